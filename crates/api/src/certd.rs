@@ -1,0 +1,93 @@
+//! Certificates API (`certd.sock`; wire facts 5.6).
+
+use std::path::PathBuf;
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+
+use crate::client::{Client, ClientError};
+use crate::keyd::KeyHandle;
+
+/// Versions the service accepts, oldest first.
+pub const API_VERSIONS: &[&str] = &["2020-09-01"];
+const VERSION: &str = "api-version=2020-09-01";
+
+/// `POST /certificates`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateCertificate {
+    /// Name under which the result is stored.
+    pub cert_id: String,
+    /// PKCS#10 request, PEM.
+    pub csr: String,
+    /// Sign with this certificate and key instead of the configured way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<Issuer>,
+}
+
+/// The signer of a certificate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Issuer {
+    /// Id of the CA certificate.
+    pub cert_id: String,
+    /// Handle of its key.
+    pub private_key_handle: KeyHandle,
+}
+
+/// A PEM chain: body of `PUT` and of every answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PemBody {
+    /// One or more certificates, leaf first.
+    pub pem: String,
+}
+
+/// Typed client of the certificates API.
+#[derive(Debug, Clone)]
+pub struct CertificatesClient(Client);
+
+impl CertificatesClient {
+    /// A client of the certificates API behind `socket`.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self(Client::new(socket))
+    }
+
+    /// Issues a certificate and returns its chain in PEM.
+    ///
+    /// # Errors
+    /// If the service cannot be reached or refuses.
+    pub async fn create(&self, request: &CreateCertificate) -> Result<String, ClientError> {
+        let answer: PemBody = self.0.call(Method::POST, &format!("/certificates?{VERSION}"), Some(request)).await?;
+        Ok(answer.pem)
+    }
+
+    /// A stored certificate's chain in PEM.
+    ///
+    /// # Errors
+    /// If the service cannot be reached or has no such certificate (status 400).
+    pub async fn load(&self, cert_id: &str) -> Result<String, ClientError> {
+        let path = format!("/certificates/{}?{VERSION}", crate::path_segment(cert_id));
+        let answer: PemBody = self.0.call(Method::GET, &path, None::<&()>).await?;
+        Ok(answer.pem)
+    }
+
+    /// Stores a chain under a name.
+    ///
+    /// # Errors
+    /// If the service cannot be reached or refuses.
+    pub async fn import(&self, cert_id: &str, pem: &str) -> Result<(), ClientError> {
+        let path = format!("/certificates/{}?{VERSION}", crate::path_segment(cert_id));
+        let _: PemBody = self.0.call(Method::PUT, &path, Some(&PemBody { pem: pem.to_owned() })).await?;
+        Ok(())
+    }
+
+    /// Deletes a stored certificate; one that is absent counts as deleted.
+    ///
+    /// # Errors
+    /// If the service cannot be reached or refuses.
+    pub async fn delete(&self, cert_id: &str) -> Result<(), ClientError> {
+        let path = format!("/certificates/{}?{VERSION}", crate::path_segment(cert_id));
+        self.0.call_empty(Method::DELETE, &path, None::<&()>).await
+    }
+}

@@ -1,0 +1,232 @@
+//! Identity API (`identityd.sock`; wire facts 5.2).
+
+use std::path::PathBuf;
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+
+use crate::client::{Client, ClientError};
+use crate::keyd::KeyHandle;
+
+/// Versions the service accepts, oldest first.
+pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-12-01", "2022-08-01"];
+const VERSION: &str = "api-version=2022-08-01";
+
+/// An identity as the API answers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "spec", rename_all = "lowercase")]
+pub enum Identity {
+    /// An identity at the hub.
+    Aziot(AziotIdentity),
+    /// An identity that only this device vouches for.
+    Local(LocalIdentity),
+}
+
+/// An identity at the hub: of the device, or of one of its modules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AziotIdentity {
+    /// Host name of the hub.
+    pub hub_name: String,
+    /// Where to connect: the parent in a nested installation, else the hub.
+    pub gateway_host: String,
+    /// The device.
+    pub device_id: String,
+    /// The module; absent for the device's own identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module_id: Option<String>,
+    /// Generation of the module identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gen_id: Option<String>,
+    /// How the identity proves itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Authentication>,
+}
+
+/// How an identity proves itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Authentication {
+    /// `sas`, `x509` or `tpm`.
+    #[serde(rename = "type")]
+    pub kind: AuthenticationKind,
+    /// The key, for `sas` and `x509`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_handle: Option<KeyHandle>,
+    /// The certificate, for `x509`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert_id: Option<String>,
+}
+
+/// Kinds of proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthenticationKind {
+    /// A symmetric key behind keyd.
+    Sas,
+    /// A key pair behind keyd and a certificate.
+    X509,
+    /// A key in the TPM.
+    Tpm,
+}
+
+/// A local identity: a certificate that this device issued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalIdentity {
+    /// The module.
+    pub module_id: String,
+    /// Its key and certificate.
+    pub auth: LocalAuthentication,
+}
+
+/// Key and certificate of a local identity.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalAuthentication {
+    /// PKCS#8, PEM.
+    pub private_key: String,
+    /// Chain, PEM.
+    pub certificate: String,
+    /// RFC 3339.
+    pub expiration: String,
+}
+
+impl std::fmt::Debug for LocalAuthentication {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalAuthentication").field("expiration", &self.expiration).finish_non_exhaustive()
+    }
+}
+
+/// Answer of `GET /identities/modules`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identities {
+    /// The module identities, without `auth`.
+    pub identities: Vec<Identity>,
+}
+
+/// `POST /identities/modules`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateModuleIdentity {
+    /// `aziot` or `local`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The module.
+    pub module_id: String,
+    /// Options of a local identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_id_opts: Option<serde_json::Value>,
+}
+
+/// Answer of `GET /identities/provisioning`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "lowercase")]
+pub enum ProvisioningInfo {
+    /// By the provisioning service.
+    Dps {
+        /// `symmetric_key`, `x509` or `tpm`.
+        auth: String,
+        /// Base URL.
+        endpoint: String,
+        /// The tenant's scope.
+        scope_id: String,
+        /// The registration's name.
+        registration_id: String,
+        /// What is sent along; `null` if nothing.
+        payload: Option<serde_json::Value>,
+    },
+    /// By hand.
+    Manual {
+        /// `sas` or `x509`.
+        auth: String,
+    },
+    /// Local identities only.
+    None,
+}
+
+/// Typed client of the identity API.
+#[derive(Debug, Clone)]
+pub struct IdentityClient(Client);
+
+impl IdentityClient {
+    /// A client of the identityd behind `socket`.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self(Client::new(socket))
+    }
+
+    /// The device's identity.
+    ///
+    /// # Errors
+    /// If identityd cannot be reached, refuses, or the device has no identity yet.
+    pub async fn device(&self) -> Result<Identity, ClientError> {
+        let body = serde_json::json!({"type": "aziot"});
+        self.0.call(Method::POST, &format!("/identities/device?{VERSION}"), Some(&body)).await
+    }
+
+    /// The module identities of this device.
+    ///
+    /// # Errors
+    /// If identityd cannot be reached or refuses.
+    pub async fn modules(&self) -> Result<Vec<Identity>, ClientError> {
+        let path = format!("/identities/modules?{VERSION}&type=aziot");
+        let answer: Identities = self.0.call(Method::GET, &path, None::<&()>).await?;
+        Ok(answer.identities)
+    }
+
+    /// One module's identity.
+    ///
+    /// # Errors
+    /// If identityd cannot be reached, refuses, or knows no such module.
+    pub async fn module(&self, module: &str) -> Result<Identity, ClientError> {
+        self.0.call(Method::GET, &self.module_path(module), None::<&()>).await
+    }
+
+    /// Creates a module identity.
+    ///
+    /// # Errors
+    /// If identityd cannot be reached or refuses, or the hub cannot be reached or refuses.
+    pub async fn create_module(&self, module: &str) -> Result<Identity, ClientError> {
+        let body = CreateModuleIdentity { kind: "aziot".into(), module_id: module.to_owned(), local_id_opts: None };
+        self.0.call(Method::POST, &format!("/identities/modules?{VERSION}"), Some(&body)).await
+    }
+
+    /// Repairs a module identity's keys at the hub and returns it.
+    ///
+    /// # Errors
+    /// If identityd cannot be reached or refuses, or there is no such identity.
+    pub async fn update_module(&self, module: &str) -> Result<Identity, ClientError> {
+        let body = serde_json::json!({"type": "aziot", "moduleId": module});
+        self.0.call(Method::PUT, &self.module_path(module), Some(&body)).await
+    }
+
+    /// Deletes a module identity.
+    ///
+    /// # Errors
+    /// If identityd cannot be reached or refuses, or the hub cannot be reached or refuses.
+    pub async fn delete_module(&self, module: &str) -> Result<(), ClientError> {
+        self.0.call_empty(Method::DELETE, &self.module_path(module), None::<&()>).await
+    }
+
+    /// Asks for a new provisioning of the device.
+    ///
+    /// # Errors
+    /// If identityd cannot be reached or refuses.
+    pub async fn reprovision(&self) -> Result<(), ClientError> {
+        let body = serde_json::json!({"type": "aziot"});
+        self.0.call_empty(Method::POST, &format!("/identities/device/reprovision?{VERSION}"), Some(&body)).await
+    }
+
+    /// How the device is provisioned.
+    ///
+    /// # Errors
+    /// If identityd cannot be reached.
+    pub async fn provisioning(&self) -> Result<ProvisioningInfo, ClientError> {
+        self.0.call(Method::GET, &format!("/identities/provisioning?{VERSION}"), None::<&()>).await
+    }
+
+    fn module_path(&self, module: &str) -> String {
+        format!("/identities/modules/{}?{VERSION}&type=aziot", crate::path_segment(module))
+    }
+}

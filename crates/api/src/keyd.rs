@@ -1,0 +1,345 @@
+//! Keys API (`keyd.sock`; wire facts 5.3 and 5.4).
+
+use std::path::PathBuf;
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+
+use crate::Base64Bytes;
+use crate::client::{Client, ClientError};
+
+/// Versions the service accepts, oldest first.
+pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-05-01"];
+const VERSION: &str = "api-version=2021-05-01";
+
+/// An opaque handle to a key, made by keyd. Whoever shows it and is the uid it was made for may use the key.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeyHandle(pub String);
+
+impl std::fmt::Debug for KeyHandle {
+    /// A handle is a bearer token: it is not printed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyHandle(..)")
+    }
+}
+
+/// Answer that carries a handle; also the request body of routes that take just a handle.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HandleBody {
+    /// The handle.
+    pub key_handle: KeyHandle,
+}
+
+/// `POST /key`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateKey {
+    /// Name of the key.
+    pub key_id: String,
+    /// Comma list of `derive`, `encrypt`, `sign`.
+    pub usage: String,
+    /// Present: import these bytes over whatever is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_bytes: Option<Base64Bytes>,
+}
+
+/// `POST /keypair`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateKeyPair {
+    /// Name of the key pair.
+    pub key_id: String,
+    /// Colon list of `ec-p256`, `rsa-2048`, `rsa-4096`, `*`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferred_algorithms: Option<String>,
+}
+
+/// `POST /keypair/{id}`: move.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MoveKeyPair {
+    /// Name the key pair has now.
+    pub from: String,
+}
+
+/// Answer of `POST /parameters/{name}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ParameterValue {
+    /// The value: a word for `algorithm`, else base64.
+    pub value: String,
+}
+
+/// `POST /derivedkey`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateDerivedKey {
+    /// Handle of the base key.
+    pub base_key_handle: KeyHandle,
+    /// What the derived key is for.
+    pub derivation_data: Base64Bytes,
+}
+
+/// Answer of `POST /derivedkey/export`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExportedKey {
+    /// The derived key's bytes.
+    pub key: Base64Bytes,
+}
+
+/// `POST /sign`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sign {
+    /// Which key.
+    pub key_handle: KeyHandle,
+    /// How, over what.
+    #[serde(flatten)]
+    pub mechanism: SignMechanism,
+}
+
+/// Mechanisms of `POST /sign`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "algorithm", content = "parameters")]
+pub enum SignMechanism {
+    /// Over a digest that the caller computed; the signature is DER.
+    #[serde(rename = "ECDSA")]
+    Ecdsa {
+        /// The digest.
+        digest: Base64Bytes,
+    },
+    /// HMAC over a message.
+    #[serde(rename = "HMAC-SHA256")]
+    HmacSha256 {
+        /// The message.
+        message: Base64Bytes,
+    },
+}
+
+/// Answer of `POST /sign`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Signature {
+    /// The signature.
+    pub signature: Base64Bytes,
+}
+
+/// `POST /encrypt`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Encrypt {
+    /// Which key.
+    pub key_handle: KeyHandle,
+    /// How.
+    #[serde(flatten)]
+    pub mechanism: EncryptMechanism,
+    /// What.
+    pub plaintext: Base64Bytes,
+}
+
+/// `POST /decrypt`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Decrypt {
+    /// Which key.
+    pub key_handle: KeyHandle,
+    /// How.
+    #[serde(flatten)]
+    pub mechanism: EncryptMechanism,
+    /// What.
+    pub ciphertext: Base64Bytes,
+}
+
+/// Mechanisms of `POST /encrypt` and `/decrypt`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "algorithm", content = "parameters")]
+pub enum EncryptMechanism {
+    /// AES-GCM.
+    #[serde(rename = "AEAD")]
+    Aead {
+        /// Initialization vector, of any length.
+        iv: Base64Bytes,
+        /// Additional data that is authenticated.
+        aad: Base64Bytes,
+    },
+    /// The private-key operation with PKCS#1 v1.5 signature padding.
+    #[serde(rename = "RSA-PKCS1")]
+    RsaPkcs1,
+    /// The private-key operation alone.
+    #[serde(rename = "RSA-NO-PADDING")]
+    RsaNoPadding,
+}
+
+/// Answer of `POST /encrypt`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ciphertext {
+    /// The versioned ciphertext (wire facts 5.5).
+    pub ciphertext: Base64Bytes,
+}
+
+/// Answer of `POST /decrypt`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plaintext {
+    /// The plaintext.
+    pub plaintext: Base64Bytes,
+}
+
+/// Typed client of the keys API.
+#[derive(Debug, Clone)]
+pub struct KeysClient(Client);
+
+impl KeysClient {
+    /// A client of the keyd behind `socket`.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self(Client::new(socket))
+    }
+
+    /// Loads a symmetric key, or generates it if there is none.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn create_key(&self, key_id: &str, usage: &str) -> Result<KeyHandle, ClientError> {
+        let body = CreateKey { key_id: key_id.to_owned(), usage: usage.to_owned(), key_bytes: None };
+        let answer: HandleBody = self.0.call(Method::POST, &format!("/key?{VERSION}"), Some(&body)).await?;
+        Ok(answer.key_handle)
+    }
+
+    /// Imports a symmetric key over whatever is there.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn import_key(&self, key_id: &str, usage: &str, bytes: Vec<u8>) -> Result<KeyHandle, ClientError> {
+        let body = CreateKey { key_id: key_id.to_owned(), usage: usage.to_owned(), key_bytes: Some(bytes.into()) };
+        let answer: HandleBody = self.0.call(Method::POST, &format!("/key?{VERSION}"), Some(&body)).await?;
+        Ok(answer.key_handle)
+    }
+
+    /// Loads an existing symmetric key.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached, has no such key, or refuses.
+    pub async fn load_key(&self, key_id: &str) -> Result<KeyHandle, ClientError> {
+        let path = format!("/key/{}?{VERSION}", crate::path_segment(key_id));
+        let answer: HandleBody = self.0.call(Method::GET, &path, None::<&()>).await?;
+        Ok(answer.key_handle)
+    }
+
+    /// Loads a key pair, or generates it if there is none.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn create_key_pair(&self, key_id: &str, algorithms: Option<&str>) -> Result<KeyHandle, ClientError> {
+        let body = CreateKeyPair { key_id: key_id.to_owned(), preferred_algorithms: algorithms.map(str::to_owned) };
+        let answer: HandleBody = self.0.call(Method::POST, &format!("/keypair?{VERSION}"), Some(&body)).await?;
+        Ok(answer.key_handle)
+    }
+
+    /// Loads an existing key pair.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached, has no such key pair, or refuses.
+    pub async fn load_key_pair(&self, key_id: &str) -> Result<KeyHandle, ClientError> {
+        let path = format!("/keypair/{}?{VERSION}", crate::path_segment(key_id));
+        let answer: HandleBody = self.0.call(Method::GET, &path, None::<&()>).await?;
+        Ok(answer.key_handle)
+    }
+
+    /// One public parameter of a key pair: `algorithm`, `ec-curve-oid`, `ec-point`, `rsa-modulus`, `rsa-exponent`.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn parameter(&self, handle: &KeyHandle, name: &str) -> Result<String, ClientError> {
+        let path = format!("/parameters/{}?{VERSION}", crate::path_segment(name));
+        let body = HandleBody { key_handle: handle.clone() };
+        let answer: ParameterValue = self.0.call(Method::POST, &path, Some(&body)).await?;
+        Ok(answer.value)
+    }
+
+    /// A handle to the key derived from `base` and `data`.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn derive_key(&self, base: &KeyHandle, data: &[u8]) -> Result<KeyHandle, ClientError> {
+        let body = CreateDerivedKey { base_key_handle: base.clone(), derivation_data: data.into() };
+        let answer: HandleBody = self.0.call(Method::POST, &format!("/derivedkey?{VERSION}"), Some(&body)).await?;
+        Ok(answer.key_handle)
+    }
+
+    /// The bytes of a derived key.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn export_derived_key(&self, handle: &KeyHandle) -> Result<Vec<u8>, ClientError> {
+        let body = HandleBody { key_handle: handle.clone() };
+        let path = format!("/derivedkey/export?{VERSION}");
+        let answer: ExportedKey = self.0.call(Method::POST, &path, Some(&body)).await?;
+        Ok(answer.key.into_inner())
+    }
+
+    /// Signs.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn sign(&self, handle: &KeyHandle, mechanism: SignMechanism) -> Result<Vec<u8>, ClientError> {
+        let body = Sign { key_handle: handle.clone(), mechanism };
+        let answer: Signature = self.0.call(Method::POST, &format!("/sign?{VERSION}"), Some(&body)).await?;
+        Ok(answer.signature.into_inner())
+    }
+
+    /// Encrypts.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn encrypt(
+        &self,
+        handle: &KeyHandle,
+        mechanism: EncryptMechanism,
+        plaintext: Vec<u8>,
+    ) -> Result<Vec<u8>, ClientError> {
+        let body = Encrypt { key_handle: handle.clone(), mechanism, plaintext: plaintext.into() };
+        let answer: Ciphertext = self.0.call(Method::POST, &format!("/encrypt?{VERSION}"), Some(&body)).await?;
+        Ok(answer.ciphertext.into_inner())
+    }
+
+    /// Decrypts.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached, refuses, or the ciphertext is not authentic.
+    pub async fn decrypt(
+        &self,
+        handle: &KeyHandle,
+        mechanism: EncryptMechanism,
+        ciphertext: Vec<u8>,
+    ) -> Result<Vec<u8>, ClientError> {
+        let body = Decrypt { key_handle: handle.clone(), mechanism, ciphertext: ciphertext.into() };
+        let answer: Plaintext = self.0.call(Method::POST, &format!("/decrypt?{VERSION}"), Some(&body)).await?;
+        Ok(answer.plaintext.into_inner())
+    }
+
+    /// Deletes a symmetric key.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn delete_key(&self, handle: &KeyHandle) -> Result<(), ClientError> {
+        let body = HandleBody { key_handle: handle.clone() };
+        self.0.call_empty(Method::DELETE, &format!("/key?{VERSION}"), Some(&body)).await
+    }
+
+    /// Deletes a key pair.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn delete_key_pair(&self, handle: &KeyHandle) -> Result<(), ClientError> {
+        let body = HandleBody { key_handle: handle.clone() };
+        self.0.call_empty(Method::DELETE, &format!("/keypair?{VERSION}"), Some(&body)).await
+    }
+
+    /// Renames a key pair over whatever has the new name.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn move_key_pair(&self, from: &str, to: &str) -> Result<(), ClientError> {
+        let path = format!("/keypair/{}?{VERSION}", crate::path_segment(to));
+        self.0.call_empty(Method::POST, &path, Some(&MoveKeyPair { from: from.to_owned() })).await
+    }
+}

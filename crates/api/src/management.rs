@@ -1,0 +1,440 @@
+//! Management API (`mgmt.sock`; wire facts 2).
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use edgekeep_core::attestation::{DenyReason, PeerHandle};
+use http::Method;
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::client::{Client, ClientError};
+pub use crate::workload::API_VERSIONS;
+
+const VERSION: &str = "api-version=2022-08-03";
+
+/// What a module shall be: body of create, update and prepare.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModuleSpec {
+    /// The module's name.
+    pub name: String,
+    /// `docker`, or `process` for a host module (ours).
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `On-Create` (default) or `Never`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_pull_policy: Option<String>,
+    /// Image, options and environment.
+    pub config: ModuleConfig,
+}
+
+/// Image, options and environment of a module.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModuleConfig {
+    /// See [`ModuleSettings`].
+    pub settings: Value,
+    /// Environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<Vec<EnvVar>>,
+}
+
+/// One environment variable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvVar {
+    /// Name.
+    pub key: String,
+    /// Value.
+    pub value: String,
+}
+
+/// `config.settings` of a module, parsed.
+#[derive(Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModuleSettings {
+    /// Image name, or a name of the device's host modules.
+    pub image: String,
+    /// Content hash of the image, enforced if given.
+    #[serde(default)]
+    pub image_hash: Option<String>,
+    /// Engine create body.
+    #[serde(default)]
+    pub create_options: Map<String, Value>,
+    /// Digest of the image, or of the executable of a host module; enforced if given for a host module.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// Registry credentials.
+    #[serde(default)]
+    pub auth: Option<Value>,
+}
+
+impl std::fmt::Debug for ModuleSettings {
+    /// Credentials and options (which may hold an environment) are not printed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModuleSettings").field("image", &self.image).finish_non_exhaustive()
+    }
+}
+
+/// Answer of list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModuleList {
+    /// The modules.
+    pub modules: Vec<ModuleDetails>,
+}
+
+/// A module as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModuleDetails {
+    /// The constant `id`, as existing clients get it.
+    pub id: String,
+    /// The module's name.
+    pub name: String,
+    /// `docker` or `process`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it was created with. Credentials are masked.
+    pub config: DetailsConfig,
+    /// How it is.
+    pub status: ModuleStatus,
+}
+
+/// Configuration in an answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DetailsConfig {
+    /// Settings.
+    pub settings: Value,
+    /// Environment; empty in list and get.
+    pub env: Vec<EnvVar>,
+}
+
+/// Run state of a module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModuleStatus {
+    /// RFC 3339 with `Z`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<String>,
+    /// How it ended last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_status: Option<ExitStatus>,
+    /// What it does now.
+    pub runtime_status: RuntimeStatus,
+}
+
+/// How a module ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExitStatus {
+    /// RFC 3339 with `Z`.
+    pub exit_time: String,
+    /// Exit code, as text.
+    pub status_code: String,
+}
+
+/// What a module does now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeStatus {
+    /// `running`, `stopped`, `failed`, `dead` or `unknown`.
+    pub status: String,
+    /// In words; ours: why a module is not running, if the runtime knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// A module's identity at the hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// The module.
+    pub module_id: String,
+    /// Who manages it.
+    pub managed_by: String,
+    /// Its generation.
+    pub generation_id: String,
+    /// Always `sas`.
+    pub auth_type: String,
+}
+
+/// Answer of the identity list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identities {
+    /// The identities.
+    pub identities: Vec<Identity>,
+}
+
+/// `POST /identities`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateIdentity {
+    /// The module.
+    pub module_id: String,
+    /// Who manages it; `iotedge` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed_by: Option<String>,
+}
+
+/// Answer of `GET /systeminfo` (wire facts 2.7; mixed case on purpose).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SystemInfo {
+    /// Kernel name.
+    #[serde(rename = "osType")]
+    pub os_type: String,
+    /// Kernel release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_release: Option<String>,
+    /// Kernel version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_version: Option<String>,
+    /// os-release `ID`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operating_system: Option<String>,
+    /// os-release `VERSION_ID`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operating_system_version: Option<String>,
+    /// os-release `VARIANT_ID`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operating_system_variant: Option<String>,
+    /// os-release `BUILD_ID`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operating_system_build: Option<String>,
+    /// Processor architecture.
+    pub architecture: String,
+    /// Number of processors.
+    pub cpus: u64,
+    /// Bytes of memory.
+    pub total_memory: u64,
+    /// `yes`, `no` or `unknown`.
+    pub virtualized: String,
+    /// DMI product name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub product_name: Option<String>,
+    /// DMI vendor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_vendor: Option<String>,
+    /// Version of moduled.
+    pub version: String,
+    /// Version of the container engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_version: Option<String>,
+    /// How the device is provisioned.
+    pub provisioning: SystemProvisioning,
+    /// Strings of the operator.
+    #[serde(flatten)]
+    pub additional: Map<String, Value>,
+}
+
+/// Provisioning in systeminfo.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SystemProvisioning {
+    /// `dps.symmetric_key`, `manual.sas`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether the hub's refusal leads to a new provisioning.
+    pub dynamic_reprovisioning: bool,
+    /// Whether each start leads to one.
+    pub always_reprovision_on_startup: bool,
+}
+
+/// Answer of `GET /status` (ours): what an operator wants to know at a glance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of moduled.
+    pub version: String,
+    /// Unix user id that moduled runs as.
+    pub uid: u32,
+    /// How callers are identified on this kernel.
+    pub peer_handle: PeerHandle,
+    /// Whether host modules get a cgroup of their own.
+    pub process_cgroups: bool,
+    /// The container engine, if one is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineStatus>,
+    /// End of the Edge CA certificate, RFC 3339, once there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge_ca_expiration: Option<String>,
+    /// What keeps moduled from working, in words; empty when all is well.
+    pub problems: Vec<String>,
+    /// The latest refusals, newest first, at most 20.
+    pub refusals: Vec<Refusal>,
+    /// Refusals since start.
+    pub refusal_count: u64,
+}
+
+/// The container engine in a status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineStatus {
+    /// Its socket.
+    pub uri: String,
+    /// Whether its event stream is being followed, so that facts are known.
+    pub reachable: bool,
+}
+
+/// One refused caller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// RFC 3339.
+    pub time: String,
+    /// The module that was named.
+    pub module: String,
+    /// Method and route.
+    pub route: String,
+    /// The one reason.
+    pub reason: DenyReason,
+    /// Process id of the caller, 0 if not visible.
+    pub pid: u32,
+    /// User id of the caller.
+    pub uid: u32,
+}
+
+/// Typed client of the management API.
+#[derive(Debug, Clone)]
+pub struct ManagementClient(Client);
+
+impl ManagementClient {
+    /// A client of the management API behind `socket`.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self(Client::new(socket).with_timeout(std::time::Duration::from_secs(300)))
+    }
+
+    /// All modules.
+    ///
+    /// # Errors
+    /// As every call: if the socket cannot be reached or the caller is refused.
+    pub async fn list_modules(&self) -> Result<Vec<ModuleDetails>, ClientError> {
+        let list: ModuleList = self.0.call(Method::GET, &format!("/modules?{VERSION}"), None::<&()>).await?;
+        Ok(list.modules)
+    }
+
+    /// One module.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`]; status 404 if there is none.
+    pub async fn module(&self, name: &str) -> Result<ModuleDetails, ClientError> {
+        self.0.call(Method::GET, &module_path(name, ""), None::<&()>).await
+    }
+
+    /// Creates a module; it does not start.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn create_module(&self, spec: &ModuleSpec) -> Result<ModuleDetails, ClientError> {
+        self.0.call(Method::POST, &format!("/modules?{VERSION}"), Some(spec)).await
+    }
+
+    /// Replaces a module.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn update_module(&self, spec: &ModuleSpec, start: bool) -> Result<ModuleDetails, ClientError> {
+        let path = format!("{}&start={start}", module_path(&spec.name, ""));
+        self.0.call(Method::PUT, &path, Some(spec)).await
+    }
+
+    /// Fetches what an update will need.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn prepare_update(&self, spec: &ModuleSpec) -> Result<(), ClientError> {
+        self.0.call_empty(Method::POST, &module_path(&spec.name, "/prepareupdate"), Some(spec)).await
+    }
+
+    /// Removes a module.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn remove_module(&self, name: &str) -> Result<(), ClientError> {
+        self.0.call_empty(Method::DELETE, &module_path(name, ""), None::<&()>).await
+    }
+
+    /// Starts a module; one that runs stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn start_module(&self, name: &str) -> Result<(), ClientError> {
+        self.0.call_empty(Method::POST, &module_path(name, "/start"), None::<&()>).await
+    }
+
+    /// Stops a module; one that does not run stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn stop_module(&self, name: &str) -> Result<(), ClientError> {
+        self.0.call_empty(Method::POST, &module_path(name, "/stop"), None::<&()>).await
+    }
+
+    /// Restarts a module.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn restart_module(&self, name: &str) -> Result<(), ClientError> {
+        self.0.call_empty(Method::POST, &module_path(name, "/restart"), None::<&()>).await
+    }
+
+    /// A module's log in the engine's frames. `query` is what follows the api-version, for example `&tail=10`.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn logs(&self, name: &str, query: &str) -> Result<http::Response<Incoming>, ClientError> {
+        let path = format!("{}{query}", module_path(name, "/logs"));
+        self.0.stream(Method::GET, &path, Bytes::new()).await
+    }
+
+    /// All module identities.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn list_identities(&self) -> Result<Vec<Identity>, ClientError> {
+        let list: Identities = self.0.call(Method::GET, &format!("/identities/?{VERSION}"), None::<&()>).await?;
+        Ok(list.identities)
+    }
+
+    /// Creates a module identity.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn create_identity(&self, request: &CreateIdentity) -> Result<Identity, ClientError> {
+        self.0.call(Method::POST, &format!("/identities/?{VERSION}"), Some(request)).await
+    }
+
+    /// Repairs a module identity.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn update_identity(&self, module: &str) -> Result<Identity, ClientError> {
+        let path = format!("/identities/{}?{VERSION}", crate::path_segment(module));
+        self.0.call(Method::PUT, &path, Some(&serde_json::json!({"moduleId": module}))).await
+    }
+
+    /// Deletes a module identity.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn delete_identity(&self, module: &str) -> Result<(), ClientError> {
+        let path = format!("/identities/{}?{VERSION}", crate::path_segment(module));
+        self.0.call_empty(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// About the device.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn system_info(&self) -> Result<SystemInfo, ClientError> {
+        self.0.call(Method::GET, &format!("/systeminfo?{VERSION}"), None::<&()>).await
+    }
+
+    /// What an operator wants to know (ours).
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.0.call(Method::GET, &format!("/status?{VERSION}"), None::<&()>).await
+    }
+}
+
+fn module_path(name: &str, action: &str) -> String {
+    format!("/modules/{}{action}?{VERSION}", crate::path_segment(name))
+}

@@ -1,0 +1,227 @@
+//! The provisioning service: registering a device with a symmetric key (wire facts 6.2).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_core::id::DeviceId;
+use http::Method;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::error::CloudError;
+use crate::sas::{Audience, Signer, segment};
+use crate::transport::{Authority, AuthorityError, Call, Transport};
+
+const VERSION: &str = "api-version=2021-06-01";
+/// Longest operation id that is believed.
+const OPERATION_LIMIT: usize = 512;
+
+/// What is registered where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Registration {
+    /// Base URL of the service: `https://host[:port]`, without a path.
+    pub endpoint: String,
+    /// The tenant's scope.
+    pub scope_id: String,
+    /// The registration's name.
+    pub registration_id: String,
+    /// JSON that the service passes to its allocation policy.
+    pub payload: Option<serde_json::Value>,
+}
+
+/// What the service says about a registration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// Not decided yet.
+    Assigning {
+        /// What to poll for.
+        operation: String,
+        /// When the service wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// The device has an identity.
+    Assigned {
+        /// Host name of the hub; checked to be one.
+        hub: String,
+        /// The device there.
+        device_id: DeviceId,
+    },
+    /// The service decided against it.
+    Failed {
+        /// Why, in the service's words.
+        reason: String,
+    },
+}
+
+/// Client of one registration.
+#[derive(Debug)]
+pub struct Dps<S> {
+    transport: Arc<Transport>,
+    to: Authority,
+    base: String,
+    audience: Audience,
+    registration: Registration,
+    signer: S,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Register<'a> {
+    registration_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Operation {
+    #[serde(default)]
+    operation_id: Option<String>,
+    #[serde(default)]
+    status: Option<String>,
+    #[serde(default)]
+    registration_state: Option<RegistrationState>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RegistrationState {
+    #[serde(default)]
+    assigned_hub: Option<String>,
+    #[serde(default)]
+    device_id: Option<String>,
+    #[serde(default, alias = "code")]
+    error_code: Option<serde_json::Value>,
+    #[serde(default, alias = "message")]
+    error_message: Option<String>,
+}
+
+impl<S: Signer> Dps<S> {
+    /// A client of `registration`. Nothing is opened.
+    ///
+    /// # Errors
+    /// If the endpoint is not the `https` URL of a host.
+    pub fn new(transport: Arc<Transport>, registration: Registration, signer: S) -> Result<Self, AuthorityError> {
+        let host = registration.endpoint.strip_prefix("https://").ok_or(AuthorityError)?;
+        let to: Authority = host.strip_suffix('/').unwrap_or(host).parse()?;
+        let base =
+            format!("/{}/registrations/{}", segment(&registration.scope_id), segment(&registration.registration_id));
+        let resource = format!("{}/registrations/{}", registration.scope_id, registration.registration_id);
+        let audience = Audience { resource, key_name: Some("registration") };
+        Ok(Self { transport, to, base, audience, registration, signer })
+    }
+
+    /// Asks for an identity.
+    ///
+    /// # Errors
+    /// See [`CloudError`].
+    pub async fn register(&self) -> Result<Progress, CloudError> {
+        let body = Register {
+            registration_id: &self.registration.registration_id,
+            payload: self.registration.payload.as_ref(),
+        };
+        let body = serde_json::to_vec(&body).map_err(|error| CloudError::Request { what: error.to_string() })?;
+        self.ask(Method::PUT, format!("{}/register?{VERSION}", self.base), Some(Zeroizing::new(body)), None).await
+    }
+
+    /// Asks how a registration is getting on.
+    ///
+    /// # Errors
+    /// See [`CloudError`].
+    pub async fn poll(&self, operation: &str) -> Result<Progress, CloudError> {
+        let path = format!("{}/operations/{}?{VERSION}", self.base, segment(operation));
+        self.ask(Method::GET, path, None, Some(operation)).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: String,
+        body: Option<Zeroizing<Vec<u8>>>,
+        operation: Option<&str>,
+    ) -> Result<Progress, CloudError> {
+        let host = self.to.to_string();
+        let call =
+            Call { method, path, host: &host, if_match: None, body, audience: &self.audience, subject: "registration" };
+        let mut session = self.transport.session(&self.to)?;
+        let answer = session.call(&call, &self.signer).await?;
+        let found: Operation =
+            serde_json::from_slice(&answer.body).map_err(|error| session.unexpected(error.to_string()))?;
+        progress(found, operation, answer.retry_after).map_err(|what| session.unexpected(what.to_owned()))
+    }
+}
+
+/// Makes sense of an answer to the question about `asked` (`None`: to the registration itself).
+fn progress(
+    found: Operation,
+    asked: Option<&str>,
+    retry_after: Option<Duration>,
+) -> Result<Progress, &'static str> {
+    match (found.status.as_deref(), found.registration_state) {
+        (Some("assigned"), Some(state)) => {
+            let hub = state.assigned_hub.ok_or("an assignment without a hub")?;
+            // What is put into URLs and tokens from now on is checked to be a host name (wire facts 10, W11).
+            let hub = hub.parse::<Authority>().map_err(|_| "the assigned hub is not a host name")?.to_string();
+            let device = state.device_id.ok_or("an assignment without a device id")?;
+            let device_id = device.parse().map_err(|_| "the assigned device id is not one")?;
+            Ok(Progress::Assigned { hub, device_id })
+        }
+        (Some("failed" | "disabled"), state) => {
+            let code = state.as_ref().and_then(|state| state.error_code.as_ref()).map(ToString::to_string);
+            let message = state.and_then(|state| state.error_message).unwrap_or_else(|| "no message".to_owned());
+            let message: String = message.chars().filter(|c| !c.is_control()).take(300).collect();
+            let reason = code.map_or_else(|| message.clone(), |code| format!("{message} (code {code})"));
+            Ok(Progress::Failed { reason })
+        }
+        (Some("assigning" | "unassigned") | None, _) => {
+            let operation = asked.map(str::to_owned).or(found.operation_id).ok_or("no operation id")?;
+            if operation.is_empty() || operation.len() > OPERATION_LIMIT || operation.bytes().all(|c| c == b'.') {
+                return Err("an operation id that is none");
+            }
+            Ok(Progress::Assigning { operation, retry_after })
+        }
+        _ => Err("an unknown registration status"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, asked: Option<&str>) -> Result<Progress, &'static str> {
+        progress(serde_json::from_str(text).unwrap(), asked, None)
+    }
+
+    #[test]
+    fn an_assignment_names_hub_and_device() {
+        let text = r#"{"operationId":"o","status":"assigned","registrationState":
+            {"assignedHub":"hub.test","deviceId":"press-04","payload":{"x":1}}}"#;
+        let expected = Progress::Assigned { hub: "hub.test".into(), device_id: "press-04".parse().unwrap() };
+        assert_eq!(read(text, Some("o")), Ok(expected));
+    }
+
+    #[test]
+    fn an_assignment_whose_hub_is_no_host_name_is_refused() {
+        let text = r#"{"status":"assigned","registrationState":{"assignedHub":"hub.test/x?y","deviceId":"press-04"}}"#;
+        assert_eq!(read(text, Some("o")), Err("the assigned hub is not a host name"));
+    }
+
+    #[test]
+    fn a_failure_carries_code_and_message_in_either_spelling() {
+        for text in [
+            r#"{"status":"failed","registrationState":{"errorCode":401002,"errorMessage":"bad key"}}"#,
+            r#"{"status":"failed","registrationState":{"code":401002,"message":"bad key"}}"#,
+        ] {
+            assert_eq!(read(text, Some("o")), Ok(Progress::Failed { reason: "bad key (code 401002)".into() }));
+        }
+    }
+
+    #[test]
+    fn a_poll_goes_on_with_the_operation_that_was_asked_about() {
+        let text = r#"{"operationId":"other","status":"assigning"}"#;
+        let expected = Progress::Assigning { operation: "mine".into(), retry_after: None };
+        assert_eq!(read(text, Some("mine")), Ok(expected));
+        assert_eq!(read(r#"{"status":"assigning"}"#, None), Err("no operation id"));
+        assert_eq!(read(r#"{"status":"perhaps"}"#, Some("mine")), Err("an unknown registration status"));
+    }
+}

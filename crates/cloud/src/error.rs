@@ -1,0 +1,177 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why a token could not be signed.
+#[derive(Debug, thiserror::Error)]
+#[error("the device key could not sign a token for the cloud")]
+pub struct SignerError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
+/// Why a call to the cloud did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloudError {
+    /// Nobody was reached: name resolution, connecting, or a connection that broke.
+    #[error("{host} cannot be reached ({what}); check the network, the host name and the firewall")]
+    NetworkDown {
+        /// Who was called.
+        host: String,
+        /// Which step failed.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No whole answer within the limit.
+    #[error("{host} did not answer within {} s", limit.as_secs_f32())]
+    Timeout {
+        /// Who was called.
+        host: String,
+        /// The limit of the whole call.
+        limit: Duration,
+    },
+    /// The host was reached and is not trusted, or does not speak TLS.
+    #[error("no trusted TLS connection to {host}; check the trusted roots, the host name and the device's clock")]
+    Untrusted {
+        /// Who was called.
+        host: String,
+        /// What TLS said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The service answered that it is in trouble itself.
+    #[error("{host} answered with a fault of its own (status {status}): {message}")]
+    Service {
+        /// Who was called.
+        host: String,
+        /// HTTP status.
+        status: u16,
+        /// The service's message.
+        message: String,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The service asks for fewer calls.
+    #[error("{host} asks for fewer calls (status 429)")]
+    Throttled {
+        /// Who was called.
+        host: String,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The service does not accept the device's credential, or does not know the device.
+    #[error("{host} refuses this device (status {status}): {message}{clock}", clock = clock_remark(*clock_offset))]
+    DeviceRefused {
+        /// Who was called.
+        host: String,
+        /// HTTP status: 401, or 404 for an unknown device.
+        status: u16,
+        /// The service's message.
+        message: String,
+        /// By how many seconds the service's clock is ahead of this device's.
+        clock_offset: i64,
+    },
+    /// The service has no such thing.
+    #[error("{host} has no such {what}")]
+    NotFound {
+        /// Who was called.
+        host: String,
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The thing exists already or was changed by somebody else meanwhile.
+    #[error("{host} answered that this was changed by somebody else meanwhile (status {status})")]
+    Conflict {
+        /// Who was called.
+        host: String,
+        /// HTTP status: 409 or 412.
+        status: u16,
+    },
+    /// The service understood and refused.
+    #[error("{host} refused (status {status}): {message}")]
+    Refused {
+        /// Who was called.
+        host: String,
+        /// HTTP status.
+        status: u16,
+        /// The service's message.
+        message: String,
+    },
+    /// The answer is not what the service's interface promises.
+    #[error("unexpected answer from {host}: {what}")]
+    Answer {
+        /// Who was called.
+        host: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The roots to trust cannot be loaded.
+    #[error("the trusted roots{} cannot be loaded: {what}", path.as_ref().map(|path| format!(" in {}", path.display())).unwrap_or_default())]
+    Roots {
+        /// The file; `None` for the system's store.
+        path: Option<PathBuf>,
+        /// What is wrong.
+        what: String,
+    },
+    /// The token could not be signed.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
+    /// What was to be sent cannot be sent.
+    #[error("the call cannot be made: {what}")]
+    Request {
+        /// Why.
+        what: String,
+    },
+}
+
+fn clock_remark(offset: i64) -> String {
+    match offset {
+        -60..=60 => String::new(),
+        offset => format!("; its clock differs from this device's by {offset} s"),
+    }
+}
+
+impl CloudError {
+    /// Whether the service could not be asked, or could not answer: what was known before still counts.
+    #[must_use]
+    pub fn is_network_down(&self) -> bool {
+        matches!(
+            self,
+            Self::NetworkDown { .. }
+                | Self::Timeout { .. }
+                | Self::Untrusted { .. }
+                | Self::Service { .. }
+                | Self::Throttled { .. }
+        )
+    }
+
+    /// Whether the service does not accept this device at all.
+    #[must_use]
+    pub fn refuses_device(&self) -> bool {
+        matches!(self, Self::DeviceRefused { .. })
+    }
+
+    /// How long the service asks to be left alone, if it said so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Service { retry_after, .. } | Self::Throttled { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// The whole chain of causes in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let part = error.to_string();
+            if !text.ends_with(&part) {
+                text.push_str(": ");
+                text.push_str(&part);
+            }
+            cause = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,20 @@
+//! Clients of the cloud: the provisioning service and the hub's module registry, over HTTPS.
+//!
+//! Touches: TCP connections to the hosts it is told to call, and for the time of a call the files with the roots that it
+//! trusts. Never listens, never holds a key (tokens are signed through [`Signer`]), keeps no state between calls but the
+//! clock's offset that the services' own answers show.
+//!
+//! Not here yet: proxies (`HTTPS_PROXY`), client certificates and EST.
+#![forbid(unsafe_code)]
+
+mod dps;
+mod error;
+mod hub;
+mod sas;
+mod transport;
+
+pub use dps::{Dps, Progress, Registration};
+pub use error::{CloudError, SignerError};
+pub use hub::{EnsureError, Hub, ModuleKeys, ModuleRecord};
+pub use sas::Signer;
+pub use transport::{Authority, AuthorityError, Limits, Transport, Trust};

@@ -1,0 +1,432 @@
+//! One HTTPS call: connect, send, read, judge; with a limit on the whole of it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
+
+use crate::error::CloudError;
+use crate::sas::{Audience, LIFETIME, Signer};
+
+/// Largest answer that is read, in bytes. A hub's list of 50 modules has about 40 KiB.
+const ANSWER_LIMIT: usize = 1 << 20;
+/// Pause before a second attempt, where the service names none.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A difference of clocks below this is network delay, in seconds.
+const CLOCK_TOLERANCE: i64 = 30;
+
+/// A host and a port, as a hub or a provisioning service is named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authority {
+    host: String,
+    port: u16,
+}
+
+/// A text that names no host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a host name with an optional port; expected for example plant7.example.net or localhost:8443")]
+pub struct AuthorityError;
+
+impl FromStr for Authority {
+    type Err = AuthorityError;
+
+    fn from_str(text: &str) -> Result<Self, AuthorityError> {
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().ok().filter(|port| *port != 0).ok_or(AuthorityError)?),
+            None => (text, 443),
+        };
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
+                && !label.starts_with('-')
+        };
+        if host.len() > 253 || !host.split('.').all(label) {
+            return Err(AuthorityError);
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            443 => f.write_str(&self.host),
+            port => write!(f, "{}:{port}", self.host),
+        }
+    }
+}
+
+/// Whose certificates are believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// The roots of the system's store.
+    System,
+    /// The certificates in these PEM files, and no others.
+    Files(Vec<PathBuf>),
+}
+
+/// Limits of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For a whole call, all its attempts and pauses included.
+    pub timeout: Duration,
+    /// Attempts after the first. Each may take its share of the time that is left.
+    pub retries: u32,
+}
+
+/// What every call needs. Roots are read when a call is made and forgotten after the last one that is under way.
+#[derive(Debug)]
+pub struct Transport {
+    limits: Limits,
+    trust: Trust,
+    tls: Mutex<Weak<ClientConfig>>,
+    /// Seconds by which the services' clocks are ahead of this device's, as their answers show.
+    clock_offset: AtomicI64,
+}
+
+/// What is to be sent.
+pub(crate) struct Call<'a> {
+    pub(crate) method: Method,
+    /// Path and query, encoded.
+    pub(crate) path: String,
+    /// The Host header, which in a nested installation is not who is connected to.
+    pub(crate) host: &'a str,
+    pub(crate) if_match: Option<String>,
+    pub(crate) body: Option<Zeroizing<Vec<u8>>>,
+    pub(crate) audience: &'a Audience,
+    /// What is missing when the answer is 404.
+    pub(crate) subject: &'static str,
+}
+
+/// A successful answer.
+pub(crate) struct Answer {
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) etag: Option<String>,
+    /// May hold keys of modules, hence wiped.
+    pub(crate) body: Zeroizing<Vec<u8>>,
+}
+
+/// A connection that several calls of one operation may use.
+pub(crate) struct Session<'a> {
+    transport: &'a Transport,
+    to: &'a Authority,
+    tls: Arc<ClientConfig>,
+    sender: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Transport {
+    /// A transport with these limits and this trust. Nothing is opened.
+    #[must_use]
+    pub fn new(limits: Limits, trust: Trust) -> Self {
+        Self { limits, trust, tls: Mutex::new(Weak::new()), clock_offset: AtomicI64::new(0) }
+    }
+
+    /// Seconds by which the services' clocks were ahead of this device's at the last answer; 0 if about equal.
+    #[must_use]
+    pub fn clock_offset(&self) -> i64 {
+        self.clock_offset.load(Ordering::Relaxed)
+    }
+
+    /// Opens nothing yet; reads the roots.
+    pub(crate) fn session<'a>(&'a self, to: &'a Authority) -> Result<Session<'a>, CloudError> {
+        let mut shared = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        let tls = match shared.upgrade() {
+            Some(tls) => tls,
+            None => {
+                let fresh = Arc::new(tls_config(&self.trust)?);
+                *shared = Arc::downgrade(&fresh);
+                fresh
+            }
+        };
+        Ok(Session { transport: self, to, tls, sender: None })
+    }
+
+    /// The services' idea of the time, in seconds since the epoch.
+    fn service_time(&self) -> i64 {
+        wall_clock().saturating_add(self.clock_offset())
+    }
+
+    /// Learns the services' clock from an answer.
+    fn learn_clock(&self, headers: &HeaderMap) {
+        let Some(date) = text(headers, header::DATE).and_then(parse_date) else { return };
+        let offset = date.saturating_sub(wall_clock());
+        let offset = if offset.abs() < CLOCK_TOLERANCE { 0 } else { offset };
+        // Kept unless it moved noticeably, so that equal offsets compare equal.
+        if self.clock_offset().abs_diff(offset) >= CLOCK_TOLERANCE.unsigned_abs() || offset == 0 {
+            self.clock_offset.store(offset, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Makes the call, with retries, within the transport's limit.
+    pub(crate) async fn call(&mut self, call: &Call<'_>, signer: &impl Signer) -> Result<Answer, CloudError> {
+        let limits = self.transport.limits;
+        let deadline = Instant::now() + limits.timeout;
+        let (mut attempt, mut clock_was_corrected) = (0, false);
+        loop {
+            let offset = self.transport.clock_offset();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / (limits.retries.saturating_sub(attempt) + 1);
+            let outcome = tokio::time::timeout(share, self.attempt(call, signer))
+                .await
+                .unwrap_or_else(|_| Err(CloudError::Timeout { host: self.to.to_string(), limit: limits.timeout }));
+            let error = match outcome {
+                Ok(answer) => return Ok(answer),
+                // The token was made by a clock that the service does not share: make it by the service's.
+                Err(CloudError::DeviceRefused { status: 401, clock_offset, .. })
+                    if clock_offset != offset && !clock_was_corrected =>
+                {
+                    clock_was_corrected = true;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            self.sender = None;
+            let is_transient = error.is_network_down() && !matches!(error, CloudError::Untrusted { .. });
+            let pause = error.retry_after().unwrap_or(PAUSE);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !is_transient || attempt >= limits.retries || pause >= left {
+                return Err(error);
+            }
+            attempt += 1;
+            tracing::debug!(host = %self.to, attempt, error = %error.chain(), "call to the cloud failed; trying again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn attempt(&mut self, call: &Call<'_>, signer: &impl Signer) -> Result<Answer, CloudError> {
+        let expiry = self.transport.service_time().saturating_add(LIFETIME);
+        let token = call.audience.token(signer, expiry).await?;
+        let mut sender = match self.sender.take() {
+            Some(sender) if !sender.is_closed() => sender,
+            _ => self.connect().await?,
+        };
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(&call.path)
+            .header(header::HOST, call.host)
+            .header(header::USER_AGENT, concat!("edgekeep/", env!("CARGO_PKG_VERSION")))
+            .header(header::ACCEPT, "application/json")
+            .header(header::AUTHORIZATION, token);
+        if let Some(tag) = &call.if_match {
+            request = request.header(header::IF_MATCH, tag);
+        }
+        let body = match &call.body {
+            Some(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                Bytes::copy_from_slice(body)
+            }
+            None => Bytes::new(),
+        };
+        let request = request.body(Full::new(body)).map_err(|error| CloudError::Request { what: error.to_string() })?;
+        let answer = sender.send_request(request).await.map_err(|error| self.down("sending the request", error))?;
+        let (head, body) = answer.into_parts();
+        self.transport.learn_clock(&head.headers);
+        let body = self.read(body).await?;
+        self.sender = Some(sender);
+        if head.status.is_success() {
+            let etag = text(&head.headers, header::ETAG).map(|tag| tag.trim_matches('"').to_owned());
+            return Ok(Answer { retry_after: retry_after(&head.headers), etag, body });
+        }
+        Err(self.judge(head.status.as_u16(), &head.headers, &body, call.subject))
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CloudError> {
+        let name = ServerName::try_from(self.to.host.clone())
+            .map_err(|error| CloudError::Request { what: format!("{}: {error}", self.to) })?;
+        let stream = TcpStream::connect((self.to.host.as_str(), self.to.port))
+            .await
+            .map_err(|error| self.down("connecting", error))?;
+        // A request is one write; without this its last part may wait for an acknowledgement.
+        stream.set_nodelay(true).map_err(|error| self.down("connecting", error))?;
+        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.map_err(|source| {
+            let is_tls = source.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+            if is_tls {
+                CloudError::Untrusted { host: self.to.to_string(), source }
+            } else {
+                self.down("the TLS handshake", source)
+            }
+        })?;
+        let (sender, connection) = hyper::client::conn::http1::Builder::new()
+            .max_buf_size(64 * 1024)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.down("connecting", error))?;
+        // Its end is seen by the sender; there is nobody else to tell.
+        tokio::spawn(async move { drop(connection.await) });
+        Ok(sender)
+    }
+
+    async fn read(&self, mut body: Incoming) -> Result<Zeroizing<Vec<u8>>, CloudError> {
+        let mut bytes = Zeroizing::new(Vec::new());
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|error| self.down("reading the answer", error))?.into_data() else { continue };
+            if bytes.len() + data.len() > ANSWER_LIMIT {
+                return Err(self.unexpected(format!("more than {ANSWER_LIMIT} bytes")));
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(bytes)
+    }
+
+    fn judge(&self, status: u16, headers: &HeaderMap, body: &[u8], subject: &'static str) -> CloudError {
+        let host = self.to.to_string();
+        let Refusal { message, network_error } = refusal(body);
+        match status {
+            404 if message.contains("DeviceNotFound") || subject == "device" => {
+                CloudError::DeviceRefused { host, status, message, clock_offset: self.transport.clock_offset() }
+            }
+            404 if !network_error => CloudError::NotFound { host, what: subject },
+            401 => CloudError::DeviceRefused { host, status, message, clock_offset: self.transport.clock_offset() },
+            409 | 412 => CloudError::Conflict { host, status },
+            429 => CloudError::Throttled { host, retry_after: retry_after(headers) },
+            500.. => CloudError::Service { host, status, message, retry_after: retry_after(headers) },
+            _ if network_error => CloudError::Service { host, status, message, retry_after: retry_after(headers) },
+            _ => CloudError::Refused { host, status, message },
+        }
+    }
+
+    pub(crate) fn unexpected(&self, what: String) -> CloudError {
+        CloudError::Answer { host: self.to.to_string(), what }
+    }
+
+    fn down(&self, what: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CloudError {
+        CloudError::NetworkDown { host: self.to.to_string(), what, source: source.into() }
+    }
+}
+
+struct Refusal {
+    message: String,
+    network_error: bool,
+}
+
+/// What the services put into the bodies of refusals, in their different spellings.
+fn refusal(body: &[u8]) -> Refusal {
+    let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = ["Message", "errorMessage", "message", "ExceptionMessage"]
+        .iter()
+        .find_map(|name| value.get(name)?.as_str())
+        .map_or_else(|| "no message".to_owned(), str::to_owned);
+    let message = text.chars().filter(|c| !c.is_control()).take(300).collect();
+    Refusal { message, network_error: value.get("networkError").and_then(serde_json::Value::as_bool).unwrap_or(false) }
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// `Retry-After` in seconds. The form with a date is not used by these services.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    text(headers, header::RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// The `Date` header, in seconds since the epoch.
+fn parse_date(value: &str) -> Option<i64> {
+    let format = time::macros::format_description!(
+        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+    );
+    time::PrimitiveDateTime::parse(value, format).ok().map(|date| date.assume_utc().unix_timestamp())
+}
+
+fn wall_clock() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+fn tls_config(trust: &Trust) -> Result<ClientConfig, CloudError> {
+    let mut roots = RootCertStore::empty();
+    match trust {
+        Trust::System => {
+            let found = rustls_native_certs::load_native_certs();
+            let (added, _) = roots.add_parsable_certificates(found.certs);
+            if added == 0 {
+                let what = found.errors.first().map_or_else(
+                    || "none found; install the ca-certificates package or set trusted_certs".to_owned(),
+                    ToString::to_string,
+                );
+                return Err(CloudError::Roots { path: None, what });
+            }
+        }
+        Trust::Files(paths) => {
+            for path in paths {
+                let bad = |what: String| CloudError::Roots { path: Some(path.clone()), what };
+                let certificates = CertificateDer::pem_file_iter(path).map_err(|error| bad(error.to_string()))?;
+                let mut any = false;
+                for certificate in certificates {
+                    roots.add(certificate.map_err(|error| bad(error.to_string()))?).map_err(|error| bad(error.to_string()))?;
+                    any = true;
+                }
+                if !any {
+                    return Err(bad("no certificate in it".to_owned()));
+                }
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| CloudError::Request { what: error.to_string() })?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_may_have_a_port_and_nothing_else() {
+        let plain: Authority = "plant7.example.net".parse().unwrap();
+        assert_eq!((plain.to_string().as_str(), plain.port), ("plant7.example.net", 443));
+        let local: Authority = "localhost:8443".parse().unwrap();
+        assert_eq!((local.to_string().as_str(), local.port), ("localhost:8443", 8443));
+        for text in ["", ".", "a..b", "host/path", "user@host", "host:", "host:0", "host:99999", "a b", "-a", "h?x", "[::1]"] {
+            assert_eq!(text.parse::<Authority>(), Err(AuthorityError), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_date_header_is_read_as_seconds() {
+        assert_eq!(parse_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+        assert_eq!(parse_date("yesterday"), None);
+    }
+
+    #[test]
+    fn refusals_are_read_in_every_spelling_and_cut() {
+        for body in [r#"{"Message":"no"}"#, r#"{"errorMessage":"no"}"#, r#"{"message":"no"}"#] {
+            assert_eq!(refusal(body.as_bytes()).message, "no");
+        }
+        assert!(refusal(br#"{"errorMessage":"no","networkError":true}"#).network_error);
+        let long = format!(r#"{{"message":"{}\n"}}"#, "x".repeat(5000));
+        assert_eq!(refusal(long.as_bytes()).message.len(), 300);
+        assert_eq!(refusal(b"<html>").message, "no message");
+    }
+
+    #[test]
+    fn a_root_file_without_certificates_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("roots.pem");
+        std::fs::write(&path, "nothing here").unwrap();
+        let error = tls_config(&Trust::Files(vec![path])).unwrap_err();
+        assert!(error.to_string().contains("roots.pem") && error.to_string().contains("no certificate"), "{error}");
+    }
+}

@@ -1,0 +1,304 @@
+//! Values that are more than their TOML type: keys, names, addresses, times. Each check says what is wrong in words that
+//! hold nothing of the value itself, since it may be a secret.
+
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use edgekeep_core::id::DeviceId;
+
+use crate::secret::SecretBytes;
+
+/// Longest key that is imported, in bytes.
+const MAX_KEY_BYTES: usize = 4096;
+
+/// A symmetric key in base64, with or without padding.
+pub(crate) fn key(text: &str) -> Result<SecretBytes, String> {
+    const ENGINE: GeneralPurpose = GeneralPurpose::new(
+        &STANDARD,
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    let bytes = SecretBytes::new(ENGINE.decode(text).map_err(|_| "the key is not base64".to_owned())?);
+    match bytes.expose().len() {
+        0 => Err("the key is empty".into()),
+        length if length > MAX_KEY_BYTES => Err(format!("the key is longer than {MAX_KEY_BYTES} bytes")),
+        _ => Ok(bytes),
+    }
+}
+
+/// What a device connection string says.
+pub(crate) struct ConnectionString {
+    pub(crate) hub: String,
+    pub(crate) device_id: DeviceId,
+    pub(crate) key: SecretBytes,
+    /// Parts that are not used.
+    pub(crate) ignored: Vec<String>,
+}
+
+/// `HostName=..;DeviceId=..;SharedAccessKey=..`
+pub(crate) fn connection_string(text: &str) -> Result<ConnectionString, String> {
+    let (mut hub, mut device_id, mut shared_key, mut ignored) = (None, None, None, Vec::new());
+    for part in text.split(';').filter(|part| !part.trim().is_empty()) {
+        let Some((name, value)) = part.split_once('=') else {
+            return Err("the connection string has a part without `=`".into());
+        };
+        let slot = match name.trim() {
+            "HostName" => &mut hub,
+            "DeviceId" => &mut device_id,
+            "SharedAccessKey" => &mut shared_key,
+            "SharedAccessKeyName" => {
+                return Err("this is a connection string of a service policy, not of a device".into());
+            }
+            "ModuleId" => return Err("this is a connection string of a module, not of a device".into()),
+            "GatewayHostName" => {
+                ignored.push("GatewayHostName".to_owned());
+                continue;
+            }
+            _ => {
+                ignored.push("an unknown part".to_owned());
+                continue;
+            }
+        };
+        if slot.replace(value.trim()).is_some() {
+            return Err(format!("the connection string names {} twice", name.trim()));
+        }
+    }
+    let hub = hub.ok_or("the connection string lacks HostName")?;
+    let device_id = device_id.ok_or("the connection string lacks DeviceId")?;
+    let shared_key = shared_key.ok_or("the connection string lacks SharedAccessKey")?;
+    Ok(ConnectionString {
+        hub: host(hub).map_err(|why| format!("HostName in the connection string: {why}"))?,
+        device_id: device_id.parse().map_err(|why| format!("DeviceId in the connection string: {why}"))?,
+        key: key(shared_key).map_err(|why| format!("SharedAccessKey in the connection string: {why}"))?,
+        ignored,
+    })
+}
+
+/// A host name or address, with a port or without, and nothing else of a URL.
+pub(crate) fn host(text: &str) -> Result<String, String> {
+    if text.contains("://") {
+        return Err("expected a host name, not a URL: leave the scheme out".into());
+    }
+    let name = match text.rsplit_once(':') {
+        Some((name, port)) if !name.contains(':') || name.ends_with(']') => {
+            if !matches!(port.parse::<u16>(), Ok(1..)) {
+                return Err("the port is not a number from 1 to 65535".into());
+            }
+            name
+        }
+        _ => text,
+    };
+    hostname(name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name))?;
+    Ok(text.to_owned())
+}
+
+/// A host name or an IP address.
+pub(crate) fn hostname(text: &str) -> Result<(), String> {
+    if text.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(());
+    }
+    if text.is_empty() {
+        return Err("the host name is empty".into());
+    }
+    if text.len() > 253 {
+        return Err("the host name is longer than 253 characters".into());
+    }
+    for label in text.split('.') {
+        let bytes = label.as_bytes();
+        let allowed = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
+        if bytes.is_empty() || bytes.len() > 63 || !bytes.iter().all(allowed) || bytes[0] == b'-' {
+            return Err("expected letters, digits and '-' in parts of 1 to 63 characters, separated by '.'".into());
+        }
+    }
+    Ok(())
+}
+
+/// An `https://` URL without user, query and fragment; a `/` at its end is dropped.
+pub(crate) fn https_url(text: &str) -> Result<String, String> {
+    let Some(rest) = text.strip_prefix("https://") else {
+        return Err("expected a URL that starts with https://".into());
+    };
+    if rest.contains(['?', '#', '@', ' ', '\\']) || rest.chars().any(char::is_control) {
+        return Err("expected a URL without user, query and fragment".into());
+    }
+    host(rest.split('/').next().unwrap_or_default())?;
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// The absolute path that a `file:///path` URI (or `file:/path`) names, percent-decoded.
+pub(crate) fn file_uri(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("file:").ok_or("expected a URI of the form file:///path/to/file")?;
+    let path = match rest.strip_prefix("//") {
+        Some(after) => after.strip_prefix("localhost").unwrap_or(after),
+        None => rest,
+    };
+    if !path.starts_with('/') || path.contains(['?', '#']) {
+        return Err("expected a URI of the form file:///path/to/file".into());
+    }
+    let path = percent_decode(path).ok_or("the URI has a bad percent escape")?;
+    if path.contains('\0') || path.split('/').any(|part| part == "..") {
+        return Err("the path must be absolute and without `..`".into());
+    }
+    Ok(path)
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(if byte == b'%' {
+            let digit = |c: u8| char::from(c).to_digit(16);
+            let value = digit(rest.next()?)? << 4 | digit(rest.next()?)?;
+            u8::try_from(value).ok()?
+        } else {
+            byte
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// An id scope or registration id: the characters that the provisioning service allows.
+pub(crate) fn dps_name(text: &str, what: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':');
+    if text.is_empty() {
+        Err(format!("the {what} is empty"))
+    } else if text.len() > 128 {
+        Err(format!("the {what} is longer than 128 characters"))
+    } else if !text.chars().all(allowed) {
+        Err(format!("the {what} may hold letters, digits, '-', '.', '_' and ':' only"))
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// `N%` (1 to 99), `Nmin` or `Nday` (N > 0).
+pub(crate) fn renewal_time(text: &str) -> Result<(), String> {
+    let number = |digits: &str| digits.trim().parse::<u32>().ok();
+    let fits = if let Some(percent) = text.strip_suffix('%') {
+        matches!(number(percent), Some(1..=99))
+    } else if let Some(count) = text.strip_suffix("min").or_else(|| text.strip_suffix("day")) {
+        matches!(number(count), Some(1..))
+    } else {
+        false
+    };
+    if fits { Ok(()) } else { Err("expected \"80%\" (1 to 99), \"30min\" or \"10day\"".into()) }
+}
+
+/// A sum of counts with units, like `7d` or `1h 30m`.
+pub(crate) fn duration(text: &str) -> Result<(), String> {
+    const UNITS: [&str; 21] = [
+        "s", "sec", "secs", "second", "seconds", "m", "min", "mins", "minute", "minutes", "h", "hr", "hrs", "hour",
+        "hours", "d", "day", "days", "w", "week", "weeks",
+    ];
+    let mut rest = text.trim();
+    let fault = || "expected a duration like \"7d\" or \"1h 30m\"".to_owned();
+    if rest.is_empty() {
+        return Err(fault());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&at| at > 0).ok_or_else(fault)?;
+        let after = rest[digits..].trim_start();
+        let unit = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        if rest[..digits].parse::<u32>().is_err() || !UNITS.contains(&&after[..unit]) {
+            return Err(fault());
+        }
+        rest = after[unit..].trim_start();
+    }
+    Ok(())
+}
+
+/// A time of day, `HH:MM`.
+pub(crate) fn time_of_day(text: &str) -> Result<(), String> {
+    let parts = text.split_once(':').and_then(|(hour, minute)| {
+        let two = |part: &str, limit: u32| part.len() == 2 && part.parse::<u32>().is_ok_and(|number| number < limit);
+        (two(hour, 24) && two(minute, 60)).then_some(())
+    });
+    parts.ok_or_else(|| "expected a time of day like \"03:30\"".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_base64_with_or_without_padding() {
+        assert_eq!(key("a2V5MQ==").unwrap().expose(), b"key1");
+        assert_eq!(key("a2V5MQ").unwrap().expose(), b"key1");
+        assert_eq!(key("").unwrap_err(), "the key is empty");
+        for text in ["a", "a2V5MQ==x", "not base64!", "a2V5_Q"] {
+            assert_eq!(key(text).unwrap_err(), "the key is not base64", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_connection_string_gives_hub_device_and_key() {
+        let parsed = connection_string("HostName=h.example;DeviceId=press-04;SharedAccessKey=a2V5MQ==;x=1").unwrap();
+        assert_eq!((parsed.hub.as_str(), parsed.device_id.as_str()), ("h.example", "press-04"));
+        assert_eq!(parsed.key.expose(), b"key1");
+        assert_eq!(parsed.ignored, ["an unknown part"]);
+    }
+
+    #[test]
+    fn a_connection_string_with_a_fault_is_refused_without_showing_it() {
+        for (text, why) in [
+            ("", "lacks HostName"),
+            ("HostName=h;DeviceId=d", "lacks SharedAccessKey"),
+            ("HostName=h;DeviceId=d;SharedAccessKey=geheim!", "not base64"),
+            ("HostName=https://h;DeviceId=d;SharedAccessKey=a2V5", "leave the scheme out"),
+            ("HostName=h;DeviceId=a/b;SharedAccessKey=a2V5", "not allowed at position 1"),
+            ("HostName=h;HostName=i;DeviceId=d;SharedAccessKey=a2V5", "HostName twice"),
+            ("HostName=h;SharedAccessKeyName=owner;SharedAccessKey=a2V5", "service policy"),
+            ("HostName=h;geheim", "without `=`"),
+        ] {
+            let error = connection_string(text).err().unwrap();
+            assert!(error.contains(why), "{text}: {error}");
+            assert!(!error.contains("geheim"), "{error}");
+        }
+    }
+
+    #[test]
+    fn hosts_may_have_a_port_and_nothing_else() {
+        for text in ["hub", "hub.example:8443", "127.0.0.1:1", "[::1]:443", "::1"] {
+            assert_eq!(host(text).as_deref(), Ok(text));
+        }
+        for text in ["", "https://hub", "hub/x", "hub:0", "hub:99999", "a..b", "-a", "hub x", "hub:"] {
+            assert!(host(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn file_uris_name_absolute_paths() {
+        assert_eq!(file_uri("file:///var/a%20b").as_deref(), Ok("/var/a b"));
+        assert_eq!(file_uri("file:/var/a").as_deref(), Ok("/var/a"));
+        for text in ["/var/a", "file://host/var/a", "file:var", "file:///a/../b", "file:///a%0", "file:///a%00", "file:///a?x"] {
+            assert!(file_uri(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_https_and_lose_a_slash_at_the_end() {
+        assert_eq!(https_url("https://dps.example/").as_deref(), Ok("https://dps.example"));
+        for text in ["http://dps.example", "https://", "https://u@dps.example", "https://dps.example?x", "dps.example"] {
+            assert!(https_url(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_follow_their_grammar() {
+        for text in ["80%", "1min", "10day"] {
+            assert!(renewal_time(text).is_ok(), "{text}");
+        }
+        for text in ["0%", "100%", "0day", "80", "1h", ""] {
+            assert!(renewal_time(text).is_err(), "{text}");
+        }
+        for text in ["7d", "1h 30m", "90 minutes", "1d12h"] {
+            assert!(duration(text).is_ok(), "{text}");
+        }
+        for text in ["", "7", "d", "7x", "1h 30", "99999999999d"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert!(time_of_day("00:00").is_ok() && time_of_day("23:59").is_ok());
+        for text in ["24:00", "1:00", "00:60", "", "0000"] {
+            assert!(time_of_day(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,563 @@
+//! What "measured" means: the verdict on a caller, as a function of what is registered, what runs, and what the kernel
+//! says about the process at the other end of the socket (design, section 4).
+//!
+//! Evidence is gathered elsewhere (`edgekeep-runtime`); here nothing is looked up. A verdict is *allow* or *deny with one
+//! named reason*; whatever is not known denies.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Sha256Digest;
+use crate::id::{ContainerId, GenerationId, ModuleId};
+
+/// One process that ever ran: a process id alone is reused, together with the start time it is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessInstance {
+    /// Process id in the daemon's own pid namespace.
+    pub pid: u32,
+    /// Start time in clock ticks since boot (field 22 of `/proc/PID/stat`).
+    pub start_time: u64,
+}
+
+/// Which file a process executes, cheap to read and different after any change of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ExecutableFile {
+    /// Device number of the file system.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Time of the last inode change, nanoseconds since the epoch.
+    pub ctime_ns: i64,
+}
+
+/// What the kernel says about a process at one moment. Two equal snapshots around a measurement prove that it was of the
+/// same program in the same place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Which process.
+    pub process: ProcessInstance,
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+    /// What it executes.
+    pub executable: ExecutableFile,
+    /// Its cgroup path in the hierarchy that the engine uses.
+    pub cgroup: String,
+    /// Inode of its pid namespace.
+    pub pid_namespace: u64,
+    /// Inode of its user namespace.
+    pub user_namespace: u64,
+    /// Process id of a tracer, 0 for none. A traced process says whatever its tracer wants.
+    pub tracer: u32,
+}
+
+/// How surely the kernel told who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerHandle {
+    /// `SO_PEERPIDFD`: a handle taken at connect, which no other process can take over.
+    PeerPidfd,
+    /// `pidfd_open` of the pid in `SO_PEERCRED`, right after accept: a small window for reuse remains (kernels before 6.5).
+    PidfdOpen,
+}
+
+/// The executable's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// SHA-256 of the file that the process executes.
+    pub digest: Sha256Digest,
+    /// Whether the container's image holds the same content under the same path; `None` when that could not be determined
+    /// or does not apply.
+    pub unmodified_from_image: Option<bool>,
+}
+
+/// Everything that is known about the caller of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// How the peer was identified.
+    pub handle: PeerHandle,
+    /// The kernel's view, equal before and after the measurement.
+    pub snapshot: Snapshot,
+    /// The process, its parent, its grandparent and so on, up to the first one that cannot be seen.
+    pub ancestry: Vec<ProcessInstance>,
+    /// Container id, if the cgroup path is exactly one that the engine makes.
+    pub container: Option<ContainerId>,
+    /// Content of the executable, if it was measured.
+    pub measurement: Option<Measurement>,
+}
+
+/// How much of a caller must match the registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// In the module's container or process group, however it got there (for example by the engine's `exec`).
+    Process,
+    /// Also a descendant of the module's first process, and the registered image and options run.
+    Image,
+    /// Also the executable is an unmodified file of that image, or has the registered digest.
+    Executable,
+}
+
+/// What a module is made of, fixed when it was created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Workload {
+    /// A container of the engine.
+    Container {
+        /// The container made for this registration.
+        container: ContainerId,
+        /// Content hash of the image configuration, which covers all layers.
+        image: Sha256Digest,
+        /// Hash of the create options.
+        options: Sha256Digest,
+    },
+    /// A process of the host, started by moduled.
+    Process {
+        /// SHA-256 of the executable.
+        executable: Sha256Digest,
+        /// The user it runs as.
+        uid: u32,
+    },
+}
+
+/// What moduled wrote down when it created a module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Whose registration this is.
+    pub module: ModuleId,
+    /// The identity's generation, once it is known.
+    pub generation: Option<GenerationId>,
+    /// What a caller must match.
+    pub policy: Policy,
+    /// What was registered.
+    pub workload: Workload,
+}
+
+/// What runs for a module right now, from the engine's event stream or from moduled's own children.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunningFacts {
+    /// The engine has not been heard since it (or we) started: nothing is known.
+    Unknown,
+    /// Known not to run.
+    Stopped,
+    /// Runs.
+    Running(Running),
+}
+
+/// Facts about a module that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Its first process.
+    pub init: ProcessInstance,
+    /// The first process's cgroup path; `None` if the module has no cgroup of its own.
+    pub cgroup: Option<String>,
+    /// The container, for container modules.
+    pub container: Option<ContainerFacts>,
+}
+
+/// What the engine says a container is made of now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerFacts {
+    /// The container's id.
+    pub container: ContainerId,
+    /// The image that it runs (not what the tag names).
+    pub image: Sha256Digest,
+    /// Hash of the options it was created with, as moduled computed and labelled it.
+    pub options: Sha256Digest,
+}
+
+/// The door a request came through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Door {
+    /// A workload socket made for one module.
+    ModuleSocket(ModuleId),
+    /// The shared workload socket of earlier versions.
+    LegacySocket,
+    /// The management socket.
+    ManagementSocket,
+}
+
+/// What a caller asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked<'a> {
+    /// The module whose identity is to be used, or `$edgeAgent` for the management API.
+    pub module: &'a ModuleId,
+    /// The generation named in the request, where the route has one.
+    pub generation: Option<&'a str>,
+}
+
+/// Why a caller was refused. One reason each; the text is stable, tests and audit readers rely on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum DenyReason {
+    /// The socket belongs to another module.
+    #[error("socket-of-another-module")]
+    SocketOfAnotherModule,
+    /// No module of that name is registered.
+    #[error("not-registered")]
+    NotRegistered,
+    /// The request names another generation than the registered one.
+    #[error("generation-mismatch")]
+    GenerationMismatch,
+    /// The container engine has not been heard since it or the daemon started.
+    #[error("facts-unknown")]
+    FactsUnknown,
+    /// The module does not run.
+    #[error("not-running")]
+    NotRunning,
+    /// The peer's process id is not visible in the daemon's pid namespace.
+    #[error("pid-not-visible")]
+    PidNotVisible,
+    /// The process that connected has ended.
+    #[error("caller-gone")]
+    CallerGone,
+    /// The process changed its program, user or cgroup while it was measured or since it connected.
+    #[error("caller-changed")]
+    CallerChanged,
+    /// Bytes came from another process than the one that connected (inherited or passed socket).
+    #[error("sender-changed")]
+    SenderChanged,
+    /// A debugger is attached to the process.
+    #[error("traced")]
+    Traced,
+    /// The process runs as another user than the module.
+    #[error("other-user")]
+    OtherUser,
+    /// The process is not in the module's container or cgroup.
+    #[error("not-in-module")]
+    NotInModule,
+    /// The process is in the container, but was not started by the module's first process (engine `exec`).
+    #[error("not-a-descendant")]
+    NotADescendant,
+    /// The container that runs is not the one that was registered.
+    #[error("container-changed")]
+    ContainerChanged,
+    /// The container runs another image than the registered one.
+    #[error("image-changed")]
+    ImageChanged,
+    /// The container was created with other options than the registered ones.
+    #[error("options-changed")]
+    OptionsChanged,
+    /// The executable could not be read or compared.
+    #[error("executable-unmeasured")]
+    ExecutableUnmeasured,
+    /// The executable is not the registered one, or not an unmodified file of the image.
+    #[error("executable-changed")]
+    ExecutableChanged,
+}
+
+/// Decides whether the caller may act as the module it names.
+///
+/// `registration` is that of `asked.module`, `facts` what runs for it. The checks go from the cheapest and most telling
+/// to the finest, so that the reason names the first thing that is wrong.
+///
+/// # Errors
+/// The one reason for which the caller is refused.
+pub fn verdict(
+    door: &Door,
+    asked: &Asked<'_>,
+    registration: Option<&Registration>,
+    facts: &RunningFacts,
+    evidence: &Evidence,
+) -> Result<(), DenyReason> {
+    if let Door::ModuleSocket(owner) = door
+        && owner.name() != asked.module.name()
+    {
+        return Err(DenyReason::SocketOfAnotherModule);
+    }
+    let registration = registration
+        .filter(|registration| registration.module.name() == asked.module.name())
+        .ok_or(DenyReason::NotRegistered)?;
+    if let (Some(asked), Some(registered)) = (asked.generation, &registration.generation)
+        && asked != registered.as_str()
+    {
+        return Err(DenyReason::GenerationMismatch);
+    }
+    let running = match facts {
+        RunningFacts::Unknown => return Err(DenyReason::FactsUnknown),
+        RunningFacts::Stopped => return Err(DenyReason::NotRunning),
+        RunningFacts::Running(running) => running,
+    };
+    if evidence.snapshot.tracer != 0 {
+        return Err(DenyReason::Traced);
+    }
+    match &registration.workload {
+        Workload::Container { container, image, options } => {
+            let now = running.container.as_ref().ok_or(DenyReason::ContainerChanged)?;
+            if now.container != *container {
+                return Err(DenyReason::ContainerChanged);
+            }
+            // Both directions: the id in the caller's cgroup path is this container's, and the path lies under the cgroup
+            // of the container's own first process. A forged group name elsewhere fails the second.
+            if evidence.container.as_ref() != Some(container) || !inside(&evidence.snapshot.cgroup, running) {
+                return Err(DenyReason::NotInModule);
+            }
+            if registration.policy >= Policy::Image {
+                descends(evidence, running)?;
+                if now.image != *image {
+                    return Err(DenyReason::ImageChanged);
+                }
+                if now.options != *options {
+                    return Err(DenyReason::OptionsChanged);
+                }
+            }
+            if registration.policy >= Policy::Executable {
+                match evidence.measurement.and_then(|measurement| measurement.unmodified_from_image) {
+                    None => return Err(DenyReason::ExecutableUnmeasured),
+                    Some(false) => return Err(DenyReason::ExecutableChanged),
+                    Some(true) => {}
+                }
+            }
+        }
+        Workload::Process { executable, uid } => {
+            if evidence.snapshot.uid != *uid {
+                return Err(DenyReason::OtherUser);
+            }
+            match &running.cgroup {
+                Some(_) if !inside(&evidence.snapshot.cgroup, running) => return Err(DenyReason::NotInModule),
+                // Without a cgroup of its own a host module is its process tree and nothing else.
+                None if !is_descendant(evidence, running) => return Err(DenyReason::NotInModule),
+                _ => {}
+            }
+            if registration.policy >= Policy::Image {
+                descends(evidence, running)?;
+            }
+            if registration.policy >= Policy::Executable {
+                match evidence.measurement {
+                    None => return Err(DenyReason::ExecutableUnmeasured),
+                    Some(measurement) if measurement.digest != *executable => {
+                        return Err(DenyReason::ExecutableChanged);
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the measurement of the executable is needed to decide at all: hashing is the dear part of evidence.
+#[must_use]
+pub fn needs_measurement(registration: &Registration) -> bool {
+    registration.policy >= Policy::Executable
+}
+
+fn inside(cgroup: &str, running: &Running) -> bool {
+    running.cgroup.as_deref().is_some_and(|own| {
+        // The root group holds everything, so it proves nothing.
+        own != "/"
+            && cgroup.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            && !cgroup.split('/').any(|part| part == "..")
+    })
+}
+
+fn is_descendant(evidence: &Evidence, running: &Running) -> bool {
+    evidence.snapshot.process == running.init || evidence.ancestry.contains(&running.init)
+}
+
+fn descends(evidence: &Evidence, running: &Running) -> Result<(), DenyReason> {
+    if is_descendant(evidence, running) { Ok(()) } else { Err(DenyReason::NotADescendant) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn digest(byte: u8) -> Sha256Digest {
+        Sha256Digest::new([byte; 32])
+    }
+
+    fn container(c: char) -> ContainerId {
+        c.to_string().repeat(64).parse().expect("64 hex digits")
+    }
+
+    fn module(name: &str) -> ModuleId {
+        name.parse().expect("valid id")
+    }
+
+    const INIT: ProcessInstance = ProcessInstance { pid: 100, start_time: 1000 };
+
+    struct Case {
+        door: Door,
+        generation: Option<&'static str>,
+        registration: Registration,
+        facts: RunningFacts,
+        evidence: Evidence,
+    }
+
+    impl Case {
+        /// A container module's own child process, with everything in order.
+        fn container() -> Self {
+            let id = container('a');
+            let cgroup = format!("/docker/{id}");
+            Self {
+                door: Door::ModuleSocket(module("thermometer")),
+                generation: Some("g1"),
+                registration: Registration {
+                    module: module("thermometer"),
+                    generation: Some("g1".parse().expect("valid")),
+                    policy: Policy::Executable,
+                    workload: Workload::Container { container: id.clone(), image: digest(1), options: digest(2) },
+                },
+                facts: RunningFacts::Running(Running {
+                    init: INIT,
+                    cgroup: Some(cgroup.clone()),
+                    container: Some(ContainerFacts { container: id.clone(), image: digest(1), options: digest(2) }),
+                }),
+                evidence: Evidence {
+                    handle: PeerHandle::PeerPidfd,
+                    snapshot: Snapshot {
+                        process: ProcessInstance { pid: 101, start_time: 1001 },
+                        uid: 0,
+                        gid: 0,
+                        executable: ExecutableFile { device: 1, inode: 2, size: 3, ctime_ns: 4 },
+                        cgroup,
+                        pid_namespace: 5,
+                        user_namespace: 6,
+                        tracer: 0,
+                    },
+                    ancestry: vec![ProcessInstance { pid: 101, start_time: 1001 }, INIT],
+                    container: Some(id),
+                    measurement: Some(Measurement { digest: digest(3), unmodified_from_image: Some(true) }),
+                },
+            }
+        }
+
+        /// A host module's first process, with everything in order.
+        fn host() -> Self {
+            let mut case = Self::container();
+            case.registration.workload = Workload::Process { executable: digest(3), uid: 0 };
+            case.facts = RunningFacts::Running(Running { init: INIT, cgroup: None, container: None });
+            case.evidence.container = None;
+            case
+        }
+
+        fn verdict(&self) -> Result<(), DenyReason> {
+            let name = module("thermometer");
+            let asked = Asked { module: &name, generation: self.generation };
+            verdict(&self.door, &asked, Some(&self.registration), &self.facts, &self.evidence)
+        }
+
+        fn running(&mut self) -> &mut Running {
+            match &mut self.facts {
+                RunningFacts::Running(running) => running,
+                other => panic!("case does not run: {other:?}"),
+            }
+        }
+
+        fn container_facts(&mut self) -> &mut ContainerFacts {
+            self.running().container.as_mut().expect("container case")
+        }
+    }
+
+    #[test]
+    fn a_module_in_order_is_allowed_by_its_own_and_by_the_legacy_socket() {
+        for mut case in [Case::container(), Case::host()] {
+            assert_eq!(case.verdict(), Ok(()));
+            case.door = Door::LegacySocket;
+            assert_eq!(case.verdict(), Ok(()));
+        }
+    }
+
+    /// One thing wrong with a case.
+    type Fault = fn(&mut Case);
+
+    #[test]
+    fn each_single_fault_is_refused_with_its_own_reason() {
+        let faults: [(Fault, DenyReason); 13] = [
+            (|c| c.door = Door::ModuleSocket(module("other")), DenyReason::SocketOfAnotherModule),
+            (|c| c.registration.module = module("other"), DenyReason::NotRegistered),
+            (|c| c.generation = Some("g0"), DenyReason::GenerationMismatch),
+            (|c| c.facts = RunningFacts::Unknown, DenyReason::FactsUnknown),
+            (|c| c.facts = RunningFacts::Stopped, DenyReason::NotRunning),
+            (|c| c.evidence.snapshot.tracer = 7, DenyReason::Traced),
+            (|c| c.container_facts().container = container('b'), DenyReason::ContainerChanged),
+            (|c| c.evidence.container = Some(container('b')), DenyReason::NotInModule),
+            (|c| c.evidence.snapshot.cgroup = format!("/evil/docker/{}", container('a')), DenyReason::NotInModule),
+            (|c| c.evidence.ancestry.truncate(1), DenyReason::NotADescendant),
+            (|c| c.container_facts().image = digest(9), DenyReason::ImageChanged),
+            (|c| c.container_facts().options = digest(9), DenyReason::OptionsChanged),
+            (|c| c.evidence.measurement = None, DenyReason::ExecutableUnmeasured),
+        ];
+        for (fault, reason) in faults {
+            let mut case = Case::container();
+            fault(&mut case);
+            assert_eq!(case.verdict(), Err(reason));
+        }
+        let host_faults: [(Fault, DenyReason); 4] = [
+            (|c| c.evidence.snapshot.uid = 1, DenyReason::OtherUser),
+            (|c| c.evidence.ancestry.truncate(1), DenyReason::NotInModule),
+            (|c| c.running().cgroup = Some("/edgekeep/thermometer".into()), DenyReason::NotInModule),
+            (
+                |c| c.registration.workload = Workload::Process { executable: digest(9), uid: 0 },
+                DenyReason::ExecutableChanged,
+            ),
+        ];
+        for (fault, reason) in host_faults {
+            let mut case = Case::host();
+            fault(&mut case);
+            assert_eq!(case.verdict(), Err(reason));
+        }
+    }
+
+    #[test]
+    fn a_sibling_cgroup_with_the_same_prefix_is_not_inside() {
+        let mut case = Case::host();
+        case.running().cgroup = Some("/edgekeep/thermo".into());
+        case.evidence.snapshot.cgroup = "/edgekeep/thermometer".into();
+        assert_eq!(case.verdict(), Err(DenyReason::NotInModule));
+        case.evidence.snapshot.cgroup = "/edgekeep/thermo/../x".into();
+        assert_eq!(case.verdict(), Err(DenyReason::NotInModule));
+        case.running().cgroup = Some("/".into());
+        assert_eq!(case.verdict(), Err(DenyReason::NotInModule), "the root group proves nothing");
+    }
+
+    #[test]
+    fn the_engines_exec_is_allowed_only_by_the_weakest_policy() {
+        let mut case = Case::container();
+        case.evidence.ancestry.truncate(1);
+        for (policy, expected) in [
+            (Policy::Process, Ok(())),
+            (Policy::Image, Err(DenyReason::NotADescendant)),
+            (Policy::Executable, Err(DenyReason::NotADescendant)),
+        ] {
+            case.registration.policy = policy;
+            assert_eq!(case.verdict(), expected);
+        }
+    }
+
+    #[test]
+    fn a_reused_pid_is_not_the_modules_first_process() {
+        let mut case = Case::container();
+        case.evidence.ancestry = vec![ProcessInstance { pid: INIT.pid, start_time: INIT.start_time + 1 }];
+        assert_eq!(case.verdict(), Err(DenyReason::NotADescendant));
+    }
+
+    proptest! {
+        /// A stronger policy never lets in a caller that a weaker one refuses.
+        #[test]
+        fn a_stronger_policy_is_never_more_permissive(
+            ancestor in any::<bool>(), image in any::<bool>(), options in any::<bool>(),
+            unmodified in prop::option::of(any::<bool>()), inside in any::<bool>(), tracer in 0u32..2,
+        ) {
+            let mut case = Case::container();
+            if !ancestor { case.evidence.ancestry.clear(); }
+            if !image { case.container_facts().image = digest(8); }
+            if !options { case.container_facts().options = digest(8); }
+            if !inside { case.evidence.snapshot.cgroup = "/elsewhere".into(); }
+            case.evidence.snapshot.tracer = tracer;
+            case.evidence.measurement = Some(Measurement { digest: digest(3), unmodified_from_image: unmodified });
+            let mut allowed = Vec::new();
+            for policy in [Policy::Process, Policy::Image, Policy::Executable] {
+                case.registration.policy = policy;
+                allowed.push(case.verdict().is_ok());
+            }
+            prop_assert!(allowed.windows(2).all(|pair| pair[0] || !pair[1]), "{allowed:?}");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The decisions of edgekeep, and the values they are made over.
+//!
+//! This crate touches nothing: no file, no socket, no clock, no thread, no `unsafe`. Time comes in as a value. What is
+//! decided here (who a caller is, what a key may be used for, what to do next about a registration, a certificate or a
+//! module) is decided for all three daemons, and is tested without any of them.
+#![forbid(unsafe_code)]
+
+pub mod attestation;
+pub mod deployment;
+pub mod digest;
+pub mod grants;
+pub mod id;
+pub mod layout;
+pub mod provisioning;
+pub mod reconcile;
+pub mod settings;
+pub mod watchdog;

@@ -1,0 +1,366 @@
+//! What each daemon is told, as values. `edgekeep config apply` makes these out of the one `config.toml` (crate
+//! `edgekeep-config`) and writes one file a daemon, so that no daemon ever reads another's secrets.
+//!
+//! Files: `etc/edgekeep/{keyd,identityd,moduled}.json` under the root, mode 0600. Unknown members are refused: these files
+//! are made by a program of the same version.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::attestation::Policy;
+use crate::digest::Sha256Digest;
+use crate::id::{CertId, DeviceId, KeyId, ModuleId};
+
+/// keyd's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeydSettings {
+    /// Who may use which keys. Several entries for one uid add up; uid 0 may use all.
+    pub principals: Vec<KeyPrincipal>,
+    /// Keys that exist outside the store: key id to `file:` URI.
+    pub preloaded_keys: BTreeMap<KeyId, String>,
+    /// Open connections one uid may hold on one socket.
+    pub connections_per_uid: Option<u32>,
+}
+
+/// One uid's grant of keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyPrincipal {
+    /// Unix user id, as `SO_PEERCRED` reports it.
+    pub uid: u32,
+    /// Key id patterns with `*` and `?`.
+    pub keys: Vec<String>,
+}
+
+/// identityd's settings: identity and certificates API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentitydSettings {
+    /// The device's name in its network.
+    pub hostname: String,
+    /// The parent device, in a nested installation.
+    #[serde(default)]
+    pub parent_hostname: Option<String>,
+    /// How the device gets its identity.
+    pub provisioning: Provisioning,
+    /// When to provision anew.
+    #[serde(default)]
+    pub reprovisioning: ReprovisioningMode,
+    /// Limits and trust for calls to the cloud.
+    #[serde(default)]
+    pub cloud: CloudSettings,
+    /// Who may call the identity API.
+    #[serde(default)]
+    pub principals: Vec<IdentityPrincipal>,
+    /// Suffix of local identities' names.
+    #[serde(default)]
+    pub localid_domain: Option<String>,
+    /// Who may write which certificates.
+    #[serde(default)]
+    pub cert_principals: Vec<CertPrincipal>,
+    /// How certificates asked for without an issuer are made.
+    #[serde(default)]
+    pub cert_issuance: BTreeMap<CertId, Issuance>,
+    /// The device's own CA, for `method = "local_ca"`.
+    #[serde(default)]
+    pub local_ca: Option<LocalCa>,
+    /// Certificates that exist outside the store.
+    #[serde(default)]
+    pub preloaded_certs: BTreeMap<CertId, PreloadedCert>,
+    /// Open connections one uid may hold on one socket.
+    #[serde(default)]
+    pub connections_per_uid: Option<u32>,
+}
+
+/// Where the device's identity comes from. No secret is in here: keys are named by their id in keyd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "source", deny_unknown_fields)]
+pub enum Provisioning {
+    /// Hub and device id are given.
+    Manual {
+        /// Host name of the hub.
+        hub: String,
+        /// Id of the device there.
+        device_id: DeviceId,
+        /// Id of the symmetric device key in keyd.
+        key: KeyId,
+    },
+    /// The provisioning service assigns hub and device id.
+    Dps {
+        /// Base URL of the service.
+        endpoint: String,
+        /// The tenant's scope.
+        scope_id: String,
+        /// The registration's name.
+        registration_id: String,
+        /// Id of the symmetric registration key in keyd.
+        key: KeyId,
+        /// JSON that is passed to the allocation policy.
+        #[serde(default)]
+        payload: Option<serde_json::Value>,
+    },
+    /// Local identities only.
+    None,
+}
+
+/// When a device that has an identity asks for a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ReprovisioningMode {
+    /// When the hub refuses the identity, or on request.
+    #[default]
+    Dynamic,
+    /// At each start.
+    AlwaysOnStartup,
+    /// On request only.
+    OnErrorOnly,
+}
+
+/// Limits and trust for calls to hub and provisioning service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CloudSettings {
+    /// Seconds one call may take.
+    pub timeout_sec: u64,
+    /// Attempts after the first.
+    pub retries: u32,
+    /// PEM files of roots to trust *instead of* the system's, as absolute paths. Empty: the system's.
+    pub trusted_certs: Vec<String>,
+}
+
+impl Default for CloudSettings {
+    fn default() -> Self {
+        Self { timeout_sec: 70, retries: 1, trusted_certs: Vec::new() }
+    }
+}
+
+/// One uid's right at the identity API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityPrincipal {
+    /// Unix user id.
+    pub uid: u32,
+    /// The principal's name; for module and local identities their id.
+    pub name: String,
+    /// What it may have; empty: everything (a daemon).
+    #[serde(default)]
+    pub kinds: Vec<IdentityKind>,
+}
+
+/// Kinds of identity a principal may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdentityKind {
+    /// The device's own identity.
+    Device,
+    /// Its own module identity at the hub.
+    Module,
+    /// Its own local identity.
+    Local,
+}
+
+/// One uid's right to write certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertPrincipal {
+    /// Unix user id.
+    pub uid: u32,
+    /// Certificate id patterns with `*` and `?`.
+    pub certs: Vec<String>,
+}
+
+/// How one certificate is issued when its request names no issuer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Issuance {
+    /// Who signs.
+    pub method: IssuanceMethod,
+    /// Common name that replaces the request's subject.
+    #[serde(default)]
+    pub common_name: Option<String>,
+    /// Days of validity; 30 if absent.
+    #[serde(default)]
+    pub expiry_days: Option<u32>,
+}
+
+/// Who signs a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IssuanceMethod {
+    /// Its own key; the key pair's id equals the certificate's.
+    SelfSigned,
+    /// The device's own CA.
+    LocalCa,
+    /// An EST server.
+    Est,
+}
+
+/// The device's own CA: certificate and key pair by their ids.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalCa {
+    /// Certificate id.
+    pub cert: CertId,
+    /// Key pair id.
+    pub key: KeyId,
+}
+
+/// A certificate from outside the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PreloadedCert {
+    /// A PEM file's `file://` URI.
+    File(String),
+    /// Other certificates, concatenated; missing ones are skipped.
+    List(Vec<CertId>),
+}
+
+/// moduled's settings: management and workload API, module runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModuledSettings {
+    /// The device's name in its network; modules see it as `IOTEDGE_GATEWAYHOSTNAME`.
+    pub hostname: String,
+    /// The parent device, in a nested installation.
+    #[serde(default)]
+    pub parent_hostname: Option<String>,
+    /// The module that holds the deployment.
+    #[serde(default)]
+    pub agent: AgentSettings,
+    /// Container engine, if containers are used.
+    #[serde(default)]
+    pub engine: Option<EngineSettings>,
+    /// Host executables that modules of type `process` may name as their image.
+    #[serde(default)]
+    pub host_modules: BTreeMap<String, HostModule>,
+    /// Attestation policy by module, where it differs from the default.
+    #[serde(default)]
+    pub policies: BTreeMap<ModuleId, Policy>,
+    /// The CA that signs module certificates.
+    #[serde(default)]
+    pub edge_ca: EdgeCaSettings,
+    /// Errors in a row after which the watchdog gives up; `None`: never.
+    #[serde(default)]
+    pub watchdog_max_retries: Option<u32>,
+    /// Whether `Privileged` and `CapAdd` in create options are honoured.
+    #[serde(default = "yes")]
+    pub allow_elevated_permissions: bool,
+    /// Strings added to systeminfo.
+    #[serde(default)]
+    pub additional_info: BTreeMap<String, String>,
+    /// Open connections one uid may hold on the management socket (50 if absent).
+    #[serde(default)]
+    pub management_connections_per_uid: Option<u32>,
+    /// Open connections one uid may hold on one workload socket (64 if absent).
+    #[serde(default)]
+    pub workload_connections_per_uid: Option<u32>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The agent module: `edgeAgent`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentSettings {
+    /// `docker` or `process`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Image, or name in `host_modules`.
+    pub image: String,
+    /// Whether a missing image is pulled: `on-create` or `never`.
+    pub image_pull_policy: String,
+    /// Environment, below what moduled sets.
+    pub env: BTreeMap<String, String>,
+    /// Engine create body, or `Cmd`, `Env`, `WorkingDir` for a process.
+    pub create_options: serde_json::Value,
+    /// Registry credentials.
+    pub auth: Option<serde_json::Value>,
+}
+
+impl Default for AgentSettings {
+    fn default() -> Self {
+        Self {
+            kind: "docker".into(),
+            image: "mcr.microsoft.com/azureiotedge-agent:1.6".into(),
+            image_pull_policy: "on-create".into(),
+            env: BTreeMap::new(),
+            create_options: serde_json::Value::Object(serde_json::Map::new()),
+            auth: None,
+        }
+    }
+}
+
+/// Where the container engine answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineSettings {
+    /// `unix:///var/run/docker.sock`.
+    pub uri: String,
+    /// Name of the network that modules join.
+    pub network: String,
+    /// The engine's network create body beyond its name (`EnableIPv6`, `IPAM`).
+    #[serde(default)]
+    pub network_options: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A host executable that a module may run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostModule {
+    /// Absolute path.
+    pub executable: String,
+    /// What its content must hash to.
+    pub sha256: Sha256Digest,
+    /// Arguments, if the module's create options give none.
+    #[serde(default)]
+    pub args: Vec<String>,
+}
+
+/// The CA that signs module certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EdgeCaSettings {
+    /// Certificate id.
+    pub cert: CertId,
+    /// Key pair id.
+    pub key: KeyId,
+    /// Common name; `aziot-edge CA <deviceId>` if absent.
+    pub common_name: Option<String>,
+    /// Preferred algorithms of the CA's key, as keyd takes them.
+    pub algorithms: String,
+    /// Key type of module certificates.
+    pub module_keys: ModuleKeys,
+    /// Longest validity of a module certificate, in days.
+    pub module_cert_days: u32,
+}
+
+impl Default for EdgeCaSettings {
+    fn default() -> Self {
+        let (Ok(cert), Ok(key)) = ("aziot-edged-ca".parse(), "aziot-edged-ca".parse()) else {
+            unreachable!("the built-in ids are valid");
+        };
+        Self {
+            cert,
+            key,
+            common_name: None,
+            algorithms: "ec-p256:rsa-2048:*".into(),
+            module_keys: ModuleKeys::default(),
+            module_cert_days: 30,
+        }
+    }
+}
+
+/// Key type of module certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ModuleKeys {
+    /// NIST P-256.
+    #[default]
+    #[serde(rename = "ec-p256")]
+    EcP256,
+    /// RSA with 2048 bits.
+    #[serde(rename = "rsa-2048")]
+    Rsa2048,
+}

@@ -1,0 +1,57 @@
+//! Sockets passed by the service manager (`LISTEN_PID`, `LISTEN_FDS`, `LISTEN_FDNAMES`; wire facts 1.2).
+//!
+//! The one place of this crate with `unsafe`: a descriptor number from the environment becomes an owned descriptor.
+#![allow(unsafe_code, reason = "a passed descriptor is known by its number only")]
+
+use std::collections::HashMap;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Number of the first passed descriptor.
+const FIRST: RawFd = 3;
+/// More sockets than any daemon of ours has.
+const LIMIT: usize = 16;
+
+/// Takes the passed socket called `name`. A single passed socket is taken whatever its name.
+///
+/// Each socket can be taken once. `None` if there is no such socket.
+#[must_use]
+pub fn take(name: &str) -> Option<UnixListener> {
+    static PASSED: OnceLock<Mutex<HashMap<String, OwnedFd>>> = OnceLock::new();
+    let passed = PASSED.get_or_init(|| Mutex::new(claim()));
+    let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = passed.remove(name).or_else(|| {
+        let only = (passed.len() == 1).then(|| passed.keys().next().cloned()).flatten()?;
+        // A name that was given on purpose is not somebody else's.
+        only.is_empty().then(|| passed.remove(&only)).flatten()
+    })?;
+    Some(UnixListener::from(taken))
+}
+
+fn claim() -> HashMap<String, OwnedFd> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let for_us = variable("LISTEN_PID").and_then(|pid| pid.parse::<u32>().ok()) == Some(std::process::id());
+    if !for_us {
+        return HashMap::new();
+    }
+    let count = variable("LISTEN_FDS").and_then(|count| count.parse::<usize>().ok()).unwrap_or(0).min(LIMIT);
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let mut passed = HashMap::new();
+    for number in (FIRST..).take(count) {
+        // SAFETY: the service manager passes descriptors `FIRST..FIRST+LISTEN_FDS` to the process whose id is LISTEN_PID,
+        // which is this one; nothing else in this process owns them, and this runs once.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        if rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC).is_err() {
+            // Not an open descriptor after all: forget it without closing a number that may become somebody's.
+            std::mem::forget(descriptor);
+            continue;
+        }
+        let name = names.next().unwrap_or_default();
+        // `unknown` is what the manager writes when a unit gives no name.
+        let name = if name == "unknown" { "" } else { name };
+        passed.insert(name.to_owned(), descriptor);
+    }
+    passed
+}

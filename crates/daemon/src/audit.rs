@@ -1,0 +1,160 @@
+//! The audit trail: each refusal, one JSON object a line, bounded.
+//!
+//! Two files, `audit.jsonl` and the one before it, each at most [`FILE_LIMIT`] bytes. An entry never holds a secret. A full
+//! disk loses entries, never the daemon: how many were lost is written with the next entry that fits.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Largest size of one file of the trail, in bytes.
+pub const FILE_LIMIT: u64 = 1 << 20;
+
+/// What happened.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry<'a> {
+    /// Who asked: user id.
+    pub uid: u32,
+    /// Who asked: process id, 0 if not visible.
+    pub pid: u32,
+    /// What was asked: method and route.
+    pub action: &'a str,
+    /// What it was asked for: a key, certificate or module id.
+    pub object: &'a str,
+    /// The one reason of the refusal.
+    pub reason: &'a str,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    lost: u64,
+    #[serde(flatten)]
+    entry: &'a Entry<'a>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[derive(Debug, Default)]
+struct Trail {
+    file: Option<(File, u64)>,
+    lost: u64,
+}
+
+/// The audit trail of one daemon.
+#[derive(Debug)]
+pub struct Audit {
+    path: PathBuf,
+    trail: Mutex<Trail>,
+}
+
+impl Audit {
+    /// The trail in `folder`. Nothing is opened before the first entry.
+    #[must_use]
+    pub fn new(folder: &Path) -> Self {
+        Self { path: folder.join("audit.jsonl"), trail: Mutex::new(Trail::default()) }
+    }
+
+    /// The current file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes a refusal down, here and in the log.
+    pub fn refused(&self, entry: &Entry<'_>) {
+        tracing::warn!(
+            uid = entry.uid,
+            pid = entry.pid,
+            action = entry.action,
+            object = entry.object,
+            reason = entry.reason,
+            "refused"
+        );
+        let mut trail = self.trail.lock().unwrap_or_else(PoisonError::into_inner);
+        let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+        let lost = trail.lost;
+        let written =
+            serde_json::to_vec(&Line { time, lost, entry }).map_err(std::io::Error::other).and_then(|mut line| {
+                line.push(b'\n');
+                self.append(&mut trail, &line)
+            });
+        match written {
+            Ok(()) => trail.lost = 0,
+            Err(error) => {
+                trail.lost += 1;
+                trail.file = None;
+                if trail.lost == 1 {
+                    tracing::error!(%error, path = %self.path.display(), "cannot write the audit trail");
+                }
+            }
+        }
+    }
+
+    fn append(&self, trail: &mut Trail, line: &[u8]) -> std::io::Result<()> {
+        let size = match &trail.file {
+            Some((_, size)) => *size,
+            None => {
+                let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+                let size = file.metadata()?.len();
+                trail.file = Some((file, size));
+                size
+            }
+        };
+        if size + line.len() as u64 > FILE_LIMIT {
+            trail.file = None;
+            std::fs::rename(&self.path, self.path.with_extension("1.jsonl"))?;
+            let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+            trail.file = Some((file, 0));
+        }
+        let Some((file, size)) = &mut trail.file else { return Ok(()) };
+        file.write_all(line)?;
+        *size += line.len() as u64;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trail_never_grows_beyond_two_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let audit = Audit::new(folder.path());
+        let object = "m".repeat(100_000);
+        for pid in 0..40 {
+            audit.refused(&Entry { uid: 1, pid, action: "POST /sign", object: &object, reason: "not-in-module" });
+        }
+        let sizes: Vec<u64> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+        assert_eq!(sizes.len(), 2);
+        assert!(sizes.iter().all(|size| *size <= FILE_LIMIT), "{sizes:?}");
+        let last = std::fs::read_to_string(audit.path()).unwrap();
+        assert!(last.lines().last().unwrap().contains("\"pid\":39"));
+    }
+
+    #[test]
+    fn entries_lost_to_a_full_disk_are_counted_in_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let audit = Audit::new(&missing);
+        let entry = Entry { uid: 1, pid: 2, action: "a", object: "o", reason: "r" };
+        audit.refused(&entry);
+        audit.refused(&entry);
+        std::fs::create_dir(&missing).unwrap();
+        audit.refused(&entry);
+        assert!(std::fs::read_to_string(audit.path()).unwrap().contains("\"lost\":2"));
+    }
+}

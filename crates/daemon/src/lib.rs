@@ -1,0 +1,17 @@
+//! What every daemon of edgekeep is built from: HTTP/1.1 over Unix sockets with the peer's evidence, atomic state files,
+//! the audit trail, systemd's start-up protocol, logging.
+//!
+//! Touches: the sockets and the state folder it is given, the environment of systemd. Knows no route, no key and no
+//! container: what a daemon serves is in that daemon's crate.
+#![deny(unsafe_code)]
+
+pub mod activation;
+pub mod audit;
+pub mod lifecycle;
+pub mod listen;
+pub mod logging;
+pub mod peer;
+pub mod server;
+pub mod settings;
+pub mod store;
+pub mod systemd;

@@ -1,0 +1,180 @@
+//! Who is at the other end of a connection, as the kernel says it.
+//!
+//! The identity is taken at accept. Every read then carries the credentials of the process that *sent* those bytes
+//! (`SO_PASSCRED`); bytes of another process mark the connection, and the server refuses every request on it. While the
+//! connecting process's pidfd is alive its pid cannot be reused, so equal pids are the same process.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use edgekeep_core::attestation::PeerHandle;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, getsockopt, recvmsg, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+
+/// The process that connected.
+#[derive(Debug)]
+pub struct Caller {
+    uid: u32,
+    gid: u32,
+    pid: Option<u32>,
+    pidfd: Option<(OwnedFd, PeerHandle)>,
+    sender_changed: AtomicBool,
+}
+
+impl Caller {
+    /// Reads the peer of a fresh connection.
+    ///
+    /// # Errors
+    /// If the socket has no peer credentials, which a Unix socket always has.
+    pub fn of(stream: &impl AsFd) -> io::Result<Self> {
+        let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
+        rustix::net::sockopt::set_socket_passcred(stream, true)?;
+        // 0 stands for a process that is not visible in our pid namespace.
+        let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid != 0);
+        let handle =
+            getsockopt(stream, sockopt::PeerPidfd).ok().map(|pidfd| (pidfd, PeerHandle::PeerPidfd)).or_else(|| {
+                let pid = rustix::process::Pid::from_raw(credentials.pid())?;
+                let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
+                Some((pidfd, PeerHandle::PidfdOpen))
+            });
+        Ok(Self {
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+            pid,
+            pidfd: handle,
+            sender_changed: AtomicBool::new(false),
+        })
+    }
+
+    /// A caller that no socket stands behind, for unit tests of handlers.
+    #[must_use]
+    pub fn simulated(uid: u32, gid: u32) -> Self {
+        Self { uid, gid, pid: None, pidfd: None, sender_changed: AtomicBool::new(false) }
+    }
+
+    /// Effective user id at connect.
+    #[must_use]
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Effective group id at connect.
+    #[must_use]
+    pub fn gid(&self) -> u32 {
+        self.gid
+    }
+
+    /// Process id in our pid namespace, if the process is visible there.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// A handle to the process, and how it was obtained. `None` if the process is not visible or has ended.
+    #[must_use]
+    pub fn pidfd(&self) -> Option<(BorrowedFd<'_>, PeerHandle)> {
+        self.pidfd.as_ref().map(|(pidfd, handle)| (pidfd.as_fd(), *handle))
+    }
+
+    /// Whether any bytes on the connection came from another process.
+    #[must_use]
+    pub fn sender_changed(&self) -> bool {
+        self.sender_changed.load(Ordering::Acquire)
+    }
+}
+
+/// How this kernel lets callers be identified.
+#[must_use]
+pub fn strongest_handle() -> PeerHandle {
+    let probe = || {
+        let (one, _two) = std::os::unix::net::UnixStream::pair().ok()?;
+        Caller::of(&one).ok()?.pidfd().map(|(_, handle)| handle)
+    };
+    probe().unwrap_or(PeerHandle::PidfdOpen)
+}
+
+/// A connection whose reads check who sent.
+pub(crate) struct CheckedStream {
+    stream: UnixStream,
+    caller: Arc<Caller>,
+    /// Space for the control message of one read.
+    control: Vec<u8>,
+}
+
+impl CheckedStream {
+    pub(crate) fn new(stream: UnixStream, caller: Arc<Caller>) -> Self {
+        Self { stream, caller, control: nix::cmsg_space!(UnixCredentials) }
+    }
+
+    fn receive(stream: &UnixStream, caller: &Caller, control: &mut [u8], buffer: &mut [u8]) -> io::Result<usize> {
+        let mut slices = [IoSliceMut::new(buffer)];
+        // Descriptors that the peer passes along do not fit into the space and are closed by the kernel.
+        let message = recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        // Whoever passes descriptors along makes the control data not fit: no client does, so that counts as a stranger.
+        let known = message.cmsgs().is_ok_and(|mut controls| {
+            controls.any(|control| match control {
+                ControlMessageOwned::ScmCredentials(sender) => {
+                    let pid = u32::try_from(sender.pid()).ok().filter(|pid| *pid != 0);
+                    pid == caller.pid && sender.uid() == caller.uid && sender.gid() == caller.gid
+                }
+                _ => false,
+            })
+        });
+        if !known && message.bytes > 0 {
+            caller.sender_changed.store(true, Ordering::Release);
+        }
+        Ok(message.bytes)
+    }
+}
+
+impl AsyncRead for CheckedStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            ready!(this.stream.poll_read_ready(cx))?;
+            let Self { stream, caller, control } = &mut *this;
+            let received = stream.try_io(tokio::io::Interest::READABLE, || {
+                Self::receive(stream, caller, control, buffer.initialize_unfilled())
+            });
+            match received {
+                Ok(count) => {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for CheckedStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

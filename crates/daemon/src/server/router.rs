@@ -1,0 +1,186 @@
+use std::pin::Pin;
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+
+use super::request::Request;
+use super::response::{HttpError, Response};
+use crate::peer::Caller;
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response, HttpError>> + Send>>;
+type Handler<S> = Box<dyn Fn(Arc<S>, Request) -> Answer + Send + Sync>;
+type SenderChanged<S> = Box<dyn Fn(&S, &Caller, &str) + Send + Sync>;
+
+struct Route<S> {
+    method: Method,
+    pattern: &'static str,
+    /// Index into the service's versions from which the route is open.
+    since: usize,
+    handler: Handler<S>,
+}
+
+/// The routes of one service, and the state that their handlers share.
+pub struct Router<S> {
+    state: Arc<S>,
+    versions: &'static [&'static str],
+    routes: Vec<Route<S>>,
+    sender_changed: SenderChanged<S>,
+}
+
+impl<S> std::fmt::Debug for Router<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.routes.iter().map(|route| (&route.method, route.pattern))).finish()
+    }
+}
+
+impl<S: Send + Sync + 'static> Router<S> {
+    /// A service without routes that accepts `versions`, oldest first.
+    #[must_use]
+    pub fn new(state: Arc<S>, versions: &'static [&'static str]) -> Self {
+        Self { state, versions, routes: Vec::new(), sender_changed: Box::new(|_, _, _| ()) }
+    }
+
+    /// Adds a route. `pattern` is `/`-separated; a segment in braces takes any one segment. `since` is the version from
+    /// which the route is open.
+    ///
+    /// # Panics
+    /// If `since` is not one of the service's versions: a mistake in the daemon's own table.
+    #[must_use]
+    pub fn route<H, F>(mut self, method: Method, pattern: &'static str, since: &str, handler: H) -> Self
+    where
+        H: Fn(Arc<S>, Request) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Response, HttpError>> + Send + 'static,
+    {
+        let since = self.versions.iter().position(|version| *version == since);
+        let since = since.expect("a route opens with one of the service's versions");
+        let handler: Handler<S> = Box::new(move |state, request| Box::pin(handler(state, request)));
+        self.routes.push(Route { method, pattern, since, handler });
+        self
+    }
+
+    /// What to do, for example write to the audit trail, when a connection is refused because another process than the
+    /// one that connected sent bytes. The last argument is method and path as sent.
+    #[must_use]
+    pub fn on_sender_changed(mut self, hook: impl Fn(&S, &Caller, &str) + Send + Sync + 'static) -> Self {
+        self.sender_changed = Box::new(hook);
+        self
+    }
+
+    /// Method and pattern of every route, for tests that walk the whole table.
+    pub fn routes(&self) -> impl Iterator<Item = (&Method, &'static str)> {
+        self.routes.iter().map(|route| (&route.method, route.pattern))
+    }
+
+    pub(super) fn refuse_sender(&self, caller: &Caller, what: &str) {
+        (self.sender_changed)(&self.state, caller, what);
+    }
+
+    pub(super) async fn answer(&self, caller: Arc<Caller>, request: http::Request<Incoming>) -> Response {
+        match self.dispatch(caller, request).await {
+            Ok(answer) => answer,
+            Err(error) => error.into_response(),
+        }
+    }
+
+    async fn dispatch(&self, caller: Arc<Caller>, request: http::Request<Incoming>) -> Result<Response, HttpError> {
+        let (parts, body) = request.into_parts();
+        let query = parse_query(parts.uri.query().unwrap_or_default());
+        let version = self.version(&query)?;
+        let mut path_known = false;
+        for route in &self.routes {
+            if version < route.since {
+                continue;
+            }
+            let Some(params) = match_path(route.pattern, parts.uri.path()) else { continue };
+            path_known = true;
+            if route.method != parts.method {
+                continue;
+            }
+            let request = Request {
+                caller,
+                version: self.versions[version],
+                route: route.pattern,
+                parts,
+                body: Some(body),
+                params,
+                query,
+            };
+            return (route.handler)(Arc::clone(&self.state), request).await;
+        }
+        // 400 where HTTP would say 405: what clients of the compatible services get (wire facts 1.3).
+        if path_known {
+            Err(HttpError::bad_request("method not allowed"))
+        } else {
+            Err(HttpError::new(StatusCode::NOT_FOUND, "not found"))
+        }
+    }
+
+    fn version(&self, query: &[(String, String)]) -> Result<usize, HttpError> {
+        let asked = query.iter().rev().find(|(key, _)| key == "api-version").map(|(_, value)| value.as_str());
+        let asked = asked.ok_or_else(|| HttpError::bad_request("api-version not specified"))?;
+        let known = self.versions.iter().position(|version| *version == asked);
+        known.ok_or_else(|| {
+            let shown: String = asked.chars().take(32).collect();
+            HttpError::bad_request(format!("invalid api-version {shown:?}"))
+        })
+    }
+}
+
+/// The placeholders' texts if the raw path fits the pattern: segments are compared before decoding, so that an encoded
+/// slash never makes a path of another shape.
+fn match_path(pattern: &str, path: &str) -> Option<Vec<String>> {
+    let mut params = Vec::new();
+    let mut segments = path.split('/');
+    for expected in pattern.split('/') {
+        let segment = segments.next()?;
+        if expected.starts_with('{') {
+            if segment.is_empty() {
+                return None;
+            }
+            params.push(percent_decode_str(segment).decode_utf8().ok()?.into_owned());
+        } else if expected != segment {
+            return None;
+        }
+    }
+    segments.next().is_none().then_some(params)
+}
+
+fn parse_query(query: &str) -> Vec<(String, String)> {
+    let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .take(32)
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(key), decode(value))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn placeholders_are_decoded_after_matching() {
+        assert_eq!(match_path("/modules/{m}", "/modules/%24edgeAgent"), Some(vec!["$edgeAgent".into()]));
+        assert_eq!(match_path("/modules/{m}", "/modules/a%2Fstart"), Some(vec!["a/start".into()]));
+        assert_eq!(match_path("/modules/{m}/start", "/modules/a%2Fstart"), None);
+        assert_eq!(match_path("/modules/{m}", "/modules/"), None);
+        assert_eq!(match_path("/modules/{m}", "/modules/a/b"), None);
+        assert_eq!(match_path("/modules/{m}", "/modules/%ff"), None, "not UTF-8");
+        assert_eq!(match_path("/modules/", "/modules/"), Some(vec![]));
+    }
+
+    proptest! {
+        #[test]
+        fn a_literal_route_never_matches_another_path(path in "/[a-z/%2f.]{0,20}") {
+            prop_assert_eq!(match_path("/trust-bundle", &path).is_some(), path == "/trust-bundle");
+        }
+    }
+}

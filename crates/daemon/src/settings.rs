@@ -1,0 +1,43 @@
+//! Reading a daemon's settings file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+/// Why settings could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file system refused.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not what `config apply` of this version writes.
+    #[error("{} does not fit this version; run `edgekeep config apply` again", path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Reads the settings at `path`; `None` if there is no file yet.
+///
+/// # Errors
+/// See [`SettingsError`].
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SettingsError> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|source| SettingsError::Content { path: path.to_owned(), source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(SettingsError::Read { path: path.to_owned(), source }),
+    }
+}

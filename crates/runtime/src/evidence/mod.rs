@@ -1,0 +1,160 @@
+//! Evidence about a peer, from the kernel and never from what the peer says (design, section 4).
+//!
+//! One [`ProcDir`] is opened per connection and pins the process: a later process with the same pid is not visible through
+//! it. `execve` keeps pid, pidfd and start time, so the program is looked at again on every request
+//! ([`Collector::recheck`], three system calls); hashing happens only when a policy asks for it and the file is new.
+
+mod cgroup;
+mod executable;
+mod image;
+mod proc_dir;
+
+use std::io;
+
+use edgekeep_core::attestation::{DenyReason, Evidence, Measurement, PeerHandle, Snapshot};
+
+pub use cgroup::{CgroupHierarchy, ContainerCgroup, ContainerCgroups};
+pub use executable::{DigestCache, MAX_EXECUTABLE_BYTES};
+pub use image::{ImageLayers, LayerLookup};
+pub use proc_dir::ProcDir;
+
+use image::ImageMemo;
+
+/// How many ancestors are followed before giving up; deeper trees than this are not made by init systems or engines.
+pub const MAX_ANCESTRY: usize = 64;
+
+/// Why no evidence could be gathered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvidenceError {
+    /// The peer's pid is 0 or not in this pid namespace.
+    #[error("the caller's process is not visible in this pid namespace; run the daemon in the host's")]
+    NotVisible,
+    /// The process ended.
+    #[error("the caller's process has ended")]
+    Gone,
+    /// Program, user or cgroup changed while it was looked at.
+    #[error("the caller changed its program, user or cgroup while it was measured")]
+    Changed,
+    /// The kernel refused to tell.
+    #[error("cannot read {what} of the caller; the daemon needs CAP_SYS_PTRACE to see other users' processes")]
+    Unreadable {
+        /// Name of the entry below `/proc/PID`.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel answered in a form this daemon does not know.
+    #[error("{what} of the caller has an unknown form")]
+    Malformed {
+        /// Name of the entry below `/proc/PID`.
+        what: &'static str,
+    },
+    /// The executable is larger than [`MAX_EXECUTABLE_BYTES`].
+    #[error("the caller's executable is larger than {MAX_EXECUTABLE_BYTES} bytes")]
+    TooLarge,
+}
+
+impl EvidenceError {
+    /// The reason to refuse the caller with.
+    #[must_use]
+    pub fn reason(&self) -> DenyReason {
+        match self {
+            Self::NotVisible => DenyReason::PidNotVisible,
+            Self::Gone => DenyReason::CallerGone,
+            Self::Changed => DenyReason::CallerChanged,
+            Self::Unreadable { .. } | Self::Malformed { .. } | Self::TooLarge => DenyReason::ExecutableUnmeasured,
+        }
+    }
+
+    fn reading(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
+        move |errno| match errno {
+            // A process that was reaped has no entry; a zombie has no program.
+            rustix::io::Errno::SRCH | rustix::io::Errno::NOENT => Self::Gone,
+            other => Self::Unreadable { what, source: other.into() },
+        }
+    }
+}
+
+/// Gathers evidence; holds what is the same for all callers, and the caches.
+#[derive(Debug)]
+pub struct Collector {
+    hierarchy: CgroupHierarchy,
+    containers: ContainerCgroups,
+    digests: DigestCache,
+    images: ImageMemo,
+}
+
+impl Collector {
+    /// A collector that reads cgroups in `hierarchy` and knows the engine's cgroup paths by `containers`.
+    #[must_use]
+    pub fn new(hierarchy: CgroupHierarchy, containers: ContainerCgroups) -> Self {
+        Self { hierarchy, containers, digests: DigestCache::default(), images: ImageMemo::default() }
+    }
+
+    /// The cgroup hierarchy that snapshots are taken in.
+    #[must_use]
+    pub fn hierarchy(&self) -> &CgroupHierarchy {
+        &self.hierarchy
+    }
+
+    /// One moment's view of the process.
+    ///
+    /// # Errors
+    /// The process has ended, or the kernel does not let us see it.
+    pub fn snapshot(&self, process: &ProcDir) -> Result<Snapshot, EvidenceError> {
+        process.snapshot(&self.hierarchy)
+    }
+
+    /// Whether the process still is what `snapshot` says: program, users, tracer and cgroup (three system calls).
+    ///
+    /// The start time needs no look: `process` pins the process, so it is the same or gone.
+    #[must_use]
+    pub fn recheck(&self, process: &ProcDir, snapshot: &Snapshot) -> bool {
+        process.still(&self.hierarchy, snapshot)
+    }
+
+    /// Everything but the measurement of the executable.
+    ///
+    /// # Errors
+    /// The process has ended or changed meanwhile, or the kernel does not let us see it.
+    pub fn identify(&self, handle: PeerHandle, process: &ProcDir) -> Result<Evidence, EvidenceError> {
+        let snapshot = self.snapshot(process)?;
+        let ancestry = process.ancestry(MAX_ANCESTRY)?;
+        if !self.recheck(process, &snapshot) {
+            return Err(EvidenceError::Changed);
+        }
+        let container = self.containers.container_id(&snapshot.cgroup);
+        Ok(Evidence { handle, snapshot, ancestry, container, measurement: None })
+    }
+
+    /// Adds the measurement: the executable's digest and, with the `image` that its container runs, whether it is an
+    /// unmodified file of it. Large files are hashed off the async threads; a digest is cached until the file changes.
+    ///
+    /// # Errors
+    /// As [`Self::identify`]; [`EvidenceError::Changed`] if the process is no longer the one in `evidence`.
+    pub async fn measure(
+        &self,
+        process: &ProcDir,
+        evidence: Evidence,
+        image: Option<&ImageLayers>,
+    ) -> Result<Evidence, EvidenceError> {
+        let (file, opened) = process.open_executable()?;
+        if file != evidence.snapshot.executable {
+            return Err(EvidenceError::Changed);
+        }
+        let digest = self.digests.digest(file, opened).await?;
+        let unmodified_from_image = match image {
+            None => None,
+            Some(image) => {
+                let path = process.executable_path()?;
+                self.images.unmodified(image, &path, file, digest, &self.digests).await
+            }
+        };
+        if self.snapshot(process)? != evidence.snapshot {
+            return Err(EvidenceError::Changed);
+        }
+        Ok(Evidence { measurement: Some(Measurement { digest, unmodified_from_image }), ..evidence })
+    }
+}

@@ -1,0 +1,141 @@
+//! What can be made to go wrong, on purpose.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest delay of one answer, in milliseconds.
+pub const DELAY_LIMIT_MS: u64 = 600_000;
+
+/// The faults in force. The default is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Faults {
+    /// For calls to the provisioning service.
+    pub dps: RouteFaults,
+    /// For calls to the hub: registry, messages, MQTT sessions.
+    pub hub: RouteFaults,
+    /// How far the service's clock is ahead (negative: behind) of this machine's, in seconds. Moves the `Date` header and
+    /// the judgement whether a token has expired.
+    pub clock_offset_sec: i64,
+    /// How many polls of each registration answer `assigning` before it is assigned.
+    pub polls_assigning: u32,
+    /// What the provisioning service says in `Retry-After` with 202, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_after_sec: Option<u32>,
+    /// When set, registrations end in `failed` with this message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refuse_registration: Option<String>,
+}
+
+/// Faults of one class of routes. They are judged before the request is: delay first, then drop or status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct RouteFaults {
+    /// Waits this long before anything else, in milliseconds; at most [`DELAY_LIMIT_MS`].
+    pub delay_ms: u64,
+    /// Answers with this status (400 to 599) instead of doing anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// `Retry-After` beside that status, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_sec: Option<u32>,
+    /// Closes the connection without an answer.
+    pub drop: bool,
+    /// The request is carried out before the fault is answered: the client does not learn that it worked.
+    pub after_effect: bool,
+    /// How many more calls are hit; absent: all until changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub times: Option<u32>,
+}
+
+/// Why faults were not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FaultsError {
+    /// A status that is no error.
+    #[error("status {0} is not one of 400 to 599")]
+    Status(u16),
+    /// A delay that is too long.
+    #[error("a delay of {0} ms is longer than {DELAY_LIMIT_MS} ms")]
+    Delay(u64),
+}
+
+impl Faults {
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// A status that is no error, or a delay that is too long.
+    pub fn check(&self) -> Result<(), FaultsError> {
+        for class in [&self.dps, &self.hub] {
+            if let Some(status) = class.status.filter(|status| !(400..600).contains(status)) {
+                return Err(FaultsError::Status(status));
+            }
+            if class.delay_ms > DELAY_LIMIT_MS {
+                return Err(FaultsError::Delay(class.delay_ms));
+            }
+        }
+        Ok(())
+    }
+
+    /// The service's clock when this machine's shows `now`, in seconds since 1970.
+    pub(crate) fn clock(&self, now: u64) -> u64 {
+        now.saturating_add_signed(self.clock_offset_sec)
+    }
+}
+
+impl RouteFaults {
+    /// A status for every call.
+    #[must_use]
+    pub fn status(status: u16) -> Self {
+        Self { status: Some(status), ..Self::default() }
+    }
+
+    /// Connections closed without an answer.
+    #[must_use]
+    pub fn dropped() -> Self {
+        Self { drop: true, ..Self::default() }
+    }
+
+    /// The same fault for the next `times` calls only.
+    #[must_use]
+    pub fn times(self, times: u32) -> Self {
+        Self { times: Some(times), ..self }
+    }
+
+    /// The faults that hit the call that has just come in; counts it.
+    pub(crate) fn hit(&mut self) -> Self {
+        match &mut self.times {
+            None => self.clone(),
+            Some(0) => Self::default(),
+            Some(left) => {
+                *left -= 1;
+                self.clone()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_for_two_calls_hits_exactly_two() {
+        let mut faults = RouteFaults::status(500).times(2);
+        let hits: Vec<_> = (0..4).map(|_| faults.hit().status).collect();
+        assert_eq!(hits, [Some(500), Some(500), None, None]);
+        assert_eq!(RouteFaults::dropped().hit(), RouteFaults::dropped());
+    }
+
+    #[test]
+    fn faults_out_of_bounds_are_refused() {
+        let status = Faults { hub: RouteFaults::status(200), ..Faults::default() };
+        assert_eq!(status.check(), Err(FaultsError::Status(200)));
+        let slow = RouteFaults { delay_ms: DELAY_LIMIT_MS + 1, ..RouteFaults::default() };
+        assert_eq!(Faults { dps: slow, ..Faults::default() }.check(), Err(FaultsError::Delay(DELAY_LIMIT_MS + 1)));
+    }
+
+    #[test]
+    fn a_misspelt_fault_is_an_error_and_not_silence() {
+        let error = serde_json::from_str::<Faults>(r#"{"hub":{"delayMS":3}}"#).unwrap_err();
+        assert!(error.to_string().contains("delayMS"), "{error}");
+    }
+}

@@ -1,0 +1,412 @@
+//! What the simulated cloud knows: enrolments, devices, modules, faults and counts. Values only; no I/O, no clock.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::faults::Faults;
+use crate::token::Key;
+
+/// Most enrolments, and most devices.
+const PRINCIPAL_LIMIT: usize = 1024;
+/// Most modules of one device: the real hub's number.
+pub(crate) const MODULE_LIMIT: usize = 50;
+/// Most registrations remembered; the oldest is forgotten first.
+const OPERATION_LIMIT: usize = 1024;
+/// Most refusals remembered; the oldest is forgotten first.
+const REFUSAL_LIMIT: usize = 64;
+
+/// A device that may register itself at the provisioning service with a symmetric key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Enrolment {
+    /// The registration id.
+    pub registration_id: String,
+    /// The key; it becomes the device's key at the hub too.
+    pub key: Key,
+    /// The device id to assign; the registration id unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_id: Option<String>,
+    /// The hub name to assign; this simulator's own unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
+    /// What the assignment carries to the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<Value>,
+}
+
+impl Enrolment {
+    /// The plain case: assigned to this simulator's hub under its registration id.
+    #[must_use]
+    pub fn new(registration_id: impl Into<String>, key: Key) -> Self {
+        Self { registration_id: registration_id.into(), key, device_id: None, hub: None, payload: None }
+    }
+}
+
+/// A device that the hub knows before any registration (manual provisioning).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PresetDevice {
+    /// The device id.
+    pub device_id: String,
+    /// The device's key.
+    pub key: Key,
+    /// Whether its tokens are accepted.
+    #[serde(default = "enabled")]
+    pub enabled: bool,
+}
+
+const fn enabled() -> bool {
+    true
+}
+
+impl PresetDevice {
+    /// A device whose tokens are accepted.
+    #[must_use]
+    pub fn new(device_id: impl Into<String>, key: Key) -> Self {
+        Self { device_id: device_id.into(), key, enabled: true }
+    }
+}
+
+/// Why an enrolment or a device was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PresetError {
+    /// The id has characters that the hub does not allow.
+    #[error("the id is not one that the hub allows")]
+    Id(#[source] edgekeep_core::id::IdError),
+    /// There are too many already.
+    #[error("there are {PRINCIPAL_LIMIT} already; remove some")]
+    Full,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Device {
+    pub(crate) hub: String,
+    pub(crate) key: Key,
+    pub(crate) enabled: bool,
+    #[serde(default)]
+    pub(crate) modules: BTreeMap<String, Module>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Module {
+    pub(crate) generation: String,
+    pub(crate) etag: String,
+    pub(crate) managed_by: Option<String>,
+    pub(crate) credential: Credential,
+    #[serde(default)]
+    pub(crate) accepted_messages: u64,
+}
+
+/// How a module proves itself to the hub.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Credential {
+    None,
+    Keys { primary: Key, secondary: Key, given: bool },
+    X509 { kind: String, thumbprint: Value },
+}
+
+impl Credential {
+    pub(crate) fn keys(&self) -> Vec<&Key> {
+        match self {
+            Self::Keys { primary, secondary, .. } => vec![primary, secondary],
+            Self::None | Self::X509 { .. } => Vec::new(),
+        }
+    }
+}
+
+/// A registration under way or done.
+#[derive(Debug, Clone)]
+pub(crate) struct Operation {
+    pub(crate) id: String,
+    pub(crate) registration: String,
+    pub(crate) polls: u32,
+}
+
+/// Calls received since the start or since they were cleared, faults included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Calls {
+    /// Registrations asked for.
+    pub dps_register: u64,
+    /// Polls of a registration.
+    pub dps_operation: u64,
+    /// Module lists.
+    pub hub_list: u64,
+    /// Single modules read.
+    pub hub_get: u64,
+    /// Modules created or updated.
+    pub hub_put: u64,
+    /// Modules deleted.
+    pub hub_delete: u64,
+    /// Messages sent over HTTP.
+    pub hub_message: u64,
+    /// MQTT sessions asked for.
+    pub mqtt_connect: u64,
+    /// Requests that no route matched.
+    pub unknown: u64,
+}
+
+impl Calls {
+    /// All of them.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.dps_register
+            + self.dps_operation
+            + self.hub_list
+            + self.hub_get
+            + self.hub_put
+            + self.hub_delete
+            + self.hub_message
+            + self.mqtt_connect
+            + self.unknown
+    }
+}
+
+/// What a test or an operator may see: everything but the keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// The hub's name, with its port.
+    pub hub: String,
+    /// The provisioning service's scope.
+    pub scope_id: String,
+    /// Registration ids that may register.
+    pub enrolments: Vec<String>,
+    /// Devices by id.
+    pub devices: BTreeMap<String, DeviceState>,
+    /// Calls by route.
+    pub calls: Calls,
+    /// The last refused tokens: who and why. At most 64.
+    pub refusals: Vec<String>,
+    /// The faults in force.
+    pub faults: Faults,
+}
+
+/// A device as [`State`] shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceState {
+    /// The hub name that it was assigned to.
+    pub hub: String,
+    /// Whether its tokens are accepted.
+    pub enabled: bool,
+    /// Its modules by id.
+    pub modules: BTreeMap<String, ModuleState>,
+}
+
+/// A module as [`State`] shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModuleState {
+    /// Its generation: another one after it was deleted and created again.
+    pub generation_id: String,
+    /// Its entity tag, without quotes.
+    pub etag: String,
+    /// Who manages it, as the client said.
+    pub managed_by: Option<String>,
+    /// Where its keys come from.
+    pub keys: Keys,
+    /// Messages accepted from it, over HTTP and MQTT.
+    pub accepted_messages: u64,
+}
+
+/// Where a module's keys come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Keys {
+    /// It has none.
+    None,
+    /// The hub made them up because the client sent none.
+    Generated,
+    /// The client registered them.
+    Given,
+}
+
+/// What outlives a restart if the caller keeps it: enrolments, devices and modules **with their keys**.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub(crate) enrolments: BTreeMap<String, Enrolment>,
+    pub(crate) devices: BTreeMap<String, Device>,
+    pub(crate) serial: u64,
+}
+
+/// Everything, behind one lock that is never held over an await.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) hub: String,
+    pub(crate) scope_id: String,
+    pub(crate) enrolments: BTreeMap<String, Enrolment>,
+    pub(crate) devices: BTreeMap<String, Device>,
+    pub(crate) operations: VecDeque<Operation>,
+    pub(crate) faults: Faults,
+    pub(crate) calls: Calls,
+    refusals: VecDeque<String>,
+    serial: u64,
+}
+
+impl World {
+    pub(crate) fn new(hub: String, scope_id: String, snapshot: Snapshot) -> Self {
+        Self {
+            hub,
+            scope_id,
+            enrolments: snapshot.enrolments,
+            devices: snapshot.devices,
+            operations: VecDeque::new(),
+            faults: Faults::default(),
+            calls: Calls::default(),
+            refusals: VecDeque::new(),
+            serial: snapshot.serial,
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot { enrolments: self.enrolments.clone(), devices: self.devices.clone(), serial: self.serial }
+    }
+
+    /// A number that was not used before.
+    pub(crate) fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+
+    pub(crate) fn enrol(&mut self, enrolment: Enrolment) -> Result<(), PresetError> {
+        for id in [Some(&enrolment.registration_id), enrolment.device_id.as_ref()].into_iter().flatten() {
+            check_id(id)?;
+        }
+        if self.enrolments.len() >= PRINCIPAL_LIMIT && !self.enrolments.contains_key(&enrolment.registration_id) {
+            return Err(PresetError::Full);
+        }
+        self.enrolments.insert(enrolment.registration_id.clone(), enrolment);
+        Ok(())
+    }
+
+    /// Adds a device, or gives a known one another key; its modules stay.
+    pub(crate) fn add_device(&mut self, preset: PresetDevice) -> Result<(), PresetError> {
+        check_id(&preset.device_id)?;
+        self.put_device(preset, self.hub.clone())
+    }
+
+    pub(crate) fn put_device(&mut self, preset: PresetDevice, hub: String) -> Result<(), PresetError> {
+        let PresetDevice { device_id, key, enabled } = preset;
+        if let Some(device) = self.devices.get_mut(&device_id) {
+            (device.key, device.enabled, device.hub) = (key, enabled, hub);
+            return Ok(());
+        }
+        if self.devices.len() >= PRINCIPAL_LIMIT {
+            return Err(PresetError::Full);
+        }
+        self.devices.insert(device_id, Device { hub, key, enabled, modules: BTreeMap::new() });
+        Ok(())
+    }
+
+    pub(crate) fn remember(&mut self, operation: Operation) {
+        if self.operations.len() >= OPERATION_LIMIT {
+            self.operations.pop_front();
+        }
+        self.operations.push_back(operation);
+    }
+
+    pub(crate) fn note_refusal(&mut self, text: String) {
+        if self.refusals.len() >= REFUSAL_LIMIT {
+            self.refusals.pop_front();
+        }
+        self.refusals.push_back(text);
+    }
+
+    pub(crate) fn state(&self) -> State {
+        State {
+            hub: self.hub.clone(),
+            scope_id: self.scope_id.clone(),
+            enrolments: self.enrolments.keys().cloned().collect(),
+            devices: self.devices.iter().map(|(id, device)| (id.clone(), device.state())).collect(),
+            calls: self.calls,
+            refusals: self.refusals.iter().cloned().collect(),
+            faults: self.faults.clone(),
+        }
+    }
+}
+
+impl Device {
+    fn state(&self) -> DeviceState {
+        let modules = self.modules.iter().map(|(id, module)| {
+            let keys = match module.credential {
+                Credential::Keys { given: true, .. } => Keys::Given,
+                Credential::Keys { given: false, .. } => Keys::Generated,
+                Credential::None | Credential::X509 { .. } => Keys::None,
+            };
+            let state = ModuleState {
+                generation_id: module.generation.clone(),
+                etag: module.etag.clone(),
+                managed_by: module.managed_by.clone(),
+                keys,
+                accepted_messages: module.accepted_messages,
+            };
+            (id.clone(), state)
+        });
+        DeviceState { hub: self.hub.clone(), enabled: self.enabled, modules: modules.collect() }
+    }
+}
+
+/// The hub takes the same characters in device, module and registration ids.
+pub(crate) fn check_id(id: &str) -> Result<(), PresetError> {
+    id.parse::<edgekeep_core::id::DeviceId>().map(|_| ()).map_err(PresetError::Id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Key {
+        Key::new(vec![7; 32]).unwrap()
+    }
+
+    fn world() -> World {
+        World::new("localhost:1".to_owned(), "scope".to_owned(), Snapshot::default())
+    }
+
+    #[test]
+    fn what_is_remembered_has_a_bound() {
+        let mut world = world();
+        for number in 0..2000 {
+            world.note_refusal(format!("refusal {number}"));
+            world.remember(Operation { id: number.to_string(), registration: String::new(), polls: 0 });
+            let added = world.enrol(Enrolment::new(format!("device-{number}"), key()));
+            assert_eq!(added.is_ok(), number < 1024, "{number}: {added:?}");
+            assert_eq!(world.add_device(PresetDevice::new(format!("device-{number}"), key())).is_ok(), number < 1024);
+        }
+        assert_eq!(world.operations.len(), 1024);
+        let state = world.state();
+        assert_eq!(state.refusals.len(), 64);
+        assert_eq!(state.refusals.last().map(String::as_str), Some("refusal 1999"));
+    }
+
+    #[test]
+    fn the_state_that_is_shown_has_no_key() {
+        let mut world = world();
+        world.enrol(Enrolment::new("press-04", key())).unwrap();
+        world.add_device(PresetDevice::new("press-05", key())).unwrap();
+        let shown = serde_json::to_string(&world.state()).unwrap();
+        assert!(!shown.contains(&key().expose_base64()), "{shown}");
+        assert!(shown.contains("press-04") && shown.contains("press-05"));
+    }
+
+    #[test]
+    fn an_id_that_could_steer_a_path_is_refused() {
+        let error = world().enrol(Enrolment::new("a/b", key())).unwrap_err();
+        assert!(matches!(error, PresetError::Id(_)), "{error:?}");
+    }
+
+    #[test]
+    fn a_snapshot_read_back_has_the_same_devices_and_does_not_reuse_serials() {
+        let mut first = world();
+        first.add_device(PresetDevice::new("press-05", key())).unwrap();
+        let serial = first.next_serial();
+        let text = serde_json::to_string(&first.snapshot()).unwrap();
+        let mut second = World::new("localhost:1".to_owned(), "scope".to_owned(), serde_json::from_str(&text).unwrap());
+        assert_eq!(second.state(), first.state());
+        assert!(second.next_serial() > serial);
+    }
+}
