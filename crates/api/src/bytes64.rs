@@ -2,6 +2,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+/// How a decoding error begins when a member is not base64: servers answer it as a bad parameter, not as bad JSON.
+pub const NOT_BASE64: &str = "not standard base64";
+
 /// Bytes that travel as standard, padded base64.
 ///
 /// They may be secret (key bytes, plaintext), so `Debug` prints the length only. They are not wiped: whoever needs that
@@ -51,6 +54,6 @@ impl<'de> Deserialize<'de> for Base64Bytes {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
         // The decoder's own message repeats a byte of the input; the input may be a secret.
-        STANDARD.decode(text.as_bytes()).map(Self).map_err(|_| serde::de::Error::custom("not standard base64"))
+        STANDARD.decode(text.as_bytes()).map(Self).map_err(|_| serde::de::Error::custom(NOT_BASE64))
     }
 }

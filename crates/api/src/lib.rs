@@ -17,7 +17,7 @@ pub mod workload;
 
 use serde::{Deserialize, Serialize};
 
-pub use bytes64::Base64Bytes;
+pub use bytes64::{Base64Bytes, NOT_BASE64};
 
 /// The body of every answer that is not a success, of every service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,11 +4,12 @@
 //! (`SO_PASSCRED`); bytes of another process mark the connection, and the server refuses every request on it. While the
 //! connecting process's pidfd is alive its pid cannot be reused, so equal pids are the same process.
 
+use std::any::Any;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use edgekeep_core::attestation::PeerHandle;
@@ -24,6 +25,7 @@ pub struct Caller {
     pid: Option<u32>,
     pidfd: Option<(OwnedFd, PeerHandle)>,
     sender_changed: AtomicBool,
+    attached: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl Caller {
@@ -48,13 +50,14 @@ impl Caller {
             pid,
             pidfd: handle,
             sender_changed: AtomicBool::new(false),
+            attached: OnceLock::new(),
         })
     }
 
     /// A caller that no socket stands behind, for unit tests of handlers.
     #[must_use]
     pub fn simulated(uid: u32, gid: u32) -> Self {
-        Self { uid, gid, pid: None, pidfd: None, sender_changed: AtomicBool::new(false) }
+        Self { uid, gid, pid: None, pidfd: None, sender_changed: AtomicBool::new(false), attached: OnceLock::new() }
     }
 
     /// Effective user id at connect.
@@ -79,6 +82,13 @@ impl Caller {
     #[must_use]
     pub fn pidfd(&self) -> Option<(BorrowedFd<'_>, PeerHandle)> {
         self.pidfd.as_ref().map(|(pidfd, handle)| (pidfd.as_fd(), *handle))
+    }
+
+    /// What the service learned about this caller on an earlier request of the same connection, or learns now.
+    ///
+    /// One type a service: if something of another type is attached already, `None`.
+    pub fn attached<T: Any + Send + Sync>(&self, learn: impl FnOnce() -> T) -> Option<&T> {
+        self.attached.get_or_init(|| Box::new(learn())).downcast_ref()
     }
 
     /// Whether any bytes on the connection came from another process.

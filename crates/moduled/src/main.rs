@@ -1,2 +1,40 @@
-//! (in construction)
-fn main() {}
+//! The program `edgekeep-moduled`: see the library.
+
+use std::process::ExitCode;
+
+use edgekeep_core::layout::{ROOT_VARIABLE, Root};
+use edgekeep_moduled::agent::Ended;
+use edgekeep_runtime::process::launcher;
+
+fn main() -> ExitCode {
+    // A host module's launcher: this program started again, to enter the module's cgroup before it becomes the module.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == launcher::ARGUMENT) {
+        return u8::try_from(launcher::main()).map_or(ExitCode::FAILURE, ExitCode::from);
+    }
+    edgekeep_daemon::logging::init();
+    // Before any thread starts: all threads and every host module inherit it.
+    if let Err(error) = launcher::forbid_new_privileges() {
+        tracing::error!(%error, "cannot give up new privileges");
+        return ExitCode::FAILURE;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
+    let ended = runtime.block_on(edgekeep_moduled::run::run(root));
+    // A blocking task must not hold the end up.
+    runtime.shutdown_background();
+    match ended {
+        Ok(Ended::Stopped) => ExitCode::SUCCESS,
+        Ok(Ended::GaveUp) => ExitCode::FAILURE,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -115,6 +115,9 @@ pub async fn serve<S: Send + Sync + 'static>(
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     if let Some((caller, slot)) = admit(&stream, &counts, limits) {
+                        if matches!(slot.kind, SlotKind::Served(_)) {
+                            router.connected(&caller);
+                        }
                         let router = Arc::clone(&router);
                         connections.spawn(converse(stream, caller, slot, router, limits, stop.clone()));
                     }

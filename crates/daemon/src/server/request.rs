@@ -83,12 +83,7 @@ impl Request {
         if bytes.is_empty() && !put {
             return Ok(None);
         }
-        match serde_json::from_slice(&bytes) {
-            Ok(value) => Ok(Some(value)),
-            Err(error) if error.is_data() => Err(unprocessable(&error)),
-            // Text that is no JSON at all: the compatible services answer as for JSON that does not fit.
-            Err(error) => Err(unprocessable(&error)),
-        }
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| unprocessable(&error))
     }
 
     fn is_json(&self) -> bool {
@@ -140,6 +135,14 @@ impl Request {
 /// 422 without repeating what was sent: serde's own text may quote a value, which may be a secret.
 fn unprocessable(error: &serde_json::Error) -> HttpError {
     let text = error.to_string();
+    if error.is_data() && text.starts_with(edgekeep_api::NOT_BASE64) {
+        return HttpError::bad_request(format!(
+            "invalid parameter: {} (line {}, column {})",
+            edgekeep_api::NOT_BASE64,
+            error.line(),
+            error.column()
+        ));
+    }
     let what = if error.is_data() && (text.starts_with("missing field") || text.starts_with("unknown variant")) {
         text.split(" at line ").next().unwrap_or_default().to_owned()
     } else if error.is_data() {

@@ -12,6 +12,7 @@ use crate::peer::Caller;
 type Answer = Pin<Box<dyn Future<Output = Result<Response, HttpError>> + Send>>;
 type Handler<S> = Box<dyn Fn(Arc<S>, Request) -> Answer + Send + Sync>;
 type SenderChanged<S> = Box<dyn Fn(&S, &Caller, &str) + Send + Sync>;
+type Connected<S> = Box<dyn Fn(&S, &Caller) + Send + Sync>;
 
 struct Route<S> {
     method: Method,
@@ -26,6 +27,7 @@ pub struct Router<S> {
     state: Arc<S>,
     versions: &'static [&'static str],
     routes: Vec<Route<S>>,
+    connected: Connected<S>,
     sender_changed: SenderChanged<S>,
 }
 
@@ -39,7 +41,13 @@ impl<S: Send + Sync + 'static> Router<S> {
     /// A service without routes that accepts `versions`, oldest first.
     #[must_use]
     pub fn new(state: Arc<S>, versions: &'static [&'static str]) -> Self {
-        Self { state, versions, routes: Vec::new(), sender_changed: Box::new(|_, _, _| ()) }
+        Self {
+            state,
+            versions,
+            routes: Vec::new(),
+            connected: Box::new(|_, _| ()),
+            sender_changed: Box::new(|_, _, _| ()),
+        }
     }
 
     /// Adds a route. `pattern` is `/`-separated; a segment in braces takes any one segment. `since` is the version from
@@ -60,6 +68,14 @@ impl<S: Send + Sync + 'static> Router<S> {
         self
     }
 
+    /// What to do as soon as a connection is accepted, before any of its bytes are read: to look at the caller while it
+    /// still is who connected.
+    #[must_use]
+    pub fn on_connected(mut self, hook: impl Fn(&S, &Caller) + Send + Sync + 'static) -> Self {
+        self.connected = Box::new(hook);
+        self
+    }
+
     /// What to do, for example write to the audit trail, when a connection is refused because another process than the
     /// one that connected sent bytes. The last argument is method and path as sent.
     #[must_use]
@@ -71,6 +87,10 @@ impl<S: Send + Sync + 'static> Router<S> {
     /// Method and pattern of every route, for tests that walk the whole table.
     pub fn routes(&self) -> impl Iterator<Item = (&Method, &'static str)> {
         self.routes.iter().map(|route| (&route.method, route.pattern))
+    }
+
+    pub(super) fn connected(&self, caller: &Caller) {
+        (self.connected)(&self.state, caller);
     }
 
     pub(super) fn refuse_sender(&self, caller: &Caller, what: &str) {

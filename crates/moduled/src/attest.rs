@@ -1,0 +1,172 @@
+//! Who calls: evidence gathered once a connection, looked at again on each request, judged by
+//! [`edgekeep_core::attestation::verdict`]; each refusal with its reason in the audit trail, and none of it in the answer.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use edgekeep_api::management::Refusal;
+use edgekeep_core::attestation::{
+    Asked, DenyReason, Door, Evidence, Registration, RunningFacts, Workload, needs_measurement, verdict,
+};
+use edgekeep_daemon::audit::{Audit, Entry};
+use edgekeep_daemon::peer::Caller;
+use edgekeep_runtime::evidence::{Collector, EvidenceError, ImageLayers, ProcDir};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Refusals that `GET /status` shows.
+const SHOWN_REFUSALS: usize = 20;
+
+/// What a connection's caller was when it connected.
+#[derive(Debug)]
+struct Known {
+    process: ProcDir,
+    /// Gains the measurement when a policy first asks for it.
+    evidence: RwLock<Evidence>,
+}
+
+/// The registration and the facts a caller is judged against.
+#[derive(Debug)]
+pub struct Subject {
+    /// The registration of the module that was asked for.
+    pub registration: Option<Registration>,
+    /// What runs for it.
+    pub facts: RunningFacts,
+    /// Its image's layers, where the engine keeps them as folders.
+    pub layers: Option<ImageLayers>,
+}
+
+/// Gathers evidence, judges, and keeps the trail of refusals.
+#[derive(Debug)]
+pub struct Attestor {
+    collector: Collector,
+    audit: Audit,
+    refusals: Mutex<VecDeque<Refusal>>,
+    refusal_count: AtomicU64,
+}
+
+impl Attestor {
+    /// An attestor that writes its trail into `state_folder`.
+    #[must_use]
+    pub fn new(collector: Collector, state_folder: &Path) -> Self {
+        Self {
+            collector,
+            audit: Audit::new(state_folder),
+            refusals: Mutex::new(VecDeque::with_capacity(SHOWN_REFUSALS)),
+            refusal_count: AtomicU64::new(0),
+        }
+    }
+
+    /// Looks at a caller right after it connected, so that what it executes later cannot pass for what connected.
+    pub fn connected(&self, caller: &Caller) {
+        // A failure is kept as well, and is the answer to every request of this caller.
+        let _ = self.known(caller);
+    }
+
+    /// Judges the caller.
+    ///
+    /// # Errors
+    /// The one reason for the refusal. It is not in the audit trail yet: see [`Self::refuse`].
+    pub async fn judge(
+        &self,
+        caller: &Caller,
+        door: &Door,
+        asked: &Asked<'_>,
+        subject: &Subject,
+    ) -> Result<(), DenyReason> {
+        let known = self.known(caller)?;
+        let mut evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if !self.collector.recheck(&known.process, &evidence.snapshot) {
+            return Err(gone_or_changed(caller));
+        }
+        let measure = subject.registration.as_ref().is_some_and(needs_measurement) && evidence.measurement.is_none();
+        if measure {
+            // Judged without the measurement first: whoever fails for another reason does not get a file hashed.
+            match verdict(door, asked, subject.registration.as_ref(), &subject.facts, &evidence) {
+                Err(DenyReason::ExecutableUnmeasured) => {}
+                other => return other,
+            }
+            evidence = self
+                .collector
+                .measure(&known.process, evidence, subject.layers.as_ref())
+                .await
+                .map_err(|error| reason(&error))?;
+            *known.evidence.write().unwrap_or_else(PoisonError::into_inner) = evidence.clone();
+        }
+        verdict(door, asked, subject.registration.as_ref(), &subject.facts, &evidence)
+    }
+
+    /// Whether the caller's cgroup is that of the registered container, whatever else is known of it.
+    #[must_use]
+    pub fn is_in_container_of(&self, caller: &Caller, registration: Option<&Registration>) -> bool {
+        let Some(Workload::Container { container, .. }) = registration.map(|registration| &registration.workload)
+        else {
+            return false;
+        };
+        self.known(caller).is_ok_and(|known| {
+            known.evidence.read().unwrap_or_else(PoisonError::into_inner).container.as_ref() == Some(container)
+        })
+    }
+
+    /// Writes a refusal down.
+    pub fn refuse(&self, caller: &Caller, module: &str, route: &str, reason: DenyReason) {
+        let pid = caller.pid().unwrap_or(0);
+        let text = reason.to_string();
+        self.audit.refused(&Entry { uid: caller.uid(), pid, action: route, object: module, reason: &text });
+        self.refusal_count.fetch_add(1, Ordering::Relaxed);
+        let refusal = Refusal {
+            time: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+            module: module.to_owned(),
+            route: route.to_owned(),
+            reason,
+            pid,
+            uid: caller.uid(),
+        };
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        refusals.truncate(SHOWN_REFUSALS - 1);
+        refusals.push_front(refusal);
+    }
+
+    /// The latest refusals, newest first, and how many there were since start.
+    #[must_use]
+    pub fn refusals(&self) -> (Vec<Refusal>, u64) {
+        let latest = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+        (latest, self.refusal_count.load(Ordering::Relaxed))
+    }
+
+    fn known<'a>(&self, caller: &'a Caller) -> Result<&'a Known, DenyReason> {
+        let learned = caller.attached(|| self.learn(caller));
+        match learned {
+            Some(Ok(known)) => Ok(known),
+            Some(Err(reason)) => Err(*reason),
+            None => Err(DenyReason::CallerGone),
+        }
+    }
+
+    fn learn(&self, caller: &Caller) -> Result<Known, DenyReason> {
+        let pid = caller.pid().ok_or(DenyReason::PidNotVisible)?;
+        let (pidfd, handle) = caller.pidfd().ok_or(DenyReason::CallerGone)?;
+        let process = ProcDir::open(pid, pidfd).map_err(|error| reason(&error))?;
+        let evidence = self.collector.identify(handle, &process).map_err(|error| reason(&error))?;
+        Ok(Known { process, evidence: RwLock::new(evidence) })
+    }
+}
+
+fn reason(error: &EvidenceError) -> DenyReason {
+    // The cause (for example a missing capability) is the operator's to know, not the caller's.
+    tracing::debug!(%error, "no evidence");
+    error.reason()
+}
+
+/// A process that ended is no change of program: the trail should say which it was.
+fn gone_or_changed(caller: &Caller) -> DenyReason {
+    let alive = caller.pidfd().is_some_and(|(pidfd, _)| {
+        // A pidfd is readable once its process has ended.
+        let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(rustix::event::poll(&mut poll, Some(&now)), Ok(0))
+    });
+    if alive { DenyReason::CallerChanged } else { DenyReason::CallerGone }
+}

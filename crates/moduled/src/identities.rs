@@ -1,0 +1,141 @@
+//! The identities that modules act under, as identityd answers them; kept here so that a signature costs no look-up.
+//!
+//! An entry older than a minute is still served, and asked for again in the background: a slow or absent identityd delays
+//! no module that was known once.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use edgekeep_api::client::ClientError;
+use edgekeep_api::identityd::{AziotIdentity, Identity, IdentityClient};
+use edgekeep_api::keyd::KeyHandle;
+use edgekeep_core::id::ModuleId;
+use tokio::sync::Mutex;
+
+const FRESH: Duration = Duration::from_secs(60);
+/// More modules than a device has; a bound all the same.
+const LIMIT: usize = 4096;
+
+/// A module's identity, with what is needed to use it.
+#[derive(Debug)]
+pub struct ModuleIdentity {
+    /// Host name of the hub.
+    pub hub: String,
+    /// The device.
+    pub device: String,
+    /// Its generation.
+    pub generation: String,
+    /// Its signing key in keyd.
+    pub key: KeyHandle,
+    since: Instant,
+    refreshing: AtomicBool,
+}
+
+/// Why a module has no usable identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// identityd refused or cannot be reached.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The identity is not one with a key and a generation.
+    #[error("the identity of module {module} has no {missing}")]
+    Incomplete {
+        /// The module.
+        module: ModuleId,
+        /// What is missing.
+        missing: &'static str,
+    },
+}
+
+/// Identities by module.
+#[derive(Debug)]
+pub struct IdentityCache {
+    client: IdentityClient,
+    known: RwLock<HashMap<ModuleId, Arc<ModuleIdentity>>>,
+    loading: Mutex<()>,
+}
+
+impl IdentityCache {
+    /// An empty cache in front of `client`.
+    #[must_use]
+    pub fn new(client: IdentityClient) -> Self {
+        Self { client, known: RwLock::new(HashMap::new()), loading: Mutex::new(()) }
+    }
+
+    /// The client behind the cache.
+    #[must_use]
+    pub fn client(&self) -> &IdentityClient {
+        &self.client
+    }
+
+    /// The identity of a module.
+    ///
+    /// # Errors
+    /// If it is not known here and identityd cannot tell.
+    pub async fn module(self: &Arc<Self>, module: &ModuleId) -> Result<Arc<ModuleIdentity>, IdentityError> {
+        if let Some(identity) = self.cached(module) {
+            if identity.since.elapsed() > FRESH && !identity.refreshing.swap(true, Ordering::AcqRel) {
+                let this = Arc::clone(self);
+                let module = module.clone();
+                tokio::spawn(async move { this.refresh(&module).await });
+            }
+            return Ok(identity);
+        }
+        // One look-up at a time; whoever waited finds the answer of the one before.
+        let _loading = self.loading.lock().await;
+        if let Some(identity) = self.cached(module) {
+            return Ok(identity);
+        }
+        self.load(module).await
+    }
+
+    /// Forgets a module's identity: it was changed, deleted, or its key handle is no longer good.
+    pub fn forget(&self, module: &ModuleId) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(module);
+    }
+
+    fn cached(&self, module: &ModuleId) -> Option<Arc<ModuleIdentity>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(module).cloned()
+    }
+
+    async fn refresh(&self, module: &ModuleId) {
+        match self.load(module).await {
+            Ok(_) => {}
+            // The identity is gone: the next call says so.
+            Err(IdentityError::Client(error)) if error.status().is_some_and(|status| status.is_client_error()) => {
+                self.forget(module);
+            }
+            Err(error) => {
+                tracing::debug!(%error, %module, "identity not refreshed");
+                if let Some(identity) = self.cached(module) {
+                    identity.refreshing.store(false, Ordering::Release);
+                }
+            }
+        }
+    }
+
+    async fn load(&self, module: &ModuleId) -> Result<Arc<ModuleIdentity>, IdentityError> {
+        let incomplete = |missing| IdentityError::Incomplete { module: module.clone(), missing };
+        let Identity::Aziot(AziotIdentity { hub_name, device_id, gen_id, auth, .. }) =
+            self.client.module(module.as_str()).await?
+        else {
+            return Err(incomplete("identity at the hub"));
+        };
+        let identity = Arc::new(ModuleIdentity {
+            hub: hub_name,
+            device: device_id,
+            generation: gen_id.ok_or_else(|| incomplete("generation id"))?,
+            key: auth.and_then(|auth| auth.key_handle).ok_or_else(|| incomplete("key"))?,
+            since: Instant::now(),
+            refreshing: AtomicBool::new(false),
+        });
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= LIMIT {
+            known.clear();
+        }
+        known.insert(module.clone(), Arc::clone(&identity));
+        Ok(identity)
+    }
+}

@@ -1,0 +1,93 @@
+//! Routes that tell about the device.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_api::management::{EngineStatus, Status};
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::peer::strongest_handle;
+use edgekeep_daemon::server::{HttpError, Request, Response};
+use serde_json::{Value, json};
+
+use crate::resources;
+use crate::service::Moduled;
+use crate::support_bundle;
+use crate::systeminfo::{self, VERSION};
+use crate::workload::certificates::rfc3339_with_offset;
+
+/// The engine and identityd may take so long before systeminfo is answered without what they know.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+pub(super) async fn system_info(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
+    let mut info = service.system_info.clone();
+    let engine = async {
+        let containers = service.modules.containers.as_ref()?;
+        let version = containers.engine.version().await.ok()?;
+        version["Version"].as_str().map(str::to_owned)
+    };
+    let provisioning = async { service.identities.client().provisioning().await.ok() };
+    let (engine, provisioning) =
+        tokio::join!(tokio::time::timeout(PATIENCE, engine), tokio::time::timeout(PATIENCE, provisioning));
+    info.server_version = info.server_version.or_else(|| engine.ok().flatten());
+    info.provisioning = systeminfo::provisioning(provisioning.ok().flatten().as_ref());
+    Ok(Response::ok(&info))
+}
+
+pub(super) async fn resources(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
+    let mut stats = Vec::new();
+    if let Some(containers) = &service.modules.containers {
+        for state in containers.engine.list().await.unwrap_or_default() {
+            let Ok(module) = state.name.parse::<ModuleId>() else { continue };
+            if let Ok(Ok(one)) = tokio::time::timeout(Duration::from_secs(5), containers.engine.stats(&module)).await {
+                stats.push(one);
+            }
+        }
+    }
+    let resources = resources::read(&service.root).map_err(|error| HttpError::internal(error.to_string()))?;
+    let mut answer = serde_json::to_value(resources).map_err(|error| HttpError::internal(error.to_string()))?;
+    // A string that holds JSON: what existing clients parse (wire facts 2.7).
+    answer["docker_stats"] = Value::String(json!(stats).to_string());
+    Ok(Response::ok(&answer))
+}
+
+pub(super) async fn support_bundle(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+    support_bundle::answer(&service, &request).await
+}
+
+pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
+    let (refusals, refusal_count) = service.attestor.refusals();
+    let mut problems = Vec::new();
+    let edge_ca_expiration = match &*service.edge_ca.borrow() {
+        Ok(end) => end.map(rfc3339_with_offset),
+        Err(problem) => {
+            problems.push(problem.clone());
+            None
+        }
+    };
+    let engine = service
+        .modules
+        .containers
+        .as_ref()
+        .map(|containers| EngineStatus { uri: containers.uri.clone(), reachable: containers.watch.is_reconciled() });
+    if let Some(engine) = engine.as_ref().filter(|engine| !engine.reachable) {
+        problems.push(format!(
+            "the container engine at {} does not answer; container modules are refused until it does",
+            engine.uri
+        ));
+    }
+    let agent = service.agent_problem.borrow().clone();
+    if !agent.is_empty() {
+        problems.push(agent);
+    }
+    Ok(Response::ok(&Status {
+        version: VERSION.to_owned(),
+        uid: rustix::process::geteuid().as_raw(),
+        peer_handle: strongest_handle(),
+        process_cgroups: service.modules.processes.without_cgroups().is_none(),
+        engine,
+        edge_ca_expiration,
+        problems,
+        refusals,
+        refusal_count,
+    }))
+}

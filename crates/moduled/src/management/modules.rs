@@ -1,0 +1,111 @@
+//! Routes about modules.
+
+use std::sync::Arc;
+
+use edgekeep_api::management::ModuleSpec;
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::server::{HttpError, Request, Response};
+use edgekeep_runtime::logs::LogQuery;
+use http::StatusCode;
+use time::OffsetDateTime;
+
+use crate::log_query;
+use crate::modules::{self as runtime, echo};
+use crate::service::Moduled;
+use crate::spec::ValidSpec;
+
+pub(super) async fn list(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
+    Ok(Response::ok(&service.modules.list().await?))
+}
+
+pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+    let module: ModuleId = request.id(0)?;
+    Ok(Response::ok(&service.modules.details(&module).await?))
+}
+
+pub(super) async fn create(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
+    service.admit_agent(&request).await?;
+    let spec: ModuleSpec = request.json().await?;
+    let valid = ValidSpec::try_from(&spec)?;
+    runtime::create(&service, &valid).await?;
+    Ok(Response::json(StatusCode::CREATED, &echo(&spec, false)))
+}
+
+pub(super) async fn update(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
+    service.admit_agent(&request).await?;
+    let module: ModuleId = request.id(0)?;
+    let start = match request.query("start") {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(HttpError::bad_request("invalid parameter: start")),
+    };
+    let spec: ModuleSpec = request.json().await?;
+    let mut valid = ValidSpec::try_from(&spec)?;
+    // The path says which module is meant, as with existing services.
+    valid.module = module;
+    if valid.module.is_edge_agent() {
+        // The caller dies of this: it gets its answer first, and the watchdog repairs what goes wrong.
+        tokio::spawn(async move {
+            if let Err(error) = runtime::update(&service, &valid, start).await {
+                tracing::error!(%error, "agent not updated; the watchdog will restore it");
+            }
+        });
+        return Ok(Response::json(StatusCode::CREATED, &echo(&spec, start)));
+    }
+    // An update goes on when its caller hangs up: half of it is worse than none.
+    let running = detached(async move { runtime::update(&service, &valid, start).await }).await?;
+    Ok(Response::json(StatusCode::CREATED, &echo(&spec, running)))
+}
+
+pub(super) async fn delete(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+    service.admit_agent(&request).await?;
+    let module: ModuleId = request.id(0)?;
+    detached(async move { runtime::remove(&service, &module).await }).await?;
+    Ok(Response::no_content())
+}
+
+pub(super) async fn prepare(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
+    service.admit_agent(&request).await?;
+    let module: ModuleId = request.id(0)?;
+    let spec: ModuleSpec = request.json().await?;
+    let valid = ValidSpec::try_from(&spec)?;
+    if valid.module.name() != module.name() {
+        return Err(HttpError::bad_request("module name in spec does not match URI"));
+    }
+    runtime::prepare(&service, &valid).await?;
+    Ok(Response::no_content())
+}
+
+pub(super) async fn action(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+    let module: ModuleId = request.id(0)?;
+    let action = request.param(1).to_ascii_lowercase();
+    if !matches!(action.as_str(), "start" | "stop" | "restart") {
+        return Err(HttpError::not_found("not found"));
+    }
+    detached(async move {
+        match action.as_str() {
+            "start" => runtime::start(&service, &module).await,
+            "stop" => runtime::stop(&service, &module).await,
+            _ => runtime::restart(&service, &module).await,
+        }
+    })
+    .await?;
+    Ok(Response::no_content())
+}
+
+pub(super) async fn logs(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+    let module: ModuleId = request.id(0)?;
+    let query: LogQuery = log_query::parse(|name| request.query(name), OffsetDateTime::now_utc().unix_timestamp())?;
+    let stream = service.modules.logs(&module, &query).await?;
+    Ok(Response::stream(StatusCode::OK, "text/plain", stream))
+}
+
+/// Runs work to its end even if the connection that asked for it breaks.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, HttpError>> + Send + 'static,
+) -> Result<T, HttpError> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "operation ended abnormally");
+        Err(HttpError::internal("the operation ended abnormally; see the daemon's log"))
+    })
+}

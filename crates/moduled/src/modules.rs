@@ -1,0 +1,505 @@
+//! The modules themselves: created, started, stopped and removed in the runtime that their type names, and registered so
+//! that their callers can be measured.
+//!
+//! One operation a module at a time; different modules do not wait for each other, and no call waits for a pull of
+//! another.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use edgekeep_api::management::{
+    DetailsConfig, ExitStatus, ModuleDetails, ModuleList, ModuleSpec, ModuleStatus, RuntimeStatus,
+};
+use edgekeep_core::attestation::{Policy, Registration, RunningFacts, Workload};
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::server::HttpError;
+use edgekeep_runtime::engine::{ContainerSpec, Engine, EngineError};
+use edgekeep_runtime::evidence::ImageLayers;
+use edgekeep_runtime::facts::EngineWatch;
+use edgekeep_runtime::logs::{LogQuery, LogStream};
+use edgekeep_runtime::process::{ProcessError, ProcessRuntime, ProcessSpec};
+use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::service::Moduled;
+use crate::spec::{Kind, ValidSpec};
+
+/// Where a container finds its workload socket: what existing SDKs have built in.
+const CONTAINER_SOCKET_FOLDER: &str = "/var/run/iotedge";
+/// How long a stopping module may take before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The container engine, and what is known of its containers.
+#[derive(Debug)]
+pub struct Containers {
+    /// Its API.
+    pub engine: Engine,
+    /// What its event stream says.
+    pub watch: EngineWatch,
+    /// Its socket, for people.
+    pub uri: String,
+}
+
+/// Both runtimes.
+#[derive(Debug)]
+pub struct Modules {
+    /// Containers, if an engine is configured.
+    pub containers: Option<Containers>,
+    /// Host modules.
+    pub processes: ProcessRuntime,
+    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Modules {
+    /// The modules of these runtimes.
+    #[must_use]
+    pub fn new(containers: Option<Containers>, processes: ProcessRuntime) -> Self {
+        Self { containers, processes, locks: Mutex::new(HashMap::new()) }
+    }
+
+    /// What runs for a module, by its registration.
+    #[must_use]
+    pub fn facts(&self, module: &ModuleId, registration: Option<&Registration>) -> RunningFacts {
+        match registration.map(|registration| &registration.workload) {
+            Some(Workload::Container { .. }) => {
+                self.containers.as_ref().map_or(RunningFacts::Unknown, |containers| containers.watch.facts(module))
+            }
+            Some(Workload::Process { .. }) => self.processes.facts(module),
+            None => RunningFacts::Stopped,
+        }
+    }
+
+    /// What runs for a container module, waiting a moment for it to be known.
+    pub async fn facts_soon(&self, module: &ModuleId) -> RunningFacts {
+        match &self.containers {
+            Some(containers) => containers.watch.facts_within(module, Duration::from_secs(2)).await,
+            None => RunningFacts::Unknown,
+        }
+    }
+
+    /// The layers of a module's image.
+    #[must_use]
+    pub fn layers(&self, module: &ModuleId, registration: Option<&Registration>) -> Option<ImageLayers> {
+        match registration.map(|registration| &registration.workload) {
+            Some(Workload::Container { .. }) => self.containers.as_ref()?.watch.image_layers(module),
+            _ => None,
+        }
+    }
+
+    /// All modules, of both runtimes.
+    ///
+    /// # Errors
+    /// If the engine does not answer: a list without its containers would say that they are gone.
+    pub async fn list(&self) -> Result<ModuleList, HttpError> {
+        let mut modules: Vec<ModuleDetails> =
+            self.processes.list().await.into_iter().map(|state| details(Kind::Process, &state)).collect();
+        if let Some(containers) = &self.containers {
+            let listed = containers.engine.list().await.map_err(|error| of_engine(&error))?;
+            modules.extend(listed.iter().map(|state| details(Kind::Docker, state)));
+        }
+        modules.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(ModuleList { modules })
+    }
+
+    /// One module's state and runtime.
+    ///
+    /// # Errors
+    /// 404 if there is none.
+    pub async fn state(&self, module: &ModuleId) -> Result<(Kind, State), HttpError> {
+        if let Some(state) = self.processes.list().await.into_iter().find(|state| state.name == module.name()) {
+            return Ok((Kind::Process, state));
+        }
+        match &self.containers {
+            Some(containers) => {
+                let container = containers.engine.find(module).await.map_err(|error| of_engine(&error))?;
+                Ok((Kind::Docker, container.status()))
+            }
+            None => Err(no_module(module)),
+        }
+    }
+
+    /// One module as the API shows it.
+    ///
+    /// # Errors
+    /// 404 if there is none.
+    pub async fn details(&self, module: &ModuleId) -> Result<ModuleDetails, HttpError> {
+        let (kind, state) = self.state(module).await?;
+        Ok(details(kind, &state))
+    }
+
+    /// A module's log.
+    ///
+    /// # Errors
+    /// 404 if there is no such module.
+    pub async fn logs(&self, module: &ModuleId, query: &LogQuery) -> Result<LogStream, HttpError> {
+        match self.state(module).await?.0 {
+            Kind::Process => self.processes.logs(module, query).map_err(|error| of_process(&error)),
+            Kind::Docker => self.engine()?.engine.logs(module, query).await.map_err(|error| of_engine(&error)),
+        }
+    }
+
+    /// Holds other operations on the same module back while the guard lives.
+    async fn lock(&self, module: &ModuleId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nobody waits for a lock that only the map holds.
+            if locks.len() > 1024 {
+                locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            }
+            Arc::clone(locks.entry(module.name().to_owned()).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    fn engine(&self) -> Result<&Containers, HttpError> {
+        self.containers.as_ref().ok_or_else(|| {
+            HttpError::internal("no container engine is configured; set [moby_runtime] uri, or use type \"process\"")
+        })
+    }
+}
+
+/// Fetches a container module's image. An image that is present is used when it cannot be fetched: a device must come up
+/// without its registry.
+///
+/// # Errors
+/// If there is neither.
+pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpError> {
+    if spec.kind == Kind::Process {
+        let process = host_module(service, spec)?;
+        let verified = service.modules.processes.verify(process.executable, process.sha256).await;
+        return verified.map_err(|error| of_process(&error));
+    }
+    let engine = &service.modules.engine()?.engine;
+    let present = engine.image_id(&spec.settings.image).await;
+    if spec.never_pull {
+        return present.map(drop).map_err(|error| of_engine(&error));
+    }
+    match (engine.pull(&spec.settings.image, spec.settings.auth.as_ref()).await, present) {
+        (Ok(()), _) => Ok(()),
+        (Err(error), Ok(image)) => {
+            tracing::warn!(module = %spec.module, %error, %image, "image not pulled; the one that is present is used");
+            Ok(())
+        }
+        (Err(error), Err(_)) => Err(of_engine(&error)),
+    }
+}
+
+/// Creates and registers a module; it is not started.
+///
+/// # Errors
+/// If it exists, or its runtime refuses.
+pub async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
+    prepare(service, spec).await?;
+    let _lock = service.modules.lock(&spec.module).await;
+    create_locked(service, spec).await
+}
+
+/// Replaces a module by one of another specification, and starts it if asked to. What is needed is fetched before the old
+/// one is touched.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub async fn update(service: &Arc<Moduled>, spec: &ValidSpec, and_start: bool) -> Result<bool, HttpError> {
+    service.modules.state(&spec.module).await?;
+    prepare(service, spec).await?;
+    let _lock = service.modules.lock(&spec.module).await;
+    stop_locked(service, &spec.module).await?;
+    remove_locked(service, &spec.module).await?;
+    create_locked(service, spec).await?;
+    if and_start {
+        if let Err(error) = start_locked(service, &spec.module).await {
+            tracing::warn!(module = %spec.module, %error, "module not started after its update");
+            return Ok(false);
+        }
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Starts a module; one that runs stays as it is.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let _lock = service.modules.lock(module).await;
+    start_locked(service, module).await
+}
+
+/// Stops a module; one that does not run stays as it is. Its workload socket stays open meanwhile.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let _lock = service.modules.lock(module).await;
+    stop_locked(service, module).await
+}
+
+/// Stops and starts a module.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let _lock = service.modules.lock(module).await;
+    stop_locked(service, module).await?;
+    start_locked(service, module).await
+}
+
+/// Removes a module, its registration and its sockets.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub async fn remove(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let _lock = service.modules.lock(module).await;
+    remove_locked(service, module).await?;
+    service.sockets.remove(service, module).await;
+    Ok(())
+}
+
+async fn create_locked(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
+    let module = &spec.module;
+    service.sockets.open(service, module).await.map_err(|error| HttpError::hidden(&error))?;
+    let workload = match spec.kind {
+        Kind::Docker => {
+            let containers = service.modules.engine()?;
+            let container = ContainerSpec {
+                image: &spec.settings.image,
+                options: container_options(service, spec),
+                env: container_env(spec),
+                network: service.settings.engine.as_ref().map(|engine| engine.network.as_str()),
+                binds: vec![format!("{}:{CONTAINER_SOCKET_FOLDER}", crate::sockets::folder(service, module).display())],
+                labels: spec.labels.clone(),
+                allow_elevated: service.settings.allow_elevated_permissions,
+            };
+            if let Some(network) = container.network {
+                let options = service.settings.engine.as_ref().map(|engine| engine.network_options.clone());
+                containers
+                    .engine
+                    .ensure_network(network, &options.unwrap_or_default())
+                    .await
+                    .map_err(|error| of_engine(&error))?;
+            }
+            let created = containers.engine.create(module, &container).await.map_err(|error| of_engine(&error))?;
+            Workload::Container { container: created.container, image: created.image, options: created.options }
+        }
+        Kind::Process => {
+            let process = host_module(service, spec)?;
+            let executable = process.sha256;
+            service.modules.processes.create(module, process).await.map_err(|error| of_process(&error))?;
+            Workload::Process { executable, uid: service.modules.processes.uid() }
+        }
+    };
+    let generation = match service.identities.module(&module.hub_id()).await {
+        Ok(identity) => identity.generation.parse().ok(),
+        // The agent makes identities first; without one the module starts, and is refused an identity until it has one.
+        Err(error) => {
+            tracing::debug!(%module, %error, "module created before its identity is known");
+            None
+        }
+    };
+    let registration = Registration { module: module.clone(), generation, policy: policy(service, spec), workload };
+    service.registrations.put(registration).await.map_err(|error| HttpError::hidden(&error))
+}
+
+async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let (kind, _) = service.modules.state(module).await?;
+    service.sockets.open(service, module).await.map_err(|error| HttpError::hidden(&error))?;
+    match kind {
+        Kind::Docker => service.modules.engine()?.engine.start(module).await.map_err(|error| of_engine(&error)),
+        Kind::Process => service.modules.processes.start(module).await.map_err(|error| of_process(&error)),
+    }
+}
+
+async fn stop_locked(service: &Moduled, module: &ModuleId) -> Result<(), HttpError> {
+    match service.modules.state(module).await?.0 {
+        Kind::Docker => {
+            service.modules.engine()?.engine.stop(module, Some(GRACE)).await.map_err(|error| of_engine(&error))
+        }
+        Kind::Process => service.modules.processes.stop(module, GRACE).await.map_err(|error| of_process(&error)),
+    }
+}
+
+async fn remove_locked(service: &Moduled, module: &ModuleId) -> Result<(), HttpError> {
+    let (kind, _) = service.modules.state(module).await?;
+    // The registration goes first: a module that is half removed has no identity any more.
+    service.registrations.remove(module).await.map_err(|error| HttpError::hidden(&error))?;
+    match kind {
+        Kind::Docker => service.modules.engine()?.engine.delete(module).await.map_err(|error| of_engine(&error)),
+        Kind::Process => service.modules.processes.remove(module).await.map_err(|error| of_process(&error)),
+    }
+}
+
+fn policy(service: &Moduled, spec: &ValidSpec) -> Policy {
+    let configured = service.settings.policies.iter().find(|(module, _)| module.name() == spec.module.name());
+    match configured {
+        Some((_, policy)) => *policy,
+        None if spec.module.is_edge_agent() || spec.kind == Kind::Process => Policy::Executable,
+        None => Policy::Image,
+    }
+}
+
+/// The registered executable that a host module names as its image.
+fn host_module(service: &Moduled, spec: &ValidSpec) -> Result<ProcessSpec, HttpError> {
+    let name = &spec.settings.image;
+    let registered = service.settings.host_modules.get(name).ok_or_else(|| {
+        HttpError::bad_request(format!(
+            "no host module {name:?} is registered; add [host_modules.{name:?}] with its executable and sha256 to the configuration"
+        ))
+    })?;
+    for (member, wanted) in [("digest", &spec.settings.digest), ("imageHash", &spec.settings.image_hash)] {
+        if let Some(wanted) = wanted
+            && wanted.parse() != Ok(registered.sha256)
+        {
+            return Err(HttpError::bad_request(format!(
+                "{member} of module {} is not that of the registered executable, {}",
+                spec.module, registered.sha256
+            )));
+        }
+    }
+    let options = &spec.settings.create_options;
+    let args = match options.get("Cmd") {
+        Some(cmd) => strings(cmd, "Cmd")?,
+        None => registered.args.clone(),
+    };
+    let mut env = spec.env.clone();
+    if let Some(own) = options.get("Env") {
+        for entry in strings(own, "Env")? {
+            if let Some((key, value)) = entry.split_once('=') {
+                env.insert(key.to_owned(), value.to_owned());
+            }
+        }
+    }
+    Ok(ProcessSpec {
+        image: name.clone(),
+        executable: registered.executable.clone().into(),
+        sha256: registered.sha256,
+        args,
+        env,
+        working_dir: options.get("WorkingDir").and_then(Value::as_str).map(Into::into),
+    })
+}
+
+fn strings(value: &Value, member: &str) -> Result<Vec<String>, HttpError> {
+    let wrong = || HttpError::bad_request(format!("createOptions.{member} must be an array of strings"));
+    value.as_array().ok_or_else(wrong)?.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
+}
+
+/// Create options without the bind of a single socket file that agents add: the folder is bound instead.
+fn container_options(service: &Moduled, spec: &ValidSpec) -> Map<String, Value> {
+    let mut options = spec.settings.create_options.clone();
+    let folder = service.root.module_socket_folder();
+    if let Some(binds) =
+        options.get_mut("HostConfig").and_then(|host| host.get_mut("Binds")).and_then(Value::as_array_mut)
+    {
+        binds.retain(|bind| {
+            let source = bind.as_str().and_then(|bind| bind.split(':').next()).unwrap_or_default();
+            let source = std::path::Path::new(source);
+            // Another module's socket may be mounted by whoever writes the deployment; callers through it are refused.
+            source.parent() != Some(&folder) || source.file_stem() != Some(std::ffi::OsStr::new(spec.module.name()))
+        });
+    }
+    options
+}
+
+fn container_env(spec: &ValidSpec) -> BTreeMap<String, String> {
+    let mut env = spec.env.clone();
+    env.insert("IOTEDGE_WORKLOADURI".into(), format!("unix://{CONTAINER_SOCKET_FOLDER}/workload.sock"));
+    if spec.module.is_edge_agent() {
+        env.insert("IOTEDGE_MANAGEMENTURI".into(), format!("unix://{CONTAINER_SOCKET_FOLDER}/mgmt.sock"));
+    }
+    env
+}
+
+/// A fresh module as create and update answer it: the request's settings, without credentials.
+#[must_use]
+pub fn echo(request: &ModuleSpec, running: bool) -> ModuleDetails {
+    let mut settings = request.config.settings.clone();
+    if let Some(settings) = settings.as_object_mut() {
+        settings.remove("auth");
+    }
+    ModuleDetails {
+        id: "id".into(),
+        name: request.name.clone(),
+        kind: request.kind.clone(),
+        config: DetailsConfig { settings, env: request.config.env.clone().unwrap_or_default() },
+        status: ModuleStatus {
+            start_time: None,
+            exit_status: None,
+            runtime_status: RuntimeStatus {
+                status: if running { "running" } else { "stopped" }.into(),
+                description: None,
+            },
+        },
+    }
+}
+
+fn details(kind: Kind, state: &State) -> ModuleDetails {
+    let labels: Map<String, Value> =
+        state.labels.iter().map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect();
+    let mut settings = json!({"image": state.image, "createOptions": {"Labels": labels}});
+    if let (Some(content), Some(settings)) = (state.content, settings.as_object_mut()) {
+        settings.insert("imageHash".into(), Value::String(content.to_string()));
+    }
+    ModuleDetails {
+        id: "id".into(),
+        name: state.name.clone(),
+        kind: kind.as_str().into(),
+        config: DetailsConfig { settings, env: Vec::new() },
+        status: ModuleStatus {
+            start_time: state.started.and_then(rfc3339),
+            exit_status: state.exit.and_then(|exit| {
+                // An end that nobody was told is shown as a failure: restart policies then do their work.
+                Some(ExitStatus { exit_time: rfc3339(exit.at)?, status_code: exit.code.unwrap_or(-1).to_string() })
+            }),
+            runtime_status: RuntimeStatus { status: state.state.as_str().into(), description: None },
+        },
+    }
+}
+
+fn rfc3339(time: OffsetDateTime) -> Option<String> {
+    time.to_offset(time::UtcOffset::UTC).format(&Rfc3339).ok()
+}
+
+fn no_module(module: &ModuleId) -> HttpError {
+    HttpError::not_found(format!("there is no module {}", module.name()))
+}
+
+/// An error of the engine: its own status where it gave one.
+fn of_engine(error: &EngineError) -> HttpError {
+    let status = error.status().and_then(|status| StatusCode::from_u16(status).ok());
+    let status = status.filter(|status| status.is_client_error() || status.is_server_error());
+    HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))
+}
+
+fn of_process(error: &ProcessError) -> HttpError {
+    let status = error.status().and_then(|status| StatusCode::from_u16(status).ok());
+    HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))
+}
+
+/// The error and its causes, as existing clients get them (wire facts 1.5).
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str("\ncaused by: ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// The state of the agent, as the watchdog sees it.
+///
+/// # Errors
+/// If the engine does not answer.
+pub async fn agent_state(service: &Moduled, module: &ModuleId) -> Result<Option<ModuleState>, HttpError> {
+    match service.modules.state(module).await {
+        Ok((_, state)) => Ok(Some(state.state)),
+        Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,171 @@
+//! Start and end of the daemon.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use edgekeep_api::identityd::Identity;
+use edgekeep_core::attestation::Door;
+use edgekeep_core::layout::{Daemon, Root};
+use edgekeep_core::settings::ModuledSettings;
+use edgekeep_daemon::server::serve;
+use edgekeep_daemon::store::{private_folder, sha256, sweep_temporary};
+use edgekeep_daemon::{lifecycle, listen, settings, systemd};
+use edgekeep_runtime::engine::Engine;
+use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups};
+use edgekeep_runtime::facts::EngineWatch;
+use edgekeep_runtime::process::{Launcher, ModuleCgroups, ProcessRuntime};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use crate::agent::{self, Ended};
+use crate::attest::Attestor;
+use crate::edge_ca;
+use crate::management;
+use crate::modules::{Containers, Modules};
+use crate::registrations::Registrations;
+use crate::service::Moduled;
+use crate::sockets::{management_limits, workload_limits};
+use crate::workload;
+
+/// How often the Edge CA certificate is looked at.
+const EDGE_CA_PERIOD: Duration = Duration::from_secs(3600);
+/// How soon it is looked at again when there is none.
+const EDGE_CA_RETRY: Duration = Duration::from_secs(1);
+/// Longest pause between two tries.
+const EDGE_CA_RETRY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// If it cannot start: its settings, state or sockets are not usable.
+pub async fn run(root: Root) -> anyhow::Result<Ended> {
+    let path = root.settings_file(Daemon::Moduled);
+    let settings: ModuledSettings = settings::load(&path)?
+        .with_context(|| format!("{} is missing; run `edgekeep config apply` first", path.display()))?;
+    let folder = root.state_folder(Daemon::Moduled);
+    private_folder(&folder)?;
+    // Modules of other users reach their sockets through it; what is in it has modes of its own.
+    open_to_pass(&folder)?;
+    sweep_temporary(&folder);
+    let hierarchy = CgroupHierarchy::detect();
+    let collector = Collector::new(hierarchy.clone(), ContainerCgroups::default());
+    let containers = match &settings.engine {
+        Some(settings) => {
+            let engine = Engine::from_uri(&settings.uri)?;
+            let watch = EngineWatch::start(engine.clone(), hierarchy.clone());
+            Some(Containers { engine, watch, uri: settings.uri.clone() })
+        }
+        None => None,
+    };
+    let cgroups = ModuleCgroups::below_own(hierarchy, &instance(&root));
+    let processes = ProcessRuntime::open(&folder.join("processes"), Launcher::this_program(), cgroups)?;
+    if let Some(why) = processes.without_cgroups() {
+        tracing::info!(%why, "host modules run without cgroups of their own");
+    }
+    let modules = Modules::new(containers, processes);
+    let attestor = Attestor::new(collector, &folder);
+    let registrations = Registrations::load(&folder)?;
+    let service = Moduled::new(root, settings, attestor, registrations, modules);
+    let stop = lifecycle::stop_on_signal()?;
+    serve_all(service, stop).await
+}
+
+async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
+    let management = listen::activated_or_bound("aziot-edged.mgmt.socket", &service.root.management_socket(), 0o660)?;
+    let legacy =
+        listen::activated_or_bound("aziot-edged.workload.socket", &service.root.legacy_workload_socket(), 0o666)?;
+    for module in service.registrations.modules() {
+        if let Err(error) = service.sockets.open(&service, &module).await {
+            tracing::error!(%module, %error, "workload socket not opened");
+        }
+    }
+    let servers = [
+        tokio::spawn(serve(
+            management,
+            Arc::new(management::router(Arc::clone(&service))),
+            management_limits(&service),
+            stop.clone(),
+        )),
+        tokio::spawn(serve(
+            legacy,
+            Arc::new(workload::router(Arc::clone(&service), Door::LegacySocket)),
+            workload_limits(&service),
+            stop.clone(),
+        )),
+    ];
+    systemd::notify_ready();
+    tracing::info!(version = crate::systeminfo::VERSION, "moduled serves");
+    let edge_ca = tokio::spawn(keep_edge_ca(Arc::clone(&service), stop.clone()));
+    let ended = agent::watch(Arc::clone(&service), stop).await;
+    if ended == Ended::GaveUp {
+        tracing::error!("edgeAgent could not be kept running; giving up, as configured");
+    }
+    // Modules go on running: a restart or upgrade of this daemon is none of theirs.
+    service.sockets.close_all().await;
+    edge_ca.abort();
+    for server in servers {
+        if ended == Ended::GaveUp {
+            server.abort();
+        }
+        let _ = server.await;
+    }
+    Ok(ended)
+}
+
+async fn keep_edge_ca(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
+    let mut retry = EDGE_CA_RETRY;
+    loop {
+        let pause = match ensure_edge_ca(&service).await {
+            Ok(end) => {
+                let _ = service.edge_ca.send_replace(Ok(Some(end)));
+                retry = EDGE_CA_RETRY;
+                EDGE_CA_PERIOD
+            }
+            Err(problem) => {
+                let message = format!("no Edge CA certificate: {problem}");
+                if service.edge_ca.borrow().as_ref().err() != Some(&message) {
+                    tracing::warn!("{message}");
+                }
+                let _ = service.edge_ca.send_replace(Err(message));
+                retry = (retry * 2).min(EDGE_CA_RETRY_LIMIT);
+                retry / 2
+            }
+        };
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn ensure_edge_ca(service: &Moduled) -> Result<OffsetDateTime, String> {
+    let device = match service.identities.client().device().await {
+        Ok(Identity::Aziot(identity)) => identity.device_id,
+        Ok(Identity::Local(_)) => service.settings.hostname.clone(),
+        Err(error) => return Err(error.to_string()),
+    };
+    let ensured = edge_ca::ensure(
+        &service.keys,
+        &service.certificates,
+        &service.settings.edge_ca,
+        &device,
+        OffsetDateTime::now_utc(),
+    );
+    ensured.await.map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        format!("{error}{cause}")
+    })
+}
+
+/// A name for this device among others on the machine, from its root folder.
+fn instance(root: &Root) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    sha256(root.path().as_os_str().as_bytes()).hex()[..8].to_owned()
+}
+
+fn open_to_pass(folder: &std::path::Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))
+        .with_context(|| format!("cannot set the mode of {}", folder.display()))
+}

@@ -1,0 +1,153 @@
+//! moduled's state, and the one gate in front of everything that needs an identity.
+
+use std::sync::Arc;
+
+use edgekeep_api::certd::CertificatesClient;
+use edgekeep_api::identityd::IdentityClient;
+use edgekeep_api::keyd::KeysClient;
+use edgekeep_api::management::SystemInfo;
+use edgekeep_core::attestation::{Asked, DenyReason, Door};
+use edgekeep_core::id::ModuleId;
+use edgekeep_core::layout::{Daemon, Root};
+use edgekeep_core::settings::ModuledSettings;
+use edgekeep_daemon::peer::Caller;
+use edgekeep_daemon::server::{HttpError, Request};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use crate::attest::{Attestor, Subject};
+use crate::identities::IdentityCache;
+use crate::keys::{KeptHandle, TrustBundleCache};
+use crate::modules::Modules;
+use crate::registrations::Registrations;
+use crate::sockets::Sockets;
+use crate::systeminfo;
+
+/// Everything that the routes share.
+#[derive(Debug)]
+pub struct Moduled {
+    /// What the operator wants.
+    pub settings: ModuledSettings,
+    /// Where the device is.
+    pub root: Root,
+    /// Keys stay behind this.
+    pub keys: KeysClient,
+    /// Certificates are issued behind this.
+    pub certificates: CertificatesClient,
+    /// Module identities.
+    pub identities: Arc<IdentityCache>,
+    /// Who calls.
+    pub attestor: Attestor,
+    /// Who may.
+    pub registrations: Registrations,
+    /// What runs.
+    pub modules: Modules,
+    /// Where modules call.
+    pub sockets: Sockets,
+    /// Handle of the key for modules' data.
+    pub encryption_key: KeptHandle,
+    /// Handle of the Edge CA's key.
+    pub edge_ca_key: KeptHandle,
+    /// The trust bundle.
+    pub trust_bundle: TrustBundleCache,
+    /// The machine.
+    pub system_info: SystemInfo,
+    /// The Edge CA certificate's end, or what keeps it from being there.
+    pub edge_ca: watch::Sender<Result<Option<OffsetDateTime>, String>>,
+    /// What the watchdog of the agent has to say; empty when all is well.
+    pub agent_problem: watch::Sender<String>,
+}
+
+impl Moduled {
+    /// The state of a daemon with these settings and runtimes. Calls nobody yet.
+    #[must_use]
+    pub fn new(
+        root: Root,
+        settings: ModuledSettings,
+        attestor: Attestor,
+        registrations: Registrations,
+        modules: Modules,
+    ) -> Arc<Self> {
+        let identities = IdentityCache::new(IdentityClient::new(root.identityd_socket()));
+        Arc::new(Self {
+            keys: KeysClient::new(root.keyd_socket()),
+            certificates: CertificatesClient::new(root.certd_socket()),
+            identities: Arc::new(identities),
+            attestor,
+            registrations,
+            modules,
+            sockets: Sockets::default(),
+            encryption_key: KeptHandle::of_encryption_key(crate::workload::ENCRYPTION_KEY),
+            edge_ca_key: KeptHandle::of_key_pair(settings.edge_ca.key.clone()),
+            trust_bundle: TrustBundleCache::default(),
+            system_info: systeminfo::read(&settings.additional_info),
+            edge_ca: watch::Sender::new(Ok(None)),
+            agent_problem: watch::Sender::new(String::new()),
+            settings,
+            root,
+        })
+    }
+
+    /// This daemon's state folder.
+    #[must_use]
+    pub fn state_folder(&self) -> std::path::PathBuf {
+        self.root.state_folder(Daemon::Moduled)
+    }
+
+    /// Lets a caller act as `module`, or refuses it with 403 and an entry in the audit trail.
+    ///
+    /// # Errors
+    /// 403 without detail.
+    pub async fn admit(
+        &self,
+        request: &Request,
+        door: &Door,
+        module: &ModuleId,
+        generation: Option<&str>,
+    ) -> Result<(), HttpError> {
+        let registration = self.registrations.of(module);
+        let mut subject = Subject {
+            facts: self.modules.facts(module, registration.as_ref()),
+            layers: self.modules.layers(module, registration.as_ref()),
+            registration,
+        };
+        let asked = Asked { module, generation };
+        let mut judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
+        if let Err(DenyReason::NotRunning | DenyReason::FactsUnknown) = judged
+            && self.attestor.is_in_container_of(&request.caller, subject.registration.as_ref())
+        {
+            // The module's own process can be quicker than the engine's event about its start.
+            subject.facts = self.modules.facts_soon(module).await;
+            subject.layers = self.modules.layers(module, subject.registration.as_ref());
+            judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
+        }
+        judged.map_err(|reason| {
+            let route = format!("{} {}", request.method(), request.route);
+            self.attestor.refuse(&request.caller, module.as_str(), &route, reason);
+            HttpError::forbidden()
+        })
+    }
+
+    /// Lets only the agent pass, through the management socket.
+    ///
+    /// # Errors
+    /// 403 without detail.
+    pub async fn admit_agent(&self, request: &Request) -> Result<(), HttpError> {
+        let agent = edge_agent();
+        self.admit(request, &Door::ManagementSocket, &agent, None).await
+    }
+
+    /// Writes down that another process than the one that connected sent bytes.
+    pub fn refuse_sender(&self, caller: &Caller, what: &str) {
+        self.attestor.refuse(caller, "", what, DenyReason::SenderChanged);
+    }
+}
+
+/// The agent's module id.
+#[must_use]
+pub fn edge_agent() -> ModuleId {
+    match "$edgeAgent".parse() {
+        Ok(id) => id,
+        Err(error) => unreachable!("the agent's id is valid: {error}"),
+    }
+}

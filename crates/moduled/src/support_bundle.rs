@@ -1,0 +1,132 @@
+//! The support bundle: one zip with what a person who helps wants to see, and no secret (wire facts 2.8).
+
+use std::io::{Cursor, Write as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::server::{HttpError, Request, Response};
+use http::StatusCode;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use zip::CompressionMethod;
+use zip::write::{SimpleFileOptions, ZipWriter};
+
+use crate::log_query;
+use crate::service::Moduled;
+
+/// Time for one module's log.
+const STEP: Duration = Duration::from_secs(10);
+/// Largest part of one module's log, from its beginning in the asked time.
+const LOG_LIMIT: usize = 4 << 20;
+
+/// Makes the bundle. A step that fails or takes too long leaves a line with the reason in its place.
+///
+/// # Errors
+/// 400 for a wrong parameter.
+pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Response, HttpError> {
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    let mut query =
+        log_query::parse(|name| matches!(name, "since" | "until").then(|| request.query(name)).flatten(), now)?;
+    if request.query("since").is_none() {
+        query.since = now.saturating_sub(86_400);
+    }
+    let runtime_only = match request.query("edge_runtime_only") {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(HttpError::bad_request("invalid parameter: edge_runtime_only")),
+    };
+    let mut entries: Vec<(String, Vec<u8>)> = Vec::new();
+    let modules = match service.modules.list().await {
+        Ok(list) => list.modules,
+        Err(error) => {
+            entries.push(("logs/_err.txt".into(), error.message().as_bytes().to_vec()));
+            Vec::new()
+        }
+    };
+    for module in modules.iter().filter(|module| !runtime_only || matches!(&*module.name, "edgeAgent" | "edgeHub")) {
+        let Ok(id) = module.name.parse::<ModuleId>() else { continue };
+        let log = match tokio::time::timeout(STEP, read_log(service, &id, &query)).await {
+            Ok(Ok(log)) => log,
+            Ok(Err(error)) => error.message().as_bytes().to_vec(),
+            Err(_) => format!("the log did not come within {} s", STEP.as_secs()).into_bytes(),
+        };
+        entries.push((format!("logs/{}_log.txt", module.name), log));
+        // The listing has no environment and no credentials, unlike the engine's own inspection.
+        let shown = serde_json::to_vec_pretty(module).unwrap_or_default();
+        entries.push((format!("inspect/{}.json", module.name), shown));
+    }
+    let (refusals, refusal_count) = service.attestor.refusals();
+    let overview: Value = json!({
+        "version": service.system_info.version,
+        "kernel": service.system_info.kernel_release,
+        "problem": *service.agent_problem.borrow(),
+        "refusals": refusals,
+        "refusalCount": refusal_count,
+    });
+    entries.push(("check.json".into(), serde_json::to_vec_pretty(&overview).unwrap_or_default()));
+    let bytes = zipped(&entries).map_err(|error| HttpError::internal(format!("cannot write the bundle: {error}")))?;
+    // Existing clients expect this header although the body is a plain zip.
+    Ok(Response::bytes(StatusCode::OK, "application/zip", Bytes::from(bytes))
+        .with_header(http::header::CONTENT_ENCODING, "deflate"))
+}
+
+async fn read_log(
+    service: &Moduled,
+    module: &ModuleId,
+    query: &edgekeep_runtime::logs::LogQuery,
+) -> Result<Vec<u8>, HttpError> {
+    let mut stream = service.modules.logs(module, query).await?;
+    let mut framed = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| HttpError::internal(error.to_string()))?;
+        if framed.len() + piece.len() > LOG_LIMIT {
+            break;
+        }
+        framed.extend_from_slice(&piece);
+    }
+    Ok(without_frames(&framed))
+}
+
+/// The text of a framed log; a frame that is cut off is left out.
+fn without_frames(mut framed: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(framed.len());
+    while let Some((header, rest)) = framed.split_at_checked(8) {
+        let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]) as usize;
+        let Some((payload, rest)) = rest.split_at_checked(length) else { break };
+        text.extend_from_slice(payload);
+        framed = rest;
+    }
+    text
+}
+
+fn zipped(entries: &[(String, Vec<u8>)]) -> zip::result::ZipResult<Vec<u8>> {
+    let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    for (name, content) in entries {
+        writer.start_file(name, options)?;
+        writer.write_all(content)?;
+    }
+    Ok(writer.finish()?.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_cut_from_logs_and_a_cut_frame_is_left_out() {
+        let framed = [&[1, 0, 0, 0, 0, 0, 0, 2][..], b"ab", &[2, 0, 0, 0, 0, 0, 0, 1], b"c", &[1, 0, 0, 0, 0, 0, 0, 9]];
+        assert_eq!(without_frames(&framed.concat()), b"abc");
+    }
+
+    #[test]
+    fn the_bundle_is_a_zip_that_reads_back() {
+        let bytes = zipped(&[("logs/a_log.txt".into(), b"hello".to_vec())]).unwrap();
+        let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut archive.by_name("logs/a_log.txt").unwrap(), &mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+}

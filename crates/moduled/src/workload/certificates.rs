@@ -1,0 +1,174 @@
+//! Server and identity certificates for modules: key and request made here, signed by the Edge CA through the
+//! certificates API. The key is given to the module and not kept.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use edgekeep_api::certd::{CreateCertificate, Issuer};
+use edgekeep_api::workload::{IdentityCertificate, IssuedCertificate, PrivateKey, ServerCertificate};
+use edgekeep_core::id::ModuleId;
+use edgekeep_core::settings::ModuleKeys;
+use edgekeep_daemon::server::{HttpError, Request, Response};
+use http::StatusCode;
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, PKCS_ECDSA_P256_SHA256,
+    PKCS_RSA_SHA256, SanType,
+};
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use super::WorkloadDoor;
+use crate::failure;
+use crate::service::Moduled;
+
+/// Upper bound of a common name (RFC 5280, appendix A.1).
+const COMMON_NAME_LIMIT: usize = 64;
+
+pub(super) async fn server(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
+    let module = state.admit(&request, Some(request.param(1))).await?;
+    let body: ServerCertificate = request.json().await?;
+    let mut names = vec![host_name(&body.common_name)?];
+    let own = host_name(module.name())?;
+    if !names.contains(&own) {
+        names.push(own);
+    }
+    let cert_id = format!("aziot-edged/module/{}:{}:server", module.name(), request.param(1));
+    let wanted = Wanted { cert_id, common_name: body.common_name, names, usage: ExtendedKeyUsagePurpose::ServerAuth };
+    Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted).await?))
+}
+
+pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
+    let module = state.admit(&request, None).await?;
+    let _: Option<IdentityCertificate> = request.json_opt().await?;
+    let identity = state.service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
+    let uri = identity_uri(&identity.hub, &identity.device, &module);
+    let uri = uri.as_str().try_into().map_err(|_| HttpError::internal("the identity's URI is not ASCII"))?;
+    let wanted = Wanted {
+        cert_id: format!("aziot-edged/module/{module}:identity"),
+        common_name: module.to_string(),
+        names: vec![SanType::URI(uri)],
+        usage: ExtendedKeyUsagePurpose::ClientAuth,
+    };
+    Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted).await?))
+}
+
+struct Wanted {
+    cert_id: String,
+    common_name: String,
+    names: Vec<SanType>,
+    usage: ExtendedKeyUsagePurpose,
+}
+
+fn identity_uri(hub: &str, device: &str, module: &ModuleId) -> String {
+    let device = edgekeep_api::path_segment(device);
+    let module = edgekeep_api::path_segment(module.as_str());
+    format!("azureiot://{hub}/devices/{device}/modules/{module}")
+}
+
+/// A host name or address as an alternative name. Anything else is refused: it would be a name that no client can match.
+fn host_name(text: &str) -> Result<SanType, HttpError> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(SanType::IpAddress(address));
+    }
+    let wrong = || HttpError::bad_request("invalid commonName: expected a host name or an IP address");
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_*".contains(&c))
+    };
+    if text.len() > 253 || !text.split('.').all(label) {
+        return Err(wrong());
+    }
+    text.try_into().map(SanType::DnsName).map_err(|_| wrong())
+}
+
+async fn issue(service: &Moduled, wanted: Wanted) -> Result<IssuedCertificate, HttpError> {
+    let internal = |error: rcgen::Error| HttpError::internal(format!("cannot make a certificate request: {error}"));
+    let key = match service.settings.edge_ca.module_keys {
+        ModuleKeys::EcP256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(internal)?,
+        // Hundreds of milliseconds of arithmetic: not on a thread that others wait for.
+        ModuleKeys::Rsa2048 => {
+            tokio::task::spawn_blocking(|| KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048))
+                .await
+                .map_err(|error| HttpError::internal(error.to_string()))?
+                .map_err(internal)?
+        }
+    };
+    let csr = request_for(&wanted, &key).map_err(internal)?;
+    let issuer_key = service.edge_ca_key.get(&service.keys).await?;
+    let request = |handle| CreateCertificate {
+        cert_id: wanted.cert_id.clone(),
+        csr: csr.clone(),
+        issuer: Some(Issuer { cert_id: service.settings.edge_ca.cert.to_string(), private_key_handle: handle }),
+    };
+    let certificate = match service.certificates.create(&request(issuer_key.clone())).await {
+        Err(error) if error.to_string().contains("handle") => {
+            let renewed = service.edge_ca_key.renew(&service.keys, &issuer_key).await?;
+            service.certificates.create(&request(renewed)).await
+        }
+        other => other,
+    };
+    let certificate = certificate.map_err(|error| failure::of_service(&error))?;
+    let end = end_of(certificate.as_bytes())
+        .ok_or_else(|| HttpError::internal("the certificates API answered no certificate"))?;
+    Ok(IssuedCertificate {
+        private_key: PrivateKey { kind: "key".into(), bytes: key.serialize_pem() },
+        certificate,
+        expiration: rfc3339_with_offset(end),
+    })
+}
+
+fn request_for(wanted: &Wanted, key: &KeyPair) -> Result<String, rcgen::Error> {
+    let mut parameters = CertificateParams::default();
+    parameters.distinguished_name = DistinguishedName::new();
+    // The names are all in the alternative names; a longer common name would not be a valid certificate.
+    let common_name: String = wanted.common_name.chars().take(COMMON_NAME_LIMIT).collect();
+    parameters.distinguished_name.push(DnType::CommonName, common_name);
+    parameters.subject_alt_names.clone_from(&wanted.names);
+    parameters.extended_key_usages = vec![wanted.usage.clone()];
+    parameters.serialize_request(key)?.pem()
+}
+
+/// When the first certificate of a PEM chain ends.
+#[must_use]
+pub fn end_of(pem: &[u8]) -> Option<OffsetDateTime> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem).ok()?;
+    Some(pem.parse_x509().ok()?.validity().not_after.to_datetime())
+}
+
+/// RFC 3339 with `+00:00` instead of `Z`: how existing clients get certificate ends (wire facts 9.4).
+#[must_use]
+pub fn rfc3339_with_offset(time: OffsetDateTime) -> String {
+    let utc = time.to_offset(time::UtcOffset::UTC);
+    utc.format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]+00:00")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_common_name_is_a_host_name_or_an_address() {
+        assert!(matches!(host_name("10.0.0.1"), Ok(SanType::IpAddress(_))));
+        assert!(matches!(host_name("fe80::1"), Ok(SanType::IpAddress(_))));
+        assert!(matches!(host_name("press-04.plant7.example"), Ok(SanType::DnsName(_))));
+        for wrong in ["", "a b", "a..b", "a/b", "é", &"a".repeat(64), "x\0y"] {
+            assert!(host_name(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_identity_is_named_by_a_uri_whose_parts_are_encoded() {
+        let module = "$edgeHub".parse().unwrap();
+        assert_eq!(
+            identity_uri("hub.example", "a#b", &module),
+            "azureiot://hub.example/devices/a%23b/modules/%24edgeHub"
+        );
+    }
+
+    #[test]
+    fn ends_are_written_with_an_offset() {
+        let time = OffsetDateTime::from_unix_timestamp(0).unwrap();
+        assert_eq!(rfc3339_with_offset(time), "1970-01-01T00:00:00+00:00");
+    }
+}
