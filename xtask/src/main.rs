@@ -1,2 +1,63 @@
-//! (in construction)
-fn main() {}
+//! The tasks of this repository: `cargo xtask --help`.
+//!
+//! Touches: what lies below the target folder, temporary folders, packages of the system when it runs as root and a part
+//! is missing, and child processes, all of which it ends. CI calls exactly these tasks.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a task talks to the person who started it")]
+
+mod bench;
+mod ci;
+mod command;
+mod demo;
+mod device;
+mod engine;
+mod http;
+mod image;
+mod interrupt;
+mod parts;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The tasks of this repository")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run every test, those against real parts included; installs or names what is missing
+    Test(test::Options),
+    /// Check format, lints, dependencies, and run every test
+    Ci,
+    /// Bring up a simulated device, run a deployment on it, and show what happens
+    Demo(demo::Options),
+    /// Measure calls, memory and sizes
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let result = interrupt::watch().and_then(|()| match Arguments::parse().task {
+        Task::Test(options) => test::run(&options),
+        Task::Ci => ci::run(),
+        Task::Demo(options) => demo::run(&options),
+        Task::Bench(options) => bench::run(&options),
+    });
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    if error.is::<interrupt::Interrupted>() {
+        return ExitCode::from(130);
+    }
+    match error.downcast_ref::<command::Failed>() {
+        // It has said why itself.
+        Some(failed) if failed.explained => ExitCode::from(failed.code),
+        _ => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

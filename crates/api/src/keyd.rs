@@ -12,7 +12,8 @@ use crate::client::{Client, ClientError};
 pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-05-01"];
 const VERSION: &str = "api-version=2021-05-01";
 
-/// An opaque handle to a key, made by keyd. Whoever shows it and is the uid it was made for may use the key.
+/// An opaque handle to a key, made by keyd. A bearer token: whoever shows it may use
+/// the key, but for deleting and exporting, which need a grant as well.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct KeyHandle(pub String);
@@ -244,7 +245,8 @@ impl KeysClient {
         Ok(answer.key_handle)
     }
 
-    /// One public parameter of a key pair: `algorithm`, `ec-curve-oid`, `ec-point`, `rsa-modulus`, `rsa-exponent`.
+    /// One public parameter of a key pair: `algorithm`, `ec-curve-oid`, `ec-point`, `ec-point-uncompressed` (ours),
+    /// `rsa-modulus`, `rsa-exponent`.
     ///
     /// # Errors
     /// If keyd cannot be reached or refuses.

@@ -257,7 +257,7 @@ impl Session<'_> {
         // A request is one write; without this its last part may wait for an acknowledgement.
         stream.set_nodelay(true).map_err(|error| self.down("connecting", error))?;
         let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.map_err(|source| {
-            let is_tls = source.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+            let is_tls = source.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>);
             if is_tls {
                 CloudError::Untrusted { host: self.to.to_string(), source }
             } else {

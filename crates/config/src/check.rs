@@ -22,8 +22,12 @@ impl Check<'_> {
     fn table(&mut self, table: &mut Table, keys: &'static [Key], path: &str, secret: bool) {
         for index in 0..table.entries.len() {
             let Some(key) = keys.iter().find(|key| key.is_called(&table.entries[index].key)) else {
-                self.unknown(&table.entries[index], keys, path);
-                self.note_texts(&table.entries[index].node, true);
+                let entry = &table.entries[index];
+                self.unknown(entry, keys, path);
+                // What a misplaced key holds may be shown if it may where the key belongs.
+                let harmless =
+                    !secret && !matches!(entry.node.value, Value::Table(_)) && harmless_elsewhere(&entry.key);
+                self.note_texts(&entry.node, !harmless);
                 continue;
             };
             if table.entries[index].key != key.name {
@@ -46,7 +50,13 @@ impl Check<'_> {
                     format!("leave `{path}` out"),
                 ),
                 State::NoEffect(why) => {
-                    self.report.notice(Code::NoEffect, &entry.key_span, &path, format!("`{path}` has no effect: {why}"), None);
+                    self.report.notice(
+                        Code::NoEffect,
+                        &entry.key_span,
+                        &path,
+                        format!("`{path}` has no effect: {why}"),
+                        None,
+                    );
                 }
             }
             self.value(&mut entry.node, key.kind, &path, secret || key.secret);
@@ -126,6 +136,9 @@ impl Check<'_> {
             .map(|(path, _)| path)
             .collect();
         let key_path = join(path, written);
+        for place in &places {
+            self.report.meant(join_path(place, written));
+        }
         if let Some(first) = places.first() {
             let remedy = if first.is_empty() {
                 self.top_level(written)
@@ -138,18 +151,25 @@ impl Check<'_> {
             return;
         }
         let message = format!("unknown key `{}` {here}", printable(written));
-        let near_here = nearest(written, keys.iter().map(|key| key.name));
-        let remedy = near_here.map(|key| format!("did you mean `{key}`?")).or_else(|| {
+        let near = |keys: &'static [Key]| nearest(written, keys.iter().map(|key| key.name));
+        let meant = near(keys).map(|key| (join_path(path, key), format!("did you mean `{key}`?"))).or_else(|| {
             schema::tables().into_iter().find_map(|(path, keys)| {
-                let key = nearest(written, keys.iter().map(|key| key.name))?;
-                Some(format!("did you mean `{key}` {}?", table_name(&path)))
+                let key = near(keys)?;
+                Some((join_path(&path, key), format!("did you mean `{key}` {}?", table_name(&path))))
             })
         });
-        match remedy {
-            Some(remedy) => self.report.error_with(Code::UnknownKey, &entry.key_span, key_path, message, remedy),
+        match meant {
+            Some((meant, remedy)) => {
+                self.report.meant(meant);
+                self.report.error_with(Code::UnknownKey, &entry.key_span, key_path, message, remedy);
+            }
             None => {
                 let known: Vec<&str> = keys.iter().map(|key| key.name).collect();
-                let remedy = format!("known keys {here}: {}", known.join(", "));
+                let remedy = if known.len() > 12 {
+                    "remove it; no key is like it".to_owned()
+                } else {
+                    format!("known keys {here}: {}", known.join(", "))
+                };
                 self.report.error_with(Code::UnknownKey, &entry.key_span, key_path, message, remedy);
             }
         }
@@ -165,6 +185,13 @@ impl Check<'_> {
     }
 }
 
+/// Whether the schema knows the key, and nowhere as a secret.
+fn harmless_elsewhere(key: &str) -> bool {
+    let tables = schema::tables();
+    let mut places = tables.iter().flat_map(|(_, keys)| keys.iter()).filter(|known| known.is_called(key)).peekable();
+    places.peek().is_some() && places.all(|known| !known.secret)
+}
+
 /// The first `[table]` header of the text.
 fn first_header(text: &str) -> Option<Range<usize>> {
     let mut start = 0;
@@ -178,6 +205,10 @@ fn first_header(text: &str) -> Option<Range<usize>> {
         start += line.len();
     }
     None
+}
+
+fn join_path(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 fn table_name(path: &str) -> String {

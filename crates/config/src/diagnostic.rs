@@ -99,8 +99,7 @@ impl Diagnostic {
             Severity::Error => ("error", "\x1b[1;31m"),
             Severity::Notice => ("notice", "\x1b[1;36m"),
         };
-        let (hue, bold, dim, plain) =
-            if colour { (hue, "\x1b[1m", "\x1b[1;34m", "\x1b[0m") } else { ("", "", "", "") };
+        let (hue, bold, dim, plain) = if colour { (hue, "\x1b[1m", "\x1b[1;34m", "\x1b[0m") } else { ("", "", "", "") };
         let number = self.line.to_string();
         let margin = " ".repeat(number.len());
         let indent = " ".repeat(self.column.saturating_sub(1));
@@ -134,12 +133,19 @@ pub(crate) struct Report {
     findings: Vec<Finding>,
     secrets: Vec<Range<usize>>,
     texts: Vec<Range<usize>>,
+    meant: Vec<String>,
     unparsed: bool,
 }
 
 impl Report {
     /// Adds an error at `span`.
-    pub(crate) fn error(&mut self, code: Code, span: &Range<usize>, key: impl Into<String>, message: impl Into<String>) {
+    pub(crate) fn error(
+        &mut self,
+        code: Code,
+        span: &Range<usize>,
+        key: impl Into<String>,
+        message: impl Into<String>,
+    ) {
         self.add(Severity::Error, code, span, key.into(), message.into(), None);
     }
 
@@ -153,6 +159,18 @@ impl Report {
         remedy: impl Into<String>,
     ) {
         self.add(Severity::Error, code, span, key.into(), message.into(), Some(remedy.into()));
+    }
+
+    /// A key that `path` needs is absent. Said only if no misspelt or misplaced key was meant to be it.
+    pub(crate) fn missing(&mut self, span: &Range<usize>, path: &str, remedy: impl Into<String>) {
+        if !self.meant.iter().any(|meant| meant == path) {
+            self.error_with(Code::Missing, span, path, format!("`{path}` is missing"), remedy);
+        }
+    }
+
+    /// Some key that was reported as unknown or misplaced was probably meant to be `path`.
+    pub(crate) fn meant(&mut self, path: String) {
+        self.meant.push(path);
     }
 
     /// Adds a notice.
@@ -251,11 +269,12 @@ impl Report {
 
 /// In a line that could not be parsed: from where on it may hold a secret.
 fn unparsed_secret(line: &str) -> Option<usize> {
-    const HINTS: [&str; 9] =
-        ["key", "pk", "connection", "password", "pin", "secret", "token", "value", "auth"];
+    const HINTS: [&str; 9] = ["key", "pk", "connection", "password", "pin", "secret", "token", "value", "auth"];
     let equals = line.find('=')?;
     let folded = line.to_ascii_lowercase();
-    let run = line[equals..].split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '='))).any(|run| run.len() >= 16);
+    let run = line[equals..]
+        .split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=')))
+        .any(|run| run.len() >= 16);
     (run || HINTS.iter().any(|hint| folded.contains(hint))).then_some(equals + 1)
 }
 

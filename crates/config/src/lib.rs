@@ -21,7 +21,7 @@ mod similar;
 mod translate;
 mod value;
 
-pub use apply::{ApplyError, ApplyMode, Applied, Change, apply, environment};
+pub use apply::{Applied, ApplyError, ApplyMode, Change, apply, environment};
 pub use diagnostic::{Code, Diagnostic, Severity, render};
 pub use secret::SecretBytes;
 pub use translate::{Environment, Translated, Users, referenced_files, translate};

@@ -97,10 +97,8 @@ impl Key {
     /// The keys of the tables it takes, if it takes any.
     pub(crate) const fn keys(&self) -> Option<&'static [Key]> {
         match self.kind {
-            Kind::Table(keys)
-            | Kind::Tables(keys)
-            | Kind::TextOrTable(keys)
-            | Kind::MapOf(Kind::Table(keys) | Kind::TextOrTable(keys)) => Some(keys),
+            Kind::Table(keys) | Kind::Tables(keys) | Kind::TextOrTable(keys) => Some(keys),
+            Kind::MapOf(Kind::Table(keys)) => Some(*keys),
             _ => None,
         }
     }
@@ -215,10 +213,7 @@ static ISSUANCE: &[Key] = &[
 
 static AUTO_RENEW: &[Key] = &[key("rotate_key", Kind::Boolean), text("threshold"), text("retry")];
 
-static CERT_ISSUANCE: &[Key] = &[
-    table("est", EST).not_yet("EST client"),
-    table("local_ca", LOCAL_CA),
-];
+static CERT_ISSUANCE: &[Key] = &[table("est", EST).not_yet("EST client"), table("local_ca", LOCAL_CA)];
 
 static EST: &[Key] = &[
     key("trusted_certs", Kind::Texts),

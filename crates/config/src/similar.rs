@@ -6,8 +6,8 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
     // One slip in a short word, two in a middling one, three in a long one.
     let allowed = match folded.len() {
         0..=2 => return None,
-        3..=5 => 1,
-        6..=11 => 2,
+        3..=7 => 1,
+        8..=11 => 2,
         _ => 3,
     };
     candidates

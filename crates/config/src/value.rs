@@ -141,6 +141,13 @@ pub(crate) fn file_uri(text: &str) -> Result<String, String> {
     Ok(path)
 }
 
+/// The same file in the form `file:///path`, which every daemon takes.
+pub(crate) fn plain_file_uri(text: &str) -> String {
+    let rest = text.strip_prefix("file:").unwrap_or(text);
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    format!("file://{}", path.strip_prefix("localhost").unwrap_or(path))
+}
+
 fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -269,7 +276,12 @@ mod tests {
     fn file_uris_name_absolute_paths() {
         assert_eq!(file_uri("file:///var/a%20b").as_deref(), Ok("/var/a b"));
         assert_eq!(file_uri("file:/var/a").as_deref(), Ok("/var/a"));
-        for text in ["/var/a", "file://host/var/a", "file:var", "file:///a/../b", "file:///a%0", "file:///a%00", "file:///a?x"] {
+        for text in ["file:/var/a%20b", "file:///var/a%20b", "file://localhost/var/a%20b"] {
+            assert_eq!(plain_file_uri(text), "file:///var/a%20b");
+        }
+        for text in
+            ["/var/a", "file://host/var/a", "file:var", "file:///a/../b", "file:///a%0", "file:///a%00", "file:///a?x"]
+        {
             assert!(file_uri(text).is_err(), "{text}");
         }
     }
@@ -277,7 +289,8 @@ mod tests {
     #[test]
     fn endpoints_are_https_and_lose_a_slash_at_the_end() {
         assert_eq!(https_url("https://dps.example/").as_deref(), Ok("https://dps.example"));
-        for text in ["http://dps.example", "https://", "https://u@dps.example", "https://dps.example?x", "dps.example"] {
+        for text in ["http://dps.example", "https://", "https://u@dps.example", "https://dps.example?x", "dps.example"]
+        {
             assert!(https_url(text).is_err(), "{text}");
         }
     }

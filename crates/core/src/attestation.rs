@@ -271,11 +271,6 @@ pub fn verdict(
     let registration = registration
         .filter(|registration| registration.module.name() == asked.module.name())
         .ok_or(DenyReason::NotRegistered)?;
-    if let (Some(asked), Some(registered)) = (asked.generation, &registration.generation)
-        && asked != registered.as_str()
-    {
-        return Err(DenyReason::GenerationMismatch);
-    }
     let running = match facts {
         RunningFacts::Unknown => return Err(DenyReason::FactsUnknown),
         RunningFacts::Stopped => return Err(DenyReason::NotRunning),
@@ -335,6 +330,12 @@ pub fn verdict(
                 }
             }
         }
+    }
+    // Last, so that a stranger is called one whatever generation it guesses.
+    if let (Some(asked), Some(registered)) = (asked.generation, &registration.generation)
+        && asked != registered.as_str()
+    {
+        return Err(DenyReason::GenerationMismatch);
     }
     Ok(())
 }

@@ -42,8 +42,8 @@ pub enum DeploymentError {
     #[error("the manifest has more than {MANIFEST_LIMIT} bytes")]
     TooLarge,
     /// The text is not JSON.
-    #[error("the manifest is not JSON")]
-    NotJson(#[source] serde_json::Error),
+    #[error("the manifest is not JSON: {0}")]
+    NotJson(serde_json::Error),
     /// The schema version is not one that is understood.
     #[error("{path}: schema version {found:?} is not supported; use 1.0 or 1.1")]
     SchemaVersion {
@@ -58,7 +58,6 @@ pub enum DeploymentError {
         /// Where the culprit stands, like `modules.thermometer.settings.image`.
         path: String,
         /// What is wrong with it.
-        #[source]
         reason: Reason,
     },
 }
@@ -91,8 +90,8 @@ pub enum Reason {
     #[error("holds the placeholder {0}: this is a template; fill it in first")]
     Placeholder(String),
     /// A name cannot be a module's.
-    #[error("is not a module name")]
-    Name(#[from] IdError),
+    #[error("is not a module name: {0}")]
+    Name(IdError),
     /// A user's module has the name of a system module.
     #[error("is the name of a system module; put it into systemModules or choose another name")]
     Reserved,
@@ -100,8 +99,8 @@ pub enum Reason {
     #[error("uses $upstream, but this device has no parent")]
     NoParent,
     /// The create options are not JSON.
-    #[error("must be a JSON object written as a string, and is not JSON")]
-    CreateOptions(#[source] serde_json::Error),
+    #[error("must be a JSON object written as a string, and is not JSON: {0}")]
+    CreateOptions(serde_json::Error),
     /// The numbered pieces of the create options do not follow one another.
     #[error("has a gap before it: pieces are createOptions, createOptions01, createOptions02 and so on")]
     ChunkGap,
@@ -430,11 +429,10 @@ fn unwrap_outer(root: Node<'_>) -> Result<(Option<i64>, Node<'_>), DeploymentErr
 /// `1.x` up to `1.1.0`, as 2 to 4 dotted numbers. A missing part counts as less than 0, so `1.1.0.0` is too new.
 fn schema_version(node: &Node<'_>) -> Result<String, DeploymentError> {
     let text = node.text_or_number()?;
-    let parts: Option<Vec<u32>> = text
-        .split('.')
-        .map(|part| part.parse().ok().filter(|_| part.bytes().all(|c| c.is_ascii_digit())))
-        .collect();
-    let supported = parts.is_some_and(|parts| (2..=4).contains(&parts.len()) && parts[0] == 1 && parts.as_slice() <= &[1, 1, 0]);
+    let parts: Option<Vec<u32>> =
+        text.split('.').map(|part| part.parse().ok().filter(|_| part.bytes().all(|c| c.is_ascii_digit()))).collect();
+    let supported =
+        parts.is_some_and(|parts| (2..=4).contains(&parts.len()) && parts[0] == 1 && parts.as_slice() <= &[1, 1, 0]);
     if supported {
         Ok(text)
     } else {
@@ -496,13 +494,8 @@ fn module(node: &Node<'_>, role: Role, parent: Option<&str>) -> Result<Module, D
         (Role::Agent, _) | (Role::Hub, None) => RestartPolicy::Always,
         (Role::User, None) => RestartPolicy::OnUnhealthy,
         (_, Some(policy)) => policy.one_of(
-            &[
-                RestartPolicy::Never,
-                RestartPolicy::OnFailure,
-                RestartPolicy::OnUnhealthy,
-                RestartPolicy::Always,
-            ]
-            .map(|policy| (policy.as_str(), policy)),
+            &[RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::OnUnhealthy, RestartPolicy::Always]
+                .map(|policy| (policy.as_str(), policy)),
             "\"never\", \"on-failure\", \"on-unhealthy\" or \"always\"",
         )?,
     };

@@ -321,7 +321,8 @@ impl State {
 
 /// The pause after a failure that `earlier` failures preceded: doubling from `first` to `longest`, of which a random part
 /// of up to a half is taken off, so that a fleet that failed together does not come back together.
-fn pause_after(earlier: u32, first: Duration, longest: Duration, random: u64) -> Duration {
+#[must_use]
+pub fn pause_after(earlier: u32, first: Duration, longest: Duration, random: u64) -> Duration {
     let whole = first.saturating_mul(1_u32.checked_shl(earlier).unwrap_or(u32::MAX)).min(longest);
     let half = u64::try_from(whole.as_millis() / 2).unwrap_or(u64::MAX);
     whole.saturating_sub(Duration::from_millis(random % half.saturating_add(1)))
@@ -415,11 +416,7 @@ mod tests {
     }
 
     fn dps(scope: &str) -> Source {
-        Source::Dps {
-            endpoint: "https://dps.test".into(),
-            scope_id: scope.into(),
-            registration_id: "press-04".into(),
-        }
+        Source::Dps { endpoint: "https://dps.test".into(), scope_id: scope.into(), registration_id: "press-04".into() }
     }
 
     fn stored(device: &str, source: Source) -> Provisioned {

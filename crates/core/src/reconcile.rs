@@ -1,1 +1,477 @@
-//! (in construction)
+//! What to do next about a device's modules, as a function of what is wanted, what is there and what is remembered.
+//!
+//! Each module is decided for by itself: one that fails, or whose state nobody knows, holds back no other. A deployment
+//! counts as applied module by module, and only once its container was made. The agent itself (`edgeAgent`) is never in a
+//! plan: it belongs to the daemon's watchdog.
+//!
+//! Choices where the field's agents differ from their documentation or do harm:
+//! - A changed restart policy, startup order or pull policy takes effect without a new container.
+//! - A module that ended with exit code 0 is started again under `on-failure` and `on-unhealthy`, as the field's agents
+//!   do: an exit cannot be told from the stop at a reboot. Unlike there, such restarts are counted and backed off.
+//! - Restarts and retries wait at most [`LONGEST_WAIT`] and never end for good.
+//! - A module whose update fails keeps being supervised as it was, until the update succeeds.
+//! - What was removed is removed before anything is made (ports and names get free). Identities are deleted last: a hub
+//!   that is away must not delay what needs no hub. Such a deletion is remembered until it succeeds.
+//! - Wall-clock ages that are negative (the clock was set back) count as long enough.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::deployment::{DesiredStatus, RestartPolicy};
+use crate::digest::Sha256Digest;
+use crate::id::ModuleId;
+
+/// Wait before the first retry or restart, in milliseconds. It doubles from time to time.
+pub const SHORTEST_WAIT: i64 = 10_000;
+
+/// Longest wait before a retry or restart, in milliseconds.
+pub const LONGEST_WAIT: i64 = 300_000;
+
+/// Milliseconds a module must have been running for its restarts to be forgotten.
+pub const INTENSIVE_CARE: i64 = 600_000;
+
+/// A moment by the wall clock, in milliseconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// Milliseconds since `earlier`; negative if the clock was set back.
+    const fn since(self, earlier: Self) -> i64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// What one module should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Digest of everything its container is made from.
+    pub fingerprint: Sha256Digest,
+    /// Running or stopped.
+    pub status: DesiredStatus,
+    /// When it is started again.
+    pub restart_policy: RestartPolicy,
+    /// Lower starts earlier.
+    pub startup_order: u32,
+}
+
+/// All that should be.
+pub type Targets = BTreeMap<ModuleId, Target>;
+
+/// What a module does, by the management API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuntimeState {
+    /// It runs.
+    Running,
+    /// It never ran, or ended with exit code 0.
+    Stopped,
+    /// It ended with another exit code.
+    Failed,
+    /// Its container is beyond starting.
+    Dead,
+    /// The runtime does not say, or says something new.
+    Unknown,
+}
+
+impl RuntimeState {
+    /// The state that a word of the API means; case does not count.
+    #[must_use]
+    pub fn from_word(word: &str) -> Self {
+        let states = [
+            ("running", Self::Running),
+            ("stopped", Self::Stopped),
+            ("failed", Self::Failed),
+            ("unhealthy", Self::Failed),
+            ("dead", Self::Dead),
+        ];
+        let found = states.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
+        found.map_or(Self::Unknown, |(_, state)| *state)
+    }
+}
+
+/// One module as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    /// What it does.
+    pub state: RuntimeState,
+    /// The fingerprint its container was marked with when it was made, if the runtime shows it.
+    pub fingerprint: Option<Sha256Digest>,
+    /// When it was started last.
+    pub last_start: Option<Timestamp>,
+    /// When it ended last.
+    pub last_exit: Option<Timestamp>,
+}
+
+/// All that is.
+pub type Current = BTreeMap<ModuleId, Observed>;
+
+/// One call of the management API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Create the identity, or update it if it is there.
+    EnsureIdentity,
+    /// Fetch what create or update will need.
+    PrepareUpdate,
+    /// Make the container.
+    Create,
+    /// Replace the container.
+    Update,
+    /// Remove the container.
+    Remove,
+    /// Start it.
+    Start,
+    /// Stop it.
+    Stop,
+    /// Delete the identity, if it is there.
+    DeleteIdentity,
+}
+
+/// Why a step is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The module is new.
+    Create,
+    /// Its container is made from something else than is wanted.
+    Update,
+    /// Its container is dead.
+    Recreate,
+    /// It should run and was not started yet.
+    Start,
+    /// It should not run.
+    Stop,
+    /// It ended and its restart policy starts it again.
+    Restart,
+    /// It is not wanted any more.
+    Remove,
+    /// Nor is its identity.
+    DropIdentity,
+}
+
+/// What a failure is remembered for: each concern of a module is retried by its own count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Concern {
+    Apply,
+    Run,
+    Remove,
+    Identity,
+}
+
+impl Purpose {
+    const fn concern(self) -> Concern {
+        match self {
+            Self::Create | Self::Update | Self::Recreate => Concern::Apply,
+            Self::Start | Self::Stop | Self::Restart => Concern::Run,
+            Self::Remove => Concern::Remove,
+            Self::DropIdentity => Concern::Identity,
+        }
+    }
+}
+
+/// Actions on one module, to be taken in order; the first that fails ends the step, and no other step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// On which module.
+    pub module: ModuleId,
+    /// Why.
+    pub purpose: Purpose,
+    /// What it should be; `None` if it is not wanted.
+    pub target: Option<Target>,
+    /// The calls.
+    pub actions: Vec<Action>,
+}
+
+/// What is remembered about modules from round to round, and over restarts of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Memory {
+    modules: BTreeMap<ModuleId, ModuleMemory>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ModuleMemory {
+    /// What its container was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    applied: Option<Sha256Digest>,
+    /// The status that was brought about last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    status: Option<DesiredStatus>,
+    #[serde(default)]
+    restarts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_restart: Option<Timestamp>,
+    /// Whether there may be an identity that goes when the module goes.
+    identity: bool,
+    /// Whether its container was made for an identity that was deleted since.
+    #[serde(default)]
+    orphaned: bool,
+    #[serde(default)]
+    failures: BTreeMap<Concern, Failure>,
+}
+
+impl Default for ModuleMemory {
+    fn default() -> Self {
+        Self {
+            applied: None,
+            status: None,
+            restarts: 0,
+            last_restart: None,
+            identity: true,
+            orphaned: false,
+            failures: BTreeMap::new(),
+        }
+    }
+}
+
+/// Attempts that failed in a row, all at the same target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Failure {
+    count: u32,
+    at: Timestamp,
+    #[serde(default)]
+    subject: Option<(Sha256Digest, DesiredStatus)>,
+}
+
+/// Milliseconds to wait after `count` earlier waits: 10 s, 20 s, 40 s and so on, up to [`LONGEST_WAIT`].
+#[must_use]
+pub const fn wait(count: u32) -> i64 {
+    let doublings = if count < 5 { count } else { 5 };
+    let wait = SHORTEST_WAIT << doublings;
+    if wait < LONGEST_WAIT { wait } else { LONGEST_WAIT }
+}
+
+const fn is_over(now: Timestamp, since: Timestamp, wait: i64) -> bool {
+    let age = now.since(since);
+    age < 0 || age >= wait
+}
+
+fn subject(target: Option<&Target>) -> Option<(Sha256Digest, DesiredStatus)> {
+    target.map(|target| (target.fingerprint, target.status))
+}
+
+/// The steps that lead from what is to what should be, in the order in which to take them.
+#[must_use]
+pub fn plan(desired: &Targets, current: &Current, memory: &Memory, now: Timestamp) -> Vec<Step> {
+    let unknown = ModuleMemory::default();
+    let remembered = |module: &ModuleId| memory.modules.get(module).unwrap_or(&unknown);
+    let mut steps = Vec::new();
+
+    for (module, observed) in current {
+        if !desired.contains_key(module) && remembered(module).may_try(Concern::Remove, None, now) {
+            let stop = (observed.state == RuntimeState::Running).then_some(Action::Stop);
+            let actions = stop.into_iter().chain([Action::Remove]).collect();
+            steps.push(Step { module: module.clone(), purpose: Purpose::Remove, target: None, actions });
+        }
+    }
+
+    let mut wanted: Vec<_> = desired.iter().collect();
+    wanted.sort_by_key(|(_, target)| target.startup_order);
+    for (module, target) in wanted {
+        if let Some((purpose, actions)) = next(target, current.get(module), remembered(module), now) {
+            steps.push(Step { module: module.clone(), purpose, target: Some(*target), actions });
+        }
+    }
+
+    let mut gone: Vec<_> =
+        current.keys().chain(memory.modules.keys()).filter(|id| !desired.contains_key(*id)).collect();
+    gone.sort();
+    gone.dedup();
+    for module in gone {
+        let memory = remembered(module);
+        if memory.identity && memory.may_try(Concern::Identity, None, now) {
+            let actions = vec![Action::DeleteIdentity];
+            steps.push(Step { module: module.clone(), purpose: Purpose::DropIdentity, target: None, actions });
+        }
+    }
+
+    steps.retain(|step| !step.module.is_edge_agent());
+    steps
+}
+
+/// What to do about a module that is wanted.
+fn next(
+    target: &Target,
+    observed: Option<&Observed>,
+    memory: &ModuleMemory,
+    now: Timestamp,
+) -> Option<(Purpose, Vec<Action>)> {
+    let may_apply = memory.may_try(Concern::Apply, Some(target), now);
+    let start = (target.status == DesiredStatus::Running).then_some(Action::Start);
+    let make = |purpose, actions: &[Action]| {
+        let first = [Action::EnsureIdentity, Action::PrepareUpdate];
+        Some((purpose, first.iter().chain(actions).copied().chain(start).collect()))
+    };
+    let Some(observed) = observed else {
+        return if may_apply { make(Purpose::Create, &[Action::Create]) } else { None };
+    };
+    let outdated = memory.is_outdated(target, observed);
+    match observed.state {
+        RuntimeState::Dead if may_apply && (outdated || start.is_some()) => {
+            return make(Purpose::Recreate, &[Action::Remove, Action::Create]);
+        }
+        RuntimeState::Running if may_apply && outdated => {
+            return make(Purpose::Update, &[Action::Stop, Action::Update]);
+        }
+        _ if may_apply && outdated => return make(Purpose::Update, &[Action::Update]),
+        _ => {}
+    }
+
+    // Nothing to make, or not yet: look after what is there.
+    if !memory.may_try(Concern::Run, Some(target), now) {
+        return None;
+    }
+    let ended = matches!(observed.state, RuntimeState::Stopped | RuntimeState::Failed);
+    match target.status {
+        DesiredStatus::Stopped => {
+            (observed.state == RuntimeState::Running).then(|| (Purpose::Stop, vec![Action::Stop]))
+        }
+        DesiredStatus::Running if ended => {
+            let never_started = observed.state == RuntimeState::Stopped && observed.last_start.is_none();
+            if never_started || memory.status == Some(DesiredStatus::Stopped) {
+                return Some((Purpose::Start, vec![Action::Start]));
+            }
+            let since = observed.last_exit.max(memory.last_restart);
+            let due = since.is_none_or(|since| is_over(now, since, wait(memory.restarts)));
+            (due && target.restart_policy != RestartPolicy::Never).then(|| (Purpose::Restart, vec![Action::Start]))
+        }
+        DesiredStatus::Running => None,
+    }
+}
+
+impl ModuleMemory {
+    /// Whether enough time has passed since the last failure; a target that was not tried yet need not wait.
+    fn may_try(&self, concern: Concern, target: Option<&Target>, now: Timestamp) -> bool {
+        self.failures.get(&concern).is_none_or(|failure| {
+            failure.subject != subject(target) || is_over(now, failure.at, wait(failure.count.saturating_sub(1)))
+        })
+    }
+}
+
+impl ModuleMemory {
+    /// Whether the container was made from something else than is wanted, or for an identity that is gone.
+    fn is_outdated(&self, target: &Target, observed: &Observed) -> bool {
+        observed.fingerprint.or(self.applied) != Some(target.fingerprint) || self.orphaned
+    }
+
+    /// Forgets failures to bring about what is there by now, or is not wanted any more.
+    fn forget_moot_failures(&mut self, target: Option<&Target>, observed: Option<&Observed>) {
+        let outdated = match (target, observed) {
+            (Some(target), Some(observed)) => self.is_outdated(target, observed),
+            _ => true,
+        };
+        self.failures.retain(|concern, failure| match (concern, target) {
+            (Concern::Remove, None) => observed.is_some(),
+            (Concern::Identity, None) => true,
+            (Concern::Apply, Some(target)) => {
+                let dead = observed.is_some_and(|observed| observed.state == RuntimeState::Dead);
+                let needed = outdated || (dead && target.status == DesiredStatus::Running);
+                failure.subject == subject(Some(target)) && needed
+            }
+            (Concern::Run, Some(target)) => {
+                let running = observed.is_some_and(|observed| observed.state == RuntimeState::Running);
+                failure.subject == subject(Some(target)) && running != (target.status == DesiredStatus::Running)
+            }
+            _ => false,
+        });
+    }
+}
+
+impl Memory {
+    /// Takes in what a round saw, before its plan is made: forgets restarts of modules that have recovered, failures that
+    /// do not matter any more, and modules of which nothing is left.
+    pub fn observe(&mut self, desired: &Targets, current: &Current, now: Timestamp) {
+        for (module, target) in desired {
+            let (Some(observed), Some(memory)) = (current.get(module), self.modules.get_mut(module)) else { continue };
+            let running = observed.state == RuntimeState::Running;
+            let ended = matches!(observed.state, RuntimeState::Stopped | RuntimeState::Failed);
+            match target.status {
+                DesiredStatus::Running if running => memory.status = Some(DesiredStatus::Running),
+                DesiredStatus::Stopped if ended => memory.status = Some(DesiredStatus::Stopped),
+                _ => {}
+            }
+            let since = observed.last_start.max(memory.last_restart);
+            if running && since.is_some_and(|since| now.since(since) > INTENSIVE_CARE) {
+                memory.restarts = 0;
+            }
+        }
+        for (module, memory) in &mut self.modules {
+            memory.forget_moot_failures(desired.get(module), current.get(module));
+        }
+        self.modules
+            .retain(|module, memory| desired.contains_key(module) || current.contains_key(module) || memory.identity);
+    }
+
+    /// Takes in how far a step got: its first `completed` actions succeeded, and the one after them failed if there is
+    /// one.
+    pub fn record(&mut self, step: &Step, completed: usize, now: Timestamp) {
+        let memory = self.modules.entry(step.module.clone()).or_default();
+        let mut concern = step.purpose.concern();
+        if step.actions.contains(&Action::EnsureIdentity) {
+            // Even a failed call may have made one.
+            memory.identity = true;
+        }
+        for action in step.actions.iter().take(completed) {
+            match action {
+                Action::Create | Action::Update => {
+                    memory.failures.remove(&Concern::Apply);
+                    // From here on only the start can fail, which needs no new container.
+                    concern = Concern::Run;
+                    memory.applied = step.target.map(|target| target.fingerprint);
+                    memory.orphaned = false;
+                    memory.status = Some(DesiredStatus::Stopped);
+                    memory.restarts = 0;
+                    memory.last_restart = None;
+                }
+                Action::Start => {
+                    memory.status = Some(DesiredStatus::Running);
+                    if step.purpose == Purpose::Restart {
+                        memory.restarts = memory.restarts.saturating_add(1);
+                        memory.last_restart = Some(now);
+                    }
+                }
+                Action::Stop if step.purpose == Purpose::Stop => {
+                    memory.status = Some(DesiredStatus::Stopped);
+                    memory.restarts = 0;
+                    memory.last_restart = None;
+                }
+                Action::DeleteIdentity => {
+                    memory.identity = false;
+                    memory.orphaned = true;
+                }
+                Action::EnsureIdentity | Action::PrepareUpdate | Action::Remove | Action::Stop => {}
+            }
+        }
+        if completed >= step.actions.len() {
+            memory.failures.remove(&concern);
+            return;
+        }
+        let subject = subject(step.target.as_ref());
+        let earlier = memory.failures.get(&concern).filter(|failure| failure.subject == subject);
+        let count = earlier.map_or(0, |failure| failure.count).saturating_add(1);
+        memory.failures.insert(concern, Failure { count, at: now, subject });
+    }
+
+    /// Lets everything that failed be tried at once, for instance because a new manifest came.
+    pub fn forget_failures(&mut self) {
+        for memory in self.modules.values_mut() {
+            memory.failures.clear();
+        }
+    }
+
+    /// How often a module's restart policy has started it again, and when last.
+    #[must_use]
+    pub fn restarts(&self, module: &ModuleId) -> (u32, Option<Timestamp>) {
+        self.modules.get(module).map_or((0, None), |memory| (memory.restarts, memory.last_restart))
+    }
+
+    /// Whether something about the module failed and was not put right since.
+    #[must_use]
+    pub fn is_failing(&self, module: &ModuleId) -> bool {
+        self.modules.get(module).is_some_and(|memory| !memory.failures.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -7,8 +7,9 @@ use std::ptr::{self, NonNull};
 
 use aws_lc_sys::{
     CBS, CBS_init, CBS_len, ERR_clear_error, EVP_AEAD_CTX, EVP_AEAD_CTX_free, EVP_AEAD_CTX_new,
-    EVP_AEAD_CTX_open_gather, EVP_AEAD_CTX_seal_scatter, EVP_PKEY, EVP_PKEY_free, EVP_PKEY_get1_RSA, EVP_aead_aes_256_gcm,
-    EVP_parse_private_key, RSA, RSA_NO_PADDING, RSA_PKCS1_PADDING, RSA_free, RSA_sign_raw, RSA_size,
+    EVP_AEAD_CTX_open_gather, EVP_AEAD_CTX_seal_scatter, EVP_PKEY, EVP_PKEY_free, EVP_PKEY_get1_RSA,
+    EVP_aead_aes_256_gcm, EVP_parse_private_key, RSA, RSA_NO_PADDING, RSA_PKCS1_PADDING, RSA_free, RSA_sign_raw,
+    RSA_size,
 };
 
 use crate::backend::RsaPadding;

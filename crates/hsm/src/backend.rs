@@ -268,6 +268,8 @@ pub enum PublicParameter {
     EcCurveOid,
     /// The point, compressed.
     EcPoint,
+    /// The point, uncompressed: the form that certificates hold. Ours; the compatible service has only the other.
+    EcPointUncompressed,
     /// The modulus, big-endian without leading zeros.
     RsaModulus,
     /// The public exponent, big-endian without leading zeros.
@@ -282,6 +284,7 @@ impl FromStr for PublicParameter {
             "algorithm" => Self::Algorithm,
             "ec-curve-oid" => Self::EcCurveOid,
             "ec-point" => Self::EcPoint,
+            "ec-point-uncompressed" => Self::EcPointUncompressed,
             "rsa-modulus" => Self::RsaModulus,
             "rsa-exponent" => Self::RsaExponent,
             _ => return Err(InputError::PublicParameter),
@@ -349,7 +352,9 @@ pub enum KeyError {
         needed: &'static str,
     },
     /// The key is in a file that the configuration names, which is not this backend's to change.
-    #[error("key {id:?} is preloaded from the file {path:?}: change that file, or [preloaded_keys] in the configuration")]
+    #[error(
+        "key {id:?} is preloaded from the file {path:?}: change that file, or [preloaded_keys] in the configuration"
+    )]
     Preloaded {
         /// The id.
         id: KeyId,
@@ -396,7 +401,9 @@ pub enum InputError {
     #[error("none of the preferred algorithms is known: \"ec-p256\", \"rsa-2048\", \"rsa-4096\", \"*\"")]
     PreferredAlgorithms,
     /// No public parameter has this name.
-    #[error("unknown public parameter: algorithm, ec-curve-oid, ec-point, rsa-modulus, rsa-exponent are known")]
+    #[error(
+        "unknown public parameter: algorithm, ec-curve-oid, ec-point, ec-point-uncompressed, rsa-modulus, rsa-exponent are known"
+    )]
     PublicParameter,
     /// The key's algorithm has no such parameter.
     #[error("the key pair's algorithm has no such public parameter")]
@@ -417,7 +424,9 @@ pub enum InputError {
         found: usize,
     },
     /// A private key that cannot be read.
-    #[error("not a private key that can be used: a PEM or DER private key, EC P-256, EC P-384 or RSA of 2048 to 8192 bits")]
+    #[error(
+        "not a private key that can be used: a PEM or DER private key, EC P-256, EC P-384 or RSA of 2048 to 8192 bits"
+    )]
     PrivateKey,
     /// An empty IV.
     #[error("the iv is empty")]
@@ -441,7 +450,9 @@ pub enum InputError {
         found: usize,
     },
     /// A block that does not fit modulus and padding.
-    #[error("the block does not fit: at most {limit} bytes for PKCS#1, and exactly the modulus's length and below it without padding")]
+    #[error(
+        "the block does not fit: at most {limit} bytes for PKCS#1, and exactly the modulus's length and below it without padding"
+    )]
     RsaBlock {
         /// Longest block with PKCS#1 padding under this key.
         limit: usize,

@@ -25,7 +25,8 @@ pub(crate) fn encrypt(key: &[u8], iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Re
     let mut sealed = vec![0; 1 + plaintext.len() + TAG_LEN];
     sealed[0] = TAG_LAST;
     let (ciphertext, tag) = sealed[1..].split_at_mut(plaintext.len());
-    let made = gcm.seal(iv, aad, plaintext, ciphertext).map_err(|_| KeyError::Library { operation: Operation::Encrypt })?;
+    let made =
+        gcm.seal(iv, aad, plaintext, ciphertext).map_err(|_| KeyError::Library { operation: Operation::Encrypt })?;
     tag.copy_from_slice(&made);
     Ok(sealed)
 }
@@ -76,11 +77,11 @@ mod tests {
             let sealed = encrypt(&key, &iv, &aad, &plaintext).unwrap();
             prop_assert_eq!(sealed.len(), 1 + plaintext.len() + 16);
             prop_assert_eq!(sealed[0], 2);
-            prop_assert_eq!(decrypt(&key, &iv, &aad, &sealed).unwrap().expose(), &plaintext);
+            prop_assert_eq!(decrypt(&key, &iv, &aad, &sealed).unwrap().into_exposed(), plaintext.clone());
 
             let (ciphertext, tag) = sealed[1..].split_at(plaintext.len());
             let earliest = [&[1], tag, ciphertext].concat();
-            prop_assert_eq!(decrypt(&key, &iv, &aad, &earliest).unwrap().expose(), &plaintext);
+            prop_assert_eq!(decrypt(&key, &iv, &aad, &earliest).unwrap().into_exposed(), plaintext);
         }
 
         #[test]

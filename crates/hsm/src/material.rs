@@ -23,7 +23,7 @@ const SYMMETRIC_LIMIT: usize = 64 * 1024;
 
 /// A key that can be used at once.
 pub(crate) enum Material {
-    Symmetric(Symmetric),
+    Symmetric(Box<Symmetric>),
     Pair(Pair),
 }
 
@@ -76,7 +76,7 @@ impl Material {
     /// Readies a key from its stored form: raw bytes, or a PKCS#8 private key in DER.
     pub(crate) fn from_stored(kind: KeyKind, usage: Usage, secret: SecretBytes) -> Result<Self, InputError> {
         match kind {
-            KeyKind::Symmetric => Symmetric::new(secret, usage).map(Self::Symmetric),
+            KeyKind::Symmetric => Symmetric::new(secret, usage).map(|key| Self::Symmetric(Box::new(key))),
             KeyKind::Pair => Pair::from_pkcs8(secret.expose()).map(Self::Pair),
         }
     }
@@ -158,11 +158,17 @@ impl Pair {
             (Self::Ec { curve, private }, PublicParameter::EcPoint) => {
                 PublicValue::Bytes(compress(private.public_key().as_ref(), curve.len).ok_or(InputError::PrivateKey)?)
             }
+            (Self::Ec { private, .. }, PublicParameter::EcPointUncompressed) => {
+                PublicValue::Bytes(private.public_key().as_ref().to_vec())
+            }
             (Self::Rsa { .. }, PublicParameter::Algorithm) => PublicValue::Word("RSA"),
             (Self::Rsa { modulus, .. }, PublicParameter::RsaModulus) => PublicValue::Bytes(modulus.clone()),
             (Self::Rsa { exponent, .. }, PublicParameter::RsaExponent) => PublicValue::Bytes(exponent.clone()),
             (Self::Ec { .. }, PublicParameter::RsaModulus | PublicParameter::RsaExponent)
-            | (Self::Rsa { .. }, PublicParameter::EcCurveOid | PublicParameter::EcPoint) => {
+            | (
+                Self::Rsa { .. },
+                PublicParameter::EcCurveOid | PublicParameter::EcPoint | PublicParameter::EcPointUncompressed,
+            ) => {
                 return Err(InputError::NoSuchParameter);
             }
         })
@@ -414,7 +420,8 @@ mod tests {
     fn private_keys_in_pem_of_every_usual_form_are_read() {
         let ec = EcdsaKeyPair::generate(P256.signing).unwrap();
         let sec1 = ec.private_key().as_der().unwrap();
-        let mut with_parameters = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n".to_vec();
+        let mut with_parameters =
+            b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n".to_vec();
         with_parameters.extend_from_slice(pem("EC PRIVATE KEY", sec1.as_ref()).expose());
         let (kind, stored) = read_key_file(&with_parameters.into()).unwrap();
         assert_eq!(kind, KeyKind::Pair);
@@ -440,7 +447,8 @@ mod tests {
 
     #[test]
     fn broken_and_encrypted_pem_files_are_refused_not_taken_as_symmetric_keys() {
-        for (label, der) in [("PRIVATE KEY", &b"junk"[..]), ("ENCRYPTED PRIVATE KEY", b"junk"), ("EC PRIVATE KEY", b"")] {
+        for (label, der) in [("PRIVATE KEY", &b"junk"[..]), ("ENCRYPTED PRIVATE KEY", b"junk"), ("EC PRIVATE KEY", b"")]
+        {
             assert_eq!(read_key_file(&pem(label, der)).err(), Some(InputError::PrivateKey), "{label}");
         }
         let cut = b"-----BEGIN PRIVATE KEY-----\nAAAA\n";

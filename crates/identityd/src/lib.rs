@@ -1,1 +1,287 @@
-//! (in construction)
+//! `edgekeep-identityd`: the identities of a device and of its modules, and certificates.
+//!
+//! Touches: its state folder, the sockets `identityd.sock` and `certd.sock`, keyd's socket as a client, and the network:
+//! the provisioning service and the hub. Starts no process, opens no device, and never has a private key: tokens and
+//! certificates are signed by keyd. (Two exceptions that the APIs ask for: a local identity's key, which is made for its
+//! caller, and the derived keys of modules while they are sent to the hub.)
+//!
+//! What is known is answered from memory. The cloud is asked in the background (`device`, `refresh`), by what
+//! [`edgekeep_core::provisioning`] decides, and no lock is held meanwhile.
+#![forbid(unsafe_code)]
+
+mod access;
+mod certificates;
+mod certificates_api;
+mod device;
+mod identity_api;
+mod keys;
+mod local_identity;
+mod modules;
+mod refresh;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_api::keyd::KeysClient;
+use edgekeep_cloud::{Registration, Transport, Trust};
+use edgekeep_core::grants::Grants;
+use edgekeep_core::id::ModuleId;
+use edgekeep_core::layout::{Daemon, Root};
+use edgekeep_core::provisioning::{DeviceIdentity, Limits, Provisioned, Source, State};
+use edgekeep_core::settings::{IdentitydSettings, Provisioning};
+use edgekeep_daemon::audit::Audit;
+use edgekeep_daemon::listen::{ListenError, activated_or_bound};
+use edgekeep_daemon::server;
+use edgekeep_daemon::store::{StateFile, StoreError, private_folder, sweep_temporary};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+pub use certificates::{CertStoreError, CertificateError, IssueError};
+pub use keys::KeysError;
+pub use refresh::RefreshLimits;
+
+use certificates::Certificates;
+use device::{Device, Provisioner};
+use identity_api::IdentityApi;
+use keys::DeviceKeys;
+use modules::Modules;
+use refresh::{Refresh, Refresher, Registry};
+
+/// Longest time for a call to the hub that somebody waits for.
+const INTERACTIVE: Duration = Duration::from_secs(20);
+/// How long the start waits for an identity that needs no network.
+const FIRST_IDENTITY: Duration = Duration::from_secs(2);
+
+/// How this daemon is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where everything lies.
+    pub root: Root,
+    /// What `config apply` wrote for this daemon.
+    pub settings: IdentitydSettings,
+    /// Waiting times of provisioning.
+    pub provisioning: Limits,
+    /// When the hub is asked about modules.
+    pub refresh: RefreshLimits,
+}
+
+impl Options {
+    /// The usual waiting times.
+    #[must_use]
+    pub fn new(root: Root, settings: IdentitydSettings) -> Self {
+        Self { root, settings, provisioning: Limits::default(), refresh: RefreshLimits::default() }
+    }
+}
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The state folder or a file in it.
+    #[error("the state of identityd cannot be used")]
+    State(#[from] StoreError),
+    /// A socket.
+    #[error("identityd cannot listen")]
+    Listen(#[from] ListenError),
+    /// A name in the settings.
+    #[error("{what} in the settings is not a host name; correct it and run `edgekeep config apply`")]
+    Host {
+        /// Which setting.
+        what: &'static str,
+    },
+}
+
+impl StartError {
+    /// Whether it is the settings that are wrong, so that starting again cannot help.
+    #[must_use]
+    pub fn is_settings(&self) -> bool {
+        matches!(self, Self::Host { .. })
+    }
+}
+
+/// A daemon that listens and has begun to provision.
+#[derive(Debug)]
+pub struct Identityd {
+    identity: Arc<IdentityApi>,
+    certificates: Arc<certificates_api::CertificatesApi>,
+    sockets: (UnixListener, UnixListener),
+    limits: server::Limits,
+    background: JoinSet<()>,
+}
+
+impl Identityd {
+    /// Reads the state, listens, and begins to provision in the background. The sockets accept from now on; they are
+    /// answered once [`Identityd::run`] runs.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        let Options { root, settings, provisioning: limits, refresh: refresh_limits } = options;
+        let folder = root.state_folder(Daemon::Identityd);
+        private_folder(&folder)?;
+        sweep_temporary(&folder);
+
+        let (source, key, registration) = source(&settings)?;
+        if settings.parent_hostname.as_deref().is_some_and(|parent| !device::is_host(parent)) {
+            return Err(StartError::Host { what: "parent_hostname" });
+        }
+        let keyd = KeysClient::new(root.keyd_socket());
+        let keys = Arc::new(DeviceKeys::new(keyd.clone(), key));
+        let trust = match settings.cloud.trusted_certs.as_slice() {
+            [] => Trust::System,
+            paths => Trust::Files(paths.iter().map(PathBuf::from).collect()),
+        };
+        let timeout = Duration::from_secs(settings.cloud.timeout_sec.max(1));
+        let retries = settings.cloud.retries;
+        let background_calls =
+            Arc::new(Transport::new(edgekeep_cloud::Limits { timeout, retries }, trust.clone()));
+        let interactive_calls = Arc::new(Transport::new(
+            edgekeep_cloud::Limits { timeout: timeout.min(INTERACTIVE), retries },
+            trust,
+        ));
+
+        let file = StateFile::new(folder.join("device.json"), "device", 1);
+        let stored = stored_identity(&file)?;
+        let modules = Arc::new(Modules::open(StateFile::new(folder.join("modules.json"), "modules", 1)));
+        let (device, wishes) = Device::new();
+        let device = Arc::new(device);
+        let refresh = Arc::new(Refresh::new());
+        let registry = |transport| Registry {
+            transport,
+            keys: Arc::clone(&keys),
+            parent: settings.parent_hostname.clone(),
+            modules: Arc::clone(&modules),
+            device: Arc::clone(&device),
+            refresh: Arc::clone(&refresh),
+        };
+        let audit = Arc::new(Audit::new(&folder));
+        let certificates = Arc::new(Certificates::open(folder.join("certs"), &settings, keyd)?);
+        let access = access::Access::new(settings.principals.clone());
+        let principals = module_principals(&access);
+
+        let needs_no_network = stored.is_some() || matches!(source, Source::Manual { .. });
+        let mut served = device.served();
+        let mut background = JoinSet::new();
+        let provisioner = Provisioner {
+            device: Arc::clone(&device),
+            wishes,
+            file,
+            registration,
+            transport: Arc::clone(&background_calls),
+            keys: Arc::clone(&keys),
+        };
+        background.spawn(provisioner.run(State::new(source, settings.reprovisioning, limits, stored)));
+        if needs_no_network {
+            // Clients that were started together with us need not meet a device without an identity.
+            let _ = tokio::time::timeout(FIRST_IDENTITY, served.changed()).await;
+        }
+        if let Some(identity) = device.view().identity {
+            modules.belong_to(&identity);
+        }
+        let refresher = Refresher { registry: registry(background_calls), limits: refresh_limits, principals };
+        background.spawn(refresher.run());
+
+        let sockets = (
+            activated_or_bound("aziot-identityd.socket", &root.identityd_socket(), 0o660)?,
+            activated_or_bound("aziot-certd.socket", &root.certd_socket(), 0o660)?,
+        );
+        let mut socket_limits = server::Limits::default();
+        if let Some(limit) = settings.connections_per_uid {
+            socket_limits.connections_per_uid = limit;
+        }
+        let grants = Grants::new(settings.cert_principals.iter().map(|it| (it.uid, it.certs.clone())));
+        Ok(Self {
+            certificates: Arc::new(certificates_api::CertificatesApi {
+                certificates: Arc::clone(&certificates),
+                grants,
+                audit: Arc::clone(&audit),
+            }),
+            identity: Arc::new(IdentityApi {
+                registry: registry(interactive_calls),
+                access,
+                device,
+                keys: Arc::clone(&keys),
+                modules: Arc::clone(&modules),
+                refresh: Arc::clone(&refresh),
+                certificates,
+                audit,
+                settings,
+            }),
+            sockets,
+            limits: socket_limits,
+            background,
+        })
+    }
+
+    /// Answers until `stop` turns true.
+    pub async fn run(self, stop: watch::Receiver<bool>) {
+        let Self { identity, certificates, sockets, limits, mut background } = self;
+        let identity = Arc::new(identity_api::router(identity));
+        let certificates = Arc::new(certificates_api::router(certificates));
+        tokio::join!(
+            server::serve(sockets.0, identity, limits, stop.clone()),
+            server::serve(sockets.1, certificates, limits, stop),
+        );
+        // What is under way is given up; files are replaced whole or not at all.
+        background.shutdown().await;
+    }
+}
+
+/// The configured source, in the form that is compared with the stored one; the device's key; what to register.
+#[expect(clippy::type_complexity, reason = "three parts of one decision, used once")]
+fn source(
+    settings: &IdentitydSettings,
+) -> Result<(Source, Option<edgekeep_core::id::KeyId>, Option<Registration>), StartError> {
+    match &settings.provisioning {
+        Provisioning::None => Ok((Source::None, None, None)),
+        Provisioning::Manual { hub, device_id, key } => {
+            if !device::is_host(hub) {
+                return Err(StartError::Host { what: "the hub" });
+            }
+            let identity = DeviceIdentity { hub: hub.clone(), device_id: device_id.clone() };
+            Ok((Source::Manual { identity }, Some(key.clone()), None))
+        }
+        Provisioning::Dps { endpoint, scope_id, registration_id, key, payload } => {
+            let source = Source::Dps {
+                endpoint: endpoint.clone(),
+                scope_id: scope_id.clone(),
+                registration_id: registration_id.clone(),
+            };
+            let registration = Registration {
+                endpoint: endpoint.clone(),
+                scope_id: scope_id.clone(),
+                registration_id: registration_id.clone(),
+                payload: payload.clone(),
+            };
+            Ok((source, Some(key.clone()), Some(registration)))
+        }
+    }
+}
+
+/// The last good identity. A damaged file has been set aside by the time this returns, and the device starts anew; a file
+/// of a newer version stays and ends the start.
+fn stored_identity(file: &StateFile<Provisioned>) -> Result<Option<Provisioned>, StoreError> {
+    match file.load() {
+        Err(error @ StoreError::Damaged { .. }) => {
+            tracing::error!(%error, "the device's identity is lost; the device is provisioned anew");
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
+fn module_principals(access: &access::Access) -> BTreeSet<ModuleId> {
+    let mut modules = BTreeSet::new();
+    for name in access.modules() {
+        match name.parse() {
+            Ok(module) => {
+                modules.insert(module);
+            }
+            Err(error) => tracing::error!(%error, "a principal's name cannot be a module's; it gets no identity"),
+        }
+    }
+    modules
+}

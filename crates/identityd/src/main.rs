@@ -1,2 +1,48 @@
-//! (in construction)
-fn main() {}
+//! The identities daemon. See the library for what it may touch.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
+use edgekeep_core::settings::IdentitydSettings;
+use edgekeep_daemon::{lifecycle, logging, settings, systemd};
+use edgekeep_identityd::{Identityd, Options, StartError};
+
+/// Tells the service manager that starting again without another configuration cannot help.
+const BAD_SETTINGS: u8 = 153;
+
+fn main() -> ExitCode {
+    logging::init();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            let settings = error.is::<settings::SettingsError>()
+                || error.downcast_ref::<StartError>().is_some_and(StartError::is_settings);
+            if settings { ExitCode::from(BAD_SETTINGS) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
+    let path = root.settings_file(Daemon::Identityd);
+    let settings: IdentitydSettings = settings::load(&path)?
+        .with_context(|| format!("no settings at {}; run `edgekeep config apply`", path.display()))?;
+    // One thread answers; threads for name resolution and for the disk come and go.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .thread_keep_alive(Duration::from_secs(2))
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
+        let daemon = Identityd::start(Options::new(root, settings)).await?;
+        systemd::notify_ready();
+        tracing::info!("ready");
+        daemon.run(stop).await;
+        Ok(())
+    })
+}

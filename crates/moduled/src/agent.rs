@@ -26,6 +26,9 @@ const CONTAINER_MANAGEMENT_URI: &str = "unix:///var/run/iotedge/mgmt.sock";
 /// How long an agent that was just started is left alone.
 const SETTLE: Duration = Duration::from_secs(10);
 
+/// How soon identityd is asked again while the device has no identity; it answers from memory.
+const IDENTITY_RETRY: Duration = Duration::from_millis(500);
+
 /// Why the watchdog ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -46,6 +49,16 @@ pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> En
     let mut acted_at = begin;
     loop {
         let seen = observe(&service, replace).await;
+        if matches!(seen, Observation::Absent | Observation::Dead)
+            && let Err(error) = specification(&service).await
+        {
+            // Not a fault of the agent: the device is still being provisioned. Asked again soon, and counted as no error.
+            report(&service, seen, Some(error.message()));
+            tokio::select! {
+                () = stopped(&mut stop) => return Ended::Stopped,
+                () = tokio::time::sleep(IDENTITY_RETRY) => continue,
+            }
+        }
         let (next, action) = step(state, seen, begin.elapsed());
         state = next;
         let done = act(&service, action, replace).await;
@@ -190,6 +203,11 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
         _ => serde_json::Map::new(),
     };
     let mut env = settings.env.clone();
+    if kind == Kind::Process {
+        // Where our own agent remembers what it applied; a container's agent brings a volume.
+        let folder = service.root.path().join("var/lib/edgekeep/agent");
+        env.entry("EDGEKEEP_AGENT_STATE".into()).or_insert_with(|| folder.display().to_string());
+    }
     let (workload, management) = match kind {
         Kind::Docker => (CONTAINER_WORKLOAD_URI.to_owned(), CONTAINER_MANAGEMENT_URI.to_owned()),
         Kind::Process => {

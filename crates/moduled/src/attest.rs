@@ -149,7 +149,7 @@ impl Attestor {
         let pid = caller.pid().ok_or(DenyReason::PidNotVisible)?;
         let (pidfd, handle) = caller.pidfd().ok_or(DenyReason::CallerGone)?;
         let process = ProcDir::open(pid, pidfd).map_err(|error| reason(&error))?;
-        let evidence = self.collector.identify(handle, &process).map_err(|error| reason(&error))?;
+        let evidence = self.collector.identify(handle, &process, None).map_err(|error| reason(&error))?;
         Ok(Known { process, evidence: RwLock::new(evidence) })
     }
 }

@@ -56,7 +56,6 @@ fn with_id<T: DeserializeOwned>(exchange: &Exchange<'_>, member: &str, id: &str)
     let mut body: Value = exchange.json()?;
     let object = body.as_object_mut().ok_or("the body is not an object")?;
     object.insert(member.to_owned(), Value::String(id.to_owned()));
-    // The text of this error could repeat a key that has a wrong form: it names only the member.
     serde_json::from_value(body).map_err(|error| format!("the body does not fit: {error}"))
 }
 

@@ -18,7 +18,13 @@ struct RegisterBody {
 }
 
 impl World {
-    pub(crate) fn register(&mut self, method: &Method, scope: &str, registration: &str, exchange: &Exchange<'_>) -> Answer {
+    pub(crate) fn register(
+        &mut self,
+        method: &Method,
+        scope: &str,
+        registration: &str,
+        exchange: &Exchange<'_>,
+    ) -> Answer {
         if method != Method::PUT {
             return error(StatusCode::METHOD_NOT_ALLOWED, "only PUT");
         }
@@ -52,7 +58,8 @@ impl World {
             Ok(enrolment) => enrolment,
             Err(refusal) => return refusal,
         };
-        let Some(operation) = self.operations.iter_mut().find(|known| known.id == id && known.registration == registration)
+        let Some(operation) =
+            self.operations.iter_mut().find(|known| known.id == id && known.registration == registration)
         else {
             return error(StatusCode::NOT_FOUND, "no such operation");
         };

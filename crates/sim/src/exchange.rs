@@ -146,8 +146,15 @@ mod tests {
 
     #[test]
     fn paths_that_only_resemble_a_route_are_unknown() {
-        for path in ["", "/", "/devices", "/devices//modules", "/devices/d/modules/", "/devices/%ff/modules", "/x/registrations/r"]
-        {
+        for path in [
+            "",
+            "/",
+            "/devices",
+            "/devices//modules",
+            "/devices/d/modules/",
+            "/devices/%ff/modules",
+            "/x/registrations/r",
+        ] {
             assert_eq!(Route::of(path), Route::Unknown, "{path}");
         }
     }

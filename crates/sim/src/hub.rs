@@ -82,7 +82,13 @@ impl World {
     }
 
     /// The check behind HTTP messages and MQTT sessions.
-    pub(crate) fn admit_module(&mut self, device: &str, id: &str, token: Option<&str>, now: u64) -> Result<(), TokenError> {
+    pub(crate) fn admit_module(
+        &mut self,
+        device: &str,
+        id: &str,
+        token: Option<&str>,
+        now: u64,
+    ) -> Result<(), TokenError> {
         let verdict = match self.devices.get(device) {
             None => Err(TokenError::Principal("no such device")),
             Some(found) if !found.enabled => Err(TokenError::Principal("the device is disabled")),
@@ -152,12 +158,18 @@ impl World {
         // Without a condition, PUT creates; with If-Match, it updates.
         match (exchange.header(header::IF_MATCH), exchange.header(header::IF_NONE_MATCH), old) {
             (Some(_), _, None) => return no_module(),
-            (Some(condition), _, Some(module)) if !module.matches(condition) => return precondition("the ETag differs"),
+            (Some(condition), _, Some(module)) if !module.matches(condition) => {
+                return precondition("the ETag differs");
+            }
             (None, Some(condition), Some(module)) if module.matches(condition) => {
                 return precondition("the module exists");
             }
             (None, _, Some(_)) => {
-                return error(StatusCode::CONFLICT, "ModuleAlreadyExistsOnDevice", "the module exists; update it with If-Match");
+                return error(
+                    StatusCode::CONFLICT,
+                    "ModuleAlreadyExistsOnDevice",
+                    "the module exists; update it with If-Match",
+                );
             }
             (None, _, None) if modules.len() >= MODULE_LIMIT => {
                 return error(StatusCode::CONFLICT, "TooManyModulesOnDevice", "the device has 50 modules");
@@ -236,7 +248,9 @@ fn credential(sent: Option<Authentication>, old: Option<&Credential>) -> Result<
         Some(kind @ ("x509" | "selfSigned" | "certificateAuthority")) => {
             Ok(Credential::X509 { kind: kind.to_owned(), thumbprint: sent.x509_thumbprint })
         }
-        Some(_) => Err("authentication.type is not one of sas, x509, selfSigned, certificateAuthority, none".to_owned()),
+        Some(_) => {
+            Err("authentication.type is not one of sas, x509, selfSigned, certificateAuthority, none".to_owned())
+        }
     }
 }
 

@@ -36,14 +36,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 pub use faults::{DELAY_LIMIT_MS, Faults, FaultsError, RouteFaults};
 pub use tls::{Authority, ServerCertificate, TlsError};
-pub use world::{
-    Calls, DeviceState, Enrolment, Keys, ModuleState, PresetDevice, PresetError, Snapshot, State,
-};
+pub use world::{Calls, DeviceState, Enrolment, Keys, ModuleState, PresetDevice, PresetError, Snapshot, State};
 
 use crate::server::{Protocol, Shared, accept};
 use crate::world::World;
@@ -149,7 +148,9 @@ impl Simulator {
     pub async fn start(options: SimulatorOptions) -> Result<Self, StartError> {
         let authority = options.authority.map_or_else(Authority::new, Ok)?;
         let mut names = vec![options.host_name.clone()];
-        names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned).into_iter().filter(|n| *n != options.host_name));
+        names.extend(
+            ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into_iter().filter(|n| *n != options.host_name),
+        );
         let certificate = authority.issue(&names)?;
         let tls = TlsAcceptor::from(tls::server_config(&certificate)?);
         let (listener, address) = bind(options.listen).await?;
@@ -250,9 +251,10 @@ impl Simulator {
         }
     }
 
-    /// Waits for the next call, for example to write a [`Snapshot`].
-    pub async fn changed(&self) {
-        let _ = self.shared.changed.subscribe().changed().await;
+    /// Says when calls have come in, for example to write a [`Snapshot`] then.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.shared.changed.subscribe()
     }
 
     /// Everything that can be carried over to another simulator, keys included.

@@ -1,6 +1,6 @@
 //! `edgekeep-sim`: the simulated cloud as a program. It keeps nothing on disk unless `--state-file` is given.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -35,11 +35,11 @@ struct Arguments {
     #[arg(long, default_value = "0ne00000001")]
     scope_id: String,
     /// Lets a device register: its registration id and its symmetric key in base64. May be repeated.
-    #[arg(long, value_name = "ID=KEY", value_parser = id_and_key)]
-    enrol: Vec<(String, Key)>,
+    #[arg(long, value_name = "ID=KEY")]
+    enrol: Vec<String>,
     /// A device that the hub knows from the start: its id and its symmetric key in base64. May be repeated.
-    #[arg(long, value_name = "ID=KEY", value_parser = id_and_key)]
-    device: Vec<(String, Key)>,
+    #[arg(long, value_name = "ID=KEY")]
+    device: Vec<String>,
     /// Writes the CA certificate that devices must trust to this file, as PEM.
     #[arg(long, value_name = "FILE")]
     ca_out: Option<PathBuf>,
@@ -60,9 +60,11 @@ struct Arguments {
     json: bool,
 }
 
-fn id_and_key(text: &str) -> Result<(String, Key), String> {
-    let (id, key) = text.split_once('=').ok_or("expected ID=KEY")?;
-    Ok((id.to_owned(), Key::from_base64(key).map_err(|error| error.to_string())?))
+/// Parsed here and not by clap, whose errors repeat the text.
+fn id_and_key(text: &str) -> anyhow::Result<(String, Key)> {
+    let (id, key) = text.split_once('=').context("--enrol and --device expect ID=KEY")?;
+    let key = Key::from_base64(key).with_context(|| format!("cannot use the key of \"{id}\""))?;
+    Ok((id.to_owned(), key))
 }
 
 /// What `--state-file` holds.
@@ -75,10 +77,14 @@ struct Kept {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colour).with_target(false).init();
     let arguments = Arguments::parse();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
+    let presets = |texts: &[String]| texts.iter().map(|text| id_and_key(text)).collect::<anyhow::Result<Vec<_>>>();
+    let enrolments = presets(&arguments.enrol)?.into_iter().map(|(id, key)| Enrolment::new(id, key)).collect();
+    let devices = presets(&arguments.device)?.into_iter().map(|(id, key)| PresetDevice::new(id, key)).collect();
     let kept = arguments.state_file.as_deref().map(read_state).transpose()?.flatten();
     let (authority, snapshot) = kept.map_or((None, Snapshot::default()), |kept| (Some(kept.authority), kept.snapshot));
     let mqtt = match arguments.mqtt {
@@ -97,8 +103,8 @@ async fn main() -> anyhow::Result<()> {
         listen: SocketAddr::from((arguments.address, arguments.port)),
         host_name: arguments.host_name,
         scope_id: arguments.scope_id,
-        enrolments: arguments.enrol.into_iter().map(|(id, key)| Enrolment::new(id, key)).collect(),
-        devices: arguments.device.into_iter().map(|(id, key)| PresetDevice::new(id, key)).collect(),
+        enrolments,
+        devices,
         authority,
         snapshot,
         mqtt,
@@ -109,18 +115,21 @@ async fn main() -> anyhow::Result<()> {
     }
     announce(&simulator, arguments.ca_out.as_deref(), arguments.json)?;
 
+    let mut changes = simulator.changes();
+    let mut written = Zeroizing::new(Vec::new());
     loop {
+        changes.borrow_and_update();
         if let Some(path) = &arguments.state_file {
-            write_state(path, &simulator)?;
+            write_state(path, &simulator, &mut written)?;
         }
         tokio::select! {
-            () = simulator.changed(), if arguments.state_file.is_some() => {}
+            changed = changes.changed() => changed?,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     if let Some(path) = &arguments.state_file {
-        write_state(path, &simulator)?;
+        write_state(path, &simulator, &mut written)?;
     }
     simulator.stop().await;
     Ok(())
@@ -165,20 +174,26 @@ fn read_state(path: &Path) -> anyhow::Result<Option<Kept>> {
     Ok(Some(kept))
 }
 
-/// Replaces the file as a whole, readable only by its owner.
-fn write_state(path: &Path, simulator: &Simulator) -> anyhow::Result<()> {
+/// Replaces the file as a whole, readable only by its owner; does nothing if it would be the same as `written`.
+fn write_state(path: &Path, simulator: &Simulator, written: &mut Zeroizing<Vec<u8>>) -> anyhow::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
+    let kept = Kept { version: 1, authority: simulator.authority().clone(), snapshot: simulator.snapshot() };
+    let text = Zeroizing::new(serde_json::to_vec(&kept)?);
+    if *text == **written {
+        return Ok(());
+    }
     let write = || -> std::io::Result<()> {
-        let kept = Kept { version: 1, authority: simulator.authority().clone(), snapshot: simulator.snapshot() };
-        let text = Zeroizing::new(serde_json::to_vec(&kept)?);
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(".new");
-        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&text)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::File::open(folder)?.sync_all()
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    *written = text;
+    Ok(())
 }

@@ -66,14 +66,18 @@ async fn session<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, shared: &Sha
     }
     let now = shared.clock();
     let admitted = match fault.status {
-        Some(_) => Err(3), // server unavailable
+        Some(_) => Err(3),                                          // server unavailable
         None => admit(&mut shared.world(), &connect, now).ok_or(5), // not authorised
     };
     shared.changed.send_replace(());
     let code = admitted.as_ref().err().copied().unwrap_or(0);
     stream.write_all(&[0x20, 2, 0, code]).await?;
     stream.flush().await?;
-    let Ok((device, module)) = admitted else { return Ok(()) };
+    let Ok((device, module)) = admitted else {
+        // Politely, so that the client surely sees the code before the end.
+        stream.shutdown().await?;
+        return Ok(());
+    };
     tracing::info!(device, module, "MQTT session opened");
 
     // The standard's one and a half keep-alive periods; 0 means that the client promises nothing.
@@ -160,7 +164,8 @@ fn parse_connect(packet: &[u8]) -> Result<Connect<'_>, MqttError> {
 /// Who the session belongs to, if the token is good. The username is `<hub>/<device>/<module>/?api-version=...`.
 fn admit(world: &mut World, connect: &Connect<'_>, now: u64) -> Option<(String, String)> {
     let mut parts = connect.username.split('/');
-    let (Some(hub), Some(device), Some(module), Some(rest)) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(hub), Some(device), Some(module), Some(rest)) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         world.note_refusal("MQTT: the username is not <hub>/<device>/<module>/?api-version=...".to_owned());
         return None;
     };

@@ -123,7 +123,11 @@ async fn serve_http(stream: TlsStream<TcpStream>, peer: SocketAddr, shared: Arc<
 #[error("dropped as the faults say")]
 struct Dropped;
 
-async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -> Result<Response<Full<Bytes>>, Dropped> {
+async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    shared: &Shared,
+) -> Result<Response<Full<Bytes>>, Dropped> {
     let (head, body) = request.into_parts();
     let route = Route::of(head.uri.path());
     let (class, fault) = {
@@ -141,7 +145,9 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -
     if fault.delay_ms > 0 {
         tokio::time::sleep(Duration::from_millis(fault.delay_ms)).await;
     }
-    if !fault.after_effect && let Some(failure) = failure(class, &fault) {
+    if !fault.after_effect
+        && let Some(failure) = failure(class, &fault)
+    {
         return failure.map(|failure| write(failure, shared.clock()));
     }
 

@@ -2,7 +2,6 @@
 
 use super::node::Node;
 use super::{DeploymentError, Reason};
-use crate::id::ModuleId;
 
 /// Where images without a registry in their name come from.
 const DEFAULT_REGISTRY: &str = "https://index.docker.io/v1/";
@@ -35,7 +34,8 @@ pub(super) fn normalised(node: &Node<'_>, parent: Option<&str>) -> Result<String
     let good = parts.next().is_some_and(|name| !name.is_empty())
         && parts.next().is_none_or(|tag| !tag.is_empty())
         && parts.next().is_none()
-        && digest.is_none_or(|digest| digest.split_once(':').is_some_and(|(kind, hex)| !kind.is_empty() && !hex.is_empty()));
+        && digest
+            .is_none_or(|digest| digest.split_once(':').is_some_and(|(kind, hex)| !kind.is_empty() && !hex.is_empty()));
     if !good {
         return Err(node.error(Reason::Expected("an image name like registry/folder/name:tag")));
     }
@@ -49,12 +49,15 @@ pub(super) fn normalised(node: &Node<'_>, parent: Option<&str>) -> Result<String
 pub(super) fn registered_program(node: &Node<'_>) -> Result<String, DeploymentError> {
     let text = node.filled()?.trim();
     refuse_placeholder(node, text)?;
-    match text.parse::<ModuleId>() {
-        Ok(id) if !id.as_str().starts_with('$') => Ok(text.to_owned()),
-        _ => Err(node.error(Reason::Expected(
-            "the name of a host program of this device: a letter or digit, then letters, digits, '_', '.', '-'",
-        ))),
+    // An image name's characters, so that a device may register a program under the name that a container would have.
+    let first = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+    let allowed = text.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.-/:@".contains(&c));
+    if first && allowed && text.len() <= 256 {
+        return Ok(text.to_owned());
     }
+    Err(node.error(Reason::Expected(
+        "the name of a host program of this device: a letter or digit, then letters, digits and _.-/:@",
+    )))
 }
 
 /// A registry's address.

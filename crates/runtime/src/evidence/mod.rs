@@ -11,12 +11,15 @@ mod proc_dir;
 
 use std::io;
 
-use edgekeep_core::attestation::{DenyReason, Evidence, Measurement, PeerHandle, Snapshot};
+use edgekeep_core::attestation::{DenyReason, Evidence, Measurement, PeerHandle, ProcessInstance, Snapshot};
 
+pub(crate) use cgroup::container_group;
 pub use cgroup::{CgroupHierarchy, ContainerCgroup, ContainerCgroups};
 pub use executable::{DigestCache, MAX_EXECUTABLE_BYTES};
+pub(crate) use executable::{finish, sha256_of};
 pub use image::{ImageLayers, LayerLookup};
 pub use proc_dir::ProcDir;
+pub(crate) use proc_dir::has_ended;
 
 use image::ImageMemo;
 
@@ -117,11 +120,19 @@ impl Collector {
 
     /// Everything but the measurement of the executable.
     ///
+    /// With the module's first process as `stop_at` the ancestry ends there: what is above it decides nothing, and each
+    /// level costs about 15 µs.
+    ///
     /// # Errors
     /// The process has ended or changed meanwhile, or the kernel does not let us see it.
-    pub fn identify(&self, handle: PeerHandle, process: &ProcDir) -> Result<Evidence, EvidenceError> {
+    pub fn identify(
+        &self,
+        handle: PeerHandle,
+        process: &ProcDir,
+        stop_at: Option<&ProcessInstance>,
+    ) -> Result<Evidence, EvidenceError> {
         let snapshot = self.snapshot(process)?;
-        let ancestry = process.ancestry(MAX_ANCESTRY)?;
+        let ancestry = process.ancestry(stop_at, MAX_ANCESTRY)?;
         if !self.recheck(process, &snapshot) {
             return Err(EvidenceError::Changed);
         }
@@ -149,7 +160,7 @@ impl Collector {
             None => None,
             Some(image) => {
                 let path = process.executable_path()?;
-                self.images.unmodified(image, &path, file, digest, &self.digests).await
+                self.images.unmodified(image, &path, digest, &self.digests).await
             }
         };
         if self.snapshot(process)? != evidence.snapshot {

@@ -53,10 +53,10 @@ impl ProcDir {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(format!("/proc/{pid}"), flags | OFlags::DIRECTORY, Mode::empty())
             .map_err(EvidenceError::reading("folder"))?;
-        let status = rustix::fs::openat(&folder, "status", flags, Mode::empty())
-            .map_err(EvidenceError::reading("status"))?;
-        let cgroup = rustix::fs::openat(&folder, "cgroup", flags, Mode::empty())
-            .map_err(EvidenceError::reading("cgroup"))?;
+        let status =
+            rustix::fs::openat(&folder, "status", flags, Mode::empty()).map_err(EvidenceError::reading("status"))?;
+        let cgroup =
+            rustix::fs::openat(&folder, "cgroup", flags, Mode::empty()).map_err(EvidenceError::reading("cgroup"))?;
         Ok(Self { pid, folder, status, cgroup })
     }
 
@@ -90,16 +90,28 @@ impl ProcDir {
             && self.with_cgroup(hierarchy, |path| path == snapshot.cgroup).unwrap_or(false)
     }
 
-    /// The process and its ancestors, at most `limit`, each proved to be the parent of the one before it.
-    pub(super) fn ancestry(&self, limit: usize) -> Result<Vec<ProcessInstance>, EvidenceError> {
-        let mut stat = self.stat()?;
+    /// The process and its ancestors, each proved to be the parent of the one before it: up to `stop_at`, at most `limit`.
+    pub(super) fn ancestry(
+        &self,
+        stop_at: Option<&ProcessInstance>,
+        limit: usize,
+    ) -> Result<Vec<ProcessInstance>, EvidenceError> {
+        let mut child = open_stat(&self.folder)?;
+        let mut stat = read_stat(&child)?;
         let mut chain = vec![ProcessInstance { pid: self.pid, start_time: stat.start_time }];
-        let mut child: Option<OwnedFd> = None;
-        while stat.parent != 0 && chain.len() < limit {
-            let Ok(parent) = open_folder(stat.parent) else { break };
-            // Opened, then still named as the parent by a child that is still there, then still alive: so the folder is
-            // the parent's. Otherwise the child got a new parent meanwhile, and the new one is looked at.
-            let named = read_stat(child.as_ref().unwrap_or(&self.folder))?;
+        // Twice the limit: a process whose parents keep ending costs a bounded number of looks.
+        for _ in 0..limit * 2 {
+            if stat.parent == 0 || chain.len() >= limit || chain.last() == stop_at {
+                break;
+            }
+            let Ok(parent) =
+                open_folder(stat.parent).map_err(EvidenceError::reading("stat")).and_then(|f| open_stat(&f))
+            else {
+                break;
+            };
+            // Opened, then still named as the parent by a child that is still there, then still alive: so what was opened
+            // is the parent's. Otherwise the child got a new parent meanwhile, and the new one is looked at.
+            let named = read_stat(&child)?;
             if named.parent != stat.parent {
                 stat = named;
                 continue;
@@ -111,7 +123,7 @@ impl ProcDir {
             };
             chain.push(ProcessInstance { pid: stat.parent, start_time: parent_stat.start_time });
             stat = parent_stat;
-            child = Some(parent);
+            child = parent;
         }
         Ok(chain)
     }
@@ -141,7 +153,7 @@ impl ProcDir {
     }
 
     pub(crate) fn stat(&self) -> Result<ProcStat, EvidenceError> {
-        read_stat(&self.folder)
+        read_stat(&open_stat(&self.folder)?)
     }
 
     fn status(&self) -> Result<ProcStatus, EvidenceError> {
@@ -170,8 +182,8 @@ pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(!fds[0].revents().is_empty())
 }
 
+#[allow(clippy::unnecessary_cast, reason = "the kernel's types differ in width and sign between architectures")]
 pub(crate) fn executable_file(stat: &Stat) -> ExecutableFile {
-    // The kernel's types differ in width and sign between architectures; the values do not.
     ExecutableFile {
         device: stat.st_dev as u64,
         inode: stat.st_ino as u64,
@@ -198,11 +210,14 @@ fn open_folder(pid: u32) -> Result<OwnedFd, Errno> {
     rustix::fs::open(format!("/proc/{pid}"), OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())
 }
 
-fn read_stat(folder: &OwnedFd) -> Result<ProcStat, EvidenceError> {
-    let fd = rustix::fs::openat(folder, "stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(EvidenceError::reading("stat"))?;
+fn open_stat(folder: &OwnedFd) -> Result<OwnedFd, EvidenceError> {
+    rustix::fs::openat(folder, "stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(EvidenceError::reading("stat"))
+}
+
+fn read_stat(stat: &OwnedFd) -> Result<ProcStat, EvidenceError> {
     let mut buffer = [0; 2048];
-    let text = read_whole(&fd, &mut buffer, "stat")?;
+    let text = read_whole(stat, &mut buffer, "stat")?;
     parse_stat(text).ok_or(EvidenceError::Malformed { what: "stat" })
 }
 
@@ -299,7 +314,7 @@ mod tests {
         let child = Sleeper::new();
         let process = ProcDir::open(child.0.id(), child.pidfd().as_fd()).expect("child is visible");
         let collector = collector();
-        let evidence = collector.identify(PeerHandle::PidfdOpen, &process).expect("child lives");
+        let evidence = collector.identify(PeerHandle::PidfdOpen, &process, None).expect("child lives");
         let sleep = rustix::fs::stat("/bin/sleep").expect("exists");
         assert_eq!(evidence.snapshot.executable, executable_file(&sleep));
         assert_eq!(evidence.snapshot.uid, rustix::process::geteuid().as_raw());
@@ -307,6 +322,8 @@ mod tests {
         assert_eq!(evidence.ancestry[0], evidence.snapshot.process);
         assert_eq!(evidence.ancestry[1].pid, std::process::id());
         assert!(collector.recheck(&process, &evidence.snapshot));
+        let short = collector.identify(PeerHandle::PidfdOpen, &process, Some(&evidence.ancestry[1]));
+        assert_eq!(short.expect("child lives").ancestry, evidence.ancestry[..2]);
     }
 
     #[test]

@@ -1,0 +1,74 @@
+//! The `edgekeep` command: applies the configuration, shows and restarts modules, says how the device is, and brings up a
+//! whole simulated device for development.
+//!
+//! Touches: the configuration and settings files (through `edgekeep-config`), the daemons' public sockets, and, for `dev`
+//! only, child processes and the root folder it gives them. It holds no key, opens no IP connection and talks to the
+//! daemons as any third party could.
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod config;
+pub mod dev;
+mod failure;
+mod frames;
+mod list;
+mod logs;
+mod output;
+mod restart;
+mod status;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::arguments::{Arguments, ConfigVerb, Verb};
+
+/// Runs the command with its arguments, the program's name first.
+///
+/// The exit code is 0 if it did what was asked, 1 if it failed (configuration errors and an unhealthy device included), 2
+/// if the arguments were wrong.
+#[must_use]
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let as_iotedge = arguments.first().is_some_and(|name| arguments::is_iotedge(name));
+    let parsed = match Arguments::try_parse_from(&arguments) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::report(&anyhow::Error::new(error).context("cannot start")),
+    };
+    match runtime.block_on(dispatch(parsed, as_iotedge)) {
+        Ok(code) => code,
+        Err(error) => failure::report(&error),
+    }
+}
+
+async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<ExitCode> {
+    let context = arguments.context(as_iotedge)?;
+    match arguments.verb {
+        Verb::Version => version(&context),
+        Verb::Config { verb: ConfigVerb::Apply { file, dry_run } } => config::apply(&context, file, dry_run),
+        Verb::Config { verb: ConfigVerb::Check { file } } => config::check(&context, file),
+        Verb::List => list::run(&context).await,
+        Verb::Logs(options) => logs::run(&context, options).await,
+        Verb::Restart { module } => restart::run(&context, &module).await,
+        Verb::Status => status::run(&context).await,
+        Verb::Dev(options) => dev::run(&context, options, arguments.root).await,
+    }
+}
+
+fn version(context: &arguments::Context) -> anyhow::Result<ExitCode> {
+    let version = env!("CARGO_PKG_VERSION");
+    if context.json {
+        output::print_json(&serde_json::json!({ "name": "edgekeep", "version": version }))?;
+    } else {
+        output::print(&format!("edgekeep {version}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

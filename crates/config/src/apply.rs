@@ -1,0 +1,406 @@
+//! Writing what [`translate`] made: the only part of this crate that touches the disk.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use edgekeep_core::layout::{Daemon, Root};
+use serde::{Deserialize, Serialize};
+
+use crate::diagnostic::Diagnostic;
+use crate::secret::SecretBytes;
+use crate::translate::{Environment, Users, referenced_files, translate};
+
+/// Longest file that is read because the configuration names it, in bytes.
+const MAX_REFERENCED_BYTES: u64 = 256 * 1024;
+
+/// Whether [`apply`] writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ApplyMode {
+    /// Write what changed.
+    Write,
+    /// Only say what would change.
+    DryRun,
+}
+
+/// One file that changed, or would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The file.
+    pub path: PathBuf,
+    /// What is in it, in words.
+    pub what: String,
+    /// Whether the file is new.
+    pub created: bool,
+}
+
+/// What [`apply`] did.
+#[derive(Debug)]
+pub struct Applied {
+    /// Files that changed, in the order in which they were written.
+    pub changes: Vec<Change>,
+    /// Daemons that must be restarted to see them.
+    pub restart: Vec<Daemon>,
+    /// What the reader should know although the configuration applied.
+    pub notices: Vec<Diagnostic>,
+}
+
+/// Why a configuration was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// It has errors; nothing was written.
+    #[error("the configuration has errors; nothing was changed")]
+    Invalid(Vec<Diagnostic>),
+    /// A file or folder could not be read or written. Files before it in order may have been written; applying again
+    /// completes them.
+    #[error("cannot {action} {path}; run as root, or name a folder of your own with --root")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// This host as [`translate`] sees it: who runs the daemons, the host's name, and the files that `text` refers to.
+///
+/// The daemons have users of their own if this process is root and the users `edgekeep-keyd`, `edgekeep-identityd` and
+/// `edgekeep-moduled` all exist; else everything runs as the present user.
+#[must_use]
+pub fn environment(text: &str) -> Environment {
+    let uid = rustix::process::geteuid().as_raw();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let files = referenced_files(text).into_iter().map(|path| {
+        let content = read_bounded(&path).map_err(|error| error.to_string());
+        (path, content)
+    });
+    Environment { users: users(uid, &passwd), hostname, files: files.collect() }
+}
+
+/// The daemons' users: their own if `uid` is root's and all three stand in `passwd`, else all `uid`.
+fn users(uid: u32, passwd: &str) -> Users {
+    let of = |daemon: Daemon| {
+        let name = format!("edgekeep-{}", daemon.name());
+        passwd.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some(&name)).then(|| fields.nth(1)?.parse::<u32>().ok())?
+        })
+    };
+    match (of(Daemon::Keyd), of(Daemon::Identityd), of(Daemon::Moduled)) {
+        (Some(keyd), Some(identityd), Some(moduled)) if uid == 0 => Users { keyd, identityd, moduled },
+        _ => Users::all(uid),
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    use io::Read as _;
+    let mut content = Vec::new();
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    file.take(MAX_REFERENCED_BYTES + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_REFERENCED_BYTES {
+        return Err(io::Error::other(format!("longer than {MAX_REFERENCED_BYTES} bytes")));
+    }
+    Ok(content)
+}
+
+/// Translates `text` and writes the settings files and keys that differ from what is there. Each file is replaced as a
+/// whole or not at all.
+///
+/// # Errors
+/// [`ApplyError::Invalid`] with all diagnostics, before anything is written; [`ApplyError::File`].
+pub fn apply(root: &Root, text: &str, environment: &Environment, mode: ApplyMode) -> Result<Applied, ApplyError> {
+    let translated = translate(text, environment).map_err(ApplyError::Invalid)?;
+    let users = environment.users;
+    let mut writer = Writer { mode, changes: Vec::new(), restart: Vec::new() };
+    writer.keys(root, users.keyd, &translated.imported_keys)?;
+    writer.settings(root, Daemon::Keyd, users.keyd, &translated.keyd)?;
+    writer.settings(root, Daemon::Identityd, users.identityd, &translated.identityd)?;
+    writer.settings(root, Daemon::Moduled, users.moduled, &translated.moduled)?;
+    let restart = Daemon::ALL.into_iter().filter(|daemon| writer.restart.contains(daemon)).collect();
+    Ok(Applied { changes: writer.changes, restart, notices: translated.notices })
+}
+
+struct Writer {
+    mode: ApplyMode,
+    changes: Vec<Change>,
+    restart: Vec<Daemon>,
+}
+
+/// Which keys were handed to keyd: an HMAC of each, under a key that only this file holds. So an unchanged key is not handed
+/// over again, and keyd need not be restarted for it.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct HandedOver {
+    salt: String,
+    keys: BTreeMap<String, String>,
+}
+
+impl HandedOver {
+    fn fingerprint(&self, id: &str, key: &[u8]) -> String {
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.salt.as_bytes()));
+        context.update(id.as_bytes());
+        context.update(&[0]);
+        context.update(key);
+        STANDARD.encode(context.sign())
+    }
+}
+
+impl Writer {
+    fn settings<T: Serialize>(
+        &mut self,
+        root: &Root,
+        daemon: Daemon,
+        uid: u32,
+        settings: &T,
+    ) -> Result<(), ApplyError> {
+        let path = root.settings_file(daemon);
+        let mut content = serde_json::to_vec_pretty(settings).unwrap_or_default();
+        content.push(b'\n');
+        if self.replace(&path, &content, uid, format!("settings of {}", daemon.name()))? {
+            self.restart.push(daemon);
+        }
+        Ok(())
+    }
+
+    fn keys(
+        &mut self,
+        root: &Root,
+        uid: u32,
+        keys: &[(edgekeep_core::id::KeyId, SecretBytes)],
+    ) -> Result<(), ApplyError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let record = root.settings_file(Daemon::Keyd).with_file_name("imported-keys.json");
+        let known: HandedOver =
+            fs::read(&record).ok().and_then(|content| serde_json::from_slice(&content).ok()).unwrap_or_default();
+        let folder = root.key_import_folder();
+        // A store that was emptied needs its keys again.
+        let store = fs::read_dir(root.state_folder(Daemon::Keyd))
+            .map_or(0, |entries| entries.flatten().filter(|entry| entry.path() != folder).count());
+        let mut handed = HandedOver { salt: known.salt.clone(), keys: BTreeMap::new() };
+        if handed.salt.is_empty() {
+            let mut salt = [0; 32];
+            aws_lc_rs::rand::fill(&mut salt).map_err(|_| ApplyError::File {
+                action: "make a random number for",
+                path: record.clone(),
+                source: io::Error::other("no randomness"),
+            })?;
+            handed.salt = STANDARD.encode(salt);
+        }
+        for (id, key) in keys {
+            let fingerprint = handed.fingerprint(id.as_str(), key.expose());
+            let path = folder.join(id.as_str());
+            let taken = store > 0 || path.exists();
+            if known.keys.get(id.as_str()) != Some(&fingerprint) || !taken {
+                if self.mode == ApplyMode::Write {
+                    let state = root.state_folder(Daemon::Keyd);
+                    folder_for(&state, 0o700, uid)?;
+                    folder_for(&folder, 0o700, uid)?;
+                }
+                self.replace(&path, key.expose(), uid, format!("key `{id}` for keyd to take over"))?;
+                self.restart.push(Daemon::Keyd);
+            }
+            handed.keys.insert(id.as_str().to_owned(), fingerprint);
+        }
+        // After the keys: a crash between the two hands a key over twice, never not at all.
+        if handed != known && self.mode == ApplyMode::Write {
+            let content = serde_json::to_vec_pretty(&handed).unwrap_or_default();
+            write_atomic(&record, &content, rustix::process::geteuid().as_raw())?;
+        }
+        Ok(())
+    }
+
+    /// Replaces a file if its content differs; whether it did.
+    fn replace(&mut self, path: &Path, content: &[u8], uid: u32, what: String) -> Result<bool, ApplyError> {
+        let present = match fs::read(path) {
+            Ok(present) => Some(present),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(ApplyError::File { action: "read", path: path.to_owned(), source }),
+        };
+        let owned = fs::metadata(path).is_ok_and(|metadata| metadata.uid() == uid && metadata.mode() & 0o777 == 0o600);
+        let same = present.as_deref() == Some(content);
+        if let Some(present) = &present
+            && same
+            && owned
+        {
+            drop(SecretBytes::new(present.clone()));
+            return Ok(false);
+        }
+        if self.mode == ApplyMode::Write {
+            write_atomic(path, content, uid)?;
+        }
+        self.changes.push(Change { path: path.to_owned(), what, created: present.is_none() });
+        Ok(!same)
+    }
+}
+
+/// Writes a file that only `uid` can read: a new file beside it, made durable, then renamed over it.
+fn write_atomic(path: &Path, content: &[u8], uid: u32) -> Result<(), ApplyError> {
+    let fail = |action| move |source| ApplyError::File { action, path: path.to_owned(), source };
+    let Some(folder) = path.parent() else { return Ok(()) };
+    if !folder.exists() {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(fail("make the folder of"))?;
+    }
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    // keyd leaves files of this ending alone.
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = folder.join(name);
+    let written = (|| {
+        let _ = fs::remove_file(&temporary);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        if uid != rustix::process::geteuid().as_raw() {
+            std::os::unix::fs::fchown(&file, Some(uid), None)?;
+        }
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(folder)?.sync_all()
+    })();
+    written.map_err(|source| {
+        let _ = fs::remove_file(&temporary);
+        fail("write")(source)
+    })
+}
+
+/// Makes a folder that only `uid` can enter, if it is not there.
+fn folder_for(path: &Path, mode: u32, uid: u32) -> Result<(), ApplyError> {
+    let fail = |source| ApplyError::File { action: "make", path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        // What follows writes secrets into it: a link that someone put there is not followed.
+        Ok(metadata) if !metadata.is_dir() => return Err(fail(io::Error::other("it is not a folder"))),
+        Ok(metadata) => {
+            if metadata.mode() & 0o077 != 0 {
+                fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(fail)?;
+            }
+            return Ok(());
+        }
+        Err(_) => {}
+    }
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(fail)?;
+    }
+    fs::DirBuilder::new().mode(mode).create(path).map_err(fail)?;
+    if uid != rustix::process::geteuid().as_raw() {
+        std::os::unix::fs::chown(path, Some(uid), None).map_err(fail)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use edgekeep_core::settings::{IdentitydSettings, KeydSettings, ModuledSettings};
+
+    use super::*;
+
+    const TEXT: &str = "hostname = \"press\"\n[provisioning]\nsource = \"manual\"\n\
+        connection_string = \"HostName=h.example;DeviceId=press-04;SharedAccessKey=a2V5MQ==\"\n";
+
+    fn here() -> Environment {
+        environment(TEXT)
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(root: &Root, daemon: Daemon) -> T {
+        serde_json::from_slice(&fs::read(root.settings_file(daemon)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_settings_are_written_for_their_owner_alone_and_the_key_into_the_import_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let applied = apply(&root, TEXT, &here(), ApplyMode::Write).unwrap();
+        assert_eq!(applied.restart, Daemon::ALL);
+        assert_eq!(applied.changes.len(), 4);
+        let keyd: KeydSettings = read(&root, Daemon::Keyd);
+        let identityd: IdentitydSettings = read(&root, Daemon::Identityd);
+        let moduled: ModuledSettings = read(&root, Daemon::Moduled);
+        assert_eq!((identityd.hostname.as_str(), moduled.hostname.as_str()), ("press", "press"));
+        assert!(!keyd.principals.is_empty());
+        let key = root.key_import_folder().join("device-id");
+        assert_eq!(fs::read(&key).unwrap(), b"key1");
+        for path in [key, root.settings_file(Daemon::Keyd)] {
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "{}", path.display());
+        }
+        assert_eq!(fs::metadata(root.key_import_folder()).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn applying_the_same_again_changes_nothing_even_after_keyd_took_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        apply(&root, TEXT, &here(), ApplyMode::Write).unwrap();
+        assert_eq!(apply(&root, TEXT, &here(), ApplyMode::Write).unwrap().changes, []);
+        fs::write(root.state_folder(Daemon::Keyd).join("store"), "taken").unwrap();
+        fs::remove_file(root.key_import_folder().join("device-id")).unwrap();
+        let again = apply(&root, TEXT, &here(), ApplyMode::Write).unwrap();
+        assert_eq!((again.changes, again.restart), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_changed_key_or_an_emptied_store_gets_the_key_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        apply(&root, TEXT, &here(), ApplyMode::Write).unwrap();
+        fs::remove_file(root.key_import_folder().join("device-id")).unwrap();
+        assert_eq!(apply(&root, TEXT, &here(), ApplyMode::Write).unwrap().restart, [Daemon::Keyd]);
+        let other = TEXT.replace("a2V5MQ==", "a2V5Mg==");
+        assert_eq!(apply(&root, &other, &here(), ApplyMode::Write).unwrap().restart, [Daemon::Keyd]);
+        assert_eq!(fs::read(root.key_import_folder().join("device-id")).unwrap(), b"key2");
+    }
+
+    #[test]
+    fn only_the_daemon_whose_settings_changed_needs_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        apply(&root, TEXT, &here(), ApplyMode::Write).unwrap();
+        let text = format!("auto_reprovisioning_mode = \"OnErrorOnly\"\n{TEXT}");
+        let applied = apply(&root, &text, &here(), ApplyMode::Write).unwrap();
+        assert_eq!(applied.restart, [Daemon::Identityd]);
+        assert_eq!(applied.changes.len(), 1);
+    }
+
+    #[test]
+    fn nothing_is_written_in_a_dry_run_or_when_there_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path().join("device"));
+        assert_eq!(apply(&root, TEXT, &here(), ApplyMode::DryRun).unwrap().changes.len(), 4);
+        let wrong = format!("colour = 1\n{TEXT}");
+        let error = apply(&root, &wrong, &here(), ApplyMode::Write).unwrap_err();
+        assert!(matches!(error, ApplyError::Invalid(ref found) if found.len() == 1), "{error:?}");
+        assert!(!folder.path().join("device").exists());
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_import_folder_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path().join("device"));
+        let elsewhere = folder.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        fs::create_dir_all(root.state_folder(Daemon::Keyd)).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, root.key_import_folder()).unwrap();
+        let error = apply(&root, TEXT, &here(), ApplyMode::Write).unwrap_err();
+        assert!(matches!(error, ApplyError::File { action: "make", .. }), "{error:?}");
+        assert_eq!(fs::read_dir(elsewhere).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_daemons_have_their_own_users_only_for_root_and_if_all_three_exist() {
+        let all = "root:x:0:0::/:/bin/sh\nedgekeep-keyd:x:101:1::/:\nedgekeep-identityd:x:102:1::/:\nedgekeep-moduled:x:103:1::/:\n";
+        assert_eq!(users(0, all), Users { keyd: 101, identityd: 102, moduled: 103 });
+        assert_eq!(users(1000, all), Users::all(1000));
+        assert_eq!(users(0, "edgekeep-keyd:x:101:1::/:\n"), Users::all(0));
+        assert_eq!(users(0, "edgekeep-keyd\n::"), Users::all(0));
+    }
+}

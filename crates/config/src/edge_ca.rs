@@ -1,0 +1,206 @@
+//! `[cert_issuance.local_ca]` and `[edge_ca]`: the CAs on the device and who signs them.
+
+use edgekeep_core::settings::{Issuance, IssuanceMethod, LocalCa, ModuleKeys, PreloadedCert};
+
+use crate::diagnostic::Code;
+use crate::document::{Text, View};
+use crate::translate::{Draft, EDGE_CA, EDGE_CA_NEXT, LOCAL_CA, cert_id};
+use crate::value;
+
+/// Validity of a CA that the device makes for itself when nothing is said, in days.
+const QUICKSTART_DAYS: u32 = 90;
+
+/// Longest validity, in days.
+const MAX_DAYS: u32 = 36_500;
+
+/// Keys of an issuance table that every method takes.
+const ANY_METHOD: [&str; 4] = ["method", "common_name", "subject", "auto_renew"];
+
+impl Draft<'_> {
+    /// Reads `[cert_issuance.local_ca]`.
+    pub(crate) fn local_ca(&mut self, root: &View<'_>) {
+        let Some(view) = root.table("cert_issuance").and_then(|issuance| issuance.table("local_ca")) else { return };
+        let (Some(cert), Ok(key)) = (cert_id(LOCAL_CA), LOCAL_CA.parse()) else { return };
+        self.identityd.local_ca = Some(LocalCa { cert: cert.clone(), key });
+        self.identityd_keys.push(LOCAL_CA);
+        if let Some(options) = view.table("cert") {
+            self.only(&view, "a `cert` that is issued", &["cert"]);
+            if let Some(issuance) = self.issuance(&options, IssuanceMethod::LocalCa) {
+                self.identityd.cert_issuance.insert(cert, issuance);
+            }
+        } else if let Some(uri) = view.text("cert") {
+            self.ca_in_files(&view, cert, &uri, LOCAL_CA);
+        } else {
+            let _: Option<()> =
+                self.absent(&view, "cert", "cert = \"file:///..\" and pk, or cert = { method = \"self_signed\" }");
+        }
+    }
+
+    /// A CA whose certificate and key lie in files.
+    fn ca_in_files(&mut self, view: &View<'_>, cert: edgekeep_core::id::CertId, uri: &Text<'_>, key: &str) {
+        if self.checked(&view.key("cert"), uri, value::file_uri(uri.text)).is_some() {
+            self.identityd.preloaded_certs.insert(cert, PreloadedCert::File(value::plain_file_uri(uri.text)));
+        }
+        match view.text("pk") {
+            Some(pk) => {
+                if let Ok(id) = key.parse() {
+                    self.preload_key(id, &view.key("pk"), &pk, &view.span);
+                }
+            }
+            None => {
+                let _: Option<()> = self.absent(view, "pk", "the file of the certificate's private key");
+            }
+        }
+    }
+
+    /// Reads `[edge_ca]`; without it the device makes a CA for itself.
+    pub(crate) fn edge_ca(&mut self, root: &View<'_>) {
+        let empty = crate::document::Table::default();
+        let view =
+            root.table("edge_ca").unwrap_or_else(|| View { table: &empty, span: 0..0, path: "edge_ca".to_owned() });
+        let own = ["module_keys", "algorithms"];
+        if view.has("cert") || view.has("pk") {
+            if let Some(entry) = view.entry("cert").or_else(|| view.entry("pk")) {
+                let message = "an edge CA from files is not supported yet: this version makes its own";
+                let remedy = "leave `cert` and `pk` out, or use method = \"local_ca\"";
+                self.report.error_with(Code::NotSupported, &entry.key_span, view.key(&entry.key), message, remedy);
+            }
+            self.only(&view, "`cert` and `pk`", &[&["cert", "pk", "auto_renew"], &own[..]].concat());
+        } else if view.has("method") {
+            if let Some(issuance) = self.issuance(&view, IssuanceMethod::Est) {
+                self.issue_edge_ca(issuance, root, &view);
+            }
+        } else {
+            let quickstart = ["auto_generated_edge_ca_expiry_days", "auto_renew", "common_name", "subject"];
+            self.only(&view, "an edge CA without `method`", &[&quickstart[..], &own[..]].concat());
+            let days = self.count(&view, "auto_generated_edge_ca_expiry_days", 1, MAX_DAYS).unwrap_or(QUICKSTART_DAYS);
+            let common_name = self.common_name(&view);
+            self.auto_renew(&view);
+            let issuance = Issuance { method: IssuanceMethod::SelfSigned, common_name, expiry_days: Some(days) };
+            self.issue_edge_ca(issuance, root, &view);
+        }
+        self.module_keys(&view);
+    }
+
+    fn issue_edge_ca(&mut self, mut issuance: Issuance, root: &View<'_>, view: &View<'_>) {
+        match issuance.method {
+            IssuanceMethod::SelfSigned => self.identityd_keys.extend([EDGE_CA, EDGE_CA_NEXT]),
+            IssuanceMethod::LocalCa => {
+                let local_ca = root.table("cert_issuance").is_some_and(|issuance| issuance.has("local_ca"));
+                if !local_ca && let Some(method) = view.text("method") {
+                    let message = "method = \"local_ca\" needs [cert_issuance.local_ca]";
+                    let remedy = "add [cert_issuance.local_ca] with the CA's certificate and key";
+                    self.report.error_with(Code::Missing, method.span, "edge_ca.method", message, remedy);
+                }
+            }
+            IssuanceMethod::Est => {}
+        }
+        self.moduled.edge_ca.common_name = issuance.common_name.take();
+        if let Some(id) = cert_id(EDGE_CA) {
+            self.identityd.cert_issuance.insert(id, issuance);
+        }
+    }
+
+    /// Reads issuance options. `not_this` is a method that cannot be used here (a CA that signs itself is not issued by
+    /// itself); EST is never possible yet.
+    fn issuance(&mut self, view: &View<'_>, not_this: IssuanceMethod) -> Option<Issuance> {
+        let Some(method) = view.text("method") else {
+            return self.absent(view, "method", "method is one of self_signed, local_ca, est");
+        };
+        let path = view.key("method");
+        let all = [
+            ("self_signed", IssuanceMethod::SelfSigned),
+            ("local_ca", IssuanceMethod::LocalCa),
+            ("est", IssuanceMethod::Est),
+        ];
+        let chosen = self.choice(&path, &method, &all)?;
+        if chosen == IssuanceMethod::Est {
+            let message = "method = \"est\" is not supported yet: this version has no EST client";
+            let remedy = "use method = \"self_signed\" or \"local_ca\"";
+            self.report.error_with(Code::NotSupported, method.span, path, message, remedy);
+            return None;
+        }
+        if chosen == not_this {
+            let message = "the local CA cannot be issued by itself";
+            self.report.error_with(Code::BadValue, method.span, path, message, "use method = \"self_signed\"");
+            return None;
+        }
+        let choice = format!("method = \"{}\"", method.text);
+        self.only(view, &choice, &[&ANY_METHOD[..], &["expiry_days", "module_keys", "algorithms"]].concat());
+        self.auto_renew(view);
+        let expiry_days = self.count(view, "expiry_days", 1, MAX_DAYS);
+        Some(Issuance { method: chosen, common_name: self.common_name(view), expiry_days })
+    }
+
+    /// `common_name`, or the `CN` of `subject`.
+    fn common_name(&mut self, view: &View<'_>) -> Option<String> {
+        if let Some(subject) = view.table("subject") {
+            for entry in &subject.table.entries {
+                let path = subject.key(&entry.key);
+                if !entry.key.eq_ignore_ascii_case("CN") {
+                    let message = format!("`{path}` is not supported yet: this version sets the common name only");
+                    self.report.error_with(
+                        Code::NotSupported,
+                        &entry.key_span,
+                        path,
+                        message,
+                        "leave it out, or use `common_name`",
+                    );
+                }
+            }
+            if view.has("common_name") {
+                let message = format!("`{}` has both `common_name` and `subject`", view.path);
+                self.report.error_with(Code::Conflict, &subject.span, &subject.path, message, "keep one of them");
+            }
+        }
+        let subject = view.table("subject");
+        let name = view.text("common_name").or_else(|| {
+            let entry = subject.as_ref()?.table.entries.iter().find(|entry| entry.key.eq_ignore_ascii_case("CN"))?;
+            subject.as_ref()?.text(&entry.key)
+        })?;
+        let fits = !name.text.is_empty() && !name.text.chars().any(char::is_control);
+        let checked = if fits { Ok(()) } else { Err("the common name is empty or has control characters".to_owned()) };
+        self.checked(&view.key("common_name"), &name, checked)?;
+        if name.text.chars().count() > 64 {
+            let message = "a common name has at most 64 characters: the rest is cut off";
+            self.report.notice(Code::Unusual, name.span, view.key("common_name"), message, None);
+        }
+        Some(name.text.chars().take(64).collect())
+    }
+
+    fn auto_renew(&mut self, view: &View<'_>) {
+        let Some(renewal) = view.table("auto_renew") else { return };
+        if renewal.boolean("rotate_key") == Some(false) {
+            self.edge_ca_rotates = self.edge_ca_rotates && view.path != "edge_ca";
+        }
+        for key in ["threshold", "retry"] {
+            if let Some(text) = renewal.text(key) {
+                self.checked(&renewal.key(key), &text, value::renewal_time(text.text));
+            }
+        }
+        let message =
+            format!("`{}` has no effect: this version does not renew certificates by this policy yet", renewal.path);
+        self.report.notice(Code::NoEffect, &renewal.span, &renewal.path, message, None);
+    }
+
+    fn module_keys(&mut self, view: &View<'_>) {
+        if let Some(text) = view.text("module_keys") {
+            let choices = [("ec-p256", ModuleKeys::EcP256), ("rsa-2048", ModuleKeys::Rsa2048)];
+            if let Some(chosen) = self.choice("edge_ca.module_keys", &text, &choices) {
+                self.moduled.edge_ca.module_keys = chosen;
+            }
+        }
+        if let Some(text) = view.text("algorithms") {
+            let known = ["ec-p256", "rsa-2048", "rsa-4096", "*"];
+            let fits = text.text.split(':').all(|word| known.contains(&word));
+            let checked = if fits {
+                Ok(())
+            } else {
+                Err("expected ec-p256, rsa-2048, rsa-4096 or *, separated by ':'".to_owned())
+            };
+            if self.checked("edge_ca.algorithms", &text, checked).is_some() {
+                text.text.clone_into(&mut self.moduled.edge_ca.algorithms);
+            }
+        }
+    }
+}

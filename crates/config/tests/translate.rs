@@ -1,0 +1,439 @@
+//! What configurations become: accepted forms, refused forms with their line, and what can never happen.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use edgekeep_config::{
+    Code, Diagnostic, Environment, Severity, Translated, Users, referenced_files, render, translate,
+};
+use edgekeep_core::attestation::Policy;
+use edgekeep_core::settings::{IssuanceMethod, ModuleKeys, PreloadedCert, Provisioning, ReprovisioningMode};
+use proptest::prelude::*;
+
+fn device() -> Environment {
+    Environment {
+        users: Users { keyd: 11, identityd: 12, moduled: 13 },
+        hostname: "press-04".to_owned(),
+        files: BTreeMap::new(),
+    }
+}
+
+#[track_caller]
+fn accepted(text: &str) -> Translated {
+    translate(text, &device()).unwrap_or_else(|found| panic!("refused:\n{}", render(&found, "config.toml", false)))
+}
+
+#[track_caller]
+fn refused(text: &str) -> Vec<Diagnostic> {
+    let found = translate(text, &device()).expect_err("was accepted");
+    found.into_iter().filter(|diagnostic| diagnostic.severity == Severity::Error).collect()
+}
+
+fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+const MANUAL: &str = "[provisioning]\nsource = \"manual\"\n\
+    connection_string = \"HostName=h.example;DeviceId=d;SharedAccessKey=a2V5MQ==\"\n";
+
+#[test]
+fn every_example_in_the_config_folder_translates_without_a_notice() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let translated = accepted(&std::fs::read_to_string(&path).unwrap());
+        assert_eq!(translated.notices, [], "{}", path.display());
+        count += 1;
+    }
+    assert!(count >= 3);
+}
+
+#[test]
+fn a_connection_string_becomes_manual_provisioning_with_the_key_apart() {
+    let translated = accepted(&fixture("2a.toml"));
+    let Provisioning::Manual { hub, device_id, key } = &translated.identityd.provisioning else { panic!() };
+    assert_eq!((hub.as_str(), device_id.as_str(), key.as_str()), ("plant7.azure-devices.net", "press-04", "device-id"));
+    assert_eq!(translated.imported_keys.len(), 1);
+    assert_eq!(translated.imported_keys[0].0.as_str(), "device-id");
+    assert_eq!(translated.imported_keys[0].1.expose(), b"test-key-not-a-secret");
+    let settings = serde_json::to_string(&translated.identityd).unwrap();
+    assert!(!settings.contains("dGVzd"), "{settings}");
+}
+
+#[test]
+fn a_key_in_a_file_is_left_there_for_keyd() {
+    let translated = accepted(&fixture("2b.toml"));
+    assert!(translated.imported_keys.is_empty());
+    let keys: Vec<_> = translated.keyd.preloaded_keys.iter().map(|(id, uri)| (id.as_str(), uri.as_str())).collect();
+    assert_eq!(keys, [("device-id", "file:///var/secrets/press-04.key")]);
+}
+
+#[test]
+fn a_provisioning_service_with_a_symmetric_key_is_translated() {
+    let translated = accepted(&fixture("2d.toml"));
+    let Provisioning::Dps { endpoint, scope_id, registration_id, payload, .. } = &translated.identityd.provisioning
+    else {
+        panic!()
+    };
+    assert_eq!(endpoint, "https://global.azure-devices-provisioning.net");
+    assert_eq!((scope_id.as_str(), registration_id.as_str()), ("0ne00000000", "press-04"));
+    assert_eq!(*payload, None);
+    assert_eq!(translated.identityd.reprovisioning, ReprovisioningMode::Dynamic);
+    assert_eq!(translated.imported_keys.len(), 1);
+}
+
+#[test]
+fn local_identities_alone_need_no_device_key() {
+    let translated = accepted(&fixture("2i.toml"));
+    assert_eq!(translated.identityd.provisioning, Provisioning::None);
+    assert_eq!(translated.identityd.localid_domain.as_deref(), Some("plant7.example"));
+    assert!(!translated.keyd.principals[0].keys.iter().any(|key| key == "device-id"));
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_by_name_not_as_unknown() {
+    for (name, keys) in [
+        ("2c.toml", &["provisioning.authentication.method"][..]),
+        ("2e.toml", &["provisioning.attestation.method", "aziot_keys.pkcs11_lib_path", "aziot_keys.pkcs11_base_slot"]),
+        ("2f.toml", &["provisioning.attestation.method", "cert_issuance.est", "edge_ca.method"]),
+        ("2g.toml", &["provisioning.attestation.method"]),
+        ("2h.toml", &["edge_ca.cert"]),
+    ] {
+        let found = refused(&fixture(name));
+        assert!(found.iter().all(|diagnostic| diagnostic.code == Code::NotSupported), "{name}: {found:?}");
+        assert!(found.iter().all(|diagnostic| diagnostic.message.contains("not supported yet")), "{name}: {found:?}");
+        let named: Vec<&str> = found.iter().map(|diagnostic| diagnostic.key.as_str()).collect();
+        assert_eq!(named, keys, "{name}");
+    }
+}
+
+#[test]
+fn each_daemon_may_use_its_own_keys_and_no_others() {
+    let translated = accepted(MANUAL);
+    let keys = |uid| {
+        let of = translated.keyd.principals.iter().filter(|principal| principal.uid == uid);
+        of.flat_map(|principal| principal.keys.iter().map(String::as_str)).collect::<Vec<_>>()
+    };
+    assert_eq!(keys(11), Vec::<&str>::new());
+    assert_eq!(keys(12), ["aziot_identityd_master_id", "device-id", "aziot-edged-ca", "aziot-edged-ca-temp"]);
+    assert_eq!(keys(13), ["aziot-edged-ca", "iotedge_master_encryption_id", "aziot-edged-ca-temp"]);
+    let certs = &translated.identityd.cert_principals[0];
+    assert_eq!(
+        (certs.uid, certs.certs.join(" ")),
+        (13, "aziot-edged-ca aziot-edged/module/* aziot-edged-ca-temp".into())
+    );
+    let principal = &translated.identityd.principals[0];
+    assert_eq!((principal.uid, principal.name.as_str(), principal.kinds.len()), (13, "aziot-edge", 0));
+}
+
+#[test]
+fn without_an_edge_ca_table_the_device_signs_its_own_for_90_days() {
+    let translated = accepted(MANUAL);
+    let issuance = &translated.identityd.cert_issuance["aziot-edged-ca"];
+    assert_eq!((issuance.method, issuance.expiry_days), (IssuanceMethod::SelfSigned, Some(90)));
+    let bundle = &translated.identityd.preloaded_certs["aziot-edged-trust-bundle"];
+    let expected = PreloadedCert::List(vec!["aziot-edged-ca".parse().unwrap(), "trust-bundle-user".parse().unwrap()]);
+    assert_eq!(*bundle, expected);
+}
+
+#[test]
+fn an_edge_ca_table_with_renewal_alone_is_accepted() {
+    let translated =
+        accepted(&format!("{MANUAL}[edge_ca.auto_renew]\nrotate_key = false\nthreshold = \"80%\"\nretry = \"4%\"\n"));
+    assert_eq!(translated.notices.len(), 1);
+    assert_eq!(translated.notices[0].code, Code::NoEffect);
+    assert!(!translated.keyd.principals[1].keys.iter().any(|key| key == "aziot-edged-ca-temp"));
+}
+
+#[test]
+fn a_local_ca_from_files_signs_the_edge_ca() {
+    let translated = accepted(&format!(
+        "{MANUAL}[cert_issuance.local_ca]\ncert = \"file:///ca.pem\"\npk = \"file:///ca.key\"\n\
+         [edge_ca]\nmethod = \"local_ca\"\nexpiry_days = 7\ncommon_name = \"edge\"\nmodule_keys = \"rsa-2048\"\n"
+    ));
+    assert_eq!(translated.identityd.local_ca.unwrap().key.as_str(), "local-ca");
+    assert_eq!(translated.keyd.preloaded_keys["local-ca"], "file:///ca.key");
+    assert_eq!(translated.identityd.preloaded_certs["local-ca"], PreloadedCert::File("file:///ca.pem".into()));
+    let issuance = &translated.identityd.cert_issuance["aziot-edged-ca"];
+    assert_eq!((issuance.method, issuance.expiry_days), (IssuanceMethod::LocalCa, Some(7)));
+    assert_eq!(translated.moduled.edge_ca.common_name.as_deref(), Some("edge"));
+    assert_eq!(translated.moduled.edge_ca.module_keys, ModuleKeys::Rsa2048);
+}
+
+#[test]
+fn host_modules_need_no_engine_and_the_agent_must_be_one_of_them() {
+    let text = |image: &str| {
+        format!(
+            "{MANUAL}[agent]\ntype = \"process\"\nconfig = {{ image = \"{image}\" }}\n\
+             [host_modules.\"edgekeep-agent\"]\nexecutable = \"/bin/true\"\nsha256 = \"sha256:{}\"\n\
+             [module_policies]\n\"$edgeAgent\" = \"executable\"\n",
+            "ab".repeat(32)
+        )
+    };
+    let translated = accepted(&text("edgekeep-agent"));
+    assert_eq!(translated.moduled.engine, None);
+    assert_eq!(translated.moduled.agent.kind, "process");
+    assert_eq!(translated.moduled.host_modules["edgekeep-agent"].executable, "/bin/true");
+    assert_eq!(translated.moduled.policies["$edgeAgent"], Policy::Executable);
+    let found = refused(&text("edgekeep-agnet"));
+    assert_eq!((found[0].code, found[0].line), (Code::BadValue, 6));
+    assert_eq!(found[0].remedy.as_deref(), Some("did you mean \"edgekeep-agent\"?"));
+}
+
+#[test]
+fn engine_and_agent_options_reach_moduled_as_the_engine_takes_them() {
+    let translated = accepted(&format!(
+        "parent_hostname = \"dmz.example\"\n{MANUAL}[agent]\nname = \"edgeAgent\"\ntype = \"docker\"\nimagePullPolicy = \"Never\"\n\
+         [agent.env]\nRuntimeLogLevel = \"debug\"\n\
+         [agent.config]\nimage = \"$upstream:443/agent:1.6\"\ncreateOptions = {{ HostConfig = {{ Binds = [\"/a:/a\"], Memory = 5 }} }}\n\
+         auth = {{ username = \"u\", password = \"p\", serveraddress = \"$upstream:443\" }}\n\
+         [moby_runtime]\nuri = \"unix:///run/podman/podman.sock\"\n[moby_runtime.network]\nname = \"n\"\nipv6 = true\n\
+         ipam = {{ config = [{{ subnet = \"10.0.0.0/8\", ip_range = \"10.1.0.0/16\" }}] }}\n[watchdog]\nmax_retries = 3\n"
+    ));
+    let agent = &translated.moduled.agent;
+    assert_eq!((agent.image.as_str(), agent.image_pull_policy.as_str()), ("dmz.example:443/agent:1.6", "never"));
+    assert_eq!(agent.create_options, serde_json::json!({"HostConfig": {"Binds": ["/a:/a"], "Memory": 5}}));
+    assert_eq!(agent.auth.as_ref().unwrap()["serveraddress"], "dmz.example:443");
+    assert_eq!(agent.env["RuntimeLogLevel"], "debug");
+    let engine = translated.moduled.engine.unwrap();
+    assert_eq!((engine.uri.as_str(), engine.network.as_str()), ("unix:///run/podman/podman.sock", "n"));
+    assert_eq!(
+        serde_json::Value::Object(engine.network_options),
+        serde_json::json!({"EnableIPv6": true, "IPAM": {"Config": [{"Subnet": "10.0.0.0/8", "IPRange": "10.1.0.0/16"}]}})
+    );
+    assert_eq!(translated.moduled.watchdog_max_retries, Some(3));
+}
+
+#[test]
+fn files_that_the_text_names_come_in_through_the_environment() {
+    let text = "additional_info = \"file:///info.toml\"\nimported_master_encryption_key = \"/old.key\"\n\
+        [provisioning]\nsource = \"dps\"\nglobal_endpoint = \"https://dps.example\"\nid_scope = \"s\"\n\
+        payload = { uri = \"file:///payload.json\" }\n\
+        attestation = { method = \"symmetric_key\", registration_id = \"r\", symmetric_key = { value = \"a2V5\" } }\n";
+    let files: Vec<PathBuf> = ["/info.toml", "/payload.json", "/old.key"].map(PathBuf::from).to_vec();
+    assert_eq!(referenced_files(text), files);
+    let mut environment = device();
+    let contents: [&[u8]; 3] = [b"site = \"7\"", b"{\"model\": 3}", b"old"];
+    environment.files = files.into_iter().zip(contents.map(|content| Ok(content.to_vec()))).collect();
+    let translated = translate(text, &environment).unwrap();
+    assert_eq!(translated.moduled.additional_info["site"], "7");
+    let Provisioning::Dps { payload, .. } = translated.identityd.provisioning else { panic!() };
+    assert_eq!(payload, Some(serde_json::json!({"model": 3})));
+    assert_eq!(translated.imported_keys[1].0.as_str(), "iotedge_master_encryption_id");
+
+    environment.files.insert("/payload.json".into(), Err("no such file".into()));
+    environment.files.insert("/info.toml".into(), Ok(b"a = 1".to_vec()));
+    let found = translate(text, &environment).unwrap_err();
+    assert_eq!(found.iter().map(|diagnostic| diagnostic.line).collect::<Vec<_>>(), [1, 7]);
+}
+
+#[test]
+fn a_misspelt_key_is_named_with_what_was_meant_and_nothing_is_called_missing_besides() {
+    let text = "[provisioning]\nsource = \"dps\"\nglobal_endpoint = \"https://dps.example\"\nid_scope = \"s\"\n\n\
+        [provisioning.attestation]\nmethod = \"symmetric_key\"\nregistration_id = \"r\"\nsymetric_key = { value = \"Z2VoZWlt\" }\n";
+    let found = refused(text);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].code, found[0].line, found[0].column), (Code::UnknownKey, 9, 1));
+    assert_eq!(found[0].key, "provisioning.attestation.symetric_key");
+    assert_eq!(found[0].remedy.as_deref(), Some("did you mean `symmetric_key`?"));
+    assert_eq!(
+        render(&found, "config.toml", false),
+        "error[unknown-key]: unknown key `symetric_key` in [provisioning.attestation]\n\
+         \x20--> config.toml:9:1\n\
+         \x20 |\n\
+         9 | symetric_key = { value = \"********\" }\n\
+         \x20 | ^^^^^^^^^^^^\n\
+         \x20 = help: did you mean `symmetric_key`?\n\n"
+    );
+}
+
+#[test]
+fn a_top_level_key_below_a_table_is_told_where_it_belongs() {
+    let found = refused("# plant\n[provisioning]\nsource = \"none\"\nauto_reprovisioning_mode = \"Dynamic\"\n");
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].code, found[0].line), (Code::MisplacedKey, 4));
+    let remedy = "`auto_reprovisioning_mode` belongs at the top level, before [provisioning]";
+    assert_eq!(found[0].remedy.as_deref(), Some(remedy));
+}
+
+#[test]
+fn a_key_of_another_table_is_told_which() {
+    let found = refused("[provisioning]\nsource = \"none\"\nregistration_id = \"r\"\n");
+    assert_eq!(found[0].remedy.as_deref(), Some("`registration_id` belongs in [provisioning.attestation]"));
+}
+
+#[test]
+fn all_errors_are_reported_in_the_order_of_the_text() {
+    let found = refused(
+        "cloud_timeout_sec = 0\ncloud_retries = \"2\"\nauto_reprovisioning_mode = \"dynamic\"\nwatch = 1\n\
+         [provisioning]\nsource = \"manual\"\niothub_hostname = \"https://h.example\"\n\
+         [moby_runtime]\nuri = \"http://localhost:2375\"\n[module_policies]\n\"a/b\" = \"image\"\n",
+    );
+    let lines: Vec<_> = found.iter().map(|diagnostic| (diagnostic.line, diagnostic.code)).collect();
+    use Code::{BadValue, Missing, UnknownKey, WrongType};
+    let expected = [
+        (1, BadValue),
+        (2, WrongType),
+        (3, BadValue),
+        (4, UnknownKey),
+        (5, Missing),
+        (5, Missing),
+        (7, BadValue),
+        (9, BadValue),
+        (11, BadValue),
+    ];
+    assert_eq!(lines, expected, "{}", render(&found, "config.toml", false));
+    assert_eq!(found[2].remedy.as_deref(), Some("did you mean \"Dynamic\"?"));
+}
+
+#[test]
+fn keys_that_do_not_go_together_are_refused() {
+    for (text, line, part) in [
+        ("[provisioning]\nsource = \"none\"\nid_scope = \"s\"\n", 3, "does not go with source = \"none\""),
+        (&format!("{MANUAL}device_id = \"d\"\n"), 4, "does not go with `connection_string`"),
+        (&format!("parent_hostname = \"p\"\n{}", fixture("2d.toml")), 1, "cannot use the provisioning service"),
+        (&format!("{MANUAL}[preloaded_keys]\ndevice-id = \"file:///k\"\n"), 5, "set by other keys"),
+        (&format!("{MANUAL}[preloaded_certs]\naziot-edged-trust-bundle = [\"x\"]\n"), 5, "set by other keys"),
+        (&format!("{MANUAL}[edge_ca]\nmethod = \"local_ca\"\n"), 5, "needs [cert_issuance.local_ca]"),
+        (&format!("{MANUAL}[agent.config]\nimage = \"$upstream/a\"\n"), 5, "stands for the parent device"),
+        (
+            &format!("hostname = \"a\"\nparent_hostname = \"b\"\nlocal_gateway_hostname = \"c\"\n{MANUAL}"),
+            3,
+            "the same key",
+        ),
+    ] {
+        let found = refused(text);
+        assert!(found.iter().any(|one| one.line == line && one.message.contains(part)), "{text}\n{found:?}");
+    }
+}
+
+#[test]
+fn keys_without_effect_are_accepted_with_a_notice() {
+    let translated = accepted(&format!(
+        "prefer_module_identity_cache = true\nmanifest_trust_bundle_cert = \"file:///x\"\ncloud_timeout_sec = 10\n{MANUAL}\
+         [image_garbage_collection]\nenabled = true\n[tpm]\ntcti = \"device\"\n"
+    ));
+    let notices: Vec<_> = translated.notices.iter().map(|notice| (notice.line, notice.code)).collect();
+    use Code::{NoEffect, Unusual};
+    assert_eq!(notices, [(1, NoEffect), (2, NoEffect), (3, Unusual), (7, NoEffect), (9, NoEffect)]);
+    assert_eq!(translated.identityd.cloud.timeout_sec, 10);
+}
+
+#[test]
+fn an_accepted_second_spelling_is_the_same_key() {
+    let translated = accepted(&format!("local_gateway_hostname = \"dmz.example\"\n{MANUAL}"));
+    assert_eq!(translated.moduled.parent_hostname.as_deref(), Some("dmz.example"));
+}
+
+#[test]
+fn an_unquoted_word_is_told_to_be_quoted() {
+    let found = refused("auto_reprovisioning_mode = Dynamic\n[provisioning]\nsource = \"none\"\n");
+    assert_eq!((found[0].code, found[0].line, found[0].column), (Code::Syntax, 1, 28));
+    assert_eq!(found[0].remedy.as_deref(), Some("write text in double quotes"));
+}
+
+#[test]
+fn no_diagnostic_shows_a_secret() {
+    const SECRET: &str = "Z2VoZWltZ2VoZWlt";
+    for text in [
+        format!("[provisioning]\nsource = \"manual\"\nconnection_string = \"HostName=h;SharedAccessKey={SECRET}\"\n"),
+        format!("[provisioning]\nsource = \"manual\"\nconection_string = \"HostName=h;SharedAccessKey={SECRET}\"\n"),
+        format!(
+            "provisioning = {{ source = \"dps\", attestation = {{ method = \"symmetric_key\", symmetric_key = {{ value = \"{SECRET}!\" }} }} }}\n"
+        ),
+        format!("provisioning = {{ source = \"dps\", symmetric_key = {{ value = \"{SECRET}\" }} }}\n"),
+        format!("symmetric_key = {SECRET}\n"),
+        format!("x = \"{SECRET}\n"),
+        format!("colour = 1 # {SECRET}\n"),
+        format!("[agent.env]\nX = \"{SECRET}\"\n[agent]\ncolor = {{ a = [\"{SECRET}\"] }}\n"),
+        format!("[preloaded_keys]\na = \"pkcs11:token=t?pin-value={SECRET}\"\n"),
+        format!("[agent.config]\nauth = {{ password = \"{SECRET}\", port = 1979-05-27 }}\n"),
+    ] {
+        let found = translate(&text, &device()).expect_err(&text);
+        let shown = format!("{}{found:?}", render(&found, "config.toml", true));
+        assert!(!shown.contains(SECRET), "{text}\n{shown}");
+    }
+}
+
+/// All lines of the fixtures and examples that hold `key = `, with the document they stand in.
+fn documents() -> Vec<String> {
+    let mut documents: Vec<String> =
+        ["2a", "2b", "2d", "2i"].iter().map(|name| fixture(&format!("{name}.toml"))).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        documents.push(std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    }
+    documents
+}
+
+/// Tables whose keys are free: a slip in them cannot be seen.
+fn is_free(document: &str, line: usize) -> bool {
+    let header = document.lines().take(line).filter(|line| line.starts_with('[')).last().unwrap_or_default();
+    ["[module_policies]", "[agent.env]"].contains(&header)
+}
+
+proptest! {
+    #[test]
+    fn translation_never_panics_on_any_text(text in "\\PC{0,200}") {
+        let _ = translate(&text, &device());
+        let _ = referenced_files(&text);
+    }
+
+    #[test]
+    fn translation_never_panics_on_keys_and_values_of_the_schema_in_any_arrangement(
+        lines in prop::collection::vec((
+            prop::sample::select(vec!["hostname", "provisioning", "source", "attestation", "symmetric_key", "value", "uri",
+                "edge_ca", "cert", "auto_renew", "agent", "config", "createOptions", "moby_runtime", "network", "ipam",
+                "host_modules", "preloaded_certs", "module_policies", "cloud", "trusted_certs", "x", "\"é\\u0000\"", "subject"]),
+            prop::sample::select(vec!["\"dps\"", "\"manual\"", "1", "-9223372036854775808", "9999999999999999999", "1.5", "nan",
+                "true", "[]", "[[1]]", "{}", "{ a = { value = \"é\" } }", "1979-05-27", "\"file:///\"", "\"\\u0000\"", "x", "\"",
+                "[{ config = \"\" }]", "'''\n'''", "{ method = \"est\" }"]),
+            any::<bool>(),
+        ), 0..12),
+    ) {
+        let text: String = lines.iter().map(|(key, value, header)| {
+            if *header { format!("[{key}]\n") } else { format!("{key} = {value}\n") }
+        }).collect();
+        if let Err(found) = translate(&text, &device()) {
+            let count = text.lines().count();
+            for diagnostic in &found {
+                prop_assert!(diagnostic.line >= 1 && diagnostic.line <= count + 1, "{diagnostic:?}");
+            }
+            let _ = render(&found, "config.toml", true);
+        }
+    }
+
+    #[test]
+    fn one_misspelt_key_is_always_reported_on_its_line(
+        document in prop::sample::select(documents()),
+        pick in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+        slip in prop::sample::select(vec!["q", "zz", ""]),
+    ) {
+        let lines: Vec<&str> = document.lines().collect();
+        let candidates: Vec<usize> = (0..lines.len())
+            .filter(|&n| lines[n].starts_with(|c: char| c.is_ascii_lowercase()) && lines[n].contains(" = ") && !is_free(&document, n))
+            .collect();
+        prop_assume!(!candidates.is_empty());
+        let number = candidates[pick.index(candidates.len())];
+        let (key, rest) = lines[number].split_once(" = ").unwrap();
+        let position = at.index(key.len());
+        // An insertion, or the loss of a letter.
+        let misspelt = if slip.is_empty() {
+            format!("{}{}", &key[..position], &key[position + 1..])
+        } else {
+            format!("{}{slip}{}", &key[..position], &key[position..])
+        };
+        prop_assume!(misspelt != key && !misspelt.is_empty());
+        let mut changed: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+        changed[number] = format!("{misspelt} = {rest}");
+        let found = translate(&changed.join("\n"), &device()).expect_err("a misspelt key was accepted");
+        prop_assert!(
+            found.iter().any(|diagnostic| diagnostic.line == number + 1 && diagnostic.severity == Severity::Error),
+            "{misspelt} in line {}: {found:?}", number + 1
+        );
+    }
+}

@@ -1,0 +1,482 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn id(name: &str) -> ModuleId {
+    name.parse().unwrap()
+}
+
+fn target(version: u8) -> Target {
+    Target {
+        fingerprint: Sha256Digest::new([version; 32]),
+        status: DesiredStatus::Running,
+        restart_policy: RestartPolicy::OnUnhealthy,
+        startup_order: u32::MAX,
+    }
+}
+
+fn observed(state: RuntimeState) -> Observed {
+    Observed { state, fingerprint: Some(target(1).fingerprint), last_start: Some(Timestamp(0)), last_exit: None }
+}
+
+fn targets(entries: &[(&str, Target)]) -> Targets {
+    entries.iter().map(|(name, target)| (id(name), *target)).collect()
+}
+
+fn current(entries: &[(&str, Observed)]) -> Current {
+    entries.iter().map(|(name, observed)| (id(name), *observed)).collect()
+}
+
+/// The plan for one module `m`, as purpose and actions.
+fn one(target: Option<Target>, observed: Option<Observed>, memory: &Memory, now: i64) -> Vec<(Purpose, Vec<Action>)> {
+    let desired = target.map(|target| targets(&[("m", target)])).unwrap_or_default();
+    let current = observed.map(|observed| current(&[("m", observed)])).unwrap_or_default();
+    plan(&desired, &current, memory, Timestamp(now)).into_iter().map(|step| (step.purpose, step.actions)).collect()
+}
+
+use Action::{Create, DeleteIdentity, EnsureIdentity, PrepareUpdate, Remove, Start, Stop, Update};
+
+#[test]
+fn a_new_module_gets_identity_image_container_and_start_in_this_order() {
+    let actions = vec![EnsureIdentity, PrepareUpdate, Create, Start];
+    assert_eq!(one(Some(target(1)), None, &Memory::default(), 0), [(Purpose::Create, actions)]);
+    let stopped = Target { status: DesiredStatus::Stopped, ..target(1) };
+    let actions = vec![EnsureIdentity, PrepareUpdate, Create];
+    assert_eq!(one(Some(stopped), None, &Memory::default(), 0), [(Purpose::Create, actions)]);
+}
+
+#[test]
+fn a_changed_spec_replaces_the_container_and_a_changed_policy_does_not() {
+    let running = observed(RuntimeState::Running);
+    let actions = vec![EnsureIdentity, PrepareUpdate, Stop, Update, Start];
+    assert_eq!(one(Some(target(2)), Some(running), &Memory::default(), 0), [(Purpose::Update, actions)]);
+    let policy = Target { restart_policy: RestartPolicy::Never, startup_order: 1, ..target(1) };
+    assert_eq!(one(Some(policy), Some(running), &Memory::default(), 0), []);
+}
+
+#[test]
+fn what_is_not_wanted_goes_first_and_its_identity_last() {
+    let desired =
+        targets(&[("b", Target { startup_order: 2, ..target(1) }), ("z", Target { startup_order: 1, ..target(1) })]);
+    let there = current(&[("a", observed(RuntimeState::Running)), ("c", observed(RuntimeState::Dead))]);
+    let plan = plan(&desired, &there, &Memory::default(), Timestamp(0));
+    let order: Vec<_> = plan.iter().map(|step| (step.module.as_str(), step.actions.clone())).collect();
+    let make = vec![EnsureIdentity, PrepareUpdate, Create, Start];
+    let expected = [
+        ("a", vec![Stop, Remove]),
+        ("c", vec![Remove]),
+        ("z", make.clone()),
+        ("b", make),
+        ("a", vec![DeleteIdentity]),
+        ("c", vec![DeleteIdentity]),
+    ];
+    assert_eq!(order, expected);
+}
+
+#[test]
+fn the_agent_is_in_no_plan_wanted_or_not() {
+    for name in ["edgeAgent", "$edgeAgent"] {
+        for state in [RuntimeState::Running, RuntimeState::Dead, RuntimeState::Unknown] {
+            let there = current(&[(name, observed(state))]);
+            assert_eq!(plan(&Targets::new(), &there, &Memory::default(), Timestamp(0)), []);
+            let desired = targets(&[(name, target(9))]);
+            assert_eq!(plan(&desired, &there, &Memory::default(), Timestamp(0)), []);
+        }
+    }
+}
+
+#[test]
+fn a_module_in_an_unknown_state_is_left_alone_and_holds_back_no_other() {
+    let desired = targets(&[("a", target(1)), ("b", target(1))]);
+    let there = current(&[("a", observed(RuntimeState::Unknown))]);
+    let plan = plan(&desired, &there, &Memory::default(), Timestamp(0));
+    assert_eq!(plan.iter().map(|step| step.module.as_str()).collect::<Vec<_>>(), ["b"]);
+}
+
+#[test]
+fn restarts_wait_10_20_40_80_160_and_then_300_seconds() {
+    let desired = targets(&[("m", target(1))]);
+    let mut memory = Memory::default();
+    let mut now = 1_000_000;
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        let exit = now;
+        let there = current(&[("m", Observed { last_exit: Some(Timestamp(exit)), ..observed(RuntimeState::Failed) })]);
+        loop {
+            memory.observe(&desired, &there, Timestamp(now));
+            let plan = plan(&desired, &there, &memory, Timestamp(now));
+            if let [step] = plan.as_slice() {
+                assert_eq!((step.purpose, step.actions.as_slice()), (Purpose::Restart, [Start].as_slice()));
+                memory.record(step, 1, Timestamp(now));
+                break;
+            }
+            now += 1000;
+        }
+        waits.push((now - exit) / 1000);
+    }
+    assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300, 300]);
+    assert_eq!(memory.restarts(&id("m")), (8, Some(Timestamp(now))));
+
+    let there = current(&[("m", Observed { last_start: Some(Timestamp(now)), ..observed(RuntimeState::Running) })]);
+    memory.observe(&desired, &there, Timestamp(now + INTENSIVE_CARE));
+    assert_eq!(memory.restarts(&id("m")).0, 8);
+    memory.observe(&desired, &there, Timestamp(now + INTENSIVE_CARE + 1));
+    assert_eq!(memory.restarts(&id("m")).0, 0);
+}
+
+#[test]
+fn restart_policies_decide_about_ended_modules() {
+    use RestartPolicy::{Always, Never, OnFailure, OnUnhealthy};
+    for (policy, restarts) in [(Never, false), (OnFailure, true), (OnUnhealthy, true), (Always, true)] {
+        for state in [RuntimeState::Stopped, RuntimeState::Failed] {
+            let ended = Observed { last_exit: Some(Timestamp(0)), ..observed(state) };
+            let target = Target { restart_policy: policy, ..target(1) };
+            let plan = one(Some(target), Some(ended), &Memory::default(), 60_000);
+            assert_eq!(!plan.is_empty(), restarts, "{policy:?} {state:?}");
+        }
+    }
+}
+
+#[test]
+fn a_module_that_was_never_started_or_was_wanted_stopped_before_is_started_at_once() {
+    let never = Target { restart_policy: RestartPolicy::Never, ..target(1) };
+    let fresh = Observed { last_start: None, ..observed(RuntimeState::Stopped) };
+    assert_eq!(one(Some(never), Some(fresh), &Memory::default(), 0), [(Purpose::Start, vec![Start])]);
+
+    let stopped = Target { status: DesiredStatus::Stopped, ..never };
+    let ended = Observed { last_exit: Some(Timestamp(0)), ..observed(RuntimeState::Stopped) };
+    let mut memory = Memory::default();
+    memory.record(
+        &Step { module: id("m"), purpose: Purpose::Stop, target: Some(stopped), actions: vec![Stop] },
+        1,
+        Timestamp(0),
+    );
+    assert_eq!(one(Some(stopped), Some(ended), &memory, 1), []);
+    assert_eq!(one(Some(never), Some(ended), &memory, 1), [(Purpose::Start, vec![Start])]);
+}
+
+#[test]
+fn a_failed_exit_that_should_be_stopped_is_not_stopped_again_and_again() {
+    let stopped = Target { status: DesiredStatus::Stopped, ..target(1) };
+    assert_eq!(one(Some(stopped), Some(observed(RuntimeState::Failed)), &Memory::default(), 0), []);
+    let running = one(Some(stopped), Some(observed(RuntimeState::Running)), &Memory::default(), 0);
+    assert_eq!(running, [(Purpose::Stop, vec![Stop])]);
+}
+
+#[test]
+fn a_dead_container_is_made_anew() {
+    let actions = vec![EnsureIdentity, PrepareUpdate, Remove, Create, Start];
+    let plan = one(Some(target(1)), Some(observed(RuntimeState::Dead)), &Memory::default(), 0);
+    assert_eq!(plan, [(Purpose::Recreate, actions)]);
+}
+
+#[test]
+fn a_failed_update_waits_while_the_old_container_is_looked_after() {
+    let mut memory = Memory::default();
+    let desired = targets(&[("m", target(2))]);
+    let there = current(&[("m", observed(RuntimeState::Running))]);
+    let step = plan(&desired, &there, &memory, Timestamp(0)).remove(0);
+    memory.record(&step, 1, Timestamp(0));
+    assert!(memory.is_failing(&id("m")));
+    assert_eq!(plan(&desired, &there, &memory, Timestamp(9_999)), []);
+    assert_eq!(plan(&desired, &there, &memory, Timestamp(10_000)).len(), 1);
+
+    let crashed = Observed { last_exit: Some(Timestamp(-60_000)), ..observed(RuntimeState::Failed) };
+    let restart = one(Some(target(2)), Some(crashed), &memory, 5_000);
+    assert_eq!(restart, [(Purpose::Restart, vec![Start])]);
+    // Another target need not wait.
+    let actions = vec![EnsureIdentity, PrepareUpdate, Stop, Update, Start];
+    let plan = one(Some(target(3)), Some(observed(RuntimeState::Running)), &memory, 1);
+    assert_eq!(plan, [(Purpose::Update, actions)]);
+}
+
+#[test]
+fn a_container_whose_start_failed_is_not_made_again() {
+    let mut memory = Memory::default();
+    let desired = targets(&[("m", target(1))]);
+    let step = plan(&desired, &Current::new(), &memory, Timestamp(0)).remove(0);
+    memory.record(&step, 3, Timestamp(0));
+    let made = Observed { fingerprint: None, last_start: None, ..observed(RuntimeState::Stopped) };
+    assert_eq!(one(Some(target(1)), Some(made), &memory, 1), []);
+    assert_eq!(one(Some(target(1)), Some(made), &memory, 10_000), [(Purpose::Start, vec![Start])]);
+}
+
+#[test]
+fn an_identity_that_could_not_be_deleted_is_deleted_later() {
+    let mut memory = Memory::default();
+    let there = current(&[("m", observed(RuntimeState::Running))]);
+    for step in plan(&Targets::new(), &there, &memory, Timestamp(0)) {
+        let completed = if step.purpose == Purpose::DropIdentity { 0 } else { step.actions.len() };
+        memory.record(&step, completed, Timestamp(0));
+    }
+    memory.observe(&Targets::new(), &Current::new(), Timestamp(1));
+    assert_eq!(one(None, None, &memory, 1), []);
+    let later = plan(&Targets::new(), &Current::new(), &memory, Timestamp(10_000));
+    assert_eq!(later.len(), 1);
+    memory.record(&later[0], 1, Timestamp(10_000));
+    memory.observe(&Targets::new(), &Current::new(), Timestamp(10_001));
+    assert_eq!(memory, Memory::default());
+}
+
+#[test]
+fn a_module_wanted_again_after_its_identity_went_is_made_anew_for_a_new_one() {
+    let mut memory = Memory::default();
+    let there = current(&[("m", observed(RuntimeState::Running))]);
+    for step in plan(&Targets::new(), &there, &memory, Timestamp(0)) {
+        let completed = if step.purpose == Purpose::Remove { 0 } else { step.actions.len() };
+        memory.record(&step, completed, Timestamp(0));
+    }
+    let desired = targets(&[("m", target(1))]);
+    let step = plan(&desired, &there, &memory, Timestamp(1)).remove(0);
+    assert_eq!(step.purpose, Purpose::Update);
+    // The identity alone is not enough: the container still has the old one.
+    memory.record(&step, 1, Timestamp(1));
+    let step = plan(&desired, &there, &memory, Timestamp(20_000)).remove(0);
+    assert_eq!(step.purpose, Purpose::Update);
+    memory.record(&step, 5, Timestamp(20_000));
+    assert_eq!(plan(&desired, &there, &memory, Timestamp(20_001)), []);
+}
+
+#[test]
+fn memory_reads_back_from_json() {
+    let mut memory = Memory::default();
+    let step = plan(&targets(&[("m", target(1))]), &Current::new(), &memory, Timestamp(0)).remove(0);
+    memory.record(&step, 3, Timestamp(7));
+    let text = serde_json::to_string(&memory).unwrap();
+    assert_eq!(serde_json::from_str::<Memory>(&text).unwrap(), memory);
+}
+
+// A model of a device, for random histories.
+
+#[derive(Debug, Clone)]
+enum Event {
+    /// The manifest now wants these.
+    Deploy(Vec<(u8, u8, bool, u8)>),
+    /// Time passes, in seconds; it may also be set back.
+    Pass(i32),
+    /// A module ends with this exit code.
+    Exit(u8, i32),
+    /// Calls about a module fail at this action, or no longer.
+    Fault(u8, Option<u8>),
+    /// A container is dead.
+    Die(u8),
+    /// The agent loses its state folder.
+    Forget,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        proptest::collection::vec((0..5_u8, 0..3_u8, any::<bool>(), 0..4_u8), 0..5).prop_map(Event::Deploy),
+        (-5000..5000_i32).prop_map(Event::Pass),
+        (0..100_i32).prop_map(Event::Pass),
+        (0..5_u8, 0..2_i32).prop_map(|(module, code)| Event::Exit(module, code)),
+        (0..5_u8, proptest::option::of(0..8_u8)).prop_map(|(module, action)| Event::Fault(module, action)),
+        (0..5_u8).prop_map(Event::Die),
+        Just(Event::Forget),
+    ]
+}
+
+#[derive(Default)]
+struct Device {
+    now: i64,
+    desired: Targets,
+    current: Current,
+    identities: BTreeSet<ModuleId>,
+    memory: Memory,
+    faults: BTreeMap<ModuleId, Action>,
+}
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "edgeHub"];
+const ACTIONS: [Action; 8] = [EnsureIdentity, PrepareUpdate, Create, Update, Remove, Start, Stop, DeleteIdentity];
+
+impl Device {
+    fn new() -> Self {
+        let agent = observed(RuntimeState::Running);
+        Self { current: current(&[("edgeAgent", agent)]), ..Self::default() }
+    }
+
+    fn apply(&mut self, event: Event) {
+        let name = |index: u8| id(NAMES[usize::from(index) % NAMES.len()]);
+        match event {
+            Event::Deploy(modules) => {
+                let policies =
+                    [RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::OnUnhealthy, RestartPolicy::Always];
+                self.desired = modules
+                    .into_iter()
+                    .map(|(module, version, running, policy)| {
+                        let status = if running { DesiredStatus::Running } else { DesiredStatus::Stopped };
+                        let restart_policy = policies[usize::from(policy)];
+                        let startup_order = u32::from(version);
+                        (name(module), Target { status, restart_policy, startup_order, ..target(version) })
+                    })
+                    .collect();
+            }
+            Event::Pass(seconds) => self.now += i64::from(seconds) * 1000,
+            Event::Exit(module, code) => {
+                if let Some(module) = self.current.get_mut(&name(module)).filter(|m| m.state == RuntimeState::Running) {
+                    module.state = if code == 0 { RuntimeState::Stopped } else { RuntimeState::Failed };
+                    module.last_exit = Some(Timestamp(self.now));
+                }
+            }
+            Event::Fault(module, Some(action)) => {
+                self.faults.insert(name(module), ACTIONS[usize::from(action)]);
+            }
+            Event::Fault(module, None) => {
+                self.faults.remove(&name(module));
+            }
+            Event::Die(module) => {
+                if let Some(module) = self.current.get_mut(&name(module)) {
+                    module.state = RuntimeState::Dead;
+                }
+            }
+            Event::Forget => self.memory = Memory::default(),
+        }
+    }
+
+    /// One call of the management API, as a real daemon would answer it.
+    fn call(&mut self, step: &Step, action: Action) -> bool {
+        let module = &step.module;
+        if self.faults.get(module) == Some(&action) {
+            return false;
+        }
+        let fresh = Observed {
+            state: RuntimeState::Stopped,
+            fingerprint: step.target.map(|target| target.fingerprint),
+            last_start: None,
+            last_exit: None,
+        };
+        let present = self.current.contains_key(module);
+        match action {
+            EnsureIdentity => {
+                self.identities.insert(module.clone());
+                true
+            }
+            DeleteIdentity => {
+                self.identities.remove(module);
+                true
+            }
+            PrepareUpdate => true,
+            Create => !present && self.current.insert(module.clone(), fresh).is_none(),
+            Update => present && self.current.insert(module.clone(), fresh).is_some(),
+            Remove => self.current.remove(module).is_some(),
+            Start => match self.current.get_mut(module).filter(|module| module.state != RuntimeState::Dead) {
+                Some(module) => {
+                    module.state = RuntimeState::Running;
+                    module.last_start = Some(Timestamp(self.now));
+                    true
+                }
+                None => false,
+            },
+            Stop => match self.current.get_mut(module) {
+                Some(module) => {
+                    module.state = RuntimeState::Stopped;
+                    module.last_exit = Some(Timestamp(self.now));
+                    true
+                }
+                None => false,
+            },
+        }
+    }
+
+    fn round(&mut self) -> Vec<Step> {
+        let now = Timestamp(self.now);
+        let mut seen = self.current.clone();
+        for (module, observed) in &mut seen {
+            // Host modules carry no label.
+            if ["c", "d"].contains(&module.as_str()) {
+                observed.fingerprint = None;
+            }
+        }
+        self.memory.observe(&self.desired, &seen, now);
+        let steps = plan(&self.desired, &seen, &self.memory, now);
+        for step in &steps {
+            let completed = step.actions.iter().take_while(|action| self.call(step, **action)).count();
+            self.memory.record(step, completed, now);
+        }
+        steps
+    }
+
+    fn is_converged(&self, module: &ModuleId) -> bool {
+        match (self.desired.get(module), self.current.get(module)) {
+            (None, None) => !self.identities.contains(module),
+            (Some(target), Some(observed)) => {
+                let runs = observed.state == RuntimeState::Running;
+                let ran = observed.last_start.is_some() && target.restart_policy == RestartPolicy::Never;
+                observed.fingerprint == Some(target.fingerprint)
+                    && self.identities.contains(module)
+                    && match target.status {
+                        DesiredStatus::Running => runs || ran,
+                        DesiredStatus::Stopped => !runs,
+                    }
+            }
+            _ => false,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn after_any_history_a_device_comes_to_be_as_wanted_except_where_calls_fail(
+        events in proptest::collection::vec(event(), 0..60)
+    ) {
+        let mut device = Device::new();
+        for event in events {
+            // What only the state folder knows is lost with it: which identities are still to be deleted, and which
+            // containers have lost theirs.
+            if matches!(event, Event::Forget) {
+                device.identities = device.current.keys().chain(device.desired.keys()).cloned().collect();
+            }
+            device.apply(event);
+            for step in device.round() {
+                prop_assert!(!step.module.is_edge_agent());
+            }
+        }
+        // Some calls go on failing: the modules that have no fault must not suffer.
+        for _ in 0..4 {
+            device.now += LONGEST_WAIT + 1000;
+            device.round();
+        }
+        for name in NAMES {
+            if !device.faults.contains_key(&id(name)) {
+                prop_assert!(device.is_converged(&id(name)), "{name} beside {:?}", device.faults);
+            }
+        }
+        device.faults.clear();
+        for _ in 0..4 {
+            device.now += LONGEST_WAIT + 1000;
+            device.round();
+        }
+        for name in NAMES {
+            prop_assert!(device.is_converged(&id(name)), "{name}: {:?}", device.current.get(&id(name)));
+        }
+        prop_assert_eq!(device.round(), vec![]);
+        prop_assert!(NAMES.iter().all(|name| !device.memory.is_failing(&id(name))), "{:?}", device.memory);
+        prop_assert!(device.current.contains_key(&id("edgeAgent")));
+    }
+
+    #[test]
+    fn nothing_that_fails_is_tried_too_often_or_waits_longer_than_300_seconds(
+        action in 0..8_usize, stopped in any::<bool>(), rounds in 50..200_usize
+    ) {
+        let mut device = Device::new();
+        device.now = 1_000_000_000;
+        let status = if stopped { DesiredStatus::Stopped } else { DesiredStatus::Running };
+        device.desired = targets(&[("a", Target { status, ..target(1) })]);
+        device.round();
+        device.desired = if action == 4 || action == 7 { Targets::new() } else { targets(&[("a", target(2))]) };
+        device.faults.insert(id("a"), ACTIONS[action]);
+        let mut tries: Vec<i64> = Vec::new();
+        for _ in 0..rounds {
+            device.now += 5000;
+            let steps = device.round();
+            if steps.iter().any(|step| step.actions.contains(&ACTIONS[action])) {
+                tries.push(device.now);
+            }
+        }
+        for pair in tries.windows(2) {
+            prop_assert!((SHORTEST_WAIT..=LONGEST_WAIT + 5000).contains(&(pair[1] - pair[0])), "{tries:?}");
+        }
+    }
+}

@@ -1,0 +1,519 @@
+//! Key files and the store key on disk.
+//!
+//! ```text
+//! <state folder>/lock                                   held by the process that has the store open
+//! <state folder>/store.key                              what the key files are encrypted under; mode 0600
+//! <state folder>/keys/<letters of the id>-<sha256 of the id>.key
+//! <state folder>/internal/...                           the daemon's own keys, named alike
+//! ```
+//! A file comes into being complete: it is written beside its place, synced, renamed, and the folder is synced. So after a
+//! crash at any point there is the old or the new content, and maybe a `.tmp` file, which the next start removes.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::{digest, rand};
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::KeyId;
+use zeroize::Zeroizing;
+
+use super::file::{self, LibraryFailed, StoreKey, Unreadable};
+use crate::SecretBytes;
+use crate::backend::{InputError, KeyKind, Usage};
+
+/// The store key's file: a mark with a version, the key, and the key's public mark against flipped bits.
+const STORE_KEY_MAGIC: &[u8; 8] = b"EKSTORE\x01";
+/// Letters of an id that its file name shows. The name has a limit of 255 bytes, of which the hash takes 64.
+const SHOWN_LETTERS: usize = 64;
+/// Largest key file that is read, in bytes; none that was written here is larger.
+const FILE_LIMIT: u64 = 128 * 1024;
+
+/// Whose key it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NameSpace {
+    /// The callers'.
+    Ordinary,
+    /// The daemon's own.
+    Internal,
+}
+
+impl NameSpace {
+    const ALL: [Self; 2] = [Self::Ordinary, Self::Internal];
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Ordinary => "keys",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// A key as it is stored.
+pub(super) struct StoredKey {
+    pub(super) kind: KeyKind,
+    pub(super) usage: Usage,
+    /// Raw bytes of a symmetric key, PKCS#8 in DER of a key pair.
+    pub(super) secret: SecretBytes,
+}
+
+/// Why the key store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file operation failed.
+    #[error("could not {action} {path:?}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has the store open.
+    #[error("the key store {path:?} is in use by another process: only one keyd can run in a state folder")]
+    InUse {
+        /// The state folder.
+        path: PathBuf,
+    },
+    /// Key files, but no store key.
+    #[error(
+        "the store key {path:?} is missing, and {keys} keys are encrypted under it: restore it, or move the keys away"
+    )]
+    StoreKeyMissing {
+        /// Where it should be.
+        path: PathBuf,
+        /// How many key files there are.
+        keys: usize,
+    },
+    /// The store key cannot be read.
+    #[error("the store key {path:?} is damaged, or of a later version: restore it from a backup")]
+    StoreKeyDamaged {
+        /// Its file.
+        path: PathBuf,
+    },
+    /// A key file is not what was written.
+    #[error("the file of key {id:?} is damaged; it was set aside as {set_aside:?}: restore it, or make the key anew")]
+    Damaged {
+        /// The key's id.
+        id: KeyId,
+        /// Where the file is now.
+        set_aside: PathBuf,
+    },
+    /// A later version wrote a key file.
+    #[error("key file {path:?} has the unknown format version {found}: it needs a later edgekeep")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u8,
+    },
+    /// A key file belongs to another store key.
+    #[error("key file {path:?} is encrypted under another store key: it comes from another device or an older store")]
+    OtherStoreKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A key file holds what this version cannot use.
+    #[error("the key in {path:?} cannot be used")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: InputError,
+    },
+    /// The cryptographic library failed.
+    #[error("the cryptographic library failed in the key store")]
+    Library,
+}
+
+impl From<LibraryFailed> for StoreError {
+    fn from(LibraryFailed: LibraryFailed) -> Self {
+        Self::Library
+    }
+}
+
+/// The files. One change at a time: whoever calls `write`, `remove`, or `read` of what may be damaged, holds a lock.
+pub(super) struct Store {
+    folder: PathBuf,
+    key: StoreKey,
+    /// Keeps other processes out as long as it is open.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store, and makes it if there is none.
+    pub(super) fn open(folder: &Path) -> Result<Self, StoreError> {
+        make_folder(folder)?;
+        let lock_path = folder.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(failed("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: folder.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
+        }
+        let mut keys = 0;
+        remove_leftovers(folder)?;
+        for name_space in NameSpace::ALL {
+            let folder = folder.join(name_space.folder());
+            make_folder(&folder)?;
+            remove_leftovers(&folder)?;
+            keys += names(&folder)?.iter().filter(|name| name.ends_with(".key")).count();
+        }
+        let key = open_store_key(folder, keys)?;
+        Ok(Self { folder: folder.to_owned(), key, _lock: lock })
+    }
+
+    /// Where the key's file is, or would be.
+    pub(super) fn path(&self, name_space: NameSpace, id: &KeyId) -> PathBuf {
+        self.folder.join(name_space.folder()).join(file_name(id))
+    }
+
+    /// The key; `None` if there is none. A damaged file is renamed, so that nothing overwrites it.
+    pub(super) fn read(&self, name_space: NameSpace, id: &KeyId) -> Result<Option<StoredKey>, StoreError> {
+        let path = self.path(name_space, id);
+        let size = match fs::metadata(&path) {
+            Ok(data) => data.len(),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed("look at", &path)(source)),
+        };
+        let decoded = if size > FILE_LIMIT {
+            Err(Unreadable::Damaged)
+        } else {
+            let content = fs::read(&path).map_err(failed("read", &path))?;
+            file::decode(&self.key, name_space, id, &content)
+        };
+        match decoded {
+            Ok(key) => Ok(Some(key)),
+            Err(Unreadable::Version(found)) => Err(StoreError::Version { path, found }),
+            Err(Unreadable::OtherStoreKey) => Err(StoreError::OtherStoreKey { path }),
+            Err(Unreadable::Damaged) => {
+                let set_aside = set_aside(&path)?;
+                tracing::error!(key = id.as_str(), file = ?set_aside, "a damaged key file was set aside");
+                Err(StoreError::Damaged { id: id.clone(), set_aside })
+            }
+        }
+    }
+
+    /// Stores a key, over what is there.
+    pub(super) fn write(&self, name_space: NameSpace, id: &KeyId, key: &StoredKey) -> Result<(), StoreError> {
+        let content = file::encode(&self.key, name_space, id, key)?;
+        replace(&self.path(name_space, id), &content)
+    }
+
+    /// Removes a key's file; there may be none.
+    pub(super) fn remove(&self, name_space: NameSpace, id: &KeyId) -> Result<(), StoreError> {
+        let path = self.path(name_space, id);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_folder_of(&path),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(failed("remove", &path)(source)),
+        }
+    }
+}
+
+/// Reads the store key, or makes it in a store that has no keys yet.
+fn open_store_key(folder: &Path, keys: usize) -> Result<StoreKey, StoreError> {
+    let path = folder.join("store.key");
+    let content = match fs::read(&path) {
+        Ok(content) => Zeroizing::new(content),
+        Err(error) if error.kind() == ErrorKind::NotFound && keys > 0 => {
+            return Err(StoreError::StoreKeyMissing { path, keys });
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let mut bytes = Zeroizing::new([0; 32]);
+            rand::fill(&mut *bytes).map_err(|_| StoreError::Library)?;
+            let key = StoreKey::new(&bytes)?;
+            let content = Zeroizing::new([&STORE_KEY_MAGIC[..], &*bytes, key.id()].concat());
+            replace(&path, &content)?;
+            return Ok(key);
+        }
+        Err(source) => return Err(failed("read", &path)(source)),
+    };
+    let damaged = || StoreError::StoreKeyDamaged { path: path.clone() };
+    let (bytes, mark) =
+        content.strip_prefix(STORE_KEY_MAGIC).and_then(<[u8]>::split_first_chunk::<32>).ok_or_else(damaged)?;
+    let key = StoreKey::new(bytes)?;
+    if mark != key.id() {
+        return Err(damaged());
+    }
+    Ok(key)
+}
+
+/// Name of a key's file: letters and digits of the id for people, its hash for uniqueness.
+fn file_name(id: &KeyId) -> String {
+    let letters: String = id.as_str().chars().filter(char::is_ascii_alphanumeric).take(SHOWN_LETTERS).collect();
+    let hash = digest::digest(&digest::SHA256, id.as_str().as_bytes());
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(hash.as_ref());
+    format!("{letters}-{}.key", Sha256Digest::new(bytes).hex())
+}
+
+/// Puts a file with this content at `path`, over what is there, so that after a crash one or the other is there.
+fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
+    let beside = PathBuf::from(beside);
+    let write = || -> io::Result<()> {
+        // A leftover of an earlier failure; its mode and owner are not to be trusted.
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(|source| {
+        let _ = fs::remove_file(&beside);
+        failed("write", path)(source)
+    })?;
+    sync_folder_of(path)
+}
+
+/// Renames a damaged file to the first free name.
+fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
+    let mut number = 1_u32;
+    let target = loop {
+        let mut target = path.as_os_str().to_owned();
+        target.push(format!(".corrupt-{number}"));
+        let target = PathBuf::from(target);
+        match fs::symlink_metadata(&target) {
+            Ok(_) => number += 1,
+            Err(error) if error.kind() == ErrorKind::NotFound => break target,
+            Err(source) => return Err(failed("look at", &target)(source)),
+        }
+    };
+    fs::rename(path, &target).map_err(failed("set aside", path))?;
+    sync_folder_of(path)?;
+    Ok(target)
+}
+
+/// Makes a folder for nobody else. Its parents get the usual mode: other daemons have folders beside it.
+fn make_folder(path: &Path) -> Result<(), StoreError> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed("make the folder", parent))?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(source) if source.kind() != ErrorKind::AlreadyExists => Err(failed("make the folder", path)(source)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what writes that were cut off left in `folder`.
+fn remove_leftovers(folder: &Path) -> Result<(), StoreError> {
+    for name in names(folder)?.iter().filter(|name| name.ends_with(".tmp")) {
+        let path = folder.join(name);
+        fs::remove_file(&path).map_err(failed("remove", &path))?;
+    }
+    Ok(())
+}
+
+/// Names in a folder. Names that are not text are none of ours and are left out.
+fn names(folder: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = fs::read_dir(folder).map_err(failed("list", folder))?;
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+    names.filter_map(Result::transpose).collect::<io::Result<_>>().map_err(failed("list", folder))
+}
+
+fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync the folder", folder))
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+    let path = path.to_owned();
+    move |source| StoreError::Io { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    fn id(text: &str) -> KeyId {
+        text.parse().unwrap()
+    }
+
+    fn symmetric(secret: &[u8]) -> StoredKey {
+        StoredKey { kind: KeyKind::Symmetric, usage: Usage::ALL, secret: secret.into() }
+    }
+
+    fn read(store: &Store, key: &str) -> Option<Vec<u8>> {
+        store.read(NameSpace::Ordinary, &id(key)).unwrap().map(|key| key.secret.into_exposed())
+    }
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+        }
+        found
+    }
+
+    #[test]
+    fn no_file_holds_a_key_in_clear_and_nobody_else_may_read_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("lib/keyd");
+        let store = Store::open(&state).unwrap();
+        store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"a very secret key")).unwrap();
+        assert_eq!(fs::metadata(&state).unwrap().mode() & 0o777, 0o700);
+        let usual = folder.path().join("usual");
+        fs::create_dir(&usual).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode();
+        assert_eq!(mode(&folder.path().join("lib")), mode(&usual), "other daemons pass through the parent");
+        for path in files(&state) {
+            let content = fs::read(&path).unwrap();
+            assert!(!content.windows(6).any(|window| window == b"secret"), "{path:?}");
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_name_shows_letters_and_is_the_ids_alone() {
+        let name = file_name(&id("aziot-edged/ca"));
+        assert!(name.starts_with("aziotedgedca-"), "{name}");
+        assert_ne!(name, file_name(&id("aziotedgedca")));
+        assert!(file_name(&id(&"x".repeat(256))).len() + ".corrupt-4294967295".len() <= 255);
+        assert_eq!(Path::new(&file_name(&id("../../etc/passwd"))).components().count(), 1);
+    }
+
+    #[test]
+    fn leftovers_of_a_write_that_was_cut_off_leave_the_old_key_and_go_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"old")).unwrap();
+        let path = store.path(NameSpace::Ordinary, &id("k"));
+        let complete = file::encode(&store.key, NameSpace::Ordinary, &id("k"), &symmetric(b"new")).unwrap();
+        let mut beside = path.clone().into_os_string();
+        beside.push(".tmp");
+        let mut store = Some(store);
+        // Cut off after creating, within, and after writing the file beside.
+        for written in [0, 1, complete.len() / 2, complete.len()] {
+            drop(store.take());
+            fs::write(&beside, &complete[..written]).unwrap();
+            let reopened = Store::open(folder.path()).unwrap();
+            assert_eq!(read(&reopened, "k").as_deref(), Some(&b"old"[..]));
+            assert!(!Path::new(&beside).exists());
+            store = Some(reopened);
+        }
+        // Cut off after renaming.
+        fs::write(&path, &complete).unwrap();
+        assert_eq!(read(&store.unwrap(), "k").as_deref(), Some(&b"new"[..]));
+    }
+
+    #[test]
+    fn a_leftover_beside_does_not_hinder_the_next_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let mut beside = store.path(NameSpace::Ordinary, &id("k")).into_os_string();
+        beside.push(".tmp");
+        fs::write(&beside, b"junk").unwrap();
+        store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"new")).unwrap();
+        assert_eq!(read(&store, "k").as_deref(), Some(&b"new"[..]));
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_key_and_says_which_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"old")).unwrap();
+        let path = store.path(NameSpace::Ordinary, &id("k"));
+        let mut beside = path.clone().into_os_string();
+        beside.push(".tmp");
+        // A folder in the way: removing and creating the file beside both fail, for root too.
+        fs::create_dir(&beside).unwrap();
+        let error = store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"new")).unwrap_err();
+        assert!(matches!(&error, StoreError::Io { action: "write", path: named, .. } if *named == path), "{error}");
+        assert_eq!(read(&store, "k").as_deref(), Some(&b"old"[..]));
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_named_and_each_one_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let path = store.path(NameSpace::Ordinary, &id("k"));
+        for (number, junk) in [(1, &b""[..]), (2, b"EKEY"), (3, b"-----BEGIN PRIVATE KEY-----")] {
+            fs::write(&path, junk).unwrap();
+            let error = store.read(NameSpace::Ordinary, &id("k")).err().unwrap();
+            let StoreError::Damaged { set_aside, .. } = &error else { panic!("{error}") };
+            assert!(set_aside.to_str().unwrap().ends_with(&format!(".key.corrupt-{number}")), "{error}");
+            assert_eq!(fs::read(set_aside).unwrap(), junk);
+            assert!(error.to_string().contains("set aside"), "{error}");
+            assert_eq!(read(&store, "k"), None);
+        }
+    }
+
+    #[test]
+    fn a_file_under_another_store_key_stays_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let foreign = Store::open(other.path()).unwrap();
+        foreign.write(NameSpace::Ordinary, &id("k"), &symmetric(b"x")).unwrap();
+        let path = store.path(NameSpace::Ordinary, &id("k"));
+        fs::copy(foreign.path(NameSpace::Ordinary, &id("k")), &path).unwrap();
+        let error = store.read(NameSpace::Ordinary, &id("k")).err().unwrap();
+        assert!(matches!(error, StoreError::OtherStoreKey { .. }), "{error}");
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn keys_without_their_store_key_stop_the_start_instead_of_making_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.write(NameSpace::Internal, &id("k"), &symmetric(b"x")).unwrap();
+        drop(store);
+        fs::remove_file(folder.path().join("store.key")).unwrap();
+        let error = Store::open(folder.path()).err().unwrap();
+        assert!(matches!(error, StoreError::StoreKeyMissing { keys: 1, .. }), "{error}");
+        assert!(!folder.path().join("store.key").exists());
+    }
+
+    #[test]
+    fn a_store_key_that_was_never_used_is_made_again_after_a_crash() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        fs::rename(folder.path().join("store.key"), folder.path().join("store.key.tmp")).unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        assert!(folder.path().join("store.key").exists());
+        assert!(!folder.path().join("store.key.tmp").exists());
+    }
+
+    #[test]
+    fn a_damaged_store_key_stops_the_start_and_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        let path = folder.path().join("store.key");
+        let good = fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            let error = Store::open(folder.path()).err().unwrap();
+            assert!(matches!(error, StoreError::StoreKeyDamaged { .. }), "byte {at}: {error}");
+            assert_eq!(fs::read(&path).unwrap(), bad);
+        }
+    }
+
+    #[test]
+    fn a_second_process_cannot_open_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Store::open(folder.path()).unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(StoreError::InUse { .. })));
+        drop(first);
+        Store::open(folder.path()).unwrap();
+    }
+}

@@ -1,0 +1,193 @@
+//! Certificates: issued from requests, kept, and handed out. Whoever signs does so in keyd; no private key of a CA is ever
+//! in this process.
+
+mod der;
+mod issue;
+mod pem;
+mod store;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use aws_lc_rs::rand;
+use edgekeep_api::client::ClientError;
+use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, SignMechanism};
+use edgekeep_core::id::CertId;
+use edgekeep_core::settings::{IdentitydSettings, Issuance, IssuanceMethod, LocalCa};
+use edgekeep_daemon::store::StoreError;
+use time::OffsetDateTime;
+
+pub use issue::IssueError;
+pub use store::CertStoreError;
+
+use issue::{Circumstances, Issuer, KeyKind, Request, Unsigned};
+use store::CertStore;
+
+/// Why an operation on certificates failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CertificateError {
+    /// The request or the issuer.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] CertStoreError),
+    /// No issuer was named and none is configured.
+    #[error("no issuer was named, and no issuance is configured for certificate \"{id}\"")]
+    NotConfigured {
+        /// Which certificate.
+        id: CertId,
+    },
+    /// The configured way is one that this version does not have.
+    #[error("certificate \"{id}\" is configured to be issued by EST, which this version does not support; use local_ca or self_signed")]
+    Est {
+        /// Which certificate.
+        id: CertId,
+    },
+    /// Local CA without its section.
+    #[error("certificate \"{id}\" is configured to be issued by the local CA, but no local CA is configured")]
+    NoLocalCa {
+        /// Which certificate.
+        id: CertId,
+    },
+    /// keyd did not sign.
+    #[error("the key of the issuer cannot be used")]
+    Key(#[source] ClientError),
+    /// The system has no randomness.
+    #[error("no random serial number")]
+    Random,
+}
+
+/// A certificate that was issued.
+#[derive(Debug)]
+pub(crate) struct Issued {
+    /// The leaf and those above it.
+    pub(crate) pem: String,
+    /// The leaf's end.
+    pub(crate) not_after: OffsetDateTime,
+}
+
+/// The issuer that a caller named.
+#[derive(Debug)]
+pub(crate) struct NamedIssuer {
+    pub(crate) cert: CertId,
+    pub(crate) key: KeyHandle,
+}
+
+/// The certificates service.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    store: CertStore,
+    issuance: BTreeMap<CertId, Issuance>,
+    local_ca: Option<LocalCa>,
+    keys: KeysClient,
+}
+
+impl Certificates {
+    pub(crate) fn open(folder: PathBuf, settings: &IdentitydSettings, keys: KeysClient) -> Result<Self, StoreError> {
+        Ok(Self {
+            store: CertStore::open(folder, settings.preloaded_certs.clone())?,
+            issuance: settings.cert_issuance.clone(),
+            local_ca: settings.local_ca.clone(),
+            keys,
+        })
+    }
+
+    pub(crate) fn read(&self, id: &CertId) -> Result<String, CertificateError> {
+        Ok(self.store.read(id)?)
+    }
+
+    /// Stores what a caller brings, if it is certificates.
+    pub(crate) fn import(&self, id: &CertId, text: &str) -> Result<(), CertificateError> {
+        pem::certificates(text)?;
+        Ok(self.store.write(id, text, true)?)
+    }
+
+    pub(crate) fn remove(&self, id: &CertId) -> Result<(), CertificateError> {
+        Ok(self.store.remove(id)?)
+    }
+
+    /// Issues a certificate for a PKCS#10 request and stores it under `id`.
+    pub(crate) async fn issue(
+        &self,
+        id: &CertId,
+        csr: &str,
+        issuer: Option<NamedIssuer>,
+    ) -> Result<Issued, CertificateError> {
+        let request = Request::read(&pem::request(csr)?)?;
+        self.certify(id, &request, issuer).await
+    }
+
+    /// Issues a certificate for a local identity, as configured for `id`.
+    pub(crate) async fn issue_local(
+        &self,
+        id: &CertId,
+        common_name: &str,
+        spki: &[u8],
+        server: bool,
+    ) -> Result<Issued, CertificateError> {
+        let request = Request::for_local_identity(common_name, spki, server)?;
+        self.certify(id, &request, None).await
+    }
+
+    async fn certify(
+        &self,
+        id: &CertId,
+        request: &Request,
+        named: Option<NamedIssuer>,
+    ) -> Result<Issued, CertificateError> {
+        let issuance = self.issuance.get(id);
+        let mut serial = [0; 16];
+        rand::fill(&mut serial).map_err(|_| CertificateError::Random)?;
+        let now = OffsetDateTime::now_utc();
+        let circumstances = Circumstances { issuance, may_be_ca: named.is_none(), now, serial };
+        // Made again from its request at any time, unlike one that others were issued under.
+        let is_replaceable = named.is_some();
+        let (issuer, chain, key) = match (named, issuance) {
+            (Some(named), _) => {
+                let (issuer, chain) = self.issuer(&named.cert, now)?;
+                (Some(issuer), chain, named.key)
+            }
+            (None, None) => return Err(CertificateError::NotConfigured { id: id.clone() }),
+            (None, Some(issuance)) => match issuance.method {
+                IssuanceMethod::Est => return Err(CertificateError::Est { id: id.clone() }),
+                IssuanceMethod::SelfSigned => (None, String::new(), self.load(id.as_str()).await?),
+                IssuanceMethod::LocalCa => {
+                    let ca = self.local_ca.as_ref().ok_or_else(|| CertificateError::NoLocalCa { id: id.clone() })?;
+                    let (issuer, chain) = self.issuer(&ca.cert, now)?;
+                    (Some(issuer), chain, self.load(ca.key.as_str()).await?)
+                }
+            },
+        };
+        let unsigned = issue::prepare(request, issuer.as_ref(), &circumstances)?;
+        let not_after = unsigned.not_after;
+        let signature = self.sign(&unsigned, &key).await?;
+        let mut pem = pem::encode("CERTIFICATE", &unsigned.finish(&signature)?);
+        pem.push_str(&chain);
+        self.store.write(id, &pem, !is_replaceable)?;
+        Ok(Issued { pem, not_after })
+    }
+
+    /// The certificate that signs, and its whole chain.
+    fn issuer(&self, id: &CertId, now: OffsetDateTime) -> Result<(Issuer, String), CertificateError> {
+        let chain = self.store.read(id)?;
+        let certificates = pem::certificates(&chain)?;
+        let first = certificates.first().ok_or_else(|| CertStoreError::NotFound { id: id.clone() })?;
+        Ok((Issuer::read(first, now)?, chain))
+    }
+
+    async fn load(&self, key: &str) -> Result<KeyHandle, CertificateError> {
+        self.keys.load_key_pair(key).await.map_err(CertificateError::Key)
+    }
+
+    async fn sign(&self, unsigned: &Unsigned, key: &KeyHandle) -> Result<Vec<u8>, CertificateError> {
+        match unsigned.key_kind() {
+            KeyKind::P256 | KeyKind::P384 => {
+                self.keys.sign(key, SignMechanism::Ecdsa { digest: unsigned.digest().into() }).await
+            }
+            KeyKind::Rsa => self.keys.encrypt(key, EncryptMechanism::RsaPkcs1, unsigned.digest_info()).await,
+        }
+        .map_err(CertificateError::Key)
+    }
+}

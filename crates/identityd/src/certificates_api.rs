@@ -1,0 +1,133 @@
+//! The certificates API (wire facts 5.6): reading is open, writing needs a grant for the certificate's id.
+
+use std::sync::Arc;
+
+use edgekeep_api::certd::{API_VERSIONS, CreateCertificate, PemBody};
+use edgekeep_core::grants::Grants;
+use edgekeep_core::id::{CertId, IdError};
+use edgekeep_daemon::audit::{Audit, Entry};
+use edgekeep_daemon::server::{HttpError, Request, Response, Router};
+use http::{Method, StatusCode};
+
+use crate::certificates::{Certificates, NamedIssuer};
+use crate::identity_api::certificate_failed;
+
+/// The state behind the certificates API.
+#[derive(Debug)]
+pub(crate) struct CertificatesApi {
+    pub(crate) certificates: Arc<Certificates>,
+    pub(crate) grants: Grants,
+    pub(crate) audit: Arc<Audit>,
+}
+
+/// The routes.
+pub(crate) fn router(api: Arc<CertificatesApi>) -> Router<CertificatesApi> {
+    const FIRST: &str = "2020-09-01";
+    Router::new(api, API_VERSIONS)
+        .route(Method::POST, "/certificates", FIRST, create)
+        .route(Method::GET, "/certificates/{id}", FIRST, read)
+        .route(Method::PUT, "/certificates/{id}", FIRST, import)
+        .route(Method::DELETE, "/certificates/{id}", FIRST, delete)
+        .on_sender_changed(|api, caller, what| {
+            let pid = caller.pid().unwrap_or(0);
+            api.audit.refused(&Entry { uid: caller.uid(), pid, action: what, object: "", reason: "sender-changed" });
+        })
+}
+
+impl CertificatesApi {
+    fn authorize(&self, request: &Request, id: &CertId) -> Result<(), HttpError> {
+        let uid = request.caller.uid();
+        if self.grants.allows(uid, id.as_str()) {
+            return Ok(());
+        }
+        let action = format!("{} {}", request.method(), request.route);
+        let pid = request.caller.pid().unwrap_or(0);
+        self.audit.refused(&Entry { uid, pid, action: &action, object: id.as_str(), reason: "no-grant" });
+        Err(HttpError::unauthorized())
+    }
+}
+
+fn bad_id(error: &IdError) -> HttpError {
+    HttpError::bad_request(error.to_string())
+}
+
+async fn create(api: Arc<CertificatesApi>, mut request: Request) -> Result<Response, HttpError> {
+    let body: CreateCertificate = request.json().await?;
+    let id: CertId = body.cert_id.parse().map_err(|error| bad_id(&error))?;
+    api.authorize(&request, &id)?;
+    let issuer = match body.issuer {
+        Some(issuer) => Some(NamedIssuer {
+            cert: issuer.cert_id.parse().map_err(|error| bad_id(&error))?,
+            key: issuer.private_key_handle,
+        }),
+        None => None,
+    };
+    let issued = api.certificates.issue(&id, &body.csr, issuer).await.map_err(|error| certificate_failed(&error))?;
+    Ok(Response::json(StatusCode::CREATED, &PemBody { pem: issued.pem }))
+}
+
+async fn read(api: Arc<CertificatesApi>, request: Request) -> Result<Response, HttpError> {
+    let id: CertId = request.id(0)?;
+    let pem = api.certificates.read(&id).map_err(|error| certificate_failed(&error))?;
+    Ok(Response::ok(&PemBody { pem }))
+}
+
+async fn import(api: Arc<CertificatesApi>, mut request: Request) -> Result<Response, HttpError> {
+    let id: CertId = request.id(0)?;
+    api.authorize(&request, &id)?;
+    let body: PemBody = request.json().await?;
+    api.certificates.import(&id, &body.pem).map_err(|error| certificate_failed(&error))?;
+    Ok(Response::json(StatusCode::CREATED, &body))
+}
+
+async fn delete(api: Arc<CertificatesApi>, request: Request) -> Result<Response, HttpError> {
+    let id: CertId = request.id(0)?;
+    api.authorize(&request, &id)?;
+    api.certificates.remove(&id).map_err(|error| certificate_failed(&error))?;
+    Ok(Response::no_content())
+}
+
+#[cfg(test)]
+mod tests {
+    use edgekeep_api::certd::{CertificatesClient, CreateCertificate};
+    use edgekeep_api::client::ClientError;
+    use edgekeep_api::keyd::KeysClient;
+    use edgekeep_core::settings::{IdentitydSettings, Provisioning};
+    use edgekeep_daemon::{listen, server};
+    use tokio::sync::watch;
+
+    use super::*;
+
+    /// The API with one grant for whoever runs the test, root or not.
+    #[tokio::test]
+    async fn a_caller_without_a_grant_for_the_id_may_read_and_not_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings: IdentitydSettings =
+            serde_json::from_value(serde_json::json!({"hostname": "press", "provisioning": {"source": "none"}})).unwrap();
+        assert_eq!(settings.provisioning, Provisioning::None);
+        let keys = KeysClient::new(folder.path().join("keyd.sock"));
+        let certificates = Arc::new(Certificates::open(folder.path().join("certs"), &settings, keys).unwrap());
+        let uid = rustix::process::getuid().as_raw();
+        let grants = Grants::new([(uid, ["mine/*"])]).with_root_restricted();
+        let audit = Arc::new(Audit::new(folder.path()));
+        let api = Arc::new(CertificatesApi { certificates, grants, audit: Arc::clone(&audit) });
+        let socket = folder.path().join("certd.sock");
+        let listener = listen::bind(&socket, 0o660).unwrap();
+        let (_stop, stopped) = watch::channel(false);
+        tokio::spawn(server::serve(listener, Arc::new(router(api)), server::Limits::default(), stopped));
+
+        let client = CertificatesClient::new(&socket);
+        let pem = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap().cert.pem();
+        client.import("mine/x", &pem).await.unwrap();
+        assert_eq!(client.load("mine/x").await.unwrap(), pem);
+        let unauthorized = |error: ClientError| error.status() == Some(StatusCode::UNAUTHORIZED);
+        let request = CreateCertificate { cert_id: "others".to_owned(), csr: String::new(), issuer: None };
+        assert!(unauthorized(client.create(&request).await.unwrap_err()));
+        assert!(unauthorized(client.import("others", &pem).await.unwrap_err()));
+        assert!(unauthorized(client.delete("others").await.unwrap_err()));
+        let error = client.load("others").await.unwrap_err();
+        assert_eq!(error.status(), Some(StatusCode::BAD_REQUEST), "reading is open: {error}");
+        let trail = std::fs::read_to_string(audit.path()).unwrap();
+        assert_eq!(trail.matches("\"object\":\"others\",\"reason\":\"no-grant\"").count(), 3, "{trail}");
+    }
+}

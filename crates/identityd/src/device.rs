@@ -1,0 +1,191 @@
+//! Who the device is: carries out what [`edgekeep_core::provisioning`] decides.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use edgekeep_cloud::{Authority, CloudError, Dps, Progress, Registration, Transport};
+use edgekeep_core::provisioning::{Action, Activity, DeviceIdentity, Event, Failure, Now, Provisioned, State, step};
+use edgekeep_daemon::store::StateFile;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::keys::DeviceKeys;
+
+/// Wishes that wait at most; more of them would not say more.
+const WISHES: usize = 8;
+
+/// What others want of the device's provisioning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// A new registration.
+    Reprovision,
+    /// To be told that the hub does not accept the device.
+    HubRefused,
+}
+
+/// What everybody may know about the device.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct View {
+    /// The identity that counts now.
+    pub(crate) identity: Option<Arc<DeviceIdentity>>,
+    /// Why there is none, or no newer one.
+    pub(crate) remark: Option<String>,
+}
+
+/// The device's identity, for reading, and the way to ask for another one.
+#[derive(Debug)]
+pub(crate) struct Device {
+    view: RwLock<View>,
+    wishes: mpsc::Sender<Wish>,
+    /// Counts the identities that were served; others watch it.
+    served: watch::Sender<u64>,
+}
+
+impl Device {
+    /// A device without an identity, and where its wishes arrive.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Wish>) {
+        let (wishes, receiver) = mpsc::channel(WISHES);
+        (Self { view: RwLock::default(), wishes, served: watch::Sender::new(0) }, receiver)
+    }
+
+    pub(crate) fn view(&self) -> View {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes with every identity that is served.
+    pub(crate) fn served(&self) -> watch::Receiver<u64> {
+        self.served.subscribe()
+    }
+
+    /// Never waits: if the queue is full, such wishes are on their way already.
+    pub(crate) fn wish(&self, wish: Wish) {
+        let _ = self.wishes.try_send(wish);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut View)) {
+        change(&mut self.view.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// The one who carries out.
+pub(crate) struct Provisioner {
+    pub(crate) device: Arc<Device>,
+    pub(crate) wishes: mpsc::Receiver<Wish>,
+    pub(crate) file: StateFile<Provisioned>,
+    /// What to register; `None` unless the provisioning service is the source.
+    pub(crate) registration: Option<Registration>,
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) keys: Arc<DeviceKeys>,
+}
+
+impl Provisioner {
+    /// Serves what is there and gets what is missing, for ever.
+    ///
+    /// The first identity, where one is stored or configured, is served before this waits for anything.
+    pub(crate) async fn run(mut self, mut state: State) {
+        let start = Instant::now();
+        let mut wake: Option<Instant> = None;
+        let mut events = VecDeque::from([Event::Started]);
+        loop {
+            while let Some(event) = events.pop_front() {
+                let (next, actions) = step(state, event, now(start));
+                state = next;
+                for action in actions {
+                    match action {
+                        Action::Register => events.push_back(self.ask(None).await),
+                        Action::Poll { operation } => events.push_back(self.ask(Some(&operation)).await),
+                        Action::Store(replacement) => events.push_back(self.store(&replacement)),
+                        Action::WakeAt(until) => wake = Some(start + until),
+                        Action::Serve { identity, replaced } => self.serve(identity, replaced),
+                        Action::Report(failure) => self.report(&failure, state.failures()),
+                    }
+                }
+            }
+            let pause = wake.filter(|_| !matches!(state.activity(), Activity::Idle));
+            tokio::select! {
+                wish = self.wishes.recv() => match wish {
+                    Some(Wish::Reprovision) => {
+                        tracing::info!("a new provisioning of the device was asked for");
+                        events.push_back(Event::ReprovisionRequested);
+                    }
+                    Some(Wish::HubRefused) => events.push_back(Event::HubRefusedDevice),
+                    None => return,
+                },
+                () = tokio::time::sleep_until(pause.unwrap_or_else(Instant::now)), if pause.is_some() => {
+                    wake = None;
+                    events.push_back(Event::Woken);
+                }
+            }
+        }
+    }
+
+    async fn ask(&self, operation: Option<&str>) -> Event {
+        let Some(registration) = self.registration.clone() else {
+            return failed("no provisioning service is configured".to_owned());
+        };
+        let dps = match Dps::new(Arc::clone(&self.transport), registration, Arc::clone(&self.keys)) {
+            Ok(dps) => dps,
+            Err(error) => return failed(format!("the provisioning endpoint is not usable: {error}")),
+        };
+        let answer = match operation {
+            None => dps.register().await,
+            Some(operation) => dps.poll(operation).await,
+        };
+        match answer {
+            Ok(Progress::Assigning { operation, retry_after }) => Event::Assigning { operation, retry_after },
+            Ok(Progress::Assigned { hub, device_id }) => Event::Assigned(DeviceIdentity { hub, device_id }),
+            Ok(Progress::Failed { reason }) => {
+                let reason = format!("the provisioning service decided against this device: {reason}");
+                Event::Failed(Failure { refused: true, reason, retry_after: None })
+            }
+            Err(error) => Event::Failed(Failure {
+                refused: !error.is_network_down() && !matches!(error, CloudError::Signer(_)),
+                reason: error.chain(),
+                retry_after: error.retry_after(),
+            }),
+        }
+    }
+
+    /// Rare, and short against what it protects: done here and now.
+    fn store(&self, replacement: &Provisioned) -> Event {
+        match self.file.save(replacement) {
+            Ok(()) => Event::Stored,
+            Err(error) => Event::StoreFailed { reason: error.to_string() },
+        }
+    }
+
+    fn serve(&self, identity: DeviceIdentity, replaced: bool) {
+        tracing::info!(hub = %identity.hub, device = %identity.device_id, replaced, "the device has an identity");
+        self.device.change(|view| *view = View { identity: Some(Arc::new(identity)), remark: None });
+        self.device.served.send_modify(|count| *count += 1);
+    }
+
+    fn report(&self, failure: &Failure, failures: u32) {
+        tracing::warn!(reason = %failure.reason, failures, "the device could not be provisioned; trying again later");
+        self.device.change(|view| view.remark = Some(failure.reason.clone()));
+    }
+}
+
+fn failed(reason: String) -> Event {
+    Event::Failed(Failure { refused: true, reason, retry_after: None })
+}
+
+/// Whether a configured hub name is one, to be told at the start and not at the first call.
+pub(crate) fn is_host(name: &str) -> bool {
+    name.parse::<Authority>().is_ok()
+}
+
+fn now(start: Instant) -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    Now { monotonic: start.elapsed(), wall: i64::try_from(wall.as_secs()).unwrap_or(i64::MAX), random: random() }
+}
+
+/// A random number; 0 if the system has none, which costs jitter and nothing else.
+pub(crate) fn random() -> u64 {
+    let mut bytes = [0; 8];
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => u64::from_ne_bytes(bytes),
+        Err(_) => 0,
+    }
+}

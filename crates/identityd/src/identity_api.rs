@@ -1,0 +1,386 @@
+//! The identity API (wire facts 5.2): who asks, what for, and the answer from what is known.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_api::identityd::{
+    API_VERSIONS, Authentication, AuthenticationKind, AziotIdentity, CreateModuleIdentity, Identities, Identity,
+    ProvisioningInfo,
+};
+use edgekeep_api::keyd::KeyHandle;
+use edgekeep_cloud::{CloudError, EnsureError};
+use edgekeep_core::id::{GenerationId, ModuleId};
+use edgekeep_core::provisioning::DeviceIdentity;
+use edgekeep_core::settings::{IdentityKind, IdentitydSettings, Provisioning};
+use edgekeep_daemon::audit::{Audit, Entry};
+use edgekeep_daemon::server::{HttpError, Request, Response, Router};
+use http::{Method, StatusCode};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::access::{Access, Role};
+use crate::certificates::{CertStoreError, CertificateError, Certificates};
+use crate::device::{Device, Wish};
+use crate::keys::{DeviceKeys, KeysError};
+use crate::local_identity;
+use crate::modules::Modules;
+use crate::refresh::{HubError, Refresh, Registry, chain};
+
+/// How long a caller waits for the hub where there is an answer without it.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Certificates that are trusted by this device's modules; the name is what other implementations use.
+const TRUST_BUNDLE: &str = "aziot-edged-trust-bundle";
+
+/// The state behind the identity API.
+#[derive(Debug)]
+pub(crate) struct IdentityApi {
+    pub(crate) settings: IdentitydSettings,
+    pub(crate) access: Access,
+    pub(crate) device: Arc<Device>,
+    pub(crate) keys: Arc<DeviceKeys>,
+    pub(crate) modules: Arc<Modules>,
+    pub(crate) refresh: Arc<Refresh>,
+    /// For calls that somebody waits for: with a shorter limit than those in the background.
+    pub(crate) registry: Registry,
+    pub(crate) certificates: Arc<Certificates>,
+    pub(crate) audit: Arc<Audit>,
+}
+
+/// The routes.
+pub(crate) fn router(api: Arc<IdentityApi>) -> Router<IdentityApi> {
+    const FIRST: &str = "2020-09-01";
+    Router::new(api, API_VERSIONS)
+        .route(Method::GET, "/identities/identity", FIRST, own_identity)
+        .route(Method::POST, "/identities/device", FIRST, device_identity)
+        .route(Method::GET, "/identities/modules", FIRST, list_modules)
+        .route(Method::POST, "/identities/modules", FIRST, create_module)
+        .route(Method::GET, "/identities/modules/{id}", FIRST, get_module)
+        .route(Method::PUT, "/identities/modules/{id}", FIRST, update_module)
+        .route(Method::DELETE, "/identities/modules/{id}", FIRST, delete_module)
+        .route(Method::POST, "/identities/device/reprovision", FIRST, reprovision)
+        .route(Method::GET, "/trust-bundle", FIRST, trust_bundle)
+        .route(Method::GET, "/identities/provisioning", "2021-12-01", provisioning)
+        .on_sender_changed(|api, caller, what| {
+            let pid = caller.pid().unwrap_or(0);
+            api.audit.refused(&Entry { uid: caller.uid(), pid, action: what, object: "", reason: "sender-changed" });
+        })
+}
+
+/// Which kind of module identity a request is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Aziot,
+    Local,
+}
+
+impl Kind {
+    fn of(text: Option<&str>) -> Result<Self, HttpError> {
+        match text {
+            None => Err(HttpError::bad_request("missing parameter: type")),
+            Some("aziot") => Ok(Self::Aziot),
+            Some("local") => Ok(Self::Local),
+            Some(_) => Err(HttpError::bad_request("invalid parameter: type")),
+        }
+    }
+
+    /// The type of a request that is only possible for identities at the hub.
+    fn aziot(text: Option<&str>) -> Result<(), HttpError> {
+        match Self::of(text)? {
+            Self::Aziot => Ok(()),
+            Self::Local => Err(HttpError::bad_request("invalid parameter: type")),
+        }
+    }
+}
+
+impl IdentityApi {
+    fn role(&self, request: &Request) -> Role<'_> {
+        self.access.role(request.caller.uid())
+    }
+
+    fn refuse(&self, request: &Request) -> HttpError {
+        let action = format!("{} {}", request.method(), request.route);
+        let (uid, pid) = (request.caller.uid(), request.caller.pid().unwrap_or(0));
+        // What a stranger sent is cut: the trail is bounded by lines of bounded length.
+        let object: String = request.param(0).chars().take(128).collect();
+        self.audit.refused(&Entry { uid, pid, action: &action, object: &object, reason: "not-a-principal" });
+        HttpError::unauthorized()
+    }
+
+    fn daemon_only(&self, request: &Request) -> Result<(), HttpError> {
+        if self.role(request).is_daemon() { Ok(()) } else { Err(self.refuse(request)) }
+    }
+
+    fn identity(&self) -> Result<Arc<DeviceIdentity>, HttpError> {
+        if matches!(self.settings.provisioning, Provisioning::None) {
+            return Err(HttpError::bad_request("this device has local identities only: provisioning is \"none\""));
+        }
+        let view = self.device.view();
+        view.identity.ok_or_else(|| {
+            let why = view.remark.unwrap_or_else(|| "provisioning is under way".to_owned());
+            HttpError::bad_request(format!("the device is not provisioned yet: {why}"))
+        })
+    }
+
+    fn answer(&self, of: &DeviceIdentity, module: Option<(&ModuleId, &GenerationId)>, key: Option<KeyHandle>) -> Identity {
+        let gateway = self.settings.parent_hostname.as_ref().unwrap_or(&of.hub);
+        Identity::Aziot(AziotIdentity {
+            hub_name: of.hub.clone(),
+            gateway_host: gateway.clone(),
+            device_id: of.device_id.to_string(),
+            module_id: module.map(|(id, _)| id.to_string()),
+            gen_id: module.map(|(_, generation)| generation.to_string()),
+            auth: key.map(|key| Authentication {
+                kind: AuthenticationKind::Sas,
+                key_handle: Some(key),
+                cert_id: None,
+            }),
+        })
+    }
+
+    async fn device_answer(&self) -> Result<Response, HttpError> {
+        let identity = self.identity()?;
+        let key = self.keys.device().await.map_err(|error| keys_failed(&error))?;
+        Ok(Response::ok(&self.answer(&identity, None, Some(key))))
+    }
+
+    async fn module_answer(
+        &self,
+        identity: &DeviceIdentity,
+        module: &ModuleId,
+        generation: &GenerationId,
+    ) -> Result<Response, HttpError> {
+        let key = self.keys.module(module, generation).await.map_err(|error| keys_failed(&error))?;
+        Ok(Response::ok(&self.answer(identity, Some((module, generation)), Some(key))))
+    }
+
+    /// A module from what is known; if it is not, the hub is asked in the background and given a moment.
+    async fn known_module(&self, module: &ModuleId) -> Result<Response, HttpError> {
+        let identity = self.identity()?;
+        let mut known = self.modules.get(&identity, module);
+        if known.is_none() && !self.refresh.is_offline() {
+            self.refresh.wait_for_round(PATIENCE).await;
+            known = self.modules.get(&identity, module);
+        }
+        match known {
+            Some(known) => self.module_answer(&identity, module, &known.generation).await,
+            None if self.modules.is_complete() => {
+                Err(HttpError::not_found(format!("module \"{module}\" has no identity at the hub")))
+            }
+            None => Err(HttpError::not_found(format!(
+                "module \"{module}\" is not known, and the hub has not been reached to ask for it"
+            ))),
+        }
+    }
+
+    /// Makes sure of a module at the hub. Where the hub cannot be asked in time and the module is known, what is known is
+    /// the answer and the rest is done later.
+    async fn ensured_module(&self, module: &ModuleId, create: bool) -> Result<Response, HttpError> {
+        let identity = self.identity()?;
+        let known = self.modules.get(&identity, module);
+        if let Some(known) = known.as_ref().filter(|_| self.refresh.is_offline()) {
+            self.refresh.repair_later(module);
+            return self.module_answer(&identity, module, &known.generation).await;
+        }
+        let call = {
+            let (registry, identity, module) = (self.registry.clone(), Arc::clone(&identity), module.clone());
+            // Goes on when the caller has been answered or is gone. Its end is bounded by the transport's limit.
+            tokio::spawn(async move { registry.ensure(&identity, &module, create).await })
+        };
+        let outcome = match &known {
+            Some(_) => tokio::time::timeout(PATIENCE, call).await.ok(),
+            None => Some(call.await),
+        };
+        match (outcome, known) {
+            (Some(Ok(Ok(record))), _) => self.module_answer(&identity, module, &record.generation_id).await,
+            (Some(Ok(Err(EnsureError::Cloud(error)))), Some(known)) if error.is_network_down() => {
+                self.refresh.repair_later(module);
+                self.module_answer(&identity, module, &known.generation).await
+            }
+            (Some(Ok(Err(error))), _) => Err(hub_failed(&error)),
+            (Some(Err(error)), _) => Err(HttpError::hidden(&error)),
+            (None, Some(known)) => self.module_answer(&identity, module, &known.generation).await,
+            (None, None) => Err(HttpError::not_found("the hub did not answer in time")),
+        }
+    }
+
+    async fn local_answer(&self, module: &ModuleId, server: bool) -> Result<Response, HttpError> {
+        let issued = local_identity::issue(&self.certificates, &self.settings, module, server).await;
+        let identity = issued.map_err(|error| match error {
+            local_identity::LocalIdentityError::Certificate(error) => certificate_failed(&error),
+            error => HttpError::bad_request(error.to_string()),
+        })?;
+        Ok(Response::ok(&Identity::Local(identity)))
+    }
+}
+
+fn keys_failed(error: &KeysError) -> HttpError {
+    HttpError::not_found(chain(error))
+}
+
+fn hub_failed(error: &HubError) -> HttpError {
+    match error {
+        EnsureError::Keys(error) => keys_failed(error),
+        EnsureError::Cloud(error) => cloud_failed(error),
+    }
+}
+
+/// Failed calls to the hub are 404 here, whatever the hub said (wire facts 1.5).
+fn cloud_failed(error: &CloudError) -> HttpError {
+    HttpError::not_found(error.chain())
+}
+
+/// How the certificates service's errors look to a caller.
+pub(crate) fn certificate_failed(error: &CertificateError) -> HttpError {
+    match error {
+        CertificateError::Issue(_)
+        | CertificateError::NotConfigured { .. }
+        | CertificateError::Est { .. }
+        | CertificateError::NoLocalCa { .. }
+        | CertificateError::Store(CertStoreError::NotFound { .. } | CertStoreError::Preloaded { .. }) => {
+            HttpError::bad_request(chain(error))
+        }
+        // keyd's own refusal (an unknown key, a handle that it does not take) is the caller's mistake.
+        CertificateError::Key(cause) if cause.status().is_some_and(|status| status.is_client_error()) => {
+            HttpError::bad_request(chain(error))
+        }
+        _ => HttpError::hidden(error),
+    }
+}
+
+async fn own_identity(api: Arc<IdentityApi>, request: Request) -> Result<Response, HttpError> {
+    let role = api.role(&request);
+    if role.may_have_device() {
+        return api.device_answer().await;
+    }
+    let Role::Principal(principal) = role else { return Err(api.refuse(&request)) };
+    let module: ModuleId = principal.name.parse().map_err(|error| HttpError::hidden(&error))?;
+    if principal.kinds.contains(&IdentityKind::Module) {
+        api.known_module(&module).await
+    } else {
+        api.local_answer(&module, false).await
+    }
+}
+
+async fn device_identity(api: Arc<IdentityApi>, mut request: Request) -> Result<Response, HttpError> {
+    if !api.role(&request).may_have_device() {
+        return Err(api.refuse(&request));
+    }
+    let _: Value = request.json().await?;
+    api.device_answer().await
+}
+
+async fn list_modules(api: Arc<IdentityApi>, request: Request) -> Result<Response, HttpError> {
+    api.daemon_only(&request)?;
+    Kind::aziot(request.query("type"))?;
+    let identity = api.identity()?;
+    if !api.modules.is_complete() && !api.refresh.is_offline() {
+        api.refresh.wait_for_round(PATIENCE).await;
+    }
+    let identities = api
+        .modules
+        .all(&identity)
+        .iter()
+        .map(|(id, module)| api.answer(&identity, Some((id, &module.generation)), None))
+        .collect();
+    Ok(Response::ok(&Identities { identities }))
+}
+
+async fn create_module(api: Arc<IdentityApi>, mut request: Request) -> Result<Response, HttpError> {
+    api.daemon_only(&request)?;
+    let body: CreateModuleIdentity = request.json().await?;
+    let kind = Kind::of(Some(&body.kind))?;
+    let module: ModuleId = body.module_id.parse().map_err(|error| bad_id(&error))?;
+    match kind {
+        Kind::Aziot => api.ensured_module(&module, true).await,
+        Kind::Local => {
+            if api.access.named(module.as_str(), IdentityKind::Local).is_some() {
+                return Err(HttpError::bad_request("the identity belongs to a configured principal; use GET"));
+            }
+            let attributes = body.local_id_opts.as_ref().and_then(|options| options.get("attributes")?.as_str());
+            api.local_answer(&module, attributes == Some("server")).await
+        }
+    }
+}
+
+async fn get_module(api: Arc<IdentityApi>, request: Request) -> Result<Response, HttpError> {
+    let kind = match Kind::of(request.query("type")) {
+        Ok(Kind::Local) => IdentityKind::Local,
+        Ok(Kind::Aziot) => IdentityKind::Module,
+        // Strangers are refused before they are told what was wrong.
+        Err(error) if api.role(&request) != Role::Nobody => return Err(error),
+        Err(_) => return Err(api.refuse(&request)),
+    };
+    if !api.role(&request).may_have(request.param(0), kind) {
+        return Err(api.refuse(&request));
+    }
+    let module: ModuleId = request.id(0)?;
+    if kind == IdentityKind::Module {
+        return api.known_module(&module).await;
+    }
+    if api.access.named(module.as_str(), kind).is_none() {
+        return Err(HttpError::bad_request(format!("no principal \"{module}\" with a local identity is configured")));
+    }
+    api.local_answer(&module, false).await
+}
+
+async fn update_module(api: Arc<IdentityApi>, mut request: Request) -> Result<Response, HttpError> {
+    api.daemon_only(&request)?;
+    Kind::aziot(request.query("type"))?;
+    let module: ModuleId = request.id(0)?;
+    let _: Value = request.json().await?;
+    api.ensured_module(&module, false).await
+}
+
+async fn delete_module(api: Arc<IdentityApi>, request: Request) -> Result<Response, HttpError> {
+    api.daemon_only(&request)?;
+    Kind::aziot(request.query("type"))?;
+    let module: ModuleId = request.id(0)?;
+    let identity = api.identity()?;
+    api.registry.delete(&identity, &module).await.map_err(|error| cloud_failed(&error))?;
+    Ok(Response::no_content())
+}
+
+async fn reprovision(api: Arc<IdentityApi>, mut request: Request) -> Result<Response, HttpError> {
+    api.daemon_only(&request)?;
+    let _: Option<Value> = request.json_opt().await?;
+    if matches!(api.settings.provisioning, Provisioning::None) {
+        return Err(HttpError::bad_request("this device has local identities only: provisioning is \"none\""));
+    }
+    api.device.wish(Wish::Reprovision);
+    Ok(Response::no_content())
+}
+
+#[derive(Serialize)]
+struct TrustBundle {
+    certificate: String,
+}
+
+async fn trust_bundle(api: Arc<IdentityApi>, _: Request) -> Result<Response, HttpError> {
+    let id = TRUST_BUNDLE.parse().map_err(|error: edgekeep_core::id::IdError| HttpError::hidden(&error))?;
+    let certificate = match api.certificates.read(&id) {
+        Ok(pem) => pem,
+        // What existing clients know from other implementations.
+        Err(CertificateError::Store(CertStoreError::NotFound { .. })) => String::new(),
+        Err(error) => return Err(HttpError::hidden(&error)),
+    };
+    Ok(Response::ok(&TrustBundle { certificate }))
+}
+
+async fn provisioning(api: Arc<IdentityApi>, _: Request) -> Result<Response, HttpError> {
+    let info = match &api.settings.provisioning {
+        Provisioning::Manual { .. } => ProvisioningInfo::Manual { auth: "sas".to_owned() },
+        Provisioning::Dps { endpoint, scope_id, registration_id, payload, .. } => ProvisioningInfo::Dps {
+            auth: "symmetric_key".to_owned(),
+            endpoint: endpoint.clone(),
+            scope_id: scope_id.clone(),
+            registration_id: registration_id.clone(),
+            payload: payload.clone(),
+        },
+        Provisioning::None => ProvisioningInfo::None,
+    };
+    Ok(Response::json(StatusCode::OK, &info))
+}
+
+fn bad_id(error: &edgekeep_core::id::IdError) -> HttpError {
+    HttpError::bad_request(error.to_string())
+}

@@ -1,0 +1,165 @@
+//! The keys behind identities. They stay in keyd; here are handles to them, remembered for a while.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use edgekeep_api::client::ClientError;
+use edgekeep_api::keyd::{KeyHandle, KeysClient, SignMechanism};
+use edgekeep_cloud::{ModuleKeys, Signer, SignerError};
+use edgekeep_core::id::{GenerationId, KeyId, ModuleId};
+use http::StatusCode;
+use zeroize::Zeroizing;
+
+/// The key that module keys are derived from; the name is what other implementations use (wire facts 3.2).
+const MASTER_KEY: &str = "aziot_identityd_master_id";
+/// How long a handle is used before keyd is asked again. Handles outlive restarts of keyd, so this only bounds how long one
+/// is handed out that keyd has meanwhile stopped accepting.
+const HANDLE_AGE: Duration = Duration::from_secs(600);
+/// Most handles remembered: several times the modules of a device.
+const HANDLES: usize = 256;
+
+/// Why a key could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeysError {
+    /// keyd did not do it.
+    #[error("key \"{key}\" cannot be used; is keyd running, and may this user use the key?")]
+    Keyd {
+        /// Which key.
+        key: String,
+        /// What keyd said.
+        #[source]
+        source: ClientError,
+    },
+    /// The device has no key, because it has no identity at a hub.
+    #[error("no device key is configured")]
+    NotConfigured,
+}
+
+/// What a handle stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Name {
+    Device,
+    Master,
+    Module(ModuleId, GenerationId),
+}
+
+/// The device's key and the keys derived for its modules.
+#[derive(Debug)]
+pub(crate) struct DeviceKeys {
+    keyd: KeysClient,
+    device: Option<KeyId>,
+    handles: Mutex<HashMap<Name, (KeyHandle, Instant)>>,
+}
+
+impl DeviceKeys {
+    pub(crate) fn new(keyd: KeysClient, device: Option<KeyId>) -> Self {
+        Self { keyd, device, handles: Mutex::new(HashMap::new()) }
+    }
+
+    /// A handle to the device's key.
+    pub(crate) async fn device(&self) -> Result<KeyHandle, KeysError> {
+        let key = self.device.as_ref().ok_or(KeysError::NotConfigured)?;
+        if let Some(handle) = self.remembered(&Name::Device) {
+            return Ok(handle);
+        }
+        let handle = self.keyd.load_key(key.as_str()).await.map_err(|source| fault(key.as_str(), source))?;
+        self.remember(Name::Device, &handle);
+        Ok(handle)
+    }
+
+    /// A handle to a module's primary key.
+    pub(crate) async fn module(&self, module: &ModuleId, generation: &GenerationId) -> Result<KeyHandle, KeysError> {
+        let name = Name::Module(module.clone(), generation.clone());
+        if let Some(handle) = self.remembered(&name) {
+            return Ok(handle);
+        }
+        let handle = self.derive(module, generation, "primary").await?;
+        self.remember(name, &handle);
+        Ok(handle)
+    }
+
+    /// The bytes of both keys of a module, as the hub is told them.
+    pub(crate) async fn export(&self, module: &ModuleId, generation: &GenerationId) -> Result<ModuleKeys, KeysError> {
+        let export = async |which| {
+            let handle = self.derive(module, generation, which).await?;
+            let bytes = self.keyd.export_derived_key(&handle).await.map_err(|source| fault(MASTER_KEY, source))?;
+            Ok::<_, KeysError>(Zeroizing::new(bytes))
+        };
+        let (primary, secondary) = (export("primary").await?, export("secondary").await?);
+        Ok(ModuleKeys::new(&primary, &secondary))
+    }
+
+    async fn derive(&self, module: &ModuleId, generation: &GenerationId, which: &str) -> Result<KeyHandle, KeysError> {
+        let data = format!("{module}:{generation}:{which}");
+        let master = self.master().await?;
+        let derived = match self.keyd.derive_key(&master, data.as_bytes()).await {
+            Err(error) if is_stale(&error) => {
+                self.forget();
+                self.keyd.derive_key(&self.master().await?, data.as_bytes()).await
+            }
+            other => other,
+        };
+        derived.map_err(|source| fault(MASTER_KEY, source))
+    }
+
+    async fn master(&self) -> Result<KeyHandle, KeysError> {
+        if let Some(handle) = self.remembered(&Name::Master) {
+            return Ok(handle);
+        }
+        let handle = self.keyd.create_key(MASTER_KEY, "derive").await.map_err(|source| fault(MASTER_KEY, source))?;
+        self.remember(Name::Master, &handle);
+        Ok(handle)
+    }
+
+    async fn sign_with_device_key(&self, message: Vec<u8>) -> Result<Vec<u8>, KeysError> {
+        let mechanism = SignMechanism::HmacSha256 { message: message.into() };
+        let signed = match self.keyd.sign(&self.device().await?, mechanism.clone()).await {
+            Err(error) if is_stale(&error) => {
+                self.forget();
+                self.keyd.sign(&self.device().await?, mechanism).await
+            }
+            other => other,
+        };
+        signed.map_err(|source| fault(self.device.as_ref().map_or("", KeyId::as_str), source))
+    }
+
+    /// Forgets all handles: one that keyd does not accept any more is a sign that it accepts none of them.
+    pub(crate) fn forget(&self) {
+        self.handles().clear();
+    }
+
+    fn remembered(&self, name: &Name) -> Option<KeyHandle> {
+        let handles = self.handles();
+        let (handle, since) = handles.get(name)?;
+        (since.elapsed() < HANDLE_AGE).then(|| handle.clone())
+    }
+
+    fn remember(&self, name: Name, handle: &KeyHandle) {
+        let mut handles = self.handles();
+        if handles.len() >= HANDLES {
+            handles.clear();
+        }
+        handles.insert(name, (handle.clone(), Instant::now()));
+    }
+
+    fn handles(&self) -> MutexGuard<'_, HashMap<Name, (KeyHandle, Instant)>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Signer for DeviceKeys {
+    async fn sign(&self, data: Vec<u8>) -> Result<Vec<u8>, SignerError> {
+        self.sign_with_device_key(data).await.map_err(|error| SignerError(Box::new(error)))
+    }
+}
+
+/// Whether keyd may do it with a fresh handle.
+fn is_stale(error: &ClientError) -> bool {
+    matches!(error.status(), Some(StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED))
+}
+
+fn fault(key: &str, source: ClientError) -> KeysError {
+    KeysError::Keyd { key: key.to_owned(), source }
+}

@@ -1,0 +1,294 @@
+//! The module identities of this device, as last heard from the hub: in memory for every answer, on disk for the next
+//! start. Nobody waits for the hub to be told about a module that is known here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use edgekeep_cloud::ModuleRecord;
+use edgekeep_core::id::{GenerationId, ModuleId};
+use edgekeep_core::provisioning::DeviceIdentity;
+use edgekeep_daemon::store::{StateFile, StoreError};
+use serde::{Deserialize, Serialize};
+
+/// Most modules remembered. A hub has 50 for a device.
+const MODULES: usize = 1000;
+
+/// What is known about one module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KnownModule {
+    /// Which life of the identity.
+    pub(crate) generation: GenerationId,
+    /// Who manages it, if the hub says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) managed_by: Option<String>,
+}
+
+impl From<&ModuleRecord> for KnownModule {
+    fn from(record: &ModuleRecord) -> Self {
+        Self { generation: record.generation_id.clone(), managed_by: record.managed_by.clone() }
+    }
+}
+
+/// The file. It names the device: modules of another one are void.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stored {
+    device: DeviceIdentity,
+    modules: BTreeMap<ModuleId, KnownModule>,
+    /// Modules that were created for this device's own principals.
+    #[serde(default)]
+    own: BTreeSet<ModuleId>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    device: Option<DeviceIdentity>,
+    modules: BTreeMap<ModuleId, KnownModule>,
+    own: BTreeSet<ModuleId>,
+    /// Whether the hub's whole list has been seen for this device.
+    is_complete: bool,
+    /// Counts changes that did not come from a list.
+    changes: u64,
+    /// Which modules changed so, and when.
+    changed: BTreeMap<ModuleId, u64>,
+    /// Differs from what is on disk.
+    is_dirty: bool,
+}
+
+/// The modules.
+#[derive(Debug)]
+pub(crate) struct Modules {
+    known: Mutex<Known>,
+    file: StateFile<Stored>,
+    /// Held while writing the file, so that an older state never overwrites a newer one.
+    writing: tokio::sync::Mutex<()>,
+}
+
+/// A moment in the sequence of changes; see [`Modules::replace`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark(u64);
+
+impl Modules {
+    /// The modules in `file`. A damaged file has been set aside by the time this returns; the hub has the truth.
+    pub(crate) fn open(file: StateFile<Stored>) -> Self {
+        let mut known = Known::default();
+        match file.load() {
+            Ok(Some(Stored { device, modules, own })) => {
+                known = Known { device: Some(device), modules, own, ..Known::default() };
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "the list of modules is lost; it is asked for again"),
+        }
+        Self { known: Mutex::new(known), file, writing: tokio::sync::Mutex::new(()) }
+    }
+
+    /// From now on the modules are those of `device`. Those of another device are forgotten.
+    pub(crate) fn belong_to(&self, device: &DeviceIdentity) {
+        let mut known = self.known();
+        if known.device.as_ref() != Some(device) {
+            let changes = known.changes + 1;
+            *known = Known { device: Some(device.clone()), changes, is_dirty: true, ..Known::default() };
+        }
+    }
+
+    /// A module of `device`.
+    pub(crate) fn get(&self, device: &DeviceIdentity, module: &ModuleId) -> Option<KnownModule> {
+        let known = self.known();
+        if known.device.as_ref() == Some(device) { known.modules.get(module).cloned() } else { None }
+    }
+
+    /// All modules of `device`.
+    pub(crate) fn all(&self, device: &DeviceIdentity) -> Vec<(ModuleId, KnownModule)> {
+        let known = self.known();
+        let is_asked_for = known.device.as_ref() == Some(device);
+        known.modules.iter().filter(|_| is_asked_for).map(|(id, module)| (id.clone(), module.clone())).collect()
+    }
+
+    /// Whether the hub's whole list has been seen since the device got its identity or since the start.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.known().is_complete
+    }
+
+    /// Modules that were created for this device's own principals.
+    pub(crate) fn own(&self) -> BTreeSet<ModuleId> {
+        self.known().own.clone()
+    }
+
+    pub(crate) fn set_own(&self, own: BTreeSet<ModuleId>) {
+        let mut known = self.known();
+        if known.own != own {
+            known.own = own;
+            known.is_dirty = true;
+        }
+    }
+
+    /// To be taken before the hub is asked for its list.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.known().changes)
+    }
+
+    /// Takes over the hub's list for `device`. What was changed since `mark` stays: the list may be older than that.
+    pub(crate) fn replace(&self, device: &DeviceIdentity, mark: Mark, listed: &[ModuleRecord]) {
+        let mut known = self.known();
+        if known.device.as_ref() != Some(device) {
+            return;
+        }
+        let is_newer = |id: &ModuleId| known.changed.get(id).is_some_and(|change| *change > mark.0);
+        let mut modules: BTreeMap<_, _> = listed
+            .iter()
+            .filter(|record| !is_newer(&record.module_id))
+            .map(|record| (record.module_id.clone(), KnownModule::from(record)))
+            .collect();
+        let newer = known.modules.iter().filter(|(id, _)| is_newer(id)).map(|(id, it)| (id.clone(), it.clone()));
+        modules.extend(newer);
+        modules = modules.into_iter().take(MODULES).collect();
+        known.changed.retain(|_, change| *change > mark.0);
+        known.is_dirty |= known.modules != modules;
+        known.modules = modules;
+        known.is_complete = true;
+    }
+
+    /// Takes over one module of `device`, as the hub just answered it.
+    pub(crate) fn set(&self, device: &DeviceIdentity, record: &ModuleRecord) {
+        let mut known = self.known();
+        if known.device.as_ref() != Some(device) || known.modules.len() >= MODULES {
+            return;
+        }
+        let module = KnownModule::from(record);
+        known.note_change(&record.module_id);
+        known.is_dirty |= known.modules.get(&record.module_id) != Some(&module);
+        known.modules.insert(record.module_id.clone(), module);
+    }
+
+    /// Forgets one module of `device`, which the hub does not have (any more).
+    pub(crate) fn remove(&self, device: &DeviceIdentity, module: &ModuleId) {
+        let mut known = self.known();
+        if known.device.as_ref() != Some(device) {
+            return;
+        }
+        known.note_change(module);
+        known.is_dirty |= known.modules.remove(module).is_some();
+    }
+
+    /// Writes the file if anything changed. Callers that were overtaken find nothing to do.
+    pub(crate) async fn save(&self) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().await;
+        let state = {
+            let mut known = self.known();
+            let (true, Some(device)) = (known.is_dirty, known.device.clone()) else { return Ok(()) };
+            known.is_dirty = false;
+            Stored { device, modules: known.modules.clone(), own: known.own.clone() }
+        };
+        let file = self.file.clone();
+        let saved = tokio::task::spawn_blocking(move || file.save(&state)).await;
+        let saved = saved.unwrap_or_else(|error| {
+            let source = std::io::Error::other(error);
+            Err(StoreError::Io { step: "write", path: self.file.path().to_owned(), source })
+        });
+        if saved.is_err() {
+            self.known().is_dirty = true;
+        }
+        saved
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn note_change(&mut self, module: &ModuleId) {
+        self.changes += 1;
+        // Only what the next list may contradict is kept, and that is cut to what fits.
+        if self.changed.len() >= MODULES {
+            self.changed.clear();
+        }
+        self.changed.insert(module.clone(), self.changes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(id: &str) -> DeviceIdentity {
+        DeviceIdentity { hub: "hub.test".to_owned(), device_id: id.parse().unwrap() }
+    }
+
+    fn record(id: &str, generation: &str) -> ModuleRecord {
+        ModuleRecord {
+            module_id: id.parse().unwrap(),
+            generation_id: generation.parse().unwrap(),
+            managed_by: None,
+            etag: None,
+            keys: None,
+        }
+    }
+
+    fn open(folder: &std::path::Path) -> Modules {
+        Modules::open(StateFile::new(folder.join("modules.json"), "modules", 1))
+    }
+
+    fn generation(modules: &Modules, id: &str) -> Option<String> {
+        let device = modules.known().device.clone().unwrap();
+        modules.get(&device, &id.parse().unwrap()).map(|it| it.generation.to_string())
+    }
+
+    #[tokio::test]
+    async fn what_was_known_is_known_after_a_restart_also_offline() {
+        let folder = tempfile::tempdir().unwrap();
+        let modules = open(folder.path());
+        modules.belong_to(&device("a"));
+        modules.replace(&device("a"), modules.mark(), &[record("m", "1")]);
+        modules.save().await.unwrap();
+        let modules = open(folder.path());
+        modules.belong_to(&device("a"));
+        assert_eq!(generation(&modules, "m").as_deref(), Some("1"));
+        assert!(!modules.is_complete(), "the hub has not been heard yet");
+    }
+
+    #[tokio::test]
+    async fn modules_of_another_device_are_void_even_if_the_file_was_not_rewritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let modules = open(folder.path());
+        modules.belong_to(&device("a"));
+        modules.set(&device("a"), &record("m", "1"));
+        modules.save().await.unwrap();
+        let modules = open(folder.path());
+        modules.belong_to(&device("b"));
+        assert_eq!(generation(&modules, "m"), None);
+        // An answer to a question about the former device comes late.
+        modules.set(&device("a"), &record("m", "1"));
+        modules.replace(&device("a"), modules.mark(), &[record("m", "1")]);
+        assert_eq!(generation(&modules, "m"), None);
+    }
+
+    #[test]
+    fn a_list_that_was_asked_for_before_a_change_does_not_undo_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let modules = open(folder.path());
+        let it = device("a");
+        modules.belong_to(&it);
+        modules.set(&it, &record("kept", "1"));
+        modules.set(&it, &record("deleted", "1"));
+        let mark = modules.mark();
+        modules.set(&it, &record("created", "2"));
+        modules.remove(&it, &"deleted".parse().unwrap());
+        modules.replace(&it, mark, &[record("kept", "9"), record("deleted", "1")]);
+        assert_eq!(generation(&modules, "kept").as_deref(), Some("9"));
+        assert_eq!(generation(&modules, "created").as_deref(), Some("2"));
+        assert_eq!(generation(&modules, "deleted"), None);
+        // The next list counts again.
+        modules.replace(&it, modules.mark(), &[record("kept", "9")]);
+        assert_eq!(generation(&modules, "created"), None);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_set_aside_and_the_list_starts_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("modules.json"), "garbage").unwrap();
+        let modules = open(folder.path());
+        assert!(modules.all(&device("a")).is_empty());
+        let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert!(names[0].to_string_lossy().contains("damaged"), "{names:?}");
+    }
+}

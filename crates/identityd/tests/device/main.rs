@@ -1,0 +1,7 @@
+//! identityd with a real keyd against a simulated cloud.
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
+
+mod certificates;
+mod harness;
+mod identities;
+mod provisioning;

@@ -1,0 +1,605 @@
+//! Every route of the keys API over a real socket: what it answers to who may ask, to who may not, and to bad requests.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use aws_lc_rs::{hmac, signature};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use edgekeep_core::grants::Grants;
+use edgekeep_core::layout::{Daemon, Root};
+use edgekeep_core::settings::{KeyPrincipal, KeydSettings};
+use edgekeep_daemon::listen;
+use edgekeep_daemon::server::{Limits, serve};
+use edgekeep_keyd::{Keyd, grants, routes};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// A running keyd. It stops when dropped.
+struct Device {
+    root: Root,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Device {
+    /// A keyd in `folder` whose every key the test's own user may name.
+    fn start(folder: &Path) -> Self {
+        Self::start_with(folder, &["*"], &BTreeMap::new())
+    }
+
+    /// A keyd that grants the test's own user these patterns only, whoever that user is.
+    fn start_with(folder: &Path, patterns: &[&str], preloaded: &BTreeMap<&str, PathBuf>) -> Self {
+        let root = Root::new(folder);
+        let keys = patterns.iter().map(ToString::to_string).collect();
+        let uri = |path: &PathBuf| format!("file://{}", path.display());
+        let settings = KeydSettings {
+            principals: vec![KeyPrincipal { uid: rustix::process::geteuid().as_raw(), keys }],
+            preloaded_keys: preloaded.iter().map(|(id, path)| (id.parse().unwrap(), uri(path))).collect(),
+            connections_per_uid: None,
+        };
+        let grants: Grants = grants(&settings).with_root_restricted();
+        let (stop, stopping) = watch::channel(false);
+        let (bound, ready) = std::sync::mpsc::channel();
+        let device = root.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let keyd = Keyd::open(&device, &settings, grants).unwrap();
+                let listener = listen::bind(&device.keyd_socket(), 0o660).unwrap();
+                bound.send(()).unwrap();
+                serve(listener, Arc::new(routes::router(Arc::new(keyd))), Limits::default(), stopping).await;
+            });
+        });
+        ready.recv().unwrap();
+        Self { root, stop, thread: Some(thread) }
+    }
+
+    /// One request on a connection of its own.
+    fn send(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let mut stream = UnixStream::connect(self.root.keyd_socket()).unwrap();
+        let request = format!(
+            "{method} {path}?api-version=2021-05-01 HTTP/1.1\r\nHost: keyd.sock\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, if body.is_empty() { Value::Null } else { serde_json::from_str(body).unwrap() })
+    }
+
+    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.send("POST", path, &body.to_string())
+    }
+
+    /// The answer's one member, if the request succeeds with 200.
+    fn value(&self, path: &str, body: &Value, member: &str) -> String {
+        let (status, answer) = self.post(path, body);
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer.as_object().unwrap().len(), 1, "{answer}");
+        answer[member].as_str().unwrap().to_owned()
+    }
+
+    fn bytes(&self, path: &str, body: &Value, member: &str) -> Vec<u8> {
+        STANDARD.decode(self.value(path, body, member)).unwrap()
+    }
+
+    /// Makes or loads a symmetric key.
+    fn key(&self, id: &str) -> String {
+        self.value("/key", &json!({"keyId": id, "usage": "derive,sign,encrypt"}), "keyHandle")
+    }
+
+    fn import(&self, id: &str, bytes: &[u8]) -> String {
+        let body = json!({"keyId": id, "usage": "derive,sign,encrypt", "keyBytes": b64(bytes)});
+        self.value("/key", &body, "keyHandle")
+    }
+
+    fn pair(&self, id: &str, algorithms: &str) -> String {
+        self.value("/keypair", &json!({"keyId": id, "preferredAlgorithms": algorithms}), "keyHandle")
+    }
+
+    fn derive(&self, base: &str, data: &[u8]) -> String {
+        self.value("/derivedkey", &json!({"baseKeyHandle": base, "derivationData": b64(data)}), "keyHandle")
+    }
+
+    fn parameter(&self, handle: &str, name: &str) -> String {
+        self.value(&format!("/parameters/{name}"), &json!({ "keyHandle": handle }), "value")
+    }
+
+    fn hmac(&self, handle: &str, message: &[u8]) -> Vec<u8> {
+        let body = json!({"keyHandle": handle, "algorithm": "HMAC-SHA256", "parameters": {"message": b64(message)}});
+        self.bytes("/sign", &body, "signature")
+    }
+
+    /// Last line of the audit trail.
+    fn last_refusal(&self) -> Value {
+        let trail = std::fs::read_to_string(self.root.state_folder(Daemon::Keyd).join("audit.jsonl")).unwrap();
+        serde_json::from_str(trail.lines().last().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = self.stop.send(true);
+        let ended = self.thread.take().unwrap().join();
+        if !std::thread::panicking() {
+            ended.unwrap();
+        }
+    }
+}
+
+fn b64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+fn hmac_sha256(key: &[u8], message: &[u8]) -> Vec<u8> {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message).as_ref().to_vec()
+}
+
+#[track_caller]
+fn refused((status, answer): (u16, Value), expected: u16, reason: &str) {
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert_eq!(status, expected, "{answer}");
+    assert!(message.contains(reason), "{answer} should mention {reason:?}");
+}
+
+const INVALID_HANDLE: &str = "parameter \"handle\" has an invalid value";
+
+#[test]
+fn creating_a_key_again_gives_the_same_key_and_loading_does_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let first = device.key("k");
+    let again = device.key("k");
+    let (status, loaded) = device.send("GET", "/key/k", "");
+    assert_eq!(status, 200);
+    let loaded = loaded["keyHandle"].as_str().unwrap();
+    assert_ne!(first, again, "each handle has a nonce of its own");
+    assert_eq!(device.hmac(&first, b"m"), device.hmac(&again, b"m"));
+    assert_eq!(device.hmac(&first, b"m"), device.hmac(loaded, b"m"));
+}
+
+#[test]
+fn an_imported_key_replaces_the_one_before_and_signs_as_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let handle = device.key("device-id");
+    device.import("device-id", b"imported");
+    assert_eq!(device.hmac(&handle, b"m"), hmac_sha256(b"imported", b"m"));
+}
+
+#[test]
+fn keys_and_handles_survive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let (key, pair) = (device.key("k"), device.pair("p", "ec-p256"));
+    let derived = device.derive(&key, b"module");
+    let before = (device.hmac(&key, b"m"), device.hmac(&derived, b"m"), device.parameter(&pair, "ec-point"));
+    drop(device);
+    let device = Device::start(folder.path());
+    let after = (device.hmac(&key, b"m"), device.hmac(&derived, b"m"), device.parameter(&pair, "ec-point"));
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_key_created_with_bad_bytes_usage_or_id_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let create = |body: Value| device.post("/key", &body);
+    refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": ""})), 400, "the key is empty");
+    refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": "A==="})), 422, "invalid request body");
+    refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": 7})), 422, "invalid request body");
+    refused(create(json!({"keyId": "k", "usage": "wrap"})), 422, "usage is not a comma list");
+    refused(create(json!({"keyId": "k"})), 422, "missing field `usage`");
+    refused(create(json!({"keyId": "", "usage": "sign"})), 400, "parameter \"id\" has an invalid value");
+    refused(create(json!({"keyId": "a b", "usage": "sign"})), 400, "parameter \"id\" has an invalid value");
+    refused(device.send("POST", "/key", r#"{"keyId":"k","usa"#), 422, "breaks off");
+    refused(device.send("POST", "/key", ""), 400, "missing request body");
+    refused(device.send("GET", "/key/k", ""), 400, "there is no key \"k\"");
+}
+
+#[test]
+fn a_refused_body_is_not_repeated_in_the_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let (status, answer) = device.post("/key", &json!({"keyId": "k", "usage": "sign", "keyBytes": "hunter2!"}));
+    assert_eq!(status, 422);
+    assert!(!answer.to_string().contains("hunter2"), "{answer}");
+}
+
+#[test]
+fn deleted_keys_are_gone_and_their_handles_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let (key, pair) = (device.key("k"), device.pair("p", "ec-p256"));
+    let derived = device.derive(&key, b"d");
+    let delete = |path: &str, handle: &str| device.send("DELETE", path, &json!({ "keyHandle": handle }).to_string());
+    refused(delete("/key", &pair), 400, "another kind of key");
+    refused(delete("/keypair", &key), 400, "another kind of key");
+    refused(delete("/key", &derived), 400, "another kind of key");
+    refused(delete("/key", "x"), 400, INVALID_HANDLE);
+    assert_eq!(delete("/key", &key), (204, Value::Null));
+    assert_eq!(delete("/keypair", &pair), (204, Value::Null));
+    refused(delete("/key", &key), 400, "there is no key \"k\"");
+    refused(delete("/keypair", &pair), 400, "there is no key \"p\"");
+    let sign = json!({"keyHandle": derived, "algorithm": "HMAC-SHA256", "parameters": {"message": ""}});
+    refused(device.post("/sign", &sign), 400, "there is no key \"k\"");
+    refused(device.send("GET", "/keypair/p", ""), 400, "there is no key \"p\"");
+}
+
+#[test]
+fn a_caller_without_a_grant_is_refused_with_401_on_every_route_that_takes_an_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let owner = Device::start(folder.path());
+    let (key, pair) = (owner.key("secret"), owner.pair("secret-pair", "ec-p256"));
+    let derived = owner.derive(&key, b"d");
+    drop(owner);
+    let device = Device::start_with(folder.path(), &["mine*"], &BTreeMap::new());
+    device.pair("mine-pair", "ec-p256");
+    let by_handle = |handle: &str| json!({ "keyHandle": handle }).to_string();
+    for (method, path, body, object) in [
+        ("POST", "/key", json!({"keyId": "secret", "usage": "sign"}).to_string(), "secret"),
+        ("POST", "/key", json!({"keyId": "secret", "usage": "sign", "keyBytes": "AAAA"}).to_string(), "secret"),
+        ("GET", "/key/secret", String::new(), "secret"),
+        ("GET", "/key/absent", String::new(), "absent"),
+        ("DELETE", "/key", by_handle(&key), "secret"),
+        ("POST", "/keypair", json!({"keyId": "secret-pair"}).to_string(), "secret-pair"),
+        ("GET", "/keypair/secret-pair", String::new(), "secret-pair"),
+        ("POST", "/keypair/mine", json!({"from": "secret-pair"}).to_string(), "secret-pair"),
+        ("POST", "/keypair/secret-pair", json!({"from": "mine-pair"}).to_string(), "secret-pair"),
+        ("DELETE", "/keypair", by_handle(&pair), "secret-pair"),
+        ("POST", "/derivedkey/export", by_handle(&derived), "secret"),
+    ] {
+        refused(device.send(method, path, &body), 401, "unauthorized");
+        let entry = device.last_refusal();
+        assert_eq!(entry["object"], object, "{entry}");
+        assert_eq!(entry["reason"], "no grant of this key id", "{entry}");
+        assert_eq!(entry["uid"], rustix::process::geteuid().as_raw(), "{entry}");
+        assert!(entry["action"].as_str().unwrap().starts_with(method), "{entry}");
+    }
+    // Handles are made to be passed on: whoever has one may use the key.
+    assert_eq!(device.hmac(&derived, b"m").len(), 32);
+    assert_eq!(device.parameter(&pair, "algorithm"), "ECDSA");
+}
+
+#[test]
+fn the_handle_validation_key_cannot_be_named_by_anybody() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let id = "handle-validation-key";
+    for (method, path, body) in [
+        ("POST", "/key".to_owned(), json!({"keyId": id, "usage": "sign"}).to_string()),
+        ("POST", "/key".to_owned(), json!({"keyId": id, "usage": "sign", "keyBytes": "AAAA"}).to_string()),
+        ("GET", format!("/key/{id}"), String::new()),
+        ("POST", "/keypair".to_owned(), json!({ "keyId": id }).to_string()),
+        ("POST", format!("/keypair/{id}"), json!({"from": "a"}).to_string()),
+        ("POST", "/keypair/a".to_owned(), json!({ "from": id }).to_string()),
+    ] {
+        refused(device.send(method, &path, &body), 401, "unauthorized");
+        assert_eq!(device.last_refusal()["reason"], "reserved key id");
+    }
+}
+
+#[test]
+fn forged_foreign_and_mangled_handles_are_refused_everywhere_and_written_down() {
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let device = Device::start(folder.path());
+    device.key("k");
+    let foreign = Device::start(elsewhere.path()).key("k");
+    let ours = device.key("k");
+    let mut forged = ours.clone().into_bytes();
+    forged[8] ^= 1;
+    for handle in [foreign.as_str(), std::str::from_utf8(&forged).unwrap(), "", "sr=&sig=", &ours[1..]] {
+        for (method, path, body) in [
+            ("DELETE", "/key", json!({ "keyHandle": handle })),
+            ("DELETE", "/keypair", json!({ "keyHandle": handle })),
+            ("POST", "/parameters/algorithm", json!({ "keyHandle": handle })),
+            ("POST", "/derivedkey", json!({"baseKeyHandle": handle, "derivationData": ""})),
+            ("POST", "/derivedkey/export", json!({ "keyHandle": handle })),
+            ("POST", "/sign", json!({"keyHandle": handle, "algorithm": "ECDSA", "parameters": {"digest": ""}})),
+            ("POST", "/encrypt", json!({"keyHandle": handle, "algorithm": "RSA-PKCS1", "plaintext": ""})),
+            (
+                "POST",
+                "/decrypt",
+                json!({"keyHandle": handle, "algorithm": "AEAD", "parameters": {"iv": "", "aad": ""}, "ciphertext": ""}),
+            ),
+        ] {
+            let (status, answer) = device.send(method, path, &body.to_string());
+            assert_eq!((status, &answer), (400, &json!({"message": INVALID_HANDLE})), "{method} {path}");
+        }
+    }
+    assert_eq!(device.last_refusal()["reason"], "handle that this keyd did not make");
+}
+
+#[test]
+fn key_pairs_have_the_parameters_of_their_algorithm_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let (ec, rsa) = (device.pair("e", "*"), device.pair("r", "ml-dsa-65:rsa-2048"));
+    assert_eq!(device.parameter(&ec, "algorithm"), "ECDSA");
+    assert_eq!(device.parameter(&ec, "ec-curve-oid"), "BggqhkjOPQMBBw==");
+    assert_eq!(STANDARD.decode(device.parameter(&ec, "ec-point")).unwrap().len(), 33);
+    assert_eq!(device.parameter(&rsa, "algorithm"), "RSA");
+    assert_eq!(STANDARD.decode(device.parameter(&rsa, "rsa-modulus")).unwrap().len(), 256);
+    assert_eq!(device.parameter(&rsa, "rsa-exponent"), "AQAB");
+    let ask = |name: &str, handle: &str| device.post(&format!("/parameters/{name}"), &json!({ "keyHandle": handle }));
+    refused(ask("rsa-modulus", &ec), 400, "no such public parameter");
+    refused(ask("ec-point", &rsa), 400, "no such public parameter");
+    refused(ask("d", &rsa), 400, "unknown public parameter");
+    refused(ask("algorithm", &device.key("k")), 400, "another kind of key");
+}
+
+#[test]
+fn a_pair_without_a_known_algorithm_or_over_a_symmetric_key_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let create = |body: Value| device.post("/keypair", &body);
+    refused(create(json!({"keyId": "p", "preferredAlgorithms": "ml-dsa-65"})), 400, "none of the preferred algorithms");
+    device.key("k");
+    refused(create(json!({"keyId": "k"})), 400, "\"k\" is a symmetric key, not a key pair");
+    refused(device.send("GET", "/keypair/k", ""), 400, "not a key pair");
+    device.pair("p", "ec-p256");
+    refused(device.send("GET", "/key/p", ""), 400, "not a symmetric key");
+    refused(create(json!({})), 422, "missing field");
+}
+
+#[test]
+fn moving_a_pair_replaces_the_target_and_old_handles_follow_the_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let (current, next) = (device.pair("ca", "ec-p256"), device.pair("ca-temp", "ec-p256"));
+    let point = device.parameter(&next, "ec-point");
+    assert_eq!(device.post("/keypair/ca", &json!({"from": "ca-temp"})), (204, Value::Null));
+    assert_eq!(device.parameter(&current, "ec-point"), point);
+    refused(device.send("GET", "/keypair/ca-temp", ""), 400, "there is no key");
+    refused(device.post("/keypair/ca", &json!({"from": "ca-temp"})), 400, "there is no key \"ca-temp\"");
+    refused(device.post("/keypair/ca", &json!({"from": "ca"})), 400, "has this id already");
+    refused(device.post("/keypair/ca", &json!({})), 422, "missing field `from`");
+}
+
+#[test]
+fn a_slash_in_a_key_id_is_part_of_the_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let handle = device.pair("aziot-edged/module/m", "ec-p256");
+    let (status, loaded) = device.send("GET", "/keypair/aziot-edged%2Fmodule%2Fm", "");
+    assert_eq!(status, 200);
+    let loaded = loaded["keyHandle"].as_str().unwrap();
+    assert_eq!(device.parameter(&handle, "ec-point"), device.parameter(loaded, "ec-point"));
+    refused(device.send("GET", "/keypair/..%2F..%2Fstore.key", ""), 400, "there is no key");
+}
+
+#[test]
+fn derived_keys_sign_encrypt_and_export_as_the_hmac_of_their_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let base = device.import("base", b"the base");
+    let derived = device.derive(&base, b"module 1");
+    let key = hmac_sha256(b"the base", b"module 1");
+    assert_eq!(device.bytes("/derivedkey/export", &json!({ "keyHandle": derived }), "key"), key);
+    assert_eq!(device.hmac(&derived, b"m"), hmac_sha256(&key, b"m"));
+    let aead = json!({"iv": b64(&[3; 32]), "aad": b64(b"a")});
+    let seal = json!({"keyHandle": derived, "algorithm": "AEAD", "parameters": aead, "plaintext": b64(b"text")});
+    let sealed = device.value("/encrypt", &seal, "ciphertext");
+    let open = json!({"keyHandle": derived, "algorithm": "AEAD", "parameters": aead, "ciphertext": sealed});
+    assert_eq!(device.bytes("/decrypt", &open, "plaintext"), b"text");
+
+    let derive = |handle: &str| device.post("/derivedkey", &json!({"baseKeyHandle": handle, "derivationData": ""}));
+    refused(derive(&derived), 400, "not from derived ones");
+    refused(derive(&device.pair("p", "ec-p256")), 400, "from symmetric keys only");
+    let export = |handle: &str| device.post("/derivedkey/export", &json!({ "keyHandle": handle }));
+    refused(export(&base), 400, "only derived keys can be exported");
+    let long = json!({"baseKeyHandle": base, "derivationData": b64(&[0; 9000])});
+    refused(device.post("/derivedkey", &long), 400, "longer than");
+}
+
+#[test]
+fn ecdsa_signatures_over_a_digest_verify_with_the_public_parameters() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let handle = device.pair("p", "ec-p256");
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"message");
+    let sign =
+        |digest: &[u8]| json!({"keyHandle": handle, "algorithm": "ECDSA", "parameters": {"digest": b64(digest)}});
+    let der = device.bytes("/sign", &sign(digest.as_ref()), "signature");
+    let point = STANDARD.decode(device.parameter(&handle, "ec-point")).unwrap();
+    let public = signature::UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_ASN1, point);
+    public.verify(b"message", &der).unwrap();
+    refused(device.post("/sign", &sign(b"not a digest")), 400, "the digest has 12 bytes");
+}
+
+#[test]
+fn rsa_private_operations_verify_as_signatures() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let handle = device.pair("r", "rsa-2048");
+    let mut info = STANDARD.decode("MDEwDQYJYIZIAWUDBAIBBQAEIA==").unwrap();
+    info.extend_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"message").as_ref());
+    let raw =
+        |algorithm: &str, block: &[u8]| json!({"keyHandle": handle, "algorithm": algorithm, "plaintext": b64(block)});
+    let signed = device.bytes("/encrypt", &raw("RSA-PKCS1", &info), "ciphertext");
+    let public = signature::RsaPublicKeyComponents {
+        n: STANDARD.decode(device.parameter(&handle, "rsa-modulus")).unwrap(),
+        e: STANDARD.decode(device.parameter(&handle, "rsa-exponent")).unwrap(),
+    };
+    public.verify(&signature::RSA_PKCS1_2048_8192_SHA256, b"message", &signed).unwrap();
+    let padded = [&[0, 1][..], &[0xff; 202], &[0], &info].concat();
+    assert_eq!(device.bytes("/encrypt", &raw("RSA-NO-PADDING", &padded), "ciphertext"), signed);
+    refused(device.post("/encrypt", &raw("RSA-NO-PADDING", b"short")), 400, "does not fit");
+    refused(device.post("/encrypt", &raw("RSA-PKCS1", &[1; 246])), 400, "does not fit");
+    let open = json!({"keyHandle": handle, "algorithm": "RSA-PKCS1", "ciphertext": b64(&signed)});
+    refused(device.post("/decrypt", &open), 400, "cannot be used with this kind of key");
+}
+
+#[test]
+fn encryption_writes_version_2_reads_version_1_and_takes_ivs_of_any_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let handle = device.import("k", &[9; 32]);
+    let parameters = |iv: &[u8]| json!({"iv": b64(iv), "aad": b64(b"module")});
+    let open = |iv: &[u8], sealed: &[u8]| {
+        let body =
+            json!({"keyHandle": handle, "algorithm": "AEAD", "parameters": parameters(iv), "ciphertext": b64(sealed)});
+        device.post("/decrypt", &body)
+    };
+    for iv in [&[1; 1][..], &[1; 12], &[1; 32], &[1; 200]] {
+        let body =
+            json!({"keyHandle": handle, "algorithm": "AEAD", "parameters": parameters(iv), "plaintext": b64(b"text")});
+        let sealed = device.bytes("/encrypt", &body, "ciphertext");
+        assert_eq!((sealed[0], sealed.len()), (2, 1 + 4 + 16));
+        assert_eq!(open(iv, &sealed), (200, json!({"plaintext": b64(b"text")})));
+        let earliest = [&[1], &sealed[5..], &sealed[1..5]].concat();
+        assert_eq!(open(iv, &earliest), (200, json!({"plaintext": b64(b"text")})));
+        let mut changed = sealed.clone();
+        changed[3] ^= 1;
+        refused(open(iv, &changed), 400, "not authentic");
+        refused(open(iv, &sealed[..16]), 400, "shorter than 17 bytes");
+        refused(open(iv, &[&[3], &sealed[1..]].concat()), 400, "unknown version 3");
+    }
+    let no_iv = json!({"keyHandle": handle, "algorithm": "AEAD", "parameters": parameters(b""), "plaintext": ""});
+    refused(device.post("/encrypt", &no_iv), 400, "the iv is empty");
+    let short_key = device.import("short", b"short");
+    let body = json!({"keyHandle": short_key, "algorithm": "AEAD", "parameters": parameters(b"i"), "plaintext": ""});
+    refused(device.post("/encrypt", &body), 400, "needs a key of 32 bytes");
+    let missing = json!({"keyHandle": handle, "algorithm": "AEAD", "plaintext": ""});
+    assert_eq!(device.post("/encrypt", &missing).0, 422);
+}
+
+#[test]
+fn algorithms_that_do_not_fit_the_key_and_unknown_ones_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let (key, pair) = (device.key("k"), device.pair("p", "ec-p256"));
+    let sign = |handle: &str, algorithm: &str| {
+        let parameters = json!({"digest": b64(&[0; 32]), "message": ""});
+        device.post("/sign", &json!({"keyHandle": handle, "algorithm": algorithm, "parameters": parameters}))
+    };
+    refused(sign(&key, "ECDSA"), 400, "cannot be used with this kind of key");
+    refused(sign(&pair, "HMAC-SHA256"), 400, "cannot be used with this kind of key");
+    refused(sign(&key, "HMAC-MD5"), 422, "unknown variant");
+    let encrypt = |handle: &str, body: Value| {
+        let mut body = body;
+        body["keyHandle"] = json!(handle);
+        body["plaintext"] = json!("");
+        device.post("/encrypt", &body)
+    };
+    let aead = json!({"algorithm": "AEAD", "parameters": {"iv": "AAAA", "aad": ""}});
+    refused(encrypt(&pair, aead), 400, "cannot be used with this kind of key");
+    refused(encrypt(&key, json!({"algorithm": "RSA-PKCS1"})), 400, "cannot be used with this kind of key");
+    refused(encrypt(&pair, json!({"algorithm": "RSA-PKCS1"})), 400, "not possible with this key");
+    let rsa = device.pair("r", "rsa-2048");
+    refused(sign(&rsa, "ECDSA"), 400, "not possible with this key");
+}
+
+#[test]
+fn the_usage_a_key_was_made_with_is_enforced() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let make = |id: &str, usage: &str| device.value("/key", &json!({"keyId": id, "usage": usage}), "keyHandle");
+    let (signing, encrypting) = (make("s", "sign"), make("e", "encrypt"));
+    let sign = json!({"keyHandle": encrypting, "algorithm": "HMAC-SHA256", "parameters": {"message": ""}});
+    refused(device.post("/sign", &sign), 400, "was not made with the usage \"derive,sign\"");
+    let aead = json!({"iv": "AAAA", "aad": ""});
+    let seal = json!({"keyHandle": signing, "algorithm": "AEAD", "parameters": aead, "plaintext": ""});
+    refused(device.post("/encrypt", &seal), 400, "was not made with the usage \"encrypt\"");
+    assert_eq!(device.hmac(&signing, b"m").len(), 32);
+}
+
+#[test]
+fn preloaded_keys_are_used_from_their_files_and_cannot_be_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("preloaded secret");
+    std::fs::write(&file, b"raw bytes\n").unwrap();
+    let escaped = PathBuf::from(file.to_str().unwrap().replace(' ', "%20"));
+    let preloaded = BTreeMap::from([("device-id", escaped), ("absent", folder.path().join("absent"))]);
+    let device = Device::start_with(folder.path(), &["*"], &preloaded);
+    let handle = device.key("device-id");
+    assert_eq!(device.hmac(&handle, b"m"), hmac_sha256(b"raw bytes\n", b"m"));
+    let import = json!({"keyId": "device-id", "usage": "sign", "keyBytes": "AAAA"});
+    refused(device.post("/key", &import), 400, "is preloaded from the file");
+    refused(device.send("DELETE", "/key", &json!({ "keyHandle": handle }).to_string()), 400, "is preloaded");
+    refused(device.send("GET", "/key/absent", ""), 400, "there is no key");
+}
+
+#[test]
+fn a_damaged_key_file_is_an_internal_error_without_detail_and_is_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let handle = device.key("k");
+    let keys = device.root.state_folder(Daemon::Keyd).join("keys");
+    drop(device);
+    let file = std::fs::read_dir(&keys).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&file, b"EKEY\x01 damaged").unwrap();
+    let device = Device::start(folder.path());
+    let sign = json!({"keyHandle": handle, "algorithm": "HMAC-SHA256", "parameters": {"message": ""}});
+    assert_eq!(device.post("/sign", &sign), (500, json!({"message": "internal error"})));
+    let aside = PathBuf::from(format!("{}.corrupt-1", file.display()));
+    assert_eq!(std::fs::read(aside).unwrap(), b"EKEY\x01 damaged");
+    refused(device.post("/sign", &sign), 400, "there is no key");
+}
+
+#[test]
+fn unknown_paths_methods_and_versions_are_answered_as_clients_know_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    refused(device.send("GET", "/keys", ""), 404, "not found");
+    refused(device.send("PUT", "/key", "{}"), 400, "method not allowed");
+    refused(device.send("GET", "/sign", ""), 400, "method not allowed");
+    let mut stream = UnixStream::connect(device.root.keyd_socket()).unwrap();
+    stream
+        .write_all(b"GET /key/k?api-version=2019-01-30 HTTP/1.1\r\nHost: keyd.sock\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.ends_with(r#"{"message":"invalid api-version \"2019-01-30\""}"#), "{answer}");
+}
+
+#[test]
+fn the_socket_is_for_owner_and_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let mode = std::fs::metadata(device.root.keyd_socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+}
+
+#[test]
+fn the_typed_client_of_the_other_daemons_understands_every_answer() {
+    use edgekeep_api::keyd::{EncryptMechanism, KeysClient, SignMechanism};
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = KeysClient::new(device.root.keyd_socket());
+        let base = client.import_key("base", "derive,encrypt", vec![5; 32]).await.unwrap();
+        client.create_key("base", "derive").await.unwrap();
+        client.load_key("base").await.unwrap();
+        let derived = client.derive_key(&base, b"m").await.unwrap();
+        let key = client.export_derived_key(&derived).await.unwrap();
+        assert_eq!(key, hmac_sha256(&[5; 32], b"m"));
+        let message = SignMechanism::HmacSha256 { message: b"x"[..].into() };
+        assert_eq!(client.sign(&derived, message).await.unwrap(), hmac_sha256(&key, b"x"));
+        let aead = EncryptMechanism::Aead { iv: vec![1; 32].into(), aad: vec![].into() };
+        let sealed = client.encrypt(&base, aead.clone(), b"text".to_vec()).await.unwrap();
+        assert_eq!(client.decrypt(&base, aead, sealed).await.unwrap(), b"text");
+        let pair = client.create_key_pair("p-temp", None).await.unwrap();
+        assert_eq!(client.parameter(&pair, "algorithm").await.unwrap(), "ECDSA");
+        client.move_key_pair("p-temp", "p").await.unwrap();
+        let pair = client.load_key_pair("p").await.unwrap();
+        let digest = SignMechanism::Ecdsa { digest: vec![1; 32].into() };
+        assert!(!client.sign(&pair, digest).await.unwrap().is_empty());
+        client.delete_key_pair(&pair).await.unwrap();
+        client.delete_key(&base).await.unwrap();
+        let error = client.load_key("base").await.unwrap_err();
+        assert_eq!(error.status(), Some(http::StatusCode::BAD_REQUEST));
+    });
+}

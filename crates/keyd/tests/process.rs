@@ -1,0 +1,137 @@
+//! The daemon as a process: start, stop, being killed.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::io::Read as _;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use edgekeep_api::keyd::{KeyHandle, KeysClient, SignMechanism};
+use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
+use rustix::process::{Pid, Signal, kill_process};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn command(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edgekeep-keyd"));
+    command.env(ROOT_VARIABLE, folder).env_remove("NOTIFY_SOCKET").stderr(Stdio::piped());
+    // The test's user is granted everything, whoever that is.
+    let settings = Root::new(folder).settings_file(Daemon::Keyd);
+    if !settings.exists() {
+        std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        std::fs::write(settings, format!(r#"{{"principals":[{{"uid":{uid},"keys":["*"]}}]}}"#)).unwrap();
+    }
+    command
+}
+
+/// Starts the daemon and waits until it says that it is ready.
+fn start(folder: &Path) -> Child {
+    let notify = folder.join("notify");
+    let _ = std::fs::remove_file(&notify);
+    let manager = UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    let child = command(folder).env("NOTIFY_SOCKET", &notify).stderr(Stdio::null()).spawn().unwrap();
+    let mut message = [0; 64];
+    let length = manager.recv(&mut message).unwrap();
+    assert_eq!(&message[..length], b"READY=1");
+    child
+}
+
+fn end(mut child: Child, signal: Signal) -> ExitStatus {
+    kill_process(Pid::from_child(&child), signal).unwrap();
+    child.wait().unwrap()
+}
+
+/// Runs a daemon that is expected to give up, and returns its exit code and what it logged.
+fn give_up(folder: &Path) -> (Option<i32>, String) {
+    let mut child = command(folder).spawn().unwrap();
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    (child.wait().unwrap().code(), log)
+}
+
+#[test]
+fn it_stops_with_success_on_both_signals_and_starts_again_over_its_old_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    for signal in [Signal::TERM, Signal::INT, Signal::TERM] {
+        assert_eq!(end(start(folder.path()), signal).code(), Some(0));
+    }
+}
+
+#[test]
+fn settings_that_do_not_fit_end_it_with_153_and_name_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Root::new(folder.path()).settings_file(Daemon::Keyd);
+    std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
+    for text in ["{", r#"{"principal":[]}"#, r#"{"preloaded_keys":{"device-id":"pkcs11:token=t"}}"#] {
+        std::fs::write(&settings, text).unwrap();
+        let (code, log) = give_up(folder.path());
+        assert_eq!(code, Some(153), "{log}");
+        assert!(log.contains("keyd.json") || log.contains("device-id"), "{log}");
+    }
+}
+
+#[test]
+fn a_second_daemon_in_the_same_state_folder_gives_up_and_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = start(folder.path());
+    let (code, log) = give_up(folder.path());
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("in use by another process"), "{log}");
+    assert_eq!(end(first, Signal::TERM).code(), Some(0));
+}
+
+/// Killed at no particular point of a stream of imports, it has one of the two keys afterwards, and every handle works.
+#[test]
+fn kill_9_while_keys_are_being_replaced_leaves_the_old_or_the_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let socket = Root::new(folder.path()).keyd_socket();
+    let keys = [vec![1; 32], vec![2; 2000]];
+    let macs = keys.each_ref().map(|key| {
+        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, key);
+        aws_lc_rs::hmac::sign(&key, b"m").as_ref().to_vec()
+    });
+    let mut handle: Option<KeyHandle> = None;
+    for round in 0..16_usize {
+        let child = start(folder.path());
+        runtime.block_on(async {
+            let client = KeysClient::new(&socket);
+            if let Some(handle) = &handle {
+                let mechanism = SignMechanism::HmacSha256 { message: b"m"[..].into() };
+                let mac = client.sign(handle, mechanism).await.unwrap();
+                assert!(macs.contains(&mac), "round {round}: neither the old nor the new key");
+            }
+            let pid = Pid::from_child(&child);
+            let mut killer = None;
+            for count in 0.. {
+                if count == 2 {
+                    // Each round kills at another point of the imports that follow.
+                    let delay = Duration::from_micros(350) * u32::try_from(round).unwrap();
+                    killer = Some(std::thread::spawn(move || {
+                        let started = Instant::now();
+                        while started.elapsed() < delay {
+                            std::hint::spin_loop();
+                        }
+                        kill_process(pid, Signal::KILL).unwrap();
+                    }));
+                }
+                match client.import_key("k", "sign", keys[count % 2].clone()).await {
+                    Ok(made) => handle = Some(made),
+                    Err(error) => {
+                        killer.unwrap_or_else(|| panic!("not killed, but {error}")).join().unwrap();
+                        break;
+                    }
+                }
+            }
+        });
+        let mut child = child;
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+    }
+    let folder = Root::new(folder.path()).state_folder(Daemon::Keyd).join("keys");
+    let names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| !name.to_str().unwrap().contains("corrupt")), "{names:?}");
+}

@@ -1,0 +1,175 @@
+//! What is read out of the engine's description of a container. Pure.
+
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::ContainerId;
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::create::{OPTIONS_LABEL, ORIGINAL_IMAGE_LABEL, OWNER, OWNER_LABEL};
+use crate::status::{ExitStatus, ModuleState, ModuleStatus};
+
+/// A container, as its inspection shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its name, without the engine's leading slash.
+    pub name: String,
+    /// The image that it runs: its content id, not what its tag names now.
+    pub image: Sha256Digest,
+    /// The first process, while there is one.
+    pub init_pid: Option<u32>,
+    /// State in the words of the management API.
+    pub state: ModuleState,
+    /// When it was last started.
+    pub started: Option<OffsetDateTime>,
+    /// How it last ended.
+    pub exit: Option<ExitStatus>,
+    /// Its labels.
+    pub labels: Vec<(String, String)>,
+}
+
+impl Container {
+    /// Reads an inspection; `None` if it has not the documented form.
+    #[must_use]
+    pub fn from_inspect(answer: &Value) -> Option<Self> {
+        let state = &answer["State"];
+        let exit_code = state["ExitCode"].as_i64();
+        let finished = engine_time(&state["FinishedAt"]);
+        let labels = answer["Config"]["Labels"].as_object();
+        let pid = state["Pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        Some(Self {
+            id: answer["Id"].as_str()?.parse().ok()?,
+            name: answer["Name"].as_str()?.trim_start_matches('/').to_owned(),
+            image: answer["Image"].as_str()?.parse().ok()?,
+            init_pid: pid.filter(|&pid| pid != 0 && state["Running"].as_bool() == Some(true)),
+            state: module_state(state["Status"].as_str().unwrap_or_default(), exit_code),
+            started: engine_time(&state["StartedAt"]),
+            exit: finished.zip(exit_code).map(|(at, code)| ExitStatus { at, code: Some(code) }),
+            labels: labels
+                .into_iter()
+                .flatten()
+                .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+                .collect(),
+        })
+    }
+
+    /// The value of one label.
+    #[must_use]
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.labels.iter().find(|(present, _)| present == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the container is labelled as a module.
+    #[must_use]
+    pub fn is_module(&self) -> bool {
+        self.label(OWNER_LABEL) == Some(OWNER)
+    }
+
+    /// The digest of the create options, if moduled made the container.
+    #[must_use]
+    pub fn options(&self) -> Option<Sha256Digest> {
+        self.label(OPTIONS_LABEL)?.parse().ok()
+    }
+
+    /// The container as the management API lists it.
+    #[must_use]
+    pub fn status(&self) -> ModuleStatus {
+        ModuleStatus {
+            name: self.name.clone(),
+            image: self.label(ORIGINAL_IMAGE_LABEL).unwrap_or(&self.name).to_owned(),
+            content: Some(self.image),
+            container: Some(self.id.clone()),
+            state: self.state,
+            started: self.started,
+            exit: self.exit,
+            labels: self.labels.clone(),
+        }
+    }
+}
+
+fn module_state(status: &str, exit_code: Option<i64>) -> ModuleState {
+    match status {
+        "created" | "paused" | "restarting" => ModuleState::Stopped,
+        "running" => ModuleState::Running,
+        "exited" | "removing" if exit_code == Some(0) => ModuleState::Stopped,
+        "exited" | "removing" => ModuleState::Failed,
+        "dead" => ModuleState::Dead,
+        _ => ModuleState::Unknown,
+    }
+}
+
+/// The engine writes "never" as the year 1.
+fn engine_time(value: &Value) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok().filter(|time| time.year() > 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn inspection() -> Value {
+        json!({
+            "Id": "a".repeat(64), "Name": "/thermometer", "Image": format!("sha256:{}", "b".repeat(64)),
+            "State": { "Status": "running", "Running": true, "Pid": 42, "ExitCode": 0,
+                       "StartedAt": "2026-01-02T03:04:05.123456789Z", "FinishedAt": "0001-01-01T00:00:00Z" },
+            "Config": { "Image": "tag-that-may-move:1", "Labels": {
+                OWNER_LABEL: OWNER, ORIGINAL_IMAGE_LABEL: "registry/thermometer:1", OPTIONS_LABEL: format!("sha256:{}", "c".repeat(64)) } },
+        })
+    }
+
+    #[test]
+    fn a_running_module_is_read_with_the_image_that_runs() {
+        let container = Container::from_inspect(&inspection()).expect("documented form");
+        assert_eq!(container.image.hex(), "b".repeat(64));
+        assert_eq!(container.options().expect("labelled").hex(), "c".repeat(64));
+        assert_eq!(container.init_pid, Some(42));
+        assert_eq!(container.exit, None, "it has not ended yet");
+        let status = container.status();
+        assert_eq!((status.name.as_str(), status.image.as_str()), ("thermometer", "registry/thermometer:1"));
+    }
+
+    #[test]
+    fn engine_states_become_module_states() {
+        for (status, code, state) in [
+            ("created", 0, ModuleState::Stopped),
+            ("paused", 0, ModuleState::Stopped),
+            ("restarting", 1, ModuleState::Stopped),
+            ("running", 0, ModuleState::Running),
+            ("exited", 0, ModuleState::Stopped),
+            ("exited", 137, ModuleState::Failed),
+            ("removing", 1, ModuleState::Failed),
+            ("dead", 0, ModuleState::Dead),
+            ("stopping", 0, ModuleState::Unknown),
+        ] {
+            assert_eq!(module_state(status, Some(code)), state, "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn an_ended_container_has_no_first_process_and_says_how_it_ended() {
+        let mut answer = inspection();
+        answer["State"]["Running"] = false.into();
+        answer["State"]["ExitCode"] = 3.into();
+        answer["State"]["FinishedAt"] = "2026-01-02T04:00:00Z".into();
+        let container = Container::from_inspect(&answer).expect("documented form");
+        assert_eq!(container.init_pid, None);
+        assert_eq!(container.exit.expect("ended").code, Some(3));
+    }
+
+    #[test]
+    fn an_inspection_without_id_or_image_is_not_believed() {
+        for member in ["Id", "Image", "Name"] {
+            let mut answer = inspection();
+            answer[member] = "x y".into();
+            if member != "Name" {
+                assert_eq!(Container::from_inspect(&answer), None, "{member}");
+            }
+            answer[member] = Value::Null;
+            assert_eq!(Container::from_inspect(&answer), None, "{member}");
+        }
+    }
+}

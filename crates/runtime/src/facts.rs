@@ -1,0 +1,297 @@
+//! What runs, by the engine's event stream: the facts that a verdict needs, without a call to the engine on the request
+//! path (design, section 4).
+//!
+//! The stream is opened first and everything is inspected then, so nothing that happens in between is lost. From the
+//! moment the stream breaks until the next inspection is complete nothing is known, and nobody is let in.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use edgekeep_core::attestation::{ContainerFacts, ProcessInstance, Running, RunningFacts};
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::{ContainerId, ModuleId};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
+
+use crate::engine::{Container, Engine, EngineError};
+use crate::evidence::{CgroupHierarchy, ImageLayers, ProcDir, container_group};
+
+/// Everything is inspected again so often, in case the engine dropped an event or has stopped answering.
+const REVIEW: Duration = Duration::from_secs(60);
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// Follows one engine. Dropping it ends the following.
+#[derive(Debug)]
+pub struct EngineWatch {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    engine: Engine,
+    hierarchy: CgroupHierarchy,
+    /// By container name; `None` while nothing is known.
+    known: RwLock<Option<HashMap<String, Entry>>>,
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    container: ContainerId,
+    image: Sha256Digest,
+    layers: Option<ImageLayers>,
+    facts: RunningFacts,
+}
+
+impl EngineWatch {
+    /// Starts to follow `engine`, on the current tokio runtime. Cgroups are read in `hierarchy`, the one that evidence is
+    /// gathered in.
+    #[must_use]
+    pub fn start(engine: Engine, hierarchy: CgroupHierarchy) -> Self {
+        let shared = Arc::new(Shared { engine, hierarchy, known: RwLock::new(None), changes: watch::Sender::new(0) });
+        let task = tokio::spawn(run(Arc::clone(&shared)));
+        Self { shared, task }
+    }
+
+    /// What runs for a module now.
+    #[must_use]
+    pub fn facts(&self, module: &ModuleId) -> RunningFacts {
+        self.shared.facts(module.name())
+    }
+
+    /// What runs for a module, waiting up to `limit` for it to be running.
+    ///
+    /// For a caller whose cgroup already is the registered container's: it can be quicker than the engine's event about
+    /// its start.
+    pub async fn facts_within(&self, module: &ModuleId, limit: Duration) -> RunningFacts {
+        let mut changes = self.shared.changes.subscribe();
+        let running = async {
+            loop {
+                let facts = self.facts(module);
+                if matches!(facts, RunningFacts::Running(_)) || changes.changed().await.is_err() {
+                    return facts;
+                }
+            }
+        };
+        timeout(limit, running).await.unwrap_or_else(|_| self.facts(module))
+    }
+
+    /// The layers of the image that a module's container was made from, where the engine keeps them as folders.
+    #[must_use]
+    pub fn image_layers(&self, module: &ModuleId) -> Option<ImageLayers> {
+        self.shared.read(|known| known?.get(module.name())?.layers.clone())
+    }
+
+    /// Whether the engine has been heard and everything inspected.
+    #[must_use]
+    pub fn is_reconciled(&self) -> bool {
+        self.shared.read(|known| known.is_some())
+    }
+
+    /// A receiver that is notified after every change of any fact.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+}
+
+impl Drop for EngineWatch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run(shared: Arc<Shared>) {
+    let mut retry = FIRST_RETRY;
+    loop {
+        let ended = shared.follow(&mut retry).await;
+        if shared.forget() {
+            tracing::warn!(reason = reason(&ended), "container engine lost; callers are refused until it is back");
+        } else {
+            tracing::debug!(reason = reason(&ended), "container engine not there yet");
+        }
+        sleep(retry).await;
+        retry = (retry * 2).min(LONGEST_RETRY);
+    }
+}
+
+fn reason(ended: &Result<(), EngineError>) -> String {
+    ended.as_ref().err().map_or_else(|| "the engine closed its event stream".to_owned(), ToString::to_string)
+}
+
+impl Shared {
+    fn facts(&self, name: &str) -> RunningFacts {
+        self.read(|known| match known {
+            None => RunningFacts::Unknown,
+            Some(known) => known.get(name).map_or(RunningFacts::Stopped, |entry| entry.facts.clone()),
+        })
+    }
+
+    fn read<T>(&self, look: impl FnOnce(Option<&HashMap<String, Entry>>) -> T) -> T {
+        look(self.known.read().unwrap_or_else(PoisonError::into_inner).as_ref())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Option<HashMap<String, Entry>>)) {
+        change(&mut self.known.write().unwrap_or_else(PoisonError::into_inner));
+        self.changes.send_modify(|version| *version = version.wrapping_add(1));
+    }
+
+    /// Back to knowing nothing; whether something was known.
+    fn forget(&self) -> bool {
+        let was_known = self.read(|known| known.is_some());
+        self.change(|known| *known = None);
+        was_known
+    }
+
+    /// Follows the engine until its stream ends or it fails.
+    async fn follow(&self, retry: &mut Duration) -> Result<(), EngineError> {
+        let mut events = self.engine.events().await?;
+        self.reconcile().await?;
+        *retry = FIRST_RETRY;
+        tracing::debug!("container engine reconciled");
+        let mut review = interval_at(Instant::now() + REVIEW, REVIEW);
+        review.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.next() => match event? {
+                    Some(event) => self.apply(&event.container, &event.action).await?,
+                    None => return Ok(()),
+                },
+                _ = review.tick() => self.reconcile().await?,
+            }
+        }
+    }
+
+    async fn reconcile(&self) -> Result<(), EngineError> {
+        let mut entries = HashMap::new();
+        for id in self.engine.module_containers().await? {
+            if let Some((name, entry)) = self.look_at(&id).await? {
+                entries.insert(name, entry);
+            }
+        }
+        self.change(|known| *known = Some(entries));
+        Ok(())
+    }
+
+    async fn apply(&self, id: &ContainerId, action: &str) -> Result<(), EngineError> {
+        match action {
+            "die" => {
+                self.change(|known| {
+                    let entries = known.iter_mut().flat_map(HashMap::values_mut);
+                    entries
+                        .filter(|entry| entry.container == *id)
+                        .for_each(|entry| entry.facts = RunningFacts::Stopped);
+                });
+            }
+            "create" | "start" | "rename" | "update" | "destroy" => {
+                let now = self.look_at(id).await?;
+                self.change(|known| {
+                    let Some(known) = known else { return };
+                    known.retain(|_, entry| entry.container != *id);
+                    known.extend(now);
+                });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Inspects one container; `None` if it is gone or no module.
+    async fn look_at(&self, id: &ContainerId) -> Result<Option<(String, Entry)>, EngineError> {
+        let answer = match self.engine.inspect_id(id).await {
+            Ok(answer) => answer,
+            Err(error) if error.status() == Some(404) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Some(container) = Container::from_inspect(&answer) else {
+            tracing::warn!(container = %id, "the engine describes a container in an unknown form; it counts as absent");
+            return Ok(None);
+        };
+        if !container.is_module() {
+            return Ok(None);
+        }
+        let layers = self.layers(&container.image).await?;
+        let facts = running_facts(&container, &self.hierarchy);
+        let entry = Entry { container: container.id, image: container.image, layers, facts };
+        Ok(Some((container.name, entry)))
+    }
+
+    /// An image's layers never change: what one container's entry holds serves the next.
+    async fn layers(&self, image: &Sha256Digest) -> Result<Option<ImageLayers>, EngineError> {
+        let known = self.read(|known| {
+            known?.values().find(|entry| entry.image == *image && entry.layers.is_some())?.layers.clone()
+        });
+        if known.is_some() {
+            return Ok(known);
+        }
+        match self.engine.image_layers(image).await {
+            // A container outlives its image where that was removed by force.
+            Err(error) if error.status().is_some() => Ok(None),
+            other => other,
+        }
+    }
+}
+
+fn running_facts(container: &Container, hierarchy: &CgroupHierarchy) -> RunningFacts {
+    let Some(pid) = container.init_pid else { return RunningFacts::Stopped };
+    let look = || {
+        let process = ProcDir::open_unproved(pid).ok()?;
+        let start_time = process.stat().ok()?.start_time;
+        // The group's name proves that the pid still is this container's: a process that got the number meanwhile is
+        // somewhere else.
+        let cgroup = process.cgroup(hierarchy).ok()?;
+        let cgroup = container_group(&cgroup, &container.id)?.to_owned();
+        Some(Running {
+            init: ProcessInstance { pid, start_time },
+            cgroup: Some(cgroup),
+            container: Some(ContainerFacts {
+                container: container.id.clone(),
+                image: container.image,
+                // A container without the label was not made by moduled: no registration has this digest.
+                options: container.options().unwrap_or(Sha256Digest::new([0; 32])),
+            }),
+        })
+    };
+    look().map_or(RunningFacts::Unknown, RunningFacts::Running)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(name: &str) -> ModuleId {
+        name.parse().expect("valid id")
+    }
+
+    #[tokio::test]
+    async fn without_an_engine_nothing_is_known() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let watch = EngineWatch::start(Engine::new(folder.path().join("none.sock")), CgroupHierarchy::detect());
+        let mut changes = watch.changes();
+        changes.changed().await.expect("the first attempt fails");
+        assert_eq!(watch.facts(&module("thermometer")), RunningFacts::Unknown);
+        assert!(!watch.is_reconciled());
+    }
+
+    #[test]
+    fn a_pid_that_is_not_in_the_containers_group_is_not_its_first_process() {
+        let container = Container {
+            id: "a".repeat(64).parse().expect("valid id"),
+            name: "thermometer".into(),
+            image: Sha256Digest::new([1; 32]),
+            init_pid: Some(std::process::id()),
+            state: crate::status::ModuleState::Running,
+            started: None,
+            exit: None,
+            labels: Vec::new(),
+        };
+        assert_eq!(running_facts(&container, &CgroupHierarchy::detect()), RunningFacts::Unknown);
+        let stopped = Container { init_pid: None, ..container };
+        assert_eq!(running_facts(&stopped, &CgroupHierarchy::detect()), RunningFacts::Stopped);
+    }
+}

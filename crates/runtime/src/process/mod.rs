@@ -1,0 +1,360 @@
+//! Host modules: processes of the host, each started from exactly the bytes that were hashed.
+//!
+//! What runs is written down before it runs, so a daemon that was killed finds its modules again ([`ProcessRuntime::open`])
+//! and ends none of them. Whether a module that ended is started again is the agent's decision.
+
+mod group;
+pub mod launcher;
+mod module;
+mod output;
+mod program;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use edgekeep_core::attestation::RunningFacts;
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::store::StoreError;
+use serde::{Deserialize, Serialize};
+
+use crate::logs::{LogQuery, LogStream};
+use crate::status::ModuleStatus;
+
+pub use group::ModuleCgroups;
+pub use launcher::forbid_new_privileges;
+pub use program::{MAX_PROGRAM_BYTES, ProgramError};
+
+use module::Module;
+
+/// Why an operation on a host module failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// There is no such host module.
+    #[error("there is no host module {module}")]
+    Absent {
+        /// Which.
+        module: ModuleId,
+    },
+    /// There already is one.
+    #[error("there already is a host module {module}")]
+    Exists {
+        /// Which.
+        module: ModuleId,
+    },
+    /// Its executable cannot be started.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// Its state cannot be written.
+    #[error("cannot keep the state of a host module")]
+    Store(#[from] StoreError),
+    /// The process could not be made.
+    #[error("cannot start host module {module}")]
+    Start {
+        /// Which.
+        module: ModuleId,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The process does not end.
+    #[error("host module {module} does not end, not even by SIGKILL; it may hang in a device driver")]
+    Stuck {
+        /// Which.
+        module: ModuleId,
+    },
+    /// Its folder, pipes or log cannot be used.
+    #[error("cannot use the folder of host module {module}")]
+    Folder {
+        /// Which.
+        module: ModuleId,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon is ending.
+    #[error("the daemon is ending")]
+    Ending,
+}
+
+impl ProcessError {
+    /// The status to pass on to a client of the management API, where the error is the client's.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Absent { .. } => Some(404),
+            Self::Exists { .. } => Some(409),
+            Self::Program(_) => Some(400),
+            _ => None,
+        }
+    }
+}
+
+/// What a host module is made from.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// The name under which the executable is registered: the module's image.
+    pub image: String,
+    /// Absolute path of the executable; the module sees it as its `argv[0]`.
+    pub executable: PathBuf,
+    /// What its content must hash to.
+    pub sha256: Sha256Digest,
+    /// Arguments after `argv[0]`.
+    pub args: Vec<String>,
+    /// The whole environment; `PATH` is added if it is not there.
+    pub env: BTreeMap<String, String>,
+    /// Working folder; the daemon's own if absent.
+    pub working_dir: Option<PathBuf>,
+}
+
+/// The environment may hold secrets.
+impl std::fmt::Debug for ProcessSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProcessSpec")
+            .field("image", &self.image)
+            .field("executable", &self.executable)
+            .field("sha256", &self.sha256)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How the step between moduled and a module is started: a program that calls [`launcher::main`].
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+}
+
+impl Launcher {
+    /// This very program, also when its file was replaced by an update, with [`launcher::ARGUMENT`].
+    #[must_use]
+    pub fn this_program() -> Self {
+        Self { program: "/proc/self/exe".into(), args: vec![launcher::ARGUMENT.into()] }
+    }
+}
+
+/// The host modules of one device. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ProcessRuntime {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    folder: PathBuf,
+    launcher: Launcher,
+    cgroups: ModuleCgroups,
+    modules: RwLock<HashMap<String, Arc<Module>>>,
+}
+
+/// Beginning of the name of a folder that is being removed; no module id begins with a dot.
+const REMOVED: &str = ".removed-";
+
+impl ProcessRuntime {
+    /// Opens the runtime with its state in `folder`, and finds the modules that still run. In a tokio runtime.
+    ///
+    /// A module whose state is damaged is left out, reported in the log and kept on disk.
+    ///
+    /// # Errors
+    /// `folder` cannot be made or read.
+    pub fn open(folder: &Path, launcher: Launcher, cgroups: ModuleCgroups) -> Result<Self, StoreError> {
+        edgekeep_daemon::store::private_folder(folder)?;
+        let io = |source| StoreError::Io { step: "read", path: folder.to_owned(), source };
+        let mut modules = HashMap::new();
+        for entry in std::fs::read_dir(folder).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(REMOVED) {
+                remove_folder(&entry.path());
+                continue;
+            }
+            match Module::load(&entry.path(), &cgroups) {
+                Ok(Some(module)) => _ = modules.insert(name, module),
+                // A crash between making the folder and writing the state.
+                Ok(None) => remove_folder(&entry.path()),
+                Err(error) => tracing::error!(folder = %entry.path().display(), %error, "a host module is left out"),
+            }
+        }
+        let shared = Shared { folder: folder.to_owned(), launcher, cgroups, modules: RwLock::new(modules) };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Why modules have no cgroups of their own, if they have none.
+    #[must_use]
+    pub fn without_cgroups(&self) -> Option<&str> {
+        self.shared.cgroups.unavailable()
+    }
+
+    /// The user that modules run as: the daemon's.
+    #[must_use]
+    pub fn uid(&self) -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    /// Checks an executable against its registered digest, as [`Self::create`] does.
+    ///
+    /// # Errors
+    /// It cannot be started, with the reason and the remedy.
+    pub async fn verify(&self, executable: PathBuf, sha256: Sha256Digest) -> Result<(), ProcessError> {
+        blocking(move || Ok(program::verify(&executable, &sha256)?)).await
+    }
+
+    /// Makes a module, not started.
+    ///
+    /// # Errors
+    /// [`ProcessError::Exists`]; the executable is not the registered one; the state cannot be written.
+    pub async fn create(&self, id: &ModuleId, spec: ProcessSpec) -> Result<(), ProcessError> {
+        self.verify(spec.executable.clone(), spec.sha256).await?;
+        let (this, id) = (self.clone(), id.clone());
+        finished(async move {
+            if this.module(&id).is_ok() {
+                return Err(ProcessError::Exists { module: id });
+            }
+            let module = Module::create(&this.shared.folder.join(id.name()), &id, spec)?;
+            let mut modules = this.shared.modules.write().unwrap_or_else(PoisonError::into_inner);
+            modules.insert(id.name().to_owned(), module);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Starts a module; one that runs already stays as it is.
+    ///
+    /// # Errors
+    /// [`ProcessError::Absent`]; the executable is no longer the registered one; the process cannot be made.
+    pub async fn start(&self, id: &ModuleId) -> Result<(), ProcessError> {
+        let (module, shared) = (self.module(id)?, Arc::clone(&self.shared));
+        finished(async move { module.start(&shared.launcher, &shared.cgroups).await }).await
+    }
+
+    /// Stops a module: SIGTERM to its process group, after `grace` SIGKILL, then whatever is left in its cgroup.
+    ///
+    /// # Errors
+    /// [`ProcessError::Absent`], [`ProcessError::Stuck`].
+    pub async fn stop(&self, id: &ModuleId, grace: Duration) -> Result<(), ProcessError> {
+        let (module, shared) = (self.module(id)?, Arc::clone(&self.shared));
+        finished(async move { module.stop(&shared.cgroups, grace).await }).await
+    }
+
+    /// Stops and starts a module.
+    ///
+    /// # Errors
+    /// As [`Self::stop`] and [`Self::start`].
+    pub async fn restart(&self, id: &ModuleId, grace: Duration) -> Result<(), ProcessError> {
+        self.stop(id, grace).await?;
+        self.start(id).await
+    }
+
+    /// Ends a module by SIGKILL and forgets it with its log.
+    ///
+    /// # Errors
+    /// [`ProcessError::Absent`], [`ProcessError::Stuck`], or its folder cannot be removed.
+    pub async fn remove(&self, id: &ModuleId) -> Result<(), ProcessError> {
+        let (module, shared, id) = (self.module(id)?, Arc::clone(&self.shared), id.clone());
+        finished(async move {
+            module.stop(&shared.cgroups, Duration::ZERO).await?;
+            let folder = shared.folder.join(id.name());
+            // Gone at once, also if the daemon ends before everything is deleted.
+            let gone = shared.folder.join(format!("{REMOVED}{}", id.name()));
+            remove_folder(&gone);
+            std::fs::rename(&folder, &gone).map_err(|source| ProcessError::Folder { module: id.clone(), source })?;
+            shared.modules.write().unwrap_or_else(PoisonError::into_inner).remove(id.name());
+            remove_folder(&gone);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Stops all modules at once, each as [`Self::stop`]; for the daemon's own end. Failures are logged.
+    pub async fn stop_all(&self, grace: Duration) {
+        let mut stopping = tokio::task::JoinSet::new();
+        for module in self.modules() {
+            let shared = Arc::clone(&self.shared);
+            stopping.spawn(async move {
+                if let Err(error) = module.stop(&shared.cgroups, grace).await {
+                    tracing::error!(%error, "a host module goes on");
+                }
+            });
+        }
+        stopping.join_all().await;
+    }
+
+    /// All modules, by name.
+    pub async fn list(&self) -> Vec<ModuleStatus> {
+        let mut list = Vec::new();
+        for module in self.modules() {
+            list.push(module.status().await);
+        }
+        list.sort_by(|one, other| one.name.cmp(&other.name));
+        list
+    }
+
+    /// One module.
+    ///
+    /// # Errors
+    /// [`ProcessError::Absent`].
+    pub async fn status(&self, id: &ModuleId) -> Result<ModuleStatus, ProcessError> {
+        Ok(self.module(id)?.status().await)
+    }
+
+    /// A module's log, in the container engine's framing.
+    ///
+    /// # Errors
+    /// [`ProcessError::Absent`], or its log cannot be read.
+    pub fn logs(&self, id: &ModuleId, query: &LogQuery) -> Result<LogStream, ProcessError> {
+        self.module(id)?.logs(query)
+    }
+
+    /// What runs for a module now; a name without a module is [`RunningFacts::Stopped`].
+    #[must_use]
+    pub fn facts(&self, id: &ModuleId) -> RunningFacts {
+        self.module(id).map_or(RunningFacts::Stopped, |module| module.facts())
+    }
+
+    /// Waits until a module no longer runs and its end is written down.
+    ///
+    /// # Errors
+    /// [`ProcessError::Absent`].
+    pub async fn ended(&self, id: &ModuleId) -> Result<(), ProcessError> {
+        self.module(id)?.ended().await;
+        Ok(())
+    }
+
+    fn module(&self, id: &ModuleId) -> Result<Arc<Module>, ProcessError> {
+        let modules = self.shared.modules.read().unwrap_or_else(PoisonError::into_inner);
+        modules.get(id.name()).cloned().ok_or_else(|| ProcessError::Absent { module: id.clone() })
+    }
+
+    fn modules(&self) -> Vec<Arc<Module>> {
+        self.shared.modules.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+/// Runs an operation to its end, also when the request that asked for it is dropped: half a start would leave a process.
+async fn finished<T: Send + 'static>(
+    operation: impl Future<Output = Result<T, ProcessError>> + Send + 'static,
+) -> Result<T, ProcessError> {
+    tokio::spawn(operation).await.unwrap_or(Err(ProcessError::Ending))
+}
+
+async fn blocking<T: Send + 'static>(
+    operation: impl FnOnce() -> Result<T, ProcessError> + Send + 'static,
+) -> Result<T, ProcessError> {
+    tokio::task::spawn_blocking(operation).await.unwrap_or(Err(ProcessError::Ending))
+}
+
+fn remove_folder(path: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(folder = %path.display(), %error, "a folder stays behind");
+    }
+}

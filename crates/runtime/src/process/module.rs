@@ -1,0 +1,422 @@
+//! One host module: its record on disk, its process, and the task that waits for the process's end.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use edgekeep_core::attestation::{ProcessInstance, Running, RunningFacts};
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::store::StateFile;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::group::ModuleCgroups;
+use super::launcher::{self, StartMessage};
+use super::output::{ModuleLog, OutputPump, module_ends};
+use super::program::SealedProgram;
+use super::{Launcher, ProcessError, ProcessSpec, blocking};
+use crate::evidence::ProcDir;
+use crate::logs::{LogQuery, LogStream};
+use crate::status::{ExitStatus, ModuleState, ModuleStatus};
+
+/// How long the launcher may take to become the module.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a process may take to end after SIGKILL.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What is kept on disk about a module.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    module: ModuleId,
+    spec: ProcessSpec,
+    /// What runs, as far as it was known last.
+    run: Option<Run>,
+    /// When it was last started, nanoseconds since the epoch.
+    started_ns: Option<i64>,
+    exit: Option<Exit>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Run {
+    process: ProcessInstance,
+    /// Process id and start time name one process of one boot only.
+    boot: String,
+    cgroup: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Exit {
+    at_ns: i64,
+    code: Option<i64>,
+}
+
+/// The process that runs now.
+#[derive(Debug, Clone)]
+struct Current {
+    pid: Pid,
+    pidfd: Arc<OwnedFd>,
+    cgroup: Option<String>,
+    /// Whether this daemon is its parent, and so is told how it ended.
+    child: bool,
+    /// Whether it was asked to end.
+    stopping: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Module {
+    id: ModuleId,
+    folder: PathBuf,
+    file: StateFile<Record>,
+    log: Arc<ModuleLog>,
+    pump: OutputPump,
+    /// One operation at a time.
+    operation: tokio::sync::Mutex<()>,
+    record: tokio::sync::Mutex<Record>,
+    current: Mutex<Option<Current>>,
+    /// Read on each request of the module: never held across anything slow.
+    facts: RwLock<RunningFacts>,
+    /// Whether a process runs or its end is still being written down.
+    running: watch::Sender<bool>,
+}
+
+impl Module {
+    pub(super) fn create(folder: &Path, id: &ModuleId, spec: ProcessSpec) -> Result<Arc<Self>, ProcessError> {
+        edgekeep_daemon::store::private_folder(folder)?;
+        let record = Record { module: id.clone(), spec, run: None, started_ns: None, exit: None };
+        let module = Self::new(folder, record)?;
+        let record = module.record.try_lock().map_err(|_| ProcessError::Ending)?;
+        module.file.save(&record)?;
+        drop(record);
+        Ok(module)
+    }
+
+    /// Reads a module back, and finds its process if it still runs. `None` if the folder holds no module.
+    pub(super) fn load(folder: &Path, cgroups: &ModuleCgroups) -> Result<Option<Arc<Self>>, ProcessError> {
+        let Some(mut record) = state_file(folder).load()? else { return Ok(None) };
+        let run = record.run.take();
+        let adopted = run.as_ref().and_then(|run| adopt(run).map(|current| (run.process, current)));
+        if let Some(run) = run {
+            if adopted.is_some() {
+                record.run = Some(run);
+            } else {
+                // It ended while no daemon was there to see it.
+                record.exit = Some(Exit { at_ns: now_ns(), code: None });
+            }
+        }
+        let module = Self::new(folder, record)?;
+        if let Some((process, current)) = adopted {
+            tracing::info!(module = %module.id, pid = process.pid, "host module found running");
+            module.set_current(process, current);
+            tokio::spawn(Arc::clone(&module).wait_for_end(cgroups.clone()));
+        }
+        Ok(Some(module))
+    }
+
+    fn new(folder: &Path, record: Record) -> Result<Arc<Self>, ProcessError> {
+        let unusable = |source| ProcessError::Folder { module: record.module.clone(), source };
+        let log = Arc::new(ModuleLog::open(folder).map_err(unusable)?);
+        let pump = OutputPump::start(folder, &log).map_err(unusable)?;
+        Ok(Arc::new(Self {
+            id: record.module.clone(),
+            folder: folder.to_owned(),
+            file: state_file(folder),
+            log,
+            pump,
+            operation: tokio::sync::Mutex::new(()),
+            record: tokio::sync::Mutex::new(record),
+            current: Mutex::new(None),
+            facts: RwLock::new(RunningFacts::Stopped),
+            running: watch::Sender::new(false),
+        }))
+    }
+
+    pub(super) fn facts(&self) -> RunningFacts {
+        self.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) async fn status(&self) -> ModuleStatus {
+        let record = self.record.lock().await;
+        let exit = record.exit.map(|exit| ExitStatus { at: time_of(exit.at_ns), code: exit.code });
+        let state = match (record.run.is_some(), exit) {
+            (true, _) => ModuleState::Running,
+            (false, None | Some(ExitStatus { code: Some(0), .. })) => ModuleState::Stopped,
+            (false, Some(_)) => ModuleState::Failed,
+        };
+        ModuleStatus {
+            name: self.id.name().to_owned(),
+            image: record.spec.image.clone(),
+            content: Some(record.spec.sha256),
+            container: None,
+            state,
+            started: record.started_ns.map(time_of),
+            exit,
+            labels: Vec::new(),
+        }
+    }
+
+    pub(super) fn logs(&self, query: &LogQuery) -> Result<LogStream, ProcessError> {
+        let running = *self.running.borrow();
+        self.log.read(*query, running).map_err(|source| ProcessError::Folder { module: self.id.clone(), source })
+    }
+
+    pub(super) async fn ended(&self) {
+        // The sender lives in `self`, so there is no error.
+        let _ = self.running.subscribe().wait_for(|running| !running).await;
+    }
+
+    pub(super) async fn start(
+        self: &Arc<Self>,
+        launcher: &Launcher,
+        cgroups: &ModuleCgroups,
+    ) -> Result<(), ProcessError> {
+        let _operation = self.operation.lock().await;
+        if *self.running.borrow() {
+            return Ok(());
+        }
+        let spec = self.record.lock().await.spec.clone();
+        let prepared = {
+            let (spec, launcher, cgroups) = (spec.clone(), launcher.clone(), cgroups.clone());
+            let (id, folder) = (self.id.clone(), self.folder.clone());
+            blocking(move || Prepared::new(&id, &folder, &spec, &launcher, &cgroups)).await?
+        };
+        let Prepared { program, control, process, current } = prepared;
+
+        // Written down first; only then does the launcher learn what to become.
+        {
+            let mut record = self.record.lock().await;
+            let before = record.clone();
+            record.run = Some(Run { process, boot: boot_id(), cgroup: current.cgroup.clone() });
+            record.started_ns = Some(now_ns());
+            if let Err(error) = self.save(&record).await {
+                *record = before;
+                drop(record);
+                drop(control);
+                reap(current).await;
+                return Err(error);
+            }
+        }
+        self.set_current(process, current.clone());
+        tokio::spawn(Arc::clone(self).wait_for_end(cgroups.clone()));
+
+        let message = StartMessage {
+            argv0: spec.executable.to_string_lossy().into_owned(),
+            args: spec.args,
+            env: with_path(spec.env),
+            working_dir: spec.working_dir,
+        };
+        let id = self.id.clone();
+        let sent = blocking(move || {
+            launcher::send(&control, &message, program.as_fd())
+                .map_err(|source| ProcessError::Start { module: id, source })
+        })
+        .await;
+        if sent.is_err() {
+            self.signal(Signal::KILL);
+            self.ended().await;
+        }
+        sent
+    }
+
+    pub(super) async fn stop(&self, cgroups: &ModuleCgroups, grace: Duration) -> Result<(), ProcessError> {
+        let _operation = self.operation.lock().await;
+        let cgroup = {
+            let mut current = self.current();
+            if let Some(current) = current.as_mut() {
+                current.stopping = true;
+            }
+            current.as_ref().and_then(|current| current.cgroup.clone())
+        };
+        if *self.running.borrow() {
+            if !grace.is_zero() {
+                self.signal(Signal::TERM);
+            }
+            if timeout(grace, self.ended()).await.is_err() {
+                self.signal(Signal::KILL);
+                let stuck = ProcessError::Stuck { module: self.id.clone() };
+                timeout(KILL_LIMIT, self.ended()).await.map_err(|_| stuck)?;
+            }
+        }
+        if let Some(cgroup) = cgroup {
+            cgroups.clear(&cgroup).await;
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to the module's process group, and to its first process in case that left the group.
+    fn signal(&self, signal: Signal) {
+        let Some(current) = self.current().clone() else { return };
+        // While the process has not been waited for, its number, and so its group's, is its own.
+        if !crate::evidence::has_ended(current.pidfd.as_fd()).unwrap_or(true) {
+            let _ = rustix::process::kill_process_group(current.pid, signal);
+            let _ = rustix::process::pidfd_send_signal(&current.pidfd, signal);
+        }
+    }
+
+    async fn wait_for_end(self: Arc<Self>, cgroups: ModuleCgroups) {
+        let Some(current) = self.current().clone() else { return };
+        #[expect(
+            deprecated,
+            reason = "deprecated for types whose descriptor can change; an `OwnedFd` keeps one, and this crate has no unsafe"
+        )]
+        let watch = AsyncFd::with_interest(Arc::clone(&current.pidfd), Interest::READABLE);
+        match watch {
+            Ok(pidfd) => _ = pidfd.readable().await,
+            Err(error) => {
+                // Without a watch the process counts as running until it is stopped.
+                tracing::error!(module = %self.id, %error, "cannot wait for the host module's end");
+                return;
+            }
+        }
+        *self.facts.write().unwrap_or_else(PoisonError::into_inner) = RunningFacts::Stopped;
+        let stopping = self.current().as_ref().is_some_and(|current| current.stopping);
+        if stopping && current.child {
+            // Not waited for yet: the number is still its own, and what is left of its group can be ended.
+            let _ = rustix::process::kill_process_group(current.pid, Signal::KILL);
+        }
+        let code = if current.child { exit_code(&current.pidfd) } else { None };
+        self.pump.drain().await;
+        {
+            let mut record = self.record.lock().await;
+            record.run = None;
+            record.exit = Some(Exit { at_ns: now_ns(), code });
+            if let Err(error) = self.save(&record).await {
+                // The next start of the daemon finds that the process is gone.
+                tracing::error!(module = %self.id, %error, "the host module's end is not written down");
+            }
+        }
+        tracing::info!(module = %self.id, code, "host module ended");
+        if !stopping && let Some(cgroup) = &current.cgroup {
+            cgroups.remove_if_empty(cgroup);
+        }
+        *self.current() = None;
+        self.log.end();
+        self.running.send_replace(false);
+    }
+
+    fn set_current(&self, process: ProcessInstance, current: Current) {
+        let running = Running { init: process, cgroup: current.cgroup.clone(), container: None };
+        *self.current() = Some(current);
+        *self.facts.write().unwrap_or_else(PoisonError::into_inner) = RunningFacts::Running(running);
+        self.running.send_replace(true);
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Current>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn save(&self, record: &Record) -> Result<(), ProcessError> {
+        let (file, record) = (self.file.clone(), record.clone());
+        blocking(move || Ok(file.save(&record)?)).await
+    }
+}
+
+/// A launcher that waits for its start message.
+struct Prepared {
+    program: SealedProgram,
+    control: UnixStream,
+    process: ProcessInstance,
+    current: Current,
+}
+
+impl Prepared {
+    fn new(
+        id: &ModuleId,
+        folder: &Path,
+        spec: &ProcessSpec,
+        launcher: &Launcher,
+        cgroups: &ModuleCgroups,
+    ) -> Result<Self, ProcessError> {
+        let program = SealedProgram::load(&spec.executable, &spec.sha256)?;
+        let start = |source| ProcessError::Start { module: id.clone(), source };
+        let [stdout, stderr] = module_ends(folder).map_err(start)?;
+        let (control, theirs) = UnixStream::pair().map_err(start)?;
+        control.set_read_timeout(Some(START_LIMIT)).map_err(start)?;
+        control.set_write_timeout(Some(START_LIMIT)).map_err(start)?;
+        let mut command = Command::new(&launcher.program);
+        command
+            .args(&launcher.args)
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::from(stdout))
+            .stderr(Stdio::from(stderr));
+        // The command keeps the launcher's end of the socket open until it is dropped.
+        let child = command.spawn();
+        drop(command);
+        let child = child.map_err(start)?;
+        let pid = Pid::from_child(&child);
+        // Our own child, not waited for: the number is its own.
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| start(errno.into()))?;
+        let stat = ProcDir::open_unproved(child.id()).and_then(|process| process.stat());
+        let start_time = stat.map_err(|error| start(io::Error::other(error)))?.start_time;
+        let cgroup = cgroups.join(id, child.id());
+        let process = ProcessInstance { pid: child.id(), start_time };
+        let current = Current { pid, pidfd: Arc::new(pidfd), cgroup, child: true, stopping: false };
+        Ok(Self { program, control, process, current })
+    }
+}
+
+/// Ends a launcher that never got its message.
+async fn reap(current: Current) {
+    let _ = rustix::process::pidfd_send_signal(&current.pidfd, Signal::KILL);
+    let _ = blocking(move || {
+        let _ = rustix::process::waitid(WaitId::PidFd(current.pidfd.as_fd()), WaitIdOptions::EXITED);
+        Ok(())
+    })
+    .await;
+}
+
+/// Finds the process of an earlier daemon, if it still is the same one.
+fn adopt(run: &Run) -> Option<Current> {
+    if run.boot != boot_id() {
+        return None;
+    }
+    let pid = Pid::from_raw(i32::try_from(run.process.pid).ok()?)?;
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    let found = ProcDir::open(run.process.pid, pidfd.as_fd()).ok()?;
+    if found.stat().ok()?.start_time != run.process.start_time {
+        return None;
+    }
+    let cgroup = run.cgroup.clone();
+    Some(Current { pid, pidfd: Arc::new(pidfd), cgroup, child: false, stopping: false })
+}
+
+/// How a child ended; it is waited for by this.
+fn exit_code(pidfd: &OwnedFd) -> Option<i64> {
+    let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).ok()??;
+    let signal = status.terminating_signal().map(|signal| 128 + signal);
+    status.exit_status().or(signal).map(i64::from)
+}
+
+fn state_file(folder: &Path) -> StateFile<Record> {
+    StateFile::new(folder.join("module.json"), "host-module", 1)
+}
+
+fn with_path(mut env: std::collections::BTreeMap<String, String>) -> std::collections::BTreeMap<String, String> {
+    env.entry("PATH".to_owned()).or_insert_with(|| DEFAULT_PATH.to_owned());
+    env
+}
+
+/// What the kernel calls this boot.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+fn now_ns() -> i64 {
+    i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos()).unwrap_or(i64::MAX)
+}
+
+fn time_of(ns: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp_nanos(ns.into()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}

@@ -1,0 +1,216 @@
+//! A program as it was hashed: a copy in sealed memory, which nobody can change between measuring and executing.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest;
+use edgekeep_core::digest::Sha256Digest;
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::io::Errno;
+
+use crate::evidence::finish;
+
+/// Larger executables are not started: the copy lives in memory as long as the module runs.
+pub const MAX_PROGRAM_BYTES: u64 = 512 * 1024 * 1024;
+
+/// Why an executable cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProgramError {
+    /// It cannot be opened, read or copied.
+    #[error("cannot read the executable {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is a folder, a device or the like.
+    #[error("{} is not a regular file", path.display())]
+    NotAFile {
+        /// Which.
+        path: PathBuf,
+    },
+    /// It is larger than [`MAX_PROGRAM_BYTES`].
+    #[error("the executable {} is larger than {MAX_PROGRAM_BYTES} bytes", path.display())]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+    },
+    /// It is not what was registered.
+    #[error("the executable {} has {found}, but {expected} is registered; if it was updated on purpose, register the new digest", path.display())]
+    OtherContent {
+        /// Which.
+        path: PathBuf,
+        /// What is registered.
+        expected: Sha256Digest,
+        /// What was found.
+        found: Sha256Digest,
+    },
+    /// It is a script.
+    #[error("{} is a script; register its interpreter as the executable and pass the script as an argument", path.display())]
+    Script {
+        /// Which.
+        path: PathBuf,
+    },
+    /// It is neither an ELF executable nor a script.
+    #[error("{} is not an ELF executable", path.display())]
+    NotElf {
+        /// Which.
+        path: PathBuf,
+    },
+    /// There is no memory for the copy.
+    #[error("cannot make a sealed copy of the executable in memory")]
+    Seal(#[source] io::Error),
+}
+
+/// A sealed copy of an executable with the expected content.
+#[derive(Debug)]
+pub(super) struct SealedProgram(OwnedFd);
+
+impl SealedProgram {
+    /// Copies while hashing, compares, seals. Blocks for as long as reading takes.
+    pub(super) fn load(path: &Path, expected: &Sha256Digest) -> Result<Self, ProgramError> {
+        let mut source = open(path)?;
+        let mut copy = File::from(memory_file(path).map_err(|errno| ProgramError::Seal(errno.into()))?);
+        let (found, head) = copy_hashing(path, &mut source, Some(&mut copy))?;
+        check(path, expected, found, &head)?;
+        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+        rustix::fs::fchmod(&copy, Mode::from_raw_mode(0o555))
+            .and_then(|()| rustix::fs::fcntl_add_seals(&copy, seals))
+            .map_err(|errno| ProgramError::Seal(errno.into()))?;
+        Ok(Self(copy.into()))
+    }
+}
+
+impl AsFd for SealedProgram {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Whether an executable could be started: it can be read, has the expected content, and is an ELF file.
+pub(super) fn verify(path: &Path, expected: &Sha256Digest) -> Result<(), ProgramError> {
+    let (found, head) = copy_hashing(path, &mut open(path)?, None)?;
+    check(path, expected, found, &head)
+}
+
+fn open(path: &Path) -> Result<File, ProgramError> {
+    // Not blocking, in case it is a pipe.
+    let read = |errno: Errno| ProgramError::Read { path: path.to_owned(), source: errno.into() };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(read)?;
+    let stat = rustix::fs::fstat(&fd).map_err(read)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(ProgramError::NotAFile { path: path.to_owned() });
+    }
+    Ok(File::from(fd))
+}
+
+/// Where the kernel lets executable memory files be asked for (6.3 and later), they are; older ones are executable anyway.
+fn memory_file(path: &Path) -> Result<OwnedFd, Errno> {
+    let name = path.file_name().map_or_else(Default::default, |name| name.to_string_lossy().into_owned());
+    let name: String = name.chars().take(60).collect();
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match rustix::fs::memfd_create(&name, flags | MemfdFlags::EXEC) {
+        Err(Errno::INVAL) => rustix::fs::memfd_create(&name, flags),
+        other => other,
+    }
+}
+
+fn copy_hashing(
+    path: &Path,
+    source: &mut File,
+    mut copy: Option<&mut File>,
+) -> Result<(Sha256Digest, Vec<u8>), ProgramError> {
+    let read = |source| ProgramError::Read { path: path.to_owned(), source };
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut buffer = vec![0; 128 * 1024];
+    let mut head = Vec::new();
+    let mut total = 0;
+    loop {
+        let length = match source.read(&mut buffer) {
+            Ok(0) => return Ok((finish(context), head)),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(read(error)),
+        };
+        total += length as u64;
+        if total > MAX_PROGRAM_BYTES {
+            return Err(ProgramError::TooLarge { path: path.to_owned() });
+        }
+        let piece = &buffer[..length];
+        head.extend(piece.iter().take(4 - head.len().min(4)));
+        context.update(piece);
+        if let Some(copy) = copy.as_deref_mut() {
+            copy.write_all(piece).map_err(ProgramError::Seal)?;
+        }
+    }
+}
+
+fn check(path: &Path, expected: &Sha256Digest, found: Sha256Digest, head: &[u8]) -> Result<(), ProgramError> {
+    let path = path.to_owned();
+    if head.starts_with(b"#!") {
+        return Err(ProgramError::Script { path });
+    }
+    if head != b"\x7fELF" {
+        return Err(ProgramError::NotElf { path });
+    }
+    if found != *expected {
+        return Err(ProgramError::OtherContent { path, expected: *expected, found });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::sha256_of;
+
+    fn sleep_digest() -> Sha256Digest {
+        sha256_of(&std::fs::read("/bin/sleep").expect("exists"))
+    }
+
+    #[test]
+    fn the_copy_has_the_registered_content_and_cannot_be_changed() {
+        let program = SealedProgram::load(Path::new("/bin/sleep"), &sleep_digest()).expect("matches");
+        let mut file = File::options().read(true).open(format!("/proc/self/fd/{}", fd_number(&program))).expect("open");
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).expect("readable");
+        assert_eq!(sha256_of(&bytes), sleep_digest());
+        assert_eq!(rustix::io::pwrite(&program, b"x", 0), Err(Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(&program, 0), Err(Errno::PERM));
+        assert_eq!(rustix::fs::fcntl_add_seals(&program, SealFlags::FUTURE_WRITE), Err(Errno::PERM));
+    }
+
+    fn fd_number(program: &SealedProgram) -> i32 {
+        use std::os::fd::AsRawFd as _;
+        program.0.as_raw_fd()
+    }
+
+    #[test]
+    fn another_content_is_refused_with_both_digests() {
+        let expected = Sha256Digest::new([1; 32]);
+        let error = SealedProgram::load(Path::new("/bin/sleep"), &expected).expect_err("other content");
+        let text = error.to_string();
+        assert!(text.contains(&expected.to_string()) && text.contains(&sleep_digest().to_string()), "{text}");
+        assert!(verify(Path::new("/bin/sleep"), &expected).is_err());
+        verify(Path::new("/bin/sleep"), &sleep_digest()).expect("matches");
+    }
+
+    #[test]
+    fn a_script_is_refused_with_the_remedy_and_other_files_by_what_they_are() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let path = folder.path().join("run.sh");
+        std::fs::write(&path, "#!/bin/sh\n").expect("written");
+        let error = SealedProgram::load(&path, &sha256_of(b"#!/bin/sh\n")).expect_err("script");
+        assert!(error.to_string().contains("register its interpreter"), "{error}");
+        std::fs::write(&path, "text").expect("written");
+        assert!(matches!(verify(&path, &sha256_of(b"text")), Err(ProgramError::NotElf { .. })));
+        assert!(matches!(verify(folder.path(), &sleep_digest()), Err(ProgramError::NotAFile { .. })));
+        assert!(matches!(verify(&folder.path().join("none"), &sleep_digest()), Err(ProgramError::Read { .. })));
+    }
+}

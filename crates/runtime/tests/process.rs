@@ -1,0 +1,300 @@
+//! Host modules against the real kernel: programs of this machine, started through the real launcher.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use edgekeep_core::attestation::{PeerHandle, Running, RunningFacts};
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::store::sha256;
+use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir};
+use edgekeep_runtime::logs::LogQuery;
+use edgekeep_runtime::process::{Launcher, ModuleCgroups, ProcessError, ProcessRuntime, ProcessSpec};
+use edgekeep_runtime::status::ModuleState;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+/// Longer than anything here takes on a busy machine.
+const LONG: Duration = Duration::from_secs(60);
+
+fn module(name: &str) -> ModuleId {
+    name.parse().expect("valid id")
+}
+
+fn digest(path: &str) -> Sha256Digest {
+    sha256(&std::fs::read(path).expect("exists"))
+}
+
+fn spec(executable: &str, args: &[&str]) -> ProcessSpec {
+    ProcessSpec {
+        image: "test".into(),
+        executable: executable.into(),
+        sha256: digest(executable),
+        args: args.iter().map(|&arg| arg.to_owned()).collect(),
+        env: BTreeMap::new(),
+        working_dir: None,
+    }
+}
+
+fn shell(script: &str) -> ProcessSpec {
+    spec("/bin/sh", &["-c", script])
+}
+
+fn cgroups(folder: &Path) -> ModuleCgroups {
+    // The temp folder's name is this test's own.
+    let instance = folder.file_name().expect("has one").to_string_lossy().trim_start_matches('.').to_owned();
+    ModuleCgroups::below_own(CgroupHierarchy::detect(), &instance)
+}
+
+fn runtime(folder: &Path) -> ProcessRuntime {
+    let launcher = Launcher { program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")), args: Vec::new() };
+    ProcessRuntime::open(&folder.join("host"), launcher, cgroups(folder)).expect("writable")
+}
+
+fn running(runtime: &ProcessRuntime, id: &ModuleId) -> Running {
+    match runtime.facts(id) {
+        RunningFacts::Running(running) => running,
+        other => panic!("{id} does not run: {other:?}"),
+    }
+}
+
+async fn log(runtime: &ProcessRuntime, id: &ModuleId) -> String {
+    let mut stream = runtime.logs(id, &LogQuery::default()).expect("readable");
+    let mut text = String::new();
+    while let Some(piece) = stream.next().await {
+        text.push_str(&String::from_utf8_lossy(&piece.expect("no error")[8..]));
+    }
+    text
+}
+
+/// The first line that a running module prints from now on, or printed before.
+async fn first_line(runtime: &ProcessRuntime, id: &ModuleId) -> String {
+    let query = LogQuery { follow: true, ..LogQuery::default() };
+    let mut stream = runtime.logs(id, &query).expect("readable");
+    let piece = tokio::time::timeout(LONG, stream.next()).await.expect("prints").expect("runs").expect("no error");
+    String::from_utf8_lossy(&piece[8..]).trim().to_owned()
+}
+
+#[tokio::test]
+async fn a_module_runs_exactly_the_registered_bytes_with_its_own_environment_and_no_new_privileges() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let id = module("thermometer");
+    let script = "echo $0 $NAME $PATH $(grep NoNewPrivs /proc/self/status) $(env | wc -l); exec sleep 1000";
+    let mut spec = shell(script);
+    spec.env.insert("NAME".into(), "value".into());
+    spec.env.insert("PATH".into(), "/usr/bin:/bin".into());
+    runtime.create(&id, spec).await.expect("created");
+    assert_eq!(runtime.facts(&id), RunningFacts::Stopped);
+    runtime.start(&id).await.expect("started");
+    runtime.start(&id).await.expect("runs already");
+    // Three variables: NAME, PATH, and the shell's own PWD.
+    assert_eq!(first_line(&runtime, &id).await, "/bin/sh value /usr/bin:/bin NoNewPrivs: 1 3");
+
+    runtime.stop(&id, LONG).await.expect("ends");
+    let status = runtime.status(&id).await.expect("exists");
+    assert_eq!((status.state, status.exit.expect("ended").code), (ModuleState::Failed, Some(128 + 15)));
+    runtime.remove(&id).await.expect("removed");
+    assert!(runtime.list().await.is_empty());
+}
+
+#[tokio::test]
+async fn the_kernel_tells_a_module_by_its_digest_its_first_process_and_its_cgroup() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let id = module("thermometer");
+    runtime.create(&id, spec("/bin/sleep", &["1000"])).await.expect("created");
+    runtime.start(&id).await.expect("started");
+    let facts = running(&runtime, &id);
+
+    let pid = Pid::from_raw(i32::try_from(facts.init.pid).expect("pid")).expect("pid");
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).expect("lives");
+    let process = ProcDir::open(facts.init.pid, pidfd.as_fd()).expect("visible");
+    let collector = Collector::new(CgroupHierarchy::detect(), ContainerCgroups::default());
+    let evidence = collector.identify(PeerHandle::PidfdOpen, &process, None).expect("lives");
+    let evidence = collector.measure(&process, evidence, None).await.expect("unchanged");
+    assert_eq!(evidence.snapshot.process, facts.init);
+    assert_eq!(evidence.measurement.expect("measured").digest, digest("/bin/sleep"));
+    match (&facts.cgroup, runtime.without_cgroups()) {
+        (Some(cgroup), None) => assert_eq!(&evidence.snapshot.cgroup, cgroup),
+        (None, Some(why)) => eprintln!("skipped the cgroup: {why}"),
+        other => panic!("cgroups and their absence disagree: {other:?}"),
+    }
+    runtime.remove(&id).await.expect("removed");
+    assert_eq!(runtime.facts(&id), RunningFacts::Stopped);
+}
+
+#[tokio::test]
+async fn an_executable_that_was_changed_after_registration_is_not_started() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let path = folder.path().join("program");
+    std::fs::copy("/bin/sleep", &path).expect("copied");
+    let path = path.to_str().expect("text");
+    let id = module("changed");
+    runtime.create(&id, spec(path, &["1000"])).await.expect("created");
+    std::fs::copy("/bin/true", path).expect("copied");
+    let error = runtime.start(&id).await.expect_err("other content");
+    assert!(error.to_string().contains(&digest("/bin/true").to_string()), "{error}");
+    assert_eq!(runtime.facts(&id), RunningFacts::Stopped);
+    let mut wrong = spec("/bin/sleep", &[]);
+    wrong.sha256 = Sha256Digest::new([0; 32]);
+    let error = runtime.create(&module("wrong"), wrong).await.expect_err("other content");
+    assert_eq!(error.status(), Some(400));
+}
+
+#[tokio::test]
+async fn a_change_of_the_file_while_the_module_runs_does_not_reach_it() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let path = folder.path().join("program");
+    std::fs::copy("/bin/sleep", &path).expect("copied");
+    let id = module("sealed");
+    runtime.create(&id, spec(path.to_str().expect("text"), &["1000"])).await.expect("created");
+    runtime.start(&id).await.expect("started");
+    // An ordinary running executable would refuse this with "text file busy".
+    std::fs::write(&path, "other").expect("nothing executes this file");
+    let exe = std::fs::read(format!("/proc/{}/exe", running(&runtime, &id).init.pid)).expect("lives");
+    assert_eq!(sha256(&exe), digest("/bin/sleep"));
+    runtime.remove(&id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn exit_codes_are_told_and_a_module_that_ended_can_start_again() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    for (name, script, code, state) in [
+        ("fine", "exit 0", 0, ModuleState::Stopped),
+        ("failing", "exit 7", 7, ModuleState::Failed),
+        ("killed", "kill -9 $$", 137, ModuleState::Failed),
+    ] {
+        let id = module(name);
+        runtime.create(&id, shell(script)).await.expect("created");
+        for _ in 0..2 {
+            runtime.start(&id).await.expect("started");
+            runtime.ended(&id).await.expect("exists");
+            let status = runtime.status(&id).await.expect("exists");
+            assert_eq!((status.state, status.exit.expect("ended").code), (state, Some(code)), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_that_was_killed_finds_its_modules_running_and_their_output_complete() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let id = module("survivor");
+    let script = "echo before; while [ ! -e \"$0/go\" ]; do sleep 0.01; done; echo after; exec sleep 1000";
+    let init = {
+        let first = runtime(folder.path());
+        let mut spec = shell(script);
+        spec.args.push(folder.path().to_string_lossy().into_owned());
+        first.create(&id, spec).await.expect("created");
+        first.start(&id).await.expect("started");
+        assert_eq!(first_line(&first, &id).await, "before");
+        running(&first, &id).init
+        // Dropped without stopping: what is on disk is what a killed daemon leaves.
+    };
+    std::fs::write(folder.path().join("go"), "").expect("written");
+
+    let second = runtime(folder.path());
+    assert_eq!(running(&second, &id).init, init);
+    assert_eq!(second.status(&id).await.expect("exists").state, ModuleState::Running);
+    let error = second.create(&id, shell("true")).await.expect_err("exists");
+    assert!(matches!(error, ProcessError::Exists { .. }), "{error}");
+    second.stop(&id, LONG).await.expect("ends");
+    assert_eq!(second.facts(&id), RunningFacts::Stopped);
+    assert!(log(&second, &id).await.starts_with("before\n"));
+}
+
+#[tokio::test]
+async fn a_module_that_ended_while_no_daemon_ran_has_ended_in_an_unknown_way() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let id = module("lost");
+    let run = {
+        let first = runtime(folder.path());
+        first.create(&id, spec("/bin/sleep", &["1000"])).await.expect("created");
+        first.start(&id).await.expect("started");
+        // The state as it is while the module runs, put back after its end.
+        let state = folder.path().join("host/lost/module.json");
+        let bytes = std::fs::read(&state).expect("written");
+        first.stop(&id, LONG).await.expect("ends");
+        std::fs::write(&state, &bytes).expect("written");
+        bytes
+    };
+    assert!(String::from_utf8_lossy(&run).contains("start_time"));
+    let second = runtime(folder.path());
+    assert_eq!(second.facts(&id), RunningFacts::Stopped);
+    let status = second.status(&id).await.expect("exists");
+    assert_eq!((status.state, status.exit.expect("ended").code), (ModuleState::Failed, None));
+    second.start(&id).await.expect("starts again");
+    second.remove(&id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn a_module_that_ignores_sigterm_is_killed_after_its_grace_with_all_it_started() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let id = module("stubborn");
+    let script = "trap '' TERM; setsid sleep 1000 & echo $!; while :; do sleep 1000; done";
+    runtime.create(&id, shell(script)).await.expect("created");
+    runtime.start(&id).await.expect("started");
+    let child = first_line(&runtime, &id).await.parse().ok().and_then(Pid::from_raw).expect("a pid");
+    let pidfd = rustix::process::pidfd_open(child, PidfdFlags::empty()).expect("lives");
+    runtime.stop(&id, Duration::from_millis(50)).await.expect("killed");
+    assert_eq!(runtime.status(&id).await.expect("exists").exit.expect("ended").code, Some(137));
+    if let Some(why) = runtime.without_cgroups() {
+        // Without a cgroup a child that made an own session is out of reach.
+        eprintln!("skipped the child in its own session: {why}");
+        let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+    } else {
+        let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut fds, None).expect("ended, or this hangs");
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_executed_says_why_and_leaves_no_process() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let id = module("nowhere");
+    let mut spec = spec("/bin/sleep", &["1000"]);
+    spec.working_dir = Some("/nonexistent".into());
+    runtime.create(&id, spec).await.expect("created");
+    let error = runtime.start(&id).await.expect_err("no such folder");
+    let source = std::error::Error::source(&error).expect("has one").to_string();
+    assert!(source.contains("No such file"), "{source}");
+    assert_eq!(runtime.facts(&id), RunningFacts::Stopped);
+    assert_eq!(runtime.status(&id).await.expect("exists").state, ModuleState::Failed);
+}
+
+#[tokio::test]
+async fn a_module_that_is_not_there_is_named() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let id = module("none");
+    for result in [
+        runtime.start(&id).await,
+        runtime.stop(&id, LONG).await,
+        runtime.remove(&id).await,
+        runtime.status(&id).await.map(drop),
+        runtime.logs(&id, &LogQuery::default()).map(drop),
+    ] {
+        let error = result.expect_err("absent");
+        assert_eq!((error.status(), error.to_string().as_str()), (Some(404), "there is no host module none"));
+    }
+}
+
+#[tokio::test]
+async fn stopping_all_stops_all() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let ids = ["a", "b", "c"].map(module);
+    for id in &ids {
+        runtime.create(id, spec("/bin/sleep", &["1000"])).await.expect("created");
+        runtime.start(id).await.expect("started");
+    }
+    runtime.stop_all(LONG).await;
+    assert!(ids.iter().all(|id| runtime.facts(id) == RunningFacts::Stopped));
+    assert_eq!(runtime.list().await.len(), 3);
+}

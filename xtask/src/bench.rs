@@ -1,0 +1,4 @@
+//! stub
+#[derive(clap::Args)]
+pub(crate) struct Options {}
+pub(crate) fn run(_: &Options) -> anyhow::Result<()> { Ok(()) }

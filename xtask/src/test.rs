@@ -1,0 +1,74 @@
+//! `cargo xtask test`: every test, those against real parts included.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::engine::Engine;
+use crate::{ci, command, parts, workspace};
+
+#[derive(Args, Default)]
+pub(crate) struct Options {
+    /// Only tests whose name contains this; or any arguments of `cargo nextest run`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    filter: Vec<String>,
+}
+
+/// Real parts for the tests, which learn of them by environment variables. The engine ends with this.
+struct Parts {
+    engine: Option<Engine>,
+    python: Option<PathBuf>,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    // The folder of a test's own package has only that package's programs.
+    command::step("build", || {
+        let mut build = workspace::cargo();
+        build.args(["build", "--workspace", "--bins"]);
+        command::run(build)
+    })?;
+    let parts = command::step("parts", Parts::provide)?;
+
+    let mut tests = workspace::cargo();
+    if ci::has("nextest") {
+        tests.args(["nextest", "run", "--workspace"]).args(&options.filter);
+    } else {
+        eprintln!("cargo-nextest is missing (cargo install cargo-nextest --locked); using cargo test");
+        tests.args(["test", "--workspace", "--all-targets"]);
+        tests.args((!options.filter.is_empty()).then_some("--")).args(&options.filter);
+    }
+    if let Some(engine) = &parts.engine {
+        tests.env("EDGEKEEP_TEST_ENGINE", format!("unix://{}", engine.socket().display()));
+    }
+    if let Some(python) = &parts.python {
+        tests.env("EDGEKEEP_TEST_PYTHON", python);
+    }
+    // Its closing line is the last one, so nothing is said after it.
+    command::run(tests)
+}
+
+impl Parts {
+    fn provide() -> anyhow::Result<Self> {
+        let missing = parts::provide(&[parts::CURL, parts::OPENSSL])?;
+        anyhow::ensure!(missing.is_empty(), parts::remedy(&missing));
+        let engine = or_skip("tests with a container engine", Engine::answering_or_private())?;
+        if let Some(engine) = &engine {
+            eprintln!("container engine: {}", engine.describe());
+        }
+        let python = or_skip("tests with the Python SDK", parts::python())?;
+        Ok(Self { engine, python })
+    }
+}
+
+/// In CI a missing part is a failure; elsewhere the tests that need it are skipped, and this says so.
+fn or_skip<T>(what: &str, part: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+    match part {
+        Ok(part) => Ok(Some(part)),
+        Err(error) if error.is::<crate::interrupt::Interrupted>() => Err(error),
+        Err(error) if workspace::in_ci() => Err(error.context(format!("{what} cannot run, and in CI they must"))),
+        Err(error) => {
+            eprintln!("skipping {what}: {error:#}");
+            Ok(None)
+        }
+    }
+}
