@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use edgekeep_api::management::Refusal;
 use edgekeep_core::attestation::{
-    Asked, DenyReason, Door, Evidence, Registration, RunningFacts, Workload, needs_measurement, verdict,
+    Asked, DenyReason, Door, Evidence, ProcessInstance, Registration, RunningFacts, Workload, needs_measurement,
+    verdict,
 };
 use edgekeep_daemon::audit::{Audit, Entry};
 use edgekeep_daemon::peer::Caller;
@@ -60,9 +61,16 @@ impl Attestor {
     }
 
     /// Looks at a caller right after it connected, so that what it executes later cannot pass for what connected.
-    pub fn connected(&self, caller: &Caller) {
+    ///
+    /// `facts` are those of the module that the socket is for, if it is for one: its first process ends the search for
+    /// ancestors early.
+    pub fn connected(&self, caller: &Caller, facts: &RunningFacts) {
+        let init = match facts {
+            RunningFacts::Running(running) => Some(&running.init),
+            RunningFacts::Unknown | RunningFacts::Stopped => None,
+        };
         // A failure is kept as well, and is the answer to every request of this caller.
-        let _ = self.known(caller);
+        let _ = caller.attached(|| self.learn(caller, init));
     }
 
     /// Judges the caller.
@@ -137,7 +145,7 @@ impl Attestor {
     }
 
     fn known<'a>(&self, caller: &'a Caller) -> Result<&'a Known, DenyReason> {
-        let learned = caller.attached(|| self.learn(caller));
+        let learned = caller.attached(|| self.learn(caller, None));
         match learned {
             Some(Ok(known)) => Ok(known),
             Some(Err(reason)) => Err(*reason),
@@ -145,11 +153,11 @@ impl Attestor {
         }
     }
 
-    fn learn(&self, caller: &Caller) -> Result<Known, DenyReason> {
+    fn learn(&self, caller: &Caller, init: Option<&ProcessInstance>) -> Result<Known, DenyReason> {
         let pid = caller.pid().ok_or(DenyReason::PidNotVisible)?;
         let (pidfd, handle) = caller.pidfd().ok_or(DenyReason::CallerGone)?;
         let process = ProcDir::open(pid, pidfd).map_err(|error| reason(&error))?;
-        let evidence = self.collector.identify(handle, &process, None).map_err(|error| reason(&error))?;
+        let evidence = self.collector.identify(handle, &process, init).map_err(|error| reason(&error))?;
         Ok(Known { process, evidence: RwLock::new(evidence) })
     }
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use edgekeep_core::layout::{ROOT_VARIABLE, Root};
 use edgekeep_moduled::agent::Ended;
+use edgekeep_moduled::run::AtEnd;
 use edgekeep_runtime::process::launcher;
 
 fn main() -> ExitCode {
@@ -11,6 +12,16 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == launcher::ARGUMENT) {
         return u8::try_from(launcher::main()).map_or(ExitCode::FAILURE, ExitCode::from);
     }
+    let at_end = match std::env::args().nth(1).as_deref() {
+        None => AtEnd::KeepModules,
+        Some("--stop-modules") => AtEnd::StopModules,
+        Some(_) => {
+            eprintln!(
+                "usage: edgekeep-moduled [--stop-modules]\n\n  --stop-modules  stop all modules when the daemon ends"
+            );
+            return ExitCode::from(2);
+        }
+    };
     edgekeep_daemon::logging::init();
     // Before any thread starts: all threads and every host module inherit it.
     if let Err(error) = launcher::forbid_new_privileges() {
@@ -26,7 +37,7 @@ fn main() -> ExitCode {
         }
     };
     let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
-    let ended = runtime.block_on(edgekeep_moduled::run::run(root));
+    let ended = runtime.block_on(edgekeep_moduled::run::run(root, at_end));
     // A blocking task must not hold the end up.
     runtime.shutdown_background();
     match ended {

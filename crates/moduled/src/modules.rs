@@ -260,6 +260,26 @@ pub async fn remove(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Htt
     Ok(())
 }
 
+/// Stops all modules, the agent first, so that nobody starts the others again. Failures are logged.
+pub async fn stop_all(service: &Arc<Moduled>) {
+    let agent = crate::service::edge_agent();
+    if service.registrations.of(&agent).is_some()
+        && let Err(error) = stop(service, &agent).await
+    {
+        tracing::warn!(%error, "agent not stopped");
+    }
+    let mut stopping = tokio::task::JoinSet::new();
+    for module in service.registrations.modules() {
+        let service = Arc::clone(service);
+        stopping.spawn(async move {
+            if let Err(error) = stop(&service, &module).await {
+                tracing::warn!(%module, %error, "module not stopped");
+            }
+        });
+    }
+    stopping.join_all().await;
+}
+
 async fn create_locked(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
     let module = &spec.module;
     service.sockets.open(service, module).await.map_err(|error| HttpError::hidden(&error))?;

@@ -22,7 +22,7 @@ use crate::agent::{self, Ended};
 use crate::attest::Attestor;
 use crate::edge_ca;
 use crate::management;
-use crate::modules::{Containers, Modules};
+use crate::modules::{self, Containers, Modules};
 use crate::registrations::Registrations;
 use crate::service::Moduled;
 use crate::sockets::{management_limits, workload_limits};
@@ -35,11 +35,20 @@ const EDGE_CA_RETRY: Duration = Duration::from_secs(1);
 /// Longest pause between two tries.
 const EDGE_CA_RETRY_LIMIT: Duration = Duration::from_secs(60);
 
+/// What happens to the modules when the daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtEnd {
+    /// They go on: a restart or upgrade of the daemon is none of theirs.
+    KeepModules,
+    /// They are stopped, the agent first: the whole device ends.
+    StopModules,
+}
+
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
 /// If it cannot start: its settings, state or sockets are not usable.
-pub async fn run(root: Root) -> anyhow::Result<Ended> {
+pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
     let path = root.settings_file(Daemon::Moduled);
     let settings: ModuledSettings = settings::load(&path)?
         .with_context(|| format!("{} is missing; run `edgekeep config apply` first", path.display()))?;
@@ -68,10 +77,10 @@ pub async fn run(root: Root) -> anyhow::Result<Ended> {
     let registrations = Registrations::load(&folder)?;
     let service = Moduled::new(root, settings, attestor, registrations, modules);
     let stop = lifecycle::stop_on_signal()?;
-    serve_all(service, stop).await
+    serve_all(service, stop, at_end).await
 }
 
-async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
+async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: AtEnd) -> anyhow::Result<Ended> {
     let management = listen::activated_or_bound("aziot-edged.mgmt.socket", &service.root.management_socket(), 0o660)?;
     let legacy =
         listen::activated_or_bound("aziot-edged.workload.socket", &service.root.legacy_workload_socket(), 0o666)?;
@@ -101,7 +110,9 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>) -> anyhow
     if ended == Ended::GaveUp {
         tracing::error!("edgeAgent could not be kept running; giving up, as configured");
     }
-    // Modules go on running: a restart or upgrade of this daemon is none of theirs.
+    if at_end == AtEnd::StopModules {
+        modules::stop_all(&service).await;
+    }
     service.sockets.close_all().await;
     edge_ca.abort();
     for server in servers {

@@ -6,7 +6,7 @@ use edgekeep_api::certd::CertificatesClient;
 use edgekeep_api::identityd::IdentityClient;
 use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::management::SystemInfo;
-use edgekeep_core::attestation::{Asked, DenyReason, Door};
+use edgekeep_core::attestation::{Asked, DenyReason, Door, RunningFacts};
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
@@ -54,6 +54,8 @@ pub struct Moduled {
     pub system_info: SystemInfo,
     /// The Edge CA certificate's end, or what keeps it from being there.
     pub edge_ca: watch::Sender<Result<Option<OffsetDateTime>, String>>,
+    /// The agent's id.
+    agent: ModuleId,
     /// What the watchdog of the agent has to say; empty when all is well.
     pub agent_problem: watch::Sender<String>,
 }
@@ -83,6 +85,7 @@ impl Moduled {
             system_info: systeminfo::read(&settings.additional_info),
             edge_ca: watch::Sender::new(Ok(None)),
             agent_problem: watch::Sender::new(String::new()),
+            agent: edge_agent(),
             settings,
             root,
         })
@@ -92,6 +95,18 @@ impl Moduled {
     #[must_use]
     pub fn state_folder(&self) -> std::path::PathBuf {
         self.root.state_folder(Daemon::Moduled)
+    }
+
+    /// Looks at a caller that just connected.
+    pub fn connected(&self, door: &Door, caller: &Caller) {
+        let owner = match door {
+            Door::ModuleSocket(module) => Some(module),
+            Door::ManagementSocket => Some(&self.agent),
+            Door::LegacySocket => None,
+        };
+        let facts = owner
+            .map_or(RunningFacts::Stopped, |module| self.modules.facts(module, self.registrations.of(module).as_ref()));
+        self.attestor.connected(caller, &facts);
     }
 
     /// Lets a caller act as `module`, or refuses it with 403 and an entry in the audit trail.
@@ -133,8 +148,7 @@ impl Moduled {
     /// # Errors
     /// 403 without detail.
     pub async fn admit_agent(&self, request: &Request) -> Result<(), HttpError> {
-        let agent = edge_agent();
-        self.admit(request, &Door::ManagementSocket, &agent, None).await
+        self.admit(request, &Door::ManagementSocket, &self.agent, None).await
     }
 
     /// Writes down that another process than the one that connected sent bytes.

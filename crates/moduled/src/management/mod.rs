@@ -10,6 +10,7 @@ mod modules;
 use std::sync::Arc;
 
 use edgekeep_api::management::API_VERSIONS;
+use edgekeep_core::attestation::Door;
 use edgekeep_daemon::server::Router;
 use http::Method;
 
@@ -20,7 +21,7 @@ use crate::service::Moduled;
 pub fn router(service: Arc<Moduled>) -> Router<Moduled> {
     const FIRST: &str = API_VERSIONS[0];
     Router::new(service, API_VERSIONS)
-        .on_connected(|service, caller| service.attestor.connected(caller))
+        .on_connected(|service, caller| service.connected(&Door::ManagementSocket, caller))
         .on_sender_changed(Moduled::refuse_sender)
         .route(Method::GET, "/modules", FIRST, modules::list)
         .route(Method::GET, "/modules/", FIRST, modules::list)

@@ -36,7 +36,7 @@ impl WorkloadDoor {
 pub fn router(service: Arc<Moduled>, door: Door) -> Router<WorkloadDoor> {
     const FIRST: &str = API_VERSIONS[0];
     Router::new(Arc::new(WorkloadDoor { service, door }), API_VERSIONS)
-        .on_connected(|state, caller| state.service.attestor.connected(caller))
+        .on_connected(|state, caller| state.service.connected(&state.door, caller))
         .on_sender_changed(|state, caller, what| state.service.refuse_sender(caller, what))
         .route(Method::POST, "/modules/{m}/genid/{g}/sign", FIRST, secrets::sign)
         .route(Method::POST, "/modules/{m}/genid/{g}/encrypt", FIRST, secrets::encrypt)
