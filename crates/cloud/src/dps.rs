@@ -152,11 +152,7 @@ impl<S: Signer> Dps<S> {
 }
 
 /// Makes sense of an answer to the question about `asked` (`None`: to the registration itself).
-fn progress(
-    found: Operation,
-    asked: Option<&str>,
-    retry_after: Option<Duration>,
-) -> Result<Progress, &'static str> {
+fn progress(found: Operation, asked: Option<&str>, retry_after: Option<Duration>) -> Result<Progress, &'static str> {
     match (found.status.as_deref(), found.registration_state) {
         (Some("assigned"), Some(state)) => {
             let hub = state.assigned_hub.ok_or("an assignment without a hub")?;

@@ -43,7 +43,10 @@ impl ModuleKeys {
     /// The keys with these bytes.
     #[must_use]
     pub fn new(primary: &[u8], secondary: &[u8]) -> Self {
-        Self { primary: Zeroizing::new(STANDARD.encode(primary)), secondary: Zeroizing::new(STANDARD.encode(secondary)) }
+        Self {
+            primary: Zeroizing::new(STANDARD.encode(primary)),
+            secondary: Zeroizing::new(STANDARD.encode(secondary)),
+        }
     }
 }
 
@@ -111,7 +114,8 @@ impl<S: Signer> Hub<S> {
     ) -> Result<Self, AuthorityError> {
         let to = parent.unwrap_or(&identity.hub).parse()?;
         let _: Authority = identity.hub.parse()?;
-        let audience = Audience { resource: format!("{}/devices/{}", identity.hub, identity.device_id), key_name: None };
+        let audience =
+            Audience { resource: format!("{}/devices/{}", identity.hub, identity.device_id), key_name: None };
         Ok(Self { transport, to, name: identity.hub.clone(), device_id: identity.device_id.clone(), audience, signer })
     }
 
@@ -127,7 +131,10 @@ impl<S: Signer> Hub<S> {
         let count = found.len();
         let records: Vec<_> = found.into_iter().filter_map(|module| record(module, None).ok()).collect();
         if records.len() < count {
-            tracing::warn!(skipped = count - records.len(), "the hub lists modules whose ids or generations are not usable");
+            tracing::warn!(
+                skipped = count - records.len(),
+                "the hub lists modules whose ids or generations are not usable"
+            );
         }
         Ok(records)
     }
@@ -276,9 +283,9 @@ fn record(module: WireModule, etag: Option<String>) -> Result<ModuleRecord, &'st
         Some(ModuleKeys { primary: primary?, secondary: secondary? })
     });
     // A tag goes into a header of ours: nothing but plain characters.
-    let etag = etag.or(module.etag).filter(|tag| {
-        !tag.is_empty() && tag.len() <= 128 && tag.bytes().all(|c| c.is_ascii_graphic() && c != b'"')
-    });
+    let etag = etag
+        .or(module.etag)
+        .filter(|tag| !tag.is_empty() && tag.len() <= 128 && tag.bytes().all(|c| c.is_ascii_graphic() && c != b'"'));
     Ok(ModuleRecord {
         module_id: module.module_id.parse().map_err(|_| "a module id that is none")?,
         generation_id: module

@@ -7,8 +7,19 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode
 use crate::error::SignerError;
 
 /// What the path of a URL cannot hold as it is, and what would change its meaning.
-const AUDIENCE: &AsciiSet =
-    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>').add(b'?').add(b'`').add(b'{').add(b'}').add(b'=').add(b'%').add(b'+');
+const AUDIENCE: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}')
+    .add(b'=')
+    .add(b'%')
+    .add(b'+');
 /// One segment of a path: as above, and no separator. `$` stays: system modules have it and every server takes it.
 const SEGMENT: &AsciiSet = &AUDIENCE.add(b'/').add(b'&').add(b'\\').add(b'^').add(b'|');
 const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -53,7 +64,10 @@ impl Audience {
         let signature = signer.sign(format!("{resource}\n{expiry}").into_bytes()).await?;
         let signature = STANDARD.encode(signature);
         let name = self.key_name.map(|name| format!("&skn={name}")).unwrap_or_default();
-        Ok(format!("SharedAccessSignature sr={resource}&sig={}&se={expiry}{name}", utf8_percent_encode(&signature, FORM)))
+        Ok(format!(
+            "SharedAccessSignature sr={resource}&sig={}&se={expiry}{name}",
+            utf8_percent_encode(&signature, FORM)
+        ))
     }
 }
 

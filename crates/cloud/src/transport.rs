@@ -346,9 +346,7 @@ fn parse_date(value: &str) -> Option<i64> {
 }
 
 fn wall_clock() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn tls_config(trust: &Trust) -> Result<ClientConfig, CloudError> {
@@ -371,7 +369,9 @@ fn tls_config(trust: &Trust) -> Result<ClientConfig, CloudError> {
                 let certificates = CertificateDer::pem_file_iter(path).map_err(|error| bad(error.to_string()))?;
                 let mut any = false;
                 for certificate in certificates {
-                    roots.add(certificate.map_err(|error| bad(error.to_string()))?).map_err(|error| bad(error.to_string()))?;
+                    roots
+                        .add(certificate.map_err(|error| bad(error.to_string()))?)
+                        .map_err(|error| bad(error.to_string()))?;
                     any = true;
                 }
                 if !any {
@@ -399,7 +399,9 @@ mod tests {
         assert_eq!((plain.to_string().as_str(), plain.port), ("plant7.example.net", 443));
         let local: Authority = "localhost:8443".parse().unwrap();
         assert_eq!((local.to_string().as_str(), local.port), ("localhost:8443", 8443));
-        for text in ["", ".", "a..b", "host/path", "user@host", "host:", "host:0", "host:99999", "a b", "-a", "h?x", "[::1]"] {
+        for text in
+            ["", ".", "a..b", "host/path", "user@host", "host:", "host:0", "host:99999", "a b", "-a", "h?x", "[::1]"]
+        {
             assert_eq!(text.parse::<Authority>(), Err(AuthorityError), "{text:?}");
         }
     }

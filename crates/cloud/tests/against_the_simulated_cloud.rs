@@ -89,15 +89,12 @@ fn module(id: &str) -> ModuleId {
 
 /// Keys as a device derives them: another pair for another generation.
 fn keys_for(generation: &GenerationId) -> ModuleKeys {
-    let key = |name: &str| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &KEY), format!("{generation}{name}").as_bytes());
+    let key =
+        |name: &str| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &KEY), format!("{generation}{name}").as_bytes());
     ModuleKeys::new(key("primary").as_ref(), key("secondary").as_ref())
 }
 
-async fn ensure(
-    hub: &Hub<MemorySigner>,
-    id: &str,
-    create: bool,
-) -> Result<ModuleRecord, EnsureError<Infallible>> {
+async fn ensure(hub: &Hub<MemorySigner>, id: &str, create: bool) -> Result<ModuleRecord, EnsureError<Infallible>> {
     hub.ensure(&module(id), create, |generation| ready(Ok(keys_for(&generation)))).await
 }
 

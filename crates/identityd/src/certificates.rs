@@ -40,7 +40,9 @@ pub enum CertificateError {
         id: CertId,
     },
     /// The configured way is one that this version does not have.
-    #[error("certificate \"{id}\" is configured to be issued by EST, which this version does not support; use local_ca or self_signed")]
+    #[error(
+        "certificate \"{id}\" is configured to be issued by EST, which this version does not support; use local_ca or self_signed"
+    )]
     Est {
         /// Which certificate.
         id: CertId,

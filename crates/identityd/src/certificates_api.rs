@@ -103,7 +103,8 @@ mod tests {
     async fn a_caller_without_a_grant_for_the_id_may_read_and_not_write() {
         let folder = tempfile::tempdir().unwrap();
         let settings: IdentitydSettings =
-            serde_json::from_value(serde_json::json!({"hostname": "press", "provisioning": {"source": "none"}})).unwrap();
+            serde_json::from_value(serde_json::json!({"hostname": "press", "provisioning": {"source": "none"}}))
+                .unwrap();
         assert_eq!(settings.provisioning, Provisioning::None);
         let keys = KeysClient::new(folder.path().join("keyd.sock"));
         let certificates = Arc::new(Certificates::open(folder.path().join("certs"), &settings, keys).unwrap());

@@ -128,6 +128,7 @@ impl Provisioner {
             Ok(dps) => dps,
             Err(error) => return failed(format!("the provisioning endpoint is not usable: {error}")),
         };
+        self.keys.wait_for_keyd().await;
         let answer = match operation {
             None => dps.register().await,
             Some(operation) => dps.poll(operation).await,

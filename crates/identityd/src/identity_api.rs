@@ -121,7 +121,12 @@ impl IdentityApi {
         })
     }
 
-    fn answer(&self, of: &DeviceIdentity, module: Option<(&ModuleId, &GenerationId)>, key: Option<KeyHandle>) -> Identity {
+    fn answer(
+        &self,
+        of: &DeviceIdentity,
+        module: Option<(&ModuleId, &GenerationId)>,
+        key: Option<KeyHandle>,
+    ) -> Identity {
         let gateway = self.settings.parent_hostname.as_ref().unwrap_or(&of.hub);
         Identity::Aziot(AziotIdentity {
             hub_name: of.hub.clone(),
@@ -129,11 +134,7 @@ impl IdentityApi {
             device_id: of.device_id.to_string(),
             module_id: module.map(|(id, _)| id.to_string()),
             gen_id: module.map(|(_, generation)| generation.to_string()),
-            auth: key.map(|key| Authentication {
-                kind: AuthenticationKind::Sas,
-                key_handle: Some(key),
-                cert_id: None,
-            }),
+            auth: key.map(|key| Authentication { kind: AuthenticationKind::Sas, key_handle: Some(key), cert_id: None }),
         })
     }
 
@@ -157,13 +158,14 @@ impl IdentityApi {
     async fn known_module(&self, module: &ModuleId) -> Result<Response, HttpError> {
         let identity = self.identity()?;
         let mut known = self.modules.get(&identity, module);
-        if known.is_none() && !self.refresh.is_offline() {
+        let is_fresh = self.refresh.is_fresh() && self.modules.is_complete(&identity);
+        if known.is_none() && !is_fresh && !self.refresh.is_offline() {
             self.refresh.wait_for_round(PATIENCE).await;
             known = self.modules.get(&identity, module);
         }
         match known {
             Some(known) => self.module_answer(&identity, module, &known.generation).await,
-            None if self.modules.is_complete() => {
+            None if self.modules.is_complete(&identity) => {
                 Err(HttpError::not_found(format!("module \"{module}\" has no identity at the hub")))
             }
             None => Err(HttpError::not_found(format!(
@@ -273,7 +275,7 @@ async fn list_modules(api: Arc<IdentityApi>, request: Request) -> Result<Respons
     api.daemon_only(&request)?;
     Kind::aziot(request.query("type"))?;
     let identity = api.identity()?;
-    if !api.modules.is_complete() && !api.refresh.is_offline() {
+    if !api.modules.is_complete(&identity) && !api.refresh.is_offline() {
         api.refresh.wait_for_round(PATIENCE).await;
     }
     let identities = api

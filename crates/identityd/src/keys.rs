@@ -19,6 +19,9 @@ const HANDLE_AGE: Duration = Duration::from_secs(600);
 /// Most handles remembered: several times the modules of a device.
 const HANDLES: usize = 256;
 
+/// How long background work waits for a keyd that is being started at the same time, and how often it looks.
+const KEYD_START: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
+
 /// Why a key could not be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -56,6 +59,19 @@ pub(crate) struct DeviceKeys {
 impl DeviceKeys {
     pub(crate) fn new(keyd: KeysClient, device: Option<KeyId>) -> Self {
         Self { keyd, device, handles: Mutex::new(HashMap::new()) }
+    }
+
+    /// Waits until somebody listens at keyd's socket, for a while. For work in the background only: daemons that are
+    /// started together need no failed attempt and no pause after it.
+    pub(crate) async fn wait_for_keyd(&self) {
+        let (patience, interval) = KEYD_START;
+        let start = Instant::now();
+        while let Err(KeysError::Keyd { source: ClientError::Connect { .. }, .. }) = self.device().await {
+            if start.elapsed() > patience {
+                return;
+            }
+            tokio::time::sleep(interval).await;
+        }
     }
 
     /// A handle to the device's key.

@@ -136,19 +136,16 @@ impl Identityd {
         };
         let timeout = Duration::from_secs(settings.cloud.timeout_sec.max(1));
         let retries = settings.cloud.retries;
-        let background_calls =
-            Arc::new(Transport::new(edgekeep_cloud::Limits { timeout, retries }, trust.clone()));
-        let interactive_calls = Arc::new(Transport::new(
-            edgekeep_cloud::Limits { timeout: timeout.min(INTERACTIVE), retries },
-            trust,
-        ));
+        let background_calls = Arc::new(Transport::new(edgekeep_cloud::Limits { timeout, retries }, trust.clone()));
+        let interactive_calls =
+            Arc::new(Transport::new(edgekeep_cloud::Limits { timeout: timeout.min(INTERACTIVE), retries }, trust));
 
         let file = StateFile::new(folder.join("device.json"), "device", 1);
         let stored = stored_identity(&file)?;
         let modules = Arc::new(Modules::open(StateFile::new(folder.join("modules.json"), "modules", 1)));
         let (device, wishes) = Device::new();
         let device = Arc::new(device);
-        let refresh = Arc::new(Refresh::new());
+        let refresh = Arc::new(Refresh::new(&refresh_limits));
         let registry = |transport| Registry {
             transport,
             keys: Arc::clone(&keys),
@@ -231,7 +228,6 @@ impl Identityd {
 }
 
 /// The configured source, in the form that is compared with the stored one; the device's key; what to register.
-#[expect(clippy::type_complexity, reason = "three parts of one decision, used once")]
 fn source(
     settings: &IdentitydSettings,
 ) -> Result<(Source, Option<edgekeep_core::id::KeyId>, Option<Registration>), StartError> {

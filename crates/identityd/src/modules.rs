@@ -103,9 +103,10 @@ impl Modules {
         known.modules.iter().filter(|_| is_asked_for).map(|(id, module)| (id.clone(), module.clone())).collect()
     }
 
-    /// Whether the hub's whole list has been seen since the device got its identity or since the start.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.known().is_complete
+    /// Whether the hub's whole list for `device` has been seen since the start.
+    pub(crate) fn is_complete(&self, device: &DeviceIdentity) -> bool {
+        let known = self.known();
+        known.is_complete && known.device.as_ref() == Some(device)
     }
 
     /// Modules that were created for this device's own principals.
@@ -243,7 +244,7 @@ mod tests {
         let modules = open(folder.path());
         modules.belong_to(&device("a"));
         assert_eq!(generation(&modules, "m").as_deref(), Some("1"));
-        assert!(!modules.is_complete(), "the hub has not been heard yet");
+        assert!(!modules.is_complete(&device("a")), "the hub has not been heard yet");
     }
 
     #[tokio::test]

@@ -18,6 +18,8 @@ use crate::modules::Modules;
 
 /// How long a failure to reach the hub is taken as a sign that the next call would fail, too.
 const OFFLINE_MEMORY: Duration = Duration::from_secs(60);
+/// Longest time for which the hub is left alone because it asked for that.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Most repairs that wait.
 const REPAIRS: usize = 100;
 
@@ -26,7 +28,7 @@ const REPAIRS: usize = 100;
 pub struct RefreshLimits {
     /// Between rounds when all is well; up to a half of it is taken off at random.
     pub period: Duration,
-    /// Least time between two rounds, whoever wishes for one.
+    /// Least time between two rounds, whoever wishes for one. A list that is younger counts as the truth.
     pub least_gap: Duration,
     /// Pause after the first failed round; it doubles with each further one.
     pub first_pause: Duration,
@@ -38,7 +40,7 @@ impl Default for RefreshLimits {
     fn default() -> Self {
         Self {
             period: Duration::from_secs(3600),
-            least_gap: Duration::from_secs(5),
+            least_gap: Duration::from_secs(30),
             first_pause: Duration::from_secs(5),
             longest_pause: Duration::from_secs(600),
         }
@@ -127,7 +129,7 @@ impl Registry {
     /// Draws the conclusions from an error, whoever met it.
     fn note(&self, error: &CloudError) {
         if error.is_network_down() {
-            self.refresh.note_offline();
+            self.refresh.note_offline(error.retry_after());
         } else {
             self.refresh.note_reached();
         }
@@ -149,17 +151,21 @@ impl Registry {
 pub(crate) struct Refresh {
     wake: Notify,
     rounds: watch::Sender<u64>,
-    offline_since: Mutex<Option<Instant>>,
+    offline_until: Mutex<Option<Instant>>,
+    last_success: Mutex<Option<Instant>>,
+    least_gap: Duration,
     /// Modules whose keys are to be checked at the hub when it can be reached, and whether to create them.
     repairs: Mutex<BTreeSet<ModuleId>>,
 }
 
 impl Refresh {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(limits: &RefreshLimits) -> Self {
         Self {
             wake: Notify::new(),
             rounds: watch::Sender::new(0),
-            offline_since: Mutex::new(None),
+            offline_until: Mutex::new(None),
+            last_success: Mutex::new(None),
+            least_gap: limits.least_gap,
             repairs: Mutex::new(BTreeSet::new()),
         }
     }
@@ -182,17 +188,23 @@ impl Refresh {
         self.wake.notify_one();
     }
 
-    /// Whether the hub could not be reached a moment ago.
+    /// Whether the hub could not be reached a moment ago, or asked to be left alone until later than now.
     pub(crate) fn is_offline(&self) -> bool {
-        lock(&self.offline_since).is_some_and(|since| since.elapsed() < OFFLINE_MEMORY)
+        lock(&self.offline_until).is_some_and(|until| Instant::now() < until)
     }
 
-    fn note_offline(&self) {
-        *lock(&self.offline_since) = Some(Instant::now());
+    /// Whether the hub's list was taken over so shortly ago that it is not worth asking again.
+    pub(crate) fn is_fresh(&self) -> bool {
+        lock(&self.last_success).is_some_and(|last| last.elapsed() < self.least_gap)
+    }
+
+    fn note_offline(&self, retry_after: Option<Duration>) {
+        let pause = retry_after.unwrap_or_default().clamp(OFFLINE_MEMORY, LONGEST_RETRY_AFTER);
+        *lock(&self.offline_until) = Some(Instant::now() + pause);
     }
 
     fn note_reached(&self) {
-        *lock(&self.offline_since) = None;
+        *lock(&self.offline_until) = None;
     }
 }
 
@@ -224,13 +236,13 @@ impl Refresher {
             };
             self.registry.modules.belong_to(&identity);
             let outcome = self.round(&identity).await;
-            refresh.rounds.send_modify(|round| *round += 1);
             let (pause, least) = match &outcome {
                 Ok(()) => {
                     if failures > 0 {
                         tracing::info!(hub = %identity.hub, "the hub answers again");
                     }
                     failures = 0;
+                    *lock(&refresh.last_success) = Some(Instant::now());
                     (pause_after(0, self.limits.period, self.limits.period, random()), self.limits.least_gap)
                 }
                 Err(error) => {
@@ -239,13 +251,13 @@ impl Refresher {
                     } else {
                         tracing::debug!(error = %error.chain(), failures, "the modules cannot be refreshed");
                     }
-                    let pause =
-                        pause_after(failures, self.limits.first_pause, self.limits.longest_pause, random());
+                    let pause = pause_after(failures, self.limits.first_pause, self.limits.longest_pause, random());
                     failures += 1;
-                    let asked = error.retry_after().unwrap_or_default().min(self.limits.period);
-                    (pause.max(asked), self.limits.least_gap.max(asked))
+                    let asked = error.retry_after().unwrap_or_default().min(LONGEST_RETRY_AFTER);
+                    (pause.max(asked), self.limits.first_pause.max(asked))
                 }
             };
+            refresh.rounds.send_modify(|round| *round += 1);
             let ended = Instant::now();
             tokio::select! {
                 changed = served.changed() => if changed.is_err() { return },
@@ -262,6 +274,7 @@ impl Refresher {
     }
 
     async fn round(&self, identity: &DeviceIdentity) -> Result<(), CloudError> {
+        self.registry.keys.wait_for_keyd().await;
         self.registry.list(identity).await?;
         self.reconcile_principals(identity).await?;
         let repairs = std::mem::take(&mut *lock(&self.registry.refresh.repairs));

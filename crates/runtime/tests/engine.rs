@@ -206,7 +206,7 @@ async fn a_modules_whole_life_is_seen_by_its_facts_and_its_processes_are_let_in(
     assert_eq!((status.state, status.image.as_str()), (ModuleState::Running, fixture.image.as_str()));
     assert!(fixture.engine.stats(&id).await.expect("engine answers")["memory_stats"].is_object());
     let inspect = fixture.engine.inspect(&id).await.expect("engine answers");
-    assert_eq!(inspect["Config"]["Image"], created.image.to_string(), "pinned by id");
+    assert!(inspect["Image"].as_str().is_some_and(|image| image.ends_with(&created.image.hex())));
 
     fixture.engine.stop(&id, Some(Duration::ZERO)).await.expect("stopped");
     fixture.engine.stop(&id, Some(Duration::ZERO)).await.expect("stopped already");
@@ -343,7 +343,8 @@ async fn what_the_engine_refuses_is_told_with_its_status_and_words() {
     let options = serde_json::Map::from_iter([("Cmd".to_owned(), json!(["/bin/sleep"]))]);
     let spec = ContainerSpec { image: &fixture.image, options, ..ContainerSpec::default() };
     let error = fixture.engine.create(&id, &spec).await.expect_err("name is taken");
-    assert_eq!(error.status(), Some(409), "{error}");
+    // Podman has no status of its own for this.
+    assert!(matches!(error.status(), Some(409 | 500)) && error.to_string().contains("already in use"), "{error}");
     // Nothing listens there: the engine says so in its answer or at the end of its stream.
     let error = fixture.engine.pull("localhost:1/none:1", None).await.expect_err("no registry");
     assert!(matches!(error, EngineError::Answer { status: 500.., .. }), "{error}");

@@ -145,7 +145,7 @@ impl PublicKey {
     fn read(info: &SubjectPublicKeyInfo<'_>) -> Result<Self, &'static str> {
         let curve = || info.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
         let kind = match info.algorithm.algorithm.as_bytes() {
-            EC_PUBLIC_KEY => match curve().as_ref().map(|oid| oid.as_bytes()) {
+            EC_PUBLIC_KEY => match curve().as_ref().map(x509_parser::asn1_rs::Oid::as_bytes) {
                 Some(P256) => KeyKind::P256,
                 Some(P384) => KeyKind::P384,
                 _ => return Err("its key is on a curve other than P-256 and P-384"),
@@ -180,9 +180,7 @@ impl PublicKey {
     /// The AlgorithmIdentifier of signatures that we have made with this kind of key, and the identifier inside it.
     fn signature_algorithm(&self) -> (Vec<u8>, &'static [u8]) {
         match self.kind {
-            KeyKind::P256 | KeyKind::P384 => {
-                (group(tag::SEQUENCE, &[&element(tag::OID, ECDSA_SHA256)]), ECDSA_SHA256)
-            }
+            KeyKind::P256 | KeyKind::P384 => (group(tag::SEQUENCE, &[&element(tag::OID, ECDSA_SHA256)]), ECDSA_SHA256),
             KeyKind::Rsa => {
                 (group(tag::SEQUENCE, &[&element(tag::OID, RSA_SHA256), &element(tag::NULL, &[])]), RSA_SHA256)
             }
@@ -316,9 +314,8 @@ pub(super) fn prepare(
         not_before = not_before.max(issuer.not_before);
         not_after = not_after.min(issuer.not_after);
     }
-    let subject = issuance
-        .and_then(|issuance| issuance.common_name.as_deref())
-        .map_or_else(|| request.subject.clone(), name);
+    let subject =
+        issuance.and_then(|issuance| issuance.common_name.as_deref()).map_or_else(|| request.subject.clone(), name);
     let signer = issuer.map_or_else(|| request.key.clone(), |issuer| issuer.key.clone());
     let (algorithm, _) = signer.signature_algorithm();
 
@@ -381,7 +378,9 @@ mod tests {
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA256, RsaKeyPair};
     use edgekeep_core::settings::IssuanceMethod;
-    use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
+    };
     use time::macros::datetime;
 
     use super::*;
@@ -561,11 +560,8 @@ mod tests {
     #[test]
     fn the_configured_name_and_days_count_and_a_self_signed_certificate_is_its_own_issuer() {
         let own = key();
-        let issuance = Issuance {
-            method: IssuanceMethod::SelfSigned,
-            common_name: Some("c".repeat(70)),
-            expiry_days: Some(90),
-        };
+        let issuance =
+            Issuance { method: IssuanceMethod::SelfSigned, common_name: Some("c".repeat(70)), expiry_days: Some(90) };
         let request = request(&params("ignored"), &own).unwrap();
         let unsigned = prepare(&request, None, &circumstances(Some(&issuance), true)).unwrap();
         let signature = sign(&unsigned, &own);
@@ -582,8 +578,7 @@ mod tests {
         use rcgen::PublicKeyData as _;
         for server in [false, true] {
             let own = key();
-            let request =
-                Request::for_local_identity("m.host.domain", &own.subject_public_key_info(), server).unwrap();
+            let request = Request::for_local_identity("m.host.domain", &own.subject_public_key_info(), server).unwrap();
             let unsigned = prepare(&request, None, &circumstances(None, false)).unwrap();
             let signature = sign(&unsigned, &own);
             let der = unsigned.finish(&signature).unwrap();

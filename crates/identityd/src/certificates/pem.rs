@@ -38,7 +38,7 @@ pub(super) fn certificates(text: &str) -> Result<Vec<Vec<u8>>, IssueError> {
             return Err(bad("a block that is no certificate"));
         }
         match x509_parser::parse_x509_certificate(&block.contents) {
-            Ok((rest, _)) if rest.is_empty() => found.push(block.contents),
+            Ok(([], _)) => found.push(block.contents),
             _ => return Err(bad("a certificate that cannot be read")),
         }
         if found.len() > CERTIFICATES {

@@ -117,13 +117,11 @@ impl CertStore {
     }
 
     fn path(&self, id: &CertId) -> PathBuf {
-        let readable: String =
-            id.as_str().chars().filter(char::is_ascii_alphanumeric).take(READABLE_PART).collect();
+        let readable: String = id.as_str().chars().filter(char::is_ascii_alphanumeric).take(READABLE_PART).collect();
         let digest = store::sha256(id.as_str().as_bytes());
         self.folder.join(format!("{readable}-{}.cer", digest.hex()))
     }
 }
-
 
 fn read_bounded(path: &Path) -> io::Result<String> {
     let mut text = String::new();

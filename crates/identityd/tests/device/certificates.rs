@@ -145,7 +145,8 @@ async fn what_cannot_be_issued_is_refused_with_the_reason() {
             "asks for a CA's rights",
         ),
     ] {
-        let answer = device.ask_certificates(Method::POST, "/certificates?api-version=2020-09-01", Some(body.clone())).await;
+        let answer =
+            device.ask_certificates(Method::POST, "/certificates?api-version=2020-09-01", Some(body.clone())).await;
         let (status, message) = answer.unwrap_err();
         assert_eq!(status, expected, "{body}: {message}");
         assert!(message.contains(reason), "{body}: {message}");

@@ -112,10 +112,10 @@ impl Device {
             name: "edge".to_owned(),
             kinds: Vec::new(),
         });
-        device.settings.cert_principals.push(edgekeep_core::settings::CertPrincipal {
-            uid: uid(),
-            certs: vec!["*".to_owned()],
-        });
+        device
+            .settings
+            .cert_principals
+            .push(edgekeep_core::settings::CertPrincipal { uid: uid(), certs: vec!["*".to_owned()] });
         device.start_keyd().await;
         device
     }
@@ -208,7 +208,12 @@ impl Device {
     }
 
     /// Sends anything to the identity API.
-    pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, (StatusCode, String)> {
+    pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Value, (StatusCode, String)> {
         send(&Client::new(self.root.identityd_socket()), method, path, body).await
     }
 

@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::client::ClientError;
-use edgekeep_core::settings::{
-    IdentityKind, IdentityPrincipal, Issuance, IssuanceMethod, LocalCa, PreloadedCert,
-};
+use edgekeep_core::settings::{IdentityKind, IdentityPrincipal, Issuance, IssuanceMethod, LocalCa, PreloadedCert};
 use edgekeep_sim::{Faults, Keys, RouteFaults, Simulator};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -99,7 +97,28 @@ async fn a_module_that_others_made_at_the_hub_is_found_when_it_is_missed() {
     let other = Device::started(&sim, manual(&sim)).await;
     sim.wait_until(DEADLINE, |state| state.calls.hub_list >= 2).await.unwrap();
     other.identities().create_module("late").await.unwrap();
-    assert!(device.identities().module("late").await.is_ok());
+    // A list that is younger than the least gap counts as the truth; then the hub is asked.
+    let start = Instant::now();
+    while let Err(error) = device.identities().module("late").await {
+        assert!(start.elapsed() < DEADLINE, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn however_often_a_missing_module_is_asked_for_the_hub_is_asked_rarely() {
+    let sim = cloud().await;
+    let device = Device::started(&sim, manual(&sim)).await;
+    device.identities().create_module("m").await.unwrap();
+    let (start, lists) = (Instant::now(), sim.state().calls.hub_list);
+    for _ in 0..200 {
+        let error = device.identities().module("missing").await.unwrap_err();
+        assert_eq!(status(&error), StatusCode::NOT_FOUND);
+        assert!(error.to_string().contains("has no identity at the hub"), "{error}");
+    }
+    // The least gap of these tests is 50 ms.
+    let allowed = u64::try_from(start.elapsed().as_millis() / 50).unwrap() + 2;
+    let asked = sim.state().calls.hub_list - lists;
+    assert!(asked <= allowed.min(100), "{asked} lists, {allowed} allowed");
 }
 
 #[tokio::test]
@@ -177,9 +196,27 @@ async fn requests_that_cannot_be_right_are_refused_with_the_reason() {
         (Method::DELETE, "/identities/modules/m", None, bad, "missing parameter: type"),
         (Method::DELETE, "/identities/modules/a%3Fb?type=aziot", None, bad, "module id has a character"),
         (Method::POST, "/identities/modules", None, bad, "missing request body"),
-        (Method::POST, "/identities/modules", Some(json!({"type": "aziot"})), StatusCode::UNPROCESSABLE_ENTITY, "moduleId"),
-        (Method::POST, "/identities/modules", Some(json!({"type": "x", "moduleId": "m"})), bad, "invalid parameter: type"),
-        (Method::POST, "/identities/modules", Some(json!({"type": "aziot", "moduleId": ""})), bad, "module id is empty"),
+        (
+            Method::POST,
+            "/identities/modules",
+            Some(json!({"type": "aziot"})),
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "moduleId",
+        ),
+        (
+            Method::POST,
+            "/identities/modules",
+            Some(json!({"type": "x", "moduleId": "m"})),
+            bad,
+            "invalid parameter: type",
+        ),
+        (
+            Method::POST,
+            "/identities/modules",
+            Some(json!({"type": "aziot", "moduleId": ""})),
+            bad,
+            "module id is empty",
+        ),
         (Method::POST, "/identities/modules", Some(json!({"type": "local", "moduleId": "m"})), bad, "[localid] domain"),
         (Method::POST, "/identities/device", None, bad, "missing request body"),
         (Method::DELETE, "/identities/device", None, bad, "method not allowed"),
@@ -197,7 +234,8 @@ async fn requests_that_cannot_be_right_are_refused_with_the_reason() {
 async fn a_module_principal_gets_its_own_identity_and_nothing_else() {
     let sim = cloud().await;
     let mut device = Device::new(&sim, manual(&sim)).await;
-    let scanner = |kinds: &[IdentityKind]| IdentityPrincipal { uid: uid(), name: "scanner".to_owned(), kinds: kinds.to_vec() };
+    let scanner =
+        |kinds: &[IdentityKind]| IdentityPrincipal { uid: uid(), name: "scanner".to_owned(), kinds: kinds.to_vec() };
     device.settings.principals = vec![scanner(&[IdentityKind::Module])];
     device.start().await;
     // The identity was made for it, without anybody's asking.
@@ -239,7 +277,11 @@ async fn a_stranger_gets_nothing_but_what_is_open_to_everyone() {
     let kinds = vec![IdentityKind::Local];
     device.settings.principals = vec![IdentityPrincipal { uid: uid(), name: "nobody".to_owned(), kinds }];
     device.start().await;
-    for path in ["/identities/modules?type=aziot&", "/identities/modules/m?type=aziot&", "/identities/modules/nobody?type=aziot&"] {
+    for path in [
+        "/identities/modules?type=aziot&",
+        "/identities/modules/m?type=aziot&",
+        "/identities/modules/nobody?type=aziot&",
+    ] {
         let (status, _) = device.ask(Method::GET, &format!("{path}api-version=2020-09-01"), None).await.unwrap_err();
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
     }
@@ -301,8 +343,7 @@ async fn a_local_identity_is_a_key_and_a_certificate_of_this_device_s_ca() {
     settings.localid_domain = Some("plant7.example".to_owned());
     settings.cert_issuance.insert("updater".parse().unwrap(), issuance(IssuanceMethod::LocalCa));
     settings.cert_issuance.insert("local-ca".parse().unwrap(), issuance(IssuanceMethod::SelfSigned));
-    settings.local_ca =
-        Some(LocalCa { cert: "local-ca".parse().unwrap(), key: "local-ca".parse().unwrap() });
+    settings.local_ca = Some(LocalCa { cert: "local-ca".parse().unwrap(), key: "local-ca".parse().unwrap() });
     settings.preloaded_certs.insert(
         "aziot-edged-trust-bundle".parse().unwrap(),
         PreloadedCert::List(vec!["local-ca".parse().unwrap(), "trust-bundle-user".parse().unwrap()]),

@@ -73,10 +73,8 @@ async fn until_it_is_provisioned_the_device_says_why_not_and_recovers_by_itself(
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(message.contains("not provisioned yet") && message.contains("not on the list"), "{message}");
     assert!(start.elapsed().as_secs() < 1);
-    let (status, _) = device
-        .ask(Method::GET, "/identities/modules/m?api-version=2020-09-01&type=aziot", None)
-        .await
-        .unwrap_err();
+    let (status, _) =
+        device.ask(Method::GET, "/identities/modules/m?api-version=2020-09-01&type=aziot", None).await.unwrap_err();
     assert_eq!(status, StatusCode::BAD_REQUEST);
 
     sim.faults(Faults::default()).unwrap();

@@ -17,8 +17,8 @@ pub const ORIGINAL_IMAGE_LABEL: &str = "net.azure-devices.edge.original-image";
 /// Label with the digest of the create options.
 pub const OPTIONS_LABEL: &str = "edgekeep.options";
 
-/// What a container is made from.
-#[derive(Debug, Clone, Default)]
+/// What a container is made from. Not printable: environment and options hold secrets.
+#[derive(Clone, Default)]
 pub struct ContainerSpec<'a> {
     /// Image name as the deployment has it.
     pub image: &'a str,
@@ -37,12 +37,19 @@ pub struct ContainerSpec<'a> {
 }
 
 /// A create body and the digest that its label carries.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct CreateBody {
     /// For the engine.
     pub body: Value,
     /// SHA-256 over the canonical form of everything in it but the image's id and the digest's own label.
     pub options: Sha256Digest,
+}
+
+/// The body holds the environment, and with it secrets.
+impl std::fmt::Debug for CreateBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreateBody").field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 /// Why create options are not usable.

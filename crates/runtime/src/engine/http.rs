@@ -71,8 +71,7 @@ pub(super) struct Connector {
     socket: Arc<Path>,
 }
 
-/// A call that is about to be made.
-#[derive(Debug)]
+/// A call that is about to be made. Not printable: body and credentials hold secrets.
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) target: Target,
@@ -131,6 +130,9 @@ impl Connector {
             .header(HOST, "localhost")
             .header(USER_AGENT, concat!("edgekeep/", env!("CARGO_PKG_VERSION")));
         if let Some(auth) = call.registry_auth {
+            let mut auth =
+                http::HeaderValue::from_str(&auth).map_err(|error| EngineError::Request { source: error.into() })?;
+            auth.set_sensitive(true);
             request = request.header("x-registry-auth", auth);
         }
         let body = match call.body {
@@ -148,8 +150,9 @@ impl Connector {
     pub(super) async fn json(&self, call: Call) -> Result<Value, EngineError> {
         let limit = call.limit;
         let answer = self.send(call).await?;
-        let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        if !kind.starts_with("application/json") {
+        // Podman leaves the type out in places; another type is another kind of answer.
+        let kind = answer.headers().get(CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+        if kind.is_some_and(|kind| !kind.starts_with(b"application/json")) {
             return Err(EngineError::NotJson);
         }
         let body = timeout(limit, collect(answer.into_body())).await.map_err(|_| EngineError::Timeout { limit })??;
