@@ -12,14 +12,14 @@ use crate::client::{Client, ClientError};
 pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-05-01"];
 const VERSION: &str = "api-version=2021-05-01";
 
-/// An opaque handle to a key, made by keyd. A bearer token: whoever shows it may use
-/// the key, but for deleting and exporting, which need a grant as well.
+/// An opaque handle to a key, made by keyd for one user. Others may use it if they have a grant to; it is no secret, but
+/// is treated as one, since existing services take it from anybody.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct KeyHandle(pub String);
 
 impl std::fmt::Debug for KeyHandle {
-    /// A handle is a bearer token: it is not printed.
+    /// Not printed: where the configuration lets any user use handles, it is a bearer token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("KeyHandle(..)")
     }
@@ -184,6 +184,33 @@ pub struct Plaintext {
     pub plaintext: Base64Bytes,
 }
 
+/// Answer of `GET /audit/checkpoint` (ours, since 2021-05-01): everything that was written down before the request is
+/// covered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditCheckpoint {
+    /// A signed note (C2SP `tlog-checkpoint`).
+    pub checkpoint: String,
+    /// The key that it is checked with, as `<name>+<id>+<base64>`.
+    pub verifier_key: String,
+}
+
+/// Answer of `GET /audit/entries?from=<index>&limit=<count>` (ours, since 2021-05-01).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditEntries {
+    /// Index of the oldest entry that is kept; those before it were dropped by rotation.
+    pub first: u64,
+    /// Roots of the complete subtrees over the dropped entries, largest first, in base64.
+    pub edge: Vec<String>,
+    /// Signed checkpoint over the dropped entries.
+    pub base: String,
+    /// Index of the first entry in `entries`: what was asked for, or `first`.
+    pub from: u64,
+    /// The entries, each the exact JSON text that is hashed. Fewer than asked for if there are no more or they are large.
+    pub entries: Vec<String>,
+}
+
 /// Typed client of the keys API.
 #[derive(Debug, Clone)]
 pub struct KeysClient(Client);
@@ -255,6 +282,23 @@ impl KeysClient {
         let body = HandleBody { key_handle: handle.clone() };
         let answer: ParameterValue = self.0.call(Method::POST, &path, Some(&body)).await?;
         Ok(answer.value)
+    }
+
+    /// A fresh checkpoint of the audit log.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached, refuses, or cannot write its log.
+    pub async fn audit_checkpoint(&self) -> Result<AuditCheckpoint, ClientError> {
+        self.0.call(Method::GET, &format!("/audit/checkpoint?{VERSION}"), None::<&()>).await
+    }
+
+    /// Up to `limit` entries of the audit log from index `from` on.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached or refuses.
+    pub async fn audit_entries(&self, from: u64, limit: usize) -> Result<AuditEntries, ClientError> {
+        let path = format!("/audit/entries?{VERSION}&from={from}&limit={limit}");
+        self.0.call(Method::GET, &path, None::<&()>).await
     }
 
     /// A handle to the key derived from `base` and `data`.

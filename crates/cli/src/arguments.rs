@@ -47,6 +47,11 @@ pub(crate) enum Verb {
         /// The module's name
         module: String,
     },
+    /// Show, check and copy keyd's audit log
+    Audit {
+        #[command(subcommand)]
+        verb: crate::audit::AuditVerb,
+    },
     /// Print the version
     Version,
 }

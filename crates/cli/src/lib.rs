@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod audit;
 mod config;
 pub mod dev;
 mod failure;
@@ -55,6 +56,7 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
         Verb::Version => version(&context),
         Verb::Config { verb: ConfigVerb::Apply { file, dry_run } } => config::apply(&context, file, dry_run),
         Verb::Config { verb: ConfigVerb::Check { file } } => config::check(&context, file),
+        Verb::Audit { verb } => audit::run(&context, verb).await,
         Verb::List => list::run(&context).await,
         Verb::Logs(options) => logs::run(&context, options).await,
         Verb::Restart { module } => restart::run(&context, &module).await,

@@ -38,6 +38,8 @@ fn help_reads_as_it_was_written() {
         ("help-dev.txt", &["dev", "--help"]),
         ("help-config-apply.txt", &["config", "apply", "--help"]),
         ("help-logs.txt", &["logs", "--help"]),
+        ("help-audit.txt", &["audit", "--help"]),
+        ("help-audit-verify.txt", &["audit", "verify", "--help"]),
     ] {
         let output = edgekeep().args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(0));

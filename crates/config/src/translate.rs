@@ -401,8 +401,23 @@ impl<'a> Draft<'a> {
         certs.push(EDGE_CA_NEXT);
         let owned = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
         self.keyd.principals = vec![
-            KeyPrincipal { uid: users.identityd, keys: owned(identityd) },
-            KeyPrincipal { uid: users.moduled, keys: owned(moduled) },
+            // moduled passes its handle to the Edge CA's key along when it asks for module certificates.
+            KeyPrincipal {
+                uid: users.identityd,
+                keys: owned(identityd),
+                use_only: owned(vec![EDGE_CA, EDGE_CA_NEXT]),
+                export: owned(vec![MASTER_KEY]),
+                certificates: true,
+                ..KeyPrincipal::default()
+            },
+            // identityd gives out handles to module keys. The Edge CA's requests are signed by moduled itself.
+            KeyPrincipal {
+                uid: users.moduled,
+                keys: owned(moduled),
+                use_derived: owned(vec![MASTER_KEY]),
+                certificates: true,
+                ..KeyPrincipal::default()
+            },
         ];
         self.identityd.cert_principals = vec![CertPrincipal { uid: users.moduled, certs: owned(certs) }];
         self.identityd.principals =

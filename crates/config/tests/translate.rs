@@ -120,6 +120,12 @@ fn each_daemon_may_use_its_own_keys_and_no_others() {
     assert_eq!(keys(11), Vec::<&str>::new());
     assert_eq!(keys(12), ["aziot_identityd_master_id", "device-id", "aziot-edged-ca", "aziot-edged-ca-temp"]);
     assert_eq!(keys(13), ["aziot-edged-ca", "iotedge_master_encryption_id", "aziot-edged-ca-temp"]);
+    let [identityd, moduled] = &translated.keyd.principals[..] else { panic!("{:?}", translated.keyd) };
+    assert_eq!(identityd.use_only, ["aziot-edged-ca", "aziot-edged-ca-temp"]);
+    assert_eq!(identityd.export, ["aziot_identityd_master_id"]);
+    assert_eq!(moduled.use_derived, ["aziot_identityd_master_id"]);
+    assert!(moduled.use_only.is_empty() && moduled.export.is_empty() && identityd.use_derived.is_empty());
+    assert!(identityd.certificates && moduled.certificates);
     let certs = &translated.identityd.cert_principals[0];
     assert_eq!(
         (certs.uid, certs.certs.join(" ")),

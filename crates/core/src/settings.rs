@@ -22,16 +22,62 @@ pub struct KeydSettings {
     pub preloaded_keys: BTreeMap<KeyId, String>,
     /// Open connections one uid may hold on one socket.
     pub connections_per_uid: Option<u32>,
+    /// What keys are for, where the built-in rules do not say it. The first rule that fits counts.
+    pub purposes: Vec<PurposeRule>,
+    /// Whether whoever has a handle may use it, for ever: as existing services have it, for installations that mix them.
+    pub handles_any_uid: bool,
+    /// Seconds for which a handle is good; a day if absent.
+    pub handle_lifetime_sec: Option<u64>,
+    /// Who may read the audit log, besides uid 0.
+    pub auditors: Vec<u32>,
 }
 
-/// One uid's grant of keys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// One uid's grant of keys. Several entries for one uid add up.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyPrincipal {
     /// Unix user id, as `SO_PEERCRED` reports it.
     pub uid: u32,
-    /// Key id patterns with `*` and `?`.
+    /// Patterns with `*` and `?` of the key ids that it may name: make, load, replace, delete, and use.
     pub keys: Vec<String>,
+    /// Patterns of keys that it may use, but not name, with a handle that another uid was given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub use_only: Vec<String>,
+    /// Patterns of keys of which it may use derived ones, and only those, with a handle that another uid was given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub use_derived: Vec<String>,
+    /// Patterns of keys of which it may take derived ones out of keyd.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub export: Vec<String>,
+    /// Whether CA keys sign for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub certificates: bool,
+}
+
+/// What the keys of some ids are for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PurposeRule {
+    /// Key id pattern with `*` and `?`.
+    pub keys: String,
+    /// What they are for.
+    pub purpose: KeyPurpose,
+}
+
+/// What a key is for, which decides what may be done with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyPurpose {
+    /// Proves who the device or a module is: signs, and others are derived from it.
+    Identity,
+    /// Signs certificates, for who has to do with certificates.
+    Ca,
+    /// Is behind a TLS certificate: signs.
+    Tls,
+    /// Encrypts data at rest.
+    Seal,
+    /// Signs data, and others are derived from it.
+    Sign,
 }
 
 /// identityd's settings: identity and certificates API.

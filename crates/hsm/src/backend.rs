@@ -7,7 +7,9 @@ use std::str::FromStr;
 use edgekeep_core::id::KeyId;
 
 use crate::SecretBytes;
+use crate::pkcs11::TokenError;
 use crate::software::StoreError;
+use crate::tpm::TpmError;
 
 /// Keeps keys under ids and uses them.
 ///
@@ -375,6 +377,12 @@ pub enum KeyError {
     /// The key store failed.
     #[error("key store")]
     Store(#[from] StoreError),
+    /// The TPM failed or refused.
+    #[error("TPM")]
+    Tpm(#[from] TpmError),
+    /// The token failed, or could not be reached.
+    #[error("token")]
+    Token(#[from] TokenError),
     /// The cryptographic library failed, which it has no reason to.
     #[error("the cryptographic library failed at {operation}")]
     Library {
@@ -387,7 +395,7 @@ impl KeyError {
     /// Whether another request could have succeeded: the request was wrong, not the device.
     #[must_use]
     pub fn is_callers_fault(&self) -> bool {
-        !matches!(self, Self::Store(_) | Self::Library { .. })
+        !matches!(self, Self::Store(_) | Self::Tpm(_) | Self::Token(_) | Self::Library { .. })
     }
 }
 

@@ -8,7 +8,7 @@ use crate::aws_lc::{Aes256Gcm, TAG_LEN};
 use crate::backend::{InputError, KeyError, Operation};
 
 const TAG_FIRST: u8 = 1;
-const TAG_LAST: u8 = 2;
+pub(crate) const TAG_LAST: u8 = 2;
 
 /// Expands a key for AES-256-GCM.
 fn expand(key: &[u8], operation: Operation) -> Result<Aes256Gcm, KeyError> {
@@ -44,7 +44,7 @@ pub(crate) fn decrypt(key: &[u8], iv: &[u8], aad: &[u8], sealed: &[u8]) -> Resul
 }
 
 /// Finds ciphertext and tag.
-fn split(sealed: &[u8]) -> Result<(&[u8], &[u8; TAG_LEN]), InputError> {
+pub(crate) fn split(sealed: &[u8]) -> Result<(&[u8], &[u8; TAG_LEN]), InputError> {
     let (version, rest) = sealed.split_first().ok_or(InputError::ShortCiphertext)?;
     match *version {
         TAG_FIRST => rest.split_first_chunk().map(|(tag, ciphertext)| (ciphertext, tag)),

@@ -1,12 +1,18 @@
 //! Keys and what is done with them, behind one seam: [`KeyBackend`].
 //!
 //! A backend makes, keeps and uses keys under ids; what it cannot do it says with a typed answer
-//! ([`KeyError::NotSupported`]), so that whoever holds several backends can ask the next. There is one so far:
-//! [`software::SoftwareBackend`], which keeps its keys in files that are encrypted under a store key.
+//! ([`KeyError::NotSupported`]), so that whoever holds several backends can ask the next:
 //!
-//! This crate touches one state folder and the files of preloaded keys. It never touches the network, starts no process
-//! and no thread, knows nothing of callers and grants, and hands out no secret except a derived key and keys for their
-//! first storage. Calls block: for a disk at worst for a file's `fsync`, for RSA key generation for seconds.
+//! - [`software::SoftwareBackend`] keeps its keys in files that are encrypted under a store key;
+//! - [`pkcs11::Pkcs11Backend`] keeps them on a token, through the library of the token's maker;
+//! - [`tpm::TpmBackend`] keeps them in files that only the TPM of this device can open;
+//! - [`ordered::Keyring`] is several of these in order.
+//!
+//! This crate touches one state folder, the files of preloaded keys and of PINs, TPM devices, and the PKCS#11 libraries
+//! that the configuration names, which run in this process with all of its rights. The crate itself never touches the
+//! network but for a simulated TPM, starts no process and no thread, knows nothing of callers and grants, and hands out no
+//! secret except a derived key and keys for their first storage. Calls block: for a disk at worst for a file's `fsync`, for
+//! a token or RSA key generation for seconds.
 //!
 //! `unsafe` is in one module, `aws_lc`: the two operations that the existing APIs need and the safe binding to AWS-LC does
 //! not offer.
@@ -15,8 +21,12 @@ mod aws_lc;
 pub mod backend;
 mod gcm;
 mod material;
+pub mod ordered;
+pub mod pkcs11;
 mod secret;
 pub mod software;
+pub mod tpm;
+pub mod uri;
 
 pub use backend::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,

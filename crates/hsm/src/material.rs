@@ -45,19 +45,19 @@ pub(crate) struct Curve {
     signing: &'static EcdsaSigningAlgorithm,
     digest: &'static aws_lc_rs::digest::Algorithm,
     /// Length of a field element, and of the digests that a signature covers, in bytes.
-    len: usize,
+    pub(crate) len: usize,
     /// The curve's object identifier in DER, with tag and length.
-    oid: &'static [u8],
+    pub(crate) oid: &'static [u8],
 }
 
-static P256: Curve = Curve {
+pub(crate) static P256: Curve = Curve {
     signing: &ECDSA_P256_SHA256_ASN1_SIGNING,
     digest: &SHA256,
     len: 32,
     oid: &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07],
 };
 
-static P384: Curve = Curve {
+pub(crate) static P384: Curve = Curve {
     signing: &ECDSA_P384_SHA384_ASN1_SIGNING,
     digest: &SHA384,
     len: 48,
@@ -208,7 +208,7 @@ impl Pair {
 
 /// The digest as ECDSA takes it (SEC 1, 4.1.3): the leftmost bits up to the length of the group order. A shorter digest is
 /// the same number with zeros in front.
-fn fit_digest(digest: &[u8], len: usize) -> Vec<u8> {
+pub(crate) fn fit_digest(digest: &[u8], len: usize) -> Vec<u8> {
     let kept = &digest[..digest.len().min(len)];
     let mut fitted = vec![0; len - kept.len()];
     fitted.extend_from_slice(kept);
@@ -216,7 +216,7 @@ fn fit_digest(digest: &[u8], len: usize) -> Vec<u8> {
 }
 
 /// The compressed form of an uncompressed point: one coordinate and the other's parity.
-fn compress(point: &[u8], len: usize) -> Option<Vec<u8>> {
+pub(crate) fn compress(point: &[u8], len: usize) -> Option<Vec<u8>> {
     let (&form, coordinates) = point.split_first()?;
     if form != 4 || coordinates.len() != 2 * len {
         return None;

@@ -4,7 +4,7 @@
 //! store key lies beside the keys until a TPM or a token holds it.
 
 mod file;
-mod store;
+pub(crate) mod store;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;

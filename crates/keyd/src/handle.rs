@@ -1,14 +1,15 @@
 //! Key handles: opaque to clients, passed between daemons, valid across restarts (wire facts 5.4).
 //!
 //! `sr=<base64>&sig=<base64>`: `sr` is JSON that names a key and holds a nonce; `sig` is HMAC-SHA256 over that JSON under a key
-//! that only this keyd has. The format is that of existing services, so a handle carries neither a user nor an expiry:
-//! whoever has one may use the key. What may destroy a key or take it out of keyd therefore asks for a grant as well (see
-//! [`crate::routes`]).
+//! that only this keyd has. The format is that of existing services; what ours says beyond theirs, for whom it was made, for
+//! what and until when, is in further members, which clients pass through. What follows from it is decided in
+//! [`crate::policy`].
 
 use aws_lc_rs::{hmac, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::keyd::KeyHandle;
+use edgekeep_audit::entry::Purpose;
 use edgekeep_core::id::KeyId;
 use edgekeep_hsm::SecretBytes;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,26 @@ impl Target {
     }
 }
 
+/// What a handle is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// For whom it was made.
+    pub uid: u32,
+    /// What its key was for at that time.
+    pub purpose: Option<Purpose>,
+    /// When it ends, in seconds since 1970.
+    pub expires: u64,
+}
+
+/// What a handle says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The key.
+    pub target: Target,
+    /// What it is bound to; nothing, if it was made by a version or service that does not bind handles.
+    pub binding: Option<Binding>,
+}
+
 /// The text is no handle that this keyd made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("parameter \"handle\" has an invalid value")]
@@ -73,9 +94,15 @@ pub struct Handles {
 
 /// `sr`.
 #[derive(Serialize, Deserialize)]
-struct Named {
+struct Signed {
     key_id: NamedKey,
     nonce: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    purpose: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,60 +124,80 @@ impl Handles {
     ///
     /// # Errors
     /// If there are no random numbers.
-    pub fn pair(&self, id: &KeyId) -> Result<KeyHandle, IssueError> {
-        self.sign(NamedKey::KeyPair(id.as_str().to_owned()))
+    pub fn pair(&self, id: &KeyId, binding: &Binding) -> Result<KeyHandle, IssueError> {
+        self.sign(NamedKey::KeyPair(id.as_str().to_owned()), binding)
     }
 
     /// A handle to a symmetric key.
     ///
     /// # Errors
     /// If there are no random numbers.
-    pub fn symmetric(&self, id: &KeyId) -> Result<KeyHandle, IssueError> {
-        self.sign(NamedKey::Key(id.as_str().to_owned()))
+    pub fn symmetric(&self, id: &KeyId, binding: &Binding) -> Result<KeyHandle, IssueError> {
+        self.sign(NamedKey::Key(id.as_str().to_owned()), binding)
     }
 
-    /// A handle to the key derived from that of `base` for `data`.
+    /// A handle to the key derived from that of `base` for `data`. What `base` is bound to plays no part any more.
     ///
     /// # Errors
     /// If `base` is not a handle to a symmetric key, or the data is too long.
-    pub fn derived(&self, base: &KeyHandle, data: Vec<u8>) -> Result<KeyHandle, IssueError> {
+    pub fn derived(&self, base: &KeyHandle, data: Vec<u8>, binding: &Binding) -> Result<KeyHandle, IssueError> {
         if data.len() > DERIVATION_DATA_LIMIT {
             return Err(IssueError::LongData);
         }
-        match self.open(base)? {
-            Target::Symmetric(_) => self.sign(NamedKey::Derived(base.0.clone(), data)),
+        match self.open(base)?.target {
+            Target::Symmetric(_) => self.sign(NamedKey::Derived(base.0.clone(), data), binding),
             Target::Pair(_) | Target::Derived { .. } => Err(IssueError::BaseKind),
         }
     }
 
-    fn sign(&self, key_id: NamedKey) -> Result<KeyHandle, IssueError> {
+    fn sign(&self, key_id: NamedKey, binding: &Binding) -> Result<KeyHandle, IssueError> {
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|_| IssueError::Random)?;
-        let named = Named { key_id, nonce: STANDARD.encode(nonce) };
+        let signed = Signed {
+            key_id,
+            nonce: STANDARD.encode(nonce),
+            uid: Some(binding.uid),
+            purpose: binding.purpose.map(|purpose| purpose.word().to_owned()),
+            expires: Some(binding.expires),
+        };
         // Texts and numbers: this cannot fail.
-        let json = serde_json::to_vec(&named).map_err(|_| IssueError::Random)?;
+        let json = serde_json::to_vec(&signed).map_err(|_| IssueError::Random)?;
         let sig = hmac::sign(&self.key, &json);
         Ok(KeyHandle(format!("sr={}&sig={}", STANDARD.encode(json), STANDARD.encode(sig))))
     }
 
-    /// The key that `handle` names.
+    /// What `handle` says.
     ///
     /// # Errors
     /// If it is not a handle that this keyd made.
-    pub fn open(&self, handle: &KeyHandle) -> Result<Target, InvalidHandle> {
+    pub fn open(&self, handle: &KeyHandle) -> Result<Named, InvalidHandle> {
         let id = |text: String| text.parse::<KeyId>().map_err(|_| InvalidHandle);
-        Ok(match self.verify(&handle.0)? {
+        let signed = self.verify(&handle.0)?;
+        let target = match signed.key_id {
             NamedKey::KeyPair(text) => Target::Pair(id(text)?),
             NamedKey::Key(text) => Target::Symmetric(id(text)?),
-            NamedKey::Derived(base, data) => match self.verify(&base)? {
+            NamedKey::Derived(base, data) => match self.verify(&base)?.key_id {
                 NamedKey::Key(text) => Target::Derived { base: id(text)?, data },
                 NamedKey::KeyPair(_) | NamedKey::Derived(..) => return Err(InvalidHandle),
             },
-        })
+        };
+        let purpose = match signed.purpose {
+            None => None,
+            Some(word) => {
+                let known = Purpose::ALL.iter().find(|purpose| purpose.word() == word);
+                Some(*known.ok_or(InvalidHandle)?)
+            }
+        };
+        let binding = match (signed.uid, signed.expires) {
+            (Some(uid), Some(expires)) => Some(Binding { uid, purpose, expires }),
+            (None, None) => None,
+            _ => return Err(InvalidHandle),
+        };
+        Ok(Named { target, binding })
     }
 
     /// What the handle says, once it is known to be ours. Nothing is parsed before that but base64.
-    fn verify(&self, handle: &str) -> Result<NamedKey, InvalidHandle> {
+    fn verify(&self, handle: &str) -> Result<Signed, InvalidHandle> {
         let (mut sr, mut sig) = (None, None);
         for part in handle.split('&') {
             let (value, slot) = match (part.strip_prefix("sr="), part.strip_prefix("sig=")) {
@@ -165,8 +212,7 @@ impl Handles {
         }
         let (sr, sig) = (sr.ok_or(InvalidHandle)?, sig.ok_or(InvalidHandle)?);
         hmac::verify(&self.key, &sr, &sig).map_err(|_| InvalidHandle)?;
-        let named: Named = serde_json::from_slice(&sr).map_err(|_| InvalidHandle)?;
-        Ok(named.key_id)
+        serde_json::from_slice(&sr).map_err(|_| InvalidHandle)
     }
 }
 
@@ -176,12 +222,18 @@ mod tests {
 
     use super::*;
 
+    const BINDING: Binding = Binding { uid: 7, purpose: Some(Purpose::Identity), expires: 1_800_000_000 };
+
     fn handles(key: u8) -> Handles {
         Handles::new(&vec![key; 32].into())
     }
 
     fn id(text: &str) -> KeyId {
         text.parse().unwrap()
+    }
+
+    fn bound(target: Target) -> Named {
+        Named { target, binding: Some(BINDING) }
     }
 
     /// A handle as `sr` and `sig` make it up, whoever knows the key.
@@ -191,34 +243,35 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_the_one_that_existing_services_make() {
-        let handle = handles(1).symmetric(&id("device-id")).unwrap();
+    fn the_text_is_the_one_that_existing_services_make_with_our_members_behind() {
+        let handle = handles(1).symmetric(&id("device-id"), &BINDING).unwrap();
         let (sr, sig) = handle.0.strip_prefix("sr=").unwrap().split_once("&sig=").unwrap();
         let sr = STANDARD.decode(sr).unwrap();
         let expected = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &[1; 32]), &sr);
         assert_eq!(STANDARD.decode(sig).unwrap(), expected.as_ref());
         let sr = String::from_utf8(sr).unwrap();
-        let nonce =
-            sr.strip_prefix(r#"{"key_id":{"Key":"device-id"},"nonce":""#).unwrap().strip_suffix(r#""}"#).unwrap();
+        let (nonce, ours) =
+            sr.strip_prefix(r#"{"key_id":{"Key":"device-id"},"nonce":""#).unwrap().split_once('"').unwrap();
+        assert_eq!(ours, r#","uid":7,"purpose":"identity","expires":1800000000}"#);
         assert_eq!(STANDARD.decode(nonce).unwrap().len(), 64);
     }
 
     #[test]
     fn a_derived_handle_holds_its_base_handle_and_the_data_as_numbers() {
-        let base = handles(1).symmetric(&id("k")).unwrap();
-        let derived = handles(1).derived(&base, vec![0, 255]).unwrap();
+        let base = handles(1).symmetric(&id("k"), &BINDING).unwrap();
+        let derived = handles(1).derived(&base, vec![0, 255], &BINDING).unwrap();
         let sr = derived.0.strip_prefix("sr=").unwrap().split_once('&').unwrap().0;
         let sr: serde_json::Value = serde_json::from_slice(&STANDARD.decode(sr).unwrap()).unwrap();
         assert_eq!(sr["key_id"], serde_json::json!({"Derived": [base.0, [0, 255]]}));
-        assert_eq!(handles(1).open(&derived), Ok(Target::Derived { base: id("k"), data: vec![0, 255] }));
+        assert_eq!(handles(1).open(&derived), Ok(bound(Target::Derived { base: id("k"), data: vec![0, 255] })));
     }
 
     #[test]
     fn parts_may_come_in_either_order_and_nothing_may_come_beside_them() {
-        let handle = handles(1).pair(&id("p")).unwrap().0;
+        let handle = handles(1).pair(&id("p"), &BINDING).unwrap().0;
         let (sr, sig) = handle.split_once('&').unwrap();
         let open = |text: String| handles(1).open(&KeyHandle(text));
-        assert_eq!(open(format!("{sig}&{sr}")), Ok(Target::Pair(id("p"))));
+        assert_eq!(open(format!("{sig}&{sr}")), Ok(bound(Target::Pair(id("p")))));
         for text in [
             String::new(),
             "&".to_owned(),
@@ -236,7 +289,7 @@ mod tests {
 
     #[test]
     fn handles_of_another_keyd_and_forged_ones_are_invalid() {
-        let handle = handles(2).symmetric(&id("k")).unwrap();
+        let handle = handles(2).symmetric(&id("k"), &BINDING).unwrap();
         assert_eq!(handles(1).open(&handle), Err(InvalidHandle));
         // A base of another keyd within a handle of this one: only a bug could have signed it, and it opens nothing.
         let sr = format!(r#"{{"key_id":{{"Derived":["{}",[1]]}},"nonce":""}}"#, handle.0);
@@ -244,19 +297,32 @@ mod tests {
         for sr in ["", "{}", r#"{"key_id":{"Key":""},"nonce":""}"#, r#"{"key_id":{"Key":"a b"},"nonce":""}"#] {
             assert_eq!(handles(1).open(&signed(1, sr)), Err(InvalidHandle), "{sr}");
         }
-        assert!(handles(1).open(&signed(1, r#"{"key_id":{"Key":"k"},"nonce":""}"#)).is_ok());
+        let unbound = handles(1).open(&signed(1, r#"{"key_id":{"Key":"k"},"nonce":""}"#));
+        assert_eq!(unbound, Ok(Named { target: Target::Symmetric(id("k")), binding: None }));
+        for members in
+            [r#""uid":7"#, r#""expires":7"#, r#""uid":7,"expires":7,"purpose":"all""#, r#""uid":-1,"expires":7"#]
+        {
+            let sr = format!(r#"{{"key_id":{{"Key":"k"}},"nonce":"",{members}}}"#);
+            assert_eq!(handles(1).open(&signed(1, &sr)), Err(InvalidHandle), "{members}");
+        }
     }
 
     #[test]
     fn keys_are_derived_from_symmetric_keys_only() {
         let ours = handles(1);
-        let base = ours.symmetric(&id("k")).unwrap();
-        let derived = ours.derived(&base, vec![1]).unwrap();
-        assert_eq!(ours.derived(&derived, vec![1]).err(), Some(IssueError::BaseKind));
-        assert_eq!(ours.derived(&ours.pair(&id("p")).unwrap(), vec![1]).err(), Some(IssueError::BaseKind));
-        assert_eq!(ours.derived(&KeyHandle("x".into()), vec![1]).err(), Some(IssueError::Base(InvalidHandle)));
-        assert_eq!(ours.derived(&base, vec![0; DERIVATION_DATA_LIMIT + 1]).err(), Some(IssueError::LongData));
-        assert!(ours.derived(&base, vec![0; DERIVATION_DATA_LIMIT]).is_ok());
+        let base = ours.symmetric(&id("k"), &BINDING).unwrap();
+        let derived = ours.derived(&base, vec![1], &BINDING).unwrap();
+        assert_eq!(ours.derived(&derived, vec![1], &BINDING).err(), Some(IssueError::BaseKind));
+        assert_eq!(
+            ours.derived(&ours.pair(&id("p"), &BINDING).unwrap(), vec![1], &BINDING).err(),
+            Some(IssueError::BaseKind)
+        );
+        assert_eq!(
+            ours.derived(&KeyHandle("x".into()), vec![1], &BINDING).err(),
+            Some(IssueError::Base(InvalidHandle))
+        );
+        assert_eq!(ours.derived(&base, vec![0; DERIVATION_DATA_LIMIT + 1], &BINDING).err(), Some(IssueError::LongData));
+        assert!(ours.derived(&base, vec![0; DERIVATION_DATA_LIMIT], &BINDING).is_ok());
         let nested = format!(r#"{{"key_id":{{"Derived":["{}",[1]]}},"nonce":""}}"#, derived.0);
         assert_eq!(ours.open(&signed(1, &nested)), Err(InvalidHandle));
     }
@@ -268,16 +334,16 @@ mod tests {
         ) {
             let ours = handles(1);
             let name: KeyId = name.parse().unwrap();
-            prop_assert_eq!(ours.open(&ours.pair(&name).unwrap()), Ok(Target::Pair(name.clone())));
-            let base = ours.symmetric(&name).unwrap();
-            prop_assert_eq!(ours.open(&base), Ok(Target::Symmetric(name.clone())));
-            let derived = ours.derived(&base, data.clone()).unwrap();
-            prop_assert_eq!(ours.open(&derived), Ok(Target::Derived { base: name, data }));
+            prop_assert_eq!(ours.open(&ours.pair(&name, &BINDING).unwrap()), Ok(bound(Target::Pair(name.clone()))));
+            let base = ours.symmetric(&name, &BINDING).unwrap();
+            prop_assert_eq!(ours.open(&base), Ok(bound(Target::Symmetric(name.clone()))));
+            let derived = ours.derived(&base, data.clone(), &BINDING).unwrap();
+            prop_assert_eq!(ours.open(&derived), Ok(bound(Target::Derived { base: name, data })));
         }
 
         #[test]
         fn a_handle_with_any_character_changed_is_invalid(at: prop::sample::Index, to in "[ -~]") {
-            let handle = handles(1).symmetric(&id("k")).unwrap().0;
+            let handle = handles(1).symmetric(&id("k"), &BINDING).unwrap().0;
             let at = at.index(handle.len());
             let changed = format!("{}{to}{}", &handle[..at], &handle[at + 1..]);
             prop_assume!(changed != handle);

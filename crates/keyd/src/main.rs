@@ -9,7 +9,8 @@ use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_daemon::server::{Limits, serve};
 use edgekeep_daemon::{lifecycle, listen, logging, settings, systemd};
-use edgekeep_keyd::{Keyd, StartError, grants, routes};
+use edgekeep_keyd::policy::Policy;
+use edgekeep_keyd::{Keyd, StartError, routes};
 
 /// Tells the service manager that starting again without another configuration cannot help.
 const BAD_SETTINGS: u8 = 153;
@@ -42,7 +43,7 @@ fn run() -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
-        let keyd = Keyd::open(&root, &settings, grants(&settings))?;
+        let keyd = Keyd::open(&root, &settings, Policy::new(&settings))?;
         let listener = listen::activated_or_bound("aziot-keyd.socket", &root.keyd_socket(), 0o660)?;
         let limits = settings
             .connections_per_uid

@@ -1,19 +1,20 @@
-//! The routes of the keys API (wire facts 5.3).
+//! The routes of the keys API (wire facts 5.3), and two of our own to read the audit log.
 //!
-//! Who may do what: naming a key by its id needs a grant of that id. Using a key needs a handle only, since handles are made
-//! to be passed on: identityd hands them to moduled, moduled to identityd's certificates API. Deleting a key and taking a
-//! derived key out of keyd need both; every known client that does so has the grant, because it got the key by its id.
+//! Each goes through the same steps: read the request, ask the policy, take a place in the audit log, do it, write down
+//! what came of it, answer. Refusals are written down as well; what a request was refused for is in the log, not in the
+//! answer.
 
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::keyd::{
-    API_VERSIONS, Ciphertext, CreateDerivedKey, CreateKey, CreateKeyPair, Decrypt, Encrypt, EncryptMechanism,
-    ExportedKey, HandleBody, KeyHandle, MoveKeyPair, ParameterValue, Plaintext, Sign, SignMechanism, Signature,
+    API_VERSIONS, AuditCheckpoint, AuditEntries, Ciphertext, CreateDerivedKey, CreateKey, CreateKeyPair, Decrypt,
+    Encrypt, EncryptMechanism, ExportedKey, HandleBody, KeyHandle, MoveKeyPair, ParameterValue, Plaintext, Sign,
+    SignMechanism, Signature,
 };
-use edgekeep_core::id::KeyId;
-use edgekeep_daemon::audit::Entry;
+use edgekeep_audit::entry::{Key, Operation, Purpose, Reason, UsedBy};
+use edgekeep_core::id::{KeyId, ModuleId};
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
 use edgekeep_hsm::{
     InputError, KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, PublicValue, RsaPadding, SecretBytes,
@@ -22,7 +23,12 @@ use edgekeep_hsm::{
 use http::{Method, StatusCode};
 
 use crate::Keyd;
-use crate::handle::{IssueError, Target};
+use crate::handle::{Binding, InvalidHandle, IssueError, Target};
+use crate::record::{Doing, now};
+
+/// Most entries, and most bytes of them, in one answer.
+const AUDIT_ENTRIES: usize = 1000;
+const AUDIT_BYTES: usize = 1 << 20;
 
 /// The keys API over `state`.
 #[must_use]
@@ -42,10 +48,10 @@ pub fn router(state: Arc<Keyd>) -> Router<Keyd> {
         .route(Method::POST, "/sign", since, sign)
         .route(Method::POST, "/encrypt", since, encrypt)
         .route(Method::POST, "/decrypt", since, decrypt)
-        .on_sender_changed(|state, caller, what| {
-            let (uid, pid) = (caller.uid(), caller.pid().unwrap_or(0));
-            let reason = "bytes of another process than the one that connected";
-            state.audit.refused(&Entry { uid, pid, action: what, object: "", reason });
+        .route(Method::GET, "/audit/checkpoint", API_VERSIONS[1], audit_checkpoint)
+        .route(Method::GET, "/audit/entries", API_VERSIONS[1], audit_entries)
+        .on_sender_changed(|state, caller, _| {
+            state.recorder.refused(caller, Operation::Connect, None, Reason::SenderChanged);
         })
 }
 
@@ -60,71 +66,78 @@ async fn create_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let usage: Usage = body.usage.parse().map_err(|error: InputError| {
         HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, format!("invalid request body: {error}"))
     })?;
-    state.expect_grant(&request, &id)?;
-    let created = id.clone();
-    state
+    let what = if imported.is_some() { Operation::Import } else { Operation::Create };
+    let doing = state.begin_named(&request, what, &id).await?;
+    let made = id.clone();
+    let done = state
         .on_disk(move |backend| match imported {
-            Some(bytes) => backend.import_key(&created, bytes, usage),
-            None => backend.create_key(&created, usage),
+            Some(bytes) => backend.import_key(&made, bytes, usage),
+            None => backend.create_key(&made, usage),
         })
-        .await?;
-    issued(state.handles.symmetric(&id))
+        .await;
+    doing.end(done)?;
+    issued(state.handles.symmetric(&id, &state.binding(&request, &id)))
 }
 
 async fn load_key(state: Arc<Keyd>, request: Request) -> Answer {
     let id = parse_id(request.param(0))?;
-    state.expect_grant(&request, &id)?;
-    state.expect_kind(&id, KeyKind::Symmetric)?;
-    issued(state.handles.symmetric(&id))
+    let doing = state.begin_named(&request, Operation::Load, &id).await?;
+    doing.end(state.expect_kind(&id, KeyKind::Symmetric))?;
+    issued(state.handles.symmetric(&id, &state.binding(&request, &id)))
 }
 
 async fn delete_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
-    let Target::Symmetric(id) = state.resolve(&request, &body.key_handle)? else { return Err(wrong_handle_kind()) };
-    state.expect_grant(&request, &id)?;
-    state.on_disk(move |backend| backend.delete(&id, KeyKind::Symmetric)).await?;
+    let (target, doing) = state.begin_with_handle(&request, Operation::Delete, &body.key_handle).await?;
+    let Target::Symmetric(id) = target else { return doing.end(Err(wrong_handle_kind())) };
+    doing.end(state.on_disk(move |backend| backend.delete(&id, KeyKind::Symmetric)).await)?;
     Ok(Response::no_content())
 }
 
 async fn create_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: CreateKeyPair = request.json().await?;
     let id = parse_id(&body.key_id)?;
-    state.expect_grant(&request, &id)?;
+    let doing = state.begin_named(&request, Operation::Create, &id).await?;
     let preferred = PairAlgorithm::preferred(body.preferred_algorithms.as_deref());
     let created = id.clone();
-    state.on_disk(move |backend| backend.create_key_pair(&created, &preferred)).await?;
-    issued(state.handles.pair(&id))
+    doing.end(state.on_disk(move |backend| backend.create_key_pair(&created, &preferred)).await)?;
+    issued(state.handles.pair(&id, &state.binding(&request, &id)))
 }
 
 async fn load_key_pair(state: Arc<Keyd>, request: Request) -> Answer {
     let id = parse_id(request.param(0))?;
-    state.expect_grant(&request, &id)?;
-    state.expect_kind(&id, KeyKind::Pair)?;
-    issued(state.handles.pair(&id))
+    let doing = state.begin_named(&request, Operation::Load, &id).await?;
+    doing.end(state.expect_kind(&id, KeyKind::Pair))?;
+    issued(state.handles.pair(&id, &state.binding(&request, &id)))
 }
 
 async fn move_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let to = parse_id(request.param(0))?;
     let body: MoveKeyPair = request.json().await?;
     let from = parse_id(&body.from)?;
-    state.expect_grant(&request, &to)?;
-    state.expect_grant(&request, &from)?;
-    state.on_disk(move |backend| backend.move_key_pair(&from, &to)).await?;
+    state.expect_name(&request, Operation::Move, &to)?;
+    state.expect_name(&request, Operation::Move, &from)?;
+    let mut key = state.key(&to);
+    key.from = Some(from.clone());
+    let doing = state.recorder.begin(&request.caller, Operation::Move, key).await?;
+    doing.end(state.on_disk(move |backend| backend.move_key_pair(&from, &to)).await)?;
     Ok(Response::no_content())
 }
 
 async fn delete_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
-    let Target::Pair(id) = state.resolve(&request, &body.key_handle)? else { return Err(wrong_handle_kind()) };
-    state.expect_grant(&request, &id)?;
-    state.on_disk(move |backend| backend.delete(&id, KeyKind::Pair)).await?;
+    let (target, doing) = state.begin_with_handle(&request, Operation::Delete, &body.key_handle).await?;
+    let Target::Pair(id) = target else { return doing.end(Err(wrong_handle_kind())) };
+    doing.end(state.on_disk(move |backend| backend.delete(&id, KeyKind::Pair)).await)?;
     Ok(Response::no_content())
 }
 
+/// Not written down unless refused: what is public is no secret to use.
 async fn public_parameter(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
     let parameter: PublicParameter = request.param(0).parse().map_err(refuse_input)?;
-    let Target::Pair(id) = state.resolve(&request, &body.key_handle)? else { return Err(wrong_handle_kind()) };
+    let target = state.resolve(&request, Operation::Parameters, &body.key_handle)?;
+    let Target::Pair(id) = target else { return Err(wrong_handle_kind()) };
     let value = match state.backend.public_parameter(&id, parameter).map_err(refuse)? {
         PublicValue::Word(word) => word.to_owned(),
         PublicValue::Bytes(bytes) => STANDARD.encode(bytes),
@@ -134,88 +147,193 @@ async fn public_parameter(state: Arc<Keyd>, mut request: Request) -> Answer {
 
 async fn create_derived_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: CreateDerivedKey = request.json().await?;
-    // For the audit trail; making the handle below opens it again.
-    state.resolve(&request, &body.base_key_handle)?;
-    issued(state.handles.derived(&body.base_key_handle, body.derivation_data.into_inner()))
+    let (target, doing) = state.begin_with_handle(&request, Operation::Derive, &body.base_key_handle).await?;
+    let binding = state.binding(&request, target.key_id());
+    let data = body.derivation_data.into_inner();
+    doing.end(issued(state.handles.derived(&body.base_key_handle, data, &binding)))
 }
 
 async fn export_derived_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
-    let Target::Derived { base, data } = state.resolve(&request, &body.key_handle)? else {
-        return Err(HttpError::bad_request("only derived keys can be exported"));
+    let (target, doing) = state.begin_with_handle(&request, Operation::Export, &body.key_handle).await?;
+    let Target::Derived { base, data } = target else {
+        return doing.end(Err(HttpError::bad_request("only derived keys can be exported")));
     };
-    state.expect_grant(&request, &base)?;
-    let key = state.backend.export_derived(&base, &data).map_err(refuse)?;
+    let key = doing.end(state.backend.export_derived(&base, &data).map_err(refuse))?;
     Ok(Response::ok(&ExportedKey { key: key.into_exposed().into() }))
 }
 
 async fn sign(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: Sign = request.json().await?;
-    let target = state.resolve(&request, &body.key_handle)?;
+    let (target, doing) = state.begin_with_handle(&request, Operation::Sign, &body.key_handle).await?;
     let signature = match (&body.mechanism, &target) {
-        (SignMechanism::HmacSha256 { message }, Target::Symmetric(_) | Target::Derived { .. }) => {
-            state.backend.hmac_sha256(symmetric(&target)?, message.as_slice()).map(|tag| tag.to_vec())
+        (SignMechanism::HmacSha256 { message }, Target::Symmetric(_) | Target::Derived { .. }) => symmetric(&target)
+            .and_then(|key| state.backend.hmac_sha256(key, message.as_slice()).map_err(refuse))
+            .map(|tag| tag.to_vec()),
+        (SignMechanism::Ecdsa { digest }, Target::Pair(id)) => {
+            state.backend.sign_ecdsa(id, digest.as_slice()).map_err(refuse)
         }
-        (SignMechanism::Ecdsa { digest }, Target::Pair(id)) => state.backend.sign_ecdsa(id, digest.as_slice()),
         (SignMechanism::HmacSha256 { .. }, Target::Pair(_))
-        | (SignMechanism::Ecdsa { .. }, Target::Symmetric(_) | Target::Derived { .. }) => return Err(wrong_mechanism()),
+        | (SignMechanism::Ecdsa { .. }, Target::Symmetric(_) | Target::Derived { .. }) => Err(wrong_mechanism()),
     };
-    Ok(Response::ok(&Signature { signature: signature.map_err(refuse)?.into() }))
+    Ok(Response::ok(&Signature { signature: doing.end(signature)?.into() }))
 }
 
 async fn encrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: Encrypt = request.json().await?;
     let plaintext = SecretBytes::from(body.plaintext.into_inner());
-    let target = state.resolve(&request, &body.key_handle)?;
+    // The RSA private-key operation is what signatures are made of, whatever the route is called.
+    let what = match &body.mechanism {
+        EncryptMechanism::Aead { .. } => Operation::Encrypt,
+        EncryptMechanism::RsaPkcs1 | EncryptMechanism::RsaNoPadding => Operation::Sign,
+    };
+    let (target, doing) = state.begin_with_handle(&request, what, &body.key_handle).await?;
     let ciphertext = match (body.mechanism, target) {
         (EncryptMechanism::Aead { iv, aad }, target @ (Target::Symmetric(_) | Target::Derived { .. })) => {
-            let key = symmetric(&target)?;
-            state.backend.encrypt(key, iv.as_slice(), aad.as_slice(), plaintext.expose()).map_err(refuse)?
+            symmetric(&target).and_then(|key| {
+                state.backend.encrypt(key, iv.as_slice(), aad.as_slice(), plaintext.expose()).map_err(refuse)
+            })
         }
-        (EncryptMechanism::RsaPkcs1, Target::Pair(id)) => state.rsa(id, RsaPadding::Pkcs1, plaintext).await?,
-        (EncryptMechanism::RsaNoPadding, Target::Pair(id)) => state.rsa(id, RsaPadding::None, plaintext).await?,
+        (EncryptMechanism::RsaPkcs1, Target::Pair(id)) => state.rsa(id, RsaPadding::Pkcs1, plaintext).await,
+        (EncryptMechanism::RsaNoPadding, Target::Pair(id)) => state.rsa(id, RsaPadding::None, plaintext).await,
         (EncryptMechanism::Aead { .. }, Target::Pair(_))
         | (
             EncryptMechanism::RsaPkcs1 | EncryptMechanism::RsaNoPadding,
             Target::Symmetric(_) | Target::Derived { .. },
-        ) => return Err(wrong_mechanism()),
+        ) => Err(wrong_mechanism()),
     };
-    Ok(Response::ok(&Ciphertext { ciphertext: ciphertext.into() }))
+    Ok(Response::ok(&Ciphertext { ciphertext: doing.end(ciphertext)?.into() }))
 }
 
 async fn decrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: Decrypt = request.json().await?;
-    let target = state.resolve(&request, &body.key_handle)?;
-    let EncryptMechanism::Aead { iv, aad } = body.mechanism else { return Err(wrong_mechanism()) };
-    let key = symmetric(&target)?;
-    let plaintext =
-        state.backend.decrypt(key, iv.as_slice(), aad.as_slice(), body.ciphertext.as_slice()).map_err(refuse)?;
-    Ok(Response::ok(&Plaintext { plaintext: plaintext.into_exposed().into() }))
+    let (target, doing) = state.begin_with_handle(&request, Operation::Decrypt, &body.key_handle).await?;
+    let plaintext = match body.mechanism {
+        EncryptMechanism::Aead { iv, aad } => symmetric(&target).and_then(|key| {
+            state.backend.decrypt(key, iv.as_slice(), aad.as_slice(), body.ciphertext.as_slice()).map_err(refuse)
+        }),
+        EncryptMechanism::RsaPkcs1 | EncryptMechanism::RsaNoPadding => Err(wrong_mechanism()),
+    };
+    Ok(Response::ok(&Plaintext { plaintext: doing.end(plaintext)?.into_exposed().into() }))
+}
+
+async fn audit_checkpoint(state: Arc<Keyd>, request: Request) -> Answer {
+    state.expect_auditor(&request)?;
+    let log = Arc::clone(state.recorder.log());
+    let verifier_key = log.key().to_string();
+    match tokio::task::spawn_blocking(move || log.checkpoint()).await {
+        Ok(Ok(checkpoint)) => Ok(Response::ok(&AuditCheckpoint { checkpoint, verifier_key })),
+        Ok(Err(closed)) => Err(HttpError::internal(closed.to_string())),
+        Err(failed) => Err(HttpError::hidden(&failed)),
+    }
+}
+
+async fn audit_entries(state: Arc<Keyd>, request: Request) -> Answer {
+    state.expect_auditor(&request)?;
+    let number = |name: &str, default: u64| match request.query(name) {
+        None => Ok(default),
+        Some(text) => {
+            text.parse().map_err(|_| HttpError::bad_request(format!("parameter {name:?} has an invalid value")))
+        }
+    };
+    let from: u64 = number("from", 0)?;
+    let limit = usize::try_from(number("limit", AUDIT_ENTRIES as u64)?).unwrap_or(AUDIT_ENTRIES).min(AUDIT_ENTRIES);
+    let log = Arc::clone(state.recorder.log());
+    let read = move || edgekeep_audit::read(log.folder(), from, limit, AUDIT_BYTES);
+    let excerpt = match tokio::task::spawn_blocking(read).await {
+        Ok(read) => read.map_err(|error| HttpError::hidden(&error))?,
+        Err(failed) => return Err(HttpError::hidden(&failed)),
+    };
+    Ok(Response::ok(&AuditEntries {
+        first: excerpt.edge.size(),
+        edge: excerpt.edge.nodes().iter().map(ToString::to_string).collect(),
+        base: excerpt.base,
+        from: excerpt.from,
+        entries: excerpt.entries.into_iter().map(|entry| String::from_utf8_lossy(&entry).into_owned()).collect(),
+    }))
 }
 
 impl Keyd {
-    /// The key that a handle names. A handle that is not ours is a refusal for the audit trail: somebody may be guessing.
-    fn resolve(&self, request: &Request, handle: &KeyHandle) -> Result<Target, HttpError> {
-        self.handles.open(handle).map_err(|invalid| {
-            self.audit(request, "", "handle that this keyd did not make");
-            HttpError::bad_request(invalid.to_string())
+    /// 401 unless the caller may name this key.
+    fn expect_name(&self, request: &Request, what: Operation, id: &KeyId) -> Result<(), HttpError> {
+        self.policy.may_name(request.caller.uid(), id).map_err(|reason| {
+            self.recorder.refused(&request.caller, what, Some(self.key(id)), reason);
+            HttpError::unauthorized()
         })
     }
 
-    /// 401 unless the caller may name this key.
-    fn expect_grant(&self, request: &Request, id: &KeyId) -> Result<(), HttpError> {
-        if self.grants.allows(request.caller.uid(), id.as_str()) {
-            return Ok(());
-        }
-        let reserved = self.grants.is_reserved(id.as_str());
-        self.audit(request, id.as_str(), if reserved { "reserved key id" } else { "no grant of this key id" });
-        Err(HttpError::unauthorized())
+    async fn begin_named(&self, request: &Request, what: Operation, id: &KeyId) -> Result<Doing, HttpError> {
+        self.expect_name(request, what, id)?;
+        self.recorder.begin(&request.caller, what, self.key(id)).await
     }
 
-    fn audit(&self, request: &Request, object: &str, reason: &str) {
-        let (uid, pid) = (request.caller.uid(), request.caller.pid().unwrap_or(0));
-        let action = format!("{} {}", request.method(), request.route);
-        self.audit.refused(&Entry { uid, pid, action: &action, object, reason });
+    /// The key that a handle names, if the caller may do this with it.
+    fn resolve(&self, request: &Request, what: Operation, handle: &KeyHandle) -> Result<Target, HttpError> {
+        let uid = request.caller.uid();
+        let named = match self.handles.open(handle) {
+            Ok(named) => named,
+            Err(invalid) => {
+                // Somebody may be guessing.
+                self.recorder.refused(&request.caller, what, None, Reason::ForeignHandle);
+                return Err(HttpError::bad_request(invalid.to_string()));
+            }
+        };
+        let allowed = self.policy.may_use(uid, &named, what, now());
+        // What destroys a key needs more than a handle.
+        let allowed = allowed.and_then(|()| match what {
+            Operation::Delete => self.policy.may_name(uid, named.target.key_id()),
+            _ => Ok(()),
+        });
+        match allowed {
+            Ok(()) => Ok(named.target),
+            Err(reason) => {
+                self.recorder.refused(&request.caller, what, Some(self.target_key(&named.target)), reason);
+                // To who holds it an old handle is like a wrong one: clients then ask for another.
+                Err(match reason {
+                    Reason::ExpiredHandle => HttpError::bad_request(InvalidHandle.to_string()),
+                    _ => HttpError::unauthorized(),
+                })
+            }
+        }
+    }
+
+    async fn begin_with_handle(
+        &self,
+        request: &Request,
+        what: Operation,
+        handle: &KeyHandle,
+    ) -> Result<(Target, Doing), HttpError> {
+        let target = self.resolve(request, what, handle)?;
+        let doing = self.recorder.begin(&request.caller, what, self.target_key(&target)).await?;
+        Ok((target, doing))
+    }
+
+    fn expect_auditor(&self, request: &Request) -> Result<(), HttpError> {
+        self.policy.may_audit(request.caller.uid()).map_err(|reason| {
+            self.recorder.refused(&request.caller, Operation::ReadAudit, None, reason);
+            HttpError::unauthorized()
+        })
+    }
+
+    /// A key as the audit log names it.
+    fn key(&self, id: &KeyId) -> Key {
+        let mut key = Key::new(id.clone());
+        key.purpose = self.policy.purpose(id);
+        key
+    }
+
+    fn target_key(&self, target: &Target) -> Key {
+        let mut key = self.key(target.key_id());
+        if let Target::Derived { data, .. } = target {
+            key.derived = true;
+            let module = if key.purpose == Some(Purpose::Identity) { module_of(data) } else { None };
+            key.used_by = module.map(|module| Box::new(UsedBy { module: Some(module), executable: None }));
+        }
+        key
+    }
+
+    fn binding(&self, request: &Request, id: &KeyId) -> Binding {
+        self.policy.binding(request.caller.uid(), id, now())
     }
 
     /// 400 unless there is a key of this kind under this id.
@@ -243,6 +361,15 @@ impl Keyd {
     async fn rsa(&self, id: KeyId, padding: RsaPadding, block: SecretBytes) -> Result<Vec<u8>, HttpError> {
         self.on_disk(move |backend| backend.rsa_private_operation(&id, padding, block.expose())).await
     }
+}
+
+/// The module whose key is derived with this data: `<module>:<generation>:primary`, or `secondary` (wire facts 3.2).
+fn module_of(data: &[u8]) -> Option<ModuleId> {
+    let mut parts = std::str::from_utf8(data).ok()?.rsplitn(3, ':');
+    let which = parts.next()?;
+    parts.next()?;
+    let module = parts.next()?;
+    if matches!(which, "primary" | "secondary") { module.parse().ok() } else { None }
 }
 
 fn parse_id(text: &str) -> Result<KeyId, HttpError> {

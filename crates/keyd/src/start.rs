@@ -6,20 +6,26 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edgekeep_core::grants::{Grants, RESERVED_KEY_IDS};
+use edgekeep_audit::{Log, Options, SignError, SoftwareSigner};
+use edgekeep_core::grants::RESERVED_KEY_IDS;
 use edgekeep_core::id::KeyId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
-use edgekeep_daemon::audit::Audit;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
 use edgekeep_hsm::{KeyBackend as _, KeyError, SecretBytes};
 use percent_encoding::percent_decode_str;
 
 use crate::Keyd;
 use crate::handle::Handles;
+use crate::policy::Policy;
+use crate::record::Recorder;
 
 /// Name of the key that proves handles. It is outside the callers' name space, and reserved within it.
 const HANDLE_VALIDATION_KEY: &str = "handle-validation-key";
+/// Name of the key that signs the audit log's checkpoints, also outside the callers' name space.
+const CHECKPOINT_KEY: &str = "audit-checkpoint-key";
+/// Folder of the audit log in the state folder.
+const AUDIT: &str = "audit";
 /// Largest file in the import folder, in bytes.
 const IMPORT_LIMIT: u64 = 64 * 1024;
 
@@ -42,6 +48,15 @@ pub enum StartError {
     /// The key that proves handles cannot be loaded or made.
     #[error("cannot load the handle validation key")]
     HandleKey(#[source] KeyError),
+    /// The key that signs the audit log cannot be loaded or made.
+    #[error("cannot load the key of the audit log")]
+    CheckpointKey(#[source] KeyError),
+    /// That key is not one.
+    #[error("the key of the audit log is unusable")]
+    Signer(#[source] Option<SignError>),
+    /// The audit log cannot be opened.
+    #[error("cannot open the audit log; without it no key is used")]
+    Audit(#[from] edgekeep_audit::OpenError),
 }
 
 impl StartError {
@@ -52,13 +67,6 @@ impl StartError {
     }
 }
 
-/// The grants in the settings. uid 0 may use every key that is not reserved.
-#[must_use]
-pub fn grants(settings: &KeydSettings) -> Grants {
-    Grants::new(settings.principals.iter().map(|principal| (principal.uid, &principal.keys)))
-        .reserving(RESERVED_KEY_IDS.iter().copied())
-}
-
 impl Keyd {
     /// Opens the key store under `root`, takes in the keys that wait in the import folder, and readies the handle
     /// validation key.
@@ -66,7 +74,7 @@ impl Keyd {
     /// # Errors
     /// If the settings name a key that cannot be, or the store cannot be opened. A key that cannot be imported is an error in
     /// the log only: the others are still needed.
-    pub fn open(root: &Root, settings: &KeydSettings, grants: Grants) -> Result<Self, StartError> {
+    pub fn open(root: &Root, settings: &KeydSettings, policy: Policy) -> Result<Self, StartError> {
         let folder = root.state_folder(Daemon::Keyd);
         let mut preloaded = BTreeMap::new();
         for (id, uri) in &settings.preloaded_keys {
@@ -82,10 +90,24 @@ impl Keyd {
                 Err(error) => tracing::warn!(key = id.as_str(), error = chain(&error), "preloaded key"),
             }
         }
-        let Ok(id) = HANDLE_VALIDATION_KEY.parse() else { unreachable!("the built-in id is valid") };
-        let handle_key = backend.internal_key(&id).map_err(StartError::HandleKey)?;
-        Ok(Self { backend: Arc::new(backend), handles: Handles::new(&handle_key), grants, audit: Audit::new(&folder) })
+        let handle_key = backend.internal_key(&internal(HANDLE_VALIDATION_KEY)).map_err(StartError::HandleKey)?;
+        let seed = backend.internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
+        let seed: &[u8; 32] = seed.expose().try_into().map_err(|_| StartError::Signer(None))?;
+        let signer = SoftwareSigner::from_seed(seed).map_err(|error| StartError::Signer(Some(error)))?;
+        let log = Log::open(&folder.join(AUDIT), Options::default(), Box::new(signer), None)?;
+        tracing::info!(key = %log.key(), entries = log.opened().size, "audit log");
+        Ok(Self {
+            recorder: Recorder::new(log),
+            backend: Arc::new(backend),
+            handles: Handles::new(&handle_key),
+            policy,
+        })
     }
+}
+
+fn internal(name: &str) -> KeyId {
+    let Ok(id) = name.parse() else { unreachable!("the built-in ids are valid") };
+    id
 }
 
 /// The path of a `file:` URI on this host.
@@ -172,13 +194,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use edgekeep_audit::entry::Reason;
     use edgekeep_core::settings::KeyPrincipal;
     use edgekeep_hsm::{KeyKind, SymmetricKey};
 
     use super::*;
 
     fn open(root: &Root, settings: &KeydSettings) -> Result<Keyd, StartError> {
-        Keyd::open(root, settings, grants(settings))
+        Keyd::open(root, settings, Policy::new(settings))
     }
 
     fn id(text: &str) -> KeyId {
@@ -251,11 +274,12 @@ mod tests {
 
     #[test]
     fn grants_come_from_the_settings_and_never_cover_the_handle_validation_key() {
-        let principals = vec![KeyPrincipal { uid: 7, keys: vec!["*".into()] }];
-        let grants = grants(&KeydSettings { principals, ..KeydSettings::default() });
-        assert!(grants.allows(7, "device-id"));
-        assert!(!grants.allows(8, "device-id"));
-        assert!(!grants.allows(7, HANDLE_VALIDATION_KEY));
-        assert!(!grants.allows(0, HANDLE_VALIDATION_KEY));
+        let principals = vec![KeyPrincipal { uid: 7, keys: vec!["*".into()], ..KeyPrincipal::default() }];
+        let policy = Policy::new(&KeydSettings { principals, ..KeydSettings::default() });
+        assert_eq!(policy.may_name(7, &id("device-id")), Ok(()));
+        assert_eq!(policy.may_name(8, &id("device-id")), Err(Reason::NoGrant));
+        for uid in [7, 0] {
+            assert_eq!(policy.may_name(uid, &id(HANDLE_VALIDATION_KEY)), Err(Reason::ReservedKey));
+        }
     }
 }

@@ -12,12 +12,16 @@ use std::thread::JoinHandle;
 use aws_lc_rs::{hmac, signature};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use edgekeep_core::grants::Grants;
+use edgekeep_audit::checkpoint::Checkpoint;
+use edgekeep_audit::tree::{Frontier, leaf_hash};
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::{KeyPrincipal, KeydSettings};
 use edgekeep_daemon::listen;
 use edgekeep_daemon::server::{Limits, serve};
-use edgekeep_keyd::{Keyd, grants, routes};
+use edgekeep_hsm::software::SoftwareBackend;
+use edgekeep_keyd::handle::{Binding, Handles};
+use edgekeep_keyd::policy::Policy;
+use edgekeep_keyd::{Keyd, routes};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -36,22 +40,31 @@ impl Device {
 
     /// A keyd that grants the test's own user these patterns only, whoever that user is.
     fn start_with(folder: &Path, patterns: &[&str], preloaded: &BTreeMap<&str, PathBuf>) -> Self {
-        let root = Root::new(folder);
-        let keys = patterns.iter().map(ToString::to_string).collect();
+        let keys: Vec<String> = patterns.iter().map(ToString::to_string).collect();
         let uri = |path: &PathBuf| format!("file://{}", path.display());
-        let settings = KeydSettings {
-            principals: vec![KeyPrincipal { uid: rustix::process::geteuid().as_raw(), keys }],
-            preloaded_keys: preloaded.iter().map(|(id, path)| (id.parse().unwrap(), uri(path))).collect(),
-            connections_per_uid: None,
-        };
-        let grants: Grants = grants(&settings).with_root_restricted();
+        let export = keys.clone();
+        Self::start_as(
+            folder,
+            KeydSettings {
+                principals: vec![KeyPrincipal { uid: uid(), keys, export, ..KeyPrincipal::default() }],
+                preloaded_keys: preloaded.iter().map(|(id, path)| (id.parse().unwrap(), uri(path))).collect(),
+                auditors: vec![uid()],
+                ..KeydSettings::default()
+            },
+        )
+    }
+
+    /// A keyd with these settings, in which uid 0 has no more than they say.
+    fn start_as(folder: &Path, settings: KeydSettings) -> Self {
+        let root = Root::new(folder);
+        let policy = Policy::new(&settings).with_root_restricted();
         let (stop, stopping) = watch::channel(false);
         let (bound, ready) = std::sync::mpsc::channel();
         let device = root.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let keyd = Keyd::open(&device, &settings, grants).unwrap();
+                let keyd = Keyd::open(&device, &settings, policy).unwrap();
                 let listener = listen::bind(&device.keyd_socket(), 0o660).unwrap();
                 bound.send(()).unwrap();
                 serve(listener, Arc::new(routes::router(Arc::new(keyd))), Limits::default(), stopping).await;
@@ -65,8 +78,9 @@ impl Device {
     fn send(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let mut stream = UnixStream::connect(self.root.keyd_socket()).unwrap();
         let request = format!(
-            "{method} {path}?api-version=2021-05-01 HTTP/1.1\r\nHost: keyd.sock\r\nConnection: close\r\n\
+            "{method} {path}{}api-version=2021-05-01 HTTP/1.1\r\nHost: keyd.sock\r\nConnection: close\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            if path.contains('?') { '&' } else { '?' },
             body.len()
         );
         stream.write_all(request.as_bytes()).unwrap();
@@ -120,10 +134,31 @@ impl Device {
         self.bytes("/sign", &body, "signature")
     }
 
-    /// Last line of the audit trail.
-    fn last_refusal(&self) -> Value {
-        let trail = std::fs::read_to_string(self.root.state_folder(Daemon::Keyd).join("audit.jsonl")).unwrap();
-        serde_json::from_str(trail.lines().last().unwrap()).unwrap()
+    /// A GET that has to succeed.
+    fn get(&self, path: &str) -> Value {
+        let (status, answer) = self.send("GET", path, "");
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+
+    /// The audit log's entries about keys, without their times and pids.
+    fn audit(&self) -> Vec<Value> {
+        // Also waits until everything is written.
+        self.get("/audit/checkpoint");
+        let answer = self.get("/audit/entries");
+        let entries = answer["entries"].as_array().unwrap().iter();
+        let mut entries: Vec<Value> =
+            entries.map(|entry| serde_json::from_str(entry.as_str().unwrap()).unwrap()).collect();
+        entries.retain(|entry| !entry["what"].as_str().unwrap().starts_with("log-"));
+        for entry in &mut entries {
+            let entry = entry.as_object_mut().unwrap();
+            assert!(entry.remove("time").is_some() && entry.remove("pid").is_some());
+        }
+        entries
+    }
+
+    fn last_entry(&self) -> Value {
+        self.audit().pop().unwrap()
     }
 }
 
@@ -135,6 +170,17 @@ impl Drop for Device {
             ended.unwrap();
         }
     }
+}
+
+fn uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// The handles that a keyd in `folder` makes. No keyd runs there meanwhile.
+fn handles(folder: &Path) -> Handles {
+    let folder = Root::new(folder).state_folder(Daemon::Keyd);
+    let backend = SoftwareBackend::open(&folder, BTreeMap::new()).unwrap();
+    Handles::new(&backend.internal_key(&"handle-validation-key".parse().unwrap()).unwrap())
 }
 
 fn b64(bytes: &[u8]) -> String {
@@ -196,7 +242,7 @@ fn a_key_created_with_bad_bytes_usage_or_id_is_refused() {
     let device = Device::start(folder.path());
     let create = |body: Value| device.post("/key", &body);
     refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": ""})), 400, "the key is empty");
-    refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": "A==="})), 422, "invalid request body");
+    refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": "A==="})), 400, "not standard base64");
     refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": 7})), 422, "invalid request body");
     refused(create(json!({"keyId": "k", "usage": "wrap"})), 422, "usage is not a comma list");
     refused(create(json!({"keyId": "k"})), 422, "missing field `usage`");
@@ -212,7 +258,7 @@ fn a_refused_body_is_not_repeated_in_the_answer() {
     let folder = tempfile::tempdir().unwrap();
     let device = Device::start(folder.path());
     let (status, answer) = device.post("/key", &json!({"keyId": "k", "usage": "sign", "keyBytes": "hunter2!"}));
-    assert_eq!(status, 422);
+    assert_eq!(status, 400);
     assert!(!answer.to_string().contains("hunter2"), "{answer}");
 }
 
@@ -246,27 +292,31 @@ fn a_caller_without_a_grant_is_refused_with_401_on_every_route_that_takes_an_id(
     let device = Device::start_with(folder.path(), &["mine*"], &BTreeMap::new());
     device.pair("mine-pair", "ec-p256");
     let by_handle = |handle: &str| json!({ "keyHandle": handle }).to_string();
-    for (method, path, body, object) in [
-        ("POST", "/key", json!({"keyId": "secret", "usage": "sign"}).to_string(), "secret"),
-        ("POST", "/key", json!({"keyId": "secret", "usage": "sign", "keyBytes": "AAAA"}).to_string(), "secret"),
-        ("GET", "/key/secret", String::new(), "secret"),
-        ("GET", "/key/absent", String::new(), "absent"),
-        ("DELETE", "/key", by_handle(&key), "secret"),
-        ("POST", "/keypair", json!({"keyId": "secret-pair"}).to_string(), "secret-pair"),
-        ("GET", "/keypair/secret-pair", String::new(), "secret-pair"),
-        ("POST", "/keypair/mine", json!({"from": "secret-pair"}).to_string(), "secret-pair"),
-        ("POST", "/keypair/secret-pair", json!({"from": "mine-pair"}).to_string(), "secret-pair"),
-        ("DELETE", "/keypair", by_handle(&pair), "secret-pair"),
-        ("POST", "/derivedkey/export", by_handle(&derived), "secret"),
+    for (method, path, body, what, object) in [
+        ("POST", "/key", json!({"keyId": "secret", "usage": "sign"}).to_string(), "create", "secret"),
+        (
+            "POST",
+            "/key",
+            json!({"keyId": "secret", "usage": "sign", "keyBytes": "AAAA"}).to_string(),
+            "import",
+            "secret",
+        ),
+        ("GET", "/key/secret", String::new(), "load", "secret"),
+        ("GET", "/key/absent", String::new(), "load", "absent"),
+        ("DELETE", "/key", by_handle(&key), "delete", "secret"),
+        ("POST", "/keypair", json!({"keyId": "secret-pair"}).to_string(), "create", "secret-pair"),
+        ("GET", "/keypair/secret-pair", String::new(), "load", "secret-pair"),
+        ("POST", "/keypair/mine", json!({"from": "secret-pair"}).to_string(), "move", "secret-pair"),
+        ("POST", "/keypair/secret-pair", json!({"from": "mine-pair"}).to_string(), "move", "secret-pair"),
+        ("DELETE", "/keypair", by_handle(&pair), "delete", "secret-pair"),
     ] {
         refused(device.send(method, path, &body), 401, "unauthorized");
-        let entry = device.last_refusal();
-        assert_eq!(entry["object"], object, "{entry}");
-        assert_eq!(entry["reason"], "no grant of this key id", "{entry}");
-        assert_eq!(entry["uid"], rustix::process::geteuid().as_raw(), "{entry}");
-        assert!(entry["action"].as_str().unwrap().starts_with(method), "{entry}");
+        let expected = json!({"uid": uid(), "what": what, "key": object, "result": "refused", "reason": "no-grant"});
+        assert_eq!(device.last_entry(), expected);
     }
-    // Handles are made to be passed on: whoever has one may use the key.
+    refused(device.send("POST", "/derivedkey/export", &by_handle(&derived)), 401, "unauthorized");
+    assert_eq!(device.last_entry()["reason"], "no-export-grant");
+    // A handle from when there was a grant is good as long as handles are.
     assert_eq!(device.hmac(&derived, b"m").len(), 32);
     assert_eq!(device.parameter(&pair, "algorithm"), "ECDSA");
 }
@@ -285,7 +335,7 @@ fn the_handle_validation_key_cannot_be_named_by_anybody() {
         ("POST", "/keypair/a".to_owned(), json!({ "from": id }).to_string()),
     ] {
         refused(device.send(method, &path, &body), 401, "unauthorized");
-        assert_eq!(device.last_refusal()["reason"], "reserved key id");
+        assert_eq!(device.last_entry()["reason"], "reserved-key");
     }
 }
 
@@ -317,7 +367,188 @@ fn forged_foreign_and_mangled_handles_are_refused_everywhere_and_written_down() 
             assert_eq!((status, &answer), (400, &json!({"message": INVALID_HANDLE})), "{method} {path}");
         }
     }
-    assert_eq!(device.last_refusal()["reason"], "handle that this keyd did not make");
+    let expected = json!({"uid": uid(), "what": "decrypt", "result": "refused", "reason": "foreign-handle"});
+    assert_eq!(device.last_entry(), expected);
+}
+
+/// The routes that take a handle of a symmetric key or of one derived from it, and what each is written down as.
+fn uses(handle: &str) -> Vec<(&'static str, &'static str, Value, &'static str)> {
+    let aead = json!({"iv": "AAAA", "aad": ""});
+    vec![
+        (
+            "POST",
+            "/sign",
+            json!({"keyHandle": handle, "algorithm": "HMAC-SHA256", "parameters": {"message": ""}}),
+            "sign",
+        ),
+        (
+            "POST",
+            "/encrypt",
+            json!({"keyHandle": handle, "algorithm": "AEAD", "parameters": aead, "plaintext": ""}),
+            "encrypt",
+        ),
+        (
+            "POST",
+            "/decrypt",
+            json!({"keyHandle": handle, "algorithm": "AEAD", "parameters": aead, "ciphertext": ""}),
+            "decrypt",
+        ),
+        ("POST", "/derivedkey", json!({"baseKeyHandle": handle, "derivationData": ""}), "derive"),
+        ("POST", "/derivedkey/export", json!({"keyHandle": handle}), "export"),
+        ("POST", "/parameters/algorithm", json!({"keyHandle": handle}), "parameters"),
+        ("DELETE", "/key", json!({"keyHandle": handle}), "delete"),
+    ]
+}
+
+#[test]
+fn a_handle_that_was_stolen_from_another_uid_is_refused_everywhere_and_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    Device::start(folder.path()).key("aziot_identityd_master_id");
+    let id = "aziot_identityd_master_id".parse().unwrap();
+    let binding =
+        Binding { uid: uid() + 1, purpose: Some(edgekeep_audit::entry::Purpose::Identity), expires: u64::MAX };
+    let handles = handles(folder.path());
+    let base = handles.symmetric(&id, &binding).unwrap();
+    let derived = handles.derived(&base, b"module".to_vec(), &binding).unwrap();
+    let device = Device::start_with(folder.path(), &["mine"], &BTreeMap::new());
+    for handle in [&base.0, &derived.0] {
+        for (method, path, body, what) in uses(handle) {
+            refused(device.send(method, path, &body.to_string()), 401, "unauthorized");
+            let entry = device.last_entry();
+            assert_eq!((&entry["what"], &entry["key"]), (&json!(what), &json!("aziot_identityd_master_id")));
+            assert_eq!(entry["derived"], if *handle == derived.0 { json!(true) } else { Value::Null });
+            assert_eq!((&entry["reason"], &entry["purpose"]), (&json!("handle-of-another-uid"), &json!("identity")));
+        }
+    }
+    // Who was granted the use of derived keys uses this one, and only that.
+    drop(device);
+    let principal =
+        KeyPrincipal { uid: uid(), use_derived: vec!["aziot_identityd_*".into()], ..KeyPrincipal::default() };
+    let settings = KeydSettings { principals: vec![principal], auditors: vec![uid()], ..KeydSettings::default() };
+    let device = Device::start_as(folder.path(), settings.clone());
+    assert_eq!(device.hmac(&derived.0, b"m").len(), 32);
+    for (method, path, body, what) in uses(&derived.0) {
+        if !["sign", "encrypt", "decrypt", "parameters"].contains(&what) {
+            refused(device.send(method, path, &body.to_string()), 401, "unauthorized");
+        }
+    }
+    refused(device.post("/sign", &uses(&base.0)[0].2), 401, "unauthorized");
+    // As existing services have it: whoever shows a handle.
+    drop(device);
+    let device = Device::start_as(folder.path(), KeydSettings { handles_any_uid: true, ..settings });
+    assert_eq!(device.hmac(&base.0, b"m").len(), 32);
+}
+
+#[test]
+fn handles_that_are_too_old_or_of_a_version_that_does_not_bind_them_are_to_be_asked_for_again() {
+    let folder = tempfile::tempdir().unwrap();
+    Device::start(folder.path()).key("k");
+    let expired = Binding { uid: uid(), purpose: None, expires: 1 };
+    let handle = handles(folder.path()).symmetric(&"k".parse().unwrap(), &expired).unwrap();
+    let device = Device::start(folder.path());
+    for (method, path, body, _) in uses(&handle.0) {
+        refused(device.send(method, path, &body.to_string()), 400, INVALID_HANDLE);
+        assert_eq!(device.last_entry()["reason"], "expired-handle");
+    }
+}
+
+#[test]
+fn keys_of_a_known_purpose_do_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let (seal, identity) = (device.key("iotedge_master_encryption_id"), device.key("device-id"));
+    let ca = device.pair("aziot-edged-ca", "ec-p256");
+    let sign_with_ca = json!({"keyHandle": ca, "algorithm": "ECDSA", "parameters": {"digest": b64(&[1; 32])}});
+    let mut refusals = vec![(sign_with_ca, "/sign", "not-for-certificates")];
+    refusals.push((uses(&seal)[0].2.clone(), "/sign", "purpose"));
+    refusals.push((uses(&identity)[1].2.clone(), "/encrypt", "purpose"));
+    for (body, path, reason) in refusals {
+        refused(device.post(path, &body), 401, "unauthorized");
+        assert_eq!(device.last_entry()["reason"], reason);
+    }
+    assert_eq!(device.parameter(&ca, "algorithm"), "ECDSA");
+    drop(device);
+    let principal = KeyPrincipal { uid: uid(), certificates: true, ..KeyPrincipal::default() };
+    let device =
+        Device::start_as(folder.path(), KeydSettings { principals: vec![principal], ..KeydSettings::default() });
+    let signed =
+        device.post("/sign", &json!({"keyHandle": ca, "algorithm": "ECDSA", "parameters": {"digest": b64(&[1; 32])}}));
+    assert_eq!(signed.0, 200, "{}", signed.1);
+}
+
+#[test]
+fn each_use_of_a_key_is_in_the_audit_log_with_what_came_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let key = device.key("k");
+    let derived = device.derive(&key, b"d");
+    device.hmac(&derived, b"m");
+    let pair = device.pair("p", "ec-p256");
+    device.parameter(&pair, "algorithm");
+    device.post("/sign", &uses(&pair)[0].2);
+    device.import("device-id", b"hunter2");
+    device.get("/key/device-id");
+    device.send("GET", "/key/absent", "");
+    device.post("/keypair/q", &json!({"from": "p"}));
+    device.post("/derivedkey/export", &json!({ "keyHandle": derived }));
+    device.send("DELETE", "/key", &json!({ "keyHandle": key }).to_string());
+    let done = |what: &str, key: &str| json!({"uid": uid(), "what": what, "key": key, "result": "done"});
+    let with = |mut entry: Value, member: &str, value: Value| {
+        entry[member] = value;
+        entry
+    };
+    let expected = [
+        done("create", "k"),
+        done("derive", "k"),
+        with(done("sign", "k"), "derived", json!(true)),
+        done("create", "p"),
+        with(done("sign", "p"), "result", json!("failed")),
+        with(done("import", "device-id"), "purpose", json!("identity")),
+        with(done("load", "device-id"), "purpose", json!("identity")),
+        with(done("load", "absent"), "result", json!("failed")),
+        with(done("move", "q"), "from", json!("p")),
+        with(done("export", "k"), "derived", json!(true)),
+        done("delete", "k"),
+    ];
+    assert_eq!(device.audit(), expected);
+    let master = device.key("aziot_identityd_master_id");
+    device.hmac(&device.derive(&master, b"$edgeAgent:638:primary"), b"m");
+    assert_eq!(device.last_entry()["module"], "$edgeAgent");
+    device.hmac(&device.derive(&master, b"a/b:638:primary"), b"m");
+    assert_eq!(device.last_entry()["module"], Value::Null);
+    let folder = device.root.state_folder(Daemon::Keyd).join("audit");
+    for file in std::fs::read_dir(folder).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(7).any(|window| window == b"hunter2"));
+    }
+}
+
+#[test]
+fn the_audit_log_is_read_by_auditors_and_adds_up_to_its_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    for number in 0..20 {
+        device.key(&format!("k{number}"));
+    }
+    let head = device.get("/audit/checkpoint");
+    let key = head["verifierKey"].as_str().unwrap().parse().unwrap();
+    let checkpoint = Checkpoint::open(head["checkpoint"].as_str().unwrap(), &key).unwrap();
+    let mut tree = Frontier::default();
+    while tree.size() < checkpoint.size {
+        let path = format!("/audit/entries?limit=7&from={}", tree.size());
+        let answer = device.get(&path);
+        assert_eq!((&answer["from"], &answer["first"]), (&json!(tree.size()), &json!(0)));
+        let entries = answer["entries"].as_array().unwrap();
+        assert!((1..=7).contains(&entries.len()));
+        entries.iter().for_each(|entry| tree.append(leaf_hash(entry.as_str().unwrap().as_bytes())));
+    }
+    assert_eq!((tree.size(), tree.root()), (checkpoint.size, checkpoint.root));
+    refused(device.send("GET", "/audit/entries?from=-1", ""), 400, "parameter \"from\" has an invalid value");
+    drop(device);
+    let device = Device::start_as(folder.path(), KeydSettings::default());
+    for path in ["/audit/checkpoint", "/audit/entries"] {
+        refused(device.send("GET", path, ""), 401, "unauthorized");
+    }
 }
 
 #[test]

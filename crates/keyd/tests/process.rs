@@ -22,7 +22,8 @@ fn command(folder: &Path) -> Command {
     if !settings.exists() {
         std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
         let uid = rustix::process::geteuid().as_raw();
-        std::fs::write(settings, format!(r#"{{"principals":[{{"uid":{uid},"keys":["*"]}}]}}"#)).unwrap();
+        std::fs::write(settings, format!(r#"{{"principals":[{{"uid":{uid},"keys":["*"]}}],"auditors":[{uid}]}}"#))
+            .unwrap();
     }
     command
 }
@@ -82,6 +83,35 @@ fn a_second_daemon_in_the_same_state_folder_gives_up_and_says_why() {
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains("in use by another process"), "{log}");
     assert_eq!(end(first, Signal::TERM).code(), Some(0));
+}
+
+#[test]
+fn the_audit_log_survives_kill_9_and_says_that_it_was_not_closed() {
+    use edgekeep_audit::verify::{Gap, Known, verify};
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let root = Root::new(folder.path());
+    let audit = root.state_folder(Daemon::Keyd).join("audit");
+    let mut known = None;
+    for round in 0..3_u32 {
+        let child = start(folder.path());
+        let (key, checkpoint) = runtime.block_on(async {
+            let client = KeysClient::new(root.keyd_socket());
+            client.create_key(&format!("k{round}"), "sign").await.unwrap();
+            let head = client.audit_checkpoint().await.unwrap();
+            client.create_key("after", "sign").await.unwrap();
+            (head.verifier_key.parse().unwrap(), head.checkpoint)
+        });
+        assert_eq!(end(child, Signal::KILL).signal(), Some(9));
+        let report = verify(&audit, &Known { key: &key, checkpoint: Some(&checkpoint), counter: None }).unwrap();
+        assert!(report.is_intact(), "round {round}: {report:?}");
+        let unclean = report.gaps.iter().filter(|gap| matches!(gap, Gap::Unclean(_))).count();
+        assert!(unclean <= usize::try_from(round).unwrap(), "{report:?}");
+        assert_eq!(*known.get_or_insert(key.clone()), key, "it goes on with the same log");
+    }
+    assert_eq!(end(start(folder.path()), Signal::TERM).code(), Some(0));
+    let report = verify(&audit, &Known { key: &known.unwrap(), checkpoint: None, counter: None }).unwrap();
+    assert!(report.is_intact() && !report.gaps.iter().any(|gap| matches!(gap, Gap::Unsigned(_))), "{report:?}");
 }
 
 /// Killed at no particular point of a stream of imports, it has one of the two keys afterwards, and every handle works.

@@ -250,7 +250,7 @@ fn open_store_key(folder: &Path, keys: usize) -> Result<StoreKey, StoreError> {
 }
 
 /// Name of a key's file: letters and digits of the id for people, its hash for uniqueness.
-fn file_name(id: &KeyId) -> String {
+pub(crate) fn file_name(id: &KeyId) -> String {
     let letters: String = id.as_str().chars().filter(char::is_ascii_alphanumeric).take(SHOWN_LETTERS).collect();
     let hash = digest::digest(&digest::SHA256, id.as_str().as_bytes());
     let mut bytes = [0; 32];
@@ -259,7 +259,7 @@ fn file_name(id: &KeyId) -> String {
 }
 
 /// Puts a file with this content at `path`, over what is there, so that after a crash one or the other is there.
-fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp");
     let beside = PathBuf::from(beside);
@@ -282,7 +282,7 @@ fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
 }
 
 /// Renames a damaged file to the first free name.
-fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
+pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
     let mut number = 1_u32;
     let target = loop {
         let mut target = path.as_os_str().to_owned();
@@ -300,7 +300,7 @@ fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Makes a folder for nobody else. Its parents get the usual mode: other daemons have folders beside it.
-fn make_folder(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn make_folder(path: &Path) -> Result<(), StoreError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed("make the folder", parent))?;
     }
@@ -311,7 +311,7 @@ fn make_folder(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Removes what writes that were cut off left in `folder`.
-fn remove_leftovers(folder: &Path) -> Result<(), StoreError> {
+pub(crate) fn remove_leftovers(folder: &Path) -> Result<(), StoreError> {
     for name in names(folder)?.iter().filter(|name| name.ends_with(".tmp")) {
         let path = folder.join(name);
         fs::remove_file(&path).map_err(failed("remove", &path))?;
@@ -320,18 +320,18 @@ fn remove_leftovers(folder: &Path) -> Result<(), StoreError> {
 }
 
 /// Names in a folder. Names that are not text are none of ours and are left out.
-fn names(folder: &Path) -> Result<Vec<String>, StoreError> {
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>, StoreError> {
     let entries = fs::read_dir(folder).map_err(failed("list", folder))?;
     let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
     names.filter_map(Result::transpose).collect::<io::Result<_>>().map_err(failed("list", folder))
 }
 
-fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync the folder", folder))
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
     let path = path.to_owned();
     move |source| StoreError::Io { action, path, source }
 }

@@ -128,9 +128,11 @@ impl Device {
     }
 
     async fn start_keyd(&mut self) {
-        let principals = vec![KeyPrincipal { uid: uid(), keys: vec!["*".to_owned()] }];
-        let settings = KeydSettings { principals, ..KeydSettings::default() };
-        let keyd = Keyd::open(&self.root, &settings, edgekeep_keyd::grants(&settings)).unwrap();
+        let all = || vec!["*".to_owned()];
+        let daemon =
+            KeyPrincipal { uid: uid(), keys: all(), export: all(), certificates: true, ..KeyPrincipal::default() };
+        let settings = KeydSettings { principals: vec![daemon], ..KeydSettings::default() };
+        let keyd = Keyd::open(&self.root, &settings, edgekeep_keyd::policy::Policy::new(&settings)).unwrap();
         let router = Arc::new(edgekeep_keyd::routes::router(Arc::new(keyd)));
         let listener = listen::bind(&self.root.keyd_socket(), 0o660).unwrap();
         let (stop, stopped) = watch::channel(false);

@@ -1,0 +1,378 @@
+//! What is written down. An entry is made of ids, numbers and words from fixed lists: there is nowhere to put a secret.
+//!
+//! Its form in the log is one JSON object without blanks, members always in the same order, absent ones left out: the
+//! same entry is always the same bytes, and those are what is hashed.
+
+use std::fmt;
+
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::{KeyId, ModuleId};
+use serde::ser::SerializeMap as _;
+use serde::{Deserialize, Serialize, Serializer};
+use time::OffsetDateTime;
+use time::format_description::FormatItem;
+use time::macros::format_description;
+
+/// Milliseconds are enough, and a fixed width reads well in a list.
+const TIME: &[FormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+
+/// One entry of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// When, by the device's clock.
+    pub time: OffsetDateTime,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody asked for something.
+    Asked {
+        /// Who.
+        who: Who,
+        /// What.
+        what: Operation,
+        /// With which key. Absent if that could not be told.
+        key: Option<Key>,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// Something about the log itself.
+    Log(LogEvent),
+}
+
+/// Who asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Who {
+    /// User id.
+    pub uid: u32,
+    /// Process id, if it was visible.
+    pub pid: Option<u32>,
+}
+
+/// The key that something was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Its id; the base's, if it is derived.
+    pub id: KeyId,
+    /// Whether a key derived from it was meant.
+    pub derived: bool,
+    /// What it is for, if a rule says so.
+    pub purpose: Option<Purpose>,
+    /// The id that it had before, if it was moved.
+    pub from: Option<KeyId>,
+    /// The module whose key it is and the digest of the program that asked, where they are known.
+    pub used_by: Option<Box<UsedBy>>,
+}
+
+impl Key {
+    /// A kept key, with nothing known beyond its id.
+    #[must_use]
+    pub fn new(id: KeyId) -> Self {
+        Self { id, derived: false, purpose: None, from: None, used_by: None }
+    }
+}
+
+/// Who uses a key beyond uid and pid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsedBy {
+    /// The module.
+    pub module: Option<ModuleId>,
+    /// SHA-256 of the executable.
+    pub executable: Option<Sha256Digest>,
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The word that stands for it in the log.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.word())
+            }
+        }
+    };
+}
+
+words! {
+    /// What may be asked for.
+    Operation {
+        /// Make a key or a key pair, or get the one that is there.
+        Create = "create",
+        /// Store a key that the caller brings.
+        Import = "import",
+        /// Get a handle to a key that is there.
+        Load = "load",
+        /// Give a key pair another id.
+        Move = "move",
+        /// Delete a key.
+        Delete = "delete",
+        /// Read a public parameter. Written down when refused only.
+        Parameters = "parameters",
+        /// Get a handle to a derived key.
+        Derive = "derive",
+        /// Get the bytes of a derived key.
+        Export = "export",
+        /// Sign, the RSA private-key operation included.
+        Sign = "sign",
+        /// Encrypt.
+        Encrypt = "encrypt",
+        /// Decrypt.
+        Decrypt = "decrypt",
+        /// Read the audit log. Written down when refused only.
+        ReadAudit = "read-audit",
+        /// A request on a connection on which another process sent bytes.
+        Connect = "connect",
+    }
+}
+
+words! {
+    /// What a key is for.
+    Purpose {
+        /// Proves who the device or a module is.
+        Identity = "identity",
+        /// Signs certificates.
+        Ca = "ca",
+        /// Is behind a TLS certificate.
+        Tls = "tls",
+        /// Encrypts data at rest.
+        Seal = "seal",
+        /// Signs data.
+        Sign = "sign",
+    }
+}
+
+words! {
+    /// Why something was refused.
+    Reason {
+        /// No grant of this key id.
+        NoGrant = "no-grant",
+        /// The id is the daemon's own.
+        ReservedKey = "reserved-key",
+        /// The daemon did not make this handle.
+        ForeignHandle = "foreign-handle",
+        /// The handle was made for another uid, which does not share the key with this one.
+        HandleOfAnotherUid = "handle-of-another-uid",
+        /// The handle is older than handles may be.
+        ExpiredHandle = "expired-handle",
+        /// The key is for something else.
+        Purpose = "purpose",
+        /// A CA key, and a uid that has nothing to do with certificates.
+        NotForCertificates = "not-for-certificates",
+        /// No grant to take derived keys out.
+        NoExportGrant = "no-export-grant",
+        /// May not read the audit log.
+        NotAnAuditor = "not-an-auditor",
+        /// Another process than the one that connected sent bytes.
+        SenderChanged = "sender-changed",
+    }
+}
+
+/// What came of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Done,
+    /// It was allowed but could not be done: no such key, input that does not fit, a failing store.
+    Failed,
+    /// The caller went away, or the daemon ended, before it was known.
+    Interrupted,
+    /// It was not allowed.
+    Refused(Reason),
+}
+
+/// What happened to the log itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogEvent {
+    /// The log was opened.
+    Opened {
+        /// Whether it had been closed before. If not, the newest entries may be missing.
+        clean: bool,
+        /// Bytes of an unfinished record that were cut off.
+        cut: u64,
+    },
+    /// The log takes the place of one that was damaged and has been set aside.
+    Replaces {
+        /// The folder that has what is left of it.
+        number: u32,
+        /// Entries it had by its last readable checkpoint.
+        size: Option<u64>,
+    },
+    /// The counter in hardware is ahead of the log: its newest part is missing.
+    CounterAhead {
+        /// What the log says.
+        recorded: u64,
+        /// What the hardware says.
+        counter: u64,
+    },
+    /// Refusals came faster than they could be written, and these were not.
+    Lost {
+        /// How many.
+        refusals: u64,
+    },
+}
+
+impl Serialize for Entry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let utc = self.time.to_offset(time::UtcOffset::UTC);
+        map.serialize_entry("time", &utc.format(TIME).map_err(serde::ser::Error::custom)?)?;
+        match &self.event {
+            Event::Asked { who, what, key, outcome } => {
+                map.serialize_entry("uid", &who.uid)?;
+                some(&mut map, "pid", who.pid)?;
+                if let Some(used_by) = key.as_ref().and_then(|key| key.used_by.as_ref()) {
+                    some(&mut map, "module", used_by.module.as_ref().map(ModuleId::as_str))?;
+                    some(&mut map, "executable", used_by.executable.as_ref().map(ToString::to_string))?;
+                }
+                map.serialize_entry("what", what.word())?;
+                if let Some(key) = key {
+                    map.serialize_entry("key", key.id.as_str())?;
+                    some(&mut map, "from", key.from.as_ref().map(KeyId::as_str))?;
+                    some(&mut map, "derived", key.derived.then_some(true))?;
+                    some(&mut map, "purpose", key.purpose.map(Purpose::word))?;
+                }
+                match outcome {
+                    Outcome::Done => map.serialize_entry("result", "done")?,
+                    Outcome::Failed => map.serialize_entry("result", "failed")?,
+                    Outcome::Interrupted => map.serialize_entry("result", "interrupted")?,
+                    Outcome::Refused(reason) => {
+                        map.serialize_entry("result", "refused")?;
+                        map.serialize_entry("reason", reason.word())?;
+                    }
+                }
+            }
+            Event::Log(LogEvent::Opened { clean, cut }) => {
+                map.serialize_entry("what", "log-opened")?;
+                map.serialize_entry("clean", clean)?;
+                some(&mut map, "cut", (*cut > 0).then_some(cut))?;
+            }
+            Event::Log(LogEvent::Replaces { number, size }) => {
+                map.serialize_entry("what", "log-replaced")?;
+                map.serialize_entry("number", number)?;
+                some(&mut map, "size", *size)?;
+            }
+            Event::Log(LogEvent::CounterAhead { recorded, counter }) => {
+                map.serialize_entry("what", "log-behind-counter")?;
+                map.serialize_entry("recorded", recorded)?;
+                map.serialize_entry("counter", counter)?;
+            }
+            Event::Log(LogEvent::Lost { refusals }) => {
+                map.serialize_entry("what", "log-lost")?;
+                map.serialize_entry("refusals", refusals)?;
+            }
+        }
+        map.end()
+    }
+}
+
+fn some<M: serde::ser::SerializeMap, T: Serialize>(map: &mut M, name: &str, value: Option<T>) -> Result<(), M::Error> {
+    value.map_or(Ok(()), |value| map.serialize_entry(name, &value))
+}
+
+/// An entry as a reader of the log sees it: entries of later versions too.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Shown {
+    /// When.
+    pub time: String,
+    /// Who: user id.
+    pub uid: Option<u32>,
+    /// Who: process id.
+    pub pid: Option<u32>,
+    /// For which module.
+    pub module: Option<String>,
+    /// Digest of the program that asked.
+    pub executable: Option<String>,
+    /// What: the word of an [`Operation`], or `log-...`.
+    pub what: String,
+    /// Key id.
+    pub key: Option<String>,
+    /// The id before, if the key was moved.
+    pub from: Option<String>,
+    /// Whether a key derived from it was meant.
+    pub derived: bool,
+    /// What the key is for.
+    pub purpose: Option<String>,
+    /// `done`, `failed`, `interrupted`, `refused`; empty for events of the log.
+    pub result: String,
+    /// Why it was refused.
+    pub reason: Option<String>,
+    /// Of `log-opened`: whether the log had been closed before.
+    pub clean: Option<bool>,
+    /// Of `log-behind-counter`: what the log says and what the hardware says.
+    pub recorded: Option<u64>,
+    /// See `recorded`.
+    pub counter: Option<u64>,
+    /// Of `log-lost`: how many.
+    pub refusals: Option<u64>,
+    /// Of `log-replaced`: which damaged log, and how many entries it had.
+    pub number: Option<u32>,
+    /// See `number`.
+    pub size: Option<u64>,
+    /// Of `log-opened`: bytes that were cut off.
+    pub cut: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn json(event: Event) -> String {
+        serde_json::to_string(&Entry { time: datetime!(2026-07-01 12:00:00.0071 +2), event }).unwrap()
+    }
+
+    #[test]
+    fn the_form_of_an_entry_is_fixed() {
+        let who = Who { uid: 7, pid: Some(8) };
+        let mut key = Key::new("aziot_identityd_master_id".parse().unwrap());
+        key.derived = true;
+        key.purpose = Some(Purpose::Identity);
+        let asked = |outcome| Event::Asked { who, what: Operation::Sign, key: Some(key.clone()), outcome };
+        let expected = r#"{"time":"2026-07-01T10:00:00.007Z","uid":7,"pid":8,"what":"sign","key":"aziot_identityd_master_id","derived":true,"purpose":"identity","result":"done"}"#;
+        assert_eq!(json(asked(Outcome::Done)), expected);
+        let refused = json(asked(Outcome::Refused(Reason::HandleOfAnotherUid)));
+        assert!(refused.ends_with(r#""result":"refused","reason":"handle-of-another-uid"}"#), "{refused}");
+        let opened = json(Event::Log(LogEvent::Opened { clean: true, cut: 0 }));
+        assert_eq!(opened, r#"{"time":"2026-07-01T10:00:00.007Z","what":"log-opened","clean":true}"#);
+    }
+
+    #[test]
+    fn the_longest_entry_is_far_below_the_limit_of_a_record() {
+        let id: KeyId = "\u{22}".repeat(256).parse().unwrap();
+        let mut key = Key::new(id.clone());
+        key.from = Some(id);
+        key.used_by = Some(Box::new(UsedBy {
+            module: "m".repeat(128).parse().ok(),
+            executable: Some(Sha256Digest::new([0xff; 32])),
+        }));
+        let who = Who { uid: u32::MAX, pid: Some(u32::MAX) };
+        let outcome = Outcome::Refused(Reason::HandleOfAnotherUid);
+        assert!(json(Event::Asked { who, what: Operation::Parameters, key: Some(key), outcome }).len() < 4096);
+    }
+
+    #[test]
+    fn a_reader_sees_what_was_written_and_takes_entries_with_more_members() {
+        let text = r#"{"time":"t","uid":7,"what":"sign","key":"k","result":"done","later":1}"#;
+        let shown: Shown = serde_json::from_str(text).unwrap();
+        assert_eq!((shown.uid, shown.key.as_deref(), shown.result.as_str()), (Some(7), Some("k"), "done"));
+    }
+}

@@ -1,0 +1,297 @@
+//! What the log's thread does with its files.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use edgekeep_daemon::store::{self, StoreError};
+use time::OffsetDateTime;
+
+use super::Options;
+use crate::checkpoint::Checkpoint;
+use crate::entry::{Entry, Event, LogEvent};
+use crate::folder::{self, CHECKPOINT, ReadError};
+use crate::note::VerifierKey;
+use crate::recover::Recovered;
+use crate::segment::{self, Kind};
+use crate::sign::{CheckpointSigner, MonotonicCounter, SignError};
+use crate::tree::{Frontier, Hash, leaf_hash};
+
+/// Why a step of the writer failed. All of it is kept and tried again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    #[error("cannot write the audit log")]
+    Write(#[source] io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+}
+
+struct Counter {
+    hardware: Box<dyn MonotonicCounter>,
+    value: u64,
+    stepped: Option<Instant>,
+}
+
+pub(super) struct Writer {
+    folder: PathBuf,
+    options: Options,
+    key: VerifierKey,
+    signer: Box<dyn CheckpointSigner>,
+    counter: Option<Counter>,
+    tree: Frontier,
+    /// First entries and sizes of the segments, oldest first. The last one is written.
+    segments: Vec<(u64, u64)>,
+    file: File,
+    /// Bytes of the last segment that are on the disk.
+    synced: u64,
+    /// What comes behind them. Kept until it is on the disk: after a failed sync it is written once more.
+    unsynced: Vec<u8>,
+    /// How much of that is in the file.
+    written: usize,
+    /// When the oldest entry that is not on the disk, or not signed, was taken.
+    unsynced_since: Option<Instant>,
+    unsigned_since: Option<Instant>,
+    unsigned: u64,
+    /// What rotation dropped: how many, and the head over them.
+    dropped: (u64, Hash),
+    /// A checkpoint that is in the segment but not yet in its file.
+    pending: Option<(Checkpoint, String)>,
+    head: Checkpoint,
+    note: String,
+}
+
+impl Writer {
+    pub(super) fn new(
+        folder: PathBuf,
+        recovered: Recovered,
+        options: Options,
+        signer: Box<dyn CheckpointSigner>,
+        counter: Option<Box<dyn MonotonicCounter>>,
+    ) -> Self {
+        let Recovered { key, segments, file, tree, head, note, mut events } = recovered;
+        let counter = counter.and_then(|mut hardware| match hardware.read() {
+            Ok(value) => {
+                let recorded = head.counter.unwrap_or(0);
+                if recorded < value {
+                    tracing::error!(recorded, value, "the audit log is behind its counter: its newest part is missing");
+                    events.push(LogEvent::CounterAhead { recorded, counter: value });
+                }
+                Some(Counter { hardware, value, stepped: None })
+            }
+            Err(error) => {
+                tracing::error!(%error, "the audit log's counter cannot be read; a loss of the newest part will not show");
+                None
+            }
+        });
+        let synced = segments.last().map_or(0, |(_, size)| *size);
+        let dropped = (head.first, head.first_root);
+        let mut writer = Self {
+            folder,
+            options,
+            key,
+            signer,
+            counter,
+            tree,
+            segments,
+            file,
+            synced,
+            unsynced: Vec::new(),
+            written: 0,
+            unsynced_since: None,
+            unsigned_since: None,
+            unsigned: 0,
+            dropped,
+            pending: None,
+            head,
+            note,
+        };
+        for event in events {
+            writer.append(&Entry { time: OffsetDateTime::now_utc(), event: Event::Log(event) });
+        }
+        writer
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The newest checkpoint.
+    pub(super) fn note(&self) -> &str {
+        &self.note
+    }
+
+    /// When there is something to do even if nothing comes.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let sync = self.unsynced_since.map(|since| since + self.options.sync_after);
+        let sign = self.unsigned_since.map(|since| since + self.options.sign_after);
+        sync.into_iter().chain(sign).min()
+    }
+
+    /// Takes an entry into the tree and into what is to be written.
+    pub(super) fn append(&mut self, entry: &Entry) {
+        let body = match serde_json::to_vec(entry) {
+            Ok(body) => body,
+            Err(error) => {
+                tracing::error!(%error, "an audit entry has no text form");
+                return;
+            }
+        };
+        if segment::write(&mut self.unsynced, Kind::Entry, self.tree.size(), &body).is_none() {
+            tracing::error!(bytes = body.len(), "an audit entry is too long");
+            return;
+        }
+        self.tree.append(leaf_hash(&body));
+        self.unsigned += 1;
+        let now = Instant::now();
+        self.unsynced_since.get_or_insert(now);
+        self.unsigned_since.get_or_insert(now);
+    }
+
+    /// Writes what there is, and syncs, signs and rotates if it is time to, or if everything is wanted `now_all`.
+    pub(super) fn step(&mut self, now: Instant, now_all: bool) -> Result<(), WriteError> {
+        self.write()?;
+        let reached = |since: Option<Instant>, after: Duration| since.is_some_and(|since| now >= since + after);
+        if reached(self.unsynced_since, self.options.sync_after) {
+            self.sync()?;
+        }
+        let due = now_all
+            || self.unsigned >= self.options.sign_after_entries
+            || reached(self.unsigned_since, self.options.sign_after);
+        if self.pending.is_some() || (due && (self.unsigned > 0 || self.tree.size() != self.head.size)) {
+            self.sign(now_all)?;
+        }
+        if self.synced + self.unsynced.len() as u64 >= self.options.segment_bytes
+            && self.segments.last().is_some_and(|(first, _)| *first < self.tree.size())
+        {
+            self.rotate()?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), WriteError> {
+        let rest = &self.unsynced[self.written..];
+        self.file.write_all_at(rest, self.synced + self.written as u64).map_err(WriteError::Write)?;
+        self.written = self.unsynced.len();
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), WriteError> {
+        self.write()?;
+        if let Err(error) = self.file.sync_data() {
+            // What the kernel could not write it may have dropped from its cache: nothing of it counts as written.
+            self.written = 0;
+            return Err(WriteError::Write(error));
+        }
+        self.synced += self.unsynced.len() as u64;
+        self.unsynced.clear();
+        self.unsynced.shrink_to(64 << 10);
+        self.written = 0;
+        self.unsynced_since = None;
+        if let Some((_, size)) = self.segments.last_mut() {
+            *size = self.synced;
+        }
+        Ok(())
+    }
+
+    /// Signs the tree as it is. Order: entries and checkpoint to the segment, then the checkpoint's own file, then the
+    /// counter. So a checkpoint never covers what is not on the disk, and the counter is never ahead of a log that lost
+    /// nothing.
+    fn sign(&mut self, step_counter: bool) -> Result<(), WriteError> {
+        if self.pending.is_none() {
+            let steps = self.counter_steps(step_counter);
+            let head = Checkpoint {
+                origin: self.key.name().to_owned(),
+                size: self.tree.size(),
+                root: self.tree.root(),
+                first: self.dropped.0,
+                first_root: self.dropped.1,
+                time: Some(OffsetDateTime::now_utc()),
+                counter: self.counter.as_ref().map(|counter| counter.value + u64::from(steps)),
+            };
+            let note = head.sign(&self.key, &*self.signer)?;
+            // A few hundred bytes, far below the limit of a record.
+            let _ = segment::write(&mut self.unsynced, Kind::Checkpoint, head.size, note.as_bytes());
+            self.pending = Some((head, note));
+        }
+        self.sync()?;
+        let Some((head, note)) = &self.pending else { return Ok(()) };
+        store::write_atomic(&self.folder.join(CHECKPOINT), note.as_bytes(), 0o600)?;
+        if let Some(counter) = &mut self.counter
+            && head.counter.is_some_and(|planned| planned > counter.value)
+        {
+            match counter.hardware.increment() {
+                Ok(value) => counter.value = value,
+                Err(error) => tracing::error!(%error, "the audit log's counter cannot be stepped"),
+            }
+            counter.stepped = Some(Instant::now());
+        }
+        if let Some((head, note)) = self.pending.take() {
+            (self.head, self.note) = (head, note);
+        }
+        self.unsigned = 0;
+        self.unsigned_since = None;
+        Ok(())
+    }
+
+    fn counter_steps(&self, wanted: bool) -> bool {
+        let Some(counter) = &self.counter else { return false };
+        match counter.stepped {
+            None => true,
+            Some(stepped) => {
+                let rested = stepped.elapsed();
+                // Asked for or not, hardware wears.
+                rested >= self.options.count_after || (wanted && rested >= Duration::from_secs(1))
+            }
+        }
+    }
+
+    /// Ends the segment and begins the next one.
+    fn rotate(&mut self) -> Result<(), WriteError> {
+        if self.head.size != self.tree.size() || self.pending.is_some() {
+            self.sign(false)?;
+        }
+        self.sync()?;
+        let first = self.tree.size();
+        let path = folder::segment_path(&self.folder, first);
+        let bytes = segment::begin(&self.tree, &self.note);
+        store::write_atomic(&path, &bytes, 0o600)?;
+        self.file = fs::OpenOptions::new().write(true).open(&path).map_err(WriteError::Write)?;
+        self.synced = bytes.len() as u64;
+        self.segments.push((first, self.synced));
+        self.drop_oldest()
+    }
+
+    /// Drops segments from the beginning until the rest is small enough. The checkpoint that states it comes first.
+    fn drop_oldest(&mut self) -> Result<(), WriteError> {
+        let mut total: u64 = self.segments.iter().map(|(_, size)| size).sum();
+        let mut count = 0;
+        // The one that is written and the whole one before it stay.
+        while total > self.options.total_bytes && count + 2 < self.segments.len() {
+            total -= self.segments[count].1;
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        let first = self.segments[count].0;
+        let content = folder::content(&folder::segment_path(&self.folder, first))?.unwrap_or_default();
+        let Some((edge, ..)) = segment::beginning(&content).filter(|(edge, ..)| edge.size() == first) else {
+            // It is damaged; what is before it is needed to show that.
+            tracing::error!(first, "a segment of the audit log is damaged; nothing before it is dropped");
+            return Ok(());
+        };
+        self.dropped = (first, edge.root());
+        self.sign(false)?;
+        for (first, _) in self.segments.drain(..count) {
+            let path = folder::segment_path(&self.folder, first);
+            fs::remove_file(&path).map_err(WriteError::Write)?;
+        }
+        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(WriteError::Write)
+    }
+}

@@ -1,0 +1,41 @@
+//! TPM 2.0: keys that never leave the TPM in clear, sealed secrets, quotes and the device's endorsement.
+//!
+//! Everything from the connection up is written here, without a C library: small enough to be read, and without a search
+//! for plug-ins and configuration files at run time. [`Tpm`] is one TPM, [`TpmBackend`] the keys API's view of it.
+//!
+//! What crosses the wire: every use of a key, a hierarchy or a secret runs in an HMAC session whose key is known to this
+//! process and to the holder of the storage root's private half, so that nobody between them reads or changes it. There is
+//! no path without. Reading public areas, capabilities and clocks, and starting and flushing, run without a session.
+//!
+//! | object | under | authorization | counts wrong attempts (lockout) |
+//! |---|---|---|---|
+//! | storage root | owner hierarchy | empty | no |
+//! | endorsement key | endorsement hierarchy | PolicySecret(endorsement) | yes |
+//! | keys of [`TpmBackend`] | storage root | empty: whoever has blob and TPM can use it | no |
+//! | sealed secrets | storage root | empty, an auth value, or PolicyPCR | only with an auth value |
+//! | authentication key for provisioning | storage root, persistent | as its maker decided | as its maker decided |
+
+mod attestation;
+mod backend;
+mod blob;
+mod device;
+mod error;
+mod kdf;
+mod objects;
+mod provisioning;
+mod public;
+mod report;
+mod seal;
+mod session;
+mod tcti;
+mod wire;
+
+pub use attestation::{AttestationKey, Quote};
+pub use backend::TpmBackend;
+pub use device::{RootAlgorithm, Tpm, TpmOptions};
+pub use error::{Authorized, ResponseCode, TpmError};
+pub use provisioning::ProvisioningKeys;
+pub use report::TpmReport;
+pub use seal::{PcrSelection, SealTo};
+pub use session::AuthValue;
+pub use tcti::{Tcti, TctiError};

@@ -1,0 +1,488 @@
+//! The keys API's view of a TPM: keys under ids, each a wrapped blob in a file.
+//!
+//! What a TPM does not do is refused with a typed answer, so that another backend can be asked: AES-GCM with a kept key
+//! (with a derived one it is done here, as for every backend), RSA with 4096 bits.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use edgekeep_core::id::KeyId;
+
+use super::blob::{Record, RecordKind, Unreadable};
+use super::device::{Blob, Tpm};
+use super::error::TpmError;
+use super::kdf::sha256;
+use super::public::{Algorithm, Public, Template};
+use super::session::AuthValue;
+use crate::SecretBytes;
+use crate::backend::{
+    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
+    SymmetricKey, Usage,
+};
+use crate::software::StoreError;
+use crate::software::store::{failed, file_name, make_folder, remove_leftovers, replace, set_aside, sync_folder_of};
+use crate::{gcm, material};
+
+/// Keys whose blobs are held in memory.
+const READY_LIMIT: usize = 128;
+/// Largest blob file that is read, in bytes; none that is written here is larger.
+const FILE_LIMIT: u64 = 16 * 1024;
+/// Block length of SHA-256: what HMAC keys longer than it are hashed to is the same key.
+const HMAC_BLOCK_LEN: usize = 64;
+/// Length of the modulus, in bytes.
+const RSA_LEN: usize = 256;
+/// What PKCS#1 v1.5 adds at least.
+const PKCS1_OVERHEAD: usize = 11;
+
+/// Keys in a TPM.
+pub struct TpmBackend {
+    tpm: Mutex<Tpm>,
+    folder: PathBuf,
+    ready: Mutex<HashMap<KeyId, Arc<Record>>>,
+    /// Held while files are changed.
+    changing: Mutex<()>,
+    /// Keeps other processes out as long as it is open.
+    _lock: File,
+}
+
+type Changing<'a> = MutexGuard<'a, ()>;
+
+impl TpmBackend {
+    /// Keeps the blobs in `folder`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// If another process uses the folder, or it cannot be used.
+    pub fn open(tpm: Tpm, folder: &Path) -> Result<Self, StoreError> {
+        make_folder(folder)?;
+        let lock_path = folder.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(failed("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: folder.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
+        }
+        remove_leftovers(folder)?;
+        Ok(Self {
+            tpm: Mutex::new(tpm),
+            folder: folder.to_owned(),
+            ready: Mutex::default(),
+            changing: Mutex::default(),
+            _lock: lock,
+        })
+    }
+
+    /// The TPM itself, for what is not about keys under ids. Other uses wait meanwhile.
+    pub fn with_tpm<T>(&self, operation: impl FnOnce(&Tpm) -> T) -> T {
+        operation(&self.tpm())
+    }
+
+    fn tpm(&self) -> MutexGuard<'_, Tpm> {
+        // What a panic left loaded was flushed by its guards.
+        self.tpm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ready(&self) -> MutexGuard<'_, HashMap<KeyId, Arc<Record>>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_for_change(&self) -> Changing<'_> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, id: &KeyId) -> PathBuf {
+        self.folder.join(file_name(id))
+    }
+
+    fn load(&self, id: &KeyId) -> Result<Option<Arc<Record>>, KeyError> {
+        if let Some(ready) = self.ready().get(id) {
+            return Ok(Some(Arc::clone(ready)));
+        }
+        let changing = self.lock_for_change();
+        let Some(record) = self.read(&changing, id)? else { return Ok(None) };
+        let record = Arc::new(record);
+        let mut ready = self.ready();
+        if ready.len() >= READY_LIMIT {
+            // Rare: a device has a few dozen. Reading them again costs a file read each.
+            ready.clear();
+        }
+        ready.insert(id.clone(), Arc::clone(&record));
+        Ok(Some(record))
+    }
+
+    fn read(&self, _changing: &Changing<'_>, id: &KeyId) -> Result<Option<Record>, StoreError> {
+        let path = self.path(id);
+        let size = match fs::metadata(&path) {
+            Ok(data) => data.len(),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed("look at", &path)(source)),
+        };
+        let decoded = if size > FILE_LIMIT {
+            Err(Unreadable::Damaged)
+        } else {
+            Record::decode(&fs::read(&path).map_err(failed("read", &path))?)
+        };
+        match decoded {
+            Ok(record) if record.id == id.as_str() && kind_of(&record).is_some() => Ok(Some(record)),
+            Err(Unreadable::Version(found)) => Err(StoreError::Version { path, found }),
+            Ok(_) | Err(Unreadable::Damaged) => {
+                let set_aside = set_aside(&path)?;
+                tracing::error!(key = id.as_str(), file = ?set_aside, "a damaged key file was set aside");
+                Err(StoreError::Damaged { id: id.clone(), set_aside })
+            }
+        }
+    }
+
+    fn write(&self, _changing: &Changing<'_>, id: &KeyId, record: &Record) -> Result<(), KeyError> {
+        let written = replace(&self.path(id), &record.encode()?);
+        // Also after a failure: it may have come after the new file was in place.
+        self.ready().remove(id);
+        Ok(written?)
+    }
+
+    fn remove(&self, _changing: &Changing<'_>, id: &KeyId) -> Result<(), KeyError> {
+        self.ready().remove(id);
+        let path = self.path(id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &path)(error).into()),
+            _ => Ok(sync_folder_of(&path)?),
+        }
+    }
+
+    /// Makes a wrapped key of this template.
+    fn make(
+        &self,
+        id: &KeyId,
+        kind: RecordKind,
+        usage: Usage,
+        template: Template<'_>,
+        secret: &[u8],
+    ) -> Result<Record, KeyError> {
+        let tpm = self.tpm();
+        Ok(tpm.run(|| {
+            let blob = tpm.with_session(|session| tpm.create(session, template, &AuthValue::empty(), secret))?;
+            let (root, _) = tpm.root()?;
+            let root_name = root.name().to_vec();
+            Ok(Record { kind, usage, pcrs: 0, id: id.as_str().to_owned(), root_name, blob })
+        })?)
+    }
+
+    /// Stores what `make` makes, unless there is a key under this id; then that one has to be of the same kind.
+    fn create(
+        &self,
+        id: &KeyId,
+        kind: KeyKind,
+        make: impl FnOnce() -> Result<Record, KeyError>,
+    ) -> Result<(), KeyError> {
+        if let Some(existing) = self.load(id)? {
+            return expect_kind(id, &existing, kind);
+        }
+        // Without the lock: making an RSA key takes long.
+        let record = make()?;
+        let changing = self.lock_for_change();
+        match self.read(&changing, id)? {
+            Some(existing) => expect_kind(id, &existing, kind),
+            None => self.write(&changing, id, &record),
+        }
+    }
+
+    fn expect(&self, id: &KeyId, kind: KeyKind) -> Result<Arc<Record>, KeyError> {
+        let record = self.load(id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
+        expect_kind(id, &record, kind)?;
+        Ok(record)
+    }
+
+    fn pair(&self, id: &KeyId) -> Result<(Arc<Record>, Public), KeyError> {
+        let record = self.expect(id, KeyKind::Pair)?;
+        let public = Public::read(&record.blob.public).ok().flatten().ok_or(TpmError::DamagedBlob)?;
+        Ok((record, public))
+    }
+
+    fn symmetric_hmac(&self, id: &KeyId, message: &[u8]) -> Result<[u8; 32], KeyError> {
+        let record = self.expect(id, KeyKind::Symmetric)?;
+        if !record.usage.derive_or_sign {
+            return Err(KeyError::UsageNotAllowed { id: id.clone(), needed: "derive,sign" });
+        }
+        let tpm = self.tpm();
+        self.check_root(&tpm, &record)?;
+        Ok(tpm.with_loaded(&record.blob, |session, key| tpm.hmac(session, key, message))?)
+    }
+
+    fn check_root(&self, tpm: &Tpm, record: &Record) -> Result<(), TpmError> {
+        tpm.run(|| tpm.expect_root(record))
+    }
+
+    /// The key derived from a kept one; computed by the TPM, used here.
+    fn derive(&self, base: &KeyId, data: &[u8]) -> Result<SecretBytes, KeyError> {
+        let mut derived = zeroize::Zeroizing::new(self.symmetric_hmac(base, data)?);
+        Ok(SecretBytes::from(std::mem::take(&mut *derived).as_slice()))
+    }
+
+    /// The bytes of a derived key; kept keys do not encrypt.
+    fn cipher_key(&self, key: SymmetricKey<'_>, operation: Operation) -> Result<SecretBytes, KeyError> {
+        match key {
+            SymmetricKey::Derived { base, data } => self.derive(base, data),
+            SymmetricKey::Stored(id) => {
+                let record = self.expect(id, KeyKind::Symmetric)?;
+                if record.usage.encrypt {
+                    Err(self.not_supported(operation))
+                } else {
+                    Err(KeyError::UsageNotAllowed { id: id.clone(), needed: "encrypt" })
+                }
+            }
+        }
+    }
+
+    fn forget(&self, blob: &Blob) {
+        self.tpm().unload(blob);
+    }
+}
+
+impl KeyBackend for TpmBackend {
+    fn name(&self) -> &'static str {
+        "tpm"
+    }
+
+    fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError> {
+        Ok(self.load(id)?.and_then(|record| kind_of(&record)))
+    }
+
+    fn create_key(&self, id: &KeyId, usage: Usage) -> Result<(), KeyError> {
+        self.create(id, KeyKind::Symmetric, || {
+            if usage.encrypt || !usage.derive_or_sign {
+                return Err(self.not_supported(Operation::CreateKey));
+            }
+            self.make(id, RecordKind::Symmetric, usage, Template::HmacGenerated, &[])
+        })
+    }
+
+    fn import_key(&self, id: &KeyId, bytes: SecretBytes, usage: Usage) -> Result<(), KeyError> {
+        material::check_symmetric(bytes.expose())?;
+        if usage.encrypt || !usage.derive_or_sign {
+            return Err(self.not_supported(Operation::ImportKey));
+        }
+        let hashed;
+        let secret = if bytes.expose().len() > HMAC_BLOCK_LEN {
+            hashed = zeroize::Zeroizing::new(sha256(&[bytes.expose()]));
+            &hashed[..]
+        } else {
+            bytes.expose()
+        };
+        if let Some(existing) = self.load(id)? {
+            expect_kind(id, &existing, KeyKind::Symmetric)?;
+        }
+        let record = self.make(id, RecordKind::Symmetric, usage, Template::HmacImported, secret)?;
+        let changing = self.lock_for_change();
+        let existing = self.read(&changing, id)?;
+        if let Some(existing) = &existing {
+            expect_kind(id, existing, KeyKind::Symmetric)?;
+        }
+        self.write(&changing, id, &record)?;
+        drop(changing);
+        if let Some(existing) = existing {
+            self.forget(&existing.blob);
+        }
+        Ok(())
+    }
+
+    fn create_key_pair(&self, id: &KeyId, preferred: &[PairAlgorithm]) -> Result<(), KeyError> {
+        if preferred.is_empty() {
+            return Err(InputError::PreferredAlgorithms.into());
+        }
+        self.create(id, KeyKind::Pair, || {
+            let template = preferred.iter().find_map(|algorithm| match algorithm {
+                PairAlgorithm::EcP256 => Some(Template::SignP256),
+                PairAlgorithm::Rsa2048 => Some(Template::Rsa2048),
+                PairAlgorithm::Rsa4096 => None,
+            });
+            let template = template.ok_or_else(|| self.not_supported(Operation::CreateKeyPair))?;
+            self.make(id, RecordKind::Pair, Usage::ALL, template, &[])
+        })
+    }
+
+    /// Two steps, each atomic: the key is written under its new id, then removed under the old one. A crash between them
+    /// leaves it under both, and moving again completes it.
+    fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> Result<(), KeyError> {
+        if from == to {
+            return Err(InputError::SameId.into());
+        }
+        let changing = self.lock_for_change();
+        let mut record = self.read(&changing, from)?.ok_or_else(|| KeyError::NotFound { id: from.clone() })?;
+        expect_kind(from, &record, KeyKind::Pair)?;
+        let replaced = self.read(&changing, to)?;
+        if let Some(existing) = &replaced {
+            expect_kind(to, existing, KeyKind::Pair)?;
+        }
+        to.as_str().clone_into(&mut record.id);
+        self.write(&changing, to, &record)?;
+        self.remove(&changing, from)?;
+        drop(changing);
+        if let Some(replaced) = replaced.filter(|replaced| replaced.blob != record.blob) {
+            self.forget(&replaced.blob);
+        }
+        Ok(())
+    }
+
+    fn delete(&self, id: &KeyId, kind: KeyKind) -> Result<(), KeyError> {
+        let changing = self.lock_for_change();
+        let record = self.read(&changing, id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
+        expect_kind(id, &record, kind)?;
+        self.remove(&changing, id)?;
+        drop(changing);
+        self.forget(&record.blob);
+        Ok(())
+    }
+
+    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+        let (_, public) = self.pair(id)?;
+        Ok(match (&public.algorithm, parameter) {
+            (Algorithm::EccP256 { .. }, PublicParameter::Algorithm) => PublicValue::Word("ECDSA"),
+            (Algorithm::EccP256 { .. }, PublicParameter::EcCurveOid) => PublicValue::Bytes(material::P256.oid.to_vec()),
+            (Algorithm::EccP256 { x, y }, PublicParameter::EcPointUncompressed) => {
+                PublicValue::Bytes(uncompressed(x, y)?)
+            }
+            (Algorithm::EccP256 { x, y }, PublicParameter::EcPoint) => {
+                let point = material::compress(&uncompressed(x, y)?, material::P256.len);
+                PublicValue::Bytes(point.ok_or(TpmError::DamagedBlob)?)
+            }
+            (Algorithm::Rsa2048 { .. }, PublicParameter::Algorithm) => PublicValue::Word("RSA"),
+            (Algorithm::Rsa2048 { modulus }, PublicParameter::RsaModulus) => PublicValue::Bytes(modulus.clone()),
+            (Algorithm::Rsa2048 { .. }, PublicParameter::RsaExponent) => PublicValue::Bytes(vec![1, 0, 1]),
+            _ => return Err(InputError::NoSuchParameter.into()),
+        })
+    }
+
+    fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let (record, public) = self.pair(id)?;
+        if !matches!(public.algorithm, Algorithm::EccP256 { .. }) {
+            return Err(self.not_supported(Operation::SignEcdsa));
+        }
+        if !matches!(digest.len(), 20 | 28 | 32 | 48 | 64) {
+            return Err(InputError::DigestLength { found: digest.len() }.into());
+        }
+        let fitted = material::fit_digest(digest, material::P256.len);
+        let fitted = fitted.as_slice().try_into().map_err(|_| KeyError::Library { operation: Operation::SignEcdsa })?;
+        let tpm = self.tpm();
+        self.check_root(&tpm, &record)?;
+        Ok(tpm.with_loaded(&record.blob, |session, key| tpm.sign_p256(session, key, fitted))?)
+    }
+
+    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let (record, public) = self.pair(id)?;
+        let Algorithm::Rsa2048 { modulus } = &public.algorithm else {
+            return Err(self.not_supported(Operation::RsaPrivateOperation));
+        };
+        let block = pad_for_rsa(padding, block, modulus)?;
+        let tpm = self.tpm();
+        self.check_root(&tpm, &record)?;
+        Ok(tpm.with_loaded(&record.blob, |session, key| tpm.rsa_private_operation(session, key, &block))?)
+    }
+
+    fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
+        match key {
+            SymmetricKey::Stored(id) => self.symmetric_hmac(id, message),
+            SymmetricKey::Derived { base, data } => {
+                Ok(material::hmac_sha256(self.derive(base, data)?.expose(), message))
+            }
+        }
+    }
+
+    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+        gcm::encrypt(self.cipher_key(key, Operation::Encrypt)?.expose(), iv, aad, plaintext)
+    }
+
+    fn decrypt(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        ciphertext: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
+        gcm::decrypt(self.cipher_key(key, Operation::Decrypt)?.expose(), iv, aad, ciphertext)
+    }
+
+    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
+        self.derive(base, derivation_data)
+    }
+}
+
+fn kind_of(record: &Record) -> Option<KeyKind> {
+    match record.kind {
+        RecordKind::Symmetric => Some(KeyKind::Symmetric),
+        RecordKind::Pair => Some(KeyKind::Pair),
+        RecordKind::Sealed | RecordKind::Attestation => None,
+    }
+}
+
+fn expect_kind(id: &KeyId, record: &Record, expected: KeyKind) -> Result<(), KeyError> {
+    match kind_of(record) {
+        Some(found) if found == expected => Ok(()),
+        Some(found) => Err(KeyError::WrongKind { id: id.clone(), found, expected }),
+        None => Err(TpmError::DamagedBlob.into()),
+    }
+}
+
+/// The point in the form that certificates hold.
+fn uncompressed(x: &[u8], y: &[u8]) -> Result<Vec<u8>, TpmError> {
+    let mut point = vec![4];
+    for coordinate in [x, y] {
+        let missing = material::P256.len.checked_sub(coordinate.len()).ok_or(TpmError::DamagedBlob)?;
+        point.resize(point.len() + missing, 0);
+        point.extend_from_slice(coordinate);
+    }
+    Ok(point)
+}
+
+/// The block as long as the modulus that the private-key operation is done on.
+fn pad_for_rsa(padding: RsaPadding, block: &[u8], modulus: &[u8]) -> Result<Vec<u8>, InputError> {
+    let wrong = InputError::RsaBlock { limit: RSA_LEN - PKCS1_OVERHEAD };
+    match padding {
+        RsaPadding::Pkcs1 if block.len() <= RSA_LEN - PKCS1_OVERHEAD => {
+            // Type 1, for signatures (RFC 8017, 9.2).
+            let mut padded = vec![0, 1];
+            padded.resize(RSA_LEN - block.len() - 1, 0xff);
+            padded.push(0);
+            padded.extend_from_slice(block);
+            Ok(padded)
+        }
+        RsaPadding::None if block.len() == modulus.len() && block < modulus => Ok(block.to_vec()),
+        _ => Err(wrong),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rsa_blocks_that_do_not_fit_never_reach_the_tpm() {
+        let modulus = [0xc0; RSA_LEN];
+        for (padding, block) in [
+            (RsaPadding::Pkcs1, vec![1; 246]),
+            (RsaPadding::None, vec![1; 255]),
+            (RsaPadding::None, vec![1; 257]),
+            (RsaPadding::None, modulus.to_vec()),
+        ] {
+            assert_eq!(pad_for_rsa(padding, &block, &modulus), Err(InputError::RsaBlock { limit: 245 }));
+        }
+        let padded = pad_for_rsa(RsaPadding::Pkcs1, &[7; 245], &modulus).unwrap();
+        assert_eq!(padded[..11], [0, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]);
+        assert_eq!(padded.len(), RSA_LEN);
+    }
+
+    #[test]
+    fn short_coordinates_get_their_zeros_back() {
+        let point = uncompressed(&[7; 31], &[8; 32]).unwrap();
+        assert_eq!((point.len(), point[0], point[1], point[2]), (65, 4, 0, 7));
+        assert!(uncompressed(&[7; 33], &[8; 32]).is_err());
+    }
+}

@@ -1,0 +1,9 @@
+//! The TPM layer against swtpm, with tpm2-tools and openssl as foreign judges.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
+
+mod keys;
+mod objects;
+mod provisioning;
+mod speed;
+mod swtpm;
+mod wiretap;

@@ -1,0 +1,161 @@
+//! Writing down what is asked for, before and after it is done.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use edgekeep_audit::entry::{Entry, Event, Key, Operation, Outcome, Reason, Who};
+use edgekeep_audit::{Busy, Log, Permit};
+use edgekeep_daemon::peer::Caller;
+use edgekeep_daemon::server::HttpError;
+use time::OffsetDateTime;
+
+/// How long a request waits for a place in the audit log before it is refused.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Refusals of one uid that are written down at once, and the time after which one more is. The rest is counted: who is
+/// refused must not be able to push what others did out of a log of bounded size.
+const REFUSALS: u32 = 100;
+const REFUSAL_EVERY: Duration = Duration::from_secs(1);
+/// Uids that are told apart for that.
+const UIDS: usize = 256;
+
+/// Seconds since 1970; 0 if the clock is before.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The audit log of this keyd.
+pub(crate) struct Recorder {
+    log: Arc<Log>,
+    throttle: Mutex<Throttle>,
+}
+
+/// How many refusals of each uid may still be written down. Grows with time, up to [`REFUSALS`].
+#[derive(Default)]
+struct Throttle(HashMap<u32, (u32, Instant)>);
+
+impl Throttle {
+    /// Whether one more of this uid is written down.
+    fn admit(&mut self, uid: u32, now: Instant) -> bool {
+        if self.0.len() >= UIDS && !self.0.contains_key(&uid) {
+            // Whoever has not been refused for long enough has all of its share again.
+            let full = REFUSAL_EVERY * REFUSALS;
+            self.0.retain(|_, (_, since)| now.duration_since(*since) < full);
+            if self.0.len() >= UIDS {
+                return false;
+            }
+        }
+        let (left, since) = self.0.entry(uid).or_insert((REFUSALS, now));
+        let gained = now.duration_since(*since).as_secs() / REFUSAL_EVERY.as_secs();
+        if gained > 0 {
+            *left = left.saturating_add(u32::try_from(gained).unwrap_or(REFUSALS)).min(REFUSALS);
+            *since = now;
+        }
+        let admitted = *left > 0;
+        *left = left.saturating_sub(1);
+        admitted
+    }
+}
+
+/// Something that is being done, with its place in the log. If it is dropped before its end is known, it is written down
+/// as interrupted.
+#[must_use]
+pub(crate) struct Doing {
+    /// Taken when the end is written.
+    open: Option<(Permit, Who, Operation, Key)>,
+}
+
+impl Recorder {
+    pub(crate) fn new(log: Log) -> Self {
+        Self { log: Arc::new(log), throttle: Mutex::default() }
+    }
+
+    pub(crate) fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// Takes a place in the log for something that is allowed and about to be done.
+    pub(crate) async fn begin(&self, caller: &Caller, what: Operation, key: Key) -> Result<Doing, HttpError> {
+        let permit = match self.log.reserve() {
+            Ok(permit) => permit,
+            Err(Busy) => {
+                let log = Arc::clone(&self.log);
+                let waited = tokio::task::spawn_blocking(move || log.reserve_within(PATIENCE)).await;
+                match waited {
+                    Ok(Ok(permit)) => permit,
+                    Ok(Err(busy)) => return Err(HttpError::internal(busy.to_string())),
+                    Err(failed) => return Err(HttpError::hidden(&failed)),
+                }
+            }
+        };
+        Ok(Doing { open: Some((permit, who(caller), what, key)) })
+    }
+
+    /// Writes a refusal down, here and in the daemon's log; or counts it, if there are too many of this uid.
+    pub(crate) fn refused(&self, caller: &Caller, what: Operation, key: Option<Key>, reason: Reason) {
+        let who = who(caller);
+        if !self.throttle.lock().unwrap_or_else(PoisonError::into_inner).admit(who.uid, Instant::now()) {
+            self.log.count_refusal();
+            return;
+        }
+        let id = key.as_ref().map_or("", |key| key.id.as_str());
+        tracing::warn!(uid = who.uid, pid = who.pid, %what, key = id, %reason, "refused");
+        self.log.refused(entry(who, what, key, Outcome::Refused(reason)));
+    }
+}
+
+impl Doing {
+    /// Writes the end down, and passes it on.
+    pub(crate) fn end<T>(mut self, done: Result<T, HttpError>) -> Result<T, HttpError> {
+        self.close(if done.is_ok() { Outcome::Done } else { Outcome::Failed });
+        done
+    }
+
+    fn close(&mut self, outcome: Outcome) {
+        if let Some((permit, who, what, key)) = self.open.take() {
+            permit.append(entry(who, what, Some(key), outcome));
+        }
+    }
+}
+
+impl Drop for Doing {
+    fn drop(&mut self) {
+        self.close(Outcome::Interrupted);
+    }
+}
+
+fn who(caller: &Caller) -> Who {
+    Who { uid: caller.uid(), pid: caller.pid() }
+}
+
+fn entry(who: Who, what: Operation, key: Option<Key>, outcome: Outcome) -> Entry {
+    Entry { time: OffsetDateTime::now_utc(), event: Event::Asked { who, what, key, outcome } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_refusals_of_one_uid_is_counted_and_leaves_others_their_share() {
+        let mut throttle = Throttle::default();
+        let start = Instant::now();
+        let admitted = (0..10_000).filter(|_| throttle.admit(7, start)).count();
+        assert_eq!(admitted, 100);
+        assert!(throttle.admit(8, start));
+        let later = start + Duration::from_secs(3);
+        assert_eq!((0..10).filter(|_| throttle.admit(7, later)).count(), 3);
+        let much_later = start + Duration::from_secs(3600);
+        assert_eq!((0..10_000).filter(|_| throttle.admit(7, much_later)).count(), 100);
+    }
+
+    #[test]
+    fn many_uids_take_bounded_memory_and_come_to_their_share_again() {
+        let mut throttle = Throttle::default();
+        let start = Instant::now();
+        let admitted = (0..10_000).filter(|uid| throttle.admit(*uid, start)).count();
+        assert_eq!((admitted, throttle.0.len()), (UIDS, UIDS));
+        assert!(throttle.admit(20_000, start + Duration::from_secs(3600)));
+    }
+}
