@@ -333,7 +333,7 @@ pub struct EdgeCaSettings {
     pub algorithms: String,
     /// Key type of module certificates.
     pub module_keys: ModuleKeys,
-    /// Longest validity of a module certificate, in days.
+    /// Longest validity of a module certificate, in days; beyond 30 the certificates API's own limit counts.
     pub module_cert_days: u32,
 }
 

@@ -124,7 +124,7 @@ async fn issue(
     })
     .await
     .map_err(|_| EdgeCaError::Interrupted)??;
-    let request = CreateCertificate { cert_id: settings.cert.to_string(), csr, issuer: None };
+    let request = CreateCertificate { cert_id: settings.cert.to_string(), csr, issuer: None, not_after: None };
     let pem = certificates.create(&request).await.map_err(service("issue the Edge CA certificate"))?;
     validity(&pem).map(|(_, end)| end).ok_or_else(|| EdgeCaError::Certificate(settings.cert.to_string()))
 }

@@ -15,6 +15,7 @@ use rcgen::{
     PKCS_RSA_SHA256, SanType,
 };
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
 use super::WorkloadDoor;
@@ -32,14 +33,17 @@ pub(super) async fn server(state: Arc<WorkloadDoor>, mut request: Request) -> Re
     if !names.contains(&own) {
         names.push(own);
     }
+    let not_after = end(&state.service, body.expiration.as_deref());
     let cert_id = format!("aziot-edged/module/{}:{}:server", module.name(), request.param(1));
-    let wanted = Wanted { cert_id, common_name: body.common_name, names, usage: ExtendedKeyUsagePurpose::ServerAuth };
+    let wanted =
+        Wanted { cert_id, common_name: body.common_name, names, usage: ExtendedKeyUsagePurpose::ServerAuth, not_after };
     Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted).await?))
 }
 
 pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let module = state.admit(&request, None).await?;
-    let _: Option<IdentityCertificate> = request.json_opt().await?;
+    let body: Option<IdentityCertificate> = request.json_opt().await?;
+    let not_after = end(&state.service, body.and_then(|body| body.expiration).as_deref());
     let identity = state.service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
     let uri = identity_uri(&identity.hub, &identity.device, &module);
     let uri = uri.as_str().try_into().map_err(|_| HttpError::internal("the identity's URI is not ASCII"))?;
@@ -48,6 +52,7 @@ pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> 
         common_name: module.to_string(),
         names: vec![SanType::URI(uri)],
         usage: ExtendedKeyUsagePurpose::ClientAuth,
+        not_after,
     };
     Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted).await?))
 }
@@ -57,6 +62,7 @@ struct Wanted {
     common_name: String,
     names: Vec<SanType>,
     usage: ExtendedKeyUsagePurpose,
+    not_after: OffsetDateTime,
 }
 
 fn identity_uri(hub: &str, device: &str, module: &ModuleId) -> String {
@@ -100,6 +106,7 @@ async fn issue(service: &Moduled, wanted: Wanted) -> Result<IssuedCertificate, H
         cert_id: wanted.cert_id.clone(),
         csr: csr.clone(),
         issuer: Some(Issuer { cert_id: service.settings.edge_ca.cert.to_string(), private_key_handle: handle }),
+        not_after: wanted.not_after.format(&Rfc3339).ok(),
     };
     let certificate = match service.certificates.create(&request(issuer_key.clone())).await {
         Err(error) if error.to_string().contains("handle") => {
@@ -116,6 +123,15 @@ async fn issue(service: &Moduled, wanted: Wanted) -> Result<IssuedCertificate, H
         certificate,
         expiration: rfc3339_with_offset(end),
     })
+}
+
+/// When a certificate ends: as asked, but not later than configured. Existing clients send texts of many kinds here, so one
+/// that cannot be read counts as none.
+fn end(service: &Moduled, asked: Option<&str>) -> OffsetDateTime {
+    let now = OffsetDateTime::now_utc();
+    let longest = now.saturating_add(time::Duration::days(service.settings.edge_ca.module_cert_days.into()));
+    let asked = asked.and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok()).filter(|asked| *asked > now);
+    asked.map_or(longest, |asked| asked.min(longest)).to_offset(time::UtcOffset::UTC)
 }
 
 fn request_for(wanted: &Wanted, key: &KeyPair) -> Result<String, rcgen::Error> {
