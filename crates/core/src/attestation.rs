@@ -269,7 +269,8 @@ pub fn verdict(
         return Err(DenyReason::SocketOfAnotherModule);
     }
     let registration = registration
-        .filter(|registration| registration.module.name() == asked.module.name())
+        // Not by name: `x` and `$x` share a container name and are two identities.
+        .filter(|registration| registration.module.hub_id() == asked.module.hub_id())
         .ok_or(DenyReason::NotRegistered)?;
     let running = match facts {
         RunningFacts::Unknown => return Err(DenyReason::FactsUnknown),

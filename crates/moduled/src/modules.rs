@@ -393,6 +393,12 @@ fn host_module(service: &Moduled, spec: &ValidSpec) -> Result<ProcessSpec, HttpE
             }
         }
     }
+    // The measurement covers the executable and not what its loader is told to add.
+    if let Some(variable) = env.keys().find(|name| name.starts_with("LD_") || *name == "GLIBC_TUNABLES") {
+        return Err(HttpError::bad_request(format!(
+            "environment variable {variable} would change what a measured executable runs; use a container module"
+        )));
+    }
     Ok(ProcessSpec {
         image: name.clone(),
         executable: registered.executable.clone().into(),

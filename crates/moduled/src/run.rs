@@ -54,8 +54,8 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
         .with_context(|| format!("{} is missing; run `edgekeep config apply` first", path.display()))?;
     let folder = root.state_folder(Daemon::Moduled);
     private_folder(&folder)?;
-    // Modules of other users reach their sockets through it; what is in it has modes of its own.
-    open_to_pass(&folder)?;
+    // Nobody else reaches the modules' sockets by their path: containers have them mounted, host modules are of this user.
+    close_to_others(&folder)?;
     sweep_temporary(&folder);
     let hierarchy = CgroupHierarchy::detect();
     let collector = Collector::new(hierarchy.clone(), ContainerCgroups::default());
@@ -175,8 +175,8 @@ fn instance(root: &Root) -> String {
     sha256(root.path().as_os_str().as_bytes()).hex()[..8].to_owned()
 }
 
-fn open_to_pass(folder: &std::path::Path) -> anyhow::Result<()> {
+fn close_to_others(folder: &std::path::Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("cannot set the mode of {}", folder.display()))
 }

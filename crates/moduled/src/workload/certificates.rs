@@ -26,7 +26,7 @@ use crate::service::Moduled;
 const COMMON_NAME_LIMIT: usize = 64;
 
 pub(super) async fn server(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
-    let module = state.admit(&request, Some(request.param(1))).await?;
+    let (module, _) = state.admit_generation(&request).await?;
     let body: ServerCertificate = request.json().await?;
     let mut names = vec![host_name(&body.common_name)?];
     let own = host_name(module.name())?;

@@ -8,11 +8,13 @@ pub(crate) use secrets::ENCRYPTION_KEY;
 use std::sync::Arc;
 
 use edgekeep_api::workload::{API_VERSIONS, TrustBundle};
-use edgekeep_core::attestation::Door;
+use edgekeep_core::attestation::{DenyReason, Door};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
 use http::Method;
 
+use crate::failure;
+use crate::identities::ModuleIdentity;
 use crate::service::Moduled;
 
 /// One workload socket: the service behind it, and the door it is.
@@ -28,6 +30,26 @@ impl WorkloadDoor {
         let module: ModuleId = request.id(0)?;
         self.service.admit(request, &self.door, &module, generation).await?;
         Ok(module)
+    }
+
+    /// Admits the caller as the module in the first placeholder, in the generation of the second: the identity's current
+    /// one, also where the module was created before its identity was known.
+    async fn admit_generation(&self, request: &Request) -> Result<(ModuleId, Arc<ModuleIdentity>), HttpError> {
+        let generation = request.param(1);
+        let module = self.admit(request, Some(generation)).await?;
+        let identity = self.service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
+        if identity.generation == generation {
+            return Ok((module, identity));
+        }
+        // The identity may have been made anew since it was last looked at.
+        self.service.identities.forget(&module);
+        let identity = self.service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
+        if identity.generation == generation {
+            return Ok((module, identity));
+        }
+        let route = format!("{} {}", request.method(), request.route);
+        self.service.attestor.refuse(&request.caller, module.as_str(), &route, DenyReason::GenerationMismatch);
+        Err(HttpError::forbidden())
     }
 }
 
