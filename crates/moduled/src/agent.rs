@@ -112,11 +112,11 @@ async fn something_changed(service: &Moduled, changes: Option<&mut watch::Receiv
         }
     };
     let process = async {
-        let agent = edge_agent();
-        if service.modules.processes.status(&agent).await.is_ok_and(|status| status.state == ModuleState::Running) {
-            let _ = service.modules.processes.ended(&agent).await;
-        } else {
-            std::future::pending::<()>().await;
+        match service.modules.processes.status(&edge_agent()).await.map(|status| status.state) {
+            // It ended while it was being left alone.
+            Ok(ModuleState::Stopped | ModuleState::Failed) => {}
+            Ok(_) => drop(service.modules.processes.ended(&edge_agent()).await),
+            Err(_) => std::future::pending().await,
         }
     };
     tokio::select! {

@@ -31,7 +31,7 @@ use crate::workload;
 /// How often the Edge CA certificate is looked at.
 const EDGE_CA_PERIOD: Duration = Duration::from_secs(3600);
 /// How soon it is looked at again when there is none.
-const EDGE_CA_RETRY: Duration = Duration::from_secs(1);
+const EDGE_CA_RETRY: Duration = Duration::from_millis(200);
 /// Longest pause between two tries.
 const EDGE_CA_RETRY_LIMIT: Duration = Duration::from_secs(60);
 
