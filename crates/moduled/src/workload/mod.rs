@@ -7,11 +7,13 @@ pub(crate) use secrets::ENCRYPTION_KEY;
 
 use std::sync::Arc;
 
+use edgekeep_api::NOT_BASE64;
 use edgekeep_api::workload::{API_VERSIONS, TrustBundle};
 use edgekeep_core::attestation::{DenyReason, Door};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
-use http::Method;
+use http::{Method, StatusCode};
+use serde::de::DeserializeOwned;
 
 use crate::failure;
 use crate::identities::ModuleIdentity;
@@ -69,6 +71,17 @@ pub fn router(service: Arc<Moduled>, door: Door) -> Router<WorkloadDoor> {
         .route(Method::GET, "/manifest-trust-bundle", FIRST, manifest_trust_bundle)
         .route(Method::GET, "/modules", FIRST, list)
         .route(Method::GET, "/modules/", FIRST, list)
+}
+
+/// The request's body. Bad base64 is a bad parameter on this API.
+async fn body<T: DeserializeOwned>(request: &mut Request) -> Result<T, HttpError> {
+    request.json().await.map_err(|error| {
+        if error.status() == StatusCode::UNPROCESSABLE_ENTITY && error.message().contains(NOT_BASE64) {
+            HttpError::bad_request(error.message())
+        } else {
+            error
+        }
+    })
 }
 
 async fn trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {

@@ -17,7 +17,7 @@ pub(crate) const ENCRYPTION_KEY: &str = "iotedge_master_encryption_id";
 
 pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let (module, identity) = state.admit_generation(&request).await?;
-    let body: Sign = request.json().await?;
+    let body: Sign = super::body(&mut request).await?;
     let service = &state.service;
     let mechanism = SignMechanism::HmacSha256 { message: body.data };
     let digest = match service.keys.sign(&identity.key, mechanism.clone()).await {
@@ -35,7 +35,7 @@ pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Resu
 
 pub(super) async fn encrypt(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let (module, _) = state.admit_generation(&request).await?;
-    let body: Encrypt = request.json().await?;
+    let body: Encrypt = super::body(&mut request).await?;
     let keys = &state.service.keys;
     let mechanism = aead(&module, request.param(1), body.initialization_vector);
     let handle = state.service.encryption_key.get(keys).await?;
@@ -53,7 +53,7 @@ pub(super) async fn encrypt(state: Arc<WorkloadDoor>, mut request: Request) -> R
 
 pub(super) async fn decrypt(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let (module, _) = state.admit_generation(&request).await?;
-    let body: Decrypt = request.json().await?;
+    let body: Decrypt = super::body(&mut request).await?;
     let keys = &state.service.keys;
     let mechanism = aead(&module, request.param(1), body.initialization_vector);
     let handle = state.service.encryption_key.get(keys).await?;
