@@ -166,6 +166,8 @@ impl Bench {
             self.device.poll(&format!("{modules} modules"), Duration::from_secs(300), || {
                 Ok((crate::device::running_modules(&target)? >= modules).then_some(()))
             })?;
+            // Starting so many leaves the engine busy for a moment.
+            interrupt::pause(Duration::from_secs(3))?;
             let calls = [self.echo_call(8, 16000), self.sign(8, 8000, Bar::AsWithFewest)];
             self.measure_calls(&calls, modules, report)?;
         }
@@ -270,14 +272,17 @@ fn write_manifest(path: &Path, shared: &Path, containers: bool, modules: usize) 
     fs::write(path, manifest.to_string()).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The memory of processes in KiB, each page that several share counted in parts.
-fn memory(processes: &[u64]) -> anyhow::Result<u64> {
+/// The memory of processes in KiB, each page that several share counted in parts; `None` where only root may look.
+fn memory(processes: &[u64]) -> anyhow::Result<Option<u64>> {
     let mut sum = 0;
     for process in processes {
         let path = format!("/proc/{process}/smaps_rollup");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(None),
+            text => text.with_context(|| format!("cannot read {path}"))?,
+        };
         let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
         sum += line.trim().trim_end_matches(" kB").parse::<u64>().context("no number")?;
     }
-    Ok(sum)
+    Ok(Some(sum))
 }

@@ -211,6 +211,9 @@ pub enum DenyReason {
     /// The peer's process id is not visible in the daemon's pid namespace.
     #[error("pid-not-visible")]
     PidNotVisible,
+    /// A certificate was asked for a name that is another module's.
+    #[error("name-of-another-module")]
+    NameOfAnotherModule,
     /// The process that connected has ended.
     #[error("caller-gone")]
     CallerGone,

@@ -878,7 +878,8 @@ fn a_passed_socket_is_used_by_its_name_or_when_it_has_none() {
 fn a_socket_passed_for_another_service_is_not_taken() {
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().join("own");
-    let mut process = activated(UnixListener::bind(folder.path().join("passed")).unwrap(), Some("aziot-keyd.socket"), &own);
+    let mut process =
+        activated(UnixListener::bind(folder.path().join("passed")).unwrap(), Some("aziot-keyd.socket"), &own);
     let begin = Instant::now();
     let stream = loop {
         match UnixStream::connect(&own) {

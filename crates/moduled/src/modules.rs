@@ -26,11 +26,14 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::OwnedMutexGuard;
 
+use crate::registrations::Registrations;
 use crate::service::Moduled;
 use crate::spec::{Kind, ValidSpec};
 
 /// Where a container finds its workload socket: what existing SDKs have built in.
 const CONTAINER_SOCKET_FOLDER: &str = "/var/run/iotedge";
+/// How long the engine may take to answer a question about what is there.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a stopping module may take before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -95,12 +98,13 @@ impl Modules {
     ///
     /// # Errors
     /// If the engine does not answer: a list without its containers would say that they are gone.
-    pub async fn list(&self) -> Result<ModuleList, HttpError> {
+    pub async fn list(&self, registrations: &Registrations) -> Result<ModuleList, HttpError> {
         let mut modules: Vec<ModuleDetails> =
             self.processes.list().await.into_iter().map(|state| details(Kind::Process, &state)).collect();
         if let Some(containers) = &self.containers {
-            let listed = containers.engine.list().await.map_err(|error| of_engine(&error))?;
-            modules.extend(listed.iter().map(|state| details(Kind::Docker, state)));
+            let listed = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.list()).await;
+            let listed = listed.map_err(|_| engine_is_silent(containers))?.map_err(|error| of_engine(&error))?;
+            modules.extend(listed.iter().map(|state| container_details(state, registrations)));
         }
         modules.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(ModuleList { modules })
@@ -116,7 +120,8 @@ impl Modules {
         }
         match &self.containers {
             Some(containers) => {
-                let container = containers.engine.find(module).await.map_err(|error| of_engine(&error))?;
+                let found = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.find(module)).await;
+                let container = found.map_err(|_| engine_is_silent(containers))?.map_err(|error| of_engine(&error))?;
                 Ok((Kind::Docker, container.status()))
             }
             None => Err(no_module(module)),
@@ -127,9 +132,11 @@ impl Modules {
     ///
     /// # Errors
     /// 404 if there is none.
-    pub async fn details(&self, module: &ModuleId) -> Result<ModuleDetails, HttpError> {
-        let (kind, state) = self.state(module).await?;
-        Ok(details(kind, &state))
+    pub async fn details(&self, module: &ModuleId, registrations: &Registrations) -> Result<ModuleDetails, HttpError> {
+        Ok(match self.state(module).await? {
+            (Kind::Process, state) => details(Kind::Process, &state),
+            (Kind::Docker, state) => container_details(&state, registrations),
+        })
     }
 
     /// A module's log.
@@ -282,6 +289,16 @@ pub async fn stop_all(service: &Arc<Moduled>) {
 
 async fn create_locked(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
     let module = &spec.module;
+    refuse_taken_name(service, spec).await?;
+    // Before anything is made: nothing slow stands between making and registering.
+    let generation = match service.identities.module(&module.hub_id()).await {
+        Ok(identity) => identity.generation.parse().ok(),
+        // The agent makes identities first; without one the module starts, and is refused an identity until it has one.
+        Err(error) => {
+            tracing::debug!(%module, %error, "module created before its identity is known");
+            None
+        }
+    };
     service.sockets.open(service, module).await.map_err(|error| HttpError::hidden(&error))?;
     let workload = match spec.kind {
         Kind::Docker => {
@@ -313,16 +330,33 @@ async fn create_locked(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), H
             Workload::Process { executable, uid: service.modules.processes.uid() }
         }
     };
-    let generation = match service.identities.module(&module.hub_id()).await {
-        Ok(identity) => identity.generation.parse().ok(),
-        // The agent makes identities first; without one the module starts, and is refused an identity until it has one.
-        Err(error) => {
-            tracing::debug!(%module, %error, "module created before its identity is known");
-            None
-        }
-    };
     let registration = Registration { module: module.clone(), generation, policy: policy(service, spec), workload };
-    service.registrations.put(registration).await.map_err(|error| HttpError::hidden(&error))
+    if let Err(error) = service.registrations.put(registration).await {
+        // What cannot be registered, for example because the disk is full, is not left behind.
+        let undone = match spec.kind {
+            Kind::Docker => service.modules.engine()?.engine.delete(module).await.map_err(|error| of_engine(&error)),
+            Kind::Process => service.modules.processes.remove(module).await.map_err(|error| of_process(&error)),
+        };
+        if let Err(error) = undone {
+            tracing::warn!(%module, %error, "module that could not be registered was not removed");
+        }
+        return Err(HttpError::internal(chain(&error)));
+    }
+    Ok(())
+}
+
+/// A module has its name in both runtimes: two of one name would share a registration.
+async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpError> {
+    match service.modules.state(&spec.module).await {
+        Ok(_) => {
+            let message = format!("there already is a module {}", spec.module.name());
+            Err(HttpError::new(StatusCode::CONFLICT, message))
+        }
+        Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(()),
+        // An engine that does not answer is no obstacle for a host module.
+        Err(_) if spec.kind == Kind::Process => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
@@ -484,6 +518,28 @@ fn details(kind: Kind, state: &State) -> ModuleDetails {
             runtime_status: RuntimeStatus { status: state.state.as_str().into(), description: None },
         },
     }
+}
+
+/// A container as the API shows it. One that is not registered, because it was made by something else or the daemon died
+/// while it was made, has no identity and never will: it is shown as dead, which makes agents replace it.
+fn container_details(state: &State, registrations: &Registrations) -> ModuleDetails {
+    let mut details = details(Kind::Docker, state);
+    let registered = state.name.parse().ok().and_then(|module| registrations.of(&module)).is_some_and(|registration| {
+        matches!(&registration.workload, Workload::Container { container, .. } if Some(container) == state.container.as_ref())
+    });
+    if !registered {
+        details.status.runtime_status =
+            RuntimeStatus { status: "dead".into(), description: Some("not registered by this daemon".into()) };
+    }
+    details
+}
+
+fn engine_is_silent(containers: &Containers) -> HttpError {
+    HttpError::internal(format!(
+        "the container engine at {} did not answer within {} s",
+        containers.uri,
+        ENGINE_PATIENCE.as_secs()
+    ))
 }
 
 fn rfc3339(time: OffsetDateTime) -> Option<String> {

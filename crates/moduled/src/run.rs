@@ -57,6 +57,8 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
     // Nobody else reaches the modules' sockets by their path: containers have them mounted, host modules are of this user.
     close_to_others(&folder)?;
     sweep_temporary(&folder);
+    // Sockets on their way to a module's folder when the daemon was killed.
+    let _ = std::fs::remove_dir_all(folder.join("sockets"));
     let hierarchy = CgroupHierarchy::detect();
     let collector = Collector::new(hierarchy.clone(), ContainerCgroups::default());
     let containers = match &settings.engine {
@@ -84,11 +86,6 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     let management = listen::activated_or_bound("aziot-edged.mgmt.socket", &service.root.management_socket(), 0o660)?;
     let legacy =
         listen::activated_or_bound("aziot-edged.workload.socket", &service.root.legacy_workload_socket(), 0o666)?;
-    for module in service.registrations.modules() {
-        if let Err(error) = service.sockets.open(&service, &module).await {
-            tracing::error!(%module, %error, "workload socket not opened");
-        }
-    }
     let servers = [
         tokio::spawn(serve(
             management,
@@ -103,6 +100,12 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
             stop.clone(),
         )),
     ];
+    // After the shared sockets serve: one module's trouble is none of the others'.
+    for module in service.registrations.modules() {
+        if let Err(error) = service.sockets.open(&service, &module).await {
+            tracing::error!(%module, %error, "workload socket not opened");
+        }
+    }
     systemd::notify_ready();
     tracing::info!(version = crate::systeminfo::VERSION, "moduled serves");
     let edge_ca = tokio::spawn(keep_edge_ca(Arc::clone(&service), stop.clone()));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use edgekeep_api::certd::{CreateCertificate, Issuer};
 use edgekeep_api::workload::{IdentityCertificate, IssuedCertificate, PrivateKey, ServerCertificate};
+use edgekeep_core::attestation::DenyReason;
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::settings::ModuleKeys;
 use edgekeep_daemon::server::{HttpError, Request, Response};
@@ -29,6 +30,12 @@ pub(super) async fn server(state: Arc<WorkloadDoor>, mut request: Request) -> Re
     let (module, _) = state.admit_generation(&request).await?;
     let body: ServerCertificate = request.json().await?;
     let mut names = vec![host_name(&body.common_name)?];
+    if belongs_to_another(&body.common_name, &module, &state.service.registrations.modules()) {
+        let route = format!("{} {}", request.method(), request.route);
+        let reason = DenyReason::NameOfAnotherModule;
+        state.service.attestor.refuse(&request.caller, module.as_str(), &route, reason);
+        return Err(HttpError::forbidden());
+    }
     let own = host_name(module.name())?;
     if !names.contains(&own) {
         names.push(own);
@@ -57,6 +64,15 @@ pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> 
     Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted).await?))
 }
 
+/// Whether a name is that of a neighbour: whoever trusts this device's certificates would take the module for it. The
+/// device's own host name is nobody's: modules that serve the outside have always asked for it.
+fn belongs_to_another(name: &str, module: &ModuleId, registered: &[ModuleId]) -> bool {
+    let own = module.name();
+    let neighbours = registered.iter().map(ModuleId::name).chain(["edgeAgent", "edgeHub"]);
+    !name.eq_ignore_ascii_case(own)
+        && neighbours.filter(|neighbour| *neighbour != own).any(|neighbour| name.eq_ignore_ascii_case(neighbour))
+}
+
 struct Wanted {
     cert_id: String,
     common_name: String,
@@ -78,9 +94,7 @@ fn host_name(text: &str) -> Result<SanType, HttpError> {
     }
     let wrong = || HttpError::bad_request("invalid commonName: expected a host name or an IP address");
     let label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_*".contains(&c))
+        !label.is_empty() && label.len() <= 63 && label.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
     };
     if text.len() > 253 || !text.split('.').all(label) {
         return Err(wrong());
@@ -168,9 +182,20 @@ mod tests {
         assert!(matches!(host_name("10.0.0.1"), Ok(SanType::IpAddress(_))));
         assert!(matches!(host_name("fe80::1"), Ok(SanType::IpAddress(_))));
         assert!(matches!(host_name("press-04.plant7.example"), Ok(SanType::DnsName(_))));
-        for wrong in ["", "a b", "a..b", "a/b", "é", &"a".repeat(64), "x\0y"] {
+        for wrong in ["", "*", "*.example", "a b", "a..b", "a/b", "é", &"a".repeat(64), "x\0y"] {
             assert!(host_name(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_neighbours_name_is_nobody_elses() {
+        let id = |name: &str| name.parse::<ModuleId>().unwrap();
+        let registered = [id("$edgeHub"), id("a"), id("b")];
+        assert!(belongs_to_another("B", &id("a"), &registered));
+        assert!(belongs_to_another("edgehub", &id("a"), &[]));
+        assert!(!belongs_to_another("a", &id("a"), &registered));
+        assert!(!belongs_to_another("edgeHub", &id("$edgeHub"), &registered));
+        assert!(!belongs_to_another("press-04", &id("a"), &registered));
     }
 
     #[test]

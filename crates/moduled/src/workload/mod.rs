@@ -96,5 +96,12 @@ async fn manifest_trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<R
 }
 
 async fn list(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
-    Ok(Response::ok(&state.service.modules.list().await?))
+    let mut list = state.service.modules.list(&state.service.registrations).await?;
+    for module in &mut list.modules {
+        // Labels are their authors'; a neighbour without any proof of identity gets to know what runs, not more.
+        if let Some(settings) = module.config.settings.as_object_mut() {
+            settings.insert("createOptions".into(), serde_json::json!({}));
+        }
+    }
+    Ok(Response::ok(&list))
 }
