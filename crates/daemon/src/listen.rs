@@ -9,8 +9,8 @@ use tokio::net::UnixListener;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// Longest path that fits into a socket address on Linux.
-const PATH_LIMIT: usize = 107;
+/// Longest path, in bytes, that fits into a socket address on Linux.
+pub const PATH_LIMIT: usize = 107;
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]

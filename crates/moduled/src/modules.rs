@@ -13,6 +13,7 @@ use edgekeep_api::management::{
 };
 use edgekeep_core::attestation::{Policy, Registration, RunningFacts, Workload};
 use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::listen::ListenError;
 use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::engine::{ContainerSpec, Engine, EngineError};
 use edgekeep_runtime::evidence::ImageLayers;
@@ -28,6 +29,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::registrations::Registrations;
 use crate::service::Moduled;
+use crate::sockets::SocketError;
 use crate::spec::{Kind, ValidSpec};
 
 /// Where a container finds its workload socket: what existing SDKs have built in.
@@ -299,7 +301,7 @@ async fn create_locked(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), H
             None
         }
     };
-    service.sockets.open(service, module).await.map_err(|error| HttpError::hidden(&error))?;
+    service.sockets.open(service, module).await.map_err(|error| of_socket(&error))?;
     let workload = match spec.kind {
         Kind::Docker => {
             let containers = service.modules.engine()?;
@@ -361,7 +363,7 @@ async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), Ht
 
 async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
     let (kind, _) = service.modules.state(module).await?;
-    service.sockets.open(service, module).await.map_err(|error| HttpError::hidden(&error))?;
+    service.sockets.open(service, module).await.map_err(|error| of_socket(&error))?;
     match kind {
         Kind::Docker => service.modules.engine()?.engine.start(module).await.map_err(|error| of_engine(&error)),
         Kind::Process => service.modules.processes.start(module).await.map_err(|error| of_process(&error)),
@@ -555,6 +557,14 @@ fn of_engine(error: &EngineError) -> HttpError {
     let status = error.status().and_then(|status| StatusCode::from_u16(status).ok());
     let status = status.filter(|status| status.is_client_error() || status.is_server_error());
     HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))
+}
+
+/// A name that is too long for its socket is the caller's to change; other trouble with sockets is ours.
+fn of_socket(error: &SocketError) -> HttpError {
+    match error {
+        SocketError::Listen(ListenError::TooLong { .. }) => HttpError::bad_request(chain(error)),
+        other => HttpError::hidden(other),
+    }
 }
 
 fn of_process(error: &ProcessError) -> HttpError {

@@ -66,6 +66,11 @@ impl Sockets {
         if open.contains_key(module.name()) && folder.join("workload.sock").exists() {
             return Ok(());
         }
+        // Host modules connect by this path; it must fit although the socket itself is made elsewhere.
+        let link_path = link_path(&folder);
+        if link_path.as_os_str().len() > listen::PATH_LIMIT {
+            return Err(ListenError::TooLong { path: link_path }.into());
+        }
         let fault = |source| SocketError::Prepare { path: folder.clone(), source };
         std::fs::create_dir_all(&folder).map_err(fault)?;
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).map_err(fault)?;
