@@ -208,7 +208,7 @@ fn with_the_strictest_policy_only_the_images_own_programs_are_served() {
         options["Entrypoint"] = json!(["/bin/sh"]);
         options["Cmd"] = json!(["-c", script]);
         device.create_and_start(spec);
-        let lines = edgekeep_testkit::wait_for("both tries", || {
+        let lines = wait_for("both tries", || {
             let text = engine.says(&["logs", name]);
             let lines: Vec<String> =
                 text.lines().filter_map(|line| line.strip_prefix("exit ")).map(str::to_owned).collect();
