@@ -13,6 +13,7 @@ pub mod client;
 pub mod identityd;
 pub mod keyd;
 pub mod management;
+pub mod tpmd;
 pub mod workload;
 
 use serde::{Deserialize, Serialize};

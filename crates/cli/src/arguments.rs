@@ -52,6 +52,11 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: crate::audit::AuditVerb,
     },
+    /// Look after the keys and what they are kept in
+    Keys {
+        #[command(subcommand)]
+        verb: crate::keys::KeysVerb,
+    },
     /// Print the version
     Version,
 }

@@ -2,8 +2,9 @@
 //! whole simulated device for development.
 //!
 //! Touches: the configuration and settings files (through `edgekeep-config`), the daemons' public sockets, and, for `dev`
-//! only, child processes and the root folder it gives them. It holds no key, opens no IP connection and talks to the
-//! daemons as any third party could.
+//! only, child processes and the root folder it gives them; for `keys doctor` only, the TPM, and the PKCS#11 libraries
+//! that keyd uses. It holds no key, opens no IP connection (but to a simulated TPM) and talks to the daemons as any third
+//! party could.
 #![forbid(unsafe_code)]
 
 mod arguments;
@@ -12,6 +13,7 @@ mod config;
 pub mod dev;
 mod failure;
 mod frames;
+mod keys;
 mod list;
 mod logs;
 mod output;
@@ -57,6 +59,7 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
         Verb::Config { verb: ConfigVerb::Apply { file, dry_run } } => config::apply(&context, file, dry_run),
         Verb::Config { verb: ConfigVerb::Check { file } } => config::check(&context, file),
         Verb::Audit { verb } => audit::run(&context, verb).await,
+        Verb::Keys { verb } => keys::run(&context, verb),
         Verb::List => list::run(&context).await,
         Verb::Logs(options) => logs::run(&context, options).await,
         Verb::Restart { module } => restart::run(&context, &module).await,

@@ -40,6 +40,7 @@ fn help_reads_as_it_was_written() {
         ("help-logs.txt", &["logs", "--help"]),
         ("help-audit.txt", &["audit", "--help"]),
         ("help-audit-verify.txt", &["audit", "verify", "--help"]),
+        ("help-keys-doctor.txt", &["keys", "doctor", "--help"]),
     ] {
         let output = edgekeep().args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(0));

@@ -14,6 +14,7 @@ mod check;
 mod diagnostic;
 mod document;
 mod edge_ca;
+mod hardware;
 mod provisioning;
 mod schema;
 mod secret;

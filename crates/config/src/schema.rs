@@ -140,7 +140,7 @@ pub(crate) static ROOT: &[Key] = &[
     table("aziot_keys", AZIOT_KEYS),
     key("preloaded_keys", Kind::MapOf(&Kind::Text)),
     key("preloaded_certs", Kind::MapOf(&Kind::TextOrTexts)),
-    table("tpm", TPM).no_effect("this version does not use the TPM yet"),
+    table("tpm", TPM),
     table("localid", LOCALID),
     table("agent", AGENT),
     table("connect", SOCKETS),
@@ -156,12 +156,7 @@ pub(crate) static ROOT: &[Key] = &[
     key("module_policies", Kind::MapOf(&Kind::Text)),
 ];
 
-static AZIOT_MAX_REQUESTS: &[Key] = &[
-    integer("keyd"),
-    integer("certd"),
-    integer("identityd"),
-    integer("tpmd").no_effect("this version has no TPM service yet"),
-];
+static AZIOT_MAX_REQUESTS: &[Key] = &[integer("keyd"), integer("certd"), integer("identityd"), integer("tpmd")];
 
 static IOTEDGE_MAX_REQUESTS: &[Key] = &[integer("management"), integer("workload")];
 
@@ -235,8 +230,11 @@ static LOCAL_CA: &[Key] = &[key("cert", Kind::TextOrTable(ISSUANCE)), text("pk")
 
 static AZIOT_KEYS: &[Key] = &[
     text("homedir_path").no_effect("keys have a fixed place under the root folder"),
-    text("pkcs11_lib_path").not_yet("PKCS#11 keys"),
-    text("pkcs11_base_slot").secret().not_yet("PKCS#11 keys"),
+    text("pkcs11_lib_path"),
+    text("pkcs11_base_slot").secret(),
+    key("places", Kind::Texts),
+    text("pass_on"),
+    text("seal"),
 ];
 
 static TPM: &[Key] = &[
@@ -245,7 +243,12 @@ static TPM: &[Key] = &[
     key("hierarchy_authorization", Kind::Table(HIERARCHY_AUTHORIZATION)).secret(),
 ];
 
-static HIERARCHY_AUTHORIZATION: &[Key] = &[text("endorsement").secret(), text("owner").secret()];
+static HIERARCHY_AUTHORIZATION: &[Key] = &[
+    key("endorsement", Kind::TextOrTable(AUTH_SOURCE)).secret(),
+    key("owner", Kind::TextOrTable(AUTH_SOURCE)).secret(),
+];
+
+static AUTH_SOURCE: &[Key] = &[text("file"), text("credential")];
 
 static LOCALID: &[Key] = &[text("domain")];
 

@@ -175,6 +175,7 @@ impl<'a> Draft<'a> {
         self.names(root);
         self.cloud(root);
         self.limits(root);
+        self.hardware(root);
         self.provisioning(root);
         self.local_ca(root);
         self.edge_ca(root);
@@ -183,6 +184,7 @@ impl<'a> Draft<'a> {
         self.modules(root);
         self.additional_info(root);
         self.encryption_key(root);
+        self.assign_imported();
         self.principals();
     }
 
@@ -491,14 +493,14 @@ impl<'a> Draft<'a> {
 
     /// A key that keyd reads from where `uri` says.
     pub(crate) fn preload_key(&mut self, id: KeyId, path: &str, uri: &Text<'_>, key_span: &Range<usize>) {
-        if uri.text.starts_with("pkcs11:") {
-            let message = format!("`{path}` is not supported yet: this version has no PKCS#11 keys");
-            self.report.error_with(Code::NotSupported, uri.span, path, message, "name a file: \"file:///path/to/key\"");
-            return;
-        }
-        if self.checked(path, uri, value::file_uri(uri.text)).is_none() {
-            return;
-        }
+        let location = if uri.text.starts_with("pkcs11:") {
+            self.key_on_token(path, uri)
+        } else if uri.text.starts_with("tpm:") {
+            self.key_in_tpm(path, uri)
+        } else {
+            self.checked(path, uri, value::file_uri(uri.text)).map(|_| value::plain_file_uri(uri.text).into())
+        };
+        let Some(location) = location else { return };
         if RESERVED_KEY_IDS.contains(&id.as_str()) {
             let message = format!("the key id `{id}` is reserved for keyd itself");
             self.report.error_with(Code::BadValue, key_span, path, message, "choose another id");
@@ -509,7 +511,7 @@ impl<'a> Draft<'a> {
             self.report.error_with(Code::Conflict, key_span, path, message, "keep one of them");
             return;
         }
-        self.keyd.preloaded_keys.insert(id, value::plain_file_uri(uri.text));
+        self.keyd.preloaded_keys.insert(id, location);
     }
 
     /// A table of free names and strings.

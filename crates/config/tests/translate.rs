@@ -8,6 +8,7 @@ use edgekeep_config::{
     Code, Diagnostic, Environment, Severity, Translated, Users, referenced_files, render, translate,
 };
 use edgekeep_core::attestation::Policy;
+use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
 use edgekeep_core::settings::{IssuanceMethod, ModuleKeys, PreloadedCert, Provisioning, ReprovisioningMode};
 use proptest::prelude::*;
 
@@ -67,7 +68,7 @@ fn a_connection_string_becomes_manual_provisioning_with_the_key_apart() {
 fn a_key_in_a_file_is_left_there_for_keyd() {
     let translated = accepted(&fixture("2b.toml"));
     assert!(translated.imported_keys.is_empty());
-    let keys: Vec<_> = translated.keyd.preloaded_keys.iter().map(|(id, uri)| (id.as_str(), uri.as_str())).collect();
+    let keys: Vec<_> = translated.keyd.preloaded_keys.iter().map(|(id, uri)| (id.as_str(), uri.expose())).collect();
     assert_eq!(keys, [("device-id", "file:///var/secrets/press-04.key")]);
 }
 
@@ -97,7 +98,7 @@ fn local_identities_alone_need_no_device_key() {
 fn what_is_not_built_yet_is_refused_by_name_not_as_unknown() {
     for (name, keys) in [
         ("2c.toml", &["provisioning.authentication.method"][..]),
-        ("2e.toml", &["provisioning.attestation.method", "aziot_keys.pkcs11_lib_path", "aziot_keys.pkcs11_base_slot"]),
+        ("2e.toml", &["provisioning.attestation.method"]),
         ("2f.toml", &["provisioning.attestation.method", "cert_issuance.est", "edge_ca.method"]),
         ("2g.toml", &["provisioning.attestation.method"]),
         ("2h.toml", &["edge_ca.cert"]),
@@ -161,7 +162,7 @@ fn a_local_ca_from_files_signs_the_edge_ca() {
          [edge_ca]\nmethod = \"local_ca\"\nexpiry_days = 7\ncommon_name = \"edge\"\nmodule_keys = \"rsa-2048\"\n"
     ));
     assert_eq!(translated.identityd.local_ca.unwrap().key.as_str(), "local-ca");
-    assert_eq!(translated.keyd.preloaded_keys["local-ca"], "file:///ca.key");
+    assert_eq!(translated.keyd.preloaded_keys["local-ca"].expose(), "file:///ca.key");
     assert_eq!(translated.identityd.preloaded_certs["local-ca"], PreloadedCert::File("file:///ca.pem".into()));
     let issuance = &translated.identityd.cert_issuance["aziot-edged-ca"];
     assert_eq!((issuance.method, issuance.expiry_days), (IssuanceMethod::LocalCa, Some(7)));
@@ -324,7 +325,7 @@ fn keys_without_effect_are_accepted_with_a_notice() {
     ));
     let notices: Vec<_> = translated.notices.iter().map(|notice| (notice.line, notice.code)).collect();
     use Code::{NoEffect, Unusual};
-    assert_eq!(notices, [(1, NoEffect), (2, NoEffect), (3, Unusual), (7, NoEffect), (9, NoEffect)]);
+    assert_eq!(notices, [(1, NoEffect), (2, NoEffect), (3, Unusual), (7, NoEffect)]);
     assert_eq!(translated.identityd.cloud.timeout_sec, 10);
 }
 
@@ -342,6 +343,56 @@ fn an_unquoted_word_is_told_to_be_quoted() {
 }
 
 #[test]
+fn tokens_and_tpm_are_translated() {
+    let translated = accepted(&format!(
+        "{MANUAL}[aziot_keys]\npkcs11_lib_path = \"/lib/t.so\"\npkcs11_base_slot = \"pkcs11:token=edge?pin-value=0000\"\n\
+         places = [\"token\", \"tpm\", \"files\"]\npass_on = \"everything\"\nseal = \"tpm\"\n\
+         [preloaded_keys]\nours = \"pkcs11:object=ours\"\ntheirs = \"tpm:handle=0x81000002\"\n\
+         [tpm]\ntcti = \"\"\nauth_key_index = 0x200\n\
+         [tpm.hierarchy_authorization]\nendorsement = \"secret\"\nowner = {{ credential = \"tpm-owner\" }}\n\
+         [aziot_max_requests]\ntpmd = 3\n"
+    ));
+    assert!(translated.notices.is_empty(), "{:?}", translated.notices);
+    let pkcs11 = translated.keyd.pkcs11.unwrap();
+    assert_eq!(pkcs11.library.as_deref(), Some(Path::new("/lib/t.so")));
+    assert_eq!(pkcs11.base_slot.unwrap().expose(), "pkcs11:token=edge?pin-value=0000");
+    assert_eq!(translated.keyd.places, [KeyPlace::Token, KeyPlace::Tpm, KeyPlace::Files]);
+    assert_eq!((translated.keyd.pass_on, translated.keyd.seal), (PassOn::Everything, Seal::Tpm));
+    assert_eq!(translated.keyd.preloaded_keys["ours"].expose(), "pkcs11:object=ours");
+    assert_eq!(translated.keyd.preloaded_keys["theirs"].expose(), "tpm:handle=0x81000002");
+    assert_eq!(translated.keyd.assigned["device-id"], KeyPlace::Files, "it came with the configuration");
+    let tpm = translated.keyd.tpm.unwrap();
+    assert_eq!((tpm.tcti.as_str(), tpm.auth_key_index, tpm.connections_per_uid), ("device", 0x200, Some(3)));
+    assert_eq!(tpm.endorsement, Some(AuthSource::Value("secret".into())));
+    assert_eq!(tpm.owner, Some(AuthSource::Credential("tpm-owner".into())));
+}
+
+#[test]
+fn hardware_that_cannot_be_is_refused_with_its_line() {
+    let keys = "[aziot_keys]\n";
+    for (text, line, part) in [
+        (format!("{keys}pkcs11_base_slot = \"pkcs11:token=t\"\n"), 5, "which library"),
+        (format!("{keys}pkcs11_lib_path = \"t.so\"\n"), 5, "absolute path"),
+        (format!("{keys}pkcs11_lib_path = \"/t.so\"\npkcs11_base_slot = \"pkcs11:object=t\"\n"), 6, "names no token"),
+        (format!("{keys}places = [\"token\"]\n"), 5, "cannot be a place"),
+        (format!("{keys}places = [\"files\", \"files\"]\n"), 5, "cannot be a place"),
+        (format!("{keys}places = [\"tpm\"]\n"), 5, "cannot be a place"),
+        (format!("{keys}seal = \"tpm\"\n"), 5, "no TPM is configured"),
+        (format!("{keys}pass_on = \"all\"\n"), 5, "is one of"),
+        ("[preloaded_keys]\na = \"pkcs11:token=t\"\n".into(), 5, "names no key"),
+        ("[preloaded_keys]\na = \"pkcs11:object=t\"\n".into(), 5, "names no token"),
+        ("[preloaded_keys]\na = \"tpm:handle=0x81000001\"\n".into(), 5, "no TPM is configured"),
+        ("[tpm]\ntcti = \"tabrmd\"\n".into(), 5, "is not supported"),
+        ("[tpm]\nauth_key_index = 0x800000\n".into(), 5, "expected 0 to 8388607"),
+        ("[tpm]\nauth_key_index = \"0x100\"\n".into(), 5, "an integer"),
+        ("[tpm.hierarchy_authorization]\nowner = { }\n".into(), 5, "needs one source"),
+    ] {
+        let found = refused(&format!("{MANUAL}{text}"));
+        assert!(found.iter().any(|one| one.line == line && one.message.contains(part)), "{text}\n{found:?}");
+    }
+}
+
+#[test]
 fn no_diagnostic_shows_a_secret() {
     const SECRET: &str = "Z2VoZWltZ2VoZWlt";
     for text in [
@@ -356,6 +407,11 @@ fn no_diagnostic_shows_a_secret() {
         format!("colour = 1 # {SECRET}\n"),
         format!("[agent.env]\nX = \"{SECRET}\"\n[agent]\ncolor = {{ a = [\"{SECRET}\"] }}\n"),
         format!("[preloaded_keys]\na = \"pkcs11:token=t?pin-value={SECRET}\"\n"),
+        format!("[aziot_keys]\npkcs11_base_slot = \"pkcs11:token=t?pin={SECRET}\"\n"),
+        format!("[tpm.hierarchy_authorization]\nowner = \"{SECRET}{SECRET}{SECRET}\"\n"),
+        format!(
+            "[cert_issuance.local_ca]\ncert = \"file:///c\"\npk = \"pkcs11:token=t;objekt=t?pin-value={SECRET}\"\n"
+        ),
         format!("[agent.config]\nauth = {{ password = \"{SECRET}\", port = 1979-05-27 }}\n"),
     ] {
         let found = translate(&text, &device()).expect_err(&text);

@@ -99,6 +99,12 @@ impl Root {
         self.0.join("run/aziot/keyd.sock")
     }
 
+    /// keyd's TPM API.
+    #[must_use]
+    pub fn tpmd_socket(&self) -> PathBuf {
+        self.0.join("run/aziot/tpmd.sock")
+    }
+
     /// identityd's identity API.
     #[must_use]
     pub fn identityd_socket(&self) -> PathBuf {
@@ -139,7 +145,7 @@ mod tests {
     fn with_another_root_every_path_lies_in_it() {
         let root = Root::from_variable(Some("/tmp/device".into()));
         let mut paths = vec![root.config_file(), root.key_import_folder(), root.module_socket_folder()];
-        paths.extend([root.keyd_socket(), root.identityd_socket(), root.certd_socket()]);
+        paths.extend([root.keyd_socket(), root.tpmd_socket(), root.identityd_socket(), root.certd_socket()]);
         paths.extend([root.management_socket(), root.legacy_workload_socket()]);
         for daemon in Daemon::ALL {
             paths.extend([root.settings_file(daemon), root.state_folder(daemon)]);

@@ -9,6 +9,7 @@ pub mod attestation;
 pub mod deployment;
 pub mod digest;
 pub mod grants;
+pub mod hardware;
 pub mod id;
 pub mod layout;
 pub mod provisioning;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attestation::Policy;
 use crate::digest::Sha256Digest;
+use crate::hardware::{KeyPlace, PassOn, Seal, SecretText, TokenSettings, TpmSettings};
 use crate::id::{CertId, DeviceId, KeyId, ModuleId};
 
 /// keyd's settings.
@@ -18,8 +19,8 @@ use crate::id::{CertId, DeviceId, KeyId, ModuleId};
 pub struct KeydSettings {
     /// Who may use which keys. Several entries for one uid add up; uid 0 may use all.
     pub principals: Vec<KeyPrincipal>,
-    /// Keys that exist outside the store: key id to `file:` URI.
-    pub preloaded_keys: BTreeMap<KeyId, String>,
+    /// Keys that exist outside the store: key id to `file:`, `pkcs11:` or `tpm:` URI.
+    pub preloaded_keys: BTreeMap<KeyId, SecretText>,
     /// Open connections one uid may hold on one socket.
     pub connections_per_uid: Option<u32>,
     /// What keys are for, where the built-in rules do not say it. The first rule that fits counts.
@@ -30,6 +31,26 @@ pub struct KeydSettings {
     pub handle_lifetime_sec: Option<u64>,
     /// Who may read the audit log, besides uid 0.
     pub auditors: Vec<u32>,
+    /// Tokens, if there are any.
+    pub pkcs11: Option<TokenSettings>,
+    /// The TPM, if one is used.
+    pub tpm: Option<TpmSettings>,
+    /// Where keys are looked for and made, first place first. Empty: the token, if there is one, then files.
+    pub places: Vec<KeyPlace>,
+    /// Which keys that a place cannot make are made in the next one.
+    pub pass_on: PassOn,
+    /// Keys that are in one place, and looked for nowhere else.
+    pub assigned: BTreeMap<KeyId, KeyPlace>,
+    /// What protects the store key of the files.
+    pub seal: Seal,
+}
+
+impl KeydSettings {
+    /// Whether keys may be in something that takes its time.
+    #[must_use]
+    pub fn has_hardware(&self) -> bool {
+        self.pkcs11.is_some() || self.tpm.is_some()
+    }
 }
 
 /// One uid's grant of keys. Several entries for one uid add up.

@@ -66,6 +66,8 @@ pub struct Keyring {
     places: Vec<Place>,
     /// Keys that are in one place by configuration, and looked for nowhere else.
     assigned: BTreeMap<KeyId, usize>,
+    /// How many places, from the first one on, keys are in that are not assigned.
+    open: usize,
     known: Mutex<HashMap<KeyId, usize>>,
 }
 
@@ -99,7 +101,15 @@ impl Keyring {
         if let Some((id, place)) = assigned.iter().find(|(_, place)| **place >= places.len()) {
             return Err(KeyringError::NoSuchPlace { id: id.clone(), place: *place, places: places.len() });
         }
-        Ok(Self { places, assigned, known: Mutex::default() })
+        let open = places.len();
+        Ok(Self { places, assigned, open, known: Mutex::default() })
+    }
+
+    /// The same keyring, in which the places from number `first` on have assigned keys and no others.
+    #[must_use]
+    pub fn reserve_from(mut self, first: usize) -> Self {
+        self.open = first;
+        self
     }
 
     /// The backend that has the key; `None` if none has.
@@ -158,7 +168,7 @@ impl Keyring {
     fn candidates(&self, id: &KeyId) -> std::ops::Range<usize> {
         match self.assigned.get(id) {
             Some(place) => *place..place + 1,
-            None => 0..self.places.len(),
+            None => 0..self.open,
         }
     }
 
@@ -207,8 +217,8 @@ impl Keyring {
             match make(self.backend(place)) {
                 Ok(()) => {
                     self.remember(id, place);
-                    if let Some(first) = passed_over.first() {
-                        tracing::info!(key = %id, backend, cannot = first, "key made in a later place");
+                    if self.places.len() > 1 {
+                        tracing::info!(key = %id, place = backend, passed_over = ?passed_over, "made a key");
                     }
                     return Ok(Placement { place, backend, existed: false, passed_over });
                 }

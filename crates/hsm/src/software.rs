@@ -1,9 +1,10 @@
 //! The software backend: keys in files, encrypted under a store key, used by AWS-LC in this process.
 //!
 //! It protects keys against whoever gets a copy of single files, not against whoever can read the whole state folder: the
-//! store key lies beside the keys until a TPM or a token holds it.
+//! store key lies beside the keys unless a TPM has sealed it ([`SoftwareBackend::open_sealed`]).
 
 mod file;
+mod sealed;
 pub(crate) mod store;
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,6 +26,7 @@ use crate::backend::{
 };
 use crate::gcm;
 use crate::material::{self, Material, Pair, Symmetric};
+use crate::tpm::Tpm;
 
 /// Keys held ready in memory. A device has a few dozen; loading one again costs a file read.
 const READY_LIMIT: usize = 128;
@@ -51,8 +53,19 @@ impl SoftwareBackend {
     /// # Errors
     /// If another process has the store open, its store key is missing or damaged, or the folder cannot be used.
     pub fn open(folder: &Path, preloaded: BTreeMap<KeyId, PathBuf>) -> Result<Self, StoreError> {
-        let store = Store::open(folder)?;
-        Ok(Self { store, preloaded, ready: Mutex::default(), changing: Mutex::default() })
+        Ok(Self::over(Store::open(folder, None)?, preloaded))
+    }
+
+    /// The same with a store key that only this TPM gives back. A store key in a file is sealed and its file removed.
+    ///
+    /// # Errors
+    /// As [`SoftwareBackend::open`]; also if the TPM refuses. Then nothing was changed.
+    pub fn open_sealed(folder: &Path, preloaded: BTreeMap<KeyId, PathBuf>, tpm: &Tpm) -> Result<Self, StoreError> {
+        Ok(Self::over(Store::open(folder, Some(tpm))?, preloaded))
+    }
+
+    fn over(store: Store, preloaded: BTreeMap<KeyId, PathBuf>) -> Self {
+        Self { store, preloaded, ready: Mutex::default(), changing: Mutex::default() }
     }
 
     /// A symmetric key of the daemon itself, made at first use. It lives outside the name space of the other methods.

@@ -1,7 +1,8 @@
 //! TPM 2.0: keys that never leave the TPM in clear, sealed secrets, quotes and the device's endorsement.
 //!
 //! Everything from the connection up is written here, without a C library: small enough to be read, and without a search
-//! for plug-ins and configuration files at run time. [`Tpm`] is one TPM, [`TpmBackend`] the keys API's view of it.
+//! for plug-ins and configuration files at run time. [`Tpm`] is one TPM, [`TpmBackend`] the keys API's view of it,
+//! [`TpmPreloaded`] that of keys which somebody else put there.
 //!
 //! What crosses the wire: every use of a key, a hierarchy or a secret runs in an HMAC session whose key is known to this
 //! process and to the holder of the storage root's private half, so that nobody between them reads or changes it. There is
@@ -19,9 +20,11 @@ mod attestation;
 mod backend;
 mod blob;
 mod device;
+pub mod doctor;
 mod error;
 mod kdf;
 mod objects;
+mod preloaded;
 mod provisioning;
 mod public;
 mod report;
@@ -34,6 +37,7 @@ pub use attestation::{AttestationKey, Quote};
 pub use backend::TpmBackend;
 pub use device::{RootAlgorithm, Tpm, TpmOptions};
 pub use error::{Authorized, ResponseCode, TpmError};
+pub use preloaded::TpmPreloaded;
 pub use provisioning::ProvisioningKeys;
 pub use report::TpmReport;
 pub use seal::{PcrSelection, SealTo};

@@ -2,6 +2,7 @@
 //! it never locks one.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
+mod parts;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -127,17 +128,26 @@ fn keys_are_shared_with_pkcs11_tool(test: &str, make: fn() -> Token, paths: &[&s
 
 #[test]
 fn keys_on_softhsm_are_shared_with_pkcs11_tool() {
+    if tokens::skip() {
+        return;
+    }
     keys_are_shared_with_pkcs11_tool("keys_on_softhsm_are_shared_with_pkcs11_tool", Token::softhsm, SOFTHSM);
 }
 
 #[test]
 fn keys_on_libtpm2_pkcs11_are_shared_with_pkcs11_tool() {
+    if tokens::skip() {
+        return;
+    }
     let test = "keys_on_libtpm2_pkcs11_are_shared_with_pkcs11_tool";
     keys_are_shared_with_pkcs11_tool(test, Token::tpm2_pkcs11, TPM2_PKCS11);
 }
 
 #[test]
 fn signatures_of_ours_are_verified_by_pkcs11_tool_with_our_key_on_the_token() {
+    if tokens::skip() {
+        return;
+    }
     let test = "signatures_of_ours_are_verified_by_pkcs11_tool_with_our_key_on_the_token";
     if let Some(folder) = in_child() {
         let backend = tokens::open(&library(SOFTHSM));
@@ -176,6 +186,9 @@ fn calls(log: &Path, function: &str) -> usize {
 
 #[test]
 fn a_wrong_pin_is_sent_to_the_token_once_and_a_corrected_one_works_without_restart() {
+    if tokens::skip() {
+        return;
+    }
     let test = "a_wrong_pin_is_sent_to_the_token_once_and_a_corrected_one_works_without_restart";
     let Some(folder) = in_child() else { return spied_softhsm().run_child(test) };
     let (log, pin) = (folder.join("log"), folder.join("pin"));
@@ -207,6 +220,9 @@ fn a_wrong_pin_is_sent_to_the_token_once_and_a_corrected_one_works_without_resta
 
 #[test]
 fn a_missing_pin_is_not_guessed() {
+    if tokens::skip() {
+        return;
+    }
     with_token("a_missing_pin_is_not_guessed", Token::softhsm, |folder| {
         let open = |rest: &str| {
             let settings = Pkcs11Settings { library: Some(library(SOFTHSM)), ..Pkcs11Settings::new(tokens::uri(rest)) };
@@ -225,6 +241,9 @@ fn a_missing_pin_is_not_guessed() {
 
 #[test]
 fn the_pin_can_be_a_systemd_credential() {
+    if tokens::skip() {
+        return;
+    }
     let test = "the_pin_can_be_a_systemd_credential";
     if in_child().is_none() {
         let mut token = Token::softhsm();
@@ -239,6 +258,9 @@ fn the_pin_can_be_a_systemd_credential() {
 
 #[test]
 fn a_logout_or_an_ended_library_behind_our_back_is_recovered_from() {
+    if tokens::skip() {
+        return;
+    }
     with_token("a_logout_or_an_ended_library_behind_our_back_is_recovered_from", Token::softhsm, |_| {
         let path = library(SOFTHSM);
         let backend = tokens::open(&path);
@@ -270,6 +292,9 @@ fn a_logout_or_an_ended_library_behind_our_back_is_recovered_from() {
 
 #[test]
 fn a_key_replaced_or_deleted_by_another_program_is_noticed() {
+    if tokens::skip() {
+        return;
+    }
     with_token("a_key_replaced_or_deleted_by_another_program_is_noticed", Token::softhsm, |_| {
         let path = library(SOFTHSM);
         let (backend, other) = (tokens::open(&path), tokens::open(&path));
@@ -286,6 +311,9 @@ fn a_key_replaced_or_deleted_by_another_program_is_noticed() {
 
 #[test]
 fn a_token_that_is_not_there_is_named_and_used_when_it_is_back() {
+    if tokens::skip() {
+        return;
+    }
     with_token("a_token_that_is_not_there_is_named_and_used_when_it_is_back", Token::softhsm, |folder| {
         let path = library(SOFTHSM);
         let backend = tokens::open(&path);
@@ -309,6 +337,9 @@ fn a_token_that_is_not_there_is_named_and_used_when_it_is_back() {
 
 #[test]
 fn a_token_that_stays_away_does_not_disturb_the_others_of_its_library() {
+    if tokens::skip() {
+        return;
+    }
     let test = "a_token_that_stays_away_does_not_disturb_the_others_of_its_library";
     let Some(folder) = in_child() else { return spied_softhsm().run_child(test) };
     let there = Pkcs11Backend::open(tokens::settings(&library(SPY))).unwrap();
@@ -327,6 +358,9 @@ fn a_token_that_stays_away_does_not_disturb_the_others_of_its_library() {
 
 #[test]
 fn a_tpm_behind_pkcs11_that_was_pulled_out_is_used_when_it_is_back() {
+    if tokens::skip() {
+        return;
+    }
     let test = "a_tpm_behind_pkcs11_that_was_pulled_out_is_used_when_it_is_back";
     let Some(folder) = in_child() else {
         let mut token = Token::bare_tpm2_pkcs11();
@@ -355,6 +389,9 @@ fn a_tpm_behind_pkcs11_that_was_pulled_out_is_used_when_it_is_back() {
 /// Stops a move after each of its steps, and then uses, moves onto and deletes what there is.
 #[test]
 fn a_move_that_was_cut_off_anywhere_has_happened_and_nothing_earlier_comes_back() {
+    if tokens::skip() {
+        return;
+    }
     with_token("a_move_that_was_cut_off_anywhere_has_happened_and_nothing_earlier_comes_back", Token::softhsm, |_| {
         let path = library(SOFTHSM);
         for steps in 1..=4 {
@@ -403,6 +440,9 @@ fn a_move_that_was_cut_off_anywhere_has_happened_and_nothing_earlier_comes_back(
 
 #[test]
 fn two_keys_of_others_with_one_name_are_not_chosen_from() {
+    if tokens::skip() {
+        return;
+    }
     let test = "two_keys_of_others_with_one_name_are_not_chosen_from";
     if in_child().is_none() {
         let token = Token::softhsm();
@@ -431,6 +471,9 @@ fn two_keys_of_others_with_one_name_are_not_chosen_from() {
 
 #[test]
 fn a_preloaded_key_is_made_under_the_name_that_it_is_given() {
+    if tokens::skip() {
+        return;
+    }
     with_token("a_preloaded_key_is_made_under_the_name_that_it_is_given", Token::softhsm, |_| {
         let path = library(SOFTHSM);
         let named = tokens::uri(";object=press-04").object;
@@ -445,6 +488,9 @@ fn a_preloaded_key_is_made_under_the_name_that_it_is_given() {
 
 #[test]
 fn no_more_sessions_than_the_limit_are_open_and_all_are_served() {
+    if tokens::skip() {
+        return;
+    }
     let test = "no_more_sessions_than_the_limit_are_open_and_all_are_served";
     let Some(folder) = in_child() else { return spied_softhsm().run_child(test) };
     let log = folder.join("log");
@@ -467,6 +513,9 @@ fn no_more_sessions_than_the_limit_are_open_and_all_are_served() {
 
 #[test]
 fn two_tokens_of_one_library_are_told_apart_by_label_serial_and_slot() {
+    if tokens::skip() {
+        return;
+    }
     let test = "two_tokens_of_one_library_are_told_apart_by_label_serial_and_slot";
     if in_child().is_none() {
         let token = Token::softhsm();
@@ -500,6 +549,9 @@ fn two_tokens_of_one_library_are_told_apart_by_label_serial_and_slot() {
 
 #[test]
 fn the_doctor_finds_a_good_token_good_and_leaves_nothing_on_it() {
+    if tokens::skip() {
+        return;
+    }
     let test = "the_doctor_finds_a_good_token_good_and_leaves_nothing_on_it";
     if in_child().is_none() {
         let token = Token::softhsm();
@@ -522,6 +574,9 @@ fn the_doctor_finds_a_good_token_good_and_leaves_nothing_on_it() {
 
 #[test]
 fn the_doctor_tells_a_wrong_pin_a_missing_store_and_what_a_tpm_does_not_have() {
+    if tokens::skip() {
+        return;
+    }
     let test = "the_doctor_tells_a_wrong_pin_a_missing_store_and_what_a_tpm_does_not_have";
     let Some(folder) = in_child() else {
         let token = Token::softhsm();
@@ -570,6 +625,9 @@ fn per_second(mut run: impl FnMut()) -> f64 {
 #[test]
 #[ignore = "a measurement: run it alone, with --run-ignored only --no-capture"]
 fn measured_the_backend_takes_at_most_1_3_times_the_time_of_the_bare_token() {
+    if tokens::skip() {
+        return;
+    }
     let test = "measured_the_backend_takes_at_most_1_3_times_the_time_of_the_bare_token";
     let Some(_) = in_child() else {
         Token::softhsm().run_child(test);

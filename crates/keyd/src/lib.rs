@@ -1,30 +1,49 @@
-//! keyd: the daemon that holds the device's keys. It serves the keys API on `keyd.sock`.
+//! keyd: the daemon that holds the device's keys. It serves the keys API on `keyd.sock`, and the TPM API on
+//! `tpmd.sock` if there is a TPM.
 //!
-//! Touches: its state folder (`keys/`, `internal/`, `store.key`, `import/`, `audit/`), the files of preloaded keys
-//! (reading), its socket, its settings file (reading). Never: the network, another process, a container engine. Private
+//! Touches: its state folder (`keys/`, `internal/`, `tpm/`, `store.key`, `import/`, `audit/`), the files of preloaded keys
+//! and of PINs (reading), its sockets, its settings file (reading); the TPM and the PKCS#11 libraries that the settings
+//! name. Never: the network (but for a simulated TPM), another process, a container engine. Private
 //! keys and symmetric keys do not leave it; only keys derived from a symmetric key can be exported, by who was granted that.
 //! Every use of a key and every refusal is in its audit log before the answer goes out.
 
 pub mod handle;
+mod places;
 pub mod policy;
 mod record;
+mod recovering;
 pub mod routes;
 mod start;
+pub mod tpmd;
 
 use std::sync::Arc;
 
 use edgekeep_hsm::KeyBackend;
+pub use places::PlacesError;
 pub use start::StartError;
 
 use crate::handle::Handles;
 use crate::policy::Policy;
 use crate::record::Recorder;
+use crate::tpmd::Tpmd;
 
 /// What the routes work on.
 pub struct Keyd {
     /// First, so that it is closed before the backend gives up the folder for another process.
     recorder: Recorder,
     backend: Arc<dyn KeyBackend>,
+    /// Whether using a key takes no more than this process and its files.
+    in_memory: bool,
+    /// The TPM API, if there is a TPM.
+    tpmd: Option<Arc<Tpmd>>,
     handles: Handles,
     policy: Policy,
+}
+
+impl Keyd {
+    /// What the TPM API works on, if there is a TPM.
+    #[must_use]
+    pub fn tpmd(&self) -> Option<Arc<Tpmd>> {
+        self.tpmd.clone()
+    }
 }

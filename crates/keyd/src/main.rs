@@ -10,10 +10,12 @@ use edgekeep_core::settings::KeydSettings;
 use edgekeep_daemon::server::{Limits, serve};
 use edgekeep_daemon::{lifecycle, listen, logging, settings, systemd};
 use edgekeep_keyd::policy::Policy;
-use edgekeep_keyd::{Keyd, StartError, routes};
+use edgekeep_keyd::{Keyd, StartError, routes, tpmd};
 
 /// Tells the service manager that starting again without another configuration cannot help.
 const BAD_SETTINGS: u8 = 153;
+/// Threads that may wait for tokens and TPM: as many as sessions are open.
+const HARDWARE_THREADS: usize = 8;
 
 fn main() -> ExitCode {
     logging::init();
@@ -38,7 +40,7 @@ fn run() -> anyhow::Result<()> {
     // One thread answers; threads for the disk and for key generation come and go.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(2)
+        .max_blocking_threads(if settings.has_hardware() { HARDWARE_THREADS } else { 2 })
         .thread_keep_alive(Duration::from_secs(2))
         .build()
         .context("cannot start the runtime")?;
@@ -46,13 +48,26 @@ fn run() -> anyhow::Result<()> {
         let stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
         let keyd = Keyd::open(&root, &settings, Policy::new(&settings))?;
         let listener = listen::activated_or_bound("aziot-keyd.socket", &root.keyd_socket(), 0o660)?;
-        let limits = settings
-            .connections_per_uid
-            .map_or_else(Limits::default, |connections_per_uid| Limits { connections_per_uid });
+        let limits = |connections: Option<u32>| {
+            connections.map_or_else(Limits::default, |connections_per_uid| Limits { connections_per_uid })
+        };
+        let keys_limits = limits(settings.connections_per_uid);
+        let tpm_limits = limits(settings.tpm.as_ref().and_then(|tpm| tpm.connections_per_uid));
+        let tpm_api = match keyd.tpmd() {
+            Some(tpmd) => Some((tpmd, listen::activated_or_bound("aziot-tpmd.socket", &root.tpmd_socket(), 0o660)?)),
+            None => None,
+        };
         let router = Arc::new(routes::router(Arc::new(keyd)));
         systemd::notify_ready();
         tracing::info!(socket = %root.keyd_socket().display(), "ready");
-        serve(listener, router, limits, stop).await;
+        let keys_api = serve(listener, router, keys_limits, stop.clone());
+        match tpm_api {
+            None => keys_api.await,
+            Some((tpmd, listener)) => {
+                tracing::info!(socket = %root.tpmd_socket().display(), "serving the TPM API");
+                tokio::join!(keys_api, serve(listener, Arc::new(tpmd::router(tpmd)), tpm_limits, stop));
+            }
+        }
         Ok(())
     })
 }

@@ -82,7 +82,7 @@ async fn create_key(state: Arc<Keyd>, mut request: Request) -> Answer {
 async fn load_key(state: Arc<Keyd>, request: Request) -> Answer {
     let id = parse_id(request.param(0))?;
     let doing = state.begin_named(&request, Operation::Load, &id).await?;
-    doing.end(state.expect_kind(&id, KeyKind::Symmetric))?;
+    doing.end(state.expect_kind(&id, KeyKind::Symmetric).await)?;
     issued(state.handles.symmetric(&id, &state.binding(&request, &id)))
 }
 
@@ -107,7 +107,7 @@ async fn create_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
 async fn load_key_pair(state: Arc<Keyd>, request: Request) -> Answer {
     let id = parse_id(request.param(0))?;
     let doing = state.begin_named(&request, Operation::Load, &id).await?;
-    doing.end(state.expect_kind(&id, KeyKind::Pair))?;
+    doing.end(state.expect_kind(&id, KeyKind::Pair).await)?;
     issued(state.handles.pair(&id, &state.binding(&request, &id)))
 }
 
@@ -138,7 +138,7 @@ async fn public_parameter(state: Arc<Keyd>, mut request: Request) -> Answer {
     let parameter: PublicParameter = request.param(0).parse().map_err(refuse_input)?;
     let target = state.resolve(&request, Operation::Parameters, &body.key_handle)?;
     let Target::Pair(id) = target else { return Err(wrong_handle_kind()) };
-    let value = match state.backend.public_parameter(&id, parameter).map_err(refuse)? {
+    let value = match state.in_use(move |backend| backend.public_parameter(&id, parameter)).await? {
         PublicValue::Word(word) => word.to_owned(),
         PublicValue::Bytes(bytes) => STANDARD.encode(bytes),
     };
@@ -159,19 +159,22 @@ async fn export_derived_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let Target::Derived { base, data } = target else {
         return doing.end(Err(HttpError::bad_request("only derived keys can be exported")));
     };
-    let key = doing.end(state.backend.export_derived(&base, &data).map_err(refuse))?;
+    let key = doing.end(state.in_use(move |backend| backend.export_derived(&base, &data)).await)?;
     Ok(Response::ok(&ExportedKey { key: key.into_exposed().into() }))
 }
 
 async fn sign(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: Sign = request.json().await?;
     let (target, doing) = state.begin_with_handle(&request, Operation::Sign, &body.key_handle).await?;
-    let signature = match (&body.mechanism, &target) {
-        (SignMechanism::HmacSha256 { message }, Target::Symmetric(_) | Target::Derived { .. }) => symmetric(&target)
-            .and_then(|key| state.backend.hmac_sha256(key, message.as_slice()).map_err(refuse))
-            .map(|tag| tag.to_vec()),
+    let signature = match (body.mechanism, target) {
+        (SignMechanism::HmacSha256 { message }, target @ (Target::Symmetric(_) | Target::Derived { .. })) => {
+            let hmac = move |backend: &dyn KeyBackend, key: SymmetricKey<'_>| {
+                backend.hmac_sha256(key, message.as_slice()).map(|tag| tag.to_vec())
+            };
+            state.with_symmetric(target, hmac).await
+        }
         (SignMechanism::Ecdsa { digest }, Target::Pair(id)) => {
-            state.backend.sign_ecdsa(id, digest.as_slice()).map_err(refuse)
+            state.in_use(move |backend| backend.sign_ecdsa(&id, digest.as_slice())).await
         }
         (SignMechanism::HmacSha256 { .. }, Target::Pair(_))
         | (SignMechanism::Ecdsa { .. }, Target::Symmetric(_) | Target::Derived { .. }) => Err(wrong_mechanism()),
@@ -190,9 +193,10 @@ async fn encrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
     let (target, doing) = state.begin_with_handle(&request, what, &body.key_handle).await?;
     let ciphertext = match (body.mechanism, target) {
         (EncryptMechanism::Aead { iv, aad }, target @ (Target::Symmetric(_) | Target::Derived { .. })) => {
-            symmetric(&target).and_then(|key| {
-                state.backend.encrypt(key, iv.as_slice(), aad.as_slice(), plaintext.expose()).map_err(refuse)
-            })
+            let encrypt = move |backend: &dyn KeyBackend, key: SymmetricKey<'_>| {
+                backend.encrypt(key, iv.as_slice(), aad.as_slice(), plaintext.expose())
+            };
+            state.with_symmetric(target, encrypt).await
         }
         (EncryptMechanism::RsaPkcs1, Target::Pair(id)) => state.rsa(id, RsaPadding::Pkcs1, plaintext).await,
         (EncryptMechanism::RsaNoPadding, Target::Pair(id)) => state.rsa(id, RsaPadding::None, plaintext).await,
@@ -209,9 +213,13 @@ async fn decrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: Decrypt = request.json().await?;
     let (target, doing) = state.begin_with_handle(&request, Operation::Decrypt, &body.key_handle).await?;
     let plaintext = match body.mechanism {
-        EncryptMechanism::Aead { iv, aad } => symmetric(&target).and_then(|key| {
-            state.backend.decrypt(key, iv.as_slice(), aad.as_slice(), body.ciphertext.as_slice()).map_err(refuse)
-        }),
+        EncryptMechanism::Aead { iv, aad } => {
+            let ciphertext = body.ciphertext;
+            let decrypt = move |backend: &dyn KeyBackend, key: SymmetricKey<'_>| {
+                backend.decrypt(key, iv.as_slice(), aad.as_slice(), ciphertext.as_slice())
+            };
+            state.with_symmetric(target, decrypt).await
+        }
         EncryptMechanism::RsaPkcs1 | EncryptMechanism::RsaNoPadding => Err(wrong_mechanism()),
     };
     Ok(Response::ok(&Plaintext { plaintext: doing.end(plaintext)?.into_exposed().into() }))
@@ -337,8 +345,9 @@ impl Keyd {
     }
 
     /// 400 unless there is a key of this kind under this id.
-    fn expect_kind(&self, id: &KeyId, expected: KeyKind) -> Result<(), HttpError> {
-        match self.backend.kind(id).map_err(refuse)? {
+    async fn expect_kind(&self, id: &KeyId, expected: KeyKind) -> Result<(), HttpError> {
+        let wanted = id.clone();
+        match self.in_use(move |backend| backend.kind(&wanted)).await? {
             Some(found) if found == expected => Ok(()),
             Some(found) => Err(refuse(KeyError::WrongKind { id: id.clone(), found, expected })),
             None => Err(refuse(KeyError::NotFound { id: id.clone() })),
@@ -354,6 +363,30 @@ impl Keyd {
         match tokio::task::spawn_blocking(move || run(&*backend)).await {
             Ok(done) => done.map_err(refuse),
             Err(failed) => Err(HttpError::hidden(&failed)),
+        }
+    }
+
+    /// Uses a key: here, if that is a matter of microseconds, and off the thread that answers, if it is one of waiting for
+    /// a token or a TPM.
+    async fn in_use<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&dyn KeyBackend) -> Result<T, KeyError> + Send + 'static,
+    ) -> Result<T, HttpError> {
+        if self.in_memory { run(&*self.backend).map_err(refuse) } else { self.on_disk(run).await }
+    }
+
+    /// The same with a symmetric or derived key.
+    async fn with_symmetric<T: Send + 'static>(
+        &self,
+        target: Target,
+        run: impl FnOnce(&dyn KeyBackend, SymmetricKey<'_>) -> Result<T, KeyError> + Send + 'static,
+    ) -> Result<T, HttpError> {
+        match target {
+            Target::Symmetric(id) => self.in_use(move |backend| run(backend, SymmetricKey::Stored(&id))).await,
+            Target::Derived { base, data } => {
+                self.in_use(move |backend| run(backend, SymmetricKey::Derived { base: &base, data: &data })).await
+            }
+            Target::Pair(_) => Err(wrong_mechanism()),
         }
     }
 
@@ -375,14 +408,6 @@ fn module_of(data: &[u8]) -> Option<ModuleId> {
 fn parse_id(text: &str) -> Result<KeyId, HttpError> {
     text.parse()
         .map_err(|error| HttpError::bad_request(format!("parameter \"id\" has an invalid value\ncaused by: {error}")))
-}
-
-fn symmetric(target: &Target) -> Result<SymmetricKey<'_>, HttpError> {
-    match target {
-        Target::Symmetric(id) => Ok(SymmetricKey::Stored(id)),
-        Target::Derived { base, data } => Ok(SymmetricKey::Derived { base, data }),
-        Target::Pair(_) => Err(wrong_mechanism()),
-    }
 }
 
 fn issued(handle: Result<KeyHandle, IssueError>) -> Answer {

@@ -1,9 +1,8 @@
 //! From settings to a keyd that can serve.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use edgekeep_audit::{Log, Options, SignError, SoftwareSigner};
@@ -12,13 +11,14 @@ use edgekeep_core::id::KeyId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
-use edgekeep_hsm::{KeyBackend as _, KeyError, SecretBytes};
-use percent_encoding::percent_decode_str;
+use edgekeep_hsm::{KeyError, SecretBytes};
 
 use crate::Keyd;
 use crate::handle::Handles;
+use crate::places::{PlacesError, Plan};
 use crate::policy::Policy;
 use crate::record::Recorder;
+use crate::tpmd::Tpmd;
 
 /// Name of the key that proves handles. It is outside the callers' name space, and reserved within it.
 const HANDLE_VALIDATION_KEY: &str = "handle-validation-key";
@@ -32,16 +32,12 @@ const IMPORT_LIMIT: u64 = 64 * 1024;
 /// Why keyd cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A preloaded key is not in a file.
-    #[error(
-        "preloaded key {id:?}: {uri:?} is not a file:///absolute/path URI, and this build has no other kind of key storage"
-    )]
-    PreloadedUri {
-        /// The key.
-        id: KeyId,
-        /// What the settings say.
-        uri: String,
-    },
+    /// The settings are wrong about where keys are.
+    #[error("cannot use the settings of where keys are")]
+    Places(#[from] PlacesError),
+    /// The TPM that has sealed the key store cannot be used.
+    #[error("the key store is sealed by the TPM, which cannot be used")]
+    Unsealed(#[source] KeyError),
     /// The key store cannot be opened.
     #[error("cannot open the key store")]
     Store(#[from] StoreError),
@@ -63,7 +59,7 @@ impl StartError {
     /// Whether it is the settings that are wrong, so that starting again cannot help.
     #[must_use]
     pub fn is_settings(&self) -> bool {
-        matches!(self, Self::PreloadedUri { .. })
+        matches!(self, Self::Places(_))
     }
 }
 
@@ -76,29 +72,29 @@ impl Keyd {
     /// the log only: the others are still needed.
     pub fn open(root: &Root, settings: &KeydSettings, policy: Policy) -> Result<Self, StartError> {
         let folder = root.state_folder(Daemon::Keyd);
-        let mut preloaded = BTreeMap::new();
-        for (id, uri) in &settings.preloaded_keys {
-            let path = file_path(uri).ok_or_else(|| StartError::PreloadedUri { id: id.clone(), uri: uri.clone() })?;
-            preloaded.insert(id.clone(), path);
-        }
-        let backend = SoftwareBackend::open(&folder, preloaded)?;
-        import(&backend, &root.key_import_folder());
+        let plan = Plan::new(settings)?;
+        let tpm = plan.tpm(settings, &folder);
+        let places = plan.open(settings, &folder, tpm)?;
+        import(&places.files, &root.key_import_folder());
         for id in settings.preloaded_keys.keys() {
-            match backend.kind(id) {
+            match places.backend.kind(id) {
                 Ok(Some(_)) => {}
-                Ok(None) => tracing::warn!(key = id.as_str(), "the file of this preloaded key does not exist"),
+                Ok(None) => tracing::warn!(key = id.as_str(), "this preloaded key is not where the settings say"),
                 Err(error) => tracing::warn!(key = id.as_str(), error = chain(&error), "preloaded key"),
             }
         }
-        let handle_key = backend.internal_key(&internal(HANDLE_VALIDATION_KEY)).map_err(StartError::HandleKey)?;
-        let seed = backend.internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
+        let own = &places.files;
+        let handle_key = own.internal_key(&internal(HANDLE_VALIDATION_KEY)).map_err(StartError::HandleKey)?;
+        let seed = own.internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
         let seed: &[u8; 32] = seed.expose().try_into().map_err(|_| StartError::Signer(None))?;
         let signer = SoftwareSigner::from_seed(seed).map_err(|error| StartError::Signer(Some(error)))?;
         let log = Log::open(&folder.join(AUDIT), Options::default(), Box::new(signer), None)?;
         tracing::info!(key = %log.key(), entries = log.opened().size, "audit log");
         Ok(Self {
             recorder: Recorder::new(log),
-            backend: Arc::new(backend),
+            backend: places.backend,
+            in_memory: places.in_memory,
+            tpmd: places.tpm.zip(settings.tpm.as_ref()).map(|(tpm, tpm_is)| Arc::new(Tpmd::new(tpm, tpm_is))),
             handles: Handles::new(&handle_key),
             policy,
         })
@@ -108,14 +104,6 @@ impl Keyd {
 fn internal(name: &str) -> KeyId {
     let Ok(id) = name.parse() else { unreachable!("the built-in ids are valid") };
     id
-}
-
-/// The path of a `file:` URI on this host.
-fn file_path(uri: &str) -> Option<PathBuf> {
-    let rest = uri.strip_prefix("file://")?;
-    let path = rest.strip_prefix("localhost").unwrap_or(rest);
-    let path = percent_decode_str(path).decode_utf8().ok()?;
-    (path.starts_with('/') && !path.contains('\0')).then(|| PathBuf::from(path.into_owned()))
 }
 
 /// Takes every key in `folder` into the store and removes its file. A crash in between is harmless: the same key is taken
@@ -182,7 +170,7 @@ fn import_file(backend: &SoftwareBackend, path: &Path) -> Result<KeyId, ImportEr
 }
 
 /// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -194,6 +182,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use edgekeep_audit::entry::Reason;
     use edgekeep_core::settings::KeyPrincipal;
     use edgekeep_hsm::{KeyKind, SymmetricKey};
@@ -252,24 +242,15 @@ mod tests {
     }
 
     #[test]
-    fn a_file_uri_names_an_absolute_path_on_this_host() {
-        assert_eq!(file_path("file:///var/k%20y"), Some(PathBuf::from("/var/k y")));
-        assert_eq!(file_path("file://localhost/var/key"), Some(PathBuf::from("/var/key")));
-        for uri in ["/var/key", "file:var/key", "file://other/key", "pkcs11:token=t?pin-value=1", "file:///a%00b", ""] {
-            assert_eq!(file_path(uri), None, "{uri}");
-        }
-    }
-
-    #[test]
-    fn a_preloaded_key_that_is_not_in_a_file_is_named() {
+    fn a_preloaded_key_without_a_place_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let settings = KeydSettings {
-            preloaded_keys: BTreeMap::from([(id("device-id"), "pkcs11:token=Key%20pairs".to_owned())]),
+            preloaded_keys: BTreeMap::from([(id("device-id"), "pkcs11:token=Key%20pairs".into())]),
             ..KeydSettings::default()
         };
         let error = open(&Root::new(folder.path()), &settings).err().unwrap();
         assert!(error.is_settings());
-        assert!(error.to_string().contains("\"device-id\""), "{error}");
+        assert!(chain(&error).contains("\"device-id\""), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! <state folder>/lock                                   held by the process that has the store open
 //! <state folder>/store.key                              what the key files are encrypted under; mode 0600
+//! <state folder>/store.key.tpm                          the same, if a TPM has sealed it
 //! <state folder>/keys/<letters of the id>-<sha256 of the id>.key
 //! <state folder>/internal/...                           the daemon's own keys, named alike
 //! ```
@@ -20,8 +21,10 @@ use edgekeep_core::id::KeyId;
 use zeroize::Zeroizing;
 
 use super::file::{self, LibraryFailed, StoreKey, Unreadable};
+use super::sealed::{self, Sealer};
 use crate::SecretBytes;
 use crate::backend::{InputError, KeyKind, Usage};
+use crate::tpm::TpmError;
 
 /// The store key's file: a mark with a version, the key, and the key's public mark against flipped bits.
 const STORE_KEY_MAGIC: &[u8; 8] = b"EKSTORE\x01";
@@ -94,6 +97,43 @@ pub enum StoreError {
         /// Its file.
         path: PathBuf,
     },
+    /// The store key is sealed, and the configuration does not say so.
+    #[error("the store key {path:?} is sealed by the TPM: set seal = \"tpm\" in [aziot_keys] of the configuration")]
+    Sealed {
+        /// Its file.
+        path: PathBuf,
+    },
+    /// The TPM does not seal the store key.
+    #[error("the TPM does not seal the store key {path:?}; it is left as it was")]
+    Seal {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: TpmError,
+    },
+    /// The TPM does not give the store key back.
+    #[error(
+        "the TPM does not give back the store key {path:?}, without which no key in a file can be used: remove the cause, \
+         or restore a backup of the keys"
+    )]
+    Unseal {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: TpmError,
+    },
+    /// A store key in a file and another one that is sealed.
+    #[error(
+        "{plain:?} and {sealed:?} are different store keys: move away the one that the keys are not encrypted under"
+    )]
+    TwoStoreKeys {
+        /// The one in a file.
+        plain: PathBuf,
+        /// The sealed one.
+        sealed: PathBuf,
+    },
     /// A key file is not what was written.
     #[error("the file of key {id:?} is damaged; it was set aside as {set_aside:?}: restore it, or make the key anew")]
     Damaged {
@@ -146,7 +186,7 @@ pub(super) struct Store {
 
 impl Store {
     /// Opens the store, and makes it if there is none.
-    pub(super) fn open(folder: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(folder: &Path, sealer: Option<&dyn Sealer>) -> Result<Self, StoreError> {
         make_folder(folder)?;
         let lock_path = folder.join("lock");
         let lock = OpenOptions::new()
@@ -169,7 +209,7 @@ impl Store {
             remove_leftovers(&folder)?;
             keys += names(&folder)?.iter().filter(|name| name.ends_with(".key")).count();
         }
-        let key = open_store_key(folder, keys)?;
+        let key = open_store_key(folder, keys, sealer)?;
         Ok(Self { folder: folder.to_owned(), key, _lock: lock })
     }
 
@@ -222,24 +262,17 @@ impl Store {
 }
 
 /// Reads the store key, or makes it in a store that has no keys yet.
-fn open_store_key(folder: &Path, keys: usize) -> Result<StoreKey, StoreError> {
-    let path = folder.join("store.key");
-    let content = match fs::read(&path) {
-        Ok(content) => Zeroizing::new(content),
-        Err(error) if error.kind() == ErrorKind::NotFound && keys > 0 => {
-            return Err(StoreError::StoreKeyMissing { path, keys });
+fn open_store_key(folder: &Path, keys: usize, sealer: Option<&dyn Sealer>) -> Result<StoreKey, StoreError> {
+    let content = sealed::content(folder, sealer, |path| {
+        if keys > 0 {
+            return Err(StoreError::StoreKeyMissing { path: path.to_owned(), keys });
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let mut bytes = Zeroizing::new([0; 32]);
-            rand::fill(&mut *bytes).map_err(|_| StoreError::Library)?;
-            let key = StoreKey::new(&bytes)?;
-            let content = Zeroizing::new([&STORE_KEY_MAGIC[..], &*bytes, key.id()].concat());
-            replace(&path, &content)?;
-            return Ok(key);
-        }
-        Err(source) => return Err(failed("read", &path)(source)),
-    };
-    let damaged = || StoreError::StoreKeyDamaged { path: path.clone() };
+        let mut bytes = Zeroizing::new([0; 32]);
+        rand::fill(&mut *bytes).map_err(|_| StoreError::Library)?;
+        let key = StoreKey::new(&bytes)?;
+        Ok(Zeroizing::new([&STORE_KEY_MAGIC[..], &*bytes, key.id()].concat()))
+    })?;
+    let damaged = || StoreError::StoreKeyDamaged { path: sealed::path(folder, sealer.is_some()) };
     let (bytes, mark) =
         content.strip_prefix(STORE_KEY_MAGIC).and_then(<[u8]>::split_first_chunk::<32>).ok_or_else(damaged)?;
     let key = StoreKey::new(bytes)?;
@@ -367,7 +400,7 @@ mod tests {
     fn no_file_holds_a_key_in_clear_and_nobody_else_may_read_them() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("lib/keyd");
-        let store = Store::open(&state).unwrap();
+        let store = Store::open(&state, None).unwrap();
         store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"a very secret key")).unwrap();
         assert_eq!(fs::metadata(&state).unwrap().mode() & 0o777, 0o700);
         let usual = folder.path().join("usual");
@@ -393,7 +426,7 @@ mod tests {
     #[test]
     fn leftovers_of_a_write_that_was_cut_off_leave_the_old_key_and_go_away() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), None).unwrap();
         store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"old")).unwrap();
         let path = store.path(NameSpace::Ordinary, &id("k"));
         let complete = file::encode(&store.key, NameSpace::Ordinary, &id("k"), &symmetric(b"new")).unwrap();
@@ -404,7 +437,7 @@ mod tests {
         for written in [0, 1, complete.len() / 2, complete.len()] {
             drop(store.take());
             fs::write(&beside, &complete[..written]).unwrap();
-            let reopened = Store::open(folder.path()).unwrap();
+            let reopened = Store::open(folder.path(), None).unwrap();
             assert_eq!(read(&reopened, "k").as_deref(), Some(&b"old"[..]));
             assert!(!Path::new(&beside).exists());
             store = Some(reopened);
@@ -417,7 +450,7 @@ mod tests {
     #[test]
     fn a_leftover_beside_does_not_hinder_the_next_write() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), None).unwrap();
         let mut beside = store.path(NameSpace::Ordinary, &id("k")).into_os_string();
         beside.push(".tmp");
         fs::write(&beside, b"junk").unwrap();
@@ -428,7 +461,7 @@ mod tests {
     #[test]
     fn a_write_that_fails_leaves_the_old_key_and_says_which_file() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), None).unwrap();
         store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"old")).unwrap();
         let path = store.path(NameSpace::Ordinary, &id("k"));
         let mut beside = path.clone().into_os_string();
@@ -443,7 +476,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_set_aside_and_named_and_each_one_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), None).unwrap();
         let path = store.path(NameSpace::Ordinary, &id("k"));
         for (number, junk) in [(1, &b""[..]), (2, b"EKEY"), (3, b"-----BEGIN PRIVATE KEY-----")] {
             fs::write(&path, junk).unwrap();
@@ -460,8 +493,8 @@ mod tests {
     fn a_file_under_another_store_key_stays_where_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let other = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
-        let foreign = Store::open(other.path()).unwrap();
+        let store = Store::open(folder.path(), None).unwrap();
+        let foreign = Store::open(other.path(), None).unwrap();
         foreign.write(NameSpace::Ordinary, &id("k"), &symmetric(b"x")).unwrap();
         let path = store.path(NameSpace::Ordinary, &id("k"));
         fs::copy(foreign.path(NameSpace::Ordinary, &id("k")), &path).unwrap();
@@ -473,11 +506,11 @@ mod tests {
     #[test]
     fn keys_without_their_store_key_stop_the_start_instead_of_making_another() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), None).unwrap();
         store.write(NameSpace::Internal, &id("k"), &symmetric(b"x")).unwrap();
         drop(store);
         fs::remove_file(folder.path().join("store.key")).unwrap();
-        let error = Store::open(folder.path()).err().unwrap();
+        let error = Store::open(folder.path(), None).err().unwrap();
         assert!(matches!(error, StoreError::StoreKeyMissing { keys: 1, .. }), "{error}");
         assert!(!folder.path().join("store.key").exists());
     }
@@ -485,9 +518,9 @@ mod tests {
     #[test]
     fn a_store_key_that_was_never_used_is_made_again_after_a_crash() {
         let folder = tempfile::tempdir().unwrap();
-        drop(Store::open(folder.path()).unwrap());
+        drop(Store::open(folder.path(), None).unwrap());
         fs::rename(folder.path().join("store.key"), folder.path().join("store.key.tmp")).unwrap();
-        drop(Store::open(folder.path()).unwrap());
+        drop(Store::open(folder.path(), None).unwrap());
         assert!(folder.path().join("store.key").exists());
         assert!(!folder.path().join("store.key.tmp").exists());
     }
@@ -495,14 +528,14 @@ mod tests {
     #[test]
     fn a_damaged_store_key_stops_the_start_and_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
-        drop(Store::open(folder.path()).unwrap());
+        drop(Store::open(folder.path(), None).unwrap());
         let path = folder.path().join("store.key");
         let good = fs::read(&path).unwrap();
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
             fs::write(&path, &bad).unwrap();
-            let error = Store::open(folder.path()).err().unwrap();
+            let error = Store::open(folder.path(), None).err().unwrap();
             assert!(matches!(error, StoreError::StoreKeyDamaged { .. }), "byte {at}: {error}");
             assert_eq!(fs::read(&path).unwrap(), bad);
         }
@@ -511,9 +544,9 @@ mod tests {
     #[test]
     fn a_second_process_cannot_open_the_store() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Store::open(folder.path()).unwrap();
-        assert!(matches!(Store::open(folder.path()), Err(StoreError::InUse { .. })));
+        let first = Store::open(folder.path(), None).unwrap();
+        assert!(matches!(Store::open(folder.path(), None), Err(StoreError::InUse { .. })));
         drop(first);
-        Store::open(folder.path()).unwrap();
+        Store::open(folder.path(), None).unwrap();
     }
 }

@@ -30,7 +30,7 @@ use crate::{gcm, material};
 /// Keys whose blobs are held in memory.
 const READY_LIMIT: usize = 128;
 /// Largest blob file that is read, in bytes; none that is written here is larger.
-const FILE_LIMIT: u64 = 16 * 1024;
+pub(super) const FILE_LIMIT: u64 = 16 * 1024;
 /// Block length of SHA-256: what HMAC keys longer than it are hashed to is the same key.
 const HMAC_BLOCK_LEN: usize = 64;
 /// Length of the modulus, in bytes.
@@ -343,22 +343,7 @@ impl KeyBackend for TpmBackend {
     }
 
     fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
-        let (_, public) = self.pair(id)?;
-        Ok(match (&public.algorithm, parameter) {
-            (Algorithm::EccP256 { .. }, PublicParameter::Algorithm) => PublicValue::Word("ECDSA"),
-            (Algorithm::EccP256 { .. }, PublicParameter::EcCurveOid) => PublicValue::Bytes(material::P256.oid.to_vec()),
-            (Algorithm::EccP256 { x, y }, PublicParameter::EcPointUncompressed) => {
-                PublicValue::Bytes(uncompressed(x, y)?)
-            }
-            (Algorithm::EccP256 { x, y }, PublicParameter::EcPoint) => {
-                let point = material::compress(&uncompressed(x, y)?, material::P256.len);
-                PublicValue::Bytes(point.ok_or(TpmError::DamagedBlob)?)
-            }
-            (Algorithm::Rsa2048 { .. }, PublicParameter::Algorithm) => PublicValue::Word("RSA"),
-            (Algorithm::Rsa2048 { modulus }, PublicParameter::RsaModulus) => PublicValue::Bytes(modulus.clone()),
-            (Algorithm::Rsa2048 { .. }, PublicParameter::RsaExponent) => PublicValue::Bytes(vec![1, 0, 1]),
-            _ => return Err(InputError::NoSuchParameter.into()),
-        })
+        public_value(&self.pair(id)?.1, parameter)
     }
 
     fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
@@ -415,7 +400,7 @@ impl KeyBackend for TpmBackend {
     }
 }
 
-fn kind_of(record: &Record) -> Option<KeyKind> {
+pub(super) fn kind_of(record: &Record) -> Option<KeyKind> {
     match record.kind {
         RecordKind::Symmetric => Some(KeyKind::Symmetric),
         RecordKind::Pair => Some(KeyKind::Pair),
@@ -431,6 +416,23 @@ fn expect_kind(id: &KeyId, record: &Record, expected: KeyKind) -> Result<(), Key
     }
 }
 
+/// A parameter of a public key.
+pub(super) fn public_value(public: &Public, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+    Ok(match (&public.algorithm, parameter) {
+        (Algorithm::EccP256 { .. }, PublicParameter::Algorithm) => PublicValue::Word("ECDSA"),
+        (Algorithm::EccP256 { .. }, PublicParameter::EcCurveOid) => PublicValue::Bytes(material::P256.oid.to_vec()),
+        (Algorithm::EccP256 { x, y }, PublicParameter::EcPointUncompressed) => PublicValue::Bytes(uncompressed(x, y)?),
+        (Algorithm::EccP256 { x, y }, PublicParameter::EcPoint) => {
+            let point = material::compress(&uncompressed(x, y)?, material::P256.len);
+            PublicValue::Bytes(point.ok_or(TpmError::DamagedBlob)?)
+        }
+        (Algorithm::Rsa2048 { .. }, PublicParameter::Algorithm) => PublicValue::Word("RSA"),
+        (Algorithm::Rsa2048 { modulus }, PublicParameter::RsaModulus) => PublicValue::Bytes(modulus.clone()),
+        (Algorithm::Rsa2048 { .. }, PublicParameter::RsaExponent) => PublicValue::Bytes(vec![1, 0, 1]),
+        _ => return Err(InputError::NoSuchParameter.into()),
+    })
+}
+
 /// The point in the form that certificates hold.
 fn uncompressed(x: &[u8], y: &[u8]) -> Result<Vec<u8>, TpmError> {
     let mut point = vec![4];
@@ -443,7 +445,7 @@ fn uncompressed(x: &[u8], y: &[u8]) -> Result<Vec<u8>, TpmError> {
 }
 
 /// The block as long as the modulus that the private-key operation is done on.
-fn pad_for_rsa(padding: RsaPadding, block: &[u8], modulus: &[u8]) -> Result<Vec<u8>, InputError> {
+pub(super) fn pad_for_rsa(padding: RsaPadding, block: &[u8], modulus: &[u8]) -> Result<Vec<u8>, InputError> {
     let wrong = InputError::RsaBlock { limit: RSA_LEN - PKCS1_OVERHEAD };
     match padding {
         RsaPadding::Pkcs1 if block.len() <= RSA_LEN - PKCS1_OVERHEAD => {

@@ -57,6 +57,9 @@ fn openssl(folder: &Path, arguments: &[&str]) -> bool {
 
 #[test]
 fn openssl_verifies_ecdsa_signatures_over_digests_of_every_length() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("openssl");
     let backend = open(&swtpm);
@@ -98,6 +101,9 @@ fn openssl_verifies_ecdsa_signatures_over_digests_of_every_length() {
 
 #[test]
 fn openssl_verifies_rsa_signatures_and_bare_operations() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("openssl");
     let backend = open(&swtpm);
@@ -136,6 +142,9 @@ fn openssl_verifies_rsa_signatures_and_bare_operations() {
 
 #[test]
 fn hmac_with_an_imported_key_is_what_software_computes() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let backend = open(&swtpm);
     let folder = tempfile::tempdir().unwrap();
@@ -170,6 +179,9 @@ fn hmac_with_an_imported_key_is_what_software_computes() {
 
 #[test]
 fn keys_survive_restart_and_power_cut_and_no_file_holds_one_in_clear() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let mut swtpm = Swtpm::start();
     let backend = open(&swtpm);
     backend.create_key(&id("k"), SIGN).unwrap();
@@ -203,6 +215,9 @@ fn keys_survive_restart_and_power_cut_and_no_file_holds_one_in_clear() {
 
 #[test]
 fn what_a_tpm_does_not_do_is_refused_with_a_typed_answer() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let backend = open(&swtpm);
     let refused = |result: Result<(), KeyError>, expected| {
@@ -232,6 +247,9 @@ fn what_a_tpm_does_not_do_is_refused_with_a_typed_answer() {
 
 #[test]
 fn key_pairs_move_over_others_and_deleted_keys_are_gone() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let backend = open(&swtpm);
     for key in ["a", "b"] {
@@ -256,6 +274,9 @@ fn key_pairs_move_over_others_and_deleted_keys_are_gone() {
 
 #[test]
 fn a_damaged_file_is_set_aside_and_a_renamed_one_is_damaged() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let keys = swtpm.folder("keys");
     let backend = open(&swtpm);
@@ -278,6 +299,9 @@ fn a_damaged_file_is_set_aside_and_a_renamed_one_is_damaged() {
 
 #[test]
 fn keys_of_another_tpm_are_refused_as_such() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let (one, other) = (Swtpm::start(), Swtpm::start());
     let folder = one.folder("keys");
     TpmBackend::open(one.open(), &folder).unwrap().create_key(&id("k"), SIGN).unwrap();
@@ -289,6 +313,9 @@ fn keys_of_another_tpm_are_refused_as_such() {
 
 #[test]
 fn many_threads_share_a_tpm() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let backend = open(&swtpm);
     backend.create_key(&id("k"), SIGN).unwrap();

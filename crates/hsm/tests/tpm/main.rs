@@ -3,7 +3,10 @@
 
 mod keys;
 mod objects;
+#[path = "../parts/mod.rs"]
+mod parts;
 mod provisioning;
+mod service;
 mod speed;
 mod swtpm;
 mod wiretap;

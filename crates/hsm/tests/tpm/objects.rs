@@ -13,6 +13,9 @@ fn secret(text: &str) -> SecretBytes {
 
 #[test]
 fn the_storage_root_is_made_once_and_the_tools_see_it() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
     let first = swtpm.open().provisioning_keys().unwrap();
@@ -31,6 +34,9 @@ fn the_storage_root_is_made_once_and_the_tools_see_it() {
 
 #[test]
 fn a_storage_root_of_another_program_is_used_as_it_is() {
+    if crate::swtpm::skip() {
+        return;
+    }
     for algorithm in ["ecc", "rsa"] {
         let swtpm = Swtpm::start();
         let folder = swtpm.folder("tools");
@@ -49,6 +55,9 @@ fn a_storage_root_of_another_program_is_used_as_it_is() {
 
 #[test]
 fn a_root_can_be_an_rsa_key() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let tpm = Tpm::open(TpmOptions { root_algorithm: RootAlgorithm::Rsa2048, ..swtpm.options() }).unwrap();
     let sealed = tpm.seal(&secret("s"), &SealTo::Tpm).unwrap();
@@ -61,6 +70,9 @@ fn a_root_can_be_an_rsa_key() {
 
 #[test]
 fn a_handle_that_something_else_has_is_left_alone_and_named() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
     swtpm.tool_ok(&folder, "tpm2_createprimary", &["-C", "o", "-G", "ecc", "-c", "srk.ctx"]);
@@ -79,6 +91,9 @@ fn a_handle_that_something_else_has_is_left_alone_and_named() {
 
 #[test]
 fn a_wrong_owner_auth_value_is_told_as_such() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     swtpm.tool_ok(&swtpm.folder("tools"), "tpm2_changeauth", &["-c", "o", "owner secret"]);
     for wrong in [&b""[..], b"other"] {
@@ -101,6 +116,9 @@ fn a_wrong_owner_auth_value_is_told_as_such() {
 
 #[test]
 fn what_is_sealed_comes_back_also_after_a_power_cut() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let mut swtpm = Swtpm::start();
     let tpm = swtpm.open();
     let longest = "x".repeat(128);
@@ -118,6 +136,9 @@ fn what_is_sealed_comes_back_also_after_a_power_cut() {
 
 #[test]
 fn what_was_loaded_is_loaded_again_after_a_reset_that_nobody_announced() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let mut swtpm = Swtpm::start();
     let tpm = swtpm.open();
     let key = tpm.create_attestation_key().unwrap();
@@ -132,6 +153,9 @@ fn what_was_loaded_is_loaded_again_after_a_reset_that_nobody_announced() {
 
 #[test]
 fn sealed_to_an_auth_value_it_needs_that_one_and_guessing_ends_in_lockout() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
     swtpm.tool_ok(&folder, "tpm2_dictionarylockout", &["-s", "-n", "3", "-t", "1000", "-l", "1000"]);
@@ -161,6 +185,9 @@ fn sealed_to_an_auth_value_it_needs_that_one_and_guessing_ends_in_lockout() {
 
 #[test]
 fn sealed_to_registers_it_comes_back_only_while_they_are_the_same() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
     let pcrs = PcrSelection::new(&[7, 23]).unwrap();
@@ -186,6 +213,9 @@ fn sealed_to_registers_it_comes_back_only_while_they_are_the_same() {
 
 #[test]
 fn blobs_of_another_tpm_and_damaged_ones_are_told_apart() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let (one, other) = (Swtpm::start(), Swtpm::start());
     let sealed = one.open().seal(&secret("s"), &SealTo::Tpm).unwrap();
     let tpm = other.open();
@@ -200,6 +230,9 @@ fn blobs_of_another_tpm_and_damaged_ones_are_told_apart() {
 
 #[test]
 fn the_tools_verify_a_quote() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
     let tpm = swtpm.open();
@@ -222,6 +255,9 @@ fn the_tools_verify_a_quote() {
 
 #[test]
 fn nothing_stays_loaded_when_nothing_is_to_stay() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let tpm = Tpm::open(TpmOptions { keep_loaded: 0, ..swtpm.options() }).unwrap();
     let key = tpm.create_attestation_key().unwrap();
@@ -233,6 +269,9 @@ fn nothing_stays_loaded_when_nothing_is_to_stay() {
 
 #[test]
 fn what_is_kept_loaded_goes_at_the_end_and_on_request() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let tpm = swtpm.open();
     let keys = [tpm.create_attestation_key().unwrap(), tpm.create_attestation_key().unwrap()];
@@ -250,6 +289,9 @@ fn what_is_kept_loaded_goes_at_the_end_and_on_request() {
 
 #[test]
 fn what_a_killed_program_left_loaded_is_flushed_when_its_room_is_needed() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
     for number in 0..3 {
@@ -265,6 +307,9 @@ fn what_a_killed_program_left_loaded_is_flushed_when_its_room_is_needed() {
 
 #[test]
 fn random_bytes_differ_and_have_the_length_asked_for() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let tpm = swtpm.open();
     for len in [0, 1, 32, 33, 200] {
@@ -276,6 +321,9 @@ fn random_bytes_differ_and_have_the_length_asked_for() {
 
 #[test]
 fn a_tpm_that_is_not_there_is_named_with_what_to_do() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let open = |tcti: Tcti| Tpm::open(TpmOptions::new(tcti)).err().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let missing = open(Tcti::Device(folder.path().join("tpmrm0")));
@@ -293,6 +341,9 @@ fn a_tpm_that_is_not_there_is_named_with_what_to_do() {
 
 #[test]
 fn the_report_tells_what_the_tools_tell() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
     swtpm.tool_ok(&folder, "tpm2_changeauth", &["-c", "e", "endorsement"]);

@@ -1,64 +1,18 @@
 //! Provisioning with a TPM: a second TPM and the TPM tools play the provisioning service.
 
-use std::fs;
 use std::path::Path;
 
 use edgekeep_hsm::tpm::{AuthValue, Authorized, RootAlgorithm, Tpm, TpmError, TpmOptions};
 
+use crate::service;
 use crate::swtpm::{Swtpm, assert_no_leak};
 
 const INDEX: u32 = 0x100;
 
-/// What a provisioning service sends for a TPM with these public keys, and the HMACs of `messages` that the key in it gives.
+/// What a provisioning service sends for this TPM.
 fn import_blob(service: &Swtpm, tpm: &Tpm, messages: &[&[u8]]) -> (Vec<u8>, Vec<Vec<u8>>) {
-    let folder = service.folder("service");
     let keys = tpm.provisioning_keys().unwrap();
-    fs::write(folder.join("ek.pub"), &keys.endorsement_key).unwrap();
-    fs::write(folder.join("srk.pub"), &keys.storage_root_key).unwrap();
-    let run = |name: &str, arguments: &[&str]| {
-        service.tool_ok(&folder, name, arguments);
-        // The tools keep what they need in files, and leave it loaded as well.
-        service.tool_ok(&folder, "tpm2_flushcontext", &["-t"]);
-    };
-    let read = |name: &str| fs::read(folder.join(name)).unwrap();
-
-    // A key that may leave its TPM with an inner and an outer wrap.
-    run("tpm2_startauthsession", &["-S", "trial.ctx"]);
-    run("tpm2_policycommandcode", &["-S", "trial.ctx", "-L", "dup.policy", "TPM2_CC_Duplicate"]);
-    run("tpm2_flushcontext", &["trial.ctx"]);
-    run("tpm2_createprimary", &["-C", "o", "-G", "ecc", "-c", "primary.ctx"]);
-    let attributes = "sensitivedataorigin|sign|userwithauth|encryptedduplication|noda";
-    let key_files = ["-u", "key.pub", "-r", "key.priv", "-c", "key.ctx"];
-    let create = [&["-C", "primary.ctx", "-G", "hmac", "-L", "dup.policy", "-a", attributes][..], &key_files].concat();
-    run("tpm2_create", &create);
-    let macs = messages.iter().map(|message| {
-        fs::write(folder.join("message"), message).unwrap();
-        run("tpm2_hmac", &["-c", "key.ctx", "-g", "sha256", "-o", "mac", "message"]);
-        read("mac")
-    });
-    let macs = macs.collect();
-    fs::write(folder.join("inner"), [0x42; 16]).unwrap();
-    run("tpm2_startauthsession", &["--policy-session", "-S", "policy.ctx"]);
-    run("tpm2_policycommandcode", &["-S", "policy.ctx", "TPM2_CC_Duplicate"]);
-    run("tpm2_loadexternal", &["-C", "n", "-u", "srk.pub", "-c", "parent.ctx"]);
-    let outputs = ["-r", "dup.priv", "-s", "dup.seed"];
-    let duplicate =
-        [&["-C", "parent.ctx", "-c", "key.ctx", "-G", "aes", "-i", "inner", "-p", "session:policy.ctx"][..], &outputs];
-    run("tpm2_duplicate", &duplicate.concat());
-    run("tpm2_flushcontext", &["policy.ctx"]);
-
-    let name = {
-        run("tpm2_loadexternal", &["-C", "n", "-u", "srk.pub", "-c", "parent.ctx", "-n", "srk.name"]);
-        read("srk.name").iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-    };
-    run("tpm2_makecredential", &["-e", "ek.pub", "-s", "inner", "-n", &name, "-o", "credential"]);
-    // The tool puts a mark and a version in front of the two structures.
-    let credential = read("credential")[8..].to_vec();
-    (
-        [credential, read("dup.priv"), read("dup.seed"), read("key.pub"), b"what the service appends".to_vec()]
-            .concat(),
-        macs,
-    )
+    service::import_blob(service, &keys.endorsement_key, &keys.storage_root_key, messages)
 }
 
 fn persistent(swtpm: &Swtpm, folder: &Path) -> String {
@@ -67,6 +21,9 @@ fn persistent(swtpm: &Swtpm, folder: &Path) -> String {
 
 #[test]
 fn an_authentication_key_is_unwrapped_made_persistent_and_signs() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let messages: [&[u8]; 3] = [b"", b"data to sign", &[7; 3000]];
     for root_algorithm in [RootAlgorithm::EcP256, RootAlgorithm::Rsa2048] {
         let (device, service) = (Swtpm::start(), Swtpm::start());
@@ -117,6 +74,9 @@ fn an_authentication_key_is_unwrapped_made_persistent_and_signs() {
 
 #[test]
 fn a_blob_for_another_tpm_is_refused() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let (device, other, service) = (Swtpm::start(), Swtpm::start(), Swtpm::start());
     let (blob, _) = import_blob(&service, &other.open(), &[]);
     let tpm = device.open();
@@ -129,6 +89,9 @@ fn a_blob_for_another_tpm_is_refused() {
 
 #[test]
 fn a_key_of_somebody_else_at_the_index_is_left_alone() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
     swtpm.tool_ok(&folder, "tpm2_createprimary", &["-C", "o", "-G", "ecc", "-c", "key.ctx"]);

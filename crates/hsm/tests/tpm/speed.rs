@@ -47,6 +47,9 @@ fn median_of(runs: usize, mut operation: impl FnMut()) -> Duration {
 #[test]
 #[ignore = "measures; run alone"]
 fn speed_of_keys_next_to_the_bare_commands() {
+    if crate::swtpm::skip() {
+        return;
+    }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
     let Tcti::SwtpmTcp { port, .. } = swtpm.tcti() else { panic!("not TCP") };

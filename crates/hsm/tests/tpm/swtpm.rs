@@ -13,6 +13,11 @@ pub(crate) const TRANSIENT: u32 = 0x8000_0000;
 /// Sessions that are loaded.
 pub(crate) const SESSIONS: [u32; 2] = [0x0200_0000, 0x0300_0000];
 
+/// Whether there are no software TPMs or no tools for them here, so that the test cannot run.
+pub(crate) fn skip() -> bool {
+    crate::parts::missing(&["swtpm", "tpm2_getcap"])
+}
+
 /// A running swtpm; killed at the end, its state removed.
 pub(crate) struct Swtpm {
     folder: tempfile::TempDir,

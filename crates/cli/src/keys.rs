@@ -1,0 +1,174 @@
+//! `edgekeep keys`: examines what keys are kept in.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use edgekeep_core::layout::Daemon;
+use edgekeep_core::settings::KeydSettings;
+use edgekeep_hsm::pkcs11::doctor::{self, Finding, Verdict};
+use edgekeep_hsm::tpm::Tcti;
+use edgekeep_hsm::tpm::doctor::{self as tpm_doctor, KnownAuth};
+use edgekeep_hsm::uri::{KeyUri, Pkcs11Uri};
+use serde::Serialize;
+
+use crate::arguments::Context;
+use crate::output::{self, Hue, Style, printable};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysVerb {
+    /// Examine tokens and TPM, and say how to fix what is wrong; fails if something is
+    Doctor(DoctorOptions),
+}
+
+/// Without options, what keyd's settings name is examined.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorOptions {
+    /// PKCS#11 library; without --token its tokens are listed and none is logged in to
+    #[arg(long, value_name = "FILE")]
+    library: Option<PathBuf>,
+    /// Token to log in to and make, use and delete test keys on, as a pkcs11: URI
+    #[arg(long, value_name = "URI")]
+    token: Option<String>,
+    /// TPM, as in device:/dev/tpmrm0
+    #[arg(long, value_name = "TCTI")]
+    tpm: Option<Tcti>,
+}
+
+/// A token's URI. What is wrong with one is said without its PIN.
+#[derive(Debug, Clone)]
+struct Token(Pkcs11Uri);
+
+impl std::str::FromStr for Token {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(KeyUri::Pkcs11(uri)) => Ok(Self(*uri)),
+            Ok(_) => Err("expected a URI that begins with pkcs11:".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// What is examined.
+#[derive(Default)]
+struct Patients {
+    tokens: Vec<(Option<PathBuf>, Option<Pkcs11Uri>)>,
+    tpm: Option<(Tcti, KnownAuth)>,
+}
+
+#[derive(Serialize)]
+struct Examined {
+    part: &'static str,
+    #[serde(flatten)]
+    finding: Finding,
+}
+
+pub(crate) fn run(context: &Context, verb: KeysVerb) -> anyhow::Result<ExitCode> {
+    let KeysVerb::Doctor(options) = verb;
+    let asked = options.library.is_some() || options.token.is_some() || options.tpm.is_some();
+    let patients = if asked { asked_for(options)? } else { configured(context)? };
+    let mut found = Vec::new();
+    for (library, uri) in &patients.tokens {
+        let findings = doctor::examine(library.as_deref(), uri.as_ref());
+        found.extend(findings.into_iter().map(|finding| Examined { part: "token", finding }));
+    }
+    if let Some((tcti, known)) = patients.tpm {
+        let findings = tpm_doctor::examine(tcti, known);
+        found.extend(findings.into_iter().map(|finding| Examined { part: "tpm", finding }));
+    }
+    if found.is_empty() {
+        let text = "keyd's settings name no token and no TPM: keys are in files".to_owned();
+        let finding = Finding { check: "settings", verdict: Verdict::Good, text, fix: None };
+        found.push(Examined { part: "files", finding });
+    }
+    let bad = found.iter().any(|one| one.finding.verdict == Verdict::Bad);
+    if context.json {
+        output::print_json(&serde_json::json!({ "findings": found }))?;
+    } else {
+        output::print(&render(&found, Style::stdout()))?;
+    }
+    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn asked_for(options: DoctorOptions) -> anyhow::Result<Patients> {
+    // Not by the parser of arguments: it repeats what it refuses.
+    let token = options.token.map(|text| text.parse::<Token>()).transpose().map_err(anyhow::Error::msg);
+    let token = token.context("--token is no URI of a token")?.map(|token| token.0);
+    let tokens = if options.library.is_some() || token.is_some() { vec![(options.library, token)] } else { Vec::new() };
+    Ok(Patients { tokens, tpm: options.tpm.map(|tcti| (tcti, KnownAuth::default())) })
+}
+
+/// What keyd uses.
+fn configured(context: &Context) -> anyhow::Result<Patients> {
+    let path = context.root.settings_file(Daemon::Keyd);
+    let text = std::fs::read(&path).with_context(|| {
+        format!("cannot read {}: run `edgekeep config apply`, or name --library, --token or --tpm", path.display())
+    })?;
+    // The error's own text may repeat a part of the file, which has secrets.
+    let settings: KeydSettings = serde_json::from_slice(&text).map_err(|error| {
+        anyhow::anyhow!(
+            "{} is not keyd's settings (line {}): run `edgekeep config apply`",
+            path.display(),
+            error.line()
+        )
+    })?;
+    let mut patients = Patients::default();
+    if let Some(pkcs11) = &settings.pkcs11 {
+        let uri = pkcs11.base_slot.as_ref().map(|uri| uri.expose().parse::<Token>());
+        let uri = uri.transpose().map_err(anyhow::Error::msg).context("pkcs11_base_slot")?.map(|token| token.0);
+        patients.tokens.push((pkcs11.library.clone(), uri));
+    }
+    if let Some(tpm) = &settings.tpm {
+        let known = KnownAuth { owner: tpm.owner.is_some(), endorsement: tpm.endorsement.is_some() };
+        patients.tpm = Some((tpm.tcti.parse().context("tcti of the TPM")?, known));
+    }
+    Ok(patients)
+}
+
+fn render(found: &[Examined], style: Style) -> String {
+    let width = found.iter().map(|one| one.finding.check.len()).max().unwrap_or_default();
+    let mut out = String::new();
+    for Examined { finding, .. } in found {
+        let (hue, word) = match finding.verdict {
+            Verdict::Good => (Hue::Good, "good   "),
+            Verdict::Warning => (Hue::Warning, "warning"),
+            Verdict::Bad => (Hue::Bad, "bad    "),
+        };
+        let (word, text) = (style.paint(hue, word), printable(&finding.text));
+        out.push_str(&format!("{word}  {:width$}  {text}\n", finding.check));
+        if let Some(fix) = &finding.fix {
+            out.push_str(&format!("         {:width$}  fix: {}\n", "", printable(fix)));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_are_lines_with_their_fix_below() {
+        let finding = |check, verdict, text: &str, fix: Option<&str>| Examined {
+            part: "tpm",
+            finding: Finding { check, verdict, text: text.to_owned(), fix: fix.map(str::to_owned) },
+        };
+        let found = [
+            finding("lockout", Verdict::Good, "not locked", None),
+            finding("PCR banks", Verdict::Bad, "none\u{1b}[2J", Some("allocate one")),
+        ];
+        assert_eq!(
+            render(&found, Style::plain()),
+            "good     lockout    not locked\nbad      PCR banks  none\u{fffd}[2J\n                    fix: allocate one\n"
+        );
+    }
+
+    #[test]
+    fn a_wrong_token_uri_is_refused_without_its_pin() {
+        let error = "pkcs11:tokn=a?pin-value=geheim".parse::<Token>().unwrap_err();
+        assert!(error.contains("tokn") && !error.contains("geheim"), "{error}");
+    }
+}

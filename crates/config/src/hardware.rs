@@ -1,0 +1,211 @@
+//! `[aziot_keys]` and `[tpm]`: what keys are kept in.
+
+use std::path::PathBuf;
+
+use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal, SecretText, TokenSettings, TpmSettings};
+use edgekeep_hsm::tpm::{AuthValue, Tcti};
+use edgekeep_hsm::uri::KeyUri;
+
+use crate::diagnostic::Code;
+use crate::document::{Text, View};
+use crate::translate::Draft;
+use crate::value;
+
+/// A systemd credential's name: a file name.
+fn credential_name(text: &str) -> Result<String, String> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    if plain && !text.is_empty() && text.len() <= 255 && text != "." && text != ".." {
+        Ok(text.to_owned())
+    } else {
+        Err("expected the name of a systemd credential: letters, digits, '-', '.' and '_'".into())
+    }
+}
+
+/// A `pkcs11:` URI. What is wrong with it is said without its values, of which one may be a PIN.
+pub(crate) fn pkcs11_uri(text: &str) -> Result<edgekeep_hsm::uri::Pkcs11Uri, String> {
+    match text.parse() {
+        Ok(KeyUri::Pkcs11(uri)) => Ok(*uri),
+        Ok(_) => Err("expected a URI that begins with pkcs11:".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl Draft<'_> {
+    pub(crate) fn hardware(&mut self, root: &View<'_>) {
+        if let Some(tpm) = root.table("tpm") {
+            self.keyd.tpm = Some(self.tpm(&tpm));
+            let limits = root.table("aziot_max_requests");
+            let connections = limits.and_then(|limits| self.count(&limits, "tpmd", 1, 10_000));
+            if let Some(tpm) = &mut self.keyd.tpm {
+                tpm.connections_per_uid = connections;
+            }
+        }
+        let Some(keys) = root.table("aziot_keys") else { return };
+        self.token(&keys);
+        self.places(&keys);
+    }
+
+    fn tpm(&mut self, tpm: &View<'_>) -> TpmSettings {
+        let mut settings = TpmSettings::default();
+        if let Some(tcti) = tpm.text("tcti") {
+            // Empty means to existing services: try what there is.
+            let wanted = if tcti.text.is_empty() { settings.tcti.clone() } else { tcti.text.to_owned() };
+            let parsed = wanted.parse::<Tcti>().map_err(|why| why.to_string());
+            if self.checked("tpm.tcti", &tcti, parsed).is_some() {
+                settings.tcti = wanted;
+            }
+        }
+        if let Some(index) = self.count(tpm, "auth_key_index", 0, TpmSettings::AUTH_KEY_INDEX_LIMIT) {
+            settings.auth_key_index = index;
+        }
+        if let Some(hierarchies) = tpm.table("hierarchy_authorization") {
+            settings.endorsement = self.auth(&hierarchies, "endorsement");
+            settings.owner = self.auth(&hierarchies, "owner");
+        }
+        settings
+    }
+
+    fn auth(&mut self, hierarchies: &View<'_>, name: &str) -> Option<AuthSource> {
+        let path = hierarchies.key(name);
+        if let Some(text) = hierarchies.text(name) {
+            let fits = AuthValue::new(text.text.as_bytes()).map_err(|why| why.to_string());
+            self.checked(&path, &text, fits)?;
+            return (!text.text.is_empty()).then(|| AuthSource::Value(text.text.into()));
+        }
+        let source = hierarchies.table(name)?;
+        let found: Vec<(&str, Text<'_>)> =
+            ["file", "credential"].into_iter().filter_map(|key| Some((key, source.text(key)?))).collect();
+        match &found[..] {
+            [("file", uri)] => {
+                let file = self.checked(&source.key("file"), uri, value::file_uri(uri.text))?;
+                Some(AuthSource::File(PathBuf::from(file)))
+            }
+            [("credential", name)] => {
+                let name = self.checked(&source.key("credential"), name, credential_name(name.text))?;
+                Some(AuthSource::Credential(name))
+            }
+            _ => {
+                let remedy = "name one of `file` and `credential`, or write the value itself";
+                self.report.error_with(
+                    Code::Conflict,
+                    &source.span,
+                    &path,
+                    format!("`{path}` needs one source"),
+                    remedy,
+                );
+                None
+            }
+        }
+    }
+
+    fn token(&mut self, keys: &View<'_>) {
+        let mut token = TokenSettings::default();
+        if let Some(path) = keys.text("pkcs11_lib_path") {
+            let absolute = if path.text.starts_with('/') {
+                Ok(PathBuf::from(path.text))
+            } else {
+                Err("expected the absolute path of a PKCS#11 library".to_owned())
+            };
+            token.library = self.checked("aziot_keys.pkcs11_lib_path", &path, absolute);
+        }
+        if let Some(slot) = keys.text("pkcs11_base_slot") {
+            const PATH: &str = "aziot_keys.pkcs11_base_slot";
+            let uri = pkcs11_uri(slot.text).and_then(|uri| {
+                if uri.token.is_empty() {
+                    Err("the URI names no token: add token= or slot-id=".to_owned())
+                } else {
+                    Ok(uri)
+                }
+            });
+            if let Some(uri) = self.checked(PATH, &slot, uri) {
+                if uri.module_path.is_none() && !keys.has("pkcs11_lib_path") {
+                    let message = "nothing says which library knows the token";
+                    let remedy = "set `pkcs11_lib_path` to the absolute path of the PKCS#11 library";
+                    self.report.error_with(Code::Conflict, slot.span, PATH, message, remedy);
+                }
+                token.base_slot = Some(slot.text.into());
+            }
+        }
+        if keys.has("pkcs11_lib_path") || keys.has("pkcs11_base_slot") {
+            self.keyd.pkcs11 = Some(token);
+        }
+    }
+
+    fn places(&mut self, keys: &View<'_>) {
+        let words = [("token", KeyPlace::Token), ("tpm", KeyPlace::Tpm), ("files", KeyPlace::Files)];
+        for word in keys.texts("places") {
+            const PATH: &str = "aziot_keys.places";
+            let Some(place) = self.choice(PATH, &word, &words) else { continue };
+            let lacks = match place {
+                KeyPlace::Token if !keys.has("pkcs11_base_slot") => Some("set `pkcs11_base_slot` as well"),
+                KeyPlace::Tpm if self.keyd.tpm.is_none() => Some("add a table [tpm]"),
+                _ if self.keyd.places.contains(&place) => Some("name each place once"),
+                _ => None,
+            };
+            if let Some(remedy) = lacks {
+                let message = format!("\"{}\" cannot be a place for keys here", word.text);
+                self.report.error_with(Code::Conflict, word.span, PATH, message, remedy);
+            }
+            self.keyd.places.push(place);
+        }
+        if let Some(word) = keys.text("pass_on") {
+            let words = [
+                ("nothing", PassOn::Nothing),
+                ("symmetric_keys", PassOn::SymmetricKeys),
+                ("everything", PassOn::Everything),
+            ];
+            if let Some(pass_on) = self.choice("aziot_keys.pass_on", &word, &words) {
+                self.keyd.pass_on = pass_on;
+            }
+        }
+        if let Some(word) = keys.text("seal")
+            && let Some(seal) = self.choice("aziot_keys.seal", &word, &[("file", Seal::File), ("tpm", Seal::Tpm)])
+        {
+            if seal == Seal::Tpm && self.keyd.tpm.is_none() {
+                let message = "the TPM cannot seal the key store: no TPM is configured";
+                self.report.error_with(Code::Conflict, word.span, "aziot_keys.seal", message, "add a table [tpm]");
+            }
+            self.keyd.seal = seal;
+        }
+    }
+
+    /// The URI of a key that keyd finds on a token.
+    pub(crate) fn key_on_token(&mut self, path: &str, text: &Text<'_>) -> Option<SecretText> {
+        let uri = self.checked(path, text, pkcs11_uri(text.text))?;
+        let token = self.keyd.pkcs11.as_ref();
+        let lacks = if uri.object.label.is_none() && uri.object.id.is_none() {
+            Some(("the URI names no key", "add object= or id= to the URI"))
+        } else if uri.token.is_empty() && token.is_none_or(|token| token.base_slot.is_none()) {
+            Some(("the URI names no token", "add token= to the URI, or set `pkcs11_base_slot` in [aziot_keys]"))
+        } else if uri.module_path.is_none() && token.is_none_or(|token| token.library.is_none()) {
+            Some(("nothing says which library knows the token", "set `pkcs11_lib_path` in [aziot_keys]"))
+        } else {
+            None
+        };
+        if let Some((message, remedy)) = lacks {
+            self.report.error_with(Code::BadValue, text.span, path, message, remedy);
+            return None;
+        }
+        Some(text.text.into())
+    }
+
+    /// The URI of a key that keyd finds in the TPM.
+    pub(crate) fn key_in_tpm(&mut self, path: &str, text: &Text<'_>) -> Option<SecretText> {
+        let parsed = text.text.parse::<KeyUri>().map_err(|why| why.to_string());
+        self.checked(path, text, parsed)?;
+        if self.keyd.tpm.is_none() {
+            let message = "the key is in the TPM, and no TPM is configured";
+            self.report.error_with(Code::Conflict, text.span, path, message, "add a table [tpm]");
+            return None;
+        }
+        Some(text.text.into())
+    }
+
+    /// What the configuration itself brings is kept in files: it is there also while the token is not.
+    pub(crate) fn assign_imported(&mut self) {
+        if self.keyd.has_hardware() {
+            let ids = self.imported_keys.iter().map(|(id, _)| (id.clone(), KeyPlace::Files));
+            self.keyd.assigned.extend(ids);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Settings of what keys are kept in: a token, a TPM, files. Values only; nothing is opened here.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroize as _;
+
+/// Text that is a secret, or may have one in it, as a key URI may have a PIN. Not printed, and wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretText(String);
+
+impl SecretText {
+    /// The text, for whoever needs it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for SecretText {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for SecretText {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText(..)")
+    }
+}
+
+impl Drop for SecretText {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+/// Tokens behind a PKCS#11 library.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TokenSettings {
+    /// Absolute path of the library, for every URI that names none.
+    pub library: Option<PathBuf>,
+    /// `pkcs11:` URI of the token in which keys are looked for and made.
+    pub base_slot: Option<SecretText>,
+}
+
+/// The TPM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TpmSettings {
+    /// Where it is: `device:/dev/tpmrm0`, `swtpm:host=HOST,port=PORT`.
+    pub tcti: String,
+    /// Where the authentication key is kept, as offset from the first persistent handle: at most `0x7f_ffff`.
+    pub auth_key_index: u32,
+    /// Auth value of the endorsement hierarchy; absent: none.
+    #[serde(default)]
+    pub endorsement: Option<AuthSource>,
+    /// Auth value of the owner hierarchy; absent: none.
+    #[serde(default)]
+    pub owner: Option<AuthSource>,
+    /// Open connections one uid may hold on the TPM API's socket.
+    #[serde(default)]
+    pub connections_per_uid: Option<u32>,
+}
+
+impl TpmSettings {
+    /// Offset of the authentication key unless the configuration says otherwise.
+    pub const AUTH_KEY_INDEX: u32 = 0x100;
+    /// Largest offset: above it are handles that are not the owner's.
+    pub const AUTH_KEY_INDEX_LIMIT: u32 = 0x7f_ffff;
+}
+
+impl Default for TpmSettings {
+    fn default() -> Self {
+        Self {
+            tcti: "device".to_owned(),
+            auth_key_index: Self::AUTH_KEY_INDEX,
+            endorsement: None,
+            owner: None,
+            connections_per_uid: None,
+        }
+    }
+}
+
+/// Where an auth value comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthSource {
+    /// It is this.
+    Value(SecretText),
+    /// From the first line of a file, by its absolute path.
+    File(PathBuf),
+    /// From a systemd credential of this name.
+    Credential(String),
+}
+
+/// A place for keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyPlace {
+    /// The token of `base_slot`.
+    Token,
+    /// The TPM.
+    Tpm,
+    /// Files, encrypted under the store key.
+    Files,
+}
+
+/// Which new keys that a place cannot make are made in the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PassOn {
+    /// None.
+    Nothing,
+    /// Symmetric keys, as existing services do.
+    #[default]
+    SymmetricKeys,
+    /// All.
+    Everything,
+}
+
+/// What protects the store key, under which keys in files are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seal {
+    /// The rights on its file.
+    #[default]
+    File,
+    /// The TPM: no other device can use a copy.
+    Tpm,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::KeydSettings;
+
+    #[test]
+    fn what_is_secret_is_written_to_the_settings_file_and_never_printed() {
+        let settings = KeydSettings {
+            preloaded_keys: [("a".parse().unwrap(), "pkcs11:object=a?pin-value=geheim".into())].into(),
+            pkcs11: Some(TokenSettings { library: None, base_slot: Some("pkcs11:token=t?pin-value=geheim".into()) }),
+            tpm: Some(TpmSettings { owner: Some(AuthSource::Value("geheim".into())), ..TpmSettings::default() }),
+            places: vec![KeyPlace::Token, KeyPlace::Tpm, KeyPlace::Files],
+            seal: Seal::Tpm,
+            ..KeydSettings::default()
+        };
+        assert!(!format!("{settings:?}").contains("geheim"));
+        let text = serde_json::to_string(&settings).unwrap();
+        assert_eq!(text.matches("geheim").count(), 3);
+        assert_eq!(serde_json::from_str::<KeydSettings>(&text).unwrap(), settings);
+    }
+
+    #[test]
+    fn settings_without_any_of_it_mean_files() {
+        let settings: KeydSettings = serde_json::from_str("{}").unwrap();
+        assert_eq!((settings.pkcs11, settings.tpm, settings.seal), (None, None, Seal::File));
+        assert_eq!(settings.pass_on, PassOn::SymmetricKeys);
+    }
+}

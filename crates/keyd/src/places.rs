@@ -1,0 +1,452 @@
+//! From settings to the places in which keys are: tokens, the TPM, files.
+//!
+//! Which place has what is decided here, before anything is opened. Hardware that is absent stops nothing: its place
+//! answers with an error until it is there.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io::{self, Read as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal, TpmSettings};
+use edgekeep_core::id::KeyId;
+use edgekeep_core::settings::KeydSettings;
+use edgekeep_hsm::ordered::{self, Keyring, KeyringError, Place};
+use edgekeep_hsm::pkcs11::{Pkcs11Backend, Pkcs11Settings};
+use edgekeep_hsm::software::{SoftwareBackend, StoreError};
+use edgekeep_hsm::tpm::{
+    AuthValue, RootAlgorithm, Tcti, TctiError, Tpm, TpmBackend, TpmError, TpmOptions, TpmPreloaded,
+};
+use edgekeep_hsm::uri::{KeyUri, ObjectAttributes, Pkcs11Uri, TpmKey, UriError};
+use edgekeep_hsm::{KeyBackend, KeyError};
+
+use crate::recovering::Recovering;
+use crate::start::{StartError, chain};
+
+/// Folder of the TPM's keys in the state folder.
+const TPM_FOLDER: &str = "tpm";
+/// Longest file with an auth value, in bytes.
+const AUTH_LIMIT: u64 = 1024;
+
+/// The TPM, which may be absent.
+pub(crate) type SharedTpm = Arc<Recovering<TpmBackend>>;
+
+/// The places, opened as far as they can be.
+pub(crate) struct Places {
+    pub(crate) backend: Arc<dyn KeyBackend>,
+    /// Where the daemon's own keys are, and those that the configuration brought.
+    pub(crate) files: Arc<SoftwareBackend>,
+    pub(crate) tpm: Option<SharedTpm>,
+    /// Whether no key needs more than this process.
+    pub(crate) in_memory: bool,
+}
+
+/// Settings that are no places for keys.
+#[derive(Debug, thiserror::Error)]
+pub enum PlacesError {
+    /// The URI of a key is none.
+    #[error("preloaded key {id:?}: {reason}")]
+    PreloadedUri {
+        /// The key.
+        id: KeyId,
+        /// Why.
+        reason: UriError,
+    },
+    /// The URI of a key names no key.
+    #[error("preloaded key {id:?}: the pkcs11: uri names no key: add object= or id=")]
+    NoObject {
+        /// The key.
+        id: KeyId,
+    },
+    /// The URI of a key names no token, and there is no token by default.
+    #[error(
+        "preloaded key {id:?}: the pkcs11: uri names no token: add token=, or set pkcs11_base_slot in [aziot_keys]"
+    )]
+    NoToken {
+        /// The key.
+        id: KeyId,
+    },
+    /// There are tokens, and no library.
+    #[error("{token}: no library is named: set pkcs11_lib_path in [aziot_keys], or module-path in the uri")]
+    NoLibrary {
+        /// The token.
+        token: String,
+    },
+    /// A key is in a TPM, and there is none.
+    #[error("preloaded key {id:?} is in a TPM, and no TPM is configured: add [tpm]")]
+    PreloadedTpm {
+        /// The key.
+        id: KeyId,
+    },
+    /// The base slot is no token.
+    #[error("pkcs11_base_slot in [aziot_keys]: {reason}")]
+    BaseSlot {
+        /// Why.
+        reason: String,
+    },
+    /// A place that is not configured, or twice.
+    #[error("places in [aziot_keys]: {place:?} {reason}")]
+    Place {
+        /// The place.
+        place: KeyPlace,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The TPM's address is none.
+    #[error("tcti in [tpm]")]
+    Tcti(#[from] TctiError),
+    /// The store is to be sealed by a TPM that there is not.
+    #[error("the key store is to be sealed by the TPM, and no TPM is configured: add [tpm]")]
+    NoSeal,
+    /// The places make no keyring.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+}
+
+/// Keys on one token.
+struct Token {
+    uri: Pkcs11Uri,
+    preloaded: BTreeMap<KeyId, ObjectAttributes>,
+}
+
+/// What the settings say, before anything is opened.
+pub(crate) struct Plan {
+    /// The base slot, if there is one, then others.
+    tokens: Vec<Token>,
+    has_base: bool,
+    files: BTreeMap<KeyId, PathBuf>,
+    in_tpm: BTreeMap<KeyId, TpmKey>,
+    /// Where keys are made.
+    open: Vec<KeyPlace>,
+    tcti: Option<Tcti>,
+}
+
+impl Plan {
+    /// # Errors
+    /// If the settings are wrong. That hardware is absent is no error.
+    pub(crate) fn new(settings: &KeydSettings) -> Result<Self, PlacesError> {
+        let mut plan = Self {
+            tokens: Vec::new(),
+            has_base: false,
+            files: BTreeMap::new(),
+            in_tpm: BTreeMap::new(),
+            open: Vec::new(),
+            tcti: None,
+        };
+        if let Some(base) = settings.pkcs11.as_ref().and_then(|pkcs11| pkcs11.base_slot.as_ref()) {
+            let uri = match base.expose().parse() {
+                Ok(KeyUri::Pkcs11(uri)) if uri.token.is_empty() => {
+                    return Err(PlacesError::BaseSlot {
+                        reason: "the uri names no token: add token= or slot-id=".into(),
+                    });
+                }
+                Ok(KeyUri::Pkcs11(uri)) => *uri,
+                Ok(_) => return Err(PlacesError::BaseSlot { reason: "expected a pkcs11: uri".into() }),
+                Err(error) => return Err(PlacesError::BaseSlot { reason: error.to_string() }),
+            };
+            plan.tokens.push(Token { uri, preloaded: BTreeMap::new() });
+            plan.has_base = true;
+        }
+        for (id, uri) in &settings.preloaded_keys {
+            let uri = uri.expose().parse().map_err(|reason| PlacesError::PreloadedUri { id: id.clone(), reason })?;
+            match uri {
+                KeyUri::File(path) => drop(plan.files.insert(id.clone(), path)),
+                KeyUri::Pkcs11(uri) => plan.preload(id, *uri)?,
+                KeyUri::Tpm(_) if settings.tpm.is_none() => return Err(PlacesError::PreloadedTpm { id: id.clone() }),
+                KeyUri::Tpm(key) => drop(plan.in_tpm.insert(id.clone(), key)),
+            }
+        }
+        let library = settings.pkcs11.as_ref().and_then(|pkcs11| pkcs11.library.as_ref());
+        for token in &mut plan.tokens {
+            if token.uri.module_path.is_none() {
+                let named = library.cloned().ok_or_else(|| PlacesError::NoLibrary { token: token.uri.to_string() })?;
+                token.uri.module_path = Some(named);
+            }
+        }
+        plan.open.clone_from(&settings.places);
+        if plan.open.is_empty() {
+            plan.open.extend(plan.has_base.then_some(KeyPlace::Token));
+            plan.open.push(KeyPlace::Files);
+        }
+        for (at, place) in plan.open.iter().enumerate() {
+            let reason = match place {
+                _ if plan.open[..at].contains(place) => "is there twice",
+                KeyPlace::Token if !plan.has_base => "needs pkcs11_base_slot",
+                KeyPlace::Tpm if settings.tpm.is_none() => "needs [tpm]",
+                _ => continue,
+            };
+            return Err(PlacesError::Place { place: *place, reason });
+        }
+        if settings.seal == Seal::Tpm && settings.tpm.is_none() {
+            return Err(PlacesError::NoSeal);
+        }
+        plan.tcti = settings.tpm.as_ref().map(|tpm| tpm.tcti.parse()).transpose()?;
+        Ok(plan)
+    }
+
+    /// Adds a key to the token that it is on.
+    fn preload(&mut self, id: &KeyId, uri: Pkcs11Uri) -> Result<(), PlacesError> {
+        let object = uri.object.clone();
+        if object.label.is_none() && object.id.is_none() {
+            return Err(PlacesError::NoObject { id: id.clone() });
+        }
+        let unnamed = uri.token.is_empty();
+        let base = self.has_base.then_some(0);
+        let same = |(_, token): &(usize, &Token)| {
+            token.uri.token == uri.token && (uri.module_path.is_none() || uri.module_path == token.uri.module_path)
+        };
+        let found = if unnamed { base } else { self.tokens.iter().enumerate().find(same).map(|(at, _)| at) };
+        match found {
+            Some(at) => {
+                let token = &mut self.tokens[at];
+                token.uri.pin = token.uri.pin.take().or(uri.pin);
+                token.preloaded.insert(id.clone(), object);
+            }
+            None if unnamed => return Err(PlacesError::NoToken { id: id.clone() }),
+            None => {
+                let preloaded = BTreeMap::from([(id.clone(), object)]);
+                let uri = Pkcs11Uri { object: ObjectAttributes::default(), ..uri };
+                self.tokens.push(Token { uri, preloaded });
+            }
+        }
+        Ok(())
+    }
+
+    /// The TPM, not opened yet.
+    pub(crate) fn tpm(&self, settings: &KeydSettings, folder: &Path) -> Option<SharedTpm> {
+        let tcti = self.tcti.clone()?;
+        let settings = settings.tpm.clone()?;
+        let folder = folder.join(TPM_FOLDER);
+        Some(Arc::new(Recovering::new("tpm", move || {
+            let tpm = Tpm::open(tpm_options(&tcti, &settings)?)?;
+            Ok(TpmBackend::open(tpm, &folder)?)
+        })))
+    }
+
+    /// Opens the places. What is absent now is said in the log.
+    pub(crate) fn open(
+        self,
+        settings: &KeydSettings,
+        folder: &Path,
+        tpm: Option<SharedTpm>,
+    ) -> Result<Places, StartError> {
+        let files = match (settings.seal, &tpm) {
+            (Seal::File, _) => SoftwareBackend::open(folder, self.files.clone())?,
+            (Seal::Tpm, None) => return Err(PlacesError::NoSeal.into()),
+            (Seal::Tpm, Some(tpm)) => {
+                // The TPM's folder is made first, and would leave this one open to others.
+                make_private(folder).map_err(|source| StoreError::Io {
+                    action: "make the folder",
+                    path: folder.to_owned(),
+                    source,
+                })?;
+                let tpm = tpm.get().map_err(StartError::Unsealed)?;
+                tpm.with_tpm(|tpm| SoftwareBackend::open_sealed(folder, self.files.clone(), tpm))?
+            }
+        };
+        let files = Arc::new(files);
+        if let Some(tpm) = &tpm {
+            match tpm.get() {
+                Ok(_) => tracing::info!("TPM"),
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "the TPM cannot be used now; each use tries again");
+                }
+            }
+        }
+        Ok(self.arrange(settings, files, tpm)?)
+    }
+
+    fn arrange(
+        self,
+        settings: &KeydSettings,
+        files: Arc<SoftwareBackend>,
+        tpm: Option<SharedTpm>,
+    ) -> Result<Places, PlacesError> {
+        if self.tokens.is_empty() && self.in_tpm.is_empty() && !self.open.contains(&KeyPlace::Tpm) {
+            let backend = Arc::clone(&files) as Arc<dyn KeyBackend>;
+            return Ok(Places { backend, files, tpm, in_memory: true });
+        }
+        let mut tokens: Vec<_> =
+            self.tokens.into_iter().map(|token| (token.preloaded.clone(), backend(token))).collect();
+        let base = self.has_base.then(|| tokens.remove(0));
+        let mut places: Vec<Arc<dyn KeyBackend>> = Vec::new();
+        let mut assigned = BTreeMap::new();
+        let mut numbers = BTreeMap::new();
+        let mut order = self.open.clone();
+        // What nothing is made in may have keys that were assigned to it.
+        let reserved = [KeyPlace::Token, KeyPlace::Files].into_iter().filter(|place| !self.open.contains(place));
+        order.extend(reserved.filter(|place| *place == KeyPlace::Files || base.is_some()));
+        for place in &order {
+            let backend: Arc<dyn KeyBackend> = match place {
+                KeyPlace::Files => Arc::clone(&files) as _,
+                KeyPlace::Token => match &base {
+                    Some((_, token)) => Arc::clone(token) as _,
+                    None => continue,
+                },
+                KeyPlace::Tpm => match &tpm {
+                    Some(tpm) => Arc::clone(tpm) as _,
+                    None => continue,
+                },
+            };
+            numbers.insert(*place as u8, places.len());
+            places.push(backend);
+        }
+        let number = |place: KeyPlace| numbers.get(&(place as u8)).copied();
+        for (id, place) in &settings.assigned {
+            let missing =
+                PlacesError::Place { place: *place, reason: "has keys assigned to it, and is not configured" };
+            assigned.insert(id.clone(), number(*place).ok_or(missing)?);
+        }
+        if let Some(files) = number(KeyPlace::Files) {
+            assigned.extend(self.files.into_keys().map(|id| (id, files)));
+        }
+        if let (Some((preloaded, _)), Some(token)) = (base, number(KeyPlace::Token)) {
+            assigned.extend(preloaded.into_keys().map(|id| (id, token)));
+        }
+        for (preloaded, token) in tokens {
+            assigned.extend(preloaded.into_keys().map(|id| (id, places.len())));
+            places.push(token as _);
+        }
+        if let Some(tpm) = tpm.as_ref().filter(|_| !self.in_tpm.is_empty()) {
+            assigned.extend(self.in_tpm.keys().map(|id| (id.clone(), places.len())));
+            let (tpm, keys) = (Arc::clone(tpm), self.in_tpm);
+            let open = move || Ok(TpmPreloaded::new(Arc::clone(tpm.get()?), keys.clone()));
+            places.push(Arc::new(Recovering::new("tpm", open)));
+        }
+        let pass_on = match settings.pass_on {
+            PassOn::Nothing => ordered::PassOn::Nothing,
+            PassOn::SymmetricKeys => ordered::PassOn::SymmetricKeys,
+            PassOn::Everything => ordered::PassOn::Everything,
+        };
+        let places = places.into_iter().map(|backend| Place { backend, pass_on }).collect();
+        let keyring = Keyring::new(places, assigned)?.reserve_from(self.open.len());
+        Ok(Places { backend: Arc::new(keyring), files, tpm, in_memory: false })
+    }
+}
+
+/// The backend of a token. That it cannot be used now is said in the log.
+fn backend(token: Token) -> Arc<Recovering<Pkcs11Backend>> {
+    let name = token.uri.to_string();
+    let backend = Recovering::new("pkcs11", move || {
+        let mut settings = Pkcs11Settings::new(token.uri.clone());
+        settings.preloaded.clone_from(&token.preloaded);
+        Ok(Pkcs11Backend::open(settings)?)
+    });
+    match backend.get().and_then(|token| token.connect()) {
+        Ok(()) => tracing::info!(token = name, "token"),
+        Err(error) => {
+            tracing::error!(token = name, error = chain(&error), "the token cannot be used now; each use tries again");
+        }
+    }
+    Arc::new(backend)
+}
+
+fn tpm_options(tcti: &Tcti, settings: &TpmSettings) -> Result<TpmOptions, KeyError> {
+    let auth = |hierarchy: &str, source: Option<&AuthSource>| -> Result<AuthValue, TpmError> {
+        let Some(source) = source else { return Ok(AuthValue::empty()) };
+        let unreadable = |path: &Path, error: &io::Error| TpmError::Unreachable {
+            tcti: tcti.to_string(),
+            source: io::Error::other(format!(
+                "the auth value of the {hierarchy} hierarchy cannot be read from {}: {error}",
+                path.display()
+            )),
+        };
+        let path = match source {
+            AuthSource::Value(text) => return AuthValue::new(text.expose().as_bytes()),
+            AuthSource::File(path) => path.clone(),
+            AuthSource::Credential(name) => std::env::var_os("CREDENTIALS_DIRECTORY")
+                .map_or_else(|| PathBuf::from("$CREDENTIALS_DIRECTORY"), PathBuf::from)
+                .join(name),
+        };
+        first_line(&path).map_err(|error| unreadable(&path, &error)).and_then(|line| AuthValue::new(line.expose()))
+    };
+    let mut options = TpmOptions::new(tcti.clone());
+    // What the TPM API shows to provisioning services, which expect it so.
+    options.root_algorithm = RootAlgorithm::Rsa2048;
+    options.owner = auth("owner", settings.owner.as_ref())?;
+    options.endorsement = auth("endorsement", settings.endorsement.as_ref())?;
+    Ok(options)
+}
+
+/// Makes a folder for nobody else, if it is not there.
+fn make_private(folder: &Path) -> io::Result<()> {
+    if let Some(parent) = folder.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn first_line(path: &Path) -> io::Result<edgekeep_hsm::SecretBytes> {
+    let mut content = Vec::with_capacity(AUTH_LIMIT as usize);
+    let read = fs::File::open(path)?.take(AUTH_LIMIT).read_to_end(&mut content);
+    let content = edgekeep_hsm::SecretBytes::from(content);
+    read?;
+    let line = content.expose().split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(line.strip_suffix(b"\r").unwrap_or(line).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use edgekeep_core::hardware::{SecretText, TokenSettings};
+
+    use super::*;
+
+    const PIN: &str = "geheim";
+
+    fn settings(base: Option<&str>, preloaded: &[(&str, &str)]) -> KeydSettings {
+        let library = Some(PathBuf::from("/lib/token.so"));
+        KeydSettings {
+            pkcs11: Some(TokenSettings { library, base_slot: base.map(SecretText::from) }),
+            preloaded_keys: preloaded.iter().map(|(id, uri)| (id.parse().unwrap(), (*uri).into())).collect(),
+            ..KeydSettings::default()
+        }
+    }
+
+    #[test]
+    fn preloaded_keys_are_on_the_base_slot_or_on_a_token_of_their_own() {
+        let base = "pkcs11:token=base?pin-value=1";
+        let keys = [
+            ("a", "pkcs11:object=a"),
+            ("b", "pkcs11:token=base;object=b?pin-value=2"),
+            ("c", "pkcs11:token=other;object=c?pin-value=3"),
+            ("d", "pkcs11:token=other;object=d"),
+            ("e", "pkcs11:token=base;object=e?module-path=/lib/another.so"),
+            ("f", "file:///etc/f.pem"),
+        ];
+        let plan = Plan::new(&settings(Some(base), &keys)).unwrap();
+        let on: Vec<Vec<&str>> =
+            plan.tokens.iter().map(|token| token.preloaded.keys().map(KeyId::as_str).collect()).collect();
+        assert_eq!(on, [vec!["a", "b"], vec!["c", "d"], vec!["e"]]);
+        assert_eq!(plan.open, [KeyPlace::Token, KeyPlace::Files]);
+        assert_eq!(plan.files.len(), 1);
+        assert!(plan.tokens.iter().all(|token| token.uri.object == ObjectAttributes::default()));
+    }
+
+    #[test]
+    fn settings_that_make_no_places_are_refused_without_showing_a_pin() {
+        let pin = |rest: &str| format!("pkcs11:{rest}?pin-value={PIN}");
+        let with_places = |places: &[KeyPlace]| KeydSettings { places: places.to_vec(), ..settings(None, &[]) };
+        let mut without_library = settings(Some(&pin("token=t")), &[]);
+        without_library.pkcs11.as_mut().unwrap().library = None;
+        for (settings, why) in [
+            (settings(None, &[("k", &pin("token=t"))]), "\"k\": the pkcs11: uri names no key"),
+            (settings(None, &[("k", &pin("object=o"))]), "\"k\": the pkcs11: uri names no token"),
+            (settings(None, &[("k", &pin("objekt=o"))]), "unknown attribute"),
+            (settings(None, &[("k", "tpm:handle=0x81000001")]), "\"k\" is in a TPM, and no TPM is configured"),
+            (settings(Some(&pin("")), &[]), "pkcs11_base_slot in [aziot_keys]: the uri names no token"),
+            (settings(Some("file:///x"), &[]), "expected a pkcs11: uri"),
+            (without_library, "no library is named"),
+            (with_places(&[KeyPlace::Files, KeyPlace::Files]), "is there twice"),
+            (with_places(&[KeyPlace::Token]), "needs pkcs11_base_slot"),
+            (with_places(&[KeyPlace::Tpm]), "needs [tpm]"),
+        ] {
+            let error = Plan::new(&settings).err().unwrap().to_string();
+            assert!(error.contains(why) && !error.contains(PIN), "{error}");
+        }
+    }
+}
