@@ -38,7 +38,7 @@ fn typed(command: &Command) -> String {
 pub(crate) fn run(mut command: Command) -> anyhow::Result<()> {
     let what = typed(&command);
     interrupt::check()?;
-    let mut child = command.spawn().with_context(|| format!("cannot start {what}"))?;
+    let mut child = interrupt::spawn(&mut command).with_context(|| format!("cannot start {what}"))?;
     let status = interrupt::wait(&mut child)?;
     if status.success() {
         return Ok(());
@@ -53,7 +53,7 @@ pub(crate) fn run_quietly(mut command: Command, log: &Path) -> anyhow::Result<()
     interrupt::check()?;
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-    let mut child = command.spawn().with_context(|| format!("cannot start {what}"))?;
+    let mut child = interrupt::spawn(&mut command).with_context(|| format!("cannot start {what}"))?;
     let status = interrupt::wait(&mut child)?;
     if status.success() {
         return Ok(());

@@ -12,6 +12,8 @@ use crate::{command, interrupt, parts, workspace};
 
 /// Private engines that may run side by side in one checkout.
 const SLOTS: u8 = 8;
+/// Longest path of a private engine's folder: the kernel takes 107 bytes for a socket, containerd's needs 35 of them.
+const FOLDER_LIMIT: usize = 70;
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -53,7 +55,9 @@ impl Engine {
         let version = version.ok().and_then(|version| version["Version"].as_str().map(str::to_owned));
         let version = version.unwrap_or_else(|| "of unknown version".to_owned());
         match &self.private {
-            Some(private) => format!("private dockerd {version}, ready after {:.1} s", private.start_time.as_secs_f64()),
+            Some(private) => {
+                format!("private dockerd {version}, ready after {:.1} s", private.start_time.as_secs_f64())
+            }
             None => format!("engine {version} at {}", self.socket.display()),
         }
     }
@@ -85,6 +89,11 @@ struct Private {
 impl Private {
     fn start() -> anyhow::Result<Self> {
         let (slot, folder, lock) = take_slot(&workspace::target().join("engine"))?;
+        anyhow::ensure!(
+            folder.as_os_str().len() < FOLDER_LIMIT,
+            "{} is too long for the sockets in it: set CARGO_TARGET_DIR to a shorter folder",
+            folder.display()
+        );
         // What a killed run may have left.
         clear(&folder);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -105,7 +114,7 @@ impl Private {
         dockerd.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         // Ctrl-C reaches it through this task, after those who use it.
         std::os::unix::process::CommandExt::process_group(&mut dockerd, 0);
-        let child = dockerd.spawn().context("cannot start dockerd")?;
+        let child = interrupt::spawn(&mut dockerd).context("cannot start dockerd")?;
         let mut private = Self { folder, bridge, child, start_time: Duration::ZERO, _lock: lock };
 
         let socket = private.folder.join("docker.sock");
@@ -186,7 +195,8 @@ fn clear(folder: &Path) {
         return;
     }
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let inside = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|path| Path::new(path).starts_with(folder));
+    let inside =
+        mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|path| Path::new(path).starts_with(folder));
     for path in inside.collect::<Vec<_>>().into_iter().rev() {
         let _ = Command::new("umount").args(["--lazy", path]).stderr(Stdio::null()).status();
     }

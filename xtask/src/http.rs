@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 /// A body to send.
+#[derive(Clone, Copy)]
 pub(crate) enum Body<'a> {
     Empty,
     Json(&'a Value),

@@ -2,7 +2,7 @@
 //! that everything it started is ended too.
 
 use std::io::IsTerminal as _;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,13 +34,13 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Begins to listen. To be called before any other thread is started; children get an empty signal mask from the
-/// standard library.
+fn signals() -> SigSet {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
+}
+
+/// Begins to listen. To be called before any other thread is started.
 pub(crate) fn watch() -> anyhow::Result<()> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
+    let signals = signals();
     signals.thread_block().context("cannot block signals")?;
     let listen = move || {
         while let Ok(signal) = signals.wait() {
@@ -89,6 +89,14 @@ pub(crate) fn poll<T>(
         }
         pause(Duration::from_millis(20))?;
     }
+}
+
+/// Starts a child. It must not inherit that the signals are blocked here, or it would never end when told to.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    signals().thread_unblock()?;
+    let child = command.spawn();
+    signals().thread_block()?;
+    child
 }
 
 /// Waits for a child in the foreground.

@@ -50,6 +50,7 @@ fn main() -> ExitCode {
     });
     let Err(error) = result else { return ExitCode::SUCCESS };
     if error.is::<interrupt::Interrupted>() {
+        eprintln!("interrupted");
         return ExitCode::from(130);
     }
     match error.downcast_ref::<command::Failed>() {

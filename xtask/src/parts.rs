@@ -60,7 +60,7 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
         command.env("DEBIAN_FRONTEND", "noninteractive").arg("-q").args(words);
         command::run_quietly(command, &log)
     };
-    let wanted = [&["install", "-y", "--no-install-recommends"], packages].concat();
+    let wanted = [&["install", "-y"], packages].concat();
     // With fresh package lists only if the present ones do not do.
     apt(&wanted).or_else(|_| apt(&["update"]).and_then(|()| apt(&wanted)))
 }

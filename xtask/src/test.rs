@@ -31,7 +31,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
     let mut tests = workspace::cargo();
     if ci::has("nextest") {
-        tests.args(["nextest", "run", "--workspace"]).args(&options.filter);
+        tests.args(["nextest", "run"]).args(whole_workspace(&options.filter)).args(&options.filter);
     } else {
         eprintln!("cargo-nextest is missing (cargo install cargo-nextest --locked); using cargo test");
         tests.args(["test", "--workspace", "--all-targets"]);
@@ -45,6 +45,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     // Its closing line is the last one, so nothing is said after it.
     command::run(tests)
+}
+
+/// Everything, unless packages are named.
+fn whole_workspace(filter: &[String]) -> Option<&'static str> {
+    let named = filter.iter().any(|word| word.starts_with("-p") || word.starts_with("--package"));
+    (!named).then_some("--workspace")
 }
 
 impl Parts {

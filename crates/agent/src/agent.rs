@@ -11,14 +11,14 @@ use edgekeep_core::deployment::Deployment;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::reconcile::{
-    self, Action, Current, Memory, Observed, RuntimeState, Step, Target, Targets, Timestamp,
+    self, Action, Current, Generations, Memory, Observed, RuntimeState, Step, Target, Targets, Timestamp,
 };
 use edgekeep_daemon::store::{self, StateFile, StoreError};
 
 use crate::manifest::ManifestFile;
 use crate::reported::{self, Platform, View, from_rfc3339};
 use crate::settings::Settings;
-use crate::spec::{self, FINGERPRINT_LABEL};
+use crate::spec::{self, FINGERPRINT_LABEL, GENERATION_LABEL};
 
 /// Who manages the identities made here, as the field's agent says it.
 const MANAGED_BY: &str = "IotEdge";
@@ -64,6 +64,8 @@ pub struct Agent {
     /// The modules as they were seen last.
     modules: BTreeMap<ModuleId, ModuleDetails>,
     platform: Option<Platform>,
+    /// Why the identities could not be listed in the last round.
+    identities_error: Option<String>,
     status: (u16, String),
     written: Option<String>,
 }
@@ -104,6 +106,7 @@ impl Agent {
             errors: BTreeMap::new(),
             modules: BTreeMap::new(),
             platform: None,
+            identities_error: None,
             status: (200, String::new()),
             written: None,
         })
@@ -184,11 +187,12 @@ impl Agent {
         let Some(deployment) = self.deployment.clone() else { return Ok(()) };
         let desired = self.targets(&deployment);
         let current = self.current();
-        let now = (self.clock)();
-        self.memory.observe(&desired, &current, now);
-        let steps = reconcile::plan(&desired, &current, &self.memory, now);
-        let idle = steps.is_empty();
         let mut identities = Identities::default();
+        let generations = self.generations(&desired, &mut identities).await;
+        let now = (self.clock)();
+        self.memory.observe(&desired, &current, generations.as_ref(), now);
+        let steps = reconcile::plan(&desired, &current, generations.as_ref(), &self.memory, now);
+        let idle = steps.is_empty();
         for step in steps {
             self.take(&step, &deployment, &mut identities).await;
             self.save_memory();
@@ -236,6 +240,28 @@ impl Agent {
         self.modules.iter().map(|(id, details)| (id.clone(), observed(details))).collect()
     }
 
+    /// The generations of the wanted modules' identities; `None` if they cannot be listed, which is told once and fails
+    /// nothing: what needs an identity says so itself.
+    async fn generations(&mut self, desired: &Targets, identities: &mut Identities) -> Option<Generations> {
+        match identities.list(&self.client).await {
+            Ok(list) => {
+                self.identities_error = None;
+                let generation = |id: &ModuleId| {
+                    let identity = list.get(id.hub_id().as_str())?;
+                    Some((id.clone(), identity.generation_id.clone()))
+                };
+                Some(desired.keys().filter_map(generation).collect())
+            }
+            Err(error) => {
+                if self.identities_error.as_ref() != Some(&error) {
+                    tracing::warn!("cannot list identities, and goes on without: {error}");
+                    self.identities_error = Some(error);
+                }
+                None
+            }
+        }
+    }
+
     /// Takes one step as far as it goes, and remembers how far that was.
     async fn take(&mut self, step: &Step, deployment: &Deployment, identities: &mut Identities) {
         let module = &step.module;
@@ -254,7 +280,7 @@ impl Agent {
                 }
             }
         }
-        self.memory.record(step, completed, (self.clock)());
+        self.memory.record(step, completed, identities.generation(module), (self.clock)());
     }
 
     /// One call; what was done or what went wrong, in words.
@@ -347,7 +373,7 @@ impl Agent {
     }
 }
 
-/// The hub's view of module identities, read at most once a round and only if it is needed.
+/// The hub's view of module identities, read once a round: identityd knows it by heart.
 #[derive(Default)]
 struct Identities {
     /// By hub id.
@@ -415,10 +441,11 @@ impl Identities {
 
 fn observed(details: &ModuleDetails) -> Observed {
     let status = &details.status;
-    let label = details.config.settings["createOptions"]["Labels"][FINGERPRINT_LABEL].as_str();
+    let labels = &details.config.settings["createOptions"]["Labels"];
     Observed {
         state: RuntimeState::from_word(&status.runtime_status.status),
-        fingerprint: label.and_then(|label| label.parse::<Sha256Digest>().ok()),
+        fingerprint: labels[FINGERPRINT_LABEL].as_str().and_then(|label| label.parse::<Sha256Digest>().ok()),
+        generation: labels[GENERATION_LABEL].as_str().map(str::to_owned),
         last_start: status.start_time.as_deref().and_then(from_rfc3339),
         last_exit: status.exit_status.as_ref().and_then(|exit| from_rfc3339(&exit.exit_time)),
     }

@@ -9,6 +9,8 @@
 //! - When it ends, modules keep running.
 //! - While a manifest is bad, the last good one goes on being supervised.
 //! - A change of the device (host name, hub, parent) makes containers anew, so that modules see it.
+//! - A module whose identity was lost gets a new one, and one whose identity was made anew is made anew itself: with its old
+//!   generation it would be refused. While identities cannot be listed, nothing is done about them.
 //! - Environment values and passwords are masked in what it reports.
 #![forbid(unsafe_code)]
 

@@ -15,6 +15,10 @@ use crate::settings::Device;
 /// It shows no more than the daemon's own label with the digest of the create options does.
 pub const FINGERPRINT_LABEL: &str = "edgekeep.fingerprint";
 
+/// Container label with the generation of the identity that the container was made for. Beside the fingerprint, not in
+/// it: who compares fingerprints need not know the identity.
+pub const GENERATION_LABEL: &str = "edgekeep.generation";
+
 /// Why no spec can be made: the create options cannot take what must be added.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("create option {member} must be {expected}")]
@@ -56,7 +60,7 @@ pub fn module_spec(
 ) -> Result<ModuleSpec, SpecError> {
     let mut options = module.create_options.clone();
     if module.kind == ModuleType::Docker {
-        add_mark(&mut options, &fingerprint(id, module, device))?;
+        add_marks(&mut options, &fingerprint(id, module, device), generation)?;
         add_bind(&mut options, id, device)?;
         if let Some(network) = &device.network {
             add_network(&mut options, id, device, network)?;
@@ -133,8 +137,10 @@ fn socket_on_host(id: &ModuleId, device: &Device) -> String {
     device.module_sockets.join(format!("{}.sock", id.name())).display().to_string()
 }
 
-fn add_mark(options: &mut Map<String, Value>, fingerprint: &Sha256Digest) -> Result<(), SpecError> {
-    object(options, "Labels", "Labels")?.insert(FINGERPRINT_LABEL.into(), fingerprint.to_string().into());
+fn add_marks(options: &mut Map<String, Value>, fingerprint: &Sha256Digest, generation: &str) -> Result<(), SpecError> {
+    let labels = object(options, "Labels", "Labels")?;
+    labels.insert(FINGERPRINT_LABEL.into(), fingerprint.to_string().into());
+    labels.insert(GENERATION_LABEL.into(), generation.into());
     Ok(())
 }
 
@@ -253,6 +259,7 @@ mod tests {
         let binds = json!(["/a:/b", "/var/lib/edge/mnt/m.sock:/var/run/iotedge/workload.sock"]);
         assert_eq!(settings["createOptions"]["HostConfig"]["Binds"], binds);
         assert_eq!(settings["createOptions"]["NetworkingConfig"], json!({"EndpointsConfig": {"azure-iot-edge": {}}}));
+        assert_eq!(settings["createOptions"]["Labels"][GENERATION_LABEL], "gen1");
         assert_eq!(settings["auth"], json!({"username": "u", "password": "p", "serveraddress": "registry.example"}));
         assert_eq!(spec.image_pull_policy.as_deref(), Some("On-Create"));
     }

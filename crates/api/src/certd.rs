@@ -23,6 +23,9 @@ pub struct CreateCertificate {
     /// Sign with this certificate and key instead of the configured way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<Issuer>,
+    /// Ours: the certificate ends then at the latest; RFC 3339. It never makes a certificate last longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<String>,
 }
 
 /// The signer of a certificate.

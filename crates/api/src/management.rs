@@ -31,7 +31,7 @@ pub struct ModuleSpec {
 }
 
 /// Image, options and environment of a module.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModuleConfig {
     /// See [`ModuleSettings`].
     pub settings: Value,
@@ -40,13 +40,26 @@ pub struct ModuleConfig {
     pub env: Option<Vec<EnvVar>>,
 }
 
+impl std::fmt::Debug for ModuleConfig {
+    /// Settings may hold registry credentials, the environment anything: neither is printed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModuleConfig").finish_non_exhaustive()
+    }
+}
+
 /// One environment variable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvVar {
     /// Name.
     pub key: String,
     /// Value.
     pub value: String,
+}
+
+impl std::fmt::Debug for EnvVar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EnvVar").field("key", &self.key).finish_non_exhaustive()
+    }
 }
 
 /// `config.settings` of a module, parsed.

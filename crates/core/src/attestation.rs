@@ -211,6 +211,9 @@ pub enum DenyReason {
     /// The peer's process id is not visible in the daemon's pid namespace.
     #[error("pid-not-visible")]
     PidNotVisible,
+    /// A certificate was asked for a name that is another module's.
+    #[error("name-of-another-module")]
+    NameOfAnotherModule,
     /// The process that connected has ended.
     #[error("caller-gone")]
     CallerGone,
@@ -269,7 +272,8 @@ pub fn verdict(
         return Err(DenyReason::SocketOfAnotherModule);
     }
     let registration = registration
-        .filter(|registration| registration.module.name() == asked.module.name())
+        // Not by name: `x` and `$x` share a container name and are two identities.
+        .filter(|registration| registration.module.hub_id() == asked.module.hub_id())
         .ok_or(DenyReason::NotRegistered)?;
     let running = match facts {
         RunningFacts::Unknown => return Err(DenyReason::FactsUnknown),

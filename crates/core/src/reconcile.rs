@@ -12,6 +12,9 @@
 //! - A module whose update fails keeps being supervised as it was, until the update succeeds.
 //! - What was removed is removed before anything is made (ports and names get free). Identities are deleted last: a hub
 //!   that is away must not delay what needs no hub. Such a deletion is remembered until it succeeds.
+//! - A wanted module whose identity is gone gets a new one, and one that was made for another generation of its identity
+//!   is made anew: it presents a generation that nobody takes any more. Where the identities cannot be listed, nothing is
+//!   concluded from that.
 //! - Wall-clock ages that are negative (the clock was set back) count as long enough.
 
 use std::collections::BTreeMap;
@@ -91,12 +94,14 @@ impl RuntimeState {
 }
 
 /// One module as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     /// What it does.
     pub state: RuntimeState,
     /// The fingerprint its container was marked with when it was made, if the runtime shows it.
     pub fingerprint: Option<Sha256Digest>,
+    /// The generation of its identity that its container was marked with when it was made, if the runtime shows it.
+    pub generation: Option<String>,
     /// When it was started last.
     pub last_start: Option<Timestamp>,
     /// When it ended last.
@@ -105,6 +110,9 @@ pub struct Observed {
 
 /// All that is.
 pub type Current = BTreeMap<ModuleId, Observed>;
+
+/// The generations of the identities that exist. A plan gets `None` instead where they could not be listed.
+pub type Generations = BTreeMap<ModuleId, String>;
 
 /// One call of the management API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,6 +142,10 @@ pub enum Purpose {
     Create,
     /// Its container is made from something else than is wanted.
     Update,
+    /// Its container is made for another generation of its identity than there is.
+    Renew,
+    /// It has no identity.
+    Identify,
     /// Its container is dead.
     Recreate,
     /// It should run and was not started yet.
@@ -161,10 +173,10 @@ enum Concern {
 impl Purpose {
     const fn concern(self) -> Concern {
         match self {
-            Self::Create | Self::Update | Self::Recreate => Concern::Apply,
+            Self::Create | Self::Update | Self::Renew | Self::Recreate => Concern::Apply,
             Self::Start | Self::Stop | Self::Restart => Concern::Run,
             Self::Remove => Concern::Remove,
-            Self::DropIdentity => Concern::Identity,
+            Self::Identify | Self::DropIdentity => Concern::Identity,
         }
     }
 }
@@ -195,6 +207,14 @@ struct ModuleMemory {
     /// What its container was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     applied: Option<Sha256Digest>,
+    /// The generation of the identity that its container was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    generation: Option<String>,
+    /// How often in a row its container was made anew for another generation, and when last.
+    #[serde(default)]
+    renewals: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_renewal: Option<Timestamp>,
     /// The status that was brought about last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<DesiredStatus>,
@@ -215,6 +235,9 @@ impl Default for ModuleMemory {
     fn default() -> Self {
         Self {
             applied: None,
+            generation: None,
+            renewals: 0,
+            last_renewal: None,
             status: None,
             restarts: 0,
             last_restart: None,
@@ -252,8 +275,16 @@ fn subject(target: Option<&Target>) -> Option<(Sha256Digest, DesiredStatus)> {
 }
 
 /// The steps that lead from what is to what should be, in the order in which to take them.
+///
+/// `identities` is `None` where they could not be listed.
 #[must_use]
-pub fn plan(desired: &Targets, current: &Current, memory: &Memory, now: Timestamp) -> Vec<Step> {
+pub fn plan(
+    desired: &Targets,
+    current: &Current,
+    identities: Option<&Generations>,
+    memory: &Memory,
+    now: Timestamp,
+) -> Vec<Step> {
     let unknown = ModuleMemory::default();
     let remembered = |module: &ModuleId| memory.modules.get(module).unwrap_or(&unknown);
     let mut steps = Vec::new();
@@ -269,7 +300,17 @@ pub fn plan(desired: &Targets, current: &Current, memory: &Memory, now: Timestam
     let mut wanted: Vec<_> = desired.iter().collect();
     wanted.sort_by_key(|(_, target)| target.startup_order);
     for (module, target) in wanted {
-        if let Some((purpose, actions)) = next(target, current.get(module), remembered(module), now) {
+        let (observed, memory) = (current.get(module), remembered(module));
+        let generation = identities.and_then(|identities| identities.get(module)).map(String::as_str);
+        let next = next(target, observed, generation, memory, now);
+        let ensured = next.as_ref().is_some_and(|(_, actions)| actions.contains(&Action::EnsureIdentity));
+        let lost = observed.is_some() && is_missing(identities, module);
+        if lost && !ensured && memory.may_try(Concern::Identity, Some(target), now) {
+            // A step of its own: if it fails, the module is looked after nevertheless.
+            let actions = vec![Action::EnsureIdentity];
+            steps.push(Step { module: module.clone(), purpose: Purpose::Identify, target: Some(*target), actions });
+        }
+        if let Some((purpose, actions)) = next {
             steps.push(Step { module: module.clone(), purpose, target: Some(*target), actions });
         }
     }
@@ -290,10 +331,16 @@ pub fn plan(desired: &Targets, current: &Current, memory: &Memory, now: Timestam
     steps
 }
 
-/// What to do about a module that is wanted.
+/// Whether there certainly is no identity.
+fn is_missing(identities: Option<&Generations>, module: &ModuleId) -> bool {
+    identities.is_some_and(|identities| !identities.contains_key(module))
+}
+
+/// What to do about a module that is wanted, and whose identity has this generation as far as it is known.
 fn next(
     target: &Target,
     observed: Option<&Observed>,
+    generation: Option<&str>,
     memory: &ModuleMemory,
     now: Timestamp,
 ) -> Option<(Purpose, Vec<Action>)> {
@@ -306,15 +353,17 @@ fn next(
     let Some(observed) = observed else {
         return if may_apply { make(Purpose::Create, &[Action::Create]) } else { None };
     };
-    let outdated = memory.is_outdated(target, observed);
+    let changed = memory.is_outdated(target, observed);
+    let outdated = changed || (memory.is_of_another_generation(observed, generation) && memory.may_renew(now));
+    let purpose = if changed { Purpose::Update } else { Purpose::Renew };
     match observed.state {
         RuntimeState::Dead if may_apply && (outdated || start.is_some()) => {
             return make(Purpose::Recreate, &[Action::Remove, Action::Create]);
         }
         RuntimeState::Running if may_apply && outdated => {
-            return make(Purpose::Update, &[Action::Stop, Action::Update]);
+            return make(purpose, &[Action::Stop, Action::Update]);
         }
-        _ if may_apply && outdated => return make(Purpose::Update, &[Action::Update]),
+        _ if may_apply && outdated => return make(purpose, &[Action::Update]),
         _ => {}
     }
 
@@ -355,12 +404,34 @@ impl ModuleMemory {
         observed.fingerprint.or(self.applied) != Some(target.fingerprint) || self.orphaned
     }
 
-    /// Forgets failures to bring about what is there by now, or is not wanted any more.
-    fn forget_moot_failures(&mut self, target: Option<&Target>, observed: Option<&Observed>) {
+    /// Whether the container was made for another generation of the identity than `generation`, which there is.
+    fn is_of_another_generation(&self, observed: &Observed, generation: Option<&str>) -> bool {
+        let made_for = observed.generation.as_deref().or(self.generation.as_deref());
+        matches!((made_for, generation), (Some(made_for), Some(generation)) if made_for != generation)
+    }
+
+    /// A list of identities that lags behind what was made must not make containers anew in each round.
+    fn may_renew(&self, now: Timestamp) -> bool {
+        self.last_renewal.is_none_or(|last| is_over(now, last, wait(self.renewals.saturating_sub(1))))
+    }
+
+    /// Forgets failures to bring about what is there by now, or is not wanted any more. `identity` is what is known of the
+    /// identity: its generation, or that there is none.
+    fn forget_moot_failures(
+        &mut self,
+        target: Option<&Target>,
+        observed: Option<&Observed>,
+        identity: Option<Option<&str>>,
+    ) {
         let outdated = match (target, observed) {
-            (Some(target), Some(observed)) => self.is_outdated(target, observed),
+            (Some(target), Some(observed)) => {
+                let known = identity.is_some();
+                let generation = identity.flatten();
+                !known || self.is_outdated(target, observed) || self.is_of_another_generation(observed, generation)
+            }
             _ => true,
         };
+        let identity_is_there = identity.flatten().is_some();
         self.failures.retain(|concern, failure| match (concern, target) {
             (Concern::Remove, None) => observed.is_some(),
             (Concern::Identity, None) => true,
@@ -373,6 +444,7 @@ impl ModuleMemory {
                 let running = observed.is_some_and(|observed| observed.state == RuntimeState::Running);
                 failure.subject == subject(Some(target)) && running != (target.status == DesiredStatus::Running)
             }
+            (Concern::Identity, Some(target)) => failure.subject == subject(Some(target)) && !identity_is_there,
             _ => false,
         });
     }
@@ -380,8 +452,9 @@ impl ModuleMemory {
 
 impl Memory {
     /// Takes in what a round saw, before its plan is made: forgets restarts of modules that have recovered, failures that
-    /// do not matter any more, and modules of which nothing is left.
-    pub fn observe(&mut self, desired: &Targets, current: &Current, now: Timestamp) {
+    /// do not matter any more, and modules of which nothing is left. `identities` is as for [`plan`].
+    pub fn observe(&mut self, desired: &Targets, current: &Current, identities: Option<&Generations>, now: Timestamp) {
+        self.adopt_generations(desired, current, identities);
         for (module, target) in desired {
             let (Some(observed), Some(memory)) = (current.get(module), self.modules.get_mut(module)) else { continue };
             let running = observed.state == RuntimeState::Running;
@@ -395,17 +468,34 @@ impl Memory {
             if running && since.is_some_and(|since| now.since(since) > INTENSIVE_CARE) {
                 memory.restarts = 0;
             }
+            if memory.last_renewal.is_some_and(|last| is_over(now, last, INTENSIVE_CARE)) {
+                (memory.renewals, memory.last_renewal) = (0, None);
+            }
         }
         for (module, memory) in &mut self.modules {
-            memory.forget_moot_failures(desired.get(module), current.get(module));
+            let identity = identities.map(|identities| identities.get(module).map(String::as_str));
+            memory.forget_moot_failures(desired.get(module), current.get(module), identity);
         }
         self.modules
             .retain(|module, memory| desired.contains_key(module) || current.contains_key(module) || memory.identity);
     }
 
+    /// Containers of which nobody noted a generation when they were made count as made for the first one that is seen.
+    fn adopt_generations(&mut self, desired: &Targets, current: &Current, identities: Option<&Generations>) {
+        for (module, generation) in identities.into_iter().flatten() {
+            let Some(observed) = current.get(module).filter(|_| desired.contains_key(module)) else { continue };
+            let memory = self.modules.get(module);
+            let noted = observed.generation.is_some() || memory.is_some_and(|memory| memory.generation.is_some());
+            let ours = observed.fingerprint.is_some() || memory.is_some_and(|memory| memory.applied.is_some());
+            if ours && !noted {
+                self.modules.entry(module.clone()).or_default().generation = Some(generation.clone());
+            }
+        }
+    }
+
     /// Takes in how far a step got: its first `completed` actions succeeded, and the one after them failed if there is
-    /// one.
-    pub fn record(&mut self, step: &Step, completed: usize, now: Timestamp) {
+    /// one. `generation` is that of the module's identity after the step, if there is an identity.
+    pub fn record(&mut self, step: &Step, completed: usize, generation: Option<&str>, now: Timestamp) {
         let memory = self.modules.entry(step.module.clone()).or_default();
         let mut concern = step.purpose.concern();
         if step.actions.contains(&Action::EnsureIdentity) {
@@ -419,6 +509,11 @@ impl Memory {
                     // From here on only the start can fail, which needs no new container.
                     concern = Concern::Run;
                     memory.applied = step.target.map(|target| target.fingerprint);
+                    memory.generation = generation.map(str::to_owned);
+                    if step.purpose == Purpose::Renew {
+                        memory.renewals = memory.renewals.saturating_add(1);
+                        memory.last_renewal = Some(now);
+                    }
                     memory.orphaned = false;
                     memory.status = Some(DesiredStatus::Stopped);
                     memory.restarts = 0;

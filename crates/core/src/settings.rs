@@ -308,7 +308,7 @@ fn yes() -> bool {
 }
 
 /// The agent module: `edgeAgent`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AgentSettings {
     /// `docker` or `process`.
@@ -324,6 +324,13 @@ pub struct AgentSettings {
     pub create_options: serde_json::Value,
     /// Registry credentials.
     pub auth: Option<serde_json::Value>,
+}
+
+impl std::fmt::Debug for AgentSettings {
+    /// Environment, options and credentials are not printed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentSettings").field("kind", &self.kind).field("image", &self.image).finish_non_exhaustive()
+    }
 }
 
 impl Default for AgentSettings {
@@ -379,7 +386,7 @@ pub struct EdgeCaSettings {
     pub algorithms: String,
     /// Key type of module certificates.
     pub module_keys: ModuleKeys,
-    /// Longest validity of a module certificate, in days.
+    /// Longest validity of a module certificate, in days; beyond 30 the certificates API's own limit counts.
     pub module_cert_days: u32,
 }
 

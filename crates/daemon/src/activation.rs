@@ -13,7 +13,18 @@ const FIRST: RawFd = 3;
 /// More sockets than any daemon of ours has.
 const LIMIT: usize = 16;
 
-/// Takes the passed socket called `name`. A single passed socket is taken whatever its name.
+/// Names that systemd units give their sockets; a socket of one name is never taken for another.
+const UNIT_NAMES: [&str; 6] = [
+    "aziot-keyd.socket",
+    "aziot-tpmd.socket",
+    "aziot-identityd.socket",
+    "aziot-certd.socket",
+    "aziot-edged.mgmt.socket",
+    "aziot-edged.workload.socket",
+];
+
+/// Takes the passed socket called `name`. A single passed socket is taken whatever its name, unless that is the name of
+/// another service's.
 ///
 /// Each socket can be taken once. `None` if there is no such socket.
 #[must_use]
@@ -23,8 +34,7 @@ pub fn take(name: &str) -> Option<UnixListener> {
     let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
     let taken = passed.remove(name).or_else(|| {
         let only = (passed.len() == 1).then(|| passed.keys().next().cloned()).flatten()?;
-        // A name that was given on purpose is not somebody else's.
-        only.is_empty().then(|| passed.remove(&only)).flatten()
+        (!UNIT_NAMES.contains(&only.as_str())).then(|| passed.remove(&only)).flatten()
     })?;
     Some(UnixListener::from(taken))
 }

@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -15,6 +16,10 @@ use time::format_description::well_known::Rfc3339;
 
 /// Largest size of one file of the trail, in bytes.
 pub const FILE_LIMIT: u64 = 1 << 20;
+
+/// Refusals of one minute that go into the log as well.
+pub const LOGGED_PER_MINUTE: u64 = 20;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// What happened.
 #[derive(Debug, Clone, Serialize)]
@@ -50,6 +55,27 @@ fn is_zero(number: &u64) -> bool {
 struct Trail {
     file: Option<(File, u64)>,
     lost: u64,
+    /// Begin of the current minute, and how many refusals it had.
+    minute: Option<(Instant, u64)>,
+}
+
+impl Trail {
+    fn may_log(&mut self, now: Instant) -> bool {
+        match &mut self.minute {
+            Some((begin, count)) if now.duration_since(*begin) < MINUTE => {
+                *count += 1;
+                *count <= LOGGED_PER_MINUTE
+            }
+            other => {
+                let unlogged = other.map_or(0, |(_, count)| count.saturating_sub(LOGGED_PER_MINUTE));
+                if unlogged > 0 {
+                    tracing::warn!(unlogged, "more refusals are in the audit trail");
+                }
+                *other = Some((now, 1));
+                true
+            }
+        }
+    }
 }
 
 /// The audit trail of one daemon.
@@ -72,17 +98,20 @@ impl Audit {
         &self.path
     }
 
-    /// Writes a refusal down, here and in the log.
+    /// Writes a refusal down, here and in the log. The log gets the first [`LOGGED_PER_MINUTE`] of a minute only: a caller
+    /// who tries again and again must not fill it.
     pub fn refused(&self, entry: &Entry<'_>) {
-        tracing::warn!(
-            uid = entry.uid,
-            pid = entry.pid,
-            action = entry.action,
-            object = entry.object,
-            reason = entry.reason,
-            "refused"
-        );
         let mut trail = self.trail.lock().unwrap_or_else(PoisonError::into_inner);
+        if trail.may_log(Instant::now()) {
+            tracing::warn!(
+                uid = entry.uid,
+                pid = entry.pid,
+                action = entry.action,
+                object = entry.object,
+                reason = entry.reason,
+                "refused"
+            );
+        }
         let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
         let lost = trail.lost;
         let written =
@@ -143,6 +172,15 @@ mod tests {
         assert!(sizes.iter().all(|size| *size <= FILE_LIMIT), "{sizes:?}");
         let last = std::fs::read_to_string(audit.path()).unwrap();
         assert!(last.lines().last().unwrap().contains("\"pid\":39"));
+    }
+
+    #[test]
+    fn the_log_gets_a_bounded_number_of_refusals_a_minute() {
+        let mut trail = Trail::default();
+        let begin = Instant::now();
+        let logged = (0..1000).filter(|_| trail.may_log(begin)).count() as u64;
+        assert_eq!(logged, LOGGED_PER_MINUTE);
+        assert!(trail.may_log(begin + MINUTE), "the next minute starts anew");
     }
 
     #[test]

@@ -3,6 +3,17 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+/// Raises the limit of open descriptors to what the system allows this process: a caller costs moduled about four, and the
+/// usual 1024 would be used up by a few modules' idle connections.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open descriptors stays");
+    }
+}
+
 /// Turns true when SIGTERM or SIGINT arrives. Give clones to everything that must end.
 ///
 /// # Errors

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
-/// Longest path that fits into a socket address on Linux.
-const PATH_LIMIT: usize = 107;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// Longest path, in bytes, that fits into a socket address on Linux.
+pub const PATH_LIMIT: usize = 107;
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,57 @@ pub enum ListenError {
     },
 }
 
+/// Binds a socket in a folder that others may write, such as one that is mounted into a container.
+///
+/// The socket is made in `private`, a folder that only the daemon writes, and then renamed to `path`: nothing is done by
+/// name in the shared folder, where the name could be made to mean another file, and whoever put something there cannot
+/// make the daemon wait for it. What was at `path` is replaced, unless it is a folder that is not empty.
+///
+/// # Errors
+/// See [`ListenError`].
+pub fn bind_into(private: &Path, path: &Path, mode: u32) -> Result<UnixListener, ListenError> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let fault = |step, source| ListenError::Io { step, path: path.to_owned(), source };
+    std::fs::create_dir_all(private).map_err(|source| fault("make the private folder for", source))?;
+    let made = private.join(format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    let listener = bind(&made, mode)?;
+    if std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
+        std::fs::remove_dir(path).map_err(|_| ListenError::Occupied { path: path.to_owned() })?;
+    }
+    match std::fs::rename(&made, path) {
+        Ok(()) => Ok(listener),
+        Err(source) => {
+            let _ = std::fs::remove_file(&made);
+            Err(fault("put into place", source))
+        }
+    }
+}
+
+/// A listening socket whose connections carry their senders' credentials from the first byte on: that is set before
+/// anybody can connect.
+fn listening(path: &Path) -> Result<std::os::unix::net::UnixListener, rustix::io::Errno> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_passcred(&socket, true)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whether somebody listens at a socket: a dead socket file refuses. Never waits for a listener whose queue is full.
+fn is_alive(path: &Path) -> bool {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let Ok(address) = SocketAddrUnix::new(path) else { return false };
+    let Ok(socket) = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) else { return true };
+    match connect(&socket, &address) {
+        Ok(()) => true,
+        Err(errno) => errno == rustix::io::Errno::AGAIN,
+    }
+}
+
 /// The socket that the service manager passed under `name`, else one bound at `path` (see [`bind`]).
 ///
 /// # Errors
@@ -76,17 +130,15 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, ListenError> {
             std::fs::remove_dir(path).map_err(|_| ListenError::Occupied { path: path.to_owned() })?;
         }
         Ok(metadata) if metadata.file_type().is_socket() => {
-            // A listener that is alive accepts; a dead socket file refuses.
-            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            if is_alive(path) {
                 return Err(ListenError::InUse { path: path.to_owned() });
             }
             std::fs::remove_file(path).map_err(|source| fault("remove the old socket", source))?;
         }
         Ok(_) => return Err(ListenError::Occupied { path: path.to_owned() }),
     }
-    let listener = std::os::unix::net::UnixListener::bind(path).map_err(|source| fault("bind", source))?;
+    let listener = listening(path).map_err(|errno| fault("bind", errno.into()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .map_err(|source| fault("set the mode of", source))?;
-    listener.set_nonblocking(true).map_err(|source| fault("prepare", source))?;
     UnixListener::from_std(listener).map_err(|source| fault("listen at", source))
 }

@@ -130,7 +130,10 @@ impl CheckedStream {
             controls.any(|control| match control {
                 ControlMessageOwned::ScmCredentials(sender) => {
                     let pid = u32::try_from(sender.pid()).ok().filter(|pid| *pid != 0);
-                    pid == caller.pid && sender.uid() == caller.uid && sender.gid() == caller.gid
+                    // While the process's handle is held its pid is nobody else's. User ids are not compared then: here
+                    // they are the real ones, at connect they were the effective ones.
+                    let held = caller.pidfd.is_some() && pid.is_some();
+                    pid == caller.pid && (held || (sender.uid() == caller.uid && sender.gid() == caller.gid))
                 }
                 _ => false,
             })

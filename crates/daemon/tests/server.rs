@@ -1,5 +1,6 @@
 //! The server over a real Unix socket. Every request is written byte by byte, so that what is on the wire is under the
 //! test's control; other processes that take part are real ones.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, Read as _, Write as _};
@@ -256,12 +257,8 @@ fn what_the_other_process_does() {
                 let (stop, stopped) = watch::channel(false);
                 let name = std::env::var("EDGEKEEP_TEST_NAME").unwrap();
                 let listener = listen::activated_or_bound(&name, &socket, 0o600).unwrap();
-                let serving = tokio::spawn(serve(
-                    listener,
-                    Arc::new(router(Arc::clone(&service))),
-                    Limits::default(),
-                    stopped,
-                ));
+                let serving =
+                    tokio::spawn(serve(listener, Arc::new(router(Arc::clone(&service))), Limits::default(), stopped));
                 tokio::time::timeout(SOON, service.entered.notified()).await.unwrap();
                 stop.send(true).unwrap();
                 service.release.notify_one();
@@ -345,7 +342,7 @@ fn segments_are_matched_raw_and_decoded_once() {
 fn query_parameters_are_form_decoded() {
     let server = Server::start();
     assert_eq!(server.get(&format!("/query?name=a+b%2Bc&{V}&name=d%26e+f")).json()["name"], "d&e f");
-    assert_eq!(server.get(&format!("/query?api%2Dversion=2018-06-28")).json()["name"], Value::Null);
+    assert_eq!(server.get("/query?api%2Dversion=2018-06-28").json()["name"], Value::Null);
 }
 
 // --- bodies -------------------------------------------------------------------------------------------------------------
@@ -878,10 +875,11 @@ fn a_passed_socket_is_used_by_its_name_or_when_it_has_none() {
 }
 
 #[test]
-fn a_socket_passed_under_another_name_is_not_taken() {
+fn a_socket_passed_for_another_service_is_not_taken() {
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().join("own");
-    let mut process = activated(UnixListener::bind(folder.path().join("passed")).unwrap(), Some("other.socket"), &own);
+    let mut process =
+        activated(UnixListener::bind(folder.path().join("passed")).unwrap(), Some("aziot-keyd.socket"), &own);
     let begin = Instant::now();
     let stream = loop {
         match UnixStream::connect(&own) {

@@ -116,9 +116,10 @@ impl Certificates {
         id: &CertId,
         csr: &str,
         issuer: Option<NamedIssuer>,
+        wanted_end: Option<OffsetDateTime>,
     ) -> Result<Issued, CertificateError> {
         let request = Request::read(&pem::request(csr)?)?;
-        self.certify(id, &request, issuer).await
+        self.certify(id, &request, issuer, wanted_end).await
     }
 
     /// Issues a certificate for a local identity, as configured for `id`.
@@ -130,7 +131,7 @@ impl Certificates {
         server: bool,
     ) -> Result<Issued, CertificateError> {
         let request = Request::for_local_identity(common_name, spki, server)?;
-        self.certify(id, &request, None).await
+        self.certify(id, &request, None, None).await
     }
 
     async fn certify(
@@ -138,12 +139,13 @@ impl Certificates {
         id: &CertId,
         request: &Request,
         named: Option<NamedIssuer>,
+        wanted_end: Option<OffsetDateTime>,
     ) -> Result<Issued, CertificateError> {
         let issuance = self.issuance.get(id);
         let mut serial = [0; 16];
         rand::fill(&mut serial).map_err(|_| CertificateError::Random)?;
         let now = OffsetDateTime::now_utc();
-        let circumstances = Circumstances { issuance, may_be_ca: named.is_none(), now, serial };
+        let circumstances = Circumstances { issuance, may_be_ca: named.is_none(), wanted_end, now, serial };
         // Made again from its request at any time, unlike one that others were issued under.
         let is_replaceable = named.is_some();
         let (issuer, chain, key) = match (named, issuance) {

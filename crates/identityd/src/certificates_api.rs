@@ -8,6 +8,8 @@ use edgekeep_core::id::{CertId, IdError};
 use edgekeep_daemon::audit::{Audit, Entry};
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
 use http::{Method, StatusCode};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::certificates::{Certificates, NamedIssuer};
 use crate::identity_api::certificate_failed;
@@ -62,7 +64,15 @@ async fn create(api: Arc<CertificatesApi>, mut request: Request) -> Result<Respo
         }),
         None => None,
     };
-    let issued = api.certificates.issue(&id, &body.csr, issuer).await.map_err(|error| certificate_failed(&error))?;
+    let wanted_end = match body.not_after {
+        Some(text) => Some(
+            OffsetDateTime::parse(&text, &Rfc3339)
+                .map_err(|_| HttpError::bad_request("invalid parameter: notAfter is not an RFC 3339 time"))?,
+        ),
+        None => None,
+    };
+    let issued =
+        api.certificates.issue(&id, &body.csr, issuer, wanted_end).await.map_err(|error| certificate_failed(&error))?;
     Ok(Response::json(StatusCode::CREATED, &PemBody { pem: issued.pem }))
 }
 
@@ -122,7 +132,8 @@ mod tests {
         client.import("mine/x", &pem).await.unwrap();
         assert_eq!(client.load("mine/x").await.unwrap(), pem);
         let unauthorized = |error: ClientError| error.status() == Some(StatusCode::UNAUTHORIZED);
-        let request = CreateCertificate { cert_id: "others".to_owned(), csr: String::new(), issuer: None };
+        let request =
+            CreateCertificate { cert_id: "others".to_owned(), csr: String::new(), issuer: None, not_after: None };
         assert!(unauthorized(client.create(&request).await.unwrap_err()));
         assert!(unauthorized(client.import("others", &pem).await.unwrap_err()));
         assert!(unauthorized(client.delete("others").await.unwrap_err()));

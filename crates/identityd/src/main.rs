@@ -14,6 +14,7 @@ const BAD_SETTINGS: u8 = 153;
 
 fn main() -> ExitCode {
     logging::init();
+    lifecycle::raise_descriptor_limit();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -29,6 +29,9 @@ const SETTLE: Duration = Duration::from_secs(10);
 /// How soon identityd is asked again while the device has no identity; it answers from memory.
 const IDENTITY_RETRY: Duration = Duration::from_millis(500);
 
+/// How long after the daemon's start the agent waits for the Edge CA.
+const EDGE_CA_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Why the watchdog ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -58,6 +61,12 @@ pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> En
                 () = stopped(&mut stop) => return Ended::Stopped,
                 () = tokio::time::sleep(IDENTITY_RETRY) => continue,
             }
+        }
+        if begin.elapsed() < EDGE_CA_PATIENCE && seen != Observation::Running {
+            // Modules ask for certificates first thing; but a device without its CA is better than one without modules.
+            let mut edge_ca = service.edge_ca.subscribe();
+            let issued = edge_ca.wait_for(|edge_ca| matches!(edge_ca, Ok(Some(_))));
+            let _ = tokio::time::timeout(EDGE_CA_PATIENCE.saturating_sub(begin.elapsed()), issued).await;
         }
         let (next, action) = step(state, seen, begin.elapsed());
         state = next;
@@ -112,11 +121,11 @@ async fn something_changed(service: &Moduled, changes: Option<&mut watch::Receiv
         }
     };
     let process = async {
-        let agent = edge_agent();
-        if service.modules.processes.status(&agent).await.is_ok_and(|status| status.state == ModuleState::Running) {
-            let _ = service.modules.processes.ended(&agent).await;
-        } else {
-            std::future::pending::<()>().await;
+        match service.modules.processes.status(&edge_agent()).await.map(|status| status.state) {
+            // It ended while it was being left alone.
+            Ok(ModuleState::Stopped | ModuleState::Failed) => {}
+            Ok(_) => drop(service.modules.processes.ended(&edge_agent()).await),
+            Err(_) => std::future::pending().await,
         }
     };
     tokio::select! {

@@ -45,7 +45,8 @@ pub enum EdgeCaError {
 pub enum Due {
     /// It is good for a while.
     Nothing,
-    /// It is in the last fifth of its life, over, or not begun (a clock that was wrong): make a new one.
+    /// It is in the last fifth of its life, over, or begins in the far future (made by a clock that was ahead): make a new
+    /// one.
     Issue,
 }
 
@@ -54,7 +55,9 @@ pub enum Due {
 pub fn due(not_before: OffsetDateTime, not_after: OffsetDateTime, now: OffsetDateTime) -> Due {
     let life = not_after - not_before;
     let expired = now >= not_after || not_after <= not_before;
-    if expired || now - not_before > life * 4 / 5 { Due::Issue } else { Due::Nothing }
+    // Signing with it would be refused until then.
+    let from_the_future = not_before > now.saturating_add(time::Duration::DAY);
+    if expired || from_the_future || now - not_before > life * 4 / 5 { Due::Issue } else { Due::Nothing }
 }
 
 /// Makes sure that there is an Edge CA certificate, and returns its end.
@@ -124,7 +127,7 @@ async fn issue(
     })
     .await
     .map_err(|_| EdgeCaError::Interrupted)??;
-    let request = CreateCertificate { cert_id: settings.cert.to_string(), csr, issuer: None };
+    let request = CreateCertificate { cert_id: settings.cert.to_string(), csr, issuer: None, not_after: None };
     let pem = certificates.create(&request).await.map_err(service("issue the Edge CA certificate"))?;
     validity(&pem).map(|(_, end)| end).ok_or_else(|| EdgeCaError::Certificate(settings.cert.to_string()))
 }
@@ -241,8 +244,9 @@ mod tests {
         assert_eq!(due(begin, end, begin + Duration::days(81)), Due::Issue);
         assert_eq!(due(begin, end, begin + Duration::days(101)), Due::Issue);
         assert_eq!(due(end, begin, begin), Due::Issue, "inverted validity");
-        // A clock that is behind does not throw a good certificate away.
-        assert_eq!(due(begin, end, begin - Duration::days(1)), Due::Nothing);
+        // A clock that is a little behind does not throw a good certificate away.
+        assert_eq!(due(begin, end, begin - Duration::hours(23)), Due::Nothing);
+        assert_eq!(due(begin, end, begin - Duration::days(2)), Due::Issue, "made by a clock that was ahead");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Handles to moduled's own keys in keyd, asked for once and kept until keyd objects to them.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use edgekeep_api::certd::CertificatesClient;
@@ -76,9 +77,13 @@ impl KeptHandle {
     }
 }
 
-/// The trust bundle, asked for again after a few seconds and served from here while the certificates API is away.
+/// The trust bundle, asked for again after a few seconds in the background: while the certificates API is slow or away, the
+/// last one is served.
 #[derive(Debug, Default)]
-pub struct TrustBundleCache(Mutex<Option<(Instant, Arc<String>)>>);
+pub struct TrustBundleCache {
+    kept: RwLock<Option<(Instant, Arc<String>)>>,
+    refreshing: AtomicBool,
+}
 
 impl TrustBundleCache {
     const FRESH: Duration = Duration::from_secs(5);
@@ -88,24 +93,33 @@ impl TrustBundleCache {
     ///
     /// # Errors
     /// 404 if there is none; 500 if the certificates API was never reached.
-    pub async fn get(&self, certificates: &CertificatesClient) -> Result<Arc<String>, HttpError> {
-        let mut kept = self.0.lock().await;
-        if let Some((since, bundle)) = &*kept
-            && since.elapsed() < Self::FRESH
-        {
-            return Ok(Arc::clone(bundle));
+    pub async fn get(self: &Arc<Self>, certificates: &CertificatesClient) -> Result<Arc<String>, HttpError> {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some((since, bundle)) = kept else {
+            return match certificates.load(Self::CERT_ID).await {
+                Ok(pem) => Ok(self.keep(pem)),
+                Err(ClientError::Status { status: StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, .. }) => {
+                    Err(HttpError::not_found(format!("certificate {:?} not found", Self::CERT_ID)))
+                }
+                Err(error) => Err(failure::of_service(&error)),
+            };
+        };
+        if since.elapsed() > Self::FRESH && !self.refreshing.swap(true, Ordering::AcqRel) {
+            let (this, certificates) = (Arc::clone(self), certificates.clone());
+            tokio::spawn(async move {
+                match certificates.load(Self::CERT_ID).await {
+                    Ok(pem) => drop(this.keep(pem)),
+                    Err(error) => tracing::debug!(%error, "trust bundle not refreshed"),
+                }
+                this.refreshing.store(false, Ordering::Release);
+            });
         }
-        match (certificates.load(Self::CERT_ID).await, &*kept) {
-            (Ok(pem), _) => {
-                let bundle = Arc::new(pem);
-                *kept = Some((Instant::now(), Arc::clone(&bundle)));
-                Ok(bundle)
-            }
-            (Err(ClientError::Status { status: StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, .. }), _) => {
-                Err(HttpError::not_found(format!("certificate {:?} not found", Self::CERT_ID)))
-            }
-            (Err(_), Some((_, bundle))) => Ok(Arc::clone(bundle)),
-            (Err(error), None) => Err(failure::of_service(&error)),
-        }
+        Ok(bundle)
+    }
+
+    fn keep(&self, pem: String) -> Arc<String> {
+        let bundle = Arc::new(pem);
+        *self.kept.write().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&bundle)));
+        bundle
     }
 }

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         }
     };
     edgekeep_daemon::logging::init();
+    edgekeep_daemon::lifecycle::raise_descriptor_limit();
     // Before any thread starts: all threads and every host module inherit it.
     if let Err(error) = launcher::forbid_new_privileges() {
         tracing::error!(%error, "cannot give up new privileges");

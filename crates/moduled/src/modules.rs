@@ -13,6 +13,7 @@ use edgekeep_api::management::{
 };
 use edgekeep_core::attestation::{Policy, Registration, RunningFacts, Workload};
 use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::listen::ListenError;
 use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::engine::{ContainerSpec, Engine, EngineError};
 use edgekeep_runtime::evidence::ImageLayers;
@@ -26,11 +27,15 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::OwnedMutexGuard;
 
+use crate::registrations::Registrations;
 use crate::service::Moduled;
+use crate::sockets::SocketError;
 use crate::spec::{Kind, ValidSpec};
 
 /// Where a container finds its workload socket: what existing SDKs have built in.
 const CONTAINER_SOCKET_FOLDER: &str = "/var/run/iotedge";
+/// How long the engine may take to answer a question about what is there.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a stopping module may take before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -95,12 +100,13 @@ impl Modules {
     ///
     /// # Errors
     /// If the engine does not answer: a list without its containers would say that they are gone.
-    pub async fn list(&self) -> Result<ModuleList, HttpError> {
+    pub async fn list(&self, registrations: &Registrations) -> Result<ModuleList, HttpError> {
         let mut modules: Vec<ModuleDetails> =
             self.processes.list().await.into_iter().map(|state| details(Kind::Process, &state)).collect();
         if let Some(containers) = &self.containers {
-            let listed = containers.engine.list().await.map_err(|error| of_engine(&error))?;
-            modules.extend(listed.iter().map(|state| details(Kind::Docker, state)));
+            let listed = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.list()).await;
+            let listed = listed.map_err(|_| engine_is_silent(containers))?.map_err(|error| of_engine(&error))?;
+            modules.extend(listed.iter().map(|state| container_details(state, registrations)));
         }
         modules.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(ModuleList { modules })
@@ -116,7 +122,8 @@ impl Modules {
         }
         match &self.containers {
             Some(containers) => {
-                let container = containers.engine.find(module).await.map_err(|error| of_engine(&error))?;
+                let found = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.find(module)).await;
+                let container = found.map_err(|_| engine_is_silent(containers))?.map_err(|error| of_engine(&error))?;
                 Ok((Kind::Docker, container.status()))
             }
             None => Err(no_module(module)),
@@ -127,9 +134,11 @@ impl Modules {
     ///
     /// # Errors
     /// 404 if there is none.
-    pub async fn details(&self, module: &ModuleId) -> Result<ModuleDetails, HttpError> {
-        let (kind, state) = self.state(module).await?;
-        Ok(details(kind, &state))
+    pub async fn details(&self, module: &ModuleId, registrations: &Registrations) -> Result<ModuleDetails, HttpError> {
+        Ok(match self.state(module).await? {
+            (Kind::Process, state) => details(Kind::Process, &state),
+            (Kind::Docker, state) => container_details(&state, registrations),
+        })
     }
 
     /// A module's log.
@@ -245,6 +254,14 @@ pub async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpE
 /// 404 if there is none; if its runtime refuses.
 pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
     let _lock = service.modules.lock(module).await;
+    let (kind, state) = service.modules.state(module).await?;
+    if kind == Kind::Process
+        && let Some(registered) = service.settings.host_modules.get(&state.image)
+    {
+        // An executable that could not be started again leaves what runs alone.
+        let verified = service.modules.processes.verify(registered.executable.clone().into(), registered.sha256).await;
+        verified.map_err(|error| of_process(&error))?;
+    }
     stop_locked(service, module).await?;
     start_locked(service, module).await
 }
@@ -282,7 +299,17 @@ pub async fn stop_all(service: &Arc<Moduled>) {
 
 async fn create_locked(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
     let module = &spec.module;
-    service.sockets.open(service, module).await.map_err(|error| HttpError::hidden(&error))?;
+    refuse_taken_name(service, spec).await?;
+    // Before anything is made: nothing slow stands between making and registering.
+    let generation = match service.identities.module(&module.hub_id()).await {
+        Ok(identity) => identity.generation.parse().ok(),
+        // The agent makes identities first; without one the module starts, and is refused an identity until it has one.
+        Err(error) => {
+            tracing::debug!(%module, %error, "module created before its identity is known");
+            None
+        }
+    };
+    service.sockets.open(service, module).await.map_err(|error| of_socket(&error))?;
     let workload = match spec.kind {
         Kind::Docker => {
             let containers = service.modules.engine()?;
@@ -313,21 +340,38 @@ async fn create_locked(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), H
             Workload::Process { executable, uid: service.modules.processes.uid() }
         }
     };
-    let generation = match service.identities.module(&module.hub_id()).await {
-        Ok(identity) => identity.generation.parse().ok(),
-        // The agent makes identities first; without one the module starts, and is refused an identity until it has one.
-        Err(error) => {
-            tracing::debug!(%module, %error, "module created before its identity is known");
-            None
-        }
-    };
     let registration = Registration { module: module.clone(), generation, policy: policy(service, spec), workload };
-    service.registrations.put(registration).await.map_err(|error| HttpError::hidden(&error))
+    if let Err(error) = service.registrations.put(registration).await {
+        // What cannot be registered, for example because the disk is full, is not left behind.
+        let undone = match spec.kind {
+            Kind::Docker => service.modules.engine()?.engine.delete(module).await.map_err(|error| of_engine(&error)),
+            Kind::Process => service.modules.processes.remove(module).await.map_err(|error| of_process(&error)),
+        };
+        if let Err(error) = undone {
+            tracing::warn!(%module, %error, "module that could not be registered was not removed");
+        }
+        return Err(HttpError::internal(chain(&error)));
+    }
+    Ok(())
+}
+
+/// A module has its name in both runtimes: two of one name would share a registration.
+async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpError> {
+    match service.modules.state(&spec.module).await {
+        Ok(_) => {
+            let message = format!("there already is a module {}", spec.module.name());
+            Err(HttpError::new(StatusCode::CONFLICT, message))
+        }
+        Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(()),
+        // An engine that does not answer is no obstacle for a host module.
+        Err(_) if spec.kind == Kind::Process => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
     let (kind, _) = service.modules.state(module).await?;
-    service.sockets.open(service, module).await.map_err(|error| HttpError::hidden(&error))?;
+    service.sockets.open(service, module).await.map_err(|error| of_socket(&error))?;
     match kind {
         Kind::Docker => service.modules.engine()?.engine.start(module).await.map_err(|error| of_engine(&error)),
         Kind::Process => service.modules.processes.start(module).await.map_err(|error| of_process(&error)),
@@ -392,6 +436,12 @@ fn host_module(service: &Moduled, spec: &ValidSpec) -> Result<ProcessSpec, HttpE
                 env.insert(key.to_owned(), value.to_owned());
             }
         }
+    }
+    // The measurement covers the executable and not what its loader is told to add.
+    if let Some(variable) = env.keys().find(|name| name.starts_with("LD_") || *name == "GLIBC_TUNABLES") {
+        return Err(HttpError::bad_request(format!(
+            "environment variable {variable} would change what a measured executable runs; use a container module"
+        )));
     }
     Ok(ProcessSpec {
         image: name.clone(),
@@ -480,6 +530,28 @@ fn details(kind: Kind, state: &State) -> ModuleDetails {
     }
 }
 
+/// A container as the API shows it. One that is not registered, because it was made by something else or the daemon died
+/// while it was made, has no identity and never will: it is shown as dead, which makes agents replace it.
+fn container_details(state: &State, registrations: &Registrations) -> ModuleDetails {
+    let mut details = details(Kind::Docker, state);
+    let registered = state.name.parse().ok().and_then(|module| registrations.of(&module)).is_some_and(|registration| {
+        matches!(&registration.workload, Workload::Container { container, .. } if Some(container) == state.container.as_ref())
+    });
+    if !registered {
+        details.status.runtime_status =
+            RuntimeStatus { status: "dead".into(), description: Some("not registered by this daemon".into()) };
+    }
+    details
+}
+
+fn engine_is_silent(containers: &Containers) -> HttpError {
+    HttpError::internal(format!(
+        "the container engine at {} did not answer within {} s",
+        containers.uri,
+        ENGINE_PATIENCE.as_secs()
+    ))
+}
+
 fn rfc3339(time: OffsetDateTime) -> Option<String> {
     time.to_offset(time::UtcOffset::UTC).format(&Rfc3339).ok()
 }
@@ -493,6 +565,14 @@ fn of_engine(error: &EngineError) -> HttpError {
     let status = error.status().and_then(|status| StatusCode::from_u16(status).ok());
     let status = status.filter(|status| status.is_client_error() || status.is_server_error());
     HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))
+}
+
+/// A name that is too long for its socket is the caller's to change; other trouble with sockets is ours.
+fn of_socket(error: &SocketError) -> HttpError {
+    match error {
+        SocketError::Listen(ListenError::TooLong { .. }) => HttpError::bad_request(chain(error)),
+        other => HttpError::hidden(other),
+    }
 }
 
 fn of_process(error: &ProcessError) -> HttpError {

@@ -31,7 +31,7 @@ use crate::workload;
 /// How often the Edge CA certificate is looked at.
 const EDGE_CA_PERIOD: Duration = Duration::from_secs(3600);
 /// How soon it is looked at again when there is none.
-const EDGE_CA_RETRY: Duration = Duration::from_secs(1);
+const EDGE_CA_RETRY: Duration = Duration::from_millis(200);
 /// Longest pause between two tries.
 const EDGE_CA_RETRY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -54,9 +54,11 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
         .with_context(|| format!("{} is missing; run `edgekeep config apply` first", path.display()))?;
     let folder = root.state_folder(Daemon::Moduled);
     private_folder(&folder)?;
-    // Modules of other users reach their sockets through it; what is in it has modes of its own.
-    open_to_pass(&folder)?;
+    // Nobody else reaches the modules' sockets by their path: containers have them mounted, host modules are of this user.
+    close_to_others(&folder)?;
     sweep_temporary(&folder);
+    // Sockets on their way to a module's folder when the daemon was killed.
+    let _ = std::fs::remove_dir_all(folder.join("sockets"));
     let hierarchy = CgroupHierarchy::detect();
     let collector = Collector::new(hierarchy.clone(), ContainerCgroups::default());
     let containers = match &settings.engine {
@@ -84,11 +86,6 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     let management = listen::activated_or_bound("aziot-edged.mgmt.socket", &service.root.management_socket(), 0o660)?;
     let legacy =
         listen::activated_or_bound("aziot-edged.workload.socket", &service.root.legacy_workload_socket(), 0o666)?;
-    for module in service.registrations.modules() {
-        if let Err(error) = service.sockets.open(&service, &module).await {
-            tracing::error!(%module, %error, "workload socket not opened");
-        }
-    }
     let servers = [
         tokio::spawn(serve(
             management,
@@ -103,6 +100,12 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
             stop.clone(),
         )),
     ];
+    // After the shared sockets serve: one module's trouble is none of the others'.
+    for module in service.registrations.modules() {
+        if let Err(error) = service.sockets.open(&service, &module).await {
+            tracing::error!(%module, %error, "workload socket not opened");
+        }
+    }
     systemd::notify_ready();
     tracing::info!(version = crate::systeminfo::VERSION, "moduled serves");
     let edge_ca = tokio::spawn(keep_edge_ca(Arc::clone(&service), stop.clone()));
@@ -175,8 +178,8 @@ fn instance(root: &Root) -> String {
     sha256(root.path().as_os_str().as_bytes()).hex()[..8].to_owned()
 }
 
-fn open_to_pass(folder: &std::path::Path) -> anyhow::Result<()> {
+fn close_to_others(folder: &std::path::Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("cannot set the mode of {}", folder.display()))
 }

@@ -13,7 +13,7 @@ use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::peer::Caller;
 use edgekeep_daemon::server::{HttpError, Request};
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::attest::{Attestor, Subject};
 use crate::identities::IdentityCache;
@@ -49,7 +49,9 @@ pub struct Moduled {
     /// Handle of the Edge CA's key.
     pub edge_ca_key: KeptHandle,
     /// The trust bundle.
-    pub trust_bundle: TrustBundleCache,
+    pub trust_bundle: Arc<TrustBundleCache>,
+    /// Held while a support bundle is made: one at a time, for it is made in memory.
+    pub support_bundle: Semaphore,
     /// The machine.
     pub system_info: SystemInfo,
     /// The Edge CA certificate's end, or what keeps it from being there.
@@ -81,7 +83,8 @@ impl Moduled {
             sockets: Sockets::default(),
             encryption_key: KeptHandle::of_encryption_key(crate::workload::ENCRYPTION_KEY),
             edge_ca_key: KeptHandle::of_key_pair(settings.edge_ca.key.clone()),
-            trust_bundle: TrustBundleCache::default(),
+            trust_bundle: Arc::default(),
+            support_bundle: Semaphore::new(1),
             system_info: systeminfo::read(&settings.additional_info),
             edge_ca: watch::Sender::new(Ok(None)),
             agent_problem: watch::Sender::new(String::new()),

@@ -66,17 +66,24 @@ impl Sockets {
         if open.contains_key(module.name()) && folder.join("workload.sock").exists() {
             return Ok(());
         }
+        // Host modules connect by this path; it must fit although the socket itself is made elsewhere.
+        let link_path = link_path(&folder);
+        if link_path.as_os_str().len() > listen::PATH_LIMIT {
+            return Err(ListenError::TooLong { path: link_path }.into());
+        }
         let fault = |source| SocketError::Prepare { path: folder.clone(), source };
         std::fs::create_dir_all(&folder).map_err(fault)?;
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).map_err(fault)?;
         let (stop, stopped) = watch::channel(false);
         let mut tasks = Vec::new();
         // Open to every user: who it serves is decided by measuring the caller, whose user in the container is not known.
-        let listener = listen::bind(&folder.join("workload.sock"), 0o666)?;
+        // The folder is mounted into the module, which may put anything there: the socket is made elsewhere.
+        let private = service.state_folder().join("sockets");
+        let listener = listen::bind_into(&private, &folder.join("workload.sock"), 0o666)?;
         let router = Arc::new(workload::router(Arc::clone(service), Door::ModuleSocket(module.clone())));
         tasks.push(tokio::spawn(serve(listener, router, workload_limits(service), stopped.clone())));
         if module.is_edge_agent() {
-            let listener = listen::bind(&folder.join("mgmt.sock"), 0o666)?;
+            let listener = listen::bind_into(&private, &folder.join("mgmt.sock"), 0o666)?;
             let router = Arc::new(management::router(Arc::clone(service)));
             tasks.push(tokio::spawn(serve(listener, router, management_limits(service), stopped)));
         }

@@ -50,6 +50,10 @@ impl TryFrom<&ModuleSpec> for ValidSpec {
     fn try_from(spec: &ModuleSpec) -> Result<Self, HttpError> {
         let module =
             spec.name.parse().map_err(|error: IdError| HttpError::bad_request(format!("invalid name: {error}")))?;
+        let module: ModuleId = module;
+        if module.name().ends_with(".sock") {
+            return Err(HttpError::bad_request("invalid name: a module's name must not end in \".sock\""));
+        }
         let kind = match spec.kind.as_str() {
             "docker" => Kind::Docker,
             "process" => Kind::Process,
@@ -115,9 +119,10 @@ mod tests {
 
     #[test]
     fn each_fault_is_named() {
-        let faults: [(Fault, &str); 8] = [
+        let faults: [(Fault, &str); 9] = [
             (|spec| spec["name"] = json!(" "), "invalid name"),
             (|spec| spec["name"] = json!("../x"), "invalid name"),
+            (|spec| spec["name"] = json!("a.sock"), "invalid name"),
             (|spec| spec["type"] = json!("vm"), "invalid type \"vm\""),
             (|spec| spec["imagePullPolicy"] = json!("sometimes"), "invalid imagePullPolicy"),
             (|spec| spec["config"]["settings"] = json!({}), "invalid Docker config"),

@@ -20,11 +20,13 @@ use crate::service::Moduled;
 const STEP: Duration = Duration::from_secs(10);
 /// Largest part of one module's log, from its beginning in the asked time.
 const LOG_LIMIT: usize = 4 << 20;
+/// Largest sum of all logs.
+const TOTAL_LIMIT: usize = 32 << 20;
 
 /// Makes the bundle. A step that fails or takes too long leaves a line with the reason in its place.
 ///
 /// # Errors
-/// 400 for a wrong parameter.
+/// 400 for a wrong parameter; 429 while another bundle is being made.
 pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Response, HttpError> {
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let mut query =
@@ -37,8 +39,12 @@ pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Respons
         Some("true") => true,
         Some(_) => return Err(HttpError::bad_request("invalid parameter: edge_runtime_only")),
     };
+    let _one_at_a_time = service.support_bundle.try_acquire().map_err(|_| {
+        HttpError::new(StatusCode::TOO_MANY_REQUESTS, "another support bundle is being made; try again when it is done")
+    })?;
+    let mut budget = TOTAL_LIMIT;
     let mut entries: Vec<(String, Vec<u8>)> = Vec::new();
-    let modules = match service.modules.list().await {
+    let modules = match service.modules.list(&service.registrations).await {
         Ok(list) => list.modules,
         Err(error) => {
             entries.push(("logs/_err.txt".into(), error.message().as_bytes().to_vec()));
@@ -47,8 +53,12 @@ pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Respons
     };
     for module in modules.iter().filter(|module| !runtime_only || matches!(&*module.name, "edgeAgent" | "edgeHub")) {
         let Ok(id) = module.name.parse::<ModuleId>() else { continue };
-        let log = match tokio::time::timeout(STEP, read_log(service, &id, &query)).await {
-            Ok(Ok(log)) => log,
+        let limit = LOG_LIMIT.min(budget);
+        let log = match tokio::time::timeout(STEP, read_log(service, &id, &query, limit)).await {
+            Ok(Ok(log)) => {
+                budget -= log.len().min(budget);
+                log
+            }
             Ok(Err(error)) => error.message().as_bytes().to_vec(),
             Err(_) => format!("the log did not come within {} s", STEP.as_secs()).into_bytes(),
         };
@@ -76,12 +86,13 @@ async fn read_log(
     service: &Moduled,
     module: &ModuleId,
     query: &edgekeep_runtime::logs::LogQuery,
+    limit: usize,
 ) -> Result<Vec<u8>, HttpError> {
     let mut stream = service.modules.logs(module, query).await?;
     let mut framed = Vec::new();
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| HttpError::internal(error.to_string()))?;
-        if framed.len() + piece.len() > LOG_LIMIT {
+        if framed.len() + piece.len() > limit {
             break;
         }
         framed.extend_from_slice(&piece);

@@ -253,6 +253,130 @@ async fn a_module_that_ignores_sigterm_is_killed_after_its_grace_with_all_it_sta
     }
 }
 
+/// A module whose first process ended by itself and left a child in a session of its own: the child.
+async fn with_leftover(runtime: &ProcessRuntime, id: &ModuleId) -> std::os::fd::OwnedFd {
+    runtime.create(id, shell("setsid sleep 1000 & echo $!")).await.expect("created");
+    runtime.start(id).await.expect("started");
+    runtime.ended(id).await.expect("exists");
+    let child = log(runtime, id).await.trim().parse().ok().and_then(Pid::from_raw).expect("a pid");
+    let child = rustix::process::pidfd_open(child, PidfdFlags::empty()).expect("lives");
+    assert_eq!(runtime.facts(id), RunningFacts::Stopped, "a child that was left behind is not the module");
+    child
+}
+
+/// Fails unless the process has ended or does so soon.
+async fn ends(process: std::os::fd::OwnedFd) {
+    let ended = tokio::task::spawn_blocking(move || {
+        let limit = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+        let mut fds = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+        let ended = rustix::event::poll(&mut fds, Some(&limit)) == Ok(1);
+        let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
+        ended
+    });
+    assert!(ended.await.expect("no panic"), "a process of the module survives");
+}
+
+/// Whether leftovers are out of reach on this machine.
+fn skipped_without_cgroups(runtime: &ProcessRuntime) -> bool {
+    if let Some(why) = runtime.without_cgroups() {
+        eprintln!("skipped: {why}");
+    }
+    runtime.without_cgroups().is_some()
+}
+
+#[tokio::test]
+async fn what_a_module_that_ended_by_itself_left_behind_ends_when_it_is_stopped() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    if skipped_without_cgroups(&runtime) {
+        return;
+    }
+    let child = with_leftover(&runtime, &module("parent")).await;
+    runtime.stop(&module("parent"), LONG).await.expect("cleared");
+    ends(child).await;
+}
+
+#[tokio::test]
+async fn what_a_module_that_ended_by_itself_left_behind_ends_when_it_is_removed() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    if skipped_without_cgroups(&runtime) {
+        return;
+    }
+    let child = with_leftover(&runtime, &module("parent")).await;
+    runtime.remove(&module("parent")).await.expect("cleared");
+    ends(child).await;
+}
+
+#[tokio::test]
+async fn what_a_module_that_ended_by_itself_left_behind_ends_before_it_is_started_again() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let id = module("parent");
+    if skipped_without_cgroups(&runtime) {
+        return;
+    }
+    let child = with_leftover(&runtime, &id).await;
+    runtime.start(&id).await.expect("started");
+    ends(child).await;
+    runtime.remove(&id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn what_a_module_that_ended_by_itself_left_behind_ends_when_the_daemon_starts() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let id = module("parent");
+    let first = runtime(folder.path());
+    if skipped_without_cgroups(&first) {
+        return;
+    }
+    let child = with_leftover(&first, &id).await;
+    drop(first);
+    let second = runtime(folder.path());
+    assert_eq!(second.facts(&id), RunningFacts::Stopped);
+    ends(child).await;
+    second.remove(&id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn a_daemon_without_cgroups_of_its_own_ends_what_is_left_in_one_that_an_earlier_daemon_made() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let id = module("parent");
+    let first = runtime(folder.path());
+    if skipped_without_cgroups(&first) {
+        return;
+    }
+    let child = with_leftover(&first, &id).await;
+    drop(first);
+    let launcher = Launcher { program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")), args: Vec::new() };
+    let none = ModuleCgroups::none(CgroupHierarchy::detect(), "as a test");
+    let second = ProcessRuntime::open(&folder.path().join("host"), launcher, none).expect("writable");
+    second.stop(&id, LONG).await.expect("cleared");
+    ends(child).await;
+}
+
+#[tokio::test]
+async fn what_hides_in_a_group_below_the_modules_own_ends_with_it() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let id = module("parent");
+    if skipped_without_cgroups(&runtime) {
+        return;
+    }
+    runtime.create(&id, shell("setsid sleep 1000 & echo $!; exec sleep 1000")).await.expect("created");
+    runtime.start(&id).await.expect("started");
+    let child = first_line(&runtime, &id).await;
+    let group = running(&runtime, &id).cgroup.expect("has one");
+    let below = format!("{}{group}/below/deeper", CgroupHierarchy::detect().mount_point());
+    std::fs::create_dir_all(&below).expect("may make groups");
+    std::fs::write(format!("{below}/cgroup.procs"), &child).expect("moved");
+    let child = child.parse().ok().and_then(Pid::from_raw).expect("a pid");
+    let child = rustix::process::pidfd_open(child, PidfdFlags::empty()).expect("lives");
+    runtime.stop(&id, LONG).await.expect("cleared");
+    ends(child).await;
+    assert!(!Path::new(&below).exists(), "the groups go as well");
+}
+
 #[tokio::test]
 async fn a_program_that_cannot_be_executed_says_why_and_leaves_no_process() {
     let folder = tempfile::tempdir().expect("temp folder");

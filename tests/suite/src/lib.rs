@@ -1,1 +1,2 @@
-//! (in construction)
+//! Tests of the whole device: real daemons, real callers, a simulated cloud. There is nothing here to use.
+#![forbid(unsafe_code)]

@@ -314,6 +314,71 @@ async fn without_the_hub_a_known_identity_is_good_enough_and_an_unknown_one_is_w
 }
 
 #[tokio::test]
+async fn a_lost_identity_is_made_again_and_its_module_is_made_anew_for_it() {
+    let mut bench = Bench::new();
+    let host = json!({"type": "process", "status": "running", "settings": {"image": "thermometer"}});
+    bench.deploy(&json!({"m": module("1"), "host": host}));
+    bench.round().await;
+    bench.device.world().identities.clear();
+    // The hub is away: the modules go on as they are.
+    bench.device.break_call("POST /identities/", "the hub is away");
+    assert_eq!(bench.round().await, ["POST /identities/", "POST /identities/"]);
+    assert_eq!(bench.agent.status().0, 500);
+    assert_eq!((bench.state("m"), bench.state("host")), (Some("running"), Some("running")));
+    bench.device.mend();
+    bench.device.pass(10);
+    assert_eq!(bench.round().await, ["POST /identities/", "POST /identities/"]);
+
+    // A restarted agent knows as well for which identity it made the host module, which carries no label.
+    bench.restart_agent();
+    let anew = |name: &str| {
+        let id = format!("PUT /identities/{name}");
+        let on = |call: &str| format!("POST /modules/{name}/{call}");
+        [id, on("prepareupdate"), on("stop"), format!("PUT /modules/{name}"), on("start")]
+    };
+    assert_eq!(bench.round().await, [anew("host"), anew("m")].concat());
+    let generation = |bench: &Bench, name: &str| {
+        bench.device.world().modules[name].env("IOTEDGE_MODULEGENERATIONID").map(str::to_owned)
+    };
+    assert_eq!(generation(&bench, "host").as_deref(), Some("g3"));
+    assert_eq!(generation(&bench, "m").as_deref(), Some("g4"));
+    assert_eq!(bench.round().await, Vec::<String>::new());
+    assert_eq!(bench.agent.status(), (200, ""));
+}
+
+#[tokio::test]
+async fn an_identity_that_was_made_anew_by_somebody_else_is_noticed_even_without_the_agents_state() {
+    let mut bench = Bench::new();
+    bench.deploy(&json!({"m": module("1")}));
+    bench.round().await;
+    std::fs::remove_dir_all(bench.folder.path().join("state")).unwrap();
+    bench.device.world().identities.insert("m".into(), "other".into());
+    bench.restart_agent();
+    assert!(bench.round().await.contains(&"PUT /modules/m".to_owned()));
+    assert_eq!(bench.device.world().modules["m"].env("IOTEDGE_MODULEGENERATIONID"), Some("other"));
+    assert_eq!(bench.state("m"), Some("running"));
+    assert_eq!(bench.round().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn identities_that_cannot_be_listed_change_nothing_and_fail_nothing() {
+    let mut bench = Bench::new();
+    bench.deploy(&json!({"m": module("1")}));
+    bench.round().await;
+    bench.device.world().identities.clear();
+    bench.device.break_call("GET /identities/", "identityd is away");
+    for _ in 0..3 {
+        bench.device.pass(600);
+        assert_eq!(bench.round().await, Vec::<String>::new());
+        assert_eq!(bench.agent.status(), (200, ""));
+    }
+    bench.device.exit("m", 1);
+    bench.device.pass(11);
+    assert_eq!(bench.round().await, ["POST /modules/m/start"]);
+    assert_eq!(bench.state("m"), Some("running"));
+}
+
+#[tokio::test]
 async fn a_daemon_that_is_away_is_reported_and_nothing_is_concluded_from_it() {
     let mut bench = Bench::new();
     bench.deploy(&json!({"m": module("1")}));

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use edgekeep_api::client::{Client, ClientError};
-use edgekeep_api::management::ManagementClient;
 use edgekeep_config::{ApplyError, ApplyMode, Users};
 use edgekeep_core::deployment::{Deployment, DesiredStatus};
 use edgekeep_core::layout::{Daemon, Root};
@@ -34,10 +33,8 @@ use crate::dev::process::{Program, Running};
 
 /// How long a daemon may take from its start to its first answer.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// How long the modules may take to stop.
-const MODULES_LIMIT: Duration = Duration::from_secs(30);
-/// How long a daemon may take to stop before it is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long a daemon may take to stop before it is killed; moduled gives the modules 30 s.
+const STOP_LIMIT: Duration = Duration::from_secs(40);
 
 /// Runs `edgekeep dev`.
 pub(crate) async fn run(context: &Context, options: DevOptions, root: Option<PathBuf>) -> anyhow::Result<ExitCode> {
@@ -278,7 +275,10 @@ impl Device {
         stopped: &channel::Receiver<bool>,
     ) -> anyhow::Result<()> {
         let begin = Instant::now();
-        let program = Program::new(daemon.name(), programs.daemon(daemon)?, &self.root);
+        let mut program = Program::new(daemon.name(), programs.daemon(daemon)?, &self.root);
+        if daemon == Daemon::Moduled {
+            program.arguments.push("--stop-modules".into());
+        }
         let sockets = match daemon {
             Daemon::Keyd => vec![(self.root.keyd_socket(), "/?api-version=2021-05-01")],
             Daemon::Identityd => vec![
@@ -305,34 +305,20 @@ impl Device {
         &self.running[self.running.len() - 1]
     }
 
-    /// Stops the modules, then everything in the reverse order of its start.
+    /// Stops everything in the reverse order of its start; moduled stops the modules.
     async fn shut_down(&mut self) {
-        if self.running.len() == Daemon::ALL.len() + 1 {
-            let _ = tokio::time::timeout(MODULES_LIMIT, stop_modules(&self.root)).await;
-        }
         while let Some(running) = self.running.pop() {
             running.stop(STOP_LIMIT).await;
         }
     }
 
     fn kill(&mut self) {
+        let message = "killed without waiting: modules may still run".to_owned();
+        self.events.emit(&Event::Problem { message });
         for running in self.running.drain(..) {
             running.kill();
         }
     }
-}
-
-/// Stops every module, the agent first, so that it does not start the others again.
-async fn stop_modules(root: &Root) {
-    let client = ManagementClient::new(root.management_socket());
-    let _ = client.stop_module("edgeAgent").await;
-    let Ok(modules) = client.list_modules().await else { return };
-    let mut stopping = tokio::task::JoinSet::new();
-    for module in modules.into_iter().filter(|module| module.name != "edgeAgent") {
-        let client = client.clone();
-        stopping.spawn(async move { client.stop_module(&module.name).await.is_ok() });
-    }
-    stopping.join_all().await;
 }
 
 /// Waits until something that speaks HTTP answers at a socket.

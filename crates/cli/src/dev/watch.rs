@@ -15,6 +15,8 @@ use crate::list;
 /// Pause between two looks until the device is ready, and after.
 const EAGER: Duration = Duration::from_millis(50);
 const CALM: Duration = Duration::from_secs(1);
+/// A problem is told when it lasts this long: what is under way is none.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) struct Watch {
     identity: IdentityClient,
@@ -40,14 +42,14 @@ impl Watch {
         loop {
             if !self.seen.provisioned {
                 let device = self.identity.device().await;
-                self.tell(|seen, _| seen.device(device));
+                self.tell(|seen, elapsed| seen.device(device, elapsed));
             }
             // A daemon that is down is told by its end; here it is only waited for.
             if let Ok(modules) = self.management.list_modules().await {
                 self.tell(|seen, elapsed| seen.modules(&modules, OffsetDateTime::now_utc(), elapsed));
             }
             if let Ok(status) = self.management.status().await {
-                self.tell(|seen, _| seen.status(&status));
+                self.tell(|seen, elapsed| seen.status(&status, elapsed));
             }
             tokio::time::sleep(if self.seen.ready { CALM } else { EAGER }).await;
         }
@@ -67,23 +69,20 @@ struct Seen {
     provisioned: bool,
     ready: bool,
     modules: BTreeMap<String, String>,
-    problems: Vec<String>,
-    identity_problem: Option<String>,
+    problems: Problems,
+    identity_problem: Problems,
     last_refusal: Option<Refusal>,
 }
 
 impl Seen {
-    fn device(&mut self, device: Result<Identity, ClientError>) -> Vec<Event> {
+    fn device(&mut self, device: Result<Identity, ClientError>, elapsed: Duration) -> Vec<Event> {
         match device {
             Ok(Identity::Aziot(identity)) => {
                 self.provisioned = true;
                 vec![Event::Provisioned { hub: identity.hub_name, device_id: identity.device_id }]
             }
             Err(ClientError::Status { message, .. }) => {
-                let news = self.identity_problem.as_ref() != Some(&message);
-                self.identity_problem = Some(message.clone());
-                let message = format!("the device has no identity yet: {message}");
-                if news { vec![Event::Problem { message }] } else { Vec::new() }
+                self.identity_problem.see([format!("the device has no identity yet: {message}")], elapsed)
             }
             Ok(Identity::Local(_)) | Err(_) => Vec::new(),
         }
@@ -119,10 +118,8 @@ impl Seen {
         events
     }
 
-    fn status(&mut self, status: &Status) -> Vec<Event> {
-        let new = status.problems.iter().filter(|problem| !self.problems.contains(problem));
-        let mut events: Vec<Event> = new.map(|problem| Event::Problem { message: problem.clone() }).collect();
-        self.problems.clone_from(&status.problems);
+    fn status(&mut self, status: &Status, elapsed: Duration) -> Vec<Event> {
+        let mut events = self.problems.see(status.problems.iter().cloned(), elapsed);
         // Newest first: all before the one that was the newest the last time are news.
         let news = status.refusals.iter().take_while(|refusal| Some(*refusal) != self.last_refusal.as_ref());
         let mut refused: Vec<Event> = news.map(refused).collect();
@@ -130,6 +127,26 @@ impl Seen {
         events.append(&mut refused);
         if let Some(newest) = status.refusals.first() {
             self.last_refusal = Some(newest.clone());
+        }
+        events
+    }
+}
+
+/// Problems that are there now, since when, and whether they were told.
+#[derive(Default)]
+struct Problems(BTreeMap<String, (Duration, bool)>);
+
+impl Problems {
+    fn see(&mut self, present: impl IntoIterator<Item = String>, elapsed: Duration) -> Vec<Event> {
+        let mut before = std::mem::take(&mut self.0);
+        let mut events = Vec::new();
+        for message in present {
+            let (since, told) = before.remove(&message).unwrap_or((elapsed, false));
+            let due = elapsed.saturating_sub(since) >= PATIENCE;
+            if due && !told {
+                events.push(Event::Problem { message: message.clone() });
+            }
+            self.0.insert(message, (since, told || due));
         }
         events
     }
@@ -195,6 +212,17 @@ mod tests {
     }
 
     #[test]
+    fn a_problem_is_told_once_and_only_if_it_lasts() {
+        let mut problems = Problems::default();
+        let mut told = |present: &[&str], seconds| {
+            problems.see(present.iter().map(|text| (*text).to_owned()), Duration::from_secs(seconds)).len()
+        };
+        assert_eq!([told(&["a"], 0), told(&["a", "b"], 2), told(&["a", "b"], 3), told(&["a", "b"], 5)], [0, 0, 1, 1]);
+        // One that went away counts anew.
+        assert_eq!([told(&["b"], 6), told(&["a"], 7), told(&["a"], 9), told(&["a"], 10)], [0, 0, 0, 1]);
+    }
+
+    #[test]
     fn each_refusal_is_told_once_oldest_first() {
         let refusal = |pid| Refusal {
             time: "2026-07-01T12:00:00Z".into(),
@@ -221,7 +249,7 @@ mod tests {
                 Event::Refused { pid, .. } => pid,
                 other => panic!("{other:?}"),
             };
-            seen.status(&status(pids)).into_iter().map(pid).collect()
+            seen.status(&status(pids), Duration::ZERO).into_iter().map(pid).collect()
         };
         assert_eq!(told(&[2, 1]), [1, 2]);
         assert_eq!(told(&[2, 1]), Vec::<u32>::new());

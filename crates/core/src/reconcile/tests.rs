@@ -17,8 +17,11 @@ fn target(version: u8) -> Target {
     }
 }
 
+const GENERATION: &str = "g0";
+
 fn observed(state: RuntimeState) -> Observed {
-    Observed { state, fingerprint: Some(target(1).fingerprint), last_start: Some(Timestamp(0)), last_exit: None }
+    let (fingerprint, generation) = (Some(target(1).fingerprint), Some(GENERATION.to_owned()));
+    Observed { state, fingerprint, generation, last_start: Some(Timestamp(0)), last_exit: None }
 }
 
 fn targets(entries: &[(&str, Target)]) -> Targets {
@@ -26,7 +29,23 @@ fn targets(entries: &[(&str, Target)]) -> Targets {
 }
 
 fn current(entries: &[(&str, Observed)]) -> Current {
-    entries.iter().map(|(name, observed)| (id(name), *observed)).collect()
+    entries.iter().map(|(name, observed)| (id(name), observed.clone())).collect()
+}
+
+/// The plan where all identities are those for which everything was made.
+fn plan(desired: &Targets, current: &Current, memory: &Memory, now: Timestamp) -> Vec<Step> {
+    super::plan(desired, current, Some(&unchanged()), memory, now)
+}
+
+fn unchanged() -> Generations {
+    ["m", "a", "b", "c", "z", "edgeHub"].into_iter().map(|name| (id(name), GENERATION.to_owned())).collect()
+}
+
+/// The plan for one wanted module `m` whose identity is of this generation, if there is any.
+fn with_identity(generation: Option<&str>, state: RuntimeState, memory: &Memory, now: i64) -> Vec<Step> {
+    let identities = generation.map(|generation| (id("m"), generation.to_owned())).into_iter().collect();
+    let there = current(&[("m", observed(state))]);
+    super::plan(&targets(&[("m", target(1))]), &there, Some(&identities), memory, Timestamp(now))
 }
 
 /// The plan for one module `m`, as purpose and actions.
@@ -51,7 +70,7 @@ fn a_new_module_gets_identity_image_container_and_start_in_this_order() {
 fn a_changed_spec_replaces_the_container_and_a_changed_policy_does_not() {
     let running = observed(RuntimeState::Running);
     let actions = vec![EnsureIdentity, PrepareUpdate, Stop, Update, Start];
-    assert_eq!(one(Some(target(2)), Some(running), &Memory::default(), 0), [(Purpose::Update, actions)]);
+    assert_eq!(one(Some(target(2)), Some(running.clone()), &Memory::default(), 0), [(Purpose::Update, actions)]);
     let policy = Target { restart_policy: RestartPolicy::Never, startup_order: 1, ..target(1) };
     assert_eq!(one(Some(policy), Some(running), &Memory::default(), 0), []);
 }
@@ -105,11 +124,11 @@ fn restarts_wait_10_20_40_80_160_and_then_300_seconds() {
         let exit = now;
         let there = current(&[("m", Observed { last_exit: Some(Timestamp(exit)), ..observed(RuntimeState::Failed) })]);
         loop {
-            memory.observe(&desired, &there, Timestamp(now));
+            memory.observe(&desired, &there, Some(&unchanged()), Timestamp(now));
             let plan = plan(&desired, &there, &memory, Timestamp(now));
             if let [step] = plan.as_slice() {
                 assert_eq!((step.purpose, step.actions.as_slice()), (Purpose::Restart, [Start].as_slice()));
-                memory.record(step, 1, Timestamp(now));
+                memory.record(step, 1, Some(GENERATION), Timestamp(now));
                 break;
             }
             now += 1000;
@@ -120,9 +139,9 @@ fn restarts_wait_10_20_40_80_160_and_then_300_seconds() {
     assert_eq!(memory.restarts(&id("m")), (8, Some(Timestamp(now))));
 
     let there = current(&[("m", Observed { last_start: Some(Timestamp(now)), ..observed(RuntimeState::Running) })]);
-    memory.observe(&desired, &there, Timestamp(now + INTENSIVE_CARE));
+    memory.observe(&desired, &there, Some(&unchanged()), Timestamp(now + INTENSIVE_CARE));
     assert_eq!(memory.restarts(&id("m")).0, 8);
-    memory.observe(&desired, &there, Timestamp(now + INTENSIVE_CARE + 1));
+    memory.observe(&desired, &there, Some(&unchanged()), Timestamp(now + INTENSIVE_CARE + 1));
     assert_eq!(memory.restarts(&id("m")).0, 0);
 }
 
@@ -151,9 +170,10 @@ fn a_module_that_was_never_started_or_was_wanted_stopped_before_is_started_at_on
     memory.record(
         &Step { module: id("m"), purpose: Purpose::Stop, target: Some(stopped), actions: vec![Stop] },
         1,
+        Some(GENERATION),
         Timestamp(0),
     );
-    assert_eq!(one(Some(stopped), Some(ended), &memory, 1), []);
+    assert_eq!(one(Some(stopped), Some(ended.clone()), &memory, 1), []);
     assert_eq!(one(Some(never), Some(ended), &memory, 1), [(Purpose::Start, vec![Start])]);
 }
 
@@ -178,7 +198,7 @@ fn a_failed_update_waits_while_the_old_container_is_looked_after() {
     let desired = targets(&[("m", target(2))]);
     let there = current(&[("m", observed(RuntimeState::Running))]);
     let step = plan(&desired, &there, &memory, Timestamp(0)).remove(0);
-    memory.record(&step, 1, Timestamp(0));
+    memory.record(&step, 1, Some(GENERATION), Timestamp(0));
     assert!(memory.is_failing(&id("m")));
     assert_eq!(plan(&desired, &there, &memory, Timestamp(9_999)), []);
     assert_eq!(plan(&desired, &there, &memory, Timestamp(10_000)).len(), 1);
@@ -197,9 +217,9 @@ fn a_container_whose_start_failed_is_not_made_again() {
     let mut memory = Memory::default();
     let desired = targets(&[("m", target(1))]);
     let step = plan(&desired, &Current::new(), &memory, Timestamp(0)).remove(0);
-    memory.record(&step, 3, Timestamp(0));
+    memory.record(&step, 3, Some(GENERATION), Timestamp(0));
     let made = Observed { fingerprint: None, last_start: None, ..observed(RuntimeState::Stopped) };
-    assert_eq!(one(Some(target(1)), Some(made), &memory, 1), []);
+    assert_eq!(one(Some(target(1)), Some(made.clone()), &memory, 1), []);
     assert_eq!(one(Some(target(1)), Some(made), &memory, 10_000), [(Purpose::Start, vec![Start])]);
 }
 
@@ -209,14 +229,14 @@ fn an_identity_that_could_not_be_deleted_is_deleted_later() {
     let there = current(&[("m", observed(RuntimeState::Running))]);
     for step in plan(&Targets::new(), &there, &memory, Timestamp(0)) {
         let completed = if step.purpose == Purpose::DropIdentity { 0 } else { step.actions.len() };
-        memory.record(&step, completed, Timestamp(0));
+        memory.record(&step, completed, Some(GENERATION), Timestamp(0));
     }
-    memory.observe(&Targets::new(), &Current::new(), Timestamp(1));
+    memory.observe(&Targets::new(), &Current::new(), Some(&unchanged()), Timestamp(1));
     assert_eq!(one(None, None, &memory, 1), []);
     let later = plan(&Targets::new(), &Current::new(), &memory, Timestamp(10_000));
     assert_eq!(later.len(), 1);
-    memory.record(&later[0], 1, Timestamp(10_000));
-    memory.observe(&Targets::new(), &Current::new(), Timestamp(10_001));
+    memory.record(&later[0], 1, Some(GENERATION), Timestamp(10_000));
+    memory.observe(&Targets::new(), &Current::new(), Some(&unchanged()), Timestamp(10_001));
     assert_eq!(memory, Memory::default());
 }
 
@@ -226,24 +246,87 @@ fn a_module_wanted_again_after_its_identity_went_is_made_anew_for_a_new_one() {
     let there = current(&[("m", observed(RuntimeState::Running))]);
     for step in plan(&Targets::new(), &there, &memory, Timestamp(0)) {
         let completed = if step.purpose == Purpose::Remove { 0 } else { step.actions.len() };
-        memory.record(&step, completed, Timestamp(0));
+        memory.record(&step, completed, Some(GENERATION), Timestamp(0));
     }
     let desired = targets(&[("m", target(1))]);
     let step = plan(&desired, &there, &memory, Timestamp(1)).remove(0);
     assert_eq!(step.purpose, Purpose::Update);
     // The identity alone is not enough: the container still has the old one.
-    memory.record(&step, 1, Timestamp(1));
+    memory.record(&step, 1, Some(GENERATION), Timestamp(1));
     let step = plan(&desired, &there, &memory, Timestamp(20_000)).remove(0);
     assert_eq!(step.purpose, Purpose::Update);
-    memory.record(&step, 5, Timestamp(20_000));
+    memory.record(&step, 5, Some(GENERATION), Timestamp(20_000));
     assert_eq!(plan(&desired, &there, &memory, Timestamp(20_001)), []);
+}
+
+#[test]
+fn a_lost_identity_is_made_anew_without_touching_the_module() {
+    let mut memory = Memory::default();
+    for state in [RuntimeState::Running, RuntimeState::Unknown] {
+        let plan = with_identity(None, state, &memory, 0);
+        let steps: Vec<_> = plan.iter().map(|step| (step.purpose, step.actions.as_slice())).collect();
+        assert_eq!(steps, [(Purpose::Identify, [EnsureIdentity].as_slice())], "{state:?}");
+    }
+    // One that cannot be made waits, and holds back no restart.
+    let step = with_identity(None, RuntimeState::Running, &memory, 0).remove(0);
+    memory.record(&step, 0, None, Timestamp(0));
+    assert!(memory.is_failing(&id("m")));
+    assert_eq!(with_identity(None, RuntimeState::Running, &memory, 9_999), []);
+    let actions = |plan: Vec<Step>| plan.into_iter().flat_map(|step| step.actions).collect::<Vec<_>>();
+    assert_eq!(actions(with_identity(None, RuntimeState::Failed, &memory, 9_999)), [Start]);
+    assert_eq!(actions(with_identity(None, RuntimeState::Failed, &memory, 10_000)), [EnsureIdentity, Start]);
+    let there = current(&[("m", observed(RuntimeState::Running))]);
+    memory.observe(&targets(&[("m", target(1))]), &there, Some(&unchanged()), Timestamp(10_001));
+    assert!(!memory.is_failing(&id("m")));
+}
+
+#[test]
+fn a_module_made_for_another_generation_is_made_anew() {
+    let memory = Memory::default();
+    let plan = with_identity(Some("g1"), RuntimeState::Running, &memory, 0);
+    let actions = [EnsureIdentity, PrepareUpdate, Stop, Update, Start];
+    assert_eq!(plan.len(), 1);
+    assert_eq!((plan[0].purpose, plan[0].actions.as_slice()), (Purpose::Renew, actions.as_slice()));
+    assert_eq!(with_identity(Some(GENERATION), RuntimeState::Running, &memory, 0), []);
+}
+
+#[test]
+fn a_container_without_a_noted_generation_counts_as_made_for_the_first_that_is_seen() {
+    let desired = targets(&[("m", target(1))]);
+    let there = current(&[("m", Observed { generation: None, ..observed(RuntimeState::Running) })]);
+    let mut memory = Memory::default();
+    memory.observe(&desired, &there, None, Timestamp(0));
+    assert_eq!(super::plan(&desired, &there, None, &memory, Timestamp(0)), []);
+    memory.observe(&desired, &there, Some(&unchanged()), Timestamp(0));
+    assert_eq!(plan(&desired, &there, &memory, Timestamp(0)), []);
+    let renewed = Generations::from([(id("m"), "g1".to_owned())]);
+    memory.observe(&desired, &there, Some(&renewed), Timestamp(0));
+    let steps = super::plan(&desired, &there, Some(&renewed), &memory, Timestamp(0));
+    assert_eq!(steps.iter().map(|step| step.purpose).collect::<Vec<_>>(), [Purpose::Renew]);
+}
+
+#[test]
+fn a_list_of_identities_that_stays_behind_makes_no_container_anew_again_and_again() {
+    let desired = targets(&[("m", target(1))]);
+    let there = current(&[("m", observed(RuntimeState::Running))]);
+    let behind = Generations::from([(id("m"), "older".to_owned())]);
+    let mut memory = Memory::default();
+    let mut renewals = Vec::new();
+    for now in (0..1_000_000).step_by(5000).map(Timestamp) {
+        memory.observe(&desired, &there, Some(&behind), now);
+        for step in super::plan(&desired, &there, Some(&behind), &memory, now) {
+            memory.record(&step, step.actions.len(), Some(GENERATION), now);
+            renewals.push(now.0 / 1000);
+        }
+    }
+    assert_eq!(renewals, [0, 10, 30, 70, 150, 310, 610, 910]);
 }
 
 #[test]
 fn memory_reads_back_from_json() {
     let mut memory = Memory::default();
     let step = plan(&targets(&[("m", target(1))]), &Current::new(), &memory, Timestamp(0)).remove(0);
-    memory.record(&step, 3, Timestamp(7));
+    memory.record(&step, 3, Some(GENERATION), Timestamp(7));
     let text = serde_json::to_string(&memory).unwrap();
     assert_eq!(serde_json::from_str::<Memory>(&text).unwrap(), memory);
 }
@@ -262,6 +345,12 @@ enum Event {
     Fault(u8, Option<u8>),
     /// A container is dead.
     Die(u8),
+    /// A module's identity is made anew at the hub.
+    Regenerate(u8),
+    /// A module's identity is lost.
+    LoseIdentity(u8),
+    /// Identities cannot be listed, or they can again.
+    IdentitiesAway(bool),
     /// The agent loses its state folder.
     Forget,
 }
@@ -274,6 +363,9 @@ fn event() -> impl Strategy<Value = Event> {
         (0..5_u8, 0..2_i32).prop_map(|(module, code)| Event::Exit(module, code)),
         (0..5_u8, proptest::option::of(0..8_u8)).prop_map(|(module, action)| Event::Fault(module, action)),
         (0..5_u8).prop_map(Event::Die),
+        (0..5_u8).prop_map(Event::Regenerate),
+        (0..5_u8).prop_map(Event::LoseIdentity),
+        any::<bool>().prop_map(Event::IdentitiesAway),
         Just(Event::Forget),
     ]
 }
@@ -283,7 +375,9 @@ struct Device {
     now: i64,
     desired: Targets,
     current: Current,
-    identities: BTreeSet<ModuleId>,
+    identities: Generations,
+    generations: u32,
+    identities_away: bool,
     memory: Memory,
     faults: BTreeMap<ModuleId, Action>,
 }
@@ -331,26 +425,44 @@ impl Device {
                     module.state = RuntimeState::Dead;
                 }
             }
+            Event::Regenerate(module) => {
+                let module = name(module);
+                if self.identities.remove(&module).is_some() {
+                    self.ensure_identity(&module);
+                }
+            }
+            Event::LoseIdentity(module) => drop(self.identities.remove(&name(module))),
+            Event::IdentitiesAway(away) => self.identities_away = away,
             Event::Forget => self.memory = Memory::default(),
         }
+    }
+
+    fn ensure_identity(&mut self, module: &ModuleId) {
+        let generations = &mut self.generations;
+        self.identities.entry(module.clone()).or_insert_with(|| {
+            *generations += 1;
+            format!("g{generations}")
+        });
     }
 
     /// One call of the management API, as a real daemon would answer it.
     fn call(&mut self, step: &Step, action: Action) -> bool {
         let module = &step.module;
-        if self.faults.get(module) == Some(&action) {
+        let about_identity = matches!(action, EnsureIdentity | DeleteIdentity);
+        if self.faults.get(module) == Some(&action) || (about_identity && self.identities_away) {
             return false;
         }
         let fresh = Observed {
             state: RuntimeState::Stopped,
             fingerprint: step.target.map(|target| target.fingerprint),
+            generation: self.identities.get(module).cloned(),
             last_start: None,
             last_exit: None,
         };
         let present = self.current.contains_key(module);
         match action {
             EnsureIdentity => {
-                self.identities.insert(module.clone());
+                self.ensure_identity(module);
                 true
             }
             DeleteIdentity => {
@@ -387,25 +499,30 @@ impl Device {
             // Host modules carry no label.
             if ["c", "d"].contains(&module.as_str()) {
                 observed.fingerprint = None;
+                observed.generation = None;
             }
         }
-        self.memory.observe(&self.desired, &seen, now);
-        let steps = plan(&self.desired, &seen, &self.memory, now);
+        let listed = self.identities.clone();
+        let listed = (!self.identities_away).then_some(&listed);
+        self.memory.observe(&self.desired, &seen, listed, now);
+        let steps = super::plan(&self.desired, &seen, listed, &self.memory, now);
         for step in &steps {
             let completed = step.actions.iter().take_while(|action| self.call(step, **action)).count();
-            self.memory.record(step, completed, now);
+            let generation = self.identities.get(&step.module).map(String::as_str);
+            self.memory.record(step, completed, generation, now);
         }
         steps
     }
 
     fn is_converged(&self, module: &ModuleId) -> bool {
         match (self.desired.get(module), self.current.get(module)) {
-            (None, None) => !self.identities.contains(module),
+            (None, None) => !self.identities.contains_key(module),
             (Some(target), Some(observed)) => {
                 let runs = observed.state == RuntimeState::Running;
                 let ran = observed.last_start.is_some() && target.restart_policy == RestartPolicy::Never;
                 observed.fingerprint == Some(target.fingerprint)
-                    && self.identities.contains(module)
+                    && observed.generation.is_some()
+                    && observed.generation.as_ref() == self.identities.get(module)
                     && match target.status {
                         DesiredStatus::Running => runs || ran,
                         DesiredStatus::Stopped => !runs,
@@ -426,13 +543,16 @@ proptest! {
             // What only the state folder knows is lost with it: which identities are still to be deleted, and which
             // containers have lost theirs.
             if matches!(event, Event::Forget) {
-                device.identities = device.current.keys().chain(device.desired.keys()).cloned().collect();
+                let known: BTreeSet<_> = device.current.keys().chain(device.desired.keys()).cloned().collect();
+                device.identities.retain(|module, _| known.contains(module));
+                known.iter().for_each(|module| device.ensure_identity(module));
             }
             device.apply(event);
             for step in device.round() {
                 prop_assert!(!step.module.is_edge_agent());
             }
         }
+        device.identities_away = false;
         // Some calls go on failing: the modules that have no fault must not suffer.
         for _ in 0..4 {
             device.now += LONGEST_WAIT + 1000;
@@ -454,6 +574,33 @@ proptest! {
         prop_assert_eq!(device.round(), vec![]);
         prop_assert!(NAMES.iter().all(|name| !device.memory.is_failing(&id(name))), "{:?}", device.memory);
         prop_assert!(device.current.contains_key(&id("edgeAgent")));
+    }
+
+    #[test]
+    fn an_identity_list_that_fails_never_leads_to_a_destructive_action(
+        before in proptest::collection::vec(event(), 0..40), after in proptest::collection::vec(event(), 1..40)
+    ) {
+        let mut device = Device::new();
+        for event in before {
+            device.apply(event);
+            device.round();
+        }
+        device.identities_away = false;
+        device.faults.clear();
+        for _ in 0..5 {
+            device.now += LONGEST_WAIT + 1000;
+            device.round();
+        }
+        device.identities_away = true;
+        for event in after {
+            // All that has to do with identities, time and ends; nothing that is a reason of its own.
+            if matches!(event, Event::Pass(_) | Event::Exit(..) | Event::Regenerate(_) | Event::LoseIdentity(_)) {
+                device.apply(event);
+            }
+            for step in device.round() {
+                prop_assert_eq!(&step.actions, &[Start], "{:?}", step);
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use hyper::body::Incoming;
@@ -23,6 +23,9 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 const HEAD_LIMIT: usize = 16 << 10;
 /// Connections over the limit that are being told so, at any one time. Further ones are closed without a word.
 const REFUSALS: u32 = 32;
+
+/// How often trouble with accepting is logged.
+const WARNING_PERIOD: Duration = Duration::from_secs(60);
 
 /// Bounds of one socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +107,7 @@ pub async fn serve<S: Send + Sync + 'static>(
 ) {
     let counts = Arc::new(Mutex::new(Counts::default()));
     let mut connections = JoinSet::new();
+    let mut last_warning: Option<Instant> = None;
     // Set on the listener, so that bytes sent before accept carry their sender as well.
     if let Err(error) = rustix::net::sockopt::set_socket_passcred(&listener, true) {
         tracing::warn!(%error, "senders of early bytes cannot be checked");
@@ -123,7 +127,10 @@ pub async fn serve<S: Send + Sync + 'static>(
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if last_warning.is_none_or(|at| at.elapsed() > WARNING_PERIOD) {
+                        last_warning = Some(Instant::now());
+                        tracing::warn!(%error, "cannot accept connections");
+                    }
                     // Out of descriptors: they come back when connections end, and a busy loop would not help that.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
@@ -196,7 +203,8 @@ async fn converse<S: Send + Sync + 'static>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
         .max_buf_size(HEAD_LIMIT)
-        .half_close(true)
+        // A client that goes away while an answer is streamed is noticed by the end of what it sends.
+        .half_close(false)
         .serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {

@@ -135,16 +135,10 @@ impl Request {
 /// 422 without repeating what was sent: serde's own text may quote a value, which may be a secret.
 fn unprocessable(error: &serde_json::Error) -> HttpError {
     let text = error.to_string();
-    if error.is_data() && text.starts_with(edgekeep_api::NOT_BASE64) {
-        return HttpError::bad_request(format!(
-            "invalid parameter: {} (line {}, column {})",
-            edgekeep_api::NOT_BASE64,
-            error.line(),
-            error.column()
-        ));
-    }
     let what = if error.is_data() && (text.starts_with("missing field") || text.starts_with("unknown variant")) {
         text.split(" at line ").next().unwrap_or_default().to_owned()
+    } else if error.is_data() && text.starts_with(edgekeep_api::NOT_BASE64) {
+        edgekeep_api::NOT_BASE64.to_owned()
     } else if error.is_data() {
         "JSON does not have the expected members".to_owned()
     } else if error.is_eof() {

@@ -133,6 +133,9 @@ pub(super) struct Circumstances<'a> {
     pub(super) issuance: Option<&'a Issuance>,
     /// Whether the operator configured this id to be issued without the caller naming an issuer: only such may be CAs.
     pub(super) may_be_ca: bool,
+    /// When the caller wants it to end at the latest. One that is not in the future is not a wish that can be met, and is
+    /// passed over: a module whose clock is off still gets a certificate.
+    pub(super) wanted_end: Option<OffsetDateTime>,
     pub(super) now: OffsetDateTime,
     pub(super) serial: [u8; 16],
 }
@@ -299,7 +302,7 @@ pub(super) fn prepare(
     issuer: Option<&Issuer>,
     circumstances: &Circumstances<'_>,
 ) -> Result<Unsigned, IssueError> {
-    let Circumstances { issuance, may_be_ca, now, serial } = *circumstances;
+    let Circumstances { issuance, may_be_ca, wanted_end, now, serial } = *circumstances;
     if request.wants_ca && !may_be_ca {
         return Err(refuse("it asks for a CA's rights, which only ids with a configured issuance may have"));
     }
@@ -310,6 +313,9 @@ pub(super) fn prepare(
     let days = issuance.and_then(|issuance| issuance.expiry_days).unwrap_or(DEFAULT_DAYS).max(1);
     let mut not_before = now.saturating_sub(BACKDATE);
     let mut not_after = now.saturating_add(Duration::days(days.into()));
+    if let Some(wanted) = wanted_end.and_then(|end| end.replace_nanosecond(0).ok()).filter(|end| *end > now) {
+        not_after = not_after.min(wanted);
+    }
     if let Some(issuer) = issuer {
         not_before = not_before.max(issuer.not_before);
         not_after = not_after.min(issuer.not_after);
@@ -413,7 +419,7 @@ mod tests {
     }
 
     fn circumstances<'a>(issuance: Option<&'a Issuance>, may_be_ca: bool) -> Circumstances<'a> {
-        Circumstances { issuance, may_be_ca, now: NOW, serial: [0xff; 16] }
+        Circumstances { issuance, may_be_ca, wanted_end: None, now: NOW, serial: [0xff; 16] }
     }
 
     fn sign(unsigned: &Unsigned, key: &rcgen::KeyPair) -> Vec<u8> {
@@ -554,6 +560,16 @@ mod tests {
         ] {
             let error = Issuer::read(der, now).unwrap_err();
             assert!(error.to_string().contains(fault), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wanted_end_shortens_a_certificate_and_never_lengthens_it() {
+        for (wanted, days) in [(Duration::days(3), 3), (Duration::days(300), 30), (Duration::days(-1), 30)] {
+            let mut circumstances = circumstances(None, false);
+            circumstances.wanted_end = Some(NOW + wanted);
+            let unsigned = prepare(&request(&params("x"), &key()).unwrap(), None, &circumstances).unwrap();
+            assert_eq!(unsigned.not_after, NOW + Duration::days(days), "{wanted}");
         }
     }
 

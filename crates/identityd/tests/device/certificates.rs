@@ -32,7 +32,7 @@ fn leaf_request(name: &str) -> String {
 pub(crate) async fn self_signed_ca(device: &mut Device, id: &str, pair: &KeyPair) -> String {
     device.import(id, pair).await;
     let csr = ca_request(pair, BasicConstraints::Unconstrained);
-    let request = CreateCertificate { cert_id: id.to_owned(), csr, issuer: None };
+    let request = CreateCertificate { cert_id: id.to_owned(), csr, issuer: None, not_after: None };
     device.certificates().create(&request).await.unwrap()
 }
 
@@ -53,7 +53,7 @@ async fn device_with_ca(pair: &KeyPair) -> (Device, String) {
 async fn leaf(device: &Device, id: &str, csr: String) -> Result<String, ClientError> {
     let private_key_handle = device.keys().load_key_pair(CA).await.unwrap();
     let issuer = Some(Issuer { cert_id: CA.to_owned(), private_key_handle });
-    device.certificates().create(&CreateCertificate { cert_id: id.to_owned(), csr, issuer }).await
+    device.certificates().create(&CreateCertificate { cert_id: id.to_owned(), csr, issuer, not_after: None }).await
 }
 
 fn refusal(error: ClientError) -> (StatusCode, String) {
@@ -106,7 +106,7 @@ async fn a_ca_below_the_local_ca_is_made_for_ids_that_are_configured_so() {
     settings.local_ca = Some(LocalCa { cert: "local-ca".parse().unwrap(), key: "local-ca".parse().unwrap() });
     device.start().await;
     let csr = ca_request(&KeyPair::generate().unwrap(), BasicConstraints::Constrained(0));
-    let request = CreateCertificate { cert_id: CA.to_owned(), csr, issuer: None };
+    let request = CreateCertificate { cert_id: CA.to_owned(), csr, issuer: None, not_after: None };
     let (status, message) = refusal(device.certificates().create(&request).await.unwrap_err());
     assert_eq!((status, message.as_str()), (StatusCode::BAD_REQUEST, "certificate \"local-ca\" not found"));
 

@@ -15,12 +15,12 @@ use crate::service::Moduled;
 use crate::spec::ValidSpec;
 
 pub(super) async fn list(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    Ok(Response::ok(&service.modules.list().await?))
+    Ok(Response::ok(&service.modules.list(&service.registrations).await?))
 }
 
 pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
     let module: ModuleId = request.id(0)?;
-    Ok(Response::ok(&service.modules.details(&module).await?))
+    Ok(Response::ok(&service.modules.details(&module, &service.registrations).await?))
 }
 
 pub(super) async fn create(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use edgekeep_api::certd::{CreateCertificate, Issuer};
 use edgekeep_api::workload::{IdentityCertificate, IssuedCertificate, PrivateKey, ServerCertificate};
+use edgekeep_core::attestation::DenyReason;
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::settings::ModuleKeys;
 use edgekeep_daemon::server::{HttpError, Request, Response};
@@ -15,6 +16,7 @@ use rcgen::{
     PKCS_RSA_SHA256, SanType,
 };
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
 use super::WorkloadDoor;
@@ -25,21 +27,30 @@ use crate::service::Moduled;
 const COMMON_NAME_LIMIT: usize = 64;
 
 pub(super) async fn server(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
-    let module = state.admit(&request, Some(request.param(1))).await?;
+    let (module, _) = state.admit_generation(&request).await?;
     let body: ServerCertificate = request.json().await?;
     let mut names = vec![host_name(&body.common_name)?];
+    if belongs_to_another(&body.common_name, &module, &state.service.registrations.modules()) {
+        let route = format!("{} {}", request.method(), request.route);
+        let reason = DenyReason::NameOfAnotherModule;
+        state.service.attestor.refuse(&request.caller, module.as_str(), &route, reason);
+        return Err(HttpError::forbidden());
+    }
     let own = host_name(module.name())?;
     if !names.contains(&own) {
         names.push(own);
     }
+    let not_after = end(&state.service, body.expiration.as_deref());
     let cert_id = format!("aziot-edged/module/{}:{}:server", module.name(), request.param(1));
-    let wanted = Wanted { cert_id, common_name: body.common_name, names, usage: ExtendedKeyUsagePurpose::ServerAuth };
+    let wanted =
+        Wanted { cert_id, common_name: body.common_name, names, usage: ExtendedKeyUsagePurpose::ServerAuth, not_after };
     Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted).await?))
 }
 
 pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let module = state.admit(&request, None).await?;
-    let _: Option<IdentityCertificate> = request.json_opt().await?;
+    let body: Option<IdentityCertificate> = request.json_opt().await?;
+    let not_after = end(&state.service, body.and_then(|body| body.expiration).as_deref());
     let identity = state.service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
     let uri = identity_uri(&identity.hub, &identity.device, &module);
     let uri = uri.as_str().try_into().map_err(|_| HttpError::internal("the identity's URI is not ASCII"))?;
@@ -48,8 +59,18 @@ pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> 
         common_name: module.to_string(),
         names: vec![SanType::URI(uri)],
         usage: ExtendedKeyUsagePurpose::ClientAuth,
+        not_after,
     };
     Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted).await?))
+}
+
+/// Whether a name is that of a neighbour: whoever trusts this device's certificates would take the module for it. The
+/// device's own host name is nobody's: modules that serve the outside have always asked for it.
+fn belongs_to_another(name: &str, module: &ModuleId, registered: &[ModuleId]) -> bool {
+    let own = module.name();
+    let neighbours = registered.iter().map(ModuleId::name).chain(["edgeAgent", "edgeHub"]);
+    !name.eq_ignore_ascii_case(own)
+        && neighbours.filter(|neighbour| *neighbour != own).any(|neighbour| name.eq_ignore_ascii_case(neighbour))
 }
 
 struct Wanted {
@@ -57,6 +78,7 @@ struct Wanted {
     common_name: String,
     names: Vec<SanType>,
     usage: ExtendedKeyUsagePurpose,
+    not_after: OffsetDateTime,
 }
 
 fn identity_uri(hub: &str, device: &str, module: &ModuleId) -> String {
@@ -72,9 +94,7 @@ fn host_name(text: &str) -> Result<SanType, HttpError> {
     }
     let wrong = || HttpError::bad_request("invalid commonName: expected a host name or an IP address");
     let label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_*".contains(&c))
+        !label.is_empty() && label.len() <= 63 && label.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
     };
     if text.len() > 253 || !text.split('.').all(label) {
         return Err(wrong());
@@ -100,6 +120,7 @@ async fn issue(service: &Moduled, wanted: Wanted) -> Result<IssuedCertificate, H
         cert_id: wanted.cert_id.clone(),
         csr: csr.clone(),
         issuer: Some(Issuer { cert_id: service.settings.edge_ca.cert.to_string(), private_key_handle: handle }),
+        not_after: wanted.not_after.format(&Rfc3339).ok(),
     };
     let certificate = match service.certificates.create(&request(issuer_key.clone())).await {
         Err(error) if error.to_string().contains("handle") => {
@@ -116,6 +137,15 @@ async fn issue(service: &Moduled, wanted: Wanted) -> Result<IssuedCertificate, H
         certificate,
         expiration: rfc3339_with_offset(end),
     })
+}
+
+/// When a certificate ends: as asked, but not later than configured. Existing clients send texts of many kinds here, so one
+/// that cannot be read counts as none.
+fn end(service: &Moduled, asked: Option<&str>) -> OffsetDateTime {
+    let now = OffsetDateTime::now_utc();
+    let longest = now.saturating_add(time::Duration::days(service.settings.edge_ca.module_cert_days.into()));
+    let asked = asked.and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok()).filter(|asked| *asked > now);
+    asked.map_or(longest, |asked| asked.min(longest)).to_offset(time::UtcOffset::UTC)
 }
 
 fn request_for(wanted: &Wanted, key: &KeyPair) -> Result<String, rcgen::Error> {
@@ -152,9 +182,20 @@ mod tests {
         assert!(matches!(host_name("10.0.0.1"), Ok(SanType::IpAddress(_))));
         assert!(matches!(host_name("fe80::1"), Ok(SanType::IpAddress(_))));
         assert!(matches!(host_name("press-04.plant7.example"), Ok(SanType::DnsName(_))));
-        for wrong in ["", "a b", "a..b", "a/b", "é", &"a".repeat(64), "x\0y"] {
+        for wrong in ["", "*", "*.example", "a b", "a..b", "a/b", "é", &"a".repeat(64), "x\0y"] {
             assert!(host_name(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_neighbours_name_is_nobody_elses() {
+        let id = |name: &str| name.parse::<ModuleId>().unwrap();
+        let registered = [id("$edgeHub"), id("a"), id("b")];
+        assert!(belongs_to_another("B", &id("a"), &registered));
+        assert!(belongs_to_another("edgehub", &id("a"), &[]));
+        assert!(!belongs_to_another("a", &id("a"), &registered));
+        assert!(!belongs_to_another("edgeHub", &id("$edgeHub"), &registered));
+        assert!(!belongs_to_another("press-04", &id("a"), &registered));
     }
 
     #[test]

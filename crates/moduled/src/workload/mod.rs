@@ -7,12 +7,16 @@ pub(crate) use secrets::ENCRYPTION_KEY;
 
 use std::sync::Arc;
 
+use edgekeep_api::NOT_BASE64;
 use edgekeep_api::workload::{API_VERSIONS, TrustBundle};
-use edgekeep_core::attestation::Door;
+use edgekeep_core::attestation::{DenyReason, Door};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
-use http::Method;
+use http::{Method, StatusCode};
+use serde::de::DeserializeOwned;
 
+use crate::failure;
+use crate::identities::ModuleIdentity;
 use crate::service::Moduled;
 
 /// One workload socket: the service behind it, and the door it is.
@@ -28,6 +32,26 @@ impl WorkloadDoor {
         let module: ModuleId = request.id(0)?;
         self.service.admit(request, &self.door, &module, generation).await?;
         Ok(module)
+    }
+
+    /// Admits the caller as the module in the first placeholder, in the generation of the second: the identity's current
+    /// one, also where the module was created before its identity was known.
+    async fn admit_generation(&self, request: &Request) -> Result<(ModuleId, Arc<ModuleIdentity>), HttpError> {
+        let generation = request.param(1);
+        let module = self.admit(request, Some(generation)).await?;
+        let identity = self.service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
+        if identity.generation == generation {
+            return Ok((module, identity));
+        }
+        // The identity may have been made anew since it was last looked at.
+        self.service.identities.forget(&module);
+        let identity = self.service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
+        if identity.generation == generation {
+            return Ok((module, identity));
+        }
+        let route = format!("{} {}", request.method(), request.route);
+        self.service.attestor.refuse(&request.caller, module.as_str(), &route, DenyReason::GenerationMismatch);
+        Err(HttpError::forbidden())
     }
 }
 
@@ -49,6 +73,17 @@ pub fn router(service: Arc<Moduled>, door: Door) -> Router<WorkloadDoor> {
         .route(Method::GET, "/modules/", FIRST, list)
 }
 
+/// The request's body. Bad base64 is a bad parameter on this API.
+async fn body<T: DeserializeOwned>(request: &mut Request) -> Result<T, HttpError> {
+    request.json().await.map_err(|error| {
+        if error.status() == StatusCode::UNPROCESSABLE_ENTITY && error.message().contains(NOT_BASE64) {
+            HttpError::bad_request(error.message())
+        } else {
+            error
+        }
+    })
+}
+
 async fn trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
     let certificate = state.service.trust_bundle.get(&state.service.certificates).await?;
     Ok(Response::ok(&TrustBundle { certificate: certificate.as_ref().clone() }))
@@ -61,5 +96,12 @@ async fn manifest_trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<R
 }
 
 async fn list(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
-    Ok(Response::ok(&state.service.modules.list().await?))
+    let mut list = state.service.modules.list(&state.service.registrations).await?;
+    for module in &mut list.modules {
+        // Labels are their authors'; a neighbour without any proof of identity gets to know what runs, not more.
+        if let Some(settings) = module.config.settings.as_object_mut() {
+            settings.insert("createOptions".into(), serde_json::json!({}));
+        }
+    }
+    Ok(Response::ok(&list))
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{EncryptMechanism, SignMechanism};
 use edgekeep_api::workload::{Decrypt, Decrypted, Digest, Encrypt, Encrypted, Sign};
-use edgekeep_core::attestation::DenyReason;
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 use http::StatusCode;
@@ -17,14 +16,9 @@ use crate::failure;
 pub(crate) const ENCRYPTION_KEY: &str = "iotedge_master_encryption_id";
 
 pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
-    let module = admit_generation(&state, &request).await?;
-    let body: Sign = request.json().await?;
+    let (module, identity) = state.admit_generation(&request).await?;
+    let body: Sign = super::body(&mut request).await?;
     let service = &state.service;
-    let identity = service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
-    if identity.generation != request.param(1) {
-        service.attestor.refuse(&request.caller, module.as_str(), request.route, DenyReason::GenerationMismatch);
-        return Err(HttpError::forbidden());
-    }
     let mechanism = SignMechanism::HmacSha256 { message: body.data };
     let digest = match service.keys.sign(&identity.key, mechanism.clone()).await {
         Err(error) if is_stale(&error) => {
@@ -40,8 +34,8 @@ pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Resu
 }
 
 pub(super) async fn encrypt(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
-    let module = admit_generation(&state, &request).await?;
-    let body: Encrypt = request.json().await?;
+    let (module, _) = state.admit_generation(&request).await?;
+    let body: Encrypt = super::body(&mut request).await?;
     let keys = &state.service.keys;
     let mechanism = aead(&module, request.param(1), body.initialization_vector);
     let handle = state.service.encryption_key.get(keys).await?;
@@ -58,8 +52,8 @@ pub(super) async fn encrypt(state: Arc<WorkloadDoor>, mut request: Request) -> R
 }
 
 pub(super) async fn decrypt(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
-    let module = admit_generation(&state, &request).await?;
-    let body: Decrypt = request.json().await?;
+    let (module, _) = state.admit_generation(&request).await?;
+    let body: Decrypt = super::body(&mut request).await?;
     let keys = &state.service.keys;
     let mechanism = aead(&module, request.param(1), body.initialization_vector);
     let handle = state.service.encryption_key.get(keys).await?;
@@ -72,10 +66,6 @@ pub(super) async fn decrypt(state: Arc<WorkloadDoor>, mut request: Request) -> R
     };
     let plaintext = plaintext.map_err(|error| HttpError::internal(error.to_string()))?;
     Ok(Response::ok(&Decrypted { plaintext: plaintext.into() }))
-}
-
-async fn admit_generation(state: &WorkloadDoor, request: &Request) -> Result<ModuleId, HttpError> {
-    state.admit(request, Some(request.param(1))).await
 }
 
 /// Module id and generation without a separator, as existing ciphertexts have it (wire facts 3.3).

@@ -419,7 +419,11 @@ impl Engine {
         body.insert("CheckDuplicate".into(), true.into());
         let mut call = Call::post(Target::new("/networks/create"));
         call.body = Some(Value::Object(body));
-        self.connector.json(call).await.map(drop)
+        match self.connector.json(call).await {
+            // Somebody else made it meanwhile.
+            Err(error) if error.status() == Some(409) => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// The engine's networks; with a name also those that contain it, as the engine's filter works.

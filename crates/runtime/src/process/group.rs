@@ -1,5 +1,5 @@
 //! A cgroup for each host module, where the daemon may make one: what runs for the module can then be told, and ended, as
-//! a whole.
+//! a whole, also after its first process ended and others of it live on.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +12,14 @@ use crate::evidence::{CgroupHierarchy, ProcDir};
 /// Rounds of ending what is in a group before giving up, [`ROUND`] apart.
 const ROUNDS: u32 = 200;
 const ROUND: Duration = Duration::from_millis(10);
+
+/// How deep below a module's group processes are looked for: a privileged module may make groups of its own.
+const DEPTH: u32 = 16;
+
+/// Name of a module's group. The prefix keeps a module's name from being that of a control file.
+fn group_name(module: &ModuleId) -> String {
+    format!("m-{}", module.name())
+}
 
 /// Where module groups are made.
 #[derive(Debug, Clone)]
@@ -54,9 +62,10 @@ impl ModuleCgroups {
     /// Puts a process into the module's group and gives the group's path; `None` if there are no groups.
     pub(super) fn join(&self, module: &ModuleId, pid: u32) -> Option<String> {
         let base = self.base.as_ref().ok()?;
-        // The prefix keeps a module's name from being that of a control file.
-        let path = format!("{base}/m-{}", module.name());
-        let made = make(&self.hierarchy, base).and_then(|_| make(&self.hierarchy, &path));
+        let path = format!("{base}/{}", group_name(module));
+        let make_both = || make(&self.hierarchy, base).and_then(|_| make(&self.hierarchy, &path));
+        // Between the two, the end of another module may remove the base, for want of groups in it.
+        let made = make_both().or_else(|_| make_both()).or_else(|_| make_both());
         let joined = made.and_then(|folder| {
             std::fs::write(folder.join("cgroup.procs"), pid.to_string()).map_err(|error| error.to_string())
         });
@@ -69,18 +78,36 @@ impl ModuleCgroups {
         }
     }
 
-    /// Ends everything in a group and removes it.
-    pub(super) async fn clear(&self, path: &str) {
+    /// Ends everything in the module's group and removes it; also in `former`, the group that an earlier daemon, perhaps
+    /// at another place in the tree, had made for it. Whether both are empty by now.
+    pub(super) async fn clear(&self, module: &ModuleId, former: Option<&str>) -> bool {
+        let name = group_name(module);
+        let own = self.base.as_ref().ok().map(|base| format!("{base}/{name}"));
+        // What was read from disk must at least look like a module's group before all in it is killed.
+        let former = former.filter(|former| former.rsplit_once('/').is_some_and(|(_, last)| last == name));
+        let former = former.filter(|former| own.as_deref() != Some(*former));
+        let mut cleared = true;
+        for path in own.as_deref().into_iter().chain(former) {
+            cleared &= self.clear_path(path).await;
+        }
+        cleared
+    }
+
+    async fn clear_path(&self, path: &str) -> bool {
         let folder = self.folder(path);
-        // One write where the kernel offers it (cgroup v2, 5.14 and later); else process by process.
-        let at_once = std::fs::write(folder.join("cgroup.kill"), "1").is_ok();
+        if !folder.exists() {
+            return true;
+        }
+        let mut empty = false;
         for _ in 0..ROUNDS {
-            let processes = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-            if processes.trim().is_empty() {
+            let processes = processes_below(&folder, DEPTH);
+            empty = processes.is_empty();
+            if empty {
                 break;
             }
-            if !at_once {
-                processes.lines().filter_map(|line| line.parse().ok()).for_each(|pid| self.kill_in(path, pid));
+            // One write where the kernel offers it (cgroup v2, 5.14 and later); else process by process.
+            if std::fs::write(folder.join("cgroup.kill"), "1").is_err() {
+                processes.into_iter().for_each(|pid| self.kill_in(path, pid));
             }
             tokio::time::sleep(ROUND).await;
         }
@@ -89,6 +116,7 @@ impl ModuleCgroups {
         {
             tracing::warn!(cgroup = path, %error, "the module's cgroup stays behind");
         }
+        empty
     }
 
     /// Removes a group that nothing runs in.
@@ -97,8 +125,8 @@ impl ModuleCgroups {
     }
 
     fn remove(&self, path: &str) -> std::io::Result<()> {
-        std::fs::remove_dir(self.folder(path))?;
-        if let Ok(base) = &self.base {
+        remove_groups(&self.folder(path), DEPTH)?;
+        if let Some((base, _)) = path.rsplit_once('/') {
             // Stays while other modules have groups in it.
             let _ = std::fs::remove_dir(self.folder(base));
         }
@@ -110,7 +138,8 @@ impl ModuleCgroups {
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let Some(Ok(pidfd)) = process.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) else { return };
         let inside = ProcDir::open_unproved(pid).and_then(|process| process.cgroup(&self.hierarchy));
-        if inside.is_ok_and(|inside| inside == path) {
+        let inside = inside.ok().and_then(|inside| inside.strip_prefix(path).map(str::to_owned));
+        if inside.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
             let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
         }
     }
@@ -118,6 +147,32 @@ impl ModuleCgroups {
     fn folder(&self, path: &str) -> PathBuf {
         Path::new(&self.hierarchy.mount_point()).join(path.trim_start_matches('/'))
     }
+}
+
+/// The processes in a group and the groups below it.
+fn processes_below(folder: &Path, depth: u32) -> Vec<u32> {
+    let processes = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let mut processes: Vec<u32> = processes.lines().filter_map(|line| line.parse().ok()).collect();
+    for below in groups_below(folder, depth) {
+        processes.extend(processes_below(&below, depth - 1));
+    }
+    processes
+}
+
+/// Removes a group and the groups below it, none of which may have processes.
+fn remove_groups(folder: &Path, depth: u32) -> std::io::Result<()> {
+    for below in groups_below(folder, depth) {
+        remove_groups(&below, depth - 1)?;
+    }
+    std::fs::remove_dir(folder)
+}
+
+fn groups_below(folder: &Path, depth: u32) -> Vec<PathBuf> {
+    if depth == 0 {
+        return Vec::new();
+    }
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
 fn make(hierarchy: &CgroupHierarchy, path: &str) -> Result<PathBuf, String> {

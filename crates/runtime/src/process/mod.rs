@@ -2,6 +2,12 @@
 //!
 //! What runs is written down before it runs, so a daemon that was killed finds its modules again ([`ProcessRuntime::open`])
 //! and ends none of them. Whether a module that ended is started again is the agent's decision.
+//!
+//! A module runs as long as its first process. What that leaves behind when it ends by itself is not the module any more
+//! (its facts say stopped); it is ended when the module is stopped, removed or started, and when the daemon starts.
+//! That takes a cgroup of the module's own. Without one ([`ProcessRuntime::without_cgroups`]) a module is held together by
+//! its process group alone, and only while its first process lives: children that made a session or group of their own,
+//! and all that outlive the first process, survive stop and remove.
 
 mod group;
 pub mod launcher;
@@ -235,7 +241,8 @@ impl ProcessRuntime {
         finished(async move { module.start(&shared.launcher, &shared.cgroups).await }).await
     }
 
-    /// Stops a module: SIGTERM to its process group, after `grace` SIGKILL, then whatever is left in its cgroup.
+    /// Stops a module: SIGTERM to its process group, after `grace` SIGKILL, then SIGKILL to whatever is left in its cgroup,
+    /// also if its first process had ended before.
     ///
     /// # Errors
     /// [`ProcessError::Absent`], [`ProcessError::Stuck`].

@@ -46,6 +46,9 @@ struct Record {
     /// When it was last started, nanoseconds since the epoch.
     started_ns: Option<i64>,
     exit: Option<Exit>,
+    /// The cgroup of its last run: what its first process left behind may live on in it.
+    #[serde(default)]
+    cgroup: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -94,7 +97,7 @@ pub(super) struct Module {
 impl Module {
     pub(super) fn create(folder: &Path, id: &ModuleId, spec: ProcessSpec) -> Result<Arc<Self>, ProcessError> {
         edgekeep_daemon::store::private_folder(folder)?;
-        let record = Record { module: id.clone(), spec, run: None, started_ns: None, exit: None };
+        let record = Record { module: id.clone(), spec, run: None, started_ns: None, exit: None, cgroup: None };
         let module = Self::new(folder, record)?;
         let record = module.record.try_lock().map_err(|_| ProcessError::Ending)?;
         module.file.save(&record)?;
@@ -108,6 +111,7 @@ impl Module {
         let run = record.run.take();
         let adopted = run.as_ref().and_then(|run| adopt(run).map(|current| (run.process, current)));
         if let Some(run) = run {
+            record.cgroup = record.cgroup.or_else(|| run.cgroup.clone());
             if adopted.is_some() {
                 record.run = Some(run);
             } else {
@@ -120,6 +124,9 @@ impl Module {
             tracing::info!(module = %module.id, pid = process.pid, "host module found running");
             module.set_current(process, current);
             tokio::spawn(Arc::clone(&module).wait_for_end(cgroups.clone()));
+        } else {
+            let (module, cgroups) = (Arc::clone(&module), cgroups.clone());
+            tokio::spawn(async move { module.clear_leftovers(&cgroups).await });
         }
         Ok(Some(module))
     }
@@ -142,7 +149,29 @@ impl Module {
         }))
     }
 
+    /// Ends what an earlier run left behind, unless a new one began meanwhile, which has done so itself.
+    async fn clear_leftovers(&self, cgroups: &ModuleCgroups) {
+        let _operation = self.operation.lock().await;
+        if !*self.running.borrow()
+            && let Err(error) = self.clear(cgroups).await
+        {
+            tracing::error!(module = %self.id, %error, "what an earlier run left behind goes on");
+        }
+    }
+
+    /// Ends all that is in the module's cgroup. For whoever holds `operation`.
+    async fn clear(&self, cgroups: &ModuleCgroups) -> Result<(), ProcessError> {
+        let former = self.record.lock().await.cgroup.clone();
+        let cleared = cgroups.clear(&self.id, former.as_deref()).await;
+        if cleared { Ok(()) } else { Err(ProcessError::Stuck { module: self.id.clone() }) }
+    }
+
     pub(super) fn facts(&self) -> RunningFacts {
+        // At once, not only when the end has been taken note of: what the first process left behind is not the module.
+        let ended = |current: &Current| crate::evidence::has_ended(current.pidfd.as_fd()).unwrap_or(true);
+        if self.current().as_ref().is_none_or(ended) {
+            return RunningFacts::Stopped;
+        }
         self.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -185,6 +214,8 @@ impl Module {
         if *self.running.borrow() {
             return Ok(());
         }
+        // What is left in the group would be taken for the new run.
+        self.clear(cgroups).await?;
         let spec = self.record.lock().await.spec.clone();
         let prepared = {
             let (spec, launcher, cgroups) = (spec.clone(), launcher.clone(), cgroups.clone());
@@ -198,6 +229,7 @@ impl Module {
             let mut record = self.record.lock().await;
             let before = record.clone();
             record.run = Some(Run { process, boot: boot_id(), cgroup: current.cgroup.clone() });
+            record.cgroup.clone_from(&current.cgroup);
             record.started_ns = Some(now_ns());
             if let Err(error) = self.save(&record).await {
                 *record = before;
@@ -231,13 +263,9 @@ impl Module {
 
     pub(super) async fn stop(&self, cgroups: &ModuleCgroups, grace: Duration) -> Result<(), ProcessError> {
         let _operation = self.operation.lock().await;
-        let cgroup = {
-            let mut current = self.current();
-            if let Some(current) = current.as_mut() {
-                current.stopping = true;
-            }
-            current.as_ref().and_then(|current| current.cgroup.clone())
-        };
+        if let Some(current) = self.current().as_mut() {
+            current.stopping = true;
+        }
         if *self.running.borrow() {
             if !grace.is_zero() {
                 self.signal(Signal::TERM);
@@ -248,10 +276,8 @@ impl Module {
                 timeout(KILL_LIMIT, self.ended()).await.map_err(|_| stuck)?;
             }
         }
-        if let Some(cgroup) = cgroup {
-            cgroups.clear(&cgroup).await;
-        }
-        Ok(())
+        // Also if nothing ran: a process that ended by itself may have left others behind.
+        self.clear(cgroups).await
     }
 
     /// Sends a signal to the module's process group, and to its first process in case that left the group.

@@ -1,0 +1,21 @@
+//! Whole devices whose modules are programs of the host: no container engine is needed.
+//!
+//! `management` and `workload` go through the routes, `attacks` through what others may try, `cloud_away` and `crashes`
+//! through what may go wrong, `names` through what hostile ids may do.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
+
+mod attacks;
+mod cloud_away;
+mod crashes;
+mod management;
+mod names;
+mod reference_agent;
+mod scripts;
+mod workload;
+
+use edgekeep_testkit::{Device, wait_for};
+
+/// Waits until the device has its Edge CA, which module certificates need.
+fn wait_for_edge_ca(device: &Device) {
+    wait_for("the Edge CA certificate", || device.status().edge_ca_expiration);
+}
