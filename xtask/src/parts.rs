@@ -21,6 +21,17 @@ pub(crate) const CURL: Part = Part { program: "curl", package: "curl" };
 pub(crate) const OPENSSL: Part = Part { program: "openssl", package: "openssl" };
 pub(crate) const DOCKERD: Part = Part { program: "dockerd", package: "docker.io" };
 pub(crate) const IP: Part = Part { program: "ip", package: "iproute2" };
+pub(crate) const SWTPM: Part = Part { program: "swtpm", package: "swtpm" };
+pub(crate) const TPM2_TOOLS: Part = Part { program: "tpm2_getcap", package: "tpm2-tools" };
+pub(crate) const SOFTHSM: Part = Part { program: "softhsm2-util", package: "softhsm2" };
+pub(crate) const OPENSC: Part = Part { program: "pkcs11-tool", package: "opensc" };
+pub(crate) const TPM2_PTOOL: Part = Part { program: "tpm2_ptool", package: "libtpm2-pkcs11-tools" };
+pub(crate) const TPM2_ABRMD: Part = Part { program: "tpm2-abrmd", package: "tpm2-abrmd" };
+pub(crate) const DBUS_DAEMON: Part = Part { program: "dbus-daemon", package: "dbus-daemon" };
+pub(crate) const DBUS_SEND: Part = Part { program: "dbus-send", package: "dbus-bin" };
+/// Libraries have no program to look for: their file stands for it.
+pub(crate) const TPM2_PKCS11: Part = Part { program: "libtpm2_pkcs11.so.1", package: "libtpm2-pkcs11-1" };
+pub(crate) const TCTI_TABRMD: Part = Part { program: "libtss2-tcti-tabrmd.so.0", package: "libtss2-tcti-tabrmd0" };
 pub(crate) const PYTHON: Part = Part { program: "python3", package: "python3-venv" };
 
 /// Version of the device SDK that is tested against.
@@ -31,10 +42,11 @@ pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
 }
 
-/// Where a program is. `sbin` is looked at even if an ordinary user's `PATH` lacks it.
+/// Where a program is, or a library. `sbin` is looked at even if an ordinary user's `PATH` lacks it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let libraries = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into(), libraries.into()]);
     folders.map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 

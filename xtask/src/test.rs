@@ -57,6 +57,7 @@ impl Parts {
     fn provide() -> anyhow::Result<Self> {
         let missing = parts::provide(&[parts::CURL, parts::OPENSSL])?;
         anyhow::ensure!(missing.is_empty(), parts::remedy(&missing));
+        or_skip("tests with TPMs and tokens", hardware())?;
         let engine = or_skip("tests with a container engine", Engine::answering_or_private())?;
         if let Some(engine) = &engine {
             eprintln!("container engine: {}", engine.describe());
@@ -64,6 +65,24 @@ impl Parts {
         let python = or_skip("tests with the Python SDK", parts::python())?;
         Ok(Self { engine, python })
     }
+}
+
+/// What simulates TPMs and tokens, and the foreign tools that look at them. The tests find it by themselves.
+fn hardware() -> anyhow::Result<()> {
+    let missing = parts::provide(&[
+        parts::SWTPM,
+        parts::TPM2_TOOLS,
+        parts::SOFTHSM,
+        parts::OPENSC,
+        parts::TPM2_PKCS11,
+        parts::TPM2_PTOOL,
+        parts::TPM2_ABRMD,
+        parts::TCTI_TABRMD,
+        parts::DBUS_DAEMON,
+        parts::DBUS_SEND,
+    ])?;
+    anyhow::ensure!(missing.is_empty(), parts::remedy(&missing));
+    Ok(())
 }
 
 /// In CI a missing part is a failure; elsewhere the tests that need it are skipped, and this says so.

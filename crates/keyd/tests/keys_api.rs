@@ -242,7 +242,7 @@ fn a_key_created_with_bad_bytes_usage_or_id_is_refused() {
     let device = Device::start(folder.path());
     let create = |body: Value| device.post("/key", &body);
     refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": ""})), 400, "the key is empty");
-    refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": "A==="})), 400, "not standard base64");
+    refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": "A==="})), 422, "not standard base64");
     refused(create(json!({"keyId": "k", "usage": "sign", "keyBytes": 7})), 422, "invalid request body");
     refused(create(json!({"keyId": "k", "usage": "wrap"})), 422, "usage is not a comma list");
     refused(create(json!({"keyId": "k"})), 422, "missing field `usage`");
@@ -258,7 +258,7 @@ fn a_refused_body_is_not_repeated_in_the_answer() {
     let folder = tempfile::tempdir().unwrap();
     let device = Device::start(folder.path());
     let (status, answer) = device.post("/key", &json!({"keyId": "k", "usage": "sign", "keyBytes": "hunter2!"}));
-    assert_eq!(status, 400);
+    assert_eq!(status, 422);
     assert!(!answer.to_string().contains("hunter2"), "{answer}");
 }
 
