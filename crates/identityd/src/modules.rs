@@ -151,7 +151,9 @@ impl Modules {
     /// Takes over one module of `device`, as the hub just answered it.
     pub(crate) fn set(&self, device: &DeviceIdentity, record: &ModuleRecord) {
         let mut known = self.known();
-        if known.device.as_ref() != Some(device) || known.modules.len() >= MODULES {
+        // A full table still takes the newest of what is in it.
+        let is_full = known.modules.len() >= MODULES && !known.modules.contains_key(&record.module_id);
+        if known.device.as_ref() != Some(device) || is_full {
             return;
         }
         let module = KnownModule::from(record);

@@ -254,6 +254,14 @@ pub async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpE
 /// 404 if there is none; if its runtime refuses.
 pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
     let _lock = service.modules.lock(module).await;
+    let (kind, state) = service.modules.state(module).await?;
+    if kind == Kind::Process
+        && let Some(registered) = service.settings.host_modules.get(&state.image)
+    {
+        // An executable that could not be started again leaves what runs alone.
+        let verified = service.modules.processes.verify(registered.executable.clone().into(), registered.sha256).await;
+        verified.map_err(|error| of_process(&error))?;
+    }
     stop_locked(service, module).await?;
     start_locked(service, module).await
 }

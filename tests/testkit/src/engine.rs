@@ -1,5 +1,8 @@
 //! A real container engine, if the tests are given one.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -92,9 +95,31 @@ impl Engine {
     /// It cannot be made.
     #[must_use]
     pub fn import(&self, programs: &[PathBuf], mark: &str) -> Image {
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let image = Image { engine: self.clone(), name: format!("edgekeep-suite-{}:{number}", std::process::id()) };
+        let image = self.new_image();
         self.import_as(programs, mark, &image.name);
+        image
+    }
+
+    /// An image with these files of the host, and the libraries that they and `entry` need, all where the host has them.
+    /// Symbolic links become what they point to. It runs `entry`.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    #[must_use]
+    pub fn import_in_place(&self, files: &[PathBuf], entry: &Path) -> Image {
+        let image = self.new_image();
+        let shared = files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "so"));
+        let libraries = libraries(shared.map(PathBuf::as_path).chain([entry]));
+        let mut list = Vec::new();
+        for file in files.iter().map(PathBuf::as_path).chain([entry]).chain(libraries.iter().map(PathBuf::as_path)) {
+            list.extend_from_slice(file.strip_prefix("/").expect("absolute").as_os_str().as_bytes());
+            list.push(0);
+        }
+        let names = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        std::fs::write(names.path(), list).expect("own file");
+        let mut tar = Command::new("tar");
+        tar.args(["--dereference", "--directory=/", "--null", "--files-from"]).arg(names.path());
+        self.import_packed(tar, entry, &image.name);
         image
     }
 
@@ -111,17 +136,29 @@ impl Engine {
         std::fs::write(root.join("mark"), mark).expect("own folder");
         for program in programs {
             copy(program, &root.join("bin").join(program.file_name().expect("a program has a name")));
-            for library in libraries(program) {
+            for library in libraries([program]) {
                 copy(&library, &root.join(library.strip_prefix("/").expect("absolute")));
             }
         }
-        let archive = folder.path().join("image.tar");
         let mut tar = Command::new("tar");
-        tar.arg("-cf").arg(&archive).arg("-C").arg(&root).arg(".");
+        tar.arg("-C").arg(&root).arg(".");
+        let first = programs.first().and_then(|program| program.file_name()).expect("a program");
+        self.import_packed(tar, &Path::new("/bin").join(first), name);
+    }
+
+    /// An image of this test's own that is still to be made.
+    fn new_image(&self) -> Image {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Image { engine: self.clone(), name: format!("edgekeep-suite-{}:{number}", std::process::id()) }
+    }
+
+    /// Makes an image of what `tar` is told to pack.
+    fn import_packed(&self, mut tar: Command, entry: &Path, name: &str) {
+        let archive = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        tar.arg("--create").arg("--file").arg(archive.path());
         assert!(tar.status().expect("tar is installed").success(), "the image cannot be packed");
-        let first = programs.first().and_then(|program| program.file_name()).expect("a program").to_string_lossy();
-        let entry = format!("ENTRYPOINT [\"/bin/{first}\"]");
-        let _ = self.says(&["import", "-c", &entry, &archive.display().to_string(), name]);
+        let entry = format!("ENTRYPOINT [{:?}]", entry.display().to_string());
+        let _ = self.says(&["import", "-c", &entry, &archive.path().display().to_string(), name]);
     }
 }
 
@@ -144,9 +181,12 @@ fn copy(from: &Path, to: &Path) {
     std::fs::copy(from, to).unwrap_or_else(|error| panic!("cannot copy {}: {error}", from.display()));
 }
 
-/// The loader and the libraries that a program is linked to.
-fn libraries(program: &Path) -> Vec<PathBuf> {
-    let output = Command::new("ldd").arg(program).output().expect("ldd is installed");
+/// The loader and the libraries that programs, and libraries themselves, are linked to.
+fn libraries(linked: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Vec<PathBuf> {
+    let output = Command::new("ldd").args(linked).output().expect("ldd is installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
+    // Of several files each has its own name and a colon before its list.
+    let listed = text.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
+    // Most need the same ones.
+    listed.map(PathBuf::from).collect::<BTreeSet<_>>().into_iter().collect()
 }

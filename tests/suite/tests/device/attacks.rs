@@ -396,6 +396,9 @@ fn an_executable_that_changed_after_registration_is_not_started_and_what_runs_st
     assert!(refused.status >= 400, "{}", refused.text());
     let message = refused.message();
     assert!(message.contains("is registered") && message.contains(&executable.display().to_string()), "{message}");
+    // A restart that could not end in a running module does not begin.
+    assert_eq!(device.processes_of("m1"), before);
+    let _ = m1.sign().expect(200);
     let other = manage("POST", "/modules", Some(device.spec("m2", "calls", "g")));
     other.expect_error(400, "is registered");
     let unprepared = manage("POST", "/modules/m2/prepareupdate", Some(device.spec("m2", "calls", "g")));
@@ -403,7 +406,6 @@ fn an_executable_that_changed_after_registration_is_not_started_and_what_runs_st
     std::fs::remove_dir_all(&folder).unwrap();
     // The agent runs on the same registration and is served: its own bytes did not change.
     let _ = device.agent().sign().expect(200);
-    drop((m1, before));
 }
 
 #[test]
