@@ -26,6 +26,7 @@ use cryptoki::mechanism::aead::GcmParams;
 use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
 use edgekeep_core::id::KeyId;
 pub use error::TokenError;
+use error::is_unexplained;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use self::error::{Connection, Failed, call_error, connection_after, is_missing_capability, is_stale_handle};
@@ -46,6 +47,8 @@ use crate::uri::{ObjectAttributes, Pkcs11Uri};
 pub const DEFAULT_SESSIONS: usize = 8;
 /// Keys whose handles are remembered. Looking one up again costs a search on the token.
 const REMEMBERED_LIMIT: usize = 128;
+/// Tries to make one object.
+const MAKE_TRIES: u32 = 4;
 /// Length of generated symmetric keys, in bytes.
 const GENERATED_LEN: u8 = 32;
 /// Public exponent of RSA keys: 65537.
@@ -318,10 +321,22 @@ impl Pkcs11Backend {
                 template.extend([Attribute::Label(label.clone()), Attribute::Id(mark.clone())]);
                 template
             };
-            session.generate_key_pair(&mechanism, &named(&public), &named(&private))?;
+            make(|| session.generate_key_pair(&mechanism, &named(&public), &named(&private)))?;
             Ok(())
         })
     }
+}
+
+/// Tries to make an object, again if the token failed at it without a reason. By the standard a call that failed has made
+/// nothing (PKCS#11 3.0, section 5.1).
+fn make<T>(mut attempt: impl FnMut() -> Result<T, cryptoki::error::Error>) -> Result<T, cryptoki::error::Error> {
+    for _ in 1..MAKE_TRIES {
+        match attempt() {
+            Err(error) if is_unexplained(&error) => {}
+            other => return other,
+        }
+    }
+    attempt()
 }
 
 impl KeyBackend for Pkcs11Backend {
@@ -349,7 +364,7 @@ impl KeyBackend for Pkcs11Backend {
                 Purpose::Hmac => Mechanism::GenericSecretKeyGen,
                 Purpose::Aes => Mechanism::AesKeyGen,
             };
-            let key = session.generate_key(&mechanism, &template)?;
+            let key = make(|| session.generate_key(&mechanism, &template))?;
             let trial = match purpose {
                 Purpose::Hmac => hmac(session, key, b"trial").map(|mac| mac.is_some()),
                 Purpose::Aes => aes_trial(session, key, None),
@@ -377,7 +392,7 @@ impl KeyBackend for Pkcs11Backend {
             let mut template = purpose.template(&label, &Mark::after(&found.keys)?);
             template.push(Attribute::Class(ObjectClass::SECRET_KEY));
             template.push(Attribute::Value(value.to_vec()));
-            let made = session.create_object(&template);
+            let made = make(|| session.create_object(&template));
             if let Some(Attribute::Value(value)) = template.last_mut() {
                 value.zeroize();
             }

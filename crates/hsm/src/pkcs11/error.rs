@@ -247,6 +247,12 @@ pub(super) fn connection_after(error: &Error) -> Connection {
     }
 }
 
+/// Whether the token failed without a reason. SoftHSM does when an object is made while other sessions read its store; the
+/// same call then succeeds.
+pub(super) fn is_unexplained(error: &Error) -> bool {
+    matches!(code(error), Some(RvError::GeneralError | RvError::FunctionFailed))
+}
+
 /// Whether an object that was found earlier is no longer there.
 pub(super) fn is_stale_handle(error: &Error) -> bool {
     matches!(code(error), Some(RvError::ObjectHandleInvalid | RvError::KeyHandleInvalid))
