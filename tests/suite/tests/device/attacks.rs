@@ -409,6 +409,31 @@ fn an_executable_that_changed_after_registration_is_not_started_and_what_runs_st
 }
 
 #[test]
+fn no_module_gets_a_certificate_in_a_neighbours_name() {
+    let device = Device::builder().start();
+    let (m1, _m2) = (device.add_caller("m1"), device.add_caller("m2"));
+    wait_for_edge_ca(&device);
+    let target = format!("/modules/{{m}}/genid/{{g}}/certificate/server?{V}");
+    let ask = |name: &str| m1.call("POST", &target, Some(json!({ "commonName": name })));
+    for neighbour in ["m2", "M2", "edgeHub"] {
+        device.assert_refused(&ask(neighbour), "m1", DenyReason::NameOfAnotherModule);
+    }
+    ask("*.plant7").expect_error(400, "invalid commonName");
+    let _ = ask("m1").expect(201);
+}
+
+#[test]
+fn a_measured_host_module_takes_no_orders_for_its_loader() {
+    let device = Device::builder().start();
+    let mut spec = device.spec("m1", "calls", &device.create_identity("m1"));
+    for variable in ["LD_PRELOAD", "LD_LIBRARY_PATH", "GLIBC_TUNABLES"] {
+        spec["config"]["settings"]["createOptions"] = json!({ "Env": [format!("{variable}=/tmp/x")] });
+        let refused = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec.clone()));
+        refused.expect_error(400, variable);
+    }
+}
+
+#[test]
 fn refusals_are_written_down_and_survive_the_daemon() {
     let mut device = Device::builder().start();
     let _ = device.agent().sign().expect(200);
