@@ -14,6 +14,7 @@
 //! | endorsement key | endorsement hierarchy | PolicySecret(endorsement) | yes |
 //! | keys of [`TpmBackend`] | storage root | empty: whoever has blob and TPM can use it | no |
 //! | sealed secrets | storage root | empty, an auth value, or PolicyPCR | only with an auth value |
+//! | counter of the audit log | owner hierarchy, NV | an auth value that only its maker knows | no |
 //! | authentication key for provisioning | storage root, persistent | as its maker decided | as its maker decided |
 
 mod attestation;
@@ -23,6 +24,7 @@ mod device;
 pub mod doctor;
 mod error;
 mod kdf;
+mod nv;
 mod objects;
 mod preloaded;
 mod provisioning;
@@ -37,6 +39,7 @@ pub use attestation::{AttestationKey, Quote};
 pub use backend::TpmBackend;
 pub use device::{RootAlgorithm, Tpm, TpmOptions};
 pub use error::{Authorized, ResponseCode, TpmError};
+pub use nv::NvCounter;
 pub use preloaded::TpmPreloaded;
 pub use provisioning::ProvisioningKeys;
 pub use report::TpmReport;

@@ -100,6 +100,27 @@ pub enum TpmError {
     /// No room for another persistent object.
     #[error("the TPM has no room for another persistent object: remove one with `tpm2_evictcontrol -C o -c HANDLE`")]
     NoPersistentRoom,
+    /// No room for another index.
+    #[error(
+        "the TPM has no room for another NV index: remove one that nothing needs with `tpm2_nvundefine -C o INDEX`; \
+         `tpm2_getcap handles-nv-index` lists them"
+    )]
+    NoNvRoom,
+    /// The place of a counter is taken by something else.
+    #[error(
+        "the NV index {index:#010x} holds something else than a counter of ours: set another audit_counter_index in \
+         [tpm], or, if nothing needs it, remove it with `tpm2_nvundefine -C o {index:#010x}`"
+    )]
+    NvIndexTaken {
+        /// The index.
+        index: u32,
+    },
+    /// There is no counter under an index.
+    #[error("there is no counter under the NV index {index:#010x}")]
+    NoCounter {
+        /// The index.
+        index: u32,
+    },
     /// A blob belongs under another storage root.
     #[error(
         "the blob was made under another storage root: by another TPM, or by this one before it was cleared; restore \
@@ -212,6 +233,8 @@ pub enum Authorized {
     StorageRoot,
     /// A key or sealed secret.
     Object,
+    /// A counter.
+    Counter,
 }
 
 impl Authorized {
@@ -222,6 +245,10 @@ impl Authorized {
             Self::StorageRoot => "the storage root has an auth value; name a handle of one without",
             Self::Object => {
                 "give the auth value that it was made with; each wrong one counts towards the TPM's lockout"
+            }
+            Self::Counter => {
+                "another installation, or somebody else, made it: set another audit_counter_index in [tpm], or, if \
+                 that installation is gone, remove its counter with `tpm2_nvundefine -C o INDEX`"
             }
         }
     }
@@ -234,6 +261,7 @@ impl fmt::Display for Authorized {
             Self::Endorsement => "the endorsement hierarchy",
             Self::StorageRoot => "the storage root",
             Self::Object => "the key or sealed secret",
+            Self::Counter => "the audit log's counter",
         })
     }
 }

@@ -151,6 +151,10 @@ pub(crate) enum Code {
     PolicyPcr,
     ReadClock,
     PolicyGetDigest,
+    NvDefineSpace,
+    NvIncrement,
+    NvRead,
+    NvReadPublic,
 }
 
 impl Code {
@@ -158,10 +162,13 @@ impl Code {
     pub(crate) fn value(self) -> u32 {
         match self {
             Self::EvictControl => 0x120,
+            Self::NvDefineSpace => 0x12a,
             Self::CreatePrimary => 0x131,
+            Self::NvIncrement => 0x134,
             Self::SequenceComplete => 0x13e,
             Self::Startup => 0x144,
             Self::ActivateCredential => 0x147,
+            Self::NvRead => 0x14e,
             Self::PolicySecret => 0x151,
             Self::Create => 0x153,
             Self::Hmac => 0x155,
@@ -174,6 +181,7 @@ impl Code {
             Self::Sign => 0x15d,
             Self::Unseal => 0x15e,
             Self::FlushContext => 0x165,
+            Self::NvReadPublic => 0x169,
             Self::ReadPublic => 0x173,
             Self::StartAuthSession => 0x176,
             Self::GetCapability => 0x17a,
@@ -211,6 +219,10 @@ impl Code {
             Self::PolicyPcr => "TPM2_PolicyPCR",
             Self::ReadClock => "TPM2_ReadClock",
             Self::PolicyGetDigest => "TPM2_PolicyGetDigest",
+            Self::NvDefineSpace => "TPM2_NV_DefineSpace",
+            Self::NvIncrement => "TPM2_NV_Increment",
+            Self::NvRead => "TPM2_NV_Read",
+            Self::NvReadPublic => "TPM2_NV_ReadPublic",
         }
     }
 
@@ -232,6 +244,7 @@ impl Code {
                 | Self::RsaDecrypt
                 | Self::Sign
                 | Self::PolicyPcr
+                | Self::NvDefineSpace
         )
     }
 
@@ -252,6 +265,7 @@ impl Code {
                 | Self::Unseal
                 | Self::GetRandom
                 | Self::PolicyGetDigest
+                | Self::NvRead
         )
     }
 
