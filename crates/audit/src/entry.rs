@@ -221,6 +221,33 @@ pub enum LogEvent {
         /// What the hardware says.
         counter: u64,
     },
+    /// The counter in hardware was made: from here on it is compared.
+    CounterMade {
+        /// Its value.
+        counter: u64,
+    },
+    /// The counter is another one than the log's: it was removed and made anew, or the hardware was exchanged. What was
+    /// lost before this, if anything, does not show by it.
+    CounterReplaced {
+        /// What the log says.
+        recorded: u64,
+        /// What the hardware says.
+        counter: u64,
+    },
+    /// The counter cannot be read. Until it can, nothing is compared.
+    CounterUnreachable,
+    /// The counter is read again, or is there although the log did not count before.
+    CounterBack {
+        /// What the log says, if it says anything.
+        recorded: Option<u64>,
+        /// What the hardware says.
+        counter: u64,
+    },
+    /// The log counted before, and is told not to any more.
+    CounterOff,
+    /// The disk is full, or was: the log has used the room that it keeps for that, and dropped its oldest part for it if it
+    /// had to.
+    DiskFull,
     /// Refusals came faster than they could be written, and these were not.
     Lost {
         /// How many.
@@ -273,6 +300,23 @@ impl Serialize for Entry {
                 map.serialize_entry("recorded", recorded)?;
                 map.serialize_entry("counter", counter)?;
             }
+            Event::Log(LogEvent::CounterMade { counter }) => {
+                map.serialize_entry("what", "log-counter-made")?;
+                map.serialize_entry("counter", counter)?;
+            }
+            Event::Log(LogEvent::CounterReplaced { recorded, counter }) => {
+                map.serialize_entry("what", "log-counter-replaced")?;
+                map.serialize_entry("recorded", recorded)?;
+                map.serialize_entry("counter", counter)?;
+            }
+            Event::Log(LogEvent::CounterUnreachable) => map.serialize_entry("what", "log-counter-unreachable")?,
+            Event::Log(LogEvent::CounterBack { recorded, counter }) => {
+                map.serialize_entry("what", "log-counter-back")?;
+                some(&mut map, "recorded", *recorded)?;
+                map.serialize_entry("counter", counter)?;
+            }
+            Event::Log(LogEvent::CounterOff) => map.serialize_entry("what", "log-counter-off")?,
+            Event::Log(LogEvent::DiskFull) => map.serialize_entry("what", "log-disk-full")?,
             Event::Log(LogEvent::Lost { refusals }) => {
                 map.serialize_entry("what", "log-lost")?;
                 map.serialize_entry("refusals", refusals)?;
@@ -316,7 +360,7 @@ pub struct Shown {
     pub reason: Option<String>,
     /// Of `log-opened`: whether the log had been closed before.
     pub clean: Option<bool>,
-    /// Of `log-behind-counter`: what the log says and what the hardware says.
+    /// Of `log-behind-counter` and `log-counter-...`: what the log says and what the hardware says.
     pub recorded: Option<u64>,
     /// See `recorded`.
     pub counter: Option<u64>,

@@ -30,6 +30,6 @@ pub mod tree;
 pub mod verify;
 
 pub use folder::{Excerpt, ReadError, export, read};
-pub use log::{Busy, Closed, Log, Opened, Options, Permit};
+pub use log::{Busy, Closed, CounterState, Log, Opened, Options, Permit};
 pub use recover::OpenError;
 pub use sign::{CheckpointSigner, MonotonicCounter, SignError, SoftwareSigner};

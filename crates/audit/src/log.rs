@@ -4,6 +4,8 @@
 //! signatures are the thread's work. A place is taken *before* the key is used, so that nothing is done that could not be
 //! written down. While the disk refuses, entries wait in the queue; when that is full, everything is refused.
 
+mod counting;
+mod space;
 mod writer;
 
 use std::collections::VecDeque;
@@ -14,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-use self::writer::Writer;
+pub use self::counting::CounterState;
+use self::writer::{WriteError, Writer};
 use crate::entry::{Entry, Event, LogEvent};
 use crate::note::VerifierKey;
 use crate::recover::{self, OpenError};
@@ -36,12 +39,16 @@ pub struct Options {
     pub sign_after_entries: u64,
     /// Longest time between an entry and a checkpoint that covers it.
     pub sign_after: Duration,
-    /// Shortest time between two steps of the hardware counter. What was lost within it may go unnoticed.
+    /// Shortest time between two steps of the hardware counter, which are made only if something was written. What was
+    /// lost within it may go unnoticed. Where a checkpoint is asked for, or the log is closed, a minute is enough.
     pub count_after: Duration,
     /// Size at which a segment ends, in bytes.
     pub segment_bytes: u64,
     /// Size of all segments above which the oldest is dropped, in bytes. At least one whole segment stays.
     pub total_bytes: u64,
+    /// Room on the disk that is kept for the log, in bytes. When the disk is full it is used, and the oldest segments are
+    /// dropped one by one; only when all that is gone the log refuses.
+    pub reserve_bytes: u64,
 }
 
 impl Default for Options {
@@ -52,9 +59,10 @@ impl Default for Options {
             sync_after: Duration::from_millis(200),
             sign_after_entries: 4096,
             sign_after: Duration::from_secs(10),
-            count_after: Duration::from_secs(60),
+            count_after: Duration::from_secs(300),
             segment_bytes: 2 << 20,
             total_bytes: 64 << 20,
+            reserve_bytes: 1 << 20,
         }
     }
 }
@@ -92,7 +100,7 @@ struct State {
     /// Number of the last checkpoint that was asked for, and of the last that was made.
     asked: u64,
     made: u64,
-    head: Option<Result<String, String>>,
+    head: Option<Result<(String, CounterState), String>>,
     stop: bool,
     ended: bool,
 }
@@ -259,6 +267,14 @@ impl Log {
     /// # Errors
     /// If the log cannot be written or signed, or has ended.
     pub fn checkpoint(&self) -> Result<String, Closed> {
+        self.checkpoint_and_counter().map(|(note, _)| note)
+    }
+
+    /// The same, with the state of the counter in hardware right after it.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub fn checkpoint_and_counter(&self) -> Result<(String, CounterState), Closed> {
         let mut state = self.shared.lock();
         state.asked += 1;
         let ticket = state.asked;
@@ -267,7 +283,7 @@ impl Log {
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         match &state.head {
-            Some(Ok(note)) if state.made >= ticket => Ok(note.clone()),
+            Some(Ok(head)) if state.made >= ticket => Ok(head.clone()),
             Some(Err(why)) => Err(Closed(why.clone())),
             _ => Err(Closed("it is closed".to_owned())),
         }
@@ -298,6 +314,7 @@ impl Drop for Ending<'_> {
 fn run(mut writer: Writer, shared: &Shared) {
     let _ending = Ending(shared);
     let mut failing = false;
+    writer.begin();
     loop {
         let mut state = shared.lock();
         state = wait_for_work(state, shared, &writer, failing);
@@ -314,7 +331,7 @@ fn run(mut writer: Writer, shared: &Shared) {
             writer.append(&Entry { time: OffsetDateTime::now_utc(), event });
         }
         batch.iter().for_each(|entry| writer.append(entry));
-        let done = writer.step(Instant::now(), asked || stop);
+        let done = step(&mut writer, asked || stop);
         if let Err(error) = &done
             && !failing
         {
@@ -330,7 +347,7 @@ fn run(mut writer: Writer, shared: &Shared) {
         }
         if asked {
             state.made = ticket;
-            state.head = Some(done.map(|()| writer.note().to_owned()).map_err(|error| chain(&error)));
+            state.head = Some(done.map(|()| (writer.note().to_owned(), writer.counter().clone())).map_err(|error| chain(&error)));
         }
         let left = state.queue.len() + state.writing;
         let more = !state.queue.is_empty() && !failing;
@@ -341,6 +358,16 @@ fn run(mut writer: Writer, shared: &Shared) {
                 tracing::error!(entries = left, "the audit log was closed without its newest entries");
             }
             return;
+        }
+    }
+}
+
+/// A step, again as long as room can be made for it on a full disk.
+fn step(writer: &mut Writer, now_all: bool) -> Result<(), WriteError> {
+    loop {
+        match writer.step(Instant::now(), now_all) {
+            Err(error) if writer.make_room(&error) => {}
+            done => return done,
         }
     }
 }

@@ -71,10 +71,27 @@ pub enum Gap {
     Replaces(u64, Option<u64>),
     /// At this index the log notes that it was behind its hardware counter: it had lost its newest part.
     BehindCounter(u64),
+    /// From this index on the log did not compare itself with its hardware counter, and why.
+    NotCounting(u64, NotCounting),
+    /// The newest checkpoint has this counter, and no value of the hardware was given to compare it with.
+    NotCompared(u64),
+    /// Before this index the disk was full.
+    DiskFull(u64),
     /// At this index the log notes that this many refusals were not written.
     Lost(u64, u64),
     /// The given checkpoint is of a time before the oldest entry that is kept.
     Incomparable(u64),
+}
+
+/// Why a log does not compare itself with its counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotCounting {
+    /// The hardware did not answer.
+    Unreachable,
+    /// The log was told not to.
+    SwitchedOff,
+    /// The counter was another than before: removed and made anew, or in other hardware.
+    Replaced,
 }
 
 impl fmt::Display for Gap {
@@ -93,6 +110,23 @@ impl fmt::Display for Gap {
             Self::BehindCounter(at) => {
                 write!(f, "entry {at}: the log was behind its hardware counter; its newest part before that is missing")
             }
+            Self::NotCounting(at, NotCounting::Unreachable) => {
+                write!(f, "entry {at}: the hardware counter could not be read; until it could, a loss would not show")
+            }
+            Self::NotCounting(at, NotCounting::SwitchedOff) => {
+                write!(f, "entry {at}: the hardware counter was switched off; a loss after that would not show")
+            }
+            Self::NotCounting(at, NotCounting::Replaced) => write!(
+                f,
+                "entry {at}: the hardware counter is not the one of before (removed and made anew, or other hardware); \
+                 a loss before that would not show"
+            ),
+            Self::NotCompared(counter) => write!(
+                f,
+                "the newest checkpoint has the hardware counter {counter}, which was not compared with the hardware: \
+                 whether the newest part is missing does not show; pass --counter with what `tpm2_nvread` reads"
+            ),
+            Self::DiskFull(at) => write!(f, "entry {at}: the disk was full"),
             Self::Lost(at, count) => write!(f, "entry {at}: {count} refusals before it were not written"),
             Self::Incomparable(size) => {
                 write!(f, "the given checkpoint of size {size} is older than the oldest entry: it says nothing here")
@@ -157,6 +191,9 @@ pub enum FaultKind {
     /// The checkpoint given from elsewhere is of another history.
     #[error("the log is not a continuation of the given checkpoint of size {0}")]
     OtherHistory(u64),
+    /// The hardware counter is far behind: it is another one.
+    #[error("the newest checkpoint has counter {0}, the hardware only {1}: the counter was removed, or is another one")]
+    OtherCounter(u64, u64),
     /// The hardware counter is ahead.
     #[error("the newest checkpoint has counter {0:?}, the hardware {1}: the newest part is missing, or was put back")]
     Counter(Option<u64>, u64),
@@ -384,6 +421,10 @@ impl<'a> Walk<'a> {
             "log-opened" if shown.clean == Some(false) => Gap::Unclean(index),
             "log-replaced" => Gap::Replaces(index, shown.size),
             "log-behind-counter" => Gap::BehindCounter(index),
+            "log-counter-unreachable" => Gap::NotCounting(index, NotCounting::Unreachable),
+            "log-counter-off" => Gap::NotCounting(index, NotCounting::SwitchedOff),
+            "log-counter-replaced" => Gap::NotCounting(index, NotCounting::Replaced),
+            "log-disk-full" => Gap::DiskFull(index),
             "log-lost" => Gap::Lost(index, shown.refusals.unwrap_or_default()),
             _ => return,
         };
@@ -409,10 +450,15 @@ impl<'a> Walk<'a> {
             if first > stated {
                 self.fault(first, FaultKind::Beheaded(stated));
             }
-            if let Some(hardware) = self.known.counter
-                && counter.is_none_or(|counter| counter < hardware)
-            {
-                self.fault(size, FaultKind::Counter(counter, hardware));
+            match (counter, self.known.counter) {
+                (None, None) => {}
+                (Some(counter), None) => self.report.gaps.push(Gap::NotCompared(counter)),
+                // A checkpoint names the value that the counter has after its step, which may not have been made.
+                (Some(counter), Some(hardware)) if hardware == counter || hardware.checked_add(1) == Some(counter) => {}
+                (Some(counter), Some(hardware)) if hardware < counter => {
+                    self.fault(size, FaultKind::OtherCounter(counter, hardware));
+                }
+                (counter, Some(hardware)) => self.fault(size, FaultKind::Counter(counter, hardware)),
             }
         }
         if first > 0 {

@@ -337,8 +337,12 @@ proptest! {
 struct Hardware(Arc<AtomicU64>);
 
 impl MonotonicCounter for Hardware {
-    fn read(&mut self) -> io::Result<u64> {
-        Ok(self.0.load(Ordering::SeqCst))
+    fn read(&mut self) -> io::Result<Option<u64>> {
+        Ok(Some(self.0.load(Ordering::SeqCst)))
+    }
+
+    fn make(&mut self) -> io::Result<u64> {
+        self.increment()
     }
 
     fn increment(&mut self) -> io::Result<u64> {

@@ -10,6 +10,8 @@ use edgekeep_daemon::store::{self, StoreError};
 use time::OffsetDateTime;
 
 use super::Options;
+use super::counting::{Counting, CounterState};
+use super::space::{Reserve, is_full};
 use crate::checkpoint::Checkpoint;
 use crate::entry::{Entry, Event, LogEvent};
 use crate::folder::{self, CHECKPOINT, ReadError};
@@ -18,6 +20,9 @@ use crate::recover::Recovered;
 use crate::segment::{self, Kind};
 use crate::sign::{CheckpointSigner, MonotonicCounter, SignError};
 use crate::tree::{Frontier, Hash, leaf_hash};
+
+/// The segment that is written and the whole one before it stay.
+const KEPT_SEGMENTS: usize = 2;
 
 /// Why a step of the writer failed. All of it is kept and tried again.
 #[derive(Debug, thiserror::Error)]
@@ -32,18 +37,17 @@ pub(super) enum WriteError {
     Sign(#[from] SignError),
 }
 
-struct Counter {
-    hardware: Box<dyn MonotonicCounter>,
-    value: u64,
-    stepped: Option<Instant>,
-}
-
 pub(super) struct Writer {
     folder: PathBuf,
     options: Options,
     key: VerifierKey,
     signer: Box<dyn CheckpointSigner>,
-    counter: Option<Counter>,
+    counting: Counting,
+    /// Whether the pending checkpoint promises a step of the counter.
+    step_planned: bool,
+    /// Whether something was signed since the counter was stepped.
+    uncounted: bool,
+    reserve: Reserve,
     tree: Frontier,
     /// First entries and sizes of the segments, oldest first. The last one is written.
     segments: Vec<(u64, u64)>,
@@ -74,21 +78,9 @@ impl Writer {
         signer: Box<dyn CheckpointSigner>,
         counter: Option<Box<dyn MonotonicCounter>>,
     ) -> Self {
-        let Recovered { key, segments, file, tree, head, note, mut events } = recovered;
-        let counter = counter.and_then(|mut hardware| match hardware.read() {
-            Ok(value) => {
-                let recorded = head.counter.unwrap_or(0);
-                if recorded < value {
-                    tracing::error!(recorded, value, "the audit log is behind its counter: its newest part is missing");
-                    events.push(LogEvent::CounterAhead { recorded, counter: value });
-                }
-                Some(Counter { hardware, value, stepped: None })
-            }
-            Err(error) => {
-                tracing::error!(%error, "the audit log's counter cannot be read; a loss of the newest part will not show");
-                None
-            }
-        });
+        let Recovered { key, segments, file, tree, head, note, events } = recovered;
+        let counting = Counting::new(counter, head.counter, tree.size() > 0, Instant::now());
+        let reserve = Reserve::new(&folder, options.reserve_bytes);
         let synced = segments.last().map_or(0, |(_, size)| *size);
         let dropped = (head.first, head.first_root);
         let mut writer = Self {
@@ -96,7 +88,10 @@ impl Writer {
             options,
             key,
             signer,
-            counter,
+            counting,
+            step_planned: false,
+            uncounted: false,
+            reserve,
             tree,
             segments,
             file,
@@ -111,10 +106,29 @@ impl Writer {
             head,
             note,
         };
-        for event in events {
-            writer.append(&Entry { time: OffsetDateTime::now_utc(), event: Event::Log(event) });
-        }
+        events.into_iter().for_each(|event| writer.note_event(event));
         writer
+    }
+
+    /// What takes its time before the first entry: the room on the disk, and a look at the counter.
+    pub(super) fn begin(&mut self) {
+        self.reserve.hold(Instant::now());
+        self.look_at_counter(false);
+    }
+
+    fn note_event(&mut self, event: LogEvent) {
+        self.append(&Entry { time: OffsetDateTime::now_utc(), event: Event::Log(event) });
+    }
+
+    fn look_at_counter(&mut self, wanted: bool) {
+        if let Some(event) = self.counting.look(Instant::now(), wanted) {
+            self.note_event(event);
+        }
+    }
+
+    /// What is known of the counter.
+    pub(super) fn counter(&self) -> &CounterState {
+        self.counting.state()
     }
 
     pub(super) fn options(&self) -> &Options {
@@ -130,7 +144,8 @@ impl Writer {
     pub(super) fn due(&self) -> Option<Instant> {
         let sync = self.unsynced_since.map(|since| since + self.options.sync_after);
         let sign = self.unsigned_since.map(|since| since + self.options.sign_after);
-        sync.into_iter().chain(sign).min()
+        let count = if self.uncounted { self.counting.due(&self.options) } else { None };
+        sync.into_iter().chain(sign).chain(count).min()
     }
 
     /// Takes an entry into the tree and into what is to be written.
@@ -163,8 +178,16 @@ impl Writer {
         let due = now_all
             || self.unsigned >= self.options.sign_after_entries
             || reached(self.unsigned_since, self.options.sign_after);
-        if self.pending.is_some() || (due && (self.unsigned > 0 || self.tree.size() != self.head.size)) {
+        if due || self.pending.is_some() {
+            self.look_at_counter(now_all);
+        }
+        let count = self.uncounted && self.counting.may_step(now, now_all, &self.options);
+        let unsigned = self.unsigned > 0 || self.tree.size() != self.head.size;
+        if self.pending.is_some() || (due && unsigned) || count {
             self.sign(now_all)?;
+        }
+        if !self.reserve.is_held() {
+            self.reserve.hold(now);
         }
         if self.synced + self.unsynced.len() as u64 >= self.options.segment_bytes
             && self.segments.last().is_some_and(|(first, _)| *first < self.tree.size())
@@ -204,7 +227,7 @@ impl Writer {
     /// nothing.
     fn sign(&mut self, step_counter: bool) -> Result<(), WriteError> {
         if self.pending.is_none() {
-            let steps = self.counter_steps(step_counter);
+            self.step_planned = self.counting.plan(Instant::now(), step_counter, &self.options);
             let head = Checkpoint {
                 origin: self.key.name().to_owned(),
                 size: self.tree.size(),
@@ -212,7 +235,7 @@ impl Writer {
                 first: self.dropped.0,
                 first_root: self.dropped.1,
                 time: Some(OffsetDateTime::now_utc()),
-                counter: self.counter.as_ref().map(|counter| counter.value + u64::from(steps)),
+                counter: self.counting.recorded(),
             };
             let note = head.sign(&self.key, &*self.signer)?;
             // A few hundred bytes, far below the limit of a record.
@@ -222,14 +245,9 @@ impl Writer {
         self.sync()?;
         let Some((head, note)) = &self.pending else { return Ok(()) };
         store::write_atomic(&self.folder.join(CHECKPOINT), note.as_bytes(), 0o600)?;
-        if let Some(counter) = &mut self.counter
-            && head.counter.is_some_and(|planned| planned > counter.value)
-        {
-            match counter.hardware.increment() {
-                Ok(value) => counter.value = value,
-                Err(error) => tracing::error!(%error, "the audit log's counter cannot be stepped"),
-            }
-            counter.stepped = Some(Instant::now());
+        self.uncounted = !self.step_planned;
+        if std::mem::take(&mut self.step_planned) {
+            self.counting.step(Instant::now());
         }
         if let Some((head, note)) = self.pending.take() {
             (self.head, self.note) = (head, note);
@@ -237,18 +255,6 @@ impl Writer {
         self.unsigned = 0;
         self.unsigned_since = None;
         Ok(())
-    }
-
-    fn counter_steps(&self, wanted: bool) -> bool {
-        let Some(counter) = &self.counter else { return false };
-        match counter.stepped {
-            None => true,
-            Some(stepped) => {
-                let rested = stepped.elapsed();
-                // Asked for or not, hardware wears.
-                rested >= self.options.count_after || (wanted && rested >= Duration::from_secs(1))
-            }
-        }
     }
 
     /// Ends the segment and begins the next one.
@@ -267,15 +273,19 @@ impl Writer {
         self.drop_oldest()
     }
 
-    /// Drops segments from the beginning until the rest is small enough. The checkpoint that states it comes first.
+    /// Drops segments from the beginning until the rest is small enough.
     fn drop_oldest(&mut self) -> Result<(), WriteError> {
         let mut total: u64 = self.segments.iter().map(|(_, size)| size).sum();
         let mut count = 0;
-        // The one that is written and the whole one before it stay.
-        while total > self.options.total_bytes && count + 2 < self.segments.len() {
+        while total > self.options.total_bytes && count + KEPT_SEGMENTS < self.segments.len() {
             total -= self.segments[count].1;
             count += 1;
         }
+        self.drop_segments(count)
+    }
+
+    /// Drops so many segments from the beginning. The checkpoint that states it comes first.
+    fn drop_segments(&mut self, count: usize) -> Result<(), WriteError> {
         if count == 0 {
             return Ok(());
         }
@@ -286,6 +296,10 @@ impl Writer {
             tracing::error!(first, "a segment of the audit log is damaged; nothing before it is dropped");
             return Ok(());
         };
+        if self.pending.is_some() {
+            // It states what was dropped before.
+            self.sign(false)?;
+        }
         self.dropped = (first, edge.root());
         self.sign(false)?;
         for (first, _) in self.segments.drain(..count) {
@@ -293,5 +307,28 @@ impl Writer {
             fs::remove_file(&path).map_err(WriteError::Write)?;
         }
         File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(WriteError::Write)
+    }
+
+    /// After a step failed: if it was for a full disk, gives up the room that is kept for that, and makes room anew by
+    /// dropping the oldest segment. Says whether the step may succeed now.
+    pub(super) fn make_room(&mut self, error: &WriteError) -> bool {
+        if !is_full(error) {
+            return false;
+        }
+        let released = self.reserve.release(Instant::now());
+        if released {
+            tracing::error!("the disk is full: the audit log uses the room that it keeps, and drops its oldest part");
+            self.note_event(LogEvent::DiskFull);
+        }
+        if self.segments.len() <= KEPT_SEGMENTS {
+            return released;
+        }
+        match self.drop_segments(1) {
+            Ok(()) => {
+                self.reserve.want_back();
+                true
+            }
+            Err(_) => released,
+        }
     }
 }
