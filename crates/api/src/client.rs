@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -91,7 +92,7 @@ struct Pool {
 
 /// A client of one Unix socket. Clones share the pool.
 #[derive(Clone)]
-pub struct Client(Arc<Pool>);
+pub struct Client(Arc<Pool>, Option<(HeaderName, HeaderValue)>);
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -103,23 +104,35 @@ impl Client {
     /// A client of the service behind `socket`. Nothing is opened before the first call.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self(Arc::new(Pool {
-            path: socket.into(),
-            timeout: DEFAULT_TIMEOUT,
-            idle: Mutex::new(Vec::new()),
-            permits: Semaphore::new(CONNECTIONS),
-        }))
+        Self(
+            Arc::new(Pool {
+                path: socket.into(),
+                timeout: DEFAULT_TIMEOUT,
+                idle: Mutex::new(Vec::new()),
+                permits: Semaphore::new(CONNECTIONS),
+            }),
+            None,
+        )
+    }
+
+    /// The same client on the same connections, with a header in each request.
+    #[must_use]
+    pub fn with_header(&self, name: HeaderName, value: HeaderValue) -> Self {
+        Self(Arc::clone(&self.0), Some((name, value)))
     }
 
     /// The same client, with another limit for a whole call (30 s by default).
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
-        Self(Arc::new(Pool {
-            path: self.0.path.clone(),
-            timeout,
-            idle: Mutex::new(Vec::new()),
-            permits: Semaphore::new(CONNECTIONS),
-        }))
+        Self(
+            Arc::new(Pool {
+                path: self.0.path.clone(),
+                timeout,
+                idle: Mutex::new(Vec::new()),
+                permits: Semaphore::new(CONNECTIONS),
+            }),
+            self.1,
+        )
     }
 
     /// The socket's path.
@@ -230,6 +243,9 @@ impl Client {
     fn request(&self, method: Method, path_and_query: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ClientError> {
         let host = self.0.path.file_name().and_then(|name| name.to_str()).unwrap_or("localhost").to_owned();
         let mut request = Request::builder().method(method).uri(path_and_query).header(header::HOST, host);
+        if let Some((name, value)) = &self.1 {
+            request = request.header(name, value);
+        }
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }

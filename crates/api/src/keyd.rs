@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::ModuleId;
 use http::Method;
+use http::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use crate::Base64Bytes;
@@ -193,6 +196,66 @@ pub struct AuditCheckpoint {
     pub checkpoint: String,
     /// The key that it is checked with, as `<name>+<id>+<base64>`.
     pub verifier_key: String,
+    /// The counter in hardware, read right after the checkpoint was signed; absent if the log has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counter: Option<AuditCounter>,
+}
+
+/// The counter in hardware against which the audit log compares itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditCounter {
+    /// Its NV index.
+    pub index: u32,
+    /// Its value; absent if it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<u64>,
+    /// Why it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Name of the header (ours) in which a service that measures its callers says on whose behalf it asks.
+pub const ON_BEHALF_OF: &str = "x-edgekeep-on-behalf-of";
+
+/// On whose behalf a service asks, as it says itself: `module=<percent-encoded id>` and, if it measured the executable,
+/// `;executable=sha256:<hex>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnBehalfOf {
+    /// The module.
+    pub module: ModuleId,
+    /// SHA-256 of the executable that asked it.
+    pub executable: Option<Sha256Digest>,
+}
+
+/// It is not of that form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("header {ON_BEHALF_OF} is not of the form module=<id>;executable=sha256:<hex>")]
+pub struct OnBehalfOfError;
+
+impl std::fmt::Display for OnBehalfOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "module={}", crate::path_segment(self.module.as_str()))?;
+        self.executable.as_ref().map_or(Ok(()), |executable| write!(f, ";executable={executable}"))
+    }
+}
+
+impl std::str::FromStr for OnBehalfOf {
+    type Err = OnBehalfOfError;
+
+    fn from_str(text: &str) -> Result<Self, OnBehalfOfError> {
+        let (module, executable) = match text.split_once(";executable=") {
+            Some((module, executable)) => (module, Some(executable)),
+            None => (text, None),
+        };
+        let module = module.strip_prefix("module=").ok_or(OnBehalfOfError)?;
+        let module = percent_encoding::percent_decode_str(module).decode_utf8().map_err(|_| OnBehalfOfError)?;
+        let executable = match executable {
+            Some(text) if text.starts_with("sha256:") => Some(text.parse().map_err(|_| OnBehalfOfError)?),
+            Some(_) => return Err(OnBehalfOfError),
+            None => None,
+        };
+        Ok(Self { module: module.parse().map_err(|_| OnBehalfOfError)?, executable })
+    }
 }
 
 /// Answer of `GET /audit/entries?from=<index>&limit=<count>` (ours, since 2021-05-01).
@@ -220,6 +283,17 @@ impl KeysClient {
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self(Client::new(socket))
+    }
+
+    /// The same client on the same connections, whose requests say on whose behalf they are made. keyd writes that into its
+    /// audit log, as a statement of the uid that makes it, if that uid was granted to.
+    #[must_use]
+    pub fn on_behalf_of(&self, behalf: &OnBehalfOf) -> Self {
+        // Both its parts are plain ASCII.
+        match HeaderValue::try_from(behalf.to_string()) {
+            Ok(value) => Self(self.0.with_header(HeaderName::from_static(ON_BEHALF_OF), value)),
+            Err(_) => self.clone(),
+        }
     }
 
     /// Loads a symmetric key, or generates it if there is none.
@@ -387,5 +461,37 @@ impl KeysClient {
     pub async fn move_key_pair(&self, from: &str, to: &str) -> Result<(), ClientError> {
         let path = format!("/keypair/{}?{VERSION}", crate::path_segment(to));
         self.0.call_empty(Method::POST, &path, Some(&MoveKeyPair { from: from.to_owned() })).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_whose_behalf_is_read_as_it_was_written_and_nothing_else_is() {
+        for module in ["thermometer", "$edgeAgent", "a;executable=b%=c"] {
+            for executable in [None, Some(Sha256Digest::new([7; 32]))] {
+                let Ok(module) = module.parse() else { continue };
+                let behalf = OnBehalfOf { module, executable };
+                let text = behalf.to_string();
+                assert!(text.len() < 512 && text.is_ascii(), "{text}");
+                assert_eq!(text.parse(), Ok(behalf));
+            }
+        }
+        let digest = "0".repeat(64);
+        for text in [
+            String::new(),
+            "thermometer".to_owned(),
+            "module=".to_owned(),
+            "module=a/b".to_owned(),
+            "module=%ff".to_owned(),
+            format!("module=a;executable={digest}"),
+            format!("module=a;executable=sha256:{digest}0"),
+            format!("module=a;executable=sha256:{digest};more=1"),
+            format!("executable=sha256:{digest}"),
+        ] {
+            assert_eq!(text.parse::<OnBehalfOf>(), Err(OnBehalfOfError), "{text}");
+        }
     }
 }

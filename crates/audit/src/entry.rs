@@ -45,12 +45,23 @@ pub enum Event {
 }
 
 /// Who asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Who {
     /// User id.
     pub uid: u32,
     /// Process id, if it was visible.
     pub pid: Option<u32>,
+    /// On whose behalf, as that uid says and nobody else has seen. Only of uids that were granted to say so.
+    pub says: Option<Box<Statement>>,
+}
+
+/// On whose behalf somebody says to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statement {
+    /// The module.
+    pub module: ModuleId,
+    /// SHA-256 of the executable, if it was measured.
+    pub executable: Option<Sha256Digest>,
 }
 
 /// The key that something was asked for.
@@ -64,25 +75,16 @@ pub struct Key {
     pub purpose: Option<Purpose>,
     /// The id that it had before, if it was moved.
     pub from: Option<KeyId>,
-    /// The module whose key it is and the digest of the program that asked, where they are known.
-    pub used_by: Option<Box<UsedBy>>,
+    /// The module whose key it is, where that is part of how it is derived.
+    pub module: Option<Box<ModuleId>>,
 }
 
 impl Key {
     /// A kept key, with nothing known beyond its id.
     #[must_use]
     pub fn new(id: KeyId) -> Self {
-        Self { id, derived: false, purpose: None, from: None, used_by: None }
+        Self { id, derived: false, purpose: None, from: None, module: None }
     }
-}
-
-/// Who uses a key beyond uid and pid.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UsedBy {
-    /// The module.
-    pub module: Option<ModuleId>,
-    /// SHA-256 of the executable.
-    pub executable: Option<Sha256Digest>,
 }
 
 macro_rules! words {
@@ -135,6 +137,12 @@ words! {
         Encrypt = "encrypt",
         /// Decrypt.
         Decrypt = "decrypt",
+        /// Read the TPM's endorsement key and storage root, which are public, for provisioning.
+        TpmKeys = "tpm-keys",
+        /// Unwrap the TPM's authentication key and keep it there.
+        TpmImport = "tpm-import",
+        /// HMAC with the TPM's authentication key.
+        TpmSign = "tpm-sign",
         /// Read the audit log. Written down when refused only.
         ReadAudit = "read-audit",
         /// A request on a connection on which another process sent bytes.
@@ -264,15 +272,16 @@ impl Serialize for Entry {
             Event::Asked { who, what, key, outcome } => {
                 map.serialize_entry("uid", &who.uid)?;
                 some(&mut map, "pid", who.pid)?;
-                if let Some(used_by) = key.as_ref().and_then(|key| key.used_by.as_ref()) {
-                    some(&mut map, "module", used_by.module.as_ref().map(ModuleId::as_str))?;
-                    some(&mut map, "executable", used_by.executable.as_ref().map(ToString::to_string))?;
+                if let Some(says) = &who.says {
+                    some(&mut map, "for", Some(says.module.as_str()))?;
+                    some(&mut map, "executable", says.executable.as_ref().map(ToString::to_string))?;
                 }
                 map.serialize_entry("what", what.word())?;
                 if let Some(key) = key {
                     map.serialize_entry("key", key.id.as_str())?;
                     some(&mut map, "from", key.from.as_ref().map(KeyId::as_str))?;
                     some(&mut map, "derived", key.derived.then_some(true))?;
+                    some(&mut map, "module", key.module.as_deref().map(ModuleId::as_str))?;
                     some(&mut map, "purpose", key.purpose.map(Purpose::word))?;
                 }
                 match outcome {
@@ -340,10 +349,13 @@ pub struct Shown {
     pub uid: Option<u32>,
     /// Who: process id.
     pub pid: Option<u32>,
-    /// For which module.
-    pub module: Option<String>,
-    /// Digest of the program that asked.
+    /// On behalf of which module, as the uid says.
+    #[serde(rename = "for")]
+    pub behalf: Option<String>,
+    /// Digest of the program that asked that uid, as it says.
     pub executable: Option<String>,
+    /// The module whose derived key it is.
+    pub module: Option<String>,
     /// What: the word of an [`Operation`], or `log-...`.
     pub what: String,
     /// Key id.
@@ -386,15 +398,22 @@ mod tests {
 
     #[test]
     fn the_form_of_an_entry_is_fixed() {
-        let who = Who { uid: 7, pid: Some(8) };
+        let who = Who { uid: 7, pid: Some(8), says: None };
         let mut key = Key::new("aziot_identityd_master_id".parse().unwrap());
         key.derived = true;
         key.purpose = Some(Purpose::Identity);
-        let asked = |outcome| Event::Asked { who, what: Operation::Sign, key: Some(key.clone()), outcome };
+        let asked = |outcome| Event::Asked { who: who.clone(), what: Operation::Sign, key: Some(key.clone()), outcome };
         let expected = r#"{"time":"2026-07-01T10:00:00.007Z","uid":7,"pid":8,"what":"sign","key":"aziot_identityd_master_id","derived":true,"purpose":"identity","result":"done"}"#;
         assert_eq!(json(asked(Outcome::Done)), expected);
         let refused = json(asked(Outcome::Refused(Reason::HandleOfAnotherUid)));
         assert!(refused.ends_with(r#""result":"refused","reason":"handle-of-another-uid"}"#), "{refused}");
+        let module: ModuleId = "thermometer".parse().unwrap();
+        let says = Some(Box::new(Statement { module, executable: Some(Sha256Digest::new([0; 32])) }));
+        let who = Who { uid: 998, pid: None, says };
+        let behalf = json(Event::Asked { who, what: Operation::TpmSign, key: None, outcome: Outcome::Failed });
+        let (head, rest) = behalf.split_once("sha256:").unwrap();
+        assert_eq!(head, r#"{"time":"2026-07-01T10:00:00.007Z","uid":998,"for":"thermometer","executable":""#);
+        assert!(rest.ends_with(r#"00","what":"tpm-sign","result":"failed"}"#), "{rest}");
         let opened = json(Event::Log(LogEvent::Opened { clean: true, cut: 0 }));
         assert_eq!(opened, r#"{"time":"2026-07-01T10:00:00.007Z","what":"log-opened","clean":true}"#);
     }
@@ -404,11 +423,10 @@ mod tests {
         let id: KeyId = "\u{22}".repeat(256).parse().unwrap();
         let mut key = Key::new(id.clone());
         key.from = Some(id);
-        key.used_by = Some(Box::new(UsedBy {
-            module: "m".repeat(128).parse().ok(),
-            executable: Some(Sha256Digest::new([0xff; 32])),
-        }));
-        let who = Who { uid: u32::MAX, pid: Some(u32::MAX) };
+        let module: ModuleId = "m".repeat(128).parse().unwrap();
+        key.module = Some(Box::new(module.clone()));
+        let says = Some(Box::new(Statement { module, executable: Some(Sha256Digest::new([0xff; 32])) }));
+        let who = Who { uid: u32::MAX, pid: Some(u32::MAX), says };
         let outcome = Outcome::Refused(Reason::HandleOfAnotherUid);
         assert!(json(Event::Asked { who, what: Operation::Parameters, key: Some(key), outcome }).len() < 4096);
     }

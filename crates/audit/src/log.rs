@@ -40,7 +40,8 @@ pub struct Options {
     /// Longest time between an entry and a checkpoint that covers it.
     pub sign_after: Duration,
     /// Shortest time between two steps of the hardware counter, which are made only if something was written. What was
-    /// lost within it may go unnoticed. Where a checkpoint is asked for, or the log is closed, a minute is enough.
+    /// lost within it may go unnoticed. A minute is enough for the first step after opening, and where a checkpoint is asked
+    /// for or the log is closed.
     pub count_after: Duration,
     /// Size at which a segment ends, in bytes.
     pub segment_bytes: u64,
@@ -347,7 +348,9 @@ fn run(mut writer: Writer, shared: &Shared) {
         }
         if asked {
             state.made = ticket;
-            state.head = Some(done.map(|()| (writer.note().to_owned(), writer.counter().clone())).map_err(|error| chain(&error)));
+            state.head = Some(
+                done.map(|()| (writer.note().to_owned(), writer.counter().clone())).map_err(|error| chain(&error)),
+            );
         }
         let left = state.queue.len() + state.writing;
         let more = !state.queue.is_empty() && !failing;

@@ -49,6 +49,12 @@ impl Report {
         self.faults.is_empty()
     }
 
+    /// What the log tells of itself that somebody has to look at, without what was looked at already: entries that are
+    /// given by index.
+    pub fn alarms<'a>(&'a self, accepted: &'a [u64]) -> impl Iterator<Item = &'a Gap> {
+        self.gaps.iter().filter(|gap| gap.alarm().is_some_and(|at| !accepted.contains(&at)))
+    }
+
     /// Number of entries that are there.
     #[must_use]
     pub fn entries(&self) -> u64 {
@@ -81,6 +87,18 @@ pub enum Gap {
     Lost(u64, u64),
     /// The given checkpoint is of a time before the oldest entry that is kept.
     Incomparable(u64),
+}
+
+impl Gap {
+    /// The entry at which the log itself tells of a loss, or of a counter that somebody has removed: nothing that happens
+    /// by itself on a healthy device. Somebody has to look at it, once.
+    #[must_use]
+    pub fn alarm(&self) -> Option<u64> {
+        match self {
+            Self::BehindCounter(at) | Self::Replaces(at, _) | Self::NotCounting(at, NotCounting::Replaced) => Some(*at),
+            _ => None,
+        }
+    }
 }
 
 /// Why a log does not compare itself with its counter.

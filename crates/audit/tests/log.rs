@@ -35,7 +35,7 @@ fn open(folder: &Path, options: Options) -> Log {
 
 fn entry(number: u32) -> Entry {
     let event = Event::Asked {
-        who: Who { uid: 1000, pid: Some(number) },
+        who: Who { uid: 1000, pid: Some(number), says: None },
         what: Operation::Sign,
         key: Some(Key::new("device-id".parse().unwrap())),
         outcome: Outcome::Done,
@@ -505,4 +505,99 @@ fn handing_over_an_entry_does_not_wait_for_the_disk() {
     }
     times.sort();
     assert!(times[1500] < Duration::from_micros(50), "{:?}", times[1500]);
+}
+
+/// Where the test below finds its small file system.
+const SMALL_DISK: &str = "EDGEKEEP_TEST_SMALL_DISK";
+
+/// Runs a test of this file on a file system of its own of so many bytes. `false` if that is not possible here.
+fn on_small_disk(name: &str, bytes: u32) -> bool {
+    let temp = tempfile::tempdir().unwrap();
+    let script = r#"mount -t tmpfs -o size="$2" none "$1" && shift 2 && exec "$@""#;
+    let inside = |command: &[&str]| {
+        let folder = temp.path().to_str().unwrap();
+        let bytes = bytes.to_string();
+        let mut unshare = std::process::Command::new("unshare");
+        unshare.args(["--mount", "sh", "-c", script, "sh", folder, &bytes]).args(command);
+        unshare.env(SMALL_DISK, folder).output()
+    };
+    if !inside(&["true"]).is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no mount namespace can be made here (run as root, with unshare installed)");
+        return false;
+    }
+    let test = std::env::current_exe().unwrap();
+    let output = inside(&[test.to_str().unwrap(), "--exact", name, "--ignored", "--nocapture"]).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    true
+}
+
+#[test]
+fn a_full_disk_takes_the_oldest_part_of_the_log_and_only_then_the_keys() {
+    on_small_disk("full_disk", 1 << 20);
+}
+
+/// Fills what is free.
+fn fill(folder: &Path, number: u32) {
+    use std::io::Write as _;
+    let mut file = fs::File::create(folder.join(format!("filler-{number}"))).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+}
+
+#[test]
+#[ignore = "run by another test, on a small file system"]
+fn full_disk() {
+    let disk = PathBuf::from(std::env::var_os(SMALL_DISK).unwrap());
+    let folder = disk.join("audit");
+    let options = Options {
+        queue: 64,
+        segment_bytes: 64 << 10,
+        total_bytes: 1 << 30,
+        reserve_bytes: 64 << 10,
+        sign_after_entries: 50,
+        sync_after: Duration::ZERO,
+        ..Options::default()
+    };
+    let log = Log::open(&folder, options, signer(), None).unwrap();
+    append(&log, 0..2000);
+    log.checkpoint().unwrap();
+    let before = segments(&folder).len();
+    assert!(before >= 4, "{before}");
+    fill(&disk, 0);
+    // As much as the room that is kept for this, several times over.
+    append(&log, 2000..3000);
+    log.checkpoint().unwrap();
+    let key = log.key().clone();
+    let report = check(&folder, &key);
+    assert!(report.is_intact(), "{report:?}");
+    assert!(report.first > 0 && report.gaps.iter().any(|gap| matches!(gap, Gap::DiskFull(_))), "{report:?}");
+    // Whoever fills the disk takes what the log gives up, until it has nothing more to give.
+    let mut number = 3000;
+    let refused = loop {
+        fill(&disk, number);
+        match log.reserve_within(Duration::from_secs(20)) {
+            Ok(permit) => permit.append(entry(number)),
+            Err(busy) => break busy,
+        }
+        number += 1;
+        assert!(number < 20_000, "it has no end");
+    };
+    assert!(refused.to_string().contains("is the disk full?"), "{refused}");
+    assert!(log.checkpoint().is_err());
+    // And when there is room again it goes on, with everything that it had accepted.
+    for file in fs::read_dir(&disk).unwrap() {
+        let path = file.unwrap().path();
+        if path.is_file() {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    log.checkpoint().unwrap();
+    append(&log, number..number + 1);
+    log.checkpoint().unwrap();
+    drop(log);
+    let report = check(&folder, &key);
+    assert!(report.is_intact(), "{report:?}");
+    let pids: Vec<u32> = shown(&folder).iter().filter_map(|entry| entry.pid).collect();
+    let first = pids[0];
+    assert_eq!(pids, (first..=number).collect::<Vec<_>>(), "nothing is missing in between");
 }

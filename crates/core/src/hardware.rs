@@ -70,6 +70,32 @@ pub struct TpmSettings {
     /// Open connections one uid may hold on the TPM API's socket.
     #[serde(default)]
     pub connections_per_uid: Option<u32>,
+    /// The counter against which the audit log compares itself.
+    #[serde(default)]
+    pub audit_counter: AuditCounter,
+}
+
+/// A counter in the TPM that shows the loss of the audit log's newest part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditCounter {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Its NV index, in the owner's range.
+    pub index: u32,
+    /// Shortest time between two steps, in seconds. Each step wears the TPM.
+    pub interval_sec: u32,
+}
+
+impl AuditCounter {
+    /// First and last index of the owner's range.
+    pub const RANGE: (u32, u32) = (0x0180_0000, 0x01bf_ffff);
+}
+
+impl Default for AuditCounter {
+    fn default() -> Self {
+        Self { enabled: true, index: 0x0180_ed00, interval_sec: 300 }
+    }
 }
 
 impl TpmSettings {
@@ -87,6 +113,7 @@ impl Default for TpmSettings {
             endorsement: None,
             owner: None,
             connections_per_uid: None,
+            audit_counter: AuditCounter::default(),
         }
     }
 }

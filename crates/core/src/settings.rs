@@ -43,6 +43,8 @@ pub struct KeydSettings {
     pub assigned: BTreeMap<KeyId, KeyPlace>,
     /// What protects the store key of the files.
     pub seal: Seal,
+    /// Bounds of the audit log.
+    pub audit_log: AuditLogSettings,
 }
 
 impl KeydSettings {
@@ -51,6 +53,18 @@ impl KeydSettings {
     pub fn has_hardware(&self) -> bool {
         self.pkcs11.is_some() || self.tpm.is_some()
     }
+}
+
+/// Bounds of keyd's audit log. What is absent has keyd's default.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditLogSettings {
+    /// Size above which its oldest part is dropped, in MiB.
+    pub size_mib: Option<u32>,
+    /// Longest time before an entry is on the disk, in milliseconds: what a power cut can take.
+    pub sync_ms: Option<u32>,
+    /// Longest time between an entry and a signed checkpoint that covers it, in seconds.
+    pub checkpoint_sec: Option<u32>,
 }
 
 /// One uid's grant of keys. Several entries for one uid add up.
@@ -73,6 +87,9 @@ pub struct KeyPrincipal {
     /// Whether CA keys sign for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub certificates: bool,
+    /// Whether what it says about on whose behalf it asks is written into the audit log, as its statement.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attestor: bool,
 }
 
 /// What the keys of some ids are for.

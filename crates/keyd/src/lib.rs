@@ -7,6 +7,7 @@
 //! keys and symmetric keys do not leave it; only keys derived from a symmetric key can be exported, by who was granted that.
 //! Every use of a key and every refusal is in its audit log before the answer goes out.
 
+mod counter;
 pub mod handle;
 mod places;
 pub mod policy;
@@ -30,7 +31,9 @@ use crate::tpmd::Tpmd;
 /// What the routes work on.
 pub struct Keyd {
     /// First, so that it is closed before the backend gives up the folder for another process.
-    recorder: Recorder,
+    recorder: Arc<Recorder>,
+    /// NV index of the audit log's counter, if there is a TPM.
+    counter_index: Option<u32>,
     backend: Arc<dyn KeyBackend>,
     /// Whether using a key takes no more than this process and its files.
     in_memory: bool,

@@ -39,6 +39,7 @@ pub struct Policy {
     exported: Vec<Pattern>,
     certificates: BTreeSet<u32>,
     auditors: BTreeSet<u32>,
+    attestors: BTreeSet<u32>,
     purposes: Vec<(Pattern, Purpose)>,
     handles_any_uid: bool,
     handle_lifetime: Duration,
@@ -64,6 +65,7 @@ impl Policy {
             exported: settings.principals.iter().flat_map(|it| &it.export).map(|text| Pattern::new(text)).collect(),
             certificates: signers.map(|principal| principal.uid).collect(),
             auditors: settings.auditors.iter().copied().collect(),
+            attestors: settings.principals.iter().filter(|it| it.attestor).map(|it| it.uid).collect(),
             purposes: own.chain(built_in).collect(),
             handles_any_uid: settings.handles_any_uid,
             handle_lifetime: settings.handle_lifetime_sec.map_or(HANDLE_LIFETIME, Duration::from_secs),
@@ -167,6 +169,15 @@ impl Policy {
     }
 }
 
+impl Policy {
+    /// Whether what `uid` says about on whose behalf it asks is written into the audit log. Also root needs the grant: a
+    /// statement is worth what the program behind the uid measures.
+    #[must_use]
+    pub fn may_attest(&self, uid: u32) -> bool {
+        self.attestors.contains(&uid)
+    }
+}
+
 fn purpose(setting: KeyPurpose) -> Purpose {
     match setting {
         KeyPurpose::Identity => Purpose::Identity,
@@ -189,6 +200,9 @@ fn allows(purpose: Purpose, what: Operation) -> bool {
         | Operation::Move
         | Operation::Delete
         | Operation::Parameters
+        | Operation::TpmKeys
+        | Operation::TpmImport
+        | Operation::TpmSign
         | Operation::ReadAudit
         | Operation::Connect => true,
     }

@@ -4,11 +4,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use edgekeep_audit::entry::{Entry, Event, Key, Operation, Outcome, Reason, Who};
-use edgekeep_audit::{Busy, Log, Permit};
+use edgekeep_api::keyd::{ON_BEHALF_OF, OnBehalfOf, OnBehalfOfError};
+use edgekeep_audit::entry::{Entry, Event, Key, Operation, Outcome, Reason, Statement, Who};
+use edgekeep_audit::{Busy, Log, Options, Permit};
+use edgekeep_core::settings::KeydSettings;
 use edgekeep_daemon::peer::Caller;
-use edgekeep_daemon::server::HttpError;
+use edgekeep_daemon::server::{HttpError, Request};
 use time::OffsetDateTime;
+
+use crate::policy::Policy;
 
 /// How long a request waits for a place in the audit log before it is refused.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,6 +27,27 @@ const UIDS: usize = 256;
 /// Seconds since 1970; 0 if the clock is before.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The log's bounds as the settings have them.
+pub(crate) fn options(settings: &KeydSettings) -> Options {
+    let mut options = Options::default();
+    let log = &settings.audit_log;
+    if let Some(size) = log.size_mib {
+        options.total_bytes = u64::from(size) << 20;
+        // A segment and the whole one before it stay.
+        options.segment_bytes = options.segment_bytes.min(options.total_bytes / 2);
+    }
+    if let Some(sync) = log.sync_ms {
+        options.sync_after = Duration::from_millis(sync.into());
+    }
+    if let Some(checkpoint) = log.checkpoint_sec {
+        options.sign_after = Duration::from_secs(checkpoint.into());
+    }
+    if let Some(tpm) = &settings.tpm {
+        options.count_after = Duration::from_secs(tpm.audit_counter.interval_sec.into());
+    }
+    options
 }
 
 /// The audit log of this keyd.
@@ -63,7 +88,7 @@ impl Throttle {
 #[must_use]
 pub(crate) struct Doing {
     /// Taken when the end is written.
-    open: Option<(Permit, Who, Operation, Key)>,
+    open: Option<(Permit, Who, Operation, Option<Key>)>,
 }
 
 impl Recorder {
@@ -76,7 +101,7 @@ impl Recorder {
     }
 
     /// Takes a place in the log for something that is allowed and about to be done.
-    pub(crate) async fn begin(&self, caller: &Caller, what: Operation, key: Key) -> Result<Doing, HttpError> {
+    pub(crate) async fn begin(&self, who: Who, what: Operation, key: Option<Key>) -> Result<Doing, HttpError> {
         let permit = match self.log.reserve() {
             Ok(permit) => permit,
             Err(Busy) => {
@@ -89,12 +114,11 @@ impl Recorder {
                 }
             }
         };
-        Ok(Doing { open: Some((permit, who(caller), what, key)) })
+        Ok(Doing { open: Some((permit, who, what, key)) })
     }
 
     /// Writes a refusal down, here and in the daemon's log; or counts it, if there are too many of this uid.
-    pub(crate) fn refused(&self, caller: &Caller, what: Operation, key: Option<Key>, reason: Reason) {
-        let who = who(caller);
+    pub(crate) fn refused(&self, who: Who, what: Operation, key: Option<Key>, reason: Reason) {
         if !self.throttle.lock().unwrap_or_else(PoisonError::into_inner).admit(who.uid, Instant::now()) {
             self.log.count_refusal();
             return;
@@ -114,7 +138,7 @@ impl Doing {
 
     fn close(&mut self, outcome: Outcome) {
         if let Some((permit, who, what, key)) = self.open.take() {
-            permit.append(entry(who, what, Some(key), outcome));
+            permit.append(entry(who, what, key, outcome));
         }
     }
 }
@@ -125,8 +149,27 @@ impl Drop for Doing {
     }
 }
 
-fn who(caller: &Caller) -> Who {
-    Who { uid: caller.uid(), pid: caller.pid() }
+/// Who asks, as the kernel says; and on whose behalf, as the caller says, if it may say so.
+///
+/// # Errors
+/// 400 if it says so in another form.
+pub(crate) fn who(request: &Request, policy: &Policy) -> Result<Who, HttpError> {
+    let mut who = connected(&request.caller);
+    if let Some(text) = request.header(ON_BEHALF_OF)? {
+        let says: OnBehalfOf =
+            text.parse().map_err(|error: OnBehalfOfError| HttpError::bad_request(error.to_string()))?;
+        if policy.may_attest(who.uid) {
+            who.says = Some(Box::new(Statement { module: says.module, executable: says.executable }));
+        } else {
+            tracing::debug!(uid = who.uid, "says on whose behalf it asks, and may not: not written down");
+        }
+    }
+    Ok(who)
+}
+
+/// Who is connected, as the kernel says.
+pub(crate) fn connected(caller: &Caller) -> Who {
+    Who { uid: caller.uid(), pid: caller.pid(), says: None }
 }
 
 fn entry(who: Who, what: Operation, key: Option<Key>, outcome: Outcome) -> Entry {

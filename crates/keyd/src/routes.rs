@@ -9,11 +9,12 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::keyd::{
-    API_VERSIONS, AuditCheckpoint, AuditEntries, Ciphertext, CreateDerivedKey, CreateKey, CreateKeyPair, Decrypt,
-    Encrypt, EncryptMechanism, ExportedKey, HandleBody, KeyHandle, MoveKeyPair, ParameterValue, Plaintext, Sign,
-    SignMechanism, Signature,
+    API_VERSIONS, AuditCheckpoint, AuditCounter, AuditEntries, Ciphertext, CreateDerivedKey, CreateKey, CreateKeyPair,
+    Decrypt, Encrypt, EncryptMechanism, ExportedKey, HandleBody, KeyHandle, MoveKeyPair, ParameterValue, Plaintext,
+    Sign, SignMechanism, Signature,
 };
-use edgekeep_audit::entry::{Key, Operation, Purpose, Reason, UsedBy};
+use edgekeep_audit::CounterState;
+use edgekeep_audit::entry::{Key, Operation, Purpose, Reason, Who};
 use edgekeep_core::id::{KeyId, ModuleId};
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
 use edgekeep_hsm::{
@@ -24,7 +25,7 @@ use http::{Method, StatusCode};
 
 use crate::Keyd;
 use crate::handle::{Binding, InvalidHandle, IssueError, Target};
-use crate::record::{Doing, now};
+use crate::record::{self, Doing, now};
 
 /// Most entries, and most bytes of them, in one answer.
 const AUDIT_ENTRIES: usize = 1000;
@@ -51,7 +52,7 @@ pub fn router(state: Arc<Keyd>) -> Router<Keyd> {
         .route(Method::GET, "/audit/checkpoint", API_VERSIONS[1], audit_checkpoint)
         .route(Method::GET, "/audit/entries", API_VERSIONS[1], audit_entries)
         .on_sender_changed(|state, caller, _| {
-            state.recorder.refused(caller, Operation::Connect, None, Reason::SenderChanged);
+            state.recorder.refused(record::connected(caller), Operation::Connect, None, Reason::SenderChanged);
         })
 }
 
@@ -119,7 +120,7 @@ async fn move_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     state.expect_name(&request, Operation::Move, &from)?;
     let mut key = state.key(&to);
     key.from = Some(from.clone());
-    let doing = state.recorder.begin(&request.caller, Operation::Move, key).await?;
+    let doing = state.recorder.begin(state.who(&request)?, Operation::Move, Some(key)).await?;
     doing.end(state.on_disk(move |backend| backend.move_key_pair(&from, &to)).await)?;
     Ok(Response::no_content())
 }
@@ -229,8 +230,16 @@ async fn audit_checkpoint(state: Arc<Keyd>, request: Request) -> Answer {
     state.expect_auditor(&request)?;
     let log = Arc::clone(state.recorder.log());
     let verifier_key = log.key().to_string();
-    match tokio::task::spawn_blocking(move || log.checkpoint()).await {
-        Ok(Ok(checkpoint)) => Ok(Response::ok(&AuditCheckpoint { checkpoint, verifier_key })),
+    match tokio::task::spawn_blocking(move || log.checkpoint_and_counter()).await {
+        Ok(Ok((checkpoint, counter))) => {
+            let index = state.counter_index.unwrap_or_default();
+            let counter = match counter {
+                CounterState::Off => None,
+                CounterState::Value(value) => Some(AuditCounter { index, value: Some(value), error: None }),
+                CounterState::Unreachable(why) => Some(AuditCounter { index, value: None, error: Some(why) }),
+            };
+            Ok(Response::ok(&AuditCheckpoint { checkpoint, verifier_key, counter }))
+        }
         Ok(Err(closed)) => Err(HttpError::internal(closed.to_string())),
         Err(failed) => Err(HttpError::hidden(&failed)),
     }
@@ -264,15 +273,18 @@ async fn audit_entries(state: Arc<Keyd>, request: Request) -> Answer {
 impl Keyd {
     /// 401 unless the caller may name this key.
     fn expect_name(&self, request: &Request, what: Operation, id: &KeyId) -> Result<(), HttpError> {
-        self.policy.may_name(request.caller.uid(), id).map_err(|reason| {
-            self.recorder.refused(&request.caller, what, Some(self.key(id)), reason);
-            HttpError::unauthorized()
-        })
+        let Err(reason) = self.policy.may_name(request.caller.uid(), id) else { return Ok(()) };
+        self.recorder.refused(self.who(request)?, what, Some(self.key(id)), reason);
+        Err(HttpError::unauthorized())
+    }
+
+    fn who(&self, request: &Request) -> Result<Who, HttpError> {
+        record::who(request, &self.policy)
     }
 
     async fn begin_named(&self, request: &Request, what: Operation, id: &KeyId) -> Result<Doing, HttpError> {
         self.expect_name(request, what, id)?;
-        self.recorder.begin(&request.caller, what, self.key(id)).await
+        self.recorder.begin(self.who(request)?, what, Some(self.key(id))).await
     }
 
     /// The key that a handle names, if the caller may do this with it.
@@ -282,7 +294,7 @@ impl Keyd {
             Ok(named) => named,
             Err(invalid) => {
                 // Somebody may be guessing.
-                self.recorder.refused(&request.caller, what, None, Reason::ForeignHandle);
+                self.recorder.refused(self.who(request)?, what, None, Reason::ForeignHandle);
                 return Err(HttpError::bad_request(invalid.to_string()));
             }
         };
@@ -295,7 +307,7 @@ impl Keyd {
         match allowed {
             Ok(()) => Ok(named.target),
             Err(reason) => {
-                self.recorder.refused(&request.caller, what, Some(self.target_key(&named.target)), reason);
+                self.recorder.refused(self.who(request)?, what, Some(self.target_key(&named.target)), reason);
                 // To who holds it an old handle is like a wrong one: clients then ask for another.
                 Err(match reason {
                     Reason::ExpiredHandle => HttpError::bad_request(InvalidHandle.to_string()),
@@ -312,15 +324,15 @@ impl Keyd {
         handle: &KeyHandle,
     ) -> Result<(Target, Doing), HttpError> {
         let target = self.resolve(request, what, handle)?;
-        let doing = self.recorder.begin(&request.caller, what, self.target_key(&target)).await?;
+        let key = Some(self.target_key(&target));
+        let doing = self.recorder.begin(self.who(request)?, what, key).await?;
         Ok((target, doing))
     }
 
     fn expect_auditor(&self, request: &Request) -> Result<(), HttpError> {
-        self.policy.may_audit(request.caller.uid()).map_err(|reason| {
-            self.recorder.refused(&request.caller, Operation::ReadAudit, None, reason);
-            HttpError::unauthorized()
-        })
+        let Err(reason) = self.policy.may_audit(request.caller.uid()) else { return Ok(()) };
+        self.recorder.refused(self.who(request)?, Operation::ReadAudit, None, reason);
+        Err(HttpError::unauthorized())
     }
 
     /// A key as the audit log names it.
@@ -335,7 +347,7 @@ impl Keyd {
         if let Target::Derived { data, .. } = target {
             key.derived = true;
             let module = if key.purpose == Some(Purpose::Identity) { module_of(data) } else { None };
-            key.used_by = module.map(|module| Box::new(UsedBy { module: Some(module), executable: None }));
+            key.module = module.map(Box::new);
         }
         key
     }

@@ -5,25 +5,29 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
 
-use edgekeep_audit::{Log, Options, SignError, SoftwareSigner};
+use edgekeep_audit::{Log, MonotonicCounter, SignError, SoftwareSigner};
 use edgekeep_core::grants::RESERVED_KEY_IDS;
 use edgekeep_core::id::KeyId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
+use edgekeep_hsm::tpm::{AuthValue, NvCounter, TpmError};
 use edgekeep_hsm::{KeyError, SecretBytes};
 
 use crate::Keyd;
+use crate::counter::TpmCounter;
 use crate::handle::Handles;
-use crate::places::{PlacesError, Plan};
+use crate::places::{Places, PlacesError, Plan};
 use crate::policy::Policy;
-use crate::record::Recorder;
+use crate::record::{self, Recorder};
 use crate::tpmd::Tpmd;
 
 /// Name of the key that proves handles. It is outside the callers' name space, and reserved within it.
 const HANDLE_VALIDATION_KEY: &str = "handle-validation-key";
 /// Name of the key that signs the audit log's checkpoints, also outside the callers' name space.
 const CHECKPOINT_KEY: &str = "audit-checkpoint-key";
+/// Name of the key that lets this keyd, and nobody else, step the audit log's counter in the TPM.
+const COUNTER_KEY: &str = "audit-counter-key";
 /// Folder of the audit log in the state folder.
 const AUDIT: &str = "audit";
 /// Largest file in the import folder, in bytes.
@@ -50,6 +54,9 @@ pub enum StartError {
     /// That key is not one.
     #[error("the key of the audit log is unusable")]
     Signer(#[source] Option<SignError>),
+    /// The audit log's counter cannot be where the settings say.
+    #[error("cannot use the settings of the audit log's counter")]
+    Counter(#[source] TpmError),
     /// The audit log cannot be opened.
     #[error("cannot open the audit log; without it no key is used")]
     Audit(#[from] edgekeep_audit::OpenError),
@@ -59,7 +66,7 @@ impl StartError {
     /// Whether it is the settings that are wrong, so that starting again cannot help.
     #[must_use]
     pub fn is_settings(&self) -> bool {
-        matches!(self, Self::Places(_))
+        matches!(self, Self::Places(_) | Self::Counter(_))
     }
 }
 
@@ -88,17 +95,38 @@ impl Keyd {
         let seed = own.internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
         let seed: &[u8; 32] = seed.expose().try_into().map_err(|_| StartError::Signer(None))?;
         let signer = SoftwareSigner::from_seed(seed).map_err(|error| StartError::Signer(Some(error)))?;
-        let log = Log::open(&folder.join(AUDIT), Options::default(), Box::new(signer), None)?;
+        let counter = counter(settings, &places)?;
+        let log = Log::open(&folder.join(AUDIT), record::options(settings), Box::new(signer), counter)?;
         tracing::info!(key = %log.key(), entries = log.opened().size, "audit log");
+        let recorder = Arc::new(Recorder::new(log));
+        let tpmd = places.tpm.zip(settings.tpm.as_ref()).map(|(tpm, tpm_is)| {
+            Arc::new(Tpmd::new(tpm, tpm_is, Arc::clone(&recorder), &policy, Arc::clone(&places.backend)))
+        });
         Ok(Self {
-            recorder: Recorder::new(log),
+            recorder,
+            counter_index: settings.tpm.as_ref().map(|tpm| tpm.audit_counter.index),
             backend: places.backend,
             in_memory: places.in_memory,
-            tpmd: places.tpm.zip(settings.tpm.as_ref()).map(|(tpm, tpm_is)| Arc::new(Tpmd::new(tpm, tpm_is))),
+            tpmd,
             handles: Handles::new(&handle_key),
             policy,
         })
     }
+}
+
+/// The audit log's counter, if there is a TPM and it is wanted. Nothing is asked of the TPM here.
+fn counter(settings: &KeydSettings, places: &Places) -> Result<Option<Box<dyn MonotonicCounter>>, StartError> {
+    let Some((tpm, wanted)) = places.tpm.as_ref().zip(settings.tpm.as_ref().map(|tpm| tpm.audit_counter)) else {
+        return Ok(None);
+    };
+    if !wanted.enabled {
+        tracing::warn!("audit_counter is switched off: a loss of the audit log's newest part will not show");
+        return Ok(None);
+    }
+    let auth = places.files.internal_key(&internal(COUNTER_KEY)).map_err(StartError::CheckpointKey)?;
+    let counter = AuthValue::new(auth.expose()).and_then(|auth| NvCounter::new(wanted.index, auth));
+    let counter = counter.map_err(StartError::Counter)?;
+    Ok(Some(Box::new(TpmCounter::new(Arc::clone(tpm), counter))))
 }
 
 fn internal(name: &str) -> KeyId {

@@ -11,6 +11,7 @@ mod swtpm;
 
 use std::fs::{self, File};
 use std::future::Future;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,6 +22,10 @@ use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{KeyHandle, KeysClient, SignMechanism};
 use edgekeep_api::tpmd::TpmClient;
+use edgekeep_audit::checkpoint::Checkpoint;
+use edgekeep_audit::entry::Shown;
+use edgekeep_audit::note::VerifierKey;
+use edgekeep_audit::verify::{Fault, FaultKind, Gap, Known, NotCounting, Report, verify};
 use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -35,6 +40,8 @@ struct Device {
     folder: tempfile::TempDir,
     root: Root,
     child: Option<Child>,
+    /// The command that runs it as another user or elsewhere.
+    wrapper: Vec<String>,
 }
 
 impl Device {
@@ -42,7 +49,7 @@ impl Device {
     fn new(hardware: &Value) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
-        let device = Self { folder, root, child: None };
+        let device = Self { folder, root, child: None, wrapper: Vec::new() };
         device.set(hardware);
         device
     }
@@ -85,7 +92,10 @@ impl Device {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_edgekeep-keyd"));
+        let keyd = env!("CARGO_BIN_EXE_edgekeep-keyd");
+        let mut words = self.wrapper.iter().map(String::as_str).chain([keyd]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
         command.env(ROOT_VARIABLE, self.folder.path()).env("SOFTHSM2_CONF", self.path("softhsm2.conf"));
         command.stderr(File::options().create(true).append(true).open(self.path("log")).unwrap());
         command.stdout(Stdio::null()).env_remove("NOTIFY_SOCKET").env_remove("RUST_LOG");
@@ -97,6 +107,7 @@ impl Device {
         let notify = self.path("notify");
         let _ = fs::remove_file(&notify);
         let manager = UnixDatagram::bind(&notify).unwrap();
+        fs::set_permissions(&notify, fs::Permissions::from_mode(0o666)).unwrap();
         manager.set_read_timeout(Some(DEADLINE)).unwrap();
         self.child = Some(self.command().env("NOTIFY_SOCKET", &notify).spawn().unwrap());
         let mut message = [0; 64];
@@ -333,6 +344,43 @@ fn the_tpm_api_shows_public_keys_and_imports_and_uses_an_authentication_key() {
 }
 
 #[test]
+fn keys_are_used_on_a_full_disk_as_long_as_the_log_can_make_room() {
+    let mut device = Device::new(&json!({}));
+    let state = device.root.state_folder(Daemon::Keyd);
+    fs::create_dir_all(&state).unwrap();
+    let script = r#"mount -t tmpfs -o size=8m none "$0" && exec "$@""#;
+    device.wrapper = ["unshare", "--mount", "sh", "-c", script, state.to_str().unwrap()].map(str::to_owned).into();
+    let possible =
+        Command::new("unshare").args(["--mount", "sh", "-c", script, state.to_str().unwrap(), "true"]).output();
+    if !possible.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no mount namespace can be made here (run as root, with unshare installed)");
+        return;
+    }
+    device.start();
+    let inside = format!("/proc/{}/root{}", device.child.as_ref().unwrap().id(), state.display());
+    run(async {
+        let keys = device.keys();
+        let key = keys.create_key("key", "sign").await.unwrap();
+        for _ in 0..100 {
+            hmac(&keys, &key).await.unwrap();
+        }
+        let mut filler = File::create(format!("{inside}/filler")).unwrap();
+        while std::io::Write::write_all(&mut filler, &[1; 4096]).is_ok() {}
+        // Nothing new can be kept, and what is there is used, for far longer than the memory alone would carry it.
+        assert_eq!(refusal(keys.create_key("new", "sign").await).0, 500);
+        for _ in 0..6000 {
+            hmac(&keys, &key).await.unwrap();
+        }
+        let log = device.log();
+        assert!(log.contains("the disk is full: the audit log uses the room that it keeps"), "{log}");
+        drop(filler);
+        fs::remove_file(format!("{inside}/filler")).unwrap();
+        keys.create_key("new", "sign").await.unwrap();
+    });
+    device.stop();
+}
+
+#[test]
 fn without_a_tpm_in_the_settings_there_is_no_tpm_api() {
     let mut device = Device::new(&json!({}));
     device.start();
@@ -355,7 +403,8 @@ fn keys_in_a_tpm_that_is_absent_at_start_are_used_when_it_is_there() {
         assert_eq!(refusal(keys.create_key_pair("pair", Some("ec-p256")).await), (500, "internal error".to_owned()));
         assert_eq!(refusal(device.tpm().keys().await), (500, "internal error".to_owned()));
         let log = device.log();
-        assert_eq!(log.matches("cannot be reached").count(), 3, "at start, and for each request: {log}");
+        let causes = log.lines().filter(|line| line.contains("cannot be reached") && !line.contains("counter"));
+        assert_eq!(causes.count(), 3, "at start, and for each request: {log}");
         swtpm.start_again();
         let pair = keys.create_key_pair("pair", Some("ec-p256")).await.unwrap();
         assert!(signs(&keys, &pair, device.folder.path()).await);
@@ -424,7 +473,6 @@ fn a_store_key_that_the_tpm_sealed_is_of_no_use_without_it() {
 
 #[test]
 fn a_new_device_that_seals_never_has_its_store_key_in_a_file() {
-    use std::os::unix::fs::PermissionsExt as _;
     if swtpm::skip() {
         return;
     }
@@ -495,4 +543,308 @@ fn keys_that_the_tools_put_into_the_tpm_are_used_and_cannot_be_changed() {
         keys.create_key("other", "sign,encrypt").await.unwrap();
     });
     device.stop();
+}
+
+/// The device's audit log as its folder has it, checked against what the TPM tools read of the counter.
+fn check_log(device: &Device, swtpm: &Swtpm) -> Report {
+    let folder = device.root.state_folder(Daemon::Keyd).join("audit");
+    let key: VerifierKey = fs::read_to_string(folder.join("verifier-key")).unwrap().trim().parse().unwrap();
+    verify(&folder, &Known { key: &key, checkpoint: None, counter: Some(counter(swtpm)) }).unwrap()
+}
+
+const COUNTER: &str = "0x0180ed00";
+
+/// The counter, read by the TPM tools. keyd must not run.
+fn counter(swtpm: &Swtpm) -> u64 {
+    let tools = swtpm.folder("tools");
+    swtpm.tool_ok(&tools, "tpm2_nvread", &["-C", "o", "-o", "counter", COUNTER]);
+    u64::from_be_bytes(fs::read(tools.join("counter")).unwrap().try_into().unwrap())
+}
+
+/// What the log says: the words of its entries.
+fn words(device: &Device) -> Vec<String> {
+    let folder = device.root.state_folder(Daemon::Keyd).join("audit");
+    let excerpt = edgekeep_audit::read(&folder, 0, usize::MAX, usize::MAX).unwrap();
+    let shown = excerpt.entries.iter().map(|entry| serde_json::from_slice::<Shown>(entry).unwrap());
+    shown
+        .map(|shown| if shown.result.is_empty() { shown.what } else { format!("{} {}", shown.what, shown.result) })
+        .collect()
+}
+
+/// A device whose log is compared with a counter that is stepped whenever something is signed.
+fn device_that_counts(swtpm: &Swtpm) -> Device {
+    let mut settings = tpm_settings(swtpm);
+    settings["audit_counter"] = json!({"interval_sec": 0});
+    let uid = rustix::process::geteuid().as_raw();
+    Device::new(&json!({"tpm": settings, "auditors": [uid]}))
+}
+
+/// Starts, uses keys, and stops.
+fn use_keys(device: &mut Device, ids: &[&str]) {
+    device.start();
+    run(async {
+        for id in ids {
+            device.keys().create_key(id, "sign").await.unwrap();
+        }
+    });
+    device.stop();
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    fs::create_dir(to).unwrap();
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn a_log_that_is_put_back_to_an_earlier_state_is_behind_the_tpms_counter() {
+    if swtpm::skip() {
+        return;
+    }
+    let mut swtpm = Swtpm::start();
+    let mut device = device_that_counts(&swtpm);
+    let audit = device.root.state_folder(Daemon::Keyd).join("audit");
+    use_keys(&mut device, &["a", "b"]);
+    let report = check_log(&device, &swtpm);
+    assert!(report.is_intact() && report.gaps.is_empty(), "{report:?}");
+    let (earlier, at) = (device.path("earlier"), counter(&swtpm));
+    copy_folder(&audit, &earlier);
+    use_keys(&mut device, &["c"]);
+    // The TPM loses its power, and the counter stays.
+    swtpm.kill();
+    swtpm.start_again();
+    use_keys(&mut device, &["d"]);
+    let report = check_log(&device, &swtpm);
+    assert!(report.is_intact() && report.gaps.is_empty(), "{report:?}");
+    assert!(counter(&swtpm) > at);
+    // The whole folder is put back. By itself it is consistent.
+    copy_folder(&earlier, &audit);
+    let report = check_log(&device, &swtpm);
+    assert!(matches!(report.faults[..], [Fault { kind: FaultKind::Counter(Some(_), _), .. }]), "{report:?}");
+    // keyd says so when it starts, goes on, and what it writes tells of it for ever.
+    use_keys(&mut device, &["e"]);
+    assert!(device.log().contains("the audit log is behind its counter: its newest part is missing"));
+    let report = check_log(&device, &swtpm);
+    assert!(report.is_intact(), "{report:?}");
+    let [Gap::BehindCounter(behind)] = report.gaps[..] else { panic!("{report:?}") };
+    assert_eq!(report.alarms(&[]).count(), 1);
+    assert_eq!(report.alarms(&[behind]).count(), 0);
+}
+
+#[test]
+fn a_loss_of_the_newest_segments_and_a_log_that_was_thrown_away_show_by_the_counter() {
+    if swtpm::skip() {
+        return;
+    }
+    let swtpm = Swtpm::start();
+    let mut device = device_that_counts(&swtpm);
+    let audit = device.root.state_folder(Daemon::Keyd).join("audit");
+    use_keys(&mut device, &["a"]);
+    let older = fs::read(audit.join("checkpoint")).unwrap();
+    let segment = audit.join(format!("{:020}.log", 0));
+    let shorter = fs::metadata(&segment).unwrap().len();
+    use_keys(&mut device, &["b"]);
+    // Cut off together with the checkpoint that tells of it, so that all signatures fit.
+    File::options().write(true).open(&segment).unwrap().set_len(shorter).unwrap();
+    fs::write(audit.join("checkpoint"), older).unwrap();
+    let report = check_log(&device, &swtpm);
+    assert!(matches!(report.faults[..], [Fault { kind: FaultKind::Counter(Some(_), _), .. }]), "{report:?}");
+    // Or without a trace.
+    fs::remove_dir_all(&audit).unwrap();
+    use_keys(&mut device, &["c"]);
+    let report = check_log(&device, &swtpm);
+    assert_eq!(report.gaps, [Gap::BehindCounter(0)], "{report:?}");
+}
+
+#[test]
+fn a_counter_that_is_removed_made_by_somebody_else_or_switched_off_is_said_in_the_log() {
+    if swtpm::skip() {
+        return;
+    }
+    let swtpm = Swtpm::start();
+    let tools = swtpm.folder("tools");
+    let mut device = device_that_counts(&swtpm);
+    use_keys(&mut device, &["a"]);
+    swtpm.tool_ok(&tools, "tpm2_nvundefine", &["-C", "o", COUNTER]);
+    use_keys(&mut device, &["b"]);
+    let report = check_log(&device, &swtpm);
+    assert!(report.is_intact(), "{report:?}");
+    assert!(matches!(report.gaps[..], [Gap::NotCounting(_, NotCounting::Replaced)]), "{report:?}");
+    assert_eq!(report.alarms(&[]).count(), 1);
+    // Made anew by somebody who does not know keyd's auth value, and so cannot be asked.
+    swtpm.tool_ok(&tools, "tpm2_nvundefine", &["-C", "o", COUNTER]);
+    let attributes = "nt=counter|ownerread|authread|authwrite|no_da";
+    swtpm.tool_ok(&tools, "tpm2_nvdefine", &["-C", "o", "-s", "8", "-p", "mine", "-a", attributes, COUNTER]);
+    swtpm.tool_ok(&tools, "tpm2_nvincrement", &["-P", "mine", COUNTER]);
+    device.start();
+    run(async {
+        device.keys().create_key("c", "sign").await.unwrap();
+        let answer = device.keys().audit_checkpoint().await.unwrap();
+        let hardware = answer.counter.unwrap();
+        assert_eq!((hardware.index, hardware.value), (0x0180_ed00, None));
+        assert!(hardware.error.unwrap().contains("tpm2_nvundefine -C o INDEX"));
+    });
+    device.stop();
+    assert!(device.log().contains("a loss of the log's newest part will not show"), "{}", device.log());
+    assert!(words(&device).contains(&"log-counter-unreachable".to_owned()), "{:?}", words(&device));
+    let mut settings = tpm_settings(&swtpm);
+    settings["audit_counter"] = json!({"enabled": false});
+    device.set(&json!({"tpm": settings}));
+    use_keys(&mut device, &["d"]);
+    assert!(words(&device).contains(&"log-counter-off".to_owned()), "{:?}", words(&device));
+    assert!(device.log().contains("audit_counter is switched off"), "{}", device.log());
+}
+
+#[test]
+fn a_tpm_that_is_absent_is_said_in_the_log_and_counted_with_again_when_it_is_back() {
+    if swtpm::skip() {
+        return;
+    }
+    let mut swtpm = Swtpm::start();
+    let mut device = device_that_counts(&swtpm);
+    use_keys(&mut device, &["a"]);
+    swtpm.kill();
+    device.start();
+    run(async {
+        let keys = device.keys();
+        keys.create_key("b", "sign").await.unwrap();
+        let away = keys.audit_checkpoint().await.unwrap();
+        assert!(away.counter.unwrap().error.unwrap().contains("cannot be reached"));
+        swtpm.start_again();
+        let back = keys.audit_checkpoint().await.unwrap();
+        let key: VerifierKey = back.verifier_key.parse().unwrap();
+        let head = Checkpoint::open(&back.checkpoint, &key).unwrap();
+        assert_eq!(head.counter, back.counter.unwrap().value);
+    });
+    device.stop();
+    let expected =
+        ["log-counter-made", "create done", "log-opened", "log-counter-unreachable", "create done", "log-counter-back"];
+    assert_eq!(words(&device), expected);
+    let report = check_log(&device, &swtpm);
+    assert!(report.is_intact(), "{report:?}");
+    assert!(matches!(report.gaps[..], [Gap::NotCounting(3, NotCounting::Unreachable)]), "{report:?}");
+    assert_eq!(report.alarms(&[]).count(), 0);
+}
+
+#[test]
+fn what_is_asked_of_the_tpm_api_is_in_the_log_with_what_came_of_it() {
+    if swtpm::skip() {
+        return;
+    }
+    let swtpm = Swtpm::start();
+    let mut device = device_that_counts(&swtpm);
+    device.start();
+    run(async {
+        let tpm = device.tpm();
+        assert_eq!(refusal(tpm.sign_with_auth_key(b"m").await).0, 500);
+        tpm.keys().await.unwrap();
+        assert_eq!(refusal(tpm.import_auth_key(vec![0, 1, 7]).await).0, 500);
+    });
+    device.stop();
+    let found = words(&device);
+    assert_eq!(found[1..], ["tpm-sign failed", "tpm-keys done", "tpm-import failed"], "{found:?}");
+}
+
+#[test]
+fn each_way_in_which_a_tpm_cannot_be_used_is_named_with_what_to_do() {
+    if swtpm::skip() {
+        return;
+    }
+    // What the TPM API answers to each is the same; what it logs is for the operator.
+    let logged = |device: &mut Device, expected: &str| {
+        device.start();
+        run(async {
+            assert_eq!(refusal(device.tpm().keys().await), (500, "internal error".to_owned()));
+        });
+        device.stop();
+        let causes: Vec<String> =
+            device.log().lines().filter(|line| line.contains("internal error")).map(str::to_owned).collect();
+        assert!(causes.iter().any(|line| line.contains(expected)), "{expected}: {causes:?}");
+    };
+    let with = |tcti: &str| Device::new(&json!({"tpm": {"tcti": tcti, "auth_key_index": 0x100}}));
+    logged(&mut with("device:/dev/no-tpm"), "enable the TPM in the firmware, load its driver");
+
+    // A handle that is taken.
+    let swtpm = Swtpm::start();
+    let tools = swtpm.folder("tools");
+    for (name, arguments) in [
+        ("tpm2_createprimary", &["-C", "o", "-G", "ecc:ecdsa", "-c", "k.ctx", "-a", SIGNING][..]),
+        ("tpm2_evictcontrol", &["-C", "o", "-c", "k.ctx", "0x81000001"]),
+        ("tpm2_flushcontext", &["-t"]),
+    ] {
+        swtpm.tool_ok(&tools, name, arguments);
+    }
+    let tcti = swtpm.tcti().to_string();
+    logged(&mut with(&tcti), "remove it with `tpm2_evictcontrol -C o -c 0x81000001`");
+
+    // A device node that another user may open, and this one not.
+    if !rustix::process::geteuid().is_root() || parts::missing(&["setpriv"]) {
+        return;
+    }
+    let mut device = with("unset");
+    let node = device.path("tpm");
+    rustix::fs::mknodat(rustix::fs::CWD, &node, rustix::fs::FileType::CharacterDevice, 0o600.into(), 0).unwrap();
+    device.set(&json!({"tpm": {"tcti": format!("device:{}", node.display()), "auth_key_index": 0x100},
+                       "principals": [{"uid": 0, "keys": ["*"]}]}));
+    device.wrapper = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].map(str::to_owned).into();
+    give_to(device.folder.path(), 65_534);
+    fs::set_permissions(&node, fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(&node, Some(0), Some(0)).unwrap();
+    logged(&mut device, "usermod --append --groups tss USER");
+}
+
+const SIGNING: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign";
+
+/// Gives a folder and all in it to a user.
+fn give_to(folder: &Path, uid: u32) {
+    std::os::unix::fs::chown(folder, Some(uid), Some(uid)).unwrap();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            give_to(&path, uid);
+        } else {
+            std::os::unix::fs::chown(&path, Some(uid), Some(uid)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_tpm_in_lockout_is_named_with_what_to_do() {
+    if swtpm::skip() {
+        return;
+    }
+    let swtpm = Swtpm::start();
+    let tools = swtpm.folder("tools");
+    let run_tool = |name: &str, arguments: &[&str]| {
+        swtpm.tool_ok(&tools, name, arguments);
+        swtpm.tool_ok(&tools, "tpm2_flushcontext", &["-t"]);
+    };
+    // An authentication key that counts wrong guesses, as some services make them.
+    run_tool("tpm2_createprimary", &["-C", "o", "-G", "ecc", "-c", "root.ctx"]);
+    let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign";
+    run_tool("tpm2_create", &["-C", "root.ctx", "-G", "hmac", "-a", attributes, "-u", "k.pub", "-r", "k.priv"]);
+    run_tool("tpm2_load", &["-C", "root.ctx", "-u", "k.pub", "-r", "k.priv", "-c", "k.ctx"]);
+    run_tool("tpm2_evictcontrol", &["-C", "o", "-c", "k.ctx", "0x81000100"]);
+    let mut device = device_that_counts(&swtpm);
+    device.start();
+    run(async { device.tpm().sign_with_auth_key(b"m").await.unwrap() });
+    device.stop();
+    // One wrong guess is enough, and it is forgiven after an hour.
+    swtpm.tool_ok(&tools, "tpm2_dictionarylockout", &["-s", "-n", "1", "-t", "3600", "-l", "3600"]);
+    swtpm.tool_ok(&tools, "tpm2_createprimary", &["-C", "o", "-G", "ecc", "-p", "right", "-c", "k.ctx"]);
+    fs::write(tools.join("digest"), [7; 32]).unwrap();
+    swtpm.tool(&tools, "tpm2_create", &["-C", "k.ctx", "-P", "wrong", "-G", "ecc"]);
+    swtpm.tool_ok(&tools, "tpm2_flushcontext", &["-t"]);
+    assert!(swtpm.tool_ok(&tools, "tpm2_getcap", &["properties-variable"]).contains("inLockout:                 1"));
+    device.start();
+    let signed = run(async { device.tpm().sign_with_auth_key(b"m").await });
+    device.stop();
+    assert_eq!(refusal(signed).0, 500);
+    assert!(device.log().contains("tpm2_dictionarylockout --clear-lockout"), "{}", device.log());
+    // The counter is not protected against guessing, so the log goes on being compared.
+    let report = check_log(&device, &swtpm);
+    assert!(report.is_intact() && report.gaps.is_empty(), "{report:?}");
 }

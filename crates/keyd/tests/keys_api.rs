@@ -834,3 +834,83 @@ fn the_typed_client_of_the_other_daemons_understands_every_answer() {
         assert_eq!(error.status(), Some(http::StatusCode::BAD_REQUEST));
     });
 }
+
+#[test]
+fn on_whose_behalf_a_uid_asks_is_written_down_as_its_statement_if_it_may_say_so() {
+    use edgekeep_api::keyd::{KeysClient, OnBehalfOf, SignMechanism};
+    let folder = tempfile::tempdir().unwrap();
+    let digest = "sha256:0707070707070707070707070707070707070707070707070707070707070707";
+    let behalf = OnBehalfOf { module: "thermometer".parse().unwrap(), executable: Some(digest.parse().unwrap()) };
+    let unmeasured = OnBehalfOf { module: "$edgeAgent".parse().unwrap(), executable: None };
+    let principal = |attestor| KeyPrincipal { uid: uid(), keys: vec!["k".into()], attestor, ..KeyPrincipal::default() };
+    let settings = |attestor| KeydSettings {
+        principals: vec![principal(attestor)],
+        auditors: vec![uid()],
+        ..KeydSettings::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let message = || SignMechanism::HmacSha256 { message: b"x"[..].into() };
+    let device = Device::start_as(folder.path(), settings(true));
+    runtime.block_on(async {
+        let client = KeysClient::new(device.root.keyd_socket());
+        let key = client.create_key("k", "sign").await.unwrap();
+        client.on_behalf_of(&behalf).sign(&key, message()).await.unwrap();
+        client.on_behalf_of(&unmeasured).sign(&key, message()).await.unwrap();
+        client.sign(&key, message()).await.unwrap();
+        client.on_behalf_of(&behalf).load_key("other").await.unwrap_err();
+    });
+    let said: Vec<(Value, Value)> =
+        device.audit().iter().map(|entry| (entry["for"].clone(), entry["executable"].clone())).collect();
+    let says = |module: &str, executable: Value| (json!(module), executable);
+    let nothing = (Value::Null, Value::Null);
+    let expected = [
+        nothing.clone(),
+        says("thermometer", json!(digest)),
+        says("$edgeAgent", Value::Null),
+        nothing,
+        says("thermometer", json!(digest)),
+    ];
+    assert_eq!(said, expected);
+    // What is no statement is refused, before anything is done.
+    for header in ["module=a/b", "thermometer", "module=a\r\nx-edgekeep-on-behalf-of: module=b", "module=\u{e4}"] {
+        let mut stream = UnixStream::connect(device.root.keyd_socket()).unwrap();
+        let request = format!(
+            "GET /key/k?api-version=2021-05-01 HTTP/1.1\r\nHost: k\r\nConnection: close\r\n\
+             x-edgekeep-on-behalf-of: {header}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("x-edgekeep-on-behalf-of"), "{answer}");
+    }
+    assert_eq!(device.audit().len(), 5);
+    drop(device);
+    // Without the grant it is nothing that the log would repeat, root or not.
+    let device = Device::start_as(folder.path(), settings(false));
+    runtime.block_on(async {
+        let client = KeysClient::new(device.root.keyd_socket()).on_behalf_of(&behalf);
+        let key = client.load_key("k").await.unwrap();
+        client.sign(&key, message()).await.unwrap();
+    });
+    let last = device.last_entry();
+    assert_eq!((&last["what"], &last["for"], &last["executable"]), (&json!("sign"), &Value::Null, &Value::Null));
+}
+
+#[test]
+fn the_routes_that_are_ours_are_in_the_openapi_document() {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../openapi/extensions.yaml");
+    let document = std::fs::read_to_string(document).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = KeydSettings::default();
+    let policy = Policy::new(&settings);
+    let router = routes::router(Arc::new(Keyd::open(&Root::new(folder.path()), &settings, policy).unwrap()));
+    let ours: Vec<&str> = router.routes().map(|(_, path)| path).filter(|path| path.starts_with("/audit/")).collect();
+    assert_eq!(ours.len(), 2, "{ours:?}");
+    for path in ours {
+        assert!(document.contains(&format!("\n  {path}:\n")), "{path}");
+    }
+    for operation in edgekeep_audit::entry::Operation::ALL {
+        assert!(document.contains(operation.word()), "{operation}");
+    }
+    assert!(document.contains(edgekeep_api::keyd::ON_BEHALF_OF));
+}

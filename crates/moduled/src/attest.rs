@@ -11,6 +11,7 @@ use edgekeep_core::attestation::{
     Asked, DenyReason, Door, Evidence, ProcessInstance, Registration, RunningFacts, Workload, needs_measurement,
     verdict,
 };
+use edgekeep_core::digest::Sha256Digest;
 use edgekeep_daemon::audit::{Audit, Entry};
 use edgekeep_daemon::peer::Caller;
 use edgekeep_runtime::evidence::{Collector, EvidenceError, ImageLayers, ProcDir};
@@ -116,6 +117,14 @@ impl Attestor {
         self.known(caller).is_ok_and(|known| {
             known.evidence.read().unwrap_or_else(PoisonError::into_inner).container.as_ref() == Some(container)
         })
+    }
+
+    /// What a caller executes, if a policy has asked for that to be measured.
+    #[must_use]
+    pub fn executable(&self, caller: &Caller) -> Option<Sha256Digest> {
+        let known = self.known(caller).ok()?;
+        let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner);
+        evidence.measurement.map(|measurement| measurement.digest)
     }
 
     /// Writes a refusal down.

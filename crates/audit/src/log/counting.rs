@@ -13,8 +13,9 @@ use crate::sign::MonotonicCounter;
 
 /// Pause between attempts to read a counter that does not answer, if nobody asks.
 const RETRY: Duration = Duration::from_secs(30);
-/// Shortest time between two steps when a checkpoint is asked for or the log is closed. Hardware wears.
-const WANTED_AFTER: Duration = Duration::from_secs(60);
+/// Shortest time from the opening of the log to its first step, and between two steps when a checkpoint is asked for or the
+/// log is closed. Hardware wears, also if somebody asks all the time, or a daemon does not stay up.
+const EARLY: Duration = Duration::from_secs(60);
 
 /// What is known of the counter in hardware.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +67,8 @@ pub(super) struct Counting {
     failed: Option<Instant>,
     /// When it was last stepped, or the log was opened.
     rested_since: Instant,
+    /// Whether it was stepped since the log was opened.
+    stepped: bool,
     was_off: bool,
 }
 
@@ -81,7 +84,7 @@ impl Counting {
             None => CounterState::Off,
             Some(_) => CounterState::Unreachable("it was not asked yet".to_owned()),
         };
-        Self { hardware, state, recorded, has_past, failed: None, rested_since: now, was_off: false }
+        Self { hardware, state, recorded, has_past, failed: None, rested_since: now, stepped: false, was_off: false }
     }
 
     pub(super) fn state(&self) -> &CounterState {
@@ -102,7 +105,7 @@ impl Counting {
         };
         let known = matches!(self.state, CounterState::Value(_));
         let due = self.failed.is_none_or(|failed| now >= failed + RETRY);
-        if (known && !wanted) || !(known || due || wanted) {
+        if !wanted && (known || !due) {
             return None;
         }
         let was_away = self.failed.is_some();
@@ -149,13 +152,15 @@ impl Counting {
 
     /// Whether it is time for a step.
     pub(super) fn may_step(&self, now: Instant, wanted: bool, options: &Options) -> bool {
-        let enough = if wanted { options.count_after.min(WANTED_AFTER) } else { options.count_after };
+        let early = wanted || !self.stepped;
+        let enough = if early { options.count_after.min(EARLY) } else { options.count_after };
         matches!(self.state, CounterState::Value(_)) && now.saturating_duration_since(self.rested_since) >= enough
     }
 
     /// When it is time for a step.
     pub(super) fn due(&self, options: &Options) -> Option<Instant> {
-        matches!(self.state, CounterState::Value(_)).then(|| self.rested_since + options.count_after)
+        let enough = if self.stepped { options.count_after } else { options.count_after.min(EARLY) };
+        matches!(self.state, CounterState::Value(_)).then(|| self.rested_since + enough)
     }
 
     /// Plans a step, if it is time for one: from now on it counts as made.
@@ -169,16 +174,20 @@ impl Counting {
         steps
     }
 
-    /// Makes the planned step, after the checkpoint that carries it is on the disk.
-    pub(super) fn step(&mut self, now: Instant) {
-        let Some(hardware) = &mut self.hardware else { return };
-        self.rested_since = now;
+    /// Makes the planned step, after the checkpoint that carries it is on the disk; says whether it is known to be made.
+    pub(super) fn step(&mut self, now: Instant) -> bool {
+        let Some(hardware) = &mut self.hardware else { return false };
+        (self.rested_since, self.stepped) = (now, true);
         match hardware.increment() {
-            Ok(value) => self.state = CounterState::Value(value),
+            Ok(value) => {
+                self.state = CounterState::Value(value);
+                true
+            }
             Err(error) => {
                 // What is written down about it comes with the next look.
                 tracing::error!(%error, "the audit log's counter cannot be stepped");
                 self.state = CounterState::Unreachable(error.to_string());
+                false
             }
         }
     }

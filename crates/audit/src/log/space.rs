@@ -31,12 +31,14 @@ impl Reserve {
         if self.held || self.tried.is_some_and(|tried| now < tried + RETRY) {
             return;
         }
-        self.tried = Some(now);
+        let first = self.tried.replace(now).is_none();
         match self.take() {
             Ok(()) => self.held = true,
             Err(error) => {
                 let _ = fs::remove_file(&self.path);
-                tracing::warn!(%error, "the disk has no room to spare for the audit log");
+                if first {
+                    tracing::warn!(%error, "the disk has no room to spare for the audit log");
+                }
             }
         }
     }

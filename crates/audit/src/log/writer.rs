@@ -10,7 +10,7 @@ use edgekeep_daemon::store::{self, StoreError};
 use time::OffsetDateTime;
 
 use super::Options;
-use super::counting::{Counting, CounterState};
+use super::counting::{CounterState, Counting};
 use super::space::{Reserve, is_full};
 use crate::checkpoint::Checkpoint;
 use crate::entry::{Entry, Event, LogEvent};
@@ -243,12 +243,10 @@ impl Writer {
             self.pending = Some((head, note));
         }
         self.sync()?;
-        let Some((head, note)) = &self.pending else { return Ok(()) };
+        let Some((_, note)) = &self.pending else { return Ok(()) };
         store::write_atomic(&self.folder.join(CHECKPOINT), note.as_bytes(), 0o600)?;
-        self.uncounted = !self.step_planned;
-        if std::mem::take(&mut self.step_planned) {
-            self.counting.step(Instant::now());
-        }
+        let stepped = std::mem::take(&mut self.step_planned) && self.counting.step(Instant::now());
+        self.uncounted = !stepped;
         if let Some((head, note)) = self.pending.take() {
             (self.head, self.note) = (head, note);
         }

@@ -58,6 +58,19 @@ impl Request {
         self.query.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
+    /// The one value of a header.
+    ///
+    /// # Errors
+    /// 400 if it is there more than once, or is not plain ASCII.
+    pub fn header(&self, name: &str) -> Result<Option<&str>, HttpError> {
+        let mut values = self.parts.headers.get_all(name).iter();
+        match (values.next(), values.next()) {
+            (None, _) => Ok(None),
+            (Some(value), None) if value.to_str().is_ok() => Ok(value.to_str().ok()),
+            _ => Err(HttpError::bad_request(format!("header {name} is not one plain text"))),
+        }
+    }
+
     /// The JSON body.
     ///
     /// # Errors

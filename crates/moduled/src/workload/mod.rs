@@ -8,6 +8,7 @@ pub(crate) use secrets::ENCRYPTION_KEY;
 use std::sync::Arc;
 
 use edgekeep_api::NOT_BASE64;
+use edgekeep_api::keyd::{KeysClient, OnBehalfOf};
 use edgekeep_api::workload::{API_VERSIONS, TrustBundle};
 use edgekeep_core::attestation::{DenyReason, Door};
 use edgekeep_core::id::ModuleId;
@@ -52,6 +53,14 @@ impl WorkloadDoor {
         let route = format!("{} {}", request.method(), request.route);
         self.service.attestor.refuse(&request.caller, module.as_str(), &route, DenyReason::GenerationMismatch);
         Err(HttpError::forbidden())
+    }
+}
+
+impl WorkloadDoor {
+    /// keyd, told on whose behalf it is asked: a module that was admitted, and what asks in its name.
+    fn keys_for(&self, request: &Request, module: &ModuleId) -> KeysClient {
+        let executable = self.service.attestor.executable(&request.caller);
+        self.service.keys.on_behalf_of(&OnBehalfOf { module: module.clone(), executable })
     }
 }
 

@@ -18,14 +18,14 @@ pub(crate) const ENCRYPTION_KEY: &str = "iotedge_master_encryption_id";
 pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let (module, identity) = state.admit_generation(&request).await?;
     let body: Sign = super::body(&mut request).await?;
-    let service = &state.service;
+    let (service, keys) = (&state.service, state.keys_for(&request, &module));
     let mechanism = SignMechanism::HmacSha256 { message: body.data };
-    let digest = match service.keys.sign(&identity.key, mechanism.clone()).await {
+    let digest = match keys.sign(&identity.key, mechanism.clone()).await {
         Err(error) if is_stale(&error) => {
             // The handle is no longer good, for example because keyd was given a new store: ask for one and try once.
             service.identities.forget(&module);
             let identity = service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
-            service.keys.sign(&identity.key, mechanism).await
+            keys.sign(&identity.key, mechanism).await
         }
         other => other,
     };
@@ -36,7 +36,7 @@ pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Resu
 pub(super) async fn encrypt(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let (module, _) = state.admit_generation(&request).await?;
     let body: Encrypt = super::body(&mut request).await?;
-    let keys = &state.service.keys;
+    let keys = &state.keys_for(&request, &module);
     let mechanism = aead(&module, request.param(1), body.initialization_vector);
     let handle = state.service.encryption_key.get(keys).await?;
     let ciphertext = match keys.encrypt(&handle, mechanism.clone(), body.plaintext.as_slice().to_vec()).await {
@@ -54,7 +54,7 @@ pub(super) async fn encrypt(state: Arc<WorkloadDoor>, mut request: Request) -> R
 pub(super) async fn decrypt(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let (module, _) = state.admit_generation(&request).await?;
     let body: Decrypt = super::body(&mut request).await?;
-    let keys = &state.service.keys;
+    let keys = &state.keys_for(&request, &module);
     let mechanism = aead(&module, request.param(1), body.initialization_vector);
     let handle = state.service.encryption_key.get(keys).await?;
     let plaintext = match keys.decrypt(&handle, mechanism.clone(), body.ciphertext.as_slice().to_vec()).await {
