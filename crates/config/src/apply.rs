@@ -83,18 +83,22 @@ pub fn environment(text: &str) -> Environment {
         let content = read_bounded(&path).map_err(|error| error.to_string());
         (path, content)
     });
-    Environment { users: users(uid, &passwd), hostname, files: files.collect() }
+    Environment { users: users(uid, &passwd), hostname, uids: uids(&passwd), files: files.collect() }
+}
+
+/// The users in `passwd`.
+fn uids(passwd: &str) -> BTreeMap<String, u32> {
+    let user = |line: &str| {
+        let mut fields = line.split(':');
+        Some((fields.next()?.to_owned(), fields.nth(1)?.parse().ok()?))
+    };
+    passwd.lines().filter_map(user).collect()
 }
 
 /// The daemons' users: their own if `uid` is root's and all three stand in `passwd`, else all `uid`.
 fn users(uid: u32, passwd: &str) -> Users {
-    let of = |daemon: Daemon| {
-        let name = format!("edgekeep-{}", daemon.name());
-        passwd.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            (fields.next() == Some(&name)).then(|| fields.nth(1)?.parse::<u32>().ok())?
-        })
-    };
+    let uids = uids(passwd);
+    let of = |daemon: Daemon| uids.get(&format!("edgekeep-{}", daemon.name())).copied();
     match (of(Daemon::Keyd), of(Daemon::Identityd), of(Daemon::Moduled)) {
         (Some(keyd), Some(identityd), Some(moduled)) if uid == 0 => Users { keyd, identityd, moduled },
         _ => Users::all(uid),

@@ -84,6 +84,11 @@ impl Check<'_> {
                     self.value(item, Kind::Text, path, secret);
                 }
             }
+            (Kind::TextsOrIntegers, Value::List(items)) => {
+                for item in items {
+                    self.value(item, Kind::IntegerOrText, path, secret);
+                }
+            }
             (Kind::Text | Kind::TextOrTexts | Kind::TextOrTable(_) | Kind::IntegerOrText, Value::Text(_))
             | (Kind::Integer | Kind::IntegerOrText, Value::Integer(_))
             | (Kind::Boolean, Value::Boolean(_))
@@ -94,7 +99,7 @@ impl Check<'_> {
                         Some("write it in double quotes")
                     }
                     (Kind::Integer | Kind::Boolean, Value::Text(_)) => Some("write it without quotes"),
-                    (Kind::Texts, Value::Text(_)) => Some("write it in square brackets"),
+                    (Kind::Texts | Kind::TextsOrIntegers, Value::Text(_)) => Some("write it in square brackets"),
                     _ => None,
                 };
                 let message = format!("`{path}` takes {}, not {}", kind.words(), value.kind());

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal, SecretText, TokenSettings, TpmSettings};
+use edgekeep_core::hardware::{
+    AuditCounter, AuthSource, KeyPlace, PassOn, Seal, SecretText, TokenSettings, TpmSettings,
+};
 use edgekeep_hsm::tpm::{AuthValue, Tcti};
 use edgekeep_hsm::uri::KeyUri;
 
@@ -58,11 +60,53 @@ impl Draft<'_> {
         if let Some(index) = self.count(tpm, "auth_key_index", 0, TpmSettings::AUTH_KEY_INDEX_LIMIT) {
             settings.auth_key_index = index;
         }
+        settings.audit_counter = self.audit_counter(tpm);
         if let Some(hierarchies) = tpm.table("hierarchy_authorization") {
             settings.endorsement = self.auth(&hierarchies, "endorsement");
             settings.owner = self.auth(&hierarchies, "owner");
         }
         settings
+    }
+
+    fn audit_counter(&mut self, tpm: &View<'_>) -> AuditCounter {
+        let mut counter = AuditCounter::default();
+        if let Some(enabled) = tpm.boolean("audit_counter") {
+            counter.enabled = enabled;
+        }
+        if let Some((index, span)) = tpm.integer("audit_counter_index") {
+            let (first, last) = AuditCounter::RANGE;
+            match u32::try_from(index) {
+                Ok(index) if (first..=last).contains(&index) => counter.index = index,
+                _ => {
+                    let message = format!("expected an NV index of the owner's range, {first:#010x} to {last:#010x}");
+                    self.report.error(Code::BadValue, span, tpm.key("audit_counter_index"), message);
+                }
+            }
+        }
+        if let Some(interval) = self.count(tpm, "audit_counter_interval_sec", 10, 86_400) {
+            counter.interval_sec = interval;
+            if interval < 60
+                && let Some(entry) = tpm.entry("audit_counter_interval_sec")
+            {
+                let message = "a step of the counter more than once a minute wears the TPM's memory out within years";
+                self.report.notice(
+                    Code::Unusual,
+                    &entry.key_span,
+                    tpm.key("audit_counter_interval_sec"),
+                    message,
+                    None,
+                );
+            }
+        }
+        for key in ["audit_counter_index", "audit_counter_interval_sec"] {
+            if !counter.enabled
+                && let Some(entry) = tpm.entry(key)
+            {
+                let message = format!("`{}` has no effect: the counter is switched off", tpm.key(key));
+                self.report.notice(Code::NoEffect, &entry.key_span, tpm.key(key), message, None);
+            }
+        }
+        counter
     }
 
     fn auth(&mut self, hierarchies: &View<'_>, name: &str) -> Option<AuthSource> {

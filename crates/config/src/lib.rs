@@ -15,6 +15,7 @@ mod diagnostic;
 mod document;
 mod edge_ca;
 mod hardware;
+mod notary;
 mod provisioning;
 mod schema;
 mod secret;

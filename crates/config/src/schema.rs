@@ -14,6 +14,8 @@ pub(crate) enum Kind {
     Boolean,
     /// A list of strings.
     Texts,
+    /// A list of strings and integers.
+    TextsOrIntegers,
     /// A string or a list of strings.
     TextOrTexts,
     /// A table with these keys.
@@ -37,6 +39,7 @@ impl Kind {
             Self::IntegerOrText => "an integer or a string",
             Self::Boolean => "true or false",
             Self::Texts => "a list of strings",
+            Self::TextsOrIntegers => "a list of names and numbers",
             Self::TextOrTexts => "a string or a list of strings",
             Self::Table(_) | Self::MapOf(_) | Self::Free => "a table",
             Self::Tables(_) => "a list of tables",
@@ -235,11 +238,23 @@ static AZIOT_KEYS: &[Key] = &[
     key("places", Kind::Texts),
     text("pass_on"),
     text("seal"),
+    key("purpose", Kind::Tables(PURPOSE)),
+    key("auditors", Kind::TextsOrIntegers),
+    text("compat"),
+    text("handle_lifetime"),
+    table("audit_log", AUDIT_LOG),
 ];
+
+static PURPOSE: &[Key] = &[text("keys"), text("purpose")];
+
+static AUDIT_LOG: &[Key] = &[integer("size_mib"), integer("sync_ms"), integer("checkpoint_sec")];
 
 static TPM: &[Key] = &[
     text("tcti"),
     integer("auth_key_index"),
+    key("audit_counter", Kind::Boolean),
+    integer("audit_counter_index"),
+    integer("audit_counter_interval_sec"),
     key("hierarchy_authorization", Kind::Table(HIERARCHY_AUTHORIZATION)).secret(),
 ];
 

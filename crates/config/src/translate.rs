@@ -43,6 +43,8 @@ pub struct Environment {
     pub users: Users,
     /// The operating system's host name, used if the configuration names none.
     pub hostname: String,
+    /// The operating system's users by name.
+    pub uids: BTreeMap<String, u32>,
     /// Content of the files that [`referenced_files`] names, by path; or why one could not be read.
     pub files: BTreeMap<PathBuf, Result<Vec<u8>, String>>,
 }
@@ -176,6 +178,7 @@ impl<'a> Draft<'a> {
         self.cloud(root);
         self.limits(root);
         self.hardware(root);
+        self.notary(root);
         self.provisioning(root);
         self.local_ca(root);
         self.edge_ca(root);
@@ -418,6 +421,8 @@ impl<'a> Draft<'a> {
                 keys: owned(moduled),
                 use_derived: owned(vec![MASTER_KEY]),
                 certificates: true,
+                // It measures the modules for which it asks.
+                attestor: true,
                 ..KeyPrincipal::default()
             },
         ];

@@ -213,6 +213,27 @@ pub(crate) fn duration(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// The seconds of a duration in the form of [`duration`].
+pub(crate) fn seconds(text: &str) -> Result<u64, String> {
+    duration(text)?;
+    let mut total: u64 = 0;
+    let mut rest = text.trim();
+    while let Some(digits) = rest.find(|c: char| !c.is_ascii_digit()) {
+        let after = rest[digits..].trim_start();
+        let unit = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let each = match after.as_bytes().first() {
+            Some(b's') => 1,
+            Some(b'm') => 60,
+            Some(b'h') => 3600,
+            Some(b'd') => 86_400,
+            _ => 7 * 86_400,
+        };
+        total = total.saturating_add(rest[..digits].parse::<u64>().unwrap_or(u64::MAX).saturating_mul(each));
+        rest = after[unit..].trim_start();
+    }
+    Ok(total)
+}
+
 /// A time of day, `HH:MM`.
 pub(crate) fn time_of_day(text: &str) -> Result<(), String> {
     let parts = text.split_once(':').and_then(|(hour, minute)| {
@@ -292,6 +313,18 @@ mod tests {
         for text in ["http://dps.example", "https://", "https://u@dps.example", "https://dps.example?x", "dps.example"]
         {
             assert!(https_url(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_duration_has_its_seconds() {
+        for (text, expected) in [("90s", 90), ("1h 30m", 5400), ("2 days", 172_800), ("1week", 604_800), ("5min", 300)]
+        {
+            assert_eq!(seconds(text), Ok(expected), "{text}");
+        }
+        assert_eq!(seconds("4294967295 weeks"), Ok(4_294_967_295 * 604_800));
+        for text in ["", "12", "h", "1 fortnight", "-1h"] {
+            assert!(seconds(text).is_err(), "{text}");
         }
     }
 

@@ -9,13 +9,16 @@ use edgekeep_config::{
 };
 use edgekeep_core::attestation::Policy;
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
-use edgekeep_core::settings::{IssuanceMethod, ModuleKeys, PreloadedCert, Provisioning, ReprovisioningMode};
+use edgekeep_core::settings::{
+    IssuanceMethod, KeyPurpose, ModuleKeys, PreloadedCert, Provisioning, ReprovisioningMode,
+};
 use proptest::prelude::*;
 
 fn device() -> Environment {
     Environment {
         users: Users { keyd: 11, identityd: 12, moduled: 13 },
         hostname: "press-04".to_owned(),
+        uids: BTreeMap::from([("siem".to_owned(), 990), ("auditor".to_owned(), 991)]),
         files: BTreeMap::new(),
     }
 }
@@ -365,6 +368,65 @@ fn tokens_and_tpm_are_translated() {
     assert_eq!((tpm.tcti.as_str(), tpm.auth_key_index, tpm.connections_per_uid), ("device", 0x200, Some(3)));
     assert_eq!(tpm.endorsement, Some(AuthSource::Value("secret".into())));
     assert_eq!(tpm.owner, Some(AuthSource::Credential("tpm-owner".into())));
+}
+
+#[test]
+fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
+    let translated = accepted(&format!(
+        "{MANUAL}[aziot_keys]\nauditors = [\"siem\", 1234]\nhandle_lifetime = \"1h 30m\"\n\
+         [aziot_keys.audit_log]\nsize_mib = 16\nsync_ms = 1000\ncheckpoint_sec = 60\n\
+         [[aziot_keys.purpose]]\nkeys = \"backup-*\"\npurpose = \"seal\"\n\
+         [[aziot_keys.purpose]]\nkeys = \"*-ca\"\npurpose = \"ca\"\n\
+         [tpm]\naudit_counter_index = 0x0180_0001\naudit_counter_interval_sec = 900\n"
+    ));
+    assert!(translated.notices.is_empty(), "{:?}", translated.notices);
+    let keyd = translated.keyd;
+    assert_eq!((keyd.auditors, keyd.handle_lifetime_sec, keyd.handles_any_uid), (vec![990, 1234], Some(5400), false));
+    let log = keyd.audit_log;
+    assert_eq!((log.size_mib, log.sync_ms, log.checkpoint_sec), (Some(16), Some(1000), Some(60)));
+    let rules: Vec<(&str, KeyPurpose)> = keyd.purposes.iter().map(|rule| (rule.keys.as_str(), rule.purpose)).collect();
+    assert_eq!(rules, [("backup-*", KeyPurpose::Seal), ("*-ca", KeyPurpose::Ca)]);
+    let counter = keyd.tpm.unwrap().audit_counter;
+    assert_eq!((counter.enabled, counter.index, counter.interval_sec), (true, 0x0180_0001, 900));
+    // Only moduled measures whom it asks for.
+    let attestors: Vec<u32> = keyd.principals.iter().filter(|one| one.attestor).map(|one| one.uid).collect();
+    assert_eq!(attestors, [13]);
+    // Without a word about it there is a counter wherever there is a TPM.
+    assert!(accepted(&format!("{MANUAL}[tpm]\n")).keyd.tpm.unwrap().audit_counter.enabled);
+    let weaker = accepted(&format!(
+        "{MANUAL}[aziot_keys]\ncompat = \"handles-any-uid\"\n[tpm]\naudit_counter = false\naudit_counter_index = 0x1800001\n"
+    ));
+    assert!(weaker.keyd.handles_any_uid && !weaker.keyd.tpm.unwrap().audit_counter.enabled);
+    let keys: Vec<&str> = weaker.notices.iter().map(|notice| notice.key.as_str()).collect();
+    assert_eq!(keys, ["aziot_keys.compat", "tpm.audit_counter_index"]);
+}
+
+#[test]
+fn rules_about_keys_that_cannot_be_are_refused_with_their_place_and_what_was_meant() {
+    let remedy = |found: &[Diagnostic]| found[0].remedy.clone().unwrap_or_default();
+    for (text, line, column, part, meant) in [
+        ("[aziot_keys]\nauditors = [\"seim\"]\n", 5, 13, "no such user", "did you mean \"siem\"?"),
+        ("[aziot_keys]\nauditors = [-1]\n", 5, 13, "a user id", ""),
+        ("[aziot_keys]\nauditors = \"siem\"\n", 5, 12, "a list of names", "square brackets"),
+        ("[aziot_keys]\nauditors = [true]\n", 5, 13, "an integer or a string", ""),
+        ("[aziot_keys]\ncompat = \"handles-any-uids\"\n", 5, 10, "is one of", "did you mean \"handles-any-uid\"?"),
+        ("[aziot_keys]\nhandle_lifetime = \"10\"\n", 5, 19, "a duration", ""),
+        ("[aziot_keys]\nhandle_lifetime = \"10s\"\n", 5, 19, "1 minute to 366 days", ""),
+        ("[aziot_keys]\nhandle_lifetime = 10\n", 5, 19, "a string", "in double quotes"),
+        ("[aziot_keys]\nauditor = [1]\n", 5, 1, "unknown key", "did you mean `auditors`?"),
+        ("[aziot_keys.audit_log]\nsize_mib = 0\n", 5, 12, "expected 1 to 4096", ""),
+        ("[aziot_keys.audit_log]\nsize = 1\n", 5, 1, "unknown key", ""),
+        ("[[aziot_keys.purpose]]\nkeys = \"a\"\npurpose = \"seals\"\n", 6, 11, "is one of", "did you mean \"seal\"?"),
+        ("[[aziot_keys.purpose]]\npurpose = \"seal\"\n", 4, 1, "`aziot_keys.purpose.keys` is missing", ""),
+        ("[[aziot_keys.purpose]]\nkeys = \"\"\npurpose = \"ca\"\n", 5, 8, "a pattern of ids", ""),
+        ("[tpm]\naudit_counter_index = 0x81000001\n", 5, 23, "0x01800000 to 0x01bfffff", ""),
+        ("[tpm]\naudit_counter_interval_sec = 1\n", 5, 30, "expected 10 to 86400", ""),
+        ("[tpm]\naudit_counter = \"off\"\n", 5, 17, "true or false", "without quotes"),
+    ] {
+        let found = refused(&format!("{MANUAL}{text}"));
+        assert_eq!((found[0].line, found[0].column), (line, column), "{text}\n{found:?}");
+        assert!(found[0].message.contains(part) && remedy(&found).contains(meant), "{text}\n{found:?}");
+    }
 }
 
 #[test]

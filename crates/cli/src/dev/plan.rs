@@ -243,7 +243,8 @@ mod tests {
 
     #[track_caller]
     fn translated(plan: &Plan, cloud: &Cloud) -> edgekeep_config::Translated {
-        let environment = Environment { users: Users::all(5), hostname: "h".into(), files: BTreeMap::new() };
+        let environment =
+            Environment { users: Users::all(5), hostname: "h".into(), uids: BTreeMap::new(), files: BTreeMap::new() };
         let text = plan.config(cloud);
         assert!(text.starts_with(MARK));
         translate(&text, &environment)
