@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Subcommand;
-use edgekeep_api::keyd::KeysClient;
+use edgekeep_api::keyd::{AuditCheckpoint, AuditCounter, KeysClient};
 use edgekeep_audit::checkpoint::Checkpoint;
 use edgekeep_audit::entry::Shown;
 use edgekeep_audit::note::VerifierKey;
 use edgekeep_audit::tree::{Frontier, Hash, Tree, leaf_hash};
-use edgekeep_audit::verify::{Known, Report, verify, verify_read};
+use edgekeep_audit::verify::{Fault, Gap, Known, Report, verify, verify_read};
 use edgekeep_audit::{export, proof};
 use time::format_description::well_known::Rfc3339;
 
@@ -45,11 +45,14 @@ pub(crate) enum AuditVerb {
         /// A file with a checkpoint that was kept earlier: the log has to be its continuation
         #[arg(long, value_name = "FILE")]
         checkpoint: Option<PathBuf>,
-        /// The value of the hardware counter, if the log has one
-        #[arg(long, value_name = "NUM")]
+        /// The hardware counter, decimal or 0x and hexadecimal, as `tpm2_nvread` reads it [default: what keyd reads]
+        #[arg(long, value_name = "NUM", value_parser = counter_value)]
         counter: Option<u64>,
+        /// An entry that tells of a loss which was looked into: it no longer fails the check
+        #[arg(long, value_name = "INDEX")]
+        accept: Vec<u64>,
         /// Check this proof of one entry instead of a log; needs the key
-        #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["folder", "checkpoint", "counter"])]
+        #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["folder", "checkpoint", "counter", "accept"])]
         proof: Option<PathBuf>,
     },
     /// Print a proof that an entry is in the log, which `verify --proof` checks anywhere
@@ -68,9 +71,10 @@ pub(crate) async fn run(context: &Context, verb: AuditVerb) -> anyhow::Result<Ex
     match verb {
         AuditVerb::Show { last, refused, key } => show(context, last, refused, key.as_deref()).await,
         AuditVerb::Verify { proof: Some(file), key, .. } => check_proof(context, &file, key.as_deref()),
-        AuditVerb::Verify { folder, key, checkpoint, counter, proof: None } => {
+        AuditVerb::Verify { folder, key, checkpoint, counter, accept, proof: None } => {
             let checkpoint = checkpoint.map(|file| read(&file)).transpose()?;
-            check(context, folder.as_deref(), key.as_deref(), checkpoint.as_deref(), counter).await
+            let asked = Asked { folder, key, checkpoint, counter, accept };
+            check(context, &asked).await
         }
         AuditVerb::Prove { index } => prove(context, index).await,
         AuditVerb::Export { folder } => copy(context, &folder).await,
@@ -85,6 +89,26 @@ struct Fetched {
     edge: Frontier,
     base: String,
     entries: Vec<Vec<u8>>,
+    /// The counter in hardware, as keyd read it with the checkpoint.
+    counter: Option<AuditCounter>,
+}
+
+/// How a log is to be checked.
+struct Asked {
+    folder: Option<PathBuf>,
+    key: Option<String>,
+    checkpoint: Option<String>,
+    counter: Option<u64>,
+    accept: Vec<u64>,
+}
+
+/// A number as people and the TPM tools write it.
+fn counter_value(text: &str) -> Result<u64, String> {
+    let value = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    value.map_err(|_| "expected a number, decimal or 0x and hexadecimal".to_owned())
 }
 
 fn client(context: &Context) -> KeysClient {
@@ -94,18 +118,19 @@ fn client(context: &Context) -> KeysClient {
 const NOT_ALLOWED: &str =
     "keyd does not show its audit log; root may read it, and who is named under `auditors` in its settings";
 
-/// The head of keyd's log, and the key that it says is its own.
-async fn head(client: &KeysClient) -> anyhow::Result<(VerifierKey, String, Checkpoint)> {
+/// The head of keyd's log, and what keyd says about it.
+async fn head(client: &KeysClient) -> anyhow::Result<(AuditCheckpoint, VerifierKey, Checkpoint)> {
     let answer = client.audit_checkpoint().await.context(NOT_ALLOWED)?;
     let key: VerifierKey = answer.verifier_key.parse()?;
     let head = Checkpoint::open(&answer.checkpoint, &key)?;
-    Ok((key, answer.checkpoint, head))
+    Ok((answer, key, head))
 }
 
 /// The log from `from` on, or from its oldest entry. Without `from` being the oldest, `edge` and `base` are not where the
 /// entries begin.
 async fn fetch(client: &KeysClient, from: u64) -> anyhow::Result<(u64, Fetched)> {
-    let (key, note, head) = head(client).await?;
+    let (answer, key, head) = head(client).await?;
+    let (note, counter) = (answer.checkpoint, answer.counter);
     let mut first = None;
     let mut entries: Vec<Vec<u8>> = Vec::new();
     let mut at = from;
@@ -128,7 +153,7 @@ async fn fetch(client: &KeysClient, from: u64) -> anyhow::Result<(u64, Fetched)>
             let nodes: Option<Vec<Hash>> = edge.1.iter().map(|node| Hash::from_base64(node)).collect();
             let parsed = nodes.and_then(|nodes| Frontier::from_parts(edge.0, nodes));
             let edge = parsed.context("keyd answered something that is no audit log")?;
-            return Ok((*begin, Fetched { key, note, head, edge, base: base.clone(), entries }));
+            return Ok((*begin, Fetched { key, note, head, edge, base: base.clone(), entries, counter }));
         }
     }
 }
@@ -164,7 +189,7 @@ async fn show(context: &Context, last: u64, refused: bool, key: Option<&str>) ->
 }
 
 fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> String {
-    let mut columns = Columns::with_head(&["INDEX", "TIME", "UID", "PID", "WHAT", "KEY", "RESULT"]);
+    let mut columns = Columns::with_head(&["INDEX", "TIME", "WHO", "PID", "WHAT", "KEY", "RESULT"]);
     for (index, shown) in lines {
         let plain = |text: String| (Hue::Plain, text);
         let number = |number: Option<u32>| plain(number.map_or_else(|| "-".to_owned(), |number| number.to_string()));
@@ -181,13 +206,15 @@ fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> Str
             ("done", _) => (Hue::Good, "done".to_owned()),
             ("refused", Some(reason)) => (Hue::Bad, format!("refused: {reason}")),
             ("", _) if shown.clean == Some(false) => (Hue::Warning, "was not closed before".to_owned()),
+            ("", _) if shown.what == "log-behind-counter" => (Hue::Bad, counters(shown)),
+            ("", _) if shown.counter.is_some() => (Hue::Warning, counters(shown)),
             ("", _) => (Hue::Plain, "-".to_owned()),
             (other, _) => (Hue::Warning, other.to_owned()),
         };
         columns.row(vec![
             plain(index.to_string()),
             plain(shown.time.clone()),
-            number(shown.uid),
+            plain(who(shown)),
             number(shown.pid),
             plain(shown.what.clone()),
             plain(key),
@@ -197,83 +224,143 @@ fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> Str
     columns.render(style, "")
 }
 
-async fn check(
-    context: &Context,
-    folder: Option<&Path>,
-    key: Option<&str>,
-    checkpoint: Option<&str>,
-    counter: Option<u64>,
-) -> anyhow::Result<ExitCode> {
-    let given = key.map(read_key).transpose()?;
-    let (key, report) = match folder {
+/// What the log and the hardware say of the counter.
+fn counters(shown: &Shown) -> String {
+    let number = |number: Option<u64>| number.map_or_else(|| "none".to_owned(), |number| number.to_string());
+    format!("log has {}, hardware {}", number(shown.recorded), number(shown.counter))
+}
+
+/// The uid, and on whose behalf it says to have asked.
+fn who(shown: &Shown) -> String {
+    let Some(uid) = shown.uid else { return "-".to_owned() };
+    let Some(module) = &shown.behalf else { return uid.to_string() };
+    // The list shows enough of a digest to tell two apart; `--json` has all of it.
+    let short = |digest: &str| digest.chars().take("sha256:".len() + 12).collect::<String>();
+    match &shown.executable {
+        Some(executable) => format!("uid {uid} for module {module} (exe {})", short(executable)),
+        None => format!("uid {uid} for module {module}"),
+    }
+}
+
+async fn check(context: &Context, asked: &Asked) -> anyhow::Result<ExitCode> {
+    let given = asked.key.as_deref().map(read_key).transpose()?;
+    let checkpoint = asked.checkpoint.as_deref();
+    let (key, report, hardware) = match &asked.folder {
         Some(folder) => {
             let key = match &given {
                 Some(key) => key.clone(),
                 None => read_key(&folder.join("verifier-key").display().to_string())?,
             };
-            let report = verify(folder, &Known { key: &key, checkpoint, counter })?;
-            (key, report)
+            let report = verify(folder, &Known { key: &key, checkpoint, counter: asked.counter })?;
+            (key, report, None)
         }
         None => {
             let (_, log) = fetch(&client(context), 0).await?;
             let key = given.clone().unwrap_or(log.key);
-            let known = Known { key: &key, checkpoint, counter };
+            let read = log.counter.as_ref().and_then(|counter| counter.value);
+            let known = Known { key: &key, checkpoint, counter: asked.counter.or(read) };
             let report = verify_read(&log.edge, &log.base, &log.entries, &log.note, &known);
-            (key, report)
+            (key, report, log.counter)
         }
     };
+    let verdict = Verdict { key, report, hardware, asked };
     if context.json {
-        output::print_json(&as_json(&key, &report))?;
+        output::print_json(&verdict.as_json())?;
     } else {
-        output::print(&as_text(&key, &report, given.is_some(), Style::stdout()))?;
+        output::print(&verdict.as_text(given.is_some(), Style::stdout()))?;
     }
-    Ok(if report.is_intact() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn as_json(key: &VerifierKey, report: &Report) -> serde_json::Value {
-    let faults: Vec<_> = report
-        .faults
-        .iter()
-        .map(|fault| {
-            serde_json::json!({ "segment": fault.segment, "entry": fault.entry, "what": fault.kind.to_string() })
+/// What a check has shown.
+struct Verdict<'a> {
+    key: VerifierKey,
+    report: Report,
+    /// The counter as keyd read it.
+    hardware: Option<AuditCounter>,
+    asked: &'a Asked,
+}
+
+impl Verdict<'_> {
+    fn is_good(&self) -> bool {
+        self.report.is_intact() && self.report.alarms(&self.asked.accept).next().is_none()
+    }
+
+    /// What the check rests on besides the log itself.
+    fn counter(&self) -> String {
+        let in_log = self.report.newest.as_ref().and_then(|newest| newest.counter);
+        match (&self.hardware, self.asked.counter, in_log) {
+            (Some(AuditCounter { index, error: Some(error), .. }), None, _) => format!(
+                "the hardware counter at {index:#010x} CANNOT BE READ, so a loss of the newest part would not show: {error}"
+            ),
+            (Some(AuditCounter { index, value: Some(value), .. }), None, _) => {
+                format!("compared with the hardware counter at {index:#010x}, which is {value}")
+            }
+            (_, Some(value), _) => format!("compared with the hardware counter as given, {value}"),
+            (_, None, Some(_)) => "the log has a hardware counter, and its value was not given".to_owned(),
+            (_, None, None) => {
+                "the log has no hardware counter: a loss of the newest part shows only by --checkpoint".to_owned()
+            }
+        }
+    }
+
+    fn as_json(&self) -> serde_json::Value {
+        let report = &self.report;
+        let fault = |fault: &Fault| serde_json::json!({ "segment": fault.segment, "entry": fault.entry, "what": fault.kind.to_string() });
+        let texts = |gaps: &mut dyn Iterator<Item = &Gap>| gaps.map(ToString::to_string).collect::<Vec<_>>();
+        serde_json::json!({
+            "good": self.is_good(),
+            "intact": report.is_intact(),
+            "verifierKey": self.key.to_string(),
+            "first": report.first,
+            "size": report.size,
+            "checkpoints": report.checkpoints,
+            "newestCheckpoint": report.newest.as_ref().map(Checkpoint::text),
+            "hardwareCounter": self.hardware,
+            "counterInLog": report.newest.as_ref().and_then(|newest| newest.counter),
+            "alarms": texts(&mut report.alarms(&self.asked.accept)),
+            "gaps": texts(&mut report.gaps.iter()),
+            "faults": report.faults.iter().map(fault).collect::<Vec<_>>(),
         })
-        .collect();
-    let gaps: Vec<String> = report.gaps.iter().map(ToString::to_string).collect();
-    serde_json::json!({
-        "intact": report.is_intact(),
-        "verifierKey": key.to_string(),
-        "first": report.first,
-        "size": report.size,
-        "checkpoints": report.checkpoints,
-        "newestCheckpoint": report.newest.as_ref().map(Checkpoint::text),
-        "gaps": gaps,
-        "faults": faults,
-    })
-}
+    }
 
-fn as_text(key: &VerifierKey, report: &Report, key_given: bool, style: Style) -> String {
-    let mut text = String::new();
-    let verdict =
-        if report.is_intact() { style.paint(Hue::Good, "intact") } else { style.paint(Hue::Bad, "NOT INTACT") };
-    let (entries, checkpoints) = (report.entries(), report.checkpoints);
-    text.push_str(&format!("{}: {verdict}, {entries} entries, {checkpoints} checkpoints\n", key.name()));
-    if let Some(newest) = &report.newest {
-        let time = newest.time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| "unknown time".to_owned());
-        text.push_str(&format!("newest checkpoint: {} entries, {time}, root {}\n", newest.size, newest.root));
+    fn as_text(&self, key_given: bool, style: Style) -> String {
+        let Self { key, report, .. } = self;
+        let mut text = String::new();
+        let verdict = match (report.is_intact(), self.is_good()) {
+            (false, _) => style.paint(Hue::Bad, "NOT INTACT"),
+            (true, false) => style.paint(Hue::Bad, "intact, but it TELLS OF A LOSS"),
+            (true, true) => style.paint(Hue::Good, "intact"),
+        };
+        let (entries, checkpoints) = (report.entries(), report.checkpoints);
+        text.push_str(&format!("{}: {verdict}, {entries} entries, {checkpoints} checkpoints\n", key.name()));
+        if let Some(newest) = &report.newest {
+            let time = newest.time.and_then(|time| time.format(&Rfc3339).ok());
+            let time = time.unwrap_or_else(|| "unknown time".to_owned());
+            text.push_str(&format!("newest checkpoint: {} entries, {time}, root {}\n", newest.size, newest.root));
+        }
+        text.push_str(&format!("{}\n", output::printable(&self.counter())));
+        for gap in &report.gaps {
+            let word = match gap.alarm() {
+                Some(at) if !self.asked.accept.contains(&at) => style.paint(Hue::Bad, "alarm:"),
+                _ => style.paint(Hue::Warning, "gap:"),
+            };
+            text.push_str(&format!("{word} {gap}\n"));
+        }
+        for fault in &report.faults {
+            text.push_str(&format!("{} {}\n", style.paint(Hue::Bad, "fault:"), output::printable(&fault.to_string())));
+        }
+        if let Some(at) = report.alarms(&self.asked.accept).find_map(Gap::alarm) {
+            text.push_str(&format!("once you have looked into it, `--accept {at}` lets the check pass\n"));
+        }
+        if !key_given {
+            text.push_str(&format!(
+                "checked with the key that the log itself names, so this does not show whether it is the right log; keep \
+                 the key elsewhere and pass it with --key:\n{key}\n"
+            ));
+        }
+        text
     }
-    for gap in &report.gaps {
-        text.push_str(&format!("{} {gap}\n", style.paint(Hue::Warning, "gap:")));
-    }
-    for fault in &report.faults {
-        text.push_str(&format!("{} {}\n", style.paint(Hue::Bad, "fault:"), output::printable(&fault.to_string())));
-    }
-    if !key_given {
-        text.push_str(&format!(
-            "checked with the key that the log itself names, so this does not show whether it is the right log; keep the \
-             key elsewhere and pass it with --key:\n{key}\n"
-        ));
-    }
-    text
 }
 
 async fn prove(context: &Context, index: u64) -> anyhow::Result<ExitCode> {
@@ -342,17 +429,19 @@ mod tests {
         let entries = [
             shown(r#"{"time":"2026-07-01T10:00:00.000Z","what":"log-opened","clean":false}"#),
             shown(
-                r#"{"time":"2026-07-01T10:00:01.000Z","uid":13,"pid":7,"module":"m","what":"sign","key":"a\u001b[2J","derived":true,"result":"done"}"#,
+                r#"{"time":"2026-07-01T10:00:01.000Z","uid":13,"pid":7,"for":"thermometer","executable":"sha256:0123456789abcdef","module":"m","what":"sign","key":"a\u001b[2J","derived":true,"result":"done"}"#,
             ),
             shown(
                 r#"{"time":"2026-07-01T10:00:02.000Z","uid":14,"what":"move","key":"b","from":"a","result":"refused","reason":"no-grant"}"#,
             ),
+            shown(r#"{"time":"2026-07-01T10:00:03.000Z","what":"log-behind-counter","recorded":5,"counter":7}"#),
         ];
         let expected = "\
-INDEX  TIME                      UID  PID  WHAT        KEY           RESULT
-5      2026-07-01T10:00:00.000Z  -    -    log-opened  -             was not closed before
-6      2026-07-01T10:00:01.000Z  13   7    sign        a\u{fffd}[2J (of m)  done
-7      2026-07-01T10:00:02.000Z  14   -    move        a -> b        refused: no-grant
+INDEX  TIME                      WHO                                                      PID  WHAT                KEY           RESULT
+5      2026-07-01T10:00:00.000Z  -                                                        -    log-opened          -             was not closed before
+6      2026-07-01T10:00:01.000Z  uid 13 for module thermometer (exe sha256:0123456789ab)  7    sign                a\u{fffd}[2J (of m)  done
+7      2026-07-01T10:00:02.000Z  14                                                       -    move                a -> b        refused: no-grant
+8      2026-07-01T10:00:03.000Z  -                                                        -    log-behind-counter  -             log has 5, hardware 7
 ";
         assert_eq!(table((5..).zip(&entries), Style::plain()), expected);
     }

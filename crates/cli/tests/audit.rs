@@ -1,12 +1,19 @@
 //! `edgekeep audit` against a keyd with a real log.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
+#[path = "../../hsm/tests/parts/mod.rs"]
+mod parts;
+#[path = "../../hsm/tests/tpm/swtpm.rs"]
+#[allow(dead_code, reason = "the TPM layer's own tests use the rest")]
+mod swtpm;
+
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use edgekeep_api::keyd::KeysClient;
+use edgekeep_core::hardware::{AuditCounter, TpmSettings};
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::{KeyPrincipal, KeydSettings};
 use edgekeep_daemon::listen;
@@ -23,9 +30,13 @@ struct Running {
 
 impl Running {
     fn start(root: &Root) -> Self {
+        Self::start_with(root, KeydSettings::default())
+    }
+
+    fn start_with(root: &Root, settings: KeydSettings) -> Self {
         let uid = rustix::process::geteuid().as_raw();
         let principal = KeyPrincipal { uid, keys: vec!["mine*".into()], ..KeyPrincipal::default() };
-        let settings = KeydSettings { principals: vec![principal], auditors: vec![uid], ..KeydSettings::default() };
+        let settings = KeydSettings { principals: vec![principal], auditors: vec![uid], ..settings };
         let (stop, stopping) = watch::channel(false);
         let (bound, ready) = std::sync::mpsc::channel();
         let root = root.clone();
@@ -136,4 +147,85 @@ fn a_wrong_key_a_folder_that_exists_and_an_index_that_does_not_are_refused_with_
     let output = audit(folder.path(), &["verify", "--key", &key]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stdout).unwrap().contains("not signed by edgekeep/audit/0000000000000000"));
+}
+
+#[test]
+fn a_check_compares_the_log_with_the_tpms_counter_and_fails_until_a_loss_was_looked_into() {
+    if swtpm::skip() {
+        return;
+    }
+    let mut swtpm = swtpm::Swtpm::start();
+    let folder = tempfile::tempdir().unwrap();
+    let root = Root::new(folder.path());
+    let settings = KeydSettings {
+        tpm: Some(TpmSettings {
+            tcti: swtpm.tcti().to_string(),
+            audit_counter: AuditCounter { interval_sec: 0, ..AuditCounter::default() },
+            ..TpmSettings::default()
+        }),
+        ..KeydSettings::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let create = |id: &str| {
+        let client = KeysClient::new(root.keyd_socket());
+        runtime.block_on(client.create_key(id, "sign")).unwrap();
+    };
+    let audit = |words: &[&str]| {
+        let output = audit(folder.path(), words);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let log = root.state_folder(Daemon::Keyd).join("audit");
+    let log_text = log.to_str().unwrap();
+
+    let keyd = Running::start_with(&root, settings.clone());
+    create("mine");
+    let (code, text) = audit(&["verify"]);
+    assert!(code == Some(0) && text.contains("compared with the hardware counter at 0x0180ed00, which is"), "{text}");
+    let exported = folder.path().join("exported");
+    assert_eq!(audit(&["export", exported.to_str().unwrap()]).0, Some(0));
+    drop(keyd);
+    let earlier = folder.path().join("earlier");
+    assert!(Command::new("cp").arg("-r").arg(&log).arg(&earlier).status().unwrap().success());
+    let keyd = Running::start_with(&root, settings.clone());
+    create("mine-too");
+    drop(keyd);
+
+    // Elsewhere, with what the TPM tools read.
+    let tools = swtpm.folder("tools");
+    swtpm.tool_ok(&tools, "tpm2_nvread", &["-C", "o", "-o", "value", "0x0180ed00"]);
+    let value = u64::from_be_bytes(std::fs::read(tools.join("value")).unwrap().try_into().unwrap());
+    let (decimal, hex) = (value.to_string(), format!("{value:#x}"));
+    for counter in [&decimal, &hex] {
+        let (code, text) = audit(&["verify", "--folder", log_text, "--counter", counter]);
+        assert_eq!(code, Some(0), "{text}");
+    }
+    let (code, text) = audit(&["verify", "--folder", log_text]);
+    assert!(code == Some(0) && text.contains("which was not compared with the hardware"), "{text}");
+    // What was copied before has less than there is, and another TPM is not this log's.
+    let (code, text) = audit(&["verify", "--folder", exported.to_str().unwrap(), "--counter", &decimal]);
+    assert!(code == Some(1) && text.contains("NOT INTACT") && text.contains("the newest part is missing"), "{text}");
+    let (code, text) = audit(&["verify", "--folder", log_text, "--counter", "0"]);
+    assert!(code == Some(1) && text.contains("is another one"), "{text}");
+
+    // Put back as a whole, and keyd started on it: its own word for it fails the check, until somebody has looked.
+    std::fs::remove_dir_all(&log).unwrap();
+    std::fs::rename(&earlier, &log).unwrap();
+    let keyd = Running::start_with(&root, settings.clone());
+    let (code, text) = audit(&["verify"]);
+    assert!(code == Some(1) && text.contains("TELLS OF A LOSS") && text.contains("alarm: entry "), "{text}");
+    let at = text.split_once("`--accept ").unwrap().1.split('`').next().unwrap();
+    let (code, text) = audit(&["verify", "--accept", at]);
+    assert!(code == Some(0) && text.contains("gap: entry"), "{text}");
+    let (code, text) = audit(&["verify", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &json["good"], &json["intact"]), (Some(1), &false.into(), &true.into()));
+    assert_eq!(json["hardwareCounter"]["value"], json["counterInLog"]);
+    assert!(audit(&["show"]).1.contains("log-behind-counter"));
+    drop(keyd);
+
+    // Without its TPM the log says that it is not compared.
+    swtpm.kill();
+    let _keyd = Running::start_with(&root, settings);
+    let (_, text) = audit(&["verify", "--accept", at]);
+    assert!(text.contains("CANNOT BE READ") && text.contains("cannot be reached"), "{text}");
 }

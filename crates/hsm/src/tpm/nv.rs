@@ -111,7 +111,8 @@ impl Tpm {
             let auth = Auth::Hmac { session, value: &counter.auth, of: Authorized::Counter };
             let asked = Writer::new().u16(LENGTH).u16(0);
             let answer = self.execute(Code::NvRead, &[entity.clone(), entity.clone()], &mut [auth], asked)?;
-            let value = Reader::new(&answer.parameters).sized().and_then(|bytes| bytes.try_into().map_err(|_| Malformed));
+            let value =
+                Reader::new(&answer.parameters).sized().and_then(|bytes| bytes.try_into().map_err(|_| Malformed));
             value.map(u64::from_be_bytes).map_err(malformed(Code::NvRead))
         })
     }

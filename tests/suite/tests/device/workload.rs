@@ -69,6 +69,30 @@ fn signatures_belong_to_one_module_in_one_life() {
 }
 
 #[test]
+fn the_log_of_key_uses_says_for_which_module_and_program_a_key_was_used() {
+    let device = Device::builder().start();
+    let m1 = device.add_caller("m1");
+    let _ = m1.sign().expect(200);
+    let output = device.edgekeep(&["audit", "show", "-n", "1000", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let entries: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let entries = entries.iter().map(|line| &line["entry"]).filter(|entry| entry["for"] == "m1");
+    let entries: Vec<&Value> = entries.collect();
+    let sum = Command::new("sha256sum").arg(program("calls")).output().unwrap().stdout;
+    let digest = format!("sha256:{}", &String::from_utf8(sum).unwrap()[..64]);
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    let expected = json!({"what": "sign", "key": "aziot_identityd_master_id", "module": "m1", "executable": digest});
+    for (name, value) in expected.as_object().unwrap() {
+        assert_eq!(&entries[0][name], value, "{name}: {}", entries[0]);
+    }
+    let text = String::from_utf8(device.edgekeep(&["audit", "show", "-n", "1000"]).stdout).unwrap();
+    let shown = format!("for module m1 (exe {})", &digest[..19]);
+    assert!(text.contains(&shown), "{text}");
+    let verified = device.edgekeep(&["audit", "verify"]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+}
+
+#[test]
 fn what_a_module_encrypts_only_it_decrypts() {
     let device = Device::builder().start();
     let (m1, m2) = (device.add_caller("m1"), device.add_caller("m2"));
