@@ -13,6 +13,9 @@ use crate::document::{Text, View};
 use crate::translate::Draft;
 use crate::value;
 
+/// What can protect the store key.
+const SEALS: [(&str, Seal); 3] = [("file", Seal::File), ("tpm", Seal::Tpm), ("pkcs11", Seal::Pkcs11)];
+
 /// A systemd credential's name: a file name.
 fn credential_name(text: &str) -> Result<String, String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
@@ -203,13 +206,22 @@ impl Draft<'_> {
             }
         }
         if let Some(word) = keys.text("seal")
-            && let Some(seal) = self.choice("aziot_keys.seal", &word, &[("file", Seal::File), ("tpm", Seal::Tpm)])
+            && let Some(seal) = self.choice("aziot_keys.seal", &word, &SEALS)
         {
-            if seal == Seal::Tpm && self.keyd.tpm.is_none() {
-                let message = "the TPM cannot seal the key store: no TPM is configured";
-                self.report.error_with(Code::Conflict, word.span, "aziot_keys.seal", message, "add a table [tpm]");
+            let lacks = match seal {
+                Seal::Tpm if self.keyd.tpm.is_none() => {
+                    Some(("the TPM cannot seal the key store: no TPM is configured", "add a table [tpm]"))
+                }
+                Seal::Pkcs11 if !keys.has("pkcs11_base_slot") => Some((
+                    "no token can protect the key store: none is configured",
+                    "set `pkcs11_lib_path` and `pkcs11_base_slot` in [aziot_keys]",
+                )),
+                _ => None,
+            };
+            if let Some((message, remedy)) = lacks {
+                self.report.error_with(Code::Conflict, word.span, "aziot_keys.seal", message, remedy);
             }
-            self.keyd.seal = seal;
+            self.keyd.seal = Some(seal);
         }
     }
 

@@ -360,7 +360,7 @@ fn tokens_and_tpm_are_translated() {
     assert_eq!(pkcs11.library.as_deref(), Some(Path::new("/lib/t.so")));
     assert_eq!(pkcs11.base_slot.unwrap().expose(), "pkcs11:token=edge?pin-value=0000");
     assert_eq!(translated.keyd.places, [KeyPlace::Token, KeyPlace::Tpm, KeyPlace::Files]);
-    assert_eq!((translated.keyd.pass_on, translated.keyd.seal), (PassOn::Everything, Seal::Tpm));
+    assert_eq!((translated.keyd.pass_on, translated.keyd.seal), (PassOn::Everything, Some(Seal::Tpm)));
     assert_eq!(translated.keyd.preloaded_keys["ours"].expose(), "pkcs11:object=ours");
     assert_eq!(translated.keyd.preloaded_keys["theirs"].expose(), "tpm:handle=0x81000002");
     assert_eq!(translated.keyd.assigned["device-id"], KeyPlace::Files, "it came with the configuration");

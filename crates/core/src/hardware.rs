@@ -156,14 +156,15 @@ pub enum PassOn {
 }
 
 /// What protects the store key, under which keys in files are encrypted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Seal {
     /// The rights on its file.
-    #[default]
     File,
     /// The TPM: no other device can use a copy.
     Tpm,
+    /// A key on the token of `base_slot` that does not leave it.
+    Pkcs11,
 }
 
 #[cfg(test)]
@@ -178,7 +179,7 @@ mod tests {
             pkcs11: Some(TokenSettings { library: None, base_slot: Some("pkcs11:token=t?pin-value=geheim".into()) }),
             tpm: Some(TpmSettings { owner: Some(AuthSource::Value("geheim".into())), ..TpmSettings::default() }),
             places: vec![KeyPlace::Token, KeyPlace::Tpm, KeyPlace::Files],
-            seal: Seal::Tpm,
+            seal: Some(Seal::Tpm),
             ..KeydSettings::default()
         };
         assert!(!format!("{settings:?}").contains("geheim"));
@@ -190,7 +191,7 @@ mod tests {
     #[test]
     fn settings_without_any_of_it_mean_files() {
         let settings: KeydSettings = serde_json::from_str("{}").unwrap();
-        assert_eq!((settings.pkcs11, settings.tpm, settings.seal), (None, None, Seal::File));
+        assert_eq!((settings.pkcs11, settings.tpm, settings.seal), (None, None, None));
         assert_eq!(settings.pass_on, PassOn::SymmetricKeys);
     }
 }

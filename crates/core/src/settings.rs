@@ -41,8 +41,8 @@ pub struct KeydSettings {
     pub pass_on: PassOn,
     /// Keys that are in one place, and looked for nowhere else.
     pub assigned: BTreeMap<KeyId, KeyPlace>,
-    /// What protects the store key of the files.
-    pub seal: Seal,
+    /// What protects the store key of the files. Absent: what protects it now; that of a new store is in a file.
+    pub seal: Option<Seal>,
     /// Bounds of the audit log.
     pub audit_log: AuditLogSettings,
 }

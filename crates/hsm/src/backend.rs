@@ -451,6 +451,15 @@ pub enum InputError {
     /// A ciphertext that was not made with this key, IV and additional data, or was changed since.
     #[error("the ciphertext is not authentic under this key, iv and aad")]
     NotAuthentic,
+    /// The same, under every version of the key that there is.
+    #[error(
+        "the ciphertext is not authentic under any of the {versions} versions of this key, with this iv and aad: it was \
+         changed, or made with another key"
+    )]
+    NoVersionFits {
+        /// How many versions of the key there are, the present one included.
+        versions: usize,
+    },
     /// A digest of a length that no known hash has.
     #[error("the digest has {found} bytes; SHA-1 has 20, SHA-2 has 28, 32, 48 or 64")]
     DigestLength {

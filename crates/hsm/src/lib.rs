@@ -14,12 +14,14 @@
 //! secret except a derived key and keys for their first storage. Calls block: for a disk at worst for a file's `fsync`, for
 //! a token or RSA key generation for seconds.
 //!
-//! `unsafe` is in one module, `aws_lc`: the two operations that the existing APIs need and the safe binding to AWS-LC does
-//! not offer.
+//! `unsafe` is in two modules: `aws_lc`, the two operations that the existing APIs need and the safe binding to AWS-LC does
+//! not offer, and `locked`, the pages that secrets are kept in.
 
 mod aws_lc;
 pub mod backend;
+pub mod configured;
 mod gcm;
+mod locked;
 mod material;
 pub mod ordered;
 pub mod pkcs11;
@@ -32,4 +34,5 @@ pub use backend::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
     SymmetricKey, Usage,
 };
+pub use locked::{SecretMemory, secret_memory};
 pub use secret::SecretBytes;

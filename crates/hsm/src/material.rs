@@ -30,8 +30,8 @@ pub(crate) enum Material {
 /// A symmetric key.
 pub(crate) struct Symmetric {
     pub(crate) usage: Usage,
+    /// Expanded for each use: what the library makes of it is in memory that others could read.
     pub(crate) bytes: SecretBytes,
-    pub(crate) hmac: hmac::Key,
 }
 
 /// A key pair.
@@ -85,13 +85,12 @@ impl Material {
 impl Symmetric {
     pub(crate) fn new(bytes: SecretBytes, usage: Usage) -> Result<Self, InputError> {
         check_symmetric(bytes.expose())?;
-        let hmac = hmac::Key::new(hmac::HMAC_SHA256, bytes.expose());
-        Ok(Self { usage, bytes, hmac })
+        Ok(Self { usage, bytes: bytes.kept() })
     }
 
     /// HMAC-SHA256 of `message`.
     pub(crate) fn hmac_sha256(&self, message: &[u8]) -> [u8; 32] {
-        tag_bytes(&hmac::sign(&self.hmac, message))
+        hmac_sha256(self.bytes.expose(), message)
     }
 
     /// The key derived for `data`.
@@ -111,10 +110,7 @@ pub(crate) fn check_symmetric(bytes: &[u8]) -> Result<(), InputError> {
 
 /// HMAC-SHA256 under a key that is used once.
 pub(crate) fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
-    tag_bytes(&hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message))
-}
-
-fn tag_bytes(tag: &hmac::Tag) -> [u8; 32] {
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message);
     let mut bytes = [0; 32];
     bytes.copy_from_slice(tag.as_ref());
     bytes

@@ -1,11 +1,17 @@
 //! The software backend: keys in files, encrypted under a store key, used by AWS-LC in this process.
 //!
 //! It protects keys against whoever gets a copy of single files, not against whoever can read the whole state folder: the
-//! store key lies beside the keys unless a TPM has sealed it ([`SoftwareBackend::open_sealed`]).
+//! store key lies beside the keys unless a TPM or a token protects it ([`Protection`]).
 
+#[cfg(test)]
+mod crash;
+pub(crate) mod durable;
 mod file;
-mod sealed;
+mod migrate;
+mod older;
+mod protection;
 pub(crate) mod store;
+mod token;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -16,8 +22,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::rand;
 use edgekeep_core::id::KeyId;
+pub use migrate::{MigrateError, Migrated, migrate, rehearse_migration};
+pub use protection::{Protection, Sealer, Sealers};
 pub use store::StoreError;
 use store::{NameSpace, Store, StoredKey};
+pub use token::WrappingKey;
+use zeroize::Zeroizing;
 
 use crate::SecretBytes;
 use crate::backend::{
@@ -26,7 +36,7 @@ use crate::backend::{
 };
 use crate::gcm;
 use crate::material::{self, Material, Pair, Symmetric};
-use crate::tpm::Tpm;
+use crate::tpm::{AuthValue, SealTo, Tpm};
 
 /// Keys held ready in memory. A device has a few dozen; loading one again costs a file read.
 const READY_LIMIT: usize = 128;
@@ -53,15 +63,24 @@ impl SoftwareBackend {
     /// # Errors
     /// If another process has the store open, its store key is missing or damaged, or the folder cannot be used.
     pub fn open(folder: &Path, preloaded: BTreeMap<KeyId, PathBuf>) -> Result<Self, StoreError> {
-        Ok(Self::over(Store::open(folder, None)?, preloaded))
+        Self::open_protected(folder, preloaded, None, Sealers::default())
     }
 
-    /// The same with a store key that only this TPM gives back. A store key in a file is sealed and its file removed.
+    /// The same with a store key under the protection `wanted`: if it is under another, it is moved. Without a wish it
+    /// stays as it is; that of a new store is in a file.
     ///
     /// # Errors
-    /// As [`SoftwareBackend::open`]; also if the TPM refuses. Then nothing was changed.
-    pub fn open_sealed(folder: &Path, preloaded: BTreeMap<KeyId, PathBuf>, tpm: &Tpm) -> Result<Self, StoreError> {
-        Ok(Self::over(Store::open(folder, Some(tpm))?, preloaded))
+    /// As [`SoftwareBackend::open`]; also if the hardware that is to protect it, or that does now, refuses. Then the store
+    /// key is left as it was.
+    pub fn open_protected(
+        folder: &Path,
+        preloaded: BTreeMap<KeyId, PathBuf>,
+        wanted: Option<Protection>,
+        sealers: Sealers<'_>,
+    ) -> Result<Self, StoreError> {
+        let (store, protection) = Store::open(folder, wanted, sealers)?;
+        tracing::info!(protection = protection.word(), "key store");
+        Ok(Self::over(store, preloaded))
     }
 
     fn over(store: Store, preloaded: BTreeMap<KeyId, PathBuf>) -> Self {
@@ -92,7 +111,25 @@ impl SoftwareBackend {
         let (kind, secret) = material::read_key_file(content)?;
         self.refuse_preloaded(id)?;
         let changing = self.lock_for_change();
+        if let Some(existing) = self.store.read(NameSpace::Ordinary, id)? {
+            self.keep_older(&changing, id, &existing, Some(&secret))?;
+        }
         self.write(&changing, id, &StoredKey { kind, usage: Usage::ALL, secret })
+    }
+
+    /// Keeps what is about to be replaced, or deleted, for what is encrypted under it.
+    fn keep_older(
+        &self,
+        _changing: &Changing<'_>,
+        id: &KeyId,
+        existing: &StoredKey,
+        replacement: Option<&SecretBytes>,
+    ) -> Result<(), KeyError> {
+        let same = replacement.is_some_and(|new| new.expose() == existing.secret.expose());
+        if existing.kind == KeyKind::Symmetric && existing.usage.encrypt && !same {
+            self.store.keep_older(id, existing)?;
+        }
+        Ok(())
     }
 
     fn lock_for_change(&self) -> Changing<'_> {
@@ -202,6 +239,37 @@ impl SoftwareBackend {
         }
     }
 
+    /// Decrypts what the present version of a key does not.
+    fn decrypt_with_older(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        ciphertext: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
+        let (id, data) = match key {
+            SymmetricKey::Stored(id) => (id, None),
+            SymmetricKey::Derived { base, data } => (base, Some(data)),
+        };
+        let older = {
+            let _changing = self.lock_for_change();
+            self.store.older(id)?
+        };
+        for version in &older {
+            let derived = data.map(|data| Zeroizing::new(material::hmac_sha256(version.secret.expose(), data)));
+            let bytes = derived.as_ref().map_or(version.secret.expose(), |derived| derived.as_slice());
+            match gcm::decrypt(bytes, iv, aad, ciphertext) {
+                Err(KeyError::Input(InputError::NotAuthentic | InputError::KeyLength { .. })) => {}
+                done => return done,
+            }
+        }
+        Err(match older.len() {
+            0 => InputError::NotAuthentic,
+            older => InputError::NoVersionFits { versions: older + 1 },
+        }
+        .into())
+    }
+
     /// Runs an operation of encryption with the bytes of a kept or a derived key.
     fn with_cipher_key<T>(
         &self,
@@ -236,6 +304,7 @@ impl KeyBackend for SoftwareBackend {
         let changing = self.lock_for_change();
         if let Some(existing) = self.store.read(NameSpace::Ordinary, id)? {
             expect_kind(id, existing.kind, KeyKind::Symmetric)?;
+            self.keep_older(&changing, id, &existing, Some(&bytes))?;
         }
         self.write(&changing, id, &StoredKey { kind: KeyKind::Symmetric, usage, secret: bytes })
     }
@@ -268,9 +337,10 @@ impl KeyBackend for SoftwareBackend {
 
     fn delete(&self, id: &KeyId, kind: KeyKind) -> Result<(), KeyError> {
         self.refuse_preloaded(id)?;
-        let _changing = self.lock_for_change();
+        let changing = self.lock_for_change();
         let found = self.store.read(NameSpace::Ordinary, id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
         expect_kind(id, found.kind, kind)?;
+        self.keep_older(&changing, id, &found, None)?;
         self.ready().remove(id);
         self.store.remove(NameSpace::Ordinary, id)?;
         Ok(())
@@ -310,11 +380,24 @@ impl KeyBackend for SoftwareBackend {
         aad: &[u8],
         ciphertext: &[u8],
     ) -> Result<SecretBytes, KeyError> {
-        self.with_cipher_key(key, |key| gcm::decrypt(key, iv, aad, ciphertext))
+        match self.with_cipher_key(key, |key| gcm::decrypt(key, iv, aad, ciphertext)) {
+            Err(KeyError::Input(InputError::NotAuthentic)) => self.decrypt_with_older(key, iv, aad, ciphertext),
+            done => done,
+        }
     }
 
     fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
         self.symmetric(base, Needed::DeriveOrSign, |base| Ok(base.derive(derivation_data).as_slice().into()))
+    }
+}
+
+impl Sealer for Tpm {
+    fn seal(&self, secret: &SecretBytes) -> Result<Vec<u8>, KeyError> {
+        Ok(Self::seal(self, secret, &SealTo::Tpm)?)
+    }
+
+    fn unseal(&self, sealed: &[u8]) -> Result<SecretBytes, KeyError> {
+        Ok(Self::unseal(self, sealed, &AuthValue::empty())?)
     }
 }
 

@@ -5,30 +5,27 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal, TpmSettings};
+use edgekeep_core::hardware::{KeyPlace, PassOn, Seal};
 use edgekeep_core::id::KeyId;
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::ordered::{self, Keyring, KeyringError, Place};
 use edgekeep_hsm::pkcs11::{Pkcs11Backend, Pkcs11Settings};
-use edgekeep_hsm::software::{SoftwareBackend, StoreError};
-use edgekeep_hsm::tpm::{
-    AuthValue, RootAlgorithm, Tcti, TctiError, Tpm, TpmBackend, TpmError, TpmOptions, TpmPreloaded,
-};
+use edgekeep_hsm::configured::tpm_options;
+use edgekeep_hsm::software::{Protection, Sealer, Sealers, SoftwareBackend, StoreError, WrappingKey};
+use edgekeep_hsm::tpm::{Tcti, TctiError, Tpm, TpmBackend, TpmPreloaded};
 use edgekeep_hsm::uri::{KeyUri, ObjectAttributes, Pkcs11Uri, TpmKey, UriError};
-use edgekeep_hsm::{KeyBackend, KeyError};
+use edgekeep_hsm::{KeyBackend, KeyError, SecretBytes};
 
 use crate::recovering::Recovering;
 use crate::start::{StartError, chain};
 
 /// Folder of the TPM's keys in the state folder.
 const TPM_FOLDER: &str = "tpm";
-/// Longest file with an auth value, in bytes.
-const AUTH_LIMIT: u64 = 1024;
 
 /// The TPM, which may be absent.
 pub(crate) type SharedTpm = Arc<Recovering<TpmBackend>>;
@@ -99,7 +96,12 @@ pub enum PlacesError {
     Tcti(#[from] TctiError),
     /// The store is to be sealed by a TPM that there is not.
     #[error("the key store is to be sealed by the TPM, and no TPM is configured: add [tpm]")]
-    NoSeal,
+    NoSealingTpm,
+    /// The store is to be protected by a token that there is not.
+    #[error(
+        "the key store is to be protected by a token, and none is configured: set pkcs11_base_slot in [aziot_keys]"
+    )]
+    NoSealingToken,
     /// The places make no keyring.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
@@ -121,6 +123,16 @@ pub(crate) struct Plan {
     /// Where keys are made.
     open: Vec<KeyPlace>,
     tcti: Option<Tcti>,
+}
+
+impl Sealer for Recovering<TpmBackend> {
+    fn seal(&self, secret: &SecretBytes) -> Result<Vec<u8>, KeyError> {
+        self.get()?.with_tpm(|tpm| Sealer::seal(tpm, secret))
+    }
+
+    fn unseal(&self, sealed: &[u8]) -> Result<SecretBytes, KeyError> {
+        self.get()?.with_tpm(|tpm| Sealer::unseal(tpm, sealed))
+    }
 }
 
 impl Plan {
@@ -179,8 +191,10 @@ impl Plan {
             };
             return Err(PlacesError::Place { place: *place, reason });
         }
-        if settings.seal == Seal::Tpm && settings.tpm.is_none() {
-            return Err(PlacesError::NoSeal);
+        match settings.seal {
+            Some(Seal::Tpm) if settings.tpm.is_none() => return Err(PlacesError::NoSealingTpm),
+            Some(Seal::Pkcs11) if !plan.has_base => return Err(PlacesError::NoSealingToken),
+            _ => {}
         }
         plan.tcti = settings.tpm.as_ref().map(|tpm| tpm.tcti.parse()).transpose()?;
         Ok(plan)
@@ -232,20 +246,15 @@ impl Plan {
         folder: &Path,
         tpm: Option<SharedTpm>,
     ) -> Result<Places, StartError> {
-        let files = match (settings.seal, &tpm) {
-            (Seal::File, _) => SoftwareBackend::open(folder, self.files.clone())?,
-            (Seal::Tpm, None) => return Err(PlacesError::NoSeal.into()),
-            (Seal::Tpm, Some(tpm)) => {
-                // The TPM's folder is made first, and would leave this one open to others.
-                make_private(folder).map_err(|source| StoreError::Io {
-                    action: "make the folder",
-                    path: folder.to_owned(),
-                    source,
-                })?;
-                let tpm = tpm.get().map_err(StartError::Unsealed)?;
-                tpm.with_tpm(|tpm| SoftwareBackend::open_sealed(folder, self.files.clone(), tpm))?
-            }
-        };
+        if settings.seal == Some(Seal::Tpm) {
+            // The TPM's folder is made first, and would leave this one open to others.
+            make_private(folder).map_err(|source| StoreError::Io {
+                action: "make the folder",
+                path: folder.to_owned(),
+                source,
+            })?;
+        }
+        let files = self.files(settings, folder, tpm.as_ref())?;
         let files = Arc::new(files);
         if let Some(tpm) = &tpm {
             match tpm.get() {
@@ -256,6 +265,30 @@ impl Plan {
             }
         }
         Ok(self.arrange(settings, files, tpm)?)
+    }
+
+    /// Keys in files, under a store key that hardware may protect.
+    fn files(
+        &self,
+        settings: &KeydSettings,
+        folder: &Path,
+        tpm: Option<&SharedTpm>,
+    ) -> Result<SoftwareBackend, StartError> {
+        let wanted = settings.seal.map(|seal| match seal {
+            Seal::File => Protection::File,
+            Seal::Tpm => Protection::Tpm,
+            Seal::Pkcs11 => Protection::Token,
+        });
+        let token = self.tokens.first().filter(|_| self.has_base).map(|token| {
+            let uri = token.uri.clone();
+            Recovering::new("pkcs11", move || Ok(Pkcs11Backend::open(Pkcs11Settings::new(uri.clone()))?))
+        });
+        let token = token.as_ref().map(|token| WrappingKey(token));
+        let sealers = Sealers {
+            tpm: tpm.map(|tpm| tpm.as_ref() as &dyn Sealer),
+            token: token.as_ref().map(|token| token as &dyn Sealer),
+        };
+        Ok(SoftwareBackend::open_protected(folder, self.files.clone(), wanted, sealers)?)
     }
 
     fn arrange(
@@ -343,33 +376,6 @@ fn backend(token: Token) -> Arc<Recovering<Pkcs11Backend>> {
     Arc::new(backend)
 }
 
-fn tpm_options(tcti: &Tcti, settings: &TpmSettings) -> Result<TpmOptions, KeyError> {
-    let auth = |hierarchy: &str, source: Option<&AuthSource>| -> Result<AuthValue, TpmError> {
-        let Some(source) = source else { return Ok(AuthValue::empty()) };
-        let unreadable = |path: &Path, error: &io::Error| TpmError::Unreachable {
-            tcti: tcti.to_string(),
-            source: io::Error::other(format!(
-                "the auth value of the {hierarchy} hierarchy cannot be read from {}: {error}",
-                path.display()
-            )),
-        };
-        let path = match source {
-            AuthSource::Value(text) => return AuthValue::new(text.expose().as_bytes()),
-            AuthSource::File(path) => path.clone(),
-            AuthSource::Credential(name) => std::env::var_os("CREDENTIALS_DIRECTORY")
-                .map_or_else(|| PathBuf::from("$CREDENTIALS_DIRECTORY"), PathBuf::from)
-                .join(name),
-        };
-        first_line(&path).map_err(|error| unreadable(&path, &error)).and_then(|line| AuthValue::new(line.expose()))
-    };
-    let mut options = TpmOptions::new(tcti.clone());
-    // What the TPM API shows to provisioning services, which expect it so.
-    options.root_algorithm = RootAlgorithm::Rsa2048;
-    options.owner = auth("owner", settings.owner.as_ref())?;
-    options.endorsement = auth("endorsement", settings.endorsement.as_ref())?;
-    Ok(options)
-}
-
 /// Makes a folder for nobody else, if it is not there.
 fn make_private(folder: &Path) -> io::Result<()> {
     if let Some(parent) = folder.parent() {
@@ -379,15 +385,6 @@ fn make_private(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
-}
-
-fn first_line(path: &Path) -> io::Result<edgekeep_hsm::SecretBytes> {
-    let mut content = Vec::with_capacity(AUTH_LIMIT as usize);
-    let read = fs::File::open(path)?.take(AUTH_LIMIT).read_to_end(&mut content);
-    let content = edgekeep_hsm::SecretBytes::from(content);
-    read?;
-    let line = content.expose().split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Ok(line.strip_suffix(b"\r").unwrap_or(line).into())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
 use edgekeep_hsm::tpm::{AuthValue, NvCounter, TpmError};
-use edgekeep_hsm::{KeyError, SecretBytes};
+use edgekeep_hsm::{KeyError, SecretBytes, secret_memory};
 
 use crate::Keyd;
 use crate::counter::TpmCounter;
@@ -39,9 +39,6 @@ pub enum StartError {
     /// The settings are wrong about where keys are.
     #[error("cannot use the settings of where keys are")]
     Places(#[from] PlacesError),
-    /// The TPM that has sealed the key store cannot be used.
-    #[error("the key store is sealed by the TPM, which cannot be used")]
-    Unsealed(#[source] KeyError),
     /// The key store cannot be opened.
     #[error("cannot open the key store")]
     Store(#[from] StoreError),
@@ -82,6 +79,7 @@ impl Keyd {
         let plan = Plan::new(settings)?;
         let tpm = plan.tpm(settings, &folder);
         let places = plan.open(settings, &folder, tpm)?;
+        tracing::info!(memory = ?secret_memory(), "secrets");
         import(&places.files, &root.key_import_folder());
         for id in settings.preloaded_keys.keys() {
             match places.backend.kind(id) {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 4 | `EKEY` |
 //! | 1 | version of this format: 1 |
-//! | 1 | name space: 0 the callers', 1 the daemon's own |
+//! | 1 | name space: 0 the callers', 1 the daemon's own, 2 earlier versions of the callers' |
 //! | 1 | kind: 0 symmetric, 1 key pair |
 //! | 1 | usage: bit 0 derive and sign, bit 1 encrypt |
 //! | 8 | which store key it is encrypted under |
@@ -31,9 +31,14 @@ const STORE_KEY_ID_LEN: usize = 8;
 /// Magic, version, name space, kind, usage, store key id, length of the id.
 const FIXED_LEN: usize = 4 + 4 + STORE_KEY_ID_LEN + 2;
 
-/// The key that all key files are encrypted under.
+/// The store key's own form: a mark with a version, the key, and the key's public mark against flipped bits.
+const STORE_KEY_MAGIC: &[u8; 8] = b"EKSTORE\x01";
+const STORE_KEY_LEN: usize = 32;
+
+/// The key that all key files are encrypted under. It is expanded for each use: what the library expands it into is in
+/// memory that others could read.
 pub(super) struct StoreKey {
-    aead: LessSafeKey,
+    bytes: SecretBytes,
     id: [u8; STORE_KEY_ID_LEN],
 }
 
@@ -42,17 +47,37 @@ pub(super) struct StoreKey {
 pub(super) struct LibraryFailed;
 
 impl StoreKey {
-    pub(super) fn new(bytes: &[u8; 32]) -> Result<Self, LibraryFailed> {
-        let aead = UnboundKey::new(&AES_256_GCM, bytes).map_err(|_| LibraryFailed)?;
-        let mark = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, bytes), b"edgekeep: which store key this is");
-        let mut id = [0; STORE_KEY_ID_LEN];
-        id.copy_from_slice(&mark.as_ref()[..STORE_KEY_ID_LEN]);
-        Ok(Self { aead: LessSafeKey::new(aead), id })
+    pub(super) fn generate() -> Result<Self, LibraryFailed> {
+        let mut bytes = Zeroizing::new([0; STORE_KEY_LEN]);
+        rand::fill(&mut *bytes).map_err(|_| LibraryFailed)?;
+        Ok(Self::new(bytes.as_slice().into()))
     }
 
-    /// Tells this store key from another without telling anything of it.
-    pub(super) fn id(&self) -> &[u8; STORE_KEY_ID_LEN] {
-        &self.id
+    fn new(bytes: SecretBytes) -> Self {
+        let mark = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, bytes.expose()), b"edgekeep: which store key this is");
+        let mut id = [0; STORE_KEY_ID_LEN];
+        id.copy_from_slice(&mark.as_ref()[..STORE_KEY_ID_LEN]);
+        Self { bytes: bytes.kept(), id }
+    }
+
+    /// The store key's own form, which whoever protects it keeps.
+    pub(super) fn encode(&self) -> SecretBytes {
+        let mut content = Vec::with_capacity(STORE_KEY_MAGIC.len() + STORE_KEY_LEN + STORE_KEY_ID_LEN);
+        for part in [&STORE_KEY_MAGIC[..], self.bytes.expose(), &self.id] {
+            content.extend_from_slice(part);
+        }
+        content.into()
+    }
+
+    /// `None` if this is no store key, or a damaged one.
+    pub(super) fn decode(content: &SecretBytes) -> Option<Self> {
+        let (bytes, mark) = content.expose().strip_prefix(STORE_KEY_MAGIC)?.split_at_checked(STORE_KEY_LEN)?;
+        let key = Self::new(bytes.into());
+        (mark == key.id).then_some(key)
+    }
+
+    fn aead(&self) -> Result<LessSafeKey, LibraryFailed> {
+        UnboundKey::new(&AES_256_GCM, self.bytes.expose()).map(LessSafeKey::new).map_err(|_| LibraryFailed)
     }
 }
 
@@ -79,7 +104,7 @@ pub(super) fn encode(
     rand::fill(&mut nonce).map_err(|_| LibraryFailed)?;
     let mut sealed = Zeroizing::new(key.secret.expose().to_vec());
     let tag = store_key
-        .aead
+        .aead()?
         .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(&content), &mut sealed)
         .map_err(|_| LibraryFailed)?;
     content.extend_from_slice(&nonce);
@@ -101,6 +126,7 @@ fn header(
     header.push(match name_space {
         NameSpace::Ordinary => 0,
         NameSpace::Internal => 1,
+        NameSpace::Older => 2,
     });
     header.push(match kind {
         KeyKind::Symmetric => 0,
@@ -142,7 +168,8 @@ pub(super) fn decode(
     let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(Unreadable::Damaged)?;
     let mut opened = Zeroizing::new(sealed.to_vec());
     let secret = store_key
-        .aead
+        .aead()
+        .map_err(|_| Unreadable::Damaged)?
         .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(&expected), &mut opened)
         .map_err(|_| Unreadable::Damaged)?;
     Ok(StoredKey { kind, usage, secret: SecretBytes::from(&*secret) })
@@ -169,7 +196,7 @@ mod tests {
             id in "[!-~]{1,256}", pair: bool, derive_or_sign: bool, encrypt: bool,
             secret in prop::collection::vec(any::<u8>(), 0..300),
         ) {
-            let store_key = StoreKey::new(&[3; 32]).unwrap();
+            let store_key = StoreKey::new(vec![3; 32].into());
             let kind = if pair { KeyKind::Pair } else { KeyKind::Symmetric };
             let usage = Usage { derive_or_sign, encrypt };
             let key = StoredKey { kind, usage, secret: secret.as_slice().into() };
@@ -183,7 +210,7 @@ mod tests {
 
         #[test]
         fn no_changed_bit_goes_unnoticed(at: prop::sample::Index, bit in 0u8..8) {
-            let store_key = StoreKey::new(&[3; 32]).unwrap();
+            let store_key = StoreKey::new(vec![3; 32].into());
             let mut content = written(&store_key, "device-id", b"secret");
             let at = at.index(content.len());
             content[at] ^= 1 << bit;
@@ -192,7 +219,7 @@ mod tests {
 
         #[test]
         fn no_cut_file_goes_unnoticed(at: prop::sample::Index) {
-            let store_key = StoreKey::new(&[3; 32]).unwrap();
+            let store_key = StoreKey::new(vec![3; 32].into());
             let content = written(&store_key, "device-id", b"secret");
             let cut = &content[..at.index(content.len())];
             let read = decode(&store_key, NameSpace::Ordinary, &key_id("device-id"), cut);
@@ -202,14 +229,14 @@ mod tests {
 
     #[test]
     fn a_file_of_another_key_name_space_store_or_version_is_not_this_key() {
-        let store_key = StoreKey::new(&[3; 32]).unwrap();
+        let store_key = StoreKey::new(vec![3; 32].into());
         let (id, other_id) = (key_id("a"), key_id("b"));
         let mut content = written(&store_key, "a", b"secret");
         let read = |store_key, name_space, id, content: &[u8]| decode(store_key, name_space, id, content).err();
         assert_eq!(read(&store_key, NameSpace::Ordinary, &id, &content), None);
         assert_eq!(read(&store_key, NameSpace::Ordinary, &other_id, &content), Some(Unreadable::Damaged));
         assert_eq!(read(&store_key, NameSpace::Internal, &id, &content), Some(Unreadable::Damaged));
-        let other = StoreKey::new(&[4; 32]).unwrap();
+        let other = StoreKey::new(vec![4; 32].into());
         assert_eq!(read(&other, NameSpace::Ordinary, &id, &content), Some(Unreadable::OtherStoreKey));
         content[4] = 2;
         assert_eq!(read(&store_key, NameSpace::Ordinary, &id, &content), Some(Unreadable::Version(2)));

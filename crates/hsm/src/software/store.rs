@@ -3,31 +3,29 @@
 //! ```text
 //! <state folder>/lock                                   held by the process that has the store open
 //! <state folder>/store.key                              what the key files are encrypted under; mode 0600
-//! <state folder>/store.key.tpm                          the same, if a TPM has sealed it
+//! <state folder>/store.key.tpm, store.key.pkcs11        the same, in the care of a TPM or a token
 //! <state folder>/keys/<letters of the id>-<sha256 of the id>.key
 //! <state folder>/internal/...                           the daemon's own keys, named alike
+//! <state folder>/older/<as in keys>.<number>.key        earlier versions of keys that encrypt
 //! ```
 //! A file comes into being complete: it is written beside its place, synced, renamed, and the folder is synced. So after a
 //! crash at any point there is the old or the new content, and maybe a `.tmp` file, which the next start removes.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::{digest, rand};
+use aws_lc_rs::digest;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::KeyId;
-use zeroize::Zeroizing;
 
+use super::durable::{failed, give_to_owner_of_folder, make_folder, names, remove, remove_leftovers, replace, set_aside};
 use super::file::{self, LibraryFailed, StoreKey, Unreadable};
-use super::sealed::{self, Sealer};
+use super::protection::{Forms, Protection, Sealers};
 use crate::SecretBytes;
-use crate::backend::{InputError, KeyKind, Usage};
-use crate::tpm::TpmError;
+use crate::backend::{InputError, KeyError, KeyKind, Usage};
 
-/// The store key's file: a mark with a version, the key, and the key's public mark against flipped bits.
-const STORE_KEY_MAGIC: &[u8; 8] = b"EKSTORE\x01";
 /// Letters of an id that its file name shows. The name has a limit of 255 bytes, of which the hash takes 64.
 const SHOWN_LETTERS: usize = 64;
 /// Largest key file that is read, in bytes; none that was written here is larger.
@@ -40,15 +38,18 @@ pub(super) enum NameSpace {
     Ordinary,
     /// The daemon's own.
     Internal,
+    /// Earlier versions of the callers' (see [`super::older`]).
+    Older,
 }
 
 impl NameSpace {
-    const ALL: [Self; 2] = [Self::Ordinary, Self::Internal];
+    pub(super) const ALL: [Self; 3] = [Self::Ordinary, Self::Internal, Self::Older];
 
     fn folder(self) -> &'static str {
         match self {
             Self::Ordinary => "keys",
             Self::Internal => "internal",
+            Self::Older => "older",
         }
     }
 }
@@ -97,42 +98,62 @@ pub enum StoreError {
         /// Its file.
         path: PathBuf,
     },
-    /// The store key is sealed, and the configuration does not say so.
-    #[error("the store key {path:?} is sealed by the TPM: set seal = \"tpm\" in [aziot_keys] of the configuration")]
-    Sealed {
+    /// The store key is in the care of hardware that the configuration does not name.
+    #[error("the store key {path:?} is protected by {protection}, which the configuration does not name: it needs {needs}")]
+    NoSealer {
         /// Its file.
         path: PathBuf,
+        /// What protects it.
+        protection: Protection,
+        /// What the configuration lacks.
+        needs: &'static str,
     },
-    /// The TPM does not seal the store key.
-    #[error("the TPM does not seal the store key {path:?}; it is left as it was")]
+    /// The hardware does not take the store key.
+    #[error("{protection} does not take the store key as {path:?}; it is left as it was")]
     Seal {
         /// Its file.
         path: PathBuf,
+        /// What was to protect it.
+        protection: Protection,
         /// Why.
         #[source]
-        source: TpmError,
+        source: Box<KeyError>,
     },
-    /// The TPM does not give the store key back.
+    /// The hardware takes the store key, and gives back another.
+    #[error("{protection} does not give back what it was given for {path:?}; the store key is left as it was")]
+    NotGivenBack {
+        /// Its file.
+        path: PathBuf,
+        /// What was to protect it.
+        protection: Protection,
+    },
+    /// The hardware does not give the store key back.
     #[error(
-        "the TPM does not give back the store key {path:?}, without which no key in a file can be used: remove the cause, \
-         or restore a backup of the keys"
+        "{protection} does not give back the store key {path:?}, without which no key in a file can be used: remove the \
+         cause, or restore a backup of the keys"
     )]
     Unseal {
         /// Its file.
         path: PathBuf,
+        /// What protects it.
+        protection: Protection,
         /// Why.
         #[source]
-        source: TpmError,
+        source: Box<KeyError>,
     },
-    /// A store key in a file and another one that is sealed.
-    #[error(
-        "{plain:?} and {sealed:?} are different store keys: move away the one that the keys are not encrypted under"
-    )]
+    /// Two forms of the store key hold different keys.
+    #[error("{one:?} and {other:?} are different store keys: move away the one that the keys are not encrypted under")]
     TwoStoreKeys {
-        /// The one in a file.
-        plain: PathBuf,
-        /// The sealed one.
-        sealed: PathBuf,
+        /// The one that the settings want.
+        one: PathBuf,
+        /// Another.
+        other: PathBuf,
+    },
+    /// There is no store.
+    #[error("there is no key store in {path:?}: keyd makes it when it starts")]
+    NoStore {
+        /// The state folder.
+        path: PathBuf,
     },
     /// A key file is not what was written.
     #[error("the file of key {id:?} is damaged; it was set aside as {set_aside:?}: restore it, or make the key anew")]
@@ -178,15 +199,23 @@ impl From<LibraryFailed> for StoreError {
 
 /// The files. One change at a time: whoever calls `write`, `remove`, or `read` of what may be damaged, holds a lock.
 pub(super) struct Store {
-    folder: PathBuf,
-    key: StoreKey,
+    pub(super) folder: PathBuf,
+    pub(super) key: StoreKey,
     /// Keeps other processes out as long as it is open.
     _lock: File,
 }
 
-impl Store {
-    /// Opens the store, and makes it if there is none.
-    pub(super) fn open(folder: &Path, sealer: Option<&dyn Sealer>) -> Result<Self, StoreError> {
+/// The folder of a store that no other process has open.
+pub(super) struct Claimed {
+    pub(super) folder: PathBuf,
+    /// How many key files there are.
+    pub(super) keys: usize,
+    lock: File,
+}
+
+impl Claimed {
+    /// Keeps other processes out, makes the folders, and removes what writes that were cut off have left.
+    pub(super) fn new(folder: &Path) -> Result<Self, StoreError> {
         make_folder(folder)?;
         let lock_path = folder.join("lock");
         let lock = OpenOptions::new()
@@ -196,6 +225,7 @@ impl Store {
             .mode(0o600)
             .open(&lock_path)
             .map_err(failed("open", &lock_path))?;
+        give_to_owner_of_folder(&lock, &lock_path).map_err(failed("give away", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: folder.to_owned() }),
@@ -209,18 +239,61 @@ impl Store {
             remove_leftovers(&folder)?;
             keys += names(&folder)?.iter().filter(|name| name.ends_with(".key")).count();
         }
-        let key = open_store_key(folder, keys, sealer)?;
-        Ok(Self { folder: folder.to_owned(), key, _lock: lock })
+        Ok(Self { folder: folder.to_owned(), keys, lock })
+    }
+
+    /// The same, if there is a store already.
+    pub(super) fn existing(folder: &Path) -> Result<Self, StoreError> {
+        if !Protection::ALL.iter().any(|protection| protection.path(folder).exists()) {
+            return Err(StoreError::NoStore { path: folder.to_owned() });
+        }
+        Self::new(folder)
+    }
+}
+
+impl Store {
+    /// Opens the store, and makes it if there is none. The store key is under the protection `wanted` afterwards; without
+    /// a wish it stays as it is.
+    pub(super) fn open(
+        folder: &Path,
+        wanted: Option<Protection>,
+        sealers: Sealers<'_>,
+    ) -> Result<(Self, Protection), StoreError> {
+        Self::over(Claimed::new(folder)?, wanted, sealers)
+    }
+
+    pub(super) fn over(
+        claimed: Claimed,
+        wanted: Option<Protection>,
+        sealers: Sealers<'_>,
+    ) -> Result<(Self, Protection), StoreError> {
+        let forms = Forms::read(&claimed.folder, sealers)?;
+        let (protection, content) = forms.settle(wanted, |path| {
+            if claimed.keys > 0 {
+                return Err(StoreError::StoreKeyMissing { path: path.to_owned(), keys: claimed.keys });
+            }
+            Ok(StoreKey::generate()?.encode())
+        })?;
+        let damaged = || StoreError::StoreKeyDamaged { path: protection.path(&claimed.folder) };
+        let key = StoreKey::decode(&content).ok_or_else(damaged)?;
+        Ok((Self { folder: claimed.folder, key, _lock: claimed.lock }, protection))
     }
 
     /// Where the key's file is, or would be.
     pub(super) fn path(&self, name_space: NameSpace, id: &KeyId) -> PathBuf {
-        self.folder.join(name_space.folder()).join(file_name(id))
+        self.name_space_folder(name_space).join(file_name(id))
+    }
+
+    pub(super) fn name_space_folder(&self, name_space: NameSpace) -> PathBuf {
+        self.folder.join(name_space.folder())
     }
 
     /// The key; `None` if there is none. A damaged file is renamed, so that nothing overwrites it.
     pub(super) fn read(&self, name_space: NameSpace, id: &KeyId) -> Result<Option<StoredKey>, StoreError> {
-        let path = self.path(name_space, id);
+        self.read_file(name_space, id, self.path(name_space, id))
+    }
+
+    pub(super) fn read_file(&self, name_space: NameSpace, id: &KeyId, path: PathBuf) -> Result<Option<StoredKey>, StoreError> {
         let size = match fs::metadata(&path) {
             Ok(data) => data.len(),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -252,34 +325,8 @@ impl Store {
 
     /// Removes a key's file; there may be none.
     pub(super) fn remove(&self, name_space: NameSpace, id: &KeyId) -> Result<(), StoreError> {
-        let path = self.path(name_space, id);
-        match fs::remove_file(&path) {
-            Ok(()) => sync_folder_of(&path),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(failed("remove", &path)(source)),
-        }
+        remove(&self.path(name_space, id)).map(drop)
     }
-}
-
-/// Reads the store key, or makes it in a store that has no keys yet.
-fn open_store_key(folder: &Path, keys: usize, sealer: Option<&dyn Sealer>) -> Result<StoreKey, StoreError> {
-    let content = sealed::content(folder, sealer, |path| {
-        if keys > 0 {
-            return Err(StoreError::StoreKeyMissing { path: path.to_owned(), keys });
-        }
-        let mut bytes = Zeroizing::new([0; 32]);
-        rand::fill(&mut *bytes).map_err(|_| StoreError::Library)?;
-        let key = StoreKey::new(&bytes)?;
-        Ok(Zeroizing::new([&STORE_KEY_MAGIC[..], &*bytes, key.id()].concat()))
-    })?;
-    let damaged = || StoreError::StoreKeyDamaged { path: sealed::path(folder, sealer.is_some()) };
-    let (bytes, mark) =
-        content.strip_prefix(STORE_KEY_MAGIC).and_then(<[u8]>::split_first_chunk::<32>).ok_or_else(damaged)?;
-    let key = StoreKey::new(bytes)?;
-    if mark != key.id() {
-        return Err(damaged());
-    }
-    Ok(key)
 }
 
 /// Name of a key's file: letters and digits of the id for people, its hash for uniqueness.
@@ -291,84 +338,6 @@ pub(crate) fn file_name(id: &KeyId) -> String {
     format!("{letters}-{}.key", Sha256Digest::new(bytes).hex())
 }
 
-/// Puts a file with this content at `path`, over what is there, so that after a crash one or the other is there.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    let beside = PathBuf::from(beside);
-    let write = || -> io::Result<()> {
-        // A leftover of an earlier failure; its mode and owner are not to be trusted.
-        match fs::remove_file(&beside) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    write().map_err(|source| {
-        let _ = fs::remove_file(&beside);
-        failed("write", path)(source)
-    })?;
-    sync_folder_of(path)
-}
-
-/// Renames a damaged file to the first free name.
-pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
-    let mut number = 1_u32;
-    let target = loop {
-        let mut target = path.as_os_str().to_owned();
-        target.push(format!(".corrupt-{number}"));
-        let target = PathBuf::from(target);
-        match fs::symlink_metadata(&target) {
-            Ok(_) => number += 1,
-            Err(error) if error.kind() == ErrorKind::NotFound => break target,
-            Err(source) => return Err(failed("look at", &target)(source)),
-        }
-    };
-    fs::rename(path, &target).map_err(failed("set aside", path))?;
-    sync_folder_of(path)?;
-    Ok(target)
-}
-
-/// Makes a folder for nobody else. Its parents get the usual mode: other daemons have folders beside it.
-pub(crate) fn make_folder(path: &Path) -> Result<(), StoreError> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(failed("make the folder", parent))?;
-    }
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(source) if source.kind() != ErrorKind::AlreadyExists => Err(failed("make the folder", path)(source)),
-        _ => Ok(()),
-    }
-}
-
-/// Removes what writes that were cut off left in `folder`.
-pub(crate) fn remove_leftovers(folder: &Path) -> Result<(), StoreError> {
-    for name in names(folder)?.iter().filter(|name| name.ends_with(".tmp")) {
-        let path = folder.join(name);
-        fs::remove_file(&path).map_err(failed("remove", &path))?;
-    }
-    Ok(())
-}
-
-/// Names in a folder. Names that are not text are none of ours and are left out.
-pub(crate) fn names(folder: &Path) -> Result<Vec<String>, StoreError> {
-    let entries = fs::read_dir(folder).map_err(failed("list", folder))?;
-    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
-    names.filter_map(Result::transpose).collect::<io::Result<_>>().map_err(failed("list", folder))
-}
-
-pub(crate) fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync the folder", folder))
-}
-
-pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
-    let path = path.to_owned();
-    move |source| StoreError::Io { action, path, source }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt as _;
@@ -377,6 +346,10 @@ mod tests {
 
     fn id(text: &str) -> KeyId {
         text.parse().unwrap()
+    }
+
+    fn open(folder: &Path) -> Result<Store, StoreError> {
+        Store::open(folder, None, Sealers::default()).map(|(store, _)| store)
     }
 
     fn symmetric(secret: &[u8]) -> StoredKey {
@@ -400,7 +373,7 @@ mod tests {
     fn no_file_holds_a_key_in_clear_and_nobody_else_may_read_them() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("lib/keyd");
-        let store = Store::open(&state, None).unwrap();
+        let store = open(&state).unwrap();
         store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"a very secret key")).unwrap();
         assert_eq!(fs::metadata(&state).unwrap().mode() & 0o777, 0o700);
         let usual = folder.path().join("usual");
@@ -426,7 +399,7 @@ mod tests {
     #[test]
     fn leftovers_of_a_write_that_was_cut_off_leave_the_old_key_and_go_away() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), None).unwrap();
+        let store = open(folder.path()).unwrap();
         store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"old")).unwrap();
         let path = store.path(NameSpace::Ordinary, &id("k"));
         let complete = file::encode(&store.key, NameSpace::Ordinary, &id("k"), &symmetric(b"new")).unwrap();
@@ -437,7 +410,7 @@ mod tests {
         for written in [0, 1, complete.len() / 2, complete.len()] {
             drop(store.take());
             fs::write(&beside, &complete[..written]).unwrap();
-            let reopened = Store::open(folder.path(), None).unwrap();
+            let reopened = open(folder.path()).unwrap();
             assert_eq!(read(&reopened, "k").as_deref(), Some(&b"old"[..]));
             assert!(!Path::new(&beside).exists());
             store = Some(reopened);
@@ -450,7 +423,7 @@ mod tests {
     #[test]
     fn a_leftover_beside_does_not_hinder_the_next_write() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), None).unwrap();
+        let store = open(folder.path()).unwrap();
         let mut beside = store.path(NameSpace::Ordinary, &id("k")).into_os_string();
         beside.push(".tmp");
         fs::write(&beside, b"junk").unwrap();
@@ -461,7 +434,7 @@ mod tests {
     #[test]
     fn a_write_that_fails_leaves_the_old_key_and_says_which_file() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), None).unwrap();
+        let store = open(folder.path()).unwrap();
         store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"old")).unwrap();
         let path = store.path(NameSpace::Ordinary, &id("k"));
         let mut beside = path.clone().into_os_string();
@@ -476,7 +449,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_set_aside_and_named_and_each_one_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), None).unwrap();
+        let store = open(folder.path()).unwrap();
         let path = store.path(NameSpace::Ordinary, &id("k"));
         for (number, junk) in [(1, &b""[..]), (2, b"EKEY"), (3, b"-----BEGIN PRIVATE KEY-----")] {
             fs::write(&path, junk).unwrap();
@@ -493,8 +466,8 @@ mod tests {
     fn a_file_under_another_store_key_stays_where_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let other = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), None).unwrap();
-        let foreign = Store::open(other.path(), None).unwrap();
+        let store = open(folder.path()).unwrap();
+        let foreign = open(other.path()).unwrap();
         foreign.write(NameSpace::Ordinary, &id("k"), &symmetric(b"x")).unwrap();
         let path = store.path(NameSpace::Ordinary, &id("k"));
         fs::copy(foreign.path(NameSpace::Ordinary, &id("k")), &path).unwrap();
@@ -506,11 +479,11 @@ mod tests {
     #[test]
     fn keys_without_their_store_key_stop_the_start_instead_of_making_another() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), None).unwrap();
+        let store = open(folder.path()).unwrap();
         store.write(NameSpace::Internal, &id("k"), &symmetric(b"x")).unwrap();
         drop(store);
         fs::remove_file(folder.path().join("store.key")).unwrap();
-        let error = Store::open(folder.path(), None).err().unwrap();
+        let error = open(folder.path()).err().unwrap();
         assert!(matches!(error, StoreError::StoreKeyMissing { keys: 1, .. }), "{error}");
         assert!(!folder.path().join("store.key").exists());
     }
@@ -518,9 +491,9 @@ mod tests {
     #[test]
     fn a_store_key_that_was_never_used_is_made_again_after_a_crash() {
         let folder = tempfile::tempdir().unwrap();
-        drop(Store::open(folder.path(), None).unwrap());
+        drop(open(folder.path()).unwrap());
         fs::rename(folder.path().join("store.key"), folder.path().join("store.key.tmp")).unwrap();
-        drop(Store::open(folder.path(), None).unwrap());
+        drop(open(folder.path()).unwrap());
         assert!(folder.path().join("store.key").exists());
         assert!(!folder.path().join("store.key.tmp").exists());
     }
@@ -528,14 +501,14 @@ mod tests {
     #[test]
     fn a_damaged_store_key_stops_the_start_and_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
-        drop(Store::open(folder.path(), None).unwrap());
+        drop(open(folder.path()).unwrap());
         let path = folder.path().join("store.key");
         let good = fs::read(&path).unwrap();
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
             fs::write(&path, &bad).unwrap();
-            let error = Store::open(folder.path(), None).err().unwrap();
+            let error = open(folder.path()).err().unwrap();
             assert!(matches!(error, StoreError::StoreKeyDamaged { .. }), "byte {at}: {error}");
             assert_eq!(fs::read(&path).unwrap(), bad);
         }
@@ -544,9 +517,9 @@ mod tests {
     #[test]
     fn a_second_process_cannot_open_the_store() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Store::open(folder.path(), None).unwrap();
-        assert!(matches!(Store::open(folder.path(), None), Err(StoreError::InUse { .. })));
+        let first = open(folder.path()).unwrap();
+        assert!(matches!(open(folder.path()), Err(StoreError::InUse { .. })));
         drop(first);
-        Store::open(folder.path(), None).unwrap();
+        open(folder.path()).unwrap();
     }
 }

@@ -24,7 +24,8 @@ use crate::backend::{
     SymmetricKey, Usage,
 };
 use crate::software::StoreError;
-use crate::software::store::{failed, file_name, make_folder, remove_leftovers, replace, set_aside, sync_folder_of};
+use crate::software::durable::{failed, make_folder, remove_leftovers, replace, set_aside, sync_folder_of};
+use crate::software::store::file_name;
 use crate::{gcm, material};
 
 /// Keys whose blobs are held in memory.

@@ -20,7 +20,7 @@ use crate::backend::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
     SymmetricKey, Usage,
 };
-use crate::software::store::failed;
+use crate::software::durable::failed;
 use crate::uri::{KeyUri, TpmKey};
 use crate::{gcm, material};
 

@@ -1,0 +1,294 @@
+//! kill -9 at every step that reaches the disk, of everything that changes the store.
+//!
+//! Each scenario runs in a process of its own, which kills itself at one [`point`]; then the store is opened and examined
+//! here. This goes on, one point further each time, until a run gets by without reaching its point: so a step that is
+//! added to the code is covered without being listed here.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use edgekeep_core::id::KeyId;
+
+use super::protection::{Protection, Sealer, Sealers};
+use super::{SoftwareBackend, migrate};
+use crate::backend::{KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, SymmetricKey, Usage};
+use crate::{InputError, SecretBytes};
+
+const SCENARIO: &str = "EDGEKEEP_CRASH_SCENARIO";
+/// No operation here has as many steps.
+const POINT_LIMIT: u32 = 200;
+
+/// Points until the process ends. Not counted before it is set.
+static LEFT: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Ends the process, if it is this step's turn.
+pub(crate) fn point() {
+    let left = LEFT.load(Ordering::Relaxed);
+    if left == 0 {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        unreachable!("a killed process goes no further");
+    }
+    if left != u32::MAX {
+        LEFT.store(left - 1, Ordering::Relaxed);
+    }
+}
+
+/// Gives back what it sealed, as one TPM or token does.
+struct Device(u8);
+
+impl Sealer for Device {
+    fn seal(&self, secret: &SecretBytes) -> Result<Vec<u8>, KeyError> {
+        Ok([&[self.0], &*secret.expose().iter().map(|byte| byte ^ self.0).collect::<Vec<_>>()].concat())
+    }
+
+    fn unseal(&self, sealed: &[u8]) -> Result<SecretBytes, KeyError> {
+        match sealed.split_first() {
+            Some((by, rest)) if *by == self.0 => Ok(rest.iter().map(|byte| byte ^ self.0).collect::<Vec<_>>().into()),
+            _ => Err(InputError::NotAuthentic.into()),
+        }
+    }
+}
+
+const SEALERS: Sealers<'static> = Sealers { tpm: Some(&Device(0x55)), token: Some(&Device(0x66)) };
+const ENCRYPT: Usage = Usage { derive_or_sign: false, encrypt: true };
+
+fn id(text: &str) -> KeyId {
+    text.parse().unwrap()
+}
+
+fn open(folder: &Path, wanted: Option<Protection>) -> SoftwareBackend {
+    SoftwareBackend::open_protected(folder, BTreeMap::new(), wanted, SEALERS).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn bytes(fill: u8) -> SecretBytes {
+    vec![fill; 32].into()
+}
+
+fn encrypted_under(fill: u8) -> Vec<u8> {
+    crate::gcm::encrypt(&[fill; 32], b"iv", b"", b"text").unwrap()
+}
+
+fn decrypts(backend: &SoftwareBackend, key: &str, fill: u8) -> bool {
+    match backend.decrypt(SymmetricKey::Stored(&id(key)), b"iv", b"", &encrypted_under(fill)) {
+        Ok(text) => text.expose() == b"text",
+        Err(KeyError::Input(InputError::NotAuthentic | InputError::NoVersionFits { .. })) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn point_of(backend: &SoftwareBackend, key: &str) -> Option<crate::PublicValue> {
+    match backend.public_parameter(&id(key), PublicParameter::EcPoint) {
+        Ok(point) => Some(point),
+        Err(KeyError::NotFound { .. }) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// What every store here has before, and must have after.
+fn prepare(folder: &Path) {
+    let backend = open(folder, None);
+    backend.import_key(&id("bystander"), bytes(1), ENCRYPT).unwrap();
+    backend.import_key(&id("master"), bytes(2), ENCRYPT).unwrap();
+    backend.import_key(&id("master"), bytes(3), ENCRYPT).unwrap();
+    backend.internal_key(&id("own")).unwrap();
+}
+
+fn expect_the_rest(backend: &SoftwareBackend) {
+    assert!(decrypts(backend, "bystander", 1));
+    assert!(backend.store.read(super::NameSpace::Internal, &id("own")).unwrap().is_some());
+}
+
+/// One change, and what must be true however far it got.
+struct Scenario {
+    name: &'static str,
+    prepare: fn(&Path),
+    run: fn(&Path),
+    /// Gets whether the change was completed.
+    examine: fn(&Path, bool),
+}
+
+fn scenarios() -> Vec<Scenario> {
+    let mut all = vec![
+        Scenario {
+            name: "a new store",
+            prepare: |_| {},
+            run: |folder| drop(open(folder, Some(Protection::Tpm))),
+            examine: |folder, _| {
+                assert!(!Protection::File.path(folder).exists(), "never in clear");
+                open(folder, Some(Protection::Tpm)).create_key(&id("k"), ENCRYPT).unwrap();
+            },
+        },
+        Scenario {
+            name: "create",
+            prepare,
+            run: |folder| open(folder, None).create_key(&id("k"), ENCRYPT).unwrap(),
+            examine: |folder, done| {
+                let backend = open(folder, None);
+                expect_the_rest(&backend);
+                assert!(decrypts(&backend, "master", 2) && decrypts(&backend, "master", 3));
+                let found = backend.kind(&id("k")).unwrap();
+                assert!(found == Some(KeyKind::Symmetric) || found.is_none() && !done);
+                backend.create_key(&id("k"), ENCRYPT).unwrap();
+            },
+        },
+        Scenario {
+            name: "import",
+            prepare,
+            run: |folder| open(folder, None).import_key(&id("master"), bytes(4), ENCRYPT).unwrap(),
+            examine: |folder, done| {
+                let backend = open(folder, None);
+                expect_the_rest(&backend);
+                assert!(decrypts(&backend, "master", 2) && decrypts(&backend, "master", 3));
+                assert!(!done || decrypts(&backend, "master", 4));
+                backend.import_key(&id("master"), bytes(4), ENCRYPT).unwrap();
+                assert!((2..=4).all(|fill| decrypts(&backend, "master", fill)));
+            },
+        },
+        Scenario {
+            name: "delete",
+            prepare,
+            run: |folder| open(folder, None).delete(&id("master"), KeyKind::Symmetric).unwrap(),
+            examine: |folder, done| {
+                let backend = open(folder, None);
+                expect_the_rest(&backend);
+                assert!(!done || backend.kind(&id("master")).unwrap().is_none());
+                backend.import_key(&id("master"), bytes(4), ENCRYPT).unwrap();
+                assert!((2..=4).all(|fill| decrypts(&backend, "master", fill)));
+            },
+        },
+        Scenario {
+            name: "move",
+            prepare: |folder| {
+                prepare(folder);
+                let backend = open(folder, None);
+                for key in ["ca", "ca-temp"] {
+                    backend.create_key_pair(&id(key), &[PairAlgorithm::EcP256]).unwrap();
+                }
+                let points = ["ca", "ca-temp"].map(|key| format!("{:?}", point_of(&backend, key)));
+                fs::write(folder.with_extension("points"), points.join("\n")).unwrap();
+            },
+            run: |folder| open(folder, None).move_key_pair(&id("ca-temp"), &id("ca")).unwrap(),
+            examine: |folder, done| {
+                let backend = open(folder, None);
+                expect_the_rest(&backend);
+                let points = fs::read_to_string(folder.with_extension("points")).unwrap();
+                let (old, new) = points.split_once('\n').unwrap();
+                let (ca, temp) = (format!("{:?}", point_of(&backend, "ca")), point_of(&backend, "ca-temp"));
+                assert!(ca == new || ca == old && !done, "{ca}");
+                assert!(temp.is_none() && ca == new || format!("{temp:?}") == new && !done);
+            },
+        },
+    ];
+    for name in ["file to tpm", "file to pkcs11", "tpm to file", "tpm to pkcs11", "pkcs11 to file", "pkcs11 to tpm"] {
+        all.push(Scenario { name, prepare: prepare_move, run: move_by_start, examine: examine_move });
+        all.push(Scenario { name, prepare: prepare_move, run: move_offline, examine: examine_move });
+    }
+    all
+}
+
+fn directions(folder: &Path) -> (Protection, Protection) {
+    let text = fs::read_to_string(folder.with_extension("directions")).unwrap();
+    let of = |word: &str| match word {
+        "file" => Protection::File,
+        "tpm" => Protection::Tpm,
+        _ => Protection::Token,
+    };
+    let (from, to) = text.split_once(" to ").unwrap();
+    (of(from), of(to))
+}
+
+/// The settings of this device, which a move changes.
+fn settings(folder: &Path) -> std::path::PathBuf {
+    folder.with_extension("settings")
+}
+
+fn prepare_move(folder: &Path) {
+    let (from, _) = directions(folder);
+    prepare(folder);
+    drop(open(folder, Some(from)));
+    fs::write(settings(folder), from.word()).unwrap();
+}
+
+fn move_by_start(folder: &Path) {
+    let (_, to) = directions(folder);
+    fs::write(settings(folder), to.word()).unwrap();
+    drop(open(folder, Some(to)));
+}
+
+fn move_offline(folder: &Path) {
+    let (from, to) = directions(folder);
+    let done = migrate(folder, to, SEALERS, || {
+        super::durable::replace(&settings(folder), to.word().as_bytes())?;
+        Ok(())
+    });
+    assert_eq!(done.unwrap().from, [from]);
+}
+
+/// Whatever the settings say, a start finds the key, under one protection, and later the other too.
+fn examine_move(folder: &Path, done: bool) {
+    let (from, to) = directions(folder);
+    let said = fs::read_to_string(settings(folder)).unwrap();
+    let said = if said == to.word() { to } else { from };
+    assert!(!done || said == to);
+    // First what the settings say now, then the other, then what they said.
+    for wanted in [said, if said == to { from } else { to }, said] {
+        let backend = open(folder, Some(wanted));
+        expect_the_rest(&backend);
+        assert!(decrypts(&backend, "master", 2) && decrypts(&backend, "master", 3));
+        let there: Vec<_> = Protection::ALL.into_iter().filter(|form| form.path(folder).exists()).collect();
+        assert_eq!(there, [wanted]);
+    }
+}
+
+/// Runs one scenario in a process that ends at one point; whether it got by without.
+fn survived(folder: &Path, number: usize, point: u32) -> bool {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "software::crash::the_process_that_is_killed", "--ignored", "--nocapture"])
+        .env(SCENARIO, format!("{number} {point} {}", folder.display()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success() || status.signal() == Some(9), "{status}");
+    status.success()
+}
+
+#[test]
+#[ignore = "run by the test that examines what it leaves"]
+fn the_process_that_is_killed() {
+    let Ok(told) = std::env::var(SCENARIO) else { return };
+    let mut words = told.splitn(3, ' ');
+    let mut word = || words.next().unwrap();
+    let scenario = &scenarios()[word().parse::<usize>().unwrap()];
+    let point = word().parse().unwrap();
+    let folder = Path::new(word());
+    LEFT.store(point, Ordering::Relaxed);
+    (scenario.run)(folder);
+}
+
+#[test]
+fn a_kill_at_any_step_loses_no_key_and_leaves_none_half_made() {
+    let mut killed = 0;
+    for (number, scenario) in scenarios().iter().enumerate() {
+        for point in 0..=POINT_LIMIT {
+            assert!(point < POINT_LIMIT, "{}: there is no end", scenario.name);
+            let folder = tempfile::tempdir().unwrap();
+            let folder = folder.path().join("store");
+            fs::write(folder.with_extension("directions"), scenario.name).unwrap();
+            (scenario.prepare)(&folder);
+            let done = survived(&folder, number, point);
+            let examined = std::panic::catch_unwind(|| (scenario.examine)(&folder, done));
+            assert!(examined.is_ok(), "{} (scenario {number}), killed at step {point}", scenario.name);
+            if done {
+                assert!(point > 3, "{}: no step was reached", scenario.name);
+                break;
+            }
+            killed += 1;
+        }
+    }
+    assert!(killed > 100, "{killed}");
+}
