@@ -667,3 +667,62 @@ fn measured_the_backend_takes_at_most_1_3_times_the_time_of_the_bare_token() {
         &mut || drop(session.sign(&Mechanism::Sha256Hmac, secret, &[7; 64]).unwrap()),
     );
 }
+
+/// A store key that goes into the token's care, is used, and does not come out without it.
+fn protects_a_store(library: &Path, folder: &Path) {
+    use edgekeep_hsm::software::{Protection, Sealer, Sealers, SoftwareBackend, StoreError, WrappingKey};
+    let store = folder.join("keys in files");
+    let open = |wanted| {
+        let token = tokens::open(library);
+        let token = WrappingKey(&token);
+        let sealers = Sealers { tpm: None, token: Some(&token as &dyn Sealer) };
+        SoftwareBackend::open_protected(&store, BTreeMap::new(), wanted, sealers)
+    };
+    let plain = open(None).unwrap();
+    plain.create_key(&id("k"), SIGN).unwrap();
+    let before = mac(&plain, "k");
+    drop(plain);
+    let key = fs::read(Protection::File.path(&store)).unwrap();
+    for wanted in [Protection::Token, Protection::File, Protection::Token] {
+        assert_eq!(mac(&open(Some(wanted)).unwrap(), "k"), before);
+        assert_eq!(Protection::File.path(&store).exists(), wanted == Protection::File);
+    }
+    let sealed = Protection::Token.path(&store);
+    let content = fs::read(&sealed).unwrap();
+    println!("measured: method {} of the token", content[8]);
+    assert!(!content.windows(32).any(|window| window == &key[8..40]));
+    for at in 0..content.len() {
+        // Each byte counts. A token is slow, and the tag is the same for all of what it covers.
+        if at % 9 == 0 || at < 10 {
+            let mut changed = content.clone();
+            changed[at] ^= 1;
+            fs::write(&sealed, &changed).unwrap();
+            let error = open(None).err().unwrap();
+            assert!(matches!(error, StoreError::Unseal { .. }), "byte {at}: {error}");
+        }
+    }
+    fs::write(&sealed, &content).unwrap();
+    assert_eq!(mac(&open(None).unwrap(), "k"), before);
+}
+
+#[test]
+fn a_key_on_softhsm_protects_a_store_and_does_not_leave_the_token() {
+    with_token("a_key_on_softhsm_protects_a_store_and_does_not_leave_the_token", Token::softhsm, |folder| {
+        let library = library(SOFTHSM);
+        protects_a_store(&library, &folder);
+        let other = Other::new(&library);
+        let session = other.session();
+        let made = session.find_objects(&[Attribute::Label(b"edgekeep-store-key-aes".to_vec())]).unwrap();
+        let [made] = made[..] else { panic!("{made:?}") };
+        let attributes = session.get_attributes(made, &[AttributeType::Extractable, AttributeType::Sensitive]).unwrap();
+        assert_eq!(attributes, [Attribute::Extractable(false), Attribute::Sensitive(true)]);
+        assert!(session.get_attributes(made, &[AttributeType::Value]).unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_key_on_libtpm2_pkcs11_protects_a_store() {
+    with_token("a_key_on_libtpm2_pkcs11_protects_a_store", Token::tpm2_pkcs11, |folder| {
+        protects_a_store(&library(TPM2_PKCS11), &folder);
+    });
+}

@@ -77,7 +77,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// Another process has the store open.
-    #[error("the key store {path:?} is in use by another process: only one keyd can run in a state folder")]
+    #[error("the key store {path:?} is in use by another process: stop keyd first; only one process can have it open")]
     InUse {
         /// The state folder.
         path: PathBuf,
@@ -236,6 +236,9 @@ impl Claimed {
         for name_space in NameSpace::ALL {
             let folder = folder.join(name_space.folder());
             make_folder(&folder)?;
+            File::open(&folder)
+                .and_then(|open| give_to_owner_of_folder(&open, &folder))
+                .map_err(failed("give away", &folder))?;
             remove_leftovers(&folder)?;
             keys += names(&folder)?.iter().filter(|name| name.ends_with(".key")).count();
         }
