@@ -1,4 +1,7 @@
-//! `edgekeep keys`: examines what keys are kept in.
+//! `edgekeep keys`: examines what keys are kept in, moves the store key, and backs keys up.
+
+mod backup;
+mod migrate;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +23,12 @@ use crate::output::{self, Hue, Style, printable};
 pub(crate) enum KeysVerb {
     /// Examine tokens and TPM, and say how to fix what is wrong; fails if something is
     Doctor(DoctorOptions),
+    /// Protect the key store by the TPM, a token or its file's rights; keyd has to be stopped
+    Migrate(migrate::MigrateOptions),
+    /// Write the keys that are in files, encrypted to a public key; keyd may run
+    Backup(backup::BackupOptions),
+    /// Take keys out of a backup; keyd has to be stopped
+    Restore(backup::RestoreOptions),
 }
 
 /// Without options, what keyd's settings name is examined.
@@ -67,7 +76,15 @@ struct Examined {
 }
 
 pub(crate) fn run(context: &Context, verb: KeysVerb) -> anyhow::Result<ExitCode> {
-    let KeysVerb::Doctor(options) = verb;
+    match verb {
+        KeysVerb::Doctor(options) => examine(context, options),
+        KeysVerb::Migrate(options) => migrate::run(context, options),
+        KeysVerb::Backup(options) => backup::backup(context, &options),
+        KeysVerb::Restore(options) => backup::restore(context, &options),
+    }
+}
+
+fn examine(context: &Context, options: DoctorOptions) -> anyhow::Result<ExitCode> {
     let asked = options.library.is_some() || options.token.is_some() || options.tpm.is_some();
     let patients = if asked { asked_for(options)? } else { configured(context)? };
     let mut found = Vec::new();
@@ -101,20 +118,24 @@ fn asked_for(options: DoctorOptions) -> anyhow::Result<Patients> {
     Ok(Patients { tokens, tpm: options.tpm.map(|tcti| (tcti, KnownAuth::default())) })
 }
 
-/// What keyd uses.
-fn configured(context: &Context) -> anyhow::Result<Patients> {
+/// What `config apply` wrote for keyd.
+fn keyd_settings(context: &Context) -> anyhow::Result<KeydSettings> {
     let path = context.root.settings_file(Daemon::Keyd);
-    let text = std::fs::read(&path).with_context(|| {
-        format!("cannot read {}: run `edgekeep config apply`, or name --library, --token or --tpm", path.display())
-    })?;
+    let text =
+        std::fs::read(&path).with_context(|| format!("cannot read {}: run `edgekeep config apply`", path.display()))?;
     // The error's own text may repeat a part of the file, which has secrets.
-    let settings: KeydSettings = serde_json::from_slice(&text).map_err(|error| {
+    serde_json::from_slice(&text).map_err(|error| {
         anyhow::anyhow!(
             "{} is not keyd's settings (line {}): run `edgekeep config apply`",
             path.display(),
             error.line()
         )
-    })?;
+    })
+}
+
+/// What keyd uses.
+fn configured(context: &Context) -> anyhow::Result<Patients> {
+    let settings = keyd_settings(context).context("name --library, --token or --tpm to examine what is not configured")?;
     let mut patients = Patients::default();
     if let Some(pkcs11) = &settings.pkcs11 {
         let uri = pkcs11.base_slot.as_ref().map(|uri| uri.expose().parse::<Token>());

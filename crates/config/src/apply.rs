@@ -251,7 +251,7 @@ impl Writer {
 }
 
 /// Writes a file that only `uid` can read: a new file beside it, made durable, then renamed over it.
-fn write_atomic(path: &Path, content: &[u8], uid: u32) -> Result<(), ApplyError> {
+pub(crate) fn write_atomic(path: &Path, content: &[u8], uid: u32) -> Result<(), ApplyError> {
     let fail = |action| move |source| ApplyError::File { action, path: path.to_owned(), source };
     let Some(folder) = path.parent() else { return Ok(()) };
     if !folder.exists() {
@@ -277,6 +277,12 @@ fn write_atomic(path: &Path, content: &[u8], uid: u32) -> Result<(), ApplyError>
         let _ = fs::remove_file(&temporary);
         fail("write")(source)
     })
+}
+
+/// Whose a file is.
+pub(crate) fn owner_of(path: &Path) -> Result<u32, ApplyError> {
+    let data = fs::metadata(path);
+    data.map(|data| data.uid()).map_err(|source| ApplyError::File { action: "read", path: path.to_owned(), source })
 }
 
 /// Makes a folder that only `uid` can enter, if it is not there.

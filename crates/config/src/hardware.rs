@@ -14,7 +14,7 @@ use crate::translate::Draft;
 use crate::value;
 
 /// What can protect the store key.
-const SEALS: [(&str, Seal); 3] = [("file", Seal::File), ("tpm", Seal::Tpm), ("pkcs11", Seal::Pkcs11)];
+pub(crate) const SEALS: [(&str, Seal); 3] = [("file", Seal::File), ("tpm", Seal::Tpm), ("pkcs11", Seal::Pkcs11)];
 
 /// A systemd credential's name: a file name.
 fn credential_name(text: &str) -> Result<String, String> {

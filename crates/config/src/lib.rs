@@ -2,7 +2,7 @@
 //!
 //! [`translate`] is a pure function from text and [`Environment`] to the settings of the three daemons; [`apply`] alone
 //! touches the disk: it reads `config.toml` and the files named in it, and writes the settings files and the key import
-//! folder under one root. Nothing here opens a socket, starts a process or talks to a daemon.
+//! folder under one root; [`replace_config`] and [`replace_keyd_settings`] change what a command was told to change. Nothing here opens a socket, starts a process or talks to a daemon.
 //!
 //! The file is read strictly: a key that is unknown, misplaced, of the wrong type or of no effect is a [`Diagnostic`] with
 //! its line and column, and all of them are reported at once. A diagnostic never shows a secret.
@@ -18,6 +18,7 @@ mod hardware;
 mod notary;
 mod provisioning;
 mod schema;
+mod seal;
 mod secret;
 mod similar;
 mod translate;
@@ -25,5 +26,6 @@ mod value;
 
 pub use apply::{Applied, ApplyError, ApplyMode, Change, apply, environment};
 pub use diagnostic::{Code, Diagnostic, Severity, render};
+pub use seal::{SealError, replace_config, replace_keyd_settings, with_seal};
 pub use secret::SecretBytes;
 pub use translate::{Environment, Translated, Users, referenced_files, translate};

@@ -20,6 +20,7 @@
 mod aws_lc;
 pub mod backend;
 pub mod configured;
+pub mod envelope;
 mod gcm;
 mod locked;
 mod material;

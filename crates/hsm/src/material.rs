@@ -274,7 +274,7 @@ pub(crate) fn read_key_file(content: &SecretBytes) -> Result<(KeyKind, SecretByt
 }
 
 /// The decoded first section with this label.
-fn pem_section(text: &[u8], label: &str) -> Option<Zeroizing<Vec<u8>>> {
+pub(crate) fn pem_section(text: &[u8], label: &str) -> Option<Zeroizing<Vec<u8>>> {
     let begin = format!("-----BEGIN {label}-----");
     let body = &text[find(text, begin.as_bytes())? + begin.len()..];
     let body = &body[..find(body, format!("-----END {label}-----").as_bytes())?];

@@ -3,6 +3,7 @@
 //! It protects keys against whoever gets a copy of single files, not against whoever can read the whole state folder: the
 //! store key lies beside the keys unless a TPM or a token protects it ([`Protection`]).
 
+mod backup;
 #[cfg(test)]
 mod crash;
 pub(crate) mod durable;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::rand;
 use edgekeep_core::id::KeyId;
+pub use backup::{Backup, Counts, Elsewhere, RestoreError, RestoreMode, Restored, restore};
 pub use migrate::{MigrateError, Migrated, migrate, rehearse_migration};
 pub use protection::{Protection, Sealer, Sealers};
 pub use store::StoreError;
@@ -255,7 +257,7 @@ impl SoftwareBackend {
             let _changing = self.lock_for_change();
             self.store.older(id)?
         };
-        for version in &older {
+        for version in older.iter().filter(|version| version.kind == KeyKind::Symmetric) {
             let derived = data.map(|data| Zeroizing::new(material::hmac_sha256(version.secret.expose(), data)));
             let bytes = derived.as_ref().map_or(version.secret.expose(), |derived| derived.as_slice());
             match gcm::decrypt(bytes, iv, aad, ciphertext) {
@@ -644,6 +646,99 @@ mod tests {
         backend.delete(&id("k"), KeyKind::Symmetric).unwrap();
         assert!(matches!(backend.hmac_sha256(SymmetricKey::Stored(&id("k")), b""), Err(KeyError::NotFound { .. })));
         assert!(matches!(backend.delete(&id("k"), KeyKind::Symmetric), Err(KeyError::NotFound { .. })));
+    }
+
+    fn decrypts(backend: &SoftwareBackend, key: SymmetricKey<'_>, sealed: &[u8]) -> Result<Vec<u8>, KeyError> {
+        backend.decrypt(key, b"iv", b"aad", sealed).map(SecretBytes::into_exposed)
+    }
+
+    #[test]
+    fn what_an_earlier_version_encrypted_is_decrypted_however_the_key_was_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(folder.path());
+        let master = id("master");
+        let key = SymmetricKey::Stored(&master);
+        let mut sealed = Vec::new();
+        let encrypt = |backend: &SoftwareBackend| backend.encrypt(key, b"iv", b"aad", b"text").unwrap();
+        backend.create_key(&master, ENCRYPT).unwrap();
+        sealed.push(encrypt(&backend));
+        backend.import_key(&master, vec![1; 32].into(), ENCRYPT).unwrap();
+        sealed.push(encrypt(&backend));
+        backend.delete(&master, KeyKind::Symmetric).unwrap();
+        assert!(matches!(decrypts(&backend, key, &sealed[0]), Err(KeyError::NotFound { .. })));
+        backend.create_key(&master, ENCRYPT).unwrap();
+        sealed.push(encrypt(&backend));
+        backend.import_file_content(&master, &vec![2; 32].into()).unwrap();
+        sealed.push(encrypt(&backend));
+        drop(backend);
+        let backend = open(folder.path());
+        for sealed in &sealed {
+            assert_eq!(decrypts(&backend, key, sealed).unwrap(), b"text");
+        }
+        // Only the present version encrypts.
+        assert_eq!(gcm::decrypt(&[2; 32], b"iv", b"aad", &encrypt(&backend)).unwrap().expose(), b"text");
+        // What no version fits is told from what has no version to fit.
+        let foreign = gcm::encrypt(&[9; 32], b"iv", b"aad", b"text").unwrap();
+        let error = decrypts(&backend, key, &foreign).unwrap_err();
+        assert!(matches!(error, KeyError::Input(InputError::NoVersionFits { versions: 4 })), "{error}");
+        assert!(error.is_callers_fault() && error.to_string().contains("4 versions"), "{error}");
+        assert!(matches!(decrypts(&backend, key, b"x"), Err(KeyError::Input(InputError::CiphertextVersion { .. }))));
+        assert!(matches!(decrypts(&backend, key, &[2; 9]), Err(KeyError::Input(InputError::ShortCiphertext))));
+    }
+
+    #[test]
+    fn earlier_versions_of_a_base_decrypt_what_was_encrypted_under_what_it_derives() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(folder.path());
+        let base = id("base");
+        backend.import_key(&base, vec![1].into(), Usage::ALL).unwrap();
+        let key = SymmetricKey::Derived { base: &base, data: b"module" };
+        let sealed = backend.encrypt(key, b"iv", b"aad", b"text").unwrap();
+        backend.import_key(&base, vec![2].into(), Usage::ALL).unwrap();
+        assert_eq!(decrypts(&backend, key, &sealed).unwrap(), b"text");
+        let other = SymmetricKey::Derived { base: &base, data: b"another" };
+        assert!(decrypts(&backend, other, &sealed).is_err());
+    }
+
+    #[test]
+    fn the_latest_versions_are_kept_and_no_more_than_the_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(folder.path());
+        let master = id("master");
+        let key = SymmetricKey::Stored(&master);
+        let versions = u8::try_from(older::VERSION_LIMIT).unwrap() + 4;
+        for fill in 0..versions {
+            // Each one twice: the same key is not a version.
+            for _ in 0..2 {
+                backend.import_key(&master, vec![fill; 32].into(), ENCRYPT).unwrap();
+            }
+        }
+        for fill in 0..versions {
+            let sealed = gcm::encrypt(&[fill; 32], b"iv", b"aad", b"text").unwrap();
+            assert_eq!(decrypts(&backend, key, &sealed).is_ok(), fill >= 3, "{fill}");
+        }
+        // A key that only signs leaves nothing behind.
+        backend.create_key(&id("s"), SIGN).unwrap();
+        backend.delete(&id("s"), KeyKind::Symmetric).unwrap();
+        assert_eq!(backend.store.older(&id("s")).unwrap().len(), 0);
+        assert_eq!(fs::read_dir(folder.path().join("older")).unwrap().count(), older::VERSION_LIMIT);
+    }
+
+    #[test]
+    fn a_damaged_earlier_version_costs_only_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(folder.path());
+        let master = id("master");
+        for fill in 1..=3 {
+            backend.import_key(&master, vec![fill; 32].into(), ENCRYPT).unwrap();
+        }
+        let path = backend.store.path(NameSpace::Older, &master).with_extension("2.key");
+        fs::write(&path, b"junk").unwrap();
+        for (fill, there) in [(1, true), (2, false), (3, true)] {
+            let sealed = gcm::encrypt(&[fill; 32], b"iv", b"aad", b"text").unwrap();
+            assert_eq!(decrypts(&backend, SymmetricKey::Stored(&master), &sealed).is_ok(), there, "{fill}");
+        }
+        assert!(path.with_extension("key.corrupt-1").exists());
     }
 
     #[test]

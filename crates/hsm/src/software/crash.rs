@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use edgekeep_core::id::KeyId;
 
 use super::protection::{Protection, Sealer, Sealers};
-use super::{SoftwareBackend, migrate};
+use super::{Backup, RestoreMode, SoftwareBackend, migrate, restore};
 use crate::backend::{KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, SymmetricKey, Usage};
 use crate::{InputError, SecretBytes};
 
@@ -183,11 +183,43 @@ fn scenarios() -> Vec<Scenario> {
             },
         },
     ];
+    all.push(Scenario {
+        name: "restore",
+        prepare: |folder| {
+            prepare(folder);
+            let other = folder.with_extension("other");
+            let backend = open(&other, None);
+            for fill in [7, 8] {
+                backend.import_key(&id("master"), bytes(fill), ENCRYPT).unwrap();
+            }
+            backend.create_key_pair(&id("pair"), &[PairAlgorithm::EcP256]).unwrap();
+            drop(backend);
+            let text = Backup::read(&other, SEALERS).unwrap().encode("now", &[]);
+            fs::write(folder.with_extension("backup"), text.expose()).unwrap();
+        },
+        run: restore_backup,
+        examine: |folder, done| {
+            let backend = open(folder, None);
+            expect_the_rest(&backend);
+            assert!(decrypts(&backend, "master", 2) && decrypts(&backend, "master", 3));
+            assert!(!done || decrypts(&backend, "master", 7) && decrypts(&backend, "master", 8));
+            drop(backend);
+            restore_backup(folder);
+            let backend = open(folder, None);
+            assert!([2, 3, 7, 8].into_iter().all(|fill| decrypts(&backend, "master", fill)));
+            assert!(point_of(&backend, "pair").is_some());
+        },
+    });
     for name in ["file to tpm", "file to pkcs11", "tpm to file", "tpm to pkcs11", "pkcs11 to file", "pkcs11 to tpm"] {
         all.push(Scenario { name, prepare: prepare_move, run: move_by_start, examine: examine_move });
         all.push(Scenario { name, prepare: prepare_move, run: move_offline, examine: examine_move });
     }
     all
+}
+
+fn restore_backup(folder: &Path) {
+    let backup = Backup::decode(&fs::read(folder.with_extension("backup")).unwrap().into()).unwrap();
+    restore(folder, None, SEALERS, &backup, RestoreMode { force: true, dry_run: false }).unwrap();
 }
 
 fn directions(folder: &Path) -> (Protection, Protection) {

@@ -139,6 +139,12 @@ fn header(
     Ok(header)
 }
 
+/// The id of the key that a file says to be, before it is known whether it is.
+pub(super) fn id(content: &[u8]) -> Option<KeyId> {
+    let (len, rest) = content.get(FIXED_LEN - 2..)?.split_first_chunk::<2>()?;
+    std::str::from_utf8(rest.get(..usize::from(u16::from_be_bytes(*len)))?).ok()?.parse().ok()
+}
+
 /// The key in `content`, if that is the file of key `id`.
 pub(super) fn decode(
     store_key: &StoreKey,

@@ -45,7 +45,7 @@ pub(super) enum NameSpace {
 impl NameSpace {
     pub(super) const ALL: [Self; 3] = [Self::Ordinary, Self::Internal, Self::Older];
 
-    fn folder(self) -> &'static str {
+    pub(super) fn folder(self) -> &'static str {
         match self {
             Self::Ordinary => "keys",
             Self::Internal => "internal",
@@ -162,6 +162,12 @@ pub enum StoreError {
         id: KeyId,
         /// Where the file is now.
         set_aside: PathBuf,
+    },
+    /// The same of a store that only keyd changes.
+    #[error("key file {path:?} is damaged: start keyd, which sets it aside, and make or restore that key")]
+    DamagedInUse {
+        /// The file.
+        path: PathBuf,
     },
     /// A later version wrote a key file.
     #[error("key file {path:?} has the unknown format version {found}: it needs a later edgekeep")]
