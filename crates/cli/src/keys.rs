@@ -135,7 +135,8 @@ fn keyd_settings(context: &Context) -> anyhow::Result<KeydSettings> {
 
 /// What keyd uses.
 fn configured(context: &Context) -> anyhow::Result<Patients> {
-    let settings = keyd_settings(context).context("name --library, --token or --tpm to examine what is not configured")?;
+    let settings =
+        keyd_settings(context).context("name --library, --token or --tpm to examine what is not configured")?;
     let mut patients = Patients::default();
     if let Some(pkcs11) = &settings.pkcs11 {
         let uri = pkcs11.base_slot.as_ref().map(|uri| uri.expose().parse::<Token>());

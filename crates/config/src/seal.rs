@@ -72,7 +72,8 @@ mod tests {
 
     #[test]
     fn only_the_seal_changes_and_comments_stay() {
-        let text = "# mine\nhostname = \"x\"\n\n[aziot_keys] # keys\nseal = \"file\" # for now\npass_on = \"nothing\"\n";
+        let text =
+            "# mine\nhostname = \"x\"\n\n[aziot_keys] # keys\nseal = \"file\" # for now\npass_on = \"nothing\"\n";
         assert_eq!(with_seal(text, Seal::Tpm).unwrap(), text.replace("\"file\"", "\"tpm\""));
         let text = "hostname = \"x\" # mine\n\n[aziot_keys]\n# a comment\npass_on = \"nothing\"\n\n[tpm]\n";
         let changed = with_seal(text, Seal::Pkcs11).unwrap();

@@ -13,7 +13,8 @@ pub const RESERVED_KEY_IDS: &[&str] =
     &["handle-validation-key", STORE_WRAPPING_KEY[0], STORE_WRAPPING_KEY[1], STORE_WRAPPING_KEY[2]];
 
 /// Names, on a token, of the keys that its store key is encrypted under: one for AES, one for HMAC, one for RSA.
-pub const STORE_WRAPPING_KEY: [&str; 3] = ["edgekeep-store-key-aes", "edgekeep-store-key-hmac", "edgekeep-store-key-rsa"];
+pub const STORE_WRAPPING_KEY: [&str; 3] =
+    ["edgekeep-store-key-aes", "edgekeep-store-key-hmac", "edgekeep-store-key-rsa"];
 
 /// Who may use which ids.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -66,9 +66,8 @@ impl Region {
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         ftruncate(&fd, REGION_LEN as u64)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is mapped already.
-        let start = unsafe {
-            mmap(ptr::null_mut(), REGION_LEN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
-        }?;
+        let start =
+            unsafe { mmap(ptr::null_mut(), REGION_LEN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0) }?;
         Self::over(start, SecretMemory::Secret)
     }
 
@@ -78,8 +77,7 @@ impl Region {
             mmap_anonymous(ptr::null_mut(), REGION_LEN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
         }?;
         // SAFETY: these are the pages that were just mapped, all of them.
-        let (locked, hidden) =
-            unsafe { (mlock(start, REGION_LEN), madvise(start, REGION_LEN, Advice::LinuxDontDump)) };
+        let (locked, hidden) = unsafe { (mlock(start, REGION_LEN), madvise(start, REGION_LEN, Advice::LinuxDontDump)) };
         if let Err(error) = hidden {
             tracing::warn!(%error, "pages for secrets are not kept out of core dumps");
         }
@@ -271,7 +269,10 @@ mod tests {
     fn secret_pages_are_not_read_through_the_kernel() {
         let read = |secret: &Locked| {
             let mut bytes = [0; 6];
-            File::open("/proc/self/mem").unwrap().read_exact_at(&mut bytes, secret.start.as_ptr() as u64).map(|()| bytes)
+            File::open("/proc/self/mem")
+                .unwrap()
+                .read_exact_at(&mut bytes, secret.start.as_ptr() as u64)
+                .map(|()| bytes)
         };
         let locked = Locked::copy_into(arena(Region::map_locked), b"secret").unwrap();
         assert_eq!(&read(&locked).unwrap(), b"secret", "the way in works where it is open");

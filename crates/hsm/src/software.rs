@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::rand;
-use edgekeep_core::id::KeyId;
 pub use backup::{Backup, Counts, Elsewhere, RestoreError, RestoreMode, Restored, restore};
+use edgekeep_core::id::KeyId;
 pub use migrate::{MigrateError, Migrated, migrate, rehearse_migration};
 pub use protection::{Protection, Sealer, Sealers};
 pub use store::StoreError;

@@ -36,7 +36,7 @@ mod tcti;
 mod wire;
 
 pub use attestation::{AttestationKey, Quote};
-pub use backend::TpmBackend;
+pub use backend::{TpmBackend, kept_keys};
 pub use device::{RootAlgorithm, Tpm, TpmOptions};
 pub use error::{Authorized, ResponseCode, TpmError};
 pub use nv::NvCounter;

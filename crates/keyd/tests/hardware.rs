@@ -466,7 +466,9 @@ fn a_store_key_that_the_tpm_sealed_is_of_no_use_without_it() {
     assert!(device.gives_up().contains("it needs a table [tpm]"), "{}", device.log());
     // Without a wish it stays sealed, and as asked it goes into a file and back.
     let sealed = plain.with_extension("key.tpm");
-    for (seal, there) in [(Value::Null, &sealed), ("file".into(), &plain), (Value::Null, &plain), ("tpm".into(), &sealed)] {
+    for (seal, there) in
+        [(Value::Null, &sealed), ("file".into(), &plain), (Value::Null, &plain), ("tpm".into(), &sealed)]
+    {
         device.set(&json!({"tpm": tpm_settings(&swtpm), "seal": seal}));
         device.start();
         run(async { assert_eq!(hmac(&device.keys(), &handle).await.unwrap(), mac) });

@@ -41,8 +41,7 @@ impl PublicKey {
 impl PrivateKey {
     pub(super) fn parse(text: &str) -> Result<Self, EnvelopeError> {
         let bytes = bech32::decode("age-secret-key-", text).ok_or(EnvelopeError::Identity)?;
-        let private =
-            agreement::PrivateKey::from_private_key(&X25519, &bytes).map_err(|_| EnvelopeError::Identity)?;
+        let private = agreement::PrivateKey::from_private_key(&X25519, &bytes).map_err(|_| EnvelopeError::Identity)?;
         let public = private.compute_public_key().map_err(|_| EnvelopeError::Identity)?;
         let public = public.as_ref().try_into().map_err(|_| EnvelopeError::Identity)?;
         Ok(Self { private, public })

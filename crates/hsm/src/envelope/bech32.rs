@@ -20,7 +20,8 @@ fn checksum(prefix: &str, values: &[u8]) -> u32 {
 
 /// The bytes in a text that has this prefix, which is in lower case. The text is all in one case or the other.
 pub(super) fn decode(prefix: &str, text: &str) -> Option<Zeroizing<Vec<u8>>> {
-    let mixed = text.bytes().any(|byte| byte.is_ascii_lowercase()) && text.bytes().any(|byte| byte.is_ascii_uppercase());
+    let mixed =
+        text.bytes().any(|byte| byte.is_ascii_lowercase()) && text.bytes().any(|byte| byte.is_ascii_uppercase());
     if mixed || !text.is_ascii() {
         return None;
     }

@@ -163,7 +163,8 @@ impl PrivateKey {
                     one.any()?;
                     let wrapped = one.expect(OCTET_STRING)?;
                     let mut out = Zeroizing::new(vec![0; wrapped.len()]);
-                    let opened = AesKek::new(&AES_256, &*wrapping).ok()?.unwrap(wrapped, &mut out).ok().map(|key| key.len());
+                    let opened =
+                        AesKek::new(&AES_256, &*wrapping).ok()?.unwrap(wrapped, &mut out).ok().map(|key| key.len());
                     if let Some(len) = opened {
                         out.truncate(len);
                         return Some(out);

@@ -95,7 +95,9 @@ fn keys_of_other_kinds_are_refused_without_being_repeated() {
     EXAMPLE.parse::<Recipient>().unwrap();
     let mut wrong = EXAMPLE.to_owned();
     wrong.replace_range(20..21, "q");
-    for text in [wrong.as_str(), "age1", "ssh-ed25519 AAAA", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"] {
+    for text in
+        [wrong.as_str(), "age1", "ssh-ed25519 AAAA", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"]
+    {
         assert_eq!(text.parse::<Recipient>().err(), Some(EnvelopeError::Recipient), "{text}");
     }
     for text in ["", "# nothing\n", EXAMPLE, "AGE-SECRET-KEY-1QQQ"] {

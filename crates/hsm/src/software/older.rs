@@ -53,7 +53,8 @@ impl Store {
         let name = file_name(id);
         let stem = name.strip_suffix("key").unwrap_or(&name);
         let number = |name: &String| name.strip_prefix(stem)?.strip_suffix(".key")?.parse().ok();
-        let mut numbers: Vec<u32> = names(&self.name_space_folder(NameSpace::Older))?.iter().filter_map(number).collect();
+        let mut numbers: Vec<u32> =
+            names(&self.name_space_folder(NameSpace::Older))?.iter().filter_map(number).collect();
         numbers.sort_unstable_by(|one, other| other.cmp(one));
         Ok(numbers)
     }

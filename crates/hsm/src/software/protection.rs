@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::file::StoreKey;
 use super::durable::{failed, remove, replace};
+use super::file::StoreKey;
 use super::store::StoreError;
 use crate::SecretBytes;
 use crate::backend::KeyError;
@@ -201,9 +201,11 @@ impl<'a> Forms<'a> {
         let path = protection.path(self.folder);
         let content = match self.sealers.of(protection, self.folder)? {
             None => form.as_slice().into(),
-            Some(sealer) => sealer
-                .unseal(form)
-                .map_err(|source| StoreError::Unseal { path: path.clone(), protection, source: source.into() })?,
+            Some(sealer) => sealer.unseal(form).map_err(|source| StoreError::Unseal {
+                path: path.clone(),
+                protection,
+                source: source.into(),
+            })?,
         };
         if StoreKey::decode(&content).is_some() { Ok(content) } else { Err(StoreError::StoreKeyDamaged { path }) }
     }
@@ -385,5 +387,27 @@ mod tests {
         let error = settle(folder, Some(Protection::Tpm), Some(&tpm)).unwrap_err();
         assert!(matches!(error, StoreError::StoreKeyDamaged { .. }), "{error}");
         assert_eq!(there(folder), [Protection::File]);
+    }
+
+    #[test]
+    fn a_move_whose_settings_cannot_be_changed_leaves_a_store_that_opens_either_way() {
+        use crate::software::{MigrateError, migrate};
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, tpm) = (folder.path(), Simulated::default());
+        let sealers = Sealers { tpm: Some(&tpm), token: None };
+        let error = migrate(folder, Protection::Tpm, sealers, || Ok(())).unwrap_err();
+        assert!(matches!(error, MigrateError::Store(StoreError::NoStore { .. })), "{error}");
+        for wanted in [Protection::File, Protection::Tpm] {
+            let _ = fs::remove_file(Protection::Tpm.path(folder));
+            let key = settle(folder, Some(Protection::File), Some(&tpm)).unwrap();
+            let error = migrate(folder, Protection::Tpm, sealers, || Err("full".into())).unwrap_err();
+            assert!(
+                matches!(error, MigrateError::Switch(_)) && error.to_string().contains("run this again"),
+                "{error}"
+            );
+            assert_eq!(there(folder), [Protection::Tpm, Protection::File]);
+            assert_eq!(settle(folder, Some(wanted), Some(&tpm)).unwrap(), key);
+            assert_eq!(there(folder), [wanted]);
+        }
     }
 }

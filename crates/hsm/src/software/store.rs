@@ -20,7 +20,9 @@ use aws_lc_rs::digest;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::KeyId;
 
-use super::durable::{failed, give_to_owner_of_folder, make_folder, names, remove, remove_leftovers, replace, set_aside};
+use super::durable::{
+    failed, give_to_owner_of_folder, make_folder, names, remove, remove_leftovers, replace, set_aside,
+};
 use super::file::{self, LibraryFailed, StoreKey, Unreadable};
 use super::protection::{Forms, Protection, Sealers};
 use crate::SecretBytes;
@@ -99,7 +101,9 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The store key is in the care of hardware that the configuration does not name.
-    #[error("the store key {path:?} is protected by {protection}, which the configuration does not name: it needs {needs}")]
+    #[error(
+        "the store key {path:?} is protected by {protection}, which the configuration does not name: it needs {needs}"
+    )]
     NoSealer {
         /// Its file.
         path: PathBuf,
@@ -302,7 +306,12 @@ impl Store {
         self.read_file(name_space, id, self.path(name_space, id))
     }
 
-    pub(super) fn read_file(&self, name_space: NameSpace, id: &KeyId, path: PathBuf) -> Result<Option<StoredKey>, StoreError> {
+    pub(super) fn read_file(
+        &self,
+        name_space: NameSpace,
+        id: &KeyId,
+        path: PathBuf,
+    ) -> Result<Option<StoredKey>, StoreError> {
         let size = match fs::metadata(&path) {
             Ok(data) => data.len(),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

@@ -73,7 +73,8 @@ impl WrappingKey<'_> {
             Method::Rsa => {
                 let hash = digest::digest(&digest::SHA256, &signed);
                 let block = [&SHA256_INFO[..], hash.as_ref()].concat();
-                let signature = Zeroizing::new(self.0.rsa_private_operation(&method.key(), RsaPadding::Pkcs1, &block)?);
+                let signature =
+                    Zeroizing::new(self.0.rsa_private_operation(&method.key(), RsaPadding::Pkcs1, &block)?);
                 Ok(Zeroizing::new(material::hmac_sha256(&signature, b"edgekeep: wrapping key")))
             }
             Method::Aes | Method::Hmac => {
@@ -91,9 +92,7 @@ impl WrappingKey<'_> {
         let nonce = &salt[..NONCE_LEN];
         let ciphertext = match method {
             Method::Aes => self.0.encrypt(SymmetricKey::Stored(&method.key()), nonce, &sealed, secret)?,
-            Method::Hmac | Method::Rsa => {
-                gcm::encrypt(&*self.derived(method, salt)?, nonce, &sealed, secret)?
-            }
+            Method::Hmac | Method::Rsa => gcm::encrypt(&*self.derived(method, salt)?, nonce, &sealed, secret)?,
         };
         sealed.extend_from_slice(&ciphertext);
         Ok(sealed)

@@ -24,7 +24,7 @@ use crate::backend::{
     SymmetricKey, Usage,
 };
 use crate::software::StoreError;
-use crate::software::durable::{failed, make_folder, remove_leftovers, replace, set_aside, sync_folder_of};
+use crate::software::durable::{failed, make_folder, names, remove_leftovers, replace, set_aside, sync_folder_of};
 use crate::software::store::file_name;
 use crate::{gcm, material};
 
@@ -246,6 +246,24 @@ impl TpmBackend {
     fn forget(&self, blob: &Blob) {
         self.tpm().unload(blob);
     }
+}
+
+/// Ids of the keys that a TPM's folder has, in order. Needs no TPM; what is damaged is left out.
+///
+/// # Errors
+/// If the folder cannot be read. That there is none is no error.
+pub fn kept_keys(folder: &Path) -> Result<Vec<KeyId>, StoreError> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut ids = Vec::new();
+    for name in names(folder)?.into_iter().filter(|name| name.ends_with(".key")) {
+        let path = folder.join(name);
+        let content = fs::read(&path).map_err(failed("read", &path))?;
+        ids.extend(Record::decode(&content).ok().and_then(|record| record.id.parse().ok()));
+    }
+    ids.sort();
+    Ok(ids)
 }
 
 impl KeyBackend for TpmBackend {
