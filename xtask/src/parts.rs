@@ -24,6 +24,7 @@ pub(crate) const IP: Part = Part { program: "ip", package: "iproute2" };
 pub(crate) const SWTPM: Part = Part { program: "swtpm", package: "swtpm" };
 pub(crate) const TPM2_TOOLS: Part = Part { program: "tpm2_getcap", package: "tpm2-tools" };
 pub(crate) const SOFTHSM: Part = Part { program: "softhsm2-util", package: "softhsm2" };
+pub(crate) const AGE: Part = Part { program: "age", package: "age" };
 pub(crate) const OPENSC: Part = Part { program: "pkcs11-tool", package: "opensc" };
 pub(crate) const TPM2_PTOOL: Part = Part { program: "tpm2_ptool", package: "libtpm2-pkcs11-tools" };
 pub(crate) const TPM2_ABRMD: Part = Part { program: "tpm2-abrmd", package: "tpm2-abrmd" };

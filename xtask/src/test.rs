@@ -73,6 +73,7 @@ fn hardware() -> anyhow::Result<()> {
         parts::SWTPM,
         parts::TPM2_TOOLS,
         parts::SOFTHSM,
+        parts::AGE,
         parts::OPENSC,
         parts::TPM2_PKCS11,
         parts::TPM2_PTOOL,
