@@ -2,9 +2,9 @@
 //! whole simulated device for development.
 //!
 //! Touches: the configuration and settings files (through `edgekeep-config`), the daemons' public sockets, and, for `dev`
-//! only, child processes and the root folder it gives them; for `keys doctor` only, the TPM, and the PKCS#11 libraries
-//! that keyd uses. It holds no key, opens no IP connection (but to a simulated TPM) and talks to the daemons as any third
-//! party could.
+//! only, child processes and the root folder it gives them; for `keys` only, the TPM, the PKCS#11 libraries and, while keyd
+//! is stopped or for a backup, the key store of keyd. Elsewhere it holds no key, opens no IP connection (but to a simulated
+//! TPM) and talks to the daemons as any third party could.
 #![forbid(unsafe_code)]
 
 mod arguments;

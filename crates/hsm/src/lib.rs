@@ -11,7 +11,7 @@
 //! This crate touches one state folder, the files of preloaded keys and of PINs, TPM devices, and the PKCS#11 libraries
 //! that the configuration names, which run in this process with all of its rights. The crate itself never touches the
 //! network but for a simulated TPM, starts no process and no thread, knows nothing of callers and grants, and hands out no
-//! secret except a derived key and keys for their first storage. Calls block: for a disk at worst for a file's `fsync`, for
+//! secret except a derived key, keys for their first storage, and backups. Calls block: for a disk at worst for a file's `fsync`, for
 //! a token or RSA key generation for seconds.
 //!
 //! `unsafe` is in two modules: `aws_lc`, the two operations that the existing APIs need and the safe binding to AWS-LC does

@@ -53,7 +53,7 @@ impl Region {
     /// Maps pages, the best that there are.
     fn map() -> io::Result<Self> {
         Self::map_secret().or_else(|error| {
-            tracing::info!(%error, "this kernel has no memfd_secret: keys are in locked pages, which root can read");
+            tracing::info!(%error, "no memfd_secret: keys are in locked pages, which root can read");
             Self::map_locked()
         })
     }

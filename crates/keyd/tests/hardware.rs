@@ -582,6 +582,39 @@ fn the_memory_of_a_running_keyd_does_not_show_its_store_key_or_keys_to_root() {
 }
 
 #[test]
+fn without_the_right_to_lock_memory_keyd_says_so_once_and_works() {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    if !rustix::process::geteuid().is_root() || parts::missing(&["prlimit", "setpriv"]) {
+        return;
+    }
+    let mut device = Device::new(&json!({}));
+    // Where another user can run it.
+    let program = device.path("keyd");
+    fs::copy(env!("CARGO_BIN_EXE_edgekeep-keyd"), &program).unwrap();
+    for path in [device.path("."), device.path("etc/edgekeep"), device.root.settings_file(Daemon::Keyd)] {
+        chown(path, Some(65534), None).unwrap();
+    }
+    let manager = UnixDatagram::bind(device.path("notify")).unwrap();
+    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    fs::set_permissions(device.path("notify"), fs::Permissions::from_mode(0o777)).unwrap();
+    let mut command = Command::new("prlimit");
+    command.args(["--memlock=0", "setpriv", "--reuid", "65534", "--clear-groups"]).arg(&program);
+    command.env(ROOT_VARIABLE, device.folder.path()).env("NOTIFY_SOCKET", device.path("notify"));
+    command.stderr(File::create(device.path("log")).unwrap()).env_remove("RUST_LOG");
+    device.child = Some(command.spawn().unwrap());
+    let mut message = [0; 64];
+    let length = manager.recv(&mut message).unwrap_or_else(|error| panic!("{error}: {}", device.log()));
+    assert_eq!(&message[..length], b"READY=1");
+    run(async {
+        for name in ["one", "two"] {
+            device.keys().create_key(name, "sign").await.unwrap();
+        }
+    });
+    device.stop();
+    assert_eq!(device.log().matches("raise LimitMEMLOCK").count(), 1, "{}", device.log());
+}
+
+#[test]
 fn a_new_device_that_seals_never_has_its_store_key_in_a_file() {
     if swtpm::skip() {
         return;

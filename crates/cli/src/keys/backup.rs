@@ -141,7 +141,8 @@ pub(crate) fn restore(context: &Context, options: &RestoreOptions) -> anyhow::Re
         "{} is not there: start keyd once, so that it makes it, and stop it again",
         folder.display()
     );
-    let wanted = settings.seal.map(|seal| match seal {
+    // A rehearsal moves no store key.
+    let wanted = settings.seal.filter(|_| !options.dry_run).map(|seal| match seal {
         Seal::File => Protection::File,
         Seal::Tpm => Protection::Tpm,
         Seal::Pkcs11 => Protection::Token,
