@@ -26,6 +26,23 @@ fn credential_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A file or folder that a token's library needs. What has everything below it would leave nothing to confine.
+fn sandbox_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let names = path.components().skip(1).collect::<Vec<_>>();
+    if !path.is_absolute() || names.iter().any(|name| !matches!(name, std::path::Component::Normal(_))) {
+        return Err("expected the absolute path of a file or folder, without \"..\"".to_owned());
+    }
+    let whole =
+        ["/", "/etc", "/etc/edgekeep", "/usr", "/var", "/var/lib", "/home", "/root", "/run", "/proc", "/sys", "/dev"];
+    if whole.iter().any(|whole| path == std::path::Path::new(whole)) {
+        return Err(
+            "too much to be left within reach: name the folders in it that the token's library needs".to_owned()
+        );
+    }
+    Ok(path)
+}
+
 /// A `pkcs11:` URI. What is wrong with it is said without its values, of which one may be a PIN.
 pub(crate) fn pkcs11_uri(text: &str) -> Result<edgekeep_hsm::uri::Pkcs11Uri, String> {
     match text.parse() {
@@ -48,6 +65,22 @@ impl Draft<'_> {
         let Some(keys) = root.table("aziot_keys") else { return };
         self.token(&keys);
         self.places(&keys);
+        self.sandbox(&keys);
+    }
+
+    fn sandbox(&mut self, keys: &View<'_>) {
+        if let Some(enabled) = keys.boolean("sandbox") {
+            self.keyd.sandbox.enabled = enabled;
+        }
+        if let Some(network) = keys.boolean("sandbox_network") {
+            self.keyd.sandbox.network = network;
+        }
+        for path in keys.texts("sandbox_paths") {
+            let file = sandbox_path(path.text);
+            if let Some(file) = self.checked("aziot_keys.sandbox_paths", &path, file) {
+                self.keyd.sandbox.paths.push(file);
+            }
+        }
     }
 
     fn tpm(&mut self, tpm: &View<'_>) -> TpmSettings {

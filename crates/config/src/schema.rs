@@ -243,6 +243,9 @@ static AZIOT_KEYS: &[Key] = &[
     text("compat"),
     text("handle_lifetime"),
     table("audit_log", AUDIT_LOG),
+    key("sandbox", Kind::Boolean),
+    key("sandbox_paths", Kind::Texts),
+    key("sandbox_network", Kind::Boolean),
 ];
 
 static PURPOSE: &[Key] = &[text("keys"), text("purpose")];

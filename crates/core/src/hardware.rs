@@ -167,6 +167,24 @@ pub enum Seal {
     Pkcs11,
 }
 
+/// What a daemon that holds keys keeps of its rights once it serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxSettings {
+    /// Whether it gives up what it does not need.
+    pub enabled: bool,
+    /// Files and folders, absolute, that a token's library needs besides what is known of it: to read and write, devices too.
+    pub paths: Vec<PathBuf>,
+    /// Whether a token's library reaches its token through a network.
+    pub network: bool,
+}
+
+impl Default for SandboxSettings {
+    fn default() -> Self {
+        Self { enabled: true, paths: Vec::new(), network: false }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

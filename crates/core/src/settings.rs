@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attestation::Policy;
 use crate::digest::Sha256Digest;
-use crate::hardware::{KeyPlace, PassOn, Seal, SecretText, TokenSettings, TpmSettings};
+use crate::hardware::{KeyPlace, PassOn, SandboxSettings, Seal, SecretText, TokenSettings, TpmSettings};
 use crate::id::{CertId, DeviceId, KeyId, ModuleId};
 
 /// keyd's settings.
@@ -45,6 +45,8 @@ pub struct KeydSettings {
     pub seal: Option<Seal>,
     /// Bounds of the audit log.
     pub audit_log: AuditLogSettings,
+    /// What it keeps of its rights.
+    pub sandbox: SandboxSettings,
 }
 
 impl KeydSettings {

@@ -5,12 +5,16 @@
 //! and of PINs (reading), its sockets, its settings file (reading); the TPM and the PKCS#11 libraries that the settings
 //! name. Never: the network (but for a simulated TPM), another process, a container engine. Private
 //! keys and symmetric keys do not leave it; only keys derived from a symmetric key can be exported, by who was granted that.
+//! What it does not need for that it gives up for good before it serves ([`confine`]).
 //! Every use of a key and every refusal is in its audit log before the answer goes out.
 
+pub mod confine;
 mod counter;
 pub mod handle;
+mod libraries;
 mod places;
 pub mod policy;
+mod ready;
 mod record;
 mod recovering;
 pub mod routes;
@@ -19,9 +23,11 @@ pub mod tpmd;
 
 use std::sync::Arc;
 
+use edgekeep_api::keyd::SandboxReport;
 use edgekeep_hsm::KeyBackend;
 pub use places::PlacesError;
-pub use start::StartError;
+pub use ready::Ready;
+pub use start::{Prepared, StartError};
 
 use crate::handle::Handles;
 use crate::policy::Policy;
@@ -41,9 +47,17 @@ pub struct Keyd {
     tpmd: Option<Arc<Tpmd>>,
     handles: Handles,
     policy: Policy,
+    /// What this process has given up, which nobody has said yet.
+    sandbox: SandboxReport,
 }
 
 impl Keyd {
+    /// Takes in what this process has given up, to show it.
+    #[must_use]
+    pub fn confined(self, sandbox: SandboxReport) -> Self {
+        Self { sandbox, ..self }
+    }
+
     /// What the TPM API works on, if there is a TPM.
     #[must_use]
     pub fn tpmd(&self) -> Option<Arc<Tpmd>> {

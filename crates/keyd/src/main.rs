@@ -1,16 +1,14 @@
 //! The keys daemon. See the library for what it may touch.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
 use edgekeep_core::settings::KeydSettings;
-use edgekeep_daemon::server::{Limits, serve};
-use edgekeep_daemon::{lifecycle, listen, logging, settings, systemd};
-use edgekeep_keyd::policy::Policy;
-use edgekeep_keyd::{Keyd, StartError, routes, tpmd};
+use edgekeep_daemon::{lifecycle, logging, settings, systemd};
+use edgekeep_keyd::{Ready, StartError};
+use edgekeep_sandbox::privileges;
 
 /// Tells the service manager that starting again without another configuration cannot help.
 const BAD_SETTINGS: u8 = 153;
@@ -32,9 +30,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    // Keys are in this memory: no core dumps of it, no tracer of the same user.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .context("cannot switch off core dumps")?;
+    // Before there is a key in this memory.
+    privileges::hide_memory().context("cannot hide this process's memory")?;
     let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
     let settings: KeydSettings = settings::load(&root.settings_file(Daemon::Keyd))?.unwrap_or_default();
     // One thread answers; threads for the disk and for key generation come and go.
@@ -46,28 +43,10 @@ fn run() -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
-        let keyd = Keyd::open(&root, &settings, Policy::new(&settings))?;
-        let listener = listen::activated_or_bound("aziot-keyd.socket", &root.keyd_socket(), 0o660)?;
-        let limits = |connections: Option<u32>| {
-            connections.map_or_else(Limits::default, |connections_per_uid| Limits { connections_per_uid })
-        };
-        let keys_limits = limits(settings.connections_per_uid);
-        let tpm_limits = limits(settings.tpm.as_ref().and_then(|tpm| tpm.connections_per_uid));
-        let tpm_api = match keyd.tpmd() {
-            Some(tpmd) => Some((tpmd, listen::activated_or_bound("aziot-tpmd.socket", &root.tpmd_socket(), 0o660)?)),
-            None => None,
-        };
-        let router = Arc::new(routes::router(Arc::new(keyd)));
+        let ready = Ready::open(&root, &settings)?;
         systemd::notify_ready();
         tracing::info!(socket = %root.keyd_socket().display(), "ready");
-        let keys_api = serve(listener, router, keys_limits, stop.clone());
-        match tpm_api {
-            None => keys_api.await,
-            Some((tpmd, listener)) => {
-                tracing::info!(socket = %root.tpmd_socket().display(), "serving the TPM API");
-                tokio::join!(keys_api, serve(listener, Arc::new(tpmd::router(tpmd)), tpm_limits, stop));
-            }
-        }
+        ready.serve(&settings, stop).await;
         Ok(())
     })
 }

@@ -18,9 +18,10 @@ use edgekeep_hsm::ordered::{self, Keyring, KeyringError, Place};
 use edgekeep_hsm::pkcs11::{Pkcs11Backend, Pkcs11Settings};
 use edgekeep_hsm::software::{Protection, Sealer, Sealers, SoftwareBackend, StoreError, WrappingKey};
 use edgekeep_hsm::tpm::{Tcti, TctiError, Tpm, TpmBackend, TpmPreloaded};
-use edgekeep_hsm::uri::{KeyUri, ObjectAttributes, Pkcs11Uri, TpmKey, UriError};
+use edgekeep_hsm::uri::{KeyUri, ObjectAttributes, PinSource, Pkcs11Uri, TpmKey, UriError};
 use edgekeep_hsm::{KeyBackend, KeyError, SecretBytes};
 
+use crate::confine::Named;
 use crate::recovering::Recovering;
 use crate::start::{StartError, chain};
 
@@ -228,6 +229,28 @@ impl Plan {
         Ok(())
     }
 
+    /// The files that opening and using the places takes, besides those in keyd's own folder.
+    pub(crate) fn named(&self, settings: &KeydSettings) -> Named {
+        let mut named = Named { tcti: self.tcti.clone(), ..Named::default() };
+        named.read.extend(self.files.values().cloned());
+        named.read.extend(self.in_tpm.values().filter_map(|key| match key {
+            TpmKey::File(path) => Some(path.clone()),
+            TpmKey::Handle(_) => None,
+        }));
+        for token in &self.tokens {
+            named.libraries.extend(token.uri.module_path.clone());
+            if let Some(PinSource::File(path)) = &token.uri.pin {
+                named.read.insert(path.clone());
+            }
+        }
+        let auth = settings.tpm.iter().flat_map(|tpm| [&tpm.owner, &tpm.endorsement]).flatten();
+        named.read.extend(auth.filter_map(|source| match source {
+            AuthSource::File(path) => Some(path.clone()),
+            AuthSource::Value(_) | AuthSource::Credential(_) => None,
+        }));
+        named
+    }
+
     /// The TPM, not opened yet.
     pub(crate) fn tpm(&self, settings: &KeydSettings, folder: &Path) -> Option<SharedTpm> {
         let tcti = self.tcti.clone()?;
@@ -377,7 +400,7 @@ fn backend(token: Token) -> Arc<Recovering<Pkcs11Backend>> {
 }
 
 /// Makes a folder for nobody else, if it is not there.
-fn make_private(folder: &Path) -> io::Result<()> {
+pub(crate) fn make_private(folder: &Path) -> io::Result<()> {
     if let Some(parent) = folder.parent() {
         fs::create_dir_all(parent)?;
     }

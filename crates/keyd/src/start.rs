@@ -5,19 +5,23 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
 
+use edgekeep_api::keyd::SandboxReport;
 use edgekeep_audit::{Log, MonotonicCounter, SignError, SoftwareSigner};
 use edgekeep_core::grants::RESERVED_KEY_IDS;
 use edgekeep_core::id::KeyId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
+use edgekeep_daemon::listen::ListenError;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
 use edgekeep_hsm::tpm::{AuthValue, NvCounter, TpmError};
 use edgekeep_hsm::{KeyError, SecretBytes, secret_memory};
 
 use crate::Keyd;
+use crate::confine::Confinement;
 use crate::counter::TpmCounter;
 use crate::handle::Handles;
-use crate::places::{Places, PlacesError, Plan};
+use crate::libraries::Surroundings;
+use crate::places::{Places, PlacesError, Plan, make_private};
 use crate::policy::Policy;
 use crate::record::{self, Recorder};
 use crate::tpmd::Tpmd;
@@ -54,6 +58,9 @@ pub enum StartError {
     /// The audit log's counter cannot be where the settings say.
     #[error("cannot use the settings of the audit log's counter")]
     Counter(#[source] TpmError),
+    /// A socket cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The audit log cannot be opened.
     #[error("cannot open the audit log; without it no key is used")]
     Audit(#[from] edgekeep_audit::OpenError),
@@ -67,16 +74,62 @@ impl StartError {
     }
 }
 
+/// Settings that were found to be right, with nothing opened yet.
+pub struct Prepared<'a> {
+    root: &'a Root,
+    settings: &'a KeydSettings,
+    plan: Plan,
+}
+
+impl<'a> Prepared<'a> {
+    /// Checks where the settings say that keys are.
+    ///
+    /// # Errors
+    /// If the settings name a key or a place that cannot be.
+    pub fn new(root: &'a Root, settings: &'a KeydSettings) -> Result<Self, StartError> {
+        Ok(Self { root, settings, plan: Plan::new(settings)? })
+    }
+
+    /// What has to stay within reach to open it and to serve. Makes the state folder, since what is not there cannot stay within
+    /// reach.
+    ///
+    /// # Errors
+    /// If the folder cannot be made.
+    pub fn confinement(&self) -> Result<Confinement, StartError> {
+        let folder = self.root.state_folder(Daemon::Keyd);
+        make_private(&folder).map_err(|source| StoreError::Io { action: "make the folder", path: folder, source })?;
+        let around = Surroundings {
+            variable: &|name| std::env::var_os(name),
+            text: &|path| fs::read_to_string(path).ok(),
+            exists: &Path::exists,
+            real: &|path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
+        };
+        let is_root = rustix::process::geteuid().is_root();
+        Ok(Confinement::new(self.root, &self.settings.sandbox, &self.plan.named(self.settings), is_root, &around))
+    }
+
+    /// Opens the key store, takes in the keys that wait in the import folder, and readies the handle validation key.
+    ///
+    /// # Errors
+    /// If the store cannot be opened. A key that cannot be imported is an error in the log only: the others are still needed.
+    pub fn open(self, policy: Policy) -> Result<Keyd, StartError> {
+        Keyd::open_planned(self.root, self.settings, self.plan, policy)
+    }
+}
+
 impl Keyd {
-    /// Opens the key store under `root`, takes in the keys that wait in the import folder, and readies the handle
+    /// [`Prepared::new`] and [`Prepared::open`], in a process that keeps all of its rights. Opens the key store under `root`, takes in the keys that wait in the import folder, and readies the handle
     /// validation key.
     ///
     /// # Errors
     /// If the settings name a key that cannot be, or the store cannot be opened. A key that cannot be imported is an error in
     /// the log only: the others are still needed.
     pub fn open(root: &Root, settings: &KeydSettings, policy: Policy) -> Result<Self, StartError> {
+        Prepared::new(root, settings)?.open(policy)
+    }
+
+    fn open_planned(root: &Root, settings: &KeydSettings, plan: Plan, policy: Policy) -> Result<Self, StartError> {
         let folder = root.state_folder(Daemon::Keyd);
-        let plan = Plan::new(settings)?;
         let tpm = plan.tpm(settings, &folder);
         let places = plan.open(settings, &folder, tpm)?;
         tracing::info!(memory = ?secret_memory(), "secrets");
@@ -108,6 +161,7 @@ impl Keyd {
             tpmd,
             handles: Handles::new(&handle_key),
             policy,
+            sandbox: SandboxReport { enabled: false, layers: Vec::new(), widened: Vec::new() },
         })
     }
 }

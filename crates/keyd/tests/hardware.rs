@@ -72,11 +72,9 @@ impl Device {
 
     /// A device with an initialized SoftHSM2 token.
     fn with_token() -> Self {
-        let uri = format!("pkcs11:token=edge?pin-value={PIN}");
-        let preloaded = json!({"preloaded": format!("pkcs11:token=edge;object=made%20elsewhere?pin-value={PIN}")});
-        let device = Self::new(&json!({"pkcs11": {"library": SOFTHSM, "base_slot": uri}, "preloaded_keys": preloaded}));
-        fs::create_dir(device.path("tokens")).unwrap();
-        let text = format!("directories.tokendir = {}\nlog.level = ERROR\n", device.path("tokens").display());
+        let device = Self::new(&token_settings());
+        fs::create_dir_all(device.path("softhsm/tokens")).unwrap();
+        let text = format!("directories.tokendir = {}\nlog.level = ERROR\n", device.path("softhsm/tokens").display());
         fs::write(device.path("softhsm2.conf"), text).unwrap();
         let made = Command::new("softhsm2-util")
             .args(["--init-token", "--free", "--label", "edge", "--so-pin", "87654321", "--pin", PIN])
@@ -141,6 +139,12 @@ impl Drop for Device {
             let _ = child.wait();
         }
     }
+}
+
+fn token_settings() -> Value {
+    let uri = format!("pkcs11:token=edge?pin-value={PIN}");
+    let preloaded = json!({"preloaded": format!("pkcs11:token=edge;object=made%20elsewhere?pin-value={PIN}")});
+    json!({"pkcs11": {"library": SOFTHSM, "base_slot": uri}, "preloaded_keys": preloaded})
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
@@ -238,6 +242,10 @@ fn a_token_that_is_absent_stops_only_its_keys_and_is_used_when_it_is_back() {
         return;
     }
     let mut device = Device::with_token();
+    // The token's folder comes and goes, so that what has to be within reach is the folder around it.
+    let mut settings = token_settings();
+    settings["sandbox"] = json!({"paths": [device.path("softhsm")]});
+    device.set(&settings);
     device.start();
     let (handle, mac) = run(async {
         let keys = device.keys();
@@ -247,8 +255,8 @@ fn a_token_that_is_absent_stops_only_its_keys_and_is_used_when_it_is_back() {
     });
     device.stop();
     // It is not plugged in at start.
-    fs::rename(device.path("tokens"), device.path("away")).unwrap();
-    fs::create_dir(device.path("tokens")).unwrap();
+    fs::rename(device.path("softhsm/tokens"), device.path("softhsm/away")).unwrap();
+    fs::create_dir(device.path("softhsm/tokens")).unwrap();
     device.start();
     assert!(device.log().contains("the token cannot be used now"), "{}", device.log());
     run(async {
@@ -265,14 +273,14 @@ fn a_token_that_is_absent_stops_only_its_keys_and_is_used_when_it_is_back() {
         let causes = log.lines().filter(|line| line.contains("internal error") && line.contains("plug it in")).count();
         assert_eq!(causes, 4, "{log}");
         // And now it is.
-        fs::remove_dir(device.path("tokens")).unwrap();
-        fs::rename(device.path("away"), device.path("tokens")).unwrap();
+        fs::remove_dir(device.path("softhsm/tokens")).unwrap();
+        fs::rename(device.path("softhsm/away"), device.path("softhsm/tokens")).unwrap();
         assert_eq!(hmac(&keys, &handle).await.unwrap(), mac);
         keys.create_key_pair("pair", None).await.unwrap();
         // Pulled out while it is in use.
-        fs::rename(device.path("tokens"), device.path("away")).unwrap();
+        fs::rename(device.path("softhsm/tokens"), device.path("softhsm/away")).unwrap();
         assert_eq!(refusal(keys.create_key_pair("new", None).await), (500, "internal error".to_owned()));
-        fs::rename(device.path("away"), device.path("tokens")).unwrap();
+        fs::rename(device.path("softhsm/away"), device.path("softhsm/tokens")).unwrap();
         keys.create_key_pair("new", None).await.unwrap();
         assert_eq!(hmac(&keys, &handle).await.unwrap(), mac);
     });

@@ -1,0 +1,68 @@
+//! The order in which keyd starts: what must be open before something is given up, and what must be given up before something is
+//! opened.
+
+use std::sync::Arc;
+
+use edgekeep_api::keyd::SandboxReport;
+use edgekeep_core::layout::Root;
+use edgekeep_core::settings::KeydSettings;
+use edgekeep_daemon::server::{Limits, serve};
+use edgekeep_daemon::{listen, systemd};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use crate::policy::Policy;
+use crate::{Keyd, Prepared, StartError, routes, tpmd};
+
+/// keyd with its sockets, in a process that has given up what serving does not need.
+pub struct Ready {
+    keyd: Keyd,
+    listener: UnixListener,
+    tpm_listener: Option<UnixListener>,
+}
+
+impl Ready {
+    /// Opens everything and gives up the rest, for good, for the whole process. To be called within a runtime, while the process
+    /// has one thread.
+    ///
+    /// # Errors
+    /// If the settings are wrong, or something that keyd cannot do without cannot be opened.
+    pub fn open(root: &Root, settings: &KeydSettings) -> Result<Self, StartError> {
+        let prepared = Prepared::new(root, settings)?;
+        systemd::prepare();
+        let listener = listen::activated_or_bound("aziot-keyd.socket", &root.keyd_socket(), 0o660)?;
+        let tpm_listener = match &settings.tpm {
+            Some(_) => Some(listen::activated_or_bound("aziot-tpmd.socket", &root.tpmd_socket(), 0o660)?),
+            None => None,
+        };
+        // The sockets are there, and no thread yet: from here on only what the settings name is within reach, also for a
+        // token's library and the log's thread, which begin when the store is opened.
+        let entered = prepared.confinement()?.enter();
+        let keyd = prepared.open(Policy::new(settings))?;
+        Ok(Self { keyd: keyd.confined(entered.seal()), listener, tpm_listener })
+    }
+
+    /// What was given up.
+    #[must_use]
+    pub fn sandbox(&self) -> &SandboxReport {
+        &self.keyd.sandbox
+    }
+
+    /// Serves until `stop` turns true.
+    pub async fn serve(self, settings: &KeydSettings, stop: watch::Receiver<bool>) {
+        let limits = |connections: Option<u32>| {
+            connections.map_or_else(Limits::default, |connections_per_uid| Limits { connections_per_uid })
+        };
+        let tpm_api = self.keyd.tpmd().zip(self.tpm_listener);
+        let router = Arc::new(routes::router(Arc::new(self.keyd)));
+        let keys_api = serve(self.listener, router, limits(settings.connections_per_uid), stop.clone());
+        match tpm_api {
+            None => keys_api.await,
+            Some((tpmd, listener)) => {
+                let tpm_limits = limits(settings.tpm.as_ref().and_then(|tpm| tpm.connections_per_uid));
+                tracing::info!("serving the TPM API");
+                tokio::join!(keys_api, serve(listener, Arc::new(tpmd::router(tpmd)), tpm_limits, stop));
+            }
+        }
+    }
+}
