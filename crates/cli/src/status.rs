@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use edgekeep_api::client::{Client, ClientError};
 use edgekeep_api::identityd::{Identity, IdentityClient, ProvisioningInfo};
+use edgekeep_api::keyd::{KeysClient, SandboxReport};
 use edgekeep_api::management::{ManagementClient, ModuleDetails, Status};
 use edgekeep_core::attestation::PeerHandle;
 use edgekeep_core::layout::{Daemon, Root};
@@ -42,6 +43,8 @@ struct Facts {
     device: Result<Identity, Unknown>,
     status: Option<Status>,
     modules: Option<Vec<ModuleDetails>>,
+    /// What keyd has given up; an older one does not say.
+    sandbox: Option<SandboxReport>,
     configured: bool,
     installed: bool,
 }
@@ -98,7 +101,8 @@ async fn gather(context: &Context) -> Facts {
     let root = &context.root;
     let identity = IdentityClient::new(root.identityd_socket());
     let management = ManagementClient::new(&context.management);
-    let (keyd, identityd, moduled, provisioning, device, status, modules) = tokio::join!(
+    let keys = KeysClient::new(root.keyd_socket());
+    let (keyd, identityd, moduled, provisioning, device, status, modules, sandbox) = tokio::join!(
         see(Daemon::Keyd, root.keyd_socket(), root, "/?api-version=2021-05-01"),
         see(Daemon::Identityd, root.identityd_socket(), root, "/identities/provisioning?api-version=2022-08-01"),
         see(Daemon::Moduled, context.management.clone(), root, "/modules?api-version=2022-08-03"),
@@ -106,6 +110,7 @@ async fn gather(context: &Context) -> Facts {
         within(identity.device()),
         within(management.status()),
         within(management.list_modules()),
+        within(keys.sandbox()),
     );
     let device = match device {
         Some(Ok(identity)) => Ok(identity),
@@ -120,6 +125,7 @@ async fn gather(context: &Context) -> Facts {
         device,
         status: status.and_then(Result::ok),
         modules: modules.and_then(Result::ok),
+        sandbox: sandbox.and_then(Result::ok),
         configured: root.settings_file(Daemon::Moduled).exists(),
         installed: root.path() == Path::new("/"),
     }
@@ -194,6 +200,15 @@ fn judge(facts: Facts, now: OffsetDateTime) -> Health {
     if shared {
         let hint = if facts.installed { ": install them with a user each" } else { "" };
         warnings.push(format!("daemons share one Unix user, so they are not isolated from each other{hint}"));
+    }
+
+    if let Some(sandbox) = &facts.sandbox {
+        if !sandbox.enabled {
+            warnings.push("keyd runs without sandbox: remove sandbox = false from [aziot_keys]".to_owned());
+        }
+        for layer in sandbox.layers.iter().filter(|layer| !layer.full) {
+            warnings.push(format!("keyd's sandbox: {}: {}", printable(&layer.name), printable(&layer.level)));
+        }
     }
 
     let local_only = matches!(facts.provisioning, Some(ProvisioningInfo::None));
@@ -342,6 +357,8 @@ mod tests {
     use serde_json::json;
     use time::macros::datetime;
 
+    use edgekeep_api::keyd::Layer;
+
     use super::*;
 
     const NOW: OffsetDateTime = datetime!(2026-07-01 12:00 UTC);
@@ -369,9 +386,29 @@ mod tests {
             .unwrap()),
             status: Some(serde_json::from_value(status).unwrap()),
             modules: Some(serde_json::from_value(modules).unwrap()),
+            sandbox: Some(SandboxReport { enabled: true, layers: Vec::new(), widened: Vec::new() }),
             configured: true,
             installed: true,
         }
+    }
+
+    #[test]
+    fn a_sandbox_that_is_off_or_weak_is_said() {
+        let layer = |full, level: &str| Layer { name: "files".into(), full, level: level.into() };
+        for (sandbox, said) in [
+            (SandboxReport { enabled: false, layers: Vec::new(), widened: Vec::new() }, "without sandbox"),
+            (
+                SandboxReport { enabled: true, layers: vec![layer(false, "absent: no Landlock")], widened: Vec::new() },
+                "keyd's sandbox: files: absent: no Landlock",
+            ),
+        ] {
+            let health = judge(Facts { sandbox: Some(sandbox), ..well() }, NOW);
+            assert!(health.healthy && health.warnings.len() == 1, "{health:?}");
+            assert!(health.warnings[0].contains(said), "{health:?}");
+        }
+        let full = SandboxReport { enabled: true, layers: vec![layer(true, "full")], widened: vec!["x".into()] };
+        assert!(judge(Facts { sandbox: Some(full), ..well() }, NOW).warnings.is_empty());
+        assert!(judge(Facts { sandbox: None, ..well() }, NOW).warnings.is_empty());
     }
 
     #[test]

@@ -350,12 +350,16 @@ fn tokens_and_tpm_are_translated() {
     let translated = accepted(&format!(
         "{MANUAL}[aziot_keys]\npkcs11_lib_path = \"/lib/t.so\"\npkcs11_base_slot = \"pkcs11:token=edge?pin-value=0000\"\n\
          places = [\"token\", \"tpm\", \"files\"]\npass_on = \"everything\"\nseal = \"tpm\"\n\
+         sandbox_paths = [\"/opt/token\"]\nsandbox_network = true\n\
          [preloaded_keys]\nours = \"pkcs11:object=ours\"\ntheirs = \"tpm:handle=0x81000002\"\n\
          [tpm]\ntcti = \"\"\nauth_key_index = 0x200\n\
          [tpm.hierarchy_authorization]\nendorsement = \"secret\"\nowner = {{ credential = \"tpm-owner\" }}\n\
          [aziot_max_requests]\ntpmd = 3\n"
     ));
     assert!(translated.notices.is_empty(), "{:?}", translated.notices);
+    let sandbox = &translated.keyd.sandbox;
+    assert!(sandbox.enabled && sandbox.network && sandbox.paths == [Path::new("/opt/token")]);
+    assert!(!accepted(&format!("{MANUAL}[aziot_keys]\nsandbox = false\n")).keyd.sandbox.enabled);
     let pkcs11 = translated.keyd.pkcs11.unwrap();
     assert_eq!(pkcs11.library.as_deref(), Some(Path::new("/lib/t.so")));
     assert_eq!(pkcs11.base_slot.unwrap().expose(), "pkcs11:token=edge?pin-value=0000");
@@ -441,6 +445,11 @@ fn hardware_that_cannot_be_is_refused_with_its_line() {
         (format!("{keys}places = [\"tpm\"]\n"), 5, "cannot be a place"),
         (format!("{keys}seal = \"tpm\"\n"), 5, "no TPM is configured"),
         (format!("{keys}pass_on = \"all\"\n"), 5, "is one of"),
+        (format!("{keys}sandbox = \"no\"\n"), 5, "true or false"),
+        (format!("{keys}sandbox_paths = [\"token\"]\n"), 5, "absolute path"),
+        (format!("{keys}sandbox_paths = [\"/opt/../etc/edgekeep\"]\n"), 5, "without \"..\""),
+        (format!("{keys}sandbox_paths = [\"/etc/edgekeep/\"]\n"), 5, "too much"),
+        (format!("{keys}sandbox_paths = [\"/\"]\n"), 5, "too much"),
         ("[preloaded_keys]\na = \"pkcs11:token=t\"\n".into(), 5, "names no key"),
         ("[preloaded_keys]\na = \"pkcs11:object=t\"\n".into(), 5, "names no token"),
         ("[preloaded_keys]\na = \"tpm:handle=0x81000001\"\n".into(), 5, "no TPM is configured"),

@@ -162,6 +162,13 @@ impl Confinement {
         self.widened.push(format!("{}: code from files, connections to Unix sockets; {more}", library.display()));
         if let Some(tcti) = &needs.tpm {
             self.tpm(tcti, around);
+            // That library also speaks to the simulator's control port, the next one.
+            if let Tcti::SwtpmTcp { port, .. } = tcti
+                && let Some(control) = port.checked_add(1)
+            {
+                self.reach = std::mem::take(&mut self.reach).connect(control);
+                self.widened.push(format!("{tcti}: connections to its control port {control}"));
+            }
         }
     }
 

@@ -9,6 +9,10 @@ mod service;
 #[allow(dead_code, reason = "the TPM layer's own tests use the rest")]
 mod swtpm;
 
+#[path = "../../hsm/tests/tokens/mod.rs"]
+#[allow(dead_code, reason = "the token layer's own tests use the rest")]
+mod tokens;
+
 use std::fs::{self, File};
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt as _;
@@ -42,6 +46,7 @@ struct Device {
     child: Option<Child>,
     /// The command that runs it as another user or elsewhere.
     wrapper: Vec<String>,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Device {
@@ -49,7 +54,7 @@ impl Device {
     fn new(hardware: &Value) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
-        let device = Self { folder, root, child: None, wrapper: Vec::new() };
+        let device = Self { folder, root, child: None, wrapper: Vec::new(), environment: Vec::new() };
         device.set(hardware);
         device
     }
@@ -97,6 +102,7 @@ impl Device {
         command.env(ROOT_VARIABLE, self.folder.path()).env("SOFTHSM2_CONF", self.path("softhsm2.conf"));
         command.stderr(File::options().create(true).append(true).open(self.path("log")).unwrap());
         command.stdout(Stdio::null()).env_remove("NOTIFY_SOCKET").env_remove("RUST_LOG");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value.as_str())));
         command
     }
 
@@ -998,4 +1004,57 @@ fn a_tpm_in_lockout_is_named_with_what_to_do() {
     // The counter is not protected against guessing, so the log goes on being compared.
     let report = check_log(&device, &swtpm);
     assert!(report.is_intact() && report.gaps.is_empty(), "{report:?}");
+}
+
+#[test]
+fn a_tpm_behind_a_tokens_library_is_reached_from_within_the_sandbox() {
+    if tokens::skip() {
+        return;
+    }
+    let token = tokens::Token::bare_tpm2_pkcs11();
+    let uri = format!("pkcs11:token={}?pin-value={}", tokens::LABEL.replace(' ', "%20"), tokens::USER_PIN);
+    let mut device = Device::new(&json!({"pkcs11": {"library": token.library, "base_slot": uri}}));
+    device.environment.clone_from(&token.environment);
+    for round in 0..2 {
+        device.start();
+        run(async {
+            let keys = device.keys();
+            let pair = keys.create_key_pair("pair", Some("ec-p256")).await;
+            let pair = pair.unwrap_or_else(|error| panic!("{error}: {}", device.log()));
+            assert!(signs(&keys, &pair, device.folder.path()).await);
+            let report = keys.sandbox().await.unwrap();
+            assert!(report.layers.iter().all(|layer| layer.full), "{report:?}");
+            let said = report.widened.iter().filter(|said| said.contains(" port ")).count();
+            assert_eq!(said, 2, "round {round}: {report:?}");
+        });
+        device.stop();
+    }
+}
+
+#[test]
+fn a_simulated_tpm_on_a_unix_socket_is_reached_from_within_the_sandbox() {
+    if swtpm::skip() {
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    let socket = state.path().join("tpm.sock");
+    let mut device =
+        Device::new(&json!({"tpm": {"tcti": format!("swtpm:path={}", socket.display()), "auth_key_index": 256}}));
+    let mut tpm = Command::new("swtpm");
+    tpm.args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"]);
+    tpm.arg(format!("dir={}", state.path().display())).arg("--server");
+    tpm.arg(format!("type=unixio,path={}", socket.display())).stdout(Stdio::null()).stderr(Stdio::null());
+    // Not there at start.
+    device.start();
+    run(async { assert_eq!(refusal(device.tpm().keys().await).0, 500) });
+    let mut tpm = tpm.spawn().unwrap();
+    let end = std::time::Instant::now() + DEADLINE;
+    while !socket.exists() && std::time::Instant::now() < end {
+        std::thread::yield_now();
+    }
+    let shown = run(async { device.tpm().keys().await });
+    device.stop();
+    tpm.kill().unwrap();
+    tpm.wait().unwrap();
+    shown.unwrap_or_else(|error| panic!("{error}: {}", device.log()));
 }

@@ -165,3 +165,99 @@ fn kill_9_while_keys_are_being_replaced_leaves_the_old_or_the_new_one() {
     let names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.iter().all(|name| !name.to_str().unwrap().contains("corrupt")), "{names:?}");
 }
+
+#[test]
+fn it_serves_from_within_a_sandbox_that_all_its_threads_are_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Root::new(folder.path());
+    std::fs::create_dir_all(root.key_import_folder()).unwrap();
+    std::fs::write(root.key_import_folder().join("device-id"), "secret").unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut handles: Vec<KeyHandle> = Vec::new();
+    let uid = rustix::process::geteuid().as_raw();
+    let settings = format!(r#"{{"principals":[{{"uid":{uid},"keys":["*"]}}],"connections_per_uid":200}}"#);
+    std::fs::create_dir_all(root.settings_file(Daemon::Keyd).parent().unwrap()).unwrap();
+    std::fs::write(root.settings_file(Daemon::Keyd), settings).unwrap();
+    for round in 0..2 {
+        let child = start(folder.path());
+        assert!(!root.key_import_folder().join("device-id").exists(), "the key was taken in and its file removed");
+        runtime.block_on(async {
+            let mut calls = tokio::task::JoinSet::new();
+            for number in 0..64 {
+                let client = KeysClient::new(root.keyd_socket());
+                calls.spawn(async move {
+                    if number % 2 == 0 {
+                        client.create_key_pair(&format!("pair{number}"), Some("ec-p256:rsa-2048")).await.unwrap()
+                    } else {
+                        client.create_key(&format!("key{number}"), "sign").await.unwrap()
+                    }
+                });
+            }
+            // While keys are being made there are threads for them.
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+            for task in tasks.map(|task| task.unwrap().path()) {
+                let Ok(status) = std::fs::read_to_string(task.join("status")) else { continue };
+                let field = |name: &str| {
+                    status
+                        .lines()
+                        .find_map(|line| line.strip_prefix(name))
+                        .map_or("", |value| value.trim_matches([':', '\t']))
+                };
+                assert_eq!((field("Seccomp"), field("NoNewPrivs")), ("2", "1"), "{status}");
+                let kept = if rustix::process::geteuid().is_root() { "0000000000000002" } else { "0000000000000000" };
+                assert_eq!((field("CapPrm"), field("CapEff"), field("CapAmb")), (kept, kept, "0000000000000000"));
+            }
+            let mut made = Vec::new();
+            while let Some(done) = calls.join_next().await {
+                made.push(done.unwrap());
+            }
+            let client = KeysClient::new(root.keyd_socket());
+            for handle in handles.iter().chain(&made) {
+                let signed = client.sign(handle, SignMechanism::HmacSha256 { message: b"m"[..].into() }).await;
+                let signed = match signed {
+                    Ok(signed) => Ok(signed),
+                    Err(_) => client.sign(handle, SignMechanism::Ecdsa { digest: vec![1; 32].into() }).await,
+                };
+                assert!(!signed.unwrap().is_empty(), "round {round}");
+            }
+            client.delete_key(&client.load_key("device-id").await.unwrap()).await.unwrap();
+            let report = client.sandbox().await.unwrap();
+            assert!(report.enabled && report.widened.is_empty(), "{report:?}");
+            assert_eq!(report.layers.len(), 3);
+            assert!(report.layers.iter().all(|layer| layer.full), "this kernel cannot do all of it: {report:?}");
+            handles = made;
+        });
+        // A core dump would have the keys in it.
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+        assert!(
+            limits.lines().any(|line| line.split_whitespace().eq(["Max", "core", "file", "size", "0", "0", "bytes"]))
+        );
+        assert_eq!(end(child, Signal::TERM).code(), Some(0));
+        std::fs::write(root.key_import_folder().join("device-id"), "secret").unwrap();
+    }
+}
+
+#[test]
+fn without_sandbox_it_says_so_in_its_log_and_to_who_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Root::new(folder.path()).settings_file(Daemon::Keyd);
+    std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
+    std::fs::write(settings, r#"{"sandbox":{"enabled":false}}"#).unwrap();
+    let notify = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut child = command(folder.path()).env("NOTIFY_SOCKET", &notify).spawn().unwrap();
+    manager.recv(&mut [0; 64]).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let socket = Root::new(folder.path()).keyd_socket();
+    let report = runtime.block_on(async { KeysClient::new(socket).sandbox().await.unwrap() });
+    assert!(!report.enabled && report.layers.is_empty());
+    let mut log = child.stderr.take().unwrap();
+    assert_eq!(end(child, Signal::TERM).code(), Some(0));
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    assert!(text.contains("WARN") && text.contains("sandbox = false"), "{text}");
+    let mut message = [0; 64];
+    let length = manager.recv(&mut message).unwrap();
+    assert_eq!(&message[..length], b"STOPPING=1");
+}
