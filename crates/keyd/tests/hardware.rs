@@ -10,7 +10,6 @@ mod service;
 mod swtpm;
 
 #[path = "../../hsm/tests/tokens/mod.rs"]
-#[allow(dead_code, reason = "the token layer's own tests use the rest")]
 mod tokens;
 
 use std::fs::{self, File};

@@ -25,6 +25,7 @@ const TESTS: &[Test] = &[
     ("with_software_keys_every_forbidden_thing_is_refused_in_every_thread", software),
     ("with_a_token_every_forbidden_thing_is_refused_but_code_from_files", token),
     ("with_a_simulated_tpm_only_its_port_is_reached", simulated_tpm),
+    ("the_audit_log_is_rotated_inside", rotation),
     ("without_sandbox_nothing_is_refused_and_the_report_says_so", without),
 ];
 
@@ -397,6 +398,36 @@ fn simulated_tpm(folder: &Path) {
     assert_ne!(connect(tpm), Err(Some(libc::EACCES)));
     let listen = TcpListener::bind("127.0.0.1:0").map(drop).map_err(|error| error.raw_os_error());
     assert_eq!(listen, Err(Some(libc::EPERM)));
+}
+
+fn rotation(folder: &Path) {
+    use edgekeep_audit::entry::{Entry, Event, Key, Operation, Outcome, Who};
+    use edgekeep_audit::{Log, Options, SoftwareSigner};
+    device(folder);
+    let settings = KeydSettings::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _ready = runtime.block_on(async { Ready::open(&Root::new(folder), &settings).unwrap() });
+    let audit = Root::new(folder).state_folder(Daemon::Keyd).join("audit-small");
+    for _ in 0..2 {
+        let signer = SoftwareSigner::from_seed(&[7; 32]).unwrap();
+        let options = Options { segment_bytes: 4096, total_bytes: 16 << 10, reserve_bytes: 4096, ..Options::default() };
+        let log = Log::open(&audit, options, Box::new(signer), None).unwrap();
+        for number in 0..500 {
+            let event = Event::Asked {
+                who: Who { uid: 1, pid: None, says: None },
+                what: Operation::Sign,
+                key: Some(Key::new("device-id".parse().unwrap())),
+                outcome: Outcome::Done,
+            };
+            log.refused(Entry { time: time::OffsetDateTime::now_utc(), event });
+            if number % 25 == 0 {
+                log.checkpoint().unwrap();
+            }
+        }
+        let sizes: Vec<u64> =
+            fs::read_dir(&audit).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+        assert!(sizes.len() > 2 && sizes.iter().sum::<u64>() < 32 << 10, "{sizes:?}");
+    }
 }
 
 fn without(folder: &Path) {
