@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edgekeep_core::hardware::{KeyPlace, PassOn, Seal};
+use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
 use edgekeep_core::id::KeyId;
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::configured::tpm_options;

@@ -530,8 +530,8 @@ fn a_store_key_in_the_care_of_a_token_is_of_no_use_without_it() {
         assert_eq!(folder.join("store.key.pkcs11").exists(), seal == "pkcs11");
         assert_eq!(folder.join("store.key").exists(), seal == "file");
     }
-    fs::rename(device.path("tokens"), device.path("away")).unwrap();
-    fs::create_dir(device.path("tokens")).unwrap();
+    fs::rename(device.path("softhsm/tokens"), device.path("softhsm/away")).unwrap();
+    fs::create_dir(device.path("softhsm/tokens")).unwrap();
     assert!(device.gives_up().contains("a key on the token does not give back the store key"), "{}", device.log());
 }
 
