@@ -63,6 +63,33 @@ pub enum PeerHandle {
     PidfdOpen,
 }
 
+/// One process on the way from the caller up to its module's first process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ancestor {
+    /// Which process.
+    pub process: ProcessInstance,
+    /// Its session: inherited from the parent, or a new one of its own making. No process joins an existing one.
+    pub session: u32,
+}
+
+/// How the caller's process holds the connection that it calls on.
+///
+/// `execve` keeps pid, pidfd and start time. A descriptor that is closed on exec tells what connected: had the process
+/// executed something since it connected, the descriptor would be gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Holding {
+    /// In a descriptor that is closed on exec: the program that runs now made the connection.
+    CloseOnExec,
+    /// In a descriptor that survives exec: whatever ran in this process before may have connected and asked.
+    Inheritable,
+    /// Not at all: another process has the connection, or which one it is could not be told.
+    NotHeld,
+    /// The kernel does not tell which descriptor belongs to which connection (built without `UNIX_DIAG`), or there is no
+    /// connection.
+    Untold,
+}
+
 /// The executable's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measurement {
@@ -81,7 +108,9 @@ pub struct Evidence {
     /// The kernel's view, equal before and after the measurement.
     pub snapshot: Snapshot,
     /// The process, its parent, its grandparent and so on, up to the first one that cannot be seen.
-    pub ancestry: Vec<ProcessInstance>,
+    pub ancestry: Vec<Ancestor>,
+    /// How it holds the connection; looked at only for [`Policy::Executable`].
+    pub holding: Holding,
     /// Container id, if the cgroup path is exactly one that the engine makes.
     pub container: Option<ContainerId>,
     /// Content of the executable, if it was measured.
@@ -155,6 +184,9 @@ pub struct Running {
     pub cgroup: Option<String>,
     /// The container, for container modules.
     pub container: Option<ContainerFacts>,
+    /// The earliest moment, as a start time, at which the engine's `exec` may have brought a process into this container;
+    /// `None` if it has not since the container was started.
+    pub exec_since: Option<u64>,
 }
 
 /// What the engine says a container is made of now.
@@ -235,6 +267,10 @@ pub enum DenyReason {
     /// The process is in the container, but was not started by the module's first process (engine `exec`).
     #[error("not-a-descendant")]
     NotADescendant,
+    /// The process comes, in a session of its own, from a child of the module's first process that is younger than an
+    /// engine `exec` into the container: whether the module or the `exec` started it cannot be told.
+    #[error("after-exec")]
+    AfterExec,
     /// The container that runs is not the one that was registered.
     #[error("container-changed")]
     ContainerChanged,
@@ -250,6 +286,12 @@ pub enum DenyReason {
     /// The executable is not the registered one, or not an unmodified file of the image.
     #[error("executable-changed")]
     ExecutableChanged,
+    /// The caller holds its connection in a descriptor that survives exec: another program may have connected.
+    #[error("connection-inheritable")]
+    ConnectionInheritable,
+    /// The process that connected does not hold the connection any more: another one reads the answers.
+    #[error("connection-not-held")]
+    ConnectionNotHeld,
 }
 
 /// Decides whether the caller may act as the module it names.
@@ -335,6 +377,13 @@ pub fn verdict(
             }
         }
     }
+    if needs_measurement(registration) {
+        match evidence.holding {
+            Holding::CloseOnExec | Holding::Untold => {}
+            Holding::Inheritable => return Err(DenyReason::ConnectionInheritable),
+            Holding::NotHeld => return Err(DenyReason::ConnectionNotHeld),
+        }
+    }
     // Last, so that a stranger is called one whatever generation it guesses.
     if let (Some(asked), Some(registered)) = (asked.generation, &registration.generation)
         && asked != registered.as_str()
@@ -360,11 +409,37 @@ fn inside(cgroup: &str, running: &Running) -> bool {
 }
 
 fn is_descendant(evidence: &Evidence, running: &Running) -> bool {
-    evidence.snapshot.process == running.init || evidence.ancestry.contains(&running.init)
+    evidence.snapshot.process == running.init || below_init(evidence, running).is_some()
+}
+
+/// The ancestor below the module's first process, and that process; one and the same if the caller is it.
+fn below_init<'a>(evidence: &'a Evidence, running: &Running) -> Option<(&'a Ancestor, &'a Ancestor)> {
+    let at = evidence.ancestry.iter().position(|ancestor| ancestor.process == running.init)?;
+    Some((&evidence.ancestry[at.saturating_sub(1)], &evidence.ancestry[at]))
 }
 
 fn descends(evidence: &Evidence, running: &Running) -> Result<(), DenyReason> {
-    if is_descendant(evidence, running) { Ok(()) } else { Err(DenyReason::NotADescendant) }
+    if !is_descendant(evidence, running) {
+        return Err(DenyReason::NotADescendant);
+    }
+    if after_exec(evidence, running) { Err(DenyReason::AfterExec) } else { Ok(()) }
+}
+
+/// Whether the caller may stem from an engine `exec` that detached: the kernel makes an orphan a child of the container's
+/// first process, as if that had started it.
+///
+/// What the engine brings in has a session of its own, so whatever is in the first process's session is the module's.
+fn after_exec(evidence: &Evidence, running: &Running) -> bool {
+    let Some(since) = running.exec_since else { return false };
+    may_be_orphan(evidence, running).is_some_and(|orphan| orphan.start_time >= since)
+}
+
+/// The child of the module's first process from which the caller stems, if it could be an orphan from outside the module's
+/// own tree for all that its session says.
+#[must_use]
+pub fn may_be_orphan(evidence: &Evidence, running: &Running) -> Option<ProcessInstance> {
+    let (below, init) = below_init(evidence, running)?;
+    (below.session != init.session).then_some(below.process)
 }
 
 #[cfg(test)]
@@ -386,6 +461,11 @@ mod tests {
     }
 
     const INIT: ProcessInstance = ProcessInstance { pid: 100, start_time: 1000 };
+
+    /// A process in the session of the first one.
+    fn ancestor(process: ProcessInstance) -> Ancestor {
+        Ancestor { process, session: INIT.pid }
+    }
 
     struct Case {
         door: Door,
@@ -413,6 +493,7 @@ mod tests {
                     init: INIT,
                     cgroup: Some(cgroup.clone()),
                     container: Some(ContainerFacts { container: id.clone(), image: digest(1), options: digest(2) }),
+                    exec_since: None,
                 }),
                 evidence: Evidence {
                     handle: PeerHandle::PeerPidfd,
@@ -426,7 +507,8 @@ mod tests {
                         user_namespace: 6,
                         tracer: 0,
                     },
-                    ancestry: vec![ProcessInstance { pid: 101, start_time: 1001 }, INIT],
+                    ancestry: [ProcessInstance { pid: 101, start_time: 1001 }, INIT].map(ancestor).into(),
+                    holding: Holding::CloseOnExec,
                     container: Some(id),
                     measurement: Some(Measurement { digest: digest(3), unmodified_from_image: Some(true) }),
                 },
@@ -437,7 +519,7 @@ mod tests {
         fn host() -> Self {
             let mut case = Self::container();
             case.registration.workload = Workload::Process { executable: digest(3), uid: 0 };
-            case.facts = RunningFacts::Running(Running { init: INIT, cgroup: None, container: None });
+            case.facts = RunningFacts::Running(Running { init: INIT, cgroup: None, container: None, exec_since: None });
             case.evidence.container = None;
             case
         }
@@ -474,7 +556,7 @@ mod tests {
 
     #[test]
     fn each_single_fault_is_refused_with_its_own_reason() {
-        let faults: [(Fault, DenyReason); 13] = [
+        let faults: [(Fault, DenyReason); 16] = [
             (|c| c.door = Door::ModuleSocket(module("other")), DenyReason::SocketOfAnotherModule),
             (|c| c.registration.module = module("other"), DenyReason::NotRegistered),
             (|c| c.generation = Some("g0"), DenyReason::GenerationMismatch),
@@ -488,6 +570,15 @@ mod tests {
             (|c| c.container_facts().image = digest(9), DenyReason::ImageChanged),
             (|c| c.container_facts().options = digest(9), DenyReason::OptionsChanged),
             (|c| c.evidence.measurement = None, DenyReason::ExecutableUnmeasured),
+            (|c| c.evidence.holding = Holding::Inheritable, DenyReason::ConnectionInheritable),
+            (|c| c.evidence.holding = Holding::NotHeld, DenyReason::ConnectionNotHeld),
+            (
+                |c| {
+                    c.evidence.ancestry[0].session = 101;
+                    c.running().exec_since = Some(1001);
+                },
+                DenyReason::AfterExec,
+            ),
         ];
         for (fault, reason) in faults {
             let mut case = Case::container();
@@ -539,8 +630,37 @@ mod tests {
     #[test]
     fn a_reused_pid_is_not_the_modules_first_process() {
         let mut case = Case::container();
-        case.evidence.ancestry = vec![ProcessInstance { pid: INIT.pid, start_time: INIT.start_time + 1 }];
+        case.evidence.ancestry = vec![ancestor(ProcessInstance { start_time: INIT.start_time + 1, ..INIT })];
         assert_eq!(case.verdict(), Err(DenyReason::NotADescendant));
+    }
+
+    #[test]
+    fn after_an_exec_only_young_processes_of_foreign_sessions_are_doubted() {
+        let verdict = |session, since, caller_is_init: bool| {
+            let mut case = Case::container();
+            case.evidence.ancestry[0].session = session;
+            if caller_is_init {
+                case.evidence.ancestry.remove(0);
+                case.evidence.snapshot.process = INIT;
+            }
+            case.running().exec_since = since;
+            case.verdict()
+        };
+        assert_eq!(verdict(101, None, false), Ok(()), "no exec");
+        assert_eq!(verdict(101, Some(1002), false), Ok(()), "older than the exec");
+        assert_eq!(verdict(INIT.pid, Some(0), false), Ok(()), "in the module's session");
+        assert_eq!(verdict(101, Some(0), true), Ok(()), "the first process itself");
+        assert_eq!(verdict(101, Some(0), false), Err(DenyReason::AfterExec));
+        let mut case = Case::container();
+        case.evidence.ancestry[0].session = 101;
+        case.running().exec_since = Some(0);
+        // A grandchild is what its ancestor below the first process is.
+        case.evidence
+            .ancestry
+            .insert(0, Ancestor { process: ProcessInstance { pid: 102, start_time: 1 }, session: 100 });
+        assert_eq!(case.verdict(), Err(DenyReason::AfterExec));
+        case.registration.policy = Policy::Process;
+        assert_eq!(case.verdict(), Ok(()));
     }
 
     proptest! {
@@ -549,12 +669,16 @@ mod tests {
         fn a_stronger_policy_is_never_more_permissive(
             ancestor in any::<bool>(), image in any::<bool>(), options in any::<bool>(),
             unmodified in prop::option::of(any::<bool>()), inside in any::<bool>(), tracer in 0u32..2,
+            session in 100u32..102, since in prop::option::of(1000u64..1003), held in any::<bool>(),
         ) {
             let mut case = Case::container();
             if !ancestor { case.evidence.ancestry.clear(); }
             if !image { case.container_facts().image = digest(8); }
             if !options { case.container_facts().options = digest(8); }
             if !inside { case.evidence.snapshot.cgroup = "/elsewhere".into(); }
+            case.evidence.ancestry.iter_mut().take(1).for_each(|ancestor| ancestor.session = session);
+            case.running().exec_since = since;
+            if !held { case.evidence.holding = Holding::NotHeld; }
             case.evidence.snapshot.tracer = tracer;
             case.evidence.measurement = Some(Measurement { digest: digest(3), unmodified_from_image: unmodified });
             let mut allowed = Vec::new();

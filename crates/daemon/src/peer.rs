@@ -17,6 +17,17 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, getsockop
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
+/// The socket at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerSocket {
+    /// Its inode number, as `/proc/PID/fd` shows it.
+    Inode(u64),
+    /// It was closed before the connection was accepted, or the kernel could not say which it is.
+    Gone,
+    /// Not asked for, or this kernel does not tell.
+    Untold,
+}
+
 /// The process that connected.
 #[derive(Debug)]
 pub struct Caller {
@@ -24,6 +35,7 @@ pub struct Caller {
     gid: u32,
     pid: Option<u32>,
     pidfd: Option<(OwnedFd, PeerHandle)>,
+    socket: PeerSocket,
     sender_changed: AtomicBool,
     attached: OnceLock<Box<dyn Any + Send + Sync>>,
 }
@@ -33,7 +45,7 @@ impl Caller {
     ///
     /// # Errors
     /// If the socket has no peer credentials, which a Unix socket always has.
-    pub fn of(stream: &impl AsFd) -> io::Result<Self> {
+    pub fn of(stream: &impl AsFd, socket: PeerSocket) -> io::Result<Self> {
         let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
         rustix::net::sockopt::set_socket_passcred(stream, true)?;
         // 0 stands for a process that is not visible in our pid namespace.
@@ -49,6 +61,7 @@ impl Caller {
             gid: credentials.gid(),
             pid,
             pidfd: handle,
+            socket,
             sender_changed: AtomicBool::new(false),
             attached: OnceLock::new(),
         })
@@ -57,7 +70,8 @@ impl Caller {
     /// A caller that no socket stands behind, for unit tests of handlers.
     #[must_use]
     pub fn simulated(uid: u32, gid: u32) -> Self {
-        Self { uid, gid, pid: None, pidfd: None, sender_changed: AtomicBool::new(false), attached: OnceLock::new() }
+        let (sender_changed, attached) = (AtomicBool::new(false), OnceLock::new());
+        Self { uid, gid, pid: None, pidfd: None, socket: PeerSocket::Untold, sender_changed, attached }
     }
 
     /// Effective user id at connect.
@@ -84,6 +98,12 @@ impl Caller {
         self.pidfd.as_ref().map(|(pidfd, handle)| (pidfd.as_fd(), *handle))
     }
 
+    /// The socket that it connected with.
+    #[must_use]
+    pub fn socket(&self) -> PeerSocket {
+        self.socket
+    }
+
     /// What the service learned about this caller on an earlier request of the same connection, or learns now.
     ///
     /// One type a service: if something of another type is attached already, `None`.
@@ -103,7 +123,7 @@ impl Caller {
 pub fn strongest_handle() -> PeerHandle {
     let probe = || {
         let (one, _two) = std::os::unix::net::UnixStream::pair().ok()?;
-        Caller::of(&one).ok()?.pidfd().map(|(_, handle)| handle)
+        Caller::of(&one, PeerSocket::Untold).ok()?.pidfd().map(|(_, handle)| handle)
     };
     probe().unwrap_or(PeerHandle::PidfdOpen)
 }

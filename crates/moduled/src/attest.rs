@@ -4,16 +4,16 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use edgekeep_api::management::Refusal;
 use edgekeep_core::attestation::{
-    Asked, DenyReason, Door, Evidence, ProcessInstance, Registration, RunningFacts, Workload, needs_measurement,
-    verdict,
+    Asked, DenyReason, Door, Evidence, Holding, ProcessInstance, Registration, RunningFacts, Workload,
+    needs_measurement, verdict,
 };
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_daemon::audit::{Audit, Entry};
-use edgekeep_daemon::peer::Caller;
+use edgekeep_daemon::peer::{Caller, PeerSocket};
 use edgekeep_runtime::evidence::{Collector, EvidenceError, ImageLayers, ProcDir};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -27,6 +27,8 @@ struct Known {
     process: ProcDir,
     /// Gains the measurement when a policy first asks for it.
     evidence: RwLock<Evidence>,
+    /// Looked at when the caller connects, where its policy is known to ask for it; else when a policy first does.
+    holding: OnceLock<Holding>,
 }
 
 /// The registration and the facts a caller is judged against.
@@ -63,15 +65,29 @@ impl Attestor {
 
     /// Looks at a caller right after it connected, so that what it executes later cannot pass for what connected.
     ///
-    /// `facts` are those of the module that the socket is for, if it is for one: its first process ends the search for
-    /// ancestors early.
-    pub fn connected(&self, caller: &Caller, facts: &RunningFacts) {
+    /// `registration` and `facts` are those of the module that the socket is for, if it is for one: its first process ends
+    /// the search for ancestors early, and its policy says what is looked at.
+    pub fn connected(&self, caller: &Caller, registration: Option<&Registration>, facts: &RunningFacts) {
         let init = match facts {
             RunningFacts::Running(running) => Some(&running.init),
             RunningFacts::Unknown | RunningFacts::Stopped => None,
         };
         // A failure is kept as well, and is the answer to every request of this caller.
-        let _ = caller.attached(|| self.learn(caller, init));
+        let learned = caller.attached(|| self.learn(caller, init));
+        if let Some(Ok(known)) = learned
+            && registration.is_some_and(needs_measurement)
+        {
+            self.look_at_connection(caller, known);
+        }
+    }
+
+    /// How the caller holds its connection, as it was when first looked at.
+    fn look_at_connection(&self, caller: &Caller, known: &Known) -> Holding {
+        *known.holding.get_or_init(|| match caller.socket() {
+            PeerSocket::Inode(inode) => self.collector.holding(&known.process, inode),
+            PeerSocket::Gone => Holding::NotHeld,
+            PeerSocket::Untold => Holding::Untold,
+        })
     }
 
     /// Judges the caller.
@@ -90,8 +106,11 @@ impl Attestor {
         if !self.collector.recheck(&known.process, &evidence.snapshot) {
             return Err(gone_or_changed(caller));
         }
-        let measure = subject.registration.as_ref().is_some_and(needs_measurement) && evidence.measurement.is_none();
-        if measure {
+        let strict = subject.registration.as_ref().is_some_and(needs_measurement);
+        if strict {
+            evidence.holding = self.look_at_connection(caller, known);
+        }
+        if strict && evidence.measurement.is_none() {
             // Judged without the measurement first: whoever fails for another reason does not get a file hashed.
             match verdict(door, asked, subject.registration.as_ref(), &subject.facts, &evidence) {
                 Err(DenyReason::ExecutableUnmeasured) => {}
@@ -167,7 +186,7 @@ impl Attestor {
         let (pidfd, handle) = caller.pidfd().ok_or(DenyReason::CallerGone)?;
         let process = ProcDir::open(pid, pidfd).map_err(|error| reason(&error))?;
         let evidence = self.collector.identify(handle, &process, init).map_err(|error| reason(&error))?;
-        Ok(Known { process, evidence: RwLock::new(evidence) })
+        Ok(Known { process, evidence: RwLock::new(evidence), holding: OnceLock::new() })
     }
 }
 

@@ -107,9 +107,9 @@ impl Moduled {
             Door::ManagementSocket => Some(&self.agent),
             Door::LegacySocket => None,
         };
-        let facts = owner
-            .map_or(RunningFacts::Stopped, |module| self.modules.facts(module, self.registrations.of(module).as_ref()));
-        self.attestor.connected(caller, &facts);
+        let registration = owner.and_then(|module| self.registrations.of(module));
+        let facts = owner.map_or(RunningFacts::Stopped, |module| self.modules.facts(module, registration.as_ref()));
+        self.attestor.connected(caller, registration.as_ref(), &facts);
     }
 
     /// Lets a caller act as `module`, or refuses it with 403 and an entry in the audit trail.

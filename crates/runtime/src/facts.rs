@@ -255,6 +255,7 @@ fn running_facts(container: &Container, hierarchy: &CgroupHierarchy) -> RunningF
                 // A container without the label was not made by moduled: no registration has this digest.
                 options: container.options().unwrap_or(Sha256Digest::new([0; 32])),
             }),
+            exec_since: None,
         })
     };
     look().map_or(RunningFacts::Unknown, RunningFacts::Running)

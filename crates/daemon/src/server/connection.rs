@@ -11,9 +11,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::acceptor::Acceptor;
 use super::response::HttpError;
 use super::router::Router;
-use crate::peer::{Caller, CheckedStream};
+use crate::peer::{Caller, CheckedStream, PeerSocket};
 
 /// Time in which a request head must have come; an idle connection is closed after it as well.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
@@ -108,17 +109,17 @@ pub async fn serve<S: Send + Sync + 'static>(
     let counts = Arc::new(Mutex::new(Counts::default()));
     let mut connections = JoinSet::new();
     let mut last_warning: Option<Instant> = None;
-    // Set on the listener, so that bytes sent before accept carry their sender as well.
-    if let Err(error) = rustix::net::sockopt::set_socket_passcred(&listener, true) {
-        tracing::warn!(%error, "senders of early bytes cannot be checked");
-    }
+    let mut acceptor = match Acceptor::new(listener, router.looks_at_callers()) {
+        Ok(acceptor) => acceptor,
+        Err(error) => return tracing::error!(%error, "cannot serve a socket"),
+    };
     loop {
         tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    if let Some((caller, slot)) = admit(&stream, &counts, limits) {
+            accepted = acceptor.accept() => match accepted {
+                Ok((stream, socket)) => {
+                    if let Some((caller, slot)) = admit(&stream, socket, &counts, limits) {
                         if matches!(slot.kind, SlotKind::Served(_)) {
                             router.connected(&caller);
                         }
@@ -139,7 +140,7 @@ pub async fn serve<S: Send + Sync + 'static>(
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
     }
-    drop(listener);
+    drop(acceptor);
     let all_ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP_GRACE, all_ended).await.is_err() {
         tracing::warn!("requests did not end within {} s and were dropped", STOP_GRACE.as_secs());
@@ -151,8 +152,13 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn admit(stream: &UnixStream, counts: &Arc<Mutex<Counts>>, limits: Limits) -> Option<(Arc<Caller>, Slot)> {
-    match Caller::of(stream) {
+fn admit(
+    stream: &UnixStream,
+    socket: PeerSocket,
+    counts: &Arc<Mutex<Counts>>,
+    limits: Limits,
+) -> Option<(Arc<Caller>, Slot)> {
+    match Caller::of(stream, socket) {
         Ok(caller) => {
             let slot = Slot::take(counts, caller.uid(), limits.connections_per_uid)?;
             Some((Arc::new(caller), slot))

@@ -4,10 +4,12 @@
 //! 1 MiB, a connection over the limit is answered with 429 before it is closed, and a connection on which another process
 //! sent bytes is answered with the refusal that the service chose.
 
+mod acceptor;
 mod connection;
 mod request;
 mod response;
 mod router;
+mod waiting;
 
 pub use connection::{Limits, serve};
 pub use request::Request;

@@ -27,7 +27,7 @@ pub struct Router<S> {
     state: Arc<S>,
     versions: &'static [&'static str],
     routes: Vec<Route<S>>,
-    connected: Connected<S>,
+    connected: Option<Connected<S>>,
     sender_changed: SenderChanged<S>,
 }
 
@@ -41,13 +41,7 @@ impl<S: Send + Sync + 'static> Router<S> {
     /// A service without routes that accepts `versions`, oldest first.
     #[must_use]
     pub fn new(state: Arc<S>, versions: &'static [&'static str]) -> Self {
-        Self {
-            state,
-            versions,
-            routes: Vec::new(),
-            connected: Box::new(|_, _| ()),
-            sender_changed: Box::new(|_, _, _| ()),
-        }
+        Self { state, versions, routes: Vec::new(), connected: None, sender_changed: Box::new(|_, _, _| ()) }
     }
 
     /// Adds a route. `pattern` is `/`-separated; a segment in braces takes any one segment. `since` is the version from
@@ -72,7 +66,7 @@ impl<S: Send + Sync + 'static> Router<S> {
     /// still is who connected.
     #[must_use]
     pub fn on_connected(mut self, hook: impl Fn(&S, &Caller) + Send + Sync + 'static) -> Self {
-        self.connected = Box::new(hook);
+        self.connected = Some(Box::new(hook));
         self
     }
 
@@ -90,7 +84,14 @@ impl<S: Send + Sync + 'static> Router<S> {
     }
 
     pub(super) fn connected(&self, caller: &Caller) {
-        (self.connected)(&self.state, caller);
+        if let Some(hook) = &self.connected {
+            hook(&self.state, caller);
+        }
+    }
+
+    /// Whether callers are looked at when they connect, which needs to know their sockets.
+    pub(super) fn looks_at_callers(&self) -> bool {
+        self.connected.is_some()
     }
 
     pub(super) fn refuse_sender(&self, caller: &Caller, what: &str) {

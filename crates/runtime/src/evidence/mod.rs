@@ -11,7 +11,7 @@ mod proc_dir;
 
 use std::io;
 
-use edgekeep_core::attestation::{DenyReason, Evidence, Measurement, PeerHandle, ProcessInstance, Snapshot};
+use edgekeep_core::attestation::{DenyReason, Evidence, Holding, Measurement, PeerHandle, ProcessInstance, Snapshot};
 
 pub(crate) use cgroup::container_group;
 pub use cgroup::{CgroupHierarchy, ContainerCgroup, ContainerCgroups};
@@ -118,7 +118,18 @@ impl Collector {
         process.still(&self.hierarchy, snapshot)
     }
 
-    /// Everything but the measurement of the executable.
+    /// How the process holds its end of a connection, which is the socket with this inode number.
+    ///
+    /// To be asked as soon as the connection is accepted: a program may change the flags of its descriptors.
+    #[must_use]
+    pub fn holding(&self, process: &ProcDir, socket: u64) -> Holding {
+        process.holding(socket).unwrap_or_else(|error| {
+            tracing::debug!(%error, pid = process.pid(), "descriptors not seen");
+            Holding::NotHeld
+        })
+    }
+
+    /// Everything but the measurement of the executable and the look at the connection.
     ///
     /// With the module's first process as `stop_at` the ancestry ends there: what is above it decides nothing, and each
     /// level costs about 15 µs.
@@ -137,7 +148,7 @@ impl Collector {
             return Err(EvidenceError::Changed);
         }
         let container = self.containers.container_id(&snapshot.cgroup);
-        Ok(Evidence { handle, snapshot, ancestry, container, measurement: None })
+        Ok(Evidence { handle, snapshot, ancestry, holding: Holding::Untold, container, measurement: None })
     }
 
     /// Adds the measurement: the executable's digest and, with the `image` that its container runs, whether it is an

@@ -4,12 +4,15 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
-use edgekeep_core::attestation::{ExecutableFile, ProcessInstance, Snapshot};
+use edgekeep_core::attestation::{Ancestor, ExecutableFile, Holding, ProcessInstance, Snapshot};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{AtFlags, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::{CgroupHierarchy, EvidenceError};
+
+/// Descriptors that are looked through for a connection.
+const MAX_DESCRIPTORS: usize = 16 * 1024;
 
 /// A handle on one process through `/proc`. Every read through it is of that process or fails: the kernel ties the open
 /// folder to the process, not to the number.
@@ -95,13 +98,14 @@ impl ProcDir {
         &self,
         stop_at: Option<&ProcessInstance>,
         limit: usize,
-    ) -> Result<Vec<ProcessInstance>, EvidenceError> {
+    ) -> Result<Vec<Ancestor>, EvidenceError> {
         let mut child = open_stat(&self.folder)?;
         let mut stat = read_stat(&child)?;
-        let mut chain = vec![ProcessInstance { pid: self.pid, start_time: stat.start_time }];
+        let mut chain = vec![stat.as_ancestor(self.pid)];
         // Twice the limit: a process whose parents keep ending costs a bounded number of looks.
         for _ in 0..limit * 2 {
-            if stat.parent == 0 || chain.len() >= limit || chain.last() == stop_at {
+            let last = chain.last().map(|ancestor| &ancestor.process);
+            if stat.parent == 0 || chain.len() >= limit || last == stop_at {
                 break;
             }
             let Ok(parent) =
@@ -121,11 +125,52 @@ impl ProcDir {
                 Err(EvidenceError::Gone) => continue,
                 Err(other) => return Err(other),
             };
-            chain.push(ProcessInstance { pid: stat.parent, start_time: parent_stat.start_time });
+            chain.push(parent_stat.as_ancestor(stat.parent));
             stat = parent_stat;
             child = parent;
         }
         Ok(chain)
+    }
+
+    /// How the process holds the socket with this inode number: about 2 µs for each of its descriptors.
+    pub(super) fn holding(&self, socket: u64) -> Result<Holding, EvidenceError> {
+        let reading = |errno| EvidenceError::reading("fd")(errno);
+        let folder =
+            rustix::fs::openat(&self.folder, "fd", OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())
+                .map_err(reading)?;
+        let wanted = format!("socket:[{socket}]");
+        let mut holding = Holding::NotHeld;
+        let mut target = [std::mem::MaybeUninit::uninit(); 32];
+        for entry in Dir::read_from(&folder).map_err(reading)?.take(MAX_DESCRIPTORS) {
+            let entry = entry.map_err(reading)?;
+            // What is longer than the buffer is no socket; what is gone is not held.
+            let Ok((target, _)) = rustix::fs::readlinkat_raw(&folder, entry.file_name(), &mut target) else { continue };
+            if target != wanted.as_bytes() {
+                continue;
+            }
+            let number = entry.file_name().to_str().map_err(|_| EvidenceError::Malformed { what: "fd" })?;
+            match self.closes_on_exec(number)? {
+                // One such descriptor is proof, however many others there are.
+                Some(true) => return Ok(Holding::CloseOnExec),
+                Some(false) => holding = Holding::Inheritable,
+                None => {}
+            }
+        }
+        Ok(holding)
+    }
+
+    /// Whether a descriptor is closed on exec; `None` if it is gone.
+    fn closes_on_exec(&self, number: &str) -> Result<Option<bool>, EvidenceError> {
+        let path = format!("fdinfo/{number}");
+        let Ok(info) = rustix::fs::openat(&self.folder, &*path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+            return Ok(None);
+        };
+        let mut buffer = [0; 1024];
+        let Ok(text) = read_whole(&info, &mut buffer, "fdinfo") else { return Ok(None) };
+        let text = std::str::from_utf8(text).unwrap_or_default();
+        let flags = text.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+        let flags = flags.ok_or(EvidenceError::Malformed { what: "fdinfo" })?;
+        Ok(Some(flags & OFlags::CLOEXEC.bits() != 0))
     }
 
     /// Opens the file that the process executes, however it is named now, and says which file that is.
@@ -196,7 +241,14 @@ pub(crate) fn executable_file(stat: &Stat) -> ExecutableFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ProcStat {
     pub(crate) parent: u32,
+    pub(crate) session: u32,
     pub(crate) start_time: u64,
+}
+
+impl ProcStat {
+    fn as_ancestor(self, pid: u32) -> Ancestor {
+        Ancestor { process: ProcessInstance { pid, start_time: self.start_time }, session: self.session }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,10 +296,11 @@ fn parse_stat(text: &[u8]) -> Option<ProcStat> {
     let end = text.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(text.get(end + 1..)?).ok()?;
     let mut fields = rest.split_ascii_whitespace();
-    // Field 3 (state) comes first here; the parent is field 4, the start time field 22.
+    // Field 3 (state) comes first here; the parent is field 4, the session field 6, the start time field 22.
     let parent = fields.nth(1)?.parse().ok()?;
-    let start_time = fields.nth(17)?.parse().ok()?;
-    Some(ProcStat { parent, start_time })
+    let session = fields.nth(1)?.parse().ok()?;
+    let start_time = fields.nth(15)?.parse().ok()?;
+    Some(ProcStat { parent, session, start_time })
 }
 
 fn parse_status(text: &[u8]) -> Option<ProcStatus> {
@@ -319,10 +372,11 @@ mod tests {
         assert_eq!(evidence.snapshot.executable, executable_file(&sleep));
         assert_eq!(evidence.snapshot.uid, rustix::process::geteuid().as_raw());
         assert_eq!(evidence.snapshot.tracer, 0);
-        assert_eq!(evidence.ancestry[0], evidence.snapshot.process);
-        assert_eq!(evidence.ancestry[1].pid, std::process::id());
+        assert_eq!(evidence.ancestry[0].process, evidence.snapshot.process);
+        assert_eq!(evidence.ancestry[1].process.pid, std::process::id());
+        assert_eq!(evidence.ancestry[0].session, evidence.ancestry[1].session, "a child stays in the session");
         assert!(collector.recheck(&process, &evidence.snapshot));
-        let short = collector.identify(PeerHandle::PidfdOpen, &process, Some(&evidence.ancestry[1]));
+        let short = collector.identify(PeerHandle::PidfdOpen, &process, Some(&evidence.ancestry[1].process));
         assert_eq!(short.expect("child lives").ancestry, evidence.ancestry[..2]);
     }
 
@@ -382,10 +436,14 @@ mod tests {
 
     #[test]
     fn a_program_name_with_parentheses_and_blanks_does_not_shift_the_fields() {
-        let tail = "S 7 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 192557 1 1";
+        let tail = "S 7 1 3 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 192557 1 1";
         for name in ["sleep", "a) R 1 (b", ") ) )", "x y"] {
             let line = format!("42 ({name}) {tail}");
-            assert_eq!(parse_stat(line.as_bytes()), Some(ProcStat { parent: 7, start_time: 192_557 }), "{name}");
+            assert_eq!(
+                parse_stat(line.as_bytes()),
+                Some(ProcStat { parent: 7, session: 3, start_time: 192_557 }),
+                "{name}"
+            );
         }
     }
 

@@ -332,7 +332,7 @@ impl Module {
     }
 
     fn set_current(&self, process: ProcessInstance, current: Current) {
-        let running = Running { init: process, cgroup: current.cgroup.clone(), container: None };
+        let running = Running { init: process, cgroup: current.cgroup.clone(), container: None, exec_since: None };
         *self.current() = Some(current);
         *self.facts.write().unwrap_or_else(PoisonError::into_inner) = RunningFacts::Running(running);
         self.running.send_replace(true);

@@ -1,16 +1,13 @@
 //! Whole devices whose modules are programs of the host: no container engine is needed.
 //!
-//! `management` and `workload` go through the routes, `attacks` through what others may try, `cloud_away` and `crashes`
-//! through what may go wrong, `names` through what hostile ids may do.
+//! `management` and `workload` go through the routes, `cloud_away` and `crashes` through what may go wrong. What others may
+//! try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
-mod attacks;
 mod cloud_away;
 mod crashes;
 mod management;
-mod names;
 mod reference_agent;
-mod scripts;
 mod workload;
 
 use edgekeep_testkit::{Device, wait_for};

@@ -2,7 +2,6 @@
 //! without it each test says that it is skipped.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
-mod attacks;
 mod engine_away;
 mod lifecycle;
 

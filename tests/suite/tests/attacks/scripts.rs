@@ -1,6 +1,6 @@
 //! Modules that are scripts: what a module's own code may try, step by step.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use edgekeep_testkit::{Builder, Device, wait_for};
 use serde_json::json;
@@ -48,6 +48,11 @@ impl Script {
         });
         device.create_and_start(spec);
         Self { report }
+    }
+
+    /// The file that its reports go to.
+    pub(crate) fn report(&self) -> &Path {
+        &self.report
     }
 
     /// The lines reported so far, as soon as there are `count`.

@@ -1,0 +1,60 @@
+//! The attack suite: what others may try to get a module's identity, and the one reason for which each is refused.
+//!
+//! The answer to an attacker is a bare 403; the reason is asserted through the audit trail (`GET /status`). Attacks on
+//! container modules need an engine (`EDGEKEEP_TEST_ENGINE=unix:///path`), without which their tests say that they are
+//! skipped.
+//!
+//! | attack | test | reason |
+//! |---|---|---|
+//! | a stranger of the same user | `host::a_stranger_of_the_same_user_is_refused_on_every_socket` | `not-in-module` |
+//! | another user, another user's socket | `host::another_user_is_refused` | `other-user` |
+//! | a copy of the module with its environment | `host::a_copy_of_the_module_with_its_environment_is_not_the_module` | `not-in-module` |
+//! | another module's identity, socket, certificate name | `host::a_module_gets_no_identity_but_its_own`, `host::no_module_gets_a_certificate_in_a_neighbours_name` | `socket-of-another-module`, `not-in-module`, `name-of-another-module` |
+//! | the legacy socket with another id | `host::a_stranger_…`, `host::a_module_gets_no_identity_but_its_own` | `not-in-module`, `not-registered` |
+//! | a program that the module starts | `host::another_program_that_a_module_starts_is_refused` | `executable-changed` |
+//! | a child that sends on its parent's connection | `host::bytes_of_a_child_…` | `sender-changed` |
+//! | a passed descriptor | `exec::a_connection_passed_to_another_process_is_refused` | `sender-changed` |
+//! | exec between requests, in the middle of one | `exec::a_program_that_takes_over_…`, `exec::another_program_that_a_module_becomes_…` | `caller-changed`, `executable-changed` |
+//! | exec of the registered program after asking | `exec::a_program_that_asks_and_then_becomes_the_registered_one_…` | `connection-not-held`, `connection-inheritable` |
+//! | the pid of an ended process, used again | `pids::a_process_with_the_number_of_the_one_that_connected_is_refused` | `caller-gone` |
+//! | a process of a pid namespace that cannot be seen | `pids::…` | `not-in-module` |
+//! | ptrace | `host::a_module_under_a_debugger_is_refused_as_long_as_it_is` | `traced` |
+//! | left the tree, put into the group | `host::a_process_that_left_the_modules_tree_is_refused`, `host::a_process_put_into_the_modules_group_from_outside_is_refused` | `not-a-descendant` |
+//! | a changed executable | `host::an_executable_that_changed_…`, `engine::a_program_changed_in_the_writable_layer_…` | not started, `executable-changed` |
+//! | another container, with forged names, sharing namespaces | `engine::another_container_with_the_modules_socket_is_refused`, `engine::a_container_that_forges_…` | `not-in-module` |
+//! | another image or container in the module's place | `engine::a_container_put_in_the_modules_place_is_refused`, `engine::a_tag_moved_…` | `container-changed` |
+//! | engine `exec`, plain and detached | `engine::what_the_engine_brings_into_the_container_…`, `engine::a_detached_exec_…` | `not-a-descendant`, `after-exec` |
+//! | hostile ids on every route and engine path | `names` | 400, 403 or 404 as documented |
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
+
+mod engine;
+mod exec;
+mod host;
+mod names;
+mod pids;
+mod scripts;
+
+use std::path::PathBuf;
+
+use edgekeep_testkit::{Builder, Device, Engine, Image, program, wait_for};
+
+/// What the images of these tests hold; the first is what they run unless told otherwise.
+fn programs() -> Vec<PathBuf> {
+    let mut programs: Vec<PathBuf> = ["calls", "intruder", "thermometer"].map(program).into();
+    programs.extend(["/bin/sh", "/bin/cp", "/bin/sleep"].map(PathBuf::from));
+    programs
+}
+
+/// A device with a container engine and a host program as its agent.
+fn with_engine(engine: &Engine) -> Builder {
+    Device::builder().engine(engine, engine.uri())
+}
+
+fn image(engine: &Engine) -> Image {
+    engine.import(&programs(), "first")
+}
+
+/// Waits until the device has its Edge CA, which module certificates need.
+fn wait_for_edge_ca(device: &Device) {
+    wait_for("the Edge CA certificate", || device.status().edge_ca_expiration);
+}
