@@ -180,6 +180,8 @@ pub enum RunningFacts {
 pub struct Running {
     /// Its first process.
     pub init: ProcessInstance,
+    /// Inode of the first process's user namespace.
+    pub user_namespace: u64,
     /// The first process's cgroup path; `None` if the module has no cgroup of its own.
     pub cgroup: Option<String>,
     /// The container, for container modules.
@@ -286,6 +288,10 @@ pub enum DenyReason {
     /// The executable is not the registered one, or not an unmodified file of the image.
     #[error("executable-changed")]
     ExecutableChanged,
+    /// The caller is in another user namespace than its module: there it has capabilities with which a process names another
+    /// file than the one it executes.
+    #[error("other-user-namespace")]
+    OtherUserNamespace,
     /// The caller holds its connection in a descriptor that survives exec: another program may have connected.
     #[error("connection-inheritable")]
     ConnectionInheritable,
@@ -378,6 +384,9 @@ pub fn verdict(
         }
     }
     if needs_measurement(registration) {
+        if evidence.snapshot.user_namespace != running.user_namespace {
+            return Err(DenyReason::OtherUserNamespace);
+        }
         match evidence.holding {
             Holding::CloseOnExec | Holding::Untold => {}
             Holding::Inheritable => return Err(DenyReason::ConnectionInheritable),
@@ -403,9 +412,19 @@ fn inside(cgroup: &str, running: &Running) -> bool {
     running.cgroup.as_deref().is_some_and(|own| {
         // The root group holds everything, so it proves nothing.
         own != "/"
-            && cgroup.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            && cgroup.strip_prefix(own).is_some_and(|rest| {
+                // Another container below, put there by a `cgroup-parent` option, is not the module.
+                (rest.is_empty() || rest.starts_with('/')) && !rest.split('/').any(names_a_container)
+            })
             && !cgroup.split('/').any(|part| part == "..")
     })
+}
+
+/// Whether a component of a cgroup path has the form that engines give their containers: `ID`, `NAME-ID`, `NAME-ID.scope`.
+fn names_a_container(component: &str) -> bool {
+    let name = component.strip_suffix(".scope").unwrap_or(component);
+    let id = name.rsplit('-').next().unwrap_or(name);
+    id.parse::<ContainerId>().is_ok()
 }
 
 fn is_descendant(evidence: &Evidence, running: &Running) -> bool {
@@ -491,6 +510,7 @@ mod tests {
                 },
                 facts: RunningFacts::Running(Running {
                     init: INIT,
+                    user_namespace: 6,
                     cgroup: Some(cgroup.clone()),
                     container: Some(ContainerFacts { container: id.clone(), image: digest(1), options: digest(2) }),
                     exec_since: None,
@@ -519,7 +539,13 @@ mod tests {
         fn host() -> Self {
             let mut case = Self::container();
             case.registration.workload = Workload::Process { executable: digest(3), uid: 0 };
-            case.facts = RunningFacts::Running(Running { init: INIT, cgroup: None, container: None, exec_since: None });
+            case.facts = RunningFacts::Running(Running {
+                init: INIT,
+                user_namespace: 6,
+                cgroup: None,
+                container: None,
+                exec_since: None,
+            });
             case.evidence.container = None;
             case
         }
@@ -556,7 +582,7 @@ mod tests {
 
     #[test]
     fn each_single_fault_is_refused_with_its_own_reason() {
-        let faults: [(Fault, DenyReason); 16] = [
+        let faults: [(Fault, DenyReason); 18] = [
             (|c| c.door = Door::ModuleSocket(module("other")), DenyReason::SocketOfAnotherModule),
             (|c| c.registration.module = module("other"), DenyReason::NotRegistered),
             (|c| c.generation = Some("g0"), DenyReason::GenerationMismatch),
@@ -570,6 +596,11 @@ mod tests {
             (|c| c.container_facts().image = digest(9), DenyReason::ImageChanged),
             (|c| c.container_facts().options = digest(9), DenyReason::OptionsChanged),
             (|c| c.evidence.measurement = None, DenyReason::ExecutableUnmeasured),
+            (|c| c.evidence.snapshot.user_namespace = 7, DenyReason::OtherUserNamespace),
+            (
+                |c| c.evidence.snapshot.cgroup = format!("/docker/{}/docker-{}.scope", container('a'), container('b')),
+                DenyReason::NotInModule,
+            ),
             (|c| c.evidence.holding = Holding::Inheritable, DenyReason::ConnectionInheritable),
             (|c| c.evidence.holding = Holding::NotHeld, DenyReason::ConnectionNotHeld),
             (

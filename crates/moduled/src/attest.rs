@@ -8,8 +8,8 @@ use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use edgekeep_api::management::Refusal;
 use edgekeep_core::attestation::{
-    Asked, DenyReason, Door, Evidence, Holding, ProcessInstance, Registration, RunningFacts, Workload,
-    needs_measurement, verdict,
+    Asked, DenyReason, Door, Evidence, Holding, Policy, ProcessInstance, Registration, RunningFacts, Workload,
+    may_be_orphan, needs_measurement, verdict,
 };
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_daemon::audit::{Audit, Entry};
@@ -144,6 +144,18 @@ impl Attestor {
         let known = self.known(caller).ok()?;
         let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner);
         evidence.measurement.map(|measurement| measurement.digest)
+    }
+
+    /// The child of a container's first process from which the caller stems, if the engine's `exec` may have left it
+    /// behind and the module's policy minds.
+    #[must_use]
+    pub fn may_be_orphan(&self, caller: &Caller, subject: &Subject) -> Option<ProcessInstance> {
+        let registration = subject.registration.as_ref()?;
+        let minds = registration.policy >= Policy::Image && matches!(registration.workload, Workload::Container { .. });
+        let (RunningFacts::Running(running), true) = (&subject.facts, minds) else { return None };
+        let known = self.known(caller).ok()?;
+        let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner);
+        may_be_orphan(&evidence, running)
     }
 
     /// Writes a refusal down.

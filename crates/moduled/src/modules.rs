@@ -11,7 +11,7 @@ use std::time::Duration;
 use edgekeep_api::management::{
     DetailsConfig, ExitStatus, ModuleDetails, ModuleList, ModuleSpec, ModuleStatus, RuntimeStatus,
 };
-use edgekeep_core::attestation::{Policy, Registration, RunningFacts, Workload};
+use edgekeep_core::attestation::{Policy, ProcessInstance, Registration, RunningFacts, Workload};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::listen::ListenError;
 use edgekeep_daemon::server::HttpError;
@@ -83,6 +83,14 @@ impl Modules {
     pub async fn facts_soon(&self, module: &ModuleId) -> RunningFacts {
         match &self.containers {
             Some(containers) => containers.watch.facts_within(module, Duration::from_secs(2)).await,
+            None => RunningFacts::Unknown,
+        }
+    }
+
+    /// What runs for a container module, with all that the engine knows of how `process` came into it.
+    pub async fn facts_about(&self, module: &ModuleId, process: &ProcessInstance) -> RunningFacts {
+        match &self.containers {
+            Some(containers) => containers.watch.facts_about(module, process).await,
             None => RunningFacts::Unknown,
         }
     }

@@ -139,6 +139,13 @@ impl Moduled {
             subject.layers = self.modules.layers(module, subject.registration.as_ref());
             judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
         }
+        if judged.is_ok()
+            && let Some(process) = self.attestor.may_be_orphan(&request.caller, &subject)
+        {
+            // Nothing is known against it, but the engine's word about it may still be on its way.
+            subject.facts = self.modules.facts_about(module, &process).await;
+            judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
+        }
         judged.map_err(|reason| {
             let route = format!("{} {}", request.method(), request.route);
             self.attestor.refuse(&request.caller, module.as_str(), &route, reason);

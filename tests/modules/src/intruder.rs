@@ -1,13 +1,14 @@
 //! A program that asks for a module's secrets without being that module.
 //!
 //! ```text
-//! intruder --socket PATH --module M --genid G [--json] [--pass-fd | --exec-after-connect PROGRAM |
+//! intruder --socket PATH --module M --genid G [--json] [--when-orphaned] [--pass-fd | --exec-after-connect PROGRAM |
 //!          --exec-after-request PROGRAM]
 //! intruder --serve | --sleep
 //! ```
 //! Without a mode it tries every call itself. Exit code 0: all calls that carry identity were refused (401, 403, closed
 //! without an answer, or no permission to connect); 1: one was granted; 3: one was neither (another status, nobody
 //! there), which says nothing about the guard; 2: wrong arguments.
+//! - `--when-orphaned` first waits until it is a child of the container's first process.
 //! - `--pass-fd` connects, and a child that inherited the connection sends the request.
 //! - `--exec-after-connect` connects, sends half a request and becomes `PROGRAM --finish`, which has the connection as its
 //!   standard input and output and sends the rest; PROGRAM is another copy of this one.
@@ -36,6 +37,7 @@ struct Arguments {
     module: String,
     generation: String,
     json: bool,
+    when_orphaned: bool,
     mode: Mode,
 }
 
@@ -97,6 +99,7 @@ fn parse(mut texts: impl Iterator<Item = String>) -> anyhow::Result<Arguments> {
             "--module" => arguments.module = value()?,
             "--genid" => arguments.generation = value()?,
             "--json" => arguments.json = true,
+            "--when-orphaned" => arguments.when_orphaned = true,
             "--pass-fd" => arguments.mode = Mode::PassFd,
             "--exec-after-connect" => arguments.mode = Mode::ExecAfterConnect(value()?.into()),
             "--exec-after-request" => arguments.mode = Mode::ExecAfterRequest(value()?.into()),
@@ -114,6 +117,9 @@ fn parse(mut texts: impl Iterator<Item = String>) -> anyhow::Result<Arguments> {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<u8> {
+    while arguments.when_orphaned && std::os::unix::process::parent_id() != 1 {
+        edgekeep_test_modules::pause(std::time::Duration::from_millis(5));
+    }
     match &arguments.mode {
         Mode::Wait => {
             end_on_signal()?;

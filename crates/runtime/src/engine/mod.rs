@@ -18,6 +18,7 @@ use base64::engine::general_purpose::URL_SAFE;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::{ContainerId, ModuleId};
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use crate::evidence::ImageLayers;
@@ -464,6 +465,27 @@ impl Engine {
         call.limit = ANSWER_LIMIT;
         Ok(Events(JsonLines::new(self.connector.send(call).await?.into_body())))
     }
+
+    /// Goes through what the engine remembers of one container since a moment, in seconds since the epoch.
+    pub(crate) async fn past_events(
+        &self,
+        id: &ContainerId,
+        since: i64,
+        mut each: impl FnMut(&Event),
+    ) -> Result<(), EngineError> {
+        let filters = json!({ "type": ["container"], "container": [id.as_str()] }).to_string();
+        // With a moment that has passed as its end the stream ends by itself; whole seconds would cut off the last one.
+        let until = OffsetDateTime::now_utc().unix_timestamp_nanos();
+        let until = format!("{}.{:09}", until / 1_000_000_000, until % 1_000_000_000);
+        let target = Target::new("/events").query("filters", &filters).query("since", &since.to_string());
+        let mut call = Call::get(target.query("until", &until));
+        call.limit = ANSWER_LIMIT;
+        let mut stream = Events(JsonLines::new(self.connector.send(call).await?.into_body()));
+        while let Some(event) = stream.next().await? {
+            each(&event);
+        }
+        Ok(())
+    }
 }
 
 /// A stream of container events.
@@ -475,6 +497,8 @@ pub(crate) struct Events(JsonLines);
 pub(crate) struct Event {
     pub(crate) container: ContainerId,
     pub(crate) action: String,
+    /// Nanoseconds since the epoch.
+    pub(crate) time: Option<i64>,
 }
 
 impl Events {
@@ -484,7 +508,7 @@ impl Events {
             let id = value["Actor"]["ID"].as_str().or(value["id"].as_str()).and_then(|id| id.parse().ok());
             let action = value["Action"].as_str().or(value["status"].as_str());
             if let (Some(container), Some(action)) = (id, action) {
-                return Ok(Some(Event { container, action: action.to_owned() }));
+                return Ok(Some(Event { container, action: action.to_owned(), time: value["timeNano"].as_i64() }));
             }
         }
         Ok(None)

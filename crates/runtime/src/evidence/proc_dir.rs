@@ -79,7 +79,7 @@ impl ProcDir {
             executable: self.executable()?,
             cgroup: self.cgroup(hierarchy)?,
             pid_namespace: self.namespace("ns/pid")?,
-            user_namespace: self.namespace("ns/user")?,
+            user_namespace: self.user_namespace()?,
             tracer: status.tracer,
         })
     }
@@ -190,6 +190,11 @@ impl ProcDir {
     fn executable(&self) -> Result<ExecutableFile, EvidenceError> {
         let stat = rustix::fs::statat(&self.folder, "exe", AtFlags::empty()).map_err(EvidenceError::reading("exe"))?;
         Ok(executable_file(&stat))
+    }
+
+    /// Inode of the process's user namespace.
+    pub(crate) fn user_namespace(&self) -> Result<u64, EvidenceError> {
+        self.namespace("ns/user")
     }
 
     fn namespace(&self, what: &'static str) -> Result<u64, EvidenceError> {

@@ -332,7 +332,16 @@ impl Module {
     }
 
     fn set_current(&self, process: ProcessInstance, current: Current) {
-        let running = Running { init: process, cgroup: current.cgroup.clone(), container: None, exec_since: None };
+        // Host modules run in the daemon's own; one that cannot be read is nobody's.
+        let own = ProcDir::open_unproved(std::process::id()).and_then(|own| own.user_namespace());
+        let user_namespace = own.unwrap_or_default();
+        let running = Running {
+            init: process,
+            cgroup: current.cgroup.clone(),
+            container: None,
+            exec_since: None,
+            user_namespace,
+        };
         *self.current() = Some(current);
         *self.facts.write().unwrap_or_else(PoisonError::into_inner) = RunningFacts::Running(running);
         self.running.send_replace(true);

@@ -1,4 +1,4 @@
-//! What others may try to get a container module's identity, and the one reason for which each is refused.
+//! Attacks on a module that is a container.
 
 use std::process::Output;
 
@@ -179,7 +179,11 @@ fn a_container_put_in_the_modules_place_is_refused() {
     }
     arguments.push(image.name());
     let _ = engine.says(&arguments);
-    // It may call before the engine's event about its start has come: refused all the same, as one that does not run.
+    assert_refused_as_changed(&device, &caller);
+}
+
+/// It may call before the engine's event about its start has come: refused all the same, as one that does not run.
+fn assert_refused_as_changed(device: &Device, caller: &Caller) {
     wait_for("the engine's word about the container", || {
         let refused = caller.sign();
         assert_eq!(refused.status, 403);
@@ -218,5 +222,187 @@ fn with_the_strictest_policy_only_the_images_own_programs_are_served() {
         if expected == ["1", "0"] {
             device.assert_latest_refusal(name, DenyReason::ExecutableChanged);
         }
+    }
+}
+
+/// Words for an `exec` of a shell that leaves `command` behind and ends.
+fn left_behind(command: &[String]) -> Vec<String> {
+    vec!["/bin/sh".into(), "-c".into(), format!("{} --when-orphaned &", quoted(command))]
+}
+
+fn quoted(command: &[String]) -> String {
+    command.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ")
+}
+
+/// Each try was refused, whatever became of the shell that began it.
+fn assert_refused_lines(output: &Output, count: usize) {
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text.matches("\"verdict\":\"refused\"").count(), count, "{text}");
+    assert!(!text.contains("\"verdict\":\"neither\""), "{text}");
+}
+
+#[test]
+fn a_detached_exec_that_became_a_child_of_the_first_process_is_refused() {
+    let Some(engine) = Engine::or_skip() else { return };
+    let image = image(&engine);
+    let mut device = with_engine(&engine).start();
+    wait_for_edge_ca(&device);
+    let (m1, caller) = started(&device, &engine, "m1", image.name());
+    // In the session that the engine made, and in one of its own.
+    for before in [&[][..], &["/bin/setsid".to_owned()][..]] {
+        let command = [before, &intruder(&device, &m1)].concat();
+        assert_refused_lines(&docker(&engine, &["exec", &m1], &left_behind(&command)), 4);
+        device.assert_latest_refusal(&m1, DenyReason::AfterExec);
+    }
+    // A daemon that is started anew asks the engine what happened before.
+    device.kill(edgekeep_core::layout::Daemon::Moduled);
+    device.start(edgekeep_core::layout::Daemon::Moduled);
+    wait_for("the module to be served again", || (caller.sign().status == 200).then_some(()));
+    let waits = format!("sleep 0.1; {} --when-orphaned &", quoted(&intruder(&device, &m1)));
+    let output = docker(&engine, &["exec", &m1], &["/bin/sh".into(), "-c".into(), waits]);
+    assert_refused_lines(&output, 4);
+    device.assert_latest_refusal(&m1, DenyReason::AfterExec);
+    let _ = caller.sign().expect(200);
+}
+
+#[test]
+fn a_modules_own_daemon_is_served_although_it_has_a_session_of_its_own() {
+    let Some(engine) = Engine::or_skip() else { return };
+    let image = image(&engine);
+    let name = engine.name("m1");
+    let device = with_engine(&engine).start();
+    wait_for_edge_ca(&device);
+    let generation = device.create_identity(&name);
+    let mut spec = device.container_spec(&name, image.name(), &generation);
+    let script = format!(
+        "/bin/setsid /bin/intruder --socket {SOCKET} --module {name} --genid {generation} > /dev/null; echo \"exit $?\"
+         exec sleep 1000"
+    );
+    let options = &mut spec["config"]["settings"]["createOptions"];
+    options["Entrypoint"] = json!(["/bin/sh"]);
+    options["Cmd"] = json!(["-c", script]);
+    device.create_and_start(spec);
+    // Kept waiting until the engine could have told of an exec, of which there was none.
+    let text = wait_for("the daemon's try", || Some(engine.says(&["logs", &name])).filter(|text| !text.is_empty()));
+    assert_eq!(text, "exit 1", "1 is granted");
+}
+
+#[test]
+fn a_container_that_forges_the_modules_place_is_refused() {
+    let Some(engine) = Engine::or_skip() else { return };
+    let image = image(&engine);
+    let lax = engine.name("lax");
+    let device = with_engine(&engine).tables(&format!("[module_policies]\n{lax:?} = \"process\"")).start();
+    wait_for_edge_ca(&device);
+    let (m1, _caller) = started(&device, &engine, "m1", image.name());
+    let (lax, _lax_caller) = started(&device, &engine, "lax", image.name());
+    let stranger = engine.name("stranger");
+    device.remember_container(&stranger);
+    for module in [&m1, &lax] {
+        let folder = device.module_socket(module).parent().unwrap().display().to_string();
+        let id = engine.says(&["inspect", "-f", "{{.Id}}", module]);
+        let init = engine.says(&["inspect", "-f", "{{.State.Pid}}", module]);
+        let (mount, pid) = (format!("{folder}:/var/run/iotedge"), format!("container:{module}"));
+        let group = cgroup_of(&init);
+        let forged = format!("/evil{group}");
+        for options in [
+            // The host's /proc, and the module's network.
+            vec!["-v", "/proc:/host/proc:ro", "--network", &pid],
+            // A control group that is only named like the module's.
+            vec!["--cgroup-parent", &forged, "--network", "none"],
+            // In the module's own control group.
+            vec!["--cgroup-parent", &group, "--network", "none"],
+            // There, among its processes, and with the module's first process as its parent.
+            vec!["--cgroup-parent", &group, "--pid", &pid, "--network", "none"],
+        ] {
+            let mut arguments = vec!["run", "--rm", "--name", &stranger, "-v", &mount, "--entrypoint", "/bin/sh"];
+            arguments.extend(&options);
+            arguments.push(image.name());
+            let mut command = quoted(&intruder(&device, module));
+            if options.contains(&"--pid") {
+                command = format!("({command} --when-orphaned &) ; sleep 3");
+            }
+            let output = docker(&engine, &arguments, &["-c".into(), command]);
+            assert_refused_lines(&output, 4);
+            device.assert_latest_refusal(module, DenyReason::NotInModule);
+        }
+        assert_eq!(engine.says(&["inspect", "-f", "{{.Id}}", module]), id, "it was not touched");
+    }
+}
+
+/// A process's place in the hierarchy that is looked at.
+fn cgroup_of(pid: &str) -> String {
+    let lines = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    edgekeep_runtime::evidence::CgroupHierarchy::detect().path(&lines).unwrap().to_owned()
+}
+
+#[test]
+fn a_tag_moved_between_create_and_start_changes_nothing_and_a_container_made_anew_is_refused() {
+    let Some(engine) = Engine::or_skip() else { return };
+    let image = image(&engine);
+    let device = with_engine(&engine).start();
+    let create = |name: &str| {
+        let (caller, spec) = device.container_caller(name, image.name());
+        let _ = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(201);
+        caller
+    };
+    let start = |name: &str| device.agent().manage("POST", &format!("/modules/{name}/start?{VERSION}"), None);
+    let (kept, anew) = (engine.name("kept"), engine.name("anew"));
+    let (kept_caller, anew_caller) = (create(&kept), create(&anew));
+    let registered = engine.says(&["inspect", "-f", "{{.Image}}", &kept]);
+    engine.import_as(&programs(), "second", image.name());
+    assert_ne!(engine.says(&["image", "inspect", "-f", "{{.Id}}", image.name()]), registered);
+    let _ = start(&kept).expect(204);
+    let _ = kept_caller.sign().expect(200);
+    // Made anew by hand from what the tag names now, with everything else as it was.
+    let folder = device.module_socket(&anew).parent().unwrap().display().to_string();
+    let (mount, calls) = (format!("{folder}:/var/run/iotedge"), format!("{}:/calls", anew_caller.folder().display()));
+    let labels = engine.says(&["inspect", "-f", "{{range $k, $v := .Config.Labels}}{{$k}}={{$v}}\n{{end}}", &anew]);
+    let environment = engine.says(&["inspect", "-f", "{{range .Config.Env}}{{.}}\n{{end}}", &anew]);
+    let _ = engine.says(&["rm", "-f", &anew]);
+    let mut arguments = vec!["create", "--name", &anew, "--network", "none", "-v", &mount, "-v", &calls];
+    labels.lines().filter(|line| !line.is_empty()).for_each(|line| arguments.extend(["--label", line]));
+    environment.lines().filter(|line| !line.is_empty()).for_each(|line| arguments.extend(["-e", line]));
+    arguments.push(image.name());
+    let _ = engine.says(&arguments);
+    let _ = start(&anew).expect(204);
+    assert_refused_as_changed(&device, &anew_caller);
+}
+
+#[test]
+fn a_module_with_uid_0_is_not_the_agent_and_not_its_neighbour() {
+    let Some(engine) = Engine::or_skip() else { return };
+    let image = image(&engine);
+    let device = with_engine(&engine).start();
+    let (m1, _caller) = started(&device, &engine, "m1", image.name());
+    let root = engine.name("root");
+    let (second, mut spec) = device.container_caller(&root, image.name());
+    let binds = spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"].as_array_mut().unwrap();
+    for (from, to) in
+        [(device.root().management_socket(), "/mgmt.sock"), (device.root().legacy_workload_socket(), "/shared.sock")]
+    {
+        binds.push(json!(format!("{}:{to}", from.display())));
+    }
+    spec["config"]["settings"]["createOptions"]["User"] = json!("0:0");
+    device.create_and_start(spec);
+    let _ = second.sign().expect(200);
+    let at = |socket: &str, method: &str, target: &str, body| {
+        second.call_at(std::path::Path::new(socket), method, target, body).unwrap()
+    };
+    for (method, target, body) in [
+        ("POST", "/identities", Some(json!({"moduleId": "evil"}))),
+        ("DELETE", "/identities/m1", None),
+        ("DELETE", "/modules/m1", None),
+        ("POST", "/modules", Some(json!({}))),
+        ("POST", "/device/reprovision", None),
+    ] {
+        let refused = at("/mgmt.sock", method, &format!("{target}?{VERSION}"), body);
+        let refusal = device.assert_refused(&refused, "$edgeAgent", DenyReason::NotInModule);
+        assert_eq!(refusal.uid, 0);
+    }
+    for (module, reason) in [(m1.as_str(), DenyReason::NotInModule), ("$edgeAgent", DenyReason::NotInModule)] {
+        let target = format!("/modules/{module}/genid/{}/sign?{VERSION}", generation_of(&device, module));
+        let refused = at("/shared.sock", "POST", &target, Some(json!({ "data": "ZGF0YQ==" })));
+        device.assert_refused(&refused, module, reason);
     }
 }

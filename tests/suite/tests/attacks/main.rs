@@ -41,7 +41,7 @@ use edgekeep_testkit::{Builder, Device, Engine, Image, program, wait_for};
 /// What the images of these tests hold; the first is what they run unless told otherwise.
 fn programs() -> Vec<PathBuf> {
     let mut programs: Vec<PathBuf> = ["calls", "intruder", "thermometer"].map(program).into();
-    programs.extend(["/bin/sh", "/bin/cp", "/bin/sleep"].map(PathBuf::from));
+    programs.extend(["/bin/sh", "/bin/cp", "/bin/sleep", "/usr/bin/setsid"].map(PathBuf::from));
     programs
 }
 

@@ -3,6 +3,11 @@
 //!
 //! The stream is opened first and everything is inspected then, so nothing that happens in between is lost. From the
 //! moment the stream breaks until the next inspection is complete nothing is known, and nobody is let in.
+//!
+//! The stream also tells when the engine's `exec` brings a process into a container. What such a process leaves behind
+//! becomes a child of the container's first process, like what that started itself; so from then on there is doubt.
+
+mod execs;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
-use crate::engine::{Container, Engine, EngineError};
+use crate::engine::{Container, Engine, EngineError, Event};
 use crate::evidence::{CgroupHierarchy, ImageLayers, ProcDir, container_group};
 
 /// Everything is inspected again so often, in case the engine dropped an event or has stopped answering.
@@ -79,6 +84,34 @@ impl EngineWatch {
             }
         };
         timeout(limit, running).await.unwrap_or_else(|_| self.facts(module))
+    }
+
+    /// What runs for a module, with every `exec` that may have made `process`, a child of its first process; unknown if the
+    /// engine does not tell.
+    ///
+    /// For a process so young that the engine's word about its making may still be on its way: keeps it waiting until it
+    /// is a second old, and asks the engine.
+    pub async fn facts_about(&self, module: &ModuleId, process: &ProcessInstance) -> RunningFacts {
+        let age = execs::Now::read().age(process.start_time);
+        if age >= execs::HEARD_AFTER {
+            return self.facts(module);
+        }
+        sleep(execs::TOLD_AFTER.saturating_sub(age)).await;
+        let Some(container) = self.shared.read(|known| Some(known?.get(module.name())?.container.clone())) else {
+            return self.facts(module);
+        };
+        let since = execs::Now::read().seconds_ago(execs::HEARD_AFTER * 2);
+        match timeout(execs::HEARD_AFTER, self.shared.earliest_exec(&container, since)).await {
+            Ok(Ok(exec)) => {
+                self.shared.mark_exec(&container, exec);
+                self.facts(module)
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%module, reason = %error, "the engine does not tell what it brought into a container");
+                RunningFacts::Unknown
+            }
+            Err(_) => RunningFacts::Unknown,
+        }
     }
 
     /// The layers of the image that a module's container was made from, where the engine keeps them as folders.
@@ -159,7 +192,7 @@ impl Shared {
         loop {
             tokio::select! {
                 event = events.next() => match event? {
-                    Some(event) => self.apply(&event.container, &event.action).await?,
+                    Some(event) => self.apply(&event).await?,
                     None => return Ok(()),
                 },
                 _ = review.tick() => self.reconcile().await?,
@@ -170,7 +203,8 @@ impl Shared {
     async fn reconcile(&self) -> Result<(), EngineError> {
         let mut entries = HashMap::new();
         for id in self.engine.module_containers().await? {
-            if let Some((name, entry)) = self.look_at(&id).await? {
+            if let Some((name, mut entry)) = self.look_at(&id).await? {
+                self.add_past_execs(&name, &mut entry).await;
                 entries.insert(name, entry);
             }
         }
@@ -178,8 +212,52 @@ impl Shared {
         Ok(())
     }
 
-    async fn apply(&self, id: &ContainerId, action: &str) -> Result<(), EngineError> {
-        match action {
+    /// What was marked for this run of a container stays; for one that is new here the engine is asked what it remembers
+    /// (Docker: the last 256 events), and what it forgot is not known.
+    async fn add_past_execs(&self, name: &str, entry: &mut Entry) {
+        let RunningFacts::Running(running) = &mut entry.facts else { return };
+        let known = self.read(|known| match &known?.get(name)?.facts {
+            RunningFacts::Running(before) if before.init == running.init => Some(before.exec_since),
+            _ => None,
+        });
+        if let Some(exec_since) = known {
+            running.exec_since = exec_since;
+            return;
+        }
+        let now = execs::Now::read();
+        let since = now.seconds_ago(now.age(running.init.start_time) + Duration::from_secs(1));
+        match timeout(execs::HEARD_AFTER, self.earliest_exec(&entry.container, since)).await {
+            Ok(Ok(exec)) => running.exec_since = exec,
+            _ => tracing::warn!(module = name, "the engine does not tell what it brought into a container before"),
+        }
+    }
+
+    /// The earliest start of a process that the engine says it brought into a container since a moment (seconds since the
+    /// epoch), on the clock of start times.
+    async fn earliest_exec(&self, container: &ContainerId, since: i64) -> Result<Option<u64>, EngineError> {
+        let now = execs::Now::read();
+        let mut earliest = None;
+        let look = |event: &Event| earliest = execs::earlier(earliest, exec_start(&now, event));
+        self.engine.past_events(container, since, look).await?;
+        Ok(earliest)
+    }
+
+    /// Notes that a process may have been brought into a container since then.
+    fn mark_exec(&self, container: &ContainerId, since: Option<u64>) {
+        let Some(since) = since else { return };
+        self.change(|known| {
+            for entry in known.iter_mut().flat_map(HashMap::values_mut).filter(|entry| entry.container == *container) {
+                if let RunningFacts::Running(running) = &mut entry.facts {
+                    running.exec_since = execs::earlier(running.exec_since, Some(since));
+                }
+            }
+        });
+    }
+
+    async fn apply(&self, event: &Event) -> Result<(), EngineError> {
+        let id = &event.container;
+        match event.action.as_str() {
+            action if execs::is_exec(action) => self.mark_exec(id, exec_start(&execs::Now::read(), event)),
             "die" => {
                 self.change(|known| {
                     let entries = known.iter_mut().flat_map(HashMap::values_mut);
@@ -189,7 +267,10 @@ impl Shared {
                 });
             }
             "create" | "start" | "rename" | "update" | "destroy" => {
-                let now = self.look_at(id).await?;
+                let mut now = self.look_at(id).await?;
+                if let Some((name, entry)) = &mut now {
+                    self.add_past_execs(name, entry).await;
+                }
                 self.change(|known| {
                     let Some(known) = known else { return };
                     known.retain(|_, entry| entry.container != *id);
@@ -237,6 +318,11 @@ impl Shared {
     }
 }
 
+/// The earliest start of the process that an event is about, if it is about an `exec`.
+fn exec_start(now: &execs::Now, event: &Event) -> Option<u64> {
+    execs::is_exec(&event.action).then(|| now.earliest_start(event.time))
+}
+
 fn running_facts(container: &Container, hierarchy: &CgroupHierarchy) -> RunningFacts {
     let Some(pid) = container.init_pid else { return RunningFacts::Stopped };
     let look = || {
@@ -245,9 +331,11 @@ fn running_facts(container: &Container, hierarchy: &CgroupHierarchy) -> RunningF
         // The group's name proves that the pid still is this container's: a process that got the number meanwhile is
         // somewhere else.
         let cgroup = process.cgroup(hierarchy).ok()?;
+        let user_namespace = process.user_namespace().ok()?;
         let cgroup = container_group(&cgroup, &container.id)?.to_owned();
         Some(Running {
             init: ProcessInstance { pid, start_time },
+            user_namespace,
             cgroup: Some(cgroup),
             container: Some(ContainerFacts {
                 container: container.id.clone(),
