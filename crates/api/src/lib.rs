@@ -7,6 +7,7 @@
 //! Touches: the Unix sockets it is told to connect to. Never listens, never opens a file, holds no key.
 #![forbid(unsafe_code)]
 
+pub mod attestation;
 mod bytes64;
 pub mod certd;
 pub mod client;

@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::attestation::Attestation;
 use crate::client::{Client, ClientError};
 pub use crate::workload::API_VERSIONS;
 
@@ -437,6 +438,17 @@ impl ManagementClient {
     /// As [`Self::list_modules`].
     pub async fn system_info(&self) -> Result<SystemInfo, ClientError> {
         self.0.call(Method::GET, &format!("/systeminfo?{VERSION}"), None::<&()>).await
+    }
+
+    /// A process looked at as if it called (ours): as `module`, else as the module that it fits best; without `pid` the
+    /// module's first process.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`]; 403 for others than root, the daemon's user and the agent.
+    pub async fn attestation(&self, pid: Option<u32>, module: Option<&str>) -> Result<Attestation, ClientError> {
+        let pid = pid.map(|pid| format!("&pid={pid}")).unwrap_or_default();
+        let module = module.map(|module| format!("&module={}", crate::path_segment(module))).unwrap_or_default();
+        self.0.call(Method::GET, &format!("/attestation?{VERSION}{pid}{module}"), None::<&()>).await
     }
 
     /// What an operator wants to know (ours).

@@ -38,6 +38,8 @@ pub(crate) enum Verb {
     },
     /// Say how the device is; fails if it is not healthy
     Status,
+    /// Show what is known of a process and whether it would be served as a module; fails if it would not
+    Attest(AttestOptions),
     /// List the modules
     List,
     /// Show the log of a module
@@ -78,6 +80,16 @@ pub(crate) enum ConfigVerb {
         #[arg(short = 'c', long = "config-file", visible_alias = "config", value_name = "FILE")]
         file: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AttestOptions {
+    /// A process id, or a module's name for its first process
+    #[arg(value_name = "PID|MODULE")]
+    pub(crate) subject: String,
+    /// As which module a process is looked at; the one that it fits best if not given
+    #[arg(long)]
+    pub(crate) module: Option<String>,
 }
 
 #[derive(Debug, Args)]

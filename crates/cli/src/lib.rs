@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod attest;
 mod audit;
 mod config;
 pub mod dev;
@@ -60,6 +61,7 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
         Verb::Config { verb: ConfigVerb::Check { file } } => config::check(&context, file),
         Verb::Audit { verb } => audit::run(&context, verb).await,
         Verb::Keys { verb } => keys::run(&context, verb),
+        Verb::Attest(options) => attest::run(&context, &options).await,
         Verb::List => list::run(&context).await,
         Verb::Logs(options) => logs::run(&context, options).await,
         Verb::Restart { module } => restart::run(&context, &module).await,

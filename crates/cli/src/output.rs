@@ -59,6 +59,7 @@ fn wanted(terminal: bool) -> bool {
 }
 
 /// Columns as wide as their widest cell, two blanks apart; the last one is not padded.
+#[derive(Default)]
 pub(crate) struct Columns {
     rows: Vec<Vec<(Hue, String)>>,
 }

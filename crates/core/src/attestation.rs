@@ -408,6 +408,43 @@ pub fn needs_measurement(registration: &Registration) -> bool {
     registration.policy >= Policy::Executable
 }
 
+impl DenyReason {
+    /// Whether the check is about the caller's connection and not about the caller.
+    #[must_use]
+    pub fn is_of_connection(self) -> bool {
+        matches!(self, Self::SocketOfAnotherModule | Self::ConnectionInheritable | Self::ConnectionNotHeld)
+    }
+}
+
+/// What [`verdict`] checks for a registration, in this order, each check by the reason for which it refuses. (The
+/// generation, which only some requests name, is left out.)
+#[must_use]
+pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
+    use DenyReason as Reason;
+    let mut checks = vec![Reason::SocketOfAnotherModule, Reason::NotRegistered];
+    let Some(registration) = registration else { return checks };
+    let from =
+        |policy, reasons: &[DenyReason]| if registration.policy >= policy { reasons.to_vec() } else { Vec::new() };
+    checks.extend([Reason::FactsUnknown, Reason::NotRunning, Reason::Traced]);
+    match registration.workload {
+        Workload::Container { .. } => {
+            checks.extend([Reason::ContainerChanged, Reason::NotInModule]);
+            let of_image = [Reason::NotADescendant, Reason::AfterExec, Reason::ImageChanged, Reason::OptionsChanged];
+            checks.extend(from(Policy::Image, &of_image));
+            checks.extend(from(Policy::Executable, &[Reason::ExecutableUnmeasured, Reason::ExecutableChanged]));
+        }
+        Workload::Process { .. } => {
+            checks.extend([Reason::OtherUser, Reason::NotInModule]);
+            checks.extend(from(Policy::Image, &[Reason::NotADescendant]));
+            checks.extend(from(Policy::Executable, &[Reason::ExecutableUnmeasured, Reason::ExecutableChanged]));
+        }
+    }
+    if needs_measurement(registration) {
+        checks.extend([Reason::OtherUserNamespace, Reason::ConnectionInheritable, Reason::ConnectionNotHeld]);
+    }
+    checks
+}
+
 fn inside(cgroup: &str, running: &Running) -> bool {
     running.cgroup.as_deref().is_some_and(|own| {
         // The root group holds everything, so it proves nothing.
@@ -692,6 +729,51 @@ mod tests {
         assert_eq!(case.verdict(), Err(DenyReason::AfterExec));
         case.registration.policy = Policy::Process;
         assert_eq!(case.verdict(), Ok(()));
+    }
+
+    #[test]
+    fn the_checks_are_told_in_the_order_in_which_they_are_made() {
+        let faults: [(Fault, DenyReason); 13] = [
+            (|c| c.door = Door::ModuleSocket(module("other")), DenyReason::SocketOfAnotherModule),
+            (|c| c.registration.module = module("other"), DenyReason::NotRegistered),
+            (|c| c.evidence.snapshot.tracer = 7, DenyReason::Traced),
+            (|c| c.container_facts().container = container('b'), DenyReason::ContainerChanged),
+            (|c| c.evidence.container = None, DenyReason::NotInModule),
+            (|c| c.evidence.ancestry.truncate(1), DenyReason::NotADescendant),
+            (
+                |c| {
+                    c.evidence.ancestry[0].session = 101;
+                    c.running().exec_since = Some(0);
+                },
+                DenyReason::AfterExec,
+            ),
+            (|c| c.container_facts().image = digest(9), DenyReason::ImageChanged),
+            (|c| c.container_facts().options = digest(9), DenyReason::OptionsChanged),
+            (|c| c.evidence.measurement = None, DenyReason::ExecutableUnmeasured),
+            (
+                |c| {
+                    if let Some(measurement) = &mut c.evidence.measurement {
+                        measurement.unmodified_from_image = Some(false);
+                    }
+                },
+                DenyReason::ExecutableChanged,
+            ),
+            (|c| c.evidence.snapshot.user_namespace = 7, DenyReason::OtherUserNamespace),
+            (|c| c.evidence.holding = Holding::NotHeld, DenyReason::ConnectionNotHeld),
+        ];
+        let order = checks(Some(&Case::container().registration));
+        let place = |reason| order.iter().position(|check| *check == reason).expect("a check of containers");
+        for (one, first) in faults {
+            for (other, second) in faults {
+                let mut case = Case::container();
+                one(&mut case);
+                other(&mut case);
+                let earlier = if place(first) <= place(second) { first } else { second };
+                assert_eq!(case.verdict(), Err(earlier), "{first} and {second}");
+            }
+        }
+        assert_eq!(checks(None), [DenyReason::SocketOfAnotherModule, DenyReason::NotRegistered]);
+        assert!(!checks(Some(&Case::host().registration)).contains(&DenyReason::ImageChanged));
     }
 
     proptest! {

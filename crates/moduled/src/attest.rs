@@ -2,16 +2,19 @@
 //! [`edgekeep_core::attestation::verdict`]; each refusal with its reason in the audit trail, and none of it in the answer.
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
+use edgekeep_api::attestation::Seen;
 use edgekeep_api::management::Refusal;
 use edgekeep_core::attestation::{
-    Asked, DenyReason, Door, Evidence, Holding, Policy, ProcessInstance, Registration, RunningFacts, Workload,
-    may_be_orphan, needs_measurement, verdict,
+    Asked, DenyReason, Door, Evidence, Holding, PeerHandle, Policy, ProcessInstance, Registration, RunningFacts,
+    Snapshot, Workload, may_be_orphan, needs_measurement, verdict,
 };
 use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::audit::{Audit, Entry};
 use edgekeep_daemon::peer::{Caller, PeerSocket};
 use edgekeep_runtime::evidence::{Collector, EvidenceError, ImageLayers, ProcDir};
@@ -126,6 +129,49 @@ impl Attestor {
         verdict(door, asked, subject.registration.as_ref(), &subject.facts, &evidence)
     }
 
+    /// Looks at any process as if it called over the module's own socket: what the kernel says, if it says anything, and
+    /// the verdict. Nothing is written down.
+    pub async fn examine(
+        &self,
+        pid: u32,
+        module: &ModuleId,
+        subject: &Subject,
+    ) -> (Option<Seen>, Result<(), DenyReason>) {
+        let door = Door::ModuleSocket(module.clone());
+        let asked = Asked { module, generation: None };
+        let judge =
+            |evidence: &Evidence| verdict(&door, &asked, subject.registration.as_ref(), &subject.facts, evidence);
+        let init = match &subject.facts {
+            RunningFacts::Running(running) => Some(&running.init),
+            RunningFacts::Unknown | RunningFacts::Stopped => None,
+        };
+        let looked = || {
+            let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).ok_or(DenyReason::CallerGone)?;
+            let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
+                .map_err(|_| DenyReason::CallerGone)?;
+            let process = ProcDir::open(pid, pidfd.as_fd()).map_err(|error| reason(&error))?;
+            let evidence =
+                self.collector.identify(PeerHandle::PidfdOpen, &process, init).map_err(|error| reason(&error))?;
+            Ok((process, evidence))
+        };
+        let (process, mut evidence) = match looked() {
+            Ok(looked) => looked,
+            Err(reason) => return (None, Err(reason)),
+        };
+        let mut judged = judge(&evidence);
+        if judged == Err(DenyReason::ExecutableUnmeasured) {
+            match self.collector.measure(&process, evidence.clone(), subject.layers.as_ref()).await {
+                Ok(measured) => {
+                    judged = judge(&measured);
+                    evidence = measured;
+                }
+                Err(error) => judged = Err(reason(&error)),
+            }
+        }
+        let path = process.executable_path().map(|path| path.display().to_string()).unwrap_or_default();
+        (Some(seen(evidence, path)), judged)
+    }
+
     /// Whether the caller's cgroup is that of the registered container, whatever else is known of it.
     #[must_use]
     pub fn is_in_container_of(&self, caller: &Caller, registration: Option<&Registration>) -> bool {
@@ -199,6 +245,24 @@ impl Attestor {
         let process = ProcDir::open(pid, pidfd).map_err(|error| reason(&error))?;
         let evidence = self.collector.identify(handle, &process, init).map_err(|error| reason(&error))?;
         Ok(Known { process, evidence: RwLock::new(evidence), holding: OnceLock::new() })
+    }
+}
+
+fn seen(evidence: Evidence, path: String) -> Seen {
+    let Snapshot { process, uid, gid, executable, cgroup, pid_namespace, user_namespace, tracer } = evidence.snapshot;
+    Seen {
+        process,
+        uid,
+        gid,
+        path,
+        executable,
+        measurement: evidence.measurement,
+        cgroup,
+        container: evidence.container,
+        pid_namespace,
+        user_namespace,
+        tracer,
+        ancestry: evidence.ancestry,
     }
 }
 

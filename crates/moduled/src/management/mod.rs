@@ -3,6 +3,7 @@
 //! What changes something is for the agent alone, measured like any caller; start, stop and restart are also for
 //! operators, who are whoever may open the socket. Reading is for whoever may open the socket, and holds no secret.
 
+mod attestation;
 mod identities;
 mod info;
 mod modules;
@@ -44,4 +45,5 @@ pub fn router(service: Arc<Moduled>) -> Router<Moduled> {
         .route(Method::GET, "/systeminfo/supportbundle", "2020-07-07", info::support_bundle)
         .route(Method::POST, "/device/reprovision", "2019-10-22", identities::reprovision)
         .route(Method::GET, "/status", "2022-08-03", info::status)
+        .route(Method::GET, "/attestation", "2022-08-03", attestation::show)
 }

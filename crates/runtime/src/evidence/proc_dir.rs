@@ -182,7 +182,10 @@ impl ProcDir {
     }
 
     /// The path of the executable, as seen from the root of the process's own mount tree.
-    pub(super) fn executable_path(&self) -> Result<PathBuf, EvidenceError> {
+    ///
+    /// # Errors
+    /// The process has ended, or the kernel does not let us see it.
+    pub fn executable_path(&self) -> Result<PathBuf, EvidenceError> {
         let link = rustix::fs::readlinkat(&self.folder, "exe", Vec::new()).map_err(EvidenceError::reading("exe"))?;
         Ok(PathBuf::from(std::ffi::OsString::from_vec(link.into_bytes())))
     }

@@ -27,6 +27,7 @@
 //! | hostile ids on every route and engine path | `names` | 400, 403 or 404 as documented |
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
+mod attest;
 mod engine;
 mod exec;
 mod host;

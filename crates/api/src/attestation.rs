@@ -1,0 +1,137 @@
+//! `GET /attestation` of the management API (ours): a process looked at as if it called, and what is made of it.
+
+use edgekeep_core::attestation::{
+    Ancestor, DenyReason, ExecutableFile, Measurement, Policy, ProcessInstance, Registration, Running, RunningFacts,
+    Workload,
+};
+use edgekeep_core::id::ContainerId;
+use serde::{Deserialize, Serialize};
+
+/// Evidence and verdict, with nothing secret in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attestation {
+    /// The module that the process was looked at as.
+    pub module: String,
+    /// The process.
+    pub pid: u32,
+    /// Whether it would be let in over the module's own socket.
+    pub allowed: bool,
+    /// What is registered, if anything is.
+    pub registration: Option<Registered>,
+    /// What runs.
+    pub facts: Facts,
+    /// What the kernel says; absent if it could not be gathered.
+    pub evidence: Option<Seen>,
+    /// The checks in the order in which they are made.
+    pub checks: Vec<Check>,
+}
+
+/// A registration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Registered {
+    /// How much must match.
+    pub policy: Policy,
+    /// The identity's generation, once it is known.
+    pub generation: Option<String>,
+    /// What was registered.
+    pub workload: Workload,
+}
+
+/// What runs for a module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Facts {
+    /// `unknown`, `stopped` or `running`.
+    pub state: String,
+    /// The first process.
+    pub init: Option<ProcessInstance>,
+    /// Its control group.
+    pub cgroup: Option<String>,
+    /// The container that runs.
+    pub container: Option<ContainerId>,
+    /// The image that it runs.
+    pub image: Option<String>,
+    /// Digest of the options that it was created with.
+    pub options: Option<String>,
+    /// The earliest start time of a process that the engine's `exec` may have brought in.
+    pub exec_since: Option<u64>,
+}
+
+/// What the kernel says about a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seen {
+    /// The process.
+    pub process: ProcessInstance,
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Where it says that its executable is, in its own mount tree.
+    pub path: String,
+    /// The file that it executes.
+    pub executable: ExecutableFile,
+    /// Content of the executable, if the policy asks for it and all else is in order.
+    pub measurement: Option<Measurement>,
+    /// Control group.
+    pub cgroup: String,
+    /// The container that the control group names.
+    pub container: Option<ContainerId>,
+    /// Inode of the pid namespace.
+    pub pid_namespace: u64,
+    /// Inode of the user namespace.
+    pub user_namespace: u64,
+    /// Tracer, 0 for none.
+    pub tracer: u32,
+    /// The process, its parent and so on.
+    pub ancestry: Vec<Ancestor>,
+}
+
+/// One check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Check {
+    /// The reason that is written down when it fails.
+    pub reason: DenyReason,
+    /// Whether it passed; absent if an earlier one failed, or if it is about a connection.
+    pub passed: Option<bool>,
+}
+
+impl From<&Registration> for Registered {
+    fn from(registration: &Registration) -> Self {
+        Self {
+            policy: registration.policy,
+            generation: registration.generation.as_ref().map(|generation| generation.as_str().to_owned()),
+            workload: registration.workload.clone(),
+        }
+    }
+}
+
+impl From<&RunningFacts> for Facts {
+    fn from(facts: &RunningFacts) -> Self {
+        let none = |state: &str| Self {
+            state: state.to_owned(),
+            init: None,
+            cgroup: None,
+            container: None,
+            image: None,
+            options: None,
+            exec_since: None,
+        };
+        match facts {
+            RunningFacts::Unknown => none("unknown"),
+            RunningFacts::Stopped => none("stopped"),
+            RunningFacts::Running(Running { init, cgroup, container, exec_since, .. }) => Self {
+                state: "running".to_owned(),
+                init: Some(*init),
+                cgroup: cgroup.clone(),
+                container: container.as_ref().map(|container| container.container.clone()),
+                image: container.as_ref().map(|container| container.image.to_string()),
+                options: container.as_ref().map(|container| container.options.to_string()),
+                exec_since: *exec_since,
+            },
+        }
+    }
+}
