@@ -443,6 +443,23 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_is_held_by_a_descriptor_that_closes_on_exec_by_one_that_does_not_or_not_at_all() {
+        let own = ProcDir::open_unproved(std::process::id()).expect("this process");
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+        let inode = rustix::fs::fstat(&socket).expect("open").st_ino;
+        let holding = || own.holding(inode).expect("own descriptors are seen");
+        assert_eq!(holding(), Holding::CloseOnExec);
+        rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).expect("own descriptor");
+        assert_eq!(holding(), Holding::Inheritable);
+        let again = socket.try_clone().expect("a second descriptor, closed on exec");
+        assert_eq!(holding(), Holding::CloseOnExec);
+        drop(again);
+        assert_eq!(own.holding(inode + 1_000_000).expect("seen"), Holding::NotHeld);
+        drop(socket);
+        assert_eq!(holding(), Holding::NotHeld);
+    }
+
+    #[test]
     fn a_program_name_with_parentheses_and_blanks_does_not_shift_the_fields() {
         let tail = "S 7 1 3 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 192557 1 1";
         for name in ["sleep", "a) R 1 (b", ") ) )", "x y"] {

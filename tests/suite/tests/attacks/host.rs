@@ -248,6 +248,26 @@ fn a_module_that_changes_its_user_is_refused() {
 }
 
 #[test]
+fn a_process_in_a_user_namespace_of_its_own_is_refused() {
+    let number = match std::env::consts::ARCH {
+        "x86_64" => 272,
+        "aarch64" | "riscv64" => 97,
+        other => return eprintln!("skipped: the number of unshare on {other} is not known here"),
+    };
+    let device = with_perl(Device::builder()).start();
+    // There it may name any file as the one that it executes.
+    let script = Script::start(
+        &device,
+        "script",
+        &format!(
+            "syscall({number}, 0x10000000) == 0 or die; my $s = dial(); syswrite $s, $req; status($s); sleep 1000"
+        ),
+    );
+    assert_eq!(script.lines(1), ["HTTP/1.1 403 Forbidden"]);
+    device.assert_latest_refusal("script", DenyReason::OtherUserNamespace);
+}
+
+#[test]
 fn a_process_that_left_the_modules_tree_is_refused() {
     let device = with_perl(Device::builder()).start();
     let script = Script::start(

@@ -17,12 +17,15 @@
 //! | exec between requests, in the middle of one | `exec::a_program_that_takes_over_…`, `exec::another_program_that_a_module_becomes_…` | `caller-changed`, `executable-changed` |
 //! | exec of the registered program after asking | `exec::a_program_that_asks_and_then_becomes_the_registered_one_…` | `connection-not-held`, `connection-inheritable` |
 //! | the pid of an ended process, used again | `pids::a_process_with_the_number_of_the_one_that_connected_is_refused` | `caller-gone` |
-//! | a process of a pid namespace that cannot be seen | `pids::…` | `not-in-module` |
+//! | a process of a pid namespace that cannot be seen | `pids::a_process_that_the_daemon_cannot_see_is_refused` | `pid-not-visible` |
+//! | a user namespace of its own, in which a process may lie about its executable | `host::a_process_in_a_user_namespace_of_its_own_is_refused` | `other-user-namespace` |
 //! | ptrace | `host::a_module_under_a_debugger_is_refused_as_long_as_it_is` | `traced` |
 //! | left the tree, put into the group | `host::a_process_that_left_the_modules_tree_is_refused`, `host::a_process_put_into_the_modules_group_from_outside_is_refused` | `not-a-descendant` |
-//! | a changed executable | `host::an_executable_that_changed_…`, `engine::a_program_changed_in_the_writable_layer_…` | not started, `executable-changed` |
-//! | another container, with forged names, sharing namespaces | `engine::another_container_with_the_modules_socket_is_refused`, `engine::a_container_that_forges_…` | `not-in-module` |
-//! | another image or container in the module's place | `engine::a_container_put_in_the_modules_place_is_refused`, `engine::a_tag_moved_…` | `container-changed` |
+//! | a changed executable, a program in the writable layer | `host::an_executable_that_changed_…`, `engine::with_the_strictest_policy_…` | not started, `executable-changed` |
+//! | another container, with forged names, sharing namespaces | `engine::another_container_with_the_modules_socket_is_refused`, `engine::a_container_that_forges_the_modules_place_is_refused` | `not-in-module` |
+//! | another image or container in the module's place | `engine::a_container_put_in_the_modules_place_is_refused`, `engine::a_tag_moved_between_create_and_start_…` | `container-changed` |
+//! | another module's socket mounted | `engine::a_module_with_anothers_socket_mounted_gets_neither_identity` | `not-in-module`, `socket-of-another-module` |
+//! | a module with uid 0 and the daemon's sockets | `engine::a_module_with_uid_0_is_not_the_agent_and_not_its_neighbour` | `not-in-module` |
 //! | engine `exec`, plain and detached | `engine::what_the_engine_brings_into_the_container_…`, `engine::a_detached_exec_…` | `not-a-descendant`, `after-exec` |
 //! | hostile ids on every route and engine path | `names` | 400, 403 or 404 as documented |
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
