@@ -10,11 +10,13 @@ mod image;
 mod proc_dir;
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use edgekeep_core::attestation::{DenyReason, Evidence, Holding, Measurement, PeerHandle, ProcessInstance, Snapshot};
 
 pub(crate) use cgroup::container_group;
 pub use cgroup::{CgroupHierarchy, ContainerCgroup, ContainerCgroups};
+use executable::Recent;
 pub use executable::{DigestCache, MAX_EXECUTABLE_BYTES};
 pub(crate) use executable::{finish, sha256_of};
 pub use image::{ImageLayers, LayerLookup};
@@ -87,13 +89,24 @@ pub struct Collector {
     containers: ContainerCgroups,
     digests: DigestCache,
     images: ImageMemo,
+    /// Where each process had its last connection: looked at first, and no proof.
+    descriptors: Mutex<Recent<u32, u32>>,
 }
+
+/// Processes whose last descriptor is remembered.
+const REMEMBERED_DESCRIPTORS: usize = 1024;
 
 impl Collector {
     /// A collector that reads cgroups in `hierarchy` and knows the engine's cgroup paths by `containers`.
     #[must_use]
     pub fn new(hierarchy: CgroupHierarchy, containers: ContainerCgroups) -> Self {
-        Self { hierarchy, containers, digests: DigestCache::default(), images: ImageMemo::default() }
+        Self {
+            hierarchy,
+            containers,
+            digests: DigestCache::default(),
+            images: ImageMemo::default(),
+            descriptors: Mutex::new(Recent::new(REMEMBERED_DESCRIPTORS)),
+        }
     }
 
     /// The cgroup hierarchy that snapshots are taken in.
@@ -123,10 +136,23 @@ impl Collector {
     /// To be asked as soon as the connection is accepted: a program may change the flags of its descriptors.
     #[must_use]
     pub fn holding(&self, process: &ProcDir, socket: u64) -> Holding {
-        process.holding(socket).unwrap_or_else(|error| {
-            tracing::debug!(%error, pid = process.pid(), "descriptors not seen");
-            Holding::NotHeld
-        })
+        let first = self.lock_descriptors().get(&process.pid());
+        match process.holding(socket, first) {
+            Ok((holding, descriptor)) => {
+                if let Some(descriptor) = descriptor.filter(|_| descriptor != first) {
+                    self.lock_descriptors().insert(process.pid(), descriptor);
+                }
+                holding
+            }
+            Err(error) => {
+                tracing::debug!(%error, pid = process.pid(), "descriptors not seen");
+                Holding::NotHeld
+            }
+        }
+    }
+
+    fn lock_descriptors(&self) -> MutexGuard<'_, Recent<u32, u32>> {
+        self.descriptors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything but the measurement of the executable and the look at the connection.
