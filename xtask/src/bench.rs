@@ -1,288 +1,98 @@
-//! `cargo xtask bench`: what a call costs, beside what a bare HTTP echo over the same kind of socket costs in the same run;
-//! memory and sizes. Numbers are compared with their bars and reported; only what cannot be measured is a failure.
+//! `cargo xtask bench [workload|keys|runtime]`: numbers beside their bars, and beside the bare thing measured in the same
+//! run (an echo over the same kind of socket, the token's or the TPM's own call), since machines differ and are busy. A bar
+//! that is missed is a failure, unless `--no-bars` is given.
 
-mod report;
+mod figures;
+mod keys;
+mod load;
+mod workload;
 
-use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
-use clap::Args;
-use serde_json::{Value, json};
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value};
 
-use crate::device::{Device, Setup};
-use crate::engine::{Engine, dies_with_this_task};
-use crate::{command, image, interrupt, workspace};
-use report::{Bar, Report, Row};
+use crate::command::Failed;
+use crate::{command, workspace};
+use figures::memory_kib;
 
 const DAEMONS: [&str; 3] = ["edgekeep-keyd", "edgekeep-identityd", "edgekeep-moduled"];
-/// What a device consists of beside its daemons, and what is only for measuring.
-const OTHERS: [&str; 4] = ["edgekeep", "edgekeep-agent", "edgekeep-sim", "edgekeep-load"];
-const IMAGE: &str = "edgekeep-bench/load:1";
-const AGENT_IMAGE: &str = "edgekeep-bench/agent:1";
-/// Each case is run this often, interleaved with the others; the median counts.
-const RUNS: usize = 3;
-/// Modules of the device, the agent among them: as few as can be, and more, up to what a hub allows.
-const FEWEST: usize = 2;
-const MORE: [usize; 2] = [10, 50];
-const SIGN: &str = "/modules/{m}/genid/{g}/sign?api-version=2020-07-07";
-const CERTIFICATE: &str = "/modules/{m}/genid/{g}/certificate/server?api-version=2020-07-07";
-const BUNDLE: &str = "/trust-bundle?api-version=2020-07-07";
+/// What a device consists of beside its daemons.
+const OTHERS: [&str; 3] = ["edgekeep", "edgekeep-agent", "edgekeep-sim"];
 
 #[derive(Args)]
 pub(crate) struct Options {
+    /// What to measure; everything if nothing is named
+    #[command(subcommand)]
+    what: Option<What>,
     /// Run the load generator as a host module, without a container engine
-    #[arg(long)]
+    #[arg(long, global = true)]
     host: bool,
-    /// Print JSON instead of a table
-    #[arg(long)]
+    /// Print JSON instead of tables
+    #[arg(long, global = true)]
     json: bool,
+    /// Succeed even if a bar is missed
+    #[arg(long, global = true)]
+    no_bars: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+enum What {
+    /// Calls of modules through all daemons, memory, sizes
+    Workload,
+    /// keyd over its socket, and keys in tokens and TPMs next to their own calls
+    Keys,
+}
+
+/// The results of one bench.
+struct Results {
+    name: &'static str,
+    table: String,
+    json: Value,
+    /// Bars that were missed.
+    missed: usize,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let mut build = workspace::cargo();
-    build.args(["build", "--release", "--bins"]);
-    for package in DAEMONS.iter().chain(&OTHERS) {
-        build.args(["--package", package]);
+    let wanted = |what| options.what.is_none_or(|one| one == what);
+    let mut results = Vec::new();
+    if wanted(What::Keys) {
+        results.push(keys::run()?);
     }
-    command::run(build)?;
-    let programs = workspace::target().join("release");
-    let engine = if options.host { None } else { Some(Engine::answering_or_private()?) };
-    let folder =
-        tempfile::Builder::new().prefix("edgekeep-bench-").tempdir().context("cannot make a temporary folder")?;
-    let mut bench = Bench::start(programs, folder.path(), engine.as_ref())?;
-    let mut report = Report::new(engine.is_some());
-    let result = bench.measure(&mut report);
-    if result.as_ref().is_err_and(|error| !error.is::<interrupt::Interrupted>()) {
-        eprintln!("the device's last words:\n{}", bench.device.explanation());
+    if wanted(What::Workload) {
+        results.push(workload::run(options.host)?);
     }
-    result?;
-    drop(bench);
     if options.json {
-        println!("{:#}", report.to_json());
+        let mut all = Map::new();
+        all.insert("loadAverage".into(), load_average().into());
+        all.extend(results.iter().map(|result| (result.name.to_owned(), result.json.clone())));
+        println!("{:#}", Value::from(all));
     } else {
-        print!("{}", report.to_table());
+        for result in &results {
+            print!("{}", result.table);
+        }
+        println!("\nload average after the run (1, 5, 15 minutes): {}", load_average());
+    }
+    let missed: usize = results.iter().map(|result| result.missed).sum();
+    if missed > 0 && !options.no_bars {
+        return Err(Failed::new(format!("{missed} bars are missed: the bench")).into());
     }
     Ok(())
 }
 
-/// A device with the load generator as a module of it.
-struct Bench {
-    programs: PathBuf,
-    /// What load generator, echo and this task share.
-    shared: PathBuf,
-    manifest: PathBuf,
-    containers: bool,
-    device: Device,
-    echo: Child,
+/// Builds these packages for release; the folder of their programs.
+fn build(packages: &[&str]) -> anyhow::Result<PathBuf> {
+    let mut build = workspace::cargo();
+    build.args(["build", "--release", "--bins"]);
+    for package in packages {
+        build.args(["--package", package]);
+    }
+    command::run(build)?;
+    Ok(workspace::target().join("release"))
 }
 
-impl Drop for Bench {
-    fn drop(&mut self) {
-        interrupt::end(&mut self.echo, Duration::from_secs(5));
-    }
-}
-
-/// One kind of call.
-struct Call {
-    name: &'static str,
-    callers: u32,
-    requests: u32,
-    bar: Bar,
-    request: Value,
-}
-
-impl Bench {
-    fn start(programs: PathBuf, root: &Path, engine: Option<&Engine>) -> anyhow::Result<Self> {
-        let shared = root.join("bench");
-        fs::create_dir(&shared)?;
-        let manifest = root.join("deployment.json");
-        let containers = engine.is_some();
-        write_manifest(&manifest, &shared, containers, FEWEST)?;
-        if let Some(engine) = engine {
-            image::import(engine.socket(), AGENT_IMAGE, &[programs.join("edgekeep-agent")])?;
-            image::import(engine.socket(), IMAGE, &[programs.join("edgekeep-load")])?;
-        }
-        let mut echo = dies_with_this_task(programs.join("edgekeep-echo"));
-        echo.arg(shared.join("echo.sock")).stdin(Stdio::null()).stdout(Stdio::null());
-        let echo = interrupt::spawn(&mut echo).context("cannot start edgekeep-echo")?;
-        let device = Device::start(&Setup {
-            programs: &programs,
-            root,
-            manifest: &manifest,
-            host_modules: if containers { &[] } else { &["edgekeep-load"] },
-            engine: engine.map(Engine::socket),
-            agent_image: engine.map(|_| AGENT_IMAGE),
-        })?;
-        Ok(Self { programs, shared, manifest, containers, device, echo })
-    }
-
-    fn measure(&mut self, report: &mut Report) -> anyhow::Result<()> {
-        let limit = Duration::from_secs(120);
-        let mut daemons = Vec::new();
-        for program in DAEMONS {
-            let name = program.trim_start_matches("edgekeep-");
-            let started =
-                self.device.event(name, limit, |event| event["event"] == "started" && event["name"] == name)?;
-            daemons.push(started["pid"].as_u64().context("no process id")?);
-        }
-        self.device.event("the device", limit, |event| event["event"] == "device-ready")?;
-        // The Edge CA may come after the first module.
-        let one = self.sign(1, 1, Bar::None);
-        self.until_it_works(&one)?;
-        self.until_it_works(&certificate(1, 1, Bar::None))?;
-
-        // What ends after the start has ended by then.
-        interrupt::pause(Duration::from_secs(3))?;
-        report.memory(memory(&daemons)?);
-        for program in DAEMONS.iter().chain(["edgekeep", "edgekeep-agent"].iter()) {
-            report.size(program, fs::metadata(self.programs.join(program))?.len());
-        }
-
-        let calls = [
-            self.echo_call(1, 4000),
-            self.echo_call(8, 16000),
-            self.echo_call(32, 16000),
-            self.sign(1, 3000, Bar::MedianMillisecondsUpTo(1.0)),
-            self.sign(8, 8000, Bar::PerSecondFrom(3000.0)),
-            self.sign(32, 8000, Bar::PerSecondFrom(3000.0)),
-            certificate(8, 1000, Bar::PerSecondFrom(300.0)),
-            Call {
-                name: "trust bundle",
-                callers: 8,
-                requests: 8000,
-                bar: Bar::None,
-                request: json!({ "method": "GET", "path": BUNDLE }),
-            },
-        ];
-        self.measure_calls(&calls, FEWEST, report)?;
-        for modules in MORE {
-            write_manifest(&self.manifest, &self.shared, self.containers, modules)?;
-            let target = self.device.management_socket();
-            self.device.poll(&format!("{modules} modules"), Duration::from_secs(300), || {
-                Ok((crate::device::running_modules(&target)? >= modules).then_some(()))
-            })?;
-            // Starting so many leaves the engine busy for a moment.
-            interrupt::pause(Duration::from_secs(3))?;
-            let calls = [self.echo_call(8, 16000), self.sign(8, 8000, Bar::AsWithFewest)];
-            self.measure_calls(&calls, modules, report)?;
-        }
-        Ok(())
-    }
-
-    /// Runs the cases, each several times in turn, and adds the medians to the report.
-    fn measure_calls(&self, calls: &[Call], modules: usize, report: &mut Report) -> anyhow::Result<()> {
-        let mut results: Vec<Vec<Value>> = calls.iter().map(|_| Vec::new()).collect();
-        for call in calls {
-            self.perform(call, call.requests / 10)?;
-        }
-        for _ in 0..RUNS {
-            for (call, results) in calls.iter().zip(&mut results) {
-                results.push(self.perform(call, call.requests)?);
-            }
-        }
-        for (call, results) in calls.iter().zip(results) {
-            report.calls(Row::new(call.name, call.callers, modules, call.bar, &results));
-        }
-        Ok(())
-    }
-
-    fn until_it_works(&mut self, call: &Call) -> anyhow::Result<()> {
-        let (control, request) = (self.shared.join("load.sock"), with_counts(call, 1));
-        let mut last = Value::Null;
-        let worked = self.device.poll(&format!("the first {}", call.name), Duration::from_secs(60), || {
-            last = perform(&control, &request).unwrap_or_default();
-            Ok((last["ok"] == 1).then_some(()))
-        });
-        worked.with_context(|| format!("the load generator says {last}"))
-    }
-
-    fn perform(&self, call: &Call, requests: u32) -> anyhow::Result<Value> {
-        interrupt::check()?;
-        let result = perform(&self.shared.join("load.sock"), &with_counts(call, requests))?;
-        if let Some(error) = result["error"].as_str() {
-            bail!("{}: {error}", call.name);
-        }
-        Ok(result)
-    }
-
-    fn sign(&self, callers: u32, requests: u32, bar: Bar) -> Call {
-        let body = json!({ "keyId": "primary", "algo": "HMACSHA256", "data": "aGVsbG8=" });
-        Call { name: "sign", callers, requests, bar, request: json!({ "method": "POST", "path": SIGN, "body": body }) }
-    }
-
-    fn echo_call(&self, callers: u32, requests: u32) -> Call {
-        let mut call = self.sign(callers, requests, Bar::None);
-        call.name = report::ECHO;
-        call.request["socket"] = self.shared.join("echo.sock").display().to_string().into();
-        call
-    }
-}
-
-fn certificate(callers: u32, requests: u32, bar: Bar) -> Call {
-    let body = json!({ "commonName": "localhost", "expiration": "2099-01-01T00:00:00Z" });
-    let request = json!({ "method": "POST", "path": CERTIFICATE, "body": body });
-    Call { name: "server certificate", callers, requests, bar, request }
-}
-
-fn with_counts(call: &Call, requests: u32) -> Value {
-    let mut request = call.request.clone();
-    request["callers"] = call.callers.into();
-    request["requests"] = requests.max(1).into();
-    request
-}
-
-/// Has the load generator run one case.
-fn perform(control: &Path, case: &Value) -> anyhow::Result<Value> {
-    let mut stream = UnixStream::connect(control).context("cannot reach the load generator")?;
-    stream.set_read_timeout(Some(Duration::from_secs(300)))?;
-    writeln!(stream, "{case}")?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).context("the load generator gave no result")?;
-    serde_json::from_str(&line).context("the load generator gave no result")
-}
-
-/// A deployment of the load generator and of modules that do nothing: `modules` together with the agent.
-fn write_manifest(path: &Path, shared: &Path, containers: bool, modules: usize) -> anyhow::Result<()> {
-    let module = |command: &str, options: Value| {
-        let mut options = options;
-        options["Cmd"] = json!([command]);
-        let (kind, image) = if containers { ("docker", IMAGE) } else { ("process", "edgekeep-load") };
-        json!({
-            "version": "1.0", "type": kind, "status": "running", "restartPolicy": "always", "imagePullPolicy": "never",
-            "settings": { "image": image, "createOptions": options.to_string() },
-        })
-    };
-    let control = shared.join("load.sock").display().to_string();
-    let bind = format!("{0}:{0}", shared.display());
-    let options = if containers { json!({ "HostConfig": { "Binds": [bind] } }) } else { json!({}) };
-    let mut all = json!({ "load": module(&control, options) });
-    for number in FEWEST..modules {
-        all[format!("idle{number:02}")] = module("idle", json!({}));
-    }
-    let desired = json!({
-        "schemaVersion": "1.1", "runtime": { "type": "docker", "settings": {} }, "systemModules": {}, "modules": all,
-    });
-    let manifest = json!({ "modulesContent": { "$edgeAgent": { "properties.desired": desired } } });
-    // In place: an agent in a container was given this very file.
-    fs::write(path, manifest.to_string()).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// The memory of processes in KiB, each page that several share counted in parts; `None` where only root may look.
-fn memory(processes: &[u64]) -> anyhow::Result<Option<u64>> {
-    let mut sum = 0;
-    for process in processes {
-        let path = format!("/proc/{process}/smaps_rollup");
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(None),
-            text => text.with_context(|| format!("cannot read {path}"))?,
-        };
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
-        sum += line.trim().trim_end_matches(" kB").parse::<u64>().context("no number")?;
-    }
-    Ok(Some(sum))
+/// How busy the machine is, as the kernel says it.
+fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }

@@ -19,6 +19,13 @@ pub(crate) struct Failed {
     pub(crate) explained: bool,
 }
 
+impl Failed {
+    /// Something of this task's own that has said by its output what was wrong.
+    pub(crate) fn new(what: String) -> Self {
+        Self { what, code: 1, explained: false }
+    }
+}
+
 impl std::fmt::Display for Failed {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "{} failed", self.what)

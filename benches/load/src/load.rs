@@ -1,4 +1,4 @@
-//! One case: so many callers, each in a thread of its own, together so many requests.
+//! One case: so many callers, each in a thread of its own, together so many requests; and connections held beside them.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -19,6 +19,8 @@ pub(crate) struct Case {
     request: Vec<u8>,
     callers: u64,
     requests: u64,
+    /// Whether a caller uses one connection for all its requests.
+    keep_alive: bool,
 }
 
 /// What came of it.
@@ -50,15 +52,17 @@ impl Case {
         let path = text("path")?;
         let path = path.replace("{m}", &own("IOTEDGE_MODULEID")).replace("{g}", &own("IOTEDGE_MODULEGENERATIONID"));
         let body = if case["body"].is_null() { String::new() } else { case["body"].to_string() };
+        let keep_alive = case["keepAlive"].as_bool().unwrap_or(false);
         let request = format!(
-            "{} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+            "{} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {}\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}",
             text("method")?,
+            if keep_alive { "keep-alive" } else { "close" },
             body.len()
         );
         let (callers, requests) = (count("callers")?, count("requests")?);
         anyhow::ensure!((1..=256).contains(&callers) && requests > 0, "1 to 256 callers and at least one request");
-        Ok(Self { socket, request: request.into_bytes(), callers, requests })
+        Ok(Self { socket, request: request.into_bytes(), callers, requests, keep_alive })
     }
 
     /// Makes all requests.
@@ -86,10 +90,11 @@ impl Case {
     fn caller(&self, left: &AtomicU64) -> Outcome {
         let mut own = Outcome::default();
         let mut buffer = Vec::with_capacity(8192);
+        let mut kept = None;
         while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
             buffer.clear();
             let begin = Instant::now();
-            match self.request(&mut buffer) {
+            match self.request(&mut kept, &mut buffer) {
                 Ok(()) if buffer.starts_with(b"HTTP/1.1 2") => own.latencies.push(begin.elapsed()),
                 Ok(()) if buffer.is_empty() => own.refuse("closed without an answer".to_owned()),
                 Ok(()) => {
@@ -102,12 +107,40 @@ impl Case {
         own
     }
 
-    fn request(&self, answer: &mut Vec<u8>) -> io::Result<()> {
-        let mut stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+    /// One request, over the connection of the last one if there is one and it is to be kept.
+    fn request(&self, kept: &mut Option<UnixStream>, answer: &mut Vec<u8>) -> io::Result<()> {
+        let mut stream = match kept.take() {
+            Some(stream) => stream,
+            None => {
+                let stream = UnixStream::connect(&self.socket)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream
+            }
+        };
         stream.write_all(&self.request)?;
-        stream.read_to_end(answer).map(|_| ())
+        if !self.keep_alive {
+            return stream.read_to_end(answer).map(|_| ());
+        }
+        let mut chunk = [0; 4096];
+        while !is_complete(answer) {
+            match stream.read(&mut chunk)? {
+                0 => return Ok(()),
+                count => answer.extend_from_slice(&chunk[..count]),
+            }
+        }
+        *kept = Some(stream);
+        Ok(())
     }
+}
+
+/// Whether this is a whole answer that tells its length.
+fn is_complete(answer: &[u8]) -> bool {
+    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let head = std::str::from_utf8(&answer[..end]).unwrap_or_default();
+    let length = head.lines().filter_map(|line| line.split_once(':')).find_map(|(name, value)| {
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    answer.len() >= end + 4 + length.unwrap_or(0)
 }
 
 impl Outcome {
@@ -124,11 +157,11 @@ impl Outcome {
     }
 
     /// The latency below which `share` of all lie, in microseconds.
-    fn percentile(&self, share: f64) -> Option<u64> {
+    fn percentile(&self, share: f64) -> Option<f64> {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
         let rank = (self.latencies.len() as f64 * share).ceil() as usize;
         let latency = self.latencies.get(rank.max(1) - 1)?;
-        u64::try_from(latency.as_micros()).ok()
+        Some(latency.as_secs_f64() * 1e6)
     }
 
     /// The result as it is sent.
@@ -158,7 +191,8 @@ mod tests {
     fn percentiles_are_ranks() {
         let latencies = (1..=100).map(Duration::from_micros).collect();
         let outcome = Outcome { latencies, ..Outcome::default() };
-        assert_eq!((outcome.percentile(0.5), outcome.percentile(0.99)), (Some(50), Some(99)));
+        let rounded = |share| outcome.percentile(share).map(f64::round);
+        assert_eq!((rounded(0.5), rounded(0.99)), (Some(50.0), Some(99.0)));
         assert_eq!(Outcome::default().percentile(0.5), None);
     }
 
@@ -167,6 +201,14 @@ mod tests {
         let new = |case| Case::new(&case, |_| None).unwrap_err().to_string();
         assert_eq!(new(json!({ "path": "/" })), "IOTEDGE_WORKLOADURI is not set");
         assert_eq!(new(json!({ "socket": "/s", "path": "/", "callers": 1, "requests": 1 })), "a case needs \"method\"");
+    }
+
+    #[test]
+    fn an_answer_is_whole_when_its_body_has_its_length() {
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+        assert!(is_complete(answer));
+        assert!((0..answer.len()).all(|length| !is_complete(&answer[..length])));
+        assert!(is_complete(b"HTTP/1.1 204 No Content\r\nDate: x\r\n\r\n"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! `{"socket", "method", "path", "body", "callers", "requests"}`, and gets one back: `{"ok", "refused", "failed",
 //! "firstError", "p50Us", "p90Us", "p99Us", "perSecond"}`. `{m}` and `{g}` in a path stand for this module's id and
 //! generation; without `socket` its own workload socket is called. Each request is made over a new connection, as the
-//! clients of these sockets do, and the time to connect counts.
+//! clients of these sockets do, and the time to connect counts; with `"keepAlive": true` each caller keeps one.
 //!
 //! `edgekeep-load idle` only waits for SIGTERM.
 #![forbid(unsafe_code)]

@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -80,6 +80,7 @@ pub struct Tpm {
     /// The one used longest ago first.
     held: RefCell<Vec<Entity>>,
     pub(crate) root: RefCell<Option<(Entity, Public)>>,
+    waited: Cell<Duration>,
 }
 
 impl Drop for Tpm {
@@ -172,6 +173,7 @@ impl Tpm {
             session: RefCell::default(),
             held: RefCell::default(),
             root: RefCell::default(),
+            waited: Cell::default(),
         };
         tpm.connect()?;
         Ok(tpm)
@@ -185,6 +187,12 @@ impl Tpm {
         for entity in self.held.take() {
             self.flush(entity.handle);
         }
+    }
+
+    /// Time that was spent waiting for answers so far: what the TPM and the way to it take.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.waited.get()
     }
 
     /// Handles of what stays loaded between operations.
@@ -335,7 +343,10 @@ impl Tpm {
         let Some(open) = transport.as_mut() else {
             return Err(lost(ErrorKind::NotConnected.into()));
         };
-        open.transmit(bytes).map_err(|source| {
+        let begin = Instant::now();
+        let answer = open.transmit(bytes);
+        self.waited.set(self.waited.get() + begin.elapsed());
+        answer.map_err(|source| {
             *transport = None;
             lost(source)
         })
@@ -488,6 +499,7 @@ mod tests {
             session: RefCell::default(),
             held: RefCell::default(),
             root: RefCell::default(),
+            waited: Cell::default(),
         };
         (tpm, asked)
     }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::wire::MESSAGE_LIMIT;
 
@@ -132,7 +132,7 @@ impl Tcti {
                             stream.set_nodelay(true)?;
                             stream.set_read_timeout(Some(timeout))?;
                             stream.set_write_timeout(Some(timeout))?;
-                            return Ok(Box::new(Stream(stream)));
+                            return Ok(Box::new(Stream::new(stream)));
                         }
                         Err(error) => last = error,
                     }
@@ -143,7 +143,7 @@ impl Tcti {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(timeout))?;
                 stream.set_write_timeout(Some(timeout))?;
-                Ok(Box::new(Stream(stream)))
+                Ok(Box::new(Stream::new(stream)))
             }
         }
     }
@@ -170,22 +170,50 @@ impl Transport for Device {
     }
 }
 
-struct Stream<S>(S);
+struct Stream<S> {
+    stream: S,
+    /// Where answers arrive; wiped after each as far as it was used, since wiping all of it costs more than an HMAC.
+    arrived: Zeroizing<Vec<u8>>,
+}
+
+impl<S: io::Read + io::Write> Stream<S> {
+    fn new(stream: S) -> Self {
+        Self { stream, arrived: Zeroizing::new(vec![0; MESSAGE_LIMIT]) }
+    }
+
+    /// Reads one answer into `arrived`, as much as there is at once: it comes in one piece, unless the way splits it. Its
+    /// length; on the way there `read` is how much arrived.
+    fn receive(&mut self, read: &mut usize) -> io::Result<usize> {
+        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "an answer of impossible length");
+        loop {
+            if let Some(header) = self.arrived[..*read].first_chunk::<HEADER_LEN>() {
+                let len = u32::from_be_bytes([header[2], header[3], header[4], header[5]]);
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                // More than one answer to one command: what else came belongs to nobody.
+                if !(HEADER_LEN..=MESSAGE_LIMIT).contains(&len) || *read > len {
+                    return Err(invalid());
+                }
+                if *read == len {
+                    return Ok(len);
+                }
+            }
+            match self.stream.read(&mut self.arrived[*read..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => *read += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
 
 impl<S: io::Read + io::Write + Send> Transport for Stream<S> {
     fn transmit(&mut self, command: &[u8]) -> io::Result<Zeroizing<Vec<u8>>> {
-        self.0.write_all(command)?;
-        let mut header = [0; HEADER_LEN];
-        self.0.read_exact(&mut header)?;
-        let len = u32::from_be_bytes([header[2], header[3], header[4], header[5]]);
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        if !(HEADER_LEN..=MESSAGE_LIMIT).contains(&len) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer of impossible length"));
-        }
-        let mut answer = Zeroizing::new(vec![0; len]);
-        answer[..HEADER_LEN].copy_from_slice(&header);
-        self.0.read_exact(&mut answer[HEADER_LEN..])?;
-        Ok(answer)
+        self.stream.write_all(command)?;
+        let mut read = 0;
+        let answer = self.receive(&mut read).map(|len| Zeroizing::new(self.arrived[..len].to_vec()));
+        self.arrived[..read].zeroize();
+        answer
     }
 }
 
@@ -214,6 +242,47 @@ mod tests {
             if let Ok(tcti) = expected {
                 assert_eq!(tcti.to_string().parse(), Ok(tcti));
             }
+        }
+    }
+
+    /// Gives these pieces, one with each read, and takes everything.
+    struct Pieces(Vec<Vec<u8>>);
+
+    impl io::Read for Pieces {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() {
+                return Ok(0);
+            }
+            let piece = self.0.remove(0);
+            buffer[..piece.len()].copy_from_slice(&piece);
+            Ok(piece.len())
+        }
+    }
+
+    impl io::Write for Pieces {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_answer_is_taken_whole_however_it_arrives_and_nothing_of_it_stays_behind() {
+        let answer = [&[0x80, 1, 0, 0, 0, 14, 0, 0, 0, 0][..], b"data"].concat();
+        for at in 1..answer.len() {
+            let mut stream = Stream::new(Pieces(vec![answer[..at].to_vec(), answer[at..].to_vec()]));
+            assert_eq!(*stream.transmit(b"command").unwrap(), answer, "{at}");
+            assert!(stream.arrived.iter().all(|byte| *byte == 0));
+            let mut cut = Stream::new(Pieces(vec![answer[..at].to_vec()]));
+            assert_eq!(cut.transmit(b"command").unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{at}");
+            assert!(cut.arrived.iter().all(|byte| *byte == 0));
+        }
+        for wrong in [[&answer[..], b"more"].concat(), [&[0x80, 1, 0, 0, 0, 9][..], &[0; 8]].concat(), vec![0xff; 14]] {
+            let error = Stream::new(Pieces(vec![wrong])).transmit(b"command").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
     }
 

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use crate::bench::figures::median;
+
 /// The name of the case that all others are compared with.
 pub(super) const ECHO: &str = "bare echo";
 /// How much slower a call may be with many modules before that counts as growth.
@@ -56,11 +58,6 @@ impl Row {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// All numbers of a run.
 pub(super) struct Report {
     containers: bool,
@@ -110,6 +107,14 @@ impl Report {
                 Some((format!("p50 ≤ {GROWTH} × {:.2} ms", one.p50_ms), row.p50_ms <= GROWTH * one.p50_ms && none_lost))
             }
         }
+    }
+
+    /// How many bars are missed.
+    pub(super) fn missed(&self) -> usize {
+        let memory = self.memory_kib.is_some_and(|kib| mebibytes(kib * 1024) > MEMORY_BAR);
+        let sizes = self.sizes.iter().filter(|(_, bytes)| mebibytes(*bytes) > SIZE_BAR).count();
+        let calls = self.rows.iter().filter_map(|row| self.judge(row)).filter(|(_, kept)| !kept).count();
+        calls + sizes + usize::from(memory)
     }
 
     /// For a reader.
