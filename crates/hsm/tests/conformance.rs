@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
+#[path = "conformance/damage.rs"]
+mod damage;
 mod parts;
 #[path = "conformance/suite.rs"]
 mod suite;

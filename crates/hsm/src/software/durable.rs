@@ -123,5 +123,8 @@ pub(crate) fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
 
 pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
     let path = path.to_owned();
-    move |source| StoreError::Io { action, path, source }
+    move |source| match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::NoRoom { action, path, source },
+        _ => StoreError::Io { action, path, source },
+    }
 }

@@ -78,6 +78,20 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// There is no room.
+    #[error(
+        "no room to {action} {path:?}: free space on its file system (or raise the quota) and try again; nothing was \
+         changed"
+    )]
+    NoRoom {
+        /// What was being done.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
     /// Another process has the store open.
     #[error("the key store {path:?} is in use by another process: stop keyd first; only one process can have it open")]
     InUse {

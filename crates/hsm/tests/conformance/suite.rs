@@ -258,6 +258,11 @@ fn rsa_pair(fixture: &Fixture<'_>, backend: &dyn KeyBackend, key: &KeyId, bits: 
     let raw = backend.rsa_private_operation(key, RsaPadding::None, &padded);
     if let Some(raw) = fixture.result(Capability::RsaWithoutPadding, raw) {
         assert_eq!(raw, signature_of(backend, key, &block));
+        let pss = backend.rsa_private_operation(key, RsaPadding::None, &pss_block(&[0x5a; 32], modulus.len())).unwrap();
+        let options = ["rsa_padding_mode:pss", "rsa_pss_saltlen:32", "digest:sha256"];
+        let options: Vec<&str> = options.iter().flat_map(|option| ["-pkeyopt", option]).collect();
+        assert!(openssl_verifies(&public, &[0x5a; 32], &pss, &options));
+        assert!(!openssl_verifies(&public, &[0x5b; 32], &pss, &options));
         for block in [&[][..], &padded[1..], &modulus, &vec![0xff; modulus.len()], &long] {
             refused!(
                 backend.rsa_private_operation(key, RsaPadding::None, block),
@@ -266,6 +271,22 @@ fn rsa_pair(fixture: &Fixture<'_>, backend: &dyn KeyBackend, key: &KeyId, bits: 
         }
     }
     refused!(backend.sign_ecdsa(key, &[1; 32]), KeyError::NotSupported { .. });
+}
+
+/// What RSASSA-PSS makes of a SHA-256 digest (RFC 8017, 9.1.1), for a modulus of `len` bytes.
+fn pss_block(digest: &[u8; 32], len: usize) -> Vec<u8> {
+    let sha256 = |bytes: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    let salt = [0x11; 32];
+    let hash = sha256(&[&[0; 8][..], digest, &salt].concat());
+    let mut block = vec![0; len - 32 - 32 - 2];
+    block.push(1);
+    block.extend(salt);
+    let mask = (0_u32..).flat_map(|at| sha256(&[hash.as_ref(), &at.to_be_bytes()].concat()).as_ref().to_vec());
+    block.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
+    block[0] &= 0x7f;
+    block.extend(hash.as_ref());
+    block.push(0xbc);
+    block
 }
 
 fn signature_of(backend: &dyn KeyBackend, key: &KeyId, block: &[u8]) -> Vec<u8> {

@@ -152,6 +152,27 @@ fn what_was_loaded_is_loaded_again_after_a_reset_that_nobody_announced() {
 }
 
 #[test]
+fn a_tpm_that_lost_its_power_is_started_if_no_firmware_does() {
+    if crate::swtpm::skip() {
+        return;
+    }
+    let mut swtpm = Swtpm::start();
+    let tpm = swtpm.open();
+    let sealed = tpm.seal(&secret("s"), &SealTo::Tpm).unwrap();
+    for _ in 0..2 {
+        swtpm.kill();
+        swtpm.power_on();
+        // With the connection of before, and with a new one.
+        assert_eq!(tpm.unseal(&sealed, &AuthValue::empty()).unwrap().expose(), b"s");
+        assert_no_leak(&tpm, "a start");
+    }
+    drop(tpm);
+    swtpm.kill();
+    swtpm.power_on();
+    assert_eq!(swtpm.open().unseal(&sealed, &AuthValue::empty()).unwrap().expose(), b"s");
+}
+
+#[test]
 fn sealed_to_an_auth_value_it_needs_that_one_and_guessing_ends_in_lockout() {
     if crate::swtpm::skip() {
         return;

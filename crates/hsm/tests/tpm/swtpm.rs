@@ -13,6 +13,9 @@ pub(crate) const TRANSIENT: u32 = 0x8000_0000;
 /// Sessions that are loaded.
 pub(crate) const SESSIONS: [u32; 2] = [0x0200_0000, 0x0300_0000];
 
+/// As firmware leaves a TPM.
+const STARTED: &str = "not-need-init,startup-clear";
+
 /// Whether there are no software TPMs or no tools for them here, so that the test cannot run.
 pub(crate) fn skip() -> bool {
     crate::parts::missing(&["swtpm", "tpm2_getcap"])
@@ -31,7 +34,7 @@ impl Swtpm {
             let Some(port) = free_pair_of_ports() else { continue };
             let mut swtpm = Self { folder: tempfile::tempdir().unwrap(), port, pid: 0 };
             // Fails if another test was faster to take one of the ports.
-            if swtpm.spawn() {
+            if swtpm.spawn(STARTED) {
                 return swtpm;
             }
         }
@@ -39,11 +42,11 @@ impl Swtpm {
     }
 
     /// Starts it on its port and state; returns when it listens.
-    fn spawn(&mut self) -> bool {
+    fn spawn(&mut self, flags: &str) -> bool {
         let state = self.folder.path();
         let pid_file = state.join("pid");
         let started = Command::new("swtpm")
-            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--daemon"])
+            .args(["socket", "--tpm2", "--flags", flags, "--daemon"])
             .arg("--tpmstate")
             .arg(format!("dir={}", state.display()))
             .args(["--server", &format!("type=tcp,port={}", self.port)])
@@ -84,7 +87,12 @@ impl Swtpm {
     }
 
     pub(crate) fn start_again(&mut self) {
-        assert!(self.spawn(), "swtpm did not start again");
+        assert!(self.spawn(STARTED), "swtpm did not start again");
+    }
+
+    /// Gives it power again, on a board whose firmware does not start it.
+    pub(crate) fn power_on(&mut self) {
+        assert!(self.spawn("not-need-init"), "swtpm did not start again");
     }
 
     pub(crate) fn tcti(&self) -> Tcti {
