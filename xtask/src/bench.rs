@@ -5,6 +5,7 @@
 mod figures;
 mod keys;
 mod load;
+mod runtime;
 mod workload;
 
 use std::path::PathBuf;
@@ -42,6 +43,8 @@ enum What {
     Workload,
     /// keyd over its socket, and keys in tokens and TPMs next to their own calls
     Keys,
+    /// moduled with few and with many modules, who calls it, and bad neighbours
+    Runtime,
 }
 
 /// The results of one bench.
@@ -61,6 +64,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     if wanted(What::Workload) {
         results.push(workload::run(options.host)?);
+    }
+    if wanted(What::Runtime) {
+        results.push(runtime::run(options.host)?);
     }
     if options.json {
         let mut all = Map::new();

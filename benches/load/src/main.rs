@@ -6,10 +6,13 @@
 //! generation; without `socket` its own workload socket is called. Each request is made over a new connection, as the
 //! clients of these sockets do, and the time to connect counts; with `"keepAlive": true` each caller keeps one.
 //!
-//! `edgekeep-load idle` only waits for SIGTERM.
+//! `edgekeep-load idle` only waits for SIGTERM. `edgekeep-load flood SOCKET HELD DROPPED` is a bad neighbour: it opens
+//! connections and holds so many of them, and so many more it opens and drops, one after the other; then it says how many
+//! that were, as `{"held", "dropped", "seconds"}`, and holds on until its standard input ends.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "what goes wrong belongs in the module's log")]
 
+mod flood;
 mod load;
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -22,6 +25,12 @@ use serde_json::{Value, json};
 use crate::load::Case;
 
 fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [mode, socket, held, dropped] = &arguments[..]
+        && mode == "flood"
+    {
+        return flood::run(socket.as_ref(), held.parse()?, dropped.parse()?);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = std::env::args().nth(1).context("usage: edgekeep-load CONTROL | idle")?;
     if control != "idle" {

@@ -1,7 +1,7 @@
 //! What a module's call costs, beside what a bare HTTP echo over the same kind of socket costs in the same run; memory and
 //! sizes.
 
-mod report;
+pub(super) mod report;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,8 +23,8 @@ const AGENT_IMAGE: &str = "edgekeep-bench/agent:1";
 /// Each case is run this often, interleaved with the others; the median counts.
 const RUNS: usize = 3;
 /// Modules of the device, the agent among them: as few as can be, and more, up to what a hub allows.
-const FEWEST: usize = 2;
-const MORE: [usize; 2] = [10, 50];
+pub(super) const FEWEST: usize = 2;
+pub(super) const MORE: [usize; 2] = [10, 50];
 const SIGN: &str = "/modules/{m}/genid/{g}/sign?api-version=2020-07-07";
 const CERTIFICATE: &str = "/modules/{m}/genid/{g}/certificate/server?api-version=2020-07-07";
 const BUNDLE: &str = "/trust-bundle?api-version=2020-07-07";
@@ -47,13 +47,13 @@ pub(super) fn run(host: bool) -> anyhow::Result<Results> {
 }
 
 /// A device with the load generator as a module of it.
-struct Bench {
+pub(super) struct Bench {
     programs: PathBuf,
     /// What load generator, echo and this task share.
     shared: PathBuf,
     manifest: PathBuf,
     containers: bool,
-    device: Device,
+    pub(super) device: Device,
     echo: Child,
 }
 
@@ -64,7 +64,7 @@ impl Drop for Bench {
 }
 
 /// One kind of call.
-struct Call {
+pub(super) struct Call {
     name: &'static str,
     callers: u32,
     requests: u32,
@@ -73,7 +73,7 @@ struct Call {
 }
 
 impl Bench {
-    fn start(programs: PathBuf, root: &Path, engine: Option<&Engine>) -> anyhow::Result<Self> {
+    pub(super) fn start(programs: PathBuf, root: &Path, engine: Option<&Engine>) -> anyhow::Result<Self> {
         let shared = root.join("bench");
         fs::create_dir(&shared)?;
         let manifest = root.join("deployment.json");
@@ -97,7 +97,8 @@ impl Bench {
         Ok(Self { programs, shared, manifest, containers, device, echo })
     }
 
-    fn measure(&mut self, report: &mut Report) -> anyhow::Result<()> {
+    /// Waits until the device works, and then until what ends after the start has ended. The daemons' process ids.
+    pub(super) fn come_up(&mut self) -> anyhow::Result<Vec<u64>> {
         let limit = Duration::from_secs(120);
         let mut daemons = Vec::new();
         for program in DAEMONS {
@@ -111,9 +112,24 @@ impl Bench {
         let one = self.sign(1, 1, Bar::None);
         self.until_it_works(&one)?;
         self.until_it_works(&certificate(1, 1, Bar::None))?;
-
-        // What ends after the start has ended by then.
         interrupt::pause(Duration::from_secs(3))?;
+        Ok(daemons)
+    }
+
+    /// Has the agent run so many modules, itself among them.
+    pub(super) fn grow(&mut self, modules: usize) -> anyhow::Result<()> {
+        write_manifest(&self.manifest, &self.shared, self.containers, modules)?;
+        let target = self.device.management_socket();
+        self.device.poll(&format!("{modules} modules"), Duration::from_secs(300), || {
+            Ok((crate::device::running_modules(&target)? >= modules).then_some(()))
+        })?;
+        // Starting so many leaves the engine busy for a moment.
+        interrupt::pause(Duration::from_secs(3))?;
+        Ok(())
+    }
+
+    fn measure(&mut self, report: &mut Report) -> anyhow::Result<()> {
+        let daemons = self.come_up()?;
         report.memory(memory(&daemons)?);
         for program in DAEMONS.iter().chain(["edgekeep", "edgekeep-agent"].iter()) {
             report.size(program, fs::metadata(self.programs.join(program))?.len());
@@ -127,23 +143,11 @@ impl Bench {
             self.sign(8, 8000, Bar::PerSecondFrom(3000.0)),
             self.sign(32, 8000, Bar::PerSecondFrom(3000.0)),
             certificate(8, 1000, Bar::PerSecondFrom(300.0)),
-            Call {
-                name: "trust bundle",
-                callers: 8,
-                requests: 8000,
-                bar: Bar::None,
-                request: json!({ "method": "GET", "path": BUNDLE }),
-            },
+            trust_bundle(8, 8000),
         ];
         self.measure_calls(&calls, FEWEST, report)?;
         for modules in MORE {
-            write_manifest(&self.manifest, &self.shared, self.containers, modules)?;
-            let target = self.device.management_socket();
-            self.device.poll(&format!("{modules} modules"), Duration::from_secs(300), || {
-                Ok((crate::device::running_modules(&target)? >= modules).then_some(()))
-            })?;
-            // Starting so many leaves the engine busy for a moment.
-            interrupt::pause(Duration::from_secs(3))?;
+            self.grow(modules)?;
             let calls = [self.echo_call(8, 16000), self.sign(8, 8000, Bar::AsWithFewest)];
             self.measure_calls(&calls, modules, report)?;
         }
@@ -177,7 +181,7 @@ impl Bench {
         worked.with_context(|| format!("the load generator says {last}"))
     }
 
-    fn perform(&self, call: &Call, requests: u32) -> anyhow::Result<Value> {
+    pub(super) fn perform(&self, call: &Call, requests: u32) -> anyhow::Result<Value> {
         let result = perform(&self.shared.join("load.sock"), &with_counts(call, requests))?;
         if let Some(error) = result["error"].as_str() {
             bail!("{}: {error}", call.name);
@@ -185,17 +189,22 @@ impl Bench {
         Ok(result)
     }
 
-    fn sign(&self, callers: u32, requests: u32, bar: Bar) -> Call {
+    pub(super) fn sign(&self, callers: u32, requests: u32, bar: Bar) -> Call {
         let body = json!({ "keyId": "primary", "algo": "HMACSHA256", "data": "aGVsbG8=" });
         Call { name: "sign", callers, requests, bar, request: json!({ "method": "POST", "path": SIGN, "body": body }) }
     }
 
-    fn echo_call(&self, callers: u32, requests: u32) -> Call {
+    pub(super) fn echo_call(&self, callers: u32, requests: u32) -> Call {
         let mut call = self.sign(callers, requests, Bar::None);
         call.name = report::ECHO;
         call.request["socket"] = self.shared.join("echo.sock").display().to_string().into();
         call
     }
+}
+
+pub(super) fn trust_bundle(callers: u32, requests: u32) -> Call {
+    let request = json!({ "method": "GET", "path": BUNDLE });
+    Call { name: "trust bundle", callers, requests, bar: Bar::None, request }
 }
 
 fn certificate(callers: u32, requests: u32, bar: Bar) -> Call {

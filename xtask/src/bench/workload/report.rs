@@ -16,7 +16,7 @@ const SIZE_BAR: f64 = 8.0;
 
 /// What a number is held against.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Bar {
+pub(in crate::bench) enum Bar {
     None,
     MedianMillisecondsUpTo(f64),
     /// And no connection refused.

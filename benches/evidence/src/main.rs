@@ -1,0 +1,125 @@
+//! Measures what it costs to know who calls, for `cargo xtask bench runtime`: a copy of this program, as large as told,
+//! connects to it, and is looked at as moduled looks at a caller.
+//!
+//! `edgekeep-bench-evidence MIB` prints one line of JSON: `{"identifyUs", "recheckUs", "firstMs", "againUs"}`: processor
+//! time of the look at a new connection and of that at each further request; time of the first measurement of an
+//! executable of so many MiB and of one from another process that runs the same.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "its output is what it is for")]
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use edgekeep_core::attestation::PeerHandle;
+use edgekeep_daemon::peer::Caller;
+use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::json;
+
+const RUNS: u32 = 2000;
+/// Digests of files that changed less than two seconds ago are not remembered.
+const SETTLE: Duration = Duration::from_millis(2500);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["call", socket] => call(Path::new(socket)),
+        [mebibytes] => measure(mebibytes.parse()?).await,
+        _ => bail!("usage: edgekeep-bench-evidence MIB"),
+    }
+}
+
+/// The caller: connects and waits until it is no longer needed.
+fn call(socket: &Path) -> anyhow::Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
+    let _ = stream.read(&mut [0]);
+    Ok(())
+}
+
+/// A caller that runs, and the connection from it.
+struct Called {
+    child: Child,
+    stream: UnixStream,
+}
+
+impl Drop for Called {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn measure(mebibytes: u64) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let program = folder.path().join("caller");
+    fs::copy(std::env::current_exe()?, &program)?;
+    let mut file = OpenOptions::new().append(true).open(&program)?;
+    let padding = vec![7; 1 << 20];
+    while file.metadata()?.len() < mebibytes << 20 {
+        file.write_all(&padding)?;
+    }
+    drop(file);
+    tokio::time::sleep(SETTLE).await;
+    let socket = folder.path().join("socket");
+    let listener = UnixListener::bind(&socket)?;
+    let called = || -> anyhow::Result<Called> {
+        let child = Command::new(&program).arg("call").arg(&socket).stdin(Stdio::null()).spawn()?;
+        let (stream, _) = listener.accept()?;
+        Ok(Called { child, stream })
+    };
+
+    let collector = Collector::new(CgroupHierarchy::detect(), ContainerCgroups::default());
+    let first = called()?;
+    let (process, handle) = learn(&first.stream)?;
+    let identify = per_run(|| {
+        let (process, handle) = learn(&first.stream)?;
+        collector.identify(handle, &process, None)?;
+        Ok(())
+    })?;
+    let evidence = collector.identify(handle, &process, None)?;
+    let recheck = per_run(|| {
+        anyhow::ensure!(collector.recheck(&process, &evidence.snapshot), "the caller changed");
+        Ok(())
+    })?;
+    let begin = Instant::now();
+    let measured = collector.measure(&process, evidence, None).await?;
+    let first_ms = begin.elapsed().as_secs_f64() * 1e3;
+
+    let second = called()?;
+    let (process, handle) = learn(&second.stream)?;
+    let evidence = collector.identify(handle, &process, None)?;
+    let begin = Instant::now();
+    let again = collector.measure(&process, evidence, None).await?;
+    let again_us = begin.elapsed().as_secs_f64() * 1e6;
+    anyhow::ensure!(measured.measurement == again.measurement, "two digests of one file");
+    println!("{}", json!({"identifyUs": identify, "recheckUs": recheck, "firstMs": first_ms, "againUs": again_us}));
+    Ok(())
+}
+
+/// Who is behind the connection, as at accept.
+fn learn(stream: &UnixStream) -> anyhow::Result<(ProcDir, PeerHandle)> {
+    let caller = Caller::of(stream)?;
+    let pid = caller.pid().context("no pid")?;
+    let (pidfd, handle) = caller.pidfd().context("no handle")?;
+    Ok((ProcDir::open(pid, pidfd)?, handle))
+}
+
+/// Processor time of this thread for one run, in microseconds: the best of several spells.
+fn per_run(mut run: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let begin = Duration::try_from(clock_gettime(ClockId::ThreadCPUTime))?;
+        for _ in 0..RUNS / 5 {
+            run()?;
+        }
+        let spent = Duration::try_from(clock_gettime(ClockId::ThreadCPUTime))? - begin;
+        best = best.min(spent.as_secs_f64() * 1e6 / f64::from(RUNS / 5));
+    }
+    Ok(best)
+}

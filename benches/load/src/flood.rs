@@ -1,0 +1,25 @@
+//! Connections that are held for nothing, and connections that end as soon as they begin.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+/// Floods `socket`, says what was done, and holds on until its input ends.
+pub(crate) fn run(socket: &Path, hold: usize, drop: usize) -> anyhow::Result<()> {
+    let connect = || UnixStream::connect(socket);
+    connect().with_context(|| format!("cannot connect to {}", socket.display()))?;
+    // Some may be refused: that is their point.
+    let held: Vec<UnixStream> = (0..hold).filter_map(|_| connect().ok()).collect();
+    let begin = Instant::now();
+    let dropped = (0..drop).filter(|_| connect().is_ok()).count();
+    let said = json!({ "held": held.len(), "dropped": dropped, "seconds": begin.elapsed().as_secs_f64() });
+    let mut output = std::io::stdout();
+    writeln!(output, "{said}")?;
+    output.flush()?;
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}

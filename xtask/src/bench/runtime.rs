@@ -1,0 +1,211 @@
+//! moduled: whether calls stay as fast with many modules as with few, what it costs to know a caller, how much memory it
+//! takes, and what a bad neighbour does to others.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use std::{fs, thread};
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use super::figures::{Bar, Figures, median, memory_kib};
+use super::load::Load;
+use super::workload::report::Bar as CallBar;
+use super::workload::{Bench, FEWEST, MORE, trust_bundle};
+use super::{DAEMONS, OTHERS, Results, build};
+use crate::engine::{Engine, dies_with_this_task};
+use crate::{command, interrupt, parts};
+
+const ROUNDS: usize = 5;
+/// Times the median with the fewest modules.
+const GROWTH_BAR: f64 = 1.2;
+const LIST_BAR_MS: f64 = 5.0;
+const VERDICT_BAR_US: f64 = 20.0;
+const FIRST_BAR_MS: f64 = 100.0;
+/// A look into a table instead of another hash over 64 MiB, which takes tens of milliseconds.
+const AGAIN_BAR_US: f64 = 1000.0;
+const MEMORY_BAR: f64 = 10.0;
+const FLOOD_BAR: f64 = 2.0;
+const EXECUTABLE_MIB: &str = "64";
+const HELD: &str = "500";
+const DROPPED: &str = "10000";
+/// The uid of the bad neighbour: nobody's.
+const NEIGHBOUR: &str = "65534";
+
+pub(super) fn run(host: bool) -> anyhow::Result<Results> {
+    let packages = [&DAEMONS[..], &OTHERS[..], &["edgekeep-load", "edgekeep-bench-evidence"]].concat();
+    let programs = build(&packages)?;
+    let mut figures = Figures::new();
+    evidence(&programs, &mut figures)?;
+    let engine = if host { None } else { Some(Engine::answering_or_private()?) };
+    let folder =
+        tempfile::Builder::new().prefix("edgekeep-bench-").tempdir().context("cannot make a temporary folder")?;
+    let outside = folder.path().join("outside");
+    fs::create_dir(&outside)?;
+    let load = Load::start(&programs, &outside)?;
+    let mut bench = Bench::start(programs.clone(), folder.path(), engine.as_ref())?;
+    let result = measure(&mut bench, &load, &programs, &mut figures);
+    if result.as_ref().is_err_and(|error| !error.is::<interrupt::Interrupted>()) {
+        eprintln!("the device's last words:\n{}", bench.device.explanation());
+    }
+    result?;
+    let place = if engine.is_some() { "containers" } else { "host modules" };
+    let title = format!("moduled with {place}; medians of {ROUNDS} runs; the agent is one of the modules");
+    Ok(Results { name: "runtime", table: figures.to_table(&title), json: figures.to_json(), missed: figures.missed() })
+}
+
+/// What it costs to know who calls.
+fn evidence(programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+    let mut results = Vec::new();
+    for _ in 0..3 {
+        let mut probe = Command::new(programs.join("edgekeep-bench-evidence"));
+        probe.arg(EXECUTABLE_MIB);
+        results.push(serde_json::from_str::<Value>(&command::output(probe)?)?);
+    }
+    let of = |field: &str| median(results.iter().filter_map(|result| result[field].as_f64()).collect());
+    let first = format!("first measurement of {EXECUTABLE_MIB} MiB");
+    figures.add("look at a new connection, CPU", of("identifyUs"), "µs", Bar::None, String::new());
+    figures.add("warm check of a caller, CPU", of("recheckUs"), "µs", Bar::AtMost(VERDICT_BAR_US), String::new());
+    figures.add(first, of("firstMs"), "ms", Bar::AtMost(FIRST_BAR_MS), String::new());
+    figures.add("the same program again", of("againUs"), "µs", Bar::AtMost(AGAIN_BAR_US), String::new());
+    Ok(())
+}
+
+fn measure(bench: &mut Bench, load: &Load, programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+    let daemons = bench.come_up()?;
+    let moduled = *daemons.last().context("no moduled")?;
+    let list = json!({
+        "socket": bench.device.management_socket(), "method": "GET", "path": "/modules?api-version=2022-08-03",
+        "callers": 1, "requests": 300,
+    });
+    let mut fewest = Vec::new();
+    for modules in [FEWEST].into_iter().chain(MORE) {
+        if modules > FEWEST {
+            bench.grow(modules)?;
+        }
+        let calls = [("sign", bench.sign(8, 4000, CallBar::None)), ("trust bundle", trust_bundle(8, 4000))];
+        for (at, (name, call)) in calls.iter().enumerate() {
+            let (mut p50, mut p99) = (Vec::new(), Vec::new());
+            for round in 0..=ROUNDS {
+                let result = bench.perform(call, 4000)?;
+                anyhow::ensure!(result["ok"] == 4000, "{name}: {result}");
+                if round > 0 {
+                    p50.extend(result["p50Us"].as_f64());
+                    p99.extend(result["p99Us"].as_f64());
+                }
+            }
+            let (p50, p99) = (median(p50) / 1e3, median(p99) / 1e3);
+            let bar = match fewest.get(at) {
+                Some(first) => Bar::AtMost(GROWTH_BAR * first),
+                None => {
+                    fewest.push(p50);
+                    Bar::None
+                }
+            };
+            figures.add(format!("{name}, 8 callers, {modules} modules"), p50, "ms", bar, format!("p99 {p99:.2} ms"));
+        }
+        let mut times = Vec::new();
+        for _ in 0..ROUNDS {
+            times.extend(load.perform(&list)?["p50Us"].as_f64());
+        }
+        let what = format!("list of modules, {modules} modules");
+        figures.add(what, median(times) / 1e3, "ms", Bar::AtMost(LIST_BAR_MS), String::new());
+        if let Some(kib) = memory_kib(moduled)? {
+            let bar = if modules >= 50 { Bar::AtMost(MEMORY_BAR) } else { Bar::None };
+            figures.add(format!("PSS of moduled, {modules} modules"), mebibytes(kib), "MiB", bar, String::new());
+        }
+    }
+    processor_time(bench, moduled, figures)?;
+    if parts::is_root() {
+        neighbour(bench, programs, figures)
+    } else {
+        eprintln!("a bad neighbour is another user, which takes root: not measured");
+        Ok(())
+    }
+}
+
+/// moduled's own processor time for a call over a new connection.
+fn processor_time(bench: &Bench, moduled: u64, figures: &mut Figures) -> anyhow::Result<()> {
+    for (name, call) in [("sign", bench.sign(8, 0, CallBar::None)), ("trust bundle", trust_bundle(8, 0))] {
+        let requests = 10_000_u32;
+        let before = ticks(moduled)?;
+        bench.perform(&call, requests)?;
+        // The kernel counts in hundredths of a second.
+        let spent = f64::from(ticks(moduled)?.saturating_sub(before)) * 1e4 / f64::from(requests);
+        let what = format!("{name}, CPU of moduled");
+        figures.add(what, spent, "µs", Bar::None, "a new connection each".to_owned());
+    }
+    Ok(())
+}
+
+fn ticks(process: u64) -> anyhow::Result<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("no process")?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u32>().ok()).context("no time");
+    Ok(number(11)? + number(12)?)
+}
+
+/// What somebody who opens and drops connections, and holds others, does to the calls of another uid.
+fn neighbour(bench: &Bench, programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+    let call = bench.sign(8, 0, CallBar::None);
+    let (mut quiet, mut flooded, mut ok) = (Vec::new(), Vec::new(), 0);
+    let mut said = Value::Null;
+    for _ in 0..ROUNDS {
+        quiet.extend(bench.perform(&call, 3000)?["p99Us"].as_f64());
+        let mut flood = Flood::start(programs, &bench.device.legacy_socket())?;
+        let result = thread::scope(|scope| {
+            let reading = scope.spawn(|| flood.said());
+            let result = bench.perform(&call, 3000);
+            said = reading.join().unwrap_or_else(|_| Ok(Value::Null))?;
+            result
+        })?;
+        ok += result["ok"].as_u64().unwrap_or(0);
+        flooded.extend(result["p99Us"].as_f64());
+        interrupt::end(&mut flood.0, Duration::from_secs(5));
+    }
+    let (quiet, flooded) = (median(quiet) / 1e3, median(flooded) / 1e3);
+    let detail = format!(
+        "p99 of sign {quiet:.2} → {flooded:.2} ms; {} dropped in {:.1} s, {} held; {ok} of {} answered",
+        said["dropped"],
+        said["seconds"].as_f64().unwrap_or(f64::NAN),
+        said["held"],
+        3000 * ROUNDS
+    );
+    figures.add("a bad neighbour", flooded / quiet, "×", Bar::AtMost(FLOOD_BAR), detail);
+    Ok(())
+}
+
+/// A load generator as a bad neighbour, with another uid.
+struct Flood(Child);
+
+impl Flood {
+    fn start(programs: &Path, socket: &Path) -> anyhow::Result<Self> {
+        let mut flood = dies_with_this_task("setpriv");
+        flood.args(["--reuid", NEIGHBOUR, "--regid", NEIGHBOUR, "--clear-groups", "--"]);
+        flood.arg(programs.join("edgekeep-load")).arg("flood").arg(socket).args([HELD, DROPPED]);
+        flood.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Ok(Self(interrupt::spawn(&mut flood).context("cannot start setpriv")?))
+    }
+
+    /// What it says when it has dropped all that it was to drop.
+    fn said(&mut self) -> anyhow::Result<Value> {
+        let output = self.0.stdout.take().context("no pipe")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        serde_json::from_str(&line).context("the bad neighbour could not connect")
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        interrupt::end(&mut self.0, Duration::from_secs(5));
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes of memory")]
+fn mebibytes(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
