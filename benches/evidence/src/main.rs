@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use edgekeep_core::attestation::PeerHandle;
-use edgekeep_daemon::peer::Caller;
+use edgekeep_daemon::peer::{Caller, PeerSocket};
 use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -104,7 +104,7 @@ async fn measure(mebibytes: u64) -> anyhow::Result<()> {
 
 /// Who is behind the connection, as at accept.
 fn learn(stream: &UnixStream) -> anyhow::Result<(ProcDir, PeerHandle)> {
-    let caller = Caller::of(stream)?;
+    let caller = Caller::of(stream, PeerSocket::Untold)?;
     let pid = caller.pid().context("no pid")?;
     let (pidfd, handle) = caller.pidfd().context("no handle")?;
     Ok((ProcDir::open(pid, pidfd)?, handle))
