@@ -26,6 +26,8 @@ impl Draft<'_> {
         self.agent(root);
         self.engine(root);
         self.policies(root);
+        self.grants(root);
+        self.image_policy(root);
         self.sockets(root);
         self.watchdog(root);
         self.image_garbage_collection(root);
@@ -115,6 +117,14 @@ impl Draft<'_> {
             Some(image) => self.agent_image(&image),
             None => {
                 let _: Option<()> = self.absent(config, "image", "the agent's image, or its name in [host_modules]");
+            }
+        }
+        for (key, pin) in [("imageHash", 0), ("digest", 1)] {
+            let Some(text) = config.text(key) else { continue };
+            let digest = text.text.parse::<Sha256Digest>().map_err(|why| why.to_string());
+            if let Some(digest) = self.checked(&config.key(key), &text, digest) {
+                let agent = &mut self.moduled.agent;
+                *[&mut agent.image_hash, &mut agent.digest][pin] = Some(digest);
             }
         }
         if let Some(options) = config.table("createOptions") {

@@ -157,6 +157,8 @@ pub(crate) static ROOT: &[Key] = &[
     table("cloud", CLOUD),
     key("host_modules", Kind::MapOf(&Kind::Table(HOST_MODULE))),
     key("module_policies", Kind::MapOf(&Kind::Text)),
+    table("image_policy", IMAGE_POLICY),
+    key("modules", Kind::MapOf(&Kind::Table(MODULE))),
 ];
 
 static AZIOT_MAX_REQUESTS: &[Key] = &[integer("keyd"), integer("certd"), integer("identityd"), integer("tpmd")];
@@ -280,9 +282,9 @@ static AGENT: &[Key] = &[
 
 static AGENT_CONFIG: &[Key] = &[
     text("image"),
-    text("imageHash").no_effect("the image that runs is always measured"),
+    text("imageHash"),
     key("createOptions", Kind::Free).secret(),
-    text("digest").no_effect("the image that runs is always measured"),
+    text("digest"),
     key("auth", Kind::Free).secret(),
     key("allowElevatedDockerPermissions", Kind::Boolean),
 ];
@@ -335,6 +337,24 @@ static IMAGE_GARBAGE_COLLECTION: &[Key] = &[
 static ENDPOINTS: &[Key] = &[text("aziot_certd"), text("aziot_identityd"), text("aziot_keyd"), text("aziot_tpmd")];
 
 static CLOUD: &[Key] = &[key("trusted_certs", Kind::Texts)];
+
+static IMAGE_POLICY: &[Key] =
+    &[text("signatures"), text("unmatched"), key("images", Kind::MapOf(&Kind::Table(IMAGE_RULE)))];
+
+static IMAGE_RULE: &[Key] = &[key("keys", Kind::Texts), key("signed", Kind::Boolean)];
+
+static MODULE: &[Key] = &[table("grant", GRANT)];
+
+static GRANT: &[Key] = &[
+    key("privileged", Kind::Boolean),
+    key("capabilities", Kind::Texts),
+    key("binds", Kind::Texts),
+    key("devices", Kind::Texts),
+    key("namespaces", Kind::Texts),
+    key("sysctls", Kind::Texts),
+    key("runtimes", Kind::Texts),
+    key("options", Kind::Texts),
+];
 
 static HOST_MODULE: &[Key] = &[text("executable"), text("sha256"), key("args", Kind::Texts)];
 

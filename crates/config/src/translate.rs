@@ -95,6 +95,7 @@ pub fn referenced_files(text: &str) -> Vec<PathBuf> {
     let uris = [root.text("additional_info"), payload.and_then(|payload| payload.text("uri"))];
     let mut files: Vec<PathBuf> =
         uris.into_iter().flatten().filter_map(|uri| value::file_uri(uri.text).ok()).map(PathBuf::from).collect();
+    files.extend(crate::image_policy::key_files(&root));
     if let Some(path) = root.text("imported_master_encryption_key") {
         files.push(plain_path(path.text));
     }
@@ -163,6 +164,8 @@ impl<'a> Draft<'a> {
                 edge_ca: edgekeep_core::settings::EdgeCaSettings::default(),
                 watchdog_max_retries: None,
                 allow_elevated_permissions: true,
+                grants: BTreeMap::new(),
+                image_policy: None,
                 additional_info: BTreeMap::new(),
                 management_connections_per_uid: None,
                 workload_connections_per_uid: None,

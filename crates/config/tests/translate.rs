@@ -39,6 +39,9 @@ fn fixture(name: &str) -> String {
     std::fs::read_to_string(path).unwrap()
 }
 
+/// Without it there is a notice that modules may have everything.
+const CLOSED: &str = "allow_elevated_docker_permissions = false\n";
+
 const MANUAL: &str = "[provisioning]\nsource = \"manual\"\n\
     connection_string = \"HostName=h.example;DeviceId=d;SharedAccessKey=a2V5MQ==\"\n";
 
@@ -151,8 +154,9 @@ fn without_an_edge_ca_table_the_device_signs_its_own_for_90_days() {
 
 #[test]
 fn an_edge_ca_table_with_renewal_alone_is_accepted() {
-    let translated =
-        accepted(&format!("{MANUAL}[edge_ca.auto_renew]\nrotate_key = false\nthreshold = \"80%\"\nretry = \"4%\"\n"));
+    let translated = accepted(&format!(
+        "{CLOSED}{MANUAL}[edge_ca.auto_renew]\nrotate_key = false\nthreshold = \"80%\"\nretry = \"4%\"\n"
+    ));
     assert_eq!(translated.notices.len(), 1);
     assert_eq!(translated.notices[0].code, Code::NoEffect);
     assert!(!translated.keyd.principals[1].keys.iter().any(|key| key == "aziot-edged-ca-temp"));
@@ -321,14 +325,46 @@ fn keys_that_do_not_go_together_are_refused() {
 }
 
 #[test]
+fn grants_and_image_rules_are_translated_and_an_open_default_is_told() {
+    assert_eq!(accepted(MANUAL).notices[0].key, "allow_elevated_docker_permissions");
+    let text = format!(
+        "{CLOSED}{MANUAL}[modules.camera.grant]\nbinds = [\"/srv/models:ro\"]\nnamespaces = [\"network\"]\n\
+         [image_policy]\nsignatures = \"/etc/edgekeep/signatures\"\nunmatched = \"refuse\"\n\
+         [image_policy.images.\"docker.io/plant/*\"]\nkeys = [\"file:///vendor.pem\"]\n\
+         [image_policy.images.\"localhost/*\"]\nsigned = false\n"
+    );
+    assert_eq!(referenced_files(&text), [PathBuf::from("/vendor.pem")]);
+    let mut environment = device();
+    let key = b"-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n".to_vec();
+    environment.files.insert("/vendor.pem".into(), Ok(key));
+    let moduled = translate(&text, &environment).unwrap().moduled;
+    let grant = moduled.grants.values().next().unwrap();
+    assert_eq!((grant.binds.as_slice(), grant.namespaces.len()), (["/srv/models:ro".to_owned()].as_slice(), 1));
+    let policy = moduled.image_policy.unwrap();
+    assert!(policy.refuse_unmatched);
+    assert_eq!(policy.rules.iter().map(|rule| rule.keys.len()).collect::<Vec<_>>(), [1, 0]);
+    for (line, message) in [
+        ("[modules.a.grant]\nbinds = [\"etc\"]", "expected an absolute path"),
+        ("[modules.a.grant]\nnamespaces = [\"mount\"]", "expected one of network"),
+        ("[image_policy.images.x]\nkeys = []", "signatures"),
+        ("[image_policy.images.x]", "keys"),
+        ("[image_policy]\nsignatures = \"/s\"\n[image_policy.images.x]\nkeys = [\"file:///none\"]", "cannot read"),
+    ] {
+        let found = refused(&format!("{MANUAL}{line}\n"));
+        let texts = found.iter().map(|found| format!("{} {} {:?}", found.key, found.message, found.remedy));
+        assert!(texts.clone().any(|text| text.contains(message)), "{:?}", texts.collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn keys_without_effect_are_accepted_with_a_notice() {
     let translated = accepted(&format!(
-        "prefer_module_identity_cache = true\nmanifest_trust_bundle_cert = \"file:///x\"\ncloud_timeout_sec = 10\n{MANUAL}\
+        "{CLOSED}prefer_module_identity_cache = true\nmanifest_trust_bundle_cert = \"file:///x\"\ncloud_timeout_sec = 10\n{MANUAL}\
          [image_garbage_collection]\nenabled = true\n[tpm]\ntcti = \"device\"\n"
     ));
     let notices: Vec<_> = translated.notices.iter().map(|notice| (notice.line, notice.code)).collect();
     use Code::{NoEffect, Unusual};
-    assert_eq!(notices, [(1, NoEffect), (2, NoEffect), (3, Unusual), (7, NoEffect)]);
+    assert_eq!(notices, [(2, NoEffect), (3, NoEffect), (4, Unusual), (8, NoEffect)]);
     assert_eq!(translated.identityd.cloud.timeout_sec, 10);
 }
 
@@ -348,7 +384,7 @@ fn an_unquoted_word_is_told_to_be_quoted() {
 #[test]
 fn tokens_and_tpm_are_translated() {
     let translated = accepted(&format!(
-        "{MANUAL}[aziot_keys]\npkcs11_lib_path = \"/lib/t.so\"\npkcs11_base_slot = \"pkcs11:token=edge?pin-value=0000\"\n\
+        "{CLOSED}{MANUAL}[aziot_keys]\npkcs11_lib_path = \"/lib/t.so\"\npkcs11_base_slot = \"pkcs11:token=edge?pin-value=0000\"\n\
          places = [\"token\", \"tpm\", \"files\"]\npass_on = \"everything\"\nseal = \"tpm\"\n\
          sandbox_paths = [\"/opt/token\"]\nsandbox_network = true\n\
          [preloaded_keys]\nours = \"pkcs11:object=ours\"\ntheirs = \"tpm:handle=0x81000002\"\n\

@@ -6,13 +6,16 @@
 #![forbid(unsafe_code)]
 
 pub mod attestation;
+pub mod create_options;
 pub mod deployment;
 pub mod digest;
 pub mod grants;
 pub mod hardware;
 pub mod id;
+pub mod image_policy;
 pub mod layout;
 pub mod provisioning;
 pub mod reconcile;
+pub mod replacement;
 pub mod settings;
 pub mod watchdog;

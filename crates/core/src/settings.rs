@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::attestation::Policy;
+use crate::create_options::Grant;
 use crate::digest::Sha256Digest;
 use crate::hardware::{KeyPlace, PassOn, SandboxSettings, Seal, SecretText, TokenSettings, TpmSettings};
 use crate::id::{CertId, DeviceId, KeyId, ModuleId};
+use crate::image_policy::ImagePolicy;
 
 /// keyd's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -329,9 +331,16 @@ pub struct ModuledSettings {
     /// Errors in a row after which the watchdog gives up; `None`: never.
     #[serde(default)]
     pub watchdog_max_retries: Option<u32>,
-    /// Whether `Privileged` and `CapAdd` in create options are honoured.
+    /// Whether create options may ask for whatever the engine can do; else for what concerns the container alone and what
+    /// is granted.
     #[serde(default = "yes")]
     pub allow_elevated_permissions: bool,
+    /// What create options of a module may ask for besides.
+    #[serde(default)]
+    pub grants: BTreeMap<ModuleId, Grant>,
+    /// Which images containers may be made from, beyond what deployments pin.
+    #[serde(default)]
+    pub image_policy: Option<ImagePolicy>,
     /// Strings added to systeminfo.
     #[serde(default)]
     pub additional_info: BTreeMap<String, String>,
@@ -356,6 +365,12 @@ pub struct AgentSettings {
     pub kind: String,
     /// Image, or name in `host_modules`.
     pub image: String,
+    /// What the image's id or a manifest's digest must be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_hash: Option<Sha256Digest>,
+    /// The same; as deployments have both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Sha256Digest>,
     /// Whether a missing image is pulled: `on-create` or `never`.
     pub image_pull_policy: String,
     /// Environment, below what moduled sets.
@@ -378,6 +393,8 @@ impl Default for AgentSettings {
         Self {
             kind: "docker".into(),
             image: "mcr.microsoft.com/azureiotedge-agent:1.6".into(),
+            image_hash: None,
+            digest: None,
             image_pull_policy: "on-create".into(),
             env: BTreeMap::new(),
             create_options: serde_json::Value::Object(serde_json::Map::new()),

@@ -1,0 +1,328 @@
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn options(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(members) => members,
+        other => panic!("not an object: {other}"),
+    }
+}
+
+/// The options in canonical form, judged for the module `m1` with paths that lead where they say.
+fn judged(value: Value, grant: &Grant, elevated: bool) -> Result<(), String> {
+    judged_with(value, grant, elevated, &[])
+}
+
+fn judged_with(value: Value, grant: &Grant, elevated: bool, links: &[(&str, &str)]) -> Result<(), String> {
+    let module: ModuleId = "m1".parse().unwrap();
+    let own = ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
+    let open = ["/run/iotedge/workload.sock".to_owned()];
+    let options = canonical(&options(value)).map_err(|refusal| refusal.to_string())?;
+    let resolve = |path: String| {
+        let link = links.iter().find(|(from, _)| *from == path).map_or(path.clone(), |(_, to)| (*to).to_owned());
+        (path, Some(link))
+    };
+    let resolved = paths_to_resolve(&options, grant).into_iter().map(resolve).collect();
+    let judge = Judge { module: &module, grant, elevated, own: &own, open: &open };
+    judge.judge(&options, &resolved).map_err(|refusal| refusal.to_string())
+}
+
+fn refused(value: Value) -> String {
+    judged(value.clone(), &Grant::default(), false).expect_err(&value.to_string())
+}
+
+#[test]
+fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
+    let host = |member: &str, value: Value| json!({ "HostConfig": { member: value } });
+    let volume = json!({ "Type": "volume", "Target": "/x", "VolumeOptions": { "DriverConfig": {
+        "Name": "local", "Options": { "type": "none", "o": "bind", "device": "/etc" } } } });
+    for (value, option) in [
+        (host("NetworkMode", json!("host")), "HostConfig.NetworkMode"),
+        (host("NetworkMode", json!("container:m2")), "HostConfig.NetworkMode"),
+        (host("NetworkMode", json!("ns:/proc/1/ns/net")), "HostConfig.NetworkMode"),
+        (host("PidMode", json!("host")), "HostConfig.PidMode"),
+        (host("PidMode", json!("container:m2")), "HostConfig.PidMode"),
+        (host("IpcMode", json!("host")), "HostConfig.IpcMode"),
+        (host("UTSMode", json!("host")), "HostConfig.UTSMode"),
+        (host("UsernsMode", json!("host")), "HostConfig.UsernsMode"),
+        (host("CgroupnsMode", json!("host")), "HostConfig.CgroupnsMode"),
+        (host("Devices", json!([{ "PathOnHost": "/dev/mem" }])), "HostConfig.Devices[0]"),
+        (host("DeviceRequests", json!([{ "Count": -1 }])), "HostConfig.DeviceRequests"),
+        (host("DeviceCgroupRules", json!(["a *:* rwm"])), "HostConfig.DeviceCgroupRules"),
+        (host("Binds", json!(["data:/data", "/var/run/docker.sock:/s"])), "HostConfig.Binds[1]"),
+        (host("Binds", json!(["/:/host:ro"])), "HostConfig.Binds[0]"),
+        (host("Binds", json!(["//etc:/x"])), "HostConfig.Binds[0]"),
+        (host("Binds", json!(["./etc:/x"])), "HostConfig.Binds[0]"),
+        (host("Mounts", json!([{ "Type": "bind", "Source": "/proc", "Target": "/x" }])), "HostConfig.Mounts[0].Source"),
+        (host("Mounts", json!([volume])), "HostConfig.Mounts[0].VolumeOptions.DriverConfig.Options.device"),
+        (
+            host("Mounts", json!([{ "Type": "volume", "VolumeOptions": { "DriverConfig": { "Name": "nfs" } } }])),
+            "HostConfig.Mounts[0].VolumeOptions.DriverConfig",
+        ),
+        (host("Mounts", json!([{ "Type": "glob" }])), "HostConfig.Mounts[0]"),
+        (host("Mounts", json!([{ "Type": "tmpfs", "Target": "/x,source=/etc" }])), "HostConfig.Mounts[0].Target"),
+        (host("SecurityOpt", json!(["no-new-privileges", "seccomp=unconfined"])), "HostConfig.SecurityOpt[1]"),
+        (host("SecurityOpt", json!(["apparmor=unconfined"])), "HostConfig.SecurityOpt[0]"),
+        (host("SecurityOpt", json!(["no-new-privileges:false"])), "HostConfig.SecurityOpt[0]"),
+        (host("SecurityOpt", json!(["systempaths=unconfined"])), "HostConfig.SecurityOpt[0]"),
+        (host("Sysctls", json!({ "net.ipv4.ip_forward": "1" })), "HostConfig.Sysctls.net.ipv4.ip_forward"),
+        (host("Runtime", json!("kata")), "HostConfig.Runtime"),
+        (host("CgroupParent", json!("/")), "HostConfig.CgroupParent"),
+        (host("GroupAdd", json!(["docker"])), "HostConfig.GroupAdd"),
+        (host("OomScoreAdj", json!(-1000)), "HostConfig.OomScoreAdj"),
+        (host("MaskedPaths", json!([])), "HostConfig.MaskedPaths"),
+        (host("ReadonlyPaths", json!([])), "HostConfig.ReadonlyPaths"),
+        (host("VolumesFrom", json!(["m2"])), "HostConfig.VolumesFrom"),
+        (host("Links", json!(["m2:x"])), "HostConfig.Links"),
+        (host("LogConfig", json!({ "Type": "syslog" })), "HostConfig.LogConfig"),
+        (host("Annotations", json!({ "a": "b" })), "HostConfig.Annotations"),
+        (host("OfTheFuture", json!(true)), "HostConfig.OfTheFuture"),
+        (host("Binds", json!("/etc:/x")), "HostConfig.Binds"),
+        (json!({ "HostConfig": "x" }), "HostConfig"),
+        (json!({ "Privileged": true }), "Privileged"),
+        (json!({ "Binds": ["/etc:/x"] }), "Binds[0]"),
+        (json!({ "Volumes": { "/etc:/x": {} } }), "Volumes./etc:/x"),
+        (json!({ "OfTheFuture": 1 }), "OfTheFuture"),
+        (json!({ "NetworkingConfig": { "EndpointsConfig": { "host": {} } } }), "NetworkingConfig.host"),
+    ] {
+        let message = refused(value.clone());
+        assert!(message.starts_with(&format!("create option {option} is refused: ")), "{value}: {message}");
+        assert_eq!(judged(value.clone(), &Grant::default(), true).err(), only_relative(&value));
+    }
+}
+
+/// With elevated permissions all but a relative path is the engine's to judge.
+fn only_relative(value: &Value) -> Option<String> {
+    value
+        .to_string()
+        .contains("./etc")
+        .then(|| "create option HostConfig.Binds[0] is refused: it must be an absolute path".to_owned())
+}
+
+#[test]
+fn what_concerns_the_container_alone_is_free() {
+    let usual = json!({
+        "ExposedPorts": { "8080/tcp": {} }, "Cmd": ["x"], "Env": ["A=1"], "Volumes": { "/data": {} }, "User": "1000",
+        "NetworkingConfig": { "EndpointsConfig": { "azure-iot-edge": { "Aliases": ["x"] } } },
+        "HostConfig": {
+            "PortBindings": { "443/tcp": [{ "HostPort": "443" }] }, "Binds": ["data:/data", "cache:/c:ro"],
+            "Mounts": [{ "Type": "volume", "Source": "v", "Target": "/v" }, { "Type": "tmpfs", "Target": "/t" }],
+            "LogConfig": { "Type": "json-file", "Config": { "max-size": "10m" } }, "Memory": 1_000_000, "OomScoreAdj": 100,
+            "NetworkMode": "azure-iot-edge", "IpcMode": "private", "SecurityOpt": ["no-new-privileges:true"],
+            "Devices": [], "Privileged": false, "PidMode": "", "Sysctls": {}, "MaskedPaths": null, "Init": true,
+            "Ulimits": [{ "Name": "nofile", "Soft": 1, "Hard": 1 }], "RestartPolicy": { "Name": "no" },
+        },
+    });
+    assert_eq!(judged(usual, &Grant::default(), false), Ok(()));
+}
+
+#[test]
+fn what_is_granted_to_the_module_is_accepted_and_nothing_beside_it() {
+    let list = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
+    let grant = Grant {
+        binds: list(&["/srv/models:ro", "/srv/data"]),
+        devices: list(&["/dev/video0", "/dev/snd"]),
+        namespaces: list(&["network"]).into_iter().collect(),
+        sysctls: list(&["net.core.somaxconn"]),
+        runtimes: list(&["nvidia"]),
+        options: list(&["HostConfig.SecurityOpt"]),
+        ..Grant::default()
+    };
+    let host = |member: &str, value: Value| judged(json!({ "HostConfig": { member: value } }), &grant, false);
+    for (member, value) in [
+        ("Binds", json!(["/srv/models/a:/m:ro", "/srv/data:/d", "/srv/data/x:/e:rw"])),
+        ("Mounts", json!([{ "Type": "bind", "Source": "/srv/models", "Target": "/m", "ReadOnly": true }])),
+        ("Devices", json!([{ "PathOnHost": "/dev/video0" }, { "PathOnHost": "/dev/snd/timer" }])),
+        ("NetworkMode", json!("host")),
+        ("Sysctls", json!({ "net.core.somaxconn": "1024" })),
+        ("Runtime", json!("nvidia")),
+        ("SecurityOpt", json!(["label=disable"])),
+    ] {
+        assert_eq!(host(member, value), Ok(()), "{member}");
+    }
+    for (member, value, why) in [
+        ("Binds", json!(["/srv/models:/m"]), "it mounts /srv/models of the host"),
+        ("Binds", json!(["/srv/models:/m:ro,rw"]), "it mounts /srv/models of the host"),
+        ("Binds", json!(["/srv/database:/d"]), "it mounts /srv/database of the host"),
+        ("Binds", json!(["/srv/data/../../etc:/d"]), "it mounts /srv/data/../../etc of the host"),
+        ("Binds", json!(["/srv/data:/d:rshared"]), "appears on the host"),
+        ("Devices", json!([{ "PathOnHost": "/dev/video1" }]), "it gives the device /dev/video1"),
+        ("Devices", json!([{}]), "it gives the device "),
+        ("PidMode", json!("host"), "the pid name space"),
+        ("NetworkMode", json!("container:m2"), "the network name space"),
+        ("Runtime", json!("kata"), "another program runs the container"),
+        ("Sysctls", json!({ "kernel.core_pattern": "|/x" }), "it sets a kernel parameter"),
+    ] {
+        let message = host(member, value).expect_err(member);
+        assert!(message.contains(why), "{message}");
+    }
+    let message = host("Binds", json!(["/srv/x:/d"])).expect_err("not granted");
+    assert_eq!(
+        message,
+        "create option HostConfig.Binds[0] is refused: it mounts /srv/x of the host, and elevated permissions are off \
+         (allow_elevated_docker_permissions = false); take it out, or grant it: [modules.\"m1\".grant] binds = [\"/srv/x\"]"
+    );
+}
+
+#[test]
+fn a_link_in_a_granted_folder_must_not_lead_out_of_it() {
+    let grant = Grant { binds: vec!["/srv/data".into()], ..Grant::default() };
+    let bind = |source: &str| json!({ "HostConfig": { "Binds": [format!("{source}:/d")] } });
+    let out = judged_with(bind("/srv/data/x"), &grant, false, &[("/srv/data/x", "/etc")]);
+    assert!(out.expect_err("leads out").contains("it mounts /srv/data/x of the host"));
+    // The operator's own link is what was granted.
+    let moved = [("/srv/data", "/mnt/disk"), ("/srv/data/x", "/mnt/disk/x")];
+    assert_eq!(judged_with(bind("/srv/data/x"), &grant, false, &moved), Ok(()));
+}
+
+#[test]
+fn own_sockets_and_state_are_out_of_reach_with_any_permissions_but_a_grant_that_names_them() {
+    let bind = |source: &str| json!({ "HostConfig": { "Binds": [format!("{source}:/d")] } });
+    for source in [
+        "/run/aziot/keyd.sock",
+        "/var/run/aziot",
+        "/run//aziot/./keyd.sock",
+        "/home/../run/aziot",
+        "/var/lib/edgekeep/moduled/mnt/m2",
+        "/run/iotedge",
+        "/var/run/iotedge/mgmt.sock",
+        "/etc/edgekeep/config.toml",
+    ] {
+        for grant in [Grant::default(), Grant { binds: vec!["/".into(), "/run".into()], ..Grant::default() }] {
+            for elevated in [true, false] {
+                let message = judged(bind(source), &grant, elevated).expect_err(source);
+                assert!(message.contains("this device's own sockets or state"), "{message}");
+            }
+        }
+    }
+    let message = judged_with(bind("/tmp/x"), &Grant::default(), true, &[("/tmp/x", "/run/aziot")]);
+    assert!(message.expect_err("a link").contains("it reaches /run/aziot"));
+    let mount = json!({ "HostConfig": { "Mounts": [{ "type": "bind", "SOURCE": "/run/aziot", "target": "/x" }] } });
+    assert!(judged(mount, &Grant::default(), true).expect_err("a mount").contains("HostConfig.Mounts[0].Source"));
+    for elevated in [true, false] {
+        let grant = Grant { binds: vec!["/run/iotedge/mgmt.sock".into()], ..Grant::default() };
+        assert_eq!(judged(bind("/var/run/iotedge/mgmt.sock"), &grant, elevated), Ok(()));
+        // Where everybody calls, everybody is measured.
+        assert_eq!(judged(bind("/var/run/iotedge/workload.sock"), &Grant::default(), elevated), Ok(()));
+    }
+    assert_eq!(judged(bind("/"), &Grant::default(), true), Ok(()), "as existing deployments have it");
+}
+
+#[test]
+fn another_spelling_of_a_member_is_the_member_and_two_are_refused() {
+    for name in ["hostconfig", "HOSTCONFIG", "Ho\u{17f}tConfig", "hoStcOnfIg"] {
+        let message = refused(json!({ name: { "PIDMODE": "host" } }));
+        assert!(message.starts_with("create option HostConfig.PidMode is refused"), "{message}");
+    }
+    let message = refused(json!({ "HostConfig": { "\u{17f}y\u{17f}ctls": { "a": "1" } } }));
+    assert!(message.starts_with("create option HostConfig.Sysctls.a is refused"), "{message}");
+    for elevated in [true, false] {
+        for (value, option) in [
+            (json!({ "HostConfig": {}, "hostconfig": {} }), "HostConfig"),
+            (json!({ "Labels": {}, "labels": { "a": "b" } }), "Labels"),
+            (json!({ "Image": "a", "image": "b" }), "Image"),
+            (
+                json!({ "HostConfig": { "Mounts": [{ "Source": "a", "source": "/etc" }] } }),
+                "HostConfig.Mounts[0].Source",
+            ),
+        ] {
+            let message = judged(value, &Grant::default(), elevated).expect_err(option);
+            assert_eq!(
+                message,
+                format!("create option {option} is refused: it is given twice, in two spellings; keep one")
+            );
+        }
+    }
+    let names = json!({ "Labels": { "Image": "a", "image": "b" }, "Env": ["x"] });
+    assert_eq!(Value::Object(canonical(&options(names.clone())).unwrap()), names, "free names stay as they are");
+}
+
+#[test]
+fn what_existing_services_take_silently_is_taken_but_for_what_is_granted() {
+    let taken = |host: Value, grant: &Grant| {
+        let mut options = options(json!({ "HostConfig": host }));
+        let names = without_elevation(&mut options, grant).unwrap();
+        (options["HostConfig"].clone(), names)
+    };
+    let asked = json!({ "Privileged": true, "CapAdd": ["NET_ADMIN"], "CapDrop": ["MKNOD"] });
+    let none = Grant::default();
+    let (host, names) = taken(asked.clone(), &none);
+    assert_eq!(host, json!({ "Privileged": false, "CapDrop": ["CHOWN", "SETUID", "MKNOD"] }));
+    assert_eq!(names, ["HostConfig.Privileged", "HostConfig.CapAdd"]);
+    let nothing = json!({ "Privileged": false, "CapAdd": [] });
+    assert_eq!(taken(nothing.clone(), &none), (nothing, vec![]));
+    let grant = Grant { capabilities: vec!["cap_net_admin".into()], ..Grant::default() };
+    let (host, names) = taken(json!({ "CapAdd": ["NET_ADMIN", "SYS_ADMIN"] }), &grant);
+    assert_eq!((&host["CapAdd"], &host["Privileged"]), (&json!(["NET_ADMIN"]), &json!(false)));
+    assert_eq!(names, ["HostConfig.CapAdd"]);
+    let grant = Grant { privileged: true, capabilities: vec!["NET_ADMIN".into()], ..Grant::default() };
+    assert_eq!(taken(asked.clone(), &grant), (asked, vec![]));
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let name = prop_oneof![
+        prop::sample::select(HOST.iter().chain(members::CONFIG).map(|member| member.name).collect::<Vec<_>>())
+            .prop_map(str::to_owned),
+        "[a-zA-Zſ\u{212a}]{1,8}",
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        prop::sample::select(vec!["host", "/etc:/x", "/run/aziot:/x", "a:b", "", "container:x", "/..//", ":", "::"])
+            .prop_map(Value::from),
+        "\\PC{0,6}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 40, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(name.clone(), inner, 0..6)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_asked_an_answer_comes_and_none_beyond_a_line(value in any_json(), elevated in any::<bool>()) {
+        let value = if value.is_object() { value } else { json!({ "HostConfig": value }) };
+        if let Err(message) = judged(value.clone(), &Grant::default(), elevated) {
+            prop_assert!(message.starts_with("create option "));
+            prop_assert!(!message.contains('\n'));
+        }
+        if let Ok(mut options) = canonical(&options(value)) {
+            let _ = without_elevation(&mut options, &Grant::default());
+        }
+    }
+
+    #[test]
+    fn the_spelling_of_a_name_changes_no_verdict(
+        member in prop::sample::select(HOST.iter().map(|member| member.name).collect::<Vec<_>>()),
+        value in any_json(), upper in any::<u64>(),
+    ) {
+        let respelled: String = member.chars().enumerate().map(|(index, c)| match (upper >> (index % 64) & 1, c) {
+            (1, 's' | 'S') => 'ſ',
+            (1, 'k' | 'K') => '\u{212a}',
+            (1, c) => c.to_ascii_uppercase(),
+            (_, c) => c.to_ascii_lowercase(),
+        }).collect();
+        let plain = judged(json!({ "HostConfig": { member: value.clone() } }), &Grant::default(), false);
+        let other = judged(json!({ "hostconfig": { respelled: value } }), &Grant::default(), false);
+        prop_assert_eq!(plain, other);
+    }
+
+    #[test]
+    fn no_path_of_the_host_is_mounted_without_a_grant_however_it_is_written(
+        path in "(/|\\./|/\\./|//|/a/\\.\\./){1,3}[a-z./]{0,12}", target in "/[a-z]{1,4}", more in "(:[a-z,]{0,6})?",
+    ) {
+        let bind = format!("{path}:{target}{more}");
+        for value in [
+            json!({ "HostConfig": { "Binds": [bind] } }), json!({ "Binds": [bind] }), json!({ "Volumes": { &bind: {} } }),
+            json!({ "HostConfig": { "Mounts": [{ "Type": "bind", "Source": path, "Target": target }] } }),
+        ] {
+            prop_assert!(judged(value, &Grant::default(), false).is_err());
+        }
+    }
+}
