@@ -173,7 +173,7 @@ async fn act(service: &Arc<Moduled>, action: Action, replaced: bool) -> Result<b
             let spec = specification(service).await?;
             if action == Action::RecreateAndStart {
                 // What is needed is fetched first, so that an agent is not lost to a missing image.
-                modules::prepare(service, &spec).await?;
+                let _ = modules::prepare(service, &spec).await?;
                 if replaced {
                     modules::stop(service, &agent).await?;
                 }
@@ -254,9 +254,9 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
         never_pull: settings.image_pull_policy.eq_ignore_ascii_case("never"),
         settings: ModuleSettings {
             image: settings.image.clone(),
-            image_hash: None,
+            image_hash: settings.image_hash.map(|digest| digest.to_string()),
             create_options: options,
-            digest: None,
+            digest: settings.digest.map(|digest| digest.to_string()),
             auth: settings.auth.clone(),
         },
         env,

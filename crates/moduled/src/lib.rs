@@ -8,14 +8,17 @@
 
 pub mod agent;
 pub mod attest;
+pub mod container;
 pub mod edge_ca;
 pub mod failure;
 pub mod identities;
+pub mod image;
 pub mod keys;
 pub mod log_query;
 pub mod management;
 pub mod modules;
 pub mod registrations;
+pub mod replacements;
 pub mod resources;
 pub mod run;
 pub mod service;

@@ -4,7 +4,7 @@
 //! One operation a module at a time; different modules do not wait for each other, and no call waits for a pull of
 //! another.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,10 +12,11 @@ use edgekeep_api::management::{
     DetailsConfig, ExitStatus, ModuleDetails, ModuleList, ModuleSpec, ModuleStatus, RuntimeStatus,
 };
 use edgekeep_core::attestation::{Policy, ProcessInstance, Registration, RunningFacts, Workload};
+use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::listen::ListenError;
 use edgekeep_daemon::server::HttpError;
-use edgekeep_runtime::engine::{ContainerSpec, Engine, EngineError};
+use edgekeep_runtime::engine::{Engine, EngineError};
 use edgekeep_runtime::evidence::ImageLayers;
 use edgekeep_runtime::facts::EngineWatch;
 use edgekeep_runtime::logs::{LogQuery, LogStream};
@@ -28,16 +29,18 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::registrations::Registrations;
+use crate::replacements::{self, Replacements};
 use crate::service::Moduled;
 use crate::sockets::SocketError;
 use crate::spec::{Kind, ValidSpec};
+use crate::{container, image};
 
-/// Where a container finds its workload socket: what existing SDKs have built in.
-const CONTAINER_SOCKET_FOLDER: &str = "/var/run/iotedge";
 /// How long the engine may take to answer a question about what is there.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a stopping module may take before it is killed.
+/// How long a stopping host module may take before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
+/// The same for every module when the device ends (wire facts 8).
+const GRACE_AT_END: Duration = Duration::from_secs(30);
 
 /// The container engine, and what is known of its containers.
 #[derive(Debug)]
@@ -108,13 +111,18 @@ impl Modules {
     ///
     /// # Errors
     /// If the engine does not answer: a list without its containers would say that they are gone.
-    pub async fn list(&self, registrations: &Registrations) -> Result<ModuleList, HttpError> {
+    pub async fn list(
+        &self,
+        registrations: &Registrations,
+        replacements: &Replacements,
+    ) -> Result<ModuleList, HttpError> {
         let mut modules: Vec<ModuleDetails> =
             self.processes.list().await.into_iter().map(|state| details(Kind::Process, &state)).collect();
         if let Some(containers) = &self.containers {
             let listed = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.list()).await;
             let listed = listed.map_err(|_| engine_is_silent(containers))?.map_err(|error| of_engine(&error))?;
-            modules.extend(listed.iter().map(|state| container_details(state, registrations)));
+            let shown = listed.iter().filter(|state| !replacements.is_aside(state.container.as_ref(), &state.name));
+            modules.extend(shown.map(|state| container_details(state, registrations)));
         }
         modules.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(ModuleList { modules })
@@ -160,7 +168,21 @@ impl Modules {
         }
     }
 
-    /// Holds other operations on the same module back while the guard lives.
+    /// Holds other operations on the same module back while the guard lives. An update of it that was cut off is settled
+    /// first.
+    ///
+    /// # Errors
+    /// That cannot be settled now.
+    pub(crate) async fn claim(
+        &self,
+        service: &Arc<Moduled>,
+        module: &ModuleId,
+    ) -> Result<OwnedMutexGuard<()>, HttpError> {
+        let guard = self.lock(module).await;
+        replacements::settle(service, module).await?;
+        Ok(guard)
+    }
+
     async fn lock(&self, module: &ModuleId) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,37 +195,35 @@ impl Modules {
         lock.lock_owned().await
     }
 
-    fn engine(&self) -> Result<&Containers, HttpError> {
+    pub(crate) fn engine(&self) -> Result<&Containers, HttpError> {
         self.containers.as_ref().ok_or_else(|| {
             HttpError::internal("no container engine is configured; set [moby_runtime] uri, or use type \"process\"")
         })
     }
 }
 
-/// Fetches a container module's image. An image that is present is used when it cannot be fetched: a device must come up
-/// without its registry.
+/// Checks what a module is to be made of, and fetches a container module's image, which it gives. An image that is present
+/// is used when it cannot be fetched: a device must come up without its registry.
 ///
 /// # Errors
-/// If there is neither.
-pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpError> {
+/// If there is neither, or something is refused.
+pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<Option<Sha256Digest>, HttpError> {
     if spec.kind == Kind::Process {
         let process = host_module(service, spec)?;
         let verified = service.modules.processes.verify(process.executable, process.sha256).await;
-        return verified.map_err(|error| of_process(&error));
+        return verified.map(|()| None).map_err(|error| of_process(&error));
     }
     let engine = &service.modules.engine()?.engine;
-    let present = engine.image_id(&spec.settings.image).await;
-    if spec.never_pull {
-        return present.map(drop).map_err(|error| of_engine(&error));
+    // Nothing is fetched for what is refused anyway.
+    let _ = container::options(service, spec).await?;
+    if !spec.never_pull
+        && let Err(error) = engine.pull(&spec.settings.image, spec.settings.auth.as_ref()).await
+    {
+        let Ok(image) = engine.image_id(&spec.settings.image).await else { return Err(of_engine(&error)) };
+        tracing::warn!(module = %spec.module, %error, %image, "image not pulled; the one that is present is used");
     }
-    match (engine.pull(&spec.settings.image, spec.settings.auth.as_ref()).await, present) {
-        (Ok(()), _) => Ok(()),
-        (Err(error), Ok(image)) => {
-            tracing::warn!(module = %spec.module, %error, %image, "image not pulled; the one that is present is used");
-            Ok(())
-        }
-        (Err(error), Err(_)) => Err(of_engine(&error)),
-    }
+    let measured = image::measured(engine, spec, service.settings.image_policy.as_ref()).await;
+    measured.map(Some).map_err(|error| error.answer())
 }
 
 /// Creates and registers a module; it is not started.
@@ -211,23 +231,26 @@ pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpErro
 /// # Errors
 /// If it exists, or its runtime refuses.
 pub async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
-    prepare(service, spec).await?;
-    let _lock = service.modules.lock(&spec.module).await;
-    create_locked(service, spec).await
+    let image = prepare(service, spec).await?;
+    let _lock = service.modules.claim(service, &spec.module).await?;
+    create_locked(service, spec, image).await
 }
 
 /// Replaces a module by one of another specification, and starts it if asked to. What is needed is fetched before the old
-/// one is touched.
+/// one is touched, and a container that cannot be made or started leaves the old one as it was.
 ///
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
 pub async fn update(service: &Arc<Moduled>, spec: &ValidSpec, and_start: bool) -> Result<bool, HttpError> {
-    service.modules.state(&spec.module).await?;
-    prepare(service, spec).await?;
-    let _lock = service.modules.lock(&spec.module).await;
-    stop_locked(service, &spec.module).await?;
+    let (kind, _) = service.modules.state(&spec.module).await?;
+    let image = prepare(service, spec).await?;
+    let _lock = service.modules.claim(service, &spec.module).await?;
+    if (kind, spec.kind) == (Kind::Docker, Kind::Docker) {
+        return replacements::replace(service, spec, image, and_start).await.map(|()| and_start);
+    }
+    stop_locked(service, &spec.module, None).await?;
     remove_locked(service, &spec.module).await?;
-    create_locked(service, spec).await?;
+    create_locked(service, spec, image).await?;
     if and_start {
         if let Err(error) = start_locked(service, &spec.module).await {
             tracing::warn!(module = %spec.module, %error, "module not started after its update");
@@ -243,7 +266,7 @@ pub async fn update(service: &Arc<Moduled>, spec: &ValidSpec, and_start: bool) -
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
 pub async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
-    let _lock = service.modules.lock(module).await;
+    let _lock = service.modules.claim(service, module).await?;
     start_locked(service, module).await
 }
 
@@ -252,8 +275,12 @@ pub async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Http
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
 pub async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
-    let _lock = service.modules.lock(module).await;
-    stop_locked(service, module).await
+    stop_within(service, module, None).await
+}
+
+async fn stop_within(service: &Arc<Moduled>, module: &ModuleId, grace: Option<Duration>) -> Result<(), HttpError> {
+    let _lock = service.modules.claim(service, module).await?;
+    stop_locked(service, module, grace).await
 }
 
 /// Stops and starts a module.
@@ -261,7 +288,7 @@ pub async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpE
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
 pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
-    let _lock = service.modules.lock(module).await;
+    let _lock = service.modules.claim(service, module).await?;
     let (kind, state) = service.modules.state(module).await?;
     if kind == Kind::Process
         && let Some(registered) = service.settings.host_modules.get(&state.image)
@@ -270,7 +297,7 @@ pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Ht
         let verified = service.modules.processes.verify(registered.executable.clone().into(), registered.sha256).await;
         verified.map_err(|error| of_process(&error))?;
     }
-    stop_locked(service, module).await?;
+    stop_locked(service, module, None).await?;
     start_locked(service, module).await
 }
 
@@ -279,7 +306,7 @@ pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Ht
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
 pub async fn remove(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
-    let _lock = service.modules.lock(module).await;
+    let _lock = service.modules.claim(service, module).await?;
     remove_locked(service, module).await?;
     service.sockets.remove(service, module).await;
     Ok(())
@@ -289,7 +316,7 @@ pub async fn remove(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Htt
 pub async fn stop_all(service: &Arc<Moduled>) {
     let agent = crate::service::edge_agent();
     if service.registrations.of(&agent).is_some()
-        && let Err(error) = stop(service, &agent).await
+        && let Err(error) = stop_within(service, &agent, Some(GRACE_AT_END)).await
     {
         tracing::warn!(%error, "agent not stopped");
     }
@@ -297,7 +324,7 @@ pub async fn stop_all(service: &Arc<Moduled>) {
     for module in service.registrations.modules() {
         let service = Arc::clone(service);
         stopping.spawn(async move {
-            if let Err(error) = stop(&service, &module).await {
+            if let Err(error) = stop_within(&service, &module, Some(GRACE_AT_END)).await {
                 tracing::warn!(%module, %error, "module not stopped");
             }
         });
@@ -305,7 +332,11 @@ pub async fn stop_all(service: &Arc<Moduled>) {
     stopping.join_all().await;
 }
 
-async fn create_locked(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
+pub(crate) async fn create_locked(
+    service: &Arc<Moduled>,
+    spec: &ValidSpec,
+    image: Option<Sha256Digest>,
+) -> Result<(), HttpError> {
     let module = &spec.module;
     refuse_taken_name(service, spec).await?;
     // Before anything is made: nothing slow stands between making and registering.
@@ -321,15 +352,8 @@ async fn create_locked(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), H
     let workload = match spec.kind {
         Kind::Docker => {
             let containers = service.modules.engine()?;
-            let container = ContainerSpec {
-                image: &spec.settings.image,
-                options: container_options(service, spec),
-                env: container_env(spec),
-                network: service.settings.engine.as_ref().map(|engine| engine.network.as_str()),
-                binds: vec![format!("{}:{CONTAINER_SOCKET_FOLDER}", crate::sockets::folder(service, module).display())],
-                labels: spec.labels.clone(),
-                allow_elevated: service.settings.allow_elevated_permissions,
-            };
+            let image = image.ok_or_else(|| HttpError::internal("the image was not measured"))?;
+            let container = container::specification(service, spec, image).await?;
             if let Some(network) = container.network {
                 let options = service.settings.engine.as_ref().map(|engine| engine.network_options.clone());
                 containers
@@ -377,7 +401,7 @@ async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), Ht
     }
 }
 
-async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+pub(crate) async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
     let (kind, _) = service.modules.state(module).await?;
     service.sockets.open(service, module).await.map_err(|error| of_socket(&error))?;
     match kind {
@@ -386,12 +410,13 @@ async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), H
     }
 }
 
-async fn stop_locked(service: &Moduled, module: &ModuleId) -> Result<(), HttpError> {
+/// Without a grace a container has its own (`StopTimeout`), or the engine's.
+async fn stop_locked(service: &Moduled, module: &ModuleId, grace: Option<Duration>) -> Result<(), HttpError> {
     match service.modules.state(module).await?.0 {
-        Kind::Docker => {
-            service.modules.engine()?.engine.stop(module, Some(GRACE)).await.map_err(|error| of_engine(&error))
+        Kind::Docker => service.modules.engine()?.engine.stop(module, grace).await.map_err(|error| of_engine(&error)),
+        Kind::Process => {
+            service.modules.processes.stop(module, grace.unwrap_or(GRACE)).await.map_err(|error| of_process(&error))
         }
-        Kind::Process => service.modules.processes.stop(module, GRACE).await.map_err(|error| of_process(&error)),
     }
 }
 
@@ -466,44 +491,22 @@ fn strings(value: &Value, member: &str) -> Result<Vec<String>, HttpError> {
     value.as_array().ok_or_else(wrong)?.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
 }
 
-/// Create options without the bind of a single socket file that agents add: the folder is bound instead.
-fn container_options(service: &Moduled, spec: &ValidSpec) -> Map<String, Value> {
-    let mut options = spec.settings.create_options.clone();
-    let folder = service.root.module_socket_folder();
-    if let Some(binds) =
-        options.get_mut("HostConfig").and_then(|host| host.get_mut("Binds")).and_then(Value::as_array_mut)
-    {
-        binds.retain(|bind| {
-            let source = bind.as_str().and_then(|bind| bind.split(':').next()).unwrap_or_default();
-            let source = std::path::Path::new(source);
-            // Another module's socket may be mounted by whoever writes the deployment; callers through it are refused.
-            source.parent() != Some(&folder) || source.file_stem() != Some(std::ffi::OsStr::new(spec.module.name()))
-        });
-    }
-    options
-}
-
-fn container_env(spec: &ValidSpec) -> BTreeMap<String, String> {
-    let mut env = spec.env.clone();
-    env.insert("IOTEDGE_WORKLOADURI".into(), format!("unix://{CONTAINER_SOCKET_FOLDER}/workload.sock"));
-    if spec.module.is_edge_agent() {
-        env.insert("IOTEDGE_MANAGEMENTURI".into(), format!("unix://{CONTAINER_SOCKET_FOLDER}/mgmt.sock"));
-    }
-    env
-}
-
-/// A fresh module as create and update answer it: the request's settings, without credentials.
+/// A fresh module as create and update answer it: the request's settings, without credentials and environment.
 #[must_use]
 pub fn echo(request: &ModuleSpec, running: bool) -> ModuleDetails {
     let mut settings = request.config.settings.clone();
     if let Some(settings) = settings.as_object_mut() {
         settings.remove("auth");
+        if let Some(options) = settings.get_mut("createOptions").and_then(Value::as_object_mut) {
+            options.retain(|name, _| !name.eq_ignore_ascii_case("env"));
+        }
     }
+    remove_agents_copies(&mut settings);
     ModuleDetails {
         id: "id".into(),
         name: request.name.clone(),
         kind: request.kind.clone(),
-        config: DetailsConfig { settings, env: request.config.env.clone().unwrap_or_default() },
+        config: DetailsConfig { settings, env: Vec::new() },
         status: ModuleStatus {
             start_time: None,
             exit_status: None,
@@ -513,6 +516,13 @@ pub fn echo(request: &ModuleSpec, running: bool) -> ModuleDetails {
             },
         },
     }
+}
+
+/// Removes the labels in which agents keep what they applied to themselves, environment and options.
+pub(crate) fn remove_agents_copies(settings: &mut Value) {
+    let Some(Value::Object(labels)) = settings.pointer_mut("/createOptions/Labels") else { return };
+    labels.remove("net.azure-devices.edge.env");
+    labels.remove("net.azure-devices.edge.create-options");
 }
 
 fn details(kind: Kind, state: &State) -> ModuleDetails {
@@ -569,7 +579,7 @@ fn no_module(module: &ModuleId) -> HttpError {
 }
 
 /// An error of the engine: its own status where it gave one.
-fn of_engine(error: &EngineError) -> HttpError {
+pub(crate) fn of_engine(error: &EngineError) -> HttpError {
     let status = error.status().and_then(|status| StatusCode::from_u16(status).ok());
     let status = status.filter(|status| status.is_client_error() || status.is_server_error());
     HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))

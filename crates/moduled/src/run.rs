@@ -24,6 +24,7 @@ use crate::edge_ca;
 use crate::management;
 use crate::modules::{self, Containers, Modules};
 use crate::registrations::Registrations;
+use crate::replacements::{Replacements, settle_all};
 use crate::service::Moduled;
 use crate::sockets::{management_limits, workload_limits};
 use crate::workload;
@@ -77,7 +78,8 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
     let modules = Modules::new(containers, processes);
     let attestor = Attestor::new(collector, &folder);
     let registrations = Registrations::load(&folder)?;
-    let service = Moduled::new(root, settings, attestor, registrations, modules);
+    let replacements = Replacements::load(&folder)?;
+    let service = Moduled::new(root, settings, attestor, registrations, replacements, modules);
     let stop = lifecycle::stop_on_signal()?;
     serve_all(service, stop, at_end).await
 }
@@ -108,6 +110,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     }
     systemd::notify_ready();
     tracing::info!(version = crate::systeminfo::VERSION, "moduled serves");
+    let settling = tokio::spawn(settle_all(Arc::clone(&service), stop.clone()));
     let edge_ca = tokio::spawn(keep_edge_ca(Arc::clone(&service), stop.clone()));
     let ended = agent::watch(Arc::clone(&service), stop).await;
     if ended == Ended::GaveUp {
@@ -117,6 +120,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
         modules::stop_all(&service).await;
     }
     service.sockets.close_all().await;
+    settling.abort();
     edge_ca.abort();
     for server in servers {
         if ended == Ended::GaveUp {

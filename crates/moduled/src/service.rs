@@ -20,6 +20,7 @@ use crate::identities::IdentityCache;
 use crate::keys::{KeptHandle, TrustBundleCache};
 use crate::modules::Modules;
 use crate::registrations::Registrations;
+use crate::replacements::Replacements;
 use crate::sockets::Sockets;
 use crate::systeminfo;
 
@@ -40,6 +41,8 @@ pub struct Moduled {
     pub attestor: Attestor,
     /// Who may.
     pub registrations: Registrations,
+    /// Updates that can be taken back.
+    pub replacements: Replacements,
     /// What runs.
     pub modules: Modules,
     /// Where modules call.
@@ -70,6 +73,7 @@ impl Moduled {
         settings: ModuledSettings,
         attestor: Attestor,
         registrations: Registrations,
+        replacements: Replacements,
         modules: Modules,
     ) -> Arc<Self> {
         let identities = IdentityCache::new(IdentityClient::new(root.identityd_socket()));
@@ -79,6 +83,7 @@ impl Moduled {
             identities: Arc::new(identities),
             attestor,
             registrations,
+            replacements,
             modules,
             sockets: Sockets::default(),
             encryption_key: KeptHandle::of_encryption_key(crate::workload::ENCRYPTION_KEY),

@@ -14,6 +14,7 @@ use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
 use crate::log_query;
+use crate::modules::remove_agents_copies;
 use crate::service::Moduled;
 
 /// Time for one module's log.
@@ -44,7 +45,7 @@ pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Respons
     })?;
     let mut budget = TOTAL_LIMIT;
     let mut entries: Vec<(String, Vec<u8>)> = Vec::new();
-    let modules = match service.modules.list(&service.registrations).await {
+    let modules = match service.modules.list(&service.registrations, &service.replacements).await {
         Ok(list) => list.modules,
         Err(error) => {
             entries.push(("logs/_err.txt".into(), error.message().as_bytes().to_vec()));
@@ -63,8 +64,13 @@ pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Respons
             Err(_) => format!("the log did not come within {} s", STEP.as_secs()).into_bytes(),
         };
         entries.push((format!("logs/{}_log.txt", module.name), log));
-        // The listing has no environment and no credentials, unlike the engine's own inspection.
-        let shown = serde_json::to_vec_pretty(module).unwrap_or_default();
+        // The listing has no environment and no credentials, unlike the engine's own inspection; but agents keep copies of
+        // both in labels.
+        let mut shown = serde_json::to_value(module).unwrap_or_default();
+        if let Some(settings) = shown.pointer_mut("/config/settings") {
+            remove_agents_copies(settings);
+        }
+        let shown = serde_json::to_vec_pretty(&shown).unwrap_or_default();
         entries.push((format!("inspect/{}.json", module.name), shown));
     }
     let (refusals, refusal_count) = service.attestor.refusals();

@@ -92,7 +92,7 @@ impl Fixture {
         if let Value::Object(more) = more {
             options.extend(more);
         }
-        let spec = ContainerSpec { image: &self.image, options, allow_elevated: true, ..ContainerSpec::default() };
+        let spec = ContainerSpec { image: &self.image, options, ..ContainerSpec::default() };
         self.engine.create(id, &spec).await.expect("created")
     }
 }

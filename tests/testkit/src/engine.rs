@@ -128,22 +128,9 @@ impl Engine {
     /// # Panics
     /// It cannot be made.
     pub fn import_as(&self, programs: &[PathBuf], mark: &str, name: &str) {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let root = folder.path().join("root");
-        for place in ["bin", "tmp", "var/run"] {
-            std::fs::create_dir_all(root.join(place)).expect("own folder");
-        }
-        std::fs::write(root.join("mark"), mark).expect("own folder");
-        for program in programs {
-            copy(program, &root.join("bin").join(program.file_name().expect("a program has a name")));
-            for library in libraries([program]) {
-                copy(&library, &root.join(library.strip_prefix("/").expect("absolute")));
-            }
-        }
-        let mut tar = Command::new("tar");
-        tar.arg("-C").arg(&root).arg(".");
         let first = programs.first().and_then(|program| program.file_name()).expect("a program");
-        self.import_packed(tar, &Path::new("/bin").join(first), name);
+        let archive = packed(programs, mark);
+        self.import_archive(archive.path(), &Path::new("/bin").join(first), name);
     }
 
     /// An image of this test's own that is still to be made.
@@ -153,13 +140,41 @@ impl Engine {
     }
 
     /// Makes an image of what `tar` is told to pack.
-    fn import_packed(&self, mut tar: Command, entry: &Path, name: &str) {
-        let archive = tempfile::NamedTempFile::new().expect("a temporary file can be made");
-        tar.arg("--create").arg("--file").arg(archive.path());
-        assert!(tar.status().expect("tar is installed").success(), "the image cannot be packed");
-        let entry = format!("ENTRYPOINT [{:?}]", entry.display().to_string());
-        let _ = self.says(&["import", "-c", &entry, &archive.path().display().to_string(), name]);
+    fn import_packed(&self, tar: Command, entry: &Path, name: &str) {
+        let archive = archived(tar);
+        self.import_archive(archive.path(), entry, name);
     }
+
+    fn import_archive(&self, archive: &Path, entry: &Path, name: &str) {
+        let entry = format!("ENTRYPOINT [{:?}]", entry.display().to_string());
+        let _ = self.says(&["import", "-c", &entry, &archive.display().to_string(), name]);
+    }
+}
+
+/// A layer with these programs and their libraries in `/bin`.
+pub(crate) fn packed(programs: &[PathBuf], mark: &str) -> tempfile::NamedTempFile {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let root = folder.path().join("root");
+    for place in ["bin", "tmp", "var/run"] {
+        std::fs::create_dir_all(root.join(place)).expect("own folder");
+    }
+    std::fs::write(root.join("mark"), mark).expect("own folder");
+    for program in programs {
+        copy(program, &root.join("bin").join(program.file_name().expect("a program has a name")));
+        for library in libraries([program]) {
+            copy(&library, &root.join(library.strip_prefix("/").expect("absolute")));
+        }
+    }
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(&root).arg(".");
+    archived(tar)
+}
+
+fn archived(mut tar: Command) -> tempfile::NamedTempFile {
+    let archive = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+    tar.arg("--create").arg("--file").arg(archive.path());
+    assert!(tar.status().expect("tar is installed").success(), "the image cannot be packed");
+    archive
 }
 
 impl Image {

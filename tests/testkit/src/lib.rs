@@ -13,6 +13,7 @@ mod engine;
 pub mod http;
 mod processes;
 mod programs;
+mod registry;
 mod wait;
 
 pub use builder::{Builder, DEVICE_ID};
@@ -20,6 +21,7 @@ pub use caller::Caller;
 pub use device::{Device, base64};
 pub use engine::{ENGINE_VARIABLE, Engine, Image};
 pub use programs::{program, sha256_of};
+pub use registry::Registry;
 pub use wait::{PATIENCE, wait_for};
 
 /// The API version that tests ask for where it does not matter: the newest.

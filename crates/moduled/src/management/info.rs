@@ -18,6 +18,9 @@ use crate::workload::certificates::rfc3339_with_offset;
 /// The engine and identityd may take so long before systeminfo is answered without what they know.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// How long statistics of the engine may take.
+const STATISTICS_PATIENCE: Duration = Duration::from_secs(10);
+
 pub(super) async fn system_info(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
     let mut info = service.system_info.clone();
     let engine = async {
@@ -34,20 +37,30 @@ pub(super) async fn system_info(service: Arc<Moduled>, _: Request) -> Result<Res
 }
 
 pub(super) async fn resources(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    let mut stats = Vec::new();
-    if let Some(containers) = &service.modules.containers {
-        for state in containers.engine.list().await.unwrap_or_default() {
-            let Ok(module) = state.name.parse::<ModuleId>() else { continue };
-            if let Ok(Ok(one)) = tokio::time::timeout(Duration::from_secs(5), containers.engine.stats(&module)).await {
-                stats.push(one);
-            }
-        }
-    }
+    let stats = statistics(&service).await;
     let resources = resources::read(&service.root).map_err(|error| HttpError::internal(error.to_string()))?;
     let mut answer = serde_json::to_value(resources).map_err(|error| HttpError::internal(error.to_string()))?;
     // A string that holds JSON: what existing clients parse (wire facts 2.7).
     answer["docker_stats"] = Value::String(json!(stats).to_string());
     Ok(Response::ok(&answer))
+}
+
+/// The engine's statistics of all modules, asked for at once: one answer takes an engine a second or two. What is not
+/// there in time is left out.
+async fn statistics(service: &Moduled) -> Vec<Value> {
+    let Some(containers) = &service.modules.containers else { return Vec::new() };
+    let listed = tokio::time::timeout(STATISTICS_PATIENCE, containers.engine.list()).await;
+    let mut asked = tokio::task::JoinSet::new();
+    for state in listed.ok().and_then(Result::ok).unwrap_or_default() {
+        if service.replacements.is_aside(state.container.as_ref(), &state.name) {
+            continue;
+        }
+        let Ok(module) = state.name.parse::<ModuleId>() else { continue };
+        let engine = containers.engine.clone();
+        asked.spawn(async move { tokio::time::timeout(STATISTICS_PATIENCE, engine.stats(&module)).await });
+    }
+    let answers = asked.join_all().await;
+    answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
 }
 
 pub(super) async fn support_bundle(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {

@@ -15,7 +15,7 @@ use crate::service::Moduled;
 use crate::spec::ValidSpec;
 
 pub(super) async fn list(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    Ok(Response::ok(&service.modules.list(&service.registrations).await?))
+    Ok(Response::ok(&service.modules.list(&service.registrations, &service.replacements).await?))
 }
 
 pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
@@ -72,7 +72,7 @@ pub(super) async fn prepare(service: Arc<Moduled>, mut request: Request) -> Resu
     if valid.module.name() != module.name() {
         return Err(HttpError::bad_request("module name in spec does not match URI"));
     }
-    runtime::prepare(&service, &valid).await?;
+    let _ = runtime::prepare(&service, &valid).await?;
     Ok(Response::no_content())
 }
 

@@ -105,7 +105,7 @@ async fn manifest_trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<R
 }
 
 async fn list(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
-    let mut list = state.service.modules.list(&state.service.registrations).await?;
+    let mut list = state.service.modules.list(&state.service.registrations, &state.service.replacements).await?;
     for module in &mut list.modules {
         // Labels are their authors'; a neighbour without any proof of identity gets to know what runs, not more.
         if let Some(settings) = module.config.settings.as_object_mut() {

@@ -22,7 +22,9 @@ pub const OPTIONS_LABEL: &str = "edgekeep.options";
 pub struct ContainerSpec<'a> {
     /// Image name as the deployment has it.
     pub image: &'a str,
-    /// `createOptions`: an engine create body. Unknown members are kept.
+    /// The image itself, as it was measured; absent: what the name means when the container is made.
+    pub image_id: Option<Sha256Digest>,
+    /// `createOptions`: an engine create body in the engine's spelling of members. Unknown members are kept.
     pub options: Map<String, Value>,
     /// Environment; a variable that `options` sets too has the value from there.
     pub env: BTreeMap<String, String>,
@@ -32,8 +34,6 @@ pub struct ContainerSpec<'a> {
     pub binds: Vec<String>,
     /// Labels beside the owner's; they override those in `options`.
     pub labels: BTreeMap<String, String>,
-    /// Whether `Privileged` and `CapAdd` are honoured.
-    pub allow_elevated: bool,
 }
 
 /// A create body and the digest that its label carries.
@@ -73,9 +73,6 @@ pub fn create_body(
     let mut body = spec.options.clone();
     merge_env(&mut body, &spec.env)?;
     add_labels(&mut body, spec)?;
-    if !spec.allow_elevated {
-        drop_elevation(&mut body)?;
-    }
     add_binds(&mut body, &spec.binds)?;
     if let Some(network) = spec.network {
         join_network(&mut body, network)?;
@@ -164,21 +161,6 @@ fn add_labels(body: &mut Map<String, Value>, spec: &ContainerSpec<'_>) -> Result
     Ok(())
 }
 
-fn drop_elevation(body: &mut Map<String, Value>) -> Result<(), CreateOptionsError> {
-    let Some(Value::Object(host)) = body.get_mut("HostConfig") else { return Ok(()) };
-    let privileged = host.get("Privileged").and_then(Value::as_bool).unwrap_or(false);
-    let added = strings(host, "CapAdd", "HostConfig.CapAdd")?;
-    if !privileged && added.is_empty() {
-        return Ok(());
-    }
-    let mut dropped = vec!["CHOWN".to_owned(), "SETUID".to_owned()];
-    dropped.extend(strings(host, "CapDrop", "HostConfig.CapDrop")?);
-    host.insert("Privileged".into(), false.into());
-    host.shift_remove("CapAdd");
-    host.insert("CapDrop".into(), dropped.into());
-    Ok(())
-}
-
 fn add_binds(body: &mut Map<String, Value>, binds: &[String]) -> Result<(), CreateOptionsError> {
     if binds.is_empty() {
         return Ok(());
@@ -223,7 +205,7 @@ mod tests {
     }
 
     fn spec(value: Value) -> ContainerSpec<'static> {
-        ContainerSpec { image: "registry/app:1", options: options(value), allow_elevated: true, ..Default::default() }
+        ContainerSpec { image: "registry/app:1", options: options(value), ..Default::default() }
     }
 
     fn made(spec: &ContainerSpec<'_>) -> Value {
@@ -272,17 +254,6 @@ mod tests {
     }
 
     #[test]
-    fn without_elevated_permissions_a_privileged_container_loses_more_than_it_asked_for() {
-        let mut spec =
-            spec(json!({ "HostConfig": { "Privileged": true, "CapAdd": ["NET_ADMIN"], "CapDrop": ["MKNOD"] } }));
-        assert_eq!(made(&spec)["HostConfig"]["Privileged"], true);
-        spec.allow_elevated = false;
-        assert_eq!(made(&spec)["HostConfig"], json!({ "Privileged": false, "CapDrop": ["CHOWN", "SETUID", "MKNOD"] }));
-        spec.options = options(json!({ "HostConfig": { "Privileged": false, "CapAdd": [] } }));
-        assert_eq!(made(&spec)["HostConfig"], json!({ "Privileged": false, "CapAdd": [] }), "nothing to take away");
-    }
-
-    #[test]
     fn binds_are_added_unless_their_place_is_taken() {
         let mut spec = spec(json!({ "HostConfig": { "Binds": ["/mine:/run/a.sock", "/x:/y:ro"] } }));
         spec.binds = vec!["/ours:/run/a.sock".into(), "/ours:/run/b.sock".into()];
@@ -311,10 +282,10 @@ mod tests {
             (json!({ "Env": "A=1" }), "Env"),
             (json!({ "Env": [1] }), "Env"),
             (json!({ "Labels": [] }), "Labels"),
-            (json!({ "HostConfig": { "CapAdd": "ALL" } }), "HostConfig.CapAdd"),
+            (json!({ "HostConfig": [] }), "HostConfig"),
         ] {
             let mut spec = spec(value);
-            spec.allow_elevated = false;
+            spec.binds = vec!["/a:/b".into()];
             assert_eq!(create_body(&spec, None).expect_err("wrong type").member, member);
         }
     }
@@ -342,16 +313,9 @@ mod tests {
         }
 
         #[test]
-        fn the_owner_is_always_labelled_and_elevation_never_survives(value in json_value(), privileged in any::<bool>(), caps in prop::collection::vec("[A-Z]{1,3}", 0..3)) {
-            let spec = ContainerSpec {
-                image: "i",
-                options: options(json!({ "X": value, "HostConfig": { "Privileged": privileged, "CapAdd": caps } })),
-                ..Default::default()
-            };
-            let body = made(&spec);
+        fn the_owner_is_always_labelled(value in json_value()) {
+            let body = made(&spec(json!({ "X": value, "Labels": { OWNER_LABEL: "me" } })));
             prop_assert_eq!(&body["Labels"][OWNER_LABEL], OWNER);
-            prop_assert_eq!(&body["HostConfig"]["Privileged"], &json!(false));
-            prop_assert!(body["HostConfig"].get("CapAdd").is_none_or(|caps| caps == &json!([])));
         }
     }
 }

@@ -168,7 +168,10 @@ impl Engine {
     /// # Errors
     /// 404 if the image is absent, 409 if the name is taken; unusable create options; engine away.
     pub async fn create(&self, module: &ModuleId, spec: &ContainerSpec<'_>) -> Result<Created, EngineError> {
-        let wanted = self.image_id(spec.image).await?;
+        let wanted = match spec.image_id {
+            Some(measured) => measured,
+            None => self.image_id(spec.image).await?,
+        };
         let CreateBody { body, options } = create_body(spec, Some(&wanted))?;
         let mut call = Call::post(Target::new("/containers/create").query("name", module.name()));
         call.body = Some(body);
@@ -253,6 +256,38 @@ impl Engine {
     pub async fn delete(&self, module: &ModuleId) -> Result<(), EngineError> {
         let id = self.find(module).await?.id;
         self.delete_id(&id).await
+    }
+
+    /// Removes a container by its id, running or not; one that is gone already is no error.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {
+        match self.delete_id(id).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Gives a container another name.
+    ///
+    /// # Errors
+    /// 404 if it is gone, 409 if the name is taken; what the engine says.
+    pub async fn rename(&self, id: &ContainerId, name: &str) -> Result<(), EngineError> {
+        let target = Target::new("/containers").segment(id.as_str(), "/rename").query("name", name);
+        self.connector.status_only(Call::post(target)).await
+    }
+
+    /// A container by its id, whatever its name; `None` if it is gone.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub async fn container(&self, id: &ContainerId) -> Result<Option<Container>, EngineError> {
+        match self.inspect_id(id).await {
+            Ok(answer) => Container::from_inspect(&answer).map(Some).ok_or(EngineError::NotJson),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn delete_id(&self, id: &ContainerId) -> Result<(), EngineError> {
@@ -357,7 +392,10 @@ impl Engine {
         loop {
             let next = timeout(PULL_SILENCE, progress.next()).await;
             match next.map_err(|_| EngineError::Timeout { limit: PULL_SILENCE })?? {
-                Some(value) => last = value,
+                Some(value) => {
+                    tell_progress(image, &last, &value);
+                    last = value;
+                }
                 None => return pull_outcome(&last),
             }
         }
@@ -529,6 +567,20 @@ fn image_reference(image: &str) -> Result<&str, EngineError> {
 fn with_tag(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
     if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}
+
+/// One line a step of a layer at level debug, not one a block that came.
+fn tell_progress(image: &str, before: &Value, now: &Value) {
+    if (&before["status"], &before["id"]) != (&now["status"], &now["id"]) {
+        let shown = |member: &str| now[member].as_str().unwrap_or_default().chars().take(120).collect::<String>();
+        tracing::debug!(
+            image,
+            layer = shown("id"),
+            total = now["progressDetail"]["total"].as_u64(),
+            "{}",
+            shown("status")
+        );
+    }
 }
 
 fn pull_outcome(last: &Value) -> Result<(), EngineError> {

@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod engine_away;
+mod gate;
+mod images;
 mod lifecycle;
+mod options;
+mod updates;
 
 use std::path::PathBuf;
 
