@@ -72,7 +72,8 @@ fn answering() -> Option<PathBuf> {
     answers(&socket).then_some(socket)
 }
 
-fn answers(socket: &Path) -> bool {
+/// Whether an engine answers at a socket.
+pub(crate) fn answers(socket: &Path) -> bool {
     http::call(socket, "GET", "/_ping", Body::Empty).is_ok_and(|(status, _)| status == 200)
 }
 
@@ -190,7 +191,7 @@ fn remove_bridge(name: &str) {
 }
 
 /// Removes an engine's folder, with what is still mounted in it.
-fn clear(folder: &Path) {
+pub(crate) fn clear(folder: &Path) {
     if !folder.exists() {
         return;
     }

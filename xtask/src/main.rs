@@ -15,6 +15,7 @@ mod http;
 mod image;
 mod interrupt;
 mod parts;
+mod podman;
 mod test;
 mod workspace;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::engine::Engine;
+use crate::podman::Podman;
 use crate::{ci, command, parts, workspace};
 
 #[derive(Args, Default)]
@@ -43,9 +44,22 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if let Some(python) = &parts.python {
         tests.env("EDGEKEEP_TEST_PYTHON", python);
     }
+    command::run(tests)?;
+    if !options.filter.is_empty() || !ci::has("nextest") {
+        return Ok(());
+    }
+    let Some(podman) = or_skip("container tests with Podman", command::step("podman", Podman::start))? else {
+        return Ok(());
+    };
+    let mut again = workspace::cargo();
+    again.args(["nextest", "run", "-p", "edgekeep-suite", "--test", "docker", "-E", WITH_PODMAN]);
+    again.env("EDGEKEEP_TEST_ENGINE", format!("unix://{}", podman.socket().display()));
     // Its closing line is the last one, so nothing is said after it.
-    command::run(tests)
+    command::run(again)
 }
+
+/// What may differ with another engine: modules from creation to removal, updates, and what the engine understands.
+const WITH_PODMAN: &str = "test(lifecycle::) | test(updates::) | test(options::) | test(put_in_the_modules_place)";
 
 /// Everything, unless packages are named.
 fn whole_workspace(filter: &[String]) -> Option<&'static str> {

@@ -82,6 +82,12 @@ impl Modules {
         }
     }
 
+    /// Whether a container module was restarted and the engine has not said so yet.
+    #[must_use]
+    pub fn is_behind(&self, module: &ModuleId) -> bool {
+        self.containers.as_ref().is_some_and(|containers| containers.watch.is_behind(module))
+    }
+
     /// What runs for a container module, waiting a moment for it to be known.
     pub async fn facts_soon(&self, module: &ModuleId) -> RunningFacts {
         match &self.containers {

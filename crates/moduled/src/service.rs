@@ -136,12 +136,16 @@ impl Moduled {
         };
         let asked = Asked { module, generation };
         let mut judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
-        if let Err(DenyReason::NotRunning | DenyReason::FactsUnknown) = judged
-            && self.attestor.is_in_container_of(&request.caller, subject.registration.as_ref())
-        {
+        let behind = matches!(judged, Err(DenyReason::NotADescendant | DenyReason::NotInModule))
+            && self.modules.is_behind(module);
+        let early = behind || matches!(judged, Err(DenyReason::NotRunning | DenyReason::FactsUnknown));
+        if early && self.attestor.is_in_container_of(&request.caller, subject.registration.as_ref()) {
             // The module's own process can be quicker than the engine's event about its start.
             subject.facts = self.modules.facts_soon(module).await;
             subject.layers = self.modules.layers(module, subject.registration.as_ref());
+            judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
+        } else if behind {
+            subject.facts = RunningFacts::Stopped;
             judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
         }
         if judged.is_ok()

@@ -110,7 +110,10 @@ impl Connector {
         }
         let status = answer.status().as_u16();
         let body = timeout(limit, collect(answer.into_body())).await.map_err(|_| EngineError::Timeout { limit })??;
-        Err(EngineError::Answer { status, message: error_message(&body) })
+        let message = error_message(&body);
+        // Podman's word for one that is removed while it is asked about.
+        let status = if status == 500 && message.ends_with("no such container") { 404 } else { status };
+        Err(EngineError::Answer { status, message })
     }
 
     async fn send_unlimited(&self, call: Call) -> Result<Response<Incoming>, EngineError> {

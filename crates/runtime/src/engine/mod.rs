@@ -35,6 +35,9 @@ use http::{ANSWER_LIMIT, Call, Connector, JsonLines, Target};
 /// A pull that reports nothing for so long has stalled.
 const PULL_SILENCE: Duration = Duration::from_secs(300);
 
+/// How often a list that failed because of a container that is being removed is asked for again.
+const LIST_TRIES: u32 = 5;
+
 /// Why a call to the engine failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -311,7 +314,14 @@ impl Engine {
     pub(crate) async fn module_containers(&self) -> Result<Vec<ContainerId>, EngineError> {
         let filters = json!({ "label": [format!("{OWNER_LABEL}={OWNER}")] }).to_string();
         let target = Target::new("/containers/json").query("all", "true").query("filters", &filters);
-        let answer = self.connector.json(Call::get(target)).await?;
+        let mut tries = 0;
+        let answer = loop {
+            match self.connector.json(Call::get(target.clone())).await {
+                // Podman's list fails as a whole when one is removed meanwhile.
+                Err(error) if error.is_not_found() && tries < LIST_TRIES => tries += 1,
+                other => break other?,
+            }
+        };
         let entries = answer.as_array().ok_or(EngineError::NotJson)?;
         entries
             .iter()

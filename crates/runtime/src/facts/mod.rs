@@ -78,7 +78,8 @@ impl EngineWatch {
         let running = async {
             loop {
                 let facts = self.facts(module);
-                if matches!(facts, RunningFacts::Running(_)) || changes.changed().await.is_err() {
+                let runs = matches!(&facts, RunningFacts::Running(running) if lives(running.init));
+                if runs || changes.changed().await.is_err() {
                     return facts;
                 }
             }
@@ -112,6 +113,13 @@ impl EngineWatch {
             }
             Err(_) => RunningFacts::Unknown,
         }
+    }
+
+    /// Whether what is known of a module is of a first process that has ended: the engine's word about a restart has not
+    /// come yet. Some engines take their time.
+    #[must_use]
+    pub fn is_behind(&self, module: &ModuleId) -> bool {
+        matches!(self.facts(module), RunningFacts::Running(running) if !lives(running.init))
     }
 
     /// The layers of the image that a module's container was made from, where the engine keeps them as folders.
@@ -266,7 +274,8 @@ impl Shared {
                         .for_each(|entry| entry.facts = RunningFacts::Stopped);
                 });
             }
-            "create" | "start" | "rename" | "update" | "destroy" => {
+            // Podman says `remove`, Docker `destroy`.
+            "create" | "start" | "rename" | "update" | "destroy" | "remove" => {
                 let mut now = self.look_at(id).await?;
                 if let Some((name, entry)) = &mut now {
                     self.add_past_execs(name, entry).await;
@@ -321,6 +330,11 @@ impl Shared {
 /// The earliest start of the process that an event is about, if it is about an `exec`.
 fn exec_start(now: &execs::Now, event: &Event) -> Option<u64> {
     execs::is_exec(&event.action).then(|| now.earliest_start(event.time))
+}
+
+fn lives(process: ProcessInstance) -> bool {
+    let stat = ProcDir::open_unproved(process.pid).and_then(|process| process.stat());
+    stat.is_ok_and(|stat| stat.start_time == process.start_time)
 }
 
 fn running_facts(container: &Container, hierarchy: &CgroupHierarchy) -> RunningFacts {
