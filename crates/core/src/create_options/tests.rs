@@ -29,7 +29,7 @@ fn judged_with(value: Value, grant: &Grant, elevated: bool, links: &[(&str, &str
     judge.judge(&options, &resolved).map_err(|refusal| refusal.to_string())
 }
 
-fn refused(value: Value) -> String {
+fn refused(value: &Value) -> String {
     judged(value.clone(), &Grant::default(), false).expect_err(&value.to_string())
 }
 
@@ -87,7 +87,7 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
         (json!({ "OfTheFuture": 1 }), "OfTheFuture"),
         (json!({ "NetworkingConfig": { "EndpointsConfig": { "host": {} } } }), "NetworkingConfig.host"),
     ] {
-        let message = refused(value.clone());
+        let message = refused(&value);
         assert!(message.starts_with(&format!("create option {option} is refused: ")), "{value}: {message}");
         assert_eq!(judged(value.clone(), &Grant::default(), true).err(), only_relative(&value));
     }
@@ -213,10 +213,10 @@ fn own_sockets_and_state_are_out_of_reach_with_any_permissions_but_a_grant_that_
 #[test]
 fn another_spelling_of_a_member_is_the_member_and_two_are_refused() {
     for name in ["hostconfig", "HOSTCONFIG", "Ho\u{17f}tConfig", "hoStcOnfIg"] {
-        let message = refused(json!({ name: { "PIDMODE": "host" } }));
+        let message = refused(&json!({ name: { "PIDMODE": "host" } }));
         assert!(message.starts_with("create option HostConfig.PidMode is refused"), "{message}");
     }
-    let message = refused(json!({ "HostConfig": { "\u{17f}y\u{17f}ctls": { "a": "1" } } }));
+    let message = refused(&json!({ "HostConfig": { "\u{17f}y\u{17f}ctls": { "a": "1" } } }));
     assert!(message.starts_with("create option HostConfig.Sysctls.a is refused"), "{message}");
     for elevated in [true, false] {
         for (value, option) in [

@@ -49,12 +49,12 @@ fn an_update_whose_container_cannot_be_made_or_started_leaves_the_old_one_runnin
         assert!(answer.status >= 400, "{}", answer.text());
         assert_eq!(version(&engine, &name), "1 true", "{}", answer.text());
         assert_eq!(engine.says(&["inspect", "-f", "{{.Id}}", &name]), id, "the same container");
-        assert_eq!(containers(&engine, &name), [name.clone()]);
+        assert_eq!(containers(&engine, &name), [name.as_str()]);
         let _ = caller.sign().expect(200);
     }
     let _ = update(&|_| ()).expect(201);
     assert_eq!(version(&engine, &name), "2 true");
-    assert_eq!(containers(&engine, &name), [name.clone()]);
+    assert_eq!(containers(&engine, &name), [name.as_str()]);
     let _ = caller.sign().expect(200);
 }
 
@@ -92,7 +92,7 @@ fn an_update_during_which_the_daemon_was_killed_is_finished_or_taken_back() {
         device.start(Daemon::Moduled);
         let expected = if serves == "old" { before } else { format!("{number} true") };
         wait_for(&format!("the update cut off at {line} to be settled"), || {
-            (containers(&engine, &name) == [name.clone()] && version(&engine, &name) == expected).then_some(())
+            (containers(&engine, &name) == [name.as_str()] && version(&engine, &name) == expected).then_some(())
         });
         wait_for("the module to be served", || (caller.sign().status == 200).then_some(()));
     }
