@@ -413,7 +413,7 @@ fn tokens_and_tpm_are_translated() {
 #[test]
 fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
     let translated = accepted(&format!(
-        "{MANUAL}[aziot_keys]\nauditors = [\"siem\", 1234]\nhandle_lifetime = \"1h 30m\"\n\
+        "{CLOSED}{MANUAL}[aziot_keys]\nauditors = [\"siem\", 1234]\nhandle_lifetime = \"1h 30m\"\n\
          [aziot_keys.audit_log]\nsize_mib = 16\nsync_ms = 1000\ncheckpoint_sec = 60\n\
          [[aziot_keys.purpose]]\nkeys = \"backup-*\"\npurpose = \"seal\"\n\
          [[aziot_keys.purpose]]\nkeys = \"*-ca\"\npurpose = \"ca\"\n\
@@ -434,7 +434,7 @@ fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
     // Without a word about it there is a counter wherever there is a TPM.
     assert!(accepted(&format!("{MANUAL}[tpm]\n")).keyd.tpm.unwrap().audit_counter.enabled);
     let weaker = accepted(&format!(
-        "{MANUAL}[aziot_keys]\ncompat = \"handles-any-uid\"\n[tpm]\naudit_counter = false\naudit_counter_index = 0x1800001\n"
+        "{CLOSED}{MANUAL}[aziot_keys]\ncompat = \"handles-any-uid\"\n[tpm]\naudit_counter = false\naudit_counter_index = 0x1800001\n"
     ));
     assert!(weaker.keyd.handles_any_uid && !weaker.keyd.tpm.unwrap().audit_counter.enabled);
     let keys: Vec<&str> = weaker.notices.iter().map(|notice| notice.key.as_str()).collect();
