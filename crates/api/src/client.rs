@@ -168,6 +168,15 @@ impl Client {
         self.call_raw(method, path_and_query, body).await.map(drop)
     }
 
+    /// Sends a request without a body and reads an answer that is text.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; any status that is not 2xx is one.
+    pub async fn call_text(&self, method: Method, path_and_query: &str) -> Result<String, ClientError> {
+        let answer = self.call_raw(method, path_and_query, None::<&()>).await?;
+        String::from_utf8(answer.into()).map_err(|error| self.unexpected(error.to_string()))
+    }
+
     /// Sends a request and returns the answer whatever its status, with its body as a stream on a connection of its own.
     ///
     /// # Errors

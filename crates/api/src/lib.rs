@@ -14,6 +14,7 @@ pub mod client;
 pub mod identityd;
 pub mod keyd;
 pub mod management;
+pub mod operations;
 pub mod tpmd;
 pub mod workload;
 

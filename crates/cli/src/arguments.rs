@@ -59,6 +59,21 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: crate::keys::KeysVerb,
     },
+    /// Print the daemons' metrics, as OpenMetrics text
+    Metrics {
+        /// Which daemon's [default: all]
+        #[arg(value_enum)]
+        daemon: Option<crate::operations::Which>,
+    },
+    /// Show how much the daemons log, or change it until they are restarted
+    LogLevel {
+        /// Which daemon's [default: all]
+        #[arg(value_enum)]
+        daemon: Option<crate::operations::Which>,
+        /// The new level
+        #[arg(value_enum, requires = "daemon")]
+        level: Option<crate::operations::Level>,
+    },
     /// Print the version
     Version,
 }

@@ -17,6 +17,7 @@ mod frames;
 mod keys;
 mod list;
 mod logs;
+mod operations;
 mod output;
 mod restart;
 mod status;
@@ -65,6 +66,8 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
         Verb::List => list::run(&context).await,
         Verb::Logs(options) => logs::run(&context, options).await,
         Verb::Restart { module } => restart::run(&context, &module).await,
+        Verb::Metrics { daemon } => operations::metrics(&context, daemon).await,
+        Verb::LogLevel { daemon, level } => operations::log_level(&context, daemon, level).await,
         Verb::Status => status::run(&context).await,
         Verb::Dev(options) => dev::run(&context, options, arguments.root).await,
     }

@@ -131,6 +131,23 @@ fn clock_remark(offset: i64) -> String {
 }
 
 impl CloudError {
+    /// What kind of failure it is, in one word that never changes.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::NetworkDown { .. } => "network-down",
+            Self::Timeout { .. } => "timeout",
+            Self::Untrusted { .. } => "untrusted",
+            Self::Service { .. } => "service-error",
+            Self::Throttled { .. } => "throttled",
+            Self::DeviceRefused { .. } => "device-refused",
+            Self::NotFound { .. } => "not-found",
+            Self::Conflict { .. } => "conflict",
+            Self::Refused { .. } => "refused",
+            Self::Answer { .. } | Self::Roots { .. } | Self::Signer(_) | Self::Request { .. } => "other",
+        }
+    }
+
     /// Whether the service could not be asked, or could not answer: what was known before still counts.
     #[must_use]
     pub fn is_network_down(&self) -> bool {

@@ -17,4 +17,4 @@ pub use dps::{Dps, Progress, Registration};
 pub use error::{CloudError, SignerError};
 pub use hub::{EnsureError, Hub, ModuleKeys, ModuleRecord};
 pub use sas::Signer;
-pub use transport::{Authority, AuthorityError, Limits, Transport, Trust};
+pub use transport::{Authority, AuthorityError, Limits, Observed, Observer, Transport, Trust};

@@ -58,6 +58,11 @@ pub(crate) struct Audience {
 }
 
 impl Audience {
+    /// Whether it is the provisioning service's.
+    pub(crate) fn is_registration(&self) -> bool {
+        self.key_name.is_some()
+    }
+
     /// The value of the Authorization header, good until `expiry` (seconds since the epoch).
     pub(crate) async fn token(&self, signer: &impl Signer, expiry: i64) -> Result<String, SignerError> {
         let resource = utf8_percent_encode(&self.resource.to_lowercase(), AUDIENCE).to_string();

@@ -90,6 +90,22 @@ pub struct Limits {
     pub retries: u32,
 }
 
+/// How a call ended and how long it took, retries included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    /// `hub` or `provisioning`.
+    pub service: &'static str,
+    /// The HTTP method.
+    pub method: &'static str,
+    /// `ok`, or the kind of failure ([`CloudError::kind`]).
+    pub result: &'static str,
+    /// From the first attempt to the last answer.
+    pub took: Duration,
+}
+
+/// Is told about each call.
+pub type Observer = fn(Observed);
+
 /// What every call needs. Roots are read when a call is made and forgotten after the last one that is under way.
 #[derive(Debug)]
 pub struct Transport {
@@ -98,6 +114,7 @@ pub struct Transport {
     tls: Mutex<Weak<ClientConfig>>,
     /// Seconds by which the services' clocks are ahead of this device's, as their answers show.
     clock_offset: AtomicI64,
+    observer: Option<Observer>,
 }
 
 /// What is to be sent.
@@ -134,7 +151,14 @@ impl Transport {
     /// A transport with these limits and this trust. Nothing is opened.
     #[must_use]
     pub fn new(limits: Limits, trust: Trust) -> Self {
-        Self { limits, trust, tls: Mutex::new(Weak::new()), clock_offset: AtomicI64::new(0) }
+        Self { limits, trust, tls: Mutex::new(Weak::new()), clock_offset: AtomicI64::new(0), observer: None }
+    }
+
+    /// The same, telling `observer` about each call.
+    #[must_use]
+    pub fn observed_by(mut self, observer: Observer) -> Self {
+        self.observer = Some(observer);
+        self
     }
 
     /// Seconds by which the services' clocks were ahead of this device's at the last answer; 0 if about equal.
@@ -177,6 +201,21 @@ impl Transport {
 impl Session<'_> {
     /// Makes the call, with retries, within the transport's limit.
     pub(crate) async fn call(&mut self, call: &Call<'_>, signer: &impl Signer) -> Result<Answer, CloudError> {
+        let begun = Instant::now();
+        let done = self.call_and_retry(call, signer).await;
+        if let Some(observer) = self.transport.observer {
+            let known = ["GET", "PUT", "POST", "DELETE"];
+            observer(Observed {
+                service: if call.audience.is_registration() { "provisioning" } else { "hub" },
+                method: known.into_iter().find(|word| *word == call.method.as_str()).unwrap_or("OTHER"),
+                result: done.as_ref().err().map_or("ok", CloudError::kind),
+                took: begun.elapsed(),
+            });
+        }
+        done
+    }
+
+    async fn call_and_retry(&mut self, call: &Call<'_>, signer: &impl Signer) -> Result<Answer, CloudError> {
         let limits = self.transport.limits;
         let deadline = Instant::now() + limits.timeout;
         let (mut attempt, mut clock_was_corrected) = (0, false);

@@ -117,6 +117,12 @@ impl Root {
         self.0.join("run/aziot/certd.sock")
     }
 
+    /// A daemon's metrics, and its log's level.
+    #[must_use]
+    pub fn metrics_socket(&self, daemon: Daemon) -> PathBuf {
+        self.0.join(format!("run/edgekeep/{}.metrics.sock", daemon.name()))
+    }
+
     /// moduled's management API.
     #[must_use]
     pub fn management_socket(&self) -> PathBuf {
@@ -148,7 +154,7 @@ mod tests {
         paths.extend([root.keyd_socket(), root.tpmd_socket(), root.identityd_socket(), root.certd_socket()]);
         paths.extend([root.management_socket(), root.legacy_workload_socket()]);
         for daemon in Daemon::ALL {
-            paths.extend([root.settings_file(daemon), root.state_folder(daemon)]);
+            paths.extend([root.settings_file(daemon), root.state_folder(daemon), root.metrics_socket(daemon)]);
         }
         assert!(paths.iter().all(|path| path.starts_with("/tmp/device")), "{paths:?}");
     }

@@ -14,13 +14,16 @@ const FIRST: RawFd = 3;
 const LIMIT: usize = 16;
 
 /// Names that systemd units give their sockets; a socket of one name is never taken for another.
-const UNIT_NAMES: [&str; 6] = [
+const UNIT_NAMES: [&str; 9] = [
     "aziot-keyd.socket",
     "aziot-tpmd.socket",
     "aziot-identityd.socket",
     "aziot-certd.socket",
     "aziot-edged.mgmt.socket",
     "aziot-edged.workload.socket",
+    "edgekeep-keyd.metrics.socket",
+    "edgekeep-identityd.metrics.socket",
+    "edgekeep-moduled.metrics.socket",
 ];
 
 /// Takes the passed socket called `name`. A single passed socket is taken whatever its name, unless that is the name of

@@ -1,5 +1,5 @@
 //! What every daemon of edgekeep is built from: HTTP/1.1 over Unix sockets with the peer's evidence, atomic state files,
-//! the audit trail, systemd's start-up protocol, logging.
+//! the audit trail, systemd's start-up protocol, logging, metrics and the socket on which operators get at both.
 //!
 //! Touches: the sockets and the state folder it is given, the environment of systemd. Knows no route, no key and no
 //! container: what a daemon serves is in that daemon's crate.
@@ -10,6 +10,8 @@ pub mod audit;
 pub mod lifecycle;
 pub mod listen;
 pub mod logging;
+pub mod metrics;
+pub mod operations;
 pub mod peer;
 pub mod server;
 pub mod settings;

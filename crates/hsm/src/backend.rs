@@ -25,6 +25,12 @@ pub trait KeyBackend: Send + Sync {
     /// If the key is there but cannot be loaded.
     fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError>;
 
+    /// What is known to keep the key named `id`, without looking for it; `None` if nothing is.
+    fn keeper(&self, id: &KeyId) -> Option<&'static str> {
+        let _ = id;
+        Some(self.name())
+    }
+
     /// Makes a random symmetric key, unless there is one under this id.
     ///
     /// # Errors

@@ -239,6 +239,12 @@ impl KeyBackend for Keyring {
         "keyring"
     }
 
+    fn keeper(&self, id: &KeyId) -> Option<&'static str> {
+        let known = self.known().get(id).copied();
+        let only = self.candidates(id);
+        known.or((only.len() == 1).then_some(only.start)).map(|place| self.backend(place).name())
+    }
+
     fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError> {
         let known = self.known().get(id).copied();
         if let Some(place) = known

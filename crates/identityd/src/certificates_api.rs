@@ -26,6 +26,7 @@ pub(crate) struct CertificatesApi {
 pub(crate) fn router(api: Arc<CertificatesApi>) -> Router<CertificatesApi> {
     const FIRST: &str = "2020-09-01";
     Router::new(api, API_VERSIONS)
+        .named("certificates")
         .route(Method::POST, "/certificates", FIRST, create)
         .route(Method::GET, "/certificates/{id}", FIRST, read)
         .route(Method::PUT, "/certificates/{id}", FIRST, import)

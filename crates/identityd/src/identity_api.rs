@@ -50,6 +50,7 @@ pub(crate) struct IdentityApi {
 pub(crate) fn router(api: Arc<IdentityApi>) -> Router<IdentityApi> {
     const FIRST: &str = "2020-09-01";
     Router::new(api, API_VERSIONS)
+        .named("identity")
         .route(Method::GET, "/identities/identity", FIRST, own_identity)
         .route(Method::POST, "/identities/device", FIRST, device_identity)
         .route(Method::GET, "/identities/modules", FIRST, list_modules)

@@ -16,6 +16,7 @@ mod device;
 mod identity_api;
 mod keys;
 mod local_identity;
+mod metrics;
 mod modules;
 mod refresh;
 
@@ -33,6 +34,7 @@ use edgekeep_core::provisioning::{DeviceIdentity, Limits, Provisioned, Source, S
 use edgekeep_core::settings::{IdentitydSettings, Provisioning};
 use edgekeep_daemon::audit::Audit;
 use edgekeep_daemon::listen::{ListenError, activated_or_bound};
+use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server;
 use edgekeep_daemon::store::{StateFile, StoreError, private_folder, sweep_temporary};
 use tokio::net::UnixListener;
@@ -108,6 +110,7 @@ pub struct Identityd {
     identity: Arc<IdentityApi>,
     certificates: Arc<certificates_api::CertificatesApi>,
     sockets: (UnixListener, UnixListener),
+    operations: (Option<UnixListener>, Arc<Operations>),
     limits: server::Limits,
     background: JoinSet<()>,
 }
@@ -136,9 +139,10 @@ impl Identityd {
         };
         let timeout = Duration::from_secs(settings.cloud.timeout_sec.max(1));
         let retries = settings.cloud.retries;
-        let background_calls = Arc::new(Transport::new(edgekeep_cloud::Limits { timeout, retries }, trust.clone()));
+        let background_calls = Arc::new(Transport::new(edgekeep_cloud::Limits { timeout, retries }, trust.clone()).observed_by(metrics::called));
         let interactive_calls =
-            Arc::new(Transport::new(edgekeep_cloud::Limits { timeout: timeout.min(INTERACTIVE), retries }, trust));
+            Transport::new(edgekeep_cloud::Limits { timeout: timeout.min(INTERACTIVE), retries }, trust);
+        let interactive_calls = Arc::new(interactive_calls.observed_by(metrics::called));
 
         let file = StateFile::new(folder.join("device.json"), "device", 1);
         let stored = stored_identity(&file)?;
@@ -185,6 +189,9 @@ impl Identityd {
             activated_or_bound("aziot-identityd.socket", &root.identityd_socket(), 0o660)?,
             activated_or_bound("aziot-certd.socket", &root.certd_socket(), 0o660)?,
         );
+        let operations_socket = operations::listen(Daemon::Identityd, &root);
+        let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings);
+        let operations = Operations::new(Daemon::Identityd, &root, metrics::FAMILIES, refresh_metrics);
         let mut socket_limits = server::Limits::default();
         if let Some(limit) = settings.connections_per_uid {
             socket_limits.connections_per_uid = limit;
@@ -208,6 +215,7 @@ impl Identityd {
                 settings,
             }),
             sockets,
+            operations: (operations_socket, operations),
             limits: socket_limits,
             background,
         })
@@ -215,12 +223,13 @@ impl Identityd {
 
     /// Answers until `stop` turns true.
     pub async fn run(self, stop: watch::Receiver<bool>) {
-        let Self { identity, certificates, sockets, limits, mut background } = self;
+        let Self { identity, certificates, sockets, operations, limits, mut background } = self;
         let identity = Arc::new(identity_api::router(identity));
         let certificates = Arc::new(certificates_api::router(certificates));
         tokio::join!(
             server::serve(sockets.0, identity, limits, stop.clone()),
-            server::serve(sockets.1, certificates, limits, stop),
+            server::serve(sockets.1, certificates, limits, stop.clone()),
+            operations::run(operations.0, operations.1, stop),
         );
         // What is under way is given up; files are replaced whole or not at all.
         background.shutdown().await;

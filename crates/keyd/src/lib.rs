@@ -12,6 +12,7 @@ pub mod confine;
 mod counter;
 pub mod handle;
 mod libraries;
+pub mod metrics;
 mod places;
 pub mod policy;
 mod ready;

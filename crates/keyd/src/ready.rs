@@ -4,21 +4,23 @@
 use std::sync::Arc;
 
 use edgekeep_api::keyd::SandboxReport;
-use edgekeep_core::layout::Root;
+use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
+use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server::{Limits, serve};
 use edgekeep_daemon::{listen, systemd};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 use crate::policy::Policy;
-use crate::{Keyd, Prepared, StartError, routes, tpmd};
+use crate::{Keyd, Prepared, StartError, metrics, routes, tpmd};
 
 /// keyd with its sockets, in a process that has given up what serving does not need.
 pub struct Ready {
     keyd: Keyd,
     listener: UnixListener,
     tpm_listener: Option<UnixListener>,
+    operations: (Option<UnixListener>, Arc<Operations>),
 }
 
 impl Ready {
@@ -35,11 +37,14 @@ impl Ready {
             Some(_) => Some(listen::activated_or_bound("aziot-tpmd.socket", &root.tpmd_socket(), 0o660)?),
             None => None,
         };
+        let refresh = metrics::refresh(root.state_folder(Daemon::Keyd).join("audit"));
+        let operations = Operations::new(Daemon::Keyd, root, metrics::FAMILIES, refresh);
+        let operations = (operations::listen(Daemon::Keyd, root), operations);
         // The sockets are there, and no thread yet: from here on only what the settings name is within reach, also for a
         // token's library and the log's thread, which begin when the store is opened.
         let entered = prepared.confinement()?.enter();
         let keyd = prepared.open(Policy::new(settings))?;
-        Ok(Self { keyd: keyd.confined(entered.seal()), listener, tpm_listener })
+        Ok(Self { keyd: keyd.confined(entered.seal()), listener, tpm_listener, operations })
     }
 
     /// What was given up.
@@ -54,14 +59,17 @@ impl Ready {
             connections.map_or_else(Limits::default, |connections_per_uid| Limits { connections_per_uid })
         };
         let tpm_api = self.keyd.tpmd().zip(self.tpm_listener);
+        let operations = operations::run(self.operations.0, self.operations.1, stop.clone());
         let router = Arc::new(routes::router(Arc::new(self.keyd)));
         let keys_api = serve(self.listener, router, limits(settings.connections_per_uid), stop.clone());
         match tpm_api {
-            None => keys_api.await,
+            None => {
+                tokio::join!(keys_api, operations);
+            }
             Some((tpmd, listener)) => {
                 let tpm_limits = limits(settings.tpm.as_ref().and_then(|tpm| tpm.connections_per_uid));
                 tracing::info!("serving the TPM API");
-                tokio::join!(keys_api, serve(listener, Arc::new(tpmd::router(tpmd)), tpm_limits, stop));
+                tokio::join!(keys_api, serve(listener, Arc::new(tpmd::router(tpmd)), tpm_limits, stop), operations);
             }
         }
     }

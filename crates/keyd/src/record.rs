@@ -10,8 +10,10 @@ use edgekeep_audit::{Busy, Log, Options, Permit};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_daemon::peer::Caller;
 use edgekeep_daemon::server::{HttpError, Request};
+use edgekeep_hsm::KeyBackend;
 use time::OffsetDateTime;
 
+use crate::metrics;
 use crate::policy::Policy;
 
 /// How long a request waits for a place in the audit log before it is refused.
@@ -53,6 +55,7 @@ pub(crate) fn options(settings: &KeydSettings) -> Options {
 /// The audit log of this keyd.
 pub(crate) struct Recorder {
     log: Arc<Log>,
+    backend: Arc<dyn KeyBackend>,
     throttle: Mutex<Throttle>,
 }
 
@@ -89,11 +92,12 @@ impl Throttle {
 pub(crate) struct Doing {
     /// Taken when the end is written.
     open: Option<(Permit, Who, Operation, Option<Key>)>,
+    backend: Arc<dyn KeyBackend>,
 }
 
 impl Recorder {
-    pub(crate) fn new(log: Log) -> Self {
-        Self { log: Arc::new(log), throttle: Mutex::default() }
+    pub(crate) fn new(log: Log, backend: Arc<dyn KeyBackend>) -> Self {
+        Self { log: Arc::new(log), backend, throttle: Mutex::default() }
     }
 
     pub(crate) fn log(&self) -> &Arc<Log> {
@@ -114,11 +118,12 @@ impl Recorder {
                 }
             }
         };
-        Ok(Doing { open: Some((permit, who, what, key)) })
+        Ok(Doing { open: Some((permit, who, what, key)), backend: Arc::clone(&self.backend) })
     }
 
     /// Writes a refusal down, here and in the daemon's log; or counts it, if there are too many of this uid.
     pub(crate) fn refused(&self, who: Who, what: Operation, key: Option<Key>, reason: Reason) {
+        metrics::refused(what, reason);
         if !self.throttle.lock().unwrap_or_else(PoisonError::into_inner).admit(who.uid, Instant::now()) {
             self.log.count_refusal();
             return;
@@ -138,6 +143,8 @@ impl Doing {
 
     fn close(&mut self, outcome: Outcome) {
         if let Some((permit, who, what, key)) = self.open.take() {
+            let backend = key.as_ref().and_then(|key| self.backend.keeper(&key.id));
+            metrics::ended(what, key.as_ref(), backend, outcome);
             permit.append(entry(who, what, key, outcome));
         }
     }

@@ -36,6 +36,7 @@ const AUDIT_BYTES: usize = 1 << 20;
 pub fn router(state: Arc<Keyd>) -> Router<Keyd> {
     let since = API_VERSIONS[0];
     Router::new(state, API_VERSIONS)
+        .named("keys")
         .route(Method::POST, "/key", since, create_key)
         .route(Method::DELETE, "/key", since, delete_key)
         .route(Method::GET, "/key/{id}", since, load_key)

@@ -149,7 +149,7 @@ impl Keyd {
         let counter = counter(settings, &places)?;
         let log = Log::open(&folder.join(AUDIT), record::options(settings), Box::new(signer), counter)?;
         tracing::info!(key = %log.key(), entries = log.opened().size, "audit log");
-        let recorder = Arc::new(Recorder::new(log));
+        let recorder = Arc::new(Recorder::new(log, Arc::clone(&places.backend)));
         let tpmd = places.tpm.zip(settings.tpm.as_ref()).map(|(tpm, tpm_is)| {
             Arc::new(Tpmd::new(tpm, tpm_is, Arc::clone(&recorder), &policy, Arc::clone(&places.backend)))
         });

@@ -32,6 +32,7 @@ pub struct Tpmd {
 pub fn router(state: Arc<Tpmd>) -> Router<Tpmd> {
     let since = API_VERSIONS[0];
     Router::new(state, API_VERSIONS)
+        .named("tpm")
         .route(Method::GET, "/get_tpm_keys", since, keys)
         .route(Method::POST, "/import_auth_key", since, import)
         .route(Method::POST, "/sign_with_auth_key", since, sign)

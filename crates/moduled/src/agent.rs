@@ -15,6 +15,7 @@ use edgekeep_runtime::status::ModuleState;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::metrics;
 use crate::modules;
 use crate::service::{Moduled, edge_agent};
 use crate::spec::{Kind, ValidSpec};
@@ -69,6 +70,9 @@ pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> En
             let _ = tokio::time::timeout(EDGE_CA_PATIENCE.saturating_sub(begin.elapsed()), issued).await;
         }
         let (next, action) = step(state, seen, begin.elapsed());
+        if next.errors() > state.errors() {
+            metrics::WATCHDOG_ERRORS.with([]).increment();
+        }
         state = next;
         let done = act(&service, action, replace).await;
         match done {
@@ -84,9 +88,11 @@ pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> En
             Err(error) => {
                 tracing::warn!(?seen, ?action, error = error.message(), "agent not restored");
                 state = state.action_failed(begin.elapsed());
+                metrics::WATCHDOG_ERRORS.with([]).increment();
                 report(&service, seen, Some(error.message()));
             }
         }
+        metrics::WATCHDOG_ERRORS_IN_A_ROW.with([]).set(f64::from(state.errors()));
         if action == Action::GiveUp {
             return Ended::GaveUp;
         }

@@ -1,11 +1,11 @@
 //! Who calls: evidence gathered once a connection, looked at again on each request, judged by
 //! [`edgekeep_core::attestation::verdict`]; each refusal with its reason in the audit trail, and none of it in the answer.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use edgekeep_api::attestation::Seen;
 use edgekeep_api::management::Refusal;
@@ -16,10 +16,13 @@ use edgekeep_core::attestation::{
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::audit::{Audit, Entry};
+use edgekeep_daemon::metrics::Counter;
 use edgekeep_daemon::peer::{Caller, PeerSocket};
 use edgekeep_runtime::evidence::{Collector, EvidenceError, ImageLayers, ProcDir};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+use crate::metrics::VERDICTS;
 
 /// Refusals that `GET /status` shows.
 const SHOWN_REFUSALS: usize = 20;
@@ -52,6 +55,8 @@ pub struct Attestor {
     audit: Audit,
     refusals: Mutex<VecDeque<Refusal>>,
     refusal_count: AtomicU64,
+    allowed: Arc<Counter>,
+    denied: Mutex<HashMap<DenyReason, Arc<Counter>>>,
 }
 
 impl Attestor {
@@ -63,6 +68,8 @@ impl Attestor {
             audit: Audit::new(state_folder),
             refusals: Mutex::new(VecDeque::with_capacity(SHOWN_REFUSALS)),
             refusal_count: AtomicU64::new(0),
+            allowed: VERDICTS.with(["allow", "none"]),
+            denied: Mutex::default(),
         }
     }
 
@@ -210,6 +217,7 @@ impl Attestor {
         let text = reason.to_string();
         self.audit.refused(&Entry { uid: caller.uid(), pid, action: route, object: module, reason: &text });
         self.refusal_count.fetch_add(1, Ordering::Relaxed);
+        self.count_denied(reason, &text);
         let refusal = Refusal {
             time: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
             module: module.to_owned(),
@@ -221,6 +229,18 @@ impl Attestor {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.truncate(SHOWN_REFUSALS - 1);
         refusals.push_front(refusal);
+    }
+
+    /// Counts a caller that was let in.
+    pub fn allow(&self) {
+        self.allowed.increment();
+    }
+
+    /// A reason's word becomes a label, and so has to last: once for each of the reasons that there are.
+    fn count_denied(&self, reason: DenyReason, text: &str) {
+        let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        let counter = denied.entry(reason).or_insert_with(|| VERDICTS.with(["deny", text.to_owned().leak()]));
+        counter.increment();
     }
 
     /// The latest refusals, newest first, and how many there were since start.

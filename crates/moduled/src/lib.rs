@@ -16,6 +16,7 @@ pub mod image;
 pub mod keys;
 pub mod log_query;
 pub mod management;
+pub mod metrics;
 pub mod modules;
 pub mod registrations;
 pub mod replacements;

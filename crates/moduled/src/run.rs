@@ -8,6 +8,7 @@ use edgekeep_api::identityd::Identity;
 use edgekeep_core::attestation::Door;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
+use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server::serve;
 use edgekeep_daemon::store::{private_folder, sha256, sweep_temporary};
 use edgekeep_daemon::{lifecycle, listen, settings, systemd};
@@ -22,6 +23,7 @@ use crate::agent::{self, Ended};
 use crate::attest::Attestor;
 use crate::edge_ca;
 use crate::management;
+use crate::metrics;
 use crate::modules::{self, Containers, Modules};
 use crate::registrations::Registrations;
 use crate::replacements::{Replacements, settle_all};
@@ -108,6 +110,10 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
             tracing::error!(%module, %error, "workload socket not opened");
         }
     }
+    let operations_socket = operations::listen(Daemon::Moduled, &service.root);
+    let refresh = metrics::refresh(&service);
+    let operations = Operations::new(Daemon::Moduled, &service.root, metrics::FAMILIES, refresh);
+    let operations = tokio::spawn(operations::run(operations_socket, operations, stop.clone()));
     systemd::notify_ready();
     tracing::info!(version = crate::systeminfo::VERSION, "moduled serves");
     let settling = tokio::spawn(settle_all(Arc::clone(&service), stop.clone()));
@@ -122,6 +128,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     service.sockets.close_all().await;
     settling.abort();
     edge_ca.abort();
+    operations.abort();
     for server in servers {
         if ended == Ended::GaveUp {
             server.abort();

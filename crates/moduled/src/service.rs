@@ -155,7 +155,7 @@ impl Moduled {
             subject.facts = self.modules.facts_about(module, &process).await;
             judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
         }
-        judged.map_err(|reason| {
+        judged.map(|()| self.attestor.allow()).map_err(|reason| {
             let route = format!("{} {}", request.method(), request.route);
             self.attestor.refuse(&request.caller, module.as_str(), &route, reason);
             HttpError::forbidden()

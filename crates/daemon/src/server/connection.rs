@@ -12,8 +12,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::acceptor::Acceptor;
+use super::measure::ConnectionSeries;
 use super::response::HttpError;
 use super::router::Router;
+use crate::metrics::Gauge;
 use crate::peer::{Caller, CheckedStream, PeerSocket};
 
 /// Time in which a request head must have come; an idle connection is closed after it as well.
@@ -51,6 +53,7 @@ struct Counts {
 struct Slot {
     counts: Arc<Mutex<Counts>>,
     kind: SlotKind,
+    open: Arc<Gauge>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +63,7 @@ enum SlotKind {
 }
 
 impl Slot {
-    fn take(counts: &Arc<Mutex<Counts>>, uid: u32, limit: u32) -> Option<Self> {
+    fn take(counts: &Arc<Mutex<Counts>>, uid: u32, limit: u32, gauge: &Arc<Gauge>) -> Option<Self> {
         let mut guard = counts.lock().unwrap_or_else(PoisonError::into_inner);
         let open = guard.by_uid.get(&uid).copied().unwrap_or(0);
         let kind = if open < limit {
@@ -73,12 +76,14 @@ impl Slot {
             return None;
         };
         drop(guard);
-        Some(Self { counts: Arc::clone(counts), kind })
+        gauge.add(1.0);
+        Some(Self { counts: Arc::clone(counts), kind, open: Arc::clone(gauge) })
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        self.open.add(-1.0);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         match self.kind {
             SlotKind::Refused => counts.refusing -= 1,
@@ -119,7 +124,7 @@ pub async fn serve<S: Send + Sync + 'static>(
             () = stopped(&mut stop) => break,
             accepted = acceptor.accept() => match accepted {
                 Ok((stream, socket)) => {
-                    if let Some((caller, slot)) = admit(&stream, socket, &counts, limits) {
+                    if let Some((caller, slot)) = admit(&stream, socket, &counts, limits, router.connections()) {
                         if matches!(slot.kind, SlotKind::Served(_)) {
                             router.connected(&caller);
                         }
@@ -157,13 +162,20 @@ fn admit(
     socket: PeerSocket,
     counts: &Arc<Mutex<Counts>>,
     limits: Limits,
+    series: &ConnectionSeries,
 ) -> Option<(Arc<Caller>, Slot)> {
     match Caller::of(stream, socket) {
         Ok(caller) => {
-            let slot = Slot::take(counts, caller.uid(), limits.connections_per_uid)?;
-            Some((Arc::new(caller), slot))
+            let slot = Slot::take(counts, caller.uid(), limits.connections_per_uid, &series.open);
+            match slot.as_ref().map(|slot| slot.kind) {
+                Some(SlotKind::Served(_)) => series.accepted.increment(),
+                Some(SlotKind::Refused) => series.over_limit.increment(),
+                None => series.dropped.increment(),
+            }
+            Some((Arc::new(caller), slot?))
         }
         Err(error) => {
+            series.no_credentials.increment();
             tracing::warn!(%error, "connection without peer credentials");
             None
         }

@@ -6,12 +6,14 @@
 
 mod acceptor;
 mod connection;
+mod measure;
 mod request;
 mod response;
 mod router;
 mod waiting;
 
 pub use connection::{Limits, serve};
+pub use measure::FAMILIES;
 pub use request::Request;
 pub use response::{HttpError, Response, ResponseBody};
 pub use router::Router;

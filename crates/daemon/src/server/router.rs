@@ -1,10 +1,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
+use super::measure::{ConnectionSeries, RouteSeries, UNNAMED};
 use super::request::Request;
 use super::response::{HttpError, Response};
 use crate::peer::Caller;
@@ -20,13 +22,18 @@ struct Route<S> {
     /// Index into the service's versions from which the route is open.
     since: usize,
     handler: Handler<S>,
+    series: RouteSeries,
 }
 
 /// The routes of one service, and the state that their handlers share.
 pub struct Router<S> {
     state: Arc<S>,
+    /// The API's name in metrics.
+    api: &'static str,
     versions: &'static [&'static str],
     routes: Vec<Route<S>>,
+    no_route: RouteSeries,
+    connections: ConnectionSeries,
     connected: Option<Connected<S>>,
     sender_changed: SenderChanged<S>,
 }
@@ -38,27 +45,48 @@ impl<S> std::fmt::Debug for Router<S> {
 }
 
 impl<S: Send + Sync + 'static> Router<S> {
-    /// A service without routes that accepts `versions`, oldest first.
+    /// A service without routes that accepts `versions`, oldest first. With none, requests need not name one.
     #[must_use]
     pub fn new(state: Arc<S>, versions: &'static [&'static str]) -> Self {
-        Self { state, versions, routes: Vec::new(), connected: None, sender_changed: Box::new(|_, _, _| ()) }
+        Self {
+            state,
+            api: UNNAMED,
+            versions,
+            routes: Vec::new(),
+            no_route: RouteSeries::of_no_route(UNNAMED),
+            connections: ConnectionSeries::of(UNNAMED),
+            connected: None,
+            sender_changed: Box::new(|_, _, _| ()),
+        }
+    }
+
+    /// Names the API in metrics. Goes before its routes.
+    #[must_use]
+    pub fn named(mut self, api: &'static str) -> Self {
+        debug_assert!(self.routes.is_empty(), "an API is named before its routes");
+        self.api = api;
+        self.no_route = RouteSeries::of_no_route(api);
+        self.connections = ConnectionSeries::of(api);
+        self
     }
 
     /// Adds a route. `pattern` is `/`-separated; a segment in braces takes any one segment. `since` is the version from
     /// which the route is open.
     ///
     /// # Panics
-    /// If `since` is not one of the service's versions: a mistake in the daemon's own table.
+    /// If `since` is not one of the service's versions (`""` for a service without): a mistake in the daemon's own table.
     #[must_use]
     pub fn route<H, F>(mut self, method: Method, pattern: &'static str, since: &str, handler: H) -> Self
     where
         H: Fn(Arc<S>, Request) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Response, HttpError>> + Send + 'static,
     {
-        let since = self.versions.iter().position(|version| *version == since);
-        let since = since.expect("a route opens with one of the service's versions");
+        let position = self.versions.iter().position(|version| *version == since);
+        let position = position.or((self.versions.is_empty() && since.is_empty()).then_some(0));
+        let since = position.expect("a route opens with one of the service's versions");
         let handler: Handler<S> = Box::new(move |state, request| Box::pin(handler(state, request)));
-        self.routes.push(Route { method, pattern, since, handler });
+        let series = RouteSeries::of(self.api, &method, pattern);
+        self.routes.push(Route { method, pattern, since, handler, series });
         self
     }
 
@@ -83,6 +111,10 @@ impl<S: Send + Sync + 'static> Router<S> {
         self.routes.iter().map(|route| (&route.method, route.pattern))
     }
 
+    pub(super) fn connections(&self) -> &ConnectionSeries {
+        &self.connections
+    }
+
     pub(super) fn connected(&self, caller: &Caller) {
         if let Some(hook) = &self.connected {
             hook(&self.state, caller);
@@ -95,17 +127,25 @@ impl<S: Send + Sync + 'static> Router<S> {
     }
 
     pub(super) fn refuse_sender(&self, caller: &Caller, what: &str) {
+        self.connections.sender_changed.increment();
         (self.sender_changed)(&self.state, caller, what);
     }
 
     pub(super) async fn answer(&self, caller: Arc<Caller>, request: http::Request<Incoming>) -> Response {
-        match self.dispatch(caller, request).await {
-            Ok(answer) => answer,
-            Err(error) => error.into_response(),
-        }
+        let begun = Instant::now();
+        let mut series = &self.no_route;
+        let answer = self.dispatch(caller, request, &mut series).await.unwrap_or_else(HttpError::into_response);
+        series.count(answer.status(), begun.elapsed());
+        answer
     }
 
-    async fn dispatch(&self, caller: Arc<Caller>, request: http::Request<Incoming>) -> Result<Response, HttpError> {
+    /// `series` becomes that of the route, if there is one.
+    async fn dispatch<'a>(
+        &'a self,
+        caller: Arc<Caller>,
+        request: http::Request<Incoming>,
+        series: &mut &'a RouteSeries,
+    ) -> Result<Response, HttpError> {
         let (parts, body) = request.into_parts();
         let query = parse_query(parts.uri.query().unwrap_or_default());
         let version = self.version(&query)?;
@@ -119,9 +159,10 @@ impl<S: Send + Sync + 'static> Router<S> {
             if route.method != parts.method {
                 continue;
             }
+            *series = &route.series;
             let request = Request {
                 caller,
-                version: self.versions[version],
+                version: self.versions.get(version).copied().unwrap_or_default(),
                 route: route.pattern,
                 parts,
                 body: Some(body),
@@ -139,6 +180,9 @@ impl<S: Send + Sync + 'static> Router<S> {
     }
 
     fn version(&self, query: &[(String, String)]) -> Result<usize, HttpError> {
+        if self.versions.is_empty() {
+            return Ok(0);
+        }
         let asked = query.iter().rev().find(|(key, _)| key == "api-version").map(|(_, value)| value.as_str());
         let asked = asked.ok_or_else(|| HttpError::bad_request("api-version not specified"))?;
         let known = self.versions.iter().position(|version| *version == asked);

@@ -22,6 +22,7 @@ use crate::service::Moduled;
 pub fn router(service: Arc<Moduled>) -> Router<Moduled> {
     const FIRST: &str = API_VERSIONS[0];
     Router::new(service, API_VERSIONS)
+        .named("management")
         .on_connected(|service, caller| service.connected(&Door::ManagementSocket, caller))
         .on_sender_changed(Moduled::refuse_sender)
         .route(Method::GET, "/modules", FIRST, modules::list)

@@ -69,6 +69,7 @@ impl WorkloadDoor {
 pub fn router(service: Arc<Moduled>, door: Door) -> Router<WorkloadDoor> {
     const FIRST: &str = API_VERSIONS[0];
     Router::new(Arc::new(WorkloadDoor { service, door }), API_VERSIONS)
+        .named("workload")
         .on_connected(|state, caller| state.service.connected(&state.door, caller))
         .on_sender_changed(|state, caller, what| state.service.refuse_sender(caller, what))
         .route(Method::POST, "/modules/{m}/genid/{g}/sign", FIRST, secrets::sign)

@@ -134,6 +134,22 @@ impl EngineWatch {
         self.shared.read(|known| known.is_some())
     }
 
+    /// How many modules' containers run, do not run, and are not known to do either; `None` while nothing is known.
+    #[must_use]
+    pub fn counts(&self) -> Option<[usize; 3]> {
+        self.shared.read(|known| {
+            let mut counts = [0; 3];
+            for entry in known?.values() {
+                counts[match entry.facts {
+                    RunningFacts::Running(_) => 0,
+                    RunningFacts::Stopped => 1,
+                    RunningFacts::Unknown => 2,
+                }] += 1;
+            }
+            Some(counts)
+        })
+    }
+
     /// A receiver that is notified after every change of any fact.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {

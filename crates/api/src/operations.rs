@@ -1,0 +1,56 @@
+//! The operations socket that each daemon has (ours): metrics and the log's level. Requests name no api-version.
+
+use std::path::PathBuf;
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+
+use crate::client::{Client, ClientError};
+
+/// The level of a daemon's log, as it is asked for and told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogLevel {
+    /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    /// What it is again after a restart. Not in a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_start: Option<String>,
+}
+
+/// Typed client of one daemon's operations socket.
+#[derive(Debug, Clone)]
+pub struct OperationsClient(Client);
+
+impl OperationsClient {
+    /// A client of the operations socket at `socket`.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self(Client::new(socket))
+    }
+
+    /// The daemon's metrics in OpenMetrics' text form.
+    ///
+    /// # Errors
+    /// As every call: if the socket cannot be reached or the caller is refused.
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        self.0.call_text(Method::GET, "/metrics").await
+    }
+
+    /// The log's level.
+    ///
+    /// # Errors
+    /// As [`Self::metrics`].
+    pub async fn log_level(&self) -> Result<LogLevel, ClientError> {
+        self.0.call(Method::GET, "/log-level", None::<&()>).await
+    }
+
+    /// Changes the log's level until the daemon ends.
+    ///
+    /// # Errors
+    /// As [`Self::metrics`]; 403 for who is not root, 400 for a word that is no level.
+    pub async fn set_log_level(&self, level: &str) -> Result<LogLevel, ClientError> {
+        let body = LogLevel { level: level.to_owned(), at_start: None };
+        self.0.call(Method::PUT, "/log-level", Some(&body)).await
+    }
+}

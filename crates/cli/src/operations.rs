@@ -1,0 +1,115 @@
+//! `metrics` and `log-level`: the daemons' operations sockets.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use edgekeep_api::operations::OperationsClient;
+use edgekeep_core::layout::Daemon;
+use serde_json::{Map, json};
+
+use crate::arguments::Context;
+use crate::failure;
+use crate::output;
+
+/// Which daemons are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Which {
+    All,
+    Keyd,
+    Identityd,
+    Moduled,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Level {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Which {
+    fn daemons(which: Option<Self>) -> Vec<Daemon> {
+        match which {
+            None | Some(Self::All) => Daemon::ALL.to_vec(),
+            Some(Self::Keyd) => vec![Daemon::Keyd],
+            Some(Self::Identityd) => vec![Daemon::Identityd],
+            Some(Self::Moduled) => vec![Daemon::Moduled],
+        }
+    }
+}
+
+impl Level {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// Asks each daemon in turn. One that does not answer does not keep the others from being asked; the exit code tells.
+async fn each<T>(
+    context: &Context,
+    which: Option<Which>,
+    ask: impl AsyncFn(OperationsClient) -> Result<T, edgekeep_api::client::ClientError>,
+) -> (Vec<(Daemon, T)>, ExitCode) {
+    let (mut answers, mut code) = (Vec::new(), ExitCode::SUCCESS);
+    for daemon in Which::daemons(which) {
+        let answer = ask(OperationsClient::new(context.root.metrics_socket(daemon))).await;
+        match answer.with_context(|| format!("{} does not tell", daemon.name())) {
+            Ok(answer) => answers.push((daemon, answer)),
+            Err(error) => code = failure::report(&error),
+        }
+    }
+    (answers, code)
+}
+
+pub(crate) async fn metrics(context: &Context, which: Option<Which>) -> anyhow::Result<ExitCode> {
+    let (answers, code) = each(context, which, async |client| client.metrics().await).await;
+    if context.json {
+        let texts: Map<_, _> = answers.into_iter().map(|(daemon, text)| (daemon.name().to_owned(), text.into())).collect();
+        output::print_json(&texts)?;
+        return Ok(code);
+    }
+    let several = answers.len() > 1;
+    for (daemon, text) in answers {
+        if several {
+            // Each daemon's is an exposition of its own: one after the other they are for people.
+            output::print(&format!("# {}\n", daemon.name()))?;
+        }
+        output::print(&text)?;
+    }
+    Ok(code)
+}
+
+pub(crate) async fn log_level(
+    context: &Context,
+    which: Option<Which>,
+    level: Option<Level>,
+) -> anyhow::Result<ExitCode> {
+    let ask = async |client: OperationsClient| match level {
+        Some(level) => client.set_log_level(level.word()).await,
+        None => client.log_level().await,
+    };
+    let (answers, code) = each(context, which, ask).await;
+    if context.json {
+        let levels: Map<_, _> = answers.into_iter().map(|(daemon, level)| (daemon.name().to_owned(), json!(level))).collect();
+        output::print_json(&levels)?;
+        return Ok(code);
+    }
+    for (daemon, now) in answers {
+        let at_start = now.at_start.filter(|at_start| *at_start != now.level);
+        let after = at_start.map_or_else(String::new, |level| format!("  ({level} after a restart)"));
+        output::print(&format!("{:<9}  {}{}\n", daemon.name(), output::printable(&now.level), output::printable(&after)))?;
+    }
+    Ok(code)
+}

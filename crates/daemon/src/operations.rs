@@ -1,0 +1,160 @@
+//! The operations socket, `run/edgekeep/<daemon>.metrics.sock`: metrics for whoever may open it, and the log's level.
+//!
+//! One in each daemon and the same in each, so that an operator learns it once: `GET /metrics`, `GET /log-level`,
+//! `PUT /log-level`. It tells nothing secret; its mode is 0660.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use edgekeep_api::operations::LogLevel;
+use edgekeep_core::layout::{Daemon, Root};
+use http::{Method, StatusCode};
+use tokio::net::UnixListener;
+use tokio::sync::{Mutex, watch};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::metrics::{CONTENT_TYPE, Families, Family, Gauge, Info, exposition};
+use crate::server::{HttpError, Limits, Request, Response, Router, serve};
+use crate::{listen, logging, server};
+
+static STARTED: Family<Gauge, 0> =
+    Family::new("edgekeep_start_time_seconds", "When the daemon started, in seconds since 1970.", []);
+static RESIDENT: Family<Gauge, 0> =
+    Family::new("edgekeep_resident_memory_bytes", "Memory of the daemon that is not swapped out.", []);
+static BUILD: Family<Info, 2> = Family::new("edgekeep_build", "Version of the daemon.", ["daemon", "version"]);
+
+static OWN: Families = &[&STARTED, &RESIDENT, &BUILD];
+
+/// Connections of one uid: a scraper and a person.
+const CONNECTIONS: u32 = 8;
+
+/// Finds out what is not counted as it happens, such as how many modules run.
+pub type Refresh = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// What a daemon shows.
+pub struct Operations {
+    families: Vec<Families>,
+    refresh: Refresh,
+    /// One at a time, so that what is found out anew is whole when it is written.
+    writing: Mutex<()>,
+    /// Besides uid 0: the daemon's own user, on a device that is one user's own.
+    may_change: Option<u32>,
+    /// Opened before a sandbox takes it out of reach.
+    memory: Option<File>,
+}
+
+impl std::fmt::Debug for Operations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Operations").finish_non_exhaustive()
+    }
+}
+
+impl Operations {
+    /// What `daemon` shows: `families`, what every daemon counts, and what `refresh` sets before.
+    #[must_use]
+    pub fn new(daemon: Daemon, root: &Root, families: Families, refresh: Refresh) -> Arc<Self> {
+        let _ = BUILD.with([daemon.name(), env!("CARGO_PKG_VERSION")]);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        STARTED.with([]).set(now.as_secs_f64());
+        // With a root of its own the device belongs to who runs it; installed, its users are not its operators.
+        let own = root.path() != std::path::Path::new("/");
+        Arc::new(Self {
+            families: vec![OWN, server::FAMILIES, logging::FAMILIES, families],
+            refresh,
+            writing: Mutex::new(()),
+            memory: File::open("/proc/self/statm").ok(),
+            may_change: own.then(|| rustix::process::geteuid().as_raw()),
+        })
+    }
+}
+
+/// Nothing to find out.
+#[must_use]
+pub fn nothing_to_refresh() -> Refresh {
+    Box::new(|| Box::pin(std::future::ready(())))
+}
+
+/// Listens at the operations socket. A daemon without it still does its work, so trouble is a warning.
+#[must_use]
+pub fn listen(daemon: Daemon, root: &Root) -> Option<UnixListener> {
+    let name = match daemon {
+        Daemon::Keyd => "edgekeep-keyd.metrics.socket",
+        Daemon::Identityd => "edgekeep-identityd.metrics.socket",
+        Daemon::Moduled => "edgekeep-moduled.metrics.socket",
+    };
+    match listen::activated_or_bound(name, &root.metrics_socket(daemon), 0o660) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(%error, "no metrics and no change of the log's level");
+            None
+        }
+    }
+}
+
+/// Answers at the operations socket until `stop`; at once if there is none.
+pub async fn run(listener: Option<UnixListener>, operations: Arc<Operations>, stop: watch::Receiver<bool>) {
+    let Some(listener) = listener else { return };
+    serve(listener, Arc::new(router(operations)), Limits { connections_per_uid: CONNECTIONS }, stop).await;
+}
+
+/// The routes. They need no api-version, so that any scraper can ask.
+#[must_use]
+pub fn router(operations: Arc<Operations>) -> Router<Operations> {
+    Router::new(operations, &[])
+        .named("operations")
+        .route(Method::GET, "/metrics", "", metrics)
+        .route(Method::GET, "/log-level", "", log_level)
+        .route(Method::PUT, "/log-level", "", set_log_level)
+}
+
+async fn metrics(operations: Arc<Operations>, _: Request) -> Result<Response, HttpError> {
+    let _writing = operations.writing.lock().await;
+    (operations.refresh)().await;
+    if let Some(bytes) = operations.memory.as_ref().and_then(resident) {
+        RESIDENT.with([]).set(bytes);
+    }
+    Ok(Response::bytes(StatusCode::OK, CONTENT_TYPE, Bytes::from(exposition(&operations.families))))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "memory of a process")]
+fn resident(statm: &File) -> Option<f64> {
+    let mut text = [0; 128];
+    let read = statm.read_at(&mut text, 0).ok()?;
+    let pages: u64 = std::str::from_utf8(&text[..read]).ok()?.split(' ').nth(1)?.parse().ok()?;
+    Some((pages * rustix::param::page_size() as u64) as f64)
+}
+
+async fn log_level(_: Arc<Operations>, _: Request) -> Result<Response, HttpError> {
+    let (level, at_start) = logging::levels().ok_or_else(|| HttpError::internal("this daemon does not log"))?;
+    Ok(Response::ok(&LogLevel { level: level.to_string(), at_start: Some(at_start.to_string()) }))
+}
+
+async fn set_log_level(operations: Arc<Operations>, mut request: Request) -> Result<Response, HttpError> {
+    let uid = request.caller.uid();
+    if uid != 0 && operations.may_change != Some(uid) {
+        tracing::warn!(uid, "refused to change the log's level");
+        return Err(HttpError::forbidden());
+    }
+    let wanted: LogLevel = request.json().await?;
+    let level: LevelFilter = wanted
+        .level
+        .parse()
+        .ok()
+        .filter(|_| wanted.level.starts_with(|c: char| c.is_ascii_alphabetic()))
+        .ok_or_else(|| HttpError::bad_request("the level is one of off, error, warn, info, debug, trace"))?;
+    let (before, _) = logging::levels().ok_or_else(|| HttpError::internal("this daemon does not log"))?;
+    // Said while it is heard: before it becomes quieter, after it became louder.
+    if level < before {
+        tracing::warn!(uid, from = %before, to = %level, "the log's level changes");
+    }
+    if !logging::set_level(level) {
+        return Err(HttpError::internal("the level could not be changed"));
+    }
+    if level > before {
+        tracing::warn!(uid, from = %before, to = %level, "the log's level changed");
+    }
+    log_level(operations, request).await
+}

@@ -1,0 +1,81 @@
+//! What identityd counts: calls to the cloud, and the days that certificates have left.
+
+use std::sync::Arc;
+
+use edgekeep_cloud::Observed;
+use edgekeep_core::id::CertId;
+use edgekeep_core::settings::{IdentitydSettings, PreloadedCert};
+use edgekeep_daemon::metrics::{Counter, Families, Family, Gauge, Histogram};
+use edgekeep_daemon::operations::Refresh;
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::certificates::Certificates;
+
+static CALLS: Family<Counter, 3> =
+    Family::new("edgekeep_cloud_calls", "Calls to hub and provisioning service.", ["service", "method", "result"]);
+static DURATION: Family<Histogram, 2> = Family::new(
+    "edgekeep_cloud_call_duration_seconds",
+    "Time of calls to hub and provisioning service, retries included.",
+    ["service", "method"],
+);
+static DAYS_LEFT: Family<Gauge, 1> = Family::new(
+    "edgekeep_certificate_days_left",
+    "Days until a certificate ends, by its id; less than nothing when it has.",
+    ["certificate"],
+);
+
+/// What this daemon counts beyond what all do.
+pub(crate) static FAMILIES: Families = &[&CALLS, &DURATION, &DAYS_LEFT];
+
+/// Ids that certificates have by default.
+const USUAL: [&str; 2] = ["device-id", "aziot-edged-ca"];
+/// Certificates of the configuration that are shown.
+const CONFIGURED: usize = 64;
+
+/// Counts one call.
+pub(crate) fn called(call: Observed) {
+    CALLS.with([call.service, call.method, call.result]).increment();
+    DURATION.with([call.service, call.method]).observe(call.took);
+}
+
+/// The ids of certificates that are looked at: the usual ones and those that the operator named. They become labels, so
+/// they are made to last as long as the process, once.
+fn ids(settings: &IdentitydSettings) -> Vec<(CertId, &'static str)> {
+    let usual = USUAL.iter().filter_map(|id| id.parse().ok());
+    let files = settings.preloaded_certs.iter().filter(|(_, cert)| matches!(cert, PreloadedCert::File(_)));
+    let named = settings.cert_issuance.keys().chain(files.map(|(id, _)| id)).cloned();
+    let ca = settings.local_ca.as_ref().map(|ca| ca.cert.clone());
+    let mut ids: Vec<CertId> = usual.chain(named).chain(ca).collect();
+    ids.sort();
+    ids.dedup();
+    ids.truncate(CONFIGURED);
+    ids.into_iter().map(|id| (id.clone(), &*id.as_str().to_owned().leak())).collect()
+}
+
+/// Looks at the certificates when metrics are asked for.
+pub(crate) fn refresh(certificates: Arc<Certificates>, settings: &IdentitydSettings) -> Refresh {
+    let ids = Arc::new(ids(settings));
+    Box::new(move || {
+        let (certificates, ids) = (Arc::clone(&certificates), Arc::clone(&ids));
+        Box::pin(async move {
+            let look = move || {
+                let now = OffsetDateTime::now_utc();
+                let ends = ids.iter().filter_map(|(id, label)| Some((*label, end(&certificates.read(id).ok()?)?)));
+                ends.map(|(label, end)| (label, (end - now).as_seconds_f64() / 86_400.0)).collect::<Vec<_>>()
+            };
+            let days = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+            DAYS_LEFT.clear();
+            for (label, days) in days {
+                DAYS_LEFT.with([label]).set(days);
+            }
+        })
+    })
+}
+
+/// When the first certificate of a chain ends.
+fn end(pem: &str) -> Option<OffsetDateTime> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
+    let (_, certificate) = X509Certificate::from_der(&pem.contents).ok()?;
+    Some(certificate.validity().not_after.to_datetime())
+}
