@@ -40,6 +40,8 @@ pub(crate) const PYTHON: Part = Part { program: "python3", package: "python3-ven
 
 /// Version of the device SDK that is tested against.
 const SDK: &str = "azure-iot-device==2.14.0";
+/// Its parser of metrics is the strict one.
+const METRICS_PARSER: &str = "prometheus_client==0.26.0";
 
 /// Whether this process may change the system.
 pub(crate) fn is_root() -> bool {
@@ -111,7 +113,7 @@ pub(crate) fn python() -> anyhow::Result<PathBuf> {
         make()?;
     }
     let mut pip = Command::new(&interpreter);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", SDK]);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", SDK, METRICS_PARSER]);
     command::run_quietly(pip, &log)?;
     anyhow::ensure!(has_sdk(&interpreter), "{SDK} is installed but cannot be imported");
     Ok(interpreter)
@@ -119,7 +121,7 @@ pub(crate) fn python() -> anyhow::Result<PathBuf> {
 
 fn has_sdk(interpreter: &std::path::Path) -> bool {
     let mut python = Command::new(interpreter);
-    python.args(["-c", "import azure.iot.device"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    python.args(["-c", "import azure.iot.device, prometheus_client"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     python.status().is_ok_and(|status| status.success())
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use edgekeep_core::attestation::{DenyReason, PeerHandle};
+use edgekeep_core::digest::Sha256Digest;
 use http::Method;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
@@ -286,6 +287,57 @@ pub struct EngineStatus {
     pub reachable: bool,
 }
 
+/// Answer of `GET /images` and `POST /images/collect` (ours): what becomes of the engine's images, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImagePlan {
+    /// Whether images are removed without being asked.
+    pub enabled: bool,
+    /// Whether the clock can be right; else nothing is removed for its age.
+    pub clock_plausible: bool,
+    /// Seconds of operation after which an unused image goes.
+    pub unused_limit_seconds: u64,
+    /// The disk that the images are on, if it can be seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<ImageDisk>,
+    /// Each image.
+    pub images: Vec<ImageLine>,
+}
+
+/// The disk that images are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageDisk {
+    /// How full it is.
+    pub used_percent: u8,
+    /// From here on the longest unused images go.
+    pub high_percent: u8,
+    /// Until here.
+    pub low_percent: u8,
+}
+
+/// One image and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageLine {
+    /// Its id.
+    pub id: Sha256Digest,
+    /// Its names.
+    pub names: Vec<String>,
+    /// Its size, shared layers included.
+    pub bytes: u64,
+    /// Seconds of operation for which it has been seen unused; absent for an image that is not this daemon's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unused_seconds: Option<u64>,
+    /// Whether it goes.
+    pub remove: bool,
+    /// Why it goes or stays, in one word.
+    pub reason: String,
+    /// Whether it is gone now.
+    #[serde(default)]
+    pub removed: bool,
+}
+
 /// One refused caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
@@ -449,6 +501,22 @@ impl ManagementClient {
         let pid = pid.map(|pid| format!("&pid={pid}")).unwrap_or_default();
         let module = module.map(|module| format!("&module={}", crate::path_segment(module))).unwrap_or_default();
         self.0.call(Method::GET, &format!("/attestation?{VERSION}{pid}{module}"), None::<&()>).await
+    }
+
+    /// What would be done with the engine's images (ours).
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn images(&self) -> Result<ImagePlan, ClientError> {
+        self.0.call(Method::GET, &format!("/images?{VERSION}"), None::<&()>).await
+    }
+
+    /// Removes the images that are to go, now (ours).
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`].
+    pub async fn collect_images(&self) -> Result<ImagePlan, ClientError> {
+        self.0.call(Method::POST, &format!("/images/collect?{VERSION}"), None::<&()>).await
     }
 
     /// What an operator wants to know (ours).

@@ -42,6 +42,15 @@ pub(crate) enum Verb {
     Attest(AttestOptions),
     /// List the modules
     List,
+    /// Show which images of former modules would be removed, and why
+    Images {
+        /// Remove them now
+        #[arg(long)]
+        collect: bool,
+        /// Only show them, which is the default
+        #[arg(long, conflicts_with = "collect")]
+        dry_run: bool,
+    },
     /// Show the log of a module
     Logs(LogsOptions),
     /// Stop a module and start it again

@@ -15,6 +15,7 @@ pub mod dev;
 mod failure;
 mod frames;
 mod keys;
+mod images;
 mod list;
 mod logs;
 mod operations;
@@ -63,6 +64,7 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
         Verb::Audit { verb } => audit::run(&context, verb).await,
         Verb::Keys { verb } => keys::run(&context, verb),
         Verb::Attest(options) => attest::run(&context, &options).await,
+        Verb::Images { collect, dry_run: _ } => images::run(&context, collect).await,
         Verb::List => list::run(&context).await,
         Verb::Logs(options) => logs::run(&context, options).await,
         Verb::Restart { module } => restart::run(&context, &module).await,

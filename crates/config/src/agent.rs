@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use edgekeep_core::attestation::Policy;
 use edgekeep_core::digest::Sha256Digest;
-use edgekeep_core::settings::{EngineSettings, HostModule};
+use edgekeep_core::settings::{EngineSettings, HostModule, ImageCollectionSettings};
 use serde_json::{Map, Value as Json};
 
 use crate::diagnostic::Code;
@@ -290,17 +290,43 @@ impl Draft<'_> {
 
     fn image_garbage_collection(&mut self, root: &View<'_>) {
         let Some(view) = root.table("image_garbage_collection") else { return };
-        type Check = fn(&str) -> Result<(), String>;
-        let checks: [(&str, Check); 3] = [
-            ("cleanup_recurrence", value::duration),
-            ("image_age_cleanup_threshold", value::duration),
-            ("cleanup_time", value::time_of_day),
-        ];
-        for (key, check) in checks {
+        let mut settings = ImageCollectionSettings::default();
+        if let Some(enabled) = view.boolean("enabled") {
+            settings.enabled = enabled;
+        }
+        for (key, setting) in [
+            ("cleanup_recurrence", &mut settings.recurrence_sec),
+            ("image_age_cleanup_threshold", &mut settings.unused_sec),
+        ] {
             if let Some(text) = view.text(key) {
-                self.checked(&view.key(key), &text, check(text.text));
+                let positive = value::duration(text.text).and_then(|seconds| match seconds {
+                    0 => Err("expected a duration above zero".to_owned()),
+                    seconds => Ok(seconds),
+                });
+                *setting = self.checked(&view.key(key), &text, positive).unwrap_or(*setting);
             }
         }
+        if let Some(text) = view.text("cleanup_time") {
+            let minute = self.checked(&view.key("cleanup_time"), &text, value::time_of_day(text.text));
+            settings.at_minute = minute.unwrap_or(settings.at_minute);
+        }
+        for (key, setting) in
+            [("disk_high_percent", &mut settings.high_percent), ("disk_low_percent", &mut settings.low_percent)]
+        {
+            let percent = self.count(&view, key, 1, 100).and_then(|percent| u8::try_from(percent).ok());
+            *setting = percent.unwrap_or(*setting);
+        }
+        if settings.low_percent >= settings.high_percent {
+            let message = format!(
+                "`disk_low_percent` ({}) is below `disk_high_percent` ({})",
+                settings.low_percent, settings.high_percent
+            );
+            let entry = view.table.entries.iter().find(|entry| entry.key.starts_with("disk_"));
+            if let Some(entry) = entry {
+                self.report.error(Code::BadValue, &entry.key_span, &view.path, message);
+            }
+        }
+        self.moduled.image_collection = settings;
     }
 
     fn json_object(&mut self, table: &Table, path: &str) -> Map<String, Json> {

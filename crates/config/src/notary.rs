@@ -37,7 +37,7 @@ impl Draft<'_> {
             self.report.notice(Code::Unusual, word.span, "aziot_keys.compat", message, None);
         }
         if let Some(text) = keys.text("handle_lifetime") {
-            let seconds = value::seconds(text.text).and_then(|seconds| {
+            let seconds = value::duration(text.text).and_then(|seconds| {
                 if LIFETIME.contains(&seconds) { Ok(seconds) } else { Err("expected 1 minute to 366 days".to_owned()) }
             });
             self.keyd.handle_lifetime_sec = self.checked("aziot_keys.handle_lifetime", &text, seconds);

@@ -151,8 +151,7 @@ pub(crate) static ROOT: &[Key] = &[
     table("watchdog", WATCHDOG),
     table("edge_ca", EDGE_CA),
     table("moby_runtime", MOBY_RUNTIME),
-    table("image_garbage_collection", IMAGE_GARBAGE_COLLECTION)
-        .no_effect("this version does not remove unused images yet"),
+    table("image_garbage_collection", IMAGE_GARBAGE_COLLECTION),
     table("endpoints", ENDPOINTS).no_effect("the daemons' sockets have fixed places under the root folder"),
     table("cloud", CLOUD),
     key("host_modules", Kind::MapOf(&Kind::Table(HOST_MODULE))),
@@ -332,6 +331,8 @@ static IMAGE_GARBAGE_COLLECTION: &[Key] = &[
     text("cleanup_recurrence"),
     text("image_age_cleanup_threshold"),
     text("cleanup_time"),
+    integer("disk_high_percent"),
+    integer("disk_low_percent"),
 ];
 
 static ENDPOINTS: &[Key] = &[text("aziot_certd"), text("aziot_identityd"), text("aziot_keyd"), text("aziot_tpmd")];

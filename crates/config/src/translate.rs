@@ -166,6 +166,7 @@ impl<'a> Draft<'a> {
                 allow_elevated_permissions: true,
                 grants: BTreeMap::new(),
                 image_policy: None,
+                image_collection: edgekeep_core::settings::ImageCollectionSettings::default(),
                 additional_info: BTreeMap::new(),
                 management_connections_per_uid: None,
                 workload_connections_per_uid: None,

@@ -191,11 +191,15 @@ pub(crate) fn renewal_time(text: &str) -> Result<(), String> {
 }
 
 /// A sum of counts with units, like `7d` or `1h 30m`.
-pub(crate) fn duration(text: &str) -> Result<(), String> {
-    const UNITS: [&str; 21] = [
-        "s", "sec", "secs", "second", "seconds", "m", "min", "mins", "minute", "minutes", "h", "hr", "hrs", "hour",
-        "hours", "d", "day", "days", "w", "week", "weeks",
+pub(crate) fn duration(text: &str) -> Result<u64, String> {
+    const UNITS: [(&[&str], u64); 5] = [
+        (&["s", "sec", "secs", "second", "seconds"], 1),
+        (&["m", "min", "mins", "minute", "minutes"], 60),
+        (&["h", "hr", "hrs", "hour", "hours"], 3600),
+        (&["d", "day", "days"], 86_400),
+        (&["w", "week", "weeks"], 604_800),
     ];
+    let mut seconds = 0_u64;
     let mut rest = text.trim();
     let fault = || "expected a duration like \"7d\" or \"1h 30m\"".to_owned();
     if rest.is_empty() {
@@ -205,40 +209,22 @@ pub(crate) fn duration(text: &str) -> Result<(), String> {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&at| at > 0).ok_or_else(fault)?;
         let after = rest[digits..].trim_start();
         let unit = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
-        if rest[..digits].parse::<u32>().is_err() || !UNITS.contains(&&after[..unit]) {
-            return Err(fault());
-        }
+        let number: u32 = rest[..digits].parse().map_err(|_| fault())?;
+        let (_, each) = UNITS.iter().find(|(words, _)| words.contains(&&after[..unit])).ok_or_else(fault)?;
+        seconds = seconds.saturating_add(u64::from(number) * each);
         rest = after[unit..].trim_start();
     }
-    Ok(())
+    Ok(seconds)
 }
 
-/// The seconds of a duration in the form of [`duration`].
-pub(crate) fn seconds(text: &str) -> Result<u64, String> {
-    duration(text)?;
-    let mut total: u64 = 0;
-    let mut rest = text.trim();
-    while let Some(digits) = rest.find(|c: char| !c.is_ascii_digit()) {
-        let after = rest[digits..].trim_start();
-        let unit = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
-        let each = match after.as_bytes().first() {
-            Some(b's') => 1,
-            Some(b'm') => 60,
-            Some(b'h') => 3600,
-            Some(b'd') => 86_400,
-            _ => 7 * 86_400,
-        };
-        total = total.saturating_add(rest[..digits].parse::<u64>().unwrap_or(u64::MAX).saturating_mul(each));
-        rest = after[unit..].trim_start();
-    }
-    Ok(total)
-}
-
-/// A time of day, `HH:MM`.
-pub(crate) fn time_of_day(text: &str) -> Result<(), String> {
+/// A time of day, `HH:MM`, as minutes since midnight.
+pub(crate) fn time_of_day(text: &str) -> Result<u16, String> {
     let parts = text.split_once(':').and_then(|(hour, minute)| {
-        let two = |part: &str, limit: u32| part.len() == 2 && part.parse::<u32>().is_ok_and(|number| number < limit);
-        (two(hour, 24) && two(minute, 60)).then_some(())
+        let two = |part: &str, limit: u16| {
+            let digits = part.len() == 2 && part.bytes().all(|c| c.is_ascii_digit());
+            part.parse::<u16>().ok().filter(|number| digits && *number < limit)
+        };
+        Some(two(hour, 24)? * 60 + two(minute, 60)?)
     });
     parts.ok_or_else(|| "expected a time of day like \"03:30\"".to_owned())
 }
@@ -320,11 +306,11 @@ mod tests {
     fn a_duration_has_its_seconds() {
         for (text, expected) in [("90s", 90), ("1h 30m", 5400), ("2 days", 172_800), ("1week", 604_800), ("5min", 300)]
         {
-            assert_eq!(seconds(text), Ok(expected), "{text}");
+            assert_eq!(duration(text), Ok(expected), "{text}");
         }
-        assert_eq!(seconds("4294967295 weeks"), Ok(4_294_967_295 * 604_800));
+        assert_eq!(duration("4294967295 weeks"), Ok(4_294_967_295 * 604_800));
         for text in ["", "12", "h", "1 fortnight", "-1h"] {
-            assert!(seconds(text).is_err(), "{text}");
+            assert!(duration(text).is_err(), "{text}");
         }
     }
 
@@ -336,14 +322,14 @@ mod tests {
         for text in ["0%", "100%", "0day", "80", "1h", ""] {
             assert!(renewal_time(text).is_err(), "{text}");
         }
-        for text in ["7d", "1h 30m", "90 minutes", "1d12h"] {
-            assert!(duration(text).is_ok(), "{text}");
+        for (text, seconds) in [("7d", 604_800), ("1h 30m", 5400), ("90 minutes", 5400), ("1d12h", 129_600)] {
+            assert_eq!(duration(text), Ok(seconds), "{text}");
         }
         for text in ["", "7", "d", "7x", "1h 30", "99999999999d"] {
             assert!(duration(text).is_err(), "{text}");
         }
-        assert!(time_of_day("00:00").is_ok() && time_of_day("23:59").is_ok());
-        for text in ["24:00", "1:00", "00:60", "", "0000"] {
+        assert_eq!((time_of_day("00:00"), time_of_day("23:59")), (Ok(0), Ok(1439)));
+        for text in ["+1:00", "24:00", "1:00", "00:60", "", "0000"] {
             assert!(time_of_day(text).is_err(), "{text}");
         }
     }

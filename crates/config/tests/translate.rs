@@ -360,12 +360,34 @@ fn grants_and_image_rules_are_translated_and_an_open_default_is_told() {
 fn keys_without_effect_are_accepted_with_a_notice() {
     let translated = accepted(&format!(
         "{CLOSED}prefer_module_identity_cache = true\nmanifest_trust_bundle_cert = \"file:///x\"\ncloud_timeout_sec = 10\n{MANUAL}\
-         [image_garbage_collection]\nenabled = true\n[tpm]\ntcti = \"device\"\n"
+         [image_garbage_collection]\nenabled = true\n[endpoints]\naziot_keyd = \"x\"\n[tpm]\ntcti = \"device\"\n"
     ));
     let notices: Vec<_> = translated.notices.iter().map(|notice| (notice.line, notice.code)).collect();
     use Code::{NoEffect, Unusual};
-    assert_eq!(notices, [(2, NoEffect), (3, NoEffect), (4, Unusual), (8, NoEffect)]);
+    assert_eq!(notices, [(2, NoEffect), (3, NoEffect), (4, Unusual), (10, NoEffect)]);
     assert_eq!(translated.identityd.cloud.timeout_sec, 10);
+}
+
+#[test]
+fn image_collection_is_read_and_its_marks_must_make_sense() {
+    let default = accepted(MANUAL).moduled.image_collection;
+    assert!(default.enabled);
+    assert_eq!((default.recurrence_sec, default.unused_sec, default.at_minute), (86_400, 604_800, 0));
+    let table = "[image_garbage_collection]\nenabled = false\ncleanup_recurrence = \"2d\"\ncleanup_time = \"03:30\"\n\
+         image_age_cleanup_threshold = \"30d\"\ndisk_high_percent = 90\ndisk_low_percent = 60\n";
+    let read = accepted(&format!("{MANUAL}{table}")).moduled.image_collection;
+    assert!(!read.enabled);
+    assert_eq!((read.recurrence_sec, read.unused_sec, read.at_minute), (172_800, 2_592_000, 210));
+    assert_eq!((read.high_percent, read.low_percent), (90, 60));
+    for (line, part) in [
+        ("disk_low_percent = 85", "is below"),
+        ("disk_high_percent = 101", "expected 1 to 100"),
+        ("cleanup_recurrence = \"0d\"", "above zero"),
+        ("cleanup_time = \"25:00\"", "time of day"),
+    ] {
+        let found = refused(&format!("{MANUAL}[image_garbage_collection]\n{line}\n"));
+        assert!(found.iter().any(|one| one.message.contains(part)), "{line}: {found:?}");
+    }
 }
 
 #[test]

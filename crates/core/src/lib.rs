@@ -12,6 +12,7 @@ pub mod digest;
 pub mod grants;
 pub mod hardware;
 pub mod id;
+pub mod image_collection;
 pub mod image_policy;
 pub mod layout;
 pub mod provisioning;

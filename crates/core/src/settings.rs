@@ -341,6 +341,9 @@ pub struct ModuledSettings {
     /// Which images containers may be made from, beyond what deployments pin.
     #[serde(default)]
     pub image_policy: Option<ImagePolicy>,
+    /// Which images of former modules are removed, and when.
+    #[serde(default)]
+    pub image_collection: ImageCollectionSettings,
     /// Strings added to systeminfo.
     #[serde(default)]
     pub additional_info: BTreeMap<String, String>,
@@ -350,6 +353,43 @@ pub struct ModuledSettings {
     /// Open connections one uid may hold on one workload socket (64 if absent).
     #[serde(default)]
     pub workload_connections_per_uid: Option<u32>,
+}
+
+/// When images that no module uses any more are removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageCollectionSettings {
+    /// Whether it is done at all, unasked.
+    pub enabled: bool,
+    /// Seconds of operation between two removals by age; whole days keep to the time of day.
+    pub recurrence_sec: u64,
+    /// Seconds of operation for which an image must have been unused.
+    pub unused_sec: u64,
+    /// Minute of the day, UTC, at which images are removed by age.
+    pub at_minute: u16,
+    /// Percent of the disk from which on images are removed sooner.
+    pub high_percent: u8,
+    /// Percent of the disk at which that ends.
+    pub low_percent: u8,
+    /// Seconds for which an image stays after it was fetched or used, whatever else.
+    pub grace_sec: u64,
+    /// Seconds between two looks at images and disk.
+    pub look_sec: u64,
+}
+
+impl Default for ImageCollectionSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            recurrence_sec: 86_400,
+            unused_sec: 7 * 86_400,
+            at_minute: 0,
+            high_percent: 85,
+            low_percent: 75,
+            grace_sec: 600,
+            look_sec: 600,
+        }
+    }
 }
 
 fn yes() -> bool {

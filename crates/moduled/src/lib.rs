@@ -13,6 +13,7 @@ pub mod edge_ca;
 pub mod failure;
 pub mod identities;
 pub mod image;
+pub mod images;
 pub mod keys;
 pub mod log_query;
 pub mod management;

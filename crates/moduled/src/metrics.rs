@@ -17,6 +17,9 @@ pub(crate) static WATCHDOG_ERRORS: Family<Counter, 0> =
 /// Those since the agent was last seen running.
 pub(crate) static WATCHDOG_ERRORS_IN_A_ROW: Family<Gauge, 0> =
     Family::new("edgekeep_watchdog_errors_in_a_row", "The same since edgeAgent was last seen running.", []);
+/// Images that were removed, or could not be.
+pub(crate) static IMAGES: Family<Counter, 2> =
+    Family::new("edgekeep_image_removals", "Images that were removed or could not be, and why they should go.", ["result", "reason"]);
 static MODULES: Family<Gauge, 2> =
     Family::new("edgekeep_modules", "Modules by runtime and state.", ["runtime", "state"]);
 static ENGINE: Family<Gauge, 0> =
@@ -29,7 +32,7 @@ static DAYS_LEFT: Family<Gauge, 1> = Family::new(
 
 /// What this daemon counts beyond what all do.
 pub static FAMILIES: Families =
-    &[&VERDICTS, &WATCHDOG_ERRORS, &WATCHDOG_ERRORS_IN_A_ROW, &MODULES, &ENGINE, &DAYS_LEFT];
+    &[&VERDICTS, &WATCHDOG_ERRORS, &WATCHDOG_ERRORS_IN_A_ROW, &IMAGES, &MODULES, &ENGINE, &DAYS_LEFT];
 
 /// Looks around when metrics are asked for; asks nobody, least of all the engine.
 #[must_use]

@@ -222,6 +222,7 @@ pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<Option<Sha25
     let engine = &service.modules.engine()?.engine;
     // Nothing is fetched for what is refused anyway.
     let _ = container::options(service, spec).await?;
+    let _fetching = service.images.fetching().await;
     if !spec.never_pull
         && let Err(error) = engine.pull(&spec.settings.image, spec.settings.auth.as_ref()).await
     {
@@ -229,7 +230,9 @@ pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<Option<Sha25
         tracing::warn!(module = %spec.module, %error, %image, "image not pulled; the one that is present is used");
     }
     let measured = image::measured(engine, spec, service.settings.image_policy.as_ref()).await;
-    measured.map(Some).map_err(|error| error.answer())
+    let image = measured.map_err(|error| error.answer())?;
+    service.images.touch(image);
+    Ok(Some(image))
 }
 
 /// Creates and registers a module; it is not started.
@@ -358,6 +361,7 @@ pub(crate) async fn create_locked(
     let workload = match spec.kind {
         Kind::Docker => {
             let containers = service.modules.engine()?;
+            let _fetching = service.images.fetching().await;
             let image = image.ok_or_else(|| HttpError::internal("the image was not measured"))?;
             let container = container::specification(service, spec, image).await?;
             if let Some(network) = container.network {
@@ -369,6 +373,7 @@ pub(crate) async fn create_locked(
                     .map_err(|error| of_engine(&error))?;
             }
             let created = containers.engine.create(module, &container).await.map_err(|error| of_engine(&error))?;
+            service.images.touch(created.image);
             Workload::Container { container: created.container, image: created.image, options: created.options }
         }
         Kind::Process => {

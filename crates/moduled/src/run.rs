@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use crate::agent::{self, Ended};
 use crate::attest::Attestor;
 use crate::edge_ca;
+use crate::images;
 use crate::management;
 use crate::metrics;
 use crate::modules::{self, Containers, Modules};
@@ -118,6 +119,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     tracing::info!(version = crate::systeminfo::VERSION, "moduled serves");
     let settling = tokio::spawn(settle_all(Arc::clone(&service), stop.clone()));
     let edge_ca = tokio::spawn(keep_edge_ca(Arc::clone(&service), stop.clone()));
+    let images = tokio::spawn(images::keep_collected(Arc::clone(&service), stop.clone()));
     let ended = agent::watch(Arc::clone(&service), stop).await;
     if ended == Ended::GaveUp {
         tracing::error!("edgeAgent could not be kept running; giving up, as configured");
@@ -128,6 +130,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     service.sockets.close_all().await;
     settling.abort();
     edge_ca.abort();
+    images.abort();
     operations.abort();
     for server in servers {
         if ended == Ended::GaveUp {

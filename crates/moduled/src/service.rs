@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::attest::{Attestor, Subject};
 use crate::identities::IdentityCache;
+use crate::images::Images;
 use crate::keys::{KeptHandle, TrustBundleCache};
 use crate::modules::Modules;
 use crate::registrations::Registrations;
@@ -45,6 +46,8 @@ pub struct Moduled {
     pub replacements: Replacements,
     /// What runs.
     pub modules: Modules,
+    /// Images of modules, and of former ones.
+    pub images: Images,
     /// Where modules call.
     pub sockets: Sockets,
     /// Handle of the key for modules' data.
@@ -85,6 +88,7 @@ impl Moduled {
             registrations,
             replacements,
             modules,
+            images: Images::load(&root.state_folder(Daemon::Moduled)),
             sockets: Sockets::default(),
             encryption_key: KeptHandle::of_encryption_key(crate::workload::ENCRYPTION_KEY),
             edge_ca_key: KeptHandle::of_key_pair(settings.edge_ca.key.clone()),

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use edgekeep_core::attestation::DenyReason;
+use edgekeep_core::layout::Daemon;
 use edgekeep_sim::{MqttOptions, ServerCertificate, Simulator, SimulatorOptions};
-use edgekeep_testkit::{Device, Engine, Image, VERSION, wait_for};
+use edgekeep_testkit::{Device, Engine, Image, VERSION, http, wait_for};
 use serde_json::{Value, json};
 
 /// The SDK takes everything from its environment. An argument is another socket than the one that it finds there.
@@ -55,6 +56,14 @@ const LEFT_OUT: [&str; 10] = [
 ];
 /// The same by how names begin: the graphics library, and what only those need who build an interpreter.
 const LEFT_OUT_BY_START: [&str; 2] = ["_tkinter.", "config-"];
+
+/// Takes the file it is given apart with the reference parser of OpenMetrics, and names the families.
+const PARSE: &str = "
+import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(open(sys.argv[1]).read()):
+    print(family.type, family.name)
+";
 
 fn python_or_skip() -> Option<PathBuf> {
     let python = std::env::var_os("EDGEKEEP_TEST_PYTHON").map(PathBuf::from);
@@ -230,6 +239,32 @@ fn add_files(folder: &Path, files: &mut Vec<PathBuf>) {
             add_files(&entry.path(), files);
         } else {
             files.push(entry.path());
+        }
+    }
+}
+
+#[test]
+fn the_reference_parser_takes_the_metrics_of_every_daemon() {
+    let Some(python) = python_or_skip() else { return };
+    let device = Device::builder().start();
+    let _ = device.add_caller("m1").sign().expect(200);
+    wait_for("the Edge CA certificate", || device.status().edge_ca_expiration);
+    for (daemon, expected) in [
+        (Daemon::Keyd, "counter edgekeep_key_operations"),
+        (Daemon::Identityd, "histogram edgekeep_cloud_call_duration_seconds"),
+        (Daemon::Moduled, "counter edgekeep_verdicts"),
+    ] {
+        // Twice: the first answer is in the second.
+        for _ in 0..2 {
+            let answer = http::call(&device.root().metrics_socket(daemon), "GET", "/metrics", None).unwrap();
+            let _ = answer.expect(200);
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), &answer.body).unwrap();
+            let output = Command::new(&python).args(["-c", PARSE]).arg(file.path()).output().unwrap();
+            let (families, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success(), "{error}\n{}", answer.text());
+            assert!(families.lines().any(|line| line == expected), "{families}");
+            assert!(families.lines().any(|line| line == "info edgekeep_build"), "{families}");
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod attestation;
 mod identities;
+mod images;
 mod info;
 mod modules;
 
@@ -47,4 +48,6 @@ pub fn router(service: Arc<Moduled>) -> Router<Moduled> {
         .route(Method::POST, "/device/reprovision", "2019-10-22", identities::reprovision)
         .route(Method::GET, "/status", "2022-08-03", info::status)
         .route(Method::GET, "/attestation", "2022-08-03", attestation::show)
+        .route(Method::GET, "/images", "2022-08-03", images::plan)
+        .route(Method::POST, "/images/collect", "2022-08-03", images::collect)
 }

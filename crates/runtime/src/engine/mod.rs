@@ -445,12 +445,37 @@ impl Engine {
         self.connector.json(Call::get(Target::new("/images/json"))).await
     }
 
-    /// Removes an image that no container uses.
+    /// The images of all containers, whoever's and in whatever state.
+    ///
+    /// # Errors
+    /// Engine away.
+    pub async fn container_images(&self) -> Result<Vec<Sha256Digest>, EngineError> {
+        let answer = self.connector.json(Call::get(Target::new("/containers/json").query("all", "true"))).await?;
+        let entries = answer.as_array().ok_or(EngineError::NotJson)?;
+        entries
+            .iter()
+            .map(|entry| entry["ImageID"].as_str()?.parse().ok())
+            .collect::<Option<_>>()
+            .ok_or(EngineError::NotJson)
+    }
+
+    /// Removes an image that no container uses, and its names, which must be all that it has.
     ///
     /// # Errors
     /// 404 if it is absent, 409 if it is in use; engine away.
-    pub async fn delete_image(&self, image: &Sha256Digest) -> Result<(), EngineError> {
-        let target = Target::new("/images").segment(&image.to_string(), "").query("force", "false");
+    pub async fn delete_image(&self, image: &Sha256Digest, names: &[String]) -> Result<(), EngineError> {
+        // By its id the engine removes it only when it has one name at most. The last one is left for that.
+        for name in names.iter().skip(1) {
+            // A name that means another image by now is not ours to take away.
+            if self.image_id(name).await? == *image {
+                self.delete_image_reference(name).await?;
+            }
+        }
+        self.delete_image_reference(&image.to_string()).await
+    }
+
+    async fn delete_image_reference(&self, reference: &str) -> Result<(), EngineError> {
+        let target = Target::new("/images").segment(image_reference(reference)?, "").query("force", "false");
         self.connector.status_only(Call::new(Method::DELETE, target)).await
     }
 

@@ -4,6 +4,7 @@
 
 mod engine_away;
 mod gate;
+mod image_collection;
 mod images;
 mod lifecycle;
 mod options;
