@@ -29,7 +29,7 @@ use crate::modules::{self, Containers, Modules};
 use crate::registrations::Registrations;
 use crate::replacements::{Replacements, settle_all};
 use crate::service::Moduled;
-use crate::sockets::{management_limits, workload_limits};
+use crate::sockets::{Sockets, management_limits, workload_limits};
 use crate::workload;
 
 /// How often the Edge CA certificate is looked at.
@@ -120,6 +120,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     let settling = tokio::spawn(settle_all(Arc::clone(&service), stop.clone()));
     let edge_ca = tokio::spawn(keep_edge_ca(Arc::clone(&service), stop.clone()));
     let images = tokio::spawn(images::keep_collected(Arc::clone(&service), stop.clone()));
+    let sockets = tokio::spawn(Sockets::keep_open(Arc::clone(&service), stop.clone()));
     let ended = agent::watch(Arc::clone(&service), stop).await;
     if ended == Ended::GaveUp {
         tracing::error!("edgeAgent could not be kept running; giving up, as configured");
@@ -127,6 +128,9 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     if at_end == AtEnd::StopModules {
         modules::stop_all(&service).await;
     }
+    // Before they are closed, lest it opens them again.
+    sockets.abort();
+    let _ = sockets.await;
     service.sockets.close_all().await;
     settling.abort();
     edge_ca.abort();

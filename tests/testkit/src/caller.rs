@@ -100,6 +100,14 @@ impl Caller {
         self.send(json!({ "method": method, "path": target }), body).unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// As [`Self::call`], where there may be no answer.
+    ///
+    /// # Errors
+    /// There is no HTTP answer.
+    pub fn try_call(&self, method: &str, target: &str, body: Option<Value>) -> Result<Answer, String> {
+        self.send(json!({ "method": method, "path": target }), body)
+    }
+
     /// A call over the management socket.
     ///
     /// # Panics

@@ -7,6 +7,7 @@ use edgekeep_api::management::{EngineStatus, Status};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::peer::strongest_handle;
 use edgekeep_daemon::server::{HttpError, Request, Response};
+use edgekeep_runtime::engine::Engine;
 use serde_json::{Value, json};
 
 use crate::resources;
@@ -17,9 +18,8 @@ use crate::workload::certificates::rfc3339_with_offset;
 
 /// The engine and identityd may take so long before systeminfo is answered without what they know.
 const PATIENCE: Duration = Duration::from_millis(500);
-
-/// How long statistics of the engine may take.
-const STATISTICS_PATIENCE: Duration = Duration::from_secs(10);
+/// The same for the engine's list, and then for its statistics of one container, before resources are told without.
+const STATS_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn system_info(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
     let mut info = service.system_info.clone();
@@ -45,11 +45,11 @@ pub(super) async fn resources(service: Arc<Moduled>, _: Request) -> Result<Respo
     Ok(Response::ok(&answer))
 }
 
-/// The engine's statistics of all modules, asked for at once: one answer takes an engine a second or two. What is not
-/// there in time is left out.
+/// The engine's statistics of all modules' containers, asked for at the same time: each takes the engine a second or two.
+/// What it does not tell in time is left out.
 async fn statistics(service: &Moduled) -> Vec<Value> {
     let Some(containers) = &service.modules.containers else { return Vec::new() };
-    let listed = tokio::time::timeout(STATISTICS_PATIENCE, containers.engine.list()).await;
+    let listed = tokio::time::timeout(STATS_PATIENCE, containers.engine.list()).await;
     let mut asked = tokio::task::JoinSet::new();
     for state in listed.ok().and_then(Result::ok).unwrap_or_default() {
         if service.replacements.is_aside(state.container.as_ref(), &state.name) {
@@ -57,10 +57,15 @@ async fn statistics(service: &Moduled) -> Vec<Value> {
         }
         let Ok(module) = state.name.parse::<ModuleId>() else { continue };
         let engine = containers.engine.clone();
-        asked.spawn(async move { tokio::time::timeout(STATISTICS_PATIENCE, engine.stats(&module)).await });
+        asked.spawn(tokio::time::timeout(STATS_PATIENCE, async move { (state.name, engine.stats(&module).await) }));
     }
-    let answers = asked.join_all().await;
-    answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
+    let mut stats = std::collections::BTreeMap::new();
+    while let Some(answer) = asked.join_next().await {
+        if let Ok(Ok((name, Ok(one)))) = answer {
+            stats.insert(name, one);
+        }
+    }
+    stats.into_values().collect()
 }
 
 pub(super) async fn support_bundle(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {

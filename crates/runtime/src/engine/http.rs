@@ -152,13 +152,17 @@ impl Connector {
     /// Makes a call whose answer is JSON.
     pub(super) async fn json(&self, call: Call) -> Result<Value, EngineError> {
         let limit = call.limit;
+        timeout(limit, self.json_unlimited(call)).await.map_err(|_| EngineError::Timeout { limit })?
+    }
+
+    async fn json_unlimited(&self, call: Call) -> Result<Value, EngineError> {
         let answer = self.send(call).await?;
         // Podman leaves the type out in places; another type is another kind of answer.
         let kind = answer.headers().get(CONTENT_TYPE).map(http::HeaderValue::as_bytes);
         if kind.is_some_and(|kind| !kind.starts_with(b"application/json")) {
             return Err(EngineError::NotJson);
         }
-        let body = timeout(limit, collect(answer.into_body())).await.map_err(|_| EngineError::Timeout { limit })??;
+        let body = collect(answer.into_body()).await?;
         serde_json::from_slice(&body).map_err(|_| EngineError::NotJson)
     }
 

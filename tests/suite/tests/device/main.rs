@@ -1,7 +1,8 @@
 //! Whole devices whose modules are programs of the host: no container engine is needed.
 //!
 //! `management` and `workload` go through the routes, `cloud_away` and `crashes` through what may go wrong,
-//! `operations` through logs and metrics. What others may try is in the attack suite.
+//! `operations` through logs and metrics, `sockets` through what can become of a module's socket. What others may try is
+//! in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod cloud_away;
@@ -9,6 +10,7 @@ mod crashes;
 mod management;
 mod operations;
 mod reference_agent;
+mod sockets;
 mod workload;
 
 use edgekeep_testkit::{Device, wait_for};
