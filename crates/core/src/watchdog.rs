@@ -4,6 +4,10 @@
 //! provisioned), and later from error to error. Only what is known to be dead is removed: a module whose state nobody knows,
 //! and an engine that does not answer, are waited for. Errors count in a row; a round in which the agent is seen running
 //! forgets them.
+//!
+//! An agent that starts and then ends again and again is no error of the runtime, but it is started less and less often:
+//! after 10 s, 20 s, 40 s and so on up to five minutes. One that has run for [`STABLE`] begins anew. All times are of a
+//! monotonic clock: no step of the wall clock brings a round forward or puts it off.
 
 use std::time::Duration;
 
@@ -15,6 +19,12 @@ pub const RETRY: Duration = Duration::from_secs(5);
 
 /// Longest time between two rounds, after errors in a row.
 pub const LONGEST_PERIOD: Duration = Duration::from_secs(300);
+
+/// How long an agent that was started is left alone the first time. It doubles from start to start.
+pub const SETTLE: Duration = Duration::from_secs(10);
+
+/// An agent that was started so long ago is started at once when it ends.
+pub const STABLE: Duration = Duration::from_secs(600);
 
 /// What a round sees of the agent's module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +66,10 @@ pub struct State {
     limit: Option<u32>,
     errors: u32,
     due: Duration,
+    /// Starts of which each came soon after the one before.
+    starts: u32,
+    /// When the last one was.
+    started: Option<Duration>,
 }
 
 impl State {
@@ -63,7 +77,7 @@ impl State {
     /// `None`: never.
     #[must_use]
     pub const fn new(limit: Option<u32>) -> Self {
-        Self { limit, errors: 0, due: Duration::ZERO }
+        Self { limit, errors: 0, due: Duration::ZERO, starts: 0, started: None }
     }
 
     /// When to look next, on the same monotonic clock that [`step`] is given.
@@ -81,14 +95,22 @@ impl State {
     /// Makes the next round due at `now`: something happened, for instance the agent ended or the engine came back.
     #[must_use]
     pub fn wake(self, now: Duration) -> Self {
-        Self { due: self.due.min(now), ..self }
+        Self { due: self.due.min(now.max(self.settled())), ..self }
+    }
+
+    /// Until when an agent that was started is left alone.
+    #[must_use]
+    pub fn settled(&self) -> Duration {
+        let pause = SETTLE * (1_u32 << self.starts.saturating_sub(1).min(5));
+        self.started.map_or(Duration::ZERO, |started| started.saturating_add(pause.min(LONGEST_PERIOD)))
     }
 
     /// Takes in that what [`step`] asked for failed at `now`.
     #[must_use]
     pub fn action_failed(self, now: Duration) -> Self {
         let errors = self.errors.saturating_add(1);
-        Self { errors, due: now.saturating_add(pause_after(errors).min(LONGEST_PERIOD)), ..self }
+        // It was not started after all; how soon the next try comes is a matter of the errors.
+        Self { errors, due: now.saturating_add(pause_after(errors).min(LONGEST_PERIOD)), started: None, ..self }
     }
 }
 
@@ -123,6 +145,16 @@ pub fn step(state: State, seen: Observation, now: Duration) -> (State, Action) {
         Observation::Stopped | Observation::Failed => Action::Start,
         Observation::Dead => Action::RecreateAndStart,
     };
+    if action == Action::Nothing {
+        return (next, action);
+    }
+    if now < next.settled() {
+        next.due = next.settled();
+        return (next, Action::Nothing);
+    }
+    let again = next.started.is_some_and(|started| now.saturating_sub(started) < STABLE);
+    next.starts = if again { next.starts.saturating_add(1) } else { 1 };
+    next.started = Some(now);
     (next, action)
 }
 
@@ -206,6 +238,32 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_that_keeps_ending_is_started_less_and_less_often_until_it_stays() {
+        let mut state = State::new(Some(1));
+        let mut now = seconds(100);
+        let mut pauses = Vec::new();
+        let mut last = None;
+        for _ in 0..8 {
+            loop {
+                let (next, action) = step(state.wake(now), Observation::Failed, now);
+                state = next;
+                if action == Action::Start {
+                    break;
+                }
+                assert_eq!(action, Action::Nothing);
+                now += seconds(1);
+            }
+            pauses.extend(last.map(|last: Duration| (now - last).as_secs()));
+            last = Some(now);
+        }
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!(state.errors(), 0, "no error of the runtime, and no reason to give up");
+        now += STABLE;
+        let (next, action) = step(state.wake(now), Observation::Failed, now);
+        assert_eq!((action, next.settled()), (Action::Start, now + SETTLE));
+    }
+
+    #[test]
     fn waking_brings_a_round_forward_and_never_puts_it_off() {
         let (state, _) = step(State::new(None), Observation::Running, seconds(10));
         assert_eq!(step(state.wake(seconds(20)), Observation::Stopped, seconds(20)).1, Action::Start);
@@ -222,7 +280,8 @@ mod tests {
             let mut now = Duration::ZERO;
             for (seen, fails, pause) in rounds {
                 let seen = ALL[seen];
-                let was_due = now >= state.due();
+                let settling = now < state.settled();
+                let was_due = now >= state.due() && !settling;
                 let (next, action) = step(state, seen, now);
                 prop_assert_eq!(action == Action::RecreateAndStart, was_due && seen == Observation::Dead && action != Action::GiveUp);
                 if matches!(seen, Observation::Unknown | Observation::EngineAway | Observation::Running) {
@@ -237,7 +296,10 @@ mod tests {
                 }
                 state = if fails && action != Action::Nothing { next.action_failed(now) } else { next };
                 prop_assert!(state.due() <= now + LONGEST_PERIOD);
-                if was_due {
+                if was_due && now >= state.due() {
+                    prop_assert!(false, "a round is over and due again");
+                }
+                if was_due && action != Action::Nothing {
                     let soonest = if state.errors() > 0 { RETRY } else { PERIOD };
                     prop_assert!(state.due() >= now + soonest);
                 }

@@ -24,9 +24,6 @@ use crate::spec::{Kind, ValidSpec};
 const CONTAINER_WORKLOAD_URI: &str = "unix:///var/run/iotedge/workload.sock";
 const CONTAINER_MANAGEMENT_URI: &str = "unix:///var/run/iotedge/mgmt.sock";
 
-/// How long an agent that was just started is left alone.
-const SETTLE: Duration = Duration::from_secs(10);
-
 /// How soon identityd is asked again while the device has no identity; it answers from memory.
 const IDENTITY_RETRY: Duration = Duration::from_millis(500);
 
@@ -50,7 +47,6 @@ pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> En
     // agent does not count as one.
     let mut replace = configuration_changed(&service);
     let mut changes = service.modules.containers.as_ref().map(|containers| containers.watch.changes());
-    let mut acted_at = begin;
     loop {
         let seen = observe(&service, replace).await;
         if matches!(seen, Observation::Absent | Observation::Dead)
@@ -78,7 +74,6 @@ pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> En
         match done {
             Ok(acted) => {
                 if acted {
-                    acted_at = Instant::now();
                     tracing::info!(?seen, ?action, "agent");
                     remember_configuration(&service);
                     replace = false;
@@ -102,7 +97,7 @@ pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> En
             () = tokio::time::sleep(pause) => {}
             // Something ended or the engine came back: a dead agent is found at once, but not restarted in a tight loop. The
             // pause after a failure is kept.
-            () = something_changed(&service, changes.as_mut(), acted_at), if state.errors() == 0 => {
+            () = something_changed(&service, changes.as_mut(), begin + state.settled()), if state.errors() == 0 => {
                 state = state.wake(begin.elapsed());
             }
         }
@@ -113,9 +108,9 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Ends when a container changed or the agent's process ended, but not before a while after the last action.
-async fn something_changed(service: &Moduled, changes: Option<&mut watch::Receiver<u64>>, acted_at: Instant) {
-    tokio::time::sleep_until((acted_at + SETTLE).into()).await;
+/// Ends when a container changed or the agent's process ended, but not before `settled`.
+async fn something_changed(service: &Moduled, changes: Option<&mut watch::Receiver<u64>>, settled: Instant) {
+    tokio::time::sleep_until(settled.into()).await;
     let container = async {
         match changes {
             Some(changes) => {

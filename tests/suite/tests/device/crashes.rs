@@ -153,3 +153,23 @@ fn the_daemons_end_in_order_when_they_are_told_to() {
     device.start_daemons();
     let _ = m1.sign().expect(200);
 }
+
+#[test]
+fn an_agent_that_ends_at_once_is_started_again_after_pauses_and_costs_nothing_between() {
+    let agent = "[agent]\ntype = \"process\"\n[agent.config]\nimage = \"false\"\n";
+    let device = Device::builder().agent(agent).host_module("false", "/bin/false").start();
+    let starts = || device.log(Daemon::Moduled).matches("agent seen=").count();
+    wait_for("the first start", || (starts() >= 1).then_some(()));
+    let cpu = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", device.pid(Daemon::Moduled))).unwrap();
+        let fields: Vec<u64> =
+            stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2).map(|ticks| ticks.parse().unwrap()).collect();
+        fields[0] + fields[1]
+    };
+    let (before, begun) = (cpu(), Instant::now());
+    wait_for("the second start", || (starts() >= 2).then_some(()));
+    assert!(begun.elapsed() > Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(cpu() - before < 100, "{} ticks of 10 ms", cpu() - before);
+    let metrics = edgekeep_testkit::http::call(&device.root().metrics_socket(Daemon::Moduled), "GET", "/metrics", None);
+    assert!(metrics.unwrap().text().contains("edgekeep_watchdog_errors_in_a_row 0\n"), "it is no error of the runtime");
+}
