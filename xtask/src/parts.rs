@@ -121,7 +121,11 @@ pub(crate) fn python() -> anyhow::Result<PathBuf> {
 
 fn has_sdk(interpreter: &std::path::Path) -> bool {
     let mut python = Command::new(interpreter);
-    python.args(["-c", "import azure.iot.device, prometheus_client"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    python
+        .args(["-c", "import azure.iot.device, prometheus_client"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     python.status().is_ok_and(|status| status.success())
 }
 

@@ -76,7 +76,8 @@ async fn each<T>(
 pub(crate) async fn metrics(context: &Context, which: Option<Which>) -> anyhow::Result<ExitCode> {
     let (answers, code) = each(context, which, async |client| client.metrics().await).await;
     if context.json {
-        let texts: Map<_, _> = answers.into_iter().map(|(daemon, text)| (daemon.name().to_owned(), text.into())).collect();
+        let texts: Map<_, _> =
+            answers.into_iter().map(|(daemon, text)| (daemon.name().to_owned(), text.into())).collect();
         output::print_json(&texts)?;
         return Ok(code);
     }
@@ -102,14 +103,20 @@ pub(crate) async fn log_level(
     };
     let (answers, code) = each(context, which, ask).await;
     if context.json {
-        let levels: Map<_, _> = answers.into_iter().map(|(daemon, level)| (daemon.name().to_owned(), json!(level))).collect();
+        let levels: Map<_, _> =
+            answers.into_iter().map(|(daemon, level)| (daemon.name().to_owned(), json!(level))).collect();
         output::print_json(&levels)?;
         return Ok(code);
     }
     for (daemon, now) in answers {
         let at_start = now.at_start.filter(|at_start| *at_start != now.level);
         let after = at_start.map_or_else(String::new, |level| format!("  ({level} after a restart)"));
-        output::print(&format!("{:<9}  {}{}\n", daemon.name(), output::printable(&now.level), output::printable(&after)))?;
+        output::print(&format!(
+            "{:<9}  {}{}\n",
+            daemon.name(),
+            output::printable(&now.level),
+            output::printable(&after)
+        ))?;
     }
     Ok(code)
 }

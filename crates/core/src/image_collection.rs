@@ -343,8 +343,7 @@ mod tests {
         seen.registered = [id(2), id(3)].into();
         let week = 7 * DAY;
         let tracked = tracked(&[(1, week), (2, week), (3, week), (5, 599), (6, week - 1), (7, week)]);
-        let expected =
-            ["bootstrap", "used-by-container", "registered", "not-ours", "recently-used", "young", "unused"];
+        let expected = ["bootstrap", "used-by-container", "registered", "not-ours", "recently-used", "young", "unused"];
         assert_eq!(reasons(&plan(&tracked, &seen, &settings(), true, NOW)), expected);
         let mut not_now = expected;
         not_now[6] = "young";
@@ -420,7 +419,13 @@ mod tests {
     fn any_seen() -> impl Strategy<Value = Seen> {
         let set = || proptest::collection::btree_set(0..20_u8, 0..6);
         let disk = proptest::option::of((0..1000_u64, 0..1000_u64));
-        (proptest::collection::btree_map(0..20_u8, 0..100_u64, 0..20), set(), set(), proptest::option::of(0..20_u8), disk)
+        (
+            proptest::collection::btree_map(0..20_u8, 0..100_u64, 0..20),
+            set(),
+            set(),
+            proptest::option::of(0..20_u8),
+            disk,
+        )
             .prop_map(|(images, containers, registered, bootstrap, disk)| Seen {
                 images: images.into_iter().map(|(number, bytes)| image(number, bytes)).collect(),
                 containers: containers.into_iter().map(id).collect(),

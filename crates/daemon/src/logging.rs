@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use tracing::callsite::Identifier;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::format::{FmtSpan, Format, FormatEvent, FormatFields, Full, Writer};
 use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FmtSpan, Format, FormatEvent, FormatFields, Full, Writer};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -118,12 +118,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let level = *event.metadata().level();
         if level <= Level::INFO {
             let now = Instant::now();
@@ -134,7 +129,13 @@ where
                 Some(0) => {}
                 Some(left_out) => writeln!(writer, "({left_out} lines like the next were left out)")?,
                 None => {
-                    let level = if level == Level::ERROR { "error" } else if level == Level::WARN { "warn" } else { "info" };
+                    let level = if level == Level::ERROR {
+                        "error"
+                    } else if level == Level::WARN {
+                        "warn"
+                    } else {
+                        "info"
+                    };
                     LEFT_OUT.with([level]).increment();
                     return Ok(());
                 }

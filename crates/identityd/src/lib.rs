@@ -139,7 +139,9 @@ impl Identityd {
         };
         let timeout = Duration::from_secs(settings.cloud.timeout_sec.max(1));
         let retries = settings.cloud.retries;
-        let background_calls = Arc::new(Transport::new(edgekeep_cloud::Limits { timeout, retries }, trust.clone()).observed_by(metrics::called));
+        let background_calls = Arc::new(
+            Transport::new(edgekeep_cloud::Limits { timeout, retries }, trust.clone()).observed_by(metrics::called),
+        );
         let interactive_calls =
             Transport::new(edgekeep_cloud::Limits { timeout: timeout.min(INTERACTIVE), retries }, trust);
         let interactive_calls = Arc::new(interactive_calls.observed_by(metrics::called));

@@ -18,8 +18,11 @@ pub(crate) static WATCHDOG_ERRORS: Family<Counter, 0> =
 pub(crate) static WATCHDOG_ERRORS_IN_A_ROW: Family<Gauge, 0> =
     Family::new("edgekeep_watchdog_errors_in_a_row", "The same since edgeAgent was last seen running.", []);
 /// Images that were removed, or could not be.
-pub(crate) static IMAGES: Family<Counter, 2> =
-    Family::new("edgekeep_image_removals", "Images that were removed or could not be, and why they should go.", ["result", "reason"]);
+pub(crate) static IMAGES: Family<Counter, 2> = Family::new(
+    "edgekeep_image_removals",
+    "Images that were removed or could not be, and why they should go.",
+    ["result", "reason"],
+);
 static MODULES: Family<Gauge, 2> =
     Family::new("edgekeep_modules", "Modules by runtime and state.", ["runtime", "state"]);
 static ENGINE: Family<Gauge, 0> =

@@ -134,7 +134,8 @@ mod tests {
         TOOK.with(["/sign"]).observe(Duration::from_secs(60));
         OPEN.with([]).set(1.5);
         let _ = NEVER.with(["x"]);
-        let text = exposition(&[&[&REQUESTS, &TOOK, &OPEN, &NEVER]]);
+        static ALL: Families = &[&REQUESTS, &TOOK, &OPEN, &NEVER];
+        let text = exposition(&[ALL]);
         let expected_head = "# TYPE x_requests counter\n# HELP x_requests Requests.\n\
             x_requests_total{route=\"/sign\",status=\"2xx\"} 1\n# TYPE x_took_seconds histogram\n\
             # UNIT x_took_seconds seconds\n# HELP x_took_seconds Time.\n\

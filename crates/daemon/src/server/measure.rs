@@ -98,5 +98,8 @@ impl ConnectionSeries {
 
 /// A method that a route can have. Any other is one word: the table is the program's own.
 fn word(method: &Method) -> &'static str {
-    ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"].into_iter().find(|word| *word == method.as_str()).unwrap_or("OTHER")
+    ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"]
+        .into_iter()
+        .find(|word| *word == method.as_str())
+        .unwrap_or("OTHER")
 }

@@ -162,8 +162,15 @@ fn an_agent_that_ends_at_once_is_started_again_after_pauses_and_costs_nothing_be
     wait_for("the first start", || (starts() >= 1).then_some(()));
     let cpu = || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", device.pid(Daemon::Moduled))).unwrap();
-        let fields: Vec<u64> =
-            stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2).map(|ticks| ticks.parse().unwrap()).collect();
+        let fields: Vec<u64> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse().unwrap())
+            .collect();
         fields[0] + fields[1]
     };
     let (before, begun) = (cpu(), Instant::now());

@@ -70,7 +70,7 @@ fn the_level_of_the_log_changes_live_and_is_back_after_a_restart() {
     }));
     wait_for("a line of debugging", || device.log(Daemon::Moduled)[before..].contains("DEBUG").then_some(()));
     let _ = show(&device, &["log-level", "all", "error"]);
-    assert_eq!(show(&device, &["--json", "log-level", "keyd"]).contains("\"error\""), true);
+    assert!(show(&device, &["--json", "log-level", "keyd"]).contains("\"error\""));
     device.kill(Daemon::Moduled);
     device.start(Daemon::Moduled);
     assert_eq!(show(&device, &["log-level", "moduled"]), "moduled    info\n");

@@ -110,7 +110,8 @@ fn sockets_come_back_when_a_full_disk_has_room_again() {
     let kept = state.with_file_name("kept");
     std::fs::rename(&state, &kept).unwrap();
     std::fs::create_dir(&state).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "none"]).arg(&state).status();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "none"]).arg(&state).status();
     assert!(mounted.unwrap().success());
     assert!(Command::new("cp").arg("-a").arg(kept.join(".")).arg(&state).status().unwrap().success());
     device.start(Daemon::Moduled);

@@ -35,8 +35,7 @@ fn exists(engine: &Engine, image: &str) -> bool {
 #[test]
 fn an_image_goes_when_no_module_uses_it_any_more_and_others_stay() {
     let Some(engine) = Engine::or_skip() else { return };
-    let [old, new, foreign] =
-        ["old", "new", "foreign"].map(|mark| engine.import(&programs(), &engine.name(mark)));
+    let [old, new, foreign] = ["old", "new", "foreign"].map(|mark| engine.import(&programs(), &engine.name(mark)));
     // A second name is no obstacle.
     let second = format!("{}-again", old.name());
     let _ = engine.says(&["tag", old.name(), &second]);
@@ -91,8 +90,7 @@ fn it_happens_unasked_survives_restarts_and_never_takes_the_agents_image() {
     let mut all: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     all["agent"]["image"] = json!(agent.name());
     std::fs::write(&file, all.to_string()).unwrap();
-    let hurry =
-        json!({"grace_sec": 1, "unused_sec": 2, "recurrence_sec": 2, "look_sec": 1, "high_percent": 101});
+    let hurry = json!({"grace_sec": 1, "unused_sec": 2, "recurrence_sec": 2, "look_sec": 1, "high_percent": 101});
     in_a_hurry(&mut device, &hurry);
     wait_for("the image to go", || (!exists(&engine, used.name())).then_some(()));
     let line = line(&plan(&device, &[]), agent.name()).unwrap();
