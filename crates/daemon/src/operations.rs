@@ -42,8 +42,8 @@ pub struct Operations {
     writing: Mutex<()>,
     /// Besides uid 0: the daemon's own user, on a device that is one user's own.
     may_change: Option<u32>,
-    /// Opened before a sandbox takes it out of reach.
-    memory: Option<File>,
+    /// Opened, and the size of a page asked for, before a sandbox takes them out of reach.
+    memory: Option<(File, usize)>,
 }
 
 impl std::fmt::Debug for Operations {
@@ -65,7 +65,7 @@ impl Operations {
             families: vec![OWN, server::FAMILIES, logging::FAMILIES, families],
             refresh,
             writing: Mutex::new(()),
-            memory: File::open("/proc/self/statm").ok(),
+            memory: File::open("/proc/self/statm").ok().map(|statm| (statm, rustix::param::page_size())),
             may_change: own.then(|| rustix::process::geteuid().as_raw()),
         })
     }
@@ -113,18 +113,18 @@ pub fn router(operations: Arc<Operations>) -> Router<Operations> {
 async fn metrics(operations: Arc<Operations>, _: Request) -> Result<Response, HttpError> {
     let _writing = operations.writing.lock().await;
     (operations.refresh)().await;
-    if let Some(bytes) = operations.memory.as_ref().and_then(resident) {
+    if let Some(bytes) = operations.memory.as_ref().and_then(|(statm, page)| resident(statm, *page)) {
         RESIDENT.with([]).set(bytes);
     }
     Ok(Response::bytes(StatusCode::OK, CONTENT_TYPE, Bytes::from(exposition(&operations.families))))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "memory of a process")]
-fn resident(statm: &File) -> Option<f64> {
+fn resident(statm: &File, page: usize) -> Option<f64> {
     let mut text = [0; 128];
     let read = statm.read_at(&mut text, 0).ok()?;
     let pages: u64 = std::str::from_utf8(&text[..read]).ok()?.split(' ').nth(1)?.parse().ok()?;
-    Some((pages * rustix::param::page_size() as u64) as f64)
+    Some((pages * page as u64) as f64)
 }
 
 async fn log_level(_: Arc<Operations>, _: Request) -> Result<Response, HttpError> {

@@ -117,7 +117,9 @@ fn metrics_tell_what_happened_and_never_what_a_caller_wrote() {
     let signed = "edgekeep_key_operations_total{operation=\"sign\",purpose=\"identity\",backend=\"";
     let line = keyd.lines().find(|line| line.starts_with(signed)).unwrap_or_else(|| panic!("{keyd}"));
     assert!(line.contains("result=\"done\"") && !line.contains("unknown"), "{line}");
+    // Both are read from inside its sandbox.
     assert!(sample(&keyd, "edgekeep_audit_log_size_bytes").unwrap() > 0.0);
+    assert!(sample(&keyd, "edgekeep_resident_memory_bytes").unwrap() > 1e6);
     let identityd = metrics(&device, Daemon::Identityd);
     assert!(identityd.contains("edgekeep_cloud_calls_total{service=\"provisioning\""), "{identityd}");
     assert!(identityd.contains("edgekeep_cloud_calls_total{service=\"hub\""), "{identityd}");
