@@ -165,8 +165,10 @@ fn the_unmodified_python_sdk_sends_a_message_from_a_container() {
     let Some(python) = python_or_skip() else { return };
     let Some(engine) = Engine::or_skip() else { return };
     let image = image(&engine, &python);
-    let device = Device::builder().engine(&engine, engine.uri()).start();
-    let m1 = engine.name("m1");
+    // Without the operator's grant nobody gets a neighbour's socket mounted.
+    let [m1, m2, m3] = ["m1", "m2", "m3"].map(|name| engine.name(name));
+    let grant = format!("[modules.{m3:?}.grant]\nbinds = [\"{{root}}/var/lib/edgekeep/moduled\"]");
+    let device = Device::builder().engine(&engine, engine.uri()).tables(&grant).start();
     let generation = device.create_identity(&m1);
     let gateway = gateway(89);
     let hub = hub(&device, gateway);
@@ -197,7 +199,6 @@ fn the_unmodified_python_sdk_sends_a_message_from_a_container() {
     assert_eq!(device.status().refusals, []);
 
     // Other modules of the same image and script that say they are m1, at their own socket and at the one of m1.
-    let [m2, m3] = ["m2", "m3"].map(|name| engine.name(name));
     for other in [&m2, &m3] {
         let _ = device.create_identity(other);
     }

@@ -97,7 +97,7 @@ impl Builder {
         self
     }
 
-    /// Further tables of the configuration.
+    /// Further tables of the configuration; `{root}` in them is the device's root folder.
     #[must_use]
     pub fn tables(mut self, toml: &str) -> Self {
         let _ = writeln!(self.tables, "{toml}");
@@ -209,7 +209,7 @@ impl Builder {
             let sha256 = sha256_of(path);
             let _ = writeln!(text, "[host_modules.{image:?}]\nexecutable = {path:?}\nsha256 = {sha256:?}");
         }
-        text.push_str(&self.tables);
+        text.push_str(&self.tables.replace("{root}", &folder.display().to_string()));
         text
     }
 }

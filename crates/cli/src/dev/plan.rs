@@ -147,7 +147,12 @@ impl Plan {
 
     fn write_config(&self, cloud: &Cloud, text: &mut String) -> std::fmt::Result {
         let ca = file_uri(&self.root.path().join("sim-ca.pem"));
-        writeln!(text, "hostname = \"localhost\"\n")?;
+        writeln!(text, "hostname = \"localhost\"")?;
+        if self.engine.is_some() {
+            // As on a device whose operator has not decided: what a deployment may do there, it may do here.
+            writeln!(text, "allow_elevated_docker_permissions = true")?;
+        }
+        writeln!(text)?;
         writeln!(text, "[provisioning]\nsource = \"dps\"")?;
         writeln!(text, "global_endpoint = {}\nid_scope = {}\n", quoted(&cloud.dps), quoted(&cloud.scope_id))?;
         writeln!(text, "[provisioning.attestation]\nmethod = \"symmetric_key\"\nregistration_id = \"{DEVICE_ID}\"")?;

@@ -28,7 +28,9 @@ fn a_wrong_pin_reaches_the_token_once_and_the_log_says_what_to_do() {
     assert!(made.status.success(), "{made:?}");
     fs::write(path("pin"), "falsch").unwrap();
     let uri = format!("pkcs11:token=edge?pin-source=file:{}", path("pin").display());
-    let settings = json!({"pkcs11": {"library": SPY, "base_slot": uri}});
+    // Nobody but the operator knows what a library that is not a well-known one touches.
+    let sandbox = json!({"paths": [folder.path()]});
+    let settings = json!({"pkcs11": {"library": SPY, "base_slot": uri}, "sandbox": sandbox});
     let spied = path("calls");
     let environment =
         [("SOFTHSM2_CONF", path("conf")), ("PKCS11SPY", SOFTHSM.into()), ("PKCS11SPY_OUTPUT", spied.clone())];

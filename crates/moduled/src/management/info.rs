@@ -7,7 +7,6 @@ use edgekeep_api::management::{EngineStatus, Status};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::peer::strongest_handle;
 use edgekeep_daemon::server::{HttpError, Request, Response};
-use edgekeep_runtime::engine::Engine;
 use serde_json::{Value, json};
 
 use crate::resources;

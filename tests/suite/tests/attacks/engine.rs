@@ -372,9 +372,11 @@ fn a_tag_moved_between_create_and_start_changes_nothing_and_a_container_made_ane
 fn a_module_with_uid_0_is_not_the_agent_and_not_its_neighbour() {
     let Some(engine) = Engine::or_skip() else { return };
     let image = image(&engine);
-    let device = with_engine(&engine).start();
-    let (m1, _caller) = started(&device, &engine, "m1", image.name());
     let root = engine.name("root");
+    // Without the operator's grant the daemon's sockets are not even mounted.
+    let grant = format!("[modules.{root:?}.grant]\nbinds = [\"{{root}}/run/iotedge/mgmt.sock\"]");
+    let device = with_engine(&engine).tables(&grant).start();
+    let (m1, _caller) = started(&device, &engine, "m1", image.name());
     let (second, mut spec) = device.container_caller(&root, image.name());
     let binds = spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"].as_array_mut().unwrap();
     for (from, to) in
