@@ -43,7 +43,7 @@ pub struct Registered {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Facts {
-    /// `unknown`, `stopped` or `running`.
+    /// `unknown`, `stopped` or `running`; `host` for a service of the host, which something else starts.
     pub state: String,
     /// The first process.
     pub init: Option<ProcessInstance>,
@@ -123,6 +123,7 @@ impl From<&RunningFacts> for Facts {
         match facts {
             RunningFacts::Unknown => none("unknown"),
             RunningFacts::Stopped => none("stopped"),
+            RunningFacts::Host(_) => none("host"),
             RunningFacts::Running(Running { init, cgroup, container, exec_since, .. }) => Self {
                 state: "running".to_owned(),
                 init: Some(*init),

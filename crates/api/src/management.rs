@@ -272,10 +272,42 @@ pub struct Status {
     pub edge_ca_expiration: Option<String>,
     /// What keeps moduled from working, in words; empty when all is well.
     pub problems: Vec<String>,
+    /// Executables of the host that were approved in place of those in the configuration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
     /// The latest refusals, newest first, at most 20.
     pub refusals: Vec<Refusal>,
     /// Refusals since start.
     pub refusal_count: u64,
+}
+
+/// A new executable of a host module or service that a host agent has approved (ours).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Approval {
+    /// The name in `[host_modules]` or `[host_services]`.
+    pub name: String,
+    /// What its executable must hash to, in place of the digest in the configuration.
+    pub sha256: String,
+    /// The module that approved.
+    pub approved_by: String,
+    /// When, RFC 3339.
+    pub time: String,
+}
+
+/// Answer of the routes under `/approved-digests` (ours).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approvals {
+    /// All that are in force.
+    pub approvals: Vec<Approval>,
+}
+
+/// Body of `PUT /approved-digests/{name}` (ours).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproveDigest {
+    /// What the executable has now: SHA-256 in hex.
+    pub sha256: String,
 }
 
 /// The container engine in a status.
@@ -517,6 +549,17 @@ impl ManagementClient {
     /// As [`Self::list_modules`].
     pub async fn collect_images(&self) -> Result<ImagePlan, ClientError> {
         self.0.call(Method::POST, &format!("/images/collect?{VERSION}"), None::<&()>).await
+    }
+
+    /// Approves the content that an executable of the host has now (ours). For host agents, on the socket of their own.
+    ///
+    /// # Errors
+    /// If moduled cannot be reached or refuses.
+    pub async fn approve_digest(&self, name: &str, sha256: &str) -> Result<Approvals, ClientError> {
+        let body = ApproveDigest { sha256: sha256.to_owned() };
+        self.0
+            .call(Method::PUT, &format!("/approved-digests/{}?{VERSION}", crate::path_segment(name)), Some(&body))
+            .await
     }
 
     /// What an operator wants to know (ours).

@@ -34,6 +34,22 @@ pub struct Digest {
     pub digest: Base64Bytes,
 }
 
+/// Answer of `GET /identity` (ours): who the caller is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnIdentity {
+    /// The module's id at the hub.
+    pub module_id: String,
+    /// The identity's generation, as it stands in the other routes.
+    pub generation_id: String,
+    /// The device.
+    pub device_id: String,
+    /// Host name of the hub.
+    pub hub_hostname: String,
+    /// This device's own name.
+    pub gateway_hostname: String,
+}
+
 /// `POST …/encrypt`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -146,6 +162,14 @@ impl WorkloadClient {
         );
         let answer: Digest = self.0.call(Method::POST, &path, Some(&body)).await?;
         Ok(answer.digest.into_inner())
+    }
+
+    /// Who the caller is, on the socket of its own (ours).
+    ///
+    /// # Errors
+    /// If moduled cannot be reached or refuses.
+    pub async fn identity(&self) -> Result<OwnIdentity, ClientError> {
+        self.0.call(Method::GET, "/identity?api-version=2022-08-03", None::<&()>).await
     }
 
     /// The roots that this device's certificates chain to, PEM.

@@ -82,6 +82,11 @@ fn registration(registered: Option<&Registered>) -> Vec<(&'static str, String)> 
             rows.push(("executable", executable.to_string()));
             rows.push(("uid", uid.to_string()));
         }
+        Workload::Service { unit, uid, executable } => {
+            rows.extend(unit.as_ref().map(|unit| ("unit", unit.to_string())));
+            rows.extend(executable.map(|executable| ("executable", executable.to_string())));
+            rows.extend(uid.map(|uid| ("uid", uid.to_string())));
+        }
     }
     rows.extend(registered.generation.clone().map(|generation| ("generation", generation)));
     rows
@@ -131,7 +136,7 @@ fn meaning(reason: DenyReason) -> &'static str {
     match reason {
         DenyReason::SocketOfAnotherModule => "it asks on its own socket",
         DenyReason::NotRegistered => "the module is registered",
-        DenyReason::FactsUnknown => "the engine says what runs",
+        DenyReason::FactsUnknown => "it is known what runs",
         DenyReason::NotRunning => "the module runs",
         DenyReason::PidNotVisible => "the process is visible",
         DenyReason::CallerGone => "the process lives",
@@ -144,6 +149,8 @@ fn meaning(reason: DenyReason) -> &'static str {
         DenyReason::ContainerChanged => "the registered container runs",
         DenyReason::ImageChanged => "it runs the registered image",
         DenyReason::OptionsChanged => "it was created with the registered options",
+        DenyReason::NotOnHost => "it runs on the host itself, in no container or namespace of its own",
+        DenyReason::NotInUnit => "it is in the registered unit's control group",
         DenyReason::ExecutableUnmeasured => "its executable can be measured",
         DenyReason::ExecutableChanged => "its executable is the registered one",
         DenyReason::OtherUserNamespace => "it is in the module's user namespace",
@@ -168,6 +175,13 @@ fn remedy(reason: DenyReason) -> &'static str {
             "What the engine's exec starts is not the module. For debugging only, set the policy of this module to \
              \"process\" in [module_policies]."
         }
+        DenyReason::NotOnHost => {
+            "Run the service on the host, without namespaces of its own, or make it a container module."
+        }
+        DenyReason::NotInUnit => {
+            "Only processes of the unit itself are served; see [host_services] in the configuration, which needs a unit, or \
+             a user and an executable."
+        }
         DenyReason::AfterExec => "Restart the module; then what it starts itself can be told apart again.",
         DenyReason::ContainerChanged | DenyReason::ImageChanged | DenyReason::OptionsChanged => {
             "The container was made or changed behind the daemon's back: remove it, and let the agent create it anew."
@@ -176,7 +190,7 @@ fn remedy(reason: DenyReason) -> &'static str {
             "The policy \"executable\" needs an engine with overlay folders and an executable below 1 GiB."
         }
         DenyReason::ExecutableChanged => {
-            "Build the program into the image, or register its new digest in [host_modules]."
+            "Build the program into the image, or register its new digest in [host_modules] or [host_services]."
         }
         DenyReason::OtherUserNamespace => {
             "Run the program without a user namespace of its own, or use policy \"image\"."
@@ -226,6 +240,11 @@ mod tests {
                 container: "a".repeat(64).parse().expect("an id"),
                 image: edgekeep_core::digest::Sha256Digest::new([0; 32]),
                 options: edgekeep_core::digest::Sha256Digest::new([0; 32]),
+            },
+            Workload::Service {
+                unit: Some("collector.service".parse().expect("a unit")),
+                uid: Some(990),
+                executable: Some(edgekeep_core::digest::Sha256Digest::new([0; 32])),
             },
         ] {
             let registration = edgekeep_core::attestation::Registration {

@@ -1,10 +1,10 @@
-//! `[agent]`, `[moby_runtime]`, `[host_modules]`, `[module_policies]` and what else moduled is told.
+//! `[agent]`, `[moby_runtime]`, `[module_policies]` and what else moduled is told.
 
 use std::collections::BTreeMap;
 
 use edgekeep_core::attestation::Policy;
 use edgekeep_core::digest::Sha256Digest;
-use edgekeep_core::settings::{EngineSettings, HostModule, ImageCollectionSettings};
+use edgekeep_core::settings::{EngineSettings, ImageCollectionSettings};
 use serde_json::{Map, Value as Json};
 
 use crate::diagnostic::Code;
@@ -22,7 +22,7 @@ impl Draft<'_> {
         if let Some(allow) = root.boolean("allow_elevated_docker_permissions") {
             self.moduled.allow_elevated_permissions = allow;
         }
-        self.host_modules(root);
+        self.host(root);
         self.agent(root);
         self.engine(root);
         self.policies(root);
@@ -31,44 +31,6 @@ impl Draft<'_> {
         self.sockets(root);
         self.watchdog(root);
         self.image_garbage_collection(root);
-    }
-
-    fn host_modules(&mut self, root: &View<'_>) {
-        let Some(modules) = root.table("host_modules") else { return };
-        for entry in &modules.table.entries {
-            let Some(view) = modules.table(&entry.key) else { continue };
-            // The name stands where an image name does.
-            let named =
-                entry.key.len() <= 128 && entry.key.chars().all(|c| c.is_ascii_graphic()) && !entry.key.is_empty();
-            if !named {
-                let message = "the name of a host module has 1 to 128 printable characters without blanks";
-                self.report.error(Code::BadValue, &entry.key_span, &view.path, message);
-            }
-            let executable = match view.text("executable") {
-                Some(path) => {
-                    let plain = path.text.starts_with('/') && !path.text.split('/').any(|part| part == "..");
-                    let plain = plain && !path.text.contains('\0');
-                    let checked = if plain {
-                        Ok(path.text.to_owned())
-                    } else {
-                        Err("expected an absolute path without `..`".to_owned())
-                    };
-                    self.checked(&view.key("executable"), &path, checked)
-                }
-                None => self.absent(&view, "executable", "the absolute path of the program"),
-            };
-            let sha256 = match view.text("sha256") {
-                Some(text) => {
-                    let digest = text.text.parse::<Sha256Digest>().map_err(|why| why.to_string());
-                    self.checked(&view.key("sha256"), &text, digest)
-                }
-                None => self.absent(&view, "sha256", "the output of `sha256sum` for the program"),
-            };
-            let args = view.texts("args").map(|arg| arg.text.to_owned()).collect();
-            if let (true, Some(executable), Some(sha256)) = (named, executable, sha256) {
-                self.moduled.host_modules.insert(entry.key.clone(), HostModule { executable, sha256, args });
-            }
-        }
     }
 
     fn agent(&mut self, root: &View<'_>) {

@@ -16,6 +16,7 @@ mod document;
 mod edge_ca;
 mod grants;
 mod hardware;
+mod host;
 mod image_policy;
 mod notary;
 mod provisioning;

@@ -155,6 +155,8 @@ pub(crate) static ROOT: &[Key] = &[
     table("endpoints", ENDPOINTS).no_effect("the daemons' sockets have fixed places under the root folder"),
     table("cloud", CLOUD),
     key("host_modules", Kind::MapOf(&Kind::Table(HOST_MODULE))),
+    key("host_services", Kind::MapOf(&Kind::Table(HOST_SERVICE))),
+    key("allow_root_host_modules", Kind::Boolean),
     key("module_policies", Kind::MapOf(&Kind::Text)),
     table("image_policy", IMAGE_POLICY),
     key("modules", Kind::MapOf(&Kind::Table(MODULE))),
@@ -357,7 +359,36 @@ static GRANT: &[Key] = &[
     key("options", Kind::Texts),
 ];
 
-static HOST_MODULE: &[Key] = &[text("executable"), text("sha256"), key("args", Kind::Texts)];
+static HOST_MODULE: &[Key] = &[
+    text("executable"),
+    text("sha256"),
+    key("args", Kind::Texts),
+    key("env", Kind::MapOf(&Kind::Text)).secret(),
+    text("working_dir"),
+    key("user", Kind::IntegerOrText),
+    key("group", Kind::IntegerOrText),
+    key("capabilities", Kind::Texts),
+    key("read", Kind::Texts),
+    key("write", Kind::Texts),
+    text("seccomp"),
+    key("memory_max", Kind::IntegerOrText),
+    key("cpu_quota", Kind::IntegerOrText),
+    integer("pids_max"),
+    integer("nofile"),
+    text("limits"),
+    text("restart"),
+    key("management", Kind::Boolean),
+    key("approves", Kind::Texts),
+];
+
+static HOST_SERVICE: &[Key] = &[
+    text("unit"),
+    key("user", Kind::IntegerOrText),
+    text("executable"),
+    text("sha256"),
+    key("management", Kind::Boolean),
+    key("approves", Kind::Texts),
+];
 
 /// Every table of the schema with its path, the top level first.
 pub(crate) fn tables() -> Vec<(String, &'static [Key])> {

@@ -160,6 +160,8 @@ impl<'a> Draft<'a> {
                 agent: edgekeep_core::settings::AgentSettings::default(),
                 engine: None,
                 host_modules: BTreeMap::new(),
+                host_services: BTreeMap::new(),
+                allow_root_host_modules: true,
                 policies: BTreeMap::new(),
                 edge_ca: edgekeep_core::settings::EdgeCaSettings::default(),
                 watchdog_max_retries: None,

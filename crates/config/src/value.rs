@@ -217,6 +217,20 @@ pub(crate) fn duration(text: &str) -> Result<u64, String> {
     Ok(seconds)
 }
 
+/// A number of bytes, plain or with a binary unit: `64M` is 64 MiB.
+pub(crate) fn bytes(text: &str) -> Option<u64> {
+    let units = [("K", 10), ("M", 20), ("G", 30), ("T", 40)];
+    let (digits, shift) = units
+        .iter()
+        .find_map(|(unit, shift)| {
+            let rest = text.strip_suffix("iB").unwrap_or(text);
+            Some((rest.strip_suffix(unit)?, *shift))
+        })
+        .unwrap_or((text, 0));
+    let number: u64 = digits.trim_end().parse().ok().filter(|_| digits.starts_with(|c: char| c.is_ascii_digit()))?;
+    number.checked_mul(1 << shift)
+}
+
 /// A time of day, `HH:MM`, as minutes since midnight.
 pub(crate) fn time_of_day(text: &str) -> Result<u16, String> {
     let parts = text.split_once(':').and_then(|(hour, minute)| {
@@ -311,6 +325,16 @@ mod tests {
         assert_eq!(duration("4294967295 weeks"), Ok(4_294_967_295 * 604_800));
         for text in ["", "12", "h", "1 fortnight", "-1h"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn bytes_have_binary_units_and_no_others() {
+        for (text, number) in [("1", 1), ("2K", 2048), ("64M", 64 << 20), ("1GiB", 1 << 30), ("3 T", 3 << 40)] {
+            assert_eq!(bytes(text), Some(number), "{text}");
+        }
+        for text in ["", "M", "1.5G", "-1", "+1", "1MB", "1m", "99999999999T", "1iB"] {
+            assert_eq!(bytes(text), None, "{text}");
         }
     }
 

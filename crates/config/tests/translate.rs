@@ -9,6 +9,7 @@ use edgekeep_config::{
 };
 use edgekeep_core::attestation::Policy;
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
+use edgekeep_core::host::{Enforcement, Limits, RestartPolicy, SeccompPreset, UnitName};
 use edgekeep_core::settings::{
     IssuanceMethod, KeyPurpose, ModuleKeys, PreloadedCert, Provisioning, ReprovisioningMode,
 };
@@ -195,6 +196,99 @@ fn host_modules_need_no_engine_and_the_agent_must_be_one_of_them() {
     let found = refused(&text("edgekeep-agnet"));
     assert_eq!((found[0].code, found[0].line), (Code::BadValue, 6));
     assert_eq!(found[0].remedy.as_deref(), Some("did you mean \"edgekeep-agent\"?"));
+}
+
+/// A host module with these further lines.
+fn with_host_module(lines: &str) -> String {
+    format!("{MANUAL}[host_modules.updater]\nexecutable = \"/opt/updater\"\nsha256 = \"{}\"\n{lines}", "ab".repeat(32))
+}
+
+#[test]
+fn what_a_host_module_is_granted_reaches_moduled() {
+    let translated = accepted(&with_host_module(
+        "user = \"updater\"\ngroup = 995\ncapabilities = [\"CAP_NET_ADMIN\", \"kill\"]\nworking_dir = \"/var/lib/updater\"\n\
+         read = [\"/etc/ssl\"]\nwrite = []\nseccomp = \"strict\"\nmemory_max = \"64M\"\ncpu_quota = \"50%\"\npids_max = 16\n\
+         nofile = 64\nlimits = \"best-effort\"\nrestart = \"on-failure\"\napproves = [\"updater\", \"collector\"]\n\
+         env = { MODE = \"fast\" }\n[host_services.collector]\nunit = \"collector.service\"\nexecutable = \"/opt/c\"\n\
+         sha256 = \"cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd\"\n",
+    ));
+    assert!(translated.moduled.allow_root_host_modules);
+    let module = &translated.moduled.host_modules["updater"];
+    assert_eq!((module.user.as_deref(), module.group.as_deref()), (Some("updater"), Some("995")));
+    assert_eq!(module.capabilities.bits(), 1 << 12 | 1 << 5);
+    assert_eq!((module.read.as_deref(), module.write.as_deref()), (Some(&["/etc/ssl".to_owned()][..]), Some(&[][..])));
+    assert_eq!((module.seccomp, module.restart), (SeccompPreset::Strict, RestartPolicy::OnFailure));
+    let expected = Limits {
+        memory_max: Some(64 << 20),
+        cpu_quota: Some(50),
+        pids_max: Some(16),
+        nofile: Some(64),
+        enforcement: Enforcement::BestEffort,
+    };
+    assert_eq!(module.limits, expected);
+    assert_eq!(module.env["MODE"], "fast");
+    let service = &translated.moduled.host_services["collector"];
+    assert_eq!(service.unit.as_ref().map(UnitName::as_str), Some("collector.service"));
+    // Without the keys, nothing is granted and nothing is confined by folder.
+    let module = &accepted(&with_host_module("")).moduled.host_modules["updater"];
+    assert!(module.capabilities.is_empty() && module.read.is_none() && module.approves.is_empty());
+    assert_eq!(module.seccomp, SeccompPreset::Default);
+}
+
+#[test]
+fn a_grant_that_is_not_understood_is_refused_on_its_line() {
+    for (line, part) in [
+        ("capabilities = [\"net_amdin\"]", "did you mean \"net_admin\"?"),
+        ("capabilities = \"kill\"", "a list of strings"),
+        ("group = \"g\"", "takes a `user`"),
+        ("user = true", "an integer or a string"),
+        ("read = [\"etc\"]", "absolute path"),
+        ("write = [\"/a/../b\"]", "absolute path"),
+        ("working_dir = \"\"", "absolute path"),
+        ("seccomp = \"stric\"", "did you mean \"strict\"?"),
+        ("memory_max = \"64MB\"", "expected bytes"),
+        ("memory_max = 1000", "at least 1M"),
+        ("cpu_quota = \"0%\"", "per cent"),
+        ("pids_max = 0", "expected 1 to"),
+        ("nofile = \"many\"", "takes an integer"),
+        ("limits = \"maybe\"", "is one of"),
+        ("restart = \"never\"", "is one of"),
+        ("approves = [\"nobody\"]", "no such name"),
+        ("env = { LD_PRELOAD = \"/x\" }", "change what a measured executable runs"),
+        ("env = { IOTEDGE_MODULEID = \"x\" }", "set by the daemon"),
+        ("privileged = true", "`privileged` does not belong in [host_modules."),
+        ("privilegd = true", "unknown key"),
+    ] {
+        let text = with_host_module(&format!("{line}\n"));
+        let found = refused(&text);
+        let shown = render(&found, "config.toml", false);
+        assert!(shown.contains(part), "{line}: {shown}");
+        assert_eq!(found[0].line, text.lines().count(), "{line}: {shown}");
+    }
+}
+
+#[test]
+fn a_service_is_known_by_unit_or_by_user_and_digest() {
+    let digest = "ab".repeat(32);
+    let text = |name: &str, lines: &str| format!("{MANUAL}[host_services.{name}]\n{lines}");
+    let _ = accepted(&text("a", "unit = \"a.service\"\n"));
+    let translated = accepted(&text("a", &format!("user = 990\nsha256 = \"{digest}\"\n")));
+    assert_eq!(translated.moduled.host_services["a"].user.as_deref(), Some("990"));
+    for (name, lines, part) in [
+        ("a", "user = 990\n", "`unit`, or by its `user`"),
+        ("a", &*format!("sha256 = \"{digest}\"\n"), "`unit`, or by its `user`"),
+        ("a", "unit = \"a\"\n", "systemd service"),
+        ("a", "unit = \"../a.service\"\n", "systemd service"),
+        ("edgeAgent", "unit = \"a.service\"\n", "system module"),
+        ("\"$edgeHub\"", "unit = \"a.service\"\n", "system module"),
+        ("\"a b\"", "unit = \"a.service\"\n", "letters, digits"),
+        ("a", "unit = \"a.service\"\napproves = [\"a\"]\n", "`executable` and a `sha256`"),
+    ] {
+        let shown = render(&refused(&text(name, lines)), "config.toml", false);
+        assert!(shown.contains(part), "{name} {lines}: {shown}");
+    }
+    let both = with_host_module("[host_services.updater]\nunit = \"a.service\"\n");
+    assert_eq!(refused(&both)[0].code, Code::Conflict);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256Digest;
+use crate::host::UnitName;
 use crate::id::{ContainerId, GenerationId, ModuleId};
 
 /// One process that ever ran: a process id alone is reused, together with the start time it is not.
@@ -109,7 +110,7 @@ pub struct Evidence {
     pub snapshot: Snapshot,
     /// The process, its parent, its grandparent and so on, up to the first one that cannot be seen.
     pub ancestry: Vec<Ancestor>,
-    /// How it holds the connection; looked at only for [`Policy::Executable`].
+    /// How it holds the connection; looked at only where the executable counts (see [`needs_measurement`]).
     pub holding: Holding,
     /// Container id, if the cgroup path is exactly one that the engine makes.
     pub container: Option<ContainerId>,
@@ -149,6 +150,16 @@ pub enum Workload {
         /// The user it runs as.
         uid: u32,
     },
+    /// A service of the host that something else starts: whichever process fits everything that is given. A registration
+    /// without a unit has both user and executable.
+    Service {
+        /// The unit in whose cgroup it is.
+        unit: Option<UnitName>,
+        /// The user it runs as.
+        uid: Option<u32>,
+        /// SHA-256 of the executable.
+        executable: Option<Sha256Digest>,
+    },
 }
 
 /// What moduled wrote down when it created a module.
@@ -173,6 +184,17 @@ pub enum RunningFacts {
     Stopped,
     /// Runs.
     Running(Running),
+    /// A service of the host, which has no first process that is known: what its processes share with the daemon.
+    Host(HostFacts),
+}
+
+/// The daemon's own place on the machine, in which services of the host are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Inode of the pid namespace.
+    pub pid_namespace: u64,
+    /// Inode of the user namespace.
+    pub user_namespace: u64,
 }
 
 /// Facts about a module that runs.
@@ -282,6 +304,15 @@ pub enum DenyReason {
     /// The container was created with other options than the registered ones.
     #[error("options-changed")]
     OptionsChanged,
+    /// The process is not in the cgroup of the registered systemd unit.
+    #[error("not-in-unit")]
+    NotInUnit,
+    /// The process is in a container or another namespace than the host's.
+    #[error("not-on-host")]
+    NotOnHost,
+    /// The caller is who it says, and the configuration does not let it do this.
+    #[error("not-granted")]
+    NotGranted,
     /// The executable could not be read or compared.
     #[error("executable-unmeasured")]
     ExecutableUnmeasured,
@@ -323,14 +354,75 @@ pub fn verdict(
         // Not by name: `x` and `$x` share a container name and are two identities.
         .filter(|registration| registration.module.hub_id() == asked.module.hub_id())
         .ok_or(DenyReason::NotRegistered)?;
-    let running = match facts {
-        RunningFacts::Unknown => return Err(DenyReason::FactsUnknown),
-        RunningFacts::Stopped => return Err(DenyReason::NotRunning),
-        RunningFacts::Running(running) => running,
-    };
+    if matches!(facts, RunningFacts::Unknown) {
+        return Err(DenyReason::FactsUnknown);
+    }
+    if matches!(facts, RunningFacts::Stopped) {
+        return Err(DenyReason::NotRunning);
+    }
     if evidence.snapshot.tracer != 0 {
         return Err(DenyReason::Traced);
     }
+    match (&registration.workload, facts) {
+        (Workload::Service { unit, uid, executable }, RunningFacts::Host(host)) => {
+            service(unit.as_ref(), *uid, executable.as_ref(), host, evidence)?;
+        }
+        (Workload::Container { .. } | Workload::Process { .. }, RunningFacts::Running(running)) => {
+            started(registration, running, evidence)?;
+        }
+        // Facts of another kind than the registration are none.
+        _ => return Err(DenyReason::FactsUnknown),
+    }
+    if needs_measurement(registration) {
+        match evidence.holding {
+            Holding::CloseOnExec | Holding::Untold => {}
+            Holding::Inheritable => return Err(DenyReason::ConnectionInheritable),
+            Holding::NotHeld => return Err(DenyReason::ConnectionNotHeld),
+        }
+    }
+    // Last, so that a stranger is called one whatever generation it guesses.
+    if let (Some(asked), Some(registered)) = (asked.generation, &registration.generation)
+        && asked != registered.as_str()
+    {
+        return Err(DenyReason::GenerationMismatch);
+    }
+    Ok(())
+}
+
+/// A service of the host: nothing about it was written down when it started, so all that is registered must fit.
+fn service(
+    unit: Option<&UnitName>,
+    uid: Option<u32>,
+    executable: Option<&Sha256Digest>,
+    host: &HostFacts,
+    evidence: &Evidence,
+) -> Result<(), DenyReason> {
+    let snapshot = &evidence.snapshot;
+    // A container has users and programs of the same number and content.
+    let on_host = snapshot.pid_namespace == host.pid_namespace && snapshot.user_namespace == host.user_namespace;
+    if !on_host || evidence.container.is_some() {
+        return Err(DenyReason::NotOnHost);
+    }
+    match unit {
+        Some(unit) if !unit.holds(&snapshot.cgroup) => return Err(DenyReason::NotInUnit),
+        // By user and executable, or by nothing at all.
+        None if uid.is_none() || executable.is_none() => return Err(DenyReason::NotInUnit),
+        _ => {}
+    }
+    if uid.is_some_and(|uid| uid != snapshot.uid) {
+        return Err(DenyReason::OtherUser);
+    }
+    match (executable, evidence.measurement) {
+        (Some(_), None) => Err(DenyReason::ExecutableUnmeasured),
+        (Some(executable), Some(measurement)) if measurement.digest != *executable => {
+            Err(DenyReason::ExecutableChanged)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A module that moduled or its engine started.
+fn started(registration: &Registration, running: &Running, evidence: &Evidence) -> Result<(), DenyReason> {
     match &registration.workload {
         Workload::Container { container, image, options } => {
             let now = running.container.as_ref().ok_or(DenyReason::ContainerChanged)?;
@@ -382,22 +474,11 @@ pub fn verdict(
                 }
             }
         }
+        // It has no first process that could run.
+        Workload::Service { .. } => return Err(DenyReason::FactsUnknown),
     }
-    if needs_measurement(registration) {
-        if evidence.snapshot.user_namespace != running.user_namespace {
-            return Err(DenyReason::OtherUserNamespace);
-        }
-        match evidence.holding {
-            Holding::CloseOnExec | Holding::Untold => {}
-            Holding::Inheritable => return Err(DenyReason::ConnectionInheritable),
-            Holding::NotHeld => return Err(DenyReason::ConnectionNotHeld),
-        }
-    }
-    // Last, so that a stranger is called one whatever generation it guesses.
-    if let (Some(asked), Some(registered)) = (asked.generation, &registration.generation)
-        && asked != registered.as_str()
-    {
-        return Err(DenyReason::GenerationMismatch);
+    if needs_measurement(registration) && evidence.snapshot.user_namespace != running.user_namespace {
+        return Err(DenyReason::OtherUserNamespace);
     }
     Ok(())
 }
@@ -405,7 +486,10 @@ pub fn verdict(
 /// Whether the measurement of the executable is needed to decide at all: hashing is the dear part of evidence.
 #[must_use]
 pub fn needs_measurement(registration: &Registration) -> bool {
-    registration.policy >= Policy::Executable
+    match &registration.workload {
+        Workload::Service { executable, .. } => executable.is_some(),
+        _ => registration.policy >= Policy::Executable,
+    }
 }
 
 impl DenyReason {
@@ -426,7 +510,7 @@ pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
     let from =
         |policy, reasons: &[DenyReason]| if registration.policy >= policy { reasons.to_vec() } else { Vec::new() };
     checks.extend([Reason::FactsUnknown, Reason::NotRunning, Reason::Traced]);
-    match registration.workload {
+    match &registration.workload {
         Workload::Container { .. } => {
             checks.extend([Reason::ContainerChanged, Reason::NotInModule]);
             let of_image = [Reason::NotADescendant, Reason::AfterExec, Reason::ImageChanged, Reason::OptionsChanged];
@@ -438,9 +522,23 @@ pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
             checks.extend(from(Policy::Image, &[Reason::NotADescendant]));
             checks.extend(from(Policy::Executable, &[Reason::ExecutableUnmeasured, Reason::ExecutableChanged]));
         }
+        Workload::Service { unit, uid, executable } => {
+            checks.push(Reason::NotOnHost);
+            if unit.is_some() || uid.is_none() || executable.is_none() {
+                checks.push(Reason::NotInUnit);
+            }
+            checks.extend(uid.map(|_| Reason::OtherUser));
+            if executable.is_some() {
+                checks.extend([Reason::ExecutableUnmeasured, Reason::ExecutableChanged]);
+            }
+        }
     }
     if needs_measurement(registration) {
-        checks.extend([Reason::OtherUserNamespace, Reason::ConnectionInheritable, Reason::ConnectionNotHeld]);
+        // That a service is in the host's own user namespace is part of being on the host.
+        if !matches!(registration.workload, Workload::Service { .. }) {
+            checks.push(Reason::OtherUserNamespace);
+        }
+        checks.extend([Reason::ConnectionInheritable, Reason::ConnectionNotHeld]);
     }
     checks
 }
@@ -587,6 +685,29 @@ mod tests {
             case
         }
 
+        /// A service of the host, with everything in order.
+        fn service() -> Self {
+            let mut case = Self::host();
+            case.registration.workload = Workload::Service {
+                unit: Some("collector.service".parse().expect("a unit")),
+                uid: Some(990),
+                executable: Some(digest(3)),
+            };
+            case.facts = RunningFacts::Host(HostFacts { pid_namespace: 5, user_namespace: 6 });
+            case.evidence.snapshot.uid = 990;
+            case.evidence.snapshot.cgroup = "/system.slice/collector.service".into();
+            case.evidence.ancestry.clear();
+            case
+        }
+
+        fn set_service(&mut self, with_unit: bool, with_uid: bool, with_executable: bool) {
+            if let Workload::Service { unit, uid, executable } = &mut self.registration.workload {
+                *unit = unit.take().filter(|_| with_unit);
+                *uid = uid.filter(|_| with_uid);
+                *executable = executable.filter(|_| with_executable);
+            }
+        }
+
         fn verdict(&self) -> Result<(), DenyReason> {
             let name = module("thermometer");
             let asked = Asked { module: &name, generation: self.generation };
@@ -607,7 +728,7 @@ mod tests {
 
     #[test]
     fn a_module_in_order_is_allowed_by_its_own_and_by_the_legacy_socket() {
-        for mut case in [Case::container(), Case::host()] {
+        for mut case in [Case::container(), Case::host(), Case::service()] {
             assert_eq!(case.verdict(), Ok(()));
             case.door = Door::LegacySocket;
             assert_eq!(case.verdict(), Ok(()));
@@ -666,6 +787,59 @@ mod tests {
             let mut case = Case::host();
             fault(&mut case);
             assert_eq!(case.verdict(), Err(reason));
+        }
+    }
+
+    #[test]
+    fn each_fault_of_a_service_is_refused_with_its_own_reason() {
+        let faults: [(Fault, DenyReason); 13] = [
+            (|c| c.evidence.holding = Holding::Inheritable, DenyReason::ConnectionInheritable),
+            (|c| c.evidence.holding = Holding::NotHeld, DenyReason::ConnectionNotHeld),
+            (|c| c.evidence.snapshot.cgroup = "/system.slice/other.service".into(), DenyReason::NotInUnit),
+            (|c| c.evidence.snapshot.cgroup = "/evil/system.slice/collector.service".into(), DenyReason::NotInUnit),
+            (|c| c.evidence.snapshot.uid = 0, DenyReason::OtherUser),
+            (|c| c.evidence.measurement = None, DenyReason::ExecutableUnmeasured),
+            (|c| c.evidence.measurement.as_mut().expect("measured").digest = digest(9), DenyReason::ExecutableChanged),
+            (|c| c.evidence.snapshot.pid_namespace = 7, DenyReason::NotOnHost),
+            (|c| c.evidence.snapshot.user_namespace = 7, DenyReason::NotOnHost),
+            (|c| c.evidence.container = Some(container('a')), DenyReason::NotOnHost),
+            (|c| c.evidence.snapshot.tracer = 7, DenyReason::Traced),
+            (|c| c.facts = RunningFacts::Stopped, DenyReason::NotRunning),
+            (|c| c.generation = Some("g0"), DenyReason::GenerationMismatch),
+        ];
+        for (fault, reason) in faults {
+            let mut case = Case::service();
+            fault(&mut case);
+            assert_eq!(case.verdict(), Err(reason));
+        }
+    }
+
+    #[test]
+    fn a_service_is_known_by_its_unit_or_by_user_and_executable_and_by_nothing_less() {
+        for (unit, uid, executable, expected) in [
+            (true, false, false, Ok(())),
+            (false, true, true, Ok(())),
+            (false, true, false, Err(DenyReason::NotInUnit)),
+            (false, false, true, Err(DenyReason::NotInUnit)),
+            (false, false, false, Err(DenyReason::NotInUnit)),
+        ] {
+            let mut case = Case::service();
+            case.set_service(unit, uid, executable);
+            assert_eq!(case.verdict(), expected, "{unit} {uid} {executable}");
+            if let Err(reason) = expected {
+                assert!(checks(Some(&case.registration)).contains(&reason), "{unit} {uid} {executable}");
+            }
+        }
+    }
+
+    #[test]
+    fn facts_of_another_kind_than_the_registration_prove_nothing() {
+        let mut case = Case::service();
+        case.facts = Case::host().facts;
+        assert_eq!(case.verdict(), Err(DenyReason::FactsUnknown));
+        for mut case in [Case::host(), Case::container()] {
+            case.facts = Case::service().facts;
+            assert_eq!(case.verdict(), Err(DenyReason::FactsUnknown));
         }
     }
 
@@ -774,6 +948,43 @@ mod tests {
         }
         assert_eq!(checks(None), [DenyReason::SocketOfAnotherModule, DenyReason::NotRegistered]);
         assert!(!checks(Some(&Case::host().registration)).contains(&DenyReason::ImageChanged));
+    }
+
+    #[test]
+    fn the_checks_of_a_service_are_those_that_its_entry_asks_for_in_their_order() {
+        use DenyReason as Reason;
+        let faults: [(Fault, DenyReason); 7] = [
+            (|c| c.evidence.snapshot.tracer = 7, Reason::Traced),
+            (|c| c.evidence.snapshot.user_namespace = 7, Reason::NotOnHost),
+            (|c| c.evidence.snapshot.cgroup = "/elsewhere".into(), Reason::NotInUnit),
+            (|c| c.evidence.snapshot.uid = 0, Reason::OtherUser),
+            (|c| c.evidence.measurement = None, Reason::ExecutableUnmeasured),
+            (
+                |c| c.evidence.measurement.iter_mut().for_each(|found| found.digest = digest(9)),
+                Reason::ExecutableChanged,
+            ),
+            (|c| c.evidence.holding = Holding::NotHeld, Reason::ConnectionNotHeld),
+        ];
+        for with in [(true, true, true), (true, false, false), (false, true, true), (true, true, false)] {
+            let service = || {
+                let mut case = Case::service();
+                case.set_service(with.0, with.1, with.2);
+                case
+            };
+            let order = checks(Some(&service().registration));
+            for (at, (fault, reason)) in faults.iter().enumerate() {
+                let mut case = service();
+                fault(&mut case);
+                let expected = if order.contains(reason) { Err(*reason) } else { Ok(()) };
+                assert_eq!(case.verdict(), expected, "{with:?} {reason}");
+                for (later, _) in faults.iter().skip(at).filter(|_| order.contains(reason)) {
+                    let mut case = service();
+                    later(&mut case);
+                    fault(&mut case);
+                    assert_eq!(case.verdict(), Err(*reason), "{with:?}");
+                }
+            }
+        }
     }
 
     proptest! {

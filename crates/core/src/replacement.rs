@@ -52,7 +52,7 @@ impl Replacement {
     ) -> Settlement {
         let registered = registration.and_then(|registration| match &registration.workload {
             Workload::Container { container, .. } => Some(container),
-            Workload::Process { .. } => None,
+            Workload::Process { .. } | Workload::Service { .. } => None,
         });
         match named {
             Some(named) if *named != self.old && registered == Some(named) => Settlement::Finish,

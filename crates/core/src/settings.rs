@@ -12,6 +12,7 @@ use crate::attestation::Policy;
 use crate::create_options::Grant;
 use crate::digest::Sha256Digest;
 use crate::hardware::{KeyPlace, PassOn, SandboxSettings, Seal, SecretText, TokenSettings, TpmSettings};
+use crate::host::{HostModule, HostService};
 use crate::id::{CertId, DeviceId, KeyId, ModuleId};
 use crate::image_policy::ImagePolicy;
 
@@ -322,6 +323,12 @@ pub struct ModuledSettings {
     /// Host executables that modules of type `process` may name as their image.
     #[serde(default)]
     pub host_modules: BTreeMap<String, HostModule>,
+    /// Services of the host that something else starts and that have a module's identity.
+    #[serde(default)]
+    pub host_services: BTreeMap<ModuleId, HostService>,
+    /// Whether host modules may run as uid 0.
+    #[serde(default = "yes")]
+    pub allow_root_host_modules: bool,
     /// Attestation policy by module, where it differs from the default.
     #[serde(default)]
     pub policies: BTreeMap<ModuleId, Policy>,
@@ -454,19 +461,6 @@ pub struct EngineSettings {
     /// The engine's network create body beyond its name (`EnableIPv6`, `IPAM`).
     #[serde(default)]
     pub network_options: serde_json::Map<String, serde_json::Value>,
-}
-
-/// A host executable that a module may run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HostModule {
-    /// Absolute path.
-    pub executable: String,
-    /// What its content must hash to.
-    pub sha256: Sha256Digest,
-    /// Arguments, if the module's create options give none.
-    #[serde(default)]
-    pub args: Vec<String>,
 }
 
 /// The CA that signs module certificates.

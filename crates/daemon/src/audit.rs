@@ -112,12 +112,29 @@ impl Audit {
                 "refused"
             );
         }
+        self.write(&mut trail, entry);
+    }
+
+    /// Writes down what was granted and changes what will be granted later; `reason` says what it is.
+    pub fn granted(&self, entry: &Entry<'_>) {
+        tracing::info!(
+            uid = entry.uid,
+            pid = entry.pid,
+            action = entry.action,
+            object = entry.object,
+            reason = entry.reason,
+            "granted"
+        );
+        self.write(&mut self.trail.lock().unwrap_or_else(PoisonError::into_inner), entry);
+    }
+
+    fn write(&self, trail: &mut Trail, entry: &Entry<'_>) {
         let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
         let lost = trail.lost;
         let written =
             serde_json::to_vec(&Line { time, lost, entry }).map_err(std::io::Error::other).and_then(|mut line| {
                 line.push(b'\n');
-                self.append(&mut trail, &line)
+                self.append(trail, &line)
             });
         match written {
             Ok(()) => trail.lost = 0,

@@ -80,7 +80,7 @@ impl Attestor {
     pub fn connected(&self, caller: &Caller, registration: Option<&Registration>, facts: &RunningFacts) {
         let init = match facts {
             RunningFacts::Running(running) => Some(&running.init),
-            RunningFacts::Unknown | RunningFacts::Stopped => None,
+            RunningFacts::Unknown | RunningFacts::Stopped | RunningFacts::Host(_) => None,
         };
         // A failure is kept as well, and is the answer to every request of this caller.
         let learned = caller.attached(|| self.learn(caller, init));
@@ -150,7 +150,7 @@ impl Attestor {
             |evidence: &Evidence| verdict(&door, &asked, subject.registration.as_ref(), &subject.facts, evidence);
         let init = match &subject.facts {
             RunningFacts::Running(running) => Some(&running.init),
-            RunningFacts::Unknown | RunningFacts::Stopped => None,
+            RunningFacts::Unknown | RunningFacts::Stopped | RunningFacts::Host(_) => None,
         };
         let looked = || {
             let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).ok_or(DenyReason::CallerGone)?;
@@ -229,6 +229,14 @@ impl Attestor {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.truncate(SHOWN_REFUSALS - 1);
         refusals.push_front(refusal);
+    }
+
+    /// Writes an approval down.
+    pub fn approved(&self, caller: &Caller, by: &str, name: &str, sha256: &Sha256Digest) {
+        let reason = format!("{by} approved {sha256}");
+        let action = "PUT /approved-digests/{name}";
+        let pid = caller.pid().unwrap_or(0);
+        self.audit.granted(&Entry { uid: caller.uid(), pid, action, object: name, reason: &reason });
     }
 
     /// Counts a caller that was let in.

@@ -15,6 +15,7 @@ use edgekeep_runtime::engine::ContainerSpec;
 use serde_json::{Map, Value};
 
 use crate::service::Moduled;
+use crate::sockets;
 use crate::spec::ValidSpec;
 
 /// Where a container finds its workload socket: what existing SDKs have built in.
@@ -35,7 +36,10 @@ pub async fn specification<'a>(
         options: options(service, spec).await?,
         env: environment(spec),
         network: service.settings.engine.as_ref().map(|engine| engine.network.as_str()),
-        binds: vec![format!("{}:{CONTAINER_SOCKET_FOLDER}", crate::sockets::folder(service, &spec.module).display())],
+        binds: vec![format!(
+            "{}:{CONTAINER_SOCKET_FOLDER}",
+            sockets::container_folder(&service.root, &spec.module).display()
+        )],
         labels: spec.labels.clone(),
     })
 }
@@ -88,10 +92,9 @@ fn leave_out_own_sockets(options: &mut Map<String, Value>, root: &Root, module: 
 fn own_places(root: &Root, module: &ModuleId) -> (Vec<String>, Vec<String>) {
     let base = root.path();
     let own = ["run/aziot", "run/iotedge", "var/lib/edgekeep", "etc/edgekeep"].map(|place| base.join(place));
-    let mut folder = root.module_socket_folder().join(module.name()).into_os_string();
-    let own_folder = PathBuf::from(&folder);
-    folder.push(".sock");
-    let open = [root.legacy_workload_socket(), own_folder.join("workload.sock"), own_folder, PathBuf::from(folder)];
+    let folder = sockets::container_folder(root, module);
+    let link = root.module_socket_folder().join(format!("{}.sock", module.name()));
+    let open = [root.legacy_workload_socket(), folder.join("workload.sock"), folder, link];
     let both = |paths: &[PathBuf]| {
         let led_to = paths.iter().filter_map(|path| lead(path));
         let all: BTreeSet<String> =

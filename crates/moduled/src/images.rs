@@ -235,7 +235,7 @@ async fn see_unlimited(service: &Moduled, engine: &Engine) -> Result<Seen, LookE
         .iter()
         .filter_map(|module| match service.registrations.of(module)?.workload {
             Workload::Container { image, .. } => Some(image),
-            Workload::Process { .. } => None,
+            Workload::Process { .. } | Workload::Service { .. } => None,
         })
         .collect();
     let disk = engine.info().await?["DockerRootDir"].as_str().and_then(|folder| disk(Path::new(folder)));

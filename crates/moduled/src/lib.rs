@@ -7,10 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod approvals;
 pub mod attest;
 pub mod container;
 pub mod edge_ca;
 pub mod failure;
+pub mod host_modules;
+pub mod host_services;
 pub mod identities;
 pub mod image;
 pub mod images;
@@ -22,6 +25,7 @@ pub mod modules;
 pub mod registrations;
 pub mod replacements;
 pub mod resources;
+pub mod restarts;
 pub mod run;
 pub mod service;
 pub mod sockets;

@@ -11,16 +11,16 @@ use std::time::Duration;
 use edgekeep_api::management::{
     DetailsConfig, ExitStatus, ModuleDetails, ModuleList, ModuleSpec, ModuleStatus, RuntimeStatus,
 };
-use edgekeep_core::attestation::{Policy, ProcessInstance, Registration, RunningFacts, Workload};
+use edgekeep_core::attestation::{HostFacts, Policy, ProcessInstance, Registration, RunningFacts, Workload};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::listen::ListenError;
 use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::engine::{Engine, EngineError};
-use edgekeep_runtime::evidence::ImageLayers;
+use edgekeep_runtime::evidence::{CgroupHierarchy, ImageLayers};
 use edgekeep_runtime::facts::EngineWatch;
 use edgekeep_runtime::logs::{LogQuery, LogStream};
-use edgekeep_runtime::process::{ProcessError, ProcessRuntime, ProcessSpec};
+use edgekeep_runtime::process::{ProcessError, ProcessRuntime};
 use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
 use http::StatusCode;
 use serde_json::{Map, Value, json};
@@ -28,10 +28,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::OwnedMutexGuard;
 
+use crate::host_modules::{process_spec, registered, renew};
+use crate::host_services;
 use crate::registrations::Registrations;
 use crate::replacements::{self, Replacements};
 use crate::service::Moduled;
-use crate::sockets::SocketError;
+use crate::sockets::{self, Access, Owner, SocketError};
 use crate::spec::{Kind, ValidSpec};
 use crate::{container, image};
 
@@ -60,14 +62,23 @@ pub struct Modules {
     pub containers: Option<Containers>,
     /// Host modules.
     pub processes: ProcessRuntime,
+    /// In which cgroups are looked for.
+    pub hierarchy: CgroupHierarchy,
+    /// What services of the host share with the daemon.
+    host: HostFacts,
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Modules {
     /// The modules of these runtimes.
     #[must_use]
-    pub fn new(containers: Option<Containers>, processes: ProcessRuntime) -> Self {
-        Self { containers, processes, locks: Mutex::new(HashMap::new()) }
+    pub fn new(
+        containers: Option<Containers>,
+        processes: ProcessRuntime,
+        hierarchy: CgroupHierarchy,
+        host: HostFacts,
+    ) -> Self {
+        Self { containers, processes, hierarchy, host, locks: Mutex::new(HashMap::new()) }
     }
 
     /// What runs for a module, by its registration.
@@ -78,6 +89,7 @@ impl Modules {
                 self.containers.as_ref().map_or(RunningFacts::Unknown, |containers| containers.watch.facts(module))
             }
             Some(Workload::Process { .. }) => self.processes.facts(module),
+            Some(Workload::Service { .. }) => RunningFacts::Host(self.host),
             None => RunningFacts::Stopped,
         }
     }
@@ -215,7 +227,7 @@ impl Modules {
 /// If there is neither, or something is refused.
 pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<Option<Sha256Digest>, HttpError> {
     if spec.kind == Kind::Process {
-        let process = host_module(service, spec)?;
+        let process = process_spec(service, spec)?;
         let verified = service.modules.processes.verify(process.executable, process.sha256).await;
         return verified.map(|()| None).map_err(|error| of_process(&error));
     }
@@ -251,6 +263,7 @@ pub async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), Http
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
 pub async fn update(service: &Arc<Moduled>, spec: &ValidSpec, and_start: bool) -> Result<bool, HttpError> {
+    host_services::refuse(service, &spec.module)?;
     let (kind, _) = service.modules.state(&spec.module).await?;
     let image = prepare(service, spec).await?;
     let _lock = service.modules.claim(service, &spec.module).await?;
@@ -275,8 +288,30 @@ pub async fn update(service: &Arc<Moduled>, spec: &ValidSpec, and_start: bool) -
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
 pub async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    host_services::refuse(service, module)?;
     let _lock = service.modules.claim(service, module).await?;
     start_locked(service, module).await
+}
+
+/// As [`start`], without beginning to watch over it: for who does.
+pub(crate) async fn start_unwatched(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let _lock = service.modules.claim(service, module).await?;
+    start_only(service, module).await.map(drop)
+}
+
+/// Watches over the host modules that were found running and are to be started again when they end.
+pub async fn watch_running(service: &Arc<Moduled>) {
+    for state in service.modules.processes.list().await {
+        if let (ModuleState::Running, Ok(module)) = (state.state, state.name.parse::<ModuleId>()) {
+            watch_over(service, &module, &state.image);
+        }
+    }
+}
+
+fn watch_over(service: &Arc<Moduled>, module: &ModuleId, image: &str) {
+    if let Some(registered) = service.settings.host_modules.get(image) {
+        service.restarts.watch(service, module, registered.restart);
+    }
 }
 
 /// Stops a module; one that does not run stays as it is. Its workload socket stays open meanwhile.
@@ -284,6 +319,7 @@ pub async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Http
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
 pub async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    host_services::refuse(service, module)?;
     stop_within(service, module, None).await
 }
 
@@ -297,13 +333,13 @@ async fn stop_within(service: &Arc<Moduled>, module: &ModuleId, grace: Option<Du
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
 pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    host_services::refuse(service, module)?;
     let _lock = service.modules.claim(service, module).await?;
     let (kind, state) = service.modules.state(module).await?;
-    if kind == Kind::Process
-        && let Some(registered) = service.settings.host_modules.get(&state.image)
-    {
+    if kind == Kind::Process {
+        let (registered, sha256) = registered(service, &state.image)?;
         // An executable that could not be started again leaves what runs alone.
-        let verified = service.modules.processes.verify(registered.executable.clone().into(), registered.sha256).await;
+        let verified = service.modules.processes.verify(registered.executable.clone().into(), sha256).await;
         verified.map_err(|error| of_process(&error))?;
     }
     stop_locked(service, module, None).await?;
@@ -315,6 +351,7 @@ pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Ht
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
 pub async fn remove(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    host_services::refuse(service, module)?;
     let _lock = service.modules.claim(service, module).await?;
     remove_locked(service, module).await?;
     service.sockets.remove(service, module).await;
@@ -330,7 +367,8 @@ pub async fn stop_all(service: &Arc<Moduled>) {
         tracing::warn!(%error, "agent not stopped");
     }
     let mut stopping = tokio::task::JoinSet::new();
-    for module in service.registrations.modules() {
+    let all = service.registrations.modules().into_iter();
+    for module in all.filter(|module| host_services::find(service, module).is_none()) {
         let service = Arc::clone(service);
         stopping.spawn(async move {
             if let Err(error) = stop_within(&service, &module, Some(GRACE_AT_END)).await {
@@ -357,9 +395,20 @@ pub(crate) async fn create_locked(
             None
         }
     };
-    service.sockets.open(service, module).await.map_err(|error| of_socket(&error))?;
-    let workload = match spec.kind {
-        Kind::Docker => {
+    let process = match spec.kind {
+        Kind::Docker => None,
+        Kind::Process => Some(process_spec(service, spec)?),
+    };
+    let access = match &process {
+        None => Access { owner: Owner::Container, host_agent: false },
+        Some(process) => Access {
+            owner: Owner::User(process.plan.uid),
+            host_agent: registered(service, &process.image)?.0.management,
+        },
+    };
+    service.sockets.open(service, module, access).await.map_err(|error| of_socket(&error))?;
+    let workload = match process {
+        None => {
             let containers = service.modules.engine()?;
             let _fetching = service.images.fetching().await;
             let image = image.ok_or_else(|| HttpError::internal("the image was not measured"))?;
@@ -376,11 +425,10 @@ pub(crate) async fn create_locked(
             service.images.touch(created.image);
             Workload::Container { container: created.container, image: created.image, options: created.options }
         }
-        Kind::Process => {
-            let process = host_module(service, spec)?;
-            let executable = process.sha256;
+        Some(process) => {
+            let (executable, uid) = (process.sha256, process.plan.uid);
             service.modules.processes.create(module, process).await.map_err(|error| of_process(&error))?;
-            Workload::Process { executable, uid: service.modules.processes.uid() }
+            Workload::Process { executable, uid }
         }
     };
     let registration = Registration { module: module.clone(), generation, policy: policy(service, spec), workload };
@@ -400,6 +448,7 @@ pub(crate) async fn create_locked(
 
 /// A module has its name in both runtimes: two of one name would share a registration.
 async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpError> {
+    host_services::refuse(service, &spec.module)?;
     match service.modules.state(&spec.module).await {
         Ok(_) => {
             let message = format!("there already is a module {}", spec.module.name());
@@ -413,16 +462,31 @@ async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), Ht
 }
 
 pub(crate) async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
-    let (kind, _) = service.modules.state(module).await?;
-    service.sockets.open(service, module).await.map_err(|error| of_socket(&error))?;
+    let (kind, state) = start_only(service, module).await?;
+    if kind == Kind::Process {
+        watch_over(service, module, &state.image);
+    }
+    Ok(())
+}
+
+/// Starts a module and gives its runtime and its state before that.
+async fn start_only(service: &Arc<Moduled>, module: &ModuleId) -> Result<(Kind, State), HttpError> {
+    let (kind, state) = service.modules.state(module).await?;
+    if kind == Kind::Process && state.state != ModuleState::Running {
+        renew(service, module).await?;
+    }
+    let access = sockets::access(service, module).await;
+    service.sockets.open(service, module, access).await.map_err(|error| of_socket(&error))?;
     match kind {
         Kind::Docker => service.modules.engine()?.engine.start(module).await.map_err(|error| of_engine(&error)),
         Kind::Process => service.modules.processes.start(module).await.map_err(|error| of_process(&error)),
     }
+    .map(|()| (kind, state))
 }
 
 /// Without a grace a container has its own (`StopTimeout`), or the engine's.
 async fn stop_locked(service: &Moduled, module: &ModuleId, grace: Option<Duration>) -> Result<(), HttpError> {
+    service.restarts.forget(module);
     match service.modules.state(module).await?.0 {
         Kind::Docker => service.modules.engine()?.engine.stop(module, grace).await.map_err(|error| of_engine(&error)),
         Kind::Process => {
@@ -448,58 +512,6 @@ fn policy(service: &Moduled, spec: &ValidSpec) -> Policy {
         None if spec.module.is_edge_agent() || spec.kind == Kind::Process => Policy::Executable,
         None => Policy::Image,
     }
-}
-
-/// The registered executable that a host module names as its image.
-fn host_module(service: &Moduled, spec: &ValidSpec) -> Result<ProcessSpec, HttpError> {
-    let name = &spec.settings.image;
-    let registered = service.settings.host_modules.get(name).ok_or_else(|| {
-        HttpError::bad_request(format!(
-            "no host module {name:?} is registered; add [host_modules.{name:?}] with its executable and sha256 to the configuration"
-        ))
-    })?;
-    for (member, wanted) in [("digest", &spec.settings.digest), ("imageHash", &spec.settings.image_hash)] {
-        if let Some(wanted) = wanted
-            && wanted.parse() != Ok(registered.sha256)
-        {
-            return Err(HttpError::bad_request(format!(
-                "{member} of module {} is not that of the registered executable, {}",
-                spec.module, registered.sha256
-            )));
-        }
-    }
-    let options = &spec.settings.create_options;
-    let args = match options.get("Cmd") {
-        Some(cmd) => strings(cmd, "Cmd")?,
-        None => registered.args.clone(),
-    };
-    let mut env = spec.env.clone();
-    if let Some(own) = options.get("Env") {
-        for entry in strings(own, "Env")? {
-            if let Some((key, value)) = entry.split_once('=') {
-                env.insert(key.to_owned(), value.to_owned());
-            }
-        }
-    }
-    // The measurement covers the executable and not what its loader is told to add.
-    if let Some(variable) = env.keys().find(|name| name.starts_with("LD_") || *name == "GLIBC_TUNABLES") {
-        return Err(HttpError::bad_request(format!(
-            "environment variable {variable} would change what a measured executable runs; use a container module"
-        )));
-    }
-    Ok(ProcessSpec {
-        image: name.clone(),
-        executable: registered.executable.clone().into(),
-        sha256: registered.sha256,
-        args,
-        env,
-        working_dir: options.get("WorkingDir").and_then(Value::as_str).map(Into::into),
-    })
-}
-
-fn strings(value: &Value, member: &str) -> Result<Vec<String>, HttpError> {
-    let wrong = || HttpError::bad_request(format!("createOptions.{member} must be an array of strings"));
-    value.as_array().ok_or_else(wrong)?.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
 }
 
 /// A fresh module as create and update answer it: the request's settings, without credentials and environment.
@@ -554,7 +566,7 @@ fn details(kind: Kind, state: &State) -> ModuleDetails {
                 // An end that nobody was told is shown as a failure: restart policies then do their work.
                 Some(ExitStatus { exit_time: rfc3339(exit.at)?, status_code: exit.code.unwrap_or(-1).to_string() })
             }),
-            runtime_status: RuntimeStatus { status: state.state.as_str().into(), description: None },
+            runtime_status: RuntimeStatus { status: state.state.as_str().into(), description: state.note.clone() },
         },
     }
 }
@@ -597,14 +609,14 @@ pub(crate) fn of_engine(error: &EngineError) -> HttpError {
 }
 
 /// A name that is too long for its socket is the caller's to change; other trouble with sockets is ours.
-fn of_socket(error: &SocketError) -> HttpError {
+pub(crate) fn of_socket(error: &SocketError) -> HttpError {
     match error {
         SocketError::Listen(ListenError::TooLong { .. }) => HttpError::bad_request(chain(error)),
         other => HttpError::hidden(other),
     }
 }
 
-fn of_process(error: &ProcessError) -> HttpError {
+pub(crate) fn of_process(error: &ProcessError) -> HttpError {
     let status = error.status().and_then(|status| StatusCode::from_u16(status).ok());
     HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))
 }

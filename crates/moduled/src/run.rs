@@ -20,8 +20,10 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::agent::{self, Ended};
+use crate::approvals::Approvals;
 use crate::attest::Attestor;
 use crate::edge_ca;
+use crate::host_services;
 use crate::images;
 use crate::management;
 use crate::metrics;
@@ -29,7 +31,7 @@ use crate::modules::{self, Containers, Modules};
 use crate::registrations::Registrations;
 use crate::replacements::{Replacements, settle_all};
 use crate::service::Moduled;
-use crate::sockets::{Sockets, management_limits, workload_limits};
+use crate::sockets::{self, Sockets, management_limits, workload_limits};
 use crate::workload;
 
 /// How often the Edge CA certificate is looked at.
@@ -58,8 +60,13 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
         .with_context(|| format!("{} is missing; run `edgekeep config apply` first", path.display()))?;
     let folder = root.state_folder(Daemon::Moduled);
     private_folder(&folder)?;
-    // Nobody else reaches the modules' sockets by their path: containers have them mounted, host modules are of this user.
-    close_to_others(&folder)?;
+    // Programs of other users, if there are any, reach the sockets made for them by their path; all else in here is closed.
+    let others =
+        settings.host_modules.values().any(|module| module.user.is_some()) || !settings.host_services.is_empty();
+    set_mode(&folder, if others { 0o711 } else { 0o700 })?;
+    let links = root.module_socket_folder();
+    private_folder(&links)?;
+    set_mode(&links, if others { 0o711 } else { 0o700 })?;
     sweep_temporary(&folder);
     // Sockets on their way to a module's folder when the daemon was killed.
     let _ = std::fs::remove_dir_all(folder.join("sockets"));
@@ -73,16 +80,19 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
         }
         None => None,
     };
-    let cgroups = ModuleCgroups::below_own(hierarchy, &instance(&root));
+    let cgroups = ModuleCgroups::below_own(hierarchy.clone(), &instance(&root));
     let processes = ProcessRuntime::open(&folder.join("processes"), Launcher::this_program(), cgroups)?;
     if let Some(why) = processes.without_cgroups() {
         tracing::info!(%why, "host modules run without cgroups of their own");
     }
-    let modules = Modules::new(containers, processes);
+    let host = host_services::host_facts().context("cannot look at the daemon's own namespaces")?;
+    let modules = Modules::new(containers, processes, hierarchy, host);
     let attestor = Attestor::new(collector, &folder);
     let registrations = Registrations::load(&folder)?;
     let replacements = Replacements::load(&folder)?;
-    let service = Moduled::new(root, settings, attestor, registrations, replacements, modules);
+    let approvals = Approvals::load(&folder)?;
+    let service = Moduled::new(root, settings, attestor, registrations, replacements, approvals, modules);
+    host_services::register(&service).await;
     let stop = lifecycle::stop_on_signal()?;
     serve_all(service, stop, at_end).await
 }
@@ -107,14 +117,17 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     ];
     // After the shared sockets serve: one module's trouble is none of the others'.
     for module in service.registrations.modules() {
-        if let Err(error) = service.sockets.open(&service, &module).await {
+        let access = sockets::access(&service, &module).await;
+        if let Err(error) = service.sockets.open(&service, &module, access).await {
             tracing::error!(%module, %error, "workload socket not opened");
         }
     }
+    modules::watch_running(&service).await;
     let operations_socket = operations::listen(Daemon::Moduled, &service.root);
     let refresh = metrics::refresh(&service);
     let operations = Operations::new(Daemon::Moduled, &service.root, metrics::FAMILIES, refresh);
     let operations = tokio::spawn(operations::run(operations_socket, operations, stop.clone()));
+    let identities = tokio::spawn(host_services::ensure_identities(Arc::clone(&service)));
     systemd::notify_ready();
     tracing::info!(version = crate::systeminfo::VERSION, "moduled serves");
     let settling = tokio::spawn(settle_all(Arc::clone(&service), stop.clone()));
@@ -136,6 +149,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     edge_ca.abort();
     images.abort();
     operations.abort();
+    identities.abort();
     for server in servers {
         if ended == Ended::GaveUp {
             server.abort();
@@ -196,8 +210,8 @@ fn instance(root: &Root) -> String {
     sha256(root.path().as_os_str().as_bytes()).hex()[..8].to_owned()
 }
 
-fn close_to_others(folder: &std::path::Path) -> anyhow::Result<()> {
+fn set_mode(folder: &std::path::Path, mode: u32) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot set the mode of {}", folder.display()))
 }

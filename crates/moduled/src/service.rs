@@ -1,11 +1,11 @@
 //! moduled's state, and the one gate in front of everything that needs an identity.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use edgekeep_api::certd::CertificatesClient;
 use edgekeep_api::identityd::IdentityClient;
 use edgekeep_api::keyd::KeysClient;
-use edgekeep_api::management::SystemInfo;
+use edgekeep_api::management::{Approval, SystemInfo};
 use edgekeep_core::attestation::{Asked, DenyReason, Door, RunningFacts};
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::{Daemon, Root};
@@ -15,6 +15,7 @@ use edgekeep_daemon::server::{HttpError, Request};
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
+use crate::approvals::Approvals;
 use crate::attest::{Attestor, Subject};
 use crate::identities::IdentityCache;
 use crate::images::Images;
@@ -22,6 +23,7 @@ use crate::keys::{KeptHandle, TrustBundleCache};
 use crate::modules::Modules;
 use crate::registrations::Registrations;
 use crate::replacements::Replacements;
+use crate::restarts::Restarts;
 use crate::sockets::Sockets;
 use crate::systeminfo;
 
@@ -66,6 +68,12 @@ pub struct Moduled {
     agent: ModuleId,
     /// What the watchdog of the agent has to say; empty when all is well.
     pub agent_problem: watch::Sender<String>,
+    /// Executables of the host that were approved since they were configured.
+    pub approvals: Approvals,
+    /// Host modules that are started again when they end.
+    pub restarts: Restarts,
+    /// What is wrong with services of the host.
+    service_problems: Mutex<Vec<String>>,
 }
 
 impl Moduled {
@@ -77,6 +85,7 @@ impl Moduled {
         attestor: Attestor,
         registrations: Registrations,
         replacements: Replacements,
+        approvals: Approvals,
         modules: Modules,
     ) -> Arc<Self> {
         let identities = IdentityCache::new(IdentityClient::new(root.identityd_socket()));
@@ -98,6 +107,9 @@ impl Moduled {
             edge_ca: watch::Sender::new(Ok(None)),
             agent_problem: watch::Sender::new(String::new()),
             agent: edge_agent(),
+            approvals,
+            restarts: Restarts::default(),
+            service_problems: Mutex::default(),
             settings,
             root,
         })
@@ -132,14 +144,24 @@ impl Moduled {
         module: &ModuleId,
         generation: Option<&str>,
     ) -> Result<(), HttpError> {
+        let judged = self.judge(request, door, &Asked { module, generation }).await;
+        judged.map(|()| self.attestor.allow()).map_err(|reason| {
+            let route = format!("{} {}", request.method(), request.route);
+            self.attestor.refuse(&request.caller, module.as_str(), &route, reason);
+            HttpError::forbidden()
+        })
+    }
+
+    /// The verdict on a caller, with nothing written down.
+    async fn judge(&self, request: &Request, door: &Door, asked: &Asked<'_>) -> Result<(), DenyReason> {
+        let module = asked.module;
         let registration = self.registrations.of(module);
         let mut subject = Subject {
             facts: self.modules.facts(module, registration.as_ref()),
             layers: self.modules.layers(module, registration.as_ref()),
             registration,
         };
-        let asked = Asked { module, generation };
-        let mut judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
+        let mut judged = self.attestor.judge(&request.caller, door, asked, &subject).await;
         let behind = matches!(judged, Err(DenyReason::NotADescendant | DenyReason::NotInModule))
             && self.modules.is_behind(module);
         let early = behind || matches!(judged, Err(DenyReason::NotRunning | DenyReason::FactsUnknown));
@@ -147,23 +169,19 @@ impl Moduled {
             // The module's own process can be quicker than the engine's event about its start.
             subject.facts = self.modules.facts_soon(module).await;
             subject.layers = self.modules.layers(module, subject.registration.as_ref());
-            judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
+            judged = self.attestor.judge(&request.caller, door, asked, &subject).await;
         } else if behind {
             subject.facts = RunningFacts::Stopped;
-            judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
+            judged = self.attestor.judge(&request.caller, door, asked, &subject).await;
         }
         if judged.is_ok()
             && let Some(process) = self.attestor.may_be_orphan(&request.caller, &subject)
         {
             // Nothing is known against it, but the engine's word about it may still be on its way.
             subject.facts = self.modules.facts_about(module, &process).await;
-            judged = self.attestor.judge(&request.caller, door, &asked, &subject).await;
+            judged = self.attestor.judge(&request.caller, door, asked, &subject).await;
         }
-        judged.map(|()| self.attestor.allow()).map_err(|reason| {
-            let route = format!("{} {}", request.method(), request.route);
-            self.attestor.refuse(&request.caller, module.as_str(), &route, reason);
-            HttpError::forbidden()
-        })
+        judged
     }
 
     /// Lets only the agent pass, through the management socket.
@@ -172,6 +190,33 @@ impl Moduled {
     /// 403 without detail.
     pub async fn admit_agent(&self, request: &Request) -> Result<(), HttpError> {
         self.admit(request, &Door::ManagementSocket, &self.agent, None).await
+    }
+
+    /// Whether the caller is the agent. Nothing is written down if it is not.
+    pub async fn is_agent(&self, request: &Request) -> bool {
+        let asked = Asked { module: &self.agent, generation: None };
+        self.judge(request, &Door::ManagementSocket, &asked).await.is_ok()
+    }
+
+    /// The approvals in force.
+    #[must_use]
+    pub fn approvals_in_force(&self) -> Vec<Approval> {
+        self.approvals.list(|name| {
+            let module = self.settings.host_modules.get(name).map(|module| module.sha256);
+            let service = || name.parse().ok().and_then(|id: ModuleId| self.settings.host_services.get(&id)?.sha256);
+            module.or_else(service)
+        })
+    }
+
+    /// Has the status say what is wrong with a service of the host.
+    pub fn service_problem(&self, problem: String) {
+        self.service_problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
+    }
+
+    /// What is wrong with services of the host.
+    #[must_use]
+    pub fn service_problems(&self) -> Vec<String> {
+        self.service_problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Writes down that another process than the one that connected sent bytes.

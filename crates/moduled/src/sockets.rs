@@ -1,13 +1,14 @@
 //! The workload sockets: one for each module, in a folder of its own, and the shared one of earlier versions.
 //!
-//! `mnt/<module>/workload.sock` is the socket; `mnt/<module>.sock` is a link to it, where existing agents expect it. A
-//! container gets the *folder* mounted: a socket that is bound anew after a restart of this daemon then appears in a
-//! running container, where a mounted socket file would stay the dead one. The agent's folder also has the management
-//! socket. A module's socket is there as long as the module is, also while it stops.
+//! `mnt/<module>.sock`, where existing agents expect it, is a link to `workload.sock` in a folder of the module's own. For a
+//! program of the host that is `mnt/<module>`, which only its user can enter. For a container it is `containers/<module>`,
+//! closed to all users of the host by the folder above, since the user in the container is not known: the *folder* is
+//! mounted, so that a socket that is bound anew after a restart of this daemon appears in a running container, where a
+//! mounted socket file would stay the dead one. The folders of the agent and of host agents also have a management socket.
+//! A module's socket is there as long as the module is, also while it stops.
 //!
-//! All lie below this daemon's state folder, which only its user can enter: by path nobody else reaches a module's socket,
-//! and a container sees the one folder that it has mounted. Every [`REVIEW`] it is looked whether each socket still is the
-//! one that was bound; what was removed, replaced, or could not be made while the disk was full is made anew.
+//! Every [`REVIEW`] it is looked whether each socket still is the one that was bound, in a folder for whom it should be;
+//! what was removed, replaced, or could not be made while the disk was full is made anew.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,16 +17,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgekeep_core::attestation::Door;
+use edgekeep_core::attestation::{Door, Registration, Workload};
 use edgekeep_core::id::ModuleId;
+use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_daemon::listen::{self, ListenError};
 use edgekeep_daemon::server::{Limits, serve};
+use edgekeep_daemon::store::{StoreError, private_folder};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
 use crate::service::Moduled;
-use crate::{management, workload};
+use crate::{host_services, management, workload};
 
+/// Beside the folder of the links.
+const CONTAINER_FOLDERS: &str = "containers";
 /// Default bound of open connections per uid and workload socket.
 const WORKLOAD_CONNECTIONS: u32 = 64;
 /// Default bound of open connections per uid at the management socket (wire facts 1.6).
@@ -36,8 +41,41 @@ pub const REVIEW: Duration = Duration::from_secs(1);
 const ASIDE: u32 = 4;
 /// The socket's file in a module's folder.
 const WORKLOAD: &str = "workload.sock";
-/// The agent's second one.
-const MANAGEMENT: &str = "mgmt.sock";
+
+/// Name of the management socket in the folders that have one.
+pub const MANAGEMENT_SOCKET: &str = "mgmt.sock";
+
+/// Whom a module's folder is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Whoever is in the container that it is mounted into.
+    Container,
+    /// A user of the host.
+    User(u32),
+    /// A service of the host whose user is not known.
+    Anyone,
+}
+
+/// What a module's folder is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Whom it is for.
+    pub owner: Owner,
+    /// Whether there is a management socket for a host agent in it.
+    pub host_agent: bool,
+}
+
+impl Owner {
+    /// By what is registered.
+    #[must_use]
+    pub fn of(registration: Option<&Registration>) -> Self {
+        match registration.map(|registration| &registration.workload) {
+            Some(Workload::Process { uid, .. } | Workload::Service { uid: Some(uid), .. }) => Self::User(*uid),
+            Some(Workload::Service { uid: None, .. }) => Self::Anyone,
+            Some(Workload::Container { .. }) | None => Self::Container,
+        }
+    }
+}
 
 /// The sockets that are open.
 #[derive(Debug, Default)]
@@ -47,6 +85,7 @@ pub struct Sockets {
 
 #[derive(Debug)]
 struct Listening {
+    folder: PathBuf,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
     /// The files that were bound, by device and inode.
@@ -59,6 +98,9 @@ pub enum SocketError {
     /// A socket could not be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// A folder of the daemon's own could not be made.
+    #[error(transparent)]
+    Folder(#[from] StoreError),
     /// The module's folder or link could not be made.
     #[error("cannot prepare {}", path.display())]
     Prepare {
@@ -71,43 +113,22 @@ pub enum SocketError {
 }
 
 impl Sockets {
-    /// Opens a module's sockets; those that are open stay as they are.
+    /// Opens a module's sockets and gives whether they had to be made; those that are open stay as they are.
     ///
     /// # Errors
     /// See [`SocketError`].
-    pub async fn open(&self, service: &Arc<Moduled>, module: &ModuleId) -> Result<(), SocketError> {
+    pub async fn open(&self, service: &Arc<Moduled>, module: &ModuleId, access: Access) -> Result<bool, SocketError> {
         let mut open = self.open.lock().await;
-        let folder = folder(service, module);
-        if open.get(module.name()).is_some_and(|listening| listening.is_in(&folder)) {
-            return link(&folder);
-        }
-        // Host modules connect by this path; it must fit although the socket itself is made elsewhere.
-        let link_path = link_path(&folder);
-        if link_path.as_os_str().len() > listen::PATH_LIMIT {
-            return Err(ListenError::TooLong { path: link_path }.into());
-        }
-        let fault = |source| SocketError::Prepare { path: folder.clone(), source };
-        make_folder(&folder).map_err(fault)?;
-        let (stop, stopped) = watch::channel(false);
-        let (mut tasks, mut bound) = (Vec::new(), Vec::new());
-        // Open to every user: who it serves is decided by measuring the caller, whose user in the container is not known.
-        // The folder is mounted into the module, which may put anything there: the socket is made elsewhere.
-        let private = service.state_folder().join("sockets");
-        let listener = listen::bind_into(&private, &folder.join(WORKLOAD), 0o666)?;
-        bound.extend(identity(&folder.join(WORKLOAD)).map(|file| (WORKLOAD, file)));
-        let router = Arc::new(workload::router(Arc::clone(service), Door::ModuleSocket(module.clone())));
-        tasks.push(tokio::spawn(serve(listener, router, workload_limits(service), stopped.clone())));
-        if module.is_edge_agent() {
-            let listener = listen::bind_into(&private, &folder.join(MANAGEMENT), 0o666)?;
-            bound.extend(identity(&folder.join(MANAGEMENT)).map(|file| (MANAGEMENT, file)));
-            let router = Arc::new(management::router(Arc::clone(service)));
-            tasks.push(tokio::spawn(serve(listener, router, management_limits(service), stopped)));
-        }
-        link(&folder)?;
-        if let Some(old) = open.insert(module.name().to_owned(), Listening { stop, tasks, bound }) {
-            old.end().await;
-        }
-        Ok(())
+        open_in(&mut open, service, module, access).await
+    }
+
+    /// Makes a registered module's sockets anew if they are not as they were, and gives whether that was needed.
+    async fn review(&self, service: &Arc<Moduled>, module: &ModuleId) -> Result<bool, SocketError> {
+        let mut open = self.open.lock().await;
+        // Looked up under the lock: who changes a registration opens or removes the sockets after that.
+        let Some(registration) = service.registrations.of(module) else { return Ok(false) };
+        let access = access_of(service, module, Some(&registration)).await;
+        open_in(&mut open, service, module, access).await
     }
 
     /// Looks at every registered module's sockets now and then, and makes anew what is not as it was, until `stop`.
@@ -120,18 +141,9 @@ impl Sockets {
             }
             let mut still_broken = HashMap::new();
             for module in service.registrations.modules() {
-                let was_open = service.sockets.is_open(&service, &module).await;
-                let done = match was_open {
-                    true => link(&folder(&service, &module)),
-                    false => service.sockets.open(&service, &module).await,
-                };
-                match done {
-                    Ok(()) if was_open => {}
-                    // It was removed while the look was under way.
-                    Ok(()) if service.registrations.of(&module).is_none() => {
-                        service.sockets.remove(&service, &module).await;
-                    }
-                    Ok(()) => tracing::warn!(%module, "workload socket was gone; made anew"),
+                match service.sockets.review(&service, &module).await {
+                    Ok(false) => {}
+                    Ok(true) => tracing::warn!(%module, "workload socket was gone; made anew"),
                     Err(error) => {
                         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
                         let why = format!("{error}{}", cause.unwrap_or_default());
@@ -146,22 +158,17 @@ impl Sockets {
         }
     }
 
-    /// Whether a module's sockets are the ones that were bound.
-    async fn is_open(&self, service: &Moduled, module: &ModuleId) -> bool {
-        let folder = folder(service, module);
-        self.open.lock().await.get(module.name()).is_some_and(|listening| listening.is_in(&folder))
-    }
-
     /// Closes and removes a module's sockets.
     pub async fn remove(&self, service: &Moduled, module: &ModuleId) {
         let listening = self.open.lock().await.remove(module.name());
         if let Some(listening) = listening {
             listening.end().await;
         }
-        let folder = folder(service, module);
         // What cannot be removed is made anew by the next open.
-        let _ = std::fs::remove_file(link_path(&folder));
-        let _ = std::fs::remove_dir_all(&folder);
+        let _ = std::fs::remove_file(link_path(service, module));
+        for owner in [Owner::Container, Owner::Anyone] {
+            let _ = std::fs::remove_dir_all(folder(service, module, owner));
+        }
     }
 
     /// Stops accepting everywhere and waits for running requests.
@@ -177,8 +184,14 @@ impl Sockets {
 }
 
 impl Listening {
-    fn is_in(&self, folder: &Path) -> bool {
-        !self.bound.is_empty() && self.bound.iter().all(|(name, file)| identity(&folder.join(name)) == Some(*file))
+    /// Whether the sockets are the ones that were bound, in this folder, with one for management if there should be one.
+    fn is_in(&self, folder: &Path, managed: bool) -> bool {
+        let there = |(name, file): &(&str, (u64, u64))| identity(&folder.join(name)) == Some(*file);
+        self.folder == folder && self.is_managed() == managed && !self.bound.is_empty() && self.bound.iter().all(there)
+    }
+
+    fn is_managed(&self) -> bool {
+        self.bound.iter().any(|(name, _)| *name == MANAGEMENT_SOCKET)
     }
 
     async fn end(self) {
@@ -189,10 +202,118 @@ impl Listening {
     }
 }
 
+async fn open_in(
+    open: &mut HashMap<String, Listening>,
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+    access: Access,
+) -> Result<bool, SocketError> {
+    let owner = access.owner;
+    let folder = folder(service, module, owner);
+    let link_path = link_path(service, module);
+    let managed = module.is_edge_agent() || access.host_agent;
+    let fault = |source| SocketError::Prepare { path: folder.clone(), source };
+    if open.get(module.name()).is_some_and(|listening| listening.is_in(&folder, managed)) {
+        // The module's user may be another one by now.
+        own(&folder, owner).map_err(fault)?;
+        link(&link_path, owner, module)?;
+        return Ok(false);
+    }
+    // Host modules connect by this path; it must fit although the socket itself is made elsewhere.
+    if link_path.as_os_str().len() > listen::PATH_LIMIT {
+        return Err(ListenError::TooLong { path: link_path }.into());
+    }
+    if owner == Owner::Container {
+        private_folder(&container_folders(&service.root))?;
+    }
+    make_folder(&folder, owner).map_err(fault)?;
+    let (stop, stopped) = watch::channel(false);
+    let (mut tasks, mut bound) = (Vec::new(), Vec::new());
+    // Open to every user: who it serves is decided by measuring the caller, whose user in the container is not known.
+    // The folder is mounted into the module, which may put anything there: the socket is made elsewhere.
+    let private = service.state_folder().join("sockets");
+    private_folder(&private)?;
+    let listener = listen::bind_into(&private, &folder.join(WORKLOAD), 0o666)?;
+    bound.extend(identity(&folder.join(WORKLOAD)).map(|file| (WORKLOAD, file)));
+    let router = Arc::new(workload::router(Arc::clone(service), Door::ModuleSocket(module.clone())));
+    tasks.push(tokio::spawn(serve(listener, router, workload_limits(service), stopped.clone())));
+    if managed {
+        let listener = listen::bind_into(&private, &folder.join(MANAGEMENT_SOCKET), 0o666)?;
+        bound.extend(identity(&folder.join(MANAGEMENT_SOCKET)).map(|file| (MANAGEMENT_SOCKET, file)));
+        let limits = management_limits(service);
+        tasks.push(if module.is_edge_agent() {
+            tokio::spawn(serve(listener, Arc::new(management::router(Arc::clone(service))), limits, stopped))
+        } else {
+            let router = management::host_agent::router(Arc::clone(service), module.clone());
+            tokio::spawn(serve(listener, Arc::new(router), limits, stopped))
+        });
+    }
+    link(&link_path, owner, module)?;
+    let listening = Listening { folder: folder.clone(), stop, tasks, bound };
+    if let Some(old) = open.insert(module.name().to_owned(), listening) {
+        if old.folder != folder {
+            let _ = std::fs::remove_dir_all(&old.folder);
+        } else if old.is_managed() && !managed {
+            let _ = std::fs::remove_file(folder.join(MANAGEMENT_SOCKET));
+        }
+        // Not waited for: a request that is under way there may itself wait for the lock that is held here.
+        drop(tokio::spawn(old.end()));
+    }
+    Ok(true)
+}
+
 /// The folder of a module's sockets.
 #[must_use]
-pub fn folder(service: &Moduled, module: &ModuleId) -> PathBuf {
-    service.root.module_socket_folder().join(module.name())
+pub fn folder(service: &Moduled, module: &ModuleId, owner: Owner) -> PathBuf {
+    match owner {
+        Owner::Container => container_folder(&service.root, module),
+        Owner::User(_) | Owner::Anyone => service.root.module_socket_folder().join(module.name()),
+    }
+}
+
+/// The folder that a module's container has mounted.
+#[must_use]
+pub fn container_folder(root: &Root, module: &ModuleId) -> PathBuf {
+    container_folders(root).join(module.name())
+}
+
+fn container_folders(root: &Root) -> PathBuf {
+    root.state_folder(Daemon::Moduled).join(CONTAINER_FOLDERS)
+}
+
+/// Whom the folder of a registered module is for, and what is in it.
+pub async fn access(service: &Moduled, module: &ModuleId) -> Access {
+    access_of(service, module, service.registrations.of(module).as_ref()).await
+}
+
+async fn access_of(service: &Moduled, module: &ModuleId, registration: Option<&Registration>) -> Access {
+    let owner = Owner::of(registration);
+    let host_agent = match host_services::find(service, module) {
+        Some((_, found)) => found.management,
+        None => match service.modules.processes.spec(module).await {
+            Ok(spec) => service.settings.host_modules.get(&spec.image).is_some_and(|found| found.management),
+            Err(_) => false,
+        },
+    };
+    Access { owner, host_agent }
+}
+
+/// Makes the folder if it is not there, and lets in whom it is for.
+fn own(folder: &Path, owner: Owner) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let (mode, uid) = match owner {
+        Owner::Container | Owner::Anyone => (0o755, rustix::process::geteuid().as_raw()),
+        Owner::User(uid) => (0o700, uid),
+    };
+    let found = std::fs::metadata(folder)?;
+    // Closed before it changes hands.
+    if found.mode() & 0o7777 != mode {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode))?;
+    }
+    if found.uid() != uid {
+        std::os::unix::fs::chown(folder, Some(uid), None)?;
+    }
+    Ok(())
 }
 
 /// Limits of a workload socket.
@@ -207,11 +328,8 @@ pub fn management_limits(service: &Moduled) -> Limits {
     Limits { connections_per_uid: service.settings.management_connections_per_uid.unwrap_or(MANAGEMENT_CONNECTIONS) }
 }
 
-fn link_path(folder: &Path) -> PathBuf {
-    // Module names may hold dots, so this is not `with_extension`.
-    let mut name = folder.file_name().unwrap_or_default().to_owned();
-    name.push(".sock");
-    folder.with_file_name(name)
+fn link_path(service: &Moduled, module: &ModuleId) -> PathBuf {
+    service.root.module_socket_folder().join(format!("{}.sock", module.name()))
 }
 
 /// Device and inode of a socket's file; `None` if there is none, or something else is in its place.
@@ -222,15 +340,14 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 /// Makes a module's folder, in the place of whatever is there instead, and clears its sockets' places. The folder is
 /// not taken away from a container that has it mounted.
-fn make_folder(folder: &Path) -> io::Result<()> {
+fn make_folder(folder: &Path, owner: Owner) -> io::Result<()> {
     match std::fs::symlink_metadata(folder) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => std::fs::remove_file(folder)?,
         Err(_) => {}
     }
-    std::fs::create_dir_all(folder)?;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
-    for name in [WORKLOAD, MANAGEMENT] {
+    own(folder, owner)?;
+    for name in [WORKLOAD, MANAGEMENT_SOCKET] {
         clear(&folder.join(name))?;
     }
     Ok(())
@@ -253,19 +370,23 @@ fn clear(path: &Path) -> io::Result<()> {
 }
 
 /// Makes the link, unless it is there.
-fn link(folder: &Path) -> Result<(), SocketError> {
-    let path = link_path(folder);
-    let target = Path::new(folder.file_name().unwrap_or_default()).join(WORKLOAD);
-    if std::fs::read_link(&path).is_ok_and(|found| found == target) {
+fn link(path: &Path, owner: Owner, module: &ModuleId) -> Result<(), SocketError> {
+    // Not from the root, so that it also holds where the folder above is mounted in another place.
+    let folder = match owner {
+        Owner::Container => Path::new("..").join(CONTAINER_FOLDERS),
+        Owner::User(_) | Owner::Anyone => PathBuf::new(),
+    };
+    let target = folder.join(module.name()).join(WORKLOAD);
+    if std::fs::read_link(path).is_ok_and(|found| found == target) {
         return Ok(());
     }
-    let fault = |source| SocketError::Prepare { path: path.clone(), source };
-    match std::fs::symlink_metadata(&path) {
+    let fault = |source| SocketError::Prepare { path: path.to_owned(), source };
+    match std::fs::symlink_metadata(path) {
         // An engine makes a folder where a bind source was absent.
-        Ok(metadata) if metadata.is_dir() => clear(&path).map_err(fault)?,
-        Ok(_) => std::fs::remove_file(&path).map_err(fault)?,
+        Ok(metadata) if metadata.is_dir() => clear(path).map_err(fault)?,
+        Ok(_) => std::fs::remove_file(path).map_err(fault)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(fault(error)),
     }
-    std::os::unix::fs::symlink(target, &path).map_err(fault)
+    std::os::unix::fs::symlink(target, path).map_err(fault)
 }

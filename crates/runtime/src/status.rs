@@ -62,4 +62,6 @@ pub struct ModuleStatus {
     pub exit: Option<ExitStatus>,
     /// Labels of the container; none for host modules.
     pub labels: Vec<(String, String)>,
+    /// What else is to be said about it, in words.
+    pub note: Option<String>,
 }

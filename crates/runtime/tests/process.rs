@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use edgekeep_core::attestation::{PeerHandle, Running, RunningFacts};
 use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::host::{Enforcement, HostModule, LaunchPlan, SeccompPreset, plan};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::store::sha256;
 use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir};
 use edgekeep_runtime::logs::LogQuery;
-use edgekeep_runtime::process::{Launcher, ModuleCgroups, ProcessError, ProcessRuntime, ProcessSpec};
+use edgekeep_runtime::process::{
+    Launcher, ModuleCgroups, ProcessError, ProcessRuntime, ProcessSpec, accounts, own_rights,
+};
 use edgekeep_runtime::status::ModuleState;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
@@ -34,7 +37,15 @@ fn spec(executable: &str, args: &[&str]) -> ProcessSpec {
         args: args.iter().map(|&arg| arg.to_owned()).collect(),
         env: BTreeMap::new(),
         working_dir: None,
+        plan: planned(|_| ()),
     }
+}
+
+/// The plan for a host module with these grants.
+fn planned(change: impl FnOnce(&mut HostModule)) -> LaunchPlan {
+    let mut module = HostModule::new("/bin/sh", Sha256Digest::new([0; 32]));
+    change(&mut module);
+    plan(&module, &own_rights().expect("known"), &accounts().expect("readable"), true).expect("possible")
 }
 
 fn shell(script: &str) -> ProcessSpec {
@@ -421,4 +432,299 @@ async fn stopping_all_stops_all() {
     runtime.stop_all(LONG).await;
     assert!(ids.iter().all(|id| runtime.facts(id) == RunningFacts::Stopped));
     assert_eq!(runtime.list().await.len(), 3);
+}
+
+/// The value of a line of `/proc/self/status`.
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
+}
+
+fn am_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: only root becomes other users and makes cgroups");
+    }
+    root
+}
+
+/// What a module that prints its own state and ends has printed.
+async fn printed(runtime: &ProcessRuntime, id: &ModuleId, spec: ProcessSpec) -> String {
+    runtime.create(id, spec).await.expect("created");
+    runtime.start(id).await.expect("started");
+    tokio::time::timeout(LONG, runtime.ended(id)).await.expect("ends").expect("exists");
+    log(runtime, id).await
+}
+
+#[tokio::test]
+async fn another_user_has_no_groups_no_capabilities_and_no_way_back() {
+    if !am_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let mut spec = shell("cat /proc/self/status; pwd; id -u; cat /etc/shadow; echo x > /proc/self/oom_score_adj");
+    spec.plan = planned(|module| {
+        module.user = Some("4711".into());
+        module.group = Some("4712".into());
+    });
+    let text = printed(&runtime, &module("guest"), spec).await;
+    assert_eq!(field(&text, "Uid").split_whitespace().collect::<Vec<_>>(), ["4711"; 4]);
+    assert_eq!(field(&text, "Gid").split_whitespace().collect::<Vec<_>>(), ["4712"; 4]);
+    assert_eq!(field(&text, "Groups"), "");
+    assert_eq!(field(&text, "NoNewPrivs"), "1");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(&text, set), "0000000000000000", "{set}");
+    }
+    assert!(text.contains("/etc/shadow: Permission denied"), "{text}");
+    assert!(text.contains("\n/\n"), "starts in the root folder: {text}");
+}
+
+#[tokio::test]
+async fn root_without_a_user_of_its_own_has_no_capabilities_either() {
+    if !am_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("temp folder");
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "s").expect("written");
+    rustix::fs::chown(&secret, Some(rustix::fs::Uid::from_raw(4711)), None).expect("root may");
+    std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("root may");
+    let runtime = runtime(folder.path());
+    let spec = shell(&format!("cat /proc/self/status; cat {}", secret.display()));
+    let text = printed(&runtime, &module("plain"), spec).await;
+    assert_eq!(field(&text, "Groups"), "");
+    for set in ["CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(&text, set), "0000000000000000", "{set}");
+    }
+    assert!(text.contains("Permission denied"), "another's file is another's: {text}");
+}
+
+#[tokio::test]
+async fn exactly_the_granted_capabilities_come_through_to_another_user() {
+    if !am_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let mut spec = shell("cat /proc/self/status");
+    spec.plan = planned(|module| {
+        module.user = Some("4711".into());
+        module.group = Some("4711".into());
+        module.capabilities = ["net_bind_service", "kill"].iter().map(|name| name.parse().expect("known")).collect();
+    });
+    let text = printed(&runtime, &module("granted"), spec).await;
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(&text, set), "0000000000000420", "{set}");
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_the_modules_user_cannot_enter_is_an_error_and_not_another_folder() {
+    if !am_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("own folder");
+    let mut spec = shell("pwd");
+    spec.working_dir = Some(folder.path().to_owned());
+    spec.plan = planned(|module| {
+        module.user = Some("4711".into());
+        module.group = Some("4711".into());
+    });
+    let id = module("outside");
+    runtime.create(&id, spec).await.expect("created");
+    let error = runtime.start(&id).await.expect_err("the temp folder is root's alone");
+    let ProcessError::Start { source, .. } = &error else { panic!("{error}") };
+    assert!(source.to_string().contains("Permission denied"), "{source}");
+}
+
+#[tokio::test]
+async fn memory_beyond_the_limit_ends_the_module_and_its_status_says_what_keeps_it() {
+    if !am_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let id = module("hungry");
+    // Doubles a string until it is stopped, at 1 GiB by itself.
+    let mut spec = shell("x=aaaaaaaa; while [ ${#x} -lt 1000000000 ]; do x=$x$x; done; echo grew");
+    spec.plan = planned(|module| module.limits.memory_max = Some(32 << 20));
+    runtime.create(&id, spec).await.expect("created");
+    runtime.start(&id).await.expect("started");
+    let note = runtime.status(&id).await.expect("exists").note;
+    tokio::time::timeout(LONG, runtime.ended(&id)).await.expect("ends").expect("exists");
+    let status = runtime.status(&id).await.expect("exists");
+    assert_eq!((status.state, status.exit.expect("ended").code), (ModuleState::Failed, Some(128 + 9)));
+    assert!(!log(&runtime, &id).await.contains("grew"));
+    assert!(note.is_none_or(|note| note.starts_with("limits: memory_max by cgroup v")));
+    runtime.remove(&id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn limits_are_what_the_module_sees_and_a_fork_too_many_is_refused() {
+    if !am_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let id = module("bounded");
+    let script = "ulimit -n; cat /proc/self/cgroup; for i in 1 2 3 4 5 6 7 8; do sleep 0.2 & done; wait; echo all";
+    let mut spec = shell(script);
+    spec.plan = planned(|module| {
+        module.limits.pids_max = Some(4);
+        module.limits.nofile = Some(77);
+        module.limits.cpu_quota = Some(50);
+        module.limits.memory_max = Some(64 << 20);
+    });
+    let text = printed(&runtime, &id, spec).await;
+    assert!(text.starts_with("77\n"), "{text}");
+    assert!(!text.contains("\nall"), "{text}");
+    assert!(text.to_lowercase().contains("fork"), "{text}");
+    if matches!(CgroupHierarchy::detect(), CgroupHierarchy::V1(_)) {
+        for controller in ["cpu", "memory", "pids"] {
+            let line = text.lines().find(|line| line.contains(&format!(":{controller}:"))).expect("a v1 hierarchy");
+            assert!(line.ends_with("/m-bounded"), "{line}");
+        }
+    }
+    // All groups went with the module.
+    runtime.remove(&id).await.expect("removed");
+    let instance = folder.path().file_name().expect("has one").to_string_lossy().trim_start_matches('.').to_owned();
+    for controller in ["cpu", "memory", "pids"] {
+        let left = std::fs::read_dir(format!("/sys/fs/cgroup/{controller}")).into_iter().flatten().flatten();
+        let left: Vec<_> = left.filter(|it| it.file_name().to_string_lossy().ends_with(&instance)).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_that_cannot_be_set_refuses_the_start_unless_best_effort_is_enough() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let launcher = Launcher { program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")), args: Vec::new() };
+    let none = ModuleCgroups::none(CgroupHierarchy::detect(), "no cgroups in this test");
+    let runtime = ProcessRuntime::open(&folder.path().join("host"), launcher, none).expect("writable");
+    for (name, enforcement) in [("strict", Enforcement::Required), ("mild", Enforcement::BestEffort)] {
+        let mut spec = spec("/bin/sleep", &["1000"]);
+        spec.plan = planned(|module| {
+            module.limits.memory_max = Some(64 << 20);
+            module.limits.cpu_quota = Some(10);
+            module.limits.enforcement = enforcement;
+        });
+        let id = module(name);
+        runtime.create(&id, spec).await.expect("created");
+        let started = runtime.start(&id).await;
+        if enforcement == Enforcement::Required {
+            let error = started.expect_err("refused").to_string();
+            assert!(error.contains("memory_max cannot be set: no cgroups in this test"), "{error}");
+            assert_eq!(runtime.facts(&id), RunningFacts::Stopped);
+        } else {
+            started.expect("runs");
+            let note = runtime.status(&id).await.expect("exists").note.expect("a note");
+            assert_eq!(
+                note,
+                "limits: memory_max only by RLIMIT_DATA (no cgroups in this test), cpu_quota not set (no cgroups in \
+                 this test)"
+            );
+        }
+        runtime.remove(&id).await.expect("removed");
+    }
+}
+
+#[tokio::test]
+async fn what_a_module_is_made_from_changes_with_its_next_start_and_not_before() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let id = module("renewed");
+    runtime.create(&id, shell("echo old; exec sleep 1000")).await.expect("created");
+    runtime.start(&id).await.expect("started");
+    assert_eq!(first_line(&runtime, &id).await, "old");
+    let before = running(&runtime, &id).init;
+    runtime.renew(&id, shell("echo new; exec sleep 1000")).await.expect("written");
+    assert_eq!(running(&runtime, &id).init, before);
+    runtime.restart(&id, LONG).await.expect("restarted");
+    let query = LogQuery { follow: true, ..LogQuery::default() };
+    let mut stream = runtime.logs(&id, &query).expect("readable");
+    let mut text = String::new();
+    while !text.contains("new") {
+        let piece = tokio::time::timeout(LONG, stream.next()).await.expect("prints").expect("runs").expect("no error");
+        text.push_str(&String::from_utf8_lossy(&piece[8..]));
+    }
+    runtime.remove(&id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn only_the_granted_folders_are_within_reach() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["read", "write", "other"] {
+        std::fs::create_dir(at(name)).expect("made");
+        std::fs::write(at(name) + "/f", name).expect("written");
+    }
+    let runtime = runtime(folder.path());
+    let script = format!(
+        "read -r x < {0}/f; echo got $x; echo y > {0}/new; read -r x < {1}/f; echo got $x; echo y > {1}/new && echo wrote; \
+         read -r x < {2}/f; echo got $x; read -r x < /etc/passwd; echo got $x; /bin/true; \
+         while read -r x y; do case $x in Seccomp:) echo mode $y;; esac; done < /proc/self/status",
+        at("read"),
+        at("write"),
+        at("other")
+    );
+    let mut spec = shell(&script.replace("read -r x <", "x=; read -r x <"));
+    spec.plan = planned(|module| {
+        module.read = Some(vec![at("read")]);
+        module.write = Some(vec![at("write")]);
+    });
+    let text = printed(&runtime, &module("walled"), spec).await;
+    let got: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("got")).map(str::trim).collect();
+    assert_eq!(got, ["read", "write", "", ""], "{text}");
+    assert!(text.contains("wrote") && std::fs::exists(at("write") + "/new").expect("readable"), "{text}");
+    assert!(!std::fs::exists(at("read") + "/new").expect("readable"), "{text}");
+    assert!(text.contains("true: Permission denied"), "programs elsewhere cannot be executed: {text}");
+    assert!(text.contains("mode 2"), "{text}");
+}
+
+#[tokio::test]
+async fn a_granted_folder_that_is_not_there_is_named() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    let mut spec = shell("true");
+    spec.plan = planned(|module| module.read = Some(vec!["/nowhere/at/all".into()]));
+    let id = module("lost");
+    runtime.create(&id, spec).await.expect("created");
+    let error = runtime.start(&id).await.expect_err("refused");
+    let ProcessError::Start { source, .. } = &error else { panic!("{error}") };
+    assert!(source.to_string().contains("cannot grant /nowhere/at/all"), "{source}");
+}
+
+#[tokio::test]
+async fn system_calls_are_refused_by_preset() {
+    let folder = tempfile::tempdir().expect("temp folder");
+    let runtime = runtime(folder.path());
+    for (preset, unshared, forked) in [
+        (SeccompPreset::None, true, true),
+        (SeccompPreset::Default, false, true),
+        (SeccompPreset::Strict, false, false),
+    ] {
+        let name = format!("{preset:?}").to_lowercase();
+        let id = module(&name);
+        // A user namespace of one's own is open to every user, unless the machine forbids it.
+        let mut spec = shell("grep Seccomp: /proc/self/status; unshare --user true && echo unshared; exit 0");
+        if preset == SeccompPreset::Strict {
+            // Cannot start other programs, so it looks for itself.
+            spec = shell(
+                "while read -r line; do case $line in Seccomp:*) echo $line;; esac; done < /proc/self/status; (echo forked)",
+            );
+        }
+        spec.plan = planned(|module| module.seccomp = preset);
+        let text = printed(&runtime, &id, spec).await;
+        let mode = if preset == SeccompPreset::None { "0" } else { "2" };
+        let line = text.lines().find(|line| line.starts_with("Seccomp:")).expect("printed");
+        assert!(line.ends_with(mode), "{name}: {text}");
+        if preset == SeccompPreset::Strict {
+            assert_eq!(text.contains("\nforked"), forked, "{text}");
+        } else if std::fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|max| max.trim() != "0") {
+            assert_eq!(text.contains("\nunshared"), unshared, "{name}: {text}");
+        }
+    }
 }

@@ -4,6 +4,8 @@
 //! `{"method":"POST","path":"/modules/{m}/genid/{g}/sign?api-version=2020-07-07","body":{...},"api":"workload"}`.
 //! `{m}` and `{g}` stand for this module's id and generation, encoded; `api` is `workload` (default) or `management`;
 //! `socket`, a path, takes the place of both. A text that begins with `{` is taken as the calls themselves.
+//! `{"report":["/path"...]}` in the place of a call asks what the module may do: its users, groups, capabilities and other
+//! lines of `/proc/self/status`, its limit of open files, and for each path how opening it for reading went.
 //! `EDGEKEEP_TEST_ANSWERS` names the file to which a line is appended for each: `{"path","status","body"}` or
 //! `{"path","error"}`, and `{"done":<count>}` at the end. Then it waits for SIGTERM.
 
@@ -36,6 +38,12 @@ fn main() -> anyhow::Result<()> {
             continue;
         }
         let call: Value = serde_json::from_str(&line).context("a call is not a line of JSON")?;
+        if let Some(paths) = call["report"].as_array() {
+            count += 1;
+            let body = report(paths);
+            writeln!(answers, "{}", json!({ "path": "report", "status": 200, "body": body }))?;
+            continue;
+        }
         let path = call["path"].clone();
         let answer = match perform(&call) {
             Ok(http::Answer { status, body }) => {
@@ -49,6 +57,24 @@ fn main() -> anyhow::Result<()> {
     }
     writeln!(answers, "{}", json!({ "done": count })).context("cannot write the end")?;
     wait_for_signal()
+}
+
+/// What this process may do, as it sees it itself.
+fn report(paths: &[Value]) -> Value {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status: serde_json::Map<String, Value> = status
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_owned(), value.split_whitespace().collect::<Vec<_>>().join(" ").into()))
+        .collect();
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
+    let open = |path: &Value| {
+        let opened = File::open(path.as_str().unwrap_or_default()).map(drop);
+        opened.map_or_else(|error| format!("{:?}", error.kind()), |()| "open".to_owned())
+    };
+    let opened: Vec<String> = paths.iter().map(open).collect();
+    json!({ "status": status, "files": files, "opened": opened, "env": std::env::vars().collect::<std::collections::BTreeMap<_, _>>() })
 }
 
 fn perform(call: &Value) -> anyhow::Result<http::Answer> {

@@ -126,6 +126,25 @@ impl Caller {
         self.send(json!({ "method": method, "path": target, "socket": socket }), body)
     }
 
+    /// What the module may do, as it sees it itself, and how it could open `paths`.
+    ///
+    /// # Panics
+    /// It does not answer.
+    #[track_caller]
+    pub fn report(&self, paths: &[&Path]) -> Value {
+        self.send(json!({ "report": paths }), None).unwrap_or_else(|error| panic!("{error}")).expect(200)
+    }
+
+    /// Lets a module of another user read its calls and write its answers.
+    ///
+    /// # Panics
+    /// This is not root.
+    pub fn give_to(&self, uid: u32) {
+        for path in [&self.calls, &self.answers] {
+            std::os::unix::fs::chown(path, Some(uid), None).expect("root may");
+        }
+    }
+
     /// A token's signature, as an SDK asks for it.
     ///
     /// # Panics
@@ -133,6 +152,13 @@ impl Caller {
     #[track_caller]
     pub fn sign(&self) -> Answer {
         self.call("POST", "/modules/{m}/genid/{g}/sign?api-version=2020-07-07", Some(sign_body()))
+    }
+
+    /// As [`Self::sign`]; `None` while nobody serves the module.
+    #[must_use]
+    pub fn try_signed(&self) -> Option<Answer> {
+        let answer = self.try_call("POST", "/modules/{m}/genid/{g}/sign?api-version=2020-07-07", Some(sign_body()));
+        answer.ok().filter(|answer| answer.status == 200)
     }
 
     fn send(&self, mut call: Value, body: Option<Value>) -> Result<Answer, String> {

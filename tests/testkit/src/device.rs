@@ -141,7 +141,15 @@ impl Device {
     /// The workload socket of a module.
     #[must_use]
     pub fn module_socket(&self, module: &str) -> PathBuf {
-        self.root.module_socket_folder().join(module.trim_start_matches('$')).join("workload.sock")
+        let name = module.trim_start_matches('$');
+        let links = self.root.module_socket_folder();
+        // Where the link leads, without the link: engines and other users get this path.
+        let target = std::fs::read_link(links.join(format!("{name}.sock")));
+        let target = target.unwrap_or_else(|_| PathBuf::from(name).join("workload.sock"));
+        match target.strip_prefix("..") {
+            Ok(beside) => self.root.state_folder(Daemon::Moduled).join(beside),
+            Err(_) => links.join(target),
+        }
     }
 
     // The daemons.
@@ -332,9 +340,22 @@ impl Device {
     #[track_caller]
     #[must_use]
     pub fn add_caller(&self, module: &str) -> Caller {
+        self.add_caller_as(module, "calls", None)
+    }
+
+    /// As [`Self::add_caller`], of another name in `[host_modules]` and perhaps of another user.
+    ///
+    /// # Panics
+    /// The agent is refused, or the module cannot be started.
+    #[track_caller]
+    #[must_use]
+    pub fn add_caller_as(&self, module: &str, image: &str, uid: Option<u32>) -> Caller {
         let generation = self.create_identity(module);
         let caller = Caller::new(&self.root.path().join("calls"), module);
-        let mut spec = self.spec(module, "calls", &generation);
+        if let Some(uid) = uid {
+            caller.give_to(uid);
+        }
+        let mut spec = self.spec(module, image, &generation);
         for (name, value) in caller.environment() {
             add_variable(&mut spec, &name, &value);
         }

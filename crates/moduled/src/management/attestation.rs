@@ -59,7 +59,11 @@ async fn examine(service: &Arc<Moduled>, module: &ModuleId, pid: Option<u32>) ->
         _ => None,
     };
     let pid = pid.or(init).ok_or_else(|| {
-        let message = format!("module {module} does not run or is not known: name a process by pid");
+        let message = match &subject.facts {
+            RunningFacts::Host(_) => format!("{module} is a service of the host, which something else starts"),
+            _ => format!("module {module} does not run or is not known"),
+        };
+        let message = format!("{message}: name a process by pid");
         HttpError::new(StatusCode::CONFLICT, message)
     })?;
     let (evidence, verdict) = service.attestor.examine(pid, module, &subject).await;

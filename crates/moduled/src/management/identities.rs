@@ -9,11 +9,17 @@ use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 
 use crate::failure;
+use crate::host_services;
 use crate::service::Moduled;
 
 pub(super) async fn list(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
     let identities = service.identities.client().modules().await.map_err(|error| failed(&error))?;
-    let identities = identities.into_iter().filter_map(|identity| shown(identity, None)).collect();
+    let identities = identities.into_iter().filter_map(|identity| shown(identity, None));
+    // An agent deletes identities that its deployment does not name; those of services are not the deployment's.
+    let of_service = |identity: &Identity| {
+        identity.module_id.parse().is_ok_and(|id: ModuleId| service.settings.host_services.contains_key(&id))
+    };
+    let identities = identities.filter(|identity| !of_service(identity)).collect();
     Ok(Response::ok(&Identities { identities }))
 }
 
@@ -24,6 +30,7 @@ pub(super) async fn create(service: Arc<Moduled>, mut request: Request) -> Resul
         .module_id
         .parse()
         .map_err(|error: edgekeep_core::id::IdError| HttpError::bad_request(format!("invalid moduleId: {error}")))?;
+    host_services::refuse(&service, &module)?;
     let identity = service.identities.client().create_module(module.as_str()).await;
     service.identities.forget(&module);
     answer(identity, body.managed_by)
@@ -33,6 +40,7 @@ pub(super) async fn update(service: Arc<Moduled>, mut request: Request) -> Resul
     service.admit_agent(&request).await?;
     let module: ModuleId = request.id(0)?;
     let _: serde_json::Value = request.json().await?;
+    host_services::refuse(&service, &module)?;
     let identity = service.identities.client().update_module(module.as_str()).await;
     service.identities.forget(&module);
     answer(identity, None)
@@ -41,6 +49,7 @@ pub(super) async fn update(service: Arc<Moduled>, mut request: Request) -> Resul
 pub(super) async fn delete(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
     service.admit_agent(&request).await?;
     let module: ModuleId = request.id(0)?;
+    host_services::refuse(&service, &module)?;
     let deleted = service.identities.client().delete_module(module.as_str()).await;
     service.identities.forget(&module);
     deleted.map_err(|error| failed(&error))?;

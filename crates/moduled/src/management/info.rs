@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgekeep_api::management::{EngineStatus, Status};
+use edgekeep_api::management::{Approvals, EngineStatus, Status};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::peer::strongest_handle;
 use edgekeep_daemon::server::{HttpError, Request, Response};
@@ -71,6 +71,10 @@ pub(super) async fn support_bundle(service: Arc<Moduled>, request: Request) -> R
     support_bundle::answer(&service, &request).await
 }
 
+pub(super) async fn approvals(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
+    Ok(Response::ok(&Approvals { approvals: service.approvals_in_force() }))
+}
+
 pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
     let (refusals, refusal_count) = service.attestor.refusals();
     let mut problems = Vec::new();
@@ -96,6 +100,7 @@ pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response
     if !agent.is_empty() {
         problems.push(agent);
     }
+    problems.extend(service.service_problems());
     Ok(Response::ok(&Status {
         version: VERSION.to_owned(),
         uid: rustix::process::geteuid().as_raw(),
@@ -104,6 +109,7 @@ pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response
         engine,
         edge_ca_expiration,
         problems,
+        approvals: service.approvals_in_force(),
         refusals,
         refusal_count,
     }))

@@ -4,6 +4,7 @@
 //! operators, who are whoever may open the socket. Reading is for whoever may open the socket, and holds no secret.
 
 mod attestation;
+pub(crate) mod host_agent;
 mod identities;
 mod images;
 mod info;
@@ -50,4 +51,5 @@ pub fn router(service: Arc<Moduled>) -> Router<Moduled> {
         .route(Method::GET, "/attestation", "2022-08-03", attestation::show)
         .route(Method::GET, "/images", "2022-08-03", images::plan)
         .route(Method::POST, "/images/collect", "2022-08-03", images::collect)
+        .route(Method::GET, "/approved-digests", "2022-08-03", info::approvals)
 }

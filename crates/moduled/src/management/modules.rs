@@ -9,17 +9,30 @@ use edgekeep_runtime::logs::LogQuery;
 use http::StatusCode;
 use time::OffsetDateTime;
 
+use crate::host_services;
 use crate::log_query;
 use crate::modules::{self as runtime, echo};
 use crate::service::Moduled;
 use crate::spec::ValidSpec;
 
-pub(super) async fn list(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    Ok(Response::ok(&service.modules.list(&service.registrations, &service.replacements).await?))
+pub(super) async fn list(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+    let mut list = service.modules.list(&service.registrations, &service.replacements).await?;
+    // Not for the agent: it removes what its deployment does not name, and services are not its to remove.
+    if !service.settings.host_services.is_empty() && !service.is_agent(&request).await {
+        list.modules.extend(host_services::list(&service).await);
+        list.modules.sort_by(|one, other| one.name.cmp(&other.name));
+    }
+    Ok(Response::ok(&list))
 }
 
 pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
     let module: ModuleId = request.id(0)?;
+    if host_services::find(&service, &module).is_some() {
+        let found = host_services::list(&service).await.into_iter().find(|details| details.name == module.name());
+        return found
+            .map(|details| Response::ok(&details))
+            .ok_or_else(|| HttpError::not_found("there is no such service"));
+    }
     Ok(Response::ok(&service.modules.details(&module, &service.registrations).await?))
 }
 
@@ -96,12 +109,13 @@ pub(super) async fn action(service: Arc<Moduled>, request: Request) -> Result<Re
 pub(super) async fn logs(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
     let module: ModuleId = request.id(0)?;
     let query: LogQuery = log_query::parse(|name| request.query(name), OffsetDateTime::now_utc().unix_timestamp())?;
+    host_services::refuse(&service, &module)?;
     let stream = service.modules.logs(&module, &query).await?;
     Ok(Response::stream(StatusCode::OK, "text/plain", stream))
 }
 
 /// Runs work to its end even if the connection that asked for it breaks.
-async fn detached<T: Send + 'static>(
+pub(super) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, HttpError>> + Send + 'static,
 ) -> Result<T, HttpError> {
     tokio::spawn(work).await.unwrap_or_else(|error| {

@@ -1,6 +1,7 @@
 //! The workload API: a module's proofs of identity, for callers that are measured first (wire facts 3).
 
 pub mod certificates;
+mod identity;
 mod secrets;
 
 pub(crate) use secrets::ENCRYPTION_KEY;
@@ -77,6 +78,7 @@ pub fn router(service: Arc<Moduled>, door: Door) -> Router<WorkloadDoor> {
         .route(Method::POST, "/modules/{m}/genid/{g}/decrypt", FIRST, secrets::decrypt)
         .route(Method::POST, "/modules/{m}/genid/{g}/certificate/server", FIRST, certificates::server)
         .route(Method::POST, "/modules/{m}/certificate/identity", FIRST, certificates::identity)
+        .route(Method::GET, "/identity", "2022-08-03", identity::own)
         .route(Method::GET, "/trust-bundle", FIRST, trust_bundle)
         .route(Method::GET, "/manifest-trust-bundle", FIRST, manifest_trust_bundle)
         .route(Method::GET, "/modules", FIRST, list)

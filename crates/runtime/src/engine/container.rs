@@ -85,6 +85,7 @@ impl Container {
             started: self.started,
             exit: self.exit,
             labels: self.labels.clone(),
+            note: None,
         }
     }
 }

@@ -143,7 +143,7 @@ impl EngineWatch {
                 counts[match entry.facts {
                     RunningFacts::Running(_) => 0,
                     RunningFacts::Stopped => 1,
-                    RunningFacts::Unknown => 2,
+                    RunningFacts::Unknown | RunningFacts::Host(_) => 2,
                 }] += 1;
             }
             Some(counts)

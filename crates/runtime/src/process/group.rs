@@ -21,10 +21,20 @@ fn group_name(module: &ModuleId) -> String {
     format!("m-{}", module.name())
 }
 
+/// A group in which a controller's limits can be set.
+#[derive(Debug)]
+pub(super) struct LimitGroup {
+    pub(super) folder: PathBuf,
+    pub(super) unified: bool,
+    /// Whether it is another one than that by which the module's processes are told.
+    pub(super) for_limits_alone: bool,
+}
+
 /// Where module groups are made.
 #[derive(Debug, Clone)]
 pub struct ModuleCgroups {
     hierarchy: CgroupHierarchy,
+    instance: String,
     /// The group that holds the modules' groups, as a cgroup path.
     base: Result<String, String>,
 }
@@ -36,21 +46,61 @@ impl ModuleCgroups {
     #[must_use]
     pub fn below_own(hierarchy: CgroupHierarchy, instance: &str) -> Self {
         let base = (|| {
-            let lines = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
-            let own = hierarchy.path(&lines).ok_or("the daemon has no cgroup in the hierarchy that is read")?;
-            let base = format!("{}/edgekeep-{instance}", own.trim_end_matches('/'));
+            let base = base_in(&hierarchy, instance)?;
             // Tried once, then made when it is needed and removed when it is not.
             let folder = make(&hierarchy, &base)?;
             let _ = std::fs::remove_dir(folder);
             Ok(base)
         })();
-        Self { hierarchy, base }
+        Self { hierarchy, instance: instance.to_owned(), base }
     }
 
     /// Modules run without groups of their own.
     #[must_use]
     pub fn none(hierarchy: CgroupHierarchy, why: &str) -> Self {
-        Self { hierarchy, base: Err(why.to_owned()) }
+        Self { hierarchy, instance: String::new(), base: Err(why.to_owned()) }
+    }
+
+    /// The module's group in the hierarchy of a controller, made if it is not there.
+    pub(super) fn with_controller(&self, module: &ModuleId, controller: &'static str) -> Result<LimitGroup, String> {
+        let base = self.base.as_ref().map_err(Clone::clone)?;
+        let name = group_name(module);
+        if self.hierarchy == CgroupHierarchy::Unified {
+            let own = base.rsplit_once('/').map_or("", |(own, _)| own);
+            make(&self.hierarchy, base)?;
+            // A controller reaches a group only if each one above hands it on.
+            for above in [own, base] {
+                let control = self.folder(above).join("cgroup.subtree_control");
+                std::fs::write(&control, format!("+{controller}")).map_err(|error| {
+                    format!(
+                        "cannot enable the {controller} controller in {}: {error}; run the daemon as a systemd service \
+                         with Delegate=yes and DelegateSubgroup={DAEMON_GROUP}",
+                        control.display()
+                    )
+                })?;
+            }
+            let folder = make(&self.hierarchy, &format!("{base}/{name}"))?;
+            return Ok(LimitGroup { folder, unified: true, for_limits_alone: false });
+        }
+        let hierarchy = CgroupHierarchy::V1(controller);
+        let base = base_in(&hierarchy, &self.instance)?;
+        make(&hierarchy, &base)?;
+        let folder = make(&hierarchy, &format!("{base}/{name}"))?;
+        Ok(LimitGroup { folder, unified: false, for_limits_alone: hierarchy != self.hierarchy })
+    }
+
+    /// Removes the groups that were made for a module's limits alone, if nothing runs in them.
+    pub(super) fn remove_limit_groups(&self, module: &ModuleId, groups: &[PathBuf]) {
+        let name = group_name(module);
+        // What was read from disk must at least look like a module's group; only an empty group can be removed.
+        for group in groups.iter().filter(|group| group.ends_with(&name) && group.starts_with("/sys/fs/cgroup")) {
+            if std::fs::remove_dir(group).is_ok()
+                && let Some(base) = group.parent()
+            {
+                // Stays while other modules have groups in it.
+                let _ = std::fs::remove_dir(base);
+            }
+        }
     }
 
     /// Why modules have no groups, if they have none.
@@ -149,6 +199,25 @@ impl ModuleCgroups {
     }
 }
 
+/// The daemon's own group inside of what systemd delegates to it, for on cgroup v2 a group with processes has no others
+/// with controllers below it.
+const DAEMON_GROUP: &str = "daemon";
+
+/// The path of the group that holds the modules' groups in a hierarchy: below the daemon's own, or beside it where that
+/// was made for the purpose.
+fn base_in(hierarchy: &CgroupHierarchy, instance: &str) -> Result<String, String> {
+    let lines = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
+    let own = hierarchy.path(&lines).ok_or("the daemon has no cgroup in the hierarchy that is read")?;
+    Ok(base_below(own, instance))
+}
+
+fn base_below(own: &str, instance: &str) -> String {
+    let own = own.trim_end_matches('/');
+    let service = own.strip_suffix(DAEMON_GROUP).and_then(|own| own.strip_suffix('/'));
+    let delegated = service.filter(|service| service.ends_with(".service"));
+    format!("{}/edgekeep-{instance}", delegated.unwrap_or(own))
+}
+
 /// The processes in a group and the groups below it.
 fn processes_below(folder: &Path, depth: u32) -> Vec<u32> {
     let processes = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
@@ -187,5 +256,22 @@ fn make(hierarchy: &CgroupHierarchy, path: &str) -> Result<PathBuf, String> {
             Err(format!("cannot make {}: {error}", folder.display()))
         }
         _ => Ok(folder),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_made_below_the_daemons_own_or_beside_it_where_it_is_delegated() {
+        for (own, base) in [
+            ("/", "/edgekeep-x"),
+            ("/system.slice/edgekeep-moduled.service", "/system.slice/edgekeep-moduled.service/edgekeep-x"),
+            ("/system.slice/edgekeep-moduled.service/daemon", "/system.slice/edgekeep-moduled.service/edgekeep-x"),
+            ("/a/daemon", "/a/daemon/edgekeep-x"),
+        ] {
+            assert_eq!(base_below(own, "x"), base, "{own}");
+        }
     }
 }

@@ -10,9 +10,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use edgekeep_core::host::LaunchPlan;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -27,6 +28,9 @@ const MAX_MESSAGE: usize = 2 * 1024 * 1024;
 /// Longest report of a failure.
 const MAX_REPORT: u64 = 4096;
 
+/// Begin of the line with which the launcher says what could not be confined as a whole, before it goes on.
+const NOTE: &str = "note: ";
+
 /// What to execute. The program itself comes as a file descriptor. Not printable: the environment holds secrets.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct StartMessage {
@@ -34,6 +38,7 @@ pub(super) struct StartMessage {
     pub(super) args: Vec<String>,
     pub(super) env: BTreeMap<String, String>,
     pub(super) working_dir: Option<PathBuf>,
+    pub(super) plan: LaunchPlan,
 }
 
 /// Keeps this process and all it starts from gaining rights by set-user-id programs. For the main thread before any other
@@ -53,36 +58,47 @@ pub fn main() -> i32 {
     let Ok(control) = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3).map(UnixStream::from) else { return 2 };
     // Fails also when moduled went away, or when this was called by hand.
     let error = match receive(&control) {
-        Ok((message, program)) => become_module(&message, program.as_fd()),
+        Ok((message, program)) => become_module(&control, &message, program.as_fd()),
         Err(error) => error,
     };
     let _ = rustix::net::send(&control, error.to_string().as_bytes(), SendFlags::NOSIGNAL);
     1
 }
 
-fn become_module(message: &StartMessage, program: BorrowedFd<'_>) -> io::Error {
+fn become_module(control: &UnixStream, message: &StartMessage, program: BorrowedFd<'_>) -> io::Error {
     let prepared = (|| {
         forbid_new_privileges()?;
         // An own session: signals of moduled's terminal do not reach the module.
         rustix::process::setsid()?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
-        io::Result::Ok(())
+        // Last: what comes after has the module's rights only.
+        super::confine::confine(&message.plan)
     })();
-    if let Err(error) = prepared {
-        return error;
+    match prepared {
+        Ok(None) => {}
+        Ok(Some(note)) => {
+            let note = format!("{NOTE}{note}\n");
+            if let Err(errno) = rustix::net::send(control, note.as_bytes(), SendFlags::NOSIGNAL) {
+                return errno.into();
+            }
+        }
+        Err(error) => return error,
     }
     let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     command.arg0(&message.argv0).args(&message.args).env_clear().envs(&message.env);
-    if let Some(folder) = &message.working_dir {
-        command.current_dir(folder);
-    }
+    // As the module's user: it must be able to enter it.
+    command.current_dir(message.working_dir.as_deref().unwrap_or(Path::new("/")));
     command.exec()
 }
 
 /// Sends the start message, and waits until the launcher has become the module or said why not. `control` should have
-/// time limits set.
-pub(super) fn send(control: &UnixStream, message: &StartMessage, program: BorrowedFd<'_>) -> io::Result<()> {
+/// time limits set. The answer is what could not be confined as a whole, if anything.
+pub(super) fn send(
+    control: &UnixStream,
+    message: &StartMessage,
+    program: BorrowedFd<'_>,
+) -> io::Result<Option<String>> {
     let body = serde_json::to_vec(message)?;
     if body.len() > MAX_MESSAGE {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "arguments and environment are too long"));
@@ -101,7 +117,11 @@ pub(super) fn send(control: &UnixStream, message: &StartMessage, program: Borrow
     let mut report = String::new();
     // The launcher's end closes when it has executed the program.
     stream.take(MAX_REPORT).read_to_string(&mut report)?;
-    if report.is_empty() { Ok(()) } else { Err(io::Error::other(report)) }
+    let (note, failure) = match report.strip_prefix(NOTE).and_then(|rest| rest.split_once('\n')) {
+        Some((note, failure)) => (Some(note.to_owned()), failure),
+        None => (None, report.as_str()),
+    };
+    if failure.is_empty() { Ok(note) } else { Err(io::Error::other(failure.to_owned())) }
 }
 
 fn receive(control: &UnixStream) -> io::Result<(StartMessage, OwnedFd)> {
@@ -146,6 +166,7 @@ mod tests {
             args: vec!["x".repeat(300_000)],
             env: [("K".to_owned(), "V".to_owned())].into(),
             working_dir: None,
+            plan: super::super::own_plan(),
         };
         let expected = sent.clone();
         let sender = std::thread::spawn(move || {

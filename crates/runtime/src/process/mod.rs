@@ -9,8 +9,10 @@
 //! its process group alone, and only while its first process lives: children that made a session or group of their own,
 //! and all that outlive the first process, survive stop and remove.
 
+mod confine;
 mod group;
 pub mod launcher;
+mod limits;
 mod module;
 mod output;
 mod program;
@@ -25,6 +27,7 @@ use std::time::Duration;
 
 use edgekeep_core::attestation::RunningFacts;
 use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::host::{Account, Accounts, Capabilities, Daemon, LaunchPlan};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::store::StoreError;
 use serde::{Deserialize, Serialize};
@@ -68,6 +71,14 @@ pub enum ProcessError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// A limit that is required cannot be set.
+    #[error("host module {module} is not started without its limits: {why}; limits = \"best-effort\" would do without")]
+    Limits {
+        /// Which module.
+        module: ModuleId,
+        /// Which limit, and why not.
+        why: String,
     },
     /// The process does not end.
     #[error("host module {module} does not end, not even by SIGKILL; it may hang in a device driver")]
@@ -115,8 +126,10 @@ pub struct ProcessSpec {
     pub args: Vec<String>,
     /// The whole environment; `PATH` is added if it is not there.
     pub env: BTreeMap<String, String>,
-    /// Working folder; the daemon's own if absent.
+    /// Working folder; `/` if absent.
     pub working_dir: Option<PathBuf>,
+    /// What it is confined to.
+    pub plan: LaunchPlan,
 }
 
 /// The environment may hold secrets.
@@ -199,10 +212,21 @@ impl ProcessRuntime {
         self.shared.cgroups.unavailable()
     }
 
-    /// The user that modules run as: the daemon's.
-    #[must_use]
-    pub fn uid(&self) -> u32 {
-        rustix::process::geteuid().as_raw()
+    /// What a module was made from, as it will be started next.
+    ///
+    /// # Errors
+    /// [`ProcessError::Absent`].
+    pub async fn spec(&self, id: &ModuleId) -> Result<ProcessSpec, ProcessError> {
+        Ok(self.module(id)?.spec().await)
+    }
+
+    /// Changes what a module is started from the next time. What runs stays as it is.
+    ///
+    /// # Errors
+    /// [`ProcessError::Absent`]; the state cannot be written.
+    pub async fn renew(&self, id: &ModuleId, spec: ProcessSpec) -> Result<(), ProcessError> {
+        let module = self.module(id)?;
+        finished(async move { module.renew(spec).await }).await
     }
 
     /// Checks an executable against its registered digest, as [`Self::create`] does.
@@ -345,6 +369,24 @@ impl ProcessRuntime {
     }
 }
 
+/// What this process is and could give to the modules that it starts.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn own_rights() -> io::Result<Daemon> {
+    let account = Account { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+    let capabilities = Capabilities::from_bits(rustix::thread::capabilities(None)?.permitted.bits());
+    Ok(Daemon { account, capabilities })
+}
+
+/// The system's users and groups as they are now.
+///
+/// # Errors
+/// `/etc/passwd` or `/etc/group` cannot be read.
+pub fn accounts() -> io::Result<Accounts> {
+    Ok(Accounts { passwd: std::fs::read_to_string("/etc/passwd")?, group: std::fs::read_to_string("/etc/group")? })
+}
+
 /// Runs an operation to its end, also when the request that asked for it is dropped: half a start would leave a process.
 async fn finished<T: Send + 'static>(
     operation: impl Future<Output = Result<T, ProcessError>> + Send + 'static,
@@ -364,4 +406,10 @@ fn remove_folder(path: &Path) {
     {
         tracing::warn!(folder = %path.display(), %error, "a folder stays behind");
     }
+}
+
+#[cfg(test)]
+fn own_plan() -> LaunchPlan {
+    let module = edgekeep_core::host::HostModule::new("/bin/sleep", Sha256Digest::new([0; 32]));
+    edgekeep_core::host::plan(&module, &own_rights().expect("known"), &Accounts::default(), true).expect("possible")
 }

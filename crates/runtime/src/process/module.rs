@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use super::group::ModuleCgroups;
 use super::launcher::{self, StartMessage};
+use super::limits::{self, Applied};
 use super::output::{ModuleLog, OutputPump, module_ends};
 use super::program::SealedProgram;
 use super::{Launcher, ProcessError, ProcessSpec, blocking};
@@ -49,6 +50,12 @@ struct Record {
     /// The cgroup of its last run: what its first process left behind may live on in it.
     #[serde(default)]
     cgroup: Option<String>,
+    /// Groups that were made for its limits alone.
+    #[serde(default)]
+    limit_groups: Vec<PathBuf>,
+    /// What keeps which limit since the last start, in words.
+    #[serde(default)]
+    limits: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -97,7 +104,16 @@ pub(super) struct Module {
 impl Module {
     pub(super) fn create(folder: &Path, id: &ModuleId, spec: ProcessSpec) -> Result<Arc<Self>, ProcessError> {
         edgekeep_daemon::store::private_folder(folder)?;
-        let record = Record { module: id.clone(), spec, run: None, started_ns: None, exit: None, cgroup: None };
+        let record = Record {
+            module: id.clone(),
+            spec,
+            run: None,
+            started_ns: None,
+            exit: None,
+            cgroup: None,
+            limit_groups: Vec::new(),
+            limits: None,
+        };
         let module = Self::new(folder, record)?;
         let record = module.record.try_lock().map_err(|_| ProcessError::Ending)?;
         module.file.save(&record)?;
@@ -161,8 +177,12 @@ impl Module {
 
     /// Ends all that is in the module's cgroup. For whoever holds `operation`.
     async fn clear(&self, cgroups: &ModuleCgroups) -> Result<(), ProcessError> {
-        let former = self.record.lock().await.cgroup.clone();
+        let (former, groups) = {
+            let record = self.record.lock().await;
+            (record.cgroup.clone(), record.limit_groups.clone())
+        };
         let cleared = cgroups.clear(&self.id, former.as_deref()).await;
+        cgroups.remove_limit_groups(&self.id, &groups);
         if cleared { Ok(()) } else { Err(ProcessError::Stuck { module: self.id.clone() }) }
     }
 
@@ -192,12 +212,28 @@ impl Module {
             started: record.started_ns.map(time_of),
             exit,
             labels: Vec::new(),
+            note: record.run.is_some().then(|| record.limits.clone()).flatten(),
         }
     }
 
     pub(super) fn logs(&self, query: &LogQuery) -> Result<LogStream, ProcessError> {
         let running = *self.running.borrow();
         self.log.read(*query, running).map_err(|source| ProcessError::Folder { module: self.id.clone(), source })
+    }
+
+    pub(super) async fn spec(&self) -> ProcessSpec {
+        self.record.lock().await.spec.clone()
+    }
+
+    pub(super) async fn renew(&self, spec: ProcessSpec) -> Result<(), ProcessError> {
+        let _operation = self.operation.lock().await;
+        let mut record = self.record.lock().await;
+        let before = std::mem::replace(&mut record.spec, spec);
+        let saved = self.save(&record).await;
+        if saved.is_err() {
+            record.spec = before;
+        }
+        saved
     }
 
     pub(super) async fn ended(&self) {
@@ -222,7 +258,10 @@ impl Module {
             let (id, folder) = (self.id.clone(), self.folder.clone());
             blocking(move || Prepared::new(&id, &folder, &spec, &launcher, &cgroups)).await?
         };
-        let Prepared { program, control, process, current } = prepared;
+        let Prepared { program, control, process, current, limits } = prepared;
+        if let Some(summary) = &limits.summary {
+            tracing::info!(module = %self.id, "{summary}");
+        }
 
         // Written down first; only then does the launcher learn what to become.
         {
@@ -231,6 +270,8 @@ impl Module {
             record.run = Some(Run { process, boot: boot_id(), cgroup: current.cgroup.clone() });
             record.cgroup.clone_from(&current.cgroup);
             record.started_ns = Some(now_ns());
+            record.limits = limits.summary;
+            record.limit_groups = limits.groups;
             if let Err(error) = self.save(&record).await {
                 *record = before;
                 drop(record);
@@ -247,6 +288,7 @@ impl Module {
             args: spec.args,
             env: with_path(spec.env),
             working_dir: spec.working_dir,
+            plan: spec.plan,
         };
         let id = self.id.clone();
         let sent = blocking(move || {
@@ -254,11 +296,21 @@ impl Module {
                 .map_err(|source| ProcessError::Start { module: id, source })
         })
         .await;
-        if sent.is_err() {
-            self.signal(Signal::KILL);
-            self.ended().await;
+        match sent {
+            Ok(None) => Ok(()),
+            Ok(Some(note)) => {
+                tracing::warn!(module = %self.id, note, "host module confined in part");
+                let mut record = self.record.lock().await;
+                let parts = [record.limits.take(), Some(note)];
+                record.limits = Some(parts.into_iter().flatten().collect::<Vec<_>>().join("; "));
+                self.save(&record).await
+            }
+            Err(error) => {
+                self.signal(Signal::KILL);
+                self.ended().await;
+                Err(error)
+            }
         }
-        sent
     }
 
     pub(super) async fn stop(&self, cgroups: &ModuleCgroups, grace: Duration) -> Result<(), ProcessError> {
@@ -325,6 +377,8 @@ impl Module {
         tracing::info!(module = %self.id, code, "host module ended");
         if !stopping && let Some(cgroup) = &current.cgroup {
             cgroups.remove_if_empty(cgroup);
+            let groups = self.record.lock().await.limit_groups.clone();
+            cgroups.remove_limit_groups(&self.id, &groups);
         }
         *self.current() = None;
         self.log.end();
@@ -363,6 +417,7 @@ struct Prepared {
     control: UnixStream,
     process: ProcessInstance,
     current: Current,
+    limits: Applied,
 }
 
 impl Prepared {
@@ -397,8 +452,21 @@ impl Prepared {
         let start_time = stat.map_err(|error| start(io::Error::other(error)))?.start_time;
         let cgroup = cgroups.join(id, child.id());
         let process = ProcessInstance { pid: child.id(), start_time };
+        let own_user = spec.plan.uid != rustix::process::geteuid().as_raw();
+        let limits = match limits::apply(&spec.plan.limits, id, pid, own_user, cgroups) {
+            Ok(limits) => limits,
+            Err((why, groups)) => {
+                let mut child = child;
+                let _ = child.kill().and_then(|()| child.wait());
+                cgroups.remove_limit_groups(id, &groups);
+                if let Some(cgroup) = &cgroup {
+                    cgroups.remove_if_empty(cgroup);
+                }
+                return Err(ProcessError::Limits { module: id.clone(), why });
+            }
+        };
         let current = Current { pid, pidfd: Arc::new(pidfd), cgroup, child: true, stopping: false };
-        Ok(Self { program, control, process, current })
+        Ok(Self { program, control, process, current, limits })
     }
 }
 

@@ -256,7 +256,7 @@ fn a_detached_exec_that_became_a_child_of_the_first_process_is_refused() {
     // A daemon that is started anew asks the engine what happened before.
     device.kill(edgekeep_core::layout::Daemon::Moduled);
     device.start(edgekeep_core::layout::Daemon::Moduled);
-    wait_for("the module to be served again", || (caller.sign().status == 200).then_some(()));
+    wait_for("the module to be served again", || caller.try_signed().map(drop));
     let waits = format!("sleep 0.1; {} --when-orphaned &", quoted(&intruder(&device, &m1)));
     let output = docker(&engine, &["exec", &m1], &["/bin/sh".into(), "-c".into(), waits]);
     assert_refused_lines(&output, 4);

@@ -9,7 +9,7 @@ use edgekeep_core::layout::Daemon;
 use edgekeep_testkit::{Caller, Device, VERSION, http, program, wait_for};
 use serde_json::{Value, json};
 
-use crate::scripts::{Script, with_perl};
+use crate::scripts::{Script, with_perl, with_perl_granted};
 use crate::wait_for_edge_ca;
 
 const V: &str = "api-version=2020-07-07";
@@ -226,7 +226,8 @@ fn a_module_that_changes_its_user_is_refused() {
         eprintln!("skipped: needs root to change the user");
         return;
     }
-    let device = with_perl(Device::builder()).start();
+    // A host module cannot become another user unless that is granted.
+    let device = with_perl_granted(Device::builder(), "capabilities = [\"setuid\"]").start();
     let script = Script::start(
         &device,
         "script",
@@ -254,7 +255,8 @@ fn a_process_in_a_user_namespace_of_its_own_is_refused() {
         "aarch64" | "riscv64" => 97,
         other => return eprintln!("skipped: the number of unshare on {other} is not known here"),
     };
-    let device = with_perl(Device::builder()).start();
+    // What a host module may call by default does not take it there.
+    let device = with_perl_granted(Device::builder(), "seccomp = \"none\"").start();
     // There it may name any file as the one that it executes.
     let script = Script::start(
         &device,

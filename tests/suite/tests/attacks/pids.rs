@@ -11,7 +11,7 @@ use edgekeep_testkit::{Device, VERSION, http, wait_for};
 use serde_json::{Value, json};
 
 use crate::exec::Paused;
-use crate::scripts::{Script, with_perl};
+use crate::scripts::{Script, with_perl_granted};
 
 const INSIDE: &str = "EDGEKEEP_TEST_INSIDE";
 
@@ -51,7 +51,8 @@ fn a_process_with_the_number_of_the_one_that_connected_is_refused() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         return;
     }
-    let device = with_perl(Device::builder()).start();
+    // To choose its children's numbers.
+    let device = with_perl_granted(Device::builder(), "capabilities = [\"sys_admin\"]").start();
     if device.status().peer_handle != PeerHandle::PeerPidfd {
         eprintln!("skipped: this kernel has no SO_PEERPIDFD");
         return;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use edgekeep_testkit::{Builder, Device, wait_for};
+use edgekeep_testkit::{Builder, Device, sha256_of, wait_for};
 use serde_json::json;
 
 /// What each script begins with: `$req` is a request to sign with its own identity.
@@ -21,6 +21,12 @@ sub pause { select undef, undef, undef, 0.01 }
 /// The executable that scripts need, as a host module.
 pub(crate) fn with_perl(builder: Builder) -> Builder {
     builder.host_module("perl", perl())
+}
+
+/// The same with more in its entry in the configuration than an ordinary host module has.
+pub(crate) fn with_perl_granted(builder: Builder, more: &str) -> Builder {
+    let (path, sha256) = (perl(), sha256_of(&perl()));
+    builder.tables(&format!("[host_modules.perl]\nexecutable = {path:?}\nsha256 = \"{sha256}\"\n{more}\n"))
 }
 
 fn perl() -> PathBuf {

@@ -1,12 +1,13 @@
 //! Whole devices whose modules are programs of the host: no container engine is needed.
 //!
 //! `management` and `workload` go through the routes, `cloud_away` and `crashes` through what may go wrong,
-//! `operations` through logs and metrics, `sockets` through what can become of a module's socket. What others may try is
-//! in the attack suite.
+//! `operations` through logs and metrics, `sockets` through what can become of a module's socket, `host_programs` through
+//! confined modules, services and host agents. What others may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod cloud_away;
 mod crashes;
+mod host_programs;
 mod management;
 mod operations;
 mod reference_agent;

@@ -72,7 +72,7 @@ fn another_user_reaches_no_modules_socket_by_its_path() {
     let folder = device.module_socket("m1").parent().unwrap().to_owned();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&device.root().state_folder(Daemon::Moduled)), 0o700);
-    assert_eq!(mode(&folder), 0o755);
+    assert_eq!(mode(&folder), 0o700);
     let intruder = program("intruder");
     // The program's own folder need not be open to others.
     let copy = device.root().path().join("intruder");

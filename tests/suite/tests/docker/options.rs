@@ -1,5 +1,6 @@
 //! What deployments may ask of the engine: each trick is first shown to work with the engine itself.
 
+use edgekeep_core::layout::Daemon;
 use edgekeep_testkit::{Engine, VERSION};
 use serde_json::{Value, json};
 
@@ -90,8 +91,14 @@ fn with_any_permissions_the_devices_own_sockets_are_mounted_into_nobody() {
     let device = with_engine(&engine).start();
     let generation = device.create_identity(&name);
     let root = device.root();
+    let folders = root.state_folder(Daemon::Moduled).join("containers");
     let agents = root.module_socket_folder().join("edgeAgent");
-    for place in [root.keyd_socket(), root.management_socket(), agents, root.path().join("run/../etc//edgekeep")] {
+    let others = [agents, folders.join("edgeAgent"), folders];
+    for place in others.into_iter().chain([
+        root.keyd_socket(),
+        root.management_socket(),
+        root.path().join("run/../etc//edgekeep"),
+    ]) {
         let mut spec = device.container_spec(&name, image.name(), &generation);
         spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"] = json!([format!("{}:/x", place.display())]);
         let refused = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(400);
