@@ -17,6 +17,10 @@ use crate::handle::{Binding, Named, Target};
 /// How long a handle is good if the settings do not say. Clients ask for a new one when theirs is refused.
 const HANDLE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
+/// How far behind the clock may have been put since a handle was made. What expires later than a handle of now would, and
+/// this, was made under a clock that was wrong, or a longer lifetime: it is no handle for ever.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(3600);
+
 /// What the keys of the known ids are for, where the settings say nothing else. Keys of other ids may do what their kind
 /// can: they belong to clients that this program knows nothing of.
 const PURPOSES: &[(&str, Purpose)] = &[
@@ -118,7 +122,7 @@ impl Policy {
         let purpose = self.purpose(id);
         if !self.handles_any_uid {
             match &named.binding {
-                Some(binding) if now < binding.expires && binding.purpose == purpose => {
+                Some(binding) if self.is_current(binding, now) && binding.purpose == purpose => {
                     if binding.uid != uid && !self.shares(uid, &named.target, what) {
                         return Err(Reason::HandleOfAnotherUid);
                     }
@@ -146,6 +150,27 @@ impl Policy {
             return Err(Reason::NoExportGrant);
         }
         Ok(())
+    }
+
+    /// Whether a handle may be used at this time.
+    fn is_current(&self, binding: &Binding, now: u64) -> bool {
+        let latest = now.saturating_add((self.handle_lifetime + CLOCK_TOLERANCE).as_secs());
+        now < binding.expires && binding.expires <= latest
+    }
+
+    /// Whether `uid` may give the key pair `from` the id `to`. A key takes its purpose along: under another id it could be
+    /// used for what it is kept from.
+    ///
+    /// # Errors
+    /// Why not, and which of the two ids it is about.
+    pub fn may_move<'k>(&self, uid: u32, from: &'k KeyId, to: &'k KeyId) -> Result<(), (Reason, &'k KeyId)> {
+        for id in [to, from] {
+            self.may_name(uid, id).map_err(|reason| (reason, id))?;
+        }
+        match self.purpose(from) {
+            Some(purpose) if self.purpose(to) != Some(purpose) => Err((Reason::Purpose, to)),
+            _ => Ok(()),
+        }
     }
 
     /// Whether `uid` may do this with a handle that was made for another uid.
@@ -363,6 +388,38 @@ mod tests {
             assert_eq!(policy.may_use(THIEF, handle, Operation::Sign, NOW + 60), Ok(()));
             assert_eq!(policy.may_use(THIEF, handle, Operation::Encrypt, NOW), Err(Reason::Purpose));
         }
+    }
+
+    #[test]
+    fn a_handle_of_a_clock_that_was_ahead_is_not_one_for_ever() {
+        let policy = Policy::new(&KeydSettings { handle_lifetime_sec: Some(60), ..settings() });
+        let handle = named(&policy, IDENTITYD, Target::Symmetric(id("device-id")));
+        for (back, expected) in
+            [(0, Ok(())), (3600, Ok(())), (3601, Err(Reason::ExpiredHandle)), (NOW, Err(Reason::ExpiredHandle))]
+        {
+            assert_eq!(policy.may_use(IDENTITYD, &handle, Operation::Sign, NOW - back), expected, "{back}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_not_moved_out_of_its_purpose() {
+        let mut settings = settings();
+        settings.principals.push(KeyPrincipal { uid: 15, keys: vec!["*".into()], ..KeyPrincipal::default() });
+        let policy = Policy::new(&settings);
+        let may_move = |uid, from: &str, to: &str| {
+            policy.may_move(uid, &id(from), &id(to)).map_err(|(why, id)| (why, id.to_string()))
+        };
+        assert_eq!(may_move(15, "aziot-edged-ca-temp", "aziot-edged-ca"), Ok(()));
+        assert_eq!(may_move(15, "mine-temp", "mine"), Ok(()));
+        // It gains no use by that.
+        assert_eq!(may_move(15, "mine", "aziot-edged-ca"), Ok(()));
+        for uid in [0, 15] {
+            for to in ["mine", "device-id", "iotedge_master_encryption_id"] {
+                assert_eq!(may_move(uid, "aziot-edged-ca", to), Err((Reason::Purpose, to.to_owned())), "{uid}");
+            }
+        }
+        assert_eq!(may_move(IDENTITYD, "device-id", "mine"), Err((Reason::NoGrant, "mine".to_owned())));
+        assert_eq!(may_move(IDENTITYD, "mine", "device-id"), Err((Reason::NoGrant, "mine".to_owned())));
     }
 
     #[test]

@@ -174,6 +174,11 @@ pub(crate) fn who(request: &Request, policy: &Policy) -> Result<Who, HttpError> 
     Ok(who)
 }
 
+/// The same of somebody who is refused anyway: a statement that cannot be read keeps no refusal out of the log.
+pub(crate) fn refused_who(request: &Request, policy: &Policy) -> Who {
+    who(request, policy).unwrap_or_else(|_| connected(&request.caller))
+}
+
 /// Who is connected, as the kernel says.
 pub(crate) fn connected(caller: &Caller) -> Who {
     Who { uid: caller.uid(), pid: caller.pid(), says: None }

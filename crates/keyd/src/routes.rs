@@ -118,8 +118,9 @@ async fn move_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let to = parse_id(request.param(0))?;
     let body: MoveKeyPair = request.json().await?;
     let from = parse_id(&body.from)?;
-    state.expect_name(&request, Operation::Move, &to)?;
-    state.expect_name(&request, Operation::Move, &from)?;
+    if let Err((reason, id)) = state.policy.may_move(request.caller.uid(), &from, &to) {
+        return Err(state.refuse_named(&request, Operation::Move, id, reason));
+    }
     let mut key = state.key(&to);
     key.from = Some(from.clone());
     let doing = state.recorder.begin(state.who(&request)?, Operation::Move, Some(key)).await?;
@@ -279,9 +280,17 @@ async fn audit_entries(state: Arc<Keyd>, request: Request) -> Answer {
 impl Keyd {
     /// 401 unless the caller may name this key.
     fn expect_name(&self, request: &Request, what: Operation, id: &KeyId) -> Result<(), HttpError> {
-        let Err(reason) = self.policy.may_name(request.caller.uid(), id) else { return Ok(()) };
-        self.recorder.refused(self.who(request)?, what, Some(self.key(id)), reason);
-        Err(HttpError::unauthorized())
+        self.policy.may_name(request.caller.uid(), id).map_err(|reason| self.refuse_named(request, what, id, reason))
+    }
+
+    /// Writes a refusal down; the answer is 401.
+    fn refuse_named(&self, request: &Request, what: Operation, id: &KeyId, reason: Reason) -> HttpError {
+        self.recorder.refused(self.refused_who(request), what, Some(self.key(id)), reason);
+        HttpError::unauthorized()
+    }
+
+    fn refused_who(&self, request: &Request) -> Who {
+        record::refused_who(request, &self.policy)
     }
 
     fn who(&self, request: &Request) -> Result<Who, HttpError> {
@@ -300,7 +309,7 @@ impl Keyd {
             Ok(named) => named,
             Err(invalid) => {
                 // Somebody may be guessing.
-                self.recorder.refused(self.who(request)?, what, None, Reason::ForeignHandle);
+                self.recorder.refused(self.refused_who(request), what, None, Reason::ForeignHandle);
                 return Err(HttpError::bad_request(invalid.to_string()));
             }
         };
@@ -313,7 +322,7 @@ impl Keyd {
         match allowed {
             Ok(()) => Ok(named.target),
             Err(reason) => {
-                self.recorder.refused(self.who(request)?, what, Some(self.target_key(&named.target)), reason);
+                self.recorder.refused(self.refused_who(request), what, Some(self.target_key(&named.target)), reason);
                 // To who holds it an old handle is like a wrong one: clients then ask for another.
                 Err(match reason {
                     Reason::ExpiredHandle => HttpError::bad_request(InvalidHandle.to_string()),
@@ -337,7 +346,7 @@ impl Keyd {
 
     fn expect_auditor(&self, request: &Request) -> Result<(), HttpError> {
         let Err(reason) = self.policy.may_audit(request.caller.uid()) else { return Ok(()) };
-        self.recorder.refused(self.who(request)?, Operation::ReadAudit, None, reason);
+        self.recorder.refused(self.refused_who(request), Operation::ReadAudit, None, reason);
         Err(HttpError::unauthorized())
     }
 

@@ -172,6 +172,10 @@ impl Drop for Device {
     }
 }
 
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
 fn uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
@@ -406,7 +410,7 @@ fn a_handle_that_was_stolen_from_another_uid_is_refused_everywhere_and_written_d
     Device::start(folder.path()).key("aziot_identityd_master_id");
     let id = "aziot_identityd_master_id".parse().unwrap();
     let binding =
-        Binding { uid: uid() + 1, purpose: Some(edgekeep_audit::entry::Purpose::Identity), expires: u64::MAX };
+        Binding { uid: uid() + 1, purpose: Some(edgekeep_audit::entry::Purpose::Identity), expires: now() + 3600 };
     let handles = handles(folder.path());
     let base = handles.symmetric(&id, &binding).unwrap();
     let derived = handles.derived(&base, b"module".to_vec(), &binding).unwrap();
@@ -595,6 +599,18 @@ fn moving_a_pair_replaces_the_target_and_old_handles_follow_the_id() {
     refused(device.post("/keypair/ca", &json!({"from": "ca-temp"})), 400, "there is no key \"ca-temp\"");
     refused(device.post("/keypair/ca", &json!({"from": "ca"})), 400, "has this id already");
     refused(device.post("/keypair/ca", &json!({})), 422, "missing field `from`");
+}
+
+#[test]
+fn a_ca_key_under_another_id_is_no_free_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    device.pair("aziot-edged-ca", "ec-p256");
+    refused(device.post("/keypair/mine", &json!({"from": "aziot-edged-ca"})), 401, "");
+    let last = device.last_entry();
+    assert_eq!((&last["what"], &last["key"], &last["reason"]), (&json!("move"), &json!("mine"), &json!("purpose")));
+    assert_eq!(device.send("GET", "/keypair/aziot-edged-ca", "").0, 200);
+    assert_eq!(device.send("GET", "/keypair/mine", "").0, 400);
 }
 
 #[test]
@@ -884,6 +900,21 @@ fn on_whose_behalf_a_uid_asks_is_written_down_as_its_statement_if_it_may_say_so(
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("x-edgekeep-on-behalf-of"), "{answer}");
     }
     assert_eq!(device.audit().len(), 5);
+    // Nor does it keep a refusal out of the log.
+    let foreign = json!({"keyHandle": "sr=x&sig=y"}).to_string();
+    for (request, reason) in [("GET /key/other".to_owned(), "no-grant"), ("DELETE /key".to_owned(), "foreign-handle")] {
+        let mut stream = UnixStream::connect(device.root.keyd_socket()).unwrap();
+        let request = format!(
+            "{request}?api-version=2021-05-01 HTTP/1.1\r\nHost: k\r\nConnection: close\r\n\
+             x-edgekeep-on-behalf-of: no statement\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{foreign}",
+            foreign.len()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.read_to_string(&mut String::new()).unwrap();
+        let last = device.last_entry();
+        assert_eq!((&last["reason"], &last["for"]), (&json!(reason), &Value::Null), "{last}");
+    }
     drop(device);
     // Without the grant it is nothing that the log would repeat, root or not.
     let device = Device::start_as(folder.path(), settings(false));
