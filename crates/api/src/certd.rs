@@ -6,7 +6,7 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, ClientError};
-use crate::keyd::KeyHandle;
+use crate::keyd::{KeyHandle, OnBehalfOf};
 
 /// Versions the service accepts, oldest first.
 pub const API_VERSIONS: &[&str] = &["2020-09-01"];
@@ -54,6 +54,13 @@ impl CertificatesClient {
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self(Client::new(socket))
+    }
+
+    /// The same client on the same connections, whose requests say on whose behalf they are made. The service passes it on
+    /// to keyd with the signature that it asks for, if the uid that says so was granted to.
+    #[must_use]
+    pub fn on_behalf_of(&self, behalf: &OnBehalfOf) -> Self {
+        Self(behalf.said_by(&self.0))
     }
 
     /// Issues a certificate and returns its chain in PEM.

@@ -227,6 +227,17 @@ pub struct OnBehalfOf {
     pub executable: Option<Sha256Digest>,
 }
 
+impl OnBehalfOf {
+    /// A client that says so in each request.
+    pub(crate) fn said_by(&self, client: &Client) -> Client {
+        // Both its parts are plain ASCII.
+        match HeaderValue::try_from(self.to_string()) {
+            Ok(value) => client.with_header(HeaderName::from_static(ON_BEHALF_OF), value),
+            Err(_) => client.clone(),
+        }
+    }
+}
+
 /// It is not of that form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("header {ON_BEHALF_OF} is not of the form module=<id>;executable=sha256:<hex>")]
@@ -313,11 +324,7 @@ impl KeysClient {
     /// audit log, as a statement of the uid that makes it, if that uid was granted to.
     #[must_use]
     pub fn on_behalf_of(&self, behalf: &OnBehalfOf) -> Self {
-        // Both its parts are plain ASCII.
-        match HeaderValue::try_from(behalf.to_string()) {
-            Ok(value) => Self(self.0.with_header(HeaderName::from_static(ON_BEHALF_OF), value)),
-            Err(_) => self.clone(),
-        }
+        Self(behalf.said_by(&self.0))
     }
 
     /// Loads a symmetric key, or generates it if there is none.

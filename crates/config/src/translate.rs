@@ -419,6 +419,8 @@ impl<'a> Draft<'a> {
                 use_only: owned(vec![EDGE_CA, EDGE_CA_NEXT]),
                 export: owned(vec![MASTER_KEY]),
                 certificates: true,
+                // It passes on what moduled says with a certificate request.
+                attestor: true,
                 ..KeyPrincipal::default()
             },
             // identityd gives out handles to module keys. The Edge CA's requests are signed by moduled itself.
@@ -432,7 +434,8 @@ impl<'a> Draft<'a> {
                 ..KeyPrincipal::default()
             },
         ];
-        self.identityd.cert_principals = vec![CertPrincipal { uid: users.moduled, certs: owned(certs) }];
+        self.identityd.cert_principals =
+            vec![CertPrincipal { uid: users.moduled, certs: owned(certs), attestor: true }];
         self.identityd.principals =
             vec![IdentityPrincipal { uid: users.moduled, name: "aziot-edge".to_owned(), kinds: Vec::new() }];
     }

@@ -544,9 +544,11 @@ fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
     assert_eq!(rules, [("backup-*", KeyPurpose::Seal), ("*-ca", KeyPurpose::Ca)]);
     let counter = keyd.tpm.unwrap().audit_counter;
     assert_eq!((counter.enabled, counter.index, counter.interval_sec), (true, 0x0180_0001, 900));
-    // Only moduled measures whom it asks for.
+    // Only moduled measures whom it asks for; identityd passes on what it says.
     let attestors: Vec<u32> = keyd.principals.iter().filter(|one| one.attestor).map(|one| one.uid).collect();
-    assert_eq!(attestors, [13]);
+    assert_eq!(attestors, [12, 13]);
+    let certs = &translated.identityd.cert_principals;
+    assert!(certs.iter().all(|one| one.uid == 13 && one.attestor), "{certs:?}");
     // Without a word about it there is a counter wherever there is a TPM.
     assert!(accepted(&format!("{MANUAL}[tpm]\n")).keyd.tpm.unwrap().audit_counter.enabled);
     let weaker = accepted(&format!(

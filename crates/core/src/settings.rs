@@ -257,6 +257,9 @@ pub struct CertPrincipal {
     pub uid: u32,
     /// Certificate id patterns with `*` and `?`.
     pub certs: Vec<String>,
+    /// Whether what it says about on whose behalf it asks is passed on to keyd, which writes it down.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attestor: bool,
 }
 
 /// How one certificate is issued when its request names no issuer.

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use aws_lc_rs::rand;
 use edgekeep_api::client::ClientError;
-use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, SignMechanism};
+use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, OnBehalfOf, SignMechanism};
 use edgekeep_core::id::CertId;
 use edgekeep_core::settings::{IdentitydSettings, Issuance, IssuanceMethod, LocalCa};
 use edgekeep_daemon::store::StoreError;
@@ -110,16 +110,18 @@ impl Certificates {
         Ok(self.store.remove(id)?)
     }
 
-    /// Issues a certificate for a PKCS#10 request and stores it under `id`.
+    /// Issues a certificate for a PKCS#10 request and stores it under `id`. keyd is told on whose behalf.
     pub(crate) async fn issue(
         &self,
         id: &CertId,
         csr: &str,
         issuer: Option<NamedIssuer>,
         wanted_end: Option<OffsetDateTime>,
+        behalf: Option<&OnBehalfOf>,
     ) -> Result<Issued, CertificateError> {
         let request = Request::read(&pem::request(csr)?)?;
-        self.certify(id, &request, issuer, wanted_end).await
+        let keys = behalf.map_or_else(|| self.keys.clone(), |behalf| self.keys.on_behalf_of(behalf));
+        self.certify(&keys, id, &request, issuer, wanted_end).await
     }
 
     /// Issues a certificate for a local identity, as configured for `id`.
@@ -131,11 +133,12 @@ impl Certificates {
         server: bool,
     ) -> Result<Issued, CertificateError> {
         let request = Request::for_local_identity(common_name, spki, server)?;
-        self.certify(id, &request, None, None).await
+        self.certify(&self.keys, id, &request, None, None).await
     }
 
     async fn certify(
         &self,
+        keys: &KeysClient,
         id: &CertId,
         request: &Request,
         named: Option<NamedIssuer>,
@@ -156,17 +159,17 @@ impl Certificates {
             (None, None) => return Err(CertificateError::NotConfigured { id: id.clone() }),
             (None, Some(issuance)) => match issuance.method {
                 IssuanceMethod::Est => return Err(CertificateError::Est { id: id.clone() }),
-                IssuanceMethod::SelfSigned => (None, String::new(), self.load(id.as_str()).await?),
+                IssuanceMethod::SelfSigned => (None, String::new(), load(keys, id.as_str()).await?),
                 IssuanceMethod::LocalCa => {
                     let ca = self.local_ca.as_ref().ok_or_else(|| CertificateError::NoLocalCa { id: id.clone() })?;
                     let (issuer, chain) = self.issuer(&ca.cert, now)?;
-                    (Some(issuer), chain, self.load(ca.key.as_str()).await?)
+                    (Some(issuer), chain, load(keys, ca.key.as_str()).await?)
                 }
             },
         };
         let unsigned = issue::prepare(request, issuer.as_ref(), &circumstances)?;
         let not_after = unsigned.not_after;
-        let signature = self.sign(&unsigned, &key).await?;
+        let signature = sign(keys, &unsigned, &key).await?;
         let mut pem = pem::encode("CERTIFICATE", &unsigned.finish(&signature)?);
         pem.push_str(&chain);
         self.store.write(id, &pem, !is_replaceable)?;
@@ -180,18 +183,18 @@ impl Certificates {
         let first = certificates.first().ok_or_else(|| CertStoreError::NotFound { id: id.clone() })?;
         Ok((Issuer::read(first, now)?, chain))
     }
+}
 
-    async fn load(&self, key: &str) -> Result<KeyHandle, CertificateError> {
-        self.keys.load_key_pair(key).await.map_err(CertificateError::Key)
-    }
+async fn load(keys: &KeysClient, key: &str) -> Result<KeyHandle, CertificateError> {
+    keys.load_key_pair(key).await.map_err(CertificateError::Key)
+}
 
-    async fn sign(&self, unsigned: &Unsigned, key: &KeyHandle) -> Result<Vec<u8>, CertificateError> {
-        match unsigned.key_kind() {
-            KeyKind::P256 | KeyKind::P384 => {
-                self.keys.sign(key, SignMechanism::Ecdsa { digest: unsigned.digest().into() }).await
-            }
-            KeyKind::Rsa => self.keys.encrypt(key, EncryptMechanism::RsaPkcs1, unsigned.digest_info()).await,
+async fn sign(keys: &KeysClient, unsigned: &Unsigned, key: &KeyHandle) -> Result<Vec<u8>, CertificateError> {
+    match unsigned.key_kind() {
+        KeyKind::P256 | KeyKind::P384 => {
+            keys.sign(key, SignMechanism::Ecdsa { digest: unsigned.digest().into() }).await
         }
-        .map_err(CertificateError::Key)
+        KeyKind::Rsa => keys.encrypt(key, EncryptMechanism::RsaPkcs1, unsigned.digest_info()).await,
     }
+    .map_err(CertificateError::Key)
 }

@@ -1,8 +1,10 @@
 //! The certificates API (wire facts 5.6): reading is open, writing needs a grant for the certificate's id.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use edgekeep_api::certd::{API_VERSIONS, CreateCertificate, PemBody};
+use edgekeep_api::keyd::{ON_BEHALF_OF, OnBehalfOf, OnBehalfOfError};
 use edgekeep_core::grants::Grants;
 use edgekeep_core::id::{CertId, IdError};
 use edgekeep_daemon::audit::{Audit, Entry};
@@ -19,6 +21,8 @@ use crate::identity_api::certificate_failed;
 pub(crate) struct CertificatesApi {
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) grants: Grants,
+    /// Whose statements about on whose behalf they ask are passed on to keyd. Also root's only by a grant.
+    pub(crate) attestors: BTreeSet<u32>,
     pub(crate) audit: Arc<Audit>,
 }
 
@@ -48,6 +52,13 @@ impl CertificatesApi {
         self.audit.refused(&Entry { uid, pid, action: &action, object: id.as_str(), reason: "no-grant" });
         Err(HttpError::unauthorized())
     }
+
+    /// On whose behalf the caller asks, if it says so and may.
+    fn behalf(&self, request: &Request) -> Result<Option<OnBehalfOf>, HttpError> {
+        let Some(text) = request.header(ON_BEHALF_OF)? else { return Ok(None) };
+        let says = text.parse().map_err(|error: OnBehalfOfError| HttpError::bad_request(error.to_string()))?;
+        Ok(self.attestors.contains(&request.caller.uid()).then_some(says))
+    }
 }
 
 fn bad_id(error: &IdError) -> HttpError {
@@ -58,6 +69,7 @@ async fn create(api: Arc<CertificatesApi>, mut request: Request) -> Result<Respo
     let body: CreateCertificate = request.json().await?;
     let id: CertId = body.cert_id.parse().map_err(|error| bad_id(&error))?;
     api.authorize(&request, &id)?;
+    let behalf = api.behalf(&request)?;
     let issuer = match body.issuer {
         Some(issuer) => Some(NamedIssuer {
             cert: issuer.cert_id.parse().map_err(|error| bad_id(&error))?,
@@ -72,8 +84,8 @@ async fn create(api: Arc<CertificatesApi>, mut request: Request) -> Result<Respo
         ),
         None => None,
     };
-    let issued =
-        api.certificates.issue(&id, &body.csr, issuer, wanted_end).await.map_err(|error| certificate_failed(&error))?;
+    let issued = api.certificates.issue(&id, &body.csr, issuer, wanted_end, behalf.as_ref()).await;
+    let issued = issued.map_err(|error| certificate_failed(&error))?;
     Ok(Response::json(StatusCode::CREATED, &PemBody { pem: issued.pem }))
 }
 
@@ -122,7 +134,8 @@ mod tests {
         let uid = rustix::process::getuid().as_raw();
         let grants = Grants::new([(uid, ["mine/*"])]).with_root_restricted();
         let audit = Arc::new(Audit::new(folder.path()));
-        let api = Arc::new(CertificatesApi { certificates, grants, audit: Arc::clone(&audit) });
+        let api =
+            Arc::new(CertificatesApi { certificates, grants, attestors: BTreeSet::new(), audit: Arc::clone(&audit) });
         let socket = folder.path().join("certd.sock");
         let listener = listen::bind(&socket, 0o660).unwrap();
         let (_stop, stopped) = watch::channel(false);

@@ -203,6 +203,7 @@ impl Identityd {
             certificates: Arc::new(certificates_api::CertificatesApi {
                 certificates: Arc::clone(&certificates),
                 grants,
+                attestors: settings.cert_principals.iter().filter(|it| it.attestor).map(|it| it.uid).collect(),
                 audit: Arc::clone(&audit),
             }),
             identity: Arc::new(IdentityApi {

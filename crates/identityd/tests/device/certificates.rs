@@ -3,11 +3,12 @@
 use std::process::Command;
 
 use edgekeep_api::certd::{CreateCertificate, Issuer};
-use edgekeep_api::client::ClientError;
+use edgekeep_api::client::{Client, ClientError};
+use edgekeep_api::keyd::{ON_BEHALF_OF, OnBehalfOf};
 use edgekeep_core::settings::{Issuance, IssuanceMethod, LocalCa, PreloadedCert};
-use http::{Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{Device, cloud, manual};
 
@@ -82,6 +83,40 @@ async fn leaves_of_an_elliptic_curve_and_of_an_rsa_ca_satisfy_openssl() {
         assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
         assert_eq!(device.certificates().load("aziot-edged/module/m:1:server").await.unwrap(), chain);
     }
+}
+
+#[tokio::test]
+async fn keyd_writes_down_for_whom_a_certificate_was_signed_if_the_asking_uid_may_say_so() {
+    async fn said(device: &Device, from: u64) -> Vec<Value> {
+        let entries = device.keys().audit_entries(from, 1000).await.unwrap().entries;
+        let entries = entries.iter().map(|entry| serde_json::from_str::<Value>(entry).unwrap());
+        entries.filter(|entry| entry["what"] == "sign").map(|entry| entry["for"].clone()).collect()
+    }
+    let sim = cloud().await;
+    let mut device = Device::new(&sim, manual(&sim)).await;
+    device.settings.cert_issuance.insert(CA.parse().unwrap(), issuance(IssuanceMethod::SelfSigned));
+    device.start().await;
+    self_signed_ca(&mut device, CA, &KeyPair::generate().unwrap()).await;
+    let behalf = OnBehalfOf { module: "thermometer".parse().unwrap(), executable: None };
+    let private_key_handle = device.keys().load_key_pair(CA).await.unwrap();
+    let request = CreateCertificate {
+        cert_id: "leaf".to_owned(),
+        csr: leaf_request("press"),
+        issuer: Some(Issuer { cert_id: CA.to_owned(), private_key_handle }),
+        not_after: None,
+    };
+    for (attestor, expected) in [(false, Value::Null), (true, json!("thermometer"))] {
+        device.settings.cert_principals[0].attestor = attestor;
+        device.restart().await;
+        device.certificates().on_behalf_of(&behalf).create(&request).await.unwrap();
+        device.keys().audit_checkpoint().await.unwrap();
+        assert_eq!(said(&device, 0).await.last(), Some(&expected));
+    }
+    // What is no statement makes no certificate.
+    let client = Client::new(device.root.certd_socket());
+    let client = client.with_header(HeaderName::from_static(ON_BEHALF_OF), HeaderValue::from_static("thermometer"));
+    let answer = client.call::<_, Value>(Method::POST, "/certificates?api-version=2020-09-01", Some(&request)).await;
+    assert_eq!(refusal(answer.unwrap_err()).0, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]

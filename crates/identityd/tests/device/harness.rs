@@ -112,10 +112,11 @@ impl Device {
             name: "edge".to_owned(),
             kinds: Vec::new(),
         });
-        device
-            .settings
-            .cert_principals
-            .push(edgekeep_core::settings::CertPrincipal { uid: uid(), certs: vec!["*".to_owned()] });
+        device.settings.cert_principals.push(edgekeep_core::settings::CertPrincipal {
+            uid: uid(),
+            certs: vec!["*".to_owned()],
+            attestor: false,
+        });
         device.start_keyd().await;
         device
     }
@@ -129,9 +130,15 @@ impl Device {
 
     async fn start_keyd(&mut self) {
         let all = || vec!["*".to_owned()];
-        let daemon =
-            KeyPrincipal { uid: uid(), keys: all(), export: all(), certificates: true, ..KeyPrincipal::default() };
-        let settings = KeydSettings { principals: vec![daemon], ..KeydSettings::default() };
+        let daemon = KeyPrincipal {
+            uid: uid(),
+            keys: all(),
+            export: all(),
+            certificates: true,
+            attestor: true,
+            ..KeyPrincipal::default()
+        };
+        let settings = KeydSettings { principals: vec![daemon], auditors: vec![uid()], ..KeydSettings::default() };
         let keyd = Keyd::open(&self.root, &settings, edgekeep_keyd::policy::Policy::new(&settings)).unwrap();
         let router = Arc::new(edgekeep_keyd::routes::router(Arc::new(keyd)));
         let listener = listen::bind(&self.root.keyd_socket(), 0o660).unwrap();

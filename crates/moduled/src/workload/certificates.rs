@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use edgekeep_api::certd::{CreateCertificate, Issuer};
+use edgekeep_api::keyd::OnBehalfOf;
 use edgekeep_api::workload::{IdentityCertificate, IssuedCertificate, PrivateKey, ServerCertificate};
 use edgekeep_core::attestation::DenyReason;
 use edgekeep_core::id::ModuleId;
@@ -44,7 +45,7 @@ pub(super) async fn server(state: Arc<WorkloadDoor>, mut request: Request) -> Re
     let cert_id = format!("aziot-edged/module/{}:{}:server", module.name(), request.param(1));
     let wanted =
         Wanted { cert_id, common_name: body.common_name, names, usage: ExtendedKeyUsagePurpose::ServerAuth, not_after };
-    Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted).await?))
+    Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted, &state.behalf(&request, &module)).await?))
 }
 
 pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
@@ -61,7 +62,7 @@ pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> 
         usage: ExtendedKeyUsagePurpose::ClientAuth,
         not_after,
     };
-    Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted).await?))
+    Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted, &state.behalf(&request, &module)).await?))
 }
 
 /// Whether a name is that of a neighbour: whoever trusts this device's certificates would take the module for it. The
@@ -102,7 +103,8 @@ fn host_name(text: &str) -> Result<SanType, HttpError> {
     text.try_into().map(SanType::DnsName).map_err(|_| wrong())
 }
 
-async fn issue(service: &Moduled, wanted: Wanted) -> Result<IssuedCertificate, HttpError> {
+async fn issue(service: &Moduled, wanted: Wanted, behalf: &OnBehalfOf) -> Result<IssuedCertificate, HttpError> {
+    let certificates = service.certificates.on_behalf_of(behalf);
     let internal = |error: rcgen::Error| HttpError::internal(format!("cannot make a certificate request: {error}"));
     let key = match service.settings.edge_ca.module_keys {
         ModuleKeys::EcP256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(internal)?,
@@ -122,10 +124,10 @@ async fn issue(service: &Moduled, wanted: Wanted) -> Result<IssuedCertificate, H
         issuer: Some(Issuer { cert_id: service.settings.edge_ca.cert.to_string(), private_key_handle: handle }),
         not_after: wanted.not_after.format(&Rfc3339).ok(),
     };
-    let certificate = match service.certificates.create(&request(issuer_key.clone())).await {
+    let certificate = match certificates.create(&request(issuer_key.clone())).await {
         Err(error) if error.to_string().contains("handle") => {
             let renewed = service.edge_ca_key.renew(&service.keys, &issuer_key).await?;
-            service.certificates.create(&request(renewed)).await
+            certificates.create(&request(renewed)).await
         }
         other => other,
     };

@@ -58,10 +58,14 @@ impl WorkloadDoor {
 }
 
 impl WorkloadDoor {
-    /// keyd, told on whose behalf it is asked: a module that was admitted, and what asks in its name.
+    /// keyd, told on whose behalf it is asked.
     fn keys_for(&self, request: &Request, module: &ModuleId) -> KeysClient {
-        let executable = self.service.attestor.executable(&request.caller);
-        self.service.keys.on_behalf_of(&OnBehalfOf { module: module.clone(), executable })
+        self.service.keys.on_behalf_of(&self.behalf(request, module))
+    }
+
+    /// A module that was admitted, and what asks in its name.
+    fn behalf(&self, request: &Request, module: &ModuleId) -> OnBehalfOf {
+        OnBehalfOf { module: module.clone(), executable: self.service.attestor.executable(&request.caller) }
     }
 }
 
