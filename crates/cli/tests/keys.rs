@@ -229,7 +229,7 @@ fn the_store_key_is_moved_into_a_tpm_and_back_and_the_configuration_says_so() {
     // With a process that has the store open, nothing is done.
     let open = device.open();
     let error = refused(&device.edgekeep(&["keys", "migrate", "--to", "tpm"]));
-    assert!(error.contains("edgekeep system stop") && error.contains("in use"), "{error}");
+    assert!(error.contains("systemctl stop 'edgekeep-*'") && error.contains("in use"), "{error}");
     drop(open);
     assert_eq!((device.protections(), fs::read_to_string(&config).unwrap()), (vec!["file"], before.clone()));
 
@@ -377,7 +377,7 @@ fn a_backup_is_opened_by_age_and_openssl_and_restored_on_another_device() {
                 store.decrypt(SymmetricKey::Stored(&master()), b"iv", b"", sealed).unwrap();
             }
             let error = refused(&go(&[]));
-            assert!(error.contains("edgekeep system stop"), "{error}");
+            assert!(error.contains("systemctl stop 'edgekeep-*'"), "{error}");
         }
         let wrong = if name == "age" { file("rsa.key") } else { file("age.key") };
         let error = refused(&device.edgekeep(&["keys", "restore", "--identity", &wrong, &out]));

@@ -127,5 +127,5 @@ pub(crate) fn run(context: &Context, options: MigrateOptions) -> anyhow::Result<
 }
 
 /// What to do about a store that is open.
-pub(super) const STOP_FIRST: &str = "keyd is running: stop the daemons with `edgekeep system stop` (or `systemctl stop \
-                                     'edgekeep-*' 'aziot-*.socket'`), run this again, and start them again";
+pub(super) const STOP_FIRST: &str = "keyd is running: stop the daemons (`systemctl stop 'edgekeep-*' 'aziot-*.socket'`; \
+                                     without systemd end the process edgekeep-keyd), run this again, and start them again";
