@@ -3,11 +3,12 @@
 mod backup;
 mod migrate;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use edgekeep_core::hardware::SandboxSettings;
 use edgekeep_core::layout::Daemon;
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::pkcs11::doctor::{self, Finding, Verdict};
@@ -66,6 +67,15 @@ impl std::str::FromStr for Token {
 struct Patients {
     tokens: Vec<(Option<PathBuf>, Option<Pkcs11Uri>)>,
     tpm: Option<(Tcti, KnownAuth)>,
+    /// The sandbox that the library has to work in, if it is keyd's.
+    sandbox: Option<SandboxSettings>,
+}
+
+/// What the examination, which runs outside of keyd's sandbox, cannot see: a library that works here may not work there.
+fn sandbox_finding(library: &Path, sandbox: &SandboxSettings) -> Option<Finding> {
+    let fix = sandbox.missing_for(library)?;
+    let text = format!("inside keyd's sandbox it is not known which files {} needs", library.display());
+    Some(Finding { check: "sandbox", verdict: Verdict::Warning, text, fix: Some(fix.to_owned()) })
 }
 
 #[derive(Serialize)]
@@ -90,7 +100,9 @@ fn examine(context: &Context, options: DoctorOptions) -> anyhow::Result<ExitCode
     let mut found = Vec::new();
     for (library, uri) in &patients.tokens {
         let findings = doctor::examine(library.as_deref(), uri.as_ref());
-        found.extend(findings.into_iter().map(|finding| Examined { part: "token", finding }));
+        let library = uri.as_ref().and_then(|uri| uri.module_path.as_deref()).or(library.as_deref());
+        let sandbox = library.zip(patients.sandbox.as_ref()).and_then(|(path, sandbox)| sandbox_finding(path, sandbox));
+        found.extend(findings.into_iter().chain(sandbox).map(|finding| Examined { part: "token", finding }));
     }
     if let Some((tcti, known)) = patients.tpm {
         let findings = tpm_doctor::examine(tcti, known);
@@ -115,7 +127,7 @@ fn asked_for(options: DoctorOptions) -> anyhow::Result<Patients> {
     let token = options.token.map(|text| text.parse::<Token>()).transpose().map_err(anyhow::Error::msg);
     let token = token.context("--token is no URI of a token")?.map(|token| token.0);
     let tokens = if options.library.is_some() || token.is_some() { vec![(options.library, token)] } else { Vec::new() };
-    Ok(Patients { tokens, tpm: options.tpm.map(|tcti| (tcti, KnownAuth::default())) })
+    Ok(Patients { tokens, tpm: options.tpm.map(|tcti| (tcti, KnownAuth::default())), sandbox: None })
 }
 
 /// What `config apply` wrote for keyd.
@@ -137,7 +149,7 @@ fn keyd_settings(context: &Context) -> anyhow::Result<KeydSettings> {
 fn configured(context: &Context) -> anyhow::Result<Patients> {
     let settings =
         keyd_settings(context).context("name --library, --token or --tpm to examine what is not configured")?;
-    let mut patients = Patients::default();
+    let mut patients = Patients { sandbox: Some(settings.sandbox.clone()), ..Patients::default() };
     if let Some(pkcs11) = &settings.pkcs11 {
         let uri = pkcs11.base_slot.as_ref().map(|uri| uri.expose().parse::<Token>());
         let uri = uri.transpose().map_err(anyhow::Error::msg).context("pkcs11_base_slot")?.map(|token| token.0);
@@ -186,6 +198,17 @@ mod tests {
             render(&found, Style::plain()),
             "good     lockout    not locked\nbad      PCR banks  none\u{fffd}[2J\n                    fix: allocate one\n"
         );
+    }
+
+    #[test]
+    fn a_library_whose_files_the_sandbox_does_not_know_comes_with_what_to_add() {
+        let (vendor, mut sandbox) = (Path::new("/opt/vendor/libhsm.so"), SandboxSettings::default());
+        let finding = sandbox_finding(vendor, &sandbox).unwrap();
+        assert!(finding.fix.is_some_and(|fix| fix.contains("sandbox_paths = [")), "{}", finding.text);
+        assert_eq!(sandbox_finding(Path::new("/usr/lib/softhsm/libsofthsm2.so"), &sandbox), None);
+        sandbox.paths.push("/opt/vendor/etc".into());
+        assert_eq!(sandbox_finding(vendor, &sandbox), None);
+        assert_eq!(sandbox_finding(vendor, &SandboxSettings { enabled: false, ..SandboxSettings::default() }), None);
     }
 
     #[test]

@@ -81,6 +81,22 @@ impl Draft<'_> {
                 self.keyd.sandbox.paths.push(file);
             }
         }
+        self.unknown_library(keys);
+    }
+
+    /// A library that keyd's sandbox may keep from its files.
+    fn unknown_library(&mut self, keys: &View<'_>) {
+        let named = |key: &str| keys.text(key).map(|text| (text.span.clone(), text.text.to_owned()));
+        let library = named("pkcs11_lib_path").map(|(span, text)| ("pkcs11_lib_path", span, PathBuf::from(text)));
+        let in_uri = named("pkcs11_base_slot").and_then(|(span, text)| {
+            let path = pkcs11_uri(&text).ok()?.module_path?;
+            Some(("pkcs11_base_slot", span, path))
+        });
+        let Some((key, span, path)) = in_uri.or(library) else { return };
+        if let Some(fix) = self.keyd.sandbox.missing_for(&path) {
+            let message = "keyd's sandbox does not know which files this library needs: it may find no token there";
+            self.report.notice(Code::Unusual, &span, keys.key(key), message, Some(fix));
+        }
     }
 
     fn tpm(&mut self, tpm: &View<'_>) -> TpmSettings {

@@ -1,7 +1,7 @@
 //! Settings of what keys are kept in: a token, a TPM, files. Values only; nothing is opened here.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize as _;
@@ -115,6 +115,45 @@ impl Default for TpmSettings {
             connections_per_uid: None,
             audit_counter: AuditCounter::default(),
         }
+    }
+}
+
+/// A PKCS#11 library of which it is known which files it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownLibrary {
+    /// `libsofthsm2.so`.
+    SoftHsm,
+    /// `libtpm2_pkcs11.so`.
+    Tpm2Pkcs11,
+    /// `opensc-pkcs11.so`, `onepin-opensc-pkcs11.so`.
+    OpenSc,
+}
+
+impl KnownLibrary {
+    /// By the library's file name.
+    #[must_use]
+    pub fn of(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        let begins = |with: &str| name.starts_with(with);
+        match () {
+            () if begins("libsofthsm") => Some(Self::SoftHsm),
+            () if begins("libtpm2_pkcs11") => Some(Self::Tpm2Pkcs11),
+            () if begins("opensc-pkcs11") || begins("onepin-opensc") => Some(Self::OpenSc),
+            () => None,
+        }
+    }
+}
+
+impl SandboxSettings {
+    /// What to add to `[aziot_keys]` before the library at `path` can be relied on to work inside keyd's sandbox; `None` if
+    /// that is known, or said already.
+    #[must_use]
+    pub fn missing_for(&self, path: &Path) -> Option<&'static str> {
+        (self.enabled && self.paths.is_empty() && KnownLibrary::of(path).is_none()).then_some(
+            "name its configuration, data folders and device nodes in [aziot_keys], as in \
+             sandbox_paths = [\"/etc/vendor\", \"/var/lib/vendor\"], and add sandbox_network = true if it speaks to a \
+             network; if it needs none beside its own folder, sandbox_paths = [\"/dev/null\"]",
+        )
     }
 }
 

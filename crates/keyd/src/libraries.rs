@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use edgekeep_core::hardware::KnownLibrary;
 use edgekeep_hsm::tpm::Tcti;
 
 /// What surrounds the process, as functions, so that deciding is apart from looking.
@@ -35,14 +36,13 @@ const SOFTHSM_TOKENS: &str = "/var/lib/softhsm";
 
 /// What the library at `path` is known to need.
 pub(crate) fn needs(path: &Path, around: &Surroundings<'_>) -> Needs {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut needs = match () {
-        () if name.starts_with("libsofthsm") => softhsm(around),
-        () if name.starts_with("libtpm2_pkcs11") => tpm2_pkcs11(around),
-        () if name.starts_with("opensc-pkcs11") || name.starts_with("onepin-opensc") => {
+    let mut needs = match KnownLibrary::of(path) {
+        Some(KnownLibrary::SoftHsm) => softhsm(around),
+        Some(KnownLibrary::Tpm2Pkcs11) => tpm2_pkcs11(around),
+        Some(KnownLibrary::OpenSc) => {
             Needs { read: vec!["/etc/opensc".into(), "/usr/share/opensc".into()], ..Needs::default() }
         }
-        () => Needs::default(),
+        None => Needs::default(),
     };
     // It, and those that come with it.
     let real = (around.real)(path);
