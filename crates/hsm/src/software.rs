@@ -725,6 +725,30 @@ mod tests {
     }
 
     #[test]
+    fn who_fills_the_earlier_versions_pushes_out_none_of_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(folder.path());
+        let master = id("master");
+        let sealed = gcm::encrypt(&[1; 32], b"iv", b"aad", b"text").unwrap();
+        for fill in [1, 2] {
+            backend.import_key(&master, vec![fill; 32].into(), ENCRYPT).unwrap();
+        }
+        // As many versions of others, without the time that writing them takes.
+        for number in 0..older::TOTAL_LIMIT {
+            fs::write(folder.path().join(format!("older/flood-{number}.1.key")), b"").unwrap();
+        }
+        backend.create_key(&id("flood"), ENCRYPT).unwrap();
+        let error = backend.delete(&id("flood"), KeyKind::Symmetric).unwrap_err();
+        assert!(matches!(error, KeyError::Store(StoreError::TooManyOlder { .. })), "{error}");
+        assert!(backend.kind(&id("flood")).unwrap().is_some());
+        assert!(backend.import_key(&id("flood"), vec![7; 32].into(), ENCRYPT).is_err());
+        assert!(decrypts(&backend, SymmetricKey::Stored(&master), &sealed).is_ok());
+        // What leaves nothing behind goes on.
+        backend.create_key(&id("s"), SIGN).unwrap();
+        backend.delete(&id("s"), KeyKind::Symmetric).unwrap();
+    }
+
+    #[test]
     fn a_damaged_earlier_version_costs_only_itself() {
         let folder = tempfile::tempdir().unwrap();
         let backend = open(folder.path());

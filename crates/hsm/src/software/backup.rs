@@ -111,19 +111,8 @@ impl Backup {
         let mut entries = Vec::new();
         for name_space in NameSpace::ALL {
             let folder = folder.join(name_space.folder());
-            if !folder.exists() {
-                continue;
-            }
-            for name in names(&folder)?.into_iter().filter(|name| name.ends_with(".key")) {
-                let path = folder.join(&name);
-                let number = name.rsplit('.').nth(1).and_then(|number| number.parse().ok()).unwrap_or_default();
-                let content = match fs::read(&path) {
-                    // Deleted since it was listed.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                    content => content.map_err(failed("read", &path))?,
-                };
-                let (id, key) = decode(&store_key, name_space, &content, &path)?;
-                entries.push(Entry { name_space, number, id, key });
+            if folder.exists() {
+                entries.extend(read_folder(&folder, name_space, &store_key, || key_files(&folder))?);
             }
         }
         entries.sort_by(|one, other| {
@@ -240,6 +229,45 @@ fn sha256(content: &[u8]) -> String {
     Sha256Digest::new(bytes).hex().to_string()
 }
 
+/// The names of the key files in a folder.
+fn key_files(folder: &Path) -> Result<BTreeSet<String>, StoreError> {
+    Ok(names(folder)?.into_iter().filter(|name| name.ends_with(".key")).collect())
+}
+
+/// How often a folder that is changing is read.
+const READ_TRIES: u32 = 20;
+
+/// The keys in a folder, which a daemon may change meanwhile: read again if its list of files is another one afterwards. A
+/// key pair that is moved between listing and reading would else be in the backup under neither id.
+fn read_folder(
+    folder: &Path,
+    name_space: NameSpace,
+    store_key: &file::StoreKey,
+    mut list: impl FnMut() -> Result<BTreeSet<String>, StoreError>,
+) -> Result<Vec<Entry>, StoreError> {
+    let mut listed = list()?;
+    for _ in 0..READ_TRIES {
+        let mut entries = Vec::new();
+        for name in &listed {
+            let path = folder.join(name);
+            let number = name.rsplit('.').nth(1).and_then(|number| number.parse().ok()).unwrap_or_default();
+            let content = match fs::read(&path) {
+                // Deleted since it was listed.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                content => content.map_err(failed("read", &path))?,
+            };
+            let (id, key) = decode(store_key, name_space, &content, &path)?;
+            entries.push(Entry { name_space, number, id, key });
+        }
+        let now = list()?;
+        if now == listed {
+            return Ok(entries);
+        }
+        listed = now;
+    }
+    Err(StoreError::Changing { path: folder.to_owned() })
+}
+
 /// A key out of its file, without setting it aside if it is damaged: the store may be in use.
 fn decode(
     store_key: &file::StoreKey,
@@ -329,11 +357,11 @@ pub fn restore(
     }
     // In order of their numbers, so that the latest stays the latest.
     for entry in backup.entries.iter().filter(|entry| entry.name_space == NameSpace::Older) {
-        store.keep_older(&entry.id, &entry.key)?;
+        store.add_older(&entry.id, &entry.key)?;
     }
     for (entry, present) in writes {
         if let Some(present) = present {
-            store.keep_older(&entry.id, &present)?;
+            store.add_older(&entry.id, &present)?;
         }
         store.write(entry.name_space, &entry.id, &entry.key)?;
     }
@@ -408,6 +436,53 @@ mod tests {
         assert_eq!((again.added.len(), again.same), (0, 3));
         assert_eq!(Backup::read(&other, Sealers::default()).unwrap().counts().older, 1);
         assert_eq!(text_of(&other).expose(), text.expose());
+    }
+
+    #[test]
+    fn a_key_that_is_moved_while_it_is_backed_up_is_in_the_backup() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(folder.path());
+        backend.create_key_pair(&id("from"), &[PairAlgorithm::EcP256]).unwrap();
+        let keys = folder.path().join("keys");
+        let read = |list: &mut dyn FnMut() -> Result<BTreeSet<String>, StoreError>| {
+            read_folder(&keys, NameSpace::Ordinary, &backend.store.key, list)
+        };
+        let mut moved = false;
+        let entries = read(&mut || {
+            let listed = key_files(&keys);
+            if !std::mem::replace(&mut moved, true) {
+                backend.move_key_pair(&id("from"), &id("to")).unwrap();
+            }
+            listed
+        });
+        let ids: Vec<String> = entries.unwrap().iter().map(|entry| entry.id.to_string()).collect();
+        assert_eq!(ids, ["to"]);
+        // It does not go on for ever.
+        let mut count = 0_u32;
+        let error = read(&mut || {
+            count += 1;
+            Ok([format!("{count}.key")].into())
+        });
+        assert!(matches!(error, Err(StoreError::Changing { .. })));
+    }
+
+    #[test]
+    fn restoring_drops_no_earlier_version_that_is_there() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let versions = |folder: &Path, from: u8| {
+            let backend = open(folder);
+            for fill in from..from + 17 {
+                backend.import_key(&id("master"), vec![fill; 32].into(), ENCRYPT).unwrap();
+            }
+        };
+        versions(one.path(), 1);
+        versions(other.path(), 101);
+        let force = RestoreMode { force: true, dry_run: false };
+        restore_to(other.path(), &text_of(one.path()), force).unwrap();
+        for fill in (1..=17).chain(101..=117) {
+            let sealed = crate::gcm::encrypt(&[fill; 32], b"iv", b"", b"text").unwrap();
+            assert!(decrypts(other.path(), &sealed), "{fill}");
+        }
     }
 
     fn open_own(folder: &Path) -> Vec<u8> {

@@ -4,7 +4,6 @@
 //! tries the present key first and then these, the latest first: the ciphertext's tag says which one fits. Nothing is ever
 //! encrypted under an earlier version.
 
-use std::fs;
 use std::path::PathBuf;
 
 use edgekeep_core::id::KeyId;
@@ -15,24 +14,38 @@ use super::store::{NameSpace, Store, StoreError, StoredKey, file_name};
 
 /// Earlier versions kept of one key.
 pub(super) const VERSION_LIMIT: usize = 16;
-/// Earlier versions kept of all keys together.
-const TOTAL_LIMIT: usize = 1024;
+/// Earlier versions of all keys together above which no key is replaced or deleted any more. Nothing goes to make room: who
+/// fills it with keys of its own must not be able to push out what others need.
+pub(super) const TOTAL_LIMIT: usize = 1024;
 
 impl Store {
     /// Keeps a key that is about to be replaced or deleted, unless that is done already.
     pub(super) fn keep_older(&self, id: &KeyId, key: &StoredKey) -> Result<(), StoreError> {
-        if self.older(id)?.iter().any(|kept| kept.secret.expose() == key.secret.expose()) {
-            return Ok(());
+        let folder = self.name_space_folder(NameSpace::Older);
+        let there = names(&folder)?.iter().filter(|name| name.ends_with(".key")).count();
+        let own = self.older_numbers(id)?.len();
+        if own < VERSION_LIMIT && there >= TOTAL_LIMIT && !self.has_older(id, key)? {
+            return Err(StoreError::TooManyOlder { path: folder, limit: TOTAL_LIMIT });
         }
-        let mut numbers = self.older_numbers(id)?;
-        let number = numbers.first().map_or(1, |latest| latest.saturating_add(1));
-        replace(&self.older_path(id, number), &file::encode(&self.key, NameSpace::Older, id, key)?)?;
-        numbers.insert(0, number);
-        for number in numbers.into_iter().skip(VERSION_LIMIT) {
+        self.add_older(id, key)?;
+        for number in self.older_numbers(id)?.into_iter().skip(VERSION_LIMIT) {
             tracing::warn!(key = id.as_str(), number, "more than {VERSION_LIMIT} earlier versions: the first goes");
             remove(&self.older_path(id, number))?;
         }
-        self.bound_older()
+        Ok(())
+    }
+
+    /// Adds an earlier version, unless it is there. None goes for it.
+    pub(super) fn add_older(&self, id: &KeyId, key: &StoredKey) -> Result<(), StoreError> {
+        if self.has_older(id, key)? {
+            return Ok(());
+        }
+        let number = self.older_numbers(id)?.first().map_or(1, |latest| latest.saturating_add(1));
+        replace(&self.older_path(id, number), &file::encode(&self.key, NameSpace::Older, id, key)?)
+    }
+
+    fn has_older(&self, id: &KeyId, key: &StoredKey) -> Result<bool, StoreError> {
+        Ok(self.older(id)?.iter().any(|kept| kept.secret.expose() == key.secret.expose()))
     }
 
     /// The earlier versions of a key, the latest first. What is damaged is set aside, said in the log, and left out.
@@ -61,21 +74,5 @@ impl Store {
 
     fn older_path(&self, id: &KeyId, number: u32) -> PathBuf {
         self.path(NameSpace::Older, id).with_extension(format!("{number}.key"))
-    }
-
-    /// Removes the earliest of all keys' versions, if there are too many.
-    fn bound_older(&self) -> Result<(), StoreError> {
-        let folder = self.name_space_folder(NameSpace::Older);
-        let mut files: Vec<_> = names(&folder)?.into_iter().filter(|name| name.ends_with(".key")).collect();
-        if files.len() <= TOTAL_LIMIT {
-            return Ok(());
-        }
-        files.sort_by_cached_key(|name| fs::metadata(folder.join(name)).and_then(|data| data.modified()).ok());
-        let excess = files.len() - TOTAL_LIMIT;
-        for name in files.into_iter().take(excess) {
-            tracing::warn!(file = name, "more than {TOTAL_LIMIT} earlier versions of keys: the earliest goes");
-            remove(&folder.join(&name))?;
-        }
-        Ok(())
     }
 }

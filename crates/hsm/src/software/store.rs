@@ -187,6 +187,14 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// Keys come and go while they are read.
+    #[error(
+        "the keys in {path:?} change faster than they can be read: try again when the device is quieter, or stop keyd"
+    )]
+    Changing {
+        /// Where they are.
+        path: PathBuf,
+    },
     /// A later version wrote a key file.
     #[error("key file {path:?} has the unknown format version {found}: it needs a later edgekeep")]
     Version {
@@ -209,6 +217,17 @@ pub enum StoreError {
         /// Why.
         #[source]
         source: InputError,
+    },
+    /// There are as many earlier versions of keys as are kept.
+    #[error(
+        "{path:?} has {limit} earlier versions of keys, so no key that encrypts is replaced or deleted; nothing was \
+         changed: back the keys up and remove the files of those that nothing is encrypted under any more"
+    )]
+    TooManyOlder {
+        /// Where they are.
+        path: PathBuf,
+        /// How many are kept.
+        limit: usize,
     },
     /// The cryptographic library failed.
     #[error("the cryptographic library failed in the key store")]
