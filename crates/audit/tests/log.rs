@@ -537,6 +537,42 @@ fn a_full_disk_takes_the_oldest_part_of_the_log_and_only_then_the_keys() {
     on_small_disk("full_disk", 1 << 20);
 }
 
+#[test]
+fn a_damaged_segment_on_a_full_disk_ends_in_refusals_and_not_in_a_loop() {
+    on_small_disk("full_disk_with_a_damaged_segment", 1 << 20);
+}
+
+#[test]
+#[ignore = "run by another test, on a small file system"]
+fn full_disk_with_a_damaged_segment() {
+    let disk = PathBuf::from(std::env::var_os(SMALL_DISK).unwrap());
+    let folder = disk.join("audit");
+    let options = Options {
+        queue: 64,
+        segment_bytes: 64 << 10,
+        total_bytes: 1 << 30,
+        reserve_bytes: 4 << 10,
+        sync_after: Duration::ZERO,
+        ..Options::default()
+    };
+    let log = Log::open(&folder, options, signer(), None).unwrap();
+    append(&log, 0..2000);
+    log.checkpoint().unwrap();
+    fs::write(&segments(&folder)[1], b"not a segment").unwrap();
+    // While it refuses, the log says so at once; a loop would let this wait to its end.
+    let begin = Instant::now();
+    for number in 2000.. {
+        fill(&disk, number);
+        match log.reserve_within(Duration::from_secs(30)) {
+            Ok(permit) => permit.append(entry(number)),
+            Err(_) => break,
+        }
+    }
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    assert!(log.checkpoint().is_err());
+    assert!(segments(&folder).len() >= 4, "what shows the damage stays");
+}
+
 /// Fills what is free.
 fn fill(folder: &Path, number: u32) {
     use std::io::Write as _;

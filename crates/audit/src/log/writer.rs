@@ -279,20 +279,20 @@ impl Writer {
             total -= self.segments[count].1;
             count += 1;
         }
-        self.drop_segments(count)
+        self.drop_segments(count).map(drop)
     }
 
-    /// Drops so many segments from the beginning. The checkpoint that states it comes first.
-    fn drop_segments(&mut self, count: usize) -> Result<(), WriteError> {
+    /// Drops so many segments from the beginning; says whether it did. The checkpoint that states it comes first.
+    fn drop_segments(&mut self, count: usize) -> Result<bool, WriteError> {
         if count == 0 {
-            return Ok(());
+            return Ok(false);
         }
         let first = self.segments[count].0;
         let content = folder::content(&folder::segment_path(&self.folder, first))?.unwrap_or_default();
         let Some((edge, ..)) = segment::beginning(&content).filter(|(edge, ..)| edge.size() == first) else {
             // It is damaged; what is before it is needed to show that.
             tracing::error!(first, "a segment of the audit log is damaged; nothing before it is dropped");
-            return Ok(());
+            return Ok(false);
         };
         if self.pending.is_some() {
             // It states what was dropped before.
@@ -302,9 +302,13 @@ impl Writer {
         self.sign(false)?;
         for (first, _) in self.segments.drain(..count) {
             let path = folder::segment_path(&self.folder, first);
-            fs::remove_file(&path).map_err(WriteError::Write)?;
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(WriteError::Write(error)),
+                _ => {}
+            }
         }
-        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(WriteError::Write)
+        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(WriteError::Write)?;
+        Ok(true)
     }
 
     /// After a step failed: if it was for a full disk, gives up the room that is kept for that, and makes room anew by
@@ -322,11 +326,12 @@ impl Writer {
             return released;
         }
         match self.drop_segments(1) {
-            Ok(()) => {
+            Ok(true) => {
                 self.reserve.want_back();
                 true
             }
-            Err(_) => released,
+            // No room was made: to try the step again at once would go on for ever.
+            Ok(false) | Err(_) => released,
         }
     }
 }
