@@ -50,6 +50,8 @@ pub struct Options {
     /// Room on the disk that is kept for the log, in bytes. When the disk is full it is used, and the oldest segments are
     /// dropped one by one; only when all that is gone the log refuses.
     pub reserve_bytes: u64,
+    /// Whether there has been a log in this folder, as something else knows. If there is none any more, the new one says so.
+    pub expected: bool,
 }
 
 impl Default for Options {
@@ -64,6 +66,7 @@ impl Default for Options {
             segment_bytes: 2 << 20,
             total_bytes: 64 << 20,
             reserve_bytes: 1 << 20,
+            expected: false,
         }
     }
 }
@@ -179,7 +182,7 @@ impl Log {
         signer: Box<dyn CheckpointSigner>,
         counter: Option<Box<dyn MonotonicCounter>>,
     ) -> Result<Self, OpenError> {
-        let recovered = recover::open(folder, &*signer)?;
+        let recovered = recover::open(folder, &*signer, options.expected)?;
         let key = recovered.key.clone();
         let opened = Opened { size: recovered.tree.size(), events: recovered.events.clone() };
         let shared = Arc::new(Shared {

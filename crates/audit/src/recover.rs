@@ -67,12 +67,17 @@ enum Found {
     Damaged { why: &'static str, size: Option<u64> },
 }
 
-/// Opens the log in `folder`, or makes one. A damaged one is set aside, and its successor says so.
-pub(crate) fn open(folder: &Path, signer: &dyn CheckpointSigner) -> Result<Recovered, OpenError> {
+/// Opens the log in `folder`, or makes one. A damaged one is set aside, and its successor says so; as it does if there was to be
+/// one and there is none.
+pub(crate) fn open(folder: &Path, signer: &dyn CheckpointSigner, expected: bool) -> Result<Recovered, OpenError> {
     store::private_folder(folder)?;
     store::sweep_temporary(folder);
     match examine(folder, signer)? {
         Found::Usable(recovered) => Ok(*recovered),
+        Found::Nothing if expected => {
+            tracing::error!(folder = %folder.display(), "the audit log is gone; a new one begins");
+            create(folder, signer, vec![LogEvent::Replaces { number: 0, size: None }])
+        }
         Found::Nothing => create(folder, signer, Vec::new()),
         Found::Damaged { why, size } => {
             let aside = store::set_aside(folder)?;

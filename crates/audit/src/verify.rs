@@ -124,7 +124,9 @@ impl fmt::Display for Gap {
             Self::Replaces(at, Some(size)) => {
                 write!(f, "entry {at}: this log takes the place of a damaged one with {size} entries")
             }
-            Self::Replaces(at, None) => write!(f, "entry {at}: this log takes the place of a damaged one"),
+            Self::Replaces(at, None) => {
+                write!(f, "entry {at}: this log takes the place of one that was damaged or removed")
+            }
             Self::BehindCounter(at) => {
                 write!(f, "entry {at}: the log was behind its hardware counter; its newest part before that is missing")
             }

@@ -263,6 +263,23 @@ fn removed_added_and_swapped_entries_and_missing_segments_are_noticed() {
 }
 
 #[test]
+fn a_log_that_was_removed_as_a_whole_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let audit = folder.path().join("audit");
+    written(&audit);
+    fs::remove_dir_all(&audit).unwrap();
+    let log = open(&audit, Options { expected: true, ..small() });
+    log.checkpoint().unwrap();
+    let key = log.key().clone();
+    drop(log);
+    let report = check(&audit, &key);
+    assert_eq!(report.alarms(&[]).collect::<Vec<_>>(), [&Gap::Replaces(0, None)], "{report:?}");
+    // Once.
+    drop(open(&audit, Options { expected: true, ..small() }));
+    assert_eq!(check(&audit, &key).alarms(&[0]).count(), 0);
+}
+
+#[test]
 fn a_log_of_another_key_or_name_is_not_accepted() {
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path().join("audit");

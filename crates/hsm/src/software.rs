@@ -104,6 +104,15 @@ impl SoftwareBackend {
         Ok(secret)
     }
 
+    /// Whether [`SoftwareBackend::internal_key`] has made this key already.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn has_internal_key(&self, id: &KeyId) -> Result<bool, KeyError> {
+        let _changing = self.lock_for_change();
+        Ok(self.store.read(NameSpace::Internal, id)?.is_some())
+    }
+
     /// Stores the content of a key file that somebody else made, over a key that has this id: a PEM private key becomes a
     /// key pair, anything else a symmetric key with every usage.
     ///

@@ -812,7 +812,7 @@ fn a_loss_of_the_newest_segments_and_a_log_that_was_thrown_away_show_by_the_coun
     fs::remove_dir_all(&audit).unwrap();
     use_keys(&mut device, &["c"]);
     let report = check_log(&device, &swtpm);
-    assert_eq!(report.gaps, [Gap::BehindCounter(0)], "{report:?}");
+    assert_eq!(report.gaps, [Gap::Replaces(0, None), Gap::BehindCounter(1)], "{report:?}");
 }
 
 #[test]
