@@ -21,6 +21,7 @@ mod recovering;
 pub mod routes;
 mod start;
 pub mod tpmd;
+mod turns;
 
 use std::sync::Arc;
 
@@ -34,6 +35,14 @@ use crate::handle::Handles;
 use crate::policy::Policy;
 use crate::record::Recorder;
 use crate::tpmd::Tpmd;
+use crate::turns::Turns;
+
+/// Threads that may wait for a disk, a token or the TPM, or compute for long.
+#[must_use]
+pub const fn slow_threads(has_hardware: bool) -> usize {
+    // As many as sessions with a token are open; and two for the processors beside two that wait.
+    if has_hardware { 8 } else { 4 }
+}
 
 /// What the routes work on.
 pub struct Keyd {
@@ -44,6 +53,7 @@ pub struct Keyd {
     backend: Arc<dyn KeyBackend>,
     /// Whether using a key takes no more than this process and its files.
     in_memory: bool,
+    turns: Arc<Turns>,
     /// The TPM API, if there is a TPM.
     tpmd: Option<Arc<Tpmd>>,
     handles: Handles,

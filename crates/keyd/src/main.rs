@@ -12,8 +12,6 @@ use edgekeep_sandbox::privileges;
 
 /// Tells the service manager that starting again without another configuration cannot help.
 const BAD_SETTINGS: u8 = 153;
-/// Threads that may wait for tokens and TPM: as many as sessions are open.
-const HARDWARE_THREADS: usize = 8;
 
 fn main() -> ExitCode {
     logging::init();
@@ -37,7 +35,7 @@ fn run() -> anyhow::Result<()> {
     // One thread answers; threads for the disk and for key generation come and go.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(if settings.has_hardware() { HARDWARE_THREADS } else { 2 })
+        .max_blocking_threads(edgekeep_keyd::slow_threads(settings.has_hardware()))
         .thread_keep_alive(Duration::from_secs(2))
         .build()
         .context("cannot start the runtime")?;

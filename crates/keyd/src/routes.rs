@@ -73,7 +73,7 @@ async fn create_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let doing = state.begin_named(&request, what, &id).await?;
     let made = id.clone();
     let done = state
-        .on_disk(move |backend| match imported {
+        .on_disk(&request, move |backend| match imported {
             Some(bytes) => backend.import_key(&made, bytes, usage),
             None => backend.create_key(&made, usage),
         })
@@ -85,7 +85,7 @@ async fn create_key(state: Arc<Keyd>, mut request: Request) -> Answer {
 async fn load_key(state: Arc<Keyd>, request: Request) -> Answer {
     let id = parse_id(request.param(0))?;
     let doing = state.begin_named(&request, Operation::Load, &id).await?;
-    doing.end(state.expect_kind(&id, KeyKind::Symmetric).await)?;
+    doing.end(state.expect_kind(&request, &id, KeyKind::Symmetric).await)?;
     issued(state.handles.symmetric(&id, &state.binding(&request, &id)))
 }
 
@@ -93,7 +93,7 @@ async fn delete_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
     let (target, doing) = state.begin_with_handle(&request, Operation::Delete, &body.key_handle).await?;
     let Target::Symmetric(id) = target else { return doing.end(Err(wrong_handle_kind())) };
-    doing.end(state.on_disk(move |backend| backend.delete(&id, KeyKind::Symmetric)).await)?;
+    doing.end(state.on_disk(&request, move |backend| backend.delete(&id, KeyKind::Symmetric)).await)?;
     Ok(Response::no_content())
 }
 
@@ -103,14 +103,14 @@ async fn create_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let doing = state.begin_named(&request, Operation::Create, &id).await?;
     let preferred = PairAlgorithm::preferred(body.preferred_algorithms.as_deref());
     let created = id.clone();
-    doing.end(state.on_disk(move |backend| backend.create_key_pair(&created, &preferred)).await)?;
+    doing.end(state.on_disk(&request, move |backend| backend.create_key_pair(&created, &preferred)).await)?;
     issued(state.handles.pair(&id, &state.binding(&request, &id)))
 }
 
 async fn load_key_pair(state: Arc<Keyd>, request: Request) -> Answer {
     let id = parse_id(request.param(0))?;
     let doing = state.begin_named(&request, Operation::Load, &id).await?;
-    doing.end(state.expect_kind(&id, KeyKind::Pair).await)?;
+    doing.end(state.expect_kind(&request, &id, KeyKind::Pair).await)?;
     issued(state.handles.pair(&id, &state.binding(&request, &id)))
 }
 
@@ -124,7 +124,7 @@ async fn move_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let mut key = state.key(&to);
     key.from = Some(from.clone());
     let doing = state.recorder.begin(state.who(&request)?, Operation::Move, Some(key)).await?;
-    doing.end(state.on_disk(move |backend| backend.move_key_pair(&from, &to)).await)?;
+    doing.end(state.on_disk(&request, move |backend| backend.move_key_pair(&from, &to)).await)?;
     Ok(Response::no_content())
 }
 
@@ -132,7 +132,7 @@ async fn delete_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
     let (target, doing) = state.begin_with_handle(&request, Operation::Delete, &body.key_handle).await?;
     let Target::Pair(id) = target else { return doing.end(Err(wrong_handle_kind())) };
-    doing.end(state.on_disk(move |backend| backend.delete(&id, KeyKind::Pair)).await)?;
+    doing.end(state.on_disk(&request, move |backend| backend.delete(&id, KeyKind::Pair)).await)?;
     Ok(Response::no_content())
 }
 
@@ -142,7 +142,7 @@ async fn public_parameter(state: Arc<Keyd>, mut request: Request) -> Answer {
     let parameter: PublicParameter = request.param(0).parse().map_err(refuse_input)?;
     let target = state.resolve(&request, Operation::Parameters, &body.key_handle)?;
     let Target::Pair(id) = target else { return Err(wrong_handle_kind()) };
-    let value = match state.in_use(move |backend| backend.public_parameter(&id, parameter)).await? {
+    let value = match state.in_use(&request, move |backend| backend.public_parameter(&id, parameter)).await? {
         PublicValue::Word(word) => word.to_owned(),
         PublicValue::Bytes(bytes) => STANDARD.encode(bytes),
     };
@@ -163,7 +163,7 @@ async fn export_derived_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let Target::Derived { base, data } = target else {
         return doing.end(Err(HttpError::bad_request("only derived keys can be exported")));
     };
-    let key = doing.end(state.in_use(move |backend| backend.export_derived(&base, &data)).await)?;
+    let key = doing.end(state.in_use(&request, move |backend| backend.export_derived(&base, &data)).await)?;
     Ok(Response::ok(&ExportedKey { key: key.into_exposed().into() }))
 }
 
@@ -175,10 +175,10 @@ async fn sign(state: Arc<Keyd>, mut request: Request) -> Answer {
             let hmac = move |backend: &dyn KeyBackend, key: SymmetricKey<'_>| {
                 backend.hmac_sha256(key, message.as_slice()).map(|tag| tag.to_vec())
             };
-            state.with_symmetric(target, hmac).await
+            state.with_symmetric(&request, target, hmac).await
         }
         (SignMechanism::Ecdsa { digest }, Target::Pair(id)) => {
-            state.in_use(move |backend| backend.sign_ecdsa(&id, digest.as_slice())).await
+            state.in_use(&request, move |backend| backend.sign_ecdsa(&id, digest.as_slice())).await
         }
         (SignMechanism::HmacSha256 { .. }, Target::Pair(_))
         | (SignMechanism::Ecdsa { .. }, Target::Symmetric(_) | Target::Derived { .. }) => Err(wrong_mechanism()),
@@ -200,10 +200,12 @@ async fn encrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
             let encrypt = move |backend: &dyn KeyBackend, key: SymmetricKey<'_>| {
                 backend.encrypt(key, iv.as_slice(), aad.as_slice(), plaintext.expose())
             };
-            state.with_symmetric(target, encrypt).await
+            state.with_symmetric(&request, target, encrypt).await
         }
-        (EncryptMechanism::RsaPkcs1, Target::Pair(id)) => state.rsa(id, RsaPadding::Pkcs1, plaintext).await,
-        (EncryptMechanism::RsaNoPadding, Target::Pair(id)) => state.rsa(id, RsaPadding::None, plaintext).await,
+        (EncryptMechanism::RsaPkcs1, Target::Pair(id)) => state.rsa(&request, id, RsaPadding::Pkcs1, plaintext).await,
+        (EncryptMechanism::RsaNoPadding, Target::Pair(id)) => {
+            state.rsa(&request, id, RsaPadding::None, plaintext).await
+        }
         (EncryptMechanism::Aead { .. }, Target::Pair(_))
         | (
             EncryptMechanism::RsaPkcs1 | EncryptMechanism::RsaNoPadding,
@@ -222,7 +224,7 @@ async fn decrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
             let decrypt = move |backend: &dyn KeyBackend, key: SymmetricKey<'_>| {
                 backend.decrypt(key, iv.as_slice(), aad.as_slice(), ciphertext.as_slice())
             };
-            state.with_symmetric(target, decrypt).await
+            state.with_symmetric(&request, target, decrypt).await
         }
         EncryptMechanism::RsaPkcs1 | EncryptMechanism::RsaNoPadding => Err(wrong_mechanism()),
     };
@@ -372,9 +374,9 @@ impl Keyd {
     }
 
     /// 400 unless there is a key of this kind under this id.
-    async fn expect_kind(&self, id: &KeyId, expected: KeyKind) -> Result<(), HttpError> {
+    async fn expect_kind(&self, request: &Request, id: &KeyId, expected: KeyKind) -> Result<(), HttpError> {
         let wanted = id.clone();
-        match self.in_use(move |backend| backend.kind(&wanted)).await? {
+        match self.in_use(request, move |backend| backend.kind(&wanted)).await? {
             Some(found) if found == expected => Ok(()),
             Some(found) => Err(refuse(KeyError::WrongKind { id: id.clone(), found, expected })),
             None => Err(refuse(KeyError::NotFound { id: id.clone() })),
@@ -384,10 +386,17 @@ impl Keyd {
     /// Runs what waits for the disk, or computes for long, off the thread that answers requests.
     async fn on_disk<T: Send + 'static>(
         &self,
+        request: &Request,
         run: impl FnOnce(&dyn KeyBackend) -> Result<T, KeyError> + Send + 'static,
     ) -> Result<T, HttpError> {
+        let turn = self.turns.take(request.caller.uid()).await;
         let backend = Arc::clone(&self.backend);
-        match tokio::task::spawn_blocking(move || run(&*backend)).await {
+        let run = move || {
+            // Until it is done, also if nobody waits for it any more.
+            let _turn = turn;
+            run(&*backend)
+        };
+        match tokio::task::spawn_blocking(run).await {
             Ok(done) => done.map_err(refuse),
             Err(failed) => Err(HttpError::hidden(&failed)),
         }
@@ -397,29 +406,38 @@ impl Keyd {
     /// a token or a TPM.
     async fn in_use<T: Send + 'static>(
         &self,
+        request: &Request,
         run: impl FnOnce(&dyn KeyBackend) -> Result<T, KeyError> + Send + 'static,
     ) -> Result<T, HttpError> {
-        if self.in_memory { run(&*self.backend).map_err(refuse) } else { self.on_disk(run).await }
+        if self.in_memory { run(&*self.backend).map_err(refuse) } else { self.on_disk(request, run).await }
     }
 
     /// The same with a symmetric or derived key.
     async fn with_symmetric<T: Send + 'static>(
         &self,
+        request: &Request,
         target: Target,
         run: impl FnOnce(&dyn KeyBackend, SymmetricKey<'_>) -> Result<T, KeyError> + Send + 'static,
     ) -> Result<T, HttpError> {
         match target {
-            Target::Symmetric(id) => self.in_use(move |backend| run(backend, SymmetricKey::Stored(&id))).await,
+            Target::Symmetric(id) => self.in_use(request, move |backend| run(backend, SymmetricKey::Stored(&id))).await,
             Target::Derived { base, data } => {
-                self.in_use(move |backend| run(backend, SymmetricKey::Derived { base: &base, data: &data })).await
+                self.in_use(request, move |backend| run(backend, SymmetricKey::Derived { base: &base, data: &data }))
+                    .await
             }
             Target::Pair(_) => Err(wrong_mechanism()),
         }
     }
 
     /// The RSA private-key operation takes milliseconds.
-    async fn rsa(&self, id: KeyId, padding: RsaPadding, block: SecretBytes) -> Result<Vec<u8>, HttpError> {
-        self.on_disk(move |backend| backend.rsa_private_operation(&id, padding, block.expose())).await
+    async fn rsa(
+        &self,
+        request: &Request,
+        id: KeyId,
+        padding: RsaPadding,
+        block: SecretBytes,
+    ) -> Result<Vec<u8>, HttpError> {
+        self.on_disk(request, move |backend| backend.rsa_private_operation(&id, padding, block.expose())).await
     }
 }
 

@@ -16,7 +16,6 @@ use edgekeep_hsm::software::{SoftwareBackend, StoreError};
 use edgekeep_hsm::tpm::{AuthValue, NvCounter, TpmError};
 use edgekeep_hsm::{KeyError, SecretBytes, secret_memory};
 
-use crate::Keyd;
 use crate::confine::Confinement;
 use crate::counter::TpmCounter;
 use crate::handle::Handles;
@@ -25,6 +24,8 @@ use crate::places::{Places, PlacesError, Plan, make_private};
 use crate::policy::Policy;
 use crate::record::{self, Recorder};
 use crate::tpmd::Tpmd;
+use crate::turns::Turns;
+use crate::{Keyd, slow_threads};
 
 /// Name of the key that proves handles. It is outside the callers' name space, and reserved within it.
 const HANDLE_VALIDATION_KEY: &str = "handle-validation-key";
@@ -143,21 +144,33 @@ impl Keyd {
         }
         let own = &places.files;
         let handle_key = own.internal_key(&internal(HANDLE_VALIDATION_KEY)).map_err(StartError::HandleKey)?;
+        // The log's key is made with the log: where it is, the log has to be.
+        let expected = own.has_internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
         let seed = own.internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
         let seed: &[u8; 32] = seed.expose().try_into().map_err(|_| StartError::Signer(None))?;
         let signer = SoftwareSigner::from_seed(seed).map_err(|error| StartError::Signer(Some(error)))?;
         let counter = counter(settings, &places)?;
-        let log = Log::open(&folder.join(AUDIT), record::options(settings), Box::new(signer), counter)?;
+        let options = edgekeep_audit::Options { expected, ..record::options(settings) };
+        let log = Log::open(&folder.join(AUDIT), options, Box::new(signer), counter)?;
         tracing::info!(key = %log.key(), entries = log.opened().size, "audit log");
+        // Half of the threads for one uid: another one finds one free.
+        let turns = Arc::new(Turns::new(slow_threads(settings.has_hardware()) / 2));
         let recorder = Arc::new(Recorder::new(log, Arc::clone(&places.backend)));
         let tpmd = places.tpm.zip(settings.tpm.as_ref()).map(|(tpm, tpm_is)| {
-            Arc::new(Tpmd::new(tpm, tpm_is, Arc::clone(&recorder), &policy, Arc::clone(&places.backend)))
+            Arc::new(Tpmd::new(
+                tpm,
+                tpm_is,
+                (Arc::clone(&recorder), Arc::clone(&turns)),
+                &policy,
+                Arc::clone(&places.backend),
+            ))
         });
         Ok(Self {
             recorder,
             counter_index: settings.tpm.as_ref().map(|tpm| tpm.audit_counter.index),
             backend: places.backend,
             in_memory: places.in_memory,
+            turns,
             tpmd,
             handles: Handles::new(&handle_key),
             policy,

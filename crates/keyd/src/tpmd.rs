@@ -16,11 +16,13 @@ use http::Method;
 use crate::places::SharedTpm;
 use crate::policy::Policy;
 use crate::record::{self, Recorder};
+use crate::turns::Turns;
 
 /// What the routes work on.
 pub struct Tpmd {
     /// First, so that it is closed before the backend gives up the folder for another process.
     recorder: Arc<Recorder>,
+    turns: Arc<Turns>,
     tpm: SharedTpm,
     auth_key_index: u32,
     policy: Policy,
@@ -70,12 +72,12 @@ impl Tpmd {
     pub(crate) fn new(
         tpm: SharedTpm,
         settings: &TpmSettings,
-        recorder: Arc<Recorder>,
+        (recorder, turns): (Arc<Recorder>, Arc<Turns>),
         policy: &Policy,
         backend: Arc<dyn KeyBackend>,
     ) -> Self {
         let (auth_key_index, policy) = (settings.auth_key_index, policy.clone());
-        Self { recorder, tpm, auth_key_index, policy, _backend: backend }
+        Self { recorder, turns, tpm, auth_key_index, policy, _backend: backend }
     }
 
     /// Runs what waits for the TPM off the thread that answers requests, and writes it down.
@@ -87,7 +89,11 @@ impl Tpmd {
     ) -> Result<T, HttpError> {
         let doing = self.recorder.begin(record::who(request, &self.policy)?, what, None).await?;
         let tpm = Arc::clone(&self.tpm);
-        let done = tokio::task::spawn_blocking(move || -> Result<T, KeyError> { Ok(tpm.get()?.with_tpm(operation)?) });
+        let turn = self.turns.take(request.caller.uid()).await;
+        let done = tokio::task::spawn_blocking(move || -> Result<T, KeyError> {
+            let _turn = turn;
+            Ok(tpm.get()?.with_tpm(operation)?)
+        });
         doing.end(match done.await {
             Ok(done) => done.map_err(|error| HttpError::hidden(&error)),
             Err(failed) => Err(HttpError::hidden(&failed)),
