@@ -36,7 +36,15 @@ pub(crate) struct Symmetric {
 
 /// A key pair.
 pub(crate) enum Pair {
-    Ec { curve: &'static Curve, private: Box<EcdsaKeyPair> },
+    /// The private half is read anew for each signature (a dozen microseconds): what the library makes of it is in memory that
+    /// others could read, and is wiped when it goes.
+    Ec {
+        curve: &'static Curve,
+        /// PKCS#8 in DER.
+        private: SecretBytes,
+        /// The public point, uncompressed.
+        point: Vec<u8>,
+    },
     Rsa { private: RsaPrivateKey, modulus: Vec<u8>, exponent: Vec<u8> },
 }
 
@@ -136,7 +144,8 @@ impl Pair {
     pub(crate) fn from_pkcs8(der: &[u8]) -> Result<Self, InputError> {
         for curve in [&P256, &P384] {
             if let Ok(private) = EcdsaKeyPair::from_pkcs8(curve.signing, der) {
-                return Ok(Self::Ec { curve, private: Box::new(private) });
+                let point = private.public_key().as_ref().to_vec();
+                return Ok(Self::Ec { curve, private: SecretBytes::from(der).kept(), point });
             }
         }
         // The safe binding judges the key (size, consistency) and shows its public half; the other does the private
@@ -151,12 +160,10 @@ impl Pair {
         Ok(match (self, parameter) {
             (Self::Ec { .. }, PublicParameter::Algorithm) => PublicValue::Word("ECDSA"),
             (Self::Ec { curve, .. }, PublicParameter::EcCurveOid) => PublicValue::Bytes(curve.oid.to_vec()),
-            (Self::Ec { curve, private }, PublicParameter::EcPoint) => {
-                PublicValue::Bytes(compress(private.public_key().as_ref(), curve.len).ok_or(InputError::PrivateKey)?)
+            (Self::Ec { curve, point, .. }, PublicParameter::EcPoint) => {
+                PublicValue::Bytes(compress(point, curve.len).ok_or(InputError::PrivateKey)?)
             }
-            (Self::Ec { private, .. }, PublicParameter::EcPointUncompressed) => {
-                PublicValue::Bytes(private.public_key().as_ref().to_vec())
-            }
+            (Self::Ec { point, .. }, PublicParameter::EcPointUncompressed) => PublicValue::Bytes(point.clone()),
             (Self::Rsa { .. }, PublicParameter::Algorithm) => PublicValue::Word("RSA"),
             (Self::Rsa { modulus, .. }, PublicParameter::RsaModulus) => PublicValue::Bytes(modulus.clone()),
             (Self::Rsa { exponent, .. }, PublicParameter::RsaExponent) => PublicValue::Bytes(exponent.clone()),
@@ -172,14 +179,16 @@ impl Pair {
 
     /// ECDSA over a digest, or `None` if this is not an EC key.
     pub(crate) fn sign_ecdsa(&self, digest: &[u8]) -> Option<Result<Vec<u8>, KeyError>> {
-        let Self::Ec { curve, private } = self else { return None };
+        let Self::Ec { curve, private, .. } = self else { return None };
         if !matches!(digest.len(), 20 | 28 | 32 | 48 | 64) {
             return Some(Err(InputError::DigestLength { found: digest.len() }.into()));
         }
         let signature = Digest::import_less_safe(&fit_digest(digest, curve.len), curve.digest)
-            .and_then(|digest| private.sign_digest(&digest))
+            .ok()
+            .zip(EcdsaKeyPair::from_pkcs8(curve.signing, private.expose()).ok())
+            .and_then(|(digest, private)| private.sign_digest(&digest).ok())
             .map(|signature| signature.as_ref().to_vec());
-        Some(signature.map_err(|_| KeyError::Library { operation: Operation::SignEcdsa }))
+        Some(signature.ok_or(KeyError::Library { operation: Operation::SignEcdsa }))
     }
 
     /// The private-key operation, or `None` if this is not an RSA key.
@@ -319,10 +328,10 @@ mod tests {
     #[test]
     fn a_signature_over_a_digest_is_one_over_the_message() {
         let pair = Pair::from_pkcs8(Pair::generate(PairAlgorithm::EcP256).unwrap().expose()).unwrap();
-        let Pair::Ec { private, .. } = &pair else { panic!("not an EC key") };
+        let Pair::Ec { point, .. } = &pair else { panic!("not an EC key") };
         let digest = aws_lc_rs::digest::digest(&SHA256, b"message");
         let signature = pair.sign_ecdsa(digest.as_ref()).unwrap().unwrap();
-        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, private.public_key().as_ref());
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point);
         public.verify(b"message", &signature).unwrap();
     }
 
@@ -333,10 +342,10 @@ mod tests {
         assert_eq!(kind, KeyKind::Pair);
         let pair = Pair::from_pkcs8(stored.expose()).unwrap();
         assert_eq!(bytes(pair.public_parameter(PublicParameter::EcCurveOid)), P384.oid);
-        let Pair::Ec { private, .. } = &pair else { panic!("not an EC key") };
+        let Pair::Ec { point, .. } = &pair else { panic!("not an EC key") };
         let digest = aws_lc_rs::digest::digest(&SHA384, b"message");
         let signature = pair.sign_ecdsa(digest.as_ref()).unwrap().unwrap();
-        let public = UnparsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, private.public_key().as_ref());
+        let public = UnparsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, point);
         public.verify(b"message", &signature).unwrap();
     }
 
