@@ -222,7 +222,12 @@ fn open(grant: &Grant) -> io::Result<Option<(PathFd, BitFlags<AccessFs>)>> {
 
 /// Not there, or in a folder that this process cannot look into: out of its reach anyway.
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied)
+    // Or a path of links that lead nowhere: who can put those there must not be able to switch this layer off.
+    error.raw_os_error() == Some(libc::ELOOP)
+        || matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
+        )
 }
 
 fn abi(status: LandlockStatus) -> i32 {
@@ -290,9 +295,11 @@ mod tests {
             .grant(at("write"), Rights::Write)
             .grant(at("device"), Rights::Device)
             .grant(at("alone"), Rights::Write)
-            .grant(at("missing"), Rights::Read);
+            .grant(at("missing"), Rights::Read)
+            .grant(at("loop"), Rights::Write);
+        symlink(at("loop"), at("loop")).unwrap();
         restricted(&reach, |reached| {
-            assert_eq!(reached.missing, [at("missing")]);
+            assert_eq!(reached.missing, [at("missing"), at("loop")]);
             if reached.level != Level::Full {
                 eprintln!("skipped: {}", reached.level);
                 return;
