@@ -14,7 +14,7 @@ use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::pkcs11::doctor::{self, Finding, Verdict};
 use edgekeep_hsm::tpm::Tcti;
 use edgekeep_hsm::tpm::doctor::{self as tpm_doctor, KnownAuth};
-use edgekeep_hsm::uri::{KeyUri, Pkcs11Uri};
+use edgekeep_hsm::uri::{KeyUri, PinSource, Pkcs11Uri};
 use serde::Serialize;
 
 use crate::arguments::Context;
@@ -85,7 +85,15 @@ struct Examined {
     finding: Finding,
 }
 
+/// Keeps keys that pass through this process out of core dumps and from tracers of the same user.
+fn hide_memory() -> anyhow::Result<()> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).context("cannot switch off core dumps")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot keep tracers away")
+}
+
 pub(crate) fn run(context: &Context, verb: KeysVerb) -> anyhow::Result<ExitCode> {
+    hide_memory()?;
     match verb {
         KeysVerb::Doctor(options) => examine(context, options),
         KeysVerb::Migrate(options) => migrate::run(context, options),
@@ -98,6 +106,7 @@ fn examine(context: &Context, options: DoctorOptions) -> anyhow::Result<ExitCode
     let asked = options.library.is_some() || options.token.is_some() || options.tpm.is_some();
     let patients = if asked { asked_for(options)? } else { configured(context)? };
     let mut found = Vec::new();
+    found.extend(patients.tokens.iter().find_map(|(_, uri)| exposed_pin(asked, uri.as_ref()?)));
     for (library, uri) in &patients.tokens {
         let findings = doctor::examine(library.as_deref(), uri.as_ref());
         let library = uri.as_ref().and_then(|uri| uri.module_path.as_deref()).or(library.as_deref());
@@ -120,6 +129,19 @@ fn examine(context: &Context, options: DoctorOptions) -> anyhow::Result<ExitCode
         output::print(&render(&found, Style::stdout()))?;
     }
     Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// A PIN among the arguments, which every user of the device can read while this runs.
+fn exposed_pin(asked: bool, uri: &Pkcs11Uri) -> Option<Examined> {
+    let finding = Finding {
+        check: "arguments",
+        verdict: Verdict::Warning,
+        text:
+            "the PIN was given on the command line: other users see it in the list of processes, and the shell keeps it"
+                .to_owned(),
+        fix: Some("write it to a file of mode 0600 and use pin-source=file:/PATH in the URI".to_owned()),
+    };
+    (asked && matches!(uri.pin, Some(PinSource::Value(_)))).then_some(Examined { part: "token", finding })
 }
 
 fn asked_for(options: DoctorOptions) -> anyhow::Result<Patients> {
@@ -209,6 +231,16 @@ mod tests {
         sandbox.paths.push("/opt/vendor/etc".into());
         assert_eq!(sandbox_finding(vendor, &sandbox), None);
         assert_eq!(sandbox_finding(vendor, &SandboxSettings { enabled: false, ..SandboxSettings::default() }), None);
+    }
+
+    #[test]
+    fn a_pin_among_the_arguments_is_warned_of_and_not_repeated() {
+        let uri = |text: &str| text.parse::<Token>().unwrap().0;
+        let finding = exposed_pin(true, &uri("pkcs11:token=a?pin-value=geheim")).unwrap().finding;
+        let fix = finding.fix.unwrap();
+        assert!(fix.contains("pin-source=file:") && !format!("{} {fix}", finding.text).contains("geheim"), "{fix}");
+        assert!(exposed_pin(false, &uri("pkcs11:token=a?pin-value=geheim")).is_none(), "it is in the settings");
+        assert!(exposed_pin(true, &uri("pkcs11:token=a?pin-source=file:/p")).is_none());
     }
 
     #[test]

@@ -560,6 +560,23 @@ fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
 }
 
 #[test]
+fn a_library_that_the_sandbox_does_not_know_is_noticed_with_what_to_add() {
+    let notices = |keys: &str| accepted(&format!("{CLOSED}{MANUAL}[aziot_keys]\n{keys}")).notices;
+    let found = notices("pkcs11_lib_path = \"/opt/vendor/libhsm.so\"\n");
+    assert_eq!((found.len(), found[0].key.as_str()), (1, "aziot_keys.pkcs11_lib_path"), "{found:?}");
+    assert!(found[0].remedy.as_deref().is_some_and(|fix| fix.contains("sandbox_paths = [")), "{found:?}");
+    let found = notices("pkcs11_base_slot = \"pkcs11:token=t?module-path=/opt/v.so\"\n");
+    assert_eq!((found.len(), found[0].key.as_str()), (1, "aziot_keys.pkcs11_base_slot"), "{found:?}");
+    for known in [
+        "pkcs11_lib_path = \"/usr/lib/softhsm/libsofthsm2.so\"\n",
+        "pkcs11_lib_path = \"/opt/v.so\"\nsandbox_paths = [\"/opt/vendor\"]\n",
+        "pkcs11_lib_path = \"/opt/v.so\"\nsandbox = false\n",
+    ] {
+        assert!(notices(known).is_empty(), "{known}");
+    }
+}
+
+#[test]
 fn rules_about_keys_that_cannot_be_are_refused_with_their_place_and_what_was_meant() {
     let remedy = |found: &[Diagnostic]| found[0].remedy.clone().unwrap_or_default();
     for (text, line, column, part, meant) in [

@@ -45,7 +45,11 @@ pub(crate) enum Pair {
         /// The public point, uncompressed.
         point: Vec<u8>,
     },
-    Rsa { private: RsaPrivateKey, modulus: Vec<u8>, exponent: Vec<u8> },
+    Rsa {
+        private: RsaPrivateKey,
+        modulus: Vec<u8>,
+        exponent: Vec<u8>,
+    },
 }
 
 /// What differs between the curves that can be used.
