@@ -189,6 +189,9 @@ impl SyscallList {
             Kind::RefuseOnly => (allow.clone(), refuse),
         };
         let mut programs = Vec::new();
+        if self.kind == Kind::RefuseOnly && matches!(arch, TargetArch::x86_64) {
+            programs.push(no_other_numbers());
+        }
         if !absent.is_empty() {
             let missing = SeccompAction::Errno(libc::ENOSYS as u32);
             programs.push(SeccompFilter::new(absent, allow, missing, arch)?.try_into()?);
@@ -197,6 +200,25 @@ impl SyscallList {
         Ok(Filter { programs: Some(programs) })
     }
 }
+
+/// Refuses the numbers of x32. They are the same calls with one more bit, which a list of what is refused would let through;
+/// the kernel says that they are of the same architecture.
+fn no_other_numbers() -> BpfProgram {
+    const LOAD: u16 = 0x20;
+    const JUMP_IF_AT_LEAST: u16 = 0x35;
+    const RETURN: u16 = 0x06;
+    let step = |code, jf, k| seccompiler::sock_filter { code, jt: 0, jf, k };
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    vec![
+        step(LOAD, 0, 0),
+        step(JUMP_IF_AT_LEAST, 1, X32),
+        step(RETURN, 0, refuse),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+/// The bit that x32 adds to a call's number.
+const X32: u32 = 0x4000_0000;
 
 /// Whether two lines of one call cannot both be meant. A section may add an alternative, or lift conditions.
 fn contradict(one: &Line, other: &Line) -> bool {
@@ -417,6 +439,18 @@ mod tests {
         assert!(matches!(list.compile(&["udp"]), Err(FilterError::Section(name)) if name == "udp"));
         assert_ne!(verdict(&list, &[], libc::SYS_socket, [0; 6]), ALLOW);
         assert_eq!(verdict(&list, &["tcp"], libc::SYS_socket, [0; 6]), ALLOW);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_refused_call_is_refused_by_its_x32_number_too() {
+        for text in ["refuse only\nbpf # x\n", "allow only\nread # x\n"] {
+            let list = SyscallList::parse(text).unwrap();
+            for call in [libc::SYS_bpf, libc::SYS_read] {
+                assert_eq!(verdict(&list, &[], call | i64::from(X32), [0; 6]), REFUSE, "{text}{call}");
+            }
+            assert_eq!(verdict(&list, &[], libc::SYS_read, [0; 6]), ALLOW);
+        }
     }
 
     #[test]
