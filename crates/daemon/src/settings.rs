@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+/// The status a daemon exits with when its settings are not usable, that of existing services: it tells the service manager
+/// that starting again without another configuration cannot help.
+pub const BAD_SETTINGS: u8 = 153;
+
 /// Why settings could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {

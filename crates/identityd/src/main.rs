@@ -9,9 +9,6 @@ use edgekeep_core::settings::IdentitydSettings;
 use edgekeep_daemon::{lifecycle, logging, settings, systemd};
 use edgekeep_identityd::{Identityd, Options, StartError};
 
-/// Tells the service manager that starting again without another configuration cannot help.
-const BAD_SETTINGS: u8 = 153;
-
 fn main() -> ExitCode {
     logging::init();
     lifecycle::raise_descriptor_limit();
@@ -19,9 +16,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            let settings = error.is::<settings::SettingsError>()
+            let unusable = error.is::<settings::SettingsError>()
                 || error.downcast_ref::<StartError>().is_some_and(StartError::is_settings);
-            if settings { ExitCode::from(BAD_SETTINGS) } else { ExitCode::FAILURE }
+            if unusable { ExitCode::from(settings::BAD_SETTINGS) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -10,8 +10,6 @@ use edgekeep_daemon::{lifecycle, logging, settings, systemd};
 use edgekeep_keyd::{Ready, StartError};
 use edgekeep_sandbox::privileges;
 
-/// Tells the service manager that starting again without another configuration cannot help.
-const BAD_SETTINGS: u8 = 153;
 
 fn main() -> ExitCode {
     logging::init();
@@ -20,9 +18,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            let settings = error.is::<settings::SettingsError>()
+            let unusable = error.is::<settings::SettingsError>()
                 || error.downcast_ref::<StartError>().is_some_and(StartError::is_settings);
-            if settings { ExitCode::from(BAD_SETTINGS) } else { ExitCode::FAILURE }
+            if unusable { ExitCode::from(settings::BAD_SETTINGS) } else { ExitCode::FAILURE }
         }
     }
 }

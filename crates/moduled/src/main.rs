@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 use edgekeep_core::layout::{ROOT_VARIABLE, Root};
+use edgekeep_daemon::settings;
 use edgekeep_moduled::agent::Ended;
 use edgekeep_moduled::run::AtEnd;
+use edgekeep_runtime::engine::EngineError;
 use edgekeep_runtime::process::launcher;
 
 fn main() -> ExitCode {
@@ -46,7 +48,9 @@ fn main() -> ExitCode {
         Ok(Ended::GaveUp) => ExitCode::FAILURE,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            let unusable = error.is::<settings::SettingsError>()
+                || matches!(error.downcast_ref::<EngineError>(), Some(EngineError::Uri));
+            if unusable { ExitCode::from(settings::BAD_SETTINGS) } else { ExitCode::FAILURE }
         }
     }
 }

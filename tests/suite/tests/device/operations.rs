@@ -1,8 +1,8 @@
 //! What operators see of running daemons: quiet logs whose level changes live, and metrics.
 
 use edgekeep_core::attestation::DenyReason;
-use edgekeep_core::layout::Daemon;
-use edgekeep_testkit::{Device, VERSION, http, wait_for};
+use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
+use edgekeep_testkit::{Device, VERSION, http, program, wait_for};
 use serde_json::json;
 
 fn metrics(device: &Device, daemon: Daemon) -> String {
@@ -144,4 +144,33 @@ fn a_daemon_whose_metrics_socket_is_taken_still_serves() {
     let output = device.edgekeep(&["metrics"]);
     assert_eq!(output.status.code(), Some(1), "one of three does not tell");
     assert!(String::from_utf8(output.stdout).unwrap().contains("# keyd\n"));
+}
+
+#[test]
+fn settings_that_do_not_fit_end_each_daemon_with_the_status_that_is_not_started_again() {
+    for (daemon, text) in Daemon::ALL
+        .map(|daemon| (daemon, "{".to_owned()))
+        .into_iter()
+        // Read without complaint, but no engine can be reached there.
+        .chain([(Daemon::Moduled, settings_with_engine("tcp://127.0.0.1:2375"))])
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Root::new(folder.path()).settings_file(daemon);
+        std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
+        std::fs::write(&settings, text).unwrap();
+        let mut command = std::process::Command::new(program(&format!("edgekeep-{}", daemon.name())));
+        let output = command.env(ROOT_VARIABLE, folder.path()).output().unwrap();
+        let log = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(153), "{}: {log}", daemon.name());
+        assert!(log.contains(".json") || log.contains("unix:///PATH"), "{log}");
+    }
+}
+
+/// What `config apply` writes for moduled, with another engine.
+fn settings_with_engine(uri: &str) -> String {
+    let device = Device::builder().start();
+    let text = std::fs::read_to_string(device.root().settings_file(Daemon::Moduled)).unwrap();
+    let mut settings: serde_json::Value = serde_json::from_str(&text).unwrap();
+    settings["engine"] = json!({ "uri": uri });
+    settings.to_string()
 }
