@@ -205,9 +205,11 @@ static ENDPOINT: &[Member] = &[
     free("IPAMConfig"),
     free("Links"),
     free("Aliases"),
-    free("NetworkID"),
+    // Engines take it before the name.
+    is("NetworkID", Rule::Network),
     free("MacAddress"),
-    free("DriverOpts"),
+    // Among them the kernel's parameters of the interface.
+    empty("DriverOpts"),
     free("GwPriority"),
     free("DNSNames"),
 ];
@@ -217,7 +219,7 @@ static MOUNT: &[Member] = &[
     free("Source"),
     free("Target"),
     free("ReadOnly"),
-    free("Consistency"),
+    is("Consistency", Rule::OneOf(&["default", "consistent", "cached", "delegated"])),
     shaped("BindOptions", Shape::Members(BIND_OPTIONS), Rule::Free),
     shaped("VolumeOptions", Shape::Members(VOLUME_OPTIONS), Rule::Free),
     free("TmpfsOptions"),
@@ -226,7 +228,7 @@ static MOUNT: &[Member] = &[
 ];
 
 static BIND_OPTIONS: &[Member] = &[
-    free("Propagation"),
+    is("Propagation", Rule::OneOf(&["private", "rprivate", "slave", "rslave", "shared", "rshared"])),
     free("NonRecursive"),
     free("CreateMountpoint"),
     free("ReadOnlyNonRecursive"),

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::id::ModuleId;
-use members::{HOST, Member, Rule};
-use paths::{HostPath, clean, covering, mounted, split_grant, within};
+use members::{HOST, Member, Rule, Shape};
+use paths::{HostPath, bind_words, clean, covering, mounted, sides, split_grant, within};
 
 pub use paths::Resolved;
 
@@ -161,6 +161,9 @@ impl Judge<'_> {
     /// # Errors
     /// The first option that is refused.
     pub fn judge(&self, options: &Map<String, Value>, resolved: &Resolved) -> Result<(), Refusal> {
+        for (side, prefix) in sides(options) {
+            one_place_a_mount(side.get("Mounts"), &format!("{prefix}Mounts"))?;
+        }
         for place in mounted(options) {
             self.own_place(&place, resolved)?;
         }
@@ -193,6 +196,7 @@ impl Judge<'_> {
 
     fn member(&self, member: &Member, value: &Value, path: &str) -> Result<(), Refusal> {
         let say = |what: &'static str| move || what.to_owned();
+        self.inside(member, value, path)?;
         match member.rule {
             Rule::Host => self.host(value, path),
             Rule::Free => Ok(()),
@@ -206,10 +210,7 @@ impl Judge<'_> {
             Rule::Namespace(kind, words) => self.namespace(kind, words, value, path),
             Rule::Network => self.network(value, path),
             Rule::Networking => self.endpoints(value, path),
-            Rule::Log => {
-                let words = &["json-file", "local", "journald", "k8s-file", "none"];
-                self.one_of(words, &value["Type"], path, say("it sends logs elsewhere by the engine's own connection"))
-            }
+            Rule::Log => self.log(value, path),
             Rule::OomScore => match value.as_i64() {
                 Some(score) if score >= 0 => Ok(()),
                 _ => self.unless_granted(path, value, say("it keeps the kernel from ending it before others")),
@@ -245,8 +246,8 @@ impl Judge<'_> {
             Rule::Devices => self.devices(value, path),
             Rule::Binds => self.binds(value, path),
             Rule::Volumes => {
-                // Places were judged with all others; a name in front of the colon is a volume's.
-                object(value, path).map(drop)
+                let mut names = object(value, path)?.keys();
+                names.try_for_each(|name| self.bind_options(name, path, &members::join(path, name)))
             }
             Rule::Mounts => self.mounts(value, path),
         }
@@ -275,7 +276,7 @@ impl Judge<'_> {
         let of_member = |member: &str| self.grants_option(member) && place.option.starts_with(member);
         if covering(place, &self.grant.binds, resolved).is_some() && !place.path.split('/').any(|part| part == "..")
             || clean(&place.path).is_some_and(|path| self.open.contains(&path))
-            || ["HostConfig.Binds", "HostConfig.Mounts"].into_iter().any(of_member)
+            || ["HostConfig.Binds", "HostConfig.Mounts", "HostConfig.LogConfig"].into_iter().any(of_member)
         {
             return Ok(());
         }
@@ -289,8 +290,66 @@ impl Judge<'_> {
     }
 
     fn binds(&self, value: &Value, path: &str) -> Result<(), Refusal> {
-        // Those that begin with a path were judged as places.
-        texts(Some(value), path).map(drop)
+        let mut binds = texts(Some(value), path)?.into_iter().enumerate();
+        binds.try_for_each(|(index, bind)| self.bind_options(bind, path, &format!("{path}[{index}]")))
+    }
+
+    /// The words behind a bind. Its places were judged with all others; a name in front of the colon is a volume's.
+    fn bind_options(&self, bind: &str, member: &str, path: &str) -> Result<(), Refusal> {
+        for word in bind_words(bind) {
+            let place = word.starts_with("upperdir=") || word.starts_with("workdir=");
+            if !place && !BIND_WORDS.contains(&word) && !self.grants_option(member) {
+                let what = format!("nothing is known of the mount option {:?}", shown(word));
+                return Err(self.refusal(path, what, &listed("options", member)));
+            }
+        }
+        Ok(())
+    }
+
+    fn log(&self, value: &Value, path: &str) -> Result<(), Refusal> {
+        let words = &["json-file", "local", "journald", "k8s-file", "none"];
+        let what = "it sends logs elsewhere by the engine's own connection";
+        self.one_of(words, &value["Type"], path, || what.to_owned())?;
+        for (name, value) in object(&value["Config"], path)? {
+            // A path was judged with all other places.
+            if name != "path" && !LOG_OPTIONS.contains(&name.as_str()) && !self.grants_option(path) {
+                let path = format!("{path}.Config.{}", shown(name));
+                self.unless_granted(&path, value, || "nothing is known of this option of a log".to_owned())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The members of a member, and theirs.
+    fn inside(&self, member: &Member, value: &Value, path: &str) -> Result<(), Refusal> {
+        match (member.shape, value) {
+            // The host's side has rules of its own.
+            _ if member.rule == Rule::Host => Ok(()),
+            (Shape::Members(known), Value::Object(members)) => self.known(known, members, path),
+            (Shape::Map(known), Value::Object(entries)) => entries.iter().try_for_each(|(name, entry)| {
+                entry.as_object().map_or(Ok(()), |members| self.known(known, members, &members::join(path, name)))
+            }),
+            (Shape::List(known), Value::Array(items)) => items.iter().enumerate().try_for_each(|(index, item)| {
+                item.as_object().map_or(Ok(()), |members| self.known(known, members, &format!("{path}[{index}]")))
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn known(&self, known: &[Member], members: &Map<String, Value>, path: &str) -> Result<(), Refusal> {
+        // An option that is granted is granted with all that it holds.
+        if self.grant.options.iter().any(|option| path == option || path.starts_with(&format!("{option}["))) {
+            return Ok(());
+        }
+        for (name, value) in members {
+            let path = members::join(path, name);
+            match known.iter().find(|member| member.name == name) {
+                Some(member) if is_nothing(value) && member.rule != Rule::Absent => {}
+                Some(member) => self.member(member, value, &path)?,
+                None => self.unless_granted(&path, value, || "nothing is known of it".to_owned())?,
+            }
+        }
+        Ok(())
     }
 
     fn mounts(&self, value: &Value, path: &str) -> Result<(), Refusal> {
@@ -303,17 +362,9 @@ impl Judge<'_> {
             if !matches!(kind, Some("bind" | "volume" | "tmpfs")) {
                 return Err(Refusal { option: path, why: Why::Expected("of the type bind, volume or tmpfs") });
             }
-            for member in ["Source", "Target"] {
-                // Some engines write a mount as words with commas between them.
-                if mount[member].as_str().is_some_and(|text| text.contains([',', '"', '\n', '\r'])) {
-                    let option = format!("{path}.{member}");
-                    return Err(Refusal { option, why: Why::Expected("a path without commas and quotes") });
-                }
-            }
             let driver = &mount["VolumeOptions"]["DriverConfig"];
-            let covered = driver["Options"]["device"].as_str().is_some_and(|device| device.starts_with('/'));
             let plain = matches!(driver["Name"].as_str(), None | Some("" | "local"));
-            if !plain || (!is_nothing(&driver["Options"]) && !covered) {
+            if !plain || (!is_nothing(&driver["Options"]) && !binds_a_place(&driver["Options"])) {
                 let what = "a volume driver's options reach what the driver reaches".to_owned();
                 return Err(self.refusal(
                     &format!("{path}.VolumeOptions.DriverConfig"),
@@ -418,6 +469,86 @@ impl Judge<'_> {
     }
 }
 
+/// What may stand behind a bind. Places among the words are judged as such.
+const BIND_WORDS: &[&str] = &[
+    "",
+    "ro",
+    "rw",
+    "z",
+    "Z",
+    "U",
+    "O",
+    "nocopy",
+    "copy",
+    "bind",
+    "rbind",
+    "private",
+    "rprivate",
+    "slave",
+    "rslave",
+    "shared",
+    "rshared",
+    "cached",
+    "delegated",
+    "consistent",
+    "nodev",
+    "noexec",
+    "nosuid",
+];
+
+/// What a log driver may be told: how much is kept, and what stands in it.
+const LOG_OPTIONS: &[&str] = &[
+    "max-size",
+    "max-file",
+    "max-buffer-size",
+    "compress",
+    "mode",
+    "tag",
+    "labels",
+    "labels-regex",
+    "env",
+    "env-regex",
+    "cache-disabled",
+    "cache-max-size",
+    "cache-max-file",
+    "cache-compress",
+];
+
+/// Some engines write a mount as words with commas between them, so that one text could add words, and with them another
+/// place than the one that is judged.
+fn one_place_a_mount(mounts: Option<&Value>, path: &str) -> Result<(), Refusal> {
+    for (index, mount) in mounts.and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let texts = [
+            ("Type", &mount["Type"]),
+            ("Source", &mount["Source"]),
+            ("Target", &mount["Target"]),
+            ("Consistency", &mount["Consistency"]),
+            ("BindOptions.Propagation", &mount["BindOptions"]["Propagation"]),
+        ];
+        for (member, text) in texts {
+            if text.as_str().is_some_and(|text| text.contains([',', '"', '\n', '\r'])) {
+                let option = format!("{path}[{index}].{member}");
+                return Err(Refusal { option, why: Why::Expected("a text without commas and quotes") });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether options of the local driver do no more than mount one folder in another place. Other file systems may take
+/// further places from their options.
+fn binds_a_place(options: &Value) -> bool {
+    options.as_object().is_some_and(|options| {
+        options.contains_key("device")
+            && options.iter().all(|(name, value)| match (name.as_str(), value.as_str()) {
+                ("device", Some(device)) => device.starts_with('/'),
+                ("type", Some(kind)) => matches!(kind, "" | "none" | "bind"),
+                ("o", Some(words)) => words.split(',').all(|word| matches!(word, "" | "bind" | "rbind" | "ro" | "rw")),
+                _ => false,
+            })
+    })
+}
+
 /// What a member without a grant of its own kind would give.
 fn gives(member: &str) -> &'static str {
     match member {
@@ -426,6 +557,7 @@ fn gives(member: &str) -> &'static str {
         "CgroupParent" | "Cgroup" => "it leaves the cgroup that modules are measured by",
         "GroupAdd" => "it adds groups, which may be the host's",
         "MaskedPaths" | "ReadonlyPaths" => "it opens parts of /proc and /sys that engines close",
+        "DriverOpts" => "it tells the network's driver what to do, which sets kernel parameters too",
         "Links" => "it shows another container's environment",
         "Privileged" | "CapAdd" => "it elevates the container",
         "VolumeDriver" => "a volume driver reaches what the driver reaches",

@@ -21,7 +21,8 @@ pub(super) struct HostPath {
     pub(super) shared: bool,
 }
 
-/// All places of the host that `body`, in canonical spelling, mounts. More than the engine would mount rather than less.
+/// All places of the host that `body`, in canonical spelling, mounts or has written. More than the engine would take
+/// rather than less.
 pub(super) fn mounted(body: &Map<String, Value>) -> Vec<HostPath> {
     let mut found = Vec::new();
     if let Some(Value::Object(volumes)) = body.get("Volumes") {
@@ -38,6 +39,11 @@ pub(super) fn mounted(body: &Map<String, Value>) -> Vec<HostPath> {
         for (index, mount) in items(host, "Mounts") {
             found.extend(of_mount(mount, &format!("{prefix}Mounts[{index}]")));
         }
+        // Podman writes the container's log there, as root.
+        if let Some(path) = host.get("LogConfig").and_then(|log| log["Config"]["path"].as_str()) {
+            let option = format!("{prefix}LogConfig.Config.path");
+            found.push(HostPath { option, path: path.to_owned(), read_only: false, shared: false });
+        }
     }
     found
 }
@@ -52,36 +58,46 @@ fn items<'a>(host: &'a Map<String, Value>, name: &str) -> impl Iterator<Item = (
     host.get(name).and_then(Value::as_array).into_iter().flatten().enumerate()
 }
 
-/// A bind that begins with a path; a volume's name is none.
-fn of_bind(bind: &str, option: &str) -> Option<HostPath> {
+/// The words after a bind's two places.
+pub(super) fn bind_words(bind: &str) -> impl Iterator<Item = &str> {
+    bind.split(':').skip(2).flat_map(|options| options.split(','))
+}
+
+/// A bind that begins with a path, which a volume's name does not; and the folders that Podman lays over what is mounted.
+fn of_bind<'a>(bind: &'a str, option: &str) -> impl Iterator<Item = HostPath> + use<'a> {
     let mut parts = bind.split(':');
-    let (path, _target) = (parts.next()?, parts.next()?);
-    let words: Vec<&str> = parts.flat_map(|options| options.split(',')).collect();
+    let (path, target) = (parts.next().unwrap_or_default(), parts.next());
+    // Another owner or label is written on the host, whatever the container may write.
+    let has = |words: &[&str]| bind_words(bind).any(|word| words.contains(&word));
+    let read_only = has(&["ro"]) && !has(&["rw", "U", "z", "Z"]);
+    let shared = has(&["shared", "rshared"]);
     // Podman takes a relative path too.
-    path.starts_with(['/', '.']).then(|| HostPath {
-        option: option.to_owned(),
+    let own = (target.is_some() && path.starts_with(['/', '.'])).then_some((path, read_only, shared));
+    let layers = bind_words(bind).filter_map(|word| {
+        let (name, path) = word.split_once('=')?;
+        matches!(name.trim(), "upperdir" | "workdir").then_some((path, false, false))
+    });
+    let option = option.to_owned();
+    own.into_iter().chain(layers).map(move |(path, read_only, shared)| HostPath {
+        option: option.clone(),
         path: path.to_owned(),
-        read_only: words.contains(&"ro") && !words.contains(&"rw"),
-        shared: words.iter().any(|word| matches!(*word, "shared" | "rshared")),
+        read_only,
+        shared,
     })
 }
 
-fn of_mount(mount: &Value, option: &str) -> Option<HostPath> {
-    let text = |member: &Value| member.as_str().map(str::to_owned);
-    let driver = &mount["VolumeOptions"]["DriverConfig"]["Options"];
-    let (option, path) = match driver["device"].as_str() {
-        // The local driver mounts what it is told to.
-        Some(device) if device.starts_with(['/', '.']) => {
-            (format!("{option}.VolumeOptions.DriverConfig.Options.device"), device.to_owned())
-        }
-        _ => (format!("{option}.Source"), text(&mount["Source"])?),
-    };
-    (mount["Type"] == "bind" || path.starts_with(['/', '.'])).then(|| HostPath {
-        option,
-        path,
-        read_only: mount["ReadOnly"] == Value::Bool(true),
-        shared: matches!(mount["BindOptions"]["Propagation"].as_str(), Some("shared" | "rshared")),
-    })
+fn of_mount(mount: &Value, option: &str) -> impl Iterator<Item = HostPath> {
+    let read_only = mount["ReadOnly"] == Value::Bool(true);
+    let shared = matches!(mount["BindOptions"]["Propagation"].as_str(), Some("shared" | "rshared"));
+    // Both, for an engine looks at one of them only: the local driver mounts the device that it is told.
+    let source = (&mount["Source"], mount["Type"] == "bind", format!("{option}.Source"));
+    let device = &mount["VolumeOptions"]["DriverConfig"]["Options"]["device"];
+    let device = (device, false, format!("{option}.VolumeOptions.DriverConfig.Options.device"));
+    let found = [source, device].into_iter().filter_map(move |(path, always, option)| {
+        let path = path.as_str()?.to_owned();
+        (always || path.starts_with(['/', '.'])).then_some(HostPath { option, path, read_only, shared })
+    });
+    found.collect::<Vec<_>>().into_iter()
 }
 
 /// The paths that must be resolved before a body can be judged.

@@ -36,6 +36,12 @@ fn refused(value: &Value) -> String {
 #[test]
 fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
     let host = |member: &str, value: Value| json!({ "HostConfig": { member: value } });
+    let endpoint = |value: Value| json!({ "NetworkingConfig": { "EndpointsConfig": { "n": value } } });
+    let mount = |mut more: Value| {
+        let mut mount = json!({ "Type": "volume", "Source": "v", "Target": "/x" });
+        mount.as_object_mut().unwrap().append(more.as_object_mut().unwrap_or(&mut Map::new()));
+        host("Mounts", json!([mount]))
+    };
     let volume = json!({ "Type": "volume", "Target": "/x", "VolumeOptions": { "DriverConfig": {
         "Name": "local", "Options": { "type": "none", "o": "bind", "device": "/etc" } } } });
     for (value, option) in [
@@ -62,7 +68,32 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
             "HostConfig.Mounts[0].VolumeOptions.DriverConfig",
         ),
         (host("Mounts", json!([{ "Type": "glob" }])), "HostConfig.Mounts[0]"),
-        (host("Mounts", json!([{ "Type": "tmpfs", "Target": "/x,source=/etc" }])), "HostConfig.Mounts[0].Target"),
+        (host("Binds", json!(["v:/x:O,upperdir=/etc,workdir=/root"])), "HostConfig.Binds[0]"),
+        (host("Binds", json!(["v:/x:ro,OfTheFuture"])), "HostConfig.Binds[0]"),
+        (json!({ "Volumes": { "v:/x:O,upperdir=/etc": {} } }), "Volumes.v:/x:O,upperdir=/etc"),
+        (
+            mount(json!({ "BindOptions": { "Propagation": "of-the-future" } })),
+            "HostConfig.Mounts[0].BindOptions.Propagation",
+        ),
+        (mount(json!({ "Consistency": "of-the-future" })), "HostConfig.Mounts[0].Consistency"),
+        (mount(json!({ "OfTheFuture": { "a": "/etc" } })), "HostConfig.Mounts[0].OfTheFuture"),
+        (mount(json!({ "BindOptions": { "OfTheFuture": 1 } })), "HostConfig.Mounts[0].BindOptions.OfTheFuture"),
+        (
+            host("LogConfig", json!({ "Type": "k8s-file", "Config": { "path": "/etc/cron.d/x" } })),
+            "HostConfig.LogConfig.Config.path",
+        ),
+        (
+            host("LogConfig", json!({ "Type": "json-file", "Config": { "of-the-future": "x" } })),
+            "HostConfig.LogConfig.Config.of-the-future",
+        ),
+        (host("Healthcheck", json!({ "x": 1 })), "HostConfig.Healthcheck"),
+        (json!({ "Healthcheck": { "LogDestination": "/etc" } }), "Healthcheck.LogDestination"),
+        (
+            endpoint(json!({ "DriverOpts": { "com.docker.network.endpoint.sysctls": "x" } })),
+            "NetworkingConfig.EndpointsConfig.n.DriverOpts",
+        ),
+        (endpoint(json!({ "NetworkID": "host" })), "NetworkingConfig.EndpointsConfig.n.NetworkID"),
+        (endpoint(json!({ "OfTheFuture": 1 })), "NetworkingConfig.EndpointsConfig.n.OfTheFuture"),
         (host("SecurityOpt", json!(["no-new-privileges", "seccomp=unconfined"])), "HostConfig.SecurityOpt[1]"),
         (host("SecurityOpt", json!(["apparmor=unconfined"])), "HostConfig.SecurityOpt[0]"),
         (host("SecurityOpt", json!(["no-new-privileges:false"])), "HostConfig.SecurityOpt[0]"),
@@ -91,6 +122,69 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
         assert!(message.starts_with(&format!("create option {option} is refused: ")), "{value}: {message}");
         assert_eq!(judged(value.clone(), &Grant::default(), true).err(), only_relative(&value));
     }
+}
+
+/// What Podman writes as words with commas between them cannot add a word of its own.
+#[test]
+fn a_mount_in_which_an_engine_could_read_two_places_is_refused_with_any_permissions() {
+    for (more, member) in [
+        (json!({ "Source": "/a,src=/etc" }), "Source"),
+        (json!({ "Target": "/x,source=/etc" }), "Target"),
+        (json!({ "Consistency": "cached,src=/etc" }), "Consistency"),
+        (json!({ "BindOptions": { "Propagation": "private,src=/etc" } }), "BindOptions.Propagation"),
+    ] {
+        let mut mount = json!({ "Type": "bind", "Source": "/run/iotedge/workload.sock", "Target": "/x" });
+        for (name, value) in more.as_object().unwrap() {
+            mount[name] = value.clone();
+        }
+        for elevated in [true, false] {
+            let message = judged(json!({ "HostConfig": { "Mounts": [mount] } }), &Grant::default(), elevated);
+            let start =
+                format!("create option HostConfig.Mounts[0].{member} is refused: it must be a text without commas");
+            assert!(message.as_ref().expect_err(member).starts_with(&start), "{message:?}");
+        }
+    }
+}
+
+#[test]
+fn each_place_of_a_mount_is_judged_whichever_an_engine_takes() {
+    let grant = Grant { binds: vec!["/srv".into()], ..Grant::default() };
+    let judged = |kind: &str, source: &str, driver: Value| {
+        let options = json!({ "DriverConfig": { "Options": driver } });
+        let mount = json!({ "Type": kind, "Source": source, "Target": "/x", "VolumeOptions": options });
+        judged(json!({ "HostConfig": { "Mounts": [mount] } }), &grant, false)
+    };
+    let bind = json!({ "type": "none", "o": "bind,ro", "device": "/srv/data" });
+    assert_eq!(judged("volume", "v", bind.clone()), Ok(()));
+    let message = judged("bind", "/etc", bind).expect_err("the device is granted, the source is not");
+    assert!(message.contains("it mounts /etc of the host"), "{message}");
+    for driver in [
+        json!({ "type": "overlay", "o": "lowerdir=/etc,upperdir=/srv/u,workdir=/srv/w", "device": "/srv/u" }),
+        json!({ "type": "none", "o": "bind,lowerdir=/etc", "device": "/srv" }),
+        json!({ "device": "/srv", "of-the-future": "/etc" }),
+        json!({ "type": "nfs", "o": "addr=10.0.0.1", "device": ":/x" }),
+    ] {
+        let message = judged("volume", "v", driver).expect_err("other file systems take other places");
+        assert!(message.contains("Mounts[0].VolumeOptions.DriverConfig is refused"), "{message}");
+    }
+}
+
+#[test]
+fn a_place_granted_for_reading_gets_no_other_owner_and_no_other_label() {
+    let grant = Grant { binds: vec!["/srv:ro".into()], ..Grant::default() };
+    let bind = |words: &str| judged(json!({ "HostConfig": { "Binds": [format!("/srv:/x:{words}")] } }), &grant, false);
+    assert_eq!(bind("ro"), Ok(()));
+    for words in ["ro,U", "ro,Z", "z,ro", "rw", "O"] {
+        assert!(bind(words).expect_err(words).contains("it mounts /srv of the host"), "{words}");
+    }
+    let log = |path: &str| json!({ "HostConfig": { "LogConfig": { "Type": "k8s-file", "Config": { "path": path } } } });
+    assert!(judged(log("/srv/log"), &grant, false).is_err());
+    for elevated in [true, false] {
+        let message = judged(log("/run/aziot/x"), &grant, elevated).expect_err("own");
+        assert!(message.contains("this device's own sockets or state"), "{message}");
+    }
+    let grant = Grant { binds: vec!["/srv".into()], ..Grant::default() };
+    assert_eq!(judged(log("/srv/log"), &grant, false), Ok(()));
 }
 
 /// With elevated permissions all but a relative path is the engine's to judge.
