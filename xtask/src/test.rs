@@ -52,14 +52,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         return Ok(());
     };
     let mut again = workspace::cargo();
-    again.args(["nextest", "run", "-p", "edgekeep-suite", "--test", "docker", "-E", WITH_PODMAN]);
+    again.args(["nextest", "run", "-p", "edgekeep-suite", "--test", "docker", "--test", "attacks", "-E", WITH_PODMAN]);
     again.env("EDGEKEEP_TEST_ENGINE", format!("unix://{}", podman.socket().display()));
     // Its closing line is the last one, so nothing is said after it.
     command::run(again)
 }
 
-/// What may differ with another engine: modules from creation to removal, updates, and what the engine understands.
-const WITH_PODMAN: &str = "test(lifecycle::) | test(updates::) | test(options::) | test(put_in_the_modules_place)";
+/// What may differ with another engine: modules from creation to removal, updates, what the engine understands, and every
+/// attack on a container.
+const WITH_PODMAN: &str = "test(/^(lifecycle|updates|options|behaviour|engine)::/) | test(/^attest::.*container/)";
 
 /// Everything, unless packages are named.
 fn whole_workspace(filter: &[String]) -> Option<&'static str> {

@@ -83,6 +83,17 @@ impl Builder {
         self.tables(&format!("[moby_runtime]\nuri = \"{uri}\"\nnetwork = \"{}\"", engine.network()))
     }
 
+    /// As [`Self::engine`] at the engine's own socket; `network` is what `[moby_runtime.network]` says beside the name.
+    #[must_use]
+    pub fn engine_with_network(mut self, engine: &Engine, network: &str) -> Self {
+        self.engine = Some(engine.clone());
+        self.tables(&format!(
+            "[moby_runtime]\nuri = \"{}\"\n[moby_runtime.network]\nname = \"{}\"\n{network}",
+            engine.uri(),
+            engine.network()
+        ))
+    }
+
     /// A program of the host that modules may name as their image.
     #[must_use]
     pub fn host_module(mut self, image: &str, program: impl Into<PathBuf>) -> Self {

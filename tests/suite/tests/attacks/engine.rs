@@ -224,18 +224,28 @@ fn with_the_strictest_policy_only_the_images_own_programs_are_served() {
     }
 }
 
-/// Words for an `exec` of a shell that leaves `command` behind and ends.
-fn left_behind(command: &[String]) -> Vec<String> {
-    vec!["/bin/sh".into(), "-c".into(), format!("{} --when-orphaned &", quoted(command))]
+/// Has the engine's `exec` start a shell that leaves `command` behind and ends; gives what that said. It says it into a
+/// file: not every engine listens for longer than the shell lives.
+fn left_behind(engine: &Engine, caller: &Caller, before: &str, command: &[String]) -> String {
+    let said = caller.folder().join("said");
+    let _ = std::fs::remove_file(&said);
+    let script = format!("{before} {} --when-orphaned > /calls/said 2>&1 &", quoted(command));
+    let _ = docker(engine, &["exec", caller.module(), "/bin/sh", "-c"], &[script]);
+    wait_for("all tries, of which the trust bundle is anybody's", || {
+        std::fs::read_to_string(&said).ok().filter(|said| said.matches("\"verdict\"").count() == 5)
+    })
 }
 
 fn quoted(command: &[String]) -> String {
     command.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ")
 }
 
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
 /// Each try was refused, whatever became of the shell that began it.
-fn assert_refused_lines(output: &Output, count: usize) {
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+fn assert_refused_lines(text: &str, count: usize) {
     assert_eq!(text.matches("\"verdict\":\"refused\"").count(), count, "{text}");
     assert!(!text.contains("\"verdict\":\"neither\""), "{text}");
 }
@@ -250,16 +260,14 @@ fn a_detached_exec_that_became_a_child_of_the_first_process_is_refused() {
     // In the session that the engine made, and in one of its own.
     for before in [&[][..], &["/bin/setsid".to_owned()][..]] {
         let command = [before, &intruder(&device, &m1)].concat();
-        assert_refused_lines(&docker(&engine, &["exec", &m1], &left_behind(&command)), 4);
+        assert_refused_lines(&left_behind(&engine, &caller, "", &command), 4);
         device.assert_latest_refusal(&m1, DenyReason::AfterExec);
     }
     // A daemon that is started anew asks the engine what happened before.
     device.kill(edgekeep_core::layout::Daemon::Moduled);
     device.start(edgekeep_core::layout::Daemon::Moduled);
     wait_for("the module to be served again", || caller.try_signed().map(drop));
-    let waits = format!("sleep 0.1; {} --when-orphaned &", quoted(&intruder(&device, &m1)));
-    let output = docker(&engine, &["exec", &m1], &["/bin/sh".into(), "-c".into(), waits]);
-    assert_refused_lines(&output, 4);
+    assert_refused_lines(&left_behind(&engine, &caller, "sleep 0.1;", &intruder(&device, &m1)), 4);
     device.assert_latest_refusal(&m1, DenyReason::AfterExec);
     let _ = caller.sign().expect(200);
 }
@@ -322,7 +330,7 @@ fn a_container_that_forges_the_modules_place_is_refused() {
                 command = format!("({command} --when-orphaned &) ; sleep 3");
             }
             let output = docker(&engine, &arguments, &["-c".into(), command]);
-            assert_refused_lines(&output, 4);
+            assert_refused_lines(&said(&output), 4);
             device.assert_latest_refusal(module, DenyReason::NotInModule);
         }
         assert_eq!(engine.says(&["inspect", "-f", "{{.Id}}", module]), id, "it was not touched");

@@ -2,6 +2,7 @@
 //! without it each test says that it is skipped.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
+mod behaviour;
 mod engine_away;
 mod gate;
 mod image_collection;
