@@ -31,12 +31,16 @@ impl Engine {
     /// The engine; without one it is said that the test is skipped.
     #[must_use]
     pub fn or_skip() -> Option<Self> {
-        let engine =
-            std::env::var(ENGINE_VARIABLE).ok().map(|uri| Self { uri, number: COUNT.fetch_add(1, Ordering::Relaxed) });
+        let engine = std::env::var(ENGINE_VARIABLE).ok().map(|uri| Self::at(&uri));
         if engine.is_none() {
             eprintln!("skipped: {ENGINE_VARIABLE} does not name a container engine");
         }
         engine
+    }
+
+    /// The engine at this URI.
+    pub(crate) fn at(uri: &str) -> Self {
+        Self { uri: uri.to_owned(), number: COUNT.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// Its socket as a URI.

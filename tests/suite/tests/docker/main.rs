@@ -4,6 +4,7 @@
 
 mod behaviour;
 mod engine_away;
+mod engine_faults;
 mod gate;
 mod image_collection;
 mod images;
