@@ -411,9 +411,19 @@ async fn while_the_engine_is_away_nothing_is_known_and_what_happened_meanwhile_i
     running(&watch, &stops).await;
 
     bridge.cut();
-    until(&watch, "unknown", || watch.facts(&stays) == RunningFacts::Unknown).await;
-    assert!(!watch.is_reconciled());
+    until(&watch, "silent", || !watch.is_reconciled()).await;
+    // What runs can only be what it was, but what was brought into it since would not have been heard.
+    match watch.facts(&stays) {
+        RunningFacts::Running(kept) => {
+            assert!(kept.exec_since.is_some());
+            assert_eq!(Running { exec_since: None, ..kept }, before);
+        }
+        other => panic!("{other:?}"),
+    }
     fixture.engine.stop(&stops, Some(Duration::ZERO)).await.expect("stopped");
+    assert_eq!(watch.facts(&stops), RunningFacts::Unknown, "its first process is gone");
+    let unheard: ModuleId = "unheard".parse().expect("valid id");
+    assert_eq!(watch.facts(&unheard), RunningFacts::Unknown, "it may have been made meanwhile");
     let _again = Bridge::open(fixture.folder.path(), &fixture.uri);
     until(&watch, "reconciled", || watch.is_reconciled()).await;
     assert_eq!(running(&watch, &stays).await, before);

@@ -79,12 +79,23 @@ impl PrivateEngine {
         self.child = Some(child);
     }
 
-    /// Ends it as a crash would. Its containers stay.
+    /// Ends it, and the containerd that it started, as a crash would. Its containers stay.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
+        let Some(mut child) = self.child.take() else { return };
+        let _ = child.kill();
+        let _ = child.wait();
+        // A new one would take a containerd that is about to end, or that nobody has waited for, for one that lives.
+        let file = self.folder.path().join("exec/containerd/containerd.pid");
+        let written = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(pid) = written.and_then(Pid::from_raw) {
+            let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+            wait_for("containerd to end", || {
+                let Ok(stat) = std::fs::read_to_string(&stat) else { return Some(()) };
+                let _ = stat.contains("(containerd)").then(|| kill_process(pid, Signal::KILL));
+                stat.contains(") Z ").then_some(())
+            });
         }
+        let _ = std::fs::remove_file(file);
     }
 
     /// Hangs it: it accepts connections, as far as the kernel does that, and answers none.

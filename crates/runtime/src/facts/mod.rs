@@ -2,14 +2,18 @@
 //! path (design, section 4).
 //!
 //! The stream is opened first and everything is inspected then, so nothing that happens in between is lost. From the
-//! moment the stream breaks until the next inspection is complete nothing is known, and nobody is let in.
+//! moment the stream breaks until the next inspection is complete the engine is silent, and all that counts is what no
+//! engine could change unheard: a container's image and options are given to it once, so as long as its first process
+//! lives, it is what it was ([`silence`]). Everything else is unknown, and nobody else is let in.
 //!
 //! The stream also tells when the engine's `exec` brings a process into a container. What such a process leaves behind
 //! becomes a child of the container's first process, like what that started itself; so from then on there is doubt.
 
 mod execs;
+mod silence;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -40,9 +44,20 @@ pub struct EngineWatch {
 struct Shared {
     engine: Engine,
     hierarchy: CgroupHierarchy,
-    /// By container name; `None` while nothing is known.
-    known: RwLock<Option<HashMap<String, Entry>>>,
+    /// `None` until everything was inspected once.
+    known: RwLock<Option<Known>>,
+    /// When the engine was heard last, on the clock of start times and with the time that its word may take.
+    heard: AtomicU64,
     changes: watch::Sender<u64>,
+}
+
+/// What was heard.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    /// By container name.
+    entries: HashMap<String, Entry>,
+    /// While the engine is silent: since when an `exec` would not have been heard, as a start time.
+    silent_since: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -58,7 +73,8 @@ impl EngineWatch {
     /// gathered in.
     #[must_use]
     pub fn start(engine: Engine, hierarchy: CgroupHierarchy) -> Self {
-        let shared = Arc::new(Shared { engine, hierarchy, known: RwLock::new(None), changes: watch::Sender::new(0) });
+        let (known, heard, changes) = (RwLock::new(None), AtomicU64::new(0), watch::Sender::new(0));
+        let shared = Arc::new(Shared { engine, hierarchy, known, heard, changes });
         let task = tokio::spawn(run(Arc::clone(&shared)));
         Self { shared, task }
     }
@@ -98,7 +114,8 @@ impl EngineWatch {
             return self.facts(module);
         }
         sleep(execs::TOLD_AFTER.saturating_sub(age)).await;
-        let Some(container) = self.shared.read(|known| Some(known?.get(module.name())?.container.clone())) else {
+        let Some(container) = self.shared.read(|known| Some(known?.entries.get(module.name())?.container.clone()))
+        else {
             return self.facts(module);
         };
         let since = execs::Now::read().seconds_ago(execs::HEARD_AFTER * 2);
@@ -125,21 +142,21 @@ impl EngineWatch {
     /// The layers of the image that a module's container was made from, where the engine keeps them as folders.
     #[must_use]
     pub fn image_layers(&self, module: &ModuleId) -> Option<ImageLayers> {
-        self.shared.read(|known| known?.get(module.name())?.layers.clone())
+        self.shared.read(|known| known?.entries.get(module.name())?.layers.clone())
     }
 
     /// Whether the engine has been heard and everything inspected.
     #[must_use]
     pub fn is_reconciled(&self) -> bool {
-        self.shared.read(|known| known.is_some())
+        self.shared.read(|known| known.is_some_and(|known| known.silent_since.is_none()))
     }
 
-    /// How many modules' containers run, do not run, and are not known to do either; `None` while nothing is known.
+    /// How many modules' containers run, do not run, and are not known to do either; `None` while the engine is silent.
     #[must_use]
     pub fn counts(&self) -> Option<[usize; 3]> {
         self.shared.read(|known| {
             let mut counts = [0; 3];
-            for entry in known?.values() {
+            for entry in known.filter(|known| known.silent_since.is_none())?.entries.values() {
                 counts[match entry.facts {
                     RunningFacts::Running(_) => 0,
                     RunningFacts::Stopped => 1,
@@ -167,8 +184,11 @@ async fn run(shared: Arc<Shared>) {
     let mut retry = FIRST_RETRY;
     loop {
         let ended = shared.follow(&mut retry).await;
-        if shared.forget() {
-            tracing::warn!(reason = reason(&ended), "container engine lost; callers are refused until it is back");
+        if shared.fell_silent() {
+            tracing::warn!(
+                reason = reason(&ended),
+                "container engine lost; until it is back only containers that ran before are served"
+            );
         } else {
             tracing::debug!(reason = reason(&ended), "container engine not there yet");
         }
@@ -185,24 +205,41 @@ impl Shared {
     fn facts(&self, name: &str) -> RunningFacts {
         self.read(|known| match known {
             None => RunningFacts::Unknown,
-            Some(known) => known.get(name).map_or(RunningFacts::Stopped, |entry| entry.facts.clone()),
+            Some(known) => {
+                let heard = known.entries.get(name).map_or(RunningFacts::Stopped, |entry| entry.facts.clone());
+                match known.silent_since {
+                    None => heard,
+                    Some(since) => silence::kept(heard, since, lives),
+                }
+            }
         })
     }
 
-    fn read<T>(&self, look: impl FnOnce(Option<&HashMap<String, Entry>>) -> T) -> T {
+    fn read<T>(&self, look: impl FnOnce(Option<&Known>) -> T) -> T {
         look(self.known.read().unwrap_or_else(PoisonError::into_inner).as_ref())
     }
 
-    fn change(&self, change: impl FnOnce(&mut Option<HashMap<String, Entry>>)) {
+    fn change(&self, change: impl FnOnce(&mut Option<Known>)) {
         change(&mut self.known.write().unwrap_or_else(PoisonError::into_inner));
         self.changes.send_modify(|version| *version = version.wrapping_add(1));
     }
 
-    /// Back to knowing nothing; whether something was known.
-    fn forget(&self) -> bool {
-        let was_known = self.read(|known| known.is_some());
-        self.change(|known| *known = None);
-        was_known
+    /// From now on nothing new is heard; whether that is news.
+    fn fell_silent(&self) -> bool {
+        let mut news = false;
+        let heard = self.heard.load(Ordering::Relaxed);
+        self.change(|known| {
+            let since = known.as_mut().map(|known| &mut known.silent_since);
+            if let Some(since @ None) = since {
+                *since = Some(heard);
+                news = true;
+            }
+        });
+        news
+    }
+
+    fn was_heard(&self) {
+        self.heard.store(execs::Now::read().earliest_start(None), Ordering::Relaxed);
     }
 
     /// Follows the engine until its stream ends or it fails.
@@ -216,7 +253,10 @@ impl Shared {
         loop {
             tokio::select! {
                 event = events.next() => match event? {
-                    Some(event) => self.apply(&event).await?,
+                    Some(event) => {
+                        self.apply(&event).await?;
+                        self.was_heard();
+                    }
                     None => return Ok(()),
                 },
                 _ = review.tick() => self.reconcile().await?,
@@ -225,6 +265,7 @@ impl Shared {
     }
 
     async fn reconcile(&self) -> Result<(), EngineError> {
+        let begin = execs::Now::read().earliest_start(None);
         let mut entries = HashMap::new();
         for id in self.engine.module_containers().await? {
             if let Some((name, mut entry)) = self.look_at(&id).await? {
@@ -232,27 +273,37 @@ impl Shared {
                 entries.insert(name, entry);
             }
         }
-        self.change(|known| *known = Some(entries));
+        self.change(|known| *known = Some(Known { entries, silent_since: None }));
+        self.heard.store(begin, Ordering::Relaxed);
         Ok(())
     }
 
-    /// What was marked for this run of a container stays; for one that is new here the engine is asked what it remembers
-    /// (Docker: the last 256 events), and what it forgot is not known.
+    /// What was marked for this run of a container stays; for one that is new here, and for each after a silence, the engine
+    /// is asked what it remembers (Docker: the last 256 events), and what it forgot is not known.
     async fn add_past_execs(&self, name: &str, entry: &mut Entry) {
         let RunningFacts::Running(running) = &mut entry.facts else { return };
-        let known = self.read(|known| match &known?.get(name)?.facts {
-            RunningFacts::Running(before) if before.init == running.init => Some(before.exec_since),
-            _ => None,
+        let before = self.read(|known| {
+            let known = known?;
+            match &known.entries.get(name)?.facts {
+                RunningFacts::Running(before) if before.init == running.init => {
+                    Some((before.exec_since, known.silent_since))
+                }
+                _ => None,
+            }
         });
-        if let Some(exec_since) = known {
-            running.exec_since = exec_since;
+        let (marked, silent_since) = before.unwrap_or_default();
+        running.exec_since = marked;
+        if before.is_some() && silent_since.is_none() {
             return;
         }
         let now = execs::Now::read();
         let since = now.seconds_ago(now.age(running.init.start_time) + Duration::from_secs(1));
         match timeout(execs::HEARD_AFTER, self.earliest_exec(&entry.container, since)).await {
-            Ok(Ok(exec)) => running.exec_since = exec,
-            _ => tracing::warn!(module = name, "the engine does not tell what it brought into a container before"),
+            Ok(Ok(exec)) => running.exec_since = execs::earlier(marked, exec),
+            _ => {
+                tracing::warn!(module = name, "the engine does not tell what it brought into a container before");
+                running.exec_since = execs::earlier(marked, silent_since);
+            }
         }
     }
 
@@ -270,7 +321,8 @@ impl Shared {
     fn mark_exec(&self, container: &ContainerId, since: Option<u64>) {
         let Some(since) = since else { return };
         self.change(|known| {
-            for entry in known.iter_mut().flat_map(HashMap::values_mut).filter(|entry| entry.container == *container) {
+            let entries = known.iter_mut().flat_map(|known| known.entries.values_mut());
+            for entry in entries.filter(|entry| entry.container == *container) {
                 if let RunningFacts::Running(running) = &mut entry.facts {
                     running.exec_since = execs::earlier(running.exec_since, Some(since));
                 }
@@ -284,7 +336,7 @@ impl Shared {
             action if execs::is_exec(action) => self.mark_exec(id, exec_start(&execs::Now::read(), event)),
             "die" => {
                 self.change(|known| {
-                    let entries = known.iter_mut().flat_map(HashMap::values_mut);
+                    let entries = known.iter_mut().flat_map(|known| known.entries.values_mut());
                     entries
                         .filter(|entry| entry.container == *id)
                         .for_each(|entry| entry.facts = RunningFacts::Stopped);
@@ -298,8 +350,8 @@ impl Shared {
                 }
                 self.change(|known| {
                     let Some(known) = known else { return };
-                    known.retain(|_, entry| entry.container != *id);
-                    known.extend(now);
+                    known.entries.retain(|_, entry| entry.container != *id);
+                    known.entries.extend(now);
                 });
             }
             _ => {}
@@ -330,7 +382,7 @@ impl Shared {
     /// An image's layers never change: what one container's entry holds serves the next.
     async fn layers(&self, image: &Sha256Digest) -> Result<Option<ImageLayers>, EngineError> {
         let known = self.read(|known| {
-            known?.values().find(|entry| entry.image == *image && entry.layers.is_some())?.layers.clone()
+            known?.entries.values().find(|entry| entry.image == *image && entry.layers.is_some())?.layers.clone()
         });
         if known.is_some() {
             return Ok(known);
