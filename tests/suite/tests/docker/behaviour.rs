@@ -100,10 +100,11 @@ fn date_text(seconds: i64) -> String {
 fn the_network_is_made_as_the_configuration_describes_it() {
     let Some(engine) = Engine::or_skip() else { return };
     let (image, name) = (image(&engine), engine.name("m1"));
-    let part = std::process::id() % 250;
+    // Not among the addresses that engines choose from, and this test's own.
+    let (high, part) = (180 + std::process::id() / 250 % 60, std::process::id() % 250);
     let ipam = format!(
-        "ipv6 = true\n[[moby_runtime.network.ipam.config]]\nsubnet = \"172.30.{part}.0/24\"\ngateway = \"172.30.{part}.9\"\n\
-         ip_range = \"172.30.{part}.128/25\"\n\
+        "ipv6 = true\n[[moby_runtime.network.ipam.config]]\nsubnet = \"10.{high}.{part}.0/24\"\ngateway = \"10.{high}.{part}.9\"\n\
+         ip_range = \"10.{high}.{part}.128/25\"\n\
          [[moby_runtime.network.ipam.config]]\nsubnet = \"fd5e:{part:x}::/64\"\n"
     );
     let device = Device::builder().engine_with_network(&engine, &ipam).start();
@@ -115,12 +116,12 @@ fn the_network_is_made_as_the_configuration_describes_it() {
     assert_eq!(network["EnableIPv6"], true, "{network}");
     let configured = network["IPAM"]["Config"].as_array().unwrap();
     assert_eq!(configured.len(), 2, "{network}");
-    let v4 = configured.iter().find(|config| config["Subnet"] == format!("172.30.{part}.0/24")).unwrap();
-    assert_eq!(v4["Gateway"], format!("172.30.{part}.9"), "{network}");
+    let v4 = configured.iter().find(|config| config["Subnet"] == format!("10.{high}.{part}.0/24")).unwrap();
+    assert_eq!(v4["Gateway"], format!("10.{high}.{part}.9"), "{network}");
     let addresses =
         inspected(&engine, &name, "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}");
     let (v4, v6) = addresses.split_once(' ').unwrap();
-    let last: u8 = v4.strip_prefix(&format!("172.30.{part}.")).unwrap().parse().unwrap();
+    let last: u8 = v4.strip_prefix(&format!("10.{high}.{part}.")).unwrap().parse().unwrap();
     assert!(last >= 128, "{v4} is in the range");
     assert!(v6.starts_with(&format!("fd5e:{part:x}:")), "{v6}");
 }
