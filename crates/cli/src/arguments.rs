@@ -155,6 +155,9 @@ pub(crate) struct DevOptions {
     /// Never pull the agent's image
     #[arg(long, requires = "agent_image")]
     pub(crate) no_pull: bool,
+    /// Most modules that the simulated hub allows the device [default: as many as the real one]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) module_limit: Option<usize>,
     /// Keep the device's folder when it is stopped
     #[arg(long)]
     pub(crate) keep: bool,

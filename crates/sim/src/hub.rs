@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::exchange::{Answer, Exchange};
 use crate::token::{Expected, Key, TokenError, verify};
-use crate::world::{Credential, Device, MODULE_LIMIT, Module, World, check_id};
+use crate::world::{Credential, Device, Module, World, check_id};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -152,7 +152,7 @@ impl World {
         if let Err(fault) = check_id(id) {
             return error(StatusCode::BAD_REQUEST, "ArgumentInvalid", &fault.to_string());
         }
-        let serial = self.next_serial();
+        let (serial, limit) = (self.next_serial(), self.module_limit);
         let Some(Device { modules, .. }) = self.devices.get_mut(device) else { return no_module() };
         let old = modules.get(id);
         // Without a condition, PUT creates; with If-Match, it updates.
@@ -171,8 +171,9 @@ impl World {
                     "the module exists; update it with If-Match",
                 );
             }
-            (None, _, None) if modules.len() >= MODULE_LIMIT => {
-                return error(StatusCode::CONFLICT, "TooManyModulesOnDevice", "the device has 50 modules");
+            (None, _, None) if modules.len() >= limit => {
+                let text = format!("the device has {limit} modules");
+                return error(StatusCode::CONFLICT, "TooManyModulesOnDevice", &text);
             }
             _ => {}
         }

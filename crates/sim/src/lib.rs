@@ -42,7 +42,9 @@ use tokio_rustls::TlsAcceptor;
 
 pub use faults::{DELAY_LIMIT_MS, Faults, FaultsError, RouteFaults};
 pub use tls::{Authority, ServerCertificate, TlsError};
-pub use world::{Calls, DeviceState, Enrolment, Keys, ModuleState, PresetDevice, PresetError, Snapshot, State};
+pub use world::{
+    Calls, DeviceState, Enrolment, Keys, MODULE_LIMIT, ModuleState, PresetDevice, PresetError, Snapshot, State,
+};
 
 use crate::server::{Protocol, Shared, accept};
 use crate::world::World;
@@ -65,6 +67,8 @@ pub struct SimulatorOptions {
     pub authority: Option<Authority>,
     /// What to start from; `enrolments` and `devices` are added to it.
     pub snapshot: Snapshot,
+    /// Most modules of one device: [`MODULE_LIMIT`] as at the real hub, or another number to see what that brings.
+    pub module_limit: usize,
     /// MQTT over TLS; off unless given.
     pub mqtt: Option<MqttOptions>,
 }
@@ -88,6 +92,7 @@ impl Default for SimulatorOptions {
             devices: Vec::new(),
             authority: None,
             snapshot: Snapshot::default(),
+            module_limit: MODULE_LIMIT,
             mqtt: None,
         }
     }
@@ -157,6 +162,7 @@ impl Simulator {
 
         let hub = hub_name(&options.host_name, address.port());
         let mut world = World::new(hub, options.scope_id, options.snapshot);
+        world.module_limit = options.module_limit;
         for enrolment in options.enrolments {
             let id = enrolment.registration_id.clone();
             world.enrol(enrolment).map_err(|source| StartError::Preset { id, source })?;

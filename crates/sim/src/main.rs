@@ -46,6 +46,9 @@ struct Arguments {
     /// Reads CA, enrolments, devices and modules from this file if it exists, and keeps them there, keys included.
     #[arg(long, value_name = "FILE")]
     state_file: Option<PathBuf>,
+    /// Most modules of one device. The real hub's number unless given.
+    #[arg(long, value_name = "NUMBER", default_value_t = edgekeep_sim::MODULE_LIMIT)]
+    module_limit: usize,
     /// Also listens for MQTT over TLS here, for example 127.0.0.1:8883.
     #[arg(long, value_name = "ADDRESS:PORT")]
     mqtt: Option<SocketAddr>,
@@ -107,6 +110,7 @@ async fn main() -> anyhow::Result<()> {
         devices,
         authority,
         snapshot,
+        module_limit: arguments.module_limit,
         mqtt,
     })
     .await?;

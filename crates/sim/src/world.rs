@@ -11,7 +11,7 @@ use crate::token::Key;
 /// Most enrolments, and most devices.
 const PRINCIPAL_LIMIT: usize = 1024;
 /// Most modules of one device: the real hub's number.
-pub(crate) const MODULE_LIMIT: usize = 50;
+pub const MODULE_LIMIT: usize = 50;
 /// Most registrations remembered; the oldest is forgotten first.
 const OPERATION_LIMIT: usize = 1024;
 /// Most refusals remembered; the oldest is forgotten first.
@@ -245,6 +245,8 @@ pub(crate) struct World {
     pub(crate) calls: Calls,
     refusals: VecDeque<String>,
     serial: u64,
+    /// Most modules of one device.
+    pub(crate) module_limit: usize,
 }
 
 impl World {
@@ -259,6 +261,7 @@ impl World {
             calls: Calls::default(),
             refusals: VecDeque::new(),
             serial: snapshot.serial,
+            module_limit: MODULE_LIMIT,
         }
     }
 

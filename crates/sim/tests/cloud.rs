@@ -355,9 +355,15 @@ async fn the_registry_refuses_tokens_that_are_not_the_devices() {
 }
 
 #[tokio::test]
-async fn a_device_has_at_most_fifty_modules() {
-    let simulator = start().await;
-    for number in 0..50 {
+async fn a_device_has_at_most_as_many_modules_as_the_hub_allows() {
+    assert_eq!(SimulatorOptions::default().module_limit, 50, "the real hub's number");
+    let options = SimulatorOptions {
+        devices: vec![PresetDevice::new(DEVICE, device_key())],
+        module_limit: 8,
+        ..SimulatorOptions::default()
+    };
+    let simulator = Simulator::start(options).await.unwrap();
+    for number in 0..8 {
         let name = format!("m{number}");
         assert_eq!(hub(&simulator, "PUT", &name, None, Some(module_body(&name, None))).await.status, StatusCode::OK);
     }

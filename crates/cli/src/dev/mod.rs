@@ -172,7 +172,7 @@ impl Device {
         }
         self.events.emit(&Event::Starting { root: self.root.path().to_owned() });
 
-        let cloud = self.start_cloud(&programs, &stopped).await?;
+        let cloud = self.start_cloud(&programs, options.module_limit, &stopped).await?;
         self.configure(&plan, &cloud)?;
         for daemon in Daemon::ALL {
             self.start_daemon(&programs, daemon, &stopped).await?;
@@ -212,11 +212,16 @@ impl Device {
         Ok((path, expected))
     }
 
-    async fn start_cloud(&mut self, programs: &Programs, stopped: &channel::Receiver<bool>) -> anyhow::Result<Cloud> {
+    async fn start_cloud(
+        &mut self,
+        programs: &Programs,
+        module_limit: Option<usize>,
+        stopped: &channel::Receiver<bool>,
+    ) -> anyhow::Result<Cloud> {
         let memory = Memory::load_or_make(&self.root)?;
         let (first, line) = oneshot::channel();
         let mut program = Program::new("cloud", programs.cloud()?, &self.root);
-        program.arguments = memory.cloud_arguments(&self.root);
+        program.arguments = memory.cloud_arguments(&self.root, module_limit);
         program.first_line = Some(first);
         let running = self.keep(process::start(program, self.events.clone(), stopped.clone()));
         let line = running.first_line(line, START_LIMIT).await?;
@@ -226,7 +231,8 @@ impl Device {
         // From now on the port stays: tokens and the assigned hub name hold it.
         let memory = memory.with_port_of(&cloud)?;
         memory.save(&self.root)?;
-        *arguments.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = memory.cloud_arguments(&self.root);
+        *arguments.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            memory.cloud_arguments(&self.root, module_limit);
         self.events.emit(&Event::Cloud {
             dps: cloud.dps.clone(),
             hub: cloud.hub.clone(),

@@ -107,12 +107,15 @@ impl Memory {
         root.path().join("sim-ca.pem")
     }
 
-    pub(super) fn cloud_arguments(&self, root: &Root) -> Vec<std::ffi::OsString> {
+    pub(super) fn cloud_arguments(&self, root: &Root, module_limit: Option<usize>) -> Vec<std::ffi::OsString> {
         let mut arguments: Vec<std::ffi::OsString> =
             vec!["--json".into(), "--port".into(), self.port.to_string().into()];
         arguments.extend(["--ca-out".into(), self.ca_file(root).into()]);
         arguments.extend(["--state-file".into(), root.path().join("sim-state.json").into()]);
         arguments.extend(["--enrol".into(), format!("{DEVICE_ID}={}", self.key).into()]);
+        if let Some(limit) = module_limit {
+            arguments.extend(["--module-limit".into(), limit.to_string().into()]);
+        }
         arguments
     }
 }
