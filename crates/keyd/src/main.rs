@@ -10,7 +10,6 @@ use edgekeep_daemon::{lifecycle, logging, settings, systemd};
 use edgekeep_keyd::{Ready, StartError};
 use edgekeep_sandbox::privileges;
 
-
 fn main() -> ExitCode {
     logging::init();
     lifecycle::raise_descriptor_limit();

@@ -137,7 +137,7 @@ impl Modules {
         let mut modules: Vec<ModuleDetails> =
             self.processes.list().await.into_iter().map(|state| details(Kind::Process, &state)).collect();
         if let Some(containers) = &self.containers {
-            let listed = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.list()).await;
+            let listed = tokio::time::timeout(ENGINE_PATIENCE, containers.watch.list()).await;
             let listed = listed.map_err(|_| engine_is_silent(containers))?.map_err(|error| of_engine(&error))?;
             let shown = listed.iter().filter(|state| !replacements.is_aside(state.container.as_ref(), &state.name));
             modules.extend(shown.map(|state| container_details(state, registrations)));

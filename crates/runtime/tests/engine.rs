@@ -201,7 +201,7 @@ async fn a_modules_whole_life_is_seen_by_its_facts_and_its_processes_are_let_in(
         assert_eq!(judged(&id, &created, &watch, &evidence), Ok(()));
     }
 
-    let listed = fixture.engine.list().await.expect("engine answers");
+    let listed = watch.list().await.expect("engine answers");
     let status = listed.iter().find(|status| status.name == id.name()).expect("listed");
     assert_eq!((status.state, status.image.as_str()), (ModuleState::Running, fixture.image.as_str()));
     assert!(fixture.engine.stats(&id).await.expect("engine answers")["memory_stats"].is_object());
@@ -221,6 +221,45 @@ async fn a_modules_whole_life_is_seen_by_its_facts_and_its_processes_are_let_in(
     until(&watch, "gone", || watch.facts(&id) == RunningFacts::Stopped).await;
     let error = fixture.engine.find(&id).await.expect_err("gone");
     assert_eq!(error.status(), Some(404));
+}
+
+#[tokio::test]
+async fn the_list_is_as_new_as_the_engine_at_every_moment() {
+    let Some(mut fixture) = Fixture::new() else { return };
+    let id = fixture.module("list");
+    let watch = watch(&fixture.engine);
+    until(&watch, "reconciled", || watch.is_reconciled()).await;
+    let listed = async || {
+        let listed = watch.list().await.expect("engine answers");
+        listed.into_iter().find(|status| status.name == id.name())
+    };
+    assert_eq!(listed().await, None);
+    let created = fixture.create(&id, "sleep 1000", json!({})).await;
+    let new = listed().await.expect("created");
+    assert_eq!((new.state, new.container, new.started), (ModuleState::Stopped, Some(created.container), None));
+
+    // No event is waited for: whether it has been heard or not, each answer is what the engine itself says.
+    let mut last = None;
+    for round in 0..6 {
+        fixture.engine.restart(&id, Some(Duration::ZERO)).await.expect("restarted");
+        let now = listed().await.expect("restarted");
+        assert_eq!(now, fixture.engine.find(&id).await.expect("there").status(), "round {round}");
+        assert_eq!(now.state, ModuleState::Running);
+        assert!(now.started > last, "round {round}: the start before is shown");
+        last = now.started;
+        if round % 2 == 0 {
+            running(&watch, &id).await;
+        }
+        assert_eq!(listed().await, Some(now), "round {round}: it stays");
+    }
+    fixture.docker(&["pause", id.name()]);
+    assert_eq!(listed().await.expect("paused").state, ModuleState::Stopped);
+    fixture.docker(&["unpause", id.name()]);
+    assert_eq!(listed().await.expect("runs on").state, ModuleState::Running);
+    fixture.engine.stop(&id, Some(Duration::ZERO)).await.expect("stopped");
+    assert_eq!(listed().await.expect("stopped").exit.expect("ended").code, Some(137));
+    fixture.engine.delete(&id).await.expect("removed");
+    assert_eq!(listed().await, None);
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ pub(super) async fn resources(service: Arc<Moduled>, _: Request) -> Result<Respo
 /// What it does not tell in time is left out.
 async fn statistics(service: &Moduled) -> Vec<Value> {
     let Some(containers) = &service.modules.containers else { return Vec::new() };
-    let listed = tokio::time::timeout(STATS_PATIENCE, containers.engine.list()).await;
+    let listed = tokio::time::timeout(STATS_PATIENCE, containers.watch.list()).await;
     let mut asked = tokio::task::JoinSet::new();
     for state in listed.ok().and_then(Result::ok).unwrap_or_default() {
         if service.replacements.is_aside(state.container.as_ref(), &state.name) {

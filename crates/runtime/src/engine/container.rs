@@ -2,6 +2,7 @@
 
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ContainerId;
+use serde::Deserialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -22,6 +23,8 @@ pub struct Container {
     pub init_pid: Option<u32>,
     /// State in the words of the management API.
     pub state: ModuleState,
+    /// State in the engine's own word.
+    pub phase: String,
     /// When it was last started.
     pub started: Option<OffsetDateTime>,
     /// How it last ended.
@@ -35,6 +38,7 @@ impl Container {
     #[must_use]
     pub fn from_inspect(answer: &Value) -> Option<Self> {
         let state = &answer["State"];
+        let phase = state["Status"].as_str().unwrap_or_default();
         let exit_code = state["ExitCode"].as_i64();
         let finished = engine_time(&state["FinishedAt"]);
         let labels = answer["Config"]["Labels"].as_object();
@@ -44,7 +48,8 @@ impl Container {
             name: answer["Name"].as_str()?.trim_start_matches('/').to_owned(),
             image: answer["Image"].as_str()?.parse().ok()?,
             init_pid: pid.filter(|&pid| pid != 0 && state["Running"].as_bool() == Some(true)),
-            state: module_state(state["Status"].as_str().unwrap_or_default(), exit_code),
+            state: module_state(phase, exit_code),
+            phase: phase.to_owned(),
             started: engine_time(&state["StartedAt"]),
             exit: finished.zip(exit_code).map(|(at, code)| ExitStatus { at, code: Some(code) }),
             labels: labels
@@ -87,6 +92,25 @@ impl Container {
             labels: self.labels.clone(),
             note: None,
         }
+    }
+}
+
+/// A container, as the engine's list of all containers shows it: less than an inspection says.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Listed {
+    /// Its id.
+    #[serde(rename = "Id")]
+    pub(crate) id: String,
+    #[serde(rename = "Names", default)]
+    names: Vec<String>,
+    #[serde(rename = "State", default)]
+    phase: String,
+}
+
+impl Listed {
+    /// Whether a container that was inspected before still has this name and is in the same phase of its life.
+    pub(crate) fn agrees_with(&self, name: &str, phase: &str) -> bool {
+        self.phase == phase && self.names.iter().any(|listed| listed.trim_start_matches('/') == name)
     }
 }
 
@@ -159,6 +183,18 @@ mod tests {
         let container = Container::from_inspect(&answer).expect("documented form");
         assert_eq!(container.init_pid, None);
         assert_eq!(container.exit.expect("ended").code, Some(3));
+    }
+
+    #[test]
+    fn a_listed_container_agrees_with_its_own_name_and_phase_only() {
+        let listed =
+            json!({ "Id": "a", "Names": ["/thermometer", "/other/alias"], "State": "running", "Status": "Up" });
+        let listed: Listed = serde_json::from_value(listed).expect("documented form");
+        assert!(listed.agrees_with("thermometer", "running"));
+        assert!(!listed.agrees_with("thermometer", "exited"), "it ended since");
+        assert!(!listed.agrees_with("alias", "running"), "it was renamed since");
+        let bare: Listed = serde_json::from_value(json!({ "Id": "a" })).expect("an id is enough");
+        assert!(!bare.agrees_with("", ""), "what the engine does not say agrees with nothing");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -150,12 +151,12 @@ impl Connector {
     }
 
     /// Makes a call whose answer is JSON.
-    pub(super) async fn json(&self, call: Call) -> Result<Value, EngineError> {
+    pub(super) async fn json<T: DeserializeOwned>(&self, call: Call) -> Result<T, EngineError> {
         let limit = call.limit;
         timeout(limit, self.json_unlimited(call)).await.map_err(|_| EngineError::Timeout { limit })?
     }
 
-    async fn json_unlimited(&self, call: Call) -> Result<Value, EngineError> {
+    async fn json_unlimited<T: DeserializeOwned>(&self, call: Call) -> Result<T, EngineError> {
         let answer = self.send(call).await?;
         // Podman leaves the type out in places; another type is another kind of answer.
         let kind = answer.headers().get(CONTENT_TYPE).map(http::HeaderValue::as_bytes);

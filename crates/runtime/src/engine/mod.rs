@@ -23,9 +23,9 @@ use tokio::time::timeout;
 
 use crate::evidence::ImageLayers;
 use crate::logs::{LogQuery, LogStream};
-use crate::status::ModuleStatus;
 
 pub use container::Container;
+pub(crate) use container::Listed;
 pub use create::{
     ContainerSpec, CreateBody, CreateOptionsError, OPTIONS_LABEL, ORIGINAL_IMAGE_LABEL, OWNER, OWNER_LABEL, create_body,
 };
@@ -178,7 +178,7 @@ impl Engine {
         let CreateBody { body, options } = create_body(spec, Some(&wanted))?;
         let mut call = Call::post(Target::new("/containers/create").query("name", module.name()));
         call.body = Some(body);
-        let answer = self.connector.json(call).await?;
+        let answer: Value = self.connector.json(call).await?;
         let container: ContainerId =
             answer["Id"].as_str().and_then(|id| id.parse().ok()).ok_or(EngineError::NotJson)?;
         let made = Container::from_inspect(&self.inspect_id(&container).await?).ok_or(EngineError::NotJson)?;
@@ -310,43 +310,18 @@ impl Engine {
         self.connector.json(Call::get(Target::new("/containers").segment(id.as_str(), "/json"))).await
     }
 
-    /// The ids of all modules' containers, in any state.
-    pub(crate) async fn module_containers(&self) -> Result<Vec<ContainerId>, EngineError> {
+    /// All modules' containers, in any state.
+    pub(crate) async fn module_containers(&self) -> Result<Vec<Listed>, EngineError> {
         let filters = json!({ "label": [format!("{OWNER_LABEL}={OWNER}")] }).to_string();
         let target = Target::new("/containers/json").query("all", "true").query("filters", &filters);
         let mut tries = 0;
-        let answer = loop {
+        loop {
             match self.connector.json(Call::get(target.clone())).await {
                 // Podman's list fails as a whole when one is removed meanwhile.
                 Err(error) if error.is_not_found() && tries < LIST_TRIES => tries += 1,
-                other => break other?,
-            }
-        };
-        let entries = answer.as_array().ok_or(EngineError::NotJson)?;
-        entries
-            .iter()
-            .map(|entry| entry["Id"].as_str()?.parse().ok())
-            .collect::<Option<_>>()
-            .ok_or(EngineError::NotJson)
-    }
-
-    /// All modules' containers, in any state. One that is removed meanwhile is left out.
-    ///
-    /// # Errors
-    /// The engine is away or answers in an unknown form.
-    pub async fn list(&self) -> Result<Vec<ModuleStatus>, EngineError> {
-        let mut modules = Vec::new();
-        for id in self.module_containers().await? {
-            match self.inspect_id(&id).await {
-                Ok(answer) => {
-                    let container = Container::from_inspect(&answer).ok_or(EngineError::NotJson)?;
-                    modules.push(container.status());
-                }
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
+                answered => return answered,
             }
         }
-        Ok(modules)
     }
 
     /// The module's log, framed also where the container has a terminal.
@@ -450,7 +425,8 @@ impl Engine {
     /// # Errors
     /// Engine away.
     pub async fn container_images(&self) -> Result<Vec<Sha256Digest>, EngineError> {
-        let answer = self.connector.json(Call::get(Target::new("/containers/json").query("all", "true"))).await?;
+        let answer: Value =
+            self.connector.json(Call::get(Target::new("/containers/json").query("all", "true"))).await?;
         let entries = answer.as_array().ok_or(EngineError::NotJson)?;
         entries
             .iter()
@@ -493,7 +469,7 @@ impl Engine {
         body.insert("CheckDuplicate".into(), true.into());
         let mut call = Call::post(Target::new("/networks/create"));
         call.body = Some(Value::Object(body));
-        match self.connector.json(call).await {
+        match self.connector.json::<Value>(call).await {
             // Somebody else made it meanwhile.
             Err(error) if error.status() == Some(409) => Ok(()),
             other => other.map(drop),
@@ -509,7 +485,7 @@ impl Engine {
         if let Some(name) = name {
             target = target.query("filters", &json!({ "name": { name: true } }).to_string());
         }
-        match self.connector.json(Call::get(target)).await? {
+        match self.connector.json::<Value>(Call::get(target)).await? {
             Value::Array(networks) => Ok(networks),
             _ => Err(EngineError::NotJson),
         }

@@ -24,8 +24,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
-use crate::engine::{Container, Engine, EngineError, Event};
+use crate::engine::{Container, Engine, EngineError, Event, Listed};
 use crate::evidence::{CgroupHierarchy, ImageLayers, ProcDir, container_group};
+use crate::status::{ModuleState, ModuleStatus};
 
 /// Everything is inspected again so often, in case the engine dropped an event or has stopped answering.
 const REVIEW: Duration = Duration::from_secs(60);
@@ -66,6 +67,15 @@ struct Entry {
     image: Sha256Digest,
     layers: Option<ImageLayers>,
     facts: RunningFacts,
+    /// What was last inspected; `None` if something has happened to it since.
+    inspected: Option<Inspected>,
+}
+
+/// A container's state, and the engine's word for it.
+#[derive(Debug, Clone)]
+struct Inspected {
+    status: ModuleStatus,
+    phase: String,
 }
 
 impl EngineWatch {
@@ -145,6 +155,44 @@ impl EngineWatch {
         self.shared.read(|known| known?.entries.get(module.name())?.layers.clone())
     }
 
+    /// All modules' containers, in any state. One that is removed meanwhile is left out.
+    ///
+    /// The engine is asked each time which there are and in what phase of their lives. What was last inspected serves for
+    /// those to which nothing has happened by that, by the event stream, and by the kernel (their first process is the
+    /// same); the others are inspected. So what is behind is at most how a container ended that was started and ended
+    /// again while its events were on their way.
+    ///
+    /// # Errors
+    /// The engine is away or answers in an unknown form.
+    pub async fn list(&self) -> Result<Vec<ModuleStatus>, EngineError> {
+        let version = *self.shared.changes.borrow();
+        let listed = self.shared.engine.module_containers().await?;
+        let mut modules = Vec::with_capacity(listed.len());
+        let mut doubtful = Vec::new();
+        self.shared.read(|known| {
+            // While the stream is cut, what has happened is not known: every container is inspected.
+            let by_id: HashMap<&str, &Entry> = known
+                .filter(|known| known.silent_since.is_none())
+                .into_iter()
+                .flat_map(|known| known.entries.values())
+                .map(|entry| (entry.container.as_str(), entry))
+                .collect();
+            for one in listed {
+                match by_id.get(one.id.as_str()).and_then(|entry| entry.still(&one)) {
+                    Some(status) => modules.push(status.clone()),
+                    None => doubtful.push(one.id),
+                }
+            }
+        });
+        for id in doubtful {
+            let id = id.parse().map_err(|_| EngineError::NotJson)?;
+            let Some(container) = self.shared.engine.container(&id).await? else { continue };
+            modules.push(container.status());
+            self.shared.keep(&container, version);
+        }
+        Ok(modules)
+    }
+
     /// Whether the engine has been heard and everything inspected.
     #[must_use]
     pub fn is_reconciled(&self) -> bool {
@@ -177,6 +225,25 @@ impl EngineWatch {
 impl Drop for EngineWatch {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+impl Inspected {
+    fn new(container: &Container) -> Self {
+        Self { status: container.status(), phase: container.phase.clone() }
+    }
+}
+
+impl Entry {
+    /// What was last inspected, if by the engine's list and the kernel nothing has happened since.
+    fn still(&self, listed: &Listed) -> Option<&ModuleStatus> {
+        let Inspected { status, phase } = self.inspected.as_ref()?;
+        let same_process = match &self.facts {
+            RunningFacts::Running(running) => lives(running.init),
+            RunningFacts::Stopped => status.state != ModuleState::Running,
+            RunningFacts::Unknown | RunningFacts::Host(_) => false,
+        };
+        (same_process && listed.agrees_with(&status.name, phase)).then_some(status)
     }
 }
 
@@ -220,8 +287,22 @@ impl Shared {
     }
 
     fn change(&self, change: impl FnOnce(&mut Option<Known>)) {
-        change(&mut self.known.write().unwrap_or_else(PoisonError::into_inner));
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        change(&mut known);
+        // Before anybody else can write: see `keep`.
         self.changes.send_modify(|version| *version = version.wrapping_add(1));
+    }
+
+    /// Keeps an inspection, if no event has been heard since `version`: that would be the newer word. No fact changes.
+    fn keep(&self, container: &Container, version: u64) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if *self.changes.borrow() != version {
+            return;
+        }
+        let entries = known.iter_mut().flat_map(|known| known.entries.values_mut());
+        for entry in entries.filter(|entry| entry.container == container.id) {
+            entry.inspected = Some(Inspected::new(container));
+        }
     }
 
     /// From now on nothing new is heard; whether that is news.
@@ -267,7 +348,8 @@ impl Shared {
     async fn reconcile(&self) -> Result<(), EngineError> {
         let begin = execs::Now::read().earliest_start(None);
         let mut entries = HashMap::new();
-        for id in self.engine.module_containers().await? {
+        for listed in self.engine.module_containers().await? {
+            let id = listed.id.parse().map_err(|_| EngineError::NotJson)?;
             if let Some((name, mut entry)) = self.look_at(&id).await? {
                 self.add_past_execs(&name, &mut entry).await;
                 entries.insert(name, entry);
@@ -337,9 +419,10 @@ impl Shared {
             "die" => {
                 self.change(|known| {
                     let entries = known.iter_mut().flat_map(|known| known.entries.values_mut());
-                    entries
-                        .filter(|entry| entry.container == *id)
-                        .for_each(|entry| entry.facts = RunningFacts::Stopped);
+                    for entry in entries.filter(|entry| entry.container == *id) {
+                        entry.facts = RunningFacts::Stopped;
+                        entry.inspected = None;
+                    }
                 });
             }
             // Podman says `remove`, Docker `destroy`.
@@ -375,7 +458,8 @@ impl Shared {
         }
         let layers = self.layers(&container.image).await?;
         let facts = running_facts(&container, &self.hierarchy);
-        let entry = Entry { container: container.id, image: container.image, layers, facts };
+        let inspected = Some(Inspected::new(&container));
+        let entry = Entry { container: container.id, image: container.image, layers, facts, inspected };
         Ok(Some((container.name, entry)))
     }
 
@@ -456,7 +540,8 @@ mod tests {
             name: "thermometer".into(),
             image: Sha256Digest::new([1; 32]),
             init_pid: Some(std::process::id()),
-            state: crate::status::ModuleState::Running,
+            state: ModuleState::Running,
+            phase: "running".into(),
             started: None,
             exit: None,
             labels: Vec::new(),
