@@ -27,7 +27,6 @@ pub(super) struct Waiting {
     netlink: OwnedFd,
     listener: u32,
     sequence: u32,
-    answer: Vec<u8>,
 }
 
 impl Waiting {
@@ -41,8 +40,7 @@ impl Waiting {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let protocol = Some(netlink::SOCK_DIAG);
         let netlink = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
-        // The kernel's answer is at most one page.
-        let mut waiting = Self { netlink, listener: inode, sequence: 0, answer: vec![0; 16 * 1024] };
+        let mut waiting = Self { netlink, listener: inode, sequence: 0 };
         waiting.first()?;
         Ok(waiting)
     }
@@ -54,10 +52,12 @@ impl Waiting {
     pub(super) fn first(&mut self) -> io::Result<Option<PeerSocket>> {
         self.sequence = self.sequence.wrapping_add(1);
         rustix::net::send(&self.netlink, &request(self.listener, self.sequence), SendFlags::empty())?;
+        // The kernel's answer is at most one page. Not kept: there are as many of these as modules.
+        let mut answer = [0; 16 * 1024];
         loop {
             // The answer is there when the question is asked; what is left of an earlier one is passed over.
-            let (length, _) = rustix::net::recv(&self.netlink, &mut self.answer[..], RecvFlags::DONTWAIT)?;
-            match first_waiting(&self.answer[..length], self.sequence) {
+            let (length, _) = rustix::net::recv(&self.netlink, &mut answer[..], RecvFlags::DONTWAIT)?;
+            match first_waiting(&answer[..length], self.sequence) {
                 Answer::Other => {}
                 Answer::Refused(errno) => return Err(io::Error::from_raw_os_error(errno)),
                 Answer::Malformed => return Err(io::ErrorKind::InvalidData.into()),

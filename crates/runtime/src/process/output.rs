@@ -359,7 +359,6 @@ async fn pump(
     mut drain_requests: mpsc::Receiver<oneshot::Sender<()>>,
 ) {
     let mut lines = LineSplitter::default();
-    let mut buffer = vec![0; 64 * 1024];
     // Writing to the log is a write into the page cache: short enough for an async thread.
     let mut emit = |line: &[u8]| log.write(stream, line, OffsetDateTime::now_utc());
     loop {
@@ -375,15 +374,26 @@ async fn pump(
         };
         if let Some(done) = drained {
             // Read directly: tokio answers "would block" until its driver has seen the last write.
-            while let Ok(length @ 1..) = rustix::io::read(&pipe, &mut buffer) {
-                lines.push(&buffer[..length], &mut emit);
-            }
+            while take_up(&mut lines, &mut emit, |buffer| Ok(rustix::io::read(&pipe, buffer)?)) {}
             lines.flush(&mut emit);
             let _ = done.send(());
-        } else if let Ok(length) = pipe.try_read(&mut buffer) {
-            lines.push(&buffer[..length], &mut emit);
+        } else {
+            take_up(&mut lines, &mut emit, |buffer| pipe.try_read(buffer));
         }
     }
+}
+
+/// Reads once; whether there was something. The buffer is on the stack for as long as that takes: one for each pipe would
+/// be most of what an idle module costs this daemon.
+fn take_up(
+    lines: &mut LineSplitter,
+    emit: &mut dyn FnMut(&[u8]),
+    read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+) -> bool {
+    let mut buffer = [0; 16 * 1024];
+    let Ok(length @ 1..) = read(&mut buffer) else { return false };
+    lines.push(&buffer[..length], emit);
+    true
 }
 
 #[cfg(test)]
