@@ -97,6 +97,7 @@ impl Demo {
             manifest: &manifest,
             host_modules: if engine.is_none() { &["thermometer", "intruder"] } else { &[] },
             engine: engine.map(Engine::socket),
+            module_limit: None,
             agent_image: engine.map(|_| "edgekeep-demo/agent:1"),
         };
         if let Some(engine) = engine {

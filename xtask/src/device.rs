@@ -30,6 +30,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) host_modules: &'a [&'a str],
     /// The container engine's socket.
     pub(crate) engine: Option<&'a Path>,
+    /// Most modules that the simulated hub allows; the real one's number if there is none.
+    pub(crate) module_limit: Option<usize>,
     /// The agent's image; without one the agent is a host program.
     pub(crate) agent_image: Option<&'a str>,
 }
@@ -53,6 +55,9 @@ impl Device {
         dev.arg("--json").arg("--root").arg(setup.root).arg("dev").arg("--manifest").arg(setup.manifest);
         for name in setup.host_modules {
             dev.arg("--host-module").arg(format!("{name}={}", setup.programs.join(name).display()));
+        }
+        if let Some(limit) = setup.module_limit {
+            dev.arg("--module-limit").arg(limit.to_string());
         }
         if let Some(engine) = setup.engine {
             dev.arg("--docker").arg(engine);
@@ -198,9 +203,10 @@ pub(crate) fn management(socket: &Path, target: &str) -> anyhow::Result<Value> {
     http::json(socket, "GET", &format!("{target}?api-version=2022-08-03"), Body::Empty)
 }
 
-/// How many modules run.
-pub(crate) fn running_modules(socket: &Path) -> anyhow::Result<usize> {
+/// How many modules run, and how many there are.
+pub(crate) fn count_modules(socket: &Path) -> anyhow::Result<(usize, usize)> {
     let modules = management(socket, "/modules")?;
     let modules = modules["modules"].as_array().map_or(&[][..], Vec::as_slice);
-    Ok(modules.iter().filter(|module| module["status"]["runtimeStatus"]["status"] == "running").count())
+    let running = modules.iter().filter(|module| module["status"]["runtimeStatus"]["status"] == "running").count();
+    Ok((running, modules.len()))
 }

@@ -13,12 +13,14 @@ use serde_json::{Value, json};
 use super::figures::{Bar, Figures, median, memory_kib};
 use super::load::Load;
 use super::workload::report::Bar as CallBar;
-use super::workload::{Bench, FEWEST, MORE, trust_bundle};
+use super::workload::{Bench, FEWEST, RUNNING, trust_bundle};
 use super::{DAEMONS, OTHERS, Results, build};
 use crate::engine::{Engine, dies_with_this_task};
 use crate::{command, interrupt, parts};
 
 const ROUNDS: usize = 5;
+/// Modules beside the fewest. A real hub allows 50.
+const MORE: [usize; 3] = [10, 50, 200];
 /// Times the median with the fewest modules.
 const GROWTH_BAR: f64 = 1.2;
 const LIST_BAR_MS: f64 = 5.0;
@@ -45,14 +47,18 @@ pub(super) fn run(host: bool) -> anyhow::Result<Results> {
     let outside = folder.path().join("outside");
     fs::create_dir(&outside)?;
     let load = Load::start(&programs, &outside)?;
-    let mut bench = Bench::start(programs.clone(), folder.path(), engine.as_ref())?;
-    let result = measure(&mut bench, &load, &programs, &mut figures);
+    let mut bench = Bench::start(programs.clone(), folder.path(), engine.as_ref(), MORE.last().copied())?;
+    let engine_socket = engine.as_ref().map(Engine::socket);
+    let result = measure(&mut bench, &load, &programs, engine_socket, &mut figures);
     if result.as_ref().is_err_and(|error| !error.is::<interrupt::Interrupted>()) {
         eprintln!("the device's last words:\n{}", bench.device.explanation());
     }
     result?;
     let place = if engine.is_some() { "containers" } else { "host modules" };
-    let title = format!("moduled with {place}; medians of {ROUNDS} runs; the agent is one of the modules");
+    let title = format!(
+        "moduled with {place}; medians of {ROUNDS} runs; the agent is one of the modules; more than {RUNNING} are host \
+         modules that do not run"
+    );
     Ok(Results { name: "runtime", table: figures.to_table(&title), json: figures.to_json(), missed: figures.missed() })
 }
 
@@ -67,53 +73,38 @@ fn evidence(programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
     let of = |field: &str| median(results.iter().filter_map(|result| result[field].as_f64()).collect());
     let first = format!("first measurement of {EXECUTABLE_MIB} MiB");
     figures.add("look at a new connection, CPU", of("identifyUs"), "µs", Bar::None, String::new());
-    figures.add("warm check of a caller, CPU", of("recheckUs"), "µs", Bar::AtMost(VERDICT_BAR_US), String::new());
+    figures.add("warm verdict on a caller, CPU", of("verdictUs"), "µs", Bar::AtMost(VERDICT_BAR_US), String::new());
     figures.add(first, of("firstMs"), "ms", Bar::AtMost(FIRST_BAR_MS), String::new());
     figures.add("the same program again", of("againUs"), "µs", Bar::AtMost(AGAIN_BAR_US), String::new());
     Ok(())
 }
 
-fn measure(bench: &mut Bench, load: &Load, programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+fn measure(
+    bench: &mut Bench,
+    load: &Load,
+    programs: &Path,
+    engine: Option<&Path>,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
     let daemons = bench.come_up()?;
     let moduled = *daemons.last().context("no moduled")?;
-    let list = json!({
-        "socket": bench.device.management_socket(), "method": "GET", "path": "/modules?api-version=2022-08-03",
-        "callers": 1, "requests": 300,
-    });
-    let mut fewest = Vec::new();
+    let mut fewest: Vec<Timed> = Vec::new();
     for modules in [FEWEST].into_iter().chain(MORE) {
         if modules > FEWEST {
             bench.grow(modules)?;
         }
-        let calls = [("sign", bench.sign(8, 4000, CallBar::None)), ("trust bundle", trust_bundle(8, 4000))];
-        for (at, (name, call)) in calls.iter().enumerate() {
-            let (mut p50, mut p99) = (Vec::new(), Vec::new());
-            for round in 0..=ROUNDS {
-                let result = bench.perform(call, 4000)?;
-                anyhow::ensure!(result["ok"] == 4000, "{name}: {result}");
-                if round > 0 {
-                    p50.extend(result["p50Us"].as_f64());
-                    p99.extend(result["p99Us"].as_f64());
-                }
-            }
-            let (p50, p99) = (median(p50) / 1e3, median(p99) / 1e3);
-            let bar = match fewest.get(at) {
-                Some(first) => Bar::AtMost(GROWTH_BAR * first),
-                None => {
-                    fewest.push(p50);
-                    Bar::None
-                }
-            };
-            figures.add(format!("{name}, 8 callers, {modules} modules"), p50, "ms", bar, format!("p99 {p99:.2} ms"));
+        let now = calls(bench, modules, figures)?;
+        for (now, before) in now.iter().zip(&fewest) {
+            let what = format!("{}, {modules} modules against {FEWEST}", now.name);
+            let detail = format!("in bare echoes {:.2} ×", now.echoes / before.echoes);
+            figures.add(what, now.p50_ms / before.p50_ms, "×", Bar::AtMost(GROWTH_BAR), detail);
         }
-        let mut times = Vec::new();
-        for _ in 0..ROUNDS {
-            times.extend(load.perform(&list)?["p50Us"].as_f64());
+        if modules == FEWEST {
+            fewest = now;
         }
-        let what = format!("list of modules, {modules} modules");
-        figures.add(what, median(times) / 1e3, "ms", Bar::AtMost(LIST_BAR_MS), String::new());
+        list(bench, load, engine, modules, figures)?;
         if let Some(kib) = memory_kib(moduled)? {
-            let bar = if modules >= 50 { Bar::AtMost(MEMORY_BAR) } else { Bar::None };
+            let bar = if modules == RUNNING { Bar::AtMost(MEMORY_BAR) } else { Bar::None };
             figures.add(format!("PSS of moduled, {modules} modules"), mebibytes(kib), "MiB", bar, String::new());
         }
     }
@@ -124,6 +115,77 @@ fn measure(bench: &mut Bench, load: &Load, programs: &Path, figures: &mut Figure
         eprintln!("a bad neighbour is another user, which takes root: not measured");
         Ok(())
     }
+}
+
+/// The median of one kind of call.
+struct Timed {
+    name: &'static str,
+    p50_ms: f64,
+    /// The same in bare echoes of the same rounds: how busy a machine is changes over minutes.
+    echoes: f64,
+}
+
+/// Workload calls, in turns with a bare echo.
+fn calls(bench: &Bench, modules: usize, figures: &mut Figures) -> anyhow::Result<Vec<Timed>> {
+    let requests = 4000_u32;
+    let calls = [
+        ("bare echo", bench.echo_call(8, requests)),
+        ("sign", bench.sign(8, requests, CallBar::None)),
+        ("trust bundle", trust_bundle(8, requests)),
+    ];
+    let mut times = [const { (Vec::new(), Vec::new(), Vec::new()) }; 3];
+    for round in 0..=ROUNDS {
+        let mut echo = f64::NAN;
+        for ((name, call), (p50s, p99s, echoes)) in calls.iter().zip(&mut times) {
+            let result = bench.perform(call, requests)?;
+            anyhow::ensure!(result["ok"] == requests, "{name}: {result}");
+            let of = |field: &str| result[field].as_f64().context("no time");
+            let p50 = of("p50Us")?;
+            if *name == "bare echo" {
+                echo = p50;
+            }
+            // The first round is to warm up.
+            if round > 0 {
+                p50s.push(p50 / 1e3);
+                p99s.push(of("p99Us")? / 1e3);
+                echoes.push(p50 / echo);
+            }
+        }
+    }
+    let mut all = Vec::new();
+    for ((name, _), (p50s, p99s, echoes)) in calls.into_iter().zip(times) {
+        let what = format!("{name}, 8 callers, {modules} modules");
+        let p50_ms = median(p50s);
+        figures.add(what, p50_ms, "ms", Bar::None, format!("p99 {:.2} ms", median(p99s)));
+        if name != "bare echo" {
+            all.push(Timed { name, p50_ms, echoes: median(echoes) });
+        }
+    }
+    Ok(all)
+}
+
+/// The list of modules, next to what the engine takes for its own list of their containers.
+fn list(
+    bench: &Bench,
+    load: &Load,
+    engine: Option<&Path>,
+    modules: usize,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let case = |socket: &Path, path: &str| json!({ "socket": socket, "method": "GET", "path": path, "callers": 1, "requests": 100 });
+    let ours = case(&bench.device.management_socket(), "/modules?api-version=2022-08-03");
+    let own = engine.map(|engine| case(engine, "/containers/json?all=true"));
+    let (mut times, mut owns) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        times.extend(load.perform(&ours)?["p50Us"].as_f64());
+        if let Some(own) = &own {
+            owns.extend(load.perform(own)?["p50Us"].as_f64());
+        }
+    }
+    let detail = own.map_or_else(String::new, |_| format!("the engine's own list: {:.2} ms", median(owns) / 1e3));
+    let what = format!("list of modules, {modules} modules");
+    figures.add(what, median(times) / 1e3, "ms", Bar::AtMost(LIST_BAR_MS), detail);
+    Ok(())
 }
 
 /// moduled's own processor time for a call over a new connection.

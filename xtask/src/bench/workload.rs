@@ -15,6 +15,7 @@ use super::load::perform;
 use super::{DAEMONS, OTHERS, Results, build, memory_kib};
 use crate::device::{Device, Setup};
 use crate::engine::{Engine, dies_with_this_task};
+use crate::http::{self, Body};
 use crate::{image, interrupt};
 use report::{Bar, Report, Row};
 
@@ -24,7 +25,9 @@ const AGENT_IMAGE: &str = "edgekeep-bench/agent:1";
 const RUNS: usize = 3;
 /// Modules of the device, the agent among them: as few as can be, and more, up to what a hub allows.
 pub(super) const FEWEST: usize = 2;
-pub(super) const MORE: [usize; 2] = [10, 50];
+const MORE: [usize; 2] = [10, 50];
+/// Most modules that run. The others are host modules that were created and not started.
+pub(super) const RUNNING: usize = 50;
 const SIGN: &str = "/modules/{m}/genid/{g}/sign?api-version=2020-07-07";
 const CERTIFICATE: &str = "/modules/{m}/genid/{g}/certificate/server?api-version=2020-07-07";
 const BUNDLE: &str = "/trust-bundle?api-version=2020-07-07";
@@ -36,7 +39,7 @@ pub(super) fn run(host: bool) -> anyhow::Result<Results> {
     let engine = if host { None } else { Some(Engine::answering_or_private()?) };
     let folder =
         tempfile::Builder::new().prefix("edgekeep-bench-").tempdir().context("cannot make a temporary folder")?;
-    let mut bench = Bench::start(programs, folder.path(), engine.as_ref())?;
+    let mut bench = Bench::start(programs, folder.path(), engine.as_ref(), None)?;
     let mut report = Report::new(engine.is_some());
     let result = bench.measure(&mut report);
     if result.as_ref().is_err_and(|error| !error.is::<interrupt::Interrupted>()) {
@@ -55,6 +58,42 @@ pub(super) struct Bench {
     containers: bool,
     pub(super) device: Device,
     echo: Child,
+    // After the device, which stops what this removes.
+    _leftovers: Option<Leftovers>,
+}
+
+/// What a device leaves in an engine that lives on: containers, stopped, and our images. They are removed when this is
+/// dropped.
+struct Leftovers(PathBuf);
+
+impl Leftovers {
+    /// Removes what a bench that was killed has left, first.
+    fn of(engine: &Path) -> Self {
+        let leftovers = Self(engine.to_owned());
+        leftovers.remove();
+        leftovers
+    }
+
+    fn remove(&self) {
+        for image in [IMAGE, AGENT_IMAGE] {
+            // moduled's label: which image was asked for.
+            let filter = json!({ "label": [format!("net.azure-devices.edge.original-image={image}")] }).to_string();
+            let filter: String = filter.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let list = format!("/containers/json?all=true&filters={filter}");
+            let containers = http::json(&self.0, "GET", &list, Body::Empty).unwrap_or_default();
+            let ids = containers.as_array().into_iter().flatten().filter_map(|container| container["Id"].as_str());
+            for id in ids {
+                let _ = http::call(&self.0, "DELETE", &format!("/containers/{id}?force=true"), Body::Empty);
+            }
+            let _ = http::call(&self.0, "DELETE", &format!("/images/{image}"), Body::Empty);
+        }
+    }
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        self.remove();
+    }
 }
 
 impl Drop for Bench {
@@ -73,7 +112,14 @@ pub(super) struct Call {
 }
 
 impl Bench {
-    pub(super) fn start(programs: PathBuf, root: &Path, engine: Option<&Engine>) -> anyhow::Result<Self> {
+    /// Starts the device, at a hub that allows so many modules, or as many as the real one.
+    pub(super) fn start(
+        programs: PathBuf,
+        root: &Path,
+        engine: Option<&Engine>,
+        module_limit: Option<usize>,
+    ) -> anyhow::Result<Self> {
+        let leftovers = engine.map(|engine| Leftovers::of(engine.socket()));
         let shared = root.join("bench");
         fs::create_dir(&shared)?;
         let manifest = root.join("deployment.json");
@@ -90,11 +136,12 @@ impl Bench {
             programs: &programs,
             root,
             manifest: &manifest,
-            host_modules: if containers { &[] } else { &["edgekeep-load"] },
+            host_modules: &["edgekeep-load"],
             engine: engine.map(Engine::socket),
+            module_limit,
             agent_image: engine.map(|_| AGENT_IMAGE),
         })?;
-        Ok(Self { programs, shared, manifest, containers, device, echo })
+        Ok(Self { programs, shared, manifest, containers, device, echo, _leftovers: leftovers })
     }
 
     /// Waits until the device works, and then until what ends after the start has ended. The daemons' process ids.
@@ -116,12 +163,13 @@ impl Bench {
         Ok(daemons)
     }
 
-    /// Has the agent run so many modules, itself among them.
+    /// Has the agent see to so many modules, itself among them.
     pub(super) fn grow(&mut self, modules: usize) -> anyhow::Result<()> {
         write_manifest(&self.manifest, &self.shared, self.containers, modules)?;
         let target = self.device.management_socket();
-        self.device.poll(&format!("{modules} modules"), Duration::from_secs(300), || {
-            Ok((crate::device::running_modules(&target)? >= modules).then_some(()))
+        self.device.poll(&format!("{modules} modules"), Duration::from_secs(600), || {
+            let (running, all) = crate::device::count_modules(&target)?;
+            Ok((running >= modules.min(RUNNING) && all >= modules).then_some(()))
         })?;
         // Starting so many leaves the engine busy for a moment.
         interrupt::pause(Duration::from_secs(3))?;
@@ -220,23 +268,25 @@ fn with_counts(call: &Call, requests: u32) -> Value {
     request
 }
 
-/// A deployment of the load generator and of modules that do nothing: `modules` together with the agent.
+/// A deployment of the load generator and of modules that do nothing: `modules` together with the agent, of which
+/// [`RUNNING`] run.
 fn write_manifest(path: &Path, shared: &Path, containers: bool, modules: usize) -> anyhow::Result<()> {
-    let module = |command: &str, options: Value| {
+    let module = |command: &str, options: Value, runs: bool| {
         let mut options = options;
         options["Cmd"] = json!([command]);
-        let (kind, image) = if containers { ("docker", IMAGE) } else { ("process", "edgekeep-load") };
+        let (kind, image) = if containers && runs { ("docker", IMAGE) } else { ("process", "edgekeep-load") };
+        let status = if runs { "running" } else { "stopped" };
         json!({
-            "version": "1.0", "type": kind, "status": "running", "restartPolicy": "always", "imagePullPolicy": "never",
+            "version": "1.0", "type": kind, "status": status, "restartPolicy": "always", "imagePullPolicy": "never",
             "settings": { "image": image, "createOptions": options.to_string() },
         })
     };
     let control = shared.join("load.sock").display().to_string();
     let bind = format!("{0}:{0}", shared.display());
     let options = if containers { json!({ "HostConfig": { "Binds": [bind] } }) } else { json!({}) };
-    let mut all = json!({ "load": module(&control, options) });
+    let mut all = json!({ "load": module(&control, options, true) });
     for number in FEWEST..modules {
-        all[format!("idle{number:02}")] = module("idle", json!({}));
+        all[format!("idle{number:02}")] = module("idle", json!({}), number < RUNNING);
     }
     let desired = json!({
         "schemaVersion": "1.1", "runtime": { "type": "docker", "settings": {} }, "systemModules": {}, "modules": all,
