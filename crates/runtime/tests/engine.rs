@@ -271,8 +271,14 @@ async fn a_process_brought_in_by_the_engines_exec_is_no_descendant() {
     fixture.engine.start(&id).await.expect("started");
     let facts = running(&watch, &id).await;
     fixture.docker(&["exec", "-d", id.name(), "/bin/cat", "/dev/zero"]);
-    // The engine answers when the process has been started.
-    let intruder = processes(&facts, "cat");
+    // The engine answers when the process has been made; it may not have executed its program yet.
+    let intruder = loop {
+        let intruder = processes(&facts, "cat");
+        if !intruder.is_empty() {
+            break intruder;
+        }
+        tokio::task::yield_now().await;
+    };
     assert_eq!(intruder.len(), 1);
     let evidence = evidence(&watch, &id, intruder[0]).await;
     assert_eq!(evidence.container.as_ref(), Some(&created.container), "it is in the container");
