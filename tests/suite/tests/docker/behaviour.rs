@@ -177,7 +177,7 @@ fn a_module_that_the_engine_starts_again_is_measured_anew() {
         // Some engines take their time to tell of a restart; until then it is said that the module does not run.
         let shown = wait_for("the second process to be shown", || {
             let shown: Value = serde_json::from_slice(&device.edgekeep(&["attest", "--json", name]).stdout).ok()?;
-            (shown["pid"].to_string() == second).then_some(shown)
+            (shown["pid"].as_u64() == second.parse().ok()).then_some(shown)
         });
         assert_eq!(shown["allowed"], json!(change.is_empty()), "{shown}");
     }

@@ -137,6 +137,8 @@ fn the_agent_may_be_a_container() {
         "1",
         "--json",
     ]);
-    assert_eq!(exec.status.code(), Some(0), "{}", String::from_utf8_lossy(&exec.stdout));
+    // By what it says: Podman's answer about how an exec ended is at times not the program's.
+    let said = String::from_utf8_lossy(&exec.stdout);
+    assert!(said.contains(r#"{"try":"sign","status":403"#), "{said}");
     device.assert_latest_refusal("$edgeAgent", DenyReason::NotADescendant);
 }
