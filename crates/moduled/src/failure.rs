@@ -1,10 +1,14 @@
-//! Errors of other services, as answers of this one (wire facts 1.5, column edged).
+//! Errors of other services and of the runtimes, as answers of this one (wire facts 1.5, column edged).
 
 use edgekeep_api::client::ClientError;
+use edgekeep_daemon::listen::ListenError;
 use edgekeep_daemon::server::HttpError;
+use edgekeep_runtime::engine::EngineError;
+use edgekeep_runtime::process::ProcessError;
 use http::StatusCode;
 
 use crate::identities::IdentityError;
+use crate::sockets::SocketError;
 
 /// An error of keyd, identityd or the certificates API.
 ///
@@ -25,4 +29,36 @@ pub fn of_identity(error: &IdentityError) -> HttpError {
         IdentityError::Client(error) => of_service(error),
         IdentityError::Incomplete { .. } => HttpError::bad_request(error.to_string()),
     }
+}
+
+/// An error of the engine: its own status where it gave one.
+pub(crate) fn of_engine(error: &EngineError) -> HttpError {
+    let status = error.status().and_then(|status| StatusCode::from_u16(status).ok());
+    let status = status.filter(|status| status.is_client_error() || status.is_server_error());
+    HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))
+}
+
+/// A name that is too long for its socket is the caller's to change; other trouble with sockets is ours.
+pub(crate) fn of_socket(error: &SocketError) -> HttpError {
+    match error {
+        SocketError::Listen(ListenError::TooLong { .. }) => HttpError::bad_request(chain(error)),
+        other => HttpError::hidden(other),
+    }
+}
+
+pub(crate) fn of_process(error: &ProcessError) -> HttpError {
+    let status = error.status().and_then(|status| StatusCode::from_u16(status).ok());
+    HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))
+}
+
+/// The error and its causes, as existing clients get them (wire facts 1.5).
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str("\ncaused by: ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

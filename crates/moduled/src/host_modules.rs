@@ -12,7 +12,7 @@ use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::process::{ProcessSpec, accounts, own_rights};
 use serde_json::Value;
 
-use crate::modules::of_process;
+use crate::failure::of_process;
 use crate::service::Moduled;
 use crate::sockets;
 use crate::spec::ValidSpec;

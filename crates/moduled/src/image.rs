@@ -59,7 +59,7 @@ impl MeasureError {
     #[must_use]
     pub fn answer(&self) -> HttpError {
         match self {
-            Self::Engine(error) => crate::modules::of_engine(error),
+            Self::Engine(error) => crate::failure::of_engine(error),
             Self::Refused(ImageRefusal::NotADigest { .. }) => HttpError::bad_request(self.to_string()),
             Self::Refused(_) => HttpError::new(http::StatusCode::FORBIDDEN, self.to_string()),
         }

@@ -18,7 +18,8 @@ use edgekeep_runtime::engine::{Container, Engine, EngineError};
 use edgekeep_runtime::status::ModuleState;
 use tokio::sync::{Mutex, watch};
 
-use crate::modules::{create_locked, of_engine, start_locked};
+use crate::failure::of_engine;
+use crate::modules::{create_locked, start_locked};
 use crate::service::Moduled;
 use crate::spec::ValidSpec;
 

@@ -14,7 +14,7 @@ use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
 use crate::log_query;
-use crate::modules::remove_agents_copies;
+use crate::modules::shown::remove_agents_copies;
 use crate::service::Moduled;
 
 /// Time for one module's log.

@@ -15,7 +15,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{info, modules};
 use crate::approvals::Approved;
-use crate::modules::of_process;
+use crate::failure::of_process;
 use crate::service::Moduled;
 use crate::{host_modules, host_services, modules as runtime};
 

@@ -11,7 +11,8 @@ use time::OffsetDateTime;
 
 use crate::host_services;
 use crate::log_query;
-use crate::modules::{self as runtime, echo};
+use crate::modules as runtime;
+use crate::modules::shown::echo;
 use crate::service::Moduled;
 use crate::spec::ValidSpec;
 

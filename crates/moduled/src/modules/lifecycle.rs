@@ -1,0 +1,320 @@
+//! What is done to modules: prepared, created, updated, started, stopped and removed, in the runtime that their type names,
+//! and registered so that their callers can be measured.
+//!
+//! No call waits for a pull of another module.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_core::attestation::{Policy, Registration, Workload};
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::server::HttpError;
+use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
+use http::StatusCode;
+
+use crate::failure::{chain, of_engine, of_process, of_socket};
+use crate::host_modules::{process_spec, registered, renew};
+use crate::service::Moduled;
+use crate::sockets::{self, Access, Owner};
+use crate::spec::{Kind, ValidSpec};
+use crate::{container, host_services, image, replacements};
+
+/// How long a stopping host module may take before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+/// The same for every module when the device ends (wire facts 8).
+const GRACE_AT_END: Duration = Duration::from_secs(30);
+
+/// Checks what a module is to be made of, and fetches a container module's image, which it gives. An image that is present
+/// is used when it cannot be fetched: a device must come up without its registry.
+///
+/// # Errors
+/// If there is neither, or something is refused.
+pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<Option<Sha256Digest>, HttpError> {
+    if spec.kind == Kind::Process {
+        let process = process_spec(service, spec)?;
+        let verified = service.modules.processes.verify(process.executable, process.sha256).await;
+        return verified.map(|()| None).map_err(|error| of_process(&error));
+    }
+    let engine = &service.modules.engine()?.engine;
+    // Nothing is fetched for what is refused anyway.
+    let _ = container::options(service, spec).await?;
+    let _fetching = service.images.fetching().await;
+    if !spec.never_pull
+        && let Err(error) = engine.pull(&spec.settings.image, spec.settings.auth.as_ref()).await
+    {
+        let Ok(image) = engine.image_id(&spec.settings.image).await else { return Err(of_engine(&error)) };
+        tracing::warn!(module = %spec.module, %error, %image, "image not pulled; the one that is present is used");
+    }
+    let measured = image::measured(engine, spec, service.settings.image_policy.as_ref()).await;
+    let image = measured.map_err(|error| error.answer())?;
+    service.images.touch(image);
+    Ok(Some(image))
+}
+
+/// Creates and registers a module; it is not started.
+///
+/// # Errors
+/// If it exists, or its runtime refuses.
+pub async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
+    let image = prepare(service, spec).await?;
+    let _lock = service.modules.claim(service, &spec.module).await?;
+    create_locked(service, spec, image).await
+}
+
+/// Replaces a module by one of another specification, and starts it if asked to. What is needed is fetched before the old
+/// one is touched, and a container that cannot be made or started leaves the old one as it was.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub async fn update(service: &Arc<Moduled>, spec: &ValidSpec, and_start: bool) -> Result<bool, HttpError> {
+    host_services::refuse(service, &spec.module)?;
+    let (kind, _) = service.modules.state(&spec.module).await?;
+    let image = prepare(service, spec).await?;
+    let _lock = service.modules.claim(service, &spec.module).await?;
+    if (kind, spec.kind) == (Kind::Docker, Kind::Docker) {
+        return replacements::replace(service, spec, image, and_start).await.map(|()| and_start);
+    }
+    stop_locked(service, &spec.module, None).await?;
+    remove_locked(service, &spec.module).await?;
+    create_locked(service, spec, image).await?;
+    if and_start {
+        if let Err(error) = start_locked(service, &spec.module).await {
+            tracing::warn!(module = %spec.module, %error, "module not started after its update");
+            return Ok(false);
+        }
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Starts a module; one that runs stays as it is.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    host_services::refuse(service, module)?;
+    let _lock = service.modules.claim(service, module).await?;
+    start_locked(service, module).await
+}
+
+/// As [`start`], without beginning to watch over it: for who does.
+pub(crate) async fn start_unwatched(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let _lock = service.modules.claim(service, module).await?;
+    start_only(service, module).await.map(drop)
+}
+
+/// Watches over the host modules that were found running and are to be started again when they end.
+pub async fn watch_running(service: &Arc<Moduled>) {
+    for state in service.modules.processes.list().await {
+        if let (ModuleState::Running, Ok(module)) = (state.state, state.name.parse::<ModuleId>()) {
+            watch_over(service, &module, &state.image);
+        }
+    }
+}
+
+fn watch_over(service: &Arc<Moduled>, module: &ModuleId, image: &str) {
+    if let Some(registered) = service.settings.host_modules.get(image) {
+        service.restarts.watch(service, module, registered.restart);
+    }
+}
+
+/// Stops a module; one that does not run stays as it is. Its workload socket stays open meanwhile.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    host_services::refuse(service, module)?;
+    stop_within(service, module, None).await
+}
+
+async fn stop_within(service: &Arc<Moduled>, module: &ModuleId, grace: Option<Duration>) -> Result<(), HttpError> {
+    let _lock = service.modules.claim(service, module).await?;
+    stop_locked(service, module, grace).await
+}
+
+/// Stops and starts a module.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    host_services::refuse(service, module)?;
+    let _lock = service.modules.claim(service, module).await?;
+    let (kind, state) = service.modules.state(module).await?;
+    if kind == Kind::Process {
+        let (registered, sha256) = registered(service, &state.image)?;
+        // An executable that could not be started again leaves what runs alone.
+        let verified = service.modules.processes.verify(registered.executable.clone().into(), sha256).await;
+        verified.map_err(|error| of_process(&error))?;
+    }
+    stop_locked(service, module, None).await?;
+    start_locked(service, module).await
+}
+
+/// Removes a module, its registration and its sockets.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub async fn remove(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    host_services::refuse(service, module)?;
+    let _lock = service.modules.claim(service, module).await?;
+    remove_locked(service, module).await?;
+    service.sockets.remove(service, module).await;
+    Ok(())
+}
+
+/// Stops all modules, the agent first, so that nobody starts the others again. Failures are logged.
+pub async fn stop_all(service: &Arc<Moduled>) {
+    let agent = crate::service::edge_agent();
+    if service.registrations.of(&agent).is_some()
+        && let Err(error) = stop_within(service, &agent, Some(GRACE_AT_END)).await
+    {
+        tracing::warn!(%error, "agent not stopped");
+    }
+    let mut stopping = tokio::task::JoinSet::new();
+    let all = service.registrations.modules().into_iter();
+    for module in all.filter(|module| host_services::find(service, module).is_none()) {
+        let service = Arc::clone(service);
+        stopping.spawn(async move {
+            if let Err(error) = stop_within(&service, &module, Some(GRACE_AT_END)).await {
+                tracing::warn!(%module, %error, "module not stopped");
+            }
+        });
+    }
+    stopping.join_all().await;
+}
+
+pub(crate) async fn create_locked(
+    service: &Arc<Moduled>,
+    spec: &ValidSpec,
+    image: Option<Sha256Digest>,
+) -> Result<(), HttpError> {
+    let module = &spec.module;
+    refuse_taken_name(service, spec).await?;
+    // Before anything is made: nothing slow stands between making and registering.
+    let generation = match service.identities.module(&module.hub_id()).await {
+        Ok(identity) => identity.generation.parse().ok(),
+        // The agent makes identities first; without one the module starts, and is refused an identity until it has one.
+        Err(error) => {
+            tracing::debug!(%module, %error, "module created before its identity is known");
+            None
+        }
+    };
+    let process = match spec.kind {
+        Kind::Docker => None,
+        Kind::Process => Some(process_spec(service, spec)?),
+    };
+    let access = match &process {
+        None => Access { owner: Owner::Container, host_agent: false },
+        Some(process) => Access {
+            owner: Owner::User(process.plan.uid),
+            host_agent: registered(service, &process.image)?.0.management,
+        },
+    };
+    service.sockets.open(service, module, access).await.map_err(|error| of_socket(&error))?;
+    let workload = match process {
+        None => {
+            let containers = service.modules.engine()?;
+            let _fetching = service.images.fetching().await;
+            let image = image.ok_or_else(|| HttpError::internal("the image was not measured"))?;
+            let container = container::specification(service, spec, image).await?;
+            if let Some(network) = container.network {
+                let options = service.settings.engine.as_ref().map(|engine| engine.network_options.clone());
+                containers
+                    .engine
+                    .ensure_network(network, &options.unwrap_or_default())
+                    .await
+                    .map_err(|error| of_engine(&error))?;
+            }
+            let created = containers.engine.create(module, &container).await.map_err(|error| of_engine(&error))?;
+            service.images.touch(created.image);
+            Workload::Container { container: created.container, image: created.image, options: created.options }
+        }
+        Some(process) => {
+            let (executable, uid) = (process.sha256, process.plan.uid);
+            service.modules.processes.create(module, process).await.map_err(|error| of_process(&error))?;
+            Workload::Process { executable, uid }
+        }
+    };
+    let registration = Registration { module: module.clone(), generation, policy: policy(service, spec), workload };
+    if let Err(error) = service.registrations.put(registration).await {
+        // What cannot be registered, for example because the disk is full, is not left behind.
+        let undone = match spec.kind {
+            Kind::Docker => service.modules.engine()?.engine.delete(module).await.map_err(|error| of_engine(&error)),
+            Kind::Process => service.modules.processes.remove(module).await.map_err(|error| of_process(&error)),
+        };
+        if let Err(error) = undone {
+            tracing::warn!(%module, %error, "module that could not be registered was not removed");
+        }
+        return Err(HttpError::internal(chain(&error)));
+    }
+    Ok(())
+}
+
+/// A module has its name in both runtimes: two of one name would share a registration.
+async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpError> {
+    host_services::refuse(service, &spec.module)?;
+    match service.modules.state(&spec.module).await {
+        Ok(_) => {
+            let message = format!("there already is a module {}", spec.module.name());
+            Err(HttpError::new(StatusCode::CONFLICT, message))
+        }
+        Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(()),
+        // An engine that does not answer is no obstacle for a host module.
+        Err(_) if spec.kind == Kind::Process => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let (kind, state) = start_only(service, module).await?;
+    if kind == Kind::Process {
+        watch_over(service, module, &state.image);
+    }
+    Ok(())
+}
+
+/// Starts a module and gives its runtime and its state before that.
+async fn start_only(service: &Arc<Moduled>, module: &ModuleId) -> Result<(Kind, State), HttpError> {
+    let (kind, state) = service.modules.state(module).await?;
+    if kind == Kind::Process && state.state != ModuleState::Running {
+        renew(service, module).await?;
+    }
+    let access = sockets::access(service, module).await;
+    service.sockets.open(service, module, access).await.map_err(|error| of_socket(&error))?;
+    match kind {
+        Kind::Docker => service.modules.engine()?.engine.start(module).await.map_err(|error| of_engine(&error)),
+        Kind::Process => service.modules.processes.start(module).await.map_err(|error| of_process(&error)),
+    }
+    .map(|()| (kind, state))
+}
+
+/// Without a grace a container has its own (`StopTimeout`), or the engine's.
+async fn stop_locked(service: &Moduled, module: &ModuleId, grace: Option<Duration>) -> Result<(), HttpError> {
+    service.restarts.forget(module);
+    match service.modules.state(module).await?.0 {
+        Kind::Docker => service.modules.engine()?.engine.stop(module, grace).await.map_err(|error| of_engine(&error)),
+        Kind::Process => {
+            service.modules.processes.stop(module, grace.unwrap_or(GRACE)).await.map_err(|error| of_process(&error))
+        }
+    }
+}
+
+async fn remove_locked(service: &Moduled, module: &ModuleId) -> Result<(), HttpError> {
+    let (kind, _) = service.modules.state(module).await?;
+    // The registration goes first: a module that is half removed has no identity any more.
+    service.registrations.remove(module).await.map_err(|error| HttpError::hidden(&error))?;
+    match kind {
+        Kind::Docker => service.modules.engine()?.engine.delete(module).await.map_err(|error| of_engine(&error)),
+        Kind::Process => service.modules.processes.remove(module).await.map_err(|error| of_process(&error)),
+    }
+}
+
+fn policy(service: &Moduled, spec: &ValidSpec) -> Policy {
+    let configured = service.settings.policies.iter().find(|(module, _)| module.name() == spec.module.name());
+    match configured {
+        Some((_, policy)) => *policy,
+        None if spec.module.is_edge_agent() || spec.kind == Kind::Process => Policy::Executable,
+        None => Policy::Image,
+    }
+}
