@@ -114,10 +114,14 @@ impl Draft<'_> {
             view.text("executable").and_then(|path| self.checked(&view.key("executable"), &path, absolute(path.text)));
         let sha256 = view.text("sha256").and_then(|text| self.digest(view, &text));
         let user = account(view, "user");
-        if !view.has("unit") && (user.is_none() || !view.has("sha256")) {
+        let of_user = unit.as_ref().is_some_and(UnitName::is_a_users);
+        if (of_user || !view.has("unit")) && (user.is_none() || !view.has("sha256")) {
             let missing = if user.is_none() { "user" } else { "sha256" };
-            let remedy =
-                "a service is known by its systemd `unit`, or by its `user` and the `sha256` of its executable";
+            let remedy = if of_user {
+                "what a user's own systemd runs has the name that this user gives it: give its `user` and `sha256` as well"
+            } else {
+                "a service is known by its systemd `unit`, or by its `user` and the `sha256` of its executable"
+            };
             self.report.missing(key_span, &view.key(missing), remedy);
         }
         let approves: Vec<String> = view.texts("approves").map(|name| name.text.to_owned()).collect();

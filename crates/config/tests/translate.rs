@@ -278,6 +278,8 @@ fn a_service_is_known_by_unit_or_by_user_and_digest() {
         ("a", "user = 990\n", "`unit`, or by its `user`"),
         ("a", &*format!("sha256 = \"{digest}\"\n"), "`unit`, or by its `user`"),
         ("a", "unit = \"a\"\n", "systemd service"),
+        ("a", "unit = \"session-1.scope\"\n", "whoever logs in next"),
+        ("a", "unit = \"user@1000.service/a.service\"\nuser = 1000\n", "name that this user gives it"),
         ("a", "unit = \"../a.service\"\n", "systemd service"),
         ("edgeAgent", "unit = \"a.service\"\n", "system module"),
         ("\"$edgeHub\"", "unit = \"a.service\"\n", "system module"),

@@ -405,8 +405,10 @@ fn service(
     }
     match unit {
         Some(unit) if !unit.holds(&snapshot.cgroup) => return Err(DenyReason::NotInUnit),
-        // By user and executable, or by nothing at all.
-        None if uid.is_none() || executable.is_none() => return Err(DenyReason::NotInUnit),
+        // By user and executable, or by nothing at all. What is in a user's own systemd has the name that this user gives it.
+        found if found.is_none_or(UnitName::is_a_users) && (uid.is_none() || executable.is_none()) => {
+            return Err(DenyReason::NotInUnit);
+        }
         _ => {}
     }
     if uid.is_some_and(|uid| uid != snapshot.uid) {
@@ -811,6 +813,25 @@ mod tests {
             let mut case = Case::service();
             fault(&mut case);
             assert_eq!(case.verdict(), Err(reason));
+        }
+    }
+
+    #[test]
+    fn what_runs_in_a_users_own_systemd_is_not_known_by_its_name_alone() {
+        for (unit, cgroup) in [
+            ("user@1000.service/a.service", "/user.slice/user-1000.slice/user@1000.service/app.slice/a.service"),
+            ("user@1000.service", "/user.slice/user-1000.slice/user@1000.service/init.scope"),
+        ] {
+            for (uid, executable) in [(true, true), (true, false), (false, true), (false, false)] {
+                let mut case = Case::service();
+                case.set_service(true, uid, executable);
+                case.evidence.snapshot.cgroup = cgroup.to_owned();
+                if let Workload::Service { unit: own, .. } = &mut case.registration.workload {
+                    *own = Some(unit.parse().expect("a unit"));
+                }
+                let expected = if uid && executable { Ok(()) } else { Err(DenyReason::NotInUnit) };
+                assert_eq!(case.verdict(), expected, "{unit} {uid} {executable}");
+            }
         }
     }
 

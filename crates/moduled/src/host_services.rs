@@ -2,7 +2,7 @@
 //! identity, shown in the list, and neither started nor stopped by this daemon.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -183,8 +183,9 @@ fn details(service: &Moduled, runs: Option<bool>, id: &ModuleId, found: &HostSer
 /// Whether a process is there that could be the service. For people: no caller is judged by it.
 fn runs(hierarchy: &CgroupHierarchy, found: &HostService, uid: Option<u32>) -> Option<bool> {
     if let Some(unit) = &found.unit {
-        let procs = format!("{}{}/cgroup.procs", hierarchy.mount_point(), unit.cgroup());
-        return Some(std::fs::read_to_string(procs).is_ok_and(|processes| !processes.trim().is_empty()));
+        let names: Vec<&str> = unit.nesting().collect();
+        let group = group_of(Path::new(&hierarchy.mount_point()), &names, SLICES);
+        return Some(group.is_some_and(|group| is_populated(&group, BELOW)));
     }
     let (uid, executable) = (uid?, Path::new(found.executable.as_ref()?));
     let processes = std::fs::read_dir("/proc").ok()?.flatten().filter(|entry| {
@@ -196,4 +197,60 @@ fn runs(hierarchy: &CgroupHierarchy, found: &HostService, uid: Option<u32>) -> O
             .into_iter()
             .any(|entry| std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == executable)),
     )
+}
+
+/// How many slices a unit is looked for in, each within the one before.
+const SLICES: u32 = 8;
+/// How deep below a unit's group its processes are looked for.
+const BELOW: u32 = 4;
+
+/// The group of the last of these units, each of which is in the one before, or in slices in it.
+fn group_of(folder: &Path, units: &[&str], depth: u32) -> Option<PathBuf> {
+    let [first, rest @ ..] = units else { return Some(folder.to_owned()) };
+    let own = [folder.join(first), folder.join(format!("_{first}"))].into_iter().find(|group| group.is_dir());
+    if let Some(own) = own {
+        return group_of(&own, rest, SLICES);
+    }
+    let depth = depth.checked_sub(1)?;
+    let slices = groups_in(folder).filter(|group| group.extension().is_some_and(|kind| kind == "slice"));
+    slices.into_iter().find_map(|slice| group_of(&slice, units, depth))
+}
+
+fn is_populated(group: &Path, depth: u32) -> bool {
+    std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|processes| !processes.trim().is_empty())
+        || depth.checked_sub(1).is_some_and(|depth| groups_in(group).any(|below| is_populated(&below, depth)))
+}
+
+fn groups_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_units_group_is_found_in_any_slice_and_nowhere_else() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |path: &str| std::fs::create_dir_all(root.path().join(path)).unwrap();
+        make("docker/abc/system.slice/hidden.service");
+        make("plant.slice/plant-line7.slice/collector.service/worker");
+        make("system.slice/_memory.service");
+        make("user.slice/user-1000.slice/user@1000.service/app.slice/own.service");
+        let found = |units: &[&str]| {
+            let group = group_of(root.path(), units, SLICES)?;
+            Some(group.strip_prefix(root.path()).unwrap().to_str().unwrap().to_owned())
+        };
+        let collector = "plant.slice/plant-line7.slice/collector.service";
+        assert_eq!(found(&["collector.service"]).as_deref(), Some(collector));
+        assert_eq!(found(&["memory.service"]).as_deref(), Some("system.slice/_memory.service"));
+        assert!(found(&["user@1000.service", "own.service"]).is_some_and(|group| group.ends_with("/own.service")));
+        assert_eq!([found(&["hidden.service"]), found(&["own.service"])], [None, None]);
+
+        let group = root.path().join(collector);
+        assert!(!is_populated(&group, BELOW));
+        std::fs::write(group.join("worker/cgroup.procs"), "17\n").unwrap();
+        assert!(is_populated(&group, BELOW));
+    }
 }

@@ -166,7 +166,7 @@ impl Service {
         let module = caller.module();
         let generation = wait_for_identity(device, module);
         let enter =
-            cgroup.map_or_else(String::new, |group| format!("echo $$ > {}; ", group.join("cgroup.procs").display()));
+            cgroup.map_or_else(String::new, |group| format!("echo $$ > {:?} || exit; ", group.join("cgroup.procs")));
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", &format!("{enter}exec setpriv --reuid {user} --regid {user} --clear-groups {executable:?}")]);
@@ -324,15 +324,18 @@ fn a_service_is_not_the_agents_to_see_or_to_change() {
 }
 
 /// A cgroup made by hand where systemd would make one, in the hierarchy that is looked at.
-struct UnitGroup(PathBuf);
+struct UnitGroup {
+    root: PathBuf,
+    group: PathBuf,
+}
 
 impl UnitGroup {
-    fn make(unit: &str) -> Option<Self> {
+    fn make(path: &str) -> Option<Self> {
         let v1 = Path::new("/sys/fs/cgroup/pids");
         let root = if v1.join("cgroup.procs").exists() { v1 } else { Path::new("/sys/fs/cgroup") };
-        let group = root.join("system.slice").join(unit);
+        let group = root.join(path);
         std::fs::create_dir_all(&group).ok()?;
-        group.join("cgroup.procs").exists().then_some(Self(group))
+        group.join("cgroup.procs").exists().then(|| Self { root: root.to_owned(), group })
     }
 }
 
@@ -340,28 +343,44 @@ impl Drop for UnitGroup {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // A process that was just ended leaves its group a moment later.
-            wait_for("the unit's group to be empty", || std::fs::remove_dir(&self.0).ok());
+            wait_for("the unit's group to be empty", || std::fs::remove_dir(&self.group).ok());
         }
-        if let Some(slice) = self.0.parent() {
-            let _ = std::fs::remove_dir(slice);
-        }
+        let above = self.group.ancestors().skip(1).take_while(|above| *above != self.root);
+        // What others use stays.
+        above.for_each(|above| _ = std::fs::remove_dir(above));
     }
 }
 
 #[test]
-fn a_service_is_known_by_the_cgroup_of_its_systemd_unit() {
-    let unit = format!("edgekeep-test-{}.service", std::process::id());
-    let (true, Some(group)) = (am_root(), UnitGroup::make(&unit)) else {
-        eprintln!("skipped: no cgroup can be made here");
-        return;
-    };
+fn a_service_is_known_by_the_cgroup_of_its_systemd_unit_in_any_slice_and_by_no_look_alike() {
+    let unit = format!("edgekeep-test@{}.service", std::process::id());
+    let number = std::process::id();
+    let groups = [
+        (format!("system.slice/system-edgekeep\\x2dtest.slice/{unit}"), true),
+        (format!("ekt{number}.slice/ekt{number}-line7.slice/{unit}/worker"), true),
+        // A user's own systemd, a container, another unit, and slices that are not nested.
+        (format!("user.slice/user-{GUEST}.slice/user@{GUEST}.service/app.slice/{unit}"), false),
+        (format!("user.slice/user-{GUEST}.slice/user@{GUEST}.service/system.slice/{unit}"), false),
+        (format!("ekt{number}/system.slice/{unit}"), false),
+        (format!("ekt{number}.slice/other.service/{unit}"), false),
+        (format!("ekt{number}-line7.slice/{unit}"), false),
+    ];
     let own = folder();
     let device = Device::builder().tables(&format!("[host_services.collector]\nunit = \"{unit}\"\n")).start();
     let caller = Caller::new(&own.path().join("calls"), "collector");
-    {
-        let _service = Service::start(&device, &caller, &program("calls"), GUEST, Some(&group.0));
-        let _ = caller.sign().expect(200);
-        assert_eq!(state_of(&device, "collector")["status"]["runtimeStatus"]["status"], "running");
+    for (path, genuine) in groups {
+        let (true, Some(group)) = (am_root(), UnitGroup::make(&path)) else {
+            eprintln!("skipped: no cgroup can be made here");
+            return;
+        };
+        let _service = Service::start(&device, &caller, &program("calls"), GUEST, Some(&group.group));
+        if genuine {
+            let _ = caller.sign().expect(200);
+            let status = &state_of(&device, "collector")["status"]["runtimeStatus"]["status"];
+            assert_eq!(status, "running", "{path}");
+        } else {
+            device.assert_refused(&caller.sign(), "collector", DenyReason::NotInUnit);
+        }
     }
     let _service = Service::start(&device, &caller, &program("calls"), GUEST, None);
     device.assert_refused(&caller.sign(), "collector", DenyReason::NotInUnit);
