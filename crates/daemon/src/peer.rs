@@ -28,6 +28,25 @@ pub enum PeerSocket {
     Untold,
 }
 
+/// Who connected, as one cheap question tells: enough to count connections by user.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Credentials(UnixCredentials);
+
+impl Credentials {
+    /// Of the peer of a fresh connection.
+    ///
+    /// # Errors
+    /// If the socket has no peer credentials, which a Unix socket always has.
+    pub(crate) fn of(stream: &impl AsFd) -> io::Result<Self> {
+        Ok(Self(getsockopt(stream, sockopt::PeerCredentials)?))
+    }
+
+    /// Effective user id at connect.
+    pub(crate) fn uid(self) -> u32 {
+        self.0.uid()
+    }
+}
+
 /// The process that connected.
 #[derive(Debug)]
 pub struct Caller {
@@ -46,7 +65,15 @@ impl Caller {
     /// # Errors
     /// If the socket has no peer credentials, which a Unix socket always has.
     pub fn of(stream: &impl AsFd, socket: PeerSocket) -> io::Result<Self> {
-        let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
+        Self::with(Credentials::of(stream)?, stream, socket)
+    }
+
+    /// As [`Self::of`], where the credentials are known already.
+    pub(crate) fn with(
+        Credentials(credentials): Credentials,
+        stream: &impl AsFd,
+        socket: PeerSocket,
+    ) -> io::Result<Self> {
         rustix::net::sockopt::set_socket_passcred(stream, true)?;
         // 0 stands for a process that is not visible in our pid namespace.
         let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid != 0);
@@ -65,6 +92,11 @@ impl Caller {
             sender_changed: AtomicBool::new(false),
             attached: OnceLock::new(),
         })
+    }
+
+    /// A caller that gets nothing but a refusal, whatever it is: no handle to its process is taken.
+    pub(crate) fn turned_away(Credentials(credentials): Credentials) -> Self {
+        Self::simulated(credentials.uid(), credentials.gid())
     }
 
     /// A caller that no socket stands behind, for unit tests of handlers.

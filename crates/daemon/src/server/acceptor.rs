@@ -6,7 +6,7 @@ use std::os::unix::net;
 use rustix::net::SocketFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 
 use super::waiting::Waiting;
 use crate::peer::PeerSocket;
@@ -41,11 +41,12 @@ impl Acceptor {
         Ok(Self { listener, waiting })
     }
 
-    /// The next connection. Nothing is lost when this is given up.
+    /// The next connection, not yet known to the runtime: many of a bad neighbour's are closed at once. Nothing is lost when
+    /// this is given up.
     ///
     /// # Errors
     /// What the kernel said, for example that there are no descriptors left.
-    pub(super) async fn accept(&mut self) -> io::Result<(UnixStream, PeerSocket)> {
+    pub(super) async fn accept(&mut self) -> io::Result<(net::UnixStream, PeerSocket)> {
         loop {
             let mut ready = self.listener.readable().await?;
             let waiting = &mut self.waiting;
@@ -56,7 +57,7 @@ impl Acceptor {
     }
 }
 
-fn accept(listener: &net::UnixListener, waiting: Option<&mut Waiting>) -> io::Result<(UnixStream, PeerSocket)> {
+fn accept(listener: &net::UnixListener, waiting: Option<&mut Waiting>) -> io::Result<(net::UnixStream, PeerSocket)> {
     let socket = match waiting.map(Waiting::first) {
         None => PeerSocket::Untold,
         Some(Ok(Some(socket))) => socket,
@@ -68,5 +69,5 @@ fn accept(listener: &net::UnixListener, waiting: Option<&mut Waiting>) -> io::Re
         }
     };
     let stream = rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-    Ok((UnixStream::from_std(stream.into())?, socket))
+    Ok((stream.into(), socket))
 }

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::os::unix::net;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use super::measure::ConnectionSeries;
 use super::response::HttpError;
 use super::router::Router;
 use crate::metrics::Gauge;
-use crate::peer::{Caller, CheckedStream, PeerSocket};
+use crate::peer::{Caller, CheckedStream, Credentials, PeerSocket};
 
 /// Time in which a request head must have come; an idle connection is closed after it as well.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
@@ -26,6 +27,10 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 const HEAD_LIMIT: usize = 16 << 10;
 /// Connections over the limit that are being told so, at any one time. Further ones are closed without a word.
 const REFUSALS: u32 = 32;
+/// Connections over the limit that one uid is told of in [`TELLING_PERIOD`]: telling costs many times a mere close, and
+/// others wait for it.
+const TOLD: u32 = 256;
+const TELLING_PERIOD: Duration = Duration::from_secs(1);
 
 /// How often trouble with accepting is logged.
 const WARNING_PERIOD: Duration = Duration::from_secs(60);
@@ -45,8 +50,32 @@ impl Default for Limits {
 
 #[derive(Debug, Default)]
 struct Counts {
-    by_uid: HashMap<u32, u32>,
+    /// Of those that hold a connection, so there are never more than connections.
+    by_uid: HashMap<u32, Share>,
     refusing: u32,
+}
+
+/// What one uid has of a socket.
+#[derive(Debug)]
+struct Share {
+    open: u32,
+    /// Refusals told since the time.
+    told: (u32, Instant),
+}
+
+impl Share {
+    fn new(now: Instant) -> Self {
+        Self { open: 0, told: (0, now) }
+    }
+
+    /// Whether one more refusal is told, which is then counted.
+    fn tell(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.told.1) >= TELLING_PERIOD {
+            self.told = (0, now);
+        }
+        self.told.0 += 1;
+        self.told.0 <= TOLD
+    }
 }
 
 /// A place among the connections of a uid; gives it back when the connection ends.
@@ -63,14 +92,15 @@ enum SlotKind {
 }
 
 impl Slot {
-    fn take(counts: &Arc<Mutex<Counts>>, uid: u32, limit: u32, gauge: &Arc<Gauge>) -> Option<Self> {
+    fn take(counts: &Arc<Mutex<Counts>>, uid: u32, limit: u32, now: Instant, gauge: &Arc<Gauge>) -> Option<Self> {
         let mut guard = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = guard.by_uid.get(&uid).copied().unwrap_or(0);
-        let kind = if open < limit {
-            guard.by_uid.insert(uid, open + 1);
+        let Counts { by_uid, refusing } = &mut *guard;
+        let share = by_uid.entry(uid).or_insert_with(|| Share::new(now));
+        let kind = if share.open < limit {
+            share.open += 1;
             SlotKind::Served(uid)
-        } else if guard.refusing < REFUSALS {
-            guard.refusing += 1;
+        } else if *refusing < REFUSALS && share.tell(now) {
+            *refusing += 1;
             SlotKind::Refused
         } else {
             return None;
@@ -88,9 +118,9 @@ impl Drop for Slot {
         match self.kind {
             SlotKind::Refused => counts.refusing -= 1,
             SlotKind::Served(uid) => {
-                if let Some(open) = counts.by_uid.get_mut(&uid) {
-                    *open -= 1;
-                    if *open == 0 {
+                if let Some(share) = counts.by_uid.get_mut(&uid) {
+                    share.open -= 1;
+                    if share.open == 0 {
                         counts.by_uid.remove(&uid);
                     }
                 }
@@ -124,7 +154,7 @@ pub async fn serve<S: Send + Sync + 'static>(
             () = stopped(&mut stop) => break,
             accepted = acceptor.accept() => match accepted {
                 Ok((stream, socket)) => {
-                    if let Some((caller, slot)) = admit(&stream, socket, &counts, limits, router.connections()) {
+                    if let Some((stream, caller, slot)) = admit(stream, socket, &counts, limits, router.connections()) {
                         if matches!(slot.kind, SlotKind::Served(_)) {
                             router.connected(&caller);
                         }
@@ -157,29 +187,34 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
+/// Gives a fresh connection its place. One over the limit costs as little as can be: who floods a socket keeps others waiting.
 fn admit(
-    stream: &UnixStream,
+    stream: net::UnixStream,
     socket: PeerSocket,
     counts: &Arc<Mutex<Counts>>,
     limits: Limits,
     series: &ConnectionSeries,
-) -> Option<(Arc<Caller>, Slot)> {
-    match Caller::of(stream, socket) {
-        Ok(caller) => {
-            let slot = Slot::take(counts, caller.uid(), limits.connections_per_uid, &series.open);
-            match slot.as_ref().map(|slot| slot.kind) {
-                Some(SlotKind::Served(_)) => series.accepted.increment(),
-                Some(SlotKind::Refused) => series.over_limit.increment(),
-                None => series.dropped.increment(),
-            }
-            Some((Arc::new(caller), slot?))
-        }
-        Err(error) => {
-            series.no_credentials.increment();
-            tracing::warn!(%error, "connection without peer credentials");
-            None
-        }
-    }
+) -> Option<(UnixStream, Arc<Caller>, Slot)> {
+    let admitted = Credentials::of(&stream).and_then(|credentials| {
+        let taken = Slot::take(counts, credentials.uid(), limits.connections_per_uid, Instant::now(), &series.open);
+        let Some(slot) = taken else {
+            series.dropped.increment();
+            return Ok(None);
+        };
+        let caller = if slot.kind == SlotKind::Refused {
+            series.over_limit.increment();
+            Caller::turned_away(credentials)
+        } else {
+            series.accepted.increment();
+            Caller::with(credentials, &stream, socket)?
+        };
+        Ok(Some((UnixStream::from_std(stream)?, Arc::new(caller), slot)))
+    });
+    admitted.unwrap_or_else(|error| {
+        series.no_credentials.increment();
+        tracing::warn!(%error, "connection without peer credentials");
+        None
+    })
 }
 
 async fn converse<S: Send + Sync + 'static>(
@@ -236,4 +271,19 @@ async fn converse<S: Send + Sync + 'static>(
         tracing::debug!(%error, uid = caller.uid(), "connection ended");
     }
     drop(slot);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flooding_uid_is_told_so_often_a_period_and_no_more() {
+        let begin = Instant::now();
+        let mut share = Share::new(begin);
+        let told = |share: &mut Share, now| (0..1000).filter(|_| share.tell(now)).count();
+        assert_eq!(told(&mut share, begin), TOLD as usize);
+        assert_eq!(told(&mut share, begin + TELLING_PERIOD / 2), 0);
+        assert_eq!(told(&mut share, begin + TELLING_PERIOD), TOLD as usize);
+    }
 }
