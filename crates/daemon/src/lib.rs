@@ -10,6 +10,7 @@ pub mod audit;
 pub mod lifecycle;
 pub mod listen;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod operations;
 pub mod peer;

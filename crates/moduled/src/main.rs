@@ -24,6 +24,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    edgekeep_daemon::memory::one_pool();
     edgekeep_daemon::logging::init();
     edgekeep_daemon::lifecycle::raise_descriptor_limit();
     // Before any thread starts: all threads and every host module inherit it.

@@ -11,7 +11,7 @@ use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server::serve;
 use edgekeep_daemon::store::{private_folder, sha256, sweep_temporary};
-use edgekeep_daemon::{lifecycle, listen, settings, systemd};
+use edgekeep_daemon::{lifecycle, listen, memory, settings, systemd};
 use edgekeep_runtime::engine::Engine;
 use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups};
 use edgekeep_runtime::facts::EngineWatch;
@@ -134,6 +134,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     let edge_ca = tokio::spawn(keep_edge_ca(Arc::clone(&service), stop.clone()));
     let images = tokio::spawn(images::keep_collected(Arc::clone(&service), stop.clone()));
     let sockets = tokio::spawn(Sockets::keep_open(Arc::clone(&service), stop.clone()));
+    let memory = tokio::spawn(memory::give_back());
     let ended = agent::watch(Arc::clone(&service), stop).await;
     if ended == Ended::GaveUp {
         tracing::error!("edgeAgent could not be kept running; giving up, as configured");
@@ -150,6 +151,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     images.abort();
     operations.abort();
     identities.abort();
+    memory.abort();
     for server in servers {
         if ended == Ended::GaveUp {
             server.abort();

@@ -48,7 +48,6 @@ pub(super) struct ModuleLog {
     folder: PathBuf,
     limit: u64,
     writer: Mutex<Writer>,
-    live: broadcast::Sender<Live>,
 }
 
 #[derive(Debug)]
@@ -56,6 +55,18 @@ struct Writer {
     file: File,
     size: u64,
     failing: bool,
+    /// Only while somebody follows: its queue takes some 70 KiB, also when empty, and nearly all modules have no follower.
+    live: Option<broadcast::Sender<Live>>,
+}
+
+impl Writer {
+    fn tell(&mut self, live: Live) {
+        self.live = self.live.take().filter(|followers| followers.send(live).is_ok());
+    }
+
+    fn follow(&mut self) -> broadcast::Receiver<Live> {
+        self.live.get_or_insert_with(|| broadcast::channel(FOLLOWER_LAG).0).subscribe()
+    }
 }
 
 impl ModuleLog {
@@ -72,8 +83,8 @@ impl ModuleLog {
         let size = reader.whole;
         file.set_len(size)?;
         file.seek(SeekFrom::Start(size))?;
-        let writer = Mutex::new(Writer { file, size, failing: false });
-        Ok(Self { folder: folder.to_owned(), limit, writer, live: broadcast::channel(FOLLOWER_LAG).0 })
+        let writer = Mutex::new(Writer { file, size, failing: false, live: None });
+        Ok(Self { folder: folder.to_owned(), limit, writer })
     }
 
     fn write(&self, stream: OutputStream, line: &[u8], now: OffsetDateTime) {
@@ -88,8 +99,7 @@ impl ModuleLog {
         } else {
             writer.failing = false;
         }
-        // Without followers nobody receives it.
-        let _ = self.live.send(Live::Frame(bytes));
+        writer.tell(Live::Frame(bytes));
     }
 
     fn append(&self, writer: &mut Writer, bytes: &[u8]) -> io::Result<()> {
@@ -109,8 +119,7 @@ impl ModuleLog {
 
     /// Tells followers that the module has ended.
     pub(super) fn end(&self) {
-        let _writer = self.writer();
-        let _ = self.live.send(Live::End);
+        self.writer().tell(Live::End);
     }
 
     /// The log as asked for; it is only followed while the module runs.
@@ -118,13 +127,13 @@ impl ModuleLog {
         let (sender, receiver) = mpsc::channel(CLIENT_QUEUE);
         // What is on disk up to here and what comes live from here on belong together.
         let (backlog, live) = {
-            let writer = self.writer();
+            let mut writer = self.writer();
             let files = Backlog {
                 previous: File::open(self.folder.join("log.1")).ok(),
                 current: File::open(self.folder.join("log"))?,
                 size: writer.size,
             };
-            (files, (query.follow && running).then(|| self.live.subscribe()))
+            (files, (query.follow && running).then(|| writer.follow()))
         };
         tokio::spawn(async move {
             let backlog_sender = sender.clone();
@@ -423,6 +432,18 @@ mod tests {
         log.write(OutputStream::Stderr, b"two\n", at(2));
         log.write(OutputStream::Stdout, b"three\n", at(3));
         log
+    }
+
+    #[test]
+    fn a_log_that_nobody_follows_any_more_keeps_no_queue() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let log = filled(folder.path());
+        let mut follower = log.writer().follow();
+        log.write(OutputStream::Stdout, b"seen\n", at(9));
+        assert!(matches!(follower.try_recv(), Ok(Live::Frame(_))));
+        drop(follower);
+        log.write(OutputStream::Stdout, b"unseen\n", at(10));
+        assert!(log.writer().live.is_none());
     }
 
     #[tokio::test]
