@@ -62,7 +62,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 /// What may differ with another engine: modules from creation to removal, updates, what the engine understands, and every
 /// attack on a container.
-const WITH_PODMAN: &str = "test(/^(lifecycle|updates|options|behaviour|engine)::/)";
+const WITH_PODMAN: &str = "test(/^(lifecycle|updates|options|volumes|behaviour|engine)::/)";
 
 /// Everything, unless packages are named.
 fn whole_workspace(filter: &[String]) -> Option<&'static str> {

@@ -35,6 +35,7 @@ impl Draft<'_> {
             privileged: view.boolean("privileged").unwrap_or(false),
             capabilities: self.granted(view, "capabilities", |_| Ok(())),
             binds: self.granted(view, "binds", |text| path(text.strip_suffix(":ro").unwrap_or(text))),
+            volumes: self.granted(view, "volumes", volume_name),
             devices: self.granted(view, "devices", path),
             namespaces: self.granted(view, "namespaces", namespace).into_iter().collect(),
             sysctls: self.granted(view, "sysctls", |_| Ok(())),
@@ -49,6 +50,11 @@ impl Draft<'_> {
         let right = |text: &Text<'_>| self.checked(&path, text, check(text.text)).map(|()| text.text.to_owned());
         texts.iter().filter_map(right).collect()
     }
+}
+
+fn volume_name(text: &str) -> Result<(), String> {
+    let plain = !text.is_empty() && !text.starts_with('.') && !text.contains(['/', ':', '\0']);
+    if plain { Ok(()) } else { Err("expected the name of a volume".to_owned()) }
 }
 
 fn path(text: &str) -> Result<(), String> {

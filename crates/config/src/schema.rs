@@ -352,6 +352,7 @@ static GRANT: &[Key] = &[
     key("privileged", Kind::Boolean),
     key("capabilities", Kind::Texts),
     key("binds", Kind::Texts),
+    key("volumes", Kind::Texts),
     key("devices", Kind::Texts),
     key("namespaces", Kind::Texts),
     key("sysctls", Kind::Texts),

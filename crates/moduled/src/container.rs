@@ -6,20 +6,30 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use edgekeep_core::create_options::{Grant, Judge, Refusal, Resolved, canonical, paths_to_resolve, without_elevation};
+use edgekeep_core::create_options::{
+    Found, Grant, Judge, MadeMount, Refusal, Resolved, Volumes, canonical, paths_made, paths_to_resolve, volumes_from,
+    volumes_made, volumes_to_look_at, without_elevation,
+};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::Root;
 use edgekeep_daemon::server::HttpError;
-use edgekeep_runtime::engine::ContainerSpec;
+use edgekeep_runtime::engine::{ContainerSpec, Created};
 use serde_json::{Map, Value};
 
+use crate::failure::of_engine;
 use crate::service::Moduled;
 use crate::sockets;
 use crate::spec::ValidSpec;
 
 /// Where a container finds its workload socket: what existing SDKs have built in.
 const CONTAINER_SOCKET_FOLDER: &str = "/var/run/iotedge";
+
+/// From how many containers one may take mounts over.
+const CONTAINERS_LIMIT: usize = 32;
+
+/// How many volumes the engine is asked about for one module.
+const VOLUMES_LIMIT: usize = 256;
 
 /// What to make a container from `image` with.
 ///
@@ -47,29 +57,104 @@ pub async fn specification<'a>(
 /// The create options that the engine gets: in its own spelling, without what is taken away or replaced.
 ///
 /// # Errors
-/// 400 that names the first option that is refused, and the remedy.
+/// 400 that names the first option that is refused, and the remedy; the engine's, if it does not say what a volume is.
 pub async fn options(service: &Moduled, spec: &ValidSpec) -> Result<Map<String, Value>, HttpError> {
-    let refused = |refusal: Refusal| HttpError::bad_request(refusal.to_string());
     let mut options = canonical(&spec.settings.create_options).map_err(refused)?;
     leave_out_own_sockets(&mut options, &service.root, &spec.module);
-    let none = Grant::default();
-    let grants = service.settings.grants.iter();
-    let grant = grants.filter(|(module, _)| module.name() == spec.module.name()).map(|(_, grant)| grant).next();
-    let grant = grant.unwrap_or(&none);
-    let elevated = service.settings.allow_elevated_permissions;
-    let (own, open) = own_places(&service.root, &spec.module);
-    let paths = paths_to_resolve(&options, grant);
-    let resolved = tokio::task::spawn_blocking(move || resolve(paths)).await;
-    let resolved = resolved.map_err(|_| HttpError::internal("paths of the create options cannot be looked up"))?;
-    let judge = Judge { module: &spec.module, grant, elevated, own: &own, open: &open };
-    judge.judge(&options, &resolved).map_err(refused)?;
-    if !elevated {
-        let taken = without_elevation(&mut options, grant).map_err(refused)?;
+    let law = Law::of(service, &spec.module);
+    let volumes = volumes(service, volumes_to_look_at(&options)).await?;
+    let resolved = resolve(paths_to_resolve(&options, &volumes, &law.grant)).await?;
+    law.judge().judge(&options, &Found { volumes, resolved }).map_err(refused)?;
+    if !law.elevated {
+        let taken = without_elevation(&mut options, &law.grant).map_err(refused)?;
         if !taken.is_empty() {
             tracing::warn!(module = %spec.module, options = ?taken, "elevated permissions are off; taken from the module");
         }
     }
     Ok(options)
+}
+
+/// Judges what the engine really mounted into a container that it made and that was not started yet. `added` are this
+/// daemon's own binds.
+///
+/// # Errors
+/// 400 that names the mount that is refused; the engine's.
+pub async fn judge_made(
+    service: &Moduled,
+    module: &ModuleId,
+    created: &Created,
+    added: &[String],
+) -> Result<(), HttpError> {
+    let law = Law::of(service, module);
+    let mut mounts = created.mounts.clone();
+    mounts.extend(taken_over(service, &created.body).await?);
+    let volumes = volumes(service, volumes_made(&mounts)).await?;
+    let resolved = resolve(paths_made(&mounts, &volumes, &law.grant)).await?;
+    let found = Found { volumes, resolved };
+    law.judge().judge_made(&mounts, &created.body, added, &found).map_err(refused)
+}
+
+/// The mounts of the containers from which a body takes them over, and of those from which they do.
+async fn taken_over(service: &Moduled, body: &Map<String, Value>) -> Result<Vec<MadeMount>, HttpError> {
+    let engine = &service.modules.engine()?.engine;
+    let (mut all, mut seen, mut next) = (Vec::new(), BTreeSet::new(), volumes_from(body));
+    while let Some(container) = next.pop_first() {
+        if !seen.insert(container.clone()) {
+            continue;
+        }
+        let known = engine.mounts(&container).await.map_err(|error| of_engine(&error))?;
+        let Some((mounts, from)) = known.filter(|_| seen.len() <= CONTAINERS_LIMIT) else {
+            let message =
+                "create option HostConfig.VolumesFrom is refused: it must be containers whose mounts can be seen";
+            return Err(HttpError::bad_request(message));
+        };
+        all.extend(mounts);
+        next.extend(from);
+    }
+    Ok(all)
+}
+
+/// What one module's options are judged by.
+struct Law<'a> {
+    module: &'a ModuleId,
+    grant: Grant,
+    elevated: bool,
+    own: Vec<String>,
+    open: Vec<String>,
+}
+
+impl<'a> Law<'a> {
+    fn of(service: &Moduled, module: &'a ModuleId) -> Self {
+        let mut grants = service.settings.grants.iter();
+        let grant = grants.find(|(granted, _)| granted.name() == module.name()).map(|(_, grant)| grant.clone());
+        let (own, open) = own_places(&service.root, module);
+        let elevated = service.settings.allow_elevated_permissions;
+        Self { module, grant: grant.unwrap_or_default(), elevated, own, open }
+    }
+
+    fn judge(&self) -> Judge<'_> {
+        Judge { module: self.module, grant: &self.grant, elevated: self.elevated, own: &self.own, open: &self.open }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "as an error is mapped")]
+fn refused(refusal: Refusal) -> HttpError {
+    HttpError::bad_request(refusal.to_string())
+}
+
+/// What the engine says of those of these volumes that exist.
+async fn volumes(service: &Moduled, names: BTreeSet<String>) -> Result<Volumes, HttpError> {
+    if names.len() > VOLUMES_LIMIT {
+        return Err(HttpError::bad_request(format!("more than {VOLUMES_LIMIT} volumes in one module")));
+    }
+    let engine = &service.modules.engine()?.engine;
+    let mut found = Volumes::new();
+    for name in names {
+        if let Some(volume) = engine.volume(&name).await.map_err(|error| of_engine(&error))? {
+            found.insert(name, volume);
+        }
+    }
+    Ok(found)
 }
 
 /// Agents bind a module's single socket file, and to themselves the management socket: the folder is bound instead.
@@ -108,9 +193,15 @@ fn strip_root(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
+/// Where paths lead, found out where it holds nobody up.
+async fn resolve(paths: BTreeSet<String>) -> Result<Resolved, HttpError> {
+    let resolved = tokio::task::spawn_blocking(move || all_leads(paths)).await;
+    resolved.map_err(|_| HttpError::internal("paths of the create options cannot be looked up"))
+}
+
 /// Where paths lead. Between this and the engine's own look a link may change; what is in reach of a module only changes
 /// below folders that it was granted.
-fn resolve(paths: BTreeSet<String>) -> Resolved {
+fn all_leads(paths: BTreeSet<String>) -> Resolved {
     let one = |path: String| {
         let led_to = lead(Path::new(&path)).and_then(|path| path.into_os_string().into_string().ok());
         (path, led_to)

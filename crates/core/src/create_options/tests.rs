@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::members::HOST;
 use super::*;
 
 fn options(value: Value) -> Map<String, Value> {
@@ -16,6 +17,17 @@ fn judged(value: Value, grant: &Grant, elevated: bool) -> Result<(), String> {
 }
 
 fn judged_with(value: Value, grant: &Grant, elevated: bool, links: &[(&str, &str)]) -> Result<(), String> {
+    judged_among(value, grant, elevated, links, Volumes::new())
+}
+
+/// With volumes that exist.
+fn judged_among(
+    value: Value,
+    grant: &Grant,
+    elevated: bool,
+    links: &[(&str, &str)],
+    volumes: Volumes,
+) -> Result<(), String> {
     let module: ModuleId = "m1".parse().unwrap();
     let own = ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
     let open = ["/run/iotedge/workload.sock".to_owned()];
@@ -24,9 +36,9 @@ fn judged_with(value: Value, grant: &Grant, elevated: bool, links: &[(&str, &str
         let link = links.iter().find(|(from, _)| *from == path).map_or(path.clone(), |(_, to)| (*to).to_owned());
         (path, Some(link))
     };
-    let resolved = paths_to_resolve(&options, grant).into_iter().map(resolve).collect();
+    let resolved = paths_to_resolve(&options, &volumes, grant).into_iter().map(resolve).collect();
     let judge = Judge { module: &module, grant, elevated, own: &own, open: &open };
-    judge.judge(&options, &resolved).map_err(|refusal| refusal.to_string())
+    judge.judge(&options, &Found { volumes, resolved }).map_err(|refusal| refusal.to_string())
 }
 
 fn refused(value: &Value) -> String {
@@ -185,6 +197,161 @@ fn a_place_granted_for_reading_gets_no_other_owner_and_no_other_label() {
     }
     let grant = Grant { binds: vec!["/srv".into()], ..Grant::default() };
     assert_eq!(judged(log("/srv/log"), &grant, false), Ok(()));
+}
+
+fn volume(driver: &str, options: Value) -> Volume {
+    let options = serde_json::from_value(options).unwrap();
+    Volume { driver: driver.to_owned(), options }
+}
+
+/// What an attacker, or an operator, may have made before.
+fn existing() -> Volumes {
+    let bind = |device: &str| volume("local", json!({ "type": "none", "o": "bind", "device": device }));
+    let overlay = "lowerdir=/srv,upperdir=/run/aziot/up,workdir=/run/aziot/work";
+    [
+        ("plain", volume("local", json!({}))),
+        ("etc", bind("/etc")),
+        ("data", bind("/srv/data")),
+        ("keys", bind("/var/run/aziot")),
+        ("disk", volume("local", json!({ "type": "ext4", "device": "/dev/vda1" }))),
+        ("share", volume("local", json!({ "type": "nfs", "o": "addr=10.0.0.1", "device": ":/x" }))),
+        ("layers", volume("local", json!({ "type": "overlay", "o": overlay, "device": "overlay" }))),
+        ("plugin", volume("plant/sshfs", json!({}))),
+    ]
+    .map(|(name, volume)| (name.to_owned(), volume))
+    .into()
+}
+
+/// The ways in which an engine takes a volume by its name.
+fn by_name(name: &str) -> [(Value, &'static str); 5] {
+    let bind = format!("{name}:/x");
+    let mount = json!([{ "Type": "volume", "Source": name, "Target": "/x" }]);
+    [
+        (json!({ "HostConfig": { "Binds": [bind] } }), "HostConfig.Binds[0]"),
+        (json!({ "Binds": [bind] }), "Binds[0]"),
+        (json!({ "Volumes": { &bind: {} } }), "Volumes."),
+        (json!({ "HostConfig": { "Mounts": mount } }), "HostConfig.Mounts[0].Source"),
+        (json!({ "Mounts": mount }), "Mounts[0].Source"),
+    ]
+}
+
+#[test]
+fn a_volume_that_exists_is_judged_as_what_it_was_made_to_be() {
+    let judged = |value: &Value, grant: &Grant, elevated| judged_among(value.clone(), grant, elevated, &[], existing());
+    let none = Grant::default();
+    for (name, why) in [
+        ("etc", "it mounts /etc of the host by the volume etc"),
+        ("data", "it mounts /srv/data of the host by the volume data"),
+        ("disk", "the volume disk was made with options that reach beyond"),
+        ("share", "the volume share was made with options"),
+        ("plugin", "the volume plugin was made with options"),
+    ] {
+        for (value, option) in by_name(name) {
+            let message = judged(&value, &none, false).expect_err(name);
+            assert!(message.starts_with(&format!("create option {option}")) && message.contains(why), "{message}");
+            assert_eq!(judged(&value, &none, true), Ok(()), "elevated");
+            let grant = Grant { volumes: vec![name.to_owned()], ..Grant::default() };
+            assert_eq!(judged(&value, &grant, false), Ok(()), "granted by its name");
+        }
+    }
+    for (value, _) in by_name("plain").into_iter().chain(by_name("of-the-future")) {
+        assert_eq!(judged(&value, &none, false), Ok(()));
+    }
+    let grant = |bind: &str| Grant { binds: vec![bind.to_owned()], ..Grant::default() };
+    for (value, _) in by_name("data") {
+        assert_eq!(judged(&value, &grant("/srv"), false), Ok(()), "granted as a place");
+        assert!(judged(&value, &grant("/srv:ro"), false).is_err(), "but to be read only");
+    }
+    let read_only = json!({ "HostConfig": { "Binds": ["data:/x:ro"] } });
+    assert_eq!(judged(&read_only, &grant("/srv:ro"), false), Ok(()));
+}
+
+#[test]
+fn no_volume_leads_to_the_devices_own_places_with_any_permissions() {
+    let granted = Grant { volumes: vec!["keys".into(), "layers".into()], ..Grant::default() };
+    for (name, elevated) in [("keys", true), ("keys", false), ("layers", true), ("layers", false)] {
+        for (value, _) in by_name(name) {
+            let message = judged_among(value, &granted, elevated, &[], existing()).expect_err(name);
+            assert!(message.contains("this device's own sockets or state"), "{message}");
+        }
+    }
+    let overlay = json!({ "type": "overlay", "device": "overlay", "o": "lowerdir=/a:/var/lib/edgekeep,upperdir=/u" });
+    for options in [overlay, json!({ "type": "none", "o": "bind", "device": "/etc/edgekeep" })] {
+        let mount =
+            json!({ "Type": "volume", "Target": "/x", "VolumeOptions": { "DriverConfig": { "Options": options } } });
+        let message = judged(json!({ "HostConfig": { "Mounts": [mount] } }), &granted, true).expect_err("own");
+        assert!(message.contains("Mounts[0].VolumeOptions.DriverConfig.Options"), "{message}");
+    }
+    // What Podman removes with the container.
+    for host in [
+        json!({ "ContainerIDFile": "/var/lib/edgekeep/keyd/store.key" }),
+        json!({ "Annotations": { "io.podman.annotations.cid-file": "/var/lib/edgekeep/keyd/store.key" } }),
+    ] {
+        let message = judged(json!({ "HostConfig": host }), &granted, true).expect_err("own");
+        assert!(message.contains("this device's own sockets or state"), "{message}");
+    }
+}
+
+/// The mounts of a container, judged as those of the module `m1`.
+fn made(mounts: &[MadeMount], wanted: Value, grant: &Grant, elevated: bool) -> Result<(), String> {
+    let module: ModuleId = "m1".parse().unwrap();
+    let own = ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
+    let judge = Judge { module: &module, grant, elevated, own: &own, open: &[] };
+    let volumes: Volumes = existing().into_iter().filter(|(name, _)| volumes_made(mounts).contains(name)).collect();
+    let resolved = paths_made(mounts, &volumes, grant).into_iter().map(|path| (path.clone(), Some(path))).collect();
+    let added = ["/var/lib/edgekeep/moduled/containers/m1:/var/run/iotedge".to_owned()];
+    let judged = judge.judge_made(mounts, &options(wanted), &added, &Found { volumes, resolved });
+    judged.map_err(|refusal| refusal.to_string())
+}
+
+fn mount(kind: &str, name: Option<&str>, source: &str) -> MadeMount {
+    let (kind, source, target) = (kind.to_owned(), source.to_owned(), "/x".to_owned());
+    MadeMount { kind, name: name.map(str::to_owned), source, target, writable: true, shared: false }
+}
+
+#[test]
+fn what_the_engine_really_mounted_is_judged_before_it_is_started() {
+    let volume = |name: &str| mount("volume", Some(name), &format!("/var/lib/docker/volumes/{name}/_data"));
+    let none = Grant::default();
+    let one = |mount: MadeMount, grant: &Grant, elevated| made(&[mount], json!({}), grant, elevated);
+    let own = MadeMount {
+        source: "/var/lib/edgekeep/moduled/containers/m1".into(),
+        target: "/run/iotedge".into(),
+        ..mount("bind", None, "")
+    };
+    let elsewhere = MadeMount { target: "/x".into(), ..own.clone() };
+    assert_eq!(made(&[own, volume("plain"), mount("tmpfs", None, "")], json!({}), &none, false), Ok(()));
+    assert!(one(elsewhere, &none, true).is_err(), "not what the daemon added");
+    for (mount, why) in [
+        (volume("etc"), "it mounts /etc of the host by the volume etc"),
+        (volume("disk"), "the volume disk was made with options"),
+        (volume("gone"), "a volume that the engine can describe"),
+        (mount("volume", None, "/x"), "a volume that the engine can describe"),
+        (mount("bind", None, "/etc"), "it mounts /etc of the host"),
+        (mount("image", None, ""), "of the kind \"image\""),
+        (mount("cluster", Some("plain"), ""), "of the kind \"cluster\""),
+    ] {
+        let message = one(mount.clone(), &none, false).expect_err(why);
+        assert!(message.starts_with("create option Mounts (/x in the container that was made)"), "{message}");
+        assert!(message.contains(why), "{message}");
+        assert_eq!(one(mount.clone(), &none, true), Ok(()), "elevated");
+        let from = Grant { options: vec!["HostConfig.VolumesFrom".into()], ..Grant::default() };
+        assert_eq!(one(mount, &from, false), Ok(()), "granted with all that another container has");
+    }
+    let from = Grant { options: vec!["HostConfig.VolumesFrom".into()], ..Grant::default() };
+    for mount in [volume("keys"), volume("layers"), mount("bind", None, "/run/aziot/keyd.sock")] {
+        for grant in [&none, &from] {
+            for elevated in [true, false] {
+                let message = one(mount.clone(), grant, elevated).expect_err("own");
+                assert!(message.contains("this device's own sockets or state"), "{message}");
+            }
+        }
+    }
+    // The engine's own name for layers over a folder that was judged.
+    let layered = |word: &str| json!({ "HostConfig": { "Binds": [format!("/srv:/x:{word}")] } });
+    let merged = || mount("bind", None, "/run/containers/overlay-containers/1/userdata/overlay/2/merge");
+    assert_eq!(made(&[merged()], layered("O"), &none, false), Ok(()));
+    assert!(made(&[merged()], layered("rw"), &none, false).is_err());
 }
 
 /// With elevated permissions all but a relative path is the engine's to judge.

@@ -227,6 +227,11 @@ pub(crate) async fn create_locked(
                     .map_err(|error| of_engine(&error))?;
             }
             let created = containers.engine.create(module, &container).await.map_err(|error| of_engine(&error))?;
+            if let Err(refused) = container::judge_made(service, module, &created, &container.binds).await {
+                // Nothing of it ran yet.
+                containers.engine.remove(&created.container).await.map_err(|error| of_engine(&error))?;
+                return Err(refused);
+            }
             service.images.touch(created.image);
             Workload::Container { container: created.container, image: created.image, options: created.options }
         }

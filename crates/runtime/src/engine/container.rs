@@ -1,5 +1,8 @@
 //! What is read out of the engine's description of a container. Pure.
 
+use std::collections::BTreeMap;
+
+use edgekeep_core::create_options::{MadeMount, Volume};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ContainerId;
 use serde::Deserialize;
@@ -114,6 +117,40 @@ impl Listed {
     }
 }
 
+/// What is mounted into a container, by its inspection; `None` if that has not the documented form.
+pub(super) fn mounts(answer: &Value) -> Option<Vec<MadeMount>> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let one = |mount: &Value| {
+        Some(MadeMount {
+            kind: text(&mount["Type"])?,
+            name: text(&mount["Name"]).filter(|name| !name.is_empty()),
+            source: text(&mount["Source"]).unwrap_or_default(),
+            target: text(&mount["Destination"])?,
+            writable: mount["RW"].as_bool()?,
+            shared: matches!(mount["Propagation"].as_str(), Some("shared" | "rshared")),
+        })
+    };
+    match &answer["Mounts"] {
+        Value::Null => Some(Vec::new()),
+        Value::Array(mounts) => mounts.iter().map(one).collect(),
+        _ => None,
+    }
+}
+
+/// What a volume is, by its inspection; `None` if that has not the documented form.
+pub(super) fn volume(answer: &Value) -> Option<Volume> {
+    let driver = answer["Driver"].as_str()?.to_owned();
+    let options = match &answer["Options"] {
+        Value::Null => BTreeMap::new(),
+        Value::Object(options) => {
+            let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
+            options.iter().map(text).collect::<Option<_>>()?
+        }
+        _ => return None,
+    };
+    Some(Volume { driver, options })
+}
+
 fn module_state(status: &str, exit_code: Option<i64>) -> ModuleState {
     match status {
         "created" | "paused" | "restarting" => ModuleState::Stopped,
@@ -195,6 +232,27 @@ mod tests {
         assert!(!listed.agrees_with("alias", "running"), "it was renamed since");
         let bare: Listed = serde_json::from_value(json!({ "Id": "a" })).expect("an id is enough");
         assert!(!bare.agrees_with("", ""), "what the engine does not say agrees with nothing");
+    }
+
+    #[test]
+    fn the_mounts_and_volumes_of_an_inspection_are_read_or_it_is_not_believed() {
+        let mut answer = json!({ "Mounts": [
+            { "Type": "volume", "Name": "v", "Source": "/d/v/_data", "Destination": "/x", "Driver": "local", "RW": true },
+            { "Type": "bind", "Source": "/etc", "Destination": "/e", "RW": false, "Propagation": "rshared" } ] });
+        let found = mounts(&answer).expect("documented form");
+        assert_eq!((found[0].name.as_deref(), found[0].writable, found[0].shared), (Some("v"), true, false));
+        assert_eq!((found[1].kind.as_str(), found[1].source.as_str(), found[1].shared), ("bind", "/etc", true));
+        for member in ["Type", "Destination", "RW"] {
+            let mut other = answer.clone();
+            other["Mounts"][0][member] = Value::Null;
+            assert_eq!(mounts(&other), None, "{member}");
+        }
+        answer["Mounts"] = "none".into();
+        assert_eq!(mounts(&answer), None);
+        let made = volume(&json!({ "Driver": "local", "Options": { "device": "/etc" } })).expect("documented form");
+        assert_eq!(made.options["device"], "/etc");
+        assert_eq!(volume(&json!({ "Driver": "local", "Options": ["x"] })), None);
+        assert_eq!(volume(&json!({ "Options": null })), None);
     }
 
     #[test]

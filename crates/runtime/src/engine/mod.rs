@@ -8,6 +8,7 @@ mod container;
 mod create;
 mod http;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use ::http::Method;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
+use edgekeep_core::create_options::{MadeMount, Volume, volumes_from};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::{ContainerId, ModuleId};
 use serde_json::{Map, Value, json};
@@ -133,8 +135,8 @@ impl EngineError {
     }
 }
 
-/// What was created: the part of a registration that the engine knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What was created: the part of a registration that the engine knows, and what is still to be judged.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Created {
     /// The container.
     pub container: ContainerId,
@@ -142,6 +144,19 @@ pub struct Created {
     pub image: Sha256Digest,
     /// Digest of the create options.
     pub options: Sha256Digest,
+    /// The body that it was made from. It holds the environment.
+    pub body: Map<String, Value>,
+    /// What is mounted into it.
+    pub mounts: Vec<MadeMount>,
+}
+
+/// The body holds the environment, and with it secrets.
+impl std::fmt::Debug for Created {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Created");
+        shown.field("container", &self.container).field("image", &self.image).field("options", &self.options);
+        shown.field("mounts", &self.mounts).finish_non_exhaustive()
+    }
 }
 
 /// A container engine. Cheap to clone; holds no connection.
@@ -177,16 +192,61 @@ impl Engine {
         };
         let CreateBody { body, options } = create_body(spec, Some(&wanted))?;
         let mut call = Call::post(Target::new("/containers/create").query("name", module.name()));
+        let sent = body.as_object().cloned().unwrap_or_default();
         call.body = Some(body);
         let answer: Value = self.connector.json(call).await?;
         let container: ContainerId =
             answer["Id"].as_str().and_then(|id| id.parse().ok()).ok_or(EngineError::NotJson)?;
-        let made = Container::from_inspect(&self.inspect_id(&container).await?).ok_or(EngineError::NotJson)?;
+        let looked = self.look_at(&container, wanted).await;
+        // What cannot be looked at is not left behind.
+        match looked {
+            Ok((image, mounts)) => Ok(Created { container, image, options, body: sent, mounts }),
+            Err(error) => {
+                self.delete_id(&container).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn look_at(
+        &self,
+        container: &ContainerId,
+        wanted: Sha256Digest,
+    ) -> Result<(Sha256Digest, Vec<MadeMount>), EngineError> {
+        let answer = self.inspect_id(container).await?;
+        let made = Container::from_inspect(&answer).ok_or(EngineError::NotJson)?;
         if made.image != wanted {
-            self.delete_id(&container).await?;
             return Err(EngineError::OtherImage { wanted, used: made.image });
         }
-        Ok(Created { container, image: made.image, options })
+        let mounts = container::mounts(&answer).ok_or(EngineError::NotJson)?;
+        Ok((made.image, mounts))
+    }
+
+    /// What is mounted into a container, by its name or id, and from which containers it takes over more; `None` if there
+    /// is none.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub async fn mounts(&self, container: &str) -> Result<Option<(Vec<MadeMount>, BTreeSet<String>)>, EngineError> {
+        let answer: Value =
+            match self.connector.json(Call::get(Target::new("/containers").segment(container, "/json"))).await {
+                Err(error) if error.is_not_found() => return Ok(None),
+                other => other?,
+            };
+        let from = answer.as_object().map(volumes_from).unwrap_or_default();
+        container::mounts(&answer).map(|mounts| Some((mounts, from))).ok_or(EngineError::NotJson)
+    }
+
+    /// A volume by its name; `None` if there is none.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub async fn volume(&self, name: &str) -> Result<Option<Volume>, EngineError> {
+        match self.connector.json(Call::get(Target::new("/volumes").segment(name, ""))).await {
+            Ok(answer) => container::volume(&answer).map(Some).ok_or(EngineError::NotJson),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The module's container.

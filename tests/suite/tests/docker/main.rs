@@ -11,6 +11,7 @@ mod images;
 mod lifecycle;
 mod options;
 mod updates;
+mod volumes;
 
 use std::path::PathBuf;
 
