@@ -269,30 +269,6 @@ impl std::str::FromStr for OnBehalfOf {
     }
 }
 
-/// Answer of `GET /sandbox` (ours, since 2021-05-01): what the daemon has given up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SandboxReport {
-    /// Whether the configuration lets it give anything up.
-    pub enabled: bool,
-    /// The layers that are asked for.
-    pub layers: Vec<Layer>,
-    /// What is left within reach because of hardware.
-    pub widened: Vec<String>,
-}
-
-/// One layer of the sandbox.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Layer {
-    /// `privileges`, `files` or `system calls`.
-    pub name: String,
-    /// Whether all of it is in force.
-    pub full: bool,
-    /// What is in force, for people.
-    pub level: String,
-}
-
 /// Answer of `GET /audit/entries?from=<index>&limit=<count>` (ours, since 2021-05-01).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -395,14 +371,6 @@ impl KeysClient {
     /// If keyd cannot be reached, refuses, or cannot write its log.
     pub async fn audit_checkpoint(&self) -> Result<AuditCheckpoint, ClientError> {
         self.0.call(Method::GET, &format!("/audit/checkpoint?{VERSION}"), None::<&()>).await
-    }
-
-    /// What keyd has given up.
-    ///
-    /// # Errors
-    /// If keyd cannot be reached or refuses.
-    pub async fn sandbox(&self) -> Result<SandboxReport, ClientError> {
-        self.0.call(Method::GET, &format!("/sandbox?{VERSION}"), None::<&()>).await
     }
 
     /// Up to `limit` entries of the audit log from index `from` on.

@@ -1,4 +1,4 @@
-//! The operations socket that each daemon has (ours): metrics and the log's level. Requests name no api-version.
+//! The operations socket that each daemon has (ours): metrics, the log's level and its sandbox. Requests name no api-version.
 
 use std::path::PathBuf;
 
@@ -16,6 +16,30 @@ pub struct LogLevel {
     /// What it is again after a restart. Not in a request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_start: Option<String>,
+}
+
+/// Answer of `GET /sandbox`: what the daemon has given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxReport {
+    /// Whether the configuration lets it give anything up.
+    pub enabled: bool,
+    /// The layers that are asked for.
+    pub layers: Vec<Layer>,
+    /// What is left within reach because the settings need it, for people.
+    pub widened: Vec<String>,
+}
+
+/// One layer of the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Layer {
+    /// `privileges`, `files` or `system calls`.
+    pub name: String,
+    /// Whether all of it is in force.
+    pub full: bool,
+    /// What is in force, for people.
+    pub level: String,
 }
 
 /// Typed client of one daemon's operations socket.
@@ -43,6 +67,14 @@ impl OperationsClient {
     /// As [`Self::metrics`].
     pub async fn log_level(&self) -> Result<LogLevel, ClientError> {
         self.0.call(Method::GET, "/log-level", None::<&()>).await
+    }
+
+    /// What the daemon has given up.
+    ///
+    /// # Errors
+    /// As [`Self::metrics`].
+    pub async fn sandbox(&self) -> Result<SandboxReport, ClientError> {
+        self.0.call(Method::GET, "/sandbox", None::<&()>).await
     }
 
     /// Changes the log's level until the daemon ends.

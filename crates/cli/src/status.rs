@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use edgekeep_api::client::{Client, ClientError};
 use edgekeep_api::identityd::{Identity, IdentityClient, ProvisioningInfo};
-use edgekeep_api::keyd::{KeysClient, SandboxReport};
 use edgekeep_api::management::{ManagementClient, ModuleDetails, Status};
+use edgekeep_api::operations::{OperationsClient, SandboxReport};
 use edgekeep_core::attestation::PeerHandle;
 use edgekeep_core::layout::{Daemon, Root};
 use http::Method;
@@ -44,7 +44,8 @@ struct Facts {
     status: Option<Status>,
     modules: Option<Vec<ModuleDetails>>,
     /// What keyd has given up; an older one does not say.
-    sandbox: Option<SandboxReport>,
+    /// Of the daemons that tell.
+    sandboxes: Vec<(Daemon, SandboxReport)>,
     configured: bool,
     installed: bool,
 }
@@ -101,8 +102,12 @@ async fn gather(context: &Context) -> Facts {
     let root = &context.root;
     let identity = IdentityClient::new(root.identityd_socket());
     let management = ManagementClient::new(&context.management);
-    let keys = KeysClient::new(root.keyd_socket());
-    let (keyd, identityd, moduled, provisioning, device, status, modules, sandbox) = tokio::join!(
+    let sandbox = |daemon| {
+        let socket = OperationsClient::new(root.metrics_socket(daemon));
+        async move { Some((daemon, within(socket.sandbox()).await?.ok()?)) }
+    };
+    let sandboxes = async { tokio::join!(sandbox(Daemon::Keyd), sandbox(Daemon::Identityd)) };
+    let (keyd, identityd, moduled, provisioning, device, status, modules, sandboxes) = tokio::join!(
         see(Daemon::Keyd, root.keyd_socket(), root, "/?api-version=2021-05-01"),
         see(Daemon::Identityd, root.identityd_socket(), root, "/identities/provisioning?api-version=2022-08-01"),
         see(Daemon::Moduled, context.management.clone(), root, "/modules?api-version=2022-08-03"),
@@ -110,7 +115,7 @@ async fn gather(context: &Context) -> Facts {
         within(identity.device()),
         within(management.status()),
         within(management.list_modules()),
-        within(keys.sandbox()),
+        sandboxes,
     );
     let device = match device {
         Some(Ok(identity)) => Ok(identity),
@@ -125,7 +130,7 @@ async fn gather(context: &Context) -> Facts {
         device,
         status: status.and_then(Result::ok),
         modules: modules.and_then(Result::ok),
-        sandbox: sandbox.and_then(Result::ok),
+        sandboxes: [sandboxes.0, sandboxes.1].into_iter().flatten().collect(),
         configured: root.settings_file(Daemon::Moduled).exists(),
         installed: root.path() == Path::new("/"),
     }
@@ -202,12 +207,14 @@ fn judge(facts: Facts, now: OffsetDateTime) -> Health {
         warnings.push(format!("daemons share one Unix user, so they are not isolated from each other{hint}"));
     }
 
-    if let Some(sandbox) = &facts.sandbox {
+    for (daemon, sandbox) in &facts.sandboxes {
+        let name = daemon.name();
         if !sandbox.enabled {
-            warnings.push("keyd runs without sandbox: remove sandbox = false from [aziot_keys]".to_owned());
+            let table = if *daemon == Daemon::Keyd { "aziot_keys" } else { name };
+            warnings.push(format!("{name} runs without sandbox: remove sandbox = false from [{table}]"));
         }
         for layer in sandbox.layers.iter().filter(|layer| !layer.full) {
-            warnings.push(format!("keyd's sandbox: {}: {}", printable(&layer.name), printable(&layer.level)));
+            warnings.push(format!("{name}'s sandbox: {}: {}", printable(&layer.name), printable(&layer.level)));
         }
     }
 
@@ -357,7 +364,7 @@ mod tests {
     use serde_json::json;
     use time::macros::datetime;
 
-    use edgekeep_api::keyd::Layer;
+    use edgekeep_api::operations::Layer;
 
     use super::*;
 
@@ -386,7 +393,10 @@ mod tests {
             .unwrap()),
             status: Some(serde_json::from_value(status).unwrap()),
             modules: Some(serde_json::from_value(modules).unwrap()),
-            sandbox: Some(SandboxReport { enabled: true, layers: Vec::new(), widened: Vec::new() }),
+            sandboxes: vec![(
+                Daemon::Keyd,
+                SandboxReport { enabled: true, layers: Vec::new(), widened: Vec::new() },
+            )],
             configured: true,
             installed: true,
         }
@@ -402,13 +412,16 @@ mod tests {
                 "keyd's sandbox: files: absent: no Landlock",
             ),
         ] {
-            let health = judge(Facts { sandbox: Some(sandbox), ..well() }, NOW);
+            let health = judge(Facts { sandboxes: vec![(Daemon::Keyd, sandbox)], ..well() }, NOW);
             assert!(health.healthy && health.warnings.len() == 1, "{health:?}");
             assert!(health.warnings[0].contains(said), "{health:?}");
         }
         let full = SandboxReport { enabled: true, layers: vec![layer(true, "full")], widened: vec!["x".into()] };
-        assert!(judge(Facts { sandbox: Some(full), ..well() }, NOW).warnings.is_empty());
-        assert!(judge(Facts { sandbox: None, ..well() }, NOW).warnings.is_empty());
+        assert!(judge(Facts { sandboxes: vec![(Daemon::Identityd, full)], ..well() }, NOW).warnings.is_empty());
+        assert!(judge(Facts { sandboxes: Vec::new(), ..well() }, NOW).warnings.is_empty());
+        let off = SandboxReport { enabled: false, layers: Vec::new(), widened: Vec::new() };
+        let health = judge(Facts { sandboxes: vec![(Daemon::Identityd, off)], ..well() }, NOW);
+        assert!(health.warnings[0].contains("sandbox = false from [identityd]"), "{health:?}");
     }
 
     #[test]

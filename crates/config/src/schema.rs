@@ -154,6 +154,7 @@ pub(crate) static ROOT: &[Key] = &[
     table("image_garbage_collection", IMAGE_GARBAGE_COLLECTION),
     table("endpoints", ENDPOINTS).no_effect("the daemons' sockets have fixed places under the root folder"),
     table("cloud", CLOUD),
+    table("identityd", DAEMON),
     key("host_modules", Kind::MapOf(&Kind::Table(HOST_MODULE))),
     key("host_services", Kind::MapOf(&Kind::Table(HOST_SERVICE))),
     key("allow_root_host_modules", Kind::Boolean),
@@ -338,6 +339,8 @@ static IMAGE_GARBAGE_COLLECTION: &[Key] = &[
 ];
 
 static ENDPOINTS: &[Key] = &[text("aziot_certd"), text("aziot_identityd"), text("aziot_keyd"), text("aziot_tpmd")];
+
+static DAEMON: &[Key] = &[key("sandbox", Kind::Boolean)];
 
 static CLOUD: &[Key] = &[key("trusted_certs", Kind::Texts)];
 

@@ -153,6 +153,7 @@ impl<'a> Draft<'a> {
                 local_ca: None,
                 preloaded_certs: BTreeMap::new(),
                 connections_per_uid: None,
+                sandbox: true,
             },
             moduled: ModuledSettings {
                 hostname,
@@ -183,6 +184,7 @@ impl<'a> Draft<'a> {
         self.names(root);
         self.cloud(root);
         self.limits(root);
+        self.sandboxes(root);
         self.hardware(root);
         self.notary(root);
         self.provisioning(root);
@@ -292,6 +294,13 @@ impl<'a> Draft<'a> {
         if let Some(limits) = root.table("iotedge_max_requests") {
             self.moduled.management_connections_per_uid = self.count(&limits, "management", 1, 10_000);
             self.moduled.workload_connections_per_uid = self.count(&limits, "workload", 1, 10_000);
+        }
+    }
+
+    /// Those of the daemons but keyd, whose hardware widens its own.
+    fn sandboxes(&mut self, root: &View<'_>) {
+        if let Some(enabled) = root.table("identityd").and_then(|identityd| identityd.boolean("sandbox")) {
+            self.identityd.sandbox = enabled;
         }
     }
 

@@ -161,6 +161,9 @@ pub struct IdentitydSettings {
     /// Open connections one uid may hold on one socket.
     #[serde(default)]
     pub connections_per_uid: Option<u32>,
+    /// Whether it gives up what it does not need.
+    #[serde(default = "yes")]
+    pub sandbox: bool,
 }
 
 /// Where the device's identity comes from. No secret is in here: keys are named by their id in keyd.

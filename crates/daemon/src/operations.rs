@@ -1,15 +1,16 @@
-//! The operations socket, `run/edgekeep/<daemon>.metrics.sock`: metrics for whoever may open it, and the log's level.
+//! The operations socket, `run/edgekeep/<daemon>.metrics.sock`: metrics for whoever may open it, the log's level, and what the
+//! daemon has given up.
 //!
 //! One in each daemon and the same in each, so that an operator learns it once: `GET /metrics`, `GET /log-level`,
-//! `PUT /log-level`. It tells nothing secret; its mode is 0660.
+//! `PUT /log-level`, `GET /sandbox`. It tells nothing secret; its mode is 0660.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use edgekeep_api::operations::LogLevel;
+use edgekeep_api::operations::{LogLevel, SandboxReport};
 use edgekeep_core::layout::{Daemon, Root};
 use http::{Method, StatusCode};
 use tokio::net::UnixListener;
@@ -44,6 +45,8 @@ pub struct Operations {
     may_change: Option<u32>,
     /// Opened, and the size of a page asked for, before a sandbox takes them out of reach.
     memory: Option<(File, usize)>,
+    /// What the process has given up. Empty for a daemon that runs within another program, as in tests.
+    sandbox: OnceLock<SandboxReport>,
 }
 
 impl std::fmt::Debug for Operations {
@@ -67,7 +70,20 @@ impl Operations {
             writing: Mutex::new(()),
             memory: File::open("/proc/self/statm").ok().map(|statm| (statm, rustix::param::page_size())),
             may_change: own.then(|| rustix::process::geteuid().as_raw()),
+            sandbox: OnceLock::new(),
         })
+    }
+
+    /// Takes in what this process has given up, to show it. The first time counts.
+    pub fn confined(&self, report: SandboxReport) {
+        let _ = self.sandbox.set(report);
+    }
+
+    /// What this process has given up.
+    #[must_use]
+    pub fn sandbox(&self) -> SandboxReport {
+        let nothing = || SandboxReport { enabled: false, layers: Vec::new(), widened: Vec::new() };
+        self.sandbox.get().cloned().unwrap_or_else(nothing)
     }
 }
 
@@ -108,6 +124,7 @@ pub fn router(operations: Arc<Operations>) -> Router<Operations> {
         .route(Method::GET, "/metrics", "", metrics)
         .route(Method::GET, "/log-level", "", log_level)
         .route(Method::PUT, "/log-level", "", set_log_level)
+        .route(Method::GET, "/sandbox", "", sandbox)
 }
 
 async fn metrics(operations: Arc<Operations>, _: Request) -> Result<Response, HttpError> {
@@ -130,6 +147,10 @@ fn resident(statm: &File, page: usize) -> Option<f64> {
 async fn log_level(_: Arc<Operations>, _: Request) -> Result<Response, HttpError> {
     let (level, at_start) = logging::levels().ok_or_else(|| HttpError::internal("this daemon does not log"))?;
     Ok(Response::ok(&LogLevel { level: level.to_string(), at_start: Some(at_start.to_string()) }))
+}
+
+async fn sandbox(operations: Arc<Operations>, _: Request) -> Result<Response, HttpError> {
+    Ok(Response::ok(&operations.sandbox()))
 }
 
 async fn set_log_level(operations: Arc<Operations>, mut request: Request) -> Result<Response, HttpError> {

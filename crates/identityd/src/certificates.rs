@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 
 pub use issue::IssueError;
 pub use store::CertStoreError;
+pub(crate) use store::preloaded_file;
 
 use issue::{Circumstances, Issuer, KeyKind, Request, Unsigned};
 use store::CertStore;

@@ -3,7 +3,8 @@
 //! Touches: its state folder, the sockets `identityd.sock` and `certd.sock`, keyd's socket as a client, and the network:
 //! the provisioning service and the hub. Starts no process, opens no device, and never has a private key: tokens and
 //! certificates are signed by keyd. (Two exceptions that the APIs ask for: a local identity's key, which is made for its
-//! caller, and the derived keys of modules while they are sent to the hub.)
+//! caller, and the derived keys of modules while they are sent to the hub.) What it does not need for that it gives up for good
+//! before it asks or answers anything (`confine`, `identityd.syscalls`).
 //!
 //! What is known is answered from memory. The cloud is asked in the background (`device`, `refresh`), by what
 //! [`edgekeep_core::provisioning`] decides, and no lock is held meanwhile.
@@ -12,6 +13,7 @@
 mod access;
 mod certificates;
 mod certificates_api;
+mod confine;
 mod device;
 mod identity_api;
 mod keys;
@@ -21,11 +23,13 @@ mod modules;
 mod refresh;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::net::ToSocketAddrs as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use edgekeep_api::keyd::KeysClient;
+use edgekeep_api::operations::SandboxReport;
 use edgekeep_cloud::{Registration, Transport, Trust};
 use edgekeep_core::grants::Grants;
 use edgekeep_core::id::ModuleId;
@@ -37,6 +41,7 @@ use edgekeep_daemon::listen::{ListenError, activated_or_bound};
 use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server;
 use edgekeep_daemon::store::{StateFile, StoreError, private_folder, sweep_temporary};
+use edgekeep_daemon::systemd;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -56,6 +61,9 @@ use refresh::{Refresh, Refresher, Registry};
 const INTERACTIVE: Duration = Duration::from_secs(20);
 /// How long the start waits for an identity that needs no network.
 const FIRST_IDENTITY: Duration = Duration::from_secs(2);
+
+/// What is no name of a host, and is found to be none only after everything that looks up names was asked.
+const NO_NAME: &str = "this-part-of-a-name-is-longer-than-the-sixty-three-bytes-that-one-may-have";
 
 /// How this daemon is run.
 #[derive(Debug, Clone)]
@@ -122,6 +130,22 @@ impl Identityd {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(options: Options) -> Result<Self, StartError> {
+        Self::begin(options, |_, _, _| None).await
+    }
+
+    /// The same, for a process that is nothing else: it gives up what serving does not need, for good, before the network is
+    /// used. To be called while the process has one thread.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_confined(options: Options) -> Result<Self, StartError> {
+        Self::begin(options, |root, settings, hub| Some(give_up(root, settings, hub))).await
+    }
+
+    async fn begin(
+        options: Options,
+        confine: impl FnOnce(&Root, &IdentitydSettings, Option<&str>) -> Option<SandboxReport>,
+    ) -> Result<Self, StartError> {
         let Options { root, settings, provisioning: limits, refresh: refresh_limits } = options;
         let folder = root.state_folder(Daemon::Identityd);
         private_folder(&folder)?;
@@ -131,8 +155,24 @@ impl Identityd {
         if settings.parent_hostname.as_deref().is_some_and(|parent| !device::is_host(parent)) {
             return Err(StartError::Host { what: "parent_hostname" });
         }
+        let file = StateFile::new(folder.join("device.json"), "device", 1);
+        let stored = stored_identity(&file)?;
+        let sockets = (
+            activated_or_bound("aziot-identityd.socket", &root.identityd_socket(), 0o660)?,
+            activated_or_bound("aziot-certd.socket", &root.certd_socket(), 0o660)?,
+        );
+        let operations_socket = operations::listen(Daemon::Identityd, &root);
         let keyd = KeysClient::new(root.keyd_socket());
-        let keys = Arc::new(DeviceKeys::new(keyd.clone(), key));
+        let certificates = Arc::new(Certificates::open(folder.join("certs"), &settings, keyd.clone())?);
+        let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings);
+        let operations = Operations::new(Daemon::Identityd, &root, metrics::FAMILIES, refresh_metrics);
+        // The sockets are there, and no thread yet, and nothing has been heard from anybody.
+        let hub = stored.as_ref().map(|stored| stored.identity.hub.as_str());
+        if let Some(report) = confine(&root, &settings, hub) {
+            operations.confined(report);
+        }
+
+        let keys = Arc::new(DeviceKeys::new(keyd, key));
         let trust = match settings.cloud.trusted_certs.as_slice() {
             [] => Trust::System,
             paths => Trust::Files(paths.iter().map(PathBuf::from).collect()),
@@ -146,8 +186,6 @@ impl Identityd {
             Transport::new(edgekeep_cloud::Limits { timeout: timeout.min(INTERACTIVE), retries }, trust);
         let interactive_calls = Arc::new(interactive_calls.observed_by(metrics::called));
 
-        let file = StateFile::new(folder.join("device.json"), "device", 1);
-        let stored = stored_identity(&file)?;
         let modules = Arc::new(Modules::open(StateFile::new(folder.join("modules.json"), "modules", 1)));
         let (device, wishes) = Device::new();
         let device = Arc::new(device);
@@ -161,7 +199,6 @@ impl Identityd {
             refresh: Arc::clone(&refresh),
         };
         let audit = Arc::new(Audit::new(&folder));
-        let certificates = Arc::new(Certificates::open(folder.join("certs"), &settings, keyd)?);
         let access = access::Access::new(settings.principals.clone());
         let principals = module_principals(&access);
 
@@ -187,13 +224,6 @@ impl Identityd {
         let refresher = Refresher { registry: registry(background_calls), limits: refresh_limits, principals };
         background.spawn(refresher.run());
 
-        let sockets = (
-            activated_or_bound("aziot-identityd.socket", &root.identityd_socket(), 0o660)?,
-            activated_or_bound("aziot-certd.socket", &root.certd_socket(), 0o660)?,
-        );
-        let operations_socket = operations::listen(Daemon::Identityd, &root);
-        let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings);
-        let operations = Operations::new(Daemon::Identityd, &root, metrics::FAMILIES, refresh_metrics);
         let mut socket_limits = server::Limits::default();
         if let Some(limit) = settings.connections_per_uid {
             socket_limits.connections_per_uid = limit;
@@ -224,6 +254,12 @@ impl Identityd {
         })
     }
 
+    /// What this process has given up.
+    #[must_use]
+    pub fn sandbox(&self) -> SandboxReport {
+        self.operations.1.sandbox()
+    }
+
     /// Answers until `stop` turns true.
     pub async fn run(self, stop: watch::Receiver<bool>) {
         let Self { identity, certificates, sockets, operations, limits, mut background } = self;
@@ -237,6 +273,21 @@ impl Identityd {
         // What is under way is given up; files are replaced whole or not at all.
         background.shutdown().await;
     }
+}
+
+/// Gives up what serving does not need, for the whole process.
+fn give_up(root: &Root, settings: &IdentitydSettings, hub: Option<&str>) -> SandboxReport {
+    systemd::prepare();
+    // The C library loads what looks names up when it is needed first, which is too late then. No name server is asked: the name
+    // is longer than names can be.
+    let _ = (NO_NAME, 443).to_socket_addrs();
+    let around = confine::Surroundings {
+        variable: &|name| std::env::var_os(name),
+        real: &confine::real,
+        exists: &Path::exists,
+        is_root: rustix::process::geteuid().is_root(),
+    };
+    confine::confinement(root, settings, hub, &around).enter().seal()
 }
 
 /// The configured source, in the form that is compared with the stored one; the device's key; what to register.

@@ -8,6 +8,7 @@ use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
 use edgekeep_core::settings::IdentitydSettings;
 use edgekeep_daemon::{lifecycle, logging, settings, systemd};
 use edgekeep_identityd::{Identityd, Options, StartError};
+use edgekeep_sandbox::privileges;
 
 fn main() -> ExitCode {
     logging::init();
@@ -24,6 +25,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
+    // Tokens and derived keys of modules pass through it.
+    privileges::hide_memory().context("cannot hide this process's memory")?;
     let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
     let path = root.settings_file(Daemon::Identityd);
     let settings: IdentitydSettings = settings::load(&path)?
@@ -37,7 +40,7 @@ fn run() -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
-        let daemon = Identityd::start(Options::new(root, settings)).await?;
+        let daemon = Identityd::start_confined(Options::new(root, settings)).await?;
         systemd::notify_ready();
         tracing::info!("ready");
         daemon.run(stop).await;

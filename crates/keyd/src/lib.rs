@@ -25,7 +25,6 @@ mod turns;
 
 use std::sync::Arc;
 
-use edgekeep_api::keyd::SandboxReport;
 use edgekeep_hsm::KeyBackend;
 pub use places::PlacesError;
 pub use ready::Ready;
@@ -58,17 +57,9 @@ pub struct Keyd {
     tpmd: Option<Arc<Tpmd>>,
     handles: Handles,
     policy: Policy,
-    /// What this process has given up, which nobody has said yet.
-    sandbox: SandboxReport,
 }
 
 impl Keyd {
-    /// Takes in what this process has given up, to show it.
-    #[must_use]
-    pub fn confined(self, sandbox: SandboxReport) -> Self {
-        Self { sandbox, ..self }
-    }
-
     /// What the TPM API works on, if there is a TPM.
     #[must_use]
     pub fn tpmd(&self) -> Option<Arc<Tpmd>> {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use edgekeep_api::keyd::SandboxReport;
+use edgekeep_api::operations::SandboxReport;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_daemon::operations::{self, Operations};
@@ -44,13 +44,14 @@ impl Ready {
         // token's library and the log's thread, which begin when the store is opened.
         let entered = prepared.confinement()?.enter();
         let keyd = prepared.open(Policy::new(settings))?;
-        Ok(Self { keyd: keyd.confined(entered.seal()), listener, tpm_listener, operations })
+        operations.1.confined(entered.seal());
+        Ok(Self { keyd, listener, tpm_listener, operations })
     }
 
     /// What was given up.
     #[must_use]
-    pub fn sandbox(&self) -> &SandboxReport {
-        &self.keyd.sandbox
+    pub fn sandbox(&self) -> SandboxReport {
+        self.operations.1.sandbox()
     }
 
     /// Serves until `stop` turns true.

@@ -52,7 +52,6 @@ pub fn router(state: Arc<Keyd>) -> Router<Keyd> {
         .route(Method::POST, "/decrypt", since, decrypt)
         .route(Method::GET, "/audit/checkpoint", API_VERSIONS[1], audit_checkpoint)
         .route(Method::GET, "/audit/entries", API_VERSIONS[1], audit_entries)
-        .route(Method::GET, "/sandbox", API_VERSIONS[1], sandbox)
         .on_sender_changed(|state, caller, _| {
             state.recorder.refused(record::connected(caller), Operation::Connect, None, Reason::SenderChanged);
         })
@@ -229,10 +228,6 @@ async fn decrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
         EncryptMechanism::RsaPkcs1 | EncryptMechanism::RsaNoPadding => Err(wrong_mechanism()),
     };
     Ok(Response::ok(&Plaintext { plaintext: doing.end(plaintext)?.into_exposed().into() }))
-}
-
-async fn sandbox(state: Arc<Keyd>, _request: Request) -> Answer {
-    Ok(Response::ok(&state.sandbox))
 }
 
 async fn audit_checkpoint(state: Arc<Keyd>, request: Request) -> Answer {

@@ -5,18 +5,18 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
 
-use edgekeep_api::keyd::SandboxReport;
 use edgekeep_audit::{Log, MonotonicCounter, SignError, SoftwareSigner};
 use edgekeep_core::grants::RESERVED_KEY_IDS;
 use edgekeep_core::id::KeyId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
+use edgekeep_daemon::confinement::Confinement;
 use edgekeep_daemon::listen::ListenError;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
 use edgekeep_hsm::tpm::{AuthValue, NvCounter, TpmError};
 use edgekeep_hsm::{KeyError, SecretBytes, secret_memory};
 
-use crate::confine::Confinement;
+use crate::confine;
 use crate::counter::TpmCounter;
 use crate::handle::Handles;
 use crate::libraries::Surroundings;
@@ -106,7 +106,7 @@ impl<'a> Prepared<'a> {
             real: &|path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
         };
         let is_root = rustix::process::geteuid().is_root();
-        Ok(Confinement::new(self.root, &self.settings.sandbox, &self.plan.named(self.settings), is_root, &around))
+        Ok(confine::confinement(self.root, &self.settings.sandbox, &self.plan.named(self.settings), is_root, &around))
     }
 
     /// Opens the key store, takes in the keys that wait in the import folder, and readies the handle validation key.
@@ -174,7 +174,6 @@ impl Keyd {
             tpmd,
             handles: Handles::new(&handle_key),
             policy,
-            sandbox: SandboxReport { enabled: false, layers: Vec::new(), widened: Vec::new() },
         })
     }
 }

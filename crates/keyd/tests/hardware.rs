@@ -24,6 +24,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, SignMechanism};
+use edgekeep_api::operations::OperationsClient;
 use edgekeep_api::tpmd::TpmClient;
 use edgekeep_audit::checkpoint::Checkpoint;
 use edgekeep_audit::entry::Shown;
@@ -1021,7 +1022,8 @@ fn a_tpm_behind_a_tokens_library_is_reached_from_within_the_sandbox() {
             let pair = keys.create_key_pair("pair", Some("ec-p256")).await;
             let pair = pair.unwrap_or_else(|error| panic!("{error}: {}", device.log()));
             assert!(signs(&keys, &pair, device.folder.path()).await);
-            let report = keys.sandbox().await.unwrap();
+            let socket = Root::new(device.folder.path()).metrics_socket(Daemon::Keyd);
+            let report = OperationsClient::new(socket).sandbox().await.unwrap();
             assert!(report.layers.iter().all(|layer| layer.full), "{report:?}");
             let said = report.widened.iter().filter(|said| said.contains(" port ")).count();
             assert_eq!(said, 2, "round {round}: {report:?}");

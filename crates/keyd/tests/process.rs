@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use edgekeep_api::keyd::{KeyHandle, KeysClient, SignMechanism};
+use edgekeep_api::operations::OperationsClient;
 use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -221,7 +222,8 @@ fn it_serves_from_within_a_sandbox_that_all_its_threads_are_in() {
                 assert!(!signed.unwrap().is_empty(), "round {round}");
             }
             client.delete_key(&client.load_key("device-id").await.unwrap()).await.unwrap();
-            let report = client.sandbox().await.unwrap();
+            let operations = OperationsClient::new(root.metrics_socket(Daemon::Keyd));
+            let report = operations.sandbox().await.unwrap();
             assert!(report.enabled && report.widened.is_empty(), "{report:?}");
             assert_eq!(report.layers.len(), 3);
             assert!(report.layers.iter().all(|layer| layer.full), "this kernel cannot do all of it: {report:?}");
@@ -249,8 +251,8 @@ fn without_sandbox_it_says_so_in_its_log_and_to_who_asks() {
     let mut child = command(folder.path()).env("NOTIFY_SOCKET", &notify).spawn().unwrap();
     manager.recv(&mut [0; 64]).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let socket = Root::new(folder.path()).keyd_socket();
-    let report = runtime.block_on(async { KeysClient::new(socket).sandbox().await.unwrap() });
+    let socket = Root::new(folder.path()).metrics_socket(Daemon::Keyd);
+    let report = runtime.block_on(async { OperationsClient::new(socket).sandbox().await.unwrap() });
     assert!(!report.enabled && report.layers.is_empty());
     let mut log = child.stderr.take().unwrap();
     assert_eq!(end(child, Signal::TERM).code(), Some(0));

@@ -73,6 +73,7 @@ pub struct Reach {
     grants: Vec<Grant>,
     connect: Vec<u16>,
     any_port: bool,
+    any_connection: bool,
     any_file: bool,
 }
 
@@ -144,11 +145,25 @@ impl Reach {
         self
     }
 
+    /// Adds TCP connections to any port. Ports are still not listened on.
+    #[must_use]
+    pub fn any_connection(mut self) -> Self {
+        self.any_connection = true;
+        self
+    }
+
     /// Adds all files: leaves only ports, signals and abstract sockets restricted.
     #[must_use]
     pub fn any_file(mut self) -> Self {
         self.any_file = true;
         self
+    }
+
+    /// The ports that were added, in that order. More may be connected to, see [`Reach::any_port`] and
+    /// [`Reach::any_connection`].
+    #[must_use]
+    pub fn ports(&self) -> &[u16] {
+        &self.connect
     }
 
     /// The rights that were added, in that order.
@@ -184,7 +199,8 @@ impl Reach {
             rules = rules.handle_access(AccessFs::from_all(KNOWN))?;
         }
         if !self.any_port {
-            rules = rules.handle_access(AccessNet::from_all(KNOWN))?;
+            let net = AccessNet::from_all(KNOWN);
+            rules = rules.handle_access(if self.any_connection { net & !AccessNet::ConnectTcp } else { net })?;
         }
         let mut rules = rules.create()?;
         let mut missing = Vec::new();
@@ -196,7 +212,7 @@ impl Reach {
                 Err(source) => return Err(ReachError::Path { path: grant.path.clone(), source }),
             }
         }
-        for port in self.connect.iter().filter(|_| !self.any_port) {
+        for port in self.connect.iter().filter(|_| !self.any_port && !self.any_connection) {
             rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
         }
         let status = rules.restrict_self()?;
@@ -338,6 +354,10 @@ mod tests {
             }
             assert!(refused(TcpStream::connect(other)));
             assert!(refused(TcpListener::bind("127.0.0.1:0")));
+        });
+        restricted(&Reach::none().any_connection(), |reached| {
+            TcpStream::connect(other).unwrap();
+            assert!(reached.abi < 4 || refused(TcpListener::bind("127.0.0.1:0")));
         });
         restricted(&Reach::none().any_port(), |_| drop(TcpListener::bind("127.0.0.1:0").unwrap()));
     }

@@ -43,6 +43,11 @@ pub enum CertStoreError {
     Write(#[from] StoreError),
 }
 
+/// The file that a preloaded certificate's URI names.
+pub(crate) fn preloaded_file(uri: &str) -> PathBuf {
+    PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri))
+}
+
 /// The certificates of this device.
 #[derive(Debug)]
 pub(super) struct CertStore {
@@ -81,7 +86,7 @@ impl CertStore {
     fn read_one(&self, id: &CertId) -> Result<String, CertStoreError> {
         let path = match self.preloaded.get(id) {
             None => self.path(id),
-            Some(PreloadedCert::File(uri)) => PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri)),
+            Some(PreloadedCert::File(uri)) => preloaded_file(uri),
             // Lists do not nest.
             Some(PreloadedCert::List(_)) => return Err(CertStoreError::NotFound { id: id.clone() }),
         };

@@ -104,6 +104,7 @@ impl Device {
             local_ca: None,
             preloaded_certs: [].into(),
             connections_per_uid: None,
+            sandbox: false,
         };
         // Whoever runs the tests is the device's daemon, root or not.
         let mut device = Self { settings, root, folder, keyd: None, identityd: None };

@@ -174,3 +174,26 @@ fn settings_with_engine(uri: &str) -> String {
     settings["engine"] = json!({ "uri": uri });
     settings.to_string()
 }
+
+#[test]
+fn daemons_give_up_their_rights_and_say_so() {
+    let device = Device::builder().start();
+    for (daemon, kept) in [(Daemon::Keyd, "0000000000000002"), (Daemon::Identityd, "0000000000000000")] {
+        let answer = http::call(&device.root().metrics_socket(daemon), "GET", "/sandbox", None).unwrap();
+        let report = answer.expect(200);
+        assert_eq!(report["enabled"], true, "{report}");
+        let layers = report["layers"].as_array().unwrap();
+        assert!(layers.len() == 3 && layers.iter().all(|layer| layer["full"] == true), "{report}");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", device.pid(daemon))).unwrap();
+        let field = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            value.unwrap_or_default().trim().to_owned()
+        };
+        assert_eq!((field("Seccomp"), field("NoNewPrivs")), ("2".to_owned(), "1".to_owned()), "{status}");
+        let kept = if rustix::process::geteuid().is_root() { kept } else { "0000000000000000" };
+        assert_eq!((field("CapPrm").as_str(), field("CapEff").as_str()), (kept, kept), "{daemon:?}");
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", device.pid(daemon))).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert!(core.split_whitespace().nth(4) == Some("0"), "{core}");
+    }
+}
