@@ -7,7 +7,8 @@
 //! ```
 //! Without a mode it tries every call itself. Exit code 0: all calls that carry identity were refused (401, 403, closed
 //! without an answer, or no permission to connect); 1: one was granted; 3: one was neither (another status, nobody
-//! there), which says nothing about the guard; 2: wrong arguments.
+//! there), which says nothing about the guard; 2: wrong arguments. With `--json` the same is said in the last line, for
+//! engines that tell another exit code than the program's: `{"outcome":"refused"}`, `granted`, `neither`.
 //! - `--when-orphaned` first waits until it is a child of the container's first process.
 //! - `--pass-fd` connects, and a child that inherited the connection sends the request.
 //! - `--exec-after-connect` connects, sends half a request and becomes `PROGRAM --finish`, which has the connection as its
@@ -69,6 +70,14 @@ impl Verdict {
             Self::Refused => 0,
             Self::Granted => 1,
             Self::Neither => 3,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Neither => "neither",
+            Self::Granted => "granted",
         }
     }
 }
@@ -207,6 +216,9 @@ fn try_all(arguments: &Arguments) -> Verdict {
         let outcome = http::call(&arguments.socket, "POST", &target, Some(&body));
         worst = worst.max(judge(name, outcome, arguments.json, say));
     }
+    if arguments.json {
+        say(&json!({ "outcome": worst.word() }).to_string());
+    }
     worst
 }
 
@@ -222,11 +234,7 @@ fn judge(name: &str, outcome: io::Result<http::Answer>, as_json: bool, tell: fn(
             (if refused { Verdict::Refused } else { Verdict::Neither }, None, error.to_string())
         }
     };
-    let word = match verdict {
-        Verdict::Refused => "refused",
-        Verdict::Neither => "neither",
-        Verdict::Granted => "granted",
-    };
+    let word = verdict.word();
     if as_json {
         tell(&json!({ "try": name, "status": status, "message": message, "verdict": word }).to_string());
     } else {

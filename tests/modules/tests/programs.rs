@@ -93,13 +93,15 @@ fn an_intruder_tells_refused_granted_and_neither_apart() {
 
     serve(&socket, forbidden);
     let (code, lines) = intruder(&[], &socket);
-    assert_eq!((code, lines.len()), (Some(0), 5));
+    assert_eq!((code, lines.len()), (Some(0), 6));
+    assert_eq!(lines[5], json!({ "outcome": "refused" }));
     assert_eq!(lines[1], json!({ "try": "sign", "status": 403, "message": "forbidden", "verdict": "refused" }));
 
     let other = socket.with_extension("2");
     serve(&other, |request| if request.path.contains("/encrypt") { granted(request) } else { forbidden(request) });
     let (code, lines) = intruder(&[], &other);
     assert_eq!((code, lines[4]["verdict"].as_str()), (Some(1), Some("granted")));
+    assert_eq!(lines[5], json!({ "outcome": "granted" }));
     assert!(!format!("{lines:?}").contains("c2VjcmV0"), "what was granted is not shown");
 
     let broken = socket.with_extension("3");

@@ -86,6 +86,24 @@ impl Engine {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
+    /// A process in a container with this program as its first argument, by its pid on the host. Engines differ in which
+    /// pids their own lists show.
+    ///
+    /// # Panics
+    /// There is no such container.
+    #[must_use]
+    pub fn process_in(&self, container: &str, program: &str) -> Option<u32> {
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let wanted = namespace(&self.says(&["inspect", "-f", "{{.State.Pid}}", container]))?;
+        let mut pids =
+            std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let runs = |pid: &str| {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            arguments.split(|byte| *byte == 0).next() == Some(program.as_bytes())
+        };
+        pids.find(|pid| runs(pid) && namespace(pid).as_ref() == Some(&wanted))?.parse().ok()
+    }
+
     /// A name that no other test uses at this engine.
     #[must_use]
     pub fn name(&self, name: &str) -> String {

@@ -2,7 +2,7 @@
 
 use edgekeep_api::attestation::Attestation;
 use edgekeep_core::attestation::DenyReason;
-use edgekeep_testkit::{Device, Engine, VERSION};
+use edgekeep_testkit::{Device, Engine, VERSION, wait_for};
 
 use crate::{image, with_engine};
 
@@ -68,11 +68,8 @@ fn what_the_engine_brought_into_a_container_is_shown_as_that() {
     device.create_and_start(spec);
     let _ = caller.sign().expect(200);
     assert!(attest(&device, &[&name]).allowed);
-    let _ = engine.says(&["exec", "-d", &name, "/bin/sleep", "1000"]);
-    let inside = edgekeep_testkit::wait_for("the process", || {
-        let listed = engine.says(&["top", &name, "-o", "pid,args"]);
-        Some(listed.lines().find(|line| line.contains("/bin/sleep"))?.split_whitespace().next()?.to_owned())
-    });
-    let attestation = attest(&device, &[&inside]);
+    let _ = engine.docker(&["exec", "-d", &name, "/bin/sleep", "1000"]);
+    let inside = wait_for("the process", || engine.process_in(&name, "/bin/sleep"));
+    let attestation = attest(&device, &[&inside.to_string()]);
     assert_eq!((attestation.module.as_str(), failed(&attestation)), (name.as_str(), Some(DenyReason::NotADescendant)));
 }

@@ -42,7 +42,7 @@ fn an_image_goes_when_no_module_uses_it_any_more_and_others_stay() {
     let (name, stopped) = (engine.name("m1"), engine.name("stopped"));
     let mut device = with_engine(&engine).start();
     // The disk of who runs the test is not to decide.
-    in_a_hurry(&mut device, &json!({"grace_sec": 1, "unused_sec": 2, "enabled": false, "high_percent": 101}));
+    in_a_hurry(&mut device, &json!({"grace_sec": 3600, "unused_sec": 1, "enabled": false, "high_percent": 101}));
     let (m1, spec) = device.container_caller(&name, old.name());
     device.create_and_start(spec);
     let _ = m1.sign().expect(200);
@@ -53,6 +53,7 @@ fn an_image_goes_when_no_module_uses_it_any_more_and_others_stay() {
     let _ = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(idle)).expect(201);
     let _ = device.agent().manage("DELETE", &format!("/modules/{name}?{VERSION}"), None).expect(204);
     assert_eq!(line(&plan(&device, &["--dry-run"]), old.name()).unwrap()["reason"], "recently-used");
+    in_a_hurry(&mut device, &json!({ "grace_sec": 0 }));
     let due = wait_for("the image to be old", || {
         let line = line(&plan(&device, &[]), old.name()).unwrap();
         (line["reason"] == "unused").then_some(line)
