@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::host::{
-    Capabilities, Capability, Enforcement, HostModule, HostService, Limits, RestartPolicy, SeccompPreset, UnitName,
+    Capabilities, Capability, Enforcement, HostModule, HostService, Limits, RestartPolicy, ScopeUse, SeccompPreset,
+    UnitName,
 };
 use edgekeep_core::id::ModuleId;
 
@@ -24,6 +25,11 @@ impl Draft<'_> {
     pub(crate) fn host(&mut self, root: &View<'_>) {
         if let Some(allow) = root.boolean("allow_root_host_modules") {
             self.moduled.allow_root_host_modules = allow;
+        }
+        if let Some(text) = root.text("host_module_scopes") {
+            let choices = [("auto", ScopeUse::Auto), ("required", ScopeUse::Required), ("off", ScopeUse::Off)];
+            self.moduled.host_module_scopes =
+                self.choice(&root.key("host_module_scopes"), &text, &choices).unwrap_or_default();
         }
         let modules = root.table("host_modules");
         let services = root.table("host_services");

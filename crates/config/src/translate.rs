@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use edgekeep_core::grants::RESERVED_KEY_IDS;
+use edgekeep_core::host::ScopeUse;
 use edgekeep_core::id::{CertId, KeyId, ModuleId};
 use edgekeep_core::settings::{
     CertPrincipal, CloudSettings, IdentityPrincipal, IdentitydSettings, KeyPrincipal, KeydSettings, ModuledSettings,
@@ -163,6 +164,7 @@ impl<'a> Draft<'a> {
                 host_modules: BTreeMap::new(),
                 host_services: BTreeMap::new(),
                 allow_root_host_modules: true,
+                host_module_scopes: ScopeUse::Auto,
                 policies: BTreeMap::new(),
                 edge_ca: edgekeep_core::settings::EdgeCaSettings::default(),
                 watchdog_max_retries: None,

@@ -9,7 +9,7 @@ use edgekeep_config::{
 };
 use edgekeep_core::attestation::Policy;
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
-use edgekeep_core::host::{Enforcement, Limits, RestartPolicy, SeccompPreset, UnitName};
+use edgekeep_core::host::{Enforcement, Limits, RestartPolicy, ScopeUse, SeccompPreset, UnitName};
 use edgekeep_core::settings::{
     IssuanceMethod, KeyPurpose, ModuleKeys, PreloadedCert, Provisioning, ReprovisioningMode,
 };
@@ -213,6 +213,9 @@ fn what_a_host_module_is_granted_reaches_moduled() {
          sha256 = \"cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd\"\n",
     ));
     assert!(translated.moduled.allow_root_host_modules);
+    assert_eq!(translated.moduled.host_module_scopes, ScopeUse::Auto);
+    let scopes = accepted(&format!("host_module_scopes = \"required\"\n{}", with_host_module("")));
+    assert_eq!(scopes.moduled.host_module_scopes, ScopeUse::Required);
     let module = &translated.moduled.host_modules["updater"];
     assert_eq!((module.user.as_deref(), module.group.as_deref()), (Some("updater"), Some("995")));
     assert_eq!(module.capabilities.bits(), 1 << 12 | 1 << 5);

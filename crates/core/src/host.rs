@@ -3,6 +3,7 @@
 
 mod accounts;
 mod capability;
+mod placement;
 mod plan;
 mod unit;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use accounts::{Account, AccountError, Accounts};
 pub use capability::{Capabilities, Capability, CapabilityError};
+pub use placement::{Machine, Placement, PlacementError, SLICE, ScopeUse, place, scope_name};
 pub use plan::{Daemon, Folders, LaunchPlan, PlanError, plan};
 pub use unit::{UnitError, UnitName};
 

@@ -12,7 +12,7 @@ use crate::attestation::Policy;
 use crate::create_options::Grant;
 use crate::digest::Sha256Digest;
 use crate::hardware::{KeyPlace, PassOn, SandboxSettings, Seal, SecretText, TokenSettings, TpmSettings};
-use crate::host::{HostModule, HostService};
+use crate::host::{HostModule, HostService, ScopeUse};
 use crate::id::{CertId, DeviceId, KeyId, ModuleId};
 use crate::image_policy::ImagePolicy;
 
@@ -335,6 +335,9 @@ pub struct ModuledSettings {
     /// Whether host modules may run as uid 0.
     #[serde(default = "yes")]
     pub allow_root_host_modules: bool,
+    /// Whether host modules are put into systemd scopes.
+    #[serde(default)]
+    pub host_module_scopes: ScopeUse,
     /// Attestation policy by module, where it differs from the default.
     #[serde(default)]
     pub policies: BTreeMap<ModuleId, Policy>,

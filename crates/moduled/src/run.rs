@@ -80,7 +80,9 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
         }
         None => None,
     };
-    let cgroups = ModuleCgroups::below_own(hierarchy.clone(), &instance(&root));
+    let first = root.path() == std::path::Path::new("/");
+    let cgroups =
+        ModuleCgroups::below_own(hierarchy.clone(), &instance(&root)).in_scopes(settings.host_module_scopes, first);
     let processes = ProcessRuntime::open(&folder.join("processes"), Launcher::this_program(), cgroups)?;
     if let Some(why) = processes.without_cgroups() {
         tracing::info!(%why, "host modules run without cgroups of their own");

@@ -4,9 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use edgekeep_core::host::{Placement, ScopeUse, scope_name};
 use edgekeep_core::id::ModuleId;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use super::scope::{Scopes, scope_path};
 use crate::evidence::{CgroupHierarchy, ProcDir};
 
 /// Rounds of ending what is in a group before giving up, [`ROUND`] apart.
@@ -37,6 +39,9 @@ pub struct ModuleCgroups {
     instance: String,
     /// The group that holds the modules' groups, as a cgroup path.
     base: Result<String, String>,
+    scopes: Scopes,
+    /// The part of the scopes' names that keeps devices apart.
+    scope_instance: Option<String>,
 }
 
 impl ModuleCgroups {
@@ -52,13 +57,79 @@ impl ModuleCgroups {
             let _ = std::fs::remove_dir(folder);
             Ok(base)
         })();
-        Self { hierarchy, instance: instance.to_owned(), base }
+        Self { hierarchy, instance: instance.to_owned(), base, scopes: Scopes::none(), scope_instance: None }
+    }
+
+    /// As [`Self::below_own`], and where systemd runs in scopes, as `wanted` says. Only of the first device on a machine are
+    /// their names without the `instance`.
+    #[must_use]
+    pub fn in_scopes(mut self, wanted: ScopeUse, first: bool) -> Self {
+        self.scopes = Scopes::choose(wanted);
+        self.scope_instance = (!first).then(|| self.instance.clone());
+        self
     }
 
     /// Modules run without groups of their own.
     #[must_use]
     pub fn none(hierarchy: CgroupHierarchy, why: &str) -> Self {
-        Self { hierarchy, instance: String::new(), base: Err(why.to_owned()) }
+        Self {
+            hierarchy,
+            instance: String::new(),
+            base: Err(why.to_owned()),
+            scopes: Scopes::none(),
+            scope_instance: None,
+        }
+    }
+
+    /// As [`Self::in_scopes`] where systemd runs, with the tools in another folder: for tests of a systemd that refuses, hangs
+    /// or does something else than it was asked for.
+    #[must_use]
+    pub fn in_scopes_made_by(mut self, tools: PathBuf, or_below: bool, patience: Duration) -> Self {
+        self.scopes = Scopes::made_by(tools, or_below, patience);
+        self.scope_instance = Some(self.instance.clone());
+        self
+    }
+
+    pub(super) fn scopes(&self) -> &Scopes {
+        &self.scopes
+    }
+
+    /// The name of a module's scope.
+    pub(super) fn unit(&self, module: &ModuleId) -> String {
+        scope_name(self.scope_instance.as_deref(), module)
+    }
+
+    /// Whether a group that was a module's is its scope, perhaps of a daemon of another instance. systemd makes and removes
+    /// that one.
+    pub(super) fn is_scope(&self, module: &ModuleId, path: &str) -> bool {
+        let unit = last_of(path).strip_prefix("edgekeep-");
+        unit.is_some_and(|unit| unit.ends_with(&format!("m-{}.scope", module.name())))
+    }
+
+    /// The scope in which a process is, as the kernel has it.
+    pub(super) fn scope_path(&self, module: &ModuleId, pid: u32) -> Result<String, String> {
+        self.scope_in(&self.hierarchy, module, pid)
+    }
+
+    fn scope_in(&self, hierarchy: &CgroupHierarchy, module: &ModuleId, pid: u32) -> Result<String, String> {
+        let path = ProcDir::open_unproved(pid).and_then(|process| process.cgroup(hierarchy));
+        let path = path.map_err(|error| error.to_string())?;
+        let scope = scope_path(&path, &self.unit(module)).map(str::to_owned);
+        scope.ok_or_else(|| format!("systemd made one, but the module is in {path} of {}", hierarchy.mount_point()))
+    }
+
+    /// The group of a module's scope in the hierarchy of a controller.
+    pub(super) fn scope_with_controller(
+        &self,
+        module: &ModuleId,
+        pid: u32,
+        controller: &'static str,
+    ) -> Result<LimitGroup, String> {
+        let unified = self.hierarchy == CgroupHierarchy::Unified;
+        let hierarchy = if unified { CgroupHierarchy::Unified } else { CgroupHierarchy::V1(controller) };
+        let path = self.scope_in(&hierarchy, module, pid)?;
+        let folder = Path::new(&hierarchy.mount_point()).join(path.trim_start_matches('/'));
+        Ok(LimitGroup { folder, unified, for_limits_alone: false })
     }
 
     /// The module's group in the hierarchy of a controller, made if it is not there.
@@ -106,6 +177,9 @@ impl ModuleCgroups {
     /// Why modules have no groups, if they have none.
     #[must_use]
     pub fn unavailable(&self) -> Option<&str> {
+        if matches!(self.scopes.placement(), Ok(Placement::Scope { .. })) {
+            return None;
+        }
         self.base.as_ref().err().map(String::as_str)
     }
 
@@ -134,16 +208,16 @@ impl ModuleCgroups {
         let name = group_name(module);
         let own = self.base.as_ref().ok().map(|base| format!("{base}/{name}"));
         // What was read from disk must at least look like a module's group before all in it is killed.
-        let former = former.filter(|former| former.rsplit_once('/').is_some_and(|(_, last)| last == name));
+        let former = former.filter(|former| last_of(former) == name || self.is_scope(module, former));
         let former = former.filter(|former| own.as_deref() != Some(*former));
         let mut cleared = true;
         for path in own.as_deref().into_iter().chain(former) {
-            cleared &= self.clear_path(path).await;
+            cleared &= self.clear_path(module, path).await;
         }
         cleared
     }
 
-    async fn clear_path(&self, path: &str) -> bool {
+    async fn clear_path(&self, module: &ModuleId, path: &str) -> bool {
         let folder = self.folder(path);
         if !folder.exists() {
             return true;
@@ -161,12 +235,26 @@ impl ModuleCgroups {
             }
             tokio::time::sleep(ROUND).await;
         }
-        if let Err(error) = self.remove(path)
+        if self.is_scope(module, path) {
+            self.forget_scope(last_of(path), &folder).await;
+        } else if let Err(error) = self.remove(path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(cgroup = path, %error, "the module's cgroup stays behind");
         }
         empty
+    }
+
+    /// Waits until systemd has noticed that nothing runs in a scope, or makes it take note.
+    async fn forget_scope(&self, unit: &str, folder: &Path) {
+        for _ in 0..ROUNDS / 4 {
+            if !folder.exists() {
+                return;
+            }
+            tokio::time::sleep(ROUND).await;
+        }
+        let (scopes, unit) = (self.scopes.clone(), unit.to_owned());
+        let _ = tokio::task::spawn_blocking(move || scopes.discard(&unit)).await;
     }
 
     /// Removes a group that nothing runs in.
@@ -202,6 +290,10 @@ impl ModuleCgroups {
 /// The daemon's own group inside of what systemd delegates to it, for on cgroup v2 a group with processes has no others
 /// with controllers below it.
 const DAEMON_GROUP: &str = "daemon";
+
+fn last_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, last)| last)
+}
 
 /// The path of the group that holds the modules' groups in a hierarchy: below the daemon's own, or beside it where that
 /// was made for the purpose.

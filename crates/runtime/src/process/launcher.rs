@@ -28,10 +28,13 @@ const MAX_MESSAGE: usize = 2 * 1024 * 1024;
 /// Longest report of a failure.
 const MAX_REPORT: u64 = 4096;
 
+/// What the launcher says when it is there.
+const READY: u8 = b'R';
+
 /// Begin of the line with which the launcher says what could not be confined as a whole, before it goes on.
 const NOTE: &str = "note: ";
 
-/// What to execute. The program itself comes as a file descriptor. Not printable: the environment holds secrets.
+/// What to execute. The program itself and the module's standard error come as file descriptors. Not printable: the environment holds secrets.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct StartMessage {
     pub(super) argv0: String,
@@ -57,17 +60,19 @@ pub fn forbid_new_privileges() -> io::Result<()> {
 pub fn main() -> i32 {
     let Ok(control) = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3).map(UnixStream::from) else { return 2 };
     // Fails also when moduled went away, or when this was called by hand.
-    let error = match receive(&control) {
-        Ok((message, program)) => become_module(&control, &message, program.as_fd()),
+    let started = rustix::net::send(&control, &[READY], SendFlags::NOSIGNAL).map_err(io::Error::from);
+    let error = match started.and_then(|_| receive(&control)) {
+        Ok((message, [program, stderr])) => become_module(&control, &message, program.as_fd(), stderr),
         Err(error) => error,
     };
     let _ = rustix::net::send(&control, error.to_string().as_bytes(), SendFlags::NOSIGNAL);
     1
 }
 
-fn become_module(control: &UnixStream, message: &StartMessage, program: BorrowedFd<'_>) -> io::Error {
+fn become_module(control: &UnixStream, message: &StartMessage, program: BorrowedFd<'_>, stderr: OwnedFd) -> io::Error {
     let prepared = (|| {
         forbid_new_privileges()?;
+        rustix::stdio::dup2_stderr(stderr)?;
         // An own session: signals of moduled's terminal do not reach the module.
         rustix::process::setsid()?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -92,20 +97,30 @@ fn become_module(control: &UnixStream, message: &StartMessage, program: Borrowed
     command.exec()
 }
 
-/// Sends the start message, and waits until the launcher has become the module or said why not. `control` should have
+/// Waits until the launcher is there. `control` should have time limits set.
+///
+/// # Errors
+/// [`io::ErrorKind::UnexpectedEof`] if it ended before.
+pub(super) fn wait_until_ready(control: &UnixStream) -> io::Result<()> {
+    let mut stream = control;
+    stream.read_exact(&mut [0])
+}
+
+/// Sends the start message to a launcher that is there, and waits until the launcher has become the module or said why not. `control` should have
 /// time limits set. The answer is what could not be confined as a whole, if anything.
 pub(super) fn send(
     control: &UnixStream,
     message: &StartMessage,
     program: BorrowedFd<'_>,
+    stderr: BorrowedFd<'_>,
 ) -> io::Result<Option<String>> {
     let body = serde_json::to_vec(message)?;
     if body.len() > MAX_MESSAGE {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "arguments and environment are too long"));
     }
     let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_be_bytes();
-    let fds = [program];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let fds = [program, stderr];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     let sent = rustix::net::sendmsg(control, &[IoSlice::new(&length)], &mut ancillary, SendFlags::NOSIGNAL)?;
@@ -124,9 +139,9 @@ pub(super) fn send(
     if failure.is_empty() { Ok(note) } else { Err(io::Error::other(failure.to_owned())) }
 }
 
-fn receive(control: &UnixStream) -> io::Result<(StartMessage, OwnedFd)> {
+fn receive(control: &UnixStream) -> io::Result<(StartMessage, [OwnedFd; 2])> {
     let mut length = [0; 4];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
         control,
@@ -137,10 +152,10 @@ fn receive(control: &UnixStream) -> io::Result<(StartMessage, OwnedFd)> {
     if received.bytes != length.len() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let program = ancillary
+    let files = ancillary
         .drain()
         .find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            RecvAncillaryMessage::ScmRights(mut fds) => Some([fds.next()?, fds.next()?]),
             _ => None,
         })
         .ok_or(io::ErrorKind::InvalidData)?;
@@ -151,7 +166,7 @@ fn receive(control: &UnixStream) -> io::Result<(StartMessage, OwnedFd)> {
     let mut body = vec![0; length];
     let mut stream = control;
     stream.read_exact(&mut body)?;
-    Ok((serde_json::from_slice(&body)?, program))
+    Ok((serde_json::from_slice(&body)?, files))
 }
 
 #[cfg(test)]
@@ -159,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_arrives_with_its_file() {
+    fn a_message_arrives_with_its_files() {
         let (ours, theirs) = UnixStream::pair().expect("pair");
         let sent = StartMessage {
             argv0: "/usr/bin/a".into(),
@@ -171,9 +186,10 @@ mod tests {
         let expected = sent.clone();
         let sender = std::thread::spawn(move || {
             let program = std::fs::File::open("/bin/sleep").expect("exists");
-            send(&ours, &sent, program.as_fd())
+            let stderr = std::fs::File::open("/dev/null").expect("exists");
+            send(&ours, &sent, program.as_fd(), stderr.as_fd())
         });
-        let (message, program) = receive(&theirs).expect("whole message");
+        let (message, [program, _]) = receive(&theirs).expect("whole message");
         assert_eq!((message.argv0, message.args, message.env), (expected.argv0, expected.args, expected.env));
         let sleep = rustix::fs::stat("/bin/sleep").expect("exists");
         assert_eq!(rustix::fs::fstat(&program).expect("open").st_ino, sleep.st_ino);

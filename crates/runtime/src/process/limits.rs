@@ -2,13 +2,13 @@
 //! says that this will do, by what comes nearest.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use edgekeep_core::host::{Enforcement, Limits};
 use edgekeep_core::id::ModuleId;
 use rustix::process::{Pid, Resource, Rlimit};
 
-use super::group::ModuleCgroups;
+use super::group::{LimitGroup, ModuleCgroups};
 
 /// Microseconds over which the share of a processor is counted.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -43,57 +43,133 @@ pub(super) struct Applied {
     pub(super) groups: Vec<PathBuf>,
 }
 
-/// Sets the limits of a process that waits to become the module. `own_user`: nobody but the module runs as its user, as
-/// far as the daemon is concerned.
+/// Who keeps the limits that are kept by cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keeper {
+    /// This daemon, in a group that it makes.
+    OwnGroup,
+    /// systemd, in the module's scope: what it was told is looked up in the kernel.
+    Scope,
+}
+
+/// A limit that is kept by cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ByGroup {
+    Memory(u64),
+    Cpu(u32),
+    Pids(u32),
+}
+
+impl ByGroup {
+    fn all(limits: &Limits) -> impl Iterator<Item = Self> {
+        let memory = limits.memory_max.map(Self::Memory);
+        memory.into_iter().chain(limits.cpu_quota.map(Self::Cpu)).chain(limits.pids_max.map(Self::Pids))
+    }
+
+    /// The name in the configuration.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory(_) => "memory_max",
+            Self::Cpu(_) => "cpu_quota",
+            Self::Pids(_) => "pids_max",
+        }
+    }
+
+    fn controller(self) -> &'static str {
+        match self {
+            Self::Memory(_) => "memory",
+            Self::Cpu(_) => "cpu",
+            Self::Pids(_) => "pids",
+        }
+    }
+
+    /// What systemd calls it.
+    fn properties(self) -> Vec<String> {
+        match self {
+            Self::Memory(bytes) => vec![format!("MemoryMax={bytes}"), "MemorySwapMax=0".to_owned()],
+            Self::Cpu(percent) => vec![format!("CPUQuota={percent}%")],
+            Self::Pids(count) => vec![format!("TasksMax={count}")],
+        }
+    }
+
+    /// Files of the group and what is written to them. Kernels without swap accounting lack those with a `?`; then there is no
+    /// swap to be limited by them.
+    fn settings(self, unified: bool) -> Vec<(&'static str, String)> {
+        match (self, unified) {
+            (Self::Memory(bytes), true) => {
+                vec![("memory.max", bytes.to_string()), ("?memory.swap.max", "0".to_owned())]
+            }
+            // In this order: memory alone must not exceed memory and swap.
+            (Self::Memory(bytes), false) => {
+                vec![("memory.limit_in_bytes", bytes.to_string()), ("?memory.memsw.limit_in_bytes", bytes.to_string())]
+            }
+            (Self::Cpu(percent), _) => {
+                let quota = u64::from(percent) * CPU_PERIOD_US / 100;
+                if unified {
+                    vec![("cpu.max", format!("{quota} {CPU_PERIOD_US}"))]
+                } else {
+                    vec![("cpu.cfs_period_us", CPU_PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
+                }
+            }
+            (Self::Pids(count), _) => vec![("pids.max", count.to_string())],
+        }
+    }
+
+    /// Whether what the group's files say is at most this.
+    fn is_kept(self, unified: bool, read: impl Fn(&str) -> Option<String>) -> bool {
+        let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
+        match self {
+            Self::Memory(bytes) => {
+                number(if unified { "memory.max" } else { "memory.limit_in_bytes" }).is_some_and(|max| max <= bytes)
+            }
+            Self::Cpu(percent) => {
+                let share = if unified {
+                    read("cpu.max").and_then(|text| {
+                        let (quota, period) = text.trim().split_once(' ')?;
+                        Some((quota.parse::<u64>().ok()?, period.parse::<u64>().ok()?))
+                    })
+                } else {
+                    number("cpu.cfs_quota_us").zip(number("cpu.cfs_period_us"))
+                };
+                share.is_some_and(|(quota, period)| u128::from(quota) * 100 <= u128::from(percent) * u128::from(period))
+            }
+            Self::Pids(count) => number("pids.max").is_some_and(|max| max <= u64::from(count)),
+        }
+    }
+}
+
+/// The limits in systemd's words.
+pub(super) fn properties(limits: &Limits) -> impl Iterator<Item = String> {
+    ByGroup::all(limits).flat_map(ByGroup::properties)
+}
+
+/// Sets the limits of a process that waits to become the module, or finds out whether systemd has. `own_user`: nobody but the
+/// module runs as its user, as far as the daemon is concerned.
 ///
 /// # Errors
-/// A limit that is required cannot be set: its name and why.
+/// A limit that is required is not in force: its name and why.
 pub(super) fn apply(
     limits: &Limits,
     module: &ModuleId,
     pid: Pid,
     own_user: bool,
     cgroups: &ModuleCgroups,
+    keeper: Keeper,
 ) -> Result<Applied, (String, Vec<PathBuf>)> {
     let mut groups = Vec::new();
     let mut reached: Vec<(&str, Reached)> = Vec::new();
-    let mut by_group = |controller: &'static str, settings: &dyn Fn(bool) -> Vec<(&'static str, String)>| {
-        let group = cgroups.with_controller(module, controller)?;
-        if group.for_limits_alone {
-            groups.push(group.folder.clone());
-        }
-        let version = if group.unified { "cgroup v2" } else { "cgroup v1" };
-        for (file, value) in settings(group.unified) {
-            let path = group.folder.join(file.trim_start_matches('?'));
-            // Kernels without swap accounting lack the file; then there is no swap to be limited by it.
-            if file.starts_with('?') && !path.exists() {
-                continue;
-            }
-            std::fs::write(&path, value).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-        }
-        let procs = group.folder.join("cgroup.procs");
-        std::fs::write(&procs, pid.as_raw_nonzero().to_string())
-            .map_err(|error| format!("cannot write {}: {error}", procs.display()))?;
-        Ok(version)
-    };
-    if let Some(bytes) = limits.memory_max {
-        let result = by_group("memory", &|unified| memory_settings(bytes, unified));
-        reached.push((
-            "memory_max",
-            result.map_or_else(|why| nearly(pid, Resource::Data, "RLIMIT_DATA", bytes, why), Reached::By),
-        ));
-    }
-    if let Some(percent) = limits.cpu_quota {
-        let result = by_group("cpu", &|unified| cpu_settings(percent, unified));
-        reached.push(("cpu_quota", result.map_or_else(Reached::Not, Reached::By)));
-    }
-    if let Some(count) = limits.pids_max {
-        let result = by_group("pids", &|_| vec![("pids.max", count.to_string())]);
-        let fall_back = |why| {
-            // The kernel counts what the user has in all, so it says something only about a user of the module's own.
-            if own_user { nearly(pid, Resource::Nproc, "RLIMIT_NPROC", count.into(), why) } else { Reached::Not(why) }
+    for limit in ByGroup::all(limits) {
+        let result = match keeper {
+            Keeper::OwnGroup => set_in_group(limit, module, pid, cgroups, &mut groups),
+            Keeper::Scope => found_in_scope(limit, module, pid, cgroups),
         };
-        reached.push(("pids_max", result.map_or_else(fall_back, Reached::By)));
+        let fall_back = |why| match limit {
+            ByGroup::Memory(bytes) => nearly(pid, Resource::Data, "RLIMIT_DATA", bytes, why),
+            // The kernel counts what the user has in all, so it says something only about a user of the module's own.
+            ByGroup::Pids(count) if own_user => nearly(pid, Resource::Nproc, "RLIMIT_NPROC", count.into(), why),
+            ByGroup::Cpu(_) | ByGroup::Pids(_) => Reached::Not(why),
+        };
+        reached.push((limit.name(), result.map_or_else(fall_back, Reached::By)));
     }
     if let Some(count) = limits.nofile {
         let result = set(pid, Resource::Nofile, count);
@@ -103,6 +179,59 @@ pub(super) fn apply(
         Ok(summary) => Ok(Applied { summary, groups }),
         Err(why) => Err((why, groups)),
     }
+}
+
+fn set_in_group(
+    limit: ByGroup,
+    module: &ModuleId,
+    pid: Pid,
+    cgroups: &ModuleCgroups,
+    groups: &mut Vec<PathBuf>,
+) -> Result<&'static str, String> {
+    let group = cgroups.with_controller(module, limit.controller())?;
+    if group.for_limits_alone {
+        groups.push(group.folder.clone());
+    }
+    write_settings(&group, &limit.settings(group.unified))?;
+    write(&group.folder.join("cgroup.procs"), &pid.as_raw_nonzero().to_string())?;
+    Ok(version(group.unified))
+}
+
+/// systemd goes on without a limit that it cannot set, and says so in its log at most.
+fn found_in_scope(
+    limit: ByGroup,
+    module: &ModuleId,
+    pid: Pid,
+    cgroups: &ModuleCgroups,
+) -> Result<&'static str, String> {
+    let group = cgroups.scope_with_controller(module, pid.as_raw_nonzero().get().unsigned_abs(), limit.controller())?;
+    if !limit.is_kept(group.unified, |file| std::fs::read_to_string(group.folder.join(file)).ok()) {
+        return Err(format!("systemd has not set it in {}", group.folder.display()));
+    }
+    if let (ByGroup::Memory(_), false) = (limit, group.unified) {
+        // Swap, for which systemd has no setting on cgroup v1.
+        let swap = limit.settings(false).into_iter().filter(|(file, _)| file.starts_with('?'));
+        write_settings(&group, &swap.collect::<Vec<_>>())?;
+    }
+    Ok(version(group.unified))
+}
+
+fn version(unified: bool) -> &'static str {
+    if unified { "cgroup v2" } else { "cgroup v1" }
+}
+
+fn write_settings(group: &LimitGroup, settings: &[(&'static str, String)]) -> Result<(), String> {
+    for (file, value) in settings {
+        let path = group.folder.join(file.trim_start_matches('?'));
+        if !file.starts_with('?') || path.exists() {
+            write(&path, value)?;
+        }
+    }
+    Ok(())
+}
+
+fn write(path: &Path, value: &str) -> Result<(), String> {
+    std::fs::write(path, value).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 /// Whether a module may start with what was reached, and what its status says. Pure.
@@ -117,24 +246,6 @@ fn judge(enforcement: Enforcement, reached: &[(&str, Reached)]) -> Result<Option
     }
     let parts: Vec<String> = reached.iter().map(|(name, reached)| format!("{name} {reached}")).collect();
     Ok((!parts.is_empty()).then(|| format!("limits: {}", parts.join(", "))))
-}
-
-fn memory_settings(bytes: u64, unified: bool) -> Vec<(&'static str, String)> {
-    if unified {
-        vec![("memory.max", bytes.to_string()), ("?memory.swap.max", "0".to_owned())]
-    } else {
-        // In this order: memory alone must not exceed memory and swap.
-        vec![("memory.limit_in_bytes", bytes.to_string()), ("?memory.memsw.limit_in_bytes", bytes.to_string())]
-    }
-}
-
-fn cpu_settings(percent: u32, unified: bool) -> Vec<(&'static str, String)> {
-    let quota = u64::from(percent) * CPU_PERIOD_US / 100;
-    if unified {
-        vec![("cpu.max", format!("{quota} {CPU_PERIOD_US}"))]
-    } else {
-        vec![("cpu.cfs_period_us", CPU_PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
-    }
 }
 
 fn nearly(pid: Pid, resource: Resource, name: &'static str, value: u64, why: String) -> Reached {
@@ -155,6 +266,8 @@ fn io_text(errno: rustix::io::Errno) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -178,8 +291,40 @@ mod tests {
 
     #[test]
     fn both_cgroup_versions_get_the_same_share() {
-        assert_eq!(cpu_settings(150, true), [("cpu.max", "150000 100000".to_owned())]);
-        assert_eq!(cpu_settings(150, false)[1], ("cpu.cfs_quota_us", "150000".to_owned()));
-        assert_eq!(memory_settings(1024, true)[1], ("?memory.swap.max", "0".to_owned()));
+        assert_eq!(ByGroup::Cpu(150).settings(true), [("cpu.max", "150000 100000".to_owned())]);
+        assert_eq!(ByGroup::Cpu(150).settings(false)[1], ("cpu.cfs_quota_us", "150000".to_owned()));
+        assert_eq!(ByGroup::Memory(1024).settings(true)[1], ("?memory.swap.max", "0".to_owned()));
+    }
+
+    fn limit() -> impl Strategy<Value = ByGroup> {
+        prop_oneof![
+            (1_u64..1 << 50).prop_map(ByGroup::Memory),
+            (1_u32..100_000).prop_map(ByGroup::Cpu),
+            (1_u32..4_194_304).prop_map(ByGroup::Pids),
+        ]
+    }
+
+    proptest! {
+        /// What we would set ourselves counts as kept; one more, or what the kernel has without a limit, does not.
+        #[test]
+        fn a_limit_is_kept_exactly_if_the_kernel_has_at_most_it(limit in limit(), unified in any::<bool>()) {
+            let kept = |set: ByGroup| {
+                let files = set.settings(unified);
+                limit.is_kept(unified, |file| files.iter().find(|(name, _)| *name == file).map(|(_, value)| value.clone()))
+            };
+            prop_assert!(kept(limit));
+            let more = match limit {
+                ByGroup::Memory(bytes) => ByGroup::Memory(bytes + 1),
+                ByGroup::Cpu(percent) => ByGroup::Cpu(percent + 1),
+                ByGroup::Pids(count) => ByGroup::Pids(count + 1),
+            };
+            prop_assert!(!kept(more));
+            for unlimited in ["max", "max 100000", "-1", ""] {
+                prop_assert!(!limit.is_kept(unified, |_| Some(unlimited.to_owned())), "{unlimited}");
+            }
+            // What cgroup v1 has for memory without a limit.
+            prop_assert!(!ByGroup::Memory(1 << 50).is_kept(false, |_| Some("9223372036854771712".to_owned())));
+            prop_assert!(!limit.is_kept(unified, |_| None));
+        }
     }
 }

@@ -15,7 +15,9 @@ pub mod launcher;
 mod limits;
 mod module;
 mod output;
+mod prepared;
 mod program;
+mod scope;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -78,6 +80,14 @@ pub enum ProcessError {
         /// Which module.
         module: ModuleId,
         /// Which limit, and why not.
+        why: String,
+    },
+    /// A systemd scope is required and cannot be had.
+    #[error("host module {module} is not started without a systemd scope of its own: {why}")]
+    Scope {
+        /// Which module.
+        module: ModuleId,
+        /// Why there is none.
         why: String,
     },
     /// The process does not end.

@@ -1,10 +1,7 @@
 //! One host module: its record on disk, its process, and the task that waits for the process's end.
 
-use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -21,16 +18,13 @@ use tokio::time::timeout;
 
 use super::group::ModuleCgroups;
 use super::launcher::{self, StartMessage};
-use super::limits::{self, Applied};
-use super::output::{ModuleLog, OutputPump, module_ends};
+use super::output::{ModuleLog, OutputPump};
+use super::prepared::{Prepared, Start};
 use super::program::SealedProgram;
 use super::{Launcher, ProcessError, ProcessSpec, blocking};
 use crate::evidence::ProcDir;
 use crate::logs::{LogQuery, LogStream};
 use crate::status::{ExitStatus, ModuleState, ModuleStatus};
-
-/// How long the launcher may take to become the module.
-const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a process may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -256,9 +250,15 @@ impl Module {
         let prepared = {
             let (spec, launcher, cgroups) = (spec.clone(), launcher.clone(), cgroups.clone());
             let (id, folder) = (self.id.clone(), self.folder.clone());
-            blocking(move || Prepared::new(&id, &folder, &spec, &launcher, &cgroups)).await?
+            blocking(move || {
+                let program = SealedProgram::load(&spec.executable, &spec.sha256)?;
+                let start = Start { id: &id, folder: &folder, spec: &spec, launcher: &launcher, cgroups: &cgroups };
+                start.prepare(program)
+            })
+            .await?
         };
-        let Prepared { program, control, process, current, limits } = prepared;
+        let Prepared { program, control, stderr, process, pid, pidfd, cgroup, limits } = prepared;
+        let current = Current { pid, pidfd, cgroup, child: true, stopping: false };
         if let Some(summary) = &limits.summary {
             tracing::info!(module = %self.id, "{summary}");
         }
@@ -292,7 +292,7 @@ impl Module {
         };
         let id = self.id.clone();
         let sent = blocking(move || {
-            launcher::send(&control, &message, program.as_fd())
+            launcher::send(&control, &message, program.as_fd(), stderr.as_fd())
                 .map_err(|source| ProcessError::Start { module: id, source })
         })
         .await;
@@ -376,7 +376,9 @@ impl Module {
         }
         tracing::info!(module = %self.id, code, "host module ended");
         if !stopping && let Some(cgroup) = &current.cgroup {
-            cgroups.remove_if_empty(cgroup);
+            if !cgroups.is_scope(&self.id, cgroup) {
+                cgroups.remove_if_empty(cgroup);
+            }
             let groups = self.record.lock().await.limit_groups.clone();
             cgroups.remove_limit_groups(&self.id, &groups);
         }
@@ -408,65 +410,6 @@ impl Module {
     async fn save(&self, record: &Record) -> Result<(), ProcessError> {
         let (file, record) = (self.file.clone(), record.clone());
         blocking(move || Ok(file.save(&record)?)).await
-    }
-}
-
-/// A launcher that waits for its start message.
-struct Prepared {
-    program: SealedProgram,
-    control: UnixStream,
-    process: ProcessInstance,
-    current: Current,
-    limits: Applied,
-}
-
-impl Prepared {
-    fn new(
-        id: &ModuleId,
-        folder: &Path,
-        spec: &ProcessSpec,
-        launcher: &Launcher,
-        cgroups: &ModuleCgroups,
-    ) -> Result<Self, ProcessError> {
-        let program = SealedProgram::load(&spec.executable, &spec.sha256)?;
-        let start = |source| ProcessError::Start { module: id.clone(), source };
-        let [stdout, stderr] = module_ends(folder).map_err(start)?;
-        let (control, theirs) = UnixStream::pair().map_err(start)?;
-        control.set_read_timeout(Some(START_LIMIT)).map_err(start)?;
-        control.set_write_timeout(Some(START_LIMIT)).map_err(start)?;
-        let mut command = Command::new(&launcher.program);
-        command
-            .args(&launcher.args)
-            .env_clear()
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(stdout))
-            .stderr(Stdio::from(stderr));
-        // The command keeps the launcher's end of the socket open until it is dropped.
-        let child = command.spawn();
-        drop(command);
-        let child = child.map_err(start)?;
-        let pid = Pid::from_child(&child);
-        // Our own child, not waited for: the number is its own.
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| start(errno.into()))?;
-        let stat = ProcDir::open_unproved(child.id()).and_then(|process| process.stat());
-        let start_time = stat.map_err(|error| start(io::Error::other(error)))?.start_time;
-        let cgroup = cgroups.join(id, child.id());
-        let process = ProcessInstance { pid: child.id(), start_time };
-        let own_user = spec.plan.uid != rustix::process::geteuid().as_raw();
-        let limits = match limits::apply(&spec.plan.limits, id, pid, own_user, cgroups) {
-            Ok(limits) => limits,
-            Err((why, groups)) => {
-                let mut child = child;
-                let _ = child.kill().and_then(|()| child.wait());
-                cgroups.remove_limit_groups(id, &groups);
-                if let Some(cgroup) = &cgroup {
-                    cgroups.remove_if_empty(cgroup);
-                }
-                return Err(ProcessError::Limits { module: id.clone(), why });
-            }
-        };
-        let current = Current { pid, pidfd: Arc::new(pidfd), cgroup, child: true, stopping: false };
-        Ok(Self { program, control, process, current, limits })
     }
 }
 
