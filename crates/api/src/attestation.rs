@@ -1,8 +1,9 @@
-//! `GET /attestation` of the management API (ours): a process looked at as if it called, and what is made of it.
+//! `GET /attestation` and `GET /refusals` of the management API (ours): a process looked at as if it called, and callers that
+//! were refused, with what was made of them.
 
 use edgekeep_core::attestation::{
-    Ancestor, DenyReason, ExecutableFile, Measurement, Policy, ProcessInstance, Registration, Running, RunningFacts,
-    Workload,
+    Ancestor, DenyReason, ExecutableFile, Holding, Measurement, Policy, ProcessInstance, Registration, Running,
+    RunningFacts, Workload, outcome,
 };
 use edgekeep_core::id::ContainerId;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,71 @@ pub struct Attestation {
     pub evidence: Option<Seen>,
     /// The checks in the order in which they are made.
     pub checks: Vec<Check>,
+    /// What is so and what to do, if it is refused.
+    #[serde(flatten, default)]
+    pub explanation: Option<Explanation>,
+}
+
+/// A refusal in sentences.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// What is so.
+    pub cause: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// Answer of `GET /refusals`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastRefusals {
+    /// The refusals, the latest first.
+    pub refusals: Vec<PastRefusal>,
+}
+
+/// One caller that was refused, once or again and again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PastRefusal {
+    /// The module that was asked for; empty if the request did not come to that.
+    pub module: String,
+    /// Method and route.
+    pub route: String,
+    /// The one reason.
+    pub reason: DenyReason,
+    /// What is so and what to do.
+    #[serde(flatten)]
+    pub explanation: Explanation,
+    /// How often it was refused.
+    pub count: u64,
+    /// The first time, RFC 3339.
+    pub first_time: String,
+    /// The latest time, RFC 3339. What follows is of that time.
+    pub time: String,
+    /// Who called.
+    pub caller: RefusedCaller,
+    /// What was known and what was checked; absent for a refusal of an earlier run, of which only the audit trail tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<Attestation>,
+}
+
+/// A refused caller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedCaller {
+    /// Process id, 0 if not visible.
+    pub pid: u32,
+    /// User id at connect.
+    pub uid: u32,
+    /// Where it said that its executable is, in its own mount tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executable: Option<String>,
+    /// The container it was in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerId>,
+    /// The module that it was a process of, by its container or control group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
 }
 
 /// A registration.
@@ -87,6 +153,9 @@ pub struct Seen {
     pub tracer: u32,
     /// The process, its parent and so on.
     pub ancestry: Vec<Ancestor>,
+    /// How it holds its connection, if it has one and the policy asks for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<Holding>,
 }
 
 /// One check.
@@ -97,6 +166,26 @@ pub struct Check {
     pub reason: DenyReason,
     /// Whether it passed; absent if an earlier one failed, or if it is about a connection.
     pub passed: Option<bool>,
+}
+
+impl Check {
+    /// The checks of a caller, and what came of each.
+    #[must_use]
+    pub fn list(
+        registration: Option<&Registration>,
+        verdict: Result<(), DenyReason>,
+        on_connection: bool,
+    ) -> Vec<Self> {
+        let outcome = outcome(registration, verdict, on_connection).into_iter();
+        outcome.map(|(reason, passed)| Self { reason, passed }).collect()
+    }
+}
+
+impl From<DenyReason> for Explanation {
+    fn from(reason: DenyReason) -> Self {
+        let explained = reason.explained();
+        Self { cause: explained.cause.to_owned(), remedy: explained.remedy.to_owned() }
+    }
 }
 
 impl From<&Registration> for Registered {

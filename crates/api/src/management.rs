@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::attestation::Attestation;
+use crate::attestation::{Attestation, Explanation, PastRefusals};
 use crate::client::{Client, ClientError};
 pub use crate::workload::API_VERSIONS;
 
@@ -275,7 +275,7 @@ pub struct Status {
     /// Executables of the host that were approved in place of those in the configuration.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<Approval>,
-    /// The latest refusals, newest first, at most 20.
+    /// The latest refusals that differ, newest first, at most 20.
     pub refusals: Vec<Refusal>,
     /// Refusals since start.
     pub refusal_count: u64,
@@ -317,6 +317,9 @@ pub struct EngineStatus {
     pub uri: String,
     /// Whether its event stream is being followed, so that facts are known.
     pub reachable: bool,
+    /// Seconds since it was heard, while it is silent; absent if it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_for_seconds: Option<u64>,
 }
 
 /// Answer of `GET /images` and `POST /images/collect` (ours): what becomes of the engine's images, and why.
@@ -373,14 +376,19 @@ pub struct ImageLine {
 /// One refused caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// RFC 3339.
+    /// The latest time, RFC 3339.
     pub time: String,
+    /// How often.
+    pub count: u64,
     /// The module that was named.
     pub module: String,
     /// Method and route.
     pub route: String,
     /// The one reason.
     pub reason: DenyReason,
+    /// What is so and what to do.
+    #[serde(flatten)]
+    pub explanation: Explanation,
     /// Process id of the caller, 0 if not visible.
     pub pid: u32,
     /// User id of the caller.
@@ -533,6 +541,15 @@ impl ManagementClient {
         let pid = pid.map(|pid| format!("&pid={pid}")).unwrap_or_default();
         let module = module.map(|module| format!("&module={}", crate::path_segment(module))).unwrap_or_default();
         self.0.call(Method::GET, &format!("/attestation?{VERSION}{pid}{module}"), None::<&()>).await
+    }
+
+    /// Callers that were refused (ours), the latest first, `last` at most: of one module, or of all.
+    ///
+    /// # Errors
+    /// As [`Self::attestation`].
+    pub async fn refusals(&self, module: Option<&str>, last: usize) -> Result<PastRefusals, ClientError> {
+        let module = module.map(|module| format!("&module={}", crate::path_segment(module))).unwrap_or_default();
+        self.0.call(Method::GET, &format!("/refusals?{VERSION}&last={last}{module}"), None::<&()>).await
     }
 
     /// What would be done with the engine's images (ours).

@@ -38,7 +38,7 @@ pub(crate) enum Verb {
     },
     /// Say how the device is; fails if it is not healthy
     Status,
-    /// Show what is known of a process and whether it would be served as a module; fails if it would not
+    /// Show whether a process would be served as a module, and why (fails if it would not), or past refusals
     Attest(AttestOptions),
     /// List the modules
     List,
@@ -109,11 +109,17 @@ pub(crate) enum ConfigVerb {
 #[derive(Debug, Args)]
 pub(crate) struct AttestOptions {
     /// A process id, or a module's name for its first process
-    #[arg(value_name = "PID|MODULE")]
-    pub(crate) subject: String,
+    #[arg(value_name = "PID|MODULE", required_unless_present = "refusals")]
+    pub(crate) subject: Option<String>,
     /// As which module a process is looked at; the one that it fits best if not given
-    #[arg(long)]
+    #[arg(long, conflicts_with = "refusals")]
     pub(crate) module: Option<String>,
+    /// Show callers that were refused instead, of MODULE or of all, with each check as it was then
+    #[arg(long)]
+    pub(crate) refusals: bool,
+    /// So many of them [default: 10]
+    #[arg(long, value_name = "NUMBER", requires = "refusals")]
+    pub(crate) last: Option<usize>,
 }
 
 #[derive(Debug, Args)]

@@ -1,21 +1,39 @@
-//! `attest`: why a process is served as a module, or why not, line by line.
+//! `attest`: why a process is served as a module, or why not, line by line; and why callers were refused.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use edgekeep_api::attestation::{Attestation, Facts, Registered, Seen};
+use edgekeep_api::attestation::{Attestation, Check, Facts, PastRefusal, Registered, Seen};
 use edgekeep_api::management::ManagementClient;
-use edgekeep_core::attestation::{DenyReason, Workload};
+use edgekeep_core::attestation::{Holding, Workload};
+use edgekeep_core::host::Accounts;
+use time::OffsetDateTime;
 
 use crate::arguments::{AttestOptions, Context};
-use crate::output::{self, Columns, Hue, Style};
+use crate::output::{self, Columns, Hue, Style, age, moment, printable};
+
+/// Refusals that are shown if no number is given.
+const SHOWN: usize = 10;
 
 pub(crate) async fn run(context: &Context, options: &AttestOptions) -> anyhow::Result<ExitCode> {
     let client = ManagementClient::new(&context.management);
+    let subject = options.subject.as_deref();
+    if options.refusals {
+        let refusals = client.refusals(subject, options.last.unwrap_or(SHOWN)).await?;
+        if context.json {
+            output::print_json(&refusals)?;
+        } else {
+            let users =
+                Accounts { passwd: std::fs::read_to_string("/etc/passwd").unwrap_or_default(), ..Accounts::default() };
+            output::print(&render_past(&refusals.refusals, &users, Style::stdout(), OffsetDateTime::now_utc()))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     // A number is a pid; a module that is called like one is looked at by the pid of its process and `--module`.
-    let attestation = match options.subject.parse::<u32>() {
-        Ok(pid) => client.attestation(Some(pid), options.module.as_deref()).await?,
-        Err(_) => client.attestation(None, Some(&options.subject)).await?,
+    let attestation = match subject.map(|subject| (subject, subject.parse::<u32>())) {
+        Some((_, Ok(pid))) => client.attestation(Some(pid), options.module.as_deref()).await?,
+        Some((module, Err(_))) => client.attestation(None, Some(module)).await?,
+        None => anyhow::bail!("name a process or a module, or ask for --refusals"),
     };
     if context.json {
         output::print_json(&attestation)?;
@@ -26,6 +44,26 @@ pub(crate) async fn run(context: &Context, options: &AttestOptions) -> anyhow::R
 }
 
 fn render(attestation: &Attestation, style: Style) -> String {
+    let mut text = known(attestation, style);
+    let _ = writeln!(text, "{}", style.paint(Hue::Head, "Checks"));
+    text.push_str(&checks(&attestation.checks, style, "  "));
+    match attestation.checks.iter().find(|check| check.passed == Some(false)) {
+        None => {
+            let verdict = style.paint(Hue::Good, "served");
+            let _ = writeln!(text, "This process is {verdict} as {}.", printable(&attestation.module));
+        }
+        Some(failed) => {
+            let verdict = style.paint(Hue::Bad, "refused");
+            let explained = failed.reason.explained();
+            let _ = writeln!(text, "This process is {verdict}: {}.", failed.reason);
+            let _ = writeln!(text, "  cause:  {}\n  remedy: {}", explained.cause, explained.remedy);
+        }
+    }
+    text
+}
+
+/// What is registered, what runs, and what the kernel says of the process.
+fn known(attestation: &Attestation, style: Style) -> String {
     let mut text = String::new();
     let mut part = |title: &str, rows: Vec<(&str, String)>| {
         let _ = writeln!(text, "{}", style.paint(Hue::Head, title));
@@ -36,14 +74,17 @@ fn render(attestation: &Attestation, style: Style) -> String {
         text.push_str(&columns.render(style, "  "));
     };
     part(
-        &format!("Registration of {}", output::printable(&attestation.module)),
+        &format!("Registration of {}", printable(&attestation.module)),
         registration(attestation.registration.as_ref()),
     );
     part("What runs", facts(&attestation.facts));
     part(&format!("Process {}", attestation.pid), evidence(attestation.evidence.as_ref()));
-    let _ = writeln!(text, "{}", style.paint(Hue::Head, "Checks"));
+    text
+}
+
+fn checks(checks: &[Check], style: Style, indent: &str) -> String {
     let mut columns = Columns::default();
-    for check in &attestation.checks {
+    for check in checks {
         let (hue, word) = match check.passed {
             Some(true) => (Hue::Good, "ok"),
             Some(false) => (Hue::Bad, "NOT"),
@@ -52,19 +93,73 @@ fn render(attestation: &Attestation, style: Style) -> String {
         columns.row(vec![
             (hue, word.to_owned()),
             (Hue::Plain, check.reason.to_string()),
-            (Hue::Plain, meaning(check.reason).to_owned()),
+            (Hue::Plain, check.reason.explained().check.to_owned()),
         ]);
     }
-    text.push_str(&columns.render(style, "  "));
-    match attestation.checks.iter().find(|check| check.passed == Some(false)) {
-        None => {
-            let verdict = style.paint(Hue::Good, "served");
-            let _ = writeln!(text, "This process is {verdict} as {}.", output::printable(&attestation.module));
+    columns.render(style, indent)
+}
+
+fn render_past(refusals: &[PastRefusal], users: &Accounts, style: Style, now: OffsetDateTime) -> String {
+    if refusals.is_empty() {
+        return "no refusals are known\n".to_owned();
+    }
+    let mut text = String::new();
+    for (at, refusal) in refusals.iter().enumerate() {
+        if at > 0 {
+            text.push('\n');
         }
-        Some(failed) => {
-            let verdict = style.paint(Hue::Bad, "refused");
-            let _ = writeln!(text, "This process is {verdict}: {}. {}", failed.reason, remedy(failed.reason));
+        text.push_str(&past(refusal, users, style, now));
+        let Some(attestation) = &refusal.attestation else {
+            text.push_str("  checks:  not kept; of earlier runs only the audit trail tells\n");
+            continue;
+        };
+        if refusals.len() == 1 {
+            text.push_str(&known(attestation, style));
+            let _ = writeln!(text, "{}", style.paint(Hue::Head, "Checks"));
+        } else {
+            text.push_str("  checks, as they were then:\n");
         }
+        text.push_str(&checks(&attestation.checks, style, if refusals.len() == 1 { "  " } else { "    " }));
+    }
+    text
+}
+
+/// When, as whom, why and by whom it was asked.
+fn past(refusal: &PastRefusal, users: &Accounts, style: Style, now: OffsetDateTime) -> String {
+    let ago = |time: &str| moment(time).map_or_else(|| printable(time), |time| format!("{} ago", age(time, now)));
+    let times = match refusal.count {
+        1 => String::new(),
+        count => format!(", {count} times since {}", printable(&refusal.first_time)),
+    };
+    let reason = style.paint(Hue::Bad, &refusal.reason.to_string());
+    let asked = if refusal.module.is_empty() { "no module" } else { &refusal.module };
+    let mut text = format!("{} ({}{times}): {reason}\n", printable(&refusal.time), ago(&refusal.time));
+    let _ = writeln!(text, "  asked:   {} as {}", printable(&refusal.route), printable(asked));
+    let _ = writeln!(text, "  caller:  {}", caller(refusal, users));
+    let explained = &refusal.explanation;
+    let _ = writeln!(text, "  cause:   {}\n  remedy:  {}", printable(&explained.cause), printable(&explained.remedy));
+    text
+}
+
+fn caller(refusal: &PastRefusal, users: &Accounts) -> String {
+    let caller = &refusal.caller;
+    let pid = if caller.pid == 0 { "pid not visible".to_owned() } else { format!("pid {}", caller.pid) };
+    // In a container the same number is another user.
+    let name = users.name(caller.uid).filter(|_| caller.container.is_none());
+    let name = name.map(|name| format!(" ({})", printable(name))).unwrap_or_default();
+    let mut text = format!("{pid}, uid {}{name}", caller.uid);
+    if let Some(path) = &caller.executable {
+        let _ = write!(text, ", {}", printable(path));
+    }
+    if let Some(container) = &caller.container {
+        let _ = write!(text, ", in container {:.12}", container.as_str());
+    }
+    match (&caller.module, &caller.container) {
+        (Some(module), _) => {
+            let _ = write!(text, " of module {}", printable(module));
+        }
+        (None, Some(_)) => text.push_str(" of no module"),
+        (None, None) => {}
     }
     text
 }
@@ -122,6 +217,15 @@ fn evidence(seen: Option<&Seen>) -> Vec<(&'static str, String)> {
     rows.extend(seen.container.as_ref().map(|container| ("container", container.to_string())));
     rows.push(("namespaces", format!("pid {} user {}", seen.pid_namespace, seen.user_namespace)));
     rows.push(("tracer", if seen.tracer == 0 { "none".into() } else { seen.tracer.to_string() }));
+    if let Some(holding) = seen.connection {
+        let how = match holding {
+            Holding::CloseOnExec => "in a descriptor that is closed on exec",
+            Holding::Inheritable => "in a descriptor that survives exec",
+            Holding::NotHeld => "not held any more",
+            Holding::Untold => "the kernel does not tell",
+        };
+        rows.push(("connection", how.to_owned()));
+    }
     let chain: Vec<String> = seen.ancestry.iter().map(|ancestor| ancestor.process.pid.to_string()).collect();
     rows.push(("ancestors", chain.join(" < ")));
     rows
@@ -131,78 +235,9 @@ fn word<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// What holds when the check passes.
-fn meaning(reason: DenyReason) -> &'static str {
-    match reason {
-        DenyReason::SocketOfAnotherModule => "it asks on its own socket",
-        DenyReason::NotRegistered => "the module is registered",
-        DenyReason::FactsUnknown => "it is known what runs",
-        DenyReason::NotRunning => "the module runs",
-        DenyReason::PidNotVisible => "the process is visible",
-        DenyReason::CallerGone => "the process lives",
-        DenyReason::CallerChanged => "it did not change while it was looked at",
-        DenyReason::Traced => "no debugger is attached",
-        DenyReason::OtherUser => "it runs as the module's user",
-        DenyReason::NotInModule => "it is in the module's container or group",
-        DenyReason::NotADescendant => "it stems from the module's first process",
-        DenyReason::AfterExec => "the engine's exec did not leave it behind",
-        DenyReason::ContainerChanged => "the registered container runs",
-        DenyReason::ImageChanged => "it runs the registered image",
-        DenyReason::OptionsChanged => "it was created with the registered options",
-        DenyReason::NotOnHost => "it runs on the host itself, in no container or namespace of its own",
-        DenyReason::NotInUnit => "it is in the registered unit's control group",
-        DenyReason::ExecutableUnmeasured => "its executable can be measured",
-        DenyReason::ExecutableChanged => "its executable is the registered one",
-        DenyReason::OtherUserNamespace => "it is in the module's user namespace",
-        DenyReason::ConnectionInheritable => "it holds its connection in a descriptor that is closed on exec",
-        DenyReason::ConnectionNotHeld => "it still holds its connection",
-        _ => "",
-    }
-}
-
-/// What an operator can do about a refusal.
-fn remedy(reason: DenyReason) -> &'static str {
-    match reason {
-        DenyReason::NotRegistered => "Create the module through the management API, as its deployment does.",
-        DenyReason::FactsUnknown => "See `edgekeep status`: the container engine does not answer.",
-        DenyReason::NotRunning => "Start the module: `edgekeep restart MODULE`.",
-        DenyReason::PidNotVisible => "Run the daemon in the host's pid namespace.",
-        DenyReason::CallerGone | DenyReason::CallerChanged => "Try again with a process that goes on running.",
-        DenyReason::Traced => "Detach the debugger.",
-        DenyReason::OtherUser => "Run the program as the registered user.",
-        DenyReason::NotInModule => "Only processes of the module itself are served: ask from inside it.",
-        DenyReason::NotADescendant => {
-            "What the engine's exec starts is not the module. For debugging only, set the policy of this module to \
-             \"process\" in [module_policies]."
-        }
-        DenyReason::NotOnHost => {
-            "Run the service on the host, without namespaces of its own, or make it a container module."
-        }
-        DenyReason::NotInUnit => {
-            "Only processes of the unit itself are served; see [host_services] in the configuration, which needs a unit, or \
-             a user and an executable."
-        }
-        DenyReason::AfterExec => "Restart the module; then what it starts itself can be told apart again.",
-        DenyReason::ContainerChanged | DenyReason::ImageChanged | DenyReason::OptionsChanged => {
-            "The container was made or changed behind the daemon's back: remove it, and let the agent create it anew."
-        }
-        DenyReason::ExecutableUnmeasured => {
-            "The policy \"executable\" needs an engine with overlay folders and an executable below 1 GiB."
-        }
-        DenyReason::ExecutableChanged => {
-            "Build the program into the image, or register its new digest in [host_modules] or [host_services]."
-        }
-        DenyReason::OtherUserNamespace => {
-            "Run the program without a user namespace of its own, or use policy \"image\"."
-        }
-        _ => "",
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use edgekeep_api::attestation::Check;
-    use edgekeep_core::attestation::checks;
+    use edgekeep_core::attestation::DenyReason;
 
     use super::*;
 
@@ -219,6 +254,7 @@ mod tests {
                 Check { reason: DenyReason::SocketOfAnotherModule, passed: None },
                 Check { reason: DenyReason::NotRegistered, passed: Some(false) },
             ],
+            explanation: Some(DenyReason::NotRegistered.into()),
         }
     }
 
@@ -226,37 +262,61 @@ mod tests {
     fn the_failed_check_its_reason_and_its_remedy_are_shown_and_nothing_steers_the_terminal() {
         let text = render(&refused(), Style::plain());
         assert!(text.contains("NOT  not-registered"), "{text}");
-        assert!(text.contains("This process is refused: not-registered. Create the module"), "{text}");
+        assert!(text.contains("This process is refused: not-registered.\n  cause:  This daemon has no"), "{text}");
         assert!(!text.contains('\u{7}'), "{text:?}");
         let served = Attestation { allowed: true, checks: Vec::new(), ..refused() };
         assert!(render(&served, Style::plain()).contains("This process is served as m1"));
     }
 
-    #[test]
-    fn every_check_has_a_meaning_and_every_refusal_of_a_process_a_remedy() {
-        for workload in [
-            Workload::Process { executable: edgekeep_core::digest::Sha256Digest::new([0; 32]), uid: 0 },
-            Workload::Container {
-                container: "a".repeat(64).parse().expect("an id"),
-                image: edgekeep_core::digest::Sha256Digest::new([0; 32]),
-                options: edgekeep_core::digest::Sha256Digest::new([0; 32]),
+    fn past_refusal(attestation: Option<Attestation>) -> PastRefusal {
+        PastRefusal {
+            module: "m1".into(),
+            route: "POST /sign".into(),
+            reason: DenyReason::NotRegistered,
+            explanation: DenyReason::NotRegistered.into(),
+            count: 12,
+            first_time: "2026-07-01T10:00:00Z".into(),
+            time: "2026-07-01T11:58:00Z".into(),
+            caller: edgekeep_api::attestation::RefusedCaller {
+                pid: 77,
+                uid: 1000,
+                executable: Some("/usr/bin/curl\u{7}".into()),
+                container: None,
+                module: None,
             },
-            Workload::Service {
-                unit: Some("collector.service".parse().expect("a unit")),
-                uid: Some(990),
-                executable: Some(edgekeep_core::digest::Sha256Digest::new([0; 32])),
-            },
-        ] {
-            let registration = edgekeep_core::attestation::Registration {
-                module: "m1".parse().expect("an id"),
-                generation: None,
-                policy: edgekeep_core::attestation::Policy::Executable,
-                workload,
-            };
-            for reason in checks(Some(&registration)) {
-                assert_ne!(meaning(reason), "", "{reason}");
-                assert!(reason.is_of_connection() || !remedy(reason).is_empty(), "{reason}");
-            }
+            attestation,
         }
+    }
+
+    #[test]
+    fn a_past_refusal_says_when_who_why_and_what_to_do_with_each_check() {
+        let users = Accounts { passwd: "alice:x:1000:1000::/home/alice:/bin/sh\n".into(), ..Accounts::default() };
+        let now = time::macros::datetime!(2026-07-01 12:00 UTC);
+        let two = [past_refusal(Some(refused())), past_refusal(None)];
+        let text = render_past(&two, &users, Style::plain(), now);
+        let explained = DenyReason::NotRegistered.explained();
+        let expected = format!(
+            "2026-07-01T11:58:00Z (2 minutes ago, 12 times since 2026-07-01T10:00:00Z): not-registered\n  \
+               asked:   POST /sign as m1\n  \
+               caller:  pid 77, uid 1000 (alice), /usr/bin/curl\u{fffd}\n  \
+               cause:   {}\n  remedy:  {}\n  \
+               checks, as they were then:\n    \
+                 -    socket-of-another-module  it asks on its own socket\n    \
+                 NOT  not-registered            the module is registered\n\n",
+            explained.cause, explained.remedy
+        );
+        assert_eq!(text.split_at(expected.len()).0, expected);
+        assert!(text.ends_with("only the audit trail tells\n"), "{text}");
+        assert!(render_past(&two[..1], &users, Style::plain(), now).contains("What runs\n"), "one is shown whole");
+        assert_eq!(render_past(&[], &users, Style::plain(), now), "no refusals are known\n");
+        let mut inside = past_refusal(None);
+        inside.caller.container = Some("ab".repeat(32).parse().expect("an id"));
+        inside.caller.module = Some("m2".into());
+        assert!(caller(&inside, &users).starts_with("pid 77, uid 1000, "), "not the host's user of that number");
+        assert!(
+            caller(&inside, &users).ends_with("in container abababababab of module m2"),
+            "{}",
+            caller(&inside, &users)
+        );
     }
 }

@@ -1,10 +1,15 @@
-//! How a failed command says why.
+//! How a failed command says why, and what to do.
 
+use std::path::Path;
 use std::process::ExitCode;
+
+use edgekeep_api::client::ClientError;
+use http::StatusCode;
 
 use crate::output;
 
-/// Prints the error and its causes to standard error, and gives the exit code of a failure. A reader that went away is none.
+/// Prints the error, its causes and what to do to standard error, and gives the exit code of a failure. A reader that went
+/// away is none.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let reader_gone = error
         .chain()
@@ -13,10 +18,96 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if reader_gone {
         return ExitCode::SUCCESS;
     }
-    let mut text = format!("error: {error}\n");
+    let mut text = format!("error: {}\n", lines(&error.to_string()));
     for cause in error.chain().skip(1) {
-        text.push_str(&format!("  caused by: {cause}\n"));
+        text.push_str(&format!("  caused by: {}\n", lines(&cause.to_string())));
+    }
+    let of_daemon = error.chain().find_map(|cause| cause.downcast_ref::<ClientError>());
+    if let Some(remedy) = of_daemon.and_then(remedy) {
+        text.push_str(&format!("  remedy: {remedy}\n"));
     }
     output::print_error(&text);
     ExitCode::FAILURE
+}
+
+/// Text of a daemon, which may have lines of its own, without what steers the terminal.
+fn lines(text: &str) -> String {
+    text.lines().map(output::printable).collect::<Vec<_>>().join("\n  ")
+}
+
+/// What to do about a call that failed, where the daemon itself does not say it.
+pub(crate) fn remedy(error: &ClientError) -> Option<String> {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
+    Some(match error {
+        ClientError::Connect { path, source } => {
+            let name = daemon_of(path);
+            match source.kind() {
+                NotFound => format!(
+                    "start it (systemctl start {name}); for a device in another folder name that with --root, for \
+                     another socket with --host"
+                ),
+                ConnectionRefused => {
+                    format!(
+                        "the daemon has ended: start it (systemctl start {name}); why it ended: journalctl -u {name}"
+                    )
+                }
+                PermissionDenied => "run as root (sudo), or as a member of the socket's group".to_owned(),
+                _ => format!("see that {name} runs and that this is its socket"),
+            }
+        }
+        ClientError::Timeout { path, .. } => {
+            let name = daemon_of(path);
+            format!("it may wait for another daemon or for the container engine: edgekeep status; journalctl -u {name}")
+        }
+        ClientError::Status { status: StatusCode::FORBIDDEN, .. } => {
+            "this user may not ask that: run as root (sudo), or as the user that the daemon runs as".to_owned()
+        }
+        ClientError::Status { status: StatusCode::TOO_MANY_REQUESTS, .. } => "wait a moment, and try again".to_owned(),
+        ClientError::Transport { path, .. } => {
+            let name = daemon_of(path);
+            format!("the daemon ended or was restarted while it answered: try again; journalctl -u {name}")
+        }
+        ClientError::Answer { .. } => {
+            "something else than edgekeep, or another version of it, listens at this socket".to_owned()
+        }
+        // The daemon's own words say it.
+        _ => return None,
+    })
+}
+
+/// The unit of the daemon behind a socket.
+fn daemon_of(socket: &Path) -> &'static str {
+    match socket.file_name().and_then(|name| name.to_str()).unwrap_or_default() {
+        "keyd.sock" | "tpmd.sock" | "keyd.metrics.sock" => "edgekeep-keyd",
+        "identityd.sock" | "certd.sock" | "identityd.metrics.sock" => "edgekeep-identityd",
+        _ => "edgekeep-moduled",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_failure_of_a_call_has_a_remedy_that_names_the_daemon_or_the_user() {
+        let path = || std::path::PathBuf::from("/run/edgekeep/keyd.metrics.sock");
+        let connect = |kind: std::io::ErrorKind| ClientError::Connect { path: path(), source: kind.into() };
+        let status = |status| ClientError::Status { status, message: "no".to_owned() };
+        for (error, part) in [
+            (connect(std::io::ErrorKind::NotFound), "systemctl start edgekeep-keyd"),
+            (connect(std::io::ErrorKind::ConnectionRefused), "journalctl -u edgekeep-keyd"),
+            (connect(std::io::ErrorKind::PermissionDenied), "root"),
+            (connect(std::io::ErrorKind::OutOfMemory), "edgekeep-keyd"),
+            (ClientError::Timeout { path: path(), limit: Duration::from_secs(1) }, "edgekeep-keyd"),
+            (status(StatusCode::FORBIDDEN), "root"),
+            (status(StatusCode::TOO_MANY_REQUESTS), "again"),
+            (ClientError::Answer { path: path(), what: "x".to_owned() }, "another version"),
+        ] {
+            assert!(remedy(&error).is_some_and(|text| text.contains(part)), "{error:?}");
+        }
+        assert_eq!(remedy(&status(StatusCode::CONFLICT)), None, "the daemon's message says it");
+        assert_eq!(daemon_of(Path::new("/run/iotedge/mgmt.sock")), "edgekeep-moduled");
+    }
 }

@@ -15,7 +15,9 @@ pub(crate) async fn run(context: &Context) -> anyhow::Result<ExitCode> {
     if context.json {
         output::print_json(&lines)?;
     } else {
+        let advice: String = lines.iter().filter_map(Line::advice).map(|line| line + "\n").collect();
         output::print(&table(&lines, Style::stdout(), ""))?;
+        output::print_error(&advice);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -33,6 +35,21 @@ pub(crate) struct Line {
     start_time: Option<String>,
     exit_time: Option<String>,
     exit_code: Option<String>,
+}
+
+impl Line {
+    /// What to do about a module that does not run as it should.
+    pub(crate) fn advice(&self) -> Option<String> {
+        let name = output::printable(&self.name);
+        match self.status.as_str() {
+            "running" | "stopped" => None,
+            "dead" if self.kind == "docker" => Some(format!(
+                "module {name} is dead: this daemon did not make its container, or was stopped while it did, so the module \
+                 has no identity. The agent replaces it if the deployment names it; else remove it: docker rm -f {name}"
+            )),
+            status => Some(format!("module {name} is {}: edgekeep logs {name} says why", output::printable(status))),
+        }
+    }
 }
 
 /// The modules in the order of their names.

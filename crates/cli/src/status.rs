@@ -15,6 +15,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::arguments::Context;
+use crate::failure;
 use crate::list;
 use crate::output::{self, Columns, Hue, Style, age, moment, printable};
 
@@ -172,20 +173,16 @@ fn explain(daemon: Daemon, error: &ClientError, root: &Root) -> (String, String)
     } else {
         format!("start it: EDGEKEEP_ROOT={} edgekeep-{name}", root.path().display())
     };
+    let log = || failure::remedy(error).unwrap_or_else(|| format!("look into its log: journalctl -u edgekeep-{name}"));
     match error {
         ClientError::Connect { source, .. } => match source.kind() {
             NotFound => ("not started: there is no socket".to_owned(), start),
             ConnectionRefused => ("down: nothing listens at its socket".to_owned(), start),
-            PermissionDenied => (
-                "not reachable for this user".to_owned(),
-                "run as root, or as a member of the socket's group".to_owned(),
-            ),
+            PermissionDenied => ("not reachable for this user".to_owned(), log()),
             _ => (source.to_string(), start),
         },
-        ClientError::Timeout { .. } => {
-            ("does not answer in time".to_owned(), format!("look into its log: journalctl -u edgekeep-{name}"))
-        }
-        other => (other.to_string(), format!("look into its log: journalctl -u edgekeep-{name}")),
+        ClientError::Timeout { .. } => ("does not answer in time".to_owned(), log()),
+        other => (other.to_string(), log()),
     }
 }
 
@@ -244,9 +241,6 @@ fn judge(facts: Facts, now: OffsetDateTime) -> Health {
                     .to_owned(),
             );
         }
-        if let Some(engine) = status.engine.as_ref().filter(|engine| !engine.reachable) {
-            problems.push(format!("the container engine at {} does not answer; start it", printable(&engine.uri)));
-        }
         if let Some(end) = status.edge_ca_expiration.as_deref().and_then(moment) {
             let days = (end - now).whole_days();
             days_left = Some(days);
@@ -266,12 +260,7 @@ fn judge(facts: Facts, now: OffsetDateTime) -> Health {
             problems
                 .push("the agent does not run, so no deployment is applied: see `edgekeep logs edgeAgent`".to_owned());
         }
-        for module in modules.iter().filter(|module| module.name != "edgeAgent") {
-            if module.status != "running" && module.status != "stopped" {
-                let name = printable(&module.name);
-                warnings.push(format!("module {name} is {}: see `edgekeep logs {name}`", printable(&module.status)));
-            }
-        }
+        warnings.extend(modules.iter().filter(|module| module.name != "edgeAgent").filter_map(list::Line::advice));
     }
     Health {
         healthy: problems.is_empty(),
@@ -328,7 +317,11 @@ fn render(health: &Health, style: Style, now: OffsetDateTime) -> String {
         text.push_str(&format!("edge CA       {days} days left (until {})\n", printable(end)));
     }
     if let Some(engine) = health.moduled.as_ref().and_then(|status| status.engine.as_ref()) {
-        let state = if engine.reachable { "reachable" } else { "not reachable" };
+        let state = match engine.silent_for_seconds {
+            _ if engine.reachable => "reachable".to_owned(),
+            Some(seconds) => format!("not reachable; what is known of it is {seconds} s old"),
+            None => "not reachable; nothing is known of it yet".to_owned(),
+        };
         text.push_str(&format!("engine        {} ({state})\n", printable(&engine.uri)));
     }
 
@@ -342,20 +335,35 @@ fn render(health: &Health, style: Style, now: OffsetDateTime) -> String {
     }
 
     if let Some(status) = health.moduled.as_ref().filter(|status| status.refusal_count > 0) {
-        text.push_str(&format!("\n{} callers refused since start; the latest:\n", status.refusal_count));
-        let mut refusals = Columns::with_head(&["WHEN", "MODULE", "REASON", "CALLER"]);
-        for refusal in status.refusals.iter().take(SHOWN_REFUSALS) {
-            let when =
-                moment(&refusal.time).map_or_else(|| refusal.time.clone(), |time| format!("{} ago", age(time, now)));
-            refusals.row(vec![
-                (Hue::Plain, when),
-                (Hue::Plain, refusal.module.clone()),
-                (Hue::Bad, refusal.reason.to_string()),
-                (Hue::Plain, format!("pid {} uid {} {}", refusal.pid, refusal.uid, refusal.route)),
-            ]);
-        }
-        text.push_str(&refusals.render(style, ""));
+        text.push_str(&refusals(status, style, now));
     }
+    text
+}
+
+/// The latest refusals, and what to do about each reason among them.
+fn refusals(status: &Status, style: Style, now: OffsetDateTime) -> String {
+    let mut text = format!("\n{} calls refused since start; the latest:\n", status.refusal_count);
+    let mut refusals = Columns::with_head(&["WHEN", "TIMES", "MODULE", "REASON", "CALLER"]);
+    for refusal in status.refusals.iter().take(SHOWN_REFUSALS) {
+        let when = moment(&refusal.time).map_or_else(|| refusal.time.clone(), |time| format!("{} ago", age(time, now)));
+        refusals.row(vec![
+            (Hue::Plain, when),
+            (Hue::Plain, refusal.count.to_string()),
+            (Hue::Plain, if refusal.module.is_empty() { "-".to_owned() } else { refusal.module.clone() }),
+            (Hue::Bad, refusal.reason.to_string()),
+            (Hue::Plain, format!("pid {} uid {} {}", refusal.pid, refusal.uid, refusal.route)),
+        ]);
+    }
+    text.push_str(&refusals.render(style, ""));
+    let mut told = Vec::new();
+    for refusal in status.refusals.iter().take(SHOWN_REFUSALS) {
+        if !told.contains(&refusal.reason) {
+            told.push(refusal.reason);
+            let (cause, remedy) = (printable(&refusal.explanation.cause), printable(&refusal.explanation.remedy));
+            text.push_str(&format!("{}: {cause} {remedy}\n", refusal.reason));
+        }
+    }
+    text.push_str("each with its checks: edgekeep attest --refusals\n");
     text
 }
 
@@ -365,6 +373,7 @@ mod tests {
     use time::macros::datetime;
 
     use edgekeep_api::operations::Layer;
+    use edgekeep_core::attestation::DenyReason;
 
     use super::*;
 
@@ -500,14 +509,17 @@ edgeAgent  running  Up 1 hour    edgekeep-agent
         status.refusal_count = 7;
         status.refusals = vec![edgekeep_api::management::Refusal {
             time: "2026-07-01T11:59:00Z".into(),
+            count: 7,
             module: "thermometer".into(),
             route: "POST /sign".into(),
-            reason: edgekeep_core::attestation::DenyReason::NotInModule,
+            reason: DenyReason::NotInModule,
+            explanation: DenyReason::NotInModule.into(),
             pid: 77,
             uid: 1000,
         }];
         let text = render(&judge(facts, NOW), Style::plain(), NOW);
-        assert!(text.contains("7 callers refused since start"), "{text}");
-        assert!(text.contains("1 minute ago  thermometer  not-in-module  pid 77 uid 1000 POST /sign"), "{text}");
+        assert!(text.contains("7 calls refused since start"), "{text}");
+        assert!(text.contains("1 minute ago  7      thermometer  not-in-module  pid 77 uid 1000 POST /sign"), "{text}");
+        assert!(text.contains(&format!("not-in-module: {}", DenyReason::NotInModule.explained().cause)), "{text}");
     }
 }

@@ -4,11 +4,15 @@
 //! Evidence is gathered elsewhere (`edgekeep-runtime`); here nothing is looked up. A verdict is *allow* or *deny with one
 //! named reason*; whatever is not known denies.
 
+mod explained;
+
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256Digest;
 use crate::host::UnitName;
 use crate::id::{ContainerId, GenerationId, ModuleId};
+
+pub use explained::Explanation;
 
 /// One process that ever ran: a process id alone is reused, together with the start time it is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -329,6 +333,9 @@ pub enum DenyReason {
     /// The process that connected does not hold the connection any more: another one reads the answers.
     #[error("connection-not-held")]
     ConnectionNotHeld,
+    /// The route is for operators (root, the daemon's own user), and the caller is none.
+    #[error("not-an-operator")]
+    NotAnOperator,
 }
 
 /// Decides whether the caller may act as the module it names.
@@ -543,6 +550,38 @@ pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
         checks.extend([Reason::ConnectionInheritable, Reason::ConnectionNotHeld]);
     }
     checks
+}
+
+/// Each check of a caller in the order in which they are made, and whether it was passed: nothing where it was not come to,
+/// or where it is about a connection and there is none.
+///
+/// What is found before anything is compared (the caller is gone) comes first, what is asked of an admitted caller (is it
+/// granted this?) last. A refusal that is not about modules stands alone.
+#[must_use]
+pub fn outcome(
+    registration: Option<&Registration>,
+    verdict: Result<(), DenyReason>,
+    on_connection: bool,
+) -> Vec<(DenyReason, Option<bool>)> {
+    let passed = |reason: DenyReason| (on_connection || !reason.is_of_connection()).then_some(true);
+    let mut list: Vec<_> = checks(registration).into_iter().map(|reason| (reason, passed(reason))).collect();
+    let Err(reason) = verdict else { return list };
+    if let Some(at) = list.iter().position(|(check, _)| *check == reason) {
+        list[at].1 = Some(false);
+        list[at + 1..].iter_mut().for_each(|(_, passed)| *passed = None);
+        return list;
+    }
+    match reason {
+        DenyReason::NotAnOperator => list.clear(),
+        DenyReason::GenerationMismatch | DenyReason::NameOfAnotherModule | DenyReason::NotGranted => {}
+        _ => {
+            list.iter_mut().for_each(|(_, passed)| *passed = None);
+            list.insert(0, (reason, Some(false)));
+            return list;
+        }
+    }
+    list.push((reason, Some(false)));
+    list
 }
 
 fn inside(cgroup: &str, running: &Running) -> bool {
@@ -1006,6 +1045,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_outcome_names_the_refusal_once_and_nothing_after_it_as_passed() {
+        let registrations = [Case::container(), Case::host(), Case::service()].map(|case| case.registration);
+        for registration in registrations.iter().map(Some).chain([None]) {
+            assert!(outcome(registration, Ok(()), true).iter().all(|(_, passed)| *passed == Some(true)));
+            for reason in DenyReason::ALL {
+                let list = outcome(registration, Err(reason), true);
+                let at = list.iter().position(|(_, passed)| *passed == Some(false)).expect("a check that failed");
+                assert_eq!(list[at].0, reason);
+                assert!(list[..at].iter().all(|(_, passed)| *passed == Some(true)), "{reason}: {list:?}");
+                assert!(list[at + 1..].iter().all(|(_, passed)| passed.is_none()), "{reason}: {list:?}");
+                assert_eq!(list.iter().filter(|(check, _)| *check == reason).count(), 1, "{reason}");
+            }
+        }
+        let without = outcome(Some(&registrations[0]), Ok(()), false);
+        assert_eq!(without.iter().filter(|(_, passed)| passed.is_none()).count(), 3, "{without:?}");
     }
 
     proptest! {

@@ -18,6 +18,7 @@ pub mod image_policy;
 pub mod layout;
 pub mod provisioning;
 pub mod reconcile;
+pub mod refusals;
 pub mod replacement;
 pub mod settings;
 pub mod watchdog;

@@ -4,13 +4,13 @@
 //! disk loses entries, never the daemon: how many were lost is written with the next entry that fits.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -76,6 +76,41 @@ impl Trail {
             }
         }
     }
+}
+
+/// An entry of an earlier run, or of this one, as it was read back.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Past {
+    /// RFC 3339.
+    pub time: String,
+    /// As [`Entry::uid`].
+    pub uid: u32,
+    /// As [`Entry::pid`].
+    pub pid: u32,
+    /// As [`Entry::action`].
+    pub action: String,
+    /// As [`Entry::object`].
+    pub object: String,
+    /// As [`Entry::reason`].
+    pub reason: String,
+}
+
+/// The trail in `folder`, the oldest first, as far as it can be read: at most two files of [`FILE_LIMIT`]. A line that was cut
+/// off is left out.
+#[must_use]
+pub fn read(folder: &Path) -> Vec<Past> {
+    let mut all = Vec::new();
+    for name in ["audit.1.jsonl", "audit.jsonl"] {
+        let mut text = Vec::new();
+        let read = File::open(folder.join(name)).and_then(|file| file.take(FILE_LIMIT).read_to_end(&mut text));
+        if let Err(error) = read
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, name, "the audit trail of earlier runs is not shown");
+        }
+        all.extend(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()));
+    }
+    all
 }
 
 /// The audit trail of one daemon.
@@ -183,6 +218,9 @@ mod tests {
         for pid in 0..40 {
             audit.refused(&Entry { uid: 1, pid, action: "POST /sign", object: &object, reason: "not-in-module" });
         }
+        let read = read(folder.path());
+        assert_eq!(read.last().map(|entry| (entry.pid, entry.reason.as_str())), Some((39, "not-in-module")));
+        assert!(read.len() > 10 && read.windows(2).all(|pair| pair[0].pid < pair[1].pid), "two files, in order");
         let sizes: Vec<u64> =
             std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
         assert_eq!(sizes.len(), 2);
@@ -198,6 +236,21 @@ mod tests {
         let logged = (0..1000).filter(|_| trail.may_log(begin)).count() as u64;
         assert_eq!(logged, LOGGED_PER_MINUTE);
         assert!(trail.may_log(begin + MINUTE), "the next minute starts anew");
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_and_what_is_no_entry_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(read(folder.path()), []);
+        let audit = Audit::new(folder.path());
+        audit.refused(&Entry { uid: 1, pid: 2, action: "a", object: "o", reason: "r" });
+        let mut text = std::fs::read(audit.path()).unwrap();
+        let whole = text.clone();
+        text.extend_from_slice(b"{\"time\":1}\n\xff\xfe\n");
+        text.extend_from_slice(&whole[..whole.len() / 2]);
+        std::fs::write(audit.path(), text).unwrap();
+        let read = read(folder.path());
+        assert_eq!((read.len(), read[0].pid, read[0].object.as_str()), (1, 2, "o"));
     }
 
     #[test]

@@ -1,33 +1,19 @@
 //! Who calls: evidence gathered once a connection, looked at again on each request, judged by
-//! [`edgekeep_core::attestation::verdict`]; each refusal with its reason in the audit trail, and none of it in the answer.
+//! [`edgekeep_core::attestation::verdict`]. A process that only is looked at goes the same way.
 
-use std::collections::{HashMap, VecDeque};
-use std::os::fd::AsFd as _;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use edgekeep_api::attestation::Seen;
-use edgekeep_api::management::Refusal;
 use edgekeep_core::attestation::{
     Asked, DenyReason, Door, Evidence, Holding, PeerHandle, Policy, ProcessInstance, Registration, RunningFacts,
     Snapshot, Workload, may_be_orphan, needs_measurement, verdict,
 };
 use edgekeep_core::digest::Sha256Digest;
-use edgekeep_core::id::ModuleId;
-use edgekeep_daemon::audit::{Audit, Entry};
-use edgekeep_daemon::metrics::Counter;
 use edgekeep_daemon::peer::{Caller, PeerSocket};
 use edgekeep_runtime::evidence::{Collector, EvidenceError, ImageLayers, ProcDir};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
-use crate::metrics::VERDICTS;
-
-/// Refusals that `GET /status` shows.
-const SHOWN_REFUSALS: usize = 20;
-
-/// What a connection's caller was when it connected.
+/// What a connection's caller was when it connected, or a process when it was looked at.
 #[derive(Debug)]
 struct Known {
     process: ProcDir,
@@ -48,29 +34,42 @@ pub struct Subject {
     pub layers: Option<ImageLayers>,
 }
 
-/// Gathers evidence, judges, and keeps the trail of refusals.
+/// A process that is looked at as if it called.
+#[derive(Debug)]
+pub struct Examined {
+    pidfd: Option<OwnedFd>,
+    known: Result<Known, DenyReason>,
+}
+
+/// Who is judged.
+#[derive(Debug, Clone, Copy)]
+pub enum Who<'a> {
+    /// A caller, with its connection.
+    Caller(&'a Caller),
+    /// A process without one.
+    Process(&'a Examined),
+}
+
+impl Who<'_> {
+    fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Caller(caller) => caller.pidfd().map(|(pidfd, _)| pidfd),
+            Self::Process(examined) => examined.pidfd.as_ref().map(|pidfd| pidfd.as_fd()),
+        }
+    }
+}
+
+/// Gathers evidence and judges.
 #[derive(Debug)]
 pub struct Attestor {
     collector: Collector,
-    audit: Audit,
-    refusals: Mutex<VecDeque<Refusal>>,
-    refusal_count: AtomicU64,
-    allowed: Arc<Counter>,
-    denied: Mutex<HashMap<DenyReason, Arc<Counter>>>,
 }
 
 impl Attestor {
-    /// An attestor that writes its trail into `state_folder`.
+    /// An attestor with this collector of evidence.
     #[must_use]
-    pub fn new(collector: Collector, state_folder: &Path) -> Self {
-        Self {
-            collector,
-            audit: Audit::new(state_folder),
-            refusals: Mutex::new(VecDeque::with_capacity(SHOWN_REFUSALS)),
-            refusal_count: AtomicU64::new(0),
-            allowed: VERDICTS.with(["allow", "none"]),
-            denied: Mutex::default(),
-        }
+    pub fn new(collector: Collector) -> Self {
+        Self { collector }
     }
 
     /// Looks at a caller right after it connected, so that what it executes later cannot pass for what connected.
@@ -100,24 +99,24 @@ impl Attestor {
         })
     }
 
-    /// Judges the caller.
+    /// Judges a caller or a process.
     ///
     /// # Errors
-    /// The one reason for the refusal. It is not in the audit trail yet: see [`Self::refuse`].
+    /// The one reason for the refusal. It is not written down here.
     pub async fn judge(
         &self,
-        caller: &Caller,
+        who: Who<'_>,
         door: &Door,
         asked: &Asked<'_>,
         subject: &Subject,
     ) -> Result<(), DenyReason> {
-        let known = self.known(caller)?;
+        let known = self.known(who)?;
         let mut evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner).clone();
         if !self.collector.recheck(&known.process, &evidence.snapshot) {
-            return Err(gone_or_changed(caller));
+            return Err(gone_or_changed(who));
         }
         let strict = subject.registration.as_ref().is_some_and(needs_measurement);
-        if strict {
+        if strict && let Who::Caller(caller) = who {
             evidence.holding = self.look_at_connection(caller, known);
         }
         if strict && evidence.measurement.is_none() {
@@ -136,57 +135,35 @@ impl Attestor {
         verdict(door, asked, subject.registration.as_ref(), &subject.facts, &evidence)
     }
 
-    /// Looks at any process as if it called over the module's own socket: what the kernel says, if it says anything, and
-    /// the verdict. Nothing is written down.
-    pub async fn examine(
-        &self,
-        pid: u32,
-        module: &ModuleId,
-        subject: &Subject,
-    ) -> (Option<Seen>, Result<(), DenyReason>) {
-        let door = Door::ModuleSocket(module.clone());
-        let asked = Asked { module, generation: None };
-        let judge =
-            |evidence: &Evidence| verdict(&door, &asked, subject.registration.as_ref(), &subject.facts, evidence);
-        let init = match &subject.facts {
-            RunningFacts::Running(running) => Some(&running.init),
-            RunningFacts::Unknown | RunningFacts::Stopped | RunningFacts::Host(_) => None,
+    /// Opens any process, to be looked at as if it called.
+    #[must_use]
+    pub fn examine(&self, pid: u32) -> Examined {
+        let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+        let pidfd = raw.and_then(|raw| rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).ok());
+        let known = match &pidfd {
+            Some(pidfd) => self.look(pid, pidfd.as_fd(), PeerHandle::PidfdOpen, None),
+            None => Err(DenyReason::CallerGone),
         };
-        let looked = || {
-            let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).ok_or(DenyReason::CallerGone)?;
-            let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
-                .map_err(|_| DenyReason::CallerGone)?;
-            let process = ProcDir::open(pid, pidfd.as_fd()).map_err(|error| reason(&error))?;
-            let evidence =
-                self.collector.identify(PeerHandle::PidfdOpen, &process, init).map_err(|error| reason(&error))?;
-            Ok((process, evidence))
-        };
-        let (process, mut evidence) = match looked() {
-            Ok(looked) => looked,
-            Err(reason) => return (None, Err(reason)),
-        };
-        let mut judged = judge(&evidence);
-        if judged == Err(DenyReason::ExecutableUnmeasured) {
-            match self.collector.measure(&process, evidence.clone(), subject.layers.as_ref()).await {
-                Ok(measured) => {
-                    judged = judge(&measured);
-                    evidence = measured;
-                }
-                Err(error) => judged = Err(reason(&error)),
-            }
-        }
-        let path = process.executable_path().map(|path| path.display().to_string()).unwrap_or_default();
-        (Some(seen(evidence, path)), judged)
+        Examined { pidfd, known }
+    }
+
+    /// What is known of somebody who was judged, if anything is.
+    #[must_use]
+    pub fn seen(&self, who: Who<'_>) -> Option<Seen> {
+        let known = self.known(who).ok()?;
+        let path = known.process.executable_path().map(|path| path.display().to_string()).unwrap_or_default();
+        let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(seen(evidence, path, known.holding.get().copied()))
     }
 
     /// Whether the caller's cgroup is that of the registered container, whatever else is known of it.
     #[must_use]
-    pub fn is_in_container_of(&self, caller: &Caller, registration: Option<&Registration>) -> bool {
+    pub fn is_in_container_of(&self, who: Who<'_>, registration: Option<&Registration>) -> bool {
         let Some(Workload::Container { container, .. }) = registration.map(|registration| &registration.workload)
         else {
             return false;
         };
-        self.known(caller).is_ok_and(|known| {
+        self.known(who).is_ok_and(|known| {
             known.evidence.read().unwrap_or_else(PoisonError::into_inner).container.as_ref() == Some(container)
         })
     }
@@ -194,7 +171,7 @@ impl Attestor {
     /// What a caller executes, if a policy has asked for that to be measured.
     #[must_use]
     pub fn executable(&self, caller: &Caller) -> Option<Sha256Digest> {
-        let known = self.known(caller).ok()?;
+        let known = self.known(Who::Caller(caller)).ok()?;
         let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner);
         evidence.measurement.map(|measurement| measurement.digest)
     }
@@ -202,64 +179,20 @@ impl Attestor {
     /// The child of a container's first process from which the caller stems, if the engine's `exec` may have left it
     /// behind and the module's policy minds.
     #[must_use]
-    pub fn may_be_orphan(&self, caller: &Caller, subject: &Subject) -> Option<ProcessInstance> {
+    pub fn may_be_orphan(&self, who: Who<'_>, subject: &Subject) -> Option<ProcessInstance> {
         let registration = subject.registration.as_ref()?;
         let minds = registration.policy >= Policy::Image && matches!(registration.workload, Workload::Container { .. });
         let (RunningFacts::Running(running), true) = (&subject.facts, minds) else { return None };
-        let known = self.known(caller).ok()?;
+        let known = self.known(who).ok()?;
         let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner);
         may_be_orphan(&evidence, running)
     }
 
-    /// Writes a refusal down.
-    pub fn refuse(&self, caller: &Caller, module: &str, route: &str, reason: DenyReason) {
-        let pid = caller.pid().unwrap_or(0);
-        let text = reason.to_string();
-        self.audit.refused(&Entry { uid: caller.uid(), pid, action: route, object: module, reason: &text });
-        self.refusal_count.fetch_add(1, Ordering::Relaxed);
-        self.count_denied(reason, &text);
-        let refusal = Refusal {
-            time: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
-            module: module.to_owned(),
-            route: route.to_owned(),
-            reason,
-            pid,
-            uid: caller.uid(),
+    fn known<'a>(&self, who: Who<'a>) -> Result<&'a Known, DenyReason> {
+        let learned = match who {
+            Who::Caller(caller) => caller.attached(|| self.learn(caller, None)),
+            Who::Process(examined) => Some(&examined.known),
         };
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        refusals.truncate(SHOWN_REFUSALS - 1);
-        refusals.push_front(refusal);
-    }
-
-    /// Writes an approval down.
-    pub fn approved(&self, caller: &Caller, by: &str, name: &str, sha256: &Sha256Digest) {
-        let reason = format!("{by} approved {sha256}");
-        let action = "PUT /approved-digests/{name}";
-        let pid = caller.pid().unwrap_or(0);
-        self.audit.granted(&Entry { uid: caller.uid(), pid, action, object: name, reason: &reason });
-    }
-
-    /// Counts a caller that was let in.
-    pub fn allow(&self) {
-        self.allowed.increment();
-    }
-
-    /// A reason's word becomes a label, and so has to last: once for each of the reasons that there are.
-    fn count_denied(&self, reason: DenyReason, text: &str) {
-        let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
-        let counter = denied.entry(reason).or_insert_with(|| VERDICTS.with(["deny", text.to_owned().leak()]));
-        counter.increment();
-    }
-
-    /// The latest refusals, newest first, and how many there were since start.
-    #[must_use]
-    pub fn refusals(&self) -> (Vec<Refusal>, u64) {
-        let latest = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
-        (latest, self.refusal_count.load(Ordering::Relaxed))
-    }
-
-    fn known<'a>(&self, caller: &'a Caller) -> Result<&'a Known, DenyReason> {
-        let learned = caller.attached(|| self.learn(caller, None));
         match learned {
             Some(Ok(known)) => Ok(known),
             Some(Err(reason)) => Err(*reason),
@@ -270,13 +203,23 @@ impl Attestor {
     fn learn(&self, caller: &Caller, init: Option<&ProcessInstance>) -> Result<Known, DenyReason> {
         let pid = caller.pid().ok_or(DenyReason::PidNotVisible)?;
         let (pidfd, handle) = caller.pidfd().ok_or(DenyReason::CallerGone)?;
+        self.look(pid, pidfd, handle, init)
+    }
+
+    fn look(
+        &self,
+        pid: u32,
+        pidfd: BorrowedFd<'_>,
+        handle: PeerHandle,
+        init: Option<&ProcessInstance>,
+    ) -> Result<Known, DenyReason> {
         let process = ProcDir::open(pid, pidfd).map_err(|error| reason(&error))?;
         let evidence = self.collector.identify(handle, &process, init).map_err(|error| reason(&error))?;
         Ok(Known { process, evidence: RwLock::new(evidence), holding: OnceLock::new() })
     }
 }
 
-fn seen(evidence: Evidence, path: String) -> Seen {
+fn seen(evidence: Evidence, path: String, connection: Option<Holding>) -> Seen {
     let Snapshot { process, uid, gid, executable, cgroup, pid_namespace, user_namespace, tracer } = evidence.snapshot;
     Seen {
         process,
@@ -291,6 +234,7 @@ fn seen(evidence: Evidence, path: String) -> Seen {
         user_namespace,
         tracer,
         ancestry: evidence.ancestry,
+        connection,
     }
 }
 
@@ -301,8 +245,8 @@ fn reason(error: &EvidenceError) -> DenyReason {
 }
 
 /// A process that ended is no change of program: the trail should say which it was.
-fn gone_or_changed(caller: &Caller) -> DenyReason {
-    let alive = caller.pidfd().is_some_and(|(pidfd, _)| {
+fn gone_or_changed(who: Who<'_>) -> DenyReason {
+    let alive = who.pidfd().is_some_and(|pidfd| {
         // A pidfd is readable once its process has ended.
         let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
         let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -171,9 +171,12 @@ pub async fn collect_now(service: &Moduled) -> Result<ImagePlan, HttpError> {
 
 fn engine(service: &Moduled) -> Result<&Engine, HttpError> {
     let containers = service.modules.containers.as_ref();
-    containers
-        .map(|containers| &containers.engine)
-        .ok_or_else(|| HttpError::internal("no container engine is configured, so there are no images"))
+    containers.map(|containers| &containers.engine).ok_or_else(|| {
+        HttpError::not_found(
+            "no container engine is configured, so there are no images; if there should be one, set uri in \
+                 [moby_runtime], run `edgekeep config apply` and restart moduled",
+        )
+    })
 }
 
 fn verdicts(service: &Moduled, seen: &Seen, by_age: bool) -> Vec<Verdict> {

@@ -22,6 +22,7 @@ pub mod log_query;
 pub mod management;
 pub mod metrics;
 pub mod modules;
+pub mod refusals;
 pub mod registrations;
 pub mod replacements;
 pub mod resources;

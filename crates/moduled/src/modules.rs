@@ -213,8 +213,14 @@ impl Modules {
 }
 
 fn engine_is_silent(containers: &Containers) -> HttpError {
+    let heard = match containers.watch.silent_for() {
+        Some(silent) => format!("it was heard last {} s ago", silent.as_secs()),
+        None if containers.watch.is_reconciled() => "its events come, so it may only be slow".to_owned(),
+        None => "it was never heard since this daemon started".to_owned(),
+    };
     HttpError::internal(format!(
-        "the container engine at {} did not answer within {} s",
+        "the container engine at {} did not answer within {} s; {heard}. Restart it (for Docker: systemctl restart \
+         docker); modules that run go on",
         containers.uri,
         ENGINE_PATIENCE.as_secs()
     ))

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
-use edgekeep_core::attestation::Registration;
-use edgekeep_core::id::ModuleId;
+use edgekeep_core::attestation::{Registration, Workload};
+use edgekeep_core::id::{ContainerId, ModuleId};
 use edgekeep_daemon::store::{StateFile, StoreError};
 use tokio::sync::Mutex;
 
@@ -41,6 +41,16 @@ impl Registrations {
     pub fn modules(&self) -> Vec<ModuleId> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.values().map(|registration| registration.module.clone()).collect()
+    }
+
+    /// The module for which a container was made.
+    #[must_use]
+    pub fn of_container(&self, container: &ContainerId) -> Option<ModuleId> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let made = known.values().find(|registration| {
+            matches!(&registration.workload, Workload::Container { container: made, .. } if made == container)
+        });
+        made.map(|registration| registration.module.clone())
     }
 
     /// Writes a registration over the module's earlier one.

@@ -89,7 +89,7 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
     }
     let host = host_services::host_facts().context("cannot look at the daemon's own namespaces")?;
     let modules = Modules::new(containers, processes, hierarchy, host);
-    let attestor = Attestor::new(collector, &folder);
+    let attestor = Attestor::new(collector);
     let registrations = Registrations::load(&folder)?;
     let replacements = Replacements::load(&folder)?;
     let approvals = Approvals::load(&folder)?;

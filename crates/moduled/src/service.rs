@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use edgekeep_api::attestation::{Attestation, Check, Explanation, Facts, Registered, Seen};
 use edgekeep_api::certd::CertificatesClient;
 use edgekeep_api::identityd::IdentityClient;
 use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::management::{Approval, SystemInfo};
-use edgekeep_core::attestation::{Asked, DenyReason, Door, RunningFacts};
+use edgekeep_core::attestation::{Asked, DenyReason, Door, ProcessInstance, Running, RunningFacts, Workload};
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
@@ -16,11 +17,12 @@ use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
 use crate::approvals::Approvals;
-use crate::attest::{Attestor, Subject};
+use crate::attest::{Attestor, Subject, Who};
 use crate::identities::IdentityCache;
 use crate::images::Images;
 use crate::keys::{KeptHandle, TrustBundleCache};
 use crate::modules::Modules;
+use crate::refusals::{ToRefuse, VerdictTrail, without_evidence};
 use crate::registrations::Registrations;
 use crate::replacements::Replacements;
 use crate::restarts::Restarts;
@@ -42,6 +44,8 @@ pub struct Moduled {
     pub identities: Arc<IdentityCache>,
     /// Who calls.
     pub attestor: Attestor,
+    /// What was decided about them.
+    pub trail: VerdictTrail,
     /// Who may.
     pub registrations: Registrations,
     /// Updates that can be taken back.
@@ -94,6 +98,9 @@ impl Moduled {
             certificates: CertificatesClient::new(root.certd_socket()),
             identities: Arc::new(identities),
             attestor,
+            trail: VerdictTrail::open(&root.state_folder(Daemon::Moduled), |name| {
+                name.parse().is_ok_and(|module| registrations.of(&module).is_some())
+            }),
             registrations,
             replacements,
             modules,
@@ -144,44 +151,178 @@ impl Moduled {
         module: &ModuleId,
         generation: Option<&str>,
     ) -> Result<(), HttpError> {
-        let judged = self.judge(request, door, &Asked { module, generation }).await;
-        judged.map(|()| self.attestor.allow()).map_err(|reason| {
-            let route = format!("{} {}", request.method(), request.route);
-            self.attestor.refuse(&request.caller, module.as_str(), &route, reason);
-            HttpError::forbidden()
-        })
+        let (subject, judged) = self.judge(Who::Caller(&request.caller), door, &Asked { module, generation }).await;
+        match judged {
+            Ok(()) => {
+                self.trail.allowed();
+                Ok(())
+            }
+            Err(reason) => Err(self.refuse_judged(request, module, &subject, reason)),
+        }
     }
 
-    /// The verdict on a caller, with nothing written down.
-    async fn judge(&self, request: &Request, door: &Door, asked: &Asked<'_>) -> Result<(), DenyReason> {
-        let module = asked.module;
+    /// The registration of a module and what runs for it, as they are known now.
+    fn subject(&self, module: &ModuleId) -> Subject {
         let registration = self.registrations.of(module);
-        let mut subject = Subject {
+        Subject {
             facts: self.modules.facts(module, registration.as_ref()),
             layers: self.modules.layers(module, registration.as_ref()),
             registration,
-        };
-        let mut judged = self.attestor.judge(&request.caller, door, asked, &subject).await;
+        }
+    }
+
+    /// The verdict on a caller or a process, and what it was judged against, with nothing written down. Where the engine's
+    /// word on a start can be on its way it is waited for.
+    pub(crate) async fn judge(
+        &self,
+        who: Who<'_>,
+        door: &Door,
+        asked: &Asked<'_>,
+    ) -> (Subject, Result<(), DenyReason>) {
+        let module = asked.module;
+        let mut subject = self.subject(module);
+        let mut judged = self.attestor.judge(who, door, asked, &subject).await;
         let behind = matches!(judged, Err(DenyReason::NotADescendant | DenyReason::NotInModule))
             && self.modules.is_behind(module);
         let early = behind || matches!(judged, Err(DenyReason::NotRunning | DenyReason::FactsUnknown));
-        if early && self.attestor.is_in_container_of(&request.caller, subject.registration.as_ref()) {
+        if early && self.attestor.is_in_container_of(who, subject.registration.as_ref()) {
             // The module's own process can be quicker than the engine's event about its start.
             subject.facts = self.modules.facts_soon(module).await;
             subject.layers = self.modules.layers(module, subject.registration.as_ref());
-            judged = self.attestor.judge(&request.caller, door, asked, &subject).await;
+            judged = self.attestor.judge(who, door, asked, &subject).await;
         } else if behind {
             subject.facts = RunningFacts::Stopped;
-            judged = self.attestor.judge(&request.caller, door, asked, &subject).await;
+            judged = self.attestor.judge(who, door, asked, &subject).await;
         }
         if judged.is_ok()
-            && let Some(process) = self.attestor.may_be_orphan(&request.caller, &subject)
+            && let Some(process) = self.attestor.may_be_orphan(who, &subject)
         {
             // Nothing is known against it, but the engine's word about it may still be on its way.
             subject.facts = self.modules.facts_about(module, &process).await;
-            judged = self.attestor.judge(&request.caller, door, asked, &subject).await;
+            judged = self.attestor.judge(who, door, asked, &subject).await;
         }
-        judged
+        (subject, judged)
+    }
+
+    /// The first process of a module as soon as that is known: for a container that was just started the engine's word may
+    /// be on its way.
+    ///
+    /// # Errors
+    /// What is known instead.
+    pub(crate) async fn first_process(&self, module: &ModuleId) -> Result<ProcessInstance, RunningFacts> {
+        let Subject { registration, mut facts, .. } = self.subject(module);
+        let of_container =
+            matches!(registration.map(|registration| registration.workload), Some(Workload::Container { .. }));
+        if of_container && (!matches!(facts, RunningFacts::Running(_)) || self.modules.is_behind(module)) {
+            facts = self.modules.facts_soon(module).await;
+        }
+        match facts {
+            RunningFacts::Running(_) if self.modules.is_behind(module) => Err(RunningFacts::Stopped),
+            RunningFacts::Running(running) => Ok(running.init),
+            other => Err(other),
+        }
+    }
+
+    /// Evidence and verdict, for people.
+    pub(crate) fn attestation(
+        &self,
+        who: Who<'_>,
+        pid: u32,
+        module: &ModuleId,
+        subject: &Subject,
+        verdict: Result<(), DenyReason>,
+    ) -> Attestation {
+        let registration = subject.registration.as_ref();
+        Attestation {
+            module: module.to_string(),
+            pid,
+            allowed: verdict.is_ok(),
+            registration: registration.map(Registered::from),
+            facts: Facts::from(&subject.facts),
+            evidence: self.attestor.seen(who),
+            checks: Check::list(registration, verdict, matches!(who, Who::Caller(_))),
+            explanation: verdict.err().map(Explanation::from),
+        }
+    }
+
+    /// Refuses a caller of `module`, with an entry in the audit trail and all that is known of it.
+    pub(crate) fn refuse(&self, request: &Request, module: &ModuleId, reason: DenyReason) -> HttpError {
+        self.refuse_judged(request, module, &self.subject(module), reason)
+    }
+
+    fn refuse_judged(&self, request: &Request, module: &ModuleId, subject: &Subject, reason: DenyReason) -> HttpError {
+        let caller = &request.caller;
+        let attestation =
+            self.attestation(Who::Caller(caller), caller.pid().unwrap_or(0), module, subject, Err(reason));
+        let route = format!("{} {}", request.method(), request.route);
+        self.write_refusal(caller, module.as_str(), &route, subject.registration.is_some(), attestation, reason);
+        HttpError::forbidden()
+    }
+
+    fn write_refusal(
+        &self,
+        caller: &Caller,
+        module: &str,
+        route: &str,
+        registered: bool,
+        attestation: Attestation,
+        reason: DenyReason,
+    ) {
+        let of_module = attestation.evidence.as_ref().and_then(|seen| self.module_of(seen));
+        self.trail.refused(ToRefuse {
+            caller,
+            module,
+            registered,
+            route,
+            reason,
+            of_module: of_module.map(|module| module.to_string()),
+            attestation,
+        });
+    }
+
+    /// The module that a process belongs to, by its container or its control group.
+    fn module_of(&self, seen: &Seen) -> Option<ModuleId> {
+        if let Some(container) = &seen.container {
+            return self.registrations.of_container(container);
+        }
+        let holds = |module: &ModuleId| match self.modules.processes.facts(module) {
+            RunningFacts::Running(Running { cgroup: Some(cgroup), .. }) if cgroup != "/" => {
+                seen.cgroup.strip_prefix(&cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
+            _ => false,
+        };
+        self.registrations.modules().into_iter().find(holds)
+    }
+
+    /// Lets only operators pass: root and this daemon's own user. Who may open the socket is not enough.
+    ///
+    /// # Errors
+    /// 403 without detail.
+    pub(crate) fn admit_operator(&self, request: &Request) -> Result<(), HttpError> {
+        if is_operator(&request.caller) {
+            return Ok(());
+        }
+        let route = format!("{} {}", request.method(), request.route);
+        self.refuse_at_door(&request.caller, &route, DenyReason::NotAnOperator);
+        Err(HttpError::forbidden())
+    }
+
+    /// Lets operators and the agent pass.
+    ///
+    /// # Errors
+    /// 403 without detail.
+    pub(crate) async fn admit_operator_or_agent(&self, request: &Request) -> Result<(), HttpError> {
+        if is_operator(&request.caller) || self.is_agent(request).await {
+            return Ok(());
+        }
+        self.admit_operator(request)
+    }
+
+    /// Writes down a refusal that is about no module.
+    fn refuse_at_door(&self, caller: &Caller, what: &str, reason: DenyReason) {
+        let mut attestation = without_evidence("", caller.pid().unwrap_or(0), reason);
+        attestation.evidence = self.attestor.seen(Who::Caller(caller));
+        self.write_refusal(caller, "", what, false, attestation, reason);
     }
 
     /// Lets only the agent pass, through the management socket.
@@ -195,7 +336,7 @@ impl Moduled {
     /// Whether the caller is the agent. Nothing is written down if it is not.
     pub async fn is_agent(&self, request: &Request) -> bool {
         let asked = Asked { module: &self.agent, generation: None };
-        self.judge(request, &Door::ManagementSocket, &asked).await.is_ok()
+        self.judge(Who::Caller(&request.caller), &Door::ManagementSocket, &asked).await.1.is_ok()
     }
 
     /// The approvals in force.
@@ -221,8 +362,12 @@ impl Moduled {
 
     /// Writes down that another process than the one that connected sent bytes.
     pub fn refuse_sender(&self, caller: &Caller, what: &str) {
-        self.attestor.refuse(caller, "", what, DenyReason::SenderChanged);
+        self.refuse_at_door(caller, what, DenyReason::SenderChanged);
     }
+}
+
+fn is_operator(caller: &Caller) -> bool {
+    caller.uid() == 0 || caller.uid() == rustix::process::geteuid().as_raw()
 }
 
 /// The agent's module id.

@@ -71,7 +71,7 @@ struct Seen {
     modules: BTreeMap<String, String>,
     problems: Problems,
     identity_problem: Problems,
-    last_refusal: Option<Refusal>,
+    refusals: Vec<Refusal>,
 }
 
 impl Seen {
@@ -120,14 +120,12 @@ impl Seen {
 
     fn status(&mut self, status: &Status, elapsed: Duration) -> Vec<Event> {
         let mut events = self.problems.see(status.problems.iter().cloned(), elapsed);
-        // Newest first: all before the one that was the newest the last time are news.
-        let news = status.refusals.iter().take_while(|refusal| Some(*refusal) != self.last_refusal.as_ref());
+        // Newest first; one that was repeated has another time and count.
+        let news = status.refusals.iter().filter(|refusal| !self.refusals.contains(refusal));
         let mut refused: Vec<Event> = news.map(refused).collect();
         refused.reverse();
         events.append(&mut refused);
-        if let Some(newest) = status.refusals.first() {
-            self.last_refusal = Some(newest.clone());
-        }
+        self.refusals.clone_from(&status.refusals);
         events
     }
 }
@@ -226,9 +224,11 @@ mod tests {
     fn each_refusal_is_told_once_oldest_first() {
         let refusal = |pid| Refusal {
             time: "2026-07-01T12:00:00Z".into(),
+            count: 1,
             module: "t".into(),
             route: "POST /sign".into(),
             reason: DenyReason::NotInModule,
+            explanation: DenyReason::NotInModule.into(),
             pid,
             uid: 0,
         };

@@ -53,6 +53,16 @@ impl Accounts {
             .ok_or_else(|| AccountError::NoUser { name: user.to_owned() })
     }
 
+    /// The name of a user, if it has one.
+    #[must_use]
+    pub fn name(&self, uid: u32) -> Option<&str> {
+        let number = uid.to_string();
+        self.passwd.lines().find_map(|line| {
+            let (name, rest) = line.split_once(':')?;
+            (rest.split(':').nth(1)? == number && !name.is_empty()).then_some(name)
+        })
+    }
+
     /// A user and the group it runs as: the one that is given, else its own.
     ///
     /// # Errors
@@ -104,6 +114,7 @@ mod tests {
         assert_eq!(accounts.account("990", Some("gpio")), Ok(Account { uid: 990, gid: 995 }));
         assert_eq!(accounts.account("4711", Some("4712")), Ok(Account { uid: 4711, gid: 4712 }));
         assert_eq!(accounts.account("4711", None), Err(AccountError::GroupNeeded { uid: 4711 }));
+        assert_eq!((accounts.name(990), accounts.name(991)), (Some("sensor"), None));
         assert_eq!(accounts.account("sensor", Some("none")), Err(AccountError::NoGroup { name: "none".into() }));
     }
 

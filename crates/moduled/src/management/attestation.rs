@@ -1,22 +1,19 @@
-//! A process looked at as if it called: what an operator needs to understand a refusal.
+//! A process looked at as if it called, and callers that were refused: what an operator needs to understand a refusal.
 
 use std::sync::Arc;
 
-use edgekeep_api::attestation::{Attestation, Check, Facts, Registered};
-use edgekeep_core::attestation::{RunningFacts, checks};
+use edgekeep_api::attestation::{Attestation, PastRefusals};
+use edgekeep_core::attestation::{Asked, Door, RunningFacts};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 use http::StatusCode;
 
-use crate::attest::Subject;
+use crate::attest::Who;
 use crate::service::Moduled;
 
 /// For root, the daemon's own user and the agent: it tells about processes of other users.
 pub(super) async fn show(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
-    let uid = request.caller.uid();
-    if uid != 0 && uid != rustix::process::geteuid().as_raw() {
-        service.admit_agent(&request).await?;
-    }
+    service.admit_operator_or_agent(&request).await?;
     let pid = request
         .query("pid")
         .map(|pid| pid.parse::<u32>().map_err(|_| HttpError::bad_request("invalid parameter: pid")));
@@ -48,49 +45,38 @@ async fn nearest(service: &Arc<Moduled>, pid: u32) -> Result<Attestation, HttpEr
 }
 
 async fn examine(service: &Arc<Moduled>, module: &ModuleId, pid: Option<u32>) -> Result<Attestation, HttpError> {
-    let registration = service.registrations.of(module);
-    let subject = Subject {
-        facts: service.modules.facts(module, registration.as_ref()),
-        layers: service.modules.layers(module, registration.as_ref()),
-        registration,
+    let pid = match pid {
+        Some(pid) => pid,
+        None => service.first_process(module).await.map_err(|facts| no_process(service, module, &facts))?.pid,
     };
-    let init = match &subject.facts {
-        RunningFacts::Running(running) => Some(running.init.pid),
-        _ => None,
+    let examined = service.attestor.examine(pid);
+    let (who, door) = (Who::Process(&examined), Door::ModuleSocket(module.clone()));
+    let (subject, verdict) = service.judge(who, &door, &Asked { module, generation: None }).await;
+    Ok(service.attestation(who, pid, module, &subject, verdict))
+}
+
+/// Why there is no process to look at, and what to do.
+fn no_process(service: &Moduled, module: &ModuleId, facts: &RunningFacts) -> HttpError {
+    let why = match facts {
+        RunningFacts::Host(_) => format!("{module} is a service of the host, which something else starts"),
+        _ if service.registrations.of(module).is_none() => format!("there is no registered module {module}"),
+        RunningFacts::Unknown => format!(
+            "it is not known whether {module} runs, for the container engine has not been heard: see `edgekeep status`"
+        ),
+        _ => format!("module {module} does not run: start it with `edgekeep restart {}`", module.name()),
     };
-    let pid = pid.or(init).ok_or_else(|| {
-        let message = match &subject.facts {
-            RunningFacts::Host(_) => format!("{module} is a service of the host, which something else starts"),
-            _ => format!("module {module} does not run or is not known"),
-        };
-        let message = format!("{message}: name a process by pid");
-        HttpError::new(StatusCode::CONFLICT, message)
-    })?;
-    let (evidence, verdict) = service.attestor.examine(pid, module, &subject).await;
-    let mut before = true;
-    let mut list: Vec<Check> = checks(subject.registration.as_ref())
-        .into_iter()
-        .map(|reason| {
-            let failed = verdict == Err(reason);
-            let passed = (before && !reason.is_of_connection()).then_some(!failed);
-            before &= !failed;
-            Check { reason, passed }
-        })
-        .collect();
-    if let Err(reason) = verdict
-        && before
-    {
-        // The process could not even be looked at.
-        list.iter_mut().for_each(|check| check.passed = None);
-        list.insert(0, Check { reason, passed: Some(false) });
-    }
-    Ok(Attestation {
-        module: module.to_string(),
-        pid,
-        allowed: verdict.is_ok(),
-        registration: subject.registration.as_ref().map(Registered::from),
-        facts: Facts::from(&subject.facts),
-        evidence,
-        checks: list,
-    })
+    HttpError::new(StatusCode::CONFLICT, format!("{why}; or name a process by pid"))
+}
+
+/// Callers that were refused: for who may look at processes.
+pub(super) async fn past(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+    service.admit_operator_or_agent(&request).await?;
+    let module = request
+        .query("module")
+        .map(|module| module.parse::<ModuleId>().map_err(|error| HttpError::bad_request(error.to_string())));
+    let last = request
+        .query("last")
+        .map(|last| last.parse::<usize>().map_err(|_| HttpError::bad_request("invalid parameter: last")));
+    let refusals = service.trail.past(module.transpose()?.as_ref(), last.transpose()?.unwrap_or(usize::MAX));
+    Ok(Response::ok(&PastRefusals { refusals }))
 }

@@ -41,9 +41,7 @@ impl HostAgentDoor {
         if approves(&self.service, &self.module).await.iter().any(|name| name == target) {
             return Ok(());
         }
-        let route = format!("{} {}", request.method(), request.route);
-        self.service.attestor.refuse(&request.caller, self.module.as_str(), &route, DenyReason::NotGranted);
-        Err(HttpError::forbidden())
+        Err(self.service.refuse(request, &self.module, DenyReason::NotGranted))
     }
 }
 
@@ -101,7 +99,7 @@ async fn approve(state: Arc<HostAgentDoor>, mut request: Request) -> Result<Resp
     let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     let approved = Approved { sha256, configured, by: state.module.to_string(), time };
     service.approvals.put(&name, approved).await.map_err(|error| HttpError::hidden(&error))?;
-    service.attestor.approved(&request.caller, state.module.as_str(), &name, &sha256);
+    service.trail.approved(&request.caller, state.module.as_str(), &name, &sha256);
     host_services::reregister(service, &name).await?;
     Ok(Response::ok(&ApprovalList { approvals: service.approvals_in_force() }))
 }

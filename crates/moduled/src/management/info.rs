@@ -76,7 +76,7 @@ pub(super) async fn approvals(service: Arc<Moduled>, _: Request) -> Result<Respo
 }
 
 pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    let (refusals, refusal_count) = service.attestor.refusals();
+    let (refusals, refusal_count) = service.trail.latest();
     let mut problems = Vec::new();
     let edge_ca_expiration = match &*service.edge_ca.borrow() {
         Ok(end) => end.map(rfc3339_with_offset),
@@ -85,17 +85,12 @@ pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response
             None
         }
     };
-    let engine = service
-        .modules
-        .containers
-        .as_ref()
-        .map(|containers| EngineStatus { uri: containers.uri.clone(), reachable: containers.watch.is_reconciled() });
-    if let Some(engine) = engine.as_ref().filter(|engine| !engine.reachable) {
-        problems.push(format!(
-            "the container engine at {} does not answer; container modules are refused until it does",
-            engine.uri
-        ));
-    }
+    let engine = service.modules.containers.as_ref().map(|containers| EngineStatus {
+        uri: containers.uri.clone(),
+        reachable: containers.watch.is_reconciled(),
+        silent_for_seconds: containers.watch.silent_for().map(|silent| silent.as_secs()),
+    });
+    problems.extend(engine.as_ref().and_then(engine_problem));
     let agent = service.agent_problem.borrow().clone();
     if !agent.is_empty() {
         problems.push(agent);
@@ -113,4 +108,18 @@ pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response
         refusals,
         refusal_count,
     }))
+}
+
+/// What it means for modules that the engine is silent, and what to do.
+fn engine_problem(engine: &EngineStatus) -> Option<String> {
+    let what = match engine.silent_for_seconds {
+        _ if engine.reachable => return None,
+        Some(seconds) => format!(
+            "has not been heard for {seconds} s: modules that ran then are served on, others are refused, and none is \
+             started or stopped until it is back"
+        ),
+        None => "was never heard since moduled started: all modules in containers are refused until it is".to_owned(),
+    };
+    let uri = &engine.uri;
+    Some(format!("the container engine at {uri} {what}; start it (for Docker: systemctl restart docker)"))
 }

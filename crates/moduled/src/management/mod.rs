@@ -1,7 +1,8 @@
 //! The management API: modules and identities for the agent, information for operators (wire facts 2).
 //!
-//! What changes something is for the agent alone, measured like any caller; start, stop and restart are also for
-//! operators, who are whoever may open the socket. Reading is for whoever may open the socket, and holds no secret.
+//! What changes something is for the agent alone, measured like any caller; start, stop and restart are also for whoever
+//! may open the socket. Removing images is for operators: root and this daemon's user; looking at processes and past
+//! refusals for these and the agent. Reading else is for whoever may open the socket, and holds no secret.
 
 mod attestation;
 pub(crate) mod host_agent;
@@ -49,6 +50,7 @@ pub fn router(service: Arc<Moduled>) -> Router<Moduled> {
         .route(Method::POST, "/device/reprovision", "2019-10-22", identities::reprovision)
         .route(Method::GET, "/status", "2022-08-03", info::status)
         .route(Method::GET, "/attestation", "2022-08-03", attestation::show)
+        .route(Method::GET, "/refusals", "2022-08-03", attestation::past)
         .route(Method::GET, "/images", "2022-08-03", images::plan)
         .route(Method::POST, "/images/collect", "2022-08-03", images::collect)
         .route(Method::GET, "/approved-digests", "2022-08-03", info::approvals)

@@ -10,6 +10,9 @@ use time::format_description::well_known::Rfc3339;
 use crate::registrations::Registrations;
 use crate::spec::Kind;
 
+/// What there is to say about a container that nobody registered.
+const UNREGISTERED: &str = "not registered by this daemon, so it has no identity";
+
 /// A fresh module as create and update answer it: the request's settings, without credentials and environment.
 #[must_use]
 pub(crate) fn echo(request: &ModuleSpec, running: bool) -> ModuleDetails {
@@ -75,8 +78,7 @@ pub(super) fn container_details(state: &State, registrations: &Registrations) ->
         matches!(&registration.workload, Workload::Container { container, .. } if Some(container) == state.container.as_ref())
     });
     if !registered {
-        details.status.runtime_status =
-            RuntimeStatus { status: "dead".into(), description: Some("not registered by this daemon".into()) };
+        details.status.runtime_status = RuntimeStatus { status: "dead".into(), description: Some(UNREGISTERED.into()) };
     }
     details
 }

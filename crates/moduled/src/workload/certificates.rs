@@ -32,10 +32,7 @@ pub(super) async fn server(state: Arc<WorkloadDoor>, mut request: Request) -> Re
     let body: ServerCertificate = request.json().await?;
     let mut names = vec![host_name(&body.common_name)?];
     if belongs_to_another(&body.common_name, &module, &state.service.registrations.modules()) {
-        let route = format!("{} {}", request.method(), request.route);
-        let reason = DenyReason::NameOfAnotherModule;
-        state.service.attestor.refuse(&request.caller, module.as_str(), &route, reason);
-        return Err(HttpError::forbidden());
+        return Err(state.service.refuse(&request, &module, DenyReason::NameOfAnotherModule));
     }
     let own = host_name(module.name())?;
     if !names.contains(&own) {

@@ -51,9 +51,7 @@ impl WorkloadDoor {
         if identity.generation == generation {
             return Ok((module, identity));
         }
-        let route = format!("{} {}", request.method(), request.route);
-        self.service.attestor.refuse(&request.caller, module.as_str(), &route, DenyReason::GenerationMismatch);
-        Err(HttpError::forbidden())
+        Err(self.service.refuse(request, &module, DenyReason::GenerationMismatch))
     }
 }
 

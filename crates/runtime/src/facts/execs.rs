@@ -51,6 +51,11 @@ impl Now {
         Duration::from_nanos(u64::try_from(self.boot - started).unwrap_or(0))
     }
 
+    /// How long ago it was told that this is the earliest start time.
+    pub(super) fn since_told(&self, earliest_start: u64) -> Duration {
+        self.age(earliest_start).saturating_sub(LATE_BY)
+    }
+
     /// Seconds since the epoch, so long ago.
     pub(super) fn seconds_ago(&self, ago: Duration) -> i64 {
         i64::try_from(self.real / 1_000_000_000).unwrap_or(0).saturating_sub(i64::try_from(ago.as_secs()).unwrap_or(0))

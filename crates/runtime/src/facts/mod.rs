@@ -199,6 +199,12 @@ impl EngineWatch {
         self.shared.read(|known| known.is_some_and(|known| known.silent_since.is_none()))
     }
 
+    /// For how long the engine has not been heard, while it is silent; `None` if it is heard, or never was.
+    #[must_use]
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.shared.read(|known| Some(execs::Now::read().since_told(known?.silent_since?)))
+    }
+
     /// How many modules' containers run, do not run, and are not known to do either; `None` while the engine is silent.
     #[must_use]
     pub fn counts(&self) -> Option<[usize; 3]> {

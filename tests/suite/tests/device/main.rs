@@ -2,7 +2,7 @@
 //!
 //! `management` and `workload` go through the routes, `cloud_away` and `crashes` through what may go wrong,
 //! `operations` through logs and metrics, `sockets` through what can become of a module's socket, `host_programs` through
-//! confined modules, services and host agents. What others may try is in the attack suite.
+//! confined modules, services and host agents, `refusals` through what is told of callers that were refused. What others may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod cloud_away;
@@ -11,6 +11,7 @@ mod host_programs;
 mod management;
 mod operations;
 mod reference_agent;
+mod refusals;
 mod sockets;
 mod workload;
 
