@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use edgekeep_core::create_options::{OwnState, PublishedPorts};
 use edgekeep_core::grants::RESERVED_KEY_IDS;
 use edgekeep_core::host::ScopeUse;
 use edgekeep_core::id::{CertId, KeyId, ModuleId};
@@ -169,6 +170,8 @@ impl<'a> Draft<'a> {
                 edge_ca: edgekeep_core::settings::EdgeCaSettings::default(),
                 watchdog_max_retries: None,
                 allow_elevated_permissions: true,
+                published_ports: PublishedPorts::default(),
+                own_state_in_mounts: OwnState::default(),
                 grants: BTreeMap::new(),
                 image_policy: None,
                 image_collection: edgekeep_core::settings::ImageCollectionSettings::default(),

@@ -8,6 +8,7 @@ use edgekeep_config::{
     Code, Diagnostic, Environment, Severity, Translated, Users, referenced_files, render, translate,
 };
 use edgekeep_core::attestation::Policy;
+use edgekeep_core::create_options::{OwnState, PublishedPorts};
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
 use edgekeep_core::host::{Enforcement, Limits, RestartPolicy, ScopeUse, SeccompPreset, UnitName};
 use edgekeep_core::settings::{
@@ -452,6 +453,54 @@ fn grants_and_image_rules_are_translated_and_an_open_default_is_told() {
         let found = refused(&format!("{MANUAL}{line}\n"));
         let texts = found.iter().map(|found| format!("{} {} {:?}", found.key, found.message, found.remedy));
         assert!(texts.clone().any(|text| text.contains(message)), "{:?}", texts.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn what_modules_may_ask_for_is_read_and_slips_are_named() {
+    let text = format!(
+        "{CLOSED}published_ports = \"granted\"\nown_state_in_mounts = \"refuse\"\n{MANUAL}[modules.camera.grant]\n\
+         ports = [\"443\", \"127.0.0.1:9000-9010/udp\"]\nulimits = [\"rtprio\"]\nvolumes = [\"plant-share\"]\n\
+         capabilities = [\"CAP_NET_ADMIN\"]\noptions = [\"HostConfig.DeviceRequests\", \"HostConfig.OfTheFuture\"]\n"
+    );
+    let translated = accepted(&text);
+    assert!(translated.notices.is_empty(), "{:?}", translated.notices);
+    let moduled = translated.moduled;
+    assert_eq!(moduled.published_ports, PublishedPorts::Granted);
+    assert_eq!(moduled.own_state_in_mounts, OwnState::Refuse);
+    let grant = moduled.grants.values().next().unwrap();
+    assert_eq!((grant.ports.len(), grant.ulimits.len(), grant.volumes.len(), grant.options.len()), (2, 1, 1, 2));
+    for (line, message) in [
+        ("ports = [\"https\"]", "expected [ADDRESS:]PORT[-PORT][/PROTOCOL]"),
+        ("ports = [\"443/icmp\"]", "expected the protocol tcp, udp or sctp"),
+        ("ports = [443]", "takes a string"),
+        ("ulimits = [\"rtpiro\"]", "did you mean \"rtprio\"?"),
+        ("namespaces = [\"netwrok\"]", "did you mean \"network\"?"),
+        ("capabilities = [\"net_amdin\"]", "did you mean \"net_admin\"?"),
+        ("volumes = [\"/etc\"]", "expected the name of a volume"),
+        ("options = [\"HostConfig.SecurityOpts\"]", "did you mean \"HostConfig.SecurityOpt\"?"),
+        ("port = [\"1\"]", "did you mean `ports`?"),
+    ] {
+        let text = format!("{CLOSED}{MANUAL}[modules.a.grant]\n{line}\n");
+        let found = refused(&text);
+        let shown = render(&found, "config.toml", false);
+        assert!(shown.contains(message), "{line}: {shown}");
+        assert_eq!(found[0].line, text.lines().count(), "{line}: {shown}");
+    }
+    for (line, message) in [
+        ("published_ports = \"grantd\"", "did you mean \"granted\"?"),
+        ("own_state_in_mounts = \"hidden\"", "`own_state_in_mounts` is one of \"hide\", \"refuse\", \"show\""),
+    ] {
+        let shown = render(&refused(&format!("{line}\n{CLOSED}{MANUAL}")), "config.toml", false);
+        assert!(shown.contains(message), "{line}: {shown}");
+    }
+    // What has no effect, or opens what is closed by default, is said.
+    for (open, code) in
+        [("published_ports = \"granted\"", Code::NoEffect), ("own_state_in_mounts = \"show\"", Code::Unusual)]
+    {
+        let text = format!("allow_elevated_docker_permissions = true\n{open}\n{MANUAL}");
+        let notices = accepted(&text).notices;
+        assert!(notices.iter().any(|notice| (notice.line, notice.code) == (2, code)), "{notices:?}");
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::attestation::Policy;
-use crate::create_options::Grant;
+use crate::create_options::{Grant, OwnState, PublishedPorts};
 use crate::digest::Sha256Digest;
 use crate::hardware::{KeyPlace, PassOn, SandboxSettings, Seal, SecretText, TokenSettings, TpmSettings};
 use crate::host::{HostModule, HostService, ScopeUse};
@@ -351,6 +351,12 @@ pub struct ModuledSettings {
     /// is granted.
     #[serde(default = "yes")]
     pub allow_elevated_permissions: bool,
+    /// Which ports of the host modules may publish without elevated permissions.
+    #[serde(default)]
+    pub published_ports: PublishedPorts,
+    /// What becomes of the daemons' own sockets and state in a module's mount of a folder above them.
+    #[serde(default)]
+    pub own_state_in_mounts: OwnState,
     /// What create options of a module may ask for besides.
     #[serde(default)]
     pub grants: BTreeMap<ModuleId, Grant>,

@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use edgekeep_core::create_options::{
-    Found, Grant, Judge, MadeMount, Refusal, Resolved, Volumes, canonical, paths_made, paths_to_resolve, volumes_from,
-    volumes_made, volumes_to_look_at, without_elevation,
+    Found, Grant, Judge, MadeMount, OwnState, PublishedPorts, Refusal, Resolved, Volumes, canonical, paths_made,
+    paths_to_resolve, volumes_from, volumes_made, volumes_to_look_at, without_elevation,
 };
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
-use edgekeep_core::layout::Root;
+use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::engine::{ContainerSpec, Created};
 use serde_json::{Map, Value};
@@ -40,38 +41,54 @@ pub async fn specification<'a>(
     spec: &'a ValidSpec,
     image: Sha256Digest,
 ) -> Result<ContainerSpec<'a>, HttpError> {
+    let (options, hidden) = options(service, spec).await?;
+    let folder = sockets::container_folder(&service.root, &spec.module);
+    let mut binds = vec![format!("{}:{CONTAINER_SOCKET_FOLDER}", folder.display())];
+    if !hidden.is_empty() {
+        let nothing = nothing(&service.root).map_err(|error| HttpError::hidden(&error))?;
+        tracing::info!(module = %spec.module, places = ?hidden, "the device's own state is hidden in the module's mounts");
+        binds.extend(hidden.into_iter().map(|place| format!("{}:{place}:ro", nothing.display())));
+    }
     Ok(ContainerSpec {
         image: &spec.settings.image,
         image_id: Some(image),
-        options: options(service, spec).await?,
+        options,
         env: environment(spec),
         network: service.settings.engine.as_ref().map(|engine| engine.network.as_str()),
-        binds: vec![format!(
-            "{}:{CONTAINER_SOCKET_FOLDER}",
-            sockets::container_folder(&service.root, &spec.module).display()
-        )],
+        binds,
         labels: spec.labels.clone(),
     })
 }
 
-/// The create options that the engine gets: in its own spelling, without what is taken away or replaced.
+/// An empty folder, to be mounted over what is hidden.
+fn nothing(root: &Root) -> io::Result<PathBuf> {
+    let folder = root.state_folder(Daemon::Moduled).join("nothing");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o555))?;
+    Ok(folder)
+}
+
+/// The create options that the engine gets: in its own spelling, without what is taken away or replaced. And the places in
+/// the container where something of the device's own would be seen that is to be hidden.
 ///
 /// # Errors
 /// 400 that names the first option that is refused, and the remedy; the engine's, if it does not say what a volume is.
-pub async fn options(service: &Moduled, spec: &ValidSpec) -> Result<Map<String, Value>, HttpError> {
+pub async fn options(service: &Moduled, spec: &ValidSpec) -> Result<(Map<String, Value>, BTreeSet<String>), HttpError> {
     let mut options = canonical(&spec.settings.create_options).map_err(refused)?;
     leave_out_own_sockets(&mut options, &service.root, &spec.module);
     let law = Law::of(service, &spec.module);
     let volumes = volumes(service, volumes_to_look_at(&options)).await?;
     let resolved = resolve(paths_to_resolve(&options, &volumes, &law.grant)).await?;
-    law.judge().judge(&options, &Found { volumes, resolved }).map_err(refused)?;
+    let found = Found { volumes, resolved };
+    law.judge().judge(&options, &found).map_err(refused)?;
+    let hidden = law.judge().hidden(&options, &found).map_err(refused)?;
     if !law.elevated {
         let taken = without_elevation(&mut options, &law.grant).map_err(refused)?;
         if !taken.is_empty() {
             tracing::warn!(module = %spec.module, options = ?taken, "elevated permissions are off; taken from the module");
         }
     }
-    Ok(options)
+    Ok((options, hidden))
 }
 
 /// Judges what the engine really mounted into a container that it made and that was not started yet. `added` are this
@@ -119,7 +136,10 @@ struct Law<'a> {
     module: &'a ModuleId,
     grant: Grant,
     elevated: bool,
+    ports: PublishedPorts,
+    own_state: OwnState,
     own: Vec<String>,
+    present: Vec<String>,
     open: Vec<String>,
 }
 
@@ -128,12 +148,31 @@ impl<'a> Law<'a> {
         let mut grants = service.settings.grants.iter();
         let grant = grants.find(|(granted, _)| granted.name() == module.name()).map(|(_, grant)| grant.clone());
         let (own, open) = own_places(&service.root, module);
-        let elevated = service.settings.allow_elevated_permissions;
-        Self { module, grant: grant.unwrap_or_default(), elevated, own, open }
+        let present = own.iter().filter(|own| Path::new(own).is_dir()).cloned().collect();
+        let settings = &service.settings;
+        Self {
+            module,
+            grant: grant.unwrap_or_default(),
+            elevated: settings.allow_elevated_permissions,
+            ports: settings.published_ports,
+            own_state: settings.own_state_in_mounts,
+            own,
+            present,
+            open,
+        }
     }
 
     fn judge(&self) -> Judge<'_> {
-        Judge { module: self.module, grant: &self.grant, elevated: self.elevated, own: &self.own, open: &self.open }
+        Judge {
+            module: self.module,
+            grant: &self.grant,
+            elevated: self.elevated,
+            ports: self.ports,
+            own_state: self.own_state,
+            present: &self.present,
+            own: &self.own,
+            open: &self.open,
+        }
     }
 }
 

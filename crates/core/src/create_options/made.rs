@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
+use super::above::targets;
 use super::paths::{HostPath, bind_words, clean, items, sides, split_grant};
 use super::volumes::{Reach, Volume, Volumes};
 use super::{Found, Grant, Judge, Refusal, Why, listed, shown};
@@ -63,6 +64,7 @@ impl Judge<'_> {
         added: &[String],
         found: &Found,
     ) -> Result<(), Refusal> {
+        let covered = targets(made, added);
         for mount in made {
             let option = format!("Mounts ({} in the container that was made)", shown(&mount.target));
             let own = |bind: &String| {
@@ -83,8 +85,11 @@ impl Judge<'_> {
             };
             self.own_made(mount, volume, &place, found)?;
             if !self.elevated && !self.grants_option("HostConfig.VolumesFrom") {
-                self.made(mount, volume, place, wanted, found)?;
+                self.made(mount, volume, place.clone(), wanted, found)?;
             }
+            let led = volume.map(Volume::reach);
+            let path = if let Some(Reach::Place { path, .. }) = led { path } else { mount.source.clone() };
+            self.covered(&HostPath { path, ..place }, &covered, &found.resolved)?;
         }
         Ok(())
     }

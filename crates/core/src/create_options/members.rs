@@ -19,12 +19,14 @@ pub(super) enum Shape {
     List(&'static [Member]),
     /// Free names, each with an object.
     Map(&'static [Member]),
+    /// Free names, each with a list of objects.
+    Lists(&'static [Member]),
 }
 
 /// What a module without elevated permissions may set a member to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// Anything: it concerns the container alone.
+    /// Anything.
     Free,
     /// Nothing: absent, null, false, 0 or empty.
     Empty,
@@ -32,6 +34,10 @@ pub(super) enum Rule {
     Absent,
     /// One of these words, or nothing.
     OneOf(&'static [&'static str]),
+    /// A number in this range, or nothing.
+    Within(i64, i64),
+    /// An object with these names only.
+    Names(&'static [&'static str]),
     /// `host` with a grant of this name space, else one of these words.
     Namespace(&'static str, &'static [&'static str]),
     /// Not judged: taken away where it is not granted.
@@ -44,6 +50,20 @@ pub(super) enum Rule {
     Mounts,
     /// A list of devices.
     Devices,
+    /// A list of `NAME=VALUE`.
+    Env,
+    /// Labels by name.
+    Labels,
+    /// A folder in the container.
+    WorkingDir,
+    /// Groups by number or by their name in the image.
+    Groups,
+    /// Ports of the host by port of the container.
+    Ports,
+    /// Whether ports are published that the engine chooses.
+    AllPorts,
+    /// Limits by name.
+    Ulimits,
     /// Kernel parameters by name.
     Sysctls,
     /// The program that runs containers.
@@ -68,185 +88,254 @@ pub(super) struct Member {
     pub(super) name: &'static str,
     pub(super) shape: Shape,
     pub(super) rule: Rule,
+    /// Why the rule is what it is; where something is refused, a sentence about "it".
+    pub(super) why: &'static str,
 }
 
-const fn is(name: &'static str, rule: Rule) -> Member {
-    Member { name, shape: Shape::Plain, rule }
+const fn is(name: &'static str, rule: Rule, why: &'static str) -> Member {
+    Member { name, shape: Shape::Plain, rule, why }
 }
 
-const fn free(name: &'static str) -> Member {
-    is(name, Rule::Free)
+const fn free(name: &'static str, why: &'static str) -> Member {
+    is(name, Rule::Free, why)
 }
 
-const fn empty(name: &'static str) -> Member {
-    is(name, Rule::Empty)
+const fn empty(name: &'static str, why: &'static str) -> Member {
+    is(name, Rule::Empty, why)
 }
 
-const fn shaped(name: &'static str, shape: Shape, rule: Rule) -> Member {
-    Member { name, shape, rule }
+const fn shaped(name: &'static str, shape: Shape, rule: Rule, why: &'static str) -> Member {
+    Member { name, shape, rule, why }
 }
+
+const INSIDE: &str = "concerns what runs in the container alone";
+const LESS: &str = "only takes away";
+const LIMIT: &str = "a limit of its own cgroup; without one it has the engine's default, which is none";
+const ATTACHED: &str = "concerns who attaches to it";
+const NET: &str = "concerns its place in networks that it may join";
+const WINDOWS: &str = "means nothing on Linux";
+const JUDGED: &str = "judged with the whole";
 
 /// The container's own side.
 pub(super) static CONFIG: &[Member] = &[
-    free("Hostname"),
-    free("Domainname"),
-    free("User"),
-    free("AttachStdin"),
-    free("AttachStdout"),
-    free("AttachStderr"),
-    free("ExposedPorts"),
-    free("Tty"),
-    free("OpenStdin"),
-    free("StdinOnce"),
-    free("Env"),
-    free("Cmd"),
-    shaped("Healthcheck", Shape::Members(HEALTHCHECK), Rule::Free),
-    free("ArgsEscaped"),
-    free("Image"),
-    is("Volumes", Rule::Volumes),
-    free("WorkingDir"),
-    free("Entrypoint"),
-    free("NetworkDisabled"),
-    free("MacAddress"),
-    free("OnBuild"),
-    free("Labels"),
-    free("StopSignal"),
-    free("StopTimeout"),
-    free("Shell"),
-    free("Cpuset"),
-    shaped("HostConfig", Shape::Members(HOST), Rule::Host),
-    shaped("NetworkingConfig", Shape::Members(NETWORKING), Rule::Networking),
+    free("Hostname", INSIDE),
+    free("Domainname", INSIDE),
+    free("User", "uid 0 is the default already, and passes every check of a group"),
+    free("AttachStdin", ATTACHED),
+    free("AttachStdout", ATTACHED),
+    free("AttachStderr", ATTACHED),
+    free("ExposedPorts", "only says what the image listens on"),
+    free("Tty", INSIDE),
+    free("OpenStdin", ATTACHED),
+    free("StdinOnce", ATTACHED),
+    is("Env", Rule::Env, "it takes variables from the engine's own environment (Podman)"),
+    empty("EnvMerge", "it takes variables from the engine's own environment (Podman)"),
+    free("UnsetEnv", LESS),
+    free("UnsetEnvAll", LESS),
+    free("Cmd", INSIDE),
+    shaped(
+        "Healthcheck",
+        Shape::Members(HEALTHCHECK),
+        Rule::Free,
+        "runs in the container; what it starts gets no identity (`after-exec`)",
+    ),
+    free("ArgsEscaped", WINDOWS),
+    free("Image", "replaced by the id of the image that was measured"),
+    empty("Name", "it names the container, which the daemon does"),
+    is("Volumes", Rule::Volumes, "it mounts what its names say (Podman)"),
+    is(
+        "WorkingDir",
+        Rule::WorkingDir,
+        "it may lead out of the container through a descriptor that the runtime left open",
+    ),
+    free("Entrypoint", INSIDE),
+    free("NetworkDisabled", LESS),
+    free("MacAddress", NET),
+    free("OnBuild", "engines ignore it"),
+    is("Labels", Rule::Labels, "it makes the engine's host renew the container or restart units (Podman)"),
+    free("StopSignal", INSIDE),
+    is("StopTimeout", Rule::Within(0, 3600), "it keeps the container from being stopped within an hour"),
+    free("Shell", INSIDE),
+    free("Cpuset", LIMIT),
+    shaped("HostConfig", Shape::Members(HOST), Rule::Host, JUDGED),
+    shaped(
+        "NetworkingConfig",
+        Shape::Members(NETWORKING),
+        Rule::Networking,
+        "it joins a network that is not the module's own",
+    ),
 ];
 
 /// The host's side. Some engines take these at the top level too.
 pub(super) static HOST: &[Member] = &[
-    is("Binds", Rule::Binds),
-    shaped("Mounts", Shape::List(MOUNT), Rule::Mounts),
-    empty("VolumesFrom"),
-    is("VolumeDriver", Rule::OneOf(&["local"])),
-    is("Privileged", Rule::TakenAway),
-    is("CapAdd", Rule::TakenAway),
-    free("CapDrop"),
-    empty("Capabilities"),
-    is("NetworkMode", Rule::Network),
-    is("PidMode", Rule::Namespace("pid", &["private"])),
-    is("IpcMode", Rule::Namespace("ipc", &["none", "private", "shareable"])),
-    is("UTSMode", Rule::Namespace("uts", &["private"])),
-    is("UsernsMode", Rule::Namespace("user", &["private"])),
-    is("CgroupnsMode", Rule::Namespace("cgroup", &["private"])),
-    empty("Cgroup"),
-    empty("CgroupParent"),
-    shaped("Devices", Shape::List(DEVICE), Rule::Devices),
-    empty("DeviceRequests"),
-    empty("DeviceCgroupRules"),
-    is("SecurityOpt", Rule::Security),
-    is("Sysctls", Rule::Sysctls),
-    is("Runtime", Rule::Runtime),
-    empty("GroupAdd"),
-    is("OomScoreAdj", Rule::OomScore),
-    empty("OomKillDisable"),
-    is("MaskedPaths", Rule::Absent),
-    is("ReadonlyPaths", Rule::Absent),
-    // On a default bridge a link brings the other container's environment.
-    empty("Links"),
-    empty("Annotations"),
-    empty("ContainerIDFile"),
-    is("Isolation", Rule::OneOf(&["default"])),
-    shaped("LogConfig", Shape::Members(LOG), Rule::Log),
-    free("PortBindings"),
-    free("PublishAllPorts"),
-    shaped("RestartPolicy", Shape::Members(RESTART), Rule::Free),
-    free("AutoRemove"),
-    free("ConsoleSize"),
-    free("Dns"),
-    free("DnsOptions"),
-    free("DnsSearch"),
-    free("ExtraHosts"),
-    free("ReadonlyRootfs"),
-    free("StorageOpt"),
-    free("Tmpfs"),
-    free("ShmSize"),
-    shaped("Ulimits", Shape::List(ULIMIT), Rule::Free),
-    free("Init"),
-    free("CpuShares"),
-    free("Memory"),
-    free("NanoCpus"),
-    free("BlkioWeight"),
-    free("BlkioWeightDevice"),
-    free("BlkioDeviceReadBps"),
-    free("BlkioDeviceWriteBps"),
-    free("BlkioDeviceReadIOps"),
-    free("BlkioDeviceWriteIOps"),
-    free("CpuPeriod"),
-    free("CpuQuota"),
-    free("CpuRealtimePeriod"),
-    free("CpuRealtimeRuntime"),
-    free("CpusetCpus"),
-    free("CpusetMems"),
-    free("DiskQuota"),
-    free("KernelMemory"),
-    free("KernelMemoryTCP"),
-    free("MemoryReservation"),
-    free("MemorySwap"),
-    free("MemorySwappiness"),
-    free("PidsLimit"),
-    free("CpuCount"),
-    free("CpuPercent"),
-    free("IOMaximumIOps"),
-    free("IOMaximumBandwidth"),
+    is("Binds", Rule::Binds, "it mounts places of the host"),
+    shaped("Mounts", Shape::List(MOUNT), Rule::Mounts, "it mounts places of the host"),
+    empty("VolumesFrom", "it mounts the volumes of another container"),
+    is("VolumeDriver", Rule::OneOf(&["local"]), "a volume driver reaches what the driver reaches"),
+    is("Privileged", Rule::TakenAway, "it elevates the container"),
+    is("CapAdd", Rule::TakenAway, "it elevates the container"),
+    free("CapDrop", LESS),
+    empty("Capabilities", "it elevates the container"),
+    is("NetworkMode", Rule::Network, "it would be in the host's network or in another container's"),
+    is("PidMode", Rule::Namespace("pid", &["private"]), "it would see and end others' processes"),
+    is("IpcMode", Rule::Namespace("ipc", &["none", "private", "shareable"]), "it would share others' memory"),
+    is("UTSMode", Rule::Namespace("uts", &["private"]), "it would rename the host"),
+    is("UsernsMode", Rule::Namespace("user", &["private"]), "its root would be the host's root"),
+    is("CgroupnsMode", Rule::Namespace("cgroup", &["private"]), "it would see all cgroups"),
+    empty("Cgroup", "it leaves the cgroup that modules are measured by"),
+    empty("CgroupParent", "it leaves the cgroup that modules are measured by"),
+    shaped("Devices", Shape::List(DEVICE), Rule::Devices, "it gives devices of the host"),
+    shaped("DeviceRequests", Shape::List(DEVICE_REQUEST), Rule::Empty, "it gives devices of the host"),
+    empty("DeviceCgroupRules", "it gives devices of the host"),
+    is("SecurityOpt", Rule::Security, "it weakens what separates containers"),
+    is("Sysctls", Rule::Sysctls, "it sets kernel parameters"),
+    is("Runtime", Rule::Runtime, "another program runs the container"),
+    is("GroupAdd", Rule::Groups, "it keeps the groups of the engine itself (Podman)"),
+    is("OomScoreAdj", Rule::OomScore, "it keeps the kernel from ending it before others"),
+    empty("OomKillDisable", "it keeps the kernel from ending it"),
+    is("MaskedPaths", Rule::Absent, "it opens parts of /proc and /sys that engines close"),
+    is("ReadonlyPaths", Rule::Absent, "it opens parts of /proc and /sys that engines close"),
+    empty("Links", "it shows another container's environment"),
+    empty("Annotations", "it tells the runtime, or Podman, what nobody else checks (hooks, files to remove)"),
+    empty("ContainerIDFile", "it names a file of the host, which Podman removes with the container"),
+    is("Isolation", Rule::OneOf(&["default"]), "it reaches beyond the container"),
+    shaped("LogConfig", Shape::Members(LOG), Rule::Log, "it sends logs elsewhere by the engine's own connection"),
+    shaped("PortBindings", Shape::Lists(PORT), Rule::Ports, "it publishes a port of the host"),
+    is("PublishAllPorts", Rule::AllPorts, "it publishes ports of the host that the engine chooses"),
+    shaped("RestartPolicy", Shape::Members(RESTART), Rule::Free, "a module that the engine starts is measured anew"),
+    free("AutoRemove", "what is gone has no identity"),
+    free("ConsoleSize", ATTACHED),
+    free("Dns", NET),
+    free("DnsOptions", NET),
+    free("DnsSearch", NET),
+    free("ExtraHosts", INSIDE),
+    free("ReadonlyRootfs", LESS),
+    is("StorageOpt", Rule::Names(&["size", "inodes"]), "it tells the storage driver more than a size"),
+    free("Tmpfs", "memory of its own; counts in its limit"),
+    free("ShmSize", "memory of its own; counts in its limit"),
+    shaped("Ulimits", Shape::List(ULIMIT), Rule::Ulimits, "it gets precedence over what else runs on the host"),
+    free("Init", "a small program of the engine's own as first process"),
+    free("CpuShares", LIMIT),
+    free("Memory", LIMIT),
+    free("NanoCpus", LIMIT),
+    free("BlkioWeight", LIMIT),
+    shaped("BlkioWeightDevice", Shape::List(WEIGHT), Rule::Free, LIMIT),
+    shaped("BlkioDeviceReadBps", Shape::List(THROTTLE), Rule::Free, LIMIT),
+    shaped("BlkioDeviceWriteBps", Shape::List(THROTTLE), Rule::Free, LIMIT),
+    shaped("BlkioDeviceReadIOps", Shape::List(THROTTLE), Rule::Free, LIMIT),
+    shaped("BlkioDeviceWriteIOps", Shape::List(THROTTLE), Rule::Free, LIMIT),
+    free("CpuPeriod", LIMIT),
+    free("CpuQuota", LIMIT),
+    empty("CpuRealtimePeriod", "it gets precedence over what else runs on the host"),
+    empty("CpuRealtimeRuntime", "it gets precedence over what else runs on the host"),
+    free("CpusetCpus", LIMIT),
+    free("CpusetMems", LIMIT),
+    free("DiskQuota", LIMIT),
+    free("KernelMemory", LIMIT),
+    free("KernelMemoryTCP", LIMIT),
+    free("MemoryReservation", LIMIT),
+    free("MemorySwap", LIMIT),
+    free("MemorySwappiness", LIMIT),
+    free("PidsLimit", LIMIT),
+    free("CpuCount", WINDOWS),
+    free("CpuPercent", WINDOWS),
+    free("IOMaximumIOps", WINDOWS),
+    free("IOMaximumBandwidth", WINDOWS),
 ];
 
-static HEALTHCHECK: &[Member] =
-    &[free("Test"), free("Interval"), free("Timeout"), free("StartPeriod"), free("StartInterval"), free("Retries")];
+static HEALTHCHECK: &[Member] = &[
+    free("Test", INSIDE),
+    free("Interval", INSIDE),
+    free("Timeout", INSIDE),
+    free("StartPeriod", INSIDE),
+    free("StartInterval", INSIDE),
+    free("Retries", INSIDE),
+];
 
-static NETWORKING: &[Member] = &[shaped("EndpointsConfig", Shape::Map(ENDPOINT), Rule::Free)];
+static NETWORKING: &[Member] = &[shaped("EndpointsConfig", Shape::Map(ENDPOINT), Rule::Free, JUDGED)];
 
 static ENDPOINT: &[Member] = &[
-    free("IPAMConfig"),
-    free("Links"),
-    free("Aliases"),
-    // Engines take it before the name.
-    is("NetworkID", Rule::Network),
-    free("MacAddress"),
-    // Among them the kernel's parameters of the interface.
-    empty("DriverOpts"),
-    free("GwPriority"),
-    free("DNSNames"),
+    free("IPAMConfig", NET),
+    free("Links", "names for other containers of a network that it is in"),
+    free("Aliases", "other names for it; who answers to a name shows it by its certificate"),
+    is("NetworkID", Rule::Network, "engines take it before the name, so it could be the host's network"),
+    empty("EndpointID", "engines make it up"),
+    free("Gateway", NET),
+    free("IPAddress", NET),
+    free("IPPrefixLen", NET),
+    free("IPv6Gateway", NET),
+    free("GlobalIPv6Address", NET),
+    free("GlobalIPv6PrefixLen", NET),
+    free("MacAddress", NET),
+    empty("DriverOpts", "it tells the network's driver what to do, which sets kernel parameters too"),
+    free("GwPriority", NET),
+    free("DNSNames", NET),
 ];
 
 static MOUNT: &[Member] = &[
-    free("Type"),
-    free("Source"),
-    free("Target"),
-    free("ReadOnly"),
-    is("Consistency", Rule::OneOf(&["default", "consistent", "cached", "delegated"])),
-    shaped("BindOptions", Shape::Members(BIND_OPTIONS), Rule::Free),
-    shaped("VolumeOptions", Shape::Members(VOLUME_OPTIONS), Rule::Free),
-    free("TmpfsOptions"),
-    free("ImageOptions"),
-    free("ClusterOptions"),
+    free("Type", "one of `bind`, `volume`, `tmpfs`; images, clusters and pipes hold what is others'"),
+    free("Source", "a place of the host, or a volume: judged with all other places"),
+    free("Target", INSIDE),
+    free("ReadOnly", LESS),
+    is(
+        "Consistency",
+        Rule::OneOf(&["default", "consistent", "cached", "delegated"]),
+        "Podman writes it among other words",
+    ),
+    shaped("BindOptions", Shape::Members(BIND_OPTIONS), Rule::Free, JUDGED),
+    shaped("VolumeOptions", Shape::Members(VOLUME_OPTIONS), Rule::Free, JUDGED),
+    shaped("TmpfsOptions", Shape::Members(TMPFS_OPTIONS), Rule::Free, "memory of its own; counts in its limit"),
+    shaped("ImageOptions", Shape::Members(IMAGE_OPTIONS), Rule::Free, "without a meaning for the types above"),
+    free("ClusterOptions", "without a meaning for the types above"),
 ];
 
 static BIND_OPTIONS: &[Member] = &[
-    is("Propagation", Rule::OneOf(&["private", "rprivate", "slave", "rslave", "shared", "rshared"])),
-    free("NonRecursive"),
-    free("CreateMountpoint"),
-    free("ReadOnlyNonRecursive"),
-    free("ReadOnlyForceRecursive"),
+    is(
+        "Propagation",
+        Rule::OneOf(&["private", "rprivate", "slave", "rslave", "shared", "rshared"]),
+        "Podman writes it among other words; what is shared needs a grant as an option",
+    ),
+    free("NonRecursive", LESS),
+    free("CreateMountpoint", "an empty folder at a place that is granted"),
+    free("ReadOnlyNonRecursive", "with it a mount counts as writable: what is mounted below is"),
+    free("ReadOnlyForceRecursive", LESS),
 ];
 
-static VOLUME_OPTIONS: &[Member] =
-    &[free("NoCopy"), free("Labels"), free("Subpath"), shaped("DriverConfig", Shape::Members(DRIVER), Rule::Free)];
+static VOLUME_OPTIONS: &[Member] = &[
+    free("NoCopy", LESS),
+    free("Labels", "of a volume, which nobody reads"),
+    free("Subpath", LESS),
+    shaped("DriverConfig", Shape::Members(DRIVER), Rule::Free, "judged as the volume that it makes"),
+];
 
-static DRIVER: &[Member] = &[free("Name"), free("Options")];
+static TMPFS_OPTIONS: &[Member] = &[free("SizeBytes", LIMIT), free("Mode", INSIDE), free("Options", INSIDE)];
 
-static DEVICE: &[Member] = &[free("PathOnHost"), free("PathInContainer"), free("CgroupPermissions")];
+static IMAGE_OPTIONS: &[Member] = &[free("Subpath", LESS)];
 
-static LOG: &[Member] = &[free("Type"), free("Config")];
+static DRIVER: &[Member] = &[free("Name", JUDGED), free("Options", JUDGED)];
 
-static RESTART: &[Member] = &[free("Name"), free("MaximumRetryCount")];
+static DEVICE: &[Member] =
+    &[free("PathOnHost", JUDGED), free("PathInContainer", INSIDE), free("CgroupPermissions", LESS)];
 
-static ULIMIT: &[Member] = &[free("Name"), free("Soft"), free("Hard")];
+static DEVICE_REQUEST: &[Member] = &[
+    free("Driver", JUDGED),
+    free("Count", JUDGED),
+    free("DeviceIDs", JUDGED),
+    free("Capabilities", JUDGED),
+    free("Options", JUDGED),
+];
+
+static LOG: &[Member] = &[free("Type", JUDGED), free("Config", JUDGED)];
+
+static PORT: &[Member] = &[free("HostIp", JUDGED), free("HostPort", JUDGED)];
+
+static RESTART: &[Member] = &[free("Name", INSIDE), free("MaximumRetryCount", INSIDE)];
+
+static ULIMIT: &[Member] = &[free("Name", JUDGED), free("Soft", JUDGED), free("Hard", JUDGED)];
+
+static WEIGHT: &[Member] = &[free("Path", "a device of the host, whose number is looked up"), free("Weight", LIMIT)];
+
+static THROTTLE: &[Member] = &[free("Path", "a device of the host, whose number is looked up"), free("Rate", LIMIT)];
 
 /// The member of this name, at the top level.
 pub(super) fn at_top(name: &str) -> Option<&'static Member> {
@@ -290,6 +379,13 @@ fn inside(value: &Value, shape: Shape, path: &str) -> Result<Value, Refusal> {
             let mut all = Map::new();
             for (name, entry) in entries {
                 all.insert(name.clone(), inside(entry, Shape::Members(known), &join(path, name))?);
+            }
+            Value::Object(all)
+        }
+        (Shape::Lists(known), Value::Object(entries)) => {
+            let mut all = Map::new();
+            for (name, entry) in entries {
+                all.insert(name.clone(), inside(entry, Shape::List(known), &join(path, name))?);
             }
             Value::Object(all)
         }

@@ -8,9 +8,11 @@
 //!
 //! Pure: links of the file system come in resolved.
 
+mod above;
 mod made;
 mod members;
 mod paths;
+mod ports;
 mod rules;
 mod volumes;
 
@@ -24,8 +26,10 @@ use paths::{HostPath, clean, covering, mentioned, mounted, sides, split_grant, w
 use rules::one_place_a_mount;
 use volumes::{Reach, named};
 
+pub use above::OwnState;
 pub use made::{MadeMount, paths_made, volumes_from, volumes_made};
 pub use paths::Resolved;
+pub use ports::{PortGrant, PublishedPorts};
 pub use volumes::{Volume, Volumes, volumes_to_look_at};
 
 /// What the operator grants to one module beyond what any module may have (`[modules.NAME.grant]`).
@@ -44,6 +48,10 @@ pub struct Grant {
     pub devices: Vec<String>,
     /// Name spaces of the host: `network`, `pid`, `ipc`, `uts`, `user`, `cgroup`.
     pub namespaces: BTreeSet<String>,
+    /// Ports of the host that may be published, each as [`PortGrant`] reads it; where ports are granted at all.
+    pub ports: Vec<String>,
+    /// Limits that may be set beyond those of the container's own resources: `nice`, `rtprio`, `rttime`.
+    pub ulimits: Vec<String>,
     /// Kernel parameters by name.
     pub sysctls: Vec<String>,
     /// Programs that run containers, by the engine's names for them.
@@ -51,6 +59,9 @@ pub struct Grant {
     /// Members of the create options that may have any value, such as `HostConfig.SecurityOpt`.
     pub options: Vec<String>,
 }
+
+/// The limits that [`Grant::ulimits`] may name.
+pub const ULIMITS: &[&str] = &["nice", "rtprio", "rttime"];
 
 /// The name spaces that [`Grant::namespaces`] may name.
 pub const NAMESPACES: &[&str] = &["network", "pid", "ipc", "uts", "user", "cgroup"];
@@ -64,6 +75,12 @@ pub struct Judge<'a> {
     pub grant: &'a Grant,
     /// Whether every module has elevated permissions.
     pub elevated: bool,
+    /// Which ports it may publish.
+    pub ports: PublishedPorts,
+    /// What becomes of [`Self::present`] in a mount of a folder above them.
+    pub own_state: OwnState,
+    /// Those of [`Self::own`] that exist.
+    pub present: &'a [String],
     /// Paths of this device's own sockets and state.
     pub own: &'a [String],
     /// Paths among [`Self::own`] that any module may mount: callers there are measured like anywhere.
@@ -107,6 +124,17 @@ pub enum Why {
         /// How to grant it.
         remedy: String,
     },
+    /// A place of this device lies below what is mounted.
+    #[error(
+        "{path}, which holds this device's own sockets or state, would be seen in it; take it out, or set \
+         own_state_in_mounts = \"hide\"{}", .remedy
+    )]
+    Shows {
+        /// The place.
+        path: String,
+        /// How to grant it.
+        remedy: String,
+    },
     /// Not granted.
     #[error(
         "{what}, and elevated permissions are off (allow_elevated_docker_permissions = false); take it out{}", .remedy
@@ -117,6 +145,12 @@ pub enum Why {
         /// How to grant it.
         remedy: String,
     },
+}
+
+/// The known members, as [`Grant::options`] names them.
+pub fn option_names() -> impl Iterator<Item = String> {
+    let top = members::CONFIG.iter().map(|member| member.name.to_owned());
+    top.chain(members::HOST.iter().map(|member| format!("HostConfig.{}", member.name)))
 }
 
 /// Create options with every member in the engine's spelling, whatever case it was written in.
@@ -316,5 +350,7 @@ fn shown(text: &str) -> String {
     text.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+#[cfg(test)]
+mod page;
 #[cfg(test)]
 mod tests;

@@ -177,9 +177,19 @@ pub(super) fn to_resolve(body: &Map<String, Value>, volumes: &Volumes, grants: &
     written.chain(granted).filter_map(|path| clean(&path)).collect()
 }
 
-/// A path without empty and dot parts, as engines clean it; `None` if it is not absolute.
+/// A path of the host without empty and dot parts, as engines clean it; `None` if it is not absolute.
 #[must_use]
 pub(super) fn clean(path: &str) -> Option<String> {
+    let path = tidy(path)?;
+    // One place with two names on every system that has both.
+    match path.strip_prefix("/var/run") {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => Some(format!("/run{rest}")),
+        _ => Some(path),
+    }
+}
+
+/// The same of a path in a container.
+pub(super) fn tidy(path: &str) -> Option<String> {
     if !path.starts_with('/') || path.contains('\0') {
         return None;
     }
@@ -190,10 +200,6 @@ pub(super) fn clean(path: &str) -> Option<String> {
             ".." => _ = parts.pop(),
             part => parts.push(part),
         }
-    }
-    // One place with two names on every system that has both.
-    if let ["var", "run", ..] = parts[..] {
-        parts.remove(0);
     }
     Some(format!("/{}", parts.join("/")))
 }

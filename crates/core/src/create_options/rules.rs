@@ -20,7 +20,7 @@ impl Judge<'_> {
     }
 
     pub(super) fn member(&self, member: &Member, value: &Value, path: &str) -> Result<(), Refusal> {
-        let say = |what: &'static str| move || what.to_owned();
+        let why = || member.why.to_owned();
         self.inside(member, value, path)?;
         match member.rule {
             Rule::Host => self.host(value, path),
@@ -29,16 +29,37 @@ impl Judge<'_> {
             Rule::TakenAway if path.contains('.') => Ok(()),
             // An empty list closes nothing.
             Rule::Absent if value.is_null() || self.grants_option(path) => Ok(()),
-            Rule::Absent => Err(self.refusal(path, gives(member.name).to_owned(), &listed("options", path))),
-            Rule::TakenAway | Rule::Empty => self.unless_granted(path, value, say(gives(member.name))),
-            Rule::OneOf(words) => self.one_of(words, value, path, say(gives(member.name))),
+            Rule::Absent => Err(self.refusal(path, why(), &listed("options", path))),
+            Rule::TakenAway | Rule::Empty => self.unless_granted(path, value, why),
+            Rule::OneOf(words) => self.one_of(words, value, path, why),
+            Rule::Within(first, last) => match value.as_i64() {
+                Some(number) if (first..=last).contains(&number) => Ok(()),
+                _ => self.unless_granted(path, value, why),
+            },
+            Rule::Names(known) => {
+                let mut members = object(value, path)?.iter();
+                members.try_for_each(|(name, value)| match known.contains(&name.as_str()) || self.grants_option(path) {
+                    true => Ok(()),
+                    false => self.unless_granted(&members::join(path, name), value, why),
+                })
+            }
+            Rule::Env => self.environment(value, path, member.why),
+            Rule::Labels => self.labels(value, path, member.why),
+            Rule::WorkingDir => match value.as_str() {
+                Some(folder) if is_plain_folder(folder) => Ok(()),
+                _ => self.unless_granted(path, value, why),
+            },
+            Rule::Groups => self.groups(value, path, member.why),
+            Rule::Ports => self.ports(value, path),
+            Rule::AllPorts => self.all_ports(value, path),
+            Rule::Ulimits => self.ulimits(value, path, member.why),
             Rule::Namespace(kind, words) => self.namespace(kind, words, value, path),
             Rule::Network => self.network(value, path),
             Rule::Networking => self.endpoints(value, path),
             Rule::Log => self.log(value, path),
             Rule::OomScore => match value.as_i64() {
                 Some(score) if score >= 0 => Ok(()),
-                _ => self.unless_granted(path, value, say("it keeps the kernel from ending it before others")),
+                _ => self.unless_granted(path, value, why),
             },
             Rule::Security => self.each(value, path, |option| {
                 matches!(
@@ -54,9 +75,8 @@ impl Judge<'_> {
                 let runtimes: Vec<&str> = self.grant.runtimes.iter().map(String::as_str).collect();
                 match value {
                     Value::String(runtime) if runtimes.contains(&runtime.as_str()) => Ok(()),
-                    _ => self.unless_granted_as(path, value, "another program runs the container".into(), || {
-                        listed("runtimes", value.as_str().unwrap_or("NAME"))
-                    }),
+                    _ => self
+                        .unless_granted_as(path, value, why(), || listed("runtimes", value.as_str().unwrap_or("NAME"))),
                 }
             }
             Rule::Sysctls => {
@@ -101,6 +121,15 @@ impl Judge<'_> {
         self.one_of(words, &value["Type"], path, || what.to_owned())?;
         for (name, value) in object(&value["Config"], path)? {
             // A path was judged with all other places.
+            let told = match name.as_str() {
+                "tag" => value.as_str().is_none_or(is_plain_tag),
+                "max-buffer-size" => value.as_str().is_none_or(is_small_buffer),
+                _ => true,
+            };
+            if !told && !self.grants_option(path) {
+                let what = "it makes the engine do more than name the container, or hold more than 64 MiB".to_owned();
+                return Err(self.refusal(&format!("{path}.Config.{name}"), what, &listed("options", path)));
+            }
             if name != "path" && !LOG_OPTIONS.contains(&name.as_str()) && !self.grants_option(path) {
                 let path = format!("{path}.Config.{}", shown(name));
                 self.unless_granted(&path, value, || "nothing is known of this option of a log".to_owned())?;
@@ -117,6 +146,13 @@ impl Judge<'_> {
             (Shape::Members(known), Value::Object(members)) => self.known(known, members, path),
             (Shape::Map(known), Value::Object(entries)) => entries.iter().try_for_each(|(name, entry)| {
                 entry.as_object().map_or(Ok(()), |members| self.known(known, members, &members::join(path, name)))
+            }),
+            (Shape::Lists(known), Value::Object(entries)) => entries.iter().try_for_each(|(name, entry)| {
+                let path = members::join(path, name);
+                entry.as_array().into_iter().flatten().enumerate().try_for_each(|(index, item)| {
+                    let path = format!("{path}[{index}]");
+                    item.as_object().map_or(Ok(()), |members| self.known(known, members, &path))
+                })
             }),
             (Shape::List(known), Value::Array(items)) => items.iter().enumerate().try_for_each(|(index, item)| {
                 item.as_object().map_or(Ok(()), |members| self.known(known, members, &format!("{path}[{index}]")))
@@ -136,6 +172,48 @@ impl Judge<'_> {
                 Some(member) if is_nothing(value) && member.rule != Rule::Absent => {}
                 Some(member) => self.member(member, value, &path)?,
                 None => self.unless_granted(&path, value, || "nothing is known of it".to_owned())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A variable without a value is the image's, taken away; for Podman it is the engine's, and `*` is all of them.
+    fn environment(&self, value: &Value, path: &str, why: &str) -> Result<(), Refusal> {
+        for (index, variable) in texts(Some(value), path)?.into_iter().enumerate() {
+            if !variable.contains('=') && !self.grants_option(path) {
+                return Err(self.refusal(&format!("{path}[{index}]"), why.to_owned(), &listed("options", path)));
+            }
+        }
+        Ok(())
+    }
+
+    fn labels(&self, value: &Value, path: &str, why: &str) -> Result<(), Refusal> {
+        for name in object(value, path)?.keys() {
+            let folded = name.to_ascii_lowercase();
+            if ORDERS.iter().any(|order| folded.starts_with(order)) && !self.grants_option(path) {
+                return Err(self.refusal(&members::join(path, name), why.to_owned(), &listed("options", path)));
+            }
+        }
+        Ok(())
+    }
+
+    fn groups(&self, value: &Value, path: &str, why: &str) -> Result<(), Refusal> {
+        for (index, group) in texts(Some(value), path)?.into_iter().enumerate() {
+            let plain = group.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(&c));
+            if (!plain || group.eq_ignore_ascii_case("keep-groups")) && !self.grants_option(path) {
+                return Err(self.refusal(&format!("{path}[{index}]"), why.to_owned(), &listed("options", path)));
+            }
+        }
+        Ok(())
+    }
+
+    fn ulimits(&self, value: &Value, path: &str, why: &str) -> Result<(), Refusal> {
+        for (index, limit) in list(value, path)?.iter().enumerate() {
+            let name = limit["Name"].as_str().unwrap_or_default();
+            let granted = self.grant.ulimits.iter().any(|granted| granted == name);
+            if !HARMLESS_ULIMITS.contains(&name) && !granted && !self.grants_option(path) {
+                let option = format!("{path}[{index}]");
+                return Err(self.refusal(&option, why.to_owned(), &listed("ulimits", &name.to_ascii_lowercase())));
             }
         }
         Ok(())
@@ -231,7 +309,7 @@ impl Judge<'_> {
         self.unless_granted_as(path, value, what(), || listed("options", path))
     }
 
-    fn unless_granted_as(
+    pub(super) fn unless_granted_as(
         &self,
         path: &str,
         value: &Value,
@@ -324,26 +402,65 @@ pub(super) fn one_place_a_mount(mounts: Option<&Value>, path: &str) -> Result<()
     Ok(())
 }
 
-/// What a member without a grant of its own kind would give.
-fn gives(member: &str) -> &'static str {
-    match member {
-        "VolumesFrom" => "it mounts the volumes of another container",
-        "DeviceRequests" | "DeviceCgroupRules" => "it gives devices of the host",
-        "CgroupParent" | "Cgroup" => "it leaves the cgroup that modules are measured by",
-        "GroupAdd" => "it adds groups, which may be the host's",
-        "MaskedPaths" | "ReadonlyPaths" => "it opens parts of /proc and /sys that engines close",
-        "DriverOpts" => "it tells the network's driver what to do, which sets kernel parameters too",
-        "Links" => "it shows another container's environment",
-        "Privileged" | "CapAdd" => "it elevates the container",
-        "VolumeDriver" => "a volume driver reaches what the driver reaches",
-        "OomKillDisable" => "it keeps the kernel from ending it",
-        _ => "it reaches beyond the container",
-    }
+/// Whether a log's tag only names things of the container: what else a template may do is done in the engine, without limit.
+fn is_plain_tag(tag: &str) -> bool {
+    let mut parts = tag.split("{{");
+    let before = parts.next().unwrap_or_default();
+    let named = |part: &str| {
+        part.split_once("}}").is_some_and(|(name, rest)| {
+            let name = name.trim();
+            let plain = name.strip_prefix('.').is_some_and(|name| name.bytes().all(|c| c.is_ascii_alphanumeric()));
+            plain && !rest.contains("}}")
+        })
+    };
+    !before.contains("}}") && parts.all(named)
 }
+
+/// Whether a log's buffer, in the engine's memory, is small: digits and a unit.
+fn is_small_buffer(size: &str) -> bool {
+    let digits = size.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match size[digits.len()..].to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
+        "" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        _ => return false,
+    };
+    digits.parse::<u64>().is_ok_and(|number| number.saturating_mul(unit) <= 64 << 20)
+}
+
+/// A folder in which no process's descriptors appear. The kernel goes through the parts before `..`.
+fn is_plain_folder(folder: &str) -> bool {
+    let Some(folder) = clean(&format!("/{folder}")).filter(|_| !folder.split('/').any(|part| part == "..")) else {
+        return false;
+    };
+    !["/proc", "/dev/fd", "/sys"].iter().any(|place| within(&folder, place))
+}
+
+/// Limits that end with the container's own.
+const HARMLESS_ULIMITS: &[&str] = &[
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nofile",
+    "nproc",
+    "rss",
+    "sigpending",
+    "stack",
+];
+
+/// Labels in which Podman's own services see an order.
+const ORDERS: &[&str] = &["io.containers.", "io.podman.", "podman_systemd_unit"];
 
 /// A network by its name: not the host's, not another container's, not a file's, not an id.
 fn is_network(name: &str) -> bool {
     let plain = |c: u8| c.is_ascii_alphanumeric() || b"_.-".contains(&c);
     let id = name.len() >= 12 && name.bytes().all(|c| c.is_ascii_hexdigit());
-    !name.is_empty() && name.bytes().all(plain) && !id && !name.eq_ignore_ascii_case("host")
+    // Podman's words for ways around its networks.
+    let words = ["host", "slirp4netns", "pasta", "private", "auto"];
+    !name.is_empty() && name.bytes().all(plain) && !id && !words.iter().any(|word| name.eq_ignore_ascii_case(word))
 }

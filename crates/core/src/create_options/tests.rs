@@ -37,7 +37,16 @@ fn judged_among(
         (path, Some(link))
     };
     let resolved = paths_to_resolve(&options, &volumes, grant).into_iter().map(resolve).collect();
-    let judge = Judge { module: &module, grant, elevated, own: &own, open: &open };
+    let judge = Judge {
+        module: &module,
+        grant,
+        elevated,
+        ports: PublishedPorts::Any,
+        own_state: OwnState::Hide,
+        present: &own,
+        own: &own,
+        open: &open,
+    };
     judge.judge(&options, &Found { volumes, resolved }).map_err(|refusal| refusal.to_string())
 }
 
@@ -113,7 +122,59 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
         (host("Sysctls", json!({ "net.ipv4.ip_forward": "1" })), "HostConfig.Sysctls.net.ipv4.ip_forward"),
         (host("Runtime", json!("kata")), "HostConfig.Runtime"),
         (host("CgroupParent", json!("/")), "HostConfig.CgroupParent"),
-        (host("GroupAdd", json!(["docker"])), "HostConfig.GroupAdd"),
+        (host("GroupAdd", json!(["docker", "keep-groups"])), "HostConfig.GroupAdd[1]"),
+        (host("GroupAdd", json!(["Keep-Groups"])), "HostConfig.GroupAdd[0]"),
+        (host("Ulimits", json!([{ "Name": "nofile" }, { "name": "rtprio", "hard": 99 }])), "HostConfig.Ulimits[1]"),
+        (host("Ulimits", json!([{ "Name": "NICE", "Hard": 40 }])), "HostConfig.Ulimits[0]"),
+        (host("CpuRealtimeRuntime", json!(950_000)), "HostConfig.CpuRealtimeRuntime"),
+        (host("CpuRealtimePeriod", json!(1_000_000)), "HostConfig.CpuRealtimePeriod"),
+        (
+            host("StorageOpt", json!({ "size": "1G", "overlay.mount_program": "/x" })),
+            "HostConfig.StorageOpt.overlay.mount_program",
+        ),
+        (host("ContainerIDFile", json!("/etc/shadow")), "HostConfig.ContainerIDFile"),
+        (host("Annotations", json!({ "io.podman.annotations.cid-file": "/etc/shadow" })), "HostConfig.Annotations"),
+        (host("Annotations", json!({ "run.oci.hooks.stdout": "/dev/kmsg" })), "HostConfig.Annotations"),
+        (host("DeviceRequests", json!([{ "driver": "cdi", "deviceids": ["/dev/mem"] }])), "HostConfig.DeviceRequests"),
+        (host("Devices", json!([{ "PathOnHost": "nvidia.com/gpu=all" }])), "HostConfig.Devices[0]"),
+        (host("NetworkMode", json!("slirp4netns")), "HostConfig.NetworkMode"),
+        (host("NetworkMode", json!("Pasta")), "HostConfig.NetworkMode"),
+        (host("NetworkMode", json!("slirp4netns:allow_host_loopback=true")), "HostConfig.NetworkMode"),
+        (host("UsernsMode", json!("keep-id")), "HostConfig.UsernsMode"),
+        (host("IpcMode", json!("container:m2")), "HostConfig.IpcMode"),
+        (host("Cgroup", json!("container:m2")), "HostConfig.Cgroup"),
+        (host("OomKillDisable", json!(true)), "HostConfig.OomKillDisable"),
+        (host("VolumeDriver", json!("plant/sshfs")), "HostConfig.VolumeDriver"),
+        (host("Isolation", json!("hyperv")), "HostConfig.Isolation"),
+        (host("Mounts", json!([{ "Type": "image", "Source": "other:1", "Target": "/x" }])), "HostConfig.Mounts[0]"),
+        (host("Mounts", json!([{ "Type": "cluster", "Source": "c", "Target": "/x" }])), "HostConfig.Mounts[0]"),
+        (host("Mounts", json!([{ "Type": "npipe", "Source": "p", "Target": "/x" }])), "HostConfig.Mounts[0]"),
+        (host("Mounts", json!([{ "Type": "devpts", "Target": "/x" }])), "HostConfig.Mounts[0]"),
+        (host("SecurityOpt", json!(["unmask=ALL"])), "HostConfig.SecurityOpt[0]"),
+        (host("SecurityOpt", json!(["label:disable"])), "HostConfig.SecurityOpt[0]"),
+        (host("SecurityOpt", json!(["seccomp=/etc/shadow"])), "HostConfig.SecurityOpt[0]"),
+        (
+            host("LogConfig", json!({ "Type": "json-file", "Config": { "tag": "{{pad .Name 9999999999 0}}" } })),
+            "HostConfig.LogConfig.Config.tag",
+        ),
+        (
+            host("LogConfig", json!({ "Type": "json-file", "Config": { "max-buffer-size": "900g" } })),
+            "HostConfig.LogConfig.Config.max-buffer-size",
+        ),
+        (host("LogConfig", json!({ "Type": "passthrough" })), "HostConfig.LogConfig"),
+        (json!({ "Env": ["A=1", "*"] }), "Env[1]"),
+        (json!({ "Env": ["HTTPS_PROXY"] }), "Env[0]"),
+        (json!({ "EnvMerge": ["*"] }), "EnvMerge"),
+        (json!({ "Name": "m2" }), "Name"),
+        (json!({ "WorkingDir": "/proc/self/fd/7" }), "WorkingDir"),
+        (json!({ "WorkingDir": "x/../../proc/1/cwd" }), "WorkingDir"),
+        (json!({ "WorkingDir": "/dev/fd/8/../.." , "Tty": true }), "WorkingDir"),
+        (json!({ "StopTimeout": -1 }), "StopTimeout"),
+        (json!({ "StopTimeout": 1_000_000_000 }), "StopTimeout"),
+        (json!({ "Labels": { "a": "b", "io.containers.autoupdate": "registry" } }), "Labels.io.containers.autoupdate"),
+        (json!({ "Labels": { "PODMAN_SYSTEMD_UNIT": "sshd.service" } }), "Labels.PODMAN_SYSTEMD_UNIT"),
+        (json!({ "Healthcheck": { "NoWait": true } }), "Healthcheck.NoWait"),
+        (endpoint(json!({ "EndpointID": "x" })), "NetworkingConfig.EndpointsConfig.n.EndpointID"),
         (host("OomScoreAdj", json!(-1000)), "HostConfig.OomScoreAdj"),
         (host("MaskedPaths", json!([])), "HostConfig.MaskedPaths"),
         (host("ReadonlyPaths", json!([])), "HostConfig.ReadonlyPaths"),
@@ -296,10 +357,20 @@ fn no_volume_leads_to_the_devices_own_places_with_any_permissions() {
 fn made(mounts: &[MadeMount], wanted: Value, grant: &Grant, elevated: bool) -> Result<(), String> {
     let module: ModuleId = "m1".parse().unwrap();
     let own = ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
-    let judge = Judge { module: &module, grant, elevated, own: &own, open: &[] };
+    let judge = Judge {
+        module: &module,
+        grant,
+        elevated,
+        ports: PublishedPorts::Any,
+        own_state: OwnState::Hide,
+        present: &own,
+        own: &own,
+        open: &[],
+    };
     let volumes: Volumes = existing().into_iter().filter(|(name, _)| volumes_made(mounts).contains(name)).collect();
     let resolved = paths_made(mounts, &volumes, grant).into_iter().map(|path| (path.clone(), Some(path))).collect();
-    let added = ["/var/lib/edgekeep/moduled/containers/m1:/var/run/iotedge".to_owned()];
+    let nothing = "/var/lib/edgekeep/moduled/nothing:/x/edgekeep:ro";
+    let added = ["/var/lib/edgekeep/moduled/containers/m1:/var/run/iotedge", nothing].map(str::to_owned);
     let judged = judge.judge_made(mounts, &options(wanted), &added, &Found { volumes, resolved });
     judged.map_err(|refusal| refusal.to_string())
 }
@@ -352,6 +423,133 @@ fn what_the_engine_really_mounted_is_judged_before_it_is_started() {
     let merged = || mount("bind", None, "/run/containers/overlay-containers/1/userdata/overlay/2/merge");
     assert_eq!(made(&[merged()], layered("O"), &none, false), Ok(()));
     assert!(made(&[merged()], layered("rw"), &none, false).is_err());
+}
+
+/// What `m1` is answered about `options` with these policies.
+fn with_policies(
+    value: Value,
+    grant: &Grant,
+    ports: PublishedPorts,
+    own_state: OwnState,
+) -> Result<Vec<String>, String> {
+    let module: ModuleId = "m1".parse().unwrap();
+    let own = ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
+    let elevated = ports == PublishedPorts::Any;
+    let judge = Judge { module: &module, grant, elevated, ports, own_state, present: &own[..3], own: &own, open: &[] };
+    let options = canonical(&options(value)).unwrap();
+    let volumes = existing();
+    let resolved = paths_to_resolve(&options, &volumes, grant).into_iter();
+    let resolved = resolved.map(|path| (path.clone(), Some(path.replace("/root-of-all", "/")))).collect();
+    let found = Found { volumes, resolved };
+    let judged = judge.judge(&options, &found).and_then(|()| judge.hidden(&options, &found));
+    judged.map(|hidden| hidden.into_iter().collect()).map_err(|refusal| refusal.to_string())
+}
+
+#[test]
+fn the_devices_own_places_are_hidden_in_a_mount_of_what_lies_above_them() {
+    let hidden = |bind: &str, grant: &[&str], own_state| {
+        let grant = Grant { binds: grant.iter().map(|grant| (*grant).to_owned()).collect(), ..Grant::default() };
+        with_policies(json!({ "HostConfig": { "Binds": [bind] } }), &grant, PublishedPorts::Any, own_state)
+    };
+    let of = |bind: &str| hidden(bind, &[], OwnState::Hide).unwrap();
+    assert_eq!(of("/:/host:ro"), ["/host/run/aziot", "/host/run/iotedge", "/host/var/lib/edgekeep"]);
+    assert_eq!(of("//.//:/host/"), of("/:/host:ro"));
+    assert_eq!(of("/root-of-all:/host"), of("/:/host:ro"), "by a link");
+    assert_eq!(of("/var/run:/var/run"), ["/var/run/aziot", "/var/run/iotedge"], "the container's own names");
+    assert_eq!(of("/var/lib:/"), ["/edgekeep"]);
+    for bind in ["/etc:/e", "/srv:/s", "/var/run/docker.sock:/d", "/dev:/dev", "/run/aziot-other:/x", "v:/run"] {
+        assert_eq!(of(bind), Vec::<String>::new(), "{bind}: nothing of it is there");
+    }
+    let granted = hidden("/:/host", &["/", "/run/aziot"], OwnState::Hide).unwrap();
+    assert_eq!(granted, ["/host/run/iotedge", "/host/var/lib/edgekeep"], "what a grant names is seen");
+    assert_eq!(hidden("/:/host", &[], OwnState::Show).unwrap(), Vec::<String>::new());
+    let refused = hidden("/run:/host", &[], OwnState::Refuse).unwrap_err();
+    assert!(refused.starts_with("create option HostConfig.Binds[0] is refused: /run/aziot, which holds"), "{refused}");
+    let mount = json!([{ "Type": "bind", "Source": "/", "Target": "/h" }]);
+    let mount = json!({ "HostConfig": { "Mounts": mount } });
+    let by_mount = with_policies(mount, &Grant::default(), PublishedPorts::Any, OwnState::Hide).unwrap();
+    assert_eq!(by_mount.len(), 3);
+}
+
+#[test]
+fn a_container_in_which_own_places_are_seen_is_not_started() {
+    let mount = |source: &str, target: &str| MadeMount { target: target.to_owned(), ..mount("bind", None, source) };
+    let refused = made(&[mount("/var/lib", "/v")], json!({}), &Grant::default(), true).unwrap_err();
+    assert!(refused.contains("/var/lib/edgekeep, which holds"), "{refused}");
+    let covered = [mount("/var/lib", "/v"), mount("/srv", "/v/edgekeep")];
+    assert_eq!(made(&covered, json!({}), &Grant::default(), true), Ok(()));
+    assert_eq!(made(&[mount("/etc", "/x")], json!({}), &Grant::default(), true), Ok(()), "covered by the daemon");
+}
+
+#[test]
+fn where_ports_are_granted_no_other_is_published() {
+    let grant =
+        |ports: &[&str]| Grant { ports: ports.iter().map(|port| (*port).to_owned()).collect(), ..Grant::default() };
+    let bound = |key: &str, binding: Value, ports: &[&str]| {
+        let host = json!({ "HostConfig": { "PortBindings": { key: [binding] } } });
+        with_policies(host, &grant(ports), PublishedPorts::Granted, OwnState::Hide).map(drop)
+    };
+    let usual = |port: &str| json!({ "HostPort": port });
+    assert_eq!(bound("443/tcp", usual("443"), &["443"]), Ok(()));
+    assert_eq!(bound("53/udp", usual("53"), &["50-60/udp"]), Ok(()));
+    assert_eq!(bound("80", json!({ "hostip": "127.0.0.1", "HOSTPORT": "80" }), &["127.0.0.1:80"]), Ok(()));
+    assert_eq!(bound("80", json!({ "HostIp": "0.0.0.0", "HostPort": "80-82" }), &["80-90"]), Ok(()));
+    assert_eq!(bound("80", json!({}), &["0"]), Ok(()));
+    for (key, binding, remedy) in [
+        ("22/tcp", usual("22"), "ports = [\"22\"]"),
+        ("443/udp", usual("443"), "ports = [\"443/udp\"]"),
+        ("80", json!({ "hostport": "22" }), "ports = [\"22\"]"),
+        ("80", json!({}), "ports = [\"0\"]"),
+        ("80", json!({ "HostIp": "::1", "HostPort": "80" }), "ports = [\"[::1]:80\"]"),
+        ("80", usual("440-450"), "ports = [\"440-450\"]"),
+    ] {
+        let refused = bound(key, binding, &["443", "127.0.0.1:22"]).expect_err(remedy);
+        assert!(refused.contains(remedy) && refused.contains("PortBindings."), "{refused}");
+    }
+    for binding in
+        [usual("x"), usual("+22"), json!({ "HostPort": 22 }), json!({ "HostIp": "plant", "HostPort": "443" })]
+    {
+        assert!(bound("80", binding, &["443", "22"]).is_err());
+    }
+    let all = |ports: &[&str]| {
+        let host = json!({ "HostConfig": { "PublishAllPorts": true } });
+        with_policies(host, &grant(ports), PublishedPorts::Granted, OwnState::Hide).map(drop)
+    };
+    assert!(all(&["0", "443"]).expect_err("udp too").contains("ports = [\"0\", \"0/udp\"]"));
+    assert_eq!(all(&["0", "0/udp"]), Ok(()));
+}
+
+#[test]
+fn what_deployments_usually_set_besides_is_free() {
+    for value in [
+        json!({ "HostConfig": { "GroupAdd": ["20", "video"], "StorageOpt": { "size": "1G" }, "Tmpfs": { "/t": "size=1m" } } }),
+        json!({ "HostConfig": { "LogConfig": { "Type": "json-file", "Config": {
+            "tag": "{{.Name}}/{{ .ID }}", "mode": "non-blocking", "max-buffer-size": "4m", "max-file": "7" } } } }),
+        json!({ "HostConfig": { "Ulimits": [{ "Name": "core", "Soft": 0, "Hard": 0 }, { "Name": "memlock", "Hard": -1 }] } }),
+        json!({ "HostConfig": { "BlkioDeviceReadBps": [{ "Path": "/dev/sda", "Rate": 1 }], "PidsLimit": -1, "ShmSize": 64 } }),
+        json!({ "WorkingDir": "/app", "StopTimeout": 60, "Env": ["A=", "B=*"], "Labels": { "vendor": "x" } }),
+        json!({ "HostConfig": { "Mounts": [{ "Type": "tmpfs", "Target": "/t", "TmpfsOptions": { "SizeBytes": 1 } }] } }),
+        json!({ "HostConfig": { "Mounts": [{ "Type": "volume", "Source": "v", "Target": "/v", "VolumeOptions":
+            { "Subpath": "a", "DriverConfig": { "Name": "local", "Options": { "type": "tmpfs", "device": "tmpfs" } } } }] } }),
+        json!({ "Healthcheck": { "Test": ["CMD", "/x"], "Interval": 1_000_000_000 }, "HostConfig": { "PublishAllPorts": true } }),
+    ] {
+        assert_eq!(judged(value.clone(), &Grant::default(), false), Ok(()), "{value}");
+    }
+    let grant = Grant { ulimits: vec!["rtprio".into()], ..Grant::default() };
+    let limit = json!({ "HostConfig": { "Ulimits": [{ "Name": "rtprio", "Soft": 10, "Hard": 10 }] } });
+    assert_eq!(judged(limit, &grant, false), Ok(()));
+}
+
+#[test]
+fn a_grant_for_reading_covers_no_mount_below_which_writing_goes_on() {
+    let grant = Grant { binds: vec!["/srv:ro".into()], ..Grant::default() };
+    let mount = |options: Value| {
+        let mount =
+            json!({ "Type": "bind", "Source": "/srv", "Target": "/x", "ReadOnly": true, "BindOptions": options });
+        judged(json!({ "HostConfig": { "Mounts": [mount] } }), &grant, false)
+    };
+    assert_eq!(mount(json!({ "ReadOnlyForceRecursive": true })), Ok(()));
+    assert!(mount(json!({ "ReadOnlyNonRecursive": true })).expect_err("writable below").contains("it mounts /srv"));
 }
 
 /// With elevated permissions all but a relative path is the engine's to judge.

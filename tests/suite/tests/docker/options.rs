@@ -132,3 +132,164 @@ fn with_any_permissions_the_devices_own_sockets_are_mounted_into_nobody() {
         assert!(message.contains("this device's own sockets or state"), "{message}");
     }
 }
+
+/// What a container of these options sees of the host, or `None` where the engine refuses it.
+fn printed(engine: &Engine, image: &str, options: &Value, script: &str) -> Option<String> {
+    let name = engine.name("probe");
+    let mut body = options.clone();
+    body["Image"] = json!(image);
+    body["Entrypoint"] = json!(["/bin/sh", "-c", script]);
+    body["HostConfig"]["NetworkMode"] = json!("none");
+    let target = format!("/containers/create?name={name}");
+    let created = edgekeep_testkit::http::call(&engine.socket(), "POST", &target, Some(&body)).unwrap();
+    if created.status != 201 {
+        return None;
+    }
+    let started = engine.docker(&["start", &name]).status.success();
+    let text = started.then(|| {
+        let _ = engine.says(&["wait", &name]);
+        engine.says(&["logs", &name])
+    });
+    let _ = engine.says(&["rm", "-f", &name]);
+    text
+}
+
+/// Ways to the host that are not mounts. What an engine makes of each is said, for engines differ; none gets past the check.
+#[test]
+fn members_that_reach_the_host_in_some_engine_are_refused_by_their_name() {
+    let Some(engine) = Engine::or_skip() else { return };
+    let (image, name) = (image(&engine), engine.name("m1"));
+    let device = with_engine(&engine).top("allow_elevated_docker_permissions = false").start();
+    let generation = device.create_identity(&name);
+    let host = |member: &str, value: Value| json!({ "HostConfig": { member: value } });
+    let mut taken = 0;
+    let inherited = |text: &str| text.lines().any(|line| line.starts_with("_=") || line.starts_with("SHELL="));
+    for (options, option, script, reached) in [
+        // Podman gives the whole environment of its own service.
+        (json!({ "Env": ["*"] }), "Env[0]", "set", &inherited as &dyn Fn(&str) -> bool),
+        (json!({ "Env": ["SHELL", "_"] }), "Env[0]", "set", &inherited),
+        (
+            host("OomScoreAdj", json!(-999)),
+            "HostConfig.OomScoreAdj",
+            "read a </proc/self/oom_score_adj; echo $a",
+            &|t| t == "-999",
+        ),
+        (
+            host("Ulimits", json!([{ "Name": "rtprio", "Soft": 99, "Hard": 99 }])),
+            "HostConfig.Ulimits[0]",
+            "ulimit -r",
+            &|text| text == "99",
+        ),
+        (
+            host("Sysctls", json!({ "net.ipv4.ip_unprivileged_port_start": "0" })),
+            "HostConfig.Sysctls.net.ipv4.ip_unprivileged_port_start",
+            "read a </proc/sys/net/ipv4/ip_unprivileged_port_start; echo $a",
+            &|text| text == "0",
+        ),
+        (host("PidMode", json!("host")), "HostConfig.PidMode", "echo $$", &|text| text != "1"),
+        (host("UTSMode", json!("host")), "HostConfig.UTSMode", "echo made", &|text| text == "made"),
+        (host("IpcMode", json!("host")), "HostConfig.IpcMode", "echo made", &|text| text == "made"),
+        (
+            host("SecurityOpt", json!(["seccomp=unconfined"])),
+            "HostConfig.SecurityOpt[0]",
+            "while read a b; do test $a = Seccomp: && echo $b; done </proc/self/status",
+            &|text| text == "0",
+        ),
+        (host("MaskedPaths", json!([])), "HostConfig.MaskedPaths", "test -c /proc/keys || echo open", &|text| {
+            text == "open"
+        }),
+        (host("CgroupParent", json!("/ek-elsewhere")), "HostConfig.CgroupParent", "echo made", &|text| text == "made"),
+        (host("DeviceCgroupRules", json!(["a *:* rwm"])), "HostConfig.DeviceCgroupRules", "echo made", &|text| {
+            text == "made"
+        }),
+        (
+            host(
+                "Devices",
+                json!([{ "PathOnHost": "/dev/kmsg", "PathInContainer": "/dev/x", "CgroupPermissions": "rwm" }]),
+            ),
+            "HostConfig.Devices[0]",
+            "test -c /dev/x && echo made",
+            &|text| text == "made",
+        ),
+        (host("ContainerIDFile", json!("/tmp/ek-x")), "HostConfig.ContainerIDFile", "echo made", &|text| {
+            text == "made"
+        }),
+        (
+            host("Annotations", json!({ "io.podman.annotations.cid-file": "/tmp/ek-x" })),
+            "HostConfig.Annotations",
+            "echo made",
+            &|text| text == "made",
+        ),
+        (
+            json!({ "Labels": { "io.containers.autoupdate": "registry" } }),
+            "Labels.io.containers.autoupdate",
+            "echo made",
+            &|text| text == "made",
+        ),
+        (json!({ "StopTimeout": -1 }), "StopTimeout", "echo made", &|text| text == "made"),
+        (
+            host("LogConfig", json!({ "Type": "json-file", "Config": { "tag": "{{upper .Name}}" } })),
+            "HostConfig.LogConfig.Config.tag",
+            "echo made",
+            &|text| text == "made",
+        ),
+        (json!({ "WorkingDir": "/proc/self/fd/7" }), "WorkingDir", "echo made", &|text| text == "made"),
+    ] {
+        let seen = printed(&engine, image.name(), &options, script);
+        taken += usize::from(seen.as_deref().is_some_and(reached));
+        eprintln!(
+            "{option}: {}",
+            match &seen {
+                None => "refused by the engine",
+                Some(text) if reached(text) => "taken by the engine",
+                Some(_) => "without effect here",
+            }
+        );
+        let mut spec = device.container_spec(&name, image.name(), &generation);
+        spec["config"]["settings"]["createOptions"] = options;
+        let text = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).text();
+        assert!(text.contains(&format!("create option {option} is refused: ")), "{text}");
+    }
+    assert!(taken >= 8, "only {taken} of these work with this engine: the test has lost its point");
+}
+
+#[test]
+fn a_mount_of_what_lies_above_the_devices_own_places_shows_nothing_of_them() {
+    let Some(engine) = Engine::or_skip() else { return };
+    let (image, names) = (image(&engine), ["hidden", "granted", "again"].map(|name| engine.name(name)));
+    let [hidden, granted, again] = &names;
+    let grant = format!("[modules.{granted:?}.grant]\nbinds = [\"{{root}}/run/aziot\"]");
+    let device = with_engine(&engine).tables(&grant).start();
+    let above = device.root().path().display().to_string();
+    let script = "for f in /h/run/aziot/keyd.sock /h/run/iotedge/mgmt.sock /h/etc /h/var/lib/edgekeep/keyd \
+                  /v/run/aziot/keyd.sock; do test -e $f && echo $f; done; echo end";
+    let seen = |module: &str, host: Value| {
+        let generation = device.create_identity(module);
+        let mut spec = device.container_spec(module, image.name(), &generation);
+        let mut host = host;
+        host["NetworkMode"] = json!("none");
+        let options = json!({ "Entrypoint": ["/bin/sh", "-c", script], "HostConfig": host });
+        spec["config"]["settings"]["createOptions"] = options;
+        device.create_and_start(spec);
+        let _ = engine.says(&["wait", module]);
+        engine.says(&["logs", module])
+    };
+    let binds = json!({ "Binds": [format!("{above}:/h:ro"), format!("{above}/run:/v/run")] });
+    assert_eq!(seen(hidden, binds.clone()), "/h/etc\nend", "what is not the device's own is seen");
+    let text = seen(granted, binds);
+    assert_eq!(text, "/h/run/aziot/keyd.sock\n/h/etc\n/v/run/aziot/keyd.sock\nend", "what is granted is seen");
+    // The same by a volume that leads there, and by another container, which cannot be changed.
+    let volume = engine.name("all");
+    let device_option = format!("--opt=device={above}");
+    let _ = engine.says(&["volume", "create", "--opt=type=none", "--opt=o=bind", &device_option, &volume]);
+    assert_eq!(seen(again, json!({ "Binds": [format!("{volume}:/h")] })), "/h/etc\nend");
+    let mut spec = device.container_spec(again, image.name(), &device.create_identity("other"));
+    spec["name"] = json!("other");
+    let bare = engine.name("bare");
+    let _ = engine.says(&["create", "--name", &bare, "-v", &format!("{above}:/h"), image.name()]);
+    spec["config"]["settings"]["createOptions"] = json!({ "HostConfig": { "VolumesFrom": [bare] } });
+    let refused = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(400);
+    assert!(refused["message"].as_str().unwrap().contains("would be seen in it"), "{refused}");
+    let _ = engine.docker(&["rm", "-f", &bare, hidden, granted, again]);
+    let _ = engine.docker(&["volume", "rm", "-f", &volume]);
+}
