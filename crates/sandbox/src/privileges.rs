@@ -27,6 +27,8 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Privilege
 pub fn hide_memory() -> Result<(), PrivilegeError> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none).map_err(failed("switch off core dumps"))?;
+    // Before Linux 6.4 this is read from a file in `/proc/self`, which afterwards is root's: asked now, it is remembered.
+    let _ = rustix::param::page_size();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("keep tracers away"))
 }
 
