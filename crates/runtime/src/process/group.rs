@@ -8,6 +8,7 @@ use edgekeep_core::host::{Placement, ScopeUse, scope_name};
 use edgekeep_core::id::ModuleId;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use super::delegated;
 use super::scope::{Scopes, scope_path};
 use crate::evidence::{CgroupHierarchy, ProcDir};
 
@@ -50,6 +51,7 @@ impl ModuleCgroups {
     /// Where that is not allowed, modules run without groups of their own, and [`Self::unavailable`] says why.
     #[must_use]
     pub fn below_own(hierarchy: CgroupHierarchy, instance: &str) -> Self {
+        delegated::make_room(&hierarchy);
         let base = (|| {
             let base = base_in(&hierarchy, instance)?;
             // Tried once, then made when it is needed and removed when it is not.
@@ -289,7 +291,7 @@ impl ModuleCgroups {
 
 /// The daemon's own group inside of what systemd delegates to it, for on cgroup v2 a group with processes has no others
 /// with controllers below it.
-const DAEMON_GROUP: &str = "daemon";
+pub(super) const DAEMON_GROUP: &str = "daemon";
 
 fn last_of(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, last)| last)

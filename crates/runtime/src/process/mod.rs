@@ -10,6 +10,7 @@
 //! and all that outlive the first process, survive stop and remove.
 
 mod confine;
+mod delegated;
 mod group;
 pub mod launcher;
 mod limits;
