@@ -17,6 +17,7 @@ mod interrupt;
 mod parts;
 mod podman;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum Task {
     Ci,
     /// Bring up a simulated device, run a deployment on it, and show what happens
     Demo(demo::Options),
+    /// Check a whole device in a virtual machine: systemd, cgroup v2, a TPM, an older kernel
+    Vm(vm::Options),
     /// Measure calls, memory and sizes
     Bench(bench::Options),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Ci => ci::run(),
         Task::Demo(options) => demo::run(&options),
+        Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
     });
     let Err(error) = result else { return ExitCode::SUCCESS };

@@ -33,6 +33,9 @@ pub(crate) const TPM2_PTOOL: Part = Part { program: "tpm2_ptool", package: "libt
 pub(crate) const TPM2_ABRMD: Part = Part { program: "tpm2-abrmd", package: "tpm2-abrmd" };
 pub(crate) const DBUS_DAEMON: Part = Part { program: "dbus-daemon", package: "dbus-daemon" };
 pub(crate) const DBUS_SEND: Part = Part { program: "dbus-send", package: "dbus-bin" };
+pub(crate) const QEMU: Part = Part { program: "qemu-system-x86_64", package: "qemu-system-x86" };
+pub(crate) const DEBOOTSTRAP: Part = Part { program: "debootstrap", package: "debootstrap" };
+pub(crate) const MKE2FS: Part = Part { program: "mke2fs", package: "e2fsprogs" };
 /// Libraries have no program to look for: their file stands for it.
 pub(crate) const TPM2_PKCS11: Part = Part { program: "libtpm2_pkcs11.so.1", package: "libtpm2-pkcs11-1" };
 pub(crate) const TCTI_TABRMD: Part = Part { program: "libtss2-tcti-tabrmd.so.0", package: "libtss2-tcti-tabrmd0" };

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::engine::Engine;
 use crate::podman::Podman;
-use crate::{ci, command, parts, workspace};
+use crate::{ci, command, parts, vm, workspace};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -48,16 +48,30 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !options.filter.is_empty() || !ci::has("nextest") {
         return Ok(());
     }
-    let Some(podman) = or_skip("container tests with Podman", command::step("podman", Podman::start))? else {
-        return Ok(());
-    };
-    let mut again = workspace::cargo();
-    again.args(["nextest", "run", "-p", "edgekeep-suite", "--test", "docker", "--test", "attacks", "-E", WITH_PODMAN]);
-    // Podman 4.3 at times answers another exit status of an exec than the program's.
-    again.args(["--retries", "2"]);
-    again.env("EDGEKEEP_TEST_ENGINE", format!("unix://{}", podman.socket().display()));
-    // Its closing line is the last one, so nothing is said after it.
-    command::run(again)
+    if let Some(podman) = or_skip("container tests with Podman", command::step("podman", Podman::start))? {
+        let mut again = workspace::cargo();
+        again.args([
+            "nextest",
+            "run",
+            "-p",
+            "edgekeep-suite",
+            "--test",
+            "docker",
+            "--test",
+            "attacks",
+            "-E",
+            WITH_PODMAN,
+        ]);
+        // Podman 4.3 at times answers another exit status of an exec than the program's.
+        again.args(["--retries", "2"]);
+        again.env("EDGEKEEP_TEST_ENGINE", format!("unix://{}", podman.socket().display()));
+        command::run(again)?;
+    }
+    drop(parts);
+    match or_skip("the checks of a whole device in a virtual machine", vm::provide())? {
+        Some(()) => vm::check(&vm::Options::default()),
+        None => Ok(()),
+    }
 }
 
 /// What may differ with another engine: modules from creation to removal, updates, what the engine understands, and every

@@ -300,26 +300,8 @@ impl Device {
     /// The specification of a host module, with the environment that agents give modules.
     #[must_use]
     pub fn spec(&self, module: &str, image: &str, generation: &str) -> Value {
-        // System modules are called without their `$` everywhere but at the hub.
-        let name = module.trim_start_matches('$');
-        let socket = self.root.module_socket_folder().join(format!("{name}.sock"));
-        let mut spec = json!({ "name": name, "type": "process",
-            "config": { "settings": { "image": image, "createOptions": {} }, "env": [] } });
         let hub = self.cloud.as_ref().map(Simulator::hub_host).unwrap_or_default();
-        for (name, value) in [
-            ("IOTEDGE_WORKLOADURI", format!("unix://{}", socket.display())),
-            ("IOTEDGE_MODULEID", module.to_owned()),
-            ("IOTEDGE_MODULEGENERATIONID", generation.to_owned()),
-            ("IOTEDGE_DEVICEID", DEVICE_ID.to_owned()),
-            ("IOTEDGE_IOTHUBHOSTNAME", hub),
-            ("IOTEDGE_GATEWAYHOSTNAME", "press-04.plant7".to_owned()),
-            ("IOTEDGE_AUTHSCHEME", "sasToken".to_owned()),
-            ("IOTEDGE_APIVERSION", "2022-08-03".to_owned()),
-            ("IOTEDGE_MANAGEMENTURI", format!("unix://{}", self.root.management_socket().display())),
-        ] {
-            add_variable(&mut spec, name, &value);
-        }
-        spec
+        module_spec(&self.root, &hub, module, image, generation)
     }
 
     /// Makes and starts a module.
@@ -399,7 +381,32 @@ impl Device {
     }
 }
 
-fn add_variable(spec: &mut Value, name: &str, value: &str) {
+/// The specification of a host module of the device at `root`, with the environment that agents give modules.
+#[must_use]
+pub fn module_spec(root: &Root, hub: &str, module: &str, image: &str, generation: &str) -> Value {
+    // System modules are called without their `$` everywhere but at the hub.
+    let name = module.trim_start_matches('$');
+    let socket = root.module_socket_folder().join(format!("{name}.sock"));
+    let mut spec = json!({ "name": name, "type": "process",
+        "config": { "settings": { "image": image, "createOptions": {} }, "env": [] } });
+    for (name, value) in [
+        ("IOTEDGE_WORKLOADURI", format!("unix://{}", socket.display())),
+        ("IOTEDGE_MODULEID", module.to_owned()),
+        ("IOTEDGE_MODULEGENERATIONID", generation.to_owned()),
+        ("IOTEDGE_DEVICEID", DEVICE_ID.to_owned()),
+        ("IOTEDGE_IOTHUBHOSTNAME", hub.to_owned()),
+        ("IOTEDGE_GATEWAYHOSTNAME", "press-04.plant7".to_owned()),
+        ("IOTEDGE_AUTHSCHEME", "sasToken".to_owned()),
+        ("IOTEDGE_APIVERSION", "2022-08-03".to_owned()),
+        ("IOTEDGE_MANAGEMENTURI", format!("unix://{}", root.management_socket().display())),
+    ] {
+        add_variable(&mut spec, name, &value);
+    }
+    spec
+}
+
+/// Adds a variable to the environment in a module's specification.
+pub fn add_variable(spec: &mut Value, name: &str, value: &str) {
     if let Some(env) = spec["config"]["env"].as_array_mut() {
         env.push(json!({ "key": name, "value": value }));
     }

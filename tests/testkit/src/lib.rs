@@ -20,7 +20,7 @@ mod wait;
 
 pub use builder::{Builder, DEVICE_ID};
 pub use caller::Caller;
-pub use device::{Device, base64};
+pub use device::{Device, add_variable, base64, module_spec};
 pub use engine::{ENGINE_VARIABLE, Engine, Image};
 pub use engine_proxy::{EngineFault, EngineProxy};
 pub use private_engine::PrivateEngine;
