@@ -1,5 +1,7 @@
-//! How an update that replaces a container is finished or taken back, wherever it was cut off. Pure.
+//! How an update of a module is finished or taken back, wherever it was cut off. Pure.
 //!
+//! A host module is updated in its place: what it was is kept beside what it becomes, until that has started ([`settle_host`]).
+//! A container is replaced by another.
 //! The old container is kept aside, stopped and under another name, until the new one is made, registered and started. What
 //! was begun is written down before, so that after a crash the same question has the same answer.
 
@@ -62,6 +64,27 @@ impl Replacement {
     }
 }
 
+/// What runs of a host module whose update was cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// The process that ran before the update.
+    Old,
+    /// One that was started since.
+    New,
+    /// None.
+    Nothing,
+}
+
+/// What to do about an update of a host module that was cut off. What it becomes is registered after the old process was
+/// stopped and before the new one is started.
+#[must_use]
+pub fn settle_host(runs: Runs, new_is_registered: bool) -> Settlement {
+    match runs {
+        Runs::New | Runs::Nothing if new_is_registered => Settlement::Finish,
+        Runs::Old | Runs::New | Runs::Nothing => Settlement::TakeBack,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -110,6 +133,16 @@ mod tests {
         assert_eq!(settled, [TakeBack, TakeBack, TakeBack, Finish, Finish]);
         assert_eq!(begun().settle(None, None, false), Settlement::Forget);
         assert_eq!(begun().aside_name(), "m1-replaced-aaaaaaaaaaaa");
+    }
+
+    #[test]
+    fn an_update_of_a_host_module_is_finished_only_with_what_is_registered_and_never_over_what_still_runs() {
+        use Settlement::{Finish, TakeBack};
+        // Its steps: begun, stopped, registered, started.
+        let steps = [(Runs::Old, false), (Runs::Nothing, false), (Runs::Nothing, true), (Runs::New, true)];
+        assert_eq!(steps.map(|(runs, registered)| settle_host(runs, registered)), [TakeBack, TakeBack, Finish, Finish]);
+        // The new one may be registered as the old one was: same content, same user.
+        assert_eq!((settle_host(Runs::Old, true), settle_host(Runs::New, false)), (TakeBack, TakeBack));
     }
 
     proptest! {

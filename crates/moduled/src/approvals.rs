@@ -62,6 +62,22 @@ impl Approvals {
         Ok(())
     }
 
+    /// Has the digest in force again that was before the latest approval: another one that was approved, or the configured one.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub async fn take_back(&self, name: &str, to: Sha256Digest, configured: Sha256Digest) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().await;
+        let mut next = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let latest = next.remove(name);
+        if let Some(latest) = latest.filter(|_| to != configured) {
+            next.insert(name.to_owned(), Approved { sha256: to, configured, ..latest });
+        }
+        self.file.save(&next)?;
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+
     /// All that are in force, as the API shows them. `configured` gives the digest in the configuration.
     #[must_use]
     pub fn list(&self, configured: impl Fn(&str) -> Option<Sha256Digest>) -> Vec<Approval> {
@@ -109,6 +125,14 @@ mod tests {
             assert_eq!(approvals.effective("b", digest(1)), digest(1));
             assert_eq!(approvals.list(|_| Some(digest(1))).len(), 1);
             assert!(approvals.list(|_| Some(digest(3))).is_empty() && approvals.list(|_| None).is_empty());
+        }
+        // Back to another one that had been approved, then to the configured one.
+        for (to, left) in [(4, 1), (1, 0)] {
+            approvals.take_back("a", digest(to), digest(1)).await.unwrap();
+            assert_eq!(
+                (approvals.effective("a", digest(1)), approvals.list(|_| Some(digest(1))).len()),
+                (digest(to), left)
+            );
         }
     }
 }

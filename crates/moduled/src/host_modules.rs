@@ -78,12 +78,8 @@ pub(crate) fn process_spec(service: &Moduled, spec: &ValidSpec) -> Result<Proces
 /// Has a module that does not run start next as the configuration and the approvals have it now.
 pub(crate) async fn renew(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
     let known = service.modules.processes.spec(module).await.map_err(|error| of_process(&error))?;
-    let (registered, sha256) = registered(service, &known.image)?;
-    let plan = planned(service, &known.image, registered)?;
-    let uid = plan.uid;
-    let mut env = known.env.clone();
-    set_env(service, module, registered, &plan, &mut env);
-    let next = ProcessSpec { executable: registered.executable.clone().into(), sha256, env, plan, ..known.clone() };
+    let next = renewed(service, module, &known)?;
+    let (sha256, uid) = (next.sha256, next.plan.uid);
     if next != known {
         service.modules.processes.renew(module, next).await.map_err(|error| of_process(&error))?;
     }
@@ -95,6 +91,15 @@ pub(crate) async fn renew(service: &Arc<Moduled>, module: &ModuleId) -> Result<(
         }
     }
     Ok(())
+}
+
+/// What a module is made from, as the configuration and the approvals have it now.
+pub(crate) fn renewed(service: &Moduled, module: &ModuleId, known: &ProcessSpec) -> Result<ProcessSpec, HttpError> {
+    let (registered, sha256) = registered(service, &known.image)?;
+    let plan = planned(service, &known.image, registered)?;
+    let mut env = known.env.clone();
+    set_env(service, module, registered, &plan, &mut env);
+    Ok(ProcessSpec { executable: registered.executable.clone().into(), sha256, env, plan, ..known.clone() })
 }
 
 /// The plan by which a program is started, with the users and rights that there are now.

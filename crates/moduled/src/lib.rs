@@ -14,6 +14,7 @@ pub mod edge_ca;
 pub mod failure;
 pub mod host_modules;
 pub mod host_services;
+mod host_updates;
 pub mod identities;
 pub mod image;
 pub mod images;

@@ -30,7 +30,7 @@ use crate::service::Moduled;
 use crate::spec::Kind;
 
 pub use lifecycle::{create, prepare, remove, restart, start, stop, stop_all, update, watch_running};
-pub(crate) use lifecycle::{create_locked, start_locked, start_unwatched};
+pub(crate) use lifecycle::{create_locked, new_registration, start_locked, start_unwatched, stop_locked};
 use shown::{container_details, details};
 
 /// How long the engine may take to answer a question about what is there.

@@ -19,6 +19,7 @@ use edgekeep_runtime::status::ModuleState;
 use tokio::sync::{Mutex, watch};
 
 use crate::failure::of_engine;
+use crate::host_updates;
 use crate::modules::{create_locked, start_locked};
 use crate::service::Moduled;
 use crate::spec::ValidSpec;
@@ -145,6 +146,7 @@ async fn swap(
 /// # Errors
 /// The engine is away, or refuses.
 pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    host_updates::settle(service, module).await?;
     let Some(replacement) = service.replacements.of(module) else { return Ok(()) };
     let engine = &service.modules.engine()?.engine;
     let named = named(engine, module).await?;
@@ -170,7 +172,8 @@ pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<
 
 /// Settles all that was begun before the daemon started, as soon as the engine can be reached.
 pub async fn settle_all(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
-    for module in service.replacements.modules() {
+    let host_modules = service.modules.processes.begun_updates().await;
+    for module in service.replacements.modules().into_iter().chain(host_modules) {
         // Taking the lock settles.
         while let Err(error) = service.modules.claim(&service, &module).await {
             tracing::debug!(%module, %error, "an update that was cut off is not settled yet");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use edgekeep_core::attestation::{Policy, Registration, Workload};
 use edgekeep_core::digest::Sha256Digest;
-use edgekeep_core::id::ModuleId;
+use edgekeep_core::id::{GenerationId, ModuleId};
 use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
 use http::StatusCode;
@@ -18,7 +18,7 @@ use crate::host_modules::{process_spec, registered, renew};
 use crate::service::Moduled;
 use crate::sockets::{self, Access, Owner};
 use crate::spec::{Kind, ValidSpec};
-use crate::{container, host_services, image, replacements};
+use crate::{container, host_services, host_updates, image, replacements};
 
 /// How long a stopping host module may take before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -63,7 +63,7 @@ pub async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), Http
 }
 
 /// Replaces a module by one of another specification, and starts it if asked to. What is needed is fetched before the old
-/// one is touched, and a container that cannot be made or started leaves the old one as it was.
+/// one is touched, and what cannot be made or started leaves the old one as it was, unless its type changes.
 ///
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
@@ -72,9 +72,21 @@ pub async fn update(service: &Arc<Moduled>, spec: &ValidSpec, and_start: bool) -
     let (kind, _) = service.modules.state(&spec.module).await?;
     let image = prepare(service, spec).await?;
     let _lock = service.modules.claim(service, &spec.module).await?;
-    if (kind, spec.kind) == (Kind::Docker, Kind::Docker) {
-        return replacements::replace(service, spec, image, and_start).await.map(|()| and_start);
+    match (kind, spec.kind) {
+        (Kind::Docker, Kind::Docker) => replacements::replace(service, spec, image, and_start).await?,
+        (Kind::Process, Kind::Process) => host_updates::update(service, spec, and_start).await?,
+        _ => return remake(service, spec, image, and_start).await,
     }
+    Ok(and_start)
+}
+
+/// Replaces a module by one of another type.
+async fn remake(
+    service: &Arc<Moduled>,
+    spec: &ValidSpec,
+    image: Option<Sha256Digest>,
+    and_start: bool,
+) -> Result<bool, HttpError> {
     stop_locked(service, &spec.module, None).await?;
     remove_locked(service, &spec.module).await?;
     create_locked(service, spec, image).await?;
@@ -146,6 +158,9 @@ pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Ht
         // An executable that could not be started again leaves what runs alone.
         let verified = service.modules.processes.verify(registered.executable.clone().into(), sha256).await;
         verified.map_err(|error| of_process(&error))?;
+        if host_updates::restart_approved(service, module).await? {
+            return Ok(());
+        }
     }
     stop_locked(service, module, None).await?;
     start_locked(service, module).await
@@ -192,14 +207,7 @@ pub(crate) async fn create_locked(
     let module = &spec.module;
     refuse_taken_name(service, spec).await?;
     // Before anything is made: nothing slow stands between making and registering.
-    let generation = match service.identities.module(&module.hub_id()).await {
-        Ok(identity) => identity.generation.parse().ok(),
-        // The agent makes identities first; without one the module starts, and is refused an identity until it has one.
-        Err(error) => {
-            tracing::debug!(%module, %error, "module created before its identity is known");
-            None
-        }
-    };
+    let generation = generation_of(service, module).await;
     let process = match spec.kind {
         Kind::Docker => None,
         Kind::Process => Some(process_spec(service, spec)?),
@@ -256,6 +264,23 @@ pub(crate) async fn create_locked(
     Ok(())
 }
 
+async fn generation_of(service: &Moduled, module: &ModuleId) -> Option<GenerationId> {
+    match service.identities.module(&module.hub_id()).await {
+        Ok(identity) => identity.generation.parse().ok(),
+        // The agent makes identities first; without one the module starts, and is refused an identity until it has one.
+        Err(error) => {
+            tracing::debug!(%module, %error, "module created before its identity is known");
+            None
+        }
+    }
+}
+
+/// The registration of a module that is made of this.
+pub(crate) async fn new_registration(service: &Moduled, spec: &ValidSpec, workload: Workload) -> Registration {
+    let generation = generation_of(service, &spec.module).await;
+    Registration { module: spec.module.clone(), generation, policy: policy(service, spec), workload }
+}
+
 /// A module has its name in both runtimes: two of one name would share a registration.
 async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpError> {
     host_services::refuse(service, &spec.module)?;
@@ -295,7 +320,11 @@ async fn start_only(service: &Arc<Moduled>, module: &ModuleId) -> Result<(Kind, 
 }
 
 /// Without a grace a container has its own (`StopTimeout`), or the engine's.
-async fn stop_locked(service: &Moduled, module: &ModuleId, grace: Option<Duration>) -> Result<(), HttpError> {
+pub(crate) async fn stop_locked(
+    service: &Moduled,
+    module: &ModuleId,
+    grace: Option<Duration>,
+) -> Result<(), HttpError> {
     service.restarts.forget(module);
     match service.modules.state(module).await?.0 {
         Kind::Docker => service.modules.engine()?.engine.stop(module, grace).await.map_err(|error| of_engine(&error)),

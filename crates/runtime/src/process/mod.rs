@@ -19,6 +19,7 @@ mod output;
 mod prepared;
 mod program;
 mod scope;
+mod update;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -41,6 +42,8 @@ use crate::status::ModuleStatus;
 pub use group::ModuleCgroups;
 pub use launcher::forbid_new_privileges;
 pub use program::{MAX_PROGRAM_BYTES, ProgramError};
+
+pub use update::BegunUpdate;
 
 use module::Module;
 
@@ -238,6 +241,41 @@ impl ProcessRuntime {
     pub async fn renew(&self, id: &ModuleId, spec: ProcessSpec) -> Result<(), ProcessError> {
         let module = self.module(id)?;
         finished(async move { module.renew(spec).await }).await
+    }
+
+    /// As [`Self::renew`], and remembers what the module was until the update is settled by [`Self::end_update`], also through
+    /// an end of the daemon.
+    ///
+    /// # Errors
+    /// [`ProcessError::Absent`]; the state cannot be written. The module then is what it was.
+    pub async fn begin_update(&self, id: &ModuleId, spec: ProcessSpec, start: bool) -> Result<(), ProcessError> {
+        let module = self.module(id)?;
+        finished(async move { module.begin_update(spec, start).await }).await
+    }
+
+    /// The update of a module that is not settled.
+    pub async fn update(&self, id: &ModuleId) -> Option<BegunUpdate> {
+        self.module(id).ok()?.update().await
+    }
+
+    /// The modules whose updates are not settled.
+    pub async fn begun_updates(&self) -> Vec<ModuleId> {
+        let mut begun = Vec::new();
+        for module in self.modules() {
+            if module.update().await.is_some() {
+                begun.push(module.id().clone());
+            }
+        }
+        begun
+    }
+
+    /// Settles an update: the module stays what it became (`keep`), or is again what it was, from its next start.
+    ///
+    /// # Errors
+    /// [`ProcessError::Absent`]; the state cannot be written.
+    pub async fn end_update(&self, id: &ModuleId, keep: bool) -> Result<(), ProcessError> {
+        let module = self.module(id)?;
+        finished(async move { module.end_update(keep).await }).await
     }
 
     /// Checks an executable against its registered digest, as [`Self::create`] does.

@@ -20,7 +20,7 @@ use super::group::ModuleCgroups;
 use super::launcher::{self, StartMessage};
 use super::output::{ModuleLog, OutputPump};
 use super::prepared::{Prepared, Start};
-use super::program::SealedProgram;
+use super::update::{self, BegunUpdate, Former, kept};
 use super::{Launcher, ProcessError, ProcessSpec, blocking};
 use crate::evidence::ProcDir;
 use crate::logs::{LogQuery, LogStream};
@@ -50,6 +50,9 @@ struct Record {
     /// What keeps which limit since the last start, in words.
     #[serde(default)]
     limits: Option<String>,
+    /// What it was before an update that is not settled.
+    #[serde(default)]
+    former: Option<Former>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -107,6 +110,7 @@ impl Module {
             cgroup: None,
             limit_groups: Vec::new(),
             limits: None,
+            former: None,
         };
         let module = Self::new(folder, record)?;
         let record = module.record.try_lock().map_err(|_| ProcessError::Ending)?;
@@ -180,6 +184,10 @@ impl Module {
         if cleared { Ok(()) } else { Err(ProcessError::Stuck { module: self.id.clone() }) }
     }
 
+    pub(super) fn id(&self) -> &ModuleId {
+        &self.id
+    }
+
     pub(super) fn facts(&self) -> RunningFacts {
         // At once, not only when the end has been taken note of: what the first process left behind is not the module.
         let ended = |current: &Current| crate::evidence::has_ended(current.pidfd.as_fd()).unwrap_or(true);
@@ -222,10 +230,60 @@ impl Module {
     pub(super) async fn renew(&self, spec: ProcessSpec) -> Result<(), ProcessError> {
         let _operation = self.operation.lock().await;
         let mut record = self.record.lock().await;
-        let before = std::mem::replace(&mut record.spec, spec);
-        let saved = self.save(&record).await;
+        let before = record.clone();
+        record.spec = spec;
+        self.saved_or(&mut record, before).await
+    }
+
+    /// Changes what a module is started from the next time, and remembers what it was. A copy of the program that runs is kept
+    /// if its file has another content by now.
+    pub(super) async fn begin_update(&self, spec: ProcessSpec, start: bool) -> Result<(), ProcessError> {
+        let _operation = self.operation.lock().await;
+        let mut record = self.record.lock().await;
+        let process = record.run.as_ref().map(|run| run.process);
+        if let Some(process) = process {
+            let (id, former, folder) = (self.id.clone(), record.spec.clone(), self.folder.clone());
+            blocking(move || {
+                kept::keep(&former, process, &folder).map_err(|source| ProcessError::Folder { module: id, source })
+            })
+            .await?;
+        }
+        let next = update::begun(&record.spec, record.former.as_ref(), process, start);
+        let before = record.clone();
+        record.former = Some(next);
+        record.spec = spec;
+        self.saved_or(&mut record, before).await
+    }
+
+    /// The update that is not settled.
+    pub(super) async fn update(&self) -> Option<BegunUpdate> {
+        let record = self.record.lock().await;
+        record.former.as_ref().map(|former| former.seen(&record.spec, record.run.as_ref().map(|run| run.process)))
+    }
+
+    /// Settles an update: the module stays what it became, or is again what it was.
+    pub(super) async fn end_update(&self, keep: bool) -> Result<(), ProcessError> {
+        let _operation = self.operation.lock().await;
+        let mut record = self.record.lock().await;
+        let before = record.clone();
+        let Some(former) = record.former.take() else { return Ok(()) };
+        if !keep {
+            record.spec = former.spec;
+        } else if record.run.is_none() {
+            // How the old one ended says nothing about the new one.
+            (record.exit, record.started_ns) = (None, None);
+        }
+        self.saved_or(&mut record, before).await?;
+        if keep {
+            kept::forget(&self.folder);
+        }
+        Ok(())
+    }
+
+    async fn saved_or(&self, record: &mut Record, before: Record) -> Result<(), ProcessError> {
+        let saved = self.save(record).await;
         if saved.is_err() {
-            record.spec = before;
+            *record = before;
         }
         saved
     }
@@ -246,12 +304,15 @@ impl Module {
         }
         // What is left in the group would be taken for the new run.
         self.clear(cgroups).await?;
-        let spec = self.record.lock().await.spec.clone();
+        let (spec, settled) = {
+            let record = self.record.lock().await;
+            (record.spec.clone(), record.former.is_none())
+        };
         let prepared = {
             let (spec, launcher, cgroups) = (spec.clone(), launcher.clone(), cgroups.clone());
             let (id, folder) = (self.id.clone(), self.folder.clone());
             blocking(move || {
-                let program = SealedProgram::load(&spec.executable, &spec.sha256)?;
+                let program = kept::load(&spec, &folder, settled)?;
                 let start = Start { id: &id, folder: &folder, spec: &spec, launcher: &launcher, cgroups: &cgroups };
                 start.prepare(program)
             })

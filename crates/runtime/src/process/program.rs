@@ -57,7 +57,7 @@ pub enum ProgramError {
         path: PathBuf,
     },
     /// It is neither an ELF executable nor a script.
-    #[error("{} is not an ELF executable", path.display())]
+    #[error("{} is not an ELF executable for this machine", path.display())]
     NotElf {
         /// Which.
         path: PathBuf,
@@ -66,6 +66,9 @@ pub enum ProgramError {
     #[error("cannot make a sealed copy of the executable in memory")]
     Seal(#[source] io::Error),
 }
+
+/// How much of a program's begin says for which machine it is.
+const HEAD: usize = 20;
 
 /// A sealed copy of an executable with the expected content.
 #[derive(Debug)]
@@ -143,7 +146,7 @@ fn copy_hashing(
             return Err(ProgramError::TooLarge { path: path.to_owned() });
         }
         let piece = &buffer[..length];
-        head.extend(piece.iter().take(4 - head.len().min(4)));
+        head.extend(piece.iter().take(HEAD - head.len().min(HEAD)));
         context.update(piece);
         if let Some(copy) = copy.as_deref_mut() {
             copy.write_all(piece).map_err(ProgramError::Seal)?;
@@ -156,13 +159,41 @@ fn check(path: &Path, expected: &Sha256Digest, found: Sha256Digest, head: &[u8])
     if head.starts_with(b"#!") {
         return Err(ProgramError::Script { path });
     }
-    if head != b"\x7fELF" {
+    if !is_executable_here(head) {
         return Err(ProgramError::NotElf { path });
     }
     if found != *expected {
         return Err(ProgramError::OtherContent { path, expected: *expected, found });
     }
     Ok(())
+}
+
+/// Whether this is the begin of a program for this machine. What the kernel does not take for one, the C library would hand
+/// to a shell.
+fn is_executable_here(head: &[u8]) -> bool {
+    let Some([class, order, version]) = head.strip_prefix(b"\x7fELF").and_then(|rest| rest.first_chunk()) else {
+        return false;
+    };
+    let half = |at: usize| -> Option<u16> {
+        let bytes = [*head.get(at)?, *head.get(at + 1)?];
+        Some(if *order == 2 { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) })
+    };
+    let native_order = if cfg!(target_endian = "big") { 2 } else { 1 };
+    // Class and number of the machine; on 64 bits also those of the 32 bits before it.
+    let machines: &[(u8, u16)] = match std::env::consts::ARCH {
+        "x86_64" => &[(2, 62), (1, 62), (1, 3)],
+        "x86" => &[(1, 3)],
+        "aarch64" => &[(2, 183), (1, 40)],
+        "arm" => &[(1, 40)],
+        "riscv64" => &[(2, 243)],
+        _ => &[],
+    };
+    let for_machine = machines.is_empty() || half(18).is_some_and(|machine| machines.contains(&(*class, machine)));
+    let (executable, shared) = (2, 3);
+    *order == native_order
+        && *version == 1
+        && half(16).is_some_and(|kind| [executable, shared].contains(&kind))
+        && for_machine
 }
 
 #[cfg(test)]
@@ -210,6 +241,15 @@ mod tests {
         assert!(error.to_string().contains("register its interpreter"), "{error}");
         std::fs::write(&path, "text").expect("written");
         assert!(matches!(verify(&path, &sha256_of(b"text")), Err(ProgramError::NotElf { .. })));
+        // Of another machine, an object file, of the other byte order, cut off.
+        let sleep = std::fs::read("/bin/sleep").expect("exists");
+        assert!(is_executable_here(&sleep[..HEAD]));
+        for (at, value) in [(18, 0xfe), (16, 1), (5, 3 - sleep[5]), (6, 0), (4, 9)] {
+            let mut other = sleep[..HEAD].to_vec();
+            other[at] = value;
+            assert!(!is_executable_here(&other), "{at}");
+        }
+        assert!((0..HEAD).all(|length| !is_executable_here(&sleep[..length])));
         assert!(matches!(verify(folder.path(), &sleep_digest()), Err(ProgramError::NotAFile { .. })));
         assert!(matches!(verify(&folder.path().join("none"), &sleep_digest()), Err(ProgramError::Read { .. })));
     }

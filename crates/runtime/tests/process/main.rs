@@ -1,6 +1,7 @@
 //! Host modules against the real kernel: programs of this machine, started through the real launcher.
 
 mod scopes;
+mod updates;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;

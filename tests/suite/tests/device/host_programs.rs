@@ -1,6 +1,8 @@
 //! Programs of the host with a module's identity: confined host modules, services that something else starts, and host
 //! agents that look after them. Other users and cgroups take root.
 
+mod updates;
+
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};

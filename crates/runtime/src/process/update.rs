@@ -1,0 +1,112 @@
+//! Updates of a module that can be taken back: what it was is kept beside what it becomes, until that has started.
+
+use edgekeep_core::attestation::ProcessInstance;
+use edgekeep_core::replacement::Runs;
+use serde::{Deserialize, Serialize};
+
+use super::ProcessSpec;
+
+/// What a module was.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Former {
+    pub(super) spec: ProcessSpec,
+    /// The process that ran then.
+    process: Option<ProcessInstance>,
+    /// Whether the new one is to be started.
+    start: bool,
+}
+
+/// An update that is not settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BegunUpdate {
+    /// What the module was.
+    pub former: ProcessSpec,
+    /// What it becomes.
+    pub next: ProcessSpec,
+    /// Whether it ran.
+    pub ran: bool,
+    /// Whether the new one is to be started.
+    pub start: bool,
+    /// What runs now.
+    pub runs: Runs,
+}
+
+impl Former {
+    pub(super) fn seen(&self, next: &ProcessSpec, process: Option<ProcessInstance>) -> BegunUpdate {
+        let runs = match process {
+            None => Runs::Nothing,
+            Some(_) if process == self.process => Runs::Old,
+            Some(_) => Runs::New,
+        };
+        let ran = self.process.is_some();
+        BegunUpdate { former: self.spec.clone(), next: next.clone(), ran, start: self.start, runs }
+    }
+}
+
+/// What is remembered when an update begins. One that was begun over another that is not settled goes back to where that
+/// one began.
+pub(super) fn begun(
+    spec: &ProcessSpec,
+    unsettled: Option<&Former>,
+    process: Option<ProcessInstance>,
+    start: bool,
+) -> Former {
+    match unsettled {
+        Some(former) => Former { start, ..former.clone() },
+        None => Former { spec: spec.clone(), process, start },
+    }
+}
+
+/// A copy of a program in its module's folder, for as long as the program's file has another content.
+pub(super) mod kept {
+    use std::fs::File;
+    use std::io;
+    use std::path::{Path, PathBuf};
+
+    use edgekeep_core::attestation::ProcessInstance;
+
+    use super::super::ProcessSpec;
+    use super::super::program::{self, ProgramError, SealedProgram};
+
+    fn path(folder: &Path) -> PathBuf {
+        folder.join("program")
+    }
+
+    /// The program, from its file or, if that has another content, from the copy. Without an update that is not settled a copy
+    /// of what the file has is of no more use.
+    pub(crate) fn load(spec: &ProcessSpec, folder: &Path, settled: bool) -> Result<SealedProgram, ProgramError> {
+        match SealedProgram::load(&spec.executable, &spec.sha256) {
+            // What is the matter is told about the file, not about the copy.
+            Err(error) => SealedProgram::load(&path(folder), &spec.sha256).map_err(|_| error),
+            Ok(program) => {
+                if settled {
+                    forget(folder);
+                }
+                Ok(program)
+            }
+        }
+    }
+
+    /// Copies the program of the module that runs, unless its file still has the same content.
+    pub(crate) fn keep(spec: &ProcessSpec, process: ProcessInstance, folder: &Path) -> io::Result<()> {
+        if program::verify(&spec.executable, &spec.sha256).is_ok()
+            || program::verify(&path(folder), &spec.sha256).is_ok()
+        {
+            return Ok(());
+        }
+        // What runs was sealed when it was started, so it is still what was hashed; it is hashed again all the same.
+        let running = PathBuf::from(format!("/proc/{}/exe", process.pid));
+        let temporary = folder.join("program.new");
+        std::fs::copy(&running, &temporary)?;
+        program::verify(&temporary, &spec.sha256).map_err(io::Error::other)?;
+        File::open(&temporary)?.sync_all()?;
+        std::fs::rename(&temporary, path(folder))?;
+        File::open(folder)?.sync_all()
+    }
+
+    pub(crate) fn forget(folder: &Path) {
+        for name in ["program", "program.new"] {
+            let _ = std::fs::remove_file(folder.join(name));
+        }
+    }
+}
