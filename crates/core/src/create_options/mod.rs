@@ -135,6 +135,17 @@ pub enum Why {
         /// How to grant it.
         remedy: String,
     },
+    /// What is mounted can become another place.
+    #[error(
+        "the module could put a link in place of {path}, for it can write to {above}, and engines follow it at the next \
+         start; mount only one of them"
+    )]
+    Replaceable {
+        /// The place.
+        path: String,
+        /// The writable one above it.
+        above: String,
+    },
     /// Not granted.
     #[error(
         "{what}, and elevated permissions are off (allow_elevated_docker_permissions = false); take it out{}", .remedy
@@ -226,6 +237,7 @@ impl Judge<'_> {
         for place in &mounted {
             self.place(place, &found.resolved)?;
         }
+        self.replaceable(&mounted, &found.resolved)?;
         for (option, name) in named(options) {
             if found.volumes.get(name).is_some_and(|volume| volume.reach() == Reach::Driver) {
                 self.driver(&option, name)?;
@@ -269,6 +281,25 @@ impl Judge<'_> {
         let what =
             format!("the volume {} was made with options that reach beyond the engine's own folders", shown(name));
         Err(self.refusal(option, what, &listed("volumes", name)))
+    }
+
+    /// A place below one that the module writes to is not the same place at the next start if the module does not want it.
+    fn replaceable(&self, mounted: &[HostPath], resolved: &Resolved) -> Result<(), Refusal> {
+        if self.grants_option("HostConfig.Binds") || self.grants_option("HostConfig.Mounts") {
+            return Ok(());
+        }
+        let real = |place: &HostPath| {
+            let path = clean(&place.path)?;
+            Some(resolved.get(&path).cloned().flatten().unwrap_or(path))
+        };
+        for (place, path) in mounted.iter().filter_map(|place| Some((place, real(place)?))) {
+            let above = mounted.iter().filter(|above| !above.read_only).filter_map(real);
+            if let Some(above) = above.into_iter().find(|above| *above != path && within(&path, above)) {
+                let why = Why::Replaceable { path: shown(&path), above: shown(&above) };
+                return Err(Refusal { option: place.option.clone(), why });
+            }
+        }
+        Ok(())
     }
 
     fn grants_volume(&self, name: &str) -> bool {

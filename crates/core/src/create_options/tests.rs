@@ -591,7 +591,7 @@ fn what_is_granted_to_the_module_is_accepted_and_nothing_beside_it() {
     };
     let host = |member: &str, value: Value| judged(json!({ "HostConfig": { member: value } }), &grant, false);
     for (member, value) in [
-        ("Binds", json!(["/srv/models/a:/m:ro", "/srv/data:/d", "/srv/data/x:/e:rw"])),
+        ("Binds", json!(["/srv/models/a:/m:ro", "/srv/models:/n:ro", "/srv/data/y:/d", "/srv/data/x:/e:rw"])),
         ("Mounts", json!([{ "Type": "bind", "Source": "/srv/models", "Target": "/m", "ReadOnly": true }])),
         ("Devices", json!([{ "PathOnHost": "/dev/video0" }, { "PathOnHost": "/dev/snd/timer" }])),
         ("NetworkMode", json!("host")),
@@ -634,6 +634,31 @@ fn a_link_in_a_granted_folder_must_not_lead_out_of_it() {
     // The operator's own link is what was granted.
     let moved = [("/srv/data", "/mnt/disk"), ("/srv/data/x", "/mnt/disk/x")];
     assert_eq!(judged_with(bind("/srv/data/x"), &grant, false, &moved), Ok(()));
+}
+
+#[test]
+fn a_place_that_the_module_could_replace_by_a_link_is_refused() {
+    let grant = Grant { binds: vec!["/srv".into()], volumes: vec!["data".into()], ..Grant::default() };
+    let host = |host: Value| judged_among(json!({ "HostConfig": host }), &grant, false, &[], existing());
+    let mount = json!([{ "Type": "bind", "Source": "/srv/data/x", "Target": "/e" }]);
+    let log = json!({ "Type": "k8s-file", "Config": { "path": "/srv/data/log" } });
+    for (options, option) in [
+        (json!({ "Binds": ["/srv/data:/d", "/srv/data/x:/e"] }), "Binds[1]"),
+        (json!({ "Binds": ["/srv/data/x/y:/e:ro", "/srv/data:/d"] }), "Binds[0]"),
+        (json!({ "Binds": ["/srv/data:/d"], "Mounts": mount }), "Mounts[0].Source"),
+        (json!({ "Binds": ["data:/d"], "Mounts": mount }), "Mounts[0].Source"),
+        (json!({ "Binds": ["/srv/data:/d"], "LogConfig": log }), "LogConfig.Config.path"),
+    ] {
+        let message = host(options).expect_err(option);
+        let start =
+            format!("create option HostConfig.{option} is refused: the module could put a link in place of /srv/");
+        assert!(message.starts_with(&start), "{message}");
+    }
+    for binds in
+        [json!(["/srv/data:/d:ro", "/srv/data/x:/e"]), json!(["/srv/data:/d", "/srv/database:/e", "/srv/data:/f"])]
+    {
+        assert_eq!(host(json!({ "Binds": binds })), Ok(()));
+    }
 }
 
 #[test]

@@ -293,3 +293,36 @@ fn a_mount_of_what_lies_above_the_devices_own_places_shows_nothing_of_them() {
     let _ = engine.docker(&["rm", "-f", &bare, hidden, granted, again]);
     let _ = engine.docker(&["volume", "rm", "-f", &volume]);
 }
+
+#[test]
+fn a_grant_of_a_folder_does_not_become_one_of_the_host_by_a_link_at_the_next_start() {
+    let Some(engine) = Engine::or_skip() else { return };
+    let (image, name) = (image(&engine), engine.name("m1"));
+    let shared = tempfile::tempdir().unwrap();
+    let (folder, inner) = (shared.path().display().to_string(), shared.path().join("x"));
+    std::fs::create_dir(&inner).unwrap();
+    let device = with_engine(&engine)
+        .top("allow_elevated_docker_permissions = false")
+        .tables(&format!("[modules.{name:?}.grant]\nbinds = [{folder:?}]"))
+        .start();
+    let binds = json!([format!("{folder}:/d"), format!("{folder}/x:/e")]);
+    // With the engine alone: what was a folder is another place at the next start.
+    let probe = engine.name("probe");
+    let body = json!({ "Image": image.name(), "HostConfig": { "NetworkMode": "none", "Binds": binds },
+        "Entrypoint": ["/bin/sh", "-c", "test -e /e/hostname && echo out; true"] });
+    let target = format!("/containers/create?name={probe}");
+    let _ = edgekeep_testkit::http::call(&engine.socket(), "POST", &target, Some(&body)).unwrap().expect(201);
+    std::fs::remove_dir(&inner).unwrap();
+    std::os::unix::fs::symlink("/etc", &inner).unwrap();
+    let _ = engine.says(&["start", &probe]);
+    let _ = engine.says(&["wait", &probe]);
+    assert_eq!(engine.says(&["logs", &probe]), "out", "else the test has lost its point");
+    let _ = engine.says(&["rm", "-f", &probe]);
+    std::fs::remove_file(&inner).unwrap();
+    std::fs::create_dir(&inner).unwrap();
+
+    let mut spec = device.container_spec(&name, image.name(), &device.create_identity(&name));
+    spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"] = binds;
+    let refused = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(400);
+    assert!(refused["message"].as_str().unwrap().contains("could put a link in place of"), "{refused}");
+}
