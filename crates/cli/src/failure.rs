@@ -70,6 +70,11 @@ pub(crate) fn remedy(error: &ClientError) -> Option<String> {
         ClientError::Answer { .. } => {
             "something else than edgekeep, or another version of it, listens at this socket".to_owned()
         }
+        ClientError::Status { status: StatusCode::BAD_REQUEST, message }
+            if message.starts_with("invalid api-version") =>
+        {
+            "another service, or another version of it, answers at this socket: see --host and --root".to_owned()
+        }
         // The daemon's own words say it.
         _ => return None,
     })
@@ -103,6 +108,13 @@ mod tests {
             (ClientError::Timeout { path: path(), limit: Duration::from_secs(1) }, "edgekeep-keyd"),
             (status(StatusCode::FORBIDDEN), "root"),
             (status(StatusCode::TOO_MANY_REQUESTS), "again"),
+            (
+                ClientError::Status {
+                    status: StatusCode::BAD_REQUEST,
+                    message: "invalid api-version \"2022-08-03\"".to_owned(),
+                },
+                "another service",
+            ),
             (ClientError::Answer { path: path(), what: "x".to_owned() }, "another version"),
         ] {
             assert!(remedy(&error).is_some_and(|text| text.contains(part)), "{error:?}");

@@ -15,7 +15,7 @@ pub(crate) async fn run(context: &Context) -> anyhow::Result<ExitCode> {
     if context.json {
         output::print_json(&lines)?;
     } else {
-        let advice: String = lines.iter().filter_map(Line::advice).map(|line| line + "\n").collect();
+        let advice: String = advice(&lines).into_iter().map(|line| line + "\n").collect();
         output::print(&table(&lines, Style::stdout(), ""))?;
         output::print_error(&advice);
     }
@@ -37,19 +37,29 @@ pub(crate) struct Line {
     exit_code: Option<String>,
 }
 
-impl Line {
-    /// What to do about a module that does not run as it should.
-    pub(crate) fn advice(&self) -> Option<String> {
-        let name = output::printable(&self.name);
-        match self.status.as_str() {
-            "running" | "stopped" => None,
-            "dead" if self.kind == "docker" => Some(format!(
-                "module {name} is dead: this daemon did not make its container, or was stopped while it did, so the module \
-                 has no identity. The agent replaces it if the deployment names it; else remove it: docker rm -f {name}"
-            )),
-            status => Some(format!("module {name} is {}: edgekeep logs {name} says why", output::printable(status))),
-        }
+/// What to do about modules that do not run as they should: one line for those that nobody registered, one for each other.
+pub(crate) fn advice(lines: &[Line]) -> Vec<String> {
+    let strange = |line: &&Line| line.kind == "docker" && line.status == "dead";
+    let names: Vec<String> = lines.iter().filter(strange).map(|line| output::printable(&line.name)).collect();
+    let mut advice = Vec::new();
+    if let Some(first) = names.first() {
+        let which = match names.len() {
+            1 => format!("module {first} is"),
+            count @ 2..=5 => format!("{count} modules ({}) are", names.join(", ")),
+            count => format!("{count} modules ({}, ...) are", names[..5].join(", ")),
+        };
+        advice.push(format!(
+            "{which} dead: made by something else than this daemon, or cut off while it was made, so without identity. This \
+             device's agent removes such containers, or replaces them if its deployment names them; if they are of \
+             another device, give each device an engine of its own"
+        ));
     }
+    let others = lines.iter().filter(|line| !strange(line) && !matches!(line.status.as_str(), "running" | "stopped"));
+    advice.extend(others.filter(|line| line.name != "edgeAgent").map(|line| {
+        let (name, status) = (output::printable(&line.name), output::printable(&line.status));
+        format!("module {name} is {status}: edgekeep logs {name} says why")
+    }));
+    advice
 }
 
 /// The modules in the order of their names.
@@ -160,6 +170,21 @@ thermometer  running       Up 5 minutes                             registry.exa
             })
             .collect();
         assert!(columns[1..].iter().all(|column| *column == columns[1]), "{shown}");
+    }
+
+    #[test]
+    fn advice_names_the_strangers_in_one_line_and_each_other_module_in_its_own() {
+        let mut lines = lines(&modules(), datetime!(2026-07-01 12:00 UTC));
+        let before = advice(&lines);
+        assert!(before.len() == 2 && before[1].contains("edgekeep logs edgeHub"), "{before:?}");
+        for number in 0..50 {
+            lines.push(Line { name: format!("idle{number}"), status: "dead".into(), ..lines[0].clone() });
+        }
+        let after = advice(&lines);
+        assert!(
+            after.len() == 3 && after[0].starts_with("50 modules (idle0, idle1, idle2, idle3, idle4, ...) are dead")
+        );
+        assert!(after[0].contains("agent removes such containers"), "what is lost if nobody acts: {after:?}");
     }
 
     #[test]

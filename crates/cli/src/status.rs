@@ -173,7 +173,8 @@ fn explain(daemon: Daemon, error: &ClientError, root: &Root) -> (String, String)
     } else {
         format!("start it: EDGEKEEP_ROOT={} edgekeep-{name}", root.path().display())
     };
-    let log = || failure::remedy(error).unwrap_or_else(|| format!("look into its log: journalctl -u edgekeep-{name}"));
+    let journal = || format!("look into its log: journalctl -u edgekeep-{name}");
+    let log = || failure::remedy(error).unwrap_or_else(journal);
     match error {
         ClientError::Connect { source, .. } => match source.kind() {
             NotFound => ("not started: there is no socket".to_owned(), start),
@@ -181,7 +182,7 @@ fn explain(daemon: Daemon, error: &ClientError, root: &Root) -> (String, String)
             PermissionDenied => ("not reachable for this user".to_owned(), log()),
             _ => (source.to_string(), start),
         },
-        ClientError::Timeout { .. } => ("does not answer in time".to_owned(), log()),
+        ClientError::Timeout { .. } => ("does not answer in time".to_owned(), journal()),
         other => (other.to_string(), log()),
     }
 }
@@ -260,7 +261,9 @@ fn judge(facts: Facts, now: OffsetDateTime) -> Health {
             problems
                 .push("the agent does not run, so no deployment is applied: see `edgekeep logs edgeAgent`".to_owned());
         }
-        warnings.extend(modules.iter().filter(|module| module.name != "edgeAgent").filter_map(list::Line::advice));
+        warnings.extend(list::advice(modules));
+    } else if facts.daemons.iter().any(|daemon| daemon.name == "moduled" && daemon.answers) {
+        warnings.push("which modules there are is not known now: `edgekeep list` says why".to_owned());
     }
     Health {
         healthy: problems.is_empty(),

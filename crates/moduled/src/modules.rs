@@ -14,7 +14,7 @@ use edgekeep_api::management::{ModuleDetails, ModuleList};
 use edgekeep_core::attestation::{HostFacts, ProcessInstance, Registration, RunningFacts, Workload};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::HttpError;
-use edgekeep_runtime::engine::Engine;
+use edgekeep_runtime::engine::{Engine, EngineError};
 use edgekeep_runtime::evidence::{CgroupHierarchy, ImageLayers};
 use edgekeep_runtime::facts::EngineWatch;
 use edgekeep_runtime::logs::{LogQuery, LogStream};
@@ -130,7 +130,8 @@ impl Modules {
             self.processes.list().await.into_iter().map(|state| details(Kind::Process, &state)).collect();
         if let Some(containers) = &self.containers {
             let listed = tokio::time::timeout(ENGINE_PATIENCE, containers.watch.list()).await;
-            let listed = listed.map_err(|_| engine_is_silent(containers))?.map_err(|error| of_engine(&error))?;
+            let listed = listed.map_err(|_| engine_is_silent(containers))?;
+            let listed = listed.map_err(|error| engine_failed(containers, &error))?;
             let shown = listed.iter().filter(|state| !replacements.is_aside(state.container.as_ref(), &state.name));
             modules.extend(shown.map(|state| container_details(state, registrations)));
         }
@@ -149,7 +150,11 @@ impl Modules {
         match &self.containers {
             Some(containers) => {
                 let found = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.find(module)).await;
-                let container = found.map_err(|_| engine_is_silent(containers))?.map_err(|error| of_engine(&error))?;
+                let container = found.map_err(|_| engine_is_silent(containers))?;
+                let container = container.map_err(|error| match error.status() {
+                    Some(404) => no_module(module),
+                    _ => engine_failed(containers, &error),
+                })?;
                 Ok((Kind::Docker, container.status()))
             }
             None => Err(no_module(module)),
@@ -213,21 +218,35 @@ impl Modules {
 }
 
 fn engine_is_silent(containers: &Containers) -> HttpError {
-    let heard = match containers.watch.silent_for() {
-        Some(silent) => format!("it was heard last {} s ago", silent.as_secs()),
-        None if containers.watch.is_reconciled() => "its events come, so it may only be slow".to_owned(),
-        None => "it was never heard since this daemon started".to_owned(),
+    let (uri, seconds) = (&containers.uri, ENGINE_PATIENCE.as_secs());
+    let what = format!("the container engine at {uri} did not answer within {seconds} s");
+    HttpError::internal(format!("{what}; {}", heard(containers)))
+}
+
+/// An engine that answers says itself what is wrong; of one that does not, when it was heard and what to do.
+fn engine_failed(containers: &Containers, error: &EngineError) -> HttpError {
+    let answer = of_engine(error);
+    if error.status().is_some() {
+        return answer;
+    }
+    HttpError::new(answer.status(), format!("{}\n{}", answer.message(), heard(containers)))
+}
+
+fn heard(containers: &Containers) -> String {
+    const SERVED: &str = "modules that run are served on";
+    let (heard, meanwhile) = match containers.watch.silent_for() {
+        Some(silent) => (format!("it was heard last {} s ago", silent.as_secs()), SERVED),
+        None if containers.watch.is_reconciled() => ("its events come, so it may only be slow".to_owned(), SERVED),
+        None => (
+            "it was never heard since this daemon started".to_owned(),
+            "until it is heard, modules in containers are refused",
+        ),
     };
-    HttpError::internal(format!(
-        "the container engine at {} did not answer within {} s; {heard}. Restart it (for Docker: systemctl restart \
-         docker); modules that run go on",
-        containers.uri,
-        ENGINE_PATIENCE.as_secs()
-    ))
+    format!("{heard}. Start it again (for Docker: systemctl restart docker); {meanwhile}")
 }
 
 fn no_module(module: &ModuleId) -> HttpError {
-    HttpError::not_found(format!("there is no module {}", module.name()))
+    HttpError::not_found(format!("there is no module {}: `edgekeep list` shows those that there are", module.name()))
 }
 
 /// The state of the agent, as the watchdog sees it.

@@ -59,7 +59,9 @@ async fn examine(service: &Arc<Moduled>, module: &ModuleId, pid: Option<u32>) ->
 fn no_process(service: &Moduled, module: &ModuleId, facts: &RunningFacts) -> HttpError {
     let why = match facts {
         RunningFacts::Host(_) => format!("{module} is a service of the host, which something else starts"),
-        _ if service.registrations.of(module).is_none() => format!("there is no registered module {module}"),
+        _ if service.registrations.of(module).is_none() => {
+            format!("there is no registered module {module}: see `edgekeep list`")
+        }
         RunningFacts::Unknown => format!(
             "it is not known whether {module} runs, for the container engine has not been heard: see `edgekeep status`"
         ),
