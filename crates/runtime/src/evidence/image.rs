@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::DigestCache;
 use super::executable::Recent;
 use super::proc_dir::executable_file;
+use super::root_mount::lower_folders;
 
 /// Comparisons that are remembered.
 const CACHED_COMPARISONS: usize = 1024;
@@ -26,6 +27,8 @@ const MAX_LAYERS: usize = 500;
 pub struct ImageLayers {
     image: Sha256Digest,
     folders: Arc<[PathBuf]>,
+    /// Whether the image has them by itself, for every container; otherwise one container has them mounted.
+    of_image: bool,
 }
 
 /// What the layers hold under a path.
@@ -43,7 +46,7 @@ impl ImageLayers {
     /// The layers of `image` in `folders`, top-most first.
     #[must_use]
     pub fn new(image: Sha256Digest, folders: Vec<PathBuf>) -> Self {
-        Self { image, folders: folders.into() }
+        Self { image, folders: folders.into(), of_image: true }
     }
 
     /// The layers in the engine's answer to an image inspect; `None` if it does not keep them as overlay folders.
@@ -56,7 +59,19 @@ impl ImageLayers {
         let folders: Vec<PathBuf> =
             std::iter::once(top).chain(lower.split(':')).filter(|path| !path.is_empty()).map(PathBuf::from).collect();
         let usable = folders.len() <= MAX_LAYERS && folders.iter().all(|folder| folder.is_absolute());
-        usable.then(|| Self { image, folders: folders.into() })
+        usable.then(|| Self { image, folders: folders.into(), of_image: true })
+    }
+
+    /// The layers below a container's root, out of its first process's `mountinfo`: the image's, and what the engine put
+    /// between them and the container's own. Who asks has made sure that nothing in the container may mount.
+    pub(crate) fn from_root_mount(image: Sha256Digest, mountinfo: &str) -> Option<Self> {
+        let folders = lower_folders(mountinfo).filter(|folders| folders.len() <= MAX_LAYERS)?;
+        Some(Self { image, folders: folders.into(), of_image: false })
+    }
+
+    /// Whether they serve every container of the image, as long as there is one.
+    pub(crate) fn is_of_image(&self) -> bool {
+        self.of_image
     }
 
     /// The image's id.

@@ -8,6 +8,7 @@ mod cgroup;
 mod executable;
 mod image;
 mod proc_dir;
+mod root_mount;
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,6 +23,7 @@ pub(crate) use executable::{finish, sha256_of};
 pub use image::{ImageLayers, LayerLookup};
 pub use proc_dir::ProcDir;
 pub(crate) use proc_dir::has_ended;
+pub(crate) use root_mount::may_mount;
 
 use image::ImageMemo;
 

@@ -1,5 +1,6 @@
 //! One process's `/proc/PID` folder, opened once.
 
+use std::io::Read as _;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
@@ -13,6 +14,9 @@ use super::{CgroupHierarchy, EvidenceError};
 
 /// Descriptors that are looked through for a connection.
 const MAX_DESCRIPTORS: usize = 16 * 1024;
+
+/// Longest table of mounts that is read, in bytes: some thousand mounts.
+const MAX_MOUNTS: u64 = 1024 * 1024;
 
 /// A handle on one process through `/proc`. Every read through it is of that process or fails: the kernel ties the open
 /// folder to the process, not to the number.
@@ -205,6 +209,17 @@ impl ProcDir {
     /// Inode of the process's user namespace.
     pub(crate) fn user_namespace(&self) -> Result<u64, EvidenceError> {
         self.namespace("ns/user")
+    }
+
+    /// The process's mounts.
+    pub(crate) fn mounts(&self) -> Result<String, EvidenceError> {
+        let what = "mountinfo";
+        let file = rustix::fs::openat(&self.folder, what, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(EvidenceError::reading(what))?;
+        let mut text = String::new();
+        let read = std::fs::File::from(file).take(MAX_MOUNTS).read_to_string(&mut text);
+        let length = read.map_err(|source| EvidenceError::Unreadable { what, source })?;
+        if length as u64 == MAX_MOUNTS { Err(EvidenceError::Malformed { what }) } else { Ok(text) }
     }
 
     fn namespace(&self, what: &'static str) -> Result<u64, EvidenceError> {

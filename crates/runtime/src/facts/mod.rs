@@ -20,12 +20,13 @@ use std::time::Duration;
 use edgekeep_core::attestation::{ContainerFacts, ProcessInstance, Running, RunningFacts};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::{ContainerId, ModuleId};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
 use crate::engine::{Container, Engine, EngineError, Event, Listed};
-use crate::evidence::{CgroupHierarchy, ImageLayers, ProcDir, container_group};
+use crate::evidence::{CgroupHierarchy, ImageLayers, ProcDir, container_group, may_mount};
 use crate::status::{ModuleState, ModuleStatus};
 
 /// Everything is inspected again so often, in case the engine dropped an event or has stopped answering.
@@ -64,7 +65,6 @@ struct Known {
 #[derive(Debug, Clone)]
 struct Entry {
     container: ContainerId,
-    image: Sha256Digest,
     layers: Option<ImageLayers>,
     facts: RunningFacts,
     /// What was last inspected; `None` if something has happened to it since.
@@ -462,17 +462,21 @@ impl Shared {
         if !container.is_module() {
             return Ok(None);
         }
-        let layers = self.layers(&container.image).await?;
         let facts = running_facts(&container, &self.hierarchy);
+        let layers = match self.layers(&container.image).await? {
+            None => mounted_layers(&container.image, &answer, &facts),
+            told => told,
+        };
         let inspected = Some(Inspected::new(&container));
-        let entry = Entry { container: container.id, image: container.image, layers, facts, inspected };
+        let entry = Entry { container: container.id, layers, facts, inspected };
         Ok(Some((container.name, entry)))
     }
 
     /// An image's layers never change: what one container's entry holds serves the next.
     async fn layers(&self, image: &Sha256Digest) -> Result<Option<ImageLayers>, EngineError> {
         let known = self.read(|known| {
-            known?.entries.values().find(|entry| entry.image == *image && entry.layers.is_some())?.layers.clone()
+            let layers = known?.entries.values().filter_map(|entry| entry.layers.as_ref());
+            layers.filter(|layers| layers.is_of_image()).find(|layers| layers.image() == image).cloned()
         });
         if known.is_some() {
             return Ok(known);
@@ -519,6 +523,23 @@ fn running_facts(container: &Container, hierarchy: &CgroupHierarchy) -> RunningF
         })
     };
     look().map_or(RunningFacts::Unknown, RunningFacts::Running)
+}
+
+/// For an engine that does not tell where an image's layers are: those that a container's first process has mounted.
+///
+/// They are what the engine mounted only where nothing in the container may mount: not by the container's options, and not
+/// in a user namespace that its first process may have made for itself.
+fn mounted_layers(image: &Sha256Digest, inspection: &Value, facts: &RunningFacts) -> Option<ImageLayers> {
+    let RunningFacts::Running(running) = facts else { return None };
+    if may_mount(inspection) {
+        return None;
+    }
+    let process = ProcDir::open_unproved(running.init.pid).ok()?;
+    let own = ProcDir::open_unproved(std::process::id()).ok()?;
+    let mounts = process.mounts().ok()?;
+    let same_namespace = process.user_namespace().ok()? == own.user_namespace().ok()?;
+    let same_process = process.stat().ok()?.start_time == running.init.start_time;
+    (same_namespace && same_process).then(|| ImageLayers::from_root_mount(*image, &mounts))?
 }
 
 #[cfg(test)]
