@@ -13,7 +13,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"])
     })?;
     command::step("dependencies", dependencies)?;
-    test::run(&test::Options::default())
+    test::run(&test::Options::with_newest())
 }
 
 fn dependencies() -> anyhow::Result<()> {

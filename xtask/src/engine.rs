@@ -6,8 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use serde_json::json;
 
 use crate::http::{self, Body};
+use crate::suite::Suite;
 use crate::{command, interrupt, parts, workspace};
 
 /// Private engines that may run side by side in one checkout.
@@ -40,7 +42,16 @@ impl Engine {
         if let Some(socket) = answering() {
             return Ok(Self { socket, private: None });
         }
-        let private = Private::start()?;
+        Self::private(None, false)
+    }
+
+    /// A private one, the machine's own or a suite's. With `containerd` its images are in containerd's store.
+    pub(crate) fn private(suite: Option<&Suite>, containerd: bool) -> anyhow::Result<Self> {
+        anyhow::ensure!(parts::is_root(), "only root can start a private engine");
+        let own = [parts::DOCKER, parts::IP, parts::DOCKERD];
+        let missing = parts::provide(if suite.is_some() { &own[..2] } else { &own })?;
+        anyhow::ensure!(missing.is_empty(), parts::remedy(&missing));
+        let private = Private::start(suite, containerd)?;
         Ok(Self { socket: private.folder.join("docker.sock"), private: Some(private) })
     }
 
@@ -51,9 +62,7 @@ impl Engine {
 
     /// What it is, in words.
     pub(crate) fn describe(&self) -> String {
-        let version = http::json(&self.socket, "GET", "/version", Body::Empty);
-        let version = version.ok().and_then(|version| version["Version"].as_str().map(str::to_owned));
-        let version = version.unwrap_or_else(|| "of unknown version".to_owned());
+        let version = version(&self.socket);
         match &self.private {
             Some(private) => {
                 format!("private dockerd {version}, ready after {:.1} s", private.start_time.as_secs_f64())
@@ -61,6 +70,13 @@ impl Engine {
             None => format!("engine {version} at {}", self.socket.display()),
         }
     }
+}
+
+/// The version of the engine at a socket.
+pub(crate) fn version(socket: &Path) -> String {
+    let answer = http::json(socket, "GET", "/version", Body::Empty).ok();
+    let version = answer.and_then(|answer| answer["Version"].as_str().map(str::to_owned));
+    version.unwrap_or_else(|| "of unknown version".to_owned())
 }
 
 fn answering() -> Option<PathBuf> {
@@ -88,7 +104,7 @@ struct Private {
 }
 
 impl Private {
-    fn start() -> anyhow::Result<Self> {
+    fn start(suite: Option<&Suite>, containerd: bool) -> anyhow::Result<Self> {
         let (slot, folder, lock) = take_slot(&workspace::target().join("engine"))?;
         anyhow::ensure!(
             folder.as_os_str().len() < FOLDER_LIMIT,
@@ -98,14 +114,19 @@ impl Private {
         // What a killed run may have left.
         clear(&folder);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        fs::write(folder.join("daemon.json"), "{}").context("cannot write the engine's configuration")?;
+        let settings = json!({ "features": { "containerd-snapshotter": containerd } });
+        fs::write(folder.join("daemon.json"), if containerd { settings.to_string() } else { "{}".to_owned() })
+            .context("cannot write the engine's configuration")?;
         let bridge = format!("edgekeep{slot}");
         make_bridge(&bridge, slot)?;
 
         let begin = Instant::now();
         let log = folder.join("dockerd.log");
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut dockerd = dies_with_this_task("dockerd");
+        let mut dockerd = match suite {
+            Some(suite) => suite.program("dockerd", &folder),
+            None => dies_with_this_task("dockerd"),
+        };
         dockerd.arg("--config-file").arg(folder.join("daemon.json"));
         dockerd.arg("--data-root").arg(folder.join("data"));
         dockerd.arg("--exec-root").arg(folder.join("exec"));

@@ -16,6 +16,7 @@ mod image;
 mod interrupt;
 mod parts;
 mod podman;
+mod suite;
 mod test;
 mod vm;
 mod workspace;

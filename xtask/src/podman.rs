@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use crate::engine::{answers, clear, dies_with_this_task};
+use crate::suite::Suite;
 use crate::{command, interrupt, parts};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -23,18 +24,25 @@ pub(crate) struct Podman {
 }
 
 impl Podman {
-    /// Starts one.
-    pub(crate) fn start() -> anyhow::Result<Self> {
+    /// Starts the machine's own, or a suite's.
+    pub(crate) fn start(suite: Option<&Suite>) -> anyhow::Result<Self> {
         anyhow::ensure!(parts::is_root(), "only root can start a private podman");
-        let missing = parts::provide(&[parts::PODMAN, parts::RUNC, parts::DOCKER])?;
+        let own = [parts::DOCKER, parts::PODMAN, parts::RUNC];
+        let missing = parts::provide(if suite.is_some() { &own[..1] } else { &own })?;
         anyhow::ensure!(missing.is_empty(), parts::remedy(&missing));
         let folder = tempfile::Builder::new().prefix("ek-podman-").tempdir_in("/tmp").context("cannot write /tmp")?;
         let path = |name: &str| folder.path().join(name);
         fs::write(path("containers.conf"), CONFIGURATION).context("cannot write podman's configuration")?;
         let log = path("log");
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut podman = dies_with_this_task("podman");
-        podman.env("CONTAINERS_CONF", path("containers.conf"));
+        let mut podman = match suite {
+            Some(suite) => suite.program("podman", folder.path()),
+            None => dies_with_this_task("podman"),
+        };
+        podman.env("CONTAINERS_CONF", path("containers.conf")).env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1");
+        // It leaves there what it imports.
+        fs::create_dir(path("tmp")).context("cannot make podman's temporary folder")?;
+        podman.env("TMPDIR", path("tmp"));
         // Of the two usual runtimes the one that also runs where two cgroup versions are mounted.
         podman.args(["--runtime", "runc", "--cgroup-manager", "cgroupfs"]);
         podman.arg("--root").arg(path("root")).arg("--runroot").arg(path("run"));
@@ -83,7 +91,7 @@ mod tests {
             eprintln!("skipped: needs root and podman");
             return;
         }
-        let podman = Podman::start().unwrap();
+        let podman = Podman::start(None).unwrap();
         let folder = podman.path().to_owned();
         assert!(answers(&podman.socket()));
         drop(podman);

@@ -6,13 +6,28 @@ use clap::Args;
 
 use crate::engine::Engine;
 use crate::podman::Podman;
+use crate::suite::{Choice, Kind};
 use crate::{ci, command, parts, vm, workspace};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
+    /// Only the tests with a container engine, and with this one: docker, podman, docker:SUITE or podman:SUITE with the
+    /// engine of a Debian suite (fetched once), docker:SUITE:containerd with containerd's image store; may be given again
+    #[arg(long = "engine", value_name = "ENGINE")]
+    engines: Vec<Choice>,
+    /// Whether the engine tests also run on those of the newest stable Debian.
+    #[arg(skip)]
+    newest: bool,
     /// Only tests whose name contains this; or any arguments of `cargo nextest run`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     filter: Vec<String>,
+}
+
+impl Options {
+    /// Every test, and those with a container engine on the newest stable Debian's too.
+    pub(crate) fn with_newest() -> Self {
+        Self { newest: true, ..Self::default() }
+    }
 }
 
 /// Real parts for the tests, which learn of them by environment variables. The engine ends with this.
@@ -28,6 +43,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         build.args(["build", "--workspace", "--bins"]);
         command::run(build)
     })?;
+    if !options.engines.is_empty() {
+        return options.engines.iter().try_for_each(|choice| Started::new(choice)?.test(&options.filter));
+    }
     let parts = command::step("parts", Parts::provide)?;
 
     let mut tests = workspace::cargo();
@@ -48,24 +66,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !options.filter.is_empty() || !ci::has("nextest") {
         return Ok(());
     }
-    if let Some(podman) = or_skip("container tests with Podman", command::step("podman", Podman::start))? {
-        let mut again = workspace::cargo();
-        again.args([
-            "nextest",
-            "run",
-            "-p",
-            "edgekeep-suite",
-            "--test",
-            "docker",
-            "--test",
-            "attacks",
-            "-E",
-            WITH_PODMAN,
-        ]);
-        // Podman 4.3 at times answers another exit status of an exec than the program's.
-        again.args(["--retries", "2"]);
-        again.env("EDGEKEEP_TEST_ENGINE", format!("unix://{}", podman.socket().display()));
-        command::run(again)?;
+    for choice in OTHERS.iter().chain(options.newest.then_some(NEWEST).into_iter().flatten()) {
+        let choice: Choice = choice.parse()?;
+        if let Some(engine) = or_skip(&format!("container tests with {choice}"), Started::new(&choice))? {
+            engine.test(&["-E".into(), WITH_OTHERS.into()])?;
+        }
     }
     drop(parts);
     match or_skip("the checks of a whole device in a virtual machine", vm::provide())? {
@@ -74,9 +79,51 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
 }
 
+/// A chosen engine, for as long as it is tested with.
+enum Started {
+    Docker(Engine),
+    Podman(Podman),
+}
+
+impl Started {
+    fn new(choice: &Choice) -> anyhow::Result<Self> {
+        command::step(&choice.to_string(), || {
+            let suite = choice.provide()?;
+            let started = match choice.kind {
+                Kind::Docker { containerd } => Self::Docker(Engine::private(suite.as_ref(), containerd)?),
+                Kind::Podman => Self::Podman(Podman::start(suite.as_ref())?),
+            };
+            eprintln!("{} {}", choice, crate::engine::version(&started.socket()));
+            Ok(started)
+        })
+    }
+
+    fn socket(&self) -> PathBuf {
+        match self {
+            Self::Docker(engine) => engine.socket().to_owned(),
+            Self::Podman(podman) => podman.socket(),
+        }
+    }
+
+    /// Runs the tests with a container engine. Their closing line is the last one, so nothing is said after it.
+    fn test(&self, filter: &[String]) -> anyhow::Result<()> {
+        let mut tests = workspace::cargo();
+        tests.args(["nextest", "run", "-p", "edgekeep-suite", "--test", "docker", "--test", "attacks"]).args(filter);
+        tests.env("EDGEKEEP_TEST_ENGINE", format!("unix://{}", self.socket().display()));
+        command::run(tests)
+    }
+}
+
+/// What the tests are repeated with, beside the engine that all of them have.
+const OTHERS: &[&str] = &["podman"];
+
+/// The engines of the newest stable Debian.
+const NEWEST: &[&str] = &["docker:trixie", "podman:trixie"];
+
 /// What may differ with another engine: modules from creation to removal, updates, what the engine understands, and every
 /// attack on a container.
-const WITH_PODMAN: &str = "test(/^(lifecycle|updates|options|volumes|behaviour|engine)::/)";
+const WITH_OTHERS: &str =
+    "test(/^(lifecycle|updates|options|volumes|behaviour|images|image_collection|engine|attest)::/)";
 
 /// Everything, unless packages are named.
 fn whole_workspace(filter: &[String]) -> Option<&'static str> {
