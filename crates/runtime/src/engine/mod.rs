@@ -19,6 +19,7 @@ use base64::engine::general_purpose::URL_SAFE;
 use edgekeep_core::create_options::{MadeMount, Volume, volumes_from};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::{ContainerId, ModuleId};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use tokio::time::timeout;
@@ -37,7 +38,7 @@ use http::{ANSWER_LIMIT, Call, Connector, JsonLines, Target};
 /// A pull that reports nothing for so long has stalled.
 const PULL_SILENCE: Duration = Duration::from_secs(300);
 
-/// How often a list that failed because of a container that is being removed is asked for again.
+/// How often a list that failed because of what is being removed is asked for again.
 const LIST_TRIES: u32 = 5;
 
 /// Why a call to the engine failed.
@@ -374,11 +375,15 @@ impl Engine {
     pub(crate) async fn module_containers(&self) -> Result<Vec<Listed>, EngineError> {
         let filters = json!({ "label": [format!("{OWNER_LABEL}={OWNER}")] }).to_string();
         let target = Target::new("/containers/json").query("all", "true").query("filters", &filters);
+        self.list(&target).await
+    }
+
+    /// A list, which Podman fails to give as a whole when one of what it lists is removed meanwhile: it is asked again.
+    async fn list<T: DeserializeOwned>(&self, target: &Target) -> Result<T, EngineError> {
         let mut tries = 0;
         loop {
             match self.connector.json(Call::get(target.clone())).await {
-                // Podman's list fails as a whole when one is removed meanwhile.
-                Err(error) if error.is_not_found() && tries < LIST_TRIES => tries += 1,
+                Err(error) if matches!(error.status(), Some(404 | 500)) && tries < LIST_TRIES => tries += 1,
                 answered => return answered,
             }
         }
@@ -477,7 +482,7 @@ impl Engine {
     /// # Errors
     /// Engine away.
     pub async fn images(&self) -> Result<Value, EngineError> {
-        self.connector.json(Call::get(Target::new("/images/json"))).await
+        self.list(&Target::new("/images/json")).await
     }
 
     /// The images of all containers, whoever's and in whatever state.
@@ -485,8 +490,7 @@ impl Engine {
     /// # Errors
     /// Engine away.
     pub async fn container_images(&self) -> Result<Vec<Sha256Digest>, EngineError> {
-        let answer: Value =
-            self.connector.json(Call::get(Target::new("/containers/json").query("all", "true"))).await?;
+        let answer: Value = self.list(&Target::new("/containers/json").query("all", "true")).await?;
         let entries = answer.as_array().ok_or(EngineError::NotJson)?;
         entries
             .iter()
