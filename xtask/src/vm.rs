@@ -20,7 +20,7 @@ use crate::{command, parts, workspace};
 use machine::Machine;
 
 /// How long the machine may take from power-on to power-off.
-const LIMIT: Duration = Duration::from_secs(480);
+const LIMIT: Duration = Duration::from_secs(600);
 /// Lines of the console that explain a failure.
 const SHOWN_LINES: usize = 150;
 

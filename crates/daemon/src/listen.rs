@@ -102,10 +102,18 @@ fn is_alive(path: &Path) -> bool {
 /// # Errors
 /// See [`ListenError`].
 pub fn activated_or_bound(name: &str, path: &Path, mode: u32) -> Result<UnixListener, ListenError> {
-    let Some(listener) = crate::activation::take(name) else { return bind(path, mode) };
+    activated(name, path)?.map_or_else(|| bind(path, mode), Ok)
+}
+
+/// The socket that the service manager passed under `name`, if it did; `path` is where it should be.
+///
+/// # Errors
+/// See [`ListenError`].
+pub fn activated(name: &str, path: &Path) -> Result<Option<UnixListener>, ListenError> {
+    let Some(listener) = crate::activation::take(name) else { return Ok(None) };
     let fault = |step, source| ListenError::Io { step, path: path.to_owned(), source };
     listener.set_nonblocking(true).map_err(|source| fault("prepare the passed socket for", source))?;
-    UnixListener::from_std(listener).map_err(|source| fault("listen at the passed socket for", source))
+    UnixListener::from_std(listener).map(Some).map_err(|source| fault("listen at the passed socket for", source))
 }
 
 /// Binds `path` with `mode`, in a folder that is made if absent.

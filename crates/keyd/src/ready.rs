@@ -35,7 +35,7 @@ impl Ready {
         let listener = listen::activated_or_bound("aziot-keyd.socket", &root.keyd_socket(), 0o660)?;
         let tpm_listener = match &settings.tpm {
             Some(_) => Some(listen::activated_or_bound("aziot-tpmd.socket", &root.tpmd_socket(), 0o660)?),
-            None => None,
+            None => listen::activated("aziot-tpmd.socket", &root.tpmd_socket())?,
         };
         let refresh = metrics::refresh(root.state_folder(Daemon::Keyd).join("audit"));
         let operations = Operations::new(Daemon::Keyd, root, metrics::FAMILIES, refresh);
@@ -59,19 +59,21 @@ impl Ready {
         let limits = |connections: Option<u32>| {
             connections.map_or_else(Limits::default, |connections_per_uid| Limits { connections_per_uid })
         };
-        let tpm_api = self.keyd.tpmd().zip(self.tpm_listener);
+        let tpmd = self.keyd.tpmd();
         let operations = operations::run(self.operations.0, self.operations.1, stop.clone());
         let router = Arc::new(routes::router(Arc::new(self.keyd)));
         let keys_api = serve(self.listener, router, limits(settings.connections_per_uid), stop.clone());
-        match tpm_api {
-            None => {
-                tokio::join!(keys_api, operations);
+        let tpm_limits = limits(settings.tpm.as_ref().and_then(|tpm| tpm.connections_per_uid));
+        let tpm_api = async move {
+            match (self.tpm_listener, tpmd) {
+                (None, _) => {}
+                (Some(listener), Some(tpmd)) => {
+                    tracing::info!("serving the TPM API");
+                    serve(listener, Arc::new(tpmd::router(tpmd)), tpm_limits, stop).await;
+                }
+                (Some(listener), None) => serve(listener, Arc::new(tpmd::router_without_tpm()), tpm_limits, stop).await,
             }
-            Some((tpmd, listener)) => {
-                let tpm_limits = limits(settings.tpm.as_ref().and_then(|tpm| tpm.connections_per_uid));
-                tracing::info!("serving the TPM API");
-                tokio::join!(keys_api, serve(listener, Arc::new(tpmd::router(tpmd)), tpm_limits, stop), operations);
-            }
-        }
+        };
+        tokio::join!(keys_api, tpm_api, operations);
     }
 }

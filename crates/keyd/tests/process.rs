@@ -1,8 +1,9 @@
 //! The daemon as a process: start, stop, being killed.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::io::Read as _;
-use std::os::unix::net::UnixDatagram;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -61,6 +62,30 @@ fn it_stops_with_success_on_both_signals_and_starts_again_over_its_old_socket() 
     for signal in [Signal::TERM, Signal::INT, Signal::TERM] {
         assert_eq!(end(start(folder.path()), signal).code(), Some(0));
     }
+}
+
+#[test]
+fn without_a_tpm_a_passed_socket_of_the_tpm_api_answers_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let sockets = ["keyd", "tpmd"].map(|name| folder.path().join(name));
+    let [keyd, tpmd] = sockets.each_ref().map(|path| OwnedFd::from(UnixListener::bind(path).unwrap()));
+    let plain = command(folder.path());
+    // The shell puts the listeners where the protocol wants them, and keeps its own process id.
+    let mut passed = Command::new("sh");
+    passed.args(["-c", "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_PID=$$; exec \"$0\""]);
+    passed.arg(plain.get_program());
+    passed.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    passed.env("LISTEN_FDS", "2").env("LISTEN_FDNAMES", "aziot-keyd.socket:aziot-tpmd.socket");
+    let child = passed.stdin(Stdio::from(keyd)).stdout(Stdio::from(tpmd)).stderr(Stdio::null()).spawn().unwrap();
+    let mut stream = UnixStream::connect(&sockets[1]).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+        .write_all(b"GET /get_tpm_keys?api-version=2020-10-15 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    assert_eq!(end(child, Signal::TERM).code(), Some(0));
 }
 
 #[test]

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use edgekeep_core::attestation::DenyReason;
-use edgekeep_testkit::{Engine, add_variable, wait_for};
+use edgekeep_testkit::{Engine, add_variable};
 use serde_json::{Value, json};
 
-use crate::device::{Device, PAYLOAD, assert_latest_refusal, run, says, wait_for_edge_ca};
+use crate::device::{Device, PAYLOAD, assert_latest_refusal, run, says, wait_for, wait_for_edge_ca};
 
 const MODULE: &str = "thermometer";
 const SOCKET: &str = "/var/run/iotedge/workload.sock";

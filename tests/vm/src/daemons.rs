@@ -2,10 +2,10 @@
 
 use edgekeep_core::attestation::PeerHandle;
 use edgekeep_core::layout::Daemon;
-use edgekeep_testkit::{http, wait_for};
+use edgekeep_testkit::http;
 use serde_json::Value;
 
-use crate::device::{Device, property, root, run, says, status, unit, wait_for_edge_ca};
+use crate::device::{Device, property, root, run, says, status, unit, wait_for, wait_for_edge_ca};
 
 pub(crate) fn each_daemon_is_ready_under_systemd_as_its_own_user(device: &mut Device) {
     let started = std::time::Instant::now();

@@ -3,17 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use edgekeep_api::management::Status;
 use edgekeep_core::attestation::DenyReason;
 use edgekeep_core::layout::{Daemon, Root};
-use edgekeep_testkit::{Caller, DEVICE_ID, Image, VERSION, http, module_spec, wait_for};
+use edgekeep_testkit::{Caller, DEVICE_ID, Image, VERSION, http, module_spec};
 use serde_json::{Value, json};
 
 /// Where the second drive is mounted.
 pub(crate) const PAYLOAD: &str = "/payload";
 /// Where the FIFOs are through which checks speak to modules.
 const CALLS: &str = "/run/calls";
+
+/// Longest wait for anything, and the pause between two looks.
+const PATIENCE: Duration = Duration::from_secs(120);
+const INTERVAL: Duration = Duration::from_millis(200);
 
 /// What earlier checks have brought about.
 #[derive(Default)]
@@ -134,6 +139,19 @@ pub(crate) fn unit(daemon: Daemon) -> String {
 /// Waits until the device has its identity and the Edge CA that module certificates need.
 pub(crate) fn wait_for_edge_ca() {
     wait_for("the Edge CA certificate", || status().edge_ca_expiration);
+}
+
+/// Looks until there is something, and gives it. An emulated machine is slow, on a busy host very slow.
+#[track_caller]
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}: not within {} s", PATIENCE.as_secs());
+        std::thread::park_timeout(INTERVAL);
+    }
 }
 
 /// The id under which the simulated cloud knows the device.

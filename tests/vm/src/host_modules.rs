@@ -1,13 +1,15 @@
 //! Programs of the host as modules, with limits on cgroup v2.
 
-use edgekeep_testkit::{add_variable, wait_for};
+use edgekeep_testkit::add_variable;
 
-use crate::device::{Device, cgroup_of, module_state, process_of, run, uid};
+use crate::device::{Device, cgroup_of, module_state, process_of, run, says, uid, wait_for};
 
 const MODULE: &str = "limited";
 const HOG: &str = "hog";
+/// The leave that the package gives moduled.
+const LEAVE: &str = "/usr/share/polkit-1/rules.d/50-edgekeep.rules";
 
-pub(crate) fn limits_of_a_host_module_stand_in_its_control_group(device: &mut Device) {
+pub(crate) fn limits_of_a_host_module_stand_in_its_scope(device: &mut Device) {
     let (caller, mut spec) = device.caller(MODULE, "limited");
     caller.give_to(uid("edgekeep-moduled"));
     for (name, value) in caller.environment() {
@@ -15,16 +17,37 @@ pub(crate) fn limits_of_a_host_module_stand_in_its_control_group(device: &mut De
     }
     device.start(spec);
     let _ = caller.sign().expect(200);
-    let pid = process_of(MODULE).expect("its process");
-    let group = cgroup_of(pid);
-    device.remark(format!("its group: {}; status: {}", group.display(), module_state(MODULE)));
+    device.modules.insert(MODULE, caller);
+    let group = group_with_limits();
+    device.remark(format!("its group: {group}; status: {}", module_state(MODULE)));
+    assert!(group.ends_with("/edgekeep.slice/edgekeep-m-limited.scope"), "{group}");
+}
+
+pub(crate) fn without_leave_to_make_scopes_limits_stand_below_moduleds_own_group(device: &mut Device) {
+    let aside = format!("{LEAVE}.aside");
+    says("mv", &[LEAVE, &aside]);
+    says("systemctl", &["restart", "polkit.service"]);
+    let restarted = device.manage("POST", &format!("/modules/{MODULE}/restart"), None);
+    says("mv", &[&aside, LEAVE]);
+    let _ = restarted.expect(204);
+    wait_for("the module's token", || device.module(MODULE).try_signed());
+    let (group, state) = (group_with_limits(), module_state(MODULE));
+    device.remark(format!("its group: {group}; status: {state}"));
+    assert!(group.contains("/system.slice/edgekeep-moduled.service/edgekeep-"), "{group}");
+    let why = state["runtimeStatus"]["description"].as_str().unwrap_or_default();
+    assert!(why.contains("no systemd unit of its own (") && why.contains("by cgroup v2"), "{why}");
+}
+
+/// The group of the module's process, which has its limits.
+fn group_with_limits() -> String {
+    let group = cgroup_of(process_of(MODULE).expect("its process"));
     for (file, value) in
         [("memory.max", "67108864"), ("memory.swap.max", "0"), ("cpu.max", "50000 100000"), ("pids.max", "32")]
     {
         let found = std::fs::read_to_string(group.join(file)).unwrap_or_else(|error| error.to_string());
         assert_eq!(found.trim(), value, "{file} in {}", group.display());
     }
-    device.modules.insert(MODULE, caller);
+    group.display().to_string()
 }
 
 pub(crate) fn a_host_module_that_uses_more_memory_than_it_may_is_ended(device: &mut Device) {

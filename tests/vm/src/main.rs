@@ -41,9 +41,10 @@ const CHECKS: &[Check] = &checks![
     containers::a_container_under_the_systemd_driver_gets_its_token,
     containers::what_the_engine_brings_into_a_container_is_refused,
     containers::another_container_with_the_modules_socket_is_refused,
-    host_modules::limits_of_a_host_module_stand_in_its_control_group,
+    host_modules::limits_of_a_host_module_stand_in_its_scope,
     host_modules::a_host_module_that_uses_more_memory_than_it_may_is_ended,
-    restarts::a_restart_of_moduled_leaves_containers_running,
+    restarts::a_restart_of_moduled_leaves_containers_and_host_modules_running,
+    host_modules::without_leave_to_make_scopes_limits_stand_below_moduleds_own_group,
 ];
 
 /// What the last panic said, and where.

@@ -1,19 +1,22 @@
 //! The daemons restarted under modules that run.
 
 use edgekeep_core::layout::Daemon;
-use edgekeep_testkit::wait_for;
 
-use crate::device::{Device, process_of, property, says, unit};
+use crate::device::{Device, process_of, property, says, unit, wait_for};
 
-pub(crate) fn a_restart_of_moduled_leaves_containers_running(device: &mut Device) {
+pub(crate) fn a_restart_of_moduled_leaves_containers_and_host_modules_running(device: &mut Device) {
     let container = || says("docker", &["inspect", "--format", "{{.State.StartedAt}}", "thermometer"]);
-    let (before, host_module) = (container(), process_of("limited").expect("it runs"));
-    let digest = device.module("thermometer").sign().expect(200);
+    let host_modules = || ["$edgeAgent", "limited"].map(|module| process_of(module).expect("it runs"));
+    let before = (container(), host_modules());
+    let digests = ["thermometer", "limited"].map(|module| device.module(module).sign().expect(200));
     says("systemctl", &["restart", &unit(Daemon::Moduled)]);
     assert_eq!(property(&unit(Daemon::Moduled), "ActiveState"), "active");
-    assert_eq!(container(), before, "the container was not touched");
-    let again = wait_for("the container's token", || device.module("thermometer").try_signed());
-    assert_eq!(again.json(), digest);
-    let after = process_of("limited");
-    device.remark(format!("the host module's process before and after: {host_module}, {after:?}"));
+    assert_eq!((container(), host_modules()), before, "none was touched");
+    for (module, digest) in ["thermometer", "limited"].into_iter().zip(digests) {
+        let again = wait_for("the module's token", || device.module(module).try_signed());
+        assert_eq!(again.json(), digest, "{module}");
+    }
+    // The agent, which moduled looks after, is believed as well.
+    let _ = device.manage("GET", "/modules", None).expect(200);
+    assert_eq!(process_of("limited"), Some(before.1[1]));
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use edgekeep_core::layout::Daemon;
 use edgekeep_sim::token::Key;
-use edgekeep_testkit::{sha256_of, wait_for};
+use edgekeep_testkit::sha256_of;
 
-use crate::device::{Device, ID, PAYLOAD, agent_caller, root, run, says, uid, unit};
+use crate::device::{Device, ID, PAYLOAD, agent_caller, root, run, says, uid, unit, wait_for};
 
 /// A port of the simulated cloud that nothing else has.
 const CLOUD_PORT: &str = "8443";
@@ -34,6 +34,8 @@ pub(crate) fn what_a_package_has_is_installed(device: &mut Device) {
     says("systemd-sysusers", &[]);
     says("systemd-tmpfiles", &["--create", "edgekeep.conf"]);
     says("systemctl", &["daemon-reload"]);
+    // Else it is started when it is first asked, which takes a while in an emulated machine.
+    says("systemctl", &["restart", "polkit.service"]);
 
     let key = Key::new(b"a key of the simulated device...".to_vec()).unwrap();
     let ca = root().config_file().with_file_name("cloud.pem");

@@ -11,7 +11,7 @@ use crate::{command, parts, workspace};
 
 const SUITE: &str = "bookworm";
 /// What is in it beside Debian's required packages.
-const PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,dbus,linux-image-cloud-amd64,initramfs-tools,tpm-udev,iproute2,iptables,apparmor,docker.io";
+const PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,dbus,linux-image-cloud-amd64,initramfs-tools,tpm-udev,iproute2,iptables,apparmor,polkitd,docker.io";
 /// Its size; what is not used takes no room.
 const SIZE: &str = "4G";
 

@@ -12,7 +12,7 @@ pub const SLICE: &str = "edgekeep.slice";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScopeUse {
-    /// Where systemd runs and the daemon is root; where systemd makes none, below the daemon's own group.
+    /// Where systemd runs and the daemon is root or a service; where systemd makes none, below the daemon's own group.
     #[default]
     Auto,
     /// Else they are not started.
@@ -30,6 +30,8 @@ pub struct Machine {
     pub tool: bool,
     /// The daemon is root, and so needs nobody's leave to have a scope made.
     pub root: bool,
+    /// The daemon is a service of the system, whose user may have been given that leave.
+    pub service: bool,
 }
 
 /// Where a host module goes.
@@ -61,7 +63,9 @@ pub enum PlacementError {
 /// Scopes are required and cannot be had.
 pub fn place(wanted: ScopeUse, machine: Machine) -> Result<Placement, PlacementError> {
     match wanted {
-        ScopeUse::Auto if machine.systemd && machine.tool && machine.root => Ok(Placement::Scope { or_below: true }),
+        ScopeUse::Auto if machine.systemd && machine.tool && (machine.root || machine.service) => {
+            Ok(Placement::Scope { or_below: true })
+        }
         ScopeUse::Auto | ScopeUse::Off => Ok(Placement::Below),
         ScopeUse::Required if !machine.systemd => Err(PlacementError::NoSystemd),
         ScopeUse::Required if !machine.tool => Err(PlacementError::NoTool),
@@ -85,7 +89,8 @@ mod tests {
     use crate::host::UnitName;
 
     fn machine() -> impl Strategy<Value = Machine> {
-        (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(systemd, tool, root)| Machine { systemd, tool, root })
+        (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>())
+            .prop_map(|(systemd, tool, root, service)| Machine { systemd, tool, root, service })
     }
 
     fn wanted() -> impl Strategy<Value = ScopeUse> {
@@ -101,6 +106,7 @@ mod tests {
         fn a_scope_is_asked_for_only_where_systemd_can_be_asked(wanted in wanted(), machine in machine()) {
             if let Ok(Placement::Scope { .. }) = place(wanted, machine) {
                 prop_assert!(machine.systemd && machine.tool && wanted != ScopeUse::Off);
+                prop_assert!(machine.root || machine.service || wanted == ScopeUse::Required);
             }
         }
 

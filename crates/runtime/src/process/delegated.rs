@@ -30,6 +30,20 @@ pub(super) fn make_room(hierarchy: &CgroupHierarchy) {
     }
 }
 
+/// Whether this process runs in a service of the system's own systemd, and not in a user's.
+pub(super) fn is_system_service() -> bool {
+    let lines = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = [CgroupHierarchy::Unified, CgroupHierarchy::V1("name=systemd")].into_iter().find_map(|hierarchy| {
+        let path = hierarchy.path(&lines)?;
+        (path != "/").then_some(path)
+    });
+    path.is_some_and(in_system_service)
+}
+
+fn in_system_service(own: &str) -> bool {
+    own.starts_with("/system.slice/") && own.split('/').any(is_service)
+}
+
 /// Whether a path ends with the group of a service, and not with one that the service made.
 fn is_service(own: &str) -> bool {
     own.ends_with(".service")
@@ -42,4 +56,22 @@ fn enter(group: &Path) -> std::io::Result<()> {
     }
     // The whole process, with all threads.
     std::fs::write(group.join("cgroup.procs"), "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_service_of_the_systems_own_slice_is_one() {
+        for (own, expected) in [
+            ("/system.slice/edgekeep-moduled.service", true),
+            ("/system.slice/edgekeep-moduled.service/daemon", true),
+            ("/system.slice/docker-0a.scope", false),
+            ("/user.slice/user-1000.slice/user@1000.service/app.slice/edgekeep.service", false),
+            ("/", false),
+        ] {
+            assert_eq!(in_system_service(own), expected, "{own}");
+        }
+    }
 }

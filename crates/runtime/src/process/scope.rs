@@ -17,8 +17,8 @@ use edgekeep_core::host::{Limits, Machine, Placement, PlacementError, SLICE, Sco
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::Launcher;
 use super::limits;
+use super::{Launcher, delegated};
 
 /// How long systemd may take to make a scope. It is some hundredths of a second where nothing is wrong.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,7 +52,8 @@ impl Scopes {
         let systemd = Path::new("/run/systemd/system").is_dir() && first.trim() == "systemd";
         let tools =
             ["/usr/bin", "/bin"].map(PathBuf::from).into_iter().find(|folder| folder.join("systemd-run").exists());
-        let machine = Machine { systemd, tool: tools.is_some(), root: rustix::process::geteuid().is_root() };
+        let root = rustix::process::geteuid().is_root();
+        let machine = Machine { systemd, tool: tools.is_some(), root, service: delegated::is_system_service() };
         Self { placement: place(wanted, machine), tools: tools.unwrap_or("/usr/bin".into()), patience: PATIENCE }
     }
 
