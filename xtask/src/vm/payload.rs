@@ -18,8 +18,12 @@ const INSTALLED: [(&str, &str); 5] = [
     ("edgekeep-agent", "usr/libexec/edgekeep"),
 ];
 /// Folders of `packaging/`, and where the package has what is in them.
-const SETTINGS: [(&str, &str); 3] =
-    [("systemd", "usr/lib/systemd/system"), ("sysusers.d", "usr/lib/sysusers.d"), ("tmpfiles.d", "usr/lib/tmpfiles.d")];
+const SETTINGS: [(&str, &str); 4] = [
+    ("systemd", "usr/lib/systemd/system"),
+    ("sysusers.d", "usr/lib/sysusers.d"),
+    ("tmpfiles.d", "usr/lib/tmpfiles.d"),
+    ("polkit-1/rules.d", "usr/share/polkit-1/rules.d"),
+];
 /// Programs of the checks.
 const FOR_CHECKS: [&str; 3] = ["edgekeep-sim", "calls", "intruder"];
 
