@@ -25,6 +25,12 @@ pub trait KeyBackend: Send + Sync {
     /// If the key is there but cannot be loaded.
     fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError>;
 
+    /// The same keys, for a thread that must not wait: uses of a key that would take more than this process's memory are
+    /// answered with [`KeyError::WouldWait`]. `None` if that is all of them.
+    fn without_waiting(&self) -> Option<Box<dyn KeyBackend + '_>> {
+        None
+    }
+
     /// What is known to keep the key named `id`, without looking for it; `None` if nothing is.
     fn keeper(&self, id: &KeyId) -> Option<&'static str> {
         let _ = id;
@@ -148,6 +154,85 @@ pub trait KeyBackend: Send + Sync {
     /// The typed answer for what this backend does not have.
     fn not_supported(&self, operation: Operation) -> KeyError {
         KeyError::NotSupported { backend: self.name(), operation }
+    }
+}
+
+/// A backend that is another one, under a name of its own, once that one can be had.
+pub trait Delegate: Send + Sync {
+    /// What does the work.
+    type To: KeyBackend;
+
+    /// See [`KeyBackend::name`].
+    fn delegate_name(&self) -> &'static str;
+
+    /// What does the work.
+    ///
+    /// # Errors
+    /// If it cannot be had now.
+    fn delegate(&self) -> Result<&Self::To, KeyError>;
+}
+
+impl<D: Delegate> KeyBackend for D {
+    fn name(&self) -> &'static str {
+        self.delegate_name()
+    }
+
+    fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError> {
+        self.delegate()?.kind(id)
+    }
+
+    fn create_key(&self, id: &KeyId, usage: Usage) -> Result<(), KeyError> {
+        self.delegate()?.create_key(id, usage)
+    }
+
+    fn import_key(&self, id: &KeyId, bytes: SecretBytes, usage: Usage) -> Result<(), KeyError> {
+        self.delegate()?.import_key(id, bytes, usage)
+    }
+
+    fn create_key_pair(&self, id: &KeyId, preferred: &[PairAlgorithm]) -> Result<(), KeyError> {
+        self.delegate()?.create_key_pair(id, preferred)
+    }
+
+    fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> Result<(), KeyError> {
+        self.delegate()?.move_key_pair(from, to)
+    }
+
+    fn delete(&self, id: &KeyId, kind: KeyKind) -> Result<(), KeyError> {
+        self.delegate()?.delete(id, kind)
+    }
+
+    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+        self.delegate()?.public_parameter(id, parameter)
+    }
+
+    fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
+        self.delegate()?.sign_ecdsa(id, digest)
+    }
+
+    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
+        self.delegate()?.rsa_private_operation(id, padding, block)
+    }
+
+    fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
+        self.delegate()?.hmac_sha256(key, message)
+    }
+
+    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+        self.delegate()?.encrypt(key, iv, aad, plaintext)
+    }
+
+    fn decrypt(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        ciphertext: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
+        self.delegate()?.decrypt(key, iv, aad, ciphertext)
+    }
+
+    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
+        self.delegate()?.export_derived(base, derivation_data)
     }
 }
 
@@ -389,6 +474,9 @@ pub enum KeyError {
     /// The token failed, or could not be reached.
     #[error("token")]
     Token(#[from] TokenError),
+    /// It takes waiting for a disk, and was to be done without.
+    #[error("the key is not in memory")]
+    WouldWait,
     /// The cryptographic library failed, which it has no reason to.
     #[error("the cryptographic library failed at {operation}")]
     Library {
@@ -401,7 +489,7 @@ impl KeyError {
     /// Whether another request could have succeeded: the request was wrong, not the device.
     #[must_use]
     pub fn is_callers_fault(&self) -> bool {
-        !matches!(self, Self::Store(_) | Self::Tpm(_) | Self::Token(_) | Self::Library { .. })
+        !matches!(self, Self::Store(_) | Self::Tpm(_) | Self::Token(_) | Self::WouldWait | Self::Library { .. })
     }
 }
 

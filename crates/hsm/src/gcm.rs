@@ -1,7 +1,8 @@
 //! The versioned layout of ciphertexts that existing clients keep (wire facts 5.5).
 //!
 //! `02 | ciphertext | tag` is written. `01 | tag | ciphertext`, of the earliest versions, is read too. The IV comes from the
-//! caller with each call and is not part of the ciphertext.
+//! caller with each call and is not part of the ciphertext. Versions from 80 on are other services' (the workload API's 81
+//! holds a ciphertext of these) and never become one here.
 
 use crate::SecretBytes;
 use crate::aws_lc::{Aes256Gcm, TAG_LEN};

@@ -4,16 +4,21 @@
 //! place in turn and the first that has it is used. If a place cannot be asked, the key is not taken from a later one: there
 //! may be another key under the same id.
 
+mod moves;
+
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edgekeep_core::id::KeyId;
 
+use self::moves::{Move, Moves};
 use crate::SecretBytes;
 use crate::backend::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
     SymmetricKey, Usage,
 };
+use crate::software::StoreError;
 
 /// Keys of which it is remembered where they are.
 const KNOWN_LIMIT: usize = 1024;
@@ -69,6 +74,9 @@ pub struct Keyring {
     /// How many places, from the first one on, keys are in that are not assigned.
     open: usize,
     known: Mutex<HashMap<KeyId, usize>>,
+    moves: Moves,
+    /// Held while a pair is moved or a move is completed.
+    moving: Mutex<()>,
 }
 
 /// The places do not make a keyring.
@@ -102,7 +110,17 @@ impl Keyring {
             return Err(KeyringError::NoSuchPlace { id: id.clone(), place: *place, places: places.len() });
         }
         let open = places.len();
-        Ok(Self { places, assigned, open, known: Mutex::default() })
+        let moves = Moves::unwritten();
+        Ok(Self { places, assigned, open, known: Mutex::default(), moves, moving: Mutex::default() })
+    }
+
+    /// The same keyring, which writes down in `folder` what moves from place to place, and completes what is there.
+    ///
+    /// # Errors
+    /// If the folder cannot be used.
+    pub fn with_moves(mut self, folder: &Path) -> Result<Self, StoreError> {
+        self.moves = Moves::open(folder)?;
+        Ok(self)
     }
 
     /// The same keyring, in which the places from number `first` on have assigned keys and no others.
@@ -148,6 +166,11 @@ impl Keyring {
         &*self.places[place].backend
     }
 
+    /// What a place is called as long as the places are the same ones.
+    fn place_name(&self, place: usize) -> String {
+        format!("{place}:{}", self.backend(place).name())
+    }
+
     fn known(&self) -> MutexGuard<'_, HashMap<KeyId, usize>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,8 +195,38 @@ impl Keyring {
         }
     }
 
-    /// The place that has the key.
+    fn lock_moving(&self) -> MutexGuard<'_, ()> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Completes a move onto `id` that was cut off. If the pair never got there, nothing has happened.
+    fn complete_move(&self, _moving: &MutexGuard<'_, ()>, id: &KeyId) -> Result<(), KeyError> {
+        let Some(moved) = self.moves.onto(id) else { return Ok(()) };
+        self.forget(id);
+        let place = |name: &str| self.candidates(id).find(|place| self.place_name(*place) == name);
+        let (Some(source), Some(target)) = (place(&moved.source), place(&moved.target)) else {
+            tracing::warn!(key = %id, ?moved, "a move was cut off, and one of its places is not configured any more");
+            return Ok(());
+        };
+        if moves::public_half(self.backend(source), id)? == Some(moved.public) {
+            match self.backend(target).delete(id, KeyKind::Pair) {
+                Err(KeyError::NotFound { .. }) => {}
+                done => done?,
+            }
+        }
+        Ok(self.moves.end(id)?)
+    }
+
+    /// The place that has the key, now that no move onto it is under way.
     fn locate(&self, id: &KeyId) -> Result<Option<usize>, KeyError> {
+        if self.moves.onto(id).is_some() {
+            self.complete_move(&self.lock_moving(), id)?;
+        }
+        self.search(id)
+    }
+
+    /// The place that has the key.
+    fn search(&self, id: &KeyId) -> Result<Option<usize>, KeyError> {
         for place in self.candidates(id) {
             if self.backend(place).kind(id)?.is_some() {
                 self.remember(id, place);
@@ -270,40 +323,44 @@ impl KeyBackend for Keyring {
         self.place_key_pair(id, preferred).map(drop)
     }
 
-    /// The pair stays in its place. One that it replaces in another place is deleted: after the move if the moved one is
-    /// found first, before it if it would be hidden. Cut off in between, moving again completes it.
+    /// The pair stays in its place. One that it replaces in another place is deleted after that, and the move is written down
+    /// before ([`Keyring::with_moves`]): whenever it is cut off, the id has the old or the new pair, and the next look-up of it
+    /// completes what was begun.
     fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> Result<(), KeyError> {
         if from == to {
             return Err(InputError::SameId.into());
         }
-        let Some(source) = self.locate(from)? else { return Err(KeyError::NotFound { id: from.clone() }) };
+        let moving = self.lock_moving();
+        for id in [from, to] {
+            self.complete_move(&moving, id)?;
+        }
+        let Some(source) = self.search(from)? else { return Err(KeyError::NotFound { id: from.clone() }) };
         if !self.candidates(to).contains(&source) {
             return Err(self.backend(source).not_supported(Operation::MoveKeyPair));
         }
-        let elsewhere = self.locate(to)?.filter(|target| *target != source);
-        let replaced = |target: usize| {
-            match self.backend(target).kind(to)? {
-                Some(KeyKind::Pair) => {}
-                Some(found) => return Err(KeyError::WrongKind { id: to.clone(), found, expected: KeyKind::Pair }),
-                None => return Ok(None),
-            }
-            Ok(Some(target))
+        let Some(target) = self.search(to)?.filter(|target| *target != source) else {
+            let moved = self.backend(source).move_key_pair(from, to);
+            self.forget(from);
+            self.forget(to);
+            return moved;
         };
-        let elsewhere = elsewhere.map_or(Ok(None), replaced)?;
-        if elsewhere.is_some() && self.backend(source).kind(from)? != Some(KeyKind::Pair) {
-            return Err(KeyError::WrongKind { id: from.clone(), found: KeyKind::Symmetric, expected: KeyKind::Pair });
+        for (id, place) in [(to, target), (from, source)] {
+            match self.backend(place).kind(id)? {
+                Some(found @ KeyKind::Symmetric) => {
+                    return Err(KeyError::WrongKind { id: id.clone(), found, expected: KeyKind::Pair });
+                }
+                Some(KeyKind::Pair) | None => {}
+            }
         }
-        if let Some(target) = elsewhere.filter(|target| *target < source) {
-            self.backend(target).delete(to, KeyKind::Pair)?;
-        }
+        let public = moves::public_half(self.backend(source), from)?;
+        let public = public.ok_or_else(|| KeyError::NotFound { id: from.clone() })?;
+        let (source_name, target_name) = (self.place_name(source), self.place_name(target));
+        self.moves.begin(&Move { to: to.clone(), source: source_name, target: target_name, public })?;
         let moved = self.backend(source).move_key_pair(from, to);
         self.forget(from);
-        self.forget(to);
-        moved?;
-        match elsewhere.filter(|target| *target > source) {
-            Some(target) => self.backend(target).delete(to, KeyKind::Pair),
-            None => Ok(()),
-        }
+        // Also after a failure: it may have come after the pair was moved.
+        let completed = self.complete_move(&moving, to);
+        moved.and(completed)
     }
 
     fn delete(&self, id: &KeyId, kind: KeyKind) -> Result<(), KeyError> {
@@ -463,6 +520,7 @@ mod tests {
             places[target].backend.create_key_pair(&id("ca"), &[PairAlgorithm::EcP256]).unwrap();
             let new = point(&*places[source].backend, "new");
             let keyring = Keyring::new(places.clone(), BTreeMap::new()).unwrap();
+            let keyring = keyring.with_moves(&folder.path().join(format!("moves{source}"))).unwrap();
             assert_ne!(point(&keyring, "ca"), new);
             keyring.move_key_pair(&id("new"), &id("ca")).unwrap();
             assert_eq!(point(&keyring, "ca"), new);

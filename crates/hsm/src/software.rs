@@ -13,6 +13,7 @@ mod older;
 mod protection;
 pub(crate) mod store;
 mod token;
+mod uses;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -29,15 +30,14 @@ pub use protection::{Protection, Sealer, Sealers};
 pub use store::StoreError;
 use store::{NameSpace, Store, StoredKey};
 pub use token::WrappingKey;
-use zeroize::Zeroizing;
+use uses::Use;
 
 use crate::SecretBytes;
 use crate::backend::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
     SymmetricKey, Usage,
 };
-use crate::gcm;
-use crate::material::{self, Material, Pair, Symmetric};
+use crate::material::{self, Material, Pair};
 use crate::tpm::{AuthValue, SealTo, Tpm};
 
 /// Keys held ready in memory. A device has a few dozen; loading one again costs a file read.
@@ -49,6 +49,8 @@ const GENERATED_LEN: usize = 32;
 pub struct SoftwareBackend {
     store: Store,
     preloaded: BTreeMap<KeyId, PathBuf>,
+    /// Whether what is derived from a key encrypts.
+    derived_encrypt: Box<dyn Fn(&KeyId) -> bool + Send + Sync>,
     ready: Mutex<ReadyKeys>,
     /// Held while files are changed, and while a key is loaded, so that no change falls between reading a file and making
     /// the key ready.
@@ -86,7 +88,16 @@ impl SoftwareBackend {
     }
 
     fn over(store: Store, preloaded: BTreeMap<KeyId, PathBuf>) -> Self {
-        Self { store, preloaded, ready: Mutex::default(), changing: Mutex::default() }
+        let derived_encrypt = Box::new(|_: &KeyId| false);
+        Self { store, preloaded, derived_encrypt, ready: Mutex::default(), changing: Mutex::default() }
+    }
+
+    /// The same store, in which a key that only derives is kept as an earlier version too if `derived_encrypt` says of it
+    /// that what is derived from it encrypts.
+    #[must_use]
+    pub fn keeping_replaced(mut self, derived_encrypt: impl Fn(&KeyId) -> bool + Send + Sync + 'static) -> Self {
+        self.derived_encrypt = Box::new(derived_encrypt);
+        self
     }
 
     /// A symmetric key of the daemon itself, made at first use. It lives outside the name space of the other methods.
@@ -137,7 +148,8 @@ impl SoftwareBackend {
         replacement: Option<&SecretBytes>,
     ) -> Result<(), KeyError> {
         let same = replacement.is_some_and(|new| new.expose() == existing.secret.expose());
-        if existing.kind == KeyKind::Symmetric && existing.usage.encrypt && !same {
+        let encrypts = existing.usage.encrypt || existing.usage.derive_or_sign && (self.derived_encrypt)(id);
+        if existing.kind == KeyKind::Symmetric && encrypts && !same {
             self.store.keep_older(id, existing)?;
         }
         Ok(())
@@ -165,6 +177,15 @@ impl SoftwareBackend {
         }
         let changing = self.lock_for_change();
         self.load_from_disk(&changing, id, stamp)
+    }
+
+    /// The key, if it is here. One that is preloaded may be another by now, which only its file says.
+    fn in_memory(&self, id: &KeyId) -> Option<Arc<Material>> {
+        if self.preloaded.contains_key(id) { None } else { self.ready().find(id, None) }
+    }
+
+    fn waiting(&self) -> Use<'_> {
+        Use { backend: self, wait: true }
     }
 
     fn load_from_disk(
@@ -225,75 +246,6 @@ impl SoftwareBackend {
             None => self.write(&changing, id, &StoredKey { kind, usage, secret }),
         }
     }
-
-    fn pair<T>(&self, id: &KeyId, run: impl FnOnce(&Pair) -> Result<T, KeyError>) -> Result<T, KeyError> {
-        match &*self.load(id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })? {
-            Material::Pair(pair) => run(pair),
-            Material::Symmetric(_) => {
-                Err(KeyError::WrongKind { id: id.clone(), found: KeyKind::Symmetric, expected: KeyKind::Pair })
-            }
-        }
-    }
-
-    fn symmetric<T>(
-        &self,
-        id: &KeyId,
-        needed: Needed,
-        run: impl FnOnce(&Symmetric) -> Result<T, KeyError>,
-    ) -> Result<T, KeyError> {
-        match &*self.load(id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })? {
-            Material::Symmetric(key) if needed.is_in(key.usage) => run(key),
-            Material::Symmetric(_) => Err(KeyError::UsageNotAllowed { id: id.clone(), needed: needed.name() }),
-            Material::Pair(_) => {
-                Err(KeyError::WrongKind { id: id.clone(), found: KeyKind::Pair, expected: KeyKind::Symmetric })
-            }
-        }
-    }
-
-    /// Decrypts what the present version of a key does not.
-    fn decrypt_with_older(
-        &self,
-        key: SymmetricKey<'_>,
-        iv: &[u8],
-        aad: &[u8],
-        ciphertext: &[u8],
-    ) -> Result<SecretBytes, KeyError> {
-        let (id, data) = match key {
-            SymmetricKey::Stored(id) => (id, None),
-            SymmetricKey::Derived { base, data } => (base, Some(data)),
-        };
-        let older = {
-            let _changing = self.lock_for_change();
-            self.store.older(id)?
-        };
-        for version in older.iter().filter(|version| version.kind == KeyKind::Symmetric) {
-            let derived = data.map(|data| Zeroizing::new(material::hmac_sha256(version.secret.expose(), data)));
-            let bytes = derived.as_ref().map_or(version.secret.expose(), |derived| derived.as_slice());
-            match gcm::decrypt(bytes, iv, aad, ciphertext) {
-                Err(KeyError::Input(InputError::NotAuthentic | InputError::KeyLength { .. })) => {}
-                done => return done,
-            }
-        }
-        Err(match older.len() {
-            0 => InputError::NotAuthentic,
-            older => InputError::NoVersionFits { versions: older + 1 },
-        }
-        .into())
-    }
-
-    /// Runs an operation of encryption with the bytes of a kept or a derived key.
-    fn with_cipher_key<T>(
-        &self,
-        key: SymmetricKey<'_>,
-        run: impl FnOnce(&[u8]) -> Result<T, KeyError>,
-    ) -> Result<T, KeyError> {
-        match key {
-            SymmetricKey::Stored(id) => self.symmetric(id, Needed::Encrypt, |key| run(key.bytes.expose())),
-            SymmetricKey::Derived { base, data } => {
-                self.symmetric(base, Needed::DeriveOrSign, |base| run(&*base.derive(data)))
-            }
-        }
-    }
 }
 
 impl KeyBackend for SoftwareBackend {
@@ -302,7 +254,7 @@ impl KeyBackend for SoftwareBackend {
     }
 
     fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError> {
-        Ok(self.load(id)?.map(|key| key.kind()))
+        self.waiting().kind(id)
     }
 
     fn create_key(&self, id: &KeyId, usage: Usage) -> Result<(), KeyError> {
@@ -357,31 +309,28 @@ impl KeyBackend for SoftwareBackend {
         Ok(())
     }
 
+    fn without_waiting(&self) -> Option<Box<dyn KeyBackend + '_>> {
+        Some(Box::new(Use { backend: self, wait: false }))
+    }
+
     fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
-        self.pair(id, |pair| Ok(pair.public_parameter(parameter)?))
+        self.waiting().public_parameter(id, parameter)
     }
 
     fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.pair(id, |pair| pair.sign_ecdsa(digest).unwrap_or_else(|| Err(self.not_supported(Operation::SignEcdsa))))
+        self.waiting().sign_ecdsa(id, digest)
     }
 
     fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.pair(id, |pair| match pair.rsa_private_operation(padding, block) {
-            Some(done) => Ok(done?),
-            None => Err(self.not_supported(Operation::RsaPrivateOperation)),
-        })
+        self.waiting().rsa_private_operation(id, padding, block)
     }
 
     fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
-        match key {
-            SymmetricKey::Stored(id) => self.symmetric(id, Needed::DeriveOrSign, |key| Ok(key.hmac_sha256(message))),
-            SymmetricKey::Derived { base, data } => self
-                .symmetric(base, Needed::DeriveOrSign, |base| Ok(material::hmac_sha256(&*base.derive(data), message))),
-        }
+        self.waiting().hmac_sha256(key, message)
     }
 
     fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.with_cipher_key(key, |key| gcm::encrypt(key, iv, aad, plaintext))
+        self.waiting().encrypt(key, iv, aad, plaintext)
     }
 
     fn decrypt(
@@ -391,14 +340,11 @@ impl KeyBackend for SoftwareBackend {
         aad: &[u8],
         ciphertext: &[u8],
     ) -> Result<SecretBytes, KeyError> {
-        match self.with_cipher_key(key, |key| gcm::decrypt(key, iv, aad, ciphertext)) {
-            Err(KeyError::Input(InputError::NotAuthentic)) => self.decrypt_with_older(key, iv, aad, ciphertext),
-            done => done,
-        }
+        self.waiting().decrypt(key, iv, aad, ciphertext)
     }
 
     fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
-        self.symmetric(base, Needed::DeriveOrSign, |base| Ok(base.derive(derivation_data).as_slice().into()))
+        self.waiting().export_derived(base, derivation_data)
     }
 }
 
@@ -409,29 +355,6 @@ impl Sealer for Tpm {
 
     fn unseal(&self, sealed: &[u8]) -> Result<SecretBytes, KeyError> {
         Ok(Self::unseal(self, sealed, &AuthValue::empty())?)
-    }
-}
-
-/// The right that an operation needs of a symmetric key.
-#[derive(Clone, Copy)]
-enum Needed {
-    DeriveOrSign,
-    Encrypt,
-}
-
-impl Needed {
-    fn is_in(self, usage: Usage) -> bool {
-        match self {
-            Self::DeriveOrSign => usage.derive_or_sign,
-            Self::Encrypt => usage.encrypt,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::DeriveOrSign => "derive,sign",
-            Self::Encrypt => "encrypt",
-        }
     }
 }
 
@@ -511,6 +434,7 @@ impl ReadyKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gcm;
 
     fn id(text: &str) -> KeyId {
         text.parse().unwrap()
@@ -707,6 +631,26 @@ mod tests {
         assert_eq!(decrypts(&backend, key, &sealed).unwrap(), b"text");
         let other = SymmetricKey::Derived { base: &base, data: b"another" };
         assert!(decrypts(&backend, other, &sealed).is_err());
+    }
+
+    #[test]
+    fn a_base_that_only_derives_is_kept_if_what_it_derives_encrypts() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(folder.path()).keeping_replaced(|id| id.as_str() == "base");
+        for (name, kept) in [("base", true), ("signs", false)] {
+            let base = id(name);
+            let key = SymmetricKey::Derived { base: &base, data: b"module" };
+            let mut sealed = Vec::new();
+            for fill in [1, 2] {
+                backend.import_key(&base, vec![fill].into(), SIGN).unwrap();
+                sealed.push(backend.encrypt(key, b"iv", b"aad", b"text").unwrap());
+            }
+            backend.delete(&base, KeyKind::Symmetric).unwrap();
+            backend.create_key(&base, SIGN).unwrap();
+            for sealed in &sealed {
+                assert_eq!(decrypts(&backend, key, sealed).is_ok(), kept, "{name}");
+            }
+        }
     }
 
     #[test]

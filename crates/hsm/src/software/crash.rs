@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use edgekeep_core::id::KeyId;
@@ -16,6 +17,7 @@ use edgekeep_core::id::KeyId;
 use super::protection::{Protection, Sealer, Sealers};
 use super::{Backup, RestoreMode, SoftwareBackend, migrate, restore};
 use crate::backend::{KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, SymmetricKey, Usage};
+use crate::ordered::{Keyring, PassOn, Place};
 use crate::{InputError, SecretBytes};
 
 const SCENARIO: &str = "EDGEKEEP_CRASH_SCENARIO";
@@ -80,7 +82,7 @@ fn decrypts(backend: &SoftwareBackend, key: &str, fill: u8) -> bool {
     }
 }
 
-fn point_of(backend: &SoftwareBackend, key: &str) -> Option<crate::PublicValue> {
+fn point_of(backend: &dyn KeyBackend, key: &str) -> Option<crate::PublicValue> {
     match backend.public_parameter(&id(key), PublicParameter::EcPoint) {
         Ok(point) => Some(point),
         Err(KeyError::NotFound { .. }) => None,
@@ -183,6 +185,14 @@ fn scenarios() -> Vec<Scenario> {
             },
         },
     ];
+    for name in ["move onto an earlier place", "move onto a later place"] {
+        all.push(Scenario {
+            name,
+            prepare: prepare_places,
+            run: |folder| two_places(folder).move_key_pair(&id("ca-temp"), &id("ca")).unwrap(),
+            examine: examine_places,
+        });
+    }
     all.push(Scenario {
         name: "restore",
         prepare: |folder| {
@@ -215,6 +225,50 @@ fn scenarios() -> Vec<Scenario> {
         all.push(Scenario { name, prepare: prepare_move, run: move_offline, examine: examine_move });
     }
     all
+}
+
+/// The pair that moves is in the second place, or in the first.
+fn is_second(folder: &Path) -> bool {
+    fs::read_to_string(folder.with_extension("directions")).unwrap().ends_with("an earlier place")
+}
+
+fn places_of(folder: &Path) -> [SoftwareBackend; 2] {
+    fs::create_dir_all(folder).unwrap();
+    ["one", "two"].map(|name| open(&folder.join(name), None))
+}
+
+fn two_places(folder: &Path) -> Keyring {
+    let [one, two] = places_of(folder);
+    let place = |backend| Place { backend: Arc::new(backend), pass_on: PassOn::Nothing };
+    let keyring = Keyring::new(vec![place(one), place(two)], BTreeMap::new()).unwrap();
+    keyring.with_moves(&folder.join("moves")).unwrap()
+}
+
+fn prepare_places(folder: &Path) {
+    let [one, two] = places_of(folder);
+    let (source, target) = if is_second(folder) { (&two, &one) } else { (&one, &two) };
+    source.create_key_pair(&id("ca-temp"), &[PairAlgorithm::EcP256]).unwrap();
+    target.create_key_pair(&id("ca"), &[PairAlgorithm::EcP256]).unwrap();
+    let points = [(target, "ca"), (source, "ca-temp")].map(|(place, key)| format!("{:?}", point_of(place, key)));
+    fs::write(folder.with_extension("points"), points.join("\n")).unwrap();
+}
+
+/// The id has the old or the new pair, and after a look at it or a second try one place alone has it.
+fn examine_places(folder: &Path, done: bool) {
+    let points = fs::read_to_string(folder.with_extension("points")).unwrap();
+    let (old, new) = points.split_once('\n').unwrap();
+    let keyring = two_places(folder);
+    let ca = format!("{:?}", point_of(&keyring, "ca"));
+    assert!(ca == new || ca == old && !done, "{ca}");
+    if ca == old {
+        assert_eq!(format!("{:?}", point_of(&keyring, "ca-temp")), new, "nothing has happened");
+        keyring.move_key_pair(&id("ca-temp"), &id("ca")).unwrap();
+    }
+    assert_eq!(format!("{:?}", point_of(&keyring, "ca")), new);
+    drop(keyring);
+    let there = places_of(folder).map(|place| point_of(&place, "ca").is_some());
+    assert_eq!(there, if is_second(folder) { [false, true] } else { [true, false] });
+    assert_eq!(fs::read_dir(folder.join("moves")).unwrap().count(), 0);
 }
 
 fn restore_backup(folder: &Path) {
