@@ -40,6 +40,21 @@ pub enum Event {
         /// What came of it.
         outcome: Outcome,
     },
+    /// The same was done many times, by a uid that has used up its share of the log.
+    Counted {
+        /// Who.
+        who: Who,
+        /// What.
+        what: Operation,
+        /// With which key. Absent if with several.
+        key: Option<Key>,
+        /// What came of it.
+        outcome: Outcome,
+        /// How many times.
+        count: u64,
+        /// When it was done first. The entry's time is when counting ended.
+        since: OffsetDateTime,
+    },
     /// Something about the log itself.
     Log(LogEvent),
 }
@@ -189,6 +204,8 @@ words! {
         NotAnAuditor = "not-an-auditor",
         /// Another process than the one that connected sent bytes.
         SenderChanged = "sender-changed",
+        /// The uid has made as many keys as it may.
+        TooManyKeys = "too-many-keys",
     }
 }
 
@@ -266,10 +283,9 @@ pub enum LogEvent {
 impl Serialize for Entry {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        let utc = self.time.to_offset(time::UtcOffset::UTC);
-        map.serialize_entry("time", &utc.format(TIME).map_err(serde::ser::Error::custom)?)?;
+        map.serialize_entry("time", &text_of(self.time)?)?;
         match &self.event {
-            Event::Asked { who, what, key, outcome } => {
+            Event::Asked { who, what, key, outcome } | Event::Counted { who, what, key, outcome, .. } => {
                 map.serialize_entry("uid", &who.uid)?;
                 some(&mut map, "pid", who.pid)?;
                 if let Some(says) = &who.says {
@@ -292,6 +308,10 @@ impl Serialize for Entry {
                         map.serialize_entry("result", "refused")?;
                         map.serialize_entry("reason", reason.word())?;
                     }
+                }
+                if let Event::Counted { count, since, .. } = &self.event {
+                    map.serialize_entry("count", count)?;
+                    map.serialize_entry("since", &text_of(*since)?)?;
                 }
             }
             Event::Log(LogEvent::Opened { clean, cut }) => {
@@ -335,6 +355,10 @@ impl Serialize for Entry {
     }
 }
 
+fn text_of<E: serde::ser::Error>(time: OffsetDateTime) -> Result<String, E> {
+    time.to_offset(time::UtcOffset::UTC).format(TIME).map_err(E::custom)
+}
+
 fn some<M: serde::ser::SerializeMap, T: Serialize>(map: &mut M, name: &str, value: Option<T>) -> Result<(), M::Error> {
     value.map_or(Ok(()), |value| map.serialize_entry(name, &value))
 }
@@ -370,6 +394,10 @@ pub struct Shown {
     pub result: String,
     /// Why it was refused.
     pub reason: Option<String>,
+    /// How many times it was done, if more than one use is in this entry.
+    pub count: Option<u64>,
+    /// When the first of them was.
+    pub since: Option<String>,
     /// Of `log-opened`: whether the log had been closed before.
     pub clean: Option<bool>,
     /// Of `log-behind-counter` and `log-counter-...`: what the log says and what the hardware says.
@@ -414,6 +442,12 @@ mod tests {
         let (head, rest) = behalf.split_once("sha256:").unwrap();
         assert_eq!(head, r#"{"time":"2026-07-01T10:00:00.007Z","uid":998,"for":"thermometer","executable":""#);
         assert!(rest.ends_with(r#"00","what":"tpm-sign","result":"failed"}"#), "{rest}");
+        let who = Who { uid: 7, pid: None, says: None };
+        let since = datetime!(2026-07-01 11:59:30 +2);
+        let (what, outcome) = (Operation::Sign, Outcome::Done);
+        let counted = json(Event::Counted { who, what, key: None, outcome, count: 12, since });
+        let expected = r#"{"time":"2026-07-01T10:00:00.007Z","uid":7,"what":"sign","result":"done","count":12,"since":"2026-07-01T09:59:30.000Z"}"#;
+        assert_eq!(counted, expected);
         let opened = json(Event::Log(LogEvent::Opened { clean: true, cut: 0 }));
         assert_eq!(opened, r#"{"time":"2026-07-01T10:00:00.007Z","what":"log-opened","clean":true}"#);
     }

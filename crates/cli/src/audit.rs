@@ -202,7 +202,7 @@ fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> Str
         if let Some(from) = &shown.from {
             key = format!("{from} -> {key}");
         }
-        let (hue, result) = match (shown.result.as_str(), &shown.reason) {
+        let (hue, mut result) = match (shown.result.as_str(), &shown.reason) {
             ("done", _) => (Hue::Good, "done".to_owned()),
             ("refused", Some(reason)) => (Hue::Bad, format!("refused: {reason}")),
             ("", _) if shown.clean == Some(false) => (Hue::Warning, "was not closed before".to_owned()),
@@ -211,6 +211,9 @@ fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> Str
             ("", _) => (Hue::Plain, "-".to_owned()),
             (other, _) => (Hue::Warning, other.to_owned()),
         };
+        if let (Some(count), Some(since)) = (shown.count, &shown.since) {
+            result.push_str(&format!(", {count} times since {since}"));
+        }
         columns.row(vec![
             plain(index.to_string()),
             plain(shown.time.clone()),

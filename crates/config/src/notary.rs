@@ -42,7 +42,9 @@ impl Draft<'_> {
             });
             self.keyd.handle_lifetime_sec = self.checked("aziot_keys.handle_lifetime", &text, seconds);
         }
+        self.keyd.keys_per_uid = self.count(&keys, "keys_per_uid", 1, 1_000_000);
         if let Some(log) = keys.table("audit_log") {
+            self.keyd.audit_log.entries_per_uid_hour = self.count(&log, "entries_per_uid_hour", 60, 100_000_000);
             self.keyd.audit_log.size_mib = self.count(&log, "size_mib", 1, 4096);
             self.keyd.audit_log.sync_ms = self.count(&log, "sync_ms", 10, 60_000);
             self.keyd.audit_log.checkpoint_sec = self.count(&log, "checkpoint_sec", 1, 3600);

@@ -138,6 +138,7 @@ pub(crate) static ROOT: &[Key] = &[
     text("auto_reprovisioning_mode"),
     text("additional_info"),
     text("imported_master_encryption_key"),
+    text("module_encryption"),
     table("aziot_max_requests", AZIOT_MAX_REQUESTS),
     table("iotedge_max_requests", IOTEDGE_MAX_REQUESTS),
     table("provisioning", PROVISIONING),
@@ -249,6 +250,7 @@ static AZIOT_KEYS: &[Key] = &[
     key("auditors", Kind::TextsOrIntegers),
     text("compat"),
     text("handle_lifetime"),
+    integer("keys_per_uid"),
     table("audit_log", AUDIT_LOG),
     key("sandbox", Kind::Boolean),
     key("sandbox_paths", Kind::Texts),
@@ -257,7 +259,8 @@ static AZIOT_KEYS: &[Key] = &[
 
 static PURPOSE: &[Key] = &[text("keys"), text("purpose")];
 
-static AUDIT_LOG: &[Key] = &[integer("size_mib"), integer("sync_ms"), integer("checkpoint_sec")];
+static AUDIT_LOG: &[Key] =
+    &[integer("size_mib"), integer("sync_ms"), integer("checkpoint_sec"), integer("entries_per_uid_hour")];
 
 static TPM: &[Key] = &[
     text("tcti"),

@@ -10,8 +10,8 @@ use edgekeep_core::grants::RESERVED_KEY_IDS;
 use edgekeep_core::host::ScopeUse;
 use edgekeep_core::id::{CertId, KeyId, ModuleId};
 use edgekeep_core::settings::{
-    CertPrincipal, CloudSettings, IdentityPrincipal, IdentitydSettings, KeyPrincipal, KeydSettings, ModuledSettings,
-    PreloadedCert, Provisioning, ReprovisioningMode,
+    CertPrincipal, CloudSettings, IdentityPrincipal, IdentitydSettings, KeyPrincipal, KeydSettings, ModuleEncryption,
+    ModuledSettings, PreloadedCert, Provisioning, ReprovisioningMode,
 };
 
 use crate::check::check;
@@ -27,6 +27,8 @@ pub(crate) const DEVICE_KEY: &str = "device-id";
 const MASTER_KEY: &str = "aziot_identityd_master_id";
 /// Key id of the key with which moduled encrypts for modules.
 const ENCRYPTION_KEY: &str = "iotedge_master_encryption_id";
+/// What the keys of single modules' data are derived from.
+const MODULE_DATA_KEY: &str = "edgekeep-module-data";
 /// Cert id and key id of the CA that signs module certificates.
 pub(crate) const EDGE_CA: &str = "aziot-edged-ca";
 /// Key and cert id of that CA's successor while it is made.
@@ -175,6 +177,7 @@ impl<'a> Draft<'a> {
                 grants: BTreeMap::new(),
                 image_policy: None,
                 image_collection: edgekeep_core::settings::ImageCollectionSettings::default(),
+                module_encryption: ModuleEncryption::default(),
                 additional_info: BTreeMap::new(),
                 management_connections_per_uid: None,
                 workload_connections_per_uid: None,
@@ -200,6 +203,7 @@ impl<'a> Draft<'a> {
         self.modules(root);
         self.additional_info(root);
         self.encryption_key(root);
+        self.module_encryption(root);
         self.assign_imported();
         self.principals();
     }
@@ -411,6 +415,23 @@ impl<'a> Draft<'a> {
         }
     }
 
+    fn module_encryption(&mut self, root: &View<'_>) {
+        const KEY: &str = "module_encryption";
+        const WORDS: [(&str, ModuleEncryption); 3] = [
+            ("module-key", ModuleEncryption::ModuleKey),
+            ("module-key-only", ModuleEncryption::ModuleKeyOnly),
+            ("device-key", ModuleEncryption::DeviceKey),
+        ];
+        let Some(word) = root.text(KEY) else { return };
+        let Some(encryption) = self.choice(KEY, &word, &WORDS) else { return };
+        self.moduled.module_encryption = encryption;
+        if encryption == ModuleEncryption::DeviceKey {
+            let message = "modules' data is encrypted under one key of the device, with the modules' own IVs: a module can \
+                           forge what others read; leave this out unless the device goes back to an earlier service";
+            self.report.notice(Code::Unusual, word.span, KEY, message, None);
+        }
+    }
+
     fn principals(&mut self) {
         let users = self.environment.users;
         let mut identityd = vec![MASTER_KEY];
@@ -418,7 +439,7 @@ impl<'a> Draft<'a> {
             identityd.push(DEVICE_KEY);
         }
         identityd.append(&mut self.identityd_keys);
-        let mut moduled = vec![EDGE_CA, ENCRYPTION_KEY];
+        let mut moduled = vec![EDGE_CA, ENCRYPTION_KEY, MODULE_DATA_KEY];
         let mut certs = vec![EDGE_CA, "aziot-edged/module/*"];
         if self.edge_ca_rotates {
             moduled.push(EDGE_CA_NEXT);

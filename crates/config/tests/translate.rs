@@ -12,7 +12,7 @@ use edgekeep_core::create_options::{OwnState, PublishedPorts};
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
 use edgekeep_core::host::{Enforcement, Limits, RestartPolicy, ScopeUse, SeccompPreset, UnitName};
 use edgekeep_core::settings::{
-    IssuanceMethod, KeyPurpose, ModuleKeys, PreloadedCert, Provisioning, ReprovisioningMode,
+    IssuanceMethod, KeyPurpose, ModuleEncryption, ModuleKeys, PreloadedCert, Provisioning, ReprovisioningMode,
 };
 use proptest::prelude::*;
 
@@ -120,6 +120,23 @@ fn what_is_not_built_yet_is_refused_by_name_not_as_unknown() {
 }
 
 #[test]
+fn what_modules_data_is_encrypted_under_can_be_said_and_the_old_way_is_warned_of() {
+    assert_eq!(accepted(MANUAL).moduled.module_encryption, ModuleEncryption::ModuleKey);
+    for (word, encryption, notices) in [
+        ("module-key", ModuleEncryption::ModuleKey, 0),
+        ("module-key-only", ModuleEncryption::ModuleKeyOnly, 0),
+        ("device-key", ModuleEncryption::DeviceKey, 1),
+    ] {
+        let translated = accepted(&format!("module_encryption = \"{word}\"\n{MANUAL}"));
+        assert_eq!(translated.moduled.module_encryption, encryption);
+        let found = translated.notices.iter().filter(|notice| notice.key == "module_encryption").count();
+        assert_eq!(found, notices, "{word}");
+    }
+    let found = translate(&format!("module_encryption = \"device\"\n{MANUAL}"), &device()).unwrap_err();
+    assert!(found.iter().any(|it| (it.key.as_str(), it.line) == ("module_encryption", 1)), "{found:?}");
+}
+
+#[test]
 fn each_daemon_may_use_its_own_keys_and_no_others() {
     let translated = accepted(MANUAL);
     let keys = |uid| {
@@ -128,7 +145,10 @@ fn each_daemon_may_use_its_own_keys_and_no_others() {
     };
     assert_eq!(keys(11), Vec::<&str>::new());
     assert_eq!(keys(12), ["aziot_identityd_master_id", "device-id", "aziot-edged-ca", "aziot-edged-ca-temp"]);
-    assert_eq!(keys(13), ["aziot-edged-ca", "iotedge_master_encryption_id", "aziot-edged-ca-temp"]);
+    assert_eq!(
+        keys(13),
+        ["aziot-edged-ca", "iotedge_master_encryption_id", "edgekeep-module-data", "aziot-edged-ca-temp"]
+    );
     let [identityd, moduled] = &translated.keyd.principals[..] else { panic!("{:?}", translated.keyd) };
     assert_eq!(identityd.use_only, ["aziot-edged-ca", "aziot-edged-ca-temp"]);
     assert_eq!(identityd.export, ["aziot_identityd_master_id"]);
@@ -585,8 +605,8 @@ fn tokens_and_tpm_are_translated() {
 #[test]
 fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
     let translated = accepted(&format!(
-        "{CLOSED}{MANUAL}[aziot_keys]\nauditors = [\"siem\", 1234]\nhandle_lifetime = \"1h 30m\"\n\
-         [aziot_keys.audit_log]\nsize_mib = 16\nsync_ms = 1000\ncheckpoint_sec = 60\n\
+        "{CLOSED}{MANUAL}[aziot_keys]\nauditors = [\"siem\", 1234]\nhandle_lifetime = \"1h 30m\"\nkeys_per_uid = 50\n\
+         [aziot_keys.audit_log]\nsize_mib = 16\nsync_ms = 1000\ncheckpoint_sec = 60\nentries_per_uid_hour = 600\n\
          [[aziot_keys.purpose]]\nkeys = \"backup-*\"\npurpose = \"seal\"\n\
          [[aziot_keys.purpose]]\nkeys = \"*-ca\"\npurpose = \"ca\"\n\
          [tpm]\naudit_counter_index = 0x0180_0001\naudit_counter_interval_sec = 900\n"
@@ -596,6 +616,7 @@ fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
     assert_eq!((keyd.auditors, keyd.handle_lifetime_sec, keyd.handles_any_uid), (vec![990, 1234], Some(5400), false));
     let log = keyd.audit_log;
     assert_eq!((log.size_mib, log.sync_ms, log.checkpoint_sec), (Some(16), Some(1000), Some(60)));
+    assert_eq!((keyd.keys_per_uid, log.entries_per_uid_hour), (Some(50), Some(600)));
     let rules: Vec<(&str, KeyPurpose)> = keyd.purposes.iter().map(|rule| (rule.keys.as_str(), rule.purpose)).collect();
     assert_eq!(rules, [("backup-*", KeyPurpose::Seal), ("*-ca", KeyPurpose::Ca)]);
     let counter = keyd.tpm.unwrap().audit_counter;

@@ -46,6 +46,8 @@ pub struct KeydSettings {
     pub assigned: BTreeMap<KeyId, KeyPlace>,
     /// What protects the store key of the files. Absent: what protects it now; that of a new store is in a file.
     pub seal: Option<Seal>,
+    /// Keys that one uid may make. Does not bind uid 0.
+    pub keys_per_uid: Option<u32>,
     /// Bounds of the audit log.
     pub audit_log: AuditLogSettings,
     /// What it keeps of its rights.
@@ -70,6 +72,8 @@ pub struct AuditLogSettings {
     pub sync_ms: Option<u32>,
     /// Longest time between an entry and a signed checkpoint that covers it, in seconds.
     pub checkpoint_sec: Option<u32>,
+    /// Entries that one uid may write in an hour; beyond them equal uses are counted together.
+    pub entries_per_uid_hour: Option<u32>,
 }
 
 /// One uid's grant of keys. Several entries for one uid add up.
@@ -366,6 +370,9 @@ pub struct ModuledSettings {
     /// Which images of former modules are removed, and when.
     #[serde(default)]
     pub image_collection: ImageCollectionSettings,
+    /// What modules' data is encrypted under, and which ciphertexts are read.
+    #[serde(default)]
+    pub module_encryption: ModuleEncryption,
     /// Strings added to systeminfo.
     #[serde(default)]
     pub additional_info: BTreeMap<String, String>,
@@ -375,6 +382,19 @@ pub struct ModuledSettings {
     /// Open connections one uid may hold on one workload socket (64 if absent).
     #[serde(default)]
     pub workload_connections_per_uid: Option<u32>,
+}
+
+/// What the data is encrypted under that modules give to the workload API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModuleEncryption {
+    /// A key of each module and generation. What is under the device's one key is read.
+    #[default]
+    ModuleKey,
+    /// The same, and what is under the device's one key is refused.
+    ModuleKeyOnly,
+    /// The device's one key, as existing services have it, for a way back to them. Both are read.
+    DeviceKey,
 }
 
 /// When images that no module uses any more are removed.

@@ -1,17 +1,19 @@
 //! keyd: the daemon that holds the device's keys. It serves the keys API on `keyd.sock`, and the TPM API on
 //! `tpmd.sock` if there is a TPM.
 //!
-//! Touches: its state folder (`keys/`, `internal/`, `tpm/`, `store.key`, `import/`, `audit/`), the files of preloaded keys
+//! Touches: its state folder (`keys/`, `internal/`, `tpm/`, `moves/`, `makers`, `store.key`, `import/`, `audit/`), the files of preloaded keys
 //! and of PINs (reading), its sockets, its settings file (reading); the TPM and the PKCS#11 libraries that the settings
 //! name. Never: the network (but for a simulated TPM), another process, a container engine. Private
 //! keys and symmetric keys do not leave it; only keys derived from a symmetric key can be exported, by who was granted that.
 //! What it does not need for that it gives up for good before it serves ([`confine`]).
-//! Every use of a key and every refusal is in its audit log before the answer goes out.
+//! Every use of a key and every refusal is in its audit log before the answer goes out; but a uid that has used up its share of the
+//! log has equal uses counted together, for half a minute.
 
 pub mod confine;
 mod counter;
 pub mod handle;
 mod libraries;
+mod makers;
 pub mod metrics;
 mod places;
 pub mod policy;
@@ -19,6 +21,7 @@ mod ready;
 mod record;
 mod recovering;
 pub mod routes;
+mod share;
 mod start;
 pub mod tpmd;
 mod turns;
@@ -31,6 +34,7 @@ pub use ready::Ready;
 pub use start::{Prepared, StartError};
 
 use crate::handle::Handles;
+use crate::makers::Makers;
 use crate::policy::Policy;
 use crate::record::Recorder;
 use crate::tpmd::Tpmd;
@@ -50,9 +54,8 @@ pub struct Keyd {
     /// NV index of the audit log's counter, if there is a TPM.
     counter_index: Option<u32>,
     backend: Arc<dyn KeyBackend>,
-    /// Whether using a key takes no more than this process and its files.
-    in_memory: bool,
     turns: Arc<Turns>,
+    makers: Arc<Makers>,
     /// The TPM API, if there is a TPM.
     tpmd: Option<Arc<Tpmd>>,
     handles: Handles,

@@ -10,6 +10,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use edgekeep_audit::entry::Purpose;
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
 use edgekeep_core::id::KeyId;
 use edgekeep_core::settings::KeydSettings;
@@ -22,11 +23,14 @@ use edgekeep_hsm::uri::{KeyUri, ObjectAttributes, PinSource, Pkcs11Uri, TpmKey, 
 use edgekeep_hsm::{KeyBackend, KeyError, SecretBytes};
 
 use crate::confine::Named;
+use crate::policy::Policy;
 use crate::recovering::Recovering;
 use crate::start::{StartError, chain};
 
 /// Folder of the TPM's keys in the state folder.
 const TPM_FOLDER: &str = "tpm";
+/// Folder in which it is written down what moves from place to place.
+const MOVES_FOLDER: &str = "moves";
 
 /// The TPM, which may be absent.
 pub(crate) type SharedTpm = Arc<Recovering<TpmBackend>>;
@@ -37,8 +41,6 @@ pub(crate) struct Places {
     /// Where the daemon's own keys are, and those that the configuration brought.
     pub(crate) files: Arc<SoftwareBackend>,
     pub(crate) tpm: Option<SharedTpm>,
-    /// Whether no key needs more than this process.
-    pub(crate) in_memory: bool,
 }
 
 /// Settings that are no places for keys.
@@ -287,7 +289,7 @@ impl Plan {
                 }
             }
         }
-        Ok(self.arrange(settings, files, tpm)?)
+        self.arrange(settings, folder, files, tpm)
     }
 
     /// Keys in files, under a store key that hardware may protect.
@@ -311,18 +313,22 @@ impl Plan {
             tpm: tpm.map(|tpm| tpm.as_ref() as &dyn Sealer),
             token: token.as_ref().map(|token| token as &dyn Sealer),
         };
-        Ok(SoftwareBackend::open_protected(folder, self.files.clone(), wanted, sealers)?)
+        let files = SoftwareBackend::open_protected(folder, self.files.clone(), wanted, sealers)?;
+        // What is derived from such a key encrypts, and is lost with it.
+        let policy = Policy::new(settings);
+        Ok(files.keeping_replaced(move |id| policy.purpose(id) == Some(Purpose::Seal)))
     }
 
     fn arrange(
         self,
         settings: &KeydSettings,
+        folder: &Path,
         files: Arc<SoftwareBackend>,
         tpm: Option<SharedTpm>,
-    ) -> Result<Places, PlacesError> {
+    ) -> Result<Places, StartError> {
         if self.tokens.is_empty() && self.in_tpm.is_empty() && !self.open.contains(&KeyPlace::Tpm) {
             let backend = Arc::clone(&files) as Arc<dyn KeyBackend>;
-            return Ok(Places { backend, files, tpm, in_memory: true });
+            return Ok(Places { backend, files, tpm });
         }
         let mut tokens: Vec<_> =
             self.tokens.into_iter().map(|token| (token.preloaded.clone(), backend(token))).collect();
@@ -377,8 +383,9 @@ impl Plan {
             PassOn::Everything => ordered::PassOn::Everything,
         };
         let places = places.into_iter().map(|backend| Place { backend, pass_on }).collect();
-        let keyring = Keyring::new(places, assigned)?.reserve_from(self.open.len());
-        Ok(Places { backend: Arc::new(keyring), files, tpm, in_memory: false })
+        let keyring = Keyring::new(places, assigned).map_err(PlacesError::from)?.reserve_from(self.open.len());
+        let keyring = keyring.with_moves(&folder.join(MOVES_FOLDER))?;
+        Ok(Places { backend: Arc::new(keyring), files, tpm })
     }
 }
 

@@ -30,6 +30,7 @@ const PURPOSES: &[(&str, Purpose)] = &[
     ("aziot_identityd_master_id", Purpose::Identity),
     ("device-id", Purpose::Identity),
     ("iotedge_master_encryption_id", Purpose::Seal),
+    ("edgekeep-module-data", Purpose::Seal),
 ];
 
 /// The rules of one keyd.
@@ -134,7 +135,7 @@ impl Policy {
         if !purpose.is_none_or(|purpose| allows(purpose, what)) {
             return Err(Reason::Purpose);
         }
-        let is_root = uid == 0 && self.root_is_unrestricted;
+        let is_root = self.is_unrestricted(uid);
         if purpose == Some(Purpose::Ca) && what == Operation::Sign && !is_root && !self.certificates.contains(&uid) {
             return Err(Reason::NotForCertificates);
         }
@@ -184,13 +185,18 @@ impl Policy {
         self.naming.allows(uid, id) || (is_use && granted.allows(uid, id))
     }
 
+    /// Whether `uid` may make as many keys as it likes.
+    #[must_use]
+    pub fn is_unrestricted(&self, uid: u32) -> bool {
+        uid == 0 && self.root_is_unrestricted
+    }
+
     /// Whether `uid` may read the audit log.
     ///
     /// # Errors
     /// Why not.
     pub fn may_audit(&self, uid: u32) -> Result<(), Reason> {
-        let is_root = uid == 0 && self.root_is_unrestricted;
-        if is_root || self.auditors.contains(&uid) { Ok(()) } else { Err(Reason::NotAnAuditor) }
+        if self.is_unrestricted(uid) || self.auditors.contains(&uid) { Ok(()) } else { Err(Reason::NotAnAuditor) }
     }
 }
 
@@ -218,7 +224,9 @@ fn allows(purpose: Purpose, what: Operation) -> bool {
     match what {
         Operation::Sign => purpose != Purpose::Seal,
         Operation::Encrypt | Operation::Decrypt => purpose == Purpose::Seal,
-        Operation::Derive | Operation::Export => matches!(purpose, Purpose::Identity | Purpose::Sign),
+        // What is derived from a key that seals only seals, and stays here.
+        Operation::Derive => matches!(purpose, Purpose::Identity | Purpose::Sign | Purpose::Seal),
+        Operation::Export => matches!(purpose, Purpose::Identity | Purpose::Sign),
         Operation::Create
         | Operation::Import
         | Operation::Load
@@ -258,7 +266,7 @@ mod tests {
         };
         let moduled = KeyPrincipal {
             uid: MODULED,
-            keys: texts(&["aziot-edged-ca", "iotedge_master_encryption_id"]),
+            keys: texts(&["aziot-edged-ca", "iotedge_master_encryption_id", "edgekeep-module-data"]),
             use_only: texts(&["device-id"]),
             use_derived: texts(&["aziot_identityd_master_id"]),
             certificates: true,
@@ -352,9 +360,30 @@ mod tests {
             assert_eq!(policy.may_use(MODULED, &seal, what, NOW), Ok(()));
             assert_eq!(policy.may_use(IDENTITYD, &identity, what, NOW), Err(Reason::Purpose));
         }
+        assert_eq!(policy.may_use(MODULED, &seal, Operation::Sign, NOW), Err(Reason::Purpose));
         for what in [Operation::Sign, Operation::Derive] {
-            assert_eq!(policy.may_use(MODULED, &seal, what, NOW), Err(Reason::Purpose));
             assert_eq!(policy.may_use(IDENTITYD, &identity, what, NOW), Ok(()));
+        }
+    }
+
+    #[test]
+    fn keys_derived_from_one_that_seals_encrypt_and_decrypt_and_nothing_else() {
+        let policy = Policy::new(&settings());
+        let base = named(&policy, MODULED, Target::Symmetric(id("edgekeep-module-data")));
+        let derived = named(&policy, MODULED, derived("edgekeep-module-data"));
+        assert_eq!(policy.may_use(MODULED, &base, Operation::Derive, NOW), Ok(()));
+        for what in [Operation::Encrypt, Operation::Decrypt] {
+            assert_eq!(policy.may_use(MODULED, &derived, what, NOW), Ok(()));
+            assert_eq!(policy.may_use(IDENTITYD, &derived, what, NOW), Err(Reason::HandleOfAnotherUid));
+        }
+        // Signing with the base would compute a derived key.
+        for (named, what) in [
+            (&base, Operation::Sign),
+            (&base, Operation::Export),
+            (&derived, Operation::Sign),
+            (&derived, Operation::Export),
+        ] {
+            assert_eq!(policy.may_use(MODULED, named, what, NOW), Err(Reason::Purpose), "{what}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Writing down what is asked for, before and after it is done.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use edgekeep_api::keyd::{ON_BEHALF_OF, OnBehalfOf, OnBehalfOfError};
@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 
 use crate::metrics;
 use crate::policy::Policy;
+use crate::share::{Counted, Shares, Told, Used};
 
 /// How long a request waits for a place in the audit log before it is refused.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -57,6 +58,7 @@ pub(crate) struct Recorder {
     log: Arc<Log>,
     backend: Arc<dyn KeyBackend>,
     throttle: Mutex<Throttle>,
+    shares: Arc<Mutex<Shares<Permit>>>,
 }
 
 /// How many refusals of each uid may still be written down. Grows with time, up to [`REFUSALS`].
@@ -93,11 +95,19 @@ pub(crate) struct Doing {
     /// Taken when the end is written.
     open: Option<(Permit, Who, Operation, Option<Key>)>,
     backend: Arc<dyn KeyBackend>,
+    shares: Arc<Mutex<Shares<Permit>>>,
 }
 
 impl Recorder {
-    pub(crate) fn new(log: Log, backend: Arc<dyn KeyBackend>) -> Self {
-        Self { log: Arc::new(log), backend, throttle: Mutex::default() }
+    /// `entries_per_hour` is what each uid may write before its uses are counted together.
+    pub(crate) fn new(log: Log, backend: Arc<dyn KeyBackend>, entries_per_hour: u32) -> Self {
+        let shares = Arc::new(Mutex::new(Shares::new(entries_per_hour)));
+        Self { log: Arc::new(log), backend, throttle: Mutex::default(), shares }
+    }
+
+    /// Writes down what was counted so far.
+    pub(crate) fn write_counted(&self) {
+        append_all(lock(&self.shares).all());
     }
 
     pub(crate) fn log(&self) -> &Arc<Log> {
@@ -118,7 +128,8 @@ impl Recorder {
                 }
             }
         };
-        Ok(Doing { open: Some((permit, who, what, key)), backend: Arc::clone(&self.backend) })
+        let (backend, shares) = (Arc::clone(&self.backend), Arc::clone(&self.shares));
+        Ok(Doing { open: Some((permit, who, what, key)), backend, shares })
     }
 
     /// Writes a refusal down, here and in the daemon's log; or counts it, if there are too many of this uid.
@@ -134,7 +145,19 @@ impl Recorder {
     }
 }
 
+impl Drop for Recorder {
+    /// While the log is still there.
+    fn drop(&mut self) {
+        append_all(lock(&self.shares).close());
+    }
+}
+
 impl Doing {
+    /// Writes down that it was refused after all.
+    pub(crate) fn refused(mut self, reason: Reason) {
+        self.close(Outcome::Refused(reason));
+    }
+
     /// Writes the end down, and passes it on.
     pub(crate) fn end<T>(mut self, done: Result<T, HttpError>) -> Result<T, HttpError> {
         self.close(if done.is_ok() { Outcome::Done } else { Outcome::Failed });
@@ -145,14 +168,46 @@ impl Doing {
         if let Some((permit, who, what, key)) = self.open.take() {
             let backend = key.as_ref().and_then(|key| self.backend.keeper(&key.id));
             metrics::ended(what, key.as_ref(), backend, outcome);
-            permit.append(entry(who, what, key, outcome));
+            let used = Used { who, what, key, outcome };
+            let told = lock(&self.shares).take(used, permit, Instant::now(), OffsetDateTime::now_utc());
+            match told {
+                Told::Itself(Used { who, what, key, outcome }, permit) => {
+                    permit.append(entry(who, what, key, outcome));
+                }
+                Told::Together { until: Some(until) } => self.write_counted_at(until),
+                Told::Together { until: None } => {}
+            }
         }
+    }
+
+    /// Without a runtime, which is without a server, it is written when the log is closed.
+    fn write_counted_at(&self, until: Instant) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let shares = Arc::downgrade(&self.shares);
+        runtime.spawn(async move {
+            tokio::time::sleep_until(until.into()).await;
+            if let Some(shares) = shares.upgrade() {
+                append_all(lock(&shares).due(Instant::now()));
+            }
+        });
     }
 }
 
 impl Drop for Doing {
     fn drop(&mut self) {
         self.close(Outcome::Interrupted);
+    }
+}
+
+fn lock(shares: &Mutex<Shares<Permit>>) -> MutexGuard<'_, Shares<Permit>> {
+    shares.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes down uses that were counted together.
+fn append_all(counted: Vec<Counted<Permit>>) {
+    for Counted { who, what, key, outcome, count, since, place } in counted {
+        let event = Event::Counted { who, what, key, outcome, count, since };
+        place.append(Entry { time: OffsetDateTime::now_utc(), event });
     }
 }
 

@@ -2,11 +2,8 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use edgekeep_core::id::KeyId;
-use edgekeep_hsm::{
-    KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, PublicValue, RsaPadding, SecretBytes, SymmetricKey,
-    Usage,
-};
+use edgekeep_hsm::backend::Delegate;
+use edgekeep_hsm::{KeyBackend, KeyError};
 
 type Open<B> = dyn Fn() -> Result<B, KeyError> + Send + Sync;
 
@@ -39,73 +36,24 @@ impl<B> Recovering<B> {
     }
 }
 
-impl<B: KeyBackend> KeyBackend for Recovering<B> {
-    fn name(&self) -> &'static str {
+impl<B: KeyBackend> Delegate for Recovering<B> {
+    type To = B;
+
+    fn delegate_name(&self) -> &'static str {
         self.name
     }
 
-    fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError> {
-        self.get()?.kind(id)
-    }
-
-    fn create_key(&self, id: &KeyId, usage: Usage) -> Result<(), KeyError> {
-        self.get()?.create_key(id, usage)
-    }
-
-    fn import_key(&self, id: &KeyId, bytes: SecretBytes, usage: Usage) -> Result<(), KeyError> {
-        self.get()?.import_key(id, bytes, usage)
-    }
-
-    fn create_key_pair(&self, id: &KeyId, preferred: &[PairAlgorithm]) -> Result<(), KeyError> {
-        self.get()?.create_key_pair(id, preferred)
-    }
-
-    fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> Result<(), KeyError> {
-        self.get()?.move_key_pair(from, to)
-    }
-
-    fn delete(&self, id: &KeyId, kind: KeyKind) -> Result<(), KeyError> {
-        self.get()?.delete(id, kind)
-    }
-
-    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
-        self.get()?.public_parameter(id, parameter)
-    }
-
-    fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.get()?.sign_ecdsa(id, digest)
-    }
-
-    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.get()?.rsa_private_operation(id, padding, block)
-    }
-
-    fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
-        self.get()?.hmac_sha256(key, message)
-    }
-
-    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.get()?.encrypt(key, iv, aad, plaintext)
-    }
-
-    fn decrypt(
-        &self,
-        key: SymmetricKey<'_>,
-        iv: &[u8],
-        aad: &[u8],
-        ciphertext: &[u8],
-    ) -> Result<SecretBytes, KeyError> {
-        self.get()?.decrypt(key, iv, aad, ciphertext)
-    }
-
-    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
-        self.get()?.export_derived(base, derivation_data)
+    fn delegate(&self) -> Result<&B, KeyError> {
+        self.get().map(Arc::as_ref)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    use edgekeep_core::id::KeyId;
+    use edgekeep_hsm::KeyKind;
 
     use super::*;
 

@@ -25,6 +25,7 @@ use http::{Method, StatusCode};
 
 use crate::Keyd;
 use crate::handle::{Binding, InvalidHandle, IssueError, Target};
+use crate::makers::MakeError;
 use crate::record::{self, Doing, now};
 
 /// Most entries, and most bytes of them, in one answer.
@@ -71,13 +72,11 @@ async fn create_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let what = if imported.is_some() { Operation::Import } else { Operation::Create };
     let doing = state.begin_named(&request, what, &id).await?;
     let made = id.clone();
-    let done = state
-        .on_disk(&request, move |backend| match imported {
-            Some(bytes) => backend.import_key(&made, bytes, usage),
-            None => backend.create_key(&made, usage),
-        })
-        .await;
-    doing.end(done)?;
+    let make = move |backend: &dyn KeyBackend| match imported {
+        Some(bytes) => backend.import_key(&made, bytes, usage),
+        None => backend.create_key(&made, usage),
+    };
+    state.make(&request, doing, &id, make).await?;
     issued(state.handles.symmetric(&id, &state.binding(&request, &id)))
 }
 
@@ -92,7 +91,7 @@ async fn delete_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
     let (target, doing) = state.begin_with_handle(&request, Operation::Delete, &body.key_handle).await?;
     let Target::Symmetric(id) = target else { return doing.end(Err(wrong_handle_kind())) };
-    doing.end(state.on_disk(&request, move |backend| backend.delete(&id, KeyKind::Symmetric)).await)?;
+    state.delete(&request, doing, id, KeyKind::Symmetric).await?;
     Ok(Response::no_content())
 }
 
@@ -102,7 +101,8 @@ async fn create_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let doing = state.begin_named(&request, Operation::Create, &id).await?;
     let preferred = PairAlgorithm::preferred(body.preferred_algorithms.as_deref());
     let created = id.clone();
-    doing.end(state.on_disk(&request, move |backend| backend.create_key_pair(&created, &preferred)).await)?;
+    let make = move |backend: &dyn KeyBackend| backend.create_key_pair(&created, &preferred);
+    state.make(&request, doing, &id, make).await?;
     issued(state.handles.pair(&id, &state.binding(&request, &id)))
 }
 
@@ -123,7 +123,13 @@ async fn move_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let mut key = state.key(&to);
     key.from = Some(from.clone());
     let doing = state.recorder.begin(state.who(&request)?, Operation::Move, Some(key)).await?;
-    doing.end(state.on_disk(&request, move |backend| backend.move_key_pair(&from, &to)).await)?;
+    let makers = Arc::clone(&state.makers);
+    let moved = move |backend: &dyn KeyBackend| {
+        backend.move_key_pair(&from, &to)?;
+        makers.renamed(&from, &to);
+        Ok(())
+    };
+    doing.end(state.on_disk(&request, moved).await)?;
     Ok(Response::no_content())
 }
 
@@ -131,7 +137,7 @@ async fn delete_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
     let (target, doing) = state.begin_with_handle(&request, Operation::Delete, &body.key_handle).await?;
     let Target::Pair(id) = target else { return doing.end(Err(wrong_handle_kind())) };
-    doing.end(state.on_disk(&request, move |backend| backend.delete(&id, KeyKind::Pair)).await)?;
+    state.delete(&request, doing, id, KeyKind::Pair).await?;
     Ok(Response::no_content())
 }
 
@@ -232,6 +238,7 @@ async fn decrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
 
 async fn audit_checkpoint(state: Arc<Keyd>, request: Request) -> Answer {
     state.expect_auditor(&request)?;
+    state.recorder.write_counted();
     let log = Arc::clone(state.recorder.log());
     let verifier_key = log.key().to_string();
     match tokio::task::spawn_blocking(move || log.checkpoint_and_counter()).await {
@@ -378,6 +385,40 @@ impl Keyd {
         }
     }
 
+    /// Makes a key, if the caller may have one more.
+    async fn make(
+        &self,
+        request: &Request,
+        doing: Doing,
+        id: &KeyId,
+        make: impl FnOnce(&dyn KeyBackend) -> Result<(), KeyError> + Send + 'static,
+    ) -> Result<(), HttpError> {
+        let uid = request.caller.uid();
+        let (makers, id) = (Arc::clone(&self.makers), id.clone());
+        let bound = (!self.policy.is_unrestricted(uid)).then_some(uid);
+        let made = self.on_disk(request, move |backend| match makers.make(bound, &id, backend, || make(backend)) {
+            Err(MakeError::Key(error)) => Err(error),
+            made => Ok(made),
+        });
+        let refusal = match made.await {
+            Ok(Err(MakeError::TooMany(too_many))) => too_many,
+            Ok(made) => return doing.end(made.map_err(|error| HttpError::hidden(&error))),
+            Err(error) => return doing.end(Err(error)),
+        };
+        doing.refused(Reason::TooManyKeys);
+        Err(HttpError::new(StatusCode::FORBIDDEN, refusal.to_string()))
+    }
+
+    async fn delete(&self, request: &Request, doing: Doing, id: KeyId, kind: KeyKind) -> Result<(), HttpError> {
+        let makers = Arc::clone(&self.makers);
+        let deleted = move |backend: &dyn KeyBackend| {
+            backend.delete(&id, kind)?;
+            makers.forget(&id);
+            Ok(())
+        };
+        doing.end(self.on_disk(request, deleted).await)
+    }
+
     /// Runs what waits for the disk, or computes for long, off the thread that answers requests.
     async fn on_disk<T: Send + 'static>(
         &self,
@@ -398,13 +439,16 @@ impl Keyd {
     }
 
     /// Uses a key: here, if that is a matter of microseconds, and off the thread that answers, if it is one of waiting for
-    /// a token or a TPM.
+    /// a disk, a token or a TPM.
     async fn in_use<T: Send + 'static>(
         &self,
         request: &Request,
-        run: impl FnOnce(&dyn KeyBackend) -> Result<T, KeyError> + Send + 'static,
+        run: impl Fn(&dyn KeyBackend) -> Result<T, KeyError> + Send + 'static,
     ) -> Result<T, HttpError> {
-        if self.in_memory { run(&*self.backend).map_err(refuse) } else { self.on_disk(request, run).await }
+        match self.backend.without_waiting().map(|backend| run(&*backend)) {
+            None | Some(Err(KeyError::WouldWait)) => self.on_disk(request, run).await,
+            Some(done) => done.map_err(refuse),
+        }
     }
 
     /// The same with a symmetric or derived key.
@@ -412,7 +456,7 @@ impl Keyd {
         &self,
         request: &Request,
         target: Target,
-        run: impl FnOnce(&dyn KeyBackend, SymmetricKey<'_>) -> Result<T, KeyError> + Send + 'static,
+        run: impl Fn(&dyn KeyBackend, SymmetricKey<'_>) -> Result<T, KeyError> + Send + 'static,
     ) -> Result<T, HttpError> {
         match target {
             Target::Symmetric(id) => self.in_use(request, move |backend| run(backend, SymmetricKey::Stored(&id))).await,

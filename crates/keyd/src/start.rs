@@ -20,6 +20,7 @@ use crate::confine;
 use crate::counter::TpmCounter;
 use crate::handle::Handles;
 use crate::libraries::Surroundings;
+use crate::makers::{KEYS_PER_UID, Makers};
 use crate::places::{Places, PlacesError, Plan, make_private};
 use crate::policy::Policy;
 use crate::record::{self, Recorder};
@@ -35,6 +36,9 @@ const CHECKPOINT_KEY: &str = "audit-checkpoint-key";
 const COUNTER_KEY: &str = "audit-counter-key";
 /// Folder of the audit log in the state folder.
 const AUDIT: &str = "audit";
+/// Entries that a uid may write into the audit log in an hour if the settings say nothing else. With entries of some 250 bytes
+/// one uid alone needs a day to push everything out of a log of the usual size.
+const ENTRIES_PER_UID_HOUR: u32 = 10_000;
 /// Largest file in the import folder, in bytes.
 const IMPORT_LIMIT: u64 = 64 * 1024;
 
@@ -62,6 +66,9 @@ pub enum StartError {
     /// A socket cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Who made which key cannot be read.
+    #[error("cannot read who made which key")]
+    Makers(#[source] edgekeep_daemon::store::StoreError),
     /// The audit log cannot be opened.
     #[error("cannot open the audit log; without it no key is used")]
     Audit(#[from] edgekeep_audit::OpenError),
@@ -155,7 +162,10 @@ impl Keyd {
         tracing::info!(key = %log.key(), entries = log.opened().size, "audit log");
         // Half of the threads for one uid: another one finds one free.
         let turns = Arc::new(Turns::new(slow_threads(settings.has_hardware()) / 2));
-        let recorder = Arc::new(Recorder::new(log, Arc::clone(&places.backend)));
+        let share = settings.audit_log.entries_per_uid_hour.unwrap_or(ENTRIES_PER_UID_HOUR);
+        let recorder = Arc::new(Recorder::new(log, Arc::clone(&places.backend), share));
+        let makers =
+            Makers::open(&folder, settings.keys_per_uid.unwrap_or(KEYS_PER_UID)).map_err(StartError::Makers)?;
         let tpmd = places.tpm.zip(settings.tpm.as_ref()).map(|(tpm, tpm_is)| {
             Arc::new(Tpmd::new(
                 tpm,
@@ -169,8 +179,8 @@ impl Keyd {
             recorder,
             counter_index: settings.tpm.as_ref().map(|tpm| tpm.audit_counter.index),
             backend: places.backend,
-            in_memory: places.in_memory,
             turns,
+            makers: Arc::new(makers),
             tpmd,
             handles: Handles::new(&handle_key),
             policy,

@@ -1,6 +1,8 @@
 //! Every route of the keys API over a real socket: what it answers to who may ask, to who may not, and to bad requests.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod bounds;
+
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
