@@ -1,5 +1,6 @@
 //! Handles to moduled's own keys in keyd, asked for once and kept until keyd objects to them.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -8,17 +9,27 @@ use edgekeep_api::certd::CertificatesClient;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{KeyHandle, KeysClient};
 use edgekeep_core::id::KeyId;
+use edgekeep_core::settings::ModuleEncryption;
 use edgekeep_daemon::server::HttpError;
 use http::StatusCode;
 use tokio::sync::Mutex;
 
 use crate::failure;
 
+/// The device's key for modules' data (wire facts 3.3).
+const DEVICE_DATA_KEY: &str = "iotedge_master_encryption_id";
+/// What the keys of single modules' data are derived from.
+const MODULE_DATA_BASE: &str = "edgekeep-module-data";
+/// Derived keys whose handles are kept: more modules than a device has; a bound all the same.
+const DERIVED_LIMIT: usize = 1024;
+
 /// How a key is obtained.
 #[derive(Debug, Clone)]
 enum Origin {
-    /// A symmetric key that is made when first used.
-    Encryption(String),
+    /// A symmetric key that is made when first used, for this usage.
+    Made { id: &'static str, usage: &'static str },
+    /// A symmetric key that exists.
+    Symmetric(&'static str),
     /// A key pair that exists.
     Pair(KeyId),
 }
@@ -31,16 +42,23 @@ pub struct KeptHandle {
 }
 
 impl KeptHandle {
-    /// A symmetric key for encryption, made when first used.
+    fn new(origin: Origin) -> Self {
+        Self { origin, handle: Mutex::new(None) }
+    }
+
+    /// The device's key for modules' data; made when first used if new data is encrypted under it.
     #[must_use]
-    pub fn of_encryption_key(id: &str) -> Self {
-        Self { origin: Origin::Encryption(id.to_owned()), handle: Mutex::new(None) }
+    pub fn of_device_data_key(encryption: ModuleEncryption) -> Self {
+        Self::new(match encryption {
+            ModuleEncryption::DeviceKey => Origin::Made { id: DEVICE_DATA_KEY, usage: "encrypt" },
+            ModuleEncryption::ModuleKey | ModuleEncryption::ModuleKeyOnly => Origin::Symmetric(DEVICE_DATA_KEY),
+        })
     }
 
     /// An existing key pair.
     #[must_use]
     pub fn of_key_pair(id: KeyId) -> Self {
-        Self { origin: Origin::Pair(id), handle: Mutex::new(None) }
+        Self::new(Origin::Pair(id))
     }
 
     /// The handle.
@@ -48,15 +66,19 @@ impl KeptHandle {
     /// # Errors
     /// As an answer, if keyd cannot be reached or refuses.
     pub async fn get(&self, keys: &KeysClient) -> Result<KeyHandle, HttpError> {
+        self.ask(keys).await.map_err(|error| failure::of_service(&error))
+    }
+
+    async fn ask(&self, keys: &KeysClient) -> Result<KeyHandle, ClientError> {
         let mut kept = self.handle.lock().await;
         if let Some(handle) = &*kept {
             return Ok(handle.clone());
         }
         let handle = match &self.origin {
-            Origin::Encryption(id) => keys.create_key(id, "encrypt").await,
+            Origin::Made { id, usage } => keys.create_key(id, usage).await,
+            Origin::Symmetric(id) => keys.load_key(id).await,
             Origin::Pair(id) => keys.load_key_pair(id.as_str()).await,
-        };
-        let handle = handle.map_err(|error| failure::of_service(&error))?;
+        }?;
         *kept = Some(handle.clone());
         Ok(handle)
     }
@@ -66,15 +88,117 @@ impl KeptHandle {
     /// # Errors
     /// As [`Self::get`].
     pub async fn renew(&self, keys: &KeysClient, old: &KeyHandle) -> Result<KeyHandle, HttpError> {
-        {
-            let mut kept = self.handle.lock().await;
-            // Somebody else may have renewed it meanwhile.
-            if kept.as_ref() == Some(old) {
-                *kept = None;
+        self.forget(old).await;
+        self.get(keys).await
+    }
+
+    /// Somebody else may have renewed it meanwhile.
+    async fn forget(&self, old: &KeyHandle) {
+        let mut kept = self.handle.lock().await;
+        if kept.as_ref() == Some(old) {
+            *kept = None;
+        }
+    }
+}
+
+/// The keys of modules' data: each derived, in keyd, from one base that is made when first used. Only their handles are here.
+#[derive(Debug)]
+pub struct ModuleDataKeys {
+    base: KeptHandle,
+    /// By what they are derived for.
+    derived: RwLock<HashMap<Vec<u8>, KeyHandle>>,
+}
+
+impl Default for ModuleDataKeys {
+    fn default() -> Self {
+        let base = KeptHandle::new(Origin::Made { id: MODULE_DATA_BASE, usage: "derive" });
+        Self { base, derived: RwLock::default() }
+    }
+}
+
+impl ModuleDataKeys {
+    async fn derive(&self, keys: &KeysClient, data: &[u8]) -> Result<KeyHandle, ClientError> {
+        let base = self.base.ask(keys).await?;
+        match keys.derive_key(&base, data).await {
+            Err(error) if is_stale(&error) => {
+                self.base.forget(&base).await;
+                keys.derive_key(&self.base.ask(keys).await?, data).await
             }
+            done => done,
+        }
+    }
+
+    fn kept(&self, data: &[u8]) -> Option<KeyHandle> {
+        self.derived.read().unwrap_or_else(PoisonError::into_inner).get(data).cloned()
+    }
+
+    fn keep(&self, data: &[u8], handle: &KeyHandle) {
+        let mut derived = self.derived.write().unwrap_or_else(PoisonError::into_inner);
+        if derived.len() >= DERIVED_LIMIT {
+            derived.clear();
+        }
+        derived.insert(data.to_vec(), handle.clone());
+    }
+
+    async fn forget(&self, data: &[u8], old: &KeyHandle) {
+        if self.kept(data).as_ref() == Some(old) {
+            self.derived.write().unwrap_or_else(PoisonError::into_inner).remove(data);
+            // The base's is as old.
+            *self.base.handle.lock().await = None;
+        }
+    }
+}
+
+/// A key that modules' data is encrypted under.
+pub(crate) enum DataKey<'a> {
+    /// The device's one key.
+    Device(&'a KeptHandle),
+    /// The one that is derived for this.
+    Module(&'a ModuleDataKeys, &'a [u8]),
+}
+
+impl DataKey<'_> {
+    /// Its handle.
+    ///
+    /// # Errors
+    /// 500 if keyd cannot be reached or refuses: whatever keeps modules' data from being encrypted is an error of ours (wire
+    /// facts 3.3).
+    pub(crate) async fn get(&self, keys: &KeysClient) -> Result<KeyHandle, HttpError> {
+        let asked = match self {
+            Self::Device(key) => key.ask(keys).await,
+            Self::Module(all, data) => match all.kept(data) {
+                Some(handle) => Ok(handle),
+                None => all.derive(keys, data).await.inspect(|handle| all.keep(data, handle)),
+            },
+        };
+        asked.map_err(|error| {
+            let remedy = match error {
+                ClientError::Status { status: StatusCode::UNAUTHORIZED, .. } => {
+                    "; `edgekeep config apply` grants it to moduled"
+                }
+                _ => "",
+            };
+            HttpError::internal(format!("no key of modules' data: {error}{remedy}"))
+        })
+    }
+
+    /// A new handle in place of `old`, which keyd objected to.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) async fn renew(&self, keys: &KeysClient, old: &KeyHandle) -> Result<KeyHandle, HttpError> {
+        match self {
+            Self::Device(key) => key.forget(old).await,
+            Self::Module(all, data) => all.forget(data, old).await,
         }
         self.get(keys).await
     }
+}
+
+/// Whether keyd objects to the handle itself.
+pub(crate) fn is_stale(error: &ClientError) -> bool {
+    matches!(error, ClientError::Status { status, message }
+        if matches!(*status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED) && message.contains("handle"))
 }
 
 /// The trust bundle, asked for again after a few seconds in the background: while the certificates API is slow or away, the

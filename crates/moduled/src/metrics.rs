@@ -11,6 +11,12 @@ use crate::service::Moduled;
 /// Callers that were judged.
 pub(crate) static VERDICTS: Family<Counter, 2> =
     Family::new("edgekeep_verdicts", "Callers that were judged, and why they were refused.", ["verdict", "reason"]);
+/// What modules had decrypted, by what it was encrypted under.
+pub(crate) static DECRYPTIONS: Family<Counter, 1> = Family::new(
+    "edgekeep_decryptions",
+    "Ciphertexts of modules that were to be decrypted: under the module's own key, or the device's one key.",
+    ["key"],
+);
 /// Failed tries of the watchdog.
 pub(crate) static WATCHDOG_ERRORS: Family<Counter, 0> =
     Family::new("edgekeep_watchdog_errors", "Rounds of the watchdog in which edgeAgent could not be kept running.", []);
@@ -35,7 +41,7 @@ static DAYS_LEFT: Family<Gauge, 1> = Family::new(
 
 /// What this daemon counts beyond what all do.
 pub static FAMILIES: Families =
-    &[&VERDICTS, &WATCHDOG_ERRORS, &WATCHDOG_ERRORS_IN_A_ROW, &IMAGES, &MODULES, &ENGINE, &DAYS_LEFT];
+    &[&VERDICTS, &DECRYPTIONS, &WATCHDOG_ERRORS, &WATCHDOG_ERRORS_IN_A_ROW, &IMAGES, &MODULES, &ENGINE, &DAYS_LEFT];
 
 /// Looks around when metrics are asked for; asks nobody, least of all the engine.
 #[must_use]

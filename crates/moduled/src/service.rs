@@ -20,7 +20,7 @@ use crate::approvals::Approvals;
 use crate::attest::{Attestor, Subject, Who};
 use crate::identities::IdentityCache;
 use crate::images::Images;
-use crate::keys::{KeptHandle, TrustBundleCache};
+use crate::keys::{KeptHandle, ModuleDataKeys, TrustBundleCache};
 use crate::modules::Modules;
 use crate::refusals::{ToRefuse, VerdictTrail, without_evidence};
 use crate::registrations::Registrations;
@@ -56,8 +56,10 @@ pub struct Moduled {
     pub images: Images,
     /// Where modules call.
     pub sockets: Sockets,
-    /// Handle of the key for modules' data.
-    pub encryption_key: KeptHandle,
+    /// Keys of single modules' data.
+    pub module_data_keys: ModuleDataKeys,
+    /// The device's one key for modules' data, for what was encrypted under it.
+    pub device_data_key: KeptHandle,
     /// Handle of the Edge CA's key.
     pub edge_ca_key: KeptHandle,
     /// The trust bundle.
@@ -106,7 +108,8 @@ impl Moduled {
             modules,
             images: Images::load(&root.state_folder(Daemon::Moduled)),
             sockets: Sockets::default(),
-            encryption_key: KeptHandle::of_encryption_key(crate::workload::ENCRYPTION_KEY),
+            module_data_keys: ModuleDataKeys::default(),
+            device_data_key: KeptHandle::of_device_data_key(settings.module_encryption),
             edge_ca_key: KeptHandle::of_key_pair(settings.edge_ca.key.clone()),
             trust_bundle: Arc::default(),
             support_bundle: Semaphore::new(1),

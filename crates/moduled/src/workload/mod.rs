@@ -2,9 +2,8 @@
 
 pub mod certificates;
 mod identity;
+mod layout;
 mod secrets;
-
-pub(crate) use secrets::ENCRYPTION_KEY;
 
 use std::sync::Arc;
 

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::rand;
 use edgekeep_api::client::ClientError;
-use edgekeep_api::keyd::{EncryptMechanism, SignMechanism};
+use edgekeep_api::keyd::{EncryptMechanism, KeysClient, SignMechanism};
 use edgekeep_api::workload::{Decrypt, Decrypted, Digest, Encrypt, Encrypted, Sign};
-use edgekeep_core::id::ModuleId;
+use edgekeep_core::settings::ModuleEncryption;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 use http::StatusCode;
 
 use super::WorkloadDoor;
-use crate::failure;
-
-/// The device's key for modules' data (wire facts 3.3).
-pub(crate) const ENCRYPTION_KEY: &str = "iotedge_master_encryption_id";
+use super::layout::{self, Form, NONCE_LEN, PLAINTEXT_LIMIT};
+use crate::keys::{DataKey, is_stale};
+use crate::{failure, metrics};
 
 pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let (module, identity) = state.admit_generation(&request).await?;
@@ -36,45 +36,92 @@ pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Resu
 pub(super) async fn encrypt(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let (module, _) = state.admit_generation(&request).await?;
     let body: Encrypt = super::body(&mut request).await?;
-    let keys = &state.keys_for(&request, &module);
-    let mechanism = aead(&module, request.param(1), body.initialization_vector);
-    let handle = state.service.encryption_key.get(keys).await?;
-    let ciphertext = match keys.encrypt(&handle, mechanism.clone(), body.plaintext.as_slice().to_vec()).await {
-        Err(error) if is_stale(&error) => {
-            let handle = state.service.encryption_key.renew(keys, &handle).await?;
-            keys.encrypt(&handle, mechanism, body.plaintext.into_inner()).await
-        }
-        other => other,
+    let (iv, plaintext) = (body.initialization_vector, body.plaintext.into_inner());
+    if iv.as_slice().len() + plaintext.len() > PLAINTEXT_LIMIT {
+        let text = format!(
+            "plaintext and initializationVector are longer than {PLAINTEXT_LIMIT} bytes together, so that no request could \
+             decrypt them again: encrypt the data in parts, or encrypt a key of your own"
+        );
+        return Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+    }
+    let (keys, generation) = (&state.keys_for(&request, &module), request.param(1));
+    let ciphertext = if state.service.settings.module_encryption == ModuleEncryption::DeviceKey {
+        let aad = layout::device_additional_data(module.as_str(), generation);
+        let mechanism = EncryptMechanism::Aead { iv, aad: aad.into() };
+        seal(keys, DataKey::Device(&state.service.device_data_key), mechanism, plaintext).await?
+    } else {
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).map_err(|error| HttpError::hidden(&error))?;
+        let aad = layout::additional_data(module.as_str(), generation, iv.as_slice());
+        let mechanism = EncryptMechanism::Aead { iv: nonce.as_slice().into(), aad: aad.into() };
+        let data = layout::derivation_data(module.as_str(), generation);
+        let key = DataKey::Module(&state.service.module_data_keys, &data);
+        layout::compose(&nonce, &seal(keys, key, mechanism, plaintext).await?)
     };
-    // Whatever keyd objects to is an error of ours on this API (wire facts 3.3).
-    let ciphertext = ciphertext.map_err(|error| HttpError::internal(error.to_string()))?;
     Ok(Response::ok(&Encrypted { ciphertext: ciphertext.into() }))
 }
 
 pub(super) async fn decrypt(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let (module, _) = state.admit_generation(&request).await?;
     let body: Decrypt = super::body(&mut request).await?;
-    let keys = &state.keys_for(&request, &module);
-    let mechanism = aead(&module, request.param(1), body.initialization_vector);
-    let handle = state.service.encryption_key.get(keys).await?;
-    let plaintext = match keys.decrypt(&handle, mechanism.clone(), body.ciphertext.as_slice().to_vec()).await {
-        Err(error) if is_stale(&error) => {
-            let handle = state.service.encryption_key.renew(keys, &handle).await?;
-            keys.decrypt(&handle, mechanism, body.ciphertext.into_inner()).await
+    let (keys, generation) = (&state.keys_for(&request, &module), request.param(1));
+    let iv = body.initialization_vector;
+    let plaintext = match layout::parse(body.ciphertext.as_slice()) {
+        Ok(Form::ModuleKey { nonce, sealed }) => {
+            metrics::DECRYPTIONS.with(["module-key"]).increment();
+            let aad = layout::additional_data(module.as_str(), generation, iv.as_slice());
+            let mechanism = EncryptMechanism::Aead { iv: nonce.as_slice().into(), aad: aad.into() };
+            let data = layout::derivation_data(module.as_str(), generation);
+            open(keys, DataKey::Module(&state.service.module_data_keys, &data), mechanism, sealed).await?
         }
-        other => other,
+        Ok(Form::DeviceKey { .. }) if state.service.settings.module_encryption == ModuleEncryption::ModuleKeyOnly => {
+            return Err(HttpError::internal(
+                "the ciphertext is under the device's one key, which module_encryption = \"module-key-only\" refuses: \
+                 \"module-key\" reads it",
+            ));
+        }
+        Ok(Form::DeviceKey { sealed }) => {
+            metrics::DECRYPTIONS.with(["device-key"]).increment();
+            let aad = layout::device_additional_data(module.as_str(), generation);
+            let mechanism = EncryptMechanism::Aead { iv, aad: aad.into() };
+            open(keys, DataKey::Device(&state.service.device_data_key), mechanism, sealed).await?
+        }
+        Err(error) => return Err(HttpError::internal(error.to_string())),
     };
-    let plaintext = plaintext.map_err(|error| HttpError::internal(error.to_string()))?;
     Ok(Response::ok(&Decrypted { plaintext: plaintext.into() }))
 }
 
-/// Module id and generation without a separator, as existing ciphertexts have it (wire facts 3.3).
-fn aead(module: &ModuleId, generation: &str, iv: edgekeep_api::Base64Bytes) -> EncryptMechanism {
-    EncryptMechanism::Aead { iv, aad: format!("{module}{generation}").into_bytes().into() }
+async fn seal(
+    keys: &KeysClient,
+    key: DataKey<'_>,
+    mechanism: EncryptMechanism,
+    plaintext: Vec<u8>,
+) -> Result<Vec<u8>, HttpError> {
+    let handle = key.get(keys).await?;
+    let sealed = match keys.encrypt(&handle, mechanism.clone(), plaintext.clone()).await {
+        Err(error) if is_stale(&error) => keys.encrypt(&key.renew(keys, &handle).await?, mechanism, plaintext).await,
+        done => done,
+    };
+    sealed.map_err(|error| of_keyd(&error))
 }
 
-/// Whether keyd objects to the handle itself.
-fn is_stale(error: &ClientError) -> bool {
-    matches!(error, ClientError::Status { status, message }
-        if matches!(*status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED) && message.contains("handle"))
+async fn open(
+    keys: &KeysClient,
+    key: DataKey<'_>,
+    mechanism: EncryptMechanism,
+    sealed: &[u8],
+) -> Result<Vec<u8>, HttpError> {
+    let handle = key.get(keys).await?;
+    let opened = match keys.decrypt(&handle, mechanism.clone(), sealed.to_vec()).await {
+        Err(error) if is_stale(&error) => {
+            keys.decrypt(&key.renew(keys, &handle).await?, mechanism, sealed.to_vec()).await
+        }
+        done => done,
+    };
+    opened.map_err(|error| of_keyd(&error))
+}
+
+/// Whatever keyd objects to is an error of ours on this API (wire facts 3.3).
+fn of_keyd(error: &ClientError) -> HttpError {
+    HttpError::internal(error.to_string())
 }

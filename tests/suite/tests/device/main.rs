@@ -1,6 +1,6 @@
 //! Whole devices whose modules are programs of the host: no container engine is needed.
 //!
-//! `management` and `workload` go through the routes, `cloud_away` and `crashes` through what may go wrong,
+//! `management` and `workload` go through the routes, `module_data` through what modules have encrypted, `cloud_away` and `crashes` through what may go wrong,
 //! `operations` through logs and metrics, `sockets` through what can become of a module's socket, `host_programs` through
 //! confined modules, services and host agents, `refusals` through what is told of callers that were refused. What others may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
@@ -9,6 +9,7 @@ mod cloud_away;
 mod crashes;
 mod host_programs;
 mod management;
+mod module_data;
 mod operations;
 mod reference_agent;
 mod refusals;
