@@ -8,53 +8,37 @@
 //! The library runs in this process. It is loaded once per process and never unloaded. A token may go away and come back:
 //! the next operation finds it again. A PIN that a token refused is not tried again in this process.
 
+mod backend;
 pub mod doctor;
 mod encoding;
 mod error;
 mod library;
+mod making;
 mod objects;
 mod pin;
 mod token;
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use cryptoki::mechanism::Mechanism;
-use cryptoki::mechanism::aead::GcmParams;
-use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, ObjectHandle};
 use edgekeep_core::id::KeyId;
 pub use error::TokenError;
-use error::is_unexplained;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use self::error::{Connection, Failed, call_error, connection_after, is_missing_capability, is_stale_handle};
 use self::library::{Library, lock};
+use self::making::{hmac, make, pair_templates};
 use self::objects::{Details, Found, KeyObject, Mark};
 use self::token::{Lent, Token};
-use crate::SecretBytes;
-use crate::aws_lc::TAG_LEN;
-use crate::backend::{
-    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
-    SymmetricKey, Usage,
-};
-use crate::gcm;
-use crate::material::{self, P256};
+use crate::backend::{KeyBackend as _, KeyError, KeyKind, Operation, PairAlgorithm};
 use crate::uri::{ObjectAttributes, Pkcs11Uri};
 
 /// Sessions that are open at a time unless the settings say otherwise.
 pub const DEFAULT_SESSIONS: usize = 8;
 /// Keys whose handles are remembered. Looking one up again costs a search on the token.
 const REMEMBERED_LIMIT: usize = 128;
-/// Tries to make one object.
-const MAKE_TRIES: u32 = 4;
-/// Length of generated symmetric keys, in bytes.
-const GENERATED_LEN: u8 = 32;
-/// Public exponent of RSA keys: 65537.
-const RSA_EXPONENT: [u8; 3] = [1, 0, 1];
-/// IVs that a token has to take to keep an AES key: the API lets callers choose any.
-const TRIAL_IV_LENGTHS: [usize; 3] = [1, 12, 60];
 
 /// Which token, and how to use it.
 #[derive(Debug, Clone)]
@@ -327,403 +311,6 @@ impl Pkcs11Backend {
     }
 }
 
-/// Tries to make an object, again if the token failed at it without a reason. By the standard a call that failed has made
-/// nothing (PKCS#11 3.0, section 5.1).
-fn make<T>(mut attempt: impl FnMut() -> Result<T, cryptoki::error::Error>) -> Result<T, cryptoki::error::Error> {
-    for _ in 1..MAKE_TRIES {
-        match attempt() {
-            Err(error) if is_unexplained(&error) => {}
-            other => return other,
-        }
-    }
-    attempt()
-}
-
-impl KeyBackend for Pkcs11Backend {
-    fn name(&self) -> &'static str {
-        "pkcs11"
-    }
-
-    fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError> {
-        let done = self.token.run(|session| Ok(self.find(session, id)?.latest(self.token.name())?.map(|key| key.kind)));
-        done.map_err(|failed| self.token_failed(failed))
-    }
-
-    /// A key for HMAC or one for AES; there are none for both on tokens.
-    fn create_key(&self, id: &KeyId, usage: Usage) -> Result<(), KeyError> {
-        let label = self.label(id)?;
-        self.change(Operation::CreateKey, &[id], |session| {
-            let found = self.find(session, id)?;
-            if let Some(existing) = found.latest(self.token.name())? {
-                return Ok(expect_kind(id, existing.kind, KeyKind::Symmetric)?);
-            }
-            let purpose = Purpose::of(usage).ok_or_else(|| self.not_supported(Operation::CreateKey))?;
-            let mut template = purpose.template(&label, &Mark::after(&found.keys)?);
-            template.push(Attribute::ValueLen(u64::from(GENERATED_LEN).into()));
-            let mechanism = match purpose {
-                Purpose::Hmac => Mechanism::GenericSecretKeyGen,
-                Purpose::Aes => Mechanism::AesKeyGen,
-            };
-            let key = make(|| session.generate_key(&mechanism, &template))?;
-            let trial = match purpose {
-                Purpose::Hmac => hmac(session, key, b"trial").map(|mac| mac.is_some()),
-                Purpose::Aes => aes_trial(session, key, None),
-            };
-            self.keep_if(session, key, Operation::CreateKey, trial)
-        })
-    }
-
-    fn import_key(&self, id: &KeyId, bytes: SecretBytes, usage: Usage) -> Result<(), KeyError> {
-        material::check_symmetric(bytes.expose())?;
-        self.refuse_preloaded(id)?;
-        let unfit = || self.not_supported(Operation::ImportKey);
-        let purpose = Purpose::of(usage).ok_or_else(unfit)?;
-        let value = match purpose {
-            Purpose::Hmac => hmac_equivalent(bytes.expose()),
-            Purpose::Aes if bytes.expose().len() == 32 => Zeroizing::new(bytes.expose().to_vec()),
-            Purpose::Aes => return Err(unfit()),
-        };
-        let label = self.label(id)?;
-        self.change(Operation::ImportKey, &[id], |session| {
-            let found = self.find(session, id)?;
-            if let Some(existing) = found.latest(self.token.name())? {
-                expect_kind(id, existing.kind, KeyKind::Symmetric)?;
-            }
-            let mut template = purpose.template(&label, &Mark::after(&found.keys)?);
-            template.push(Attribute::Class(ObjectClass::SECRET_KEY));
-            template.push(Attribute::Value(value.to_vec()));
-            let made = make(|| session.create_object(&template));
-            if let Some(Attribute::Value(value)) = template.last_mut() {
-                value.zeroize();
-            }
-            let key = made?;
-            let trial = match purpose {
-                Purpose::Hmac => {
-                    hmac(session, key, b"trial").map(|mac| mac == Some(material::hmac_sha256(bytes.expose(), b"trial")))
-                }
-                Purpose::Aes => aes_trial(session, key, Some(bytes.expose())),
-            };
-            self.keep_if(session, key, Operation::ImportKey, trial)?;
-            Self::destroy(session, &found.keys, &found)
-        })
-    }
-
-    fn create_key_pair(&self, id: &KeyId, preferred: &[PairAlgorithm]) -> Result<(), KeyError> {
-        let mut last = InputError::PreferredAlgorithms.into();
-        for algorithm in preferred {
-            match self.create_pair(id, *algorithm) {
-                Err(error @ KeyError::NotSupported { .. }) => last = error,
-                done => return done,
-            }
-        }
-        Err(last)
-    }
-
-    /// The private half is renamed first, and in the same call made the later one of those under its new id: from then on
-    /// it is found there, whether or not what is left (renaming the public half, deleting what it replaces) is ever done.
-    fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> Result<(), KeyError> {
-        if from == to {
-            return Err(InputError::SameId.into());
-        }
-        self.refuse_preloaded(from)?;
-        self.refuse_preloaded(to)?;
-        let label = self.label(to)?;
-        // The connection may be lost after renaming; the second run then finds nothing under the old id.
-        let renamed = Cell::new(false);
-        self.change(Operation::MoveKeyPair, &[from, to], |session| {
-            let source = self.find(session, from)?;
-            let target = self.find(session, to)?;
-            let existing = target.latest(self.token.name())?;
-            if let Some(existing) = existing {
-                expect_kind(to, existing.kind, KeyKind::Pair)?;
-            }
-            let Some(key) = source.latest(self.token.name())? else {
-                if renamed.get()
-                    && let Some((_, earlier)) = target.keys.split_last()
-                {
-                    return Self::destroy(session, earlier, &target);
-                }
-                return Err(KeyError::NotFound { id: from.clone() }.into());
-            };
-            expect_kind(from, key.kind, KeyKind::Pair)?;
-            let halves = objects::public_halves(session, key, &source.public)?;
-            let mut change = vec![Attribute::Label(label.clone())];
-            match key.id_after(&target.keys) {
-                Some(id) => change.push(Attribute::Id(id)),
-                None if existing.is_some() => change.push(Attribute::Id(Mark::after(&target.keys)?.encode())),
-                // A key that others made and that replaces nothing keeps its own.
-                None => {}
-            }
-            session.update_attributes(key.handle, &change)?;
-            renamed.set(true);
-            for half in &halves {
-                session.update_attributes(half.handle, &change)?;
-            }
-            Self::destroy(session, &target.keys, &target)
-        })
-    }
-
-    fn delete(&self, id: &KeyId, kind: KeyKind) -> Result<(), KeyError> {
-        self.refuse_preloaded(id)?;
-        self.change(Operation::Delete, &[id], |session| {
-            let found = self.find(session, id)?;
-            let latest = found.latest(self.token.name())?.ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
-            expect_kind(id, latest.kind, kind)?;
-            Self::destroy(session, &found.keys, &found)
-        })
-    }
-
-    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
-        self.with_key(Operation::PublicParameter, id, |_, key| {
-            if key.object.kind != KeyKind::Pair {
-                return Err(wrong_use(id, key, KeyKind::Pair, "").into());
-            }
-            match key.details.public_parameter(parameter) {
-                Some(value) => Ok(value?),
-                None => Err(self.not_supported(Operation::PublicParameter).into()),
-            }
-        })
-    }
-
-    fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.with_key(Operation::SignEcdsa, id, |session, key| {
-            let field_len = match &key.details {
-                Details::Ec { field_len, .. } => *field_len,
-                _ if key.object.kind == KeyKind::Pair => return Err(self.not_supported(Operation::SignEcdsa).into()),
-                _ => return Err(wrong_use(id, key, KeyKind::Pair, "").into()),
-            };
-            if !matches!(digest.len(), 20 | 28 | 32 | 48 | 64) {
-                return Err(InputError::DigestLength { found: digest.len() }.into());
-            }
-            let digest = material::fit_digest(digest, field_len);
-            let raw = session.sign(&Mechanism::Ecdsa, key.object.handle, &digest)?;
-            encoding::ecdsa_der(&raw).ok_or_else(|| KeyError::Library { operation: Operation::SignEcdsa }.into())
-        })
-    }
-
-    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.with_key(Operation::RsaPrivateOperation, id, |session, key| {
-            let modulus = match &key.details {
-                Details::Rsa { modulus, .. } => modulus,
-                _ if key.object.kind == KeyKind::Pair => {
-                    return Err(self.not_supported(Operation::RsaPrivateOperation).into());
-                }
-                _ => return Err(wrong_use(id, key, KeyKind::Pair, "").into()),
-            };
-            let limit = modulus.len().saturating_sub(11);
-            let (fits, mechanism) = match padding {
-                RsaPadding::Pkcs1 => (block.len() <= limit, Mechanism::RsaPkcs),
-                RsaPadding::None => {
-                    (block.len() == modulus.len() && encoding::is_below(block, modulus), Mechanism::RsaX509)
-                }
-            };
-            if !fits {
-                return Err(InputError::RsaBlock { limit }.into());
-            }
-            let raw = session.sign(&mechanism, key.object.handle, block)?;
-            let missing = modulus.len().checked_sub(raw.len());
-            let missing = missing.ok_or(KeyError::Library { operation: Operation::RsaPrivateOperation })?;
-            Ok([vec![0; missing], raw].concat())
-        })
-    }
-
-    fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
-        match key {
-            SymmetricKey::Stored(id) => {
-                self.with_key(Operation::HmacSha256, id, |session, key| self.mac(session, id, key, message))
-            }
-            SymmetricKey::Derived { base, data } => {
-                let derived = self.derive(base, data, Operation::HmacSha256)?;
-                Ok(material::hmac_sha256(&*derived, message))
-            }
-        }
-    }
-
-    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
-        let id = match key {
-            SymmetricKey::Stored(id) => id,
-            SymmetricKey::Derived { base, data } => {
-                return gcm::encrypt(&*self.derive(base, data, Operation::Encrypt)?, iv, aad, plaintext);
-            }
-        };
-        self.with_key(Operation::Encrypt, id, |session, key| {
-            let Details::Aes { allowed: true } = key.details else {
-                return Err(wrong_use(id, key, KeyKind::Symmetric, "encrypt").into());
-            };
-            if iv.is_empty() {
-                return Err(InputError::EmptyIv.into());
-            }
-            let sealed = aes_encrypt(session, key.object.handle, iv, aad, plaintext)?;
-            if sealed.len() != plaintext.len() + TAG_LEN {
-                return Err(KeyError::Library { operation: Operation::Encrypt }.into());
-            }
-            Ok([&[gcm::TAG_LAST], sealed.as_slice()].concat())
-        })
-    }
-
-    fn decrypt(
-        &self,
-        key: SymmetricKey<'_>,
-        iv: &[u8],
-        aad: &[u8],
-        ciphertext: &[u8],
-    ) -> Result<SecretBytes, KeyError> {
-        let id = match key {
-            SymmetricKey::Stored(id) => id,
-            SymmetricKey::Derived { base, data } => {
-                return gcm::decrypt(&*self.derive(base, data, Operation::Decrypt)?, iv, aad, ciphertext);
-            }
-        };
-        self.with_key(Operation::Decrypt, id, |session, key| {
-            let Details::Aes { allowed: true } = key.details else {
-                return Err(wrong_use(id, key, KeyKind::Symmetric, "encrypt").into());
-            };
-            if iv.is_empty() {
-                return Err(InputError::EmptyIv.into());
-            }
-            let (sealed, tag) = gcm::split(ciphertext)?;
-            let sealed = [sealed, tag.as_slice()].concat();
-            match aes_decrypt(session, key.object.handle, iv, aad, &sealed) {
-                Ok(plaintext) => Ok(SecretBytes::from(plaintext)),
-                // Libraries name this in many ways. What tells is that the token still works.
-                Err(error) => match connection_after(&error) {
-                    Connection::Lost => Err(error.into()),
-                    _ if is_stale_handle(&error) => Err(error.into()),
-                    Connection::Unclear if session.generate_random_vec(8).is_err() => Err(error.into()),
-                    Connection::Unclear | Connection::Stands => Err(InputError::NotAuthentic.into()),
-                },
-            }
-        })
-    }
-
-    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
-        let derived = self.derive(base, derivation_data, Operation::ExportDerived)?;
-        Ok(derived.as_slice().into())
-    }
-}
-
-/// What a symmetric key on a token is for.
-#[derive(Clone, Copy)]
-enum Purpose {
-    Hmac,
-    Aes,
-}
-
-impl Purpose {
-    /// `None` for both and for neither.
-    fn of(usage: Usage) -> Option<Self> {
-        match usage {
-            Usage { derive_or_sign: true, encrypt: false } => Some(Self::Hmac),
-            Usage { derive_or_sign: false, encrypt: true } => Some(Self::Aes),
-            _ => None,
-        }
-    }
-
-    fn template(self, label: &[u8], mark: &Mark) -> Vec<Attribute> {
-        let (key_type, uses) = match self {
-            Self::Hmac => (KeyType::GENERIC_SECRET, [Attribute::Sign(true), Attribute::Verify(true)]),
-            Self::Aes => (KeyType::AES, [Attribute::Encrypt(true), Attribute::Decrypt(true)]),
-        };
-        let mut template = vec![
-            Attribute::KeyType(key_type),
-            Attribute::Token(true),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(false),
-            Attribute::Label(label.to_vec()),
-            Attribute::Id(mark.encode()),
-        ];
-        template.extend(uses);
-        template
-    }
-}
-
-/// How a pair is made, and what its public and private objects are, but for their names.
-fn pair_templates(algorithm: PairAlgorithm) -> (Mechanism<'static>, Vec<Attribute>, Vec<Attribute>) {
-    let mut public = vec![Attribute::Token(true), Attribute::Private(false), Attribute::Verify(true)];
-    let mut private = vec![
-        Attribute::Token(true),
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(false),
-        Attribute::Sign(true),
-    ];
-    let bits: u64 = match algorithm {
-        PairAlgorithm::EcP256 => {
-            public.push(Attribute::EcParams(P256.oid.to_vec()));
-            return (Mechanism::EccKeyPairGen, public, private);
-        }
-        PairAlgorithm::Rsa2048 => 2048,
-        PairAlgorithm::Rsa4096 => 4096,
-    };
-    public.extend([
-        Attribute::ModulusBits(bits.into()),
-        Attribute::PublicExponent(RSA_EXPONENT.to_vec()),
-        Attribute::Encrypt(true),
-    ]);
-    // Tokens on TPMs do the operation without padding as a decryption.
-    private.push(Attribute::Decrypt(true));
-    (Mechanism::RsaPkcsKeyPairGen, public, private)
-}
-
-/// A key under which HMAC-SHA256 gives the same as under `key`, and which tokens take that want 32 bytes at least. HMAC
-/// itself fills keys up with zeros to 64 bytes and hashes longer ones (RFC 2104).
-fn hmac_equivalent(key: &[u8]) -> Zeroizing<Vec<u8>> {
-    let mut equivalent = Zeroizing::new(Vec::with_capacity(64));
-    if key.len() > 64 {
-        equivalent.extend_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key).as_ref());
-    } else {
-        equivalent.extend_from_slice(key);
-        equivalent.resize(key.len().max(32), 0);
-    }
-    equivalent
-}
-
-fn hmac(session: &Lent<'_>, key: ObjectHandle, message: &[u8]) -> Result<Option<[u8; 32]>, Failed> {
-    let mac = Zeroizing::new(session.sign(&Mechanism::Sha256Hmac, key, message)?);
-    Ok(<[u8; 32]>::try_from(mac.as_slice()).ok())
-}
-
-fn aes_encrypt(
-    session: &Lent<'_>,
-    key: ObjectHandle,
-    iv: &[u8],
-    aad: &[u8],
-    plaintext: &[u8],
-) -> Result<Vec<u8>, cryptoki::error::Error> {
-    let mut iv = iv.to_vec();
-    let mechanism = Mechanism::AesGcm(GcmParams::new(&mut iv, aad, (8 * TAG_LEN as u64).into())?);
-    session.encrypt(&mechanism, key, plaintext)
-}
-
-fn aes_decrypt(
-    session: &Lent<'_>,
-    key: ObjectHandle,
-    iv: &[u8],
-    aad: &[u8],
-    sealed: &[u8],
-) -> Result<Vec<u8>, cryptoki::error::Error> {
-    let mut iv = iv.to_vec();
-    let mechanism = Mechanism::AesGcm(GcmParams::new(&mut iv, aad, (8 * TAG_LEN as u64).into())?);
-    session.decrypt(&mechanism, key, sealed)
-}
-
-/// Whether the token encrypts and decrypts with IVs of all lengths, and right where the key is known.
-fn aes_trial(session: &Lent<'_>, key: ObjectHandle, known: Option<&[u8]>) -> Result<bool, Failed> {
-    for iv_len in TRIAL_IV_LENGTHS {
-        let iv = vec![7; iv_len];
-        let sealed = aes_encrypt(session, key, &iv, b"aad", b"trial")?;
-        let right = match known {
-            Some(known) => gcm::encrypt(known, &iv, b"aad", b"trial")?[1..] == sealed,
-            None => sealed.len() == b"trial".len() + TAG_LEN,
-        };
-        if !right || aes_decrypt(session, key, &iv, b"aad", &sealed)? != b"trial" {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 fn expect_kind(id: &KeyId, found: KeyKind, expected: KeyKind) -> Result<(), KeyError> {
     if found == expected { Ok(()) } else { Err(KeyError::WrongKind { id: id.clone(), found, expected }) }
 }
@@ -733,30 +320,5 @@ fn wrong_use(id: &KeyId, key: &Key, expected: KeyKind, needed: &'static str) -> 
     match expect_kind(id, key.object.kind, expected) {
         Err(error) => error,
         Ok(()) => KeyError::UsageNotAllowed { id: id.clone(), needed },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn a_key_made_fit_for_tokens_gives_the_same_hmac(
-            key in prop::collection::vec(any::<u8>(), 1..200), message in prop::collection::vec(any::<u8>(), 0..100),
-        ) {
-            let equivalent = hmac_equivalent(&key);
-            prop_assert!((32..=64).contains(&equivalent.len()));
-            prop_assert_eq!(material::hmac_sha256(&equivalent, &message), material::hmac_sha256(&key, &message));
-        }
-    }
-
-    #[test]
-    fn a_symmetric_key_on_a_token_is_for_one_thing() {
-        assert!(matches!(Purpose::of("sign,derive".parse().unwrap()), Some(Purpose::Hmac)));
-        assert!(matches!(Purpose::of("encrypt".parse().unwrap()), Some(Purpose::Aes)));
-        assert!(Purpose::of(Usage::ALL).is_none());
     }
 }

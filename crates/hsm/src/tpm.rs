@@ -23,6 +23,7 @@ mod blob;
 mod device;
 pub mod doctor;
 mod error;
+mod hmac_keys;
 mod kdf;
 mod nv;
 mod objects;

@@ -15,6 +15,7 @@ use edgekeep_core::id::KeyId;
 use super::blob::{Record, RecordKind, Unreadable};
 use super::device::{Blob, Tpm};
 use super::error::TpmError;
+use super::hmac_keys::{HmacKeys, p256_digest};
 use super::kdf::sha256;
 use super::public::{Algorithm, Public, Template};
 use super::session::AuthValue;
@@ -23,10 +24,10 @@ use crate::backend::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
     SymmetricKey, Usage,
 };
+use crate::material;
 use crate::software::StoreError;
 use crate::software::durable::{failed, make_folder, names, remove_leftovers, replace, set_aside, sync_folder_of};
 use crate::software::store::file_name;
-use crate::{gcm, material};
 
 /// Keys whose blobs are held in memory.
 const READY_LIMIT: usize = 128;
@@ -208,39 +209,8 @@ impl TpmBackend {
         Ok((record, public))
     }
 
-    fn symmetric_hmac(&self, id: &KeyId, message: &[u8]) -> Result<[u8; 32], KeyError> {
-        let record = self.expect(id, KeyKind::Symmetric)?;
-        if !record.usage.derive_or_sign {
-            return Err(KeyError::UsageNotAllowed { id: id.clone(), needed: "derive,sign" });
-        }
-        let tpm = self.tpm();
-        self.check_root(&tpm, &record)?;
-        Ok(tpm.with_loaded(&record.blob, |session, key| tpm.hmac(session, key, message))?)
-    }
-
     fn check_root(&self, tpm: &Tpm, record: &Record) -> Result<(), TpmError> {
         tpm.run(|| tpm.expect_root(record))
-    }
-
-    /// The key derived from a kept one; computed by the TPM, used here.
-    fn derive(&self, base: &KeyId, data: &[u8]) -> Result<SecretBytes, KeyError> {
-        let mut derived = zeroize::Zeroizing::new(self.symmetric_hmac(base, data)?);
-        Ok(SecretBytes::from(std::mem::take(&mut *derived).as_slice()))
-    }
-
-    /// The bytes of a derived key; kept keys do not encrypt.
-    fn cipher_key(&self, key: SymmetricKey<'_>, operation: Operation) -> Result<SecretBytes, KeyError> {
-        match key {
-            SymmetricKey::Derived { base, data } => self.derive(base, data),
-            SymmetricKey::Stored(id) => {
-                let record = self.expect(id, KeyKind::Symmetric)?;
-                if record.usage.encrypt {
-                    Err(self.not_supported(operation))
-                } else {
-                    Err(KeyError::UsageNotAllowed { id: id.clone(), needed: "encrypt" })
-                }
-            }
-        }
     }
 
     fn forget(&self, blob: &Blob) {
@@ -264,6 +234,26 @@ pub fn kept_keys(folder: &Path) -> Result<Vec<KeyId>, StoreError> {
     }
     ids.sort();
     Ok(ids)
+}
+
+impl HmacKeys for TpmBackend {
+    fn kept_hmac(&self, id: &KeyId, message: &[u8]) -> Result<[u8; 32], KeyError> {
+        let record = self.expect(id, KeyKind::Symmetric)?;
+        if !record.usage.derive_or_sign {
+            return Err(KeyError::UsageNotAllowed { id: id.clone(), needed: "derive,sign" });
+        }
+        let tpm = self.tpm();
+        self.check_root(&tpm, &record)?;
+        Ok(tpm.with_loaded(&record.blob, |session, key| tpm.hmac(session, key, message))?)
+    }
+
+    fn no_cipher(&self, id: &KeyId, operation: Operation) -> KeyError {
+        match self.expect(id, KeyKind::Symmetric) {
+            Err(error) => error,
+            Ok(record) if record.usage.encrypt => self.not_supported(operation),
+            Ok(_) => KeyError::UsageNotAllowed { id: id.clone(), needed: "encrypt" },
+        }
+    }
 }
 
 impl KeyBackend for TpmBackend {
@@ -370,14 +360,10 @@ impl KeyBackend for TpmBackend {
         if !matches!(public.algorithm, Algorithm::EccP256 { .. }) {
             return Err(self.not_supported(Operation::SignEcdsa));
         }
-        if !matches!(digest.len(), 20 | 28 | 32 | 48 | 64) {
-            return Err(InputError::DigestLength { found: digest.len() }.into());
-        }
-        let fitted = material::fit_digest(digest, material::P256.len);
-        let fitted = fitted.as_slice().try_into().map_err(|_| KeyError::Library { operation: Operation::SignEcdsa })?;
+        let fitted = p256_digest(digest)?;
         let tpm = self.tpm();
         self.check_root(&tpm, &record)?;
-        Ok(tpm.with_loaded(&record.blob, |session, key| tpm.sign_p256(session, key, fitted))?)
+        Ok(tpm.with_loaded(&record.blob, |session, key| tpm.sign_p256(session, key, &fitted))?)
     }
 
     fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
@@ -392,16 +378,11 @@ impl KeyBackend for TpmBackend {
     }
 
     fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
-        match key {
-            SymmetricKey::Stored(id) => self.symmetric_hmac(id, message),
-            SymmetricKey::Derived { base, data } => {
-                Ok(material::hmac_sha256(self.derive(base, data)?.expose(), message))
-            }
-        }
+        self.hmac_with(key, message)
     }
 
     fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
-        gcm::encrypt(self.cipher_key(key, Operation::Encrypt)?.expose(), iv, aad, plaintext)
+        self.encrypt_with(key, iv, aad, plaintext)
     }
 
     fn decrypt(
@@ -411,7 +392,7 @@ impl KeyBackend for TpmBackend {
         aad: &[u8],
         ciphertext: &[u8],
     ) -> Result<SecretBytes, KeyError> {
-        gcm::decrypt(self.cipher_key(key, Operation::Decrypt)?.expose(), iv, aad, ciphertext)
+        self.decrypt_with(key, iv, aad, ciphertext)
     }
 
     fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {

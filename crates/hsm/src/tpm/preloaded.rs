@@ -12,17 +12,17 @@ use super::backend::{FILE_LIMIT, TpmBackend, kind_of, pad_for_rsa, public_value}
 use super::blob::Record;
 use super::device::{Tpm, malformed};
 use super::error::TpmError;
+use super::hmac_keys::{HmacKeys, p256_digest};
 use super::public::{Algorithm, Public, attribute};
 use super::session::{Entity, Session};
 use super::wire::Code;
 use crate::SecretBytes;
 use crate::backend::{
-    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
-    SymmetricKey, Usage,
+    KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding, SymmetricKey,
+    Usage,
 };
 use crate::software::durable::failed;
 use crate::uri::{KeyUri, TpmKey};
-use crate::{gcm, material};
 
 /// Keys under the handles and in the files that the configuration names. They have no auth values.
 pub struct TpmPreloaded {
@@ -116,23 +116,6 @@ impl TpmPreloaded {
         })
     }
 
-    fn hmac(&self, id: &KeyId, message: &[u8]) -> Result<[u8; 32], KeyError> {
-        let hmac = |tpm: &Tpm, session: &mut Session, key: &Entity| tpm.hmac(session, key, message);
-        self.with_key(id, KeyKind::Symmetric, |_| Ok(()), hmac, Operation::HmacSha256)
-    }
-
-    fn derive(&self, base: &KeyId, data: &[u8]) -> Result<SecretBytes, KeyError> {
-        let derived = zeroize::Zeroizing::new(self.hmac(base, data)?);
-        Ok(SecretBytes::from(&derived[..]))
-    }
-
-    fn cipher_key(&self, key: SymmetricKey<'_>, operation: Operation) -> Result<SecretBytes, KeyError> {
-        match key {
-            SymmetricKey::Derived { base, data } => self.derive(base, data),
-            SymmetricKey::Stored(_) => Err(self.not_supported(operation)),
-        }
-    }
-
     /// It is not ours to change, whether it is there or not.
     fn refuse<T>(&self, id: &KeyId) -> Result<T, KeyError> {
         let path = self.keys.get(id).map(|key| PathBuf::from(KeyUri::Tpm(key.clone()).to_string()));
@@ -146,6 +129,17 @@ impl TpmPreloaded {
             Some(found) => Err(KeyError::WrongKind { id: id.clone(), found, expected }),
             None => self.refuse(id),
         }
+    }
+}
+
+impl HmacKeys for TpmPreloaded {
+    fn kept_hmac(&self, id: &KeyId, message: &[u8]) -> Result<[u8; 32], KeyError> {
+        let hmac = |tpm: &Tpm, session: &mut Session, key: &Entity| tpm.hmac(session, key, message);
+        self.with_key(id, KeyKind::Symmetric, |_| Ok(()), hmac, Operation::HmacSha256)
+    }
+
+    fn no_cipher(&self, _id: &KeyId, operation: Operation) -> KeyError {
+        self.not_supported(operation)
     }
 }
 
@@ -191,17 +185,12 @@ impl KeyBackend for TpmPreloaded {
     }
 
     fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
-        if !matches!(digest.len(), 20 | 28 | 32 | 48 | 64) {
-            return Err(InputError::DigestLength { found: digest.len() }.into());
-        }
-        let fitted = material::fit_digest(digest, material::P256.len);
-        let fitted: &[u8; 32] =
-            fitted.as_slice().try_into().map_err(|_| KeyError::Library { operation: Operation::SignEcdsa })?;
+        let fitted = p256_digest(digest)?;
         let is_ec = |public: &Public| match public.algorithm {
             Algorithm::EccP256 { .. } => Ok(()),
             _ => Err(self.not_supported(Operation::SignEcdsa)),
         };
-        let sign = |tpm: &Tpm, session: &mut Session, key: &Entity| tpm.sign_p256(session, key, fitted);
+        let sign = |tpm: &Tpm, session: &mut Session, key: &Entity| tpm.sign_p256(session, key, &fitted);
         self.with_key(id, KeyKind::Pair, is_ec, sign, Operation::SignEcdsa)
     }
 
@@ -220,16 +209,11 @@ impl KeyBackend for TpmPreloaded {
     }
 
     fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
-        match key {
-            SymmetricKey::Stored(id) => self.hmac(id, message),
-            SymmetricKey::Derived { base, data } => {
-                Ok(material::hmac_sha256(self.derive(base, data)?.expose(), message))
-            }
-        }
+        self.hmac_with(key, message)
     }
 
     fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
-        gcm::encrypt(self.cipher_key(key, Operation::Encrypt)?.expose(), iv, aad, plaintext)
+        self.encrypt_with(key, iv, aad, plaintext)
     }
 
     fn decrypt(
@@ -239,7 +223,7 @@ impl KeyBackend for TpmPreloaded {
         aad: &[u8],
         ciphertext: &[u8],
     ) -> Result<SecretBytes, KeyError> {
-        gcm::decrypt(self.cipher_key(key, Operation::Decrypt)?.expose(), iv, aad, ciphertext)
+        self.decrypt_with(key, iv, aad, ciphertext)
     }
 
     fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
