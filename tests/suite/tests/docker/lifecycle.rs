@@ -2,7 +2,7 @@
 
 use edgekeep_core::attestation::DenyReason;
 use edgekeep_core::layout::Daemon;
-use edgekeep_testkit::{Device, Engine, VERSION, http};
+use edgekeep_testkit::{Device, Engine, VERSION, http, wait_for};
 use serde_json::{Value, json};
 
 use crate::{image, wait_for_edge_ca, with_engine};
@@ -98,14 +98,15 @@ fn containers_go_on_and_are_served_by_a_daemon_that_was_started_anew() {
     let started = engine.says(&["inspect", "-f", "{{.State.StartedAt}}", &name]);
     device.kill(Daemon::Moduled);
     device.start(Daemon::Moduled);
-    // The socket is another one, in the folder that the container has mounted.
-    assert_eq!(m1.sign().expect(200), digest);
+    // The socket is another one, in the folder that the container has mounted; a daemon that answers may not have it yet.
+    let served_again = || wait_for("the module to be served again", || m1.try_signed()).expect(200);
+    assert_eq!(served_again(), digest);
     device.cloud_goes_away();
     for daemon in Daemon::ALL.into_iter().rev() {
         assert!(device.stop(daemon).success());
     }
     device.start_daemons();
-    assert_eq!(m1.sign().expect(200), digest);
+    assert_eq!(served_again(), digest);
     assert_eq!(engine.says(&["inspect", "-f", "{{.State.StartedAt}}", &name]), started, "it was not touched");
 }
 
