@@ -13,6 +13,7 @@ use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
 use http::StatusCode;
 
+use super::shown;
 use crate::failure::{chain, of_engine, of_process, of_socket};
 use crate::host_modules::{process_spec, registered, renew};
 use crate::service::Moduled;
@@ -103,7 +104,7 @@ async fn remake(
 /// Starts a module; one that runs stays as it is.
 ///
 /// # Errors
-/// 404 if there is none; if its runtime refuses.
+/// 404 if there is none; 409 for a container that this daemon did not register; if its runtime refuses.
 pub async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
     host_services::refuse(service, module)?;
     let _lock = service.modules.claim(service, module).await?;
@@ -162,6 +163,7 @@ pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Ht
             return Ok(());
         }
     }
+    refuse_unregistered(service, kind, &state)?;
     stop_locked(service, module, None).await?;
     start_locked(service, module).await
 }
@@ -307,6 +309,7 @@ pub(crate) async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> R
 /// Starts a module and gives its runtime and its state before that.
 async fn start_only(service: &Arc<Moduled>, module: &ModuleId) -> Result<(Kind, State), HttpError> {
     let (kind, state) = service.modules.state(module).await?;
+    refuse_unregistered(service, kind, &state)?;
     if kind == Kind::Process && state.state != ModuleState::Running {
         renew(service, module).await?;
     }
@@ -317,6 +320,16 @@ async fn start_only(service: &Arc<Moduled>, module: &ModuleId) -> Result<(Kind, 
         Kind::Process => service.modules.processes.start(module).await.map_err(|error| of_process(&error)),
     }
     .map(|()| (kind, state))
+}
+
+/// Nobody judged the options of a container that something else made.
+fn refuse_unregistered(service: &Moduled, kind: Kind, state: &State) -> Result<(), HttpError> {
+    if kind == Kind::Process || shown::is_registered(state, &service.registrations) {
+        return Ok(());
+    }
+    let message =
+        format!("the container {} was not made by this daemon; remove the module and create it again", state.name);
+    Err(HttpError::new(StatusCode::CONFLICT, message))
 }
 
 /// Without a grace a container has its own (`StopTimeout`), or the engine's.

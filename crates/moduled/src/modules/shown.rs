@@ -70,14 +70,18 @@ pub(super) fn details(kind: Kind, state: &State) -> ModuleDetails {
     }
 }
 
-/// A container as the API shows it. One that is not registered, because it was made by something else or the daemon died
-/// while it was made, has no identity and never will: it is shown as dead, which makes agents replace it.
+/// Whether a module's container is the one that was registered. Another, made by something else or left behind when the
+/// daemon died while it was made, was never judged, has no identity and never will.
+pub(super) fn is_registered(state: &State, registrations: &Registrations) -> bool {
+    state.name.parse().ok().and_then(|module| registrations.of(&module)).is_some_and(|registration| {
+        matches!(&registration.workload, Workload::Container { container, .. } if Some(container) == state.container.as_ref())
+    })
+}
+
+/// A container as the API shows it. One that is not registered is shown as dead, which makes agents replace it.
 pub(super) fn container_details(state: &State, registrations: &Registrations) -> ModuleDetails {
     let mut details = details(Kind::Docker, state);
-    let registered = state.name.parse().ok().and_then(|module| registrations.of(&module)).is_some_and(|registration| {
-        matches!(&registration.workload, Workload::Container { container, .. } if Some(container) == state.container.as_ref())
-    });
-    if !registered {
+    if !is_registered(state, registrations) {
         details.status.runtime_status = RuntimeStatus { status: "dead".into(), description: Some(UNREGISTERED.into()) };
     }
     details

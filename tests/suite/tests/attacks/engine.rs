@@ -343,16 +343,17 @@ fn a_tag_moved_between_create_and_start_changes_nothing_and_a_container_made_ane
         let _ = site.manage("POST", "/modules", Some(spec)).expect(201);
         Module { name, caller }
     };
-    let start = |module: &Module| site.manage("POST", &format!("/modules/{}/start", module.name), None).expect(204);
+    let start = |module: &Module| site.manage("POST", &format!("/modules/{}/start", module.name), None);
     let (kept, anew) = (create("kept"), create("anew"));
     let registered = site.inspected(&kept.name, "{{.Image}}");
     site.engine.import_as(&programs(), "second", site.image.name());
     assert_ne!(site.engine.says(&["image", "inspect", "-f", "{{.Id}}", site.image.name()]), registered);
-    let _ = start(&kept);
+    let _ = start(&kept).expect(204);
     let _ = kept.caller.sign().expect(200);
     // Made anew by hand from what the tag names now, with everything else as it was.
     site.replace(&anew.name, &anew.caller, &["create"]);
-    let _ = start(&anew);
+    start(&anew).expect_error(409, "not made by this daemon");
+    let _ = site.engine.says(&["start", &anew.name]);
     site.assert_refused_as_changed(&anew.caller);
 }
 

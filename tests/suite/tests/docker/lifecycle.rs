@@ -74,6 +74,31 @@ fn a_container_is_made_served_stopped_and_removed() {
 }
 
 #[test]
+fn a_container_that_something_else_put_in_a_modules_place_is_not_started() {
+    let Some(engine) = Engine::or_skip() else { return };
+    let (image, name) = (image(&engine), engine.name("m1"));
+    let device = with_engine(&engine).start();
+    let (_m1, spec) = device.container_caller(&name, image.name());
+    let manage = |method: &str, target: &str, body| device.agent().manage(method, &versioned(target), body);
+    let _ = manage("POST", "/modules", Some(spec.clone())).expect(201);
+    let labels = engine.says(&["inspect", "-f", "{{range $k, $v := .Config.Labels}}{{$k}}={{$v}}\n{{end}}", &name]);
+    let mut create = vec!["create", "--name", &name, "--privileged"];
+    create.extend(labels.lines().filter(|line| !line.is_empty()).flat_map(|label| ["--label", label]));
+    create.push(image.name());
+    let _ = engine.says(&["rm", "-f", &name]);
+    let _ = engine.says(&create);
+    assert_eq!(state(&device, &name)["status"]["runtimeStatus"]["status"], "dead");
+    for action in ["start", "restart"] {
+        manage("POST", &format!("/modules/{name}/{action}"), None).expect_error(409, "not made by this daemon");
+    }
+    assert_eq!(engine.says(&["inspect", "-f", "{{.State.Status}}", &name]), "created");
+    // What the refusal tells to do.
+    let _ = manage("DELETE", &format!("/modules/{name}"), None).expect(204);
+    let _ = manage("POST", "/modules", Some(spec)).expect(201);
+    let _ = manage("POST", &format!("/modules/{name}/start"), None).expect(204);
+}
+
+#[test]
 fn a_container_of_any_user_reaches_its_socket() {
     let Some(engine) = Engine::or_skip() else { return };
     let (image, name) = (image(&engine), engine.name("m1"));
