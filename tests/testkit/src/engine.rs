@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::caller::Caller;
+use crate::wait::wait_for;
+
 /// The variable that names it: `unix:///path`.
 pub const ENGINE_VARIABLE: &str = "EDGEKEEP_TEST_ENGINE";
 
@@ -102,6 +105,22 @@ impl Engine {
             arguments.split(|byte| *byte == 0).next() == Some(program.as_bytes())
         };
         pids.find(|pid| runs(pid) && namespace(pid).as_ref() == Some(&wanted))?.parse().ok()
+    }
+
+    /// What the intruder says, with `--json`, that a shell starts which the engine's `exec` brings into a caller's
+    /// container. The script has it say that into `/calls/said`, for Podman at times loses what an exec says, or tells
+    /// another exit code.
+    ///
+    /// # Panics
+    /// It does not come to its end.
+    #[must_use]
+    pub fn brought_in(&self, container: &str, caller: &Caller, script: &str) -> String {
+        let file = caller.folder().join("said");
+        let _ = std::fs::remove_file(&file);
+        let _ = self.docker(&["exec", container, "/bin/sh", "-c", script]);
+        wait_for("the outcome of all tries", || {
+            std::fs::read_to_string(&file).ok().filter(|said| said.contains("{\"outcome\":"))
+        })
     }
 
     /// A name that no other test uses at this engine.

@@ -91,11 +91,10 @@ impl Site {
         format!("{}:/var/run/iotedge", self.device.module_socket(module).parent().unwrap().display())
     }
 
-    /// What a program says that the engine brings into a container. How it ended is not asked for: Podman's answer is at
-    /// times not the program's.
-    fn exec(&self, container: &str, words: &[String]) -> String {
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        said(&self.engine.docker(&[&["exec", container], &words[..]].concat()))
+    /// What the intruder says in a module's container, into which the engine's `exec` brings it.
+    fn exec(&self, module: &Module) -> String {
+        let script = format!("exec {} > /calls/said 2>&1", quoted(&self.intruder(&module.name)));
+        self.engine.brought_in(&module.name, &module.caller, &script)
     }
 
     /// What a shell says in another container, of the same image and with the module's socket.
@@ -106,16 +105,10 @@ impl Site {
         said(&self.engine.docker(&[&first, options, &[self.image.name(), "-c", command]].concat()))
     }
 
-    /// Has the engine's `exec` start a shell that leaves `command` behind and ends; gives what that said. It says it into
-    /// a file: not every engine listens for longer than the shell lives.
+    /// Has the engine's `exec` start a shell that leaves `command` behind and ends; gives what that said.
     fn left_behind(&self, module: &Module, before: &str, command: &[String]) -> String {
-        let file = module.caller.folder().join("said");
-        let _ = std::fs::remove_file(&file);
         let script = format!("{before} {} --when-orphaned > /calls/said 2>&1 &", quoted(command));
-        let _ = self.exec(&module.name, &["/bin/sh".into(), "-c".into(), script]);
-        wait_for("the outcome of all tries", || {
-            std::fs::read_to_string(&file).ok().filter(|said| said.contains("\"outcome\""))
-        })
+        self.engine.brought_in(&module.name, &module.caller, &script)
     }
 
     /// Puts a container in the place of a module's: its name, its labels, its environment and its mounts, made with the
@@ -163,10 +156,10 @@ fn what_the_engine_brings_into_the_container_is_refused_unless_the_policy_allows
     let Some(site) = Site::with_policy("lax", "process") else { return };
     wait_for_edge_ca(&site.device);
     let m1 = site.module("m1");
-    assert_all_refused(&site.exec(&m1.name, &site.intruder(&m1.name)));
+    assert_all_refused(&site.exec(&m1));
     site.device.assert_latest_refusal(&m1.name, DenyReason::NotADescendant);
     let lax = site.module("lax");
-    let granted = site.exec(&lax.name, &site.intruder(&lax.name));
+    let granted = site.exec(&lax);
     assert!(granted.contains(r#"{"outcome":"granted"}"#), "{granted}");
     let _ = m1.caller.sign().expect(200);
 }

@@ -286,12 +286,8 @@ fn what_is_done_to_a_container_while_its_engine_is_not_heard_is_not_served() {
         "/bin/intruder --socket /var/run/iotedge/workload.sock --module {} --genid {generation} --json",
         site.name
     );
-    let said = site.container.folder().join("said");
     let script = format!("{intruder} --when-orphaned > /calls/said 2>&1 &");
-    let _ = site.engine.docker(&["exec", &site.name, "/bin/sh", "-c", &script]);
-    let text = wait_for("the outcome of all tries", || {
-        std::fs::read_to_string(&said).ok().filter(|said| said.contains("\"outcome\""))
-    });
+    let text = site.engine.brought_in(&site.name, &site.container, &script);
     assert!(text.contains(r#"{"outcome":"refused"}"#), "{text}");
     let reason = site.device.status().refusals[0].reason;
     assert!(matches!(reason, DenyReason::AfterExec | DenyReason::FactsUnknown), "{reason}");

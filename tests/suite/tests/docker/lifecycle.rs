@@ -151,20 +151,9 @@ fn the_agent_may_be_a_container() {
     let list = agent.manage("GET", &versioned("/modules"), None).expect(200);
     assert!(list["modules"].as_array().unwrap().iter().any(|module| module["name"] == "edgeAgent"));
     // Brought into the container by the engine's exec, with the management socket before it: still not the agent.
-    let exec = engine.docker(&[
-        "exec",
-        "edgeAgent",
-        "/bin/intruder",
-        "--socket",
-        "/var/run/iotedge/workload.sock",
-        "--module",
-        "$edgeAgent",
-        "--genid",
-        "1",
-        "--json",
-    ]);
-    // By what it says: Podman's answer about how an exec ended is at times not the program's.
-    let said = String::from_utf8_lossy(&exec.stdout);
+    let script = "exec /bin/intruder --socket /var/run/iotedge/workload.sock --module '$edgeAgent' --genid 1 --json \
+                  > /calls/said 2>&1";
+    let said = engine.brought_in("edgeAgent", agent, script);
     assert!(said.ends_with("{\"outcome\":\"refused\"}\n"), "{said}");
     device.assert_latest_refusal("$edgeAgent", DenyReason::NotADescendant);
 }
