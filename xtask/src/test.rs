@@ -108,7 +108,8 @@ impl Started {
     /// Runs the tests with a container engine. Their closing line is the last one, so nothing is said after it.
     fn test(&self, filter: &[String]) -> anyhow::Result<()> {
         let mut tests = workspace::cargo();
-        tests.args(["nextest", "run", "-p", "edgekeep-suite", "--test", "docker", "--test", "attacks"]).args(filter);
+        // With one package alone the libraries would be built once more, with other features.
+        tests.args(["nextest", "run", "--workspace", "--test", "docker", "--test", "attacks"]).args(filter);
         tests.env("EDGEKEEP_TEST_ENGINE", format!("unix://{}", self.socket().display()));
         command::run(tests)
     }
