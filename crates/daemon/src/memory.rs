@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-/// How often free pages are given back. A round costs tens of microseconds.
+/// How often free pages are given back. Not more often, since a round holds the allocator's lock.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Makes all threads share one pool of memory. First in `main`: pools that exist already stay.

@@ -96,12 +96,16 @@ impl Caller {
 
     /// A caller that gets nothing but a refusal, whatever it is: no handle to its process is taken.
     pub(crate) fn turned_away(Credentials(credentials): Credentials) -> Self {
-        Self::simulated(credentials.uid(), credentials.gid())
+        Self::without_process(credentials.uid(), credentials.gid())
     }
 
     /// A caller that no socket stands behind, for unit tests of handlers.
     #[must_use]
     pub fn simulated(uid: u32, gid: u32) -> Self {
+        Self::without_process(uid, gid)
+    }
+
+    fn without_process(uid: u32, gid: u32) -> Self {
         let (sender_changed, attached) = (AtomicBool::new(false), OnceLock::new());
         Self { uid, gid, pid: None, pidfd: None, socket: PeerSocket::Untold, sender_changed, attached }
     }

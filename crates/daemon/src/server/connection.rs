@@ -27,8 +27,8 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 const HEAD_LIMIT: usize = 16 << 10;
 /// Connections over the limit that are being told so, at any one time. Further ones are closed without a word.
 const REFUSALS: u32 = 32;
-/// Connections over the limit that one uid is told of in [`TELLING_PERIOD`]: telling costs many times a mere close, and
-/// others wait for it.
+/// Connections over the limit that one uid is told of in [`TELLING_PERIOD`]: telling takes a task and an answer, a close
+/// takes neither, and others wait for both.
 const TOLD: u32 = 256;
 const TELLING_PERIOD: Duration = Duration::from_secs(1);
 
@@ -212,7 +212,7 @@ fn admit(
     });
     admitted.unwrap_or_else(|error| {
         series.no_credentials.increment();
-        tracing::warn!(%error, "connection without peer credentials");
+        tracing::warn!(%error, "connection closed: its peer cannot be known, or the runtime takes no more");
         None
     })
 }

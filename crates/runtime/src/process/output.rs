@@ -55,7 +55,8 @@ struct Writer {
     file: File,
     size: u64,
     failing: bool,
-    /// Only while somebody follows: its queue takes some 70 KiB, also when empty, and nearly all modules have no follower.
+    /// Only while somebody follows: its queue takes tens of KiB, also when empty, and nearly all modules have no
+    /// follower.
     live: Option<broadcast::Sender<Live>>,
 }
 
