@@ -14,6 +14,7 @@ mod engine;
 mod http;
 mod image;
 mod interrupt;
+mod outcomes;
 mod parts;
 mod podman;
 mod suite;

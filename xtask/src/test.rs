@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::engine::Engine;
+use crate::outcomes::Outcomes;
 use crate::podman::Podman;
 use crate::suite::{Choice, Kind};
 use crate::{ci, command, parts, vm, workspace};
@@ -28,6 +29,11 @@ impl Options {
     pub(crate) fn with_newest() -> Self {
         Self { newest: true, ..Self::default() }
     }
+
+    /// Whether all that there is was asked for.
+    fn is_whole(&self) -> bool {
+        self.engines.is_empty() && self.filter.is_empty()
+    }
 }
 
 /// Real parts for the tests, which learn of them by environment variables. The engine ends with this.
@@ -43,11 +49,40 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         build.args(["build", "--workspace", "--bins"]);
         command::run(build)
     })?;
-    if !options.engines.is_empty() {
-        return options.engines.iter().try_for_each(|choice| Started::new(choice)?.test(&options.filter));
+    let mut outcomes = Outcomes::default();
+    for choice in &options.engines {
+        outcomes.run(&with(choice), || Started::new(choice)?.test(&options.filter))?;
     }
-    let parts = command::step("parts", Parts::provide)?;
+    if options.engines.is_empty() {
+        outcomes.run("every test", || every_test(options))?;
+    }
+    if options.is_whole() && ci::has("nextest") {
+        for choice in OTHERS.iter().chain(options.newest.then_some(NEWEST).into_iter().flatten()) {
+            let choice: Choice = choice.parse()?;
+            outcomes.run(&with(&choice), || {
+                let engine = or_skip(&with(&choice), Started::new(&choice))?;
+                engine.map_or(Ok(()), |engine| engine.test(&["-E".into(), WITH_OTHERS.into()]))
+            })?;
+        }
+        outcomes.run(MACHINE, || {
+            let provided = or_skip(MACHINE, vm::provide())?;
+            provided.map_or(Ok(()), |()| vm::check(&vm::Options::default()))
+        })?;
+    }
+    outcomes.close()
+}
 
+/// The name of the checks in a virtual machine.
+const MACHINE: &str = "the checks of a whole device in a virtual machine";
+
+/// The name of the tests with one engine.
+fn with(choice: &Choice) -> String {
+    format!("container tests with {choice}")
+}
+
+/// Runs the tests of the workspace with all parts, or those of them that were asked for.
+fn every_test(options: &Options) -> anyhow::Result<()> {
+    let parts = command::step("parts", Parts::provide)?;
     let mut tests = workspace::cargo();
     if ci::has("nextest") {
         tests.args(["nextest", "run"]).args(whole_workspace(&options.filter)).args(&options.filter);
@@ -62,21 +97,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if let Some(python) = &parts.python {
         tests.env("EDGEKEEP_TEST_PYTHON", python);
     }
-    command::run(tests)?;
-    if !options.filter.is_empty() || !ci::has("nextest") {
-        return Ok(());
-    }
-    for choice in OTHERS.iter().chain(options.newest.then_some(NEWEST).into_iter().flatten()) {
-        let choice: Choice = choice.parse()?;
-        if let Some(engine) = or_skip(&format!("container tests with {choice}"), Started::new(&choice))? {
-            engine.test(&["-E".into(), WITH_OTHERS.into()])?;
-        }
-    }
-    drop(parts);
-    match or_skip("the checks of a whole device in a virtual machine", vm::provide())? {
-        Some(()) => vm::check(&vm::Options::default()),
-        None => Ok(()),
-    }
+    command::run(tests)
 }
 
 /// A chosen engine, for as long as it is tested with.

@@ -1,10 +1,10 @@
 //! Hostile names: on every route that takes one, the status is what is documented, and no file appears anywhere.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use edgekeep_core::layout::Daemon;
-use edgekeep_testkit::{Device, VERSION, http};
+use edgekeep_testkit::{Device, VERSION, http, wait_for};
 use serde_json::json;
 
 use crate::wait_for_edge_ca;
@@ -57,8 +57,8 @@ fn hostile() -> Vec<String> {
     names
 }
 
-/// All files under a folder.
-fn files(folder: &Path) -> BTreeSet<std::path::PathBuf> {
+/// The files under a folder, without those that grow by themselves.
+fn files(folder: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -66,26 +66,50 @@ fn files(folder: &Path) -> BTreeSet<std::path::PathBuf> {
             if entry.file_type().unwrap().is_dir() {
                 folders.push(entry.path());
             }
-            // Logs and the trail of refusals may grow into a second file.
-            if entry.path().extension().is_none_or(|extension| extension != "jsonl") {
-                found.insert(entry.path());
+            // Logs, the trail of refusals and the log of key uses may grow into a second file.
+            let path = entry.path();
+            if path.extension().is_none_or(|extension| extension != "jsonl" && extension != "log") {
+                found.insert(path);
             }
         }
     }
     found
 }
 
-/// Waits until the device makes no files by itself any more.
+/// The files of a device at rest. A daemon that runs writes files of its own at any moment.
+struct AtRest(BTreeSet<PathBuf>);
+
+impl AtRest {
+    /// Stops the daemons for as long as it takes to look.
+    fn of(device: &mut Device) -> Self {
+        settled(device);
+        let files = stopped(device);
+        device.start_daemons();
+        settled(device);
+        Self(files)
+    }
+
+    /// Stops the daemons and asserts that no file has come or gone.
+    fn assert_unchanged(&self, device: &mut Device) {
+        let after = stopped(device);
+        let changed: Vec<_> = after.symmetric_difference(&self.0).collect();
+        assert!(changed.is_empty(), "{changed:?}");
+        assert_eq!(evil_outside(), Vec::<String>::new());
+    }
+}
+
+/// Waits until a device has made the files that it makes by itself.
 fn settled(device: &Device) {
-    let _ = device.agent().sign().expect(200);
+    wait_for("the agent to get a signature", || (device.agent().sign().status == 200).then_some(()));
     wait_for_edge_ca(device);
 }
 
-fn assert_unchanged(device: &Device, before: &BTreeSet<std::path::PathBuf>) {
-    let after = files(device.root().path());
-    let changed: Vec<_> = after.symmetric_difference(before).collect();
-    assert!(changed.is_empty(), "{changed:?}");
-    assert_eq!(evil_outside(), Vec::<String>::new());
+/// Stops all daemons in the order of their needs and returns the files that are left.
+fn stopped(device: &mut Device) -> BTreeSet<PathBuf> {
+    for daemon in [Daemon::Moduled, Daemon::Identityd, Daemon::Keyd] {
+        device.stop(daemon);
+    }
+    files(device.root().path())
 }
 
 fn evil_outside() -> Vec<String> {
@@ -97,10 +121,9 @@ fn evil_outside() -> Vec<String> {
 
 #[test]
 fn every_management_route_refuses_every_hostile_name() {
-    let device = Device::builder().start();
-    settled(&device);
+    let mut device = Device::builder().start();
+    let before = AtRest::of(&mut device);
     let spec = device.spec("m1", "calls", "g");
-    let before = files(device.root().path());
     let hub = device.cloud().state().devices;
     for name in hostile() {
         let routes = [
@@ -126,16 +149,15 @@ fn every_management_route_refuses_every_hostile_name() {
         let action = device.agent().manage("POST", &format!("/modules/m1/{name}?{VERSION}"), None);
         assert_eq!(action.status, 404, "{name}: {}", action.text());
     }
-    assert_unchanged(&device, &before);
+    before.assert_unchanged(&mut device);
     assert_eq!(device.cloud().state().devices, hub);
     assert_eq!(device.cloud().state().calls.unknown, 0, "nothing odd went to the hub");
 }
 
 #[test]
 fn hostile_names_in_bodies_are_refused() {
-    let device = Device::builder().start();
-    settled(&device);
-    let before = files(device.root().path());
+    let mut device = Device::builder().start();
+    let before = AtRest::of(&mut device);
     let good = device.spec("m1", "calls", "g");
     let long = "m".repeat(200);
     for name in ["..", ".", "", " ", "/tmp/ek-evil", "../../ek-evil", "a/b", "$", "m1\u{0}", "m1\n", "é", "m1 ", &long]
@@ -150,15 +172,14 @@ fn hostile_names_in_bodies_are_refused() {
             device.agent().manage("POST", &format!("/identities?{VERSION}"), Some(json!({ "moduleId": name })));
         assert_eq!(answer.status, 400, "{name:?}: {}", answer.text());
     }
-    assert_unchanged(&device, &before);
+    before.assert_unchanged(&mut device);
 }
 
 #[test]
 fn every_workload_route_refuses_every_hostile_name() {
-    let device = Device::builder().start();
+    let mut device = Device::builder().start();
     let m1 = device.add_caller("m1");
-    settled(&device);
-    let before = files(device.root().path());
+    let before = AtRest::of(&mut device);
     let sockets = [device.module_socket("m1"), device.root().legacy_workload_socket()];
     for name in hostile() {
         for rest in [
@@ -178,8 +199,8 @@ fn every_workload_route_refuses_every_hostile_name() {
         let answer = m1.call("POST", &format!("/modules/m1/genid/{name}/sign?{VERSION}"), Some(json!({"data": ""})));
         assert_eq!(answer.status, 403, "{name}: {}", answer.text());
     }
-    assert_unchanged(&device, &before);
     let _ = m1.sign().expect(200);
+    before.assert_unchanged(&mut device);
 }
 
 #[test]
@@ -205,9 +226,8 @@ fn paths_that_only_look_like_a_route_are_none() {
 
 #[test]
 fn the_inner_services_refuse_hostile_names_too() {
-    let device = Device::builder().start();
-    settled(&device);
-    let before = files(device.root().path());
+    let mut device = Device::builder().start();
+    let before = AtRest::of(&mut device);
     for name in hostile() {
         for method in ["GET", "PUT", "DELETE"] {
             let body = (method == "PUT").then(|| json!({ "type": "aziot", "moduleId": "x" }));
@@ -231,7 +251,7 @@ fn the_inner_services_refuse_hostile_names_too() {
         let answer = http::call(&device.root().keyd_socket(), "GET", &target, None).unwrap();
         assert!((400..500).contains(&answer.status), "{target}: {}", answer.text());
     }
-    assert_unchanged(&device, &before);
+    before.assert_unchanged(&mut device);
     for daemon in Daemon::ALL {
         assert!(!device.log(daemon).contains("panicked"), "{}", daemon.name());
     }
@@ -239,14 +259,13 @@ fn the_inner_services_refuse_hostile_names_too() {
 
 #[test]
 fn a_name_that_leaves_no_room_for_a_socket_is_refused_with_what_to_do() {
-    let device = Device::builder().start();
-    settled(&device);
-    let before = files(device.root().path());
+    let mut device = Device::builder().start();
+    let before = AtRest::of(&mut device);
     // A valid id, which the hub accepts; the path of its socket does not fit into an address.
     let name = "m".repeat(128);
     let spec = device.spec(&name, "calls", "g");
     let answer = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec));
     assert!((400..500).contains(&answer.status), "{}: {}", answer.status, answer.text());
     assert!(answer.message().contains("socket"), "{}", answer.text());
-    assert_unchanged(&device, &before);
+    before.assert_unchanged(&mut device);
 }
