@@ -144,7 +144,7 @@ pub enum SeccompPreset {
     Default,
     /// What a program needs that computes, keeps files and talks over sockets; no new programs.
     Strict,
-    /// No filter.
+    /// All but the two that make lie what is measured of a process.
     None,
 }
 

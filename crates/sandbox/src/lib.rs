@@ -3,7 +3,8 @@
 //! Three layers, each of which holds alone:
 //! - [`privileges`]: capabilities, new privileges by `execve`, core dumps, tracers of the same user.
 //! - [`reach`]: files, TCP ports, signals and abstract sockets, by Landlock.
-//! - [`syscalls`]: system calls, by a seccomp filter that is made from a commented list.
+//! - [`syscalls`]: system calls, by a seccomp filter that is made from a commented list; [`measured`]: the two with which a
+//!   process makes lie what others measure of it.
 //!
 //! What is given up is decided in values ([`Reach`], [`SyscallList`]); a call each then gives it up. What the kernel cannot do
 //! is never skipped in silence: each call returns the [`Level`] that was reached.
@@ -16,6 +17,7 @@
 //! the environment, the network.
 #![deny(unsafe_code)]
 
+pub mod measured;
 mod names;
 pub mod privileges;
 pub mod reach;

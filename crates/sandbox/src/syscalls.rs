@@ -372,7 +372,7 @@ fn constant(name: &str) -> Option<u32> {
         };
     }
     constants! {
-        AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET AF_VSOCK AF_ALG
+        AT_EMPTY_PATH AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET AF_VSOCK AF_ALG
         SOCK_STREAM SOCK_DGRAM SOCK_SEQPACKET SOCK_RAW
         CLONE_THREAD CLONE_VM CLONE_NEWNS CLONE_NEWUSER CLONE_NEWPID CLONE_NEWNET CLONE_NEWIPC CLONE_NEWUTS
         PROT_READ PROT_WRITE PROT_EXEC MAP_ANONYMOUS MAP_SHARED MAP_PRIVATE MFD_EXEC
@@ -402,6 +402,11 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// A filter of these programs, the last of which may refuse that any more are put into force.
+    pub(crate) fn of(programs: Option<Vec<BpfProgram>>) -> Self {
+        Self { programs }
+    }
+
     /// Puts the filter on all threads of this process, and on what they start. For good.
     ///
     /// # Errors
@@ -442,7 +447,7 @@ impl Filter {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io;
     use std::net::UdpSocket;
     use std::os::unix::net::UnixDatagram;
@@ -545,8 +550,8 @@ mod tests {
         assert_eq!(got.4, Err(io::ErrorKind::PermissionDenied));
     }
 
-    const ALLOW: u32 = 0x7fff_0000;
-    const REFUSE: u32 = 0x0005_0000 | libc::EPERM as u32;
+    pub(crate) const ALLOW: u32 = 0x7fff_0000;
+    pub(crate) const REFUSE: u32 = 0x0005_0000 | libc::EPERM as u32;
     const ABSENT: u32 = 0x0005_0000 | libc::ENOSYS as u32;
 
     /// What the kernel would do: runs the filters and takes the strictest answer, of equal ones the newest filter's.
@@ -557,17 +562,23 @@ mod tests {
             "aarch64" => 0xc000_00b7,
             _ => 0xc000_00f3,
         };
-        let mut data = [0_u8; 64];
-        data[..4].copy_from_slice(&u32::try_from(number).unwrap().to_ne_bytes());
-        data[4..8].copy_from_slice(&arch.to_ne_bytes());
-        for (at, argument) in arguments.iter().enumerate() {
-            data[16 + at * 8..24 + at * 8].copy_from_slice(&argument.to_ne_bytes());
-        }
+        let data = data(arch, u32::try_from(number).unwrap(), arguments);
         programs.iter().rev().map(|program| run(program, &data)).min_by_key(|answer| answer & 0xffff_0000).unwrap()
     }
 
-    /// The part of the kernel's filter machine that the compiler uses.
-    fn run(program: &[seccompiler::sock_filter], data: &[u8; 64]) -> u32 {
+    /// Describes a call as the kernel does to a filter.
+    pub(crate) fn data(architecture: u32, number: u32, arguments: [u64; 6]) -> [u8; 64] {
+        let mut data = [0_u8; 64];
+        data[..4].copy_from_slice(&number.to_ne_bytes());
+        data[4..8].copy_from_slice(&architecture.to_ne_bytes());
+        for (at, argument) in arguments.iter().enumerate() {
+            data[16 + at * 8..24 + at * 8].copy_from_slice(&argument.to_ne_bytes());
+        }
+        data
+    }
+
+    /// The subset of the kernel's filter machine that the compiler uses.
+    pub(crate) fn run(program: &[seccompiler::sock_filter], data: &[u8; 64]) -> u32 {
         let (mut at, mut accumulator) = (0, 0_u32);
         loop {
             let step = &program[at];

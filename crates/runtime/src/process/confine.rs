@@ -32,6 +32,14 @@ pub(super) fn confine(plan: &LaunchPlan) -> io::Result<Option<String>> {
     if let Some(folders) = &plan.folders {
         note = restrict_folders(folders)?;
     }
+    // Whatever the preset: without these two a module's programs can pass for one another.
+    let measured = edgekeep_sandbox::measured::filter();
+    if let level @ (Level::Absent { .. } | Level::Partial { .. }) =
+        measured.restrict_thread().map_err(|error| with_causes("cannot keep what is measured", &error))?
+    {
+        let gap = format!("system calls that make another program pass for this one are not refused ({level})");
+        note = Some(note.map_or(gap.clone(), |note| format!("{note}; {gap}")));
+    }
     // After this one even what is needed above may be refused.
     if let Some(filter) = filter
         && let level @ (Level::Absent { .. } | Level::Partial { .. }) =
