@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::{command, test, workspace};
+use crate::{command, references, test, workspace};
 
 /// The version that `deny.toml` is written for.
 const CARGO_DENY: &str = "0.20.2";
@@ -12,6 +12,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     command::step("lints", || {
         cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"])
     })?;
+    command::step("references", references::check)?;
     command::step("dependencies", dependencies)?;
     test::run(&test::Options::with_newest())
 }

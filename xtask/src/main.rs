@@ -17,6 +17,7 @@ mod interrupt;
 mod outcomes;
 mod parts;
 mod podman;
+mod references;
 mod suite;
 mod test;
 mod vm;

@@ -1,5 +1,5 @@
 //! What "measured" means: the verdict on a caller, as a function of what is registered, what runs, and what the kernel
-//! says about the process at the other end of the socket (design, section 4).
+//! says about the process at the other end of the socket.
 //!
 //! Evidence is gathered elsewhere (`edgekeep-runtime`); here nothing is looked up. A verdict is *allow* or *deny with one
 //! named reason*; whatever is not known denies.

@@ -2,7 +2,8 @@
 //!
 //! One rule holds over every sequence of events: *the last good identity is authoritative*. It is served from the first
 //! moment after a start, whatever the cloud does, and it gives way only to a complete replacement that has been stored
-//! (user pains 5 to 8: offline boots, re-provisioning that clears before it succeeds, devices that hammer the cloud).
+//! (devices are lost in the field to offline boots, to re-provisioning that clears before it succeeds, and to devices
+//! that hammer the cloud).
 //!
 //! The driver calls [`step`] with what happened and carries out the [`Action`]s in order. At most one of
 //! [`Action::Register`], [`Action::Poll`] and [`Action::Store`] is under way at any time: the next one is asked for only

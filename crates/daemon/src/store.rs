@@ -1,4 +1,4 @@
-//! State files that survive kill -9, a full disk and a power cut (design, section 6).
+//! State files that survive kill -9, a full disk and a power cut.
 //!
 //! A file is a line of JSON with the kind, the format's version and the SHA-256 of what follows, then the state as JSON. It
 //! is replaced by temp file, fsync, rename and fsync of the folder. A file that cannot be read is set aside under another

@@ -1,4 +1,4 @@
-//! Evidence about a peer, from the kernel and never from what the peer says (design, section 4).
+//! Evidence about a peer, from the kernel and never from what the peer says.
 //!
 //! One [`ProcDir`] is opened per connection and pins the process: a later process with the same pid is not visible through
 //! it. `execve` keeps pid, pidfd and start time, so the program is looked at again on every request

@@ -1,5 +1,5 @@
 //! What runs, by the engine's event stream: the facts that a verdict needs, without a call to the engine on the request
-//! path (design, section 4).
+//! path.
 //!
 //! The stream is opened first and everything is inspected then, so nothing that happens in between is lost. From the
 //! moment the stream breaks until the next inspection is complete the engine is silent, and all that counts is what no
