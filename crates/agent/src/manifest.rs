@@ -4,6 +4,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use edgekeep_base::file::{self, Rules};
 use edgekeep_core::deployment::{Deployment, DeploymentError, MANIFEST_LIMIT};
 
 /// Why the manifest is not applied.
@@ -86,7 +87,7 @@ impl ManifestFile {
         if usize::try_from(size).is_ok_and(|size| size > MANIFEST_LIMIT) {
             return Err(DeploymentError::TooLarge.into());
         }
-        let read = std::fs::read_to_string(&self.path);
+        let read = file::read_text(&self.path, Rules::named(MANIFEST_LIMIT as u64));
         let text = read.map_err(|source| ManifestError::Unreadable { path: self.path.clone(), source })?;
         let deployment = Deployment::parse(&text, self.parent.as_deref())?;
         Ok(Some((text, deployment)))

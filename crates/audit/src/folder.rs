@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use edgekeep_base::file::{self, Rules};
 use edgekeep_daemon::store::{self, StoreError};
 
 use crate::note::VerifierKey;
@@ -16,6 +17,9 @@ use crate::tree::Frontier;
 pub(crate) const CHECKPOINT: &str = "checkpoint";
 /// The key that checks it. For convenience: who verifies has a copy from elsewhere.
 pub(crate) const VERIFIER_KEY: &str = "verifier-key";
+
+/// Largest file of a log that is read, in bytes: several times a segment, the largest of them.
+const FILE_LIMIT: u64 = 64 << 20;
 
 /// Why the log could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +53,8 @@ pub(crate) fn segments(folder: &Path) -> Result<Vec<(u64, PathBuf)>, ReadError> 
 
 /// A file's content; `None` if there is none.
 pub(crate) fn content(path: &Path) -> Result<Option<Vec<u8>>, ReadError> {
-    match fs::read(path) {
+    // Whoever wrote the file: what is in it is signed.
+    match file::read(path, Rules::named(FILE_LIMIT)) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(ReadError { path: path.to_owned(), source }),

@@ -98,7 +98,7 @@ fn read(context: &Context, file: Option<PathBuf>) -> anyhow::Result<(PathBuf, St
         let other = PathBuf::from(IOTEDGE_CONFIG);
         if context.as_iotedge && !own.exists() && other.exists() { other } else { own }
     });
-    let text = std::fs::read_to_string(&file)
+    let text = edgekeep_config::read_config(&file)
         .with_context(|| format!("cannot read {}; write it, or name another file with -c", file.display()))?;
     Ok((file, text))
 }

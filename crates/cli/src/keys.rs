@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use edgekeep_base::file::{self, Rules};
 use edgekeep_core::hardware::SandboxSettings;
 use edgekeep_core::layout::Daemon;
 use edgekeep_core::settings::KeydSettings;
@@ -19,6 +20,9 @@ use serde::Serialize;
 
 use crate::arguments::Context;
 use crate::output::{self, Hue, Style, printable};
+
+/// Largest settings file that is read, in bytes.
+const SETTINGS_LIMIT: u64 = 16 << 20;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysVerb {
@@ -155,8 +159,8 @@ fn asked_for(options: DoctorOptions) -> anyhow::Result<Patients> {
 /// What `config apply` wrote for keyd.
 fn keyd_settings(context: &Context) -> anyhow::Result<KeydSettings> {
     let path = context.root.settings_file(Daemon::Keyd);
-    let text =
-        std::fs::read(&path).with_context(|| format!("cannot read {}: run `edgekeep config apply`", path.display()))?;
+    let text = file::read(&path, Rules::own(SETTINGS_LIMIT))
+        .with_context(|| format!("cannot read {}: run `edgekeep config apply`", path.display()))?;
     // The error's own text may repeat a part of the file, which has secrets.
     serde_json::from_slice(&text).map_err(|error| {
         anyhow::anyhow!(

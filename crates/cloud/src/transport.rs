@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use edgekeep_base::file::{self, Rules};
 use http::{HeaderMap, Method, Request, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -26,6 +27,8 @@ use crate::sas::{Audience, LIFETIME, Signer};
 
 /// Largest answer that is read, in bytes. A hub's list of 50 modules has about 40 KiB.
 const ANSWER_LIMIT: usize = 1 << 20;
+/// Largest file with trusted roots, in bytes: several times what a distribution trusts.
+const ROOTS_LIMIT: u64 = 4 << 20;
 /// Pause before a second attempt, where the service names none.
 const PAUSE: Duration = Duration::from_secs(1);
 /// A difference of clocks below this is network delay, in seconds.
@@ -405,9 +408,9 @@ fn tls_config(trust: &Trust) -> Result<ClientConfig, CloudError> {
         Trust::Files(paths) => {
             for path in paths {
                 let bad = |what: String| CloudError::Roots { path: Some(path.clone()), what };
-                let certificates = CertificateDer::pem_file_iter(path).map_err(|error| bad(error.to_string()))?;
+                let content = file::read(path, Rules::named(ROOTS_LIMIT)).map_err(|error| bad(error.to_string()))?;
                 let mut any = false;
-                for certificate in certificates {
+                for certificate in CertificateDer::pem_slice_iter(&content) {
                     roots
                         .add(certificate.map_err(|error| bad(error.to_string()))?)
                         .map_err(|error| bad(error.to_string()))?;

@@ -1,23 +1,30 @@
 //! Writing what [`translate`] made: the only part of this crate that touches the disk.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use edgekeep_base::durable::{self, Until};
+use edgekeep_base::file::{self, FileFault, Rules};
 use edgekeep_core::layout::{Daemon, Root};
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostic::Diagnostic;
+use crate::document::MAX_BYTES;
 use crate::secret::SecretBytes;
 use crate::translate::{Environment, Users, referenced_files, translate};
 
 /// Longest file that is read because the configuration names it, in bytes.
 const MAX_REFERENCED_BYTES: u64 = 256 * 1024;
+/// Longest record of the keys that were handed over, in bytes.
+const RECORD_LIMIT: u64 = 4 << 20;
+/// Longest file that was written here before and is compared, in bytes.
+const WRITTEN_LIMIT: u64 = 16 << 20;
 
 /// Whether [`apply`] writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +87,7 @@ pub fn environment(text: &str) -> Environment {
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let files = referenced_files(text).into_iter().map(|path| {
-        let content = read_bounded(&path).map_err(|error| error.to_string());
+        let content = file::read(&path, Rules::named(MAX_REFERENCED_BYTES)).map_err(|error| error.to_string());
         (path, content)
     });
     Environment { users: users(uid, &passwd), hostname, uids: uids(&passwd), files: files.collect() }
@@ -105,18 +112,12 @@ fn users(uid: u32, passwd: &str) -> Users {
     }
 }
 
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    use io::Read as _;
-    let mut content = Vec::new();
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a file"));
-    }
-    file.take(MAX_REFERENCED_BYTES + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > MAX_REFERENCED_BYTES {
-        return Err(io::Error::other(format!("longer than {MAX_REFERENCED_BYTES} bytes")));
-    }
-    Ok(content)
+/// Reads a configuration file, at most as much of it as is parsed. Whose the file is, is for the operator to know.
+///
+/// # Errors
+/// If there is no file, it is too long or no text, or cannot be read.
+pub fn read_config(path: &Path) -> io::Result<String> {
+    file::read_text(path, Rules::named(MAX_BYTES as u64))
 }
 
 /// Translates `text` and writes the settings files and keys that differ from what is there. Each file is replaced as a
@@ -187,8 +188,10 @@ impl Writer {
             return Ok(());
         }
         let record = root.settings_file(Daemon::Keyd).with_file_name("imported-keys.json");
-        let known: HandedOver =
-            fs::read(&record).ok().and_then(|content| serde_json::from_slice(&content).ok()).unwrap_or_default();
+        let known: HandedOver = file::read(&record, Rules::own(RECORD_LIMIT))
+            .ok()
+            .and_then(|content| serde_json::from_slice(&content).ok())
+            .unwrap_or_default();
         let folder = root.key_import_folder();
         // A store that was emptied needs its keys again.
         let store = fs::read_dir(root.state_folder(Daemon::Keyd))
@@ -228,9 +231,11 @@ impl Writer {
 
     /// Replaces a file if its content differs; whether it did.
     fn replace(&mut self, path: &Path, content: &[u8], uid: u32, what: String) -> Result<bool, ApplyError> {
-        let present = match fs::read(path) {
+        let present = match file::read(path, Rules::named(WRITTEN_LIMIT)) {
             Ok(present) => Some(present),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            // Whatever stands there is replaced; what cannot be replaced, a folder, says so then.
+            Err(error) if FileFault::of(&error).is_some() => Some(Vec::new()),
             Err(source) => return Err(ApplyError::File { action: "read", path: path.to_owned(), source }),
         };
         let owned = fs::metadata(path).is_ok_and(|metadata| metadata.uid() == uid && metadata.mode() & 0o777 == 0o600);
@@ -257,25 +262,14 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8], uid: u32) -> Result<(), 
     if !folder.exists() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(fail("make the folder of"))?;
     }
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    // keyd leaves files of this ending alone.
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = folder.join(name);
-    let written = (|| {
-        let _ = fs::remove_file(&temporary);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        if uid != rustix::process::geteuid().as_raw() {
-            std::os::unix::fs::fchown(&file, Some(uid), None)?;
-        }
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    })();
-    written.map_err(|source| {
-        let _ = fs::remove_file(&temporary);
-        fail("write")(source)
+    let give_away = |file: &File| match uid == rustix::process::geteuid().as_raw() {
+        true => Ok(()),
+        false => std::os::unix::fs::fchown(file, Some(uid), None),
+    };
+    durable::replace(path, content, 0o600, Until::OnDisk, give_away).map_err(|error| ApplyError::File {
+        action: error.step,
+        path: path.to_owned(),
+        source: error.source,
     })
 }
 

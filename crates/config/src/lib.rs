@@ -27,7 +27,7 @@ mod similar;
 mod translate;
 mod value;
 
-pub use apply::{Applied, ApplyError, ApplyMode, Change, apply, environment};
+pub use apply::{Applied, ApplyError, ApplyMode, Change, apply, environment, read_config};
 pub use diagnostic::{Code, Diagnostic, Severity, render};
 pub use seal::{SealError, replace_config, replace_keyd_settings, with_seal};
 pub use secret::SecretBytes;

@@ -4,12 +4,12 @@
 //! disk loses entries, never the daemon: how many were lost is written with the next entry that fits.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use edgekeep_base::file::{self, Rules};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -101,13 +101,15 @@ pub struct Past {
 pub fn read(folder: &Path) -> Vec<Past> {
     let mut all = Vec::new();
     for name in ["audit.1.jsonl", "audit.jsonl"] {
-        let mut text = Vec::new();
-        let read = File::open(folder.join(name)).and_then(|file| file.take(FILE_LIMIT).read_to_end(&mut text));
-        if let Err(error) = read
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, name, "the audit trail of earlier runs is not shown");
-        }
+        // No line is begun that would make a file longer than this.
+        let text = match file::read(&folder.join(name), Rules::own(FILE_LIMIT)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                tracing::warn!(%error, name, "the audit trail of earlier runs is not shown");
+                continue;
+            }
+        };
         all.extend(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()));
     }
     all
@@ -187,7 +189,7 @@ impl Audit {
         let size = match &trail.file {
             Some((_, size)) => *size,
             None => {
-                let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+                let file = file::open_to_append(&self.path, 0o600)?;
                 let size = file.metadata()?.len();
                 trail.file = Some((file, size));
                 size
@@ -196,7 +198,7 @@ impl Audit {
         if size + line.len() as u64 > FILE_LIMIT {
             trail.file = None;
             std::fs::rename(&self.path, self.path.with_extension("1.jsonl"))?;
-            let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+            let file = file::open_to_append(&self.path, 0o600)?;
             trail.file = Some((file, 0));
         }
         let Some((file, size)) = &mut trail.file else { return Ok(()) };

@@ -3,17 +3,22 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use edgekeep_base::file::{self, Rules};
 use serde::de::DeserializeOwned;
 
 /// The status a daemon exits with when its settings are not usable, that of existing services: it tells the service manager
 /// that starting again without another configuration cannot help.
 pub const BAD_SETTINGS: u8 = 153;
 
+/// Largest settings file that is read, in bytes. What `config apply` writes comes from a file of at most 1 MiB and from files
+/// that are named in it.
+const LIMIT: u64 = 16 << 20;
+
 /// Why settings could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file system refused.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {}; `edgekeep config apply` writes it anew", path.display())]
     Read {
         /// Which file.
         path: PathBuf,
@@ -37,7 +42,7 @@ pub enum SettingsError {
 /// # Errors
 /// See [`SettingsError`].
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SettingsError> {
-    match std::fs::read(path) {
+    match file::read(path, Rules::own(LIMIT)) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)
             .map_err(|source| SettingsError::Content { path: path.to_owned(), source }),

@@ -4,14 +4,19 @@
 //! is replaced by temp file, fsync, rename and fsync of the folder. A file that cannot be read is set aside under another
 //! name and reported; it is never taken for an empty one.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::marker::PhantomData;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use edgekeep_base::durable::{self, Until};
+use edgekeep_base::file::{self, FileFault, Rules};
 use edgekeep_core::digest::Sha256Digest;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+/// Largest state file that is read, in bytes: some ten times what the largest one, of a device full of modules, can have.
+const LIMIT: u64 = 32 << 20;
 
 /// Why a state file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -92,12 +97,15 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
     /// # Errors
     /// If the file cannot be read, is damaged (it has then been set aside), or is of a newer version.
     pub fn load(&self) -> Result<Option<T>, StoreError> {
-        let bytes = match std::fs::read(&self.path) {
-            Ok(bytes) => bytes,
+        let read = match file::read(&self.path, Rules::own(LIMIT)) {
+            Ok(bytes) => self.decode(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StoreError::Io { step: "read", path: self.path.clone(), source }),
+            Err(source) => match FileFault::of(&source) {
+                Some(fault @ FileFault::TooLong { .. }) => Err(Fault::Damaged(fault.to_string())),
+                _ => return Err(StoreError::Io { step: "read", path: self.path.clone(), source }),
+            },
         };
-        match self.decode(&bytes) {
+        match read {
             Ok(state) => Ok(Some(state)),
             Err(Fault::Newer(found)) => Err(StoreError::Newer { path: self.path.clone(), found, known: self.version }),
             Err(Fault::Damaged(what)) => {
@@ -174,7 +182,7 @@ pub fn private_folder(path: &Path) -> Result<(), StoreError> {
 /// # Errors
 /// If any step fails; the old file is then still in place.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
-    write(path, bytes, mode, true)
+    write(path, bytes, mode, Until::OnDisk)
 }
 
 /// Replaces a file so that readers see the old bytes or the new ones, without waiting for the disk. For what can be made
@@ -183,45 +191,15 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreErr
 /// # Errors
 /// If any step fails; the old file is then still in place.
 pub fn write_replaceable(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
-    write(path, bytes, mode, false)
+    write(path, bytes, mode, Until::Visible)
 }
 
-fn write(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<(), StoreError> {
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    let temporary = temporary_name(path);
-    let attempt = || -> Result<(), (&'static str, io::Error)> {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)
-            .map_err(|error| ("create a temporary file for", error))?;
-        file.write_all(bytes).map_err(|error| ("write", error))?;
-        if durable {
-            file.sync_all().map_err(|error| ("sync", error))?;
-        }
-        drop(file);
-        std::fs::rename(&temporary, path).map_err(|error| ("replace", error))?;
-        if durable {
-            let folder = std::fs::File::open(folder).map_err(|error| ("open the folder of", error))?;
-            folder.sync_all().map_err(|error| ("sync the folder of", error))?;
-        }
-        Ok(())
-    };
-    attempt().map_err(|(step, source)| {
-        let _ = std::fs::remove_file(&temporary);
-        StoreError::Io { step, path: path.to_owned(), source }
+fn write(path: &Path, bytes: &[u8], mode: u32, until: Until) -> Result<(), StoreError> {
+    durable::replace(path, bytes, mode, until, |_| Ok(())).map_err(|error| StoreError::Io {
+        step: error.step,
+        path: path.to_owned(),
+        source: error.source,
     })
-}
-
-/// `<name>.<pid>-<count>.tmp` beside the file: on the same file system, and no two writers share one.
-fn temporary_name(path: &Path) -> PathBuf {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}-{count}.tmp", std::process::id()));
-    path.with_file_name(name)
 }
 
 /// Removes temporary files that a killed daemon left in `folder`.
@@ -309,6 +287,46 @@ mod tests {
         assert!(write_atomic(&path, b"new", 0o600).is_err());
         assert!(path.join("content").exists());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    /// Each of these made a daemon wait for ever, or read without end.
+    #[test]
+    fn what_is_no_file_is_an_error_that_says_so_and_stays_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = file(folder.path());
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, file.path(), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let told = |error: StoreError| match error {
+            StoreError::Io { source, .. } => FileFault::of(&source),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told(file.load().unwrap_err()), Some(FileFault::NotAFile { kind: "a FIFO" }));
+        std::fs::remove_file(file.path()).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", file.path()).unwrap();
+        assert_eq!(told(file.load().unwrap_err()), Some(FileFault::NotAFile { kind: "a device" }));
+        std::fs::remove_file(file.path()).unwrap();
+        std::fs::File::create(file.path()).unwrap().set_len(2 << 30).unwrap();
+        let error = file.load().unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+        assert!(error.to_string().contains("longer than"), "{error}");
+        file.save(&vec![4]).unwrap();
+        assert_eq!(file.load().unwrap(), Some(vec![4]));
+    }
+
+    #[test]
+    fn state_that_others_may_have_written_is_not_believed_and_not_moved() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let file = file(folder.path());
+        file.save(&vec![1]).unwrap();
+        let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        set(file.path(), 0o666);
+        set(folder.path(), 0o700);
+        assert_eq!(file.load().unwrap(), Some(vec![1]), "behind a closed folder nobody could");
+        set(folder.path(), 0o755);
+        let StoreError::Io { source, .. } = file.load().unwrap_err() else { panic!("not refused") };
+        assert_eq!(FileFault::of(&source), Some(FileFault::Writable { mode: 0o666 }));
+        assert!(file.path().exists());
     }
 
     proptest! {

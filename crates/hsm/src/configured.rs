@@ -1,7 +1,6 @@
 //! The hardware that keyd's settings name, for whoever needs it without keyd.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use edgekeep_core::hardware::{AuthSource, TpmSettings};
@@ -11,10 +10,7 @@ use crate::pkcs11::{Pkcs11Backend, Pkcs11Settings, TokenError};
 use crate::software::{Sealer, Sealers, WrappingKey};
 use crate::tpm::{AuthValue, RootAlgorithm, Tcti, Tpm, TpmError, TpmOptions};
 use crate::uri::{KeyUri, ObjectAttributes, Pkcs11Uri};
-use crate::{KeyError, SecretBytes};
-
-/// Longest file with an auth value, in bytes.
-const AUTH_LIMIT: u64 = 1024;
+use crate::{KeyError, SecretBytes, secret_file};
 
 /// How to open the TPM.
 ///
@@ -37,7 +33,9 @@ pub fn tpm_options(tcti: &Tcti, settings: &TpmSettings) -> Result<TpmOptions, Ke
                 .map_or_else(|| PathBuf::from("$CREDENTIALS_DIRECTORY"), PathBuf::from)
                 .join(name),
         };
-        first_line(&path).map_err(|error| unreadable(&path, &error)).and_then(|line| AuthValue::new(line.expose()))
+        secret_file::read_first_line(&path)
+            .map_err(|error| unreadable(&path, &error))
+            .and_then(|line| AuthValue::new(line.expose()))
     };
     let mut options = TpmOptions::new(tcti.clone());
     // What the TPM API shows to provisioning services, which expect it so.
@@ -45,15 +43,6 @@ pub fn tpm_options(tcti: &Tcti, settings: &TpmSettings) -> Result<TpmOptions, Ke
     options.owner = auth("owner", settings.owner.as_ref())?;
     options.endorsement = auth("endorsement", settings.endorsement.as_ref())?;
     Ok(options)
-}
-
-fn first_line(path: &Path) -> io::Result<SecretBytes> {
-    let mut content = Vec::with_capacity(AUTH_LIMIT as usize);
-    let read = File::open(path)?.take(AUTH_LIMIT).read_to_end(&mut content);
-    let content = SecretBytes::from(content);
-    read?;
-    let line = content.expose().split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Ok(line.strip_suffix(b"\r").unwrap_or(line).into())
 }
 
 /// TPM and token of the base slot, not opened before they are used.

@@ -27,6 +27,7 @@ mod material;
 pub mod ordered;
 pub mod pkcs11;
 mod secret;
+mod secret_file;
 pub mod software;
 pub mod tpm;
 pub mod uri;

@@ -32,16 +32,18 @@ use store::{NameSpace, Store, StoredKey};
 pub use token::WrappingKey;
 use uses::Use;
 
-use crate::SecretBytes;
 use crate::backend::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
     SymmetricKey, Usage,
 };
 use crate::material::{self, Material, Pair};
 use crate::tpm::{AuthValue, SealTo, Tpm};
+use crate::{SecretBytes, secret_file};
 
 /// Keys held ready in memory. A device has a few dozen; loading one again costs a file read.
 const READY_LIMIT: usize = 128;
+/// Largest file of a preloaded key that is read, in bytes: several times a key pair with its certificates.
+const PRELOADED_LIMIT: u64 = 256 * 1024;
 /// Length of generated symmetric keys, in bytes.
 const GENERATED_LEN: usize = 32;
 
@@ -195,8 +197,8 @@ impl SoftwareBackend {
         stamp: Option<FileStamp>,
     ) -> Result<Option<Arc<Material>>, KeyError> {
         let material = if let Some(path) = self.preloaded.get(id) {
-            let content = match fs::read(path) {
-                Ok(content) => SecretBytes::from(content),
+            let content = match secret_file::read(path, PRELOADED_LIMIT) {
+                Ok(content) => content,
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 Err(source) => return Err(StoreError::Io { action: "read", path: path.clone(), source }.into()),
             };

@@ -38,12 +38,14 @@ fn run() -> anyhow::Result<()> {
         .thread_keep_alive(Duration::from_secs(2))
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
         let daemon = Identityd::start_confined(Options::new(root, settings)).await?;
         systemd::notify_ready();
         tracing::info!("ready");
-        daemon.run(stop).await;
+        lifecycle::serve_until_stopped(daemon.run(stop.clone()), stop).await;
         Ok(())
-    })
+    });
+    lifecycle::end(runtime);
+    served
 }

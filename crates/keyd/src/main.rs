@@ -36,12 +36,16 @@ fn run() -> anyhow::Result<()> {
         .thread_keep_alive(Duration::from_secs(2))
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(async {
-        let stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
+    let served = runtime.block_on(async {
         let ready = Ready::open(&root, &settings)?;
+        // Only now: until here nothing looks at a watched signal, and hardware may keep this thread waiting without end. An
+        // unwatched one ends the process at once, which the store survives at any moment.
+        let stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
         systemd::notify_ready();
         tracing::info!(socket = %root.keyd_socket().display(), "ready");
-        ready.serve(&settings, stop).await;
+        lifecycle::serve_until_stopped(ready.serve(&settings, stop.clone()), stop).await;
         Ok(())
-    })
+    });
+    lifecycle::end(runtime);
+    served
 }

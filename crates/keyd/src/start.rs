@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use edgekeep_audit::{Log, MonotonicCounter, SignError, SoftwareSigner};
+use edgekeep_base::file::{self, Rules};
 use edgekeep_core::grants::RESERVED_KEY_IDS;
 use edgekeep_core::id::KeyId;
 use edgekeep_core::layout::{Daemon, Root};
@@ -243,8 +244,6 @@ enum ImportError {
     Name,
     #[error("the key id is reserved")]
     Reserved,
-    #[error("not a plain file of at most {IMPORT_LIMIT} bytes")]
-    NoKeyFile,
     #[error("cannot read or remove the file")]
     Io(#[from] io::Error),
     #[error("cannot store the key")]
@@ -257,11 +256,7 @@ fn import_file(backend: &SoftwareBackend, path: &Path) -> Result<KeyId, ImportEr
     if RESERVED_KEY_IDS.contains(&id.as_str()) {
         return Err(ImportError::Reserved);
     }
-    let metadata = fs::symlink_metadata(path)?;
-    if !metadata.is_file() || metadata.len() > IMPORT_LIMIT {
-        return Err(ImportError::NoKeyFile);
-    }
-    let content = SecretBytes::from(fs::read(path)?);
+    let content = SecretBytes::from(file::read(path, Rules::own(IMPORT_LIMIT).without_links())?);
     backend.import_file_content(&id, &content)?;
     // Only now that the store has it, and for good: a key in clear must not come back after a power cut.
     fs::remove_file(path)?;

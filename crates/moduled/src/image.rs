@@ -1,12 +1,12 @@
 //! The image that a module is made from, measured before anything is made of it: the pins of the deployment and the
 //! signatures that the operator asks for. The rules are [`edgekeep_core::image_policy`]'s.
 
-use std::io::Read as _;
 use std::path::Path;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use edgekeep_base::file::{self, Rules};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::image_policy::{Image, ImagePolicy, ImageRefusal, ImageRule, PAYLOAD_LIMIT, payload_fits, pinned};
 use edgekeep_daemon::server::HttpError;
@@ -91,15 +91,12 @@ fn image_file(image: &Image) -> String {
 
 /// A file's content; `None` if it is not there.
 fn read(path: &Path, limit: usize) -> Result<Option<Vec<u8>>, String> {
-    let cannot = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(cannot(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() > limit { Err(format!("{} is longer than {limit} bytes", path.display())) } else { Ok(Some(bytes)) }
+    // Whoever wrote the file: what is in it is signed.
+    match file::read(path, Rules::named(limit as u64)) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("cannot read {}: {error}", path.display())),
+    }
 }
 
 /// Whether one of the keys made the signature, base64 of an ASN.1 ECDSA signature, over the payload as it stands.

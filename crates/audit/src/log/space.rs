@@ -45,7 +45,11 @@ impl Reserve {
 
     fn take(&self) -> io::Result<()> {
         // Written out, since a file with holes takes no room.
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&self.path)?;
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&self.path)?;
         let zeros = [0; 64 << 10];
         let mut left = self.bytes;
         while left > 0 {

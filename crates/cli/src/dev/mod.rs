@@ -19,8 +19,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use edgekeep_api::client::{Client, ClientError};
+use edgekeep_base::durable::{self, Until};
+use edgekeep_base::file::{self, Rules};
 use edgekeep_config::{ApplyError, ApplyMode, Users};
-use edgekeep_core::deployment::{Deployment, DesiredStatus};
+use edgekeep_core::deployment::{Deployment, DesiredStatus, MANIFEST_LIMIT};
 use edgekeep_core::layout::{Daemon, Root};
 use http::Method;
 use tokio::signal::unix::{SignalKind, signal};
@@ -203,7 +205,8 @@ impl Device {
                 path
             }
         };
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = file::read_text(&path, Rules::named(MANIFEST_LIMIT as u64))
+            .with_context(|| format!("cannot read {}", path.display()))?;
         let deployment =
             Deployment::parse(&text, None).with_context(|| format!("{} is no deployment manifest", path.display()))?;
         let running = deployment.modules.iter().filter(|(_, module)| module.status == DesiredStatus::Running);
@@ -245,7 +248,7 @@ impl Device {
 
     fn configure(&self, plan: &Plan, cloud: &Cloud) -> anyhow::Result<()> {
         let file = self.root.config_file();
-        let present = match fs::read_to_string(&file) {
+        let present = match edgekeep_config::read_config(&file) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
@@ -390,14 +393,8 @@ fn sha256(path: &Path) -> anyhow::Result<String> {
 
 /// Replaces a file that only its owner may read.
 fn write_secret(path: &Path, text: &str) -> io::Result<()> {
-    use io::Write as _;
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    let temporary = path.with_extension("tmp");
-    let _ = fs::remove_file(&temporary);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
+    durable::replace(path, text.as_bytes(), 0o600, Until::OnDisk, |_| Ok(())).map_err(|error| error.source)
 }

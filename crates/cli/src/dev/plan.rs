@@ -1,7 +1,6 @@
 //! What a simulated device is made of, decided before anything is started.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -9,9 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use edgekeep_base::file::{self, Rules};
 use edgekeep_core::layout::Root;
 use serde::{Deserialize, Serialize};
 
+/// Largest file with what one run tells the next, in bytes.
+const MEMORY_LIMIT: u64 = 64 * 1024;
 /// First line of a configuration that `dev` may replace.
 pub(super) const MARK: &str = "# Made by `edgekeep dev`; remove this line to keep your changes.";
 
@@ -76,17 +78,17 @@ impl Memory {
     }
 
     pub(super) fn load_or_make(root: &Root) -> anyhow::Result<Self> {
-        let file = Self::file(root);
-        match fs::read(&file) {
+        let path = Self::file(root);
+        match file::read(&path, Rules::own(MEMORY_LIMIT)) {
             Ok(content) => serde_json::from_slice(&content).with_context(|| {
-                format!("{} is not of this version; remove {} to begin anew", file.display(), root.path().display())
+                format!("{} is not of this version; remove {} to begin anew", path.display(), root.path().display())
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut key = [0; 32];
                 aws_lc_rs::rand::fill(&mut key).context("cannot make a device key")?;
                 Ok(Self { port: 0, key: STANDARD.encode(key) })
             }
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
     }
 

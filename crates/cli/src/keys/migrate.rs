@@ -78,7 +78,7 @@ pub(crate) fn run(context: &Context, options: MigrateOptions) -> anyhow::Result<
         To::File => {}
     }
     let config = options.file.unwrap_or_else(|| context.root.config_file());
-    let text = std::fs::read_to_string(&config)
+    let text = edgekeep_config::read_config(&config)
         .with_context(|| format!("cannot read {}; name the configuration with -c", config.display()))?;
     let changed = with_seal(&text, to.seal()).with_context(|| config.display().to_string())?;
     if translate(&changed, &environment(&changed)).is_err() {

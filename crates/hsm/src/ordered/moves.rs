@@ -6,8 +6,6 @@
 //! a move: `moves/<letters of the id>-<its hash>.key`, with the line `move 1 <id> <from place> <replaced in> <public key>`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,8 +15,13 @@ use edgekeep_core::id::KeyId;
 
 use crate::backend::{InputError, KeyBackend, KeyError, KeyKind, PublicParameter, PublicValue};
 use crate::software::StoreError;
-use crate::software::durable::{failed, make_folder, names, remove, remove_leftovers, replace, set_aside};
+use crate::software::durable::{
+    KeyFile, make_folder, names, read_key_file, remove, remove_leftovers, replace, set_aside,
+};
 use crate::software::store::file_name;
+
+/// Largest note of a move that is read, in bytes: two ids, two names of places and a digest.
+const NOTE_LIMIT: u64 = 4096;
 
 /// One move.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,10 +69,10 @@ impl Moves {
         let mut pending = BTreeMap::new();
         for name in names(folder)?.into_iter().filter(|name| name.ends_with(".key")) {
             let path = folder.join(name);
-            let text = match fs::read_to_string(&path) {
-                Ok(text) => text,
-                Err(error) if error.kind() == ErrorKind::InvalidData => String::new(),
-                Err(source) => return Err(failed("read", &path)(source)),
+            let text = match read_key_file(&path, NOTE_LIMIT)? {
+                KeyFile::Absent => continue,
+                KeyFile::TooLong => String::new(),
+                KeyFile::Content(content) => String::from_utf8(content).unwrap_or_default(),
             };
             match Move::decode(&text) {
                 Some(moved) => drop(pending.insert(moved.to.clone(), moved)),
@@ -133,6 +136,8 @@ pub(super) fn public_half(backend: &dyn KeyBackend, id: &KeyId) -> Result<Option
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -1,17 +1,16 @@
 //! Where the user PIN comes from.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use cryptoki::types::RawAuthPin;
 
 use super::error::TokenError;
-use crate::SecretBytes;
 use crate::uri::PinSource;
+use crate::{SecretBytes, secret_file};
 
 /// Longest PIN that is read from a file, in bytes.
-const PIN_LIMIT: u64 = 1024;
+const PIN_LIMIT: usize = 1024;
 /// The environment variable in which systemd names the folder of a unit's credentials.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
@@ -42,20 +41,14 @@ pub(super) fn read(source: &PinSource, token: &str) -> Result<SecretBytes, Token
 
 /// The first line of a file.
 fn read_file(path: &Path) -> io::Result<SecretBytes> {
-    let mut content = Vec::with_capacity(PIN_LIMIT as usize + 1);
-    let read = File::open(path)?.take(PIN_LIMIT + 1).read_to_end(&mut content);
-    let whole = SecretBytes::from(content);
-    read?;
-    let bytes = whole.expose();
-    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or(bytes);
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    if line.is_empty() {
+    let line = secret_file::read_first_line(path)?;
+    if line.expose().is_empty() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first line is empty"));
     }
-    if line.len() as u64 > PIN_LIMIT {
+    if line.expose().len() > PIN_LIMIT {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first line is too long for a PIN"));
     }
-    Ok(line.into())
+    Ok(line)
 }
 
 /// The PIN in the form that the binding takes.

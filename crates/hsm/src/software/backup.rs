@@ -12,7 +12,6 @@
 //! It is never on a disk like that: whoever calls this encrypts it ([`crate::envelope`]).
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
 use aws_lc_rs::digest;
@@ -22,10 +21,10 @@ use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::KeyId;
 use zeroize::Zeroizing;
 
-use super::durable::{failed, names};
+use super::durable::{KeyFile, names, read_key_file};
 use super::file::{self, Unreadable};
 use super::protection::{Forms, Protection, Sealers};
-use super::store::{NameSpace, Store, StoreError, StoredKey};
+use super::store::{FILE_LIMIT, NameSpace, Store, StoreError, StoredKey};
 use crate::SecretBytes;
 use crate::backend::{KeyKind, Usage};
 use crate::material::Material;
@@ -251,10 +250,11 @@ fn read_folder(
         for name in &listed {
             let path = folder.join(name);
             let number = name.rsplit('.').nth(1).and_then(|number| number.parse().ok()).unwrap_or_default();
-            let content = match fs::read(&path) {
+            let content = match read_key_file(&path, FILE_LIMIT)? {
                 // Deleted since it was listed.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                content => content.map_err(failed("read", &path))?,
+                KeyFile::Absent => continue,
+                KeyFile::TooLong => return Err(StoreError::DamagedInUse { path }),
+                KeyFile::Content(content) => content,
             };
             let (id, key) = decode(store_key, name_space, &content, &path)?;
             entries.push(Entry { name_space, number, id, key });
@@ -374,6 +374,8 @@ fn is_same(one: &StoredKey, other: &StoredKey) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use std::collections::BTreeMap;
 
     use super::*;

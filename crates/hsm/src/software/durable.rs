@@ -9,6 +9,8 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
+use edgekeep_base::file::{self, FileFault, Rules};
+
 use super::store::StoreError;
 
 #[cfg(test)]
@@ -44,6 +46,28 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
         failed("write", path)(source)
     })?;
     sync_folder_of(path)
+}
+
+/// What stands where a key file may be.
+pub(crate) enum KeyFile {
+    /// Nothing.
+    Absent,
+    /// A file that is too long to be a key file.
+    TooLong,
+    /// A file. Its content is encrypted, or bound to a TPM.
+    Content(Vec<u8>),
+}
+
+/// Reads a key file of at most `limit` bytes, whatever stands in its place.
+pub(crate) fn read_key_file(path: &Path, limit: u64) -> Result<KeyFile, StoreError> {
+    match file::read(path, Rules::own(limit)) {
+        Ok(content) => Ok(KeyFile::Content(content)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(KeyFile::Absent),
+        Err(source) => match FileFault::of(&source) {
+            Some(FileFault::TooLong { .. }) => Ok(KeyFile::TooLong),
+            _ => Err(failed("read", path)(source)),
+        },
+    }
 }
 
 /// Removes a file for good; whether there was one.

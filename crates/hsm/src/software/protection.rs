@@ -13,17 +13,20 @@
 //! A file that was removed can still be on the medium. Whoever moves keys that matter makes them anew afterwards.
 
 use std::fmt;
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use edgekeep_base::file::{self as base_file, Rules};
 use zeroize::Zeroizing;
 
 use super::durable::{failed, remove, replace};
 use super::file::StoreKey;
 use super::store::StoreError;
-use crate::SecretBytes;
 use crate::backend::KeyError;
+use crate::{SecretBytes, secret_file};
+
+/// Largest form of the store key that is read, in bytes: several times what a TPM seals.
+const FORM_LIMIT: u64 = 64 * 1024;
 
 /// What protects the store key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +132,12 @@ impl<'a> Forms<'a> {
         let mut present = Vec::new();
         for protection in Protection::ALL {
             let path = protection.path(folder);
-            match fs::read(&path) {
+            let read = match protection {
+                Protection::File => secret_file::read_own(&path, FORM_LIMIT).map(SecretBytes::into_exposed),
+                // Of use only to who has the hardware.
+                Protection::Tpm | Protection::Token => base_file::read(&path, Rules::own(FORM_LIMIT)),
+            };
+            match read {
                 Ok(content) => present.push((protection, Zeroizing::new(content))),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(source) => return Err(failed("read", &path)(source)),
@@ -228,7 +236,8 @@ impl<'a> Forms<'a> {
         let path = protection.path(self.folder);
         let form = self.protect(protection, content)?;
         replace(&path, &form)?;
-        let written = fs::read(&path).map(Zeroizing::new).map_err(failed("read", &path))?;
+        let written = base_file::read(&path, Rules::own(FORM_LIMIT)).map(Zeroizing::new);
+        let written = written.map_err(failed("read", &path))?;
         if written == form { Ok(()) } else { Err(StoreError::StoreKeyDamaged { path }) }
     }
 
@@ -274,6 +283,7 @@ impl<'a> Forms<'a> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::fs;
 
     use super::*;
     use crate::backend::InputError;

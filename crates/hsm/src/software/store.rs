@@ -11,17 +11,18 @@
 //! A file comes into being complete: it is written beside its place, synced, renamed, and the folder is synced. So after a
 //! crash at any point there is the old or the new content, and maybe a `.tmp` file, which the next start removes.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
+use edgekeep_base::file::open_to_lock;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::KeyId;
 
 use super::durable::{
-    failed, give_to_owner_of_folder, make_folder, names, remove, remove_leftovers, replace, set_aside,
+    KeyFile, failed, give_to_owner_of_folder, make_folder, names, read_key_file, remove, remove_leftovers, replace,
+    set_aside,
 };
 use super::file::{self, LibraryFailed, StoreKey, Unreadable};
 use super::protection::{Forms, Protection, Sealers};
@@ -31,7 +32,7 @@ use crate::backend::{InputError, KeyError, KeyKind, Usage};
 /// Letters of an id that its file name shows. The name has a limit of 255 bytes, of which the hash takes 64.
 const SHOWN_LETTERS: usize = 64;
 /// Largest key file that is read, in bytes; none that was written here is larger.
-const FILE_LIMIT: u64 = 128 * 1024;
+pub(super) const FILE_LIMIT: u64 = 128 * 1024;
 
 /// Whose key it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,13 +262,7 @@ impl Claimed {
     pub(super) fn new(folder: &Path) -> Result<Self, StoreError> {
         make_folder(folder)?;
         let lock_path = folder.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(failed("open", &lock_path))?;
+        let lock = open_to_lock(&lock_path, 0o600).map_err(failed("open", &lock_path))?;
         give_to_owner_of_folder(&lock, &lock_path).map_err(failed("give away", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -345,16 +340,10 @@ impl Store {
         id: &KeyId,
         path: PathBuf,
     ) -> Result<Option<StoredKey>, StoreError> {
-        let size = match fs::metadata(&path) {
-            Ok(data) => data.len(),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(failed("look at", &path)(source)),
-        };
-        let decoded = if size > FILE_LIMIT {
-            Err(Unreadable::Damaged)
-        } else {
-            let content = fs::read(&path).map_err(failed("read", &path))?;
-            file::decode(&self.key, name_space, id, &content)
+        let decoded = match read_key_file(&path, FILE_LIMIT)? {
+            KeyFile::Absent => return Ok(None),
+            KeyFile::TooLong => Err(Unreadable::Damaged),
+            KeyFile::Content(content) => file::decode(&self.key, name_space, id, &content),
         };
         match decoded {
             Ok(key) => Ok(Some(key)),
@@ -391,6 +380,7 @@ pub(crate) fn file_name(id: &KeyId) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;

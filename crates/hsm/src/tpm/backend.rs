@@ -4,12 +4,12 @@
 //! (with a derived one it is done here, as for every backend), RSA with 4096 bits.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use edgekeep_base::file;
 use edgekeep_core::id::KeyId;
 
 use super::blob::{Record, RecordKind, Unreadable};
@@ -26,7 +26,9 @@ use crate::backend::{
 };
 use crate::material;
 use crate::software::StoreError;
-use crate::software::durable::{failed, make_folder, names, remove_leftovers, replace, set_aside, sync_folder_of};
+use crate::software::durable::{
+    KeyFile, failed, make_folder, names, read_key_file, remove_leftovers, replace, set_aside, sync_folder_of,
+};
 use crate::software::store::file_name;
 
 /// Keys whose blobs are held in memory.
@@ -61,13 +63,7 @@ impl TpmBackend {
     pub fn open(tpm: Tpm, folder: &Path) -> Result<Self, StoreError> {
         make_folder(folder)?;
         let lock_path = folder.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(failed("open", &lock_path))?;
+        let lock = file::open_to_lock(&lock_path, 0o600).map_err(failed("open", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: folder.to_owned() }),
@@ -123,15 +119,10 @@ impl TpmBackend {
 
     fn read(&self, _changing: &Changing<'_>, id: &KeyId) -> Result<Option<Record>, StoreError> {
         let path = self.path(id);
-        let size = match fs::metadata(&path) {
-            Ok(data) => data.len(),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(failed("look at", &path)(source)),
-        };
-        let decoded = if size > FILE_LIMIT {
-            Err(Unreadable::Damaged)
-        } else {
-            Record::decode(&fs::read(&path).map_err(failed("read", &path))?)
+        let decoded = match read_key_file(&path, FILE_LIMIT)? {
+            KeyFile::Absent => return Ok(None),
+            KeyFile::TooLong => Err(Unreadable::Damaged),
+            KeyFile::Content(content) => Record::decode(&content),
         };
         match decoded {
             Ok(record) if record.id == id.as_str() && kind_of(&record).is_some() => Ok(Some(record)),
@@ -229,7 +220,7 @@ pub fn kept_keys(folder: &Path) -> Result<Vec<KeyId>, StoreError> {
     let mut ids = Vec::new();
     for name in names(folder)?.into_iter().filter(|name| name.ends_with(".key")) {
         let path = folder.join(name);
-        let content = fs::read(&path).map_err(failed("read", &path))?;
+        let KeyFile::Content(content) = read_key_file(&path, FILE_LIMIT)? else { continue };
         ids.extend(Record::decode(&content).ok().and_then(|record| record.id.parse().ok()));
     }
     ids.sort();

@@ -1,11 +1,11 @@
 //! Keys that were put into a TPM, or wrapped by it, by somebody else: used here, and never changed.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{ErrorKind, Read as _};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use edgekeep_base::file::{self, Rules};
 use edgekeep_core::id::KeyId;
 
 use super::backend::{FILE_LIMIT, TpmBackend, kind_of, pad_for_rsa, public_value};
@@ -233,12 +233,10 @@ impl KeyBackend for TpmPreloaded {
 
 /// A blob file of [`TpmBackend`]'s format; `None` if there is none.
 fn read(path: &Path) -> Result<Option<Record>, KeyError> {
-    let mut content = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut content));
-    match read {
+    let content = match file::read(path, Rules::named(FILE_LIMIT)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(failed("read", path)(source).into()),
-        Ok(_) => {}
-    }
+        Ok(content) => content,
+    };
     Ok(Some(Record::decode(&content).map_err(TpmError::from)?))
 }

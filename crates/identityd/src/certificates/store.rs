@@ -1,9 +1,10 @@
 //! Certificates on disk, one PEM file each, beside those that the operator keeps elsewhere.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
+use edgekeep_base::file::{self, Rules};
 use edgekeep_core::id::CertId;
 use edgekeep_core::settings::PreloadedCert;
 use edgekeep_daemon::store::{self, StoreError};
@@ -84,13 +85,13 @@ impl CertStore {
     }
 
     fn read_one(&self, id: &CertId) -> Result<String, CertStoreError> {
-        let path = match self.preloaded.get(id) {
-            None => self.path(id),
-            Some(PreloadedCert::File(uri)) => preloaded_file(uri),
+        let (path, rules) = match self.preloaded.get(id) {
+            None => (self.path(id), Rules::own(FILE_LIMIT)),
+            Some(PreloadedCert::File(uri)) => (preloaded_file(uri), Rules::named(FILE_LIMIT)),
             // Lists do not nest.
             Some(PreloadedCert::List(_)) => return Err(CertStoreError::NotFound { id: id.clone() }),
         };
-        match read_bounded(&path) {
+        match file::read_text(&path, rules) {
             Ok(pem) => Ok(pem),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(CertStoreError::NotFound { id: id.clone() }),
             Err(source) => Err(CertStoreError::Read { path, source }),
@@ -126,15 +127,6 @@ impl CertStore {
         let digest = store::sha256(id.as_str().as_bytes());
         self.folder.join(format!("{readable}-{}.cer", digest.hex()))
     }
-}
-
-fn read_bounded(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let read = std::fs::File::open(path)?.take(FILE_LIMIT + 1).read_to_string(&mut text)?;
-    if read as u64 > FILE_LIMIT {
-        return Err(io::Error::other(format!("more than {FILE_LIMIT} bytes")));
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

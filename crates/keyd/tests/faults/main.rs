@@ -3,6 +3,7 @@
 
 mod any_request;
 mod full_disk;
+mod odd_files;
 #[path = "../../../hsm/tests/parts/mod.rs"]
 mod parts;
 mod wrong_pin;
