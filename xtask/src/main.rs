@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "The tasks of this repository")]
+#[command(name = "cargo xtask", version, about = "The tasks of this repository")]
 struct Arguments {
     #[command(subcommand)]
     task: Task,

@@ -6,20 +6,21 @@
 //! strictest policy); time of the first measurement of an executable of so many MiB and of one from another process that
 //! runs the same.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, reason = "its output is what it is for")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is what it is for")]
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use edgekeep_core::attestation::{
     Asked, Door, Evidence, PeerHandle, Policy, Registration, Running, RunningFacts, Workload, verdict,
 };
 use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_daemon::peer::{Caller, PeerSocket};
 use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir};
 use rustix::time::{ClockId, clock_gettime};
@@ -30,13 +31,35 @@ const SPELLS: u32 = 5;
 /// Digests of files that changed less than two seconds ago are not remembered.
 const SETTLE: Duration = Duration::from_millis(2500);
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+const SYNOPSIS: Synopsis = Synopsis {
+    name: "edgekeep-bench-evidence",
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Measures what it costs to know who calls, with an executable of so many MiB.",
+    usage: "MIB",
+    flags: &[],
+    variables: &[],
+};
+
+fn main() -> ExitCode {
+    let given = match SYNOPSIS.given(1..=2) {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
+    let words: Vec<&str> = given.operands.iter().filter_map(|word| word.to_str()).collect();
+    let done = match words[..] {
         ["call", socket] => call(Path::new(socket)),
-        [mebibytes] => measure(mebibytes.parse()?).await,
-        _ => bail!("usage: edgekeep-bench-evidence MIB"),
+        [mebibytes] => match mebibytes.parse() {
+            Ok(mebibytes) => measure(mebibytes),
+            Err(_) => return SYNOPSIS.refuse("MIB is a number"),
+        },
+        _ => return SYNOPSIS.refuse("arguments that do not fit together"),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edgekeep-bench-evidence: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -60,6 +83,7 @@ impl Drop for Called {
     }
 }
 
+#[tokio::main(flavor = "current_thread")]
 async fn measure(mebibytes: u64) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let program = folder.path().join("caller");

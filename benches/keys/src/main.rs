@@ -6,17 +6,18 @@
 //! `[{"operation", "bareUs", "backendUs", "waitedUs"}]`, medians in microseconds, the last one of the backend's time of
 //! waiting for a TPM. It leaves two keys, `bench-key` and `bench-pair`.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, reason = "its output is what it is for")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is what it is for")]
 
 mod pkcs11;
 mod tpm;
 
 use std::io::{BufRead as _, Write as _};
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
 use edgekeep_core::id::KeyId;
+use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_hsm::{KeyBackend, PairAlgorithm, SymmetricKey, Usage};
 use serde_json::{Value, json};
 
@@ -36,14 +37,37 @@ pub(crate) struct Pair<'a> {
     waited: Option<Box<dyn Fn() -> Duration + 'a>>,
 }
 
-fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
+const SYNOPSIS: Synopsis = Synopsis {
+    name: "edgekeep-bench-keys",
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Measures the use of a key through a backend next to the bare call.",
+    usage: "pkcs11 LIBRARY URI | tpm BARE-TCTI BACKEND-TCTI FOLDER",
+    flags: &[],
+    variables: &[],
+};
+
+fn main() -> ExitCode {
+    let given = match SYNOPSIS.given(3..=4) {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
+    let words: Vec<&str> = given.operands.iter().filter_map(|word| word.to_str()).collect();
+    let done = match words[..] {
         ["pkcs11", library, uri] => pkcs11::measure(Path::new(library), uri),
-        ["tpm", bare, backend, folder] => tpm::measure(&bare.parse()?, backend.parse()?, Path::new(folder)),
-        _ => bail!("usage: edgekeep-bench-keys pkcs11 LIBRARY URI | tpm BARE-TCTI BACKEND-TCTI FOLDER"),
+        ["tpm", bare, backend, folder] => measure_tpm(bare, backend, Path::new(folder)),
+        _ => return SYNOPSIS.refuse("arguments that do not fit together"),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edgekeep-bench-keys: {error:#}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+fn measure_tpm(bare: &str, backend: &str, folder: &Path) -> anyhow::Result<()> {
+    tpm::measure(&bare.parse()?, backend.parse()?, folder)
 }
 
 /// The ids of the keys that are used, made if they are not there. No symmetric one where the backend keeps none.

@@ -1,21 +1,48 @@
 //! What a call costs at least: hyper on a Unix socket that answers each request with its own body. `edgekeep-echo SOCKET`.
 #![forbid(unsafe_code)]
+#![allow(clippy::print_stderr, reason = "what goes wrong belongs on the standard error")]
 
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
+use edgekeep_daemon::arguments::Synopsis;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
+const SYNOPSIS: Synopsis = Synopsis {
+    name: "edgekeep-echo",
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Answers each request on a Unix socket with its own body.",
+    usage: "SOCKET",
+    flags: &[],
+    variables: &[],
+};
+
+fn main() -> ExitCode {
+    let given = match SYNOPSIS.given(1..=1) {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
+    match serve(Path::new(&given.operands[0])) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edgekeep-echo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let socket = std::env::args().nth(1).context("usage: edgekeep-echo SOCKET")?;
-    let listener = tokio::net::UnixListener::bind(&socket).with_context(|| format!("cannot listen on {socket}"))?;
-    std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666))?;
+async fn serve(socket: &Path) -> anyhow::Result<()> {
+    let listener =
+        tokio::net::UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    std::fs::set_permissions(socket, PermissionsExt::from_mode(0o666))?;
     loop {
         let (stream, _) = listener.accept().await.context("cannot accept")?;
         tokio::spawn(async move {

@@ -15,27 +15,59 @@
 mod flood;
 mod load;
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use edgekeep_daemon::arguments::Synopsis;
 use serde_json::{Value, json};
 
 use crate::load::Case;
 
-fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [mode, socket, held, dropped] = &arguments[..]
-        && mode == "flood"
-    {
-        return flood::run(socket.as_ref(), held.parse()?, dropped.parse()?);
+const SYNOPSIS: Synopsis = Synopsis {
+    name: "edgekeep-load",
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Makes calls over a Unix socket as a module, as many and as fast as it is told, and measures them.",
+    usage: "CONTROL | idle | flood SOCKET HELD DROPPED",
+    flags: &[],
+    variables: &[],
+};
+
+fn main() -> ExitCode {
+    let given = match SYNOPSIS.given(1..=4) {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
+    let done = match &given.operands[..] {
+        [control] => wait(control.as_ref()),
+        [mode, socket, held, dropped] if mode == "flood" => {
+            let number = |text: &OsString| text.to_str()?.parse().ok();
+            let (Some(held), Some(dropped)) = (number(held), number(dropped)) else {
+                return SYNOPSIS.refuse("HELD and DROPPED are numbers");
+            };
+            flood::run(socket.as_ref(), held, dropped)
+        }
+        _ => return SYNOPSIS.refuse("arguments that do not fit together"),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edgekeep-load: {error:#}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+fn wait(control: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let control = std::env::args().nth(1).context("usage: edgekeep-load CONTROL | idle")?;
-    if control != "idle" {
-        let _ = std::fs::remove_file(&control);
-        let listener = UnixListener::bind(&control).with_context(|| format!("cannot listen on {control}"))?;
+    if control != Path::new("idle") {
+        let _ = std::fs::remove_file(control);
+        let listener =
+            UnixListener::bind(control).with_context(|| format!("cannot listen on {}", control.display()))?;
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if let Err(error) = stream.map_err(Into::into).and_then(|stream| serve(&stream)) {

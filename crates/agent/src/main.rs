@@ -1,14 +1,44 @@
 //! The agent's process: module `edgeAgent`. Configured by its environment alone.
 
+use std::process::ExitCode;
+
 use anyhow::Context as _;
 use edgekeep_agent::agent::Agent;
 use edgekeep_agent::settings::Settings;
 use edgekeep_core::reconcile::Timestamp;
+use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_daemon::{lifecycle, logging};
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+const SYNOPSIS: Synopsis = Synopsis {
+    name: "edgekeep-agent",
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Applies a deployment manifest through the management API, as module edgeAgent.",
+    usage: "[OPTIONS]",
+    flags: &[],
+    variables: &[
+        ("EDGEKEEP_MANIFEST", "Deployment manifest"),
+        ("EDGEKEEP_AGENT_STATE", "State folder"),
+        ("EDGEKEEP_AGENT_PERIOD", "Seconds between two rounds [default: 5]"),
+        ("IOTEDGE_*", "Sockets and names, as the daemon sets them for this module"),
+    ],
+};
+
+fn main() -> ExitCode {
+    if let Err(code) = SYNOPSIS.flags() {
+        return code;
+    }
     logging::init();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run() -> anyhow::Result<()> {
     let mut stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
     // Values that are not UTF-8 cannot be any of ours.
     let variables =

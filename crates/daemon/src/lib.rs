@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod activation;
+pub mod arguments;
 pub mod audit;
 pub mod confinement;
 pub mod lifecycle;

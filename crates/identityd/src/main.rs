@@ -6,11 +6,24 @@ use std::time::Duration;
 use anyhow::Context as _;
 use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
 use edgekeep_core::settings::IdentitydSettings;
+use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_daemon::{lifecycle, logging, settings, systemd};
 use edgekeep_identityd::{Identityd, Options, StartError};
 use edgekeep_sandbox::privileges;
 
+const SYNOPSIS: Synopsis = Synopsis {
+    name: "edgekeep-identityd",
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Holds the identities of an edge device and its modules, and issues certificates.",
+    usage: "[OPTIONS]",
+    flags: &[],
+    variables: &[(ROOT_VARIABLE, "Root folder of the device [default: /]")],
+};
+
 fn main() -> ExitCode {
+    if let Err(code) = SYNOPSIS.flags() {
+        return code;
+    }
     logging::init();
     lifecycle::raise_descriptor_limit();
     match run() {

@@ -6,11 +6,24 @@ use std::time::Duration;
 use anyhow::Context as _;
 use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
 use edgekeep_core::settings::KeydSettings;
+use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_daemon::{lifecycle, logging, settings, systemd};
 use edgekeep_keyd::{Ready, StartError};
 use edgekeep_sandbox::privileges;
 
+const SYNOPSIS: Synopsis = Synopsis {
+    name: "edgekeep-keyd",
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Keeps the keys of an edge device and uses them for the other daemons.",
+    usage: "[OPTIONS]",
+    flags: &[],
+    variables: &[(ROOT_VARIABLE, "Root folder of the device [default: /]")],
+};
+
 fn main() -> ExitCode {
+    if let Err(code) = SYNOPSIS.flags() {
+        return code;
+    }
     logging::init();
     lifecycle::raise_descriptor_limit();
     match run() {

@@ -3,26 +3,33 @@
 use std::process::ExitCode;
 
 use edgekeep_core::layout::{ROOT_VARIABLE, Root};
+use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_daemon::settings;
 use edgekeep_moduled::agent::Ended;
 use edgekeep_moduled::run::AtEnd;
 use edgekeep_runtime::engine::EngineError;
 use edgekeep_runtime::process::launcher;
 
+const STOP_MODULES: &str = "--stop-modules";
+
+const SYNOPSIS: Synopsis = Synopsis {
+    name: "edgekeep-moduled",
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Runs the modules of an edge device, and gives measured callers their identity.",
+    usage: "[OPTIONS]",
+    flags: &[(STOP_MODULES, "Stop all modules when the daemon ends")],
+    variables: &[(ROOT_VARIABLE, "Root folder of the device [default: /]")],
+};
+
 fn main() -> ExitCode {
     // A host module's launcher: this program started again, to enter the module's cgroup before it becomes the module.
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == launcher::ARGUMENT) {
+    if std::env::args_os().skip(1).eq([launcher::ARGUMENT]) {
         return u8::try_from(launcher::main()).map_or(ExitCode::FAILURE, ExitCode::from);
     }
-    let at_end = match std::env::args().nth(1).as_deref() {
-        None => AtEnd::KeepModules,
-        Some("--stop-modules") => AtEnd::StopModules,
-        Some(_) => {
-            eprintln!(
-                "usage: edgekeep-moduled [--stop-modules]\n\n  --stop-modules  stop all modules when the daemon ends"
-            );
-            return ExitCode::from(2);
-        }
+    let at_end = match SYNOPSIS.flags() {
+        Ok(flags) if flags.contains(STOP_MODULES) => AtEnd::StopModules,
+        Ok(_) => AtEnd::KeepModules,
+        Err(code) => return code,
     };
     edgekeep_daemon::memory::one_pool();
     edgekeep_daemon::logging::init();

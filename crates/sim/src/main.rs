@@ -20,7 +20,7 @@ const STATE_LIMIT: u64 = 64 * 1024 * 1024;
 
 /// A simulated cloud for one machine: provisioning service and hub. For development and tests only.
 #[derive(Debug, Parser)]
-#[command(name = "edgekeep-sim")]
+#[command(name = "edgekeep-sim", version)]
 struct Arguments {
     /// Address to listen on. With another than a loopback address, whoever reaches it can use the cloud routes.
     #[arg(long, default_value = "127.0.0.1")]
@@ -80,9 +80,9 @@ struct Kept {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
     let colour = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colour).with_target(false).init();
-    let arguments = Arguments::parse();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let presets = |texts: &[String]| texts.iter().map(|text| id_and_key(text)).collect::<anyhow::Result<Vec<_>>>();

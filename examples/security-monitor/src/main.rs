@@ -10,9 +10,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::management::{ManagementClient, Status};
 use serde_json::{Value, json};
@@ -21,18 +22,58 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// Entries of the log of key uses that are fetched at once.
 const PIECE: usize = 100;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    let (mut openmetrics, mut once, mut keyd) = (false, false, None);
-    let mut arguments = std::env::args().skip(1);
+const USAGE: &str = "Usage: security-monitor [--openmetrics] [--once] [--keyd-socket PATH]";
+
+/// The work that the command line asks for.
+#[derive(Default)]
+struct Options {
+    openmetrics: bool,
+    once: bool,
+    keyd_socket: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let mut options = Options::default();
+    let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--openmetrics" => openmetrics = true,
-            "--once" => once = true,
-            "--keyd-socket" => keyd = Some(KeysClient::new(arguments.next().context("--keyd-socket needs a path")?)),
-            _ => bail!("usage: security-monitor [--openmetrics] [--once] [--keyd-socket PATH]"),
-        }
+        let wrong = match argument.to_str() {
+            Some("-h" | "--help") => return say(USAGE),
+            Some("-V" | "--version") => return say(concat!("security-monitor ", env!("CARGO_PKG_VERSION"))),
+            Some("--openmetrics") => {
+                options.openmetrics = true;
+                continue;
+            }
+            Some("--once") => {
+                options.once = true;
+                continue;
+            }
+            Some("--keyd-socket") => match arguments.next() {
+                Some(path) => {
+                    options.keyd_socket = Some(path.into());
+                    continue;
+                }
+                None => "--keyd-socket needs a path".to_owned(),
+            },
+            _ => format!("unexpected argument {argument:?}"),
+        };
+        let _ = writeln!(std::io::stderr(), "error: {wrong}\n\n{USAGE}");
+        return ExitCode::from(2);
     }
+    if let Err(error) = run(options) {
+        let _ = writeln!(std::io::stderr(), "Error: {error:?}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn say(text: &str) -> ExitCode {
+    let _ = writeln!(std::io::stdout(), "{text}");
+    ExitCode::SUCCESS
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run(Options { openmetrics, once, keyd_socket }: Options) -> anyhow::Result<()> {
+    let keyd = keyd_socket.map(KeysClient::new);
     let management = ManagementClient::new(socket("IOTEDGE_MANAGEMENTURI")?);
     let mut seen = Seen::default();
     loop {

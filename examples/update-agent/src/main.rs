@@ -15,22 +15,73 @@
 //! 5. The target is restarted. If 4 or 5 fails, the old file comes back, and its content is approved again.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use aws_lc_rs::digest::{SHA256, digest};
 use edgekeep_api::management::ManagementClient;
 use edgekeep_api::workload::WorkloadClient;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [name, module, executable, new] = arguments.as_slice() else {
-        bail!("usage: update-agent NAME MODULE EXECUTABLE NEW");
+const USAGE: &str = "Usage: update-agent NAME MODULE EXECUTABLE NEW";
+
+/// One update, as the command line tells it.
+struct Update {
+    name: String,
+    module: String,
+    executable: PathBuf,
+    new: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some(text) = asked(&arguments) {
+        say(text);
+        return ExitCode::SUCCESS;
+    }
+    let update = match update(&arguments) {
+        Ok(update) => update,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
     };
+    if let Err(error) = run(&update) {
+        let _ = writeln!(std::io::stderr(), "Error: {error:?}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// The answer to a question about this program.
+fn asked(arguments: &[OsString]) -> Option<&'static str> {
+    match arguments.first()?.to_str()? {
+        "-h" | "--help" => Some(USAGE),
+        "-V" | "--version" => Some(concat!("update-agent ", env!("CARGO_PKG_VERSION"))),
+        _ => None,
+    }
+}
+
+fn update(arguments: &[OsString]) -> anyhow::Result<Update> {
+    let [name, module, executable, new] = arguments else {
+        match arguments.get(4).or(arguments.first()) {
+            Some(argument) => bail!("unexpected argument {argument:?}, or too few"),
+            None => bail!("too few arguments"),
+        }
+    };
+    let text = |argument: &OsString| {
+        let name = argument.to_str().filter(|name| !name.starts_with('-'));
+        name.map(str::to_owned).with_context(|| format!("unexpected argument {argument:?}"))
+    };
+    Ok(Update { name: text(name)?, module: text(module)?, executable: executable.into(), new: new.into() })
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run(Update { name, module, executable, new }: &Update) -> anyhow::Result<()> {
     let workload = WorkloadClient::new(socket("IOTEDGE_WORKLOADURI")?);
     let management = ManagementClient::new(socket("IOTEDGE_MANAGEMENTURI")?);
 
@@ -41,7 +92,7 @@ async fn main() -> anyhow::Result<()> {
     let signature = workload.sign(&me.module_id, &me.generation_id, request.as_bytes()).await;
     say(&format!("request signed with {} bytes", signature.context("cannot sign")?.len()));
 
-    let (executable, new) = (Path::new(executable), fs::read(new).with_context(|| format!("cannot read {new}"))?);
+    let new = fs::read(new).with_context(|| format!("cannot read {}", new.display()))?;
     let old = fs::read(executable).with_context(|| format!("cannot read {}", executable.display()))?;
     replace(executable, &new)?;
     say(&format!("{} replaced", executable.display()));

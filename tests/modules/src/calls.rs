@@ -12,12 +12,17 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Cursor, Write as _};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
-use edgekeep_test_modules::{encode, end_on_signal, http, socket_path, variable, wait_for_signal};
+use edgekeep_test_modules::{answered, encode, end_on_signal, exit_code, http, socket_path, variable, wait_for_signal};
 use serde_json::{Value, json};
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    answered("calls").unwrap_or_else(|| exit_code(run()))
+}
+
+fn run() -> anyhow::Result<()> {
     end_on_signal()?;
     let calls = variable("EDGEKEEP_TEST_CALLS")?;
     let calls: Box<dyn BufRead> = if calls.starts_with('{') {

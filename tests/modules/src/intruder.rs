@@ -30,6 +30,8 @@ use serde_json::{Value, json};
 
 /// The part of a request that is left for the next program.
 const REST: &str = "EDGEKEEP_TEST_REST";
+const USAGE: &str = "Usage: intruder --socket PATH --module M --genid G [--json] [--when-orphaned] [--pass-fd | \
+                     --exec-after-connect PROGRAM | --exec-after-request PROGRAM]\n       intruder --serve | --sleep";
 const VERSION: &str = "api-version=2020-07-07";
 
 #[derive(Debug, Default)]
@@ -83,12 +85,24 @@ impl Verdict {
 }
 
 fn main() -> ExitCode {
-    let arguments = match parse(std::env::args().skip(1)) {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            eprintln!("intruder: {error:#}");
-            return ExitCode::from(2);
+    let mut texts = Vec::new();
+    for argument in std::env::args_os().skip(1) {
+        match argument.into_string() {
+            Ok(text) if text == "--help" || text == "-h" => {
+                say(USAGE);
+                return ExitCode::SUCCESS;
+            }
+            Ok(text) if text == "--version" || text == "-V" => {
+                say(concat!("intruder ", env!("CARGO_PKG_VERSION")));
+                return ExitCode::SUCCESS;
+            }
+            Ok(text) => texts.push(text),
+            Err(argument) => return wrong(&format!("unknown argument {argument:?}")),
         }
+    }
+    let arguments = match parse(texts.into_iter()) {
+        Ok(arguments) => arguments,
+        Err(error) => return wrong(&format!("{error:#}")),
     };
     match run(&arguments) {
         Ok(code) => ExitCode::from(code),
@@ -97,6 +111,11 @@ fn main() -> ExitCode {
             ExitCode::from(3)
         }
     }
+}
+
+fn wrong(reason: &str) -> ExitCode {
+    eprintln!("intruder: {reason}\n\n{USAGE}");
+    ExitCode::from(2)
 }
 
 fn parse(mut texts: impl Iterator<Item = String>) -> anyhow::Result<Arguments> {
@@ -115,7 +134,7 @@ fn parse(mut texts: impl Iterator<Item = String>) -> anyhow::Result<Arguments> {
             "--finish" => arguments.mode = Mode::Finish,
             "--read-answer" => arguments.mode = Mode::ReadAnswer,
             "--serve" | "--sleep" => arguments.mode = Mode::Wait,
-            _ => bail!("unknown argument {text}"),
+            _ => bail!("unknown argument {text:?}"),
         }
     }
     let inherits = matches!(arguments.mode, Mode::Wait | Mode::Finish | Mode::ReadAnswer);

@@ -8,10 +8,36 @@ pub mod http;
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{SigSet, Signal};
+
+/// Answers the command line of a program that takes no arguments: help, version, or a refusal. The exit code, or `None`
+/// without arguments.
+#[must_use]
+pub fn answered(name: &str) -> Option<ExitCode> {
+    let argument = std::env::args_os().nth(1)?;
+    match argument.to_str() {
+        Some("-h" | "--help") => say(&format!("Acts as a module, by its environment alone.\n\nUsage: {name}")),
+        Some("-V" | "--version") => say(&format!("{name} {}", env!("CARGO_PKG_VERSION"))),
+        _ => {
+            let shown: String = argument.to_string_lossy().chars().take(60).collect();
+            let _ = writeln!(std::io::stderr(), "error: unexpected argument {shown:?}\n\nUsage: {name}");
+            return Some(ExitCode::from(2));
+        }
+    }
+    Some(ExitCode::SUCCESS)
+}
+
+/// The exit code of a program that did what it is for, or says why not.
+#[must_use]
+pub fn exit_code(done: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    let _ = writeln!(std::io::stderr(), "Error: {error:?}");
+    ExitCode::FAILURE
+}
 
 /// A variable that must be set.
 ///

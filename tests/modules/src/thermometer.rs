@@ -10,13 +10,16 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use edgekeep_test_modules::{encode, end_on_signal, http, now, pause, say, socket_path, variable, wait_for_signal};
+use edgekeep_test_modules::{
+    answered, encode, end_on_signal, exit_code, http, now, pause, say, socket_path, variable, wait_for_signal,
+};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -44,7 +47,11 @@ struct Module {
     provider: Arc<CryptoProvider>,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    answered("thermometer").unwrap_or_else(|| exit_code(run()))
+}
+
+fn run() -> anyhow::Result<()> {
     end_on_signal()?;
     let module = Module::from_environment()?;
     let period = match std::env::var("EDGEKEEP_DEMO_PERIOD") {

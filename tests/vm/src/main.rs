@@ -6,7 +6,7 @@
 //! `not ok NAME: WHY`; lines that begin with `#` are remarks. `--list` prints the names instead, so that the outside knows
 //! which lines must come. Not to be run on a machine that is to be kept.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what it finds is printed")]
+#![allow(clippy::print_stdout, reason = "what it finds is printed")]
 #![allow(clippy::unwrap_used, reason = "a check says what it expects by unwrapping it")]
 
 mod containers;
@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 use device::Device;
+use edgekeep_daemon::arguments::Synopsis;
 
 /// One check: its name, which is a sentence, and what it does; it panics if it is not so.
 type Check = (&'static str, fn(&mut Device));
@@ -50,15 +51,29 @@ const CHECKS: &[Check] = &checks![
 /// What the last panic said, and where.
 static WHY: Mutex<String> = Mutex::new(String::new());
 
+const LIST: &str = "--list";
+
+const SYNOPSIS: Synopsis = Synopsis {
+    name: "device-checks",
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Installs edgekeep on this machine and checks it. Not for a machine that is to be kept.",
+    usage: "--list | FILE",
+    flags: &[(LIST, "Print the names of the checks, and do nothing else")],
+    variables: &[],
+};
+
 fn main() -> ExitCode {
-    let argument = std::env::args().nth(1).unwrap_or_default();
-    if argument == "--list" {
+    let given = match SYNOPSIS.given(1..=1) {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
+    if given.flags.contains(LIST) {
         CHECKS.iter().for_each(|(name, _)| println!("{name}"));
         return ExitCode::SUCCESS;
     }
-    let Ok(mut report) = OpenOptions::new().append(true).create(true).open(&argument) else {
-        eprintln!("usage: device-checks --list | FILE");
-        return ExitCode::from(2);
+    let path = &given.operands[0];
+    let Ok(mut report) = OpenOptions::new().append(true).create(true).open(path) else {
+        return SYNOPSIS.refuse(&format!("cannot write {}", path.display()));
     };
     let mut say = move |line: &str| {
         println!("{line}");

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use edgekeep_core::host::LaunchPlan;
+use edgekeep_daemon::arguments::WRONG_ARGUMENTS;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -61,6 +62,10 @@ pub fn main() -> i32 {
     let Ok(control) = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3).map(UnixStream::from) else { return 2 };
     // Fails also when moduled went away, or when this was called by hand.
     let started = rustix::net::send(&control, &[READY], SendFlags::NOSIGNAL).map_err(io::Error::from);
+    if started.is_err() {
+        let _ = writeln!(io::stderr(), "{ARGUMENT} is for edgekeep-moduled alone, which starts host modules by it");
+        return WRONG_ARGUMENTS.into();
+    }
     let error = match started.and_then(|_| receive(&control)) {
         Ok((message, [program, stderr])) => become_module(&control, &message, program.as_fd(), stderr),
         Err(error) => error,
