@@ -1,7 +1,9 @@
-//! The operations socket that each daemon has (ours): metrics, the log's level and its sandbox. Requests name no api-version.
+//! The operations socket that each daemon has (ours): metrics, the log's level, its sandbox and its problems. Requests name no
+//! api-version.
 
 use std::path::PathBuf;
 
+use edgekeep_core::health::{Health, Problem, Verdict};
 use http::Method;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +44,42 @@ pub struct Layer {
     pub level: String,
 }
 
+/// Answer of `GET /problems`: the problems that the daemon knows of, the worst first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProblemList {
+    /// The health of what this daemon knows of: `healthy`, `healthy-with-warnings` or `unhealthy`.
+    pub health: Verdict,
+    /// The problems.
+    pub problems: Vec<ShownProblem>,
+}
+
+/// A problem with the sentences of its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShownProblem {
+    /// The problem.
+    #[serde(flatten)]
+    pub problem: Problem,
+    /// What is so.
+    pub cause: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl From<&Problem> for ShownProblem {
+    fn from(problem: &Problem) -> Self {
+        let explained = problem.code().explained();
+        Self { problem: problem.clone(), cause: explained.cause.to_owned(), remedy: explained.remedy.to_owned() }
+    }
+}
+
+impl From<&Health> for ProblemList {
+    fn from(health: &Health) -> Self {
+        Self { health: health.verdict(), problems: health.problems().iter().map(ShownProblem::from).collect() }
+    }
+}
+
 /// Typed client of one daemon's operations socket.
 #[derive(Debug, Clone)]
 pub struct OperationsClient(Client);
@@ -75,6 +113,14 @@ impl OperationsClient {
     /// As [`Self::metrics`].
     pub async fn sandbox(&self) -> Result<SandboxReport, ClientError> {
         self.0.call(Method::GET, "/sandbox", None::<&()>).await
+    }
+
+    /// The problems that the daemon knows of.
+    ///
+    /// # Errors
+    /// As [`Self::metrics`].
+    pub async fn problems(&self) -> Result<ProblemList, ClientError> {
+        self.0.call(Method::GET, "/problems", None::<&()>).await
     }
 
     /// Changes the log's level until the daemon ends.

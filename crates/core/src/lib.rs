@@ -11,6 +11,7 @@ pub mod deployment;
 pub mod digest;
 pub mod grants;
 pub mod hardware;
+pub mod health;
 pub mod host;
 pub mod id;
 pub mod image_collection;

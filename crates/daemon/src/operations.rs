@@ -1,8 +1,8 @@
-//! The operations socket, `run/edgekeep/<daemon>.metrics.sock`: metrics for whoever may open it, the log's level, and what the
-//! daemon has given up.
+//! The operations socket, `run/edgekeep/<daemon>.metrics.sock`: metrics for whoever may open it, the log's level, what the
+//! daemon has given up, and the problems that it knows of.
 //!
 //! One in each daemon and the same in each, so that an operator learns it once: `GET /metrics`, `GET /log-level`,
-//! `PUT /log-level`, `GET /sandbox`. It tells nothing secret; its mode is 0660.
+//! `PUT /log-level`, `GET /sandbox`, `GET /problems`. It tells nothing secret; its mode is 0660.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -10,13 +10,14 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use edgekeep_api::operations::{LogLevel, SandboxReport};
+use edgekeep_api::operations::{LogLevel, ProblemList, SandboxReport};
 use edgekeep_core::layout::{Daemon, Root};
 use http::{Method, StatusCode};
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, watch};
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::board::Board;
 use crate::metrics::{CONTENT_TYPE, Families, Family, Gauge, Info, exposition};
 use crate::server::{HttpError, Limits, Request, Response, Router, serve};
 use crate::{listen, logging, server};
@@ -27,7 +28,10 @@ static RESIDENT: Family<Gauge, 0> =
     Family::new("edgekeep_resident_memory_bytes", "Memory of the daemon that is not swapped out.", []);
 static BUILD: Family<Info, 2> = Family::new("edgekeep_build", "Version of the daemon.", ["daemon", "version"]);
 
-static OWN: Families = &[&STARTED, &RESIDENT, &BUILD];
+static PROBLEMS: Family<Gauge, 2> =
+    Family::new("edgekeep_problems", "Problems that the daemon knows of, by kind.", ["code", "severity"]);
+
+static OWN: Families = &[&STARTED, &RESIDENT, &BUILD, &PROBLEMS];
 
 /// Connections of one uid: a scraper and a person.
 const CONNECTIONS: u32 = 8;
@@ -45,6 +49,7 @@ pub struct Operations {
     may_change: Option<u32>,
     /// Opened, and the size of a page asked for, before a sandbox takes them out of reach.
     memory: Option<(File, usize)>,
+    board: Board,
     /// What the process has given up. Empty for a daemon that runs within another program, as in tests.
     sandbox: OnceLock<SandboxReport>,
 }
@@ -56,9 +61,9 @@ impl std::fmt::Debug for Operations {
 }
 
 impl Operations {
-    /// What `daemon` shows: `families`, what every daemon counts, and what `refresh` sets before.
+    /// What `daemon` shows: `families`, what every daemon counts, what `refresh` sets before, and the problems on `board`.
     #[must_use]
-    pub fn new(daemon: Daemon, root: &Root, families: Families, refresh: Refresh) -> Arc<Self> {
+    pub fn new(daemon: Daemon, root: &Root, families: Families, refresh: Refresh, board: Board) -> Arc<Self> {
         let _ = BUILD.with([daemon.name(), env!("CARGO_PKG_VERSION")]);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         STARTED.with([]).set(now.as_secs_f64());
@@ -70,6 +75,7 @@ impl Operations {
             writing: Mutex::new(()),
             memory: File::open("/proc/self/statm").ok().map(|statm| (statm, rustix::param::page_size())),
             may_change: own.then(|| rustix::process::geteuid().as_raw()),
+            board,
             sandbox: OnceLock::new(),
         })
     }
@@ -125,11 +131,16 @@ pub fn router(operations: Arc<Operations>) -> Router<Operations> {
         .route(Method::GET, "/log-level", "", log_level)
         .route(Method::PUT, "/log-level", "", set_log_level)
         .route(Method::GET, "/sandbox", "", sandbox)
+        .route(Method::GET, "/problems", "", problems)
 }
 
 async fn metrics(operations: Arc<Operations>, _: Request) -> Result<Response, HttpError> {
     let _writing = operations.writing.lock().await;
     (operations.refresh)().await;
+    PROBLEMS.clear();
+    for problem in operations.board.health().problems() {
+        PROBLEMS.with([problem.code().word(), problem.severity().word()]).add(1.0);
+    }
     if let Some(bytes) = operations.memory.as_ref().and_then(|(statm, page)| resident(statm, *page)) {
         RESIDENT.with([]).set(bytes);
     }
@@ -151,6 +162,13 @@ async fn log_level(_: Arc<Operations>, _: Request) -> Result<Response, HttpError
 
 async fn sandbox(operations: Arc<Operations>, _: Request) -> Result<Response, HttpError> {
     Ok(Response::ok(&operations.sandbox()))
+}
+
+async fn problems(operations: Arc<Operations>, _: Request) -> Result<Response, HttpError> {
+    // What is found out only when somebody asks may raise a problem too.
+    let _writing = operations.writing.lock().await;
+    (operations.refresh)().await;
+    Ok(Response::ok(&ProblemList::from(&operations.board.health())))
 }
 
 async fn set_log_level(operations: Arc<Operations>, mut request: Request) -> Result<Response, HttpError> {

@@ -5,7 +5,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edgekeep_cloud::{Authority, CloudError, Dps, Progress, Registration, Transport};
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::provisioning::{Action, Activity, DeviceIdentity, Event, Failure, Now, Provisioned, State, step};
+use edgekeep_daemon::board::Board;
 use edgekeep_daemon::store::StateFile;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -14,6 +16,9 @@ use crate::keys::DeviceKeys;
 
 /// Wishes that wait at most; more of them would not say more.
 const WISHES: usize = 8;
+
+/// Problems that end with an identity.
+const PROVISIONING: [Code; 2] = [Code::ProvisioningRefused, Code::ProvisioningUnreachable];
 
 /// What others want of the device's provisioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +82,7 @@ pub(crate) struct Provisioner {
     pub(crate) registration: Option<Registration>,
     pub(crate) transport: Arc<Transport>,
     pub(crate) keys: Arc<DeviceKeys>,
+    pub(crate) board: Board,
 }
 
 impl Provisioner {
@@ -159,11 +165,19 @@ impl Provisioner {
     fn serve(&self, identity: DeviceIdentity, replaced: bool) {
         tracing::info!(hub = %identity.hub, device = %identity.device_id, replaced, "the device has an identity");
         self.device.change(|view| *view = View { identity: Some(Arc::new(identity)), remark: None });
+        for code in PROVISIONING {
+            self.board.clear_all(code);
+        }
         self.device.served.send_modify(|count| *count += 1);
     }
 
     fn report(&self, failure: &Failure, failures: u32) {
         tracing::warn!(reason = %failure.reason, failures, "the device could not be provisioned; trying again later");
+        let code = if failure.refused { Code::ProvisioningRefused } else { Code::ProvisioningUnreachable };
+        for other in PROVISIONING.into_iter().filter(|other| *other != code) {
+            self.board.clear_all(other);
+        }
+        self.board.raise(code, &Subject::device(), &failure.reason);
         self.device.change(|view| view.remark = Some(failure.reason.clone()));
     }
 }

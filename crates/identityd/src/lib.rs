@@ -37,6 +37,7 @@ use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::provisioning::{DeviceIdentity, Limits, Provisioned, Source, State};
 use edgekeep_core::settings::{IdentitydSettings, Provisioning};
 use edgekeep_daemon::audit::Audit;
+use edgekeep_daemon::board::Board;
 use edgekeep_daemon::listen::{ListenError, activated_or_bound};
 use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server;
@@ -164,8 +165,9 @@ impl Identityd {
         let operations_socket = operations::listen(Daemon::Identityd, &root);
         let keyd = KeysClient::new(root.keyd_socket());
         let certificates = Arc::new(Certificates::open(folder.join("certs"), &settings, keyd.clone())?);
+        let board = Board::new();
         let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings);
-        let operations = Operations::new(Daemon::Identityd, &root, metrics::FAMILIES, refresh_metrics);
+        let operations = Operations::new(Daemon::Identityd, &root, metrics::FAMILIES, refresh_metrics, board.clone());
         // The sockets are there, and no thread yet, and nothing has been heard from anybody.
         let hub = stored.as_ref().map(|stored| stored.identity.hub.as_str());
         if let Some(report) = confine(&root, &settings, hub) {
@@ -197,6 +199,7 @@ impl Identityd {
             modules: Arc::clone(&modules),
             device: Arc::clone(&device),
             refresh: Arc::clone(&refresh),
+            board: board.clone(),
         };
         let audit = Arc::new(Audit::new(&folder));
         let access = access::Access::new(settings.principals.clone());
@@ -212,6 +215,7 @@ impl Identityd {
             registration,
             transport: Arc::clone(&background_calls),
             keys: Arc::clone(&keys),
+            board: board.clone(),
         };
         background.spawn(provisioner.run(State::new(source, settings.reprovisioning, limits, stored)));
         if needs_no_network {

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use edgekeep_cloud::{CloudError, EnsureError, Hub, ModuleRecord, Transport};
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::provisioning::{DeviceIdentity, pause_after};
+use edgekeep_daemon::board::Board;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -22,6 +24,21 @@ const OFFLINE_MEMORY: Duration = Duration::from_secs(60);
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Most repairs that wait.
 const REPAIRS: usize = 100;
+
+/// Problems that end when the hub answers as it should.
+const HUB: [Code; 3] = [Code::CloudRefuses, Code::CloudFault, Code::CloudUnreachable];
+
+/// The problem of the device that an error of a call to the hub is, if it is one.
+const fn problem(error: &CloudError) -> Option<Code> {
+    match error {
+        CloudError::DeviceRefused { .. } => Some(Code::CloudRefuses),
+        CloudError::Service { .. } | CloudError::Throttled { .. } | CloudError::Answer { .. } => Some(Code::CloudFault),
+        CloudError::NetworkDown { .. } | CloudError::Timeout { .. } | CloudError::Untrusted { .. } => {
+            Some(Code::CloudUnreachable)
+        }
+        _ => None,
+    }
+}
 
 /// When the hub is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +76,7 @@ pub(crate) struct Registry {
     pub(crate) modules: Arc<Modules>,
     pub(crate) device: Arc<Device>,
     pub(crate) refresh: Arc<Refresh>,
+    pub(crate) board: Board,
 }
 
 impl Registry {
@@ -87,7 +105,7 @@ impl Registry {
         match &result {
             Ok(record) => {
                 self.modules.set(identity, record);
-                self.refresh.note_reached();
+                self.note_success();
                 self.save().await;
             }
             Err(EnsureError::Cloud(error)) => {
@@ -108,7 +126,7 @@ impl Registry {
         match &result {
             Ok(()) | Err(CloudError::NotFound { .. }) => {
                 self.modules.remove(identity, module);
-                self.refresh.note_reached();
+                self.note_success();
                 self.save().await;
             }
             Err(error) => self.note(error),
@@ -121,13 +139,27 @@ impl Registry {
         let mark = self.modules.mark();
         let listed = self.hub(identity)?.list().await.inspect_err(|error| self.note(error))?;
         self.modules.replace(identity, mark, &listed);
-        self.refresh.note_reached();
+        self.note_success();
         self.save().await;
         Ok(())
     }
 
+    /// Takes down that the hub did what it was asked for.
+    fn note_success(&self) {
+        self.refresh.note_reached();
+        for code in HUB {
+            self.board.clear_all(code);
+        }
+    }
+
     /// Draws the conclusions from an error, whoever met it.
     fn note(&self, error: &CloudError) {
+        if let Some(code) = problem(error) {
+            for other in HUB.into_iter().filter(|other| *other != code) {
+                self.board.clear_all(other);
+            }
+            self.board.raise(code, &Subject::device(), error.chain());
+        }
         if error.is_network_down() {
             self.refresh.note_offline(error.retry_after());
         } else {

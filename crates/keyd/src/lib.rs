@@ -28,6 +28,7 @@ mod turns;
 
 use std::sync::Arc;
 
+use edgekeep_daemon::board::Board;
 use edgekeep_hsm::KeyBackend;
 pub use places::PlacesError;
 pub use ready::Ready;
@@ -53,6 +54,8 @@ pub struct Keyd {
     recorder: Arc<Recorder>,
     /// NV index of the audit log's counter, if there is a TPM.
     counter_index: Option<u32>,
+    /// What is wrong, for operators.
+    board: Board,
     backend: Arc<dyn KeyBackend>,
     turns: Arc<Turns>,
     makers: Arc<Makers>,
@@ -63,6 +66,12 @@ pub struct Keyd {
 }
 
 impl Keyd {
+    /// The board of problems.
+    #[must_use]
+    pub const fn board(&self) -> &Board {
+        &self.board
+    }
+
     /// What the TPM API works on, if there is a TPM.
     #[must_use]
     pub fn tpmd(&self) -> Option<Arc<Tpmd>> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use edgekeep_api::operations::SandboxReport;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
+use edgekeep_daemon::board::Board;
 use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server::{Limits, serve};
 use edgekeep_daemon::{listen, systemd};
@@ -38,12 +39,13 @@ impl Ready {
             None => listen::activated("aziot-tpmd.socket", &root.tpmd_socket())?,
         };
         let refresh = metrics::refresh(root.state_folder(Daemon::Keyd).join("audit"));
-        let operations = Operations::new(Daemon::Keyd, root, metrics::FAMILIES, refresh);
+        let board = Board::new();
+        let operations = Operations::new(Daemon::Keyd, root, metrics::FAMILIES, refresh, board.clone());
         let operations = (operations::listen(Daemon::Keyd, root), operations);
         // The sockets are there, and no thread yet: from here on only what the settings name is within reach, also for a
         // token's library and the log's thread, which begin when the store is opened.
         let entered = prepared.confinement()?.enter();
-        let keyd = prepared.open(Policy::new(settings))?;
+        let keyd = prepared.open(Policy::new(settings), board)?;
         operations.1.confined(entered.seal());
         Ok(Self { keyd, listener, tpm_listener, operations })
     }

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use edgekeep_audit::{Log, MonotonicCounter, SignError, SoftwareSigner};
 use edgekeep_base::file::{self, Rules};
 use edgekeep_core::grants::RESERVED_KEY_IDS;
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::KeyId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
+use edgekeep_daemon::board::Board;
 use edgekeep_daemon::confinement::Confinement;
 use edgekeep_daemon::listen::ListenError;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
@@ -121,8 +123,8 @@ impl<'a> Prepared<'a> {
     ///
     /// # Errors
     /// If the store cannot be opened. A key that cannot be imported is an error in the log only: the others are still needed.
-    pub fn open(self, policy: Policy) -> Result<Keyd, StartError> {
-        Keyd::open_planned(self.root, self.settings, self.plan, policy)
+    pub fn open(self, policy: Policy, board: Board) -> Result<Keyd, StartError> {
+        Keyd::open_planned(self.root, self.settings, self.plan, policy, board)
     }
 }
 
@@ -134,10 +136,16 @@ impl Keyd {
     /// If the settings name a key that cannot be, or the store cannot be opened. A key that cannot be imported is an error in
     /// the log only: the others are still needed.
     pub fn open(root: &Root, settings: &KeydSettings, policy: Policy) -> Result<Self, StartError> {
-        Prepared::new(root, settings)?.open(policy)
+        Prepared::new(root, settings)?.open(policy, Board::new())
     }
 
-    fn open_planned(root: &Root, settings: &KeydSettings, plan: Plan, policy: Policy) -> Result<Self, StartError> {
+    fn open_planned(
+        root: &Root,
+        settings: &KeydSettings,
+        plan: Plan,
+        policy: Policy,
+        board: Board,
+    ) -> Result<Self, StartError> {
         let folder = root.state_folder(Daemon::Keyd);
         let tpm = plan.tpm(settings, &folder);
         let places = plan.open(settings, &folder, tpm)?;
@@ -146,8 +154,10 @@ impl Keyd {
         for id in settings.preloaded_keys.keys() {
             match places.backend.kind(id) {
                 Ok(Some(_)) => {}
-                Ok(None) => tracing::warn!(key = id.as_str(), "this preloaded key is not where the settings say"),
-                Err(error) => tracing::warn!(key = id.as_str(), error = chain(&error), "preloaded key"),
+                Ok(None) => {
+                    board.raise(Code::KeyUnusable, &Subject::key(id.as_str()), "it is not where the settings say");
+                }
+                Err(error) => board.raise(Code::KeyUnusable, &Subject::key(id.as_str()), chain(&error)),
             }
         }
         let own = &places.files;
@@ -177,6 +187,7 @@ impl Keyd {
             ))
         });
         Ok(Self {
+            board,
             recorder,
             counter_index: settings.tpm.as_ref().map(|tpm| tpm.audit_counter.index),
             backend: places.backend,

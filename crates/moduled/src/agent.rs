@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use edgekeep_api::identityd::Identity;
 use edgekeep_api::management::ModuleSettings;
 use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::settings::AgentSettings;
 use edgekeep_core::watchdog::{Action, Observation, State, step};
 use edgekeep_daemon::server::HttpError;
@@ -62,7 +63,7 @@ pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> En
         if begin.elapsed() < EDGE_CA_PATIENCE && seen != Observation::Running {
             // Modules ask for certificates first thing; but a device without its CA is better than one without modules.
             let mut edge_ca = service.edge_ca.subscribe();
-            let issued = edge_ca.wait_for(|edge_ca| matches!(edge_ca, Ok(Some(_))));
+            let issued = edge_ca.wait_for(Option::is_some);
             let _ = tokio::time::timeout(EDGE_CA_PATIENCE.saturating_sub(begin.elapsed()), issued).await;
         }
         let (next, action) = step(state, seen, begin.elapsed());
@@ -136,16 +137,12 @@ async fn something_changed(service: &Moduled, changes: Option<&mut watch::Receiv
 }
 
 fn report(service: &Moduled, seen: Observation, error: Option<&str>) {
-    let problem = match (error, seen) {
-        (Some(error), _) => format!("edgeAgent cannot be started: {error}"),
-        (None, Observation::Unknown) => "the state of edgeAgent is not known".to_owned(),
-        (None, _) => String::new(),
-    };
-    service.agent_problem.send_if_modified(|known| {
-        let differs = *known != problem;
-        *known = problem;
-        differs
-    });
+    let subject = Subject::module(&edge_agent());
+    match (error, seen) {
+        (Some(error), _) => service.board.raise(Code::AgentNotRunning, &subject, error),
+        (None, Observation::Unknown) => service.board.raise(Code::AgentNotRunning, &subject, "its state is not known"),
+        (None, _) => service.board.clear(Code::AgentNotRunning, &subject),
+    }
 }
 
 async fn observe(service: &Moduled, replace: bool) -> Observation {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use edgekeep_api::management::{DetailsConfig, ModuleDetails, ModuleStatus, RuntimeStatus};
 use edgekeep_core::attestation::{HostFacts, Policy, Registration, Workload};
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::host::HostService;
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::HttpError;
@@ -69,8 +70,7 @@ pub async fn register(service: &Moduled) {
             }
             Err(problem) => problem,
         };
-        tracing::error!(service = %id, problem, "service of the host not registered");
-        service.service_problem(format!("service {id} is not registered: {problem}"));
+        service.board.raise(Code::ServiceNotRegistered, &Subject::module(id), problem);
     }
 }
 

@@ -12,6 +12,7 @@ pub mod attest;
 pub mod container;
 pub mod edge_ca;
 pub mod failure;
+mod health;
 pub mod host_modules;
 pub mod host_services;
 mod host_updates;

@@ -6,6 +6,7 @@ use edgekeep_daemon::metrics::{Counter, Families, Family, Gauge};
 use edgekeep_daemon::operations::Refresh;
 use time::OffsetDateTime;
 
+use crate::health;
 use crate::service::Moduled;
 
 /// Callers that were judged.
@@ -59,6 +60,7 @@ pub fn refresh(service: &Arc<Moduled>) -> Refresh {
 
 #[expect(clippy::cast_precision_loss, reason = "numbers of modules")]
 async fn look(service: &Moduled) {
+    health::look(service);
     MODULES.clear();
     if let Some(containers) = &service.modules.containers {
         let counts = containers.watch.counts();
@@ -71,7 +73,7 @@ async fn look(service: &Moduled) {
         MODULES.with(["process", state.state.as_str()]).add(1.0);
     }
     DAYS_LEFT.clear();
-    if let Ok(Some(end)) = *service.edge_ca.borrow() {
+    if let Some(end) = *service.edge_ca.borrow() {
         let left = end - OffsetDateTime::now_utc();
         DAYS_LEFT.with(["aziot-edged-ca"]).set(left.as_seconds_f64() / 86_400.0);
     }

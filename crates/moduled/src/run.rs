@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use edgekeep_api::identityd::Identity;
 use edgekeep_core::attestation::Door;
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::operations::{self, Operations};
@@ -23,6 +24,7 @@ use crate::agent::{self, Ended};
 use crate::approvals::Approvals;
 use crate::attest::Attestor;
 use crate::edge_ca;
+use crate::health;
 use crate::host_services;
 use crate::images;
 use crate::management;
@@ -127,13 +129,14 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     modules::watch_running(&service).await;
     let operations_socket = operations::listen(Daemon::Moduled, &service.root);
     let refresh = metrics::refresh(&service);
-    let operations = Operations::new(Daemon::Moduled, &service.root, metrics::FAMILIES, refresh);
+    let operations = Operations::new(Daemon::Moduled, &service.root, metrics::FAMILIES, refresh, service.board.clone());
     let operations = tokio::spawn(operations::run(operations_socket, operations, stop.clone()));
     let identities = tokio::spawn(host_services::ensure_identities(Arc::clone(&service)));
     systemd::notify_ready();
     tracing::info!(version = crate::systeminfo::VERSION, "moduled serves");
     let settling = tokio::spawn(settle_all(Arc::clone(&service), stop.clone()));
     let edge_ca = tokio::spawn(keep_edge_ca(Arc::clone(&service), stop.clone()));
+    let health = tokio::spawn(health::keep(Arc::clone(&service), stop.clone()));
     let images = tokio::spawn(images::keep_collected(Arc::clone(&service), stop.clone()));
     let sockets = tokio::spawn(Sockets::keep_open(Arc::clone(&service), stop.clone()));
     let memory = tokio::spawn(memory::give_back());
@@ -150,6 +153,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     service.sockets.close_all().await;
     settling.abort();
     edge_ca.abort();
+    health.abort();
     images.abort();
     operations.abort();
     identities.abort();
@@ -168,16 +172,18 @@ async fn keep_edge_ca(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
     loop {
         let pause = match ensure_edge_ca(&service).await {
             Ok(end) => {
-                let _ = service.edge_ca.send_replace(Ok(Some(end)));
+                let _ = service.edge_ca.send_replace(Some(end));
+                service.board.clear_all(Code::NoEdgeCa);
                 retry = EDGE_CA_RETRY;
                 EDGE_CA_PERIOD
             }
             Err(problem) => {
-                let message = format!("no Edge CA certificate: {problem}");
-                if service.edge_ca.borrow().as_ref().err() != Some(&message) {
-                    tracing::warn!("{message}");
-                }
-                let _ = service.edge_ca.send_replace(Err(message));
+                let _ = service.edge_ca.send_replace(None);
+                service.board.raise(
+                    Code::NoEdgeCa,
+                    &Subject::certificate(service.settings.edge_ca.cert.as_str()),
+                    problem,
+                );
                 retry = (retry * 2).min(EDGE_CA_RETRY_LIMIT);
                 retry / 2
             }

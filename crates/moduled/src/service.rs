@@ -1,6 +1,6 @@
 //! moduled's state, and the one gate in front of everything that needs an identity.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use edgekeep_api::attestation::{Attestation, Check, Explanation, Facts, Registered, Seen};
 use edgekeep_api::certd::CertificatesClient;
@@ -11,6 +11,7 @@ use edgekeep_core::attestation::{Asked, DenyReason, Door, ProcessInstance, Runni
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
+use edgekeep_daemon::board::Board;
 use edgekeep_daemon::peer::Caller;
 use edgekeep_daemon::server::{HttpError, Request};
 use time::OffsetDateTime;
@@ -68,18 +69,16 @@ pub struct Moduled {
     pub support_bundle: Semaphore,
     /// The machine.
     pub system_info: SystemInfo,
-    /// The Edge CA certificate's end, or what keeps it from being there.
-    pub edge_ca: watch::Sender<Result<Option<OffsetDateTime>, String>>,
+    /// The Edge CA certificate's end, while there is a usable one.
+    pub edge_ca: watch::Sender<Option<OffsetDateTime>>,
     /// The agent's id.
     agent: ModuleId,
-    /// What the watchdog of the agent has to say; empty when all is well.
-    pub agent_problem: watch::Sender<String>,
+    /// What is wrong, for operators.
+    pub board: Board,
     /// Executables of the host that were approved since they were configured.
     pub approvals: Approvals,
     /// Host modules that are started again when they end.
     pub restarts: Restarts,
-    /// What is wrong with services of the host.
-    service_problems: Mutex<Vec<String>>,
 }
 
 impl Moduled {
@@ -114,12 +113,11 @@ impl Moduled {
             trust_bundle: Arc::default(),
             support_bundle: Semaphore::new(1),
             system_info: systeminfo::read(&settings.additional_info),
-            edge_ca: watch::Sender::new(Ok(None)),
-            agent_problem: watch::Sender::new(String::new()),
+            edge_ca: watch::Sender::new(None),
+            board: Board::new(),
             agent: edge_agent(),
             approvals,
             restarts: Restarts::default(),
-            service_problems: Mutex::default(),
             settings,
             root,
         })
@@ -350,17 +348,6 @@ impl Moduled {
             let service = || name.parse().ok().and_then(|id: ModuleId| self.settings.host_services.get(&id)?.sha256);
             module.or_else(service)
         })
-    }
-
-    /// Has the status say what is wrong with a service of the host.
-    pub fn service_problem(&self, problem: String) {
-        self.service_problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
-    }
-
-    /// What is wrong with services of the host.
-    #[must_use]
-    pub fn service_problems(&self) -> Vec<String> {
-        self.service_problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Writes down that another process than the one that connected sent bytes.

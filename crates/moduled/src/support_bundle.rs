@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use edgekeep_api::operations::ProblemList;
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 use http::StatusCode;
@@ -13,6 +14,7 @@ use time::OffsetDateTime;
 use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
+use crate::health;
 use crate::log_query;
 use crate::modules::shown::remove_agents_copies;
 use crate::service::Moduled;
@@ -73,11 +75,12 @@ pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Respons
         let shown = serde_json::to_vec_pretty(&shown).unwrap_or_default();
         entries.push((format!("inspect/{}.json", module.name), shown));
     }
+    health::look(service);
     let (refusals, refusal_count) = service.trail.latest();
     let overview: Value = json!({
         "version": service.system_info.version,
         "kernel": service.system_info.kernel_release,
-        "problem": *service.agent_problem.borrow(),
+        "health": ProblemList::from(&service.board.health()),
         "refusals": refusals,
         "refusalCount": refusal_count,
     });

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgekeep_api::management::{Approvals, EngineStatus, Status};
+use edgekeep_core::health::{Problem, Severity};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::peer::strongest_handle;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 use serde_json::{Value, json};
 
+use crate::health;
 use crate::resources;
 use crate::service::Moduled;
 use crate::support_bundle;
@@ -77,25 +79,16 @@ pub(super) async fn approvals(service: Arc<Moduled>, _: Request) -> Result<Respo
 
 pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
     let (refusals, refusal_count) = service.trail.latest();
-    let mut problems = Vec::new();
-    let edge_ca_expiration = match &*service.edge_ca.borrow() {
-        Ok(end) => end.map(rfc3339_with_offset),
-        Err(problem) => {
-            problems.push(problem.clone());
-            None
-        }
-    };
+    let edge_ca_expiration = service.edge_ca.borrow().map(rfc3339_with_offset);
     let engine = service.modules.containers.as_ref().map(|containers| EngineStatus {
         uri: containers.uri.clone(),
         reachable: containers.watch.is_reconciled(),
         silent_for_seconds: containers.watch.silent_for().map(|silent| silent.as_secs()),
     });
-    problems.extend(engine.as_ref().and_then(engine_problem));
-    let agent = service.agent_problem.borrow().clone();
-    if !agent.is_empty() {
-        problems.push(agent);
-    }
-    problems.extend(service.service_problems());
+    health::look(&service);
+    let health = service.board.health();
+    let unhealthy = health.problems().iter().filter(|problem| problem.severity() == Severity::Unhealthy);
+    let problems = unhealthy.map(Problem::sentence).collect();
     Ok(Response::ok(&Status {
         version: VERSION.to_owned(),
         uid: rustix::process::geteuid().as_raw(),
@@ -108,18 +101,4 @@ pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response
         refusals,
         refusal_count,
     }))
-}
-
-/// What it means for modules that the engine is silent, and what to do.
-fn engine_problem(engine: &EngineStatus) -> Option<String> {
-    let what = match engine.silent_for_seconds {
-        _ if engine.reachable => return None,
-        Some(seconds) => format!(
-            "has not been heard for {seconds} s: modules that ran then are served on, others are refused, and none is \
-             started or stopped until it is back"
-        ),
-        None => "was never heard since moduled started: all modules in containers are refused until it is".to_owned(),
-    };
-    let uri = &engine.uri;
-    Some(format!("the container engine at {uri} {what}; start it (for Docker: systemctl restart docker)"))
 }
