@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
-use crate::ErrorBody;
+use crate::{ErrorBody, ErrorCode};
 
 /// Connections one client holds at most; below every server's limit per uid. Further calls wait for one.
 const CONNECTIONS: usize = 6;
@@ -52,6 +52,8 @@ pub enum ClientError {
         status: StatusCode,
         /// The service's message.
         message: String,
+        /// The cause by a stable name, if the service tells one.
+        code: Option<ErrorCode>,
     },
     /// The connection broke, or what came is not HTTP.
     #[error("connection to {} failed", path.display())]
@@ -85,18 +87,22 @@ impl ClientError {
 
 struct Pool {
     path: PathBuf,
-    timeout: Duration,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
     permits: Semaphore,
 }
 
-/// A client of one Unix socket. Clones share the pool.
+/// A client of one Unix socket. Clones share the pool, so that a process stays below the connections that
+/// a service lets one uid have, however it varies header and time limit.
 #[derive(Clone)]
-pub struct Client(Arc<Pool>, Option<(HeaderName, HeaderValue)>);
+pub struct Client {
+    pool: Arc<Pool>,
+    header: Option<(HeaderName, HeaderValue)>,
+    timeout: Duration,
+}
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Client").field(&self.0.path).finish()
+        f.debug_tuple("Client").field(&self.pool.path).finish()
     }
 }
 
@@ -104,41 +110,26 @@ impl Client {
     /// A client of the service behind `socket`. Nothing is opened before the first call.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self(
-            Arc::new(Pool {
-                path: socket.into(),
-                timeout: DEFAULT_TIMEOUT,
-                idle: Mutex::new(Vec::new()),
-                permits: Semaphore::new(CONNECTIONS),
-            }),
-            None,
-        )
+        let pool = Pool { path: socket.into(), idle: Mutex::new(Vec::new()), permits: Semaphore::new(CONNECTIONS) };
+        Self { pool: Arc::new(pool), header: None, timeout: DEFAULT_TIMEOUT }
     }
 
     /// The same client on the same connections, with a header in each request.
     #[must_use]
     pub fn with_header(&self, name: HeaderName, value: HeaderValue) -> Self {
-        Self(Arc::clone(&self.0), Some((name, value)))
+        Self { header: Some((name, value)), ..self.clone() }
     }
 
-    /// The same client, with another limit for a whole call (30 s by default).
+    /// The same client on the same connections, with another limit for a whole call (30 s by default).
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
-        Self(
-            Arc::new(Pool {
-                path: self.0.path.clone(),
-                timeout,
-                idle: Mutex::new(Vec::new()),
-                permits: Semaphore::new(CONNECTIONS),
-            }),
-            self.1,
-        )
+        Self { timeout, ..self }
     }
 
     /// The socket's path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0.path
+        &self.pool.path
     }
 
     /// Sends `body` as JSON and reads a JSON answer.
@@ -196,7 +187,7 @@ impl Client {
             }
             let status = answer.status();
             let bytes = self.read(answer.into_body()).await?;
-            Err(ClientError::Status { status, message: message(&bytes) })
+            Err(refusal(status, &bytes))
         };
         self.limited(exchange).await
     }
@@ -216,7 +207,7 @@ impl Client {
     }
 
     async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Bytes, ClientError> {
-        let _permit = self.0.permits.acquire().await.map_err(|error| self.broken(error))?;
+        let _permit = self.pool.permits.acquire().await.map_err(|error| self.broken(error))?;
         loop {
             let kept = self.idle().pop();
             let was_kept = kept.is_some();
@@ -238,7 +229,7 @@ impl Client {
                     if status.is_success() {
                         return Ok(bytes);
                     }
-                    return Err(ClientError::Status { status, message: message(&bytes) });
+                    return Err(refusal(status, &bytes));
                 }
                 // A kept connection may have been closed while idle. Only a request that was not sent is sent again.
                 Err(mut error) => match error.take_message() {
@@ -250,9 +241,9 @@ impl Client {
     }
 
     fn request(&self, method: Method, path_and_query: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ClientError> {
-        let host = self.0.path.file_name().and_then(|name| name.to_str()).unwrap_or("localhost").to_owned();
+        let host = self.pool.path.file_name().and_then(|name| name.to_str()).unwrap_or("localhost").to_owned();
         let mut request = Request::builder().method(method).uri(path_and_query).header(header::HOST, host);
-        if let Some((name, value)) = &self.1 {
+        if let Some((name, value)) = &self.header {
             request = request.header(name, value);
         }
         if !body.is_empty() {
@@ -262,9 +253,9 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
-        let stream = UnixStream::connect(&self.0.path)
+        let stream = UnixStream::connect(&self.pool.path)
             .await
-            .map_err(|source| ClientError::Connect { path: self.0.path.clone(), source })?;
+            .map_err(|source| ClientError::Connect { path: self.pool.path.clone(), source })?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .handshake(TokioIo::new(stream))
             .await
@@ -288,25 +279,31 @@ impl Client {
     }
 
     async fn limited<T>(&self, exchange: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
-        tokio::time::timeout(self.0.timeout, exchange)
+        tokio::time::timeout(self.timeout, exchange)
             .await
-            .unwrap_or_else(|_| Err(ClientError::Timeout { path: self.0.path.clone(), limit: self.0.timeout }))
+            .unwrap_or_else(|_| Err(ClientError::Timeout { path: self.pool.path.clone(), limit: self.timeout }))
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<SendRequest<Full<Bytes>>>> {
-        self.0.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.pool.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn broken(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
-        ClientError::Transport { path: self.0.path.clone(), source: error.into() }
+        ClientError::Transport { path: self.pool.path.clone(), source: error.into() }
     }
 
     fn unexpected(&self, what: String) -> ClientError {
-        ClientError::Answer { path: self.0.path.clone(), what }
+        ClientError::Answer { path: self.pool.path.clone(), what }
     }
 }
 
-fn message(body: &[u8]) -> String {
-    serde_json::from_slice::<ErrorBody>(body)
-        .map_or_else(|_| String::from_utf8_lossy(body).chars().take(200).collect(), |body| body.message)
+/// An answer with a status other than 2xx. A body that is not ours is kept as text, cut.
+fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice::<ErrorBody>(body) {
+        Ok(body) => ClientError::Status { status, message: body.message, code: body.code },
+        Err(_) => {
+            let message = String::from_utf8_lossy(body).chars().take(200).collect();
+            ClientError::Status { status, message, code: None }
+        }
+    }
 }

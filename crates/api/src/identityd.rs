@@ -1,6 +1,7 @@
 //! Identity API (`identityd.sock`; wire facts 5.2).
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::Method;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,10 @@ use crate::keyd::KeyHandle;
 
 /// Versions the service accepts, oldest first.
 pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-12-01", "2022-08-01"];
-const VERSION: &str = "api-version=2022-08-01";
+/// The oldest version, which has all published routes but one: so this client works with every service.
+const VERSION: &str = "api-version=2020-09-01";
+/// The version from which it can be asked how the device is provisioned.
+const PROVISIONING_VERSION: &str = "api-version=2021-12-01";
 
 /// An identity as the API answers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +160,12 @@ impl IdentityClient {
         Self(Client::new(socket))
     }
 
+    /// The same client on the same connections, with another limit for a whole call (30 s by default).
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self(self.0.clone().with_timeout(timeout))
+    }
+
     /// The device's identity.
     ///
     /// # Errors
@@ -223,7 +233,7 @@ impl IdentityClient {
     /// # Errors
     /// If identityd cannot be reached.
     pub async fn provisioning(&self) -> Result<ProvisioningInfo, ClientError> {
-        self.0.call(Method::GET, &format!("/identities/provisioning?{VERSION}"), None::<&()>).await
+        self.0.call(Method::GET, &format!("/identities/provisioning?{PROVISIONING_VERSION}"), None::<&()>).await
     }
 
     fn module_path(&self, module: &str) -> String {

@@ -13,7 +13,10 @@ use crate::client::{Client, ClientError};
 
 /// Versions the service accepts, oldest first.
 pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-05-01"];
-const VERSION: &str = "api-version=2021-05-01";
+/// The oldest version, which has all published routes: so this client works with every service.
+const VERSION: &str = "api-version=2020-09-01";
+/// The version from which the routes to the audit log (ours) are open.
+const AUDIT_VERSION: &str = "api-version=2021-05-01";
 
 /// An opaque handle to a key, made by keyd for one user. Others may use it if they have a grant to; it is no secret, but
 /// is treated as one, since existing services take it from anybody.
@@ -370,7 +373,7 @@ impl KeysClient {
     /// # Errors
     /// If keyd cannot be reached, refuses, or cannot write its log.
     pub async fn audit_checkpoint(&self) -> Result<AuditCheckpoint, ClientError> {
-        self.0.call(Method::GET, &format!("/audit/checkpoint?{VERSION}"), None::<&()>).await
+        self.0.call(Method::GET, &format!("/audit/checkpoint?{AUDIT_VERSION}"), None::<&()>).await
     }
 
     /// Up to `limit` entries of the audit log from index `from` on.
@@ -378,7 +381,7 @@ impl KeysClient {
     /// # Errors
     /// If keyd cannot be reached or refuses.
     pub async fn audit_entries(&self, from: u64, limit: usize) -> Result<AuditEntries, ClientError> {
-        let path = format!("/audit/entries?{VERSION}&from={from}&limit={limit}");
+        let path = format!("/audit/entries?{AUDIT_VERSION}&from={from}&limit={limit}");
         self.0.call(Method::GET, &path, None::<&()>).await
     }
 

@@ -11,6 +11,7 @@ pub mod attestation;
 mod bytes64;
 pub mod certd;
 pub mod client;
+mod error_code;
 pub mod identityd;
 pub mod keyd;
 pub mod management;
@@ -21,12 +22,16 @@ pub mod workload;
 use serde::{Deserialize, Serialize};
 
 pub use bytes64::{Base64Bytes, NOT_BASE64};
+pub use error_code::{ErrorCode, Recipient, is_worth_a_fresh_handle, says_absent};
 
 /// The body of every answer that is not a success, of every service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// What was wrong. Never holds a secret; internal causes stay in the daemon's log.
     pub message: String,
+    /// The cause by a stable name (ours); absent where there is none to tell apart.
+    #[serde(default, deserialize_with = "error_code::lenient", skip_serializing_if = "Option::is_none")]
+    pub code: Option<ErrorCode>,
 }
 
 /// Encodes one path segment: everything but unreserved characters, so that no id can change which route is meant.

@@ -70,7 +70,7 @@ pub(crate) fn remedy(error: &ClientError) -> Option<String> {
         ClientError::Answer { .. } => {
             "something else than edgekeep, or another version of it, listens at this socket".to_owned()
         }
-        ClientError::Status { status: StatusCode::BAD_REQUEST, message }
+        ClientError::Status { status: StatusCode::BAD_REQUEST, message, .. }
             if message.starts_with("invalid api-version") =>
         {
             "another service, or another version of it, answers at this socket: see --host and --root".to_owned()
@@ -99,7 +99,7 @@ mod tests {
     fn every_failure_of_a_call_has_a_remedy_that_names_the_daemon_or_the_user() {
         let path = || std::path::PathBuf::from("/run/edgekeep/keyd.metrics.sock");
         let connect = |kind: std::io::ErrorKind| ClientError::Connect { path: path(), source: kind.into() };
-        let status = |status| ClientError::Status { status, message: "no".to_owned() };
+        let status = |status| ClientError::Status { status, message: "no".to_owned(), code: None };
         for (error, part) in [
             (connect(std::io::ErrorKind::NotFound), "systemctl start edgekeep-keyd"),
             (connect(std::io::ErrorKind::ConnectionRefused), "journalctl -u edgekeep-keyd"),
@@ -112,6 +112,7 @@ mod tests {
                 ClientError::Status {
                     status: StatusCode::BAD_REQUEST,
                     message: "invalid api-version \"2022-08-03\"".to_owned(),
+                    code: None,
                 },
                 "another service",
             ),

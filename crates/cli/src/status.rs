@@ -120,7 +120,7 @@ async fn gather(context: &Context) -> Facts {
     );
     let device = match device {
         Some(Ok(identity)) => Ok(identity),
-        Some(Err(ClientError::Status { status, message })) => {
+        Some(Err(ClientError::Status { status, message, .. })) => {
             Err(if matches!(status.as_u16(), 401 | 403) { Unknown::NotAllowed } else { Unknown::None(message) })
         }
         _ => Err(Unknown::Down),

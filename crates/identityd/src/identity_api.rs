@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use edgekeep_api::client::ClientError;
 use edgekeep_api::identityd::{
     API_VERSIONS, Authentication, AuthenticationKind, AziotIdentity, CreateModuleIdentity, Identities, Identity,
     ProvisioningInfo,
 };
 use edgekeep_api::keyd::KeyHandle;
+use edgekeep_api::{ErrorCode, Recipient, is_worth_a_fresh_handle};
 use edgekeep_cloud::{CloudError, EnsureError};
 use edgekeep_core::id::{GenerationId, ModuleId};
 use edgekeep_core::provisioning::DeviceIdentity;
@@ -167,7 +169,8 @@ impl IdentityApi {
         match known {
             Some(known) => self.module_answer(&identity, module, &known.generation).await,
             None if self.modules.is_complete(&identity) => {
-                Err(HttpError::not_found(format!("module \"{module}\" has no identity at the hub")))
+                let text = format!("module \"{module}\" has no identity at the hub");
+                Err(HttpError::not_found(text).with_code(ErrorCode::Absent))
             }
             None => Err(HttpError::not_found(format!(
                 "module \"{module}\" is not known, and the hub has not been reached to ask for it"
@@ -235,16 +238,25 @@ fn cloud_failed(error: &CloudError) -> HttpError {
 /// How the certificates service's errors look to a caller.
 pub(crate) fn certificate_failed(error: &CertificateError) -> HttpError {
     match error {
+        CertificateError::Store(CertStoreError::NotFound { .. }) => {
+            HttpError::bad_request(chain(error)).with_code(ErrorCode::Absent)
+        }
         CertificateError::Issue(_)
         | CertificateError::NotConfigured { .. }
         | CertificateError::Est { .. }
         | CertificateError::NoLocalCa { .. }
-        | CertificateError::Store(CertStoreError::NotFound { .. } | CertStoreError::Preloaded { .. }) => {
-            HttpError::bad_request(chain(error))
+        | CertificateError::Store(CertStoreError::Preloaded { .. }) => {
+            HttpError::bad_request(chain(error)).with_code(ErrorCode::Request)
         }
-        // keyd's own refusal (an unknown key, a handle that it does not take) is the caller's mistake.
+        // keyd's own refusal (an unknown key, a handle that it does not take) is the caller's mistake. Its cause is
+        // passed on, so that the caller need not guess it from the text.
         CertificateError::Key(cause) if cause.status().is_some_and(|status| status.is_client_error()) => {
-            HttpError::bad_request(chain(error))
+            let refused = HttpError::bad_request(chain(error));
+            match cause {
+                ClientError::Status { code: Some(code), .. } => refused.with_code(*code),
+                cause if is_worth_a_fresh_handle(cause, Recipient::Keys) => refused,
+                _ => refused.with_code(ErrorCode::Request),
+            }
         }
         _ => HttpError::hidden(error),
     }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{KeyHandle, KeysClient, SignMechanism};
+use edgekeep_api::{Recipient, is_worth_a_fresh_handle};
 use edgekeep_cloud::{ModuleKeys, Signer, SignerError};
 use edgekeep_core::id::{GenerationId, KeyId, ModuleId};
-use http::StatusCode;
 use zeroize::Zeroizing;
 
 /// The key that module keys are derived from; the name is what other implementations use (wire facts 3.2).
@@ -111,7 +111,7 @@ impl DeviceKeys {
         let data = format!("{module}:{generation}:{which}");
         let master = self.master().await?;
         let derived = match self.keyd.derive_key(&master, data.as_bytes()).await {
-            Err(error) if is_stale(&error) => {
+            Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
                 self.forget();
                 self.keyd.derive_key(&self.master().await?, data.as_bytes()).await
             }
@@ -132,7 +132,7 @@ impl DeviceKeys {
     async fn sign_with_device_key(&self, message: Vec<u8>) -> Result<Vec<u8>, KeysError> {
         let mechanism = SignMechanism::HmacSha256 { message: message.into() };
         let signed = match self.keyd.sign(&self.device().await?, mechanism.clone()).await {
-            Err(error) if is_stale(&error) => {
+            Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
                 self.forget();
                 self.keyd.sign(&self.device().await?, mechanism).await
             }
@@ -169,11 +169,6 @@ impl Signer for DeviceKeys {
     async fn sign(&self, data: Vec<u8>) -> Result<Vec<u8>, SignerError> {
         self.sign_with_device_key(data).await.map_err(|error| SignerError(Box::new(error)))
     }
-}
-
-/// Whether keyd may do it with a fresh handle.
-fn is_stale(error: &ClientError) -> bool {
-    matches!(error.status(), Some(StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED))
 }
 
 fn fault(key: &str, source: ClientError) -> KeysError {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use edgekeep_api::ErrorCode;
 use edgekeep_api::keyd::{
     API_VERSIONS, AuditCheckpoint, AuditCounter, AuditEntries, Ciphertext, CreateDerivedKey, CreateKey, CreateKeyPair,
     Decrypt, Encrypt, EncryptMechanism, ExportedKey, HandleBody, KeyHandle, MoveKeyPair, ParameterValue, Plaintext,
@@ -166,7 +167,7 @@ async fn export_derived_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
     let (target, doing) = state.begin_with_handle(&request, Operation::Export, &body.key_handle).await?;
     let Target::Derived { base, data } = target else {
-        return doing.end(Err(HttpError::bad_request("only derived keys can be exported")));
+        return doing.end(Err(wrong_request("only derived keys can be exported")));
     };
     let key = doing.end(state.in_use(&request, move |backend| backend.export_derived(&base, &data)).await)?;
     Ok(Response::ok(&ExportedKey { key: key.into_exposed().into() }))
@@ -260,9 +261,7 @@ async fn audit_entries(state: Arc<Keyd>, request: Request) -> Answer {
     state.expect_auditor(&request)?;
     let number = |name: &str, default: u64| match request.query(name) {
         None => Ok(default),
-        Some(text) => {
-            text.parse().map_err(|_| HttpError::bad_request(format!("parameter {name:?} has an invalid value")))
-        }
+        Some(text) => text.parse().map_err(|_| wrong_request(format!("parameter {name:?} has an invalid value"))),
     };
     let from: u64 = number("from", 0)?;
     let limit = usize::try_from(number("limit", AUDIT_ENTRIES as u64)?).unwrap_or(AUDIT_ENTRIES).min(AUDIT_ENTRIES);
@@ -290,7 +289,7 @@ impl Keyd {
     /// Writes a refusal down; the answer is 401.
     fn refuse_named(&self, request: &Request, what: Operation, id: &KeyId, reason: Reason) -> HttpError {
         self.recorder.refused(self.refused_who(request), what, Some(self.key(id)), reason);
-        HttpError::unauthorized()
+        HttpError::unauthorized().with_code(ErrorCode::Grant)
     }
 
     fn refused_who(&self, request: &Request) -> Who {
@@ -314,7 +313,7 @@ impl Keyd {
             Err(invalid) => {
                 // Somebody may be guessing.
                 self.recorder.refused(self.refused_who(request), what, None, Reason::ForeignHandle);
-                return Err(HttpError::bad_request(invalid.to_string()));
+                return Err(HttpError::bad_request(invalid.to_string()).with_code(ErrorCode::KeyHandle));
             }
         };
         let allowed = self.policy.may_use(uid, &named, what, now());
@@ -329,8 +328,10 @@ impl Keyd {
                 self.recorder.refused(self.refused_who(request), what, Some(self.target_key(&named.target)), reason);
                 // To who holds it an old handle is like a wrong one: clients then ask for another.
                 Err(match reason {
-                    Reason::ExpiredHandle => HttpError::bad_request(InvalidHandle.to_string()),
-                    _ => HttpError::unauthorized(),
+                    Reason::ExpiredHandle => {
+                        HttpError::bad_request(InvalidHandle.to_string()).with_code(ErrorCode::KeyHandle)
+                    }
+                    _ => HttpError::unauthorized().with_code(ErrorCode::Grant),
                 })
             }
         }
@@ -351,7 +352,7 @@ impl Keyd {
     fn expect_auditor(&self, request: &Request) -> Result<(), HttpError> {
         let Err(reason) = self.policy.may_audit(request.caller.uid()) else { return Ok(()) };
         self.recorder.refused(self.refused_who(request), Operation::ReadAudit, None, reason);
-        Err(HttpError::unauthorized())
+        Err(HttpError::unauthorized().with_code(ErrorCode::Grant))
     }
 
     /// A key as the audit log names it.
@@ -490,17 +491,17 @@ fn module_of(data: &[u8]) -> Option<ModuleId> {
 }
 
 fn parse_id(text: &str) -> Result<KeyId, HttpError> {
-    text.parse()
-        .map_err(|error| HttpError::bad_request(format!("parameter \"id\" has an invalid value\ncaused by: {error}")))
+    text.parse().map_err(|error| wrong_request(format!("parameter \"id\" has an invalid value\ncaused by: {error}")))
 }
 
 fn issued(handle: Result<KeyHandle, IssueError>) -> Answer {
     match handle {
         Ok(key_handle) => Ok(Response::ok(&HandleBody { key_handle })),
         Err(error @ IssueError::Random) => Err(HttpError::hidden(&error)),
-        Err(error @ (IssueError::Base(_) | IssueError::BaseKind | IssueError::LongData)) => {
-            Err(HttpError::bad_request(error.to_string()))
+        Err(error @ IssueError::Base(_)) => {
+            Err(HttpError::bad_request(error.to_string()).with_code(ErrorCode::KeyHandle))
         }
+        Err(error @ (IssueError::BaseKind | IssueError::LongData)) => Err(wrong_request(error.to_string())),
     }
 }
 
@@ -512,21 +513,30 @@ fn refuse(error: KeyError) -> HttpError {
     }
     let text = error.to_string();
     match error {
-        KeyError::NotFound { .. } | KeyError::WrongKind { .. } | KeyError::Preloaded { .. } => {
-            HttpError::bad_request(format!("parameter \"id\" has an invalid value\ncaused by: {text}"))
+        KeyError::NotFound { .. } => {
+            let text = format!("parameter \"id\" has an invalid value\ncaused by: {text}");
+            HttpError::bad_request(text).with_code(ErrorCode::Absent)
         }
-        _ => HttpError::bad_request(text),
+        KeyError::WrongKind { .. } | KeyError::Preloaded { .. } => {
+            wrong_request(format!("parameter \"id\" has an invalid value\ncaused by: {text}"))
+        }
+        _ => wrong_request(text),
     }
 }
 
 fn refuse_input(error: InputError) -> HttpError {
-    HttpError::bad_request(error.to_string())
+    wrong_request(error.to_string())
+}
+
+/// Returns a 400 whose cause is not the handle, so that no client asks for another one.
+fn wrong_request(text: impl Into<String>) -> HttpError {
+    HttpError::bad_request(text).with_code(ErrorCode::Request)
 }
 
 fn wrong_handle_kind() -> HttpError {
-    HttpError::bad_request("the handle is for another kind of key")
+    wrong_request("the handle is for another kind of key")
 }
 
 fn wrong_mechanism() -> HttpError {
-    HttpError::bad_request("the algorithm cannot be used with this kind of key")
+    wrong_request("the algorithm cannot be used with this kind of key")
 }

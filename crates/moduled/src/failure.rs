@@ -17,7 +17,7 @@ use crate::sockets::SocketError;
 #[must_use]
 pub fn of_service(error: &ClientError) -> HttpError {
     match error {
-        ClientError::Status { status: StatusCode::BAD_REQUEST, message } => HttpError::bad_request(message),
+        ClientError::Status { status: StatusCode::BAD_REQUEST, message, .. } => HttpError::bad_request(message),
         other => HttpError::internal(other.to_string()),
     }
 }

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use edgekeep_api::client::ClientError;
 use edgekeep_api::identityd::{AziotIdentity, Identity, IdentityClient};
 use edgekeep_api::keyd::KeyHandle;
+use edgekeep_api::{Recipient, says_absent};
 use edgekeep_core::id::ModuleId;
+use http::StatusCode;
 use tokio::sync::Mutex;
 
 const FRESH: Duration = Duration::from_secs(60);
@@ -103,10 +105,7 @@ impl IdentityCache {
     async fn refresh(&self, module: &ModuleId) {
         match self.load(module).await {
             Ok(_) => {}
-            // The identity is gone: the next call says so.
-            Err(IdentityError::Client(error)) if error.status().is_some_and(|status| status.is_client_error()) => {
-                self.forget(module);
-            }
+            Err(IdentityError::Client(error)) if ends_identity(&error) => self.forget(module),
             Err(error) => {
                 tracing::debug!(%error, %module, "identity not refreshed");
                 if let Some(identity) = self.cached(module) {
@@ -137,5 +136,28 @@ impl IdentityCache {
         }
         known.insert(module.clone(), Arc::clone(&identity));
         Ok(identity)
+    }
+}
+
+/// Decides whether an answer ends an identity that is known. That it cannot be told now (the hub or the
+/// keys service is away, for which both kinds of identity services answer 404) does not.
+fn ends_identity(error: &ClientError) -> bool {
+    error.status() == Some(StatusCode::UNAUTHORIZED) || says_absent(error, Recipient::Identities)
+}
+
+#[cfg(test)]
+mod tests {
+    use edgekeep_api::ErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn an_identity_ends_when_it_is_gone_or_no_longer_ours_and_not_when_nothing_can_be_told() {
+        let error = |status, code| ClientError::Status { status, message: "not found".to_owned(), code };
+        assert!(ends_identity(&error(StatusCode::NOT_FOUND, Some(ErrorCode::Absent))));
+        assert!(ends_identity(&error(StatusCode::UNAUTHORIZED, None)));
+        for status in [StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST, StatusCode::INTERNAL_SERVER_ERROR] {
+            assert!(!ends_identity(&error(status, None)), "{status}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use edgekeep_api::certd::CertificatesClient;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{KeyHandle, KeysClient};
+use edgekeep_api::{Recipient, is_worth_a_fresh_handle, says_absent};
 use edgekeep_core::id::KeyId;
 use edgekeep_core::settings::ModuleEncryption;
 use edgekeep_daemon::server::HttpError;
@@ -120,7 +121,7 @@ impl ModuleDataKeys {
     async fn derive(&self, keys: &KeysClient, data: &[u8]) -> Result<KeyHandle, ClientError> {
         let base = self.base.ask(keys).await?;
         match keys.derive_key(&base, data).await {
-            Err(error) if is_stale(&error) => {
+            Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
                 self.base.forget(&base).await;
                 keys.derive_key(&self.base.ask(keys).await?, data).await
             }
@@ -195,12 +196,6 @@ impl DataKey<'_> {
     }
 }
 
-/// Whether keyd objects to the handle itself.
-pub(crate) fn is_stale(error: &ClientError) -> bool {
-    matches!(error, ClientError::Status { status, message }
-        if matches!(*status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED) && message.contains("handle"))
-}
-
 /// The trust bundle, asked for again after a few seconds in the background: while the certificates API is slow or away, the
 /// last one is served.
 #[derive(Debug, Default)]
@@ -222,7 +217,7 @@ impl TrustBundleCache {
         let Some((since, bundle)) = kept else {
             return match certificates.load(Self::CERT_ID).await {
                 Ok(pem) => Ok(self.keep(pem)),
-                Err(ClientError::Status { status: StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, .. }) => {
+                Err(error) if says_absent(&error, Recipient::Certificates) => {
                     Err(HttpError::not_found(format!("certificate {:?} not found", Self::CERT_ID)))
                 }
                 Err(error) => Err(failure::of_service(&error)),

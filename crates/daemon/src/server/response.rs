@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use edgekeep_api::ErrorBody;
+use edgekeep_api::{ErrorBody, ErrorCode};
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Either, Full};
@@ -81,6 +81,7 @@ impl Response {
 pub struct HttpError {
     status: StatusCode,
     message: String,
+    code: Option<ErrorCode>,
     close: bool,
 }
 
@@ -88,7 +89,7 @@ impl HttpError {
     /// An error with any status.
     #[must_use]
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), close: false }
+        Self { status, message: message.into(), code: None, close: false }
     }
 
     /// 400: the request is wrong.
@@ -135,6 +136,13 @@ impl HttpError {
         Self::internal("internal error")
     }
 
+    /// The same error with a name of its cause, for clients that decide by it.
+    #[must_use]
+    pub fn with_code(mut self, code: ErrorCode) -> Self {
+        self.code = Some(code);
+        self
+    }
+
     /// The same error, after which the connection ends.
     #[must_use]
     pub(super) fn closing(mut self) -> Self {
@@ -158,7 +166,7 @@ impl HttpError {
     #[must_use]
     pub fn into_response(self) -> Response {
         let close = self.close;
-        let answer = Response::json(self.status, &ErrorBody { message: self.message });
+        let answer = Response::json(self.status, &ErrorBody { message: self.message, code: self.code });
         if close { answer.with_header(header::CONNECTION, "close") } else { answer }
     }
 }

@@ -257,7 +257,7 @@ impl Device {
 async fn send(client: &Client, method: Method, path: &str, body: Option<Value>) -> Result<Value, (StatusCode, String)> {
     match client.call::<Value, Value>(method, path, body.as_ref()).await {
         Ok(value) => Ok(value),
-        Err(ClientError::Status { status, message }) => Err((status, message)),
+        Err(ClientError::Status { status, message, .. }) => Err((status, message)),
         // 204 has no body.
         Err(ClientError::Answer { what, .. }) if what.contains("EOF") => Ok(Value::Null),
         Err(error) => panic!("{error:?}"),

@@ -132,7 +132,7 @@ pub(crate) async fn hmac(keys: &KeysClient, handle: &KeyHandle) -> Result<Vec<u8
 #[track_caller]
 pub(crate) fn refusal<T>(result: Result<T, ClientError>) -> (u16, String) {
     match result {
-        Err(ClientError::Status { status, message }) => (status.as_u16(), message),
+        Err(ClientError::Status { status, message, .. }) => (status.as_u16(), message),
         Err(error) => panic!("{error}"),
         Ok(_) => panic!("not refused"),
     }

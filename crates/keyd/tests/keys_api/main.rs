@@ -370,7 +370,11 @@ fn forged_foreign_and_mangled_handles_are_refused_everywhere_and_written_down() 
             ),
         ] {
             let (status, answer) = device.send(method, path, &body.to_string());
-            assert_eq!((status, &answer), (400, &json!({"message": INVALID_HANDLE})), "{method} {path}");
+            assert_eq!(
+                (status, &answer),
+                (400, &json!({"message": INVALID_HANDLE, "code": "key-handle"})),
+                "{method} {path}"
+            );
         }
     }
     let expected = json!({"uid": uid(), "what": "decrypt", "result": "refused", "reason": "foreign-handle"});
@@ -453,8 +457,31 @@ fn handles_that_are_too_old_or_of_a_version_that_does_not_bind_them_are_to_be_as
     let handle = handles(folder.path()).symmetric(&"k".parse().unwrap(), &expired).unwrap();
     let device = Device::start(folder.path());
     for (method, path, body, _) in uses(&handle.0) {
-        refused(device.send(method, path, &body.to_string()), 400, INVALID_HANDLE);
+        let (status, answer) = device.send(method, path, &body.to_string());
+        assert_eq!(answer["code"], "key-handle", "{answer}");
+        refused((status, answer), 400, INVALID_HANDLE);
         assert_eq!(device.last_entry()["reason"], "expired-handle");
+    }
+}
+
+#[test]
+fn a_refusal_names_its_cause_so_that_clients_ask_for_another_handle_only_where_that_helps() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::start(folder.path());
+    let handle = device.key("k");
+    let decrypt = json!({
+        "keyHandle": handle, "algorithm": "AEAD", "ciphertext": b64(b"short"),
+        "parameters": {"iv": b64(b"iv"), "aad": b64(b"aad")},
+    });
+    for (answer, code) in [
+        (device.post("/sign", &uses("sr=x&sig=y")[0].2), "key-handle"),
+        (device.post("/derivedkey", &json!({"baseKeyHandle": "sr=x&sig=y", "derivationData": ""})), "key-handle"),
+        (device.post("/parameters/algorithm", &json!({"keyHandle": handle})), "request"),
+        (device.post("/decrypt", &decrypt), "request"),
+        (device.send("GET", "/key/absent", ""), "absent"),
+    ] {
+        let (status, body) = answer;
+        assert_eq!((status, body["code"].as_str()), (400, Some(code)), "{body}");
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use edgekeep_api::certd::{CreateCertificate, Issuer};
 use edgekeep_api::keyd::OnBehalfOf;
 use edgekeep_api::workload::{IdentityCertificate, IssuedCertificate, PrivateKey, ServerCertificate};
+use edgekeep_api::{Recipient, is_worth_a_fresh_handle};
 use edgekeep_core::attestation::DenyReason;
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::settings::ModuleKeys;
@@ -122,7 +123,7 @@ async fn issue(service: &Moduled, wanted: Wanted, behalf: &OnBehalfOf) -> Result
         not_after: wanted.not_after.format(&Rfc3339).ok(),
     };
     let certificate = match certificates.create(&request(issuer_key.clone())).await {
-        Err(error) if error.to_string().contains("handle") => {
+        Err(error) if is_worth_a_fresh_handle(&error, Recipient::Certificates) => {
             let renewed = service.edge_ca_key.renew(&service.keys, &issuer_key).await?;
             certificates.create(&request(renewed)).await
         }

@@ -6,13 +6,14 @@ use aws_lc_rs::rand;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{EncryptMechanism, KeysClient, SignMechanism};
 use edgekeep_api::workload::{Decrypt, Decrypted, Digest, Encrypt, Encrypted, Sign};
+use edgekeep_api::{Recipient, is_worth_a_fresh_handle};
 use edgekeep_core::settings::ModuleEncryption;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 use http::StatusCode;
 
 use super::WorkloadDoor;
 use super::layout::{self, Form, NONCE_LEN, PLAINTEXT_LIMIT};
-use crate::keys::{DataKey, is_stale};
+use crate::keys::DataKey;
 use crate::{failure, metrics};
 
 pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
@@ -21,7 +22,7 @@ pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Resu
     let (service, keys) = (&state.service, state.keys_for(&request, &module));
     let mechanism = SignMechanism::HmacSha256 { message: body.data };
     let digest = match keys.sign(&identity.key, mechanism.clone()).await {
-        Err(error) if is_stale(&error) => {
+        Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
             // The handle is no longer good, for example because keyd was given a new store: ask for one and try once.
             service.identities.forget(&module);
             let identity = service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
@@ -99,7 +100,9 @@ async fn seal(
 ) -> Result<Vec<u8>, HttpError> {
     let handle = key.get(keys).await?;
     let sealed = match keys.encrypt(&handle, mechanism.clone(), plaintext.clone()).await {
-        Err(error) if is_stale(&error) => keys.encrypt(&key.renew(keys, &handle).await?, mechanism, plaintext).await,
+        Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
+            keys.encrypt(&key.renew(keys, &handle).await?, mechanism, plaintext).await
+        }
         done => done,
     };
     sealed.map_err(|error| of_keyd(&error))
@@ -113,7 +116,7 @@ async fn open(
 ) -> Result<Vec<u8>, HttpError> {
     let handle = key.get(keys).await?;
     let opened = match keys.decrypt(&handle, mechanism.clone(), sealed.to_vec()).await {
-        Err(error) if is_stale(&error) => {
+        Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
             keys.decrypt(&key.renew(keys, &handle).await?, mechanism, sealed.to_vec()).await
         }
         done => done,
