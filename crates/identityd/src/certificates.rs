@@ -1,10 +1,13 @@
 //! Certificates: issued from requests, kept, and handed out. Whoever signs does so in keyd; no private key of a CA is ever
 //! in this process.
 
-mod der;
 mod issue;
+mod issuer;
 mod pem;
+mod public_key;
+mod request;
 mod store;
+mod subject;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,16 +16,53 @@ use aws_lc_rs::rand;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, OnBehalfOf, SignMechanism};
 use edgekeep_core::id::CertId;
+use edgekeep_core::issuance::Rights;
 use edgekeep_core::settings::{IdentitydSettings, Issuance, IssuanceMethod, LocalCa};
 use edgekeep_daemon::store::StoreError;
 use time::OffsetDateTime;
 
-pub use issue::IssueError;
 pub use store::CertStoreError;
 pub(crate) use store::preloaded_file;
 
-use issue::{Circumstances, Issuer, KeyKind, Request, Unsigned};
+use issue::{Circumstances, Unsigned};
+use issuer::Issuer;
+use public_key::KeyKind;
+use request::Request;
 use store::CertStore;
+
+/// The CA of modules' certificates, and the id under which the compatible module runtime renews it.
+const EDGE_CA: &str = "aziot-edged-ca";
+const EDGE_CA_NEXT: &str = "aziot-edged-ca-temp";
+
+/// Why a certificate was not issued or not stored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IssueError {
+    /// The request.
+    #[error("the certificate request is not accepted: {what}")]
+    Request {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The certificate that should sign.
+    #[error("the issuer cannot sign this certificate: {what}")]
+    Issuer {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A text that should be certificates.
+    #[error("the text is not PEM certificates: {what}")]
+    Pem {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The key's signature does not belong to the certificate that should sign.
+    #[error("the issuer's key handle does not belong to the issuer's certificate")]
+    WrongKey,
+    /// The certificate could not be written down.
+    #[error("the certificate cannot be encoded")]
+    Encoding(#[from] der::Error),
+}
 
 /// Why an operation on certificates failed.
 #[derive(Debug, thiserror::Error)]
@@ -149,32 +189,31 @@ impl Certificates {
         let mut serial = [0; 16];
         rand::fill(&mut serial).map_err(|_| CertificateError::Random)?;
         let now = OffsetDateTime::now_utc();
-        let circumstances = Circumstances { issuance, may_be_ca: named.is_none(), wanted_end, now, serial };
+        let rights = Rights::of(id.as_str(), named.is_none());
+        let circumstances = Circumstances { issuance, rights, wanted_end, now, serial };
         // Made again from its request at any time, unlike one that others were issued under.
         let is_replaceable = named.is_some();
-        let (issuer, chain, key) = match (named, issuance) {
+        let (issuer, chain, signers) = match (named, issuance) {
             (Some(named), _) => {
                 let (issuer, chain) = self.issuer(&named.cert, now)?;
-                (Some(issuer), chain, named.key)
+                (Some(issuer), chain, vec![SigningKey::Handle(named.key)])
             }
             (None, None) => return Err(CertificateError::NotConfigured { id: id.clone() }),
             (None, Some(issuance)) => match issuance.method {
                 IssuanceMethod::Est => return Err(CertificateError::Est { id: id.clone() }),
-                IssuanceMethod::SelfSigned => (None, String::new(), load(keys, id.as_str()).await?),
+                IssuanceMethod::SelfSigned => (None, String::new(), own_keys(id)),
                 IssuanceMethod::LocalCa => {
                     let ca = self.local_ca.as_ref().ok_or_else(|| CertificateError::NoLocalCa { id: id.clone() })?;
                     let (issuer, chain) = self.issuer(&ca.cert, now)?;
-                    (Some(issuer), chain, load(keys, ca.key.as_str()).await?)
+                    (Some(issuer), chain, vec![SigningKey::Named(ca.key.to_string())])
                 }
             },
         };
         let unsigned = issue::prepare(request, issuer.as_ref(), &circumstances)?;
-        let not_after = unsigned.not_after;
-        let signature = sign(keys, &unsigned, &key).await?;
-        let mut pem = pem::encode("CERTIFICATE", &unsigned.finish(&signature)?);
+        let mut pem = pem::encode("CERTIFICATE", &signed(keys, &unsigned, signers).await?);
         pem.push_str(&chain);
         self.store.write(id, &pem, !is_replaceable)?;
-        Ok(Issued { pem, not_after })
+        Ok(Issued { pem, not_after: unsigned.not_after })
     }
 
     /// The certificate that signs, and its whole chain.
@@ -186,8 +225,39 @@ impl Certificates {
     }
 }
 
-async fn load(keys: &KeysClient, key: &str) -> Result<KeyHandle, CertificateError> {
-    keys.load_key_pair(key).await.map_err(CertificateError::Key)
+/// The key that signs.
+#[derive(Debug)]
+enum SigningKey {
+    Handle(KeyHandle),
+    Named(String),
+}
+
+/// Returns the key pairs by one of which a certificate of this id signs itself, the likeliest first.
+///
+/// That is the one of the certificate's own name. The compatible module runtime renews its CA under a
+/// second id, and keeps the key of the first where it is told not to rotate it.
+fn own_keys(id: &CertId) -> Vec<SigningKey> {
+    let second = (id.as_str() == EDGE_CA_NEXT).then_some(EDGE_CA);
+    [Some(id.as_str()), second].into_iter().flatten().map(|name| SigningKey::Named(name.to_owned())).collect()
+}
+
+/// Has the certificate signed by the first of the keys that it is to be of. The error is that of the first.
+async fn signed(keys: &KeysClient, unsigned: &Unsigned, signers: Vec<SigningKey>) -> Result<Vec<u8>, CertificateError> {
+    let mut first = None;
+    for signer in signers {
+        let attempt = async {
+            let handle = match signer {
+                SigningKey::Handle(handle) => handle,
+                SigningKey::Named(name) => keys.load_key_pair(&name).await.map_err(CertificateError::Key)?,
+            };
+            Ok(unsigned.finish(&sign(keys, unsigned, &handle).await?)?)
+        };
+        match attempt.await {
+            Ok(certificate) => return Ok(certificate),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    Err(first.unwrap_or(CertificateError::Issue(IssueError::WrongKey)))
 }
 
 async fn sign(keys: &KeysClient, unsigned: &Unsigned, key: &KeyHandle) -> Result<Vec<u8>, CertificateError> {

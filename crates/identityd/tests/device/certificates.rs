@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use crate::harness::{Device, cloud, manual};
 
-const CA: &str = "aziot-edged-ca";
+pub(crate) const CA: &str = "aziot-edged-ca";
 
-fn ca_request(pair: &KeyPair, path_length: BasicConstraints) -> String {
+pub(crate) fn ca_request(pair: &KeyPair, path_length: BasicConstraints) -> String {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "edge CA press-05");
     params.is_ca = IsCa::Ca(path_length);
@@ -42,7 +42,7 @@ fn issuance(method: IssuanceMethod) -> Issuance {
 }
 
 /// A device with a CA that is issued by its own key.
-async fn device_with_ca(pair: &KeyPair) -> (Device, String) {
+pub(crate) async fn device_with_ca(pair: &KeyPair) -> (Device, String) {
     let sim = cloud().await;
     let mut device = Device::new(&sim, manual(&sim)).await;
     device.settings.cert_issuance.insert(CA.parse().unwrap(), issuance(IssuanceMethod::SelfSigned));
@@ -51,15 +51,15 @@ async fn device_with_ca(pair: &KeyPair) -> (Device, String) {
     (device, ca)
 }
 
-async fn leaf(device: &Device, id: &str, csr: String) -> Result<String, ClientError> {
+pub(crate) async fn leaf(device: &Device, id: &str, csr: String) -> Result<String, ClientError> {
     let private_key_handle = device.keys().load_key_pair(CA).await.unwrap();
     let issuer = Some(Issuer { cert_id: CA.to_owned(), private_key_handle });
     device.certificates().create(&CreateCertificate { cert_id: id.to_owned(), csr, issuer, not_after: None }).await
 }
 
-fn refusal(error: ClientError) -> (StatusCode, String) {
+pub(crate) fn refusal(error: ClientError) -> (StatusCode, String) {
     match error {
-        ClientError::Status { status, message } => (status, message),
+        ClientError::Status { status, message, .. } => (status, message),
         error => panic!("{error:?}"),
     }
 }

@@ -1,0 +1,102 @@
+//! The certificate that signs.
+
+use der::asn1::{Any, BitStringRef, OctetString};
+use der::oid::AssociatedOid as _;
+use der::{Decode as _, Sequence};
+use edgekeep_core::issuance::IssuerValidity;
+use time::OffsetDateTime;
+use x509_cert::ext::Extension;
+use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectKeyIdentifier};
+use x509_cert::spki::SubjectPublicKeyInfoOwned;
+use x509_cert::time::Validity;
+
+use super::IssueError;
+use super::public_key::PublicKey;
+
+/// A certificate that signs, as far as that matters for those below.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Issuer {
+    /// Its subject, in its own bytes: readers compare them with those in the certificates below.
+    pub(super) subject: Any,
+    pub(super) key: PublicKey,
+    pub(super) key_id: Option<OctetString>,
+    pub(super) validity: IssuerValidity,
+    pub(super) path_len: Option<u8>,
+}
+
+/// A certificate (RFC 5280, section 4.1), of which only what matters here is looked into.
+#[derive(Sequence)]
+struct Certificate<'a> {
+    tbs: Tbs,
+    algorithm: Any,
+    signature: BitStringRef<'a>,
+}
+
+#[derive(Sequence)]
+struct Tbs {
+    #[asn1(context_specific = "0", default = "first_version")]
+    version: u8,
+    serial: Any,
+    signature: Any,
+    issuer: Any,
+    validity: Validity,
+    subject: Any,
+    key: SubjectPublicKeyInfoOwned,
+    #[asn1(context_specific = "1", tag_mode = "IMPLICIT", optional = "true")]
+    issuer_unique_id: Option<der::asn1::BitString>,
+    #[asn1(context_specific = "2", tag_mode = "IMPLICIT", optional = "true")]
+    subject_unique_id: Option<der::asn1::BitString>,
+    #[asn1(context_specific = "3", tag_mode = "EXPLICIT", optional = "true")]
+    extensions: Option<Vec<Extension>>,
+}
+
+fn first_version() -> u8 {
+    0
+}
+
+impl Issuer {
+    /// Reads a certificate that should sign at `now`.
+    pub(super) fn read(der: &[u8], now: OffsetDateTime) -> Result<Self, IssueError> {
+        let bad = |what: &str| IssueError::Issuer { what: what.to_owned() };
+        let certificate = Certificate::from_der(der).map_err(|_| bad("its certificate cannot be read"))?;
+        let tbs = certificate.tbs;
+        let extensions = tbs.extensions.unwrap_or_default();
+        let find = |oid| extensions.iter().find(|extension| extension.extn_id == oid);
+        let constraints = find(BasicConstraints::OID)
+            .map(|it| BasicConstraints::from_der(it.extn_value.as_bytes()))
+            .transpose()
+            .map_err(|_| bad("its basic constraints cannot be read"))?;
+        let Some(constraints) = constraints.filter(|it| it.ca) else { return Err(bad("it is not a CA")) };
+        let usage = find(KeyUsage::OID)
+            .map(|it| KeyUsage::from_der(it.extn_value.as_bytes()))
+            .transpose()
+            .map_err(|_| bad("its key usage cannot be read"))?;
+        if usage.is_some_and(|usage| !usage.key_cert_sign()) {
+            return Err(bad("its key usage does not allow signing certificates"));
+        }
+        let key_id = find(SubjectKeyIdentifier::OID)
+            .map(|it| SubjectKeyIdentifier::from_der(it.extn_value.as_bytes()))
+            .transpose()
+            .map_err(|_| bad("its key identifier cannot be read"))?;
+        let moment = |time: x509_cert::time::Time| {
+            i64::try_from(time.to_unix_duration().as_secs())
+                .ok()
+                .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+                .ok_or_else(|| bad("its validity cannot be read"))
+        };
+        let (not_before, not_after) = (moment(tbs.validity.not_before)?, moment(tbs.validity.not_after)?);
+        if now < not_before {
+            return Err(bad("it is not valid yet; check the device's clock"));
+        }
+        if now >= not_after {
+            return Err(bad("it has expired; renew it"));
+        }
+        Ok(Self {
+            subject: tbs.subject,
+            key: PublicKey::read(&tbs.key).map_err(bad)?,
+            key_id: key_id.map(|id| id.0),
+            validity: IssuerValidity { not_before, not_after },
+            path_len: constraints.path_len_constraint,
+        })
+    }
+}
