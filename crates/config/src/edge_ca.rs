@@ -96,8 +96,10 @@ impl Draft<'_> {
             IssuanceMethod::Est => {}
         }
         self.moduled.edge_ca.common_name = issuance.common_name.take();
-        if let Some(id) = cert_id(EDGE_CA) {
-            self.identityd.cert_issuance.insert(id, issuance);
+        // The compatible module runtime asks for the renewed certificate under an id of its own, and only then puts it
+        // in the place of the old one.
+        for id in [EDGE_CA, EDGE_CA_NEXT].into_iter().filter_map(cert_id) {
+            self.identityd.cert_issuance.insert(id, issuance.clone());
         }
     }
 

@@ -175,6 +175,24 @@ fn without_an_edge_ca_table_the_device_signs_its_own_for_90_days() {
 }
 
 #[test]
+fn the_edge_ca_is_issued_alike_under_the_id_by_which_the_compatible_runtime_renews_it() {
+    let local_ca = "[cert_issuance.local_ca]\ncert = \"file:///ca.pem\"\npk = \"file:///ca.key\"\n";
+    for tables in [
+        String::new(),
+        "[edge_ca]\nauto_generated_edge_ca_expiry_days = 7\n".to_owned(),
+        "[edge_ca]\nmethod = \"self_signed\"\nexpiry_days = 5\n".to_owned(),
+        format!("{local_ca}[edge_ca]\nmethod = \"local_ca\"\n"),
+        "[edge_ca.auto_renew]\nrotate_key = false\nthreshold = \"80%\"\nretry = \"4%\"\n".to_owned(),
+    ] {
+        let translated = accepted(&format!("{CLOSED}{MANUAL}{tables}"));
+        let issuance = &translated.identityd.cert_issuance;
+        assert_eq!(issuance["aziot-edged-ca-temp"], issuance["aziot-edged-ca"], "{tables}");
+        let granted = &translated.identityd.cert_principals[0].certs;
+        assert!(granted.iter().any(|id| id == "aziot-edged-ca-temp"), "{tables}");
+    }
+}
+
+#[test]
 fn an_edge_ca_table_with_renewal_alone_is_accepted() {
     let translated = accepted(&format!(
         "{CLOSED}{MANUAL}[edge_ca.auto_renew]\nrotate_key = false\nthreshold = \"80%\"\nretry = \"4%\"\n"
