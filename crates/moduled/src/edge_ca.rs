@@ -1,18 +1,13 @@
 //! The Edge CA: the certificate that signs module certificates. Its key never leaves keyd.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::certd::{CertificatesClient, CreateCertificate};
 use edgekeep_api::client::ClientError;
-use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, SignMechanism};
+use edgekeep_api::keyd::KeysClient;
+use edgekeep_api::{Recipient, says_absent};
 use edgekeep_core::settings::EdgeCaSettings;
-use http::StatusCode;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PKCS_RSA_SHA256, PublicKeyData, SignatureAlgorithm, SigningKey,
-};
 use time::OffsetDateTime;
-use tokio::runtime::Handle;
+
+use crate::remote_key::{RemoteKey, RemoteKeyError};
 
 /// Why there is no usable Edge CA.
 #[derive(Debug, thiserror::Error)]
@@ -26,18 +21,12 @@ pub enum EdgeCaError {
         #[source]
         source: ClientError,
     },
-    /// The request could not be made.
-    #[error("cannot make the request for the Edge CA certificate")]
-    Request(#[from] rcgen::Error),
-    /// keyd answered a public key that cannot be used.
-    #[error("the Edge CA's public key is unusable: {0}")]
-    PublicKey(&'static str),
+    /// The key could not be used.
+    #[error("the Edge CA's key cannot be used")]
+    Key(#[from] RemoteKeyError),
     /// The certificate is not one.
     #[error("certificate {0} cannot be read; replace or delete it")]
     Certificate(String),
-    /// The work was interrupted.
-    #[error("interrupted")]
-    Interrupted,
 }
 
 /// What to do about the Edge CA certificate that is there.
@@ -77,7 +66,7 @@ pub async fn ensure(
     let service = |step| move |source| EdgeCaError::Service { step, source };
     let existing = match certificates.load(id).await {
         Ok(pem) => Some(pem),
-        Err(error) if error.status() == Some(StatusCode::BAD_REQUEST) => None,
+        Err(error) if says_absent(&error, Recipient::Certificates) => None,
         Err(error) => return Err(service("load the Edge CA certificate")(error)),
     };
     let mut usable = None;
@@ -116,17 +105,7 @@ async fn issue(
         .map_err(service("make the Edge CA key"))?;
     let key = RemoteKey::load(keys.clone(), handle).await?;
     let common_name = settings.common_name.clone().unwrap_or_else(|| format!("aziot-edge CA {device}"));
-    // The signature is asked for from inside a synchronous library call, so that call gets a thread of its own.
-    let csr = tokio::task::spawn_blocking(move || {
-        let mut parameters = CertificateParams::default();
-        parameters.distinguished_name = DistinguishedName::new();
-        parameters.distinguished_name.push(DnType::CommonName, common_name.chars().take(64).collect::<String>());
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
-        parameters.serialize_request(&key)?.pem()
-    })
-    .await
-    .map_err(|_| EdgeCaError::Interrupted)??;
+    let csr = key.ca_request(&common_name).await?;
     let request = CreateCertificate { cert_id: settings.cert.to_string(), csr, issuer: None, not_after: None };
     let pem = certificates.create(&request).await.map_err(service("issue the Edge CA certificate"))?;
     validity(&pem).map(|(_, end)| end).ok_or_else(|| EdgeCaError::Certificate(settings.cert.to_string()))
@@ -137,96 +116,6 @@ fn validity(pem: &str) -> Option<(OffsetDateTime, OffsetDateTime)> {
     let certificate = pem.parse_x509().ok()?;
     let validity = certificate.validity();
     Some((validity.not_before.to_datetime(), validity.not_after.to_datetime()))
-}
-
-/// A key pair in keyd, as rcgen wants one.
-struct RemoteKey {
-    keys: KeysClient,
-    handle: KeyHandle,
-    public: Vec<u8>,
-    algorithm: &'static SignatureAlgorithm,
-    runtime: Handle,
-}
-
-impl RemoteKey {
-    async fn load(keys: KeysClient, handle: KeyHandle) -> Result<Self, EdgeCaError> {
-        let service = |source| EdgeCaError::Service { step: "read the Edge CA's public key", source };
-        let decode = |text: String| STANDARD.decode(text).map_err(|_| EdgeCaError::PublicKey("not base64"));
-        let algorithm = keys.parameter(&handle, "algorithm").await.map_err(service)?;
-        let (algorithm, public) = match algorithm.as_str() {
-            "ECDSA" => {
-                let point = keys.parameter(&handle, "ec-point-uncompressed").await.map_err(service)?;
-                (&PKCS_ECDSA_P256_SHA256, decode(point)?)
-            }
-            "RSA" => {
-                let modulus = decode(keys.parameter(&handle, "rsa-modulus").await.map_err(service)?)?;
-                let exponent = decode(keys.parameter(&handle, "rsa-exponent").await.map_err(service)?)?;
-                (&PKCS_RSA_SHA256, rsa_public_key(&modulus, &exponent))
-            }
-            _ => return Err(EdgeCaError::PublicKey("unknown algorithm")),
-        };
-        Ok(Self { keys, handle, public, algorithm, runtime: Handle::current() })
-    }
-}
-
-impl PublicKeyData for RemoteKey {
-    fn der_bytes(&self) -> &[u8] {
-        &self.public
-    }
-
-    fn algorithm(&self) -> &'static SignatureAlgorithm {
-        self.algorithm
-    }
-}
-
-impl SigningKey for RemoteKey {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        let digest = edgekeep_daemon::store::sha256(message);
-        let signature = self.runtime.block_on(async {
-            if self.algorithm == &PKCS_ECDSA_P256_SHA256 {
-                let mechanism = SignMechanism::Ecdsa { digest: digest.as_bytes().as_slice().into() };
-                self.keys.sign(&self.handle, mechanism).await
-            } else {
-                let info = [SHA256_DIGEST_INFO, digest.as_bytes()].concat();
-                self.keys.encrypt(&self.handle, EncryptMechanism::RsaPkcs1, info).await
-            }
-        });
-        signature.map_err(|error| {
-            tracing::warn!(%error, "keyd did not sign the request for the Edge CA certificate");
-            rcgen::Error::RemoteKeyError
-        })
-    }
-}
-
-/// DER of a `DigestInfo` for SHA-256 up to the digest itself (RFC 8017, section 9.2, note 1).
-const SHA256_DIGEST_INFO: &[u8] =
-    &[0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20];
-
-/// `RSAPublicKey` of RFC 8017, appendix A.1.1.
-fn rsa_public_key(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
-    let body = [der_integer(modulus), der_integer(exponent)].concat();
-    [vec![0x30], der_length(body.len()), body].concat()
-}
-
-fn der_integer(big_endian: &[u8]) -> Vec<u8> {
-    let significant = big_endian.iter().position(|byte| *byte != 0).map_or(&[0][..], |start| &big_endian[start..]);
-    // A set top bit would read as negative.
-    let padded = if significant[0] & 0x80 == 0 { significant.to_vec() } else { [&[0], significant].concat() };
-    [vec![0x02], der_length(padded.len()), padded].concat()
-}
-
-fn der_length(length: usize) -> Vec<u8> {
-    match u8::try_from(length) {
-        Ok(short) if short < 0x80 => vec![short],
-        _ => {
-            let bytes = length.to_be_bytes();
-            let significant = &bytes[bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len() - 1)..];
-            // At most 8 bytes: the count fits.
-            #[expect(clippy::cast_possible_truncation, reason = "a usize has at most 8 bytes")]
-            let count = significant.len() as u8;
-            [&[0x80 | count], significant].concat()
-        }
-    }
 }
 
 #[cfg(test)]
@@ -247,15 +136,6 @@ mod tests {
         // A clock that is a little behind does not throw a good certificate away.
         assert_eq!(due(begin, end, begin - Duration::hours(23)), Due::Nothing);
         assert_eq!(due(begin, end, begin - Duration::days(2)), Due::Issue, "made by a clock that was ahead");
-    }
-
-    #[test]
-    fn lengths_and_integers_are_der() {
-        assert_eq!(der_length(0x7f), [0x7f]);
-        assert_eq!(der_length(0x80), [0x81, 0x80]);
-        assert_eq!(der_length(0x0102), [0x82, 0x01, 0x02]);
-        assert_eq!(der_integer(&[0, 0, 0x80]), [2, 2, 0, 0x80]);
-        assert_eq!(der_integer(&[]), [2, 1, 0]);
     }
 
     proptest! {

@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod modules;
 pub mod refusals;
 pub mod registrations;
+mod remote_key;
 pub mod replacements;
 pub mod resources;
 pub mod restarts;
