@@ -14,15 +14,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::{BUILT, LATEST};
 use crate::digest::Sha256Digest;
 use crate::settings::ImageCollectionSettings;
 
 /// Images that are remembered at most; the longest unused are forgotten first, and then are not ours to remove.
 const TRACKED: usize = 2048;
-/// Before this the clock was never set: the beginning of 2026, in seconds since 1970.
-const PLAUSIBLE_FROM: i64 = 1_767_225_600;
-/// From here on it was set wrongly: the beginning of 2100.
-const PLAUSIBLE_TO: i64 = 4_102_444_800;
 const DAY: u64 = 86_400;
 
 /// What is remembered of images, also over restarts.
@@ -245,7 +242,7 @@ impl Verdict {
 /// Whether a wall-clock time, in seconds since 1970, can be one.
 #[must_use]
 pub const fn is_plausible(wall: i64) -> bool {
-    wall >= PLAUSIBLE_FROM && wall < PLAUSIBLE_TO
+    wall >= BUILT && wall < LATEST
 }
 
 /// What to do with each of the images seen, in their order. `by_age`: whether now is the time to remove for age.
@@ -353,7 +350,7 @@ mod tests {
     #[test]
     fn while_the_clock_is_implausible_nothing_goes_for_its_age() {
         let (seen, tracked) = (seen(&[1]), tracked(&[(1, u64::MAX)]));
-        for wall in [0, -5, PLAUSIBLE_FROM - 1, PLAUSIBLE_TO, i64::MAX, i64::MIN] {
+        for wall in [0, -5, BUILT - 1, LATEST, i64::MAX, i64::MIN] {
             assert_eq!(reasons(&plan(&tracked, &seen, &settings(), true, wall)), ["clock-implausible"], "{wall}");
         }
     }

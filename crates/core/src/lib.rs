@@ -6,10 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod attestation;
+pub mod clock;
 pub mod create_options;
 pub mod deployment;
 pub mod digest;
 pub mod ec_point;
+pub mod edge_ca;
 pub mod grants;
 pub mod hardware;
 pub mod health;

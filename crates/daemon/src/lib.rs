@@ -10,6 +10,7 @@ pub mod activation;
 pub mod arguments;
 pub mod audit;
 pub mod board;
+pub mod clock;
 pub mod confinement;
 pub mod lifecycle;
 pub mod listen;

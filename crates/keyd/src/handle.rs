@@ -2,14 +2,15 @@
 //!
 //! `sr=<base64>&sig=<base64>`: `sr` is JSON that names a key and holds a nonce; `sig` is HMAC-SHA256 over that JSON under a key
 //! that only this keyd has. The format is that of existing services; what ours says beyond theirs, for whom it was made, for
-//! what and until when, is in further members, which clients pass through. What follows from it is decided in
-//! [`crate::policy`].
+//! what and until when, is in further members, which clients pass through. Its end is counted from the machine's boot, and
+//! holds for that boot alone. What follows from it is decided in [`crate::policy`].
 
 use aws_lc_rs::{hmac, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::keyd::KeyHandle;
 use edgekeep_audit::entry::Purpose;
+use edgekeep_core::clock::{BootId, Deadline};
 use edgekeep_core::id::KeyId;
 use edgekeep_hsm::SecretBytes;
 use serde::{Deserialize, Serialize};
@@ -52,8 +53,8 @@ pub struct Binding {
     pub uid: u32,
     /// What its key was for at that time.
     pub purpose: Option<Purpose>,
-    /// When it ends, in seconds since 1970.
-    pub expires: u64,
+    /// Its end, which no step of the wall clock moves.
+    pub until: Deadline,
 }
 
 /// What a handle says.
@@ -61,7 +62,7 @@ pub struct Binding {
 pub struct Named {
     /// The key.
     pub target: Target,
-    /// What it is bound to; nothing, if it was made by a version or service that does not bind handles.
+    /// What it is bound to; nothing, if it was made by a version or service that does not bind handles to this.
     pub binding: Option<Binding>,
 }
 
@@ -101,8 +102,12 @@ struct Signed {
     uid: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     purpose: Option<String>,
+    /// The boot that `until` is counted from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    expires: Option<u64>,
+    boot: Option<String>,
+    /// Seconds. Earlier versions had a time of the wall clock instead, under another name: their handles are over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -158,7 +163,8 @@ impl Handles {
             nonce: STANDARD.encode(nonce),
             uid: Some(binding.uid),
             purpose: binding.purpose.map(|purpose| purpose.word().to_owned()),
-            expires: Some(binding.expires),
+            boot: Some(binding.until.boot.hex()),
+            until: Some(binding.until.seconds),
         };
         // Texts and numbers: this cannot fail.
         let json = serde_json::to_vec(&signed).map_err(|_| IssueError::Random)?;
@@ -188,9 +194,12 @@ impl Handles {
                 Some(*known.ok_or(InvalidHandle)?)
             }
         };
-        let binding = match (signed.uid, signed.expires) {
-            (Some(uid), Some(expires)) => Some(Binding { uid, purpose, expires }),
-            (None, None) => None,
+        let binding = match (signed.uid, signed.boot, signed.until) {
+            (Some(uid), Some(boot), Some(seconds)) => {
+                let boot = BootId::parse(&boot).ok_or(InvalidHandle)?;
+                Some(Binding { uid, purpose, until: Deadline { boot, seconds } })
+            }
+            (_, None, None) => None,
             _ => return Err(InvalidHandle),
         };
         Ok(Named { target, binding })
@@ -222,7 +231,8 @@ mod tests {
 
     use super::*;
 
-    const BINDING: Binding = Binding { uid: 7, purpose: Some(Purpose::Identity), expires: 1_800_000_000 };
+    const UNTIL: Deadline = Deadline { boot: BootId::from_bytes([0xb0; 16]), seconds: 90_000 };
+    const BINDING: Binding = Binding { uid: 7, purpose: Some(Purpose::Identity), until: UNTIL };
 
     fn handles(key: u8) -> Handles {
         Handles::new(&vec![key; 32].into())
@@ -252,7 +262,8 @@ mod tests {
         let sr = String::from_utf8(sr).unwrap();
         let (nonce, ours) =
             sr.strip_prefix(r#"{"key_id":{"Key":"device-id"},"nonce":""#).unwrap().split_once('"').unwrap();
-        assert_eq!(ours, r#","uid":7,"purpose":"identity","expires":1800000000}"#);
+        let boot = "b0".repeat(16);
+        assert_eq!(ours, format!(r#","uid":7,"purpose":"identity","boot":"{boot}","until":90000}}"#));
         assert_eq!(STANDARD.decode(nonce).unwrap().len(), 64);
     }
 
@@ -299,9 +310,18 @@ mod tests {
         }
         let unbound = handles(1).open(&signed(1, r#"{"key_id":{"Key":"k"},"nonce":""}"#));
         assert_eq!(unbound, Ok(Named { target: Target::Symmetric(id("k")), binding: None }));
-        for members in
-            [r#""uid":7"#, r#""expires":7"#, r#""uid":7,"expires":7,"purpose":"all""#, r#""uid":-1,"expires":7"#]
-        {
+        // Of a version whose handles ended on the wall clock.
+        let earlier = handles(1).open(&signed(1, r#"{"key_id":{"Key":"k"},"nonce":"","uid":7,"expires":7}"#));
+        assert_eq!(earlier, Ok(Named { target: Target::Symmetric(id("k")), binding: None }));
+        let boot = format!(r#""boot":"{}""#, "b0".repeat(16));
+        for members in [
+            r#""until":7"#.to_owned(),
+            format!(r#""uid":7,{boot}"#),
+            format!(r#"{boot},"until":7"#),
+            format!(r#""uid":7,{boot},"until":7,"purpose":"all""#),
+            format!(r#""uid":-1,{boot},"until":7"#),
+            r#""uid":7,"boot":"b0","until":7"#.to_owned(),
+        ] {
             let sr = format!(r#"{{"key_id":{{"Key":"k"}},"nonce":"",{members}}}"#);
             assert_eq!(handles(1).open(&signed(1, &sr)), Err(InvalidHandle), "{members}");
         }

@@ -29,6 +29,7 @@ mod turns;
 use std::sync::Arc;
 
 use edgekeep_daemon::board::Board;
+use edgekeep_daemon::clock::BootClock;
 use edgekeep_hsm::KeyBackend;
 pub use places::PlacesError;
 pub use ready::Ready;
@@ -62,6 +63,8 @@ pub struct Keyd {
     /// The TPM API, if there is a TPM.
     tpmd: Option<Arc<Tpmd>>,
     handles: Handles,
+    /// How long handles have been good is counted on this.
+    boot: BootClock,
     policy: Policy,
 }
 

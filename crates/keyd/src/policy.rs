@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use edgekeep_audit::entry::{Operation, Purpose, Reason};
+use edgekeep_core::clock::{Deadline, Moment};
 use edgekeep_core::grants::{Grants, Pattern, RESERVED_KEY_IDS};
 use edgekeep_core::id::KeyId;
 use edgekeep_core::settings::{KeyPrincipal, KeyPurpose, KeydSettings};
@@ -16,10 +17,6 @@ use crate::handle::{Binding, Named, Target};
 
 /// How long a handle is good if the settings do not say. Clients ask for a new one when theirs is refused.
 const HANDLE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-
-/// How far behind the clock may have been put since a handle was made. What expires later than a handle of now would, and
-/// this, was made under a clock that was wrong, or a longer lifetime: it is no handle for ever.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(3600);
 
 /// What the keys of the known ids are for, where the settings say nothing else. Keys of other ids may do what their kind
 /// can: they belong to clients that this program knows nothing of.
@@ -94,10 +91,10 @@ impl Policy {
         self.purposes.iter().find(|(pattern, _)| pattern.matches(id.as_str())).map(|(_, purpose)| *purpose)
     }
 
-    /// What a handle that is made now for `uid` is bound to. `now` in seconds since 1970.
+    /// What a handle that is made now for `uid` is bound to.
     #[must_use]
-    pub fn binding(&self, uid: u32, id: &KeyId, now: u64) -> Binding {
-        Binding { uid, purpose: self.purpose(id), expires: now.saturating_add(self.handle_lifetime.as_secs()) }
+    pub fn binding(&self, uid: u32, id: &KeyId, now: Moment) -> Binding {
+        Binding { uid, purpose: self.purpose(id), until: Deadline::after(now, self.handle_lifetime) }
     }
 
     /// Whether `uid` may name the key.
@@ -114,21 +111,21 @@ impl Policy {
         }
     }
 
-    /// Whether `uid` may do `what` with the key that a handle names. `now` in seconds since 1970.
+    /// Whether `uid` may do `what` with the key that a handle names.
     ///
     /// # Errors
     /// Why not.
-    pub fn may_use(&self, uid: u32, named: &Named, what: Operation, now: u64) -> Result<(), Reason> {
+    pub fn may_use(&self, uid: u32, named: &Named, what: Operation, now: Moment) -> Result<(), Reason> {
         let id = named.target.key_id();
         let purpose = self.purpose(id);
         if !self.handles_any_uid {
             match &named.binding {
-                Some(binding) if self.is_current(binding, now) && binding.purpose == purpose => {
+                Some(binding) if binding.until.is_ahead(now, self.handle_lifetime) && binding.purpose == purpose => {
                     if binding.uid != uid && !self.shares(uid, &named.target, what) {
                         return Err(Reason::HandleOfAnotherUid);
                     }
                 }
-                // Also a handle of a time when handles were not bound, or the key was for something else.
+                // Also a handle of another boot, of a time when handles were not bound, or the key was for something else.
                 Some(_) | None => return Err(Reason::ExpiredHandle),
             }
         }
@@ -151,12 +148,6 @@ impl Policy {
             return Err(Reason::NoExportGrant);
         }
         Ok(())
-    }
-
-    /// Whether a handle may be used at this time.
-    fn is_current(&self, binding: &Binding, now: u64) -> bool {
-        let latest = now.saturating_add((self.handle_lifetime + CLOCK_TOLERANCE).as_secs());
-        now < binding.expires && binding.expires <= latest
     }
 
     /// Whether `uid` may give the key pair `from` the id `to`. A key takes its purpose along: under another id it could be
@@ -243,6 +234,7 @@ fn allows(purpose: Purpose, what: Operation) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use edgekeep_core::clock::BootId;
     use edgekeep_core::settings::PurposeRule;
     use proptest::prelude::*;
 
@@ -251,7 +243,7 @@ mod tests {
     const IDENTITYD: u32 = 12;
     const MODULED: u32 = 13;
     const THIEF: u32 = 14;
-    const NOW: u64 = 1_800_000_000;
+    const NOW: Moment = Moment { boot: BootId::from_bytes([7; 16]), seconds: 1_000_000 };
 
     /// The grants that the configuration of a device gives its daemons.
     fn settings() -> KeydSettings {
@@ -277,6 +269,10 @@ mod tests {
 
     fn id(text: &str) -> KeyId {
         text.parse().unwrap()
+    }
+
+    fn later(seconds: u64) -> Moment {
+        Moment { seconds: NOW.seconds + seconds, ..NOW }
     }
 
     fn named(policy: &Policy, uid: u32, target: Target) -> Named {
@@ -407,27 +403,30 @@ mod tests {
         let policy = Policy::new(&settings);
         let target = Target::Symmetric(id("device-id"));
         let handle = named(&policy, IDENTITYD, target.clone());
-        assert_eq!(policy.may_use(IDENTITYD, &handle, Operation::Sign, NOW + 59), Ok(()));
-        assert_eq!(policy.may_use(IDENTITYD, &handle, Operation::Sign, NOW + 60), Err(Reason::ExpiredHandle));
+        assert_eq!(policy.may_use(IDENTITYD, &handle, Operation::Sign, later(59)), Ok(()));
+        assert_eq!(policy.may_use(IDENTITYD, &handle, Operation::Sign, later(60)), Err(Reason::ExpiredHandle));
         let unbound = Named { target, binding: None };
         assert_eq!(policy.may_use(IDENTITYD, &unbound, Operation::Sign, NOW), Err(Reason::ExpiredHandle));
         settings.handles_any_uid = true;
         let policy = Policy::new(&settings);
         for handle in [&handle, &unbound] {
-            assert_eq!(policy.may_use(THIEF, handle, Operation::Sign, NOW + 60), Ok(()));
+            assert_eq!(policy.may_use(THIEF, handle, Operation::Sign, later(60)), Ok(()));
             assert_eq!(policy.may_use(THIEF, handle, Operation::Encrypt, NOW), Err(Reason::Purpose));
         }
     }
 
     #[test]
-    fn a_handle_of_a_clock_that_was_ahead_is_not_one_for_ever() {
-        let policy = Policy::new(&KeydSettings { handle_lifetime_sec: Some(60), ..settings() });
-        let handle = named(&policy, IDENTITYD, Target::Symmetric(id("device-id")));
-        for (back, expected) in
-            [(0, Ok(())), (3600, Ok(())), (3601, Err(Reason::ExpiredHandle)), (NOW, Err(Reason::ExpiredHandle))]
-        {
-            assert_eq!(policy.may_use(IDENTITYD, &handle, Operation::Sign, NOW - back), expected, "{back}");
-        }
+    fn a_handle_of_another_boot_or_of_a_longer_lifetime_is_not_one_for_ever() {
+        let lifetime = |seconds| Policy::new(&KeydSettings { handle_lifetime_sec: Some(seconds), ..settings() });
+        let (policy, longer) = (lifetime(60), lifetime(61));
+        let target = || Target::Symmetric(id("device-id"));
+        let sign = |handle: &Named, now| policy.may_use(IDENTITYD, handle, Operation::Sign, now);
+        assert_eq!(sign(&named(&policy, IDENTITYD, target()), NOW), Ok(()));
+        assert_eq!(sign(&named(&longer, IDENTITYD, target()), NOW), Err(Reason::ExpiredHandle));
+        let other = Moment { boot: BootId::from_bytes([8; 16]), ..NOW };
+        assert_eq!(sign(&named(&policy, IDENTITYD, target()), other), Err(Reason::ExpiredHandle));
+        let before = Moment { seconds: NOW.seconds - 1, ..NOW };
+        assert_eq!(sign(&named(&policy, IDENTITYD, target()), before), Err(Reason::ExpiredHandle));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use edgekeep_api::keyd::{ON_BEHALF_OF, OnBehalfOf, OnBehalfOfError};
 use edgekeep_audit::entry::{Entry, Event, Key, Operation, Outcome, Reason, Statement, Who};
@@ -26,11 +26,6 @@ const REFUSALS: u32 = 100;
 const REFUSAL_EVERY: Duration = Duration::from_secs(1);
 /// Uids that are told apart for that.
 const UIDS: usize = 256;
-
-/// Seconds since 1970; 0 if the clock is before.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
 
 /// The log's bounds as the settings have them.
 pub(crate) fn options(settings: &KeydSettings) -> Options {

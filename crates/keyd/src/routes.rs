@@ -27,7 +27,7 @@ use http::{Method, StatusCode};
 use crate::Keyd;
 use crate::handle::{Binding, InvalidHandle, IssueError, Target};
 use crate::makers::MakeError;
-use crate::record::{self, Doing, now};
+use crate::record::{self, Doing};
 
 /// Most entries, and most bytes of them, in one answer.
 const AUDIT_ENTRIES: usize = 1000;
@@ -316,7 +316,7 @@ impl Keyd {
                 return Err(HttpError::bad_request(invalid.to_string()).with_code(ErrorCode::KeyHandle));
             }
         };
-        let allowed = self.policy.may_use(uid, &named, what, now());
+        let allowed = self.policy.may_use(uid, &named, what, self.boot.now());
         // What destroys a key needs more than a handle.
         let allowed = allowed.and_then(|()| match what {
             Operation::Delete => self.policy.may_name(uid, named.target.key_id()),
@@ -373,7 +373,7 @@ impl Keyd {
     }
 
     fn binding(&self, request: &Request, id: &KeyId) -> Binding {
-        self.policy.binding(request.caller.uid(), id, now())
+        self.policy.binding(request.caller.uid(), id, self.boot.now())
     }
 
     /// 400 unless there is a key of this kind under this id.

@@ -13,6 +13,7 @@ use edgekeep_core::id::KeyId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_daemon::board::Board;
+use edgekeep_daemon::clock::BootClock;
 use edgekeep_daemon::confinement::Confinement;
 use edgekeep_daemon::listen::ListenError;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
@@ -90,6 +91,8 @@ pub struct Prepared<'a> {
     root: &'a Root,
     settings: &'a KeydSettings,
     plan: Plan,
+    /// Read before the sandbox puts it out of reach.
+    boot: BootClock,
 }
 
 impl<'a> Prepared<'a> {
@@ -98,7 +101,7 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// If the settings name a key or a place that cannot be.
     pub fn new(root: &'a Root, settings: &'a KeydSettings) -> Result<Self, StartError> {
-        Ok(Self { root, settings, plan: Plan::new(settings)? })
+        Ok(Self { root, settings, plan: Plan::new(settings)?, boot: BootClock::read() })
     }
 
     /// What has to stay within reach to open it and to serve. Makes the state folder, since what is not there cannot stay within
@@ -124,7 +127,7 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// If the store cannot be opened. A key that cannot be imported is an error in the log only: the others are still needed.
     pub fn open(self, policy: Policy, board: Board) -> Result<Keyd, StartError> {
-        Keyd::open_planned(self.root, self.settings, self.plan, policy, board)
+        Keyd::open_planned(self, policy, board)
     }
 }
 
@@ -139,13 +142,8 @@ impl Keyd {
         Prepared::new(root, settings)?.open(policy, Board::new())
     }
 
-    fn open_planned(
-        root: &Root,
-        settings: &KeydSettings,
-        plan: Plan,
-        policy: Policy,
-        board: Board,
-    ) -> Result<Self, StartError> {
+    fn open_planned(prepared: Prepared<'_>, policy: Policy, board: Board) -> Result<Self, StartError> {
+        let Prepared { root, settings, plan, boot } = prepared;
         let folder = root.state_folder(Daemon::Keyd);
         let tpm = plan.tpm(settings, &folder);
         let places = plan.open(settings, &folder, tpm)?;
@@ -195,6 +193,7 @@ impl Keyd {
             makers: Arc::new(makers),
             tpmd,
             handles: Handles::new(&handle_key),
+            boot,
             policy,
         })
     }

@@ -16,8 +16,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_audit::checkpoint::Checkpoint;
 use edgekeep_audit::tree::{Frontier, leaf_hash};
+use edgekeep_core::clock::{BootId, Deadline};
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::{KeyPrincipal, KeydSettings};
+use edgekeep_daemon::clock::BootClock;
 use edgekeep_daemon::listen;
 use edgekeep_daemon::server::{Limits, serve};
 use edgekeep_hsm::software::SoftwareBackend;
@@ -174,8 +176,9 @@ impl Drop for Device {
     }
 }
 
-fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+/// The end of a handle that is made now and good for an hour.
+fn in_an_hour() -> Deadline {
+    Deadline::after(BootClock::read().now(), std::time::Duration::from_secs(3600))
 }
 
 fn uid() -> u32 {
@@ -415,8 +418,8 @@ fn a_handle_that_was_stolen_from_another_uid_is_refused_everywhere_and_written_d
     let folder = tempfile::tempdir().unwrap();
     Device::start(folder.path()).key("aziot_identityd_master_id");
     let id = "aziot_identityd_master_id".parse().unwrap();
-    let binding =
-        Binding { uid: uid() + 1, purpose: Some(edgekeep_audit::entry::Purpose::Identity), expires: now() + 3600 };
+    let purpose = Some(edgekeep_audit::entry::Purpose::Identity);
+    let binding = Binding { uid: uid() + 1, purpose, until: in_an_hour() };
     let handles = handles(folder.path());
     let base = handles.symmetric(&id, &binding).unwrap();
     let derived = handles.derived(&base, b"module".to_vec(), &binding).unwrap();
@@ -450,18 +453,26 @@ fn a_handle_that_was_stolen_from_another_uid_is_refused_everywhere_and_written_d
 }
 
 #[test]
-fn handles_that_are_too_old_or_of_a_version_that_does_not_bind_them_are_to_be_asked_for_again() {
+fn handles_that_are_too_old_or_of_another_boot_are_to_be_asked_for_again() {
     let folder = tempfile::tempdir().unwrap();
     Device::start(folder.path()).key("k");
-    let expired = Binding { uid: uid(), purpose: None, expires: 1 };
-    let handle = handles(folder.path()).symmetric(&"k".parse().unwrap(), &expired).unwrap();
+    let good = in_an_hour();
+    let of_another_boot = Deadline { boot: BootId::from_bytes([0; 16]), ..good };
+    let handles = handles(folder.path());
+    let handle = |until| {
+        let binding = Binding { uid: uid(), purpose: None, until };
+        handles.symmetric(&"k".parse().unwrap(), &binding).unwrap()
+    };
     let device = Device::start(folder.path());
-    for (method, path, body, _) in uses(&handle.0) {
-        let (status, answer) = device.send(method, path, &body.to_string());
-        assert_eq!(answer["code"], "key-handle", "{answer}");
-        refused((status, answer), 400, INVALID_HANDLE);
-        assert_eq!(device.last_entry()["reason"], "expired-handle");
+    for until in [Deadline { seconds: 0, ..good }, of_another_boot] {
+        for (method, path, body, _) in uses(&handle(until).0) {
+            let (status, answer) = device.send(method, path, &body.to_string());
+            assert_eq!(answer["code"], "key-handle", "{answer}");
+            refused((status, answer), 400, INVALID_HANDLE);
+            assert_eq!(device.last_entry()["reason"], "expired-handle");
+        }
     }
+    assert_eq!(device.hmac(&handle(good).0, b"m").len(), 32);
 }
 
 #[test]

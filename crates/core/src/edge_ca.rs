@@ -1,0 +1,266 @@
+//! The Edge CA's certificate under a clock that moves: what it is valid for, when it is made anew, and how often.
+//!
+//! Signing needs a certificate that is valid *now*. It begins with slack in the past, so that a clock that goes back a little
+//! (a real-time clock in local time) changes nothing, and it is made anew the moment it is not valid, whatever moved the
+//! clock there. Its key stays.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::clock::{Reading, step};
+use crate::provisioning::pause_after;
+
+/// How far before now a certificate begins to be valid: a day covers every time zone, and with it a clock that was set in
+/// local time.
+pub const SLACK: time::Duration = time::Duration::DAY;
+
+/// Least time between two attempts to make the certificate, however many callers miss one.
+pub const LEAST_GAP: Duration = Duration::from_millis(200);
+/// Pause after the first failed attempt; it doubles with each further one.
+pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause after failures.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// The time within which a certificate is valid: from the first moment to just before the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// Its first moment.
+    pub not_before: OffsetDateTime,
+    /// Its end.
+    pub not_after: OffsetDateTime,
+}
+
+impl Validity {
+    /// Whether it is valid at this moment.
+    #[must_use]
+    pub fn contains(&self, now: OffsetDateTime) -> bool {
+        self.not_before <= now && now < self.not_after
+    }
+}
+
+/// Urgency of a new certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// None: it is good for a while.
+    Nothing,
+    /// It is in the last fifth of its life: a new one is made in the background, and this one is used until then.
+    Soon,
+    /// It is not valid now, so that nothing can be signed with it.
+    Now,
+}
+
+/// Decides about a certificate by its validity. `earliest` is the earliest moment that it can really be
+/// ([`crate::clock::earliest`]): a clock that shows less cannot tell how old a certificate is.
+#[must_use]
+pub fn due(validity: Validity, now: OffsetDateTime, earliest: OffsetDateTime) -> Due {
+    if !validity.contains(now) {
+        return Due::Now;
+    }
+    let life = validity.not_after - validity.not_before;
+    if now >= earliest && now - validity.not_before > life * 4 / 5 { Due::Soon } else { Due::Nothing }
+}
+
+/// The validity of a certificate that is issued now for some `days`.
+///
+/// One that is made while the clock is behind `earliest` lasts from that wrong time until `days` after the earliest moment
+/// that it can be: a device that boots in 1970 needs no other one when its clock is set. One that is for a CA alone passes
+/// `earliest`; for others `now` is passed, and they last no longer than asked.
+///
+/// `wanted_end` is the caller's wish, which counts if it can be met. No certificate outlives or precedes its issuer's.
+#[must_use]
+pub fn validity(
+    now: OffsetDateTime,
+    days: u32,
+    earliest: OffsetDateTime,
+    wanted_end: Option<OffsetDateTime>,
+    issuer: Option<Validity>,
+) -> Validity {
+    let whole = |time: OffsetDateTime| time.replace_nanosecond(0).unwrap_or(time);
+    let now = whole(now);
+    let mut not_before = now.saturating_sub(SLACK);
+    let mut not_after = now.max(whole(earliest)).saturating_add(time::Duration::days(days.max(1).into()));
+    if let Some(wanted) = wanted_end.map(whole).filter(|end| *end > now) {
+        not_after = not_after.min(wanted);
+    }
+    if let Some(issuer) = issuer {
+        not_before = not_before.max(issuer.not_before);
+        not_after = not_after.min(issuer.not_after);
+    }
+    Validity { not_before, not_after }
+}
+
+/// The attempts to make the certificate: their bounds are on the monotonic clock, but a step of the wall clock makes what was
+/// learned from earlier failures void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attempts {
+    last: Option<Reading>,
+    failures: u32,
+}
+
+impl Attempts {
+    /// How long the next attempt has to wait.
+    #[must_use]
+    pub fn wait(&self, now: Reading) -> Duration {
+        let Some(last) = self.last else { return Duration::ZERO };
+        let gap = match self.failures.checked_sub(1) {
+            Some(earlier) if step(last, now).is_none() => pause_after(earlier, FIRST_PAUSE, LONGEST_PAUSE, 0),
+            Some(_) | None => LEAST_GAP,
+        };
+        gap.saturating_sub(now.monotonic.saturating_sub(last.monotonic))
+    }
+
+    /// Notes an attempt that began now.
+    pub fn begin(&mut self, now: Reading) {
+        if self.last.is_some_and(|last| step(last, now).is_some()) {
+            self.failures = 0;
+        }
+        self.last = Some(now);
+    }
+
+    /// Notes how it ended.
+    pub fn end(&mut self, succeeded: bool) {
+        self.failures = if succeeded { 0 } else { self.failures.saturating_add(1) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::clock::BUILT;
+
+    fn time(seconds: i64) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(seconds).unwrap()
+    }
+
+    const DAY: i64 = 86_400;
+
+    #[test]
+    fn a_ca_is_renewed_in_the_last_fifth_of_its_life_and_when_it_is_not_valid() {
+        let (begin, end) = (time(BUILT), time(BUILT + 100 * DAY));
+        let validity = Validity { not_before: begin, not_after: end };
+        let at = |days| due(validity, begin + time::Duration::days(days), time(BUILT));
+        assert_eq!((at(0), at(79), at(81), at(100)), (Due::Nothing, Due::Nothing, Due::Soon, Due::Now));
+        assert_eq!(due(validity, begin - time::Duration::SECOND, time(BUILT)), Due::Now, "not valid yet");
+        let inverted = Validity { not_before: end, not_after: begin };
+        assert_eq!(due(inverted, begin, time(BUILT)), Due::Now);
+    }
+
+    #[test]
+    fn a_ca_that_is_made_in_1970_is_valid_then_and_when_the_clock_is_set() {
+        let made = validity(time(0), 30, time(BUILT), None, None);
+        assert_eq!(due(made, time(0), time(BUILT)), Due::Nothing);
+        assert_eq!(due(made, time(BUILT - 1), time(BUILT)), Due::Nothing);
+        assert!(made.contains(time(BUILT + 29 * DAY)));
+        // It is as old as the epoch then, so that an ordinary one takes its place when there is time for that.
+        assert_eq!(due(made, time(BUILT), time(BUILT)), Due::Soon);
+        // A module's certificate is not stretched like that.
+        assert!(!validity(time(0), 30, time(0), None, None).contains(time(BUILT)));
+    }
+
+    #[test]
+    fn a_wish_that_lies_behind_is_passed_over_and_the_issuer_bounds_everything() {
+        let now = time(BUILT + 50 * DAY);
+        let ends = |wanted: Option<i64>| validity(now, 30, now, wanted.map(time), None).not_after;
+        assert_eq!(ends(Some(0)), time(BUILT + 80 * DAY));
+        assert_eq!(ends(Some(BUILT + 51 * DAY)), time(BUILT + 51 * DAY));
+        let issuer = Validity { not_before: now - time::Duration::HOUR, not_after: now + time::Duration::HOUR };
+        assert_eq!(validity(now, 30, now, None, Some(issuer)), issuer);
+    }
+
+    #[test]
+    fn failures_slow_down_and_a_step_of_the_clock_forgives_them() {
+        let reading = |seconds, wall| Reading { monotonic: Duration::from_secs(seconds), wall };
+        let mut attempts = Attempts::default();
+        assert_eq!(attempts.wait(reading(0, 0)), Duration::ZERO);
+        for doubled in [1, 2, 4, 8] {
+            attempts.begin(reading(0, 0));
+            attempts.end(false);
+            assert_eq!(attempts.wait(reading(0, 0)), FIRST_PAUSE * doubled);
+        }
+        assert_eq!(attempts.wait(reading(0, 1000)), LEAST_GAP, "the clock moved, and time did not");
+        assert_eq!(attempts.wait(reading(1, 1000)), Duration::ZERO);
+        attempts.begin(reading(1, 1000));
+        attempts.end(false);
+        assert_eq!(attempts.wait(reading(1, 1000)), FIRST_PAUSE, "counted anew");
+        attempts.end(true);
+        assert_eq!(attempts.wait(reading(1, 1000)), LEAST_GAP);
+    }
+
+    /// A step of the clock, and how long it then goes on.
+    fn walk() -> impl Strategy<Value = Vec<(i64, i64)>> {
+        let step = prop_oneof![
+            -3600_i64..3600,
+            -3 * DAY..3 * DAY,
+            -800 * DAY..800 * DAY,
+            // Back to the epoch: the battery is empty.
+            Just(-100_000 * DAY),
+            Just(0),
+        ];
+        prop::collection::vec((step, 0_i64..40 * DAY), 1..40)
+    }
+
+    /// Walks a clock from the build's date, and calls with each moment.
+    fn walked(steps: Vec<(i64, i64)>, mut visit: impl FnMut(OffsetDateTime)) {
+        let mut wall = BUILT;
+        for (step, goes_on) in steps {
+            wall = (wall + step).clamp(0, crate::clock::LATEST);
+            visit(time(wall));
+            wall += goes_on;
+            visit(time(wall));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn after_any_walk_of_the_clock_what_is_signed_with_is_valid_at_that_moment(
+            steps in walk(), days in 1_u32..400, last_good in prop::option::of(BUILT..BUILT + 400 * DAY),
+        ) {
+            let earliest = time(crate::clock::earliest(last_good));
+            let mut ca = validity(time(BUILT), days, earliest, None, None);
+            walked(steps, |now| {
+                if due(ca, now, earliest) != Due::Nothing {
+                    ca = validity(now, days, earliest, None, None);
+                }
+                assert!(ca.contains(now), "{ca:?} {now}");
+                // A new one is not at once due again at the same moment, or each look would make another.
+                let fresh = validity(now, days, earliest, None, None);
+                assert_ne!(due(fresh, now, earliest), Due::Now);
+                let leaf = validity(now, 30, now, None, Some(ca));
+                assert!(leaf.contains(now) && leaf.not_before >= ca.not_before && leaf.not_after <= ca.not_after);
+            });
+        }
+
+        #[test]
+        fn a_clock_that_goes_back_by_less_than_a_day_needs_no_other_certificate(
+            begun in BUILT..BUILT + 1000 * DAY, days in 2_u32..400, back in 0..DAY,
+        ) {
+            let ca = validity(time(begun), days, time(BUILT), None, None);
+            prop_assert_eq!(due(ca, time(begun - back), time(BUILT)), Due::Nothing);
+        }
+
+        #[test]
+        fn however_the_clock_walks_attempts_keep_their_distance_and_none_waits_for_ever(
+            walk in prop::collection::vec((0_u64..5000, any::<i32>(), any::<bool>()), 1..200),
+        ) {
+            let (mut attempts, mut millis, mut wall) = (Attempts::default(), 0_u64, 0_i64);
+            let mut last: Option<u64> = None;
+            for (goes_on, moves, succeeds) in walk {
+                millis += goes_on;
+                wall += i64::from(moves);
+                let now = Reading { monotonic: Duration::from_millis(millis), wall };
+                let wait = attempts.wait(now);
+                prop_assert!(wait <= LONGEST_PAUSE);
+                if !wait.is_zero() {
+                    continue;
+                }
+                prop_assert!(last.is_none_or(|last| millis - last >= 200));
+                last = Some(millis);
+                attempts.begin(now);
+                attempts.end(succeeds);
+            }
+        }
+    }
+}
