@@ -13,8 +13,8 @@ use zeroize::Zeroizing;
 
 /// The key that module keys are derived from; the name is what other implementations use (wire facts 3.2).
 const MASTER_KEY: &str = "aziot_identityd_master_id";
-/// How long a handle is used before keyd is asked again. Handles outlive restarts of keyd, so this only bounds how long one
-/// is handed out that keyd has meanwhile stopped accepting.
+/// How long a handle is used here before keyd is asked again. One that keyd has meanwhile stopped accepting is found out at its
+/// first use, and another is asked for.
 const HANDLE_AGE: Duration = Duration::from_secs(600);
 /// Most handles remembered: several times the modules of a device.
 const HANDLES: usize = 256;
@@ -66,7 +66,7 @@ impl DeviceKeys {
     pub(crate) async fn wait_for_keyd(&self) {
         let (patience, interval) = KEYD_START;
         let start = Instant::now();
-        while let Err(KeysError::Keyd { source: ClientError::Connect { .. }, .. }) = self.device().await {
+        while let Err(KeysError::Keyd { source: ClientError::Connect { .. }, .. }) = self.own_device().await {
             if start.elapsed() > patience {
                 return;
             }
@@ -74,26 +74,47 @@ impl DeviceKeys {
         }
     }
 
-    /// A handle to the device's key.
+    /// A handle to the device's key, to be handed out.
     pub(crate) async fn device(&self) -> Result<KeyHandle, KeysError> {
-        let key = self.device.as_ref().ok_or(KeysError::NotConfigured)?;
+        self.handed_out(Name::Device, self.load_device()).await
+    }
+
+    /// A handle to a module's primary key, to be handed out.
+    pub(crate) async fn module(&self, module: &ModuleId, generation: &GenerationId) -> Result<KeyHandle, KeysError> {
+        let name = Name::Module(module.clone(), generation.clone());
+        self.handed_out(name, self.derive(module, generation, "primary")).await
+    }
+
+    /// A handle that keyd makes now. Its caller may come because the last one was refused, and nothing here would learn of
+    /// that: so one that was remembered is handed out only while keyd cannot say anything.
+    async fn handed_out(
+        &self,
+        name: Name,
+        fresh: impl Future<Output = Result<KeyHandle, KeysError>>,
+    ) -> Result<KeyHandle, KeysError> {
+        match fresh.await {
+            Ok(handle) => {
+                self.remember(name, &handle);
+                Ok(handle)
+            }
+            Err(error @ KeysError::Keyd { source: ClientError::Status { .. }, .. }) => Err(error),
+            Err(error) => self.remembered(&name).ok_or(error),
+        }
+    }
+
+    /// A handle to the device's key, to be used here.
+    async fn own_device(&self) -> Result<KeyHandle, KeysError> {
         if let Some(handle) = self.remembered(&Name::Device) {
             return Ok(handle);
         }
-        let handle = self.keyd.load_key(key.as_str()).await.map_err(|source| fault(key.as_str(), source))?;
+        let handle = self.load_device().await?;
         self.remember(Name::Device, &handle);
         Ok(handle)
     }
 
-    /// A handle to a module's primary key.
-    pub(crate) async fn module(&self, module: &ModuleId, generation: &GenerationId) -> Result<KeyHandle, KeysError> {
-        let name = Name::Module(module.clone(), generation.clone());
-        if let Some(handle) = self.remembered(&name) {
-            return Ok(handle);
-        }
-        let handle = self.derive(module, generation, "primary").await?;
-        self.remember(name, &handle);
-        Ok(handle)
+    async fn load_device(&self) -> Result<KeyHandle, KeysError> {
+        let key = self.device.as_ref().ok_or(KeysError::NotConfigured)?;
+        self.keyd.load_key(key.as_str()).await.map_err(|source| fault(key.as_str(), source))
     }
 
     /// The bytes of both keys of a module, as the hub is told them.
@@ -131,10 +152,10 @@ impl DeviceKeys {
 
     async fn sign_with_device_key(&self, message: Vec<u8>) -> Result<Vec<u8>, KeysError> {
         let mechanism = SignMechanism::HmacSha256 { message: message.into() };
-        let signed = match self.keyd.sign(&self.device().await?, mechanism.clone()).await {
+        let signed = match self.keyd.sign(&self.own_device().await?, mechanism.clone()).await {
             Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
                 self.forget();
-                self.keyd.sign(&self.device().await?, mechanism).await
+                self.keyd.sign(&self.own_device().await?, mechanism).await
             }
             other => other,
         };

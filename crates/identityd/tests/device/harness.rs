@@ -46,6 +46,8 @@ pub(crate) struct Device {
     pub(crate) settings: IdentitydSettings,
     pub(crate) root: Root,
     pub(crate) folder: TempDir,
+    /// How long keyd's handles are good, from its next start on.
+    pub(crate) handle_lifetime_sec: Option<u64>,
     keyd: Option<Part>,
     identityd: Option<Part>,
 }
@@ -107,7 +109,7 @@ impl Device {
             sandbox: false,
         };
         // Whoever runs the tests is the device's daemon, root or not.
-        let mut device = Self { settings, root, folder, keyd: None, identityd: None };
+        let mut device = Self { settings, root, folder, handle_lifetime_sec: None, keyd: None, identityd: None };
         device.settings.principals.push(edgekeep_core::settings::IdentityPrincipal {
             uid: uid(),
             name: "edge".to_owned(),
@@ -139,7 +141,12 @@ impl Device {
             attestor: true,
             ..KeyPrincipal::default()
         };
-        let settings = KeydSettings { principals: vec![daemon], auditors: vec![uid()], ..KeydSettings::default() };
+        let settings = KeydSettings {
+            principals: vec![daemon],
+            auditors: vec![uid()],
+            handle_lifetime_sec: self.handle_lifetime_sec,
+            ..KeydSettings::default()
+        };
         let keyd = Keyd::open(&self.root, &settings, edgekeep_keyd::policy::Policy::new(&settings)).unwrap();
         let router = Arc::new(edgekeep_keyd::routes::router(Arc::new(keyd)));
         let listener = listen::bind(&self.root.keyd_socket(), 0o660).unwrap();

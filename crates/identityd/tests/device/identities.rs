@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::client::ClientError;
+use edgekeep_api::keyd::SignMechanism;
 use edgekeep_core::settings::{IdentityKind, IdentityPrincipal, Issuance, IssuanceMethod, LocalCa, PreloadedCert};
 use edgekeep_sim::{Faults, Keys, RouteFaults, Simulator};
 use http::{Method, StatusCode};
@@ -321,6 +322,36 @@ async fn keyd_may_be_away_for_a_while_and_come_back() {
     let error = device.identities().create_module("o").await.unwrap_err();
     assert_eq!(status(&error), StatusCode::NOT_FOUND);
     assert!(error.to_string().contains("is keyd running"), "{error}");
+}
+
+#[tokio::test]
+async fn a_handle_that_keyd_stopped_accepting_is_not_handed_out_again() {
+    let sim = cloud().await;
+    let mut device = Device::started(&sim, manual(&sim)).await;
+    let handle = |identity| aziot(identity).auth.unwrap().key_handle.unwrap();
+    let message = || SignMechanism::HmacSha256 { message: b"m".to_vec().into() };
+    let old = [
+        handle(device.identities().create_module("m").await.unwrap()),
+        handle(device.identities().device().await.unwrap()),
+    ];
+    let mut signed = Vec::new();
+    for handle in &old {
+        signed.push(device.keys().sign(handle, message()).await.unwrap());
+    }
+    // Handles of a day are none for a keyd that makes them for an hour.
+    device.handle_lifetime_sec = Some(3600);
+    device.restart_keyd().await;
+    for handle in &old {
+        let error = device.keys().sign(handle, message()).await.unwrap_err();
+        assert!(error.to_string().contains("parameter \"handle\" has an invalid value"), "{error}");
+    }
+    let new =
+        [handle(device.identities().module("m").await.unwrap()), handle(device.identities().device().await.unwrap())];
+    for (handle, signed) in new.iter().zip(signed) {
+        assert_eq!(device.keys().sign(handle, message()).await.unwrap(), signed, "the same keys");
+    }
+    // What identityd does for itself goes on as well.
+    device.identities().create_module("n").await.unwrap();
 }
 
 #[tokio::test]
