@@ -125,6 +125,8 @@ pub enum Event {
     ReprovisionRequested,
     /// The hub says that it does not know the device (any more), or refuses its credential.
     HubRefusedDevice,
+    /// The wall clock was put to another time: what failed by the old one may succeed.
+    ClockStepped,
     /// Answer to [`Action::Register`] or [`Action::Poll`]: not decided yet.
     Assigning {
         /// The operation to ask about.
@@ -358,6 +360,10 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
             }
             _ => Vec::new(),
         },
+        (Event::ClockStepped, Activity::Pausing { .. }) => {
+            state.failures = 0;
+            state.hasten(now)
+        }
         (Event::Woken, Activity::Waiting { since, operation, until }) if until <= now.monotonic => {
             state.activity = Activity::Asking { since, operation: Some(operation.clone()) };
             vec![Action::Poll { operation }]
@@ -595,6 +601,7 @@ mod tests {
             4 => Just(Event::Woken),
             1 => Just(Event::ReprovisionRequested),
             1 => Just(Event::HubRefusedDevice),
+            1 => Just(Event::ClockStepped),
             2 => wait.clone().prop_map(|retry_after| Event::Assigning { operation: "op".into(), retry_after }),
             2 => prop_oneof![Just("a"), Just("b")].prop_map(|device| Event::Assigned(identity(device))),
             2 => (any::<bool>(), wait).prop_map(|(refused, retry_after)| Event::Failed(Failure {
@@ -622,6 +629,29 @@ mod tests {
             Just(ReprovisioningMode::AlwaysOnStartup),
             Just(ReprovisioningMode::OnErrorOnly)
         ]
+    }
+
+    #[test]
+    fn a_step_of_the_clock_ends_a_long_pause_but_not_one_that_the_service_asked_for() {
+        let mut state = step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0)).0;
+        let mut clock = 0;
+        for _ in 0..10 {
+            // The certificate of the service is not valid in 1970.
+            state = step(state, refusal("not valid yet"), at(clock)).0;
+            clock += 3600;
+            state = step(state, Event::Woken, at(clock)).0;
+        }
+        state = step(state, refusal("not valid yet"), at(clock)).0;
+        let (set, actions) = step(state, Event::ClockStepped, at(clock + 6));
+        assert_eq!(actions, [Action::Register]);
+        let asked = Failure { refused: true, reason: "busy".into(), retry_after: Some(Duration::from_secs(600)) };
+        let (state, _) = step(set, Event::Failed(asked), at(clock + 7));
+        let (_, actions) = step(state, Event::ClockStepped, at(clock + 8));
+        assert_eq!(actions, [Action::WakeAt(Duration::from_secs(clock + 607))]);
+        // Nothing is under way: a device that has its identity asks nobody because of a clock.
+        let idle = fresh(Some(stored("press-04", dps("0ne1"))), ReprovisioningMode::Dynamic);
+        let idle = step(idle, Event::Started, at(0)).0;
+        assert_eq!(step(idle, Event::ClockStepped, at(1)).1, []);
     }
 
     proptest! {

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edgekeep_cloud::{Authority, CloudError, Dps, Progress, Registration, Transport};
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::provisioning::{Action, Activity, DeviceIdentity, Event, Failure, Now, Provisioned, State, step};
 use edgekeep_daemon::board::Board;
+use edgekeep_daemon::clock::{self, Steps};
 use edgekeep_daemon::store::StateFile;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -93,6 +93,7 @@ impl Provisioner {
         let start = Instant::now();
         let mut wake: Option<Instant> = None;
         let mut events = VecDeque::from([Event::Started]);
+        let mut steps = Steps::watch();
         loop {
             while let Some(event) = events.pop_front() {
                 let (next, actions) = step(state, event, now(start));
@@ -121,6 +122,11 @@ impl Provisioner {
                 () = tokio::time::sleep_until(pause.unwrap_or_else(Instant::now)), if pause.is_some() => {
                     wake = None;
                     events.push_back(Event::Woken);
+                }
+                // Looked for only where there is something that it may change.
+                _ = steps.next(), if matches!(state.activity(), Activity::Pausing { .. }) => {
+                    tracing::info!("the clock was put to another time; the device's provisioning is tried again");
+                    events.push_back(Event::ClockStepped);
                 }
             }
         }
@@ -192,8 +198,7 @@ pub(crate) fn is_host(name: &str) -> bool {
 }
 
 fn now(start: Instant) -> Now {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    Now { monotonic: start.elapsed(), wall: i64::try_from(wall.as_secs()).unwrap_or(i64::MAX), random: random() }
+    Now { monotonic: start.elapsed(), wall: clock::wall(), random: random() }
 }
 
 /// A random number; 0 if the system has none, which costs jitter and nothing else.

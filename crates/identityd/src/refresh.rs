@@ -11,6 +11,7 @@ use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::provisioning::{DeviceIdentity, pause_after};
 use edgekeep_daemon::board::Board;
+use edgekeep_daemon::clock::Steps;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -258,6 +259,7 @@ impl Refresher {
         let refresh = Arc::clone(&self.registry.refresh);
         let mut served = self.registry.device.served();
         let mut failures = 0;
+        let mut steps = Steps::watch();
         loop {
             served.mark_unchanged();
             let Some(identity) = self.registry.device.view().identity else {
@@ -294,6 +296,12 @@ impl Refresher {
             tokio::select! {
                 changed = served.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep_until(ended + pause) => {}
+                // What failed by another time may succeed by this one, above all the check of the hub's certificate.
+                _ = steps.next(), if failures > 0 => {
+                    refresh.note_reached();
+                    failures = 0;
+                    tokio::time::sleep_until(ended + least).await;
+                }
                 () = refresh.wake.notified() => {
                     // However many wish for it, not more often than this.
                     tokio::select! {
