@@ -117,6 +117,8 @@ pub struct Transport {
     tls: Mutex<Weak<ClientConfig>>,
     /// Seconds by which the services' clocks are ahead of this device's, as their answers show.
     clock_offset: AtomicI64,
+    /// What the last answer said of the time, in seconds since the epoch; [`i64::MIN`] before the first.
+    last_date: AtomicI64,
     observer: Option<Observer>,
 }
 
@@ -154,7 +156,14 @@ impl Transport {
     /// A transport with these limits and this trust. Nothing is opened.
     #[must_use]
     pub fn new(limits: Limits, trust: Trust) -> Self {
-        Self { limits, trust, tls: Mutex::new(Weak::new()), clock_offset: AtomicI64::new(0), observer: None }
+        Self {
+            limits,
+            trust,
+            tls: Mutex::new(Weak::new()),
+            clock_offset: AtomicI64::new(0),
+            last_date: AtomicI64::new(i64::MIN),
+            observer: None,
+        }
     }
 
     /// The same, telling `observer` about each call.
@@ -168,6 +177,12 @@ impl Transport {
     #[must_use]
     pub fn clock_offset(&self) -> i64 {
         self.clock_offset.load(Ordering::Relaxed)
+    }
+
+    /// The time that the last answer told, in seconds since the epoch, if one did.
+    #[must_use]
+    pub fn last_date(&self) -> Option<i64> {
+        Some(self.last_date.load(Ordering::Relaxed)).filter(|date| *date != i64::MIN)
     }
 
     /// Opens nothing yet; reads the roots.
@@ -192,6 +207,7 @@ impl Transport {
     /// Learns the services' clock from an answer.
     fn learn_clock(&self, headers: &HeaderMap) {
         let Some(date) = text(headers, header::DATE).and_then(parse_date) else { return };
+        self.last_date.store(date, Ordering::Relaxed);
         let offset = date.saturating_sub(wall_clock());
         let offset = if offset.abs() < CLOCK_TOLERANCE { 0 } else { offset };
         // Kept unless it moved noticeably, so that equal offsets compare equal.

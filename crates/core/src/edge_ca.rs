@@ -9,11 +9,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use crate::clock::{Reading, step};
+use crate::issuance::Term;
 use crate::provisioning::pause_after;
-
-/// How far before now a certificate begins to be valid: a day covers every time zone, and with it a clock that was set in
-/// local time.
-pub const SLACK: time::Duration = time::Duration::DAY;
 
 /// Least time between two attempts to make the certificate, however many callers miss one.
 pub const LEAST_GAP: Duration = Duration::from_millis(200);
@@ -21,23 +18,6 @@ pub const LEAST_GAP: Duration = Duration::from_millis(200);
 pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause after failures.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// The time within which a certificate is valid: from the first moment to just before the second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Validity {
-    /// Its first moment.
-    pub not_before: OffsetDateTime,
-    /// Its end.
-    pub not_after: OffsetDateTime,
-}
-
-impl Validity {
-    /// Whether it is valid at this moment.
-    #[must_use]
-    pub fn contains(&self, now: OffsetDateTime) -> bool {
-        self.not_before <= now && now < self.not_after
-    }
-}
 
 /// Urgency of a new certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,41 +33,12 @@ pub enum Due {
 /// Decides about a certificate by its validity. `earliest` is the earliest moment that it can really be
 /// ([`crate::clock::earliest`]): a clock that shows less cannot tell how old a certificate is.
 #[must_use]
-pub fn due(validity: Validity, now: OffsetDateTime, earliest: OffsetDateTime) -> Due {
+pub fn due(validity: Term, now: OffsetDateTime, earliest: OffsetDateTime) -> Due {
     if !validity.contains(now) {
         return Due::Now;
     }
     let life = validity.not_after - validity.not_before;
     if now >= earliest && now - validity.not_before > life * 4 / 5 { Due::Soon } else { Due::Nothing }
-}
-
-/// The validity of a certificate that is issued now for some `days`.
-///
-/// One that is made while the clock is behind `earliest` lasts from that wrong time until `days` after the earliest moment
-/// that it can be: a device that boots in 1970 needs no other one when its clock is set. One that is for a CA alone passes
-/// `earliest`; for others `now` is passed, and they last no longer than asked.
-///
-/// `wanted_end` is the caller's wish, which counts if it can be met. No certificate outlives or precedes its issuer's.
-#[must_use]
-pub fn validity(
-    now: OffsetDateTime,
-    days: u32,
-    earliest: OffsetDateTime,
-    wanted_end: Option<OffsetDateTime>,
-    issuer: Option<Validity>,
-) -> Validity {
-    let whole = |time: OffsetDateTime| time.replace_nanosecond(0).unwrap_or(time);
-    let now = whole(now);
-    let mut not_before = now.saturating_sub(SLACK);
-    let mut not_after = now.max(whole(earliest)).saturating_add(time::Duration::days(days.max(1).into()));
-    if let Some(wanted) = wanted_end.map(whole).filter(|end| *end > now) {
-        not_after = not_after.min(wanted);
-    }
-    if let Some(issuer) = issuer {
-        not_before = not_before.max(issuer.not_before);
-        not_after = not_after.min(issuer.not_after);
-    }
-    Validity { not_before, not_after }
 }
 
 /// The attempts to make the certificate: their bounds are on the monotonic clock, but a step of the wall clock makes what was
@@ -130,6 +81,7 @@ mod tests {
 
     use super::*;
     use crate::clock::BUILT;
+    use crate::issuance::{IssuerValidity, validity};
 
     fn time(seconds: i64) -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp(seconds).unwrap()
@@ -140,34 +92,35 @@ mod tests {
     #[test]
     fn a_ca_is_renewed_in_the_last_fifth_of_its_life_and_when_it_is_not_valid() {
         let (begin, end) = (time(BUILT), time(BUILT + 100 * DAY));
-        let validity = Validity { not_before: begin, not_after: end };
+        let validity = Term { not_before: begin, not_after: end };
         let at = |days| due(validity, begin + time::Duration::days(days), time(BUILT));
         assert_eq!((at(0), at(79), at(81), at(100)), (Due::Nothing, Due::Nothing, Due::Soon, Due::Now));
         assert_eq!(due(validity, begin - time::Duration::SECOND, time(BUILT)), Due::Now, "not valid yet");
-        let inverted = Validity { not_before: end, not_after: begin };
+        let inverted = Term { not_before: end, not_after: begin };
         assert_eq!(due(inverted, begin, time(BUILT)), Due::Now);
     }
 
     #[test]
     fn a_ca_that_is_made_in_1970_is_valid_then_and_when_the_clock_is_set() {
-        let made = validity(time(0), 30, time(BUILT), None, None);
+        let made = validity(time(0), Some(30), time(BUILT), None, None);
         assert_eq!(due(made, time(0), time(BUILT)), Due::Nothing);
         assert_eq!(due(made, time(BUILT - 1), time(BUILT)), Due::Nothing);
         assert!(made.contains(time(BUILT + 29 * DAY)));
         // It is as old as the epoch then, so that an ordinary one takes its place when there is time for that.
         assert_eq!(due(made, time(BUILT), time(BUILT)), Due::Soon);
         // A module's certificate is not stretched like that.
-        assert!(!validity(time(0), 30, time(0), None, None).contains(time(BUILT)));
+        assert!(!validity(time(0), Some(30), time(0), None, None).contains(time(BUILT)));
     }
 
     #[test]
     fn a_wish_that_lies_behind_is_passed_over_and_the_issuer_bounds_everything() {
         let now = time(BUILT + 50 * DAY);
-        let ends = |wanted: Option<i64>| validity(now, 30, now, wanted.map(time), None).not_after;
+        let ends = |wanted: Option<i64>| validity(now, Some(30), now, wanted.map(time), None).not_after;
         assert_eq!(ends(Some(0)), time(BUILT + 80 * DAY));
         assert_eq!(ends(Some(BUILT + 51 * DAY)), time(BUILT + 51 * DAY));
-        let issuer = Validity { not_before: now - time::Duration::HOUR, not_after: now + time::Duration::HOUR };
-        assert_eq!(validity(now, 30, now, None, Some(issuer)), issuer);
+        let issuer = IssuerValidity { not_before: now - time::Duration::HOUR, not_after: now + time::Duration::HOUR };
+        let bounded = validity(now, Some(30), now, None, Some(issuer));
+        assert_eq!((bounded.not_before, bounded.not_after), (issuer.not_before, issuer.not_after));
     }
 
     #[test]
@@ -219,16 +172,17 @@ mod tests {
             steps in walk(), days in 1_u32..400, last_good in prop::option::of(BUILT..BUILT + 400 * DAY),
         ) {
             let earliest = time(crate::clock::earliest(last_good));
-            let mut ca = validity(time(BUILT), days, earliest, None, None);
+            let mut ca = validity(time(BUILT), Some(days), earliest, None, None);
             walked(steps, |now| {
                 if due(ca, now, earliest) != Due::Nothing {
-                    ca = validity(now, days, earliest, None, None);
+                    ca = validity(now, Some(days), earliest, None, None);
                 }
                 assert!(ca.contains(now), "{ca:?} {now}");
                 // A new one is not at once due again at the same moment, or each look would make another.
-                let fresh = validity(now, days, earliest, None, None);
+                let fresh = validity(now, Some(days), earliest, None, None);
                 assert_ne!(due(fresh, now, earliest), Due::Now);
-                let leaf = validity(now, 30, now, None, Some(ca));
+                let issuer = IssuerValidity { not_before: ca.not_before, not_after: ca.not_after };
+                let leaf = validity(now, Some(30), now, None, Some(issuer));
                 assert!(leaf.contains(now) && leaf.not_before >= ca.not_before && leaf.not_after <= ca.not_after);
             });
         }
@@ -237,7 +191,7 @@ mod tests {
         fn a_clock_that_goes_back_by_less_than_a_day_needs_no_other_certificate(
             begun in BUILT..BUILT + 1000 * DAY, days in 2_u32..400, back in 0..DAY,
         ) {
-            let ca = validity(time(begun), days, time(BUILT), None, None);
+            let ca = validity(time(begun), Some(days), time(BUILT), None, None);
             prop_assert_eq!(due(ca, time(begun - back), time(BUILT)), Due::Nothing);
         }
 

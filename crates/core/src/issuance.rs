@@ -7,7 +7,7 @@ mod names;
 mod validity;
 
 pub use names::{AlternativeName, NameError};
-pub use validity::{IssuerValidity, Term, validity};
+pub use validity::{IssuerValidity, SLACK, Term, validity};
 
 /// Most alternative names in one certificate.
 pub const NAMES: usize = 100;

@@ -11,6 +11,7 @@ mod subject;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use aws_lc_rs::rand;
 use edgekeep_api::client::ClientError;
@@ -24,6 +25,7 @@ use time::OffsetDateTime;
 pub use store::CertStoreError;
 pub(crate) use store::preloaded_file;
 
+use crate::trusted_time::TrustedTime;
 use issue::{Circumstances, Unsigned};
 use issuer::Issuer;
 use public_key::KeyKind;
@@ -125,15 +127,22 @@ pub(crate) struct Certificates {
     issuance: BTreeMap<CertId, Issuance>,
     local_ca: Option<LocalCa>,
     keys: KeysClient,
+    time: Arc<TrustedTime>,
 }
 
 impl Certificates {
-    pub(crate) fn open(folder: PathBuf, settings: &IdentitydSettings, keys: KeysClient) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        folder: PathBuf,
+        settings: &IdentitydSettings,
+        keys: KeysClient,
+        time: Arc<TrustedTime>,
+    ) -> Result<Self, StoreError> {
         Ok(Self {
             store: CertStore::open(folder, settings.preloaded_certs.clone())?,
             issuance: settings.cert_issuance.clone(),
             local_ca: settings.local_ca.clone(),
             keys,
+            time,
         })
     }
 
@@ -189,8 +198,8 @@ impl Certificates {
         let mut serial = [0; 16];
         rand::fill(&mut serial).map_err(|_| CertificateError::Random)?;
         let now = OffsetDateTime::now_utc();
-        let rights = Rights::of(id.as_str(), named.is_none());
-        let circumstances = Circumstances { issuance, rights, wanted_end, now, serial };
+        let (rights, earliest) = (Rights::of(id.as_str(), named.is_none()), self.time.earliest());
+        let circumstances = Circumstances { issuance, rights, wanted_end, now, earliest, serial };
         // Made again from its request at any time, unlike one that others were issued under.
         let is_replaceable = named.is_some();
         let (issuer, chain, signers) = match (named, issuance) {

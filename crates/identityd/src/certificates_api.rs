@@ -120,6 +120,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
+    use crate::trusted_time::TrustedTime;
 
     /// The API with one grant for whoever runs the test, root or not.
     #[tokio::test]
@@ -130,7 +131,8 @@ mod tests {
                 .unwrap();
         assert_eq!(settings.provisioning, Provisioning::None);
         let keys = KeysClient::new(folder.path().join("keyd.sock"));
-        let certificates = Arc::new(Certificates::open(folder.path().join("certs"), &settings, keys).unwrap());
+        let time = Arc::new(TrustedTime::open(folder.path()));
+        let certificates = Arc::new(Certificates::open(folder.path().join("certs"), &settings, keys, time).unwrap());
         let uid = rustix::process::getuid().as_raw();
         let grants = Grants::new([(uid, ["mine/*"])]).with_root_restricted();
         let audit = Arc::new(Audit::new(folder.path()));

@@ -21,6 +21,7 @@ mod local_identity;
 mod metrics;
 mod modules;
 mod refresh;
+mod trusted_time;
 
 use std::collections::BTreeSet;
 use std::net::ToSocketAddrs as _;
@@ -57,6 +58,7 @@ use identity_api::IdentityApi;
 use keys::DeviceKeys;
 use modules::Modules;
 use refresh::{Refresh, Refresher, Registry};
+use trusted_time::TrustedTime;
 
 /// Longest time for a call to the hub that somebody waits for.
 const INTERACTIVE: Duration = Duration::from_secs(20);
@@ -164,7 +166,9 @@ impl Identityd {
         );
         let operations_socket = operations::listen(Daemon::Identityd, &root);
         let keyd = KeysClient::new(root.keyd_socket());
-        let certificates = Arc::new(Certificates::open(folder.join("certs"), &settings, keyd.clone())?);
+        let trusted_time = Arc::new(TrustedTime::open(&folder));
+        let certificates =
+            Arc::new(Certificates::open(folder.join("certs"), &settings, keyd.clone(), Arc::clone(&trusted_time))?);
         let board = Board::new();
         let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings);
         let operations = Operations::new(Daemon::Identityd, &root, metrics::FAMILIES, refresh_metrics, board.clone());
@@ -208,6 +212,7 @@ impl Identityd {
         let needs_no_network = stored.is_some() || matches!(source, Source::Manual { .. });
         let mut served = device.served();
         let mut background = JoinSet::new();
+        background.spawn(trusted_time.follow(vec![Arc::clone(&background_calls), Arc::clone(&interactive_calls)]));
         let provisioner = Provisioner {
             device: Arc::clone(&device),
             wishes,

@@ -236,6 +236,11 @@ impl TrustBundleCache {
         Ok(bundle)
     }
 
+    /// Forgets the bundle: what is in it was replaced, and the old one is of no use to anybody.
+    pub fn forget(&self) {
+        *self.kept.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn keep(&self, pem: String) -> Arc<String> {
         let bundle = Arc::new(pem);
         *self.kept.write().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&bundle)));

@@ -1,12 +1,9 @@
 //! Start and end of the daemon.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use edgekeep_api::identityd::Identity;
 use edgekeep_core::attestation::Door;
-use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::operations::{self, Operations};
@@ -17,13 +14,12 @@ use edgekeep_runtime::engine::Engine;
 use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups};
 use edgekeep_runtime::facts::EngineWatch;
 use edgekeep_runtime::process::{Launcher, ModuleCgroups, ProcessRuntime};
-use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::agent::{self, Ended};
 use crate::approvals::Approvals;
 use crate::attest::Attestor;
-use crate::edge_ca;
+use crate::edge_ca::keeper;
 use crate::health;
 use crate::host_services;
 use crate::images;
@@ -35,13 +31,6 @@ use crate::replacements::{Replacements, settle_all};
 use crate::service::Moduled;
 use crate::sockets::{self, Sockets, management_limits, workload_limits};
 use crate::workload;
-
-/// How often the Edge CA certificate is looked at.
-const EDGE_CA_PERIOD: Duration = Duration::from_secs(3600);
-/// How soon it is looked at again when there is none.
-const EDGE_CA_RETRY: Duration = Duration::from_millis(200);
-/// Longest pause between two tries.
-const EDGE_CA_RETRY_LIMIT: Duration = Duration::from_secs(60);
 
 /// What happens to the modules when the daemon ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +124,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     systemd::notify_ready();
     tracing::info!(version = crate::systeminfo::VERSION, "moduled serves");
     let settling = tokio::spawn(settle_all(Arc::clone(&service), stop.clone()));
-    let edge_ca = tokio::spawn(keep_edge_ca(Arc::clone(&service), stop.clone()));
+    let edge_ca = tokio::spawn(keeper::keep(Arc::clone(&service), stop.clone()));
     let health = tokio::spawn(health::keep(Arc::clone(&service), stop.clone()));
     let images = tokio::spawn(images::keep_collected(Arc::clone(&service), stop.clone()));
     let sockets = tokio::spawn(Sockets::keep_open(Arc::clone(&service), stop.clone()));
@@ -165,53 +154,6 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
         let _ = server.await;
     }
     Ok(ended)
-}
-
-async fn keep_edge_ca(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
-    let mut retry = EDGE_CA_RETRY;
-    loop {
-        let pause = match ensure_edge_ca(&service).await {
-            Ok(end) => {
-                let _ = service.edge_ca.send_replace(Some(end));
-                service.board.clear_all(Code::NoEdgeCa);
-                retry = EDGE_CA_RETRY;
-                EDGE_CA_PERIOD
-            }
-            Err(problem) => {
-                let _ = service.edge_ca.send_replace(None);
-                service.board.raise(
-                    Code::NoEdgeCa,
-                    &Subject::certificate(service.settings.edge_ca.cert.as_str()),
-                    problem,
-                );
-                retry = (retry * 2).min(EDGE_CA_RETRY_LIMIT);
-                retry / 2
-            }
-        };
-        tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
-}
-
-async fn ensure_edge_ca(service: &Moduled) -> Result<OffsetDateTime, String> {
-    let device = match service.identities.client().device().await {
-        Ok(Identity::Aziot(identity)) => identity.device_id,
-        Ok(Identity::Local(_)) => service.settings.hostname.clone(),
-        Err(error) => return Err(error.to_string()),
-    };
-    let ensured = edge_ca::ensure(
-        &service.keys,
-        &service.certificates,
-        &service.settings.edge_ca,
-        &device,
-        OffsetDateTime::now_utc(),
-    );
-    ensured.await.map_err(|error| {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        format!("{error}{cause}")
-    })
 }
 
 /// A name for this device among others on the machine, from its root folder.

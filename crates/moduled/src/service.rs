@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::approvals::Approvals;
 use crate::attest::{Attestor, Subject, Who};
+use crate::edge_ca::keeper::EdgeCaKeeper;
 use crate::identities::IdentityCache;
 use crate::images::Images;
 use crate::keys::{KeptHandle, ModuleDataKeys, TrustBundleCache};
@@ -71,6 +72,8 @@ pub struct Moduled {
     pub system_info: SystemInfo,
     /// The Edge CA certificate's end, while there is a usable one.
     pub edge_ca: watch::Sender<Option<OffsetDateTime>>,
+    /// Keeps that certificate valid.
+    pub edge_ca_keeper: EdgeCaKeeper,
     /// The agent's id.
     agent: ModuleId,
     /// What is wrong, for operators.
@@ -114,6 +117,7 @@ impl Moduled {
             support_bundle: Semaphore::new(1),
             system_info: systeminfo::read(&settings.additional_info),
             edge_ca: watch::Sender::new(None),
+            edge_ca_keeper: EdgeCaKeeper::default(),
             board: Board::new(),
             agent: edge_agent(),
             approvals,

@@ -2,8 +2,9 @@
 
 use time::{Duration, OffsetDateTime};
 
-/// How far before now a certificate begins: peers' clocks differ a little.
-const BACKDATE: Duration = Duration::minutes(5);
+/// How far before now a certificate begins: a day covers every time zone, and with it a clock that was
+/// set in local time, on this device or on a peer.
+pub const SLACK: Duration = Duration::DAY;
 /// Days of validity where nothing is configured.
 const DEFAULT_DAYS: u32 = 30;
 
@@ -25,7 +26,19 @@ pub struct Term {
     pub not_after: OffsetDateTime,
 }
 
+impl Term {
+    /// Returns whether a certificate of this validity is valid at this moment.
+    #[must_use]
+    pub fn contains(&self, now: OffsetDateTime) -> bool {
+        self.not_before <= now && now < self.not_after
+    }
+}
+
 /// Decides a certificate's validity: inside the issuer's, and no longer than configured or wished.
+///
+/// One that is made while the clock is behind `earliest`, the earliest moment that it can really be,
+/// lasts until its days after that moment. A device that boots in 1970 then needs no other one when
+/// its clock is set. That is meant for CAs; for others `earliest` is `now`.
 ///
 /// `days` are those that are configured for the id. A wished end that is not in the future cannot be
 /// met and is passed over: a module whose clock is off still gets a certificate.
@@ -33,6 +46,7 @@ pub struct Term {
 pub fn validity(
     now: OffsetDateTime,
     days: Option<u32>,
+    earliest: OffsetDateTime,
     wished_end: Option<OffsetDateTime>,
     issuer: Option<IssuerValidity>,
 ) -> Term {
@@ -41,8 +55,8 @@ pub fn validity(
     let days = days.unwrap_or(DEFAULT_DAYS).max(1);
     let mut term = Term {
         // Certificates know no time before 1970, which is where clocks without a battery begin.
-        not_before: now.saturating_sub(BACKDATE).max(OffsetDateTime::UNIX_EPOCH),
-        not_after: now.saturating_add(Duration::days(days.into())),
+        not_before: now.saturating_sub(SLACK).max(OffsetDateTime::UNIX_EPOCH),
+        not_after: now.max(whole(earliest)).saturating_add(Duration::days(days.into())),
     };
     if let Some(wished) = wished_end.map(whole).filter(|end| *end > now) {
         term.not_after = term.not_after.min(wished);
@@ -68,6 +82,7 @@ mod tests {
             days in proptest::option::of(0u32..40_000),
             wish in proptest::option::of(-100_000_000i64..1_000_000_000),
             issuer in proptest::option::of((0i64..1_000_000_000, 1i64..1_000_000_000)),
+            earliest in 0i64..4_000_000_000,
         ) {
             let at = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap();
             let issuer = issuer.map(|(before, after)| IssuerValidity {
@@ -75,11 +90,12 @@ mod tests {
             });
             let exact = at(now).replace_nanosecond(nanosecond).unwrap();
             let wished = wish.map(|wish| at(now + wish));
-            let term = validity(exact, days, wished, issuer);
+            let term = validity(exact, days, at(earliest), wished, issuer);
             prop_assert!(term.not_before <= at(now) && at(now) < term.not_after);
             prop_assert!(term.not_before >= OffsetDateTime::UNIX_EPOCH || issuer.is_some());
             prop_assert_eq!((term.not_before.nanosecond(), term.not_after.nanosecond()), (0, 0));
-            prop_assert!(term.not_after - at(now) <= Duration::days(i64::from(days.unwrap_or(30).max(1))));
+            let latest = Duration::days(i64::from(days.unwrap_or(30).max(1)));
+            prop_assert!(term.not_after - at(now).max(at(earliest)) <= latest);
             if let Some(issuer) = issuer {
                 prop_assert!(issuer.not_before <= term.not_before && term.not_after <= issuer.not_after);
             }

@@ -50,6 +50,8 @@ pub(super) struct Circumstances<'a> {
     /// When the caller wants it to end at the latest.
     pub(super) wanted_end: Option<OffsetDateTime>,
     pub(super) now: OffsetDateTime,
+    /// The earliest moment that it can be, whatever the clock shows.
+    pub(super) earliest: OffsetDateTime,
     pub(super) serial: [u8; 16],
 }
 
@@ -82,7 +84,7 @@ pub(super) fn prepare(
     issuer: Option<&Issuer>,
     circumstances: &Circumstances<'_>,
 ) -> Result<Unsigned, IssueError> {
-    let Circumstances { issuance, rights, wanted_end, now, serial } = *circumstances;
+    let Circumstances { issuance, rights, wanted_end, now, earliest, serial } = *circumstances;
     let common_name = issuance.and_then(|issuance| issuance.common_name.as_deref());
     let subject = match common_name {
         Some(name) => subject::of_common_name(name)?,
@@ -91,7 +93,9 @@ pub(super) fn prepare(
     let path_len = issuer.and_then(|issuer| issuer.path_len);
     let granted = grant(&request.asked, rights, path_len, !subject.is_empty()).map_err(|it| refused(&it))?;
     let days = issuance.and_then(|issuance| issuance.expiry_days);
-    let term = validity(now, days, wanted_end, issuer.map(|issuer| issuer.validity));
+    // A CA that is made while the clock is far behind is still good when that is set. Those below are not stretched.
+    let earliest = if granted.constraints.is_some_and(|it| it.ca) { earliest } else { now };
+    let term = validity(now, days, earliest, wanted_end, issuer.map(|issuer| issuer.validity));
     let signer = issuer.map_or(&request.key, |issuer| &issuer.key);
     let subject = Any::encode_from(&subject)?;
     let tbs = Tbs {

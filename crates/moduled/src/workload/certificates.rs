@@ -3,8 +3,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
-use edgekeep_api::certd::{CreateCertificate, Issuer};
+use edgekeep_api::certd::{CertificatesClient, CreateCertificate, Issuer};
 use edgekeep_api::keyd::OnBehalfOf;
 use edgekeep_api::workload::{IdentityCertificate, IssuedCertificate, PrivateKey, ServerCertificate};
 use edgekeep_api::{Recipient, is_worth_a_fresh_handle};
@@ -115,21 +116,7 @@ async fn issue(service: &Moduled, wanted: Wanted, behalf: &OnBehalfOf) -> Result
         }
     };
     let csr = request_for(&wanted, &key).map_err(internal)?;
-    let issuer_key = service.edge_ca_key.get(&service.keys).await?;
-    let request = |handle| CreateCertificate {
-        cert_id: wanted.cert_id.clone(),
-        csr: csr.clone(),
-        issuer: Some(Issuer { cert_id: service.settings.edge_ca.cert.to_string(), private_key_handle: handle }),
-        not_after: wanted.not_after.format(&Rfc3339).ok(),
-    };
-    let certificate = match certificates.create(&request(issuer_key.clone())).await {
-        Err(error) if is_worth_a_fresh_handle(&error, Recipient::Certificates) => {
-            let renewed = service.edge_ca_key.renew(&service.keys, &issuer_key).await?;
-            certificates.create(&request(renewed)).await
-        }
-        other => other,
-    };
-    let certificate = certificate.map_err(|error| failure::of_service(&error))?;
+    let certificate = sign(service, &certificates, &wanted, csr).await?;
     let end = end_of(certificate.as_bytes())
         .ok_or_else(|| HttpError::internal("the certificates API answered no certificate"))?;
     Ok(IssuedCertificate {
@@ -137,6 +124,51 @@ async fn issue(service: &Moduled, wanted: Wanted, behalf: &OnBehalfOf) -> Result
         certificate,
         expiration: rfc3339_with_offset(end),
     })
+}
+
+/// How often the Edge CA certificate is seen to for one request: its clock may be moved again meanwhile.
+const LOOKS: u32 = 3;
+
+/// Has the request signed with the Edge CA's key. What we can put right is put right: a handle that keyd does not take any
+/// more, and a certificate of the Edge CA that is gone, or not valid at the time that the clock shows now.
+async fn sign(
+    service: &Moduled,
+    certificates: &CertificatesClient,
+    wanted: &Wanted,
+    csr: String,
+) -> Result<String, HttpError> {
+    service.edge_ca_keeper.ready(service).await;
+    let mut request = CreateCertificate {
+        cert_id: wanted.cert_id.clone(),
+        csr,
+        issuer: Some(Issuer {
+            cert_id: service.settings.edge_ca.cert.to_string(),
+            private_key_handle: service.edge_ca_key.get(&service.keys).await?,
+        }),
+        not_after: wanted.not_after.format(&Rfc3339).ok(),
+    };
+    let (mut may_renew, mut looks) = (true, LOOKS);
+    loop {
+        let begun = Instant::now();
+        let error = match certificates.create(&request).await {
+            Ok(certificate) => return Ok(certificate),
+            Err(error) => error,
+        };
+        if may_renew && is_worth_a_fresh_handle(&error, Recipient::Certificates) {
+            may_renew = false;
+            if let Some(issuer) = &mut request.issuer {
+                issuer.private_key_handle =
+                    service.edge_ca_key.renew(&service.keys, &issuer.private_key_handle).await?;
+            }
+        } else if looks > 0
+            && error.status().is_some_and(|status| status.is_client_error())
+            && service.edge_ca_keeper.look(service, begun).await.is_ok()
+        {
+            looks -= 1;
+        } else {
+            return Err(failure::of_service(&error));
+        }
+    }
 }
 
 /// When a certificate ends: as asked, but not later than configured. Existing clients send texts of many kinds here, so one

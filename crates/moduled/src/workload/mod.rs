@@ -98,6 +98,8 @@ async fn body<T: DeserializeOwned>(request: &mut Request) -> Result<T, HttpError
 }
 
 async fn trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
+    // The Edge CA's certificate is in it: one that is not valid now is of no use to who checks its neighbours by the bundle.
+    state.service.edge_ca_keeper.ready_soon(&state.service).await;
     let certificate = state.service.trust_bundle.get(&state.service.certificates).await?;
     Ok(Response::ok(&TrustBundle { certificate: certificate.as_ref().clone() }))
 }

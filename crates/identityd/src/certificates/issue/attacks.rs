@@ -35,6 +35,7 @@ fn issue(request: &[u8], key: &KeyPair) -> Result<Vec<u8>, String> {
         rights: Rights { ca: true, module: false },
         wanted_end: None,
         now: datetime!(2026-06-01 12:00:00 UTC),
+        earliest: datetime!(2026-06-01 12:00:00 UTC),
         serial: [1; 16],
     };
     let request = Request::read(request).map_err(|error| error.to_string())?;

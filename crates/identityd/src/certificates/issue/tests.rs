@@ -41,7 +41,7 @@ fn ca_params(path_length: Option<u8>) -> CertificateParams {
 
 fn circumstances<'a>(issuance: Option<&'a Issuance>, may_be_ca: bool) -> Circumstances<'a> {
     let rights = Rights { ca: may_be_ca, module: false };
-    Circumstances { issuance, rights, wanted_end: None, now: NOW, serial: [0xff; 16] }
+    Circumstances { issuance, rights, wanted_end: None, now: NOW, earliest: NOW, serial: [0xff; 16] }
 }
 
 fn sign(unsigned: &Unsigned, key: &rcgen::KeyPair) -> Vec<u8> {
@@ -82,7 +82,7 @@ fn a_leaf_has_what_was_asked_for_and_what_every_certificate_needs() {
     assert!(leaf.extended_key_usage().unwrap().unwrap().value.server_auth);
     // The CA ends before 30 days are over.
     assert_eq!(leaf.validity().not_after.to_datetime(), datetime!(2026-06-11 00:00:00 UTC));
-    assert_eq!(leaf.validity().not_before.to_datetime(), NOW - Duration::minutes(5));
+    assert_eq!(leaf.validity().not_before.to_datetime(), NOW - edgekeep_core::issuance::SLACK);
     let ids: Vec<_> = leaf
         .iter_extensions()
         .filter_map(|it| match it.parsed_extension() {
@@ -205,6 +205,26 @@ fn a_wanted_end_shortens_a_certificate_and_never_lengthens_it() {
         circumstances.wanted_end = Some(NOW + wanted);
         let unsigned = prepare(&request(&params("x"), &key()).unwrap(), None, &circumstances).unwrap();
         assert_eq!(unsigned.not_after, NOW + Duration::days(days), "{wanted}");
+    }
+}
+
+#[test]
+fn only_a_ca_is_stretched_from_a_clock_that_is_behind_to_the_time_that_it_must_be() {
+    let clock_of_1970 = Circumstances { now: OffsetDateTime::UNIX_EPOCH, ..circumstances(None, true) };
+    let mut ca = params("x");
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.subject_alt_names.clear();
+    ca.extended_key_usages.clear();
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    for (params, end) in [(ca, NOW), (params("x"), OffsetDateTime::UNIX_EPOCH)] {
+        let own = key();
+        let unsigned = prepare(&request(&params, &own).unwrap(), None, &clock_of_1970).unwrap();
+        let signature = sign(&unsigned, &own);
+        let der = unsigned.finish(&signature).unwrap();
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
+        let validity = certificate.validity();
+        assert_eq!(validity.not_before.to_datetime(), OffsetDateTime::UNIX_EPOCH);
+        assert_eq!(validity.not_after.to_datetime(), end + Duration::days(30));
     }
 }
 

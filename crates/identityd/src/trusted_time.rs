@@ -1,0 +1,111 @@
+//! The last time that a trusted service told: of what the hub and the provisioning service said over TLS, the latest answer.
+//!
+//! A device without a battery for its clock begins in 1970, and this is how that is noticed. Nothing refuses to work because of
+//! what is kept here: a service that errs is corrected by its next answer, and a file that cannot be read is begun anew.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use edgekeep_cloud::Transport;
+use edgekeep_core::clock;
+use edgekeep_daemon::store::StateFile;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+/// How often the answers are looked at.
+const LOOK: Duration = Duration::from_secs(60);
+/// The file is written when it is off by this many seconds: flash wears out.
+const SAVE_EVERY: i64 = 3600;
+/// In place of a time that is not known.
+const UNKNOWN: i64 = i64::MIN;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    /// Seconds since 1970.
+    last_good: i64,
+}
+
+/// The last good time, over restarts.
+#[derive(Debug)]
+pub(crate) struct TrustedTime {
+    file: StateFile<Kept>,
+    last_good: AtomicI64,
+    saved: AtomicI64,
+}
+
+impl TrustedTime {
+    pub(crate) fn open(folder: &Path) -> Self {
+        let file = StateFile::new(folder.join("clock.json"), "clock", 1);
+        let kept: Option<Kept> = file.load().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the last good time is not known");
+            None
+        });
+        let known = kept.map_or(UNKNOWN, |kept| kept.last_good);
+        Self { file, last_good: AtomicI64::new(known), saved: AtomicI64::new(known) }
+    }
+
+    /// In seconds since 1970.
+    pub(crate) fn last_good(&self) -> Option<i64> {
+        Some(self.last_good.load(Ordering::Relaxed)).filter(|known| *known != UNKNOWN)
+    }
+
+    /// The earliest moment that it can be, whatever the clock shows.
+    pub(crate) fn earliest(&self) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(clock::earliest(self.last_good())).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+
+    /// Takes in what services said, for ever.
+    pub(crate) async fn follow(self: Arc<Self>, transports: Vec<Arc<Transport>>) {
+        loop {
+            if let Some(told) = transports.iter().filter_map(|transport| transport.last_date()).max() {
+                self.learn(told);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Also a time that is earlier than the last one: it is newer.
+    fn learn(&self, told: i64) {
+        self.last_good.store(told, Ordering::Relaxed);
+        if self.saved.load(Ordering::Relaxed).abs_diff(told) < SAVE_EVERY.unsigned_abs() {
+            return;
+        }
+        // Once an hour, and short.
+        match self.file.save(&Kept { last_good: told }) {
+            Ok(()) => self.saved.store(told, Ordering::Relaxed),
+            Err(error) => tracing::debug!(%error, "the last good time is not kept"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_answer_counts_also_if_it_tells_an_earlier_time_and_survives_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let time = TrustedTime::open(folder.path());
+        assert_eq!(time.last_good(), None);
+        assert_eq!(time.earliest().unix_timestamp(), clock::BUILT);
+        time.learn(clock::BUILT + 400 * 86_400);
+        assert_eq!(TrustedTime::open(folder.path()).last_good(), Some(clock::BUILT + 400 * 86_400));
+        time.learn(clock::BUILT + 5);
+        let again = TrustedTime::open(folder.path());
+        assert_eq!(again.earliest().unix_timestamp(), clock::BUILT + 5);
+    }
+
+    #[test]
+    fn whatever_the_file_says_the_daemon_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("clock.json"), "nonsense").unwrap();
+        assert_eq!(TrustedTime::open(folder.path()).last_good(), None);
+        for far in [i64::MAX, i64::MIN, 0] {
+            let time = TrustedTime::open(folder.path());
+            time.learn(far);
+            assert_eq!(TrustedTime::open(folder.path()).earliest().unix_timestamp(), clock::BUILT, "{far}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Keeps the Edge CA certificate valid: looks at it from time to time, when the clock is put to another time, and when a
+//! module's certificate cannot be signed. What follows from a look is decided in [`edgekeep_core::edge_ca`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use edgekeep_api::identityd::Identity;
+use edgekeep_core::clock::BUILT;
+use edgekeep_core::edge_ca::{Attempts, Due, LEAST_GAP, due};
+use edgekeep_core::health::{Code, Subject};
+use edgekeep_core::issuance::Term;
+use edgekeep_daemon::clock::{Steps, reading};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use crate::edge_ca;
+use crate::service::Moduled;
+
+/// How often the certificate is looked at when nothing happens.
+const PERIOD: Duration = Duration::from_secs(3600);
+/// How long a caller waits who can do without the certificate.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The one who looks. However many callers miss a valid certificate, one look is made for all of them.
+#[derive(Debug, Default)]
+pub struct EdgeCaKeeper {
+    /// As the last look found or made it.
+    known: Mutex<Option<Term>>,
+    looks: tokio::sync::Mutex<Looks>,
+}
+
+#[derive(Debug, Default)]
+struct Looks {
+    attempts: Attempts,
+    /// When the last one began, and what keeps the certificate from being there.
+    last: Option<(Instant, Result<(), String>)>,
+}
+
+impl EdgeCaKeeper {
+    /// Sees to it, as far as possible, that the certificate is valid now. Costs nothing if it is known to be.
+    pub(crate) async fn ready(&self, service: &Moduled) {
+        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = OffsetDateTime::now_utc();
+        if known.is_none_or(|validity| due(validity, now, earliest()) == Due::Now) {
+            // What is wrong is said by who is asked for the signature.
+            let _ = self.look(service, Instant::now()).await;
+        }
+    }
+
+    /// As [`Self::ready`], for who can do without it and waits for a moment only.
+    pub(crate) async fn ready_soon(&self, service: &Moduled) {
+        let _ = tokio::time::timeout(PATIENCE, self.ready(service)).await;
+    }
+
+    /// Looks at the certificate and makes it anew if it is due, unless a look that began after `since` has just done so.
+    ///
+    /// # Errors
+    /// What keeps a valid certificate from being there, also if that was found out too short a time ago to try again.
+    pub(crate) async fn look(&self, service: &Moduled, since: Instant) -> Result<(), String> {
+        let mut looks = self.looks.lock().await;
+        if let Some((began, outcome)) = &looks.last
+            && *began >= since
+        {
+            return outcome.clone();
+        }
+        let wait = looks.attempts.wait(reading());
+        if wait > LEAST_GAP
+            && let Some((_, Err(problem))) = &looks.last
+        {
+            return Err(problem.clone());
+        }
+        tokio::time::sleep(wait.min(LEAST_GAP)).await;
+        looks.attempts.begin(reading());
+        let began = Instant::now();
+        let outcome = match ensure(service).await {
+            Ok(validity) => {
+                let before = self.known.lock().unwrap_or_else(PoisonError::into_inner).replace(validity);
+                if before != Some(validity) {
+                    // It is part of the bundle.
+                    service.trust_bundle.forget();
+                }
+                let _ = service.edge_ca.send_replace(Some(validity.not_after));
+                service.board.clear_all(Code::NoEdgeCa);
+                Ok(())
+            }
+            Err(problem) => {
+                let _ = service.edge_ca.send_replace(None);
+                let certificate = Subject::certificate(service.settings.edge_ca.cert.as_str());
+                service.board.raise(Code::NoEdgeCa, &certificate, &problem);
+                Err(problem)
+            }
+        };
+        looks.attempts.end(outcome.is_ok());
+        looks.last = Some((began, outcome.clone()));
+        outcome
+    }
+
+    async fn pause(&self) -> Duration {
+        let looks = self.looks.lock().await;
+        match &looks.last {
+            Some((_, Err(_))) => looks.attempts.wait(reading()),
+            _ => PERIOD,
+        }
+    }
+}
+
+/// Looks at the certificate until `stop`.
+pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
+    let keeper = &service.edge_ca_keeper;
+    let mut steps = Steps::watch();
+    loop {
+        // Reported where operators look for it.
+        let _ = keeper.look(&service, Instant::now()).await;
+        let pause = keeper.pause().await;
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            moved = steps.next() => tracing::info!(seconds = moved, "the clock was put to another time"),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn ensure(service: &Moduled) -> Result<Term, String> {
+    let device = match service.identities.client().device().await {
+        Ok(Identity::Aziot(identity)) => identity.device_id,
+        Ok(Identity::Local(_)) => service.settings.hostname.clone(),
+        Err(error) => return Err(error.to_string()),
+    };
+    let now = OffsetDateTime::now_utc();
+    let settings = &service.settings.edge_ca;
+    let ensured = edge_ca::ensure(&service.keys, &service.certificates, settings, &device, now, earliest());
+    ensured.await.map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        format!("{error}{cause}")
+    })
+}
+
+/// The earliest moment that it can be. What services tell of the time is known to others, who take it into account when they
+/// issue.
+fn earliest() -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(BUILT).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
