@@ -158,6 +158,7 @@ impl Parts {
         let missing = parts::provide(&[parts::CURL, parts::OPENSSL])?;
         anyhow::ensure!(missing.is_empty(), parts::remedy(&missing));
         or_skip("tests with TPMs and tokens", hardware())?;
+        or_skip("tests with a clock that is moved", needs(&[parts::FAKETIME]))?;
         let engine = or_skip("tests with a container engine", Engine::answering_or_private())?;
         if let Some(engine) = &engine {
             eprintln!("container engine: {}", engine.describe());
@@ -167,9 +168,15 @@ impl Parts {
     }
 }
 
+fn needs(wanted: &[parts::Part]) -> anyhow::Result<()> {
+    let missing = parts::provide(wanted)?;
+    anyhow::ensure!(missing.is_empty(), parts::remedy(&missing));
+    Ok(())
+}
+
 /// What simulates TPMs and tokens, and the foreign tools that look at them. The tests find it by themselves.
 fn hardware() -> anyhow::Result<()> {
-    let missing = parts::provide(&[
+    needs(&[
         parts::SWTPM,
         parts::TPM2_TOOLS,
         parts::SOFTHSM,
@@ -181,9 +188,7 @@ fn hardware() -> anyhow::Result<()> {
         parts::TCTI_TABRMD,
         parts::DBUS_DAEMON,
         parts::DBUS_SEND,
-    ])?;
-    anyhow::ensure!(missing.is_empty(), parts::remedy(&missing));
-    Ok(())
+    ])
 }
 
 /// In CI a missing part is a failure; elsewhere the tests that need it are skipped, and this says so.
