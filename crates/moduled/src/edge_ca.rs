@@ -26,7 +26,7 @@ pub enum EdgeCaError {
         source: ClientError,
     },
     /// The key could not be used.
-    #[error("the Edge CA's key cannot be used")]
+    #[error(transparent)]
     Key(#[from] RemoteKeyError),
     /// The certificate is not one.
     #[error("certificate {0} cannot be read; replace or delete it")]

@@ -28,6 +28,7 @@ pub fn of_identity(error: &IdentityError) -> HttpError {
     match error {
         IdentityError::Client(error) => of_service(error),
         IdentityError::Incomplete { .. } => HttpError::bad_request(error.to_string()),
+        IdentityError::Slow { .. } => HttpError::internal(error.to_string()),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use edgekeep_api::client::ClientError;
@@ -14,9 +14,14 @@ use edgekeep_api::keyd::KeyHandle;
 use edgekeep_api::{Recipient, says_absent};
 use edgekeep_core::id::ModuleId;
 use http::StatusCode;
-use tokio::sync::Mutex;
+use tokio::sync::watch;
 
 const FRESH: Duration = Duration::from_secs(60);
+/// Longest that the identity service may take. A compatible one asks the hub for each answer, twice for 70 s
+/// if the hub is away, and answers one request at a time.
+const SERVICE_LIMIT: Duration = Duration::from_secs(300);
+/// Longest that a caller is kept waiting for it: existing clients give up after 60 s.
+const CALLER_LIMIT: Duration = Duration::from_secs(45);
 /// More modules than a device has; a bound all the same.
 const LIMIT: usize = 4096;
 
@@ -49,34 +54,52 @@ pub enum IdentityError {
         /// What is missing.
         missing: &'static str,
     },
+    /// identityd has not answered yet.
+    #[error(
+        "identityd has not told the identity of module {module} within {} s; it goes on being asked: try again",
+        CALLER_LIMIT.as_secs()
+    )]
+    Slow {
+        /// The module.
+        module: ModuleId,
+    },
 }
+
+type Outcome = Result<Arc<ModuleIdentity>, Arc<IdentityError>>;
 
 /// Identities by module.
 #[derive(Debug)]
 pub struct IdentityCache {
     client: IdentityClient,
     known: RwLock<HashMap<ModuleId, Arc<ModuleIdentity>>>,
-    loading: Mutex<()>,
+    /// Questions under way, one a module.
+    asked: Mutex<HashMap<ModuleId, watch::Receiver<Option<Outcome>>>>,
 }
 
 impl IdentityCache {
     /// An empty cache in front of `client`.
     #[must_use]
     pub fn new(client: IdentityClient) -> Self {
-        Self { client, known: RwLock::new(HashMap::new()), loading: Mutex::new(()) }
+        Self { client, known: RwLock::default(), asked: Mutex::default() }
     }
 
-    /// The client behind the cache.
+    /// A client that waits as long as the service may take for what needs the hub.
     #[must_use]
-    pub fn client(&self) -> &IdentityClient {
+    pub fn client(&self) -> IdentityClient {
+        self.client.with_timeout(SERVICE_LIMIT)
+    }
+
+    /// A client for what the service knows by itself.
+    #[must_use]
+    pub fn quick_client(&self) -> &IdentityClient {
         &self.client
     }
 
     /// The identity of a module.
     ///
     /// # Errors
-    /// If it is not known here and identityd cannot tell.
-    pub async fn module(self: &Arc<Self>, module: &ModuleId) -> Result<Arc<ModuleIdentity>, IdentityError> {
+    /// If it is not known here and identityd cannot tell, or not in time.
+    pub async fn module(self: &Arc<Self>, module: &ModuleId) -> Outcome {
         if let Some(identity) = self.cached(module) {
             if identity.since.elapsed() > FRESH && !identity.refreshing.swap(true, Ordering::AcqRel) {
                 let this = Arc::clone(self);
@@ -85,12 +108,31 @@ impl IdentityCache {
             }
             return Ok(identity);
         }
-        // One look-up at a time; whoever waited finds the answer of the one before.
-        let _loading = self.loading.lock().await;
-        if let Some(identity) = self.cached(module) {
-            return Ok(identity);
+        let slow = || Arc::new(IdentityError::Slow { module: module.clone() });
+        let mut asked = self.ask(module);
+        let outcome = tokio::time::timeout(CALLER_LIMIT, asked.wait_for(Option::is_some)).await;
+        match outcome.map(|told| told.map(|outcome| outcome.clone())) {
+            Ok(Ok(Some(outcome))) => outcome,
+            _ => Err(slow()),
         }
-        self.load(module).await
+    }
+
+    /// Asks identityd, once for all callers that wait for the same module. Goes on when they have given up,
+    /// so that the next one finds the answer.
+    fn ask(self: &Arc<Self>, module: &ModuleId) -> watch::Receiver<Option<Outcome>> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = asked.get(module) {
+            return running.clone();
+        }
+        let (tell, told) = watch::channel(None);
+        asked.insert(module.clone(), told.clone());
+        let (this, module) = (Arc::clone(self), module.clone());
+        tokio::spawn(async move {
+            let outcome = this.load(&module).await.map_err(Arc::new);
+            this.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&module);
+            tell.send_replace(Some(outcome));
+        });
+        told
     }
 
     /// Forgets a module's identity: it was changed, deleted, or its key handle is no longer good.
@@ -118,7 +160,7 @@ impl IdentityCache {
     async fn load(&self, module: &ModuleId) -> Result<Arc<ModuleIdentity>, IdentityError> {
         let incomplete = |missing| IdentityError::Incomplete { module: module.clone(), missing };
         let Identity::Aziot(AziotIdentity { hub_name, device_id, gen_id, auth, .. }) =
-            self.client.module(module.as_str()).await?
+            self.client().module(module.as_str()).await?
         else {
             return Err(incomplete("identity at the hub"));
         };

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use edgekeep_api::certd::CertificatesClient;
@@ -102,60 +102,124 @@ impl KeptHandle {
     }
 }
 
+/// The key that keys of modules' data are derived from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Base {
+    /// A key for nothing else (ours).
+    ModuleData,
+    /// The device's key for modules' data, where the keys service has the other one for nobody: compatible
+    /// services grant the module runtime the keys that the published interface names, and no others.
+    DeviceData,
+}
+
 /// The keys of modules' data: each derived, in keyd, from one base that is made when first used. Only their handles are here.
 #[derive(Debug)]
 pub struct ModuleDataKeys {
-    base: KeptHandle,
-    /// By what they are derived for.
-    derived: RwLock<HashMap<Vec<u8>, KeyHandle>>,
+    module_data: KeptHandle,
+    device_data: KeptHandle,
+    /// By what they are derived from and for.
+    derived: RwLock<HashMap<(Base, Vec<u8>), KeyHandle>>,
+    /// The base of new data, once keyd has said which.
+    base: OnceLock<Base>,
 }
 
 impl Default for ModuleDataKeys {
     fn default() -> Self {
-        let base = KeptHandle::new(Origin::Made { id: MODULE_DATA_BASE, usage: "derive" });
-        Self { base, derived: RwLock::default() }
+        let made = |id, usage| KeptHandle::new(Origin::Made { id, usage });
+        Self {
+            module_data: made(MODULE_DATA_BASE, "derive"),
+            device_data: made(DEVICE_DATA_KEY, "encrypt"),
+            derived: RwLock::default(),
+            base: OnceLock::new(),
+        }
     }
 }
 
 impl ModuleDataKeys {
-    async fn derive(&self, keys: &KeysClient, data: &[u8]) -> Result<KeyHandle, ClientError> {
-        let base = self.base.ask(keys).await?;
-        match keys.derive_key(&base, data).await {
+    /// Base of new data, as far as keyd grants one.
+    ///
+    /// # Errors
+    /// As [`DataKey::get`].
+    pub(crate) async fn base(&self, keys: &KeysClient) -> Result<Base, HttpError> {
+        if let Some(base) = self.base.get() {
+            return Ok(*base);
+        }
+        let base = match self.module_data.ask(keys).await {
+            Ok(_) => Base::ModuleData,
+            Err(error) if grants_published_keys_alone(&error) => {
+                tracing::warn!(
+                    "the keys service grants no key {MODULE_DATA_BASE:?}, as compatible ones do: modules' keys are derived \
+                     from {DEVICE_DATA_KEY:?}"
+                );
+                Base::DeviceData
+            }
+            Err(error) => return Err(no_key(&error)),
+        };
+        Ok(*self.base.get_or_init(|| base))
+    }
+
+    fn kept_base(&self, base: Base) -> &KeptHandle {
+        match base {
+            Base::ModuleData => &self.module_data,
+            Base::DeviceData => &self.device_data,
+        }
+    }
+
+    async fn derive(&self, keys: &KeysClient, base: Base, data: &[u8]) -> Result<KeyHandle, ClientError> {
+        let kept = self.kept_base(base);
+        let handle = kept.ask(keys).await?;
+        match keys.derive_key(&handle, data).await {
             Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
-                self.base.forget(&base).await;
-                keys.derive_key(&self.base.ask(keys).await?, data).await
+                kept.forget(&handle).await;
+                keys.derive_key(&kept.ask(keys).await?, data).await
             }
             done => done,
         }
     }
 
-    fn kept(&self, data: &[u8]) -> Option<KeyHandle> {
-        self.derived.read().unwrap_or_else(PoisonError::into_inner).get(data).cloned()
+    fn kept(&self, base: Base, data: &[u8]) -> Option<KeyHandle> {
+        self.derived.read().unwrap_or_else(PoisonError::into_inner).get(&(base, data.to_vec())).cloned()
     }
 
-    fn keep(&self, data: &[u8], handle: &KeyHandle) {
+    fn keep(&self, base: Base, data: &[u8], handle: &KeyHandle) {
         let mut derived = self.derived.write().unwrap_or_else(PoisonError::into_inner);
         if derived.len() >= DERIVED_LIMIT {
             derived.clear();
         }
-        derived.insert(data.to_vec(), handle.clone());
+        derived.insert((base, data.to_vec()), handle.clone());
     }
 
-    async fn forget(&self, data: &[u8], old: &KeyHandle) {
-        if self.kept(data).as_ref() == Some(old) {
-            self.derived.write().unwrap_or_else(PoisonError::into_inner).remove(data);
+    async fn forget(&self, base: Base, data: &[u8], old: &KeyHandle) {
+        if self.kept(base, data).as_ref() == Some(old) {
+            self.derived.write().unwrap_or_else(PoisonError::into_inner).remove(&(base, data.to_vec()));
             // The base's is as old.
-            *self.base.handle.lock().await = None;
+            *self.kept_base(base).handle.lock().await = None;
         }
     }
+}
+
+/// Decides whether a refusal is that of a service with the published grants alone. Ours names the cause, and
+/// `edgekeep config apply` then grants what is missing.
+fn grants_published_keys_alone(error: &ClientError) -> bool {
+    matches!(error, ClientError::Status { status: StatusCode::UNAUTHORIZED, code: None, .. })
+}
+
+fn no_key(error: &ClientError) -> HttpError {
+    let remedy = match error {
+        ClientError::Status { status: StatusCode::UNAUTHORIZED, .. } => {
+            "; `edgekeep config apply` grants it to moduled"
+        }
+        _ => "",
+    };
+    HttpError::internal(format!("no key of modules' data: {error}{remedy}"))
 }
 
 /// A key that modules' data is encrypted under.
 pub(crate) enum DataKey<'a> {
     /// The device's one key.
     Device(&'a KeptHandle),
-    /// The one that is derived for this.
-    Module(&'a ModuleDataKeys, &'a [u8]),
+    /// The one that is derived from this base for this.
+    Module(&'a ModuleDataKeys, Base, &'a [u8]),
 }
 
 impl DataKey<'_> {
@@ -167,19 +231,18 @@ impl DataKey<'_> {
     pub(crate) async fn get(&self, keys: &KeysClient) -> Result<KeyHandle, HttpError> {
         let asked = match self {
             Self::Device(key) => key.ask(keys).await,
-            Self::Module(all, data) => match all.kept(data) {
+            Self::Module(all, base, data) => match all.kept(*base, data) {
                 Some(handle) => Ok(handle),
-                None => all.derive(keys, data).await.inspect(|handle| all.keep(data, handle)),
+                None => all.derive(keys, *base, data).await.inspect(|handle| all.keep(*base, data, handle)),
             },
         };
-        asked.map_err(|error| {
-            let remedy = match error {
-                ClientError::Status { status: StatusCode::UNAUTHORIZED, .. } => {
-                    "; `edgekeep config apply` grants it to moduled"
-                }
-                _ => "",
-            };
-            HttpError::internal(format!("no key of modules' data: {error}{remedy}"))
+        asked.map_err(|error| match self {
+            // A key on a token that encrypts derives nothing.
+            Self::Module(_, Base::DeviceData, _) if error.status().is_some() => HttpError::internal(format!(
+                "no key of modules' data: {error}; a keys service that cannot derive keys from {DEVICE_DATA_KEY:?} needs \
+                 module_encryption = \"device-key\""
+            )),
+            _ => no_key(&error),
         })
     }
 
@@ -190,7 +253,7 @@ impl DataKey<'_> {
     pub(crate) async fn renew(&self, keys: &KeysClient, old: &KeyHandle) -> Result<KeyHandle, HttpError> {
         match self {
             Self::Device(key) => key.forget(old).await,
-            Self::Module(all, data) => all.forget(data, old).await,
+            Self::Module(all, base, data) => all.forget(*base, data, old).await,
         }
         self.get(keys).await
     }

@@ -42,7 +42,7 @@ pub enum RemoteKeyError {
         source: ClientError,
     },
     /// The public half cannot be used.
-    #[error("the public key is unusable: {0}")]
+    #[error("the Edge CA's key is unusable: {0}")]
     PublicKey(&'static str),
     /// The request could not be written.
     #[error("the request for the certificate cannot be encoded")]
@@ -96,7 +96,7 @@ impl RemoteKey {
     pub(crate) async fn load(keys: KeysClient, handle: KeyHandle) -> Result<Self, RemoteKeyError> {
         let ask = async |name| {
             let answer = keys.parameter(&handle, name).await;
-            answer.map_err(|source| RemoteKeyError::Service { step: "read the public key", source })
+            answer.map_err(|source| RemoteKeyError::Service { step: "read the public key of the Edge CA", source })
         };
         let public = match ask("algorithm").await?.as_str() {
             "ECDSA" => PublicKey::ec(&ask("ec-curve-oid").await?, &ask("ec-point").await?)?,
@@ -120,8 +120,10 @@ impl RemoteKey {
                 self.keys.encrypt(&self.handle, EncryptMechanism::RsaPkcs1, block).await
             }
         };
-        let signature =
-            signature.map_err(|source| RemoteKeyError::Service { step: "sign the certificate request", source })?;
+        let signature = signature.map_err(|source| RemoteKeyError::Service {
+            step: "have the request for the Edge CA certificate signed",
+            source,
+        })?;
         let request = Request {
             info: der::Decode::from_der(&info)?,
             algorithm: self.public.signature_algorithm(),

@@ -8,6 +8,7 @@
 
 mod builder;
 mod caller;
+mod compatible;
 mod device;
 mod engine;
 mod engine_proxy;
@@ -20,6 +21,7 @@ mod wait;
 
 pub use builder::{Builder, DEVICE_ID};
 pub use caller::Caller;
+pub use compatible::{Behaviour, Call, Compatible};
 pub use device::{Device, add_variable, base64, module_spec};
 pub use engine::{ENGINE_VARIABLE, Engine, Image};
 pub use engine_proxy::{EngineFault, EngineProxy};

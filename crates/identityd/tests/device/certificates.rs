@@ -22,7 +22,7 @@ pub(crate) fn ca_request(pair: &KeyPair, path_length: BasicConstraints) -> Strin
     params.serialize_request(pair).unwrap().pem().unwrap()
 }
 
-fn leaf_request(name: &str) -> String {
+pub(crate) fn leaf_request(name: &str) -> String {
     let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod certificates;
+mod compatible_keys;
 mod foreign_requests;
 mod harness;
 mod identities;

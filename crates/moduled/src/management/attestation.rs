@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use edgekeep_api::ErrorCode;
 use edgekeep_api::attestation::{Attestation, PastRefusals};
 use edgekeep_core::attestation::{Asked, Door, RunningFacts};
 use edgekeep_core::id::ModuleId;
@@ -41,7 +42,9 @@ async fn nearest(service: &Arc<Moduled>, pid: u32) -> Result<Attestation, HttpEr
             nearest = Some((passed, attestation));
         }
     }
-    nearest.map(|(_, attestation)| attestation).ok_or_else(|| HttpError::not_found("no module is registered"))
+    nearest
+        .map(|(_, attestation)| attestation)
+        .ok_or_else(|| HttpError::not_found("no module is registered").with_code(ErrorCode::Absent))
 }
 
 async fn examine(service: &Arc<Moduled>, module: &ModuleId, pid: Option<u32>) -> Result<Attestation, HttpError> {

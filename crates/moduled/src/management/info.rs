@@ -29,7 +29,7 @@ pub(super) async fn system_info(service: Arc<Moduled>, _: Request) -> Result<Res
         let version = containers.engine.version().await.ok()?;
         version["Version"].as_str().map(str::to_owned)
     };
-    let provisioning = async { service.identities.client().provisioning().await.ok() };
+    let provisioning = async { service.identities.quick_client().provisioning().await.ok() };
     let (engine, provisioning) =
         tokio::join!(tokio::time::timeout(PATIENCE, engine), tokio::time::timeout(PATIENCE, provisioning));
     info.server_version = info.server_version.or_else(|| engine.ok().flatten());

@@ -32,13 +32,9 @@ const COMMON_NAME_LIMIT: usize = 64;
 pub(super) async fn server(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
     let (module, _) = state.admit_generation(&request).await?;
     let body: ServerCertificate = request.json().await?;
-    let mut names = vec![host_name(&body.common_name)?];
+    let names = server_names(&body.common_name, &module)?;
     if belongs_to_another(&body.common_name, &module, &state.service.registrations.modules()) {
         return Err(state.service.refuse(&request, &module, DenyReason::NameOfAnotherModule));
-    }
-    let own = host_name(module.name())?;
-    if !names.contains(&own) {
-        names.push(own);
     }
     let not_after = end(&state.service, body.expiration.as_deref());
     let cert_id = format!("aziot-edged/module/{}:{}:server", module.name(), request.param(1));
@@ -62,6 +58,14 @@ pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> 
         not_after,
     };
     Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted, &state.behalf(&request, &module)).await?))
+}
+
+/// Names of a server certificate: the one that is asked for, and the module's own where that can be one: an id may have two
+/// dots in a row, or end in one.
+fn server_names(common_name: &str, module: &ModuleId) -> Result<Vec<SanType>, HttpError> {
+    let mut names = vec![host_name(common_name)?];
+    names.extend(host_name(module.name()).ok().filter(|own| !names.contains(own)));
+    Ok(names)
 }
 
 /// Whether a name is that of a neighbour: whoever trusts this device's certificates would take the module for it. The
@@ -217,6 +221,17 @@ mod tests {
         for wrong in ["", "*", "*.example", "a b", "a..b", "a/b", "é", &"a".repeat(64), "x\0y"] {
             assert!(host_name(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_module_whose_id_is_no_host_name_gets_a_certificate_for_the_name_that_it_asks_for() {
+        let names = |common_name: &str, module: &str| {
+            server_names(common_name, &module.parse().unwrap()).map(|names| names.len()).map_err(|error| error.status())
+        };
+        assert_eq!(names("press-04", "thermometer"), Ok(2));
+        assert_eq!(names("thermometer", "thermometer"), Ok(1));
+        assert_eq!(names("press-04", "a..b"), Ok(1));
+        assert_eq!(names("a..b", "a..b"), Err(StatusCode::BAD_REQUEST));
     }
 
     #[test]

@@ -53,11 +53,12 @@ pub(super) async fn encrypt(state: Arc<WorkloadDoor>, mut request: Request) -> R
     } else {
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|error| HttpError::hidden(&error))?;
-        let aad = layout::additional_data(module.as_str(), generation, iv.as_slice());
+        let base = state.service.module_data_keys.base(keys).await?;
+        let aad = layout::additional_data(base, module.as_str(), generation, iv.as_slice());
         let mechanism = EncryptMechanism::Aead { iv: nonce.as_slice().into(), aad: aad.into() };
         let data = layout::derivation_data(module.as_str(), generation);
-        let key = DataKey::Module(&state.service.module_data_keys, &data);
-        layout::compose(&nonce, &seal(keys, key, mechanism, plaintext).await?)
+        let key = DataKey::Module(&state.service.module_data_keys, base, &data);
+        layout::compose(base, &nonce, &seal(keys, key, mechanism, plaintext).await?)
     };
     Ok(Response::ok(&Encrypted { ciphertext: ciphertext.into() }))
 }
@@ -68,12 +69,12 @@ pub(super) async fn decrypt(state: Arc<WorkloadDoor>, mut request: Request) -> R
     let (keys, generation) = (&state.keys_for(&request, &module), request.param(1));
     let iv = body.initialization_vector;
     let plaintext = match layout::parse(body.ciphertext.as_slice()) {
-        Ok(Form::ModuleKey { nonce, sealed }) => {
+        Ok(Form::ModuleKey { base, nonce, sealed }) => {
             metrics::DECRYPTIONS.with(["module-key"]).increment();
-            let aad = layout::additional_data(module.as_str(), generation, iv.as_slice());
+            let aad = layout::additional_data(base, module.as_str(), generation, iv.as_slice());
             let mechanism = EncryptMechanism::Aead { iv: nonce.as_slice().into(), aad: aad.into() };
             let data = layout::derivation_data(module.as_str(), generation);
-            open(keys, DataKey::Module(&state.service.module_data_keys, &data), mechanism, sealed).await?
+            open(keys, DataKey::Module(&state.service.module_data_keys, base, &data), mechanism, sealed).await?
         }
         Ok(Form::DeviceKey { .. }) if state.service.settings.module_encryption == ModuleEncryption::ModuleKeyOnly => {
             return Err(HttpError::internal(
