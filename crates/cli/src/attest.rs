@@ -10,6 +10,7 @@ use edgekeep_core::host::Accounts;
 use time::OffsetDateTime;
 
 use crate::arguments::{AttestOptions, Context};
+use crate::failure;
 use crate::output::{self, Columns, Hue, Style, age, moment, printable};
 
 /// Refusals that are shown if no number is given.
@@ -19,7 +20,8 @@ pub(crate) async fn run(context: &Context, options: &AttestOptions) -> anyhow::R
     let client = ManagementClient::new(&context.management);
     let subject = options.subject.as_deref();
     if options.refusals {
-        let refusals = client.refusals(subject, options.last.unwrap_or(SHOWN)).await?;
+        let refusals = client.refusals(subject, options.last.unwrap_or(SHOWN)).await;
+        let refusals = failure::of_our_own_route(refusals)?;
         if context.json {
             output::print_json(&refusals)?;
         } else {
@@ -31,10 +33,11 @@ pub(crate) async fn run(context: &Context, options: &AttestOptions) -> anyhow::R
     }
     // A number is a pid; a module that is called like one is looked at by the pid of its process and `--module`.
     let attestation = match subject.map(|subject| (subject, subject.parse::<u32>())) {
-        Some((_, Ok(pid))) => client.attestation(Some(pid), options.module.as_deref()).await?,
-        Some((module, Err(_))) => client.attestation(None, Some(module)).await?,
+        Some((_, Ok(pid))) => client.attestation(Some(pid), options.module.as_deref()).await,
+        Some((module, Err(_))) => client.attestation(None, Some(module)).await,
         None => anyhow::bail!("name a process or a module, or ask for --refusals"),
     };
+    let attestation = failure::of_our_own_route(attestation)?;
     if context.json {
         output::print_json(&attestation)?;
     } else {

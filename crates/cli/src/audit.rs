@@ -12,9 +12,11 @@ use edgekeep_audit::note::VerifierKey;
 use edgekeep_audit::tree::{Frontier, Hash, Tree, leaf_hash};
 use edgekeep_audit::verify::{Fault, Gap, Known, Report, verify, verify_read};
 use edgekeep_audit::{export, proof};
+use http::StatusCode;
 use time::format_description::well_known::Rfc3339;
 
 use crate::arguments::Context;
+use crate::failure;
 use crate::output::{self, Columns, Hue, Style};
 
 /// Entries asked for at a time.
@@ -120,7 +122,10 @@ const NOT_ALLOWED: &str =
 
 /// The head of keyd's log, and what keyd says about it.
 async fn head(client: &KeysClient) -> anyhow::Result<(AuditCheckpoint, VerifierKey, Checkpoint)> {
-    let answer = client.audit_checkpoint().await.context(NOT_ALLOWED)?;
+    let answer = match client.audit_checkpoint().await {
+        Err(error) if error.status() == Some(StatusCode::UNAUTHORIZED) => return Err(error).context(NOT_ALLOWED),
+        answer => failure::of_our_own_route(answer)?,
+    };
     let key: VerifierKey = answer.verifier_key.parse()?;
     let head = Checkpoint::open(&answer.checkpoint, &key)?;
     Ok((answer, key, head))

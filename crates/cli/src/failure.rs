@@ -80,6 +80,16 @@ pub(crate) fn remedy(error: &ClientError) -> Option<String> {
     })
 }
 
+/// Names the cause of a 404 at a route that compatible services do not have.
+pub(crate) fn of_our_own_route<T>(answer: Result<T, ClientError>) -> anyhow::Result<T> {
+    answer.map_err(|error| match &error {
+        ClientError::Status { status: StatusCode::NOT_FOUND, code: None, .. } => anyhow::Error::new(error).context(
+            "a compatible service, or an older edgekeep, answers at this socket: it does not know what this command asks for",
+        ),
+        _ => error.into(),
+    })
+}
+
 /// The unit of the daemon behind a socket.
 fn daemon_of(socket: &Path) -> &'static str {
     match socket.file_name().and_then(|name| name.to_str()).unwrap_or_default() {
@@ -94,6 +104,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_route_that_a_compatible_service_does_not_have_is_told_from_what_a_daemon_does_not_find() {
+        let answer = |status, code| Err::<(), _>(ClientError::Status { status, message: "not found".to_owned(), code });
+        let said = |answer| of_our_own_route(answer).unwrap_err().to_string();
+        assert!(said(answer(StatusCode::NOT_FOUND, None)).contains("a compatible service"));
+        assert!(!said(answer(StatusCode::NOT_FOUND, Some(edgekeep_api::ErrorCode::Absent))).contains("compatible"));
+        assert!(!said(answer(StatusCode::FORBIDDEN, None)).contains("compatible"));
+    }
 
     #[test]
     fn every_failure_of_a_call_has_a_remedy_that_names_the_daemon_or_the_user() {

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 use edgekeep_api::management::{ImageLine, ImagePlan, ManagementClient};
 
 use crate::arguments::Context;
+use crate::failure;
 use crate::output::{self, printable};
 
 pub(crate) async fn run(context: &Context, collect: bool) -> anyhow::Result<ExitCode> {
     let client = ManagementClient::new(&context.management);
-    let plan = if collect { client.collect_images().await? } else { client.images().await? };
+    let plan = if collect { client.collect_images().await } else { client.images().await };
+    let plan = failure::of_our_own_route(plan)?;
     // What was to go and is still there: the daemon's log says why.
     let left = collect && plan.images.iter().any(|image| image.remove && !image.removed);
     if context.json {

@@ -252,6 +252,12 @@ fn judge(facts: Facts, now: OffsetDateTime) -> Health {
             }
         }
         expiration.clone_from(&status.edge_ca_expiration);
+    } else if facts.daemons.iter().any(|daemon| daemon.name == "moduled" && daemon.answers) {
+        warnings.push(
+            "problems that the module runtime knows of are not shown: it does not tell them (a compatible module runtime \
+             does not), or not in time"
+                .to_owned(),
+        );
     }
 
     let modules = facts.modules.map(|modules| list::lines(&modules, now));
