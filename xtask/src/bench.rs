@@ -5,6 +5,7 @@
 mod figures;
 mod keys;
 mod load;
+mod neighbours;
 mod runtime;
 mod workload;
 

@@ -7,6 +7,7 @@ use std::sync::{Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::{Value, json};
 
 /// How long one request may take.
@@ -21,6 +22,8 @@ pub(crate) struct Case {
     requests: u64,
     /// Whether a caller uses one connection for all its requests.
     keep_alive: bool,
+    /// Whether a connect that would have to wait fails.
+    non_blocking: bool,
 }
 
 /// What came of it.
@@ -30,6 +33,8 @@ pub(crate) struct Outcome {
     latencies: Vec<Duration>,
     /// Connections refused, or closed without an answer.
     refused: u64,
+    /// Of these, connects that would have had to wait.
+    again: u64,
     /// Answered, but with no success.
     failed: u64,
     first_error: Option<String>,
@@ -53,6 +58,7 @@ impl Case {
         let path = path.replace("{m}", &own("IOTEDGE_MODULEID")).replace("{g}", &own("IOTEDGE_MODULEGENERATIONID"));
         let body = if case["body"].is_null() { String::new() } else { case["body"].to_string() };
         let keep_alive = case["keepAlive"].as_bool().unwrap_or(false);
+        let non_blocking = case["nonBlocking"].as_bool().unwrap_or(false);
         let request = format!(
             "{} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {}\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}",
@@ -62,7 +68,7 @@ impl Case {
         );
         let (callers, requests) = (count("callers")?, count("requests")?);
         anyhow::ensure!((1..=256).contains(&callers) && requests > 0, "1 to 256 callers and at least one request");
-        Ok(Self { socket, request: request.into_bytes(), callers, requests, keep_alive })
+        Ok(Self { socket, request: request.into_bytes(), callers, requests, keep_alive, non_blocking })
     }
 
     /// Makes all requests.
@@ -101,10 +107,25 @@ impl Case {
                     own.failed += 1;
                     own.first_error.get_or_insert_with(|| String::from_utf8_lossy(&buffer).into_owned());
                 }
-                Err(error) => own.refuse(error.to_string()),
+                Err(error) => {
+                    own.again += u64::from(error.kind() == io::ErrorKind::WouldBlock);
+                    own.refuse(error.to_string());
+                }
             }
         }
         own
+    }
+
+    fn connect(&self) -> io::Result<UnixStream> {
+        if !self.non_blocking {
+            return UnixStream::connect(&self.socket);
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(self.socket.as_str())?)?;
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false)?;
+        Ok(stream)
     }
 
     /// One request, over the connection of the last one if there is one and it is to be kept.
@@ -112,7 +133,7 @@ impl Case {
         let mut stream = match kept.take() {
             Some(stream) => stream,
             None => {
-                let stream = UnixStream::connect(&self.socket)?;
+                let stream = self.connect()?;
                 stream.set_read_timeout(Some(PATIENCE))?;
                 stream
             }
@@ -152,6 +173,7 @@ impl Outcome {
     fn add(&mut self, mut other: Self) {
         self.latencies.append(&mut other.latencies);
         self.refused += other.refused;
+        self.again += other.again;
         self.failed += other.failed;
         self.first_error = self.first_error.take().or(other.first_error);
     }
@@ -171,6 +193,7 @@ impl Outcome {
         json!({
             "ok": self.latencies.len(),
             "refused": self.refused,
+            "again": self.again,
             "failed": self.failed,
             "firstError": self.first_error,
             "p50Us": self.percentile(0.5),

@@ -4,11 +4,13 @@
 //! `{"socket", "method", "path", "body", "callers", "requests"}`, and gets one back: `{"ok", "refused", "failed",
 //! "firstError", "p50Us", "p90Us", "p99Us", "perSecond"}`. `{m}` and `{g}` in a path stand for this module's id and
 //! generation; without `socket` its own workload socket is called. Each request is made over a new connection, as the
-//! clients of these sockets do, and the time to connect counts; with `"keepAlive": true` each caller keeps one.
+//! clients of these sockets do, and the time to connect counts; with `"keepAlive": true` each caller keeps one. With
+//! `"nonBlocking": true` a connect that would have to wait is a refusal, counted as `"again"` too.
 //!
 //! `edgekeep-load idle` only waits for SIGTERM. `edgekeep-load flood SOCKET HELD DROPPED` is a bad neighbour: it opens
 //! connections and holds so many of them, and so many more it opens and drops, one after the other; then it says how many
-//! that were, as `{"held", "dropped", "seconds"}`, and holds on until its standard input ends.
+//! that were, as `{"held", "dropped", "seconds"}`, and holds on until its standard input ends. `edgekeep-load storm SOCKET`
+//! opens and drops connections until its standard input ends, and says `{"connected", "refused", "seconds"}`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "what goes wrong belongs in the module's log")]
 
@@ -32,7 +34,7 @@ const SYNOPSIS: Synopsis = Synopsis {
     name: "edgekeep-load",
     version: env!("CARGO_PKG_VERSION"),
     summary: "Makes calls over a Unix socket as a module, as many and as fast as it is told, and measures them.",
-    usage: "CONTROL | idle | flood SOCKET HELD DROPPED",
+    usage: "CONTROL | idle | flood SOCKET HELD DROPPED | storm SOCKET",
     flags: &[],
     variables: &[],
 };
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
             };
             flood::run(socket.as_ref(), held, dropped)
         }
+        [mode, socket] if mode == "storm" => flood::storm(socket.as_ref()),
         _ => return SYNOPSIS.refuse("arguments that do not fit together"),
     };
     match done {

@@ -12,6 +12,7 @@ pub mod deployment;
 pub mod digest;
 pub mod ec_point;
 pub mod edge_ca;
+pub mod fair_queue;
 pub mod grants;
 pub mod hardware;
 pub mod health;

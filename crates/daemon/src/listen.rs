@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 1024;
+/// Connections that may wait to be accepted, until the server sets what it can do with (see `server::acceptor`).
+const BACKLOG: i32 = 900;
 
 /// Longest path, in bytes, that fits into a socket address on Linux.
 pub const PATH_LIMIT: usize = 107;

@@ -119,7 +119,13 @@ pub fn listen(daemon: Daemon, root: &Root) -> Option<UnixListener> {
 /// Answers at the operations socket until `stop`; at once if there is none.
 pub async fn run(listener: Option<UnixListener>, operations: Arc<Operations>, stop: watch::Receiver<bool>) {
     let Some(listener) = listener else { return };
-    serve(listener, Arc::new(router(operations)), Limits { connections_per_uid: CONNECTIONS }, stop).await;
+    serve(
+        listener,
+        Arc::new(router(operations)),
+        Limits { connections_per_uid: CONNECTIONS, ..Limits::default() },
+        stop,
+    )
+    .await;
 }
 
 /// The routes. They need no api-version, so that any scraper can ask.

@@ -107,7 +107,7 @@ async fn clients_that_hang_up_on_a_quiet_stream_do_not_use_up_the_connections_of
         Ok(Response::stream(StatusCode::OK, "text/plain", Quiet(Some(Bytes::from_static(b"line\n")))))
     });
     let (_stop, stopped) = watch::channel(false);
-    tokio::spawn(serve(listener, Arc::new(router), Limits { connections_per_uid: 4 }, stopped));
+    tokio::spawn(serve(listener, Arc::new(router), Limits { connections_per_uid: 4, ..Limits::default() }, stopped));
     let clients = tokio::task::spawn_blocking(move || {
         let begin = std::time::Instant::now();
         let mut served = 0;

@@ -103,7 +103,8 @@ impl Server {
         let routes = Arc::new(router(Arc::clone(&service)));
         let path = folder.path().join("s");
         let listener = runtime.block_on(async { listen::bind(&path, 0o666) }).unwrap();
-        let served = runtime.spawn(serve(listener, routes, Limits { connections_per_uid }, stopped));
+        let served =
+            runtime.spawn(serve(listener, routes, Limits { connections_per_uid, ..Limits::default() }, stopped));
         Self { folder, service, stop, runtime, served: Some(served) }
     }
 

@@ -59,7 +59,8 @@ impl Ready {
     /// Serves until `stop` turns true.
     pub async fn serve(self, settings: &KeydSettings, stop: watch::Receiver<bool>) {
         let limits = |connections: Option<u32>| {
-            connections.map_or_else(Limits::default, |connections_per_uid| Limits { connections_per_uid })
+            connections
+                .map_or_else(Limits::default, |connections_per_uid| Limits { connections_per_uid, ..Limits::default() })
         };
         let tpmd = self.keyd.tpmd();
         let operations = operations::run(self.operations.0, self.operations.1, stop.clone());

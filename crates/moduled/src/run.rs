@@ -7,7 +7,7 @@ use edgekeep_core::attestation::Door;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::operations::{self, Operations};
-use edgekeep_daemon::server::serve;
+use edgekeep_daemon::server::{Limits, serve};
 use edgekeep_daemon::store::{private_folder, sha256, sweep_temporary};
 use edgekeep_daemon::{lifecycle, listen, memory, settings, systemd};
 use edgekeep_runtime::engine::Engine;
@@ -98,13 +98,13 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
         tokio::spawn(serve(
             management,
             Arc::new(management::router(Arc::clone(&service))),
-            management_limits(&service),
+            Limits { shared: true, ..management_limits(&service) },
             stop.clone(),
         )),
         tokio::spawn(serve(
             legacy,
             Arc::new(workload::router(Arc::clone(&service), Door::LegacySocket)),
-            workload_limits(&service),
+            Limits { shared: true, ..workload_limits(&service) },
             stop.clone(),
         )),
     ];

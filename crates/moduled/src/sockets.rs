@@ -319,13 +319,19 @@ fn own(folder: &Path, owner: Owner) -> io::Result<()> {
 /// Limits of a workload socket.
 #[must_use]
 pub fn workload_limits(service: &Moduled) -> Limits {
-    Limits { connections_per_uid: service.settings.workload_connections_per_uid.unwrap_or(WORKLOAD_CONNECTIONS) }
+    Limits {
+        connections_per_uid: service.settings.workload_connections_per_uid.unwrap_or(WORKLOAD_CONNECTIONS),
+        ..Limits::default()
+    }
 }
 
 /// Limits of the management socket.
 #[must_use]
 pub fn management_limits(service: &Moduled) -> Limits {
-    Limits { connections_per_uid: service.settings.management_connections_per_uid.unwrap_or(MANAGEMENT_CONNECTIONS) }
+    Limits {
+        connections_per_uid: service.settings.management_connections_per_uid.unwrap_or(MANAGEMENT_CONNECTIONS),
+        ..Limits::default()
+    }
 }
 
 fn link_path(service: &Moduled, module: &ModuleId) -> PathBuf {

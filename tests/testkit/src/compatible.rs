@@ -145,7 +145,7 @@ impl Compatible {
             for (socket, router) in routers.into_iter().take(if all { 3 } else { 1 }) {
                 let _ = std::fs::remove_file(&socket);
                 let listener = listen::bind(&socket, 0o660).expect("a socket can be bound");
-                let limits = Limits { connections_per_uid: CONNECTIONS };
+                let limits = Limits { connections_per_uid: CONNECTIONS, ..Limits::default() };
                 tokio::spawn(serve(listener, Arc::new(router), limits, stopped.clone()));
             }
         }

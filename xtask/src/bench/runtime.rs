@@ -1,21 +1,20 @@
 //! moduled: whether calls stay as fast with many modules as with few, what it costs to know a caller, how much memory it
 //! takes, and what a bad neighbour does to others.
 
-use std::io::{BufRead as _, BufReader};
+use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-use std::{fs, thread};
+use std::process::Command;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use super::figures::{Bar, Figures, median, memory_kib};
 use super::load::Load;
+use super::neighbours;
 use super::workload::report::Bar as CallBar;
 use super::workload::{Bench, FEWEST, RUNNING, trust_bundle};
 use super::{DAEMONS, OTHERS, Results, build};
-use crate::engine::{Engine, dies_with_this_task};
+use crate::engine::Engine;
 use crate::{command, interrupt, parts};
 
 const ROUNDS: usize = 5;
@@ -29,12 +28,7 @@ const FIRST_BAR_MS: f64 = 100.0;
 /// A look into a table instead of another hash over 64 MiB, which takes tens of milliseconds.
 const AGAIN_BAR_US: f64 = 1000.0;
 const MEMORY_BAR: f64 = 10.0;
-const FLOOD_BAR: f64 = 2.0;
 const EXECUTABLE_MIB: &str = "64";
-const HELD: &str = "500";
-const DROPPED: &str = "10000";
-/// The uid of the bad neighbour: nobody's.
-const NEIGHBOUR: &str = "65534";
 
 pub(super) fn run(host: bool) -> anyhow::Result<Results> {
     let packages = [&DAEMONS[..], &OTHERS[..], &["edgekeep-load", "edgekeep-bench-evidence"]].concat();
@@ -110,7 +104,8 @@ fn measure(
     }
     processor_time(bench, moduled, figures)?;
     if parts::is_root() {
-        neighbour(bench, programs, figures)
+        neighbours::one_that_holds(bench, programs, figures)?;
+        neighbours::three_that_storm(bench, programs, figures)
     } else {
         eprintln!("a bad neighbour is another user, which takes root: not measured");
         Ok(())
@@ -208,63 +203,6 @@ fn ticks(process: u64) -> anyhow::Result<u32> {
     let fields: Vec<&str> = fields.split_whitespace().collect();
     let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u32>().ok()).context("no time");
     Ok(number(11)? + number(12)?)
-}
-
-/// What somebody who opens and drops connections, and holds others, does to the calls of another uid.
-fn neighbour(bench: &Bench, programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
-    let call = bench.sign(8, 0, CallBar::None);
-    let (mut quiet, mut flooded, mut ok) = (Vec::new(), Vec::new(), 0);
-    let mut said = Value::Null;
-    for _ in 0..ROUNDS {
-        quiet.extend(bench.perform(&call, 3000)?["p99Us"].as_f64());
-        let mut flood = Flood::start(programs, &bench.device.legacy_socket())?;
-        let result = thread::scope(|scope| {
-            let reading = scope.spawn(|| flood.said());
-            let result = bench.perform(&call, 3000);
-            said = reading.join().unwrap_or_else(|_| Ok(Value::Null))?;
-            result
-        })?;
-        ok += result["ok"].as_u64().unwrap_or(0);
-        flooded.extend(result["p99Us"].as_f64());
-        interrupt::end(&mut flood.0, Duration::from_secs(5));
-    }
-    let (quiet, flooded) = (median(quiet) / 1e3, median(flooded) / 1e3);
-    let detail = format!(
-        "p99 of sign {quiet:.2} → {flooded:.2} ms; {} dropped in {:.1} s, {} held; {ok} of {} answered",
-        said["dropped"],
-        said["seconds"].as_f64().unwrap_or(f64::NAN),
-        said["held"],
-        3000 * ROUNDS
-    );
-    figures.add("a bad neighbour", flooded / quiet, "×", Bar::AtMost(FLOOD_BAR), detail);
-    Ok(())
-}
-
-/// A load generator as a bad neighbour, with another uid.
-struct Flood(Child);
-
-impl Flood {
-    fn start(programs: &Path, socket: &Path) -> anyhow::Result<Self> {
-        let mut flood = dies_with_this_task("setpriv");
-        flood.args(["--reuid", NEIGHBOUR, "--regid", NEIGHBOUR, "--clear-groups", "--"]);
-        flood.arg(programs.join("edgekeep-load")).arg("flood").arg(socket).args([HELD, DROPPED]);
-        flood.stdin(Stdio::piped()).stdout(Stdio::piped());
-        Ok(Self(interrupt::spawn(&mut flood).context("cannot start setpriv")?))
-    }
-
-    /// What it says when it has dropped all that it was to drop.
-    fn said(&mut self) -> anyhow::Result<Value> {
-        let output = self.0.stdout.take().context("no pipe")?;
-        let mut line = String::new();
-        BufReader::new(output).read_line(&mut line)?;
-        serde_json::from_str(&line).context("the bad neighbour could not connect")
-    }
-}
-
-impl Drop for Flood {
-    fn drop(&mut self) {
-        interrupt::end(&mut self.0, Duration::from_secs(5));
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes of memory")]

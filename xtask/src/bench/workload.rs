@@ -242,6 +242,16 @@ impl Bench {
         Call { name: "sign", callers, requests, bar, request: json!({ "method": "POST", "path": SIGN, "body": body }) }
     }
 
+    /// As [`Self::sign`], by one caller, without waiting for the connection, over the shared socket where the module has it.
+    pub(super) fn shared_sign(&self, socket: &Path) -> Call {
+        let mut call = self.sign(1, 0, Bar::None);
+        call.request["nonBlocking"] = true.into();
+        if !self.containers {
+            call.request["socket"] = socket.display().to_string().into();
+        }
+        call
+    }
+
     pub(super) fn echo_call(&self, callers: u32, requests: u32) -> Call {
         let mut call = self.sign(callers, requests, Bar::None);
         call.name = report::ECHO;

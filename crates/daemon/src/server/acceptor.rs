@@ -1,73 +1,112 @@
-//! Accepting connections, each with the number of the socket at its other end.
+//! Taking connections from the kernel, each with the number of the socket at its other end.
 
+use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::os::unix::net;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::SocketFlags;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::net::UnixListener;
 
-use super::waiting::Waiting;
+use super::line::Line;
+use super::waiting::{TELLABLE, Waiting};
 use crate::peer::PeerSocket;
 
+/// Connections taken at a time where the kernel is not asked about them.
+const BATCH: usize = 256;
+
 /// A listening socket, of which this is the only acceptor.
+#[derive(Debug)]
 pub(super) struct Acceptor {
-    listener: AsyncFd<net::UnixListener>,
+    listener: net::UnixListener,
     /// Absent where peers' sockets are not asked for or the kernel does not tell them.
     waiting: Option<Waiting>,
+    /// The sockets of those that are taken next, in order.
+    next: VecDeque<PeerSocket>,
 }
 
 impl Acceptor {
     /// Takes a listener over; with `peer_sockets` the sockets of those that connect are told apart.
-    ///
-    /// # Errors
-    /// The listener cannot be registered with the runtime.
-    pub(super) fn new(listener: UnixListener, peer_sockets: bool) -> io::Result<Self> {
-        let listener = listener.into_std()?;
+    pub(super) fn new(listener: net::UnixListener, peer_sockets: bool) -> Self {
         let waiting = peer_sockets.then(|| Waiting::new(&listener)).transpose().unwrap_or_else(|error| {
             tracing::warn!(%error, "the kernel does not tell which sockets connect (UNIX_DIAG): callers that exchange their program between connect and accept are not noticed");
             None
         });
-        #[expect(
-            deprecated,
-            reason = "deprecated for types whose descriptor can change; a listener keeps one, and this crate has no unsafe"
-        )]
-        let listener = AsyncFd::with_interest(listener, Interest::READABLE)?;
+        // The kernel cuts it to its own limit (`net.core.somaxconn`). Whoever finds no place waits, or is told EAGAIN.
+        let backlog = if waiting.is_some() { TELLABLE } else { i32::MAX };
+        if let Err(error) = rustix::net::listen(&listener, backlog) {
+            tracing::warn!(%error, "the number of connections that may wait stays as it was");
+        }
         // Set on the listener, so that bytes sent before accept carry their sender as well.
         if let Err(error) = rustix::net::sockopt::set_socket_passcred(&listener, true) {
             tracing::warn!(%error, "senders of early bytes cannot be checked");
         }
-        Ok(Self { listener, waiting })
+        Self { listener, waiting, next: VecDeque::new() }
     }
 
-    /// The next connection, not yet known to the runtime: many of a bad neighbour's are closed at once. Nothing is lost when
-    /// this is given up.
+    /// Moves connections that wait in the kernel to `line`; `false` if none did. Never waits.
+    ///
+    /// The kernel tells all sockets that wait in one answer, in the order of `accept`, and only this takes them: so the
+    /// sockets are known, however many wait, for the price of one question.
     ///
     /// # Errors
-    /// What the kernel said, for example that there are no descriptors left.
-    pub(super) async fn accept(&mut self) -> io::Result<(net::UnixStream, PeerSocket)> {
-        loop {
-            let mut ready = self.listener.readable().await?;
-            let waiting = &mut self.waiting;
-            if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref(), waiting.as_mut())) {
-                return accepted;
+    /// What the kernel said, for example that there are no descriptors left. What was not taken waits on.
+    pub(super) fn take(&mut self, line: &Line) -> io::Result<bool> {
+        if self.next.is_empty() {
+            if !self.is_readable() {
+                return Ok(false);
             }
+            self.ask();
+        }
+        let mut taken = false;
+        while let Some(socket) = self.next.front().copied() {
+            match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(stream) => {
+                    self.next.pop_front();
+                    line.push(stream.into(), socket);
+                    taken = true;
+                }
+                // Fewer than were supposed, where the kernel was not asked.
+                Err(Errno::AGAIN) => self.next.clear(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(taken)
+    }
+
+    fn is_readable(&self) -> bool {
+        let mut listener = [PollFd::new(&self.listener, PollFlags::IN)];
+        // What cannot be asked is tried.
+        poll(&mut listener, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
+    fn ask(&mut self) {
+        match self.waiting.as_mut().map(|waiting| waiting.all(&mut self.next)) {
+            None => self.next.extend([PeerSocket::Untold; BATCH]),
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::debug!(%error, "the socket of a caller is not known");
+                self.next.push_back(PeerSocket::Gone);
+            }
+        }
+    }
+
+    /// Waits until connections wait, or `stop` can be read.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn wait(&self, stop: &impl std::os::fd::AsFd) -> io::Result<()> {
+        let mut both = [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut both, None) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 }
 
-fn accept(listener: &net::UnixListener, waiting: Option<&mut Waiting>) -> io::Result<(net::UnixStream, PeerSocket)> {
-    let socket = match waiting.map(Waiting::first) {
-        None => PeerSocket::Untold,
-        Some(Ok(Some(socket))) => socket,
-        // Whoever comes now is accepted after the next question.
-        Some(Ok(None)) => return Err(io::ErrorKind::WouldBlock.into()),
-        Some(Err(error)) => {
-            tracing::debug!(%error, "the socket of a caller is not known");
-            PeerSocket::Gone
-        }
-    };
-    let stream = rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-    Ok((stream.into(), socket))
+impl AsRawFd for Acceptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.listener.as_fd().as_raw_fd()
+    }
 }

@@ -1,6 +1,5 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::os::unix::net;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,12 +11,13 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::acceptor::Acceptor;
+use super::intake::Intake;
+use super::line::{Fresh, Line};
 use super::measure::ConnectionSeries;
 use super::response::HttpError;
 use super::router::Router;
 use crate::metrics::Gauge;
-use crate::peer::{Caller, CheckedStream, Credentials, PeerSocket};
+use crate::peer::{Caller, CheckedStream};
 
 /// Time in which a request head must have come; an idle connection is closed after it as well.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
@@ -31,20 +31,22 @@ const REFUSALS: u32 = 32;
 /// takes neither, and others wait for both.
 const TOLD: u32 = 256;
 const TELLING_PERIOD: Duration = Duration::from_secs(1);
-
-/// How often trouble with accepting is logged.
-const WARNING_PERIOD: Duration = Duration::from_secs(60);
+/// Connections that get their place between two looks at what came meanwhile.
+const TURN: u32 = 8;
 
 /// Bounds of one socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Open connections that one uid may hold.
     pub connections_per_uid: u32,
+    /// Whether a thread of its own takes the connections: for a socket that users open who have nothing to do with each
+    /// other, so that a flood of one user's leaves the kernel's line, which all share, at once.
+    pub shared: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections_per_uid: 32 }
+        Self { connections_per_uid: 32, shared: false }
     }
 }
 
@@ -143,39 +145,42 @@ pub async fn serve<S: Send + Sync + 'static>(
 ) {
     let counts = Arc::new(Mutex::new(Counts::default()));
     let mut connections = JoinSet::new();
-    let mut last_warning: Option<Instant> = None;
-    let mut acceptor = match Acceptor::new(listener, router.looks_at_callers()) {
-        Ok(acceptor) => acceptor,
+    let line = Arc::new(Line::new(router.connections().clone()));
+    let intake = listener.into_std().and_then(|it| Intake::begin(it, router.looks_at_callers(), limits.shared, &line));
+    let mut intake = match intake {
+        Ok(intake) => intake,
         Err(error) => return tracing::error!(%error, "cannot serve a socket"),
     };
+    let mut turn = 0;
     loop {
-        tokio::select! {
-            biased;
-            () = stopped(&mut stop) => break,
-            accepted = acceptor.accept() => match accepted {
-                Ok((stream, socket)) => {
-                    if let Some((stream, caller, slot)) = admit(stream, socket, &counts, limits, router.connections()) {
-                        if matches!(slot.kind, SlotKind::Served(_)) {
-                            router.connected(&caller);
-                        }
-                        let router = Arc::clone(&router);
-                        connections.spawn(converse(stream, caller, slot, router, limits, stop.clone()));
-                    }
-                }
-                Err(error) => {
-                    if last_warning.is_none_or(|at| at.elapsed() > WARNING_PERIOD) {
-                        last_warning = Some(Instant::now());
-                        tracing::warn!(%error, "cannot accept connections");
-                    }
-                    // Out of descriptors: they come back when connections end, and a busy loop would not help that.
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            },
-            // Ended connections are collected as they end, so that the set stays as small as what is open.
-            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        // Ended connections are collected as they end, so that the set stays as small as what is open.
+        while connections.try_join_next().is_some() {}
+        let Some(fresh) = line.pop() else {
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => break,
+                () = intake.wait(&line) => continue,
+                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            }
+        };
+        if let Some((stream, caller, slot)) = admit(fresh, &counts, limits, router.connections()) {
+            if matches!(slot.kind, SlotKind::Served(_)) {
+                router.connected(&caller);
+            }
+            connections.spawn(converse(stream, caller, slot, Arc::clone(&router), limits, stop.clone()));
+        }
+        turn += 1;
+        if turn == TURN {
+            turn = 0;
+            intake.look(&line).await;
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => break,
+                () = tokio::task::yield_now() => {}
+            }
         }
     }
-    drop(acceptor);
+    drop(intake);
     let all_ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP_GRACE, all_ended).await.is_err() {
         tracing::warn!("requests did not end within {} s and were dropped", STOP_GRACE.as_secs());
@@ -189,32 +194,35 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 /// Gives a fresh connection its place. One over the limit costs as little as can be: who floods a socket keeps others waiting.
 fn admit(
-    stream: net::UnixStream,
-    socket: PeerSocket,
+    fresh: Fresh,
     counts: &Arc<Mutex<Counts>>,
     limits: Limits,
     series: &ConnectionSeries,
 ) -> Option<(UnixStream, Arc<Caller>, Slot)> {
-    let admitted = Credentials::of(&stream).and_then(|credentials| {
-        let taken = Slot::take(counts, credentials.uid(), limits.connections_per_uid, Instant::now(), &series.open);
-        let Some(slot) = taken else {
-            series.dropped.increment();
-            return Ok(None);
-        };
-        let caller = if slot.kind == SlotKind::Refused {
-            series.over_limit.increment();
-            Caller::turned_away(credentials)
-        } else {
-            series.accepted.increment();
-            Caller::with(credentials, &stream, socket)?
-        };
-        Ok(Some((UnixStream::from_std(stream)?, Arc::new(caller), slot)))
-    });
-    admitted.unwrap_or_else(|error| {
-        series.no_credentials.increment();
-        tracing::warn!(%error, "connection closed: its peer cannot be known, or the runtime takes no more");
-        None
-    })
+    if fresh.is_abandoned() {
+        series.abandoned.increment();
+        return None;
+    }
+    let Fresh { stream, credentials, socket } = fresh;
+    let taken = Slot::take(counts, credentials.uid(), limits.connections_per_uid, Instant::now(), &series.open);
+    let Some(slot) = taken else {
+        series.dropped.increment();
+        return None;
+    };
+    let caller = if slot.kind == SlotKind::Refused {
+        series.over_limit.increment();
+        Ok(Caller::turned_away(credentials))
+    } else {
+        series.accepted.increment();
+        Caller::with(credentials, &stream, socket)
+    };
+    let admitted = caller.and_then(|caller| Ok((UnixStream::from_std(stream)?, Arc::new(caller), slot)));
+    admitted
+        .inspect_err(|error| {
+            series.no_credentials.increment();
+            tracing::warn!(%error, "connection closed: its peer cannot be known, or the runtime takes no more");
+        })
+        .ok()
 }
 
 async fn converse<S: Send + Sync + 'static>(

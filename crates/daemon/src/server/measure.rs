@@ -26,8 +26,8 @@ static ACCEPTED: Family<Counter, 1> =
     Family::new("edgekeep_http_connections", "Connections that were accepted.", ["api"]);
 static REFUSED: Family<Counter, 2> = Family::new(
     "edgekeep_http_refused_connections",
-    "Connections that were refused: over the limit of a uid (told, or just dropped), without peer credentials, or with \
-     bytes from another process than the one that connected.",
+    "Connections that were refused: over the limit of a uid (told, or just dropped), abandoned by the peer before it was \
+     looked at, without peer credentials, or with bytes from another process than the one that connected.",
     ["api", "reason"],
 );
 
@@ -72,12 +72,13 @@ impl RouteSeries {
 }
 
 /// The series of one API's connections.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ConnectionSeries {
     pub(super) open: Arc<Gauge>,
     pub(super) accepted: Arc<Counter>,
     pub(super) over_limit: Arc<Counter>,
     pub(super) dropped: Arc<Counter>,
+    pub(super) abandoned: Arc<Counter>,
     pub(super) no_credentials: Arc<Counter>,
     pub(super) sender_changed: Arc<Counter>,
 }
@@ -90,6 +91,7 @@ impl ConnectionSeries {
             accepted: ACCEPTED.with([api]),
             over_limit: refused("over-limit"),
             dropped: refused("dropped"),
+            abandoned: refused("abandoned"),
             no_credentials: refused("no-credentials"),
             sender_changed: refused("sender-changed"),
         }

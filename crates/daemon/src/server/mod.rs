@@ -6,6 +6,8 @@
 
 mod acceptor;
 mod connection;
+mod intake;
+mod line;
 mod measure;
 mod request;
 mod response;

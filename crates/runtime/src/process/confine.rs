@@ -7,6 +7,7 @@ use std::io;
 use edgekeep_core::host::{Capability, Folders, LaunchPlan, SeccompPreset};
 use edgekeep_sandbox::{Level, Reach, Rights, SyscallList};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 const DEFAULT_CALLS: &str = include_str!("seccomp/default.txt");
@@ -20,6 +21,9 @@ const ALWAYS_READ: [&str; 8] =
 /// answer, in words.
 pub(super) fn confine(plan: &LaunchPlan) -> io::Result<Option<String>> {
     let filter = syscalls(plan)?;
+    // The daemon's leave to raise a thread's priority is none of the module's.
+    setrlimit(Resource::Nice, Rlimit { current: Some(0), maximum: Some(0) })
+        .map_err(|errno| step("give up higher priorities", errno))?;
     // While the daemon's capabilities are still there.
     drop_bounding_set(plan).map_err(|errno| step("drop the bounding set of capabilities", errno))?;
     if plan.set_user {

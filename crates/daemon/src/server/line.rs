@@ -1,0 +1,85 @@
+//! Connections between the kernel and the server: taken from the kernel, waiting for their turn.
+//!
+//! The kernel has one line for all users. It is emptied at once, at the price of an accept and one question for the user.
+//! Here users wait in lines of their own: a flood of one user's fills that user's line and is closed beyond it.
+
+use std::os::unix::net;
+use std::sync::{Mutex, PoisonError};
+
+use edgekeep_core::fair_queue::FairQueue;
+use rustix::net::RecvFlags;
+use tokio::sync::Notify;
+
+use super::measure::ConnectionSeries;
+use crate::peer::{Credentials, PeerSocket};
+
+/// Connections of one user that wait at a socket.
+const SHARE: usize = 256;
+/// Connections of all users that wait at a socket.
+const LIMIT: usize = 1024;
+
+/// A connection of which nothing is known but what the kernel tells for nothing.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    pub(super) stream: net::UnixStream,
+    pub(super) credentials: Credentials,
+    pub(super) socket: PeerSocket,
+}
+
+impl Fresh {
+    /// Whether the peer has closed its end without having sent a byte: nobody is left to be known or answered.
+    pub(super) fn is_abandoned(&self) -> bool {
+        rustix::net::recv(&self.stream, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT)
+            .is_ok_and(|(length, _)| length == 0)
+    }
+}
+
+/// What waits at one socket.
+#[derive(Debug)]
+pub(super) struct Line {
+    waiting: Mutex<FairQueue<u32, Fresh>>,
+    filled: Notify,
+    series: ConnectionSeries,
+}
+
+impl Line {
+    pub(super) fn new(series: ConnectionSeries) -> Self {
+        Self { waiting: Mutex::new(FairQueue::new(SHARE, LIMIT)), filled: Notify::new(), series }
+    }
+
+    /// Puts a connection into the line of its user, or closes what has no place.
+    pub(super) fn push(&self, stream: net::UnixStream, socket: PeerSocket) {
+        let credentials = match Credentials::of(&stream) {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                self.series.no_credentials.increment();
+                return tracing::warn!(%error, "connection closed: its peer cannot be known");
+            }
+        };
+        let fresh = Fresh { stream, credentials, socket };
+        if fresh.is_abandoned() {
+            return self.series.abandoned.increment();
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let displaced = waiting.push(credentials.uid(), fresh);
+        drop(waiting);
+        if displaced.is_some() {
+            self.series.dropped.increment();
+        }
+    }
+
+    /// The connection whose turn it is.
+    pub(super) fn pop(&self) -> Option<Fresh> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Says that there is something to pop.
+    pub(super) fn wake(&self) {
+        self.filled.notify_one();
+    }
+
+    /// Waits for [`Self::wake`].
+    pub(super) async fn filled(&self) {
+        self.filled.notified().await;
+    }
+}
