@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use edgekeep_core::authority::{Authority, AuthorityError};
+use edgekeep_core::foreign_text::{MESSAGE_LIMIT, cleaned};
 use edgekeep_core::id::DeviceId;
 use http::Method;
 use serde::{Deserialize, Serialize};
@@ -10,11 +12,13 @@ use zeroize::Zeroizing;
 
 use crate::error::CloudError;
 use crate::sas::{Audience, Signer, segment};
-use crate::transport::{Authority, AuthorityError, Call, Transport};
+use crate::transport::{Call, Transport};
 
 const VERSION: &str = "api-version=2021-06-01";
 /// Longest operation id that is believed.
 const OPERATION_LIMIT: usize = 512;
+/// Longest error code that is told, in characters.
+const CODE_LIMIT: usize = 32;
 
 /// What is registered where.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,7 +106,7 @@ impl<S: Signer> Dps<S> {
     /// # Errors
     /// If the endpoint is not the `https` URL of a host.
     pub fn new(transport: Arc<Transport>, registration: Registration, signer: S) -> Result<Self, AuthorityError> {
-        let host = registration.endpoint.strip_prefix("https://").ok_or(AuthorityError)?;
+        let host = registration.endpoint.strip_prefix("https://").ok_or(AuthorityError::Name)?;
         let to: Authority = host.strip_suffix('/').unwrap_or(host).parse()?;
         let base =
             format!("/{}/registrations/{}", segment(&registration.scope_id), segment(&registration.registration_id));
@@ -146,8 +150,8 @@ impl<S: Signer> Dps<S> {
         let mut session = self.transport.session(&self.to)?;
         let answer = session.call(&call, &self.signer).await?;
         let found: Operation =
-            serde_json::from_slice(&answer.body).map_err(|error| session.unexpected(error.to_string()))?;
-        progress(found, operation, answer.retry_after).map_err(|what| session.unexpected(what.to_owned()))
+            serde_json::from_slice(&answer.body).map_err(|error| session.unexpected(&error.to_string()))?;
+        progress(found, operation, answer.retry_after).map_err(|what| session.unexpected(what))
     }
 }
 
@@ -157,15 +161,15 @@ fn progress(found: Operation, asked: Option<&str>, retry_after: Option<Duration>
         (Some("assigned"), Some(state)) => {
             let hub = state.assigned_hub.ok_or("an assignment without a hub")?;
             // What is put into URLs and tokens from now on is checked to be a host name (wire facts 10, W11).
-            let hub = hub.parse::<Authority>().map_err(|_| "the assigned hub is not a host name")?.to_string();
+            let hub = Authority::assigned(&hub).map_err(|_| "the assigned hub is not a host name")?.to_string();
             let device = state.device_id.ok_or("an assignment without a device id")?;
             let device_id = device.parse().map_err(|_| "the assigned device id is not one")?;
             Ok(Progress::Assigned { hub, device_id })
         }
         (Some("failed" | "disabled"), state) => {
-            let code = state.as_ref().and_then(|state| state.error_code.as_ref()).map(ToString::to_string);
-            let message = state.and_then(|state| state.error_message).unwrap_or_else(|| "no message".to_owned());
-            let message: String = message.chars().filter(|c| !c.is_control()).take(300).collect();
+            let code = state.as_ref().and_then(|state| state.error_code.as_ref()).map(code_text);
+            let message = state.as_ref().and_then(|state| state.error_message.as_deref()).unwrap_or("no message");
+            let message = cleaned(message, MESSAGE_LIMIT);
             let reason = code.map_or_else(|| message.clone(), |code| format!("{message} (code {code})"));
             Ok(Progress::Failed { reason })
         }
@@ -178,6 +182,12 @@ fn progress(found: Operation, asked: Option<&str>, retry_after: Option<Duration>
         }
         _ => Err("an unknown registration status"),
     }
+}
+
+/// An error code: a number, or a word.
+fn code_text(code: &serde_json::Value) -> String {
+    let text = code.as_str().map_or_else(|| code.to_string(), str::to_owned);
+    cleaned(&text, CODE_LIMIT)
 }
 
 #[cfg(test)]
@@ -200,6 +210,29 @@ mod tests {
     fn an_assignment_whose_hub_is_no_host_name_is_refused() {
         let text = r#"{"status":"assigned","registrationState":{"assignedHub":"hub.test/x?y","deviceId":"press-04"}}"#;
         assert_eq!(read(text, Some("o")), Err("the assigned hub is not a host name"));
+    }
+
+    #[test]
+    fn an_assignment_to_an_address_is_refused_in_any_form() {
+        for hub in ["1", "0x7f000001", "0.0.0.0:1", "127.0.0.1:22", "[::1]:443", "127.1"] {
+            let text =
+                format!(r#"{{"status":"assigned","registrationState":{{"assignedHub":"{hub}","deviceId":"d"}}}}"#);
+            assert_eq!(read(&text, Some("o")), Err("the assigned hub is not a host name"), "{hub}");
+        }
+    }
+
+    #[test]
+    fn what_a_failure_says_is_cut_and_cleaned() {
+        let text = format!(
+            "{{\"status\":\"failed\",\"registrationState\":{{\"errorCode\":\"{}\",\"errorMessage\":\"\\u202e{}\"}}}}",
+            "9".repeat(100_000),
+            "x".repeat(100_000)
+        );
+        let Ok(Progress::Failed { reason }) = read(&text, Some("o")) else { panic!("not failed") };
+        assert!(
+            reason.chars().count() < 350 && reason.starts_with('\u{fffd}') && !reason.contains('\u{202e}'),
+            "{reason}"
+        );
     }
 
     #[test]

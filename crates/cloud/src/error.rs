@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use edgekeep_core::foreign_text::{CHAIN_LIMIT, cleaned};
+
 /// Why a token could not be signed.
 #[derive(Debug, thiserror::Error)]
 #[error("the device key could not sign a token for the cloud")]
@@ -176,7 +178,7 @@ impl CloudError {
         }
     }
 
-    /// The whole chain of causes in one line.
+    /// The whole chain of causes in one line, within bounds: a cause may repeat what a peer sent, its certificate's names.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -189,6 +191,6 @@ impl CloudError {
             }
             cause = error.source();
         }
-        text
+        cleaned(&text, CHAIN_LIMIT)
     }
 }

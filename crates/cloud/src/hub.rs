@@ -5,17 +5,23 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use edgekeep_core::authority::{Authority, AuthorityError};
+use edgekeep_core::foreign_text::cleaned;
 use edgekeep_core::id::{DeviceId, GenerationId, ModuleId};
+use edgekeep_core::module_list::{Entry, Listing};
 use edgekeep_core::provisioning::DeviceIdentity;
 use http::Method;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
 use crate::error::CloudError;
 use crate::sas::{Audience, Signer, segment};
-use crate::transport::{Answer, Authority, AuthorityError, Call, Session, Transport};
+use crate::transport::{Answer, Call, Session, Transport};
 
 const VERSION: &str = "api-version=2017-11-08-preview";
+/// Longest name of who manages a module, in characters.
+const MANAGED_BY_LIMIT: usize = 128;
 
 /// A module as the hub has it.
 #[derive(Debug, Clone)]
@@ -30,6 +36,21 @@ pub struct ModuleRecord {
     pub etag: Option<String>,
     /// The symmetric keys, where the hub shows them.
     pub keys: Option<ModuleKeys>,
+}
+
+/// A module as a list of the hub shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedModule {
+    /// Which life of the module's identity this is.
+    pub generation_id: GenerationId,
+    /// Who manages it, if anybody said so.
+    pub managed_by: Option<String>,
+}
+
+impl From<&ModuleRecord> for ListedModule {
+    fn from(record: &ModuleRecord) -> Self {
+        Self { generation_id: record.generation_id.clone(), managed_by: record.managed_by.clone() }
+    }
 }
 
 /// A module's two symmetric keys, in base64 as the hub has them. Wiped on drop and not printed.
@@ -68,6 +89,45 @@ struct WireModule {
     etag: Option<String>,
     #[serde(default)]
     authentication: Option<WireAuthentication>,
+}
+
+/// One entry of a list, whatever it is: one that is not as it should be takes no other with it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum WireListed {
+    #[serde(rename_all = "camelCase")]
+    Named {
+        #[serde(default)]
+        module_id: Lenient,
+        #[serde(default)]
+        generation_id: Lenient,
+        #[serde(default)]
+        managed_by: Lenient,
+    },
+    Other(IgnoredAny),
+}
+
+/// A text, or anything else.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Lenient {
+    Text(String),
+    Other(IgnoredAny),
+}
+
+impl Default for Lenient {
+    fn default() -> Self {
+        Self::Other(IgnoredAny)
+    }
+}
+
+impl Lenient {
+    fn text(self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Other(IgnoredAny) => None,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -119,24 +179,16 @@ impl<S: Signer> Hub<S> {
         Ok(Self { transport, to, name: identity.hub.clone(), device_id: identity.device_id.clone(), audience, signer })
     }
 
-    /// All modules of the device. Modules whose ids no container or file could carry are left out.
+    /// All modules of the device, as far as the list can be read.
     ///
     /// # Errors
     /// See [`CloudError`].
-    pub async fn list(&self) -> Result<Vec<ModuleRecord>, CloudError> {
+    pub async fn list(&self) -> Result<Listing<ListedModule>, CloudError> {
         let mut session = self.transport.session(&self.to)?;
         let answer = self.send(&mut session, Method::GET, None, None, None).await?;
-        let found: Vec<WireModule> =
-            serde_json::from_slice(&answer.body).map_err(|error| session.unexpected(error.to_string()))?;
-        let count = found.len();
-        let records: Vec<_> = found.into_iter().filter_map(|module| record(module, None).ok()).collect();
-        if records.len() < count {
-            tracing::warn!(
-                skipped = count - records.len(),
-                "the hub lists modules whose ids or generations are not usable"
-            );
-        }
-        Ok(records)
+        let found: Vec<WireListed> =
+            serde_json::from_slice(&answer.body).map_err(|error| session.unexpected(&error.to_string()))?;
+        Ok(found.into_iter().map(listed).collect())
     }
 
     /// One module.
@@ -268,12 +320,23 @@ pub enum EnsureError<E> {
 
 fn parse(session: &Session<'_>, module: &ModuleId, answer: &Answer) -> Result<ModuleRecord, CloudError> {
     let found: WireModule =
-        serde_json::from_slice(&answer.body).map_err(|error| session.unexpected(error.to_string()))?;
-    let found = record(found, answer.etag.clone()).map_err(|what| session.unexpected(what.to_owned()))?;
+        serde_json::from_slice(&answer.body).map_err(|error| session.unexpected(&error.to_string()))?;
+    let found = record(found, answer.etag.clone()).map_err(|what| session.unexpected(what))?;
     if found.module_id != *module {
-        return Err(session.unexpected("it is about another module than was asked for".to_owned()));
+        return Err(session.unexpected("it is about another module than was asked for"));
     }
     Ok(found)
+}
+
+/// An entry of the list that cannot be read may still say which module it is about.
+fn listed(found: WireListed) -> Entry<ListedModule> {
+    let WireListed::Named { module_id, generation_id, managed_by } = found else { return Entry::Nameless };
+    let Some(module_id) = module_id.text().and_then(|id| id.parse().ok()) else { return Entry::Nameless };
+    let Some(generation_id) = generation_id.text().and_then(|id| id.parse().ok()) else {
+        return Entry::Unreadable(module_id);
+    };
+    let managed_by = managed_by.text().map(|name| cleaned(&name, MANAGED_BY_LIMIT));
+    Entry::Readable(module_id, ListedModule { generation_id, managed_by })
 }
 
 fn record(module: WireModule, etag: Option<String>) -> Result<ModuleRecord, &'static str> {
@@ -293,7 +356,7 @@ fn record(module: WireModule, etag: Option<String>) -> Result<ModuleRecord, &'st
             .ok_or("a module without a generation")?
             .parse()
             .map_err(|_| "a generation that is none")?,
-        managed_by: module.managed_by,
+        managed_by: module.managed_by.map(|name| cleaned(&name, MANAGED_BY_LIMIT)),
         etag,
         keys,
     })
@@ -315,6 +378,25 @@ mod tests {
     fn a_record_with_an_id_that_could_steer_a_path_is_refused() {
         let module = serde_json::from_str(r#"{"moduleId":"../x","generationId":"1"}"#).unwrap();
         assert_eq!(record(module, None).unwrap_err(), "a module id that is none");
+    }
+
+    #[test]
+    fn an_entry_with_an_unusable_generation_still_says_which_module_it_is_about() {
+        let read = |text: &str| listed(serde_json::from_str(text).unwrap());
+        for text in [
+            r#"{"moduleId":"m"}"#,
+            r#"{"moduleId":"m","generationId":""}"#,
+            r#"{"moduleId":"m","generationId":"a b"}"#,
+            r#"{"moduleId":"m","generationId":7}"#,
+        ] {
+            assert_eq!(read(text), Entry::Unreadable("m".parse().unwrap()), "{text}");
+        }
+        for text in ["7", "null", "[]", "{}", r#"{"moduleId":"../x","generationId":"1"}"#, r#"{"moduleId":7}"#] {
+            assert_eq!(read(text), Entry::Nameless, "{text}");
+        }
+        let entry = read(r#"{"moduleId":"m","generationId":"1","managedBy":"a\u202e","authentication":7}"#);
+        let Entry::Readable(id, module) = entry else { panic!("{entry:?}") };
+        assert_eq!((id.as_str(), module.managed_by.as_deref()), ("m", Some("a\u{fffd}")));
     }
 
     #[test]

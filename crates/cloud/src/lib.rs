@@ -15,6 +15,6 @@ mod transport;
 
 pub use dps::{Dps, Progress, Registration};
 pub use error::{CloudError, SignerError};
-pub use hub::{EnsureError, Hub, ModuleKeys, ModuleRecord};
+pub use hub::{EnsureError, Hub, ListedModule, ModuleKeys, ModuleRecord};
 pub use sas::Signer;
-pub use transport::{Authority, AuthorityError, Limits, Observed, Observer, Transport, Trust};
+pub use transport::{Limits, Observed, Observer, Transport, Trust};

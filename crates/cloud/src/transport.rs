@@ -1,14 +1,15 @@
 //! One HTTPS call: connect, send, read, judge; with a limit on the whole of it.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use edgekeep_base::file::{self, Rules};
+use edgekeep_core::authority::Authority;
+use edgekeep_core::foreign_text::{MESSAGE_LIMIT, cleaned};
+use edgekeep_core::provisioning::call_pause;
 use http::{HeaderMap, Method, Request, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -29,51 +30,10 @@ use crate::sas::{Audience, LIFETIME, Signer};
 const ANSWER_LIMIT: usize = 1 << 20;
 /// Largest file with trusted roots, in bytes: several times what a distribution trusts.
 const ROOTS_LIMIT: u64 = 4 << 20;
-/// Pause before a second attempt, where the service names none.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Longest time for which a service is taken to ask to be left alone. Those who wait have lower limits of their own.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(86_400);
 /// A difference of clocks below this is network delay, in seconds.
 const CLOCK_TOLERANCE: i64 = 30;
-
-/// A host and a port, as a hub or a provisioning service is named.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Authority {
-    host: String,
-    port: u16,
-}
-
-/// A text that names no host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a host name with an optional port; expected for example plant7.example.net or localhost:8443")]
-pub struct AuthorityError;
-
-impl FromStr for Authority {
-    type Err = AuthorityError;
-
-    fn from_str(text: &str) -> Result<Self, AuthorityError> {
-        let (host, port) = match text.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse().ok().filter(|port| *port != 0).ok_or(AuthorityError)?),
-            None => (text, 443),
-        };
-        let label = |label: &str| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
-                && !label.starts_with('-')
-        };
-        if host.len() > 253 || !host.split('.').all(label) {
-            return Err(AuthorityError);
-        }
-        Ok(Self { host: host.to_owned(), port })
-    }
-}
-
-impl fmt::Display for Authority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            443 => f.write_str(&self.host),
-            port => write!(f, "{}:{port}", self.host),
-        }
-    }
-}
 
 /// Whose certificates are believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -258,7 +218,7 @@ impl Session<'_> {
             };
             self.sender = None;
             let is_transient = error.is_network_down() && !matches!(error, CloudError::Untrusted { .. });
-            let pause = error.retry_after().unwrap_or(PAUSE);
+            let pause = call_pause(error.retry_after());
             let left = deadline.saturating_duration_since(Instant::now());
             if !is_transient || attempt >= limits.retries || pause >= left {
                 return Err(error);
@@ -307,9 +267,9 @@ impl Session<'_> {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CloudError> {
-        let name = ServerName::try_from(self.to.host.clone())
+        let name = ServerName::try_from(self.to.host().to_owned())
             .map_err(|error| CloudError::Request { what: format!("{}: {error}", self.to) })?;
-        let stream = TcpStream::connect((self.to.host.as_str(), self.to.port))
+        let stream = TcpStream::connect((self.to.host(), self.to.port()))
             .await
             .map_err(|error| self.down("connecting", error))?;
         // A request is one write; without this its last part may wait for an acknowledgement.
@@ -337,7 +297,7 @@ impl Session<'_> {
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|error| self.down("reading the answer", error))?.into_data() else { continue };
             if bytes.len() + data.len() > ANSWER_LIMIT {
-                return Err(self.unexpected(format!("more than {ANSWER_LIMIT} bytes")));
+                return Err(self.unexpected(&format!("more than {ANSWER_LIMIT} bytes")));
             }
             bytes.extend_from_slice(&data);
         }
@@ -361,8 +321,9 @@ impl Session<'_> {
         }
     }
 
-    pub(crate) fn unexpected(&self, what: String) -> CloudError {
-        CloudError::Answer { host: self.to.to_string(), what }
+    /// An answer that is not what it should be. `what` may repeat parts of the answer.
+    pub(crate) fn unexpected(&self, what: &str) -> CloudError {
+        CloudError::Answer { host: self.to.to_string(), what: cleaned(what, MESSAGE_LIMIT) }
     }
 
     fn down(&self, what: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CloudError {
@@ -381,8 +342,8 @@ fn refusal(body: &[u8]) -> Refusal {
     let text = ["Message", "errorMessage", "message", "ExceptionMessage"]
         .iter()
         .find_map(|name| value.get(name)?.as_str())
-        .map_or_else(|| "no message".to_owned(), str::to_owned);
-    let message = text.chars().filter(|c| !c.is_control()).take(300).collect();
+        .unwrap_or("no message");
+    let message = cleaned(text, MESSAGE_LIMIT);
     Refusal { message, network_error: value.get("networkError").and_then(serde_json::Value::as_bool).unwrap_or(false) }
 }
 
@@ -390,9 +351,12 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// `Retry-After` in seconds. The form with a date is not used by these services.
+/// `Retry-After` in seconds, at most a day. The form with a date is not used by these services.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    text(headers, header::RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
+    let asked = text(headers, header::RETRY_AFTER)?.trim();
+    let digits = !asked.is_empty() && asked.bytes().all(|c| c.is_ascii_digit());
+    // A number too large for a number is a very long time all the same.
+    digits.then(|| Duration::from_secs(asked.parse().unwrap_or(u64::MAX)).min(LONGEST_RETRY_AFTER))
 }
 
 /// The `Date` header, in seconds since the epoch.
@@ -452,19 +416,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_may_have_a_port_and_nothing_else() {
-        let plain: Authority = "plant7.example.net".parse().unwrap();
-        assert_eq!((plain.to_string().as_str(), plain.port), ("plant7.example.net", 443));
-        let local: Authority = "localhost:8443".parse().unwrap();
-        assert_eq!((local.to_string().as_str(), local.port), ("localhost:8443", 8443));
-        for text in
-            ["", ".", "a..b", "host/path", "user@host", "host:", "host:0", "host:99999", "a b", "-a", "h?x", "[::1]"]
-        {
-            assert_eq!(text.parse::<Authority>(), Err(AuthorityError), "{text:?}");
-        }
-    }
-
-    #[test]
     fn the_date_header_is_read_as_seconds() {
         assert_eq!(parse_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
         assert_eq!(parse_date("yesterday"), None);
@@ -477,8 +428,31 @@ mod tests {
         }
         assert!(refusal(br#"{"errorMessage":"no","networkError":true}"#).network_error);
         let long = format!(r#"{{"message":"{}\n"}}"#, "x".repeat(5000));
-        assert_eq!(refusal(long.as_bytes()).message.len(), 300);
+        assert_eq!(refusal(long.as_bytes()).message.chars().count(), 300);
+        let turned = "{\"message\":\"a\\u202eb\\u0007\"}";
+        assert_eq!(refusal(turned.as_bytes()).message, "a\u{fffd}b\u{fffd}");
         assert_eq!(refusal(b"<html>").message, "no message");
+    }
+
+    #[test]
+    fn the_time_that_a_service_asks_for_is_read_and_bounded() {
+        let read = |value: &str| {
+            let headers = HeaderMap::from_iter([(header::RETRY_AFTER, value.parse().unwrap())]);
+            retry_after(&headers).map(|asked| asked.as_secs())
+        };
+        for (value, seconds) in [
+            ("0", Some(0)),
+            (" 7 ", Some(7)),
+            ("4294967296", Some(86_400)),
+            ("99999999999999999999999", Some(86_400)),
+            ("-1", None),
+            ("+1", None),
+            ("1.5", None),
+            ("", None),
+            ("soon", None),
+        ] {
+            assert_eq!(read(value), seconds, "{value}");
+        }
     }
 
     #[test]

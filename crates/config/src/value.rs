@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use edgekeep_core::authority::{Authority, check_name};
 use edgekeep_core::id::DeviceId;
 
 use crate::secret::SecretBytes;
@@ -78,17 +79,7 @@ pub(crate) fn host(text: &str) -> Result<String, String> {
     if text.contains("://") {
         return Err("expected a host name, not a URL: leave the scheme out".into());
     }
-    let name = match text.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') || name.ends_with(']') => {
-            if !matches!(port.parse::<u16>(), Ok(1..)) {
-                return Err("the port is not a number from 1 to 65535".into());
-            }
-            name
-        }
-        _ => text,
-    };
-    hostname(name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name))?;
-    Ok(text.to_owned())
+    text.parse::<Authority>().map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// A host name or an IP address.
@@ -96,20 +87,7 @@ pub(crate) fn hostname(text: &str) -> Result<(), String> {
     if text.parse::<std::net::IpAddr>().is_ok() {
         return Ok(());
     }
-    if text.is_empty() {
-        return Err("the host name is empty".into());
-    }
-    if text.len() > 253 {
-        return Err("the host name is longer than 253 characters".into());
-    }
-    for label in text.split('.') {
-        let bytes = label.as_bytes();
-        let allowed = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
-        if bytes.is_empty() || bytes.len() > 63 || !bytes.iter().all(allowed) || bytes[0] == b'-' {
-            return Err("expected letters, digits and '-' in parts of 1 to 63 characters, separated by '.'".into());
-        }
-    }
-    Ok(())
+    check_name(text).map_err(|error| error.to_string())
 }
 
 /// An `https://` URL without user, query and fragment; a `/` at its end is dropped.
@@ -288,7 +266,8 @@ mod tests {
         for text in ["hub", "hub.example:8443", "127.0.0.1:1", "[::1]:443", "::1"] {
             assert_eq!(host(text).as_deref(), Ok(text));
         }
-        for text in ["", "https://hub", "hub/x", "hub:0", "hub:99999", "a..b", "-a", "hub x", "hub:"] {
+        for text in ["", "https://hub", "hub/x", "hub:0", "hub:99999", "a..b", "-a", "hub x", "hub:", "1", "0x7f000001"]
+        {
             assert!(host(text).is_err(), "{text}");
         }
     }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attestation;
+pub mod authority;
 pub mod clock;
 pub mod create_options;
 pub mod deployment;
@@ -13,6 +14,7 @@ pub mod digest;
 pub mod ec_point;
 pub mod edge_ca;
 pub mod fair_queue;
+pub mod foreign_text;
 pub mod grants;
 pub mod hardware;
 pub mod health;
@@ -22,6 +24,7 @@ pub mod image_collection;
 pub mod image_policy;
 pub mod issuance;
 pub mod layout;
+pub mod module_list;
 pub mod provisioning;
 pub mod reconcile;
 pub mod refusals;

@@ -331,6 +331,24 @@ pub fn pause_after(earlier: u32, first: Duration, longest: Duration, random: u64
     whole.saturating_sub(Duration::from_millis(random % half.saturating_add(1)))
 }
 
+/// Least pause between two calls to a service, or two attempts of one call, whatever the service asks for.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The pause before a call that failed is tried again, if the service asks for `asked`.
+#[must_use]
+pub fn call_pause(asked: Option<Duration>) -> Duration {
+    asked.unwrap_or_default().max(LEAST_PAUSE)
+}
+
+/// The pause before a registration is asked about again, if the service asks for `asked`. A service that answers "at once" for
+/// ever makes no hammer of this device, and one that answers "next year" loses no device.
+#[must_use]
+pub fn poll_pause(asked: Option<Duration>, limits: &Limits) -> Duration {
+    // Tests have a device that polls fast; then it may.
+    let least = LEAST_PAUSE.min(limits.poll_interval);
+    asked.unwrap_or(limits.poll_interval).min(limits.longest_retry_after).max(least)
+}
+
 /// What follows from `event` at `now`.
 ///
 /// An event that does not fit the state (an answer nobody waits for, a timer that was overtaken) changes nothing.
@@ -373,9 +391,7 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
             vec![Action::WakeAt(until)]
         }
         (Event::Assigning { operation, retry_after }, Activity::Asking { since, .. }) => {
-            let pause = retry_after.unwrap_or(state.limits.poll_interval).min(state.limits.longest_retry_after);
-            // Not even a service that answers "at once" for ever makes a hammer of us.
-            let until = now.monotonic.saturating_add(pause.max(Duration::from_millis(100)));
+            let until = now.monotonic.saturating_add(poll_pause(retry_after, &state.limits));
             if until > since.saturating_add(state.limits.overall) {
                 let reason = format!(
                     "the provisioning service did not assign an identity within {} s",
@@ -444,6 +460,26 @@ mod tests {
         let (state, actions) = step(state, Event::Started, at(0));
         assert_eq!(actions, [Action::Serve { identity: identity("press-04"), replaced: false }]);
         assert_eq!(*state.activity(), Activity::Idle);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_a_hammer_and_none_loses_the_device(asked in prop::option::of(any::<u64>())) {
+            let limits = Limits::default();
+            let asked = asked.map(Duration::from_secs);
+            let pause = poll_pause(asked, &limits);
+            prop_assert!(pause >= Duration::from_secs(1) && pause <= limits.longest_retry_after, "{pause:?}");
+            prop_assert!(call_pause(asked) >= Duration::from_secs(1));
+            let mut state = fresh(None, ReprovisioningMode::Dynamic);
+            state = step(state, Event::Started, at(0)).0;
+            let (state, actions) = step(state, Event::Assigning { operation: "op".into(), retry_after: asked }, at(1));
+            let woken = actions.iter().find_map(|action| match action {
+                Action::WakeAt(until) => Some(*until),
+                _ => None,
+            });
+            prop_assert!(woken >= Some(Duration::from_secs(2)), "{actions:?}");
+            prop_assert!(!matches!(state.activity(), Activity::Idle));
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use edgekeep_cloud::{Authority, CloudError, Dps, Progress, Registration, Transport};
+use edgekeep_cloud::{CloudError, Dps, Progress, Registration, Transport};
+use edgekeep_core::authority::Authority;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::provisioning::{Action, Activity, DeviceIdentity, Event, Failure, Now, Provisioned, State, step};
 use edgekeep_daemon::board::Board;

@@ -208,6 +208,7 @@ impl Identityd {
         let audit = Arc::new(Audit::new(&folder));
         let access = access::Access::new(settings.principals.clone());
         let principals = module_principals(&access);
+        modules.serve(principals.clone());
 
         let needs_no_network = stored.is_some() || matches!(source, Source::Manual { .. });
         let mut served = device.served();

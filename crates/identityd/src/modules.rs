@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use edgekeep_cloud::ModuleRecord;
+use edgekeep_cloud::{ListedModule, ModuleRecord};
 use edgekeep_core::id::{GenerationId, ModuleId};
+use edgekeep_core::module_list::{Listing, makes_room, taken_over};
 use edgekeep_core::provisioning::DeviceIdentity;
 use edgekeep_daemon::store::{StateFile, StoreError};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,12 @@ impl From<&ModuleRecord> for KnownModule {
     }
 }
 
+impl From<&ListedModule> for KnownModule {
+    fn from(listed: &ListedModule) -> Self {
+        Self { generation: listed.generation_id.clone(), managed_by: listed.managed_by.clone() }
+    }
+}
+
 /// The file. It names the device: modules of another one are void.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stored {
@@ -44,6 +51,8 @@ struct Known {
     device: Option<DeviceIdentity>,
     modules: BTreeMap<ModuleId, KnownModule>,
     own: BTreeSet<ModuleId>,
+    /// Modules of the principals that are configured now.
+    principals: BTreeSet<ModuleId>,
     /// Whether the hub's whole list has been seen for this device.
     is_complete: bool,
     /// Counts changes that did not come from a list.
@@ -81,12 +90,18 @@ impl Modules {
         Self { known: Mutex::new(known), file, writing: tokio::sync::Mutex::new(()) }
     }
 
+    /// Names the modules of the principals that are configured.
+    pub(crate) fn serve(&self, principals: BTreeSet<ModuleId>) {
+        self.known().principals = principals;
+    }
+
     /// From now on the modules are those of `device`. Those of another device are forgotten.
     pub(crate) fn belong_to(&self, device: &DeviceIdentity) {
         let mut known = self.known();
         if known.device.as_ref() != Some(device) {
             let changes = known.changes + 1;
-            *known = Known { device: Some(device.clone()), changes, is_dirty: true, ..Known::default() };
+            let principals = std::mem::take(&mut known.principals);
+            *known = Known { device: Some(device.clone()), principals, changes, is_dirty: true, ..Known::default() };
         }
     }
 
@@ -127,34 +142,33 @@ impl Modules {
         Mark(self.known().changes)
     }
 
-    /// Takes over the hub's list for `device`. What was changed since `mark` stays: the list may be older than that.
-    pub(crate) fn replace(&self, device: &DeviceIdentity, mark: Mark, listed: &[ModuleRecord]) {
+    /// Takes over the hub's list for `device`. What was changed since `mark` stays: the list may be older than that. How many
+    /// modules are listed and not remembered.
+    pub(crate) fn replace(&self, device: &DeviceIdentity, mark: Mark, listing: &Listing<KnownModule>) -> usize {
         let mut known = self.known();
         if known.device.as_ref() != Some(device) {
-            return;
+            return 0;
         }
         let is_newer = |id: &ModuleId| known.changed.get(id).is_some_and(|change| *change > mark.0);
-        let mut modules: BTreeMap<_, _> = listed
-            .iter()
-            .filter(|record| !is_newer(&record.module_id))
-            .map(|record| (record.module_id.clone(), KnownModule::from(record)))
-            .collect();
-        let newer = known.modules.iter().filter(|(id, _)| is_newer(id)).map(|(id, it)| (id.clone(), it.clone()));
-        modules.extend(newer);
-        modules = modules.into_iter().take(MODULES).collect();
+        let taken = taken_over(&known.modules, listing, is_newer, |id| known.needs(id), MODULES);
         known.changed.retain(|_, change| *change > mark.0);
-        known.is_dirty |= known.modules != modules;
-        known.modules = modules;
+        known.is_dirty |= known.modules != taken.modules;
+        known.modules = taken.modules;
         known.is_complete = true;
+        taken.left_out
     }
 
     /// Takes over one module of `device`, as the hub just answered it.
     pub(crate) fn set(&self, device: &DeviceIdentity, record: &ModuleRecord) {
         let mut known = self.known();
-        // A full table still takes the newest of what is in it.
-        let is_full = known.modules.len() >= MODULES && !known.modules.contains_key(&record.module_id);
-        if known.device.as_ref() != Some(device) || is_full {
+        if known.device.as_ref() != Some(device) {
             return;
+        }
+        let is_newer = |id: &ModuleId| known.changed.contains_key(id);
+        match makes_room(&known.modules, &record.module_id, is_newer, |id| known.needs(id), MODULES) {
+            Ok(None) => {}
+            Ok(Some(other)) => drop(known.modules.remove(&other)),
+            Err(error) => return tracing::error!(module = %record.module_id, %error, "a module is not remembered"),
         }
         let module = KnownModule::from(record);
         known.note_change(&record.module_id);
@@ -199,6 +213,11 @@ impl Modules {
 }
 
 impl Known {
+    /// Whether this device cannot do without a module: its own principals', and those of the runtime itself.
+    fn needs(&self, module: &ModuleId) -> bool {
+        self.own.contains(module) || self.principals.contains(module) || module.as_str().starts_with('$')
+    }
+
     fn note_change(&mut self, module: &ModuleId) {
         self.changes += 1;
         // Only what the next list may contradict is kept, and that is cut to what fits.
@@ -211,6 +230,8 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use edgekeep_core::module_list::Entry;
+
     use super::*;
 
     fn device(id: &str) -> DeviceIdentity {
@@ -227,6 +248,10 @@ mod tests {
         }
     }
 
+    fn list(records: &[ModuleRecord]) -> Listing<KnownModule> {
+        records.iter().map(|record| Entry::Readable(record.module_id.clone(), KnownModule::from(record))).collect()
+    }
+
     fn open(folder: &std::path::Path) -> Modules {
         Modules::open(StateFile::new(folder.join("modules.json"), "modules", 1))
     }
@@ -241,7 +266,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let modules = open(folder.path());
         modules.belong_to(&device("a"));
-        modules.replace(&device("a"), modules.mark(), &[record("m", "1")]);
+        modules.replace(&device("a"), modules.mark(), &list(&[record("m", "1")]));
         modules.save().await.unwrap();
         let modules = open(folder.path());
         modules.belong_to(&device("a"));
@@ -261,7 +286,7 @@ mod tests {
         assert_eq!(generation(&modules, "m"), None);
         // An answer to a question about the former device comes late.
         modules.set(&device("a"), &record("m", "1"));
-        modules.replace(&device("a"), modules.mark(), &[record("m", "1")]);
+        modules.replace(&device("a"), modules.mark(), &list(&[record("m", "1")]));
         assert_eq!(generation(&modules, "m"), None);
     }
 
@@ -276,12 +301,12 @@ mod tests {
         let mark = modules.mark();
         modules.set(&it, &record("created", "2"));
         modules.remove(&it, &"deleted".parse().unwrap());
-        modules.replace(&it, mark, &[record("kept", "9"), record("deleted", "1")]);
+        modules.replace(&it, mark, &list(&[record("kept", "9"), record("deleted", "1")]));
         assert_eq!(generation(&modules, "kept").as_deref(), Some("9"));
         assert_eq!(generation(&modules, "created").as_deref(), Some("2"));
         assert_eq!(generation(&modules, "deleted"), None);
         // The next list counts again.
-        modules.replace(&it, modules.mark(), &[record("kept", "9")]);
+        modules.replace(&it, modules.mark(), &list(&[record("kept", "9")]));
         assert_eq!(generation(&modules, "created"), None);
     }
 
@@ -293,5 +318,39 @@ mod tests {
         assert!(modules.all(&device("a")).is_empty());
         let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
         assert!(names[0].to_string_lossy().contains("damaged"), "{names:?}");
+    }
+
+    #[test]
+    fn an_entry_without_a_usable_generation_leaves_the_module_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let modules = open(folder.path());
+        let it = device("a");
+        modules.belong_to(&it);
+        modules.replace(&it, modules.mark(), &list(&[record("m", "1"), record("n", "1")]));
+        let unreadable = [Entry::Unreadable("m".parse().unwrap()), Entry::Unreadable("x".parse().unwrap())];
+        modules.replace(&it, modules.mark(), &unreadable.into_iter().collect());
+        assert_eq!(generation(&modules, "m").as_deref(), Some("1"));
+        assert_eq!((generation(&modules, "n"), generation(&modules, "x")), (None, None));
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_pushes_out_neither_own_modules_nor_known_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let modules = open(folder.path());
+        let it = device("a");
+        modules.belong_to(&it);
+        modules.serve(BTreeSet::from(["z-principal".parse().unwrap()]));
+        modules.set_own(BTreeSet::from(["z-own".parse().unwrap()]));
+        modules.replace(&it, modules.mark(), &list(&[record("z-known", "1")]));
+        let named = ["z-own", "z-principal", "z-known", "$edgeHub", "z-strange"];
+        let many: Vec<_> = (0..MODULES).map(|number| record(&format!("a{number:04}"), "1")).collect();
+        let listed: Vec<_> = many.into_iter().chain(named.map(|id| record(id, "1"))).collect();
+        assert_eq!(modules.replace(&it, modules.mark(), &list(&listed)), 5);
+        let has = |id: &str| generation(&modules, id).is_some();
+        assert_eq!(named.map(has), [true, true, true, true, false]);
+        // The table is full: a module that is asked for by name is remembered all the same.
+        modules.set(&it, &record("z-asked", "1"));
+        assert!(has("z-asked") && has("z-own"));
+        assert_eq!(modules.all(&it).len(), MODULES);
     }
 }

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use edgekeep_cloud::{CloudError, EnsureError, Hub, ModuleRecord, Transport};
+use edgekeep_core::foreign_text::{CHAIN_LIMIT, cleaned};
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::ModuleId;
+use edgekeep_core::module_list::Listing;
 use edgekeep_core::provisioning::{DeviceIdentity, pause_after};
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::Steps;
@@ -17,12 +19,14 @@ use tokio::time::Instant;
 
 use crate::device::{Device, Wish, random};
 use crate::keys::{DeviceKeys, KeysError};
-use crate::modules::Modules;
+use crate::modules::{KnownModule, Modules};
 
 /// How long a failure to reach the hub is taken as a sign that the next call would fail, too.
 const OFFLINE_MEMORY: Duration = Duration::from_secs(60);
 /// Longest time for which the hub is left alone because it asked for that.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// Most modules that one log line names.
+const TOLD: usize = 10;
 /// Most repairs that wait.
 const REPAIRS: usize = 100;
 
@@ -138,11 +142,32 @@ impl Registry {
     /// The hub's list, taken over.
     async fn list(&self, identity: &DeviceIdentity) -> Result<(), CloudError> {
         let mark = self.modules.mark();
-        let listed = self.hub(identity)?.list().await.inspect_err(|error| self.note(error))?;
-        self.modules.replace(identity, mark, &listed);
+        let listing = self.hub(identity)?.list().await.inspect_err(|error| self.note(error))?;
+        let listing = listing.map(|listed| KnownModule::from(listed));
+        let left_out = self.modules.replace(identity, mark, &listing);
+        self.tell_of(&listing, left_out);
         self.note_success();
         self.save().await;
         Ok(())
+    }
+
+    /// Tells of what in a list was not taken over.
+    fn tell_of(&self, listing: &Listing<KnownModule>, left_out: usize) {
+        let unreadable: Vec<&str> = listing.unreadable().iter().map(ModuleId::as_str).take(TOLD).collect();
+        let mut found = Vec::new();
+        if !unreadable.is_empty() || listing.nameless() > 0 {
+            found.push(format!(
+                "{} modules without a usable generation ({}) and {} entries without a module's id",
+                listing.unreadable().len(),
+                unreadable.join(" "),
+                listing.nameless()
+            ));
+        }
+        if left_out > 0 {
+            found.push(format!("{left_out} modules more than are remembered"));
+        }
+        let problem = (!found.is_empty()).then(|| (Subject::device(), found.join("; ")));
+        self.board.replace(Code::ModuleListUnusable, problem);
     }
 
     /// Takes down that the hub did what it was asked for.
@@ -374,5 +399,5 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text
+    cleaned(&text, CHAIN_LIMIT)
 }

@@ -129,6 +129,10 @@ codes! {
     ProvisioningUnreachable = "provisioning-unreachable", Warning,
         "The provisioning service cannot be reached.",
         "See to network, name resolution, firewall and clock. The last good identity, if there is one, stays in use.";
+    ModuleListUnusable = "module-list-unusable", Warning,
+        "The hub lists modules of this device that cannot be taken over.",
+        "What is known of such modules stays in use, and those that this device needs come first. See the device's modules at the \
+         hub: delete what is not used, and make anew what has no usable generation.";
     CloudAsksToWait = "cloud-asks-to-wait", Warning,
         "The cloud asks to be left alone for long.",
         "Nothing on the device: the wish is followed within bounds, and what is known is used meanwhile.";

@@ -13,13 +13,14 @@
 
 mod code;
 mod subject;
-mod text;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+
+use crate::foreign_text::cleaned;
 
 pub use code::{Code, Explained};
 pub use subject::{Kind, NAME_LIMIT, Subject};
@@ -70,7 +71,7 @@ impl Problem {
     /// A problem that is there since `since` (wall clock). The detail is bounded and cleaned; never a secret.
     #[must_use]
     pub fn new(code: Code, subject: Subject, detail: &str, since: OffsetDateTime) -> Self {
-        Self { severity: code.severity(), code, subject, detail: text::cleaned(detail, DETAIL_LIMIT), since }
+        Self { severity: code.severity(), code, subject, detail: cleaned(detail, DETAIL_LIMIT), since }
     }
 
     /// Its kind.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::text::cleaned;
+use crate::foreign_text::cleaned;
 use crate::id::ModuleId;
 use crate::layout::Daemon;
 
