@@ -21,6 +21,8 @@ use crate::translate::{Environment, Users, referenced_files, translate};
 
 /// Longest file that is read because the configuration names it, in bytes.
 const MAX_REFERENCED_BYTES: u64 = 256 * 1024;
+/// Most files that are read because the configuration names them.
+const MAX_REFERENCED: usize = 256;
 /// Longest record of the keys that were handed over, in bytes.
 const RECORD_LIMIT: u64 = 4 << 20;
 /// Longest file that was written here before and is compared, in bytes.
@@ -86,8 +88,13 @@ pub fn environment(text: &str) -> Environment {
     let uid = rustix::process::geteuid().as_raw();
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let files = referenced_files(text).into_iter().map(|path| {
-        let content = file::read(&path, Rules::named(MAX_REFERENCED_BYTES)).map_err(|error| error.to_string());
+    let files = referenced_files(text).into_iter().enumerate().map(|(number, path)| {
+        let content = match number {
+            ..MAX_REFERENCED => {
+                file::read(&path, Rules::named(MAX_REFERENCED_BYTES)).map_err(|error| error.to_string())
+            }
+            _ => Err(format!("the configuration names more than {MAX_REFERENCED} files")),
+        };
         (path, content)
     });
     Environment { users: users(uid, &passwd), hostname, uids: uids(&passwd), files: files.collect() }

@@ -23,6 +23,11 @@ impl Check<'_> {
         for index in 0..table.entries.len() {
             let Some(key) = keys.iter().find(|key| key.is_called(&table.entries[index].key)) else {
                 let entry = &table.entries[index];
+                if self.report.is_full() {
+                    self.report.count_error(&entry.key_span);
+                    self.note_texts(&entry.node, true);
+                    continue;
+                }
                 self.unknown(entry, keys, path);
                 // What a misplaced key holds may be shown if it may where the key belongs.
                 let harmless =
@@ -135,10 +140,10 @@ impl Check<'_> {
     fn unknown(&mut self, entry: &Entry, keys: &'static [Key], path: &str) {
         let written = &entry.key;
         let here = table_name(path);
-        let places: Vec<String> = schema::tables()
-            .into_iter()
+        let places: Vec<&str> = schema::tables()
+            .iter()
             .filter(|(_, keys)| keys.iter().any(|key| key.is_called(written)))
-            .map(|(path, _)| path)
+            .map(|(path, _)| path.as_str())
             .collect();
         let key_path = join(path, written);
         for place in &places {
@@ -158,9 +163,9 @@ impl Check<'_> {
         let message = format!("unknown key `{}` {here}", printable(written));
         let near = |keys: &'static [Key]| nearest(written, keys.iter().map(|key| key.name));
         let meant = near(keys).map(|key| (join_path(path, key), format!("did you mean `{key}`?"))).or_else(|| {
-            schema::tables().into_iter().find_map(|(path, keys)| {
+            schema::tables().iter().find_map(|(path, keys)| {
                 let key = near(keys)?;
-                Some((join_path(&path, key), format!("did you mean `{key}` {}?", table_name(&path))))
+                Some((join_path(path, key), format!("did you mean `{key}` {}?", table_name(path))))
             })
         });
         match meant {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
+use edgekeep_core::foreign_text::cleaned;
 use serde::Serialize;
 
 /// How grave a diagnostic is.
@@ -39,6 +40,8 @@ pub enum Code {
     NoEffect,
     /// The value is accepted but unusual.
     Unusual,
+    /// There are more findings than are shown.
+    More,
 }
 
 impl Code {
@@ -56,6 +59,7 @@ impl Code {
             Self::NotSupported => "not-supported",
             Self::NoEffect => "no-effect",
             Self::Unusual => "unusual",
+            Self::More => "more",
         }
     }
 }
@@ -77,10 +81,13 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do about it.
     pub remedy: Option<String>,
-    /// The line it stands in, with secrets and comments blanked out.
+    /// The line it stands in, with secrets and comments blanked out; of a long line the part around `column`.
     pub source_line: String,
-    /// How many characters from `column` on are meant; at least 1.
+    /// How many characters from `column` on are meant and shown; at least 1.
     pub width: usize,
+    /// Characters of `source_line` before those that are meant.
+    #[serde(skip)]
+    indent: usize,
 }
 
 /// Renders diagnostics like a compiler does, one after another, each with its line and a caret. `file` is the name to show.
@@ -102,7 +109,7 @@ impl Diagnostic {
         let (hue, bold, dim, plain) = if colour { (hue, "\x1b[1m", "\x1b[1;34m", "\x1b[0m") } else { ("", "", "", "") };
         let number = self.line.to_string();
         let margin = " ".repeat(number.len());
-        let indent = " ".repeat(self.column.saturating_sub(1));
+        let indent = " ".repeat(self.indent);
         let caret = "^".repeat(self.width.max(1));
         let _ = writeln!(out, "{hue}{word}[{}]{plain}{bold}: {}{plain}", self.code.as_str(), self.message);
         let _ = writeln!(out, "{margin}{dim}-->{plain} {file}:{}:{}", self.line, self.column);
@@ -127,10 +134,23 @@ struct Finding {
     remedy: Option<String>,
 }
 
+/// Most errors that are told, and most notices: more than anybody corrects at once.
+pub(crate) const SHOWN: usize = 50;
+/// Longest path of a key, message and remedy, in characters. The longest message of ours has some 250.
+const TEXT_LIMIT: usize = 600;
+/// Characters of a long line that are shown, and those of them before the place that is meant.
+const LINE_LIMIT: usize = 160;
+const BEFORE: usize = 60;
+
 /// Collects findings while a configuration is read, and the places that must not be shown.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     findings: Vec<Finding>,
+    /// Errors and notices beyond those that are told, and where the first of them stands.
+    more: [usize; 2],
+    first_more: Option<Range<usize>>,
+    /// Errors, and notices, among the findings.
+    told: [usize; 2],
     secrets: Vec<Range<usize>>,
     texts: Vec<Range<usize>>,
     meant: Vec<String>,
@@ -146,7 +166,7 @@ impl Report {
         key: impl Into<String>,
         message: impl Into<String>,
     ) {
-        self.add(Severity::Error, code, span, key.into(), message.into(), None);
+        self.add(Severity::Error, code, span, &key.into(), &message.into(), None);
     }
 
     /// Adds an error with what to do about it.
@@ -158,7 +178,7 @@ impl Report {
         message: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.add(Severity::Error, code, span, key.into(), message.into(), Some(remedy.into()));
+        self.add(Severity::Error, code, span, &key.into(), &message.into(), Some(remedy.into()));
     }
 
     /// A key that `path` needs is absent. Said only if no misspelt or misplaced key was meant to be it.
@@ -182,7 +202,7 @@ impl Report {
         message: impl Into<String>,
         remedy: Option<&str>,
     ) {
-        self.add(Severity::Notice, code, span, key.into(), message.into(), remedy.map(str::to_owned));
+        self.add(Severity::Notice, code, span, &key.into(), &message.into(), remedy.map(str::to_owned));
     }
 
     fn add(
@@ -190,11 +210,33 @@ impl Report {
         severity: Severity,
         code: Code,
         span: &Range<usize>,
-        key: String,
-        message: String,
+        key: &str,
+        message: &str,
         remedy: Option<String>,
     ) {
+        if self.told[severity as usize] >= SHOWN {
+            self.count(severity, span);
+            return;
+        }
+        self.told[severity as usize] += 1;
+        let cut = |text: &str| cleaned(text, TEXT_LIMIT);
+        let (key, message, remedy) = (cut(key), cut(message), remedy.map(|remedy| cut(&remedy)));
         self.findings.push(Finding { severity, code, span: span.clone(), key, message, remedy });
+    }
+
+    fn count(&mut self, severity: Severity, span: &Range<usize>) {
+        self.more[severity as usize] += 1;
+        self.first_more.get_or_insert_with(|| span.clone());
+    }
+
+    /// Whether further errors are only counted, so that no work for their words is of use.
+    pub(crate) fn is_full(&self) -> bool {
+        self.told[Severity::Error as usize] >= SHOWN
+    }
+
+    /// Counts an error of which no more is said.
+    pub(crate) fn count_error(&mut self, span: &Range<usize>) {
+        self.count(Severity::Error, span);
     }
 
     /// The text at `span` is never shown.
@@ -220,8 +262,29 @@ impl Report {
     /// All findings with line, column and the line itself, in the order of the text.
     pub(crate) fn finish(mut self, text: &str) -> Vec<Diagnostic> {
         self.findings.sort_by_key(|finding| (finding.span.start, finding.severity));
-        let findings = std::mem::take(&mut self.findings);
+        let mut findings = std::mem::take(&mut self.findings);
+        findings.extend(self.rest());
         findings.into_iter().map(|finding| self.place(finding, text)).collect()
+    }
+
+    /// The finding that tells how many others are not told.
+    fn rest(&self) -> Option<Finding> {
+        let span = self.first_more.clone()?;
+        let counted = |count: usize, word: &str| match count {
+            0 => None,
+            1 => Some(format!("1 more {word}")),
+            count => Some(format!("{count} more {word}s")),
+        };
+        let [errors, notices] = self.more;
+        let said: Vec<String> = [counted(errors, "error"), counted(notices, "notice")].into_iter().flatten().collect();
+        Some(Finding {
+            severity: if errors > 0 { Severity::Error } else { Severity::Notice },
+            code: Code::More,
+            span,
+            key: String::new(),
+            message: format!("{} not shown; this is the place of the first", said.join(" and ")),
+            remedy: Some("correct those that are shown, and check again".to_owned()),
+        })
     }
 
     fn place(&self, finding: Finding, text: &str) -> Diagnostic {
@@ -229,32 +292,60 @@ impl Report {
         let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
         let line_end = text[start..].find('\n').map_or(text.len(), |newline| start + newline);
         let end = floor_boundary(text, finding.span.end).clamp(start, line_end);
+        let column = text[line_start..start].chars().count();
+        let line = &text[line_start..line_end];
+        // A line that is too long is cut at both ends, and what is left begins before the place that is meant.
+        let skipped = if line.chars().nth(LINE_LIMIT).is_some() { column.saturating_sub(BEFORE) } else { 0 };
+        let from = line_start + line.char_indices().nth(skipped).map_or(line.len(), |(at, _)| at);
+        let window = &text[from..line_end];
+        let to = from + window.char_indices().nth(LINE_LIMIT).map_or(window.len(), |(at, _)| at);
+        let mut source_line = self.shown_line(text, line_start, from..to);
+        let mut indent = column - skipped;
+        if skipped > 0 {
+            source_line.insert(0, '…');
+            indent += 1;
+        }
+        if to < line_end {
+            source_line.push('…');
+        }
         Diagnostic {
             severity: finding.severity,
             code: finding.code,
             line: text[..line_start].matches('\n').count() + 1,
-            column: text[line_start..start].chars().count() + 1,
+            column: column + 1,
             key: finding.key,
             message: finding.message,
             remedy: finding.remedy,
-            source_line: self.shown_line(text, line_start, line_end),
-            width: text[start..end].chars().count().max(1),
+            source_line,
+            width: text[start..end.min(to).max(start)].chars().count().max(1),
+            indent,
         }
     }
 
-    /// The line with each secret character replaced by `*`, tabs and control characters by a blank, comments left out. The
+    /// The part `shown` of the line that begins at `line_start`, with each secret character replaced by `*`, tabs and control characters by a blank, comments left out. The
     /// number of characters before any shown place stays the same.
-    fn shown_line(&self, text: &str, line_start: usize, line_end: usize) -> String {
-        let line = &text[line_start..line_end];
-        let unknown_from = if self.unparsed { unparsed_secret(line) } else { None };
-        let mut shown = String::with_capacity(line.len());
-        for (offset, c) in line.char_indices() {
-            let at = line_start + offset;
+    fn shown_line(&self, text: &str, line_start: usize, part: Range<usize>) -> String {
+        // To the end of the text: where the line ends, what is looked for has been found.
+        let line = text[line_start..].lines().next().unwrap_or_default();
+        let unknown_from = if self.unparsed { unparsed_secret(line).map(|from| line_start + from) } else { None };
+        // A comment may begin before the part that is shown.
+        let near = |spans: &[Range<usize>], range: &Range<usize>| -> Vec<Range<usize>> {
+            spans.iter().filter(|span| span.start < range.end && range.start < span.end).cloned().collect()
+        };
+        let before = line_start..part.start;
+        let texts = near(&self.texts, &before);
+        let comment = text[before]
+            .match_indices('#')
+            .any(|(offset, _)| !texts.iter().any(|span| span.contains(&(line_start + offset))));
+        let (texts, secrets) = (near(&self.texts, &part), near(&self.secrets, &part));
+        let mut shown = String::new();
+        for (offset, c) in text[part.clone()].char_indices().take_while(|_| !comment) {
+            let at = part.start + offset;
             let within = |spans: &[Range<usize>]| spans.iter().any(|span| span.contains(&at));
-            if c == '#' && !within(&self.texts) {
+            if c == '#' && !within(&texts) {
                 break;
             }
-            let secret = within(&self.secrets) || unknown_from.is_some_and(|from| offset >= from);
+            let secret = within(&secrets) || unknown_from.is_some_and(|from| at >= from);
             shown.push(match c {
                 _ if c.is_control() => ' ',
                 '"' | '\'' => c,

@@ -68,8 +68,14 @@ pub(crate) fn parse(text: &str, report: &mut Report) -> Table {
         return Table::default();
     }
     let (root, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
+    if !errors.is_empty() {
         report.set_unparsed();
+    }
+    for error in &errors {
+        if report.is_full() {
+            report.count_error(&error.span().unwrap_or(0..0));
+            continue;
+        }
         let span = error.span().unwrap_or(0..0);
         let remedy = syntax_remedy(text, &span);
         let message = format!("not valid TOML: {}", error.message());
@@ -188,9 +194,13 @@ impl<'a> View<'a> {
     }
 
     pub(crate) fn table(&self, key: &str) -> Option<View<'a>> {
-        let entry = self.entry(key)?;
+        self.table_of(self.entry(key)?)
+    }
+
+    /// The table that an entry of this one is, without looking for the entry again.
+    pub(crate) fn table_of(&self, entry: &'a Entry) -> Option<View<'a>> {
         match &entry.node.value {
-            Value::Table(table) => Some(View { table, span: entry.key_span.clone(), path: self.key(key) }),
+            Value::Table(table) => Some(View { table, span: entry.key_span.clone(), path: self.key(&entry.key) }),
             _ => None,
         }
     }

@@ -20,7 +20,7 @@ impl Draft<'_> {
         self.whole_device(root);
         let Some(modules) = root.table("modules") else { return };
         for entry in &modules.table.entries {
-            let Some(view) = modules.table(&entry.key).and_then(|module| module.table("grant")) else { continue };
+            let Some(view) = modules.table_of(entry).and_then(|module| module.table("grant")) else { continue };
             let id = self.module_id(&modules, &entry.key, &entry.key_span);
             let grant = self.grant(&view);
             if let Some(id) = id {

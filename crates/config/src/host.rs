@@ -239,8 +239,7 @@ impl Draft<'_> {
 
 /// The tables in a table, with their keys.
 fn tables<'a>(view: &View<'a>) -> Vec<(View<'a>, &'a Range<usize>, &'a str)> {
-    let table =
-        |entry: &'a crate::document::Entry| Some((view.table(&entry.key)?, &entry.key_span, entry.key.as_str()));
+    let table = |entry: &'a crate::document::Entry| Some((view.table_of(entry)?, &entry.key_span, entry.key.as_str()));
     view.table.entries.iter().filter_map(table).collect()
 }
 

@@ -13,9 +13,9 @@ use crate::value;
 /// once the configuration is applied.
 pub(crate) fn key_files(root: &View<'_>) -> Vec<PathBuf> {
     let images = root.table("image_policy").and_then(|policy| policy.table("images"));
-    let rules = images.iter().flat_map(|images| {
-        images.table.entries.iter().filter_map(|entry| images.table(&entry.key)).collect::<Vec<_>>()
-    });
+    let rules = images
+        .iter()
+        .flat_map(|images| images.table.entries.iter().filter_map(|entry| images.table_of(entry)).collect::<Vec<_>>());
     let keys = rules.flat_map(|rule| rule.texts("keys").collect::<Vec<_>>());
     keys.filter_map(|key| value::file_uri(key.text).ok().map(PathBuf::from)).collect()
 }
@@ -37,7 +37,7 @@ impl Draft<'_> {
         }
         if let Some(images) = view.table("images") {
             for entry in &images.table.entries {
-                let Some(rule) = images.table(&entry.key) else { continue };
+                let Some(rule) = images.table_of(entry) else { continue };
                 if let Some(keys) = self.image_rule(&rule, view.has("signatures")) {
                     policy.rules.push(ImageRule { images: entry.key.clone(), keys });
                 }

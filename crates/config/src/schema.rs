@@ -1,6 +1,8 @@
 //! Every key that the file may hold, where, and of what type. The tables are data, so that a key in the wrong place can be
 //! looked up in all the others.
 
+use std::sync::LazyLock;
+
 /// What a key takes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
@@ -403,7 +405,12 @@ static HOST_SERVICE: &[Key] = &[
 ];
 
 /// Every table of the schema with its path, the top level first.
-pub(crate) fn tables() -> Vec<(String, &'static [Key])> {
+pub(crate) fn tables() -> &'static [(String, &'static [Key])] {
+    static TABLES: LazyLock<Vec<(String, &'static [Key])>> = LazyLock::new(all_tables);
+    &TABLES
+}
+
+fn all_tables() -> Vec<(String, &'static [Key])> {
     fn walk(path: &str, keys: &'static [Key], found: &mut Vec<(String, &'static [Key])>) {
         found.push((path.to_owned(), keys));
         for key in keys {
@@ -429,7 +436,7 @@ mod tests {
     fn no_table_has_two_keys_of_one_name() {
         for (path, keys) in tables() {
             let mut names = BTreeSet::new();
-            for key in keys {
+            for key in *keys {
                 for name in std::iter::once(&key.name).chain(key.aliases) {
                     assert!(names.insert(*name), "{name} twice in [{path}]");
                 }
