@@ -145,7 +145,7 @@ const NEWEST: &[&str] = &["docker:trixie", "podman:trixie"];
 /// What may differ with another engine: modules from creation to removal, updates, what the engine understands, and every
 /// attack on a container.
 const WITH_OTHERS: &str =
-    "test(/^(lifecycle|updates|options|volumes|behaviour|images|image_collection|engine|attest)::/)";
+    "test(/^(lifecycle|updates|touched|options|volumes|behaviour|images|image_collection|engine|attest)::/)";
 
 /// Everything, unless packages are named.
 fn whole_workspace(filter: &[String]) -> Option<&'static str> {

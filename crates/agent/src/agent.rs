@@ -11,12 +11,12 @@ use edgekeep_core::deployment::Deployment;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::reconcile::{
-    self, Action, Current, Generations, Memory, Observed, RuntimeState, Step, Target, Targets, Timestamp,
+    self, Action, Current, Generations, Memory, Observed, Step, Target, Targets, Timestamp,
 };
 use edgekeep_daemon::store::{self, StateFile, StoreError};
 
 use crate::manifest::ManifestFile;
-use crate::reported::{self, Platform, View, from_rfc3339};
+use crate::reported::{self, Platform, View, from_rfc3339, runtime_state};
 use crate::settings::Settings;
 use crate::spec::{self, FINGERPRINT_LABEL, GENERATION_LABEL};
 
@@ -443,7 +443,7 @@ fn observed(details: &ModuleDetails) -> Observed {
     let status = &details.status;
     let labels = &details.config.settings["createOptions"]["Labels"];
     Observed {
-        state: RuntimeState::from_word(&status.runtime_status.status),
+        state: runtime_state(&status.runtime_status),
         fingerprint: labels[FINGERPRINT_LABEL].as_str().and_then(|label| label.parse::<Sha256Digest>().ok()),
         generation: labels[GENERATION_LABEL].as_str().map(str::to_owned),
         last_start: status.start_time.as_deref().and_then(from_rfc3339),

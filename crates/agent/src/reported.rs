@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use edgekeep_api::management::ModuleDetails;
+use edgekeep_api::management::{ModuleDetails, RuntimeStatus};
 use edgekeep_core::deployment::{
     DEFAULT_STARTUP_ORDER, Deployment, DesiredStatus, EDGE_HUB, Module, RestartPolicy, Runtime, split_create_options,
 };
@@ -109,7 +109,7 @@ fn agent(view: &View<'_>) -> Value {
     let mut entry = Map::new();
     entry.insert("type".into(), details.kind.as_str().into());
     entry.insert("startupOrder".into(), 0.into());
-    let state = RuntimeState::from_word(&details.status.runtime_status.status);
+    let state = runtime_state(&details.status.runtime_status);
     add_state(&mut entry, view, details, state_word(state));
     entry.insert("settings".into(), json!({"image": details.config.settings["image"]}));
     entry.into()
@@ -135,7 +135,7 @@ fn one(view: &View<'_>, id: &ModuleId, module: Option<&Module>) -> Value {
     }
     match details {
         Some(details) => {
-            let state = RuntimeState::from_word(&details.status.runtime_status.status);
+            let state = runtime_state(&details.status.runtime_status);
             let waits = module.is_some_and(|module| {
                 module.status == DesiredStatus::Running && module.restart_policy != RestartPolicy::Never
             });
@@ -174,9 +174,16 @@ fn add_state(entry: &mut Map<String, Value>, view: &View<'_>, details: &ModuleDe
     entry.insert("lastExitTimeUtc".into(), exit.map_or(NO_TIME, |exit| exit.exit_time.as_str()).into());
 }
 
+/// What a module does, by the daemon's words: the newer one says more where it is there.
+#[must_use]
+pub fn runtime_state(status: &RuntimeStatus) -> RuntimeState {
+    RuntimeState::from_word(status.phase.as_ref().unwrap_or(&status.status))
+}
+
 const fn state_word(state: RuntimeState) -> &'static str {
     match state {
         RuntimeState::Running => "running",
+        RuntimeState::Paused => "paused",
         RuntimeState::Stopped => "stopped",
         RuntimeState::Failed => "failed",
         RuntimeState::Dead => "dead",

@@ -150,11 +150,14 @@ pub struct ExitStatus {
 /// What a module does now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeStatus {
-    /// `running`, `stopped`, `failed`, `dead` or `unknown`.
+    /// `running`, `stopped`, `failed`, `dead` or `unknown`; ours, and not to the agent, which may not know the word: `paused`.
     pub status: String,
     /// In words; ours: why a module is not running, if the runtime knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// Ours: `paused` where `status` may not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
 }
 
 /// A module's identity at the hub.

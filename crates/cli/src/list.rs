@@ -57,7 +57,13 @@ pub(crate) fn advice(lines: &[Line]) -> Vec<String> {
     let others = lines.iter().filter(|line| !strange(line) && !matches!(line.status.as_str(), "running" | "stopped"));
     advice.extend(others.filter(|line| line.name != "edgeAgent").map(|line| {
         let (name, status) = (output::printable(&line.name), output::printable(&line.status));
-        format!("module {name} is {status}: edgekeep logs {name} says why")
+        match line.status.as_str() {
+            "paused" => format!(
+                "module {name} is paused: the engine was told to freeze it, and its log knows nothing of that; the agent \
+                 has it go on, and so does edgekeep restart {name}"
+            ),
+            _ => format!("module {name} is {status}: edgekeep logs {name} says why"),
+        }
     }));
     advice
 }
@@ -81,6 +87,7 @@ fn line(module: &ModuleDetails, now: OffsetDateTime) -> Line {
             let code = exit.map(|exit| format!(" ({})", exit.status_code)).unwrap_or_default();
             format!("Failed{code}{ended}")
         }
+        "paused" => "Paused".to_owned(),
         "dead" => "Dead".to_owned(),
         _ => "Unknown".to_owned(),
     };

@@ -8,6 +8,7 @@
 pub mod attestation;
 pub mod authority;
 pub mod clock;
+pub mod container;
 pub mod create_options;
 pub mod deployment;
 pub mod digest;

@@ -15,6 +15,7 @@
 //! - A wanted module whose identity is gone gets a new one, and one that was made for another generation of its identity
 //!   is made anew: it presents a generation that nobody takes any more. Where the identities cannot be listed, nothing is
 //!   concluded from that.
+//! - A module that something else paused goes on after [`SHORTEST_WAIT`], whatever its restart policy: it has not ended.
 //! - Wall-clock ages that are negative (the clock was set back) count as long enough.
 
 use std::collections::BTreeMap;
@@ -67,6 +68,8 @@ pub type Targets = BTreeMap<ModuleId, Target>;
 pub enum RuntimeState {
     /// It runs.
     Running,
+    /// It was frozen by something else.
+    Paused,
     /// It never ran, or ended with exit code 0.
     Stopped,
     /// It ended with another exit code.
@@ -83,6 +86,7 @@ impl RuntimeState {
     pub fn from_word(word: &str) -> Self {
         let states = [
             ("running", Self::Running),
+            ("paused", Self::Paused),
             ("stopped", Self::Stopped),
             ("failed", Self::Failed),
             ("unhealthy", Self::Failed),
@@ -154,6 +158,8 @@ pub enum Purpose {
     Stop,
     /// It ended and its restart policy starts it again.
     Restart,
+    /// Something else froze it.
+    Resume,
     /// It is not wanted any more.
     Remove,
     /// Nor is its identity.
@@ -174,7 +180,7 @@ impl Purpose {
     const fn concern(self) -> Concern {
         match self {
             Self::Create | Self::Update | Self::Renew | Self::Recreate => Concern::Apply,
-            Self::Start | Self::Stop | Self::Restart => Concern::Run,
+            Self::Start | Self::Stop | Self::Restart | Self::Resume => Concern::Run,
             Self::Remove => Concern::Remove,
             Self::Identify | Self::DropIdentity => Concern::Identity,
         }
@@ -222,6 +228,9 @@ struct ModuleMemory {
     restarts: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_restart: Option<Timestamp>,
+    /// Since when it has been seen frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    paused_since: Option<Timestamp>,
     /// Whether there may be an identity that goes when the module goes.
     identity: bool,
     /// Whether its container was made for an identity that was deleted since.
@@ -241,6 +250,7 @@ impl Default for ModuleMemory {
             status: None,
             restarts: 0,
             last_restart: None,
+            paused_since: None,
             identity: true,
             orphaned: false,
             failures: BTreeMap::new(),
@@ -374,7 +384,13 @@ fn next(
     let ended = matches!(observed.state, RuntimeState::Stopped | RuntimeState::Failed);
     match target.status {
         DesiredStatus::Stopped => {
-            (observed.state == RuntimeState::Running).then(|| (Purpose::Stop, vec![Action::Stop]))
+            let up = matches!(observed.state, RuntimeState::Running | RuntimeState::Paused);
+            up.then(|| (Purpose::Stop, vec![Action::Stop]))
+        }
+        // Tools freeze a module for the moment in which they copy its data.
+        DesiredStatus::Running if observed.state == RuntimeState::Paused => {
+            let due = memory.paused_since.is_some_and(|since| is_over(now, since, SHORTEST_WAIT));
+            due.then(|| (Purpose::Resume, vec![Action::Start]))
         }
         DesiredStatus::Running if ended => {
             let never_started = observed.state == RuntimeState::Stopped && observed.last_start.is_none();
@@ -456,7 +472,14 @@ impl Memory {
     pub fn observe(&mut self, desired: &Targets, current: &Current, identities: Option<&Generations>, now: Timestamp) {
         self.adopt_generations(desired, current, identities);
         for (module, target) in desired {
-            let (Some(observed), Some(memory)) = (current.get(module), self.modules.get_mut(module)) else { continue };
+            let Some(observed) = current.get(module) else { continue };
+            let paused = observed.state == RuntimeState::Paused;
+            if paused {
+                // Of one that this agent did not make nothing is remembered yet.
+                self.modules.entry(module.clone()).or_default();
+            }
+            let Some(memory) = self.modules.get_mut(module) else { continue };
+            memory.paused_since = paused.then(|| memory.paused_since.unwrap_or(now));
             let running = observed.state == RuntimeState::Running;
             let ended = matches!(observed.state, RuntimeState::Stopped | RuntimeState::Failed);
             match target.status {

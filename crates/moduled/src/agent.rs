@@ -154,7 +154,8 @@ async fn observe(service: &Moduled, replace: bool) -> Observation {
         // What runs under the agent's name without a registration is not the agent.
         Ok(Some(_)) if service.registrations.of(&edge_agent()).is_none() => Observation::Dead,
         Ok(Some(ModuleState::Running)) => Observation::Running,
-        Ok(Some(ModuleState::Stopped)) => Observation::Stopped,
+        // A start has one that is paused go on.
+        Ok(Some(ModuleState::Stopped | ModuleState::Paused)) => Observation::Stopped,
         Ok(Some(ModuleState::Failed)) => Observation::Failed,
         Ok(Some(ModuleState::Dead)) => Observation::Dead,
         Ok(Some(ModuleState::Unknown)) => Observation::Unknown,

@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use edgekeep_core::create_options::{
     Found, Grant, Judge, MadeMount, OwnState, PublishedPorts, Refusal, Resolved, Volumes, canonical, paths_made,
-    paths_to_resolve, volumes_from, volumes_made, volumes_to_look_at, without_elevation,
+    paths_to_resolve, volumes_from, volumes_made, volumes_to_look_at, without_elevation, without_self_removal,
 };
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
@@ -75,6 +75,9 @@ fn nothing(root: &Root) -> io::Result<PathBuf> {
 /// 400 that names the first option that is refused, and the remedy; the engine's, if it does not say what a volume is.
 pub async fn options(service: &Moduled, spec: &ValidSpec) -> Result<(Map<String, Value>, BTreeSet<String>), HttpError> {
     let mut options = canonical(&spec.settings.create_options).map_err(refused)?;
+    if without_self_removal(&mut options) {
+        tracing::warn!(module = %spec.module, "the create option AutoRemove is left out: a stopped module must be there");
+    }
     leave_out_own_sockets(&mut options, &service.root, &spec.module);
     let law = Law::of(service, &spec.module);
     let volumes = volumes(service, volumes_to_look_at(&options)).await?;

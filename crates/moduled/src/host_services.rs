@@ -175,7 +175,7 @@ fn details(service: &Moduled, runs: Option<bool>, id: &ModuleId, found: &HostSer
         status: ModuleStatus {
             start_time: None,
             exit_status: None,
-            runtime_status: RuntimeStatus { status: status.into(), description: Some(description) },
+            runtime_status: RuntimeStatus { status: status.into(), description: Some(description), phase: None },
         },
     }
 }

@@ -23,6 +23,7 @@ use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
 use http::StatusCode;
 use tokio::sync::OwnedMutexGuard;
 
+use crate::containers::container_of;
 use crate::failure::{of_engine, of_process};
 use crate::registrations::Registrations;
 use crate::replacements::{self, Replacements};
@@ -31,7 +32,7 @@ use crate::spec::Kind;
 
 pub use lifecycle::{create, prepare, remove, restart, start, stop, stop_all, update, watch_running};
 pub(crate) use lifecycle::{create_locked, new_registration, start_locked, start_unwatched, stop_locked};
-use shown::{container_details, details};
+use shown::{Rows, container_details, details, named_as_registered};
 
 /// How long the engine may take to answer a question about what is there.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
@@ -126,39 +127,69 @@ impl Modules {
         registrations: &Registrations,
         replacements: &Replacements,
     ) -> Result<ModuleList, HttpError> {
-        let mut modules: Vec<ModuleDetails> =
-            self.processes.list().await.into_iter().map(|state| details(Kind::Process, &state)).collect();
+        let mut rows = Rows::default();
+        for state in self.processes.list().await {
+            rows.add(details(Kind::Process, &state), true);
+        }
         if let Some(containers) = &self.containers {
             let listed = tokio::time::timeout(ENGINE_PATIENCE, containers.watch.list()).await;
             let listed = listed.map_err(|_| engine_is_silent(containers))?;
             let listed = listed.map_err(|error| engine_failed(containers, &error))?;
-            let shown = listed.iter().filter(|state| !replacements.is_aside(state.container.as_ref(), &state.name));
-            modules.extend(shown.map(|state| container_details(state, registrations)));
+            for state in listed {
+                if !replacements.is_aside(state.container.as_ref(), &state.name) {
+                    let state = named_as_registered(state, registrations);
+                    rows.add(container_details(&state, registrations), shown::is_registered(&state, registrations));
+                }
+            }
         }
-        modules.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(ModuleList { modules })
+        Ok(ModuleList { modules: rows.sorted() })
     }
 
-    /// One module's state and runtime.
+    /// One module's state and runtime. A registered container counts whatever somebody else called it since.
     ///
     /// # Errors
     /// 404 if there is none.
-    pub async fn state(&self, module: &ModuleId) -> Result<(Kind, State), HttpError> {
+    pub async fn state(&self, module: &ModuleId, registrations: &Registrations) -> Result<(Kind, State), HttpError> {
         if let Some(state) = self.processes.list().await.into_iter().find(|state| state.name == module.name()) {
             return Ok((Kind::Process, state));
         }
         match &self.containers {
             Some(containers) => {
-                let found = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.find(module)).await;
-                let container = found.map_err(|_| engine_is_silent(containers))?;
-                let container = container.map_err(|error| match error.status() {
-                    Some(404) => no_module(module),
-                    _ => engine_failed(containers, &error),
-                })?;
-                Ok((Kind::Docker, container.status()))
+                if let Some(own) = container_of(registrations.of(module).as_ref()) {
+                    let found = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.container(own)).await;
+                    let found = found.map_err(|_| engine_is_silent(containers))?;
+                    if let Some(container) = found.map_err(|error| engine_failed(containers, &error))? {
+                        return Ok((Kind::Docker, named_as_registered(container.status(), registrations)));
+                    }
+                }
+                Ok((Kind::Docker, self.by_name(containers, module).await?))
             }
             None => Err(no_module(module)),
         }
+    }
+
+    /// Whether anything has a module's name, in either runtime.
+    ///
+    /// # Errors
+    /// 404 if nothing has; 409 if a container has that is no module.
+    pub(crate) async fn holder(&self, module: &ModuleId) -> Result<(), HttpError> {
+        if self.processes.list().await.into_iter().any(|state| state.name == module.name()) {
+            return Ok(());
+        }
+        match &self.containers {
+            Some(containers) => self.by_name(containers, module).await.map(drop),
+            None => Err(no_module(module)),
+        }
+    }
+
+    async fn by_name(&self, containers: &Containers, module: &ModuleId) -> Result<State, HttpError> {
+        let found = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.find(module)).await;
+        let container = found.map_err(|_| engine_is_silent(containers))?;
+        let container = container.map_err(|error| match error.status() {
+            Some(404) => no_module(module),
+            _ => engine_failed(containers, &error),
+        })?;
+        Ok(container.status())
     }
 
     /// One module as the API shows it.
@@ -166,7 +197,7 @@ impl Modules {
     /// # Errors
     /// 404 if there is none.
     pub async fn details(&self, module: &ModuleId, registrations: &Registrations) -> Result<ModuleDetails, HttpError> {
-        Ok(match self.state(module).await? {
+        Ok(match self.state(module, registrations).await? {
             (Kind::Process, state) => details(Kind::Process, &state),
             (Kind::Docker, state) => container_details(&state, registrations),
         })
@@ -176,8 +207,13 @@ impl Modules {
     ///
     /// # Errors
     /// 404 if there is no such module.
-    pub async fn logs(&self, module: &ModuleId, query: &LogQuery) -> Result<LogStream, HttpError> {
-        match self.state(module).await?.0 {
+    pub async fn logs(
+        &self,
+        module: &ModuleId,
+        registrations: &Registrations,
+        query: &LogQuery,
+    ) -> Result<LogStream, HttpError> {
+        match self.state(module, registrations).await?.0 {
             Kind::Process => self.processes.logs(module, query).map_err(|error| of_process(&error)),
             Kind::Docker => self.engine()?.engine.logs(module, query).await.map_err(|error| of_engine(&error)),
         }
@@ -198,16 +234,31 @@ impl Modules {
         Ok(guard)
     }
 
+    /// As [`Self::claim`], if no other operation holds the module; `None` if one does.
+    ///
+    /// # Errors
+    /// An update that was cut off cannot be settled now.
+    pub(crate) async fn claim_now(
+        &self,
+        service: &Arc<Moduled>,
+        module: &ModuleId,
+    ) -> Result<Option<OwnedMutexGuard<()>>, HttpError> {
+        let Ok(guard) = self.lock_of(module).try_lock_owned() else { return Ok(None) };
+        replacements::settle(service, module).await?;
+        Ok(Some(guard))
+    }
+
     async fn lock(&self, module: &ModuleId) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            // Nobody waits for a lock that only the map holds.
-            if locks.len() > 1024 {
-                locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            }
-            Arc::clone(locks.entry(module.name().to_owned()).or_default())
-        };
-        lock.lock_owned().await
+        self.lock_of(module).lock_owned().await
+    }
+
+    fn lock_of(&self, module: &ModuleId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits for a lock that only the map holds.
+        if locks.len() > 1024 {
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        }
+        Arc::clone(locks.entry(module.name().to_owned()).or_default())
     }
 
     pub(crate) fn engine(&self) -> Result<&Containers, HttpError> {
@@ -254,7 +305,7 @@ fn no_module(module: &ModuleId) -> HttpError {
 /// # Errors
 /// If the engine does not answer.
 pub async fn agent_state(service: &Moduled, module: &ModuleId) -> Result<Option<ModuleState>, HttpError> {
-    match service.modules.state(module).await {
+    match service.modules.state(module, &service.registrations).await {
         Ok((_, state)) => Ok(Some(state.state)),
         Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(None),
         Err(error) => Err(error),

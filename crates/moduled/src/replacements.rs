@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use edgekeep_core::container::{Obstacle, Operation};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::{ContainerId, ModuleId};
 use edgekeep_core::replacement::{Replacement, Settlement};
@@ -16,8 +17,11 @@ use edgekeep_daemon::server::HttpError;
 use edgekeep_daemon::store::{StateFile, StoreError};
 use edgekeep_runtime::engine::{Container, Engine, EngineError};
 use edgekeep_runtime::status::ModuleState;
+use http::StatusCode;
 use tokio::sync::{Mutex, watch};
 
+use crate::container;
+use crate::containers::{Task, container_of, ensure_networks};
 use crate::failure::of_engine;
 use crate::host_updates;
 use crate::modules::{create_locked, start_locked};
@@ -95,11 +99,22 @@ pub(crate) async fn replace(
     start: bool,
 ) -> Result<(), HttpError> {
     let engine = &service.modules.engine()?.engine;
+    let registration = service.registrations.of(&spec.module);
+    if let Some(own) = container_of(registration.as_ref()) {
+        // What is to be taken back if need be must be whole, and the name is to be the new one's.
+        let task = Task::new(service, &spec.module, own);
+        task.carry_out(Operation::Review, None).await?;
+        task.refuse_another_name().await?;
+    }
+    // Before the old one is stopped: what the new one needs.
+    if let Some(image) = image {
+        ensure_networks(service, &container::specification(service, spec, image).await?).await?;
+    }
     let old = engine.find(&spec.module).await.map_err(|error| of_engine(&error))?;
     let replacement = Replacement {
         module: spec.module.clone(),
-        registration: service.registrations.of(&spec.module),
-        ran: old.state == ModuleState::Running,
+        registration,
+        ran: matches!(old.state, ModuleState::Running | ModuleState::Paused),
         old: old.id,
         start,
     };
@@ -131,9 +146,15 @@ async fn swap(
     image: Option<Sha256Digest>,
     replacement: &Replacement,
 ) -> Result<(), HttpError> {
-    engine.stop(&spec.module, None).await.map_err(|error| of_engine(&error))?;
+    Task::new(service, &spec.module, &replacement.old).carry_out(Operation::Stop, None).await?;
     let aside = replacement.aside_name();
-    engine.rename(&replacement.old, &aside).await.map_err(|error| of_engine(&error))?;
+    match engine.rename(&replacement.old, &aside).await {
+        // One that the engine removes when it ends cannot be kept.
+        Err(error) if error.status() == Some(404) => {
+            tracing::warn!(module = %spec.module, "the old container is gone; the update cannot be taken back");
+        }
+        renamed => renamed.map_err(|error| of_engine(&error))?,
+    }
     create_locked(service, spec, image).await?;
     if replacement.start {
         start_locked(service, &spec.module).await?;
@@ -206,6 +227,10 @@ async fn take_back(service: &Arc<Moduled>, engine: &Engine, replacement: &Replac
     let mut back = false;
     if let Some(container) = named(engine, module).await? {
         back = container.id == replacement.old;
+        if !back && container.options().is_none() {
+            let obstacle = Obstacle::NameTaken { called: replacement.aside_name() };
+            return Err(HttpError::new(StatusCode::CONFLICT, obstacle.explained(module.name())));
+        }
         if !back {
             engine.remove(&container.id).await.map_err(failed)?;
         }

@@ -30,6 +30,7 @@ use crate::registrations::Registrations;
 use crate::replacements::{Replacements, settle_all};
 use crate::service::Moduled;
 use crate::sockets::{self, Sockets, management_limits, workload_limits};
+use crate::upkeep;
 use crate::workload;
 
 /// What happens to the modules when the daemon ends.
@@ -128,6 +129,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     let health = tokio::spawn(health::keep(Arc::clone(&service), stop.clone()));
     let images = tokio::spawn(images::keep_collected(Arc::clone(&service), stop.clone()));
     let sockets = tokio::spawn(Sockets::keep_open(Arc::clone(&service), stop.clone()));
+    let upkeep = tokio::spawn(upkeep::keep(Arc::clone(&service), stop.clone()));
     let memory = tokio::spawn(memory::give_back());
     let ended = agent::watch(Arc::clone(&service), stop).await;
     if ended == Ended::GaveUp {
@@ -136,6 +138,7 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     if at_end == AtEnd::StopModules {
         modules::stop_all(&service).await;
     }
+    upkeep.abort();
     // Before they are closed, lest it opens them again.
     sockets.abort();
     let _ = sockets.await;

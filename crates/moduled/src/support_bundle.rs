@@ -97,7 +97,7 @@ async fn read_log(
     query: &edgekeep_runtime::logs::LogQuery,
     limit: usize,
 ) -> Result<Vec<u8>, HttpError> {
-    let mut stream = service.modules.logs(module, query).await?;
+    let mut stream = service.modules.logs(module, &service.registrations, query).await?;
     let mut framed = Vec::new();
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| HttpError::internal(error.to_string()))?;

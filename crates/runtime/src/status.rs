@@ -11,6 +11,8 @@ pub enum ModuleState {
     Stopped,
     /// Runs.
     Running,
+    /// Frozen by something else than this daemon: it has processes, which get no time.
+    Paused,
     /// Ended with another code than 0, or it could not be told with which.
     Failed,
     /// Cannot be started again; must be removed.
@@ -20,12 +22,13 @@ pub enum ModuleState {
 }
 
 impl ModuleState {
-    /// The word on the wire.
+    /// The word on the wire. What existing agents know for `paused` is [`Self::Stopped`]'s.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Stopped => "stopped",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Failed => "failed",
             Self::Dead => "dead",
             Self::Unknown => "unknown",

@@ -253,7 +253,7 @@ async fn the_list_is_as_new_as_the_engine_at_every_moment() {
         assert_eq!(listed().await, Some(now), "round {round}: it stays");
     }
     fixture.docker(&["pause", id.name()]);
-    assert_eq!(listed().await.expect("paused").state, ModuleState::Stopped);
+    assert_eq!(listed().await.expect("paused").state, ModuleState::Paused);
     fixture.docker(&["unpause", id.name()]);
     assert_eq!(listed().await.expect("runs on").state, ModuleState::Running);
     fixture.engine.stop(&id, Some(Duration::ZERO)).await.expect("stopped");

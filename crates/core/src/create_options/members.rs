@@ -203,7 +203,7 @@ pub(super) static HOST: &[Member] = &[
     shaped("PortBindings", Shape::Lists(PORT), Rule::Ports, "it publishes a port of the host"),
     is("PublishAllPorts", Rule::AllPorts, "it publishes ports of the host that the engine chooses"),
     shaped("RestartPolicy", Shape::Members(RESTART), Rule::Free, "a module that the engine starts is measured anew"),
-    free("AutoRemove", "what is gone has no identity"),
+    free("AutoRemove", "taken away: a module that stopped must be there to be started again"),
     free("ConsoleSize", ATTACHED),
     free("Dns", NET),
     free("DnsOptions", NET),

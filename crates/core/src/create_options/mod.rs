@@ -210,6 +210,13 @@ pub fn without_elevation(options: &mut Map<String, Value>, grant: &Grant) -> Res
     Ok(taken)
 }
 
+/// Takes away that the engine removes the container by itself when it ends: a module that was stopped could not be started
+/// again, nor an update be taken back. Says whether that was asked for.
+pub fn without_self_removal(options: &mut Map<String, Value>) -> bool {
+    let host = options.get_mut("HostConfig").and_then(Value::as_object_mut);
+    host.and_then(|host| host.shift_remove("AutoRemove")).is_some_and(|asked| asked == true)
+}
+
 fn grants_capability(grant: &Grant, added: &str) -> bool {
     let plain = |name: &str| {
         let name = name.to_ascii_uppercase();

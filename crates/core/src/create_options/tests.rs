@@ -810,3 +810,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_engine_is_not_told_to_remove_a_module_by_itself() {
+    for (asked, was_asked) in [(json!(true), true), (json!(false), false)] {
+        let mut options = json!({ "HostConfig": { "AutoRemove": asked, "Init": true } }).as_object().unwrap().clone();
+        assert_eq!(without_self_removal(&mut options), was_asked);
+        assert_eq!(Value::Object(options), json!({ "HostConfig": { "Init": true } }));
+    }
+    assert!(!without_self_removal(&mut Map::new()));
+}

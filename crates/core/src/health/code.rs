@@ -72,6 +72,16 @@ codes! {
     ModuleNotRunning = "module-not-running", Unhealthy,
         "A module that should run has not run for a minute or more.",
         "`edgekeep logs MODULE` says why it ended; `edgekeep restart MODULE` starts it again.";
+    ModulePaused = "module-paused", Unhealthy,
+        "A module is paused: something else than edgekeep told the engine to freeze it.",
+        "The agent has it go on after some seconds, and so does `edgekeep restart MODULE`. If it is paused again, `docker events` \
+         says when.";
+    ContainerGone = "container-gone", Unhealthy,
+        "Something else than edgekeep removed a module's container.",
+        "The agent makes it anew if the deployment names the module; without an agent remove the module.";
+    ContainerNotRestored = "container-not-restored", Unhealthy,
+        "Something else than edgekeep changed a module's container or its network, which cannot be put right by itself.",
+        "The detail says what is in the way and how to remove that. What is left then happens by itself.";
     ModuleCallFailed = "module-call-failed", Unhealthy,
         "A call of a module failed for a reason on this device, not in the module.",
         "The detail names the call and the reason; if that is another daemon, see its own problems and its log. Shown until no \

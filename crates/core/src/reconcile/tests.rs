@@ -323,6 +323,37 @@ fn a_list_of_identities_that_stays_behind_makes_no_container_anew_again_and_agai
 }
 
 #[test]
+fn a_paused_module_goes_on_after_a_moment_whatever_its_policy_and_one_that_is_to_stop_is_stopped() {
+    let policies = [RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::OnUnhealthy, RestartPolicy::Always];
+    for restart_policy in policies {
+        let wanted = Target { restart_policy, ..target(1) };
+        let (desired, there) = (targets(&[("m", wanted)]), current(&[("m", observed(RuntimeState::Paused))]));
+        let mut memory = Memory::default();
+        memory.observe(&desired, &there, Some(&unchanged()), Timestamp(5_000));
+        assert_eq!(plan(&desired, &there, &memory, Timestamp(14_999)), [], "a tool copies its data");
+        memory.observe(&desired, &there, Some(&unchanged()), Timestamp(15_000));
+        let steps = plan(&desired, &there, &memory, Timestamp(15_000));
+        assert_eq!(
+            steps.iter().map(|step| (step.purpose, step.actions.clone())).collect::<Vec<_>>(),
+            [(Purpose::Resume, vec![Start])]
+        );
+        memory.record(&steps[0], 1, Some(GENERATION), Timestamp(15_000));
+        assert_eq!(memory.restarts(&id("m")), (0, None), "it has not ended");
+        // It went on and is frozen anew: the moment begins anew.
+        let running = current(&[("m", observed(RuntimeState::Running))]);
+        memory.observe(&desired, &running, Some(&unchanged()), Timestamp(16_000));
+        memory.observe(&desired, &there, Some(&unchanged()), Timestamp(20_000));
+        assert_eq!(plan(&desired, &there, &memory, Timestamp(25_000)), []);
+        assert_eq!(plan(&desired, &there, &memory, Timestamp(0)).len(), 1, "the clock was set back");
+    }
+    let stopped = Target { status: DesiredStatus::Stopped, ..target(1) };
+    let paused = Some(observed(RuntimeState::Paused));
+    assert_eq!(one(Some(stopped), paused.clone(), &Memory::default(), 0), [(Purpose::Stop, vec![Stop])]);
+    let removed = one(None, paused, &Memory::default(), 0).remove(0);
+    assert_eq!(removed, (Purpose::Remove, vec![Remove]), "it does not go on to be removed");
+}
+
+#[test]
 fn memory_reads_back_from_json() {
     let mut memory = Memory::default();
     let step = plan(&targets(&[("m", target(1))]), &Current::new(), &memory, Timestamp(0)).remove(0);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use edgekeep_api::management::ModuleSpec;
+use edgekeep_api::management::{ModuleList, ModuleSpec};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 use edgekeep_runtime::logs::LogQuery;
@@ -12,18 +12,22 @@ use time::OffsetDateTime;
 use crate::host_services;
 use crate::log_query;
 use crate::modules as runtime;
-use crate::modules::shown::echo;
+use crate::modules::shown::{Rows, echo, in_known_words};
 use crate::service::Moduled;
 use crate::spec::ValidSpec;
 
 pub(super) async fn list(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
-    let mut list = service.modules.list(&service.registrations, &service.replacements).await?;
+    let mut list: ModuleList = service.modules.list(&service.registrations, &service.replacements).await?;
     // Not for the agent: it removes what its deployment does not name, and services are not its to remove.
-    if !service.settings.host_services.is_empty() && !service.is_agent(&request).await {
-        list.modules.extend(host_services::list(&service).await);
-        list.modules.sort_by(|one, other| one.name.cmp(&other.name));
+    let paused = list.modules.iter().any(|details| details.status.runtime_status.phase.is_some());
+    if (!paused && service.settings.host_services.is_empty()) || service.is_agent(&request).await {
+        list.modules.iter_mut().for_each(in_known_words);
+        return Ok(Response::ok(&list));
     }
-    Ok(Response::ok(&list))
+    let mut rows = Rows::default();
+    host_services::list(&service).await.into_iter().for_each(|details| rows.add(details, true));
+    list.modules.into_iter().for_each(|details| rows.add(details, true));
+    Ok(Response::ok(&ModuleList { modules: rows.sorted() }))
 }
 
 pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
@@ -34,7 +38,11 @@ pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Respo
             .map(|details| Response::ok(&details))
             .ok_or_else(|| HttpError::not_found("there is no such service"));
     }
-    Ok(Response::ok(&service.modules.details(&module, &service.registrations).await?))
+    let mut details = service.modules.details(&module, &service.registrations).await?;
+    if details.status.runtime_status.phase.is_some() && service.is_agent(&request).await {
+        in_known_words(&mut details);
+    }
+    Ok(Response::ok(&details))
 }
 
 pub(super) async fn create(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
@@ -111,7 +119,7 @@ pub(super) async fn logs(service: Arc<Moduled>, request: Request) -> Result<Resp
     let module: ModuleId = request.id(0)?;
     let query: LogQuery = log_query::parse(|name| request.query(name), OffsetDateTime::now_utc().unix_timestamp())?;
     host_services::refuse(&service, &module)?;
-    let stream = service.modules.logs(&module, &query).await?;
+    let stream = service.modules.logs(&module, &service.registrations, &query).await?;
     Ok(Response::stream(StatusCode::OK, "text/plain", stream))
 }
 

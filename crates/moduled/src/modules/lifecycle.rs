@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgekeep_core::attestation::{Policy, Registration, Workload};
+use edgekeep_core::container::Operation;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::{GenerationId, ModuleId};
 use edgekeep_daemon::server::HttpError;
@@ -14,6 +15,7 @@ use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
 use http::StatusCode;
 
 use super::shown;
+use crate::containers::{Task, container_of, ensure_networks};
 use crate::failure::{chain, of_engine, of_process, of_socket};
 use crate::host_modules::{process_spec, registered, renew};
 use crate::service::Moduled;
@@ -60,6 +62,10 @@ pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<Option<Sha25
 pub async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
     let image = prepare(service, spec).await?;
     let _lock = service.modules.claim(service, &spec.module).await?;
+    if let Some(own) = container_of(service.registrations.of(&spec.module).as_ref()) {
+        // One that somebody renamed is still there.
+        Task::new(service, &spec.module, own).carry_out(Operation::Review, None).await?;
+    }
     create_locked(service, spec, image).await
 }
 
@@ -70,7 +76,7 @@ pub async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), Http
 /// 404 if there is none; if its runtime refuses.
 pub async fn update(service: &Arc<Moduled>, spec: &ValidSpec, and_start: bool) -> Result<bool, HttpError> {
     host_services::refuse(service, &spec.module)?;
-    let (kind, _) = service.modules.state(&spec.module).await?;
+    let (kind, _) = service.modules.state(&spec.module, &service.registrations).await?;
     let image = prepare(service, spec).await?;
     let _lock = service.modules.claim(service, &spec.module).await?;
     match (kind, spec.kind) {
@@ -88,6 +94,9 @@ async fn remake(
     image: Option<Sha256Digest>,
     and_start: bool,
 ) -> Result<bool, HttpError> {
+    if let Some(image) = image {
+        ensure_networks(service, &container::specification(service, spec, image).await?).await?;
+    }
     stop_locked(service, &spec.module, None).await?;
     remove_locked(service, &spec.module).await?;
     create_locked(service, spec, image).await?;
@@ -153,7 +162,7 @@ async fn stop_within(service: &Arc<Moduled>, module: &ModuleId, grace: Option<Du
 pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
     host_services::refuse(service, module)?;
     let _lock = service.modules.claim(service, module).await?;
-    let (kind, state) = service.modules.state(module).await?;
+    let (kind, state) = service.modules.state(module, &service.registrations).await?;
     if kind == Kind::Process {
         let (registered, sha256) = registered(service, &state.image)?;
         // An executable that could not be started again leaves what runs alone.
@@ -164,6 +173,10 @@ pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Ht
         }
     }
     refuse_unregistered(service, kind, &state)?;
+    if let Some(own) = &state.container {
+        // What could not be started again goes on running.
+        Task::new(service, module, own).carry_out(Operation::Prepare, None).await?;
+    }
     stop_locked(service, module, None).await?;
     start_locked(service, module).await
 }
@@ -228,14 +241,7 @@ pub(crate) async fn create_locked(
             let _fetching = service.images.fetching().await;
             let image = image.ok_or_else(|| HttpError::internal("the image was not measured"))?;
             let container = container::specification(service, spec, image).await?;
-            if let Some(network) = container.network {
-                let options = service.settings.engine.as_ref().map(|engine| engine.network_options.clone());
-                containers
-                    .engine
-                    .ensure_network(network, &options.unwrap_or_default())
-                    .await
-                    .map_err(|error| of_engine(&error))?;
-            }
+            ensure_networks(service, &container).await?;
             let created = containers.engine.create(module, &container).await.map_err(|error| of_engine(&error))?;
             if let Err(refused) = container::judge_made(service, module, &created, &container.binds).await {
                 // Nothing of it ran yet.
@@ -286,8 +292,8 @@ pub(crate) async fn new_registration(service: &Moduled, spec: &ValidSpec, worklo
 /// A module has its name in both runtimes: two of one name would share a registration.
 async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpError> {
     host_services::refuse(service, &spec.module)?;
-    match service.modules.state(&spec.module).await {
-        Ok(_) => {
+    match service.modules.holder(&spec.module).await {
+        Ok(()) => {
             let message = format!("there already is a module {}", spec.module.name());
             Err(HttpError::new(StatusCode::CONFLICT, message))
         }
@@ -308,18 +314,18 @@ pub(crate) async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> R
 
 /// Starts a module and gives its runtime and its state before that.
 async fn start_only(service: &Arc<Moduled>, module: &ModuleId) -> Result<(Kind, State), HttpError> {
-    let (kind, state) = service.modules.state(module).await?;
+    let (kind, state) = service.modules.state(module, &service.registrations).await?;
     refuse_unregistered(service, kind, &state)?;
     if kind == Kind::Process && state.state != ModuleState::Running {
         renew(service, module).await?;
     }
     let access = sockets::access(service, module).await;
     service.sockets.open(service, module, access).await.map_err(|error| of_socket(&error))?;
-    match kind {
-        Kind::Docker => service.modules.engine()?.engine.start(module).await.map_err(|error| of_engine(&error)),
-        Kind::Process => service.modules.processes.start(module).await.map_err(|error| of_process(&error)),
+    match &state.container {
+        Some(own) => Task::new(service, module, own).carry_out(Operation::Start, None).await?,
+        None => service.modules.processes.start(module).await.map_err(|error| of_process(&error))?,
     }
-    .map(|()| (kind, state))
+    Ok((kind, state))
 }
 
 /// Nobody judged the options of a container that something else made.
@@ -339,20 +345,29 @@ pub(crate) async fn stop_locked(
     grace: Option<Duration>,
 ) -> Result<(), HttpError> {
     service.restarts.forget(module);
-    match service.modules.state(module).await?.0 {
-        Kind::Docker => service.modules.engine()?.engine.stop(module, grace).await.map_err(|error| of_engine(&error)),
-        Kind::Process => {
-            service.modules.processes.stop(module, grace.unwrap_or(GRACE)).await.map_err(|error| of_process(&error))
+    let (kind, state) = service.modules.state(module, &service.registrations).await?;
+    match (kind, &state.container) {
+        (Kind::Docker, Some(container)) => {
+            Task::new(service, module, container).carry_out(Operation::Stop, grace).await
         }
+        _ => service.modules.processes.stop(module, grace.unwrap_or(GRACE)).await.map_err(|error| of_process(&error)),
     }
 }
 
 async fn remove_locked(service: &Moduled, module: &ModuleId) -> Result<(), HttpError> {
-    let (kind, _) = service.modules.state(module).await?;
+    let (kind, state) = service.modules.state(module, &service.registrations).await?;
     // The registration goes first: a module that is half removed has no identity any more.
     service.registrations.remove(module).await.map_err(|error| HttpError::hidden(&error))?;
     match kind {
-        Kind::Docker => service.modules.engine()?.engine.delete(module).await.map_err(|error| of_engine(&error)),
+        Kind::Docker => {
+            let engine = &service.modules.engine()?.engine;
+            // By its id: somebody may have given it another name, or its name to another.
+            match &state.container {
+                Some(container) => engine.remove(container).await,
+                None => engine.delete(module).await,
+            }
+            .map_err(|error| of_engine(&error))
+        }
         Kind::Process => service.modules.processes.remove(module).await.map_err(|error| of_process(&error)),
     }
 }

@@ -1,8 +1,10 @@
 //! Modules as the management API shows them: never with credentials or environment.
 
+use std::collections::BTreeMap;
+
 use edgekeep_api::management::{DetailsConfig, ExitStatus, ModuleDetails, ModuleSpec, ModuleStatus, RuntimeStatus};
 use edgekeep_core::attestation::Workload;
-use edgekeep_runtime::status::ModuleStatus as State;
+use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -35,6 +37,7 @@ pub(crate) fn echo(request: &ModuleSpec, running: bool) -> ModuleDetails {
             runtime_status: RuntimeStatus {
                 status: if running { "running" } else { "stopped" }.into(),
                 description: None,
+                phase: None,
             },
         },
     }
@@ -65,7 +68,11 @@ pub(super) fn details(kind: Kind, state: &State) -> ModuleDetails {
                 // An end that nobody was told is shown as a failure: restart policies then do their work.
                 Some(ExitStatus { exit_time: rfc3339(exit.at)?, status_code: exit.code.unwrap_or(-1).to_string() })
             }),
-            runtime_status: RuntimeStatus { status: state.state.as_str().into(), description: state.note.clone() },
+            runtime_status: RuntimeStatus {
+                status: state.state.as_str().into(),
+                description: state.note.clone(),
+                phase: (state.state == ModuleState::Paused).then(|| state.state.as_str().to_owned()),
+            },
         },
     }
 }
@@ -82,11 +89,102 @@ pub(super) fn is_registered(state: &State, registrations: &Registrations) -> boo
 pub(super) fn container_details(state: &State, registrations: &Registrations) -> ModuleDetails {
     let mut details = details(Kind::Docker, state);
     if !is_registered(state, registrations) {
-        details.status.runtime_status = RuntimeStatus { status: "dead".into(), description: Some(UNREGISTERED.into()) };
+        details.status.runtime_status =
+            RuntimeStatus { status: "dead".into(), description: Some(UNREGISTERED.into()), phase: None };
     }
     details
 }
 
+/// A container that somebody renamed is shown under the name of the module that it is registered for: under another, agents
+/// would remove it.
+pub(super) fn named_as_registered(mut state: State, registrations: &Registrations) -> State {
+    let module = state.container.as_ref().and_then(|container| registrations.of_container(container));
+    if let Some(module) = module.filter(|module| module.name() != state.name) {
+        state.note = Some(format!("something else than this daemon renamed its container to {}", state.name));
+        state.name = module.name().to_owned();
+    }
+    state
+}
+
+/// Rows of a list of modules, one for each name.
+#[derive(Debug, Default)]
+pub(crate) struct Rows(BTreeMap<String, (bool, ModuleDetails)>);
+
+impl Rows {
+    /// Adds a row. Of two with one name the registered one stays, and of two such the first.
+    pub(crate) fn add(&mut self, details: ModuleDetails, registered: bool) {
+        let known = self.0.get(&details.name);
+        if known.is_none_or(|(known, _)| registered && !known) {
+            self.0.insert(details.name.clone(), (registered, details));
+        }
+    }
+
+    /// The rows by their names.
+    pub(crate) fn sorted(self) -> Vec<ModuleDetails> {
+        self.0.into_values().map(|(_, details)| details).collect()
+    }
+}
+
+/// Says it in the words that existing agents know. An unknown one they take for a fault of the whole list, and then look
+/// after no module.
+pub(crate) fn in_known_words(details: &mut ModuleDetails) {
+    let status = &mut details.status.runtime_status;
+    if status.status == ModuleState::Paused.as_str() {
+        status.status = ModuleState::Stopped.as_str().to_owned();
+    }
+}
+
 fn rfc3339(time: OffsetDateTime) -> Option<String> {
     time.to_offset(time::UtcOffset::UTC).format(&Rfc3339).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str, kind: &str, state: ModuleState) -> ModuleDetails {
+        let state = State {
+            name: name.into(),
+            image: "image".into(),
+            content: None,
+            container: None,
+            state,
+            started: None,
+            exit: None,
+            labels: Vec::new(),
+            note: None,
+        };
+        let mut details = details(Kind::Docker, &state);
+        details.kind = kind.to_owned();
+        details
+    }
+
+    #[test]
+    fn a_name_is_listed_once_and_by_what_is_registered() {
+        for own_first in [true, false] {
+            let mut rows = Rows::default();
+            let mut both = [("process", true), ("docker", false)];
+            if !own_first {
+                both.reverse();
+            }
+            for (kind, registered) in both {
+                rows.add(row("edgeAgent", kind, ModuleState::Running), registered);
+            }
+            rows.add(row("a", "docker", ModuleState::Running), false);
+            let seen: Vec<_> = rows.sorted().into_iter().map(|row| (row.name, row.kind)).collect();
+            assert_eq!(seen, [("a".into(), "docker".into()), ("edgeAgent".to_owned(), "process".to_owned())]);
+        }
+    }
+
+    #[test]
+    fn existing_agents_get_no_word_that_they_do_not_know() {
+        let mut paused = row("a", "docker", ModuleState::Paused);
+        assert_eq!(paused.status.runtime_status.status, "paused");
+        in_known_words(&mut paused);
+        let told = paused.status.runtime_status;
+        assert_eq!((told.status.as_str(), told.phase.as_deref()), ("stopped", Some("paused")));
+        let mut failed = row("a", "docker", ModuleState::Failed);
+        in_known_words(&mut failed);
+        assert_eq!(failed.status.runtime_status.status, "failed");
+    }
 }

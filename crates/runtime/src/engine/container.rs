@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use edgekeep_core::container::Phase;
 use edgekeep_core::create_options::{MadeMount, Volume};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ContainerId;
@@ -152,13 +153,15 @@ pub(super) fn volume(answer: &Value) -> Option<Volume> {
 }
 
 fn module_state(status: &str, exit_code: Option<i64>) -> ModuleState {
-    match status {
-        "created" | "paused" | "restarting" => ModuleState::Stopped,
-        "running" => ModuleState::Running,
-        "exited" | "removing" if exit_code == Some(0) => ModuleState::Stopped,
-        "exited" | "removing" => ModuleState::Failed,
-        "dead" => ModuleState::Dead,
-        _ => ModuleState::Unknown,
+    match Phase::from_word(status) {
+        Phase::Created | Phase::Restarting => ModuleState::Stopped,
+        Phase::Paused => ModuleState::Paused,
+        // What was told to end still runs.
+        Phase::Running | Phase::Stopping => ModuleState::Running,
+        Phase::Exited | Phase::Removing if exit_code == Some(0) => ModuleState::Stopped,
+        Phase::Exited | Phase::Removing => ModuleState::Failed,
+        Phase::Dead => ModuleState::Dead,
+        Phase::Unknown => ModuleState::Unknown,
     }
 }
 
@@ -198,14 +201,17 @@ mod tests {
     fn engine_states_become_module_states() {
         for (status, code, state) in [
             ("created", 0, ModuleState::Stopped),
-            ("paused", 0, ModuleState::Stopped),
+            ("paused", 0, ModuleState::Paused),
             ("restarting", 1, ModuleState::Stopped),
             ("running", 0, ModuleState::Running),
             ("exited", 0, ModuleState::Stopped),
             ("exited", 137, ModuleState::Failed),
             ("removing", 1, ModuleState::Failed),
             ("dead", 0, ModuleState::Dead),
-            ("stopping", 0, ModuleState::Unknown),
+            ("stopped", 3, ModuleState::Failed),
+            ("stopping", 0, ModuleState::Running),
+            ("initialized", 0, ModuleState::Stopped),
+            ("something new", 0, ModuleState::Unknown),
         ] {
             assert_eq!(module_state(status, Some(code)), state, "{status} {code}");
         }

@@ -16,6 +16,9 @@ pub const OWNER: &str = "Microsoft.Azure.Devices.Edge.Agent";
 pub const ORIGINAL_IMAGE_LABEL: &str = "net.azure-devices.edge.original-image";
 /// Label with the digest of the create options.
 pub const OPTIONS_LABEL: &str = "edgekeep.options";
+/// Label with the networks that the container is to be attached to, as JSON: by name the settings of the endpoint. What
+/// somebody detaches is attached again by it.
+pub const NETWORKS_LABEL: &str = "edgekeep.networks";
 
 /// What a container is made from. Not printable: environment and options hold secrets.
 #[derive(Clone, Default)]
@@ -80,13 +83,36 @@ pub fn create_body(
     body.insert("Image".into(), spec.image.into());
 
     let options = sha256_of(canonical(&Value::Object(body.clone())).as_bytes());
+    let networks = Value::Object(wanted_networks(&body)).to_string();
     if let Some(Value::Object(labels)) = body.get_mut("Labels") {
         labels.insert(OPTIONS_LABEL.into(), options.to_string().into());
+        labels.insert(NETWORKS_LABEL.into(), networks.into());
     }
     if let Some(id) = image_id {
         body.insert("Image".into(), id.to_string().into());
     }
     Ok(CreateBody { body: Value::Object(body), options })
+}
+
+/// The networks that a create body asks for, by name the settings of the endpoint. The engine's own, and those of other
+/// containers, are none: they cannot be made or attached to.
+#[must_use]
+pub fn wanted_networks(body: &Map<String, Value>) -> Map<String, Value> {
+    let given = |endpoint: &Value| if endpoint.is_object() { endpoint.clone() } else { json!({}) };
+    let endpoints = body.get("NetworkingConfig").and_then(|networking| networking["EndpointsConfig"].as_object());
+    let named = endpoints.into_iter().flatten().map(|(name, endpoint)| (name.clone(), given(endpoint)));
+    let mut wanted: Map<String, Value> = named.filter(|(name, _)| is_network(name)).collect();
+    let mode = body.get("HostConfig").and_then(|host| host["NetworkMode"].as_str()).unwrap_or_default();
+    if is_network(mode) {
+        wanted.entry(mode).or_insert_with(|| json!({}));
+    }
+    wanted
+}
+
+/// Whether a network mode is the name of a network that somebody made.
+fn is_network(mode: &str) -> bool {
+    !matches!(mode, "" | "default" | "bridge" | "host" | "none" | "nat" | "private" | "slirp4netns" | "pasta")
+        && !mode.contains(':')
 }
 
 /// JSON with sorted members and no blanks, so that equal values have equal text.
@@ -153,6 +179,7 @@ fn merge_env(body: &mut Map<String, Value>, env: &BTreeMap<String, String>) -> R
 fn add_labels(body: &mut Map<String, Value>, spec: &ContainerSpec<'_>) -> Result<(), CreateOptionsError> {
     let labels = object(body, "Labels", "Labels")?;
     labels.remove(OPTIONS_LABEL);
+    labels.remove(NETWORKS_LABEL);
     for (name, value) in &spec.labels {
         labels.insert(name.clone(), value.as_str().into());
     }
@@ -274,6 +301,24 @@ mod tests {
             spec.network = Some("edge");
             assert_eq!(made(&spec)["NetworkingConfig"], expected, "{options}");
         }
+    }
+
+    #[test]
+    fn a_container_notes_the_networks_that_somebody_made() {
+        let noted = |options: Value| {
+            let mut spec = spec(options);
+            spec.network = Some("edge");
+            let text = made(&spec)["Labels"][NETWORKS_LABEL].as_str().expect("a label").to_owned();
+            serde_json::from_str::<Value>(&text).expect("is JSON")
+        };
+        let own = json!({ "NetworkingConfig": { "EndpointsConfig": { "own": { "Aliases": ["a"] }, "other": null } } });
+        assert_eq!(noted(json!({})), json!({ "edge": {} }));
+        assert_eq!(noted(own), json!({ "own": { "Aliases": ["a"] }, "other": {} }));
+        assert_eq!(noted(json!({ "HostConfig": { "NetworkMode": "plant" } })), json!({ "plant": {} }));
+        for mode in ["host", "none", "container:other", "bridge", "slirp4netns:port_handler=x"] {
+            assert_eq!(noted(json!({ "HostConfig": { "NetworkMode": mode } })), json!({}), "{mode}");
+        }
+        assert_eq!(noted(json!({ "Labels": { NETWORKS_LABEL: "forged" } })), json!({ "edge": {} }));
     }
 
     #[test]

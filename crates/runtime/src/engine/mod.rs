@@ -7,6 +7,7 @@
 mod container;
 mod create;
 mod http;
+mod standing;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -30,7 +31,8 @@ use crate::logs::{LogQuery, LogStream};
 pub use container::Container;
 pub(crate) use container::Listed;
 pub use create::{
-    ContainerSpec, CreateBody, CreateOptionsError, OPTIONS_LABEL, ORIGINAL_IMAGE_LABEL, OWNER, OWNER_LABEL, create_body,
+    ContainerSpec, CreateBody, CreateOptionsError, NETWORKS_LABEL, OPTIONS_LABEL, ORIGINAL_IMAGE_LABEL, OWNER,
+    OWNER_LABEL, create_body, wanted_networks,
 };
 
 use http::{ANSWER_LIMIT, Call, Connector, JsonLines, Target};
@@ -571,9 +573,9 @@ impl Engine {
         self.connector.json(Call::get(Target::new("/version"))).await
     }
 
-    /// The engine's events about containers, from now on.
+    /// The engine's events about containers and networks, from now on.
     pub(crate) async fn events(&self) -> Result<Events, EngineError> {
-        let filters = json!({ "type": ["container"] }).to_string();
+        let filters = json!({ "type": ["container", "network"] }).to_string();
         let mut call = Call::get(Target::new("/events").query("filters", &filters));
         call.limit = ANSWER_LIMIT;
         Ok(Events(JsonLines::new(self.connector.send(call).await?.into_body())))
@@ -601,14 +603,15 @@ impl Engine {
     }
 }
 
-/// A stream of container events.
+/// A stream of events.
 #[derive(Debug)]
 pub(crate) struct Events(JsonLines);
 
 /// One event, as far as it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
-    pub(crate) container: ContainerId,
+    /// Absent if it is about a network.
+    pub(crate) container: Option<ContainerId>,
     pub(crate) action: String,
     /// Nanoseconds since the epoch.
     pub(crate) time: Option<i64>,
@@ -619,10 +622,11 @@ impl Events {
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, EngineError> {
         while let Some(value) = self.0.next().await? {
             let id = value["Actor"]["ID"].as_str().or(value["id"].as_str()).and_then(|id| id.parse().ok());
+            let network = value["Type"] == "network";
             let action = value["Action"].as_str().or(value["status"].as_str());
-            if let (Some(container), Some(action)) = (id, action) {
-                return Ok(Some(Event { container, action: action.to_owned(), time: value["timeNano"].as_i64() }));
-            }
+            let (Some(action), true) = (action, network || id.is_some()) else { continue };
+            let container = id.filter(|_| !network);
+            return Ok(Some(Event { container, action: action.to_owned(), time: value["timeNano"].as_i64() }));
         }
         Ok(None)
     }

@@ -51,6 +51,7 @@ struct Shared {
     /// When the engine was heard last, on the clock of start times and with the time that its word may take.
     heard: AtomicU64,
     changes: watch::Sender<u64>,
+    networks: watch::Sender<u64>,
 }
 
 /// What was heard.
@@ -84,7 +85,8 @@ impl EngineWatch {
     #[must_use]
     pub fn start(engine: Engine, hierarchy: CgroupHierarchy) -> Self {
         let (known, heard, changes) = (RwLock::new(None), AtomicU64::new(0), watch::Sender::new(0));
-        let shared = Arc::new(Shared { engine, hierarchy, known, heard, changes });
+        let networks = watch::Sender::new(0);
+        let shared = Arc::new(Shared { engine, hierarchy, known, heard, changes, networks });
         let task = tokio::spawn(run(Arc::clone(&shared)));
         Self { shared, task }
     }
@@ -225,6 +227,12 @@ impl EngineWatch {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
+    }
+
+    /// A receiver that is notified after every event about a network, those of a container's start and end among them.
+    #[must_use]
+    pub fn network_changes(&self) -> watch::Receiver<u64> {
+        self.shared.networks.subscribe()
     }
 }
 
@@ -419,7 +427,10 @@ impl Shared {
     }
 
     async fn apply(&self, event: &Event) -> Result<(), EngineError> {
-        let id = &event.container;
+        let Some(id) = &event.container else {
+            self.networks.send_modify(|version| *version = version.wrapping_add(1));
+            return Ok(());
+        };
         match event.action.as_str() {
             action if execs::is_exec(action) => self.mark_exec(id, exec_start(&execs::Now::read(), event)),
             "die" => {
@@ -432,7 +443,7 @@ impl Shared {
                 });
             }
             // Podman says `remove`, Docker `destroy`.
-            "create" | "start" | "rename" | "update" | "destroy" | "remove" => {
+            "create" | "start" | "rename" | "update" | "destroy" | "remove" | "pause" | "unpause" => {
                 let mut now = self.look_at(id).await?;
                 if let Some((name, entry)) = &mut now {
                     self.add_past_execs(name, entry).await;
