@@ -6,7 +6,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use edgekeep_api::client::ClientError;
-use edgekeep_api::management::{CreateIdentity, Identity, ManagementClient, ModuleDetails, ModuleSpec};
+use edgekeep_api::management::{
+    CreateIdentity, DeploymentReport, Identity, ManagementClient, ModuleDetails, ModuleSpec,
+};
+use edgekeep_api::operations::ProblemList;
 use edgekeep_core::deployment::Deployment;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
@@ -67,6 +70,8 @@ pub struct Agent {
     /// Why the identities could not be listed in the last round.
     identities_error: Option<String>,
     status: (u16, String),
+    /// The device's health, as the daemon knows it.
+    health: Option<ProblemList>,
     written: Option<String>,
 }
 
@@ -108,6 +113,7 @@ impl Agent {
             platform: None,
             identities_error: None,
             status: (200, String::new()),
+            health: None,
             written: None,
         })
     }
@@ -135,13 +141,33 @@ impl Agent {
             }
         };
         self.save_memory();
+        self.tell().await;
         self.report(fresh);
+    }
+
+    /// Tells the daemon what should run and what cannot be done, so that the device's health shows it, and asks for that health.
+    async fn tell(&mut self) {
+        let modules = self.deployment.iter().flat_map(|deployment| &deployment.modules);
+        let running = modules.filter(|(id, module)| reported::should_run(module, self.modules.get(*id)));
+        let report = DeploymentReport {
+            problem: self.manifest_error.as_ref().map(|(_, reason)| reason.clone()),
+            running: running.map(|(id, _)| id.to_string()).collect(),
+            failing: self.errors.iter().map(|(id, error)| (id.to_string(), error.clone())).collect(),
+        };
+        self.health = match self.client.report_deployment(&report).await {
+            Ok(health) => Some(health),
+            Err(error) => {
+                tracing::debug!("the daemon takes no report: {}", chain(&error));
+                None
+            }
+        };
     }
 
     /// Reports that nobody looks after the modules any more. They keep running.
     pub fn ended(&mut self) {
         self.save_memory();
         self.status = (406, "Agent is not running".to_owned());
+        self.health = None;
         self.report(false);
     }
 
@@ -359,6 +385,7 @@ impl Agent {
             modules: &self.modules,
             memory: &self.memory,
             errors: &self.errors,
+            health: self.health.as_ref(),
             fresh,
         };
         let text = format!("{:#}\n", reported::reported(&view));

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use edgekeep_api::management::{ModuleDetails, RuntimeStatus};
+use edgekeep_api::operations::{ProblemList, ShownProblem};
 use edgekeep_core::deployment::{
     DEFAULT_STARTUP_ORDER, Deployment, DesiredStatus, EDGE_HUB, Module, RestartPolicy, Runtime, split_create_options,
 };
@@ -33,6 +34,8 @@ pub struct View<'a> {
     pub memory: &'a Memory,
     /// What failed last about a module.
     pub errors: &'a BTreeMap<ModuleId, String>,
+    /// The device's health by all that its daemons know, if they tell.
+    pub health: Option<&'a ProblemList>,
     /// Whether `modules` is up to date. If not, states are reported as unknown.
     pub fresh: bool,
 }
@@ -87,6 +90,7 @@ pub fn reported(view: &View<'_>) -> Value {
         "version": {"version": env!("CARGO_PKG_VERSION"), "build": "", "commit": ""},
         "lastDesiredVersion": view.deployment.and_then(|deployment| deployment.version).unwrap_or(0),
         "lastDesiredStatus": {"code": view.status.0, "description": view.status.1},
+        "health": view.health.map(health),
         "runtime": {
             "type": "docker",
             "settings": {
@@ -99,6 +103,28 @@ pub fn reported(view: &View<'_>) -> Value {
         "systemModules": {"edgeAgent": agent(view), EDGE_HUB: hub},
         "modules": modules,
     })
+}
+
+/// The device's health. Without begins: what only counts time would make a new report of each round.
+fn health(list: &ProblemList) -> Value {
+    let problem = |shown: &ShownProblem| {
+        let problem = &shown.problem;
+        json!({"code": problem.code(), "severity": problem.severity(), "subject": problem.subject(), "detail": problem.detail()})
+    };
+    json!({"verdict": list.health, "problems": list.problems.iter().map(problem).collect::<Vec<_>>()})
+}
+
+/// Whether a module should run now: what ended well and is never to be started again should not.
+#[must_use]
+pub fn should_run(module: &Module, details: Option<&ModuleDetails>) -> bool {
+    let done = || {
+        details.is_some_and(|details| {
+            let state = RuntimeState::from_word(&details.status.runtime_status.status);
+            state == RuntimeState::Stopped
+                && details.status.exit_status.as_ref().is_some_and(|exit| exit.status_code == "0")
+        })
+    };
+    module.status == DesiredStatus::Running && !(module.restart_policy == RestartPolicy::Never && done())
 }
 
 /// The agent's own entry, from what runs: the manifest has no say in it.
@@ -276,6 +302,9 @@ mod tests {
             modules: &modules,
             memory: &Memory::default(),
             errors: &BTreeMap::from([(hub, "no such image".to_owned())]),
+            health: Some(&serde_json::from_value(json!({"health": "unhealthy", "problems": [{"code": "module-not-running",
+                "severity": "unhealthy", "subject": {"kind": "module", "name": "m"}, "detail": "it ended with exit code 3",
+                "since": "2025-01-01T00:01:00Z", "cause": "c", "remedy": "r"}]})).unwrap()),
             fresh,
         })
     }
@@ -296,11 +325,32 @@ mod tests {
                 "createOptions": "{\"Env\":[\"P=******\"],\"Cmd\":[\"c\"]}"},
         });
         assert_eq!(report["modules"]["m"], expected);
+        let health = json!({"verdict": "unhealthy", "problems": [{"code": "module-not-running", "severity": "unhealthy",
+            "subject": {"kind": "module", "name": "m"}, "detail": "it ended with exit code 3"}]});
+        assert_eq!(report["health"], health);
         let hub = &report["systemModules"]["edgeHub"];
         assert_eq!(hub["runtimeStatus"], "unknown");
         assert_eq!(hub["statusDescription"], "no such image");
         assert!(hub.get("version").is_none() && hub.get("startupOrder").is_none());
         assert_eq!(report["systemModules"]["edgeAgent"]["runtimeStatus"], "running");
+    }
+
+    #[test]
+    fn a_job_that_is_done_should_not_run_and_everything_else_that_is_wanted_should() {
+        let module = |policy: RestartPolicy| Module {
+            restart_policy: policy,
+            ..deployment().modules.values().next().unwrap().clone()
+        };
+        let ended = |status: &str, code: &str| {
+            let exit = json!({"exitTime": "2025-01-01T00:01:00Z", "statusCode": code});
+            details("m", "x:1", &json!({"runtimeStatus": {"status": status}, "exitStatus": exit})).1
+        };
+        let (done, failed) = (ended("stopped", "0"), ended("failed", "1"));
+        assert!(should_run(&module(RestartPolicy::Never), None));
+        assert!(!should_run(&module(RestartPolicy::Never), Some(&done)));
+        assert!(should_run(&module(RestartPolicy::Never), Some(&failed)), "a job that failed is not done");
+        assert!(should_run(&module(RestartPolicy::Always), Some(&done)));
+        assert!(!should_run(&Module { status: DesiredStatus::Stopped, ..module(RestartPolicy::Always) }, None));
     }
 
     #[test]

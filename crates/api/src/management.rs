@@ -1,5 +1,6 @@
 //! Management API (`mgmt.sock`; wire facts 2).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::attestation::{Attestation, Explanation, PastRefusals};
 use crate::client::{Client, ClientError};
+use crate::operations::ProblemList;
 pub use crate::workload::API_VERSIONS;
 
 const VERSION: &str = "api-version=2022-08-03";
@@ -275,6 +277,9 @@ pub struct Status {
     pub edge_ca_expiration: Option<String>,
     /// What keeps moduled from working, in words; empty when all is well.
     pub problems: Vec<String>,
+    /// The health of the device by all that its daemons know. An older moduled does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<ProblemList>,
     /// Executables of the host that were approved in place of those in the configuration.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<Approval>,
@@ -311,6 +316,21 @@ pub struct Approvals {
 pub struct ApproveDigest {
     /// What the executable has now: SHA-256 in hex.
     pub sha256: String,
+}
+
+/// Body of `PUT /deployment` (ours): what the agent says of the deployment that it applies. Its word counts for five minutes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeploymentReport {
+    /// Why the deployment as a whole cannot be applied, if it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// The modules that should run now.
+    #[serde(default)]
+    pub running: Vec<String>,
+    /// Modules that the agent cannot bring into the state that the deployment wants, with the reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failing: BTreeMap<String, String>,
 }
 
 /// The container engine in a status.
@@ -580,6 +600,14 @@ impl ManagementClient {
         self.0
             .call(Method::PUT, &format!("/approved-digests/{}?{VERSION}", crate::path_segment(name)), Some(&body))
             .await
+    }
+
+    /// Tells what is wanted by the deployment, for the agent alone (ours). Returns the health of the device.
+    ///
+    /// # Errors
+    /// As [`Self::list_modules`]; 404 from a moduled without this route.
+    pub async fn report_deployment(&self, report: &DeploymentReport) -> Result<ProblemList, ClientError> {
+        self.0.call(Method::PUT, &format!("/deployment?{VERSION}"), Some(report)).await
     }
 
     /// What an operator wants to know (ours).

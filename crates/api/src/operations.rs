@@ -2,10 +2,13 @@
 //! api-version.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use edgekeep_core::health::{Health, Problem, Verdict};
+use edgekeep_core::health::{Code, Health, Problem, Subject, Verdict};
+use edgekeep_core::layout::{Daemon, Root};
 use http::Method;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use crate::client::{Client, ClientError};
 
@@ -78,6 +81,39 @@ impl From<&Health> for ProblemList {
     fn from(health: &Health) -> Self {
         Self { health: health.verdict(), problems: health.problems().iter().map(ShownProblem::from).collect() }
     }
+}
+
+/// The problems that these daemons know of. One that does not tell is a problem itself; one without an operations socket, or
+/// whose socket the caller may not open, is a warning, since it may be a compatible service.
+pub async fn problems_of(root: &Root, daemons: &[Daemon], patience: Duration) -> Vec<Problem> {
+    let mut asked = tokio::task::JoinSet::new();
+    for daemon in daemons.iter().copied() {
+        let client = OperationsClient(Client::new(root.metrics_socket(daemon)).with_timeout(patience));
+        asked.spawn(async move { (daemon, client.problems().await) });
+    }
+    let mut problems = Vec::new();
+    for (daemon, answer) in asked.join_all().await {
+        match answer {
+            Ok(list) => problems.extend(list.problems.into_iter().map(|shown| shown.problem)),
+            Err(error) => problems.push(untold(daemon, &error, OffsetDateTime::now_utc())),
+        }
+    }
+    problems
+}
+
+fn untold(daemon: Daemon, error: &ClientError, now: OffsetDateTime) -> Problem {
+    use std::io::ErrorKind::{NotFound, PermissionDenied};
+    let code = match error {
+        ClientError::Connect { source, .. } if matches!(source.kind(), NotFound | PermissionDenied) => Code::NotShown,
+        ClientError::Status { .. } => Code::NotShown,
+        _ => Code::DaemonAway,
+    };
+    Problem::new(
+        code,
+        Subject::daemon(daemon),
+        &format!("its operations socket does not tell its problems: {error}"),
+        now,
+    )
 }
 
 /// Typed client of one daemon's operations socket.

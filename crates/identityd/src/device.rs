@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use edgekeep_cloud::{CloudError, Dps, Progress, Registration, Transport};
 use edgekeep_core::authority::Authority;
@@ -19,7 +20,30 @@ use crate::keys::DeviceKeys;
 const WISHES: usize = 8;
 
 /// Problems that end with an identity.
-const PROVISIONING: [Code; 2] = [Code::ProvisioningRefused, Code::ProvisioningUnreachable];
+const PROVISIONING: [Code; 5] = [
+    Code::NoIdentity,
+    Code::ProvisioningRefused,
+    Code::ProvisioningFault,
+    Code::ProvisioningUnreachable,
+    Code::ProvisioningNotAsked,
+];
+
+/// A wish of the cloud to be left alone for longer is told to the operator.
+pub(crate) const LONG: Duration = Duration::from_secs(300);
+
+/// The problem that a failed call to the provisioning service is.
+const fn problem(error: &CloudError) -> Code {
+    match error {
+        CloudError::NetworkDown { .. } | CloudError::Timeout { .. } | CloudError::Untrusted { .. } => {
+            Code::ProvisioningUnreachable
+        }
+        CloudError::Service { .. } | CloudError::Throttled { .. } | CloudError::Answer { .. } => {
+            Code::ProvisioningFault
+        }
+        CloudError::Signer(_) | CloudError::Roots { .. } | CloudError::Request { .. } => Code::ProvisioningNotAsked,
+        _ => Code::ProvisioningRefused,
+    }
+}
 
 /// What others want of the device's provisioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +108,8 @@ pub(crate) struct Provisioner {
     pub(crate) transport: Arc<Transport>,
     pub(crate) keys: Arc<DeviceKeys>,
     pub(crate) board: Board,
+    /// The kind of problem that the last failed call was.
+    pub(crate) last: Code,
 }
 
 impl Provisioner {
@@ -110,6 +136,9 @@ impl Provisioner {
                     }
                 }
             }
+            if self.registration.is_some() && self.device.view().identity.is_none() {
+                self.no_identity();
+            }
             let pause = wake.filter(|_| !matches!(state.activity(), Activity::Idle));
             tokio::select! {
                 wish = self.wishes.recv() => match wish {
@@ -133,7 +162,31 @@ impl Provisioner {
         }
     }
 
-    async fn ask(&self, operation: Option<&str>) -> Event {
+    fn no_identity(&self) {
+        let remark = self.device.view().remark;
+        let detail = remark.as_deref().unwrap_or("provisioning is under way");
+        self.board.raise(Code::NoIdentity, &Subject::device(), detail);
+    }
+
+    /// Tells of a wish to be left alone for long.
+    fn note_wait(&self, retry_after: Option<Duration>) {
+        let subject = self.subject();
+        match retry_after.filter(|asked| *asked > LONG) {
+            Some(asked) => {
+                let detail = format!("it asks for a pause of {} s", asked.as_secs());
+                self.board.raise(Code::CloudAsksToWait, &subject, detail);
+            }
+            None => self.board.clear(Code::CloudAsksToWait, &subject),
+        }
+    }
+
+    fn subject(&self) -> Subject {
+        let endpoint = self.registration.as_ref().map(|registration| registration.endpoint.as_str());
+        Subject::cloud(endpoint.unwrap_or("none"))
+    }
+
+    async fn ask(&mut self, operation: Option<&str>) -> Event {
+        self.last = Code::ProvisioningNotAsked;
         let Some(registration) = self.registration.clone() else {
             return failed("no provisioning service is configured".to_owned());
         };
@@ -147,17 +200,25 @@ impl Provisioner {
             Some(operation) => dps.poll(operation).await,
         };
         match answer {
-            Ok(Progress::Assigning { operation, retry_after }) => Event::Assigning { operation, retry_after },
+            Ok(Progress::Assigning { operation, retry_after }) => {
+                self.note_wait(retry_after);
+                Event::Assigning { operation, retry_after }
+            }
             Ok(Progress::Assigned { hub, device_id }) => Event::Assigned(DeviceIdentity { hub, device_id }),
             Ok(Progress::Failed { reason }) => {
+                self.last = Code::ProvisioningRefused;
                 let reason = format!("the provisioning service decided against this device: {reason}");
                 Event::Failed(Failure { refused: true, reason, retry_after: None })
             }
-            Err(error) => Event::Failed(Failure {
-                refused: !error.is_network_down() && !matches!(error, CloudError::Signer(_)),
-                reason: error.chain(),
-                retry_after: error.retry_after(),
-            }),
+            Err(error) => {
+                self.last = problem(&error);
+                self.note_wait(error.retry_after());
+                Event::Failed(Failure {
+                    refused: !error.is_network_down() && !matches!(error, CloudError::Signer(_)),
+                    reason: error.chain(),
+                    retry_after: error.retry_after(),
+                })
+            }
         }
     }
 
@@ -175,16 +236,17 @@ impl Provisioner {
         for code in PROVISIONING {
             self.board.clear_all(code);
         }
+        self.note_wait(None);
         self.device.served.send_modify(|count| *count += 1);
     }
 
     fn report(&self, failure: &Failure, failures: u32) {
         tracing::warn!(reason = %failure.reason, failures, "the device could not be provisioned; trying again later");
-        let code = if failure.refused { Code::ProvisioningRefused } else { Code::ProvisioningUnreachable };
-        for other in PROVISIONING.into_iter().filter(|other| *other != code) {
+        let others = [Code::NoIdentity, self.last];
+        for other in PROVISIONING.into_iter().filter(|other| !others.contains(other)) {
             self.board.clear_all(other);
         }
-        self.board.raise(code, &Subject::device(), &failure.reason);
+        self.board.raise(self.last, &self.subject(), &failure.reason);
         self.device.change(|view| view.remark = Some(failure.reason.clone()));
     }
 }

@@ -33,6 +33,7 @@ use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::operations::SandboxReport;
 use edgekeep_cloud::{Registration, Transport, Trust};
 use edgekeep_core::grants::Grants;
+use edgekeep_core::health::Code;
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::provisioning::{DeviceIdentity, Limits, Provisioned, Source, State};
@@ -170,7 +171,7 @@ impl Identityd {
         let certificates =
             Arc::new(Certificates::open(folder.join("certs"), &settings, keyd.clone(), Arc::clone(&trusted_time))?);
         let board = Board::new();
-        let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings);
+        let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings, board.clone());
         let operations = Operations::new(Daemon::Identityd, &root, metrics::FAMILIES, refresh_metrics, board.clone());
         // The sockets are there, and no thread yet, and nothing has been heard from anybody.
         let hub = stored.as_ref().map(|stored| stored.identity.hub.as_str());
@@ -213,8 +214,8 @@ impl Identityd {
         let needs_no_network = stored.is_some() || matches!(source, Source::Manual { .. });
         let mut served = device.served();
         let mut background = JoinSet::new();
-        let transports = vec![Arc::clone(&background_calls), Arc::clone(&interactive_calls)];
-        background.spawn(trusted_time.follow(transports, board.clone()));
+        background.spawn(trusted_time.follow(vec![Arc::clone(&background_calls), Arc::clone(&interactive_calls)]));
+        background.spawn(metrics::keep_looking(metrics::refresh(Arc::clone(&certificates), &settings, board.clone())));
         let provisioner = Provisioner {
             device: Arc::clone(&device),
             wishes,
@@ -223,6 +224,7 @@ impl Identityd {
             transport: Arc::clone(&background_calls),
             keys: Arc::clone(&keys),
             board: board.clone(),
+            last: Code::ProvisioningNotAsked,
         };
         background.spawn(provisioner.run(State::new(source, settings.reprovisioning, limits, stored)));
         if needs_no_network {

@@ -1,10 +1,14 @@
 //! What identityd counts: calls to the cloud, and the days that certificates have left.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use edgekeep_cloud::Observed;
+use edgekeep_core::health::certificates::judge;
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::CertId;
 use edgekeep_core::settings::{IdentitydSettings, PreloadedCert};
+use edgekeep_daemon::board::Board;
 use edgekeep_daemon::metrics::{Counter, Families, Family, Gauge, Histogram};
 use edgekeep_daemon::operations::Refresh;
 use time::OffsetDateTime;
@@ -30,6 +34,8 @@ pub(crate) static FAMILIES: Families = &[&CALLS, &DURATION, &DAYS_LEFT];
 
 /// Ids that certificates have by default.
 const USUAL: [&str; 2] = ["device-id", "aziot-edged-ca"];
+/// Between two looks at the certificates while nobody asks for metrics.
+const LOOKS: Duration = Duration::from_secs(60);
 /// Certificates of the configuration that are shown.
 const CONFIGURED: usize = 64;
 
@@ -54,15 +60,24 @@ fn ids(settings: &IdentitydSettings) -> Vec<(CertId, &'static str)> {
 }
 
 /// Looks at the certificates when metrics are asked for.
-pub(crate) fn refresh(certificates: Arc<Certificates>, settings: &IdentitydSettings) -> Refresh {
+pub(crate) fn refresh(certificates: Arc<Certificates>, settings: &IdentitydSettings, board: Board) -> Refresh {
     let ids = Arc::new(ids(settings));
     Box::new(move || {
-        let (certificates, ids) = (Arc::clone(&certificates), Arc::clone(&ids));
+        let (certificates, ids, board) = (Arc::clone(&certificates), Arc::clone(&ids), board.clone());
         Box::pin(async move {
             let look = move || {
                 let now = OffsetDateTime::now_utc();
-                let ends = ids.iter().filter_map(|(id, label)| Some((*label, end(&certificates.read(id).ok()?)?)));
-                ends.map(|(label, end)| (label, (end - now).as_seconds_f64() / 86_400.0)).collect::<Vec<_>>()
+                let ends = ids.iter().filter_map(|(id, label)| Some((*label, validity(&certificates.read(id).ok()?)?)));
+                let ends: Vec<_> = ends.collect();
+                for code in [Code::CertificateExpired, Code::CertificateEndsSoon] {
+                    let judged = ends.iter().filter_map(|(label, (begin, end))| {
+                        let (found, detail) = judge(*begin, *end, now)?;
+                        (found == code).then(|| (Subject::certificate(label), detail))
+                    });
+                    board.replace(code, judged);
+                }
+                let left = |end: OffsetDateTime| (end - now).as_seconds_f64() / 86_400.0;
+                ends.into_iter().map(|(label, (_, end))| (label, left(end))).collect::<Vec<_>>()
             };
             let days = tokio::task::spawn_blocking(look).await.unwrap_or_default();
             DAYS_LEFT.clear();
@@ -73,9 +88,18 @@ pub(crate) fn refresh(certificates: Arc<Certificates>, settings: &IdentitydSetti
     })
 }
 
-/// When the first certificate of a chain ends.
-fn end(pem: &str) -> Option<OffsetDateTime> {
+/// Looks at the certificates from time to time, for ever.
+pub(crate) async fn keep_looking(look: Refresh) {
+    loop {
+        look().await;
+        tokio::time::sleep(LOOKS).await;
+    }
+}
+
+/// When the first certificate of a chain begins and ends.
+fn validity(pem: &str) -> Option<(OffsetDateTime, OffsetDateTime)> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
     let (_, certificate) = X509Certificate::from_der(&pem.contents).ok()?;
-    Some(certificate.validity().not_after.to_datetime())
+    let validity = certificate.validity();
+    Some((validity.not_before.to_datetime(), validity.not_after.to_datetime()))
 }

@@ -17,7 +17,7 @@ use edgekeep_daemon::clock::Steps;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::device::{Device, Wish, random};
+use crate::device::{Device, LONG, Wish, random};
 use crate::keys::{DeviceKeys, KeysError};
 use crate::modules::{KnownModule, Modules};
 
@@ -173,18 +173,36 @@ impl Registry {
     /// Takes down that the hub did what it was asked for.
     fn note_success(&self) {
         self.refresh.note_reached();
-        for code in HUB {
-            self.board.clear_all(code);
+        self.tell(None);
+    }
+
+    /// Has the board say what is the matter with the hub, in place of what was.
+    fn tell(&self, error: Option<(Code, &CloudError)>) {
+        let hub = self.device.view().identity.map(|identity| Subject::cloud(&identity.hub));
+        let hub = hub.unwrap_or_else(Subject::device);
+        for other in HUB.into_iter().filter(|other| error.is_none_or(|(code, _)| *other != code)) {
+            self.board.clear_all(other);
+        }
+        match error.and_then(|(_, error)| error.retry_after()).filter(|asked| *asked > LONG) {
+            Some(asked) => {
+                let detail = format!("it asks for a pause of {} s", asked.as_secs());
+                self.board.raise(Code::CloudAsksToWait, &hub, detail);
+            }
+            None => self.board.clear(Code::CloudAsksToWait, &hub),
+        }
+        if let Some((code, error)) = error {
+            self.board.replace(code, [(hub, error.chain())]);
         }
     }
 
     /// Draws the conclusions from an error, whoever met it.
     fn note(&self, error: &CloudError) {
-        if let Some(code) = problem(error) {
-            for other in HUB.into_iter().filter(|other| *other != code) {
-                self.board.clear_all(other);
-            }
-            self.board.raise(code, &Subject::device(), error.chain());
+        match (problem(error), error) {
+            (Some(code), _) => self.tell(Some((code, error))),
+            // It was not even asked.
+            (None, CloudError::Signer(_) | CloudError::Roots { .. } | CloudError::Request { .. }) => {}
+            // What it says is right, and against what was asked.
+            (None, _) => self.tell(None),
         }
         if error.is_network_down() {
             self.refresh.note_offline(error.retry_after());

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use edgekeep_api::keyd::{ON_BEHALF_OF, OnBehalfOf, OnBehalfOfError};
 use edgekeep_audit::entry::{Entry, Event, Key, Operation, Outcome, Reason, Statement, Who};
 use edgekeep_audit::{Busy, Log, Options, Permit};
+use edgekeep_core::health::calls::SHOWN_FOR;
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::settings::KeydSettings;
+use edgekeep_daemon::board::Board;
 use edgekeep_daemon::peer::Caller;
 use edgekeep_daemon::server::{HttpError, Request};
 use edgekeep_hsm::KeyBackend;
@@ -54,6 +57,7 @@ pub(crate) struct Recorder {
     backend: Arc<dyn KeyBackend>,
     throttle: Mutex<Throttle>,
     shares: Arc<Mutex<Shares<Permit>>>,
+    board: Board,
 }
 
 /// How many refusals of each uid may still be written down. Grows with time, up to [`REFUSALS`].
@@ -91,13 +95,14 @@ pub(crate) struct Doing {
     open: Option<(Permit, Who, Operation, Option<Key>)>,
     backend: Arc<dyn KeyBackend>,
     shares: Arc<Mutex<Shares<Permit>>>,
+    board: Board,
 }
 
 impl Recorder {
     /// `entries_per_hour` is what each uid may write before its uses are counted together.
-    pub(crate) fn new(log: Log, backend: Arc<dyn KeyBackend>, entries_per_hour: u32) -> Self {
+    pub(crate) fn new(log: Log, backend: Arc<dyn KeyBackend>, entries_per_hour: u32, board: Board) -> Self {
         let shares = Arc::new(Mutex::new(Shares::new(entries_per_hour)));
-        Self { log: Arc::new(log), backend, throttle: Mutex::default(), shares }
+        Self { log: Arc::new(log), backend, throttle: Mutex::default(), shares, board }
     }
 
     /// Writes down what was counted so far.
@@ -118,13 +123,17 @@ impl Recorder {
                 let waited = tokio::task::spawn_blocking(move || log.reserve_within(PATIENCE)).await;
                 match waited {
                     Ok(Ok(permit)) => permit,
-                    Ok(Err(busy)) => return Err(HttpError::internal(busy.to_string())),
+                    Ok(Err(busy)) => {
+                        let busy = busy.to_string();
+                        self.board.note(Code::AuditIncomplete, &Subject::file(self.log.folder()), &busy, SHOWN_FOR);
+                        return Err(HttpError::internal(busy));
+                    }
                     Err(failed) => return Err(HttpError::hidden(&failed)),
                 }
             }
         };
         let (backend, shares) = (Arc::clone(&self.backend), Arc::clone(&self.shares));
-        Ok(Doing { open: Some((permit, who, what, key)), backend, shares })
+        Ok(Doing { open: Some((permit, who, what, key)), backend, shares, board: self.board.clone() })
     }
 
     /// Writes a refusal down, here and in the daemon's log; or counts it, if there are too many of this uid.
@@ -155,6 +164,12 @@ impl Doing {
 
     /// Writes the end down, and passes it on.
     pub(crate) fn end<T>(mut self, done: Result<T, HttpError>) -> Result<T, HttpError> {
+        if let (Err(error), Some((_, _, what, Some(key)))) = (&done, &self.open)
+            && error.is_of_device()
+        {
+            let detail = format!("{what}: {}", error.message());
+            self.board.note(Code::KeyUnusable, &Subject::key(key.id.as_str()), detail, SHOWN_FOR);
+        }
         self.close(if done.is_ok() { Outcome::Done } else { Outcome::Failed });
         done
     }

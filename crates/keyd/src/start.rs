@@ -172,7 +172,7 @@ impl Keyd {
         // Half of the threads for one uid: another one finds one free.
         let turns = Arc::new(Turns::new(slow_threads(settings.has_hardware()) / 2));
         let share = settings.audit_log.entries_per_uid_hour.unwrap_or(ENTRIES_PER_UID_HOUR);
-        let recorder = Arc::new(Recorder::new(log, Arc::clone(&places.backend), share));
+        let recorder = Arc::new(Recorder::new(log, Arc::clone(&places.backend), share, board.clone()));
         let makers =
             Makers::open(&folder, settings.keys_per_uid.unwrap_or(KEYS_PER_UID)).map_err(StartError::Makers)?;
         let tpmd = places.tpm.zip(settings.tpm.as_ref()).map(|(tpm, tpm_is)| {

@@ -139,9 +139,9 @@ async fn something_changed(service: &Moduled, changes: Option<&mut watch::Receiv
 fn report(service: &Moduled, seen: Observation, error: Option<&str>) {
     let subject = Subject::module(&edge_agent());
     match (error, seen) {
-        (Some(error), _) => service.board.raise(Code::AgentNotRunning, &subject, error),
-        (None, Observation::Unknown) => service.board.raise(Code::AgentNotRunning, &subject, "its state is not known"),
-        (None, _) => service.board.clear(Code::AgentNotRunning, &subject),
+        (Some(error), _) => service.board.raise(Code::AgentNotStarted, &subject, error),
+        (None, Observation::Unknown) => service.board.raise(Code::AgentNotStarted, &subject, "its state is not known"),
+        (None, _) => service.board.clear(Code::AgentNotStarted, &subject),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Errors of other services and of the runtimes, as answers of this one (wire facts 1.5, column edged).
 
+use edgekeep_api::ErrorCode;
 use edgekeep_api::client::ClientError;
 use edgekeep_daemon::listen::ListenError;
 use edgekeep_daemon::server::HttpError;
@@ -12,22 +13,31 @@ use crate::sockets::SocketError;
 
 /// An error of keyd, identityd or the certificates API.
 ///
-/// A parameter that they found wrong is the caller's (400); anything else is ours (500). The text is passed on: it tells
-/// the module's author what to do, and holds no secret.
+/// A parameter that they found wrong is the caller's (400), unless it is a handle, which no caller gives; anything else is
+/// ours (500). The text is passed on: it tells the module's author what to do, and holds no secret.
 #[must_use]
 pub fn of_service(error: &ClientError) -> HttpError {
     match error {
+        ClientError::Status { status: StatusCode::BAD_REQUEST, message, .. } if is_about_a_handle(error) => {
+            HttpError::bad_request(message).of_device()
+        }
         ClientError::Status { status: StatusCode::BAD_REQUEST, message, .. } => HttpError::bad_request(message),
         other => HttpError::internal(other.to_string()),
     }
 }
 
-/// An error about a module's identity.
+/// Whether what was found wrong is a key handle, by the error's code or, of a compatible service, its text.
+pub(crate) fn is_about_a_handle(error: &ClientError) -> bool {
+    matches!(error, ClientError::Status { message, code, .. }
+        if *code == Some(ErrorCode::KeyHandle) || (code.is_none() && message.contains("handle")))
+}
+
+/// An error about a module's identity. A module that was let in should have one, so the device is the reason.
 #[must_use]
 pub fn of_identity(error: &IdentityError) -> HttpError {
     match error {
-        IdentityError::Client(error) => of_service(error),
-        IdentityError::Incomplete { .. } => HttpError::bad_request(error.to_string()),
+        IdentityError::Client(error) => of_service(error).of_device(),
+        IdentityError::Incomplete { .. } => HttpError::bad_request(error.to_string()).of_device(),
         IdentityError::Slow { .. } => HttpError::internal(error.to_string()),
     }
 }

@@ -8,6 +8,8 @@ use edgekeep_api::identityd::IdentityClient;
 use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::management::{Approval, SystemInfo};
 use edgekeep_core::attestation::{Asked, DenyReason, Door, ProcessInstance, Running, RunningFacts, Workload};
+use edgekeep_core::health::calls::{SHOWN_FOR, is_of_device};
+use edgekeep_core::health::{self, Code};
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
@@ -20,6 +22,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::approvals::Approvals;
 use crate::attest::{Attestor, Subject, Who};
 use crate::edge_ca::keeper::EdgeCaKeeper;
+use crate::health::Orders;
 use crate::identities::IdentityCache;
 use crate::images::Images;
 use crate::keys::{KeptHandle, ModuleDataKeys, TrustBundleCache};
@@ -78,6 +81,8 @@ pub struct Moduled {
     agent: ModuleId,
     /// What is wrong, for operators.
     pub board: Board,
+    /// What is wanted of the modules.
+    pub(crate) orders: Orders,
     /// Executables of the host that were approved since they were configured.
     pub approvals: Approvals,
     /// Host modules that are started again when they end.
@@ -119,6 +124,7 @@ impl Moduled {
             edge_ca: watch::Sender::new(None),
             edge_ca_keeper: EdgeCaKeeper::default(),
             board: Board::new(),
+            orders: Orders::default(),
             agent: edge_agent(),
             approvals,
             restarts: Restarts::default(),
@@ -260,6 +266,10 @@ impl Moduled {
         let attestation =
             self.attestation(Who::Caller(caller), caller.pid().unwrap_or(0), module, subject, Err(reason));
         let route = format!("{} {}", request.method(), request.route);
+        if subject.registration.is_some() && is_of_device(reason) {
+            let detail = format!("{route}: {reason}: {}", reason.explained().cause);
+            self.board.note(Code::ModuleCallRefused, &health::Subject::module(module), detail, SHOWN_FOR);
+        }
         self.write_refusal(caller, module.as_str(), &route, subject.registration.is_some(), attestation, reason);
         HttpError::forbidden()
     }

@@ -75,12 +75,11 @@ pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Respons
         let shown = serde_json::to_vec_pretty(&shown).unwrap_or_default();
         entries.push((format!("inspect/{}.json", module.name), shown));
     }
-    health::look(service);
     let (refusals, refusal_count) = service.trail.latest();
     let overview: Value = json!({
         "version": service.system_info.version,
         "kernel": service.system_info.kernel_release,
-        "health": ProblemList::from(&service.board.health()),
+        "health": ProblemList::from(&health::of_device(service).await),
         "refusals": refusals,
         "refusalCount": refusal_count,
     });

@@ -40,6 +40,8 @@ pub struct RouteFaults {
     pub retry_after_sec: Option<u32>,
     /// Closes the connection without an answer.
     pub drop: bool,
+    /// Answers 200 with something that is no answer to the call.
+    pub garbage: bool,
     /// The request is carried out before the fault is answered: the client does not learn that it worked.
     pub after_effect: bool,
     /// How many more calls are hit; absent: all until changed.
@@ -92,6 +94,12 @@ impl RouteFaults {
     #[must_use]
     pub fn dropped() -> Self {
         Self { drop: true, ..Self::default() }
+    }
+
+    /// Answers that are none.
+    #[must_use]
+    pub fn garbage() -> Self {
+        Self { garbage: true, ..Self::default() }
     }
 
     /// The same fault for the next `times` calls only.

@@ -173,6 +173,9 @@ fn failure(class: Class, fault: &RouteFaults) -> Option<Result<Answer, Dropped>>
     if fault.drop {
         return Some(Err(Dropped));
     }
+    if fault.garbage {
+        return Some(Ok(Answer::json(StatusCode::OK, serde_json::json!("this is no answer"))));
+    }
     let status = StatusCode::from_u16(fault.status?).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let answer = match class {
         Class::Dps => dps::error(status, "this fault was asked for"),

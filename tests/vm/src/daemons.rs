@@ -48,7 +48,7 @@ pub(crate) fn the_device_gets_its_identity_and_says_that_it_is_well(device: &mut
         (health["healthy"] == true).then_some(health)
     });
     assert_eq!(health["device"]["deviceId"], crate::device::ID);
-    let warnings = health["warnings"].as_array().unwrap().iter().filter_map(Value::as_str);
+    let warnings = health["warnings"].as_array().unwrap().iter().filter_map(|warning| warning["detail"].as_str());
     device.remark(format!("warnings: {}", warnings.collect::<Vec<_>>().join("; ")));
 }
 

@@ -40,6 +40,8 @@ pub(crate) struct World {
     pub(crate) identities: BTreeMap<String, String>,
     /// Requests that changed something, like `POST /modules/m/start`.
     pub(crate) calls: Vec<String>,
+    /// What the agent told last of its deployment.
+    pub(crate) deployment: Value,
     /// Requests that are answered with 500 and this message.
     pub(crate) faults: BTreeMap<String, String>,
     generations: u32,
@@ -153,6 +155,10 @@ impl Device {
         let path = path.replace("%24", "$");
         let call = format!("{method} {path}");
         let mut world = self.world();
+        if path == "/deployment" {
+            world.deployment = body.clone();
+            return (200, json!({"health": "healthy", "problems": []}));
+        }
         if method != Method::GET {
             world.calls.push(call.clone());
         }

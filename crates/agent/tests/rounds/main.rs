@@ -200,6 +200,10 @@ async fn a_bad_manifest_is_reported_with_its_culprit_while_the_last_good_one_is_
     assert_eq!(status["code"], 400);
     let text = status["description"].as_str().unwrap();
     assert!(text.contains("modules.m.settings.image: holds the placeholder <Container_Registry>"), "{text}");
+    let told = bench.device.world().deployment.clone();
+    assert!(told["problem"].as_str().unwrap().contains("the placeholder <Container_Registry>"), "{told}");
+    assert_eq!(told["running"], json!(["m"]), "by the last good one");
+    assert_eq!(bench.reported()["health"]["verdict"], "healthy", "as the daemon told");
 
     // Also by an agent that never saw the good one, and without a manifest at all.
     bench.restart_agent();

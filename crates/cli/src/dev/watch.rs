@@ -240,6 +240,7 @@ mod tests {
             engine: None,
             edge_ca_expiration: None,
             problems: Vec::new(),
+            health: None,
             approvals: Vec::new(),
             refusals: pids.iter().map(|pid| refusal(*pid)).collect(),
             refusal_count: pids.len() as u64,

@@ -62,7 +62,10 @@ codes! {
          provisioning service can be reached.";
     AgentNotRunning = "agent-not-running", Unhealthy,
         "The agent does not run, so no deployment is applied.",
-        "The detail says what keeps it from running; `edgekeep logs edgeAgent` says what it wrote.";
+        "It is started again by itself; `edgekeep logs edgeAgent` says why it ends.";
+    AgentNotStarted = "agent-not-started", Unhealthy,
+        "The agent cannot be started, so no deployment is applied.",
+        "Correct what the detail says; it is tried again by itself.";
     DeploymentNotMade = "deployment-not-made", Unhealthy,
         "The agent cannot apply the deployment as a whole: the manifest is missing or not understood.",
         "Correct the manifest as the detail says. The last good deployment stays in force until then.";
@@ -82,6 +85,9 @@ codes! {
     ContainerNotRestored = "container-not-restored", Unhealthy,
         "Something else than edgekeep changed a module's container or its network, which cannot be put right by itself.",
         "The detail says what is in the way and how to remove that. What is left then happens by itself.";
+    ModuleEnded = "module-ended", Warning,
+        "A module ended by itself with success and was not started again.",
+        "Nothing if it is a job that is done. If it should run on, see its restart policy and `edgekeep logs MODULE`.";
     ModuleCallFailed = "module-call-failed", Unhealthy,
         "A call of a module failed for a reason on this device, not in the module.",
         "The detail names the call and the reason; if that is another daemon, see its own problems and its log. Shown until no \
@@ -106,10 +112,6 @@ codes! {
     CertificateEndsSoon = "certificate-ends-soon", Warning,
         "A certificate ends soon and was not renewed yet.",
         "See that the issuer can be reached; a preloaded certificate has to be replaced before its end.";
-    ClockImplausible = "clock-implausible", Warning,
-        "The device's clock shows a time that cannot be right.",
-        "Set the clock (timedatectl set-ntp true, or date --set), and see to its battery. Modules go on meanwhile; the cloud cannot be \
-         reached while its certificates seem to be of another time.";
     KeyUnusable = "key-unusable", Unhealthy,
         "A key that the device needs is missing or cannot be used.",
         "Bring it back where the settings say (file, token or TPM), or take it out of the settings and run `edgekeep config \
@@ -147,6 +149,10 @@ codes! {
         "The hub lists modules of this device that cannot be taken over.",
         "What is known of such modules stays in use, and those that this device needs come first. See the device's modules at the \
          hub: delete what is not used, and make anew what has no usable generation.";
+    ProvisioningNotAsked = "provisioning-not-asked", Warning,
+        "The provisioning service cannot be asked, for a reason on this device.",
+        "Correct what the detail says: the device's key, the roots in trusted_certs, or the endpoint in [provisioning]. The last \
+         good identity, if there is one, stays in use.";
     CloudAsksToWait = "cloud-asks-to-wait", Warning,
         "The cloud asks to be left alone for long.",
         "Nothing on the device: the wish is followed within bounds, and what is known is used meanwhile.";

@@ -11,7 +11,11 @@
 //! `board.note(…, duration)` and lapses by itself. What is found out by looking from time to time is set whole by
 //! `board.replace(code, found)`. A kind has one severity: something that is first a warning and then more is two kinds.
 
+pub mod calls;
+pub mod certificates;
 mod code;
+pub mod disk;
+pub mod modules;
 mod subject;
 
 use std::collections::BTreeMap;

@@ -58,10 +58,10 @@ impl Subject {
         Self::new(Kind::Daemon, daemon.name())
     }
 
-    /// A module, a host module or a service of the host.
+    /// A module, a host module or a service of the host, by its name without `$`.
     #[must_use]
     pub fn module(module: &ModuleId) -> Self {
-        Self::new(Kind::Module, module.as_str())
+        Self::new(Kind::Module, module.name())
     }
 
     /// The container engine at `uri`.

@@ -18,4 +18,4 @@ pub use connection::{Limits, serve};
 pub use measure::FAMILIES;
 pub use request::Request;
 pub use response::{HttpError, Response, ResponseBody};
-pub use router::Router;
+pub use router::{FailedCall, Router};

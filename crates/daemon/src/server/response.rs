@@ -83,13 +83,34 @@ pub struct HttpError {
     message: String,
     code: Option<ErrorCode>,
     close: bool,
+    of_device: bool,
 }
 
 impl HttpError {
-    /// An error with any status.
+    /// An error with any status. One of the server's (500 and above) is taken to be the device's, others the caller's.
     #[must_use]
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), code: None, close: false }
+        Self { status, message: message.into(), code: None, close: false, of_device: status.is_server_error() }
+    }
+
+    /// The same error, of which the device is the reason and not the caller, whatever the status says.
+    #[must_use]
+    pub fn of_device(mut self) -> Self {
+        self.of_device = true;
+        self
+    }
+
+    /// The same error, of which the caller is the reason, whatever the status says.
+    #[must_use]
+    pub fn of_caller(mut self) -> Self {
+        self.of_device = false;
+        self
+    }
+
+    /// Whether the device is the reason, so that its operator should know.
+    #[must_use]
+    pub fn is_of_device(&self) -> bool {
+        self.of_device
     }
 
     /// 400: the request is wrong.

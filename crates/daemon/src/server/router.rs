@@ -14,6 +14,7 @@ use crate::peer::Caller;
 type Answer = Pin<Box<dyn Future<Output = Result<Response, HttpError>> + Send>>;
 type Handler<S> = Box<dyn Fn(Arc<S>, Request) -> Answer + Send + Sync>;
 type SenderChanged<S> = Box<dyn Fn(&S, &Caller, &str) + Send + Sync>;
+type Failed<S> = Box<dyn Fn(&S, &FailedCall<'_>) + Send + Sync>;
 type Connected<S> = Box<dyn Fn(&S, &Caller) + Send + Sync>;
 
 struct Route<S> {
@@ -23,6 +24,19 @@ struct Route<S> {
     since: usize,
     handler: Handler<S>,
     series: RouteSeries,
+}
+
+/// A call that a handler answered with an error.
+#[derive(Debug)]
+pub struct FailedCall<'a> {
+    /// Its method.
+    pub method: &'a Method,
+    /// Its route's pattern.
+    pub route: &'static str,
+    /// The text of the route's first placeholder, as the caller wrote it.
+    pub first: Option<&'a str>,
+    /// The answer.
+    pub error: &'a HttpError,
 }
 
 /// The routes of one service, and the state that their handlers share.
@@ -36,6 +50,7 @@ pub struct Router<S> {
     connections: ConnectionSeries,
     connected: Option<Connected<S>>,
     sender_changed: SenderChanged<S>,
+    failed: Option<Failed<S>>,
 }
 
 impl<S> std::fmt::Debug for Router<S> {
@@ -57,6 +72,7 @@ impl<S: Send + Sync + 'static> Router<S> {
             connections: ConnectionSeries::of(UNNAMED),
             connected: None,
             sender_changed: Box::new(|_, _, _| ()),
+            failed: None,
         }
     }
 
@@ -87,6 +103,13 @@ impl<S: Send + Sync + 'static> Router<S> {
         let handler: Handler<S> = Box::new(move |state, request| Box::pin(handler(state, request)));
         let series = RouteSeries::of(self.api, &method, pattern);
         self.routes.push(Route { method, pattern, since, handler, series });
+        self
+    }
+
+    /// Tells of calls that a handler answered with an error.
+    #[must_use]
+    pub fn on_failed(mut self, tell: impl Fn(&S, &FailedCall<'_>) + Send + Sync + 'static) -> Self {
+        self.failed = Some(Box::new(tell));
         self
     }
 
@@ -160,6 +183,7 @@ impl<S: Send + Sync + 'static> Router<S> {
                 continue;
             }
             *series = &route.series;
+            let told = self.failed.as_ref().map(|tell| (tell, parts.method.clone(), params.first().cloned()));
             let request = Request {
                 caller,
                 version: self.versions.get(version).copied().unwrap_or_default(),
@@ -169,7 +193,12 @@ impl<S: Send + Sync + 'static> Router<S> {
                 params,
                 query,
             };
-            return (route.handler)(Arc::clone(&self.state), request).await;
+            let answer = (route.handler)(Arc::clone(&self.state), request).await;
+            if let (Err(error), Some((tell, method, first))) = (&answer, told) {
+                let call = FailedCall { method: &method, route: route.pattern, first: first.as_deref(), error };
+                tell(&self.state, &call);
+            }
+            return answer;
         }
         // 400 where HTTP would say 405: what clients of the compatible services get (wire facts 1.3).
         if path_known {

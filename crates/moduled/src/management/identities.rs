@@ -9,6 +9,7 @@ use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 
 use crate::failure;
+use crate::health::Order;
 use crate::host_services;
 use crate::service::Moduled;
 
@@ -33,7 +34,9 @@ pub(super) async fn create(service: Arc<Moduled>, mut request: Request) -> Resul
     host_services::refuse(&service, &module)?;
     let identity = service.identities.client().create_module(module.as_str()).await;
     service.identities.forget(&module);
-    answer(identity, body.managed_by)
+    let answer = answer(identity, body.managed_by);
+    service.orders.took(&service.board, &module, Order::Identify, &answer);
+    answer
 }
 
 pub(super) async fn update(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgekeep_api::management::{Approvals, EngineStatus, Status};
+use edgekeep_api::management::{Approvals, DeploymentReport, EngineStatus, Status};
+use edgekeep_api::operations::ProblemList;
 use edgekeep_core::health::{Problem, Severity};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::peer::strongest_handle;
@@ -77,6 +78,13 @@ pub(super) async fn approvals(service: Arc<Moduled>, _: Request) -> Result<Respo
     Ok(Response::ok(&Approvals { approvals: service.approvals_in_force() }))
 }
 
+pub(super) async fn deployment(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
+    service.admit_agent(&request).await?;
+    let report: DeploymentReport = request.json().await?;
+    service.orders.reported(&service.board, &report);
+    Ok(Response::ok(&ProblemList::from(&health::of_device(&service).await)))
+}
+
 pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
     let (refusals, refusal_count) = service.trail.latest();
     let edge_ca_expiration = service.edge_ca.borrow().map(rfc3339_with_offset);
@@ -85,9 +93,9 @@ pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response
         reachable: containers.watch.is_reconciled(),
         silent_for_seconds: containers.watch.silent_for().map(|silent| silent.as_secs()),
     });
-    health::look(&service);
-    let health = service.board.health();
-    let unhealthy = health.problems().iter().filter(|problem| problem.severity() == Severity::Unhealthy);
+    let health = health::of_device(&service).await;
+    let own = service.board.health();
+    let unhealthy = own.problems().iter().filter(|problem| problem.severity() == Severity::Unhealthy);
     let problems = unhealthy.map(Problem::sentence).collect();
     Ok(Response::ok(&Status {
         version: VERSION.to_owned(),
@@ -97,6 +105,7 @@ pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response
         engine,
         edge_ca_expiration,
         problems,
+        health: Some(ProblemList::from(&health)),
         approvals: service.approvals_in_force(),
         refusals,
         refusal_count,

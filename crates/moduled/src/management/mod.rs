@@ -49,6 +49,7 @@ pub fn router(service: Arc<Moduled>) -> Router<Moduled> {
         .route(Method::GET, "/systeminfo/supportbundle", "2020-07-07", info::support_bundle)
         .route(Method::POST, "/device/reprovision", "2019-10-22", identities::reprovision)
         .route(Method::GET, "/status", "2022-08-03", info::status)
+        .route(Method::PUT, "/deployment", "2022-08-03", info::deployment)
         .route(Method::GET, "/attestation", "2022-08-03", attestation::show)
         .route(Method::GET, "/refusals", "2022-08-03", attestation::past)
         .route(Method::GET, "/images", "2022-08-03", images::plan)

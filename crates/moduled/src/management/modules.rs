@@ -9,6 +9,7 @@ use edgekeep_runtime::logs::LogQuery;
 use http::StatusCode;
 use time::OffsetDateTime;
 
+use crate::health::Order;
 use crate::host_services;
 use crate::log_query;
 use crate::modules as runtime;
@@ -48,8 +49,10 @@ pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Respo
 pub(super) async fn create(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
     service.admit_agent(&request).await?;
     let spec: ModuleSpec = request.json().await?;
-    let valid = ValidSpec::try_from(&spec)?;
-    runtime::create(&service, &valid).await?;
+    let valid = judged(&service, &spec)?;
+    let made = runtime::create(&service, &valid).await;
+    service.orders.took(&service.board, &valid.module, Order::Make, &made);
+    made?;
     Ok(Response::json(StatusCode::CREATED, &echo(&spec, false)))
 }
 
@@ -62,7 +65,7 @@ pub(super) async fn update(service: Arc<Moduled>, mut request: Request) -> Resul
         Some(_) => return Err(HttpError::bad_request("invalid parameter: start")),
     };
     let spec: ModuleSpec = request.json().await?;
-    let mut valid = ValidSpec::try_from(&spec)?;
+    let mut valid = judged(&service, &spec)?;
     // The path says which module is meant, as with existing services.
     valid.module = module;
     if valid.module.is_edge_agent() {
@@ -75,14 +78,28 @@ pub(super) async fn update(service: Arc<Moduled>, mut request: Request) -> Resul
         return Ok(Response::json(StatusCode::CREATED, &echo(&spec, start)));
     }
     // An update goes on when its caller hangs up: half of it is worse than none.
-    let running = detached(async move { runtime::update(&service, &valid, start).await }).await?;
+    let running = detached(async move {
+        let updated = runtime::update(&service, &valid, start).await;
+        let order = if start { Order::Start } else { Order::Make };
+        service.orders.took(&service.board, &valid.module, order, &updated);
+        updated
+    })
+    .await?;
     Ok(Response::json(StatusCode::CREATED, &echo(&spec, running)))
 }
 
 pub(super) async fn delete(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
     service.admit_agent(&request).await?;
     let module: ModuleId = request.id(0)?;
-    detached(async move { runtime::remove(&service, &module).await }).await?;
+    detached(async move {
+        let removed = runtime::remove(&service, &module).await;
+        // Something that is not there need not be removed.
+        if removed.is_ok() || service.registrations.of(&module).is_some() {
+            service.orders.took(&service.board, &module, Order::Remove, &removed);
+        }
+        removed
+    })
+    .await?;
     Ok(Response::no_content())
 }
 
@@ -90,11 +107,13 @@ pub(super) async fn prepare(service: Arc<Moduled>, mut request: Request) -> Resu
     service.admit_agent(&request).await?;
     let module: ModuleId = request.id(0)?;
     let spec: ModuleSpec = request.json().await?;
-    let valid = ValidSpec::try_from(&spec)?;
+    let valid = judged(&service, &spec)?;
     if valid.module.name() != module.name() {
         return Err(HttpError::bad_request("module name in spec does not match URI"));
     }
-    let _ = runtime::prepare(&service, &valid).await?;
+    let prepared = runtime::prepare(&service, &valid).await;
+    service.orders.took(&service.board, &valid.module, Order::Prepare, &prepared);
+    let _ = prepared?;
     Ok(Response::no_content())
 }
 
@@ -105,14 +124,28 @@ pub(super) async fn action(service: Arc<Moduled>, request: Request) -> Result<Re
         return Err(HttpError::not_found("not found"));
     }
     detached(async move {
-        match action.as_str() {
-            "start" => runtime::start(&service, &module).await,
-            "stop" => runtime::stop(&service, &module).await,
-            _ => runtime::restart(&service, &module).await,
+        let (order, done) = match action.as_str() {
+            "start" => (Order::Start, runtime::start(&service, &module).await),
+            "stop" => (Order::Stop, runtime::stop(&service, &module).await),
+            _ => (Order::Start, runtime::restart(&service, &module).await),
+        };
+        // A name that is a mistake of who asks is no problem of the device; nor are services, which something else starts.
+        if service.registrations.of(&module).is_some() && host_services::find(&service, &module).is_none() {
+            service.orders.took(&service.board, &module, order, &done);
         }
+        done
     })
     .await?;
     Ok(Response::no_content())
+}
+
+/// A specification of the agent's; one that is not usable is a problem of the deployment.
+fn judged(service: &Moduled, spec: &ModuleSpec) -> Result<ValidSpec, HttpError> {
+    let valid = ValidSpec::try_from(spec);
+    if let (Err(_), Ok(module)) = (&valid, spec.name.parse()) {
+        service.orders.took(&service.board, &module, Order::Make, &valid);
+    }
+    valid
 }
 
 pub(super) async fn logs(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {

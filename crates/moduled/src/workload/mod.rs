@@ -11,8 +11,10 @@ use edgekeep_api::NOT_BASE64;
 use edgekeep_api::keyd::{KeysClient, OnBehalfOf};
 use edgekeep_api::workload::{API_VERSIONS, TrustBundle};
 use edgekeep_core::attestation::{DenyReason, Door};
+use edgekeep_core::health::calls::SHOWN_FOR;
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::ModuleId;
-use edgekeep_daemon::server::{HttpError, Request, Response, Router};
+use edgekeep_daemon::server::{FailedCall, HttpError, Request, Response, Router};
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
@@ -55,6 +57,20 @@ impl WorkloadDoor {
 }
 
 impl WorkloadDoor {
+    /// Tells the operator of a call that failed, if the device is the reason.
+    fn failed(&self, call: &FailedCall<'_>) {
+        if !call.error.is_of_device() {
+            return;
+        }
+        let named = call.first.and_then(|name| name.parse::<ModuleId>().ok());
+        let subject = match (&self.door, &named) {
+            (Door::ModuleSocket(module), _) | (_, Some(module)) => Subject::module(module),
+            _ => Subject::device(),
+        };
+        let detail = format!("{} {}: {}", call.method, call.route, call.error.message());
+        self.service.board.note(Code::ModuleCallFailed, &subject, detail, SHOWN_FOR);
+    }
+
     /// keyd, told on whose behalf it is asked.
     fn keys_for(&self, request: &Request, module: &ModuleId) -> KeysClient {
         self.service.keys.on_behalf_of(&self.behalf(request, module))
@@ -74,6 +90,7 @@ pub fn router(service: Arc<Moduled>, door: Door) -> Router<WorkloadDoor> {
         .named("workload")
         .on_connected(|state, caller| state.service.connected(&state.door, caller))
         .on_sender_changed(|state, caller, what| state.service.refuse_sender(caller, what))
+        .on_failed(WorkloadDoor::failed)
         .route(Method::POST, "/modules/{m}/genid/{g}/sign", FIRST, secrets::sign)
         .route(Method::POST, "/modules/{m}/genid/{g}/encrypt", FIRST, secrets::encrypt)
         .route(Method::POST, "/modules/{m}/genid/{g}/decrypt", FIRST, secrets::decrypt)

@@ -80,7 +80,8 @@ pub(super) async fn decrypt(state: Arc<WorkloadDoor>, mut request: Request) -> R
             return Err(HttpError::internal(
                 "the ciphertext is under the device's one key, which module_encryption = \"module-key-only\" refuses: \
                  \"module-key\" reads it",
-            ));
+            )
+            .of_caller());
         }
         Ok(Form::DeviceKey { sealed }) => {
             metrics::DECRYPTIONS.with(["device-key"]).increment();
@@ -88,7 +89,7 @@ pub(super) async fn decrypt(state: Arc<WorkloadDoor>, mut request: Request) -> R
             let mechanism = EncryptMechanism::Aead { iv, aad: aad.into() };
             open(keys, DataKey::Device(&state.service.device_data_key), mechanism, sealed).await?
         }
-        Err(error) => return Err(HttpError::internal(error.to_string())),
+        Err(error) => return Err(HttpError::internal(error.to_string()).of_caller()),
     };
     Ok(Response::ok(&Decrypted { plaintext: plaintext.into() }))
 }
@@ -125,7 +126,13 @@ async fn open(
     opened.map_err(|error| of_keyd(&error))
 }
 
-/// Whatever keyd objects to is an error of ours on this API (wire facts 3.3).
+/// Whatever keyd objects to is an error of ours on this API (wire facts 3.3); yet a ciphertext that it cannot open is the
+/// caller's.
 fn of_keyd(error: &ClientError) -> HttpError {
-    HttpError::internal(error.to_string())
+    let answer = HttpError::internal(error.to_string());
+    if error.status() == Some(StatusCode::BAD_REQUEST) && !failure::is_about_a_handle(error) {
+        answer.of_caller()
+    } else {
+        answer
+    }
 }

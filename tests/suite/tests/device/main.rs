@@ -2,13 +2,14 @@
 //!
 //! `management` and `workload` go through the routes, `module_data` through what modules have encrypted, `cloud_away` and `crashes` through what may go wrong,
 //! `clock` through steps of the clock, `odd_files` through what may stand in a file's place,
-//! `operations` through logs and metrics, `sockets` through what can become of a module's socket, `host_programs` through
+//! `health` through what makes the device unhealthy, `operations` through logs and metrics, `sockets` through what can become of a module's socket, `host_programs` through
 //! confined modules, services and host agents, `refusals` through what is told of callers that were refused. What others may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod clock;
 mod cloud_away;
 mod crashes;
+mod health;
 mod host_programs;
 mod management;
 mod module_data;
