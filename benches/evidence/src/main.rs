@@ -22,7 +22,7 @@ use edgekeep_core::attestation::{
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_daemon::peer::{Caller, PeerSocket};
-use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir};
+use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
@@ -117,17 +117,17 @@ async fn measure(mebibytes: u64) -> anyhow::Result<()> {
     for _ in 0..SPELLS {
         let fresh = Collector::new(CgroupHierarchy::detect(), ContainerCgroups::default());
         let begin = Instant::now();
-        fresh.measure(&process, evidence.clone(), None).await?;
+        fresh.measure(&process, evidence.clone(), StartedFrom::default(), None).await?;
         first_ms = first_ms.min(begin.elapsed().as_secs_f64() * 1e3);
     }
-    let measured = collector.measure(&process, evidence, None).await?;
+    let measured = collector.measure(&process, evidence, StartedFrom::default(), None).await?;
     let verdict = per_request(&collector, &process, &measured)?;
 
     let second = called()?;
     let (process, handle) = learn(&second.stream)?;
     let evidence = collector.identify(handle, &process, None)?;
     let begin = Instant::now();
-    let again = collector.measure(&process, evidence, None).await?;
+    let again = collector.measure(&process, evidence, StartedFrom::default(), None).await?;
     let again_us = begin.elapsed().as_secs_f64() * 1e6;
     anyhow::ensure!(measured.measurement == again.measurement, "two digests of one file");
     println!("{}", json!({"identifyUs": identify, "verdictUs": verdict, "firstMs": first_ms, "againUs": again_us}));
@@ -152,6 +152,8 @@ fn per_request(collector: &Collector, process: &ProcDir, evidence: &Evidence) ->
         cgroup: None,
         container: None,
         exec_since: None,
+        own_copy: None,
+        filters: None,
     });
     let (door, asked) = (Door::ModuleSocket(module.clone()), Asked { module: &module, generation: None });
     per_run(|| {

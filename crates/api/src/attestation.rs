@@ -151,6 +151,9 @@ pub struct Seen {
     pub user_namespace: u64,
     /// Tracer, 0 for none.
     pub tracer: u32,
+    /// Number of its filters of system calls, where the kernel tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filters: Option<u32>,
     /// The process, its parent and so on.
     pub ancestry: Vec<Ancestor>,
     /// How it holds its connection, if it has one and the policy asks for that.

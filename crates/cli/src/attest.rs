@@ -220,6 +220,7 @@ fn evidence(seen: Option<&Seen>) -> Vec<(&'static str, String)> {
     rows.extend(seen.container.as_ref().map(|container| ("container", container.to_string())));
     rows.push(("namespaces", format!("pid {} user {}", seen.pid_namespace, seen.user_namespace)));
     rows.push(("tracer", if seen.tracer == 0 { "none".into() } else { seen.tracer.to_string() }));
+    rows.extend(seen.filters.map(|filters| ("call filters", filters.to_string())));
     if let Some(holding) = seen.connection {
         let how = match holding {
             Holding::CloseOnExec => "in a descriptor that is closed on exec",

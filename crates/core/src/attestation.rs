@@ -4,6 +4,7 @@
 //! Evidence is gathered elsewhere (`edgekeep-runtime`); here nothing is looked up. A verdict is *allow* or *deny with one
 //! named reason*; whatever is not known denies.
 
+pub mod backing;
 mod explained;
 
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,9 @@ pub struct Snapshot {
     pub user_namespace: u64,
     /// Process id of a tracer, 0 for none. A traced process says whatever its tracer wants.
     pub tracer: u32,
+    /// Number of its filters of system calls; `None` where the kernel does not tell (before 5.9). They outlive `execve`.
+    #[serde(default)]
+    pub filters: Option<u32>,
 }
 
 /// How surely the kernel told who is at the other end.
@@ -215,6 +219,11 @@ pub struct Running {
     /// The earliest moment, as a start time, at which the engine's `exec` may have brought a process into this container;
     /// `None` if it has not since the container was started.
     pub exec_since: Option<u64>,
+    /// The sealed copy in memory that the daemon started it from, for host modules.
+    pub own_copy: Option<ExecutableFile>,
+    /// Number of filters of system calls that it was started with; `None` if it does not matter, as for host modules, whose
+    /// own filter refuses listeners to all that they start.
+    pub filters: Option<u32>,
 }
 
 /// What the engine says a container is made of now.
@@ -226,6 +235,8 @@ pub struct ContainerFacts {
     pub image: Sha256Digest,
     /// Hash of the options it was created with, as moduled computed and labelled it.
     pub options: Sha256Digest,
+    /// Whether its options let a process in it name another file as the one that it executes.
+    pub names_executable: bool,
 }
 
 /// The door a request came through.
@@ -323,8 +334,21 @@ pub enum DenyReason {
     /// The executable is not the registered one, or not an unmodified file of the image.
     #[error("executable-changed")]
     ExecutableChanged,
+    /// The executable has no name in any folder, and is not the daemon's own copy: memory, or a file that was removed.
+    #[error("executable-nameless")]
+    ExecutableNameless,
+    /// The executable is where its content may change while it runs.
+    #[error("executable-not-final")]
+    ExecutableNotFinal,
+    /// The container's options let a process name another file than the one it executes.
+    #[error("executable-of-its-choice")]
+    ExecutableOfItsChoice,
+    /// The process has more filters of system calls than its module was started with: another program may answer its calls.
+    #[error("foreign-filter")]
+    ForeignFilter,
     /// The caller is in another user namespace than its module: there it has capabilities with which a process names another
-    /// file than the one it executes.
+    /// file than the one it executes. A process that shares memory with one in such a namespace, and is in none itself, is not
+    /// seen by this: that call has to be refused to it (see `measured.rs` of the crate `sandbox`, and `docs/threat-model.md`).
     #[error("other-user-namespace")]
     OtherUserNamespace,
     /// The caller holds its connection in a descriptor that survives exec: another program may have connected.
@@ -486,10 +510,24 @@ fn started(registration: &Registration, running: &Running, evidence: &Evidence) 
         // It has no first process that could run.
         Workload::Service { .. } => return Err(DenyReason::FactsUnknown),
     }
-    if needs_measurement(registration) && evidence.snapshot.user_namespace != running.user_namespace {
-        return Err(DenyReason::OtherUserNamespace);
+    if needs_measurement(registration) {
+        keeps_its_executable(running, evidence)?;
     }
     Ok(())
+}
+
+/// Whether the file that the kernel shows as the caller's executable, and the answers to its system calls, are the kernel's.
+fn keeps_its_executable(running: &Running, evidence: &Evidence) -> Result<(), DenyReason> {
+    if evidence.snapshot.user_namespace != running.user_namespace {
+        return Err(DenyReason::OtherUserNamespace);
+    }
+    if running.container.as_ref().is_some_and(|container| container.names_executable) {
+        return Err(DenyReason::ExecutableOfItsChoice);
+    }
+    match (evidence.snapshot.filters, running.filters) {
+        (Some(now), Some(started_with)) if now > started_with => Err(DenyReason::ForeignFilter),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the measurement of the executable is needed to decide at all: hashing is the dear part of evidence.
@@ -509,6 +547,14 @@ impl DenyReason {
     }
 }
 
+/// What is asked of an executable that is measured, in this order.
+const MEASURED: [DenyReason; 4] = [
+    DenyReason::ExecutableNameless,
+    DenyReason::ExecutableNotFinal,
+    DenyReason::ExecutableUnmeasured,
+    DenyReason::ExecutableChanged,
+];
+
 /// What [`verdict`] checks for a registration, in this order, each check by the reason for which it refuses. (The
 /// generation, which only some requests name, is left out.)
 #[must_use]
@@ -524,12 +570,12 @@ pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
             checks.extend([Reason::ContainerChanged, Reason::NotInModule]);
             let of_image = [Reason::NotADescendant, Reason::AfterExec, Reason::ImageChanged, Reason::OptionsChanged];
             checks.extend(from(Policy::Image, &of_image));
-            checks.extend(from(Policy::Executable, &[Reason::ExecutableUnmeasured, Reason::ExecutableChanged]));
+            checks.extend(from(Policy::Executable, &MEASURED));
         }
         Workload::Process { .. } => {
             checks.extend([Reason::OtherUser, Reason::NotInModule]);
             checks.extend(from(Policy::Image, &[Reason::NotADescendant]));
-            checks.extend(from(Policy::Executable, &[Reason::ExecutableUnmeasured, Reason::ExecutableChanged]));
+            checks.extend(from(Policy::Executable, &MEASURED));
         }
         Workload::Service { unit, uid, executable } => {
             checks.push(Reason::NotOnHost);
@@ -538,7 +584,7 @@ pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
             }
             checks.extend(uid.map(|_| Reason::OtherUser));
             if executable.is_some() {
-                checks.extend([Reason::ExecutableUnmeasured, Reason::ExecutableChanged]);
+                checks.extend(MEASURED);
             }
         }
     }
@@ -546,6 +592,9 @@ pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
         // That a service is in the host's own user namespace is part of being on the host.
         if !matches!(registration.workload, Workload::Service { .. }) {
             checks.push(Reason::OtherUserNamespace);
+        }
+        if matches!(registration.workload, Workload::Container { .. }) {
+            checks.extend([Reason::ExecutableOfItsChoice, Reason::ForeignFilter]);
         }
         checks.extend([Reason::ConnectionInheritable, Reason::ConnectionNotHeld]);
     }
@@ -688,8 +737,15 @@ mod tests {
                     init: INIT,
                     user_namespace: 6,
                     cgroup: Some(cgroup.clone()),
-                    container: Some(ContainerFacts { container: id.clone(), image: digest(1), options: digest(2) }),
+                    container: Some(ContainerFacts {
+                        container: id.clone(),
+                        image: digest(1),
+                        options: digest(2),
+                        names_executable: false,
+                    }),
                     exec_since: None,
+                    own_copy: None,
+                    filters: Some(1),
                 }),
                 evidence: Evidence {
                     handle: PeerHandle::PeerPidfd,
@@ -702,6 +758,7 @@ mod tests {
                         pid_namespace: 5,
                         user_namespace: 6,
                         tracer: 0,
+                        filters: Some(1),
                     },
                     ancestry: [ProcessInstance { pid: 101, start_time: 1001 }, INIT].map(ancestor).into(),
                     holding: Holding::CloseOnExec,
@@ -721,6 +778,8 @@ mod tests {
                 cgroup: None,
                 container: None,
                 exec_since: None,
+                own_copy: None,
+                filters: None,
             });
             case.evidence.container = None;
             case
@@ -781,7 +840,7 @@ mod tests {
 
     #[test]
     fn each_single_fault_is_refused_with_its_own_reason() {
-        let faults: [(Fault, DenyReason); 18] = [
+        let faults: [(Fault, DenyReason); 20] = [
             (|c| c.door = Door::ModuleSocket(module("other")), DenyReason::SocketOfAnotherModule),
             (|c| c.registration.module = module("other"), DenyReason::NotRegistered),
             (|c| c.generation = Some("g0"), DenyReason::GenerationMismatch),
@@ -796,6 +855,8 @@ mod tests {
             (|c| c.container_facts().options = digest(9), DenyReason::OptionsChanged),
             (|c| c.evidence.measurement = None, DenyReason::ExecutableUnmeasured),
             (|c| c.evidence.snapshot.user_namespace = 7, DenyReason::OtherUserNamespace),
+            (|c| c.container_facts().names_executable = true, DenyReason::ExecutableOfItsChoice),
+            (|c| c.evidence.snapshot.filters = Some(2), DenyReason::ForeignFilter),
             (
                 |c| c.evidence.snapshot.cgroup = format!("/docker/{}/docker-{}.scope", container('a'), container('b')),
                 DenyReason::NotInModule,
@@ -967,7 +1028,7 @@ mod tests {
 
     #[test]
     fn the_checks_are_told_in_the_order_in_which_they_are_made() {
-        let faults: [(Fault, DenyReason); 13] = [
+        let faults: [(Fault, DenyReason); 15] = [
             (|c| c.door = Door::ModuleSocket(module("other")), DenyReason::SocketOfAnotherModule),
             (|c| c.registration.module = module("other"), DenyReason::NotRegistered),
             (|c| c.evidence.snapshot.tracer = 7, DenyReason::Traced),
@@ -993,6 +1054,8 @@ mod tests {
                 DenyReason::ExecutableChanged,
             ),
             (|c| c.evidence.snapshot.user_namespace = 7, DenyReason::OtherUserNamespace),
+            (|c| c.container_facts().names_executable = true, DenyReason::ExecutableOfItsChoice),
+            (|c| c.evidence.snapshot.filters = Some(2), DenyReason::ForeignFilter),
             (|c| c.evidence.holding = Holding::NotHeld, DenyReason::ConnectionNotHeld),
         ];
         let order = checks(Some(&Case::container().registration));
@@ -1008,6 +1071,26 @@ mod tests {
         }
         assert_eq!(checks(None), [DenyReason::SocketOfAnotherModule, DenyReason::NotRegistered]);
         assert!(!checks(Some(&Case::host().registration)).contains(&DenyReason::ImageChanged));
+    }
+
+    #[test]
+    fn filters_count_where_it_is_known_with_how_many_the_module_started() {
+        for (now, started_with, allowed) in [
+            (Some(1), Some(1), true),
+            (Some(0), Some(1), true),
+            (Some(2), Some(1), false),
+            // A host module's own filter refuses listeners; a kernel that does not tell is older than filters that matter.
+            (Some(5), None, true),
+            (None, Some(0), true),
+        ] {
+            let mut case = Case::container();
+            case.evidence.snapshot.filters = now;
+            case.running().filters = started_with;
+            let expected = if allowed { Ok(()) } else { Err(DenyReason::ForeignFilter) };
+            assert_eq!(case.verdict(), expected, "{now:?} {started_with:?}");
+            case.registration.policy = Policy::Image;
+            assert_eq!(case.verdict(), Ok(()), "the image counts, whatever runs of it");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use edgekeep_core::attestation::{
 };
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_daemon::peer::{Caller, PeerSocket};
-use edgekeep_runtime::evidence::{Collector, EvidenceError, ImageLayers, ProcDir};
+use edgekeep_runtime::evidence::{Collector, EvidenceError, ImageLayers, ProcDir, StartedFrom};
 
 /// What a connection's caller was when it connected, or a process when it was looked at.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ impl Attestor {
             }
             evidence = self
                 .collector
-                .measure(&known.process, evidence, subject.layers.as_ref())
+                .measure(&known.process, evidence, StartedFrom::from(&subject.facts), subject.layers.as_ref())
                 .await
                 .map_err(|error| reason(&error))?;
             *known.evidence.write().unwrap_or_else(PoisonError::into_inner) = evidence.clone();
@@ -220,7 +220,8 @@ impl Attestor {
 }
 
 fn seen(evidence: Evidence, path: String, connection: Option<Holding>) -> Seen {
-    let Snapshot { process, uid, gid, executable, cgroup, pid_namespace, user_namespace, tracer } = evidence.snapshot;
+    let Snapshot { process, uid, gid, executable, cgroup, pid_namespace, user_namespace, tracer, filters } =
+        evidence.snapshot;
     Seen {
         process,
         uid,
@@ -233,6 +234,7 @@ fn seen(evidence: Evidence, path: String, connection: Option<Holding>) -> Seen {
         pid_namespace,
         user_namespace,
         tracer,
+        filters,
         ancestry: evidence.ancestry,
         connection,
     }

@@ -14,7 +14,7 @@ use edgekeep_core::attestation::{
 };
 use edgekeep_core::id::ModuleId;
 use edgekeep_runtime::engine::{ContainerSpec, Created, Engine, EngineError};
-use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir};
+use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom};
 use edgekeep_runtime::facts::EngineWatch;
 use edgekeep_runtime::logs::LogQuery;
 use edgekeep_runtime::status::ModuleState;
@@ -146,7 +146,7 @@ async fn evidence(watch: &EngineWatch, id: &ModuleId, pid: u32) -> Evidence {
     let process = ProcDir::open(pid, pidfd.as_fd()).expect("visible");
     let evidence = collector.identify(PeerHandle::PidfdOpen, &process, None).expect("lives");
     let layers = watch.image_layers(id).expect("overlay folders");
-    collector.measure(&process, evidence, Some(&layers)).await.expect("unchanged")
+    collector.measure(&process, evidence, StartedFrom::from(&watch.facts(id)), Some(&layers)).await.expect("unchanged")
 }
 
 fn judged(id: &ModuleId, created: &Created, watch: &EngineWatch, evidence: &Evidence) -> Result<(), DenyReason> {

@@ -15,7 +15,7 @@ pub struct Explanation {
 
 impl DenyReason {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 31] = [
         Self::SocketOfAnotherModule,
         Self::NotRegistered,
         Self::FactsUnknown,
@@ -30,9 +30,13 @@ impl DenyReason {
         Self::OtherUser,
         Self::NotOnHost,
         Self::NotInUnit,
+        Self::ExecutableNameless,
+        Self::ExecutableNotFinal,
         Self::ExecutableUnmeasured,
         Self::ExecutableChanged,
         Self::OtherUserNamespace,
+        Self::ExecutableOfItsChoice,
+        Self::ForeignFilter,
         Self::ConnectionInheritable,
         Self::ConnectionNotHeld,
         Self::GenerationMismatch,
@@ -131,6 +135,19 @@ impl DenyReason {
                 "Start the program by its unit, and see that [host_services] names that unit, or both a user and an \
                  executable.",
             ),
+            Self::ExecutableNameless => (
+                "its executable has a name, or is the daemon's own copy",
+                "It executes memory, or a file that was removed since: such a file can be rewritten while it runs.",
+                "Start the program from its file. After an update of that file restart what runs: the module, or the \
+                 service's unit.",
+            ),
+            Self::ExecutableNotFinal => (
+                "its executable cannot be changed while it runs",
+                "Its executable is on FUSE, on a network file system or on layers that others may write to, or this kernel \
+                 lets running programs be rewritten, as Linux 6.11 does.",
+                "Put the program on the machine's own disk, owned by root, or set the policy \"image\" in \
+                 [module_policies]. For the kernel: `edgekeep status` warns if it is that; update it.",
+            ),
             Self::ExecutableUnmeasured => (
                 "its executable can be measured",
                 "The policy asks for the executable to be measured, and it could not be read or compared.",
@@ -147,6 +164,18 @@ impl DenyReason {
                 "it is in the module's user namespace",
                 "The process made a user namespace of its own, in which it could pass for another program.",
                 "Run the program without a user namespace of its own, or set the policy \"image\" in [module_policies].",
+            ),
+            Self::ExecutableOfItsChoice => (
+                "its container cannot name another file as its executable",
+                "The container is privileged or unconfined, or has a capability with which a process names another file than \
+                 the one it executes (sys_admin, sys_resource, checkpoint_restore).",
+                "Create the module without it, or set the policy \"image\" in [module_policies].",
+            ),
+            Self::ForeignFilter => (
+                "no filter of system calls was put on it since its module started",
+                "A filter of system calls was put on the process after its container was started. If another program did, \
+                 that one may answer the calls of this one.",
+                "Have the program put no filter on itself, or set the policy \"image\" in [module_policies].",
             ),
             Self::ConnectionInheritable => (
                 "it holds its connection in a descriptor that is closed on exec",

@@ -16,7 +16,9 @@ pub const fn is_of_device(reason: DenyReason) -> bool {
         | DenyReason::ContainerChanged
         | DenyReason::ImageChanged
         | DenyReason::OptionsChanged
+        | DenyReason::ExecutableNotFinal
         | DenyReason::ExecutableUnmeasured
+        | DenyReason::ExecutableOfItsChoice
         | DenyReason::PidNotVisible => true,
         DenyReason::SocketOfAnotherModule
         | DenyReason::NotRegistered
@@ -28,8 +30,10 @@ pub const fn is_of_device(reason: DenyReason) -> bool {
         | DenyReason::OtherUser
         | DenyReason::NotOnHost
         | DenyReason::NotInUnit
+        | DenyReason::ExecutableNameless
         | DenyReason::ExecutableChanged
         | DenyReason::OtherUserNamespace
+        | DenyReason::ForeignFilter
         | DenyReason::ConnectionInheritable
         | DenyReason::ConnectionNotHeld
         | DenyReason::GenerationMismatch

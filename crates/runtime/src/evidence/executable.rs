@@ -10,9 +10,11 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 use edgekeep_core::attestation::ExecutableFile;
+use edgekeep_core::attestation::backing::Lasting;
 use edgekeep_core::digest::Sha256Digest;
 
 use super::EvidenceError;
+use super::backing::Mounted;
 use super::proc_dir::executable_file;
 
 /// Larger executables are not measured: hashing one takes about 0.7 s on the slowest machine this was tried on.
@@ -61,9 +63,10 @@ impl<K: Eq + Hash + Clone, V: Copy> Recent<K, V> {
     }
 }
 
-/// Remembers the digests of files by device, inode, size and change time.
+/// Remembers the digests of files by device, inode, size, change time and mount. The mount counts because a device's number can
+/// come back with another file system on it, whose owner wrote its change times.
 #[derive(Debug, Clone)]
-pub struct DigestCache(Arc<Mutex<Recent<ExecutableFile, Sha256Digest>>>);
+pub(crate) struct DigestCache(Arc<Mutex<Recent<Mounted, Sha256Digest>>>);
 
 impl Default for DigestCache {
     fn default() -> Self {
@@ -72,28 +75,39 @@ impl Default for DigestCache {
 }
 
 impl DigestCache {
-    /// The digest of an open file that is known to be `file`.
+    /// The digest of an open file that is known to be `mounted`. `lasting` says whether it may be remembered.
     ///
     /// # Errors
     /// [`EvidenceError::Changed`] if it is another file or changes meanwhile; too large; unreadable.
-    pub async fn digest(&self, file: ExecutableFile, opened: OwnedFd) -> Result<Sha256Digest, EvidenceError> {
-        if let Some(known) = self.known(&file) {
+    pub(super) async fn digest(
+        &self,
+        mounted: Mounted,
+        lasting: Lasting,
+        opened: OwnedFd,
+    ) -> Result<Sha256Digest, EvidenceError> {
+        if let Some(known) = self.known(&mounted, lasting) {
             return Ok(known);
         }
-        if file.size <= INLINE_BYTES {
-            return self.digest_blocking(file, opened);
+        if mounted.file.size <= INLINE_BYTES {
+            return self.digest_blocking(mounted, lasting, opened);
         }
         let cache = self.clone();
-        let hashed = tokio::task::spawn_blocking(move || cache.digest_blocking(file, opened)).await;
+        let hashed = tokio::task::spawn_blocking(move || cache.digest_blocking(mounted, lasting, opened)).await;
         // The task only ends early when the daemon does.
         hashed.unwrap_or(Err(EvidenceError::Gone))
     }
 
     /// As [`Self::digest`], on the calling thread.
-    pub(super) fn digest_blocking(&self, file: ExecutableFile, opened: OwnedFd) -> Result<Sha256Digest, EvidenceError> {
-        if let Some(known) = self.known(&file) {
+    pub(super) fn digest_blocking(
+        &self,
+        mounted: Mounted,
+        lasting: Lasting,
+        opened: OwnedFd,
+    ) -> Result<Sha256Digest, EvidenceError> {
+        if let Some(known) = self.known(&mounted, lasting) {
             return Ok(known);
         }
+        let file = mounted.file;
         if file.size > MAX_EXECUTABLE_BYTES {
             return Err(EvidenceError::TooLarge);
         }
@@ -108,17 +122,22 @@ impl DigestCache {
         if !unchanged(&opened)? {
             return Err(EvidenceError::Changed);
         }
-        if is_settled(&file, SystemTime::now()) {
-            self.lock().insert(file, digest);
+        let remember = match lasting {
+            Lasting::ForNow => false,
+            Lasting::UntilChanged => is_settled(&file, SystemTime::now()),
+            Lasting::ForGood => true,
+        };
+        if remember {
+            self.lock().insert(mounted, digest);
         }
         Ok(digest)
     }
 
-    fn known(&self, file: &ExecutableFile) -> Option<Sha256Digest> {
-        self.lock().get(file)
+    fn known(&self, mounted: &Mounted, lasting: Lasting) -> Option<Sha256Digest> {
+        if lasting == Lasting::ForNow { None } else { self.lock().get(mounted) }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Recent<ExecutableFile, Sha256Digest>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Recent<Mounted, Sha256Digest>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -162,11 +181,19 @@ pub(crate) fn sha256_of(bytes: &[u8]) -> Sha256Digest {
 mod tests {
     use std::io::Write as _;
 
+    use edgekeep_core::attestation::backing::Storage;
+
     use super::*;
 
-    fn opened(path: &std::path::Path) -> (ExecutableFile, OwnedFd) {
+    fn opened(path: &std::path::Path) -> (Mounted, OwnedFd) {
         let file = File::open(path).expect("exists");
-        (executable_file(&rustix::fs::fstat(&file).expect("open")), file.into())
+        let mounted = Mounted { file: executable_file(&rustix::fs::fstat(&file).expect("open")), mount: 1 };
+        (mounted, file.into())
+    }
+
+    fn digest_of(cache: &DigestCache, path: &std::path::Path, lasting: Lasting) -> Sha256Digest {
+        let (file, fd) = opened(path);
+        cache.digest_blocking(file, lasting, fd).expect("readable")
     }
 
     #[test]
@@ -174,8 +201,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("temp folder");
         let path = folder.path().join("f");
         std::fs::write(&path, b"abc").expect("written");
-        let (file, fd) = opened(&path);
-        let digest = DigestCache::default().digest_blocking(file, fd).expect("readable");
+        let digest = digest_of(&DigestCache::default(), &path, Lasting::UntilChanged);
         assert_eq!(digest.hex(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(digest, sha256_of(b"abc"));
     }
@@ -187,8 +213,58 @@ mod tests {
         std::fs::write(&path, b"abc").expect("written");
         let (file, fd) = opened(&path);
         File::options().append(true).open(&path).expect("open").write_all(b"d").expect("written");
-        let error = DigestCache::default().digest_blocking(file, fd).expect_err("changed");
+        let error = DigestCache::default().digest_blocking(file, Lasting::UntilChanged, fd).expect_err("changed");
         assert!(matches!(error, EvidenceError::Changed), "{error}");
+    }
+
+    /// Writes through a mapping, as a program may that unmaps it before it executes the file. The page is read first: on tmpfs
+    /// it is then open to writes of which the kernel hears nothing.
+    fn write_mapped(path: &std::path::Path, byte: u8) -> bool {
+        let script = "import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); \
+                      before = m[0]; m[0] = int(sys.argv[2]); m.close(); f.close()";
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", script]).arg(path).arg(byte.to_string()).status().is_ok_and(|status| status.success())
+    }
+
+    #[test]
+    fn what_changes_without_a_sign_is_hashed_each_time_and_what_shows_is_seen() {
+        for base in ["/dev/shm".into(), std::env::temp_dir()] {
+            let Ok(folder) = tempfile::tempdir_in(&base) else { continue };
+            let path = folder.path().join("f");
+            std::fs::write(&path, b"abc").expect("written");
+            let magic = rustix::fs::statfs(&path).expect("exists").f_type as u64 & 0xffff_ffff;
+            let lasting = match Storage::of_file_system(magic) {
+                Storage::Memory => Lasting::ForNow,
+                Storage::Disk => Lasting::UntilChanged,
+                _ => continue,
+            };
+            let cache = DigestCache::default();
+            let (before, _) = opened(&path);
+            assert_eq!(digest_of(&cache, &path, lasting), sha256_of(b"abc"));
+            if !write_mapped(&path, b'x') {
+                return eprintln!("skipped: needs python3");
+            }
+            let (after, _) = opened(&path);
+            if lasting == Lasting::ForNow {
+                assert_eq!(before, after, "tmpfs shows no write through a mapping; else it may be remembered");
+                // Even what somehow got into the cache is not believed.
+                cache.lock().insert(after, sha256_of(b"abc"));
+            } else {
+                assert_ne!(before, after, "{}: a write through a mapping shows", base.display());
+            }
+            assert_eq!(digest_of(&cache, &path, lasting), sha256_of(b"xbc"));
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_same_numbers_on_another_mount_is_another_file() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let path = folder.path().join("f");
+        std::fs::write(&path, b"abc").expect("written");
+        let (one, fd) = opened(&path);
+        let cache = DigestCache::default();
+        cache.lock().insert(Mounted { mount: 2, ..one }, sha256_of(b"evil"));
+        assert_eq!(cache.digest_blocking(one, Lasting::ForGood, fd).expect("readable"), sha256_of(b"abc"));
     }
 
     #[test]

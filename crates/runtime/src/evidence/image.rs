@@ -6,12 +6,14 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use edgekeep_core::attestation::backing::Lasting;
 use edgekeep_core::digest::Sha256Digest;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::Value;
 
 use super::DigestCache;
+use super::backing::Mounted;
 use super::executable::Recent;
 use super::proc_dir::executable_file;
 use super::root_mount::lower_folders;
@@ -203,8 +205,9 @@ impl ImageMemo {
         let (image, path, digests) = (image.clone(), path.to_owned(), digests.clone());
         let same = tokio::task::spawn_blocking(move || match image.find(&path) {
             LayerLookup::File(fd) => {
-                let stored = executable_file(&rustix::fs::fstat(&fd).ok()?);
-                Some(digests.digest_blocking(stored, fd).ok()? == digest)
+                // In the engine's own folder, where only the engine writes.
+                let stored = Mounted { file: executable_file(&rustix::fs::fstat(&fd).ok()?), mount: 0 };
+                Some(digests.digest_blocking(stored, Lasting::UntilChanged, fd).ok()? == digest)
             }
             LayerLookup::Absent => Some(false),
             LayerLookup::Undetermined => None,

@@ -4,26 +4,33 @@
 //! it. `execve` keeps pid, pidfd and start time, so the program is looked at again on every request
 //! ([`Collector::recheck`], three system calls); hashing happens only when a policy asks for it and the file is new.
 
+mod backing;
 mod cgroup;
 mod executable;
 mod image;
+mod mountinfo;
 mod proc_dir;
 mod root_mount;
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use edgekeep_core::attestation::{DenyReason, Evidence, Holding, Measurement, PeerHandle, ProcessInstance, Snapshot};
+use edgekeep_core::attestation::backing::{Doubt, judge};
+use edgekeep_core::attestation::{
+    DenyReason, Evidence, ExecutableFile, Holding, Measurement, PeerHandle, ProcessInstance, RunningFacts, Snapshot,
+};
 
+use backing::Backings;
 pub(crate) use cgroup::container_group;
 pub use cgroup::{CgroupHierarchy, ContainerCgroup, ContainerCgroups};
-use executable::Recent;
-pub use executable::{DigestCache, MAX_EXECUTABLE_BYTES};
+pub use executable::MAX_EXECUTABLE_BYTES;
+use executable::{DigestCache, Recent};
 pub(crate) use executable::{finish, sha256_of};
 pub use image::{ImageLayers, LayerLookup};
 pub use proc_dir::ProcDir;
-pub(crate) use proc_dir::has_ended;
-pub(crate) use root_mount::may_mount;
+pub(crate) use proc_dir::{executable_file, has_ended};
+pub(crate) use root_mount::{may_mount, may_name_executable};
 
 use image::ImageMemo;
 
@@ -61,6 +68,29 @@ pub enum EvidenceError {
     /// The executable is larger than [`MAX_EXECUTABLE_BYTES`].
     #[error("the caller's executable is larger than {MAX_EXECUTABLE_BYTES} bytes")]
     TooLarge,
+    /// The executable's content may be another than the code that runs.
+    #[error("the caller's executable is not known to be what runs ({0:?})")]
+    Doubted(Doubt),
+}
+
+/// What the module's own start says about the files that its processes execute.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StartedFrom {
+    /// The sealed copy that the daemon made for a host module.
+    pub own_copy: Option<ExecutableFile>,
+    /// The first process of its container, for container modules.
+    pub container_init: Option<ProcessInstance>,
+}
+
+impl From<&RunningFacts> for StartedFrom {
+    fn from(facts: &RunningFacts) -> Self {
+        match facts {
+            RunningFacts::Running(running) => {
+                Self { own_copy: running.own_copy, container_init: running.container.is_some().then_some(running.init) }
+            }
+            RunningFacts::Unknown | RunningFacts::Stopped | RunningFacts::Host(_) => Self::default(),
+        }
+    }
 }
 
 impl EvidenceError {
@@ -71,6 +101,7 @@ impl EvidenceError {
             Self::NotVisible => DenyReason::PidNotVisible,
             Self::Gone => DenyReason::CallerGone,
             Self::Changed => DenyReason::CallerChanged,
+            Self::Doubted(doubt) => doubt.reason(),
             Self::Unreadable { .. } | Self::Malformed { .. } | Self::TooLarge => DenyReason::ExecutableUnmeasured,
         }
     }
@@ -90,6 +121,7 @@ pub struct Collector {
     hierarchy: CgroupHierarchy,
     containers: ContainerCgroups,
     digests: DigestCache,
+    backings: Backings,
     images: ImageMemo,
     /// Where each process had its last connection: looked at first, and no proof.
     descriptors: Mutex<Recent<u32, u32>>,
@@ -106,9 +138,17 @@ impl Collector {
             hierarchy,
             containers,
             digests: DigestCache::default(),
+            backings: Backings::new(),
             images: ImageMemo::default(),
             descriptors: Mutex::new(Recent::new(REMEMBERED_DESCRIPTORS)),
         }
+    }
+
+    /// Whether this kernel keeps writers out of files that are executed. Where it does not, hardly any executable is known by
+    /// its content.
+    #[must_use]
+    pub fn kernel_denies_writers(&self) -> bool {
+        self.backings.denies_writers()
     }
 
     /// The cgroup hierarchy that snapshots are taken in.
@@ -180,21 +220,27 @@ impl Collector {
     }
 
     /// Adds the measurement: the executable's digest and, with the `image` that its container runs, whether it is an
-    /// unmodified file of it. Large files are hashed off the async threads; a digest is cached until the file changes.
+    /// unmodified file of it. Nothing is hashed of a file that may be another than the code that runs. Large files are hashed
+    /// off the async threads; a digest is cached until the file changes, if each change shows.
     ///
     /// # Errors
-    /// As [`Self::identify`]; [`EvidenceError::Changed`] if the process is no longer the one in `evidence`.
+    /// As [`Self::identify`]; [`EvidenceError::Changed`] if the process is no longer the one in `evidence`;
+    /// [`EvidenceError::Doubted`] by the file's kind.
     pub async fn measure(
         &self,
         process: &ProcDir,
         evidence: Evidence,
+        started_from: StartedFrom,
         image: Option<&ImageLayers>,
     ) -> Result<Evidence, EvidenceError> {
         let (file, opened) = process.open_executable()?;
         if file != evidence.snapshot.executable {
             return Err(EvidenceError::Changed);
         }
-        let digest = self.digests.digest(file, opened).await?;
+        let (backing, mounted) = self.backings.look(process, file, opened.as_fd(), started_from.container_init)?;
+        let lasting = judge(&backing, started_from.own_copy.as_ref(), self.backings.denies_writers())
+            .map_err(EvidenceError::Doubted)?;
+        let digest = self.digests.digest(mounted, lasting, opened).await?;
         let unmodified_from_image = match image {
             None => None,
             Some(image) => {

@@ -85,6 +85,7 @@ impl ProcDir {
             pid_namespace: self.namespace("ns/pid")?,
             user_namespace: self.user_namespace()?,
             tracer: status.tracer,
+            filters: status.filters,
         })
     }
 
@@ -138,11 +139,16 @@ impl ProcDir {
 
     /// How the process holds the socket with this inode number, and in which descriptor.
     ///
-    /// About 3 µs for each descriptor that is looked at; `first` is tried before all others. Programs that connect for each
+    /// Between the moment at which a new program shows as the executable and the one at which descriptors are closed for it,
+    /// `execve` holds a lock. It is waited for here, so that whoever has looked at the executable before sees the descriptors
+    /// of that program, and none that its predecessor left for a moment.
+    ///
+    /// About 3 µs for the lock, and 3 µs for each descriptor that is looked at; `first` is tried before all others. Programs that connect for each
     /// request get the same number each time.
     pub(super) fn holding(&self, socket: u64, first: Option<u32>) -> Result<(Holding, Option<u32>), EvidenceError> {
         let reading = |errno| EvidenceError::reading("fd")(errno);
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        self.wait_for_exec()?;
         let folder = rustix::fs::openat(&self.folder, "fd", flags, Mode::empty()).map_err(reading)?;
         let wanted = format!("socket:[{socket}]");
         if let Some(number) = first
@@ -162,6 +168,20 @@ impl ProcDir {
             }
         }
         Ok((holding, None))
+    }
+
+    /// Returns once an `execve` that has begun to show is through.
+    ///
+    /// Each read of `personality` takes the lock that `execve` holds (`exec_update_lock`, before Linux 5.11 `cred_guard_mutex`),
+    /// before it is decided whether the reader may see it: being refused serves as well.
+    fn wait_for_exec(&self) -> Result<(), EvidenceError> {
+        let what = "personality";
+        let file = rustix::fs::openat(&self.folder, what, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(EvidenceError::reading(what))?;
+        match rustix::io::pread(&file, &mut [0; 16], 0) {
+            Ok(_) | Err(Errno::PERM | Errno::ACCESS) => Ok(()),
+            Err(other) => Err(EvidenceError::reading(what)(other)),
+        }
     }
 
     /// Whether a descriptor is closed on exec; `None` if it is gone or something else than wanted.
@@ -204,6 +224,17 @@ impl ProcDir {
     fn executable(&self) -> Result<ExecutableFile, EvidenceError> {
         let stat = rustix::fs::statat(&self.folder, "exe", AtFlags::empty()).map_err(EvidenceError::reading("exe"))?;
         Ok(executable_file(&stat))
+    }
+
+    /// The root folder of the process.
+    pub(super) fn root(&self) -> Result<OwnedFd, EvidenceError> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        rustix::fs::openat(&self.folder, "root", flags, Mode::empty()).map_err(EvidenceError::reading("root"))
+    }
+
+    /// Number of the process's filters of system calls, where the kernel tells.
+    pub(crate) fn filters(&self) -> Result<Option<u32>, EvidenceError> {
+        Ok(self.status()?.filters)
     }
 
     /// Inode of the process's user namespace.
@@ -286,6 +317,7 @@ struct ProcStatus {
     uid: u32,
     gid: u32,
     tracer: u32,
+    filters: Option<u32>,
 }
 
 fn open_folder(pid: u32) -> Result<OwnedFd, Errno> {
@@ -334,7 +366,7 @@ fn parse_stat(text: &[u8]) -> Option<ProcStat> {
 }
 
 fn parse_status(text: &[u8]) -> Option<ProcStatus> {
-    let (mut uid, mut gid, mut tracer) = (None, None, None);
+    let (mut uid, mut gid, mut tracer, mut filters) = (None, None, None, None);
     for line in text.split(|&byte| byte == b'\n') {
         let field = |name: &[u8], number: usize| {
             let rest = std::str::from_utf8(line.strip_prefix(name)?).ok()?;
@@ -345,13 +377,15 @@ fn parse_status(text: &[u8]) -> Option<ProcStatus> {
             // Real, effective, saved, file system: the effective one acts.
             line if line.starts_with(b"Uid:") => uid = field(b"Uid:", 1),
             line if line.starts_with(b"Gid:") => gid = field(b"Gid:", 1),
+            // Behind the others.
+            line if line.starts_with(b"Seccomp_filters:") => {
+                filters = Some(field(b"Seccomp_filters:", 0)?);
+                break;
+            }
             _ => {}
         }
-        if let (Some(uid), Some(gid), Some(tracer)) = (uid, gid, tracer) {
-            return Some(ProcStatus { uid, gid, tracer });
-        }
     }
-    None
+    Some(ProcStatus { uid: uid?, gid: gid?, tracer: tracer?, filters })
 }
 
 #[cfg(test)]
@@ -497,6 +531,48 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn the_filters_of_system_calls_are_counted_where_the_kernel_tells() {
+        let told = "TracerPid:\t0\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nSeccomp:\t2\nSeccomp_filters:\t3\nThreads:\t1\n";
+        let status = ProcStatus { uid: 2, gid: 6, tracer: 0, filters: Some(3) };
+        assert_eq!(parse_status(told.as_bytes()), Some(status));
+        let older = told.replace("Seccomp_filters:\t3\n", "");
+        assert_eq!(parse_status(older.as_bytes()), Some(ProcStatus { filters: None, ..status }));
+        for wrong in [told.replace("filters:\t3", "filters:\tx"), told.replace("TracerPid", "T")] {
+            assert_eq!(parse_status(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+
+    /// What the kernel does for a moment in the middle of `execve`: the new program shows, and the old descriptors are there.
+    #[test]
+    fn a_descriptor_that_closes_on_exec_is_never_seen_with_the_program_that_was_executed_after_it() {
+        let rounds = std::env::var("EDGEKEEP_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(100);
+        let sleep = executable_file(&rustix::fs::stat("/bin/sleep").expect("exists"));
+        let script = "use Socket; $^F = 2; socket(my $s, AF_UNIX, SOCK_STREAM, 0) or die; \
+                      syswrite STDOUT, (stat $s)[1] . qq(\n); exec '/bin/sleep', '1000'";
+        let mut seen_before_exec = 0;
+        for _ in 0..rounds {
+            let mut command = Command::new("/usr/bin/perl");
+            command.args(["-e", script]).stdin(Stdio::null()).stdout(Stdio::piped());
+            let mut child = Sleeper(command.spawn().expect("perl starts"));
+            let process = ProcDir::open_unproved(child.0.id()).expect("lives");
+            let mut line = String::new();
+            let mut output = std::io::BufReader::new(child.0.stdout.take().expect("piped"));
+            std::io::BufRead::read_line(&mut output, &mut line).expect("the socket's inode");
+            let socket = line.trim().parse().expect("a number");
+            loop {
+                let executable = process.executable().expect("runs");
+                let (holding, _) = process.holding(socket, None).expect("seen");
+                if executable == sleep {
+                    assert_eq!(holding, Holding::NotHeld);
+                    break;
+                }
+                seen_before_exec += u32::from(holding == Holding::CloseOnExec);
+            }
+        }
+        eprintln!("{rounds} rounds, {seen_before_exec} looks before the exec");
     }
 
     proptest! {

@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::mountinfo::MountLine;
+
 /// The read-only folders below `/` in a process's `mountinfo`, top-most first; `None` unless exactly one overlay is there
 /// and its folders are sure.
 pub(super) fn lower_folders(mountinfo: &str) -> Option<Vec<PathBuf>> {
     let mut roots = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
     let (root, None) = (roots.next()?, roots.next()) else { return None };
-    let (mount, file_system) = root.split_once(" - ")?;
-    let ["overlay", _, options] = file_system.splitn(3, ' ').collect::<Vec<_>>()[..] else { return None };
-    // Only a part of the overlay would be seen otherwise. Escaped characters are in no engine's paths.
-    if mount.split(' ').nth(3) != Some("/") || options.contains('\\') {
+    let MountLine { root: "/", file_system: "overlay", options, .. } = MountLine::parse(root)? else { return None };
+    // A folder of the overlay would be only some of it. Escaped characters are in no engine's paths.
+    if options.contains('\\') {
         return None;
     }
     let (mut lower, mut upper) = (Vec::new(), None);
@@ -38,12 +39,33 @@ pub(super) fn lower_folders(mountinfo: &str) -> Option<Vec<PathBuf>> {
 
 /// Whether something in the container may have mounted file systems, by the engine's description of it.
 pub(crate) fn may_mount(inspection: &Value) -> bool {
+    may(inspection, &["ALL", "SYS_ADMIN"])
+}
+
+/// Whether something in the container may name another file than the one that it executes (`PR_SET_MM`), by the engine's
+/// description of it: by a capability, or in a user namespace of its own, which the engine's filter of system calls is to
+/// refuse.
+pub(crate) fn may_name_executable(inspection: &Value) -> bool {
+    let unfiltered = match &inspection["HostConfig"]["SecurityOpt"] {
+        Value::Null => false,
+        Value::Array(options) => options.iter().any(|option| {
+            let option = option.as_str().unwrap_or("seccomp=?");
+            let profile = option.strip_prefix("seccomp").and_then(|rest| rest.strip_prefix(['=', ':']));
+            profile.is_some_and(|profile| profile != "builtin")
+        }),
+        _ => true,
+    };
+    unfiltered || may(inspection, &["ALL", "SYS_ADMIN", "SYS_RESOURCE", "CHECKPOINT_RESTORE"])
+}
+
+/// Whether the container has one of these capabilities beyond the engine's own choice, or may do everything.
+fn may(inspection: &Value, capabilities: &[&str]) -> bool {
     let host = &inspection["HostConfig"];
     let added = match &host["CapAdd"] {
         Value::Null => false,
         Value::Array(names) => names.iter().any(|name| {
             let name = name.as_str().unwrap_or("ALL").to_ascii_uppercase();
-            matches!(name.strip_prefix("CAP_").unwrap_or(&name), "ALL" | "SYS_ADMIN")
+            capabilities.contains(&name.strip_prefix("CAP_").unwrap_or(&name))
         }),
         _ => true,
     };
@@ -120,6 +142,34 @@ mod tests {
             json!({ "Privileged": false, "CapAdd": "SYS_ADMIN" }),
         ] {
             assert!(may_mount(&inspection(host.clone())), "{host}");
+            assert!(may_name_executable(&inspection(host.clone())), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_may_name_its_executable_is_told_in_every_spelling() {
+        let inspection = |more: Value| {
+            let mut host = json!({ "Privileged": false });
+            host.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            json!({ "HostConfig": host })
+        };
+        for host in [
+            json!({}),
+            json!({ "CapAdd": ["NET_ADMIN"], "SecurityOpt": null }),
+            json!({ "SecurityOpt": ["no-new-privileges", "seccomp=builtin", "apparmor=docker-default", "label:disable"] }),
+        ] {
+            assert!(!may_name_executable(&inspection(host.clone())), "{host}");
+        }
+        for host in [
+            json!({ "CapAdd": ["CAP_CHECKPOINT_RESTORE"] }),
+            json!({ "CapAdd": ["sys_resource"] }),
+            json!({ "SecurityOpt": ["seccomp=unconfined"] }),
+            json!({ "SecurityOpt": ["seccomp:unconfined"] }),
+            json!({ "SecurityOpt": ["seccomp={\"defaultAction\":\"SCMP_ACT_ALLOW\"}"] }),
+            json!({ "SecurityOpt": [1] }),
+            json!({ "SecurityOpt": "seccomp=unconfined" }),
+        ] {
+            assert!(may_name_executable(&inspection(host.clone())), "{host}");
         }
     }
 }

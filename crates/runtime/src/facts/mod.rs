@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
 use crate::engine::{Container, Engine, EngineError, Event, Listed};
-use crate::evidence::{CgroupHierarchy, ImageLayers, ProcDir, container_group, may_mount};
+use crate::evidence::{CgroupHierarchy, ImageLayers, ProcDir, container_group, may_mount, may_name_executable};
 use crate::status::{ModuleState, ModuleStatus};
 
 /// Everything is inspected again so often, in case the engine dropped an event or has stopped answering.
@@ -473,7 +473,7 @@ impl Shared {
         if !container.is_module() {
             return Ok(None);
         }
-        let facts = running_facts(&container, &self.hierarchy);
+        let facts = running_facts(&container, may_name_executable(&answer), &self.hierarchy);
         let layers = match self.layers(&container.image).await? {
             None => mounted_layers(&container.image, &answer, &facts),
             told => told,
@@ -510,18 +510,18 @@ fn lives(process: ProcessInstance) -> bool {
     stat.is_ok_and(|stat| stat.start_time == process.start_time)
 }
 
-fn running_facts(container: &Container, hierarchy: &CgroupHierarchy) -> RunningFacts {
+fn running_facts(container: &Container, names_executable: bool, hierarchy: &CgroupHierarchy) -> RunningFacts {
     let Some(pid) = container.init_pid else { return RunningFacts::Stopped };
     let look = || {
         let process = ProcDir::open_unproved(pid).ok()?;
-        let start_time = process.stat().ok()?.start_time;
+        let stat = process.stat().ok()?;
         // The group's name proves that the pid still is this container's: a process that got the number meanwhile is
         // somewhere else.
         let cgroup = process.cgroup(hierarchy).ok()?;
         let user_namespace = process.user_namespace().ok()?;
         let cgroup = container_group(&cgroup, &container.id)?.to_owned();
         Some(Running {
-            init: ProcessInstance { pid, start_time },
+            init: ProcessInstance { pid, start_time: stat.start_time },
             user_namespace,
             cgroup: Some(cgroup),
             container: Some(ContainerFacts {
@@ -529,11 +529,21 @@ fn running_facts(container: &Container, hierarchy: &CgroupHierarchy) -> RunningF
                 image: container.image,
                 // A container without the label was not made by moduled: no registration has this digest.
                 options: container.options().unwrap_or(Sha256Digest::new([0; 32])),
+                names_executable,
             }),
             exec_since: None,
+            own_copy: None,
+            filters: filters_at_start(process.filters().ok()?, stat.parent),
         })
     };
     look().map_or(RunningFacts::Unknown, RunningFacts::Running)
+}
+
+/// With how many filters of system calls a container's first process was started: those of its parent, which is the engine's,
+/// and one that the engine puts on it, unless it has fewer. What the first process has put on itself since is not among them.
+fn filters_at_start(has: Option<u32>, parent: u32) -> Option<u32> {
+    let of_parent = ProcDir::open_unproved(parent).and_then(|parent| parent.filters()).ok().flatten();
+    Some(has?.min(of_parent.unwrap_or(0) + 1))
 }
 
 /// For an engine that does not tell where an image's layers are: those that a container's first process has mounted.
@@ -584,8 +594,8 @@ mod tests {
             exit: None,
             labels: Vec::new(),
         };
-        assert_eq!(running_facts(&container, &CgroupHierarchy::detect()), RunningFacts::Unknown);
+        assert_eq!(running_facts(&container, false, &CgroupHierarchy::detect()), RunningFacts::Unknown);
         let stopped = Container { init_pid: None, ..container };
-        assert_eq!(running_facts(&stopped, &CgroupHierarchy::detect()), RunningFacts::Stopped);
+        assert_eq!(running_facts(&stopped, false, &CgroupHierarchy::detect()), RunningFacts::Stopped);
     }
 }

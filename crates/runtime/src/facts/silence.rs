@@ -39,6 +39,8 @@ mod tests {
                     cgroup: None,
                     container: None,
                     exec_since,
+                    own_copy: None,
+                    filters: None,
                 })
             });
         prop_oneof![Just(RunningFacts::Stopped), Just(RunningFacts::Unknown), running]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use edgekeep_core::attestation::{ProcessInstance, Running, RunningFacts};
+use edgekeep_core::attestation::{ExecutableFile, ProcessInstance, Running, RunningFacts};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::store::StateFile;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
@@ -61,6 +61,9 @@ struct Run {
     /// Process id and start time name one process of one boot only.
     boot: String,
     cgroup: Option<String>,
+    /// The sealed copy that it was started from.
+    #[serde(default)]
+    own_copy: Option<ExecutableFile>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -75,6 +78,8 @@ struct Current {
     pid: Pid,
     pidfd: Arc<OwnedFd>,
     cgroup: Option<String>,
+    /// The sealed copy that it was started from; `None` for what an earlier version started, which is not known by it.
+    own_copy: Option<ExecutableFile>,
     /// Whether this daemon is its parent, and so is told how it ended.
     child: bool,
     /// Whether it was asked to end.
@@ -319,7 +324,8 @@ impl Module {
             .await?
         };
         let Prepared { program, control, stderr, process, pid, pidfd, cgroup, limits } = prepared;
-        let current = Current { pid, pidfd, cgroup, child: true, stopping: false };
+        let own_copy = Some(program.file().map_err(|source| ProcessError::Start { module: self.id.clone(), source })?);
+        let current = Current { pid, pidfd, cgroup, own_copy, child: true, stopping: false };
         if let Some(summary) = &limits.summary {
             tracing::info!(module = %self.id, "{summary}");
         }
@@ -328,7 +334,7 @@ impl Module {
         {
             let mut record = self.record.lock().await;
             let before = record.clone();
-            record.run = Some(Run { process, boot: boot_id(), cgroup: current.cgroup.clone() });
+            record.run = Some(Run { process, boot: boot_id(), cgroup: current.cgroup.clone(), own_copy });
             record.cgroup.clone_from(&current.cgroup);
             record.started_ns = Some(now_ns());
             record.limits = limits.summary;
@@ -457,6 +463,9 @@ impl Module {
             cgroup: current.cgroup.clone(),
             container: None,
             exec_since: None,
+            own_copy: current.own_copy,
+            // The launcher's own filter refuses listeners to the module and to all that it starts.
+            filters: None,
             user_namespace,
         };
         *self.current() = Some(current);
@@ -496,7 +505,7 @@ fn adopt(run: &Run) -> Option<Current> {
         return None;
     }
     let cgroup = run.cgroup.clone();
-    Some(Current { pid, pidfd: Arc::new(pidfd), cgroup, child: false, stopping: false })
+    Some(Current { pid, pidfd: Arc::new(pidfd), cgroup, own_copy: run.own_copy, child: false, stopping: false })
 }
 
 /// How a child ended; it is waited for by this.

@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
+use edgekeep_core::attestation::ExecutableFile;
 use edgekeep_core::digest::Sha256Digest;
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 
-use crate::evidence::finish;
+use crate::evidence::{executable_file, finish};
 
 /// Larger executables are not started: the copy lives in memory as long as the module runs.
 pub const MAX_PROGRAM_BYTES: u64 = 512 * 1024 * 1024;
@@ -86,6 +87,13 @@ impl SealedProgram {
             .and_then(|()| rustix::fs::fcntl_add_seals(&copy, seals))
             .map_err(|errno| ProgramError::Seal(errno.into()))?;
         Ok(Self(copy.into()))
+    }
+}
+
+impl SealedProgram {
+    /// Which file the copy is: what a process that was started from it is known by.
+    pub(super) fn file(&self) -> io::Result<ExecutableFile> {
+        Ok(executable_file(&rustix::fs::fstat(&self.0)?))
     }
 }
 

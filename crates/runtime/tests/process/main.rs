@@ -8,12 +8,12 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use edgekeep_core::attestation::{PeerHandle, Running, RunningFacts};
+use edgekeep_core::attestation::{DenyReason, PeerHandle, Running, RunningFacts};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::host::{Enforcement, HostModule, LaunchPlan, ScopeUse, SeccompPreset, plan};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::store::sha256;
-use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir};
+use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom};
 use edgekeep_runtime::logs::LogQuery;
 use edgekeep_runtime::process::{
     Launcher, ModuleCgroups, ProcessError, ProcessRuntime, ProcessSpec, accounts, own_rights,
@@ -132,7 +132,12 @@ async fn the_kernel_tells_a_module_by_its_digest_its_first_process_and_its_cgrou
     let process = ProcDir::open(facts.init.pid, pidfd.as_fd()).expect("visible");
     let collector = Collector::new(CgroupHierarchy::detect(), ContainerCgroups::default());
     let evidence = collector.identify(PeerHandle::PidfdOpen, &process, None).expect("lives");
-    let evidence = collector.measure(&process, evidence, None).await.expect("unchanged");
+    let started_from = StartedFrom::from(&runtime.facts(&id));
+    // Without the word of whoever started it, a program in memory is nobody's.
+    let error =
+        collector.measure(&process, evidence.clone(), StartedFrom::default(), None).await.expect_err("in memory");
+    assert_eq!(error.reason(), DenyReason::ExecutableNameless);
+    let evidence = collector.measure(&process, evidence, started_from, None).await.expect("unchanged");
     assert_eq!(evidence.snapshot.process, facts.init);
     assert_eq!(evidence.measurement.expect("measured").digest, digest("/bin/sleep"));
     match (&facts.cgroup, runtime.without_cgroups()) {
