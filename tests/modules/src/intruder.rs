@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! intruder --socket PATH --module M --genid G [--json] [--when-orphaned] [--pass-fd | --exec-after-connect PROGRAM |
-//!          --exec-after-request PROGRAM]
+//!          --exec-after-request PROGRAM | --filter-and-exec PROGRAM]
 //! intruder --serve | --sleep
 //! ```
 //! Without a mode it tries every call itself. Exit code 0: all calls that carry identity were refused (401, 403, closed
@@ -15,6 +15,8 @@
 //!   standard input and output and sends the rest; PROGRAM is another copy of this one.
 //! - `--exec-after-request` sends a whole request and becomes `PROGRAM --sleep`, while a child reads the answer and prints
 //!   the outcome.
+//! - `--filter-and-exec` puts a filter on its own system calls, which outlives `execve`, and becomes PROGRAM, which tries every
+//!   call.
 //! - `--serve`, `--sleep` only wait for SIGTERM, as a module's first process.
 
 use std::io::{self, ErrorKind, Write as _};
@@ -51,6 +53,7 @@ enum Mode {
     PassFd,
     ExecAfterConnect(PathBuf),
     ExecAfterRequest(PathBuf),
+    FilterAndExec(PathBuf),
     /// Sends what is in [`REST`] over the inherited connection.
     Finish,
     /// Reads an answer from the inherited connection.
@@ -131,6 +134,7 @@ fn parse(mut texts: impl Iterator<Item = String>) -> anyhow::Result<Arguments> {
             "--pass-fd" => arguments.mode = Mode::PassFd,
             "--exec-after-connect" => arguments.mode = Mode::ExecAfterConnect(value()?.into()),
             "--exec-after-request" => arguments.mode = Mode::ExecAfterRequest(value()?.into()),
+            "--filter-and-exec" => arguments.mode = Mode::FilterAndExec(value()?.into()),
             "--finish" => arguments.mode = Mode::Finish,
             "--read-answer" => arguments.mode = Mode::ReadAnswer,
             "--serve" | "--sleep" => arguments.mode = Mode::Wait,
@@ -173,6 +177,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
             reader.stdout(Stdio::inherit()).spawn()?;
             stream.write_all(&sign_request(arguments))?;
             Err(Command::new(program).arg("--sleep").exec().into())
+        }
+        Mode::FilterAndExec(program) => {
+            let list = edgekeep_sandbox::SyscallList::parse("refuse only\nreboot # nothing that is needed here\n")?;
+            list.compile(&[])?.restrict_thread()?;
+            let mut command = Command::new(program);
+            command.arg("--socket").arg(&arguments.socket).args(["--module", &arguments.module]);
+            Err(command.args(["--genid", &arguments.generation]).exec().into())
         }
         Mode::Finish => {
             let rest = std::env::var(REST).with_context(|| format!("{REST} is not set"))?;

@@ -176,6 +176,13 @@ fn another_container_with_the_modules_socket_is_refused() {
         assert_all_refused(&site.stranger(&m1.name, options, &command));
         site.device.assert_latest_refusal(&m1.name, DenyReason::NotInModule);
     }
+    // With all that is mounted in the module, its socket among it.
+    let name = site.engine.name("volumes");
+    site.device.remember_container(&name);
+    let (image, from) = (site.image.name(), m1.name.as_str());
+    let run = ["run", "--rm", "--name", &name, "--volumes-from", from, "--network", "none", "--entrypoint", "/bin/sh"];
+    assert_all_refused(&said(&site.engine.docker(&[&run[..], &[image, "-c", &command]].concat())));
+    site.device.assert_latest_refusal(&m1.name, DenyReason::NotInModule);
     let _ = m1.caller.sign().expect(200);
 }
 
@@ -386,4 +393,99 @@ fn a_module_with_uid_0_is_not_the_agent_and_not_its_neighbour() {
         let refused = at("/shared.sock", "POST", &target, Some(json!({ "data": "ZGF0YQ==" })));
         device.assert_refused(&refused, module, reason);
     }
+}
+
+/// What a script in a container says at the end of each of its tries.
+fn exits(site: &Site, name: &str, count: usize) -> Vec<String> {
+    wait_for("the tries", || {
+        let text = site.engine.says(&["logs", name]);
+        let lines: Vec<String> =
+            text.lines().filter_map(|line| line.strip_prefix("exit ")).map(str::to_owned).collect();
+        (lines.len() == count).then_some(lines)
+    })
+}
+
+#[test]
+fn a_program_that_filters_system_calls_and_becomes_the_registered_one_is_refused() {
+    let Some(site) = Site::with_policy("strict", "executable") else { return };
+    wait_for_edge_ca(&site.device);
+    // A filter outlives execve. One with a listener would have its holder answer the calls of the program that is measured.
+    let script = "try() { /bin/intruder $1 {call} > /dev/null; echo \"exit $?\"; }
+         try; try '--filter-and-exec /bin/intruder'; exec sleep 1000";
+    let name = site.scripted("strict", script);
+    assert_eq!(exits(&site, &name, 2), ["1", "0"], "1 is granted, 0 refused");
+    site.device.assert_latest_refusal(&name, DenyReason::ForeignFilter);
+    // Where the image counts, each of its programs does what it likes.
+    let name = site.scripted("usual", script);
+    assert_eq!(exits(&site, &name, 2), ["1", "1"]);
+}
+
+#[test]
+fn a_container_that_may_name_its_executable_is_not_known_by_it() {
+    // Without the engine's filter of system calls each process may make a user namespace, and is mighty there.
+    let grant = |name: &str| {
+        let option = "options = [\"HostConfig.SecurityOpt\"]";
+        format!("[module_policies]\n{name:?} = \"executable\"\n[modules.{name:?}.grant]\n{option}")
+    };
+    let Some(site) = Site::with(|engine| grant(&engine.name("strong"))) else { return };
+    let name = site.engine.name("strong");
+    let (caller, mut spec) = site.device.container_caller(&name, site.image.name());
+    spec["config"]["settings"]["createOptions"]["HostConfig"]["SecurityOpt"] = json!(["seccomp=unconfined"]);
+    site.device.create_and_start(spec);
+    let refused = wait_for("the engine's word about the container", || {
+        let answer = caller.sign();
+        let reason = site.device.status().refusals.first().map(|refusal| refusal.reason);
+        (!matches!(reason, Some(DenyReason::NotRunning | DenyReason::FactsUnknown))).then_some(answer)
+    });
+    site.device.assert_refused(&refused, &name, DenyReason::ExecutableOfItsChoice);
+}
+
+#[test]
+fn a_container_renamed_and_committed_leaves_its_name_to_nobody() {
+    let Some(site) = Site::or_skip() else { return };
+    wait_for_edge_ca(&site.device);
+    let m1 = site.module("m1");
+    let (aside, copy) = (site.engine.name("aside"), format!("{}-copy", site.image.name()));
+    site.device.remember_container(&aside);
+    // What is in the module goes on, in an image that is called as the module's and in a container that has its name.
+    let _ = site.engine.says(&["commit", &m1.name, &copy]);
+    let _ = site.engine.says(&["rename", &m1.name, &aside]);
+    let command = quoted(&site.intruder(&m1.name));
+    let mount = site.socket_of(&m1.name);
+    let run = ["run", "--rm", "--name", &m1.name, "-v", &mount, "--network", "none", "--entrypoint", "/bin/sh"];
+    let text = said(&site.engine.docker(&[&run[..], &[&copy, "-c", &command]].concat()));
+    let _ = site.engine.docker(&["rmi", "-f", &copy]);
+    assert_all_refused(&text);
+    let reason = site.device.status().refusals[0].reason;
+    assert!(
+        matches!(reason, DenyReason::ContainerChanged | DenyReason::NotInModule | DenyReason::NotRunning),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_health_check_is_not_the_module() {
+    let Some(site) = Site::or_skip() else { return };
+    wait_for_edge_ca(&site.device);
+    let name = site.engine.name("m1");
+    let (caller, mut spec) = site.device.container_caller(&name, site.image.name());
+    let generation = site.generation(&name);
+    let call =
+        format!("/bin/intruder --socket {SOCKET} --module {name} --genid {generation} --json > /calls/said.new 2>&1");
+    spec["config"]["settings"]["createOptions"]["Healthcheck"] = json!({
+        "Test": ["CMD-SHELL", format!("{call}; cp /calls/said.new /calls/said")],
+        "Interval": 1_000_000_000_u64,
+        "Timeout": 20_000_000_000_u64,
+    });
+    site.device.create_and_start(spec);
+    let said = wait_for("a health check", || {
+        std::fs::read_to_string(caller.folder().join("said")).ok().filter(|text| text.contains("outcome"))
+    });
+    assert_all_refused(&said);
+    let reasons: Vec<_> = site.device.status().refusals.iter().map(|refusal| refusal.reason).collect();
+    assert!(
+        reasons.iter().all(|reason| matches!(reason, DenyReason::NotADescendant | DenyReason::AfterExec)),
+        "{reasons:?}"
+    );
+    let _ = caller.sign().expect(200);
 }
