@@ -1,14 +1,15 @@
 //! Requests for certificates (PKCS#10, RFC 2986), read into values.
 
-use der::asn1::{AnyRef, BitStringRef};
+use der::asn1::{AnyRef, BitStringRef, SetOfVec};
 use der::oid::{AssociatedOid as _, ObjectIdentifier};
 use der::{Decode, Encode as _, Sequence};
 use edgekeep_core::issuance::{AlternativeName, Asked, Constraints, KeyUsage, NameError, Purpose, Refusal};
+use x509_cert::attr::Attribute;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage as KeyUsageExtension, SubjectAltName};
-use x509_cert::name::RdnSequence;
-use x509_cert::request::{CertReqInfo, ExtensionReq};
+use x509_cert::name::{Name, RdnSequence};
+use x509_cert::request::ExtensionReq;
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
 use super::public_key::PublicKey;
@@ -33,6 +34,17 @@ struct Signed<'a> {
     signature: BitStringRef<'a>,
 }
 
+/// The signed part of a request (RFC 2986, section 4.1). There are programs that count its version like a
+/// certificate's, and some that leave the attributes out: neither has a place in a certificate.
+#[derive(Sequence)]
+struct Info {
+    version: u8,
+    subject: Name,
+    key: SubjectPublicKeyInfoOwned,
+    #[asn1(context_specific = "0", tag_mode = "IMPLICIT", optional = "true")]
+    attributes: Option<SetOfVec<Attribute>>,
+}
+
 /// Returns the refusal of a request.
 pub(super) fn refuse(what: impl Into<String>) -> IssueError {
     IssueError::Request { what: what.into() }
@@ -44,8 +56,8 @@ impl Request {
         let unreadable = |_| refuse("it is not PKCS#10 in DER");
         let signed = Signed::from_der(der).map_err(unreadable)?;
         let bytes = signed.info.to_der().map_err(unreadable)?;
-        let info = CertReqInfo::from_der(&bytes).map_err(unreadable)?;
-        let key = PublicKey::read(&info.public_key).map_err(refuse)?;
+        let info = Info::from_der(&bytes).map_err(unreadable)?;
+        let key = PublicKey::read(&info.key).map_err(refuse)?;
         let signature = signed.signature.as_bytes().unwrap_or_default();
         if !key.verifies(signed.algorithm.oid, &bytes, signature) {
             return Err(refuse("its signature does not verify with its own key"));
@@ -72,8 +84,9 @@ impl Request {
 
 /// Returns the extensions that a request asks for. Other attributes (a password for a challenge, remarks of
 /// a vendor) say nothing about the certificate.
-fn extensions(info: &CertReqInfo) -> Result<Vec<Extension>, IssueError> {
-    let mut lists = info.attributes.iter().filter(|attribute| attribute.oid == ExtensionReq::OID);
+fn extensions(info: &Info) -> Result<Vec<Extension>, IssueError> {
+    let mut lists =
+        info.attributes.iter().flat_map(SetOfVec::iter).filter(|attribute| attribute.oid == ExtensionReq::OID);
     let Some(attribute) = lists.next() else { return Ok(Vec::new()) };
     if lists.next().is_some() {
         return Err(refuse("it has two lists of extensions"));

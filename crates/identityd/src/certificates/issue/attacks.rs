@@ -171,6 +171,26 @@ fn valid_info(key: &KeyPair) -> Vec<u8> {
 }
 
 #[test]
+fn a_request_with_another_version_or_without_attributes_is_taken_as_what_it_means() {
+    let key = KeyPair::generate().unwrap();
+    let whole = valid_info(&key);
+    let fields = AnyRef::from_der(&whole).unwrap().value().to_vec();
+    // The version comes first, the attributes last: an element of context 0 with a length of one or three bytes.
+    assert_eq!(fields[..3], [2, 1, 0]);
+    let mut counted = fields.clone();
+    counted[2] = 2;
+    let mut rest = der::SliceReader::new(&fields).unwrap();
+    let parts: Vec<_> = (0..3).map(|_| AnyRef::decode(&mut rest).unwrap().to_der().unwrap()).collect();
+    for (fields, extensions) in [(counted, 5), (parts.concat(), 1)] {
+        let info = Any::new(der::Tag::Sequence, fields).unwrap().to_der().unwrap();
+        let certificate = issue(&signed(&info, &key), &key).unwrap();
+        assert_understood(&certificate);
+        let parsed = x509_cert::Certificate::from_der(&certificate).unwrap();
+        assert_eq!(parsed.tbs_certificate().extensions().unwrap().len(), extensions);
+    }
+}
+
+#[test]
 fn a_request_in_other_bytes_than_those_that_were_signed_is_refused() {
     let key = KeyPair::generate().unwrap();
     let whole = signed(&valid_info(&key), &key);
