@@ -189,9 +189,59 @@ fn ends_identity(error: &ClientError) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use edgekeep_api::ErrorCode;
+    use edgekeep_daemon::listen;
+    use edgekeep_daemon::server::{Limits, Response, Router, serve};
+    use http::Method;
+    use serde_json::json;
+    use tokio::sync::Notify;
 
     use super::*;
+
+    /// An identity service that answers when it is told to.
+    #[derive(Debug, Default)]
+    struct Slow {
+        asked: AtomicUsize,
+        answers: Notify,
+    }
+
+    #[tokio::test]
+    async fn all_callers_of_a_module_wait_for_one_question_and_one_that_gives_up_does_not_end_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("identityd.sock");
+        let slow = Arc::new(Slow::default());
+        let router = Router::new(Arc::clone(&slow), edgekeep_api::identityd::API_VERSIONS);
+        let router =
+            router.route(Method::GET, "/identities/modules/{id}", "2020-09-01", |slow: Arc<Slow>, _| async move {
+                slow.asked.fetch_add(1, Ordering::SeqCst);
+                slow.answers.notified().await;
+                let auth = json!({ "type": "sas", "keyHandle": "h" });
+                let spec =
+                    json!({ "hubName": "hub", "gatewayHost": "hub", "deviceId": "d", "genId": "1", "auth": auth });
+                Ok(Response::ok(&json!({ "type": "aziot", "spec": spec })))
+            });
+        let listener = listen::bind(&socket, 0o600).unwrap();
+        let (_stop, stopped) = watch::channel(false);
+        tokio::spawn(serve(listener, Arc::new(router), Limits::default(), stopped));
+
+        let cache = Arc::new(IdentityCache::new(IdentityClient::new(&socket)));
+        let module: ModuleId = "m1".parse().unwrap();
+        // Polled once, then given up.
+        let gone = tokio::time::timeout(Duration::ZERO, cache.module(&module)).await;
+        assert!(gone.is_err());
+        let answer = async {
+            while slow.asked.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            slow.answers.notify_one();
+        };
+        let (first, second, ()) = tokio::join!(cache.module(&module), cache.module(&module), answer);
+        assert_eq!(first.unwrap().generation, "1");
+        assert!(Arc::ptr_eq(&second.unwrap(), &cache.module(&module).await.unwrap()));
+        assert_eq!(slow.asked.load(Ordering::SeqCst), 1);
+    }
 
     #[test]
     fn an_identity_ends_when_it_is_gone_or_no_longer_ours_and_not_when_nothing_can_be_told() {

@@ -125,10 +125,10 @@ pub struct ModuleDataKeys {
 
 impl Default for ModuleDataKeys {
     fn default() -> Self {
-        let made = |id, usage| KeptHandle::new(Origin::Made { id, usage });
         Self {
-            module_data: made(MODULE_DATA_BASE, "derive"),
-            device_data: made(DEVICE_DATA_KEY, "encrypt"),
+            module_data: KeptHandle::new(Origin::Made { id: MODULE_DATA_BASE, usage: "derive" }),
+            // Made when new data is to be under it, and never for a ciphertext that somebody sends.
+            device_data: KeptHandle::new(Origin::Symmetric(DEVICE_DATA_KEY)),
             derived: RwLock::default(),
             base: OnceLock::new(),
         }
@@ -151,6 +151,7 @@ impl ModuleDataKeys {
                     "the keys service grants no key {MODULE_DATA_BASE:?}, as compatible ones do: modules' keys are derived \
                      from {DEVICE_DATA_KEY:?}"
                 );
+                keys.create_key(DEVICE_DATA_KEY, "encrypt").await.map_err(|error| no_key(&error))?;
                 Base::DeviceData
             }
             Err(error) => return Err(no_key(&error)),
@@ -237,10 +238,10 @@ impl DataKey<'_> {
             },
         };
         asked.map_err(|error| match self {
-            // A key on a token that encrypts derives nothing.
+            // A key that was made to encrypt derives nothing on a token, nor in our own keys service.
             Self::Module(_, Base::DeviceData, _) if error.status().is_some() => HttpError::internal(format!(
-                "no key of modules' data: {error}; a keys service that cannot derive keys from {DEVICE_DATA_KEY:?} needs \
-                 module_encryption = \"device-key\""
+                "no key of modules' data: {error}; keys derived from {DEVICE_DATA_KEY:?} are made where a compatible keys \
+                 service can do that (else: module_encryption = \"device-key\"), and are of use there alone"
             )),
             _ => no_key(&error),
         })

@@ -54,6 +54,9 @@ fn choose(device: &mut Device, word: &str) {
     device.apply();
     device.kill(Daemon::Moduled);
     device.start(Daemon::Moduled);
+    // It answers at its management socket a moment before it has bound those of modules.
+    let socket = device.module_socket("m1");
+    wait_for("the module's socket", || std::os::unix::net::UnixStream::connect(&socket).ok());
 }
 
 #[test]
@@ -84,8 +87,14 @@ fn the_same_text_under_the_same_iv_is_another_ciphertext_each_time_and_no_byte_o
         assert!(decrypt(&m1, &[&[version], &good[1..]].concat()).is_err());
         assert!(decrypt(&m1, &[&[version], &good[18..]].concat()).is_err());
     }
+    let error = decrypt(&m1, &[&[0x83], &good[1..]].concat()).unwrap_err();
+    assert!(error.contains("version 131") && error.contains("later edgekeep"), "{error}");
+    // Nor is it read as if a compatible keys service had made its key, and none is made for that.
     let error = decrypt(&m1, &[&[0x82], &good[1..]].concat()).unwrap_err();
-    assert!(error.contains("version 130") && error.contains("later edgekeep"), "{error}");
+    assert!(error.contains("of use there alone"), "{error}");
+    let keys = KeysClient::new(device.root().keyd_socket());
+    let error = device.block_on(keys.load_key("iotedge_master_encryption_id")).unwrap_err();
+    assert!(edgekeep_api::says_absent(&error, edgekeep_api::Recipient::Keys), "{error}");
     // What would not fit into a request to decrypt it is not encrypted.
     let body = json!({ "plaintext": base64(&vec![7; 750 * 1024]), "initializationVector": base64(b"x") });
     let answer = m1.call("POST", &format!("/modules/{{m}}/genid/{{g}}/encrypt?{V}"), Some(body));
