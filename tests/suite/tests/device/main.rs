@@ -1,5 +1,6 @@
 //! Whole devices whose modules are programs of the host: no container engine is needed.
 //!
+//! `compatible` has the keys, certificates and identities of compatible services,
 //! `management` and `workload` go through the routes, `module_data` through what modules have encrypted, `cloud_away` and `crashes` through what may go wrong,
 //! `clock` through steps of the clock, `odd_files` through what may stand in a file's place,
 //! `health` through what makes the device unhealthy, `operations` through logs and metrics, `sockets` through what can become of a module's socket, `host_programs` through
@@ -8,6 +9,7 @@
 
 mod clock;
 mod cloud_away;
+mod compatible;
 mod crashes;
 mod health;
 mod host_programs;
