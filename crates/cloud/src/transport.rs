@@ -77,7 +77,7 @@ pub struct Transport {
     tls: Mutex<Weak<ClientConfig>>,
     /// Seconds by which the services' clocks are ahead of this device's, as their answers show.
     clock_offset: AtomicI64,
-    /// What the last answer said of the time, in seconds since the epoch; [`i64::MIN`] before the first.
+    /// What the last answer said of the time, in seconds since the epoch; [`i64::MIN`] once that was taken.
     last_date: AtomicI64,
     observer: Option<Observer>,
 }
@@ -139,10 +139,10 @@ impl Transport {
         self.clock_offset.load(Ordering::Relaxed)
     }
 
-    /// The time that the last answer told, in seconds since the epoch, if one did.
+    /// Takes the time that an answer told since this was called last, in seconds since the epoch.
     #[must_use]
-    pub fn last_date(&self) -> Option<i64> {
-        Some(self.last_date.load(Ordering::Relaxed)).filter(|date| *date != i64::MIN)
+    pub fn take_date(&self) -> Option<i64> {
+        Some(self.last_date.swap(i64::MIN, Ordering::Relaxed)).filter(|date| *date != i64::MIN)
     }
 
     /// Opens nothing yet; reads the roots.

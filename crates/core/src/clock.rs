@@ -124,24 +124,54 @@ pub enum Plausibility {
     Plausible,
     /// It shows a time before this program was built.
     BeforeBuild,
-    /// It shows a time before one that a trusted service told, by this many seconds.
+    /// It shows a time before one that a trusted service told at some time, by this many seconds.
     BeforeLastGood(i64),
+    /// It is so many seconds ahead of the clock of a trusted service, or behind it if negative.
+    Off(i64),
     /// It shows a time that no device of today lives to see.
     FarFuture,
 }
 
-/// Judges the wall clock. `last_good` is the last time that a trusted service told, if one did; all in seconds since 1970.
+impl Plausibility {
+    /// Returns what is wrong with the clock, in words; nothing if it can be right.
+    #[must_use]
+    pub fn words(self) -> Option<String> {
+        let away = |seconds: i64| match seconds.unsigned_abs() {
+            short @ ..7200 => format!("{} min", short / 60),
+            hours @ ..172_800 => format!("{} h", hours / 3600),
+            days => format!("{} days", days / 86_400),
+        };
+        Some(match self {
+            Self::Plausible => return None,
+            Self::BeforeBuild => "it shows a time before this program was built".to_owned(),
+            Self::BeforeLastGood(behind) => {
+                format!("it is {} behind a time that a service in the cloud told before", away(behind))
+            }
+            Self::Off(ahead @ 0..) => format!("it is {} ahead of the clock of a service in the cloud", away(ahead)),
+            Self::Off(behind) => format!("it is {} behind the clock of a service in the cloud", away(behind)),
+            Self::FarFuture => "it shows a time from 2100 on".to_owned(),
+        })
+    }
+}
+
+/// Judges the wall clock. `last_good` is the last time that a trusted service told, and `told` what it has to be now by
+/// that, if it was told since the boot; all in seconds since 1970.
 ///
-/// A `last_good` outside of what the clock itself could show is a mistake of that service and counts as none.
+/// What is outside of what the clock itself could show is a mistake of that service and counts as nothing.
 #[must_use]
-pub fn judge(wall: i64, last_good: Option<i64>) -> Plausibility {
+pub fn judge(wall: i64, last_good: Option<i64>, told: Option<i64>) -> Plausibility {
     if wall < BUILT {
         return Plausibility::BeforeBuild;
     }
     if wall >= LATEST {
         return Plausibility::FarFuture;
     }
-    let last_good = last_good.filter(|good| (BUILT..LATEST).contains(good));
+    let can_be = |good: &i64| (BUILT..LATEST).contains(good);
+    if let Some(told) = told.filter(can_be) {
+        let ahead = wall - told;
+        return if ahead.abs() > TOLERANCE { Plausibility::Off(ahead) } else { Plausibility::Plausible };
+    }
+    let last_good = last_good.filter(can_be);
     match last_good.map(|good| good - wall) {
         // Services' clocks are not exact either.
         Some(behind) if behind > TOLERANCE => Plausibility::BeforeLastGood(behind),
@@ -194,13 +224,25 @@ mod tests {
 
     #[test]
     fn a_clock_is_implausible_before_the_build_and_before_the_last_good_time() {
-        assert_eq!(judge(0, None), Plausibility::BeforeBuild);
-        assert_eq!(judge(BUILT - 1, Some(0)), Plausibility::BeforeBuild);
-        assert_eq!(judge(BUILT, None), Plausibility::Plausible);
-        assert_eq!(judge(BUILT + 1000, Some(BUILT + 1301)), Plausibility::BeforeLastGood(301));
-        assert_eq!(judge(BUILT + 1000, Some(BUILT + 1300)), Plausibility::Plausible);
-        assert_eq!(judge(BUILT + 1000, Some(i64::MAX)), Plausibility::Plausible, "no service of today said that");
-        assert_eq!(judge(LATEST, None), Plausibility::FarFuture);
+        assert_eq!(judge(0, None, None), Plausibility::BeforeBuild);
+        assert_eq!(judge(BUILT - 1, Some(0), None), Plausibility::BeforeBuild);
+        assert_eq!(judge(BUILT, None, None), Plausibility::Plausible);
+        assert_eq!(judge(BUILT + 1000, Some(BUILT + 1301), None), Plausibility::BeforeLastGood(301));
+        assert_eq!(judge(BUILT + 1000, Some(BUILT + 1300), None), Plausibility::Plausible);
+        assert_eq!(judge(BUILT + 1000, Some(i64::MAX), None), Plausibility::Plausible, "no service of today said that");
+        assert_eq!(judge(LATEST, None, None), Plausibility::FarFuture);
+    }
+
+    #[test]
+    fn what_a_service_told_since_the_boot_counts_in_both_directions_and_before_what_it_told_earlier() {
+        let wall = BUILT + 100_000;
+        assert_eq!(judge(wall, None, Some(wall - 301)), Plausibility::Off(301));
+        assert_eq!(judge(wall, None, Some(wall + 301)), Plausibility::Off(-301));
+        assert_eq!(judge(wall, Some(wall + 86_400), Some(wall + 300)), Plausibility::Plausible, "it erred before");
+        assert_eq!(judge(wall, None, Some(0)), Plausibility::Plausible, "no service of today said that");
+        let words = Plausibility::Off(-3 * 3600).words();
+        assert_eq!(words.as_deref(), Some("it is 3 h behind the clock of a service in the cloud"));
+        assert_eq!(Plausibility::Plausible.words(), None);
     }
 
     proptest! {
@@ -233,9 +275,10 @@ mod tests {
 
         #[test]
         fn no_reading_makes_a_judgement_panic(
-            wall: i64, good: Option<i64>, before: (u64, i64), after: (u64, i64),
+            wall: i64, good: Option<i64>, told: Option<i64>, before: (u64, i64), after: (u64, i64),
         ) {
-            let verdict = judge(wall, good);
+            let verdict = judge(wall, good, told);
+            prop_assert_eq!(verdict.words().is_none(), verdict == Plausibility::Plausible);
             prop_assert_eq!(wall < BUILT, verdict == Plausibility::BeforeBuild);
             prop_assert!((BUILT..LATEST).contains(&earliest(good)));
             let reading = |(seconds, wall)| Reading { monotonic: Duration::from_secs(seconds), wall };

@@ -214,7 +214,8 @@ impl Identityd {
         let needs_no_network = stored.is_some() || matches!(source, Source::Manual { .. });
         let mut served = device.served();
         let mut background = JoinSet::new();
-        background.spawn(trusted_time.follow(vec![Arc::clone(&background_calls), Arc::clone(&interactive_calls)]));
+        let transports = vec![Arc::clone(&background_calls), Arc::clone(&interactive_calls)];
+        background.spawn(trusted_time.follow(transports, board.clone()));
         background.spawn(metrics::keep_looking(metrics::refresh(Arc::clone(&certificates), &settings, board.clone())));
         let provisioner = Provisioner {
             device: Arc::clone(&device),

@@ -9,13 +9,16 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use edgekeep_cloud::Transport;
-use edgekeep_core::clock;
+use edgekeep_core::clock::{self, Moment};
+use edgekeep_core::health::{Code, Subject};
+use edgekeep_daemon::board::Board;
+use edgekeep_daemon::clock::{BootClock, wall};
 use edgekeep_daemon::store::StateFile;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// How often the answers are looked at.
-const LOOK: Duration = Duration::from_secs(60);
+/// How often the answers and the clock are looked at.
+const LOOK: Duration = Duration::from_secs(5);
 /// The file is written when it is off by this many seconds: flash wears out.
 const SAVE_EVERY: i64 = 3600;
 /// In place of a time that is not known.
@@ -33,6 +36,7 @@ pub(crate) struct TrustedTime {
     file: StateFile<Kept>,
     last_good: AtomicI64,
     saved: AtomicI64,
+    boot: BootClock,
 }
 
 impl TrustedTime {
@@ -43,7 +47,7 @@ impl TrustedTime {
             None
         });
         let known = kept.map_or(UNKNOWN, |kept| kept.last_good);
-        Self { file, last_good: AtomicI64::new(known), saved: AtomicI64::new(known) }
+        Self { file, last_good: AtomicI64::new(known), saved: AtomicI64::new(known), boot: BootClock::read() }
     }
 
     /// In seconds since 1970.
@@ -56,11 +60,19 @@ impl TrustedTime {
         OffsetDateTime::from_unix_timestamp(clock::earliest(self.last_good())).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
-    /// Takes in what services said, for ever.
-    pub(crate) async fn follow(self: Arc<Self>, transports: Vec<Arc<Transport>>) {
+    /// Takes in what services said and judges the clock by that, for ever.
+    pub(crate) async fn follow(self: Arc<Self>, transports: Vec<Arc<Transport>>, board: Board) {
+        let mut told: Option<(i64, Moment)> = None;
         loop {
-            if let Some(told) = transports.iter().filter_map(|transport| transport.last_date()).max() {
-                self.learn(told);
+            if let Some(date) = transports.iter().filter_map(|transport| transport.take_date()).max() {
+                told = Some((date, self.boot.now()));
+                self.learn(date);
+            }
+            let by_that =
+                told.map(|(date, at)| date.saturating_add_unsigned(self.boot.now().seconds.saturating_sub(at.seconds)));
+            match clock::judge(wall(), self.last_good(), by_that).words() {
+                Some(wrong) => board.raise(Code::ClockImplausible, &Subject::device(), wrong),
+                None => board.clear_all(Code::ClockImplausible),
             }
             tokio::time::sleep(LOOK).await;
         }

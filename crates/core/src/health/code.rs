@@ -112,6 +112,10 @@ codes! {
     CertificateEndsSoon = "certificate-ends-soon", Warning,
         "A certificate ends soon and was not renewed yet.",
         "See that the issuer can be reached; a preloaded certificate has to be replaced before its end.";
+    ClockImplausible = "clock-implausible", Warning,
+        "The device's clock shows a time that cannot be right.",
+        "Set the clock (timedatectl set-ntp true, or date --set), and see to its battery. Modules go on meanwhile; the cloud cannot be \
+         reached while its certificates seem to be of another time.";
     KeyUnusable = "key-unusable", Unhealthy,
         "A key that the device needs is missing or cannot be used.",
         "Bring it back where the settings say (file, token or TPM), or take it out of the settings and run `edgekeep config \

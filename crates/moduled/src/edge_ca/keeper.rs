@@ -37,9 +37,14 @@ struct Looks {
 }
 
 impl EdgeCaKeeper {
+    /// Returns the certificate's validity as the last look found or made it.
+    pub(crate) fn known(&self) -> Option<Term> {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sees to it, as far as possible, that the certificate is valid now. Costs nothing if it is known to be.
     pub(crate) async fn ready(&self, service: &Moduled) {
-        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known();
         let now = OffsetDateTime::now_utc();
         if known.is_none_or(|validity| due(validity, now, earliest()) == Due::Now) {
             // What is wrong is said by who is asked for the signature.

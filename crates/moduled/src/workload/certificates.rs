@@ -130,7 +130,7 @@ async fn issue(service: &Moduled, wanted: Wanted, behalf: &OnBehalfOf) -> Result
     })
 }
 
-/// How often the Edge CA certificate is seen to for one request: its clock may be moved again meanwhile.
+/// How often the Edge CA certificate is seen to for one request: the clock may be moved again meanwhile.
 const LOOKS: u32 = 3;
 
 /// Has the request signed with the Edge CA's key. What we can put right is put right: a handle that keyd does not take any
@@ -153,7 +153,7 @@ async fn sign(
     };
     let (mut may_renew, mut looks) = (true, LOOKS);
     loop {
-        let begun = Instant::now();
+        let (begun, before) = (Instant::now(), service.edge_ca_keeper.known());
         let error = match certificates.create(&request).await {
             Ok(certificate) => return Ok(certificate),
             Err(error) => error,
@@ -168,7 +168,8 @@ async fn sign(
             && error.status().is_some_and(|status| status.is_client_error())
             && service.edge_ca_keeper.look(service, begun).await.is_ok()
         {
-            looks -= 1;
+            // With the same certificate as before the fault is another one; but the clock may have gone there and back.
+            looks = if service.edge_ca_keeper.known() == before { 0 } else { looks - 1 };
         } else {
             // The module's own part of it was checked before.
             return Err(failure::of_service(&error).of_device());

@@ -287,6 +287,7 @@ fn a_device_that_boots_in_1970_is_provisioned_when_its_clock_is_set() {
     wait_for("the refusal of the cloud's certificate", || {
         device.log(Daemon::Identityd).contains("could not be provisioned").then_some(())
     });
+    wait_for("the problem of the clock", || clock_problem(&device));
     // From here on the clock is right: nobody asks the device to try again.
     clock.set_ahead(0);
     device.wait_for_cloud(|state| state.calls.dps_register > 0);
@@ -300,6 +301,19 @@ fn a_device_that_boots_in_1970_is_provisioned_when_its_clock_is_set() {
     let mut module = Module::new(&device, &caller);
     let served = module.lives();
     assert!(module.verified(&served, clock.now()).0);
+    wait_for("the end of that problem", || clock_problem(&device).is_none().then_some(()));
+    // What the services told is remembered: another time is told from the right one, also if a clock could show that.
+    clock.set_ahead(3 * DAY);
+    let words = wait_for("the problem of the clock", || clock_problem(&device));
+    assert_eq!(words, "it is 3 days ahead of the clock of a service in the cloud");
+}
+
+/// What identityd says of the clock, if there is something wrong with it.
+fn clock_problem(device: &Device) -> Option<String> {
+    let socket = device.root().path().join("run/edgekeep/identityd.metrics.sock");
+    let problems = http::call(&socket, "GET", "/problems", None).unwrap().expect(200);
+    let problem = problems["problems"].as_array()?.iter().find(|problem| problem["code"] == "clock-implausible")?;
+    Some(problem["detail"].as_str().unwrap().to_owned())
 }
 
 #[test]
