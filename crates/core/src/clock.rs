@@ -1,13 +1,16 @@
-//! Time as a value: moments that no correction of the clock moves, steps of the wall clock, and whether it can be right.
+//! Time as a value: moments that no correction of the clock moves, steps of the wall clock, and
+//! whether it can be right.
 //!
-//! The wall clock of a device is set by a battery, a radio, a server, an operator or nobody. So what has to last for a while
-//! is measured on the clock that counts from the boot ([`Moment`], [`Deadline`]). Only what strangers judge by their own
-//! calendar (certificates, tokens of services) is on the wall clock, and is decided anew when that moves ([`step`]).
+//! The wall clock of a device is set by a battery, a radio, a server, an operator or nobody. So
+//! what has to last for a while is measured on the clock that counts from the boot ([`Moment`],
+//! [`Deadline`]). Only what strangers judge by their own calendar (certificates, tokens of
+//! services) is on the wall clock, and is decided anew when that moves ([`step`]).
 
 use std::time::Duration;
 
-/// The earliest moment that the wall clock can rightly show, in seconds since 1970: `SOURCE_DATE_EPOCH` of the build if there
-/// is one, and never before 2026, when this program was written.
+/// The earliest moment that the wall clock can rightly show, in seconds since 1970:
+/// `SOURCE_DATE_EPOCH` of the build if there is one, and never before 2026, when this program was
+/// written.
 pub const BUILT: i64 = {
     let written = 1_767_225_600;
     let built = match option_env!("SOURCE_DATE_EPOCH") {
@@ -21,8 +24,8 @@ pub const BUILT: i64 = {
 /// From here on the wall clock was set wrongly: the beginning of 2100, in seconds since 1970.
 pub const LATEST: i64 = 4_102_444_800;
 
-/// A change of the wall clock against the monotonic one that is a step, in seconds. Less is how time servers correct a clock
-/// while it runs.
+/// A change of the wall clock against the monotonic one that is a step, in seconds. Less is how
+/// time servers correct a clock while it runs.
 pub const STEP: i64 = 2;
 
 const fn seconds(text: &str) -> i64 {
@@ -43,7 +46,8 @@ impl BootId {
         Self(bytes)
     }
 
-    /// Reads the kernel's text (`/proc/sys/kernel/random/boot_id`) and [`Self::hex`]: 32 hex digits, perhaps with hyphens.
+    /// Reads the kernel's text (`/proc/sys/kernel/random/boot_id`), and that of [`Self::hex`]: 32
+    /// hex digits, perhaps with hyphens.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; 16];
@@ -62,10 +66,11 @@ impl BootId {
     }
 }
 
-/// A moment on the clock that counts from the boot. No correction of the wall clock moves it; time asleep counts.
+/// A moment on the clock that counts from the boot. No correction of the wall clock moves it; time
+/// asleep counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// Which boot.
+    /// The boot that is counted from.
     pub boot: BootId,
     /// Seconds since it.
     pub seconds: u64,
@@ -74,21 +79,21 @@ pub struct Moment {
 /// The end of what lasts within one boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline {
-    /// Which boot.
+    /// The boot that is counted from.
     pub boot: BootId,
     /// Seconds since it.
     pub seconds: u64,
 }
 
 impl Deadline {
-    /// The end of `lifetime` that begins now.
+    /// Returns the end of a `lifetime` that begins now.
     #[must_use]
     pub const fn after(now: Moment, lifetime: Duration) -> Self {
         Self { boot: now.boot, seconds: now.seconds.saturating_add(lifetime.as_secs()) }
     }
 
-    /// Whether it is still to come, and not later than one of a `lifetime` that begins now: a deadline of another boot, or of
-    /// a longer lifetime, counts as over.
+    /// Returns whether the deadline is still to come, and is not later than one of a `lifetime`
+    /// that begins now. A deadline of another boot, or of a longer lifetime, counts as over.
     #[must_use]
     pub const fn is_ahead(&self, now: Moment, lifetime: Duration) -> bool {
         let latest = now.seconds.saturating_add(lifetime.as_secs());
@@ -98,7 +103,7 @@ impl Deadline {
     }
 }
 
-/// Both clocks, read together.
+/// The two clocks, read together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
     /// Time since some fixed moment of this process.
@@ -107,7 +112,8 @@ pub struct Reading {
     pub wall: i64,
 }
 
-/// By how many seconds the wall clock was put forward (or back, if negative) between two readings; `None` if it only went on.
+/// Returns the seconds by which the wall clock was put forward between two readings, negative if
+/// back. `None` if the clock only went on.
 #[must_use]
 pub fn step(before: Reading, after: Reading) -> Option<i64> {
     let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
@@ -120,15 +126,15 @@ pub fn step(before: Reading, after: Reading) -> Option<i64> {
 /// A judgement on what the wall clock shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plausibility {
-    /// It can be right.
+    /// A time that can be right.
     Plausible,
-    /// It shows a time before this program was built.
+    /// A time before this program was built.
     BeforeBuild,
-    /// It shows a time before one that a trusted service told at some time, by this many seconds.
+    /// A time so many seconds before one that a trusted service told at some time.
     BeforeLastGood(i64),
-    /// It is so many seconds ahead of the clock of a trusted service, or behind it if negative.
+    /// So many seconds ahead of the clock of a trusted service, or behind if negative.
     Off(i64),
-    /// It shows a time that no device of today lives to see.
+    /// A time that no device of today lives to see.
     FarFuture,
 }
 
@@ -154,10 +160,11 @@ impl Plausibility {
     }
 }
 
-/// Judges the wall clock. `last_good` is the last time that a trusted service told, and `told` what it has to be now by
-/// that, if it was told since the boot; all in seconds since 1970.
+/// Judges the wall clock. `last_good` is the last time that a trusted service told at all. `told`
+/// is the present by the service's clock, where the service was heard since the boot. All are in
+/// seconds since 1970.
 ///
-/// What is outside of what the clock itself could show is a mistake of that service and counts as nothing.
+/// A time that the clock itself could not show is a mistake of that service and counts as nothing.
 #[must_use]
 pub fn judge(wall: i64, last_good: Option<i64>, told: Option<i64>) -> Plausibility {
     if wall < BUILT {
@@ -182,7 +189,8 @@ pub fn judge(wall: i64, last_good: Option<i64>, told: Option<i64>) -> Plausibili
 /// Difference to a service's clock that is none, in seconds.
 const TOLERANCE: i64 = 300;
 
-/// The earliest moment that it can be now, whatever the clock shows, in seconds since 1970.
+/// Returns the earliest moment that the present can be, in seconds since 1970, whatever the clock
+/// shows.
 #[must_use]
 pub fn earliest(last_good: Option<i64>) -> i64 {
     last_good.filter(|good| (BUILT..LATEST).contains(good)).unwrap_or(BUILT)

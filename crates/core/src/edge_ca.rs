@@ -1,8 +1,10 @@
-//! The Edge CA's certificate under a clock that moves: what it is valid for, when it is made anew, and how often.
+//! The Edge CA's certificate under a clock that moves: the moment at which it is made anew, and the
+//! pace of attempts.
 //!
-//! Signing needs a certificate that is valid *now*. It begins with slack in the past, so that a clock that goes back a little
-//! (a real-time clock in local time) changes nothing, and it is made anew the moment it is not valid, whatever moved the
-//! clock there. Its key stays.
+//! Signing needs a certificate that is valid *now*. The certificate begins with slack in the past,
+//! so that a clock that goes back a little (a real-time clock in local time) changes nothing. The
+//! certificate is made anew the moment it is not valid, whatever moved the clock there. Its key
+//! stays.
 
 use std::time::Duration;
 
@@ -22,16 +24,17 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Urgency of a new certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// None: it is good for a while.
+    /// None: the certificate is good for a while.
     Nothing,
-    /// It is in the last fifth of its life: a new one is made in the background, and this one is used until then.
+    /// Low: the certificate is in the last fifth of its life. A new one is made in the background.
     Soon,
-    /// It is not valid now, so that nothing can be signed with it.
+    /// High: the certificate is not valid now, so that nothing can be signed with it.
     Now,
 }
 
-/// Decides about a certificate by its validity. `earliest` is the earliest moment that it can really be
-/// ([`crate::clock::earliest`]): a clock that shows less cannot tell how old a certificate is.
+/// Decides about a certificate by its validity. `earliest` is the earliest moment that the present
+/// can be ([`crate::clock::earliest`]). A clock that shows less cannot tell how old a certificate
+/// is.
 #[must_use]
 pub fn due(validity: Term, now: OffsetDateTime, earliest: OffsetDateTime) -> Due {
     if !validity.contains(now) {
@@ -41,8 +44,8 @@ pub fn due(validity: Term, now: OffsetDateTime, earliest: OffsetDateTime) -> Due
     if now >= earliest && now - validity.not_before > life * 4 / 5 { Due::Soon } else { Due::Nothing }
 }
 
-/// The attempts to make the certificate: their bounds are on the monotonic clock, but a step of the wall clock makes what was
-/// learned from earlier failures void.
+/// The attempts to make the certificate. Their bounds are on the monotonic clock. A step of the
+/// wall clock makes void what was learned from earlier failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attempts {
     last: Option<Reading>,
@@ -50,7 +53,7 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// How long the next attempt has to wait.
+    /// Returns the time for which the next attempt has to wait.
     #[must_use]
     pub fn wait(&self, now: Reading) -> Duration {
         let Some(last) = self.last else { return Duration::ZERO };
@@ -69,7 +72,7 @@ impl Attempts {
         self.last = Some(now);
     }
 
-    /// Notes how it ended.
+    /// Notes the end of that attempt.
     pub fn end(&mut self, succeeded: bool) {
         self.failures = if succeeded { 0 } else { self.failures.saturating_add(1) };
     }
@@ -106,7 +109,8 @@ mod tests {
         assert_eq!(due(made, time(0), time(BUILT)), Due::Nothing);
         assert_eq!(due(made, time(BUILT - 1), time(BUILT)), Due::Nothing);
         assert!(made.contains(time(BUILT + 29 * DAY)));
-        // It is as old as the epoch then, so that an ordinary one takes its place when there is time for that.
+        // It is as old as the epoch then, so that an ordinary one takes its place when there is
+        // time for that.
         assert_eq!(due(made, time(BUILT), time(BUILT)), Due::Soon);
         // A module's certificate is not stretched like that.
         assert!(!validity(time(0), Some(30), time(0), None, None).contains(time(BUILT)));
@@ -178,7 +182,8 @@ mod tests {
                     ca = validity(now, Some(days), earliest, None, None);
                 }
                 assert!(ca.contains(now), "{ca:?} {now}");
-                // A new one is not at once due again at the same moment, or each look would make another.
+                // A new one is not at once due again at the same moment, or each look would make
+                // another.
                 let fresh = validity(now, Some(days), earliest, None, None);
                 assert_ne!(due(fresh, now, earliest), Due::Now);
                 let issuer = IssuerValidity { not_before: ca.not_before, not_after: ca.not_after };

@@ -18,8 +18,8 @@ use tokio::io::unix::AsyncFd;
 
 /// The kernel's name for this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// How often the clocks are compared. The kernel tells of a step at once; this is for clocks that are moved without it, as a
-/// container or a test does, and for a time asleep.
+/// Time between two comparisons of the clocks. The kernel tells of a step at once. The comparison
+/// finds a time asleep, and clocks that are moved without the kernel, as a test does.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The clock that counts from this boot.
@@ -29,7 +29,8 @@ pub struct BootClock {
 }
 
 impl BootClock {
-    /// Reads the name of this boot. Where there is none, what is measured with this clock lasts no longer than this process.
+    /// Reads the name of this boot. Without such a name, a deadline by this clock lasts no longer
+    /// than this process.
     #[must_use]
     pub fn read() -> Self {
         let named = std::fs::read_to_string(BOOT_ID).ok().and_then(|text| BootId::parse(&text));
@@ -42,7 +43,7 @@ impl BootClock {
         Self { boot }
     }
 
-    /// Now. Time asleep counts.
+    /// Returns the present moment. Time asleep counts.
     #[must_use]
     pub fn now(&self) -> Moment {
         let seconds = u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0);
@@ -50,7 +51,7 @@ impl BootClock {
     }
 }
 
-/// What the wall clock shows, in seconds since 1970.
+/// Reads the wall clock, in seconds since 1970.
 #[must_use]
 pub fn wall() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
@@ -59,7 +60,7 @@ pub fn wall() -> i64 {
     }
 }
 
-/// Both clocks.
+/// Reads the two clocks.
 #[must_use]
 pub fn reading() -> Reading {
     static START: OnceLock<Instant> = OnceLock::new();
@@ -74,7 +75,8 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Begins to watch. Without a timer of the kernel the clocks are compared from time to time, and nothing else.
+    /// Begins to watch. Without a timer of the kernel the clocks are compared from time to time,
+    /// and nothing else.
     ///
     /// # Panics
     /// Outside of a runtime.
@@ -86,9 +88,11 @@ impl Steps {
         Self { timer, last: reading() }
     }
 
-    /// Waits for a step, and returns by how many seconds the clock was put forward, or back if that is negative.
+    /// Waits for a step, and returns by how many seconds the clock was put forward, or back if that
+    /// is negative.
     ///
-    /// A step that happens while nobody waits is returned by the next call. May be dropped and called again at any time.
+    /// A step that happens while nobody waits is returned by the next call. May be dropped and
+    /// called again at any time.
     pub async fn next(&mut self) -> i64 {
         loop {
             let now = reading();
@@ -108,7 +112,7 @@ impl Steps {
     }
 }
 
-/// A timer that never ends but by a step of the clock.
+/// Makes a timer that never ends but by a step of the clock.
 fn timer() -> Result<OwnedFd, Errno> {
     let timer = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
     arm(&timer)?;
@@ -173,7 +177,8 @@ mod tests {
         assert!(waited.is_err(), "{waited:?}");
     }
 
-    /// Sets the machine's clock to what it shows: for the kernel a set clock, for everybody else a few microseconds.
+    /// Sets the machine's clock to what it shows: for the kernel a set clock, for everybody else a
+    /// few microseconds.
     #[tokio::test]
     async fn the_kernel_tells_when_the_clock_is_set() {
         let timer = watched(timer().unwrap()).unwrap();

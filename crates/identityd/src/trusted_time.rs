@@ -1,7 +1,9 @@
-//! The last time that a trusted service told: of what the hub and the provisioning service said over TLS, the latest answer.
+//! The last good time: the `Date` of the latest answer that the hub or the provisioning service
+//! gave over TLS.
 //!
-//! A device without a battery for its clock begins in 1970, and this is how that is noticed. Nothing refuses to work because of
-//! what is kept here: a service that errs is corrected by its next answer, and a file that cannot be read is begun anew.
+//! A device without a battery for its clock begins in 1970. That is noticed by the time that is
+//! kept here. Nothing refuses to work because of it: a service that errs is corrected by its next
+//! answer, and a file that cannot be read is begun anew.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use edgekeep_daemon::store::StateFile;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// How often the answers and the clock are looked at.
+/// Time between two looks at the answers and at the clock.
 const LOOK: Duration = Duration::from_secs(5);
 /// The file is written when it is off by this many seconds: flash wears out.
 const SAVE_EVERY: i64 = 3600;
@@ -50,17 +52,17 @@ impl TrustedTime {
         Self { file, last_good: AtomicI64::new(known), saved: AtomicI64::new(known), boot: BootClock::read() }
     }
 
-    /// In seconds since 1970.
+    /// Returns the last good time, in seconds since 1970.
     pub(crate) fn last_good(&self) -> Option<i64> {
         Some(self.last_good.load(Ordering::Relaxed)).filter(|known| *known != UNKNOWN)
     }
 
-    /// The earliest moment that it can be, whatever the clock shows.
+    /// Returns the earliest moment that the present can be, whatever the clock shows.
     pub(crate) fn earliest(&self) -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp(clock::earliest(self.last_good())).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
-    /// Takes in what services said and judges the clock by that, for ever.
+    /// Takes in the services' answers and judges the clock by them, for ever.
     pub(crate) async fn follow(self: Arc<Self>, transports: Vec<Arc<Transport>>, board: Board) {
         let mut told: Option<(i64, Moment)> = None;
         loop {
@@ -78,7 +80,7 @@ impl TrustedTime {
         }
     }
 
-    /// Also a time that is earlier than the last one: it is newer.
+    /// Takes in a time, also one that is earlier than the last: its answer is newer.
     fn learn(&self, told: i64) {
         self.last_good.store(told, Ordering::Relaxed);
         if self.saved.load(Ordering::Relaxed).abs_diff(told) < SAVE_EVERY.unsigned_abs() {

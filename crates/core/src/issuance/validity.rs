@@ -2,8 +2,8 @@
 
 use time::{Duration, OffsetDateTime};
 
-/// How far before now a certificate begins: a day covers every time zone, and with it a clock that was
-/// set in local time, on this device or on a peer.
+/// Time before the present at which a certificate begins. A day covers every time zone, and with it a
+/// clock that was set in local time, on this device or on a peer.
 pub const SLACK: Duration = Duration::DAY;
 /// Days of validity where nothing is configured.
 const DEFAULT_DAYS: u32 = 30;
@@ -36,9 +36,9 @@ impl Term {
 
 /// Decides a certificate's validity: inside the issuer's, and no longer than configured or wished.
 ///
-/// One that is made while the clock is behind `earliest`, the earliest moment that it can really be,
-/// lasts until its days after that moment. A device that boots in 1970 then needs no other one when
-/// its clock is set. That is meant for CAs; for others `earliest` is `now`.
+/// `earliest` is the earliest moment that the present can be. A certificate that is made while the clock
+/// is behind that moment lasts for its days after that moment, so that a device that boots in 1970 needs
+/// no other one when its clock is set. This is meant for CAs. For others `earliest` is `now`.
 ///
 /// `days` are those that are configured for the id. A wished end that is not in the future cannot be
 /// met and is passed over: a module whose clock is off still gets a certificate.

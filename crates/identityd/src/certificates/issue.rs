@@ -50,7 +50,7 @@ pub(super) struct Circumstances<'a> {
     /// When the caller wants it to end at the latest.
     pub(super) wanted_end: Option<OffsetDateTime>,
     pub(super) now: OffsetDateTime,
-    /// The earliest moment that it can be, whatever the clock shows.
+    /// Earliest moment that the present can be, whatever the clock shows.
     pub(super) earliest: OffsetDateTime,
     pub(super) serial: [u8; 16],
 }

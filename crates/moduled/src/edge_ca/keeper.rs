@@ -1,5 +1,6 @@
-//! Keeps the Edge CA certificate valid: looks at it from time to time, when the clock is put to another time, and when a
-//! module's certificate cannot be signed. What follows from a look is decided in [`edgekeep_core::edge_ca`].
+//! Keeper of the Edge CA's certificate: looks at the certificate from time to time, when the clock
+//! is put to another time, and when a module's certificate cannot be signed.
+//! [`edgekeep_core::edge_ca`] decides what follows from a look.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,15 +17,16 @@ use tokio::sync::watch;
 use crate::edge_ca;
 use crate::service::Moduled;
 
-/// How often the certificate is looked at when nothing happens.
+/// Time between two looks at the certificate when nothing happens.
 const PERIOD: Duration = Duration::from_secs(3600);
-/// How long a caller waits who can do without the certificate.
+/// Longest wait of a caller who can do without the certificate.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The one who looks. However many callers miss a valid certificate, one look is made for all of them.
+/// Keeper of the certificate. However many callers miss a valid one, one look is made for all of
+/// them.
 #[derive(Debug, Default)]
 pub struct EdgeCaKeeper {
-    /// As the last look found or made it.
+    /// The certificate's validity, as the last look found or made it.
     known: Mutex<Option<Term>>,
     looks: tokio::sync::Mutex<Looks>,
 }
@@ -32,7 +34,7 @@ pub struct EdgeCaKeeper {
 #[derive(Debug, Default)]
 struct Looks {
     attempts: Attempts,
-    /// When the last one began, and what keeps the certificate from being there.
+    /// Begin and outcome of the last look.
     last: Option<(Instant, Result<(), String>)>,
 }
 
@@ -42,7 +44,8 @@ impl EdgeCaKeeper {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it, as far as possible, that the certificate is valid now. Costs nothing if it is known to be.
+    /// Makes the certificate valid now, as far as possible. Costs nothing where the certificate is
+    /// known to be valid.
     pub(crate) async fn ready(&self, service: &Moduled) {
         let known = self.known();
         let now = OffsetDateTime::now_utc();
@@ -52,15 +55,17 @@ impl EdgeCaKeeper {
         }
     }
 
-    /// As [`Self::ready`], for who can do without it and waits for a moment only.
+    /// As [`Self::ready`], for a caller who can do without a valid certificate and waits for a
+    /// moment only.
     pub(crate) async fn ready_soon(&self, service: &Moduled) {
         let _ = tokio::time::timeout(PATIENCE, self.ready(service)).await;
     }
 
-    /// Looks at the certificate and makes it anew if it is due, unless a look that began after `since` has just done so.
+    /// Looks at the certificate and makes it anew if it is due, unless a look that began after
+    /// `since` has just done so.
     ///
-    /// # Errors
-    /// What keeps a valid certificate from being there, also if that was found out too short a time ago to try again.
+    /// # Errors The reason for which there is no valid certificate, also if found out too short a
+    /// time ago to try again.
     pub(crate) async fn look(&self, service: &Moduled, since: Instant) -> Result<(), String> {
         let mut looks = self.looks.lock().await;
         if let Some((began, outcome)) = &looks.last
@@ -140,8 +145,8 @@ async fn ensure(service: &Moduled) -> Result<Term, String> {
     })
 }
 
-/// The earliest moment that it can be. What services tell of the time is known to others, who take it into account when they
-/// issue.
+/// Returns the earliest moment that the present can be. The services' time is known to identityd,
+/// which takes it into account when it issues.
 fn earliest() -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(BUILT).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

@@ -130,11 +130,11 @@ async fn issue(service: &Moduled, wanted: Wanted, behalf: &OnBehalfOf) -> Result
     })
 }
 
-/// How often the Edge CA certificate is seen to for one request: the clock may be moved again meanwhile.
+/// Most looks at the Edge CA's certificate for one request: the clock may be moved again meanwhile.
 const LOOKS: u32 = 3;
 
-/// Has the request signed with the Edge CA's key. What we can put right is put right: a handle that keyd does not take any
-/// more, and a certificate of the Edge CA that is gone, or not valid at the time that the clock shows now.
+/// Has the request signed with the Edge CA's key. Two faults are put right: a handle that keyd does not take any more, and a
+/// certificate of the Edge CA that is gone or not valid by the clock.
 async fn sign(
     service: &Moduled,
     certificates: &CertificatesClient,
