@@ -72,6 +72,15 @@ impl Attestor {
         Self { collector }
     }
 
+    /// Says what keeps executables from being known by their content on this machine, if anything does.
+    #[must_use]
+    pub fn weakness(&self) -> Option<&'static str> {
+        (!self.collector.kernel_denies_writers()).then_some(
+            "this kernel lets programs be rewritten while they run, so callers are not known by their executables, host modules \
+             excepted; update the kernel (Linux 6.11 does so)",
+        )
+    }
+
     /// Looks at a caller right after it connected, so that what it executes later cannot pass for what connected.
     ///
     /// `registration` and `facts` are those of the module that the socket is for, if it is for one: its first process ends

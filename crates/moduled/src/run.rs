@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use edgekeep_core::attestation::Door;
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::operations::{self, Operations};
@@ -117,6 +118,9 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
         }
     }
     modules::watch_running(&service).await;
+    if let Some(weakness) = service.attestor.weakness() {
+        service.board.raise(Code::WeakIsolation, &Subject::daemon(Daemon::Moduled), weakness);
+    }
     let operations_socket = operations::listen(Daemon::Moduled, &service.root);
     let refresh = metrics::refresh(&service);
     let operations = Operations::new(Daemon::Moduled, &service.root, metrics::FAMILIES, refresh, service.board.clone());
