@@ -242,12 +242,12 @@ fn a_deployment_that_cannot_be_made_is_said_by_status_metric_bundle_and_report_a
 #[test]
 fn a_desired_module_that_does_not_run_for_a_minute_is_named_and_a_job_that_is_done_is_not() {
     let modules = json!({ "ends": module("false", "never"), "job": module("true", "never") });
+    let begin = Instant::now();
     let device = Device::builder()
         .host_module("false", "/bin/false")
         .host_module("true", "/bin/true")
         .reference_agent(&manifest(&modules))
         .start();
-    let begin = Instant::now();
     // Longer than everything else is waited for: a minute, and what comes before on a machine with other load.
     let problem = loop {
         let (success, status) = status(&device);
