@@ -7,9 +7,17 @@ use edgekeep_core::health::{Code, Health as Decision, Kind, Problem, Severity, S
 use edgekeep_core::layout::Daemon;
 use time::OffsetDateTime;
 
-use super::{Device, Facts, Health, Unknown};
+use super::{Device, Facts, Health, Seen, Unknown};
 use crate::list;
 use crate::output::moment;
+
+/// What to do about a problem. Who looks from outside knows more of a daemon that is away than its kind says.
+fn remedy(problem: &Problem, daemons: &[Seen]) -> String {
+    let away =
+        daemons.iter().find(|daemon| problem.code() == Code::DaemonAway && problem.subject().name() == daemon.name);
+    let own = away.and_then(|daemon| daemon.remedy.clone());
+    own.unwrap_or_else(|| problem.code().explained().remedy.to_owned())
+}
 
 pub(super) fn judge(facts: Facts, now: OffsetDateTime) -> Health {
     let mut found = facts.told;
@@ -19,9 +27,7 @@ pub(super) fn judge(facts: Facts, now: OffsetDateTime) -> Health {
         find(Code::NotConfigured, Subject::device(), "");
     }
     for daemon in facts.daemons.iter().filter(|daemon| !daemon.answers) {
-        let (error, remedy) =
-            (daemon.error.as_deref().unwrap_or_default(), daemon.remedy.as_deref().unwrap_or_default());
-        find(Code::DaemonAway, named(daemon.name), &format!("{error}; {remedy}"));
+        find(Code::DaemonAway, named(daemon.name), daemon.error.as_deref().unwrap_or_default());
     }
     let uids: Vec<u32> = facts.daemons.iter().filter_map(|daemon| daemon.uid).collect();
     if uids.iter().enumerate().any(|(at, uid)| uids[..at].contains(uid)) {
@@ -93,14 +99,15 @@ pub(super) fn judge(facts: Facts, now: OffsetDateTime) -> Health {
     let decision = Decision::of(found);
     let shown = |severity| -> Vec<ShownProblem> {
         let all = decision.problems().iter().filter(|problem| problem.severity() == severity);
-        all.map(ShownProblem::from).collect()
+        all.map(|problem| ShownProblem { remedy: remedy(problem, &facts.daemons), ..ShownProblem::from(problem) })
+            .collect()
     };
     Health {
         health: decision.verdict(),
         healthy: decision.verdict() != Verdict::Unhealthy,
         problems: shown(Severity::Unhealthy),
         warnings: shown(Severity::Warning),
-        daemons: facts.daemons,
+        daemons: facts.daemons.clone(),
         provisioning: facts.provisioning,
         device,
         advice: modules.as_deref().map(list::advice).unwrap_or_default(),
@@ -121,7 +128,7 @@ mod tests {
     use edgekeep_api::operations::{Layer, SandboxReport};
     use edgekeep_core::attestation::DenyReason;
 
-    use super::super::{Seen, render};
+    use super::super::render;
     use super::*;
     use crate::output::Style;
 
@@ -221,10 +228,10 @@ edgeAgent  running  Up 1 hour    edgekeep-agent
         facts.device = Err(Unknown::Down);
         let health = judge(facts, NOW);
         assert!(!health.healthy);
-        let expected = "A daemon does not answer at its socket (identityd): not started: there is no socket; start it: systemctl \
-                        start edgekeep-identityd";
+        let expected = "A daemon does not answer at its socket (identityd): not started: there is no socket";
         assert_eq!(sentences(&health.problems), [expected]);
-        assert!(render(&health, Style::plain(), NOW).contains(&format!("problem: {expected}\n")));
+        let shown = format!("  problem: {expected}\n           start it: systemctl start edgekeep-identityd\n");
+        assert!(render(&health, Style::plain(), NOW).contains(&shown), "{health:?}");
     }
 
     #[test]

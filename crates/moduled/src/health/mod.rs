@@ -114,6 +114,7 @@ async fn look_at_modules(service: &Moduled, looked: &mut Looked) {
             Seen::Runs => drop(looked.ended.remove(&module)),
             Seen::Unknown => {}
         }
+        service.orders.seen(&service.board, &module, seen);
         let wish = match (wish, seen) {
             (Some(wish), _) => wish,
             // The agent is always wanted; of others that run somebody wanted that, before this daemon was started.

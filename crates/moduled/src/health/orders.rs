@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use edgekeep_api::management::DeploymentReport;
-use edgekeep_core::health::modules::Wish;
+use edgekeep_core::health::modules::{Seen, Wish};
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::board::Board;
@@ -91,6 +91,22 @@ impl Orders {
                 board.clear(Code::ModuleNotApplied, &subject);
             }
             Ok(_) => {}
+        }
+    }
+
+    /// Takes down what is seen of a module: an order that failed is no problem any more if things are as it wanted them.
+    pub(crate) fn seen(&self, board: &Board, module: &ModuleId, seen: Seen) {
+        let mut known = locked(&self.0);
+        let done = match known.failed.get(module) {
+            Some(Order::Start) => seen == Seen::Runs,
+            Some(Order::Stop) => matches!(seen, Seen::Ended(_) | Seen::Missing),
+            Some(Order::Remove) => seen == Seen::Missing,
+            _ => false,
+        };
+        if done {
+            known.failed.remove(module);
+            drop(known);
+            board.clear(Code::ModuleNotApplied, &Subject::module(module));
         }
     }
 
@@ -186,6 +202,26 @@ mod tests {
         orders.took(&board, &m1, Order::Prepare, &failed());
         orders.took(&board, &m1, Order::Remove, &Ok(()));
         assert_eq!(board.health().verdict(), Verdict::Healthy, "it is not wanted any more");
+    }
+
+    #[test]
+    fn an_order_that_failed_is_no_problem_any_more_when_things_are_as_it_wanted_them() {
+        let (orders, board, m1) = (Orders::default(), Board::new(), id("m1"));
+        for (order, other, wanted) in [
+            (Order::Start, Seen::Ended(Some(0)), Seen::Runs),
+            (Order::Stop, Seen::Runs, Seen::Ended(None)),
+            (Order::Remove, Seen::Runs, Seen::Missing),
+        ] {
+            orders.took(&board, &m1, order, &failed());
+            orders.seen(&board, &m1, other);
+            orders.seen(&board, &m1, Seen::Unknown);
+            assert_eq!(told(&board).len(), 1, "{order:?}");
+            orders.seen(&board, &m1, wanted);
+            assert_eq!(board.health().verdict(), Verdict::Healthy, "{order:?}");
+        }
+        orders.took(&board, &m1, Order::Make, &failed());
+        orders.seen(&board, &m1, Seen::Runs);
+        assert_eq!(told(&board).len(), 1, "the old one runs, and the new one was not made");
     }
 
     #[test]

@@ -80,7 +80,8 @@ pub(super) async fn update(service: Arc<Moduled>, mut request: Request) -> Resul
     // An update goes on when its caller hangs up: half of it is worse than none.
     let running = detached(async move {
         let updated = runtime::update(&service, &valid, start).await;
-        let order = if start { Order::Start } else { Order::Make };
+        // What could not be updated goes on running as it was.
+        let order = if start && updated.is_ok() { Order::Start } else { Order::Make };
         service.orders.took(&service.board, &valid.module, order, &updated);
         updated
     })
