@@ -152,11 +152,14 @@ fn a_program_on_layers_that_the_module_itself_writes_to_is_refused() {
             my $at = "$ENV{{REPORT}}.d"; mkdir $_ for $at, map {{ "$at/$_" }} qw(l u w m);
             $ENV{{LAYER}} = "$at/u/perl"; system 'cp', '/usr/bin/perl', $ENV{{LAYER}}; system "printf x >> $ENV{{LAYER}}";
             pipe(my $r, my $w) or die;
-            my $mounter = fork;
+            # In a namespace without a map everybody is somebody else.
+            my ($me, $group) = ($>, $) + 0); my $mounter = fork;
             if (!$mounter) {{
                 my $kind = 'overlay'; my $where = "$at/m"; my $what = "lowerdir=$at/l,upperdir=$at/u,workdir=$at/w,userxattr";
                 my $ok = syscall({unshare}, 0x10020000) == 0;
-                open(my $f, '>', '/proc/self/uid_map'); $ok &&= syswrite $f, "0 $> 1"; close $f;
+                for (['uid_map', "0 $me 1"], ['setgroups', 'deny'], ['gid_map', "0 $group 1"]) {{
+                    open(my $f, '>', "/proc/self/$_->[0]"); $ok &&= syswrite $f, $_->[1]; close $f
+                }}
                 $ok &&= syscall({mount}, $kind, $where, $kind, 0, $what) == 0;
                 syswrite $w, $ok ? 'y' : "no overlay: $!"; sleep 1000; exit
             }}
