@@ -1,5 +1,6 @@
 //! `edgekeep keys`: examines what keys are kept in, moves the store key, and backs keys up.
 
+mod accept_loss;
 mod backup;
 mod migrate;
 
@@ -34,6 +35,8 @@ pub(crate) enum KeysVerb {
     Backup(backup::BackupOptions),
     /// Take keys out of a backup; keyd has to be stopped
     Restore(backup::RestoreOptions),
+    /// Accept that a key is gone and all that was made with it void, so that it may be made anew; then restart keyd
+    AcceptLoss(accept_loss::AcceptLossOptions),
 }
 
 /// Without options, what keyd's settings name is examined.
@@ -103,6 +106,7 @@ pub(crate) fn run(context: &Context, verb: KeysVerb) -> anyhow::Result<ExitCode>
         KeysVerb::Migrate(options) => migrate::run(context, options),
         KeysVerb::Backup(options) => backup::backup(context, &options),
         KeysVerb::Restore(options) => backup::restore(context, &options),
+        KeysVerb::AcceptLoss(options) => accept_loss::run(context, &options),
     }
 }
 

@@ -1,7 +1,7 @@
 //! keyd: the daemon that holds the device's keys. It serves the keys API on `keyd.sock`, and the TPM API on
 //! `tpmd.sock` if there is a TPM.
 //!
-//! Touches: its state folder (`keys/`, `internal/`, `tpm/`, `moves/`, `makers`, `store.key`, `import/`, `audit/`), the files of preloaded keys
+//! Touches: its state folder (`keys/`, `internal/`, `tpm/`, `moves/`, `makers`, `kept`, `accepted-losses`, `store.key`, `import/`, `audit/`), the files of preloaded keys
 //! and of PINs (reading), its sockets, its settings file (reading); the TPM and the PKCS#11 libraries that the settings
 //! name. Never: the network (but for a simulated TPM), another process, a container engine. Private
 //! keys and symmetric keys do not leave it; only keys derived from a symmetric key can be exported, by who was granted that.
@@ -12,6 +12,7 @@
 pub mod confine;
 mod counter;
 pub mod handle;
+mod kept;
 mod libraries;
 mod makers;
 pub mod metrics;
@@ -36,6 +37,7 @@ pub use ready::Ready;
 pub use start::{Prepared, StartError};
 
 use crate::handle::Handles;
+use crate::kept::Kept;
 use crate::makers::Makers;
 use crate::policy::Policy;
 use crate::record::Recorder;
@@ -60,6 +62,7 @@ pub struct Keyd {
     backend: Arc<dyn KeyBackend>,
     turns: Arc<Turns>,
     makers: Arc<Makers>,
+    kept: Arc<Kept>,
     /// The TPM API, if there is a TPM.
     tpmd: Option<Arc<Tpmd>>,
     handles: Handles,

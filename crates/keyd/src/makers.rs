@@ -14,6 +14,8 @@ use edgekeep_daemon::store::{StateFile, StoreError};
 use edgekeep_hsm::{KeyBackend, KeyError};
 use serde::{Deserialize, Serialize};
 
+use crate::kept::{KeepError, LostKey};
+
 /// Keys that a uid may make if the settings say nothing else. A daemon makes a few.
 pub(crate) const KEYS_PER_UID: u32 = 1024;
 /// How often at most it is looked for keys that are gone.
@@ -73,8 +75,19 @@ pub(crate) enum MakeError {
     TooMany(#[from] TooManyKeys),
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error(transparent)]
+    Lost(LostKey),
     #[error("cannot write down who makes the key")]
     Ledger(#[from] StoreError),
+}
+
+impl From<KeepError> for MakeError {
+    fn from(error: KeepError) -> Self {
+        match error {
+            KeepError::Lost(lost) => Self::Lost(lost),
+            KeepError::Key(error) => Self::Key(error),
+        }
+    }
 }
 
 struct State {

@@ -16,8 +16,10 @@ use edgekeep_api::keyd::{
 };
 use edgekeep_audit::CounterState;
 use edgekeep_audit::entry::{Key, Operation, Purpose, Reason, Who};
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::{KeyId, ModuleId};
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
+use edgekeep_daemon::store::StoreError;
 use edgekeep_hsm::{
     InputError, KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, PublicValue, RsaPadding, SecretBytes,
     SymmetricKey, Usage,
@@ -26,6 +28,7 @@ use http::{Method, StatusCode};
 
 use crate::Keyd;
 use crate::handle::{Binding, InvalidHandle, IssueError, Target};
+use crate::kept::LostKey;
 use crate::makers::MakeError;
 use crate::record::{self, Doing};
 
@@ -70,14 +73,15 @@ async fn create_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let usage: Usage = body.usage.parse().map_err(|error: InputError| {
         HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, format!("invalid request body: {error}"))
     })?;
-    let what = if imported.is_some() { Operation::Import } else { Operation::Create };
+    let given = imported.is_some();
+    let what = if given { Operation::Import } else { Operation::Create };
     let doing = state.begin_named(&request, what, &id).await?;
     let made = id.clone();
     let make = move |backend: &dyn KeyBackend| match imported {
         Some(bytes) => backend.import_key(&made, bytes, usage),
         None => backend.create_key(&made, usage),
     };
-    state.make(&request, doing, &id, make).await?;
+    state.make(&request, doing, &id, given, make).await?;
     issued(state.handles.symmetric(&id, &state.binding(&request, &id)))
 }
 
@@ -103,7 +107,7 @@ async fn create_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let preferred = PairAlgorithm::preferred(body.preferred_algorithms.as_deref());
     let created = id.clone();
     let make = move |backend: &dyn KeyBackend| backend.create_key_pair(&created, &preferred);
-    state.make(&request, doing, &id, make).await?;
+    state.make(&request, doing, &id, false, make).await?;
     issued(state.handles.pair(&id, &state.binding(&request, &id)))
 }
 
@@ -124,13 +128,18 @@ async fn move_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let mut key = state.key(&to);
     key.from = Some(from.clone());
     let doing = state.recorder.begin(state.who(&request)?, Operation::Move, Some(key)).await?;
-    let makers = Arc::clone(&state.makers);
+    let (makers, kept) = (Arc::clone(&state.makers), Arc::clone(&state.kept));
     let moved = move |backend: &dyn KeyBackend| {
+        if let Err(error) = kept.forget(&from) {
+            return Ok(Err(error));
+        }
         backend.move_key_pair(&from, &to)?;
+        kept.note(&to);
         makers.renamed(&from, &to);
-        Ok(())
+        Ok(Ok(()))
     };
-    doing.end(state.on_disk(&request, moved).await)?;
+    let moved = state.on_disk(&request, moved).await.and_then(written_down);
+    doing.end(moved)?;
     Ok(Response::no_content())
 }
 
@@ -380,29 +389,38 @@ impl Keyd {
     async fn expect_kind(&self, request: &Request, id: &KeyId, expected: KeyKind) -> Result<(), HttpError> {
         let wanted = id.clone();
         match self.in_use(request, move |backend| backend.kind(&wanted)).await? {
-            Some(found) if found == expected => Ok(()),
+            Some(found) if found == expected => self.remember(request, id).await,
             Some(found) => Err(refuse(KeyError::WrongKind { id: id.clone(), found, expected })),
             None => Err(refuse(KeyError::NotFound { id: id.clone() })),
         }
     }
 
-    /// Makes a key, if the caller may have one more.
+    /// Makes a key, if the caller may have one more. One that was there and is gone is only made from what is `given`.
     async fn make(
         &self,
         request: &Request,
         doing: Doing,
         id: &KeyId,
+        given: bool,
         make: impl FnOnce(&dyn KeyBackend) -> Result<(), KeyError> + Send + 'static,
     ) -> Result<(), HttpError> {
         let uid = request.caller.uid();
-        let (makers, id) = (Arc::clone(&self.makers), id.clone());
+        let (makers, kept, id) = (Arc::clone(&self.makers), Arc::clone(&self.kept), id.clone());
+        let subject = Subject::key(id.as_str());
         let bound = (!self.policy.is_unrestricted(uid)).then_some(uid);
-        let made = self.on_disk(request, move |backend| match makers.make(bound, &id, backend, || make(backend)) {
-            Err(MakeError::Key(error)) => Err(error),
-            made => Ok(made),
+        let made = self.on_disk(request, move |backend| {
+            match kept.make(&id, given, backend, || makers.make(bound, &id, backend, || make(backend))) {
+                Err(MakeError::Key(error)) => Err(error),
+                made => Ok(made),
+            }
         });
         let refusal = match made.await {
             Ok(Err(MakeError::TooMany(too_many))) => too_many,
+            Ok(Err(MakeError::Lost(lost))) => return doing.end(Err(self.tell_lost(&lost))),
+            Ok(Ok(())) => {
+                self.board.clear(Code::KeyLost, &subject);
+                return doing.end(Ok(()));
+            }
             Ok(made) => return doing.end(made.map_err(|error| HttpError::hidden(&error))),
             Err(error) => return doing.end(Err(error)),
         };
@@ -411,13 +429,35 @@ impl Keyd {
     }
 
     async fn delete(&self, request: &Request, doing: Doing, id: KeyId, kind: KeyKind) -> Result<(), HttpError> {
-        let makers = Arc::clone(&self.makers);
+        let (makers, kept) = (Arc::clone(&self.makers), Arc::clone(&self.kept));
         let deleted = move |backend: &dyn KeyBackend| {
+            if let Err(error) = kept.forget(&id) {
+                return Ok(Err(error));
+            }
             backend.delete(&id, kind)?;
             makers.forget(&id);
-            Ok(())
+            Ok(Ok(()))
         };
-        doing.end(self.on_disk(request, deleted).await)
+        doing.end(self.on_disk(request, deleted).await.and_then(written_down))
+    }
+
+    /// Tells operators of a key that is gone; the answer to who wanted it made is 500 with the remedy.
+    fn tell_lost(&self, lost: &LostKey) -> HttpError {
+        self.board.raise(Code::KeyLost, &Subject::key(lost.id().as_str()), lost.to_string());
+        HttpError::internal(lost.to_string())
+    }
+
+    /// Remembers a key that was found, if it is not remembered yet.
+    async fn remember(&self, request: &Request, id: &KeyId) -> Result<(), HttpError> {
+        if self.kept.is_noted(id) {
+            return Ok(());
+        }
+        let (kept, id) = (Arc::clone(&self.kept), id.clone());
+        self.on_disk(request, move |_| {
+            kept.note(&id);
+            Ok(())
+        })
+        .await
     }
 
     /// Runs what waits for the disk, or computes for long, off the thread that answers requests.
@@ -522,6 +562,11 @@ fn refuse(error: KeyError) -> HttpError {
         }
         _ => wrong_request(text),
     }
+}
+
+/// 500 if what is about to be done could not be written down first.
+fn written_down(done: Result<(), StoreError>) -> Result<(), HttpError> {
+    done.map_err(|error| HttpError::hidden(&error))
 }
 
 fn refuse_input(error: InputError) -> HttpError {

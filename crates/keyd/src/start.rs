@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use edgekeep_audit::{Log, MonotonicCounter, SignError, SoftwareSigner};
 use edgekeep_base::file::{self, Rules};
@@ -23,6 +24,7 @@ use edgekeep_hsm::{KeyError, SecretBytes, secret_memory};
 use crate::confine;
 use crate::counter::TpmCounter;
 use crate::handle::Handles;
+use crate::kept::Kept;
 use crate::libraries::Surroundings;
 use crate::makers::{KEYS_PER_UID, Makers};
 use crate::places::{Places, PlacesError, Plan, make_private};
@@ -38,6 +40,8 @@ const HANDLE_VALIDATION_KEY: &str = "handle-validation-key";
 const CHECKPOINT_KEY: &str = "audit-checkpoint-key";
 /// Name of the key that lets this keyd, and nobody else, step the audit log's counter in the TPM.
 const COUNTER_KEY: &str = "audit-counter-key";
+/// How long it is shown that a key of keyd's own was made anew.
+const REMADE_SHOWN: Duration = Duration::from_secs(86_400);
 /// Folder of the audit log in the state folder.
 const AUDIT: &str = "audit";
 /// Entries that a uid may write into the audit log in an hour if the settings say nothing else. With entries of some 250 bytes
@@ -73,6 +77,9 @@ pub enum StartError {
     /// Who made which key cannot be read.
     #[error("cannot read who made which key")]
     Makers(#[source] edgekeep_daemon::store::StoreError),
+    /// Which keys there were cannot be read.
+    #[error("cannot read which keys there were")]
+    Kept(#[source] edgekeep_daemon::store::StoreError),
     /// The audit log cannot be opened.
     #[error("cannot open the audit log; without it no key is used")]
     Audit(#[from] edgekeep_audit::OpenError),
@@ -158,7 +165,16 @@ impl Keyd {
                 Err(error) => board.raise(Code::KeyUnusable, &Subject::key(id.as_str()), chain(&error)),
             }
         }
+        let kept = Kept::open(&folder).map_err(StartError::Kept)?;
+        kept.accept_losses(&folder, &*places.backend);
+        // Tokens and the TPM may keep who asks them waiting: what is lost there is found when it is wanted.
+        if !settings.has_hardware() {
+            for lost in kept.lost(&*places.backend) {
+                board.raise(Code::KeyLost, &Subject::key(lost.id().as_str()), lost.to_string());
+            }
+        }
         let own = &places.files;
+        remember_own(own, &kept, settings, &board)?;
         let handle_key = own.internal_key(&internal(HANDLE_VALIDATION_KEY)).map_err(StartError::HandleKey)?;
         // The log's key is made with the log: where it is, the log has to be.
         let expected = own.has_internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
@@ -191,12 +207,33 @@ impl Keyd {
             backend: places.backend,
             turns,
             makers: Arc::new(makers),
+            kept: Arc::new(kept),
             tpmd,
             handles: Handles::new(&handle_key),
             boot,
             policy,
         })
     }
+}
+
+/// Remembers keyd's own keys, and tells of one that was there and is gone. It is made anew all the same: no caller's key or data
+/// depends on it, and without it keyd would serve nobody.
+fn remember_own(own: &SoftwareBackend, kept: &Kept, settings: &KeydSettings, board: &Board) -> Result<(), StartError> {
+    let counts = settings.tpm.as_ref().is_some_and(|tpm| tpm.audit_counter.enabled);
+    let keys = [
+        (HANDLE_VALIDATION_KEY, true, "handles that were given out are void; their holders ask for others"),
+        (CHECKPOINT_KEY, true, "the audit log begins anew; what is kept of the old one is set aside"),
+        (COUNTER_KEY, counts, "the audit log's counter cannot be stepped; name another index in audit_counter_index"),
+    ];
+    for (name, _, means) in keys.into_iter().filter(|(_, used, _)| *used) {
+        let id = internal(name);
+        let there = own.has_internal_key(&id).map_err(StartError::CheckpointKey)?;
+        if kept.had_own(&id) && !there {
+            let detail = format!("keyd's own key was there and is gone, and is made anew: {means}");
+            board.note(Code::OwnKeyRemade, &Subject::key(name), detail, REMADE_SHOWN);
+        }
+    }
+    Ok(())
 }
 
 /// The audit log's counter, if there is a TPM and it is wanted. Nothing is asked of the TPM here.

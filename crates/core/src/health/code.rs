@@ -120,6 +120,14 @@ codes! {
         "A key that the device needs is missing or cannot be used.",
         "Bring it back where the settings say (file, token or TPM), or take it out of the settings and run `edgekeep config \
          apply`.";
+    KeyLost = "key-lost", Unhealthy,
+        "A key that this device had is gone. It is not made anew: what was made with it would be void.",
+        "Restore it (`edgekeep keys restore`, keyd stopped). Or accept the loss with `edgekeep keys accept-loss KEY` and restart \
+         keyd: module identities or data that came from it are made anew.";
+    OwnKeyRemade = "own-key-remade", Warning,
+        "A key that keyd keeps for itself was gone and was made anew.",
+        "Find out who removed it from keyd's state folder. The detail says what became void; nothing else has to be done. Shown \
+         for a day.";
     DiskFull = "disk-full", Unhealthy,
         "The disk that holds the state is full, so that no state can be written.",
         "Make room there. What was not written is written again by itself.";
