@@ -31,6 +31,7 @@ impl Draft<'_> {
             self.moduled.host_module_scopes =
                 self.choice(&root.key("host_module_scopes"), &text, &choices).unwrap_or_default();
         }
+        self.host_module_ids(root);
         let modules = root.table("host_modules");
         let services = root.table("host_services");
         for (view, key_span, name) in modules.iter().flat_map(tables) {
@@ -38,6 +39,11 @@ impl Draft<'_> {
         }
         for (view, key_span, name) in services.iter().flat_map(tables) {
             self.host_service(&view, key_span, name);
+        }
+        if !self.environment.users.is_single() {
+            let modules: Vec<_> = modules.iter().flat_map(tables).collect();
+            let services: Vec<_> = services.iter().flat_map(tables).collect();
+            self.users_apart(&modules, &services);
         }
         // When all names are known.
         for (view, ..) in modules.iter().chain(&services).flat_map(tables) {
@@ -244,7 +250,7 @@ fn tables<'a>(view: &View<'a>) -> Vec<(View<'a>, &'a Range<usize>, &'a str)> {
 }
 
 /// A user or group, by name or number.
-fn account(view: &View<'_>, key: &str) -> Option<String> {
+pub(crate) fn account(view: &View<'_>, key: &str) -> Option<String> {
     let number = || view.integer(key).map(|(number, _)| number.to_string());
     view.text(key).map(|text| text.text.to_owned()).or_else(number)
 }

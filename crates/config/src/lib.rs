@@ -17,6 +17,7 @@ mod edge_ca;
 mod grants;
 mod hardware;
 mod host;
+mod host_users;
 mod image_policy;
 mod notary;
 mod provisioning;

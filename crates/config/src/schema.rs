@@ -164,6 +164,7 @@ pub(crate) static ROOT: &[Key] = &[
     key("host_services", Kind::MapOf(&Kind::Table(HOST_SERVICE))),
     key("allow_root_host_modules", Kind::Boolean),
     text("host_module_scopes"),
+    text("host_module_ids"),
     key("module_policies", Kind::MapOf(&Kind::Text)),
     table("image_policy", IMAGE_POLICY),
     key("modules", Kind::MapOf(&Kind::Table(MODULE))),

@@ -70,6 +70,12 @@ impl Users {
     pub const fn all(uid: u32) -> Self {
         Self { keyd: uid, identityd: uid, moduled: uid }
     }
+
+    /// Whether the daemons are one user, and so are not isolated from each other.
+    #[must_use]
+    pub const fn is_single(self) -> bool {
+        self.keyd == self.identityd && self.keyd == self.moduled
+    }
 }
 
 /// What a configuration becomes.
@@ -168,6 +174,7 @@ impl<'a> Draft<'a> {
                 host_services: BTreeMap::new(),
                 allow_root_host_modules: true,
                 host_module_scopes: ScopeUse::Auto,
+                host_module_ids: None,
                 policies: BTreeMap::new(),
                 edge_ca: edgekeep_core::settings::EdgeCaSettings::default(),
                 watchdog_max_retries: None,

@@ -277,6 +277,51 @@ fn what_a_host_module_is_granted_reaches_moduled() {
     assert_eq!(module.seccomp, SeccompPreset::Default);
 }
 
+/// A host module and what else it is given.
+fn module_of(name: &str, lines: &str) -> String {
+    format!("[host_modules.{name}]\nexecutable = \"/opt/m\"\nsha256 = \"{}\"\n{lines}", "ab".repeat(32))
+}
+
+#[test]
+fn each_host_module_has_a_user_of_its_own_unless_all_daemons_are_one_user() {
+    let text = |top: &str, modules: &[(&str, &str)]| {
+        let modules: String = modules.iter().map(|(name, lines)| module_of(name, lines)).collect();
+        format!("{top}{MANUAL}{modules}")
+    };
+    let ids = |translated: Translated| translated.moduled.host_module_ids.map(|range| range.to_string());
+    let two = [("a", ""), ("b", "")];
+    assert_eq!(ids(accepted(&text("", &two))).as_deref(), Some("1879048192-1879052287"));
+    let top = "host_module_ids = \"61184-65519\"\n";
+    assert_eq!(ids(accepted(&text(top, &two))).as_deref(), Some("61184-65519"));
+    let apart =
+        [("a", "user = 1000\n"), ("b", "user = \"siem\"\n"), ("c", ""), ("d", "user = 0\n"), ("e", "user = 0\n")];
+    let _ = accepted(&text("", &apart));
+    let single = Environment { users: Users::all(0), ..device() };
+    let shared = text("", &[("a", "user = 1000\n"), ("b", "user = 1000\n"), ("c", "")]);
+    assert_eq!(ids(translate(&shared, &single).expect("one user for all")), None);
+    assert_eq!(ids(translate(&text(top, &two), &single).expect("asked for")).as_deref(), Some("61184-65519"));
+
+    let service = format!("[host_services.s]\nuser = 1000\nsha256 = \"{}\"\n", "ab".repeat(32));
+    for (top, modules, more, part) in [
+        ("", &[("a", "user = 1000\n"), ("b", "user = 1000\n")][..], "", "`b` and `a` would be one user, 1000"),
+        ("", &[("a", "user = 990\n"), ("b", "user = \"siem\"\n")], "", "`b` and `a` would be one user, 990"),
+        ("", &[("a", "user = 1000\n")], &*service, "`s` and `a` would be one user, 1000"),
+        ("", &[("a", "user = 11\n")], "", "`a` and `edgekeep-keyd` would be one user"),
+        ("", &[("a", "user = 13\n")], "", "`a` and `edgekeep-moduled` would be one user"),
+        ("", &[("a", "user = 1879048200\n")], "", "one of host_module_ids"),
+        ("host_module_ids = \"off\"\n", &[("a", "")], "", "would run as edgekeep-moduled"),
+        ("host_module_ids = \"1-5000\"\n", &[], "", "ids below 1000"),
+        ("host_module_ids = \"many\"\n", &[], "", "two numbers like"),
+    ] {
+        let found = refused(&format!("{}{more}", text(top, modules)));
+        let shown = render(&found, "config.toml", false);
+        assert!(shown.contains(part) && found.len() == 1, "{part}: {shown}");
+    }
+    let own = Environment { uids: BTreeMap::from([("eve".to_owned(), 61_190)]), ..device() };
+    let found = translate(&text(top, &[]), &own).expect_err("taken");
+    assert!(render(&found, "config.toml", false).contains("user `eve` has the id 61190"));
+}
+
 #[test]
 fn a_grant_that_is_not_understood_is_refused_on_its_line() {
     for (line, part) in [

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod capability;
+mod own_users;
 mod placement;
 mod plan;
 mod unit;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use accounts::{Account, AccountError, Accounts};
 pub use capability::{Capabilities, Capability, CapabilityError};
+pub use own_users::{IdRange, IdRangeError, OwnUserError, OwnUsers, sharing};
 pub use placement::{Machine, Placement, PlacementError, SLICE, ScopeUse, place, scope_name};
 pub use plan::{Daemon, Folders, LaunchPlan, PlanError, plan};
 pub use unit::{UnitError, UnitName};
@@ -36,7 +38,7 @@ pub struct HostModule {
     /// Folder that it starts in; `/` if absent.
     #[serde(default)]
     pub working_dir: Option<String>,
-    /// User by name or number; the daemon's own if absent.
+    /// User by name or number. Absent: one that the module has for itself, or where there are none to give, the daemon's.
     #[serde(default)]
     pub user: Option<String>,
     /// Group by name or number; the user's own if absent.

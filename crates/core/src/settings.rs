@@ -12,7 +12,7 @@ use crate::attestation::Policy;
 use crate::create_options::{Grant, OwnState, PublishedPorts};
 use crate::digest::Sha256Digest;
 use crate::hardware::{KeyPlace, PassOn, SandboxSettings, Seal, SecretText, TokenSettings, TpmSettings};
-use crate::host::{HostModule, HostService, ScopeUse};
+use crate::host::{HostModule, HostService, IdRange, ScopeUse};
 use crate::id::{CertId, DeviceId, KeyId, ModuleId};
 use crate::image_policy::ImagePolicy;
 
@@ -339,6 +339,9 @@ pub struct ModuledSettings {
     /// Whether host modules may run as uid 0.
     #[serde(default = "yes")]
     pub allow_root_host_modules: bool,
+    /// Ids of which each host module without a `user` gets one for itself. `None`: it runs as moduled does.
+    #[serde(default)]
+    pub host_module_ids: Option<IdRange>,
     /// Whether host modules are put into systemd scopes.
     #[serde(default)]
     pub host_module_scopes: ScopeUse,

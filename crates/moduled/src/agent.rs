@@ -16,6 +16,7 @@ use edgekeep_runtime::status::ModuleState;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::host_modules::agent_folder;
 use crate::metrics;
 use crate::modules;
 use crate::service::{Moduled, edge_agent};
@@ -213,7 +214,7 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
     let mut env = settings.env.clone();
     if kind == Kind::Process {
         // Where our own agent remembers what it applied; a container's agent brings a volume.
-        let folder = service.root.path().join("var/lib/edgekeep/agent");
+        let folder = agent_folder(service).unwrap_or_else(|| service.root.path().join("var/lib/edgekeep/agent"));
         env.entry("EDGEKEEP_AGENT_STATE".into()).or_insert_with(|| folder.display().to_string());
     }
     let (workload, management) = match kind {

@@ -2,6 +2,9 @@
 //! may have been approved since.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use edgekeep_core::attestation::{Registration, Workload};
@@ -13,6 +16,7 @@ use edgekeep_runtime::process::{ProcessSpec, accounts, own_rights};
 use serde_json::Value;
 
 use crate::failure::of_process;
+use crate::own_users::{NoOwnUser, own_account};
 use crate::service::Moduled;
 use crate::sockets;
 use crate::spec::ValidSpec;
@@ -61,8 +65,13 @@ pub(crate) fn process_spec(service: &Moduled, spec: &ValidSpec) -> Result<Proces
         )));
     }
     let working_dir = options.get("WorkingDir").and_then(Value::as_str).map(Into::into);
-    let plan = planned(service, name, registered)?;
+    let plan = planned(service, &spec.module, name, registered)?;
     set_env(service, &spec.module, registered, &plan, &mut env);
+    if spec.module.is_edge_agent()
+        && let Some(folder) = agent_folder(service)
+    {
+        own_folder(&folder, &plan).map_err(|error| HttpError::hidden(&error))?;
+    }
     Ok(ProcessSpec {
         image: name.clone(),
         executable: registered.executable.clone().into(),
@@ -96,19 +105,44 @@ pub(crate) async fn renew(service: &Arc<Moduled>, module: &ModuleId) -> Result<(
 /// What a module is made from, as the configuration and the approvals have it now.
 pub(crate) fn renewed(service: &Moduled, module: &ModuleId, known: &ProcessSpec) -> Result<ProcessSpec, HttpError> {
     let (registered, sha256) = registered(service, &known.image)?;
-    let plan = planned(service, &known.image, registered)?;
+    let plan = planned(service, module, &known.image, registered)?;
     let mut env = known.env.clone();
     set_env(service, module, registered, &plan, &mut env);
     Ok(ProcessSpec { executable: registered.executable.clone().into(), sha256, env, plan, ..known.clone() })
 }
 
 /// The plan by which a program is started, with the users and rights that there are now.
-fn planned(service: &Moduled, name: &str, module: &HostModule) -> Result<LaunchPlan, HttpError> {
-    let hidden = |error: std::io::Error| HttpError::hidden(&error);
+fn planned(service: &Moduled, module: &ModuleId, name: &str, registered: &HostModule) -> Result<LaunchPlan, HttpError> {
+    let hidden = |error: io::Error| HttpError::hidden(&error);
     let own = own_rights().map_err(hidden)?;
     let accounts = accounts().map_err(hidden)?;
-    plan(module, &own, &accounts, service.settings.allow_root_host_modules)
-        .map_err(|error| HttpError::bad_request(format!("[host_modules.{name:?}] cannot be started: {error}")))
+    let refused = |why: &dyn std::fmt::Display| {
+        HttpError::bad_request(format!("[host_modules.{name:?}] cannot be started as {module}: {why}"))
+    };
+    let account = own_account(service, module, registered, &accounts).map_err(|why| match why {
+        NoOwnUser::User(why) => refused(&why),
+        NoOwnUser::Store(why) => HttpError::hidden(&why),
+    })?;
+    plan(registered, &own, &accounts, service.settings.allow_root_host_modules, account).map_err(|why| refused(&why))
+}
+
+/// The folder in which an agent with a user of its own remembers what it applied.
+pub(crate) fn agent_folder(service: &Moduled) -> Option<PathBuf> {
+    let registered = service.settings.host_modules.get(&service.settings.agent.image)?;
+    let own = service.settings.host_module_ids.is_some() && registered.user.is_none();
+    own.then(|| service.state_folder().join("agent"))
+}
+
+/// Makes a folder for a module's own files, which only its user can enter. Other daemons' folders are above it, so it is moduled
+/// that makes it.
+fn own_folder(folder: &Path, plan: &LaunchPlan) -> io::Result<()> {
+    if !folder.exists() {
+        std::fs::DirBuilder::new().mode(0o700).create(folder)?;
+    }
+    if std::fs::symlink_metadata(folder)?.uid() != plan.uid {
+        std::os::unix::fs::lchown(folder, Some(plan.uid), Some(plan.gid))?;
+    }
+    Ok(())
 }
 
 /// What the operator and the daemon say about the environment, over what the deployment says.

@@ -25,6 +25,7 @@ pub mod log_query;
 pub mod management;
 pub mod metrics;
 pub mod modules;
+pub mod own_users;
 pub mod refusals;
 pub mod registrations;
 mod remote_key;

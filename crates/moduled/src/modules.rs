@@ -25,6 +25,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::containers::container_of;
 use crate::failure::{of_engine, of_process};
+use crate::own_users::OwnUsers;
 use crate::registrations::Registrations;
 use crate::replacements::{self, Replacements};
 use crate::service::Moduled;
@@ -55,6 +56,8 @@ pub struct Modules {
     pub containers: Option<Containers>,
     /// Host modules.
     pub processes: ProcessRuntime,
+    /// Users that they have for themselves.
+    pub own_users: OwnUsers,
     /// In which cgroups are looked for.
     pub hierarchy: CgroupHierarchy,
     /// What services of the host share with the daemon.
@@ -68,10 +71,11 @@ impl Modules {
     pub fn new(
         containers: Option<Containers>,
         processes: ProcessRuntime,
+        own_users: OwnUsers,
         hierarchy: CgroupHierarchy,
         host: HostFacts,
     ) -> Self {
-        Self { containers, processes, hierarchy, host, locks: Mutex::new(HashMap::new()) }
+        Self { containers, processes, own_users, hierarchy, host, locks: Mutex::new(HashMap::new()) }
     }
 
     /// What runs for a module, by its registration.

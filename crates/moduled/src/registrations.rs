@@ -43,6 +43,17 @@ impl Registrations {
         known.values().map(|registration| registration.module.clone()).collect()
     }
 
+    /// Host modules with the users that they run as.
+    #[must_use]
+    pub fn of_processes(&self) -> Vec<(ModuleId, u32)> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let process = |registration: &Registration| match registration.workload {
+            Workload::Process { uid, .. } => Some((registration.module.clone(), uid)),
+            _ => None,
+        };
+        known.values().filter_map(process).collect()
+    }
+
     /// The module for which a container was made.
     #[must_use]
     pub fn of_container(&self, container: &ContainerId) -> Option<ModuleId> {

@@ -27,6 +27,7 @@ use crate::images;
 use crate::management;
 use crate::metrics;
 use crate::modules::{self, Containers, Modules};
+use crate::own_users::OwnUsers;
 use crate::registrations::Registrations;
 use crate::replacements::{Replacements, settle_all};
 use crate::service::Moduled;
@@ -54,8 +55,9 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
     let folder = root.state_folder(Daemon::Moduled);
     private_folder(&folder)?;
     // Programs of other users, if there are any, reach the sockets made for them by their path; all else in here is closed.
-    let others =
-        settings.host_modules.values().any(|module| module.user.is_some()) || !settings.host_services.is_empty();
+    let others = settings.host_module_ids.is_some()
+        || settings.host_modules.values().any(|module| module.user.is_some())
+        || !settings.host_services.is_empty();
     set_mode(&folder, if others { 0o711 } else { 0o700 })?;
     let links = root.module_socket_folder();
     private_folder(&links)?;
@@ -81,9 +83,11 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
         tracing::info!(%why, "host modules run without cgroups of their own");
     }
     let host = host_services::host_facts().context("cannot look at the daemon's own namespaces")?;
-    let modules = Modules::new(containers, processes, hierarchy, host);
-    let attestor = Attestor::new(collector);
     let registrations = Registrations::load(&folder)?;
+    let own_users = OwnUsers::load(&folder)?;
+    own_users.remember(registrations.of_processes(), &settings);
+    let modules = Modules::new(containers, processes, own_users, hierarchy, host);
+    let attestor = Attestor::new(collector);
     let replacements = Replacements::load(&folder)?;
     let approvals = Approvals::load(&folder)?;
     let service = Moduled::new(root, settings, attestor, registrations, replacements, approvals, modules);

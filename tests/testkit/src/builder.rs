@@ -28,6 +28,7 @@ pub struct Builder {
     faults: Faults,
     variables: Vec<(String, String)>,
     engine: Option<Engine>,
+    own_users: bool,
 }
 
 #[derive(Debug)]
@@ -52,6 +53,7 @@ impl Builder {
             faults: Faults::default(),
             variables: Vec::new(),
             engine: None,
+            own_users: false,
         }
     }
 
@@ -115,6 +117,13 @@ impl Builder {
         self
     }
 
+    /// Host modules without `user`, the agent among them, get users of their own out of these ids. Takes root.
+    #[must_use]
+    pub fn own_users(mut self, ids: &str) -> Self {
+        self.own_users = true;
+        self.top(&format!("host_module_ids = \"{ids}\""))
+    }
+
     /// What is wrong with the cloud from the start.
     #[must_use]
     pub fn faults(mut self, faults: Faults) -> Self {
@@ -156,6 +165,9 @@ impl Builder {
 
         let caller = matches!(self.agent, Agent::Calls | Agent::Container(_))
             .then(|| Caller::new(&folder.path().join("calls"), "$edgeAgent"));
+        if let Some(caller) = caller.as_ref().filter(|_| self.own_users) {
+            caller.open_to_all();
+        }
         let config = self.config(&cloud, &ca, &key, caller.as_ref(), folder.path());
         let file = Root::new(folder.path()).config_file();
         std::fs::create_dir_all(file.parent().expect("in a folder")).expect("own folder");

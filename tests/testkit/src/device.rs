@@ -334,8 +334,9 @@ impl Device {
     pub fn add_caller_as(&self, module: &str, image: &str, uid: Option<u32>) -> Caller {
         let generation = self.create_identity(module);
         let caller = Caller::new(&self.root.path().join("calls"), module);
-        if let Some(uid) = uid {
-            caller.give_to(uid);
+        match uid {
+            Some(uid) => caller.give_to(uid),
+            None => caller.open_to_all(),
         }
         let mut spec = self.spec(module, image, &generation);
         for (name, value) in caller.environment() {

@@ -1,5 +1,7 @@
 //! Programs of the host as modules, with limits on cgroup v2.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use edgekeep_testkit::add_variable;
 
 use crate::device::{Device, cgroup_of, module_state, process_of, run, says, uid, wait_for};
@@ -11,13 +13,17 @@ const LEAVE: &str = "/usr/share/polkit-1/rules.d/50-edgekeep.rules";
 
 pub(crate) fn limits_of_a_host_module_stand_in_its_scope(device: &mut Device) {
     let (caller, mut spec) = device.caller(MODULE, "limited");
-    caller.give_to(uid("edgekeep-moduled"));
+    // Its user is known when it runs.
+    caller.open_to_all();
     for (name, value) in caller.environment() {
         add_variable(&mut spec, &name, &value);
     }
     device.start(spec);
     let _ = caller.sign().expect(200);
     device.modules.insert(MODULE, caller);
+    let process = process_of(MODULE).expect("its process");
+    let user = std::fs::metadata(format!("/proc/{process}")).unwrap().uid();
+    assert!(user >= 0x7000_0000 && user != uid("edgekeep-moduled"), "a user of its own: {user}");
     let group = group_with_limits();
     device.remark(format!("its group: {group}; status: {}", module_state(MODULE)));
     assert!(group.ends_with("/edgekeep.slice/edgekeep-m-limited.scope"), "{group}");

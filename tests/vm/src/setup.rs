@@ -6,7 +6,7 @@ use edgekeep_core::layout::Daemon;
 use edgekeep_sim::token::Key;
 use edgekeep_testkit::sha256_of;
 
-use crate::device::{Device, ID, PAYLOAD, agent_caller, root, run, says, uid, unit, wait_for};
+use crate::device::{Device, ID, PAYLOAD, agent_caller, root, run, says, unit, wait_for};
 
 /// A port of the simulated cloud that nothing else has.
 const CLOUD_PORT: &str = "8443";
@@ -46,7 +46,7 @@ pub(crate) fn what_a_package_has_is_installed(device: &mut Device) {
     wait_for("the simulated cloud", || ca.exists().then_some(()));
 
     let agent = agent_caller();
-    agent.give_to(uid("edgekeep-moduled"));
+    agent.open_to_all();
     let environment = agent.environment().map(|(name, value)| format!("{name} = {value:?}\n")).concat();
     device.agent = Some(agent);
     let calls = format!("{PAYLOAD}/bin/calls");

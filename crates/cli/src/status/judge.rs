@@ -32,7 +32,9 @@ pub(super) fn judge(facts: Facts, now: OffsetDateTime) -> Health {
     let uids: Vec<u32> = facts.daemons.iter().filter_map(|daemon| daemon.uid).collect();
     if uids.iter().enumerate().any(|(at, uid)| uids[..at].contains(uid)) {
         let hint = if facts.installed { ": install them with a user each" } else { "" };
-        let detail = format!("daemons share one Unix user, so they are not isolated from each other{hint}");
+        let detail = format!(
+            "daemons share one Unix user, so they and host modules without a user are not isolated from each other{hint}"
+        );
         find(Code::WeakIsolation, Subject::device(), &detail);
     }
     for (daemon, sandbox) in &facts.sandboxes {

@@ -99,6 +99,9 @@ codes! {
     ServiceNotRegistered = "service-not-registered", Unhealthy,
         "A service of the host could not be registered, so all its calls are refused.",
         "Correct its entry in [host_services] as the detail says, run `edgekeep config apply` and restart moduled.";
+    SharedUser = "shared-user", Warning,
+        "A host module runs as the user of another module or of a daemon: each can change the other's memory and files.",
+        "Leave `user` out of [host_modules], so that each module has one for itself, or name another user for each.";
     EngineSilent = "engine-silent", Unhealthy,
         "The container engine does not answer: no container is started, stopped or made until it does.",
         "Start it (for Docker: systemctl start docker).";

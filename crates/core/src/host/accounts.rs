@@ -63,6 +63,16 @@ impl Accounts {
         })
     }
 
+    /// The name of a group, if it has one.
+    #[must_use]
+    pub fn group_name(&self, gid: u32) -> Option<&str> {
+        let number = gid.to_string();
+        self.group.lines().find_map(|line| {
+            let (name, rest) = line.split_once(':')?;
+            (rest.split(':').nth(1)? == number && !name.is_empty()).then_some(name)
+        })
+    }
+
     /// A user and the group it runs as: the one that is given, else its own.
     ///
     /// # Errors

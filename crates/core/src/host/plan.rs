@@ -71,7 +71,8 @@ pub enum PlanError {
     },
 }
 
-/// Plans the start of a host module.
+/// Plans the start of a host module. `own` is the user that it has for itself if the configuration names none; without one it
+/// runs as the daemon does.
 ///
 /// # Errors
 /// What is configured cannot be done, or must not. Never a plan with less protection or more rights than configured.
@@ -80,11 +81,12 @@ pub fn plan(
     daemon: &Daemon,
     accounts: &Accounts,
     allow_root: bool,
+    own: Option<Account>,
 ) -> Result<LaunchPlan, PlanError> {
     let account = match (&module.user, &module.group) {
         (Some(user), group) => accounts.account(user, group.as_deref())?,
         (None, Some(_)) => return Err(PlanError::GroupAlone),
-        (None, None) => daemon.account,
+        (None, None) => own.unwrap_or(daemon.account),
     };
     if account.uid == 0 && !allow_root {
         return Err(PlanError::Root);
@@ -145,10 +147,22 @@ mod tests {
     #[test]
     fn without_a_user_it_runs_as_the_daemon_with_no_capability() {
         for (daemon, set_user) in [(root(), true), (nobody(), false)] {
-            let plan = plan(&module(), &daemon, &accounts(), true).expect("possible");
+            let plan = plan(&module(), &daemon, &accounts(), true, None).expect("possible");
             assert_eq!((plan.uid, plan.gid, plan.set_user), (daemon.account.uid, daemon.account.gid, set_user));
             assert!(plan.capabilities.is_empty() && plan.folders.is_none());
         }
+    }
+
+    #[test]
+    fn without_a_user_it_runs_as_its_own_where_there_is_one() {
+        let own = Account { uid: 70_000, gid: 70_000 };
+        let planned = plan(&module(), &root(), &accounts(), false, Some(own)).expect("possible");
+        assert_eq!((planned.uid, planned.gid, planned.set_user), (70_000, 70_000, true));
+        // Never as the daemon instead.
+        let refused = PlanError::OtherUser { own: 700, wanted: 70_000 };
+        assert_eq!(plan(&module(), &nobody(), &accounts(), true, Some(own)), Err(refused));
+        let named = HostModule { user: Some("sensor".into()), ..module() };
+        assert_eq!(plan(&named, &root(), &accounts(), false, Some(own)).map(|plan| plan.uid), Ok(990));
     }
 
     #[test]
@@ -175,9 +189,9 @@ mod tests {
             ),
         ];
         for (module, daemon, allow_root, expected) in cases {
-            assert_eq!(plan(&module, &daemon, &accounts(), allow_root), Err(expected));
+            assert_eq!(plan(&module, &daemon, &accounts(), allow_root, None), Err(expected));
         }
-        assert_eq!(plan(&user, &root(), &accounts(), false).map(|plan| (plan.uid, plan.gid)), Ok((990, 991)));
+        assert_eq!(plan(&user, &root(), &accounts(), false, None).map(|plan| (plan.uid, plan.gid)), Ok((990, 991)));
     }
 
     proptest! {
@@ -194,7 +208,7 @@ mod tests {
             module.capabilities = set(caps & 0x3);
             module.read = read.clone();
             let daemon = Daemon { account: Account { uid: 0, gid: 0 }, capabilities: set(own) };
-            if let Ok(plan) = plan(&module, &daemon, &accounts(), allow_root) {
+            if let Ok(plan) = plan(&module, &daemon, &accounts(), allow_root, None) {
                 prop_assert_eq!(plan.capabilities, module.capabilities);
                 prop_assert_eq!(plan.capabilities.bits() & !daemon.capabilities.bits(), 0);
                 prop_assert!(allow_root || plan.uid != 0);

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 pub(crate) use orders::{Order, Orders};
 
+use crate::own_users;
 use crate::service::Moduled;
 
 /// Between two looks.
@@ -52,6 +53,7 @@ pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>)
 
 /// Brings the board up to date but for the modules. Asks nobody, least of all the engine.
 pub(crate) fn look(service: &Moduled) {
+    own_users::look(service);
     let silent = service.modules.containers.as_ref().filter(|containers| !containers.watch.is_reconciled());
     let found = silent.map(|containers| {
         let detail = match containers.watch.silent_for() {

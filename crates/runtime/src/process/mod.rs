@@ -460,5 +460,6 @@ fn remove_folder(path: &Path) {
 #[cfg(test)]
 fn own_plan() -> LaunchPlan {
     let module = edgekeep_core::host::HostModule::new("/bin/sleep", Sha256Digest::new([0; 32]));
-    edgekeep_core::host::plan(&module, &own_rights().expect("known"), &Accounts::default(), true).expect("possible")
+    edgekeep_core::host::plan(&module, &own_rights().expect("known"), &Accounts::default(), true, None)
+        .expect("possible")
 }

@@ -48,7 +48,7 @@ fn spec(executable: &str, args: &[&str]) -> ProcessSpec {
 fn planned(change: impl FnOnce(&mut HostModule)) -> LaunchPlan {
     let mut module = HostModule::new("/bin/sh", Sha256Digest::new([0; 32]));
     change(&mut module);
-    plan(&module, &own_rights().expect("known"), &accounts().expect("readable"), true).expect("possible")
+    plan(&module, &own_rights().expect("known"), &accounts().expect("readable"), true, None).expect("possible")
 }
 
 fn shell(script: &str) -> ProcessSpec {
