@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
-/// Connections that may wait to be accepted, until the server sets what it can do with (see `server::acceptor`).
-const BACKLOG: i32 = 900;
+/// Connections that may wait to be accepted: as many as the kernel allows (`net.core.somaxconn`). Where callers are measured
+/// the server sets less (see `server::acceptor`).
+const BACKLOG: i32 = i32::MAX;
 
 /// Longest path, in bytes, that fits into a socket address on Linux.
 pub const PATH_LIMIT: usize = 107;

@@ -33,9 +33,10 @@ impl Acceptor {
             tracing::warn!(%error, "the kernel does not tell which sockets connect (UNIX_DIAG): callers that exchange their program between connect and accept are not noticed");
             None
         });
-        // The kernel cuts it to its own limit (`net.core.somaxconn`). Whoever finds no place waits, or is told EAGAIN.
-        let backlog = if waiting.is_some() { TELLABLE } else { i32::MAX };
-        if let Err(error) = rustix::net::listen(&listener, backlog) {
+        // Whoever finds no place waits, or is told EAGAIN.
+        if waiting.is_some()
+            && let Err(error) = rustix::net::listen(&listener, TELLABLE)
+        {
             tracing::warn!(%error, "the number of connections that may wait stays as it was");
         }
         // Set on the listener, so that bytes sent before accept carry their sender as well.
@@ -77,8 +78,8 @@ impl Acceptor {
 
     fn is_readable(&self) -> bool {
         let mut listener = [PollFd::new(&self.listener, PollFlags::IN)];
-        // What cannot be asked is tried.
-        poll(&mut listener, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        // What cannot be asked is tried: a daemon that has given up this call accepts all the same.
+        !matches!(poll(&mut listener, Some(&Timespec::default())), Ok(0))
     }
 
     fn ask(&mut self) {
