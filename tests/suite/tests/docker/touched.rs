@@ -246,12 +246,15 @@ impl<'a> Module<'a> {
             }
             Act::Disconnect => self.docker(&["network", "disconnect", "-f", network, name]),
             Act::RemoveNetwork | Act::RemakeNetwork => {
-                // The daemon attaches it again at once, and who is attached keeps a network from being removed.
-                wait_for("the network to be removed", || {
+                // The daemon attaches it again at once, and who is attached keeps a network from being removed; with Podman
+                // also a stopped container that is kept aside.
+                for _ in 0..20 {
                     self.docker(&["network", "disconnect", "-f", network, name]);
                     self.docker(&["network", "rm", network]);
-                    self.described(&format!("/networks/{network}")).is_none().then_some(())
-                });
+                    if self.described(&format!("/networks/{network}")).is_none() {
+                        break;
+                    }
+                }
                 if act == Act::RemakeNetwork {
                     self.docker(&["network", "create", network]);
                 }
