@@ -10,6 +10,7 @@ pub mod authority;
 pub mod clock;
 pub mod container;
 pub mod create_options;
+pub mod credentials;
 pub mod deployment;
 pub mod digest;
 pub mod ec_point;
