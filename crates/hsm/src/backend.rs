@@ -7,6 +7,7 @@ use std::str::FromStr;
 use edgekeep_core::id::KeyId;
 
 use crate::SecretBytes;
+use crate::key_file::KeyFileFault;
 use crate::pkcs11::TokenError;
 use crate::software::StoreError;
 use crate::tpm::TpmError;
@@ -454,6 +455,16 @@ pub enum KeyError {
         /// Where the key is.
         path: PathBuf,
     },
+    /// The key is in a file that the configuration names, and the file holds no key that can be used.
+    #[error("key {id:?} cannot be read from the file {path:?}: {why}")]
+    PreloadedUnusable {
+        /// The id.
+        id: KeyId,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: InputError,
+    },
     /// The backend cannot do this at all, or not with this key's algorithm.
     #[error("{operation} is not possible with this key in the {backend} backend")]
     NotSupported {
@@ -525,11 +536,12 @@ pub enum InputError {
         /// How many it has.
         found: usize,
     },
-    /// A private key that cannot be read.
-    #[error(
-        "not a private key that can be used: a PEM or DER private key, EC P-256, EC P-384 or RSA of 2048 to 8192 bits"
-    )]
+    /// A private key that cannot be used.
+    #[error("the private key is damaged or cannot be used: use EC P-256, EC P-384 or RSA of 2048 to 8192 bits")]
     PrivateKey,
+    /// A key file that holds no key, or one of a form that is not read.
+    #[error("{0}")]
+    KeyFile(KeyFileFault),
     /// An empty IV.
     #[error("the iv is empty")]
     EmptyIv,

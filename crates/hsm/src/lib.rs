@@ -22,6 +22,7 @@ pub mod backend;
 pub mod configured;
 pub mod envelope;
 mod gcm;
+pub mod key_file;
 mod locked;
 mod material;
 pub mod ordered;

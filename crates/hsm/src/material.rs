@@ -54,7 +54,7 @@ pub(crate) enum Pair {
 
 /// What differs between the curves that can be used.
 pub(crate) struct Curve {
-    signing: &'static EcdsaSigningAlgorithm,
+    pub(crate) signing: &'static EcdsaSigningAlgorithm,
     digest: &'static aws_lc_rs::digest::Algorithm,
     /// Length of a field element, and of the digests that a signature covers, in bytes.
     pub(crate) len: usize,
@@ -160,6 +160,17 @@ impl Pair {
         Ok(Self::Rsa { private, modulus, exponent })
     }
 
+    /// The public half as a SubjectPublicKeyInfo in DER (RFC 5480, RFC 8017).
+    pub(crate) fn public_key_info(&self) -> Vec<u8> {
+        let (algorithm, key) = match self {
+            Self::Ec { curve, point, .. } => (der(0x30, &[EC_PUBLIC_KEY, curve.oid]), point.clone()),
+            Self::Rsa { modulus, exponent, .. } => {
+                (der(0x30, &[RSA_ENCRYPTION, &[5, 0]]), der(0x30, &[&der_unsigned(modulus), &der_unsigned(exponent)]))
+            }
+        };
+        der(0x30, &[&algorithm, &der(0x03, &[&[0], &key])])
+    }
+
     pub(crate) fn public_parameter(&self, parameter: PublicParameter) -> Result<PublicValue, InputError> {
         Ok(match (self, parameter) {
             (Self::Ec { .. }, PublicParameter::Algorithm) => PublicValue::Word("ECDSA"),
@@ -236,6 +247,31 @@ pub(crate) fn compress(point: &[u8], len: usize) -> Option<Vec<u8>> {
     Some(compressed)
 }
 
+/// Object identifiers in DER, with tag and length.
+const EC_PUBLIC_KEY: &[u8] = &[6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
+const RSA_ENCRYPTION: &[u8] = &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
+
+/// A DER element around `parts`.
+fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let content = parts.concat();
+    let bytes = content.len().to_be_bytes();
+    let first = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len() - 1);
+    let length = &bytes[first..];
+    let mut element = vec![tag];
+    if content.len() >= 0x80 {
+        element.push(0x80 | u8::try_from(length.len()).unwrap_or(u8::MAX));
+    }
+    element.extend_from_slice(length);
+    element.extend_from_slice(&content);
+    element
+}
+
+/// A DER INTEGER of a number without sign or leading zeros.
+fn der_unsigned(number: &[u8]) -> Vec<u8> {
+    let sign: &[u8] = if number.first().is_none_or(|first| *first >= 0x80) { &[0] } else { &[] };
+    der(0x02, &[sign, number])
+}
+
 /// Modulus and exponent out of a DER `RSAPublicKey`, without the sign byte.
 fn rsa_public_parts(der: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let (sequence, rest) = der_element(0x30, der)?;
@@ -261,29 +297,6 @@ fn der_element(tag: u8, input: &[u8]) -> Option<(&[u8], &[u8])> {
     };
     (found == tag).then_some(())?;
     rest.split_at_checked(len)
-}
-
-/// Reads a key file that somebody else made: a PEM private key is a key pair, anything else is a symmetric key as it is.
-pub(crate) fn read_key_file(content: &SecretBytes) -> Result<(KeyKind, SecretBytes), InputError> {
-    let bytes = content.expose();
-    if find(bytes, b"PRIVATE KEY-----").is_none() {
-        check_symmetric(bytes)?;
-        return Ok((KeyKind::Symmetric, content.clone()));
-    }
-    let pkcs8 = if let Some(der) = pem_section(bytes, "PRIVATE KEY") {
-        der
-    } else if let Some(der) = pem_section(bytes, "EC PRIVATE KEY") {
-        let pair = [&P256, &P384].iter().find_map(|curve| EcdsaKeyPair::from_private_key_der(curve.signing, &der).ok());
-        let document = pair.and_then(|pair| pair.to_pkcs8v1().ok()).ok_or(InputError::PrivateKey)?;
-        Zeroizing::new(document.as_ref().to_vec())
-    } else if let Some(der) = pem_section(bytes, "RSA PRIVATE KEY") {
-        let pair = RsaKeyPair::from_der(&der).map_err(|_| InputError::PrivateKey)?;
-        Zeroizing::new(pair.as_der().map_err(|_| InputError::PrivateKey)?.as_ref().to_vec())
-    } else {
-        return Err(InputError::PrivateKey);
-    };
-    Pair::from_pkcs8(&pkcs8)?;
-    Ok((KeyKind::Pair, SecretBytes::from(pkcs8.as_slice())))
 }
 
 /// The decoded first section with this label.
@@ -312,16 +325,6 @@ mod tests {
 
     use super::*;
 
-    fn pem(label: &str, der: &[u8]) -> SecretBytes {
-        let mut text = format!("-----BEGIN {label}-----\n");
-        for line in STANDARD.encode(der).as_bytes().chunks(64) {
-            text += std::str::from_utf8(line).unwrap();
-            text += "\r\n";
-        }
-        text += &format!("-----END {label}-----\n");
-        text.into_bytes().into()
-    }
-
     fn bytes(value: Result<PublicValue, InputError>) -> Vec<u8> {
         match value.unwrap() {
             PublicValue::Bytes(bytes) => bytes,
@@ -342,9 +345,7 @@ mod tests {
     #[test]
     fn p384_keys_sign_and_show_their_curve() {
         let document = EcdsaKeyPair::generate(P384.signing).unwrap().to_pkcs8v1().unwrap();
-        let (kind, stored) = read_key_file(&pem("PRIVATE KEY", document.as_ref())).unwrap();
-        assert_eq!(kind, KeyKind::Pair);
-        let pair = Pair::from_pkcs8(stored.expose()).unwrap();
+        let pair = Pair::from_pkcs8(document.as_ref()).unwrap();
         assert_eq!(bytes(pair.public_parameter(PublicParameter::EcCurveOid)), P384.oid);
         let Pair::Ec { point, .. } = &pair else { panic!("not an EC key") };
         let digest = aws_lc_rs::digest::digest(&SHA384, b"message");
@@ -425,51 +426,11 @@ mod tests {
         assert!(pair.rsa_private_operation(RsaPadding::Pkcs1, b"x").is_none());
     }
 
-    #[test]
-    fn private_keys_in_pem_of_every_usual_form_are_read() {
-        let ec = EcdsaKeyPair::generate(P256.signing).unwrap();
-        let sec1 = ec.private_key().as_der().unwrap();
-        let mut with_parameters =
-            b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n".to_vec();
-        with_parameters.extend_from_slice(pem("EC PRIVATE KEY", sec1.as_ref()).expose());
-        let (kind, stored) = read_key_file(&with_parameters.into()).unwrap();
-        assert_eq!(kind, KeyKind::Pair);
-        let point = bytes(Pair::from_pkcs8(stored.expose()).unwrap().public_parameter(PublicParameter::EcPoint));
-        assert_eq!(point, compress(ec.public_key().as_ref(), 32).unwrap());
-
-        let pkcs8 = Pair::generate(PairAlgorithm::Rsa2048).unwrap();
-        // The traditional form is what PKCS#8 wraps: version, algorithm, octet string.
-        let (sequence, _) = der_element(0x30, pkcs8.expose()).unwrap();
-        let (_, after) = der_element(0x02, sequence).unwrap();
-        let (_, after) = der_element(0x30, after).unwrap();
-        let (pkcs1, _) = der_element(0x04, after).unwrap();
-        let (_, stored) = read_key_file(&pem("RSA PRIVATE KEY", pkcs1)).unwrap();
-        assert_eq!(stored.expose(), pkcs8.expose());
-    }
-
-    #[test]
-    fn a_file_that_is_no_pem_is_a_symmetric_key_byte_for_byte() {
-        let (kind, bytes) = read_key_file(&b"not pem\n"[..].into()).unwrap();
-        assert_eq!((kind, bytes.expose()), (KeyKind::Symmetric, &b"not pem\n"[..]));
-        assert_eq!(read_key_file(&b""[..].into()).err(), Some(InputError::EmptyKey));
-    }
-
-    #[test]
-    fn broken_and_encrypted_pem_files_are_refused_not_taken_as_symmetric_keys() {
-        for (label, der) in [("PRIVATE KEY", &b"junk"[..]), ("ENCRYPTED PRIVATE KEY", b"junk"), ("EC PRIVATE KEY", b"")]
-        {
-            assert_eq!(read_key_file(&pem(label, der)).err(), Some(InputError::PrivateKey), "{label}");
-        }
-        let cut = b"-----BEGIN PRIVATE KEY-----\nAAAA\n";
-        assert_eq!(read_key_file(&cut[..].into()).err(), Some(InputError::PrivateKey));
-    }
-
     proptest! {
         #[test]
         fn no_bytes_make_reading_a_key_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = rsa_public_parts(&bytes);
             let _ = Pair::from_pkcs8(&bytes);
-            let _ = read_key_file(&pem("PRIVATE KEY", &bytes));
         }
 
         #[test]

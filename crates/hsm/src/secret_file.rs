@@ -48,13 +48,19 @@ pub(crate) fn read_own(path: &Path, limit: u64) -> io::Result<SecretBytes> {
     Ok(content.bytes.into())
 }
 
-/// The first line of such a file.
+/// Returns the first line of such a file, without a byte order mark: a PIN that is wrong by one counts as a wrong try.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`read`], and if the file is text in UTF-16.
 pub(crate) fn read_first_line(path: &Path) -> io::Result<SecretBytes> {
     let content = read(path, LINES_LIMIT)?;
-    let line = content.expose().split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let bytes = content.expose();
+    if matches!(bytes, [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) {
+        let what = "the file is text in UTF-16; write it anew: iconv -f UTF-16 -t UTF-8 FILE > NEW";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     Ok(line.strip_suffix(b"\r").unwrap_or(line).into())
 }
 
@@ -94,5 +100,16 @@ mod tests {
         let path = folder.path().join("pin");
         std::fs::write(&path, format!("1234\r\n{}", "# rotate in May\n".repeat(100))).unwrap();
         assert_eq!(read_first_line(&path).unwrap().expose(), b"1234");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_secret_and_utf_16_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pin");
+        std::fs::write(&path, "\u{feff}1234\r\n").unwrap();
+        assert_eq!(read_first_line(&path).unwrap().expose(), b"1234");
+        let wide: Vec<u8> = "\u{feff}1234".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(&path, wide).unwrap();
+        assert!(read_first_line(&path).err().unwrap().to_string().contains("iconv -f UTF-16 -t UTF-8"));
     }
 }

@@ -36,14 +36,13 @@ use crate::backend::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
     SymmetricKey, Usage,
 };
+use crate::key_file::{KEY_FILE_LIMIT, read_key_file};
 use crate::material::{self, Material, Pair};
 use crate::tpm::{AuthValue, SealTo, Tpm};
 use crate::{SecretBytes, secret_file};
 
 /// Keys held ready in memory. A device has a few dozen; loading one again costs a file read.
 const READY_LIMIT: usize = 128;
-/// Largest file of a preloaded key that is read, in bytes: several times a key pair with its certificates.
-const PRELOADED_LIMIT: u64 = 256 * 1024;
 /// Length of generated symmetric keys, in bytes.
 const GENERATED_LEN: usize = 32;
 
@@ -64,7 +63,8 @@ type Changing<'a> = MutexGuard<'a, ()>;
 
 impl SoftwareBackend {
     /// Opens the store in `folder`, and makes it if it is not there. `preloaded` keys are read from the files that they
-    /// name and never changed here; each file holds a PEM private key or a symmetric key's raw bytes.
+    /// name and never changed here; each file holds a private key (see [`crate::key_file`])
+    /// or a symmetric key's raw bytes.
     ///
     /// # Errors
     /// If another process has the store open, its store key is missing or damaged, or the folder cannot be used.
@@ -126,13 +126,13 @@ impl SoftwareBackend {
         Ok(self.store.read(NameSpace::Internal, id)?.is_some())
     }
 
-    /// Stores the content of a key file that somebody else made, over a key that has this id: a PEM private key becomes a
-    /// key pair, anything else a symmetric key with every usage.
+    /// Stores the content of a key file that somebody else made, over a key that has this id: a private key becomes a key
+    /// pair, bytes of no known form a symmetric key with every usage.
     ///
     /// # Errors
     /// If the content is no usable key, the id is a preloaded key's, or the store fails.
     pub fn import_file_content(&self, id: &KeyId, content: &SecretBytes) -> Result<(), KeyError> {
-        let (kind, secret) = material::read_key_file(content)?;
+        let (kind, secret) = read_key_file(content)?;
         self.refuse_preloaded(id)?;
         let changing = self.lock_for_change();
         if let Some(existing) = self.store.read(NameSpace::Ordinary, id)? {
@@ -197,14 +197,14 @@ impl SoftwareBackend {
         stamp: Option<FileStamp>,
     ) -> Result<Option<Arc<Material>>, KeyError> {
         let material = if let Some(path) = self.preloaded.get(id) {
-            let content = match secret_file::read(path, PRELOADED_LIMIT) {
+            let content = match secret_file::read(path, KEY_FILE_LIMIT as u64) {
                 Ok(content) => content,
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 Err(source) => return Err(StoreError::Io { action: "read", path: path.clone(), source }.into()),
             };
-            material::read_key_file(&content)
+            read_key_file(&content)
                 .and_then(|(kind, secret)| Material::from_stored(kind, Usage::ALL, secret))
-                .map_err(|source| StoreError::Unusable { path: path.clone(), source })?
+                .map_err(|why| KeyError::PreloadedUnusable { id: id.clone(), path: path.clone(), why })?
         } else {
             let Some(stored) = self.store.read(NameSpace::Ordinary, id)? else { return Ok(None) };
             Material::from_stored(stored.kind, stored.usage, stored.secret)

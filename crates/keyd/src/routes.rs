@@ -557,7 +557,7 @@ fn refuse(error: KeyError) -> HttpError {
             let text = format!("parameter \"id\" has an invalid value\ncaused by: {text}");
             HttpError::bad_request(text).with_code(ErrorCode::Absent)
         }
-        KeyError::WrongKind { .. } | KeyError::Preloaded { .. } => {
+        KeyError::WrongKind { .. } | KeyError::Preloaded { .. } | KeyError::PreloadedUnusable { .. } => {
             wrong_request(format!("parameter \"id\" has an invalid value\ncaused by: {text}"))
         }
         _ => wrong_request(text),

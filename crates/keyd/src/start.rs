@@ -155,7 +155,7 @@ impl Keyd {
         let tpm = plan.tpm(settings, &folder);
         let places = plan.open(settings, &folder, tpm)?;
         tracing::info!(memory = ?secret_memory(), "secrets");
-        import(&places.files, &root.key_import_folder());
+        import(&places.files, &root.key_import_folder(), &board);
         for id in settings.preloaded_keys.keys() {
             match places.backend.kind(id) {
                 Ok(Some(_)) => {}
@@ -258,7 +258,7 @@ fn internal(name: &str) -> KeyId {
 
 /// Takes every key in `folder` into the store and removes its file. A crash in between is harmless: the same key is taken
 /// in again.
-fn import(backend: &SoftwareBackend, folder: &Path) {
+fn import(backend: &SoftwareBackend, folder: &Path, board: &Board) {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return,
@@ -278,7 +278,8 @@ fn import(backend: &SoftwareBackend, folder: &Path) {
         match import_file(backend, &path) {
             Ok(id) => tracing::info!(key = id.as_str(), "imported a key"),
             Err(error) => {
-                tracing::error!(file = %path.display(), error = chain(&error), "cannot import this key; the file is kept");
+                let detail = format!("the key cannot be taken in, and the file is kept: {}", chain(&error));
+                board.raise(Code::KeyUnusable, &Subject::file(&path), detail);
             }
         }
     }
