@@ -1,6 +1,6 @@
 //! One HTTPS call: connect, send, read, judge; with a limit on the whole of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use edgekeep_base::file::{self, Rules};
 use edgekeep_core::authority::Authority;
+use edgekeep_core::credentials::{self, Finding, Purpose, read_certificates};
 use edgekeep_core::foreign_text::{MESSAGE_LIMIT, cleaned};
 use edgekeep_core::provisioning::call_pause;
 use http::{HeaderMap, Method, Request, header};
@@ -16,7 +17,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -29,7 +29,7 @@ use crate::sas::{Audience, LIFETIME, Signer};
 /// Largest answer that is read, in bytes. A hub's list of 50 modules has about 40 KiB.
 const ANSWER_LIMIT: usize = 1 << 20;
 /// Largest file with trusted roots, in bytes: several times what a distribution trusts.
-const ROOTS_LIMIT: u64 = 4 << 20;
+const ROOTS_LIMIT: usize = credentials::Limits::FILE.bytes;
 /// Longest time for which a service is taken to ask to be left alone. Those who wait have lower limits of their own.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(86_400);
 /// A difference of clocks below this is network delay, in seconds.
@@ -387,18 +387,7 @@ fn tls_config(trust: &Trust) -> Result<ClientConfig, CloudError> {
         }
         Trust::Files(paths) => {
             for path in paths {
-                let bad = |what: String| CloudError::Roots { path: Some(path.clone()), what };
-                let content = file::read(path, Rules::named(ROOTS_LIMIT)).map_err(|error| bad(error.to_string()))?;
-                let mut any = false;
-                for certificate in CertificateDer::pem_slice_iter(&content) {
-                    roots
-                        .add(certificate.map_err(|error| bad(error.to_string()))?)
-                        .map_err(|error| bad(error.to_string()))?;
-                    any = true;
-                }
-                if !any {
-                    return Err(bad("no certificate in it".to_owned()));
-                }
+                add_file(&mut roots, path)?;
             }
         }
     }
@@ -409,6 +398,32 @@ fn tls_config(trust: &Trust) -> Result<ClientConfig, CloudError> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(config)
+}
+
+/// Adds the certificates of a file. What cannot be used in it is named and takes nothing else down.
+fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), CloudError> {
+    let bad = |what: String| CloudError::Roots { path: Some(path.to_owned()), what };
+    let limits = credentials::Limits { bytes: ROOTS_LIMIT, ..credentials::Limits::FILE };
+    let content = file::read(path, Rules::named(ROOTS_LIMIT as u64)).map_err(|error| bad(error.to_string()))?;
+    let file = read_certificates(&content, &limits);
+    let told = |finding: Finding| format!("{finding}; {}", finding.fault.remedy(Purpose::Certificates));
+    let mut refused = None;
+    let before = roots.len();
+    for certificate in &file.certificates {
+        if let Err(error) = roots.add(CertificateDer::from(certificate.der())) {
+            refused = Some(format!("a certificate in it cannot be used as a root: {error}"));
+        }
+    }
+    let wrong = file.findings.gravest().map(told).or(refused);
+    match wrong {
+        Some(wrong) if roots.len() == before => Err(bad(wrong)),
+        None if roots.len() == before => Err(bad("no certificate in it".to_owned())),
+        Some(wrong) => {
+            tracing::warn!(file = %path.display(), "left out of the roots: {wrong}");
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -461,6 +476,22 @@ mod tests {
         let path = folder.path().join("roots.pem");
         std::fs::write(&path, "nothing here").unwrap();
         let error = tls_config(&Trust::Files(vec![path])).unwrap_err();
-        assert!(error.to_string().contains("roots.pem") && error.to_string().contains("no certificate"), "{error}");
+        assert!(error.to_string().contains("roots.pem") && error.to_string().contains("PEM or DER"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_used_of_a_root_file_takes_nothing_else_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("roots.crt");
+        let made = rcgen::generate_simple_self_signed(vec!["root".to_owned()]).unwrap();
+        let cut = made.cert.pem()[..200].to_owned();
+        std::fs::write(&path, format!("\u{feff}{}{cut}\n{}", made.signing_key.serialize_pem(), made.cert.pem()))
+            .unwrap();
+        tls_config(&Trust::Files(vec![path.clone()])).unwrap();
+        std::fs::write(&path, made.cert.der()).unwrap();
+        tls_config(&Trust::Files(vec![path.clone()])).unwrap();
+        std::fs::write(&path, cut).unwrap();
+        let error = tls_config(&Trust::Files(vec![path])).unwrap_err();
+        assert!(error.to_string().contains("line 1, block 1: the END line is missing"), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 
 mod issue;
 mod issuer;
+mod left_out;
 mod pem;
 mod public_key;
 mod request;
@@ -16,9 +17,11 @@ use std::sync::Arc;
 use aws_lc_rs::rand;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, OnBehalfOf, SignMechanism};
+use edgekeep_core::credentials::{Certificate, encode_pem, pem_of};
 use edgekeep_core::id::CertId;
 use edgekeep_core::issuance::Rights;
 use edgekeep_core::settings::{IdentitydSettings, Issuance, IssuanceMethod, LocalCa};
+use edgekeep_daemon::board::Board;
 use edgekeep_daemon::store::StoreError;
 use time::OffsetDateTime;
 
@@ -136,9 +139,10 @@ impl Certificates {
         settings: &IdentitydSettings,
         keys: KeysClient,
         time: Arc<TrustedTime>,
+        board: Board,
     ) -> Result<Self, StoreError> {
         Ok(Self {
-            store: CertStore::open(folder, settings.preloaded_certs.clone())?,
+            store: CertStore::open(folder, settings.preloaded_certs.clone(), board)?,
             issuance: settings.cert_issuance.clone(),
             local_ca: settings.local_ca.clone(),
             keys,
@@ -146,14 +150,26 @@ impl Certificates {
         })
     }
 
-    pub(crate) fn read(&self, id: &CertId) -> Result<String, CertificateError> {
-        Ok(self.store.read(id)?)
+    /// Looks at the files that the operator keeps elsewhere: what is wrong with them is told to the board.
+    pub(crate) fn look(&self) {
+        self.store.look();
     }
 
-    /// Stores what a caller brings, if it is certificates.
-    pub(crate) fn import(&self, id: &CertId, text: &str) -> Result<(), CertificateError> {
-        pem::certificates(text)?;
-        Ok(self.store.write(id, text, true)?)
+    /// A certificate with its chain, or the members of a list, as strict PEM.
+    pub(crate) fn read(&self, id: &CertId) -> Result<String, CertificateError> {
+        Ok(pem_of(&self.store.read(id)?))
+    }
+
+    /// The certificate alone.
+    pub(crate) fn leaf(&self, id: &CertId) -> Option<Certificate> {
+        self.store.read(id).ok()?.into_iter().next()
+    }
+
+    /// Stores what a caller brings, if it is certificates, and returns how it is written.
+    pub(crate) fn import(&self, id: &CertId, text: &str) -> Result<String, CertificateError> {
+        let text = pem_of(&pem::certificates(text)?);
+        self.store.write(id, &text, true)?;
+        Ok(text)
     }
 
     pub(crate) fn remove(&self, id: &CertId) -> Result<(), CertificateError> {
@@ -219,7 +235,7 @@ impl Certificates {
             },
         };
         let unsigned = issue::prepare(request, issuer.as_ref(), &circumstances)?;
-        let mut pem = pem::encode("CERTIFICATE", &signed(keys, &unsigned, signers).await?);
+        let mut pem = encode_pem("CERTIFICATE", &signed(keys, &unsigned, signers).await?);
         pem.push_str(&chain);
         self.store.write(id, &pem, !is_replaceable)?;
         Ok(Issued { pem, not_after: unsigned.not_after })
@@ -228,9 +244,8 @@ impl Certificates {
     /// The certificate that signs, and its whole chain.
     fn issuer(&self, id: &CertId, now: OffsetDateTime) -> Result<(Issuer, String), CertificateError> {
         let chain = self.store.read(id)?;
-        let certificates = pem::certificates(&chain)?;
-        let first = certificates.first().ok_or_else(|| CertStoreError::NotFound { id: id.clone() })?;
-        Ok((Issuer::read(first, now)?, chain))
+        let first = chain.first().ok_or_else(|| CertStoreError::NotFound { id: id.clone() })?;
+        Ok((Issuer::read(first.der(), now)?, pem_of(&chain)))
     }
 }
 

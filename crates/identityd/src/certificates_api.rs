@@ -99,8 +99,8 @@ async fn import(api: Arc<CertificatesApi>, mut request: Request) -> Result<Respo
     let id: CertId = request.id(0)?;
     api.authorize(&request, &id)?;
     let body: PemBody = request.json().await?;
-    api.certificates.import(&id, &body.pem).map_err(|error| certificate_failed(&error))?;
-    Ok(Response::json(StatusCode::CREATED, &body))
+    let pem = api.certificates.import(&id, &body.pem).map_err(|error| certificate_failed(&error))?;
+    Ok(Response::json(StatusCode::CREATED, &PemBody { pem }))
 }
 
 async fn delete(api: Arc<CertificatesApi>, request: Request) -> Result<Response, HttpError> {
@@ -132,7 +132,9 @@ mod tests {
         assert_eq!(settings.provisioning, Provisioning::None);
         let keys = KeysClient::new(folder.path().join("keyd.sock"));
         let time = Arc::new(TrustedTime::open(folder.path()));
-        let certificates = Arc::new(Certificates::open(folder.path().join("certs"), &settings, keys, time).unwrap());
+        let board = edgekeep_daemon::board::Board::new();
+        let certificates = Certificates::open(folder.path().join("certs"), &settings, keys, time, board).unwrap();
+        let certificates = Arc::new(certificates);
         let uid = rustix::process::getuid().as_raw();
         let grants = Grants::new([(uid, ["mine/*"])]).with_root_restricted();
         let audit = Arc::new(Audit::new(folder.path()));

@@ -245,7 +245,7 @@ pub(crate) fn certificate_failed(error: &CertificateError) -> HttpError {
         | CertificateError::NotConfigured { .. }
         | CertificateError::Est { .. }
         | CertificateError::NoLocalCa { .. }
-        | CertificateError::Store(CertStoreError::Preloaded { .. }) => {
+        | CertificateError::Store(CertStoreError::Preloaded { .. } | CertStoreError::Unusable { .. }) => {
             HttpError::bad_request(chain(error)).with_code(ErrorCode::Request)
         }
         // keyd's own refusal (an unknown key, a handle that it does not take) is the caller's mistake. Its cause is

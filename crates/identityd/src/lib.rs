@@ -168,9 +168,10 @@ impl Identityd {
         let operations_socket = operations::listen(Daemon::Identityd, &root);
         let keyd = KeysClient::new(root.keyd_socket());
         let trusted_time = Arc::new(TrustedTime::open(&folder));
-        let certificates =
-            Arc::new(Certificates::open(folder.join("certs"), &settings, keyd.clone(), Arc::clone(&trusted_time))?);
         let board = Board::new();
+        let time = Arc::clone(&trusted_time);
+        let certificates =
+            Arc::new(Certificates::open(folder.join("certs"), &settings, keyd.clone(), time, board.clone())?);
         let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings, board.clone());
         let operations = Operations::new(Daemon::Identityd, &root, metrics::FAMILIES, refresh_metrics, board.clone());
         // The sockets are there, and no thread yet, and nothing has been heard from anybody.
@@ -178,6 +179,7 @@ impl Identityd {
         if let Some(report) = confine(&root, &settings, hub) {
             operations.confined(report);
         }
+        certificates.look();
 
         let keys = Arc::new(DeviceKeys::new(keyd, key));
         let trust = match settings.cloud.trusted_certs.as_slice() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgekeep_cloud::Observed;
+use edgekeep_core::credentials::Certificate;
 use edgekeep_core::health::certificates::judge;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::CertId;
@@ -67,7 +68,7 @@ pub(crate) fn refresh(certificates: Arc<Certificates>, settings: &IdentitydSetti
         Box::pin(async move {
             let look = move || {
                 let now = OffsetDateTime::now_utc();
-                let ends = ids.iter().filter_map(|(id, label)| Some((*label, validity(&certificates.read(id).ok()?)?)));
+                let ends = ids.iter().filter_map(|(id, label)| Some((*label, validity(&certificates.leaf(id)?)?)));
                 let ends: Vec<_> = ends.collect();
                 for code in [Code::CertificateExpired, Code::CertificateEndsSoon] {
                     let judged = ends.iter().filter_map(|(label, (begin, end))| {
@@ -96,10 +97,9 @@ pub(crate) async fn keep_looking(look: Refresh) {
     }
 }
 
-/// When the first certificate of a chain begins and ends.
-fn validity(pem: &str) -> Option<(OffsetDateTime, OffsetDateTime)> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
-    let (_, certificate) = X509Certificate::from_der(&pem.contents).ok()?;
+/// Returns the moments at which a certificate begins and ends.
+fn validity(certificate: &Certificate) -> Option<(OffsetDateTime, OffsetDateTime)> {
+    let (_, certificate) = X509Certificate::from_der(certificate.der()).ok()?;
     let validity = certificate.validity();
     Some((validity.not_before.to_datetime(), validity.not_after.to_datetime()))
 }

@@ -15,6 +15,7 @@ use edgekeep_daemon::server::HttpError;
 use http::StatusCode;
 use tokio::sync::Mutex;
 
+use crate::bundle::written_anew;
 use crate::failure;
 
 /// The device's key for modules' data (wire facts 3.3).
@@ -280,7 +281,10 @@ impl TrustBundleCache {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some((since, bundle)) = kept else {
             return match certificates.load(Self::CERT_ID).await {
-                Ok(pem) => Ok(self.keep(pem)),
+                Ok(pem) => match written_anew("trust bundle", &pem) {
+                    Some(pem) => Ok(self.keep(pem)),
+                    None => Err(HttpError::not_found(format!("certificate {:?} not found", Self::CERT_ID))),
+                },
                 Err(error) if says_absent(&error, Recipient::Certificates) => {
                     Err(HttpError::not_found(format!("certificate {:?} not found", Self::CERT_ID)))
                 }
@@ -291,7 +295,8 @@ impl TrustBundleCache {
             let (this, certificates) = (Arc::clone(self), certificates.clone());
             tokio::spawn(async move {
                 match certificates.load(Self::CERT_ID).await {
-                    Ok(pem) => drop(this.keep(pem)),
+                    // One without a certificate would leave modules without any: the last one stays.
+                    Ok(pem) => drop(written_anew("trust bundle", &pem).map(|pem| this.keep(pem))),
                     Err(error) => tracing::debug!(%error, "trust bundle not refreshed"),
                 }
                 this.refreshing.store(false, Ordering::Release);

@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod approvals;
 pub mod attest;
+mod bundle;
 pub mod container;
 mod containers;
 pub mod edge_ca;

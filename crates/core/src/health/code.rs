@@ -115,6 +115,10 @@ codes! {
     CertificateEndsSoon = "certificate-ends-soon", Warning,
         "A certificate ends soon and was not renewed yet.",
         "See that the issuer can be reached; a preloaded certificate has to be replaced before its end.";
+    CertificateFile = "certificate-file", Warning,
+        "A file of certificates that the configuration names cannot be used, or not all of it. The rest is used.",
+        "The detail names file, line, block and remedy. Correct the file; a private key in it reaches nobody, and should be \
+         removed from it.";
     ClockImplausible = "clock-implausible", Warning,
         "The device's clock shows a time that cannot be right.",
         "Set the clock (timedatectl set-ntp true, or date --set), and see to its battery. Modules go on meanwhile; the cloud cannot be \

@@ -1,51 +1,18 @@
 //! PEM, as the certificates API takes and answers it.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use edgekeep_core::credentials::{Certificate, Limits, Purpose, read_certificates};
 
 use super::IssueError;
 
-/// Most certificates in one chain or bundle.
-const CERTIFICATES: usize = 100;
-
-/// One PEM block.
-pub(super) fn encode(label: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut out = String::with_capacity(text.len() + text.len() / 64 + 64);
-    out.push_str("-----BEGIN ");
-    out.push_str(label);
-    out.push_str("-----\n");
-    let mut rest = text.as_str();
-    while !rest.is_empty() {
-        let (line, after) = rest.split_at(rest.len().min(64));
-        out.push_str(line);
-        out.push('\n');
-        rest = after;
+/// The certificates in `text`. An API's caller can be told: anything else in it is an error.
+pub(super) fn certificates(text: &str) -> Result<Vec<Certificate>, IssueError> {
+    let file = read_certificates(text.as_bytes(), &Limits::FILE);
+    match file.findings.gravest() {
+        Some(finding) => {
+            Err(IssueError::Pem { what: format!("{finding}; {}", finding.fault.remedy(Purpose::Certificates)) })
+        }
+        None => Ok(file.certificates),
     }
-    out.push_str("-----END ");
-    out.push_str(label);
-    out.push_str("-----\n");
-    out
-}
-
-/// The certificates in `text`, each of which must be one that can be read; anything else in it is an error.
-pub(super) fn certificates(text: &str) -> Result<Vec<Vec<u8>>, IssueError> {
-    let bad = |what: &str| IssueError::Pem { what: what.to_owned() };
-    let mut found = Vec::new();
-    for block in x509_parser::pem::Pem::iter_from_buffer(text.as_bytes()) {
-        let block = block.map_err(|_| bad("not PEM"))?;
-        if block.label != "CERTIFICATE" {
-            return Err(bad("a block that is no certificate"));
-        }
-        match x509_parser::parse_x509_certificate(&block.contents) {
-            Ok(([], _)) => found.push(block.contents),
-            _ => return Err(bad("a certificate that cannot be read")),
-        }
-        if found.len() > CERTIFICATES {
-            return Err(bad("too many certificates"));
-        }
-    }
-    if found.is_empty() { Err(bad("no certificate")) } else { Ok(found) }
 }
 
 /// The one block of a certificate request.
@@ -61,26 +28,20 @@ pub(super) fn request(text: &str) -> Result<Vec<u8>, IssueError> {
 
 #[cfg(test)]
 mod tests {
+    use edgekeep_core::credentials::encode_pem;
+
     use super::*;
 
     #[test]
-    fn what_is_encoded_is_read_back_by_another_parser() {
-        for length in [0, 1, 47, 48, 49, 500] {
-            let der: Vec<u8> = (0..length).map(|byte| byte as u8).collect();
-            let text = encode("CERTIFICATE", &der);
-            assert!(text.lines().all(|line| line.len() <= 64));
-            assert_eq!(x509_parser::pem::parse_x509_pem(text.as_bytes()).unwrap().1.contents, der);
-        }
-    }
-
-    #[test]
     fn only_certificates_pass_as_certificates() {
-        let key = encode("PRIVATE KEY", &[1, 2, 3]);
+        let key = encode_pem("PRIVATE KEY", &[1, 2, 3]);
+        let good = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap().cert.pem();
+        assert_eq!(certificates(&good).unwrap().len(), 1);
         for (text, fault) in [
-            ("", "no certificate"),
-            ("hello", "no certificate"),
-            (key.as_str(), "a block that is no certificate"),
-            (encode("CERTIFICATE", &[1, 2, 3]).as_str(), "a certificate that cannot be read"),
+            ("", "the file is empty"),
+            ("hello", "nothing in the file is PEM or DER"),
+            (&format!("{good}{key}"), "block 2: it is a private key"),
+            (&encode_pem("CERTIFICATE", &[1, 2, 3]), "line 1, block 1: what stands in it is damaged"),
         ] {
             let error = certificates(text).unwrap_err();
             assert!(error.to_string().contains(fault), "{text:?}: {error}");

@@ -1,16 +1,23 @@
 //! Certificates on disk, one PEM file each, beside those that the operator keeps elsewhere.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
 use edgekeep_base::file::{self, Rules};
+use edgekeep_core::credentials::{
+    Certificate, CertificateFile, Finding, Findings, Limits, Purpose, each_once, read_certificates,
+};
 use edgekeep_core::id::CertId;
 use edgekeep_core::settings::PreloadedCert;
+use edgekeep_daemon::board::Board;
 use edgekeep_daemon::store::{self, StoreError};
+use zeroize::Zeroizing;
 
-/// Largest file that is read.
-const FILE_LIMIT: u64 = 1 << 20;
+use super::left_out::LeftOut;
+
 /// Letters and digits of the id that stand in the file name, for people; the hash behind them is what counts.
 const READABLE_PART: usize = 64;
 
@@ -39,6 +46,16 @@ pub enum CertStoreError {
         #[source]
         source: io::Error,
     },
+    /// The file is there and holds no certificate.
+    #[error("certificate \"{id}\" cannot be read from {}: {finding}; {}", path.display(), finding.fault.remedy(Purpose::Certificates))]
+    Unusable {
+        /// Which.
+        id: CertId,
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        finding: Finding,
+    },
     /// The file could not be replaced or removed.
     #[error("the certificate cannot be stored")]
     Write(#[from] StoreError),
@@ -46,7 +63,8 @@ pub enum CertStoreError {
 
 /// The file that a preloaded certificate's URI names.
 pub(crate) fn preloaded_file(uri: &str) -> PathBuf {
-    PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri))
+    let path = uri.strip_prefix("file://").unwrap_or(uri);
+    PathBuf::from(OsString::from_vec(percent_encoding::percent_decode_str(path).collect()))
 }
 
 /// The certificates of this device.
@@ -54,47 +72,71 @@ pub(crate) fn preloaded_file(uri: &str) -> PathBuf {
 pub(super) struct CertStore {
     folder: PathBuf,
     preloaded: BTreeMap<CertId, PreloadedCert>,
+    left_out: LeftOut,
 }
 
 impl CertStore {
     /// The store in `folder`, which is made if absent.
-    pub(super) fn open(folder: PathBuf, preloaded: BTreeMap<CertId, PreloadedCert>) -> Result<Self, StoreError> {
+    /// What cannot be used of preloaded files is told to `board`.
+    pub(super) fn open(
+        folder: PathBuf,
+        preloaded: BTreeMap<CertId, PreloadedCert>,
+        board: Board,
+    ) -> Result<Self, StoreError> {
         store::private_folder(&folder)?;
         store::sweep_temporary(&folder);
-        Ok(Self { folder, preloaded })
+        Ok(Self { folder, preloaded, left_out: LeftOut(board) })
     }
 
-    /// A certificate's PEM chain; a list's members one after the other.
-    pub(super) fn read(&self, id: &CertId) -> Result<String, CertStoreError> {
-        let Some(PreloadedCert::List(members)) = self.preloaded.get(id) else { return self.read_one(id) };
-        let mut bundle = String::new();
-        for member in members {
-            match self.read_one(member) {
-                Ok(pem) => {
-                    bundle.push_str(&pem);
-                    if !bundle.ends_with('\n') {
-                        bundle.push('\n');
-                    }
-                }
-                // A member may come later: the CA is issued after the first start.
-                Err(CertStoreError::NotFound { .. }) => {}
-                Err(error) => return Err(error),
+    /// Reads each preloaded file once, so that what is wrong with one is known before somebody asks for it.
+    pub(super) fn look(&self) {
+        for (id, certificate) in &self.preloaded {
+            if matches!(certificate, PreloadedCert::File(_)) {
+                let _ = self.read_one(id);
             }
         }
+    }
+
+    /// A certificate and its chain from the leaf up, or the members of a list one after the other, each certificate once.
+    /// What cannot be used of a list is reported and takes nothing else down.
+    pub(super) fn read(&self, id: &CertId) -> Result<Vec<Certificate>, CertStoreError> {
+        let Some(PreloadedCert::List(members)) = self.preloaded.get(id) else { return self.read_one(id) };
+        // A member may come later: the CA is issued after the first start.
+        let bundle = each_once(members.iter().filter_map(|member| self.read_one(member).ok()));
         if bundle.is_empty() { Err(CertStoreError::NotFound { id: id.clone() }) } else { Ok(bundle) }
     }
 
-    fn read_one(&self, id: &CertId) -> Result<String, CertStoreError> {
-        let (path, rules) = match self.preloaded.get(id) {
-            None => (self.path(id), Rules::own(FILE_LIMIT)),
-            Some(PreloadedCert::File(uri)) => (preloaded_file(uri), Rules::named(FILE_LIMIT)),
+    fn read_one(&self, id: &CertId) -> Result<Vec<Certificate>, CertStoreError> {
+        let limit = Limits::FILE.bytes as u64;
+        let (path, rules, is_own) = match self.preloaded.get(id) {
+            None => (self.path(id), Rules::own(limit), true),
+            Some(PreloadedCert::File(uri)) => (preloaded_file(uri), Rules::named(limit), false),
             // Lists do not nest.
             Some(PreloadedCert::List(_)) => return Err(CertStoreError::NotFound { id: id.clone() }),
         };
-        match file::read_text(&path, rules) {
-            Ok(pem) => Ok(pem),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(CertStoreError::NotFound { id: id.clone() }),
-            Err(source) => Err(CertStoreError::Read { path, source }),
+        let file = match file::read(&path, rules) {
+            // Wiped in the end: somebody may have put a key into the file.
+            Ok(content) => read_certificates(&Zeroizing::new(content), &Limits::FILE),
+            Err(error) => {
+                let is_absent = error.kind() == io::ErrorKind::NotFound;
+                if is_own && is_absent {
+                    self.left_out.found(id, &path, &Findings::default());
+                } else {
+                    self.left_out.unreadable(id, &path, &error);
+                }
+                return Err(match is_absent {
+                    true => CertStoreError::NotFound { id: id.clone() },
+                    false => CertStoreError::Read { path, source: error },
+                });
+            }
+        };
+        self.left_out.found(id, &path, &file.findings);
+        let CertificateFile { certificates, findings } = file;
+        match findings.gravest() {
+            // One of our own is made or brought anew, which needs no old one.
+            Some(_) if certificates.is_empty() && is_own => Err(CertStoreError::NotFound { id: id.clone() }),
+            Some(finding) if certificates.is_empty() => Err(CertStoreError::Unusable { id: id.clone(), path, finding }),
+            _ => Ok(certificates),
         }
     }
 
@@ -131,49 +173,93 @@ impl CertStore {
 
 #[cfg(test)]
 mod tests {
+    use edgekeep_core::credentials::{Fault, pem_of};
+
     use super::*;
 
     fn id(text: &str) -> CertId {
         text.parse().unwrap()
     }
 
+    fn certificate(name: &str) -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
     #[test]
     fn ids_that_look_alike_have_files_of_their_own() {
         let folder = tempfile::tempdir().unwrap();
-        let store = CertStore::open(folder.path().join("certs"), BTreeMap::new()).unwrap();
-        let ids = ["a/b", "a.b", "ab", "../../ab", &"a".repeat(500)].map(id);
-        for it in &ids {
-            store.write(it, it.as_str(), false).unwrap();
+        let store = CertStore::open(folder.path().join("certs"), BTreeMap::new(), Board::new()).unwrap();
+        let made = ["a/b", "a.b", "ab", "../../ab", &"a".repeat(500)].map(|name| (id(name), certificate("x").0));
+        for (id, pem) in &made {
+            store.write(id, pem, false).unwrap();
         }
-        for it in &ids {
-            assert_eq!(store.read(it).unwrap(), it.as_str());
+        for (id, pem) in &made {
+            assert_eq!(pem_of(&store.read(id).unwrap()), *pem);
         }
-        assert_eq!(std::fs::read_dir(folder.path().join("certs")).unwrap().count(), ids.len());
+        assert_eq!(std::fs::read_dir(folder.path().join("certs")).unwrap().count(), made.len());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing outside the folder");
     }
 
     #[test]
-    fn a_list_is_its_members_in_order_without_those_that_are_missing() {
+    fn a_list_is_its_members_in_order_each_certificate_once_without_what_cannot_be_used() {
         let folder = tempfile::tempdir().unwrap();
-        let user = folder.path().join("user.pem");
-        std::fs::write(&user, "user").unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let file =
+            |name: &str| PreloadedCert::File(format!("file://{}", at(name).display().to_string().replace(' ', "%20")));
+        let ((ca, _), (user, key)) = (certificate("ca"), certificate("user"));
+        std::fs::write(at("the user's.pem"), format!("{key}{user}{ca}")).unwrap();
+        std::fs::write(at("nothing.pem"), "nothing").unwrap();
+        let status = std::process::Command::new("mkfifo").arg(at("fifo")).status().unwrap();
+        assert!(status.success());
+        let members = ["ca", "missing", "nothing", "fifo", "folder", "user", "lost"].map(id).to_vec();
         let preloaded = BTreeMap::from([
-            (id("bundle"), PreloadedCert::List(vec![id("ca"), id("missing"), id("user")])),
-            (id("user"), PreloadedCert::File(format!("file://{}", user.display()))),
+            (id("bundle"), PreloadedCert::List(members)),
+            (id("user"), file("the user's.pem")),
+            (id("nothing"), file("nothing.pem")),
+            (id("fifo"), file("fifo")),
+            (id("folder"), PreloadedCert::File(format!("file://{}", folder.path().display()))),
+            (id("lost"), file("lost.pem")),
             (id("empty"), PreloadedCert::List(vec![id("missing")])),
         ]);
-        let store = CertStore::open(folder.path().join("certs"), preloaded).unwrap();
-        assert_eq!(store.read(&id("bundle")).unwrap(), "user\n");
-        store.write(&id("ca"), "ca", true).unwrap();
-        assert_eq!(store.read(&id("bundle")).unwrap(), "ca\nuser\n");
+        let board = Board::new();
+        let store = CertStore::open(at("certs"), preloaded, board.clone()).unwrap();
+        assert_eq!(pem_of(&store.read(&id("bundle")).unwrap()), format!("{user}{ca}"));
+        store.write(&id("ca"), &ca, true).unwrap();
+        assert_eq!(pem_of(&store.read(&id("bundle")).unwrap()), format!("{ca}{user}"));
         assert!(matches!(store.read(&id("empty")), Err(CertStoreError::NotFound { .. })));
+        let error = store.read(&id("nothing")).unwrap_err();
+        assert!(
+            matches!(error, CertStoreError::Unusable { finding, .. } if finding.fault == Fault::Nothing),
+            "{error}"
+        );
+
+        let told = || -> Vec<(String, String)> {
+            let health = board.health();
+            health.problems().iter().map(|one| (one.subject().to_string(), one.detail().to_owned())).collect()
+        };
+        let problems = told();
+        for (id, part) in [
+            ("fifo", "in place of a file"),
+            ("folder", "in place of a file"),
+            ("lost", "cannot be read"),
+            ("nothing", "nothing in the file is PEM or DER"),
+            ("user", "the user's.pem: line 1, block 1: it is a private key"),
+        ] {
+            let has = |(subject, detail): &(String, String)| subject.contains(id) && detail.contains(part);
+            assert!(problems.iter().any(has), "{id}: {problems:?}");
+        }
+        assert_eq!(problems.len(), 5, "{problems:?}");
+        std::fs::write(at("the user's.pem"), &user).unwrap();
+        store.look();
+        assert_eq!(told().len(), 4, "what was put right is no longer told");
     }
 
     #[test]
     fn what_the_operator_keeps_elsewhere_is_not_written_through_the_api() {
         let folder = tempfile::tempdir().unwrap();
         let preloaded = BTreeMap::from([(id("user"), PreloadedCert::File("file:///nowhere".to_owned()))]);
-        let store = CertStore::open(folder.path().join("certs"), preloaded).unwrap();
+        let store = CertStore::open(folder.path().join("certs"), preloaded, Board::new()).unwrap();
         assert!(matches!(store.write(&id("user"), "x", true), Err(CertStoreError::Preloaded { .. })));
         assert!(matches!(store.remove(&id("user")), Err(CertStoreError::Preloaded { .. })));
     }

@@ -37,7 +37,7 @@ pub(crate) async fn self_signed_ca(device: &mut Device, id: &str, pair: &KeyPair
     device.certificates().create(&request).await.unwrap()
 }
 
-fn issuance(method: IssuanceMethod) -> Issuance {
+pub(crate) fn issuance(method: IssuanceMethod) -> Issuance {
     Issuance { method, common_name: None, expiry_days: Some(90) }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Device {
     pub(crate) folder: TempDir,
     /// How long keyd's handles are good, from its next start on.
     pub(crate) handle_lifetime_sec: Option<u64>,
+    /// Files of keys that keyd uses where they are, from its next start on.
+    pub(crate) preloaded_keys: Vec<(&'static str, PathBuf)>,
     keyd: Option<Part>,
     identityd: Option<Part>,
 }
@@ -109,7 +111,15 @@ impl Device {
             sandbox: false,
         };
         // Whoever runs the tests is the device's daemon, root or not.
-        let mut device = Self { settings, root, folder, handle_lifetime_sec: None, keyd: None, identityd: None };
+        let mut device = Self {
+            settings,
+            root,
+            folder,
+            handle_lifetime_sec: None,
+            preloaded_keys: Vec::new(),
+            keyd: None,
+            identityd: None,
+        };
         device.settings.principals.push(edgekeep_core::settings::IdentityPrincipal {
             uid: uid(),
             name: "edge".to_owned(),
@@ -141,9 +151,12 @@ impl Device {
             attestor: true,
             ..KeyPrincipal::default()
         };
+        let uri = |path: &PathBuf| format!("file://{}", path.display()).into();
+        let preloaded = self.preloaded_keys.iter().map(|(id, path)| (id.parse().unwrap(), uri(path)));
         let settings = KeydSettings {
             principals: vec![daemon],
             auditors: vec![uid()],
+            preloaded_keys: preloaded.collect(),
             handle_lifetime_sec: self.handle_lifetime_sec,
             ..KeydSettings::default()
         };

@@ -4,6 +4,7 @@
 mod certificates;
 mod compatible_keys;
 mod foreign_requests;
+mod forms;
 mod harness;
 mod identities;
 mod provisioning;

@@ -23,6 +23,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
 use super::WorkloadDoor;
+use crate::bundle::written_anew;
 use crate::failure;
 use crate::service::Moduled;
 
@@ -121,6 +122,7 @@ async fn issue(service: &Moduled, wanted: Wanted, behalf: &OnBehalfOf) -> Result
     };
     let csr = request_for(&wanted, &key).map_err(internal)?;
     let certificate = sign(service, &certificates, &wanted, csr).await?;
+    let certificate = written_anew("certificate", &certificate).unwrap_or_default();
     let end = end_of(certificate.as_bytes())
         .ok_or_else(|| HttpError::internal("the certificates API answered no certificate"))?;
     Ok(IssuedCertificate {

@@ -18,6 +18,7 @@ use edgekeep_daemon::server::{FailedCall, HttpError, Request, Response, Router};
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
+use crate::bundle::written_anew;
 use crate::failure;
 use crate::identities::ModuleIdentity;
 use crate::service::Moduled;
@@ -123,7 +124,8 @@ async fn trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, 
 
 async fn manifest_trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
     // No manifest is signed yet; existing clients take the empty bundle for "none configured".
-    let certificate = state.service.certificates.load("aziot-edged-manifest-trust-bundle").await.unwrap_or_default();
+    let loaded = state.service.certificates.load("aziot-edged-manifest-trust-bundle").await.ok();
+    let certificate = loaded.and_then(|pem| written_anew("manifest trust bundle", &pem)).unwrap_or_default();
     Ok(Response::ok(&TrustBundle { certificate }))
 }
 
