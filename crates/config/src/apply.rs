@@ -5,15 +5,18 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_base::durable::{self, Until};
 use edgekeep_base::file::{self, FileFault, Rules};
+use edgekeep_core::credentials::Limits;
 use edgekeep_core::layout::{Daemon, Root};
 use serde::{Deserialize, Serialize};
 
+use crate::credentials::{Unjudged, referenced_credentials};
 use crate::diagnostic::Diagnostic;
 use crate::document::MAX_BYTES;
 use crate::secret::SecretBytes;
@@ -27,6 +30,8 @@ const MAX_REFERENCED: usize = 256;
 const RECORD_LIMIT: u64 = 4 << 20;
 /// Longest file that was written here before and is compared, in bytes.
 const WRITTEN_LIMIT: u64 = 16 << 20;
+/// What is read of all files of certificates and keys together, in bytes.
+const MAX_CREDENTIAL_BYTES: usize = 64 << 20;
 
 /// Whether [`apply`] writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +102,33 @@ pub fn environment(text: &str) -> Environment {
         };
         (path, content)
     });
-    Environment { users: users(uid, &passwd), hostname, uids: uids(&passwd), files: files.collect() }
+    let credentials = referenced_credentials(text).into_iter().scan(MAX_CREDENTIAL_BYTES, |left, path| {
+        let content = read_credential(&path, left);
+        Some((path, content))
+    });
+    Environment {
+        users: users(uid, &passwd),
+        hostname,
+        uids: uids(&passwd),
+        files: files.collect(),
+        credentials: credentials.collect(),
+    }
+}
+
+/// A file of certificates or keys, as far as `left` bytes may still be read of all of them.
+fn read_credential(path: &Path, left: &mut usize) -> Result<Arc<SecretBytes>, Unjudged> {
+    let limit = Limits::FILE.bytes.min(*left);
+    match file::read(path, Rules::named(limit as u64)) {
+        Ok(content) => {
+            *left -= content.len();
+            Ok(Arc::new(SecretBytes::new(content)))
+        }
+        Err(error) => Err(match error.kind() {
+            io::ErrorKind::NotFound => Unjudged::Absent,
+            io::ErrorKind::PermissionDenied => Unjudged::Forbidden,
+            _ => Unjudged::Unusable(error.to_string()),
+        }),
+    }
 }
 
 /// The users in `passwd`.

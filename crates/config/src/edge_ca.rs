@@ -2,6 +2,7 @@
 
 use edgekeep_core::settings::{Issuance, IssuanceMethod, LocalCa, ModuleKeys, PreloadedCert};
 
+use crate::credentials::Wanted;
 use crate::diagnostic::Code;
 use crate::document::{Text, View};
 use crate::translate::{Draft, EDGE_CA, EDGE_CA_NEXT, LOCAL_CA, cert_id};
@@ -38,13 +39,16 @@ impl Draft<'_> {
 
     /// A CA whose certificate and key lie in files.
     fn ca_in_files(&mut self, view: &View<'_>, cert: edgekeep_core::id::CertId, uri: &Text<'_>, key: &str) {
+        let mut certificates = Vec::new();
         if self.checked(&view.key("cert"), uri, value::file_uri(uri.text)).is_some() {
+            certificates = self.certificate_file(&view.key("cert"), uri).unwrap_or_default();
             self.identityd.preloaded_certs.insert(cert, PreloadedCert::File(value::plain_file_uri(uri.text)));
         }
         match view.text("pk") {
             Some(pk) => {
                 if let Ok(id) = key.parse() {
-                    self.preload_key(id, &view.key("pk"), &pk, &view.span);
+                    let public = self.preload_key(id, &view.key("pk"), &pk, &view.span, Wanted::Pair);
+                    self.ca_pair(&view.key("cert"), uri, &certificates, public.as_deref());
                 }
             }
             None => {

@@ -52,15 +52,9 @@ impl Draft<'_> {
         let mut keys = Vec::new();
         for uri in rule.texts("keys") {
             let Some(file) = self.checked(&path, &uri, value::file_uri(uri.text)) else { continue };
-            let Some(content) = self.file(&path, &PathBuf::from(file), uri.span) else { continue };
-            match String::from_utf8(content) {
-                Ok(pem) if pem.contains("-----BEGIN PUBLIC KEY-----") => keys.push(pem),
-                _ => {
-                    let message = "the file is not a public key in PEM";
-                    let remedy = "make it with: openssl ec -in KEY -pubout";
-                    self.report.error_with(Code::BadValue, uri.span, &path, message, remedy);
-                }
-            }
+            let file = PathBuf::from(file);
+            let Some(content) = self.file(&path, &file, uri.span) else { continue };
+            keys.extend(self.public_key(&path, &file, &uri, &content));
         }
         match rule.boolean("signed") {
             Some(false) if rule.has("keys") => {

@@ -11,6 +11,7 @@
 mod agent;
 mod apply;
 mod check;
+mod credentials;
 mod diagnostic;
 mod document;
 mod edge_ca;
@@ -29,6 +30,7 @@ mod translate;
 mod value;
 
 pub use apply::{Applied, ApplyError, ApplyMode, Change, apply, environment, read_config};
+pub use credentials::{Unjudged, referenced_credentials};
 pub use diagnostic::{Code, Diagnostic, Severity, render};
 pub use seal::{SealError, replace_config, replace_keyd_settings, with_seal};
 pub use secret::SecretBytes;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use edgekeep_core::id::DeviceId;
 use edgekeep_core::settings::Provisioning;
 
+use crate::credentials::Wanted;
 use crate::diagnostic::Code;
 use crate::document::View;
 use crate::translate::{DEVICE_KEY, Draft};
@@ -83,6 +84,7 @@ impl Draft<'_> {
             self.report.notice(Code::NoEffect, text.span, PATH, message, Some(remedy));
         }
         let key: edgekeep_core::id::KeyId = DEVICE_KEY.parse().ok()?;
+        self.symmetric_key(PATH, &text, parsed.key.expose())?;
         self.imported_keys.push((key.clone(), parsed.key));
         Some(Provisioning::Manual { hub: parsed.hub, device_id: parsed.device_id, key })
     }
@@ -208,9 +210,12 @@ impl Draft<'_> {
         match (key.text("value"), key.text("uri")) {
             (Some(value), None) => {
                 let bytes = self.checked(&key.key("value"), &value, value::key(value.text))?;
+                self.symmetric_key(&key.key("value"), &value, bytes.expose())?;
                 self.imported_keys.push((id.clone(), bytes));
             }
-            (None, Some(uri)) => self.preload_key(id.clone(), &key.key("uri"), &uri, &key.span),
+            (None, Some(uri)) => {
+                self.preload_key(id.clone(), &key.key("uri"), &uri, &key.span, Wanted::Symmetric);
+            }
             (Some(_), Some(uri)) => {
                 let message = format!("`{}` has both `value` and `uri`", key.path);
                 self.report.error_with(Code::Conflict, uri.span, key.key("uri"), message, "keep one of them");

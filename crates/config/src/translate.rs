@@ -1,9 +1,10 @@
 //! From the text of `config.toml` to the settings of the three daemons. Pure: what lies outside the text comes in as an
 //! [`Environment`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use edgekeep_core::create_options::{OwnState, PublishedPorts};
 use edgekeep_core::grants::RESERVED_KEY_IDS;
@@ -15,6 +16,7 @@ use edgekeep_core::settings::{
 };
 
 use crate::check::check;
+use crate::credentials::{Unjudged, Wanted};
 use crate::diagnostic::{Code, Diagnostic, Report};
 use crate::document::{self, Node, Text, Value, View, join};
 use crate::secret::SecretBytes;
@@ -41,7 +43,7 @@ const TRUST_BUNDLE_USER: &str = "trust-bundle-user";
 pub(crate) const LOCAL_CA: &str = "local-ca";
 
 /// What of the device the translation needs to know.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// Who runs the daemons.
     pub users: Users,
@@ -51,10 +53,13 @@ pub struct Environment {
     pub uids: BTreeMap<String, u32>,
     /// Content of the files that [`referenced_files`] names, by path; or why one could not be read.
     pub files: BTreeMap<PathBuf, Result<Vec<u8>, String>>,
+    /// Content of the files of certificates and keys that [`referenced_credentials`](crate::referenced_credentials) names,
+    /// by path; or why one is not judged. What is not in here is not looked at.
+    pub credentials: BTreeMap<PathBuf, Result<Arc<SecretBytes>, Unjudged>>,
 }
 
 /// Unix user ids of the daemons.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Users {
     /// keyd's.
     pub keyd: u32,
@@ -141,10 +146,12 @@ pub(crate) struct Draft<'a> {
     pub(crate) identityd_keys: Vec<&'static str>,
     /// Whether the edge CA's successor gets a key of its own.
     pub(crate) edge_ca_rotates: bool,
+    /// Files of certificates and keys that were met.
+    pub(crate) credentials: BTreeSet<PathBuf>,
 }
 
 impl<'a> Draft<'a> {
-    fn new(environment: &'a Environment, report: Report) -> Self {
+    pub(crate) fn new(environment: &'a Environment, report: Report) -> Self {
         let hostname = environment.hostname.clone();
         Self {
             environment,
@@ -192,10 +199,11 @@ impl<'a> Draft<'a> {
             imported_keys: Vec::new(),
             identityd_keys: Vec::new(),
             edge_ca_rotates: true,
+            credentials: BTreeSet::new(),
         }
     }
 
-    fn read(&mut self, root: &View<'_>) {
+    pub(crate) fn read(&mut self, root: &View<'_>) {
         self.names(root);
         self.cloud(root);
         self.limits(root);
@@ -287,6 +295,7 @@ impl<'a> Draft<'a> {
         if let Some(cloud) = root.table("cloud") {
             for uri in cloud.texts("trusted_certs") {
                 if let Some(path) = self.checked("cloud.trusted_certs", &uri, value::file_uri(uri.text)) {
+                    self.certificate_file("cloud.trusted_certs", &uri);
                     self.identityd.cloud.trusted_certs.push(path);
                 }
             }
@@ -330,6 +339,7 @@ impl<'a> Draft<'a> {
             && self.checked("trust_bundle_cert", &uri, value::file_uri(uri.text)).is_some()
             && let Some(id) = cert_id(TRUST_BUNDLE_USER)
         {
+            self.certificate_file("trust_bundle_cert", &uri);
             self.identityd.preloaded_certs.insert(id, PreloadedCert::File(value::plain_file_uri(uri.text)));
         }
     }
@@ -340,7 +350,9 @@ impl<'a> Draft<'a> {
                 let path = keys.key(&entry.key);
                 let Some(uri) = keys.text(&entry.key) else { continue };
                 match entry.key.parse::<KeyId>() {
-                    Ok(id) => self.preload_key(id, &path, &uri, &entry.key_span),
+                    Ok(id) => {
+                        self.preload_key(id, &path, &uri, &entry.key_span, Wanted::Any);
+                    }
                     Err(why) => self.report.error(Code::BadValue, &entry.key_span, &path, why.to_string()),
                 }
             }
@@ -364,8 +376,10 @@ impl<'a> Draft<'a> {
             let cert = match &entry.node.value {
                 Value::Text(uri) => {
                     let uri = Text { text: uri, span: &entry.node.span };
-                    self.checked(&path, &uri, value::file_uri(uri.text))
-                        .map(|_| PreloadedCert::File(value::plain_file_uri(uri.text)))
+                    self.checked(&path, &uri, value::file_uri(uri.text)).map(|_| {
+                        self.certificate_file(&path, &uri);
+                        PreloadedCert::File(value::plain_file_uri(uri.text))
+                    })
                 }
                 _ => Some(PreloadedCert::List(self.cert_list(&certs, &entry.key))),
             };
@@ -417,7 +431,9 @@ impl<'a> Draft<'a> {
         let bytes = SecretBytes::new(bytes);
         if bytes.expose().is_empty() || bytes.expose().len() > 4096 {
             self.report.error(Code::BadValue, path.span, KEY, "the key file is empty or longer than 4096 bytes");
-        } else if let Ok(id) = ENCRYPTION_KEY.parse() {
+        } else if self.symmetric_key(KEY, &path, bytes.expose()).is_some()
+            && let Ok(id) = ENCRYPTION_KEY.parse()
+        {
             self.imported_keys.push((id, bytes));
         }
     }
@@ -547,27 +563,39 @@ impl<'a> Draft<'a> {
         None
     }
 
-    /// A key that keyd reads from where `uri` says.
-    pub(crate) fn preload_key(&mut self, id: KeyId, path: &str, uri: &Text<'_>, key_span: &Range<usize>) {
+    /// A key that keyd reads from where `uri` says. Returns the public half of a private key in a file.
+    pub(crate) fn preload_key(
+        &mut self,
+        id: KeyId,
+        path: &str,
+        uri: &Text<'_>,
+        key_span: &Range<usize>,
+        wanted: Wanted,
+    ) -> Option<Vec<u8>> {
+        let mut public = None;
         let location = if uri.text.starts_with("pkcs11:") {
             self.key_on_token(path, uri)
         } else if uri.text.starts_with("tpm:") {
             self.key_in_tpm(path, uri)
         } else {
-            self.checked(path, uri, value::file_uri(uri.text)).map(|_| value::plain_file_uri(uri.text).into())
+            self.checked(path, uri, value::file_uri(uri.text)).map(|_| {
+                public = self.key_file(path, uri, wanted);
+                value::plain_file_uri(uri.text).into()
+            })
         };
-        let Some(location) = location else { return };
+        let location = location?;
         if RESERVED_KEY_IDS.contains(&id.as_str()) {
             let message = format!("the key id `{id}` is reserved for keyd itself");
             self.report.error_with(Code::BadValue, key_span, path, message, "choose another id");
-            return;
+            return None;
         }
         if self.imported_keys.iter().any(|(known, _)| *known == id) || self.keyd.preloaded_keys.contains_key(&id) {
             let message = format!("the key id `{id}` is set by other keys of this file");
             self.report.error_with(Code::Conflict, key_span, path, message, "keep one of them");
-            return;
+            return None;
         }
         self.keyd.preloaded_keys.insert(id, location);
+        public
     }
 
     /// A table of free names and strings.

@@ -1,7 +1,6 @@
 //! Configurations that are too much: what is said of them is bounded, and so is the work.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use edgekeep_config::{Code, Diagnostic, Environment, Severity, Users, referenced
 use rustix::time::{ClockId, clock_gettime};
 
 fn environment() -> Environment {
-    Environment { users: Users::all(1000), hostname: "press".to_owned(), uids: BTreeMap::new(), files: BTreeMap::new() }
+    Environment { users: Users::all(1000), hostname: "press".to_owned(), ..Environment::default() }
 }
 
 fn check(text: &str) -> Vec<Diagnostic> {

@@ -21,7 +21,7 @@ fn device() -> Environment {
         users: Users { keyd: 11, identityd: 12, moduled: 13 },
         hostname: "press-04".to_owned(),
         uids: BTreeMap::from([("siem".to_owned(), 990), ("auditor".to_owned(), 991)]),
-        files: BTreeMap::new(),
+        ..Environment::default()
     }
 }
 
@@ -518,9 +518,21 @@ fn grants_and_image_rules_are_translated_and_an_open_default_is_told() {
     );
     assert_eq!(referenced_files(&text), [PathBuf::from("/vendor.pem")]);
     let mut environment = device();
-    let key = b"-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n".to_vec();
-    environment.files.insert("/vendor.pem".into(), Ok(key));
+    let lines = [
+        "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaxfR8uEsQkf4vOblY6RA8ncDfYEt",
+        "6zOg9KE5RdiYwpZP40Li/hp/m47n60p8D54WK84zV2sxXs7LtkBoN79R9Q==",
+    ];
+    let key = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
+    let copied = format!("\u{feff}{}", key.replace('\n', "\r\n  "));
+    environment.files.insert("/vendor.pem".into(), Ok(copied.into()));
     let moduled = translate(&text, &environment).unwrap().moduled;
+    assert_eq!(moduled.image_policy.as_ref().unwrap().rules[0].keys, [key]);
+    for (content, part) in [("hello", "nothing in the file is PEM or DER"), ("", "the file is empty")] {
+        let mut environment = device();
+        environment.files.insert("/vendor.pem".into(), Ok(content.into()));
+        let found = translate(&text, &environment).unwrap_err();
+        assert!(found.iter().any(|found| found.message.contains(part)), "{found:?}");
+    }
     let grant = moduled.grants.values().next().unwrap();
     assert_eq!((grant.binds.as_slice(), grant.namespaces.len()), (["/srv/models:ro".to_owned()].as_slice(), 1));
     let policy = moduled.image_policy.unwrap();

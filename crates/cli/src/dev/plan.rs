@@ -231,7 +231,6 @@ fn file_uri(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use edgekeep_config::{Environment, Users, translate};
     use edgekeep_core::deployment::Deployment;
@@ -253,8 +252,7 @@ mod tests {
 
     #[track_caller]
     fn translated(plan: &Plan, cloud: &Cloud) -> edgekeep_config::Translated {
-        let environment =
-            Environment { users: Users::all(5), hostname: "h".into(), uids: BTreeMap::new(), files: BTreeMap::new() };
+        let environment = Environment { users: Users::all(5), hostname: "h".into(), ..Environment::default() };
         let text = plan.config(cloud);
         assert!(text.starts_with(MARK));
         translate(&text, &environment)
