@@ -238,14 +238,23 @@ impl DataKey<'_> {
                 None => all.derive(keys, *base, data).await.inspect(|handle| all.keep(*base, data, handle)),
             },
         };
-        asked.map_err(|error| match self {
+        asked.map_err(|error| {
+            // A ciphertext can name a key that there never was: that is its sender's. Of a key that was lost keyd tells itself.
+            let absent = says_absent(&error, Recipient::Keys);
+            let answer = self.no_handle(&error);
+            if absent { answer.of_caller() } else { answer }
+        })
+    }
+
+    fn no_handle(&self, error: &ClientError) -> HttpError {
+        match self {
             // A key that was made to encrypt derives nothing on a token, nor in our own keys service.
             Self::Module(_, Base::DeviceData, _) if error.status().is_some() => HttpError::internal(format!(
                 "no key of modules' data: {error}; keys derived from {DEVICE_DATA_KEY:?} are made where a compatible keys \
                  service can do that (else: module_encryption = \"device-key\"), and are of use there alone"
             )),
-            _ => no_key(&error),
-        })
+            _ => no_key(error),
+        }
     }
 
     /// A new handle in place of `old`, which keyd objected to.
