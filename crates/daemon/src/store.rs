@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use edgekeep_base::durable::{self, Until};
+use edgekeep_base::durable::{self, ReplaceError, Until};
 use edgekeep_base::file::{self, FileFault, Rules};
 use edgekeep_core::digest::Sha256Digest;
 use serde::de::DeserializeOwned;
@@ -29,6 +29,18 @@ pub enum StoreError {
         /// Which file.
         path: PathBuf,
         /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file system, or the share of it that this user may have, is full.
+    #[error(
+        "no room to write {}: free space on its file system (or raise the quota) and try again; nothing was changed",
+        path.display()
+    )]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
@@ -195,10 +207,12 @@ pub fn write_replaceable(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Sto
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32, until: Until) -> Result<(), StoreError> {
-    durable::replace(path, bytes, mode, until, |_| Ok(())).map_err(|error| StoreError::Io {
-        step: error.step,
-        path: path.to_owned(),
-        source: error.source,
+    durable::replace(path, bytes, mode, until, |_| Ok(())).map_err(|ReplaceError { step, source }| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::NoRoom { path, source },
+            _ => StoreError::Io { step, path, source },
+        }
     })
 }
 

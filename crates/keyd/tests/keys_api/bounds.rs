@@ -106,17 +106,16 @@ fn a_key_file_that_would_never_end_is_refused_at_once_and_stops_no_other_key() {
     let folder = tempfile::tempdir().unwrap();
     let device = Device::start(folder.path());
     let (stuck, ready) = (device.key("stuck"), device.key("ready"));
-    drop(device);
-    // Nothing is in memory now but what is used.
-    let device = Device::start(folder.path());
     let before = device.hmac(&ready, b"m");
     let keys = device.root.state_folder(Daemon::Keyd).join("keys");
+    drop(device);
     let names = std::fs::read_dir(&keys).unwrap().map(|entry| entry.unwrap().path());
     let file =
         names.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("stuck-")).unwrap();
     std::fs::remove_file(&file).unwrap();
     // Nobody ever writes to it: who waited for its content would wait for ever.
     rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let device = Device::start(folder.path());
     let body = json!({"keyHandle": stuck, "algorithm": "HMAC-SHA256", "parameters": {"message": b64(b"m")}});
     std::thread::scope(|scope| {
         // More than there are threads that may wait.

@@ -818,7 +818,7 @@ fn preloaded_keys_are_used_from_their_files_and_cannot_be_changed() {
 }
 
 #[test]
-fn a_damaged_key_file_is_an_internal_error_without_detail_and_is_set_aside() {
+fn a_damaged_key_file_is_set_aside_and_its_key_is_missed_and_not_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let device = Device::start(folder.path());
     let handle = device.key("k");
@@ -828,10 +828,10 @@ fn a_damaged_key_file_is_an_internal_error_without_detail_and_is_set_aside() {
     std::fs::write(&file, b"EKEY\x01 damaged").unwrap();
     let device = Device::start(folder.path());
     let sign = json!({"keyHandle": handle, "algorithm": "HMAC-SHA256", "parameters": {"message": ""}});
-    assert_eq!(device.post("/sign", &sign), (500, json!({"message": "internal error"})));
+    refused(device.post("/sign", &sign), 400, "there is no key");
     let aside = PathBuf::from(format!("{}.corrupt-1", file.display()));
     assert_eq!(std::fs::read(aside).unwrap(), b"EKEY\x01 damaged");
-    refused(device.post("/sign", &sign), 400, "there is no key");
+    refused(device.post("/key", &json!({"keyId": "k", "usage": "sign"})), 500, "was there and is gone: restore it");
 }
 
 #[test]
