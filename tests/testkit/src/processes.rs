@@ -37,7 +37,10 @@ impl Process {
         let sockets = match self.daemon {
             Daemon::Keyd => vec![root.keyd_socket()],
             Daemon::Identityd => vec![root.identityd_socket(), root.certd_socket()],
-            Daemon::Moduled => vec![root.management_socket(), root.legacy_workload_socket()],
+            // The last one is served when every module has its socket, as the service manager is told.
+            Daemon::Moduled => {
+                vec![root.management_socket(), root.legacy_workload_socket(), root.metrics_socket(self.daemon)]
+            }
         };
         for socket in sockets {
             wait_for(&format!("{} answers at {}", self.daemon.name(), socket.display()), || {
