@@ -47,6 +47,12 @@ impl Order {
             Self::Remove => "it cannot be removed",
         }
     }
+
+    /// Returns whether this order, carried out, makes up for one that failed before it.
+    fn makes_up_for(self, failed: Self) -> bool {
+        // A module that is made or started after its removal failed is wanted again.
+        failed <= self || (failed == Self::Remove && matches!(self, Self::Make | Self::Start))
+    }
 }
 
 /// The orders, and the agent's word. Modules go by the id that the hub has for them.
@@ -85,7 +91,7 @@ impl Orders {
                 drop(known);
                 board.raise(Code::ModuleNotApplied, &subject, format!("{}: {}", order.words(), error.message()));
             }
-            Ok(_) if known.failed.get(module).is_some_and(|failed| *failed <= order) => {
+            Ok(_) if known.failed.get(module).is_some_and(|failed| order.makes_up_for(*failed)) => {
                 known.failed.remove(module);
                 drop(known);
                 board.clear(Code::ModuleNotApplied, &subject);
@@ -202,6 +208,11 @@ mod tests {
         orders.took(&board, &m1, Order::Prepare, &failed());
         orders.took(&board, &m1, Order::Remove, &Ok(()));
         assert_eq!(board.health().verdict(), Verdict::Healthy, "it is not wanted any more");
+        orders.took(&board, &m1, Order::Remove, &failed());
+        orders.took(&board, &m1, Order::Stop, &Ok(()));
+        assert_eq!(told(&board).len(), 1, "stopped is not removed");
+        orders.took(&board, &m1, Order::Make, &Ok(()));
+        assert_eq!(board.health().verdict(), Verdict::Healthy, "it is wanted again");
     }
 
     #[test]
