@@ -16,6 +16,7 @@ mod crashes;
 mod credential_files;
 mod health;
 mod host_programs;
+mod lost_keys;
 mod management;
 mod module_data;
 mod odd_files;
