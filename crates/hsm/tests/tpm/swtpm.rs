@@ -13,6 +13,10 @@ pub(crate) const TRANSIENT: u32 = 0x8000_0000;
 /// Sessions that are loaded.
 pub(crate) const SESSIONS: [u32; 2] = [0x0200_0000, 0x0300_0000];
 
+/// First port for software TPMs, and the number of pairs from there on.
+const FIRST_PORT: u16 = 20_000;
+const PAIRS: u32 = 4000;
+
 /// As firmware leaves a TPM.
 const STARTED: &str = "not-need-init,startup-clear";
 
@@ -24,16 +28,15 @@ pub(crate) fn skip() -> bool {
 /// A running swtpm; killed at the end, its state removed.
 pub(crate) struct Swtpm {
     folder: tempfile::TempDir,
-    port: u16,
+    ports: Ports,
     pid: u32,
 }
 
 impl Swtpm {
     pub(crate) fn start() -> Self {
-        for _ in 0..20 {
-            let Some(port) = free_pair_of_ports() else { continue };
-            let mut swtpm = Self { folder: tempfile::tempdir().unwrap(), port, pid: 0 };
-            // Fails if another test was faster to take one of the ports.
+        // A program that is no test may take a port in between.
+        for _ in 0..5 {
+            let mut swtpm = Self { folder: tempfile::tempdir().unwrap(), ports: Ports::take(), pid: 0 };
             if swtpm.spawn(STARTED) {
                 return swtpm;
             }
@@ -49,8 +52,8 @@ impl Swtpm {
             .args(["socket", "--tpm2", "--flags", flags, "--daemon"])
             .arg("--tpmstate")
             .arg(format!("dir={}", state.display()))
-            .args(["--server", &format!("type=tcp,port={}", self.port)])
-            .args(["--ctrl", &format!("type=tcp,port={}", self.port + 1)])
+            .args(["--server", &format!("type=tcp,port={}", self.ports.data)])
+            .args(["--ctrl", &format!("type=tcp,port={}", self.ports.data + 1)])
             .arg("--pid")
             .arg(format!("file={}", pid_file.display()))
             .stdout(Stdio::null())
@@ -65,7 +68,7 @@ impl Swtpm {
         while Instant::now() < deadline {
             if let Some(pid) = fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse().ok()) {
                 self.pid = pid;
-                return TcpStream::connect(("127.0.0.1", self.port + 1)).is_ok();
+                return TcpStream::connect(("127.0.0.1", self.ports.data + 1)).is_ok();
             }
             std::thread::yield_now();
         }
@@ -96,7 +99,7 @@ impl Swtpm {
     }
 
     pub(crate) fn tcti(&self) -> Tcti {
-        Tcti::SwtpmTcp { host: "127.0.0.1".to_owned(), port: self.port }
+        Tcti::SwtpmTcp { host: "127.0.0.1".to_owned(), port: self.ports.data }
     }
 
     pub(crate) fn options(&self) -> TpmOptions {
@@ -147,12 +150,33 @@ fn is_zombie(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }
 
-/// swtpm's tools expect the control port right above the data port.
-fn free_pair_of_ports() -> Option<u16> {
-    let first = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-    let second = first.checked_add(1)?;
-    TcpListener::bind(("127.0.0.1", second)).ok()?;
-    Some(first)
+/// A data port and the control port right above it, where swtpm's tools expect it. No other test has them meanwhile.
+struct Ports {
+    data: u16,
+    /// Locked for as long as the ports are in use. The kernel ends the lock with the process.
+    _lock: fs::File,
+}
+
+impl Ports {
+    /// Takes a pair that nobody has, below the range from which the kernel takes ports of connections.
+    ///
+    /// Looking for free ports is not enough: two tests find the same pair, and the one whose TPM could not bind would
+    /// talk to half of the other's.
+    fn take() -> Self {
+        let folder = std::env::temp_dir().join("edgekeep-swtpm-ports");
+        fs::create_dir_all(&folder).unwrap();
+        // Tests that start at the same time begin at different places.
+        let begin = std::process::id() % PAIRS;
+        for pair in (0..PAIRS).map(|step| (begin + step) % PAIRS) {
+            let data = FIRST_PORT + 2 * u16::try_from(pair).unwrap();
+            let Ok(lock) = fs::File::create(folder.join(data.to_string())) else { continue };
+            let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+            if lock.try_lock().is_ok() && free(data) && free(data + 1) {
+                return Self { data, _lock: lock };
+            }
+        }
+        panic!("all ports for software TPMs are in use");
+    }
 }
 
 /// Everything loaded in the TPM, sorted.
