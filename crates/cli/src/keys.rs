@@ -163,7 +163,8 @@ fn asked_for(options: DoctorOptions) -> anyhow::Result<Patients> {
 /// What `config apply` wrote for keyd.
 fn keyd_settings(context: &Context) -> anyhow::Result<KeydSettings> {
     let path = context.root.settings_file(Daemon::Keyd);
-    let text = file::read(&path, Rules::own(SETTINGS_LIMIT))
+    // The file belongs to keyd's user, whose settings they are, and not to the operator who runs this.
+    let text = file::read(&path, Rules::named(SETTINGS_LIMIT))
         .with_context(|| format!("cannot read {}: run `edgekeep config apply`", path.display()))?;
     // The error's own text may repeat a part of the file, which has secrets.
     serde_json::from_slice(&text).map_err(|error| {

@@ -18,6 +18,8 @@ pub(crate) struct Process {
     daemon: Daemon,
     child: Child,
     log: PathBuf,
+    /// Length of the log when the daemon was started, in bytes: an earlier one wrote that.
+    logged_before: usize,
 }
 
 impl Process {
@@ -25,11 +27,12 @@ impl Process {
     pub(crate) fn start(daemon: Daemon, root: &Root, log: PathBuf, variables: &[(String, String)]) -> Self {
         let mut command = Command::new(program(&format!("edgekeep-{}", daemon.name())));
         let output = OpenOptions::new().create(true).append(true).open(&log).expect("the log can be written");
+        let logged_before = std::fs::metadata(&log).map_or(0, |metadata| usize::try_from(metadata.len()).unwrap_or(0));
         command.env_clear().env(ROOT_VARIABLE, root.path()).env("EDGEKEEP_LOG", log_level());
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(variables.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {}: {error}", daemon.name()));
-        Self { daemon, child, log }
+        Self { daemon, child, log, logged_before }
     }
 
     /// Waits until all its sockets answer.
@@ -37,10 +40,7 @@ impl Process {
         let sockets = match self.daemon {
             Daemon::Keyd => vec![root.keyd_socket()],
             Daemon::Identityd => vec![root.identityd_socket(), root.certd_socket()],
-            // The last one is served when every module has its socket, as the service manager is told.
-            Daemon::Moduled => {
-                vec![root.management_socket(), root.legacy_workload_socket(), root.metrics_socket(self.daemon)]
-            }
+            Daemon::Moduled => vec![root.management_socket(), root.legacy_workload_socket()],
         };
         for socket in sockets {
             wait_for(&format!("{} answers at {}", self.daemon.name(), socket.display()), || {
@@ -50,6 +50,16 @@ impl Process {
                 http::call(&socket, "GET", "/", None).is_ok().then_some(())
             });
         }
+        if self.daemon == Daemon::Moduled {
+            // Each module has its socket then, as the service manager is told.
+            wait_for("moduled serves", || self.says("moduled serves").then_some(()));
+        }
+    }
+
+    /// Returns whether the daemon has logged these words since it was started.
+    fn says(&self, words: &str) -> bool {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(log.get(self.logged_before..).unwrap_or_default()).contains(words)
     }
 
     /// Ends it as a crash would.
