@@ -301,17 +301,24 @@ async fn access_of(service: &Moduled, module: &ModuleId, registration: Option<&R
 /// Makes the folder if it is not there, and lets in whom it is for.
 fn own(folder: &Path, owner: Owner) -> io::Result<()> {
     std::fs::create_dir_all(folder)?;
+    let (own_uid, own_gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let (mode, uid) = match owner {
-        Owner::Container | Owner::Anyone => (0o755, rustix::process::geteuid().as_raw()),
-        Owner::User(uid) => (0o700, uid),
+        Owner::Container | Owner::Anyone => (0o755, own_uid),
+        Owner::User(uid) if uid == own_uid || own_uid == 0 => (0o700, uid),
+        // A daemon that is not root puts sockets into the folder by its group, which nobody else has.
+        Owner::User(uid) => (0o770, uid),
     };
     let found = std::fs::metadata(folder)?;
-    // Closed before it changes hands.
+    // Closed before it changes hands, and only its owner may do that.
     if found.mode() & 0o7777 != mode {
+        if found.uid() != own_uid {
+            std::os::unix::fs::chown(folder, Some(own_uid), None)?;
+        }
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode))?;
     }
-    if found.uid() != uid {
-        std::os::unix::fs::chown(folder, Some(uid), None)?;
+    let found = std::fs::metadata(folder)?;
+    if (found.uid(), found.gid()) != (uid, own_gid) {
+        std::os::unix::fs::chown(folder, Some(uid), Some(own_gid))?;
     }
     Ok(())
 }

@@ -148,9 +148,15 @@ fn wrong_arguments_are_told_from_an_outcome() {
         let output = Command::new(env!("CARGO_BIN_EXE_intruder")).args(arguments).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    assert_eq!(run(&["--steal"]), (Some(2), "intruder: unknown argument --steal\n".to_owned()));
-    assert_eq!(run(&["--module"]), (Some(2), "intruder: --module needs a value\n".to_owned()));
-    assert_eq!(run(&[]), (Some(2), "intruder: --socket and --module are needed\n".to_owned()));
+    for (arguments, words) in [
+        (&["--steal"][..], "intruder: unknown argument \"--steal\"\n"),
+        (&["--module"], "intruder: --module needs a value\n"),
+        (&[], "intruder: --socket and --module are needed\n"),
+    ] {
+        let (code, text) = run(arguments);
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.starts_with(words) && text.contains("Usage: intruder "), "{text}");
+    }
 }
 
 /// SIGTERM must end it with code 0.

@@ -448,7 +448,10 @@ fn a_container_renamed_and_committed_leaves_its_name_to_nobody() {
     let (aside, copy) = (site.engine.name("aside"), format!("{}-copy", site.image.name()));
     site.device.remember_container(&aside);
     // What is in the module goes on, in an image that is called as the module's and in a container that has its name.
-    let _ = site.engine.says(&["commit", &m1.name, &copy]);
+    // Not by the command line, which sends no body: Podman wants one.
+    let (repo, tag) = copy.rsplit_once(':').unwrap();
+    let commit = format!("/commit?container={}&repo={repo}&tag={tag}", m1.name);
+    let _ = http::call(&site.engine.socket(), "POST", &commit, Some(&json!({}))).unwrap().expect(201);
     let _ = site.engine.says(&["rename", &m1.name, &aside]);
     let command = quoted(&site.intruder(&m1.name));
     let mount = site.socket_of(&m1.name);
@@ -466,6 +469,10 @@ fn a_container_renamed_and_committed_leaves_its_name_to_nobody() {
 #[test]
 fn a_health_check_is_not_the_module() {
     let Some(site) = Site::or_skip() else { return };
+    if site.engine.says(&["version", "-f", "{{json .Server}}"]).contains("Podman") {
+        eprintln!("skipped: Podman has systemd run health checks, which is not everywhere");
+        return;
+    }
     wait_for_edge_ca(&site.device);
     let name = site.engine.name("m1");
     let (caller, mut spec) = site.device.container_caller(&name, site.image.name());

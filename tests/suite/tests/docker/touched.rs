@@ -469,7 +469,9 @@ fn what_can_be_put_right_without_being_asked_is_and_the_rest_is_a_problem_with_i
 
     // What is the operator's to decide is told.
     let told = |words: &str| wait_for(words, || problems().contains(words).then_some(()));
-    let untold = || wait_for("no problem is left", || (!problems().contains(&names[0][..4])).then_some(()));
+    // A call that was refused while a container was made anew is told of for a while, and is no act of somebody.
+    let acts = ["is paused", "rename or remove", "docker network create", "removed a module's container", "cannot be"];
+    let untold = || wait_for("no problem is left", || (!acts.iter().any(|act| problems().contains(act))).then_some(()));
     a.act(Act::Pause);
     told("is paused");
     let list = String::from_utf8(device.edgekeep(&["list"]).stdout).unwrap();
