@@ -1,6 +1,7 @@
-//! `cargo xtask bench [workload|keys|runtime]`: numbers beside their bars, and beside the bare thing measured in the same
-//! run (an echo over the same kind of socket, the token's or the TPM's own call), since machines differ and are busy. A bar
-//! that is missed is a failure, unless `--no-bars` is given.
+//! `cargo xtask bench [workload|keys|runtime]`: numbers beside their bars, and beside the
+//! bare thing measured in the same run (an echo over the same kind of socket, the token's
+//! or the TPM's own call), since machines differ and are busy. A bar that is missed is a
+//! failure, unless `--no-bars` is given.
 
 mod figures;
 mod keys;

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::{command, references, test, workspace};
+use crate::{command, references, test, widths, workspace};
 
 /// The version that `deny.toml` is written for.
 const CARGO_DENY: &str = "0.20.2";
@@ -13,6 +13,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"])
     })?;
     command::step("references", references::check)?;
+    command::step("widths", widths::check)?;
     command::step("dependencies", dependencies)?;
     test::run(&test::Options::with_newest())
 }
@@ -35,6 +36,10 @@ fn cargo(words: &[&str]) -> anyhow::Result<()> {
 /// Whether cargo has this subcommand.
 pub(crate) fn has(subcommand: &str) -> bool {
     let mut command = workspace::cargo();
-    command.args([subcommand, "--version"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args([subcommand, "--version"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }

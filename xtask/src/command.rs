@@ -45,7 +45,8 @@ fn typed(command: &Command) -> String {
 pub(crate) fn run(mut command: Command) -> anyhow::Result<()> {
     let what = typed(&command);
     interrupt::check()?;
-    let mut child = interrupt::spawn(&mut command).with_context(|| format!("cannot start {what}"))?;
+    let mut child =
+        interrupt::spawn(&mut command).with_context(|| format!("cannot start {what}"))?;
     let status = interrupt::wait(&mut child)?;
     if status.success() {
         return Ok(());
@@ -60,7 +61,8 @@ pub(crate) fn run_quietly(mut command: Command, log: &Path) -> anyhow::Result<()
     interrupt::check()?;
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-    let mut child = interrupt::spawn(&mut command).with_context(|| format!("cannot start {what}"))?;
+    let mut child =
+        interrupt::spawn(&mut command).with_context(|| format!("cannot start {what}"))?;
     let status = interrupt::wait(&mut child)?;
     if status.success() {
         return Ok(());
@@ -72,8 +74,13 @@ pub(crate) fn run_quietly(mut command: Command, log: &Path) -> anyhow::Result<()
 pub(crate) fn output(mut command: Command) -> anyhow::Result<String> {
     let what = typed(&command);
     interrupt::check()?;
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {what}"))?;
-    anyhow::ensure!(output.status.success(), "{what} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {what}"))?;
+    anyhow::ensure!(
+        output.status.success(),
+        "{what} failed: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

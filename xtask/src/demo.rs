@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: a simulated device, a real deployment, a module that gets what it should and an intruder that does
-//! not. Each step is one line with its time.
+//! `cargo xtask demo`: a simulated device, a real deployment, a module that gets what it
+//! should and an intruder that does not. Each step is one line with its time.
 
 mod intrusion;
 mod manifest;
@@ -28,7 +28,8 @@ const ROUND: [(&str, &str); 5] = [
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Use the Docker Engine and container modules; a private engine is started if none answers
+    /// Use the Docker Engine and container modules; a private engine is started if none
+    /// answers
     #[arg(long)]
     docker: bool,
     /// Keep the device's folder
@@ -54,8 +55,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     command::run(build)?;
     println!("built in {:.1} s", begin.elapsed().as_secs_f64());
 
-    let folder =
-        tempfile::Builder::new().prefix("edgekeep-demo-").tempdir().context("cannot make a temporary folder")?;
+    let folder = tempfile::Builder::new()
+        .prefix("edgekeep-demo-")
+        .tempdir()
+        .context("cannot make a temporary folder")?;
     let show = Show { begin: Instant::now() };
     let engine = if options.docker { Some(Engine::answering_or_private()?) } else { None };
     let kind = match &engine {
@@ -64,7 +67,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     };
     show.step("a device", &format!("in {}: {kind}", folder.path().display()));
 
-    let demo = Demo { show, programs: workspace::target().join("debug"), folder: folder.path().to_owned() };
+    let demo = Demo {
+        show,
+        programs: workspace::target().join("debug"),
+        folder: folder.path().to_owned(),
+    };
     let result = demo.run(engine.as_ref());
     let failed = result.as_ref().is_err_and(|error| !error.is::<interrupt::Interrupted>());
     if options.keep || failed {
@@ -117,8 +124,13 @@ impl Demo {
     fn import(&self, engine: &Path) -> anyhow::Result<()> {
         let program = |name| self.programs.join(name);
         image::import(engine, "edgekeep-demo/agent:1", &[program("edgekeep-agent")])?;
-        // The second program is there for the engine's exec: an image may hold more than its module runs.
-        image::import(engine, "edgekeep-demo/thermometer:1", &[program("thermometer"), program("intruder")])?;
+        // The second program is there for the engine's exec: an image may hold more than
+        // its module runs.
+        image::import(
+            engine,
+            "edgekeep-demo/thermometer:1",
+            &[program("thermometer"), program("intruder")],
+        )?;
         image::import(engine, "edgekeep-demo/intruder:1", &[program("intruder")])?;
         self.show.step("images", "imported from our own programs; no registry");
         Ok(())
@@ -126,8 +138,10 @@ impl Demo {
 
     fn manifest(&self, place: &Place<'_>, intruder: Option<&[String]>) -> anyhow::Result<Value> {
         let path = workspace::folder().join("examples/thermometer.json");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let example = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let example = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not JSON", path.display()))?;
         Ok(manifest::for_demo(example, &self.folder, matches!(place, Place::Engine(_)), intruder))
     }
 
@@ -138,15 +152,28 @@ impl Demo {
         let cloud = device.event("simulated cloud", LIMIT, named("cloud"))?;
         show.step(
             "simulated provisioning and hub",
-            &format!("{} (scope {}), hub {}", text(&cloud, "dps"), text(&cloud, "scopeId"), text(&cloud, "hub")),
+            &format!(
+                "{} (scope {}), hub {}",
+                text(&cloud, "dps"),
+                text(&cloud, "scopeId"),
+                text(&cloud, "hub")
+            ),
         );
         let configured = device.event("config apply", LIMIT, named("configured"))?;
-        show.step("config.toml applied", &format!("{}: source = \"dps\", symmetric key", text(&configured, "file")));
+        show.step(
+            "config.toml applied",
+            &format!("{}: source = \"dps\", symmetric key", text(&configured, "file")),
+        );
         for daemon in ["keyd", "identityd", "moduled"] {
             let of_daemon = |event: &Value| event["name"] == daemon;
-            let started = device.event(daemon, LIMIT, |event| named("started")(event) && of_daemon(event))?;
-            let ready = device.event(daemon, LIMIT, |event| named("ready")(event) && of_daemon(event))?;
-            show.step(&format!("{daemon} answers"), &format!("process {}, after {} ms", started["pid"], ready["ms"]));
+            let started =
+                device.event(daemon, LIMIT, |event| named("started")(event) && of_daemon(event))?;
+            let ready =
+                device.event(daemon, LIMIT, |event| named("ready")(event) && of_daemon(event))?;
+            show.step(
+                &format!("{daemon} answers"),
+                &format!("process {}, after {} ms", started["pid"], ready["ms"]),
+            );
         }
         let device_is = device.event("provisioning", LIMIT, named("provisioned"))?;
         show.step(
@@ -158,7 +185,10 @@ impl Demo {
         for module in ["thermometer", "intruder"] {
             device.event(&format!("{module} runs"), LIMIT, runs(module))?;
         }
-        show.step("the manifest is applied", "the agent made identities and modules: thermometer, intruder");
+        show.step(
+            "the manifest is applied",
+            "the agent made identities and modules: thermometer, intruder",
+        );
 
         self.thermometer(device)?;
         intrusion::all(self, device, place, manifest)?;
@@ -169,15 +199,25 @@ impl Demo {
     fn measured(&self, place: &Place<'_>) -> anyhow::Result<String> {
         match place {
             Place::Host => {
-                let settings = std::fs::read_to_string(self.folder.join("etc/edgekeep/moduled.json"))?;
+                let settings =
+                    std::fs::read_to_string(self.folder.join("etc/edgekeep/moduled.json"))?;
                 let settings: Value = serde_json::from_str(&settings)?;
-                let digest = settings["host_modules"]["edgekeep-agent"]["sha256"].as_str().context("no digest")?;
+                let digest = settings["host_modules"]["edgekeep-agent"]["sha256"]
+                    .as_str()
+                    .context("no digest")?;
                 Ok(format!("started from the bytes with {}", short(digest)))
             }
             Place::Engine(engine) => {
-                let container =
-                    crate::http::json(engine, "GET", "/containers/edgeAgent/json", crate::http::Body::Empty)?;
-                Ok(format!("its container runs the image {}", short(container["Image"].as_str().context("no image")?)))
+                let container = crate::http::json(
+                    engine,
+                    "GET",
+                    "/containers/edgeAgent/json",
+                    crate::http::Body::Empty,
+                )?;
+                Ok(format!(
+                    "its container runs the image {}",
+                    short(container["Image"].as_str().context("no image")?)
+                ))
             }
         }
     }
@@ -188,18 +228,24 @@ impl Demo {
         let mut last = String::new();
         let outcome = device.poll("thermometer gets all it needs", LIMIT, || {
             let text = std::fs::read_to_string(&report).unwrap_or_default();
-            let steps: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            let steps: Vec<Value> =
+                text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
             if let Some(step) = steps.iter().rfind(|step| step["ok"] == false) {
                 last = format!("{}: {}", step["step"], step["detail"]);
             }
             let rounds = steps.chunk_by(|a, b| a["round"] == b["round"]);
             let good = |round: &&[Value]| {
                 round.len() == ROUND.len()
-                    && round.iter().zip(ROUND).all(|(step, (name, _))| step["step"] == name && step["ok"] == true)
+                    && round
+                        .iter()
+                        .zip(ROUND)
+                        .all(|(step, (name, _))| step["step"] == name && step["ok"] == true)
             };
             Ok(rounds.filter(good).map(<[Value]>::to_vec).next())
         });
-        let steps = outcome.with_context(|| if last.is_empty() { "it has not reported".to_owned() } else { last })?;
+        let steps = outcome.with_context(|| {
+            if last.is_empty() { "it has not reported".to_owned() } else { last }
+        })?;
         for (step, (_, what)) in steps.iter().zip(ROUND) {
             self.show.step(what, step["detail"].as_str().unwrap_or_default());
         }
@@ -210,7 +256,10 @@ impl Demo {
     fn status(&self, device: &Device) -> anyhow::Result<()> {
         let status = device.edgekeep(&["status"]).output().context("cannot start edgekeep")?;
         let text = String::from_utf8_lossy(&status.stdout);
-        self.show.step("edgekeep status", if status.status.success() { "healthy" } else { "not healthy" });
+        self.show.step(
+            "edgekeep status",
+            if status.status.success() { "healthy" } else { "not healthy" },
+        );
         for line in text.lines() {
             println!("            {line}");
         }
@@ -226,7 +275,9 @@ fn named(name: &str) -> impl Fn(&Value) -> bool + '_ {
 
 /// The event that a module runs.
 fn runs(module: &str) -> impl Fn(&Value) -> bool + '_ {
-    move |event| event["event"] == "module" && event["name"] == module && event["status"] == "running"
+    move |event| {
+        event["event"] == "module" && event["name"] == module && event["status"] == "running"
+    }
 }
 
 /// The beginning of a digest.

@@ -1,4 +1,5 @@
-//! A simulated device, run as a developer would: `edgekeep dev --json`, its events, its sockets.
+//! A simulated device, run as a developer would: `edgekeep dev --json`, its events, its
+//! sockets.
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
@@ -30,7 +31,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) host_modules: &'a [&'a str],
     /// The container engine's socket.
     pub(crate) engine: Option<&'a Path>,
-    /// Most modules that the simulated hub allows; the real one's number if there is none.
+    /// Most modules that the simulated hub allows; the real one's number if there is
+    /// none.
     pub(crate) module_limit: Option<usize>,
     /// The agent's image; without one the agent is a host program.
     pub(crate) agent_image: Option<&'a str>,
@@ -52,7 +54,12 @@ impl Device {
     pub(crate) fn start(setup: &Setup<'_>) -> anyhow::Result<Self> {
         let command = setup.programs.join("edgekeep");
         let mut dev = dies_with_this_task(&command);
-        dev.arg("--json").arg("--root").arg(setup.root).arg("dev").arg("--manifest").arg(setup.manifest);
+        dev.arg("--json")
+            .arg("--root")
+            .arg(setup.root)
+            .arg("dev")
+            .arg("--manifest")
+            .arg(setup.manifest);
         for name in setup.host_modules {
             dev.arg("--host-module").arg(format!("{name}={}", setup.programs.join(name).display()));
         }
@@ -68,10 +75,13 @@ impl Device {
         dev.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C reaches it through this task.
         std::os::unix::process::CommandExt::process_group(&mut dev, 0);
-        let mut child = interrupt::spawn(&mut dev).with_context(|| format!("cannot start {}", command.display()))?;
+        let mut child = interrupt::spawn(&mut dev)
+            .with_context(|| format!("cannot start {}", command.display()))?;
         let (sender, lines) = channel();
-        let out: [Option<Box<dyn std::io::Read + Send>>; 2] =
-            [child.stdout.take().map(|pipe| Box::new(pipe) as _), child.stderr.take().map(|pipe| Box::new(pipe) as _)];
+        let out: [Option<Box<dyn std::io::Read + Send>>; 2] = [
+            child.stdout.take().map(|pipe| Box::new(pipe) as _),
+            child.stderr.take().map(|pipe| Box::new(pipe) as _),
+        ];
         for pipe in out.into_iter().flatten() {
             let sender = sender.clone();
             std::thread::spawn(move || {
@@ -144,7 +154,8 @@ impl Device {
         problems.chain(self.log.iter().cloned()).collect::<Vec<_>>().join("\n")
     }
 
-    /// Something that takes its time: tried until there is a value, as long as the device runs.
+    /// Something that takes its time: tried until there is a value, as long as the device
+    /// runs.
     pub(crate) fn poll<T>(
         &mut self,
         what: &str,
@@ -187,7 +198,8 @@ impl Device {
 
     /// The refusals in moduled's audit trail, oldest first.
     pub(crate) fn refusals(&self) -> Vec<Value> {
-        let trail = std::fs::read_to_string(self.root.join("var/lib/edgekeep/moduled/audit.jsonl")).unwrap_or_default();
+        let trail = std::fs::read_to_string(self.root.join("var/lib/edgekeep/moduled/audit.jsonl"))
+            .unwrap_or_default();
         trail.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 }
@@ -207,6 +219,9 @@ pub(crate) fn management(socket: &Path, target: &str) -> anyhow::Result<Value> {
 pub(crate) fn count_modules(socket: &Path) -> anyhow::Result<(usize, usize)> {
     let modules = management(socket, "/modules")?;
     let modules = modules["modules"].as_array().map_or(&[][..], Vec::as_slice);
-    let running = modules.iter().filter(|module| module["status"]["runtimeStatus"]["status"] == "running").count();
+    let running = modules
+        .iter()
+        .filter(|module| module["status"]["runtimeStatus"]["status"] == "running")
+        .count();
     Ok((running, modules.len()))
 }

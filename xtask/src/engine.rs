@@ -1,4 +1,5 @@
-//! A container engine: the one that answers, or a private one that lives as long as the task.
+//! A container engine: the one that answers, or a private one that lives as long as the
+//! task.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use crate::{command, interrupt, parts, workspace};
 
 /// Private engines that may run side by side in one checkout.
 const SLOTS: u8 = 8;
-/// Longest path of a private engine's folder: the kernel takes 107 bytes for a socket, containerd's needs 35 of them.
+/// Longest path of a private engine's folder: the kernel takes 107 bytes for a socket,
+/// containerd's needs 35 of them.
 const FOLDER_LIMIT: usize = 70;
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -26,7 +28,8 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// The engine that answers at `DOCKER_HOST` or at the usual place; else a private one.
+    /// The engine that answers at `DOCKER_HOST` or at the usual place; else a private
+    /// one.
     pub(crate) fn answering_or_private() -> anyhow::Result<Self> {
         if let Some(socket) = answering() {
             return Ok(Self { socket, private: None });
@@ -45,7 +48,8 @@ impl Engine {
         Self::private(None, false)
     }
 
-    /// A private one, the machine's own or a suite's. With `containerd` its images are in containerd's store.
+    /// A private one, the machine's own or a suite's. With `containerd` its images are in
+    /// containerd's store.
     pub(crate) fn private(suite: Option<&Suite>, containerd: bool) -> anyhow::Result<Self> {
         anyhow::ensure!(parts::is_root(), "only root can start a private engine");
         let own = [parts::DOCKER, parts::IP, parts::DOCKERD];
@@ -65,7 +69,10 @@ impl Engine {
         let version = version(&self.socket);
         match &self.private {
             Some(private) => {
-                format!("private dockerd {version}, ready after {:.1} s", private.start_time.as_secs_f64())
+                format!(
+                    "private dockerd {version}, ready after {:.1} s",
+                    private.start_time.as_secs_f64()
+                )
             }
             None => format!("engine {version} at {}", self.socket.display()),
         }
@@ -115,8 +122,11 @@ impl Private {
         clear(&folder);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let settings = json!({ "features": { "containerd-snapshotter": containerd } });
-        fs::write(folder.join("daemon.json"), if containerd { settings.to_string() } else { "{}".to_owned() })
-            .context("cannot write the engine's configuration")?;
+        fs::write(
+            folder.join("daemon.json"),
+            if containerd { settings.to_string() } else { "{}".to_owned() },
+        )
+        .context("cannot write the engine's configuration")?;
         let bridge = format!("edgekeep{slot}");
         make_bridge(&bridge, slot)?;
 
@@ -156,9 +166,16 @@ impl Drop for Private {
     fn drop(&mut self) {
         // Without this dockerd gives each container ten seconds.
         let socket = self.folder.join("docker.sock");
-        let containers = http::json(&socket, "GET", "/containers/json?all=true", Body::Empty).unwrap_or_default();
-        for id in containers.as_array().into_iter().flatten().filter_map(|container| container["Id"].as_str()) {
-            let _ = http::call(&socket, "DELETE", &format!("/containers/{id}?force=true"), Body::Empty);
+        let containers = http::json(&socket, "GET", "/containers/json?all=true", Body::Empty)
+            .unwrap_or_default();
+        for id in containers
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|container| container["Id"].as_str())
+        {
+            let _ =
+                http::call(&socket, "DELETE", &format!("/containers/{id}?force=true"), Body::Empty);
         }
         interrupt::end(&mut self.child, STOP_LIMIT);
         remove_bridge(&self.bridge);
@@ -169,7 +186,10 @@ impl Drop for Private {
 /// A command that the kernel ends when this task dies, however that happens.
 pub(crate) fn dies_with_this_task(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let program = program.as_ref();
-    let found = program.to_str().and_then(parts::find).map_or_else(|| program.to_owned(), PathBuf::into_os_string);
+    let found = program
+        .to_str()
+        .and_then(parts::find)
+        .map_or_else(|| program.to_owned(), PathBuf::into_os_string);
     match parts::find("setpriv") {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
@@ -185,7 +205,8 @@ fn take_slot(folder: &Path) -> anyhow::Result<(u8, PathBuf, File)> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     for slot in 0..SLOTS {
         let path = folder.join(format!("{slot}.lock"));
-        let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let lock =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         if lock.try_lock().is_ok() {
             return Ok((slot, folder.join(slot.to_string()), lock));
         }
@@ -207,7 +228,11 @@ fn make_bridge(name: &str, slot: u8) -> anyhow::Result<()> {
 
 fn remove_bridge(name: &str) {
     let mut command = Command::new(parts::find("ip").unwrap_or_else(|| "ip".into()));
-    command.args(["link", "delete", name]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["link", "delete", name])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let _ = command.status();
 }
 
@@ -217,8 +242,10 @@ pub(crate) fn clear(folder: &Path) {
         return;
     }
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let inside =
-        mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|path| Path::new(path).starts_with(folder));
+    let inside = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .filter(|path| Path::new(path).starts_with(folder));
     for path in inside.collect::<Vec<_>>().into_iter().rev() {
         let _ = Command::new("umount").args(["--lazy", path]).stderr(Stdio::null()).status();
     }

@@ -1,4 +1,5 @@
-//! One HTTP/1.1 request over a Unix socket, blocking: enough for a container engine and for our own daemons.
+//! One HTTP/1.1 request over a Unix socket, blocking: enough for a container engine and
+//! for our own daemons.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -17,8 +18,14 @@ pub(crate) enum Body<'a> {
 }
 
 /// Sends a request and returns the status and the whole body.
-pub(crate) fn call(socket: &Path, method: &str, target: &str, body: Body<'_>) -> anyhow::Result<(u16, Vec<u8>)> {
-    let mut stream = UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
+pub(crate) fn call(
+    socket: &Path,
+    method: &str,
+    target: &str,
+    body: Body<'_>,
+) -> anyhow::Result<(u16, Vec<u8>)> {
+    let mut stream = UnixStream::connect(socket)
+        .with_context(|| format!("cannot connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     stream.set_write_timeout(Some(Duration::from_secs(60)))?;
     let text;
@@ -42,7 +49,12 @@ pub(crate) fn call(socket: &Path, method: &str, target: &str, body: Body<'_>) ->
 }
 
 /// Sends a request that must succeed and returns its JSON; `null` if there is none.
-pub(crate) fn json(socket: &Path, method: &str, target: &str, body: Body<'_>) -> anyhow::Result<Value> {
+pub(crate) fn json(
+    socket: &Path,
+    method: &str,
+    target: &str,
+    body: Body<'_>,
+) -> anyhow::Result<Value> {
     let (status, body) = call(socket, method, target, body)?;
     if !(200..300).contains(&status) {
         bail!("{method} {target}: HTTP {status}: {}", String::from_utf8_lossy(&body).trim());
@@ -55,7 +67,8 @@ fn parse(bytes: &[u8]) -> Option<(u16, Vec<u8>)> {
     let head = std::str::from_utf8(&bytes[..end]).ok()?.to_ascii_lowercase();
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let body = &bytes[end + 4..];
-    let body = if head.contains("\r\ntransfer-encoding: chunked") { joined(body)? } else { body.to_vec() };
+    let body =
+        if head.contains("\r\ntransfer-encoding: chunked") { joined(body)? } else { body.to_vec() };
     Some((status, body))
 }
 

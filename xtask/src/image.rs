@@ -1,4 +1,5 @@
-//! Container images of our own programs, made without a registry: the programs and the shared libraries they need.
+//! Container images of our own programs, made without a registry: the programs and the
+//! shared libraries they need.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use anyhow::Context as _;
 use crate::http::{self, Body};
 use crate::{command, parts};
 
-/// Makes the image `name`, which holds `programs` (the first is its entry point) in `/bin`.
+/// Makes the image `name`, which holds `programs` (the first is its entry point) in
+/// `/bin`.
 pub(crate) fn import(engine: &Path, name: &str, programs: &[PathBuf]) -> anyhow::Result<()> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let root = folder.path();
@@ -27,7 +29,8 @@ pub(crate) fn import(engine: &Path, name: &str, programs: &[PathBuf]) -> anyhow:
         for library in libraries(program)? {
             let place = root.join(library.strip_prefix("/")?);
             fs::create_dir_all(place.parent().unwrap_or(root))?;
-            fs::copy(&library, &place).with_context(|| format!("cannot copy {}", library.display()))?;
+            fs::copy(&library, &place)
+                .with_context(|| format!("cannot copy {}", library.display()))?;
         }
     }
     let archive = folder.path().with_extension("tar");
@@ -39,11 +42,13 @@ pub(crate) fn import(engine: &Path, name: &str, programs: &[PathBuf]) -> anyhow:
     })();
     let _ = fs::remove_file(&archive);
     let (repository, tag) = name.split_once(':').unwrap_or((name, "latest"));
-    let entry = programs.first().and_then(|program| program.file_name()?.to_str()).context("no program")?;
+    let entry =
+        programs.first().and_then(|program| program.file_name()?.to_str()).context("no program")?;
     // ENTRYPOINT ["/bin/<entry>"]
     let entry = format!("ENTRYPOINT%20%5B%22%2Fbin%2F{entry}%22%5D");
     let target = format!("/images/create?fromSrc=-&repo={repository}&tag={tag}&changes={entry}");
-    http::json(engine, "POST", &target, Body::Tar(&archived?)).with_context(|| format!("cannot import {name}"))?;
+    http::json(engine, "POST", &target, Body::Tar(&archived?))
+        .with_context(|| format!("cannot import {name}"))?;
     Ok(())
 }
 
@@ -72,7 +77,10 @@ mod tests {
                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
         assert_eq!(
             paths(ldd),
-            [Path::new("/lib/x86_64-linux-gnu/libc.so.6"), Path::new("/lib64/ld-linux-x86-64.so.2")]
+            [
+                Path::new("/lib/x86_64-linux-gnu/libc.so.6"),
+                Path::new("/lib64/ld-linux-x86-64.so.2")
+            ]
         );
     }
 }

@@ -1,5 +1,5 @@
-//! Ctrl-C and friends: children that run in the foreground are told, and the task comes to its end in the ordinary way, so
-//! that everything it started is ended too.
+//! Ctrl-C and friends: children that run in the foreground are told, and the task comes
+//! to its end in the ordinary way, so that everything it started is ended too.
 
 use std::io::IsTerminal as _;
 use std::process::{Child, Command};
@@ -59,7 +59,10 @@ pub(crate) fn watch() -> anyhow::Result<()> {
             CHANGED.notify_all();
         }
     };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(listen).context("cannot start a thread")?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(listen)
+        .context("cannot start a thread")?;
     Ok(())
 }
 
@@ -91,7 +94,8 @@ pub(crate) fn poll<T>(
     }
 }
 
-/// Starts a child. It must not inherit that the signals are blocked here, or it would never end when told to.
+/// Starts a child. It must not inherit that the signals are blocked here, or it would
+/// never end when told to.
 pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
     signals().thread_unblock()?;
     let child = command.spawn();

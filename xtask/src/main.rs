@@ -1,9 +1,14 @@
 //! The tasks of this repository: `cargo xtask --help`.
 //!
-//! Touches: what lies below the target folder, temporary folders, packages of the system when it runs as root and a part
-//! is missing, and child processes, all of which it ends. CI calls exactly these tasks.
+//! Touches: what lies below the target folder, temporary folders, packages of the system
+//! when it runs as root and a part is missing, and child processes, all of which it ends.
+//! CI calls exactly these tasks.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a task talks to the person who started it")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a task talks to the person who started it"
+)]
 
 mod bench;
 mod ci;
@@ -21,6 +26,7 @@ mod references;
 mod suite;
 mod test;
 mod vm;
+mod widths;
 mod workspace;
 
 use std::process::ExitCode;
@@ -36,13 +42,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run every test, those against real parts included; installs or names what is missing
+    /// Run every test, those against real parts included; installs or names what is
+    /// missing
     Test(test::Options),
     /// Check format, lints, dependencies, and run every test
     Ci,
     /// Bring up a simulated device, run a deployment on it, and show what happens
     Demo(demo::Options),
-    /// Check a whole device in a virtual machine: systemd, cgroup v2, a TPM, an older kernel
+    /// Check a whole device in a virtual machine: systemd, cgroup v2, a TPM, an older
+    /// kernel
     Vm(vm::Options),
     /// Measure calls, memory and sizes
     Bench(bench::Options),

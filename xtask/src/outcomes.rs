@@ -1,5 +1,5 @@
-//! Suites that run one after the other: one that fails keeps none of the others from running, and the end names all that
-//! failed.
+//! Suites that run one after the other: one that fails keeps none of the others from
+//! running, and the end names all that failed.
 
 use std::time::{Duration, Instant};
 
@@ -23,14 +23,19 @@ impl Outcomes {
     ///
     /// # Errors
     /// The task was told to stop; a suite that fails is no error here.
-    pub(crate) fn run(&mut self, name: &str, suite: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub(crate) fn run(
+        &mut self,
+        name: &str,
+        suite: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let begin = Instant::now();
         let result = interrupt::check().map_err(Into::into).and_then(|()| suite());
         if let Err(error) = &result {
             if error.is::<Interrupted>() {
                 return result;
             }
-            // More suites may follow for a long time: the reader learns of the failure now.
+            // More suites may follow for a long time: the reader learns of the failure
+            // now.
             eprintln!("--- {name}: {error:#}");
         }
         self.suites.push(Suite { name: name.to_owned(), took: begin.elapsed(), result });
@@ -88,7 +93,10 @@ mod tests {
         let table = outcomes.table();
         let lines: Vec<&str> = table.lines().collect();
         assert!(lines[0].starts_with("ok ") && lines[0].ends_with(" one"), "{table}");
-        assert!(lines[1].starts_with("failed ") && lines[1].ends_with(" two: two is broken"), "{table}");
+        assert!(
+            lines[1].starts_with("failed ") && lines[1].ends_with(" two: two is broken"),
+            "{table}"
+        );
         assert_eq!(outcomes.close().unwrap_err().to_string(), "2 of 4 suites (two, four) failed");
     }
 

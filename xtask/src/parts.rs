@@ -1,4 +1,5 @@
-//! Foreign parts that tests and the demo use: what is installed, and installing it with the right to.
+//! Foreign parts that tests and the demo use: what is installed, and installing it with
+//! the right to.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -38,8 +39,10 @@ pub(crate) const QEMU: Part = Part { program: "qemu-system-x86_64", package: "qe
 pub(crate) const DEBOOTSTRAP: Part = Part { program: "debootstrap", package: "debootstrap" };
 pub(crate) const MKE2FS: Part = Part { program: "mke2fs", package: "e2fsprogs" };
 /// Libraries have no program to look for: their file stands for it.
-pub(crate) const TPM2_PKCS11: Part = Part { program: "libtpm2_pkcs11.so.1", package: "libtpm2-pkcs11-1" };
-pub(crate) const TCTI_TABRMD: Part = Part { program: "libtss2-tcti-tabrmd.so.0", package: "libtss2-tcti-tabrmd0" };
+pub(crate) const TPM2_PKCS11: Part =
+    Part { program: "libtpm2_pkcs11.so.1", package: "libtpm2-pkcs11-1" };
+pub(crate) const TCTI_TABRMD: Part =
+    Part { program: "libtss2-tcti-tabrmd.so.0", package: "libtss2-tcti-tabrmd0" };
 pub(crate) const PYTHON: Part = Part { program: "python3", package: "python3-venv" };
 
 /// Version of the device SDK that is tested against.
@@ -52,17 +55,21 @@ pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
 }
 
-/// Where a program is, or a library. `sbin` is looked at even if an ordinary user's `PATH` lacks it.
+/// Where a program is, or a library. `sbin` is looked at even if an ordinary user's
+/// `PATH` lacks it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let libraries = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into(), libraries.into()]);
+    let folders =
+        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into(), libraries.into()]);
     folders.map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 
-/// Installs what is missing of `wanted`, if it may. What is still missing afterwards is returned.
+/// Installs what is missing of `wanted`, if it may. What is still missing afterwards is
+/// returned.
 pub(crate) fn provide(wanted: &[Part]) -> anyhow::Result<Vec<Part>> {
-    let missing = || wanted.iter().copied().filter(|part| find(part.program).is_none()).collect::<Vec<_>>();
+    let missing =
+        || wanted.iter().copied().filter(|part| find(part.program).is_none()).collect::<Vec<_>>();
     let absent = missing();
     if absent.is_empty() || !is_root() || find("apt-get").is_none() {
         return Ok(absent);
@@ -75,7 +82,8 @@ pub(crate) fn provide(wanted: &[Part]) -> anyhow::Result<Vec<Part>> {
 fn install(packages: &[&str]) -> anyhow::Result<()> {
     eprintln!("installing {}", packages.join(", "));
     let folder = workspace::target();
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
     let log = folder.join("apt-get.log");
     let apt = |words: &[&str]| {
         let mut command = Command::new("apt-get");
@@ -94,7 +102,8 @@ pub(crate) fn remedy(missing: &[Part]) -> String {
     format!("{} missing: sudo apt-get install {}", names.join(", "), packages.join(" "))
 }
 
-/// A Python interpreter that has the unmodified device SDK, in an environment below the target folder; else why not.
+/// A Python interpreter that has the unmodified device SDK, in an environment below the
+/// target folder; else why not.
 pub(crate) fn python() -> anyhow::Result<PathBuf> {
     let folder = workspace::target().join("python");
     let interpreter = folder.join("bin/python");
@@ -112,12 +121,24 @@ pub(crate) fn python() -> anyhow::Result<PathBuf> {
     eprintln!("installing {SDK} from PyPI below {}", folder.display());
     if let Err(error) = make() {
         // Debian has python3 without venv.
-        anyhow::ensure!(is_root() && find("apt-get").is_some(), "{error:#}\nsudo apt-get install {}", PYTHON.package);
+        anyhow::ensure!(
+            is_root() && find("apt-get").is_some(),
+            "{error:#}\nsudo apt-get install {}",
+            PYTHON.package
+        );
         install(&[PYTHON.package])?;
         make()?;
     }
     let mut pip = Command::new(&interpreter);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", SDK, METRICS_PARSER]);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        SDK,
+        METRICS_PARSER,
+    ]);
     command::run_quietly(pip, &log)?;
     anyhow::ensure!(has_sdk(&interpreter), "{SDK} is installed but cannot be imported");
     Ok(interpreter)
@@ -145,6 +166,9 @@ mod tests {
 
     #[test]
     fn the_remedy_is_one_line_with_the_packages() {
-        assert_eq!(remedy(&[DOCKERD, CURL]), "dockerd, curl missing: sudo apt-get install docker.io curl");
+        assert_eq!(
+            remedy(&[DOCKERD, CURL]),
+            "dockerd, curl missing: sudo apt-get install docker.io curl"
+        );
     }
 }

@@ -15,9 +15,11 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// What Podman's defaults ask for may be more than this process may have.
-const CONFIGURATION: &str = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n";
+const CONFIGURATION: &str =
+    "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n";
 
-/// A service with images, containers and sockets of its own. It ends when this is dropped.
+/// A service with images, containers and sockets of its own. It ends when this is
+/// dropped.
 pub(crate) struct Podman {
     folder: tempfile::TempDir,
     child: Child,
@@ -30,23 +32,32 @@ impl Podman {
         let own = [parts::DOCKER, parts::PODMAN, parts::RUNC];
         let missing = parts::provide(if suite.is_some() { &own[..1] } else { &own })?;
         anyhow::ensure!(missing.is_empty(), parts::remedy(&missing));
-        let folder = tempfile::Builder::new().prefix("ek-podman-").tempdir_in("/tmp").context("cannot write /tmp")?;
+        let folder = tempfile::Builder::new()
+            .prefix("ek-podman-")
+            .tempdir_in("/tmp")
+            .context("cannot write /tmp")?;
         let path = |name: &str| folder.path().join(name);
-        fs::write(path("containers.conf"), CONFIGURATION).context("cannot write podman's configuration")?;
+        fs::write(path("containers.conf"), CONFIGURATION)
+            .context("cannot write podman's configuration")?;
         let log = path("log");
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut podman = match suite {
             Some(suite) => suite.program("podman", folder.path()),
             None => dies_with_this_task("podman"),
         };
-        podman.env("CONTAINERS_CONF", path("containers.conf")).env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1");
+        podman
+            .env("CONTAINERS_CONF", path("containers.conf"))
+            .env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1");
         // It leaves there what it imports.
         fs::create_dir(path("tmp")).context("cannot make podman's temporary folder")?;
         podman.env("TMPDIR", path("tmp"));
-        // Of the two usual runtimes the one that also runs where two cgroup versions are mounted.
+        // Of the two usual runtimes the one that also runs where two cgroup versions are
+        // mounted.
         podman.args(["--runtime", "runc", "--cgroup-manager", "cgroupfs"]);
         podman.arg("--root").arg(path("root")).arg("--runroot").arg(path("run"));
-        podman.args(["system", "service", "--time", "0"]).arg(format!("unix://{}", path("podman.sock").display()));
+        podman
+            .args(["system", "service", "--time", "0"])
+            .arg(format!("unix://{}", path("podman.sock").display()));
         podman.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         // Ctrl-C reaches it through this task, after those who use it.
         std::os::unix::process::CommandExt::process_group(&mut podman, 0);

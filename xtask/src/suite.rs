@@ -1,6 +1,7 @@
-//! Engines of other Debian suites than the machine's: each suite in a folder of its own below the target folder, made once,
-//! from which its programs run in a mount namespace of their own. What is below `/tmp` is the same inside and outside, so
-//! that the paths which tests, daemons and engines tell each other mean the same to all.
+//! Engines of other Debian suites than the machine's: each suite in a folder of its own
+//! below the target folder, made once, from which its programs run in a mount namespace
+//! of their own. What is below `/tmp` is the same inside and outside, so that the paths
+//! which tests, daemons and engines tell each other mean the same to all.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,11 +14,10 @@ use crate::engine::dies_with_this_task;
 use crate::{command, parts, workspace};
 
 /// What engines need of a suite, and what tests ask of them.
-const PACKAGES: &str =
-    "docker.io,podman,runc,conmon,netavark,aardvark-dns,iptables,nftables,iproute2,procps,ca-certificates";
+const PACKAGES: &str = "docker.io,podman,runc,conmon,netavark,aardvark-dns,iptables,nftables,iproute2,procps,ca-certificates";
 
-/// Becomes a program in the root `$0`, which sees `/tmp` and the folder `$1` as everybody does, and nothing else of the
-/// machine's files.
+/// Becomes a program in the root `$0`, which sees `/tmp` and the folder `$1` as everybody
+/// does, and nothing else of the machine's files.
 const ENTER: &str = r#"
 root=$0 shared=$1; shift
 mkdir -p "$root$shared"
@@ -38,9 +38,11 @@ pub(crate) struct Suite {
 }
 
 impl Suite {
-    /// The suite's root, made if there is none. It stays as it was made; remove it to have a newer one.
+    /// The suite's root, made if there is none. It stays as it was made; remove it to
+    /// have a newer one.
     pub(crate) fn provide(name: &str) -> anyhow::Result<Self> {
-        let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        let plain =
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
         anyhow::ensure!(plain, "{name:?} is no Debian suite");
         anyhow::ensure!(parts::is_root(), "only root can run the engines of another suite");
         let folder = workspace::target().join("suites");
@@ -54,11 +56,13 @@ impl Suite {
         let unfinished = folder.join(format!("{name}.unfinished"));
         let _ = fs::remove_dir_all(&unfinished);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let mut make = Command::new(parts::find("debootstrap").unwrap_or_else(|| "debootstrap".into()));
+        let mut make =
+            Command::new(parts::find("debootstrap").unwrap_or_else(|| "debootstrap".into()));
         make.args(["--variant=minbase", "--include", PACKAGES, name]).arg(&unfinished);
         command::run_quietly(make, &folder.join(format!("{name}.log")))?;
         let _ = fs::remove_dir_all(unfinished.join("var/cache/apt/archives"));
-        fs::rename(&unfinished, &root).with_context(|| format!("cannot make {}", root.display()))?;
+        fs::rename(&unfinished, &root)
+            .with_context(|| format!("cannot make {}", root.display()))?;
         Ok(Self { root })
     }
 
@@ -74,8 +78,8 @@ impl Suite {
     }
 }
 
-/// An engine to test with: `docker`, `podman`, or of a suite `docker:trixie`, and Docker with containerd's image store,
-/// which is Docker 29's default, `docker:sid:containerd`.
+/// An engine to test with: `docker`, `podman`, or of a suite `docker:trixie`, and Docker
+/// with containerd's image store, which is Docker 29's default, `docker:sid:containerd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) kind: Kind,
@@ -110,7 +114,9 @@ impl FromStr for Choice {
             (Some("docker"), None, None) => Kind::Docker { containerd: false },
             (Some("docker"), Some("containerd"), None) => Kind::Docker { containerd: true },
             (Some("podman"), None, None) => Kind::Podman,
-            _ => bail!("an engine is docker or podman, of a Debian suite: docker:trixie, docker:sid:containerd"),
+            _ => bail!(
+                "an engine is docker or podman, of a Debian suite: docker:trixie, docker:sid:containerd"
+            ),
         };
         Ok(Self { kind, suite: suite.filter(|suite| !suite.is_empty()).map(str::to_owned) })
     }
@@ -120,7 +126,11 @@ impl std::fmt::Display for Choice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.kind == Kind::Podman { "podman" } else { "docker" })?;
         self.suite.iter().try_for_each(|suite| write!(f, " of {suite}"))?;
-        if self.kind == (Kind::Docker { containerd: true }) { f.write_str(" with containerd's store") } else { Ok(()) }
+        if self.kind == (Kind::Docker { containerd: true }) {
+            f.write_str(" with containerd's store")
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -140,7 +150,9 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Choice>().unwrap(), choice);
         }
-        for text in ["", "moby", "podman:sid:containerd", "docker:sid:other", "docker:sid:containerd:x"] {
+        for text in
+            ["", "moby", "podman:sid:containerd", "docker:sid:other", "docker:sid:containerd:x"]
+        {
             assert!(text.parse::<Choice>().is_err(), "{text}");
         }
         assert!(Suite::provide("../sid").is_err());

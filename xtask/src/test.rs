@@ -12,8 +12,9 @@ use crate::{ci, command, parts, vm, workspace};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
-    /// Only the tests with a container engine, and with this one: docker, podman, docker:SUITE or podman:SUITE with the
-    /// engine of a Debian suite (fetched once), docker:SUITE:containerd with containerd's image store; may be given again
+    /// Only the tests with a container engine, and with this one: docker, podman,
+    /// docker:SUITE or podman:SUITE with the engine of a Debian suite (fetched once),
+    /// docker:SUITE:containerd with containerd's image store; may be given again
     #[arg(long = "engine", value_name = "ENGINE")]
     engines: Vec<Choice>,
     /// Whether the engine tests also run on those of the newest stable Debian.
@@ -36,7 +37,8 @@ impl Options {
     }
 }
 
-/// Real parts for the tests, which learn of them by environment variables. The engine ends with this.
+/// Real parts for the tests, which learn of them by environment variables. The engine
+/// ends with this.
 struct Parts {
     engine: Option<Engine>,
     python: Option<PathBuf>,
@@ -87,7 +89,9 @@ fn every_test(options: &Options) -> anyhow::Result<()> {
     if ci::has("nextest") {
         tests.args(["nextest", "run"]).args(whole_workspace(&options.filter)).args(&options.filter);
     } else {
-        eprintln!("cargo-nextest is missing (cargo install cargo-nextest --locked); using cargo test");
+        eprintln!(
+            "cargo-nextest is missing (cargo install cargo-nextest --locked); using cargo test"
+        );
         tests.args(["test", "--workspace", "--all-targets"]);
         tests.args((!options.filter.is_empty()).then_some("--")).args(&options.filter);
     }
@@ -111,7 +115,9 @@ impl Started {
         command::step(&choice.to_string(), || {
             let suite = choice.provide()?;
             let started = match choice.kind {
-                Kind::Docker { containerd } => Self::Docker(Engine::private(suite.as_ref(), containerd)?),
+                Kind::Docker { containerd } => {
+                    Self::Docker(Engine::private(suite.as_ref(), containerd)?)
+                }
                 Kind::Podman => Self::Podman(Podman::start(suite.as_ref())?),
             };
             eprintln!("{} {}", choice, crate::engine::version(&started.socket()));
@@ -126,11 +132,15 @@ impl Started {
         }
     }
 
-    /// Runs the tests with a container engine. Their closing line is the last one, so nothing is said after it.
+    /// Runs the tests with a container engine. Their closing line is the last one, so
+    /// nothing is said after it.
     fn test(&self, filter: &[String]) -> anyhow::Result<()> {
         let mut tests = workspace::cargo();
-        // With one package alone the libraries would be built once more, with other features.
-        tests.args(["nextest", "run", "--workspace", "--test", "docker", "--test", "attacks"]).args(filter);
+        // With one package alone the libraries would be built once more, with other
+        // features.
+        tests
+            .args(["nextest", "run", "--workspace", "--test", "docker", "--test", "attacks"])
+            .args(filter);
         tests.env("EDGEKEEP_TEST_ENGINE", format!("unix://{}", self.socket().display()));
         command::run(tests)
     }
@@ -142,10 +152,9 @@ const OTHERS: &[&str] = &["podman"];
 /// The engines of the newest stable Debian.
 const NEWEST: &[&str] = &["docker:trixie", "podman:trixie"];
 
-/// What may differ with another engine: modules from creation to removal, updates, what the engine understands, and every
-/// attack on a container.
-const WITH_OTHERS: &str =
-    "test(/^(lifecycle|updates|touched|options|volumes|behaviour|images|image_collection|engine|attest)::/)";
+/// What may differ with another engine: modules from creation to removal, updates, what
+/// the engine understands, and every attack on a container.
+const WITH_OTHERS: &str = "test(/^(lifecycle|updates|touched|options|volumes|behaviour|images|image_collection|engine|attest)::/)";
 
 /// Everything, unless packages are named.
 fn whole_workspace(filter: &[String]) -> Option<&'static str> {
@@ -174,7 +183,8 @@ fn needs(wanted: &[parts::Part]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What simulates TPMs and tokens, and the foreign tools that look at them. The tests find it by themselves.
+/// What simulates TPMs and tokens, and the foreign tools that look at them. The tests
+/// find it by themselves.
 fn hardware() -> anyhow::Result<()> {
     needs(&[
         parts::SWTPM,
@@ -191,12 +201,15 @@ fn hardware() -> anyhow::Result<()> {
     ])
 }
 
-/// In CI a missing part is a failure; elsewhere the tests that need it are skipped, and this says so.
+/// In CI a missing part is a failure; elsewhere the tests that need it are skipped, and
+/// this says so.
 fn or_skip<T>(what: &str, part: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
     match part {
         Ok(part) => Ok(Some(part)),
         Err(error) if error.is::<crate::interrupt::Interrupted>() => Err(error),
-        Err(error) if workspace::in_ci() => Err(error.context(format!("{what} cannot run, and in CI they must"))),
+        Err(error) if workspace::in_ci() => {
+            Err(error.context(format!("{what} cannot run, and in CI they must")))
+        }
         Err(error) => {
             eprintln!("skipping {what}: {error:#}");
             Ok(None)

@@ -1,9 +1,11 @@
-//! `cargo xtask vm`: a whole device in a virtual machine: systemd as the first process, cgroup v2, a TPM, Debian's own
-//! kernel and container engine, our daemons as a package installs them.
+//! `cargo xtask vm`: a whole device in a virtual machine: systemd as the first process,
+//! cgroup v2, a TPM, Debian's own kernel and container engine, our daemons as a package
+//! installs them.
 //!
-//! No right to virtualise is needed: the processor is emulated. The root file system is made once (debootstrap) and kept
-//! below the target folder; what was built comes in on a second drive. The machine runs the checks of `tests/vm`, which tell
-//! line by line on its second serial port, and powers itself off.
+//! No right to virtualise is needed: the processor is emulated. The root file system is
+//! made once (debootstrap) and kept below the target folder; what was built comes in on a
+//! second drive. The machine runs the checks of `tests/vm`, which tell line by line on
+//! its second serial port, and powers itself off.
 
 mod machine;
 mod payload;
@@ -26,7 +28,8 @@ const SHOWN_LINES: usize = 150;
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
-    /// Boot with a shell on this terminal in place of the checks; `/payload/device-checks /dev/stdout` runs them
+    /// Boot with a shell on this terminal in place of the checks;
+    /// `/payload/device-checks /dev/stdout` runs them
     #[arg(long)]
     shell: bool,
     /// Make the root file system anew
@@ -47,7 +50,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 /// The checks, with what is built and installed already.
 pub(crate) fn check(options: &Options) -> anyhow::Result<()> {
     let root = command::step("root file system", || root::made(options.fresh))?;
-    let folder = tempfile::Builder::new().prefix("ek-vm-").tempdir_in("/tmp").context("cannot write /tmp")?;
+    let folder = tempfile::Builder::new()
+        .prefix("ek-vm-")
+        .tempdir_in("/tmp")
+        .context("cannot write /tmp")?;
     let programs = workspace::target().join("debug");
     let payload = payload::make(&programs, folder.path())?;
     let machine = Machine { root: &root, payload: &payload, folder: folder.path() };
@@ -65,7 +71,11 @@ pub(crate) fn check(options: &Options) -> anyhow::Result<()> {
         eprintln!("{} checks in the machine passed", expected.lines().count());
         return Ok(());
     }
-    eprintln!("--- the end of {}\n{}\n---", console.display(), command::tail(&console, SHOWN_LINES));
+    eprintln!(
+        "--- the end of {}\n{}\n---",
+        console.display(),
+        command::tail(&console, SHOWN_LINES)
+    );
     Err(command::Failed::new(format!("in the machine: {}", problems.join("; "))).into())
 }
 
@@ -78,9 +88,11 @@ pub(crate) fn provide() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is wrong with the lines that came, in words: each expected check must have one line that begins with `ok`.
+/// What is wrong with the lines that came, in words: each expected check must have one
+/// line that begins with `ok`.
 fn judge<'a>(expected: impl Iterator<Item = &'a str>, lines: &[String]) -> Vec<String> {
-    let told: BTreeMap<&str, (bool, &str)> = lines.iter().filter_map(|line| outcome(line)).collect();
+    let told: BTreeMap<&str, (bool, &str)> =
+        lines.iter().filter_map(|line| outcome(line)).collect();
     expected
         .filter_map(|name| match told.get(name) {
             Some((true, _)) => None,
@@ -115,12 +127,18 @@ mod tests {
         assert!(problems(&["ok a::one", "# a::two: a remark", "ok a::two", "# done"]).is_empty());
         assert_eq!(problems(&["ok a::one", "# done"]), ["a::two: nothing was heard of it"]);
         assert_eq!(problems(&["ok a::one", "not ok a::two: x: y"]), ["a::two: x: y"]);
-        assert_eq!(problems(&["ok a::one", "xok a::two", "ok a::twofold"]), ["a::two: nothing was heard of it"]);
+        assert_eq!(
+            problems(&["ok a::one", "xok a::two", "ok a::twofold"]),
+            ["a::two: nothing was heard of it"]
+        );
         assert_eq!(problems(&[]).len(), 2, "a machine that does not boot");
     }
 
     #[test]
     fn a_check_that_failed_is_not_made_good_by_an_earlier_line() {
-        assert_eq!(problems(&["ok a::one", "ok a::two", "not ok a::two: after all"]), ["a::two: after all"]);
+        assert_eq!(
+            problems(&["ok a::one", "ok a::two", "not ok a::two: after all"]),
+            ["a::two: after all"]
+        );
     }
 }

@@ -1,10 +1,12 @@
-//! Measures what it costs to know who calls, for `cargo xtask bench runtime`: a copy of this program, as large as told,
-//! connects to it, and is looked at as moduled looks at a caller.
+//! Measures what it costs to know who calls, for `cargo xtask bench runtime`: a copy of
+//! this program, as large as told, connects to it, and is looked at as moduled looks at a
+//! caller.
 //!
-//! `edgekeep-bench-evidence MIB` prints one line of JSON: `{"identifyUs", "verdictUs", "firstMs", "againUs"}`: processor
-//! time of the look at a new connection and of what each further request takes (another look and the verdict of the
-//! strictest policy); time of the first measurement of an executable of so many MiB and of one from another process that
-//! runs the same.
+//! `edgekeep-bench-evidence MIB` prints one line of JSON:
+//! `{"identifyUs", "verdictUs", "firstMs", "againUs"}`: processor time of the look at a
+//! new connection and of what each further request takes (another look and the verdict of
+//! the strictest policy); time of the first measurement of an executable of so many MiB
+//! and of one from another process that runs the same.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is what it is for")]
 
@@ -17,12 +19,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use edgekeep_core::attestation::{
-    Asked, Door, Evidence, PeerHandle, Policy, Registration, Running, RunningFacts, Workload, verdict,
+    Asked, Door, Evidence, PeerHandle, Policy, Registration, Running, RunningFacts, Workload,
+    verdict,
 };
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_daemon::peer::{Caller, PeerSocket};
-use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom};
+use edgekeep_runtime::evidence::{
+    CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom,
+};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
@@ -112,7 +117,8 @@ async fn measure(mebibytes: u64) -> anyhow::Result<()> {
         Ok(())
     })?;
     let evidence = collector.identify(handle, &process, None)?;
-    // Several times, for a machine that is busy: the best of collectors that remember nothing.
+    // Several times, for a machine that is busy: the best of collectors that remember
+    // nothing.
     let mut first_ms = f64::INFINITY;
     for _ in 0..SPELLS {
         let fresh = Collector::new(CgroupHierarchy::detect(), ContainerCgroups::default());
@@ -130,12 +136,19 @@ async fn measure(mebibytes: u64) -> anyhow::Result<()> {
     let again = collector.measure(&process, evidence, StartedFrom::default(), None).await?;
     let again_us = begin.elapsed().as_secs_f64() * 1e6;
     anyhow::ensure!(measured.measurement == again.measurement, "two digests of one file");
-    println!("{}", json!({"identifyUs": identify, "verdictUs": verdict, "firstMs": first_ms, "againUs": again_us}));
+    println!(
+        "{}",
+        json!({"identifyUs": identify, "verdictUs": verdict, "firstMs": first_ms, "againUs": again_us})
+    );
     Ok(())
 }
 
 /// What each request of a known caller takes, as moduled does it.
-fn per_request(collector: &Collector, process: &ProcDir, evidence: &Evidence) -> anyhow::Result<f64> {
+fn per_request(
+    collector: &Collector,
+    process: &ProcDir,
+    evidence: &Evidence,
+) -> anyhow::Result<f64> {
     let module: ModuleId = "caller".parse()?;
     let registration = Registration {
         module: module.clone(),
@@ -155,7 +168,8 @@ fn per_request(collector: &Collector, process: &ProcDir, evidence: &Evidence) ->
         own_copy: None,
         filters: None,
     });
-    let (door, asked) = (Door::ModuleSocket(module.clone()), Asked { module: &module, generation: None });
+    let (door, asked) =
+        (Door::ModuleSocket(module.clone()), Asked { module: &module, generation: None });
     per_run(|| {
         let evidence = evidence.clone();
         anyhow::ensure!(collector.recheck(process, &evidence.snapshot), "the caller changed");
@@ -172,7 +186,8 @@ fn learn(stream: &UnixStream) -> anyhow::Result<(ProcDir, PeerHandle)> {
     Ok((ProcDir::open(pid, pidfd)?, handle))
 }
 
-/// Processor time of this thread for one run, in microseconds: the best of several spells.
+/// Processor time of this thread for one run, in microseconds: the best of several
+/// spells.
 fn per_run(mut run: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     let mut best = f64::INFINITY;
     for _ in 0..SPELLS {

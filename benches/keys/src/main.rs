@@ -1,10 +1,13 @@
-//! Measures the use of a key through a backend next to the bare call of the same token or TPM, for `cargo xtask bench keys`.
+//! Measures the use of a key through a backend next to the bare call of the same token or
+//! TPM, for `cargo xtask bench keys`.
 //!
-//! `edgekeep-bench-keys pkcs11 LIBRARY URI` uses one token for both; `edgekeep-bench-keys tpm BARE BACKEND FOLDER` two TPMs
-//! (TCTI strings, equal but for the address: a simulated TPM serves one connection at a time). For each line on the
-//! standard input it measures one round, the two sides in turn, and prints one line of JSON:
-//! `[{"operation", "bareUs", "backendUs", "waitedUs"}]`, medians in microseconds, the last one of the backend's time of
-//! waiting for a TPM. It leaves two keys, `bench-key` and `bench-pair`.
+//! `edgekeep-bench-keys pkcs11 LIBRARY URI` uses one token for both;
+//! `edgekeep-bench-keys tpm BARE BACKEND FOLDER` two TPMs (TCTI strings, equal but for
+//! the address: a simulated TPM serves one connection at a time). For each line on the
+//! standard input it measures one round, the two sides in turn, and prints one line of
+//! JSON: `[{"operation", "bareUs", "backendUs", "waitedUs"}]`, medians in microseconds,
+//! the last one of the backend's time of waiting for a TPM. It leaves two keys,
+//! `bench-key` and `bench-pair`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is what it is for")]
 
@@ -70,7 +73,8 @@ fn measure_tpm(bare: &str, backend: &str, folder: &Path) -> anyhow::Result<()> {
     tpm::measure(&bare.parse()?, backend.parse()?, folder)
 }
 
-/// The ids of the keys that are used, made if they are not there. No symmetric one where the backend keeps none.
+/// The ids of the keys that are used, made if they are not there. No symmetric one where
+/// the backend keeps none.
 pub(crate) fn keys(backend: &dyn KeyBackend) -> anyhow::Result<(Option<KeyId>, KeyId)> {
     let (key, pair): (KeyId, KeyId) = ("bench-key".parse()?, "bench-pair".parse()?);
     backend.create_key_pair(&pair, &[PairAlgorithm::EcP256])?;
@@ -102,7 +106,8 @@ pub(crate) fn serve(pairs: &mut [Pair<'_>]) -> anyhow::Result<()> {
             let (mut bare, mut backend, mut waited) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..SPELLS {
                 bare.push(spell(&mut pair.bare, &no_clock)?.0);
-                let (time, wait) = spell(&mut pair.backend, pair.waited.as_deref().unwrap_or(&no_clock))?;
+                let (time, wait) =
+                    spell(&mut pair.backend, pair.waited.as_deref().unwrap_or(&no_clock))?;
                 backend.push(time);
                 waited.push(wait);
             }
@@ -119,8 +124,12 @@ pub(crate) fn serve(pairs: &mut [Pair<'_>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The median time of what is done for a while, and that by another clock, in microseconds.
-fn spell(run: &mut dyn FnMut() -> anyhow::Result<()>, clock: &dyn Fn() -> Duration) -> anyhow::Result<(f64, f64)> {
+/// The median time of what is done for a while, and that by another clock, in
+/// microseconds.
+fn spell(
+    run: &mut dyn FnMut() -> anyhow::Result<()>,
+    clock: &dyn Fn() -> Duration,
+) -> anyhow::Result<(f64, f64)> {
     let (start, mut times, mut others) = (Instant::now(), Vec::new(), Vec::new());
     while start.elapsed() < SPELL {
         let before = clock();

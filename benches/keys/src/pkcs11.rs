@@ -45,12 +45,18 @@ pub(crate) fn measure(library: &Path, uri: &str) -> anyhow::Result<()> {
     serve(&mut pairs)
 }
 
-fn bare(session: &Session, mechanism: &Mechanism<'_>, key: ObjectHandle, data: &[u8]) -> anyhow::Result<()> {
+fn bare(
+    session: &Session,
+    mechanism: &Mechanism<'_>,
+    key: ObjectHandle,
+    data: &[u8],
+) -> anyhow::Result<()> {
     session.sign(mechanism, key, data)?;
     Ok(())
 }
 
 fn object(session: &Session, class: ObjectClass, label: &str) -> anyhow::Result<ObjectHandle> {
-    let found = session.find_objects(&[Attribute::Class(class), Attribute::Label(label.as_bytes().to_vec())])?;
+    let found = session
+        .find_objects(&[Attribute::Class(class), Attribute::Label(label.as_bytes().to_vec())])?;
     found.into_iter().next().with_context(|| format!("{label} is not on the token"))
 }

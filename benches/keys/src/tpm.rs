@@ -1,4 +1,5 @@
-//! A TPM, through the backend and by commands with an empty password on keys that are loaded.
+//! A TPM, through the backend and by commands with an empty password on keys that are
+//! loaded.
 
 use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
@@ -27,7 +28,9 @@ pub(crate) fn measure(bare: &Tcti, backend: Tcti, folder: &Path) -> anyhow::Resu
     stream.set_nodelay(true)?;
     let stream = RefCell::new(stream);
     let keyed_hash = [&[0, 8, 0, 11][..], &SIGNING_KEY, &[0, 0, 0, 5, 0, 11, 0, 0]].concat();
-    let ecc = [&[0, 0x23, 0, 11][..], &SIGNING_KEY, &[0, 0, 0, 0x10, 0, 0x10, 0, 3, 0, 0x10, 0, 0, 0, 0]].concat();
+    let ecc =
+        [&[0, 0x23, 0, 11][..], &SIGNING_KEY, &[0, 0, 0, 0x10, 0, 0x10, 0, 3, 0, 0x10, 0, 0, 0, 0]]
+            .concat();
     let secret = create_primary(&mut stream.borrow_mut(), &keyed_hash)?;
     let private = create_primary(&mut stream.borrow_mut(), &ecc)?;
     let mac = command(HMAC, secret, &[&sized(&MESSAGE)?[..], &[0, 11]].concat())?;

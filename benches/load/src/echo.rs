@@ -1,4 +1,5 @@
-//! What a call costs at least: hyper on a Unix socket that answers each request with its own body. `edgekeep-echo SOCKET`.
+//! What a call costs at least: hyper on a Unix socket that answers each request with its
+//! own body. `edgekeep-echo SOCKET`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "what goes wrong belongs on the standard error")]
 
@@ -40,8 +41,8 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn serve(socket: &Path) -> anyhow::Result<()> {
-    let listener =
-        tokio::net::UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let listener = tokio::net::UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
     std::fs::set_permissions(socket, PermissionsExt::from_mode(0o666))?;
     loop {
         let (stream, _) = listener.accept().await.context("cannot accept")?;
@@ -55,6 +56,10 @@ async fn serve(socket: &Path) -> anyhow::Result<()> {
 }
 
 async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let body = request.into_body().collect().await.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
     Ok(Response::new(Full::new(body)))
 }

@@ -9,9 +9,11 @@ use std::time::Instant;
 use anyhow::Context as _;
 use serde_json::json;
 
-/// Connects to `socket` and closes, as fast as can be, until the input ends; then says how often.
+/// Connects to `socket` and closes, as fast as can be, until the input ends; then says
+/// how often.
 pub(crate) fn storm(socket: &Path) -> anyhow::Result<()> {
-    UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
+    UnixStream::connect(socket)
+        .with_context(|| format!("cannot connect to {}", socket.display()))?;
     let over = AtomicBool::new(false);
     let begin = Instant::now();
     let (connected, refused) = std::thread::scope(|scope| {
@@ -41,7 +43,8 @@ pub(crate) fn run(socket: &Path, hold: usize, drop: usize) -> anyhow::Result<()>
     let held: Vec<UnixStream> = (0..hold).filter_map(|_| connect().ok()).collect();
     let begin = Instant::now();
     let dropped = (0..drop).filter(|_| connect().is_ok()).count();
-    let said = json!({ "held": held.len(), "dropped": dropped, "seconds": begin.elapsed().as_secs_f64() });
+    let said =
+        json!({ "held": held.len(), "dropped": dropped, "seconds": begin.elapsed().as_secs_f64() });
     let mut output = std::io::stdout();
     writeln!(output, "{said}")?;
     output.flush()?;

@@ -1,4 +1,5 @@
-//! One case: so many callers, each in a thread of its own, together so many requests; and connections held beside them.
+//! One case: so many callers, each in a thread of its own, together so many requests; and
+//! connections held beside them.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -43,19 +44,30 @@ pub(crate) struct Outcome {
 
 impl Case {
     /// Reads a case; `variable` gives the environment.
-    pub(crate) fn new(case: &Value, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
-        let text = |name: &str| case[name].as_str().with_context(|| format!("a case needs \"{name}\""));
-        let count = |name: &str| case[name].as_u64().with_context(|| format!("a case needs the number \"{name}\""));
+    pub(crate) fn new(
+        case: &Value,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> anyhow::Result<Self> {
+        let text =
+            |name: &str| case[name].as_str().with_context(|| format!("a case needs \"{name}\""));
+        let count = |name: &str| {
+            case[name].as_u64().with_context(|| format!("a case needs the number \"{name}\""))
+        };
         let socket = match case["socket"].as_str() {
             Some(socket) => socket.to_owned(),
             None => {
-                let uri = variable("IOTEDGE_WORKLOADURI").context("IOTEDGE_WORKLOADURI is not set")?;
-                uri.strip_prefix("unix://").context("IOTEDGE_WORKLOADURI is not unix:///path")?.to_owned()
+                let uri =
+                    variable("IOTEDGE_WORKLOADURI").context("IOTEDGE_WORKLOADURI is not set")?;
+                uri.strip_prefix("unix://")
+                    .context("IOTEDGE_WORKLOADURI is not unix:///path")?
+                    .to_owned()
             }
         };
         let own = |name| variable(name).unwrap_or_default();
         let path = text("path")?;
-        let path = path.replace("{m}", &own("IOTEDGE_MODULEID")).replace("{g}", &own("IOTEDGE_MODULEGENERATIONID"));
+        let path = path
+            .replace("{m}", &own("IOTEDGE_MODULEID"))
+            .replace("{g}", &own("IOTEDGE_MODULEGENERATIONID"));
         let body = if case["body"].is_null() { String::new() } else { case["body"].to_string() };
         let keep_alive = case["keepAlive"].as_bool().unwrap_or(false);
         let non_blocking = case["nonBlocking"].as_bool().unwrap_or(false);
@@ -67,8 +79,18 @@ impl Case {
             body.len()
         );
         let (callers, requests) = (count("callers")?, count("requests")?);
-        anyhow::ensure!((1..=256).contains(&callers) && requests > 0, "1 to 256 callers and at least one request");
-        Ok(Self { socket, request: request.into_bytes(), callers, requests, keep_alive, non_blocking })
+        anyhow::ensure!(
+            (1..=256).contains(&callers) && requests > 0,
+            "1 to 256 callers and at least one request"
+        );
+        Ok(Self {
+            socket,
+            request: request.into_bytes(),
+            callers,
+            requests,
+            keep_alive,
+            non_blocking,
+        })
     }
 
     /// Makes all requests.
@@ -97,7 +119,10 @@ impl Case {
         let mut own = Outcome::default();
         let mut buffer = Vec::with_capacity(8192);
         let mut kept = None;
-        while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+        while left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+            .is_ok()
+        {
             buffer.clear();
             let begin = Instant::now();
             match self.request(&mut kept, &mut buffer) {
@@ -105,7 +130,8 @@ impl Case {
                 Ok(()) if buffer.is_empty() => own.refuse("closed without an answer".to_owned()),
                 Ok(()) => {
                     own.failed += 1;
-                    own.first_error.get_or_insert_with(|| String::from_utf8_lossy(&buffer).into_owned());
+                    own.first_error
+                        .get_or_insert_with(|| String::from_utf8_lossy(&buffer).into_owned());
                 }
                 Err(error) => {
                     own.again += u64::from(error.kind() == io::ErrorKind::WouldBlock);
@@ -121,14 +147,16 @@ impl Case {
             return UnixStream::connect(&self.socket);
         }
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         rustix::net::connect(&socket, &SocketAddrUnix::new(self.socket.as_str())?)?;
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(false)?;
         Ok(stream)
     }
 
-    /// One request, over the connection of the last one if there is one and it is to be kept.
+    /// One request, over the connection of the last one if there is one and it is to be
+    /// kept.
     fn request(&self, kept: &mut Option<UnixStream>, answer: &mut Vec<u8>) -> io::Result<()> {
         let mut stream = match kept.take() {
             Some(stream) => stream,
@@ -156,7 +184,9 @@ impl Case {
 
 /// Whether this is a whole answer that tells its length.
 fn is_complete(answer: &[u8]) -> bool {
-    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return false;
+    };
     let head = std::str::from_utf8(&answer[..end]).unwrap_or_default();
     let length = head.lines().filter_map(|line| line.split_once(':')).find_map(|(name, value)| {
         name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
@@ -180,7 +210,11 @@ impl Outcome {
 
     /// The latency below which `share` of all lie, in microseconds.
     fn percentile(&self, share: f64) -> Option<f64> {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )]
         let rank = (self.latencies.len() as f64 * share).ceil() as usize;
         let latency = self.latencies.get(rank.max(1) - 1)?;
         Some(latency.as_secs_f64() * 1e6)
@@ -223,7 +257,10 @@ mod tests {
     fn a_case_says_what_it_lacks() {
         let new = |case| Case::new(&case, |_| None).unwrap_err().to_string();
         assert_eq!(new(json!({ "path": "/" })), "IOTEDGE_WORKLOADURI is not set");
-        assert_eq!(new(json!({ "socket": "/s", "path": "/", "callers": 1, "requests": 1 })), "a case needs \"method\"");
+        assert_eq!(
+            new(json!({ "socket": "/s", "path": "/", "callers": 1, "requests": 1 })),
+            "a case needs \"method\""
+        );
     }
 
     #[test]

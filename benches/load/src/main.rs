@@ -1,16 +1,22 @@
-//! A closed-loop load generator for HTTP over Unix sockets that runs as a module, so that it is measured as one.
+//! A closed-loop load generator for HTTP over Unix sockets that runs as a module, so that
+//! it is measured as one.
 //!
-//! `edgekeep-load CONTROL` listens on the Unix socket CONTROL. Whoever connects sends one line of JSON,
-//! `{"socket", "method", "path", "body", "callers", "requests"}`, and gets one back: `{"ok", "refused", "failed",
-//! "firstError", "p50Us", "p90Us", "p99Us", "perSecond"}`. `{m}` and `{g}` in a path stand for this module's id and
-//! generation; without `socket` its own workload socket is called. Each request is made over a new connection, as the
-//! clients of these sockets do, and the time to connect counts; with `"keepAlive": true` each caller keeps one. With
-//! `"nonBlocking": true` a connect that would have to wait is a refusal, counted as `"again"` too.
+//! `edgekeep-load CONTROL` listens on the Unix socket CONTROL. Whoever connects sends one
+//! line of JSON, `{"socket", "method", "path", "body", "callers", "requests"}`, and gets
+//! one back:
+//! `{"ok", "refused", "failed", "firstError", "p50Us", "p90Us", "p99Us", "perSecond"}`.
+//! `{m}` and `{g}` in a path stand for this module's id and generation; without `socket`
+//! its own workload socket is called. Each request is made over a new connection, as the
+//! clients of these sockets do, and the time to connect counts; with `"keepAlive": true`
+//! each caller keeps one. With `"nonBlocking": true` a connect that would have to wait is
+//! a refusal, counted as `"again"` too.
 //!
-//! `edgekeep-load idle` only waits for SIGTERM. `edgekeep-load flood SOCKET HELD DROPPED` is a bad neighbour: it opens
-//! connections and holds so many of them, and so many more it opens and drops, one after the other; then it says how many
-//! that were, as `{"held", "dropped", "seconds"}`, and holds on until its standard input ends. `edgekeep-load storm SOCKET`
-//! opens and drops connections until its standard input ends, and says `{"connected", "refused", "seconds"}`.
+//! `edgekeep-load idle` only waits for SIGTERM. `edgekeep-load flood SOCKET HELD DROPPED`
+//! is a bad neighbour: it opens connections and holds so many of them, and so many more
+//! it opens and drops, one after the other; then it says how many that were, as
+//! `{"held", "dropped", "seconds"}`, and holds on until its standard input ends.
+//! `edgekeep-load storm SOCKET` opens and drops connections until its standard input
+//! ends, and says `{"connected", "refused", "seconds"}`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "what goes wrong belongs in the module's log")]
 
@@ -69,8 +75,8 @@ fn wait(control: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if control != Path::new("idle") {
         let _ = std::fs::remove_file(control);
-        let listener =
-            UnixListener::bind(control).with_context(|| format!("cannot listen on {}", control.display()))?;
+        let listener = UnixListener::bind(control)
+            .with_context(|| format!("cannot listen on {}", control.display()))?;
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if let Err(error) = stream.map_err(Into::into).and_then(|stream| serve(&stream)) {
@@ -79,7 +85,8 @@ fn wait(control: &Path) -> anyhow::Result<()> {
             }
         });
     }
-    // As the first process of a container it must ask for the signal, or the kernel keeps it.
+    // As the first process of a container it must ask for the signal, or the kernel keeps
+    // it.
     runtime.block_on(async {
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?.recv().await;
         Ok(())

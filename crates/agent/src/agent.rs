@@ -1,4 +1,5 @@
-//! One round: look at manifest and modules, let `edgekeep-core` decide, make the calls, report.
+//! One round: look at manifest and modules, let `edgekeep-core` decide, make the calls,
+//! report.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -32,7 +33,8 @@ const ERROR_LIMIT: usize = 1000;
 /// Why the agent cannot work.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The state folder could be written by somebody else, who could then decide what counts as applied.
+    /// The state folder could be written by somebody else, who could then decide what
+    /// counts as applied.
     #[error("{} must be a folder of user {uid} that nobody else can write to; set EDGEKEEP_AGENT_STATE to one", path.display())]
     Folder {
         /// The state folder.
@@ -145,14 +147,20 @@ impl Agent {
         self.report(fresh);
     }
 
-    /// Tells the daemon what should run and what cannot be done, so that the device's health shows it, and asks for that health.
+    /// Tells the daemon what should run and what cannot be done, so that the device's
+    /// health shows it, and asks for that health.
     async fn tell(&mut self) {
         let modules = self.deployment.iter().flat_map(|deployment| &deployment.modules);
-        let running = modules.filter(|(id, module)| reported::should_run(module, self.modules.get(*id)));
+        let running =
+            modules.filter(|(id, module)| reported::should_run(module, self.modules.get(*id)));
         let report = DeploymentReport {
             problem: self.manifest_error.as_ref().map(|(_, reason)| reason.clone()),
             running: running.map(|(id, _)| id.to_string()).collect(),
-            failing: self.errors.iter().map(|(id, error)| (id.to_string(), error.clone())).collect(),
+            failing: self
+                .errors
+                .iter()
+                .map(|(id, error)| (id.to_string(), error.clone()))
+                .collect(),
         };
         self.health = match self.client.report_deployment(&report).await {
             Ok(health) => Some(health),
@@ -175,7 +183,9 @@ impl Agent {
         match self.manifest.poll() {
             Ok(None) => {}
             Ok(Some((text, deployment))) => {
-                let version = deployment.version.map_or_else(String::new, |version| format!(" version {version}"));
+                let version = deployment
+                    .version
+                    .map_or_else(String::new, |version| format!(" version {version}"));
                 tracing::info!("manifest{version} read: {} modules", deployment.modules.len());
                 if deployment.signed {
                     tracing::warn!("the manifest carries a signature, which is not verified");
@@ -183,13 +193,20 @@ impl Agent {
                 // Asking again is how an operator says "now".
                 self.memory.forget_failures();
                 if let Err(error) = self.last_good.save(&text) {
-                    tracing::warn!("cannot keep the manifest for the next start: {}", chain(&error));
+                    tracing::warn!(
+                        "cannot keep the manifest for the next start: {}",
+                        chain(&error)
+                    );
                 }
                 self.deployment = Some(deployment);
                 self.manifest_error = None;
             }
             Err(error) => {
-                let going_on = if self.deployment.is_some() { "; the last good one stays in force" } else { "" };
+                let going_on = if self.deployment.is_some() {
+                    "; the last good one stays in force"
+                } else {
+                    ""
+                };
                 let text = chain(&error);
                 if self.manifest_error.as_ref().is_none_or(|(_, earlier)| *earlier != text) {
                     tracing::error!("{text}{going_on}");
@@ -204,7 +221,8 @@ impl Agent {
         if self.platform.is_none() {
             match self.client.system_info().await {
                 Ok(info) => {
-                    let (os, architecture, version) = (info.os_type, info.architecture, info.version);
+                    let (os, architecture, version) =
+                        (info.os_type, info.architecture, info.version);
                     self.platform = Some(Platform { os, architecture, version });
                 }
                 Err(error) => tracing::warn!("cannot read systeminfo: {}", chain(&error)),
@@ -226,7 +244,9 @@ impl Agent {
         let memory = &self.memory;
         self.errors.retain(|module, _| memory.is_failing(module));
         for module in desired.keys().filter(|module| memory.is_failing(module)) {
-            self.errors.entry(module.clone()).or_insert_with(|| format!("{module}: an earlier attempt failed"));
+            self.errors
+                .entry(module.clone())
+                .or_insert_with(|| format!("{module}: an earlier attempt failed"));
         }
         if !idle {
             self.list_modules().await?;
@@ -266,9 +286,14 @@ impl Agent {
         self.modules.iter().map(|(id, details)| (id.clone(), observed(details))).collect()
     }
 
-    /// The generations of the wanted modules' identities; `None` if they cannot be listed, which is told once and fails
-    /// nothing: what needs an identity says so itself.
-    async fn generations(&mut self, desired: &Targets, identities: &mut Identities) -> Option<Generations> {
+    /// The generations of the wanted modules' identities; `None` if they cannot be
+    /// listed, which is told once and fails nothing: what needs an identity says so
+    /// itself.
+    async fn generations(
+        &mut self,
+        desired: &Targets,
+        identities: &mut Identities,
+    ) -> Option<Generations> {
         match identities.list(&self.client).await {
             Ok(list) => {
                 self.identities_error = None;
@@ -335,20 +360,32 @@ impl Agent {
                 let spec = self.spec(id, deployment, identities)?;
                 answer(self.client.update_module(&spec, false).await.map(drop), "replaced")
             }
-            Action::Start => answer(unchanged_is_fine(self.client.start_module(name).await), "started"),
-            Action::Stop => answer(unchanged_is_fine(self.client.stop_module(name).await), "stopped"),
+            Action::Start => {
+                answer(unchanged_is_fine(self.client.start_module(name).await), "started")
+            }
+            Action::Stop => {
+                answer(unchanged_is_fine(self.client.stop_module(name).await), "stopped")
+            }
             Action::Remove => match self.client.remove_module(name).await {
-                Err(error) if error.status().is_some_and(|status| status.as_u16() == 404) => Ok("was removed already"),
+                Err(error) if error.status().is_some_and(|status| status.as_u16() == 404) => {
+                    Ok("was removed already")
+                }
                 result => answer(result, "removed"),
             },
         }
     }
 
-    fn spec(&self, id: &ModuleId, deployment: &Deployment, identities: &Identities) -> Result<ModuleSpec, String> {
+    fn spec(
+        &self,
+        id: &ModuleId,
+        deployment: &Deployment,
+        identities: &Identities,
+    ) -> Result<ModuleSpec, String> {
         let module = deployment.modules.get(id).ok_or("it is not in the deployment")?;
         let generation = identities.generation(id).ok_or("it has no identity")?;
         let credential = deployment.runtime.credential_for(&module.image);
-        spec::module_spec(id, module, &self.settings.device, generation, credential).map_err(|error| error.to_string())
+        spec::module_spec(id, module, &self.settings.device, generation, credential)
+            .map_err(|error| error.to_string())
     }
 
     /// A refused manifest stays the headline, whatever else there is.
@@ -408,10 +445,15 @@ struct Identities {
 }
 
 impl Identities {
-    async fn list(&mut self, client: &ManagementClient) -> Result<&mut BTreeMap<String, Identity>, String> {
+    async fn list(
+        &mut self,
+        client: &ManagementClient,
+    ) -> Result<&mut BTreeMap<String, Identity>, String> {
         if self.listed.is_none() {
             let list = client.list_identities().await.map_err(|error| chain(&error));
-            let list = list.map(|list| list.into_iter().map(|entry| (entry.module_id.clone(), entry)).collect());
+            let list = list.map(|list| {
+                list.into_iter().map(|entry| (entry.module_id.clone(), entry)).collect()
+            });
             self.listed = Some(list);
         }
         match &mut self.listed {
@@ -426,14 +468,21 @@ impl Identities {
         list.get(id.hub_id().as_str()).map(|identity| identity.generation_id.as_str())
     }
 
-    async fn ensure(&mut self, client: &ManagementClient, id: &ModuleId) -> Result<&'static str, String> {
+    async fn ensure(
+        &mut self,
+        client: &ManagementClient,
+        id: &ModuleId,
+    ) -> Result<&'static str, String> {
         let hub_id = id.hub_id();
         let list = self.list(client).await?;
         let known = list.contains_key(hub_id.as_str());
         let result = if known {
             client.update_identity(hub_id.as_str()).await
         } else {
-            let request = CreateIdentity { module_id: hub_id.to_string(), managed_by: Some(MANAGED_BY.to_owned()) };
+            let request = CreateIdentity {
+                module_id: hub_id.to_string(),
+                managed_by: Some(MANAGED_BY.to_owned()),
+            };
             client.create_identity(&request).await
         };
         match result {
@@ -441,7 +490,8 @@ impl Identities {
                 list.insert(hub_id.to_string(), identity);
                 Ok(if known { "identity is up to date" } else { "identity created" })
             }
-            // The hub may be away. An identity that is known is good enough to start with.
+            // The hub may be away. An identity that is known is good enough to start
+            // with.
             Err(error) if known => {
                 tracing::warn!("{id}: identity could not be brought up to date: {}", chain(&error));
                 Ok("identity is the one known before")
@@ -450,7 +500,11 @@ impl Identities {
         }
     }
 
-    async fn delete(&mut self, client: &ManagementClient, id: &ModuleId) -> Result<&'static str, String> {
+    async fn delete(
+        &mut self,
+        client: &ManagementClient,
+        id: &ModuleId,
+    ) -> Result<&'static str, String> {
         let hub_id = id.hub_id();
         let list = self.list(client).await?;
         match list.get(hub_id.as_str()) {
@@ -471,7 +525,9 @@ fn observed(details: &ModuleDetails) -> Observed {
     let labels = &details.config.settings["createOptions"]["Labels"];
     Observed {
         state: runtime_state(&status.runtime_status),
-        fingerprint: labels[FINGERPRINT_LABEL].as_str().and_then(|label| label.parse::<Sha256Digest>().ok()),
+        fingerprint: labels[FINGERPRINT_LABEL]
+            .as_str()
+            .and_then(|label| label.parse::<Sha256Digest>().ok()),
         generation: labels[GENERATION_LABEL].as_str().map(str::to_owned),
         last_start: status.start_time.as_deref().and_then(from_rfc3339),
         last_exit: status.exit_status.as_ref().and_then(|exit| from_rfc3339(&exit.exit_time)),
@@ -503,7 +559,8 @@ fn answer(result: Result<(), ClientError>, done: &'static str) -> Result<&'stati
     result.map(|()| done).map_err(|error| chain(&error))
 }
 
-/// An error with its causes, in one line that is not too long. Daemons put their causes on lines of their own.
+/// An error with its causes, in one line that is not too long. Daemons put their causes
+/// on lines of their own.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -515,11 +572,13 @@ fn chain(error: &dyn Error) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(ERROR_LIMIT).collect()
 }
 
-/// The usual place is a folder where anybody may make folders: an attacker's is not taken for ours.
+/// The usual place is a folder where anybody may make folders: an attacker's is not taken
+/// for ours.
 fn check_owner(folder: &Path) -> Result<(), OpenError> {
     let uid = rustix::process::geteuid().as_raw();
     let metadata = std::fs::symlink_metadata(folder);
-    let good = metadata.is_ok_and(|found| found.is_dir() && found.uid() == uid && found.mode() & 0o022 == 0);
+    let good = metadata
+        .is_ok_and(|found| found.is_dir() && found.uid() == uid && found.mode() & 0o022 == 0);
     if good { Ok(()) } else { Err(OpenError::Folder { path: folder.to_owned(), uid }) }
 }
 

@@ -41,8 +41,8 @@ fn main() -> ExitCode {
 async fn run() -> anyhow::Result<()> {
     let mut stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
     // Values that are not UTF-8 cannot be any of ours.
-    let variables =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let settings = Settings::from_variables(variables)?;
     let period = settings.period;
     tracing::info!(
@@ -51,7 +51,8 @@ async fn run() -> anyhow::Result<()> {
         settings.manifest.display(),
         settings.state_folder.display()
     );
-    let mut agent = Agent::open(settings, Box::new(wall_clock)).context("cannot use the state folder")?;
+    let mut agent =
+        Agent::open(settings, Box::new(wall_clock)).context("cannot use the state folder")?;
     loop {
         // What is cut off here is seen and put right by the next agent's first round.
         tokio::select! {

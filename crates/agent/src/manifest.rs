@@ -63,7 +63,8 @@ impl ManifestFile {
         Self { path: path.to_owned(), parent: parent.map(str::to_owned), seen: None }
     }
 
-    /// The manifest and its text if the file is new or changed since the last call, `None` if it is as it was.
+    /// The manifest and its text if the file is new or changed since the last call,
+    /// `None` if it is as it was.
     ///
     /// # Errors
     /// If the file is new or changed, and cannot be read or is refused.
@@ -88,7 +89,8 @@ impl ManifestFile {
             return Err(DeploymentError::TooLarge.into());
         }
         let read = file::read_text(&self.path, Rules::named(MANIFEST_LIMIT as u64));
-        let text = read.map_err(|source| ManifestError::Unreadable { path: self.path.clone(), source })?;
+        let text =
+            read.map_err(|source| ManifestError::Unreadable { path: self.path.clone(), source })?;
         let deployment = Deployment::parse(&text, self.parent.as_deref())?;
         Ok(Some((text, deployment)))
     }
@@ -133,6 +135,12 @@ mod tests {
         let path = folder.path().join("large");
         let large = std::fs::File::create(&path).unwrap();
         large.set_len(MANIFEST_LIMIT as u64 + 1).unwrap();
-        assert!(ManifestFile::new(&path, None).poll().expect_err("large").to_string().contains("more than"));
+        assert!(
+            ManifestFile::new(&path, None)
+                .poll()
+                .expect_err("large")
+                .to_string()
+                .contains("more than")
+        );
     }
 }

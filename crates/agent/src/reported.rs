@@ -1,14 +1,16 @@
-//! What the agent reports: the shape of the reported properties of `$edgeAgent` (deployment facts, section 5). Pure.
+//! What the agent reports: the shape of the reported properties of `$edgeAgent`
+//! (deployment facts, section 5). Pure.
 //!
-//! Environment values, and passwords of registries, are masked. Modules that are wanted but not there yet are listed too,
-//! with the reason as `statusDescription`.
+//! Environment values, and passwords of registries, are masked. Modules that are wanted
+//! but not there yet are listed too, with the reason as `statusDescription`.
 
 use std::collections::BTreeMap;
 
 use edgekeep_api::management::{ModuleDetails, RuntimeStatus};
 use edgekeep_api::operations::{ProblemList, ShownProblem};
 use edgekeep_core::deployment::{
-    DEFAULT_STARTUP_ORDER, Deployment, DesiredStatus, EDGE_HUB, Module, RestartPolicy, Runtime, split_create_options,
+    DEFAULT_STARTUP_ORDER, Deployment, DesiredStatus, EDGE_HUB, Module, RestartPolicy, Runtime,
+    split_create_options,
 };
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::reconcile::{Memory, RuntimeState, Timestamp};
@@ -105,7 +107,8 @@ pub fn reported(view: &View<'_>) -> Value {
     })
 }
 
-/// The device's health. Without begins: what only counts time would make a new report of each round.
+/// The device's health. Without begins: what only counts time would make a new report of
+/// each round.
 fn health(list: &ProblemList) -> Value {
     let problem = |shown: &ShownProblem| {
         let problem = &shown.problem;
@@ -114,7 +117,8 @@ fn health(list: &ProblemList) -> Value {
     json!({"verdict": list.health, "problems": list.problems.iter().map(problem).collect::<Vec<_>>()})
 }
 
-/// Whether a module should run now: what ended well and is never to be started again should not.
+/// Whether a module should run now: what ended well and is never to be started again
+/// should not.
 #[must_use]
 pub fn should_run(module: &Module, details: Option<&ModuleDetails>) -> bool {
     let done = || {
@@ -124,7 +128,8 @@ pub fn should_run(module: &Module, details: Option<&ModuleDetails>) -> bool {
                 && details.status.exit_status.as_ref().is_some_and(|exit| exit.status_code == "0")
         })
     };
-    module.status == DesiredStatus::Running && !(module.restart_policy == RestartPolicy::Never && done())
+    module.status == DesiredStatus::Running
+        && !(module.restart_policy == RestartPolicy::Never && done())
 }
 
 /// The agent's own entry, from what runs: the manifest has no say in it.
@@ -144,7 +149,8 @@ fn agent(view: &View<'_>) -> Value {
 fn one(view: &View<'_>, id: &ModuleId, module: Option<&Module>) -> Value {
     let mut entry = Map::new();
     let details = view.modules.get(id);
-    let kind = module.map(|module| module.kind.as_str()).or(details.map(|details| details.kind.as_str()));
+    let kind =
+        module.map(|module| module.kind.as_str()).or(details.map(|details| details.kind.as_str()));
     entry.insert("type".into(), kind.unwrap_or("Unknown").into());
     if let Some(module) = module {
         entry.insert("status".into(), module.status.as_str().into());
@@ -156,14 +162,16 @@ fn one(view: &View<'_>, id: &ModuleId, module: Option<&Module>) -> Value {
         if id.name() != EDGE_HUB {
             entry.insert("version".into(), module.version.as_str().into());
         }
-        let env: Map<String, Value> = module.env.keys().map(|name| (name.clone(), json!({"value": MASK}))).collect();
+        let env: Map<String, Value> =
+            module.env.keys().map(|name| (name.clone(), json!({"value": MASK}))).collect();
         entry.insert("env".into(), env.into());
     }
     match details {
         Some(details) => {
             let state = runtime_state(&details.status.runtime_status);
             let waits = module.is_some_and(|module| {
-                module.status == DesiredStatus::Running && module.restart_policy != RestartPolicy::Never
+                module.status == DesiredStatus::Running
+                    && module.restart_policy != RestartPolicy::Never
             });
             let word = match state {
                 RuntimeState::Failed if waits => "backoff",
@@ -197,7 +205,10 @@ fn add_state(entry: &mut Map<String, Value>, view: &View<'_>, details: &ModuleDe
     let code = exit.and_then(|exit| exit.status_code.parse::<i64>().ok()).unwrap_or(0);
     entry.insert("exitCode".into(), code.into());
     entry.insert("lastStartTimeUtc".into(), status.start_time.as_deref().unwrap_or(NO_TIME).into());
-    entry.insert("lastExitTimeUtc".into(), exit.map_or(NO_TIME, |exit| exit.exit_time.as_str()).into());
+    entry.insert(
+        "lastExitTimeUtc".into(),
+        exit.map_or(NO_TIME, |exit| exit.exit_time.as_str()).into(),
+    );
 }
 
 /// What a module does, by the daemon's words: the newer one says more where it is there.
@@ -217,11 +228,13 @@ const fn state_word(state: RuntimeState) -> &'static str {
     }
 }
 
-/// Image as it runs (so the old one shows until an update worked), options as they were written.
+/// Image as it runs (so the old one shows until an update worked), options as they were
+/// written.
 fn settings(module: Option<&Module>, details: Option<&ModuleDetails>) -> Map<String, Value> {
     let mut settings = Map::new();
     let seen = details.map(|details| &details.config.settings);
-    let image = seen.and_then(|seen| seen["image"].as_str()).or(module.map(|module| module.image.as_str()));
+    let image =
+        seen.and_then(|seen| seen["image"].as_str()).or(module.map(|module| module.image.as_str()));
     settings.insert("image".into(), image.unwrap_or_default().into());
     if let Some(hash) = seen.and_then(|seen| seen["imageHash"].as_str()) {
         settings.insert("imageHash".into(), hash.into());
@@ -247,13 +260,18 @@ fn masked(options: &Map<String, Value>) -> Map<String, Value> {
         }
         let entries = value.as_array().into_iter().flatten().filter_map(Value::as_str);
         *value = entries
-            .map(|entry| entry.split_once('=').map_or_else(|| entry.to_owned(), |(key, _)| format!("{key}={MASK}")))
+            .map(|entry| {
+                entry
+                    .split_once('=')
+                    .map_or_else(|| entry.to_owned(), |(key, _)| format!("{key}={MASK}"))
+            })
             .collect();
     }
     options
 }
 
-/// A moment of the API as a [`Timestamp`]; the engine's "never" and what does not parse are none.
+/// A moment of the API as a [`Timestamp`]; the engine's "never" and what does not parse
+/// are none.
 #[must_use]
 pub fn from_rfc3339(text: &str) -> Option<Timestamp> {
     let time = OffsetDateTime::parse(text, &Rfc3339).ok().filter(|time| time.year() > 1)?;
@@ -261,7 +279,10 @@ pub fn from_rfc3339(text: &str) -> Option<Timestamp> {
 }
 
 fn to_rfc3339(time: Timestamp) -> Option<String> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1_000_000).ok()?.format(&Rfc3339).ok()
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1_000_000)
+        .ok()?
+        .format(&Rfc3339)
+        .ok()
 }
 
 #[cfg(test)]
@@ -293,7 +314,10 @@ mod tests {
         let failed = json!({"startTime": "2025-01-01T00:00:00Z", "runtimeStatus": {"status": "failed"},
             "exitStatus": {"exitTime": "2025-01-01T00:01:00Z", "statusCode": "3"}});
         let running = json!({"runtimeStatus": {"status": "running"}});
-        let modules = BTreeMap::from([details("m", "x:1", &failed), details("edgeAgent", "agent:1", &running)]);
+        let modules = BTreeMap::from([
+            details("m", "x:1", &failed),
+            details("edgeAgent", "agent:1", &running),
+        ]);
         let hub: ModuleId = EDGE_HUB.parse().unwrap();
         reported(&View {
             deployment: Some(&deployment),
@@ -348,9 +372,15 @@ mod tests {
         let (done, failed) = (ended("stopped", "0"), ended("failed", "1"));
         assert!(should_run(&module(RestartPolicy::Never), None));
         assert!(!should_run(&module(RestartPolicy::Never), Some(&done)));
-        assert!(should_run(&module(RestartPolicy::Never), Some(&failed)), "a job that failed is not done");
+        assert!(
+            should_run(&module(RestartPolicy::Never), Some(&failed)),
+            "a job that failed is not done"
+        );
         assert!(should_run(&module(RestartPolicy::Always), Some(&done)));
-        assert!(!should_run(&Module { status: DesiredStatus::Stopped, ..module(RestartPolicy::Always) }, None));
+        assert!(!should_run(
+            &Module { status: DesiredStatus::Stopped, ..module(RestartPolicy::Always) },
+            None
+        ));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::time::Duration;
 use edgekeep_daemon::store::sha256;
 use percent_encoding::percent_decode_str;
 
-/// Where the modules' workload socket is inside their containers if the agent's own place is of no use there.
+/// Where the modules' workload socket is inside their containers if the agent's own place
+/// is of no use there.
 const USUAL_WORKLOAD_URI: &str = "unix:///var/run/iotedge/workload.sock";
 
 const DEFAULT_PERIOD: Duration = Duration::from_secs(5);
@@ -22,7 +23,9 @@ pub enum SettingsError {
         name: &'static str,
     },
     /// No manifest is named.
-    #[error("no manifest: set EDGEKEEP_MANIFEST (or LocalConfigPath) to the path of a deployment manifest")]
+    #[error(
+        "no manifest: set EDGEKEEP_MANIFEST (or LocalConfigPath) to the path of a deployment manifest"
+    )]
     NoManifest,
     /// A variable is no `unix://` URI with an absolute path.
     #[error("{name} must be like unix:///path, and is not")]
@@ -84,7 +87,9 @@ impl Settings {
     ///
     /// # Errors
     /// If something needed is missing or does not fit.
-    pub fn from_variables(variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, SettingsError> {
+    pub fn from_variables(
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, SettingsError> {
         let variables: BTreeMap<String, String> =
             variables.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
         let optional = |name: &str| {
@@ -98,14 +103,16 @@ impl Settings {
         let mut workload_uri = required("IOTEDGE_WORKLOADURI")?;
         let mut workload_path = path("IOTEDGE_WORKLOADURI")?;
         if workload_path.starts_with(&module_sockets) {
-            // The agent runs on the host and was given its own socket. In a container the usual place is free.
+            // The agent runs on the host and was given its own socket. In a container the
+            // usual place is free.
             USUAL_WORKLOAD_URI.clone_into(&mut workload_uri);
             workload_path = unix_path(USUAL_WORKLOAD_URI).unwrap_or_default();
         }
         let management_socket = path("IOTEDGE_MANAGEMENTURI")?;
         let manifest = optional("EDGEKEEP_MANIFEST").or_else(|| optional("LocalConfigPath"));
         // Others may use the storage folder too.
-        let in_storage = || optional("StorageFolder").map(|folder| Path::new(&folder).join("edgekeep-agent"));
+        let in_storage =
+            || optional("StorageFolder").map(|folder| Path::new(&folder).join("edgekeep-agent"));
         let state_folder = optional("EDGEKEEP_AGENT_STATE").map(PathBuf::from).or_else(in_storage);
         let period = match optional("EDGEKEEP_AGENT_PERIOD") {
             None => DEFAULT_PERIOD,
@@ -200,17 +207,25 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_wrong_is_named() {
-        for (index, expected) in [(0, "IOTEDGE_MANAGEMENTURI"), (3, "IOTEDGE_DEVICEID"), (5, "EdgeDeviceHostName")] {
+        for (index, expected) in
+            [(0, "IOTEDGE_MANAGEMENTURI"), (3, "IOTEDGE_DEVICEID"), (5, "EdgeDeviceHostName")]
+        {
             let mut variables = variables();
             variables.remove(index);
-            assert_eq!(Settings::from_variables(variables), Err(SettingsError::Missing { name: expected }));
+            assert_eq!(
+                Settings::from_variables(variables),
+                Err(SettingsError::Missing { name: expected })
+            );
         }
         let mut without = variables();
         without.pop();
         assert_eq!(Settings::from_variables(without), Err(SettingsError::NoManifest));
         let mut tcp = variables();
         tcp[0].1 = "http://localhost:80".into();
-        assert_eq!(Settings::from_variables(tcp), Err(SettingsError::NotUnix { name: "IOTEDGE_MANAGEMENTURI" }));
+        assert_eq!(
+            Settings::from_variables(tcp),
+            Err(SettingsError::NotUnix { name: "IOTEDGE_MANAGEMENTURI" })
+        );
         let mut period = variables();
         period.push(("EDGEKEEP_AGENT_PERIOD".into(), "0".into()));
         assert_eq!(Settings::from_variables(period), Err(SettingsError::Period));

@@ -1,9 +1,12 @@
-//! From a module of the manifest to the body of the management API's calls (wire facts 2.3, 2.11). Pure.
+//! From a module of the manifest to the body of the management API's calls (wire facts
+//! 2.3, 2.11). Pure.
 
 use std::collections::BTreeMap;
 
 use edgekeep_api::management::{EnvVar, ModuleConfig, ModuleSpec};
-use edgekeep_core::deployment::{EDGE_HUB, ImagePullPolicy, Module, ModuleType, RegistryCredential};
+use edgekeep_core::deployment::{
+    EDGE_HUB, ImagePullPolicy, Module, ModuleType, RegistryCredential,
+};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::store::sha256;
@@ -11,12 +14,14 @@ use serde_json::{Map, Value, json};
 
 use crate::settings::Device;
 
-/// Container label with the fingerprint of what the container was made from: it survives the loss of the agent's state.
-/// It shows no more than the daemon's own label with the digest of the create options does.
+/// Container label with the fingerprint of what the container was made from: it survives
+/// the loss of the agent's state. It shows no more than the daemon's own label with the
+/// digest of the create options does.
 pub const FINGERPRINT_LABEL: &str = "edgekeep.fingerprint";
 
-/// Container label with the generation of the identity that the container was made for. Beside the fingerprint, not in
-/// it: who compares fingerprints need not know the identity.
+/// Container label with the generation of the identity that the container was made for.
+/// Beside the fingerprint, not in it: who compares fingerprints need not know the
+/// identity.
 pub const GENERATION_LABEL: &str = "edgekeep.generation";
 
 /// Why no spec can be made: the create options cannot take what must be added.
@@ -29,11 +34,14 @@ pub struct SpecError {
     pub expected: &'static str,
 }
 
-/// Digest of everything a module's container is made from, except what changes with each identity.
+/// Digest of everything a module's container is made from, except what changes with each
+/// identity.
 #[must_use]
 pub fn fingerprint(id: &ModuleId, module: &Module, device: &Device) -> Sha256Digest {
-    let environment: Map<String, Value> =
-        injected(id, module.kind, device, "").into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+    let environment: Map<String, Value> = injected(id, module.kind, device, "")
+        .into_iter()
+        .map(|(key, value)| (key.into(), value.into()))
+        .collect();
     // A newer version of the daemon alone is no reason to make all containers anew.
     let environment: Map<String, Value> =
         environment.into_iter().filter(|(key, _)| key != "IOTEDGE_APIVERSION").collect();
@@ -67,13 +75,20 @@ pub fn module_spec(
         }
     }
     let mut env = module.env.clone();
-    for (key, value) in [("RuntimeLogLevel", &device.log_level), ("UpstreamProtocol", &device.upstream_protocol)] {
+    for (key, value) in
+        [("RuntimeLogLevel", &device.log_level), ("UpstreamProtocol", &device.upstream_protocol)]
+    {
         if let Some(value) = value {
             env.entry(key.to_owned()).or_insert_with(|| value.clone());
         }
     }
-    // What the device says about itself is not for the manifest to change; a key given twice would be refused.
-    env.extend(injected(id, module.kind, device, generation).into_iter().map(|(key, value)| (key.to_owned(), value)));
+    // What the device says about itself is not for the manifest to change; a key given
+    // twice would be refused.
+    env.extend(
+        injected(id, module.kind, device, generation)
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value)),
+    );
 
     let mut settings = Map::new();
     settings.insert("image".into(), module.image.as_str().into());
@@ -105,7 +120,12 @@ pub fn module_spec(
 }
 
 /// The variables that tell a module who and where it is.
-fn injected(id: &ModuleId, kind: ModuleType, device: &Device, generation: &str) -> BTreeMap<&'static str, String> {
+fn injected(
+    id: &ModuleId,
+    kind: ModuleType,
+    device: &Device,
+    generation: &str,
+) -> BTreeMap<&'static str, String> {
     let workload = match kind {
         ModuleType::Docker => device.workload_uri.clone(),
         ModuleType::Process => format!("unix://{}", socket_on_host(id, device)),
@@ -137,14 +157,22 @@ fn socket_on_host(id: &ModuleId, device: &Device) -> String {
     device.module_sockets.join(format!("{}.sock", id.name())).display().to_string()
 }
 
-fn add_marks(options: &mut Map<String, Value>, fingerprint: &Sha256Digest, generation: &str) -> Result<(), SpecError> {
+fn add_marks(
+    options: &mut Map<String, Value>,
+    fingerprint: &Sha256Digest,
+    generation: &str,
+) -> Result<(), SpecError> {
     let labels = object(options, "Labels", "Labels")?;
     labels.insert(FINGERPRINT_LABEL.into(), fingerprint.to_string().into());
     labels.insert(GENERATION_LABEL.into(), generation.into());
     Ok(())
 }
 
-fn add_bind(options: &mut Map<String, Value>, id: &ModuleId, device: &Device) -> Result<(), SpecError> {
+fn add_bind(
+    options: &mut Map<String, Value>,
+    id: &ModuleId,
+    device: &Device,
+) -> Result<(), SpecError> {
     let bind = format!("{}:{}", socket_on_host(id, device), device.workload_path.display());
     let host = object(options, "HostConfig", "HostConfig")?;
     let binds = host.entry("Binds").or_insert(Value::Null);
@@ -166,14 +194,16 @@ fn add_network(
     network: &str,
 ) -> Result<(), SpecError> {
     // A network chosen by mode (`host`, `none`, `container:...`) excludes endpoints.
-    let mode = options.get("HostConfig").and_then(|host| host["NetworkMode"].as_str()).unwrap_or_default();
+    let mode =
+        options.get("HostConfig").and_then(|host| host["NetworkMode"].as_str()).unwrap_or_default();
     if !matches!(mode, "" | "default") {
         return Ok(());
     }
     let config = object(options, "NetworkingConfig", "NetworkingConfig")?;
     let endpoints = object(config, "EndpointsConfig", "NetworkingConfig.EndpointsConfig")?;
     if endpoints.is_empty() {
-        let endpoint = if id.name() == EDGE_HUB { json!({"Aliases": [device.hostname]}) } else { json!({}) };
+        let endpoint =
+            if id.name() == EDGE_HUB { json!({"Aliases": [device.hostname]}) } else { json!({}) };
         endpoints.insert(network.to_owned(), endpoint);
     }
     Ok(())
@@ -234,7 +264,13 @@ mod tests {
     }
 
     fn env(spec: &ModuleSpec) -> BTreeMap<&str, &str> {
-        spec.config.env.as_ref().unwrap().iter().map(|var| (var.key.as_str(), var.value.as_str())).collect()
+        spec.config
+            .env
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(|var| (var.key.as_str(), var.value.as_str()))
+            .collect()
     }
 
     #[test]
@@ -258,9 +294,15 @@ mod tests {
         let settings = &spec.config.settings;
         let binds = json!(["/a:/b", "/var/lib/edge/mnt/m.sock:/var/run/iotedge/workload.sock"]);
         assert_eq!(settings["createOptions"]["HostConfig"]["Binds"], binds);
-        assert_eq!(settings["createOptions"]["NetworkingConfig"], json!({"EndpointsConfig": {"azure-iot-edge": {}}}));
+        assert_eq!(
+            settings["createOptions"]["NetworkingConfig"],
+            json!({"EndpointsConfig": {"azure-iot-edge": {}}})
+        );
         assert_eq!(settings["createOptions"]["Labels"][GENERATION_LABEL], "gen1");
-        assert_eq!(settings["auth"], json!({"username": "u", "password": "p", "serveraddress": "registry.example"}));
+        assert_eq!(
+            settings["auth"],
+            json!({"username": "u", "password": "p", "serveraddress": "registry.example"})
+        );
         assert_eq!(spec.image_pull_policy.as_deref(), Some("On-Create"));
     }
 
@@ -273,7 +315,8 @@ mod tests {
         assert_eq!(env(&hub)["IOTEDGE_MODULEID"], "$edgeHub");
         assert_eq!(env(&hub)["EdgeDeviceHostName"], "edge");
         assert_eq!(env(&hub)["IOTEDGE_GATEWAYHOSTNAME"], "parent");
-        let endpoints = &hub.config.settings["createOptions"]["NetworkingConfig"]["EndpointsConfig"];
+        let endpoints =
+            &hub.config.settings["createOptions"]["NetworkingConfig"]["EndpointsConfig"];
         assert_eq!(endpoints["azure-iot-edge"]["Aliases"], json!(["edge"]));
         let other = spec("m", &module, &nested).unwrap();
         assert_eq!(env(&other)["IOTEDGE_GATEWAYHOSTNAME"], "edge");
@@ -322,7 +365,10 @@ mod tests {
         let id: ModuleId = "m".parse().unwrap();
         let module = deployment(&module, &module).modules[&id].clone();
         let print = |device: &Device| fingerprint(&id, &module, device);
-        assert_eq!(print(&device()), print(&Device { api_version: "2030-01-01".into(), ..device() }));
+        assert_eq!(
+            print(&device()),
+            print(&Device { api_version: "2030-01-01".into(), ..device() })
+        );
         assert_ne!(print(&device()), print(&Device { hostname: "other".into(), ..device() }));
         assert_ne!(print(&device()), print(&Device { hub: "other".into(), ..device() }));
         assert_ne!(print(&device()), print(&Device { network: None, ..device() }));

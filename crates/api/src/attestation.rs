@@ -1,9 +1,9 @@
-//! `GET /attestation` and `GET /refusals` of the management API (ours): a process looked at as if it called, and callers that
-//! were refused, with what was made of them.
+//! `GET /attestation` and `GET /refusals` of the management API (ours): a process looked
+//! at as if it called, and callers that were refused, with what was made of them.
 
 use edgekeep_core::attestation::{
-    Ancestor, DenyReason, ExecutableFile, Holding, Measurement, Policy, ProcessInstance, Registration, Running,
-    RunningFacts, Workload, outcome,
+    Ancestor, DenyReason, ExecutableFile, Holding, Measurement, Policy, ProcessInstance,
+    Registration, Running, RunningFacts, Workload, outcome,
 };
 use edgekeep_core::id::ContainerId;
 use serde::{Deserialize, Serialize};
@@ -69,7 +69,8 @@ pub struct PastRefusal {
     pub time: String,
     /// Who called.
     pub caller: RefusedCaller,
-    /// What was known and what was checked; absent for a refusal of an earlier run, of which only the audit trail tells.
+    /// What was known and what was checked; absent for a refusal of an earlier run, of
+    /// which only the audit trail tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attestation: Option<Attestation>,
 }
@@ -109,7 +110,8 @@ pub struct Registered {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Facts {
-    /// `unknown`, `stopped` or `running`; `host` for a service of the host, which something else starts.
+    /// `unknown`, `stopped` or `running`; `host` for a service of the host, which
+    /// something else starts.
     pub state: String,
     /// The first process.
     pub init: Option<ProcessInstance>,
@@ -167,7 +169,8 @@ pub struct Seen {
 pub struct Check {
     /// The reason that is written down when it fails.
     pub reason: DenyReason,
-    /// Whether it passed; absent if an earlier one failed, or if it is about a connection.
+    /// Whether it passed; absent if an earlier one failed, or if it is about a
+    /// connection.
     pub passed: Option<bool>,
 }
 
@@ -195,7 +198,10 @@ impl From<&Registration> for Registered {
     fn from(registration: &Registration) -> Self {
         Self {
             policy: registration.policy,
-            generation: registration.generation.as_ref().map(|generation| generation.as_str().to_owned()),
+            generation: registration
+                .generation
+                .as_ref()
+                .map(|generation| generation.as_str().to_owned()),
             workload: registration.workload.clone(),
         }
     }

@@ -2,14 +2,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-/// How a decoding error begins when a member is not base64. The workload API answers it as a bad parameter, the keys API as
-/// JSON that does not fit (wire facts 3.2 and 1.3).
+/// How a decoding error begins when a member is not base64. The workload API answers it
+/// as a bad parameter, the keys API as JSON that does not fit (wire facts 3.2 and 1.3).
 pub const NOT_BASE64: &str = "not standard base64";
 
 /// Bytes that travel as standard, padded base64.
 ///
-/// They may be secret (key bytes, plaintext), so `Debug` prints the length only. They are not wiped: whoever needs that
-/// moves them into a wiping type at once with [`Base64Bytes::into_inner`].
+/// They may be secret (key bytes, plaintext), so `Debug` prints the length only. They are
+/// not wiped: whoever needs that moves them into a wiping type at once with
+/// [`Base64Bytes::into_inner`].
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Base64Bytes(Vec<u8>);
 
@@ -54,7 +55,8 @@ impl Serialize for Base64Bytes {
 impl<'de> Deserialize<'de> for Base64Bytes {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        // The decoder's own message repeats a byte of the input; the input may be a secret.
+        // The decoder's own message repeats a byte of the input; the input may be a
+        // secret.
         STANDARD.decode(text.as_bytes()).map(Self).map_err(|_| serde::de::Error::custom(NOT_BASE64))
     }
 }

@@ -23,7 +23,8 @@ pub struct CreateCertificate {
     /// Sign with this certificate and key instead of the configured way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<Issuer>,
-    /// Ours: the certificate ends then at the latest; RFC 3339. It never makes a certificate last longer.
+    /// Ours: the certificate ends then at the latest; RFC 3339. It never makes a
+    /// certificate last longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after: Option<String>,
 }
@@ -56,8 +57,9 @@ impl CertificatesClient {
         Self(Client::new(socket))
     }
 
-    /// The same client on the same connections, whose requests say on whose behalf they are made. The service passes it on
-    /// to keyd with the signature that it asks for, if the uid that says so was granted to.
+    /// The same client on the same connections, whose requests say on whose behalf they
+    /// are made. The service passes it on to keyd with the signature that it asks for, if
+    /// the uid that says so was granted to.
     #[must_use]
     pub fn on_behalf_of(&self, behalf: &OnBehalfOf) -> Self {
         Self(behalf.said_by(&self.0))
@@ -68,7 +70,8 @@ impl CertificatesClient {
     /// # Errors
     /// If the service cannot be reached or refuses.
     pub async fn create(&self, request: &CreateCertificate) -> Result<String, ClientError> {
-        let answer: PemBody = self.0.call(Method::POST, &format!("/certificates?{VERSION}"), Some(request)).await?;
+        let answer: PemBody =
+            self.0.call(Method::POST, &format!("/certificates?{VERSION}"), Some(request)).await?;
         Ok(answer.pem)
     }
 
@@ -88,7 +91,8 @@ impl CertificatesClient {
     /// If the service cannot be reached or refuses.
     pub async fn import(&self, cert_id: &str, pem: &str) -> Result<(), ClientError> {
         let path = format!("/certificates/{}?{VERSION}", crate::path_segment(cert_id));
-        let _: PemBody = self.0.call(Method::PUT, &path, Some(&PemBody { pem: pem.to_owned() })).await?;
+        let _: PemBody =
+            self.0.call(Method::PUT, &path, Some(&PemBody { pem: pem.to_owned() })).await?;
         Ok(())
     }
 

@@ -18,7 +18,8 @@ use tokio::sync::Semaphore;
 
 use crate::{ErrorBody, ErrorCode};
 
-/// Connections one client holds at most; below every server's limit per uid. Further calls wait for one.
+/// Connections one client holds at most; below every server's limit per uid. Further
+/// calls wait for one.
 const CONNECTIONS: usize = 6;
 /// Largest answer that is read.
 const ANSWER_LIMIT: usize = 8 << 20;
@@ -91,8 +92,8 @@ struct Pool {
     permits: Semaphore,
 }
 
-/// A client of one Unix socket. Clones share the pool, so that a process stays below the connections that
-/// a service lets one uid have, however it varies header and time limit.
+/// A client of one Unix socket. Clones share the pool, so that a process stays below the
+/// connections that a service lets one uid have, however it varies header and time limit.
 #[derive(Clone)]
 pub struct Client {
     pool: Arc<Pool>,
@@ -110,7 +111,11 @@ impl Client {
     /// A client of the service behind `socket`. Nothing is opened before the first call.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        let pool = Pool { path: socket.into(), idle: Mutex::new(Vec::new()), permits: Semaphore::new(CONNECTIONS) };
+        let pool = Pool {
+            path: socket.into(),
+            idle: Mutex::new(Vec::new()),
+            permits: Semaphore::new(CONNECTIONS),
+        };
         Self { pool: Arc::new(pool), header: None, timeout: DEFAULT_TIMEOUT }
     }
 
@@ -120,7 +125,8 @@ impl Client {
         Self { header: Some((name, value)), ..self.clone() }
     }
 
-    /// The same client on the same connections, with another limit for a whole call (30 s by default).
+    /// The same client on the same connections, with another limit for a whole call (30 s
+    /// by default).
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
@@ -163,12 +169,17 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`]; any status that is not 2xx is one.
-    pub async fn call_text(&self, method: Method, path_and_query: &str) -> Result<String, ClientError> {
+    pub async fn call_text(
+        &self,
+        method: Method,
+        path_and_query: &str,
+    ) -> Result<String, ClientError> {
         let answer = self.call_raw(method, path_and_query, None::<&()>).await?;
         String::from_utf8(answer.into()).map_err(|error| self.unexpected(error.to_string()))
     }
 
-    /// Sends a request and returns the answer whatever its status, with its body as a stream on a connection of its own.
+    /// Sends a request and returns the answer whatever its status, with its body as a
+    /// stream on a connection of its own.
     ///
     /// # Errors
     /// If the socket cannot be reached or a status other than 2xx came.
@@ -199,7 +210,9 @@ impl Client {
         body: Option<&B>,
     ) -> Result<Bytes, ClientError> {
         let body = match body {
-            Some(body) => Bytes::from(serde_json::to_vec(body).map_err(|error| self.broken(error))?),
+            Some(body) => {
+                Bytes::from(serde_json::to_vec(body).map_err(|error| self.broken(error))?)
+            }
             None => Bytes::new(),
         };
         let request = self.request(method, path_and_query, body)?;
@@ -212,7 +225,8 @@ impl Client {
             let kept = self.idle().pop();
             let was_kept = kept.is_some();
             let mut sender = match kept {
-                // Waits until the connection has digested the last answer; fails if the service closed it meanwhile.
+                // Waits until the connection has digested the last answer; fails if the
+                // service closed it meanwhile.
                 Some(mut sender) => match sender.ready().await {
                     Ok(()) => sender,
                     Err(_) => continue,
@@ -231,7 +245,8 @@ impl Client {
                     }
                     return Err(refusal(status, &bytes));
                 }
-                // A kept connection may have been closed while idle. Only a request that was not sent is sent again.
+                // A kept connection may have been closed while idle. Only a request that
+                // was not sent is sent again.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if was_kept => request = unsent,
                     _ => return Err(self.broken(error.into_error())),
@@ -240,9 +255,21 @@ impl Client {
         }
     }
 
-    fn request(&self, method: Method, path_and_query: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ClientError> {
-        let host = self.pool.path.file_name().and_then(|name| name.to_str()).unwrap_or("localhost").to_owned();
-        let mut request = Request::builder().method(method).uri(path_and_query).header(header::HOST, host);
+    fn request(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        let host = self
+            .pool
+            .path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or("localhost")
+            .to_owned();
+        let mut request =
+            Request::builder().method(method).uri(path_and_query).header(header::HOST, host);
         if let Some((name, value)) = &self.header {
             request = request.header(name, value);
         }
@@ -278,10 +305,13 @@ impl Client {
         Ok(bytes.freeze())
     }
 
-    async fn limited<T>(&self, exchange: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
-        tokio::time::timeout(self.timeout, exchange)
-            .await
-            .unwrap_or_else(|_| Err(ClientError::Timeout { path: self.pool.path.clone(), limit: self.timeout }))
+    async fn limited<T>(
+        &self,
+        exchange: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        tokio::time::timeout(self.timeout, exchange).await.unwrap_or_else(|_| {
+            Err(ClientError::Timeout { path: self.pool.path.clone(), limit: self.timeout })
+        })
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<SendRequest<Full<Bytes>>>> {

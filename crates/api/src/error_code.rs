@@ -1,6 +1,8 @@
-//! Stable names for the cause of a refusal, and what a client concludes about its key handle.
+//! Stable names for the cause of a refusal, and what a client concludes about its key
+//! handle.
 //!
-//! Compatible services answer a text alone, so the absence of a name is a case of its own.
+//! Compatible services answer a text alone, so the absence of a name is a case of its
+//! own.
 
 use http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -25,7 +27,8 @@ pub enum ErrorCode {
     Unknown,
 }
 
-/// Reads the member `code`; a form that is not ours counts as absent, so that the text is kept.
+/// Reads the member `code`; a form that is not ours counts as absent, so that the text is
+/// kept.
 pub(crate) fn lenient<'de, D: Deserializer<'de>>(value: D) -> Result<Option<ErrorCode>, D::Error> {
     let value = Option::<serde_json::Value>::deserialize(value)?;
     Ok(value.and_then(|value| serde_json::from_value(value).ok()))
@@ -44,10 +47,11 @@ pub enum Recipient {
 
 /// Decides whether the call is worth one more try with a fresh handle.
 ///
-/// Never decided by the text of an error. A service that names causes is believed. One that names
-/// none (a compatible service) refuses a handle with 400, in old versions with 401; a compatible
-/// certificates service hides what the keys service told it behind a 500. These statuses have other
-/// causes too: the second try then fails like the first, which is why there is only one.
+/// Never decided by the text of an error. A service that names causes is believed. One
+/// that names none (a compatible service) refuses a handle with 400, in old versions with
+/// 401; a compatible certificates service hides what the keys service told it behind a
+/// 500. These statuses have other causes too: the second try then fails like the first,
+/// which is why there is only one.
 #[must_use]
 pub fn is_worth_a_fresh_handle(error: &ClientError, recipient: Recipient) -> bool {
     let ClientError::Status { status, code, .. } = error else { return false };
@@ -64,9 +68,10 @@ pub fn is_worth_a_fresh_handle(error: &ClientError, recipient: Recipient) -> boo
 
 /// Decides whether what was named does not exist, as far as the answer says so.
 ///
-/// Never decided by the text of an error. Of services that name no causes (compatible ones), those of
-/// keys and certificates answer 400 then, while the identity service answers 404 also when the hub
-/// or the keys service cannot be reached, which says nothing.
+/// Never decided by the text of an error. Of services that name no causes (compatible
+/// ones), those of keys and certificates answer 400 then, while the identity service
+/// answers 404 also when the hub or the keys service cannot be reached, which says
+/// nothing.
 #[must_use]
 pub fn says_absent(error: &ClientError, recipient: Recipient) -> bool {
     let ClientError::Status { status, code, .. } = error else { return false };
@@ -93,7 +98,8 @@ mod tests {
     #[test]
     fn a_fresh_handle_is_asked_for_by_the_cause_or_the_status_and_never_by_the_text() {
         use Recipient::{Certificates, Identities, Keys};
-        let coded = |code: &str| format!(r#"{{"message": "the handle, the handle", "code": {code}}}"#);
+        let coded =
+            |code: &str| format!(r#"{{"message": "the handle, the handle", "code": {code}}}"#);
         let plain = r#"{"message": "nothing that would help"}"#.to_owned();
         for (status, body, recipient, expected) in [
             (400, coded("\"key-handle\""), Keys, true),
@@ -114,7 +120,11 @@ mod tests {
             (401, plain, Identities, false),
         ] {
             let error = answered(status, &body);
-            assert_eq!(is_worth_a_fresh_handle(&error, recipient), expected, "{status} {body} {recipient:?}");
+            assert_eq!(
+                is_worth_a_fresh_handle(&error, recipient),
+                expected,
+                "{status} {body} {recipient:?}"
+            );
         }
     }
 
@@ -134,14 +144,19 @@ mod tests {
             (401, plain.to_owned(), Keys, false),
             (500, plain.to_owned(), Certificates, false),
         ] {
-            assert_eq!(says_absent(&answered(status, &body), recipient), expected, "{status} {body} {recipient:?}");
+            assert_eq!(
+                says_absent(&answered(status, &body), recipient),
+                expected,
+                "{status} {body} {recipient:?}"
+            );
         }
     }
 
     #[test]
     fn a_code_of_another_form_does_not_hide_the_text() {
         for code in ["7", "null", "{}", "[1]", "true"] {
-            let body: ErrorBody = serde_json::from_str(&format!(r#"{{"message": "m", "code": {code}}}"#)).unwrap();
+            let body: ErrorBody =
+                serde_json::from_str(&format!(r#"{{"message": "m", "code": {code}}}"#)).unwrap();
             assert_eq!((body.message.as_str(), body.code), ("m", None), "{code}");
         }
     }

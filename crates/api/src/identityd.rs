@@ -11,7 +11,8 @@ use crate::keyd::KeyHandle;
 
 /// Versions the service accepts, oldest first.
 pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-12-01", "2022-08-01"];
-/// The oldest version, which has all published routes but one: so this client works with every service.
+/// The oldest version, which has all published routes but one: so this client works with
+/// every service.
 const VERSION: &str = "api-version=2020-09-01";
 /// The version from which it can be asked how the device is provisioned.
 const PROVISIONING_VERSION: &str = "api-version=2021-12-01";
@@ -98,7 +99,9 @@ pub struct LocalAuthentication {
 
 impl std::fmt::Debug for LocalAuthentication {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LocalAuthentication").field("expiration", &self.expiration).finish_non_exhaustive()
+        f.debug_struct("LocalAuthentication")
+            .field("expiration", &self.expiration)
+            .finish_non_exhaustive()
     }
 }
 
@@ -160,7 +163,8 @@ impl IdentityClient {
         Self(Client::new(socket))
     }
 
-    /// The same client on the same connections, with another limit for a whole call (30 s by default).
+    /// The same client on the same connections, with another limit for a whole call (30 s
+    /// by default).
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self(self.0.clone().with_timeout(timeout))
@@ -196,9 +200,14 @@ impl IdentityClient {
     /// Creates a module identity.
     ///
     /// # Errors
-    /// If identityd cannot be reached or refuses, or the hub cannot be reached or refuses.
+    /// If identityd cannot be reached or refuses, or the hub cannot be reached or
+    /// refuses.
     pub async fn create_module(&self, module: &str) -> Result<Identity, ClientError> {
-        let body = CreateModuleIdentity { kind: "aziot".into(), module_id: module.to_owned(), local_id_opts: None };
+        let body = CreateModuleIdentity {
+            kind: "aziot".into(),
+            module_id: module.to_owned(),
+            local_id_opts: None,
+        };
         self.0.call(Method::POST, &format!("/identities/modules?{VERSION}"), Some(&body)).await
     }
 
@@ -214,7 +223,8 @@ impl IdentityClient {
     /// Deletes a module identity.
     ///
     /// # Errors
-    /// If identityd cannot be reached or refuses, or the hub cannot be reached or refuses.
+    /// If identityd cannot be reached or refuses, or the hub cannot be reached or
+    /// refuses.
     pub async fn delete_module(&self, module: &str) -> Result<(), ClientError> {
         self.0.call_empty(Method::DELETE, &self.module_path(module), None::<&()>).await
     }
@@ -225,7 +235,13 @@ impl IdentityClient {
     /// If identityd cannot be reached or refuses.
     pub async fn reprovision(&self) -> Result<(), ClientError> {
         let body = serde_json::json!({"type": "aziot"});
-        self.0.call_empty(Method::POST, &format!("/identities/device/reprovision?{VERSION}"), Some(&body)).await
+        self.0
+            .call_empty(
+                Method::POST,
+                &format!("/identities/device/reprovision?{VERSION}"),
+                Some(&body),
+            )
+            .await
     }
 
     /// How the device is provisioned.
@@ -233,7 +249,13 @@ impl IdentityClient {
     /// # Errors
     /// If identityd cannot be reached.
     pub async fn provisioning(&self) -> Result<ProvisioningInfo, ClientError> {
-        self.0.call(Method::GET, &format!("/identities/provisioning?{PROVISIONING_VERSION}"), None::<&()>).await
+        self.0
+            .call(
+                Method::GET,
+                &format!("/identities/provisioning?{PROVISIONING_VERSION}"),
+                None::<&()>,
+            )
+            .await
     }
 
     fn module_path(&self, module: &str) -> String {

@@ -13,19 +13,22 @@ use crate::client::{Client, ClientError};
 
 /// Versions the service accepts, oldest first.
 pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-05-01"];
-/// The oldest version, which has all published routes: so this client works with every service.
+/// The oldest version, which has all published routes: so this client works with every
+/// service.
 const VERSION: &str = "api-version=2020-09-01";
 /// The version from which the routes to the audit log (ours) are open.
 const AUDIT_VERSION: &str = "api-version=2021-05-01";
 
-/// An opaque handle to a key, made by keyd for one user. Others may use it if they have a grant to; it is no secret, but
-/// is treated as one, since existing services take it from anybody.
+/// An opaque handle to a key, made by keyd for one user. Others may use it if they have a
+/// grant to; it is no secret, but is treated as one, since existing services take it from
+/// anybody.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct KeyHandle(pub String);
 
 impl std::fmt::Debug for KeyHandle {
-    /// Not printed: where the configuration lets any user use handles, it is a bearer token.
+    /// Not printed: where the configuration lets any user use handles, it is a bearer
+    /// token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("KeyHandle(..)")
     }
@@ -190,8 +193,8 @@ pub struct Plaintext {
     pub plaintext: Base64Bytes,
 }
 
-/// Answer of `GET /audit/checkpoint` (ours, since 2021-05-01): everything that was written down before the request is
-/// covered.
+/// Answer of `GET /audit/checkpoint` (ours, since 2021-05-01): everything that was
+/// written down before the request is covered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditCheckpoint {
@@ -199,7 +202,8 @@ pub struct AuditCheckpoint {
     pub checkpoint: String,
     /// The key that it is checked with, as `<name>+<id>+<base64>`.
     pub verifier_key: String,
-    /// The counter in hardware, read right after the checkpoint was signed; absent if the log has none.
+    /// The counter in hardware, read right after the checkpoint was signed; absent if the
+    /// log has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counter: Option<AuditCounter>,
 }
@@ -217,11 +221,12 @@ pub struct AuditCounter {
     pub error: Option<String>,
 }
 
-/// Name of the header (ours) in which a service that measures its callers says on whose behalf it asks.
+/// Name of the header (ours) in which a service that measures its callers says on whose
+/// behalf it asks.
 pub const ON_BEHALF_OF: &str = "x-edgekeep-on-behalf-of";
 
-/// On whose behalf a service asks, as it says itself: `module=<percent-encoded id>` and, if it measured the executable,
-/// `;executable=sha256:<hex>`.
+/// On whose behalf a service asks, as it says itself: `module=<percent-encoded id>` and,
+/// if it measured the executable, `;executable=sha256:<hex>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OnBehalfOf {
     /// The module.
@@ -262,9 +267,13 @@ impl std::str::FromStr for OnBehalfOf {
             None => (text, None),
         };
         let module = module.strip_prefix("module=").ok_or(OnBehalfOfError)?;
-        let module = percent_encoding::percent_decode_str(module).decode_utf8().map_err(|_| OnBehalfOfError)?;
+        let module = percent_encoding::percent_decode_str(module)
+            .decode_utf8()
+            .map_err(|_| OnBehalfOfError)?;
         let executable = match executable {
-            Some(text) if text.starts_with("sha256:") => Some(text.parse().map_err(|_| OnBehalfOfError)?),
+            Some(text) if text.starts_with("sha256:") => {
+                Some(text.parse().map_err(|_| OnBehalfOfError)?)
+            }
             Some(_) => return Err(OnBehalfOfError),
             None => None,
         };
@@ -284,7 +293,8 @@ pub struct AuditEntries {
     pub base: String,
     /// Index of the first entry in `entries`: what was asked for, or `first`.
     pub from: u64,
-    /// The entries, each the exact JSON text that is hashed. Fewer than asked for if there are no more or they are large.
+    /// The entries, each the exact JSON text that is hashed. Fewer than asked for if
+    /// there are no more or they are large.
     pub entries: Vec<String>,
 }
 
@@ -299,8 +309,9 @@ impl KeysClient {
         Self(Client::new(socket))
     }
 
-    /// The same client on the same connections, whose requests say on whose behalf they are made. keyd writes that into its
-    /// audit log, as a statement of the uid that makes it, if that uid was granted to.
+    /// The same client on the same connections, whose requests say on whose behalf they
+    /// are made. keyd writes that into its audit log, as a statement of the uid that
+    /// makes it, if that uid was granted to.
     #[must_use]
     pub fn on_behalf_of(&self, behalf: &OnBehalfOf) -> Self {
         Self(behalf.said_by(&self.0))
@@ -311,8 +322,10 @@ impl KeysClient {
     /// # Errors
     /// If keyd cannot be reached or refuses.
     pub async fn create_key(&self, key_id: &str, usage: &str) -> Result<KeyHandle, ClientError> {
-        let body = CreateKey { key_id: key_id.to_owned(), usage: usage.to_owned(), key_bytes: None };
-        let answer: HandleBody = self.0.call(Method::POST, &format!("/key?{VERSION}"), Some(&body)).await?;
+        let body =
+            CreateKey { key_id: key_id.to_owned(), usage: usage.to_owned(), key_bytes: None };
+        let answer: HandleBody =
+            self.0.call(Method::POST, &format!("/key?{VERSION}"), Some(&body)).await?;
         Ok(answer.key_handle)
     }
 
@@ -320,9 +333,19 @@ impl KeysClient {
     ///
     /// # Errors
     /// If keyd cannot be reached or refuses.
-    pub async fn import_key(&self, key_id: &str, usage: &str, bytes: Vec<u8>) -> Result<KeyHandle, ClientError> {
-        let body = CreateKey { key_id: key_id.to_owned(), usage: usage.to_owned(), key_bytes: Some(bytes.into()) };
-        let answer: HandleBody = self.0.call(Method::POST, &format!("/key?{VERSION}"), Some(&body)).await?;
+    pub async fn import_key(
+        &self,
+        key_id: &str,
+        usage: &str,
+        bytes: Vec<u8>,
+    ) -> Result<KeyHandle, ClientError> {
+        let body = CreateKey {
+            key_id: key_id.to_owned(),
+            usage: usage.to_owned(),
+            key_bytes: Some(bytes.into()),
+        };
+        let answer: HandleBody =
+            self.0.call(Method::POST, &format!("/key?{VERSION}"), Some(&body)).await?;
         Ok(answer.key_handle)
     }
 
@@ -340,9 +363,17 @@ impl KeysClient {
     ///
     /// # Errors
     /// If keyd cannot be reached or refuses.
-    pub async fn create_key_pair(&self, key_id: &str, algorithms: Option<&str>) -> Result<KeyHandle, ClientError> {
-        let body = CreateKeyPair { key_id: key_id.to_owned(), preferred_algorithms: algorithms.map(str::to_owned) };
-        let answer: HandleBody = self.0.call(Method::POST, &format!("/keypair?{VERSION}"), Some(&body)).await?;
+    pub async fn create_key_pair(
+        &self,
+        key_id: &str,
+        algorithms: Option<&str>,
+    ) -> Result<KeyHandle, ClientError> {
+        let body = CreateKeyPair {
+            key_id: key_id.to_owned(),
+            preferred_algorithms: algorithms.map(str::to_owned),
+        };
+        let answer: HandleBody =
+            self.0.call(Method::POST, &format!("/keypair?{VERSION}"), Some(&body)).await?;
         Ok(answer.key_handle)
     }
 
@@ -356,8 +387,8 @@ impl KeysClient {
         Ok(answer.key_handle)
     }
 
-    /// One public parameter of a key pair: `algorithm`, `ec-curve-oid`, `ec-point`, `ec-point-uncompressed` (ours),
-    /// `rsa-modulus`, `rsa-exponent`.
+    /// One public parameter of a key pair: `algorithm`, `ec-curve-oid`, `ec-point`,
+    /// `ec-point-uncompressed` (ours), `rsa-modulus`, `rsa-exponent`.
     ///
     /// # Errors
     /// If keyd cannot be reached or refuses.
@@ -380,7 +411,11 @@ impl KeysClient {
     ///
     /// # Errors
     /// If keyd cannot be reached or refuses.
-    pub async fn audit_entries(&self, from: u64, limit: usize) -> Result<AuditEntries, ClientError> {
+    pub async fn audit_entries(
+        &self,
+        from: u64,
+        limit: usize,
+    ) -> Result<AuditEntries, ClientError> {
         let path = format!("/audit/entries?{AUDIT_VERSION}&from={from}&limit={limit}");
         self.0.call(Method::GET, &path, None::<&()>).await
     }
@@ -389,9 +424,14 @@ impl KeysClient {
     ///
     /// # Errors
     /// If keyd cannot be reached or refuses.
-    pub async fn derive_key(&self, base: &KeyHandle, data: &[u8]) -> Result<KeyHandle, ClientError> {
+    pub async fn derive_key(
+        &self,
+        base: &KeyHandle,
+        data: &[u8],
+    ) -> Result<KeyHandle, ClientError> {
         let body = CreateDerivedKey { base_key_handle: base.clone(), derivation_data: data.into() };
-        let answer: HandleBody = self.0.call(Method::POST, &format!("/derivedkey?{VERSION}"), Some(&body)).await?;
+        let answer: HandleBody =
+            self.0.call(Method::POST, &format!("/derivedkey?{VERSION}"), Some(&body)).await?;
         Ok(answer.key_handle)
     }
 
@@ -410,9 +450,14 @@ impl KeysClient {
     ///
     /// # Errors
     /// If keyd cannot be reached or refuses.
-    pub async fn sign(&self, handle: &KeyHandle, mechanism: SignMechanism) -> Result<Vec<u8>, ClientError> {
+    pub async fn sign(
+        &self,
+        handle: &KeyHandle,
+        mechanism: SignMechanism,
+    ) -> Result<Vec<u8>, ClientError> {
         let body = Sign { key_handle: handle.clone(), mechanism };
-        let answer: Signature = self.0.call(Method::POST, &format!("/sign?{VERSION}"), Some(&body)).await?;
+        let answer: Signature =
+            self.0.call(Method::POST, &format!("/sign?{VERSION}"), Some(&body)).await?;
         Ok(answer.signature.into_inner())
     }
 
@@ -427,7 +472,8 @@ impl KeysClient {
         plaintext: Vec<u8>,
     ) -> Result<Vec<u8>, ClientError> {
         let body = Encrypt { key_handle: handle.clone(), mechanism, plaintext: plaintext.into() };
-        let answer: Ciphertext = self.0.call(Method::POST, &format!("/encrypt?{VERSION}"), Some(&body)).await?;
+        let answer: Ciphertext =
+            self.0.call(Method::POST, &format!("/encrypt?{VERSION}"), Some(&body)).await?;
         Ok(answer.ciphertext.into_inner())
     }
 
@@ -442,7 +488,8 @@ impl KeysClient {
         ciphertext: Vec<u8>,
     ) -> Result<Vec<u8>, ClientError> {
         let body = Decrypt { key_handle: handle.clone(), mechanism, ciphertext: ciphertext.into() };
-        let answer: Plaintext = self.0.call(Method::POST, &format!("/decrypt?{VERSION}"), Some(&body)).await?;
+        let answer: Plaintext =
+            self.0.call(Method::POST, &format!("/decrypt?{VERSION}"), Some(&body)).await?;
         Ok(answer.plaintext.into_inner())
     }
 

@@ -45,7 +45,8 @@ pub struct ModuleConfig {
 }
 
 impl std::fmt::Debug for ModuleConfig {
-    /// Settings may hold registry credentials, the environment anything: neither is printed.
+    /// Settings may hold registry credentials, the environment anything: neither is
+    /// printed.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ModuleConfig").finish_non_exhaustive()
     }
@@ -78,7 +79,8 @@ pub struct ModuleSettings {
     /// Engine create body.
     #[serde(default)]
     pub create_options: Map<String, Value>,
-    /// Digest of the image, or of the executable of a host module; enforced if given for a host module.
+    /// Digest of the image, or of the executable of a host module; enforced if given for
+    /// a host module.
     #[serde(default)]
     pub digest: Option<String>,
     /// Registry credentials.
@@ -152,7 +154,8 @@ pub struct ExitStatus {
 /// What a module does now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeStatus {
-    /// `running`, `stopped`, `failed`, `dead` or `unknown`; ours, and not to the agent, which may not know the word: `paused`.
+    /// `running`, `stopped`, `failed`, `dead` or `unknown`; ours, and not to the agent,
+    /// which may not know the word: `paused`.
     pub status: String,
     /// In words; ours: why a module is not running, if the runtime knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -277,7 +280,8 @@ pub struct Status {
     pub edge_ca_expiration: Option<String>,
     /// What keeps moduled from working, in words; empty when all is well.
     pub problems: Vec<String>,
-    /// The health of the device by all that its daemons know. An older moduled does not say.
+    /// The health of the device by all that its daemons know. An older moduled does not
+    /// say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<ProblemList>,
     /// Executables of the host that were approved in place of those in the configuration.
@@ -318,7 +322,8 @@ pub struct ApproveDigest {
     pub sha256: String,
 }
 
-/// Body of `PUT /deployment` (ours): what the agent says of the deployment that it applies. Its word counts for five minutes.
+/// Body of `PUT /deployment` (ours): what the agent says of the deployment that it
+/// applies. Its word counts for five minutes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentReport {
@@ -328,7 +333,8 @@ pub struct DeploymentReport {
     /// The modules that should run now.
     #[serde(default)]
     pub running: Vec<String>,
-    /// Modules that the agent cannot bring into the state that the deployment wants, with the reason.
+    /// Modules that the agent cannot bring into the state that the deployment wants, with
+    /// the reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub failing: BTreeMap<String, String>,
 }
@@ -345,7 +351,8 @@ pub struct EngineStatus {
     pub silent_for_seconds: Option<u64>,
 }
 
-/// Answer of `GET /images` and `POST /images/collect` (ours): what becomes of the engine's images, and why.
+/// Answer of `GET /images` and `POST /images/collect` (ours): what becomes of the
+/// engine's images, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImagePlan {
@@ -384,7 +391,8 @@ pub struct ImageLine {
     pub names: Vec<String>,
     /// Its size, shared layers included.
     pub bytes: u64,
-    /// Seconds of operation for which it has been seen unused; absent for an image that is not this daemon's.
+    /// Seconds of operation for which it has been seen unused; absent for an image that
+    /// is not this daemon's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unused_seconds: Option<u64>,
     /// Whether it goes.
@@ -434,7 +442,8 @@ impl ManagementClient {
     /// # Errors
     /// As every call: if the socket cannot be reached or the caller is refused.
     pub async fn list_modules(&self) -> Result<Vec<ModuleDetails>, ClientError> {
-        let list: ModuleList = self.0.call(Method::GET, &format!("/modules?{VERSION}"), None::<&()>).await?;
+        let list: ModuleList =
+            self.0.call(Method::GET, &format!("/modules?{VERSION}"), None::<&()>).await?;
         Ok(list.modules)
     }
 
@@ -458,7 +467,11 @@ impl ManagementClient {
     ///
     /// # Errors
     /// As [`Self::list_modules`].
-    pub async fn update_module(&self, spec: &ModuleSpec, start: bool) -> Result<ModuleDetails, ClientError> {
+    pub async fn update_module(
+        &self,
+        spec: &ModuleSpec,
+        start: bool,
+    ) -> Result<ModuleDetails, ClientError> {
         let path = format!("{}&start={start}", module_path(&spec.name, ""));
         self.0.call(Method::PUT, &path, Some(spec)).await
     }
@@ -468,7 +481,9 @@ impl ManagementClient {
     /// # Errors
     /// As [`Self::list_modules`].
     pub async fn prepare_update(&self, spec: &ModuleSpec) -> Result<(), ClientError> {
-        self.0.call_empty(Method::POST, &module_path(&spec.name, "/prepareupdate"), Some(spec)).await
+        self.0
+            .call_empty(Method::POST, &module_path(&spec.name, "/prepareupdate"), Some(spec))
+            .await
     }
 
     /// Removes a module.
@@ -503,11 +518,16 @@ impl ManagementClient {
         self.0.call_empty(Method::POST, &module_path(name, "/restart"), None::<&()>).await
     }
 
-    /// A module's log in the engine's frames. `query` is what follows the api-version, for example `&tail=10`.
+    /// A module's log in the engine's frames. `query` is what follows the api-version,
+    /// for example `&tail=10`.
     ///
     /// # Errors
     /// As [`Self::list_modules`].
-    pub async fn logs(&self, name: &str, query: &str) -> Result<http::Response<Incoming>, ClientError> {
+    pub async fn logs(
+        &self,
+        name: &str,
+        query: &str,
+    ) -> Result<http::Response<Incoming>, ClientError> {
         let path = format!("{}{query}", module_path(name, "/logs"));
         self.0.stream(Method::GET, &path, Bytes::new()).await
     }
@@ -517,7 +537,8 @@ impl ManagementClient {
     /// # Errors
     /// As [`Self::list_modules`].
     pub async fn list_identities(&self) -> Result<Vec<Identity>, ClientError> {
-        let list: Identities = self.0.call(Method::GET, &format!("/identities/?{VERSION}"), None::<&()>).await?;
+        let list: Identities =
+            self.0.call(Method::GET, &format!("/identities/?{VERSION}"), None::<&()>).await?;
         Ok(list.identities)
     }
 
@@ -555,24 +576,40 @@ impl ManagementClient {
         self.0.call(Method::GET, &format!("/systeminfo?{VERSION}"), None::<&()>).await
     }
 
-    /// A process looked at as if it called (ours): as `module`, else as the module that it fits best; without `pid` the
-    /// module's first process.
+    /// A process looked at as if it called (ours): as `module`, else as the module that
+    /// it fits best; without `pid` the module's first process.
     ///
     /// # Errors
-    /// As [`Self::list_modules`]; 403 for others than root, the daemon's user and the agent.
-    pub async fn attestation(&self, pid: Option<u32>, module: Option<&str>) -> Result<Attestation, ClientError> {
+    /// As [`Self::list_modules`]; 403 for others than root, the daemon's user and the
+    /// agent.
+    pub async fn attestation(
+        &self,
+        pid: Option<u32>,
+        module: Option<&str>,
+    ) -> Result<Attestation, ClientError> {
         let pid = pid.map(|pid| format!("&pid={pid}")).unwrap_or_default();
-        let module = module.map(|module| format!("&module={}", crate::path_segment(module))).unwrap_or_default();
+        let module = module
+            .map(|module| format!("&module={}", crate::path_segment(module)))
+            .unwrap_or_default();
         self.0.call(Method::GET, &format!("/attestation?{VERSION}{pid}{module}"), None::<&()>).await
     }
 
-    /// Callers that were refused (ours), the latest first, `last` at most: of one module, or of all.
+    /// Callers that were refused (ours), the latest first, `last` at most: of one module,
+    /// or of all.
     ///
     /// # Errors
     /// As [`Self::attestation`].
-    pub async fn refusals(&self, module: Option<&str>, last: usize) -> Result<PastRefusals, ClientError> {
-        let module = module.map(|module| format!("&module={}", crate::path_segment(module))).unwrap_or_default();
-        self.0.call(Method::GET, &format!("/refusals?{VERSION}&last={last}{module}"), None::<&()>).await
+    pub async fn refusals(
+        &self,
+        module: Option<&str>,
+        last: usize,
+    ) -> Result<PastRefusals, ClientError> {
+        let module = module
+            .map(|module| format!("&module={}", crate::path_segment(module)))
+            .unwrap_or_default();
+        self.0
+            .call(Method::GET, &format!("/refusals?{VERSION}&last={last}{module}"), None::<&()>)
+            .await
     }
 
     /// What would be done with the engine's images (ours).
@@ -591,22 +628,31 @@ impl ManagementClient {
         self.0.call(Method::POST, &format!("/images/collect?{VERSION}"), None::<&()>).await
     }
 
-    /// Approves the content that an executable of the host has now (ours). For host agents, on the socket of their own.
+    /// Approves the content that an executable of the host has now (ours). For host
+    /// agents, on the socket of their own.
     ///
     /// # Errors
     /// If moduled cannot be reached or refuses.
     pub async fn approve_digest(&self, name: &str, sha256: &str) -> Result<Approvals, ClientError> {
         let body = ApproveDigest { sha256: sha256.to_owned() };
         self.0
-            .call(Method::PUT, &format!("/approved-digests/{}?{VERSION}", crate::path_segment(name)), Some(&body))
+            .call(
+                Method::PUT,
+                &format!("/approved-digests/{}?{VERSION}", crate::path_segment(name)),
+                Some(&body),
+            )
             .await
     }
 
-    /// Tells what is wanted by the deployment, for the agent alone (ours). Returns the health of the device.
+    /// Tells what is wanted by the deployment, for the agent alone (ours). Returns the
+    /// health of the device.
     ///
     /// # Errors
     /// As [`Self::list_modules`]; 404 from a moduled without this route.
-    pub async fn report_deployment(&self, report: &DeploymentReport) -> Result<ProblemList, ClientError> {
+    pub async fn report_deployment(
+        &self,
+        report: &DeploymentReport,
+    ) -> Result<ProblemList, ClientError> {
         self.0.call(Method::PUT, &format!("/deployment?{VERSION}"), Some(report)).await
     }
 

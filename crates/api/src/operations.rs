@@ -1,5 +1,5 @@
-//! The operations socket that each daemon has (ours): metrics, the log's level, its sandbox and its problems. Requests name no
-//! api-version.
+//! The operations socket that each daemon has (ours): metrics, the log's level, its
+//! sandbox and its problems. Requests name no api-version.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,7 +51,8 @@ pub struct Layer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProblemList {
-    /// The health of what this daemon knows of: `healthy`, `healthy-with-warnings` or `unhealthy`.
+    /// The health of what this daemon knows of: `healthy`, `healthy-with-warnings` or
+    /// `unhealthy`.
     pub health: Verdict,
     /// The problems.
     pub problems: Vec<ShownProblem>,
@@ -73,22 +74,31 @@ pub struct ShownProblem {
 impl From<&Problem> for ShownProblem {
     fn from(problem: &Problem) -> Self {
         let explained = problem.code().explained();
-        Self { problem: problem.clone(), cause: explained.cause.to_owned(), remedy: explained.remedy.to_owned() }
+        Self {
+            problem: problem.clone(),
+            cause: explained.cause.to_owned(),
+            remedy: explained.remedy.to_owned(),
+        }
     }
 }
 
 impl From<&Health> for ProblemList {
     fn from(health: &Health) -> Self {
-        Self { health: health.verdict(), problems: health.problems().iter().map(ShownProblem::from).collect() }
+        Self {
+            health: health.verdict(),
+            problems: health.problems().iter().map(ShownProblem::from).collect(),
+        }
     }
 }
 
-/// The problems that these daemons know of. One that does not tell is a problem itself; one without an operations socket, or
-/// whose socket the caller may not open, is a warning, since it may be a compatible service.
+/// The problems that these daemons know of. One that does not tell is a problem itself;
+/// one without an operations socket, or whose socket the caller may not open, is a
+/// warning, since it may be a compatible service.
 pub async fn problems_of(root: &Root, daemons: &[Daemon], patience: Duration) -> Vec<Problem> {
     let mut asked = tokio::task::JoinSet::new();
     for daemon in daemons.iter().copied() {
-        let client = OperationsClient(Client::new(root.metrics_socket(daemon)).with_timeout(patience));
+        let client =
+            OperationsClient(Client::new(root.metrics_socket(daemon)).with_timeout(patience));
         asked.spawn(async move { (daemon, client.problems().await) });
     }
     let mut problems = Vec::new();
@@ -104,7 +114,11 @@ pub async fn problems_of(root: &Root, daemons: &[Daemon], patience: Duration) ->
 fn untold(daemon: Daemon, error: &ClientError, now: OffsetDateTime) -> Problem {
     use std::io::ErrorKind::{NotFound, PermissionDenied};
     let code = match error {
-        ClientError::Connect { source, .. } if matches!(source.kind(), NotFound | PermissionDenied) => Code::NotShown,
+        ClientError::Connect { source, .. }
+            if matches!(source.kind(), NotFound | PermissionDenied) =>
+        {
+            Code::NotShown
+        }
         ClientError::Status { .. } => Code::NotShown,
         _ => Code::DaemonAway,
     };

@@ -1,4 +1,5 @@
-//! TPM API (`tpmd.sock`; wire facts 5.7). There is no authorisation beyond the socket's mode; every failure is a 500.
+//! TPM API (`tpmd.sock`; wire facts 5.7). There is no authorisation beyond the socket's
+//! mode; every failure is a 500.
 
 use std::path::PathBuf;
 
@@ -12,7 +13,8 @@ use crate::client::{Client, ClientError};
 pub const API_VERSIONS: &[&str] = &["2020-09-01"];
 const VERSION: &str = "api-version=2020-09-01";
 
-/// Answer of `GET /get_tpm_keys`: public halves, as the TPM marshals them (`TPM2B_PUBLIC`).
+/// Answer of `GET /get_tpm_keys`: public halves, as the TPM marshals them
+/// (`TPM2B_PUBLIC`).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TpmKeys {
     /// The endorsement key's.
@@ -71,7 +73,8 @@ impl TpmClient {
     /// If the service cannot be reached, the key is not for this TPM, or the TPM fails.
     pub async fn import_auth_key(&self, key: Vec<u8>) -> Result<(), ClientError> {
         let body = ImportAuthKey { key: key.into() };
-        let _: Imported = self.0.call(Method::POST, &format!("/import_auth_key?{VERSION}"), Some(&body)).await?;
+        let _: Imported =
+            self.0.call(Method::POST, &format!("/import_auth_key?{VERSION}"), Some(&body)).await?;
         Ok(())
     }
 
@@ -81,8 +84,10 @@ impl TpmClient {
     /// If the service cannot be reached, no key was imported, or the TPM fails.
     pub async fn sign_with_auth_key(&self, data: &[u8]) -> Result<Vec<u8>, ClientError> {
         let body = SignWithAuthKey { data: data.into() };
-        let answer: AuthKeyDigest =
-            self.0.call(Method::POST, &format!("/sign_with_auth_key?{VERSION}"), Some(&body)).await?;
+        let answer: AuthKeyDigest = self
+            .0
+            .call(Method::POST, &format!("/sign_with_auth_key?{VERSION}"), Some(&body))
+            .await?;
         Ok(answer.digest.into_inner())
     }
 }

@@ -9,15 +9,23 @@ use crate::Base64Bytes;
 use crate::client::{Client, ClientError};
 
 /// Versions that management *and* workload API accept, oldest first.
-pub const API_VERSIONS: &[&str] =
-    &["2018-06-28", "2019-01-30", "2019-10-22", "2019-11-05", "2020-07-07", "2021-12-07", "2022-08-03"];
+pub const API_VERSIONS: &[&str] = &[
+    "2018-06-28",
+    "2019-01-30",
+    "2019-10-22",
+    "2019-11-05",
+    "2020-07-07",
+    "2021-12-07",
+    "2022-08-03",
+];
 const VERSION: &str = "api-version=2020-07-07";
 
 /// `POST …/sign`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sign {
-    /// `primary` or `secondary`; other words mean `primary`, as existing clients send anything.
+    /// `primary` or `secondary`; other words mean `primary`, as existing clients send
+    /// anything.
     #[serde(default)]
     pub key_id: Option<String>,
     /// `HMACSHA256`; not looked at, as existing clients send anything.
@@ -90,7 +98,8 @@ pub struct Decrypted {
 pub struct ServerCertificate {
     /// Subject and first name of the certificate; a host name or an IP address.
     pub common_name: String,
-    /// RFC 3339; the certificate ends then at the latest. Absent or unreadable: the configured lifetime.
+    /// RFC 3339; the certificate ends then at the latest. Absent or unreadable: the
+    /// configured lifetime.
     #[serde(default)]
     pub expiration: Option<String>,
 }
@@ -153,8 +162,17 @@ impl WorkloadClient {
     ///
     /// # Errors
     /// If the socket cannot be reached or the caller is refused.
-    pub async fn sign(&self, module: &str, generation: &str, data: &[u8]) -> Result<Vec<u8>, ClientError> {
-        let body = Sign { key_id: Some("primary".into()), algo: Some("HMACSHA256".into()), data: data.into() };
+    pub async fn sign(
+        &self,
+        module: &str,
+        generation: &str,
+        data: &[u8],
+    ) -> Result<Vec<u8>, ClientError> {
+        let body = Sign {
+            key_id: Some("primary".into()),
+            algo: Some("HMACSHA256".into()),
+            data: data.into(),
+        };
         let path = format!(
             "/modules/{}/genid/{}/sign?{VERSION}",
             crate::path_segment(module),
@@ -177,7 +195,8 @@ impl WorkloadClient {
     /// # Errors
     /// If the socket cannot be reached.
     pub async fn trust_bundle(&self) -> Result<String, ClientError> {
-        let answer: TrustBundle = self.0.call(Method::GET, &format!("/trust-bundle?{VERSION}"), None::<&()>).await?;
+        let answer: TrustBundle =
+            self.0.call(Method::GET, &format!("/trust-bundle?{VERSION}"), None::<&()>).await?;
         Ok(answer.certificate)
     }
 }

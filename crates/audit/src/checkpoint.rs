@@ -1,8 +1,9 @@
 //! Checkpoints (C2SP `tlog-checkpoint`): what a log says about itself at one size. Pure.
 //!
-//! Beyond origin, size and root there are extension lines, covered by the signature like the rest:
-//! `first <size> <root>` states the prefix that rotation has dropped (nothing: size 0), `time <RFC 3339>` when it was
-//! signed, `counter <n>` the value of a counter in hardware.
+//! Beyond origin, size and root there are extension lines, covered by the signature like
+//! the rest: `first <size> <root>` states the prefix that rotation has dropped (nothing:
+//! size 0), `time <RFC 3339>` when it was signed, `counter <n>` the value of a counter in
+//! hardware.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -71,8 +72,15 @@ impl Checkpoint {
         let origin = lines.next().filter(|origin| !origin.is_empty())?.to_owned();
         let size = number(lines.next()?)?;
         let root = Hash::from_base64(lines.next()?)?;
-        let mut parsed =
-            Self { origin, size, root, first: 0, first_root: Frontier::default().root(), time: None, counter: None };
+        let mut parsed = Self {
+            origin,
+            size,
+            root,
+            first: 0,
+            first_root: Frontier::default().root(),
+            time: None,
+            counter: None,
+        };
         for line in lines {
             match line.split_once(' ') {
                 None if line.is_empty() => return None,
@@ -80,7 +88,9 @@ impl Checkpoint {
                     let (first, root) = rest.split_once(' ')?;
                     (parsed.first, parsed.first_root) = (number(first)?, Hash::from_base64(root)?);
                 }
-                Some(("time", rest)) => parsed.time = Some(OffsetDateTime::parse(rest, &Rfc3339).ok()?),
+                Some(("time", rest)) => {
+                    parsed.time = Some(OffsetDateTime::parse(rest, &Rfc3339).ok()?);
+                }
                 Some(("counter", rest)) => parsed.counter = Some(number(rest)?),
                 _ => {}
             }
@@ -92,7 +102,11 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If the signer fails.
-    pub fn sign(&self, key: &VerifierKey, signer: &dyn CheckpointSigner) -> Result<String, SignError> {
+    pub fn sign(
+        &self,
+        key: &VerifierKey,
+        signer: &dyn CheckpointSigner,
+    ) -> Result<String, SignError> {
         note::sign(&self.text(), key, signer)
     }
 
@@ -105,14 +119,18 @@ impl Checkpoint {
         if checkpoint.origin == key.name() {
             Ok(checkpoint)
         } else {
-            Err(CheckpointError::Origin { found: checkpoint.origin, expected: key.name().to_owned() })
+            Err(CheckpointError::Origin {
+                found: checkpoint.origin,
+                expected: key.name().to_owned(),
+            })
         }
     }
 }
 
 /// A decimal number without leading zeros.
 fn number(text: &str) -> Option<u64> {
-    let plain = text == "0" || (!text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit()));
+    let plain =
+        text == "0" || (!text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit()));
     if plain { text.parse().ok() } else { None }
 }
 
@@ -125,9 +143,13 @@ mod tests {
 
     #[test]
     fn the_example_of_the_format_is_read_and_lines_of_others_are_passed_over() {
-        let text = "example.com/behind-the-sofa\n20852163\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n";
+        let text =
+            "example.com/behind-the-sofa\n20852163\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n";
         let parsed = Checkpoint::parse(text).unwrap();
-        assert_eq!((parsed.origin.as_str(), parsed.size, parsed.first), ("example.com/behind-the-sofa", 20_852_163, 0));
+        assert_eq!(
+            (parsed.origin.as_str(), parsed.size, parsed.first),
+            ("example.com/behind-the-sofa", 20_852_163, 0)
+        );
         assert_eq!(Checkpoint::parse(&format!("{text}something else\n")), Some(parsed));
     }
 

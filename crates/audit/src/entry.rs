@@ -1,7 +1,9 @@
-//! What is written down. An entry is made of ids, numbers and words from fixed lists: there is nowhere to put a secret.
+//! What is written down. An entry is made of ids, numbers and words from fixed lists:
+//! there is nowhere to put a secret.
 //!
-//! Its form in the log is one JSON object without blanks, members always in the same order, absent ones left out: the
-//! same entry is always the same bytes, and those are what is hashed.
+//! Its form in the log is one JSON object without blanks, members always in the same
+//! order, absent ones left out: the same entry is always the same bytes, and those are
+//! what is hashed.
 
 use std::fmt;
 
@@ -66,7 +68,8 @@ pub struct Who {
     pub uid: u32,
     /// Process id, if it was visible.
     pub pid: Option<u32>,
-    /// On whose behalf, as that uid says and nobody else has seen. Only of uids that were granted to say so.
+    /// On whose behalf, as that uid says and nobody else has seen. Only of uids that were
+    /// granted to say so.
     pub says: Option<Box<Statement>>,
 }
 
@@ -152,7 +155,8 @@ words! {
         Encrypt = "encrypt",
         /// Decrypt.
         Decrypt = "decrypt",
-        /// Read the TPM's endorsement key and storage root, which are public, for provisioning.
+        /// Read the TPM's endorsement key and storage root, which are public, for
+        /// provisioning.
         TpmKeys = "tpm-keys",
         /// Unwrap the TPM's authentication key and keep it there.
         TpmImport = "tpm-import",
@@ -190,7 +194,8 @@ words! {
         ReservedKey = "reserved-key",
         /// The daemon did not make this handle.
         ForeignHandle = "foreign-handle",
-        /// The handle was made for another uid, which does not share the key with this one.
+        /// The handle was made for another uid, which does not share the key with this
+        /// one.
         HandleOfAnotherUid = "handle-of-another-uid",
         /// The handle is older than handles may be.
         ExpiredHandle = "expired-handle",
@@ -214,7 +219,8 @@ words! {
 pub enum Outcome {
     /// It was done.
     Done,
-    /// It was allowed but could not be done: no such key, input that does not fit, a failing store.
+    /// It was allowed but could not be done: no such key, input that does not fit, a
+    /// failing store.
     Failed,
     /// The caller went away, or the daemon ended, before it was known.
     Interrupted,
@@ -251,8 +257,9 @@ pub enum LogEvent {
         /// Its value.
         counter: u64,
     },
-    /// The counter is another one than the log's: it was removed and made anew, or the hardware was exchanged. What was
-    /// lost before this, if anything, does not show by it.
+    /// The counter is another one than the log's: it was removed and made anew, or the
+    /// hardware was exchanged. What was lost before this, if anything, does not show by
+    /// it.
     CounterReplaced {
         /// What the log says.
         recorded: u64,
@@ -270,8 +277,8 @@ pub enum LogEvent {
     },
     /// The log counted before, and is told not to any more.
     CounterOff,
-    /// The disk is full, or was: the log has used the room that it keeps for that, and dropped its oldest part for it if it
-    /// had to.
+    /// The disk is full, or was: the log has used the room that it keeps for that, and
+    /// dropped its oldest part for it if it had to.
     DiskFull,
     /// Refusals came faster than they could be written, and these were not.
     Lost {
@@ -285,12 +292,17 @@ impl Serialize for Entry {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("time", &text_of(self.time)?)?;
         match &self.event {
-            Event::Asked { who, what, key, outcome } | Event::Counted { who, what, key, outcome, .. } => {
+            Event::Asked { who, what, key, outcome }
+            | Event::Counted { who, what, key, outcome, .. } => {
                 map.serialize_entry("uid", &who.uid)?;
                 some(&mut map, "pid", who.pid)?;
                 if let Some(says) = &who.says {
                     some(&mut map, "for", Some(says.module.as_str()))?;
-                    some(&mut map, "executable", says.executable.as_ref().map(ToString::to_string))?;
+                    some(
+                        &mut map,
+                        "executable",
+                        says.executable.as_ref().map(ToString::to_string),
+                    )?;
                 }
                 map.serialize_entry("what", what.word())?;
                 if let Some(key) = key {
@@ -338,7 +350,9 @@ impl Serialize for Entry {
                 map.serialize_entry("recorded", recorded)?;
                 map.serialize_entry("counter", counter)?;
             }
-            Event::Log(LogEvent::CounterUnreachable) => map.serialize_entry("what", "log-counter-unreachable")?,
+            Event::Log(LogEvent::CounterUnreachable) => {
+                map.serialize_entry("what", "log-counter-unreachable")?;
+            }
             Event::Log(LogEvent::CounterBack { recorded, counter }) => {
                 map.serialize_entry("what", "log-counter-back")?;
                 some(&mut map, "recorded", *recorded)?;
@@ -359,7 +373,11 @@ fn text_of<E: serde::ser::Error>(time: OffsetDateTime) -> Result<String, E> {
     time.to_offset(time::UtcOffset::UTC).format(TIME).map_err(E::custom)
 }
 
-fn some<M: serde::ser::SerializeMap, T: Serialize>(map: &mut M, name: &str, value: Option<T>) -> Result<(), M::Error> {
+fn some<M: serde::ser::SerializeMap, T: Serialize>(
+    map: &mut M,
+    name: &str,
+    value: Option<T>,
+) -> Result<(), M::Error> {
     value.map_or(Ok(()), |value| map.serialize_entry(name, &value))
 }
 
@@ -400,7 +418,8 @@ pub struct Shown {
     pub since: Option<String>,
     /// Of `log-opened`: whether the log had been closed before.
     pub clean: Option<bool>,
-    /// Of `log-behind-counter` and `log-counter-...`: what the log says and what the hardware says.
+    /// Of `log-behind-counter` and `log-counter-...`: what the log says and what the
+    /// hardware says.
     pub recorded: Option<u64>,
     /// See `recorded`.
     pub counter: Option<u64>,
@@ -421,7 +440,8 @@ mod tests {
     use super::*;
 
     fn json(event: Event) -> String {
-        serde_json::to_string(&Entry { time: datetime!(2026-07-01 12:00:00.0071 +2), event }).unwrap()
+        serde_json::to_string(&Entry { time: datetime!(2026-07-01 12:00:00.0071 +2), event })
+            .unwrap()
     }
 
     #[test]
@@ -430,17 +450,34 @@ mod tests {
         let mut key = Key::new("aziot_identityd_master_id".parse().unwrap());
         key.derived = true;
         key.purpose = Some(Purpose::Identity);
-        let asked = |outcome| Event::Asked { who: who.clone(), what: Operation::Sign, key: Some(key.clone()), outcome };
+        let asked = |outcome| Event::Asked {
+            who: who.clone(),
+            what: Operation::Sign,
+            key: Some(key.clone()),
+            outcome,
+        };
         let expected = r#"{"time":"2026-07-01T10:00:00.007Z","uid":7,"pid":8,"what":"sign","key":"aziot_identityd_master_id","derived":true,"purpose":"identity","result":"done"}"#;
         assert_eq!(json(asked(Outcome::Done)), expected);
         let refused = json(asked(Outcome::Refused(Reason::HandleOfAnotherUid)));
-        assert!(refused.ends_with(r#""result":"refused","reason":"handle-of-another-uid"}"#), "{refused}");
+        assert!(
+            refused.ends_with(r#""result":"refused","reason":"handle-of-another-uid"}"#),
+            "{refused}"
+        );
         let module: ModuleId = "thermometer".parse().unwrap();
-        let says = Some(Box::new(Statement { module, executable: Some(Sha256Digest::new([0; 32])) }));
+        let says =
+            Some(Box::new(Statement { module, executable: Some(Sha256Digest::new([0; 32])) }));
         let who = Who { uid: 998, pid: None, says };
-        let behalf = json(Event::Asked { who, what: Operation::TpmSign, key: None, outcome: Outcome::Failed });
+        let behalf = json(Event::Asked {
+            who,
+            what: Operation::TpmSign,
+            key: None,
+            outcome: Outcome::Failed,
+        });
         let (head, rest) = behalf.split_once("sha256:").unwrap();
-        assert_eq!(head, r#"{"time":"2026-07-01T10:00:00.007Z","uid":998,"for":"thermometer","executable":""#);
+        assert_eq!(
+            head,
+            r#"{"time":"2026-07-01T10:00:00.007Z","uid":998,"for":"thermometer","executable":""#
+        );
         assert!(rest.ends_with(r#"00","what":"tpm-sign","result":"failed"}"#), "{rest}");
         let who = Who { uid: 7, pid: None, says: None };
         let since = datetime!(2026-07-01 11:59:30 +2);
@@ -449,7 +486,10 @@ mod tests {
         let expected = r#"{"time":"2026-07-01T10:00:00.007Z","uid":7,"what":"sign","result":"done","count":12,"since":"2026-07-01T09:59:30.000Z"}"#;
         assert_eq!(counted, expected);
         let opened = json(Event::Log(LogEvent::Opened { clean: true, cut: 0 }));
-        assert_eq!(opened, r#"{"time":"2026-07-01T10:00:00.007Z","what":"log-opened","clean":true}"#);
+        assert_eq!(
+            opened,
+            r#"{"time":"2026-07-01T10:00:00.007Z","what":"log-opened","clean":true}"#
+        );
     }
 
     #[test]
@@ -459,16 +499,23 @@ mod tests {
         key.from = Some(id);
         let module: ModuleId = "m".repeat(128).parse().unwrap();
         key.module = Some(Box::new(module.clone()));
-        let says = Some(Box::new(Statement { module, executable: Some(Sha256Digest::new([0xff; 32])) }));
+        let says =
+            Some(Box::new(Statement { module, executable: Some(Sha256Digest::new([0xff; 32])) }));
         let who = Who { uid: u32::MAX, pid: Some(u32::MAX), says };
         let outcome = Outcome::Refused(Reason::HandleOfAnotherUid);
-        assert!(json(Event::Asked { who, what: Operation::Parameters, key: Some(key), outcome }).len() < 4096);
+        assert!(
+            json(Event::Asked { who, what: Operation::Parameters, key: Some(key), outcome }).len()
+                < 4096
+        );
     }
 
     #[test]
     fn a_reader_sees_what_was_written_and_takes_entries_with_more_members() {
         let text = r#"{"time":"t","uid":7,"what":"sign","key":"k","result":"done","later":1}"#;
         let shown: Shown = serde_json::from_str(text).unwrap();
-        assert_eq!((shown.uid, shown.key.as_deref(), shown.result.as_str()), (Some(7), Some("k"), "done"));
+        assert_eq!(
+            (shown.uid, shown.key.as_deref(), shown.result.as_str()),
+            (Some(7), Some("k"), "done")
+        );
     }
 }

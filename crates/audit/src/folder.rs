@@ -1,6 +1,7 @@
 //! The files of a log: their names, and reading them while they are written.
 //!
-//! `<index of the first entry, 20 digits>.log` segments, `checkpoint` the newest one, `verifier-key` what checks it.
+//! `<index of the first entry, 20 digits>.log` segments, `checkpoint` the newest one,
+//! `verifier-key` what checks it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -18,7 +19,8 @@ pub(crate) const CHECKPOINT: &str = "checkpoint";
 /// The key that checks it. For convenience: who verifies has a copy from elsewhere.
 pub(crate) const VERIFIER_KEY: &str = "verifier-key";
 
-/// Largest file of a log that is read, in bytes: several times a segment, the largest of them.
+/// Largest file of a log that is read, in bytes: several times a segment, the largest of
+/// them.
 const FILE_LIMIT: u64 = 64 << 20;
 
 /// Why the log could not be read.
@@ -42,8 +44,12 @@ pub(crate) fn segments(folder: &Path) -> Result<Vec<(u64, PathBuf)>, ReadError> 
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(fault)? {
         let path = entry.map_err(fault)?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".log"));
-        if let Some(first) = name.filter(|name| name.len() == 20).and_then(|name| name.parse().ok()) {
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_suffix(".log"));
+        if let Some(first) = name.filter(|name| name.len() == 20).and_then(|name| name.parse().ok())
+        {
             found.push((first, path));
         }
     }
@@ -74,13 +80,16 @@ pub struct Excerpt {
     pub entries: Vec<Vec<u8>>,
 }
 
-/// Reads up to `limit` entries from index `from` on, or from the oldest one that is kept. Fewer come if there are no more,
-/// or if they would have more than `bytes` bytes. The log may be written meanwhile.
+/// Reads up to `limit` entries from index `from` on, or from the oldest one that is kept.
+/// Fewer come if there are no more, or if they would have more than `bytes` bytes. The
+/// log may be written meanwhile.
 ///
 /// # Errors
-/// If a file cannot be read. A damaged one ends the excerpt: [`crate::verify::verify`] says why.
+/// If a file cannot be read. A damaged one ends the excerpt: [`crate::verify::verify`]
+/// says why.
 pub fn read(folder: &Path, from: u64, limit: usize, bytes: usize) -> Result<Excerpt, ReadError> {
-    // The oldest segment may be dropped between listing and reading; it is dropped once in a long while.
+    // The oldest segment may be dropped between listing and reading; it is dropped once
+    // in a long while.
     for _ in 0..3 {
         if let Some(excerpt) = try_read(folder, from, limit, bytes)? {
             return Ok(excerpt);
@@ -89,7 +98,12 @@ pub fn read(folder: &Path, from: u64, limit: usize, bytes: usize) -> Result<Exce
     Err(ReadError { path: folder.to_owned(), source: ErrorKind::NotFound.into() })
 }
 
-fn try_read(folder: &Path, from: u64, limit: usize, bytes: usize) -> Result<Option<Excerpt>, ReadError> {
+fn try_read(
+    folder: &Path,
+    from: u64,
+    limit: usize,
+    bytes: usize,
+) -> Result<Option<Excerpt>, ReadError> {
     let segments = segments(folder)?;
     let Some((first, oldest)) = segments.first() else { return Ok(None) };
     let Some(content_of_oldest) = content(oldest)? else { return Ok(None) };
@@ -119,7 +133,8 @@ fn try_read(folder: &Path, from: u64, limit: usize, bytes: usize) -> Result<Opti
     Ok(Some(excerpt))
 }
 
-/// Writes a log that was read elsewhere into a new folder, in the form in which [`crate::verify::verify`] reads it.
+/// Writes a log that was read elsewhere into a new folder, in the form in which
+/// [`crate::verify::verify`] reads it.
 ///
 /// # Errors
 /// If the folder or a file cannot be written.
@@ -141,7 +156,8 @@ pub fn export(
 pub(crate) fn joined(edge: &Frontier, base: &str, entries: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = segment::begin(edge, base);
     for (index, entry) in (edge.size()..).zip(entries) {
-        // Entries come out of a log and are short enough for one; without one that is not, the rest does not verify.
+        // Entries come out of a log and are short enough for one; without one that is
+        // not, the rest does not verify.
         let _ = segment::write(&mut bytes, Kind::Entry, index, entry);
     }
     bytes

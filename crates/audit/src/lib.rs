@@ -1,20 +1,24 @@
 //! The tamper-evident audit log: who used which key for what, and who was refused.
 //!
-//! Entries are the leaves of a Merkle tree (RFC 6962); its head is signed again and again as a checkpoint in the public
-//! formats for transparency logs (C2SP `signed-note` and `tlog-checkpoint`), so that tools of others can read and witness
-//! it. Whoever has the verifier key and the folder, or a copy of it, can tell whether anything was changed, taken out,
-//! put in, put in another order or cut off: [`verify::verify`].
+//! Entries are the leaves of a Merkle tree (RFC 6962); its head is signed again and again
+//! as a checkpoint in the public formats for transparency logs (C2SP `signed-note` and
+//! `tlog-checkpoint`), so that tools of others can read and witness it. Whoever has the
+//! verifier key and the folder, or a copy of it, can tell whether anything was changed,
+//! taken out, put in, put in another order or cut off: [`verify::verify`].
 //!
-//! What it can lose, and says so: the newest entries. An entry that was accepted is in the file within
-//! [`Options::write_after`] and safe from a power cut within [`Options::sync_after`]; at no time are more than
-//! [`Options::queue`] entries on their way. A log that cannot be written refuses, and so does everything that must be
-//! written down before it is done.
+//! What it can lose, and says so: the newest entries. An entry that was accepted is in
+//! the file within [`Options::write_after`] and safe from a power cut within
+//! [`Options::sync_after`]; at no time are more than [`Options::queue`] entries on their
+//! way. A log that cannot be written refuses, and so does everything that must be written
+//! down before it is done.
 //!
-//! Touches: the one folder it is given. Starts one thread. Never sees a secret: an [`entry::Entry`] has no place for one.
+//! Touches: the one folder it is given. Starts one thread. Never sees a secret: an
+//! [`entry::Entry`] has no place for one.
 //!
-//! Segment files rather than the tiles of public logs: a device's log is read whole, on the device or from a copy, and has
-//! to forget its oldest part, which tiles cannot. Each segment begins with the tree's right edge at that point, from which
-//! everything behind it can be proved without anything before it.
+//! Segment files rather than the tiles of public logs: a device's log is read whole, on
+//! the device or from a copy, and has to forget its oldest part, which tiles cannot. Each
+//! segment begins with the tree's right edge at that point, from which everything behind
+//! it can be proved without anything before it.
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;

@@ -1,8 +1,11 @@
-//! The log as the daemon holds it: a bounded queue, and the thread behind it that writes, syncs and signs.
+//! The log as the daemon holds it: a bounded queue, and the thread behind it that writes,
+//! syncs and signs.
 //!
-//! The side that asks for a key pays for a place in the queue and for handing over the entry; text, hashes, files and
-//! signatures are the thread's work. A place is taken *before* the key is used, so that nothing is done that could not be
-//! written down. While the disk refuses, entries wait in the queue; when that is full, everything is refused.
+//! The side that asks for a key pays for a place in the queue and for handing over the
+//! entry; text, hashes, files and signatures are the thread's work. A place is taken
+//! *before* the key is used, so that nothing is done that could not be written down.
+//! While the disk refuses, entries wait in the queue; when that is full, everything is
+//! refused.
 
 mod counting;
 mod space;
@@ -29,28 +32,35 @@ const RETRY: Duration = Duration::from_millis(250);
 /// Bounds of a log.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Most entries that are accepted but not yet in the file. With it, what a power cut can lose is bounded in number.
+    /// Most entries that are accepted but not yet in the file. With it, what a power cut
+    /// can lose is bounded in number.
     pub queue: usize,
-    /// Longest time before an accepted entry is in the file, where a kill of the daemon does not reach it.
+    /// Longest time before an accepted entry is in the file, where a kill of the daemon
+    /// does not reach it.
     pub write_after: Duration,
-    /// Longest time before it is on the disk, where a power cut does not reach it, but for the time that the disk takes.
+    /// Longest time before it is on the disk, where a power cut does not reach it, but
+    /// for the time that the disk takes.
     pub sync_after: Duration,
     /// Entries after which a checkpoint is signed.
     pub sign_after_entries: u64,
     /// Longest time between an entry and a checkpoint that covers it.
     pub sign_after: Duration,
-    /// Shortest time between two steps of the hardware counter, which are made only if something was written. What was
-    /// lost within it may go unnoticed. A minute is enough for the first step after opening, and where a checkpoint is asked
-    /// for or the log is closed.
+    /// Shortest time between two steps of the hardware counter, which are made only if
+    /// something was written. What was lost within it may go unnoticed. A minute is
+    /// enough for the first step after opening, and where a checkpoint is asked for or
+    /// the log is closed.
     pub count_after: Duration,
     /// Size at which a segment ends, in bytes.
     pub segment_bytes: u64,
-    /// Size of all segments above which the oldest is dropped, in bytes. At least one whole segment stays.
+    /// Size of all segments above which the oldest is dropped, in bytes. At least one
+    /// whole segment stays.
     pub total_bytes: u64,
-    /// Room on the disk that is kept for the log, in bytes. When the disk is full it is used, and the oldest segments are
-    /// dropped one by one; only when all that is gone the log refuses.
+    /// Room on the disk that is kept for the log, in bytes. When the disk is full it is
+    /// used, and the oldest segments are dropped one by one; only when all that is gone
+    /// the log refuses.
     pub reserve_bytes: u64,
-    /// Whether there has been a log in this folder, as something else knows. If there is none any more, the new one says so.
+    /// Whether there has been a log in this folder, as something else knows. If there is
+    /// none any more, the new one says so.
     pub expected: bool,
 }
 
@@ -73,7 +83,9 @@ impl Default for Options {
 
 /// No entry is taken: the log cannot be written, or not fast enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the audit log cannot be written fast enough, so nothing is done that it should show; is the disk full?")]
+#[error(
+    "the audit log cannot be written fast enough, so nothing is done that it should show; is the disk full?"
+)]
 pub struct Busy;
 
 /// No checkpoint was made.
@@ -129,7 +141,8 @@ impl Shared {
 
     fn push(&self, state: &mut State, entry: Entry) {
         state.queue.push_back(entry);
-        // The writer wakes up for the first entry and then gathers for a while; it must not sleep over a full queue.
+        // The writer wakes up for the first entry and then gathers for a while; it must
+        // not sleep over a full queue.
         if state.queue.len() == 1 || state.queue.len() == self.queue / 2 {
             self.work.notify_one();
         }
@@ -174,8 +187,8 @@ impl Log {
     /// Opens the log in `folder`, or makes one, and starts its thread.
     ///
     /// # Errors
-    /// If files cannot be read or written, or the key cannot sign. A damaged log is no error: it is set aside, and the new
-    /// one says so.
+    /// If files cannot be read or written, or the key cannot sign. A damaged log is no
+    /// error: it is set aside, and the new one says so.
     pub fn open(
         folder: &Path,
         options: Options,
@@ -243,14 +256,19 @@ impl Log {
             if state.ended || state.failing || left.is_zero() {
                 return Err(Busy);
             }
-            state = self.shared.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self
+                .shared
+                .done
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         state.taken += 1;
         Ok(Permit { shared: Arc::clone(&self.shared), used: false })
     }
 
-    /// Hands over a refusal, which needs no place beforehand: what it is about does not happen anyway. If there is none,
-    /// the next entry says how many were lost.
+    /// Hands over a refusal, which needs no place beforehand: what it is about does not
+    /// happen anyway. If there is none, the next entry says how many were lost.
     pub fn refused(&self, entry: Entry) {
         let mut state = self.shared.lock();
         if self.shared.has_room(&state) {
@@ -260,13 +278,14 @@ impl Log {
         }
     }
 
-    /// Counts a refusal that is not to be written down, since there are too many of its kind. The next entry says how many
-    /// there were.
+    /// Counts a refusal that is not to be written down, since there are too many of its
+    /// kind. The next entry says how many there were.
     pub fn count_refusal(&self) {
         self.shared.lock().lost += 1;
     }
 
-    /// A signed checkpoint over everything that was handed over so far, which is then on the disk. Waits for both.
+    /// A signed checkpoint over everything that was handed over so far, which is then on
+    /// the disk. Waits for both.
     ///
     /// # Errors
     /// If the log cannot be written or signed, or has ended.
@@ -339,7 +358,10 @@ fn run(mut writer: Writer, shared: &Shared) {
         if let Err(error) = &done
             && !failing
         {
-            tracing::error!(error = chain(error), "cannot write the audit log; key operations will be refused");
+            tracing::error!(
+                error = chain(error),
+                "cannot write the audit log; key operations will be refused"
+            );
         } else if done.is_ok() && failing {
             tracing::info!("the audit log can be written again");
         }
@@ -352,7 +374,8 @@ fn run(mut writer: Writer, shared: &Shared) {
         if asked {
             state.made = ticket;
             state.head = Some(
-                done.map(|()| (writer.note().to_owned(), writer.counter().clone())).map_err(|error| chain(&error)),
+                done.map(|()| (writer.note().to_owned(), writer.counter().clone()))
+                    .map_err(|error| chain(&error)),
             );
         }
         let left = state.queue.len() + state.writing;
@@ -361,7 +384,10 @@ fn run(mut writer: Writer, shared: &Shared) {
         shared.done.notify_all();
         if stop && !more {
             if left > 0 {
-                tracing::error!(entries = left, "the audit log was closed without its newest entries");
+                tracing::error!(
+                    entries = left,
+                    "the audit log was closed without its newest entries"
+                );
             }
             return;
         }
@@ -394,7 +420,9 @@ fn wait_for_work<'a>(
         state = match left {
             None => shared.work.wait(state).unwrap_or_else(PoisonError::into_inner),
             Some(left) if left.is_zero() => return state,
-            Some(left) => shared.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            Some(left) => {
+                shared.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+            }
         };
     }
     // Gathers what comes within a moment: one write for many.

@@ -1,4 +1,5 @@
-//! Signed notes (C2SP `signed-note`): text with Ed25519 signatures below it. Pure but for the signer.
+//! Signed notes (C2SP `signed-note`): text with Ed25519 signatures below it. Pure but for
+//! the signer.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +18,8 @@ const NOTE_LIMIT: usize = 64 * 1024;
 /// Most signatures that are looked at.
 const SIGNATURES: usize = 32;
 
-/// A public key under a name, written as in Go's checksum database: `<name>+<key id in hex>+<base64 of type and key>`.
+/// A public key under a name, written as in Go's checksum database:
+/// `<name>+<key id in hex>+<base64 of type and key>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifierKey {
     name: String,
@@ -49,7 +51,8 @@ impl VerifierKey {
     /// # Errors
     /// If the name is empty or has blanks, control characters or `+`.
     pub fn new(name: &str, key: [u8; 32]) -> Result<Self, InvalidKey> {
-        let fits = !name.is_empty() && !name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '+');
+        let fits = !name.is_empty()
+            && !name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '+');
         if fits { Ok(Self { name: name.to_owned(), key }) } else { Err(InvalidKey) }
     }
 
@@ -92,7 +95,11 @@ impl FromStr for VerifierKey {
         let key = STANDARD.decode(key).map_err(|_| InvalidKey)?;
         let [ED25519_TYPE, key @ ..] = key.as_slice() else { return Err(InvalidKey) };
         let parsed = Self::new(name, key.try_into().map_err(|_| InvalidKey)?)?;
-        if id == format!("{:08x}", u32::from_be_bytes(parsed.id())) { Ok(parsed) } else { Err(InvalidKey) }
+        if id == format!("{:08x}", u32::from_be_bytes(parsed.id())) {
+            Ok(parsed)
+        } else {
+            Err(InvalidKey)
+        }
     }
 }
 
@@ -100,7 +107,11 @@ impl FromStr for VerifierKey {
 ///
 /// # Errors
 /// If the signer fails.
-pub fn sign(text: &str, name: &VerifierKey, signer: &dyn CheckpointSigner) -> Result<String, SignError> {
+pub fn sign(
+    text: &str,
+    name: &VerifierKey,
+    signer: &dyn CheckpointSigner,
+) -> Result<String, SignError> {
     let signature = signer.sign(text.as_bytes())?;
     let line = STANDARD.encode([&name.id()[..], &signature].concat());
     Ok(format!("{text}\n\u{2014} {} {line}\n", name.name))
@@ -119,8 +130,10 @@ pub fn open<'a>(note: &'a str, key: &VerifierKey) -> Result<&'a str, NoteError> 
     let lines = lines.strip_suffix('\n').ok_or(NoteError::Malformed)?;
     let mut signed = false;
     for (number, line) in lines.split('\n').enumerate() {
-        let (name, signature) =
-            line.strip_prefix("\u{2014} ").and_then(|rest| rest.split_once(' ')).ok_or(NoteError::Malformed)?;
+        let (name, signature) = line
+            .strip_prefix("\u{2014} ")
+            .and_then(|rest| rest.split_once(' '))
+            .ok_or(NoteError::Malformed)?;
         let signature = STANDARD.decode(signature).map_err(|_| NoteError::Malformed)?;
         if number >= SIGNATURES || name.is_empty() || signature.len() < 5 {
             return Err(NoteError::Malformed);
@@ -147,8 +160,7 @@ mod tests {
     /// Key and signature that the tests of Go's `note` package publish.
     const KEY: &str = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
     const SEED: &str = "AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz";
-    const TEXT: &str =
-        "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n";
+    const TEXT: &str = "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n";
     const SIGNATURE: &str = "\u{2014} PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n";
 
     fn signer() -> SoftwareSigner {
@@ -170,7 +182,10 @@ mod tests {
         let key: VerifierKey = KEY.parse().unwrap();
         let other = "\u{2014} EnochRoot rwz+eBzmZa0SO3NbfRGzPCpDckykFXSdeX+MNtCOXm2/5n2tiOHp+vAF1aGrQ5ovTG01oOTGwnWLox33WWd1RvMc+QQ=\n";
         assert_eq!(open(&format!("{TEXT}\n{other}{SIGNATURE}"), &key), Ok(TEXT));
-        assert_eq!(open(&format!("{TEXT}\n{other}"), &key), Err(NoteError::Unsigned("PeterNeumann".into())));
+        assert_eq!(
+            open(&format!("{TEXT}\n{other}"), &key),
+            Err(NoteError::Unsigned("PeterNeumann".into()))
+        );
         let wrong = SIGNATURE.replace("ZJkuBS9UG", "ZJkuBS8UG");
         assert_eq!(
             open(&format!("{TEXT}\n{SIGNATURE}{wrong}"), &key),
@@ -193,7 +208,14 @@ mod tests {
         ] {
             assert_eq!(open(&note, &key), Err(NoteError::Malformed), "{note:?}");
         }
-        for text in ["", "a", "a+b", "a+00000000+AQ==", &KEY.replace("c74f", "c74e"), &KEY.replace("Peter", "P ter")] {
+        for text in [
+            "",
+            "a",
+            "a+b",
+            "a+00000000+AQ==",
+            &KEY.replace("c74f", "c74e"),
+            &KEY.replace("Peter", "P ter"),
+        ] {
             assert_eq!(text.parse::<VerifierKey>(), Err(InvalidKey), "{text:?}");
         }
     }

@@ -1,4 +1,5 @@
-//! Proofs that one entry is in the log, as texts that are checked without it (C2SP `tlog-proof`). Pure.
+//! Proofs that one entry is in the log, as texts that are checked without it (C2SP
+//! `tlog-proof`). Pure.
 //!
 //! The entry itself travels as the format's extra data.
 
@@ -55,7 +56,9 @@ pub fn text(index: u64, entry: &[u8], hashes: &[Hash], checkpoint: &str) -> Stri
 pub fn check(proof: &str, key: &VerifierKey) -> Result<Proved, ProofError> {
     let (head, checkpoint) = proof.split_once("\n\n").ok_or(ProofError::Malformed)?;
     let mut lines = head.split('\n');
-    let mut line = |prefix| lines.next().and_then(|line| line.strip_prefix(prefix)).ok_or(ProofError::Malformed);
+    let mut line = |prefix| {
+        lines.next().and_then(|line| line.strip_prefix(prefix)).ok_or(ProofError::Malformed)
+    };
     if !line(HEAD)?.is_empty() {
         return Err(ProofError::Malformed);
     }

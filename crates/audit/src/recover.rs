@@ -49,7 +49,8 @@ pub enum OpenError {
 /// A log to go on with.
 pub(crate) struct Recovered {
     pub(crate) key: VerifierKey,
-    /// First entries of the segments, and their sizes in bytes; oldest first, at least one.
+    /// First entries of the segments, and their sizes in bytes; oldest first, at least
+    /// one.
     pub(crate) segments: Vec<(u64, u64)>,
     pub(crate) file: File,
     pub(crate) tree: Frontier,
@@ -67,9 +68,13 @@ enum Found {
     Damaged { why: &'static str, size: Option<u64> },
 }
 
-/// Opens the log in `folder`, or makes one. A damaged one is set aside, and its successor says so; as it does if there was to be
-/// one and there is none.
-pub(crate) fn open(folder: &Path, signer: &dyn CheckpointSigner, expected: bool) -> Result<Recovered, OpenError> {
+/// Opens the log in `folder`, or makes one. A damaged one is set aside, and its successor
+/// says so; as it does if there was to be one and there is none.
+pub(crate) fn open(
+    folder: &Path,
+    signer: &dyn CheckpointSigner,
+    expected: bool,
+) -> Result<Recovered, OpenError> {
     store::private_folder(folder)?;
     store::sweep_temporary(folder);
     match examine(folder, signer)? {
@@ -82,23 +87,32 @@ pub(crate) fn open(folder: &Path, signer: &dyn CheckpointSigner, expected: bool)
         Found::Damaged { why, size } => {
             let aside = store::set_aside(folder)?;
             tracing::error!(why, kept = %aside.display(), "the audit log is damaged; it was set aside and a new one begins");
-            let number = aside.extension().and_then(|text| text.to_str()?.rsplit_once('-')?.1.parse().ok());
+            let number =
+                aside.extension().and_then(|text| text.to_str()?.rsplit_once('-')?.1.parse().ok());
             store::private_folder(folder)?;
             create(folder, signer, vec![LogEvent::Replaces { number: number.unwrap_or(0), size }])
         }
     }
 }
 
-fn create(folder: &Path, signer: &dyn CheckpointSigner, events: Vec<LogEvent>) -> Result<Recovered, OpenError> {
-    // Each log has a name of its own: a successor under the same name would contradict what was signed before.
+fn create(
+    folder: &Path,
+    signer: &dyn CheckpointSigner,
+    events: Vec<LogEvent>,
+) -> Result<Recovered, OpenError> {
+    // Each log has a name of its own: a successor under the same name would contradict
+    // what was signed before.
     let mut random = [0; 8];
     rand::fill(&mut random).map_err(|_| OpenError::Random)?;
     let origin = format!("edgekeep/audit/{:016x}", u64::from_be_bytes(random));
-    let Ok(key) = VerifierKey::new(&origin, signer.public_key()) else { unreachable!("the name has no blanks") };
+    let Ok(key) = VerifierKey::new(&origin, signer.public_key()) else {
+        unreachable!("the name has no blanks")
+    };
     let tree = Frontier::default();
     let root = tree.root();
     let time = Some(OffsetDateTime::now_utc());
-    let head = Checkpoint { origin, size: 0, root, first: 0, first_root: root, time, counter: None };
+    let head =
+        Checkpoint { origin, size: 0, root, first: 0, first_root: root, time, counter: None };
     let note = head.sign(&key, signer)?;
     let bytes = segment::begin(&tree, &note);
     let path = folder::segment_path(folder, 0);
@@ -116,7 +130,8 @@ pub(crate) fn open_segment(path: &Path) -> Result<File, OpenError> {
 
 fn examine(folder: &Path, signer: &dyn CheckpointSigner) -> Result<Found, OpenError> {
     let mut segments = folder::segments(folder)?;
-    let newest = folder::content(&folder.join(CHECKPOINT))?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let newest = folder::content(&folder.join(CHECKPOINT))?
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let damaged = |why, size| Ok(Found::Damaged { why, size });
     let Some((first, path)) = segments.last().cloned() else {
         return match newest {
@@ -125,7 +140,9 @@ fn examine(folder: &Path, signer: &dyn CheckpointSigner) -> Result<Found, OpenEr
         };
     };
     let bytes = folder::content(&path)?.unwrap_or_default();
-    let Some((edge, base, start)) = segment::beginning(&bytes).filter(|(edge, ..)| edge.size() == first) else {
+    let Some((edge, base, start)) =
+        segment::beginning(&bytes).filter(|(edge, ..)| edge.size() == first)
+    else {
         return damaged("the newest segment does not begin as one", None);
     };
     // The name is the log's own; that the key is ours is what the signatures below show.
@@ -141,8 +158,14 @@ fn examine(folder: &Path, signer: &dyn CheckpointSigner) -> Result<Found, OpenEr
         Some((_, Err(_))) => return damaged("its checkpoint is not signed by this device", None),
         None => None,
     };
-    let replayed =
-        replay(&bytes, start, edge, &key, (base.to_owned(), base_head), filed.as_ref().map(|(_, head)| head));
+    let replayed = replay(
+        &bytes,
+        start,
+        edge,
+        &key,
+        (base.to_owned(), base_head),
+        filed.as_ref().map(|(_, head)| head),
+    );
     let (note, head) = match filed {
         Some((_, head)) if replayed.tree.size() < head.size => {
             return damaged("entries that a checkpoint covers are missing", Some(head.size));
@@ -203,7 +226,8 @@ fn replay(
 ) -> Replayed {
     let (note, head) = base;
     let mut replayed = Replayed { tree: edge, end: start, note, head, agrees: true };
-    let meets = |tree: &Frontier, size: u64, root: &Hash| tree.size() != size || tree.root() == *root;
+    let meets =
+        |tree: &Frontier, size: u64, root: &Hash| tree.size() != size || tree.root() == *root;
     replayed.agrees = filed.is_none_or(|filed| meets(&replayed.tree, filed.size, &filed.root));
     while let Some(Ok::<_, Broken>((record, length))) = segment::read(&bytes[replayed.end..]) {
         if record.index != replayed.tree.size() {

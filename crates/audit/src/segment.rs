@@ -1,9 +1,11 @@
 //! The form of a segment file. Pure.
 //!
-//! A line that names the format, then records: kind (1 byte), length of the body (2), index (8), check (8), body; numbers
-//! are big-endian. The first record holds the tree's edge before the segment, the second the checkpoint of that size;
-//! then entries and checkpoints follow in the order in which they were written. The check is no protection against
-//! whoever means it: it tells which record was damaged, and finds the unfinished end that a power cut leaves.
+//! A line that names the format, then records: kind (1 byte), length of the body (2),
+//! index (8), check (8), body; numbers are big-endian. The first record holds the tree's
+//! edge before the segment, the second the checkpoint of that size; then entries and
+//! checkpoints follow in the order in which they were written. The check is no protection
+//! against whoever means it: it tells which record was damaged, and finds the unfinished
+//! end that a power cut leaves.
 
 use aws_lc_rs::digest::{Context, SHA256};
 
@@ -74,7 +76,8 @@ pub(crate) fn write(out: &mut Vec<u8>, kind: Kind, index: u64, body: &[u8]) -> O
     Some(())
 }
 
-/// The record at the beginning of `bytes`, and how many of them it takes. `None` at the end.
+/// The record at the beginning of `bytes`, and how many of them it takes. `None` at the
+/// end.
 pub(crate) fn read(bytes: &[u8]) -> Option<Result<(Record<'_>, usize), Broken>> {
     if bytes.is_empty() {
         return None;
@@ -90,8 +93,11 @@ fn parse(bytes: &[u8]) -> Result<(Record<'_>, usize), Broken> {
         _ => return Err(Broken::Damaged),
     };
     let (head, rest) = bytes.split_at_checked(HEAD).ok_or(Broken::Short)?;
-    let field = |from: usize| head.get(from..from + 8).and_then(|bytes| bytes.try_into().ok()).ok_or(Broken::Damaged);
-    let (length, index, expected): (_, [u8; 8], [u8; 8]) = ([head[1], head[2]], field(3)?, field(11)?);
+    let field = |from: usize| {
+        head.get(from..from + 8).and_then(|bytes| bytes.try_into().ok()).ok_or(Broken::Damaged)
+    };
+    let (length, index, expected): (_, [u8; 8], [u8; 8]) =
+        ([head[1], head[2]], field(3)?, field(11)?);
     let size = usize::from(u16::from_be_bytes(length));
     let body = rest.get(..size).ok_or(Broken::Short)?;
     if check(head[0], length, index, body) != expected {
@@ -115,13 +121,15 @@ pub(crate) fn edge(record: &Record<'_>) -> Option<Frontier> {
 /// The beginning of a segment: format, edge, checkpoint.
 pub(crate) fn begin(edge: &Frontier, checkpoint: &str) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
-    // At most 64 hashes, and a checkpoint of some hundred bytes: both are far below the limit.
+    // At most 64 hashes, and a checkpoint of some hundred bytes: both are far below the
+    // limit.
     let _ = write(&mut out, Kind::Edge, edge.size(), edge_text(edge).as_bytes());
     let _ = write(&mut out, Kind::Checkpoint, edge.size(), checkpoint.as_bytes());
     out
 }
 
-/// The edge and the checkpoint (as a note) that a segment begins with, and where its records go on.
+/// The edge and the checkpoint (as a note) that a segment begins with, and where its
+/// records go on.
 pub(crate) fn beginning(bytes: &[u8]) -> Option<(Frontier, &str, usize)> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let Some(Ok((first, first_len))) = read(rest) else { return None };
@@ -129,7 +137,11 @@ pub(crate) fn beginning(bytes: &[u8]) -> Option<(Frontier, &str, usize)> {
     if first.kind != Kind::Edge || second.kind != Kind::Checkpoint || second.index != first.index {
         return None;
     }
-    Some((edge(&first)?, std::str::from_utf8(second.body).ok()?, MAGIC.len() + first_len + second_len))
+    Some((
+        edge(&first)?,
+        std::str::from_utf8(second.body).ok()?,
+        MAGIC.len() + first_len + second_len,
+    ))
 }
 
 #[cfg(test)]

@@ -21,23 +21,25 @@ pub trait CheckpointSigner: Send + Sync {
 #[error("cannot sign a checkpoint of the audit log")]
 pub struct SignError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// A counter in hardware that only ever goes up. Its value is in the signed checkpoints, so a log that was put back to an
-/// earlier state, or lost its newest part, is behind it.
+/// A counter in hardware that only ever goes up. Its value is in the signed checkpoints,
+/// so a log that was put back to an earlier state, or lost its newest part, is behind it.
 pub trait MonotonicCounter: Send {
-    /// The value; `None` if there is no counter, because it was never made or was removed.
+    /// The value; `None` if there is no counter, because it was never made or was
+    /// removed.
     ///
     /// # Errors
     /// If the hardware does not answer.
     fn read(&mut self) -> io::Result<Option<u64>>;
 
-    /// Makes the counter and gives its first value. One that was removed has to begin above what it had.
+    /// Makes the counter and gives its first value. One that was removed has to begin
+    /// above what it had.
     ///
     /// # Errors
     /// If the hardware does not answer, or has no place for it.
     fn make(&mut self) -> io::Result<u64>;
 
-    /// Adds one and gives the new value. Asked for at most once in [`crate::Options::count_after`], since each time wears
-    /// the hardware.
+    /// Adds one and gives the new value. Asked for at most once in
+    /// [`crate::Options::count_after`], since each time wears the hardware.
     ///
     /// # Errors
     /// If the hardware does not answer. Whether it was done is then found out by reading.
@@ -53,7 +55,9 @@ impl SoftwareSigner {
     /// # Errors
     /// If the cryptographic library does not take it, which it has no reason to.
     pub fn from_seed(seed: &[u8; 32]) -> Result<Self, SignError> {
-        Ed25519KeyPair::from_seed_unchecked(seed).map(Self).map_err(|error| SignError(Box::new(error)))
+        Ed25519KeyPair::from_seed_unchecked(seed)
+            .map(Self)
+            .map_err(|error| SignError(Box::new(error)))
     }
 }
 

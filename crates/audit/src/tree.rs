@@ -64,8 +64,9 @@ pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
     sha256(&[&[1], &left.0, &right.0])
 }
 
-/// The right edge of a tree: the roots of the complete subtrees that it is made of, largest first. All that is needed to
-/// add leaves, and to prove anything about leaves that come behind.
+/// The right edge of a tree: the roots of the complete subtrees that it is made of,
+/// largest first. All that is needed to add leaves, and to prove anything about leaves
+/// that come behind.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Frontier {
     size: u64,
@@ -73,7 +74,8 @@ pub struct Frontier {
 }
 
 impl Frontier {
-    /// The edge of the tree with `size` leaves; `None` if another number of nodes belongs to that size.
+    /// The edge of the tree with `size` leaves; `None` if another number of nodes belongs
+    /// to that size.
     #[must_use]
     pub fn from_parts(size: u64, nodes: Vec<Hash>) -> Option<Self> {
         (nodes.len() == size.count_ones() as usize).then_some(Self { size, nodes })
@@ -110,10 +112,12 @@ impl Frontier {
         nodes.fold(*last, |right, left| node_hash(left, &right))
     }
 
-    /// Root of the complete subtree over exactly the leaves `from..to`, if it is one of the nodes.
+    /// Root of the complete subtree over exactly the leaves `from..to`, if it is one of
+    /// the nodes.
     fn node(&self, from: u64, to: u64) -> Option<Hash> {
         let mut start = 0;
-        let bits = (0..u64::BITS).rev().map(|bit| 1_u64 << bit).filter(|width| self.size & width != 0);
+        let bits =
+            (0..u64::BITS).rev().map(|bit| 1_u64 << bit).filter(|width| self.size & width != 0);
         for (width, node) in bits.zip(&self.nodes) {
             if (start, start + width) == (from, to) {
                 return Some(*node);
@@ -124,7 +128,8 @@ impl Frontier {
     }
 }
 
-/// The part of a tree that is still there: the edge of what came before, and the leaves behind it.
+/// The part of a tree that is still there: the edge of what came before, and the leaves
+/// behind it.
 #[derive(Debug, Clone, Default)]
 pub struct Tree {
     base: Frontier,
@@ -149,7 +154,8 @@ impl Tree {
         self.base.size + self.leaves.len() as u64
     }
 
-    /// Head of the tree when it had `size` leaves; `None` if that is not known any more, or not yet.
+    /// Head of the tree when it had `size` leaves; `None` if that is not known any more,
+    /// or not yet.
     #[must_use]
     pub fn root(&self, size: u64) -> Option<Hash> {
         match size {
@@ -159,8 +165,8 @@ impl Tree {
         }
     }
 
-    /// Proof that leaf `index` is in the tree of `size` leaves: the sibling hashes from the leaf up. `None` if the leaf is
-    /// not there, or gone.
+    /// Proof that leaf `index` is in the tree of `size` leaves: the sibling hashes from
+    /// the leaf up. `None` if the leaf is not there, or gone.
     #[must_use]
     pub fn inclusion(&self, index: u64, size: u64) -> Option<Vec<Hash>> {
         if index < self.base.size || index >= size || size > self.size() {
@@ -182,7 +188,8 @@ impl Tree {
         Some(proof)
     }
 
-    /// Proof that the tree of `old` leaves is a prefix of that of `new`. `None` if either is not known.
+    /// Proof that the tree of `old` leaves is a prefix of that of `new`. `None` if either
+    /// is not known.
     #[must_use]
     pub fn consistency(&self, old: u64, new: u64) -> Option<Vec<Hash>> {
         if old > new || new > self.size() || (old != 0 && old < self.base.size) {
@@ -233,7 +240,8 @@ fn split(count: u64) -> u64 {
     1 << (count - 1).ilog2()
 }
 
-/// Whether `proof` shows that `leaf` is leaf `index` of the tree of `size` leaves with this `root`.
+/// Whether `proof` shows that `leaf` is leaf `index` of the tree of `size` leaves with
+/// this `root`.
 #[must_use]
 pub fn verify_inclusion(leaf: Hash, index: u64, size: u64, proof: &[Hash], root: &Hash) -> bool {
     if index >= size {
@@ -259,7 +267,8 @@ pub fn verify_inclusion(leaf: Hash, index: u64, size: u64, proof: &[Hash], root:
     last == 0 && node == *root
 }
 
-/// Whether `proof` shows that the tree `old` (size and head) is a prefix of the tree `new`.
+/// Whether `proof` shows that the tree `old` (size and head) is a prefix of the tree
+/// `new`.
 #[must_use]
 pub fn verify_consistency(old: (u64, &Hash), new: (u64, &Hash), proof: &[Hash]) -> bool {
     let ((old_size, old_root), (new_size, new_root)) = (old, new);
@@ -326,7 +335,8 @@ mod tests {
             [] => sha256(&[]),
             [one] => *one,
             _ => {
-                let (left, right) = leaves.split_at(usize::try_from(split(leaves.len() as u64)).unwrap());
+                let (left, right) =
+                    leaves.split_at(usize::try_from(split(leaves.len() as u64)).unwrap());
                 node_hash(&defined(left), &defined(right))
             }
         }
@@ -347,10 +357,16 @@ mod tests {
             &[0x30, 0x31],
             &[0x40, 0x41, 0x42, 0x43],
             &[0x50, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56, 0x57],
-            &[0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d, 0x6e, 0x6f],
+            &[
+                0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d,
+                0x6e, 0x6f,
+            ],
         ];
         let mut frontier = Frontier::default();
-        assert_eq!(hex(frontier.root()), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(
+            hex(frontier.root()),
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
         let heads = [
             "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
             "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",

@@ -1,8 +1,10 @@
 //! Whether a log is what was written.
 //!
-//! Proved, given the log's verifier key: every entry up to the newest checkpoint is there, unchanged and in its place.
-//! What is cut off behind an older checkpoint together with everything that names a newer one can only be noticed with
-//! something from outside: a checkpoint that was kept elsewhere, or a counter in hardware. Both can be given here.
+//! Proved, given the log's verifier key: every entry up to the newest checkpoint is
+//! there, unchanged and in its place. What is cut off behind an older checkpoint together
+//! with everything that names a newer one can only be noticed with something from
+//! outside: a checkpoint that was kept elsewhere, or a counter in hardware. Both can be
+//! given here.
 
 use std::fmt;
 use std::path::Path;
@@ -49,8 +51,8 @@ impl Report {
         self.faults.is_empty()
     }
 
-    /// What the log tells of itself that somebody has to look at, without what was looked at already: entries that are
-    /// given by index.
+    /// What the log tells of itself that somebody has to look at, without what was looked
+    /// at already: entries that are given by index.
     pub fn alarms<'a>(&'a self, accepted: &'a [u64]) -> impl Iterator<Item = &'a Gap> {
         self.gaps.iter().filter(|gap| gap.alarm().is_some_and(|at| !accepted.contains(&at)))
     }
@@ -69,17 +71,23 @@ pub enum Gap {
     Dropped(u64),
     /// Entries from this index on are covered by no checkpoint yet.
     Unsigned(u64),
-    /// An unfinished record at the end, of this many bytes: what a kill in the middle of writing leaves.
+    /// An unfinished record at the end, of this many bytes: what a kill in the middle of
+    /// writing leaves.
     Unfinished(usize),
-    /// The daemon ended without closing the log before this index. The entries of its last moment may be missing.
+    /// The daemon ended without closing the log before this index. The entries of its
+    /// last moment may be missing.
     Unclean(u64),
-    /// At this index the log notes that it takes the place of a damaged one, of so many entries.
+    /// At this index the log notes that it takes the place of a damaged one, of so many
+    /// entries.
     Replaces(u64, Option<u64>),
-    /// At this index the log notes that it was behind its hardware counter: it had lost its newest part.
+    /// At this index the log notes that it was behind its hardware counter: it had lost
+    /// its newest part.
     BehindCounter(u64),
-    /// From this index on the log did not compare itself with its hardware counter, and why.
+    /// From this index on the log did not compare itself with its hardware counter, and
+    /// why.
     NotCounting(u64, NotCounting),
-    /// The newest checkpoint has this counter, and no value of the hardware was given to compare it with.
+    /// The newest checkpoint has this counter, and no value of the hardware was given to
+    /// compare it with.
     NotCompared(u64),
     /// Before this index the disk was full.
     DiskFull(u64),
@@ -90,12 +98,15 @@ pub enum Gap {
 }
 
 impl Gap {
-    /// The entry at which the log itself tells of a loss, or of a counter that somebody has removed: nothing that happens
-    /// by itself on a healthy device. Somebody has to look at it, once.
+    /// The entry at which the log itself tells of a loss, or of a counter that somebody
+    /// has removed: nothing that happens by itself on a healthy device. Somebody has to
+    /// look at it, once.
     #[must_use]
     pub fn alarm(&self) -> Option<u64> {
         match self {
-            Self::BehindCounter(at) | Self::Replaces(at, _) | Self::NotCounting(at, NotCounting::Replaced) => Some(*at),
+            Self::BehindCounter(at)
+            | Self::Replaces(at, _)
+            | Self::NotCounting(at, NotCounting::Replaced) => Some(*at),
             _ => None,
         }
     }
@@ -116,25 +127,44 @@ impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dropped(first) => write!(f, "entries before {first} were dropped by rotation"),
-            Self::Unsigned(from) => write!(f, "entries from {from} on are covered by no checkpoint yet"),
-            Self::Unfinished(bytes) => write!(f, "{bytes} bytes of an unfinished record at the end"),
+            Self::Unsigned(from) => {
+                write!(f, "entries from {from} on are covered by no checkpoint yet")
+            }
+            Self::Unfinished(bytes) => {
+                write!(f, "{bytes} bytes of an unfinished record at the end")
+            }
             Self::Unclean(at) => {
-                write!(f, "before entry {at} the log was not closed: entries of the last moment may be missing")
+                write!(
+                    f,
+                    "before entry {at} the log was not closed: entries of the last moment may be missing"
+                )
             }
             Self::Replaces(at, Some(size)) => {
-                write!(f, "entry {at}: this log takes the place of a damaged one with {size} entries")
+                write!(
+                    f,
+                    "entry {at}: this log takes the place of a damaged one with {size} entries"
+                )
             }
             Self::Replaces(at, None) => {
                 write!(f, "entry {at}: this log takes the place of one that was damaged or removed")
             }
             Self::BehindCounter(at) => {
-                write!(f, "entry {at}: the log was behind its hardware counter; its newest part before that is missing")
+                write!(
+                    f,
+                    "entry {at}: the log was behind its hardware counter; its newest part before that is missing"
+                )
             }
             Self::NotCounting(at, NotCounting::Unreachable) => {
-                write!(f, "entry {at}: the hardware counter could not be read; until it could, a loss would not show")
+                write!(
+                    f,
+                    "entry {at}: the hardware counter could not be read; until it could, a loss would not show"
+                )
             }
             Self::NotCounting(at, NotCounting::SwitchedOff) => {
-                write!(f, "entry {at}: the hardware counter was switched off; a loss after that would not show")
+                write!(
+                    f,
+                    "entry {at}: the hardware counter was switched off; a loss after that would not show"
+                )
             }
             Self::NotCounting(at, NotCounting::Replaced) => write!(
                 f,
@@ -147,9 +177,14 @@ impl fmt::Display for Gap {
                  whether the newest part is missing does not show; pass --counter with what `tpm2_nvread` reads"
             ),
             Self::DiskFull(at) => write!(f, "entry {at}: the disk was full"),
-            Self::Lost(at, count) => write!(f, "entry {at}: {count} refusals before it were not written"),
+            Self::Lost(at, count) => {
+                write!(f, "entry {at}: {count} refusals before it were not written")
+            }
             Self::Incomparable(size) => {
-                write!(f, "the given checkpoint of size {size} is older than the oldest entry: it says nothing here")
+                write!(
+                    f,
+                    "the given checkpoint of size {size} is older than the oldest entry: it says nothing here"
+                )
             }
         }
     }
@@ -212,10 +247,14 @@ pub enum FaultKind {
     #[error("the log is not a continuation of the given checkpoint of size {0}")]
     OtherHistory(u64),
     /// The hardware counter is far behind: it is another one.
-    #[error("the newest checkpoint has counter {0}, the hardware only {1}: the counter was removed, or is another one")]
+    #[error(
+        "the newest checkpoint has counter {0}, the hardware only {1}: the counter was removed, or is another one"
+    )]
     OtherCounter(u64, u64),
     /// The hardware counter is ahead.
-    #[error("the newest checkpoint has counter {0:?}, the hardware {1}: the newest part is missing, or was put back")]
+    #[error(
+        "the newest checkpoint has counter {0:?}, the hardware {1}: the newest part is missing, or was put back"
+    )]
     Counter(Option<u64>, u64),
 }
 
@@ -235,10 +274,16 @@ pub fn verify(folder: &Path, known: &Known<'_>) -> Result<Report, ReadError> {
     Ok(walk.finish())
 }
 
-/// Checks a log that was read elsewhere, oldest entry first: `edge` and `base` are what it stands on, `newest` its newest
-/// checkpoint.
+/// Checks a log that was read elsewhere, oldest entry first: `edge` and `base` are what
+/// it stands on, `newest` its newest checkpoint.
 #[must_use]
-pub fn verify_read(edge: &Frontier, base: &str, entries: &[Vec<u8>], newest: &str, known: &Known<'_>) -> Report {
+pub fn verify_read(
+    edge: &Frontier,
+    base: &str,
+    entries: &[Vec<u8>],
+    newest: &str,
+    known: &Known<'_>,
+) -> Report {
     let mut walk = Walk::new(known, Some(newest.as_bytes()));
     walk.segment("", edge.size(), &folder::joined(edge, base, entries), true);
     walk.finish()
@@ -256,7 +301,8 @@ struct Awaited {
 struct Walk<'a> {
     known: &'a Known<'a>,
     report: Report,
-    /// The tree so far; `None` after something was wrong, until a segment's beginning allows to go on.
+    /// The tree so far; `None` after something was wrong, until a segment's beginning
+    /// allows to go on.
     tree: Option<Frontier>,
     /// Entries that the last checkpoint that fits covers.
     sure: u64,
@@ -319,7 +365,9 @@ impl<'a> Walk<'a> {
             self.report.first = first;
             self.sure = first;
         }
-        let Some((edge, note, mut at)) = segment::beginning(content).filter(|(edge, ..)| edge.size() == first) else {
+        let Some((edge, note, mut at)) =
+            segment::beginning(content).filter(|(edge, ..)| edge.size() == first)
+        else {
             self.fault(first, FaultKind::Beginning);
             self.tree = None;
             return;
@@ -407,7 +455,8 @@ impl<'a> Walk<'a> {
         self.meet()
     }
 
-    /// Checks the tree against heads of its present size that came from beside the segments.
+    /// Checks the tree against heads of its present size that came from beside the
+    /// segments.
     fn meet(&mut self) -> bool {
         let Some(tree) = &self.tree else { return false };
         let size = tree.size();
@@ -415,7 +464,8 @@ impl<'a> Walk<'a> {
             return true;
         }
         let root = tree.root();
-        let (met, rest) = std::mem::take(&mut self.awaited).into_iter().partition(|awaited| awaited.size == size);
+        let (met, rest) =
+            std::mem::take(&mut self.awaited).into_iter().partition(|awaited| awaited.size == size);
         self.awaited = rest;
         let met: Vec<Awaited> = met;
         for awaited in met {
@@ -458,7 +508,8 @@ impl<'a> Walk<'a> {
         }
         let (first, size) = (self.report.first, self.report.size);
         for awaited in std::mem::take(&mut self.awaited) {
-            // Those in between were passed over because of a fault that is reported already.
+            // Those in between were passed over because of a fault that is reported
+            // already.
             if awaited.size > size {
                 self.fault(size, FaultKind::Truncated(awaited.size));
             } else if awaited.size < first && awaited.given {
@@ -473,12 +524,16 @@ impl<'a> Walk<'a> {
             match (counter, self.known.counter) {
                 (None, None) => {}
                 (Some(counter), None) => self.report.gaps.push(Gap::NotCompared(counter)),
-                // A checkpoint names the value that the counter has after its step, which may not have been made.
-                (Some(counter), Some(hardware)) if hardware == counter || hardware.checked_add(1) == Some(counter) => {}
+                // A checkpoint names the value that the counter has after its step, which
+                // may not have been made.
+                (Some(counter), Some(hardware))
+                    if hardware == counter || hardware.checked_add(1) == Some(counter) => {}
                 (Some(counter), Some(hardware)) if hardware < counter => {
                     self.fault(size, FaultKind::OtherCounter(counter, hardware));
                 }
-                (counter, Some(hardware)) => self.fault(size, FaultKind::Counter(counter, hardware)),
+                (counter, Some(hardware)) => {
+                    self.fault(size, FaultKind::Counter(counter, hardware));
+                }
             }
         }
         if first > 0 {

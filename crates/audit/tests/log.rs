@@ -1,4 +1,5 @@
-//! Whole logs in real folders: what they keep, what tampering shows, what happens when they cannot be written.
+//! Whole logs in real folders: what they keep, what tampering shows, what happens when
+//! they cannot be written.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -13,7 +14,8 @@ use edgekeep_audit::note::VerifierKey;
 use edgekeep_audit::tree::{Tree, leaf_hash};
 use edgekeep_audit::verify::{FaultKind, Gap, Known, Report, verify};
 use edgekeep_audit::{
-    CheckpointSigner, Log, MonotonicCounter, Options, SignError, SoftwareSigner, export, proof, read,
+    CheckpointSigner, Log, MonotonicCounter, Options, SignError, SoftwareSigner, export, proof,
+    read,
 };
 use proptest::prelude::*;
 use time::OffsetDateTime;
@@ -53,7 +55,8 @@ fn check(folder: &Path, key: &VerifierKey) -> Report {
     verify(folder, &Known { key, checkpoint: None, counter: None }).unwrap()
 }
 
-/// A closed log of 60 entries and one about its opening, in one segment per few; nothing dropped.
+/// A closed log of 60 entries and one about its opening, in one segment per few; nothing
+/// dropped.
 fn written(folder: &Path) -> VerifierKey {
     let log = open(folder, Options { total_bytes: 1 << 20, ..small() });
     for at in 0..12 {
@@ -73,7 +76,8 @@ fn copy(from: &Path, to: &Path) {
 
 fn segments(folder: &Path) -> Vec<PathBuf> {
     let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
-    let mut segments: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|end| end == "log")).collect();
+    let mut segments: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|end| end == "log")).collect();
     segments.sort();
     segments
 }
@@ -188,7 +192,8 @@ fn an_edited_entry_is_named_even_if_its_record_is_made_to_fit() {
     let key = written(&folder);
     let path = &segments(&folder)[1];
     let mut bytes = fs::read(path).unwrap();
-    let (_, at, end) = records(&bytes).into_iter().filter(|(kind, ..)| *kind == b'E').nth(3).unwrap();
+    let (_, at, end) =
+        records(&bytes).into_iter().filter(|(kind, ..)| *kind == b'E').nth(3).unwrap();
     let index = u64::from_be_bytes(bytes[at + 3..at + 11].try_into().unwrap());
     let place = at + bytes[at..end].windows(8).position(|text| text == b"\"uid\":10").unwrap() + 6;
     bytes[place] = b'2';
@@ -196,13 +201,18 @@ fn an_edited_entry_is_named_even_if_its_record_is_made_to_fit() {
     let faults = check(&folder, &key).faults;
     assert_eq!((faults[0].entry, &faults[0].kind), (index, &FaultKind::Record));
     assert_eq!(faults[0].segment.as_deref(), path.file_name().unwrap().to_str());
-    let check_bytes =
-        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &[&bytes[at..at + 11], &bytes[at + 19..end]].concat());
+    let check_bytes = aws_lc_rs::digest::digest(
+        &aws_lc_rs::digest::SHA256,
+        &[&bytes[at..at + 11], &bytes[at + 19..end]].concat(),
+    );
     bytes[at + 11..at + 19].copy_from_slice(&check_bytes.as_ref()[..8]);
     fs::write(path, &bytes).unwrap();
     let faults = check(&folder, &key).faults;
     let FaultKind::Content(covered) = faults[0].kind else { panic!("{faults:?}") };
-    assert!(faults[0].entry <= index && index < covered && covered - faults[0].entry <= 7, "{faults:?}");
+    assert!(
+        faults[0].entry <= index && index < covered && covered - faults[0].entry <= 7,
+        "{faults:?}"
+    );
 }
 
 /// Changes a segment, given its entries.
@@ -223,7 +233,8 @@ fn removed_added_and_swapped_entries_and_missing_segments_are_noticed() {
             copy(&original, &folder);
             let path = &segments(&folder)[segment];
             let mut bytes = fs::read(path).unwrap();
-            let entries: Vec<_> = records(&bytes).into_iter().filter(|(kind, ..)| *kind == b'E').collect();
+            let entries: Vec<_> =
+                records(&bytes).into_iter().filter(|(kind, ..)| *kind == b'E').collect();
             if entries.len() < 2 {
                 continue;
             }
@@ -285,9 +296,10 @@ fn a_log_of_another_key_or_name_is_not_accepted() {
     let folder = temp.path().join("audit");
     let key = written(&folder);
     let other = SoftwareSigner::from_seed(&[8; 32]).unwrap().public_key();
-    for key in
-        [VerifierKey::new(key.name(), other).unwrap(), VerifierKey::new("edgekeep/audit/0", *key.public_key()).unwrap()]
-    {
+    for key in [
+        VerifierKey::new(key.name(), other).unwrap(),
+        VerifierKey::new("edgekeep/audit/0", *key.public_key()).unwrap(),
+    ] {
         let faults = check(&folder, &key).faults;
         assert!(matches!(faults[0].kind, FaultKind::Checkpoint(_)), "{faults:?}");
     }
@@ -316,7 +328,8 @@ proptest! {
         bytes[at / 8] ^= 1 << (at % 8);
         fs::write(path, &bytes).unwrap();
         let report = check(&folder, key);
-        // A length at the very end may look like a record that is not finished; that is said as well.
+        // A length at the very end may look like a record that is not finished; that is
+        // said as well.
         let said = report.gaps.iter().any(|gap| matches!(gap, Gap::Unfinished(_)));
         prop_assert!(!report.is_intact() || said, "{:?}", report);
     }
@@ -373,8 +386,15 @@ fn a_log_put_back_to_an_earlier_state_is_behind_its_counter_and_behind_a_known_c
     let folder = temp.path().join("audit");
     let counter = Arc::new(AtomicU64::new(41));
     let options = Options { count_after: Duration::ZERO, ..small() };
-    let reopen =
-        || Log::open(&folder, options.clone(), signer(), Some(Box::new(Hardware(Arc::clone(&counter))))).unwrap();
+    let reopen = || {
+        Log::open(
+            &folder,
+            options.clone(),
+            signer(),
+            Some(Box::new(Hardware(Arc::clone(&counter)))),
+        )
+        .unwrap()
+    };
     let log = reopen();
     // The counter was used before: whatever log there was is gone.
     append(&log, 0..5);
@@ -395,8 +415,12 @@ fn a_log_put_back_to_an_earlier_state_is_behind_its_counter_and_behind_a_known_c
     fs::remove_dir_all(&folder).unwrap();
     copy(&earlier, &folder);
     assert!(check(&folder, &key).is_intact(), "by itself an old state is consistent");
-    let kinds: Vec<FaultKind> = verify(&folder, &known).unwrap().faults.into_iter().map(|fault| fault.kind).collect();
-    assert!(matches!(kinds[..], [FaultKind::Truncated(_), FaultKind::Counter(Some(_), _)]), "{kinds:?}");
+    let kinds: Vec<FaultKind> =
+        verify(&folder, &known).unwrap().faults.into_iter().map(|fault| fault.kind).collect();
+    assert!(
+        matches!(kinds[..], [FaultKind::Truncated(_), FaultKind::Counter(Some(_), _)]),
+        "{kinds:?}"
+    );
     // The daemon notices too, and what it writes says so for ever.
     drop(reopen());
     let gaps = check(&folder, &key).gaps;
@@ -420,7 +444,8 @@ fn a_log_that_branched_off_is_no_continuation_of_a_known_checkpoint() {
     let log = open(&branch, small());
     append(&log, 77..90);
     drop(log);
-    let report = verify(&branch, &Known { key: &key, checkpoint: Some(&known), counter: None }).unwrap();
+    let report =
+        verify(&branch, &Known { key: &key, checkpoint: Some(&known), counter: None }).unwrap();
     assert!(matches!(report.faults[0].kind, FaultKind::OtherHistory(_)), "{report:?}");
 }
 
@@ -433,7 +458,11 @@ impl CheckpointSigner for Switched {
     }
 
     fn sign(&self, text: &[u8]) -> Result<[u8; 64], SignError> {
-        if self.1.load(Ordering::SeqCst) { self.0.sign(text) } else { Err(SignError("switched off".into())) }
+        if self.1.load(Ordering::SeqCst) {
+            self.0.sign(text)
+        } else {
+            Err(SignError("switched off".into()))
+        }
     }
 }
 
@@ -504,11 +533,14 @@ fn an_exported_log_is_verified_like_the_original() {
     let copy = temp.path().join("copy");
     export(&copy, log.key(), &first.edge, &first.base, &entries, &note).unwrap();
     let report = check(&copy, log.key());
-    assert!(report.is_intact() && report.size == 300 && report.first == first.edge.size(), "{report:?}");
+    assert!(
+        report.is_intact() && report.size == 300 && report.first == first.edge.size(),
+        "{report:?}"
+    );
 }
 
-/// What the side of the keys pays for an entry, while the other side writes. Far above what is measured, since tests run
-/// beside each other.
+/// What the side of the keys pays for an entry, while the other side writes. Far above
+/// what is measured, since tests run beside each other.
 #[test]
 fn handing_over_an_entry_does_not_wait_for_the_disk() {
     let temp = tempfile::tempdir().unwrap();
@@ -527,7 +559,8 @@ fn handing_over_an_entry_does_not_wait_for_the_disk() {
 /// Where the test below finds its small file system.
 const SMALL_DISK: &str = "EDGEKEEP_TEST_SMALL_DISK";
 
-/// Runs a test of this file on a file system of its own of so many bytes. `false` if that is not possible here.
+/// Runs a test of this file on a file system of its own of so many bytes. `false` if that
+/// is not possible here.
 fn on_small_disk(name: &str, bytes: u32) -> bool {
     let temp = tempfile::tempdir().unwrap();
     let script = r#"mount -t tmpfs -o size="$2" none "$1" && shift 2 && exec "$@""#;
@@ -539,13 +572,20 @@ fn on_small_disk(name: &str, bytes: u32) -> bool {
         unshare.env(SMALL_DISK, folder).output()
     };
     if !inside(&["true"]).is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: no mount namespace can be made here (run as root, with unshare installed)");
+        eprintln!(
+            "skipped: no mount namespace can be made here (run as root, with unshare installed)"
+        );
         return false;
     }
     let test = std::env::current_exe().unwrap();
-    let output = inside(&[test.to_str().unwrap(), "--exact", name, "--ignored", "--nocapture"]).unwrap();
+    let output =
+        inside(&[test.to_str().unwrap(), "--exact", name, "--ignored", "--nocapture"]).unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     true
 }
 
@@ -623,8 +663,12 @@ fn full_disk() {
     let key = log.key().clone();
     let report = check(&folder, &key);
     assert!(report.is_intact(), "{report:?}");
-    assert!(report.first > 0 && report.gaps.iter().any(|gap| matches!(gap, Gap::DiskFull(_))), "{report:?}");
-    // Whoever fills the disk takes what the log gives up, until it has nothing more to give.
+    assert!(
+        report.first > 0 && report.gaps.iter().any(|gap| matches!(gap, Gap::DiskFull(_))),
+        "{report:?}"
+    );
+    // Whoever fills the disk takes what the log gives up, until it has nothing more to
+    // give.
     let mut number = 3000;
     let refused = loop {
         fill(&disk, number);

@@ -1,4 +1,5 @@
-//! Replacing a file whole: written beside its place, synced, renamed, and the folder synced.
+//! Replacing a file whole: written beside its place, synced, renamed, and the folder
+//! synced.
 //!
 //! A reader sees the old content or the new one, also after a power cut at any moment.
 
@@ -14,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum Until {
     /// When the new content is on the disk for good.
     OnDisk,
-    /// When readers see the new content. After a power cut the file may be the old one, or be gone: for what can be made
-    /// again.
+    /// When readers see the new content. After a power cut the file may be the old one,
+    /// or be gone: for what can be made again.
     Visible,
 }
 
@@ -30,7 +31,8 @@ pub struct ReplaceError {
     pub source: io::Error,
 }
 
-/// Replaces the file at `path`. `prepare` sees the new file, empty, with these permission bits: to give it another owner.
+/// Replaces the file at `path`. `prepare` sees the new file, empty, with these permission
+/// bits: to give it another owner.
 ///
 /// # Errors
 /// If a step fails. Nothing is left beside the file then.
@@ -75,8 +77,9 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// `<name>.<pid>-<count>.tmp` beside the file: on the same file system, and no two writers share one. All daemons leave
-/// files of this ending alone, or remove them at their start.
+/// `<name>.<pid>-<count>.tmp` beside the file: on the same file system, and no two
+/// writers share one. All daemons leave files of this ending alone, or remove them at
+/// their start.
 fn temporary_name(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -120,7 +123,8 @@ mod tests {
         assert_eq!(names(folder.path()), 1);
         let in_the_way = folder.path().join("folder");
         fs::create_dir_all(in_the_way.join("full")).expect("made");
-        let error = replace(&in_the_way, b"new", 0o600, Until::OnDisk, |_| Ok(())).expect_err("a folder");
+        let error =
+            replace(&in_the_way, b"new", 0o600, Until::OnDisk, |_| Ok(())).expect_err("a folder");
         assert_eq!(error.step, "replace");
         assert_eq!(names(folder.path()), 2);
     }

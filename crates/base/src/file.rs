@@ -1,8 +1,10 @@
 //! Reading a file that somebody else may have changed.
 //!
-//! Whatever stands at the path, the call returns: nothing is opened but a regular file, the file is opened without waiting,
-//! and no more is read than the limit and one byte. [`Rules`] says who may have written the file and who may read it.
-//! A file that breaks a rule is an [`io::Error`] around a [`FileFault`], so that callers treat it as any failure to read.
+//! Whatever stands at the path, the call returns: nothing is opened but a regular file,
+//! the file is opened without waiting, and no more is read than the limit and one byte.
+//! [`Rules`] says who may have written the file and who may read it. A file that breaks a
+//! rule is an [`io::Error`] around a [`FileFault`], so that callers treat it as any
+//! failure to read.
 
 use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Read as _};
@@ -12,7 +14,8 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use zeroize::Zeroizing;
 
-/// What may be wrong with a file before its content is looked at. The path is for the caller to add.
+/// What may be wrong with a file before its content is looked at. The path is for the
+/// caller to add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FileFault {
     /// Something else than a regular file stands there.
@@ -27,8 +30,11 @@ pub enum FileFault {
         /// The limit, in bytes.
         limit: u64,
     },
-    /// Somebody owns the file, or the link to it, whom the reader has no reason to believe.
-    #[error("the {what} belongs to uid {owner}, not to root or to uid {expected}; check its content, then chown it")]
+    /// Somebody owns the file, or the link to it, whom the reader has no reason to
+    /// believe.
+    #[error(
+        "the {what} belongs to uid {owner}, not to root or to uid {expected}; check its content, then chown it"
+    )]
     Owner {
         /// The file or the link.
         what: &'static str,
@@ -51,8 +57,8 @@ pub enum FileFault {
 /// Whose word a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Authors {
-    /// Root, the user of this process and, for root, the owner of the folder: a command run by root reads what a daemon
-    /// wrote in its own folder.
+    /// Root, the user of this process and, for root, the owner of the folder: a command
+    /// run by root reads what a daemon wrote in its own folder.
     Trusted,
     /// The operator named the file: whose it is, is the operator's matter.
     Anybody,
@@ -67,15 +73,17 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Rules for a file that a daemon or a command of ours wrote: its owner is root or this process's user, nobody else may
-    /// write it, and a link to it is believed if its owner is. At most `limit` bytes. Permission bits count where the folder
-    /// lets others in: behind a folder of mode 0700 nobody can make use of them.
+    /// Rules for a file that a daemon or a command of ours wrote: its owner is root or
+    /// this process's user, nobody else may write it, and a link to it is believed if its
+    /// owner is. At most `limit` bytes. Permission bits count where the folder lets
+    /// others in: behind a folder of mode 0700 nobody can make use of them.
     #[must_use]
     pub const fn own(limit: u64) -> Self {
         Self { limit, authors: Authors::Trusted, links: true }
     }
 
-    /// Rules for a file that the operator's configuration names: any owner, through any link. At most `limit` bytes.
+    /// Rules for a file that the operator's configuration names: any owner, through any
+    /// link. At most `limit` bytes.
     #[must_use]
     pub const fn named(limit: u64) -> Self {
         Self { limit, authors: Authors::Anybody, links: true }
@@ -119,7 +127,8 @@ impl Content {
 /// Reads a whole file.
 ///
 /// # Errors
-/// If there is none ([`io::ErrorKind::NotFound`]), it cannot be read, or it breaks a rule (a [`FileFault`] within).
+/// If there is none ([`io::ErrorKind::NotFound`]), it cannot be read, or it breaks a rule
+/// (a [`FileFault`] within).
 pub fn read(path: &Path, rules: Rules) -> io::Result<Vec<u8>> {
     open(path, rules).map(|content| content.bytes)
 }
@@ -130,7 +139,8 @@ pub fn read(path: &Path, rules: Rules) -> io::Result<Vec<u8>> {
 /// As [`read`], and if the content is not UTF-8 ([`io::ErrorKind::InvalidData`]).
 pub fn read_text(path: &Path, rules: Rules) -> io::Result<String> {
     let bytes = read(path, rules)?;
-    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the file is not UTF-8 text"))
+    String::from_utf8(bytes)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the file is not UTF-8 text"))
 }
 
 /// Reads a whole file and returns its metadata with it.
@@ -145,7 +155,8 @@ pub fn open(path: &Path, rules: Rules) -> io::Result<Content> {
         if !rules.links {
             return Err(FileFault::Link.into());
         }
-        // Not the folder's owner: a daemon must not have root read what is not the daemon's.
+        // Not the folder's owner: a daemon must not have root read what is not the
+        // daemon's.
         if rules.authors == Authors::Trusted && !is_one_of(link.uid(), [0, uid]) {
             return Err(FileFault::Owner { what: "link", owner: link.uid(), expected: uid }.into());
         }
@@ -167,15 +178,18 @@ pub fn open(path: &Path, rules: Rules) -> io::Result<Content> {
     Ok(Content { bytes, file, metadata })
 }
 
-/// Opens a file of our own to write to its end, and makes it if there is none. Never waits for a reader, follows no link.
+/// Opens a file of our own to write to its end, and makes it if there is none. Never
+/// waits for a reader, follows no link.
 ///
 /// # Errors
-/// If the system refuses, or something else than a regular file stands there (a [`FileFault`] within).
+/// If the system refuses, or something else than a regular file stands there (a
+/// [`FileFault`] within).
 pub fn open_to_append(path: &Path, mode: u32) -> io::Result<File> {
     open_to_write(path, OFlags::APPEND, mode)
 }
 
-/// Opens a file of our own that is only ever locked, and makes it if there is none. Never waits, follows no link.
+/// Opens a file of our own that is only ever locked, and makes it if there is none. Never
+/// waits, follows no link.
 ///
 /// # Errors
 /// As [`open_to_append`].
@@ -190,8 +204,12 @@ fn open_to_write(path: &Path, flags: OFlags, mode: u32) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let always =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
+    let always = OFlags::WRONLY
+        | OFlags::CREATE
+        | OFlags::CLOEXEC
+        | OFlags::NONBLOCK
+        | OFlags::NOCTTY
+        | OFlags::NOFOLLOW;
     let file = File::from(rustix::fs::open(path, always | flags, Mode::from_raw_mode(mode))?);
     expect_file(file.metadata()?.file_type())?;
     Ok(file)

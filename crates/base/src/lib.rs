@@ -1,7 +1,8 @@
-//! The floor below every other crate: files that are read within bounds, and files that are replaced whole.
+//! The floor below every other crate: files that are read within bounds, and files that
+//! are replaced whole.
 //!
-//! Touches the files that callers name, and nothing else. Has no runtime and starts no thread, so that keyd, the command
-//! line and the key store may all stand on it.
+//! Touches the files that callers name, and nothing else. Has no runtime and starts no
+//! thread, so that keyd, the command line and the key store may all stand on it.
 #![forbid(unsafe_code)]
 
 pub mod durable;

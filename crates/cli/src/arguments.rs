@@ -38,7 +38,8 @@ pub(crate) enum Verb {
     },
     /// Say how the device is; fails if it is not healthy
     Status,
-    /// Show whether a process would be served as a module, and why (fails if it would not), or past refusals
+    /// Show whether a process would be served as a module, and why (fails if it would
+    /// not), or past refusals
     Attest(AttestOptions),
     /// List the modules
     List,
@@ -114,7 +115,8 @@ pub(crate) struct AttestOptions {
     /// As which module a process is looked at; the one that it fits best if not given
     #[arg(long, conflicts_with = "refusals")]
     pub(crate) module: Option<String>,
-    /// Show callers that were refused instead, of MODULE or of all, with each check as it was then
+    /// Show callers that were refused instead, of MODULE or of all, with each check as it
+    /// was then
     #[arg(long)]
     pub(crate) refusals: bool,
     /// So many of them [default: 10]
@@ -149,7 +151,8 @@ pub(crate) struct DevOptions {
     /// Deployment manifest that the agent applies [default: one without modules]
     #[arg(long, value_name = "FILE")]
     pub(crate) manifest: Option<PathBuf>,
-    /// A host program that modules of type "process" may name as their image; may be repeated
+    /// A host program that modules of type "process" may name as their image; may be
+    /// repeated
     #[arg(long, value_name = "NAME=PATH", value_parser = host_module)]
     pub(crate) host_module: Vec<(String, PathBuf)>,
     /// Also use a container engine, at this socket
@@ -161,7 +164,8 @@ pub(crate) struct DevOptions {
     /// Never pull the agent's image
     #[arg(long, requires = "agent_image")]
     pub(crate) no_pull: bool,
-    /// Most modules that the simulated hub allows the device [default: as many as the real one]
+    /// Most modules that the simulated hub allows the device [default: as many as the
+    /// real one]
     #[arg(long, value_name = "NUMBER")]
     pub(crate) module_limit: Option<usize>,
     /// Keep the device's folder when it is stopped
@@ -179,7 +183,9 @@ fn tail(text: &str) -> Result<String, String> {
 
 fn host_module(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.to_owned(), PathBuf::from(path)))
+        }
         _ => Err("expected NAME=PATH".to_owned()),
     }
 }
@@ -240,9 +246,11 @@ mod tests {
 
     #[test]
     fn the_host_option_names_the_management_socket() {
-        let arguments = Arguments::try_parse_from(["iotedge", "list", "-H", "unix:///x/mgmt.sock"]).unwrap();
+        let arguments =
+            Arguments::try_parse_from(["iotedge", "list", "-H", "unix:///x/mgmt.sock"]).unwrap();
         assert_eq!(arguments.context(true).unwrap().management, Path::new("/x/mgmt.sock"));
-        let arguments = Arguments::try_parse_from(["iotedge", "-H", "http://localhost:15580", "list"]).unwrap();
+        let arguments =
+            Arguments::try_parse_from(["iotedge", "-H", "http://localhost:15580", "list"]).unwrap();
         assert!(arguments.context(true).is_err());
     }
 
@@ -253,7 +261,9 @@ mod tests {
             (&["edgekeep", "dev", "--docker", "/x.sock"], Some("/x.sock")),
             (&["edgekeep", "dev"], None),
         ] {
-            let Verb::Dev(options) = Arguments::try_parse_from(words).unwrap().verb else { panic!() };
+            let Verb::Dev(options) = Arguments::try_parse_from(words).unwrap().verb else {
+                panic!()
+            };
             assert_eq!(options.docker.as_deref(), socket.map(Path::new));
         }
         assert!(Arguments::try_parse_from(["edgekeep", "dev", "--agent-image", "x"]).is_err());

@@ -1,4 +1,5 @@
-//! `attest`: why a process is served as a module, or why not, line by line; and why callers were refused.
+//! `attest`: why a process is served as a module, or why not, line by line; and why
+//! callers were refused.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -25,13 +26,21 @@ pub(crate) async fn run(context: &Context, options: &AttestOptions) -> anyhow::R
         if context.json {
             output::print_json(&refusals)?;
         } else {
-            let users =
-                Accounts { passwd: std::fs::read_to_string("/etc/passwd").unwrap_or_default(), ..Accounts::default() };
-            output::print(&render_past(&refusals.refusals, &users, Style::stdout(), OffsetDateTime::now_utc()))?;
+            let users = Accounts {
+                passwd: std::fs::read_to_string("/etc/passwd").unwrap_or_default(),
+                ..Accounts::default()
+            };
+            output::print(&render_past(
+                &refusals.refusals,
+                &users,
+                Style::stdout(),
+                OffsetDateTime::now_utc(),
+            ))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
-    // A number is a pid; a module that is called like one is looked at by the pid of its process and `--module`.
+    // A number is a pid; a module that is called like one is looked at by the pid of its
+    // process and `--module`.
     let attestation = match subject.map(|subject| (subject, subject.parse::<u32>())) {
         Some((_, Ok(pid))) => client.attestation(Some(pid), options.module.as_deref()).await,
         Some((module, Err(_))) => client.attestation(None, Some(module)).await,
@@ -53,7 +62,8 @@ fn render(attestation: &Attestation, style: Style) -> String {
     match attestation.checks.iter().find(|check| check.passed == Some(false)) {
         None => {
             let verdict = style.paint(Hue::Good, "served");
-            let _ = writeln!(text, "This process is {verdict} as {}.", printable(&attestation.module));
+            let _ =
+                writeln!(text, "This process is {verdict} as {}.", printable(&attestation.module));
         }
         Some(failed) => {
             let verdict = style.paint(Hue::Bad, "refused");
@@ -102,7 +112,12 @@ fn checks(checks: &[Check], style: Style, indent: &str) -> String {
     columns.render(style, indent)
 }
 
-fn render_past(refusals: &[PastRefusal], users: &Accounts, style: Style, now: OffsetDateTime) -> String {
+fn render_past(
+    refusals: &[PastRefusal],
+    users: &Accounts,
+    style: Style,
+    now: OffsetDateTime,
+) -> String {
     if refusals.is_empty() {
         return "no refusals are known\n".to_owned();
     }
@@ -122,31 +137,44 @@ fn render_past(refusals: &[PastRefusal], users: &Accounts, style: Style, now: Of
         } else {
             text.push_str("  checks, as they were then:\n");
         }
-        text.push_str(&checks(&attestation.checks, style, if refusals.len() == 1 { "  " } else { "    " }));
+        text.push_str(&checks(
+            &attestation.checks,
+            style,
+            if refusals.len() == 1 { "  " } else { "    " },
+        ));
     }
     text
 }
 
 /// When, as whom, why and by whom it was asked.
 fn past(refusal: &PastRefusal, users: &Accounts, style: Style, now: OffsetDateTime) -> String {
-    let ago = |time: &str| moment(time).map_or_else(|| printable(time), |time| format!("{} ago", age(time, now)));
+    let ago = |time: &str| {
+        moment(time).map_or_else(|| printable(time), |time| format!("{} ago", age(time, now)))
+    };
     let times = match refusal.count {
         1 => String::new(),
         count => format!(", {count} times since {}", printable(&refusal.first_time)),
     };
     let reason = style.paint(Hue::Bad, &refusal.reason.to_string());
     let asked = if refusal.module.is_empty() { "no module" } else { &refusal.module };
-    let mut text = format!("{} ({}{times}): {reason}\n", printable(&refusal.time), ago(&refusal.time));
+    let mut text =
+        format!("{} ({}{times}): {reason}\n", printable(&refusal.time), ago(&refusal.time));
     let _ = writeln!(text, "  asked:   {} as {}", printable(&refusal.route), printable(asked));
     let _ = writeln!(text, "  caller:  {}", caller(refusal, users));
     let explained = &refusal.explanation;
-    let _ = writeln!(text, "  cause:   {}\n  remedy:  {}", printable(&explained.cause), printable(&explained.remedy));
+    let _ = writeln!(
+        text,
+        "  cause:   {}\n  remedy:  {}",
+        printable(&explained.cause),
+        printable(&explained.remedy)
+    );
     text
 }
 
 fn caller(refusal: &PastRefusal, users: &Accounts) -> String {
     let caller = &refusal.caller;
-    let pid = if caller.pid == 0 { "pid not visible".to_owned() } else { format!("pid {}", caller.pid) };
+    let pid =
+        if caller.pid == 0 { "pid not visible".to_owned() } else { format!("pid {}", caller.pid) };
     // In a container the same number is another user.
     let name = users.name(caller.uid).filter(|_| caller.container.is_none());
     let name = name.map(|name| format!(" ({})", printable(name))).unwrap_or_default();
@@ -192,7 +220,11 @@ fn registration(registered: Option<&Registered>) -> Vec<(&'static str, String)> 
 
 fn facts(facts: &Facts) -> Vec<(&'static str, String)> {
     let mut rows = vec![("state", facts.state.clone())];
-    rows.extend(facts.init.map(|init| ("first process", format!("{} (start time {})", init.pid, init.start_time))));
+    rows.extend(
+        facts.init.map(|init| {
+            ("first process", format!("{} (start time {})", init.pid, init.start_time))
+        }),
+    );
     rows.extend(facts.container.as_ref().map(|container| ("container", container.to_string())));
     rows.extend(facts.image.clone().map(|image| ("image", image)));
     rows.extend(facts.options.clone().map(|options| ("options", options)));
@@ -212,7 +244,9 @@ fn evidence(seen: Option<&Seen>) -> Vec<(&'static str, String)> {
     if let Some(measurement) = seen.measurement {
         rows.push(("digest", measurement.digest.to_string()));
         rows.extend(
-            measurement.unmodified_from_image.map(|same| ("same in image", if same { "yes" } else { "no" }.into())),
+            measurement
+                .unmodified_from_image
+                .map(|same| ("same in image", if same { "yes" } else { "no" }.into())),
         );
     }
     rows.push(("user", format!("uid {} gid {}", seen.uid, seen.gid)));
@@ -230,13 +264,17 @@ fn evidence(seen: Option<&Seen>) -> Vec<(&'static str, String)> {
         };
         rows.push(("connection", how.to_owned()));
     }
-    let chain: Vec<String> = seen.ancestry.iter().map(|ancestor| ancestor.process.pid.to_string()).collect();
+    let chain: Vec<String> =
+        seen.ancestry.iter().map(|ancestor| ancestor.process.pid.to_string()).collect();
     rows.push(("ancestors", chain.join(" < ")));
     rows
 }
 
 fn word<T: serde::Serialize>(value: &T) -> String {
-    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -266,7 +304,10 @@ mod tests {
     fn the_failed_check_its_reason_and_its_remedy_are_shown_and_nothing_steers_the_terminal() {
         let text = render(&refused(), Style::plain());
         assert!(text.contains("NOT  not-registered"), "{text}");
-        assert!(text.contains("This process is refused: not-registered.\n  cause:  This daemon has no"), "{text}");
+        assert!(
+            text.contains("This process is refused: not-registered.\n  cause:  This daemon has no"),
+            "{text}"
+        );
         assert!(!text.contains('\u{7}'), "{text:?}");
         let served = Attestation { allowed: true, checks: Vec::new(), ..refused() };
         assert!(render(&served, Style::plain()).contains("This process is served as m1"));
@@ -294,7 +335,10 @@ mod tests {
 
     #[test]
     fn a_past_refusal_says_when_who_why_and_what_to_do_with_each_check() {
-        let users = Accounts { passwd: "alice:x:1000:1000::/home/alice:/bin/sh\n".into(), ..Accounts::default() };
+        let users = Accounts {
+            passwd: "alice:x:1000:1000::/home/alice:/bin/sh\n".into(),
+            ..Accounts::default()
+        };
         let now = time::macros::datetime!(2026-07-01 12:00 UTC);
         let two = [past_refusal(Some(refused())), past_refusal(None)];
         let text = render_past(&two, &users, Style::plain(), now);
@@ -311,12 +355,18 @@ mod tests {
         );
         assert_eq!(text.split_at(expected.len()).0, expected);
         assert!(text.ends_with("only the audit trail tells\n"), "{text}");
-        assert!(render_past(&two[..1], &users, Style::plain(), now).contains("What runs\n"), "one is shown whole");
+        assert!(
+            render_past(&two[..1], &users, Style::plain(), now).contains("What runs\n"),
+            "one is shown whole"
+        );
         assert_eq!(render_past(&[], &users, Style::plain(), now), "no refusals are known\n");
         let mut inside = past_refusal(None);
         inside.caller.container = Some("ab".repeat(32).parse().expect("an id"));
         inside.caller.module = Some("m2".into());
-        assert!(caller(&inside, &users).starts_with("pid 77, uid 1000, "), "not the host's user of that number");
+        assert!(
+            caller(&inside, &users).starts_with("pid 77, uid 1000, "),
+            "not the host's user of that number"
+        );
         assert!(
             caller(&inside, &users).ends_with("in container abababababab of module m2"),
             "{}",

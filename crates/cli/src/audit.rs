@@ -1,4 +1,5 @@
-//! `audit`: what keyd has written down about the use of keys, and whether that is what it wrote.
+//! `audit`: what keyd has written down about the use of keys, and whether that is what it
+//! wrote.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,16 +42,20 @@ pub(crate) enum AuditVerb {
         /// A log's folder, or a copy of one, instead of the log of the running keyd
         #[arg(long, value_name = "DIR")]
         folder: Option<PathBuf>,
-        /// The log's verifier key, or a file with it [default: what keyd or the folder itself says]
+        /// The log's verifier key, or a file with it [default: what keyd or the folder
+        /// itself says]
         #[arg(long, value_name = "KEY")]
         key: Option<String>,
-        /// A file with a checkpoint that was kept earlier: the log has to be its continuation
+        /// A file with a checkpoint that was kept earlier: the log has to be its
+        /// continuation
         #[arg(long, value_name = "FILE")]
         checkpoint: Option<PathBuf>,
-        /// The hardware counter, decimal or 0x and hexadecimal, as `tpm2_nvread` reads it [default: what keyd reads]
+        /// The hardware counter, decimal or 0x and hexadecimal, as `tpm2_nvread` reads it
+        /// [default: what keyd reads]
         #[arg(long, value_name = "NUM", value_parser = counter_value)]
         counter: Option<u64>,
-        /// An entry that tells of a loss which was looked into: it no longer fails the check
+        /// An entry that tells of a loss which was looked into: it no longer fails the
+        /// check
         #[arg(long, value_name = "INDEX")]
         accept: Vec<u64>,
         /// Check this proof of one entry instead of a log; needs the key
@@ -71,8 +76,12 @@ pub(crate) enum AuditVerb {
 
 pub(crate) async fn run(context: &Context, verb: AuditVerb) -> anyhow::Result<ExitCode> {
     match verb {
-        AuditVerb::Show { last, refused, key } => show(context, last, refused, key.as_deref()).await,
-        AuditVerb::Verify { proof: Some(file), key, .. } => check_proof(context, &file, key.as_deref()),
+        AuditVerb::Show { last, refused, key } => {
+            show(context, last, refused, key.as_deref()).await
+        }
+        AuditVerb::Verify { proof: Some(file), key, .. } => {
+            check_proof(context, &file, key.as_deref())
+        }
         AuditVerb::Verify { folder, key, checkpoint, counter, accept, proof: None } => {
             let checkpoint = checkpoint.map(|file| read(&file)).transpose()?;
             let asked = Asked { folder, key, checkpoint, counter, accept };
@@ -117,13 +126,14 @@ fn client(context: &Context) -> KeysClient {
     KeysClient::new(context.root.keyd_socket())
 }
 
-const NOT_ALLOWED: &str =
-    "keyd does not show its audit log; root may read it, and who is named under `auditors` in its settings";
+const NOT_ALLOWED: &str = "keyd does not show its audit log; root may read it, and who is named under `auditors` in its settings";
 
 /// The head of keyd's log, and what keyd says about it.
 async fn head(client: &KeysClient) -> anyhow::Result<(AuditCheckpoint, VerifierKey, Checkpoint)> {
     let answer = match client.audit_checkpoint().await {
-        Err(error) if error.status() == Some(StatusCode::UNAUTHORIZED) => return Err(error).context(NOT_ALLOWED),
+        Err(error) if error.status() == Some(StatusCode::UNAUTHORIZED) => {
+            return Err(error).context(NOT_ALLOWED);
+        }
         answer => failure::of_our_own_route(answer)?,
     };
     let key: VerifierKey = answer.verifier_key.parse()?;
@@ -131,8 +141,8 @@ async fn head(client: &KeysClient) -> anyhow::Result<(AuditCheckpoint, VerifierK
     Ok((answer, key, head))
 }
 
-/// The log from `from` on, or from its oldest entry. Without `from` being the oldest, `edge` and `base` are not where the
-/// entries begin.
+/// The log from `from` on, or from its oldest entry. Without `from` being the oldest,
+/// `edge` and `base` are not where the entries begin.
 async fn fetch(client: &KeysClient, from: u64) -> anyhow::Result<(u64, Fetched)> {
     let (answer, key, head) = head(client).await?;
     let (note, counter) = (answer.checkpoint, answer.counter);
@@ -154,25 +164,39 @@ async fn fetch(client: &KeysClient, from: u64) -> anyhow::Result<(u64, Fetched)>
         at += count;
         if at >= head.size || count == 0 {
             // What came after the checkpoint is not covered by it.
-            entries.truncate(usize::try_from(head.size.saturating_sub(*begin)).unwrap_or(usize::MAX));
-            let nodes: Option<Vec<Hash>> = edge.1.iter().map(|node| Hash::from_base64(node)).collect();
+            entries
+                .truncate(usize::try_from(head.size.saturating_sub(*begin)).unwrap_or(usize::MAX));
+            let nodes: Option<Vec<Hash>> =
+                edge.1.iter().map(|node| Hash::from_base64(node)).collect();
             let parsed = nodes.and_then(|nodes| Frontier::from_parts(edge.0, nodes));
             let edge = parsed.context("keyd answered something that is no audit log")?;
-            return Ok((*begin, Fetched { key, note, head, edge, base: base.clone(), entries, counter }));
+            return Ok((
+                *begin,
+                Fetched { key, note, head, edge, base: base.clone(), entries, counter },
+            ));
         }
     }
 }
 
-async fn show(context: &Context, last: u64, refused: bool, key: Option<&str>) -> anyhow::Result<ExitCode> {
+async fn show(
+    context: &Context,
+    last: u64,
+    refused: bool,
+    key: Option<&str>,
+) -> anyhow::Result<ExitCode> {
     let client = client(context);
     let size = head(&client).await?.2.size;
     // With a filter, what is wanted may be anywhere.
     let filtered = refused || key.is_some();
-    let (from, fetched) = fetch(&client, if filtered { 0 } else { size.saturating_sub(last) }).await?;
+    let (from, fetched) =
+        fetch(&client, if filtered { 0 } else { size.saturating_sub(last) }).await?;
     let mut lines = Vec::new();
     for (index, entry) in (from..).zip(&fetched.entries) {
-        let shown: Shown = serde_json::from_slice(entry).with_context(|| format!("entry {index} cannot be read"))?;
-        if (!refused || shown.result == "refused") && key.is_none_or(|key| shown.key.as_deref() == Some(key)) {
+        let shown: Shown = serde_json::from_slice(entry)
+            .with_context(|| format!("entry {index} cannot be read"))?;
+        if (!refused || shown.result == "refused")
+            && key.is_none_or(|key| shown.key.as_deref() == Some(key))
+        {
             lines.push((index, entry, shown));
         }
     }
@@ -188,7 +212,10 @@ async fn show(context: &Context, last: u64, refused: bool, key: Option<&str>) ->
             .collect();
         output::print_json(&values?)?;
     } else {
-        output::print(&table(lines.iter().map(|(index, _, shown)| (*index, shown)), Style::stdout()))?;
+        output::print(&table(
+            lines.iter().map(|(index, _, shown)| (*index, shown)),
+            Style::stdout(),
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -197,7 +224,9 @@ fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> Str
     let mut columns = Columns::with_head(&["INDEX", "TIME", "WHO", "PID", "WHAT", "KEY", "RESULT"]);
     for (index, shown) in lines {
         let plain = |text: String| (Hue::Plain, text);
-        let number = |number: Option<u32>| plain(number.map_or_else(|| "-".to_owned(), |number| number.to_string()));
+        let number = |number: Option<u32>| {
+            plain(number.map_or_else(|| "-".to_owned(), |number| number.to_string()))
+        };
         let mut key = shown.key.clone().unwrap_or_else(|| "-".to_owned());
         match &shown.module {
             Some(module) => key.push_str(&format!(" (of {module})")),
@@ -210,7 +239,9 @@ fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> Str
         let (hue, mut result) = match (shown.result.as_str(), &shown.reason) {
             ("done", _) => (Hue::Good, "done".to_owned()),
             ("refused", Some(reason)) => (Hue::Bad, format!("refused: {reason}")),
-            ("", _) if shown.clean == Some(false) => (Hue::Warning, "was not closed before".to_owned()),
+            ("", _) if shown.clean == Some(false) => {
+                (Hue::Warning, "was not closed before".to_owned())
+            }
             ("", _) if shown.what == "log-behind-counter" => (Hue::Bad, counters(shown)),
             ("", _) if shown.counter.is_some() => (Hue::Warning, counters(shown)),
             ("", _) => (Hue::Plain, "-".to_owned()),
@@ -234,7 +265,8 @@ fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> Str
 
 /// What the log and the hardware say of the counter.
 fn counters(shown: &Shown) -> String {
-    let number = |number: Option<u64>| number.map_or_else(|| "none".to_owned(), |number| number.to_string());
+    let number =
+        |number: Option<u64>| number.map_or_else(|| "none".to_owned(), |number| number.to_string());
     format!("log has {}, hardware {}", number(shown.recorded), number(shown.counter))
 }
 
@@ -315,7 +347,9 @@ impl Verdict<'_> {
     fn as_json(&self) -> serde_json::Value {
         let report = &self.report;
         let fault = |fault: &Fault| serde_json::json!({ "segment": fault.segment, "entry": fault.entry, "what": fault.kind.to_string() });
-        let texts = |gaps: &mut dyn Iterator<Item = &Gap>| gaps.map(ToString::to_string).collect::<Vec<_>>();
+        let texts = |gaps: &mut dyn Iterator<Item = &Gap>| {
+            gaps.map(ToString::to_string).collect::<Vec<_>>()
+        };
         serde_json::json!({
             "good": self.is_good(),
             "intact": report.is_intact(),
@@ -341,11 +375,17 @@ impl Verdict<'_> {
             (true, true) => style.paint(Hue::Good, "intact"),
         };
         let (entries, checkpoints) = (report.entries(), report.checkpoints);
-        text.push_str(&format!("{}: {verdict}, {entries} entries, {checkpoints} checkpoints\n", key.name()));
+        text.push_str(&format!(
+            "{}: {verdict}, {entries} entries, {checkpoints} checkpoints\n",
+            key.name()
+        ));
         if let Some(newest) = &report.newest {
             let time = newest.time.and_then(|time| time.format(&Rfc3339).ok());
             let time = time.unwrap_or_else(|| "unknown time".to_owned());
-            text.push_str(&format!("newest checkpoint: {} entries, {time}, root {}\n", newest.size, newest.root));
+            text.push_str(&format!(
+                "newest checkpoint: {} entries, {time}, root {}\n",
+                newest.size, newest.root
+            ));
         }
         text.push_str(&format!("{}\n", output::printable(&self.counter())));
         for gap in &report.gaps {
@@ -356,10 +396,16 @@ impl Verdict<'_> {
             text.push_str(&format!("{word} {gap}\n"));
         }
         for fault in &report.faults {
-            text.push_str(&format!("{} {}\n", style.paint(Hue::Bad, "fault:"), output::printable(&fault.to_string())));
+            text.push_str(&format!(
+                "{} {}\n",
+                style.paint(Hue::Bad, "fault:"),
+                output::printable(&fault.to_string())
+            ));
         }
         if let Some(at) = report.alarms(&self.asked.accept).find_map(Gap::alarm) {
-            text.push_str(&format!("once you have looked into it, `--accept {at}` lets the check pass\n"));
+            text.push_str(&format!(
+                "once you have looked into it, `--accept {at}` lets the check pass\n"
+            ));
         }
         if !key_given {
             text.push_str(&format!(
@@ -382,7 +428,10 @@ async fn prove(context: &Context, index: u64) -> anyhow::Result<ExitCode> {
     let place = index.checked_sub(first).and_then(|place| usize::try_from(place).ok());
     let entry = place.and_then(|place| log.entries.get(place));
     let (Some(entry), Some(hashes)) = (entry, tree.inclusion(index, size)) else {
-        bail!("there is no entry {index}: the log has entries {first} to {}", size.saturating_sub(1));
+        bail!(
+            "there is no entry {index}: the log has entries {first} to {}",
+            size.saturating_sub(1)
+        );
     };
     output::print(&proof::text(index, entry, &hashes, &log.note))?;
     Ok(ExitCode::SUCCESS)
@@ -393,7 +442,8 @@ fn check_proof(context: &Context, file: &Path, key: Option<&str>) -> anyhow::Res
     let proved = proof::check(&read(file)?, &key)?;
     let entry = String::from_utf8_lossy(&proved.entry);
     if context.json {
-        let entry: serde_json::Value = serde_json::from_str(&entry).context("the entry cannot be read")?;
+        let entry: serde_json::Value =
+            serde_json::from_str(&entry).context("the entry cannot be read")?;
         output::print_json(&serde_json::json!({ "index": proved.index, "entry": entry }))?;
     } else {
         let (index, entry) = (proved.index, output::printable(&entry));
@@ -419,7 +469,8 @@ fn read_key(text: &str) -> anyhow::Result<VerifierKey> {
     if let Ok(key) = text.parse() {
         return Ok(key);
     }
-    let file = read(Path::new(text)).context("--key is neither a verifier key nor a file with one")?;
+    let file =
+        read(Path::new(text)).context("--key is neither a verifier key nor a file with one")?;
     Ok(file.trim().parse()?)
 }
 
@@ -442,7 +493,9 @@ mod tests {
             shown(
                 r#"{"time":"2026-07-01T10:00:02.000Z","uid":14,"what":"move","key":"b","from":"a","result":"refused","reason":"no-grant"}"#,
             ),
-            shown(r#"{"time":"2026-07-01T10:00:03.000Z","what":"log-behind-counter","recorded":5,"counter":7}"#),
+            shown(
+                r#"{"time":"2026-07-01T10:00:03.000Z","what":"log-behind-counter","recorded":5,"counter":7}"#,
+            ),
         ];
         let expected = "\
 INDEX  TIME                      WHO                                                      PID  WHAT                KEY           RESULT

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use edgekeep_config::{ApplyError, ApplyMode, Diagnostic, apply as apply_config, environment, render};
+use edgekeep_config::{
+    ApplyError, ApplyMode, Diagnostic, apply as apply_config, environment, render,
+};
 use edgekeep_core::layout::Daemon;
 use serde_json::json;
 
@@ -14,7 +16,11 @@ use crate::output::{self, Style};
 /// Where installations of the tool that this one stands in for keep the configuration.
 const IOTEDGE_CONFIG: &str = "/etc/aziot/config.toml";
 
-pub(crate) fn apply(context: &Context, file: Option<PathBuf>, dry_run: bool) -> anyhow::Result<ExitCode> {
+pub(crate) fn apply(
+    context: &Context,
+    file: Option<PathBuf>,
+    dry_run: bool,
+) -> anyhow::Result<ExitCode> {
     let (file, text) = read(context, file)?;
     let mode = if dry_run { ApplyMode::DryRun } else { ApplyMode::Write };
     let shown = file.display().to_string();
@@ -51,7 +57,8 @@ pub(crate) fn apply(context: &Context, file: Option<PathBuf>, dry_run: bool) -> 
 }
 
 fn restart_hint(context: &Context, restart: &[Daemon]) -> String {
-    let units: Vec<String> = restart.iter().map(|daemon| format!("edgekeep-{}", daemon.name())).collect();
+    let units: Vec<String> =
+        restart.iter().map(|daemon| format!("edgekeep-{}", daemon.name())).collect();
     if context.root.path() == std::path::Path::new("/") {
         format!("to put it into effect: systemctl restart {}\n", units.join(" "))
     } else {
@@ -64,7 +71,9 @@ pub(crate) fn check(context: &Context, file: Option<PathBuf>) -> anyhow::Result<
     let shown = file.display().to_string();
     match edgekeep_config::translate(&text, &environment(&text)) {
         Ok(translated) if context.json => {
-            output::print_json(&json!({ "file": shown, "valid": true, "diagnostics": translated.notices }))?;
+            output::print_json(
+                &json!({ "file": shown, "valid": true, "diagnostics": translated.notices }),
+            )?;
             Ok(ExitCode::SUCCESS)
         }
         Ok(translated) => {
@@ -82,7 +91,8 @@ fn refused(context: &Context, found: &[Diagnostic], file: &str) -> anyhow::Resul
         return Ok(ExitCode::FAILURE);
     }
     show(found, file);
-    let errors = found.iter().filter(|one| one.severity == edgekeep_config::Severity::Error).count();
+    let errors =
+        found.iter().filter(|one| one.severity == edgekeep_config::Severity::Error).count();
     let plural = if errors == 1 { "" } else { "s" };
     output::print_error(&format!("{file}: {errors} error{plural}; nothing was changed\n"));
     Ok(ExitCode::FAILURE)
@@ -98,7 +108,8 @@ fn read(context: &Context, file: Option<PathBuf>) -> anyhow::Result<(PathBuf, St
         let other = PathBuf::from(IOTEDGE_CONFIG);
         if context.as_iotedge && !own.exists() && other.exists() { other } else { own }
     });
-    let text = edgekeep_config::read_config(&file)
-        .with_context(|| format!("cannot read {}; write it, or name another file with -c", file.display()))?;
+    let text = edgekeep_config::read_config(&file).with_context(|| {
+        format!("cannot read {}; write it, or name another file with -c", file.display())
+    })?;
     Ok((file, text))
 }

@@ -8,8 +8,8 @@ use http::StatusCode;
 
 use crate::output;
 
-/// Prints the error, its causes and what to do to standard error, and gives the exit code of a failure. A reader that went
-/// away is none.
+/// Prints the error, its causes and what to do to standard error, and gives the exit code
+/// of a failure. A reader that went away is none.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let reader_gone = error
         .chain()
@@ -107,17 +107,23 @@ mod tests {
 
     #[test]
     fn a_route_that_a_compatible_service_does_not_have_is_told_from_what_a_daemon_does_not_find() {
-        let answer = |status, code| Err::<(), _>(ClientError::Status { status, message: "not found".to_owned(), code });
+        let answer = |status, code| {
+            Err::<(), _>(ClientError::Status { status, message: "not found".to_owned(), code })
+        };
         let said = |answer| of_our_own_route(answer).unwrap_err().to_string();
         assert!(said(answer(StatusCode::NOT_FOUND, None)).contains("a compatible service"));
-        assert!(!said(answer(StatusCode::NOT_FOUND, Some(edgekeep_api::ErrorCode::Absent))).contains("compatible"));
+        assert!(
+            !said(answer(StatusCode::NOT_FOUND, Some(edgekeep_api::ErrorCode::Absent)))
+                .contains("compatible")
+        );
         assert!(!said(answer(StatusCode::FORBIDDEN, None)).contains("compatible"));
     }
 
     #[test]
     fn every_failure_of_a_call_has_a_remedy_that_names_the_daemon_or_the_user() {
         let path = || std::path::PathBuf::from("/run/edgekeep/keyd.metrics.sock");
-        let connect = |kind: std::io::ErrorKind| ClientError::Connect { path: path(), source: kind.into() };
+        let connect =
+            |kind: std::io::ErrorKind| ClientError::Connect { path: path(), source: kind.into() };
         let status = |status| ClientError::Status { status, message: "no".to_owned(), code: None };
         for (error, part) in [
             (connect(std::io::ErrorKind::NotFound), "systemctl start edgekeep-keyd"),

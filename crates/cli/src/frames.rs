@@ -7,8 +7,9 @@ pub(crate) enum Stream {
     Error,
 }
 
-/// Takes frames apart. Text is passed on as it comes, also if its frame is not complete yet, so nothing is held back and
-/// nothing grows. A log without frames (of a container with a terminal) is passed on as it is.
+/// Takes frames apart. Text is passed on as it comes, also if its frame is not complete
+/// yet, so nothing is held back and nothing grows. A log without frames (of a container
+/// with a terminal) is passed on as it is.
 #[derive(Debug)]
 pub(crate) struct Frames(State);
 
@@ -44,7 +45,11 @@ impl Frames {
                     } else if let &[stream, _, _, _, a, b, c, d] = head.as_slice() {
                         let left = u32::from_be_bytes([a, b, c, d]) as usize;
                         let stream = if stream == 2 { Stream::Error } else { Stream::Out };
-                        self.0 = if left == 0 { State::Head(Vec::new()) } else { State::Text { stream, left } };
+                        self.0 = if left == 0 {
+                            State::Head(Vec::new())
+                        } else {
+                            State::Text { stream, left }
+                        };
                     }
                 }
                 State::Text { stream, left } => {
@@ -90,9 +95,14 @@ mod tests {
 
     #[test]
     fn frames_are_told_apart_however_they_are_cut() {
-        let bytes = [frame(1, b"one\n"), frame(2, b"two\n"), frame(1, b""), frame(1, b"three\n")].concat();
+        let bytes =
+            [frame(1, b"one\n"), frame(2, b"two\n"), frame(1, b""), frame(1, b"three\n")].concat();
         for step in 1..=bytes.len() {
-            assert_eq!(decode(&bytes, step), (b"one\nthree\n".to_vec(), b"two\n".to_vec()), "in steps of {step}");
+            assert_eq!(
+                decode(&bytes, step),
+                (b"one\nthree\n".to_vec(), b"two\n".to_vec()),
+                "in steps of {step}"
+            );
         }
     }
 

@@ -49,7 +49,9 @@ fn render(plan: &ImagePlan, collected: bool) -> String {
         text.push_str("the clock cannot be right: nothing is removed for its age\n");
     }
     if !plan.enabled {
-        text.push_str("images are removed only when asked: [image_garbage_collection] enabled = false\n");
+        text.push_str(
+            "images are removed only when asked: [image_garbage_collection] enabled = false\n",
+        );
     }
     text
 }
@@ -98,7 +100,10 @@ mod tests {
             clock_plausible: true,
             unused_limit_seconds: 1,
             disk: Some(ImageDisk { used_percent: 90, high_percent: 85, low_percent: 75 }),
-            images: vec![image(&["a:1", "b:1"], true, "unused", Some(700_000)), image(&[], false, "not-ours", None)],
+            images: vec![
+                image(&["a:1", "b:1"], true, "unused", Some(700_000)),
+                image(&[], false, "not-ours", None),
+            ],
         };
         let expected = format!(
             "remove   unused                8 days      12 MB  a:1, b:1\n\

@@ -1,4 +1,5 @@
-//! `edgekeep keys`: examines what keys are kept in, moves the store key, and backs keys up.
+//! `edgekeep keys`: examines what keys are kept in, moves the store key, and backs keys
+//! up.
 
 mod accept_loss;
 mod backup;
@@ -29,13 +30,15 @@ const SETTINGS_LIMIT: u64 = 16 << 20;
 pub(crate) enum KeysVerb {
     /// Examine tokens and TPM, and say how to fix what is wrong; fails if something is
     Doctor(DoctorOptions),
-    /// Protect the key store by the TPM, a token or its file's rights; keyd has to be stopped
+    /// Protect the key store by the TPM, a token or its file's rights; keyd has to be
+    /// stopped
     Migrate(migrate::MigrateOptions),
     /// Write the keys that are in files, encrypted to a public key; keyd may run
     Backup(backup::BackupOptions),
     /// Take keys out of a backup; keyd has to be stopped
     Restore(backup::RestoreOptions),
-    /// Accept that a key is gone and all that was made with it void, so that it may be made anew; then restart keyd
+    /// Accept that a key is gone and all that was made with it void, so that it may be
+    /// made anew; then restart keyd
     AcceptLoss(accept_loss::AcceptLossOptions),
 }
 
@@ -78,10 +81,12 @@ struct Patients {
     sandbox: Option<SandboxSettings>,
 }
 
-/// What the examination, which runs outside of keyd's sandbox, cannot see: a library that works here may not work there.
+/// What the examination, which runs outside of keyd's sandbox, cannot see: a library that
+/// works here may not work there.
 fn sandbox_finding(library: &Path, sandbox: &SandboxSettings) -> Option<Finding> {
     let fix = sandbox.missing_for(library)?;
-    let text = format!("inside keyd's sandbox it is not known which files {} needs", library.display());
+    let text =
+        format!("inside keyd's sandbox it is not known which files {} needs", library.display());
     Some(Finding { check: "sandbox", verdict: Verdict::Warning, text, fix: Some(fix.to_owned()) })
 }
 
@@ -92,10 +97,12 @@ struct Examined {
     finding: Finding,
 }
 
-/// Keeps keys that pass through this process out of core dumps and from tracers of the same user.
+/// Keeps keys that pass through this process out of core dumps and from tracers of the
+/// same user.
 fn hide_memory() -> anyhow::Result<()> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).context("cannot switch off core dumps")?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .context("cannot switch off core dumps")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot keep tracers away")
 }
 
@@ -117,9 +124,14 @@ fn examine(context: &Context, options: DoctorOptions) -> anyhow::Result<ExitCode
     found.extend(patients.tokens.iter().find_map(|(_, uri)| exposed_pin(asked, uri.as_ref()?)));
     for (library, uri) in &patients.tokens {
         let findings = doctor::examine(library.as_deref(), uri.as_ref());
-        let library = uri.as_ref().and_then(|uri| uri.module_path.as_deref()).or(library.as_deref());
-        let sandbox = library.zip(patients.sandbox.as_ref()).and_then(|(path, sandbox)| sandbox_finding(path, sandbox));
-        found.extend(findings.into_iter().chain(sandbox).map(|finding| Examined { part: "token", finding }));
+        let library =
+            uri.as_ref().and_then(|uri| uri.module_path.as_deref()).or(library.as_deref());
+        let sandbox = library
+            .zip(patients.sandbox.as_ref())
+            .and_then(|(path, sandbox)| sandbox_finding(path, sandbox));
+        found.extend(
+            findings.into_iter().chain(sandbox).map(|finding| Examined { part: "token", finding }),
+        );
     }
     if let Some((tcti, known)) = patients.tpm {
         let findings = tpm_doctor::examine(tcti, known);
@@ -149,21 +161,32 @@ fn exposed_pin(asked: bool, uri: &Pkcs11Uri) -> Option<Examined> {
                 .to_owned(),
         fix: Some("write it to a file of mode 0600 and use pin-source=file:/PATH in the URI".to_owned()),
     };
-    (asked && matches!(uri.pin, Some(PinSource::Value(_)))).then_some(Examined { part: "token", finding })
+    (asked && matches!(uri.pin, Some(PinSource::Value(_))))
+        .then_some(Examined { part: "token", finding })
 }
 
 fn asked_for(options: DoctorOptions) -> anyhow::Result<Patients> {
     // Not by the parser of arguments: it repeats what it refuses.
-    let token = options.token.map(|text| text.parse::<Token>()).transpose().map_err(anyhow::Error::msg);
+    let token =
+        options.token.map(|text| text.parse::<Token>()).transpose().map_err(anyhow::Error::msg);
     let token = token.context("--token is no URI of a token")?.map(|token| token.0);
-    let tokens = if options.library.is_some() || token.is_some() { vec![(options.library, token)] } else { Vec::new() };
-    Ok(Patients { tokens, tpm: options.tpm.map(|tcti| (tcti, KnownAuth::default())), sandbox: None })
+    let tokens = if options.library.is_some() || token.is_some() {
+        vec![(options.library, token)]
+    } else {
+        Vec::new()
+    };
+    Ok(Patients {
+        tokens,
+        tpm: options.tpm.map(|tcti| (tcti, KnownAuth::default())),
+        sandbox: None,
+    })
 }
 
 /// What `config apply` wrote for keyd.
 fn keyd_settings(context: &Context) -> anyhow::Result<KeydSettings> {
     let path = context.root.settings_file(Daemon::Keyd);
-    // The file belongs to keyd's user, whose settings they are, and not to the operator who runs this.
+    // The file belongs to keyd's user, whose settings they are, and not to the operator
+    // who runs this.
     let text = file::read(&path, Rules::named(SETTINGS_LIMIT))
         .with_context(|| format!("cannot read {}: run `edgekeep config apply`", path.display()))?;
     // The error's own text may repeat a part of the file, which has secrets.
@@ -178,16 +201,21 @@ fn keyd_settings(context: &Context) -> anyhow::Result<KeydSettings> {
 
 /// What keyd uses.
 fn configured(context: &Context) -> anyhow::Result<Patients> {
-    let settings =
-        keyd_settings(context).context("name --library, --token or --tpm to examine what is not configured")?;
+    let settings = keyd_settings(context)
+        .context("name --library, --token or --tpm to examine what is not configured")?;
     let mut patients = Patients { sandbox: Some(settings.sandbox.clone()), ..Patients::default() };
     if let Some(pkcs11) = &settings.pkcs11 {
         let uri = pkcs11.base_slot.as_ref().map(|uri| uri.expose().parse::<Token>());
-        let uri = uri.transpose().map_err(anyhow::Error::msg).context("pkcs11_base_slot")?.map(|token| token.0);
+        let uri = uri
+            .transpose()
+            .map_err(anyhow::Error::msg)
+            .context("pkcs11_base_slot")?
+            .map(|token| token.0);
         patients.tokens.push((pkcs11.library.clone(), uri));
     }
     if let Some(tpm) = &settings.tpm {
-        let known = KnownAuth { owner: tpm.owner.is_some(), endorsement: tpm.endorsement.is_some() };
+        let known =
+            KnownAuth { owner: tpm.owner.is_some(), endorsement: tpm.endorsement.is_some() };
         patients.tpm = Some((tpm.tcti.parse().context("tcti of the TPM")?, known));
     }
     Ok(patients)
@@ -233,13 +261,24 @@ mod tests {
 
     #[test]
     fn a_library_whose_files_the_sandbox_does_not_know_comes_with_what_to_add() {
-        let (vendor, mut sandbox) = (Path::new("/opt/vendor/libhsm.so"), SandboxSettings::default());
+        let (vendor, mut sandbox) =
+            (Path::new("/opt/vendor/libhsm.so"), SandboxSettings::default());
         let finding = sandbox_finding(vendor, &sandbox).unwrap();
-        assert!(finding.fix.is_some_and(|fix| fix.contains("sandbox_paths = [")), "{}", finding.text);
+        assert!(
+            finding.fix.is_some_and(|fix| fix.contains("sandbox_paths = [")),
+            "{}",
+            finding.text
+        );
         assert_eq!(sandbox_finding(Path::new("/usr/lib/softhsm/libsofthsm2.so"), &sandbox), None);
         sandbox.paths.push("/opt/vendor/etc".into());
         assert_eq!(sandbox_finding(vendor, &sandbox), None);
-        assert_eq!(sandbox_finding(vendor, &SandboxSettings { enabled: false, ..SandboxSettings::default() }), None);
+        assert_eq!(
+            sandbox_finding(
+                vendor,
+                &SandboxSettings { enabled: false, ..SandboxSettings::default() }
+            ),
+            None
+        );
     }
 
     #[test]
@@ -247,8 +286,15 @@ mod tests {
         let uri = |text: &str| text.parse::<Token>().unwrap().0;
         let finding = exposed_pin(true, &uri("pkcs11:token=a?pin-value=geheim")).unwrap().finding;
         let fix = finding.fix.unwrap();
-        assert!(fix.contains("pin-source=file:") && !format!("{} {fix}", finding.text).contains("geheim"), "{fix}");
-        assert!(exposed_pin(false, &uri("pkcs11:token=a?pin-value=geheim")).is_none(), "it is in the settings");
+        assert!(
+            fix.contains("pin-source=file:")
+                && !format!("{} {fix}", finding.text).contains("geheim"),
+            "{fix}"
+        );
+        assert!(
+            exposed_pin(false, &uri("pkcs11:token=a?pin-value=geheim")).is_none(),
+            "it is in the settings"
+        );
         assert!(exposed_pin(true, &uri("pkcs11:token=a?pin-source=file:/p")).is_none());
     }
 

@@ -1,10 +1,11 @@
-//! The `edgekeep` command: applies the configuration, shows and restarts modules, says how the device is, and brings up a
-//! whole simulated device for development.
+//! The `edgekeep` command: applies the configuration, shows and restarts modules, says
+//! how the device is, and brings up a whole simulated device for development.
 //!
-//! Touches: the configuration and settings files (through `edgekeep-config`), the daemons' public sockets, and, for `dev`
-//! only, child processes and the root folder it gives them; for `keys` only, the TPM, the PKCS#11 libraries and, while keyd
-//! is stopped or for a backup, the key store of keyd. Elsewhere it holds no key, opens no IP connection (but to a simulated
-//! TPM) and talks to the daemons as any third party could.
+//! Touches: the configuration and settings files (through `edgekeep-config`), the
+//! daemons' public sockets, and, for `dev` only, child processes and the root folder it
+//! gives them; for `keys` only, the TPM, the PKCS#11 libraries and, while keyd is stopped
+//! or for a backup, the key store of keyd. Elsewhere it holds no key, opens no IP
+//! connection (but to a simulated TPM) and talks to the daemons as any third party could.
 #![forbid(unsafe_code)]
 
 mod arguments;
@@ -32,8 +33,8 @@ use crate::arguments::{Arguments, ConfigVerb, Verb};
 
 /// Runs the command with its arguments, the program's name first.
 ///
-/// The exit code is 0 if it did what was asked, 1 if it failed (configuration errors and an unhealthy device included), 2
-/// if the arguments were wrong.
+/// The exit code is 0 if it did what was asked, 1 if it failed (configuration errors and
+/// an unhealthy device included), 2 if the arguments were wrong.
 #[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
@@ -59,7 +60,9 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
     let context = arguments.context(as_iotedge)?;
     match arguments.verb {
         Verb::Version => version(&context),
-        Verb::Config { verb: ConfigVerb::Apply { file, dry_run } } => config::apply(&context, file, dry_run),
+        Verb::Config { verb: ConfigVerb::Apply { file, dry_run } } => {
+            config::apply(&context, file, dry_run)
+        }
         Verb::Config { verb: ConfigVerb::Check { file } } => config::check(&context, file),
         Verb::Audit { verb } => audit::run(&context, verb).await,
         Verb::Keys { verb } => keys::run(&context, verb),

@@ -37,10 +37,12 @@ pub(crate) struct Line {
     exit_code: Option<String>,
 }
 
-/// What to do about modules that do not run as they should: one line for those that nobody registered, one for each other.
+/// What to do about modules that do not run as they should: one line for those that
+/// nobody registered, one for each other.
 pub(crate) fn advice(lines: &[Line]) -> Vec<String> {
     let strange = |line: &&Line| line.kind == "docker" && line.status == "dead";
-    let names: Vec<String> = lines.iter().filter(strange).map(|line| output::printable(&line.name)).collect();
+    let names: Vec<String> =
+        lines.iter().filter(strange).map(|line| output::printable(&line.name)).collect();
     let mut advice = Vec::new();
     if let Some(first) = names.first() {
         let which = match names.len() {
@@ -54,7 +56,9 @@ pub(crate) fn advice(lines: &[Line]) -> Vec<String> {
              another device, give each device an engine of its own"
         ));
     }
-    let others = lines.iter().filter(|line| !strange(line) && !matches!(line.status.as_str(), "running" | "stopped"));
+    let others = lines
+        .iter()
+        .filter(|line| !strange(line) && !matches!(line.status.as_str(), "running" | "stopped"));
     advice.extend(others.filter(|line| line.name != "edgeAgent").map(|line| {
         let (name, status) = (output::printable(&line.name), output::printable(&line.status));
         match line.status.as_str() {
@@ -78,10 +82,14 @@ pub(crate) fn lines(modules: &[ModuleDetails], now: OffsetDateTime) -> Vec<Line>
 fn line(module: &ModuleDetails, now: OffsetDateTime) -> Line {
     let status = &module.status;
     let exit = status.exit_status.as_ref();
-    let since = |text: Option<&String>| text.and_then(|text| moment(text)).map(|from| age(from, now));
-    let ended = since(exit.map(|exit| &exit.exit_time)).map(|age| format!(" {age} ago")).unwrap_or_default();
+    let since =
+        |text: Option<&String>| text.and_then(|text| moment(text)).map(|from| age(from, now));
+    let ended = since(exit.map(|exit| &exit.exit_time))
+        .map(|age| format!(" {age} ago"))
+        .unwrap_or_default();
     let mut description = match status.runtime_status.status.as_str() {
-        "running" => since(status.start_time.as_ref()).map_or_else(|| "Up".to_owned(), |age| format!("Up {age}")),
+        "running" => since(status.start_time.as_ref())
+            .map_or_else(|| "Up".to_owned(), |age| format!("Up {age}")),
         "stopped" => format!("Stopped{ended}"),
         "failed" => {
             let code = exit.map(|exit| format!(" ({})", exit.status_code)).unwrap_or_default();
@@ -94,7 +102,8 @@ fn line(module: &ModuleDetails, now: OffsetDateTime) -> Line {
     if let Some(why) = &status.runtime_status.description {
         description.push_str(&format!(": {why}"));
     }
-    let image = module.config.settings.get("image").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let image =
+        module.config.settings.get("image").and_then(serde_json::Value::as_str).unwrap_or_default();
     Line {
         name: module.name.clone(),
         kind: module.kind.clone(),
@@ -116,7 +125,12 @@ pub(crate) fn table(lines: &[Line], style: Style, indent: &str) -> String {
             _ => Hue::Bad,
         };
         let plain = |text: &str| (Hue::Plain, text.to_owned());
-        columns.row(vec![plain(&line.name), (hue, line.status.clone()), plain(&line.description), plain(&line.image)]);
+        columns.row(vec![
+            plain(&line.name),
+            (hue, line.status.clone()),
+            plain(&line.description),
+            plain(&line.image),
+        ]);
     }
     columns.render(style, indent)
 }
@@ -185,13 +199,22 @@ thermometer  running       Up 5 minutes                             registry.exa
         let before = advice(&lines);
         assert!(before.len() == 2 && before[1].contains("edgekeep logs edgeHub"), "{before:?}");
         for number in 0..50 {
-            lines.push(Line { name: format!("idle{number}"), status: "dead".into(), ..lines[0].clone() });
+            lines.push(Line {
+                name: format!("idle{number}"),
+                status: "dead".into(),
+                ..lines[0].clone()
+            });
         }
         let after = advice(&lines);
         assert!(
-            after.len() == 3 && after[0].starts_with("50 modules (idle0, idle1, idle2, idle3, idle4, ...) are dead")
+            after.len() == 3
+                && after[0]
+                    .starts_with("50 modules (idle0, idle1, idle2, idle3, idle4, ...) are dead")
         );
-        assert!(after[0].contains("agent removes such containers"), "what is lost if nobody acts: {after:?}");
+        assert!(
+            after[0].contains("agent removes such containers"),
+            "what is lost if nobody acts: {after:?}"
+        );
     }
 
     #[test]

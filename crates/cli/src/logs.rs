@@ -47,7 +47,9 @@ pub(crate) async fn run(context: &Context, options: LogsOptions) -> anyhow::Resu
 
 fn query(options: &LogsOptions) -> String {
     let mut query = format!("&follow={}&timestamps={}", options.follow, options.timestamps);
-    for (name, value) in [("tail", &options.tail), ("since", &options.since), ("until", &options.until)] {
+    for (name, value) in
+        [("tail", &options.tail), ("since", &options.since), ("until", &options.until)]
+    {
         if let Some(value) = value {
             query.push_str(&format!("&{name}={}", path_segment(value)));
         }
@@ -108,7 +110,10 @@ mod tests {
             until: None,
             timestamps: false,
         };
-        assert_eq!(query(&options), "&follow=true&timestamps=false&tail=5&since=2026-07-01T00%3A00%3A00%2B02%3A00");
+        assert_eq!(
+            query(&options),
+            "&follow=true&timestamps=false&tail=5&since=2026-07-01T00%3A00%3A00%2B02%3A00"
+        );
         options.since = Some("1h&follow=false".into());
         assert!(!query(&options).contains("&follow=false"));
     }
@@ -122,8 +127,9 @@ mod tests {
         lines.push(Stream::Out, b"o\nthree", &mut to).unwrap();
         lines.end(&mut to).unwrap();
         let text = String::from_utf8(to).unwrap();
-        let expected = [("stdout", "one"), ("stderr", "bad"), ("stdout", "two"), ("stdout", "three")]
-            .map(|(stream, line)| format!("{{\"stream\":\"{stream}\",\"line\":\"{line}\"}}\n"));
+        let expected =
+            [("stdout", "one"), ("stderr", "bad"), ("stdout", "two"), ("stdout", "three")]
+                .map(|(stream, line)| format!("{{\"stream\":\"{stream}\",\"line\":\"{line}\"}}\n"));
         assert_eq!(text, expected.concat());
     }
 }

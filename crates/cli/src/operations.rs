@@ -56,7 +56,8 @@ impl Level {
     }
 }
 
-/// Asks each daemon in turn. One that does not answer does not keep the others from being asked; the exit code tells.
+/// Asks each daemon in turn. One that does not answer does not keep the others from being
+/// asked; the exit code tells.
 async fn each<T>(
     context: &Context,
     which: Option<Which>,
@@ -76,15 +77,18 @@ async fn each<T>(
 pub(crate) async fn metrics(context: &Context, which: Option<Which>) -> anyhow::Result<ExitCode> {
     let (answers, code) = each(context, which, async |client| client.metrics().await).await;
     if context.json {
-        let texts: Map<_, _> =
-            answers.into_iter().map(|(daemon, text)| (daemon.name().to_owned(), text.into())).collect();
+        let texts: Map<_, _> = answers
+            .into_iter()
+            .map(|(daemon, text)| (daemon.name().to_owned(), text.into()))
+            .collect();
         output::print_json(&texts)?;
         return Ok(code);
     }
     let several = answers.len() > 1;
     for (daemon, text) in answers {
         if several {
-            // Each daemon's is an exposition of its own: one after the other they are for people.
+            // Each daemon's is an exposition of its own: one after the other they are for
+            // people.
             output::print(&format!("# {}\n", daemon.name()))?;
         }
         output::print(&text)?;
@@ -103,14 +107,17 @@ pub(crate) async fn log_level(
     };
     let (answers, code) = each(context, which, ask).await;
     if context.json {
-        let levels: Map<_, _> =
-            answers.into_iter().map(|(daemon, level)| (daemon.name().to_owned(), json!(level))).collect();
+        let levels: Map<_, _> = answers
+            .into_iter()
+            .map(|(daemon, level)| (daemon.name().to_owned(), json!(level)))
+            .collect();
         output::print_json(&levels)?;
         return Ok(code);
     }
     for (daemon, now) in answers {
         let at_start = now.at_start.filter(|at_start| *at_start != now.level);
-        let after = at_start.map_or_else(String::new, |level| format!("  ({level} after a restart)"));
+        let after =
+            at_start.map_or_else(String::new, |level| format!("  ({level} after a restart)"));
         output::print(&format!(
             "{:<9}  {}{}\n",
             daemon.name(),

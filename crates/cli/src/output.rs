@@ -76,7 +76,12 @@ impl Columns {
     pub(crate) fn render(&self, style: Style, indent: &str) -> String {
         let count = self.rows.iter().map(Vec::len).max().unwrap_or_default();
         let width = |column: usize| {
-            self.rows.iter().filter_map(|row| row.get(column)).map(|(_, text)| text.chars().count()).max().unwrap_or(0)
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|(_, text)| text.chars().count())
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..count).map(width).collect();
         let mut out = String::new();
@@ -148,7 +153,10 @@ mod tests {
         columns.row(vec![(Hue::Plain, "thermometer".into()), (Hue::Good, "running".into())]);
         columns.row(vec![(Hue::Plain, "ä\u{7}".into()), (Hue::Bad, "failed".into())]);
         let plain = columns.render(Style { colour: false }, "");
-        assert_eq!(plain, "NAME         STATUS\nthermometer  running\nä\u{fffd}           failed\n");
+        assert_eq!(
+            plain,
+            "NAME         STATUS\nthermometer  running\nä\u{fffd}           failed\n"
+        );
         let coloured = columns.render(Style { colour: true }, "");
         let mut stripped = coloured.clone();
         for code in ["\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[0m"] {

@@ -116,7 +116,12 @@ async fn gather(context: &Context) -> Facts {
     let sandboxes = async { tokio::join!(sandbox(Daemon::Keyd), sandbox(Daemon::Identityd)) };
     let (keyd, identityd, moduled, provisioning, device, status, modules, sandboxes, told) = tokio::join!(
         see(Daemon::Keyd, root.keyd_socket(), root, "/?api-version=2021-05-01"),
-        see(Daemon::Identityd, root.identityd_socket(), root, "/identities/provisioning?api-version=2022-08-01"),
+        see(
+            Daemon::Identityd,
+            root.identityd_socket(),
+            root,
+            "/identities/provisioning?api-version=2022-08-01"
+        ),
         see(Daemon::Moduled, context.management.clone(), root, "/modules?api-version=2022-08-03"),
         within(identity.provisioning()),
         within(identity.device()),
@@ -128,7 +133,11 @@ async fn gather(context: &Context) -> Facts {
     let device = match device {
         Some(Ok(identity)) => Ok(identity),
         Some(Err(ClientError::Status { status, message, .. })) => {
-            Err(if matches!(status.as_u16(), 401 | 403) { Unknown::NotAllowed } else { Unknown::None(message) })
+            Err(if matches!(status.as_u16(), 401 | 403) {
+                Unknown::NotAllowed
+            } else {
+                Unknown::None(message)
+            })
         }
         _ => Err(Unknown::Down),
     };
@@ -167,7 +176,8 @@ async fn see(daemon: Daemon, socket: PathBuf, root: &Root, path: &str) -> Seen {
     Seen { name: daemon.name(), socket, answers: error.is_none(), uid, error, remedy }
 }
 
-/// The user of the process that made the socket, unless that is the service manager: then nothing is known.
+/// The user of the process that made the socket, unless that is the service manager: then
+/// nothing is known.
 async fn peer(socket: &Path) -> Option<u32> {
     let credentials = tokio::net::UnixStream::connect(socket).await.ok()?.peer_cred().ok()?;
     (credentials.pid() != Some(1)).then(|| credentials.uid())
@@ -204,7 +214,8 @@ fn render(health: &Health, style: Style, now: OffsetDateTime) -> String {
     };
     let word = health.health.to_string();
     text.push_str(&format!("{} {}\n", style.paint(Hue::Head, "device:"), style.paint(hue, &word)));
-    for (hue, sign, problems) in [(Hue::Bad, "problem", &health.problems), (Hue::Warning, "warning", &health.warnings)]
+    for (hue, sign, problems) in
+        [(Hue::Bad, "problem", &health.problems), (Hue::Warning, "warning", &health.warnings)]
     {
         for shown in problems {
             let (problem, remedy) = (&shown.problem, printable(&shown.remedy));
@@ -212,18 +223,28 @@ fn render(health: &Health, style: Style, now: OffsetDateTime) -> String {
                 String::new()
             } else {
                 let begin = problem.since().to_offset(time::UtcOffset::UTC);
-                let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
-                format!(" (for {}, since {})", age(begin, now), begin.format(format).unwrap_or_default())
+                let format = time::macros::format_description!(
+                    "[year]-[month]-[day] [hour]:[minute]:[second] UTC"
+                );
+                format!(
+                    " (for {}, since {})",
+                    age(begin, now),
+                    begin.format(format).unwrap_or_default()
+                )
             };
-            let (sign, sentence) = (style.paint(hue, &format!("{sign}:")), printable(&problem.sentence()));
+            let (sign, sentence) =
+                (style.paint(hue, &format!("{sign}:")), printable(&problem.sentence()));
             text.push_str(&format!("  {sign} {sentence}{since}\n           {remedy}\n"));
         }
     }
 
     let mut daemons = Columns::with_head(&["DAEMON", "STATE", "USER", "SOCKET"]);
     for daemon in &health.daemons {
-        let state =
-            if daemon.answers { (Hue::Good, "answers") } else { (Hue::Bad, daemon.error.as_deref().unwrap_or("down")) };
+        let state = if daemon.answers {
+            (Hue::Good, "answers")
+        } else {
+            (Hue::Bad, daemon.error.as_deref().unwrap_or("down"))
+        };
         daemons.row(vec![
             (Hue::Plain, daemon.name.to_owned()),
             (state.0, state.1.to_owned()),
@@ -245,7 +266,11 @@ fn render(health: &Health, style: Style, now: OffsetDateTime) -> String {
     };
     text.push_str(&format!("provisioning  {}\n", printable(&source)));
     if let Some(device) = &health.device {
-        text.push_str(&format!("identity      {} at {}\n", printable(&device.device_id), printable(&device.hub)));
+        text.push_str(&format!(
+            "identity      {} at {}\n",
+            printable(&device.device_id),
+            printable(&device.hub)
+        ));
     }
     if let (Some(end), Some(days)) = (&health.edge_ca_expiration, health.edge_ca_days_left) {
         text.push_str(&format!("edge CA       {days} days left (until {})\n", printable(end)));
@@ -282,11 +307,15 @@ fn refusals(status: &Status, style: Style, now: OffsetDateTime) -> String {
     let mut text = format!("\n{} calls refused since start; the latest:\n", status.refusal_count);
     let mut refusals = Columns::with_head(&["WHEN", "TIMES", "MODULE", "REASON", "CALLER"]);
     for refusal in status.refusals.iter().take(SHOWN_REFUSALS) {
-        let when = moment(&refusal.time).map_or_else(|| refusal.time.clone(), |time| format!("{} ago", age(time, now)));
+        let when = moment(&refusal.time)
+            .map_or_else(|| refusal.time.clone(), |time| format!("{} ago", age(time, now)));
         refusals.row(vec![
             (Hue::Plain, when),
             (Hue::Plain, refusal.count.to_string()),
-            (Hue::Plain, if refusal.module.is_empty() { "-".to_owned() } else { refusal.module.clone() }),
+            (
+                Hue::Plain,
+                if refusal.module.is_empty() { "-".to_owned() } else { refusal.module.clone() },
+            ),
             (Hue::Bad, refusal.reason.to_string()),
             (Hue::Plain, format!("pid {} uid {} {}", refusal.pid, refusal.uid, refusal.route)),
         ]);
@@ -296,7 +325,8 @@ fn refusals(status: &Status, style: Style, now: OffsetDateTime) -> String {
     for refusal in status.refusals.iter().take(SHOWN_REFUSALS) {
         if !told.contains(&refusal.reason) {
             told.push(refusal.reason);
-            let (cause, remedy) = (printable(&refusal.explanation.cause), printable(&refusal.explanation.remedy));
+            let (cause, remedy) =
+                (printable(&refusal.explanation.cause), printable(&refusal.explanation.remedy));
             text.push_str(&format!("{}: {cause} {remedy}\n", refusal.reason));
         }
     }

@@ -36,18 +36,26 @@ impl Running {
     fn start_with(root: &Root, settings: KeydSettings) -> Self {
         let uid = rustix::process::geteuid().as_raw();
         let principal = KeyPrincipal { uid, keys: vec!["mine*".into()], ..KeyPrincipal::default() };
-        let settings = KeydSettings { principals: vec![principal], auditors: vec![uid], ..settings };
+        let settings =
+            KeydSettings { principals: vec![principal], auditors: vec![uid], ..settings };
         let (stop, stopping) = watch::channel(false);
         let (bound, ready) = std::sync::mpsc::channel();
         let root = root.clone();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let policy = Policy::new(&settings).with_root_restricted();
                 let keyd = Keyd::open(&root, &settings, policy).unwrap();
                 let listener = listen::bind(&root.keyd_socket(), 0o660).unwrap();
                 bound.send(()).unwrap();
-                serve(listener, Arc::new(routes::router(Arc::new(keyd))), Limits::default(), stopping).await;
+                serve(
+                    listener,
+                    Arc::new(routes::router(Arc::new(keyd))),
+                    Limits::default(),
+                    stopping,
+                )
+                .await;
             });
         });
         ready.recv().unwrap();
@@ -64,7 +72,14 @@ impl Drop for Running {
 
 fn audit(root: &Path, words: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_edgekeep"));
-    command.env_remove("EDGEKEEP_ROOT").arg("--root").arg(root).arg("audit").args(words).output().unwrap()
+    command
+        .env_remove("EDGEKEEP_ROOT")
+        .arg("--root")
+        .arg(root)
+        .arg("audit")
+        .args(words)
+        .output()
+        .unwrap()
 }
 
 #[track_caller]
@@ -105,14 +120,16 @@ fn the_log_is_shown_verified_proved_and_copied_and_tampering_with_the_copy_fails
     done(&audit(folder.path(), &["export", copy.to_str().unwrap()]));
     // From here on without the device.
     drop(keyd);
-    let proved = done(&audit(folder.path(), &["verify", "--key", key, "--proof", proof.to_str().unwrap()]));
+    let proved =
+        done(&audit(folder.path(), &["verify", "--key", key, "--proof", proof.to_str().unwrap()]));
     assert!(proved.contains(r#""key":"yours","result":"refused""#), "{proved}");
     let verify = ["verify", "--key", key, "--folder", copy.to_str().unwrap()];
     done(&audit(folder.path(), &verify));
     // What was copied is an earlier state of the log that goes on at keyd.
     let kept = copy.join("checkpoint");
     let original = root.state_folder(Daemon::Keyd).join("audit");
-    let folders = ["verify", "--folder", original.to_str().unwrap(), "--checkpoint", kept.to_str().unwrap()];
+    let folders =
+        ["verify", "--folder", original.to_str().unwrap(), "--checkpoint", kept.to_str().unwrap()];
     done(&audit(folder.path(), &folders));
 
     let segment = copy.join(format!("{:020}.log", 0));
@@ -123,7 +140,10 @@ fn the_log_is_shown_verified_proved_and_copied_and_tampering_with_the_copy_fails
     let output = audit(folder.path(), &verify);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("NOT INTACT") && text.contains("entry 1: the record is damaged"), "{text}");
+    assert!(
+        text.contains("NOT INTACT") && text.contains("entry 1: the record is damaged"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -146,7 +166,11 @@ fn a_wrong_key_a_folder_that_exists_and_an_index_that_does_not_are_refused_with_
     let key = edgekeep_audit::note::VerifierKey::new(other, [1; 32]).unwrap().to_string();
     let output = audit(folder.path(), &["verify", "--key", &key]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8(output.stdout).unwrap().contains("not signed by edgekeep/audit/0000000000000000"));
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("not signed by edgekeep/audit/0000000000000000")
+    );
 }
 
 #[test]
@@ -180,7 +204,11 @@ fn a_check_compares_the_log_with_the_tpms_counter_and_fails_until_a_loss_was_loo
     let keyd = Running::start_with(&root, settings.clone());
     create("mine");
     let (code, text) = audit(&["verify"]);
-    assert!(code == Some(0) && text.contains("compared with the hardware counter at 0x0180ed00, which is"), "{text}");
+    assert!(
+        code == Some(0)
+            && text.contains("compared with the hardware counter at 0x0180ed00, which is"),
+        "{text}"
+    );
     let exported = folder.path().join("exported");
     assert_eq!(audit(&["export", exported.to_str().unwrap()]).0, Some(0));
     drop(keyd);
@@ -202,17 +230,27 @@ fn a_check_compares_the_log_with_the_tpms_counter_and_fails_until_a_loss_was_loo
     let (code, text) = audit(&["verify", "--folder", log_text]);
     assert!(code == Some(0) && text.contains("which was not compared with the hardware"), "{text}");
     // What was copied before has less than there is, and another TPM is not this log's.
-    let (code, text) = audit(&["verify", "--folder", exported.to_str().unwrap(), "--counter", &decimal]);
-    assert!(code == Some(1) && text.contains("NOT INTACT") && text.contains("the newest part is missing"), "{text}");
+    let (code, text) =
+        audit(&["verify", "--folder", exported.to_str().unwrap(), "--counter", &decimal]);
+    assert!(
+        code == Some(1)
+            && text.contains("NOT INTACT")
+            && text.contains("the newest part is missing"),
+        "{text}"
+    );
     let (code, text) = audit(&["verify", "--folder", log_text, "--counter", "0"]);
     assert!(code == Some(1) && text.contains("is another one"), "{text}");
 
-    // Put back as a whole, and keyd started on it: its own word for it fails the check, until somebody has looked.
+    // Put back as a whole, and keyd started on it: its own word for it fails the check,
+    // until somebody has looked.
     std::fs::remove_dir_all(&log).unwrap();
     std::fs::rename(&earlier, &log).unwrap();
     let keyd = Running::start_with(&root, settings.clone());
     let (code, text) = audit(&["verify"]);
-    assert!(code == Some(1) && text.contains("TELLS OF A LOSS") && text.contains("alarm: entry "), "{text}");
+    assert!(
+        code == Some(1) && text.contains("TELLS OF A LOSS") && text.contains("alarm: entry "),
+        "{text}"
+    );
     let at = text.split_once("`--accept ").unwrap().1.split('`').next().unwrap();
     let (code, text) = audit(&["verify", "--accept", at]);
     assert!(code == Some(0) && text.contains("gap: entry"), "{text}");

@@ -50,7 +50,13 @@ fn help_reads_as_it_was_written() {
 
 #[test]
 fn wrong_arguments_are_exit_code_2() {
-    for words in [&["nonsense"][..], &[], &["list", "--nonsense"], &["logs"], &["logs", "m", "--tail", "few"]] {
+    for words in [
+        &["nonsense"][..],
+        &[],
+        &["list", "--nonsense"],
+        &["logs"],
+        &["logs", "m", "--tail", "few"],
+    ] {
         assert_eq!(edgekeep().args(words).output().unwrap().status.code(), Some(2), "{words:?}");
     }
 }
@@ -89,12 +95,17 @@ fn config_apply_writes_the_settings_once_and_then_nothing() {
 
     let first = apply(folder.path(), &[]);
     assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
-    assert!(text(&first.stdout).contains("restart edgekeep-keyd, edgekeep-identityd, edgekeep-moduled"));
+    assert!(
+        text(&first.stdout).contains("restart edgekeep-keyd, edgekeep-identityd, edgekeep-moduled")
+    );
     for name in ["keyd.json", "identityd.json", "moduled.json"] {
         let metadata = std::fs::metadata(folder.path().join("etc/edgekeep").join(name)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{name}");
     }
-    assert_eq!(std::fs::read(folder.path().join("var/lib/edgekeep/keyd/import/device-id")).unwrap(), b"key1");
+    assert_eq!(
+        std::fs::read(folder.path().join("var/lib/edgekeep/keyd/import/device-id")).unwrap(),
+        b"key1"
+    );
 
     let second = apply(folder.path(), &[]);
     assert_eq!(text(&second.stdout), "nothing changed\n");
@@ -113,7 +124,12 @@ fn config_errors_are_exit_code_1_and_stand_on_standard_error() {
     golden("config-errors.txt", &shown);
     assert!(!folder.path().join("etc/edgekeep/keyd.json").exists());
 
-    let check = edgekeep().arg("--root").arg(folder.path()).args(["config", "check", "--json"]).output().unwrap();
+    let check = edgekeep()
+        .arg("--root")
+        .arg(folder.path())
+        .args(["config", "check", "--json"])
+        .output()
+        .unwrap();
     assert_eq!(check.status.code(), Some(1));
     let value: serde_json::Value = serde_json::from_slice(&check.stdout).unwrap();
     assert_eq!(value["valid"], false);
@@ -125,10 +141,15 @@ fn a_configuration_that_is_not_there_is_told_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let output = apply(folder.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("write it, or name another file with -c"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("write it, or name another file with -c"),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
-/// Answers requests on a management socket, each with the bytes given, and returns the request lines.
+/// Answers requests on a management socket, each with the bytes given, and returns the
+/// request lines.
 fn answering(answers: Vec<Vec<u8>>) -> (tempfile::TempDir, PathBuf, JoinHandle<Vec<String>>) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("run/iotedge/mgmt.sock");
@@ -167,7 +188,10 @@ fn list_shows_a_table_and_json() {
     let ok = answer("200 OK", "application/json", body);
     let (_folder, root, thread) = answering(vec![ok.clone(), ok.clone(), ok]);
     let output = edgekeep().arg("--root").arg(&root).arg("list").output().unwrap();
-    assert_eq!(text(&output.stdout), "NAME  STATUS   DESCRIPTION  CONFIG\nt     stopped  Stopped      i:1\n");
+    assert_eq!(
+        text(&output.stdout),
+        "NAME  STATUS   DESCRIPTION  CONFIG\nt     stopped  Stopped      i:1\n"
+    );
     assert_eq!(output.status.code(), Some(0));
     let output = edgekeep().env("EDGEKEEP_ROOT", &root).args(["list", "--json"]).output().unwrap();
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -175,19 +199,33 @@ fn list_shows_a_table_and_json() {
     let uri = format!("unix://{}", root.join("run/iotedge/mgmt.sock").display());
     let output = edgekeep().args(["-H", &uri, "list"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
-    assert!(thread.join().unwrap().iter().all(|line| line == "GET /modules?api-version=2022-08-03 HTTP/1.1"));
+    assert!(
+        thread
+            .join()
+            .unwrap()
+            .iter()
+            .all(|line| line == "GET /modules?api-version=2022-08-03 HTTP/1.1")
+    );
 }
 
 #[test]
 fn the_streams_of_a_log_come_out_apart() {
-    let body = [&[1, 0, 0, 0, 0, 0, 0, 4][..], b"one\n", &[2, 0, 0, 0, 0, 0, 0, 4], b"bad\n"].concat();
+    let body =
+        [&[1, 0, 0, 0, 0, 0, 0, 4][..], b"one\n", &[2, 0, 0, 0, 0, 0, 0, 4], b"bad\n"].concat();
     let (_folder, root, thread) = answering(vec![answer("200 OK", "text/plain", &body)]);
-    let output = edgekeep().arg("--root").arg(&root).args(["logs", "$edgeAgent", "--tail", "2"]).output().unwrap();
+    let output = edgekeep()
+        .arg("--root")
+        .arg(&root)
+        .args(["logs", "$edgeAgent", "--tail", "2"])
+        .output()
+        .unwrap();
     assert_eq!((text(&output.stdout).as_str(), text(&output.stderr).as_str()), ("one\n", "bad\n"));
     let lines = thread.join().unwrap();
     assert_eq!(
         lines,
-        ["GET /modules/%24edgeAgent/logs?api-version=2022-08-03&follow=false&timestamps=false&tail=2 HTTP/1.1"]
+        [
+            "GET /modules/%24edgeAgent/logs?api-version=2022-08-03&follow=false&timestamps=false&tail=2 HTTP/1.1"
+        ]
     );
 }
 
@@ -206,10 +244,17 @@ fn a_device_whose_daemons_are_down_is_not_healthy_and_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let output = edgekeep().arg("--root").arg(folder.path()).arg("status").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    golden("status-down.txt", &text(&output.stdout).replace(folder.path().to_str().unwrap(), "ROOT"));
-    let output = edgekeep().arg("--root").arg(folder.path()).args(["status", "--json"]).output().unwrap();
+    golden(
+        "status-down.txt",
+        &text(&output.stdout).replace(folder.path().to_str().unwrap(), "ROOT"),
+    );
+    let output =
+        edgekeep().arg("--root").arg(folder.path()).args(["status", "--json"]).output().unwrap();
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((value["healthy"].clone(), value["daemons"][2]["answers"].clone()), (false.into(), false.into()));
+    assert_eq!(
+        (value["healthy"].clone(), value["daemons"][2]["answers"].clone()),
+        (false.into(), false.into())
+    );
 }
 
 #[test]
@@ -221,5 +266,9 @@ fn dev_refuses_a_root_that_it_cannot_use() {
     let long = folder.path().join("d".repeat(80));
     let output = edgekeep().arg("--root").arg(long).arg("dev").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("name a shorter folder with --root"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("name a shorter folder with --root"),
+        "{}",
+        text(&output.stderr)
+    );
 }

@@ -31,17 +31,32 @@ fn doctor(folder: &Path, words: &[&str]) -> Output {
 #[track_caller]
 fn examined(output: &Output, code: i32) -> String {
     let text = String::from_utf8(output.stdout.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     text
 }
 
 /// An initialized token, its PIN in a file.
 fn token(folder: &Path) {
     fs::create_dir(folder.join("tokens")).unwrap();
-    let text = format!("directories.tokendir = {}\nlog.level = ERROR\n", folder.join("tokens").display());
+    let text =
+        format!("directories.tokendir = {}\nlog.level = ERROR\n", folder.join("tokens").display());
     fs::write(folder.join("softhsm2.conf"), text).unwrap();
     let made = Command::new("softhsm2-util")
-        .args(["--init-token", "--free", "--label", "edge", "--so-pin", "87654321", "--pin", "1234"])
+        .args([
+            "--init-token",
+            "--free",
+            "--label",
+            "edge",
+            "--so-pin",
+            "87654321",
+            "--pin",
+            "1234",
+        ])
         .env("SOFTHSM2_CONF", folder.join("softhsm2.conf"))
         .output()
         .unwrap();
@@ -72,7 +87,10 @@ fn a_token_is_examined_as_asked_and_as_configured() {
     settings(folder, &json!({"pkcs11": {"library": SOFTHSM, "base_slot": uri}}));
     let json: Value = serde_json::from_str(&examined(&doctor(folder, &["--json"]), 0)).unwrap();
     let findings = json["findings"].as_array().unwrap();
-    assert!(findings.iter().all(|finding| finding["part"] == "token" && finding["verdict"] != "bad"), "{json}");
+    assert!(
+        findings.iter().all(|finding| finding["part"] == "token" && finding["verdict"] != "bad"),
+        "{json}"
+    );
 
     let away = uri.replace("token=edge", "token=away");
     let text = examined(&doctor(folder, &["--library", SOFTHSM, "--token", &away]), 1);
@@ -92,26 +110,45 @@ fn a_tpm_is_examined_and_left_as_it_was() {
     let tools = swtpm.folder("tools");
     let tcti = swtpm.tcti().to_string();
     let text = examined(&doctor(folder, &["--tpm", &tcti]), 0);
-    for part in ["TPM 2.0 at", "not locked, 0 of", "PCR banks", "sha256", "is made at 0x81000001 at first use"] {
+    for part in [
+        "TPM 2.0 at",
+        "not locked, 0 of",
+        "PCR banks",
+        "sha256",
+        "is made at 0x81000001 at first use",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    assert!(!swtpm.tool_ok(&tools, "tpm2_getcap", &["handles-persistent"]).contains("0x8"), "it made nothing");
+    assert!(
+        !swtpm.tool_ok(&tools, "tpm2_getcap", &["handles-persistent"]).contains("0x8"),
+        "it made nothing"
+    );
 
     swtpm.tool_ok(&tools, "tpm2_changeauth", &["-c", "o", "owner"]);
     settings(folder, &json!({"tpm": {"tcti": tcti, "auth_key_index": 256}}));
     let text = examined(&doctor(folder, &[]), 0);
     assert!(text.contains("fix: set `owner` in [tpm.hierarchy_authorization]"), "{text}");
-    settings(folder, &json!({"tpm": {"tcti": tcti, "auth_key_index": 256, "owner": {"value": "owner"}}}));
+    settings(
+        folder,
+        &json!({"tpm": {"tcti": tcti, "auth_key_index": 256, "owner": {"value": "owner"}}}),
+    );
     assert!(!examined(&doctor(folder, &[]), 0).contains("fix: "));
 
     // As many wrong values as it allows, of a key that counts them.
     swtpm.tool_ok(&tools, "tpm2_dictionarylockout", &["--setup-parameters", "--max-tries=1"]);
-    swtpm.tool_ok(&tools, "tpm2_createprimary", &["-C", "e", "-G", "ecc", "-p", "right", "-c", "key.ctx"]);
+    swtpm.tool_ok(
+        &tools,
+        "tpm2_createprimary",
+        &["-C", "e", "-G", "ecc", "-p", "right", "-c", "key.ctx"],
+    );
     fs::write(tools.join("message"), "m").unwrap();
     let sign = ["-c", "key.ctx", "-p", "wrong", "-o", "signature", "message"];
     assert!(!swtpm.tool(&tools, "tpm2_sign", &sign).status.success());
     let text = examined(&doctor(folder, &["--tpm", &tcti]), 1);
-    assert!(text.contains("locked against guessing") && text.contains("tpm2_dictionarylockout"), "{text}");
+    assert!(
+        text.contains("locked against guessing") && text.contains("tpm2_dictionarylockout"),
+        "{text}"
+    );
 
     swtpm.kill();
     let text = examined(&doctor(folder, &["--tpm", &tcti]), 1);
@@ -135,7 +172,8 @@ fn without_hardware_there_is_nothing_to_examine_and_without_settings_it_says_so(
     assert!(shown.contains("tokn") && !shown.contains("geheim"), "{shown}");
 }
 
-/// A device with a configuration, its settings applied, and a store that has a master key in two versions.
+/// A device with a configuration, its settings applied, and a store that has a master key
+/// in two versions.
 struct Stored {
     folder: tempfile::TempDir,
     /// What the earlier version encrypted.
@@ -157,7 +195,8 @@ impl Stored {
         examined(&device.edgekeep(&["config", "apply"]), 0);
         let store = device.open();
         store.import_key(&master(), vec![1; 32].into(), Usage::ALL).unwrap();
-        device.sealed = store.encrypt(SymmetricKey::Stored(&master()), b"iv", b"", b"text").unwrap();
+        device.sealed =
+            store.encrypt(SymmetricKey::Stored(&master()), b"iv", b"", b"text").unwrap();
         store.import_key(&master(), vec![2; 32].into(), Usage::ALL).unwrap();
         device
     }
@@ -177,7 +216,12 @@ impl Stored {
     fn edgekeep_reading(&self, words: &[&str], input: &[u8]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_edgekeep"));
         command.env_remove("EDGEKEEP_ROOT").env("SOFTHSM2_CONF", self.path().join("softhsm2.conf"));
-        command.arg("--root").arg(self.path()).args(words).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .arg("--root")
+            .arg(self.path())
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         // What refuses its arguments reads nothing.
         let _ = child.stdin.take().unwrap().write_all(input);
@@ -187,18 +231,23 @@ impl Stored {
     /// As keyd opens it: as the settings say.
     fn open(&self) -> SoftwareBackend {
         let text = fs::read(self.path().join("etc/edgekeep/keyd.json")).unwrap();
-        let settings: edgekeep_core::settings::KeydSettings = serde_json::from_slice(&text).unwrap();
+        let settings: edgekeep_core::settings::KeydSettings =
+            serde_json::from_slice(&text).unwrap();
         let hardware = Hardware::named(&settings);
-        SoftwareBackend::open_protected(&self.state(), BTreeMap::new(), None, hardware.sealers()).unwrap()
+        SoftwareBackend::open_protected(&self.state(), BTreeMap::new(), None, hardware.sealers())
+            .unwrap()
     }
 
     fn expect_keys(&self) {
-        let text = self.open().decrypt(SymmetricKey::Stored(&master()), b"iv", b"", &self.sealed).unwrap();
+        let text =
+            self.open().decrypt(SymmetricKey::Stored(&master()), b"iv", b"", &self.sealed).unwrap();
         assert_eq!(text.expose(), b"text");
     }
 
     fn protections(&self) -> Vec<&'static str> {
-        let there = Protection::ALL.into_iter().filter(|protection| protection.path(&self.state()).exists());
+        let there = Protection::ALL
+            .into_iter()
+            .filter(|protection| protection.path(&self.state()).exists());
         there.map(Protection::word).collect()
     }
 }
@@ -218,22 +267,33 @@ fn the_store_key_is_moved_into_a_tpm_and_back_and_the_configuration_says_so() {
         return;
     }
     let swtpm = Swtpm::start();
-    let device = Stored::new(&format!("[aziot_keys] # keys\n\n[tpm]\ntcti = \"{}\" # the chip\n", swtpm.tcti()));
+    let device = Stored::new(&format!(
+        "[aziot_keys] # keys\n\n[tpm]\ntcti = \"{}\" # the chip\n",
+        swtpm.tcti()
+    ));
     let config = device.path().join("etc/edgekeep/config.toml");
     let settings = device.path().join("etc/edgekeep/keyd.json");
     let before = fs::read_to_string(&config).unwrap();
     let text = examined(&device.edgekeep(&["keys", "migrate", "--to", "tpm", "--dry-run"]), 0);
     assert!(text.contains("can be protected by the TPM"), "{text}");
-    assert_eq!((device.protections(), fs::read_to_string(&config).unwrap()), (vec!["file"], before.clone()));
+    assert_eq!(
+        (device.protections(), fs::read_to_string(&config).unwrap()),
+        (vec!["file"], before.clone())
+    );
 
     // With a process that has the store open, nothing is done.
     let open = device.open();
     let error = refused(&device.edgekeep(&["keys", "migrate", "--to", "tpm"]));
     assert!(error.contains("systemctl stop 'edgekeep-*'") && error.contains("in use"), "{error}");
     drop(open);
-    assert_eq!((device.protections(), fs::read_to_string(&config).unwrap()), (vec!["file"], before.clone()));
+    assert_eq!(
+        (device.protections(), fs::read_to_string(&config).unwrap()),
+        (vec!["file"], before.clone())
+    );
 
-    for (to, others) in [("tpm", before.replace("# keys\n", "# keys\nseal = \"tpm\"\n")), ("file", String::new())] {
+    for (to, others) in
+        [("tpm", before.replace("# keys\n", "# keys\nseal = \"tpm\"\n")), ("file", String::new())]
+    {
         let text = examined(&device.edgekeep(&["keys", "migrate", "--to", to]), 0);
         assert!(text.contains("now; the settings say so"), "{text}");
         assert_eq!(device.protections(), [to]);
@@ -292,7 +352,11 @@ fn what_root_writes_for_keyd_belongs_to_keyd() {
     let device = Stored::new(&format!("[tpm]\ntcti = \"{}\"\n", swtpm.tcti()));
     fn files(folder: &Path) -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        entries.flat_map(|path| if path.is_dir() { [files(&path), vec![path]].concat() } else { vec![path] }).collect()
+        entries
+            .flat_map(
+                |path| if path.is_dir() { [files(&path), vec![path]].concat() } else { vec![path] },
+            )
+            .collect()
     }
     // As a keyd of before earlier versions were kept has left it.
     fs::remove_dir_all(device.state().join("older")).unwrap();
@@ -332,12 +396,28 @@ fn a_backup_is_opened_by_age_and_openssl_and_restored_on_another_device() {
     let file = |name: &str| device.path().join(name).display().to_string();
     let tool = |program: &str, words: &[&str]| {
         let output = Command::new(program).args(words).output().unwrap();
-        assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{program} {words:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         output.stdout
     };
     tool("age-keygen", &["-o", &file("age.key")]);
-    let recipient = String::from_utf8(tool("age-keygen", &["-y", &file("age.key")])).unwrap().trim().to_owned();
-    tool("openssl", &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", &file("rsa.key")]);
+    let recipient =
+        String::from_utf8(tool("age-keygen", &["-y", &file("age.key")])).unwrap().trim().to_owned();
+    tool(
+        "openssl",
+        &[
+            "genpkey",
+            "-algorithm",
+            "RSA",
+            "-pkeyopt",
+            "rsa_keygen_bits:2048",
+            "-out",
+            &file("rsa.key"),
+        ],
+    );
     let curve = ["-pkeyopt", "ec_paramgen_curve:P-256", "-out", &file("ec.key")];
     tool("openssl", &[&["genpkey", "-algorithm", "EC"][..], &curve].concat());
     for name in ["rsa", "ec"] {
@@ -355,15 +435,22 @@ fn a_backup_is_opened_by_age_and_openssl_and_restored_on_another_device() {
 
         let clear = match name {
             "age" => tool("age", &["-d", "-i", &key, &out]),
-            _ => tool("openssl", &["cms", "-decrypt", "-binary", "-inform", "DER", "-in", &out, "-inkey", &key]),
+            _ => tool(
+                "openssl",
+                &["cms", "-decrypt", "-binary", "-inform", "DER", "-in", &out, "-inkey", &key],
+            ),
         };
         let clear_text = String::from_utf8(clear.clone()).unwrap();
-        assert!(clear_text.starts_with("edgekeep-keys 1\n") && clear_text.contains(master().as_str()), "{clear_text}");
+        assert!(
+            clear_text.starts_with("edgekeep-keys 1\n") && clear_text.contains(master().as_str()),
+            "{clear_text}"
+        );
 
         let restore = ["keys", "restore", "--identity", &key, &out];
         for from_clear in [false, true] {
             let other = Stored::new("");
-            let words = if from_clear { &["keys", "restore", "--clear", "-"][..] } else { &restore };
+            let words =
+                if from_clear { &["keys", "restore", "--clear", "-"][..] } else { &restore };
             let go = |more: &[&str]| other.edgekeep_reading(&[words, more].concat(), &clear);
             // It has another master key.
             other.open().import_key(&master(), vec![3; 32].into(), Usage::ALL).unwrap();
@@ -384,9 +471,13 @@ fn a_backup_is_opened_by_age_and_openssl_and_restored_on_another_device() {
         assert!(error.contains("which needs"), "{error}");
     }
     // And what openssl and age write, this opens.
-    fs::write(file("text"), tool("age", &["-d", "-i", &file("age.key"), &file("age.backup")])).unwrap();
+    fs::write(file("text"), tool("age", &["-d", "-i", &file("age.key"), &file("age.backup")]))
+        .unwrap();
     let recipient = String::from_utf8(tool("age-keygen", &["-y", &file("age.key")])).unwrap();
     tool("age", &["-r", recipient.trim(), "-o", &file("foreign"), &file("text")]);
-    let text = examined(&device.edgekeep(&["keys", "restore", "--identity", &file("age.key"), &file("foreign")]), 0);
+    let text = examined(
+        &device.edgekeep(&["keys", "restore", "--identity", &file("age.key"), &file("foreign")]),
+        0,
+    );
     assert!(text.contains("keys are there already"), "{text}");
 }

@@ -105,12 +105,20 @@ impl<S: Signer> Dps<S> {
     ///
     /// # Errors
     /// If the endpoint is not the `https` URL of a host.
-    pub fn new(transport: Arc<Transport>, registration: Registration, signer: S) -> Result<Self, AuthorityError> {
+    pub fn new(
+        transport: Arc<Transport>,
+        registration: Registration,
+        signer: S,
+    ) -> Result<Self, AuthorityError> {
         let host = registration.endpoint.strip_prefix("https://").ok_or(AuthorityError::Name)?;
         let to: Authority = host.strip_suffix('/').unwrap_or(host).parse()?;
-        let base =
-            format!("/{}/registrations/{}", segment(&registration.scope_id), segment(&registration.registration_id));
-        let resource = format!("{}/registrations/{}", registration.scope_id, registration.registration_id);
+        let base = format!(
+            "/{}/registrations/{}",
+            segment(&registration.scope_id),
+            segment(&registration.registration_id)
+        );
+        let resource =
+            format!("{}/registrations/{}", registration.scope_id, registration.registration_id);
         let audience = Audience { resource, key_name: Some("registration") };
         Ok(Self { transport, to, base, audience, registration, signer })
     }
@@ -124,8 +132,15 @@ impl<S: Signer> Dps<S> {
             registration_id: &self.registration.registration_id,
             payload: self.registration.payload.as_ref(),
         };
-        let body = serde_json::to_vec(&body).map_err(|error| CloudError::Request { what: error.to_string() })?;
-        self.ask(Method::PUT, format!("{}/register?{VERSION}", self.base), Some(Zeroizing::new(body)), None).await
+        let body = serde_json::to_vec(&body)
+            .map_err(|error| CloudError::Request { what: error.to_string() })?;
+        self.ask(
+            Method::PUT,
+            format!("{}/register?{VERSION}", self.base),
+            Some(Zeroizing::new(body)),
+            None,
+        )
+        .await
     }
 
     /// Asks how a registration is getting on.
@@ -145,37 +160,60 @@ impl<S: Signer> Dps<S> {
         operation: Option<&str>,
     ) -> Result<Progress, CloudError> {
         let host = self.to.to_string();
-        let call =
-            Call { method, path, host: &host, if_match: None, body, audience: &self.audience, subject: "registration" };
+        let call = Call {
+            method,
+            path,
+            host: &host,
+            if_match: None,
+            body,
+            audience: &self.audience,
+            subject: "registration",
+        };
         let mut session = self.transport.session(&self.to)?;
         let answer = session.call(&call, &self.signer).await?;
-        let found: Operation =
-            serde_json::from_slice(&answer.body).map_err(|error| session.unexpected(&error.to_string()))?;
+        let found: Operation = serde_json::from_slice(&answer.body)
+            .map_err(|error| session.unexpected(&error.to_string()))?;
         progress(found, operation, answer.retry_after).map_err(|what| session.unexpected(what))
     }
 }
 
-/// Makes sense of an answer to the question about `asked` (`None`: to the registration itself).
-fn progress(found: Operation, asked: Option<&str>, retry_after: Option<Duration>) -> Result<Progress, &'static str> {
+/// Makes sense of an answer to the question about `asked` (`None`: to the registration
+/// itself).
+fn progress(
+    found: Operation,
+    asked: Option<&str>,
+    retry_after: Option<Duration>,
+) -> Result<Progress, &'static str> {
     match (found.status.as_deref(), found.registration_state) {
         (Some("assigned"), Some(state)) => {
             let hub = state.assigned_hub.ok_or("an assignment without a hub")?;
-            // What is put into URLs and tokens from now on is checked to be a host name (wire facts 10, W11).
-            let hub = Authority::assigned(&hub).map_err(|_| "the assigned hub is not a host name")?.to_string();
+            // What is put into URLs and tokens from now on is checked to be a host name
+            // (wire facts 10, W11).
+            let hub = Authority::assigned(&hub)
+                .map_err(|_| "the assigned hub is not a host name")?
+                .to_string();
             let device = state.device_id.ok_or("an assignment without a device id")?;
             let device_id = device.parse().map_err(|_| "the assigned device id is not one")?;
             Ok(Progress::Assigned { hub, device_id })
         }
         (Some("failed" | "disabled"), state) => {
             let code = state.as_ref().and_then(|state| state.error_code.as_ref()).map(code_text);
-            let message = state.as_ref().and_then(|state| state.error_message.as_deref()).unwrap_or("no message");
+            let message = state
+                .as_ref()
+                .and_then(|state| state.error_message.as_deref())
+                .unwrap_or("no message");
             let message = cleaned(message, MESSAGE_LIMIT);
-            let reason = code.map_or_else(|| message.clone(), |code| format!("{message} (code {code})"));
+            let reason =
+                code.map_or_else(|| message.clone(), |code| format!("{message} (code {code})"));
             Ok(Progress::Failed { reason })
         }
         (Some("assigning" | "unassigned") | None, _) => {
-            let operation = asked.map(str::to_owned).or(found.operation_id).ok_or("no operation id")?;
-            if operation.is_empty() || operation.len() > OPERATION_LIMIT || operation.bytes().all(|c| c == b'.') {
+            let operation =
+                asked.map(str::to_owned).or(found.operation_id).ok_or("no operation id")?;
+            if operation.is_empty()
+                || operation.len() > OPERATION_LIMIT
+                || operation.bytes().all(|c| c == b'.')
+            {
                 return Err("an operation id that is none");
             }
             Ok(Progress::Assigning { operation, retry_after })
@@ -202,7 +240,8 @@ mod tests {
     fn an_assignment_names_hub_and_device() {
         let text = r#"{"operationId":"o","status":"assigned","registrationState":
             {"assignedHub":"hub.test","deviceId":"press-04","payload":{"x":1}}}"#;
-        let expected = Progress::Assigned { hub: "hub.test".into(), device_id: "press-04".parse().unwrap() };
+        let expected =
+            Progress::Assigned { hub: "hub.test".into(), device_id: "press-04".parse().unwrap() };
         assert_eq!(read(text, Some("o")), Ok(expected));
     }
 
@@ -215,8 +254,9 @@ mod tests {
     #[test]
     fn an_assignment_to_an_address_is_refused_in_any_form() {
         for hub in ["1", "0x7f000001", "0.0.0.0:1", "127.0.0.1:22", "[::1]:443", "127.1"] {
-            let text =
-                format!(r#"{{"status":"assigned","registrationState":{{"assignedHub":"{hub}","deviceId":"d"}}}}"#);
+            let text = format!(
+                r#"{{"status":"assigned","registrationState":{{"assignedHub":"{hub}","deviceId":"d"}}}}"#
+            );
             assert_eq!(read(&text, Some("o")), Err("the assigned hub is not a host name"), "{hub}");
         }
     }
@@ -230,7 +270,9 @@ mod tests {
         );
         let Ok(Progress::Failed { reason }) = read(&text, Some("o")) else { panic!("not failed") };
         assert!(
-            reason.chars().count() < 350 && reason.starts_with('\u{fffd}') && !reason.contains('\u{202e}'),
+            reason.chars().count() < 350
+                && reason.starts_with('\u{fffd}')
+                && !reason.contains('\u{202e}'),
             "{reason}"
         );
     }
@@ -241,7 +283,10 @@ mod tests {
             r#"{"status":"failed","registrationState":{"errorCode":401002,"errorMessage":"bad key"}}"#,
             r#"{"status":"failed","registrationState":{"code":401002,"message":"bad key"}}"#,
         ] {
-            assert_eq!(read(text, Some("o")), Ok(Progress::Failed { reason: "bad key (code 401002)".into() }));
+            assert_eq!(
+                read(text, Some("o")),
+                Ok(Progress::Failed { reason: "bad key (code 401002)".into() })
+            );
         }
     }
 
@@ -251,6 +296,9 @@ mod tests {
         let expected = Progress::Assigning { operation: "mine".into(), retry_after: None };
         assert_eq!(read(text, Some("mine")), Ok(expected));
         assert_eq!(read(r#"{"status":"assigning"}"#, None), Err("no operation id"));
-        assert_eq!(read(r#"{"status":"perhaps"}"#, Some("mine")), Err("an unknown registration status"));
+        assert_eq!(
+            read(r#"{"status":"perhaps"}"#, Some("mine")),
+            Err("an unknown registration status")
+        );
     }
 }

@@ -32,7 +32,9 @@ pub enum CloudError {
         limit: Duration,
     },
     /// The host was reached and is not trusted, or does not speak TLS.
-    #[error("no trusted TLS connection to {host}; check the trusted roots, the host name and the device's clock")]
+    #[error(
+        "no trusted TLS connection to {host}; check the trusted roots, the host name and the device's clock"
+    )]
     Untrusted {
         /// Who was called.
         host: String,
@@ -146,11 +148,14 @@ impl CloudError {
             Self::NotFound { .. } => "not-found",
             Self::Conflict { .. } => "conflict",
             Self::Refused { .. } => "refused",
-            Self::Answer { .. } | Self::Roots { .. } | Self::Signer(_) | Self::Request { .. } => "other",
+            Self::Answer { .. } | Self::Roots { .. } | Self::Signer(_) | Self::Request { .. } => {
+                "other"
+            }
         }
     }
 
-    /// Whether the service could not be asked, or could not answer: what was known before still counts.
+    /// Whether the service could not be asked, or could not answer: what was known before
+    /// still counts.
     #[must_use]
     pub fn is_network_down(&self) -> bool {
         matches!(
@@ -178,7 +183,8 @@ impl CloudError {
         }
     }
 
-    /// The whole chain of causes in one line, within bounds: a cause may repeat what a peer sent, its certificate's names.
+    /// The whole chain of causes in one line, within bounds: a cause may repeat what a
+    /// peer sent, its certificate's names.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

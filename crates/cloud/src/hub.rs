@@ -53,7 +53,8 @@ impl From<&ModuleRecord> for ListedModule {
     }
 }
 
-/// A module's two symmetric keys, in base64 as the hub has them. Wiped on drop and not printed.
+/// A module's two symmetric keys, in base64 as the hub has them. Wiped on drop and not
+/// printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ModuleKeys {
     primary: Zeroizing<String>,
@@ -91,7 +92,8 @@ struct WireModule {
     authentication: Option<WireAuthentication>,
 }
 
-/// One entry of a list, whatever it is: one that is not as it should be takes no other with it.
+/// One entry of a list, whatever it is: one that is not as it should be takes no other
+/// with it.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum WireListed {
@@ -174,9 +176,18 @@ impl<S: Signer> Hub<S> {
     ) -> Result<Self, AuthorityError> {
         let to = parent.unwrap_or(&identity.hub).parse()?;
         let _: Authority = identity.hub.parse()?;
-        let audience =
-            Audience { resource: format!("{}/devices/{}", identity.hub, identity.device_id), key_name: None };
-        Ok(Self { transport, to, name: identity.hub.clone(), device_id: identity.device_id.clone(), audience, signer })
+        let audience = Audience {
+            resource: format!("{}/devices/{}", identity.hub, identity.device_id),
+            key_name: None,
+        };
+        Ok(Self {
+            transport,
+            to,
+            name: identity.hub.clone(),
+            device_id: identity.device_id.clone(),
+            audience,
+            signer,
+        })
     }
 
     /// All modules of the device, as far as the list can be read.
@@ -186,8 +197,8 @@ impl<S: Signer> Hub<S> {
     pub async fn list(&self) -> Result<Listing<ListedModule>, CloudError> {
         let mut session = self.transport.session(&self.to)?;
         let answer = self.send(&mut session, Method::GET, None, None, None).await?;
-        let found: Vec<WireListed> =
-            serde_json::from_slice(&answer.body).map_err(|error| session.unexpected(&error.to_string()))?;
+        let found: Vec<WireListed> = serde_json::from_slice(&answer.body)
+            .map_err(|error| session.unexpected(&error.to_string()))?;
         Ok(found.into_iter().map(listed).collect())
     }
 
@@ -200,13 +211,16 @@ impl<S: Signer> Hub<S> {
         self.get_in(&mut session, module).await
     }
 
-    /// Makes sure that the module exists and that the hub has the keys that belong to its generation.
+    /// Makes sure that the module exists and that the hub has the keys that belong to its
+    /// generation.
     ///
-    /// With `create`, a missing module is created; one that exists already (a second attempt after an answer was lost, or
-    /// somebody else was first) is taken over. `keys` gives the keys for a generation.
+    /// With `create`, a missing module is created; one that exists already (a second
+    /// attempt after an answer was lost, or somebody else was first) is taken over.
+    /// `keys` gives the keys for a generation.
     ///
     /// # Errors
-    /// See [`CloudError`]; [`CloudError::NotFound`] without `create` if there is no such module.
+    /// See [`CloudError`]; [`CloudError::NotFound`] without `create` if there is no such
+    /// module.
     pub async fn ensure<F, E>(
         &self,
         module: &ModuleId,
@@ -225,15 +239,19 @@ impl<S: Signer> Hub<S> {
         } else {
             self.get_in(&mut session, module).await?
         };
-        // Twice: somebody may change the module between our reading and our writing, but not for ever.
+        // Twice: somebody may change the module between our reading and our writing, but
+        // not for ever.
         for last in [false, true] {
             let wanted = keys(found.generation_id.clone()).await.map_err(EnsureError::Keys)?;
             if found.keys.as_ref() == Some(&wanted) {
                 return Ok(found);
             }
-            let tag = found.etag.as_ref().map_or_else(|| "*".to_owned(), |tag| format!("\"{tag}\""));
+            let tag =
+                found.etag.as_ref().map_or_else(|| "*".to_owned(), |tag| format!("\"{tag}\""));
             match self.put(&mut session, module, Some(tag), Some(&wanted)).await {
-                Err(CloudError::Conflict { .. }) if !last => found = self.get_in(&mut session, module).await?,
+                Err(CloudError::Conflict { .. }) if !last => {
+                    found = self.get_in(&mut session, module).await?;
+                }
                 Err(error) => return Err(error.into()),
                 Ok(written) => return Ok(written),
             }
@@ -247,10 +265,16 @@ impl<S: Signer> Hub<S> {
     /// See [`CloudError`]; [`CloudError::NotFound`] if there is none.
     pub async fn delete(&self, module: &ModuleId) -> Result<(), CloudError> {
         let mut session = self.transport.session(&self.to)?;
-        self.send(&mut session, Method::DELETE, Some(module), Some("*".to_owned()), None).await.map(drop)
+        self.send(&mut session, Method::DELETE, Some(module), Some("*".to_owned()), None)
+            .await
+            .map(drop)
     }
 
-    async fn get_in(&self, session: &mut Session<'_>, module: &ModuleId) -> Result<ModuleRecord, CloudError> {
+    async fn get_in(
+        &self,
+        session: &mut Session<'_>,
+        module: &ModuleId,
+    ) -> Result<ModuleRecord, CloudError> {
         let answer = self.send(session, Method::GET, Some(module), None, None).await?;
         parse(session, module, &answer)
     }
@@ -262,16 +286,22 @@ impl<S: Signer> Hub<S> {
         if_match: Option<String>,
         keys: Option<&ModuleKeys>,
     ) -> Result<ModuleRecord, CloudError> {
-        // Assembled by hand so that the keys are only ever in memory that is wiped. Neither ids nor base64 need escaping
-        // beyond what the string serializer does.
+        // Assembled by hand so that the keys are only ever in memory that is wiped.
+        // Neither ids nor base64 need escaping beyond what the string serializer does.
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let mut body = Zeroizing::new(Vec::with_capacity(512));
         body.extend_from_slice(
-            format!("{{\"moduleId\":{},\"deviceId\":{}", quoted(module.as_str()), quoted(self.device_id.as_str()))
-                .as_bytes(),
+            format!(
+                "{{\"moduleId\":{},\"deviceId\":{}",
+                quoted(module.as_str()),
+                quoted(self.device_id.as_str())
+            )
+            .as_bytes(),
         );
         if let Some(keys) = keys {
-            body.extend_from_slice(b",\"authentication\":{\"type\":\"sas\",\"symmetricKey\":{\"primaryKey\":\"");
+            body.extend_from_slice(
+                b",\"authentication\":{\"type\":\"sas\",\"symmetricKey\":{\"primaryKey\":\"",
+            );
             body.extend_from_slice(keys.primary.as_bytes());
             body.extend_from_slice(b"\",\"secondaryKey\":\"");
             body.extend_from_slice(keys.secondary.as_bytes());
@@ -292,7 +322,9 @@ impl<S: Signer> Hub<S> {
     ) -> Result<Answer, CloudError> {
         let device = self.device_id.as_str();
         if device.bytes().all(|c| c == b'.') {
-            return Err(CloudError::Request { what: "a device id of dots cannot stand in a URL".to_owned() });
+            return Err(CloudError::Request {
+                what: "a device id of dots cannot stand in a URL".to_owned(),
+            });
         }
         let mut path = format!("/devices/{}/modules", segment(device));
         if let Some(module) = module {
@@ -302,7 +334,15 @@ impl<S: Signer> Hub<S> {
         path.push('?');
         path.push_str(VERSION);
         let subject = if module.is_some() { "module" } else { "device" };
-        let call = Call { method, path, host: &self.name, if_match, body, audience: &self.audience, subject };
+        let call = Call {
+            method,
+            path,
+            host: &self.name,
+            if_match,
+            body,
+            audience: &self.audience,
+            subject,
+        };
         session.call(&call, &self.signer).await
     }
 }
@@ -318,9 +358,13 @@ pub enum EnsureError<E> {
     Keys(#[source] E),
 }
 
-fn parse(session: &Session<'_>, module: &ModuleId, answer: &Answer) -> Result<ModuleRecord, CloudError> {
-    let found: WireModule =
-        serde_json::from_slice(&answer.body).map_err(|error| session.unexpected(&error.to_string()))?;
+fn parse(
+    session: &Session<'_>,
+    module: &ModuleId,
+    answer: &Answer,
+) -> Result<ModuleRecord, CloudError> {
+    let found: WireModule = serde_json::from_slice(&answer.body)
+        .map_err(|error| session.unexpected(&error.to_string()))?;
     let found = record(found, answer.etag.clone()).map_err(|what| session.unexpected(what))?;
     if found.module_id != *module {
         return Err(session.unexpected("it is about another module than was asked for"));
@@ -330,8 +374,12 @@ fn parse(session: &Session<'_>, module: &ModuleId, answer: &Answer) -> Result<Mo
 
 /// An entry of the list that cannot be read may still say which module it is about.
 fn listed(found: WireListed) -> Entry<ListedModule> {
-    let WireListed::Named { module_id, generation_id, managed_by } = found else { return Entry::Nameless };
-    let Some(module_id) = module_id.text().and_then(|id| id.parse().ok()) else { return Entry::Nameless };
+    let WireListed::Named { module_id, generation_id, managed_by } = found else {
+        return Entry::Nameless;
+    };
+    let Some(module_id) = module_id.text().and_then(|id| id.parse().ok()) else {
+        return Entry::Nameless;
+    };
     let Some(generation_id) = generation_id.text().and_then(|id| id.parse().ok()) else {
         return Entry::Unreadable(module_id);
     };
@@ -340,15 +388,19 @@ fn listed(found: WireListed) -> Entry<ListedModule> {
 }
 
 fn record(module: WireModule, etag: Option<String>) -> Result<ModuleRecord, &'static str> {
-    let keys = module.authentication.filter(|it| it.kind.as_deref() == Some("sas")).and_then(|it| {
-        let keys = it.symmetric_key?;
-        let (primary, secondary) = (keys.primary_key.map(Zeroizing::new), keys.secondary_key.map(Zeroizing::new));
-        Some(ModuleKeys { primary: primary?, secondary: secondary? })
-    });
+    let keys =
+        module.authentication.filter(|it| it.kind.as_deref() == Some("sas")).and_then(|it| {
+            let keys = it.symmetric_key?;
+            let (primary, secondary) =
+                (keys.primary_key.map(Zeroizing::new), keys.secondary_key.map(Zeroizing::new));
+            Some(ModuleKeys { primary: primary?, secondary: secondary? })
+        });
     // A tag goes into a header of ours: nothing but plain characters.
-    let etag = etag
-        .or(module.etag)
-        .filter(|tag| !tag.is_empty() && tag.len() <= 128 && tag.bytes().all(|c| c.is_ascii_graphic() && c != b'"'));
+    let etag = etag.or(module.etag).filter(|tag| {
+        !tag.is_empty()
+            && tag.len() <= 128
+            && tag.bytes().all(|c| c.is_ascii_graphic() && c != b'"')
+    });
     Ok(ModuleRecord {
         module_id: module.module_id.parse().map_err(|_| "a module id that is none")?,
         generation_id: module
@@ -368,7 +420,9 @@ mod tests {
 
     #[test]
     fn a_record_takes_the_tag_of_the_header_before_that_of_the_body_and_no_dangerous_one() {
-        let module = || serde_json::from_str(r#"{"moduleId":"m","generationId":"1","etag":"AAA="}"#).unwrap();
+        let module = || {
+            serde_json::from_str(r#"{"moduleId":"m","generationId":"1","etag":"AAA="}"#).unwrap()
+        };
         assert_eq!(record(module(), Some("BBB=".into())).unwrap().etag.as_deref(), Some("BBB="));
         assert_eq!(record(module(), None).unwrap().etag.as_deref(), Some("AAA="));
         assert_eq!(record(module(), Some("a\"\r\nb".into())).unwrap().etag, None);
@@ -391,10 +445,18 @@ mod tests {
         ] {
             assert_eq!(read(text), Entry::Unreadable("m".parse().unwrap()), "{text}");
         }
-        for text in ["7", "null", "[]", "{}", r#"{"moduleId":"../x","generationId":"1"}"#, r#"{"moduleId":7}"#] {
+        for text in [
+            "7",
+            "null",
+            "[]",
+            "{}",
+            r#"{"moduleId":"../x","generationId":"1"}"#,
+            r#"{"moduleId":7}"#,
+        ] {
             assert_eq!(read(text), Entry::Nameless, "{text}");
         }
-        let entry = read(r#"{"moduleId":"m","generationId":"1","managedBy":"a\u202e","authentication":7}"#);
+        let entry =
+            read(r#"{"moduleId":"m","generationId":"1","managedBy":"a\u202e","authentication":7}"#);
         let Entry::Readable(id, module) = entry else { panic!("{entry:?}") };
         assert_eq!((id.as_str(), module.managed_by.as_deref()), ("m", Some("a\u{fffd}")));
     }

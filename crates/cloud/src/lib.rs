@@ -1,8 +1,10 @@
-//! Clients of the cloud: the provisioning service and the hub's module registry, over HTTPS.
+//! Clients of the cloud: the provisioning service and the hub's module registry, over
+//! HTTPS.
 //!
-//! Touches: TCP connections to the hosts it is told to call, and for the time of a call the files with the roots that it
-//! trusts. Never listens, never holds a key (tokens are signed through [`Signer`]), keeps no state between calls but the
-//! clock's offset that the services' own answers show.
+//! Touches: TCP connections to the hosts it is told to call, and for the time of a call
+//! the files with the roots that it trusts. Never listens, never holds a key (tokens are
+//! signed through [`Signer`]), keeps no state between calls but the clock's offset that
+//! the services' own answers show.
 //!
 //! Not here yet: proxies (`HTTPS_PROXY`), client certificates and EST.
 #![forbid(unsafe_code)]

@@ -1,4 +1,5 @@
-//! Shared access signatures (wire facts 6.4): the text is made here, the signature elsewhere.
+//! Shared access signatures (wire facts 6.4): the text is made here, the signature
+//! elsewhere.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,11 +21,13 @@ const AUDIENCE: &AsciiSet = &CONTROLS
     .add(b'=')
     .add(b'%')
     .add(b'+');
-/// One segment of a path: as above, and no separator. `$` stays: system modules have it and every server takes it.
+/// One segment of a path: as above, and no separator. `$` stays: system modules have it
+/// and every server takes it.
 const SEGMENT: &AsciiSet = &AUDIENCE.add(b'/').add(b'&').add(b'\\').add(b'^').add(b'|');
 const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// How long a token is good for, in seconds. Long enough for a slow network and for clocks that differ a little.
+/// How long a token is good for, in seconds. Long enough for a slow network and for
+/// clocks that differ a little.
 pub(crate) const LIFETIME: i64 = 300;
 
 /// Something that signs with the device's symmetric key, which this crate never sees.
@@ -50,7 +53,8 @@ pub(crate) fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
-/// What a token is for: the audience in plain text, and the name of the key if the service wants one.
+/// What a token is for: the audience in plain text, and the name of the key if the
+/// service wants one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Audience {
     pub(crate) resource: String,
@@ -63,8 +67,13 @@ impl Audience {
         self.key_name.is_some()
     }
 
-    /// The value of the Authorization header, good until `expiry` (seconds since the epoch).
-    pub(crate) async fn token(&self, signer: &impl Signer, expiry: i64) -> Result<String, SignerError> {
+    /// The value of the Authorization header, good until `expiry` (seconds since the
+    /// epoch).
+    pub(crate) async fn token(
+        &self,
+        signer: &impl Signer,
+        expiry: i64,
+    ) -> Result<String, SignerError> {
         let resource = utf8_percent_encode(&self.resource.to_lowercase(), AUDIENCE).to_string();
         let signature = signer.sign(format!("{resource}\n{expiry}").into_bytes()).await?;
         let signature = STANDARD.encode(signature);
@@ -96,7 +105,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_names_the_lower_case_audience_its_signature_and_its_expiry() {
-        let audience = Audience { resource: "Hub.test/devices/Press#-04".into(), key_name: Some("registration") };
+        let audience = Audience {
+            resource: "Hub.test/devices/Press#-04".into(),
+            key_name: Some("registration"),
+        };
         let token = audience.token(&FixedSigner, 1_700_000_000).await.unwrap();
         assert_eq!(
             token,

@@ -30,7 +30,8 @@ use crate::sas::{Audience, LIFETIME, Signer};
 const ANSWER_LIMIT: usize = 1 << 20;
 /// Largest file with trusted roots, in bytes: several times what a distribution trusts.
 const ROOTS_LIMIT: usize = credentials::Limits::FILE.bytes;
-/// Longest time for which a service is taken to ask to be left alone. Those who wait have lower limits of their own.
+/// Longest time for which a service is taken to ask to be left alone. Those who wait have
+/// lower limits of their own.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(86_400);
 /// A difference of clocks below this is network delay, in seconds.
 const CLOCK_TOLERANCE: i64 = 30;
@@ -69,15 +70,18 @@ pub struct Observed {
 /// Is told about each call.
 pub type Observer = fn(Observed);
 
-/// What every call needs. Roots are read when a call is made and forgotten after the last one that is under way.
+/// What every call needs. Roots are read when a call is made and forgotten after the last
+/// one that is under way.
 #[derive(Debug)]
 pub struct Transport {
     limits: Limits,
     trust: Trust,
     tls: Mutex<Weak<ClientConfig>>,
-    /// Seconds by which the services' clocks are ahead of this device's, as their answers show.
+    /// Seconds by which the services' clocks are ahead of this device's, as their answers
+    /// show.
     clock_offset: AtomicI64,
-    /// What the last answer said of the time, in seconds since the epoch; [`i64::MIN`] once that was taken.
+    /// What the last answer said of the time, in seconds since the epoch; [`i64::MIN`]
+    /// once that was taken.
     last_date: AtomicI64,
     observer: Option<Observer>,
 }
@@ -133,13 +137,15 @@ impl Transport {
         self
     }
 
-    /// Seconds by which the services' clocks were ahead of this device's at the last answer; 0 if about equal.
+    /// Seconds by which the services' clocks were ahead of this device's at the last
+    /// answer; 0 if about equal.
     #[must_use]
     pub fn clock_offset(&self) -> i64 {
         self.clock_offset.load(Ordering::Relaxed)
     }
 
-    /// Takes the time that an answer told since this was called last, in seconds since the epoch.
+    /// Takes the time that an answer told since this was called last, in seconds since
+    /// the epoch.
     #[must_use]
     pub fn take_date(&self) -> Option<i64> {
         Some(self.last_date.swap(i64::MIN, Ordering::Relaxed)).filter(|date| *date != i64::MIN)
@@ -179,14 +185,21 @@ impl Transport {
 
 impl Session<'_> {
     /// Makes the call, with retries, within the transport's limit.
-    pub(crate) async fn call(&mut self, call: &Call<'_>, signer: &impl Signer) -> Result<Answer, CloudError> {
+    pub(crate) async fn call(
+        &mut self,
+        call: &Call<'_>,
+        signer: &impl Signer,
+    ) -> Result<Answer, CloudError> {
         let begun = Instant::now();
         let done = self.call_and_retry(call, signer).await;
         if let Some(observer) = self.transport.observer {
             let known = ["GET", "PUT", "POST", "DELETE"];
             observer(Observed {
                 service: if call.audience.is_registration() { "provisioning" } else { "hub" },
-                method: known.into_iter().find(|word| *word == call.method.as_str()).unwrap_or("OTHER"),
+                method: known
+                    .into_iter()
+                    .find(|word| *word == call.method.as_str())
+                    .unwrap_or("OTHER"),
                 result: done.as_ref().err().map_or("ok", CloudError::kind),
                 took: begun.elapsed(),
             });
@@ -194,7 +207,11 @@ impl Session<'_> {
         done
     }
 
-    async fn call_and_retry(&mut self, call: &Call<'_>, signer: &impl Signer) -> Result<Answer, CloudError> {
+    async fn call_and_retry(
+        &mut self,
+        call: &Call<'_>,
+        signer: &impl Signer,
+    ) -> Result<Answer, CloudError> {
         let limits = self.transport.limits;
         let deadline = Instant::now() + limits.timeout;
         let (mut attempt, mut clock_was_corrected) = (0, false);
@@ -204,10 +221,13 @@ impl Session<'_> {
             let share = left / (limits.retries.saturating_sub(attempt) + 1);
             let outcome = tokio::time::timeout(share, self.attempt(call, signer))
                 .await
-                .unwrap_or_else(|_| Err(CloudError::Timeout { host: self.to.to_string(), limit: limits.timeout }));
+                .unwrap_or_else(|_| {
+                    Err(CloudError::Timeout { host: self.to.to_string(), limit: limits.timeout })
+                });
             let error = match outcome {
                 Ok(answer) => return Ok(answer),
-                // The token was made by a clock that the service does not share: make it by the service's.
+                // The token was made by a clock that the service does not share: make it
+                // by the service's.
                 Err(CloudError::DeviceRefused { status: 401, clock_offset, .. })
                     if clock_offset != offset && !clock_was_corrected =>
                 {
@@ -217,7 +237,8 @@ impl Session<'_> {
                 Err(error) => error,
             };
             self.sender = None;
-            let is_transient = error.is_network_down() && !matches!(error, CloudError::Untrusted { .. });
+            let is_transient =
+                error.is_network_down() && !matches!(error, CloudError::Untrusted { .. });
             let pause = call_pause(error.retry_after());
             let left = deadline.saturating_duration_since(Instant::now());
             if !is_transient || attempt >= limits.retries || pause >= left {
@@ -229,7 +250,11 @@ impl Session<'_> {
         }
     }
 
-    async fn attempt(&mut self, call: &Call<'_>, signer: &impl Signer) -> Result<Answer, CloudError> {
+    async fn attempt(
+        &mut self,
+        call: &Call<'_>,
+        signer: &impl Signer,
+    ) -> Result<Answer, CloudError> {
         let expiry = self.transport.service_time().saturating_add(LIFETIME);
         let token = call.audience.token(signer, expiry).await?;
         let mut sender = match self.sender.take() {
@@ -253,14 +278,20 @@ impl Session<'_> {
             }
             None => Bytes::new(),
         };
-        let request = request.body(Full::new(body)).map_err(|error| CloudError::Request { what: error.to_string() })?;
-        let answer = sender.send_request(request).await.map_err(|error| self.down("sending the request", error))?;
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| CloudError::Request { what: error.to_string() })?;
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.down("sending the request", error))?;
         let (head, body) = answer.into_parts();
         self.transport.learn_clock(&head.headers);
         let body = self.read(body).await?;
         self.sender = Some(sender);
         if head.status.is_success() {
-            let etag = text(&head.headers, header::ETAG).map(|tag| tag.trim_matches('"').to_owned());
+            let etag =
+                text(&head.headers, header::ETAG).map(|tag| tag.trim_matches('"').to_owned());
             return Ok(Answer { retry_after: retry_after(&head.headers), etag, body });
         }
         Err(self.judge(head.status.as_u16(), &head.headers, &body, call.subject))
@@ -272,16 +303,22 @@ impl Session<'_> {
         let stream = TcpStream::connect((self.to.host(), self.to.port()))
             .await
             .map_err(|error| self.down("connecting", error))?;
-        // A request is one write; without this its last part may wait for an acknowledgement.
+        // A request is one write; without this its last part may wait for an
+        // acknowledgement.
         stream.set_nodelay(true).map_err(|error| self.down("connecting", error))?;
-        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.map_err(|source| {
-            let is_tls = source.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>);
-            if is_tls {
-                CloudError::Untrusted { host: self.to.to_string(), source }
-            } else {
-                self.down("the TLS handshake", source)
-            }
-        })?;
+        let stream = TlsConnector::from(Arc::clone(&self.tls))
+            .connect(name, stream)
+            .await
+            .map_err(|source| {
+                let is_tls = source
+                    .get_ref()
+                    .is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>);
+                if is_tls {
+                    CloudError::Untrusted { host: self.to.to_string(), source }
+                } else {
+                    self.down("the TLS handshake", source)
+                }
+            })?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(64 * 1024)
             .handshake(TokioIo::new(stream))
@@ -295,7 +332,11 @@ impl Session<'_> {
     async fn read(&self, mut body: Incoming) -> Result<Zeroizing<Vec<u8>>, CloudError> {
         let mut bytes = Zeroizing::new(Vec::new());
         while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|error| self.down("reading the answer", error))?.into_data() else { continue };
+            let Ok(data) =
+                frame.map_err(|error| self.down("reading the answer", error))?.into_data()
+            else {
+                continue;
+            };
             if bytes.len() + data.len() > ANSWER_LIMIT {
                 return Err(self.unexpected(&format!("more than {ANSWER_LIMIT} bytes")));
             }
@@ -304,19 +345,39 @@ impl Session<'_> {
         Ok(bytes)
     }
 
-    fn judge(&self, status: u16, headers: &HeaderMap, body: &[u8], subject: &'static str) -> CloudError {
+    fn judge(
+        &self,
+        status: u16,
+        headers: &HeaderMap,
+        body: &[u8],
+        subject: &'static str,
+    ) -> CloudError {
         let host = self.to.to_string();
         let Refusal { message, network_error } = refusal(body);
         match status {
             404 if message.contains("DeviceNotFound") || subject == "device" => {
-                CloudError::DeviceRefused { host, status, message, clock_offset: self.transport.clock_offset() }
+                CloudError::DeviceRefused {
+                    host,
+                    status,
+                    message,
+                    clock_offset: self.transport.clock_offset(),
+                }
             }
             404 if !network_error => CloudError::NotFound { host, what: subject },
-            401 => CloudError::DeviceRefused { host, status, message, clock_offset: self.transport.clock_offset() },
+            401 => CloudError::DeviceRefused {
+                host,
+                status,
+                message,
+                clock_offset: self.transport.clock_offset(),
+            },
             409 | 412 => CloudError::Conflict { host, status },
             429 => CloudError::Throttled { host, retry_after: retry_after(headers) },
-            500.. => CloudError::Service { host, status, message, retry_after: retry_after(headers) },
-            _ if network_error => CloudError::Service { host, status, message, retry_after: retry_after(headers) },
+            500.. => {
+                CloudError::Service { host, status, message, retry_after: retry_after(headers) }
+            }
+            _ if network_error => {
+                CloudError::Service { host, status, message, retry_after: retry_after(headers) }
+            }
             _ => CloudError::Refused { host, status, message },
         }
     }
@@ -326,7 +387,11 @@ impl Session<'_> {
         CloudError::Answer { host: self.to.to_string(), what: cleaned(what, MESSAGE_LIMIT) }
     }
 
-    fn down(&self, what: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CloudError {
+    fn down(
+        &self,
+        what: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> CloudError {
         CloudError::NetworkDown { host: self.to.to_string(), what, source: source.into() }
     }
 }
@@ -344,14 +409,21 @@ fn refusal(body: &[u8]) -> Refusal {
         .find_map(|name| value.get(name)?.as_str())
         .unwrap_or("no message");
     let message = cleaned(text, MESSAGE_LIMIT);
-    Refusal { message, network_error: value.get("networkError").and_then(serde_json::Value::as_bool).unwrap_or(false) }
+    Refusal {
+        message,
+        network_error: value
+            .get("networkError")
+            .and_then(serde_json::Value::as_bool)
+            .unwrap_or(false),
+    }
 }
 
 fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// `Retry-After` in seconds, at most a day. The form with a date is not used by these services.
+/// `Retry-After` in seconds, at most a day. The form with a date is not used by these
+/// services.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let asked = text(headers, header::RETRY_AFTER)?.trim();
     let digits = !asked.is_empty() && asked.bytes().all(|c| c.is_ascii_digit());
@@ -364,11 +436,15 @@ fn parse_date(value: &str) -> Option<i64> {
     let format = time::macros::format_description!(
         "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
     );
-    time::PrimitiveDateTime::parse(value, format).ok().map(|date| date.assume_utc().unix_timestamp())
+    time::PrimitiveDateTime::parse(value, format)
+        .ok()
+        .map(|date| date.assume_utc().unix_timestamp())
 }
 
 fn wall_clock() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn tls_config(trust: &Trust) -> Result<ClientConfig, CloudError> {
@@ -379,7 +455,10 @@ fn tls_config(trust: &Trust) -> Result<ClientConfig, CloudError> {
             let (added, _) = roots.add_parsable_certificates(found.certs);
             if added == 0 {
                 let what = found.errors.first().map_or_else(
-                    || "none found; install the ca-certificates package or set trusted_certs".to_owned(),
+                    || {
+                        "none found; install the ca-certificates package or set trusted_certs"
+                            .to_owned()
+                    },
                     ToString::to_string,
                 );
                 return Err(CloudError::Roots { path: None, what });
@@ -400,13 +479,16 @@ fn tls_config(trust: &Trust) -> Result<ClientConfig, CloudError> {
     Ok(config)
 }
 
-/// Adds the certificates of a file. What cannot be used in it is named and takes nothing else down.
+/// Adds the certificates of a file. What cannot be used in it is named and takes nothing
+/// else down.
 fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), CloudError> {
     let bad = |what: String| CloudError::Roots { path: Some(path.to_owned()), what };
     let limits = credentials::Limits { bytes: ROOTS_LIMIT, ..credentials::Limits::FILE };
-    let content = file::read(path, Rules::named(ROOTS_LIMIT as u64)).map_err(|error| bad(error.to_string()))?;
+    let content = file::read(path, Rules::named(ROOTS_LIMIT as u64))
+        .map_err(|error| bad(error.to_string()))?;
     let file = read_certificates(&content, &limits);
-    let told = |finding: Finding| format!("{finding}; {}", finding.fault.remedy(Purpose::Certificates));
+    let told =
+        |finding: Finding| format!("{finding}; {}", finding.fault.remedy(Purpose::Certificates));
     let mut refused = None;
     let before = roots.len();
     for certificate in &file.certificates {
@@ -476,7 +558,10 @@ mod tests {
         let path = folder.path().join("roots.pem");
         std::fs::write(&path, "nothing here").unwrap();
         let error = tls_config(&Trust::Files(vec![path])).unwrap_err();
-        assert!(error.to_string().contains("roots.pem") && error.to_string().contains("PEM or DER"), "{error}");
+        assert!(
+            error.to_string().contains("roots.pem") && error.to_string().contains("PEM or DER"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -485,8 +570,11 @@ mod tests {
         let path = folder.path().join("roots.crt");
         let made = rcgen::generate_simple_self_signed(vec!["root".to_owned()]).unwrap();
         let cut = made.cert.pem()[..200].to_owned();
-        std::fs::write(&path, format!("\u{feff}{}{cut}\n{}", made.signing_key.serialize_pem(), made.cert.pem()))
-            .unwrap();
+        std::fs::write(
+            &path,
+            format!("\u{feff}{}{cut}\n{}", made.signing_key.serialize_pem(), made.cert.pem()),
+        )
+        .unwrap();
         tls_config(&Trust::Files(vec![path.clone()])).unwrap();
         std::fs::write(&path, made.cert.der()).unwrap();
         tls_config(&Trust::Files(vec![path.clone()])).unwrap();

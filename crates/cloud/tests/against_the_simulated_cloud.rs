@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 use edgekeep_cloud::{
-    CloudError, Dps, EnsureError, Hub, Limits, ModuleKeys, ModuleRecord, Progress, Registration, Signer, SignerError,
-    Transport, Trust,
+    CloudError, Dps, EnsureError, Hub, Limits, ModuleKeys, ModuleRecord, Progress, Registration,
+    Signer, SignerError, Transport, Trust,
 };
 use edgekeep_core::id::{GenerationId, ModuleId};
 use edgekeep_core::provisioning::DeviceIdentity;
 use edgekeep_sim::token::Key;
-use edgekeep_sim::{Enrolment, Faults, Keys, PresetDevice, RouteFaults, Simulator, SimulatorOptions};
+use edgekeep_sim::{
+    Enrolment, Faults, Keys, PresetDevice, RouteFaults, Simulator, SimulatorOptions,
+};
 use tempfile::TempDir;
 
 const KEY: [u8; 32] = [7; 32];
@@ -66,12 +68,15 @@ impl Cloud {
             registration_id: "press-04".to_owned(),
             payload: None,
         };
-        Dps::new(self.transport(Duration::from_secs(20), 1), registration, MemorySigner::new(key)).unwrap()
+        Dps::new(self.transport(Duration::from_secs(20), 1), registration, MemorySigner::new(key))
+            .unwrap()
     }
 
     fn hub_with(&self, timeout: Duration, retries: u32) -> Hub<MemorySigner> {
-        let identity = DeviceIdentity { hub: self.sim.hub_host(), device_id: "press-05".parse().unwrap() };
-        Hub::new(self.transport(timeout, retries), &identity, None, MemorySigner::new(&KEY)).unwrap()
+        let identity =
+            DeviceIdentity { hub: self.sim.hub_host(), device_id: "press-05".parse().unwrap() };
+        Hub::new(self.transport(timeout, retries), &identity, None, MemorySigner::new(&KEY))
+            .unwrap()
     }
 
     fn hub(&self) -> Hub<MemorySigner> {
@@ -89,12 +94,20 @@ fn module(id: &str) -> ModuleId {
 
 /// Keys as a device derives them: another pair for another generation.
 fn keys_for(generation: &GenerationId) -> ModuleKeys {
-    let key =
-        |name: &str| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &KEY), format!("{generation}{name}").as_bytes());
+    let key = |name: &str| {
+        hmac::sign(
+            &hmac::Key::new(hmac::HMAC_SHA256, &KEY),
+            format!("{generation}{name}").as_bytes(),
+        )
+    };
     ModuleKeys::new(key("primary").as_ref(), key("secondary").as_ref())
 }
 
-async fn ensure(hub: &Hub<MemorySigner>, id: &str, create: bool) -> Result<ModuleRecord, EnsureError<Infallible>> {
+async fn ensure(
+    hub: &Hub<MemorySigner>,
+    id: &str,
+    create: bool,
+) -> Result<ModuleRecord, EnsureError<Infallible>> {
     hub.ensure(&module(id), create, |generation| ready(Ok(keys_for(&generation)))).await
 }
 
@@ -108,12 +121,20 @@ fn cloud_error<T: std::fmt::Debug>(result: Result<T, EnsureError<Infallible>>) -
 #[tokio::test]
 async fn a_device_registers_polls_and_is_assigned() {
     let cloud = Cloud::start().await;
-    cloud.sim.faults(Faults { polls_assigning: 1, poll_after_sec: Some(9), ..Faults::default() }).unwrap();
+    cloud
+        .sim
+        .faults(Faults { polls_assigning: 1, poll_after_sec: Some(9), ..Faults::default() })
+        .unwrap();
     let dps = cloud.dps(&KEY);
-    let Progress::Assigning { operation, retry_after } = dps.register().await.unwrap() else { panic!("too early") };
+    let Progress::Assigning { operation, retry_after } = dps.register().await.unwrap() else {
+        panic!("too early")
+    };
     assert_eq!(retry_after, Some(Duration::from_secs(9)));
-    let Progress::Assigning { .. } = dps.poll(&operation).await.unwrap() else { panic!("too early") };
-    let expected = Progress::Assigned { hub: cloud.sim.hub_host(), device_id: "Press-04".parse().unwrap() };
+    let Progress::Assigning { .. } = dps.poll(&operation).await.unwrap() else {
+        panic!("too early")
+    };
+    let expected =
+        Progress::Assigned { hub: cloud.sim.hub_host(), device_id: "Press-04".parse().unwrap() };
     assert_eq!(dps.poll(&operation).await.unwrap(), expected);
 }
 
@@ -128,11 +149,18 @@ async fn a_wrong_registration_key_is_a_refusal_of_the_device() {
 #[tokio::test]
 async fn a_registration_that_the_service_decides_against_says_why() {
     let cloud = Cloud::start().await;
-    let faults = Faults { refuse_registration: Some("not in the allow list".to_owned()), ..Faults::default() };
+    let faults = Faults {
+        refuse_registration: Some("not in the allow list".to_owned()),
+        ..Faults::default()
+    };
     cloud.sim.faults(faults).unwrap();
     let dps = cloud.dps(&KEY);
-    let Progress::Assigning { operation, .. } = dps.register().await.unwrap() else { panic!("too early") };
-    let Progress::Failed { reason } = dps.poll(&operation).await.unwrap() else { panic!("not failed") };
+    let Progress::Assigning { operation, .. } = dps.register().await.unwrap() else {
+        panic!("too early")
+    };
+    let Progress::Failed { reason } = dps.poll(&operation).await.unwrap() else {
+        panic!("not failed")
+    };
     assert!(reason.contains("not in the allow list") && reason.contains("400207"), "{reason}");
 }
 
@@ -195,14 +223,18 @@ async fn a_service_that_stays_in_trouble_counts_as_network_down() {
     let cloud = Cloud::start().await;
     cloud.hub_faults(RouteFaults::status(503));
     let error = cloud.hub().list().await.unwrap_err();
-    assert!(matches!(error, CloudError::Service { status: 503, .. }) && error.is_network_down(), "{error:?}");
+    assert!(
+        matches!(error, CloudError::Service { status: 503, .. }) && error.is_network_down(),
+        "{error:?}"
+    );
     assert_eq!(cloud.sim.state().calls.hub_list, 2, "one attempt and one retry");
 }
 
 #[tokio::test]
 async fn a_short_retry_after_is_waited_for_and_a_long_one_is_handed_on() {
     let cloud = Cloud::start().await;
-    let throttled = RouteFaults { retry_after_sec: Some(2), times: Some(1), ..RouteFaults::status(429) };
+    let throttled =
+        RouteFaults { retry_after_sec: Some(2), times: Some(1), ..RouteFaults::status(429) };
     cloud.hub_faults(throttled.clone());
     let start = Instant::now();
     cloud.hub().list().await.unwrap();
@@ -239,7 +271,8 @@ async fn a_port_where_nobody_listens_is_network_down() {
 async fn a_service_with_a_certificate_of_another_ca_is_not_spoken_to() {
     let cloud = Cloud::start().await;
     let other = Cloud::start().await;
-    let identity = DeviceIdentity { hub: cloud.sim.hub_host(), device_id: "press-05".parse().unwrap() };
+    let identity =
+        DeviceIdentity { hub: cloud.sim.hub_host(), device_id: "press-05".parse().unwrap() };
     let transport = other.transport(Duration::from_secs(5), 1);
     let hub = Hub::new(transport, &identity, None, MemorySigner::new(&KEY)).unwrap();
     let error = hub.list().await.unwrap_err();
@@ -253,8 +286,10 @@ async fn a_device_whose_clock_is_an_hour_off_corrects_its_tokens_by_the_service_
         let cloud = Cloud::start().await;
         cloud.sim.faults(Faults { clock_offset_sec: offset, ..Faults::default() }).unwrap();
         let transport = cloud.transport(Duration::from_secs(20), 0);
-        let identity = DeviceIdentity { hub: cloud.sim.hub_host(), device_id: "press-05".parse().unwrap() };
-        let hub = Hub::new(Arc::clone(&transport), &identity, None, MemorySigner::new(&KEY)).unwrap();
+        let identity =
+            DeviceIdentity { hub: cloud.sim.hub_host(), device_id: "press-05".parse().unwrap() };
+        let hub =
+            Hub::new(Arc::clone(&transport), &identity, None, MemorySigner::new(&KEY)).unwrap();
         hub.list().await.unwrap();
         assert!(transport.clock_offset().abs_diff(offset) < 5, "{}", transport.clock_offset());
     }
@@ -275,8 +310,12 @@ async fn through_a_parent_the_token_still_names_the_hub() {
     enrolment.hub = Some("plant7.example.net".to_owned());
     cloud.sim.enrol(enrolment).unwrap();
     let dps = cloud.dps(&KEY);
-    let Progress::Assigning { operation, .. } = dps.register().await.unwrap() else { panic!("too early") };
-    let Progress::Assigned { hub, device_id } = dps.poll(&operation).await.unwrap() else { panic!("not assigned") };
+    let Progress::Assigning { operation, .. } = dps.register().await.unwrap() else {
+        panic!("too early")
+    };
+    let Progress::Assigned { hub, device_id } = dps.poll(&operation).await.unwrap() else {
+        panic!("not assigned")
+    };
     assert_eq!(hub, "plant7.example.net");
     let parent = cloud.sim.hub_host();
     let identity = DeviceIdentity { hub, device_id };

@@ -39,7 +39,13 @@ impl Draft<'_> {
             && name.text != "edgeAgent"
         {
             let message = "the agent is always called \"edgeAgent\"";
-            self.report.error_with(Code::BadValue, name.span, "agent.name", message, "leave `agent.name` out");
+            self.report.error_with(
+                Code::BadValue,
+                name.span,
+                "agent.name",
+                message,
+                "leave `agent.name` out",
+            );
         }
         if let Some(kind) = view.text("type") {
             let kinds = [("docker", "docker"), ("process", "process")];
@@ -48,8 +54,11 @@ impl Draft<'_> {
             }
         }
         if let Some(policy) = view.text("imagePullPolicy") {
-            let chosen = ["on-create", "never"].into_iter().find(|known| known.eq_ignore_ascii_case(policy.text));
-            let chosen = chosen.ok_or_else(|| "`agent.imagePullPolicy` is \"on-create\" or \"never\"".to_owned());
+            let chosen = ["on-create", "never"]
+                .into_iter()
+                .find(|known| known.eq_ignore_ascii_case(policy.text));
+            let chosen = chosen
+                .ok_or_else(|| "`agent.imagePullPolicy` is \"on-create\" or \"never\"".to_owned());
             if let Some(chosen) = self.checked("agent.imagePullPolicy", &policy, chosen) {
                 chosen.clone_into(&mut self.moduled.agent.image_pull_policy);
             }
@@ -67,8 +76,11 @@ impl Draft<'_> {
             Some(config) => self.agent_config(&config),
             None => {
                 if self.moduled.agent.kind == "process" {
-                    let _: Option<()> =
-                        self.absent(&view, "config", "config = { image = \"<name in [host_modules]>\" }");
+                    let _: Option<()> = self.absent(
+                        &view,
+                        "config",
+                        "config = { image = \"<name in [host_modules]>\" }",
+                    );
                 }
             }
         }
@@ -78,7 +90,11 @@ impl Draft<'_> {
         match config.text("image") {
             Some(image) => self.agent_image(&image),
             None => {
-                let _: Option<()> = self.absent(config, "image", "the agent's image, or its name in [host_modules]");
+                let _: Option<()> = self.absent(
+                    config,
+                    "image",
+                    "the agent's image, or its name in [host_modules]",
+                );
             }
         }
         for (key, pin) in [("imageHash", 0), ("digest", 1)] {
@@ -116,16 +132,26 @@ impl Draft<'_> {
 
     fn agent_image(&mut self, image: &Text<'_>) {
         const PATH: &str = "agent.config.image";
-        if image.text.trim().is_empty() || image.text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            self.report.error(Code::BadValue, image.span, PATH, "the image name is empty or has blanks");
+        if image.text.trim().is_empty()
+            || image.text.chars().any(|c| c.is_whitespace() || c.is_control())
+        {
+            self.report.error(
+                Code::BadValue,
+                image.span,
+                PATH,
+                "the image name is empty or has blanks",
+            );
             return;
         }
-        if self.moduled.agent.kind == "process" && !self.moduled.host_modules.contains_key(image.text) {
+        if self.moduled.agent.kind == "process"
+            && !self.moduled.host_modules.contains_key(image.text)
+        {
             let message = format!("`{PATH}` names no program of [host_modules]");
-            let remedy = nearest(image.text, self.moduled.host_modules.keys().map(String::as_str)).map_or_else(
-                || "add [host_modules.\"<name>\"] with executable and sha256".to_owned(),
-                |known| format!("did you mean \"{known}\"?"),
-            );
+            let remedy = nearest(image.text, self.moduled.host_modules.keys().map(String::as_str))
+                .map_or_else(
+                    || "add [host_modules.\"<name>\"] with executable and sha256".to_owned(),
+                    |known| format!("did you mean \"{known}\"?"),
+                );
             self.report.error_with(Code::BadValue, image.span, PATH, message, remedy);
             return;
         }
@@ -136,7 +162,9 @@ impl Draft<'_> {
 
     /// `$upstream` at the start stands for the parent device.
     fn upstream(&mut self, text: &Text<'_>, path: &str) -> Option<String> {
-        let Some(rest) = text.text.strip_prefix("$upstream") else { return Some(text.text.to_owned()) };
+        let Some(rest) = text.text.strip_prefix("$upstream") else {
+            return Some(text.text.to_owned());
+        };
         match &self.moduled.parent_hostname {
             Some(parent) => Some(format!("{parent}{rest}")),
             None => {
@@ -169,7 +197,10 @@ impl Draft<'_> {
                 let socket = uri.text.strip_prefix("unix://").filter(|path| path.starts_with('/'));
                 let checked = match socket {
                     Some(_) => Ok(uri.text.to_owned()),
-                    None => Err("expected unix:///path/to/socket: moduled has no network of its own".to_owned()),
+                    None => {
+                        Err("expected unix:///path/to/socket: moduled has no network of its own"
+                            .to_owned())
+                    }
                 };
                 if let Some(uri) = self.checked("moby_runtime.uri", &uri, checked) {
                     engine.uri = uri;
@@ -188,7 +219,9 @@ impl Draft<'_> {
                 }
                 if let Some(ipam) = network.table("ipam") {
                     let configs = address_ranges(&ipam);
-                    engine.network_options.insert("IPAM".to_owned(), serde_json::json!({ "Config": configs }));
+                    engine
+                        .network_options
+                        .insert("IPAM".to_owned(), serde_json::json!({ "Config": configs }));
                 }
             }
         }
@@ -208,7 +241,11 @@ impl Draft<'_> {
         for entry in &policies.table.entries {
             let Some(text) = policies.text(&entry.key) else { continue };
             let id = self.module_id(&policies, &entry.key, &entry.key_span);
-            let choices = [("process", Policy::Process), ("image", Policy::Image), ("executable", Policy::Executable)];
+            let choices = [
+                ("process", Policy::Process),
+                ("image", Policy::Image),
+                ("executable", Policy::Executable),
+            ];
             let policy = self.choice(&policies.key(&entry.key), &text, &choices);
             if let (Some(id), Some(policy)) = (id, policy) {
                 self.moduled.policies.insert(id, policy);
@@ -229,8 +266,9 @@ impl Draft<'_> {
                 ];
                 if !usual.iter().any(|usual| usual == uri.text) {
                     let path = view.key(key);
-                    let message =
-                        format!("`{path}` is not supported: the socket has a fixed place under the root folder");
+                    let message = format!(
+                        "`{path}` is not supported: the socket has a fixed place under the root folder"
+                    );
                     let remedy = format!("leave it out; clients find it at {}", usual[0]);
                     self.report.error_with(Code::NotSupported, uri.span, path, message, remedy);
                 }
@@ -269,13 +307,16 @@ impl Draft<'_> {
             }
         }
         if let Some(text) = view.text("cleanup_time") {
-            let minute = self.checked(&view.key("cleanup_time"), &text, value::time_of_day(text.text));
+            let minute =
+                self.checked(&view.key("cleanup_time"), &text, value::time_of_day(text.text));
             settings.at_minute = minute.unwrap_or(settings.at_minute);
         }
-        for (key, setting) in
-            [("disk_high_percent", &mut settings.high_percent), ("disk_low_percent", &mut settings.low_percent)]
-        {
-            let percent = self.count(&view, key, 1, 100).and_then(|percent| u8::try_from(percent).ok());
+        for (key, setting) in [
+            ("disk_high_percent", &mut settings.high_percent),
+            ("disk_low_percent", &mut settings.low_percent),
+        ] {
+            let percent =
+                self.count(&view, key, 1, 100).and_then(|percent| u8::try_from(percent).ok());
             *setting = percent.unwrap_or(*setting);
         }
         if settings.low_percent >= settings.high_percent {
@@ -292,7 +333,10 @@ impl Draft<'_> {
     }
 
     fn json_object(&mut self, table: &Table, path: &str) -> Map<String, Json> {
-        let entries = table.entries.iter().filter_map(|entry| Some((entry.key.clone(), self.json(&entry.node, path)?)));
+        let entries = table
+            .entries
+            .iter()
+            .filter_map(|entry| Some((entry.key.clone(), self.json(&entry.node, path)?)));
         entries.collect()
     }
 
@@ -301,7 +345,9 @@ impl Draft<'_> {
             Value::Text(text) => Json::String(text.clone()),
             Value::Integer(number) => Json::from(*number),
             Value::Boolean(truth) => Json::Bool(*truth),
-            Value::List(items) => Json::Array(items.iter().filter_map(|item| self.json(item, path)).collect()),
+            Value::List(items) => {
+                Json::Array(items.iter().filter_map(|item| self.json(item, path)).collect())
+            }
             Value::Table(table) => Json::Object(self.json_object(table, path)),
             Value::Float(number) if number.is_finite() => Json::from(*number),
             other => {
@@ -318,7 +364,10 @@ fn address_ranges(ipam: &View<'_>) -> Vec<BTreeMap<&'static str, String>> {
     let range = |node: &Node| {
         let Value::Table(table) = &node.value else { return BTreeMap::new() };
         let view = View::root(table);
-        names.iter().filter_map(|(key, name)| Some((*name, view.text(key)?.text.to_owned()))).collect()
+        names
+            .iter()
+            .filter_map(|(key, name)| Some((*name, view.text(key)?.text.to_owned())))
+            .collect()
     };
     ipam.list("config").unwrap_or_default().iter().map(range).collect()
 }

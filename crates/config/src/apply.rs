@@ -70,8 +70,8 @@ pub enum ApplyError {
     /// It has errors; nothing was written.
     #[error("the configuration has errors; nothing was changed")]
     Invalid(Vec<Diagnostic>),
-    /// A file or folder could not be read or written. Files before it in order may have been written; applying again
-    /// completes them.
+    /// A file or folder could not be read or written. Files before it in order may have
+    /// been written; applying again completes them.
     #[error("cannot {action} {path}; run as root, or name a folder of your own with --root")]
     File {
         /// What was tried.
@@ -84,10 +84,12 @@ pub enum ApplyError {
     },
 }
 
-/// This host as [`translate`] sees it: who runs the daemons, the host's name, and the files that `text` refers to.
+/// This host as [`translate`] sees it: who runs the daemons, the host's name, and the
+/// files that `text` refers to.
 ///
-/// The daemons have users of their own if this process is root and the users `edgekeep-keyd`, `edgekeep-identityd` and
-/// `edgekeep-moduled` all exist; else everything runs as the present user.
+/// The daemons have users of their own if this process is root and the users
+/// `edgekeep-keyd`, `edgekeep-identityd` and `edgekeep-moduled` all exist; else
+/// everything runs as the present user.
 #[must_use]
 pub fn environment(text: &str) -> Environment {
     let uid = rustix::process::geteuid().as_raw();
@@ -95,17 +97,17 @@ pub fn environment(text: &str) -> Environment {
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let files = referenced_files(text).into_iter().enumerate().map(|(number, path)| {
         let content = match number {
-            ..MAX_REFERENCED => {
-                file::read(&path, Rules::named(MAX_REFERENCED_BYTES)).map_err(|error| error.to_string())
-            }
+            ..MAX_REFERENCED => file::read(&path, Rules::named(MAX_REFERENCED_BYTES))
+                .map_err(|error| error.to_string()),
             _ => Err(format!("the configuration names more than {MAX_REFERENCED} files")),
         };
         (path, content)
     });
-    let credentials = referenced_credentials(text).into_iter().scan(MAX_CREDENTIAL_BYTES, |left, path| {
-        let content = read_credential(&path, left);
-        Some((path, content))
-    });
+    let credentials =
+        referenced_credentials(text).into_iter().scan(MAX_CREDENTIAL_BYTES, |left, path| {
+            let content = read_credential(&path, left);
+            Some((path, content))
+        });
     Environment {
         users: users(uid, &passwd),
         hostname,
@@ -115,7 +117,8 @@ pub fn environment(text: &str) -> Environment {
     }
 }
 
-/// A file of certificates or keys, as far as `left` bytes may still be read of all of them.
+/// A file of certificates or keys, as far as `left` bytes may still be read of all of
+/// them.
 fn read_credential(path: &Path, left: &mut usize) -> Result<Arc<SecretBytes>, Unjudged> {
     let limit = Limits::FILE.bytes.min(*left);
     match file::read(path, Rules::named(limit as u64)) {
@@ -140,17 +143,21 @@ fn uids(passwd: &str) -> BTreeMap<String, u32> {
     passwd.lines().filter_map(user).collect()
 }
 
-/// The daemons' users: their own if `uid` is root's and all three stand in `passwd`, else all `uid`.
+/// The daemons' users: their own if `uid` is root's and all three stand in `passwd`, else
+/// all `uid`.
 fn users(uid: u32, passwd: &str) -> Users {
     let uids = uids(passwd);
     let of = |daemon: Daemon| uids.get(&format!("edgekeep-{}", daemon.name())).copied();
     match (of(Daemon::Keyd), of(Daemon::Identityd), of(Daemon::Moduled)) {
-        (Some(keyd), Some(identityd), Some(moduled)) if uid == 0 => Users { keyd, identityd, moduled },
+        (Some(keyd), Some(identityd), Some(moduled)) if uid == 0 => {
+            Users { keyd, identityd, moduled }
+        }
         _ => Users::all(uid),
     }
 }
 
-/// Reads a configuration file, at most as much of it as is parsed. Whose the file is, is for the operator to know.
+/// Reads a configuration file, at most as much of it as is parsed. Whose the file is, is
+/// for the operator to know.
 ///
 /// # Errors
 /// If there is no file, it is too long or no text, or cannot be read.
@@ -158,12 +165,18 @@ pub fn read_config(path: &Path) -> io::Result<String> {
     file::read_text(path, Rules::named(MAX_BYTES as u64))
 }
 
-/// Translates `text` and writes the settings files and keys that differ from what is there. Each file is replaced as a
-/// whole or not at all.
+/// Translates `text` and writes the settings files and keys that differ from what is
+/// there. Each file is replaced as a whole or not at all.
 ///
 /// # Errors
-/// [`ApplyError::Invalid`] with all diagnostics, before anything is written; [`ApplyError::File`].
-pub fn apply(root: &Root, text: &str, environment: &Environment, mode: ApplyMode) -> Result<Applied, ApplyError> {
+/// [`ApplyError::Invalid`] with all diagnostics, before anything is written;
+/// [`ApplyError::File`].
+pub fn apply(
+    root: &Root,
+    text: &str,
+    environment: &Environment,
+    mode: ApplyMode,
+) -> Result<Applied, ApplyError> {
     let translated = translate(text, environment).map_err(ApplyError::Invalid)?;
     let users = environment.users;
     let mut writer = Writer { mode, changes: Vec::new(), restart: Vec::new() };
@@ -171,7 +184,8 @@ pub fn apply(root: &Root, text: &str, environment: &Environment, mode: ApplyMode
     writer.settings(root, Daemon::Keyd, users.keyd, &translated.keyd)?;
     writer.settings(root, Daemon::Identityd, users.identityd, &translated.identityd)?;
     writer.settings(root, Daemon::Moduled, users.moduled, &translated.moduled)?;
-    let restart = Daemon::ALL.into_iter().filter(|daemon| writer.restart.contains(daemon)).collect();
+    let restart =
+        Daemon::ALL.into_iter().filter(|daemon| writer.restart.contains(daemon)).collect();
     Ok(Applied { changes: writer.changes, restart, notices: translated.notices })
 }
 
@@ -181,8 +195,9 @@ struct Writer {
     restart: Vec<Daemon>,
 }
 
-/// Which keys were handed to keyd: an HMAC of each, under a key that only this file holds. So an unchanged key is not handed
-/// over again, and keyd need not be restarted for it.
+/// Which keys were handed to keyd: an HMAC of each, under a key that only this file
+/// holds. So an unchanged key is not handed over again, and keyd need not be restarted
+/// for it.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct HandedOver {
     salt: String,
@@ -191,7 +206,8 @@ struct HandedOver {
 
 impl HandedOver {
     fn fingerprint(&self, id: &str, key: &[u8]) -> String {
-        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.salt.as_bytes()));
+        let mut context =
+            hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.salt.as_bytes()));
         context.update(id.as_bytes());
         context.update(&[0]);
         context.update(key);
@@ -254,12 +270,18 @@ impl Writer {
                     folder_for(&state, 0o700, uid)?;
                     folder_for(&folder, 0o700, uid)?;
                 }
-                self.replace(&path, key.expose(), uid, format!("key `{id}` for keyd to take over"))?;
+                self.replace(
+                    &path,
+                    key.expose(),
+                    uid,
+                    format!("key `{id}` for keyd to take over"),
+                )?;
                 self.restart.push(Daemon::Keyd);
             }
             handed.keys.insert(id.as_str().to_owned(), fingerprint);
         }
-        // After the keys: a crash between the two hands a key over twice, never not at all.
+        // After the keys: a crash between the two hands a key over twice, never not at
+        // all.
         if handed != known && self.mode == ApplyMode::Write {
             let content = serde_json::to_vec_pretty(&handed).unwrap_or_default();
             write_atomic(&record, &content, rustix::process::geteuid().as_raw())?;
@@ -268,15 +290,25 @@ impl Writer {
     }
 
     /// Replaces a file if its content differs; whether it did.
-    fn replace(&mut self, path: &Path, content: &[u8], uid: u32, what: String) -> Result<bool, ApplyError> {
+    fn replace(
+        &mut self,
+        path: &Path,
+        content: &[u8],
+        uid: u32,
+        what: String,
+    ) -> Result<bool, ApplyError> {
         let present = match file::read(path, Rules::named(WRITTEN_LIMIT)) {
             Ok(present) => Some(present),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            // Whatever stands there is replaced; what cannot be replaced, a folder, says so then.
+            // Whatever stands there is replaced; what cannot be replaced, a folder, says
+            // so then.
             Err(error) if FileFault::of(&error).is_some() => Some(Vec::new()),
-            Err(source) => return Err(ApplyError::File { action: "read", path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(ApplyError::File { action: "read", path: path.to_owned(), source });
+            }
         };
-        let owned = fs::metadata(path).is_ok_and(|metadata| metadata.uid() == uid && metadata.mode() & 0o777 == 0o600);
+        let owned = fs::metadata(path)
+            .is_ok_and(|metadata| metadata.uid() == uid && metadata.mode() & 0o777 == 0o600);
         let same = present.as_deref() == Some(content);
         if let Some(present) = &present
             && same
@@ -293,36 +325,46 @@ impl Writer {
     }
 }
 
-/// Writes a file that only `uid` can read: a new file beside it, made durable, then renamed over it.
+/// Writes a file that only `uid` can read: a new file beside it, made durable, then
+/// renamed over it.
 pub(crate) fn write_atomic(path: &Path, content: &[u8], uid: u32) -> Result<(), ApplyError> {
     let fail = |action| move |source| ApplyError::File { action, path: path.to_owned(), source };
     let Some(folder) = path.parent() else { return Ok(()) };
     if !folder.exists() {
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(fail("make the folder of"))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)
+            .map_err(fail("make the folder of"))?;
     }
     let give_away = |file: &File| match uid == rustix::process::geteuid().as_raw() {
         true => Ok(()),
         false => std::os::unix::fs::fchown(file, Some(uid), None),
     };
-    durable::replace(path, content, 0o600, Until::OnDisk, give_away).map_err(|error| ApplyError::File {
-        action: error.step,
-        path: path.to_owned(),
-        source: error.source,
+    durable::replace(path, content, 0o600, Until::OnDisk, give_away).map_err(|error| {
+        ApplyError::File { action: error.step, path: path.to_owned(), source: error.source }
     })
 }
 
 /// Whose a file is.
 pub(crate) fn owner_of(path: &Path) -> Result<u32, ApplyError> {
     let data = fs::metadata(path);
-    data.map(|data| data.uid()).map_err(|source| ApplyError::File { action: "read", path: path.to_owned(), source })
+    data.map(|data| data.uid()).map_err(|source| ApplyError::File {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Makes a folder that only `uid` can enter, if it is not there.
 fn folder_for(path: &Path, mode: u32, uid: u32) -> Result<(), ApplyError> {
     let fail = |source| ApplyError::File { action: "make", path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
-        // What follows writes secrets into it: a link that someone put there is not followed.
-        Ok(metadata) if !metadata.is_dir() => return Err(fail(io::Error::other("it is not a folder"))),
+        // What follows writes secrets into it: a link that someone put there is not
+        // followed.
+        Ok(metadata) if !metadata.is_dir() => {
+            return Err(fail(io::Error::other("it is not a folder")));
+        }
         Ok(metadata) => {
             if metadata.mode() & 0o077 != 0 {
                 fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(fail)?;
@@ -398,7 +440,10 @@ mod tests {
         fs::remove_file(root.key_import_folder().join("device-id")).unwrap();
         assert_eq!(apply(&root, TEXT, &here(), ApplyMode::Write).unwrap().restart, [Daemon::Keyd]);
         let other = TEXT.replace("a2V5MQ==", "a2V5Mg==");
-        assert_eq!(apply(&root, &other, &here(), ApplyMode::Write).unwrap().restart, [Daemon::Keyd]);
+        assert_eq!(
+            apply(&root, &other, &here(), ApplyMode::Write).unwrap().restart,
+            [Daemon::Keyd]
+        );
         assert_eq!(fs::read(root.key_import_folder().join("device-id")).unwrap(), b"key2");
     }
 

@@ -1,4 +1,5 @@
-//! The tree against the schema: every key must be known where it stands, and have the type it takes there.
+//! The tree against the schema: every key must be known where it stands, and have the
+//! type it takes there.
 
 use std::ops::Range;
 
@@ -7,7 +8,8 @@ use crate::document::{Entry, Node, Table, Value, join};
 use crate::schema::{self, Key, Kind, State};
 use crate::similar::nearest;
 
-/// Checks the document and gives keys that were written with another accepted name the name that the schema uses.
+/// Checks the document and gives keys that were written with another accepted name the
+/// name that the schema uses.
 pub(crate) fn check(text: &str, root: &mut Table, report: &mut Report) {
     let mut check = Check { text, report };
     check.table(root, schema::ROOT, "", false);
@@ -29,18 +31,27 @@ impl Check<'_> {
                     continue;
                 }
                 self.unknown(entry, keys, path);
-                // What a misplaced key holds may be shown if it may where the key belongs.
-                let harmless =
-                    !secret && !matches!(entry.node.value, Value::Table(_)) && harmless_elsewhere(&entry.key);
+                // What a misplaced key holds may be shown if it may where the key
+                // belongs.
+                let harmless = !secret
+                    && !matches!(entry.node.value, Value::Table(_))
+                    && harmless_elsewhere(&entry.key);
                 self.note_texts(&entry.node, !harmless);
                 continue;
             };
             if table.entries[index].key != key.name {
-                let message = format!("`{}` and `{}` are the same key", table.entries[index].key, key.name);
+                let message =
+                    format!("`{}` and `{}` are the same key", table.entries[index].key, key.name);
                 table.entries[index].key = key.name.to_owned();
                 if table.entries.iter().filter(|entry| entry.key == key.name).count() > 1 {
                     let span = table.entries[index].key_span.clone();
-                    self.report.error_with(Code::Conflict, &span, join(path, key.name), message, "keep one of them");
+                    self.report.error_with(
+                        Code::Conflict,
+                        &span,
+                        join(path, key.name),
+                        message,
+                        "keep one of them",
+                    );
                 }
             }
             let entry = &mut table.entries[index];
@@ -94,7 +105,10 @@ impl Check<'_> {
                     self.value(item, Kind::IntegerOrText, path, secret);
                 }
             }
-            (Kind::Text | Kind::TextOrTexts | Kind::TextOrTable(_) | Kind::IntegerOrText, Value::Text(_))
+            (
+                Kind::Text | Kind::TextOrTexts | Kind::TextOrTable(_) | Kind::IntegerOrText,
+                Value::Text(_),
+            )
             | (Kind::Integer | Kind::IntegerOrText, Value::Integer(_))
             | (Kind::Boolean, Value::Boolean(_))
             | (Kind::Free, Value::Table(_)) => self.note_texts(node, secret),
@@ -103,13 +117,19 @@ impl Check<'_> {
                     (Kind::Text, Value::Integer(_) | Value::Boolean(_) | Value::Float(_)) => {
                         Some("write it in double quotes")
                     }
-                    (Kind::Integer | Kind::Boolean, Value::Text(_)) => Some("write it without quotes"),
-                    (Kind::Texts | Kind::TextsOrIntegers, Value::Text(_)) => Some("write it in square brackets"),
+                    (Kind::Integer | Kind::Boolean, Value::Text(_)) => {
+                        Some("write it without quotes")
+                    }
+                    (Kind::Texts | Kind::TextsOrIntegers, Value::Text(_)) => {
+                        Some("write it in square brackets")
+                    }
                     _ => None,
                 };
                 let message = format!("`{path}` takes {}, not {}", kind.words(), value.kind());
                 match remedy {
-                    Some(remedy) => self.report.error_with(Code::WrongType, &node.span, path, message, remedy),
+                    Some(remedy) => {
+                        self.report.error_with(Code::WrongType, &node.span, path, message, remedy);
+                    }
                     None => self.report.error(Code::WrongType, &node.span, path, message),
                 }
                 self.note_texts(node, true);
@@ -117,8 +137,8 @@ impl Check<'_> {
         }
     }
 
-    /// Remembers where strings stand, so that comments are told from `#` in a string, and which of them are secret. Some
-    /// strings carry a secret wherever they stand.
+    /// Remembers where strings stand, so that comments are told from `#` in a string, and
+    /// which of them are secret. Some strings carry a secret wherever they stand.
     fn note_texts(&mut self, node: &Node, secret: bool) {
         match &node.value {
             Value::Text(text) => {
@@ -128,7 +148,9 @@ impl Check<'_> {
                 }
             }
             Value::List(items) => items.iter().for_each(|item| self.note_texts(item, secret)),
-            Value::Table(table) => table.entries.iter().for_each(|entry| self.note_texts(&entry.node, secret)),
+            Value::Table(table) => {
+                table.entries.iter().for_each(|entry| self.note_texts(&entry.node, secret));
+            }
             Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Other(_) => {
                 if secret {
                     self.report.hide(&node.span);
@@ -153,7 +175,8 @@ impl Check<'_> {
             let remedy = if first.is_empty() {
                 self.top_level(written)
             } else {
-                let places: Vec<String> = places.iter().take(3).map(|path| format!("[{path}]")).collect();
+                let places: Vec<String> =
+                    places.iter().take(3).map(|path| format!("[{path}]")).collect();
                 format!("`{written}` belongs in {}", places.join(" or "))
             };
             let message = format!("`{written}` does not belong {here}");
@@ -162,16 +185,27 @@ impl Check<'_> {
         }
         let message = format!("unknown key `{}` {here}", printable(written));
         let near = |keys: &'static [Key]| nearest(written, keys.iter().map(|key| key.name));
-        let meant = near(keys).map(|key| (join_path(path, key), format!("did you mean `{key}`?"))).or_else(|| {
-            schema::tables().iter().find_map(|(path, keys)| {
-                let key = near(keys)?;
-                Some((join_path(path, key), format!("did you mean `{key}` {}?", table_name(path))))
-            })
-        });
+        let meant = near(keys)
+            .map(|key| (join_path(path, key), format!("did you mean `{key}`?")))
+            .or_else(|| {
+                schema::tables().iter().find_map(|(path, keys)| {
+                    let key = near(keys)?;
+                    Some((
+                        join_path(path, key),
+                        format!("did you mean `{key}` {}?", table_name(path)),
+                    ))
+                })
+            });
         match meant {
             Some((meant, remedy)) => {
                 self.report.meant(meant);
-                self.report.error_with(Code::UnknownKey, &entry.key_span, key_path, message, remedy);
+                self.report.error_with(
+                    Code::UnknownKey,
+                    &entry.key_span,
+                    key_path,
+                    message,
+                    remedy,
+                );
             }
             None => {
                 let known: Vec<&str> = keys.iter().map(|key| key.name).collect();
@@ -180,7 +214,13 @@ impl Check<'_> {
                 } else {
                     format!("known keys {here}: {}", known.join(", "))
                 };
-                self.report.error_with(Code::UnknownKey, &entry.key_span, key_path, message, remedy);
+                self.report.error_with(
+                    Code::UnknownKey,
+                    &entry.key_span,
+                    key_path,
+                    message,
+                    remedy,
+                );
             }
         }
     }
@@ -188,7 +228,10 @@ impl Check<'_> {
     fn top_level(&self, key: &str) -> String {
         match first_header(self.text) {
             Some(range) => {
-                format!("`{key}` belongs at the top level, before {}", printable(self.text[range].trim()))
+                format!(
+                    "`{key}` belongs at the top level, before {}",
+                    printable(self.text[range].trim())
+                )
             }
             None => format!("`{key}` belongs at the top level"),
         }
@@ -198,7 +241,11 @@ impl Check<'_> {
 /// Whether the schema knows the key, and nowhere as a secret.
 fn harmless_elsewhere(key: &str) -> bool {
     let tables = schema::tables();
-    let mut places = tables.iter().flat_map(|(_, keys)| keys.iter()).filter(|known| known.is_called(key)).peekable();
+    let mut places = tables
+        .iter()
+        .flat_map(|(_, keys)| keys.iter())
+        .filter(|known| known.is_called(key))
+        .peekable();
     places.peek().is_some() && places.all(|known| !known.secret)
 }
 

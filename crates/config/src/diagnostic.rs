@@ -75,13 +75,15 @@ pub struct Diagnostic {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// Path of the key that is meant, like `provisioning.attestation.method`; empty for the file as a whole.
+    /// Path of the key that is meant, like `provisioning.attestation.method`; empty for
+    /// the file as a whole.
     pub key: String,
     /// What is wrong. Holds no secret.
     pub message: String,
     /// What to do about it.
     pub remedy: Option<String>,
-    /// The line it stands in, with secrets and comments blanked out; of a long line the part around `column`.
+    /// The line it stands in, with secrets and comments blanked out; of a long line the
+    /// part around `column`.
     pub source_line: String,
     /// How many characters from `column` on are meant and shown; at least 1.
     pub width: usize,
@@ -90,7 +92,8 @@ pub struct Diagnostic {
     indent: usize,
 }
 
-/// Renders diagnostics like a compiler does, one after another, each with its line and a caret. `file` is the name to show.
+/// Renders diagnostics like a compiler does, one after another, each with its line and a
+/// caret. `file` is the name to show.
 #[must_use]
 pub fn render(diagnostics: &[Diagnostic], file: &str, colour: bool) -> String {
     let mut text = String::new();
@@ -106,12 +109,18 @@ impl Diagnostic {
             Severity::Error => ("error", "\x1b[1;31m"),
             Severity::Notice => ("notice", "\x1b[1;36m"),
         };
-        let (hue, bold, dim, plain) = if colour { (hue, "\x1b[1m", "\x1b[1;34m", "\x1b[0m") } else { ("", "", "", "") };
+        let (hue, bold, dim, plain) =
+            if colour { (hue, "\x1b[1m", "\x1b[1;34m", "\x1b[0m") } else { ("", "", "", "") };
         let number = self.line.to_string();
         let margin = " ".repeat(number.len());
         let indent = " ".repeat(self.indent);
         let caret = "^".repeat(self.width.max(1));
-        let _ = writeln!(out, "{hue}{word}[{}]{plain}{bold}: {}{plain}", self.code.as_str(), self.message);
+        let _ = writeln!(
+            out,
+            "{hue}{word}[{}]{plain}{bold}: {}{plain}",
+            self.code.as_str(),
+            self.message
+        );
         let _ = writeln!(out, "{margin}{dim}-->{plain} {file}:{}:{}", self.line, self.column);
         let _ = writeln!(out, "{margin} {dim}|{plain}");
         let _ = writeln!(out, "{dim}{number} |{plain} {}", self.source_line);
@@ -136,13 +145,16 @@ struct Finding {
 
 /// Most errors that are told, and most notices: more than anybody corrects at once.
 pub(crate) const SHOWN: usize = 50;
-/// Longest path of a key, message and remedy, in characters. The longest message of ours has some 250.
+/// Longest path of a key, message and remedy, in characters. The longest message of ours
+/// has some 250.
 const TEXT_LIMIT: usize = 600;
-/// Characters of a long line that are shown, and those of them before the place that is meant.
+/// Characters of a long line that are shown, and those of them before the place that is
+/// meant.
 const LINE_LIMIT: usize = 160;
 const BEFORE: usize = 60;
 
-/// Collects findings while a configuration is read, and the places that must not be shown.
+/// Collects findings while a configuration is read, and the places that must not be
+/// shown.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     findings: Vec<Finding>,
@@ -181,14 +193,16 @@ impl Report {
         self.add(Severity::Error, code, span, &key.into(), &message.into(), Some(remedy.into()));
     }
 
-    /// A key that `path` needs is absent. Said only if no misspelt or misplaced key was meant to be it.
+    /// A key that `path` needs is absent. Said only if no misspelt or misplaced key was
+    /// meant to be it.
     pub(crate) fn missing(&mut self, span: &Range<usize>, path: &str, remedy: impl Into<String>) {
         if !self.meant.iter().any(|meant| meant == path) {
             self.error_with(Code::Missing, span, path, format!("`{path}` is missing"), remedy);
         }
     }
 
-    /// Some key that was reported as unknown or misplaced was probably meant to be `path`.
+    /// Some key that was reported as unknown or misplaced was probably meant to be
+    /// `path`.
     pub(crate) fn meant(&mut self, path: String) {
         self.meant.push(path);
     }
@@ -202,7 +216,14 @@ impl Report {
         message: impl Into<String>,
         remedy: Option<&str>,
     ) {
-        self.add(Severity::Notice, code, span, &key.into(), &message.into(), remedy.map(str::to_owned));
+        self.add(
+            Severity::Notice,
+            code,
+            span,
+            &key.into(),
+            &message.into(),
+            remedy.map(str::to_owned),
+        );
     }
 
     fn add(
@@ -229,7 +250,8 @@ impl Report {
         self.first_more.get_or_insert_with(|| span.clone());
     }
 
-    /// Whether further errors are only counted, so that no work for their words is of use.
+    /// Whether further errors are only counted, so that no work for their words is of
+    /// use.
     pub(crate) fn is_full(&self) -> bool {
         self.told[Severity::Error as usize] >= SHOWN
     }
@@ -276,7 +298,8 @@ impl Report {
             count => Some(format!("{count} more {word}s")),
         };
         let [errors, notices] = self.more;
-        let said: Vec<String> = [counted(errors, "error"), counted(notices, "notice")].into_iter().flatten().collect();
+        let said: Vec<String> =
+            [counted(errors, "error"), counted(notices, "notice")].into_iter().flatten().collect();
         Some(Finding {
             severity: if errors > 0 { Severity::Error } else { Severity::Notice },
             code: Code::More,
@@ -294,8 +317,10 @@ impl Report {
         let end = floor_boundary(text, finding.span.end).clamp(start, line_end);
         let column = text[line_start..start].chars().count();
         let line = &text[line_start..line_end];
-        // A line that is too long is cut at both ends, and what is left begins before the place that is meant.
-        let skipped = if line.chars().nth(LINE_LIMIT).is_some() { column.saturating_sub(BEFORE) } else { 0 };
+        // A line that is too long is cut at both ends, and what is left begins before the
+        // place that is meant.
+        let skipped =
+            if line.chars().nth(LINE_LIMIT).is_some() { column.saturating_sub(BEFORE) } else { 0 };
         let from = line_start + line.char_indices().nth(skipped).map_or(line.len(), |(at, _)| at);
         let window = &text[from..line_end];
         let to = from + window.char_indices().nth(LINE_LIMIT).map_or(window.len(), |(at, _)| at);
@@ -322,15 +347,21 @@ impl Report {
         }
     }
 
-    /// The part `shown` of the line that begins at `line_start`, with each secret character replaced by `*`, tabs and control characters by a blank, comments left out. The
-    /// number of characters before any shown place stays the same.
+    /// The part `shown` of the line that begins at `line_start`, with each secret
+    /// character replaced by `*`, tabs and control characters by a blank, comments left
+    /// out. The number of characters before any shown place stays the same.
     fn shown_line(&self, text: &str, line_start: usize, part: Range<usize>) -> String {
         // To the end of the text: where the line ends, what is looked for has been found.
         let line = text[line_start..].lines().next().unwrap_or_default();
-        let unknown_from = if self.unparsed { unparsed_secret(line).map(|from| line_start + from) } else { None };
+        let unknown_from =
+            if self.unparsed { unparsed_secret(line).map(|from| line_start + from) } else { None };
         // A comment may begin before the part that is shown.
         let near = |spans: &[Range<usize>], range: &Range<usize>| -> Vec<Range<usize>> {
-            spans.iter().filter(|span| span.start < range.end && range.start < span.end).cloned().collect()
+            spans
+                .iter()
+                .filter(|span| span.start < range.end && range.start < span.end)
+                .cloned()
+                .collect()
         };
         let before = line_start..part.start;
         let texts = near(&self.texts, &before);
@@ -360,7 +391,8 @@ impl Report {
 
 /// In a line that could not be parsed: from where on it may hold a secret.
 fn unparsed_secret(line: &str) -> Option<usize> {
-    const HINTS: [&str; 9] = ["key", "pk", "connection", "password", "pin", "secret", "token", "value", "auth"];
+    const HINTS: [&str; 9] =
+        ["key", "pk", "connection", "password", "pin", "secret", "token", "value", "auth"];
     let equals = line.find('=')?;
     let folded = line.to_ascii_lowercase();
     let run = line[equals..]
@@ -385,7 +417,13 @@ mod tests {
     fn a_diagnostic_is_rendered_with_its_line_and_a_caret_under_the_place() {
         let text = "a = 1\nhäst = \"x\" # why\n";
         let mut report = Report::default();
-        report.error_with(Code::UnknownKey, &(6..11), "häst", "unknown key `häst`", "did you mean `host`?");
+        report.error_with(
+            Code::UnknownKey,
+            &(6..11),
+            "häst",
+            "unknown key `häst`",
+            "did you mean `host`?",
+        );
         let found = report.finish(text);
         assert_eq!((found[0].line, found[0].column, found[0].width), (2, 1, 5 - 1));
         assert_eq!(

@@ -54,7 +54,8 @@ pub(crate) struct Table {
 /// One key and its value.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
-    /// The key's name; after checking, the name that the schema gives it, if it was written with another.
+    /// The key's name; after checking, the name that the schema gives it, if it was
+    /// written with another.
     pub(crate) key: String,
     pub(crate) key_span: Range<usize>,
     pub(crate) node: Node,
@@ -64,7 +65,12 @@ pub(crate) struct Entry {
 pub(crate) fn parse(text: &str, report: &mut Report) -> Table {
     if text.len() > MAX_BYTES {
         report.set_unparsed();
-        report.error(Code::Syntax, &(0..0), "", format!("the file is longer than {MAX_BYTES} bytes"));
+        report.error(
+            Code::Syntax,
+            &(0..0),
+            "",
+            format!("the file is longer than {MAX_BYTES} bytes"),
+        );
         return Table::default();
     }
     let (root, errors) = DeTable::parse_recoverable(text);
@@ -98,7 +104,11 @@ fn syntax_remedy(text: &str, span: &Range<usize>) -> Option<&'static str> {
 fn table(map: DeTable<'_>) -> Table {
     let mut entries: Vec<Entry> = map
         .into_iter()
-        .map(|(key, value)| Entry { key_span: key.span(), key: key.into_inner().into_owned(), node: node(value) })
+        .map(|(key, value)| Entry {
+            key_span: key.span(),
+            key: key.into_inner().into_owned(),
+            node: node(value),
+        })
         .collect();
     entries.sort_by_key(|entry| entry.key_span.start);
     Table { entries }
@@ -121,8 +131,8 @@ fn node(value: Spanned<DeValue<'_>>) -> Node {
     Node { span, value }
 }
 
-/// A table and its path, for reading keys by the names of the schema. Keys of a wrong type read as absent: the schema check
-/// has reported them.
+/// A table and its path, for reading keys by the names of the schema. Keys of a wrong
+/// type read as absent: the schema check has reported them.
 #[derive(Debug, Clone)]
 pub(crate) struct View<'a> {
     pub(crate) table: &'a Table,
@@ -200,7 +210,9 @@ impl<'a> View<'a> {
     /// The table that an entry of this one is, without looking for the entry again.
     pub(crate) fn table_of(&self, entry: &'a Entry) -> Option<View<'a>> {
         match &entry.node.value {
-            Value::Table(table) => Some(View { table, span: entry.key_span.clone(), path: self.key(&entry.key) }),
+            Value::Table(table) => {
+                Some(View { table, span: entry.key_span.clone(), path: self.key(&entry.key) })
+            }
             _ => None,
         }
     }
@@ -208,7 +220,8 @@ impl<'a> View<'a> {
 
 /// `a.b`, with quotes where a key needs them.
 pub(crate) fn join(path: &str, key: &str) -> String {
-    let bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+    let bare =
+        !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
     let key = if bare { key.to_owned() } else { format!("{key:?}") };
     if path.is_empty() { key } else { format!("{path}.{key}") }
 }

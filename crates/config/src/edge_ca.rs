@@ -20,7 +20,11 @@ const ANY_METHOD: [&str; 4] = ["method", "common_name", "subject", "auto_renew"]
 impl Draft<'_> {
     /// Reads `[cert_issuance.local_ca]`.
     pub(crate) fn local_ca(&mut self, root: &View<'_>) {
-        let Some(view) = root.table("cert_issuance").and_then(|issuance| issuance.table("local_ca")) else { return };
+        let Some(view) =
+            root.table("cert_issuance").and_then(|issuance| issuance.table("local_ca"))
+        else {
+            return;
+        };
         let (Some(cert), Ok(key)) = (cert_id(LOCAL_CA), LOCAL_CA.parse()) else { return };
         self.identityd.local_ca = Some(LocalCa { cert: cert.clone(), key });
         self.identityd_keys.push(LOCAL_CA);
@@ -32,27 +36,40 @@ impl Draft<'_> {
         } else if let Some(uri) = view.text("cert") {
             self.ca_in_files(&view, cert, &uri, LOCAL_CA);
         } else {
-            let _: Option<()> =
-                self.absent(&view, "cert", "cert = \"file:///..\" and pk, or cert = { method = \"self_signed\" }");
+            let _: Option<()> = self.absent(
+                &view,
+                "cert",
+                "cert = \"file:///..\" and pk, or cert = { method = \"self_signed\" }",
+            );
         }
     }
 
     /// A CA whose certificate and key lie in files.
-    fn ca_in_files(&mut self, view: &View<'_>, cert: edgekeep_core::id::CertId, uri: &Text<'_>, key: &str) {
+    fn ca_in_files(
+        &mut self,
+        view: &View<'_>,
+        cert: edgekeep_core::id::CertId,
+        uri: &Text<'_>,
+        key: &str,
+    ) {
         let mut certificates = Vec::new();
         if self.checked(&view.key("cert"), uri, value::file_uri(uri.text)).is_some() {
             certificates = self.certificate_file(&view.key("cert"), uri).unwrap_or_default();
-            self.identityd.preloaded_certs.insert(cert, PreloadedCert::File(value::plain_file_uri(uri.text)));
+            self.identityd
+                .preloaded_certs
+                .insert(cert, PreloadedCert::File(value::plain_file_uri(uri.text)));
         }
         match view.text("pk") {
             Some(pk) => {
                 if let Ok(id) = key.parse() {
-                    let public = self.preload_key(id, &view.key("pk"), &pk, &view.span, Wanted::Pair);
+                    let public =
+                        self.preload_key(id, &view.key("pk"), &pk, &view.span, Wanted::Pair);
                     self.ca_pair(&view.key("cert"), uri, &certificates, public.as_deref());
                 }
             }
             None => {
-                let _: Option<()> = self.absent(view, "pk", "the file of the certificate's private key");
+                let _: Option<()> =
+                    self.absent(view, "pk", "the file of the certificate's private key");
             }
         }
     }
@@ -60,27 +77,48 @@ impl Draft<'_> {
     /// Reads `[edge_ca]`; without it the device makes a CA for itself.
     pub(crate) fn edge_ca(&mut self, root: &View<'_>) {
         let empty = crate::document::Table::default();
-        let view =
-            root.table("edge_ca").unwrap_or_else(|| View { table: &empty, span: 0..0, path: "edge_ca".to_owned() });
+        let view = root.table("edge_ca").unwrap_or_else(|| View {
+            table: &empty,
+            span: 0..0,
+            path: "edge_ca".to_owned(),
+        });
         let own = ["module_keys", "algorithms"];
         if view.has("cert") || view.has("pk") {
             if let Some(entry) = view.entry("cert").or_else(|| view.entry("pk")) {
-                let message = "an edge CA from files is not supported yet: this version makes its own";
+                let message =
+                    "an edge CA from files is not supported yet: this version makes its own";
                 let remedy = "leave `cert` and `pk` out, or use method = \"local_ca\"";
-                self.report.error_with(Code::NotSupported, &entry.key_span, view.key(&entry.key), message, remedy);
+                self.report.error_with(
+                    Code::NotSupported,
+                    &entry.key_span,
+                    view.key(&entry.key),
+                    message,
+                    remedy,
+                );
             }
-            self.only(&view, "`cert` and `pk`", &[&["cert", "pk", "auto_renew"], &own[..]].concat());
+            self.only(
+                &view,
+                "`cert` and `pk`",
+                &[&["cert", "pk", "auto_renew"], &own[..]].concat(),
+            );
         } else if view.has("method") {
             if let Some(issuance) = self.issuance(&view, IssuanceMethod::Est) {
                 self.issue_edge_ca(issuance, root, &view);
             }
         } else {
-            let quickstart = ["auto_generated_edge_ca_expiry_days", "auto_renew", "common_name", "subject"];
+            let quickstart =
+                ["auto_generated_edge_ca_expiry_days", "auto_renew", "common_name", "subject"];
             self.only(&view, "an edge CA without `method`", &[&quickstart[..], &own[..]].concat());
-            let days = self.count(&view, "auto_generated_edge_ca_expiry_days", 1, MAX_DAYS).unwrap_or(QUICKSTART_DAYS);
+            let days = self
+                .count(&view, "auto_generated_edge_ca_expiry_days", 1, MAX_DAYS)
+                .unwrap_or(QUICKSTART_DAYS);
             let common_name = self.common_name(&view);
             self.auto_renew(&view);
-            let issuance = Issuance { method: IssuanceMethod::SelfSigned, common_name, expiry_days: Some(days) };
+            let issuance = Issuance {
+                method: IssuanceMethod::SelfSigned,
+                common_name,
+                expiry_days: Some(days),
+            };
             self.issue_edge_ca(issuance, root, &view);
         }
         self.module_keys(&view);
@@ -90,25 +128,32 @@ impl Draft<'_> {
         match issuance.method {
             IssuanceMethod::SelfSigned => self.identityd_keys.extend([EDGE_CA, EDGE_CA_NEXT]),
             IssuanceMethod::LocalCa => {
-                let local_ca = root.table("cert_issuance").is_some_and(|issuance| issuance.has("local_ca"));
+                let local_ca =
+                    root.table("cert_issuance").is_some_and(|issuance| issuance.has("local_ca"));
                 if !local_ca && let Some(method) = view.text("method") {
                     let message = "method = \"local_ca\" needs [cert_issuance.local_ca]";
                     let remedy = "add [cert_issuance.local_ca] with the CA's certificate and key";
-                    self.report.error_with(Code::Missing, method.span, "edge_ca.method", message, remedy);
+                    self.report.error_with(
+                        Code::Missing,
+                        method.span,
+                        "edge_ca.method",
+                        message,
+                        remedy,
+                    );
                 }
             }
             IssuanceMethod::Est => {}
         }
         self.moduled.edge_ca.common_name = issuance.common_name.take();
-        // The compatible module runtime asks for the renewed certificate under an id of its own, and only then puts it
-        // in the place of the old one.
+        // The compatible module runtime asks for the renewed certificate under an id of
+        // its own, and only then puts it in the place of the old one.
         for id in [EDGE_CA, EDGE_CA_NEXT].into_iter().filter_map(cert_id) {
             self.identityd.cert_issuance.insert(id, issuance.clone());
         }
     }
 
-    /// Reads issuance options. `not_this` is a method that cannot be used here (a CA that signs itself is not issued by
-    /// itself); EST is never possible yet.
+    /// Reads issuance options. `not_this` is a method that cannot be used here (a CA that
+    /// signs itself is not issued by itself); EST is never possible yet.
     fn issuance(&mut self, view: &View<'_>, not_this: IssuanceMethod) -> Option<Issuance> {
         let Some(method) = view.text("method") else {
             return self.absent(view, "method", "method is one of self_signed, local_ca, est");
@@ -128,11 +173,21 @@ impl Draft<'_> {
         }
         if chosen == not_this {
             let message = "the local CA cannot be issued by itself";
-            self.report.error_with(Code::BadValue, method.span, path, message, "use method = \"self_signed\"");
+            self.report.error_with(
+                Code::BadValue,
+                method.span,
+                path,
+                message,
+                "use method = \"self_signed\"",
+            );
             return None;
         }
         let choice = format!("method = \"{}\"", method.text);
-        self.only(view, &choice, &[&ANY_METHOD[..], &["expiry_days", "module_keys", "algorithms"]].concat());
+        self.only(
+            view,
+            &choice,
+            &[&ANY_METHOD[..], &["expiry_days", "module_keys", "algorithms"]].concat(),
+        );
         self.auto_renew(view);
         let expiry_days = self.count(view, "expiry_days", 1, MAX_DAYS);
         Some(Issuance { method: chosen, common_name: self.common_name(view), expiry_days })
@@ -144,7 +199,9 @@ impl Draft<'_> {
             for entry in &subject.table.entries {
                 let path = subject.key(&entry.key);
                 if !entry.key.eq_ignore_ascii_case("CN") {
-                    let message = format!("`{path}` is not supported yet: this version sets the common name only");
+                    let message = format!(
+                        "`{path}` is not supported yet: this version sets the common name only"
+                    );
                     self.report.error_with(
                         Code::NotSupported,
                         &entry.key_span,
@@ -156,16 +213,31 @@ impl Draft<'_> {
             }
             if view.has("common_name") {
                 let message = format!("`{}` has both `common_name` and `subject`", view.path);
-                self.report.error_with(Code::Conflict, &subject.span, &subject.path, message, "keep one of them");
+                self.report.error_with(
+                    Code::Conflict,
+                    &subject.span,
+                    &subject.path,
+                    message,
+                    "keep one of them",
+                );
             }
         }
         let subject = view.table("subject");
         let name = view.text("common_name").or_else(|| {
-            let entry = subject.as_ref()?.table.entries.iter().find(|entry| entry.key.eq_ignore_ascii_case("CN"))?;
+            let entry = subject
+                .as_ref()?
+                .table
+                .entries
+                .iter()
+                .find(|entry| entry.key.eq_ignore_ascii_case("CN"))?;
             subject.as_ref()?.text(&entry.key)
         })?;
         let fits = !name.text.is_empty() && !name.text.chars().any(char::is_control);
-        let checked = if fits { Ok(()) } else { Err("the common name is empty or has control characters".to_owned()) };
+        let checked = if fits {
+            Ok(())
+        } else {
+            Err("the common name is empty or has control characters".to_owned())
+        };
         self.checked(&view.key("common_name"), &name, checked)?;
         if name.text.chars().count() > 64 {
             let message = "a common name has at most 64 characters: the rest is cut off";
@@ -184,8 +256,10 @@ impl Draft<'_> {
                 self.checked(&renewal.key(key), &text, value::renewal_time(text.text));
             }
         }
-        let message =
-            format!("`{}` has no effect: this version does not renew certificates by this policy yet", renewal.path);
+        let message = format!(
+            "`{}` has no effect: this version does not renew certificates by this policy yet",
+            renewal.path
+        );
         self.report.notice(Code::NoEffect, &renewal.span, &renewal.path, message, None);
     }
 

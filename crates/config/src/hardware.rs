@@ -14,7 +14,8 @@ use crate::translate::Draft;
 use crate::value;
 
 /// What can protect the store key.
-pub(crate) const SEALS: [(&str, Seal); 3] = [("file", Seal::File), ("tpm", Seal::Tpm), ("pkcs11", Seal::Pkcs11)];
+pub(crate) const SEALS: [(&str, Seal); 3] =
+    [("file", Seal::File), ("tpm", Seal::Tpm), ("pkcs11", Seal::Pkcs11)];
 
 /// A systemd credential's name: a file name.
 fn credential_name(text: &str) -> Result<String, String> {
@@ -26,15 +27,30 @@ fn credential_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// A file or folder that a token's library needs. What has everything below it would leave nothing to confine.
+/// A file or folder that a token's library needs. What has everything below it would
+/// leave nothing to confine.
 fn sandbox_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let names = path.components().skip(1).collect::<Vec<_>>();
-    if !path.is_absolute() || names.iter().any(|name| !matches!(name, std::path::Component::Normal(_))) {
+    if !path.is_absolute()
+        || names.iter().any(|name| !matches!(name, std::path::Component::Normal(_)))
+    {
         return Err("expected the absolute path of a file or folder, without \"..\"".to_owned());
     }
-    let whole =
-        ["/", "/etc", "/etc/edgekeep", "/usr", "/var", "/var/lib", "/home", "/root", "/run", "/proc", "/sys", "/dev"];
+    let whole = [
+        "/",
+        "/etc",
+        "/etc/edgekeep",
+        "/usr",
+        "/var",
+        "/var/lib",
+        "/home",
+        "/root",
+        "/run",
+        "/proc",
+        "/sys",
+        "/dev",
+    ];
     if whole.iter().any(|whole| path == std::path::Path::new(whole)) {
         return Err(
             "too much to be left within reach: name the folders in it that the token's library needs".to_owned()
@@ -43,7 +59,8 @@ fn sandbox_path(text: &str) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// A `pkcs11:` URI. What is wrong with it is said without its values, of which one may be a PIN.
+/// A `pkcs11:` URI. What is wrong with it is said without its values, of which one may be
+/// a PIN.
 pub(crate) fn pkcs11_uri(text: &str) -> Result<edgekeep_hsm::uri::Pkcs11Uri, String> {
     match text.parse() {
         Ok(KeyUri::Pkcs11(uri)) => Ok(*uri),
@@ -86,8 +103,10 @@ impl Draft<'_> {
 
     /// A library that keyd's sandbox may keep from its files.
     fn unknown_library(&mut self, keys: &View<'_>) {
-        let named = |key: &str| keys.text(key).map(|text| (text.span.clone(), text.text.to_owned()));
-        let library = named("pkcs11_lib_path").map(|(span, text)| ("pkcs11_lib_path", span, PathBuf::from(text)));
+        let named =
+            |key: &str| keys.text(key).map(|text| (text.span.clone(), text.text.to_owned()));
+        let library = named("pkcs11_lib_path")
+            .map(|(span, text)| ("pkcs11_lib_path", span, PathBuf::from(text)));
         let in_uri = named("pkcs11_base_slot").and_then(|(span, text)| {
             let path = pkcs11_uri(&text).ok()?.module_path?;
             Some(("pkcs11_base_slot", span, path))
@@ -103,13 +122,15 @@ impl Draft<'_> {
         let mut settings = TpmSettings::default();
         if let Some(tcti) = tpm.text("tcti") {
             // Empty means to existing services: try what there is.
-            let wanted = if tcti.text.is_empty() { settings.tcti.clone() } else { tcti.text.to_owned() };
+            let wanted =
+                if tcti.text.is_empty() { settings.tcti.clone() } else { tcti.text.to_owned() };
             let parsed = wanted.parse::<Tcti>().map_err(|why| why.to_string());
             if self.checked("tpm.tcti", &tcti, parsed).is_some() {
                 settings.tcti = wanted;
             }
         }
-        if let Some(index) = self.count(tpm, "auth_key_index", 0, TpmSettings::AUTH_KEY_INDEX_LIMIT) {
+        if let Some(index) = self.count(tpm, "auth_key_index", 0, TpmSettings::AUTH_KEY_INDEX_LIMIT)
+        {
             settings.auth_key_index = index;
         }
         settings.audit_counter = self.audit_counter(tpm);
@@ -130,8 +151,15 @@ impl Draft<'_> {
             match u32::try_from(index) {
                 Ok(index) if (first..=last).contains(&index) => counter.index = index,
                 _ => {
-                    let message = format!("expected an NV index of the owner's range, {first:#010x} to {last:#010x}");
-                    self.report.error(Code::BadValue, span, tpm.key("audit_counter_index"), message);
+                    let message = format!(
+                        "expected an NV index of the owner's range, {first:#010x} to {last:#010x}"
+                    );
+                    self.report.error(
+                        Code::BadValue,
+                        span,
+                        tpm.key("audit_counter_index"),
+                        message,
+                    );
                 }
             }
         }
@@ -154,7 +182,8 @@ impl Draft<'_> {
             if !counter.enabled
                 && let Some(entry) = tpm.entry(key)
             {
-                let message = format!("`{}` has no effect: the counter is switched off", tpm.key(key));
+                let message =
+                    format!("`{}` has no effect: the counter is switched off", tpm.key(key));
                 self.report.notice(Code::NoEffect, &entry.key_span, tpm.key(key), message, None);
             }
         }
@@ -169,15 +198,18 @@ impl Draft<'_> {
             return (!text.text.is_empty()).then(|| AuthSource::Value(text.text.into()));
         }
         let source = hierarchies.table(name)?;
-        let found: Vec<(&str, Text<'_>)> =
-            ["file", "credential"].into_iter().filter_map(|key| Some((key, source.text(key)?))).collect();
+        let found: Vec<(&str, Text<'_>)> = ["file", "credential"]
+            .into_iter()
+            .filter_map(|key| Some((key, source.text(key)?)))
+            .collect();
         match &found[..] {
             [("file", uri)] => {
                 let file = self.checked(&source.key("file"), uri, value::file_uri(uri.text))?;
                 Some(AuthSource::File(PathBuf::from(file)))
             }
             [("credential", name)] => {
-                let name = self.checked(&source.key("credential"), name, credential_name(name.text))?;
+                let name =
+                    self.checked(&source.key("credential"), name, credential_name(name.text))?;
                 Some(AuthSource::Credential(name))
             }
             _ => {
@@ -216,7 +248,8 @@ impl Draft<'_> {
             if let Some(uri) = self.checked(PATH, &slot, uri) {
                 if uri.module_path.is_none() && !keys.has("pkcs11_lib_path") {
                     let message = "nothing says which library knows the token";
-                    let remedy = "set `pkcs11_lib_path` to the absolute path of the PKCS#11 library";
+                    let remedy =
+                        "set `pkcs11_lib_path` to the absolute path of the PKCS#11 library";
                     self.report.error_with(Code::Conflict, slot.span, PATH, message, remedy);
                 }
                 token.base_slot = Some(slot.text.into());
@@ -228,12 +261,15 @@ impl Draft<'_> {
     }
 
     fn places(&mut self, keys: &View<'_>) {
-        let words = [("token", KeyPlace::Token), ("tpm", KeyPlace::Tpm), ("files", KeyPlace::Files)];
+        let words =
+            [("token", KeyPlace::Token), ("tpm", KeyPlace::Tpm), ("files", KeyPlace::Files)];
         for word in keys.texts("places") {
             const PATH: &str = "aziot_keys.places";
             let Some(place) = self.choice(PATH, &word, &words) else { continue };
             let lacks = match place {
-                KeyPlace::Token if !keys.has("pkcs11_base_slot") => Some("set `pkcs11_base_slot` as well"),
+                KeyPlace::Token if !keys.has("pkcs11_base_slot") => {
+                    Some("set `pkcs11_base_slot` as well")
+                }
                 KeyPlace::Tpm if self.keyd.tpm.is_none() => Some("add a table [tpm]"),
                 _ if self.keyd.places.contains(&place) => Some("name each place once"),
                 _ => None,
@@ -258,9 +294,10 @@ impl Draft<'_> {
             && let Some(seal) = self.choice("aziot_keys.seal", &word, &SEALS)
         {
             let lacks = match seal {
-                Seal::Tpm if self.keyd.tpm.is_none() => {
-                    Some(("the TPM cannot seal the key store: no TPM is configured", "add a table [tpm]"))
-                }
+                Seal::Tpm if self.keyd.tpm.is_none() => Some((
+                    "the TPM cannot seal the key store: no TPM is configured",
+                    "add a table [tpm]",
+                )),
                 Seal::Pkcs11 if !keys.has("pkcs11_base_slot") => Some((
                     "no token can protect the key store: none is configured",
                     "set `pkcs11_lib_path` and `pkcs11_base_slot` in [aziot_keys]",
@@ -268,7 +305,13 @@ impl Draft<'_> {
                 _ => None,
             };
             if let Some((message, remedy)) = lacks {
-                self.report.error_with(Code::Conflict, word.span, "aziot_keys.seal", message, remedy);
+                self.report.error_with(
+                    Code::Conflict,
+                    word.span,
+                    "aziot_keys.seal",
+                    message,
+                    remedy,
+                );
             }
             self.keyd.seal = Some(seal);
         }
@@ -281,9 +324,15 @@ impl Draft<'_> {
         let lacks = if uri.object.label.is_none() && uri.object.id.is_none() {
             Some(("the URI names no key", "add object= or id= to the URI"))
         } else if uri.token.is_empty() && token.is_none_or(|token| token.base_slot.is_none()) {
-            Some(("the URI names no token", "add token= to the URI, or set `pkcs11_base_slot` in [aziot_keys]"))
+            Some((
+                "the URI names no token",
+                "add token= to the URI, or set `pkcs11_base_slot` in [aziot_keys]",
+            ))
         } else if uri.module_path.is_none() && token.is_none_or(|token| token.library.is_none()) {
-            Some(("nothing says which library knows the token", "set `pkcs11_lib_path` in [aziot_keys]"))
+            Some((
+                "nothing says which library knows the token",
+                "set `pkcs11_lib_path` in [aziot_keys]",
+            ))
         } else {
             None
         };
@@ -306,7 +355,8 @@ impl Draft<'_> {
         Some(text.text.into())
     }
 
-    /// What the configuration itself brings is kept in files: it is there also while the token is not.
+    /// What the configuration itself brings is kept in files: it is there also while the
+    /// token is not.
     pub(crate) fn assign_imported(&mut self) {
         if self.keyd.has_hardware() {
             let ids = self.imported_keys.iter().map(|(id, _)| (id.clone(), KeyPlace::Files));

@@ -1,11 +1,12 @@
-//! `[host_modules]` and `[host_services]`: programs of the host that have a module's identity.
+//! `[host_modules]` and `[host_services]`: programs of the host that have a module's
+//! identity.
 
 use std::ops::Range;
 
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::host::{
-    Capabilities, Capability, Enforcement, HostModule, HostService, Limits, RestartPolicy, ScopeUse, SeccompPreset,
-    UnitName,
+    Capabilities, Capability, Enforcement, HostModule, HostService, Limits, RestartPolicy,
+    ScopeUse, SeccompPreset, UnitName,
 };
 use edgekeep_core::id::ModuleId;
 
@@ -27,7 +28,11 @@ impl Draft<'_> {
             self.moduled.allow_root_host_modules = allow;
         }
         if let Some(text) = root.text("host_module_scopes") {
-            let choices = [("auto", ScopeUse::Auto), ("required", ScopeUse::Required), ("off", ScopeUse::Off)];
+            let choices = [
+                ("auto", ScopeUse::Auto),
+                ("required", ScopeUse::Required),
+                ("off", ScopeUse::Off),
+            ];
             self.moduled.host_module_scopes =
                 self.choice(&root.key("host_module_scopes"), &text, &choices).unwrap_or_default();
         }
@@ -55,7 +60,8 @@ impl Draft<'_> {
         // The name stands where an image name does.
         let named = (1..=128).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic());
         if !named {
-            let message = "the name of a host module has 1 to 128 printable characters without blanks";
+            let message =
+                "the name of a host module has 1 to 128 printable characters without blanks";
             self.report.error(Code::BadValue, key_span, &view.path, message);
         }
         let executable = match view.text("executable") {
@@ -76,15 +82,19 @@ impl Draft<'_> {
             self.report.error(Code::Conflict, &entry.key_span, view.key("group"), message);
         }
         if let Some(folder) = view.text("working_dir") {
-            module.working_dir = self.checked(&view.key("working_dir"), &folder, absolute(folder.text));
+            module.working_dir =
+                self.checked(&view.key("working_dir"), &folder, absolute(folder.text));
         }
         self.host_env(view, &mut module);
         module.capabilities = self.capabilities(view);
         module.read = self.folders(view, "read");
         module.write = self.folders(view, "write");
         if let Some(text) = view.text("seccomp") {
-            let presets =
-                [("default", SeccompPreset::Default), ("strict", SeccompPreset::Strict), ("none", SeccompPreset::None)];
+            let presets = [
+                ("default", SeccompPreset::Default),
+                ("strict", SeccompPreset::Strict),
+                ("none", SeccompPreset::None),
+            ];
             module.seccomp = self.choice(&view.key("seccomp"), &text, &presets).unwrap_or_default();
         }
         module.limits = self.limits_of(view);
@@ -94,7 +104,8 @@ impl Draft<'_> {
                 ("on-failure", RestartPolicy::OnFailure),
                 ("always", RestartPolicy::Always),
             ];
-            module.restart = self.choice(&view.key("restart"), &text, &policies).unwrap_or_default();
+            module.restart =
+                self.choice(&view.key("restart"), &text, &policies).unwrap_or_default();
         }
         module.approves = view.texts("approves").map(|name| name.text.to_owned()).collect();
         // Without the socket there is no approving.
@@ -106,24 +117,38 @@ impl Draft<'_> {
 
     fn host_service(&mut self, view: &View<'_>, key_span: &Range<usize>, name: &str) {
         let id = name.parse::<ModuleId>().map_err(|why| why.to_string()).and_then(|id| {
-            let taken =
-                ["edgeAgent", "edgeHub"].contains(&id.name()) || name.starts_with('$') || name.ends_with(".sock");
+            let taken = ["edgeAgent", "edgeHub"].contains(&id.name())
+                || name.starts_with('$')
+                || name.ends_with(".sock");
             if taken {
                 Err("a service has a module's name, other than that of a system module".to_owned())
             } else {
                 Ok(id)
             }
         });
-        let id = id.map_err(|why| self.report.error(Code::BadValue, key_span, &view.path, why)).ok();
+        let id =
+            id.map_err(|why| self.report.error(Code::BadValue, key_span, &view.path, why)).ok();
         if self.moduled.host_modules.contains_key(name) {
-            let message = format!("`{name}` is in [host_modules] as well: an approval could mean either");
-            self.report.error_with(Code::Conflict, key_span, &view.path, message, "choose another name");
+            let message =
+                format!("`{name}` is in [host_modules] as well: an approval could mean either");
+            self.report.error_with(
+                Code::Conflict,
+                key_span,
+                &view.path,
+                message,
+                "choose another name",
+            );
         }
         let unit = view.text("unit").and_then(|text| {
-            self.checked(&view.key("unit"), &text, text.text.parse::<UnitName>().map_err(|why| why.to_string()))
+            self.checked(
+                &view.key("unit"),
+                &text,
+                text.text.parse::<UnitName>().map_err(|why| why.to_string()),
+            )
         });
-        let executable =
-            view.text("executable").and_then(|path| self.checked(&view.key("executable"), &path, absolute(path.text)));
+        let executable = view
+            .text("executable")
+            .and_then(|path| self.checked(&view.key("executable"), &path, absolute(path.text)));
         let sha256 = view.text("sha256").and_then(|text| self.digest(view, &text));
         let user = account(view, "user");
         let of_user = unit.as_ref().is_some_and(UnitName::is_a_users);
@@ -136,7 +161,8 @@ impl Draft<'_> {
             };
             self.report.missing(key_span, &view.key(missing), remedy);
         }
-        let approves: Vec<String> = view.texts("approves").map(|name| name.text.to_owned()).collect();
+        let approves: Vec<String> =
+            view.texts("approves").map(|name| name.text.to_owned()).collect();
         let management = view.boolean("management").unwrap_or(!approves.is_empty());
         if let Some(id) = id {
             let service = HostService { unit, user, executable, sha256, management, approves };
@@ -175,7 +201,13 @@ impl Draft<'_> {
                 Err(why) => match nearest(text.text, Capability::names().iter().copied()) {
                     Some(name) => {
                         let remedy = format!("did you mean \"{name}\"?");
-                        self.report.error_with(Code::BadValue, text.span, &path, why.to_string(), remedy);
+                        self.report.error_with(
+                            Code::BadValue,
+                            text.span,
+                            &path,
+                            why.to_string(),
+                            remedy,
+                        );
                     }
                     None => self.report.error(Code::BadValue, text.span, &path, why.to_string()),
                 },
@@ -189,7 +221,11 @@ impl Draft<'_> {
             return None;
         }
         let texts = view.texts(key);
-        Some(texts.filter_map(|path| self.checked(&view.key(key), &path, absolute(path.text))).collect())
+        Some(
+            texts
+                .filter_map(|path| self.checked(&view.key(key), &path, absolute(path.text)))
+                .collect(),
+        )
     }
 
     fn limits_of(&mut self, view: &View<'_>) -> Limits {
@@ -199,7 +235,8 @@ impl Draft<'_> {
             ..Limits::default()
         };
         limits.memory_max = self.amount(view, "memory_max", |text| {
-            let bytes = value::bytes(text).filter(|bytes| (MIN_MEMORY..=MAX_MEMORY).contains(bytes));
+            let bytes =
+                value::bytes(text).filter(|bytes| (MIN_MEMORY..=MAX_MEMORY).contains(bytes));
             bytes.ok_or("expected bytes, at least 1M, like \"64M\" or \"1G\"")
         });
         limits.cpu_quota = self.amount(view, "cpu_quota", |text| {
@@ -209,14 +246,21 @@ impl Draft<'_> {
                 .ok_or("expected per cent of one processor, like \"50%\"")
         });
         if let Some(text) = view.text("limits") {
-            let choices = [("required", Enforcement::Required), ("best-effort", Enforcement::BestEffort)];
-            limits.enforcement = self.choice(&view.key("limits"), &text, &choices).unwrap_or_default();
+            let choices =
+                [("required", Enforcement::Required), ("best-effort", Enforcement::BestEffort)];
+            limits.enforcement =
+                self.choice(&view.key("limits"), &text, &choices).unwrap_or_default();
         }
         limits
     }
 
     /// A number with a unit, or a bare one.
-    fn amount<T>(&mut self, view: &View<'_>, key: &str, parse: impl Fn(&str) -> Result<T, &'static str>) -> Option<T> {
+    fn amount<T>(
+        &mut self,
+        view: &View<'_>,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, &'static str>,
+    ) -> Option<T> {
         let (text, span) = match (view.text(key), view.integer(key)) {
             (Some(text), _) => (text.text.to_owned(), text.span),
             (None, Some((number, span))) => (number.to_string(), span),
@@ -225,11 +269,16 @@ impl Draft<'_> {
         parse(&text).map_err(|why| self.report.error(Code::BadValue, span, view.key(key), why)).ok()
     }
 
-    /// What is named in `approves` must be there, or an approval that is hoped for is never given.
+    /// What is named in `approves` must be there, or an approval that is hoped for is
+    /// never given.
     fn known_targets(&mut self, view: &View<'_>) {
         let path = view.key("approves");
         for name in view.texts("approves") {
-            let service = name.text.parse::<ModuleId>().ok().and_then(|id| self.moduled.host_services.get(&id));
+            let service = name
+                .text
+                .parse::<ModuleId>()
+                .ok()
+                .and_then(|id| self.moduled.host_services.get(&id));
             if self.moduled.host_modules.contains_key(name.text) {
                 continue;
             }
@@ -245,7 +294,9 @@ impl Draft<'_> {
 
 /// The tables in a table, with their keys.
 fn tables<'a>(view: &View<'a>) -> Vec<(View<'a>, &'a Range<usize>, &'a str)> {
-    let table = |entry: &'a crate::document::Entry| Some((view.table_of(entry)?, &entry.key_span, entry.key.as_str()));
+    let table = |entry: &'a crate::document::Entry| {
+        Some((view.table_of(entry)?, &entry.key_span, entry.key.as_str()))
+    };
     view.table.entries.iter().filter_map(table).collect()
 }
 
@@ -256,6 +307,11 @@ pub(crate) fn account(view: &View<'_>, key: &str) -> Option<String> {
 }
 
 fn absolute(path: &str) -> Result<String, String> {
-    let plain = path.starts_with('/') && !path.split('/').any(|part| part == "..") && !path.contains('\0');
-    if plain { Ok(path.to_owned()) } else { Err("expected an absolute path without `..`".to_owned()) }
+    let plain =
+        path.starts_with('/') && !path.split('/').any(|part| part == "..") && !path.contains('\0');
+    if plain {
+        Ok(path.to_owned())
+    } else {
+        Err("expected an absolute path without `..`".to_owned())
+    }
 }

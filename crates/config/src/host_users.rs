@@ -14,29 +14,35 @@ use crate::translate::Draft;
 type Named<'a> = (View<'a>, &'a Range<usize>, &'a str);
 
 impl Draft<'_> {
-    /// Reads out of which ids host modules get users of their own. Where all daemons are one user, none, unless it is asked for.
+    /// Reads out of which ids host modules get users of their own. Where all daemons are
+    /// one user, none, unless it is asked for.
     pub(crate) fn host_module_ids(&mut self, root: &View<'_>) {
         let single = self.environment.users.is_single();
         self.moduled.host_module_ids = match root.text("host_module_ids") {
             None => (!single).then(IdRange::default),
             Some(text) if text.text == "off" => None,
             Some(text) => {
-                let range = text.text.parse::<IdRange>().map_err(|why| why.to_string()).and_then(|range| {
-                    match self.environment.uids.iter().find(|(_, uid)| range.contains(**uid)) {
-                        Some((name, uid)) => Err(format!("user `{name}` has the id {uid}; choose ids that nobody has")),
-                        None => Ok(range),
-                    }
-                });
+                let range =
+                    text.text.parse::<IdRange>().map_err(|why| why.to_string()).and_then(|range| {
+                        match self.environment.uids.iter().find(|(_, uid)| range.contains(**uid)) {
+                            Some((name, uid)) => Err(format!(
+                                "user `{name}` has the id {uid}; choose ids that nobody has"
+                            )),
+                            None => Ok(range),
+                        }
+                    });
                 self.checked(&root.key("host_module_ids"), &text, range)
             }
         };
     }
 
-    /// Refuses what would let one module, or a module and a daemon, into each other's memory and files. Services may share a
-    /// user among themselves: whoever starts them has decided that.
+    /// Refuses what would let one module, or a module and a daemon, into each other's
+    /// memory and files. Services may share a user among themselves: whoever starts them
+    /// has decided that.
     pub(crate) fn users_apart(&mut self, modules: &[Named<'_>], services: &[Named<'_>]) {
         let users = self.environment.users;
-        let daemons = [("keyd", users.keyd), ("identityd", users.identityd), ("moduled", users.moduled)];
+        let daemons =
+            [("keyd", users.keyd), ("identityd", users.identityd), ("moduled", users.moduled)];
         let mut seen: BTreeMap<u32, String> =
             daemons.into_iter().map(|(name, uid)| (uid, format!("edgekeep-{name}"))).collect();
         let mut of_modules = Vec::new();
@@ -51,7 +57,9 @@ impl Draft<'_> {
             };
             let Some(uid) = self.uid(&user) else { continue };
             if self.moduled.host_module_ids.is_some_and(|range| range.contains(uid)) {
-                let message = format!("`user` is {uid}, one of host_module_ids, which modules without `user` get");
+                let message = format!(
+                    "`user` is {uid}, one of host_module_ids, which modules without `user` get"
+                );
                 self.refuse_user(view, message);
             } else if let Some(other) = seen.get(&uid) {
                 let message = format!(
@@ -65,7 +73,9 @@ impl Draft<'_> {
             }
         }
         for (view, _, name) in services {
-            let uid = account(view, "user").and_then(|user| self.uid(&user)).filter(|uid| of_modules.contains(uid));
+            let uid = account(view, "user")
+                .and_then(|user| self.uid(&user))
+                .filter(|uid| of_modules.contains(uid));
             if let Some((uid, other)) = uid.and_then(|uid| Some((uid, seen.get(&uid)?))) {
                 let message = format!(
                     "`{name}` and `{other}` would be one user, {uid}, and could change each other's memory and files"
@@ -82,7 +92,13 @@ impl Draft<'_> {
     fn refuse_user(&mut self, view: &View<'_>, message: String) {
         if let Some(entry) = view.entry("user") {
             let remedy = "leave `user` out, and the module has one for itself, or name another one";
-            self.report.error_with(Code::Conflict, &entry.key_span, view.key("user"), message, remedy);
+            self.report.error_with(
+                Code::Conflict,
+                &entry.key_span,
+                view.key("user"),
+                message,
+                remedy,
+            );
         }
     }
 }

@@ -9,13 +9,13 @@ use crate::document::View;
 use crate::translate::Draft;
 use crate::value;
 
-/// The keys that the policy names: they become part of the settings, so that a key that is exchanged later counts only
-/// once the configuration is applied.
+/// The keys that the policy names: they become part of the settings, so that a key that
+/// is exchanged later counts only once the configuration is applied.
 pub(crate) fn key_files(root: &View<'_>) -> Vec<PathBuf> {
     let images = root.table("image_policy").and_then(|policy| policy.table("images"));
-    let rules = images
-        .iter()
-        .flat_map(|images| images.table.entries.iter().filter_map(|entry| images.table_of(entry)).collect::<Vec<_>>());
+    let rules = images.iter().flat_map(|images| {
+        images.table.entries.iter().filter_map(|entry| images.table_of(entry)).collect::<Vec<_>>()
+    });
     let keys = rules.flat_map(|rule| rule.texts("keys").collect::<Vec<_>>());
     keys.filter_map(|key| value::file_uri(key.text).ok().map(PathBuf::from)).collect()
 }
@@ -27,13 +27,18 @@ impl Draft<'_> {
         let mut policy = ImagePolicy::default();
         if let Some(unmatched) = view.text("unmatched") {
             let choices = [("accept", false), ("refuse", true)];
-            policy.refuse_unmatched = self.choice("image_policy.unmatched", &unmatched, &choices).unwrap_or(true);
+            policy.refuse_unmatched =
+                self.choice("image_policy.unmatched", &unmatched, &choices).unwrap_or(true);
         }
         if let Some(folder) = view.text("signatures") {
             let absolute = folder.text.starts_with('/') && !folder.text.contains('\0');
-            let checked =
-                if absolute { Ok(folder.text.to_owned()) } else { Err("expected an absolute path".to_owned()) };
-            policy.signatures = self.checked("image_policy.signatures", &folder, checked).unwrap_or_default();
+            let checked = if absolute {
+                Ok(folder.text.to_owned())
+            } else {
+                Err("expected an absolute path".to_owned())
+            };
+            policy.signatures =
+                self.checked("image_policy.signatures", &folder, checked).unwrap_or_default();
         }
         if let Some(images) = view.table("images") {
             for entry in &images.table.entries {

@@ -1,11 +1,14 @@
 //! The one configuration file, `config.toml`, and the settings files that it becomes.
 //!
-//! [`translate`] is a pure function from text and [`Environment`] to the settings of the three daemons; [`apply`] alone
-//! touches the disk: it reads `config.toml` and the files named in it, and writes the settings files and the key import
-//! folder under one root; [`replace_config`] and [`replace_keyd_settings`] change what a command was told to change. Nothing here opens a socket, starts a process or talks to a daemon.
+//! [`translate`] is a pure function from text and [`Environment`] to the settings of the
+//! three daemons; [`apply`] alone touches the disk: it reads `config.toml` and the files
+//! named in it, and writes the settings files and the key import folder under one root;
+//! [`replace_config`] and [`replace_keyd_settings`] change what a command was told to
+//! change. Nothing here opens a socket, starts a process or talks to a daemon.
 //!
-//! The file is read strictly: a key that is unknown, misplaced, of the wrong type or of no effect is a [`Diagnostic`] with
-//! its line and column, and all of them are reported at once. A diagnostic never shows a secret.
+//! The file is read strictly: a key that is unknown, misplaced, of the wrong type or of
+//! no effect is a [`Diagnostic`] with its line and column, and all of them are reported
+//! at once. A diagnostic never shows a secret.
 #![forbid(unsafe_code)]
 
 mod agent;

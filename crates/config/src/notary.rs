@@ -1,4 +1,5 @@
-//! `[aziot_keys]`: what keys may be used for, for how long, and who may see that they were.
+//! `[aziot_keys]`: what keys may be used for, for how long, and who may see that they
+//! were.
 
 use edgekeep_core::settings::{KeyPurpose, PurposeRule};
 
@@ -7,7 +8,8 @@ use crate::document::{Node, Text, Value, View};
 use crate::translate::Draft;
 use crate::value;
 
-/// Shortest and longest life of a handle, in seconds. Clients keep handles for minutes; a year is no bound any more.
+/// Shortest and longest life of a handle, in seconds. Clients keep handles for minutes; a
+/// year is no bound any more.
 const LIFETIME: std::ops::RangeInclusive<u64> = 60..=366 * 86_400;
 
 const PURPOSES: [(&str, KeyPurpose); 5] = [
@@ -32,19 +34,24 @@ impl Draft<'_> {
             && self.choice("aziot_keys.compat", &word, &[("handles-any-uid", ())]).is_some()
         {
             self.keyd.handles_any_uid = true;
-            let message =
-                "whoever has a handle may use the key, for ever; leave this out once all clients are of one kind";
+            let message = "whoever has a handle may use the key, for ever; leave this out once all clients are of one kind";
             self.report.notice(Code::Unusual, word.span, "aziot_keys.compat", message, None);
         }
         if let Some(text) = keys.text("handle_lifetime") {
             let seconds = value::duration(text.text).and_then(|seconds| {
-                if LIFETIME.contains(&seconds) { Ok(seconds) } else { Err("expected 1 minute to 366 days".to_owned()) }
+                if LIFETIME.contains(&seconds) {
+                    Ok(seconds)
+                } else {
+                    Err("expected 1 minute to 366 days".to_owned())
+                }
             });
-            self.keyd.handle_lifetime_sec = self.checked("aziot_keys.handle_lifetime", &text, seconds);
+            self.keyd.handle_lifetime_sec =
+                self.checked("aziot_keys.handle_lifetime", &text, seconds);
         }
         self.keyd.keys_per_uid = self.count(&keys, "keys_per_uid", 1, 1_000_000);
         if let Some(log) = keys.table("audit_log") {
-            self.keyd.audit_log.entries_per_uid_hour = self.count(&log, "entries_per_uid_hour", 60, 100_000_000);
+            self.keyd.audit_log.entries_per_uid_hour =
+                self.count(&log, "entries_per_uid_hour", 60, 100_000_000);
             self.keyd.audit_log.size_mib = self.count(&log, "size_mib", 1, 4096);
             self.keyd.audit_log.sync_ms = self.count(&log, "sync_ms", 10, 60_000);
             self.keyd.audit_log.checkpoint_sec = self.count(&log, "checkpoint_sec", 1, 3600);
@@ -71,21 +78,38 @@ impl Draft<'_> {
 
     fn auditor(&mut self, path: &str, node: &Node) {
         let uid = match &node.value {
-            Value::Integer(number) => u32::try_from(*number).map_err(|_| "expected a user id".to_owned()),
+            Value::Integer(number) => {
+                u32::try_from(*number).map_err(|_| "expected a user id".to_owned())
+            }
             Value::Text(name) => {
                 let known = self.environment.uids.get(name).copied();
                 if known.is_none() {
-                    let meant = crate::similar::nearest(name, self.environment.uids.keys().map(String::as_str));
+                    let meant = crate::similar::nearest(
+                        name,
+                        self.environment.uids.keys().map(String::as_str),
+                    );
                     let text = Text { text: name, span: &node.span };
                     let message = "this device has no such user".to_owned();
                     match meant {
                         Some(meant) => {
                             let remedy = format!("did you mean \"{meant}\"?");
-                            self.report.error_with(Code::BadValue, text.span, path, message, remedy);
+                            self.report.error_with(
+                                Code::BadValue,
+                                text.span,
+                                path,
+                                message,
+                                remedy,
+                            );
                         }
                         None => {
                             let remedy = "create the user first, or name a user id";
-                            self.report.error_with(Code::BadValue, text.span, path, message, remedy);
+                            self.report.error_with(
+                                Code::BadValue,
+                                text.span,
+                                path,
+                                message,
+                                remedy,
+                            );
                         }
                     }
                 }

@@ -59,7 +59,13 @@ impl Draft<'_> {
                 if let Some(entry) = root.entry("parent_hostname") {
                     let message = "a device with a parent cannot use the provisioning service";
                     let remedy = "use source = \"manual\", or leave `parent_hostname` out";
-                    self.report.error_with(Code::Conflict, &entry.key_span, "parent_hostname", message, remedy);
+                    self.report.error_with(
+                        Code::Conflict,
+                        &entry.key_span,
+                        "parent_hostname",
+                        message,
+                        remedy,
+                    );
                 }
                 self.dps(&view)
             }
@@ -91,8 +97,14 @@ impl Draft<'_> {
 
     fn manual(&mut self, view: &View<'_>) -> Option<Provisioning> {
         let hub = match view.text("iothub_hostname") {
-            Some(text) => self.checked("provisioning.iothub_hostname", &text, value::host(text.text)),
-            None => self.absent(view, "iothub_hostname", "the hub's host name, or `connection_string` for all in one"),
+            Some(text) => {
+                self.checked("provisioning.iothub_hostname", &text, value::host(text.text))
+            }
+            None => self.absent(
+                view,
+                "iothub_hostname",
+                "the hub's host name, or `connection_string` for all in one",
+            ),
         };
         let device_id = match view.text("device_id") {
             Some(text) => {
@@ -106,14 +118,20 @@ impl Draft<'_> {
                 let methods = [("sas", Method::SymmetricKey), ("x509", Method::X509)];
                 self.credential(&authentication, &methods, "device_id_pk")
             }
-            None => self.absent(view, "authentication", "authentication = { method = \"sas\", device_id_pk = { .. } }"),
+            None => self.absent(
+                view,
+                "authentication",
+                "authentication = { method = \"sas\", device_id_pk = { .. } }",
+            ),
         };
         Some(Provisioning::Manual { hub: hub?, device_id: device_id?, key: key? })
     }
 
     fn dps(&mut self, view: &View<'_>) -> Option<Provisioning> {
         let endpoint = match view.text("global_endpoint") {
-            Some(text) => self.checked("provisioning.global_endpoint", &text, value::https_url(text.text)),
+            Some(text) => {
+                self.checked("provisioning.global_endpoint", &text, value::https_url(text.text))
+            }
             None => self.absent(
                 view,
                 "global_endpoint",
@@ -121,27 +139,41 @@ impl Draft<'_> {
             ),
         };
         let scope_id = match view.text("id_scope") {
-            Some(text) => self.checked("provisioning.id_scope", &text, value::dps_name(text.text, "id scope")),
+            Some(text) => {
+                self.checked("provisioning.id_scope", &text, value::dps_name(text.text, "id scope"))
+            }
             None => self.absent(view, "id_scope", "the id scope of your provisioning service"),
         };
         let mut registration_id = None;
         let mut key = None;
         match view.table("attestation") {
             Some(attestation) => {
-                let methods = [("symmetric_key", Method::SymmetricKey), ("x509", Method::X509), ("tpm", Method::Tpm)];
+                let methods = [
+                    ("symmetric_key", Method::SymmetricKey),
+                    ("x509", Method::X509),
+                    ("tpm", Method::Tpm),
+                ];
                 key = self.credential(&attestation, &methods, "symmetric_key");
                 registration_id = match attestation.text("registration_id") {
                     Some(text) => {
                         let path = "provisioning.attestation.registration_id";
                         self.checked(path, &text, value::dps_name(text.text, "registration id"))
                     }
-                    None if attestation.text("method").is_some_and(|method| method.text == "x509") => None,
-                    None => self.absent(&attestation, "registration_id", "the name under which the device registers"),
+                    None if attestation
+                        .text("method")
+                        .is_some_and(|method| method.text == "x509") =>
+                    {
+                        None
+                    }
+                    None => self.absent(
+                        &attestation,
+                        "registration_id",
+                        "the name under which the device registers",
+                    ),
                 };
             }
             None => {
-                let remedy =
-                    "attestation = { method = \"symmetric_key\", registration_id = \"..\", symmetric_key = { .. } }";
+                let remedy = "attestation = { method = \"symmetric_key\", registration_id = \"..\", symmetric_key = { .. } }";
                 self.absent::<()>(view, "attestation", remedy);
             }
         }
@@ -159,7 +191,11 @@ impl Draft<'_> {
         const PATH: &str = "provisioning.payload.uri";
         let payload = view.table("payload")?;
         let Some(uri) = payload.text("uri") else {
-            return self.absent(&payload, "uri", "payload = { uri = \"file:///path/to/payload.json\" }");
+            return self.absent(
+                &payload,
+                "uri",
+                "payload = { uri = \"file:///path/to/payload.json\" }",
+            );
         };
         let path = self.checked(PATH, &uri, value::file_uri(uri.text))?;
         let content = self.file(PATH, &PathBuf::from(path), uri.span)?;
@@ -174,7 +210,8 @@ impl Draft<'_> {
         }
     }
 
-    /// The id of the device's key, out of `[provisioning.authentication]` or `[provisioning.attestation]`.
+    /// The id of the device's key, out of `[provisioning.authentication]` or
+    /// `[provisioning.attestation]`.
     fn credential(
         &mut self,
         view: &View<'_>,
@@ -192,8 +229,15 @@ impl Draft<'_> {
                 self.only(view, &choice, &["method", "registration_id", key_name]);
             }
             unbuilt => {
-                let what = if unbuilt == Method::Tpm { "TPM attestation" } else { "X.509 device identity" };
-                let message = format!("method = \"{}\" is not supported yet: this version has no {what}", method.text);
+                let what = if unbuilt == Method::Tpm {
+                    "TPM attestation"
+                } else {
+                    "X.509 device identity"
+                };
+                let message = format!(
+                    "method = \"{}\" is not supported yet: this version has no {what}",
+                    method.text
+                );
                 let remedy = format!("use method = \"{}\" with `{key_name}`", methods[0].0);
                 self.report.error_with(Code::NotSupported, method.span, path, message, remedy);
                 return None;
@@ -218,10 +262,20 @@ impl Draft<'_> {
             }
             (Some(_), Some(uri)) => {
                 let message = format!("`{}` has both `value` and `uri`", key.path);
-                self.report.error_with(Code::Conflict, uri.span, key.key("uri"), message, "keep one of them");
+                self.report.error_with(
+                    Code::Conflict,
+                    uri.span,
+                    key.key("uri"),
+                    message,
+                    "keep one of them",
+                );
             }
             (None, None) if !key.has("value") && !key.has("uri") => {
-                return self.absent(&key, "uri", "name the key's file with `uri`, or give it with `value`");
+                return self.absent(
+                    &key,
+                    "uri",
+                    "name the key's file with `uri`, or give it with `value`",
+                );
             }
             (None, None) => {}
         }

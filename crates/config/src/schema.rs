@@ -1,5 +1,5 @@
-//! Every key that the file may hold, where, and of what type. The tables are data, so that a key in the wrong place can be
-//! looked up in all the others.
+//! Every key that the file may hold, where, and of what type. The tables are data, so
+//! that a key in the wrong place can be looked up in all the others.
 
 use std::sync::LazyLock;
 
@@ -55,7 +55,8 @@ impl Kind {
 pub(crate) enum State {
     /// It does.
     Used,
-    /// It does not, and going on without would not be what the reader asked for. What is lacking, in words.
+    /// It does not, and going on without would not be what the reader asked for. What is
+    /// lacking, in words.
     NotYet(&'static str),
     /// It goes on without; why.
     NoEffect(&'static str),
@@ -131,7 +132,8 @@ pub(crate) static ROOT: &[Key] = &[
     text("parent_hostname").alias(&["local_gateway_hostname"]),
     integer("cloud_timeout_sec"),
     integer("cloud_retries"),
-    key("prefer_module_identity_cache", Kind::Boolean).no_effect("module identities are always cached"),
+    key("prefer_module_identity_cache", Kind::Boolean)
+        .no_effect("module identities are always cached"),
     text("trust_bundle_cert"),
     text("manifest_trust_bundle_cert").no_effect("nothing uses a manifest trust bundle any more"),
     key("allow_elevated_docker_permissions", Kind::Boolean),
@@ -157,7 +159,8 @@ pub(crate) static ROOT: &[Key] = &[
     table("edge_ca", EDGE_CA),
     table("moby_runtime", MOBY_RUNTIME),
     table("image_garbage_collection", IMAGE_GARBAGE_COLLECTION),
-    table("endpoints", ENDPOINTS).no_effect("the daemons' sockets have fixed places under the root folder"),
+    table("endpoints", ENDPOINTS)
+        .no_effect("the daemons' sockets have fixed places under the root folder"),
     table("cloud", CLOUD),
     table("identityd", DAEMON),
     key("host_modules", Kind::MapOf(&Kind::Table(HOST_MODULE))),
@@ -170,7 +173,8 @@ pub(crate) static ROOT: &[Key] = &[
     key("modules", Kind::MapOf(&Kind::Table(MODULE))),
 ];
 
-static AZIOT_MAX_REQUESTS: &[Key] = &[integer("keyd"), integer("certd"), integer("identityd"), integer("tpmd")];
+static AZIOT_MAX_REQUESTS: &[Key] =
+    &[integer("keyd"), integer("certd"), integer("identityd"), integer("tpmd")];
 
 static IOTEDGE_MAX_REQUESTS: &[Key] = &[integer("management"), integer("workload")];
 
@@ -222,7 +226,8 @@ static ISSUANCE: &[Key] = &[
 
 static AUTO_RENEW: &[Key] = &[key("rotate_key", Kind::Boolean), text("threshold"), text("retry")];
 
-static CERT_ISSUANCE: &[Key] = &[table("est", EST).not_yet("EST client"), table("local_ca", LOCAL_CA)];
+static CERT_ISSUANCE: &[Key] =
+    &[table("est", EST).not_yet("EST client"), table("local_ca", LOCAL_CA)];
 
 static EST: &[Key] = &[
     key("trusted_certs", Kind::Texts),
@@ -262,8 +267,12 @@ static AZIOT_KEYS: &[Key] = &[
 
 static PURPOSE: &[Key] = &[text("keys"), text("purpose")];
 
-static AUDIT_LOG: &[Key] =
-    &[integer("size_mib"), integer("sync_ms"), integer("checkpoint_sec"), integer("entries_per_uid_hour")];
+static AUDIT_LOG: &[Key] = &[
+    integer("size_mib"),
+    integer("sync_ms"),
+    integer("checkpoint_sec"),
+    integer("entries_per_uid_hour"),
+];
 
 static TPM: &[Key] = &[
     text("tcti"),
@@ -347,7 +356,8 @@ static IMAGE_GARBAGE_COLLECTION: &[Key] = &[
     integer("disk_low_percent"),
 ];
 
-static ENDPOINTS: &[Key] = &[text("aziot_certd"), text("aziot_identityd"), text("aziot_keyd"), text("aziot_tpmd")];
+static ENDPOINTS: &[Key] =
+    &[text("aziot_certd"), text("aziot_identityd"), text("aziot_keyd"), text("aziot_tpmd")];
 
 static DAEMON: &[Key] = &[key("sandbox", Kind::Boolean)];
 
@@ -416,8 +426,16 @@ fn all_tables() -> Vec<(String, &'static [Key])> {
         found.push((path.to_owned(), keys));
         for key in keys {
             if let Some(inner) = key.keys() {
-                let path = if path.is_empty() { key.name.to_owned() } else { format!("{path}.{}", key.name) };
-                let path = if matches!(key.kind, Kind::MapOf(_)) { format!("{path}.\"<name>\"") } else { path };
+                let path = if path.is_empty() {
+                    key.name.to_owned()
+                } else {
+                    format!("{path}.{}", key.name)
+                };
+                let path = if matches!(key.kind, Kind::MapOf(_)) {
+                    format!("{path}.\"<name>\"")
+                } else {
+                    path
+                };
                 walk(&path, inner, found);
             }
         }

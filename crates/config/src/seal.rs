@@ -1,4 +1,5 @@
-//! `seal` in `config.toml` and in keyd's settings, changed without touching anything else in them.
+//! `seal` in `config.toml` and in keyd's settings, changed without touching anything else
+//! in them.
 
 use std::path::Path;
 
@@ -14,11 +15,14 @@ use crate::hardware::SEALS;
 /// # Errors
 /// If the text is no TOML, or `aziot_keys` is no table.
 pub fn with_seal(text: &str, seal: Seal) -> Result<String, SealError> {
-    let mut document: toml_edit::DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
-        // The error's own text repeats a part of the file, which has secrets.
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        SealError::Syntax { line }
-    })?;
+    let mut document: toml_edit::DocumentMut =
+        text.parse().map_err(|error: toml_edit::TomlError| {
+            // The error's own text repeats a part of the file, which has secrets.
+            let line = error
+                .span()
+                .map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            SealError::Syntax { line }
+        })?;
     let word = SEALS.iter().find(|(_, known)| *known == seal).map_or("file", |(word, _)| word);
     let keys = document.entry("aziot_keys").or_insert_with(toml_edit::table).as_table_like_mut();
     let keys = keys.ok_or(SealError::NoTable)?;
@@ -72,14 +76,16 @@ mod tests {
 
     #[test]
     fn only_the_seal_changes_and_comments_stay() {
-        let text =
-            "# mine\nhostname = \"x\"\n\n[aziot_keys] # keys\nseal = \"file\" # for now\npass_on = \"nothing\"\n";
+        let text = "# mine\nhostname = \"x\"\n\n[aziot_keys] # keys\nseal = \"file\" # for now\npass_on = \"nothing\"\n";
         assert_eq!(with_seal(text, Seal::Tpm).unwrap(), text.replace("\"file\"", "\"tpm\""));
         let text = "hostname = \"x\" # mine\n\n[aziot_keys]\n# a comment\npass_on = \"nothing\"\n\n[tpm]\n";
         let changed = with_seal(text, Seal::Pkcs11).unwrap();
         assert_eq!(changed, text.replace("\"nothing\"\n", "\"nothing\"\nseal = \"pkcs11\"\n"));
         assert_eq!(with_seal(&changed, Seal::Pkcs11).unwrap(), changed);
-        assert_eq!(with_seal("a = 1\n", Seal::File).unwrap(), "a = 1\n\n[aziot_keys]\nseal = \"file\"\n");
+        assert_eq!(
+            with_seal("a = 1\n", Seal::File).unwrap(),
+            "a = 1\n\n[aziot_keys]\nseal = \"file\"\n"
+        );
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::fmt;
 
 use zeroize::Zeroize;
 
-/// Bytes of a key. Wiped when dropped, never printed, compared only in tests through [`SecretBytes::expose`].
+/// Bytes of a key. Wiped when dropped, never printed, compared only in tests through
+/// [`SecretBytes::expose`].
 pub struct SecretBytes(Vec<u8>);
 
 impl SecretBytes {

@@ -1,7 +1,11 @@
 //! Which known word a misspelt one was meant to be.
 
-/// The candidate nearest to `word`, if it is near enough to be what was meant. Case and `-` for `_` count as equal.
-pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+/// The candidate nearest to `word`, if it is near enough to be what was meant. Case and
+/// `-` for `_` count as equal.
+pub(crate) fn nearest<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     let folded = fold(word);
     // One slip in a short word, two in a middling one, three in a long one.
     let allowed = match folded.len() {
@@ -35,7 +39,8 @@ fn distance(a: &[char], b: &[char]) -> usize {
     for i in 1..=a.len() {
         for j in 1..width {
             let replace = cost[(i - 1) * width + j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = replace.min(cost[(i - 1) * width + j] + 1).min(cost[i * width + j - 1] + 1);
+            let mut best =
+                replace.min(cost[(i - 1) * width + j] + 1).min(cost[i * width + j - 1] + 1);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 best = best.min(cost[(i - 2) * width + j - 2] + 1);
             }

@@ -1,5 +1,5 @@
-//! From the text of `config.toml` to the settings of the three daemons. Pure: what lies outside the text comes in as an
-//! [`Environment`].
+//! From the text of `config.toml` to the settings of the three daemons. Pure: what lies
+//! outside the text comes in as an [`Environment`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -11,8 +11,8 @@ use edgekeep_core::grants::RESERVED_KEY_IDS;
 use edgekeep_core::host::ScopeUse;
 use edgekeep_core::id::{CertId, KeyId, ModuleId};
 use edgekeep_core::settings::{
-    CertPrincipal, CloudSettings, IdentityPrincipal, IdentitydSettings, KeyPrincipal, KeydSettings, ModuleEncryption,
-    ModuledSettings, PreloadedCert, Provisioning, ReprovisioningMode,
+    CertPrincipal, CloudSettings, IdentityPrincipal, IdentitydSettings, KeyPrincipal, KeydSettings,
+    ModuleEncryption, ModuledSettings, PreloadedCert, Provisioning, ReprovisioningMode,
 };
 
 use crate::check::check;
@@ -51,10 +51,12 @@ pub struct Environment {
     pub hostname: String,
     /// The operating system's users by name.
     pub uids: BTreeMap<String, u32>,
-    /// Content of the files that [`referenced_files`] names, by path; or why one could not be read.
+    /// Content of the files that [`referenced_files`] names, by path; or why one could
+    /// not be read.
     pub files: BTreeMap<PathBuf, Result<Vec<u8>, String>>,
-    /// Content of the files of certificates and keys that [`referenced_credentials`](crate::referenced_credentials) names,
-    /// by path; or why one is not judged. What is not in here is not looked at.
+    /// Content of the files of certificates and keys that
+    /// [`referenced_credentials`](crate::referenced_credentials) names, by path; or why
+    /// one is not judged. What is not in here is not looked at.
     pub credentials: BTreeMap<PathBuf, Result<Arc<SecretBytes>, Unjudged>>,
 }
 
@@ -70,7 +72,8 @@ pub struct Users {
 }
 
 impl Users {
-    /// All three daemons as one user: not isolated from each other, but a device can run without root.
+    /// All three daemons as one user: not isolated from each other, but a device can run
+    /// without root.
     #[must_use]
     pub const fn all(uid: u32) -> Self {
         Self { keyd: uid, identityd: uid, moduled: uid }
@@ -98,8 +101,8 @@ pub struct Translated {
     pub notices: Vec<Diagnostic>,
 }
 
-/// The files whose content becomes part of the settings, as far as the text names them. Keys and certificates that the
-/// daemons read themselves are not among them.
+/// The files whose content becomes part of the settings, as far as the text names them.
+/// Keys and certificates that the daemons read themselves are not among them.
 #[must_use]
 pub fn referenced_files(text: &str) -> Vec<PathBuf> {
     let mut report = Report::default();
@@ -108,8 +111,12 @@ pub fn referenced_files(text: &str) -> Vec<PathBuf> {
     let root = View::root(&table);
     let payload = root.table("provisioning").and_then(|provisioning| provisioning.table("payload"));
     let uris = [root.text("additional_info"), payload.and_then(|payload| payload.text("uri"))];
-    let mut files: Vec<PathBuf> =
-        uris.into_iter().flatten().filter_map(|uri| value::file_uri(uri.text).ok()).map(PathBuf::from).collect();
+    let mut files: Vec<PathBuf> = uris
+        .into_iter()
+        .flatten()
+        .filter_map(|uri| value::file_uri(uri.text).ok())
+        .map(PathBuf::from)
+        .collect();
     files.extend(crate::image_policy::key_files(&root));
     if let Some(path) = root.text("imported_master_encryption_key") {
         files.push(plain_path(path.text));
@@ -250,7 +257,11 @@ impl<'a> Draft<'a> {
             }
         }
         if !root.has("hostname") && value::hostname(&self.environment.hostname).is_err() {
-            self.report.missing(&(0..0), "hostname", "the operating system has no usable host name: name one here");
+            self.report.missing(
+                &(0..0),
+                "hostname",
+                "the operating system has no usable host name: name one here",
+            );
         }
         if let Some(name) = root.text("parent_hostname")
             && let Some(name) = self.checked("parent_hostname", &name, value::host(name.text))
@@ -271,12 +282,16 @@ impl<'a> Draft<'a> {
                 Ok(seconds @ 1..=86_400) => {
                     self.identityd.cloud.timeout_sec = seconds;
                     if seconds < 70 {
-                        let message =
-                            "a time limit below 70 seconds may end calls that the hub would still have answered";
+                        let message = "a time limit below 70 seconds may end calls that the hub would still have answered";
                         self.report.notice(Code::Unusual, span, "cloud_timeout_sec", message, None);
                     }
                 }
-                _ => self.report.error(Code::BadValue, span, "cloud_timeout_sec", "expected 1 to 86400 seconds"),
+                _ => self.report.error(
+                    Code::BadValue,
+                    span,
+                    "cloud_timeout_sec",
+                    "expected 1 to 86400 seconds",
+                ),
             }
         }
         if let Some(retries) = self.count(root, "cloud_retries", 0, 100) {
@@ -294,7 +309,9 @@ impl<'a> Draft<'a> {
         }
         if let Some(cloud) = root.table("cloud") {
             for uri in cloud.texts("trusted_certs") {
-                if let Some(path) = self.checked("cloud.trusted_certs", &uri, value::file_uri(uri.text)) {
+                if let Some(path) =
+                    self.checked("cloud.trusted_certs", &uri, value::file_uri(uri.text))
+                {
                     self.certificate_file("cloud.trusted_certs", &uri);
                     self.identityd.cloud.trusted_certs.push(path);
                 }
@@ -307,24 +324,33 @@ impl<'a> Draft<'a> {
             self.keyd.connections_per_uid = self.count(&limits, "keyd", 1, 10_000);
             let identityd = self.count(&limits, "identityd", 1, 10_000);
             let certd = self.count(&limits, "certd", 1, 10_000);
-            if let (Some(identityd), Some(certd), Some(entry)) = (identityd, certd, limits.entry("certd"))
+            if let (Some(identityd), Some(certd), Some(entry)) =
+                (identityd, certd, limits.entry("certd"))
                 && identityd != certd
             {
-                let message =
-                    "one daemon serves both APIs: the larger of `identityd` and `certd` counts for each socket";
-                self.report.notice(Code::Unusual, &entry.key_span, limits.key("certd"), message, None);
+                let message = "one daemon serves both APIs: the larger of `identityd` and `certd` counts for each socket";
+                self.report.notice(
+                    Code::Unusual,
+                    &entry.key_span,
+                    limits.key("certd"),
+                    message,
+                    None,
+                );
             }
             self.identityd.connections_per_uid = identityd.max(certd);
         }
         if let Some(limits) = root.table("iotedge_max_requests") {
-            self.moduled.management_connections_per_uid = self.count(&limits, "management", 1, 10_000);
+            self.moduled.management_connections_per_uid =
+                self.count(&limits, "management", 1, 10_000);
             self.moduled.workload_connections_per_uid = self.count(&limits, "workload", 1, 10_000);
         }
     }
 
     /// Those of the daemons but keyd, whose hardware widens its own.
     fn sandboxes(&mut self, root: &View<'_>) {
-        if let Some(enabled) = root.table("identityd").and_then(|identityd| identityd.boolean("sandbox")) {
+        if let Some(enabled) =
+            root.table("identityd").and_then(|identityd| identityd.boolean("sandbox"))
+        {
             self.identityd.sandbox = enabled;
         }
     }
@@ -340,7 +366,9 @@ impl<'a> Draft<'a> {
             && let Some(id) = cert_id(TRUST_BUNDLE_USER)
         {
             self.certificate_file("trust_bundle_cert", &uri);
-            self.identityd.preloaded_certs.insert(id, PreloadedCert::File(value::plain_file_uri(uri.text)));
+            self.identityd
+                .preloaded_certs
+                .insert(id, PreloadedCert::File(value::plain_file_uri(uri.text)));
         }
     }
 
@@ -353,7 +381,9 @@ impl<'a> Draft<'a> {
                     Ok(id) => {
                         self.preload_key(id, &path, &uri, &entry.key_span, Wanted::Any);
                     }
-                    Err(why) => self.report.error(Code::BadValue, &entry.key_span, &path, why.to_string()),
+                    Err(why) => {
+                        self.report.error(Code::BadValue, &entry.key_span, &path, why.to_string());
+                    }
                 }
             }
         }
@@ -368,7 +398,8 @@ impl<'a> Draft<'a> {
                 }
             };
             if self.identityd.preloaded_certs.contains_key(&id) {
-                let message = format!("the certificate id `{id}` is set by other keys of this file");
+                let message =
+                    format!("the certificate id `{id}` is set by other keys of this file");
                 let remedy = "choose another id; what modules trust is set by `trust_bundle_cert`";
                 self.report.error_with(Code::Conflict, &entry.key_span, &path, message, remedy);
                 continue;
@@ -395,10 +426,18 @@ impl<'a> Draft<'a> {
         for item in certs.texts(key) {
             if certs.list(item.text).is_some() {
                 let message = "a list of certificates cannot hold another list";
-                self.report.error_with(Code::BadValue, item.span, &path, message, "name the certificates themselves");
-            } else if let Some(id) =
-                self.checked(&path, &item, item.text.parse::<CertId>().map_err(|why| why.to_string()))
-            {
+                self.report.error_with(
+                    Code::BadValue,
+                    item.span,
+                    &path,
+                    message,
+                    "name the certificates themselves",
+                );
+            } else if let Some(id) = self.checked(
+                &path,
+                &item,
+                item.text.parse::<CertId>().map_err(|why| why.to_string()),
+            ) {
                 ids.push(id);
             }
         }
@@ -410,8 +449,9 @@ impl<'a> Draft<'a> {
         let Some(uri) = root.text(KEY) else { return };
         let Some(path) = self.checked(KEY, &uri, value::file_uri(uri.text)) else { return };
         let Some(content) = self.file(KEY, &PathBuf::from(path), uri.span) else { return };
-        let info =
-            String::from_utf8(content).ok().and_then(|text| toml::from_str::<BTreeMap<String, String>>(&text).ok());
+        let info = String::from_utf8(content)
+            .ok()
+            .and_then(|text| toml::from_str::<BTreeMap<String, String>>(&text).ok());
         match info {
             Some(info) => self.moduled.additional_info = info,
             None => self.report.error_with(
@@ -430,7 +470,12 @@ impl<'a> Draft<'a> {
         let Some(bytes) = self.file(KEY, &plain_path(path.text), path.span) else { return };
         let bytes = SecretBytes::new(bytes);
         if bytes.expose().is_empty() || bytes.expose().len() > 4096 {
-            self.report.error(Code::BadValue, path.span, KEY, "the key file is empty or longer than 4096 bytes");
+            self.report.error(
+                Code::BadValue,
+                path.span,
+                KEY,
+                "the key file is empty or longer than 4096 bytes",
+            );
         } else if self.symmetric_key(KEY, &path, bytes.expose()).is_some()
             && let Ok(id) = ENCRYPTION_KEY.parse()
         {
@@ -470,7 +515,8 @@ impl<'a> Draft<'a> {
         certs.push(EDGE_CA_NEXT);
         let owned = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
         self.keyd.principals = vec![
-            // moduled passes its handle to the Edge CA's key along when it asks for module certificates.
+            // moduled passes its handle to the Edge CA's key along when it asks for
+            // module certificates.
             KeyPrincipal {
                 uid: users.identityd,
                 keys: owned(identityd),
@@ -481,7 +527,8 @@ impl<'a> Draft<'a> {
                 attestor: true,
                 ..KeyPrincipal::default()
             },
-            // identityd gives out handles to module keys. The Edge CA's requests are signed by moduled itself.
+            // identityd gives out handles to module keys. The Edge CA's requests are
+            // signed by moduled itself.
             KeyPrincipal {
                 uid: users.moduled,
                 keys: owned(moduled),
@@ -494,19 +541,32 @@ impl<'a> Draft<'a> {
         ];
         self.identityd.cert_principals =
             vec![CertPrincipal { uid: users.moduled, certs: owned(certs), attestor: true }];
-        self.identityd.principals =
-            vec![IdentityPrincipal { uid: users.moduled, name: "aziot-edge".to_owned(), kinds: Vec::new() }];
+        self.identityd.principals = vec![IdentityPrincipal {
+            uid: users.moduled,
+            name: "aziot-edge".to_owned(),
+            kinds: Vec::new(),
+        }];
     }
 
     // What several parts need.
 
     /// The value of a check, or its error reported at `text`.
-    pub(crate) fn checked<T>(&mut self, path: &str, text: &Text<'_>, result: Result<T, String>) -> Option<T> {
+    pub(crate) fn checked<T>(
+        &mut self,
+        path: &str,
+        text: &Text<'_>,
+        result: Result<T, String>,
+    ) -> Option<T> {
         result.map_err(|why| self.report.error(Code::BadValue, text.span, path, why)).ok()
     }
 
     /// The value that goes with one of a few words.
-    pub(crate) fn choice<T: Copy>(&mut self, path: &str, text: &Text<'_>, choices: &[(&str, T)]) -> Option<T> {
+    pub(crate) fn choice<T: Copy>(
+        &mut self,
+        path: &str,
+        text: &Text<'_>,
+        choices: &[(&str, T)],
+    ) -> Option<T> {
         if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text.text) {
             return Some(*value);
         }
@@ -514,7 +574,13 @@ impl<'a> Draft<'a> {
         let message = format!("`{path}` is one of {}", words.join(", "));
         match nearest(text.text, choices.iter().map(|(word, _)| *word)) {
             Some(word) => {
-                self.report.error_with(Code::BadValue, text.span, path, message, format!("did you mean \"{word}\"?"));
+                self.report.error_with(
+                    Code::BadValue,
+                    text.span,
+                    path,
+                    message,
+                    format!("did you mean \"{word}\"?"),
+                );
             }
             None => self.report.error(Code::BadValue, text.span, path, message),
         }
@@ -522,12 +588,23 @@ impl<'a> Draft<'a> {
     }
 
     /// An integer within bounds.
-    pub(crate) fn count(&mut self, view: &View<'_>, key: &str, least: u32, most: u32) -> Option<u32> {
+    pub(crate) fn count(
+        &mut self,
+        view: &View<'_>,
+        key: &str,
+        least: u32,
+        most: u32,
+    ) -> Option<u32> {
         let (number, span) = view.integer(key)?;
         match u32::try_from(number) {
             Ok(number) if (least..=most).contains(&number) => Some(number),
             _ => {
-                self.report.error(Code::BadValue, span, view.key(key), format!("expected {least} to {most}"));
+                self.report.error(
+                    Code::BadValue,
+                    span,
+                    view.key(key),
+                    format!("expected {least} to {most}"),
+                );
                 None
             }
         }
@@ -540,7 +617,13 @@ impl<'a> Draft<'a> {
             if !allowed.contains(&entry.key.as_str()) && self.known(view, &entry.key) {
                 let path = view.key(&entry.key);
                 let message = format!("`{path}` does not go with {choice}");
-                self.report.error_with(Code::Conflict, &entry.key_span, path, message, "leave one of the two out");
+                self.report.error_with(
+                    Code::Conflict,
+                    &entry.key_span,
+                    path,
+                    message,
+                    "leave one of the two out",
+                );
             }
         }
     }
@@ -552,18 +635,30 @@ impl<'a> Draft<'a> {
     }
 
     /// The content of a file that the text refers to.
-    pub(crate) fn file(&mut self, key: &str, path: &PathBuf, span: &Range<usize>) -> Option<Vec<u8>> {
+    pub(crate) fn file(
+        &mut self,
+        key: &str,
+        path: &PathBuf,
+        span: &Range<usize>,
+    ) -> Option<Vec<u8>> {
         let why = match self.environment.files.get(path) {
             Some(Ok(content)) => return Some(content.clone()),
             Some(Err(why)) => why.clone(),
             None => "it was not read".to_owned(),
         };
         let message = format!("cannot read {}: {why}", path.display());
-        self.report.error_with(Code::BadValue, span, key, message, "create the file, or make it readable");
+        self.report.error_with(
+            Code::BadValue,
+            span,
+            key,
+            message,
+            "create the file, or make it readable",
+        );
         None
     }
 
-    /// A key that keyd reads from where `uri` says. Returns the public half of a private key in a file.
+    /// A key that keyd reads from where `uri` says. Returns the public half of a private
+    /// key in a file.
     pub(crate) fn preload_key(
         &mut self,
         id: KeyId,
@@ -589,7 +684,9 @@ impl<'a> Draft<'a> {
             self.report.error_with(Code::BadValue, key_span, path, message, "choose another id");
             return None;
         }
-        if self.imported_keys.iter().any(|(known, _)| *known == id) || self.keyd.preloaded_keys.contains_key(&id) {
+        if self.imported_keys.iter().any(|(known, _)| *known == id)
+            || self.keyd.preloaded_keys.contains_key(&id)
+        {
             let message = format!("the key id `{id}` is set by other keys of this file");
             self.report.error_with(Code::Conflict, key_span, path, message, "keep one of them");
             return None;
@@ -604,11 +701,20 @@ impl<'a> Draft<'a> {
             Value::Text(text) => Some(text.clone()),
             _ => None,
         };
-        view.table.entries.iter().filter_map(|entry| Some((entry.key.clone(), text(&entry.node)?))).collect()
+        view.table
+            .entries
+            .iter()
+            .filter_map(|entry| Some((entry.key.clone(), text(&entry.node)?)))
+            .collect()
     }
 
     /// The path of a module id's key, with the id parsed.
-    pub(crate) fn module_id(&mut self, view: &View<'_>, key: &str, span: &Range<usize>) -> Option<ModuleId> {
+    pub(crate) fn module_id(
+        &mut self,
+        view: &View<'_>,
+        key: &str,
+        span: &Range<usize>,
+    ) -> Option<ModuleId> {
         key.parse()
             .map_err(|why: edgekeep_core::id::IdError| {
                 self.report.error(Code::BadValue, span, join(&view.path, key), why.to_string());

@@ -1,5 +1,6 @@
-//! Values that are more than their TOML type: keys, names, addresses, times. Each check says what is wrong in words that
-//! hold nothing of the value itself, since it may be a secret.
+//! Values that are more than their TOML type: keys, names, addresses, times. Each check
+//! says what is wrong in words that hold nothing of the value itself, since it may be a
+//! secret.
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -18,10 +19,13 @@ pub(crate) fn key(text: &str) -> Result<SecretBytes, String> {
         &STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
     );
-    let bytes = SecretBytes::new(ENGINE.decode(text).map_err(|_| "the key is not base64".to_owned())?);
+    let bytes =
+        SecretBytes::new(ENGINE.decode(text).map_err(|_| "the key is not base64".to_owned())?);
     match bytes.expose().len() {
         0 => Err("the key is empty".into()),
-        length if length > MAX_KEY_BYTES => Err(format!("the key is longer than {MAX_KEY_BYTES} bytes")),
+        length if length > MAX_KEY_BYTES => {
+            Err(format!("the key is longer than {MAX_KEY_BYTES} bytes"))
+        }
         _ => Ok(bytes),
     }
 }
@@ -47,9 +51,13 @@ pub(crate) fn connection_string(text: &str) -> Result<ConnectionString, String> 
             "DeviceId" => &mut device_id,
             "SharedAccessKey" => &mut shared_key,
             "SharedAccessKeyName" => {
-                return Err("this is a connection string of a service policy, not of a device".into());
+                return Err(
+                    "this is a connection string of a service policy, not of a device".into()
+                );
             }
-            "ModuleId" => return Err("this is a connection string of a module, not of a device".into()),
+            "ModuleId" => {
+                return Err("this is a connection string of a module, not of a device".into());
+            }
             "GatewayHostName" => {
                 ignored.push("GatewayHostName".to_owned());
                 continue;
@@ -68,8 +76,11 @@ pub(crate) fn connection_string(text: &str) -> Result<ConnectionString, String> 
     let shared_key = shared_key.ok_or("the connection string lacks SharedAccessKey")?;
     Ok(ConnectionString {
         hub: host(hub).map_err(|why| format!("HostName in the connection string: {why}"))?,
-        device_id: device_id.parse().map_err(|why| format!("DeviceId in the connection string: {why}"))?,
-        key: key(shared_key).map_err(|why| format!("SharedAccessKey in the connection string: {why}"))?,
+        device_id: device_id
+            .parse()
+            .map_err(|why| format!("DeviceId in the connection string: {why}"))?,
+        key: key(shared_key)
+            .map_err(|why| format!("SharedAccessKey in the connection string: {why}"))?,
         ignored,
     })
 }
@@ -104,7 +115,8 @@ pub(crate) fn https_url(text: &str) -> Result<String, String> {
 
 /// The absolute path that a `file:///path` URI (or `file:/path`) names, percent-decoded.
 pub(crate) fn file_uri(text: &str) -> Result<String, String> {
-    let rest = text.strip_prefix("file:").ok_or("expected a URI of the form file:///path/to/file")?;
+    let rest =
+        text.strip_prefix("file:").ok_or("expected a URI of the form file:///path/to/file")?;
     let path = match rest.strip_prefix("//") {
         Some(after) => after.strip_prefix("localhost").unwrap_or(after),
         None => rest,
@@ -184,11 +196,13 @@ pub(crate) fn duration(text: &str) -> Result<u64, String> {
         return Err(fault());
     }
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&at| at > 0).ok_or_else(fault)?;
+        let digits =
+            rest.find(|c: char| !c.is_ascii_digit()).filter(|&at| at > 0).ok_or_else(fault)?;
         let after = rest[digits..].trim_start();
         let unit = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
         let number: u32 = rest[..digits].parse().map_err(|_| fault())?;
-        let (_, each) = UNITS.iter().find(|(words, _)| words.contains(&&after[..unit])).ok_or_else(fault)?;
+        let (_, each) =
+            UNITS.iter().find(|(words, _)| words.contains(&&after[..unit])).ok_or_else(fault)?;
         seconds = seconds.saturating_add(u64::from(number) * each);
         rest = after[unit..].trim_start();
     }
@@ -205,7 +219,11 @@ pub(crate) fn bytes(text: &str) -> Option<u64> {
             Some((rest.strip_suffix(unit)?, *shift))
         })
         .unwrap_or((text, 0));
-    let number: u64 = digits.trim_end().parse().ok().filter(|_| digits.starts_with(|c: char| c.is_ascii_digit()))?;
+    let number: u64 = digits
+        .trim_end()
+        .parse()
+        .ok()
+        .filter(|_| digits.starts_with(|c: char| c.is_ascii_digit()))?;
     number.checked_mul(1 << shift)
 }
 
@@ -237,7 +255,9 @@ mod tests {
 
     #[test]
     fn a_connection_string_gives_hub_device_and_key() {
-        let parsed = connection_string("HostName=h.example;DeviceId=press-04;SharedAccessKey=a2V5MQ==;x=1").unwrap();
+        let parsed =
+            connection_string("HostName=h.example;DeviceId=press-04;SharedAccessKey=a2V5MQ==;x=1")
+                .unwrap();
         assert_eq!((parsed.hub.as_str(), parsed.device_id.as_str()), ("h.example", "press-04"));
         assert_eq!(parsed.key.expose(), b"key1");
         assert_eq!(parsed.ignored, ["an unknown part"]);
@@ -266,8 +286,19 @@ mod tests {
         for text in ["hub", "hub.example:8443", "127.0.0.1:1", "[::1]:443", "::1"] {
             assert_eq!(host(text).as_deref(), Ok(text));
         }
-        for text in ["", "https://hub", "hub/x", "hub:0", "hub:99999", "a..b", "-a", "hub x", "hub:", "1", "0x7f000001"]
-        {
+        for text in [
+            "",
+            "https://hub",
+            "hub/x",
+            "hub:0",
+            "hub:99999",
+            "a..b",
+            "-a",
+            "hub x",
+            "hub:",
+            "1",
+            "0x7f000001",
+        ] {
             assert!(host(text).is_err(), "{text}");
         }
     }
@@ -279,9 +310,15 @@ mod tests {
         for text in ["file:/var/a%20b", "file:///var/a%20b", "file://localhost/var/a%20b"] {
             assert_eq!(plain_file_uri(text), "file:///var/a%20b");
         }
-        for text in
-            ["/var/a", "file://host/var/a", "file:var", "file:///a/../b", "file:///a%0", "file:///a%00", "file:///a?x"]
-        {
+        for text in [
+            "/var/a",
+            "file://host/var/a",
+            "file:var",
+            "file:///a/../b",
+            "file:///a%0",
+            "file:///a%00",
+            "file:///a?x",
+        ] {
             assert!(file_uri(text).is_err(), "{text}");
         }
     }
@@ -289,15 +326,21 @@ mod tests {
     #[test]
     fn endpoints_are_https_and_lose_a_slash_at_the_end() {
         assert_eq!(https_url("https://dps.example/").as_deref(), Ok("https://dps.example"));
-        for text in ["http://dps.example", "https://", "https://u@dps.example", "https://dps.example?x", "dps.example"]
-        {
+        for text in [
+            "http://dps.example",
+            "https://",
+            "https://u@dps.example",
+            "https://dps.example?x",
+            "dps.example",
+        ] {
             assert!(https_url(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn a_duration_has_its_seconds() {
-        for (text, expected) in [("90s", 90), ("1h 30m", 5400), ("2 days", 172_800), ("1week", 604_800), ("5min", 300)]
+        for (text, expected) in
+            [("90s", 90), ("1h 30m", 5400), ("2 days", 172_800), ("1week", 604_800), ("5min", 300)]
         {
             assert_eq!(duration(text), Ok(expected), "{text}");
         }
@@ -309,7 +352,9 @@ mod tests {
 
     #[test]
     fn bytes_have_binary_units_and_no_others() {
-        for (text, number) in [("1", 1), ("2K", 2048), ("64M", 64 << 20), ("1GiB", 1 << 30), ("3 T", 3 << 40)] {
+        for (text, number) in
+            [("1", 1), ("2K", 2048), ("64M", 64 << 20), ("1GiB", 1 << 30), ("3 T", 3 << 40)]
+        {
             assert_eq!(bytes(text), Some(number), "{text}");
         }
         for text in ["", "M", "1.5G", "-1", "+1", "1MB", "1m", "99999999999T", "1iB"] {
@@ -325,7 +370,9 @@ mod tests {
         for text in ["0%", "100%", "0day", "80", "1h", ""] {
             assert!(renewal_time(text).is_err(), "{text}");
         }
-        for (text, seconds) in [("7d", 604_800), ("1h 30m", 5400), ("90 minutes", 5400), ("1d12h", 129_600)] {
+        for (text, seconds) in
+            [("7d", 604_800), ("1h 30m", 5400), ("90 minutes", 5400), ("1d12h", 129_600)]
+        {
             assert_eq!(duration(text), Ok(seconds), "{text}");
         }
         for text in ["", "7", "d", "7x", "1h 30", "99999999999d"] {

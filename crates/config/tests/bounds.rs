@@ -4,7 +4,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use edgekeep_config::{Code, Diagnostic, Environment, Severity, Users, referenced_files, render, translate};
+use edgekeep_config::{
+    Code, Diagnostic, Environment, Severity, Users, referenced_files, render, translate,
+};
 use rustix::time::{ClockId, clock_gettime};
 
 fn environment() -> Environment {
@@ -18,7 +20,8 @@ fn check(text: &str) -> Vec<Diagnostic> {
     }
 }
 
-/// Time of the processor that this thread took: what else the machine does counts for nothing.
+/// Time of the processor that this thread took: what else the machine does counts for
+/// nothing.
 fn effort(work: impl FnOnce()) -> Duration {
     let now = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
     let begun = now();
@@ -39,13 +42,22 @@ fn wrong(kind: usize, count: usize) -> String {
         0 => repeat(count, |number| format!("unknown_key_{number} = {number}")),
         1 => repeat(count, |number| format!("[modules.\"m{number}\"]\nsymetric_key = 1")),
         2 => repeat(count, |number| format!("[host_modules.m{number}]\nsha256 = \"{number}\"")),
-        3 => repeat(count, |number| format!("[modules.\"bad name {number}\".grant]\nprivileged = true")),
+        3 => repeat(count, |number| {
+            format!("[modules.\"bad name {number}\".grant]\nprivileged = true")
+        }),
         4 => repeat(count, |number| format!("[[principal]]\nuid = \"{number}\"\nname = 7")),
-        5 => repeat(count, |number| format!("[image_policy.images.\"i{number}\"]\nkeys = [\"file:///k{number}\", 7]")),
+        5 => repeat(count, |number| {
+            format!("[image_policy.images.\"i{number}\"]\nkeys = [\"file:///k{number}\", 7]")
+        }),
         6 => repeat(count, |number| format!("[host_services.s{number}]\nunit = \"{number}\"")),
         7 => repeat(count, |number| format!("line {number} is no TOML")),
-        8 => repeat(count, |number| format!("provisioning.u{number}.v.w = [1, [2, {{ x = {number} }}]]")),
-        _ => format!("symmetric_keys = [{}]\n", repeat(count, |number| format!("\"a key {number}\","))),
+        8 => repeat(count, |number| {
+            format!("provisioning.u{number}.v.w = [1, [2, {{ x = {number} }}]]")
+        }),
+        _ => format!(
+            "symmetric_keys = [{}]\n",
+            repeat(count, |number| format!("\"a key {number}\","))
+        ),
     }
 }
 const KINDS: usize = 10;
@@ -60,7 +72,10 @@ fn ten_thousand_wrong_lines_are_told_as_fifty_and_a_count() {
         let rendered = render(&found, "config.toml", false);
         assert!(rendered.len() < 200_000, "{kind}: {}", rendered.len());
         for one in &found {
-            assert!(one.message.chars().count() <= 600 && one.source_line.chars().count() <= 162, "{kind}: {one:?}");
+            assert!(
+                one.message.chars().count() <= 600 && one.source_line.chars().count() <= 162,
+                "{kind}: {one:?}"
+            );
         }
         let errors = found.iter().filter(|one| one.severity == Severity::Error).count();
         if errors > 50 {
@@ -84,7 +99,8 @@ fn work_grows_as_the_configuration_does() {
                 drop(referenced_files(&text));
             })
         });
-        // Eight times the lines: if each were compared with each, sixty-four times the work.
+        // Eight times the lines: if each were compared with each, sixty-four times the
+        // work.
         assert!(many < (few + small) * 24, "{kind}: {few:?}, then {many:?}");
     }
 }
@@ -92,10 +108,16 @@ fn work_grows_as_the_configuration_does() {
 #[test]
 fn of_a_long_line_the_place_that_is_meant_is_shown() {
     let padding = "x".repeat(500_000);
-    let text = format!("hostname = \"press\"\nprovisioning = {{ a = \"{padding}\", souce = 1, b = \"{padding}\" }}\n");
+    let text = format!(
+        "hostname = \"press\"\nprovisioning = {{ a = \"{padding}\", souce = 1, b = \"{padding}\" }}\n"
+    );
     let found = check(&text);
     let one = found.iter().find(|one| one.key == "provisioning.souce").unwrap();
-    assert!(one.source_line.starts_with('…') && one.source_line.ends_with('…'), "{}", one.source_line);
+    assert!(
+        one.source_line.starts_with('…') && one.source_line.ends_with('…'),
+        "{}",
+        one.source_line
+    );
     assert!(one.source_line.contains("souce = *"), "{}", one.source_line);
     let rendered = render(std::slice::from_ref(one), "config.toml", false);
     let lines: Vec<&str> = rendered.lines().collect();
@@ -110,8 +132,12 @@ fn of_a_long_line_the_place_that_is_meant_is_shown() {
 fn a_secret_in_a_long_line_stays_hidden_wherever_the_line_is_cut() {
     let secret = "geheim".repeat(40_000);
     for text in [
-        format!("provisioning = {{ attestation = {{ symmetric_key = \"{secret}\", methd = 1 }} }}\n"),
-        format!("provisioning = {{ attestation = {{ symmetric_key = {{ value = \"{secret}\" }} , methd = 1 }} }}\n"),
+        format!(
+            "provisioning = {{ attestation = {{ symmetric_key = \"{secret}\", methd = 1 }} }}\n"
+        ),
+        format!(
+            "provisioning = {{ attestation = {{ symmetric_key = {{ value = \"{secret}\" }} , methd = 1 }} }}\n"
+        ),
         format!("symmetric_key = {secret}\n"),
         format!("[provisioning]\nsource = 7 # {secret}\n"),
     ] {

@@ -1,8 +1,11 @@
-//! The words of `config check` about files of certificates and keys, in every form, wherever the configuration names one.
+//! The words of `config check` about files of certificates and keys, in every form,
+//! wherever the configuration names one.
 
 use std::path::Path;
 
-use edgekeep_config::{Diagnostic, Environment, Severity, environment, referenced_credentials, translate};
+use edgekeep_config::{
+    Diagnostic, Environment, Severity, environment, referenced_credentials, translate,
+};
 use edgekeep_test_plant::{Plant, Says};
 
 const HEAD: &str = "hostname = \"press\"\n[provisioning]\nsource = \"none\"\n";
@@ -28,7 +31,10 @@ fn expect(form: &str, place: &str, says: Says, found: &[Diagnostic]) {
         Says::Error(part) => {
             let [one] = found else { panic!("{form} as {place}: {found:?}") };
             let text = format!("{} {:?}", one.message, one.remedy);
-            assert!(one.severity == Severity::Error && text.contains(part), "{form} as {place}: {text}");
+            assert!(
+                one.severity == Severity::Error && text.contains(part),
+                "{form} as {place}: {text}"
+            );
             assert!(one.remedy.is_some(), "{form} as {place}: {text}");
         }
     }
@@ -43,7 +49,10 @@ fn a_file_of_certificates_is_judged_in_every_form_wherever_it_is_named() {
         ("trust bundle", format!("trust_bundle_cert = \"{uri}\"\n{HEAD}")),
         ("preloaded certificate", format!("{HEAD}[preloaded_certs]\nours = \"{uri}\"\n")),
         ("roots of the cloud", format!("{HEAD}[cloud]\ntrusted_certs = [\"{uri}\"]\n")),
-        ("CA pair", format!("{HEAD}[cert_issuance.local_ca]\ncert = \"{uri}\"\npk = \"file:///nowhere\"\n")),
+        (
+            "CA pair",
+            format!("{HEAD}[cert_issuance.local_ca]\ncert = \"{uri}\"\npk = \"file:///nowhere\"\n"),
+        ),
     ];
     for form in plant.certificate_forms() {
         std::fs::write(&file, &form.content).unwrap();
@@ -60,7 +69,10 @@ fn a_file_of_a_key_is_judged_in_every_form_wherever_it_is_named() {
     let uri = format!("file://{}", file.display());
     let preloaded = format!("{HEAD}[preloaded_keys]\nours = \"{uri}\"\n");
     let ca = plant.folder().join("root.pem");
-    let pair = format!("{HEAD}[cert_issuance.local_ca]\ncert = \"file://{}\"\npk = \"{uri}\"\n", ca.display());
+    let pair = format!(
+        "{HEAD}[cert_issuance.local_ca]\ncert = \"file://{}\"\npk = \"{uri}\"\n",
+        ca.display()
+    );
     let device = format!(
         "hostname = \"press\"\n[provisioning]\nsource = \"manual\"\niothub_hostname = \"h.example\"\n\
          device_id = \"d\"\nauthentication = {{ method = \"sas\", device_id_pk = {{ uri = \"{uri}\" }} }}\n"
@@ -71,7 +83,11 @@ fn a_file_of_a_key_is_judged_in_every_form_wherever_it_is_named() {
             expect(form.name, place, form.says, &about_files(text, plant.folder()));
         }
         // The device's key is a symmetric one: a private key is none, in whatever form.
-        let says = if form.says == Says::Nothing { Says::Error("a symmetric key is asked for") } else { form.says };
+        let says = if form.says == Says::Nothing {
+            Says::Error("a symmetric key is asked for")
+        } else {
+            form.says
+        };
         expect(form.name, "device identity", says, &about_files(&device, plant.folder()));
     }
     std::fs::write(&file, [7; 32]).unwrap();
@@ -81,7 +97,11 @@ fn a_file_of_a_key_is_judged_in_every_form_wherever_it_is_named() {
     expect("raw bytes", "CA pair", no_key, &about_files(&pair, plant.folder()));
     std::fs::write(&file, "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0\n").unwrap();
     let [notice] = about_files(&device, plant.folder()).try_into().unwrap();
-    assert!(notice.severity == Severity::Notice && notice.remedy.unwrap().contains("base64 -d"), "{}", notice.message);
+    assert!(
+        notice.severity == Severity::Notice && notice.remedy.unwrap().contains("base64 -d"),
+        "{}",
+        notice.message
+    );
 }
 
 #[test]
@@ -103,11 +123,15 @@ fn the_key_of_a_ca_belongs_to_its_certificate() {
         let uri = |name| format!("file://{}", plant.folder().join(name).display());
         let (cert, pk) = (uri(certificate), uri(key));
         let text = format!("{HEAD}[cert_issuance.local_ca]\ncert = \"{cert}\"\npk = \"{pk}\"\n");
-        let errors: Vec<_> = found(&text).into_iter().filter(|one| one.severity == Severity::Error).collect();
+        let errors: Vec<_> =
+            found(&text).into_iter().filter(|one| one.severity == Severity::Error).collect();
         match part {
             None => assert!(errors.is_empty(), "{certificate} {key}: {errors:?}"),
             Some(part) => {
-                assert!(errors.iter().any(|one| one.message.contains(part)), "{certificate} {key}: {errors:?}");
+                assert!(
+                    errors.iter().any(|one| one.message.contains(part)),
+                    "{certificate} {key}: {errors:?}"
+                );
             }
         }
     }
@@ -118,8 +142,12 @@ fn a_file_that_is_not_there_is_told_and_one_that_cannot_be_a_file_is_an_error() 
     let folder = tempfile::tempdir().unwrap();
     let severity = |name: &str| {
         let uri = format!("file://{}", folder.path().join(name).display());
-        let text = format!("trust_bundle_cert = \"{uri}\"\n{HEAD}[preloaded_keys]\nours = \"{uri}\"\n");
-        about_files(&text, folder.path()).into_iter().map(|found| found.severity).collect::<Vec<_>>()
+        let text =
+            format!("trust_bundle_cert = \"{uri}\"\n{HEAD}[preloaded_keys]\nours = \"{uri}\"\n");
+        about_files(&text, folder.path())
+            .into_iter()
+            .map(|found| found.severity)
+            .collect::<Vec<_>>()
     };
     assert_eq!(severity("none"), [Severity::Notice; 2]);
     std::fs::create_dir(folder.path().join("folder")).unwrap();
@@ -145,12 +173,16 @@ fn no_byte_of_a_key_is_in_what_is_said_or_printed() {
 #[test]
 fn a_device_key_that_is_given_inline_is_not_taken_for_a_private_key() {
     let plant = Plant::new();
-    let key: String = plant.text("root.key").lines().filter(|line| !line.starts_with('-')).collect();
+    let key: String =
+        plant.text("root.key").lines().filter(|line| !line.starts_with('-')).collect();
     let text = format!(
         "hostname = \"press\"\n[provisioning]\nsource = \"manual\"\niothub_hostname = \"h.example\"\n\
          device_id = \"d\"\nauthentication = {{ method = \"sas\", device_id_pk = {{ value = \"{key}\" }} }}\n"
     );
     let found = found(&text);
-    assert!(found.iter().any(|one| one.message.contains("a symmetric key is asked for")), "{found:?}");
+    assert!(
+        found.iter().any(|one| one.message.contains("a symmetric key is asked for")),
+        "{found:?}"
+    );
     assert!(found.iter().all(|one| !one.source_line.contains(&key[..16])), "{found:?}");
 }

@@ -1,4 +1,5 @@
-//! What configurations become: accepted forms, refused forms with their line, and what can never happen.
+//! What configurations become: accepted forms, refused forms with their line, and what
+//! can never happen.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 use std::collections::BTreeMap;
@@ -12,7 +13,8 @@ use edgekeep_core::create_options::{OwnState, PublishedPorts};
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
 use edgekeep_core::host::{Enforcement, Limits, RestartPolicy, ScopeUse, SeccompPreset, UnitName};
 use edgekeep_core::settings::{
-    IssuanceMethod, KeyPurpose, ModuleEncryption, ModuleKeys, PreloadedCert, Provisioning, ReprovisioningMode,
+    IssuanceMethod, KeyPurpose, ModuleEncryption, ModuleKeys, PreloadedCert, Provisioning,
+    ReprovisioningMode,
 };
 use proptest::prelude::*;
 
@@ -27,7 +29,8 @@ fn device() -> Environment {
 
 #[track_caller]
 fn accepted(text: &str) -> Translated {
-    translate(text, &device()).unwrap_or_else(|found| panic!("refused:\n{}", render(&found, "config.toml", false)))
+    translate(text, &device())
+        .unwrap_or_else(|found| panic!("refused:\n{}", render(&found, "config.toml", false)))
 }
 
 #[track_caller]
@@ -63,8 +66,13 @@ fn every_example_in_the_config_folder_translates_without_a_notice() {
 #[test]
 fn a_connection_string_becomes_manual_provisioning_with_the_key_apart() {
     let translated = accepted(&fixture("2a.toml"));
-    let Provisioning::Manual { hub, device_id, key } = &translated.identityd.provisioning else { panic!() };
-    assert_eq!((hub.as_str(), device_id.as_str(), key.as_str()), ("plant7.azure-devices.net", "press-04", "device-id"));
+    let Provisioning::Manual { hub, device_id, key } = &translated.identityd.provisioning else {
+        panic!()
+    };
+    assert_eq!(
+        (hub.as_str(), device_id.as_str(), key.as_str()),
+        ("plant7.azure-devices.net", "press-04", "device-id")
+    );
     assert_eq!(translated.imported_keys.len(), 1);
     assert_eq!(translated.imported_keys[0].0.as_str(), "device-id");
     assert_eq!(translated.imported_keys[0].1.expose(), b"test-key-not-a-secret");
@@ -76,14 +84,20 @@ fn a_connection_string_becomes_manual_provisioning_with_the_key_apart() {
 fn a_key_in_a_file_is_left_there_for_keyd() {
     let translated = accepted(&fixture("2b.toml"));
     assert!(translated.imported_keys.is_empty());
-    let keys: Vec<_> = translated.keyd.preloaded_keys.iter().map(|(id, uri)| (id.as_str(), uri.expose())).collect();
+    let keys: Vec<_> = translated
+        .keyd
+        .preloaded_keys
+        .iter()
+        .map(|(id, uri)| (id.as_str(), uri.expose()))
+        .collect();
     assert_eq!(keys, [("device-id", "file:///var/secrets/press-04.key")]);
 }
 
 #[test]
 fn a_provisioning_service_with_a_symmetric_key_is_translated() {
     let translated = accepted(&fixture("2d.toml"));
-    let Provisioning::Dps { endpoint, scope_id, registration_id, payload, .. } = &translated.identityd.provisioning
+    let Provisioning::Dps { endpoint, scope_id, registration_id, payload, .. } =
+        &translated.identityd.provisioning
     else {
         panic!()
     };
@@ -112,8 +126,14 @@ fn what_is_not_built_yet_is_refused_by_name_not_as_unknown() {
         ("2h.toml", &["edge_ca.cert"]),
     ] {
         let found = refused(&fixture(name));
-        assert!(found.iter().all(|diagnostic| diagnostic.code == Code::NotSupported), "{name}: {found:?}");
-        assert!(found.iter().all(|diagnostic| diagnostic.message.contains("not supported yet")), "{name}: {found:?}");
+        assert!(
+            found.iter().all(|diagnostic| diagnostic.code == Code::NotSupported),
+            "{name}: {found:?}"
+        );
+        assert!(
+            found.iter().all(|diagnostic| diagnostic.message.contains("not supported yet")),
+            "{name}: {found:?}"
+        );
         let named: Vec<&str> = found.iter().map(|diagnostic| diagnostic.key.as_str()).collect();
         assert_eq!(named, keys, "{name}");
     }
@@ -129,11 +149,16 @@ fn what_modules_data_is_encrypted_under_can_be_said_and_the_old_way_is_warned_of
     ] {
         let translated = accepted(&format!("module_encryption = \"{word}\"\n{MANUAL}"));
         assert_eq!(translated.moduled.module_encryption, encryption);
-        let found = translated.notices.iter().filter(|notice| notice.key == "module_encryption").count();
+        let found =
+            translated.notices.iter().filter(|notice| notice.key == "module_encryption").count();
         assert_eq!(found, notices, "{word}");
     }
-    let found = translate(&format!("module_encryption = \"device\"\n{MANUAL}"), &device()).unwrap_err();
-    assert!(found.iter().any(|it| (it.key.as_str(), it.line) == ("module_encryption", 1)), "{found:?}");
+    let found =
+        translate(&format!("module_encryption = \"device\"\n{MANUAL}"), &device()).unwrap_err();
+    assert!(
+        found.iter().any(|it| (it.key.as_str(), it.line) == ("module_encryption", 1)),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -144,16 +169,30 @@ fn each_daemon_may_use_its_own_keys_and_no_others() {
         of.flat_map(|principal| principal.keys.iter().map(String::as_str)).collect::<Vec<_>>()
     };
     assert_eq!(keys(11), Vec::<&str>::new());
-    assert_eq!(keys(12), ["aziot_identityd_master_id", "device-id", "aziot-edged-ca", "aziot-edged-ca-temp"]);
+    assert_eq!(
+        keys(12),
+        ["aziot_identityd_master_id", "device-id", "aziot-edged-ca", "aziot-edged-ca-temp"]
+    );
     assert_eq!(
         keys(13),
-        ["aziot-edged-ca", "iotedge_master_encryption_id", "edgekeep-module-data", "aziot-edged-ca-temp"]
+        [
+            "aziot-edged-ca",
+            "iotedge_master_encryption_id",
+            "edgekeep-module-data",
+            "aziot-edged-ca-temp"
+        ]
     );
-    let [identityd, moduled] = &translated.keyd.principals[..] else { panic!("{:?}", translated.keyd) };
+    let [identityd, moduled] = &translated.keyd.principals[..] else {
+        panic!("{:?}", translated.keyd)
+    };
     assert_eq!(identityd.use_only, ["aziot-edged-ca", "aziot-edged-ca-temp"]);
     assert_eq!(identityd.export, ["aziot_identityd_master_id"]);
     assert_eq!(moduled.use_derived, ["aziot_identityd_master_id"]);
-    assert!(moduled.use_only.is_empty() && moduled.export.is_empty() && identityd.use_derived.is_empty());
+    assert!(
+        moduled.use_only.is_empty()
+            && moduled.export.is_empty()
+            && identityd.use_derived.is_empty()
+    );
     assert!(identityd.certificates && moduled.certificates);
     let certs = &translated.identityd.cert_principals[0];
     assert_eq!(
@@ -161,7 +200,10 @@ fn each_daemon_may_use_its_own_keys_and_no_others() {
         (13, "aziot-edged-ca aziot-edged/module/* aziot-edged-ca-temp".into())
     );
     let principal = &translated.identityd.principals[0];
-    assert_eq!((principal.uid, principal.name.as_str(), principal.kinds.len()), (13, "aziot-edge", 0));
+    assert_eq!(
+        (principal.uid, principal.name.as_str(), principal.kinds.len()),
+        (13, "aziot-edge", 0)
+    );
 }
 
 #[test]
@@ -170,7 +212,10 @@ fn without_an_edge_ca_table_the_device_signs_its_own_for_90_days() {
     let issuance = &translated.identityd.cert_issuance["aziot-edged-ca"];
     assert_eq!((issuance.method, issuance.expiry_days), (IssuanceMethod::SelfSigned, Some(90)));
     let bundle = &translated.identityd.preloaded_certs["aziot-edged-trust-bundle"];
-    let expected = PreloadedCert::List(vec!["aziot-edged-ca".parse().unwrap(), "trust-bundle-user".parse().unwrap()]);
+    let expected = PreloadedCert::List(vec![
+        "aziot-edged-ca".parse().unwrap(),
+        "trust-bundle-user".parse().unwrap(),
+    ]);
     assert_eq!(*bundle, expected);
 }
 
@@ -182,7 +227,8 @@ fn the_edge_ca_is_issued_alike_under_the_id_by_which_the_compatible_runtime_rene
         "[edge_ca]\nauto_generated_edge_ca_expiry_days = 7\n".to_owned(),
         "[edge_ca]\nmethod = \"self_signed\"\nexpiry_days = 5\n".to_owned(),
         format!("{local_ca}[edge_ca]\nmethod = \"local_ca\"\n"),
-        "[edge_ca.auto_renew]\nrotate_key = false\nthreshold = \"80%\"\nretry = \"4%\"\n".to_owned(),
+        "[edge_ca.auto_renew]\nrotate_key = false\nthreshold = \"80%\"\nretry = \"4%\"\n"
+            .to_owned(),
     ] {
         let translated = accepted(&format!("{CLOSED}{MANUAL}{tables}"));
         let issuance = &translated.identityd.cert_issuance;
@@ -210,7 +256,10 @@ fn a_local_ca_from_files_signs_the_edge_ca() {
     ));
     assert_eq!(translated.identityd.local_ca.unwrap().key.as_str(), "local-ca");
     assert_eq!(translated.keyd.preloaded_keys["local-ca"].expose(), "file:///ca.key");
-    assert_eq!(translated.identityd.preloaded_certs["local-ca"], PreloadedCert::File("file:///ca.pem".into()));
+    assert_eq!(
+        translated.identityd.preloaded_certs["local-ca"],
+        PreloadedCert::File("file:///ca.pem".into())
+    );
     let issuance = &translated.identityd.cert_issuance["aziot-edged-ca"];
     assert_eq!((issuance.method, issuance.expiry_days), (IssuanceMethod::LocalCa, Some(7)));
     assert_eq!(translated.moduled.edge_ca.common_name.as_deref(), Some("edge"));
@@ -239,7 +288,10 @@ fn host_modules_need_no_engine_and_the_agent_must_be_one_of_them() {
 
 /// A host module with these further lines.
 fn with_host_module(lines: &str) -> String {
-    format!("{MANUAL}[host_modules.updater]\nexecutable = \"/opt/updater\"\nsha256 = \"{}\"\n{lines}", "ab".repeat(32))
+    format!(
+        "{MANUAL}[host_modules.updater]\nexecutable = \"/opt/updater\"\nsha256 = \"{}\"\n{lines}",
+        "ab".repeat(32)
+    )
 }
 
 #[test]
@@ -258,7 +310,10 @@ fn what_a_host_module_is_granted_reaches_moduled() {
     let module = &translated.moduled.host_modules["updater"];
     assert_eq!((module.user.as_deref(), module.group.as_deref()), (Some("updater"), Some("995")));
     assert_eq!(module.capabilities.bits(), 1 << 12 | 1 << 5);
-    assert_eq!((module.read.as_deref(), module.write.as_deref()), (Some(&["/etc/ssl".to_owned()][..]), Some(&[][..])));
+    assert_eq!(
+        (module.read.as_deref(), module.write.as_deref()),
+        (Some(&["/etc/ssl".to_owned()][..]), Some(&[][..]))
+    );
     assert_eq!((module.seccomp, module.restart), (SeccompPreset::Strict, RestartPolicy::OnFailure));
     let expected = Limits {
         memory_max: Some(64 << 20),
@@ -279,7 +334,10 @@ fn what_a_host_module_is_granted_reaches_moduled() {
 
 /// A host module and what else it is given.
 fn module_of(name: &str, lines: &str) -> String {
-    format!("[host_modules.{name}]\nexecutable = \"/opt/m\"\nsha256 = \"{}\"\n{lines}", "ab".repeat(32))
+    format!(
+        "[host_modules.{name}]\nexecutable = \"/opt/m\"\nsha256 = \"{}\"\n{lines}",
+        "ab".repeat(32)
+    )
 }
 
 #[test]
@@ -288,23 +346,42 @@ fn each_host_module_has_a_user_of_its_own_unless_all_daemons_are_one_user() {
         let modules: String = modules.iter().map(|(name, lines)| module_of(name, lines)).collect();
         format!("{top}{MANUAL}{modules}")
     };
-    let ids = |translated: Translated| translated.moduled.host_module_ids.map(|range| range.to_string());
+    let ids =
+        |translated: Translated| translated.moduled.host_module_ids.map(|range| range.to_string());
     let two = [("a", ""), ("b", "")];
     assert_eq!(ids(accepted(&text("", &two))).as_deref(), Some("1879048192-1879052287"));
     let top = "host_module_ids = \"61184-65519\"\n";
     assert_eq!(ids(accepted(&text(top, &two))).as_deref(), Some("61184-65519"));
-    let apart =
-        [("a", "user = 1000\n"), ("b", "user = \"siem\"\n"), ("c", ""), ("d", "user = 0\n"), ("e", "user = 0\n")];
+    let apart = [
+        ("a", "user = 1000\n"),
+        ("b", "user = \"siem\"\n"),
+        ("c", ""),
+        ("d", "user = 0\n"),
+        ("e", "user = 0\n"),
+    ];
     let _ = accepted(&text("", &apart));
     let single = Environment { users: Users::all(0), ..device() };
     let shared = text("", &[("a", "user = 1000\n"), ("b", "user = 1000\n"), ("c", "")]);
     assert_eq!(ids(translate(&shared, &single).expect("one user for all")), None);
-    assert_eq!(ids(translate(&text(top, &two), &single).expect("asked for")).as_deref(), Some("61184-65519"));
+    assert_eq!(
+        ids(translate(&text(top, &two), &single).expect("asked for")).as_deref(),
+        Some("61184-65519")
+    );
 
     let service = format!("[host_services.s]\nuser = 1000\nsha256 = \"{}\"\n", "ab".repeat(32));
     for (top, modules, more, part) in [
-        ("", &[("a", "user = 1000\n"), ("b", "user = 1000\n")][..], "", "`b` and `a` would be one user, 1000"),
-        ("", &[("a", "user = 990\n"), ("b", "user = \"siem\"\n")], "", "`b` and `a` would be one user, 990"),
+        (
+            "",
+            &[("a", "user = 1000\n"), ("b", "user = 1000\n")][..],
+            "",
+            "`b` and `a` would be one user, 1000",
+        ),
+        (
+            "",
+            &[("a", "user = 990\n"), ("b", "user = \"siem\"\n")],
+            "",
+            "`b` and `a` would be one user, 990",
+        ),
         ("", &[("a", "user = 1000\n")], &*service, "`s` and `a` would be one user, 1000"),
         ("", &[("a", "user = 11\n")], "", "`a` and `edgekeep-keyd` would be one user"),
         ("", &[("a", "user = 13\n")], "", "`a` and `edgekeep-moduled` would be one user"),
@@ -366,7 +443,11 @@ fn a_service_is_known_by_unit_or_by_user_and_digest() {
         ("a", &*format!("sha256 = \"{digest}\"\n"), "`unit`, or by its `user`"),
         ("a", "unit = \"a\"\n", "systemd service"),
         ("a", "unit = \"session-1.scope\"\n", "whoever logs in next"),
-        ("a", "unit = \"user@1000.service/a.service\"\nuser = 1000\n", "name that this user gives it"),
+        (
+            "a",
+            "unit = \"user@1000.service/a.service\"\nuser = 1000\n",
+            "name that this user gives it",
+        ),
         ("a", "unit = \"../a.service\"\n", "systemd service"),
         ("edgeAgent", "unit = \"a.service\"\n", "system module"),
         ("\"$edgeHub\"", "unit = \"a.service\"\n", "system module"),
@@ -391,12 +472,21 @@ fn engine_and_agent_options_reach_moduled_as_the_engine_takes_them() {
          ipam = {{ config = [{{ subnet = \"10.0.0.0/8\", ip_range = \"10.1.0.0/16\" }}] }}\n[watchdog]\nmax_retries = 3\n"
     ));
     let agent = &translated.moduled.agent;
-    assert_eq!((agent.image.as_str(), agent.image_pull_policy.as_str()), ("dmz.example:443/agent:1.6", "never"));
-    assert_eq!(agent.create_options, serde_json::json!({"HostConfig": {"Binds": ["/a:/a"], "Memory": 5}}));
+    assert_eq!(
+        (agent.image.as_str(), agent.image_pull_policy.as_str()),
+        ("dmz.example:443/agent:1.6", "never")
+    );
+    assert_eq!(
+        agent.create_options,
+        serde_json::json!({"HostConfig": {"Binds": ["/a:/a"], "Memory": 5}})
+    );
     assert_eq!(agent.auth.as_ref().unwrap()["serveraddress"], "dmz.example:443");
     assert_eq!(agent.env["RuntimeLogLevel"], "debug");
     let engine = translated.moduled.engine.unwrap();
-    assert_eq!((engine.uri.as_str(), engine.network.as_str()), ("unix:///run/podman/podman.sock", "n"));
+    assert_eq!(
+        (engine.uri.as_str(), engine.network.as_str()),
+        ("unix:///run/podman/podman.sock", "n")
+    );
     assert_eq!(
         serde_json::Value::Object(engine.network_options),
         serde_json::json!({"EnableIPv6": true, "IPAM": {"Config": [{"Subnet": "10.0.0.0/8", "IPRange": "10.1.0.0/16"}]}})
@@ -410,11 +500,13 @@ fn files_that_the_text_names_come_in_through_the_environment() {
         [provisioning]\nsource = \"dps\"\nglobal_endpoint = \"https://dps.example\"\nid_scope = \"s\"\n\
         payload = { uri = \"file:///payload.json\" }\n\
         attestation = { method = \"symmetric_key\", registration_id = \"r\", symmetric_key = { value = \"a2V5\" } }\n";
-    let files: Vec<PathBuf> = ["/info.toml", "/payload.json", "/old.key"].map(PathBuf::from).to_vec();
+    let files: Vec<PathBuf> =
+        ["/info.toml", "/payload.json", "/old.key"].map(PathBuf::from).to_vec();
     assert_eq!(referenced_files(text), files);
     let mut environment = device();
     let contents: [&[u8]; 3] = [b"site = \"7\"", b"{\"model\": 3}", b"old"];
-    environment.files = files.into_iter().zip(contents.map(|content| Ok(content.to_vec()))).collect();
+    environment.files =
+        files.into_iter().zip(contents.map(|content| Ok(content.to_vec()))).collect();
     let translated = translate(text, &environment).unwrap();
     assert_eq!(translated.moduled.additional_info["site"], "7");
     let Provisioning::Dps { payload, .. } = translated.identityd.provisioning else { panic!() };
@@ -449,7 +541,9 @@ fn a_misspelt_key_is_named_with_what_was_meant_and_nothing_is_called_missing_bes
 
 #[test]
 fn a_top_level_key_below_a_table_is_told_where_it_belongs() {
-    let found = refused("# plant\n[provisioning]\nsource = \"none\"\nauto_reprovisioning_mode = \"Dynamic\"\n");
+    let found = refused(
+        "# plant\n[provisioning]\nsource = \"none\"\nauto_reprovisioning_mode = \"Dynamic\"\n",
+    );
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!((found[0].code, found[0].line), (Code::MisplacedKey, 4));
     let remedy = "`auto_reprovisioning_mode` belongs at the top level, before [provisioning]";
@@ -459,7 +553,10 @@ fn a_top_level_key_below_a_table_is_told_where_it_belongs() {
 #[test]
 fn a_key_of_another_table_is_told_which() {
     let found = refused("[provisioning]\nsource = \"none\"\nregistration_id = \"r\"\n");
-    assert_eq!(found[0].remedy.as_deref(), Some("`registration_id` belongs in [provisioning.attestation]"));
+    assert_eq!(
+        found[0].remedy.as_deref(),
+        Some("`registration_id` belongs in [provisioning.attestation]")
+    );
 }
 
 #[test]
@@ -489,21 +586,46 @@ fn all_errors_are_reported_in_the_order_of_the_text() {
 #[test]
 fn keys_that_do_not_go_together_are_refused() {
     for (text, line, part) in [
-        ("[provisioning]\nsource = \"none\"\nid_scope = \"s\"\n", 3, "does not go with source = \"none\""),
-        (&format!("{MANUAL}device_id = \"d\"\n"), 4, "does not go with `connection_string`"),
-        (&format!("parent_hostname = \"p\"\n{}", fixture("2d.toml")), 1, "cannot use the provisioning service"),
-        (&format!("{MANUAL}[preloaded_keys]\ndevice-id = \"file:///k\"\n"), 5, "set by other keys"),
-        (&format!("{MANUAL}[preloaded_certs]\naziot-edged-trust-bundle = [\"x\"]\n"), 5, "set by other keys"),
-        (&format!("{MANUAL}[edge_ca]\nmethod = \"local_ca\"\n"), 5, "needs [cert_issuance.local_ca]"),
-        (&format!("{MANUAL}[agent.config]\nimage = \"$upstream/a\"\n"), 5, "stands for the parent device"),
         (
-            &format!("hostname = \"a\"\nparent_hostname = \"b\"\nlocal_gateway_hostname = \"c\"\n{MANUAL}"),
+            "[provisioning]\nsource = \"none\"\nid_scope = \"s\"\n",
+            3,
+            "does not go with source = \"none\"",
+        ),
+        (&format!("{MANUAL}device_id = \"d\"\n"), 4, "does not go with `connection_string`"),
+        (
+            &format!("parent_hostname = \"p\"\n{}", fixture("2d.toml")),
+            1,
+            "cannot use the provisioning service",
+        ),
+        (&format!("{MANUAL}[preloaded_keys]\ndevice-id = \"file:///k\"\n"), 5, "set by other keys"),
+        (
+            &format!("{MANUAL}[preloaded_certs]\naziot-edged-trust-bundle = [\"x\"]\n"),
+            5,
+            "set by other keys",
+        ),
+        (
+            &format!("{MANUAL}[edge_ca]\nmethod = \"local_ca\"\n"),
+            5,
+            "needs [cert_issuance.local_ca]",
+        ),
+        (
+            &format!("{MANUAL}[agent.config]\nimage = \"$upstream/a\"\n"),
+            5,
+            "stands for the parent device",
+        ),
+        (
+            &format!(
+                "hostname = \"a\"\nparent_hostname = \"b\"\nlocal_gateway_hostname = \"c\"\n{MANUAL}"
+            ),
             3,
             "the same key",
         ),
     ] {
         let found = refused(text);
-        assert!(found.iter().any(|one| one.line == line && one.message.contains(part)), "{text}\n{found:?}");
+        assert!(
+            found.iter().any(|one| one.line == line && one.message.contains(part)),
+            "{text}\n{found:?}"
+        );
     }
 }
 
@@ -522,19 +644,25 @@ fn grants_and_image_rules_are_translated_and_an_open_default_is_told() {
         "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaxfR8uEsQkf4vOblY6RA8ncDfYEt",
         "6zOg9KE5RdiYwpZP40Li/hp/m47n60p8D54WK84zV2sxXs7LtkBoN79R9Q==",
     ];
-    let key = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
+    let key =
+        format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
     let copied = format!("\u{feff}{}", key.replace('\n', "\r\n  "));
     environment.files.insert("/vendor.pem".into(), Ok(copied.into()));
     let moduled = translate(&text, &environment).unwrap().moduled;
     assert_eq!(moduled.image_policy.as_ref().unwrap().rules[0].keys, [key]);
-    for (content, part) in [("hello", "nothing in the file is PEM or DER"), ("", "the file is empty")] {
+    for (content, part) in
+        [("hello", "nothing in the file is PEM or DER"), ("", "the file is empty")]
+    {
         let mut environment = device();
         environment.files.insert("/vendor.pem".into(), Ok(content.into()));
         let found = translate(&text, &environment).unwrap_err();
         assert!(found.iter().any(|found| found.message.contains(part)), "{found:?}");
     }
     let grant = moduled.grants.values().next().unwrap();
-    assert_eq!((grant.binds.as_slice(), grant.namespaces.len()), (["/srv/models:ro".to_owned()].as_slice(), 1));
+    assert_eq!(
+        (grant.binds.as_slice(), grant.namespaces.len()),
+        (["/srv/models:ro".to_owned()].as_slice(), 1)
+    );
     let policy = moduled.image_policy.unwrap();
     assert!(policy.refuse_unmatched);
     assert_eq!(policy.rules.iter().map(|rule| rule.keys.len()).collect::<Vec<_>>(), [1, 0]);
@@ -543,11 +671,19 @@ fn grants_and_image_rules_are_translated_and_an_open_default_is_told() {
         ("[modules.a.grant]\nnamespaces = [\"mount\"]", "expected one of network"),
         ("[image_policy.images.x]\nkeys = []", "signatures"),
         ("[image_policy.images.x]", "keys"),
-        ("[image_policy]\nsignatures = \"/s\"\n[image_policy.images.x]\nkeys = [\"file:///none\"]", "cannot read"),
+        (
+            "[image_policy]\nsignatures = \"/s\"\n[image_policy.images.x]\nkeys = [\"file:///none\"]",
+            "cannot read",
+        ),
     ] {
         let found = refused(&format!("{MANUAL}{line}\n"));
-        let texts = found.iter().map(|found| format!("{} {} {:?}", found.key, found.message, found.remedy));
-        assert!(texts.clone().any(|text| text.contains(message)), "{:?}", texts.collect::<Vec<_>>());
+        let texts =
+            found.iter().map(|found| format!("{} {} {:?}", found.key, found.message, found.remedy));
+        assert!(
+            texts.clone().any(|text| text.contains(message)),
+            "{:?}",
+            texts.collect::<Vec<_>>()
+        );
     }
 }
 
@@ -564,7 +700,10 @@ fn what_modules_may_ask_for_is_read_and_slips_are_named() {
     assert_eq!(moduled.published_ports, PublishedPorts::Granted);
     assert_eq!(moduled.own_state_in_mounts, OwnState::Refuse);
     let grant = moduled.grants.values().next().unwrap();
-    assert_eq!((grant.ports.len(), grant.ulimits.len(), grant.volumes.len(), grant.options.len()), (2, 1, 1, 2));
+    assert_eq!(
+        (grant.ports.len(), grant.ulimits.len(), grant.volumes.len(), grant.options.len()),
+        (2, 1, 1, 2)
+    );
     for (line, message) in [
         ("ports = [\"https\"]", "expected [ADDRESS:]PORT[-PORT][/PROTOCOL]"),
         ("ports = [\"443/icmp\"]", "expected the protocol tcp, udp or sctp"),
@@ -584,18 +723,25 @@ fn what_modules_may_ask_for_is_read_and_slips_are_named() {
     }
     for (line, message) in [
         ("published_ports = \"grantd\"", "did you mean \"granted\"?"),
-        ("own_state_in_mounts = \"hidden\"", "`own_state_in_mounts` is one of \"hide\", \"refuse\", \"show\""),
+        (
+            "own_state_in_mounts = \"hidden\"",
+            "`own_state_in_mounts` is one of \"hide\", \"refuse\", \"show\"",
+        ),
     ] {
         let shown = render(&refused(&format!("{line}\n{CLOSED}{MANUAL}")), "config.toml", false);
         assert!(shown.contains(message), "{line}: {shown}");
     }
     // What has no effect, or opens what is closed by default, is said.
-    for (open, code) in
-        [("published_ports = \"granted\"", Code::NoEffect), ("own_state_in_mounts = \"show\"", Code::Unusual)]
-    {
+    for (open, code) in [
+        ("published_ports = \"granted\"", Code::NoEffect),
+        ("own_state_in_mounts = \"show\"", Code::Unusual),
+    ] {
         let text = format!("allow_elevated_docker_permissions = true\n{open}\n{MANUAL}");
         let notices = accepted(&text).notices;
-        assert!(notices.iter().any(|notice| (notice.line, notice.code) == (2, code)), "{notices:?}");
+        assert!(
+            notices.iter().any(|notice| (notice.line, notice.code) == (2, code)),
+            "{notices:?}"
+        );
     }
 }
 
@@ -605,7 +751,8 @@ fn keys_without_effect_are_accepted_with_a_notice() {
         "{CLOSED}prefer_module_identity_cache = true\nmanifest_trust_bundle_cert = \"file:///x\"\ncloud_timeout_sec = 10\n{MANUAL}\
          [image_garbage_collection]\nenabled = true\n[endpoints]\naziot_keyd = \"x\"\n[tpm]\ntcti = \"device\"\n"
     ));
-    let notices: Vec<_> = translated.notices.iter().map(|notice| (notice.line, notice.code)).collect();
+    let notices: Vec<_> =
+        translated.notices.iter().map(|notice| (notice.line, notice.code)).collect();
     use Code::{NoEffect, Unusual};
     assert_eq!(notices, [(2, NoEffect), (3, NoEffect), (4, Unusual), (10, NoEffect)]);
     assert_eq!(translated.identityd.cloud.timeout_sec, 10);
@@ -615,7 +762,10 @@ fn keys_without_effect_are_accepted_with_a_notice() {
 fn image_collection_is_read_and_its_marks_must_make_sense() {
     let default = accepted(MANUAL).moduled.image_collection;
     assert!(default.enabled);
-    assert_eq!((default.recurrence_sec, default.unused_sec, default.at_minute), (86_400, 604_800, 0));
+    assert_eq!(
+        (default.recurrence_sec, default.unused_sec, default.at_minute),
+        (86_400, 604_800, 0)
+    );
     let table = "[image_garbage_collection]\nenabled = false\ncleanup_recurrence = \"2d\"\ncleanup_time = \"03:30\"\n\
          image_age_cleanup_threshold = \"30d\"\ndisk_high_percent = 90\ndisk_low_percent = 60\n";
     let read = accepted(&format!("{MANUAL}{table}")).moduled.image_collection;
@@ -667,12 +817,22 @@ fn tokens_and_tpm_are_translated() {
     assert_eq!(pkcs11.library.as_deref(), Some(Path::new("/lib/t.so")));
     assert_eq!(pkcs11.base_slot.unwrap().expose(), "pkcs11:token=edge?pin-value=0000");
     assert_eq!(translated.keyd.places, [KeyPlace::Token, KeyPlace::Tpm, KeyPlace::Files]);
-    assert_eq!((translated.keyd.pass_on, translated.keyd.seal), (PassOn::Everything, Some(Seal::Tpm)));
+    assert_eq!(
+        (translated.keyd.pass_on, translated.keyd.seal),
+        (PassOn::Everything, Some(Seal::Tpm))
+    );
     assert_eq!(translated.keyd.preloaded_keys["ours"].expose(), "pkcs11:object=ours");
     assert_eq!(translated.keyd.preloaded_keys["theirs"].expose(), "tpm:handle=0x81000002");
-    assert_eq!(translated.keyd.assigned["device-id"], KeyPlace::Files, "it came with the configuration");
+    assert_eq!(
+        translated.keyd.assigned["device-id"],
+        KeyPlace::Files,
+        "it came with the configuration"
+    );
     let tpm = translated.keyd.tpm.unwrap();
-    assert_eq!((tpm.tcti.as_str(), tpm.auth_key_index, tpm.connections_per_uid), ("device", 0x200, Some(3)));
+    assert_eq!(
+        (tpm.tcti.as_str(), tpm.auth_key_index, tpm.connections_per_uid),
+        ("device", 0x200, Some(3))
+    );
     assert_eq!(tpm.endorsement, Some(AuthSource::Value("secret".into())));
     assert_eq!(tpm.owner, Some(AuthSource::Credential("tpm-owner".into())));
 }
@@ -688,16 +848,21 @@ fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
     ));
     assert!(translated.notices.is_empty(), "{:?}", translated.notices);
     let keyd = translated.keyd;
-    assert_eq!((keyd.auditors, keyd.handle_lifetime_sec, keyd.handles_any_uid), (vec![990, 1234], Some(5400), false));
+    assert_eq!(
+        (keyd.auditors, keyd.handle_lifetime_sec, keyd.handles_any_uid),
+        (vec![990, 1234], Some(5400), false)
+    );
     let log = keyd.audit_log;
     assert_eq!((log.size_mib, log.sync_ms, log.checkpoint_sec), (Some(16), Some(1000), Some(60)));
     assert_eq!((keyd.keys_per_uid, log.entries_per_uid_hour), (Some(50), Some(600)));
-    let rules: Vec<(&str, KeyPurpose)> = keyd.purposes.iter().map(|rule| (rule.keys.as_str(), rule.purpose)).collect();
+    let rules: Vec<(&str, KeyPurpose)> =
+        keyd.purposes.iter().map(|rule| (rule.keys.as_str(), rule.purpose)).collect();
     assert_eq!(rules, [("backup-*", KeyPurpose::Seal), ("*-ca", KeyPurpose::Ca)]);
     let counter = keyd.tpm.unwrap().audit_counter;
     assert_eq!((counter.enabled, counter.index, counter.interval_sec), (true, 0x0180_0001, 900));
     // Only moduled measures whom it asks for; identityd passes on what it says.
-    let attestors: Vec<u32> = keyd.principals.iter().filter(|one| one.attestor).map(|one| one.uid).collect();
+    let attestors: Vec<u32> =
+        keyd.principals.iter().filter(|one| one.attestor).map(|one| one.uid).collect();
     assert_eq!(attestors, [12, 13]);
     let certs = &translated.identityd.cert_principals;
     assert!(certs.iter().all(|one| one.uid == 13 && one.attestor), "{certs:?}");
@@ -715,10 +880,21 @@ fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
 fn a_library_that_the_sandbox_does_not_know_is_noticed_with_what_to_add() {
     let notices = |keys: &str| accepted(&format!("{CLOSED}{MANUAL}[aziot_keys]\n{keys}")).notices;
     let found = notices("pkcs11_lib_path = \"/opt/vendor/libhsm.so\"\n");
-    assert_eq!((found.len(), found[0].key.as_str()), (1, "aziot_keys.pkcs11_lib_path"), "{found:?}");
-    assert!(found[0].remedy.as_deref().is_some_and(|fix| fix.contains("sandbox_paths = [")), "{found:?}");
+    assert_eq!(
+        (found.len(), found[0].key.as_str()),
+        (1, "aziot_keys.pkcs11_lib_path"),
+        "{found:?}"
+    );
+    assert!(
+        found[0].remedy.as_deref().is_some_and(|fix| fix.contains("sandbox_paths = [")),
+        "{found:?}"
+    );
     let found = notices("pkcs11_base_slot = \"pkcs11:token=t?module-path=/opt/v.so\"\n");
-    assert_eq!((found.len(), found[0].key.as_str()), (1, "aziot_keys.pkcs11_base_slot"), "{found:?}");
+    assert_eq!(
+        (found.len(), found[0].key.as_str()),
+        (1, "aziot_keys.pkcs11_base_slot"),
+        "{found:?}"
+    );
     for known in [
         "pkcs11_lib_path = \"/usr/lib/softhsm/libsofthsm2.so\"\n",
         "pkcs11_lib_path = \"/opt/v.so\"\nsandbox_paths = [\"/opt/vendor\"]\n",
@@ -736,15 +912,33 @@ fn rules_about_keys_that_cannot_be_are_refused_with_their_place_and_what_was_mea
         ("[aziot_keys]\nauditors = [-1]\n", 5, 13, "a user id", ""),
         ("[aziot_keys]\nauditors = \"siem\"\n", 5, 12, "a list of names", "square brackets"),
         ("[aziot_keys]\nauditors = [true]\n", 5, 13, "an integer or a string", ""),
-        ("[aziot_keys]\ncompat = \"handles-any-uids\"\n", 5, 10, "is one of", "did you mean \"handles-any-uid\"?"),
+        (
+            "[aziot_keys]\ncompat = \"handles-any-uids\"\n",
+            5,
+            10,
+            "is one of",
+            "did you mean \"handles-any-uid\"?",
+        ),
         ("[aziot_keys]\nhandle_lifetime = \"10\"\n", 5, 19, "a duration", ""),
         ("[aziot_keys]\nhandle_lifetime = \"10s\"\n", 5, 19, "1 minute to 366 days", ""),
         ("[aziot_keys]\nhandle_lifetime = 10\n", 5, 19, "a string", "in double quotes"),
         ("[aziot_keys]\nauditor = [1]\n", 5, 1, "unknown key", "did you mean `auditors`?"),
         ("[aziot_keys.audit_log]\nsize_mib = 0\n", 5, 12, "expected 1 to 4096", ""),
         ("[aziot_keys.audit_log]\nsize = 1\n", 5, 1, "unknown key", ""),
-        ("[[aziot_keys.purpose]]\nkeys = \"a\"\npurpose = \"seals\"\n", 6, 11, "is one of", "did you mean \"seal\"?"),
-        ("[[aziot_keys.purpose]]\npurpose = \"seal\"\n", 4, 1, "`aziot_keys.purpose.keys` is missing", ""),
+        (
+            "[[aziot_keys.purpose]]\nkeys = \"a\"\npurpose = \"seals\"\n",
+            6,
+            11,
+            "is one of",
+            "did you mean \"seal\"?",
+        ),
+        (
+            "[[aziot_keys.purpose]]\npurpose = \"seal\"\n",
+            4,
+            1,
+            "`aziot_keys.purpose.keys` is missing",
+            "",
+        ),
         ("[[aziot_keys.purpose]]\nkeys = \"\"\npurpose = \"ca\"\n", 5, 8, "a pattern of ids", ""),
         ("[tpm]\naudit_counter_index = 0x81000001\n", 5, 23, "0x01800000 to 0x01bfffff", ""),
         ("[tpm]\naudit_counter_interval_sec = 1\n", 5, 30, "expected 10 to 86400", ""),
@@ -752,7 +946,10 @@ fn rules_about_keys_that_cannot_be_are_refused_with_their_place_and_what_was_mea
     ] {
         let found = refused(&format!("{MANUAL}{text}"));
         assert_eq!((found[0].line, found[0].column), (line, column), "{text}\n{found:?}");
-        assert!(found[0].message.contains(part) && remedy(&found).contains(meant), "{text}\n{found:?}");
+        assert!(
+            found[0].message.contains(part) && remedy(&found).contains(meant),
+            "{text}\n{found:?}"
+        );
     }
 }
 
@@ -762,7 +959,11 @@ fn hardware_that_cannot_be_is_refused_with_its_line() {
     for (text, line, part) in [
         (format!("{keys}pkcs11_base_slot = \"pkcs11:token=t\"\n"), 5, "which library"),
         (format!("{keys}pkcs11_lib_path = \"t.so\"\n"), 5, "absolute path"),
-        (format!("{keys}pkcs11_lib_path = \"/t.so\"\npkcs11_base_slot = \"pkcs11:object=t\"\n"), 6, "names no token"),
+        (
+            format!("{keys}pkcs11_lib_path = \"/t.so\"\npkcs11_base_slot = \"pkcs11:object=t\"\n"),
+            6,
+            "names no token",
+        ),
         (format!("{keys}places = [\"token\"]\n"), 5, "cannot be a place"),
         (format!("{keys}places = [\"files\", \"files\"]\n"), 5, "cannot be a place"),
         (format!("{keys}places = [\"tpm\"]\n"), 5, "cannot be a place"),
@@ -782,7 +983,10 @@ fn hardware_that_cannot_be_is_refused_with_its_line() {
         ("[tpm.hierarchy_authorization]\nowner = { }\n".into(), 5, "needs one source"),
     ] {
         let found = refused(&format!("{MANUAL}{text}"));
-        assert!(found.iter().any(|one| one.line == line && one.message.contains(part)), "{text}\n{found:?}");
+        assert!(
+            found.iter().any(|one| one.line == line && one.message.contains(part)),
+            "{text}\n{found:?}"
+        );
     }
 }
 
@@ -790,12 +994,18 @@ fn hardware_that_cannot_be_is_refused_with_its_line() {
 fn no_diagnostic_shows_a_secret() {
     const SECRET: &str = "Z2VoZWltZ2VoZWlt";
     for text in [
-        format!("[provisioning]\nsource = \"manual\"\nconnection_string = \"HostName=h;SharedAccessKey={SECRET}\"\n"),
-        format!("[provisioning]\nsource = \"manual\"\nconection_string = \"HostName=h;SharedAccessKey={SECRET}\"\n"),
+        format!(
+            "[provisioning]\nsource = \"manual\"\nconnection_string = \"HostName=h;SharedAccessKey={SECRET}\"\n"
+        ),
+        format!(
+            "[provisioning]\nsource = \"manual\"\nconection_string = \"HostName=h;SharedAccessKey={SECRET}\"\n"
+        ),
         format!(
             "provisioning = {{ source = \"dps\", attestation = {{ method = \"symmetric_key\", symmetric_key = {{ value = \"{SECRET}!\" }} }} }}\n"
         ),
-        format!("provisioning = {{ source = \"dps\", symmetric_key = {{ value = \"{SECRET}\" }} }}\n"),
+        format!(
+            "provisioning = {{ source = \"dps\", symmetric_key = {{ value = \"{SECRET}\" }} }}\n"
+        ),
         format!("symmetric_key = {SECRET}\n"),
         format!("x = \"{SECRET}\n"),
         format!("colour = 1 # {SECRET}\n"),
@@ -814,7 +1024,8 @@ fn no_diagnostic_shows_a_secret() {
     }
 }
 
-/// All lines of the fixtures and examples that hold `key = `, with the document they stand in.
+/// All lines of the fixtures and examples that hold `key = `, with the document they
+/// stand in.
 fn documents() -> Vec<String> {
     let mut documents: Vec<String> =
         ["2a", "2b", "2d", "2i"].iter().map(|name| fixture(&format!("{name}.toml"))).collect();
@@ -827,7 +1038,8 @@ fn documents() -> Vec<String> {
 
 /// Tables whose keys are free: a slip in them cannot be seen.
 fn is_free(document: &str, line: usize) -> bool {
-    let header = document.lines().take(line).filter(|line| line.starts_with('[')).last().unwrap_or_default();
+    let header =
+        document.lines().take(line).filter(|line| line.starts_with('[')).last().unwrap_or_default();
     ["[module_policies]", "[agent.env]"].contains(&header)
 }
 

@@ -1,8 +1,8 @@
-//! What "measured" means: the verdict on a caller, as a function of what is registered, what runs, and what the kernel
-//! says about the process at the other end of the socket.
+//! What "measured" means: the verdict on a caller, as a function of what is registered,
+//! what runs, and what the kernel says about the process at the other end of the socket.
 //!
-//! Evidence is gathered elsewhere (`edgekeep-runtime`); here nothing is looked up. A verdict is *allow* or *deny with one
-//! named reason*; whatever is not known denies.
+//! Evidence is gathered elsewhere (`edgekeep-runtime`); here nothing is looked up. A
+//! verdict is *allow* or *deny with one named reason*; whatever is not known denies.
 
 pub mod backing;
 mod explained;
@@ -15,7 +15,8 @@ use crate::id::{ContainerId, GenerationId, ModuleId};
 
 pub use explained::Explanation;
 
-/// One process that ever ran: a process id alone is reused, together with the start time it is not.
+/// One process that ever ran: a process id alone is reused, together with the start time
+/// it is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessInstance {
     /// Process id in the daemon's own pid namespace.
@@ -24,7 +25,8 @@ pub struct ProcessInstance {
     pub start_time: u64,
 }
 
-/// Which file a process executes, cheap to read and different after any change of the file.
+/// Which file a process executes, cheap to read and different after any change of the
+/// file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ExecutableFile {
     /// Device number of the file system.
@@ -37,8 +39,8 @@ pub struct ExecutableFile {
     pub ctime_ns: i64,
 }
 
-/// What the kernel says about a process at one moment. Two equal snapshots around a measurement prove that it was of the
-/// same program in the same place.
+/// What the kernel says about a process at one moment. Two equal snapshots around a
+/// measurement prove that it was of the same program in the same place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Which process.
@@ -55,9 +57,11 @@ pub struct Snapshot {
     pub pid_namespace: u64,
     /// Inode of its user namespace.
     pub user_namespace: u64,
-    /// Process id of a tracer, 0 for none. A traced process says whatever its tracer wants.
+    /// Process id of a tracer, 0 for none. A traced process says whatever its tracer
+    /// wants.
     pub tracer: u32,
-    /// Number of its filters of system calls; `None` where the kernel does not tell (before 5.9). They outlive `execve`.
+    /// Number of its filters of system calls; `None` where the kernel does not tell
+    /// (before 5.9). They outlive `execve`.
     #[serde(default)]
     pub filters: Option<u32>,
 }
@@ -68,7 +72,8 @@ pub struct Snapshot {
 pub enum PeerHandle {
     /// `SO_PEERPIDFD`: a handle taken at connect, which no other process can take over.
     PeerPidfd,
-    /// `pidfd_open` of the pid in `SO_PEERCRED`, right after accept: a small window for reuse remains (kernels before 6.5).
+    /// `pidfd_open` of the pid in `SO_PEERCRED`, right after accept: a small window for
+    /// reuse remains (kernels before 6.5).
     PidfdOpen,
 }
 
@@ -77,25 +82,30 @@ pub enum PeerHandle {
 pub struct Ancestor {
     /// Which process.
     pub process: ProcessInstance,
-    /// Its session: inherited from the parent, or a new one of its own making. No process joins an existing one.
+    /// Its session: inherited from the parent, or a new one of its own making. No process
+    /// joins an existing one.
     pub session: u32,
 }
 
 /// How the caller's process holds the connection that it calls on.
 ///
-/// `execve` keeps pid, pidfd and start time. A descriptor that is closed on exec tells what connected: had the process
-/// executed something since it connected, the descriptor would be gone.
+/// `execve` keeps pid, pidfd and start time. A descriptor that is closed on exec tells
+/// what connected: had the process executed something since it connected, the descriptor
+/// would be gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Holding {
-    /// In a descriptor that is closed on exec: the program that runs now made the connection.
-    CloseOnExec,
-    /// In a descriptor that survives exec: whatever ran in this process before may have connected and asked.
-    Inheritable,
-    /// Not at all: another process has the connection, or which one it is could not be told.
-    NotHeld,
-    /// The kernel does not tell which descriptor belongs to which connection (built without `UNIX_DIAG`), or there is no
+    /// In a descriptor that is closed on exec: the program that runs now made the
     /// connection.
+    CloseOnExec,
+    /// In a descriptor that survives exec: whatever ran in this process before may have
+    /// connected and asked.
+    Inheritable,
+    /// Not at all: another process has the connection, or which one it is could not be
+    /// told.
+    NotHeld,
+    /// The kernel does not tell which descriptor belongs to which connection (built
+    /// without `UNIX_DIAG`), or there is no connection.
     Untold,
 }
 
@@ -104,8 +114,8 @@ pub enum Holding {
 pub struct Measurement {
     /// SHA-256 of the file that the process executes.
     pub digest: Sha256Digest,
-    /// Whether the container's image holds the same content under the same path; `None` when that could not be determined
-    /// or does not apply.
+    /// Whether the container's image holds the same content under the same path; `None`
+    /// when that could not be determined or does not apply.
     pub unmodified_from_image: Option<bool>,
 }
 
@@ -116,9 +126,11 @@ pub struct Evidence {
     pub handle: PeerHandle,
     /// The kernel's view, equal before and after the measurement.
     pub snapshot: Snapshot,
-    /// The process, its parent, its grandparent and so on, up to the first one that cannot be seen.
+    /// The process, its parent, its grandparent and so on, up to the first one that
+    /// cannot be seen.
     pub ancestry: Vec<Ancestor>,
-    /// How it holds the connection; looked at only where the executable counts (see [`needs_measurement`]).
+    /// How it holds the connection; looked at only where the executable counts (see
+    /// [`needs_measurement`]).
     pub holding: Holding,
     /// Container id, if the cgroup path is exactly one that the engine makes.
     pub container: Option<ContainerId>,
@@ -130,11 +142,14 @@ pub struct Evidence {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
-    /// In the module's container or process group, however it got there (for example by the engine's `exec`).
+    /// In the module's container or process group, however it got there (for example by
+    /// the engine's `exec`).
     Process,
-    /// Also a descendant of the module's first process, and the registered image and options run.
+    /// Also a descendant of the module's first process, and the registered image and
+    /// options run.
     Image,
-    /// Also the executable is an unmodified file of that image, or has the registered digest.
+    /// Also the executable is an unmodified file of that image, or has the registered
+    /// digest.
     Executable,
 }
 
@@ -158,8 +173,9 @@ pub enum Workload {
         /// The user it runs as.
         uid: u32,
     },
-    /// A service of the host that something else starts: whichever process fits everything that is given. A registration
-    /// without a unit has both user and executable.
+    /// A service of the host that something else starts: whichever process fits
+    /// everything that is given. A registration without a unit has both user and
+    /// executable.
     Service {
         /// The unit in whose cgroup it is.
         unit: Option<UnitName>,
@@ -183,7 +199,8 @@ pub struct Registration {
     pub workload: Workload,
 }
 
-/// What runs for a module right now, from the engine's event stream or from moduled's own children.
+/// What runs for a module right now, from the engine's event stream or from moduled's own
+/// children.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunningFacts {
     /// The engine has not been heard since it (or we) started: nothing is known.
@@ -192,7 +209,8 @@ pub enum RunningFacts {
     Stopped,
     /// Runs.
     Running(Running),
-    /// A service of the host, which has no first process that is known: what its processes share with the daemon.
+    /// A service of the host, which has no first process that is known: what its
+    /// processes share with the daemon.
     Host(HostFacts),
 }
 
@@ -216,13 +234,15 @@ pub struct Running {
     pub cgroup: Option<String>,
     /// The container, for container modules.
     pub container: Option<ContainerFacts>,
-    /// The earliest moment, as a start time, at which the engine's `exec` may have brought a process into this container;
-    /// `None` if it has not since the container was started.
+    /// The earliest moment, as a start time, at which the engine's `exec` may have
+    /// brought a process into this container; `None` if it has not since the container
+    /// was started.
     pub exec_since: Option<u64>,
     /// The sealed copy in memory that the daemon started it from, for host modules.
     pub own_copy: Option<ExecutableFile>,
-    /// Number of filters of system calls that it was started with; `None` if it does not matter, as for host modules, whose
-    /// own filter refuses listeners to all that they start.
+    /// Number of filters of system calls that it was started with; `None` if it does not
+    /// matter, as for host modules, whose own filter refuses listeners to all that they
+    /// start.
     pub filters: Option<u32>,
 }
 
@@ -235,7 +255,8 @@ pub struct ContainerFacts {
     pub image: Sha256Digest,
     /// Hash of the options it was created with, as moduled computed and labelled it.
     pub options: Sha256Digest,
-    /// Whether its options let a process in it name another file as the one that it executes.
+    /// Whether its options let a process in it name another file as the one that it
+    /// executes.
     pub names_executable: bool,
 }
 
@@ -259,7 +280,8 @@ pub struct Asked<'a> {
     pub generation: Option<&'a str>,
 }
 
-/// Why a caller was refused. One reason each; the text is stable, tests and audit readers rely on it.
+/// Why a caller was refused. One reason each; the text is stable, tests and audit readers
+/// rely on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -288,10 +310,12 @@ pub enum DenyReason {
     /// The process that connected has ended.
     #[error("caller-gone")]
     CallerGone,
-    /// The process changed its program, user or cgroup while it was measured or since it connected.
+    /// The process changed its program, user or cgroup while it was measured or since it
+    /// connected.
     #[error("caller-changed")]
     CallerChanged,
-    /// Bytes came from another process than the one that connected (inherited or passed socket).
+    /// Bytes came from another process than the one that connected (inherited or passed
+    /// socket).
     #[error("sender-changed")]
     SenderChanged,
     /// A debugger is attached to the process.
@@ -303,11 +327,13 @@ pub enum DenyReason {
     /// The process is not in the module's container or cgroup.
     #[error("not-in-module")]
     NotInModule,
-    /// The process is in the container, but was not started by the module's first process (engine `exec`).
+    /// The process is in the container, but was not started by the module's first process
+    /// (engine `exec`).
     #[error("not-a-descendant")]
     NotADescendant,
-    /// The process comes, in a session of its own, from a child of the module's first process that is younger than an
-    /// engine `exec` into the container: whether the module or the `exec` started it cannot be told.
+    /// The process comes, in a session of its own, from a child of the module's first
+    /// process that is younger than an engine `exec` into the container: whether the
+    /// module or the `exec` started it cannot be told.
     #[error("after-exec")]
     AfterExec,
     /// The container that runs is not the one that was registered.
@@ -334,7 +360,8 @@ pub enum DenyReason {
     /// The executable is not the registered one, or not an unmodified file of the image.
     #[error("executable-changed")]
     ExecutableChanged,
-    /// The executable has no name in any folder, and is not the daemon's own copy: memory, or a file that was removed.
+    /// The executable has no name in any folder, and is not the daemon's own copy:
+    /// memory, or a file that was removed.
     #[error("executable-nameless")]
     ExecutableNameless,
     /// The executable is where its content may change while it runs.
@@ -343,18 +370,23 @@ pub enum DenyReason {
     /// The container's options let a process name another file than the one it executes.
     #[error("executable-of-its-choice")]
     ExecutableOfItsChoice,
-    /// The process has more filters of system calls than its module was started with: another program may answer its calls.
+    /// The process has more filters of system calls than its module was started with:
+    /// another program may answer its calls.
     #[error("foreign-filter")]
     ForeignFilter,
-    /// The caller is in another user namespace than its module: there it has capabilities with which a process names another
-    /// file than the one it executes. A process that shares memory with one in such a namespace, and is in none itself, is not
-    /// seen by this: that call has to be refused to it (see `measured.rs` of the crate `sandbox`, and `docs/threat-model.md`).
+    /// The caller is in another user namespace than its module: there it has capabilities
+    /// with which a process names another file than the one it executes. A process that
+    /// shares memory with one in such a namespace, and is in none itself, is not seen by
+    /// this: that call has to be refused to it (see `measured.rs` of the crate `sandbox`,
+    /// and `docs/threat-model.md`).
     #[error("other-user-namespace")]
     OtherUserNamespace,
-    /// The caller holds its connection in a descriptor that survives exec: another program may have connected.
+    /// The caller holds its connection in a descriptor that survives exec: another
+    /// program may have connected.
     #[error("connection-inheritable")]
     ConnectionInheritable,
-    /// The process that connected does not hold the connection any more: another one reads the answers.
+    /// The process that connected does not hold the connection any more: another one
+    /// reads the answers.
     #[error("connection-not-held")]
     ConnectionNotHeld,
     /// The route is for operators (root, the daemon's own user), and the caller is none.
@@ -364,8 +396,9 @@ pub enum DenyReason {
 
 /// Decides whether the caller may act as the module it names.
 ///
-/// `registration` is that of `asked.module`, `facts` what runs for it. The checks go from the cheapest and most telling
-/// to the finest, so that the reason names the first thing that is wrong.
+/// `registration` is that of `asked.module`, `facts` what runs for it. The checks go from
+/// the cheapest and most telling to the finest, so that the reason names the first thing
+/// that is wrong.
 ///
 /// # Errors
 /// The one reason for which the caller is refused.
@@ -420,7 +453,8 @@ pub fn verdict(
     Ok(())
 }
 
-/// A service of the host: nothing about it was written down when it started, so all that is registered must fit.
+/// A service of the host: nothing about it was written down when it started, so all that
+/// is registered must fit.
 fn service(
     unit: Option<&UnitName>,
     uid: Option<u32>,
@@ -430,14 +464,19 @@ fn service(
 ) -> Result<(), DenyReason> {
     let snapshot = &evidence.snapshot;
     // A container has users and programs of the same number and content.
-    let on_host = snapshot.pid_namespace == host.pid_namespace && snapshot.user_namespace == host.user_namespace;
+    let on_host = snapshot.pid_namespace == host.pid_namespace
+        && snapshot.user_namespace == host.user_namespace;
     if !on_host || evidence.container.is_some() {
         return Err(DenyReason::NotOnHost);
     }
     match unit {
         Some(unit) if !unit.holds(&snapshot.cgroup) => return Err(DenyReason::NotInUnit),
-        // By user and executable, or by nothing at all. What is in a user's own systemd has the name that this user gives it.
-        found if found.is_none_or(UnitName::is_a_users) && (uid.is_none() || executable.is_none()) => {
+        // By user and executable, or by nothing at all. What is in a user's own systemd
+        // has the name that this user gives it.
+        found
+            if found.is_none_or(UnitName::is_a_users)
+                && (uid.is_none() || executable.is_none()) =>
+        {
             return Err(DenyReason::NotInUnit);
         }
         _ => {}
@@ -455,16 +494,23 @@ fn service(
 }
 
 /// A module that moduled or its engine started.
-fn started(registration: &Registration, running: &Running, evidence: &Evidence) -> Result<(), DenyReason> {
+fn started(
+    registration: &Registration,
+    running: &Running,
+    evidence: &Evidence,
+) -> Result<(), DenyReason> {
     match &registration.workload {
         Workload::Container { container, image, options } => {
             let now = running.container.as_ref().ok_or(DenyReason::ContainerChanged)?;
             if now.container != *container {
                 return Err(DenyReason::ContainerChanged);
             }
-            // Both directions: the id in the caller's cgroup path is this container's, and the path lies under the cgroup
-            // of the container's own first process. A forged group name elsewhere fails the second.
-            if evidence.container.as_ref() != Some(container) || !inside(&evidence.snapshot.cgroup, running) {
+            // Both directions: the id in the caller's cgroup path is this container's,
+            // and the path lies under the cgroup of the container's own first process. A
+            // forged group name elsewhere fails the second.
+            if evidence.container.as_ref() != Some(container)
+                || !inside(&evidence.snapshot.cgroup, running)
+            {
                 return Err(DenyReason::NotInModule);
             }
             if registration.policy >= Policy::Image {
@@ -477,7 +523,8 @@ fn started(registration: &Registration, running: &Running, evidence: &Evidence) 
                 }
             }
             if registration.policy >= Policy::Executable {
-                match evidence.measurement.and_then(|measurement| measurement.unmodified_from_image) {
+                match evidence.measurement.and_then(|measurement| measurement.unmodified_from_image)
+                {
                     None => return Err(DenyReason::ExecutableUnmeasured),
                     Some(false) => return Err(DenyReason::ExecutableChanged),
                     Some(true) => {}
@@ -489,8 +536,11 @@ fn started(registration: &Registration, running: &Running, evidence: &Evidence) 
                 return Err(DenyReason::OtherUser);
             }
             match &running.cgroup {
-                Some(_) if !inside(&evidence.snapshot.cgroup, running) => return Err(DenyReason::NotInModule),
-                // Without a cgroup of its own a host module is its process tree and nothing else.
+                Some(_) if !inside(&evidence.snapshot.cgroup, running) => {
+                    return Err(DenyReason::NotInModule);
+                }
+                // Without a cgroup of its own a host module is its process tree and
+                // nothing else.
                 None if !is_descendant(evidence, running) => return Err(DenyReason::NotInModule),
                 _ => {}
             }
@@ -516,7 +566,8 @@ fn started(registration: &Registration, running: &Running, evidence: &Evidence) 
     Ok(())
 }
 
-/// Whether the file that the kernel shows as the caller's executable, and the answers to its system calls, are the kernel's.
+/// Whether the file that the kernel shows as the caller's executable, and the answers to
+/// its system calls, are the kernel's.
 fn keeps_its_executable(running: &Running, evidence: &Evidence) -> Result<(), DenyReason> {
     if evidence.snapshot.user_namespace != running.user_namespace {
         return Err(DenyReason::OtherUserNamespace);
@@ -530,7 +581,8 @@ fn keeps_its_executable(running: &Running, evidence: &Evidence) -> Result<(), De
     }
 }
 
-/// Whether the measurement of the executable is needed to decide at all: hashing is the dear part of evidence.
+/// Whether the measurement of the executable is needed to decide at all: hashing is the
+/// dear part of evidence.
 #[must_use]
 pub fn needs_measurement(registration: &Registration) -> bool {
     match &registration.workload {
@@ -543,7 +595,10 @@ impl DenyReason {
     /// Whether the check is about the caller's connection and not about the caller.
     #[must_use]
     pub fn is_of_connection(self) -> bool {
-        matches!(self, Self::SocketOfAnotherModule | Self::ConnectionInheritable | Self::ConnectionNotHeld)
+        matches!(
+            self,
+            Self::SocketOfAnotherModule | Self::ConnectionInheritable | Self::ConnectionNotHeld
+        )
     }
 }
 
@@ -555,20 +610,26 @@ const MEASURED: [DenyReason; 4] = [
     DenyReason::ExecutableChanged,
 ];
 
-/// What [`verdict`] checks for a registration, in this order, each check by the reason for which it refuses. (The
-/// generation, which only some requests name, is left out.)
+/// What [`verdict`] checks for a registration, in this order, each check by the reason
+/// for which it refuses. (The generation, which only some requests name, is left out.)
 #[must_use]
 pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
     use DenyReason as Reason;
     let mut checks = vec![Reason::SocketOfAnotherModule, Reason::NotRegistered];
     let Some(registration) = registration else { return checks };
-    let from =
-        |policy, reasons: &[DenyReason]| if registration.policy >= policy { reasons.to_vec() } else { Vec::new() };
+    let from = |policy, reasons: &[DenyReason]| {
+        if registration.policy >= policy { reasons.to_vec() } else { Vec::new() }
+    };
     checks.extend([Reason::FactsUnknown, Reason::NotRunning, Reason::Traced]);
     match &registration.workload {
         Workload::Container { .. } => {
             checks.extend([Reason::ContainerChanged, Reason::NotInModule]);
-            let of_image = [Reason::NotADescendant, Reason::AfterExec, Reason::ImageChanged, Reason::OptionsChanged];
+            let of_image = [
+                Reason::NotADescendant,
+                Reason::AfterExec,
+                Reason::ImageChanged,
+                Reason::OptionsChanged,
+            ];
             checks.extend(from(Policy::Image, &of_image));
             checks.extend(from(Policy::Executable, &MEASURED));
         }
@@ -589,7 +650,8 @@ pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
         }
     }
     if needs_measurement(registration) {
-        // That a service is in the host's own user namespace is part of being on the host.
+        // That a service is in the host's own user namespace is part of being on the
+        // host.
         if !matches!(registration.workload, Workload::Service { .. }) {
             checks.push(Reason::OtherUserNamespace);
         }
@@ -601,11 +663,12 @@ pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
     checks
 }
 
-/// Each check of a caller in the order in which they are made, and whether it was passed: nothing where it was not come to,
-/// or where it is about a connection and there is none.
+/// Each check of a caller in the order in which they are made, and whether it was passed:
+/// nothing where it was not come to, or where it is about a connection and there is none.
 ///
-/// What is found before anything is compared (the caller is gone) comes first, what is asked of an admitted caller (is it
-/// granted this?) last. A refusal that is not about modules stands alone.
+/// What is found before anything is compared (the caller is gone) comes first, what is
+/// asked of an admitted caller (is it granted this?) last. A refusal that is not about
+/// modules stands alone.
 #[must_use]
 pub fn outcome(
     registration: Option<&Registration>,
@@ -613,7 +676,8 @@ pub fn outcome(
     on_connection: bool,
 ) -> Vec<(DenyReason, Option<bool>)> {
     let passed = |reason: DenyReason| (on_connection || !reason.is_of_connection()).then_some(true);
-    let mut list: Vec<_> = checks(registration).into_iter().map(|reason| (reason, passed(reason))).collect();
+    let mut list: Vec<_> =
+        checks(registration).into_iter().map(|reason| (reason, passed(reason))).collect();
     let Err(reason) = verdict else { return list };
     if let Some(at) = list.iter().position(|(check, _)| *check == reason) {
         list[at].1 = Some(false);
@@ -622,7 +686,9 @@ pub fn outcome(
     }
     match reason {
         DenyReason::NotAnOperator => list.clear(),
-        DenyReason::GenerationMismatch | DenyReason::NameOfAnotherModule | DenyReason::NotGranted => {}
+        DenyReason::GenerationMismatch
+        | DenyReason::NameOfAnotherModule
+        | DenyReason::NotGranted => {}
         _ => {
             list.iter_mut().for_each(|(_, passed)| *passed = None);
             list.insert(0, (reason, Some(false)));
@@ -638,14 +704,17 @@ fn inside(cgroup: &str, running: &Running) -> bool {
         // The root group holds everything, so it proves nothing.
         own != "/"
             && cgroup.strip_prefix(own).is_some_and(|rest| {
-                // Another container below, put there by a `cgroup-parent` option, is not the module.
-                (rest.is_empty() || rest.starts_with('/')) && !rest.split('/').any(names_a_container)
+                // Another container below, put there by a `cgroup-parent` option, is not
+                // the module.
+                (rest.is_empty() || rest.starts_with('/'))
+                    && !rest.split('/').any(names_a_container)
             })
             && !cgroup.split('/').any(|part| part == "..")
     })
 }
 
-/// Whether a component of a cgroup path has the form that engines give their containers: `ID`, `NAME-ID`, `NAME-ID.scope`.
+/// Whether a component of a cgroup path has the form that engines give their containers:
+/// `ID`, `NAME-ID`, `NAME-ID.scope`.
 fn names_a_container(component: &str) -> bool {
     let name = component.strip_suffix(".scope").unwrap_or(component);
     let id = name.rsplit('-').next().unwrap_or(name);
@@ -656,8 +725,12 @@ fn is_descendant(evidence: &Evidence, running: &Running) -> bool {
     evidence.snapshot.process == running.init || below_init(evidence, running).is_some()
 }
 
-/// The ancestor below the module's first process, and that process; one and the same if the caller is it.
-fn below_init<'a>(evidence: &'a Evidence, running: &Running) -> Option<(&'a Ancestor, &'a Ancestor)> {
+/// The ancestor below the module's first process, and that process; one and the same if
+/// the caller is it.
+fn below_init<'a>(
+    evidence: &'a Evidence,
+    running: &Running,
+) -> Option<(&'a Ancestor, &'a Ancestor)> {
     let at = evidence.ancestry.iter().position(|ancestor| ancestor.process == running.init)?;
     Some((&evidence.ancestry[at.saturating_sub(1)], &evidence.ancestry[at]))
 }
@@ -669,17 +742,18 @@ fn descends(evidence: &Evidence, running: &Running) -> Result<(), DenyReason> {
     if after_exec(evidence, running) { Err(DenyReason::AfterExec) } else { Ok(()) }
 }
 
-/// Whether the caller may stem from an engine `exec` that detached: the kernel makes an orphan a child of the container's
-/// first process, as if that had started it.
+/// Whether the caller may stem from an engine `exec` that detached: the kernel makes an
+/// orphan a child of the container's first process, as if that had started it.
 ///
-/// What the engine brings in has a session of its own, so whatever is in the first process's session is the module's.
+/// What the engine brings in has a session of its own, so whatever is in the first
+/// process's session is the module's.
 fn after_exec(evidence: &Evidence, running: &Running) -> bool {
     let Some(since) = running.exec_since else { return false };
     may_be_orphan(evidence, running).is_some_and(|orphan| orphan.start_time >= since)
 }
 
-/// The child of the module's first process from which the caller stems, if it could be an orphan from outside the module's
-/// own tree for all that its session says.
+/// The child of the module's first process from which the caller stems, if it could be an
+/// orphan from outside the module's own tree for all that its session says.
 #[must_use]
 pub fn may_be_orphan(evidence: &Evidence, running: &Running) -> Option<ProcessInstance> {
     let (below, init) = below_init(evidence, running)?;
@@ -731,7 +805,11 @@ mod tests {
                     module: module("thermometer"),
                     generation: Some("g1".parse().expect("valid")),
                     policy: Policy::Executable,
-                    workload: Workload::Container { container: id.clone(), image: digest(1), options: digest(2) },
+                    workload: Workload::Container {
+                        container: id.clone(),
+                        image: digest(1),
+                        options: digest(2),
+                    },
                 },
                 facts: RunningFacts::Running(Running {
                     init: INIT,
@@ -760,10 +838,15 @@ mod tests {
                         tracer: 0,
                         filters: Some(1),
                     },
-                    ancestry: [ProcessInstance { pid: 101, start_time: 1001 }, INIT].map(ancestor).into(),
+                    ancestry: [ProcessInstance { pid: 101, start_time: 1001 }, INIT]
+                        .map(ancestor)
+                        .into(),
                     holding: Holding::CloseOnExec,
                     container: Some(id),
-                    measurement: Some(Measurement { digest: digest(3), unmodified_from_image: Some(true) }),
+                    measurement: Some(Measurement {
+                        digest: digest(3),
+                        unmodified_from_image: Some(true),
+                    }),
                 },
             }
         }
@@ -849,7 +932,10 @@ mod tests {
             (|c| c.evidence.snapshot.tracer = 7, DenyReason::Traced),
             (|c| c.container_facts().container = container('b'), DenyReason::ContainerChanged),
             (|c| c.evidence.container = Some(container('b')), DenyReason::NotInModule),
-            (|c| c.evidence.snapshot.cgroup = format!("/evil/docker/{}", container('a')), DenyReason::NotInModule),
+            (
+                |c| c.evidence.snapshot.cgroup = format!("/evil/docker/{}", container('a')),
+                DenyReason::NotInModule,
+            ),
             (|c| c.evidence.ancestry.truncate(1), DenyReason::NotADescendant),
             (|c| c.container_facts().image = digest(9), DenyReason::ImageChanged),
             (|c| c.container_facts().options = digest(9), DenyReason::OptionsChanged),
@@ -858,7 +944,10 @@ mod tests {
             (|c| c.container_facts().names_executable = true, DenyReason::ExecutableOfItsChoice),
             (|c| c.evidence.snapshot.filters = Some(2), DenyReason::ForeignFilter),
             (
-                |c| c.evidence.snapshot.cgroup = format!("/docker/{}/docker-{}.scope", container('a'), container('b')),
+                |c| {
+                    c.evidence.snapshot.cgroup =
+                        format!("/docker/{}/docker-{}.scope", container('a'), container('b'));
+                },
                 DenyReason::NotInModule,
             ),
             (|c| c.evidence.holding = Holding::Inheritable, DenyReason::ConnectionInheritable),
@@ -879,7 +968,10 @@ mod tests {
         let host_faults: [(Fault, DenyReason); 4] = [
             (|c| c.evidence.snapshot.uid = 1, DenyReason::OtherUser),
             (|c| c.evidence.ancestry.truncate(1), DenyReason::NotInModule),
-            (|c| c.running().cgroup = Some("/edgekeep/thermometer".into()), DenyReason::NotInModule),
+            (
+                |c| c.running().cgroup = Some("/edgekeep/thermometer".into()),
+                DenyReason::NotInModule,
+            ),
             (
                 |c| c.registration.workload = Workload::Process { executable: digest(9), uid: 0 },
                 DenyReason::ExecutableChanged,
@@ -897,11 +989,20 @@ mod tests {
         let faults: [(Fault, DenyReason); 13] = [
             (|c| c.evidence.holding = Holding::Inheritable, DenyReason::ConnectionInheritable),
             (|c| c.evidence.holding = Holding::NotHeld, DenyReason::ConnectionNotHeld),
-            (|c| c.evidence.snapshot.cgroup = "/system.slice/other.service".into(), DenyReason::NotInUnit),
-            (|c| c.evidence.snapshot.cgroup = "/evil/system.slice/collector.service".into(), DenyReason::NotInUnit),
+            (
+                |c| c.evidence.snapshot.cgroup = "/system.slice/other.service".into(),
+                DenyReason::NotInUnit,
+            ),
+            (
+                |c| c.evidence.snapshot.cgroup = "/evil/system.slice/collector.service".into(),
+                DenyReason::NotInUnit,
+            ),
             (|c| c.evidence.snapshot.uid = 0, DenyReason::OtherUser),
             (|c| c.evidence.measurement = None, DenyReason::ExecutableUnmeasured),
-            (|c| c.evidence.measurement.as_mut().expect("measured").digest = digest(9), DenyReason::ExecutableChanged),
+            (
+                |c| c.evidence.measurement.as_mut().expect("measured").digest = digest(9),
+                DenyReason::ExecutableChanged,
+            ),
             (|c| c.evidence.snapshot.pid_namespace = 7, DenyReason::NotOnHost),
             (|c| c.evidence.snapshot.user_namespace = 7, DenyReason::NotOnHost),
             (|c| c.evidence.container = Some(container('a')), DenyReason::NotOnHost),
@@ -919,7 +1020,10 @@ mod tests {
     #[test]
     fn what_runs_in_a_users_own_systemd_is_not_known_by_its_name_alone() {
         for (unit, cgroup) in [
-            ("user@1000.service/a.service", "/user.slice/user-1000.slice/user@1000.service/app.slice/a.service"),
+            (
+                "user@1000.service/a.service",
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/a.service",
+            ),
             ("user@1000.service", "/user.slice/user-1000.slice/user@1000.service/init.scope"),
         ] {
             for (uid, executable) in [(true, true), (true, false), (false, true), (false, false)] {
@@ -948,7 +1052,10 @@ mod tests {
             case.set_service(unit, uid, executable);
             assert_eq!(case.verdict(), expected, "{unit} {uid} {executable}");
             if let Err(reason) = expected {
-                assert!(checks(Some(&case.registration)).contains(&reason), "{unit} {uid} {executable}");
+                assert!(
+                    checks(Some(&case.registration)).contains(&reason),
+                    "{unit} {uid} {executable}"
+                );
             }
         }
     }
@@ -993,7 +1100,8 @@ mod tests {
     #[test]
     fn a_reused_pid_is_not_the_modules_first_process() {
         let mut case = Case::container();
-        case.evidence.ancestry = vec![ancestor(ProcessInstance { start_time: INIT.start_time + 1, ..INIT })];
+        case.evidence.ancestry =
+            vec![ancestor(ProcessInstance { start_time: INIT.start_time + 1, ..INIT })];
         assert_eq!(case.verdict(), Err(DenyReason::NotADescendant));
     }
 
@@ -1018,9 +1126,10 @@ mod tests {
         case.evidence.ancestry[0].session = 101;
         case.running().exec_since = Some(0);
         // A grandchild is what its ancestor below the first process is.
-        case.evidence
-            .ancestry
-            .insert(0, Ancestor { process: ProcessInstance { pid: 102, start_time: 1 }, session: 100 });
+        case.evidence.ancestry.insert(
+            0,
+            Ancestor { process: ProcessInstance { pid: 102, start_time: 1 }, session: 100 },
+        );
         assert_eq!(case.verdict(), Err(DenyReason::AfterExec));
         case.registration.policy = Policy::Process;
         assert_eq!(case.verdict(), Ok(()));
@@ -1059,7 +1168,9 @@ mod tests {
             (|c| c.evidence.holding = Holding::NotHeld, DenyReason::ConnectionNotHeld),
         ];
         let order = checks(Some(&Case::container().registration));
-        let place = |reason| order.iter().position(|check| *check == reason).expect("a check of containers");
+        let place = |reason| {
+            order.iter().position(|check| *check == reason).expect("a check of containers")
+        };
         for (one, first) in faults {
             for (other, second) in faults {
                 let mut case = Case::container();
@@ -1079,7 +1190,8 @@ mod tests {
             (Some(1), Some(1), true),
             (Some(0), Some(1), true),
             (Some(2), Some(1), false),
-            // A host module's own filter refuses listeners; a kernel that does not tell is older than filters that matter.
+            // A host module's own filter refuses listeners; a kernel that does not tell
+            // is older than filters that matter.
             (Some(5), None, true),
             (None, Some(0), true),
         ] {
@@ -1108,7 +1220,9 @@ mod tests {
             ),
             (|c| c.evidence.holding = Holding::NotHeld, Reason::ConnectionNotHeld),
         ];
-        for with in [(true, true, true), (true, false, false), (false, true, true), (true, true, false)] {
+        for with in
+            [(true, true, true), (true, false, false), (false, true, true), (true, true, false)]
+        {
             let service = || {
                 let mut case = Case::service();
                 case.set_service(with.0, with.1, with.2);
@@ -1132,16 +1246,32 @@ mod tests {
 
     #[test]
     fn the_outcome_names_the_refusal_once_and_nothing_after_it_as_passed() {
-        let registrations = [Case::container(), Case::host(), Case::service()].map(|case| case.registration);
+        let registrations =
+            [Case::container(), Case::host(), Case::service()].map(|case| case.registration);
         for registration in registrations.iter().map(Some).chain([None]) {
-            assert!(outcome(registration, Ok(()), true).iter().all(|(_, passed)| *passed == Some(true)));
+            assert!(
+                outcome(registration, Ok(()), true).iter().all(|(_, passed)| *passed == Some(true))
+            );
             for reason in DenyReason::ALL {
                 let list = outcome(registration, Err(reason), true);
-                let at = list.iter().position(|(_, passed)| *passed == Some(false)).expect("a check that failed");
+                let at = list
+                    .iter()
+                    .position(|(_, passed)| *passed == Some(false))
+                    .expect("a check that failed");
                 assert_eq!(list[at].0, reason);
-                assert!(list[..at].iter().all(|(_, passed)| *passed == Some(true)), "{reason}: {list:?}");
-                assert!(list[at + 1..].iter().all(|(_, passed)| passed.is_none()), "{reason}: {list:?}");
-                assert_eq!(list.iter().filter(|(check, _)| *check == reason).count(), 1, "{reason}");
+                assert!(
+                    list[..at].iter().all(|(_, passed)| *passed == Some(true)),
+                    "{reason}: {list:?}"
+                );
+                assert!(
+                    list[at + 1..].iter().all(|(_, passed)| passed.is_none()),
+                    "{reason}: {list:?}"
+                );
+                assert_eq!(
+                    list.iter().filter(|(check, _)| *check == reason).count(),
+                    1,
+                    "{reason}"
+                );
             }
         }
         let without = outcome(Some(&registrations[0]), Ok(()), false);

@@ -1,8 +1,9 @@
 //! Names of hosts to connect to, as the operator or a service gives them.
 //!
-//! What a service names is a DNS name and nothing else (RFC 1123, section 2.1): no address, in whichever way the resolver
-//! would take one. `1`, `127.1` and `0x7f000001` are addresses to it, so a name does not end in a number. Only the operator
-//! may name an address.
+//! What a service names is a DNS name and nothing else (RFC 1123, section 2.1): no
+//! address, in whichever way the resolver would take one. `1`, `127.1` and `0x7f000001`
+//! are addresses to it, so a name does not end in a number. Only the operator may name an
+//! address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -60,8 +61,8 @@ impl Authority {
     }
 }
 
-/// Reads what the operator configured: a DNS name, or an address in its usual form (IPv6 in brackets), with a port where it
-/// is not 443.
+/// Reads what the operator configured: a DNS name, or an address in its usual form (IPv6
+/// in brackets), with a port where it is not 443.
 impl FromStr for Authority {
     type Err = AuthorityError;
 
@@ -99,7 +100,8 @@ impl fmt::Display for Authority {
 pub fn check_name(text: &str) -> Result<(), AuthorityError> {
     let label = |label: &str| {
         let bytes = label.as_bytes();
-        // Underscores are in names that people use; a hyphen at the end is refused by resolvers, one at the front by RFC 1123.
+        // Underscores are in names that people use; a hyphen at the end is refused by
+        // resolvers, one at the front by RFC 1123.
         (1..=63).contains(&bytes.len())
             && bytes.iter().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
             && !label.starts_with('-')
@@ -121,7 +123,11 @@ fn split(text: &str) -> Result<(&str, u16), AuthorityError> {
     match text.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
             let digits = !port.is_empty() && port.bytes().all(|c| c.is_ascii_digit());
-            let port = port.parse().ok().filter(|port| digits && *port != 0).ok_or(AuthorityError::Port)?;
+            let port = port
+                .parse()
+                .ok()
+                .filter(|port| digits && *port != 0)
+                .ok_or(AuthorityError::Port)?;
             Ok((host, port))
         }
         _ => Ok((text, HTTPS)),
@@ -147,7 +153,10 @@ mod tests {
         ] {
             for read in [Authority::assigned(text), text.parse()] {
                 let read = read.unwrap();
-                assert_eq!((read.host(), read.port(), read.to_string().as_str()), (host, port, text));
+                assert_eq!(
+                    (read.host(), read.port(), read.to_string().as_str()),
+                    (host, port, text)
+                );
             }
         }
         for text in [

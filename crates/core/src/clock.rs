@@ -1,16 +1,17 @@
-//! Time as a value: moments that no correction of the clock moves, steps of the wall clock, and
-//! whether it can be right.
+//! Time as a value: moments that no correction of the clock moves, steps of the wall
+//! clock, and whether it can be right.
 //!
-//! The wall clock of a device is set by a battery, a radio, a server, an operator or nobody. So
-//! what has to last for a while is measured on the clock that counts from the boot ([`Moment`],
-//! [`Deadline`]). Only what strangers judge by their own calendar (certificates, tokens of
-//! services) is on the wall clock, and is decided anew when that moves ([`step`]).
+//! The wall clock of a device is set by a battery, a radio, a server, an operator or
+//! nobody. So what has to last for a while is measured on the clock that counts from the
+//! boot ([`Moment`], [`Deadline`]). Only what strangers judge by their own calendar
+//! (certificates, tokens of services) is on the wall clock, and is decided anew when that
+//! moves ([`step`]).
 
 use std::time::Duration;
 
 /// The earliest moment that the wall clock can rightly show, in seconds since 1970:
-/// `SOURCE_DATE_EPOCH` of the build if there is one, and never before 2026, when this program was
-/// written.
+/// `SOURCE_DATE_EPOCH` of the build if there is one, and never before 2026, when this
+/// program was written.
 pub const BUILT: i64 = {
     let written = 1_767_225_600;
     let built = match option_env!("SOURCE_DATE_EPOCH") {
@@ -21,11 +22,12 @@ pub const BUILT: i64 = {
     if built > written && built < LATEST { built } else { written }
 };
 
-/// From here on the wall clock was set wrongly: the beginning of 2100, in seconds since 1970.
+/// From here on the wall clock was set wrongly: the beginning of 2100, in seconds since
+/// 1970.
 pub const LATEST: i64 = 4_102_444_800;
 
-/// A change of the wall clock against the monotonic one that is a step, in seconds. Less is how
-/// time servers correct a clock while it runs.
+/// A change of the wall clock against the monotonic one that is a step, in seconds. Less
+/// is how time servers correct a clock while it runs.
 pub const STEP: i64 = 2;
 
 const fn seconds(text: &str) -> i64 {
@@ -46,12 +48,13 @@ impl BootId {
         Self(bytes)
     }
 
-    /// Reads the kernel's text (`/proc/sys/kernel/random/boot_id`), and that of [`Self::hex`]: 32
-    /// hex digits, perhaps with hyphens.
+    /// Reads the kernel's text (`/proc/sys/kernel/random/boot_id`), and that of
+    /// [`Self::hex`]: 32 hex digits, perhaps with hyphens.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; 16];
-        let mut digits = text.trim_end().bytes().filter(|c| *c != b'-').map(|c| char::from(c).to_digit(16));
+        let mut digits =
+            text.trim_end().bytes().filter(|c| *c != b'-').map(|c| char::from(c).to_digit(16));
         for byte in &mut bytes {
             let (high, low) = (digits.next()??, digits.next()??);
             *byte = u8::try_from(high * 16 + low).ok()?;
@@ -66,8 +69,8 @@ impl BootId {
     }
 }
 
-/// A moment on the clock that counts from the boot. No correction of the wall clock moves it; time
-/// asleep counts.
+/// A moment on the clock that counts from the boot. No correction of the wall clock moves
+/// it; time asleep counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     /// The boot that is counted from.
@@ -92,8 +95,9 @@ impl Deadline {
         Self { boot: now.boot, seconds: now.seconds.saturating_add(lifetime.as_secs()) }
     }
 
-    /// Returns whether the deadline is still to come, and is not later than one of a `lifetime`
-    /// that begins now. A deadline of another boot, or of a longer lifetime, counts as over.
+    /// Returns whether the deadline is still to come, and is not later than one of a
+    /// `lifetime` that begins now. A deadline of another boot, or of a longer lifetime,
+    /// counts as over.
     #[must_use]
     pub const fn is_ahead(&self, now: Moment, lifetime: Duration) -> bool {
         let latest = now.seconds.saturating_add(lifetime.as_secs());
@@ -112,8 +116,8 @@ pub struct Reading {
     pub wall: i64,
 }
 
-/// Returns the seconds by which the wall clock was put forward between two readings, negative if
-/// back. `None` if the clock only went on.
+/// Returns the seconds by which the wall clock was put forward between two readings,
+/// negative if back. `None` if the clock only went on.
 #[must_use]
 pub fn step(before: Reading, after: Reading) -> Option<i64> {
     let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
@@ -151,20 +155,28 @@ impl Plausibility {
             Self::Plausible => return None,
             Self::BeforeBuild => "it shows a time before this program was built".to_owned(),
             Self::BeforeLastGood(behind) => {
-                format!("it is {} behind a time that a service in the cloud told before", away(behind))
+                format!(
+                    "it is {} behind a time that a service in the cloud told before",
+                    away(behind)
+                )
             }
-            Self::Off(ahead @ 0..) => format!("it is {} ahead of the clock of a service in the cloud", away(ahead)),
-            Self::Off(behind) => format!("it is {} behind the clock of a service in the cloud", away(behind)),
+            Self::Off(ahead @ 0..) => {
+                format!("it is {} ahead of the clock of a service in the cloud", away(ahead))
+            }
+            Self::Off(behind) => {
+                format!("it is {} behind the clock of a service in the cloud", away(behind))
+            }
             Self::FarFuture => "it shows a time from 2100 on".to_owned(),
         })
     }
 }
 
-/// Judges the wall clock. `last_good` is the last time that a trusted service told at all. `told`
-/// is the present by the service's clock, where the service was heard since the boot. All are in
-/// seconds since 1970.
+/// Judges the wall clock. `last_good` is the last time that a trusted service told at
+/// all. `told` is the present by the service's clock, where the service was heard since
+/// the boot. All are in seconds since 1970.
 ///
-/// A time that the clock itself could not show is a mistake of that service and counts as nothing.
+/// A time that the clock itself could not show is a mistake of that service and counts as
+/// nothing.
 #[must_use]
 pub fn judge(wall: i64, last_good: Option<i64>, told: Option<i64>) -> Plausibility {
     if wall < BUILT {
@@ -176,7 +188,11 @@ pub fn judge(wall: i64, last_good: Option<i64>, told: Option<i64>) -> Plausibili
     let can_be = |good: &i64| (BUILT..LATEST).contains(good);
     if let Some(told) = told.filter(can_be) {
         let ahead = wall - told;
-        return if ahead.abs() > TOLERANCE { Plausibility::Off(ahead) } else { Plausibility::Plausible };
+        return if ahead.abs() > TOLERANCE {
+            Plausibility::Off(ahead)
+        } else {
+            Plausibility::Plausible
+        };
     }
     let last_good = last_good.filter(can_be);
     match last_good.map(|good| good - wall) {
@@ -189,8 +205,8 @@ pub fn judge(wall: i64, last_good: Option<i64>, told: Option<i64>) -> Plausibili
 /// Difference to a service's clock that is none, in seconds.
 const TOLERANCE: i64 = 300;
 
-/// Returns the earliest moment that the present can be, in seconds since 1970, whatever the clock
-/// shows.
+/// Returns the earliest moment that the present can be, in seconds since 1970, whatever
+/// the clock shows.
 #[must_use]
 pub fn earliest(last_good: Option<i64>) -> i64 {
     last_good.filter(|good| (BUILT..LATEST).contains(good)).unwrap_or(BUILT)
@@ -214,7 +230,9 @@ mod tests {
         let boot = BootId::parse(kernel).unwrap();
         assert_eq!(boot.hex(), "0d1f7d2c5a3e4b6f8c9d0123456789ab");
         assert_eq!(BootId::parse(&boot.hex()), Some(boot));
-        for wrong in ["", "0", "x", &"0".repeat(31), &"0".repeat(33), &"g".repeat(32), &"é".repeat(16)] {
+        for wrong in
+            ["", "0", "x", &"0".repeat(31), &"0".repeat(33), &"g".repeat(32), &"é".repeat(16)]
+        {
             assert_eq!(BootId::parse(wrong), None, "{wrong:?}");
         }
     }
@@ -227,7 +245,10 @@ mod tests {
         assert!(!deadline.is_ahead(at(86_410), day));
         assert!(!deadline.is_ahead(Moment { boot: other, seconds: 10 }, day));
         assert!(!deadline.is_ahead(at(9), day), "made later than now: not of this clock");
-        assert!(!deadline.is_ahead(at(10), day - Duration::from_secs(1)), "the lifetime was made shorter");
+        assert!(
+            !deadline.is_ahead(at(10), day - Duration::from_secs(1)),
+            "the lifetime was made shorter"
+        );
     }
 
     #[test]
@@ -235,19 +256,35 @@ mod tests {
         assert_eq!(judge(0, None, None), Plausibility::BeforeBuild);
         assert_eq!(judge(BUILT - 1, Some(0), None), Plausibility::BeforeBuild);
         assert_eq!(judge(BUILT, None, None), Plausibility::Plausible);
-        assert_eq!(judge(BUILT + 1000, Some(BUILT + 1301), None), Plausibility::BeforeLastGood(301));
+        assert_eq!(
+            judge(BUILT + 1000, Some(BUILT + 1301), None),
+            Plausibility::BeforeLastGood(301)
+        );
         assert_eq!(judge(BUILT + 1000, Some(BUILT + 1300), None), Plausibility::Plausible);
-        assert_eq!(judge(BUILT + 1000, Some(i64::MAX), None), Plausibility::Plausible, "no service of today said that");
+        assert_eq!(
+            judge(BUILT + 1000, Some(i64::MAX), None),
+            Plausibility::Plausible,
+            "no service of today said that"
+        );
         assert_eq!(judge(LATEST, None, None), Plausibility::FarFuture);
     }
 
     #[test]
-    fn what_a_service_told_since_the_boot_counts_in_both_directions_and_before_what_it_told_earlier() {
+    fn what_a_service_told_since_the_boot_counts_in_both_directions_and_before_what_it_told_earlier()
+     {
         let wall = BUILT + 100_000;
         assert_eq!(judge(wall, None, Some(wall - 301)), Plausibility::Off(301));
         assert_eq!(judge(wall, None, Some(wall + 301)), Plausibility::Off(-301));
-        assert_eq!(judge(wall, Some(wall + 86_400), Some(wall + 300)), Plausibility::Plausible, "it erred before");
-        assert_eq!(judge(wall, None, Some(0)), Plausibility::Plausible, "no service of today said that");
+        assert_eq!(
+            judge(wall, Some(wall + 86_400), Some(wall + 300)),
+            Plausibility::Plausible,
+            "it erred before"
+        );
+        assert_eq!(
+            judge(wall, None, Some(0)),
+            Plausibility::Plausible,
+            "no service of today said that"
+        );
         let words = Plausibility::Off(-3 * 3600).words();
         assert_eq!(words.as_deref(), Some("it is 3 h behind the clock of a service in the cloud"));
         assert_eq!(Plausibility::Plausible.words(), None);

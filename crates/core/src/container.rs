@@ -1,11 +1,15 @@
-//! What is to be done to a module's container so that it can do what is asked, after others have had their hands on it.
+//! What is to be done to a module's container so that it can do what is asked, after
+//! others have had their hands on it.
 //!
-//! An engine is shared: an operator, a cleaner or another tool pauses, renames, disconnects and removes what a daemon made, at
-//! any moment, in the middle of the daemon's own operations too. So no operation relies on what was true before. It looks
-//! ([`Seen`]), asks what is missing ([`plan`]), takes these steps, and looks again when one of them fails.
+//! An engine is shared: an operator, a cleaner or another tool pauses, renames,
+//! disconnects and removes what a daemon made, at any moment, in the middle of the
+//! daemon's own operations too. So no operation relies on what was true before. It looks
+//! ([`Seen`]), asks what is missing ([`plan`]), takes these steps, and looks again when
+//! one of them fails.
 //!
-//! A container is known by its id, which nobody can give to another. Its name, its networks and its phase are put right;
-//! what would lose data, or take something from others, is an [`Obstacle`] that names cause and remedy.
+//! A container is known by its id, which nobody can give to another. Its name, its
+//! networks and its phase are put right; what would lose data, or take something from
+//! others, is an [`Obstacle`] that names cause and remedy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -71,8 +75,9 @@ pub struct Own {
     pub name: String,
     /// What it does.
     pub phase: Phase,
-    /// The networks that it is attached to, each with the id of the network as it was then: empty if it never started,
-    /// the name where the engine's networks have no other id.
+    /// The networks that it is attached to, each with the id of the network as it was
+    /// then: empty if it never started, the name where the engine's networks have no
+    /// other id.
     pub attached: BTreeMap<String, String>,
     /// The networks that it is to be attached to, each with the settings of its endpoint.
     pub wanted: BTreeMap<String, Value>,
@@ -96,7 +101,8 @@ pub struct Seen {
     pub own: Option<Own>,
     /// Another one that has the module's name.
     pub namesake: Option<Namesake>,
-    /// The engine's networks: the ids of each name, for some engines let several have one name.
+    /// The engine's networks: the ids of each name, for some engines let several have one
+    /// name.
     pub networks: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -134,7 +140,8 @@ pub enum Step {
     },
     /// Make the device's own network.
     MakeNetwork(String),
-    /// Detach the module's container from what is no longer there, or is another network of that name.
+    /// Detach the module's container from what is no longer there, or is another network
+    /// of that name.
     Disconnect(String),
     /// Attach it.
     Connect {
@@ -156,9 +163,11 @@ pub enum Step {
 pub enum Obstacle {
     /// There is no container, and nothing else has its name.
     Gone,
-    /// What has the module's name was not made by this daemon, and its own container is gone.
+    /// What has the module's name was not made by this daemon, and its own container is
+    /// gone.
     Stranger,
-    /// What has the module's name was not made by this daemon; its own container is called something else by now.
+    /// What has the module's name was not made by this daemon; its own container is
+    /// called something else by now.
     NameTaken {
         /// How it is called now.
         called: String,
@@ -186,7 +195,9 @@ impl Obstacle {
                  if its deployment names the module"
             ),
             Self::Stranger => {
-                format!("the container {module} was not made by this daemon; remove the module and create it again")
+                format!(
+                    "the container {module} was not made by this daemon; remove the module and create it again"
+                )
             }
             Self::NameTaken { called } => format!(
                 "a container that this daemon did not make has the name {module}, and the module's own is called {called} \
@@ -196,9 +207,13 @@ impl Obstacle {
                 "the network {network} of module {module} is gone; make it again (docker network create {network}), or \
                  take it out of the module's create options"
             ),
-            Self::Dead => format!("the container of module {module} is dead; remove the module and create it again"),
+            Self::Dead => format!(
+                "the container of module {module} is dead; remove the module and create it again"
+            ),
             Self::Removing => {
-                format!("the engine is removing the container of module {module}; create the module again")
+                format!(
+                    "the engine is removing the container of module {module}; create the module again"
+                )
             }
             Self::RemovesItself => format!(
                 "the engine removes the container of module {module} as soon as it stops; take AutoRemove out of the \
@@ -225,12 +240,16 @@ impl fmt::Display for Phase {
     }
 }
 
-/// The steps that lead from what is there to what is asked, in their order. Taken one after the other without anybody else
-/// interfering, they leave nothing to be done.
+/// The steps that lead from what is there to what is asked, in their order. Taken one
+/// after the other without anybody else interfering, they leave nothing to be done.
 ///
 /// # Errors
 /// What stands in the way.
-pub fn plan(subject: Subject<'_>, seen: &Seen, operation: Operation) -> Result<Vec<Step>, Obstacle> {
+pub fn plan(
+    subject: Subject<'_>,
+    seen: &Seen,
+    operation: Operation,
+) -> Result<Vec<Step>, Obstacle> {
     let Some(own) = &seen.own else {
         return match operation {
             Operation::Review => Ok(Vec::new()),
@@ -254,7 +273,8 @@ pub fn plan(subject: Subject<'_>, seen: &Seen, operation: Operation) -> Result<V
             }
             let mut steps = names(subject, own, seen)?;
             let (attach, missing) = networks(subject, own, seen);
-            // What runs goes on without it; what is to be started, now or after a stop, cannot.
+            // What runs goes on without it; what is to be started, now or after a stop,
+            // cannot.
             let needed = operation == Operation::Prepare || !own.phase.is_up();
             if let Some(network) = missing.filter(|_| needed) {
                 return Err(Obstacle::NetworkMissing { network });
@@ -268,8 +288,8 @@ pub fn plan(subject: Subject<'_>, seen: &Seen, operation: Operation) -> Result<V
     }
 }
 
-/// What an operator must know about a container while nothing is asked of it, as the reason why it does not run, or may not
-/// run when it is needed.
+/// What an operator must know about a container while nothing is asked of it, as the
+/// reason why it does not run, or may not run when it is needed.
 #[must_use]
 pub fn trouble(subject: Subject<'_>, seen: &Seen) -> Option<Trouble> {
     let Some(own) = &seen.own else { return Some(Trouble::Obstacle(Obstacle::Gone)) };
@@ -281,7 +301,9 @@ pub fn trouble(subject: Subject<'_>, seen: &Seen) -> Option<Trouble> {
         Phase::Dead => return Some(Trouble::Obstacle(Obstacle::Dead)),
         _ => {}
     }
-    networks(subject, own, seen).1.map(|network| Trouble::Obstacle(Obstacle::NetworkMissing { network }))
+    networks(subject, own, seen)
+        .1
+        .map(|network| Trouble::Obstacle(Obstacle::NetworkMissing { network }))
 }
 
 /// What is the matter with a container.
@@ -295,7 +317,8 @@ pub enum Trouble {
 
 impl Trouble {
     /// The kinds of problem that troubles are.
-    pub const CODES: [Code; 3] = [Code::ModulePaused, Code::ContainerGone, Code::ContainerNotRestored];
+    pub const CODES: [Code; 3] =
+        [Code::ModulePaused, Code::ContainerGone, Code::ContainerNotRestored];
 
     /// The kind of problem.
     #[must_use]
@@ -336,8 +359,8 @@ fn stop(phase: Phase) -> Vec<Step> {
     }
 }
 
-/// The name under which a module's container is put out of the way of another's. It holds the id, so that no module's is
-/// like it by accident.
+/// The name under which a module's container is put out of the way of another's. It holds
+/// the id, so that no module's is like it by accident.
 fn out_of_the_way(container: &ContainerId) -> String {
     format!("misnamed-{}", &container.as_str()[..12])
 }
@@ -356,7 +379,8 @@ fn names(subject: Subject<'_>, own: &Own, seen: &Seen) -> Result<Vec<Step>, Obst
     }
 }
 
-/// The steps that attach a container to its networks, and the first network that is gone for good.
+/// The steps that attach a container to its networks, and the first network that is gone
+/// for good.
 fn networks(subject: Subject<'_>, own: &Own, seen: &Seen) -> (Vec<Step>, Option<String>) {
     let (mut steps, mut missing) = (Vec::new(), None);
     for (network, endpoint) in &own.wanted {
@@ -370,7 +394,8 @@ fn networks(subject: Subject<'_>, own: &Own, seen: &Seen) -> (Vec<Step>, Option<
         }
         let connect = Step::Connect { network: network.clone(), endpoint: endpoint.clone() };
         match own.attached.get(network) {
-            // What never started, and every container of an engine that knows networks by name, looks for the name.
+            // What never started, and every container of an engine that knows networks by
+            // name, looks for the name.
             Some(id) if id.is_empty() || id == network => {}
             Some(id) if there.is_some_and(|ids| ids.contains(id)) => {}
             Some(_) => steps.extend([Step::Disconnect(network.clone()), connect]),

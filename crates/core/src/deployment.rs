@@ -1,12 +1,16 @@
-//! The standard deployment manifest: from text to a checked value, or to an error that names the culprit.
+//! The standard deployment manifest: from text to a checked value, or to an error that
+//! names the culprit.
 //!
-//! One bad member refuses the whole manifest, as devices in the field expect, but with the real reason and its place.
-//! Three outer forms are read: the full file (`modulesContent`, also inside `content`), the file of a locally
-//! configured agent (`{"version", "deploymentConfig"}`), and the bare desired properties of `$edgeAgent`.
+//! One bad member refuses the whole manifest, as devices in the field expect, but with
+//! the real reason and its place. Three outer forms are read: the full file
+//! (`modulesContent`, also inside `content`), the file of a locally configured agent
+//! (`{"version", "deploymentConfig"}`), and the bare desired properties of `$edgeAgent`.
 //!
-//! Where we are stricter than the field: module names are checked, desired states other than `running` and `stopped`
-//! are refused, and so are two members whose names differ only in case. Where we are more lenient: an image may carry
-//! both tag and digest, chunk numbers need no leading zero, and a manifest without `edgeAgent` leaves the agent alone.
+//! Where we are stricter than the field: module names are checked, desired states other
+//! than `running` and `stopped` are refused, and so are two members whose names differ
+//! only in case. Where we are more lenient: an image may carry both tag and digest, chunk
+//! numbers need no leading zero, and a manifest without `edgeAgent` leaves the agent
+//! alone.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,7 +40,9 @@ pub const DEFAULT_STARTUP_ORDER: u32 = u32::MAX;
 #[derive(Debug, thiserror::Error)]
 pub enum DeploymentError {
     /// The desired properties hold nothing: the device has no deployment yet.
-    #[error("the device has an empty configuration: the desired properties of $edgeAgent hold nothing")]
+    #[error(
+        "the device has an empty configuration: the desired properties of $edgeAgent hold nothing"
+    )]
     Empty,
     /// The text is longer than [`MANIFEST_LIMIT`].
     #[error("the manifest has more than {MANIFEST_LIMIT} bytes")]
@@ -74,7 +80,8 @@ impl DeploymentError {
     }
 }
 
-/// What is wrong with one member. No value is repeated, except placeholders: values may be secret.
+/// What is wrong with one member. No value is repeated, except placeholders: values may
+/// be secret.
 #[derive(Debug, thiserror::Error)]
 pub enum Reason {
     /// It must be there and is not.
@@ -102,7 +109,9 @@ pub enum Reason {
     #[error("must be a JSON object written as a string, and is not JSON: {0}")]
     CreateOptions(serde_json::Error),
     /// The numbered pieces of the create options do not follow one another.
-    #[error("has a gap before it: pieces are createOptions, createOptions01, createOptions02 and so on")]
+    #[error(
+        "has a gap before it: pieces are createOptions, createOptions01, createOptions02 and so on"
+    )]
     ChunkGap,
     /// The file holds changes to another deployment.
     #[error("is a layered deployment, which only a hub can merge; give the base manifest")]
@@ -179,7 +188,9 @@ impl Runtime {
     #[must_use]
     pub fn credential_for(&self, image: &str) -> Option<&RegistryCredential> {
         let registry = registry_of(image)?;
-        self.registry_credentials.iter().find(|credential| credential.address.eq_ignore_ascii_case(registry))
+        self.registry_credentials
+            .iter()
+            .find(|credential| credential.address.eq_ignore_ascii_case(registry))
     }
 }
 
@@ -307,9 +318,10 @@ impl fmt::Debug for Module {
 }
 
 impl Module {
-    /// Everything that a module's container is made from, as one text: equal texts need no new container, whatever the
-    /// order of members and white space in the manifest. Status, restart policy, startup order and pull policy are not
-    /// in it: they take effect without a new container.
+    /// Everything that a module's container is made from, as one text: equal texts need
+    /// no new container, whatever the order of members and white space in the manifest.
+    /// Status, restart policy, startup order and pull policy are not in it: they take
+    /// effect without a new container.
     #[must_use]
     pub fn canonical_spec(&self) -> String {
         let mut parts = Map::new();
@@ -317,7 +329,11 @@ impl Module {
         parts.insert("image".into(), self.image.as_str().into());
         parts.insert("digest".into(), self.digest.clone().into());
         parts.insert("version".into(), self.version.as_str().into());
-        let env = self.env.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
+        let env = self
+            .env
+            .iter()
+            .map(|(key, value)| (key.clone(), Value::from(value.as_str())))
+            .collect();
         parts.insert("env".into(), Value::Object(env));
         parts.insert("createOptions".into(), sorted(&Value::Object(self.create_options.clone())));
         Value::Object(parts).to_string()
@@ -328,7 +344,8 @@ impl Module {
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Object(members) => {
-            let ordered: BTreeMap<_, _> = members.iter().map(|(name, value)| (name.clone(), sorted(value))).collect();
+            let ordered: BTreeMap<_, _> =
+                members.iter().map(|(name, value)| (name.clone(), sorted(value))).collect();
             ordered.into_iter().collect()
         }
         Value::Array(items) => items.iter().map(sorted).collect(),
@@ -337,11 +354,12 @@ fn sorted(value: &Value) -> Value {
 }
 
 impl Deployment {
-    /// Reads a manifest in any of the three outer forms. `parent` is the host that `$upstream` stands for, on a device
-    /// that has one.
+    /// Reads a manifest in any of the three outer forms. `parent` is the host that
+    /// `$upstream` stands for, on a device that has one.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its place. See [`DeploymentError::code`] for what to report.
+    /// The first thing that is wrong, with its place. See [`DeploymentError::code`] for
+    /// what to report.
     pub fn parse(text: &str, parent: Option<&str>) -> Result<Self, DeploymentError> {
         if text.len() > MANIFEST_LIMIT {
             return Err(DeploymentError::TooLarge);
@@ -426,13 +444,17 @@ fn unwrap_outer(root: Node<'_>) -> Result<(Option<i64>, Node<'_>), DeploymentErr
     Ok((None, root))
 }
 
-/// `1.x` up to `1.1.0`, as 2 to 4 dotted numbers. A missing part counts as less than 0, so `1.1.0.0` is too new.
+/// `1.x` up to `1.1.0`, as 2 to 4 dotted numbers. A missing part counts as less than 0,
+/// so `1.1.0.0` is too new.
 fn schema_version(node: &Node<'_>) -> Result<String, DeploymentError> {
     let text = node.text_or_number()?;
-    let parts: Option<Vec<u32>> =
-        text.split('.').map(|part| part.parse().ok().filter(|_| part.bytes().all(|c| c.is_ascii_digit()))).collect();
-    let supported =
-        parts.is_some_and(|parts| (2..=4).contains(&parts.len()) && parts[0] == 1 && parts.as_slice() <= &[1, 1, 0]);
+    let parts: Option<Vec<u32>> = text
+        .split('.')
+        .map(|part| part.parse().ok().filter(|_| part.bytes().all(|c| c.is_ascii_digit())))
+        .collect();
+    let supported = parts.is_some_and(|parts| {
+        (2..=4).contains(&parts.len()) && parts[0] == 1 && parts.as_slice() <= &[1, 1, 0]
+    });
     if supported {
         Ok(text)
     } else {
@@ -447,7 +469,8 @@ fn runtime(node: &Node<'_>, parent: Option<&str>) -> Result<Runtime, DeploymentE
         return Err(kind.error(Reason::Expected("\"docker\"")));
     }
     let Some(settings) = node.optional("settings")? else { return Ok(Runtime::default()) };
-    let text = |name| settings.optional(name)?.map(|node| node.text().map(str::to_owned)).transpose();
+    let text =
+        |name| settings.optional(name)?.map(|node| node.text().map(str::to_owned)).transpose();
     let mut runtime = Runtime {
         min_docker_version: text("minDockerVersion")?,
         logging_options: text("loggingOptions")?,
@@ -494,8 +517,13 @@ fn module(node: &Node<'_>, role: Role, parent: Option<&str>) -> Result<Module, D
         (Role::Agent, _) | (Role::Hub, None) => RestartPolicy::Always,
         (Role::User, None) => RestartPolicy::OnUnhealthy,
         (_, Some(policy)) => policy.one_of(
-            &[RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::OnUnhealthy, RestartPolicy::Always]
-                .map(|policy| (policy.as_str(), policy)),
+            &[
+                RestartPolicy::Never,
+                RestartPolicy::OnFailure,
+                RestartPolicy::OnUnhealthy,
+                RestartPolicy::Always,
+            ]
+            .map(|policy| (policy.as_str(), policy)),
             "\"never\", \"on-failure\", \"on-unhealthy\" or \"always\"",
         )?,
     };
@@ -504,17 +532,24 @@ fn module(node: &Node<'_>, role: Role, parent: Option<&str>) -> Result<Module, D
         (_, None) => DEFAULT_STARTUP_ORDER,
         (_, Some(order)) => {
             let number = order.value.as_u64().and_then(|number| u32::try_from(number).ok());
-            number.ok_or_else(|| order.error(Reason::Expected("a whole number from 0 to 4294967295")))?
+            number.ok_or_else(|| {
+                order.error(Reason::Expected("a whole number from 0 to 4294967295"))
+            })?
         }
     };
     let image_pull_policy = match node.optional("imagePullPolicy")? {
         None => ImagePullPolicy::OnCreate,
         Some(policy) => policy.one_of(
-            &[ImagePullPolicy::OnCreate, ImagePullPolicy::Never].map(|policy| (policy.as_str(), policy)),
+            &[ImagePullPolicy::OnCreate, ImagePullPolicy::Never]
+                .map(|policy| (policy.as_str(), policy)),
             "\"on-create\" or \"never\"",
         )?,
     };
-    let version = node.optional("version")?.map(|node| node.text_or_number()).transpose()?.unwrap_or_default();
+    let version = node
+        .optional("version")?
+        .map(|node| node.text_or_number())
+        .transpose()?
+        .unwrap_or_default();
     let env = env(node)?;
 
     let settings = node.required("settings")?;
@@ -524,7 +559,8 @@ fn module(node: &Node<'_>, role: Role, parent: Option<&str>) -> Result<Module, D
         ModuleType::Process => image::registered_program(&image)?,
     };
     let create_options = create_options::parse(&settings)?;
-    let digest = settings.optional("digest")?.map(|node| node.text().map(str::to_owned)).transpose()?;
+    let digest =
+        settings.optional("digest")?.map(|node| node.text().map(str::to_owned)).transpose()?;
     Ok(Module {
         kind,
         status,
@@ -557,7 +593,10 @@ fn env(module: &Node<'_>) -> Result<BTreeMap<String, String>, DeploymentError> {
                 Value::String(text) if !text.contains('\0') => text.clone(),
                 Value::Number(number) => number.to_string(),
                 Value::Bool(flag) => flag.to_string(),
-                _ => return Err(value.error(Reason::Expected("a string without NUL, a number or a boolean"))),
+                _ => {
+                    return Err(value
+                        .error(Reason::Expected("a string without NUL, a number or a boolean")));
+                }
             },
         };
         env.insert(name.clone(), value);

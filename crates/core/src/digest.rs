@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A SHA-256 digest. Its text form is `sha256:` and 64 lower-case hex digits, as container engines write it.
+/// A SHA-256 digest. Its text form is `sha256:` and 64 lower-case hex digits, as
+/// container engines write it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sha256Digest([u8; 32]);
 
@@ -94,7 +95,9 @@ mod tests {
 
     #[test]
     fn short_long_and_non_hex_texts_are_refused() {
-        for text in ["", "sha256:", &"a".repeat(63), &"a".repeat(65), &"g".repeat(64), &"é".repeat(32)] {
+        for text in
+            ["", "sha256:", &"a".repeat(63), &"a".repeat(65), &"g".repeat(64), &"é".repeat(32)]
+        {
             assert_eq!(text.parse::<Sha256Digest>(), Err(DigestError), "{text}");
         }
     }

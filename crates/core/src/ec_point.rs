@@ -1,15 +1,17 @@
-//! Points of the curve P-256 as keys services answer them (SEC 1, section 2.3): the published form is
-//! compressed, while requests for certificates carry the uncompressed one.
+//! Points of the curve P-256 as keys services answer them (SEC 1, section 2.3): the
+//! published form is compressed, while requests for certificates carry the uncompressed
+//! one.
 //!
-//! The arithmetic is over public values once for each load of a key, hence neither fast nor of
-//! constant time.
+//! The arithmetic is over public values once for each load of a key, hence neither fast
+//! nor of constant time.
 
 /// Length of an uncompressed point, in bytes.
 pub const UNCOMPRESSED_LEN: usize = 65;
 /// Length of a compressed point, in bytes.
 pub const COMPRESSED_LEN: usize = 33;
 
-/// DER of the curve's object identifier (1.2.840.10045.3.1.7), as keys services answer it.
+/// DER of the curve's object identifier (1.2.840.10045.3.1.7), as keys services answer
+/// it.
 pub const P256_OID_DER: &[u8] = &[0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
 
 /// Reason why bytes are no point of the curve.
@@ -51,18 +53,24 @@ struct Element([u64; 4]);
 
 /// The prime, 2^256 - 2^224 + 2^192 + 2^96 - 1.
 const PRIME: [u64; 4] = [u64::MAX, 0xffff_ffff, 0, 0xffff_ffff_0000_0001];
-/// A quarter of the prime's successor: raising to it takes square roots, as the prime is 3 modulo 4.
+/// A quarter of the prime's successor: raising to it takes square roots, as the prime is
+/// 3 modulo 4.
 const ROOT_EXPONENT: [u64; 4] = [0, 0x4000_0000, 0x4000_0000_0000_0000, 0x3fff_ffff_c000_0000];
 /// The curve's coefficient b; its a is -3 (FIPS 186-4, section D.1.2.3).
-const B: Element =
-    Element([0x3bce_3c3e_27d2_604b, 0x651d_06b0_cc53_b0f6, 0xb3eb_bd55_7698_86bc, 0x5ac6_35d8_aa3a_93e7]);
+const B: Element = Element([
+    0x3bce_3c3e_27d2_604b,
+    0x651d_06b0_cc53_b0f6,
+    0xb3eb_bd55_7698_86bc,
+    0x5ac6_35d8_aa3a_93e7,
+]);
 /// 2^512 modulo the prime.
 const R_SQUARED: [u64; 4] = [3, 0xffff_fffb_ffff_ffff, 0xffff_ffff_ffff_fffe, 0x4_ffff_fffd];
 const ONE: Element = Element([1, 0, 0, 0]);
 const ZERO: Element = Element([0; 4]);
 
 impl Element {
-    /// Reads 32 bytes, big-endian. A number that is not below the prime is not a canonical coordinate.
+    /// Reads 32 bytes, big-endian. A number that is not below the prime is not a
+    /// canonical coordinate.
     fn read(bytes: &[u8]) -> Result<Self, NotOnCurve> {
         let mut limbs = [0; 4];
         let words = bytes.chunks_exact(8);
@@ -138,8 +146,8 @@ impl Element {
     }
 }
 
-/// Returns the product of two numbers below the prime, divided by 2^256 (Montgomery's method; the prime
-/// is -1 modulo 2^64, which spares a factor).
+/// Returns the product of two numbers below the prime, divided by 2^256 (Montgomery's
+/// method; the prime is -1 modulo 2^64, which spares a factor).
 fn montgomery(a: &[u64; 4], b: &[u64; 4]) -> [u64; 4] {
     let mut sum = [0; 6];
     for factor in b {
@@ -194,7 +202,10 @@ mod tests {
     use super::*;
 
     fn hex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect()
     }
 
     /// The curve's base point (FIPS 186-4, section D.1.2.3).
@@ -223,7 +234,8 @@ mod tests {
             hex(&format!("0{}{GX}", 4)),
             hex(&format!("02{GX}00")),
             hex(&format!("06{GX}{GY}")),
-            // Not a canonical coordinate, although it is 0 modulo the prime, which is one of a point.
+            // Not a canonical coordinate, although it is 0 modulo the prime, which is one
+            // of a point.
             hex(&format!("02{prime}")),
             // No point has this x.
             hex(&format!("02{}01", "00".repeat(31))),
@@ -232,7 +244,10 @@ mod tests {
             let known = bytes.len();
             assert_eq!(uncompressed(&bytes), Err(NotOnCurve), "{known} bytes: {bytes:x?}");
         }
-        assert!(uncompressed(&hex(&format!("02{}", "00".repeat(32)))).is_ok(), "x = 0 is one of a point");
+        assert!(
+            uncompressed(&hex(&format!("02{}", "00".repeat(32)))).is_ok(),
+            "x = 0 is one of a point"
+        );
     }
 
     #[test]

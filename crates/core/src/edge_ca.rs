@@ -1,10 +1,10 @@
-//! The Edge CA's certificate under a clock that moves: the moment at which it is made anew, and the
-//! pace of attempts.
+//! The Edge CA's certificate under a clock that moves: the moment at which it is made
+//! anew, and the pace of attempts.
 //!
-//! Signing needs a certificate that is valid *now*. The certificate begins with slack in the past,
-//! so that a clock that goes back a little (a real-time clock in local time) changes nothing. The
-//! certificate is made anew the moment it is not valid, whatever moved the clock there. Its key
-//! stays.
+//! Signing needs a certificate that is valid *now*. The certificate begins with slack in
+//! the past, so that a clock that goes back a little (a real-time clock in local time)
+//! changes nothing. The certificate is made anew the moment it is not valid, whatever
+//! moved the clock there. Its key stays.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use crate::clock::{Reading, step};
 use crate::issuance::Term;
 use crate::provisioning::pause_after;
 
-/// Least time between two attempts to make the certificate, however many callers miss one.
+/// Least time between two attempts to make the certificate, however many callers miss
+/// one.
 pub const LEAST_GAP: Duration = Duration::from_millis(200);
 /// Pause after the first failed attempt; it doubles with each further one.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -26,26 +27,31 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub enum Due {
     /// None: the certificate is good for a while.
     Nothing,
-    /// Low: the certificate is in the last fifth of its life. A new one is made in the background.
+    /// Low: the certificate is in the last fifth of its life. A new one is made in the
+    /// background.
     Soon,
     /// High: the certificate is not valid now, so that nothing can be signed with it.
     Now,
 }
 
-/// Decides about a certificate by its validity. `earliest` is the earliest moment that the present
-/// can be ([`crate::clock::earliest`]). A clock that shows less cannot tell how old a certificate
-/// is.
+/// Decides about a certificate by its validity. `earliest` is the earliest moment that
+/// the present can be ([`crate::clock::earliest`]). A clock that shows less cannot tell
+/// how old a certificate is.
 #[must_use]
 pub fn due(validity: Term, now: OffsetDateTime, earliest: OffsetDateTime) -> Due {
     if !validity.contains(now) {
         return Due::Now;
     }
     let life = validity.not_after - validity.not_before;
-    if now >= earliest && now - validity.not_before > life * 4 / 5 { Due::Soon } else { Due::Nothing }
+    if now >= earliest && now - validity.not_before > life * 4 / 5 {
+        Due::Soon
+    } else {
+        Due::Nothing
+    }
 }
 
-/// The attempts to make the certificate. Their bounds are on the monotonic clock. A step of the
-/// wall clock makes void what was learned from earlier failures.
+/// The attempts to make the certificate. Their bounds are on the monotonic clock. A step
+/// of the wall clock makes void what was learned from earlier failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attempts {
     last: Option<Reading>,
@@ -58,7 +64,9 @@ impl Attempts {
     pub fn wait(&self, now: Reading) -> Duration {
         let Some(last) = self.last else { return Duration::ZERO };
         let gap = match self.failures.checked_sub(1) {
-            Some(earlier) if step(last, now).is_none() => pause_after(earlier, FIRST_PAUSE, LONGEST_PAUSE, 0),
+            Some(earlier) if step(last, now).is_none() => {
+                pause_after(earlier, FIRST_PAUSE, LONGEST_PAUSE, 0)
+            }
             Some(_) | None => LEAST_GAP,
         };
         gap.saturating_sub(now.monotonic.saturating_sub(last.monotonic))
@@ -97,8 +105,15 @@ mod tests {
         let (begin, end) = (time(BUILT), time(BUILT + 100 * DAY));
         let validity = Term { not_before: begin, not_after: end };
         let at = |days| due(validity, begin + time::Duration::days(days), time(BUILT));
-        assert_eq!((at(0), at(79), at(81), at(100)), (Due::Nothing, Due::Nothing, Due::Soon, Due::Now));
-        assert_eq!(due(validity, begin - time::Duration::SECOND, time(BUILT)), Due::Now, "not valid yet");
+        assert_eq!(
+            (at(0), at(79), at(81), at(100)),
+            (Due::Nothing, Due::Nothing, Due::Soon, Due::Now)
+        );
+        assert_eq!(
+            due(validity, begin - time::Duration::SECOND, time(BUILT)),
+            Due::Now,
+            "not valid yet"
+        );
         let inverted = Term { not_before: end, not_after: begin };
         assert_eq!(due(inverted, begin, time(BUILT)), Due::Now);
     }
@@ -109,8 +124,8 @@ mod tests {
         assert_eq!(due(made, time(0), time(BUILT)), Due::Nothing);
         assert_eq!(due(made, time(BUILT - 1), time(BUILT)), Due::Nothing);
         assert!(made.contains(time(BUILT + 29 * DAY)));
-        // It is as old as the epoch then, so that an ordinary one takes its place when there is
-        // time for that.
+        // It is as old as the epoch then, so that an ordinary one takes its place when
+        // there is time for that.
         assert_eq!(due(made, time(BUILT), time(BUILT)), Due::Soon);
         // A module's certificate is not stretched like that.
         assert!(!validity(time(0), Some(30), time(0), None, None).contains(time(BUILT)));
@@ -119,10 +134,14 @@ mod tests {
     #[test]
     fn a_wish_that_lies_behind_is_passed_over_and_the_issuer_bounds_everything() {
         let now = time(BUILT + 50 * DAY);
-        let ends = |wanted: Option<i64>| validity(now, Some(30), now, wanted.map(time), None).not_after;
+        let ends =
+            |wanted: Option<i64>| validity(now, Some(30), now, wanted.map(time), None).not_after;
         assert_eq!(ends(Some(0)), time(BUILT + 80 * DAY));
         assert_eq!(ends(Some(BUILT + 51 * DAY)), time(BUILT + 51 * DAY));
-        let issuer = IssuerValidity { not_before: now - time::Duration::HOUR, not_after: now + time::Duration::HOUR };
+        let issuer = IssuerValidity {
+            not_before: now - time::Duration::HOUR,
+            not_after: now + time::Duration::HOUR,
+        };
         let bounded = validity(now, Some(30), now, None, Some(issuer));
         assert_eq!((bounded.not_before, bounded.not_after), (issuer.not_before, issuer.not_after));
     }
@@ -182,8 +201,8 @@ mod tests {
                     ca = validity(now, Some(days), earliest, None, None);
                 }
                 assert!(ca.contains(now), "{ca:?} {now}");
-                // A new one is not at once due again at the same moment, or each look would make
-                // another.
+                // A new one is not at once due again at the same moment, or each look
+                // would make another.
                 let fresh = validity(now, Some(days), earliest, None, None);
                 assert_ne!(due(fresh, now, earliest), Due::Now);
                 let issuer = IssuerValidity { not_before: ca.not_before, not_after: ca.not_after };

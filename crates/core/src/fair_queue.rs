@@ -1,11 +1,14 @@
-//! Waiting in turns: items of several owners, of whom none can push another aside or keep it waiting.
+//! Waiting in turns: items of several owners, of whom none can push another aside or keep
+//! it waiting.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
-/// A bounded queue with a line for each owner. Lines are served in turns, one item at a time.
+/// A bounded queue with a line for each owner. Lines are served in turns, one item at a
+/// time.
 ///
-/// One item of an owner waits for at most one item of each other owner, however much these have handed in.
+/// One item of an owner waits for at most one item of each other owner, however much
+/// these have handed in.
 #[derive(Debug)]
 pub struct FairQueue<K, T> {
     /// Most items of one owner.
@@ -20,14 +23,22 @@ pub struct FairQueue<K, T> {
 }
 
 impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
-    /// Makes a queue that holds at most `share` items of an owner and `limit` of all owners; at least one of each.
+    /// Makes a queue that holds at most `share` items of an owner and `limit` of all
+    /// owners; at least one of each.
     #[must_use]
     pub fn new(share: usize, limit: usize) -> Self {
-        Self { share: share.max(1), limit: limit.max(1), waiting: 0, lines: HashMap::new(), turns: VecDeque::new() }
+        Self {
+            share: share.max(1),
+            limit: limit.max(1),
+            waiting: 0,
+            lines: HashMap::new(),
+            turns: VecDeque::new(),
+        }
     }
 
-    /// Hands an item in, and returns the item that has no place: this one if its owner has its share, or if all is full and
-    /// nobody has more than its owner; else the newest item of the longest line.
+    /// Hands an item in, and returns the item that has no place: this one if its owner
+    /// has its share, or if all is full and nobody has more than its owner; else the
+    /// newest item of the longest line.
     pub fn push(&mut self, owner: K, item: T) -> Option<T> {
         let own = self.lines.get(&owner).map_or(0, VecDeque::len);
         if own >= self.share {
@@ -35,8 +46,11 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         }
         let mut displaced = None;
         if self.waiting >= self.limit {
-            let longest =
-                self.lines.iter().max_by_key(|(_, line)| line.len()).map(|(owner, line)| (*owner, line.len()));
+            let longest = self
+                .lines
+                .iter()
+                .max_by_key(|(_, line)| line.len())
+                .map(|(owner, line)| (*owner, line.len()));
             match longest {
                 Some((longest, length)) if length > own + 1 => {
                     // Its line has other items left, so its turn stays.
@@ -103,7 +117,11 @@ mod tests {
             assert_eq!(queue.push('a', ('a', number)), None);
         }
         assert_eq!(queue.push('b', ('b', 0)), Some(('a', 2)));
-        assert_eq!(queue.push('b', ('b', 1)), Some(('b', 1)), "two and two of three would be no fairer");
+        assert_eq!(
+            queue.push('b', ('b', 1)),
+            Some(('b', 1)),
+            "two and two of three would be no fairer"
+        );
         assert_eq!(queue.push('c', ('c', 0)), Some(('a', 1)));
         assert_eq!(queue.push('d', ('d', 0)), Some(('d', 0)));
         let served: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
@@ -147,7 +165,8 @@ mod tests {
             }
         }
 
-        /// Whatever others do before and after, one item of an owner gets a place and is served after one of each other.
+        /// Whatever others do before and after, one item of an owner gets a place and is
+        /// served after one of each other.
         #[test]
         fn nobody_keeps_another_waiting(before in steps(), after in steps(), share in 1usize..6, limit in 7usize..20) {
             const VICTIM: u8 = 200;

@@ -1,7 +1,9 @@
-//! Text that somebody else wrote, for people to read: error messages of services, names that they give.
+//! Text that somebody else wrote, for people to read: error messages of services, names
+//! that they give.
 //!
-//! Cleaned once, where the text comes in. What is left fits on one line, has no character that moves the cursor, turns the
-//! direction of what stands around it or cannot be seen, and no more characters than its limit.
+//! Cleaned once, where the text comes in. What is left fits on one line, has no character
+//! that moves the cursor, turns the direction of what stands around it or cannot be seen,
+//! and no more characters than its limit.
 
 /// Most characters of a message of a service.
 pub const MESSAGE_LIMIT: usize = 300;
@@ -11,8 +13,9 @@ pub const CHAIN_LIMIT: usize = 1000;
 /// Stands for each character that is not shown.
 const PLACEHOLDER: char = '\u{fffd}';
 
-/// The text as it may be shown: at most `limit` characters, and an ellipsis where some were cut off. Blanks, tabs and line
-/// breaks in a row become one blank; those at both ends go.
+/// The text as it may be shown: at most `limit` characters, and an ellipsis where some
+/// were cut off. Blanks, tabs and line breaks in a row become one blank; those at both
+/// ends go.
 #[must_use]
 pub fn cleaned(text: &str, limit: usize) -> String {
     let mut out = String::new();
@@ -38,8 +41,8 @@ pub fn cleaned(text: &str, limit: usize) -> String {
     out
 }
 
-/// Whether a character shows nothing and changes how others are shown: Unicode's format characters (category Cf), variation
-/// selectors and fillers.
+/// Whether a character shows nothing and changes how others are shown: Unicode's format
+/// characters (category Cf), variation selectors and fillers.
 fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{00ad}' | '\u{034f}' | '\u{0600}'..='\u{0605}' | '\u{061c}' | '\u{06dd}' | '\u{070f}'
@@ -58,7 +61,8 @@ mod tests {
 
     #[test]
     fn plain_text_of_any_language_stays() {
-        for text in ["device not found", "Gerät gesperrt", "設備未找到", "не найдено", "لا يوجد"] {
+        for text in ["device not found", "Gerät gesperrt", "設備未找到", "не найдено", "لا يوجد"]
+        {
             assert_eq!(cleaned(text, 100), text);
         }
     }

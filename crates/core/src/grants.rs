@@ -1,18 +1,21 @@
 //! Which Unix user may use which ids: of keys in keyd, of certificates in identityd.
 //!
-//! A grant is a pair of a uid and a pattern. In a pattern `*` stands for any number of characters (none too), `?` for
-//! exactly one, everything else for itself; letter case counts. Several entries for one uid add up. uid 0 may do
-//! everything unless that is switched off. A reserved id is granted to nobody, whatever the patterns say: it names
+//! A grant is a pair of a uid and a pattern. In a pattern `*` stands for any number of
+//! characters (none too), `?` for exactly one, everything else for itself; letter case
+//! counts. Several entries for one uid add up. uid 0 may do everything unless that is
+//! switched off. A reserved id is granted to nobody, whatever the patterns say: it names
 //! something that the daemon keeps for itself.
 
 use std::collections::HashMap;
 
-/// Ids in keyd's name space that no caller may name: earlier systems kept the key that proves key handles among the
-/// ordinary keys, where a caller with a wide pattern could load it and forge handles.
+/// Ids in keyd's name space that no caller may name: earlier systems kept the key that
+/// proves key handles among the ordinary keys, where a caller with a wide pattern could
+/// load it and forge handles.
 pub const RESERVED_KEY_IDS: &[&str] =
     &["handle-validation-key", STORE_WRAPPING_KEY[0], STORE_WRAPPING_KEY[1], STORE_WRAPPING_KEY[2]];
 
-/// Names, on a token, of the keys that its store key is encrypted under: one for AES, one for HMAC, one for RSA.
+/// Names, on a token, of the keys that its store key is encrypted under: one for AES, one
+/// for HMAC, one for RSA.
 pub const STORE_WRAPPING_KEY: [&str; 3] =
     ["edgekeep-store-key-aes", "edgekeep-store-key-hmac", "edgekeep-store-key-rsa"];
 
@@ -25,11 +28,17 @@ pub struct Grants {
 }
 
 impl Grants {
-    /// Grants from settings: uids with the patterns of what they may use. A uid may occur several times.
-    pub fn new<P: AsRef<str>>(entries: impl IntoIterator<Item = (u32, impl IntoIterator<Item = P>)>) -> Self {
+    /// Grants from settings: uids with the patterns of what they may use. A uid may occur
+    /// several times.
+    pub fn new<P: AsRef<str>>(
+        entries: impl IntoIterator<Item = (u32, impl IntoIterator<Item = P>)>,
+    ) -> Self {
         let mut by_uid: HashMap<u32, Vec<Pattern>> = HashMap::new();
         for (uid, patterns) in entries {
-            by_uid.entry(uid).or_default().extend(patterns.into_iter().map(|text| Pattern::new(text.as_ref())));
+            by_uid
+                .entry(uid)
+                .or_default()
+                .extend(patterns.into_iter().map(|text| Pattern::new(text.as_ref())));
         }
         Self { by_uid, reserved: Vec::new(), root_is_unrestricted: true }
     }
@@ -57,7 +66,9 @@ impl Grants {
         if uid == 0 && self.root_is_unrestricted {
             return true;
         }
-        self.by_uid.get(&uid).is_some_and(|patterns| patterns.iter().any(|pattern| pattern.matches(id)))
+        self.by_uid
+            .get(&uid)
+            .is_some_and(|patterns| patterns.iter().any(|pattern| pattern.matches(id)))
     }
 
     /// Whether `id` is for nobody.
@@ -88,14 +99,16 @@ impl Pattern {
 
     /// The answer, and how many comparisons it took.
     ///
-    /// Only the newest `*` is ever returned to: if the rest cannot be matched from there, letting an earlier `*` take
-    /// more cannot help either, since whatever it would pass over the newest could take too. So a comparison is made at
-    /// most once for each pair of a character and a place in the pattern; nothing grows with the number of stars.
+    /// Only the newest `*` is ever returned to: if the rest cannot be matched from there,
+    /// letting an earlier `*` take more cannot help either, since whatever it would pass
+    /// over the newest could take too. So a comparison is made at most once for each pair
+    /// of a character and a place in the pattern; nothing grows with the number of stars.
     fn matches_in_steps(&self, text: &str) -> (bool, usize) {
         let pattern = &self.0;
         let mut rest = text.chars();
         let mut at = 0;
-        // Where to resume when a comparison fails: behind the newest star, with the text that it has not yet taken.
+        // Where to resume when a comparison fails: behind the newest star, with the text
+        // that it has not yet taken.
         let mut resume: Option<(usize, std::str::Chars<'_>)> = None;
         let mut steps = 0;
         loop {
@@ -110,11 +123,14 @@ impl Pattern {
             }
             match (pattern.get(at), rest.next()) {
                 (None, None) => return (true, steps),
-                // The text is used up but not the pattern, and every other way leaves it less text.
+                // The text is used up but not the pattern, and every other way leaves it
+                // less text.
                 (Some(_), None) => return (false, steps),
                 (Some(&expected), Some(found)) if expected == '?' || expected == found => at += 1,
                 _ => {
-                    let Some((star_end, mut untaken)) = resume.take() else { return (false, steps) };
+                    let Some((star_end, mut untaken)) = resume.take() else {
+                        return (false, steps);
+                    };
                     if untaken.next().is_none() {
                         return (false, steps);
                     }
@@ -205,7 +221,8 @@ mod tests {
         assert!(steps <= (pattern.0.len() + 1) * (text.len() + 1), "{steps} steps");
     }
 
-    /// What the patterns mean, written down as plainly as can be; exponential, so for short texts only.
+    /// What the patterns mean, written down as plainly as can be; exponential, so for
+    /// short texts only.
     fn meaning(pattern: &[char], text: &[char]) -> bool {
         match (pattern, text) {
             ([], []) => true,

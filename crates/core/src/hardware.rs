@@ -1,4 +1,5 @@
-//! Settings of what keys are kept in: a token, a TPM, files. Values only; nothing is opened here.
+//! Settings of what keys are kept in: a token, a TPM, files. Values only; nothing is
+//! opened here.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize as _;
 
-/// Text that is a secret, or may have one in it, as a key URI may have a PIN. Not printed, and wiped when dropped.
+/// Text that is a secret, or may have one in it, as a key URI may have a PIN. Not
+/// printed, and wiped when dropped.
 #[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SecretText(String);
@@ -59,7 +61,8 @@ pub struct TokenSettings {
 pub struct TpmSettings {
     /// Where it is: `device:/dev/tpmrm0`, `swtpm:host=HOST,port=PORT`.
     pub tcti: String,
-    /// Where the authentication key is kept, as offset from the first persistent handle: at most `0x7f_ffff`.
+    /// Where the authentication key is kept, as offset from the first persistent handle:
+    /// at most `0x7f_ffff`.
     pub auth_key_index: u32,
     /// Auth value of the endorsement hierarchy; absent: none.
     #[serde(default)]
@@ -145,8 +148,8 @@ impl KnownLibrary {
 }
 
 impl SandboxSettings {
-    /// What to add to `[aziot_keys]` before the library at `path` can be relied on to work inside keyd's sandbox; `None` if
-    /// that is known, or said already.
+    /// What to add to `[aziot_keys]` before the library at `path` can be relied on to
+    /// work inside keyd's sandbox; `None` if that is known, or said already.
     #[must_use]
     pub fn missing_for(&self, path: &Path) -> Option<&'static str> {
         (self.enabled && self.paths.is_empty() && KnownLibrary::of(path).is_none()).then_some(
@@ -212,7 +215,8 @@ pub enum Seal {
 pub struct SandboxSettings {
     /// Whether it gives up what it does not need.
     pub enabled: bool,
-    /// Files and folders, absolute, that a token's library needs besides what is known of it: to read and write, devices too.
+    /// Files and folders, absolute, that a token's library needs besides what is known of
+    /// it: to read and write, devices too.
     pub paths: Vec<PathBuf>,
     /// Whether a token's library reaches its token through a network.
     pub network: bool,
@@ -232,9 +236,16 @@ mod tests {
     #[test]
     fn what_is_secret_is_written_to_the_settings_file_and_never_printed() {
         let settings = KeydSettings {
-            preloaded_keys: [("a".parse().unwrap(), "pkcs11:object=a?pin-value=geheim".into())].into(),
-            pkcs11: Some(TokenSettings { library: None, base_slot: Some("pkcs11:token=t?pin-value=geheim".into()) }),
-            tpm: Some(TpmSettings { owner: Some(AuthSource::Value("geheim".into())), ..TpmSettings::default() }),
+            preloaded_keys: [("a".parse().unwrap(), "pkcs11:object=a?pin-value=geheim".into())]
+                .into(),
+            pkcs11: Some(TokenSettings {
+                library: None,
+                base_slot: Some("pkcs11:token=t?pin-value=geheim".into()),
+            }),
+            tpm: Some(TpmSettings {
+                owner: Some(AuthSource::Value("geheim".into())),
+                ..TpmSettings::default()
+            }),
             places: vec![KeyPlace::Token, KeyPlace::Tpm, KeyPlace::Files],
             seal: Some(Seal::Tpm),
             ..KeydSettings::default()

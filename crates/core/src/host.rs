@@ -1,5 +1,6 @@
-//! Programs of the host that have a module's identity: what the operator grants each of them, and the plan by which one is
-//! started. Nothing is looked up here; users and groups come in as the text of the system's files.
+//! Programs of the host that have a module's identity: what the operator grants each of
+//! them, and the plan by which one is started. Nothing is looked up here; users and
+//! groups come in as the text of the system's files.
 
 mod accounts;
 mod capability;
@@ -38,7 +39,8 @@ pub struct HostModule {
     /// Folder that it starts in; `/` if absent.
     #[serde(default)]
     pub working_dir: Option<String>,
-    /// User by name or number. Absent: one that the module has for itself, or where there are none to give, the daemon's.
+    /// User by name or number. Absent: one that the module has for itself, or where there
+    /// are none to give, the daemon's.
     #[serde(default)]
     pub user: Option<String>,
     /// Group by name or number; the user's own if absent.
@@ -47,8 +49,8 @@ pub struct HostModule {
     /// What it may do beyond its user.
     #[serde(default)]
     pub capabilities: Capabilities,
-    /// Folders and files that it may read and execute from. With this and `write` absent, the file system's own
-    /// permissions alone decide.
+    /// Folders and files that it may read and execute from. With this and `write` absent,
+    /// the file system's own permissions alone decide.
     #[serde(default)]
     pub read: Option<Vec<String>>,
     /// Folders and files that it may read and change.
@@ -96,7 +98,8 @@ impl HostModule {
 }
 
 impl HostModule {
-    /// Whether a variable of this name tells the program's loader to run something else than what was measured.
+    /// Whether a variable of this name tells the program's loader to run something else
+    /// than what was measured.
     #[must_use]
     pub fn changes_loading(variable: &str) -> bool {
         variable.starts_with("LD_") || variable == "GLIBC_TUNABLES"
@@ -113,7 +116,8 @@ impl std::fmt::Debug for HostModule {
     }
 }
 
-/// A service of the host that something else starts, for example systemd, and that has a module's identity.
+/// A service of the host that something else starts, for example systemd, and that has a
+/// module's identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostService {
@@ -123,7 +127,8 @@ pub struct HostService {
     /// The user that it runs as, by name or number.
     #[serde(default)]
     pub user: Option<String>,
-    /// Absolute path of its executable: where a new one is looked for when it is to be approved.
+    /// Absolute path of its executable: where a new one is looked for when it is to be
+    /// approved.
     #[serde(default)]
     pub executable: Option<String>,
     /// What its executable must hash to.
@@ -141,10 +146,12 @@ pub struct HostService {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SeccompPreset {
-    /// All but those that change the machine: modules, clocks, mounts, other processes' memory and the like.
+    /// All but those that change the machine: modules, clocks, mounts, other processes'
+    /// memory and the like.
     #[default]
     Default,
-    /// What a program needs that computes, keeps files and talks over sockets; no new programs.
+    /// What a program needs that computes, keeps files and talks over sockets; no new
+    /// programs.
     Strict,
     /// All but the two that make lie what is measured of a process.
     None,

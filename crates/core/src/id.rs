@@ -1,8 +1,9 @@
 //! Names that come from outside, as types that only parsing makes.
 //!
-//! A value of one of these types is safe to put into a file name (after hashing or as is, see each type), a URL segment
-//! (after encoding) or a log line. Nothing else that a caller sent is. This is the guard against the path and URL
-//! confusion of wire facts, section 10, W1.
+//! A value of one of these types is safe to put into a file name (after hashing or as is,
+//! see each type), a URL segment (after encoding) or a log line. Nothing else that a
+//! caller sent is. This is the guard against the path and URL confusion of wire facts,
+//! section 10, W1.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -10,7 +11,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is not an id of its kind. The text itself is not repeated: it may be hostile.
+/// Why a text is not an id of its kind. The text itself is not repeated: it may be
+/// hostile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// The text is empty.
@@ -121,7 +123,8 @@ fn is_name(c: u8) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-')
 }
 
-/// What the hub allows in device ids: letters, digits and this punctuation. `/` and control characters are not in it.
+/// What the hub allows in device ids: letters, digits and this punctuation. `/` and
+/// control characters are not in it.
 fn is_hub_name(c: u8) -> bool {
     c.is_ascii_alphanumeric() || b"-:.+%_#*?!(),=@$'".contains(&c)
 }
@@ -129,8 +132,9 @@ fn is_hub_name(c: u8) -> bool {
 id_type! {
     /// A module's id: what both the hub and the container engines accept as a name.
     ///
-    /// An optional leading `$` (system modules: `$edgeAgent`, `$edgeHub`), then a letter or digit, then letters, digits,
-    /// `_`, `.`, `-`. Safe as one path component and as one container name.
+    /// An optional leading `$` (system modules: `$edgeAgent`, `$edgeHub`), then a letter
+    /// or digit, then letters, digits, `_`, `.`, `-`. Safe as one path component and as
+    /// one container name.
     ModuleId, "module id", 128,
     "a letter or digit first (system modules: after one '$'), then letters, digits, '_', '.', '-'",
     |text, position| match text[position] {
@@ -141,14 +145,15 @@ id_type! {
 }
 
 impl ModuleId {
-    /// The name of the module's container, process, socket file: the id without a leading `$`.
+    /// The name of the module's container, process, socket file: the id without a leading
+    /// `$`.
     #[must_use]
     pub fn name(&self) -> &str {
         self.0.strip_prefix('$').unwrap_or(&self.0)
     }
 
-    /// The id under which the hub knows the runtime's own modules: `edgeAgent` is `$edgeAgent` there, `edgeHub` is
-    /// `$edgeHub`; any other module keeps its name.
+    /// The id under which the hub knows the runtime's own modules: `edgeAgent` is
+    /// `$edgeAgent` there, `edgeHub` is `$edgeHub`; any other module keeps its name.
     #[must_use]
     pub fn hub_id(&self) -> Self {
         match self.name() {
@@ -157,7 +162,8 @@ impl ModuleId {
         }
     }
 
-    /// Whether this is the module that holds the deployment: the only one the management API obeys.
+    /// Whether this is the module that holds the deployment: the only one the management
+    /// API obeys.
     #[must_use]
     pub fn is_edge_agent(&self) -> bool {
         self.name() == "edgeAgent"
@@ -171,19 +177,22 @@ id_type! {
 }
 
 id_type! {
-    /// What the hub calls one life of a module identity: deleting and creating it again gives another.
+    /// What the hub calls one life of a module identity: deleting and creating it again
+    /// gives another.
     GenerationId, "generation id", 128, "letters, digits, '_', '.', '-'",
     |text, position| is_name(text[position])
 }
 
 id_type! {
-    /// The name of a key in keyd. Printable ASCII without blanks; used as a file name only after hashing.
+    /// The name of a key in keyd. Printable ASCII without blanks; used as a file name
+    /// only after hashing.
     KeyId, "key id", 256, "printable ASCII without blanks",
     |text, position| text[position].is_ascii_graphic()
 }
 
 id_type! {
-    /// The name of a certificate in the certificates API. Printable ASCII without blanks; a file name only after hashing.
+    /// The name of a certificate in the certificates API. Printable ASCII without blanks;
+    /// a file name only after hashing.
     CertId, "certificate id", 512, "printable ASCII without blanks",
     |text, position| text[position].is_ascii_graphic()
 }
@@ -206,14 +215,18 @@ mod tests {
         let system: ModuleId = "$edgeAgent".parse().expect("valid");
         assert_eq!(plain.hub_id(), system);
         assert_eq!(system.name(), "edgeAgent");
-        assert_eq!("thermometer".parse::<ModuleId>().expect("valid").hub_id().as_str(), "thermometer");
+        assert_eq!(
+            "thermometer".parse::<ModuleId>().expect("valid").hub_id().as_str(),
+            "thermometer"
+        );
     }
 
     #[test]
     fn ids_that_could_steer_a_path_or_a_url_are_refused() {
-        for text in
-            ["", ".", "..", "$", "$$a", "a/b", "a%2fb", "../x", ".hidden", "-x", "a b", "a\0", "a?b", "é", "$.x"]
-        {
+        for text in [
+            "", ".", "..", "$", "$$a", "a/b", "a%2fb", "../x", ".hidden", "-x", "a b", "a\0",
+            "a?b", "é", "$.x",
+        ] {
             assert!(text.parse::<ModuleId>().is_err(), "{text:?} was accepted");
         }
     }

@@ -1,13 +1,15 @@
-//! Which images to remove: those that modules used and no longer do, by how long nobody has used them, and sooner when the
-//! disk runs full.
+//! Which images to remove: those that modules used and no longer do, by how long nobody
+//! has used them, and sooner when the disk runs full.
 //!
-//! Ages are not differences of wall-clock times. What is counted is operating time that went by on the monotonic clock
-//! while an image was seen unused ([`Tracked`]): a step of the clock changes no age, time for which the device or the
-//! daemon was off does not count, and what is not known makes an image younger, never older. The wall clock says at
-//! what time of day to look, and nothing is removed for its age while it is implausible; a full disk is one whatever the
-//! clock says.
+//! Ages are not differences of wall-clock times. What is counted is operating time that
+//! went by on the monotonic clock while an image was seen unused ([`Tracked`]): a step of
+//! the clock changes no age, time for which the device or the daemon was off does not
+//! count, and what is not known makes an image younger, never older. The wall clock says
+//! at what time of day to look, and nothing is removed for its age while it is
+//! implausible; a full disk is one whatever the clock says.
 //!
-//! Only images that this daemon fetched, or that its modules used, are ever removed: others of the engine are somebody's.
+//! Only images that this daemon fetched, or that its modules used, are ever removed:
+//! others of the engine are somebody's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,7 +20,8 @@ use crate::clock::{BUILT, LATEST};
 use crate::digest::Sha256Digest;
 use crate::settings::ImageCollectionSettings;
 
-/// Images that are remembered at most; the longest unused are forgotten first, and then are not ours to remove.
+/// Images that are remembered at most; the longest unused are forgotten first, and then
+/// are not ours to remove.
 const TRACKED: usize = 2048;
 const DAY: u64 = 86_400;
 
@@ -41,7 +44,8 @@ impl Tracked {
         }
     }
 
-    /// Takes in what is seen now, `elapsed` of monotonic time after the last look (or the daemon's start).
+    /// Takes in what is seen now, `elapsed` of monotonic time after the last look (or the
+    /// daemon's start).
     pub fn advance(&mut self, elapsed: Duration, seen: &Seen) {
         let seconds = elapsed.as_secs();
         self.since_run = self.since_run.saturating_add(seconds);
@@ -80,11 +84,12 @@ impl Tracked {
         self.idle.is_empty()
     }
 
-    /// Whether it is time to look through the images for their age: after the configured time of operation, at the
-    /// configured time of day (UTC).
+    /// Whether it is time to look through the images for their age: after the configured
+    /// time of operation, at the configured time of day (UTC).
     ///
-    /// `before` and `now` are wall-clock times of the last look and of this one, in seconds since 1970. A step that never
-    /// lets the time of day come delays the run by a day of operation at most; one that repeats it repeats no run.
+    /// `before` and `now` are wall-clock times of the last look and of this one, in
+    /// seconds since 1970. A step that never lets the time of day come delays the run by
+    /// a day of operation at most; one that repeats it repeats no run.
     #[must_use]
     pub fn is_due(&self, settings: &ImageCollectionSettings, before: i64, now: i64) -> bool {
         let every = settings.recurrence_sec;
@@ -95,7 +100,8 @@ impl Tracked {
             return true;
         }
         // Half a day early is still the same day's run.
-        self.since_run >= every - DAY / 2 && passes_time_of_day(u64::from(settings.at_minute) * 60, before, now)
+        self.since_run >= every - DAY / 2
+            && passes_time_of_day(u64::from(settings.at_minute) * 60, before, now)
     }
 }
 
@@ -145,7 +151,8 @@ impl Disk {
     }
 }
 
-/// What is seen at one time. All of it, or it is not a look: an engine that does not tell everything is asked again later.
+/// What is seen at one time. All of it, or it is not a look: an engine that does not tell
+/// everything is asked again later.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Seen {
     /// The engine's images.
@@ -245,7 +252,8 @@ pub const fn is_plausible(wall: i64) -> bool {
     wall >= BUILT && wall < LATEST
 }
 
-/// What to do with each of the images seen, in their order. `by_age`: whether now is the time to remove for age.
+/// What to do with each of the images seen, in their order. `by_age`: whether now is the
+/// time to remove for age.
 #[must_use]
 pub fn plan(
     tracked: &Tracked,
@@ -278,8 +286,15 @@ pub fn plan(
 }
 
 /// Turns the longest unused into what goes until enough is freed.
-fn relieve(tracked: &Tracked, seen: &Seen, settings: &ImageCollectionSettings, verdicts: &mut [Verdict]) {
-    let Some(disk) = seen.disk.filter(|disk| disk.used_percent() >= settings.high_percent) else { return };
+fn relieve(
+    tracked: &Tracked,
+    seen: &Seen,
+    settings: &ImageCollectionSettings,
+    verdicts: &mut [Verdict],
+) {
+    let Some(disk) = seen.disk.filter(|disk| disk.used_percent() >= settings.high_percent) else {
+        return;
+    };
     let removed = seen.images.iter().zip(verdicts.iter()).filter(|(_, verdict)| verdict.removes());
     let mut freed: u64 = removed.fold(0, |sum, (image, _)| sum.saturating_add(image.bytes));
     let wanted = disk.above(settings.low_percent);
@@ -320,7 +335,10 @@ mod tests {
     }
 
     fn seen(numbers: &[u8]) -> Seen {
-        Seen { images: numbers.iter().map(|number| image(*number, 10)).collect(), ..Seen::default() }
+        Seen {
+            images: numbers.iter().map(|number| image(*number, 10)).collect(),
+            ..Seen::default()
+        }
     }
 
     fn reasons(verdicts: &[Verdict]) -> Vec<&'static str> {
@@ -329,7 +347,10 @@ mod tests {
 
     /// Every image tracked, each unused for so many seconds.
     fn tracked(idle: &[(u8, u64)]) -> Tracked {
-        Tracked { idle: idle.iter().map(|(number, idle)| (id(*number), *idle)).collect(), since_run: 0 }
+        Tracked {
+            idle: idle.iter().map(|(number, idle)| (id(*number), *idle)).collect(),
+            since_run: 0,
+        }
     }
 
     #[test]
@@ -339,8 +360,17 @@ mod tests {
         seen.containers = [id(1), id(2)].into();
         seen.registered = [id(2), id(3)].into();
         let week = 7 * DAY;
-        let tracked = tracked(&[(1, week), (2, week), (3, week), (5, 599), (6, week - 1), (7, week)]);
-        let expected = ["bootstrap", "used-by-container", "registered", "not-ours", "recently-used", "young", "unused"];
+        let tracked =
+            tracked(&[(1, week), (2, week), (3, week), (5, 599), (6, week - 1), (7, week)]);
+        let expected = [
+            "bootstrap",
+            "used-by-container",
+            "registered",
+            "not-ours",
+            "recently-used",
+            "young",
+            "unused",
+        ];
         assert_eq!(reasons(&plan(&tracked, &seen, &settings(), true, NOW)), expected);
         let mut not_now = expected;
         not_now[6] = "young";
@@ -351,7 +381,11 @@ mod tests {
     fn while_the_clock_is_implausible_nothing_goes_for_its_age() {
         let (seen, tracked) = (seen(&[1]), tracked(&[(1, u64::MAX)]));
         for wall in [0, -5, BUILT - 1, LATEST, i64::MAX, i64::MIN] {
-            assert_eq!(reasons(&plan(&tracked, &seen, &settings(), true, wall)), ["clock-implausible"], "{wall}");
+            assert_eq!(
+                reasons(&plan(&tracked, &seen, &settings(), true, wall)),
+                ["clock-implausible"],
+                "{wall}"
+            );
         }
     }
 
@@ -360,12 +394,19 @@ mod tests {
         let mut seen = seen(&[1, 2, 3, 4]);
         let tracked = tracked(&[(1, 700), (2, 900), (3, 800), (4, 5)]);
         seen.disk = Some(Disk { total: 100, available: 16 });
-        assert!(plan(&tracked, &seen, &settings(), false, NOW).iter().all(|verdict| !verdict.removes()), "below 85 %");
+        assert!(
+            plan(&tracked, &seen, &settings(), false, NOW).iter().all(|verdict| !verdict.removes()),
+            "below 85 %"
+        );
         // 86 used, the low mark is 75: two images of 10 each.
         seen.disk = Some(Disk { total: 100, available: 14 });
         let expected = ["young", "disk-pressure", "disk-pressure", "recently-used"];
         assert_eq!(reasons(&plan(&tracked, &seen, &settings(), false, NOW)), expected);
-        assert_eq!(reasons(&plan(&tracked, &seen, &settings(), false, 0)), expected, "whatever the clock says");
+        assert_eq!(
+            reasons(&plan(&tracked, &seen, &settings(), false, 0)),
+            expected,
+            "whatever the clock says"
+        );
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! Which images modules may be made from: those that the deployment pins by their content, and those that carry a signature
-//! which the operator asks for. Pure; a signature itself is checked where the cryptography is.
+//! Which images modules may be made from: those that the deployment pins by their
+//! content, and those that carry a signature which the operator asks for. Pure; a
+//! signature itself is checked where the cryptography is.
 //!
-//! Signatures are "simple signing" payloads, as cosign and others make them: JSON that names a repository and a digest,
-//! signed as it stands. They lie in a folder of the device, so that no network is needed.
+//! Signatures are "simple signing" payloads, as cosign and others make them: JSON that
+//! names a repository and a digest, signed as it stands. They lie in a folder of the
+//! device, so that no network is needed.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,7 +16,8 @@ use crate::grants::Pattern;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImagePolicy {
-    /// Folder of `sha256-<hex>.payload` and `sha256-<hex>.sig`; hex of the manifest's digest or of the image id.
+    /// Folder of `sha256-<hex>.payload` and `sha256-<hex>.sig`; hex of the manifest's
+    /// digest or of the image id.
     pub signatures: String,
     /// Rules by repository.
     pub rules: Vec<ImageRule>,
@@ -26,9 +29,11 @@ pub struct ImagePolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageRule {
-    /// Pattern with `*` and `?` over the whole name, `docker.io/library/` included where it is left out in deployments.
+    /// Pattern with `*` and `?` over the whole name, `docker.io/library/` included where
+    /// it is left out in deployments.
     pub images: String,
-    /// P-256 public keys in PEM of which one must have signed; empty: no signature is asked for.
+    /// P-256 public keys in PEM of which one must have signed; empty: no signature is
+    /// asked for.
     pub keys: Vec<String>,
 }
 
@@ -37,7 +42,8 @@ pub struct ImageRule {
 pub struct Image {
     /// Its id.
     pub id: Sha256Digest,
-    /// Digests of manifests under which registries gave it. An image that was imported or built has none.
+    /// Digests of manifests under which registries gave it. An image that was imported or
+    /// built has none.
     pub manifests: Vec<Sha256Digest>,
     /// Its names, repositories with tag or digest.
     pub names: Vec<String>,
@@ -52,7 +58,8 @@ impl Image {
             items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
         };
         let by_digest = texts("RepoDigests");
-        let manifests = by_digest.iter().filter_map(|name| name.rsplit_once('@')?.1.parse().ok()).collect();
+        let manifests =
+            by_digest.iter().filter_map(|name| name.rsplit_once('@')?.1.parse().ok()).collect();
         let names = texts("RepoTags").into_iter().chain(by_digest).collect();
         Some(Self { id: answer["Id"].as_str()?.parse().ok()?, manifests, names })
     }
@@ -86,7 +93,9 @@ pub enum ImageRefusal {
         manifests: String,
     },
     /// No rule is about it.
-    #[error("no rule of [image_policy] is about image {name:?}, and images without a rule are refused; add one")]
+    #[error(
+        "no rule of [image_policy] is about image {name:?}, and images without a rule are refused; add one"
+    )]
     Unmatched {
         /// Its name.
         name: String,
@@ -101,7 +110,8 @@ pub enum ImageRefusal {
     },
 }
 
-/// Checks an image against what the deployment pins, each by image id or by manifest digest; blank pins nothing.
+/// Checks an image against what the deployment pins, each by image id or by manifest
+/// digest; blank pins nothing.
 ///
 /// # Errors
 /// The first pin that does not hold.
@@ -112,7 +122,8 @@ pub fn pinned(image: &Image, pins: &[(&'static str, Option<&str>)]) -> Result<()
         let pin = pin.rsplit_once('@').map_or(pin, |(_, digest)| digest);
         let wanted: Sha256Digest = pin.parse().map_err(|_| ImageRefusal::NotADigest { member })?;
         if !image.digests().any(|digest| digest == wanted) {
-            let known: Vec<String> = image.manifests.iter().take(4).map(ToString::to_string).collect();
+            let known: Vec<String> =
+                image.manifests.iter().take(4).map(ToString::to_string).collect();
             let manifests = match known.is_empty() {
                 true => ", and no registry gave it".to_owned(),
                 false => format!(", by a registry {}", known.join(", ")),
@@ -151,13 +162,18 @@ pub fn name(reference: &str) -> Option<Name> {
         Some((host, rest)) if host.contains(['.', ':']) || host == "localhost" => {
             let host = host.to_ascii_lowercase();
             let host = if host == "index.docker.io" { "docker.io".to_owned() } else { host };
-            let rest = if host == "docker.io" && !rest.contains('/') { format!("library/{rest}") } else { rest.into() };
+            let rest = if host == "docker.io" && !rest.contains('/') {
+                format!("library/{rest}")
+            } else {
+                rest.into()
+            };
             format!("{host}/{rest}")
         }
         Some(_) => format!("docker.io/{path}"),
         None => format!("docker.io/library/{path}"),
     };
-    let tag = if digest.is_some() { None } else { Some(tag.unwrap_or_else(|| "latest".to_owned())) };
+    let tag =
+        if digest.is_some() { None } else { Some(tag.unwrap_or_else(|| "latest".to_owned())) };
     Some(Name { repository, tag })
 }
 
@@ -169,8 +185,9 @@ pub struct Asked<'a> {
 }
 
 impl ImagePolicy {
-    /// What is asked of an image that a deployment calls `reference`. It may be known by other names too: what is asked
-    /// under any of them is asked, so that a second name does not lead around a rule.
+    /// What is asked of an image that a deployment calls `reference`. It may be known by
+    /// other names too: what is asked under any of them is asked, so that a second name
+    /// does not lead around a rule.
     ///
     /// # Errors
     /// It is refused whatever its signatures.
@@ -198,7 +215,8 @@ impl ImagePolicy {
 
     /// The rule about a repository: of those that fit the one with the longest pattern.
     fn rule(&self, repository: &str) -> Option<&ImageRule> {
-        let fitting = self.rules.iter().filter(|rule| Pattern::new(&rule.images).matches(repository));
+        let fitting =
+            self.rules.iter().filter(|rule| Pattern::new(&rule.images).matches(repository));
         fitting.max_by_key(|rule| rule.images.len())
     }
 }
@@ -210,14 +228,21 @@ pub const PAYLOAD_LIMIT: usize = 64 * 1024;
 ///
 /// # Errors
 /// What it is about instead, in words.
-pub fn payload_fits(payload: &[u8], reference: &str, image: &Image, rule: &ImageRule) -> Result<(), String> {
-    let payload: Value = serde_json::from_slice(payload).map_err(|_| "the signed payload is not JSON".to_owned())?;
+pub fn payload_fits(
+    payload: &[u8],
+    reference: &str,
+    image: &Image,
+    rule: &ImageRule,
+) -> Result<(), String> {
+    let payload: Value =
+        serde_json::from_slice(payload).map_err(|_| "the signed payload is not JSON".to_owned())?;
     let critical = &payload["critical"];
     let kind = critical["type"].as_str().unwrap_or_default();
     if !matches!(kind, "cosign container image signature" | "atomic container signature") {
         return Err("the signed payload is not about a container image".to_owned());
     }
-    let digest = critical["image"]["docker-manifest-digest"].as_str().and_then(|digest| digest.parse().ok());
+    let digest =
+        critical["image"]["docker-manifest-digest"].as_str().and_then(|digest| digest.parse().ok());
     if !digest.is_some_and(|digest: Sha256Digest| image.digests().any(|own| own == digest)) {
         return Err("the signed payload is about another image".to_owned());
     }
@@ -225,7 +250,8 @@ pub fn payload_fits(payload: &[u8], reference: &str, image: &Image, rule: &Image
     let Some(signed_name) = name(signed).filter(|_| !signed.is_empty()) else {
         return Err("the signed payload names no repository".to_owned());
     };
-    // A signature for one repository is none for another, which may be signed by the same key.
+    // A signature for one repository is none for another, which may be signed by the same
+    // key.
     let of_name = match name(reference) {
         Some(called) => {
             let tagged = signed.rsplit('/').next().is_some_and(|last| last.contains(':'));
@@ -249,7 +275,11 @@ mod tests {
     }
 
     fn image(names: &[&str]) -> Image {
-        Image { id: digest(1), manifests: vec![digest(2)], names: names.iter().map(|name| (*name).into()).collect() }
+        Image {
+            id: digest(1),
+            manifests: vec![digest(2)],
+            names: names.iter().map(|name| (*name).into()).collect(),
+        }
     }
 
     fn policy(rules: &[(&str, &[&str])]) -> ImagePolicy {
@@ -263,17 +293,24 @@ mod tests {
     #[test]
     fn a_pin_holds_by_image_id_or_manifest_and_blank_pins_nothing() {
         let image = image(&[]);
-        for pin in [None, Some(""), Some(" "), Some(&*digest(1).to_string()), Some(&*digest(2).hex())] {
+        for pin in
+            [None, Some(""), Some(" "), Some(&*digest(1).to_string()), Some(&*digest(2).hex())]
+        {
             assert_eq!(pinned(&image, &[("digest", pin)]), Ok(()), "{pin:?}");
         }
         assert_eq!(pinned(&image, &[("digest", Some(&format!("app@{}", digest(2))))]), Ok(()));
-        let other = pinned(&image, &[("imageHash", Some(&digest(1).to_string())), ("digest", Some(&digest(3).hex()))]);
+        let other = pinned(
+            &image,
+            &[("imageHash", Some(&digest(1).to_string())), ("digest", Some(&digest(3).hex()))],
+        );
         let message = other.expect_err("another").to_string();
         assert!(
-            message.starts_with(&format!("digest of the settings is {}, but the image is", digest(3))),
+            message
+                .starts_with(&format!("digest of the settings is {}, but the image is", digest(3))),
             "{message}"
         );
-        let wrong = pinned(&image, &[("imageHash", Some("latest"))]).expect_err("no digest").to_string();
+        let wrong =
+            pinned(&image, &[("imageHash", Some("latest"))]).expect_err("no digest").to_string();
         assert!(wrong.starts_with("imageHash of the settings must be 64 hex digits"), "{wrong}");
     }
 
@@ -289,14 +326,19 @@ mod tests {
             ("host.example/a@sha256:00", "host.example/a", None),
         ] {
             let name = name(written).expect(written);
-            assert_eq!((name.repository.as_str(), name.tag.as_deref()), (repository, tag), "{written}");
+            assert_eq!(
+                (name.repository.as_str(), name.tag.as_deref()),
+                (repository, tag),
+                "{written}"
+            );
         }
         assert_eq!(name(&digest(1).to_string()), None);
     }
 
     #[test]
     fn the_longest_pattern_counts_and_another_name_leads_around_no_rule() {
-        let policy = policy(&[("*", &[]), ("docker.io/plant/*", &["a"]), ("docker.io/plant/app", &["b"])]);
+        let policy =
+            policy(&[("*", &[]), ("docker.io/plant/*", &["a"]), ("docker.io/plant/app", &["b"])]);
         let asked = |reference: &str, names: &[&str]| {
             let rules = policy.ask(reference, &image(names)).expect("no refusal").rules;
             rules.iter().map(|rule| rule.keys[0].clone()).collect::<Vec<_>>()
@@ -332,14 +374,23 @@ mod tests {
     fn a_payload_counts_for_its_image_and_its_name_alone() {
         const KIND: &str = "cosign container image signature";
         let (image, rules) = (image(&[]), policy(&[("docker.io/plant/*", &["a"])]));
-        let fits = |payload: &[u8], reference: &str| payload_fits(payload, reference, &image, &rules.rules[0]);
+        let fits = |payload: &[u8], reference: &str| {
+            payload_fits(payload, reference, &image, &rules.rules[0])
+        };
         assert_eq!(fits(&payload("plant/app", digest(2), KIND), "docker.io/plant/app:7"), Ok(()));
-        assert_eq!(fits(&payload("plant/app", digest(1), KIND), "plant/app"), Ok(()), "by image id");
+        assert_eq!(
+            fits(&payload("plant/app", digest(1), KIND), "plant/app"),
+            Ok(()),
+            "by image id"
+        );
         assert_eq!(fits(&payload("plant/app:7", digest(2), KIND), "plant/app:7"), Ok(()));
         assert_eq!(fits(&payload("plant/app", digest(2), KIND), &digest(1).to_string()), Ok(()));
         for (payload, why) in [
             (payload("plant/app", digest(3), KIND), "about another image"),
-            (payload("plant/tool", digest(2), KIND), "the signature is for \"docker.io/plant/tool\""),
+            (
+                payload("plant/tool", digest(2), KIND),
+                "the signature is for \"docker.io/plant/tool\"",
+            ),
             (payload("plant/app:8", digest(2), KIND), "the signature is for"),
             (payload("", digest(2), KIND), "names no repository"),
             (payload("plant/app", digest(2), "something else"), "not about a container image"),

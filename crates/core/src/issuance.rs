@@ -1,7 +1,8 @@
-//! Content of issued certificates, decided over values that were parsed from a request (RFC 5280).
+//! Content of issued certificates, decided over values that were parsed from a request
+//! (RFC 5280).
 //!
-//! A request asks; [`grant`] says which part of that a certificate gets. What was not understood has
-//! no value here, so that it cannot get into a certificate.
+//! A request asks; [`grant`] says which part of that a certificate gets. What was not
+//! understood has no value here, so that it cannot get into a certificate.
 
 mod names;
 mod validity;
@@ -37,8 +38,9 @@ impl KeyUsage {
 
 /// Purposes that a certificate may be for (RFC 5280, section 4.2.1.12).
 ///
-/// `anyExtendedKeyUsage` is none of them: it would undo the meaning of the extension. Neither is
-/// signing answers about the state of certificates (OCSP), which is the issuer's own right.
+/// `anyExtendedKeyUsage` is none of them: it would undo the meaning of the extension.
+/// Neither is signing answers about the state of certificates (OCSP), which is the
+/// issuer's own right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names are those of the standard")]
 pub enum Purpose {
@@ -119,8 +121,8 @@ pub struct Rights {
 const OF_MODULES: &str = "aziot-edged/module/";
 
 impl Rights {
-    /// Returns the rights of an id. `configured`: the operator configured how it is issued, and the
-    /// caller left the issuer to that.
+    /// Returns the rights of an id. `configured`: the operator configured how it is
+    /// issued, and the caller left the issuer to that.
     #[must_use]
     pub fn of(id: &str, configured: bool) -> Self {
         let module = id.starts_with(OF_MODULES);
@@ -149,7 +151,9 @@ pub enum Refusal {
     #[error("it asks for a CA's rights, which only ids with a configured issuance may have")]
     Ca,
     /// A usage that only CAs have, without being one.
-    #[error("it asks to sign certificates without being a CA: set both in the basic constraints and the key usage")]
+    #[error(
+        "it asks to sign certificates without being a CA: set both in the basic constraints and the key usage"
+    )]
     UsageOfCa,
     /// A CA below one that allows none.
     #[error("the issuer's path length does not allow CAs below it")]
@@ -191,8 +195,8 @@ pub enum Refusal {
 
 /// Decides which extensions a certificate gets.
 ///
-/// `issuer_path_len` is that of the CA that signs, if it has one. `has_subject`: the certificate
-/// has a name besides alternative ones.
+/// `issuer_path_len` is that of the CA that signs, if it has one. `has_subject`: the
+/// certificate has a name besides alternative ones.
 ///
 /// # Errors
 /// If anything is asked for that is not granted. Nothing is left out silently.
@@ -207,7 +211,8 @@ pub fn grant(
         return Err(Refusal::Nameless);
     }
     let is_ca = asked.constraints.is_some_and(|constraints| constraints.ca);
-    let usage_of_ca = asked.usage.is_some_and(|usage| usage.has(KeyUsage::KEY_CERT_SIGN | KeyUsage::CRL_SIGN));
+    let usage_of_ca =
+        asked.usage.is_some_and(|usage| usage.has(KeyUsage::KEY_CERT_SIGN | KeyUsage::CRL_SIGN));
     if (is_ca || usage_of_ca) && !rights.ca {
         return Err(Refusal::Ca);
     }
@@ -221,7 +226,10 @@ pub fn grant(
         names,
         usage: asked.usage.map(|usage| KeyUsage(usage.0 & KeyUsage::ALL)),
         purposes: granted_purposes(asked, rights)?,
-        constraints: asked.constraints.map(|asked| granted_constraints(asked, issuer_path_len)).transpose()?,
+        constraints: asked
+            .constraints
+            .map(|asked| granted_constraints(asked, issuer_path_len))
+            .transpose()?,
     })
 }
 
@@ -245,7 +253,10 @@ fn granted_names(asked: &Asked, rights: Rights) -> Result<Vec<AlternativeName>, 
     Ok(names)
 }
 
-fn granted_purposes(asked: &Asked, rights: Rights) -> Result<Option<(Vec<Purpose>, bool)>, Refusal> {
+fn granted_purposes(
+    asked: &Asked,
+    rights: Rights,
+) -> Result<Option<(Vec<Purpose>, bool)>, Refusal> {
     let Some((asked, critical)) = &asked.purposes else { return Ok(None) };
     if asked.is_empty() {
         return Err(Refusal::Empty { extension: "extended key usage" });
@@ -262,14 +273,25 @@ fn granted_purposes(asked: &Asked, rights: Rights) -> Result<Option<(Vec<Purpose
     Ok(Some((purposes, *critical)))
 }
 
-/// A CA below one with a path length gets a shorter one: a longer one would promise what no chain keeps.
-fn granted_constraints(asked: Constraints, issuer_path_len: Option<u8>) -> Result<Constraints, Refusal> {
+/// A CA below one with a path length gets a shorter one: a longer one would promise what
+/// no chain keeps.
+fn granted_constraints(
+    asked: Constraints,
+    issuer_path_len: Option<u8>,
+) -> Result<Constraints, Refusal> {
     if !asked.ca {
-        return if asked.path_len.is_some() { Err(Refusal::PathLengthWithoutCa) } else { Ok(asked) };
+        return if asked.path_len.is_some() {
+            Err(Refusal::PathLengthWithoutCa)
+        } else {
+            Ok(asked)
+        };
     }
     let Some(above) = issuer_path_len else { return Ok(asked) };
     let below = above.checked_sub(1).ok_or(Refusal::PathLength)?;
-    Ok(Constraints { ca: true, path_len: Some(asked.path_len.map_or(below, |asked| asked.min(below))) })
+    Ok(Constraints {
+        ca: true,
+        path_len: Some(asked.path_len.map_or(below, |asked| asked.min(below))),
+    })
 }
 
 #[cfg(test)]
@@ -282,16 +304,20 @@ mod tests {
 
     fn asked() -> impl Strategy<Value = Asked> {
         let name = prop_oneof![
-            "[a-z*.]{1,8}".prop_filter_map("a name", |text| AlternativeName::dns(text.as_bytes()).ok()),
+            "[a-z*.]{1,8}"
+                .prop_filter_map("a name", |text| AlternativeName::dns(text.as_bytes()).ok()),
             any::<[u8; 4]>().prop_map(|bytes| AlternativeName::Address(bytes.into())),
         ];
         let names = proptest::option::of(proptest::collection::vec(name, 0..5));
         let usage = proptest::option::of(any::<u16>().prop_map(KeyUsage));
         let purpose = proptest::sample::select(Purpose::ALL.to_vec());
-        let purposes = proptest::option::of((proptest::collection::vec(purpose, 0..4), any::<bool>()));
-        let constraints = (any::<bool>(), any::<Option<u8>>()).prop_map(|(ca, path_len)| Constraints { ca, path_len });
-        (names, usage, purposes, proptest::option::of(constraints))
-            .prop_map(|(names, usage, purposes, constraints)| Asked { names, usage, purposes, constraints })
+        let purposes =
+            proptest::option::of((proptest::collection::vec(purpose, 0..4), any::<bool>()));
+        let constraints = (any::<bool>(), any::<Option<u8>>())
+            .prop_map(|(ca, path_len)| Constraints { ca, path_len });
+        (names, usage, purposes, proptest::option::of(constraints)).prop_map(
+            |(names, usage, purposes, constraints)| Asked { names, usage, purposes, constraints },
+        )
     }
 
     proptest! {
@@ -331,17 +357,37 @@ mod tests {
         let module = Rights { ca: false, module: true };
         let none = Asked::default();
         for (asked, rights, above, reason) in [
-            (Asked { constraints: constraints(true, None), ..none.clone() }, module, None, Refusal::Ca),
+            (
+                Asked { constraints: constraints(true, None), ..none.clone() },
+                module,
+                None,
+                Refusal::Ca,
+            ),
             (Asked { usage: usage(KeyUsage::CRL_SIGN), ..none.clone() }, module, None, Refusal::Ca),
-            (Asked { usage: usage(KeyUsage::KEY_CERT_SIGN), ..none.clone() }, ANY, None, Refusal::UsageOfCa),
-            (Asked { constraints: constraints(true, None), ..none.clone() }, ANY, Some(0), Refusal::PathLength),
+            (
+                Asked { usage: usage(KeyUsage::KEY_CERT_SIGN), ..none.clone() },
+                ANY,
+                None,
+                Refusal::UsageOfCa,
+            ),
+            (
+                Asked { constraints: constraints(true, None), ..none.clone() },
+                ANY,
+                Some(0),
+                Refusal::PathLength,
+            ),
             (
                 Asked { constraints: constraints(false, Some(1)), ..none.clone() },
                 ANY,
                 None,
                 Refusal::PathLengthWithoutCa,
             ),
-            (Asked { usage: usage(0), ..none.clone() }, ANY, None, Refusal::Empty { extension: "key usage" }),
+            (
+                Asked { usage: usage(0), ..none.clone() },
+                ANY,
+                None,
+                Refusal::Empty { extension: "key usage" },
+            ),
             (
                 Asked { names: Some(vec![]), ..none.clone() },
                 ANY,
@@ -366,7 +412,12 @@ mod tests {
                 None,
                 Refusal::Name { index: 2, error: NameError::Wildcard },
             ),
-            (Asked { names: Some(vec![dns("a"); NAMES + 1]), ..none }, ANY, None, Refusal::TooManyNames),
+            (
+                Asked { names: Some(vec![dns("a"); NAMES + 1]), ..none },
+                ANY,
+                None,
+                Refusal::TooManyNames,
+            ),
         ] {
             assert_eq!(grant(&asked, rights, above, true), Err(reason), "{asked:?}");
         }
@@ -382,7 +433,10 @@ mod tests {
         };
         let granted = grant(&asked, Rights::of("aziot-edged-ca", true), None, true).unwrap();
         assert_eq!((granted.usage, granted.constraints), (asked.usage, asked.constraints));
-        let unbound = Asked { constraints: Some(Constraints { ca: true, path_len: None }), ..Asked::default() };
+        let unbound = Asked {
+            constraints: Some(Constraints { ca: true, path_len: None }),
+            ..Asked::default()
+        };
         let granted = grant(&unbound, ANY, Some(3), true).unwrap();
         assert_eq!(granted.constraints, Some(Constraints { ca: true, path_len: Some(2) }));
     }
@@ -396,12 +450,18 @@ mod tests {
             ..Asked::default()
         };
         let granted = grant(&asked, ANY, None, true).unwrap();
-        assert_eq!((granted.names, granted.purposes), (vec![name], Some((vec![Purpose::ServerAuth], false))));
+        assert_eq!(
+            (granted.names, granted.purposes),
+            (vec![name], Some((vec![Purpose::ServerAuth], false)))
+        );
     }
 
     #[test]
     fn a_modules_id_never_has_a_cas_rights_and_any_purpose_is_none() {
-        assert_eq!(Rights::of("aziot-edged/module/a:1:server", true), Rights { ca: false, module: true });
+        assert_eq!(
+            Rights::of("aziot-edged/module/a:1:server", true),
+            Rights { ca: false, module: true }
+        );
         assert_eq!(Rights::of("aziot-edged-ca-temp", true), ANY);
         assert!(!Rights::of("aziot-edged-ca-temp", false).ca);
         for oid in ["2.5.29.37.0", "1.3.6.1.5.5.7.3.9", "1.2.3"] {

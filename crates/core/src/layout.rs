@@ -1,7 +1,8 @@
-//! Where everything lies under one root folder. Pure path arithmetic: nothing is opened here.
+//! Where everything lies under one root folder. Pure path arithmetic: nothing is opened
+//! here.
 //!
-//! With the root `/` these are the places that existing clients have built in; with any other root a whole device lives in
-//! one folder, so that many run side by side.
+//! With the root `/` these are the places that existing clients have built in; with any
+//! other root a whole device lives in one folder, so that many run side by side.
 
 use std::path::{Path, PathBuf};
 
@@ -45,7 +46,8 @@ impl Default for Root {
 }
 
 impl Root {
-    /// A device in `folder`. The path should be absolute: it is handed to other processes.
+    /// A device in `folder`. The path should be absolute: it is handed to other
+    /// processes.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self(folder.into())
@@ -81,7 +83,8 @@ impl Root {
         self.0.join("var/lib/edgekeep").join(daemon.name())
     }
 
-    /// Folder of keys that `config apply` found in the configuration, until keyd has taken them into its store.
+    /// Folder of keys that `config apply` found in the configuration, until keyd has
+    /// taken them into its store.
     #[must_use]
     pub fn key_import_folder(&self) -> PathBuf {
         self.state_folder(Daemon::Keyd).join("import")
@@ -150,11 +153,21 @@ mod tests {
     #[test]
     fn with_another_root_every_path_lies_in_it() {
         let root = Root::from_variable(Some("/tmp/device".into()));
-        let mut paths = vec![root.config_file(), root.key_import_folder(), root.module_socket_folder()];
-        paths.extend([root.keyd_socket(), root.tpmd_socket(), root.identityd_socket(), root.certd_socket()]);
+        let mut paths =
+            vec![root.config_file(), root.key_import_folder(), root.module_socket_folder()];
+        paths.extend([
+            root.keyd_socket(),
+            root.tpmd_socket(),
+            root.identityd_socket(),
+            root.certd_socket(),
+        ]);
         paths.extend([root.management_socket(), root.legacy_workload_socket()]);
         for daemon in Daemon::ALL {
-            paths.extend([root.settings_file(daemon), root.state_folder(daemon), root.metrics_socket(daemon)]);
+            paths.extend([
+                root.settings_file(daemon),
+                root.state_folder(daemon),
+                root.metrics_socket(daemon),
+            ]);
         }
         assert!(paths.iter().all(|path| path.starts_with("/tmp/device")), "{paths:?}");
     }

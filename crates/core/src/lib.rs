@@ -1,8 +1,9 @@
 //! The decisions of edgekeep, and the values they are made over.
 //!
-//! This crate touches nothing: no file, no socket, no clock, no thread, no `unsafe`. Time comes in as a value. What is
-//! decided here (who a caller is, what a key may be used for, what to do next about a registration, a certificate or a
-//! module) is decided for all three daemons, and is tested without any of them.
+//! This crate touches nothing: no file, no socket, no clock, no thread, no `unsafe`. Time
+//! comes in as a value. What is decided here (who a caller is, what a key may be used
+//! for, what to do next about a registration, a certificate or a module) is decided for
+//! all three daemons, and is tested without any of them.
 #![forbid(unsafe_code)]
 
 pub mod attestation;

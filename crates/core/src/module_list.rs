@@ -1,7 +1,8 @@
 //! What a device remembers of the modules that its hub lists: the decision, over values.
 //!
-//! Two rules: what cannot be read changes nothing, and when there is not room for all, the modules that this device cannot do
-//! without come first, then those that it knew, then the rest by name.
+//! Two rules: what cannot be read changes nothing, and when there is not room for all,
+//! the modules that this device cannot do without come first, then those that it knew,
+//! then the rest by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,8 @@ use crate::id::ModuleId;
 pub struct Listing<T> {
     /// Entries that could be read.
     readable: BTreeMap<ModuleId, T>,
-    /// Modules that are listed with something that cannot be used, or twice with different content.
+    /// Modules that are listed with something that cannot be used, or twice with
+    /// different content.
     unreadable: BTreeSet<ModuleId>,
     /// Entries that name no module that could be one.
     nameless: usize,
@@ -31,7 +33,8 @@ pub enum Entry<T> {
 
 impl<T: PartialEq> FromIterator<Entry<T>> for Listing<T> {
     fn from_iter<I: IntoIterator<Item = Entry<T>>>(entries: I) -> Self {
-        let mut listing = Self { readable: BTreeMap::new(), unreadable: BTreeSet::new(), nameless: 0 };
+        let mut listing =
+            Self { readable: BTreeMap::new(), unreadable: BTreeSet::new(), nameless: 0 };
         for entry in entries {
             match entry {
                 Entry::Readable(id, module) => match listing.readable.get(&id) {
@@ -64,7 +67,8 @@ impl<T> Listing<T> {
     /// The same list with other content of its entries.
     #[must_use]
     pub fn map<U>(self, change: impl Fn(&T) -> U) -> Listing<U> {
-        let readable = self.readable.into_iter().map(|(id, module)| (id, change(&module))).collect();
+        let readable =
+            self.readable.into_iter().map(|(id, module)| (id, change(&module))).collect();
         Listing { readable, unreadable: self.unreadable, nameless: self.nameless }
     }
 
@@ -75,7 +79,8 @@ impl<T> Listing<T> {
     }
 }
 
-/// The modules that are remembered after a list was taken over, and how many there was no room for.
+/// The modules that are remembered after a list was taken over, and how many there was no
+/// room for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken<T> {
     /// The modules.
@@ -84,9 +89,10 @@ pub struct Taken<T> {
     pub left_out: usize,
 }
 
-/// Takes a list over. `known` is what was remembered before; `is_newer` says of a module that it was changed since the list
-/// was asked for, so that the list says nothing about it; `is_needed` says that this device cannot do without it. At most
-/// `limit` modules are remembered.
+/// Takes a list over. `known` is what was remembered before; `is_newer` says of a module
+/// that it was changed since the list was asked for, so that the list says nothing about
+/// it; `is_needed` says that this device cannot do without it. At most `limit` modules
+/// are remembered.
 #[must_use]
 pub fn taken_over<T: Clone>(
     known: &BTreeMap<ModuleId, T>,
@@ -96,18 +102,21 @@ pub fn taken_over<T: Clone>(
     limit: usize,
 ) -> Taken<T> {
     let stays = |id: &ModuleId| is_newer(id) || listing.unreadable.contains(id);
-    let mut all: BTreeMap<&ModuleId, &T> = listing.readable.iter().filter(|(id, _)| !stays(id)).collect();
+    let mut all: BTreeMap<&ModuleId, &T> =
+        listing.readable.iter().filter(|(id, _)| !stays(id)).collect();
     all.extend(known.iter().filter(|(id, _)| stays(id)));
     let mut order: Vec<_> = all.into_iter().collect();
     // A stable sort: by name within each rank.
     order.sort_by_key(|(id, _)| (!is_needed(id), !known.contains_key(*id)));
     let left_out = order.len().saturating_sub(limit);
-    let modules = order.into_iter().take(limit).map(|(id, module)| (id.clone(), module.clone())).collect();
+    let modules =
+        order.into_iter().take(limit).map(|(id, module)| (id.clone(), module.clone())).collect();
     Taken { modules, left_out }
 }
 
-/// The module that makes room for `id` when `limit` modules are remembered: one that is not needed, and was not just changed if
-/// there is such a one. `Ok(None)` if there is room.
+/// The module that makes room for `id` when `limit` modules are remembered: one that is
+/// not needed, and was not just changed if there is such a one. `Ok(None)` if there is
+/// room.
 ///
 /// # Errors
 /// If all that are remembered are needed and `id` is not, or there is no room at all.
@@ -122,7 +131,12 @@ pub fn makes_room<T>(
         return Ok(None);
     }
     let others = || known.keys().rev().filter(|other| !is_needed(other));
-    others().find(|other| !is_newer(other)).or_else(|| others().next()).cloned().map(Some).ok_or(NoRoom)
+    others()
+        .find(|other| !is_newer(other))
+        .or_else(|| others().next())
+        .cloned()
+        .map(Some)
+        .ok_or(NoRoom)
 }
 
 /// Every module that is remembered is needed, and there are as many as may be.
@@ -147,16 +161,23 @@ mod tests {
     #[test]
     fn an_entry_that_cannot_be_read_keeps_what_was_known_and_adds_nothing() {
         let before = BTreeMap::from([(id(1), 1), (id(2), 1), (id(3), 1)]);
-        let listing = [Entry::Unreadable(id(1)), Entry::Readable(id(2), 9), Entry::Unreadable(id(4)), Entry::Nameless];
+        let listing = [
+            Entry::Unreadable(id(1)),
+            Entry::Readable(id(2), 9),
+            Entry::Unreadable(id(4)),
+            Entry::Nameless,
+        ];
         let after = taken_over(&before, &listing.into_iter().collect(), |_| false, |_| false, 10);
         assert_eq!(after.modules, BTreeMap::from([(id(1), 1), (id(2), 9)]));
     }
 
     #[test]
     fn a_module_that_is_listed_as_two_lives_is_not_readable() {
-        let listing: Listing<u8> = [Entry::Readable(id(1), 1), Entry::Readable(id(1), 2)].into_iter().collect();
+        let listing: Listing<u8> =
+            [Entry::Readable(id(1), 1), Entry::Readable(id(1), 2)].into_iter().collect();
         assert!(listing.readable().is_empty() && listing.unreadable().contains(&id(1)));
-        let listing: Listing<u8> = [Entry::Readable(id(1), 1), Entry::Readable(id(1), 1)].into_iter().collect();
+        let listing: Listing<u8> =
+            [Entry::Readable(id(1), 1), Entry::Readable(id(1), 1)].into_iter().collect();
         assert_eq!(listing.readable().len(), 1, "the same twice is the same");
     }
 

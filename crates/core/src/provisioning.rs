@@ -1,13 +1,16 @@
-//! How a device comes to an identity, keeps it and replaces it: the decisions, without sockets, files or clocks.
+//! How a device comes to an identity, keeps it and replaces it: the decisions, without
+//! sockets, files or clocks.
 //!
-//! One rule holds over every sequence of events: *the last good identity is authoritative*. It is served from the first
-//! moment after a start, whatever the cloud does, and it gives way only to a complete replacement that has been stored
-//! (devices are lost in the field to offline boots, to re-provisioning that clears before it succeeds, and to devices
-//! that hammer the cloud).
+//! One rule holds over every sequence of events: *the last good identity is
+//! authoritative*. It is served from the first moment after a start, whatever the cloud
+//! does, and it gives way only to a complete replacement that has been stored (devices
+//! are lost in the field to offline boots, to re-provisioning that clears before it
+//! succeeds, and to devices that hammer the cloud).
 //!
-//! The driver calls [`step`] with what happened and carries out the [`Action`]s in order. At most one of
-//! [`Action::Register`], [`Action::Poll`] and [`Action::Store`] is under way at any time: the next one is asked for only
-//! after the answer to the previous one has been reported.
+//! The driver calls [`step`] with what happened and carries out the [`Action`]s in order.
+//! At most one of [`Action::Register`], [`Action::Poll`] and [`Action::Store`] is under
+//! way at any time: the next one is asked for only after the answer to the previous one
+//! has been reported.
 
 use std::time::Duration;
 
@@ -25,7 +28,8 @@ pub struct DeviceIdentity {
     pub device_id: DeviceId,
 }
 
-/// A source of identities as configured, in a form that can be compared with the one that a stored identity came from.
+/// A source of identities as configured, in a form that can be compared with the one that
+/// a stored identity came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "source", rename_all = "snake_case")]
 pub enum Source {
@@ -52,13 +56,15 @@ pub enum Source {
 pub struct Provisioned {
     /// The identity.
     pub identity: DeviceIdentity,
-    /// Where it came from. If the configuration names another source now, a replacement is asked for.
+    /// Where it came from. If the configuration names another source now, a replacement
+    /// is asked for.
     pub source: Source,
     /// Wall clock when it was obtained, in seconds since the epoch; informative.
     pub obtained_at: i64,
 }
 
-/// The moment of an event. Durations are measured by `monotonic`, which no clock correction moves.
+/// The moment of an event. Durations are measured by `monotonic`, which no clock
+/// correction moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
     /// Time since some fixed moment of this process.
@@ -76,16 +82,19 @@ pub struct Limits {
     pub poll_interval: Duration,
     /// The longest time that the service's own Retry-After is believed for.
     pub longest_retry_after: Duration,
-    /// From a registration's first request to its assignment; after that the attempt counts as failed.
+    /// From a registration's first request to its assignment; after that the attempt
+    /// counts as failed.
     pub overall: Duration,
-    /// Pause after the first failure; it doubles with each further one. Also the least time between two attempts.
+    /// Pause after the first failure; it doubles with each further one. Also the least
+    /// time between two attempts.
     pub first_pause: Duration,
     /// The longest pause after failures to reach the service.
     pub longest_pause_unreachable: Duration,
     /// The longest pause after refusals by the service.
     pub longest_pause_refused: Duration,
-    /// Least time from a successful registration to the next one that only a refusal by the hub asks for: if the hub goes
-    /// on refusing what the service assigns (a wrong clock is enough), the service is not asked all the time.
+    /// Least time from a successful registration to the next one that only a refusal by
+    /// the hub asks for: if the hub goes on refusing what the service assigns (a wrong
+    /// clock is enough), the service is not asked all the time.
     pub refusal_gap: Duration,
 }
 
@@ -119,11 +128,13 @@ pub struct Failure {
 pub enum Event {
     /// The process started (once, first).
     Started,
-    /// The moment named by [`Action::WakeAt`] came. Waking too early or twice does no harm.
+    /// The moment named by [`Action::WakeAt`] came. Waking too early or twice does no
+    /// harm.
     Woken,
     /// Somebody who may asked for a new registration.
     ReprovisionRequested,
-    /// The hub says that it does not know the device (any more), or refuses its credential.
+    /// The hub says that it does not know the device (any more), or refuses its
+    /// credential.
     HubRefusedDevice,
     /// The wall clock was put to another time: what failed by the old one may succeed.
     ClockStepped,
@@ -225,7 +236,12 @@ pub struct State {
 impl State {
     /// The state at a start, from the configuration and from what the state file holds.
     #[must_use]
-    pub fn new(source: Source, mode: ReprovisioningMode, limits: Limits, stored: Option<Provisioned>) -> Self {
+    pub fn new(
+        source: Source,
+        mode: ReprovisioningMode,
+        limits: Limits,
+        stored: Option<Provisioned>,
+    ) -> Self {
         Self {
             source,
             mode,
@@ -284,7 +300,8 @@ impl State {
 
     /// A complete identity is there; it counts once it is stored.
     fn replace(&mut self, identity: DeviceIdentity, now: Now) -> Vec<Action> {
-        let replacement = Provisioned { identity, source: self.source.clone(), obtained_at: now.wall };
+        let replacement =
+            Provisioned { identity, source: self.source.clone(), obtained_at: now.wall };
         self.activity = Activity::Storing { replacement: replacement.clone() };
         vec![Action::Store(replacement)]
     }
@@ -292,9 +309,13 @@ impl State {
     /// An attempt that began at `since` failed.
     fn fail(&mut self, failure: Failure, since: Duration, now: Now) -> Vec<Action> {
         let asked = failure.retry_after.unwrap_or_default().min(self.limits.longest_retry_after);
-        let longest =
-            if failure.refused { self.limits.longest_pause_refused } else { self.limits.longest_pause_unreachable };
-        let pause = pause_after(self.failures, self.limits.first_pause, longest, now.random).max(asked);
+        let longest = if failure.refused {
+            self.limits.longest_pause_refused
+        } else {
+            self.limits.longest_pause_unreachable
+        };
+        let pause =
+            pause_after(self.failures, self.limits.first_pause, longest, now.random).max(asked);
         self.failures = self.failures.saturating_add(1);
         let until = now.monotonic.saturating_add(pause);
         let not_before = now.monotonic.saturating_add(asked);
@@ -308,10 +329,14 @@ impl State {
         match self.activity.clone() {
             Activity::Idle => self.begin(now),
             // One is under way: its outcome is the answer to this wish, too.
-            Activity::Asking { .. } | Activity::Waiting { .. } | Activity::Storing { .. } => Vec::new(),
-            // Earlier than planned, but never so early that repeated wishes make a hammer.
+            Activity::Asking { .. } | Activity::Waiting { .. } | Activity::Storing { .. } => {
+                Vec::new()
+            }
+            // Earlier than planned, but never so early that repeated wishes make a
+            // hammer.
             Activity::Pausing { since, until, not_before } => {
-                let until = until.min(since.saturating_add(self.limits.first_pause).max(not_before));
+                let until =
+                    until.min(since.saturating_add(self.limits.first_pause).max(not_before));
                 if until <= now.monotonic {
                     return self.begin(now);
                 }
@@ -322,8 +347,9 @@ impl State {
     }
 }
 
-/// The pause after a failure that `earlier` failures preceded: doubling from `first` to `longest`, of which a random part
-/// of up to a half is taken off, so that a fleet that failed together does not come back together.
+/// The pause after a failure that `earlier` failures preceded: doubling from `first` to
+/// `longest`, of which a random part of up to a half is taken off, so that a fleet that
+/// failed together does not come back together.
 #[must_use]
 pub fn pause_after(earlier: u32, first: Duration, longest: Duration, random: u64) -> Duration {
     let whole = first.saturating_mul(1_u32.checked_shl(earlier).unwrap_or(u32::MAX)).min(longest);
@@ -331,7 +357,8 @@ pub fn pause_after(earlier: u32, first: Duration, longest: Duration, random: u64
     whole.saturating_sub(Duration::from_millis(random % half.saturating_add(1)))
 }
 
-/// Least pause between two calls to a service, or two attempts of one call, whatever the service asks for.
+/// Least pause between two calls to a service, or two attempts of one call, whatever the
+/// service asks for.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The pause before a call that failed is tried again, if the service asks for `asked`.
@@ -340,8 +367,9 @@ pub fn call_pause(asked: Option<Duration>) -> Duration {
     asked.unwrap_or_default().max(LEAST_PAUSE)
 }
 
-/// The pause before a registration is asked about again, if the service asks for `asked`. A service that answers "at once" for
-/// ever makes no hammer of this device, and one that answers "next year" loses no device.
+/// The pause before a registration is asked about again, if the service asks for `asked`.
+/// A service that answers "at once" for ever makes no hammer of this device, and one that
+/// answers "next year" loses no device.
 #[must_use]
 pub fn poll_pause(asked: Option<Duration>, limits: &Limits) -> Duration {
     // Tests have a device that polls fast; then it may.
@@ -351,7 +379,8 @@ pub fn poll_pause(asked: Option<Duration>, limits: &Limits) -> Duration {
 
 /// What follows from `event` at `now`.
 ///
-/// An event that does not fit the state (an answer nobody waits for, a timer that was overtaken) changes nothing.
+/// An event that does not fit the state (an answer nobody waits for, a timer that was
+/// overtaken) changes nothing.
 #[must_use]
 pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
     let actions = match (event, state.activity.clone()) {
@@ -360,16 +389,24 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
             if let Some(current) = &state.current {
                 actions.push(Action::Serve { identity: current.identity.clone(), replaced: false });
             }
-            if !state.is_from_configured_source() || state.mode == ReprovisioningMode::AlwaysOnStartup {
+            if !state.is_from_configured_source()
+                || state.mode == ReprovisioningMode::AlwaysOnStartup
+            {
                 actions.extend(state.begin(now));
             }
             actions
         }
         (Event::ReprovisionRequested, _) => state.hasten(now),
-        // The identity stays in use meanwhile: a hub that errs must not take the device down.
+        // The identity stays in use meanwhile: a hub that errs must not take the device
+        // down.
         (Event::HubRefusedDevice, _) => match (state.mode, &state.source) {
-            (ReprovisioningMode::Dynamic | ReprovisioningMode::AlwaysOnStartup, Source::Dps { .. }) => {
-                let recently = state.last_success.is_some_and(|last| now.monotonic < last + state.limits.refusal_gap);
+            (
+                ReprovisioningMode::Dynamic | ReprovisioningMode::AlwaysOnStartup,
+                Source::Dps { .. },
+            ) => {
+                let recently = state
+                    .last_success
+                    .is_some_and(|last| now.monotonic < last + state.limits.refusal_gap);
                 match state.activity {
                     Activity::Idle if !recently => state.begin(now),
                     // Automatic wishes shorten no pause.
@@ -386,7 +423,9 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
             state.activity = Activity::Asking { since, operation: Some(operation.clone()) };
             vec![Action::Poll { operation }]
         }
-        (Event::Woken, Activity::Pausing { until, .. }) if until <= now.monotonic => state.begin(now),
+        (Event::Woken, Activity::Pausing { until, .. }) if until <= now.monotonic => {
+            state.begin(now)
+        }
         (Event::Woken, Activity::Waiting { until, .. } | Activity::Pausing { until, .. }) => {
             vec![Action::WakeAt(until)]
         }
@@ -439,7 +478,11 @@ mod tests {
     }
 
     fn dps(scope: &str) -> Source {
-        Source::Dps { endpoint: "https://dps.test".into(), scope_id: scope.into(), registration_id: "press-04".into() }
+        Source::Dps {
+            endpoint: "https://dps.test".into(),
+            scope_id: scope.into(),
+            registration_id: "press-04".into(),
+        }
     }
 
     fn stored(device: &str, source: Source) -> Provisioned {
@@ -484,14 +527,19 @@ mod tests {
 
     #[test]
     fn with_always_on_startup_the_stored_identity_is_served_before_the_registration_begins() {
-        let state = fresh(Some(stored("press-04", dps("0ne1"))), ReprovisioningMode::AlwaysOnStartup);
+        let state =
+            fresh(Some(stored("press-04", dps("0ne1"))), ReprovisioningMode::AlwaysOnStartup);
         let (_, actions) = step(state, Event::Started, at(0));
-        assert_eq!(actions, [Action::Serve { identity: identity("press-04"), replaced: false }, Action::Register]);
+        assert_eq!(
+            actions,
+            [Action::Serve { identity: identity("press-04"), replaced: false }, Action::Register]
+        );
     }
 
     #[test]
     fn a_new_scope_in_the_configuration_is_taken_at_the_next_start_while_the_old_identity_serves() {
-        let state = fresh(Some(stored("press-04", dps("0ne-old"))), ReprovisioningMode::OnErrorOnly);
+        let state =
+            fresh(Some(stored("press-04", dps("0ne-old"))), ReprovisioningMode::OnErrorOnly);
         let (state, actions) = step(state, Event::Started, at(0));
         assert_eq!(actions.last(), Some(&Action::Register));
         let (state, _) = step(state, refusal("unknown scope"), at(1));
@@ -500,9 +548,11 @@ mod tests {
 
     #[test]
     fn a_device_is_registered_polled_as_the_service_asks_stored_and_only_then_served() {
-        let (state, actions) = step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0));
+        let (state, actions) =
+            step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0));
         assert_eq!(actions, [Action::Register]);
-        let assigning = Event::Assigning { operation: "op".into(), retry_after: Some(Duration::from_secs(7)) };
+        let assigning =
+            Event::Assigning { operation: "op".into(), retry_after: Some(Duration::from_secs(7)) };
         let (state, actions) = step(state, assigning, at(1));
         assert_eq!(actions, [Action::WakeAt(Duration::from_secs(8))]);
         let (state, actions) = step(state, Event::Woken, at(7));
@@ -510,7 +560,10 @@ mod tests {
         let (state, actions) = step(state, Event::Woken, at(8));
         assert_eq!(actions, [Action::Poll { operation: "op".into() }]);
         let (state, actions) = step(state, Event::Assigned(identity("press-04")), at(9));
-        assert!(matches!(&actions[..], [Action::Store(it)] if it.identity == identity("press-04")), "{actions:?}");
+        assert!(
+            matches!(&actions[..], [Action::Store(it)] if it.identity == identity("press-04")),
+            "{actions:?}"
+        );
         assert_eq!(state.identity(), None, "not before it is stored");
         let (state, actions) = step(state, Event::Stored, at(9));
         assert_eq!(actions, [Action::Serve { identity: identity("press-04"), replaced: false }]);
@@ -541,7 +594,9 @@ mod tests {
         let (mut now, mut pauses) = (0, Vec::new());
         for _ in 0..12 {
             let (next, actions) = step(state, refusal("disabled"), at(now));
-            let Some(Action::WakeAt(until)) = actions.last() else { panic!("no retry planned: {actions:?}") };
+            let Some(Action::WakeAt(until)) = actions.last() else {
+                panic!("no retry planned: {actions:?}")
+            };
             pauses.push(until.as_secs() - now);
             now = until.as_secs();
             let (next, actions) = step(next, Event::Woken, at(now));
@@ -555,8 +610,11 @@ mod tests {
     #[test]
     fn the_service_s_retry_after_prolongs_a_pause_and_no_request_shortens_it() {
         let (state, _) = step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0));
-        let throttled =
-            Failure { refused: true, reason: "throttled".into(), retry_after: Some(Duration::from_secs(120)) };
+        let throttled = Failure {
+            refused: true,
+            reason: "throttled".into(),
+            retry_after: Some(Duration::from_secs(120)),
+        };
         let (state, actions) = step(state, Event::Failed(throttled), at(0));
         assert_eq!(actions.last(), Some(&Action::WakeAt(Duration::from_secs(120))));
         let (_, actions) = step(state, Event::ReprovisionRequested, at(30));
@@ -576,8 +634,11 @@ mod tests {
 
     #[test]
     fn when_the_hub_refuses_the_device_it_registers_anew_except_in_on_error_only_mode() {
-        for (mode, registers) in [(ReprovisioningMode::Dynamic, true), (ReprovisioningMode::OnErrorOnly, false)] {
-            let state = step(fresh(Some(stored("press-04", dps("0ne1"))), mode), Event::Started, at(0)).0;
+        for (mode, registers) in
+            [(ReprovisioningMode::Dynamic, true), (ReprovisioningMode::OnErrorOnly, false)]
+        {
+            let state =
+                step(fresh(Some(stored("press-04", dps("0ne1"))), mode), Event::Started, at(0)).0;
             let (state, actions) = step(state, Event::HubRefusedDevice, at(1));
             assert_eq!(actions.contains(&Action::Register), registers, "{mode:?}");
             assert_eq!(state.identity(), Some(&identity("press-04")), "{mode:?}");
@@ -600,7 +661,10 @@ mod tests {
         let source = Source::Manual { identity: identity("press-04") };
         let state = State::new(source, ReprovisioningMode::Dynamic, Limits::default(), None);
         let (state, actions) = step(state, Event::Started, at(0));
-        assert!(matches!(&actions[..], [Action::Store(it)] if it.identity == identity("press-04")), "{actions:?}");
+        assert!(
+            matches!(&actions[..], [Action::Store(it)] if it.identity == identity("press-04")),
+            "{actions:?}"
+        );
         let (state, _) = step(state, Event::Stored, at(0));
         assert_eq!(state.identity(), Some(&identity("press-04")));
     }
@@ -680,11 +744,16 @@ mod tests {
         state = step(state, refusal("not valid yet"), at(clock)).0;
         let (set, actions) = step(state, Event::ClockStepped, at(clock + 6));
         assert_eq!(actions, [Action::Register]);
-        let asked = Failure { refused: true, reason: "busy".into(), retry_after: Some(Duration::from_secs(600)) };
+        let asked = Failure {
+            refused: true,
+            reason: "busy".into(),
+            retry_after: Some(Duration::from_secs(600)),
+        };
         let (state, _) = step(set, Event::Failed(asked), at(clock + 7));
         let (_, actions) = step(state, Event::ClockStepped, at(clock + 8));
         assert_eq!(actions, [Action::WakeAt(Duration::from_secs(clock + 607))]);
-        // Nothing is under way: a device that has its identity asks nobody because of a clock.
+        // Nothing is under way: a device that has its identity asks nobody because of a
+        // clock.
         let idle = fresh(Some(stored("press-04", dps("0ne1"))), ReprovisioningMode::Dynamic);
         let idle = step(idle, Event::Started, at(0)).0;
         assert_eq!(step(idle, Event::ClockStepped, at(1)).1, []);
@@ -756,7 +825,8 @@ mod tests {
                     }
                 }
                 prop_assert!(wakes <= 1);
-                // Whoever waits has been promised to be woken or is waiting for an answer.
+                // Whoever waits has been promised to be woken or is waiting for an
+                // answer.
                 if matches!(next.activity(), Activity::Asking { .. }) { prop_assert!(pending); }
                 state = next;
             }

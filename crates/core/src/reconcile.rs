@@ -1,21 +1,29 @@
-//! What to do next about a device's modules, as a function of what is wanted, what is there and what is remembered.
+//! What to do next about a device's modules, as a function of what is wanted, what is
+//! there and what is remembered.
 //!
-//! Each module is decided for by itself: one that fails, or whose state nobody knows, holds back no other. A deployment
-//! counts as applied module by module, and only once its container was made. The agent itself (`edgeAgent`) is never in a
-//! plan: it belongs to the daemon's watchdog.
+//! Each module is decided for by itself: one that fails, or whose state nobody knows,
+//! holds back no other. A deployment counts as applied module by module, and only once
+//! its container was made. The agent itself (`edgeAgent`) is never in a plan: it belongs
+//! to the daemon's watchdog.
 //!
 //! Choices where the field's agents differ from their documentation or do harm:
-//! - A changed restart policy, startup order or pull policy takes effect without a new container.
-//! - A module that ended with exit code 0 is started again under `on-failure` and `on-unhealthy`, as the field's agents
-//!   do: an exit cannot be told from the stop at a reboot. Unlike there, such restarts are counted and backed off.
+//! - A changed restart policy, startup order or pull policy takes effect without a new
+//!   container.
+//! - A module that ended with exit code 0 is started again under `on-failure` and
+//!   `on-unhealthy`, as the field's agents do: an exit cannot be told from the stop at a
+//!   reboot. Unlike there, such restarts are counted and backed off.
 //! - Restarts and retries wait at most [`LONGEST_WAIT`] and never end for good.
-//! - A module whose update fails keeps being supervised as it was, until the update succeeds.
-//! - What was removed is removed before anything is made (ports and names get free). Identities are deleted last: a hub
-//!   that is away must not delay what needs no hub. Such a deletion is remembered until it succeeds.
-//! - A wanted module whose identity is gone gets a new one, and one that was made for another generation of its identity
-//!   is made anew: it presents a generation that nobody takes any more. Where the identities cannot be listed, nothing is
-//!   concluded from that.
-//! - A module that something else paused goes on after [`SHORTEST_WAIT`], whatever its restart policy: it has not ended.
+//! - A module whose update fails keeps being supervised as it was, until the update
+//!   succeeds.
+//! - What was removed is removed before anything is made (ports and names get free).
+//!   Identities are deleted last: a hub that is away must not delay what needs no hub.
+//!   Such a deletion is remembered until it succeeds.
+//! - A wanted module whose identity is gone gets a new one, and one that was made for
+//!   another generation of its identity is made anew: it presents a generation that
+//!   nobody takes any more. Where the identities cannot be listed, nothing is concluded
+//!   from that.
+//! - A module that something else paused goes on after [`SHORTEST_WAIT`], whatever its
+//!   restart policy: it has not ended.
 //! - Wall-clock ages that are negative (the clock was set back) count as long enough.
 
 use std::collections::BTreeMap;
@@ -102,9 +110,11 @@ impl RuntimeState {
 pub struct Observed {
     /// What it does.
     pub state: RuntimeState,
-    /// The fingerprint its container was marked with when it was made, if the runtime shows it.
+    /// The fingerprint its container was marked with when it was made, if the runtime
+    /// shows it.
     pub fingerprint: Option<Sha256Digest>,
-    /// The generation of its identity that its container was marked with when it was made, if the runtime shows it.
+    /// The generation of its identity that its container was marked with when it was
+    /// made, if the runtime shows it.
     pub generation: Option<String>,
     /// When it was started last.
     pub last_start: Option<Timestamp>,
@@ -115,7 +125,8 @@ pub struct Observed {
 /// All that is.
 pub type Current = BTreeMap<ModuleId, Observed>;
 
-/// The generations of the identities that exist. A plan gets `None` instead where they could not be listed.
+/// The generations of the identities that exist. A plan gets `None` instead where they
+/// could not be listed.
 pub type Generations = BTreeMap<ModuleId, String>;
 
 /// One call of the management API.
@@ -166,7 +177,8 @@ pub enum Purpose {
     DropIdentity,
 }
 
-/// What a failure is remembered for: each concern of a module is retried by its own count.
+/// What a failure is remembered for: each concern of a module is retried by its own
+/// count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Concern {
@@ -187,7 +199,8 @@ impl Purpose {
     }
 }
 
-/// Actions on one module, to be taken in order; the first that fails ends the step, and no other step.
+/// Actions on one module, to be taken in order; the first that fails ends the step, and
+/// no other step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     /// On which module.
@@ -216,7 +229,8 @@ struct ModuleMemory {
     /// The generation of the identity that its container was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     generation: Option<String>,
-    /// How often in a row its container was made anew for another generation, and when last.
+    /// How often in a row its container was made anew for another generation, and when
+    /// last.
     #[serde(default)]
     renewals: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -267,7 +281,8 @@ struct Failure {
     subject: Option<(Sha256Digest, DesiredStatus)>,
 }
 
-/// Milliseconds to wait after `count` earlier waits: 10 s, 20 s, 40 s and so on, up to [`LONGEST_WAIT`].
+/// Milliseconds to wait after `count` earlier waits: 10 s, 20 s, 40 s and so on, up to
+/// [`LONGEST_WAIT`].
 #[must_use]
 pub const fn wait(count: u32) -> i64 {
     let doublings = if count < 5 { count } else { 5 };
@@ -284,7 +299,8 @@ fn subject(target: Option<&Target>) -> Option<(Sha256Digest, DesiredStatus)> {
     target.map(|target| (target.fingerprint, target.status))
 }
 
-/// The steps that lead from what is to what should be, in the order in which to take them.
+/// The steps that lead from what is to what should be, in the order in which to take
+/// them.
 ///
 /// `identities` is `None` where they could not be listed.
 #[must_use]
@@ -303,7 +319,12 @@ pub fn plan(
         if !desired.contains_key(module) && remembered(module).may_try(Concern::Remove, None, now) {
             let stop = (observed.state == RuntimeState::Running).then_some(Action::Stop);
             let actions = stop.into_iter().chain([Action::Remove]).collect();
-            steps.push(Step { module: module.clone(), purpose: Purpose::Remove, target: None, actions });
+            steps.push(Step {
+                module: module.clone(),
+                purpose: Purpose::Remove,
+                target: None,
+                actions,
+            });
         }
     }
 
@@ -311,29 +332,44 @@ pub fn plan(
     wanted.sort_by_key(|(_, target)| target.startup_order);
     for (module, target) in wanted {
         let (observed, memory) = (current.get(module), remembered(module));
-        let generation = identities.and_then(|identities| identities.get(module)).map(String::as_str);
+        let generation =
+            identities.and_then(|identities| identities.get(module)).map(String::as_str);
         let next = next(target, observed, generation, memory, now);
-        let ensured = next.as_ref().is_some_and(|(_, actions)| actions.contains(&Action::EnsureIdentity));
+        let ensured =
+            next.as_ref().is_some_and(|(_, actions)| actions.contains(&Action::EnsureIdentity));
         let lost = observed.is_some() && is_missing(identities, module);
         if lost && !ensured && memory.may_try(Concern::Identity, Some(target), now) {
             // A step of its own: if it fails, the module is looked after nevertheless.
             let actions = vec![Action::EnsureIdentity];
-            steps.push(Step { module: module.clone(), purpose: Purpose::Identify, target: Some(*target), actions });
+            steps.push(Step {
+                module: module.clone(),
+                purpose: Purpose::Identify,
+                target: Some(*target),
+                actions,
+            });
         }
         if let Some((purpose, actions)) = next {
             steps.push(Step { module: module.clone(), purpose, target: Some(*target), actions });
         }
     }
 
-    let mut gone: Vec<_> =
-        current.keys().chain(memory.modules.keys()).filter(|id| !desired.contains_key(*id)).collect();
+    let mut gone: Vec<_> = current
+        .keys()
+        .chain(memory.modules.keys())
+        .filter(|id| !desired.contains_key(*id))
+        .collect();
     gone.sort();
     gone.dedup();
     for module in gone {
         let memory = remembered(module);
         if memory.identity && memory.may_try(Concern::Identity, None, now) {
             let actions = vec![Action::DeleteIdentity];
-            steps.push(Step { module: module.clone(), purpose: Purpose::DropIdentity, target: None, actions });
+            steps.push(Step {
+                module: module.clone(),
+                purpose: Purpose::DropIdentity,
+                target: None,
+                actions,
+            });
         }
     }
 
@@ -346,7 +382,8 @@ fn is_missing(identities: Option<&Generations>, module: &ModuleId) -> bool {
     identities.is_some_and(|identities| !identities.contains_key(module))
 }
 
-/// What to do about a module that is wanted, and whose identity has this generation as far as it is known.
+/// What to do about a module that is wanted, and whose identity has this generation as
+/// far as it is known.
 fn next(
     target: &Target,
     observed: Option<&Observed>,
@@ -364,7 +401,8 @@ fn next(
         return if may_apply { make(Purpose::Create, &[Action::Create]) } else { None };
     };
     let changed = memory.is_outdated(target, observed);
-    let outdated = changed || (memory.is_of_another_generation(observed, generation) && memory.may_renew(now));
+    let outdated =
+        changed || (memory.is_of_another_generation(observed, generation) && memory.may_renew(now));
     let purpose = if changed { Purpose::Update } else { Purpose::Renew };
     match observed.state {
         RuntimeState::Dead if may_apply && (outdated || start.is_some()) => {
@@ -393,46 +431,55 @@ fn next(
             due.then(|| (Purpose::Resume, vec![Action::Start]))
         }
         DesiredStatus::Running if ended => {
-            let never_started = observed.state == RuntimeState::Stopped && observed.last_start.is_none();
+            let never_started =
+                observed.state == RuntimeState::Stopped && observed.last_start.is_none();
             if never_started || memory.status == Some(DesiredStatus::Stopped) {
                 return Some((Purpose::Start, vec![Action::Start]));
             }
             let since = observed.last_exit.max(memory.last_restart);
             let due = since.is_none_or(|since| is_over(now, since, wait(memory.restarts)));
-            (due && target.restart_policy != RestartPolicy::Never).then(|| (Purpose::Restart, vec![Action::Start]))
+            (due && target.restart_policy != RestartPolicy::Never)
+                .then(|| (Purpose::Restart, vec![Action::Start]))
         }
         DesiredStatus::Running => None,
     }
 }
 
 impl ModuleMemory {
-    /// Whether enough time has passed since the last failure; a target that was not tried yet need not wait.
+    /// Whether enough time has passed since the last failure; a target that was not tried
+    /// yet need not wait.
     fn may_try(&self, concern: Concern, target: Option<&Target>, now: Timestamp) -> bool {
         self.failures.get(&concern).is_none_or(|failure| {
-            failure.subject != subject(target) || is_over(now, failure.at, wait(failure.count.saturating_sub(1)))
+            failure.subject != subject(target)
+                || is_over(now, failure.at, wait(failure.count.saturating_sub(1)))
         })
     }
 }
 
 impl ModuleMemory {
-    /// Whether the container was made from something else than is wanted, or for an identity that is gone.
+    /// Whether the container was made from something else than is wanted, or for an
+    /// identity that is gone.
     fn is_outdated(&self, target: &Target, observed: &Observed) -> bool {
         observed.fingerprint.or(self.applied) != Some(target.fingerprint) || self.orphaned
     }
 
-    /// Whether the container was made for another generation of the identity than `generation`, which there is.
+    /// Whether the container was made for another generation of the identity than
+    /// `generation`, which there is.
     fn is_of_another_generation(&self, observed: &Observed, generation: Option<&str>) -> bool {
         let made_for = observed.generation.as_deref().or(self.generation.as_deref());
         matches!((made_for, generation), (Some(made_for), Some(generation)) if made_for != generation)
     }
 
-    /// A list of identities that lags behind what was made must not make containers anew in each round.
+    /// A list of identities that lags behind what was made must not make containers anew
+    /// in each round.
     fn may_renew(&self, now: Timestamp) -> bool {
-        self.last_renewal.is_none_or(|last| is_over(now, last, wait(self.renewals.saturating_sub(1))))
+        self.last_renewal
+            .is_none_or(|last| is_over(now, last, wait(self.renewals.saturating_sub(1))))
     }
 
-    /// Forgets failures to bring about what is there by now, or is not wanted any more. `identity` is what is known of the
-    /// identity: its generation, or that there is none.
+    /// Forgets failures to bring about what is there by now, or is not wanted any more.
+    /// `identity` is what is known of the identity: its generation, or that there is
+    /// none.
     fn forget_moot_failures(
         &mut self,
         target: Option<&Target>,
@@ -443,7 +490,9 @@ impl ModuleMemory {
             (Some(target), Some(observed)) => {
                 let known = identity.is_some();
                 let generation = identity.flatten();
-                !known || self.is_outdated(target, observed) || self.is_of_another_generation(observed, generation)
+                !known
+                    || self.is_outdated(target, observed)
+                    || self.is_of_another_generation(observed, generation)
             }
             _ => true,
         };
@@ -457,19 +506,30 @@ impl ModuleMemory {
                 failure.subject == subject(Some(target)) && needed
             }
             (Concern::Run, Some(target)) => {
-                let running = observed.is_some_and(|observed| observed.state == RuntimeState::Running);
-                failure.subject == subject(Some(target)) && running != (target.status == DesiredStatus::Running)
+                let running =
+                    observed.is_some_and(|observed| observed.state == RuntimeState::Running);
+                failure.subject == subject(Some(target))
+                    && running != (target.status == DesiredStatus::Running)
             }
-            (Concern::Identity, Some(target)) => failure.subject == subject(Some(target)) && !identity_is_there,
+            (Concern::Identity, Some(target)) => {
+                failure.subject == subject(Some(target)) && !identity_is_there
+            }
             _ => false,
         });
     }
 }
 
 impl Memory {
-    /// Takes in what a round saw, before its plan is made: forgets restarts of modules that have recovered, failures that
-    /// do not matter any more, and modules of which nothing is left. `identities` is as for [`plan`].
-    pub fn observe(&mut self, desired: &Targets, current: &Current, identities: Option<&Generations>, now: Timestamp) {
+    /// Takes in what a round saw, before its plan is made: forgets restarts of modules
+    /// that have recovered, failures that do not matter any more, and modules of which
+    /// nothing is left. `identities` is as for [`plan`].
+    pub fn observe(
+        &mut self,
+        desired: &Targets,
+        current: &Current,
+        identities: Option<&Generations>,
+        now: Timestamp,
+    ) {
         self.adopt_generations(desired, current, identities);
         for (module, target) in desired {
             let Some(observed) = current.get(module) else { continue };
@@ -499,26 +559,46 @@ impl Memory {
             let identity = identities.map(|identities| identities.get(module).map(String::as_str));
             memory.forget_moot_failures(desired.get(module), current.get(module), identity);
         }
-        self.modules
-            .retain(|module, memory| desired.contains_key(module) || current.contains_key(module) || memory.identity);
+        self.modules.retain(|module, memory| {
+            desired.contains_key(module) || current.contains_key(module) || memory.identity
+        });
     }
 
-    /// Containers of which nobody noted a generation when they were made count as made for the first one that is seen.
-    fn adopt_generations(&mut self, desired: &Targets, current: &Current, identities: Option<&Generations>) {
+    /// Containers of which nobody noted a generation when they were made count as made
+    /// for the first one that is seen.
+    fn adopt_generations(
+        &mut self,
+        desired: &Targets,
+        current: &Current,
+        identities: Option<&Generations>,
+    ) {
         for (module, generation) in identities.into_iter().flatten() {
-            let Some(observed) = current.get(module).filter(|_| desired.contains_key(module)) else { continue };
+            let Some(observed) = current.get(module).filter(|_| desired.contains_key(module))
+            else {
+                continue;
+            };
             let memory = self.modules.get(module);
-            let noted = observed.generation.is_some() || memory.is_some_and(|memory| memory.generation.is_some());
-            let ours = observed.fingerprint.is_some() || memory.is_some_and(|memory| memory.applied.is_some());
+            let noted = observed.generation.is_some()
+                || memory.is_some_and(|memory| memory.generation.is_some());
+            let ours = observed.fingerprint.is_some()
+                || memory.is_some_and(|memory| memory.applied.is_some());
             if ours && !noted {
-                self.modules.entry(module.clone()).or_default().generation = Some(generation.clone());
+                self.modules.entry(module.clone()).or_default().generation =
+                    Some(generation.clone());
             }
         }
     }
 
-    /// Takes in how far a step got: its first `completed` actions succeeded, and the one after them failed if there is
-    /// one. `generation` is that of the module's identity after the step, if there is an identity.
-    pub fn record(&mut self, step: &Step, completed: usize, generation: Option<&str>, now: Timestamp) {
+    /// Takes in how far a step got: its first `completed` actions succeeded, and the one
+    /// after them failed if there is one. `generation` is that of the module's identity
+    /// after the step, if there is an identity.
+    pub fn record(
+        &mut self,
+        step: &Step,
+        completed: usize,
+        generation: Option<&str>,
+        now: Timestamp,
+    ) {
         let memory = self.modules.entry(step.module.clone()).or_default();
         let mut concern = step.purpose.concern();
         if step.actions.contains(&Action::EnsureIdentity) {
@@ -571,7 +651,8 @@ impl Memory {
         memory.failures.insert(concern, Failure { count, at: now, subject });
     }
 
-    /// Lets everything that failed be tried at once, for instance because a new manifest came.
+    /// Lets everything that failed be tried at once, for instance because a new manifest
+    /// came.
     pub fn forget_failures(&mut self) {
         for memory in self.modules.values_mut() {
             memory.failures.clear();

@@ -1,8 +1,10 @@
-//! Which refusals are remembered: bounded, and so that nobody's noise pushes out what is known of others.
+//! Which refusals are remembered: bounded, and so that nobody's noise pushes out what is
+//! known of others.
 //!
-//! Equal refusals are one entry with a count. A module has few entries; where there are too many the caller with the most
-//! loses its oldest. What was asked for under names that are not registered shares the place of one module, for such names
-//! are the caller's to make up. Age is the order of arrival: clocks step.
+//! Equal refusals are one entry with a count. A module has few entries; where there are
+//! too many the caller with the most loses its oldest. What was asked for under names
+//! that are not registered shares the place of one module, for such names are the
+//! caller's to make up. Age is the order of arrival: clocks step.
 
 use std::collections::BTreeMap;
 
@@ -67,8 +69,8 @@ impl<T> Default for Refusals<T> {
 }
 
 impl<T> Refusals<T> {
-    /// Takes a refusal in, with all that is told of it. `registered` says whether the name that was asked for is that of a
-    /// registered module; `time` is only passed on.
+    /// Takes a refusal in, with all that is told of it. `registered` says whether the
+    /// name that was asked for is that of a registered module; `time` is only passed on.
     pub fn add(&mut self, kind: Kind, registered: bool, time: &str, told: T) {
         self.arrivals += 1;
         let arrival = self.arrivals;
@@ -85,7 +87,8 @@ impl<T> Refusals<T> {
             forget_one(entries);
         }
         if self.by_module.values().map(Vec::len).sum::<usize>() > IN_ALL {
-            let fullest = self.by_module.values_mut().max_by_key(|entries| (entries.len(), age(entries)));
+            let fullest =
+                self.by_module.values_mut().max_by_key(|entries| (entries.len(), age(entries)));
             fullest.into_iter().for_each(forget_one);
             self.by_module.retain(|_, entries| !entries.is_empty());
         }
@@ -100,11 +103,14 @@ impl<T> Refusals<T> {
     }
 }
 
-/// The oldest entry of the caller with the most of them; of several such callers, the oldest of all.
+/// The oldest entry of the caller with the most of them; of several such callers, the
+/// oldest of all.
 fn forget_one<T>(entries: &mut Vec<Remembered<T>>) {
-    let of = |refused: &Refused| entries.iter().filter(|entry| entry.kind.refused == *refused).count();
+    let of =
+        |refused: &Refused| entries.iter().filter(|entry| entry.kind.refused == *refused).count();
     let places = 0..entries.len();
-    let goes = places.max_by_key(|at| (of(&entries[*at].kind.refused), std::cmp::Reverse(entries[*at].arrival)));
+    let goes = places
+        .max_by_key(|at| (of(&entries[*at].kind.refused), std::cmp::Reverse(entries[*at].arrival)));
     if let Some(at) = goes {
         entries.remove(at);
     }
@@ -138,7 +144,10 @@ mod tests {
             refusals.add(kind("m1", 1, 1), true, &time.to_string(), time);
         }
         let all = refusals.latest();
-        assert_eq!((all.len(), all[0].count, all[0].since.as_str(), all[0].latest), (1, 1000, "0", 999));
+        assert_eq!(
+            (all.len(), all[0].count, all[0].since.as_str(), all[0].latest),
+            (1, 1000, "0", 999)
+        );
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! How an update of a module is finished or taken back, wherever it was cut off. Pure.
 //!
-//! A host module is updated in its place: what it was is kept beside what it becomes, until that has started ([`settle_host`]).
-//! A container is replaced by another.
-//! The old container is kept aside, stopped and under another name, until the new one is made, registered and started. What
-//! was begun is written down before, so that after a crash the same question has the same answer.
+//! A host module is updated in its place: what it was is kept beside what it becomes,
+//! until that has started ([`settle_host`]). A container is replaced by another. The old
+//! container is kept aside, stopped and under another name, until the new one is made,
+//! registered and started. What was begun is written down before, so that after a crash
+//! the same question has the same answer.
 
 use serde::{Deserialize, Serialize};
 
@@ -37,14 +38,15 @@ pub enum Settlement {
 }
 
 impl Replacement {
-    /// The name of the old container while it is aside. It holds its id, so that no module's is like it by accident.
+    /// The name of the old container while it is aside. It holds its id, so that no
+    /// module's is like it by accident.
     #[must_use]
     pub fn aside_name(&self) -> String {
         format!("{}-replaced-{}", self.module.name(), &self.old.as_str()[..12])
     }
 
-    /// What to do, given the module's registration, the container that has the module's name, and whether the old one is
-    /// still there.
+    /// What to do, given the module's registration, the container that has the module's
+    /// name, and whether the old one is still there.
     #[must_use]
     pub fn settle(
         &self,
@@ -75,8 +77,8 @@ pub enum Runs {
     Nothing,
 }
 
-/// What to do about an update of a host module that was cut off. What it becomes is registered after the old process was
-/// stopped and before the new one is started.
+/// What to do about an update of a host module that was cut off. What it becomes is
+/// registered after the old process was stopped and before the new one is started.
 #[must_use]
 pub fn settle_host(runs: Runs, new_is_registered: bool) -> Settlement {
     match runs {
@@ -113,7 +115,8 @@ mod tests {
         Replacement { module: "m1".parse().unwrap(), old, registration, ran: true, start: true }
     }
 
-    /// The steps of an update, as what is seen after each: the registration, the module's name, the old container.
+    /// The steps of an update, as what is seen after each: the registration, the module's
+    /// name, the old container.
     fn steps() -> [(Registration, Option<ContainerId>, bool); 5] {
         let (old, new) = (container('a'), container('b'));
         [
@@ -127,8 +130,9 @@ mod tests {
 
     #[test]
     fn an_update_that_was_cut_off_is_taken_back_until_the_new_container_is_registered() {
-        let settled =
-            steps().map(|(registration, named, there)| begun().settle(Some(&registration), named.as_ref(), there));
+        let settled = steps().map(|(registration, named, there)| {
+            begun().settle(Some(&registration), named.as_ref(), there)
+        });
         use Settlement::{Finish, TakeBack};
         assert_eq!(settled, [TakeBack, TakeBack, TakeBack, Finish, Finish]);
         assert_eq!(begun().settle(None, None, false), Settlement::Forget);
@@ -136,13 +140,21 @@ mod tests {
     }
 
     #[test]
-    fn an_update_of_a_host_module_is_finished_only_with_what_is_registered_and_never_over_what_still_runs() {
+    fn an_update_of_a_host_module_is_finished_only_with_what_is_registered_and_never_over_what_still_runs()
+     {
         use Settlement::{Finish, TakeBack};
         // Its steps: begun, stopped, registered, started.
-        let steps = [(Runs::Old, false), (Runs::Nothing, false), (Runs::Nothing, true), (Runs::New, true)];
-        assert_eq!(steps.map(|(runs, registered)| settle_host(runs, registered)), [TakeBack, TakeBack, Finish, Finish]);
+        let steps =
+            [(Runs::Old, false), (Runs::Nothing, false), (Runs::Nothing, true), (Runs::New, true)];
+        assert_eq!(
+            steps.map(|(runs, registered)| settle_host(runs, registered)),
+            [TakeBack, TakeBack, Finish, Finish]
+        );
         // The new one may be registered as the old one was: same content, same user.
-        assert_eq!((settle_host(Runs::Old, true), settle_host(Runs::New, false)), (TakeBack, TakeBack));
+        assert_eq!(
+            (settle_host(Runs::Old, true), settle_host(Runs::New, false)),
+            (TakeBack, TakeBack)
+        );
     }
 
     proptest! {

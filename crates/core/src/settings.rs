@@ -1,8 +1,9 @@
-//! What each daemon is told, as values. `edgekeep config apply` makes these out of the one `config.toml` (crate
-//! `edgekeep-config`) and writes one file a daemon, so that no daemon ever reads another's secrets.
+//! What each daemon is told, as values. `edgekeep config apply` makes these out of the
+//! one `config.toml` (crate `edgekeep-config`) and writes one file a daemon, so that no
+//! daemon ever reads another's secrets.
 //!
-//! Files: `etc/edgekeep/{keyd,identityd,moduled}.json` under the root, mode 0600. Unknown members are refused: these files
-//! are made by a program of the same version.
+//! Files: `etc/edgekeep/{keyd,identityd,moduled}.json` under the root, mode 0600. Unknown
+//! members are refused: these files are made by a program of the same version.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::attestation::Policy;
 use crate::create_options::{Grant, OwnState, PublishedPorts};
 use crate::digest::Sha256Digest;
-use crate::hardware::{KeyPlace, PassOn, SandboxSettings, Seal, SecretText, TokenSettings, TpmSettings};
+use crate::hardware::{
+    KeyPlace, PassOn, SandboxSettings, Seal, SecretText, TokenSettings, TpmSettings,
+};
 use crate::host::{HostModule, HostService, IdRange, ScopeUse};
 use crate::id::{CertId, DeviceId, KeyId, ModuleId};
 use crate::image_policy::ImagePolicy;
@@ -26,9 +29,11 @@ pub struct KeydSettings {
     pub preloaded_keys: BTreeMap<KeyId, SecretText>,
     /// Open connections one uid may hold on one socket.
     pub connections_per_uid: Option<u32>,
-    /// What keys are for, where the built-in rules do not say it. The first rule that fits counts.
+    /// What keys are for, where the built-in rules do not say it. The first rule that
+    /// fits counts.
     pub purposes: Vec<PurposeRule>,
-    /// Whether whoever has a handle may use it, for ever: as existing services have it, for installations that mix them.
+    /// Whether whoever has a handle may use it, for ever: as existing services have it,
+    /// for installations that mix them.
     pub handles_any_uid: bool,
     /// Seconds for which a handle is good; a day if absent.
     pub handle_lifetime_sec: Option<u64>,
@@ -38,13 +43,15 @@ pub struct KeydSettings {
     pub pkcs11: Option<TokenSettings>,
     /// The TPM, if one is used.
     pub tpm: Option<TpmSettings>,
-    /// Where keys are looked for and made, first place first. Empty: the token, if there is one, then files.
+    /// Where keys are looked for and made, first place first. Empty: the token, if there
+    /// is one, then files.
     pub places: Vec<KeyPlace>,
     /// Which keys that a place cannot make are made in the next one.
     pub pass_on: PassOn,
     /// Keys that are in one place, and looked for nowhere else.
     pub assigned: BTreeMap<KeyId, KeyPlace>,
-    /// What protects the store key of the files. Absent: what protects it now; that of a new store is in a file.
+    /// What protects the store key of the files. Absent: what protects it now; that of a
+    /// new store is in a file.
     pub seal: Option<Seal>,
     /// Keys that one uid may make. Does not bind uid 0.
     pub keys_per_uid: Option<u32>,
@@ -68,11 +75,13 @@ impl KeydSettings {
 pub struct AuditLogSettings {
     /// Size above which its oldest part is dropped, in MiB.
     pub size_mib: Option<u32>,
-    /// Longest time before an entry is on the disk, in milliseconds: what a power cut can take.
+    /// Longest time before an entry is on the disk, in milliseconds: what a power cut can
+    /// take.
     pub sync_ms: Option<u32>,
     /// Longest time between an entry and a signed checkpoint that covers it, in seconds.
     pub checkpoint_sec: Option<u32>,
-    /// Entries that one uid may write in an hour; beyond them equal uses are counted together.
+    /// Entries that one uid may write in an hour; beyond them equal uses are counted
+    /// together.
     pub entries_per_uid_hour: Option<u32>,
 }
 
@@ -82,12 +91,15 @@ pub struct AuditLogSettings {
 pub struct KeyPrincipal {
     /// Unix user id, as `SO_PEERCRED` reports it.
     pub uid: u32,
-    /// Patterns with `*` and `?` of the key ids that it may name: make, load, replace, delete, and use.
+    /// Patterns with `*` and `?` of the key ids that it may name: make, load, replace,
+    /// delete, and use.
     pub keys: Vec<String>,
-    /// Patterns of keys that it may use, but not name, with a handle that another uid was given.
+    /// Patterns of keys that it may use, but not name, with a handle that another uid was
+    /// given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub use_only: Vec<String>,
-    /// Patterns of keys of which it may use derived ones, and only those, with a handle that another uid was given.
+    /// Patterns of keys of which it may use derived ones, and only those, with a handle
+    /// that another uid was given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub use_derived: Vec<String>,
     /// Patterns of keys of which it may take derived ones out of keyd.
@@ -96,7 +108,8 @@ pub struct KeyPrincipal {
     /// Whether CA keys sign for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub certificates: bool,
-    /// Whether what it says about on whose behalf it asks is written into the audit log, as its statement.
+    /// Whether what it says about on whose behalf it asks is written into the audit log,
+    /// as its statement.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub attestor: bool,
 }
@@ -170,7 +183,8 @@ pub struct IdentitydSettings {
     pub sandbox: bool,
 }
 
-/// Where the device's identity comes from. No secret is in here: keys are named by their id in keyd.
+/// Where the device's identity comes from. No secret is in here: keys are named by their
+/// id in keyd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "source", deny_unknown_fields)]
 pub enum Provisioning {
@@ -221,7 +235,8 @@ pub struct CloudSettings {
     pub timeout_sec: u64,
     /// Attempts after the first.
     pub retries: u32,
-    /// PEM files of roots to trust *instead of* the system's, as absolute paths. Empty: the system's.
+    /// PEM files of roots to trust *instead of* the system's, as absolute paths. Empty:
+    /// the system's.
     pub trusted_certs: Vec<String>,
 }
 
@@ -264,7 +279,8 @@ pub struct CertPrincipal {
     pub uid: u32,
     /// Certificate id patterns with `*` and `?`.
     pub certs: Vec<String>,
-    /// Whether what it says about on whose behalf it asks is passed on to keyd, which writes it down.
+    /// Whether what it says about on whose behalf it asks is passed on to keyd, which
+    /// writes it down.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub attestor: bool,
 }
@@ -339,7 +355,8 @@ pub struct ModuledSettings {
     /// Whether host modules may run as uid 0.
     #[serde(default = "yes")]
     pub allow_root_host_modules: bool,
-    /// Ids of which each host module without a `user` gets one for itself. `None`: it runs as moduled does.
+    /// Ids of which each host module without a `user` gets one for itself. `None`: it
+    /// runs as moduled does.
     #[serde(default)]
     pub host_module_ids: Option<IdRange>,
     /// Whether host modules are put into systemd scopes.
@@ -354,14 +371,15 @@ pub struct ModuledSettings {
     /// Errors in a row after which the watchdog gives up; `None`: never.
     #[serde(default)]
     pub watchdog_max_retries: Option<u32>,
-    /// Whether create options may ask for whatever the engine can do; else for what concerns the container alone and what
-    /// is granted.
+    /// Whether create options may ask for whatever the engine can do; else for what
+    /// concerns the container alone and what is granted.
     #[serde(default = "yes")]
     pub allow_elevated_permissions: bool,
     /// Which ports of the host modules may publish without elevated permissions.
     #[serde(default)]
     pub published_ports: PublishedPorts,
-    /// What becomes of the daemons' own sockets and state in a module's mount of a folder above them.
+    /// What becomes of the daemons' own sockets and state in a module's mount of a folder
+    /// above them.
     #[serde(default)]
     pub own_state_in_mounts: OwnState,
     /// What create options of a module may ask for besides.
@@ -396,7 +414,8 @@ pub enum ModuleEncryption {
     ModuleKey,
     /// The same, and what is under the device's one key is refused.
     ModuleKeyOnly,
-    /// The device's one key, as existing services have it, for a way back to them. Both are read.
+    /// The device's one key, as existing services have it, for a way back to them. Both
+    /// are read.
     DeviceKey,
 }
 
@@ -406,7 +425,8 @@ pub enum ModuleEncryption {
 pub struct ImageCollectionSettings {
     /// Whether it is done at all, unasked.
     pub enabled: bool,
-    /// Seconds of operation between two removals by age; whole days keep to the time of day.
+    /// Seconds of operation between two removals by age; whole days keep to the time of
+    /// day.
     pub recurrence_sec: u64,
     /// Seconds of operation for which an image must have been unused.
     pub unused_sec: u64,
@@ -469,7 +489,10 @@ pub struct AgentSettings {
 impl std::fmt::Debug for AgentSettings {
     /// Environment, options and credentials are not printed.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AgentSettings").field("kind", &self.kind).field("image", &self.image).finish_non_exhaustive()
+        f.debug_struct("AgentSettings")
+            .field("kind", &self.kind)
+            .field("image", &self.image)
+            .finish_non_exhaustive()
     }
 }
 
@@ -515,7 +538,8 @@ pub struct EdgeCaSettings {
     pub algorithms: String,
     /// Key type of module certificates.
     pub module_keys: ModuleKeys,
-    /// Longest validity of a module certificate, in days; beyond 30 the certificates API's own limit counts.
+    /// Longest validity of a module certificate, in days; beyond 30 the certificates
+    /// API's own limit counts.
     pub module_cert_days: u32,
 }
 

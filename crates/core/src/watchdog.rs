@@ -1,13 +1,16 @@
-//! When to start, create or replace the agent's module: the one module that the daemon itself keeps alive.
+//! When to start, create or replace the agent's module: the one module that the daemon
+//! itself keeps alive.
 //!
-//! Once a [`PERIOD`], the first time at once; after an error sooner, because many pass quickly (a device that is just being
-//! provisioned), and later from error to error. Only what is known to be dead is removed: a module whose state nobody knows,
-//! and an engine that does not answer, are waited for. Errors count in a row; a round in which the agent is seen running
-//! forgets them.
+//! Once a [`PERIOD`], the first time at once; after an error sooner, because many pass
+//! quickly (a device that is just being provisioned), and later from error to error. Only
+//! what is known to be dead is removed: a module whose state nobody knows, and an engine
+//! that does not answer, are waited for. Errors count in a row; a round in which the
+//! agent is seen running forgets them.
 //!
-//! An agent that starts and then ends again and again is no error of the runtime, but it is started less and less often:
-//! after 10 s, 20 s, 40 s and so on up to five minutes. One that has run for [`STABLE`] begins anew. All times are of a
-//! monotonic clock: no step of the wall clock brings a round forward or puts it off.
+//! An agent that starts and then ends again and again is no error of the runtime, but it
+//! is started less and less often: after 10 s, 20 s, 40 s and so on up to five minutes.
+//! One that has run for [`STABLE`] begins anew. All times are of a monotonic clock: no
+//! step of the wall clock brings a round forward or puts it off.
 
 use std::time::Duration;
 
@@ -20,7 +23,8 @@ pub const RETRY: Duration = Duration::from_secs(5);
 /// Longest time between two rounds, after errors in a row.
 pub const LONGEST_PERIOD: Duration = Duration::from_secs(300);
 
-/// How long an agent that was started is left alone the first time. It doubles from start to start.
+/// How long an agent that was started is left alone the first time. It doubles from start
+/// to start.
 pub const SETTLE: Duration = Duration::from_secs(10);
 
 /// An agent that was started so long ago is started at once when it ends.
@@ -73,8 +77,8 @@ pub struct State {
 }
 
 impl State {
-    /// Before the first round, which is due at once. `limit` is the number of errors in a row at which it gives up;
-    /// `None`: never.
+    /// Before the first round, which is due at once. `limit` is the number of errors in a
+    /// row at which it gives up; `None`: never.
     #[must_use]
     pub const fn new(limit: Option<u32>) -> Self {
         Self { limit, errors: 0, due: Duration::ZERO, starts: 0, started: None }
@@ -92,7 +96,8 @@ impl State {
         self.errors
     }
 
-    /// Makes the next round due at `now`: something happened, for instance the agent ended or the engine came back.
+    /// Makes the next round due at `now`: something happened, for instance the agent
+    /// ended or the engine came back.
     #[must_use]
     pub fn wake(self, now: Duration) -> Self {
         Self { due: self.due.min(now.max(self.settled())), ..self }
@@ -102,15 +107,22 @@ impl State {
     #[must_use]
     pub fn settled(&self) -> Duration {
         let pause = SETTLE * (1_u32 << self.starts.saturating_sub(1).min(5));
-        self.started.map_or(Duration::ZERO, |started| started.saturating_add(pause.min(LONGEST_PERIOD)))
+        self.started
+            .map_or(Duration::ZERO, |started| started.saturating_add(pause.min(LONGEST_PERIOD)))
     }
 
     /// Takes in that what [`step`] asked for failed at `now`.
     #[must_use]
     pub fn action_failed(self, now: Duration) -> Self {
         let errors = self.errors.saturating_add(1);
-        // It was not started after all; how soon the next try comes is a matter of the errors.
-        Self { errors, due: now.saturating_add(pause_after(errors).min(LONGEST_PERIOD)), started: None, ..self }
+        // It was not started after all; how soon the next try comes is a matter of the
+        // errors.
+        Self {
+            errors,
+            due: now.saturating_add(pause_after(errors).min(LONGEST_PERIOD)),
+            started: None,
+            ..self
+        }
     }
 }
 
@@ -119,8 +131,8 @@ fn pause_after(errors: u32) -> Duration {
     RETRY * (1_u32 << errors.saturating_sub(1).min(6))
 }
 
-/// One round, at `now` on a monotonic clock. Before [`State::due`] it does nothing. If the action then fails, tell
-/// [`State::action_failed`].
+/// One round, at `now` on a monotonic clock. Before [`State::due`] it does nothing. If
+/// the action then fails, tell [`State::action_failed`].
 #[must_use]
 pub fn step(state: State, seen: Observation, now: Duration) -> (State, Action) {
     if now < state.due {
@@ -266,7 +278,10 @@ mod tests {
     #[test]
     fn waking_brings_a_round_forward_and_never_puts_it_off() {
         let (state, _) = step(State::new(None), Observation::Running, seconds(10));
-        assert_eq!(step(state.wake(seconds(20)), Observation::Stopped, seconds(20)).1, Action::Start);
+        assert_eq!(
+            step(state.wake(seconds(20)), Observation::Stopped, seconds(20)).1,
+            Action::Start
+        );
         assert_eq!(state.wake(seconds(200)).due(), state.due());
     }
 

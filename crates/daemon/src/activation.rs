@@ -1,6 +1,8 @@
-//! Sockets passed by the service manager (`LISTEN_PID`, `LISTEN_FDS`, `LISTEN_FDNAMES`; wire facts 1.2).
+//! Sockets passed by the service manager (`LISTEN_PID`, `LISTEN_FDS`, `LISTEN_FDNAMES`;
+//! wire facts 1.2).
 //!
-//! The one place of this crate with `unsafe`: a descriptor number from the environment becomes an owned descriptor.
+//! The one place of this crate with `unsafe`: a descriptor number from the environment
+//! becomes an owned descriptor.
 #![allow(unsafe_code, reason = "a passed descriptor is known by its number only")]
 
 use std::collections::HashMap;
@@ -13,7 +15,8 @@ const FIRST: RawFd = 3;
 /// More sockets than any daemon of ours has.
 const LIMIT: usize = 16;
 
-/// Names that systemd units give their sockets; a socket of one name is never taken for another.
+/// Names that systemd units give their sockets; a socket of one name is never taken for
+/// another.
 const UNIT_NAMES: [&str; 9] = [
     "aziot-keyd.socket",
     "aziot-tpmd.socket",
@@ -26,8 +29,8 @@ const UNIT_NAMES: [&str; 9] = [
     "edgekeep-moduled.metrics.socket",
 ];
 
-/// Takes the passed socket called `name`. A single passed socket is taken whatever its name, unless that is the name of
-/// another service's.
+/// Takes the passed socket called `name`. A single passed socket is taken whatever its
+/// name, unless that is the name of another service's.
 ///
 /// Each socket can be taken once. `None` if there is no such socket.
 #[must_use]
@@ -44,20 +47,26 @@ pub fn take(name: &str) -> Option<UnixListener> {
 
 fn claim() -> HashMap<String, OwnedFd> {
     let variable = |name: &str| std::env::var(name).ok();
-    let for_us = variable("LISTEN_PID").and_then(|pid| pid.parse::<u32>().ok()) == Some(std::process::id());
+    let for_us =
+        variable("LISTEN_PID").and_then(|pid| pid.parse::<u32>().ok()) == Some(std::process::id());
     if !for_us {
         return HashMap::new();
     }
-    let count = variable("LISTEN_FDS").and_then(|count| count.parse::<usize>().ok()).unwrap_or(0).min(LIMIT);
+    let count = variable("LISTEN_FDS")
+        .and_then(|count| count.parse::<usize>().ok())
+        .unwrap_or(0)
+        .min(LIMIT);
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
     let mut passed = HashMap::new();
     for number in (FIRST..).take(count) {
-        // SAFETY: the service manager passes descriptors `FIRST..FIRST+LISTEN_FDS` to the process whose id is LISTEN_PID,
-        // which is this one; nothing else in this process owns them, and this runs once.
+        // SAFETY: the service manager passes descriptors `FIRST..FIRST+LISTEN_FDS` to the
+        // process whose id is LISTEN_PID, which is this one; nothing else in this process
+        // owns them, and this runs once.
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
         if rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC).is_err() {
-            // Not an open descriptor after all: forget it without closing a number that may become somebody's.
+            // Not an open descriptor after all: forget it without closing a number that
+            // may become somebody's.
             std::mem::forget(descriptor);
             continue;
         }

@@ -1,6 +1,8 @@
-//! The command line of a program: help, version, flags without values, operands, and a refusal of all else.
+//! The command line of a program: help, version, flags without values, operands, and a
+//! refusal of all else.
 //!
-//! A program answers before it does anything: no file is made, no socket is opened, nothing is logged.
+//! A program answers before it does anything: no file is made, no socket is opened,
+//! nothing is logged.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -60,9 +62,9 @@ impl Synopsis {
         self.given(0..=0).map(|given| given.flags)
     }
 
-    /// Reads the arguments of this process, so many operands among them. Where there is nothing to do but to answer, the
-    /// answer is written and the exit code returned: help and version go to the standard output, a refusal to the standard
-    /// error.
+    /// Reads the arguments of this process, so many operands among them. Where there is
+    /// nothing to do but to answer, the answer is written and the exit code returned:
+    /// help and version go to the standard output, a refusal to the standard error.
     ///
     /// # Errors
     /// The exit code. There is nothing left to do.
@@ -81,14 +83,19 @@ impl Synopsis {
     /// Says on the standard error why the arguments are not taken. The exit code.
     #[must_use]
     pub fn refuse(&self, reason: &str) -> ExitCode {
-        let text = format!("error: {reason}\n\n{}\n\nFor more information, try '--help'.\n", self.usage());
+        let text =
+            format!("error: {reason}\n\n{}\n\nFor more information, try '--help'.\n", self.usage());
         // Nobody is left to tell if this fails.
         let _ = std::io::stderr().write_all(text.as_bytes());
         ExitCode::from(WRONG_ARGUMENTS)
     }
 
     /// The first argument that is neither a flag nor an operand decides.
-    fn read(&self, arguments: impl Iterator<Item = OsString>, operands: RangeInclusive<usize>) -> Request {
+    fn read(
+        &self,
+        arguments: impl Iterator<Item = OsString>,
+        operands: RangeInclusive<usize>,
+    ) -> Request {
         let mut given = Given::default();
         for argument in arguments {
             let flag = self.flags.iter().map(|(flag, _)| *flag).find(|flag| argument == *flag);
@@ -96,7 +103,9 @@ impl Synopsis {
                 (Some("-h" | "--help"), _) => return Request::Help,
                 (Some("-V" | "--version"), _) => return Request::Version,
                 (_, Some(flag)) => _ = given.flags.insert(flag),
-                _ if argument.as_encoded_bytes().starts_with(b"-") || given.operands.len() == *operands.end() => {
+                _ if argument.as_encoded_bytes().starts_with(b"-")
+                    || given.operands.len() == *operands.end() =>
+                {
                     return Request::Wrong(format!("unexpected argument {}", quoted(&argument)));
                 }
                 _ => given.operands.push(argument),
@@ -114,14 +123,16 @@ impl Synopsis {
 
     fn help(&self) -> String {
         let common = [("-h, --help", "Print help"), ("-V, --version", "Print version")];
-        let options: Vec<(String, &str)> = (self.flags.iter().map(|(flag, about)| (format!("    {flag}"), *about)))
-            .chain(common.map(|(flag, about)| (flag.to_owned(), about)))
-            .collect();
+        let options: Vec<(String, &str)> =
+            (self.flags.iter().map(|(flag, about)| (format!("    {flag}"), *about)))
+                .chain(common.map(|(flag, about)| (flag.to_owned(), about)))
+                .collect();
         let mut text = format!("{}\n\n{}\n\nOptions:\n", self.summary, self.usage());
         list(&mut text, &options);
         if !self.variables.is_empty() {
             text.push_str("\nEnvironment:\n");
-            let variables: Vec<_> = self.variables.iter().map(|(name, about)| ((*name).to_owned(), *about)).collect();
+            let variables: Vec<_> =
+                self.variables.iter().map(|(name, about)| ((*name).to_owned(), *about)).collect();
             list(&mut text, &variables);
         }
         text
@@ -135,7 +146,8 @@ fn list(text: &mut String, lines: &[(String, &str)]) {
     }
 }
 
-/// An argument as a message may show it: of bounded length, and without what moves a terminal's cursor.
+/// An argument as a message may show it: of bounded length, and without what moves a
+/// terminal's cursor.
 fn quoted(argument: &OsStr) -> String {
     let text = argument.to_string_lossy();
     let mut shown: String = text.chars().take(QUOTED).flat_map(char::escape_debug).collect();
@@ -177,7 +189,17 @@ mod tests {
         for version in ["-V", "--version"] {
             assert_eq!(read(&[version]), Request::Version);
         }
-        for wrong in ["--nonsense", "", "-", "--", "--help=x", "--stop-module", "--stop-modules=1", "-hV", "help"] {
+        for wrong in [
+            "--nonsense",
+            "",
+            "-",
+            "--",
+            "--help=x",
+            "--stop-module",
+            "--stop-modules=1",
+            "-hV",
+            "help",
+        ] {
             let reason = format!("unexpected argument \"{wrong}\"");
             assert_eq!(read(&["--stop-modules", wrong, "--help"]), Request::Wrong(reason));
         }
@@ -187,7 +209,10 @@ mod tests {
     fn operands_are_as_many_as_the_program_takes() {
         let read = |words: &[&str]| PROGRAM.read(words.iter().map(OsString::from), 1..=2);
         let run = |words: &[&str]| {
-            Request::Run(Given { flags: BTreeSet::new(), operands: words.iter().map(OsString::from).collect() })
+            Request::Run(Given {
+                flags: BTreeSet::new(),
+                operands: words.iter().map(OsString::from).collect(),
+            })
         };
         for words in [&["a"][..], &["a", "b"], &["", ""]] {
             assert_eq!(read(words), run(words));

@@ -1,7 +1,8 @@
 //! The audit trail: each refusal, one JSON object a line, bounded.
 //!
-//! Two files, `audit.jsonl` and the one before it, each at most [`FILE_LIMIT`] bytes. An entry never holds a secret. A full
-//! disk loses entries, never the daemon: how many were lost is written with the next entry that fits.
+//! Two files, `audit.jsonl` and the one before it, each at most [`FILE_LIMIT`] bytes. An
+//! entry never holds a secret. A full disk loses entries, never the daemon: how many were
+//! lost is written with the next entry that fits.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -67,7 +68,8 @@ impl Trail {
                 *count <= LOGGED_PER_MINUTE
             }
             other => {
-                let unlogged = other.map_or(0, |(_, count)| count.saturating_sub(LOGGED_PER_MINUTE));
+                let unlogged =
+                    other.map_or(0, |(_, count)| count.saturating_sub(LOGGED_PER_MINUTE));
                 if unlogged > 0 {
                     tracing::warn!(unlogged, "more refusals are in the audit trail");
                 }
@@ -95,8 +97,8 @@ pub struct Past {
     pub reason: String,
 }
 
-/// The trail in `folder`, the oldest first, as far as it can be read: at most two files of [`FILE_LIMIT`]. A line that was cut
-/// off is left out.
+/// The trail in `folder`, the oldest first, as far as it can be read: at most two files
+/// of [`FILE_LIMIT`]. A line that was cut off is left out.
 #[must_use]
 pub fn read(folder: &Path) -> Vec<Past> {
     let mut all = Vec::new();
@@ -110,7 +112,9 @@ pub fn read(folder: &Path) -> Vec<Past> {
                 continue;
             }
         };
-        all.extend(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()));
+        all.extend(
+            text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()),
+        );
     }
     all
 }
@@ -135,8 +139,9 @@ impl Audit {
         &self.path
     }
 
-    /// Writes a refusal down, here and in the log. The log gets the first [`LOGGED_PER_MINUTE`] of a minute only: a caller
-    /// who tries again and again must not fill it.
+    /// Writes a refusal down, here and in the log. The log gets the first
+    /// [`LOGGED_PER_MINUTE`] of a minute only: a caller who tries again and again must
+    /// not fill it.
     pub fn refused(&self, entry: &Entry<'_>) {
         let mut trail = self.trail.lock().unwrap_or_else(PoisonError::into_inner);
         if trail.may_log(Instant::now()) {
@@ -152,7 +157,8 @@ impl Audit {
         self.write(&mut trail, entry);
     }
 
-    /// Writes down what was granted and changes what will be granted later; `reason` says what it is.
+    /// Writes down what was granted and changes what will be granted later; `reason` says
+    /// what it is.
     pub fn granted(&self, entry: &Entry<'_>) {
         tracing::info!(
             uid = entry.uid,
@@ -168,8 +174,9 @@ impl Audit {
     fn write(&self, trail: &mut Trail, entry: &Entry<'_>) {
         let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
         let lost = trail.lost;
-        let written =
-            serde_json::to_vec(&Line { time, lost, entry }).map_err(std::io::Error::other).and_then(|mut line| {
+        let written = serde_json::to_vec(&Line { time, lost, entry })
+            .map_err(std::io::Error::other)
+            .and_then(|mut line| {
                 line.push(b'\n');
                 self.append(trail, &line)
             });
@@ -218,13 +225,27 @@ mod tests {
         let audit = Audit::new(folder.path());
         let object = "m".repeat(100_000);
         for pid in 0..40 {
-            audit.refused(&Entry { uid: 1, pid, action: "POST /sign", object: &object, reason: "not-in-module" });
+            audit.refused(&Entry {
+                uid: 1,
+                pid,
+                action: "POST /sign",
+                object: &object,
+                reason: "not-in-module",
+            });
         }
         let read = read(folder.path());
-        assert_eq!(read.last().map(|entry| (entry.pid, entry.reason.as_str())), Some((39, "not-in-module")));
-        assert!(read.len() > 10 && read.windows(2).all(|pair| pair[0].pid < pair[1].pid), "two files, in order");
-        let sizes: Vec<u64> =
-            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+        assert_eq!(
+            read.last().map(|entry| (entry.pid, entry.reason.as_str())),
+            Some((39, "not-in-module"))
+        );
+        assert!(
+            read.len() > 10 && read.windows(2).all(|pair| pair[0].pid < pair[1].pid),
+            "two files, in order"
+        );
+        let sizes: Vec<u64> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .collect();
         assert_eq!(sizes.len(), 2);
         assert!(sizes.iter().all(|size| *size <= FILE_LIMIT), "{sizes:?}");
         let last = std::fs::read_to_string(audit.path()).unwrap();

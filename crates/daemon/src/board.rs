@@ -1,8 +1,11 @@
-//! The board: the problems that a daemon knows of, for whoever asks at its operations socket.
+//! The board: the problems that a daemon knows of, for whoever asks at its operations
+//! socket.
 //!
-//! Any part of a daemon keeps a clone and tells of what it sees; [`edgekeep_core::health`] says how a kind of problem is
-//! added. Telling again what is there costs a lookup and changes nothing but the words. Moments are kept on the monotonic
-//! clock: however the wall clock steps, `since` is right by the clock as it is when somebody asks.
+//! Any part of a daemon keeps a clone and tells of what it sees;
+//! [`edgekeep_core::health`] says how a kind of problem is added. Telling again what is
+//! there costs a lookup and changes nothing but the words. Moments are kept on the
+//! monotonic clock: however the wall clock steps, `since` is right by the clock as it is
+//! when somebody asks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +14,8 @@ use std::time::{Duration, Instant};
 use edgekeep_core::health::{Code, Health, Problem, Subject};
 use time::OffsetDateTime;
 
-/// Problems of one kind that are kept. Beyond, one about the device as a whole says that there are more.
+/// Problems of one kind that are kept. Beyond, one about the device as a whole says that
+/// there are more.
 pub const PER_CODE: usize = 256;
 
 /// The problems that a daemon knows of. A clone is the same board.
@@ -22,8 +26,8 @@ pub struct Board(Arc<Mutex<BTreeMap<Code, Kept>>>);
 #[derive(Debug, Default)]
 struct Kept {
     by_subject: BTreeMap<Subject, Entry>,
-    /// Since when there are more than are kept. Over only when none of those that are kept is left: which ones were left out
-    /// is not known.
+    /// Since when there are more than are kept. Over only when none of those that are
+    /// kept is left: which ones were left out is not known.
     more: Option<Instant>,
 }
 
@@ -42,12 +46,14 @@ impl Board {
         Self::default()
     }
 
-    /// Tells of a problem that stays until it is cleared. The words of an earlier telling are replaced.
+    /// Tells of a problem that stays until it is cleared. The words of an earlier telling
+    /// are replaced.
     pub fn raise(&self, code: Code, subject: &Subject, detail: impl AsRef<str>) {
         self.put(code, subject, detail.as_ref(), None, Instant::now());
     }
 
-    /// Tells of an event that is a problem for `lasting` from now, longer if it is told of again.
+    /// Tells of an event that is a problem for `lasting` from now, longer if it is told
+    /// of again.
     pub fn note(&self, code: Code, subject: &Subject, detail: impl AsRef<str>, lasting: Duration) {
         let now = Instant::now();
         self.put(code, subject, detail.as_ref(), now.checked_add(lasting), now);
@@ -70,8 +76,13 @@ impl Board {
         }
     }
 
-    /// Tells all problems of this kind that a look around found: what is not among them is over.
-    pub fn replace<D: AsRef<str>>(&self, code: Code, found: impl IntoIterator<Item = (Subject, D)>) {
+    /// Tells all problems of this kind that a look around found: what is not among them
+    /// is over.
+    pub fn replace<D: AsRef<str>>(
+        &self,
+        code: Code,
+        found: impl IntoIterator<Item = (Subject, D)>,
+    ) {
         let mut seen = BTreeSet::new();
         for (subject, detail) in found {
             // Beyond the bound it is enough to say once that there are more.
@@ -80,8 +91,11 @@ impl Board {
                 seen.insert(subject);
             }
         }
-        let before: Vec<Subject> =
-            self.lock().get(&code).map(|kept| kept.by_subject.keys().cloned().collect()).unwrap_or_default();
+        let before: Vec<Subject> = self
+            .lock()
+            .get(&code)
+            .map(|kept| kept.by_subject.keys().cloned().collect())
+            .unwrap_or_default();
         for subject in before.iter().filter(|subject| !seen.contains(subject)) {
             self.clear(code, subject);
         }
@@ -92,7 +106,8 @@ impl Board {
         }
     }
 
-    /// All problems that are there now, and what they mean for the health of what this daemon knows.
+    /// All problems that are there now, and what they mean for the health of what this
+    /// daemon knows.
     #[must_use]
     pub fn health(&self) -> Health {
         self.health_at(Instant::now(), OffsetDateTime::now_utc())
@@ -104,18 +119,31 @@ impl Board {
             kept.by_subject.retain(|_, entry| entry.lapses.is_none_or(|end| end > now));
             kept.tidy();
         }
-        let begun =
-            |since: Instant| wall.saturating_sub(now.saturating_duration_since(since).try_into().unwrap_or_default());
+        let begun = |since: Instant| {
+            wall.saturating_sub(now.saturating_duration_since(since).try_into().unwrap_or_default())
+        };
         let problems = board.iter().flat_map(|(code, kept)| {
-            let known =
-                kept.by_subject.iter().map(|(subject, entry)| (subject.clone(), entry.detail.as_str(), entry.since));
-            let more = kept.more.map(|since| (Subject::device(), "there are more than are listed", since));
-            known.chain(more).map(|(subject, detail, since)| Problem::new(*code, subject, detail, begun(since)))
+            let known = kept
+                .by_subject
+                .iter()
+                .map(|(subject, entry)| (subject.clone(), entry.detail.as_str(), entry.since));
+            let more =
+                kept.more.map(|since| (Subject::device(), "there are more than are listed", since));
+            known
+                .chain(more)
+                .map(|(subject, detail, since)| Problem::new(*code, subject, detail, begun(since)))
         });
         Health::of(problems)
     }
 
-    fn put(&self, code: Code, subject: &Subject, detail: &str, lapses: Option<Instant>, now: Instant) {
+    fn put(
+        &self,
+        code: Code,
+        subject: &Subject,
+        detail: &str,
+        lapses: Option<Instant>,
+        now: Instant,
+    ) {
         // Bounded before it is kept.
         let told = Problem::new(code, subject.clone(), detail, OffsetDateTime::UNIX_EPOCH);
         let detail = told.detail().to_owned();
@@ -135,7 +163,8 @@ impl Board {
             kept.more.get_or_insert(now);
             return;
         }
-        kept.by_subject.insert(subject.clone(), Entry { detail: detail.clone(), since: now, lapses });
+        kept.by_subject
+            .insert(subject.clone(), Entry { detail: detail.clone(), since: now, lapses });
         drop(board);
         tracing::warn!(problem = %code, %subject, severity = %code.severity(), detail, "problem");
     }
@@ -199,15 +228,22 @@ mod tests {
     fn an_event_lapses_unless_it_is_told_of_again_and_then_begins_anew() {
         let board = Board::new();
         let (begin, lasting) = (Instant::now(), 300 * SECOND);
-        let tell = |at: Instant| board.put(Code::ModuleCallFailed, &key(1), "x", Some(at + lasting), at);
-        let since = |at: Instant| board.health_at(at, WALL).problems().first().map(|problem| WALL - problem.since());
+        let tell =
+            |at: Instant| board.put(Code::ModuleCallFailed, &key(1), "x", Some(at + lasting), at);
+        let since = |at: Instant| {
+            board.health_at(at, WALL).problems().first().map(|problem| WALL - problem.since())
+        };
         tell(begin);
         tell(begin + 200 * SECOND);
         assert_eq!(since(begin + 499 * SECOND), Some(time::Duration::seconds(499)));
         assert_eq!(since(begin + 500 * SECOND), None);
         tell(begin + 600 * SECOND);
         tell(begin + 901 * SECOND);
-        assert_eq!(since(begin + 902 * SECOND), Some(time::Duration::seconds(1)), "the first had lapsed, unread");
+        assert_eq!(
+            since(begin + 902 * SECOND),
+            Some(time::Duration::seconds(1)),
+            "the first had lapsed, unread"
+        );
     }
 
     #[test]
@@ -234,12 +270,17 @@ mod tests {
         let health = board.health();
         assert_eq!(health.problems().len(), PER_CODE + 1);
         assert!(health.problems().iter().all(|problem| problem.detail().len() < 1000));
-        let kept: Vec<Subject> = health.problems().iter().map(|problem| problem.subject().clone()).collect();
+        let kept: Vec<Subject> =
+            health.problems().iter().map(|problem| problem.subject().clone()).collect();
         let (last, others) = kept.split_last().expect("some");
         for subject in others {
             board.clear(Code::KeyUnusable, subject);
         }
-        assert_eq!(board.health().verdict(), Verdict::Unhealthy, "those left out may be there still");
+        assert_eq!(
+            board.health().verdict(),
+            Verdict::Unhealthy,
+            "those left out may be there still"
+        );
         board.clear(Code::KeyUnusable, last);
         assert_eq!(board.health().verdict(), Verdict::Healthy);
         board.replace(Code::KeyUnusable, (0..10 * PER_CODE).map(|number| (key(number), "")));

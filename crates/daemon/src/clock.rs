@@ -10,16 +10,17 @@ use edgekeep_core::clock::{BootId, Moment, Reading, step};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
-    timerfd_settime,
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
+    timerfd_create, timerfd_settime,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The kernel's name for this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// Time between two comparisons of the clocks. The kernel tells of a step at once. The comparison
-/// finds a time asleep, and clocks that are moved without the kernel, as a test does.
+/// Time between two comparisons of the clocks. The kernel tells of a step at once. The
+/// comparison finds a time asleep, and clocks that are moved without the kernel, as a
+/// test does.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The clock that counts from this boot.
@@ -29,8 +30,8 @@ pub struct BootClock {
 }
 
 impl BootClock {
-    /// Reads the name of this boot. Without such a name, a deadline by this clock lasts no longer
-    /// than this process.
+    /// Reads the name of this boot. Without such a name, a deadline by this clock lasts
+    /// no longer than this process.
     #[must_use]
     pub fn read() -> Self {
         let named = std::fs::read_to_string(BOOT_ID).ok().and_then(|text| BootId::parse(&text));
@@ -75,24 +76,27 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Begins to watch. Without a timer of the kernel the clocks are compared from time to time,
-    /// and nothing else.
+    /// Begins to watch. Without a timer of the kernel the clocks are compared from time
+    /// to time, and nothing else.
     ///
     /// # Panics
     /// Outside of a runtime.
     #[must_use]
     pub fn watch() -> Self {
         let timer = timer().and_then(watched);
-        let timer =
-            timer.inspect_err(|error| tracing::debug!(%error, "steps of the clock are looked for, not told")).ok();
+        let timer = timer
+            .inspect_err(
+                |error| tracing::debug!(%error, "steps of the clock are looked for, not told"),
+            )
+            .ok();
         Self { timer, last: reading() }
     }
 
-    /// Waits for a step, and returns by how many seconds the clock was put forward, or back if that
-    /// is negative.
+    /// Waits for a step, and returns by how many seconds the clock was put forward, or
+    /// back if that is negative.
     ///
-    /// A step that happens while nobody waits is returned by the next call. May be dropped and
-    /// called again at any time.
+    /// A step that happens while nobody waits is returned by the next call. May be
+    /// dropped and called again at any time.
     pub async fn next(&mut self) -> i64 {
         loop {
             let now = reading();
@@ -114,7 +118,8 @@ impl Steps {
 
 /// Makes a timer that never ends but by a step of the clock.
 fn timer() -> Result<OwnedFd, Errno> {
-    let timer = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+    let timer =
+        timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
     arm(&timer)?;
     Ok(timer)
 }
@@ -132,7 +137,8 @@ fn arm(timer: &OwnedFd) -> Result<(), Errno> {
     let value = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: never };
     let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
     match timerfd_settime(timer, flags, &value) {
-        // The clock was set between two calls: the timer is armed all the same (timerfd_create(2)).
+        // The clock was set between two calls: the timer is armed all the same
+        // (timerfd_create(2)).
         Ok(_) | Err(Errno::CANCELED) => Ok(()),
         Err(error) => Err(error),
     }
@@ -163,7 +169,13 @@ mod tests {
         let (begin, end) = (one.now(), other.now());
         assert_eq!(begin.boot, end.boot);
         assert!(begin.seconds <= end.seconds);
-        let up: f64 = std::fs::read_to_string("/proc/uptime").unwrap().split(' ').next().unwrap().parse().unwrap();
+        let up: f64 = std::fs::read_to_string("/proc/uptime")
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
         #[expect(clippy::cast_precision_loss, reason = "seconds since a boot are few")]
         let difference = (up - end.seconds as f64).abs();
         assert!(difference < 60.0, "{difference}");
@@ -177,8 +189,8 @@ mod tests {
         assert!(waited.is_err(), "{waited:?}");
     }
 
-    /// Sets the machine's clock to what it shows: for the kernel a set clock, for everybody else a
-    /// few microseconds.
+    /// Sets the machine's clock to what it shows: for the kernel a set clock, for
+    /// everybody else a few microseconds.
     #[tokio::test]
     async fn the_kernel_tells_when_the_clock_is_set() {
         let timer = watched(timer().unwrap()).unwrap();
@@ -188,10 +200,14 @@ mod tests {
             return;
         }
         for round in 0..2 {
-            tokio::time::timeout(Duration::from_secs(10), told(&timer)).await.expect("told").unwrap();
+            tokio::time::timeout(Duration::from_secs(10), told(&timer))
+                .await
+                .expect("told")
+                .unwrap();
             // Armed anew: told of the next one too.
             if round == 0 {
-                rustix::time::clock_settime(ClockId::Realtime, clock_gettime(ClockId::Realtime)).unwrap();
+                rustix::time::clock_settime(ClockId::Realtime, clock_gettime(ClockId::Realtime))
+                    .unwrap();
             }
         }
     }

@@ -1,10 +1,14 @@
-//! What a daemon gives up of its rights once it has what it needs: decided as a value, then given up in two steps.
+//! What a daemon gives up of its rights once it has what it needs: decided as a value,
+//! then given up in two steps.
 //!
-//! 1. [`Confinement::enter`], while there is one thread: capabilities and, by Landlock, files and TCP ports.
-//! 2. [`Entered::seal`], before anything is listened to: all system calls but those of the daemon's list, for all threads.
+//! 1. [`Confinement::enter`], while there is one thread: capabilities and, by Landlock,
+//!    files and TCP ports.
+//! 2. [`Entered::seal`], before anything is listened to: all system calls but those of
+//!    the daemon's list, for all threads.
 //!
-//! What a kernel cannot do, or refuses to, is logged and shown by `GET /sandbox` at the operations socket. The daemon goes on: a
-//! device without it is lost to its operator, and the other layers hold alone.
+//! What a kernel cannot do, or refuses to, is logged and shown by `GET /sandbox` at the
+//! operations socket. The daemon goes on: a device without it is lost to its operator,
+//! and the other layers hold alone.
 
 use std::path::Path;
 
@@ -13,7 +17,8 @@ use edgekeep_sandbox::{Level, Reach, Rights, SyscallList, privileges};
 use rustix::thread::CapabilitySet;
 
 /// Files by which the C library looks names of hosts up, but for `/etc/resolv.conf`.
-pub const FOR_NAMES: &[&str] = &["/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/gai.conf"];
+pub const FOR_NAMES: &[&str] =
+    &["/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/gai.conf"];
 
 /// What is to be kept, and why more than usual.
 #[derive(Debug)]
@@ -39,7 +44,15 @@ impl Confinement {
     #[must_use]
     pub fn new(switch: &'static str, enabled: bool, calls: &'static str) -> Self {
         let (sections, widened) = (Vec::new(), Vec::new());
-        Self { switch, enabled, reach: Reach::none(), calls, sections, widened, keep: CapabilitySet::empty() }
+        Self {
+            switch,
+            enabled,
+            reach: Reach::none(),
+            calls,
+            sections,
+            widened,
+            keep: CapabilitySet::empty(),
+        }
     }
 
     /// Adds a right on a file or folder.
@@ -61,19 +74,22 @@ impl Confinement {
         }
     }
 
-    /// Gives up, for good: privileges, and all files and ports but those that are needed. To be called before there are other
-    /// threads.
+    /// Gives up, for good: privileges, and all files and ports but those that are needed.
+    /// To be called before there are other threads.
     #[must_use]
     pub fn enter(self) -> Entered {
         if !self.enabled {
             let switch = self.switch;
-            tracing::warn!("no sandbox: {switch} = false; whoever takes this daemon over has all rights of its user");
+            tracing::warn!(
+                "no sandbox: {switch} = false; whoever takes this daemon over has all rights of its user"
+            );
             return Entered { confinement: self, layers: Vec::new() };
         }
         for widened in &self.widened {
             tracing::info!("the sandbox leaves within reach: {widened}");
         }
-        let privileges = privileges::give_up(self.keep).map_or_else(|error| absent(&error), |()| Level::Full);
+        let privileges =
+            privileges::give_up(self.keep).map_or_else(|error| absent(&error), |()| Level::Full);
         let reach = match self.reach.restrict() {
             Ok(reached) => {
                 for path in &reached.missing {
@@ -105,13 +121,16 @@ pub struct Entered {
 }
 
 impl Entered {
-    /// Gives up, for good and for all threads, the system calls that serving does not need.
+    /// Gives up, for good and for all threads, the system calls that serving does not
+    /// need.
     #[must_use]
     pub fn seal(mut self) -> SandboxReport {
         if self.confinement.enabled {
             let applied = SyscallList::parse(self.confinement.calls)
                 .map_err(|error| absent(&error))
-                .and_then(|list| list.compile(&self.confinement.sections).map_err(|error| absent(&error)))
+                .and_then(|list| {
+                    list.compile(&self.confinement.sections).map_err(|error| absent(&error))
+                })
                 .and_then(|filter| filter.restrict_process().map_err(|error| absent(&error)));
             self.layers.push(("system calls", applied.unwrap_or_else(|level| level)));
         }

@@ -6,14 +6,17 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Time for which running requests of keyd and identityd may go on after the daemon was asked to stop. State is replaced
-/// whole or not at all, and a caller whose request was cut off asks again.
+/// Time for which running requests of keyd and identityd may go on after the daemon was
+/// asked to stop. State is replaced whole or not at all, and a caller whose request was
+/// cut off asks again.
 const GRACE: Duration = Duration::from_millis(700);
-/// Time for threads that wait for a disk, a token or a name server after all else has ended.
+/// Time for threads that wait for a disk, a token or a name server after all else has
+/// ended.
 const THREADS: Duration = Duration::from_millis(200);
 
-/// Raises the limit of open descriptors to what the system allows this process: a caller costs moduled about four, and the
-/// usual 1024 would be used up by a few modules' idle connections.
+/// Raises the limit of open descriptors to what the system allows this process: a caller
+/// costs moduled about four, and the usual 1024 would be used up by a few modules' idle
+/// connections.
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -39,14 +42,15 @@ pub fn stop_on_signal() -> std::io::Result<watch::Receiver<bool>> {
         tracing::info!("stopping");
         crate::systemd::notify_stopping();
         let _ = sender.send(true);
-        // Keeps the channel open: a closed one means stop as well, but a receiver may be cloned later.
+        // Keeps the channel open: a closed one means stop as well, but a receiver may be
+        // cloned later.
         std::future::pending::<()>().await;
     });
     Ok(receiver)
 }
 
-/// Runs `serve` until it ends, or until a short while after the daemon was asked to stop: hardware or a network that never
-/// answers must not keep a daemon from ending.
+/// Runs `serve` until it ends, or until a short while after the daemon was asked to stop:
+/// hardware or a network that never answers must not keep a daemon from ending.
 pub async fn serve_until_stopped(serve: impl Future<Output = ()>, mut stop: watch::Receiver<bool>) {
     let overdue = async {
         let _ = stop.wait_for(|stop| *stop).await;

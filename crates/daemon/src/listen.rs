@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
-/// Connections that may wait to be accepted: as many as the kernel allows (`net.core.somaxconn`). Where callers are measured
-/// the server sets less (see `server::acceptor`).
+/// Connections that may wait to be accepted: as many as the kernel allows
+/// (`net.core.somaxconn`). Where callers are measured the server sets less (see
+/// `server::acceptor`).
 const BACKLOG: i32 = i32::MAX;
 
 /// Longest path, in bytes, that fits into a socket address on Linux.
@@ -47,11 +48,13 @@ pub enum ListenError {
     },
 }
 
-/// Binds a socket in a folder that others may write, such as one that is mounted into a container.
+/// Binds a socket in a folder that others may write, such as one that is mounted into a
+/// container.
 ///
-/// The socket is made in `private`, a folder that only the daemon writes, and then renamed to `path`: nothing is done by
-/// name in the shared folder, where the name could be made to mean another file, and whoever put something there cannot
-/// make the daemon wait for it. What was at `path` is replaced, unless it is a folder that is not empty.
+/// The socket is made in `private`, a folder that only the daemon writes, and then
+/// renamed to `path`: nothing is done by name in the shared folder, where the name could
+/// be made to mean another file, and whoever put something there cannot make the daemon
+/// wait for it. What was at `path` is replaced, unless it is a folder that is not empty.
 ///
 /// # Errors
 /// See [`ListenError`].
@@ -59,8 +62,10 @@ pub fn bind_into(private: &Path, path: &Path, mode: u32) -> Result<UnixListener,
     use std::sync::atomic::{AtomicU64, Ordering};
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let fault = |step, source| ListenError::Io { step, path: path.to_owned(), source };
-    std::fs::create_dir_all(private).map_err(|source| fault("make the private folder for", source))?;
-    let made = private.join(format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    std::fs::create_dir_all(private)
+        .map_err(|source| fault("make the private folder for", source))?;
+    let made =
+        private.join(format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
     let listener = bind(&made, mode)?;
     if std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
         std::fs::remove_dir(path).map_err(|_| ListenError::Occupied { path: path.to_owned() })?;
@@ -74,10 +79,12 @@ pub fn bind_into(private: &Path, path: &Path, mode: u32) -> Result<UnixListener,
     }
 }
 
-/// A listening socket whose connections carry their senders' credentials from the first byte on: that is set before
-/// anybody can connect.
+/// A listening socket whose connections carry their senders' credentials from the first
+/// byte on: that is set before anybody can connect.
 fn listening(path: &Path) -> Result<std::os::unix::net::UnixListener, rustix::io::Errno> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+    };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_passcred(&socket, true)?;
@@ -86,19 +93,25 @@ fn listening(path: &Path) -> Result<std::os::unix::net::UnixListener, rustix::io
     Ok(socket.into())
 }
 
-/// Whether somebody listens at a socket: a dead socket file refuses. Never waits for a listener whose queue is full.
+/// Whether somebody listens at a socket: a dead socket file refuses. Never waits for a
+/// listener whose queue is full.
 fn is_alive(path: &Path) -> bool {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let Ok(address) = SocketAddrUnix::new(path) else { return false };
-    let Ok(socket) = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) else { return true };
+    let Ok(socket) = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) else {
+        return true;
+    };
     match connect(&socket, &address) {
         Ok(()) => true,
         Err(errno) => errno == rustix::io::Errno::AGAIN,
     }
 }
 
-/// The socket that the service manager passed under `name`, else one bound at `path` (see [`bind`]).
+/// The socket that the service manager passed under `name`, else one bound at `path` (see
+/// [`bind`]).
 ///
 /// # Errors
 /// See [`ListenError`].
@@ -106,21 +119,27 @@ pub fn activated_or_bound(name: &str, path: &Path, mode: u32) -> Result<UnixList
     activated(name, path)?.map_or_else(|| bind(path, mode), Ok)
 }
 
-/// The socket that the service manager passed under `name`, if it did; `path` is where it should be.
+/// The socket that the service manager passed under `name`, if it did; `path` is where it
+/// should be.
 ///
 /// # Errors
 /// See [`ListenError`].
 pub fn activated(name: &str, path: &Path) -> Result<Option<UnixListener>, ListenError> {
     let Some(listener) = crate::activation::take(name) else { return Ok(None) };
     let fault = |step, source| ListenError::Io { step, path: path.to_owned(), source };
-    listener.set_nonblocking(true).map_err(|source| fault("prepare the passed socket for", source))?;
-    UnixListener::from_std(listener).map(Some).map_err(|source| fault("listen at the passed socket for", source))
+    listener
+        .set_nonblocking(true)
+        .map_err(|source| fault("prepare the passed socket for", source))?;
+    UnixListener::from_std(listener)
+        .map(Some)
+        .map_err(|source| fault("listen at the passed socket for", source))
 }
 
 /// Binds `path` with `mode`, in a folder that is made if absent.
 ///
-/// What a crashed daemon left is removed, and so is an *empty folder* in the socket's place (container engines make one
-/// when a bind source is absent). Anything else in the way is an error.
+/// What a crashed daemon left is removed, and so is an *empty folder* in the socket's
+/// place (container engines make one when a bind source is absent). Anything else in the
+/// way is an error.
 ///
 /// # Errors
 /// See [`ListenError`].
@@ -136,7 +155,8 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, ListenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(fault("look at", error)),
         Ok(metadata) if metadata.is_dir() => {
-            std::fs::remove_dir(path).map_err(|_| ListenError::Occupied { path: path.to_owned() })?;
+            std::fs::remove_dir(path)
+                .map_err(|_| ListenError::Occupied { path: path.to_owned() })?;
         }
         Ok(metadata) if metadata.file_type().is_socket() => {
             if is_alive(path) {

@@ -1,8 +1,10 @@
-//! Logging to standard error: one line an event, quiet by default, its level changed while the daemon runs.
+//! Logging to standard error: one line an event, quiet by default, its level changed
+//! while the daemon runs.
 //!
-//! Info has state changes, refusals and errors; nothing is logged per request. What one place of the program logs is
-//! limited, so that neither a caller nor a fault that repeats fills the disk: what was left out is counted, on the next
-//! line of that place and in the metrics.
+//! Info has state changes, refusals and errors; nothing is logged per request. What one
+//! place of the program logs is limited, so that neither a caller nor a fault that
+//! repeats fills the disk: what was left out is counted, on the next line of that place
+//! and in the metrics.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,8 +28,11 @@ const BURST: u32 = 60;
 /// Time after which it may log one more: 14,400 a day at most.
 const LINE_EVERY: Duration = Duration::from_secs(6);
 
-static LEFT_OUT: Family<Counter, 1> =
-    Family::new("edgekeep_log_lines_left_out", "Log lines left out because their place logged too many.", ["level"]);
+static LEFT_OUT: Family<Counter, 1> = Family::new(
+    "edgekeep_log_lines_left_out",
+    "Log lines left out because their place logged too many.",
+    ["level"],
+);
 
 /// What logging counts.
 pub static FAMILIES: Families = &[&LEFT_OUT];
@@ -39,8 +44,8 @@ struct Control {
     at_start: LevelFilter,
 }
 
-/// Starts logging. The level comes from `EDGEKEEP_LOG`, else `AZIOT_LOG` (a bare level: `error` … `trace`), else it is
-/// `info`.
+/// Starts logging. The level comes from `EDGEKEEP_LOG`, else `AZIOT_LOG` (a bare level:
+/// `error` … `trace`), else it is `info`.
 ///
 /// Colours are used only on a terminal and never when `NO_COLOR` is set.
 pub fn init() {
@@ -48,7 +53,8 @@ pub fn init() {
         .iter()
         .find_map(|name| std::env::var(name).ok()?.trim().parse::<LevelFilter>().ok())
         .unwrap_or(LevelFilter::INFO);
-    let colour = std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let colour = std::env::var_os("NO_COLOR").is_none()
+        && std::io::IsTerminal::is_terminal(&std::io::stderr());
     for level in ["error", "warn", "info"] {
         let _ = LEFT_OUT.with([level]);
     }
@@ -57,14 +63,18 @@ pub fn init() {
         .with_span_events(FmtSpan::NONE)
         .with_ansi(colour)
         .with_writer(std::io::stderr)
-        .event_format(Limited { format: Format::default().with_target(false), places: Mutex::default() });
+        .event_format(Limited {
+            format: Format::default().with_target(false),
+            places: Mutex::default(),
+        });
     // A second call (tests in one process) keeps the first subscriber.
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         let _ = CONTROL.set(Control { level, at_start });
     }
 }
 
-/// The level now, and the one that the daemon was started with; `None` if logging was not started.
+/// The level now, and the one that the daemon was started with; `None` if logging was not
+/// started.
 #[must_use]
 pub fn levels() -> Option<(LevelFilter, LevelFilter)> {
     let control = CONTROL.get()?;
@@ -105,8 +115,8 @@ impl Budget {
     }
 }
 
-/// The usual format, of which each place of the program gets no more than its budget. Debug and trace are not limited:
-/// who asks for them wants them.
+/// The usual format, of which each place of the program gets no more than its budget.
+/// Debug and trace are not limited: who asks for them wants them.
 struct Limited {
     format: Format<Full>,
     /// As many entries as there are places in the program's text.
@@ -118,16 +128,26 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let level = *event.metadata().level();
         if level <= Level::INFO {
             let now = Instant::now();
             let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-            let taken = places.entry(event.metadata().callsite()).or_insert_with(|| Budget::new(now)).take(now);
+            let taken = places
+                .entry(event.metadata().callsite())
+                .or_insert_with(|| Budget::new(now))
+                .take(now);
             drop(places);
             match taken {
                 Some(0) => {}
-                Some(left_out) => writeln!(writer, "({left_out} lines like the next were left out)")?,
+                Some(left_out) => {
+                    writeln!(writer, "({left_out} lines like the next were left out)")?;
+                }
                 None => {
                     let level = if level == Level::ERROR {
                         "error"

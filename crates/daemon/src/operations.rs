@@ -1,8 +1,10 @@
-//! The operations socket, `run/edgekeep/<daemon>.metrics.sock`: metrics for whoever may open it, the log's level, what the
-//! daemon has given up, and the problems that it knows of.
+//! The operations socket, `run/edgekeep/<daemon>.metrics.sock`: metrics for whoever may
+//! open it, the log's level, what the daemon has given up, and the problems that it knows
+//! of.
 //!
-//! One in each daemon and the same in each, so that an operator learns it once: `GET /metrics`, `GET /log-level`,
-//! `PUT /log-level`, `GET /sandbox`, `GET /problems`. It tells nothing secret; its mode is 0660.
+//! One in each daemon and the same in each, so that an operator learns it once:
+//! `GET /metrics`, `GET /log-level`, `PUT /log-level`, `GET /sandbox`, `GET /problems`.
+//! It tells nothing secret; its mode is 0660.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -22,14 +24,24 @@ use crate::metrics::{CONTENT_TYPE, Families, Family, Gauge, Info, exposition};
 use crate::server::{HttpError, Limits, Request, Response, Router, serve};
 use crate::{listen, logging, server};
 
-static STARTED: Family<Gauge, 0> =
-    Family::new("edgekeep_start_time_seconds", "When the daemon started, in seconds since 1970.", []);
-static RESIDENT: Family<Gauge, 0> =
-    Family::new("edgekeep_resident_memory_bytes", "Memory of the daemon that is not swapped out.", []);
-static BUILD: Family<Info, 2> = Family::new("edgekeep_build", "Version of the daemon.", ["daemon", "version"]);
+static STARTED: Family<Gauge, 0> = Family::new(
+    "edgekeep_start_time_seconds",
+    "When the daemon started, in seconds since 1970.",
+    [],
+);
+static RESIDENT: Family<Gauge, 0> = Family::new(
+    "edgekeep_resident_memory_bytes",
+    "Memory of the daemon that is not swapped out.",
+    [],
+);
+static BUILD: Family<Info, 2> =
+    Family::new("edgekeep_build", "Version of the daemon.", ["daemon", "version"]);
 
-static PROBLEMS: Family<Gauge, 2> =
-    Family::new("edgekeep_problems", "Problems that the daemon knows of, by kind.", ["code", "severity"]);
+static PROBLEMS: Family<Gauge, 2> = Family::new(
+    "edgekeep_problems",
+    "Problems that the daemon knows of, by kind.",
+    ["code", "severity"],
+);
 
 static OWN: Families = &[&STARTED, &RESIDENT, &BUILD, &PROBLEMS];
 
@@ -47,10 +59,12 @@ pub struct Operations {
     writing: Mutex<()>,
     /// Besides uid 0: the daemon's own user, on a device that is one user's own.
     may_change: Option<u32>,
-    /// Opened, and the size of a page asked for, before a sandbox takes them out of reach.
+    /// Opened, and the size of a page asked for, before a sandbox takes them out of
+    /// reach.
     memory: Option<(File, usize)>,
     board: Board,
-    /// What the process has given up. Empty for a daemon that runs within another program, as in tests.
+    /// What the process has given up. Empty for a daemon that runs within another
+    /// program, as in tests.
     sandbox: OnceLock<SandboxReport>,
 }
 
@@ -61,19 +75,30 @@ impl std::fmt::Debug for Operations {
 }
 
 impl Operations {
-    /// What `daemon` shows: `families`, what every daemon counts, what `refresh` sets before, and the problems on `board`.
+    /// What `daemon` shows: `families`, what every daemon counts, what `refresh` sets
+    /// before, and the problems on `board`.
     #[must_use]
-    pub fn new(daemon: Daemon, root: &Root, families: Families, refresh: Refresh, board: Board) -> Arc<Self> {
+    pub fn new(
+        daemon: Daemon,
+        root: &Root,
+        families: Families,
+        refresh: Refresh,
+        board: Board,
+    ) -> Arc<Self> {
         let _ = BUILD.with([daemon.name(), env!("CARGO_PKG_VERSION")]);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         STARTED.with([]).set(now.as_secs_f64());
-        // With a root of its own the device belongs to who runs it; installed, its users are not its operators.
+        // With a root of its own the device belongs to who runs it; installed, its users
+        // are not its operators.
         let own = root.path() != std::path::Path::new("/");
         Arc::new(Self {
             families: vec![OWN, server::FAMILIES, logging::FAMILIES, families],
             refresh,
             writing: Mutex::new(()),
-            memory: File::open("/proc/self/statm").ok().map(|statm| (statm, rustix::param::page_size())),
+            memory: File::open("/proc/self/statm")
+                .ok()
+                .map(|statm| (statm, rustix::param::page_size())),
             may_change: own.then(|| rustix::process::geteuid().as_raw()),
             board,
             sandbox: OnceLock::new(),
@@ -99,7 +124,8 @@ pub fn nothing_to_refresh() -> Refresh {
     Box::new(|| Box::pin(std::future::ready(())))
 }
 
-/// Listens at the operations socket. A daemon without it still does its work, so trouble is a warning.
+/// Listens at the operations socket. A daemon without it still does its work, so trouble
+/// is a warning.
 #[must_use]
 pub fn listen(daemon: Daemon, root: &Root) -> Option<UnixListener> {
     let name = match daemon {
@@ -117,7 +143,11 @@ pub fn listen(daemon: Daemon, root: &Root) -> Option<UnixListener> {
 }
 
 /// Answers at the operations socket until `stop`; at once if there is none.
-pub async fn run(listener: Option<UnixListener>, operations: Arc<Operations>, stop: watch::Receiver<bool>) {
+pub async fn run(
+    listener: Option<UnixListener>,
+    operations: Arc<Operations>,
+    stop: watch::Receiver<bool>,
+) {
     let Some(listener) = listener else { return };
     serve(
         listener,
@@ -147,7 +177,8 @@ async fn metrics(operations: Arc<Operations>, _: Request) -> Result<Response, Ht
     for problem in operations.board.health().problems() {
         PROBLEMS.with([problem.code().word(), problem.severity().word()]).add(1.0);
     }
-    if let Some(bytes) = operations.memory.as_ref().and_then(|(statm, page)| resident(statm, *page)) {
+    if let Some(bytes) = operations.memory.as_ref().and_then(|(statm, page)| resident(statm, *page))
+    {
         RESIDENT.with([]).set(bytes);
     }
     Ok(Response::bytes(StatusCode::OK, CONTENT_TYPE, Bytes::from(exposition(&operations.families))))
@@ -162,7 +193,8 @@ fn resident(statm: &File, page: usize) -> Option<f64> {
 }
 
 async fn log_level(_: Arc<Operations>, _: Request) -> Result<Response, HttpError> {
-    let (level, at_start) = logging::levels().ok_or_else(|| HttpError::internal("this daemon does not log"))?;
+    let (level, at_start) =
+        logging::levels().ok_or_else(|| HttpError::internal("this daemon does not log"))?;
     Ok(Response::ok(&LogLevel { level: level.to_string(), at_start: Some(at_start.to_string()) }))
 }
 
@@ -177,7 +209,10 @@ async fn problems(operations: Arc<Operations>, _: Request) -> Result<Response, H
     Ok(Response::ok(&ProblemList::from(&operations.board.health())))
 }
 
-async fn set_log_level(operations: Arc<Operations>, mut request: Request) -> Result<Response, HttpError> {
+async fn set_log_level(
+    operations: Arc<Operations>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     let uid = request.caller.uid();
     if uid != 0 && operations.may_change != Some(uid) {
         tracing::warn!(uid, "refused to change the log's level");
@@ -189,8 +224,11 @@ async fn set_log_level(operations: Arc<Operations>, mut request: Request) -> Res
         .parse()
         .ok()
         .filter(|_| wanted.level.starts_with(|c: char| c.is_ascii_alphabetic()))
-        .ok_or_else(|| HttpError::bad_request("the level is one of off, error, warn, info, debug, trace"))?;
-    let (before, _) = logging::levels().ok_or_else(|| HttpError::internal("this daemon does not log"))?;
+        .ok_or_else(|| {
+            HttpError::bad_request("the level is one of off, error, warn, info, debug, trace")
+        })?;
+    let (before, _) =
+        logging::levels().ok_or_else(|| HttpError::internal("this daemon does not log"))?;
     // Said while it is heard: before it becomes quieter, after it became louder.
     if level < before {
         tracing::warn!(uid, from = %before, to = %level, "the log's level changes");

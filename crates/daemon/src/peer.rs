@@ -1,8 +1,9 @@
 //! Who is at the other end of a connection, as the kernel says it.
 //!
-//! The identity is taken at accept. Every read then carries the credentials of the process that *sent* those bytes
-//! (`SO_PASSCRED`); bytes of another process mark the connection, and the server refuses every request on it. While the
-//! connecting process's pidfd is alive its pid cannot be reused, so equal pids are the same process.
+//! The identity is taken at accept. Every read then carries the credentials of the
+//! process that *sent* those bytes (`SO_PASSCRED`); bytes of another process mark the
+//! connection, and the server refuses every request on it. While the connecting process's
+//! pidfd is alive its pid cannot be reused, so equal pids are the same process.
 
 use std::any::Any;
 use std::io::{self, IoSliceMut};
@@ -13,7 +14,9 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use edgekeep_core::attestation::PeerHandle;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, getsockopt, recvmsg, sockopt};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, UnixCredentials, getsockopt, recvmsg, sockopt,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
@@ -22,7 +25,8 @@ use tokio::net::UnixStream;
 pub enum PeerSocket {
     /// Its inode number, as `/proc/PID/fd` shows it.
     Inode(u64),
-    /// It was closed before the connection was accepted, or the kernel could not say which it is.
+    /// It was closed before the connection was accepted, or the kernel could not say
+    /// which it is.
     Gone,
     /// Not asked for, or this kernel does not tell.
     Untold,
@@ -77,10 +81,13 @@ impl Caller {
         rustix::net::sockopt::set_socket_passcred(stream, true)?;
         // 0 stands for a process that is not visible in our pid namespace.
         let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid != 0);
-        let handle =
-            getsockopt(stream, sockopt::PeerPidfd).ok().map(|pidfd| (pidfd, PeerHandle::PeerPidfd)).or_else(|| {
+        let handle = getsockopt(stream, sockopt::PeerPidfd)
+            .ok()
+            .map(|pidfd| (pidfd, PeerHandle::PeerPidfd))
+            .or_else(|| {
                 let pid = rustix::process::Pid::from_raw(credentials.pid())?;
-                let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
+                let pidfd =
+                    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
                 Some((pidfd, PeerHandle::PidfdOpen))
             });
         Ok(Self {
@@ -94,7 +101,8 @@ impl Caller {
         })
     }
 
-    /// A caller that gets nothing but a refusal, whatever it is: no handle to its process is taken.
+    /// A caller that gets nothing but a refusal, whatever it is: no handle to its process
+    /// is taken.
     pub(crate) fn turned_away(Credentials(credentials): Credentials) -> Self {
         Self::without_process(credentials.uid(), credentials.gid())
     }
@@ -107,7 +115,15 @@ impl Caller {
 
     fn without_process(uid: u32, gid: u32) -> Self {
         let (sender_changed, attached) = (AtomicBool::new(false), OnceLock::new());
-        Self { uid, gid, pid: None, pidfd: None, socket: PeerSocket::Untold, sender_changed, attached }
+        Self {
+            uid,
+            gid,
+            pid: None,
+            pidfd: None,
+            socket: PeerSocket::Untold,
+            sender_changed,
+            attached,
+        }
     }
 
     /// Effective user id at connect.
@@ -128,7 +144,8 @@ impl Caller {
         self.pid
     }
 
-    /// A handle to the process, and how it was obtained. `None` if the process is not visible or has ended.
+    /// A handle to the process, and how it was obtained. `None` if the process is not
+    /// visible or has ended.
     #[must_use]
     pub fn pidfd(&self) -> Option<(BorrowedFd<'_>, PeerHandle)> {
         self.pidfd.as_ref().map(|(pidfd, handle)| (pidfd.as_fd(), *handle))
@@ -140,7 +157,8 @@ impl Caller {
         self.socket
     }
 
-    /// What the service learned about this caller on an earlier request of the same connection, or learns now.
+    /// What the service learned about this caller on an earlier request of the same
+    /// connection, or learns now.
     ///
     /// One type a service: if something of another type is attached already, `None`.
     pub fn attached<T: Any + Send + Sync>(&self, learn: impl FnOnce() -> T) -> Option<&T> {
@@ -177,19 +195,33 @@ impl CheckedStream {
         Self { stream, caller, control: nix::cmsg_space!(UnixCredentials) }
     }
 
-    fn receive(stream: &UnixStream, caller: &Caller, control: &mut [u8], buffer: &mut [u8]) -> io::Result<usize> {
+    fn receive(
+        stream: &UnixStream,
+        caller: &Caller,
+        control: &mut [u8],
+        buffer: &mut [u8],
+    ) -> io::Result<usize> {
         let mut slices = [IoSliceMut::new(buffer)];
-        // Descriptors that the peer passes along do not fit into the space and are closed by the kernel.
-        let message = recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(control), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        // Whoever passes descriptors along makes the control data not fit: no client does, so that counts as a stranger.
+        // Descriptors that the peer passes along do not fit into the space and are closed
+        // by the kernel.
+        let message = recvmsg::<()>(
+            stream.as_raw_fd(),
+            &mut slices,
+            Some(control),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )?;
+        // Whoever passes descriptors along makes the control data not fit: no client
+        // does, so that counts as a stranger.
         let known = message.cmsgs().is_ok_and(|mut controls| {
             controls.any(|control| match control {
                 ControlMessageOwned::ScmCredentials(sender) => {
                     let pid = u32::try_from(sender.pid()).ok().filter(|pid| *pid != 0);
-                    // While the process's handle is held its pid is nobody else's. User ids are not compared then: here
-                    // they are the real ones, at connect they were the effective ones.
+                    // While the process's handle is held its pid is nobody else's. User
+                    // ids are not compared then: here they are the real ones, at connect
+                    // they were the effective ones.
                     let held = caller.pidfd.is_some() && pid.is_some();
-                    pid == caller.pid && (held || (sender.uid() == caller.uid && sender.gid() == caller.gid))
+                    pid == caller.pid
+                        && (held || (sender.uid() == caller.uid && sender.gid() == caller.gid))
                 }
                 _ => false,
             })
@@ -202,7 +234,11 @@ impl CheckedStream {
 }
 
 impl AsyncRead for CheckedStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
             ready!(this.stream.poll_read_ready(cx))?;
@@ -223,7 +259,11 @@ impl AsyncRead for CheckedStream {
 }
 
 impl AsyncWrite for CheckedStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
     }
 

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use edgekeep_base::file::{self, Rules};
 use serde::de::DeserializeOwned;
 
-/// The status a daemon exits with when its settings are not usable, that of existing services: it tells the service manager
-/// that starting again without another configuration cannot help.
+/// The status a daemon exits with when its settings are not usable, that of existing
+/// services: it tells the service manager that starting again without another
+/// configuration cannot help.
 pub const BAD_SETTINGS: u8 = 153;
 
-/// Largest settings file that is read, in bytes. What `config apply` writes comes from a file of at most 1 MiB and from files
-/// that are named in it.
+/// Largest settings file that is read, in bytes. What `config apply` writes comes from a
+/// file of at most 1 MiB and from files that are named in it.
 const LIMIT: u64 = 16 << 20;
 
 /// Why settings could not be read.

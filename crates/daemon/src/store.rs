@@ -1,8 +1,9 @@
 //! State files that survive kill -9, a full disk and a power cut.
 //!
-//! A file is a line of JSON with the kind, the format's version and the SHA-256 of what follows, then the state as JSON. It
-//! is replaced by temp file, fsync, rename and fsync of the folder. A file that cannot be read is set aside under another
-//! name and reported; it is never taken for an empty one.
+//! A file is a line of JSON with the kind, the format's version and the SHA-256 of what
+//! follows, then the state as JSON. It is replaced by temp file, fsync, rename and fsync
+//! of the folder. A file that cannot be read is set aside under another name and
+//! reported; it is never taken for an empty one.
 
 use std::io;
 use std::marker::PhantomData;
@@ -15,7 +16,8 @@ use edgekeep_core::digest::Sha256Digest;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Largest state file that is read, in bytes: some ten times what the largest one, of a device full of modules, can have.
+/// Largest state file that is read, in bytes: some ten times what the largest one, of a
+/// device full of modules, can have.
 const LIMIT: u64 = 32 << 20;
 
 /// Why a state file could not be read or written.
@@ -107,7 +109,8 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
     /// Reads the state; `None` if there is no file.
     ///
     /// # Errors
-    /// If the file cannot be read, is damaged (it has then been set aside), or is of a newer version.
+    /// If the file cannot be read, is damaged (it has then been set aside), or is of a
+    /// newer version.
     pub fn load(&self) -> Result<Option<T>, StoreError> {
         let read = match file::read(&self.path, Rules::own(LIMIT)) {
             Ok(bytes) => self.decode(&bytes),
@@ -119,7 +122,9 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
         };
         match read {
             Ok(state) => Ok(Some(state)),
-            Err(Fault::Newer(found)) => Err(StoreError::Newer { path: self.path.clone(), found, known: self.version }),
+            Err(Fault::Newer(found)) => {
+                Err(StoreError::Newer { path: self.path.clone(), found, known: self.version })
+            }
             Err(Fault::Damaged(what)) => {
                 let aside = set_aside(&self.path)?;
                 Err(StoreError::Damaged { path: self.path.clone(), aside, what })
@@ -132,11 +137,12 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
     /// # Errors
     /// If the file cannot be written; the old one is then still in place.
     pub fn save(&self, state: &T) -> Result<(), StoreError> {
-        let body =
-            serde_json::to_vec(state).map_err(|source| StoreError::Encode { path: self.path.clone(), source })?;
-        let header = Header { edgekeep: self.kind.to_owned(), version: self.version, sha256: sha256(&body) };
-        let mut bytes =
-            serde_json::to_vec(&header).map_err(|source| StoreError::Encode { path: self.path.clone(), source })?;
+        let body = serde_json::to_vec(state)
+            .map_err(|source| StoreError::Encode { path: self.path.clone(), source })?;
+        let header =
+            Header { edgekeep: self.kind.to_owned(), version: self.version, sha256: sha256(&body) };
+        let mut bytes = serde_json::to_vec(&header)
+            .map_err(|source| StoreError::Encode { path: self.path.clone(), source })?;
         bytes.push(b'\n');
         bytes.extend_from_slice(&body);
         write_atomic(&self.path, &bytes, 0o600)
@@ -144,11 +150,18 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
 
     fn decode(&self, bytes: &[u8]) -> Result<T, Fault> {
         let damaged = |what: &str| Fault::Damaged(what.to_owned());
-        let end = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| damaged("no header line"))?;
+        let end = bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .ok_or_else(|| damaged("no header line"))?;
         let (header, body) = (&bytes[..end], &bytes[end + 1..]);
-        let header: Header = serde_json::from_slice(header).map_err(|_| damaged("unreadable header"))?;
+        let header: Header =
+            serde_json::from_slice(header).map_err(|_| damaged("unreadable header"))?;
         if header.edgekeep != self.kind {
-            return Err(Fault::Damaged(format!("it holds a {:?}, not a {:?}", header.edgekeep, self.kind)));
+            return Err(Fault::Damaged(format!(
+                "it holds a {:?}, not a {:?}",
+                header.edgekeep, self.kind
+            )));
         }
         if header.version > self.version {
             return Err(Fault::Newer(header.version));
@@ -189,7 +202,8 @@ pub fn private_folder(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Replaces a file durably: whoever reads sees the old bytes or the new ones, also after a power cut.
+/// Replaces a file durably: whoever reads sees the old bytes or the new ones, also after
+/// a power cut.
 ///
 /// # Errors
 /// If any step fails; the old file is then still in place.
@@ -197,8 +211,9 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreErr
     write(path, bytes, mode, Until::OnDisk)
 }
 
-/// Replaces a file so that readers see the old bytes or the new ones, without waiting for the disk. For what can be made
-/// again: after a power cut the file may be the old one or be gone.
+/// Replaces a file so that readers see the old bytes or the new ones, without waiting for
+/// the disk. For what can be made again: after a power cut the file may be the old one or
+/// be gone.
 ///
 /// # Errors
 /// If any step fails; the old file is then still in place.
@@ -207,13 +222,17 @@ pub fn write_replaceable(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Sto
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32, until: Until) -> Result<(), StoreError> {
-    durable::replace(path, bytes, mode, until, |_| Ok(())).map_err(|ReplaceError { step, source }| {
-        let path = path.to_owned();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::NoRoom { path, source },
-            _ => StoreError::Io { step, path, source },
-        }
-    })
+    durable::replace(path, bytes, mode, until, |_| Ok(())).map_err(
+        |ReplaceError { step, source }| {
+            let path = path.to_owned();
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    StoreError::NoRoom { path, source }
+                }
+                _ => StoreError::Io { step, path, source },
+            }
+        },
+    )
 }
 
 /// Removes temporary files that a killed daemon left in `folder`.
@@ -235,10 +254,8 @@ pub fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
         name.push(format!(".damaged-{number}"));
         let aside = path.with_file_name(name);
         if aside.symlink_metadata().is_err() {
-            return std::fs::rename(path, &aside).map(|()| aside).map_err(|source| StoreError::Io {
-                step: "set aside",
-                path: path.to_owned(),
-                source,
+            return std::fs::rename(path, &aside).map(|()| aside).map_err(|source| {
+                StoreError::Io { step: "set aside", path: path.to_owned(), source }
             });
         }
     }
@@ -275,7 +292,9 @@ mod tests {
         let mut bytes = std::fs::read(file.path()).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(file.path(), &bytes).unwrap();
-        let Err(StoreError::Damaged { aside, what, .. }) = file.load() else { panic!("not noticed") };
+        let Err(StoreError::Damaged { aside, what, .. }) = file.load() else {
+            panic!("not noticed")
+        };
         assert_eq!(what, "checksum does not match");
         assert_eq!(std::fs::read(aside).unwrap(), bytes, "nothing is lost");
         assert_eq!(file.load().unwrap(), None);
@@ -286,7 +305,9 @@ mod tests {
     #[test]
     fn a_file_of_a_newer_version_is_left_in_place() {
         let folder = tempfile::tempdir().unwrap();
-        StateFile::<Vec<u32>>::new(folder.path().join("state.json"), "numbers", 3).save(&vec![1]).unwrap();
+        StateFile::<Vec<u32>>::new(folder.path().join("state.json"), "numbers", 3)
+            .save(&vec![1])
+            .unwrap();
         let older = file(folder.path());
         assert!(matches!(older.load(), Err(StoreError::Newer { found: 3, known: 2, .. })));
         assert!(older.path().exists());
@@ -309,7 +330,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = file(folder.path());
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, file.path(), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, file.path(), rustix::fs::FileType::Fifo, mode, 0)
+            .unwrap();
         let told = |error: StoreError| match error {
             StoreError::Io { source, .. } => FileFault::of(&source),
             other => panic!("{other:?}"),
@@ -333,7 +355,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = file(folder.path());
         file.save(&vec![1]).unwrap();
-        let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
         set(file.path(), 0o666);
         set(folder.path(), 0o700);
         assert_eq!(file.load().unwrap(), Some(vec![1]), "behind a closed folder nobody could");

@@ -1,6 +1,7 @@
 //! systemd's start-up protocol: telling it that the daemon is ready, or why it is not.
 //!
-//! Passed sockets are in [`crate::activation`]; the environment is only read, never changed.
+//! Passed sockets are in [`crate::activation`]; the environment is only read, never
+//! changed.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -21,7 +22,8 @@ pub fn notify_status(status: &str) {
     notify(&format!("STATUS={}", status.replace('\n', " ")));
 }
 
-/// Opens what messages are sent by. For a daemon that gives up making sockets; otherwise the first message does it.
+/// Opens what messages are sent by. For a daemon that gives up making sockets; otherwise
+/// the first message does it.
 pub fn prepare() {
     if let Err(error) = socket() {
         tracing::debug!(%error, "cannot notify the service manager");
@@ -38,7 +40,9 @@ fn socket() -> io::Result<&'static UnixDatagram> {
 }
 
 fn notify(message: &str) {
-    let Some(target) = std::env::var_os("NOTIFY_SOCKET").filter(|target| !target.is_empty()) else { return };
+    let Some(target) = std::env::var_os("NOTIFY_SOCKET").filter(|target| !target.is_empty()) else {
+        return;
+    };
     let sent = socket().and_then(|socket| {
         use std::os::linux::net::SocketAddrExt as _;
         use std::os::unix::ffi::OsStrExt as _;

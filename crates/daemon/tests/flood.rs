@@ -1,4 +1,5 @@
-//! Floods: users who open connections as fast as they can, and another user who only wants an answer.
+//! Floods: users who open connections as fast as they can, and another user who only
+//! wants an answer.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -38,7 +39,11 @@ impl Server {
     fn start(shared: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let looked_at = Arc::new(AtomicU32::new(0));
         let router = Router::new(Arc::clone(&looked_at), &[VERSION])
             .on_connected(|looked_at, caller| {
@@ -70,10 +75,15 @@ impl Server {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
         let own = rustix::fs::fstat(&stream).unwrap().st_ino;
-        write!(stream, "GET /who?api-version={VERSION} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        write!(
+            stream,
+            "GET /who?api-version={VERSION} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
-        let (_, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+        let (_, body) =
+            text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
         assert_eq!(body, json!({ "pid": std::process::id(), "socket": own }).to_string());
     }
 
@@ -81,7 +91,10 @@ impl Server {
     fn end(mut self) {
         self.stop.send(true).unwrap();
         let served = self.served.take().unwrap();
-        self.runtime.block_on(async { tokio::time::timeout(SOON, served).await }).expect("it ends").unwrap();
+        self.runtime
+            .block_on(async { tokio::time::timeout(SOON, served).await })
+            .expect("it ends")
+            .unwrap();
         assert!(UnixStream::connect(self.socket()).is_err(), "nobody listens any more");
     }
 }
@@ -135,7 +148,8 @@ fn what_a_flood_does() {
                 }
             }
             _ => {
-                let _ = write!(stream, "GET /who?api-version={VERSION} HTTP/1.1\r\nHost: x\r\n\r\n");
+                let _ =
+                    write!(stream, "GET /who?api-version={VERSION} HTTP/1.1\r\nHost: x\r\n\r\n");
             }
         }
     }
@@ -178,7 +192,8 @@ fn connections_that_are_dropped_at_once_are_not_looked_at() {
     server.ask();
     drop(flood);
     server.ask();
-    // 2000 and more: whoever closes between the look at the connection and the look at the process is looked at.
+    // 2000 and more: whoever closes between the look at the connection and the look at
+    // the process is looked at.
     let looked_at = server.looked_at.load(Ordering::SeqCst);
     assert!(looked_at < 1000, "{looked_at} in {:?}", begin.elapsed());
     server.end();

@@ -38,13 +38,21 @@ async fn a_link_in_a_shared_folder_does_not_steer_the_mode_of_another_file() {
     assert_eq!(std::fs::read_to_string(&victim).unwrap(), "secret");
     assert_eq!(mode(&socket), 0o666);
     assert!(UnixStream::connect(&socket).is_ok());
-    assert_eq!(std::fs::read_dir(&private).unwrap().count(), 0, "nothing stays in the private folder");
+    assert_eq!(
+        std::fs::read_dir(&private).unwrap().count(),
+        0,
+        "nothing stays in the private folder"
+    );
 }
 
 /// A listening socket whose queue is full: a blocking connect to it waits for ever.
 fn full_listener(path: &Path) -> (rustix::fd::OwnedFd, Vec<rustix::fd::OwnedFd>) {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
-    let make = || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    };
+    let make = || {
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap()
+    };
     let address = SocketAddrUnix::new(path).unwrap();
     let listener = make();
     bind(&listener, &address).unwrap();
@@ -78,7 +86,8 @@ async fn a_listener_with_a_full_queue_in_a_sockets_place_is_not_waited_for() {
     });
     let (own, shared) = tokio::time::timeout(SOON, bound).await.expect("not hung").unwrap();
     assert!(matches!(own, Err(listen::ListenError::InUse { .. })), "{own:?}");
-    // In a shared folder whoever put it there is nobody: the daemon's socket takes its place.
+    // In a shared folder whoever put it there is nobody: the daemon's socket takes its
+    // place.
     assert!(shared.is_ok(), "{shared:?}");
     assert!(UnixStream::connect(&path).is_ok());
 }
@@ -90,7 +99,10 @@ impl Body for Quiet {
     type Data = Bytes;
     type Error = std::io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         match self.0.take() {
             Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
             None => Poll::Pending,
@@ -104,10 +116,19 @@ async fn clients_that_hang_up_on_a_quiet_stream_do_not_use_up_the_connections_of
     let path = folder.path().join("s");
     let listener = listen::bind(&path, 0o600).unwrap();
     let router = Router::new(Arc::new(()), &["1"]).route(Method::GET, "/logs", "1", |_, _| async {
-        Ok(Response::stream(StatusCode::OK, "text/plain", Quiet(Some(Bytes::from_static(b"line\n")))))
+        Ok(Response::stream(
+            StatusCode::OK,
+            "text/plain",
+            Quiet(Some(Bytes::from_static(b"line\n"))),
+        ))
     });
     let (_stop, stopped) = watch::channel(false);
-    tokio::spawn(serve(listener, Arc::new(router), Limits { connections_per_uid: 4, ..Limits::default() }, stopped));
+    tokio::spawn(serve(
+        listener,
+        Arc::new(router),
+        Limits { connections_per_uid: 4, ..Limits::default() },
+        stopped,
+    ));
     let clients = tokio::task::spawn_blocking(move || {
         let begin = std::time::Instant::now();
         let mut served = 0;
@@ -117,7 +138,8 @@ async fn clients_that_hang_up_on_a_quiet_stream_do_not_use_up_the_connections_of
             stream.write_all(b"GET /logs?api-version=1 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
             let mut head = [0; 15];
             stream.read_exact(&mut head).unwrap();
-            // One that came before an earlier one's end was noticed is told so, and tries again.
+            // One that came before an earlier one's end was noticed is told so, and tries
+            // again.
             served += usize::from(&head == b"HTTP/1.1 200 OK");
         }
     });

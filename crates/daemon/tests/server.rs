@@ -1,5 +1,6 @@
-//! The server over a real Unix socket. Every request is written byte by byte, so that what is on the wire is under the
-//! test's control; other processes that take part are real ones.
+//! The server over a real Unix socket. Every request is written byte by byte, so that
+//! what is on the wire is under the test's control; other processes that take part are
+//! real ones.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 use std::collections::BTreeMap;
@@ -97,14 +98,22 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         // Other users take part in some tests.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let service = Arc::new(Service::default());
         let (stop, stopped) = watch::channel(false);
         let routes = Arc::new(router(Arc::clone(&service)));
         let path = folder.path().join("s");
         let listener = runtime.block_on(async { listen::bind(&path, 0o666) }).unwrap();
-        let served =
-            runtime.spawn(serve(listener, routes, Limits { connections_per_uid, ..Limits::default() }, stopped));
+        let served = runtime.spawn(serve(
+            listener,
+            routes,
+            Limits { connections_per_uid, ..Limits::default() },
+            stopped,
+        ));
         Self { folder, service, stop, runtime, served: Some(served) }
     }
 
@@ -133,9 +142,12 @@ fn get(target: &str) -> String {
 }
 
 fn with_body(method: &str, target: &str, content_type: Option<&str>, body: &str) -> String {
-    let content_type = content_type.map(|value| format!("Content-Type: {value}\r\n")).unwrap_or_default();
+    let content_type =
+        content_type.map(|value| format!("Content-Type: {value}\r\n")).unwrap_or_default();
     let length = body.len();
-    format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{content_type}Content-Length: {length}\r\n\r\n{body}")
+    format!(
+        "{method} {target} HTTP/1.1\r\nHost: localhost\r\n{content_type}Content-Length: {length}\r\n\r\n{body}"
+    )
 }
 
 const V: &str = "api-version=2018-06-28";
@@ -150,7 +162,11 @@ struct Answer {
 
 impl Answer {
     fn json(&self) -> Value {
-        assert_eq!(self.headers.get("content-type").map(String::as_str), Some("application/json"), "{self:?}");
+        assert_eq!(
+            self.headers.get("content-type").map(String::as_str),
+            Some("application/json"),
+            "{self:?}"
+        );
         serde_json::from_slice(&self.body).unwrap()
     }
 
@@ -204,7 +220,8 @@ impl Wire {
             .map(|line| line.split_once(": ").unwrap())
             .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
             .collect();
-        let length = headers.get("content-length").map_or(0, |length| length.parse::<usize>().unwrap());
+        let length =
+            headers.get("content-length").map_or(0, |length| length.parse::<usize>().unwrap());
         while self.read.len() < length {
             assert!(self.more().unwrap() > 0, "closed within the body");
         }
@@ -252,14 +269,19 @@ fn what_the_other_process_does() {
             println!("\nWHO {who}");
         }
         "serve one" => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let service = Arc::new(Service::default());
                 let (stop, stopped) = watch::channel(false);
                 let name = std::env::var("EDGEKEEP_TEST_NAME").unwrap();
                 let listener = listen::activated_or_bound(&name, &socket, 0o600).unwrap();
-                let serving =
-                    tokio::spawn(serve(listener, Arc::new(router(Arc::clone(&service))), Limits::default(), stopped));
+                let serving = tokio::spawn(serve(
+                    listener,
+                    Arc::new(router(Arc::clone(&service))),
+                    Limits::default(),
+                    stopped,
+                ));
                 tokio::time::timeout(SOON, service.entered.notified()).await.unwrap();
                 stop.send(true).unwrap();
                 service.release.notify_one();
@@ -277,20 +299,28 @@ fn who(output: &Output) -> Value {
     serde_json::from_str(line).unwrap()
 }
 
-// --- api-version and routes -------------------------------------------------------------------------------------------
+// --- api-version and routes
+// ---------------------------------------------------------------------------------------
 
 #[test]
 fn without_an_api_version_nothing_is_routed() {
     let server = Server::start();
     for target in ["/who", "/who?", "/who?name=x", "/nowhere"] {
-        assert_eq!(server.get(target).error(), (400, "api-version not specified".into()), "{target}");
+        assert_eq!(
+            server.get(target).error(),
+            (400, "api-version not specified".into()),
+            "{target}"
+        );
     }
 }
 
 #[test]
 fn an_unknown_api_version_is_named_and_cut() {
     let server = Server::start();
-    assert_eq!(server.get("/who?api-version=2021-05-11").error(), (400, "invalid api-version \"2021-05-11\"".into()));
+    assert_eq!(
+        server.get("/who?api-version=2021-05-11").error(),
+        (400, "invalid api-version \"2021-05-11\"".into())
+    );
     assert_eq!(server.get("/who?api-version=").error(), (400, "invalid api-version \"\"".into()));
     let (status, message) = server.get(&format!("/who?api-version={}", "9".repeat(2000))).error();
     assert_eq!(status, 400);
@@ -300,7 +330,10 @@ fn an_unknown_api_version_is_named_and_cut() {
 #[test]
 fn of_repeated_api_versions_the_last_one_counts() {
     let server = Server::start();
-    assert_eq!(server.get(&format!("/query?api-version=nonsense&{V}")).json()["version"], "2018-06-28");
+    assert_eq!(
+        server.get(&format!("/query?api-version=nonsense&{V}")).json()["version"],
+        "2018-06-28"
+    );
     assert_eq!(
         server.get(&format!("/query?{V}&api-version=nonsense")).error(),
         (400, "invalid api-version \"nonsense\"".into())
@@ -318,7 +351,8 @@ fn a_route_is_closed_at_versions_before_its_own() {
 #[test]
 fn an_unknown_path_is_404_and_a_method_that_is_not_offered_is_400() {
     let server = Server::start();
-    for path in ["/nowhere", "/", "//who", "/who/", "/items//parts/1", "/items/a/parts/b/c", "/WHO"] {
+    for path in ["/nowhere", "/", "//who", "/who/", "/items//parts/1", "/items/a/parts/b/c", "/WHO"]
+    {
         assert_eq!(server.get(&format!("{path}?{V}")).error(), (404, "not found".into()), "{path}");
     }
     for method in ["POST", "PATCH", "OPTIONS", "TRACE", "MADEUP"] {
@@ -334,19 +368,31 @@ fn segments_are_matched_raw_and_decoded_once() {
     assert_eq!(params("/items/%24edgeAgent/parts/a%20b"), json!(["$edgeAgent", "a b"]));
     assert_eq!(params("/items/a%2Fparts%2Fb/parts/..%2f.."), json!(["a/parts/b", "../.."]));
     assert_eq!(params("/items/%252e%252e/parts/%c3%a9"), json!(["%2e%2e", "é"]), "decoded once");
-    assert_eq!(params("/items/../parts/."), json!(["..", "."]), "dots are not resolved by the server");
+    assert_eq!(
+        params("/items/../parts/."),
+        json!(["..", "."]),
+        "dots are not resolved by the server"
+    );
     assert_eq!(server.get(&format!("/items/%ff/parts/1?{V}")).status, 404, "not UTF-8");
-    assert_eq!(server.get(&format!("/items%2Fa/parts/1?{V}")).status, 404, "an encoded slash separates nothing");
+    assert_eq!(
+        server.get(&format!("/items%2Fa/parts/1?{V}")).status,
+        404,
+        "an encoded slash separates nothing"
+    );
 }
 
 #[test]
 fn query_parameters_are_form_decoded() {
     let server = Server::start();
-    assert_eq!(server.get(&format!("/query?name=a+b%2Bc&{V}&name=d%26e+f")).json()["name"], "d&e f");
+    assert_eq!(
+        server.get(&format!("/query?name=a+b%2Bc&{V}&name=d%26e+f")).json()["name"],
+        "d&e f"
+    );
     assert_eq!(server.get("/query?api%2Dversion=2018-06-28").json()["name"], Value::Null);
 }
 
-// --- bodies -------------------------------------------------------------------------------------------------------------
+// --- bodies
+// ---------------------------------------------------------------------------------------
 
 const ITEM: &str = r#"{"name":"a","count":1,"unknown":true}"#;
 
@@ -354,9 +400,14 @@ const ITEM: &str = r#"{"name":"a","count":1,"unknown":true}"#;
 fn a_body_without_content_type_is_json_and_unknown_members_are_ignored() {
     let server = Server::start();
     for content_type in [None, Some("application/json"), Some("Application/JSON ; charset=utf-8")] {
-        for (method, target) in [("POST", format!("/items?{V}")), ("PUT", format!("/items/1?{V}"))] {
+        for (method, target) in [("POST", format!("/items?{V}")), ("PUT", format!("/items/1?{V}"))]
+        {
             let answer = server.ask(&with_body(method, &target, content_type, ITEM));
-            assert_eq!((answer.status, answer.json()), (200, json!({"name": "a", "count": 1})), "{content_type:?}");
+            assert_eq!(
+                (answer.status, answer.json()),
+                (200, json!({"name": "a", "count": 1})),
+                "{content_type:?}"
+            );
         }
     }
 }
@@ -364,10 +415,12 @@ fn a_body_without_content_type_is_json_and_unknown_members_are_ignored() {
 #[test]
 fn a_body_of_another_type_is_missing_for_post_and_415_for_put() {
     let server = Server::start();
-    for content_type in ["text/plain", "application/jsonx", "text/json; application/json", "\u{e9}"] {
+    for content_type in ["text/plain", "application/jsonx", "text/json; application/json", "\u{e9}"]
+    {
         let post = server.ask(&with_body("POST", &format!("/items?{V}"), Some(content_type), ITEM));
         assert_eq!(post.error(), (400, "missing request body".into()), "{content_type}");
-        let optional = server.ask(&with_body("POST", &format!("/optional?{V}"), Some(content_type), ITEM));
+        let optional =
+            server.ask(&with_body("POST", &format!("/optional?{V}"), Some(content_type), ITEM));
         assert_eq!(optional.json(), json!({"given": false}), "{content_type}");
         let put = server.ask(&with_body("PUT", &format!("/items/1?{V}"), Some(content_type), ITEM));
         assert_eq!(put.error().0, 415, "{content_type}");
@@ -379,9 +432,16 @@ fn an_empty_body_is_none_for_post_and_422_for_put() {
     let server = Server::start();
     let json = Some("application/json");
     assert_eq!(server.ask(&with_body("POST", &format!("/items?{V}"), json, "")).error().0, 400);
-    assert_eq!(server.ask(&with_body("POST", &format!("/optional?{V}"), json, "")).json(), json!({"given": false}));
+    assert_eq!(
+        server.ask(&with_body("POST", &format!("/optional?{V}"), json, "")).json(),
+        json!({"given": false})
+    );
     assert_eq!(server.ask(&with_body("PUT", &format!("/items/1?{V}"), json, "")).error().0, 422);
-    assert_eq!(server.ask(&get(&format!("/items?{V}")).replace("GET", "POST")).error().0, 400, "no length at all");
+    assert_eq!(
+        server.ask(&get(&format!("/items?{V}")).replace("GET", "POST")).error().0,
+        400,
+        "no length at all"
+    );
 }
 
 #[test]
@@ -398,14 +458,16 @@ fn json_that_does_not_fit_is_422_and_is_not_repeated() {
         "[[[[[[[[[[",
     ];
     for body in bodies {
-        for (method, target) in [("POST", format!("/items?{V}")), ("PUT", format!("/items/1?{V}"))] {
+        for (method, target) in [("POST", format!("/items?{V}")), ("PUT", format!("/items/1?{V}"))]
+        {
             let (status, message) = server.ask(&with_body(method, &target, None, body)).error();
             assert_eq!(status, 422, "{body}");
             assert!(message.starts_with("invalid request body: "), "{message}");
             assert!(!message.contains("pass") && !message.contains("word"), "{message}");
         }
     }
-    let (_, message) = server.ask(&with_body("POST", &format!("/items?{V}"), None, r#"{"name":"a"}"#)).error();
+    let (_, message) =
+        server.ask(&with_body("POST", &format!("/items?{V}"), None, r#"{"name":"a"}"#)).error();
     assert!(message.contains("missing field `count`"), "{message}");
 }
 
@@ -433,7 +495,9 @@ fn a_body_over_one_mebibyte_is_413_before_it_is_read() {
 fn a_chunked_body_over_one_mebibyte_is_413() {
     let server = Server::start();
     let mut wire = server.connect();
-    wire.send(&format!("POST /items?{V} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"));
+    wire.send(&format!(
+        "POST /items?{V} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ));
     let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
     for _ in 0..17 {
         // The server may answer and close before all is sent.
@@ -479,7 +543,8 @@ fn a_body_that_breaks_off_is_400() {
     wire.ends();
 }
 
-// --- heads and connections ------------------------------------------------------------------------------------------------
+// --- heads and connections
+// ---------------------------------------------------------------------------------------
 
 #[test]
 fn an_oversized_head_is_refused_and_the_server_lives() {
@@ -496,7 +561,12 @@ fn an_oversized_head_is_refused_and_the_server_lives() {
 #[test]
 fn a_head_that_is_no_http_is_refused_and_the_server_lives() {
     let server = Server::start();
-    for garbage in ["\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET /who HTTP/9.9\r\n\r\n", "GET /\x01 HTTP/1.1\r\n\r\n"] {
+    for garbage in [
+        "\0\0\0\0\r\n\r\n",
+        "GET\r\n\r\n",
+        "GET /who HTTP/9.9\r\n\r\n",
+        "GET /\x01 HTTP/1.1\r\n\r\n",
+    ] {
         let mut wire = server.connect();
         wire.send(garbage);
         wire.stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -531,7 +601,12 @@ fn many_requests_go_over_one_connection() {
         assert_eq!(wire.answer().json()["name"], name);
     }
     // An error is no reason to close, and pipelined requests are answered in order.
-    wire.send(&format!("{}{}{}", get("/who"), get(&format!("/nowhere?{V}")), get(&format!("/query?{V}&name=d"))));
+    wire.send(&format!(
+        "{}{}{}",
+        get("/who"),
+        get(&format!("/nowhere?{V}")),
+        get(&format!("/query?{V}&name=d"))
+    ));
     assert_eq!(wire.answer().status, 400);
     assert_eq!(wire.answer().status, 404);
     assert_eq!(wire.answer().json()["name"], "d");
@@ -542,7 +617,9 @@ fn many_requests_go_over_one_connection() {
 fn a_client_that_reads_to_the_end_gets_204_with_a_real_close() {
     let server = Server::start();
     let mut wire = server.connect();
-    wire.send(&format!("DELETE /items/a?{V} HTTP/1.1\r\nHost: mgmt.sock:80\r\nConnection: close\r\n\r\n"));
+    wire.send(&format!(
+        "DELETE /items/a?{V} HTTP/1.1\r\nHost: mgmt.sock:80\r\nConnection: close\r\n\r\n"
+    ));
     let mut text = String::new();
     wire.stream.read_to_string(&mut text).unwrap();
     assert!(text.starts_with("HTTP/1.1 204 No Content\r\n"), "{text}");
@@ -555,7 +632,8 @@ fn every_answer_has_a_reason_and_one_of_each_content_header() {
     for target in ["/who", &format!("/who?{V}"), &format!("/nowhere?{V}")] {
         let answer = server.get(target);
         assert!(!answer.reason.is_empty());
-        // A repeated header would have been lost in the map, so it is looked for in the bytes.
+        // A repeated header would have been lost in the map, so it is looked for in the
+        // bytes.
         let mut wire = server.connect();
         wire.send(&get(target).replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"));
         let mut text = String::new();
@@ -583,7 +661,11 @@ fn a_connection_over_the_limit_is_told_so_and_a_place_that_gets_free_is_given() 
     assert!(message.starts_with("more than 2 open connections of uid "), "{message}");
     assert_eq!(answer.headers["connection"], "close");
     third.ends();
-    assert_eq!(server.service.connected.load(Ordering::SeqCst), 2, "who is not served is not looked at");
+    assert_eq!(
+        server.service.connected.load(Ordering::SeqCst),
+        2,
+        "who is not served is not looked at"
+    );
     // Those that have a place are served all along.
     held[0].send(&request);
     assert_eq!(held[0].answer().status, 200);
@@ -632,7 +714,8 @@ fn as_nobody(command: &mut Command) -> &mut Command {
     command.gid(65534).uid(65534)
 }
 
-// --- who calls --------------------------------------------------------------------------------------------------------------
+// --- who calls
+// ---------------------------------------------------------------------------------------
 
 #[test]
 fn the_caller_is_who_the_kernel_says() {
@@ -653,7 +736,10 @@ fn the_caller_is_who_the_kernel_says() {
 fn sent_by_another_process(wire: &Wire, text: &str) {
     let connection: OwnedFd = wire.stream.try_clone().unwrap().into();
     let mut command = Command::new("sh");
-    command.args(["-c", "printf %s \"$TEXT\" >&0"]).env("TEXT", text).stdin(Stdio::from(connection));
+    command
+        .args(["-c", "printf %s \"$TEXT\" >&0"])
+        .env("TEXT", text)
+        .stdin(Stdio::from(connection));
     finished(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
 }
 
@@ -701,7 +787,8 @@ fn a_later_request_of_another_process_is_refused_and_so_is_all_that_follows() {
     let mut wire = server.connect();
     wire.send(&get(&format!("/who?{V}")));
     assert_eq!(wire.answer().status, 200);
-    // Both come before the server answers: the own one after the other's is refused too, by the close.
+    // Both come before the server answers: the own one after the other's is refused too,
+    // by the close.
     sent_by_another_process(&wire, &get(&format!("/query?{V}")));
     let _ = wire.stream.write_all(get(&format!("/who?{V}")).as_bytes());
     assert_sender_refused(&server, &mut wire, "GET /query");
@@ -709,10 +796,12 @@ fn a_later_request_of_another_process_is_refused_and_so_is_all_that_follows() {
 
 #[test]
 fn bytes_that_were_sent_before_the_connection_was_accepted_carry_their_sender() {
-    // The connection waits in the backlog while another process writes into it: only then does the server start.
+    // The connection waits in the backlog while another process writes into it: only then
+    // does the server start.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = runtime.block_on(async { listen::bind(&path, 0o600) }).unwrap();
     let mut wire = Wire::new(UnixStream::connect(&path).unwrap());
     sent_by_another_process(&wire, &get(&format!("/who?{V}")));
@@ -738,7 +827,8 @@ fn a_descriptor_passed_along_is_refused_and_closed() {
     assert_eq!(kept.read(&mut [0]).unwrap(), 0, "nobody holds the passed descriptor any more");
 }
 
-// --- the end ------------------------------------------------------------------------------------------------------------------
+// --- the end
+// ---------------------------------------------------------------------------------------
 
 #[test]
 fn a_running_request_ends_in_peace_and_idle_connections_are_closed() {
@@ -749,7 +839,9 @@ fn a_running_request_ends_in_peace_and_idle_connections_are_closed() {
     let mut busy = server.connect();
     busy.send(&get(&format!("/slow?{V}")));
     server.runtime.block_on(async {
-        tokio::time::timeout(SOON, server.service.entered.notified()).await.expect("the handler runs");
+        tokio::time::timeout(SOON, server.service.entered.notified())
+            .await
+            .expect("the handler runs");
     });
     server.stop.send(true).unwrap();
     idle.ends();
@@ -762,7 +854,11 @@ fn a_running_request_ends_in_peace_and_idle_connections_are_closed() {
     assert_eq!((answer.status, answer.json()), (200, json!("done")));
     busy.ends();
     let served = server.served.take().unwrap();
-    server.runtime.block_on(async { tokio::time::timeout(SOON, served).await }).expect("it ends").unwrap();
+    server
+        .runtime
+        .block_on(async { tokio::time::timeout(SOON, served).await })
+        .expect("it ends")
+        .unwrap();
 }
 
 #[test]
@@ -770,10 +866,15 @@ fn a_server_ends_when_nobody_is_left_who_could_ask_it_to() {
     let mut server = Server::start();
     drop(std::mem::replace(&mut server.stop, watch::channel(false).0));
     let served = server.served.take().unwrap();
-    server.runtime.block_on(async { tokio::time::timeout(SOON, served).await }).expect("it ends").unwrap();
+    server
+        .runtime
+        .block_on(async { tokio::time::timeout(SOON, served).await })
+        .expect("it ends")
+        .unwrap();
 }
 
-// --- listening ----------------------------------------------------------------------------------------------------------------
+// --- listening
+// ---------------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn a_socket_is_bound_with_its_mode_in_a_folder_made_for_it() {
@@ -816,7 +917,10 @@ async fn what_is_not_ours_to_remove_is_left_alone_and_named() {
     std::os::unix::fs::symlink(&file, &link).unwrap();
     for path in [&full, &file, &link] {
         let error = listen::bind(path, 0o600).unwrap_err();
-        assert!(matches!(&error, ListenError::Occupied { path: named } if named == path), "{error}");
+        assert!(
+            matches!(&error, ListenError::Occupied { path: named } if named == path),
+            "{error}"
+        );
         assert!(error.to_string().contains("move it away"), "{error}");
     }
     assert_eq!(std::fs::read(full.join("precious")).unwrap(), b"data");
@@ -844,10 +948,12 @@ async fn a_path_that_does_not_fit_into_an_address_is_an_error_with_the_remedy() 
     assert!(error.to_string().contains("use a shorter root folder"), "{error}");
 }
 
-/// Starts a process to which `listener` is passed as a service manager would, with these names; it serves one request.
+/// Starts a process to which `listener` is passed as a service manager would, with these
+/// names; it serves one request.
 fn activated(listener: UnixListener, names: Option<&str>, own: &Path) -> std::process::Child {
     let plain = child("serve one", own);
-    // The shell puts the listener where the protocol wants it, and keeps its own process id.
+    // The shell puts the listener where the protocol wants it, and keeps its own process
+    // id.
     let mut command = Command::new("sh");
     command.args(["-c", "exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$0\" \"$@\""]);
     command.arg(plain.get_program()).args(plain.get_args());
@@ -857,7 +963,12 @@ fn activated(listener: UnixListener, names: Option<&str>, own: &Path) -> std::pr
         command.env("LISTEN_FDNAMES", names);
     }
     let input: OwnedFd = listener.into();
-    command.stdin(Stdio::from(input)).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap()
+    command
+        .stdin(Stdio::from(input))
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap()
 }
 
 #[test]
@@ -879,8 +990,11 @@ fn a_passed_socket_is_used_by_its_name_or_when_it_has_none() {
 fn a_socket_passed_for_another_service_is_not_taken() {
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().join("own");
-    let mut process =
-        activated(UnixListener::bind(folder.path().join("passed")).unwrap(), Some("aziot-keyd.socket"), &own);
+    let mut process = activated(
+        UnixListener::bind(folder.path().join("passed")).unwrap(),
+        Some("aziot-keyd.socket"),
+        &own,
+    );
     let begin = Instant::now();
     let stream = loop {
         match UnixStream::connect(&own) {

@@ -1,5 +1,6 @@
-//! The two operations of AWS-LC that the keys API needs and its safe binding does not offer: AES-256-GCM with an IV of any
-//! length, and the bare RSA private-key operation. All of this crate's `unsafe` is here.
+//! The two operations of AWS-LC that the keys API needs and its safe binding does not
+//! offer: AES-256-GCM with an IV of any length, and the bare RSA private-key operation.
+//! All of this crate's `unsafe` is here.
 #![allow(unsafe_code, reason = "calls into AWS-LC")]
 
 use std::ffi::c_int;
@@ -7,9 +8,9 @@ use std::ptr::{self, NonNull};
 
 use aws_lc_sys::{
     CBS, CBS_init, CBS_len, ERR_clear_error, EVP_AEAD_CTX, EVP_AEAD_CTX_free, EVP_AEAD_CTX_new,
-    EVP_AEAD_CTX_open_gather, EVP_AEAD_CTX_seal_scatter, EVP_PKEY, EVP_PKEY_free, EVP_PKEY_get1_RSA,
-    EVP_aead_aes_256_gcm, EVP_parse_private_key, RSA, RSA_NO_PADDING, RSA_PKCS1_PADDING, RSA_free, RSA_sign_raw,
-    RSA_size,
+    EVP_AEAD_CTX_open_gather, EVP_AEAD_CTX_seal_scatter, EVP_PKEY, EVP_PKEY_free,
+    EVP_PKEY_get1_RSA, EVP_aead_aes_256_gcm, EVP_parse_private_key, RSA, RSA_NO_PADDING,
+    RSA_PKCS1_PADDING, RSA_free, RSA_sign_raw, RSA_size,
 };
 
 use crate::backend::RsaPadding;
@@ -21,7 +22,8 @@ pub(crate) const TAG_LEN: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refused;
 
-/// Turns the library's 1 or 0 into a result. The reason it leaves in the thread's queue is of no use and would stay.
+/// Turns the library's 1 or 0 into a result. The reason it leaves in the thread's queue
+/// is of no use and would stay.
 fn check(returned: c_int) -> Result<(), Refused> {
     if returned == 1 {
         return Ok(());
@@ -34,21 +36,24 @@ fn check(returned: c_int) -> Result<(), Refused> {
 /// An AES-256 key, expanded for GCM. The library wipes it when it is freed.
 pub(crate) struct Aes256Gcm(NonNull<EVP_AEAD_CTX>);
 
-// SAFETY: the context is owned by this value alone and is not tied to the thread that made it.
+// SAFETY: the context is owned by this value alone and is not tied to the thread that
+// made it.
 unsafe impl Send for Aes256Gcm {}
-// SAFETY: seal and open take the context as const; the library documents for AES-256-GCM that they may run concurrently on
-// one context.
+// SAFETY: seal and open take the context as const; the library documents for AES-256-GCM
+// that they may run concurrently on one context.
 unsafe impl Sync for Aes256Gcm {}
 
 impl Aes256Gcm {
     pub(crate) fn new(key: &[u8; 32]) -> Result<Self, Refused> {
-        // SAFETY: the first call returns a static table; `key` is readable for the length passed, which is the one that
-        // the algorithm wants. The library copies the key.
-        let context = unsafe { EVP_AEAD_CTX_new(EVP_aead_aes_256_gcm(), key.as_ptr(), key.len(), TAG_LEN) };
+        // SAFETY: the first call returns a static table; `key` is readable for the length
+        // passed, which is the one that the algorithm wants. The library copies the key.
+        let context =
+            unsafe { EVP_AEAD_CTX_new(EVP_aead_aes_256_gcm(), key.as_ptr(), key.len(), TAG_LEN) };
         NonNull::new(context).map(Self).ok_or(Refused)
     }
 
-    /// Encrypts `plaintext` into `ciphertext`, which has the same length, and returns the tag. An empty IV is refused.
+    /// Encrypts `plaintext` into `ciphertext`, which has the same length, and returns the
+    /// tag. An empty IV is refused.
     pub(crate) fn seal(
         &self,
         iv: &[u8],
@@ -56,12 +61,18 @@ impl Aes256Gcm {
         plaintext: &[u8],
         ciphertext: &mut [u8],
     ) -> Result<[u8; TAG_LEN], Refused> {
-        assert_eq!(plaintext.len(), ciphertext.len(), "the output buffer has the plaintext's length");
+        assert_eq!(
+            plaintext.len(),
+            ciphertext.len(),
+            "the output buffer has the plaintext's length"
+        );
         let mut tag = [0; TAG_LEN];
         let mut tag_len = 0;
-        // SAFETY: the context is alive as long as self. Each input pointer is readable for the length beside it. The
-        // library writes `plaintext.len()` bytes to `ciphertext`, which has that length (checked above) and, being a
-        // unique borrow, overlaps no input; and at most `tag.len()` bytes to `tag`. There is no extra input (null, 0).
+        // SAFETY: the context is alive as long as self. Each input pointer is readable
+        // for the length beside it. The library writes `plaintext.len()` bytes to
+        // `ciphertext`, which has that length (checked above) and, being a unique borrow,
+        // overlaps no input; and at most `tag.len()` bytes to `tag`. There is no extra
+        // input (null, 0).
         check(unsafe {
             EVP_AEAD_CTX_seal_scatter(
                 self.0.as_ptr(),
@@ -82,7 +93,8 @@ impl Aes256Gcm {
         if tag_len == TAG_LEN { Ok(tag) } else { Err(Refused) }
     }
 
-    /// Decrypts `ciphertext` into `plaintext`, which has the same length, if the tag fits. An empty IV is refused.
+    /// Decrypts `ciphertext` into `plaintext`, which has the same length, if the tag
+    /// fits. An empty IV is refused.
     pub(crate) fn open(
         &self,
         iv: &[u8],
@@ -91,9 +103,14 @@ impl Aes256Gcm {
         tag: &[u8; TAG_LEN],
         plaintext: &mut [u8],
     ) -> Result<(), Refused> {
-        assert_eq!(ciphertext.len(), plaintext.len(), "the output buffer has the ciphertext's length");
-        // SAFETY: as for sealing: inputs are readable for the lengths beside them, and `plaintext` is a unique borrow that
-        // is writable for `ciphertext.len()` bytes (checked above).
+        assert_eq!(
+            ciphertext.len(),
+            plaintext.len(),
+            "the output buffer has the ciphertext's length"
+        );
+        // SAFETY: as for sealing: inputs are readable for the lengths beside them, and
+        // `plaintext` is a unique borrow that is writable for `ciphertext.len()` bytes
+        // (checked above).
         check(unsafe {
             EVP_AEAD_CTX_open_gather(
                 self.0.as_ptr(),
@@ -121,10 +138,12 @@ impl Drop for Aes256Gcm {
 /// An RSA private key. The library wipes it when it is freed.
 pub(crate) struct RsaPrivateKey(NonNull<RSA>);
 
-// SAFETY: the key's only reference is owned by this value and is not tied to the thread that made it.
+// SAFETY: the key's only reference is owned by this value and is not tied to the thread
+// that made it.
 unsafe impl Send for RsaPrivateKey {}
-// SAFETY: only RSA_sign_raw and RSA_size are called on it, which the library documents as not mutating: they may run
-// concurrently (blinding values are behind the key's own lock).
+// SAFETY: only RSA_sign_raw and RSA_size are called on it, which the library documents as
+// not mutating: they may run concurrently (blinding values are behind the key's own
+// lock).
 unsafe impl Sync for RsaPrivateKey {}
 
 /// Frees a parsed key when dropped.
@@ -138,22 +157,26 @@ impl Drop for ParsedKey {
 }
 
 impl RsaPrivateKey {
-    /// Reads a DER PKCS#8 private key. Refuses anything that is not RSA, and bytes after it.
+    /// Reads a DER PKCS#8 private key. Refuses anything that is not RSA, and bytes after
+    /// it.
     pub(crate) fn from_pkcs8(der: &[u8]) -> Result<Self, Refused> {
         let mut reader = CBS { data: ptr::null(), len: 0 };
-        // SAFETY: `reader` is valid for writes and afterwards reads from `der`, which outlives it.
+        // SAFETY: `reader` is valid for writes and afterwards reads from `der`, which
+        // outlives it.
         let parsed = unsafe {
             CBS_init(&raw mut reader, der.as_ptr(), der.len());
             EVP_parse_private_key(&raw mut reader)
         };
-        let Some(parsed) = NonNull::new(parsed) else { return Err(check(0).err().unwrap_or(Refused)) };
+        let Some(parsed) = NonNull::new(parsed) else {
+            return Err(check(0).err().unwrap_or(Refused));
+        };
         let parsed = ParsedKey(parsed);
         // SAFETY: `reader` was initialized above.
         if unsafe { CBS_len(&raw const reader) } != 0 {
             return Err(Refused);
         }
-        // SAFETY: the parsed key is alive. The returned reference is counted on its own, and is null for another
-        // algorithm than RSA.
+        // SAFETY: the parsed key is alive. The returned reference is counted on its own,
+        // and is null for another algorithm than RSA.
         match NonNull::new(unsafe { EVP_PKEY_get1_RSA(parsed.0.as_ptr()) }) {
             Some(rsa) => Ok(Self(rsa)),
             None => Err(check(0).err().unwrap_or(Refused)),
@@ -166,16 +189,22 @@ impl RsaPrivateKey {
         (unsafe { RSA_size(self.0.as_ptr()) }) as usize
     }
 
-    /// Pads `block` and raises it to the private exponent, blinded. The result is as long as the modulus.
-    pub(crate) fn private_operation(&self, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, Refused> {
+    /// Pads `block` and raises it to the private exponent, blinded. The result is as long
+    /// as the modulus.
+    pub(crate) fn private_operation(
+        &self,
+        padding: RsaPadding,
+        block: &[u8],
+    ) -> Result<Vec<u8>, Refused> {
         let padding = match padding {
             RsaPadding::Pkcs1 => RSA_PKCS1_PADDING,
             RsaPadding::None => RSA_NO_PADDING,
         };
         let mut out = vec![0; self.modulus_len()];
         let mut out_len = 0;
-        // SAFETY: the key is alive as long as self; it is passed as mut but not changed (see Sync above). `block` is
-        // readable and `out` writable for the length passed with it.
+        // SAFETY: the key is alive as long as self; it is passed as mut but not changed
+        // (see Sync above). `block` is readable and `out` writable for the length passed
+        // with it.
         check(unsafe {
             RSA_sign_raw(
                 self.0.as_ptr(),
@@ -206,13 +235,19 @@ mod tests {
     use super::*;
 
     fn hex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect()
     }
 
-    /// Test case 18 of the GCM specification (McGrew and Viega): AES-256 with an IV of 60 bytes.
+    /// Test case 18 of the GCM specification (McGrew and Viega): AES-256 with an IV of 60
+    /// bytes.
     #[test]
     fn an_iv_of_60_bytes_gives_the_published_ciphertext_and_tag() {
-        let key: [u8; 32] = hex("feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308").try_into().unwrap();
+        let key: [u8; 32] = hex("feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308")
+            .try_into()
+            .unwrap();
         let plaintext = hex(concat!(
             "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a72",
             "1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39"
@@ -246,10 +281,12 @@ mod tests {
 
     #[test]
     fn what_is_not_an_rsa_key_is_refused_without_leaving_errors_behind() {
-        let ec = aws_lc_rs::signature::EcdsaKeyPair::generate(&aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1_SIGNING)
-            .unwrap()
-            .to_pkcs8v1()
-            .unwrap();
+        let ec = aws_lc_rs::signature::EcdsaKeyPair::generate(
+            &aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1_SIGNING,
+        )
+        .unwrap()
+        .to_pkcs8v1()
+        .unwrap();
         for der in [ec.as_ref(), b"", b"\x30\x03\x02\x01\x00", &[0xff; 100]] {
             assert!(RsaPrivateKey::from_pkcs8(der).is_err());
         }

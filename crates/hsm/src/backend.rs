@@ -14,8 +14,9 @@ use crate::tpm::TpmError;
 
 /// Keeps keys under ids and uses them.
 ///
-/// Symmetric keys and key pairs share one name space. Every method may be called from several threads at once. Methods
-/// that a backend does not have answer [`KeyError::NotSupported`].
+/// Symmetric keys and key pairs share one name space. Every method may be called from
+/// several threads at once. Methods that a backend does not have answer
+/// [`KeyError::NotSupported`].
 pub trait KeyBackend: Send + Sync {
     /// What the backend is called in errors and reports.
     fn name(&self) -> &'static str;
@@ -26,13 +27,15 @@ pub trait KeyBackend: Send + Sync {
     /// If the key is there but cannot be loaded.
     fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError>;
 
-    /// The same keys, for a thread that must not wait: uses of a key that would take more than this process's memory are
-    /// answered with [`KeyError::WouldWait`]. `None` if that is all of them.
+    /// The same keys, for a thread that must not wait: uses of a key that would take more
+    /// than this process's memory are answered with [`KeyError::WouldWait`]. `None` if
+    /// that is all of them.
     fn without_waiting(&self) -> Option<Box<dyn KeyBackend + '_>> {
         None
     }
 
-    /// What is known to keep the key named `id`, without looking for it; `None` if nothing is.
+    /// What is known to keep the key named `id`, without looking for it; `None` if
+    /// nothing is.
     fn keeper(&self, id: &KeyId) -> Option<&'static str> {
         let _ = id;
         Some(self.name())
@@ -50,25 +53,30 @@ pub trait KeyBackend: Send + Sync {
     /// Stores a symmetric key, over one that has this id.
     ///
     /// # Errors
-    /// If the key is empty or too long, a key pair has this id, or the key cannot be stored.
+    /// If the key is empty or too long, a key pair has this id, or the key cannot be
+    /// stored.
     fn import_key(&self, id: &KeyId, bytes: SecretBytes, usage: Usage) -> Result<(), KeyError> {
         let _ = (id, bytes, usage);
         Err(self.not_supported(Operation::ImportKey))
     }
 
-    /// Makes a key pair with the first of `preferred` that the backend can do, unless there is one under this id.
+    /// Makes a key pair with the first of `preferred` that the backend can do, unless
+    /// there is one under this id.
     ///
     /// # Errors
-    /// If a symmetric key has this id, none of the algorithms can be done, or the key cannot be stored.
+    /// If a symmetric key has this id, none of the algorithms can be done, or the key
+    /// cannot be stored.
     fn create_key_pair(&self, id: &KeyId, preferred: &[PairAlgorithm]) -> Result<(), KeyError> {
         let _ = (id, preferred);
         Err(self.not_supported(Operation::CreateKeyPair))
     }
 
-    /// Gives the key pair `from` the id `to`, over one that has it. At no time is neither there.
+    /// Gives the key pair `from` the id `to`, over one that has it. At no time is neither
+    /// there.
     ///
     /// # Errors
-    /// If `from` is not there, a symmetric key has the id `to`, both are the same, or the store fails.
+    /// If `from` is not there, a symmetric key has the id `to`, both are the same, or the
+    /// store fails.
     fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> Result<(), KeyError> {
         let _ = (from, to);
         Err(self.not_supported(Operation::MoveKeyPair))
@@ -87,25 +95,38 @@ pub trait KeyBackend: Send + Sync {
     ///
     /// # Errors
     /// If there is no such key pair, or its algorithm has no such parameter.
-    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+    fn public_parameter(
+        &self,
+        id: &KeyId,
+        parameter: PublicParameter,
+    ) -> Result<PublicValue, KeyError> {
         let _ = (id, parameter);
         Err(self.not_supported(Operation::PublicParameter))
     }
 
-    /// ECDSA over a digest that the caller computed. The signature is the DER sequence of r and s.
+    /// ECDSA over a digest that the caller computed. The signature is the DER sequence of
+    /// r and s.
     ///
     /// # Errors
-    /// If there is no such key pair, it is not an EC one, or the digest has no digest's length.
+    /// If there is no such key pair, it is not an EC one, or the digest has no digest's
+    /// length.
     fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
         let _ = (id, digest);
         Err(self.not_supported(Operation::SignEcdsa))
     }
 
-    /// The RSA private-key operation: what a signature is made with. As long as the modulus.
+    /// The RSA private-key operation: what a signature is made with. As long as the
+    /// modulus.
     ///
     /// # Errors
-    /// If there is no such key pair, it is not an RSA one, or the block does not fit the padding.
-    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
+    /// If there is no such key pair, it is not an RSA one, or the block does not fit the
+    /// padding.
+    fn rsa_private_operation(
+        &self,
+        id: &KeyId,
+        padding: RsaPadding,
+        block: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         let _ = (id, padding, block);
         Err(self.not_supported(Operation::RsaPrivateOperation))
     }
@@ -119,11 +140,19 @@ pub trait KeyBackend: Send + Sync {
         Err(self.not_supported(Operation::HmacSha256))
     }
 
-    /// Encrypts with AES-256-GCM into the versioned layout of existing ciphertexts (wire facts 5.5).
+    /// Encrypts with AES-256-GCM into the versioned layout of existing ciphertexts (wire
+    /// facts 5.5).
     ///
     /// # Errors
-    /// If there is no such symmetric key, its usage does not cover encryption, it has not 32 bytes, or `iv` is empty.
-    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+    /// If there is no such symmetric key, its usage does not cover encryption, it has not
+    /// 32 bytes, or `iv` is empty.
+    fn encrypt(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         let _ = (key, iv, aad, plaintext);
         Err(self.not_supported(Operation::Encrypt))
     }
@@ -143,11 +172,16 @@ pub trait KeyBackend: Send + Sync {
         Err(self.not_supported(Operation::Decrypt))
     }
 
-    /// The key derived from a symmetric key: HMAC-SHA256 of the derivation data, 32 bytes.
+    /// The key derived from a symmetric key: HMAC-SHA256 of the derivation data, 32
+    /// bytes.
     ///
     /// # Errors
     /// If there is no such symmetric key, or its usage does not cover derivation.
-    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
+    fn export_derived(
+        &self,
+        base: &KeyId,
+        derivation_data: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
         let _ = (base, derivation_data);
         Err(self.not_supported(Operation::ExportDerived))
     }
@@ -202,7 +236,11 @@ impl<D: Delegate> KeyBackend for D {
         self.delegate()?.delete(id, kind)
     }
 
-    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+    fn public_parameter(
+        &self,
+        id: &KeyId,
+        parameter: PublicParameter,
+    ) -> Result<PublicValue, KeyError> {
         self.delegate()?.public_parameter(id, parameter)
     }
 
@@ -210,7 +248,12 @@ impl<D: Delegate> KeyBackend for D {
         self.delegate()?.sign_ecdsa(id, digest)
     }
 
-    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn rsa_private_operation(
+        &self,
+        id: &KeyId,
+        padding: RsaPadding,
+        block: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.delegate()?.rsa_private_operation(id, padding, block)
     }
 
@@ -218,7 +261,13 @@ impl<D: Delegate> KeyBackend for D {
         self.delegate()?.hmac_sha256(key, message)
     }
 
-    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn encrypt(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.delegate()?.encrypt(key, iv, aad, plaintext)
     }
 
@@ -232,7 +281,11 @@ impl<D: Delegate> KeyBackend for D {
         self.delegate()?.decrypt(key, iv, aad, ciphertext)
     }
 
-    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
+    fn export_derived(
+        &self,
+        base: &KeyId,
+        derivation_data: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
         self.delegate()?.export_derived(base, derivation_data)
     }
 }
@@ -292,7 +345,8 @@ impl fmt::Display for KeyKind {
     }
 }
 
-/// What a symmetric key may be used for, decided when it is made. Deriving and signing are one right: both are an HMAC.
+/// What a symmetric key may be used for, decided when it is made. Deriving and signing
+/// are one right: both are an HMAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Usage {
     /// Keys may be derived from it and messages signed with it.
@@ -335,8 +389,9 @@ pub enum PairAlgorithm {
 }
 
 impl PairAlgorithm {
-    /// Reads a colon list of `ec-p256`, `rsa-2048`, `rsa-4096` and `*` (= `ec-p256:rsa-2048`), best first. Unknown words
-    /// are left out, so that clients can name algorithms of later versions first; nothing at all means `*`.
+    /// Reads a colon list of `ec-p256`, `rsa-2048`, `rsa-4096` and `*` (=
+    /// `ec-p256:rsa-2048`), best first. Unknown words are left out, so that clients can
+    /// name algorithms of later versions first; nothing at all means `*`.
     #[must_use]
     pub fn preferred(text: Option<&str>) -> Vec<Self> {
         let mut algorithms = Vec::new();
@@ -362,7 +417,8 @@ pub enum PublicParameter {
     EcCurveOid,
     /// The point, compressed.
     EcPoint,
-    /// The point, uncompressed: the form that certificates hold. Ours; the compatible service has only the other.
+    /// The point, uncompressed: the form that certificates hold. Ours; the compatible
+    /// service has only the other.
     EcPointUncompressed,
     /// The modulus, big-endian without leading zeros.
     RsaModulus,
@@ -398,7 +454,8 @@ pub enum PublicValue {
 /// How a block is padded before the RSA private-key operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RsaPadding {
-    /// PKCS#1 v1.5 for signatures; the block is at most 11 bytes shorter than the modulus.
+    /// PKCS#1 v1.5 for signatures; the block is at most 11 bytes shorter than the
+    /// modulus.
     Pkcs1,
     /// None; the block is as long as the modulus.
     None,
@@ -445,7 +502,8 @@ pub enum KeyError {
         /// The usage it would need.
         needed: &'static str,
     },
-    /// The key is in a file that the configuration names, which is not this backend's to change.
+    /// The key is in a file that the configuration names, which is not this backend's to
+    /// change.
     #[error(
         "key {id:?} is preloaded from the file {path:?}: change that file, or [preloaded_keys] in the configuration"
     )]
@@ -455,7 +513,8 @@ pub enum KeyError {
         /// Where the key is.
         path: PathBuf,
     },
-    /// The key is in a file that the configuration names, and the file holds no key that can be used.
+    /// The key is in a file that the configuration names, and the file holds no key that
+    /// can be used.
     #[error("key {id:?} cannot be read from the file {path:?}: {why}")]
     PreloadedUnusable {
         /// The id.
@@ -497,10 +556,14 @@ pub enum KeyError {
 }
 
 impl KeyError {
-    /// Whether another request could have succeeded: the request was wrong, not the device.
+    /// Whether another request could have succeeded: the request was wrong, not the
+    /// device.
     #[must_use]
     pub fn is_callers_fault(&self) -> bool {
-        !matches!(self, Self::Store(_) | Self::Tpm(_) | Self::Token(_) | Self::WouldWait | Self::Library { .. })
+        !matches!(
+            self,
+            Self::Store(_) | Self::Tpm(_) | Self::Token(_) | Self::WouldWait | Self::Library { .. }
+        )
     }
 }
 
@@ -511,7 +574,9 @@ pub enum InputError {
     #[error("usage is not a comma list of \"derive\", \"encrypt\", \"sign\"")]
     Usage,
     /// No algorithm among those asked for is known.
-    #[error("none of the preferred algorithms is known: \"ec-p256\", \"rsa-2048\", \"rsa-4096\", \"*\"")]
+    #[error(
+        "none of the preferred algorithms is known: \"ec-p256\", \"rsa-2048\", \"rsa-4096\", \"*\""
+    )]
     PreferredAlgorithms,
     /// No public parameter has this name.
     #[error(
@@ -537,7 +602,9 @@ pub enum InputError {
         found: usize,
     },
     /// A private key that cannot be used.
-    #[error("the private key is damaged or cannot be used: use EC P-256, EC P-384 or RSA of 2048 to 8192 bits")]
+    #[error(
+        "the private key is damaged or cannot be used: use EC P-256, EC P-384 or RSA of 2048 to 8192 bits"
+    )]
     PrivateKey,
     /// A key file that holds no key, or one of a form that is not read.
     #[error("{0}")]
@@ -554,7 +621,8 @@ pub enum InputError {
         /// Its version byte.
         found: u8,
     },
-    /// A ciphertext that was not made with this key, IV and additional data, or was changed since.
+    /// A ciphertext that was not made with this key, IV and additional data, or was
+    /// changed since.
     #[error("the ciphertext is not authentic under this key, iv and aad")]
     NotAuthentic,
     /// The same, under every version of the key that there is.
@@ -606,7 +674,10 @@ mod tests {
         let id: KeyId = "k".parse().unwrap();
         let error = Nothing.hmac_sha256(SymmetricKey::Stored(&id), b"m").unwrap_err();
         assert!(
-            matches!(error, KeyError::NotSupported { backend: "empty", operation: Operation::HmacSha256 }),
+            matches!(
+                error,
+                KeyError::NotSupported { backend: "empty", operation: Operation::HmacSha256 }
+            ),
             "{error}"
         );
         assert!(error.is_callers_fault());
@@ -627,7 +698,10 @@ mod tests {
     fn preferred_algorithms_keep_their_order_and_leave_out_unknown_words() {
         use PairAlgorithm::{EcP256, Rsa2048, Rsa4096};
         assert_eq!(PairAlgorithm::preferred(None), [EcP256, Rsa2048]);
-        assert_eq!(PairAlgorithm::preferred(Some("ml-dsa-65:rsa-4096:*")), [Rsa4096, EcP256, Rsa2048]);
+        assert_eq!(
+            PairAlgorithm::preferred(Some("ml-dsa-65:rsa-4096:*")),
+            [Rsa4096, EcP256, Rsa2048]
+        );
         assert_eq!(PairAlgorithm::preferred(Some("ml-dsa-65")), []);
         assert_eq!(PairAlgorithm::preferred(Some("")), []);
     }

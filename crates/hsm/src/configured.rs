@@ -59,11 +59,14 @@ struct NamedTpm {
 struct NamedToken(Pkcs11Settings);
 
 impl Hardware {
-    /// What the settings name. What in them cannot be understood counts as not there: keyd says what is wrong.
+    /// What the settings name. What in them cannot be understood counts as not there:
+    /// keyd says what is wrong.
     #[must_use]
     pub fn named(settings: &KeydSettings) -> Self {
-        let tpm =
-            settings.tpm.clone().and_then(|settings| Some(NamedTpm { tcti: settings.tcti.parse().ok()?, settings }));
+        let tpm = settings
+            .tpm
+            .clone()
+            .and_then(|settings| Some(NamedTpm { tcti: settings.tcti.parse().ok()?, settings }));
         Self { tpm, token: base_token(settings).map(NamedToken) }
     }
 

@@ -1,5 +1,6 @@
-//! Secrets encrypted to somebody's public key, in formats that other tools open: age for `age1...` recipients
-//! (`age -d -i FILE`), CMS for PEM public keys (`openssl cms -decrypt -inform DER -inkey FILE`).
+//! Secrets encrypted to somebody's public key, in formats that other tools open: age for
+//! `age1...` recipients (`age -d -i FILE`), CMS for PEM public keys
+//! (`openssl cms -decrypt -inform DER -inkey FILE`).
 
 mod age;
 mod bech32;
@@ -109,7 +110,8 @@ impl Identity {
             return cms::PrivateKey::from_pkcs8(&der).map(|key| Self(From::Cms(key)));
         }
         let text = std::str::from_utf8(content.expose()).map_err(|_| EnvelopeError::Identity)?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let lines =
+            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let keys = lines.map(age::PrivateKey::parse).collect::<Result<Vec<_>, _>>()?;
         if keys.is_empty() { Err(EnvelopeError::Identity) } else { Ok(Self(From::Age(keys))) }
     }
@@ -125,12 +127,14 @@ impl Identity {
         match (&self.0, sealed.starts_with(age::MAGIC)) {
             (From::Age(keys), true) => age::decrypt(keys, sealed),
             (From::Cms(key), false) => {
-                let der = pem_section(sealed, "CMS").unwrap_or_else(|| Zeroizing::new(sealed.to_vec()));
+                let der =
+                    pem_section(sealed, "CMS").unwrap_or_else(|| Zeroizing::new(sealed.to_vec()));
                 cms::decrypt(key, &der)
             }
-            (From::Cms(_), true) => {
-                Err(EnvelopeError::OtherKind { found: "age", needed: "a file with AGE-SECRET-KEY-1..." })
-            }
+            (From::Cms(_), true) => Err(EnvelopeError::OtherKind {
+                found: "age",
+                needed: "a file with AGE-SECRET-KEY-1...",
+            }),
             (From::Age(_), false) if sealed.first() == Some(&der::SEQUENCE) => {
                 Err(EnvelopeError::OtherKind { found: "CMS", needed: "a PEM private key" })
             }

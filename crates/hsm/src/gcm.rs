@@ -1,8 +1,9 @@
 //! The versioned layout of ciphertexts that existing clients keep (wire facts 5.5).
 //!
-//! `02 | ciphertext | tag` is written. `01 | tag | ciphertext`, of the earliest versions, is read too. The IV comes from the
-//! caller with each call and is not part of the ciphertext. Versions from 80 on are other services' (the workload API's 81
-//! holds a ciphertext of these) and never become one here.
+//! `02 | ciphertext | tag` is written. `01 | tag | ciphertext`, of the earliest versions,
+//! is read too. The IV comes from the caller with each call and is not part of the
+//! ciphertext. Versions from 80 on are other services' (the workload API's 81 holds a
+//! ciphertext of these) and never become one here.
 
 use crate::SecretBytes;
 use crate::aws_lc::{Aes256Gcm, TAG_LEN};
@@ -18,7 +19,12 @@ fn expand(key: &[u8], operation: Operation) -> Result<Aes256Gcm, KeyError> {
 }
 
 /// Encrypts into the layout of version 2.
-pub(crate) fn encrypt(key: &[u8], iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+pub(crate) fn encrypt(
+    key: &[u8],
+    iv: &[u8],
+    aad: &[u8],
+    plaintext: &[u8],
+) -> Result<Vec<u8>, KeyError> {
     if iv.is_empty() {
         return Err(InputError::EmptyIv.into());
     }
@@ -26,14 +32,20 @@ pub(crate) fn encrypt(key: &[u8], iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Re
     let mut sealed = vec![0; 1 + plaintext.len() + TAG_LEN];
     sealed[0] = TAG_LAST;
     let (ciphertext, tag) = sealed[1..].split_at_mut(plaintext.len());
-    let made =
-        gcm.seal(iv, aad, plaintext, ciphertext).map_err(|_| KeyError::Library { operation: Operation::Encrypt })?;
+    let made = gcm
+        .seal(iv, aad, plaintext, ciphertext)
+        .map_err(|_| KeyError::Library { operation: Operation::Encrypt })?;
     tag.copy_from_slice(&made);
     Ok(sealed)
 }
 
 /// Decrypts either layout.
-pub(crate) fn decrypt(key: &[u8], iv: &[u8], aad: &[u8], sealed: &[u8]) -> Result<SecretBytes, KeyError> {
+pub(crate) fn decrypt(
+    key: &[u8],
+    iv: &[u8],
+    aad: &[u8],
+    sealed: &[u8],
+) -> Result<SecretBytes, KeyError> {
     if iv.is_empty() {
         return Err(InputError::EmptyIv.into());
     }
@@ -109,11 +121,23 @@ mod tests {
     #[test]
     fn short_and_unknown_ciphertexts_empty_ivs_and_odd_keys_are_named() {
         assert_eq!(input_error(decrypt(&[1; 32], b"iv", b"", &[])), InputError::ShortCiphertext);
-        assert_eq!(input_error(decrypt(&[1; 32], b"iv", b"", &[2; 16])), InputError::ShortCiphertext);
-        assert_eq!(input_error(decrypt(&[1; 32], b"iv", b"", &[1; 16])), InputError::ShortCiphertext);
-        assert_eq!(input_error(decrypt(&[1; 32], b"iv", b"", &[3; 40])), InputError::CiphertextVersion { found: 3 });
+        assert_eq!(
+            input_error(decrypt(&[1; 32], b"iv", b"", &[2; 16])),
+            InputError::ShortCiphertext
+        );
+        assert_eq!(
+            input_error(decrypt(&[1; 32], b"iv", b"", &[1; 16])),
+            InputError::ShortCiphertext
+        );
+        assert_eq!(
+            input_error(decrypt(&[1; 32], b"iv", b"", &[3; 40])),
+            InputError::CiphertextVersion { found: 3 }
+        );
         assert_eq!(input_error(decrypt(&[1; 32], b"", b"", &[2; 40])), InputError::EmptyIv);
         assert_eq!(input_error(encrypt(&[1; 32], b"", b"", b"")), InputError::EmptyIv);
-        assert_eq!(input_error(encrypt(&[1; 16], b"iv", b"", b"")), InputError::KeyLength { found: 16 });
+        assert_eq!(
+            input_error(encrypt(&[1; 16], b"iv", b"", b"")),
+            InputError::KeyLength { found: 16 }
+        );
     }
 }

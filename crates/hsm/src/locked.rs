@@ -1,11 +1,15 @@
-//! Memory for secrets that stay: one set of pages, so that a hundred keys of 32 bytes cost one page and not a hundred.
+//! Memory for secrets that stay: one set of pages, so that a hundred keys of 32 bytes
+//! cost one page and not a hundred.
 //!
-//! Where the kernel has `memfd_secret`, the pages are in nobody's memory map but this process's own: not in the kernel's,
-//! so that neither a debugger nor `/proc/PID/mem`, even for root, nor a core dump, swap or hibernation has them. Elsewhere
-//! they are locked in memory and kept out of core dumps; where even that is not allowed, the log says so once.
+//! Where the kernel has `memfd_secret`, the pages are in nobody's memory map but this
+//! process's own: not in the kernel's, so that neither a debugger nor `/proc/PID/mem`,
+//! even for root, nor a core dump, swap or hibernation has them. Elsewhere they are
+//! locked in memory and kept out of core dumps; where even that is not allowed, the log
+//! says so once.
 //!
-//! Each secret takes whole slots and is wiped when it goes. When the pages are used up, more are mapped, up to a bound;
-//! beyond it secrets are in ordinary memory, which is wiped all the same.
+//! Each secret takes whole slots and is wiped when it goes. When the pages are used up,
+//! more are mapped, up to a bound; beyond it secrets are in ordinary memory, which is
+//! wiped all the same.
 #![allow(unsafe_code, reason = "maps pages and hands out parts of them")]
 
 use std::ffi::c_void;
@@ -46,7 +50,8 @@ struct Region {
     memory: SecretMemory,
 }
 
-// SAFETY: the pages are mapped for the rest of the process and are reached only through `Locked`, whose slots are its own.
+// SAFETY: the pages are mapped for the rest of the process and are reached only through
+// `Locked`, whose slots are its own.
 unsafe impl Send for Region {}
 
 impl Region {
@@ -61,23 +66,40 @@ impl Region {
     fn map_secret() -> io::Result<Self> {
         // SAFETY: takes no pointers; the result is checked.
         let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
-        let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        let fd =
+            i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
         // SAFETY: the descriptor was just made and is nobody else's.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         ftruncate(&fd, REGION_LEN as u64)?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is mapped already.
-        let start =
-            unsafe { mmap(ptr::null_mut(), REGION_LEN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0) }?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that
+        // is mapped already.
+        let start = unsafe {
+            mmap(
+                ptr::null_mut(),
+                REGION_LEN,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &fd,
+                0,
+            )
+        }?;
         Self::over(start, SecretMemory::Secret)
     }
 
     fn map_locked() -> io::Result<Self> {
         // SAFETY: as above.
         let start = unsafe {
-            mmap_anonymous(ptr::null_mut(), REGION_LEN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+            mmap_anonymous(
+                ptr::null_mut(),
+                REGION_LEN,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
         }?;
         // SAFETY: these are the pages that were just mapped, all of them.
-        let (locked, hidden) = unsafe { (mlock(start, REGION_LEN), madvise(start, REGION_LEN, Advice::LinuxDontDump)) };
+        let (locked, hidden) = unsafe {
+            (mlock(start, REGION_LEN), madvise(start, REGION_LEN, Advice::LinuxDontDump))
+        };
         if let Err(error) = hidden {
             tracing::warn!(%error, "pages for secrets are not kept out of core dumps");
         }
@@ -96,8 +118,8 @@ impl Region {
 
     fn over(start: *mut c_void, memory: SecretMemory) -> io::Result<Self> {
         let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: the pages that were just mapped, all of them. A child process has no use for them; that it would get
-        // them anyway is no reason to stop.
+        // SAFETY: the pages that were just mapped, all of them. A child process has no
+        // use for them; that it would get them anyway is no reason to stop.
         let _ = unsafe { madvise(start.as_ptr().cast(), REGION_LEN, Advice::LinuxDontFork) };
         Ok(Self { start, taken: [false; SLOTS], memory })
     }
@@ -131,7 +153,11 @@ impl Arena {
         if slots == 0 || slots > SLOTS {
             return None;
         }
-        let found = self.regions.iter_mut().enumerate().find_map(|(at, region)| Some((at, region.take(slots)?)));
+        let found = self
+            .regions
+            .iter_mut()
+            .enumerate()
+            .find_map(|(at, region)| Some((at, region.take(slots)?)));
         if found.is_some() || self.regions.len() >= REGION_LIMIT {
             return found;
         }
@@ -196,7 +222,8 @@ impl Locked {
             // SAFETY: `take` gave slots within the region, as many as the bytes need.
             (region, first, unsafe { arena.regions[region].start.add(first * SLOT_LEN) })
         };
-        // SAFETY: the slots are mapped, writable, long enough, and nobody else's; `bytes` are elsewhere.
+        // SAFETY: the slots are mapped, writable, long enough, and nobody else's; `bytes`
+        // are elsewhere.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr(), bytes.len()) };
         Some(Self { start, len: bytes.len(), region, first, arena })
     }
@@ -236,7 +263,8 @@ mod tests {
         for line in smaps.lines() {
             let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
             let number = |text| usize::from_str_radix(text, 16).ok();
-            if let Some((Some(from), Some(to))) = range.map(|(from, to)| (number(from), number(to))) {
+            if let Some((Some(from), Some(to))) = range.map(|(from, to)| (number(from), number(to)))
+            {
                 inside = (from..to).contains(&address);
             } else if inside && let Some(flags) = line.strip_prefix("VmFlags:") {
                 return flags.split_whitespace().map(str::to_owned).collect();
@@ -288,7 +316,8 @@ mod tests {
         let secret = Locked::copy_into(arena, &[7; 100]).unwrap();
         let start = secret.start;
         drop(secret);
-        // SAFETY: the pages are mapped for the rest of the process, and nobody else uses this arena.
+        // SAFETY: the pages are mapped for the rest of the process, and nobody else uses
+        // this arena.
         assert_eq!(unsafe { std::slice::from_raw_parts(start.as_ptr(), 100) }, [0; 100]);
         assert_eq!(Locked::copy_into(arena, &[8; 100]).unwrap().start, start);
     }

@@ -5,8 +5,8 @@ use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::hmac;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair as _,
-    RsaKeyPair,
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
+    EcdsaSigningAlgorithm, KeyPair as _, RsaKeyPair,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,10 +15,12 @@ use zeroize::Zeroizing;
 use crate::SecretBytes;
 use crate::aws_lc::RsaPrivateKey;
 use crate::backend::{
-    InputError, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding, Usage,
+    InputError, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue,
+    RsaPadding, Usage,
 };
 
-/// Longest symmetric key that is taken in. HMAC hashes anything above 64 bytes down to 32, so this only bounds memory.
+/// Longest symmetric key that is taken in. HMAC hashes anything above 64 bytes down to
+/// 32, so this only bounds memory.
 const SYMMETRIC_LIMIT: usize = 64 * 1024;
 
 /// A key that can be used at once.
@@ -30,14 +32,16 @@ pub(crate) enum Material {
 /// A symmetric key.
 pub(crate) struct Symmetric {
     pub(crate) usage: Usage,
-    /// Expanded for each use: what the library makes of it is in memory that others could read.
+    /// Expanded for each use: what the library makes of it is in memory that others could
+    /// read.
     pub(crate) bytes: SecretBytes,
 }
 
 /// A key pair.
 pub(crate) enum Pair {
-    /// The private half is read anew for each signature (a dozen microseconds): what the library makes of it is in memory that
-    /// others could read, and is wiped when it goes.
+    /// The private half is read anew for each signature (a dozen microseconds): what the
+    /// library makes of it is in memory that others could read, and is wiped when it
+    /// goes.
     Ec {
         curve: &'static Curve,
         /// PKCS#8 in DER.
@@ -86,9 +90,15 @@ impl Material {
     }
 
     /// Readies a key from its stored form: raw bytes, or a PKCS#8 private key in DER.
-    pub(crate) fn from_stored(kind: KeyKind, usage: Usage, secret: SecretBytes) -> Result<Self, InputError> {
+    pub(crate) fn from_stored(
+        kind: KeyKind,
+        usage: Usage,
+        secret: SecretBytes,
+    ) -> Result<Self, InputError> {
         match kind {
-            KeyKind::Symmetric => Symmetric::new(secret, usage).map(|key| Self::Symmetric(Box::new(key))),
+            KeyKind::Symmetric => {
+                Symmetric::new(secret, usage).map(|key| Self::Symmetric(Box::new(key)))
+            }
             KeyKind::Pair => Pair::from_pkcs8(secret.expose()).map(Self::Pair),
         }
     }
@@ -129,7 +139,8 @@ pub(crate) fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
 }
 
 impl Pair {
-    /// Makes a key pair and returns its PKCS#8 form. RSA takes a while: up to seconds for 4096 bits.
+    /// Makes a key pair and returns its PKCS#8 form. RSA takes a while: up to seconds for
+    /// 4096 bits.
     pub(crate) fn generate(algorithm: PairAlgorithm) -> Result<SecretBytes, KeyError> {
         let failed = |_| KeyError::Library { operation: Operation::CreateKeyPair };
         let size = match algorithm {
@@ -152,10 +163,11 @@ impl Pair {
                 return Ok(Self::Ec { curve, private: SecretBytes::from(der).kept(), point });
             }
         }
-        // The safe binding judges the key (size, consistency) and shows its public half; the other does the private
-        // operation, which the safe one does not offer.
+        // The safe binding judges the key (size, consistency) and shows its public half;
+        // the other does the private operation, which the safe one does not offer.
         let judged = RsaKeyPair::from_pkcs8(der).map_err(|_| InputError::PrivateKey)?;
-        let (modulus, exponent) = rsa_public_parts(judged.public_key().as_ref()).ok_or(InputError::PrivateKey)?;
+        let (modulus, exponent) =
+            rsa_public_parts(judged.public_key().as_ref()).ok_or(InputError::PrivateKey)?;
         let private = RsaPrivateKey::from_pkcs8(der).map_err(|_| InputError::PrivateKey)?;
         Ok(Self::Rsa { private, modulus, exponent })
     }
@@ -163,29 +175,45 @@ impl Pair {
     /// The public half as a SubjectPublicKeyInfo in DER (RFC 5480, RFC 8017).
     pub(crate) fn public_key_info(&self) -> Vec<u8> {
         let (algorithm, key) = match self {
-            Self::Ec { curve, point, .. } => (der(0x30, &[EC_PUBLIC_KEY, curve.oid]), point.clone()),
-            Self::Rsa { modulus, exponent, .. } => {
-                (der(0x30, &[RSA_ENCRYPTION, &[5, 0]]), der(0x30, &[&der_unsigned(modulus), &der_unsigned(exponent)]))
+            Self::Ec { curve, point, .. } => {
+                (der(0x30, &[EC_PUBLIC_KEY, curve.oid]), point.clone())
             }
+            Self::Rsa { modulus, exponent, .. } => (
+                der(0x30, &[RSA_ENCRYPTION, &[5, 0]]),
+                der(0x30, &[&der_unsigned(modulus), &der_unsigned(exponent)]),
+            ),
         };
         der(0x30, &[&algorithm, &der(0x03, &[&[0], &key])])
     }
 
-    pub(crate) fn public_parameter(&self, parameter: PublicParameter) -> Result<PublicValue, InputError> {
+    pub(crate) fn public_parameter(
+        &self,
+        parameter: PublicParameter,
+    ) -> Result<PublicValue, InputError> {
         Ok(match (self, parameter) {
             (Self::Ec { .. }, PublicParameter::Algorithm) => PublicValue::Word("ECDSA"),
-            (Self::Ec { curve, .. }, PublicParameter::EcCurveOid) => PublicValue::Bytes(curve.oid.to_vec()),
+            (Self::Ec { curve, .. }, PublicParameter::EcCurveOid) => {
+                PublicValue::Bytes(curve.oid.to_vec())
+            }
             (Self::Ec { curve, point, .. }, PublicParameter::EcPoint) => {
                 PublicValue::Bytes(compress(point, curve.len).ok_or(InputError::PrivateKey)?)
             }
-            (Self::Ec { point, .. }, PublicParameter::EcPointUncompressed) => PublicValue::Bytes(point.clone()),
+            (Self::Ec { point, .. }, PublicParameter::EcPointUncompressed) => {
+                PublicValue::Bytes(point.clone())
+            }
             (Self::Rsa { .. }, PublicParameter::Algorithm) => PublicValue::Word("RSA"),
-            (Self::Rsa { modulus, .. }, PublicParameter::RsaModulus) => PublicValue::Bytes(modulus.clone()),
-            (Self::Rsa { exponent, .. }, PublicParameter::RsaExponent) => PublicValue::Bytes(exponent.clone()),
+            (Self::Rsa { modulus, .. }, PublicParameter::RsaModulus) => {
+                PublicValue::Bytes(modulus.clone())
+            }
+            (Self::Rsa { exponent, .. }, PublicParameter::RsaExponent) => {
+                PublicValue::Bytes(exponent.clone())
+            }
             (Self::Ec { .. }, PublicParameter::RsaModulus | PublicParameter::RsaExponent)
             | (
                 Self::Rsa { .. },
-                PublicParameter::EcCurveOid | PublicParameter::EcPoint | PublicParameter::EcPointUncompressed,
+                PublicParameter::EcCurveOid
+                | PublicParameter::EcPoint
+                | PublicParameter::EcPointUncompressed,
             ) => {
                 return Err(InputError::NoSuchParameter);
             }
@@ -226,8 +254,8 @@ impl Pair {
     }
 }
 
-/// The digest as ECDSA takes it (SEC 1, 4.1.3): the leftmost bits up to the length of the group order. A shorter digest is
-/// the same number with zeros in front.
+/// The digest as ECDSA takes it (SEC 1, 4.1.3): the leftmost bits up to the length of the
+/// group order. A shorter digest is the same number with zeros in front.
 pub(crate) fn fit_digest(digest: &[u8], len: usize) -> Vec<u8> {
     let kept = &digest[..digest.len().min(len)];
     let mut fitted = vec![0; len - kept.len()];
@@ -304,7 +332,9 @@ pub(crate) fn pem_section(text: &[u8], label: &str) -> Option<Zeroizing<Vec<u8>>
     let begin = format!("-----BEGIN {label}-----");
     let body = &text[find(text, begin.as_bytes())? + begin.len()..];
     let body = &body[..find(body, format!("-----END {label}-----").as_bytes())?];
-    let compact = Zeroizing::new(body.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<u8>>());
+    let compact = Zeroizing::new(
+        body.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<u8>>(),
+    );
     let mut der = Zeroizing::new(vec![0; compact.len()]);
     let len = STANDARD.decode_slice(&*compact, &mut der).ok()?;
     der.truncate(len);
@@ -318,8 +348,8 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use aws_lc_rs::signature::{
-        ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
-        UnparsedPublicKey,
+        ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256,
+        RsaPublicKeyComponents, UnparsedPublicKey,
     };
     use proptest::prelude::*;
 
@@ -334,7 +364,8 @@ mod tests {
 
     #[test]
     fn a_signature_over_a_digest_is_one_over_the_message() {
-        let pair = Pair::from_pkcs8(Pair::generate(PairAlgorithm::EcP256).unwrap().expose()).unwrap();
+        let pair =
+            Pair::from_pkcs8(Pair::generate(PairAlgorithm::EcP256).unwrap().expose()).unwrap();
         let Pair::Ec { point, .. } = &pair else { panic!("not an EC key") };
         let digest = aws_lc_rs::digest::digest(&SHA256, b"message");
         let signature = pair.sign_ecdsa(digest.as_ref()).unwrap().unwrap();
@@ -356,21 +387,30 @@ mod tests {
 
     #[test]
     fn digests_of_every_known_length_can_be_signed_and_others_cannot() {
-        let pair = Pair::from_pkcs8(Pair::generate(PairAlgorithm::EcP256).unwrap().expose()).unwrap();
+        let pair =
+            Pair::from_pkcs8(Pair::generate(PairAlgorithm::EcP256).unwrap().expose()).unwrap();
         for len in [20, 28, 32, 48, 64] {
             pair.sign_ecdsa(&vec![0xa5; len]).unwrap().unwrap();
         }
         for len in [0, 1, 31, 33, 65, 4096] {
             let error = pair.sign_ecdsa(&vec![0xa5; len]).unwrap().unwrap_err();
-            assert!(matches!(error, KeyError::Input(InputError::DigestLength { found }) if found == len), "{error}");
+            assert!(
+                matches!(error, KeyError::Input(InputError::DigestLength { found }) if found == len),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn the_rsa_private_operation_with_pkcs1_padding_is_a_signature() {
-        let pair = Pair::from_pkcs8(Pair::generate(PairAlgorithm::Rsa2048).unwrap().expose()).unwrap();
-        // DigestInfo for SHA-256 (RFC 8017, 9.2), which the caller puts in front of its digest.
-        let mut block = vec![0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01];
+        let pair =
+            Pair::from_pkcs8(Pair::generate(PairAlgorithm::Rsa2048).unwrap().expose()).unwrap();
+        // DigestInfo for SHA-256 (RFC 8017, 9.2), which the caller puts in front of its
+        // digest.
+        let mut block = vec![
+            0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02,
+            0x01,
+        ];
         block.extend_from_slice(&[0x05, 0x00, 0x04, 0x20]);
         block.extend_from_slice(aws_lc_rs::digest::digest(&SHA256, b"message").as_ref());
         let signature = pair.rsa_private_operation(RsaPadding::Pkcs1, &block).unwrap().unwrap();
@@ -385,12 +425,16 @@ mod tests {
         padded.resize(256 - block.len() - 1, 0xff);
         padded.push(0);
         padded.extend_from_slice(&block);
-        assert_eq!(pair.rsa_private_operation(RsaPadding::None, &padded).unwrap().unwrap(), signature);
+        assert_eq!(
+            pair.rsa_private_operation(RsaPadding::None, &padded).unwrap().unwrap(),
+            signature
+        );
     }
 
     #[test]
     fn blocks_that_do_not_fit_the_modulus_are_refused() {
-        let pair = Pair::from_pkcs8(Pair::generate(PairAlgorithm::Rsa2048).unwrap().expose()).unwrap();
+        let pair =
+            Pair::from_pkcs8(Pair::generate(PairAlgorithm::Rsa2048).unwrap().expose()).unwrap();
         for (padding, block) in [
             (RsaPadding::Pkcs1, vec![1; 246]),
             (RsaPadding::None, vec![1; 255]),
@@ -420,9 +464,16 @@ mod tests {
 
     #[test]
     fn a_key_of_one_algorithm_has_not_the_others_parameters() {
-        let pair = Pair::from_pkcs8(Pair::generate(PairAlgorithm::EcP256).unwrap().expose()).unwrap();
-        assert_eq!(pair.public_parameter(PublicParameter::Algorithm), Ok(PublicValue::Word("ECDSA")));
-        assert_eq!(pair.public_parameter(PublicParameter::RsaModulus), Err(InputError::NoSuchParameter));
+        let pair =
+            Pair::from_pkcs8(Pair::generate(PairAlgorithm::EcP256).unwrap().expose()).unwrap();
+        assert_eq!(
+            pair.public_parameter(PublicParameter::Algorithm),
+            Ok(PublicValue::Word("ECDSA"))
+        );
+        assert_eq!(
+            pair.public_parameter(PublicParameter::RsaModulus),
+            Err(InputError::NoSuchParameter)
+        );
         assert!(pair.rsa_private_operation(RsaPadding::Pkcs1, b"x").is_none());
     }
 

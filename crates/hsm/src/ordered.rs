@@ -1,8 +1,9 @@
 //! Several backends in order: where a key is looked for, and where a new one is made.
 //!
-//! Existing configurations have two places: the token of `pkcs11_base_slot`, then the files. A key is looked for in each
-//! place in turn and the first that has it is used. If a place cannot be asked, the key is not taken from a later one: there
-//! may be another key under the same id.
+//! Existing configurations have two places: the token of `pkcs11_base_slot`, then the
+//! files. A key is looked for in each place in turn and the first that has it is used. If
+//! a place cannot be asked, the key is not taken from a later one: there may be another
+//! key under the same id.
 
 mod moves;
 
@@ -15,8 +16,8 @@ use edgekeep_core::id::KeyId;
 use self::moves::{Move, Moves};
 use crate::SecretBytes;
 use crate::backend::{
-    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
-    SymmetricKey, Usage,
+    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter,
+    PublicValue, RsaPadding, SymmetricKey, Usage,
 };
 use crate::software::StoreError;
 
@@ -98,7 +99,8 @@ pub enum KeyringError {
 }
 
 impl Keyring {
-    /// A keyring of these places, the first one first. Keys in `assigned` are in that place only.
+    /// A keyring of these places, the first one first. Keys in `assigned` are in that
+    /// place only.
     ///
     /// # Errors
     /// If there is no place, or a key is assigned to one that there is not.
@@ -107,14 +109,26 @@ impl Keyring {
             return Err(KeyringError::NoPlaces);
         }
         if let Some((id, place)) = assigned.iter().find(|(_, place)| **place >= places.len()) {
-            return Err(KeyringError::NoSuchPlace { id: id.clone(), place: *place, places: places.len() });
+            return Err(KeyringError::NoSuchPlace {
+                id: id.clone(),
+                place: *place,
+                places: places.len(),
+            });
         }
         let open = places.len();
         let moves = Moves::unwritten();
-        Ok(Self { places, assigned, open, known: Mutex::default(), moves, moving: Mutex::default() })
+        Ok(Self {
+            places,
+            assigned,
+            open,
+            known: Mutex::default(),
+            moves,
+            moving: Mutex::default(),
+        })
     }
 
-    /// The same keyring, which writes down in `folder` what moves from place to place, and completes what is there.
+    /// The same keyring, which writes down in `folder` what moves from place to place,
+    /// and completes what is there.
     ///
     /// # Errors
     /// If the folder cannot be used.
@@ -123,7 +137,8 @@ impl Keyring {
         Ok(self)
     }
 
-    /// The same keyring, in which the places from number `first` on have assigned keys and no others.
+    /// The same keyring, in which the places from number `first` on have assigned keys
+    /// and no others.
     #[must_use]
     pub fn reserve_from(mut self, first: usize) -> Self {
         self.open = first;
@@ -150,7 +165,12 @@ impl Keyring {
     ///
     /// # Errors
     /// As that; also if a place that comes first cannot be asked.
-    pub fn place_import(&self, id: &KeyId, bytes: &SecretBytes, usage: Usage) -> Result<Placement, KeyError> {
+    pub fn place_import(
+        &self,
+        id: &KeyId,
+        bytes: &SecretBytes,
+        usage: Usage,
+    ) -> Result<Placement, KeyError> {
         self.place(id, KeyKind::Symmetric, |backend| backend.import_key(id, bytes.clone(), usage))
     }
 
@@ -158,7 +178,11 @@ impl Keyring {
     ///
     /// # Errors
     /// As that; also if a place that comes first cannot be asked.
-    pub fn place_key_pair(&self, id: &KeyId, preferred: &[PairAlgorithm]) -> Result<Placement, KeyError> {
+    pub fn place_key_pair(
+        &self,
+        id: &KeyId,
+        preferred: &[PairAlgorithm],
+    ) -> Result<Placement, KeyError> {
         self.place(id, KeyKind::Pair, |backend| backend.create_key_pair(id, preferred))
     }
 
@@ -199,7 +223,8 @@ impl Keyring {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Completes a move onto `id` that was cut off. If the pair never got there, nothing has happened.
+    /// Completes a move onto `id` that was cut off. If the pair never got there, nothing
+    /// has happened.
     fn complete_move(&self, _moving: &MutexGuard<'_, ()>, id: &KeyId) -> Result<(), KeyError> {
         let Some(moved) = self.moves.onto(id) else { return Ok(()) };
         self.forget(id);
@@ -238,7 +263,11 @@ impl Keyring {
     }
 
     /// Runs an operation where the key is.
-    fn at<T>(&self, id: &KeyId, run: impl Fn(&dyn KeyBackend) -> Result<T, KeyError>) -> Result<T, KeyError> {
+    fn at<T>(
+        &self,
+        id: &KeyId,
+        run: impl Fn(&dyn KeyBackend) -> Result<T, KeyError>,
+    ) -> Result<T, KeyError> {
         let known = self.known().get(id).copied();
         if let Some(place) = known {
             match run(self.backend(place)) {
@@ -323,9 +352,10 @@ impl KeyBackend for Keyring {
         self.place_key_pair(id, preferred).map(drop)
     }
 
-    /// The pair stays in its place. One that it replaces in another place is deleted after that, and the move is written down
-    /// before ([`Keyring::with_moves`]): whenever it is cut off, the id has the old or the new pair, and the next look-up of it
-    /// completes what was begun.
+    /// The pair stays in its place. One that it replaces in another place is deleted
+    /// after that, and the move is written down before ([`Keyring::with_moves`]):
+    /// whenever it is cut off, the id has the old or the new pair, and the next look-up
+    /// of it completes what was begun.
     fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> Result<(), KeyError> {
         if from == to {
             return Err(InputError::SameId.into());
@@ -334,7 +364,9 @@ impl KeyBackend for Keyring {
         for id in [from, to] {
             self.complete_move(&moving, id)?;
         }
-        let Some(source) = self.search(from)? else { return Err(KeyError::NotFound { id: from.clone() }) };
+        let Some(source) = self.search(from)? else {
+            return Err(KeyError::NotFound { id: from.clone() });
+        };
         if !self.candidates(to).contains(&source) {
             return Err(self.backend(source).not_supported(Operation::MoveKeyPair));
         }
@@ -347,7 +379,11 @@ impl KeyBackend for Keyring {
         for (id, place) in [(to, target), (from, source)] {
             match self.backend(place).kind(id)? {
                 Some(found @ KeyKind::Symmetric) => {
-                    return Err(KeyError::WrongKind { id: id.clone(), found, expected: KeyKind::Pair });
+                    return Err(KeyError::WrongKind {
+                        id: id.clone(),
+                        found,
+                        expected: KeyKind::Pair,
+                    });
                 }
                 Some(KeyKind::Pair) | None => {}
             }
@@ -355,7 +391,12 @@ impl KeyBackend for Keyring {
         let public = moves::public_half(self.backend(source), from)?;
         let public = public.ok_or_else(|| KeyError::NotFound { id: from.clone() })?;
         let (source_name, target_name) = (self.place_name(source), self.place_name(target));
-        self.moves.begin(&Move { to: to.clone(), source: source_name, target: target_name, public })?;
+        self.moves.begin(&Move {
+            to: to.clone(),
+            source: source_name,
+            target: target_name,
+            public,
+        })?;
         let moved = self.backend(source).move_key_pair(from, to);
         self.forget(from);
         // Also after a failure: it may have come after the pair was moved.
@@ -369,7 +410,11 @@ impl KeyBackend for Keyring {
         deleted
     }
 
-    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+    fn public_parameter(
+        &self,
+        id: &KeyId,
+        parameter: PublicParameter,
+    ) -> Result<PublicValue, KeyError> {
         self.at(id, |backend| backend.public_parameter(id, parameter))
     }
 
@@ -377,7 +422,12 @@ impl KeyBackend for Keyring {
         self.at(id, |backend| backend.sign_ecdsa(id, digest))
     }
 
-    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn rsa_private_operation(
+        &self,
+        id: &KeyId,
+        padding: RsaPadding,
+        block: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.at(id, |backend| backend.rsa_private_operation(id, padding, block))
     }
 
@@ -385,7 +435,13 @@ impl KeyBackend for Keyring {
         self.at(kept(key), |backend| backend.hmac_sha256(key, message))
     }
 
-    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn encrypt(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.at(kept(key), |backend| backend.encrypt(key, iv, aad, plaintext))
     }
 
@@ -399,7 +455,11 @@ impl KeyBackend for Keyring {
         self.at(kept(key), |backend| backend.decrypt(key, iv, aad, ciphertext))
     }
 
-    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
+    fn export_derived(
+        &self,
+        base: &KeyId,
+        derivation_data: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
         self.at(base, |backend| backend.export_derived(base, derivation_data))
     }
 }
@@ -429,7 +489,11 @@ mod tests {
         }
 
         fn kind(&self, _id: &KeyId) -> Result<Option<KeyKind>, KeyError> {
-            if self.broken { Err(KeyError::Library { operation: Operation::CreateKey }) } else { Ok(None) }
+            if self.broken {
+                Err(KeyError::Library { operation: Operation::CreateKey })
+            } else {
+                Ok(None)
+            }
         }
     }
 
@@ -450,10 +514,13 @@ mod tests {
     #[test]
     fn a_key_goes_to_the_next_place_only_if_the_configuration_says_so() {
         let folder = tempfile::tempdir().unwrap();
-        for (pass_on, symmetric, pair) in
-            [(PassOn::Nothing, false, false), (PassOn::SymmetricKeys, true, false), (PassOn::Everything, true, true)]
-        {
-            let keyring = incapable_then(pass_on, false, &folder.path().join(format!("{pass_on:?}")));
+        for (pass_on, symmetric, pair) in [
+            (PassOn::Nothing, false, false),
+            (PassOn::SymmetricKeys, true, false),
+            (PassOn::Everything, true, true),
+        ] {
+            let keyring =
+                incapable_then(pass_on, false, &folder.path().join(format!("{pass_on:?}")));
             let placed = keyring.place_key(&id("k"), Usage::ALL);
             assert_eq!(placed.is_ok(), symmetric, "{pass_on:?}");
             if let Ok(placed) = placed {
@@ -465,7 +532,9 @@ mod tests {
             let placed = keyring.place_key_pair(&id("p"), &[PairAlgorithm::EcP256]);
             match placed {
                 Ok(placed) => assert!(pair && placed.place == 1),
-                Err(error) => assert!(!pair && matches!(error, KeyError::NotSupported { backend: "incapable", .. })),
+                Err(error) => assert!(
+                    !pair && matches!(error, KeyError::NotSupported { backend: "incapable", .. })
+                ),
             }
         }
     }
@@ -487,11 +556,16 @@ mod tests {
     fn the_first_place_that_has_a_key_is_used_and_an_assigned_key_is_in_its_place_only() {
         let folder = tempfile::tempdir().unwrap();
         let places: Vec<Place> = ["a", "b"]
-            .map(|name| Place { backend: software(&folder.path().join(name)), pass_on: PassOn::Nothing })
+            .map(|name| Place {
+                backend: software(&folder.path().join(name)),
+                pass_on: PassOn::Nothing,
+            })
             .to_vec();
         places[0].backend.import_key(&id("k"), vec![1].into(), Usage::ALL).unwrap();
         places[1].backend.import_key(&id("k"), vec![2].into(), Usage::ALL).unwrap();
-        let mac = |keyring: &dyn KeyBackend| keyring.hmac_sha256(SymmetricKey::Stored(&id("k")), b"").unwrap();
+        let mac = |keyring: &dyn KeyBackend| {
+            keyring.hmac_sha256(SymmetricKey::Stored(&id("k")), b"").unwrap()
+        };
         let keyring = Keyring::new(places.clone(), BTreeMap::new()).unwrap();
         assert_eq!(mac(&keyring), mac(&*places[0].backend));
         let keyring = Keyring::new(places.clone(), BTreeMap::from([(id("k"), 1)])).unwrap();
@@ -520,7 +594,8 @@ mod tests {
             places[target].backend.create_key_pair(&id("ca"), &[PairAlgorithm::EcP256]).unwrap();
             let new = point(&*places[source].backend, "new");
             let keyring = Keyring::new(places.clone(), BTreeMap::new()).unwrap();
-            let keyring = keyring.with_moves(&folder.path().join(format!("moves{source}"))).unwrap();
+            let keyring =
+                keyring.with_moves(&folder.path().join(format!("moves{source}"))).unwrap();
             assert_ne!(point(&keyring, "ca"), new);
             keyring.move_key_pair(&id("new"), &id("ca")).unwrap();
             assert_eq!(point(&keyring, "ca"), new);

@@ -1,12 +1,15 @@
-//! The PKCS#11 backend: keys on a token (HSM, smart card, TPM behind PKCS#11), used through the token's own library.
+//! The PKCS#11 backend: keys on a token (HSM, smart card, TPM behind PKCS#11), used
+//! through the token's own library.
 //!
-//! Keys that are made here never leave the token. What the token cannot do is answered with
-//! [`KeyError::NotSupported`], after it was tried where only trying tells: a symmetric key is kept only if the token works
-//! with it to the letter. Derived keys are made by the token and used in this process, as clients of the API get them
-//! exported anyway.
+//! Keys that are made here never leave the token. What the token cannot do is answered
+//! with [`KeyError::NotSupported`], after it was tried where only trying tells: a
+//! symmetric key is kept only if the token works with it to the letter. Derived keys are
+//! made by the token and used in this process, as clients of the API get them exported
+//! anyway.
 //!
-//! The library runs in this process. It is loaded once per process and never unloaded. A token may go away and come back:
-//! the next operation finds it again. A PIN that a token refused is not tried again in this process.
+//! The library runs in this process. It is loaded once per process and never unloaded. A
+//! token may go away and come back: the next operation finds it again. A PIN that a token
+//! refused is not tried again in this process.
 
 mod backend;
 pub mod doctor;
@@ -27,7 +30,9 @@ use edgekeep_core::id::KeyId;
 pub use error::TokenError;
 use zeroize::Zeroizing;
 
-use self::error::{Connection, Failed, call_error, connection_after, is_missing_capability, is_stale_handle};
+use self::error::{
+    Connection, Failed, call_error, connection_after, is_missing_capability, is_stale_handle,
+};
 use self::library::{Library, lock};
 use self::making::{hmac, make, pair_templates};
 use self::objects::{Details, Found, KeyObject, Mark};
@@ -87,21 +92,33 @@ struct Key {
 }
 
 impl Pkcs11Backend {
-    /// Loads the library. The token is looked for with the first operation, so that it may be plugged in later.
+    /// Loads the library. The token is looked for with the first operation, so that it
+    /// may be plugged in later.
     ///
     /// # Errors
     /// If no library is named or it cannot be loaded.
     pub fn open(settings: Pkcs11Settings) -> Result<Self, TokenError> {
-        let path = settings.uri.module_path.as_ref().or(settings.library.as_ref()).ok_or(TokenError::NoLibrary)?;
+        let path = settings
+            .uri
+            .module_path
+            .as_ref()
+            .or(settings.library.as_ref())
+            .ok_or(TokenError::NoLibrary)?;
         let library = Library::load(path)?;
         let token = Token::new(library, &settings.uri, settings.sessions);
-        Ok(Self { token, preloaded: settings.preloaded, remembered: Mutex::default(), changing: Mutex::new(()) })
+        Ok(Self {
+            token,
+            preloaded: settings.preloaded,
+            remembered: Mutex::default(),
+            changing: Mutex::new(()),
+        })
     }
 
     /// Finds the token and logs in, or says why not.
     ///
     /// # Errors
-    /// If the token is not there, its PIN is missing or was refused, or its library fails.
+    /// If the token is not there, its PIN is missing or was refused, or its library
+    /// fails.
     pub fn connect(&self) -> Result<(), KeyError> {
         // Lending a session is finding the token and logging in.
         let done = self.token.run(|_| Ok(()));
@@ -116,7 +133,10 @@ impl Pkcs11Backend {
 
     /// What a key is called on the token.
     fn wanted(&self, id: &KeyId) -> ObjectAttributes {
-        let by_label = || ObjectAttributes { label: Some(id.as_str().to_owned()), ..ObjectAttributes::default() };
+        let by_label = || ObjectAttributes {
+            label: Some(id.as_str().to_owned()),
+            ..ObjectAttributes::default()
+        };
         self.preloaded.get(id).cloned().unwrap_or_else(by_label)
     }
 
@@ -142,7 +162,8 @@ impl Pkcs11Backend {
         lock(&self.changing)
     }
 
-    /// All objects of a key. If there is none, makes sure that it is not the login that is missing.
+    /// All objects of a key. If there is none, makes sure that it is not the login that
+    /// is missing.
     fn find(&self, session: &Lent<'_>, id: &KeyId) -> Result<Found, Failed> {
         let found = objects::find(session, &self.wanted(id))?;
         if found.keys.is_empty() {
@@ -183,7 +204,8 @@ impl Pkcs11Backend {
         remembered.keys.remove(id);
     }
 
-    /// Runs an operation with a key. If the key was deleted or replaced behind our back, it is looked up again.
+    /// Runs an operation with a key. If the key was deleted or replaced behind our back,
+    /// it is looked up again.
     fn with_key<T>(
         &self,
         operation: Operation,
@@ -233,7 +255,8 @@ impl Pkcs11Backend {
         }
     }
 
-    /// Keeps a key that was just made if `trial` finds that the token works with it; else it goes again.
+    /// Keeps a key that was just made if `trial` finds that the token works with it; else
+    /// it goes again.
     fn keep_if(
         &self,
         session: &Lent<'_>,
@@ -257,8 +280,8 @@ impl Pkcs11Backend {
         Err(why)
     }
 
-    /// Deletes keys, the earliest first: whenever this is cut off, no earlier one has come back. Private halves go first,
-    /// because a public half alone is no key.
+    /// Deletes keys, the earliest first: whenever this is cut off, no earlier one has
+    /// come back. Private halves go first, because a public half alone is no key.
     fn destroy(session: &Lent<'_>, keys: &[KeyObject], found: &Found) -> Result<(), Failed> {
         let mut halves = Vec::new();
         for key in keys.iter().filter(|key| key.kind == KeyKind::Pair) {
@@ -273,18 +296,30 @@ impl Pkcs11Backend {
         Ok(())
     }
 
-    fn mac(&self, session: &Lent<'_>, id: &KeyId, key: &Key, message: &[u8]) -> Result<[u8; 32], Failed> {
+    fn mac(
+        &self,
+        session: &Lent<'_>,
+        id: &KeyId,
+        key: &Key,
+        message: &[u8],
+    ) -> Result<[u8; 32], Failed> {
         match key.details {
-            Details::Hmac { allowed: true } => {
-                hmac(session, key.object.handle, message)?.ok_or(Failed::Key(self.not_supported(Operation::HmacSha256)))
-            }
+            Details::Hmac { allowed: true } => hmac(session, key.object.handle, message)?
+                .ok_or(Failed::Key(self.not_supported(Operation::HmacSha256))),
             _ => Err(wrong_use(id, key, KeyKind::Symmetric, "derive,sign").into()),
         }
     }
 
     /// The key derived from a kept one. It is in this process from here on.
-    fn derive(&self, base: &KeyId, data: &[u8], operation: Operation) -> Result<Zeroizing<[u8; 32]>, KeyError> {
-        self.with_key(operation, base, |session, key| self.mac(session, base, key, data).map(Zeroizing::new))
+    fn derive(
+        &self,
+        base: &KeyId,
+        data: &[u8],
+        operation: Operation,
+    ) -> Result<Zeroizing<[u8; 32]>, KeyError> {
+        self.with_key(operation, base, |session, key| {
+            self.mac(session, base, key, data).map(Zeroizing::new)
+        })
     }
 
     fn create_pair(&self, id: &KeyId, algorithm: PairAlgorithm) -> Result<(), KeyError> {
@@ -312,7 +347,11 @@ impl Pkcs11Backend {
 }
 
 fn expect_kind(id: &KeyId, found: KeyKind, expected: KeyKind) -> Result<(), KeyError> {
-    if found == expected { Ok(()) } else { Err(KeyError::WrongKind { id: id.clone(), found, expected }) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(KeyError::WrongKind { id: id.clone(), found, expected })
+    }
 }
 
 /// Why a key is not one for an operation that needs `expected` with the usage `needed`.

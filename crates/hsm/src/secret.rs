@@ -2,7 +2,8 @@ use zeroize::Zeroizing;
 
 use crate::locked::Locked;
 
-/// Bytes of a key or of something as secret. Wiped when dropped; never printed, so there is no `Debug`.
+/// Bytes of a key or of something as secret. Wiped when dropped; never printed, so there
+/// is no `Debug`.
 pub struct SecretBytes(Bytes);
 
 enum Bytes {
@@ -20,7 +21,8 @@ impl SecretBytes {
         }
     }
 
-    /// The same secret, to stay: in pages that are kept from others (see [`crate::secret_memory`]), if there is room.
+    /// The same secret, to stay: in pages that are kept from others (see
+    /// [`crate::secret_memory`]), if there is room.
     #[must_use]
     pub fn kept(self) -> Self {
         let Bytes::Passing(bytes) = &self.0 else { return self };
@@ -30,7 +32,8 @@ impl SecretBytes {
         }
     }
 
-    /// The bytes, moved out, where they have to leave this crate's care. Whoever takes them wipes them.
+    /// The bytes, moved out, where they have to leave this crate's care. Whoever takes
+    /// them wipes them.
     #[must_use]
     pub fn into_exposed(self) -> Vec<u8> {
         match self.0 {

@@ -8,14 +8,16 @@ use edgekeep_base::file::{self, Rules};
 
 use crate::SecretBytes;
 
-/// Largest file of which only the first line counts, in bytes: people write remarks below it.
+/// Largest file of which only the first line counts, in bytes: people write remarks below
+/// it.
 const LINES_LIMIT: u64 = 16 * 1024;
 
-/// Reads such a file. One that everybody may read or write is used all the same, with a warning: a device that was set up so
-/// must not lose its keys by an upgrade.
+/// Reads such a file. One that everybody may read or write is used all the same, with a
+/// warning: a device that was set up so must not lose its keys by an upgrade.
 ///
 /// # Errors
-/// If there is none ([`io::ErrorKind::NotFound`]), it is no file of at most `limit` bytes, or it cannot be read.
+/// If there is none ([`io::ErrorKind::NotFound`]), it is no file of at most `limit`
+/// bytes, or it cannot be read.
 pub(crate) fn read(path: &Path, limit: u64) -> io::Result<SecretBytes> {
     let content = file::open(path, Rules::named(limit))?;
     let mode = content.metadata.mode() & 0o7777;
@@ -29,8 +31,9 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<SecretBytes> {
     Ok(content.bytes.into())
 }
 
-/// Reads a file of our own that holds a secret in clear. One whose permission bits are for others too is closed to them, with
-/// a warning: the secret was protected by nothing else.
+/// Reads a file of our own that holds a secret in clear. One whose permission bits are
+/// for others too is closed to them, with a warning: the secret was protected by nothing
+/// else.
 ///
 /// # Errors
 /// As [`read`]; and if somebody else owns the file, or could have written it.
@@ -48,7 +51,8 @@ pub(crate) fn read_own(path: &Path, limit: u64) -> io::Result<SecretBytes> {
     Ok(content.bytes.into())
 }
 
-/// Returns the first line of such a file, without a byte order mark: a PIN that is wrong by one counts as a wrong try.
+/// Returns the first line of such a file, without a byte order mark: a PIN that is wrong
+/// by one counts as a wrong try.
 ///
 /// # Errors
 /// As [`read`], and if the file is text in UTF-16.
@@ -90,7 +94,10 @@ mod tests {
         std::fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         let error = read_own(&path, 100).err().unwrap();
-        assert_eq!(error.to_string(), "others may write the file (mode 0666); check its content, then chmod go-w it");
+        assert_eq!(
+            error.to_string(),
+            "others may write the file (mode 0666); check its content, then chmod go-w it"
+        );
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o666);
     }
 
@@ -110,6 +117,8 @@ mod tests {
         assert_eq!(read_first_line(&path).unwrap().expose(), b"1234");
         let wide: Vec<u8> = "\u{feff}1234".encode_utf16().flat_map(u16::to_le_bytes).collect();
         std::fs::write(&path, wide).unwrap();
-        assert!(read_first_line(&path).err().unwrap().to_string().contains("iconv -f UTF-16 -t UTF-8"));
+        assert!(
+            read_first_line(&path).err().unwrap().to_string().contains("iconv -f UTF-16 -t UTF-8")
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! The software backend: keys in files, encrypted under a store key, used by AWS-LC in this process.
+//! The software backend: keys in files, encrypted under a store key, used by AWS-LC in
+//! this process.
 //!
-//! It protects keys against whoever gets a copy of single files, not against whoever can read the whole state folder: the
-//! store key lies beside the keys unless a TPM or a token protects it ([`Protection`]).
+//! It protects keys against whoever gets a copy of single files, not against whoever can
+//! read the whole state folder: the store key lies beside the keys unless a TPM or a
+//! token protects it ([`Protection`]).
 
 mod backup;
 #[cfg(test)]
@@ -33,15 +35,16 @@ pub use token::WrappingKey;
 use uses::Use;
 
 use crate::backend::{
-    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
-    SymmetricKey, Usage,
+    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter,
+    PublicValue, RsaPadding, SymmetricKey, Usage,
 };
 use crate::key_file::{KEY_FILE_LIMIT, read_key_file};
 use crate::material::{self, Material, Pair};
 use crate::tpm::{AuthValue, SealTo, Tpm};
 use crate::{SecretBytes, secret_file};
 
-/// Keys held ready in memory. A device has a few dozen; loading one again costs a file read.
+/// Keys held ready in memory. A device has a few dozen; loading one again costs a file
+/// read.
 const READY_LIMIT: usize = 128;
 /// Length of generated symmetric keys, in bytes.
 const GENERATED_LEN: usize = 32;
@@ -53,8 +56,8 @@ pub struct SoftwareBackend {
     /// Whether what is derived from a key encrypts.
     derived_encrypt: Box<dyn Fn(&KeyId) -> bool + Send + Sync>,
     ready: Mutex<ReadyKeys>,
-    /// Held while files are changed, and while a key is loaded, so that no change falls between reading a file and making
-    /// the key ready.
+    /// Held while files are changed, and while a key is loaded, so that no change falls
+    /// between reading a file and making the key ready.
     changing: Mutex<()>,
 }
 
@@ -62,22 +65,23 @@ pub struct SoftwareBackend {
 type Changing<'a> = MutexGuard<'a, ()>;
 
 impl SoftwareBackend {
-    /// Opens the store in `folder`, and makes it if it is not there. `preloaded` keys are read from the files that they
-    /// name and never changed here; each file holds a private key (see [`crate::key_file`])
-    /// or a symmetric key's raw bytes.
+    /// Opens the store in `folder`, and makes it if it is not there. `preloaded` keys are
+    /// read from the files that they name and never changed here; each file holds a
+    /// private key (see [`crate::key_file`]) or a symmetric key's raw bytes.
     ///
     /// # Errors
-    /// If another process has the store open, its store key is missing or damaged, or the folder cannot be used.
+    /// If another process has the store open, its store key is missing or damaged, or the
+    /// folder cannot be used.
     pub fn open(folder: &Path, preloaded: BTreeMap<KeyId, PathBuf>) -> Result<Self, StoreError> {
         Self::open_protected(folder, preloaded, None, Sealers::default())
     }
 
-    /// The same with a store key under the protection `wanted`: if it is under another, it is moved. Without a wish it
-    /// stays as it is; that of a new store is in a file.
+    /// The same with a store key under the protection `wanted`: if it is under another,
+    /// it is moved. Without a wish it stays as it is; that of a new store is in a file.
     ///
     /// # Errors
-    /// As [`SoftwareBackend::open`]; also if the hardware that is to protect it, or that does now, refuses. Then the store
-    /// key is left as it was.
+    /// As [`SoftwareBackend::open`]; also if the hardware that is to protect it, or that
+    /// does now, refuses. Then the store key is left as it was.
     pub fn open_protected(
         folder: &Path,
         preloaded: BTreeMap<KeyId, PathBuf>,
@@ -91,18 +95,28 @@ impl SoftwareBackend {
 
     fn over(store: Store, preloaded: BTreeMap<KeyId, PathBuf>) -> Self {
         let derived_encrypt = Box::new(|_: &KeyId| false);
-        Self { store, preloaded, derived_encrypt, ready: Mutex::default(), changing: Mutex::default() }
+        Self {
+            store,
+            preloaded,
+            derived_encrypt,
+            ready: Mutex::default(),
+            changing: Mutex::default(),
+        }
     }
 
-    /// The same store, in which a key that only derives is kept as an earlier version too if `derived_encrypt` says of it
-    /// that what is derived from it encrypts.
+    /// The same store, in which a key that only derives is kept as an earlier version too
+    /// if `derived_encrypt` says of it that what is derived from it encrypts.
     #[must_use]
-    pub fn keeping_replaced(mut self, derived_encrypt: impl Fn(&KeyId) -> bool + Send + Sync + 'static) -> Self {
+    pub fn keeping_replaced(
+        mut self,
+        derived_encrypt: impl Fn(&KeyId) -> bool + Send + Sync + 'static,
+    ) -> Self {
         self.derived_encrypt = Box::new(derived_encrypt);
         self
     }
 
-    /// A symmetric key of the daemon itself, made at first use. It lives outside the name space of the other methods.
+    /// A symmetric key of the daemon itself, made at first use. It lives outside the name
+    /// space of the other methods.
     ///
     /// # Errors
     /// If it is damaged or cannot be stored.
@@ -112,7 +126,8 @@ impl SoftwareBackend {
             return Ok(found.secret);
         }
         let secret = random_key()?;
-        let made = StoredKey { kind: KeyKind::Symmetric, usage: Usage::ALL, secret: secret.clone() };
+        let made =
+            StoredKey { kind: KeyKind::Symmetric, usage: Usage::ALL, secret: secret.clone() };
         self.store.write(NameSpace::Internal, id, &made)?;
         Ok(secret)
     }
@@ -126,8 +141,9 @@ impl SoftwareBackend {
         Ok(self.store.read(NameSpace::Internal, id)?.is_some())
     }
 
-    /// Stores the content of a key file that somebody else made, over a key that has this id: a private key becomes a key
-    /// pair, bytes of no known form a symmetric key with every usage.
+    /// Stores the content of a key file that somebody else made, over a key that has this
+    /// id: a private key becomes a key pair, bytes of no known form a symmetric key with
+    /// every usage.
     ///
     /// # Errors
     /// If the content is no usable key, the id is a preloaded key's, or the store fails.
@@ -150,7 +166,8 @@ impl SoftwareBackend {
         replacement: Option<&SecretBytes>,
     ) -> Result<(), KeyError> {
         let same = replacement.is_some_and(|new| new.expose() == existing.secret.expose());
-        let encrypts = existing.usage.encrypt || existing.usage.derive_or_sign && (self.derived_encrypt)(id);
+        let encrypts =
+            existing.usage.encrypt || existing.usage.derive_or_sign && (self.derived_encrypt)(id);
         if existing.kind == KeyKind::Symmetric && encrypts && !same {
             self.store.keep_older(id, existing)?;
         }
@@ -181,7 +198,8 @@ impl SoftwareBackend {
         self.load_from_disk(&changing, id, stamp)
     }
 
-    /// The key, if it is here. One that is preloaded may be another by now, which only its file says.
+    /// The key, if it is here. One that is preloaded may be another by now, which only
+    /// its file says.
     fn in_memory(&self, id: &KeyId) -> Option<Arc<Material>> {
         if self.preloaded.contains_key(id) { None } else { self.ready().find(id, None) }
     }
@@ -200,15 +218,24 @@ impl SoftwareBackend {
             let content = match secret_file::read(path, KEY_FILE_LIMIT as u64) {
                 Ok(content) => content,
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-                Err(source) => return Err(StoreError::Io { action: "read", path: path.clone(), source }.into()),
+                Err(source) => {
+                    return Err(
+                        StoreError::Io { action: "read", path: path.clone(), source }.into()
+                    );
+                }
             };
             read_key_file(&content)
                 .and_then(|(kind, secret)| Material::from_stored(kind, Usage::ALL, secret))
-                .map_err(|why| KeyError::PreloadedUnusable { id: id.clone(), path: path.clone(), why })?
+                .map_err(|why| KeyError::PreloadedUnusable {
+                    id: id.clone(),
+                    path: path.clone(),
+                    why,
+                })?
         } else {
             let Some(stored) = self.store.read(NameSpace::Ordinary, id)? else { return Ok(None) };
-            Material::from_stored(stored.kind, stored.usage, stored.secret)
-                .map_err(|source| StoreError::Unusable { path: self.store.path(NameSpace::Ordinary, id), source })?
+            Material::from_stored(stored.kind, stored.usage, stored.secret).map_err(|source| {
+                StoreError::Unusable { path: self.store.path(NameSpace::Ordinary, id), source }
+            })?
         };
         let material = Arc::new(material);
         self.ready().insert(id.clone(), Arc::clone(&material), stamp);
@@ -229,7 +256,8 @@ impl SoftwareBackend {
         }
     }
 
-    /// Stores what `make` makes, unless there is a key under this id; then that one has to be of the same kind.
+    /// Stores what `make` makes, unless there is a key under this id; then that one has
+    /// to be of the same kind.
     fn create(
         &self,
         id: &KeyId,
@@ -280,8 +308,9 @@ impl KeyBackend for SoftwareBackend {
         self.create(id, KeyKind::Pair, || Ok((Usage::ALL, Pair::generate(algorithm)?)))
     }
 
-    /// Two steps, each atomic: the key is written under its new id, then removed under the old one. A crash between them
-    /// leaves it under both, and moving again completes it.
+    /// Two steps, each atomic: the key is written under its new id, then removed under
+    /// the old one. A crash between them leaves it under both, and moving again completes
+    /// it.
     fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> Result<(), KeyError> {
         if from == to {
             return Err(InputError::SameId.into());
@@ -289,7 +318,10 @@ impl KeyBackend for SoftwareBackend {
         self.refuse_preloaded(from)?;
         self.refuse_preloaded(to)?;
         let changing = self.lock_for_change();
-        let key = self.store.read(NameSpace::Ordinary, from)?.ok_or_else(|| KeyError::NotFound { id: from.clone() })?;
+        let key = self
+            .store
+            .read(NameSpace::Ordinary, from)?
+            .ok_or_else(|| KeyError::NotFound { id: from.clone() })?;
         expect_kind(from, key.kind, KeyKind::Pair)?;
         if let Some(existing) = self.store.read(NameSpace::Ordinary, to)? {
             expect_kind(to, existing.kind, KeyKind::Pair)?;
@@ -303,7 +335,10 @@ impl KeyBackend for SoftwareBackend {
     fn delete(&self, id: &KeyId, kind: KeyKind) -> Result<(), KeyError> {
         self.refuse_preloaded(id)?;
         let changing = self.lock_for_change();
-        let found = self.store.read(NameSpace::Ordinary, id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
+        let found = self
+            .store
+            .read(NameSpace::Ordinary, id)?
+            .ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
         expect_kind(id, found.kind, kind)?;
         self.keep_older(&changing, id, &found, None)?;
         self.ready().remove(id);
@@ -315,7 +350,11 @@ impl KeyBackend for SoftwareBackend {
         Some(Box::new(Use { backend: self, wait: false }))
     }
 
-    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+    fn public_parameter(
+        &self,
+        id: &KeyId,
+        parameter: PublicParameter,
+    ) -> Result<PublicValue, KeyError> {
         self.waiting().public_parameter(id, parameter)
     }
 
@@ -323,7 +362,12 @@ impl KeyBackend for SoftwareBackend {
         self.waiting().sign_ecdsa(id, digest)
     }
 
-    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn rsa_private_operation(
+        &self,
+        id: &KeyId,
+        padding: RsaPadding,
+        block: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.waiting().rsa_private_operation(id, padding, block)
     }
 
@@ -331,7 +375,13 @@ impl KeyBackend for SoftwareBackend {
         self.waiting().hmac_sha256(key, message)
     }
 
-    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn encrypt(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.waiting().encrypt(key, iv, aad, plaintext)
     }
 
@@ -345,7 +395,11 @@ impl KeyBackend for SoftwareBackend {
         self.waiting().decrypt(key, iv, aad, ciphertext)
     }
 
-    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
+    fn export_derived(
+        &self,
+        base: &KeyId,
+        derivation_data: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
         self.waiting().export_derived(base, derivation_data)
     }
 }
@@ -361,7 +415,11 @@ impl Sealer for Tpm {
 }
 
 fn expect_kind(id: &KeyId, found: KeyKind, expected: KeyKind) -> Result<(), KeyError> {
-    if found == expected { Ok(()) } else { Err(KeyError::WrongKind { id: id.clone(), found, expected }) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(KeyError::WrongKind { id: id.clone(), found, expected })
+    }
 }
 
 fn random_key() -> Result<SecretBytes, KeyError> {
@@ -419,7 +477,8 @@ impl ReadyKeys {
 
     fn insert(&mut self, id: KeyId, material: Arc<Material>, stamp: Option<FileStamp>) {
         if self.keys.len() >= READY_LIMIT && !self.keys.contains_key(&id) {
-            let oldest = self.keys.iter().min_by_key(|(_, key)| key.last_used).map(|(id, _)| id.clone());
+            let oldest =
+                self.keys.iter().min_by_key(|(_, key)| key.last_used).map(|(id, _)| id.clone());
             if let Some(oldest) = oldest {
                 self.keys.remove(&oldest);
             }
@@ -499,7 +558,10 @@ mod tests {
             backend.move_key_pair(&id("ca-temp"), &id("ca")),
             Err(KeyError::NotFound { id }) if id.as_str() == "ca-temp"
         ));
-        assert!(matches!(backend.move_key_pair(&id("ca"), &id("ca")), Err(KeyError::Input(InputError::SameId))));
+        assert!(matches!(
+            backend.move_key_pair(&id("ca"), &id("ca")),
+            Err(KeyError::Input(InputError::SameId))
+        ));
     }
 
     #[test]
@@ -529,13 +591,17 @@ mod tests {
         let backend = open(folder.path());
         let (signing, encrypting) = (id("s"), id("e"));
         let refused = |error: KeyError| matches!(error, KeyError::UsageNotAllowed { .. });
-        assert!(refused(backend.encrypt(SymmetricKey::Stored(&signing), b"iv", b"", b"").unwrap_err()));
+        assert!(refused(
+            backend.encrypt(SymmetricKey::Stored(&signing), b"iv", b"", b"").unwrap_err()
+        ));
         assert!(refused(backend.hmac_sha256(SymmetricKey::Stored(&encrypting), b"").unwrap_err()));
         assert!(refused(backend.export_derived(&encrypting, b"").err().unwrap()));
         let derived = SymmetricKey::Derived { base: &encrypting, data: b"d" };
         assert!(refused(backend.hmac_sha256(derived, b"").unwrap_err()));
         backend.encrypt(SymmetricKey::Stored(&encrypting), b"iv", b"", b"").unwrap();
-        backend.encrypt(SymmetricKey::Derived { base: &signing, data: b"d" }, b"iv", b"", b"").unwrap();
+        backend
+            .encrypt(SymmetricKey::Derived { base: &signing, data: b"d" }, b"iv", b"", b"")
+            .unwrap();
     }
 
     #[test]
@@ -559,7 +625,8 @@ mod tests {
         let backend = open(folder.path());
         backend.create_key(&id("k"), Usage::ALL).unwrap();
         backend.create_key_pair(&id("p"), &[PairAlgorithm::EcP256]).unwrap();
-        let wrong = |result: Result<(), KeyError>| matches!(result, Err(KeyError::WrongKind { .. }));
+        let wrong =
+            |result: Result<(), KeyError>| matches!(result, Err(KeyError::WrongKind { .. }));
         assert!(wrong(backend.create_key(&id("p"), Usage::ALL)));
         assert!(wrong(backend.create_key_pair(&id("k"), &[PairAlgorithm::EcP256])));
         assert!(wrong(backend.import_key(&id("p"), vec![1].into(), Usage::ALL)));
@@ -579,11 +646,21 @@ mod tests {
         backend.create_key(&id("k"), SIGN).unwrap();
         let _ = mac(&backend, "k");
         backend.delete(&id("k"), KeyKind::Symmetric).unwrap();
-        assert!(matches!(backend.hmac_sha256(SymmetricKey::Stored(&id("k")), b""), Err(KeyError::NotFound { .. })));
-        assert!(matches!(backend.delete(&id("k"), KeyKind::Symmetric), Err(KeyError::NotFound { .. })));
+        assert!(matches!(
+            backend.hmac_sha256(SymmetricKey::Stored(&id("k")), b""),
+            Err(KeyError::NotFound { .. })
+        ));
+        assert!(matches!(
+            backend.delete(&id("k"), KeyKind::Symmetric),
+            Err(KeyError::NotFound { .. })
+        ));
     }
 
-    fn decrypts(backend: &SoftwareBackend, key: SymmetricKey<'_>, sealed: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn decrypts(
+        backend: &SoftwareBackend,
+        key: SymmetricKey<'_>,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         backend.decrypt(key, b"iv", b"aad", sealed).map(SecretBytes::into_exposed)
     }
 
@@ -594,7 +671,8 @@ mod tests {
         let master = id("master");
         let key = SymmetricKey::Stored(&master);
         let mut sealed = Vec::new();
-        let encrypt = |backend: &SoftwareBackend| backend.encrypt(key, b"iv", b"aad", b"text").unwrap();
+        let encrypt =
+            |backend: &SoftwareBackend| backend.encrypt(key, b"iv", b"aad", b"text").unwrap();
         backend.create_key(&master, ENCRYPT).unwrap();
         sealed.push(encrypt(&backend));
         backend.import_key(&master, vec![1; 32].into(), ENCRYPT).unwrap();
@@ -611,14 +689,26 @@ mod tests {
             assert_eq!(decrypts(&backend, key, sealed).unwrap(), b"text");
         }
         // Only the present version encrypts.
-        assert_eq!(gcm::decrypt(&[2; 32], b"iv", b"aad", &encrypt(&backend)).unwrap().expose(), b"text");
+        assert_eq!(
+            gcm::decrypt(&[2; 32], b"iv", b"aad", &encrypt(&backend)).unwrap().expose(),
+            b"text"
+        );
         // What no version fits is told from what has no version to fit.
         let foreign = gcm::encrypt(&[9; 32], b"iv", b"aad", b"text").unwrap();
         let error = decrypts(&backend, key, &foreign).unwrap_err();
-        assert!(matches!(error, KeyError::Input(InputError::NoVersionFits { versions: 4 })), "{error}");
+        assert!(
+            matches!(error, KeyError::Input(InputError::NoVersionFits { versions: 4 })),
+            "{error}"
+        );
         assert!(error.is_callers_fault() && error.to_string().contains("4 versions"), "{error}");
-        assert!(matches!(decrypts(&backend, key, b"x"), Err(KeyError::Input(InputError::CiphertextVersion { .. }))));
-        assert!(matches!(decrypts(&backend, key, &[2; 9]), Err(KeyError::Input(InputError::ShortCiphertext))));
+        assert!(matches!(
+            decrypts(&backend, key, b"x"),
+            Err(KeyError::Input(InputError::CiphertextVersion { .. }))
+        ));
+        assert!(matches!(
+            decrypts(&backend, key, &[2; 9]),
+            Err(KeyError::Input(InputError::ShortCiphertext))
+        ));
     }
 
     #[test]
@@ -676,7 +766,10 @@ mod tests {
         backend.create_key(&id("s"), SIGN).unwrap();
         backend.delete(&id("s"), KeyKind::Symmetric).unwrap();
         assert_eq!(backend.store.older(&id("s")).unwrap().len(), 0);
-        assert_eq!(fs::read_dir(folder.path().join("older")).unwrap().count(), older::VERSION_LIMIT);
+        assert_eq!(
+            fs::read_dir(folder.path().join("older")).unwrap().count(),
+            older::VERSION_LIMIT
+        );
     }
 
     #[test]
@@ -715,7 +808,11 @@ mod tests {
         fs::write(&path, b"junk").unwrap();
         for (fill, there) in [(1, true), (2, false), (3, true)] {
             let sealed = gcm::encrypt(&[fill; 32], b"iv", b"aad", b"text").unwrap();
-            assert_eq!(decrypts(&backend, SymmetricKey::Stored(&master), &sealed).is_ok(), there, "{fill}");
+            assert_eq!(
+                decrypts(&backend, SymmetricKey::Stored(&master), &sealed).is_ok(),
+                there,
+                "{fill}"
+            );
         }
         assert!(path.with_extension("key.corrupt-1").exists());
     }
@@ -729,7 +826,10 @@ mod tests {
         backend.create_key(&id("handle-validation-key"), SIGN).unwrap();
         drop(backend);
         let backend = open(folder.path());
-        assert_eq!(backend.internal_key(&id("handle-validation-key")).unwrap().expose(), own.expose());
+        assert_eq!(
+            backend.internal_key(&id("handle-validation-key")).unwrap().expose(),
+            own.expose()
+        );
     }
 
     #[test]
@@ -743,7 +843,8 @@ mod tests {
         fs::write(&path, b"another").unwrap();
         assert_eq!(mac(&backend, "k"), material::hmac_sha256(b"another", b"message"));
         backend.create_key(&id("k"), SIGN).unwrap();
-        let preloaded = |result: Result<(), KeyError>| matches!(result, Err(KeyError::Preloaded { .. }));
+        let preloaded =
+            |result: Result<(), KeyError>| matches!(result, Err(KeyError::Preloaded { .. }));
         assert!(preloaded(backend.import_key(&id("k"), vec![1].into(), SIGN)));
         assert!(preloaded(backend.delete(&id("k"), KeyKind::Symmetric)));
         assert!(preloaded(backend.move_key_pair(&id("k"), &id("p"))));
@@ -762,7 +863,10 @@ mod tests {
         }
         for _ in 0..2 {
             for (number, name) in names.iter().enumerate() {
-                assert_eq!(mac(&backend, name), material::hmac_sha256(&number.to_be_bytes(), b"message"));
+                assert_eq!(
+                    mac(&backend, name),
+                    material::hmac_sha256(&number.to_be_bytes(), b"message")
+                );
             }
         }
         assert_eq!(backend.ready().keys.len(), READY_LIMIT);

@@ -1,12 +1,16 @@
-//! TPM 2.0: keys that never leave the TPM in clear, sealed secrets, quotes and the device's endorsement.
+//! TPM 2.0: keys that never leave the TPM in clear, sealed secrets, quotes and the
+//! device's endorsement.
 //!
-//! Everything from the connection up is written here, without a C library: small enough to be read, and without a search
-//! for plug-ins and configuration files at run time. [`Tpm`] is one TPM, [`TpmBackend`] the keys API's view of it,
-//! [`TpmPreloaded`] that of keys which somebody else put there.
+//! Everything from the connection up is written here, without a C library: small enough
+//! to be read, and without a search for plug-ins and configuration files at run time.
+//! [`Tpm`] is one TPM, [`TpmBackend`] the keys API's view of it, [`TpmPreloaded`] that of
+//! keys which somebody else put there.
 //!
-//! What crosses the wire: every use of a key, a hierarchy or a secret runs in an HMAC session whose key is known to this
-//! process and to the holder of the storage root's private half, so that nobody between them reads or changes it. There is
-//! no path without. Reading public areas, capabilities and clocks, and starting and flushing, run without a session.
+//! What crosses the wire: every use of a key, a hierarchy or a secret runs in an HMAC
+//! session whose key is known to this process and to the holder of the storage root's
+//! private half, so that nobody between them reads or changes it. There is no path
+//! without. Reading public areas, capabilities and clocks, and starting and flushing, run
+//! without a session.
 //!
 //! | object | under | authorization | counts wrong attempts (lockout) |
 //! |---|---|---|---|

@@ -57,7 +57,8 @@ pub struct Pkcs11Uri {
 pub struct TokenAttributes {
     /// Label of the token.
     pub label: Option<String>,
-    /// Number of the slot. It decides alone if it is given: the existing key service does it so.
+    /// Number of the slot. It decides alone if it is given: the existing key service does
+    /// it so.
     pub slot_id: Option<u64>,
     /// Maker of the token.
     pub manufacturer: Option<String>,
@@ -114,7 +115,8 @@ pub enum PinSource {
     Value(SecretBytes),
     /// From the first line of a file, by its absolute path.
     File(PathBuf),
-    /// From a systemd credential of this name (`LoadCredential=`, `LoadCredentialEncrypted=`).
+    /// From a systemd credential of this name (`LoadCredential=`,
+    /// `LoadCredentialEncrypted=`).
     Credential(String),
 }
 
@@ -128,7 +130,9 @@ pub enum UriError {
     #[error("a key uri begins with \"file:\", \"pkcs11:\" or \"tpm:\"")]
     Scheme,
     /// A file that is not named by its absolute path on this device.
-    #[error("{attribute} needs an absolute path on this device, as in \"file:///etc/edgekeep/device.pem\"")]
+    #[error(
+        "{attribute} needs an absolute path on this device, as in \"file:///etc/edgekeep/device.pem\""
+    )]
     Path {
         /// Where the path stands.
         attribute: &'static str,
@@ -217,11 +221,18 @@ impl TpmKey {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         match name {
             "handle" => {
-                let expected =
-                    UriError::Value { attribute: "handle", expected: "a handle from 0x81000000 to 0x81ffffff" };
-                let digits = value.strip_prefix("0x").filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+                let expected = UriError::Value {
+                    attribute: "handle",
+                    expected: "a handle from 0x81000000 to 0x81ffffff",
+                };
+                let digits = value
+                    .strip_prefix("0x")
+                    .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
                 let handle = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
-                handle.filter(|handle| PERSISTENT_HANDLES.contains(handle)).map(Self::Handle).ok_or(expected)
+                handle
+                    .filter(|handle| PERSISTENT_HANDLES.contains(handle))
+                    .map(Self::Handle)
+                    .ok_or(expected)
             }
             "file" => absolute_path("file", value).map(Self::File),
             _ => Err(unknown(name)),
@@ -241,7 +252,8 @@ impl fmt::Display for TpmKey {
 impl Pkcs11Uri {
     fn parse(text: &str) -> Result<Self, UriError> {
         let mut uri = Self::default();
-        let (path, query) = text.split_once('?').map_or((text, None), |(path, query)| (path, Some(query)));
+        let (path, query) =
+            text.split_once('?').map_or((text, None), |(path, query)| (path, Some(query)));
         if !path.is_empty() {
             for attribute in path.split(';') {
                 let (name, value) = attribute.split_once('=').unwrap_or((attribute, ""));
@@ -258,19 +270,26 @@ impl Pkcs11Uri {
     fn set_path_attribute(&mut self, name: &str, value: &str) -> Result<(), UriError> {
         match name {
             "token" => set(&mut self.token.label, "token", text("token", value)?),
-            "manufacturer" => set(&mut self.token.manufacturer, "manufacturer", text("manufacturer", value)?),
+            "manufacturer" => {
+                set(&mut self.token.manufacturer, "manufacturer", text("manufacturer", value)?)
+            }
             "model" => set(&mut self.token.model, "model", text("model", value)?),
             "serial" => set(&mut self.token.serial, "serial", text("serial", value)?),
             "slot-id" => {
-                let digits = Some(value).filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
+                let digits =
+                    Some(value).filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
                 let number = digits.and_then(|digits| digits.parse().ok());
-                let expected = UriError::Value { attribute: "slot-id", expected: "a decimal number" };
+                let expected =
+                    UriError::Value { attribute: "slot-id", expected: "a decimal number" };
                 set(&mut self.token.slot_id, "slot-id", number.ok_or(expected)?)
             }
             "object" => set(&mut self.object.label, "object", text("object", value)?),
             "id" => set(&mut self.object.id, "id", bytes("id", value)?),
             "type" => {
-                let found = ObjectType::ALL.iter().find(|(_, word)| *word == value).map(|(class, _)| *class);
+                let found = ObjectType::ALL
+                    .iter()
+                    .find(|(_, word)| *word == value)
+                    .map(|(class, _)| *class);
                 let expected = UriError::Value {
                     attribute: "type",
                     expected: "one of \"cert\", \"data\", \"private\", \"public\", \"secret-key\"",
@@ -291,7 +310,9 @@ impl Pkcs11Uri {
                 let pin = match value.split_once(':') {
                     Some(("file", path)) => PinSource::File(file_path(path)?),
                     Some(("credential", name)) => PinSource::Credential(credential_name(name)?),
-                    None if value.starts_with('/') => PinSource::File(absolute_path("pin-source", value)?),
+                    None if value.starts_with('/') => {
+                        PinSource::File(absolute_path("pin-source", value)?)
+                    }
                     _ => {
                         return Err(UriError::Value {
                             attribute: "pin-source",
@@ -301,7 +322,9 @@ impl Pkcs11Uri {
                 };
                 self.set_pin("pin-source", pin)
             }
-            "module-path" => set(&mut self.module_path, "module-path", absolute_path("module-path", value)?),
+            "module-path" => {
+                set(&mut self.module_path, "module-path", absolute_path("module-path", value)?)
+            }
             _ => Err(unknown(name)),
         }
     }
@@ -310,7 +333,9 @@ impl Pkcs11Uri {
         let from_value = matches!(pin, PinSource::Value(_));
         match &self.pin {
             Some(PinSource::Value(_)) if !from_value => Err(UriError::TwoPins),
-            Some(PinSource::File(_) | PinSource::Credential(_)) if from_value => Err(UriError::TwoPins),
+            Some(PinSource::File(_) | PinSource::Credential(_)) if from_value => {
+                Err(UriError::TwoPins)
+            }
             _ => set(&mut self.pin, attribute, pin),
         }
     }
@@ -343,7 +368,10 @@ impl fmt::Display for Pkcs11Uri {
             put("id", id, b"", ";")?;
         }
         if let Some(class) = self.object.class {
-            let word = ObjectType::ALL.iter().find(|(each, _)| *each == class).map_or("", |(_, word)| word);
+            let word = ObjectType::ALL
+                .iter()
+                .find(|(each, _)| *each == class)
+                .map_or("", |(_, word)| word);
             put("type", word.as_bytes(), b"", ";")?;
         }
         let mut before = "?";
@@ -384,7 +412,8 @@ fn unknown(name: &str) -> UriError {
     UriError::UnknownAttribute { attribute: name.chars().take(32).collect() }
 }
 
-/// Whether a byte may stand in a URI as it is (RFC 3986: unreserved, reserved but for the fragment, and the percent sign).
+/// Whether a byte may stand in a URI as it is (RFC 3986: unreserved, reserved but for the
+/// fragment, and the percent sign).
 fn is_uri_character(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~:/?[]@!$&'()*+,;=%|".contains(&byte)
 }
@@ -395,7 +424,9 @@ fn bytes(attribute: &'static str, encoded: &str) -> Result<Vec<u8>, UriError> {
     while let Some((&first, after)) = rest.split_first() {
         if first == b'%' {
             let digit = |at: usize| after.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-            let (Some(high), Some(low)) = (digit(0), digit(1)) else { return Err(UriError::PercentEncoding) };
+            let (Some(high), Some(low)) = (digit(0), digit(1)) else {
+                return Err(UriError::PercentEncoding);
+            };
             // Two hex digits are below 256.
             decoded.push((high << 4 | low) as u8);
             rest = &after[2..];
@@ -408,7 +439,8 @@ fn bytes(attribute: &'static str, encoded: &str) -> Result<Vec<u8>, UriError> {
 }
 
 fn text(attribute: &'static str, encoded: &str) -> Result<String, UriError> {
-    let text = String::from_utf8(bytes(attribute, encoded)?).map_err(|_| UriError::Text { attribute })?;
+    let text =
+        String::from_utf8(bytes(attribute, encoded)?).map_err(|_| UriError::Text { attribute })?;
     if text.contains('\0') { Err(UriError::Text { attribute }) } else { Ok(text) }
 }
 
@@ -417,11 +449,14 @@ fn absolute_path(attribute: &'static str, encoded: &str) -> Result<PathBuf, UriE
     if path.is_absolute() { Ok(path) } else { Err(UriError::Path { attribute }) }
 }
 
-/// The path of a `file:` URI without its scheme (RFC 8089): `/path`, or `//` and this device and `/path`.
+/// The path of a `file:` URI without its scheme (RFC 8089): `/path`, or `//` and this
+/// device and `/path`.
 fn file_path(rest: &str) -> Result<PathBuf, UriError> {
     let path = match rest.strip_prefix("//") {
         None => rest,
-        Some(rest) => rest.strip_prefix("localhost").filter(|path| path.starts_with('/')).unwrap_or(rest),
+        Some(rest) => {
+            rest.strip_prefix("localhost").filter(|path| path.starts_with('/')).unwrap_or(rest)
+        }
     };
     if path.contains('?') || !path.starts_with('/') {
         return Err(UriError::Path { attribute: "file" });
@@ -436,7 +471,10 @@ fn credential_name(encoded: &str) -> Result<String, UriError> {
     if plain && name != "." && name != ".." && name.len() <= 255 {
         Ok(name)
     } else {
-        Err(UriError::Value { attribute: "pin-source", expected: "\"file:/PATH\" or \"credential:NAME\"" })
+        Err(UriError::Value {
+            attribute: "pin-source",
+            expected: "\"file:/PATH\" or \"credential:NAME\"",
+        })
     }
 }
 
@@ -494,9 +532,13 @@ mod tests {
         assert_eq!(uri.token.label.as_deref(), Some("edge token"));
         assert_eq!(uri.object.label.as_deref(), Some("press-04"));
         assert_eq!(pin(&uri), Some(&b"00;00"[..]));
-        let uri =
-            pkcs11("PKCS11:slot-id=1234;id=%01%ff;type=private?module-path=/usr/lib/libx.so&pin-source=file:/pin");
-        assert_eq!((uri.token.slot_id, uri.object.id.as_deref()), (Some(1234), Some(&[1, 255][..])));
+        let uri = pkcs11(
+            "PKCS11:slot-id=1234;id=%01%ff;type=private?module-path=/usr/lib/libx.so&pin-source=file:/pin",
+        );
+        assert_eq!(
+            (uri.token.slot_id, uri.object.id.as_deref()),
+            (Some(1234), Some(&[1, 255][..]))
+        );
         assert_eq!(uri.object.class, Some(ObjectType::Private));
         assert_eq!(uri.module_path.as_deref(), Some(Path::new("/usr/lib/libx.so")));
         assert!(matches!(&uri.pin, Some(PinSource::File(path)) if path == Path::new("/pin")));
@@ -508,9 +550,12 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_uri_is_said() {
         use UriError::{
-            Character, Empty, Path, PercentEncoding, Scheme, Text, Twice, TwoPins, UnknownAttribute, Value,
+            Character, Empty, Path, PercentEncoding, Scheme, Text, Twice, TwoPins,
+            UnknownAttribute, Value,
         };
-        let is = |text: &str, check: fn(&UriError) -> bool| assert!(check(&refused(text)), "{text}: {}", refused(text));
+        let is = |text: &str, check: fn(&UriError) -> bool| {
+            assert!(check(&refused(text)), "{text}: {}", refused(text));
+        };
         is("", |e| *e == Scheme);
         is("/etc/key", |e| *e == Scheme);
         is("https://a/b", |e| *e == Scheme);
@@ -524,15 +569,22 @@ mod tests {
         is("pkcs11:token", |e| *e == Empty { attribute: "token" });
         is("pkcs11:token=a;token=b", |e| *e == Twice { attribute: "token" });
         is("pkcs11:token=a;", |e| matches!(e, UnknownAttribute { .. }));
-        is("pkcs11:x-vendor=a", |e| matches!(e, UnknownAttribute { attribute } if attribute == "x-vendor"));
+        is(
+            "pkcs11:x-vendor=a",
+            |e| matches!(e, UnknownAttribute { attribute } if attribute == "x-vendor"),
+        );
         is("pkcs11:pin-value=1", |e| matches!(e, UnknownAttribute { .. }));
         is("pkcs11:slot-id=0x10", |e| matches!(e, Value { attribute: "slot-id", .. }));
         is("pkcs11:slot-id=+1", |e| matches!(e, Value { attribute: "slot-id", .. }));
         is("pkcs11:type=key", |e| matches!(e, Value { attribute: "type", .. }));
         is("pkcs11:token=a?pin-value=1&pin-source=file:/p", |e| *e == TwoPins);
         is("pkcs11:token=a?pin-value=1&pin-value=1", |e| *e == Twice { attribute: "pin-value" });
-        is("pkcs11:token=a?pin-source=|/bin/pin", |e| matches!(e, Value { attribute: "pin-source", .. }));
-        is("pkcs11:token=a?pin-source=credential:../pin", |e| matches!(e, Value { attribute: "pin-source", .. }));
+        is("pkcs11:token=a?pin-source=|/bin/pin", |e| {
+            matches!(e, Value { attribute: "pin-source", .. })
+        });
+        is("pkcs11:token=a?pin-source=credential:../pin", |e| {
+            matches!(e, Value { attribute: "pin-source", .. })
+        });
         is("pkcs11:token=a?module-path=lib.so", |e| *e == Path { attribute: "module-path" });
         is("file:key.pem", |e| matches!(e, Path { .. }));
         is("file://server/key.pem", |e| matches!(e, Path { .. }));

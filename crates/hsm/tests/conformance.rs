@@ -1,5 +1,6 @@
-//! One suite over every configuration of a key backend. What a backend does, it does to the letter; what it does not have,
-//! it says with the typed answer, and the configuration here says that it does not have it.
+//! One suite over every configuration of a key backend. What a backend does, it does to
+//! the letter; what it does not have, it says with the typed answer, and the
+//! configuration here says that it does not have it.
 
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
@@ -66,10 +67,12 @@ each_on!($ on_softhsm_then_in_files, |name, test| {
     });
 });
 
-/// The order of existing configurations: the token, and symmetric keys that it cannot make in files.
+/// The order of existing configurations: the token, and symmetric keys that it cannot
+/// make in files.
 fn token_then_files(library: &Path, folder: &Path) -> Keyring {
     let token = Place { backend: Arc::new(tokens::open(library)), pass_on: PassOn::SymmetricKeys };
-    let files = Place { backend: Arc::new(software(&folder.join("files"))), pass_on: PassOn::Nothing };
+    let files =
+        Place { backend: Arc::new(software(&folder.join("files"))), pass_on: PassOn::Nothing };
     Keyring::new(vec![token, files], BTreeMap::new()).unwrap()
 }
 

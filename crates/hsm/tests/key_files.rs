@@ -1,4 +1,5 @@
-//! Key files in every form that people have them in, used by the software backend and checked by openssl.
+//! Key files in every form that people have them in, used by the software backend and
+//! checked by openssl.
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 use std::collections::BTreeMap;
@@ -38,17 +39,36 @@ fn a_preloaded_key_in_any_form_is_that_key_or_an_error_that_says_what_to_do() {
             Says::Nothing => {
                 assert_eq!(keys.kind(&id).unwrap(), Some(KeyKind::Pair), "{}", form.name);
                 let signature = keys.sign_ecdsa(&id, &[7; 32]).unwrap();
-                assert!(openssl_verifies(plant.folder(), "root.key", &[7; 32], &signature), "{}", form.name);
-                assert!(!openssl_verifies(plant.folder(), "other.key", &[7; 32], &signature), "{}", form.name);
+                assert!(
+                    openssl_verifies(plant.folder(), "root.key", &[7; 32], &signature),
+                    "{}",
+                    form.name
+                );
+                assert!(
+                    !openssl_verifies(plant.folder(), "other.key", &[7; 32], &signature),
+                    "{}",
+                    form.name
+                );
                 assert_eq!(seen, Ok(Inspected::Pair(public.clone())), "{}", form.name);
             }
             Says::Error(part) => {
                 let error = keys.kind(&id).unwrap_err();
-                assert!(matches!(error, KeyError::PreloadedUnusable { .. }), "{}: {error:?}", form.name);
+                assert!(
+                    matches!(error, KeyError::PreloadedUnusable { .. }),
+                    "{}: {error:?}",
+                    form.name
+                );
                 let text = error.to_string();
-                assert!(text.contains(part) && text.contains(".preloaded"), "{}: {text}", form.name);
+                assert!(
+                    text.contains(part) && text.contains(".preloaded"),
+                    "{}: {text}",
+                    form.name
+                );
                 assert!(seen.unwrap_err().to_string().contains(part), "{}", form.name);
-                assert!(keys.import_file_content(&"other".parse().unwrap(), &form.content.into()).is_err());
+                assert!(
+                    keys.import_file_content(&"other".parse().unwrap(), &form.content.into())
+                        .is_err()
+                );
             }
         }
     }
@@ -59,8 +79,10 @@ fn rsa_keys_of_both_forms_are_the_same_key() {
     let plant = Plant::new();
     plant.openssl("genrsa -out rsa.key 2048");
     let public = plant.openssl("pkey -in rsa.key -pubout -outform DER");
-    // DigestInfo for SHA-256 (RFC 8017, 9.2), which the caller puts in front of its digest.
-    let mut block = vec![0x30, 0x31, 0x30, 0x0d, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 4, 0x20];
+    // DigestInfo for SHA-256 (RFC 8017, 9.2), which the caller puts in front of its
+    // digest.
+    let mut block =
+        vec![0x30, 0x31, 0x30, 0x0d, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 4, 0x20];
     block.extend_from_slice(&[7; 32]);
     for (name, line) in [
         ("PKCS#8", "pkey -in rsa.key"),

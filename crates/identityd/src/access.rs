@@ -1,4 +1,5 @@
-//! Who may ask the identity API for what: a function of the caller's uid and the configured principals (wire facts 5.2).
+//! Who may ask the identity API for what: a function of the caller's uid and the
+//! configured principals (wire facts 5.2).
 
 use edgekeep_core::settings::{IdentityKind, IdentityPrincipal};
 
@@ -22,7 +23,8 @@ impl Access {
         Self(principals)
     }
 
-    /// The role of a uid. Of several entries for one uid the last counts; root needs none.
+    /// The role of a uid. Of several entries for one uid the last counts; root needs
+    /// none.
     pub(crate) fn role(&self, uid: u32) -> Role<'_> {
         match self.0.iter().rev().find(|principal| principal.uid == uid) {
             Some(principal) if principal.kinds.is_empty() => Role::Daemon,
@@ -39,7 +41,10 @@ impl Access {
 
     /// Names of the principals that have a module identity.
     pub(crate) fn modules(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter(|it| it.kinds.contains(&IdentityKind::Module)).map(|it| it.name.as_str())
+        self.0
+            .iter()
+            .filter(|it| it.kinds.contains(&IdentityKind::Module))
+            .map(|it| it.name.as_str())
     }
 }
 
@@ -102,7 +107,10 @@ mod tests {
         let access = access();
         let role = access.role(12);
         assert!(!role.is_daemon() && role.may_have_device());
-        assert!(role.may_have("updater", IdentityKind::Local) && !role.may_have("updater", IdentityKind::Module));
+        assert!(
+            role.may_have("updater", IdentityKind::Local)
+                && !role.may_have("updater", IdentityKind::Module)
+        );
     }
 
     #[test]
@@ -110,7 +118,10 @@ mod tests {
         let access = access();
         let role = access.role(11);
         assert!(role.may_have("scanner", IdentityKind::Module));
-        assert!(!role.may_have("other", IdentityKind::Module) && !role.may_have("scanner", IdentityKind::Local));
+        assert!(
+            !role.may_have("other", IdentityKind::Module)
+                && !role.may_have("scanner", IdentityKind::Local)
+        );
         assert!(!role.may_have_device());
         assert_eq!(access.modules().collect::<Vec<_>>(), ["scanner"]);
     }

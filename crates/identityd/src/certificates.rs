@@ -1,5 +1,5 @@
-//! Certificates: issued from requests, kept, and handed out. Whoever signs does so in keyd; no private key of a CA is ever
-//! in this process.
+//! Certificates: issued from requests, kept, and handed out. Whoever signs does so in
+//! keyd; no private key of a CA is ever in this process.
 
 mod issue;
 mod issuer;
@@ -35,7 +35,8 @@ use public_key::KeyKind;
 use request::Request;
 use store::CertStore;
 
-/// The CA of modules' certificates, and the id under which the compatible module runtime renews it.
+/// The CA of modules' certificates, and the id under which the compatible module runtime
+/// renews it.
 const EDGE_CA: &str = "aziot-edged-ca";
 const EDGE_CA_NEXT: &str = "aziot-edged-ca-temp";
 
@@ -94,7 +95,9 @@ pub enum CertificateError {
         id: CertId,
     },
     /// Local CA without its section.
-    #[error("certificate \"{id}\" is configured to be issued by the local CA, but no local CA is configured")]
+    #[error(
+        "certificate \"{id}\" is configured to be issued by the local CA, but no local CA is configured"
+    )]
     NoLocalCa {
         /// Which certificate.
         id: CertId,
@@ -150,7 +153,8 @@ impl Certificates {
         })
     }
 
-    /// Looks at the files that the operator keeps elsewhere: what is wrong with them is told to the board.
+    /// Looks at the files that the operator keeps elsewhere: what is wrong with them is
+    /// told to the board.
     pub(crate) fn look(&self) {
         self.store.look();
     }
@@ -176,7 +180,8 @@ impl Certificates {
         Ok(self.store.remove(id)?)
     }
 
-    /// Issues a certificate for a PKCS#10 request and stores it under `id`. keyd is told on whose behalf.
+    /// Issues a certificate for a PKCS#10 request and stores it under `id`. keyd is told
+    /// on whose behalf.
     pub(crate) async fn issue(
         &self,
         id: &CertId,
@@ -186,7 +191,8 @@ impl Certificates {
         behalf: Option<&OnBehalfOf>,
     ) -> Result<Issued, CertificateError> {
         let request = Request::read(&pem::request(csr)?)?;
-        let keys = behalf.map_or_else(|| self.keys.clone(), |behalf| self.keys.on_behalf_of(behalf));
+        let keys =
+            behalf.map_or_else(|| self.keys.clone(), |behalf| self.keys.on_behalf_of(behalf));
         self.certify(&keys, id, &request, issuer, wanted_end).await
     }
 
@@ -216,7 +222,8 @@ impl Certificates {
         let now = OffsetDateTime::now_utc();
         let (rights, earliest) = (Rights::of(id.as_str(), named.is_none()), self.time.earliest());
         let circumstances = Circumstances { issuance, rights, wanted_end, now, earliest, serial };
-        // Made again from its request at any time, unlike one that others were issued under.
+        // Made again from its request at any time, unlike one that others were issued
+        // under.
         let is_replaceable = named.is_some();
         let (issuer, chain, signers) = match (named, issuance) {
             (Some(named), _) => {
@@ -228,7 +235,10 @@ impl Certificates {
                 IssuanceMethod::Est => return Err(CertificateError::Est { id: id.clone() }),
                 IssuanceMethod::SelfSigned => (None, String::new(), own_keys(id)),
                 IssuanceMethod::LocalCa => {
-                    let ca = self.local_ca.as_ref().ok_or_else(|| CertificateError::NoLocalCa { id: id.clone() })?;
+                    let ca = self
+                        .local_ca
+                        .as_ref()
+                        .ok_or_else(|| CertificateError::NoLocalCa { id: id.clone() })?;
                     let (issuer, chain) = self.issuer(&ca.cert, now)?;
                     (Some(issuer), chain, vec![SigningKey::Named(ca.key.to_string())])
                 }
@@ -242,7 +252,11 @@ impl Certificates {
     }
 
     /// The certificate that signs, and its whole chain.
-    fn issuer(&self, id: &CertId, now: OffsetDateTime) -> Result<(Issuer, String), CertificateError> {
+    fn issuer(
+        &self,
+        id: &CertId,
+        now: OffsetDateTime,
+    ) -> Result<(Issuer, String), CertificateError> {
         let chain = self.store.read(id)?;
         let first = chain.first().ok_or_else(|| CertStoreError::NotFound { id: id.clone() })?;
         Ok((Issuer::read(first.der(), now)?, pem_of(&chain)))
@@ -256,23 +270,36 @@ enum SigningKey {
     Named(String),
 }
 
-/// Returns the key pairs by one of which a certificate of this id signs itself, the likeliest first.
+/// Returns the key pairs by one of which a certificate of this id signs itself, the
+/// likeliest first.
 ///
-/// That is the one of the certificate's own name. The compatible module runtime renews its CA under a
-/// second id, and keeps the key of the first where it is told not to rotate it.
+/// That is the one of the certificate's own name. The compatible module runtime renews
+/// its CA under a second id, and keeps the key of the first where it is told not to
+/// rotate it.
 fn own_keys(id: &CertId) -> Vec<SigningKey> {
     let second = (id.as_str() == EDGE_CA_NEXT).then_some(EDGE_CA);
-    [Some(id.as_str()), second].into_iter().flatten().map(|name| SigningKey::Named(name.to_owned())).collect()
+    [Some(id.as_str()), second]
+        .into_iter()
+        .flatten()
+        .map(|name| SigningKey::Named(name.to_owned()))
+        .collect()
 }
 
-/// Has the certificate signed by the first of the keys that it is to be of. The error is that of the first.
-async fn signed(keys: &KeysClient, unsigned: &Unsigned, signers: Vec<SigningKey>) -> Result<Vec<u8>, CertificateError> {
+/// Has the certificate signed by the first of the keys that it is to be of. The error is
+/// that of the first.
+async fn signed(
+    keys: &KeysClient,
+    unsigned: &Unsigned,
+    signers: Vec<SigningKey>,
+) -> Result<Vec<u8>, CertificateError> {
     let mut first = None;
     for signer in signers {
         let attempt = async {
             let handle = match signer {
                 SigningKey::Handle(handle) => handle,
-                SigningKey::Named(name) => keys.load_key_pair(&name).await.map_err(CertificateError::Key)?,
+                SigningKey::Named(name) => {
+                    keys.load_key_pair(&name).await.map_err(CertificateError::Key)?
+                }
             };
             Ok(unsigned.finish(&sign(keys, unsigned, &handle).await?)?)
         };
@@ -284,7 +311,11 @@ async fn signed(keys: &KeysClient, unsigned: &Unsigned, signers: Vec<SigningKey>
     Err(first.unwrap_or(CertificateError::Issue(IssueError::WrongKey)))
 }
 
-async fn sign(keys: &KeysClient, unsigned: &Unsigned, key: &KeyHandle) -> Result<Vec<u8>, CertificateError> {
+async fn sign(
+    keys: &KeysClient,
+    unsigned: &Unsigned,
+    key: &KeyHandle,
+) -> Result<Vec<u8>, CertificateError> {
     match unsigned.key_kind() {
         KeyKind::P256 | KeyKind::P384 => {
             keys.sign(key, SignMechanism::Ecdsa { digest: unsigned.digest().into() }).await

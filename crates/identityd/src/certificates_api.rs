@@ -1,4 +1,5 @@
-//! The certificates API (wire facts 5.6): reading is open, writing needs a grant for the certificate's id.
+//! The certificates API (wire facts 5.6): reading is open, writing needs a grant for the
+//! certificate's id.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use crate::identity_api::certificate_failed;
 pub(crate) struct CertificatesApi {
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) grants: Grants,
-    /// Whose statements about on whose behalf they ask are passed on to keyd. Also root's only by a grant.
+    /// Whose statements about on whose behalf they ask are passed on to keyd. Also root's
+    /// only by a grant.
     pub(crate) attestors: BTreeSet<u32>,
     pub(crate) audit: Arc<Audit>,
 }
@@ -37,7 +39,13 @@ pub(crate) fn router(api: Arc<CertificatesApi>) -> Router<CertificatesApi> {
         .route(Method::DELETE, "/certificates/{id}", FIRST, delete)
         .on_sender_changed(|api, caller, what| {
             let pid = caller.pid().unwrap_or(0);
-            api.audit.refused(&Entry { uid: caller.uid(), pid, action: what, object: "", reason: "sender-changed" });
+            api.audit.refused(&Entry {
+                uid: caller.uid(),
+                pid,
+                action: what,
+                object: "",
+                reason: "sender-changed",
+            });
         })
 }
 
@@ -49,14 +57,22 @@ impl CertificatesApi {
         }
         let action = format!("{} {}", request.method(), request.route);
         let pid = request.caller.pid().unwrap_or(0);
-        self.audit.refused(&Entry { uid, pid, action: &action, object: id.as_str(), reason: "no-grant" });
+        self.audit.refused(&Entry {
+            uid,
+            pid,
+            action: &action,
+            object: id.as_str(),
+            reason: "no-grant",
+        });
         Err(HttpError::unauthorized())
     }
 
     /// On whose behalf the caller asks, if it says so and may.
     fn behalf(&self, request: &Request) -> Result<Option<OnBehalfOf>, HttpError> {
         let Some(text) = request.header(ON_BEHALF_OF)? else { return Ok(None) };
-        let says = text.parse().map_err(|error: OnBehalfOfError| HttpError::bad_request(error.to_string()))?;
+        let says = text
+            .parse()
+            .map_err(|error: OnBehalfOfError| HttpError::bad_request(error.to_string()))?;
         Ok(self.attestors.contains(&request.caller.uid()).then_some(says))
     }
 }
@@ -78,10 +94,9 @@ async fn create(api: Arc<CertificatesApi>, mut request: Request) -> Result<Respo
         None => None,
     };
     let wanted_end = match body.not_after {
-        Some(text) => Some(
-            OffsetDateTime::parse(&text, &Rfc3339)
-                .map_err(|_| HttpError::bad_request("invalid parameter: notAfter is not an RFC 3339 time"))?,
-        ),
+        Some(text) => Some(OffsetDateTime::parse(&text, &Rfc3339).map_err(|_| {
+            HttpError::bad_request("invalid parameter: notAfter is not an RFC 3339 time")
+        })?),
         None => None,
     };
     let issued = api.certificates.issue(&id, &body.csr, issuer, wanted_end, behalf.as_ref()).await;
@@ -99,7 +114,8 @@ async fn import(api: Arc<CertificatesApi>, mut request: Request) -> Result<Respo
     let id: CertId = request.id(0)?;
     api.authorize(&request, &id)?;
     let body: PemBody = request.json().await?;
-    let pem = api.certificates.import(&id, &body.pem).map_err(|error| certificate_failed(&error))?;
+    let pem =
+        api.certificates.import(&id, &body.pem).map_err(|error| certificate_failed(&error))?;
     Ok(Response::json(StatusCode::CREATED, &PemBody { pem }))
 }
 
@@ -126,38 +142,57 @@ mod tests {
     #[tokio::test]
     async fn a_caller_without_a_grant_for_the_id_may_read_and_not_write() {
         let folder = tempfile::tempdir().unwrap();
-        let settings: IdentitydSettings =
-            serde_json::from_value(serde_json::json!({"hostname": "press", "provisioning": {"source": "none"}}))
-                .unwrap();
+        let settings: IdentitydSettings = serde_json::from_value(
+            serde_json::json!({"hostname": "press", "provisioning": {"source": "none"}}),
+        )
+        .unwrap();
         assert_eq!(settings.provisioning, Provisioning::None);
         let keys = KeysClient::new(folder.path().join("keyd.sock"));
         let time = Arc::new(TrustedTime::open(folder.path()));
         let board = edgekeep_daemon::board::Board::new();
-        let certificates = Certificates::open(folder.path().join("certs"), &settings, keys, time, board).unwrap();
+        let certificates =
+            Certificates::open(folder.path().join("certs"), &settings, keys, time, board).unwrap();
         let certificates = Arc::new(certificates);
         let uid = rustix::process::getuid().as_raw();
         let grants = Grants::new([(uid, ["mine/*"])]).with_root_restricted();
         let audit = Arc::new(Audit::new(folder.path()));
-        let api =
-            Arc::new(CertificatesApi { certificates, grants, attestors: BTreeSet::new(), audit: Arc::clone(&audit) });
+        let api = Arc::new(CertificatesApi {
+            certificates,
+            grants,
+            attestors: BTreeSet::new(),
+            audit: Arc::clone(&audit),
+        });
         let socket = folder.path().join("certd.sock");
         let listener = listen::bind(&socket, 0o660).unwrap();
         let (_stop, stopped) = watch::channel(false);
-        tokio::spawn(server::serve(listener, Arc::new(router(api)), server::Limits::default(), stopped));
+        tokio::spawn(server::serve(
+            listener,
+            Arc::new(router(api)),
+            server::Limits::default(),
+            stopped,
+        ));
 
         let client = CertificatesClient::new(&socket);
         let pem = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap().cert.pem();
         client.import("mine/x", &pem).await.unwrap();
         assert_eq!(client.load("mine/x").await.unwrap(), pem);
         let unauthorized = |error: ClientError| error.status() == Some(StatusCode::UNAUTHORIZED);
-        let request =
-            CreateCertificate { cert_id: "others".to_owned(), csr: String::new(), issuer: None, not_after: None };
+        let request = CreateCertificate {
+            cert_id: "others".to_owned(),
+            csr: String::new(),
+            issuer: None,
+            not_after: None,
+        };
         assert!(unauthorized(client.create(&request).await.unwrap_err()));
         assert!(unauthorized(client.import("others", &pem).await.unwrap_err()));
         assert!(unauthorized(client.delete("others").await.unwrap_err()));
         let error = client.load("others").await.unwrap_err();
         assert_eq!(error.status(), Some(StatusCode::BAD_REQUEST), "reading is open: {error}");
         let trail = std::fs::read_to_string(audit.path()).unwrap();
-        assert_eq!(trail.matches("\"object\":\"others\",\"reason\":\"no-grant\"").count(), 3, "{trail}");
+        assert_eq!(
+            trail.matches("\"object\":\"others\",\"reason\":\"no-grant\"").count(),
+            3,
+            "{trail}"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! What identityd keeps of its rights once it serves: the network, its own folder, and the files by which names are looked up and
-//! services are believed. Decided here from the settings; what is read from the machine comes in as [`Surroundings`].
+//! What identityd keeps of its rights once it serves: the network, its own folder, and
+//! the files by which names are looked up and services are believed. Decided here from
+//! the settings; what is read from the machine comes in as [`Surroundings`].
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use crate::certificates::preloaded_file;
 /// The calls that are made while serving.
 const CALLS: &str = include_str!("../identityd.syscalls");
 
-/// The port of every service that is named without one, and of name servers when an answer is too long for a datagram.
+/// The port of every service that is named without one, and of name servers when an
+/// answer is too long for a datagram.
 const USUAL_PORTS: [u16; 2] = [443, 53];
 
 /// Where systems keep the roots that they trust.
@@ -33,8 +35,8 @@ const ROOTS: &[&str] = &[
 
 /// Folders that hold too much to be granted for the sake of one file in them.
 const WHOLE: &[&str] = &[
-    "/", "/etc", "/usr", "/opt", "/srv", "/mnt", "/var", "/var/lib", "/var/tmp", "/tmp", "/home", "/root", "/run",
-    "/proc", "/sys", "/dev",
+    "/", "/etc", "/usr", "/opt", "/srv", "/mnt", "/var", "/var/lib", "/var/tmp", "/tmp", "/home",
+    "/root", "/run", "/proc", "/sys", "/dev",
 ];
 
 /// What is found out about the machine.
@@ -54,12 +56,15 @@ pub(crate) fn real(path: &Path) -> PathBuf {
     let follow = |path: &Path| std::fs::canonicalize(path).ok();
     let led = || {
         let target = path.parent()?.join(std::fs::read_link(path).ok()?);
-        follow(target.parent()?).map(|folder| folder.join(target.file_name().unwrap_or_default())).or(Some(target))
+        follow(target.parent()?)
+            .map(|folder| folder.join(target.file_name().unwrap_or_default()))
+            .or(Some(target))
     };
     follow(path).or_else(led).unwrap_or_else(|| path.to_owned())
 }
 
-/// Decides what is kept. `hub` is the one that the device belongs to as far as that is known.
+/// Decides what is kept. `hub` is the one that the device belongs to as far as that is
+/// known.
 pub(crate) fn confinement(
     root: &Root,
     settings: &IdentitydSettings,
@@ -94,7 +99,8 @@ pub(crate) fn confinement(
     kept
 }
 
-/// Connections to the ports that the settings name; to all only where a service may assign any.
+/// Connections to the ports that the settings name; to all only where a service may
+/// assign any.
 fn connections(kept: &mut Confinement, settings: &IdentitydSettings, hub: Option<&str>) {
     let hosts = [settings.parent_hostname.as_deref(), hub];
     let (host, assigns) = match &settings.provisioning {
@@ -103,12 +109,15 @@ fn connections(kept: &mut Confinement, settings: &IdentitydSettings, hub: Option
         Provisioning::Dps { endpoint, .. } => (Some(authority(endpoint)), true),
     };
     let ports: Vec<u16> = hosts.into_iter().chain([host]).flatten().filter_map(port).collect();
-    kept.reach =
-        USUAL_PORTS.into_iter().chain(ports).fold(std::mem::take(&mut kept.reach), edgekeep_sandbox::Reach::connect);
+    kept.reach = USUAL_PORTS
+        .into_iter()
+        .chain(ports)
+        .fold(std::mem::take(&mut kept.reach), edgekeep_sandbox::Reach::connect);
     if let Some(port) = host.filter(|_| assigns).and_then(port) {
         kept.reach = std::mem::take(&mut kept.reach).any_connection();
-        kept.widened
-            .push(format!("a provisioning service at port {port} may assign a hub at another one: any TCP port"));
+        kept.widened.push(format!(
+            "a provisioning service at port {port} may assign a hub at another one: any TCP port"
+        ));
     }
 }
 
@@ -123,13 +132,18 @@ fn port(host: &str) -> Option<u16> {
     host.rsplit_once(':')?.1.parse().ok()
 }
 
-/// `/etc/resolv.conf` is replaced whenever the network changes, so that its folder has to be granted: the one that it leads to. A
-/// folder with much else in it is granted to a user of identityd's own, who may not read what is secret in it; root may, and gets
-/// the file.
+/// `/etc/resolv.conf` is replaced whenever the network changes, so that its folder has to
+/// be granted: the one that it leads to. A folder with much else in it is granted to a
+/// user of identityd's own, who may not read what is secret in it; root may, and gets the
+/// file.
 fn name_servers(kept: &mut Confinement, around: &Surroundings<'_>) {
     let file = (around.real)(Path::new("/etc/resolv.conf"));
     // Whoever writes it may start later, and make the folder then.
-    let folder = file.ancestors().skip(1).find(|folder| (around.exists)(folder)).unwrap_or(Path::new("/etc"));
+    let folder = file
+        .ancestors()
+        .skip(1)
+        .find(|folder| (around.exists)(folder))
+        .unwrap_or(Path::new("/etc"));
     let whole = WHOLE.iter().any(|whole| folder == Path::new(whole));
     if whole && around.is_root {
         kept.grant(file, Rights::Read);
@@ -142,12 +156,13 @@ fn name_servers(kept: &mut Confinement, around: &Surroundings<'_>) {
     kept.grant(folder, Rights::Read);
 }
 
-/// The folder of a file, so that the file can be replaced, if the folder has nothing that is another daemon's; else the file. For a
-/// user of identityd's own, as above.
+/// The folder of a file, so that the file can be replaced, if the folder has nothing that
+/// is another daemon's; else the file. For a user of identityd's own, as above.
 fn with_its_folder(root: &Root, file: &Path) -> PathBuf {
     let Some(folder) = file.parent() else { return file.to_owned() };
     let others = [Daemon::Keyd, Daemon::Moduled].into_iter();
-    let mut others = others.flat_map(|daemon| [root.state_folder(daemon), root.settings_file(daemon)]);
+    let mut others =
+        others.flat_map(|daemon| [root.state_folder(daemon), root.settings_file(daemon)]);
     let whole = WHOLE.iter().any(|whole| folder == Path::new(whole));
     let has_others = others.any(|other| other.starts_with(folder) || folder.starts_with(&other));
     if whole || has_others { file.to_owned() } else { folder.to_owned() }
@@ -184,7 +199,8 @@ mod tests {
         links: &[(&str, &str)],
         absent: &[&str],
     ) -> Confinement {
-        let links: BTreeMap<_, _> = links.iter().map(|(from, to)| (PathBuf::from(from), PathBuf::from(to))).collect();
+        let links: BTreeMap<_, _> =
+            links.iter().map(|(from, to)| (PathBuf::from(from), PathBuf::from(to))).collect();
         let around = Surroundings {
             variable: &|name| (name == "SSL_CERT_FILE").then(|| "/srv/roots.pem".into()),
             real: &|path| links.get(path).cloned().unwrap_or_else(|| path.to_owned()),
@@ -196,7 +212,10 @@ mod tests {
 
     fn granted(kept: &Confinement, path: &str) -> Vec<Rights> {
         let grants = kept.reach.grants().iter();
-        grants.filter(|grant| Path::new(path).starts_with(&grant.path)).map(|grant| grant.rights).collect()
+        grants
+            .filter(|grant| Path::new(path).starts_with(&grant.path))
+            .map(|grant| grant.rights)
+            .collect()
     }
 
     #[test]
@@ -205,7 +224,15 @@ mod tests {
         for sections in [&[][..], &["musl"]] {
             list.compile(sections).unwrap();
         }
-        let own = ["kill", "tkill", "pidfd_send_signal", "memfd_create", "listen", "symlink", "symlinkat"];
+        let own = [
+            "kill",
+            "tkill",
+            "pidfd_send_signal",
+            "memfd_create",
+            "listen",
+            "symlink",
+            "symlinkat",
+        ];
         for call in edgekeep_sandbox::syscalls::FOR_NO_DAEMON.iter().chain(&own) {
             assert!(!list.names(call), "{call}");
         }
@@ -220,11 +247,16 @@ mod tests {
         };
         let kept = planned(&settings(&manual), None, &[], &[]);
         assert_eq!(kept.reach.ports(), [443, 53, 8443]);
-        let kept = planned(&settings(&dps("https://global.example")), Some("hub.example:444"), &[], &[]);
+        let kept =
+            planned(&settings(&dps("https://global.example")), Some("hub.example:444"), &[], &[]);
         assert_eq!(kept.reach.ports(), [443, 53, 444]);
         assert!(!kept.widened.iter().any(|line| line.contains("any TCP port")));
         let kept = planned(&settings(&dps("https://localhost:3000/a")), None, &[], &[]);
-        assert!(kept.widened.iter().any(|line| line.contains("port 3000") && line.contains("any TCP port")));
+        assert!(
+            kept.widened
+                .iter()
+                .any(|line| line.contains("port 3000") && line.contains("any TCP port"))
+        );
     }
 
     #[test]
@@ -259,7 +291,8 @@ mod tests {
     }
 
     proptest! {
-        /// Wherever the operator keeps certificates, nothing of the other daemons comes within reach with them.
+        /// Wherever the operator keeps certificates, nothing of the other daemons comes
+        /// within reach with them.
         #[test]
         fn certificates_bring_no_file_of_another_daemon(
             folder in prop::sample::select(vec![

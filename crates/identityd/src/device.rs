@@ -7,7 +7,9 @@ use std::time::Duration;
 use edgekeep_cloud::{CloudError, Dps, Progress, Registration, Transport};
 use edgekeep_core::authority::Authority;
 use edgekeep_core::health::{Code, Subject};
-use edgekeep_core::provisioning::{Action, Activity, DeviceIdentity, Event, Failure, Now, Provisioned, State, step};
+use edgekeep_core::provisioning::{
+    Action, Activity, DeviceIdentity, Event, Failure, Now, Provisioned, State, step,
+};
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::{self, Steps};
 use edgekeep_daemon::store::StateFile;
@@ -34,13 +36,15 @@ pub(crate) const LONG: Duration = Duration::from_secs(300);
 /// The problem that a failed call to the provisioning service is.
 const fn problem(error: &CloudError) -> Code {
     match error {
-        CloudError::NetworkDown { .. } | CloudError::Timeout { .. } | CloudError::Untrusted { .. } => {
-            Code::ProvisioningUnreachable
-        }
+        CloudError::NetworkDown { .. }
+        | CloudError::Timeout { .. }
+        | CloudError::Untrusted { .. } => Code::ProvisioningUnreachable,
         CloudError::Service { .. } | CloudError::Throttled { .. } | CloudError::Answer { .. } => {
             Code::ProvisioningFault
         }
-        CloudError::Signer(_) | CloudError::Roots { .. } | CloudError::Request { .. } => Code::ProvisioningNotAsked,
+        CloudError::Signer(_) | CloudError::Roots { .. } | CloudError::Request { .. } => {
+            Code::ProvisioningNotAsked
+        }
         _ => Code::ProvisioningRefused,
     }
 }
@@ -115,7 +119,8 @@ pub(crate) struct Provisioner {
 impl Provisioner {
     /// Serves what is there and gets what is missing, for ever.
     ///
-    /// The first identity, where one is stored or configured, is served before this waits for anything.
+    /// The first identity, where one is stored or configured, is served before this waits
+    /// for anything.
     pub(crate) async fn run(mut self, mut state: State) {
         let start = Instant::now();
         let mut wake: Option<Instant> = None;
@@ -128,7 +133,9 @@ impl Provisioner {
                 for action in actions {
                     match action {
                         Action::Register => events.push_back(self.ask(None).await),
-                        Action::Poll { operation } => events.push_back(self.ask(Some(&operation)).await),
+                        Action::Poll { operation } => {
+                            events.push_back(self.ask(Some(&operation)).await);
+                        }
                         Action::Store(replacement) => events.push_back(self.store(&replacement)),
                         Action::WakeAt(until) => wake = Some(start + until),
                         Action::Serve { identity, replaced } => self.serve(identity, replaced),
@@ -181,7 +188,8 @@ impl Provisioner {
     }
 
     fn subject(&self) -> Subject {
-        let endpoint = self.registration.as_ref().map(|registration| registration.endpoint.as_str());
+        let endpoint =
+            self.registration.as_ref().map(|registration| registration.endpoint.as_str());
         Subject::cloud(endpoint.unwrap_or("none"))
     }
 
@@ -190,9 +198,12 @@ impl Provisioner {
         let Some(registration) = self.registration.clone() else {
             return failed("no provisioning service is configured".to_owned());
         };
-        let dps = match Dps::new(Arc::clone(&self.transport), registration, Arc::clone(&self.keys)) {
+        let dps = match Dps::new(Arc::clone(&self.transport), registration, Arc::clone(&self.keys))
+        {
             Ok(dps) => dps,
-            Err(error) => return failed(format!("the provisioning endpoint is not usable: {error}")),
+            Err(error) => {
+                return failed(format!("the provisioning endpoint is not usable: {error}"));
+            }
         };
         self.keys.wait_for_keyd().await;
         let answer = match operation {
@@ -204,10 +215,13 @@ impl Provisioner {
                 self.note_wait(retry_after);
                 Event::Assigning { operation, retry_after }
             }
-            Ok(Progress::Assigned { hub, device_id }) => Event::Assigned(DeviceIdentity { hub, device_id }),
+            Ok(Progress::Assigned { hub, device_id }) => {
+                Event::Assigned(DeviceIdentity { hub, device_id })
+            }
             Ok(Progress::Failed { reason }) => {
                 self.last = Code::ProvisioningRefused;
-                let reason = format!("the provisioning service decided against this device: {reason}");
+                let reason =
+                    format!("the provisioning service decided against this device: {reason}");
                 Event::Failed(Failure { refused: true, reason, retry_after: None })
             }
             Err(error) => {
@@ -232,7 +246,8 @@ impl Provisioner {
 
     fn serve(&self, identity: DeviceIdentity, replaced: bool) {
         tracing::info!(hub = %identity.hub, device = %identity.device_id, replaced, "the device has an identity");
-        self.device.change(|view| *view = View { identity: Some(Arc::new(identity)), remark: None });
+        self.device
+            .change(|view| *view = View { identity: Some(Arc::new(identity)), remark: None });
         for code in PROVISIONING {
             self.board.clear_all(code);
         }
@@ -255,7 +270,8 @@ fn failed(reason: String) -> Event {
     Event::Failed(Failure { refused: true, reason, retry_after: None })
 }
 
-/// Whether a configured hub name is one, to be told at the start and not at the first call.
+/// Whether a configured hub name is one, to be told at the start and not at the first
+/// call.
 pub(crate) fn is_host(name: &str) -> bool {
     name.parse::<Authority>().is_ok()
 }

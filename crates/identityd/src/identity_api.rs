@@ -1,12 +1,13 @@
-//! The identity API (wire facts 5.2): who asks, what for, and the answer from what is known.
+//! The identity API (wire facts 5.2): who asks, what for, and the answer from what is
+//! known.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use edgekeep_api::client::ClientError;
 use edgekeep_api::identityd::{
-    API_VERSIONS, Authentication, AuthenticationKind, AziotIdentity, CreateModuleIdentity, Identities, Identity,
-    ProvisioningInfo,
+    API_VERSIONS, Authentication, AuthenticationKind, AziotIdentity, CreateModuleIdentity,
+    Identities, Identity, ProvisioningInfo,
 };
 use edgekeep_api::keyd::KeyHandle;
 use edgekeep_api::{ErrorCode, Recipient, is_worth_a_fresh_handle};
@@ -30,7 +31,8 @@ use crate::refresh::{HubError, Refresh, Registry, chain};
 
 /// How long a caller waits for the hub where there is an answer without it.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Certificates that are trusted by this device's modules; the name is what other implementations use.
+/// Certificates that are trusted by this device's modules; the name is what other
+/// implementations use.
 const TRUST_BUNDLE: &str = "aziot-edged-trust-bundle";
 
 /// The state behind the identity API.
@@ -42,7 +44,8 @@ pub(crate) struct IdentityApi {
     pub(crate) keys: Arc<DeviceKeys>,
     pub(crate) modules: Arc<Modules>,
     pub(crate) refresh: Arc<Refresh>,
-    /// For calls that somebody waits for: with a shorter limit than those in the background.
+    /// For calls that somebody waits for: with a shorter limit than those in the
+    /// background.
     pub(crate) registry: Registry,
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) audit: Arc<Audit>,
@@ -65,7 +68,13 @@ pub(crate) fn router(api: Arc<IdentityApi>) -> Router<IdentityApi> {
         .route(Method::GET, "/identities/provisioning", "2021-12-01", provisioning)
         .on_sender_changed(|api, caller, what| {
             let pid = caller.pid().unwrap_or(0);
-            api.audit.refused(&Entry { uid: caller.uid(), pid, action: what, object: "", reason: "sender-changed" });
+            api.audit.refused(&Entry {
+                uid: caller.uid(),
+                pid,
+                action: what,
+                object: "",
+                reason: "sender-changed",
+            });
         })
 }
 
@@ -105,7 +114,13 @@ impl IdentityApi {
         let (uid, pid) = (request.caller.uid(), request.caller.pid().unwrap_or(0));
         // What a stranger sent is cut: the trail is bounded by lines of bounded length.
         let object: String = request.param(0).chars().take(128).collect();
-        self.audit.refused(&Entry { uid, pid, action: &action, object: &object, reason: "not-a-principal" });
+        self.audit.refused(&Entry {
+            uid,
+            pid,
+            action: &action,
+            object: &object,
+            reason: "not-a-principal",
+        });
         HttpError::unauthorized()
     }
 
@@ -115,7 +130,9 @@ impl IdentityApi {
 
     fn identity(&self) -> Result<Arc<DeviceIdentity>, HttpError> {
         if matches!(self.settings.provisioning, Provisioning::None) {
-            return Err(HttpError::bad_request("this device has local identities only: provisioning is \"none\""));
+            return Err(HttpError::bad_request(
+                "this device has local identities only: provisioning is \"none\"",
+            ));
         }
         let view = self.device.view();
         view.identity.ok_or_else(|| {
@@ -137,7 +154,11 @@ impl IdentityApi {
             device_id: of.device_id.to_string(),
             module_id: module.map(|(id, _)| id.to_string()),
             gen_id: module.map(|(_, generation)| generation.to_string()),
-            auth: key.map(|key| Authentication { kind: AuthenticationKind::Sas, key_handle: Some(key), cert_id: None }),
+            auth: key.map(|key| Authentication {
+                kind: AuthenticationKind::Sas,
+                key_handle: Some(key),
+                cert_id: None,
+            }),
         })
     }
 
@@ -153,11 +174,13 @@ impl IdentityApi {
         module: &ModuleId,
         generation: &GenerationId,
     ) -> Result<Response, HttpError> {
-        let key = self.keys.module(module, generation).await.map_err(|error| keys_failed(&error))?;
+        let key =
+            self.keys.module(module, generation).await.map_err(|error| keys_failed(&error))?;
         Ok(Response::ok(&self.answer(identity, Some((module, generation)), Some(key))))
     }
 
-    /// A module from what is known; if it is not, the hub is asked in the background and given a moment.
+    /// A module from what is known; if it is not, the hub is asked in the background and
+    /// given a moment.
     async fn known_module(&self, module: &ModuleId) -> Result<Response, HttpError> {
         let identity = self.identity()?;
         let mut known = self.modules.get(&identity, module);
@@ -178,8 +201,8 @@ impl IdentityApi {
         }
     }
 
-    /// Makes sure of a module at the hub. Where the hub cannot be asked in time and the module is known, what is known is
-    /// the answer and the rest is done later.
+    /// Makes sure of a module at the hub. Where the hub cannot be asked in time and the
+    /// module is known, what is known is the answer and the rest is done later.
     async fn ensured_module(&self, module: &ModuleId, create: bool) -> Result<Response, HttpError> {
         let identity = self.identity()?;
         let known = self.modules.get(&identity, module);
@@ -188,8 +211,10 @@ impl IdentityApi {
             return self.module_answer(&identity, module, &known.generation).await;
         }
         let call = {
-            let (registry, identity, module) = (self.registry.clone(), Arc::clone(&identity), module.clone());
-            // Goes on when the caller has been answered or is gone. Its end is bounded by the transport's limit.
+            let (registry, identity, module) =
+                (self.registry.clone(), Arc::clone(&identity), module.clone());
+            // Goes on when the caller has been answered or is gone. Its end is bounded by
+            // the transport's limit.
             tokio::spawn(async move { registry.ensure(&identity, &module, create).await })
         };
         let outcome = match &known {
@@ -197,7 +222,9 @@ impl IdentityApi {
             None => Some(call.await),
         };
         match (outcome, known) {
-            (Some(Ok(Ok(record))), _) => self.module_answer(&identity, module, &record.generation_id).await,
+            (Some(Ok(Ok(record))), _) => {
+                self.module_answer(&identity, module, &record.generation_id).await
+            }
             (Some(Ok(Err(EnsureError::Cloud(error)))), Some(known)) if error.is_network_down() => {
                 self.refresh.repair_later(module);
                 self.module_answer(&identity, module, &known.generation).await
@@ -210,7 +237,8 @@ impl IdentityApi {
     }
 
     async fn local_answer(&self, module: &ModuleId, server: bool) -> Result<Response, HttpError> {
-        let issued = local_identity::issue(&self.certificates, &self.settings, module, server).await;
+        let issued =
+            local_identity::issue(&self.certificates, &self.settings, module, server).await;
         let identity = issued.map_err(|error| match error {
             local_identity::LocalIdentityError::Certificate(error) => certificate_failed(&error),
             error => HttpError::bad_request(error.to_string()),
@@ -245,12 +273,15 @@ pub(crate) fn certificate_failed(error: &CertificateError) -> HttpError {
         | CertificateError::NotConfigured { .. }
         | CertificateError::Est { .. }
         | CertificateError::NoLocalCa { .. }
-        | CertificateError::Store(CertStoreError::Preloaded { .. } | CertStoreError::Unusable { .. }) => {
-            HttpError::bad_request(chain(error)).with_code(ErrorCode::Request)
-        }
-        // keyd's own refusal (an unknown key, a handle that it does not take) is the caller's mistake. Its cause is
-        // passed on, so that the caller need not guess it from the text.
-        CertificateError::Key(cause) if cause.status().is_some_and(|status| status.is_client_error()) => {
+        | CertificateError::Store(
+            CertStoreError::Preloaded { .. } | CertStoreError::Unusable { .. },
+        ) => HttpError::bad_request(chain(error)).with_code(ErrorCode::Request),
+        // keyd's own refusal (an unknown key, a handle that it does not take) is the
+        // caller's mistake. Its cause is passed on, so that the caller need not guess it
+        // from the text.
+        CertificateError::Key(cause)
+            if cause.status().is_some_and(|status| status.is_client_error()) =>
+        {
             let refused = HttpError::bad_request(chain(error));
             match cause {
                 ClientError::Status { code: Some(code), .. } => refused.with_code(*code),
@@ -276,7 +307,10 @@ async fn own_identity(api: Arc<IdentityApi>, request: Request) -> Result<Respons
     }
 }
 
-async fn device_identity(api: Arc<IdentityApi>, mut request: Request) -> Result<Response, HttpError> {
+async fn device_identity(
+    api: Arc<IdentityApi>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     if !api.role(&request).may_have_device() {
         return Err(api.refuse(&request));
     }
@@ -309,9 +343,12 @@ async fn create_module(api: Arc<IdentityApi>, mut request: Request) -> Result<Re
         Kind::Aziot => api.ensured_module(&module, true).await,
         Kind::Local => {
             if api.access.named(module.as_str(), IdentityKind::Local).is_some() {
-                return Err(HttpError::bad_request("the identity belongs to a configured principal; use GET"));
+                return Err(HttpError::bad_request(
+                    "the identity belongs to a configured principal; use GET",
+                ));
             }
-            let attributes = body.local_id_opts.as_ref().and_then(|options| options.get("attributes")?.as_str());
+            let attributes =
+                body.local_id_opts.as_ref().and_then(|options| options.get("attributes")?.as_str());
             api.local_answer(&module, attributes == Some("server")).await
         }
     }
@@ -333,7 +370,9 @@ async fn get_module(api: Arc<IdentityApi>, request: Request) -> Result<Response,
         return api.known_module(&module).await;
     }
     if api.access.named(module.as_str(), kind).is_none() {
-        return Err(HttpError::bad_request(format!("no principal \"{module}\" with a local identity is configured")));
+        return Err(HttpError::bad_request(format!(
+            "no principal \"{module}\" with a local identity is configured"
+        )));
     }
     api.local_answer(&module, false).await
 }
@@ -359,7 +398,9 @@ async fn reprovision(api: Arc<IdentityApi>, mut request: Request) -> Result<Resp
     api.daemon_only(&request)?;
     let _: Option<Value> = request.json_opt().await?;
     if matches!(api.settings.provisioning, Provisioning::None) {
-        return Err(HttpError::bad_request("this device has local identities only: provisioning is \"none\""));
+        return Err(HttpError::bad_request(
+            "this device has local identities only: provisioning is \"none\"",
+        ));
     }
     api.device.wish(Wish::Reprovision);
     Ok(Response::no_content())
@@ -371,7 +412,9 @@ struct TrustBundle {
 }
 
 async fn trust_bundle(api: Arc<IdentityApi>, _: Request) -> Result<Response, HttpError> {
-    let id = TRUST_BUNDLE.parse().map_err(|error: edgekeep_core::id::IdError| HttpError::hidden(&error))?;
+    let id = TRUST_BUNDLE
+        .parse()
+        .map_err(|error: edgekeep_core::id::IdError| HttpError::hidden(&error))?;
     let certificate = match api.certificates.read(&id) {
         Ok(pem) => pem,
         // What existing clients know from other implementations.
@@ -384,13 +427,15 @@ async fn trust_bundle(api: Arc<IdentityApi>, _: Request) -> Result<Response, Htt
 async fn provisioning(api: Arc<IdentityApi>, _: Request) -> Result<Response, HttpError> {
     let info = match &api.settings.provisioning {
         Provisioning::Manual { .. } => ProvisioningInfo::Manual { auth: "sas".to_owned() },
-        Provisioning::Dps { endpoint, scope_id, registration_id, payload, .. } => ProvisioningInfo::Dps {
-            auth: "symmetric_key".to_owned(),
-            endpoint: endpoint.clone(),
-            scope_id: scope_id.clone(),
-            registration_id: registration_id.clone(),
-            payload: payload.clone(),
-        },
+        Provisioning::Dps { endpoint, scope_id, registration_id, payload, .. } => {
+            ProvisioningInfo::Dps {
+                auth: "symmetric_key".to_owned(),
+                endpoint: endpoint.clone(),
+                scope_id: scope_id.clone(),
+                registration_id: registration_id.clone(),
+                payload: payload.clone(),
+            }
+        }
         Provisioning::None => ProvisioningInfo::None,
     };
     Ok(Response::json(StatusCode::OK, &info))

@@ -1,4 +1,5 @@
-//! The keys behind identities. They stay in keyd; here are handles to them, remembered for a while.
+//! The keys behind identities. They stay in keyd; here are handles to them, remembered
+//! for a while.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,15 +12,17 @@ use edgekeep_cloud::{ModuleKeys, Signer, SignerError};
 use edgekeep_core::id::{GenerationId, KeyId, ModuleId};
 use zeroize::Zeroizing;
 
-/// The key that module keys are derived from; the name is what other implementations use (wire facts 3.2).
+/// The key that module keys are derived from; the name is what other implementations use
+/// (wire facts 3.2).
 const MASTER_KEY: &str = "aziot_identityd_master_id";
-/// How long a handle is used here before keyd is asked again. One that keyd has meanwhile stopped accepting is found out at its
-/// first use, and another is asked for.
+/// How long a handle is used here before keyd is asked again. One that keyd has meanwhile
+/// stopped accepting is found out at its first use, and another is asked for.
 const HANDLE_AGE: Duration = Duration::from_secs(600);
 /// Most handles remembered: several times the modules of a device.
 const HANDLES: usize = 256;
 
-/// How long background work waits for a keyd that is being started at the same time, and how often it looks.
+/// How long background work waits for a keyd that is being started at the same time, and
+/// how often it looks.
 const KEYD_START: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
 
 /// Why a key could not be used.
@@ -61,12 +64,15 @@ impl DeviceKeys {
         Self { keyd, device, handles: Mutex::new(HashMap::new()) }
     }
 
-    /// Waits until somebody listens at keyd's socket, for a while. For work in the background only: daemons that are
-    /// started together need no failed attempt and no pause after it.
+    /// Waits until somebody listens at keyd's socket, for a while. For work in the
+    /// background only: daemons that are started together need no failed attempt and no
+    /// pause after it.
     pub(crate) async fn wait_for_keyd(&self) {
         let (patience, interval) = KEYD_START;
         let start = Instant::now();
-        while let Err(KeysError::Keyd { source: ClientError::Connect { .. }, .. }) = self.own_device().await {
+        while let Err(KeysError::Keyd { source: ClientError::Connect { .. }, .. }) =
+            self.own_device().await
+        {
             if start.elapsed() > patience {
                 return;
             }
@@ -80,13 +86,18 @@ impl DeviceKeys {
     }
 
     /// A handle to a module's primary key, to be handed out.
-    pub(crate) async fn module(&self, module: &ModuleId, generation: &GenerationId) -> Result<KeyHandle, KeysError> {
+    pub(crate) async fn module(
+        &self,
+        module: &ModuleId,
+        generation: &GenerationId,
+    ) -> Result<KeyHandle, KeysError> {
         let name = Name::Module(module.clone(), generation.clone());
         self.handed_out(name, self.derive(module, generation, "primary")).await
     }
 
-    /// A handle that keyd makes now. Its caller may come because the last one was refused, and nothing here would learn of
-    /// that: so one that was remembered is handed out only while keyd cannot say anything.
+    /// A handle that keyd makes now. Its caller may come because the last one was
+    /// refused, and nothing here would learn of that: so one that was remembered is
+    /// handed out only while keyd cannot say anything.
     async fn handed_out(
         &self,
         name: Name,
@@ -118,17 +129,30 @@ impl DeviceKeys {
     }
 
     /// The bytes of both keys of a module, as the hub is told them.
-    pub(crate) async fn export(&self, module: &ModuleId, generation: &GenerationId) -> Result<ModuleKeys, KeysError> {
+    pub(crate) async fn export(
+        &self,
+        module: &ModuleId,
+        generation: &GenerationId,
+    ) -> Result<ModuleKeys, KeysError> {
         let export = async |which| {
             let handle = self.derive(module, generation, which).await?;
-            let bytes = self.keyd.export_derived_key(&handle).await.map_err(|source| fault(MASTER_KEY, source))?;
+            let bytes = self
+                .keyd
+                .export_derived_key(&handle)
+                .await
+                .map_err(|source| fault(MASTER_KEY, source))?;
             Ok::<_, KeysError>(Zeroizing::new(bytes))
         };
         let (primary, secondary) = (export("primary").await?, export("secondary").await?);
         Ok(ModuleKeys::new(&primary, &secondary))
     }
 
-    async fn derive(&self, module: &ModuleId, generation: &GenerationId, which: &str) -> Result<KeyHandle, KeysError> {
+    async fn derive(
+        &self,
+        module: &ModuleId,
+        generation: &GenerationId,
+        which: &str,
+    ) -> Result<KeyHandle, KeysError> {
         let data = format!("{module}:{generation}:{which}");
         let master = self.master().await?;
         let derived = match self.keyd.derive_key(&master, data.as_bytes()).await {
@@ -145,7 +169,11 @@ impl DeviceKeys {
         if let Some(handle) = self.remembered(&Name::Master) {
             return Ok(handle);
         }
-        let handle = self.keyd.create_key(MASTER_KEY, "derive").await.map_err(|source| fault(MASTER_KEY, source))?;
+        let handle = self
+            .keyd
+            .create_key(MASTER_KEY, "derive")
+            .await
+            .map_err(|source| fault(MASTER_KEY, source))?;
         self.remember(Name::Master, &handle);
         Ok(handle)
     }
@@ -162,7 +190,8 @@ impl DeviceKeys {
         signed.map_err(|source| fault(self.device.as_ref().map_or("", KeyId::as_str), source))
     }
 
-    /// Forgets all handles: one that keyd does not accept any more is a sign that it accepts none of them.
+    /// Forgets all handles: one that keyd does not accept any more is a sign that it
+    /// accepts none of them.
     pub(crate) fn forget(&self) {
         self.handles().clear();
     }

@@ -1,13 +1,16 @@
 //! `edgekeep-identityd`: the identities of a device and of its modules, and certificates.
 //!
-//! Touches: its state folder, the sockets `identityd.sock` and `certd.sock`, keyd's socket as a client, and the network:
-//! the provisioning service and the hub. Starts no process, opens no device, and never has a private key: tokens and
-//! certificates are signed by keyd. (Two exceptions that the APIs ask for: a local identity's key, which is made for its
-//! caller, and the derived keys of modules while they are sent to the hub.) What it does not need for that it gives up for good
-//! before it asks or answers anything (`confine`, `identityd.syscalls`).
+//! Touches: its state folder, the sockets `identityd.sock` and `certd.sock`, keyd's
+//! socket as a client, and the network: the provisioning service and the hub. Starts no
+//! process, opens no device, and never has a private key: tokens and certificates are
+//! signed by keyd. (Two exceptions that the APIs ask for: a local identity's key, which
+//! is made for its caller, and the derived keys of modules while they are sent to the
+//! hub.) What it does not need for that it gives up for good before it asks or answers
+//! anything (`confine`, `identityd.syscalls`).
 //!
-//! What is known is answered from memory. The cloud is asked in the background (`device`, `refresh`), by what
-//! [`edgekeep_core::provisioning`] decides, and no lock is held meanwhile.
+//! What is known is answered from memory. The cloud is asked in the background (`device`,
+//! `refresh`), by what [`edgekeep_core::provisioning`] decides, and no lock is held
+//! meanwhile.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -66,7 +69,8 @@ const INTERACTIVE: Duration = Duration::from_secs(20);
 /// How long the start waits for an identity that needs no network.
 const FIRST_IDENTITY: Duration = Duration::from_secs(2);
 
-/// What is no name of a host, and is found to be none only after everything that looks up names was asked.
+/// What is no name of a host, and is found to be none only after everything that looks up
+/// names was asked.
 const NO_NAME: &str = "this-part-of-a-name-is-longer-than-the-sixty-three-bytes-that-one-may-have";
 
 /// How this daemon is run.
@@ -101,7 +105,9 @@ pub enum StartError {
     #[error("identityd cannot listen")]
     Listen(#[from] ListenError),
     /// A name in the settings.
-    #[error("{what} in the settings is not a host name; correct it and run `edgekeep config apply`")]
+    #[error(
+        "{what} in the settings is not a host name; correct it and run `edgekeep config apply`"
+    )]
     Host {
         /// Which setting.
         what: &'static str,
@@ -128,8 +134,8 @@ pub struct Identityd {
 }
 
 impl Identityd {
-    /// Reads the state, listens, and begins to provision in the background. The sockets accept from now on; they are
-    /// answered once [`Identityd::run`] runs.
+    /// Reads the state, listens, and begins to provision in the background. The sockets
+    /// accept from now on; they are answered once [`Identityd::run`] runs.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -137,8 +143,9 @@ impl Identityd {
         Self::begin(options, |_, _, _| None).await
     }
 
-    /// The same, for a process that is nothing else: it gives up what serving does not need, for good, before the network is
-    /// used. To be called while the process has one thread.
+    /// The same, for a process that is nothing else: it gives up what serving does not
+    /// need, for good, before the network is used. To be called while the process has one
+    /// thread.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -170,11 +177,23 @@ impl Identityd {
         let trusted_time = Arc::new(TrustedTime::open(&folder));
         let board = Board::new();
         let time = Arc::clone(&trusted_time);
-        let certificates =
-            Arc::new(Certificates::open(folder.join("certs"), &settings, keyd.clone(), time, board.clone())?);
+        let certificates = Arc::new(Certificates::open(
+            folder.join("certs"),
+            &settings,
+            keyd.clone(),
+            time,
+            board.clone(),
+        )?);
         let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings, board.clone());
-        let operations = Operations::new(Daemon::Identityd, &root, metrics::FAMILIES, refresh_metrics, board.clone());
-        // The sockets are there, and no thread yet, and nothing has been heard from anybody.
+        let operations = Operations::new(
+            Daemon::Identityd,
+            &root,
+            metrics::FAMILIES,
+            refresh_metrics,
+            board.clone(),
+        );
+        // The sockets are there, and no thread yet, and nothing has been heard from
+        // anybody.
         let hub = stored.as_ref().map(|stored| stored.identity.hub.as_str());
         if let Some(report) = confine(&root, &settings, hub) {
             operations.confined(report);
@@ -189,13 +208,17 @@ impl Identityd {
         let timeout = Duration::from_secs(settings.cloud.timeout_sec.max(1));
         let retries = settings.cloud.retries;
         let background_calls = Arc::new(
-            Transport::new(edgekeep_cloud::Limits { timeout, retries }, trust.clone()).observed_by(metrics::called),
+            Transport::new(edgekeep_cloud::Limits { timeout, retries }, trust.clone())
+                .observed_by(metrics::called),
         );
-        let interactive_calls =
-            Transport::new(edgekeep_cloud::Limits { timeout: timeout.min(INTERACTIVE), retries }, trust);
+        let interactive_calls = Transport::new(
+            edgekeep_cloud::Limits { timeout: timeout.min(INTERACTIVE), retries },
+            trust,
+        );
         let interactive_calls = Arc::new(interactive_calls.observed_by(metrics::called));
 
-        let modules = Arc::new(Modules::open(StateFile::new(folder.join("modules.json"), "modules", 1)));
+        let modules =
+            Arc::new(Modules::open(StateFile::new(folder.join("modules.json"), "modules", 1)));
         let (device, wishes) = Device::new();
         let device = Arc::new(device);
         let refresh = Arc::new(Refresh::new(&refresh_limits));
@@ -218,7 +241,11 @@ impl Identityd {
         let mut background = JoinSet::new();
         let transports = vec![Arc::clone(&background_calls), Arc::clone(&interactive_calls)];
         background.spawn(trusted_time.follow(transports, board.clone()));
-        background.spawn(metrics::keep_looking(metrics::refresh(Arc::clone(&certificates), &settings, board.clone())));
+        background.spawn(metrics::keep_looking(metrics::refresh(
+            Arc::clone(&certificates),
+            &settings,
+            board.clone(),
+        )));
         let provisioner = Provisioner {
             device: Arc::clone(&device),
             wishes,
@@ -229,27 +256,40 @@ impl Identityd {
             board: board.clone(),
             last: Code::ProvisioningNotAsked,
         };
-        background.spawn(provisioner.run(State::new(source, settings.reprovisioning, limits, stored)));
+        background.spawn(provisioner.run(State::new(
+            source,
+            settings.reprovisioning,
+            limits,
+            stored,
+        )));
         if needs_no_network {
-            // Clients that were started together with us need not meet a device without an identity.
+            // Clients that were started together with us need not meet a device without
+            // an identity.
             let _ = tokio::time::timeout(FIRST_IDENTITY, served.changed()).await;
         }
         if let Some(identity) = device.view().identity {
             modules.belong_to(&identity);
         }
-        let refresher = Refresher { registry: registry(background_calls), limits: refresh_limits, principals };
+        let refresher =
+            Refresher { registry: registry(background_calls), limits: refresh_limits, principals };
         background.spawn(refresher.run());
 
         let mut socket_limits = server::Limits::default();
         if let Some(limit) = settings.connections_per_uid {
             socket_limits.connections_per_uid = limit;
         }
-        let grants = Grants::new(settings.cert_principals.iter().map(|it| (it.uid, it.certs.clone())));
+        let grants =
+            Grants::new(settings.cert_principals.iter().map(|it| (it.uid, it.certs.clone())));
         Ok(Self {
             certificates: Arc::new(certificates_api::CertificatesApi {
                 certificates: Arc::clone(&certificates),
                 grants,
-                attestors: settings.cert_principals.iter().filter(|it| it.attestor).map(|it| it.uid).collect(),
+                attestors: settings
+                    .cert_principals
+                    .iter()
+                    .filter(|it| it.attestor)
+                    .map(|it| it.uid)
+                    .collect(),
                 audit: Arc::clone(&audit),
             }),
             identity: Arc::new(IdentityApi {
@@ -294,8 +334,8 @@ impl Identityd {
 /// Gives up what serving does not need, for the whole process.
 fn give_up(root: &Root, settings: &IdentitydSettings, hub: Option<&str>) -> SandboxReport {
     systemd::prepare();
-    // The C library loads what looks names up when it is needed first, which is too late then. No name server is asked: the name
-    // is longer than names can be.
+    // The C library loads what looks names up when it is needed first, which is too late
+    // then. No name server is asked: the name is longer than names can be.
     let _ = (NO_NAME, 443).to_socket_addrs();
     let around = confine::Surroundings {
         variable: &|name| std::env::var_os(name),
@@ -306,7 +346,8 @@ fn give_up(root: &Root, settings: &IdentitydSettings, hub: Option<&str>) -> Sand
     confine::confinement(root, settings, hub, &around).enter().seal()
 }
 
-/// The configured source, in the form that is compared with the stored one; the device's key; what to register.
+/// The configured source, in the form that is compared with the stored one; the device's
+/// key; what to register.
 fn source(
     settings: &IdentitydSettings,
 ) -> Result<(Source, Option<edgekeep_core::id::KeyId>, Option<Registration>), StartError> {
@@ -336,8 +377,8 @@ fn source(
     }
 }
 
-/// The last good identity. A damaged file has been set aside by the time this returns, and the device starts anew; a file
-/// of a newer version stays and ends the start.
+/// The last good identity. A damaged file has been set aside by the time this returns,
+/// and the device starts anew; a file of a newer version stays and ends the start.
 fn stored_identity(file: &StateFile<Provisioned>) -> Result<Option<Provisioned>, StoreError> {
     match file.load() {
         Err(error @ StoreError::Damaged { .. }) => {
@@ -355,7 +396,9 @@ fn module_principals(access: &access::Access) -> BTreeSet<ModuleId> {
             Ok(module) => {
                 modules.insert(module);
             }
-            Err(error) => tracing::error!(%error, "a principal's name cannot be a module's; it gets no identity"),
+            Err(error) => {
+                tracing::error!(%error, "a principal's name cannot be a module's; it gets no identity");
+            }
         }
     }
     modules

@@ -1,4 +1,5 @@
-//! Local identities: a key and a certificate that only this device vouches for (wire facts 5.2).
+//! Local identities: a key and a certificate that only this device vouches for (wire
+//! facts 5.2).
 
 use edgekeep_api::identityd::{LocalAuthentication, LocalIdentity};
 use edgekeep_core::id::{CertId, IdError, ModuleId};
@@ -39,11 +40,17 @@ pub(crate) async fn issue(
     let key = tokio::task::spawn_blocking(|| {
         rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
     });
-    let key = key.await.map_err(|_| LocalIdentityError::Key)?.map_err(|_| LocalIdentityError::Key)?;
-    let issued = certificates.issue_local(&id, &name, &key.subject_public_key_info(), server).await?;
+    let key =
+        key.await.map_err(|_| LocalIdentityError::Key)?.map_err(|_| LocalIdentityError::Key)?;
+    let issued =
+        certificates.issue_local(&id, &name, &key.subject_public_key_info(), server).await?;
     let expiration = issued.not_after.format(&Rfc3339).unwrap_or_default().replace('Z', "+00:00");
     Ok(LocalIdentity {
         module_id: module.to_string(),
-        auth: LocalAuthentication { private_key: key.serialize_pem(), certificate: issued.pem, expiration },
+        auth: LocalAuthentication {
+            private_key: key.serialize_pem(),
+            certificate: issued.pem,
+            expiration,
+        },
     })
 }

@@ -42,8 +42,9 @@ fn run() -> anyhow::Result<()> {
     privileges::hide_memory().context("cannot hide this process's memory")?;
     let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
     let path = root.settings_file(Daemon::Identityd);
-    let settings: IdentitydSettings = settings::load(&path)?
-        .with_context(|| format!("no settings at {}; run `edgekeep config apply`", path.display()))?;
+    let settings: IdentitydSettings = settings::load(&path)?.with_context(|| {
+        format!("no settings at {}; run `edgekeep config apply`", path.display())
+    })?;
     // One thread answers; threads for name resolution and for the disk come and go.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

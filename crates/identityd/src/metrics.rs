@@ -17,8 +17,11 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::certificates::Certificates;
 
-static CALLS: Family<Counter, 3> =
-    Family::new("edgekeep_cloud_calls", "Calls to hub and provisioning service.", ["service", "method", "result"]);
+static CALLS: Family<Counter, 3> = Family::new(
+    "edgekeep_cloud_calls",
+    "Calls to hub and provisioning service.",
+    ["service", "method", "result"],
+);
 static DURATION: Family<Histogram, 2> = Family::new(
     "edgekeep_cloud_call_duration_seconds",
     "Time of calls to hub and provisioning service, retries included.",
@@ -46,11 +49,12 @@ pub(crate) fn called(call: Observed) {
     DURATION.with([call.service, call.method]).observe(call.took);
 }
 
-/// The ids of certificates that are looked at: the usual ones and those that the operator named. They become labels, so
-/// they are made to last as long as the process, once.
+/// The ids of certificates that are looked at: the usual ones and those that the operator
+/// named. They become labels, so they are made to last as long as the process, once.
 fn ids(settings: &IdentitydSettings) -> Vec<(CertId, &'static str)> {
     let usual = USUAL.iter().filter_map(|id| id.parse().ok());
-    let files = settings.preloaded_certs.iter().filter(|(_, cert)| matches!(cert, PreloadedCert::File(_)));
+    let files =
+        settings.preloaded_certs.iter().filter(|(_, cert)| matches!(cert, PreloadedCert::File(_)));
     let named = settings.cert_issuance.keys().chain(files.map(|(id, _)| id)).cloned();
     let ca = settings.local_ca.as_ref().map(|ca| ca.cert.clone());
     let mut ids: Vec<CertId> = usual.chain(named).chain(ca).collect();
@@ -61,14 +65,21 @@ fn ids(settings: &IdentitydSettings) -> Vec<(CertId, &'static str)> {
 }
 
 /// Looks at the certificates when metrics are asked for.
-pub(crate) fn refresh(certificates: Arc<Certificates>, settings: &IdentitydSettings, board: Board) -> Refresh {
+pub(crate) fn refresh(
+    certificates: Arc<Certificates>,
+    settings: &IdentitydSettings,
+    board: Board,
+) -> Refresh {
     let ids = Arc::new(ids(settings));
     Box::new(move || {
-        let (certificates, ids, board) = (Arc::clone(&certificates), Arc::clone(&ids), board.clone());
+        let (certificates, ids, board) =
+            (Arc::clone(&certificates), Arc::clone(&ids), board.clone());
         Box::pin(async move {
             let look = move || {
                 let now = OffsetDateTime::now_utc();
-                let ends = ids.iter().filter_map(|(id, label)| Some((*label, validity(&certificates.leaf(id)?)?)));
+                let ends = ids
+                    .iter()
+                    .filter_map(|(id, label)| Some((*label, validity(&certificates.leaf(id)?)?)));
                 let ends: Vec<_> = ends.collect();
                 for code in [Code::CertificateExpired, Code::CertificateEndsSoon] {
                     let judged = ends.iter().filter_map(|(label, (begin, end))| {

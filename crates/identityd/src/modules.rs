@@ -1,5 +1,6 @@
-//! The module identities of this device, as last heard from the hub: in memory for every answer, on disk for the next
-//! start. Nobody waits for the hub to be told about a module that is known here.
+//! The module identities of this device, as last heard from the hub: in memory for every
+//! answer, on disk for the next start. Nobody waits for the hub to be told about a module
+//! that is known here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -77,7 +78,8 @@ pub(crate) struct Modules {
 pub(crate) struct Mark(u64);
 
 impl Modules {
-    /// The modules in `file`. A damaged file has been set aside by the time this returns; the hub has the truth.
+    /// The modules in `file`. A damaged file has been set aside by the time this returns;
+    /// the hub has the truth.
     pub(crate) fn open(file: StateFile<Stored>) -> Self {
         let mut known = Known::default();
         match file.load() {
@@ -85,7 +87,9 @@ impl Modules {
                 known = Known { device: Some(device), modules, own, ..Known::default() };
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(%error, "the list of modules is lost; it is asked for again"),
+            Err(error) => {
+                tracing::error!(%error, "the list of modules is lost; it is asked for again");
+            }
         }
         Self { known: Mutex::new(known), file, writing: tokio::sync::Mutex::new(()) }
     }
@@ -95,27 +99,43 @@ impl Modules {
         self.known().principals = principals;
     }
 
-    /// From now on the modules are those of `device`. Those of another device are forgotten.
+    /// From now on the modules are those of `device`. Those of another device are
+    /// forgotten.
     pub(crate) fn belong_to(&self, device: &DeviceIdentity) {
         let mut known = self.known();
         if known.device.as_ref() != Some(device) {
             let changes = known.changes + 1;
             let principals = std::mem::take(&mut known.principals);
-            *known = Known { device: Some(device.clone()), principals, changes, is_dirty: true, ..Known::default() };
+            *known = Known {
+                device: Some(device.clone()),
+                principals,
+                changes,
+                is_dirty: true,
+                ..Known::default()
+            };
         }
     }
 
     /// A module of `device`.
     pub(crate) fn get(&self, device: &DeviceIdentity, module: &ModuleId) -> Option<KnownModule> {
         let known = self.known();
-        if known.device.as_ref() == Some(device) { known.modules.get(module).cloned() } else { None }
+        if known.device.as_ref() == Some(device) {
+            known.modules.get(module).cloned()
+        } else {
+            None
+        }
     }
 
     /// All modules of `device`.
     pub(crate) fn all(&self, device: &DeviceIdentity) -> Vec<(ModuleId, KnownModule)> {
         let known = self.known();
         let is_asked_for = known.device.as_ref() == Some(device);
-        known.modules.iter().filter(|_| is_asked_for).map(|(id, module)| (id.clone(), module.clone())).collect()
+        known
+            .modules
+            .iter()
+            .filter(|_| is_asked_for)
+            .map(|(id, module)| (id.clone(), module.clone()))
+            .collect()
     }
 
     /// Whether the hub's whole list for `device` has been seen since the start.
@@ -142,9 +162,14 @@ impl Modules {
         Mark(self.known().changes)
     }
 
-    /// Takes over the hub's list for `device`. What was changed since `mark` stays: the list may be older than that. How many
-    /// modules are listed and not remembered.
-    pub(crate) fn replace(&self, device: &DeviceIdentity, mark: Mark, listing: &Listing<KnownModule>) -> usize {
+    /// Takes over the hub's list for `device`. What was changed since `mark` stays: the
+    /// list may be older than that. How many modules are listed and not remembered.
+    pub(crate) fn replace(
+        &self,
+        device: &DeviceIdentity,
+        mark: Mark,
+        listing: &Listing<KnownModule>,
+    ) -> usize {
         let mut known = self.known();
         if known.device.as_ref() != Some(device) {
             return 0;
@@ -165,10 +190,13 @@ impl Modules {
             return;
         }
         let is_newer = |id: &ModuleId| known.changed.contains_key(id);
-        match makes_room(&known.modules, &record.module_id, is_newer, |id| known.needs(id), MODULES) {
+        match makes_room(&known.modules, &record.module_id, is_newer, |id| known.needs(id), MODULES)
+        {
             Ok(None) => {}
             Ok(Some(other)) => drop(known.modules.remove(&other)),
-            Err(error) => return tracing::error!(module = %record.module_id, %error, "a module is not remembered"),
+            Err(error) => {
+                return tracing::error!(module = %record.module_id, %error, "a module is not remembered");
+            }
         }
         let module = KnownModule::from(record);
         known.note_change(&record.module_id);
@@ -186,12 +214,15 @@ impl Modules {
         known.is_dirty |= known.modules.remove(module).is_some();
     }
 
-    /// Writes the file if anything changed. Callers that were overtaken find nothing to do.
+    /// Writes the file if anything changed. Callers that were overtaken find nothing to
+    /// do.
     pub(crate) async fn save(&self) -> Result<(), StoreError> {
         let _writing = self.writing.lock().await;
         let state = {
             let mut known = self.known();
-            let (true, Some(device)) = (known.is_dirty, known.device.clone()) else { return Ok(()) };
+            let (true, Some(device)) = (known.is_dirty, known.device.clone()) else {
+                return Ok(());
+            };
             known.is_dirty = false;
             Stored { device, modules: known.modules.clone(), own: known.own.clone() }
         };
@@ -213,9 +244,12 @@ impl Modules {
 }
 
 impl Known {
-    /// Whether this device cannot do without a module: its own principals', and those of the runtime itself.
+    /// Whether this device cannot do without a module: its own principals', and those of
+    /// the runtime itself.
     fn needs(&self, module: &ModuleId) -> bool {
-        self.own.contains(module) || self.principals.contains(module) || module.as_str().starts_with('$')
+        self.own.contains(module)
+            || self.principals.contains(module)
+            || module.as_str().starts_with('$')
     }
 
     fn note_change(&mut self, module: &ModuleId) {
@@ -249,7 +283,10 @@ mod tests {
     }
 
     fn list(records: &[ModuleRecord]) -> Listing<KnownModule> {
-        records.iter().map(|record| Entry::Readable(record.module_id.clone(), KnownModule::from(record))).collect()
+        records
+            .iter()
+            .map(|record| Entry::Readable(record.module_id.clone(), KnownModule::from(record)))
+            .collect()
     }
 
     fn open(folder: &std::path::Path) -> Modules {
@@ -316,7 +353,8 @@ mod tests {
         std::fs::write(folder.path().join("modules.json"), "garbage").unwrap();
         let modules = open(folder.path());
         assert!(modules.all(&device("a")).is_empty());
-        let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
         assert!(names[0].to_string_lossy().contains("damaged"), "{names:?}");
     }
 
@@ -327,7 +365,8 @@ mod tests {
         let it = device("a");
         modules.belong_to(&it);
         modules.replace(&it, modules.mark(), &list(&[record("m", "1"), record("n", "1")]));
-        let unreadable = [Entry::Unreadable("m".parse().unwrap()), Entry::Unreadable("x".parse().unwrap())];
+        let unreadable =
+            [Entry::Unreadable("m".parse().unwrap()), Entry::Unreadable("x".parse().unwrap())];
         modules.replace(&it, modules.mark(), &unreadable.into_iter().collect());
         assert_eq!(generation(&modules, "m").as_deref(), Some("1"));
         assert_eq!((generation(&modules, "n"), generation(&modules, "x")), (None, None));
@@ -343,12 +382,14 @@ mod tests {
         modules.set_own(BTreeSet::from(["z-own".parse().unwrap()]));
         modules.replace(&it, modules.mark(), &list(&[record("z-known", "1")]));
         let named = ["z-own", "z-principal", "z-known", "$edgeHub", "z-strange"];
-        let many: Vec<_> = (0..MODULES).map(|number| record(&format!("a{number:04}"), "1")).collect();
+        let many: Vec<_> =
+            (0..MODULES).map(|number| record(&format!("a{number:04}"), "1")).collect();
         let listed: Vec<_> = many.into_iter().chain(named.map(|id| record(id, "1"))).collect();
         assert_eq!(modules.replace(&it, modules.mark(), &list(&listed)), 5);
         let has = |id: &str| generation(&modules, id).is_some();
         assert_eq!(named.map(has), [true, true, true, true, false]);
-        // The table is full: a module that is asked for by name is remembered all the same.
+        // The table is full: a module that is asked for by name is remembered all the
+        // same.
         modules.set(&it, &record("z-asked", "1"));
         assert!(has("z-asked") && has("z-own"));
         assert_eq!(modules.all(&it).len(), MODULES);

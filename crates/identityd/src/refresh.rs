@@ -1,6 +1,6 @@
-//! Keeps what is known of the modules in step with the hub, in the background: at the start, from time to time, when
-//! somebody misses a module, and after errors with growing pauses. One round at a time, and no caller waits for one for
-//! long.
+//! Keeps what is known of the modules in step with the hub, in the background: at the
+//! start, from time to time, when somebody misses a module, and after errors with growing
+//! pauses. One round at a time, and no caller waits for one for long.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,8 @@ use crate::device::{Device, LONG, Wish, random};
 use crate::keys::{DeviceKeys, KeysError};
 use crate::modules::{KnownModule, Modules};
 
-/// How long a failure to reach the hub is taken as a sign that the next call would fail, too.
+/// How long a failure to reach the hub is taken as a sign that the next call would fail,
+/// too.
 const OFFLINE_MEMORY: Duration = Duration::from_secs(60);
 /// Longest time for which the hub is left alone because it asked for that.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -37,10 +38,12 @@ const HUB: [Code; 3] = [Code::CloudRefuses, Code::CloudFault, Code::CloudUnreach
 const fn problem(error: &CloudError) -> Option<Code> {
     match error {
         CloudError::DeviceRefused { .. } => Some(Code::CloudRefuses),
-        CloudError::Service { .. } | CloudError::Throttled { .. } | CloudError::Answer { .. } => Some(Code::CloudFault),
-        CloudError::NetworkDown { .. } | CloudError::Timeout { .. } | CloudError::Untrusted { .. } => {
-            Some(Code::CloudUnreachable)
+        CloudError::Service { .. } | CloudError::Throttled { .. } | CloudError::Answer { .. } => {
+            Some(Code::CloudFault)
         }
+        CloudError::NetworkDown { .. }
+        | CloudError::Timeout { .. }
+        | CloudError::Untrusted { .. } => Some(Code::CloudUnreachable),
         _ => None,
     }
 }
@@ -50,7 +53,8 @@ const fn problem(error: &CloudError) -> Option<Code> {
 pub struct RefreshLimits {
     /// Between rounds when all is well; up to a half of it is taken off at random.
     pub period: Duration,
-    /// Least time between two rounds, whoever wishes for one. A list that is younger counts as the truth.
+    /// Least time between two rounds, whoever wishes for one. A list that is younger
+    /// counts as the truth.
     pub least_gap: Duration,
     /// Pause after the first failed round; it doubles with each further one.
     pub first_pause: Duration,
@@ -86,8 +90,15 @@ pub(crate) struct Registry {
 
 impl Registry {
     fn hub(&self, identity: &DeviceIdentity) -> Result<Hub<Arc<DeviceKeys>>, CloudError> {
-        Hub::new(Arc::clone(&self.transport), identity, self.parent.as_deref(), Arc::clone(&self.keys))
-            .map_err(|error| CloudError::Request { what: format!("the hub's or the parent's name is {error}") })
+        Hub::new(
+            Arc::clone(&self.transport),
+            identity,
+            self.parent.as_deref(),
+            Arc::clone(&self.keys),
+        )
+        .map_err(|error| CloudError::Request {
+            what: format!("the hub's or the parent's name is {error}"),
+        })
     }
 
     /// Makes sure of a module and its keys, and remembers it.
@@ -99,7 +110,8 @@ impl Registry {
     ) -> Result<ModuleRecord, HubError> {
         let hub = self.hub(identity)?;
         let keys = |generation| async move { self.keys.export(module, &generation).await };
-        // The runtime's own modules are made by the hub; where it did not, they are made here, by whoever updates them.
+        // The runtime's own modules are made by the hub; where it did not, they are made
+        // here, by whoever updates them.
         let create_missing = create || module.as_str().starts_with('$');
         let result = match hub.ensure(module, create, keys).await {
             Err(EnsureError::Cloud(CloudError::NotFound { .. })) if create_missing && !create => {
@@ -125,8 +137,13 @@ impl Registry {
         result
     }
 
-    /// Deletes a module and forgets it. One that the hub does not have is forgotten as well, and reported.
-    pub(crate) async fn delete(&self, identity: &DeviceIdentity, module: &ModuleId) -> Result<(), CloudError> {
+    /// Deletes a module and forgets it. One that the hub does not have is forgotten as
+    /// well, and reported.
+    pub(crate) async fn delete(
+        &self,
+        identity: &DeviceIdentity,
+        module: &ModuleId,
+    ) -> Result<(), CloudError> {
         let result = self.hub(identity)?.delete(module).await;
         match &result {
             Ok(()) | Err(CloudError::NotFound { .. }) => {
@@ -153,7 +170,8 @@ impl Registry {
 
     /// Tells of what in a list was not taken over.
     fn tell_of(&self, listing: &Listing<KnownModule>, left_out: usize) {
-        let unreadable: Vec<&str> = listing.unreadable().iter().map(ModuleId::as_str).take(TOLD).collect();
+        let unreadable: Vec<&str> =
+            listing.unreadable().iter().map(ModuleId::as_str).take(TOLD).collect();
         let mut found = Vec::new();
         if !unreadable.is_empty() || listing.nameless() > 0 {
             found.push(format!(
@@ -200,7 +218,10 @@ impl Registry {
         match (problem(error), error) {
             (Some(code), _) => self.tell(Some((code, error))),
             // It was not even asked.
-            (None, CloudError::Signer(_) | CloudError::Roots { .. } | CloudError::Request { .. }) => {}
+            (
+                None,
+                CloudError::Signer(_) | CloudError::Roots { .. } | CloudError::Request { .. },
+            ) => {}
             // What it says is right, and against what was asked.
             (None, _) => self.tell(None),
         }
@@ -230,7 +251,8 @@ pub(crate) struct Refresh {
     offline_until: Mutex<Option<Instant>>,
     last_success: Mutex<Option<Instant>>,
     least_gap: Duration,
-    /// Modules whose keys are to be checked at the hub when it can be reached, and whether to create them.
+    /// Modules whose keys are to be checked at the hub when it can be reached, and
+    /// whether to create them.
     repairs: Mutex<BTreeSet<ModuleId>>,
 }
 
@@ -264,12 +286,14 @@ impl Refresh {
         self.wake.notify_one();
     }
 
-    /// Whether the hub could not be reached a moment ago, or asked to be left alone until later than now.
+    /// Whether the hub could not be reached a moment ago, or asked to be left alone until
+    /// later than now.
     pub(crate) fn is_offline(&self) -> bool {
         lock(&self.offline_until).is_some_and(|until| Instant::now() < until)
     }
 
-    /// Whether the hub's list was taken over so shortly ago that it is not worth asking again.
+    /// Whether the hub's list was taken over so shortly ago that it is not worth asking
+    /// again.
     pub(crate) fn is_fresh(&self) -> bool {
         lock(&self.last_success).is_some_and(|last| last.elapsed() < self.least_gap)
     }
@@ -320,7 +344,10 @@ impl Refresher {
                     }
                     failures = 0;
                     *lock(&refresh.last_success) = Some(Instant::now());
-                    (pause_after(0, self.limits.period, self.limits.period, random()), self.limits.least_gap)
+                    (
+                        pause_after(0, self.limits.period, self.limits.period, random()),
+                        self.limits.least_gap,
+                    )
                 }
                 Err(error) => {
                     if failures == 0 {
@@ -328,7 +355,12 @@ impl Refresher {
                     } else {
                         tracing::debug!(error = %error.chain(), failures, "the modules cannot be refreshed");
                     }
-                    let pause = pause_after(failures, self.limits.first_pause, self.limits.longest_pause, random());
+                    let pause = pause_after(
+                        failures,
+                        self.limits.first_pause,
+                        self.limits.longest_pause,
+                        random(),
+                    );
                     failures += 1;
                     let asked = error.retry_after().unwrap_or_default().min(LONGEST_RETRY_AFTER);
                     (pause.max(asked), self.limits.first_pause.max(asked))
@@ -339,7 +371,8 @@ impl Refresher {
             tokio::select! {
                 changed = served.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep_until(ended + pause) => {}
-                // What failed by another time may succeed by this one, above all the check of the hub's certificate.
+                // What failed by another time may succeed by this one, above all the
+                // check of the hub's certificate.
                 _ = steps.next(), if failures > 0 => {
                     refresh.note_reached();
                     failures = 0;
@@ -367,7 +400,8 @@ impl Refresher {
         Ok(())
     }
 
-    /// Creates the modules of principals that are configured, deletes those of principals that are not any more.
+    /// Creates the modules of principals that are configured, deletes those of principals
+    /// that are not any more.
     async fn reconcile_principals(&self, identity: &DeviceIdentity) -> Result<(), CloudError> {
         let modules = &self.registry.modules;
         let mut own = modules.own();
@@ -392,10 +426,17 @@ impl Refresher {
     }
 
     /// What concerns one module only is reported and does not stop the others.
-    async fn ensure(&self, identity: &DeviceIdentity, module: &ModuleId, create: bool) -> Result<(), CloudError> {
+    async fn ensure(
+        &self,
+        identity: &DeviceIdentity,
+        module: &ModuleId,
+        create: bool,
+    ) -> Result<(), CloudError> {
         match self.registry.ensure(identity, module, create).await {
             Ok(_) => Ok(()),
-            Err(EnsureError::Cloud(error)) if error.is_network_down() || error.refuses_device() => Err(error),
+            Err(EnsureError::Cloud(error)) if error.is_network_down() || error.refuses_device() => {
+                Err(error)
+            }
             Err(error) => {
                 let error = chain(&error);
                 tracing::warn!(%module, %error, "the module's keys could not be registered");

@@ -1,9 +1,9 @@
-//! The last good time: the `Date` of the latest answer that the hub or the provisioning service
-//! gave over TLS.
+//! The last good time: the `Date` of the latest answer that the hub or the provisioning
+//! service gave over TLS.
 //!
-//! A device without a battery for its clock begins in 1970. That is noticed by the time that is
-//! kept here. Nothing refuses to work because of it: a service that errs is corrected by its next
-//! answer, and a file that cannot be read is begun anew.
+//! A device without a battery for its clock begins in 1970. That is noticed by the time
+//! that is kept here. Nothing refuses to work because of it: a service that errs is
+//! corrected by its next answer, and a file that cannot be read is begun anew.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -49,7 +49,12 @@ impl TrustedTime {
             None
         });
         let known = kept.map_or(UNKNOWN, |kept| kept.last_good);
-        Self { file, last_good: AtomicI64::new(known), saved: AtomicI64::new(known), boot: BootClock::read() }
+        Self {
+            file,
+            last_good: AtomicI64::new(known),
+            saved: AtomicI64::new(known),
+            boot: BootClock::read(),
+        }
     }
 
     /// Returns the last good time, in seconds since 1970.
@@ -59,19 +64,23 @@ impl TrustedTime {
 
     /// Returns the earliest moment that the present can be, whatever the clock shows.
     pub(crate) fn earliest(&self) -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp(clock::earliest(self.last_good())).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+        OffsetDateTime::from_unix_timestamp(clock::earliest(self.last_good()))
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
     /// Takes in the services' answers and judges the clock by them, for ever.
     pub(crate) async fn follow(self: Arc<Self>, transports: Vec<Arc<Transport>>, board: Board) {
         let mut told: Option<(i64, Moment)> = None;
         loop {
-            if let Some(date) = transports.iter().filter_map(|transport| transport.take_date()).max() {
+            if let Some(date) =
+                transports.iter().filter_map(|transport| transport.take_date()).max()
+            {
                 told = Some((date, self.boot.now()));
                 self.learn(date);
             }
-            let by_that =
-                told.map(|(date, at)| date.saturating_add_unsigned(self.boot.now().seconds.saturating_sub(at.seconds)));
+            let by_that = told.map(|(date, at)| {
+                date.saturating_add_unsigned(self.boot.now().seconds.saturating_sub(at.seconds))
+            });
             match clock::judge(wall(), self.last_good(), by_that).words() {
                 Some(wrong) => board.raise(Code::ClockImplausible, &Subject::device(), wrong),
                 None => board.clear_all(Code::ClockImplausible),
@@ -119,7 +128,11 @@ mod tests {
         for far in [i64::MAX, i64::MIN, 0] {
             let time = TrustedTime::open(folder.path());
             time.learn(far);
-            assert_eq!(TrustedTime::open(folder.path()).earliest().unix_timestamp(), clock::BUILT, "{far}");
+            assert_eq!(
+                TrustedTime::open(folder.path()).earliest().unix_timestamp(),
+                clock::BUILT,
+                "{far}"
+            );
         }
     }
 }

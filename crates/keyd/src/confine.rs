@@ -1,7 +1,8 @@
 //! What keyd keeps of its rights once it serves: decided here from the settings.
 //!
-//! [`Confinement::enter`] comes while there is one thread; only then are the store, the audit log with its thread, and a token's
-//! library opened. Sealing comes last, with the calls of `keyd.syscalls`.
+//! [`Confinement::enter`] comes while there is one thread; only then are the store, the
+//! audit log with its thread, and a token's library opened. Sealing comes last, with the
+//! calls of `keyd.syscalls`.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,7 +20,8 @@ use crate::libraries::{self, Surroundings};
 /// The calls that are made while serving.
 const SYSCALLS: &str = include_str!("../keyd.syscalls");
 
-/// Where libraries and what they load are, and what the loader and their cryptography look into.
+/// Where libraries and what they load are, and what the loader and their cryptography
+/// look into.
 const FOR_LIBRARIES: &[&str] = &[
     "/lib",
     "/lib64",
@@ -61,11 +63,13 @@ pub(crate) fn confinement(
     kept.grant(root.key_import_folder(), Rights::Take);
     kept.grant_all(&named.read, Rights::Read);
     if is_root {
-        // Without it root can do less than the owners of the files, which need not be root.
+        // Without it root can do less than the owners of the files, which need not be
+        // root.
         kept.keep = CapabilitySet::DAC_OVERRIDE;
     }
-    if let Some(folder) =
-        (around.variable)("CREDENTIALS_DIRECTORY").map(PathBuf::from).filter(|path| path.is_absolute())
+    if let Some(folder) = (around.variable)("CREDENTIALS_DIRECTORY")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
     {
         kept.grant(folder, Rights::Read);
     }
@@ -129,8 +133,15 @@ fn library(kept: &mut Confinement, library: &Path, around: &Surroundings<'_>) {
     kept.grant_all(&needs.read, Rights::Read);
     kept.grant_all(&needs.write, Rights::Write);
     let folders: Vec<_> = needs.write.iter().map(|path| path.display().to_string()).collect();
-    let more = if folders.is_empty() { "no folder of its own is known".to_owned() } else { folders.join(", ") };
-    kept.widened.push(format!("{}: code from files, connections to Unix sockets; {more}", library.display()));
+    let more = if folders.is_empty() {
+        "no folder of its own is known".to_owned()
+    } else {
+        folders.join(", ")
+    };
+    kept.widened.push(format!(
+        "{}: code from files, connections to Unix sockets; {more}",
+        library.display()
+    ));
     if let Some(at) = &needs.tpm {
         tpm(kept, at, around);
         // That library also speaks to the simulator's control port, the next one.
@@ -151,13 +162,21 @@ mod tests {
     use super::*;
 
     fn planned(settings: &SandboxSettings, named: &Named) -> Confinement {
-        let around = Surroundings { variable: &|_| None, text: &|_| None, exists: &|_| true, real: &Path::to_owned };
+        let around = Surroundings {
+            variable: &|_| None,
+            text: &|_| None,
+            exists: &|_| true,
+            real: &Path::to_owned,
+        };
         confinement(&Root::new("/r"), settings, named, false, &around)
     }
 
     fn granted(kept: &Confinement, path: &str) -> Vec<Rights> {
         let grants = kept.reach.grants().iter();
-        grants.filter(|grant| Path::new(path).starts_with(&grant.path)).map(|grant| grant.rights).collect()
+        grants
+            .filter(|grant| Path::new(path).starts_with(&grant.path))
+            .map(|grant| grant.rights)
+            .collect()
     }
 
     #[test]
@@ -165,8 +184,12 @@ mod tests {
         let list = SyscallList::parse(SYSCALLS).unwrap();
         let sections = ["unix", "tcp", "pkcs11", "network", "devices"];
         for bits in 0..1 << sections.len() {
-            let chosen: Vec<_> =
-                sections.iter().enumerate().filter(|(at, _)| bits >> at & 1 == 1).map(|(_, name)| *name).collect();
+            let chosen: Vec<_> = sections
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| bits >> at & 1 == 1)
+                .map(|(_, name)| *name)
+                .collect();
             list.compile(&chosen).unwrap();
         }
     }
@@ -174,7 +197,15 @@ mod tests {
     #[test]
     fn no_section_has_what_no_keyd_needs() {
         let list = SyscallList::parse(SYSCALLS).unwrap();
-        let own = ["kill", "tkill", "pidfd_send_signal", "memfd_create", "listen", "symlink", "symlinkat"];
+        let own = [
+            "kill",
+            "tkill",
+            "pidfd_send_signal",
+            "memfd_create",
+            "listen",
+            "symlink",
+            "symlinkat",
+        ];
         for call in edgekeep_sandbox::syscalls::FOR_NO_DAEMON.iter().chain(&own) {
             assert!(!list.names(call), "{call}");
         }
@@ -183,14 +214,22 @@ mod tests {
     #[test]
     fn without_hardware_there_are_only_its_folder_and_the_import_folder() {
         let kept = planned(&SandboxSettings::default(), &Named::default());
-        let paths: Vec<_> = kept.reach.grants().iter().map(|grant| grant.path.display().to_string()).collect();
-        assert_eq!(paths, ["/r/var/lib/edgekeep/keyd", &Root::new("/r").key_import_folder().display().to_string()]);
+        let paths: Vec<_> =
+            kept.reach.grants().iter().map(|grant| grant.path.display().to_string()).collect();
+        assert_eq!(
+            paths,
+            [
+                "/r/var/lib/edgekeep/keyd",
+                &Root::new("/r").key_import_folder().display().to_string()
+            ]
+        );
         assert!(kept.sections.is_empty() && kept.widened.is_empty());
     }
 
     #[test]
     fn a_simulated_tpm_brings_its_port_and_a_device_only_its_node() {
-        let tcp = Named { tcti: Some("swtpm:host=::1,port=99".parse().unwrap()), ..Named::default() };
+        let tcp =
+            Named { tcti: Some("swtpm:host=::1,port=99".parse().unwrap()), ..Named::default() };
         let tcp = planned(&SandboxSettings::default(), &tcp);
         assert_eq!(tcp.sections, ["tcp"]);
         assert!(tcp.widened[0].contains("port 99"));
@@ -202,8 +241,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the settings name, nothing of the other daemons comes within reach, and whatever comes with hardware is
-        /// said.
+        /// Whatever the settings name, nothing of the other daemons comes within reach,
+        /// and whatever comes with hardware is said.
         #[test]
         fn widening_is_said_and_never_reaches_the_other_daemons(
             tcti in prop::option::of(prop::sample::select(vec!["device", "swtpm:port=1", "swtpm:path=/s", "device:/dev/tpm0"])),

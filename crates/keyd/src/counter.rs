@@ -21,7 +21,8 @@ impl TpmCounter {
     }
 
     fn ask<T>(&self, ask: impl FnOnce(&Tpm, &NvCounter) -> Result<T, TpmError>) -> io::Result<T> {
-        let answer = self.tpm.get().and_then(|tpm| Ok(tpm.with_tpm(|tpm| ask(tpm, &self.counter))?));
+        let answer =
+            self.tpm.get().and_then(|tpm| Ok(tpm.with_tpm(|tpm| ask(tpm, &self.counter))?));
         answer.map_err(|error: KeyError| io::Error::other(chain(&error)))
     }
 }

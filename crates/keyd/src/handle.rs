@@ -1,9 +1,12 @@
-//! Key handles: opaque to clients, passed between daemons, valid across restarts (wire facts 5.4).
+//! Key handles: opaque to clients, passed between daemons, valid across restarts (wire
+//! facts 5.4).
 //!
-//! `sr=<base64>&sig=<base64>`: `sr` is JSON that names a key and holds a nonce; `sig` is HMAC-SHA256 over that JSON under a key
-//! that only this keyd has. The format is that of existing services; what ours says beyond theirs, for whom it was made, for
-//! what and until when, is in further members, which clients pass through. Its end is counted from the machine's boot, and
-//! holds for that boot alone. What follows from it is decided in [`crate::policy`].
+//! `sr=<base64>&sig=<base64>`: `sr` is JSON that names a key and holds a nonce; `sig` is
+//! HMAC-SHA256 over that JSON under a key that only this keyd has. The format is that of
+//! existing services; what ours says beyond theirs, for whom it was made, for what and
+//! until when, is in further members, which clients pass through. Its end is counted from
+//! the machine's boot, and holds for that boot alone. What follows from it is decided in
+//! [`crate::policy`].
 
 use aws_lc_rs::{hmac, rand};
 use base64::Engine as _;
@@ -17,7 +20,8 @@ use serde::{Deserialize, Serialize};
 
 /// Random bytes that make each handle another text.
 const NONCE_LEN: usize = 64;
-/// Longest derivation data, in bytes. It travels within the handle, four characters a byte.
+/// Longest derivation data, in bytes. It travels within the handle, four characters a
+/// byte.
 pub const DERIVATION_DATA_LIMIT: usize = 8 * 1024;
 
 /// The key that a handle names.
@@ -62,7 +66,8 @@ pub struct Binding {
 pub struct Named {
     /// The key.
     pub target: Target,
-    /// What it is bound to; nothing, if it was made by a version or service that does not bind handles to this.
+    /// What it is bound to; nothing, if it was made by a version or service that does not
+    /// bind handles to this.
     pub binding: Option<Binding>,
 }
 
@@ -105,7 +110,8 @@ struct Signed {
     /// The boot that `until` is counted from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     boot: Option<String>,
-    /// Seconds. Earlier versions had a time of the wall clock instead, under another name: their handles are over.
+    /// Seconds. Earlier versions had a time of the wall clock instead, under another
+    /// name: their handles are over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     until: Option<u64>,
 }
@@ -141,11 +147,17 @@ impl Handles {
         self.sign(NamedKey::Key(id.as_str().to_owned()), binding)
     }
 
-    /// A handle to the key derived from that of `base` for `data`. What `base` is bound to plays no part any more.
+    /// A handle to the key derived from that of `base` for `data`. What `base` is bound
+    /// to plays no part any more.
     ///
     /// # Errors
     /// If `base` is not a handle to a symmetric key, or the data is too long.
-    pub fn derived(&self, base: &KeyHandle, data: Vec<u8>, binding: &Binding) -> Result<KeyHandle, IssueError> {
+    pub fn derived(
+        &self,
+        base: &KeyHandle,
+        data: Vec<u8>,
+        binding: &Binding,
+    ) -> Result<KeyHandle, IssueError> {
         if data.len() > DERIVATION_DATA_LIMIT {
             return Err(IssueError::LongData);
         }
@@ -205,7 +217,8 @@ impl Handles {
         Ok(Named { target, binding })
     }
 
-    /// What the handle says, once it is known to be ours. Nothing is parsed before that but base64.
+    /// What the handle says, once it is known to be ours. Nothing is parsed before that
+    /// but base64.
     fn verify(&self, handle: &str) -> Result<Signed, InvalidHandle> {
         let (mut sr, mut sig) = (None, None);
         for part in handle.split('&') {
@@ -260,10 +273,16 @@ mod tests {
         let expected = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &[1; 32]), &sr);
         assert_eq!(STANDARD.decode(sig).unwrap(), expected.as_ref());
         let sr = String::from_utf8(sr).unwrap();
-        let (nonce, ours) =
-            sr.strip_prefix(r#"{"key_id":{"Key":"device-id"},"nonce":""#).unwrap().split_once('"').unwrap();
+        let (nonce, ours) = sr
+            .strip_prefix(r#"{"key_id":{"Key":"device-id"},"nonce":""#)
+            .unwrap()
+            .split_once('"')
+            .unwrap();
         let boot = "b0".repeat(16);
-        assert_eq!(ours, format!(r#","uid":7,"purpose":"identity","boot":"{boot}","until":90000}}"#));
+        assert_eq!(
+            ours,
+            format!(r#","uid":7,"purpose":"identity","boot":"{boot}","until":90000}}"#)
+        );
         assert_eq!(STANDARD.decode(nonce).unwrap().len(), 64);
     }
 
@@ -274,7 +293,10 @@ mod tests {
         let sr = derived.0.strip_prefix("sr=").unwrap().split_once('&').unwrap().0;
         let sr: serde_json::Value = serde_json::from_slice(&STANDARD.decode(sr).unwrap()).unwrap();
         assert_eq!(sr["key_id"], serde_json::json!({"Derived": [base.0, [0, 255]]}));
-        assert_eq!(handles(1).open(&derived), Ok(bound(Target::Derived { base: id("k"), data: vec![0, 255] })));
+        assert_eq!(
+            handles(1).open(&derived),
+            Ok(bound(Target::Derived { base: id("k"), data: vec![0, 255] }))
+        );
     }
 
     #[test]
@@ -302,16 +324,23 @@ mod tests {
     fn handles_of_another_keyd_and_forged_ones_are_invalid() {
         let handle = handles(2).symmetric(&id("k"), &BINDING).unwrap();
         assert_eq!(handles(1).open(&handle), Err(InvalidHandle));
-        // A base of another keyd within a handle of this one: only a bug could have signed it, and it opens nothing.
+        // A base of another keyd within a handle of this one: only a bug could have
+        // signed it, and it opens nothing.
         let sr = format!(r#"{{"key_id":{{"Derived":["{}",[1]]}},"nonce":""}}"#, handle.0);
         assert_eq!(handles(1).open(&signed(1, &sr)), Err(InvalidHandle));
-        for sr in ["", "{}", r#"{"key_id":{"Key":""},"nonce":""}"#, r#"{"key_id":{"Key":"a b"},"nonce":""}"#] {
+        for sr in [
+            "",
+            "{}",
+            r#"{"key_id":{"Key":""},"nonce":""}"#,
+            r#"{"key_id":{"Key":"a b"},"nonce":""}"#,
+        ] {
             assert_eq!(handles(1).open(&signed(1, sr)), Err(InvalidHandle), "{sr}");
         }
         let unbound = handles(1).open(&signed(1, r#"{"key_id":{"Key":"k"},"nonce":""}"#));
         assert_eq!(unbound, Ok(Named { target: Target::Symmetric(id("k")), binding: None }));
         // Of a version whose handles ended on the wall clock.
-        let earlier = handles(1).open(&signed(1, r#"{"key_id":{"Key":"k"},"nonce":"","uid":7,"expires":7}"#));
+        let earlier =
+            handles(1).open(&signed(1, r#"{"key_id":{"Key":"k"},"nonce":"","uid":7,"expires":7}"#));
         assert_eq!(earlier, Ok(Named { target: Target::Symmetric(id("k")), binding: None }));
         let boot = format!(r#""boot":"{}""#, "b0".repeat(16));
         for members in [
@@ -341,7 +370,10 @@ mod tests {
             ours.derived(&KeyHandle("x".into()), vec![1], &BINDING).err(),
             Some(IssueError::Base(InvalidHandle))
         );
-        assert_eq!(ours.derived(&base, vec![0; DERIVATION_DATA_LIMIT + 1], &BINDING).err(), Some(IssueError::LongData));
+        assert_eq!(
+            ours.derived(&base, vec![0; DERIVATION_DATA_LIMIT + 1], &BINDING).err(),
+            Some(IssueError::LongData)
+        );
         assert!(ours.derived(&base, vec![0; DERIVATION_DATA_LIMIT], &BINDING).is_ok());
         let nested = format!(r#"{{"key_id":{{"Derived":["{}",[1]]}},"nonce":""}}"#, derived.0);
         assert_eq!(ours.open(&signed(1, &nested)), Err(InvalidHandle));

@@ -1,11 +1,14 @@
-//! Which keys there are, remembered outside of the places that they are in, so that a key that is gone is not made anew without
-//! a word: what was derived from it, or encrypted under it, would be void.
+//! Which keys there are, remembered outside of the places that they are in, so that a key
+//! that is gone is not made anew without a word: what was derived from it, or encrypted
+//! under it, would be void.
 //!
-//! `kept` in the state folder has the ids. An id is in it only after its key is there, and goes before its key is deleted: cut
-//! off in between, a key is there that is not remembered, which the next use makes up for. So a device that had keys before this
+//! `kept` in the state folder has the ids. An id is in it only after its key is there,
+//! and goes before its key is deleted: cut off in between, a key is there that is not
+//! remembered, which the next use makes up for. So a device that had keys before this
 //! file was there, remembers them as they are used, and no cut makes a key seem lost.
 //!
-//! `accepted-losses` has the ids whose loss an operator accepted (`edgekeep keys accept-loss`), a line each, until the next start.
+//! `accepted-losses` has the ids whose loss an operator accepted
+//! (`edgekeep keys accept-loss`), a line each, until the next start.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,12 +21,14 @@ use edgekeep_daemon::store::{StateFile, StoreError};
 use edgekeep_hsm::{KeyBackend, KeyError};
 use serde::{Deserialize, Serialize};
 
-/// Most ids that are remembered, several times what a device has. A further key is made, and not missed when it is gone.
+/// Most ids that are remembered, several times what a device has. A further key is made,
+/// and not missed when it is gone.
 const LIMIT: usize = 8192;
 /// Largest file of accepted losses, in bytes.
 const ACCEPTED_LIMIT: u64 = 256 * 1024;
 
-/// The file of accepted losses in keyd's state folder; `edgekeep keys accept-loss` knows the name too.
+/// The file of accepted losses in keyd's state folder; `edgekeep keys accept-loss` knows
+/// the name too.
 fn accepted_losses(state_folder: &Path) -> PathBuf {
     state_folder.join("accepted-losses")
 }
@@ -64,7 +69,8 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// What is remembered in the state folder. What is damaged is set aside, and remembering begins anew.
+    /// What is remembered in the state folder. What is damaged is set aside, and
+    /// remembering begins anew.
     pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
         let file = StateFile::new(folder.join("kept"), "keyd-kept", 1);
         let memory = match file.load() {
@@ -92,7 +98,8 @@ impl Kept {
         had
     }
 
-    /// Runs `make`, unless the key is one that is gone; one whose content is `given` comes back. Waits for the disk.
+    /// Runs `make`, unless the key is one that is gone; one whose content is `given`
+    /// comes back. Waits for the disk.
     pub(crate) fn make<E: From<KeepError>>(
         &self,
         id: &KeyId,
@@ -146,13 +153,16 @@ impl Kept {
         }
     }
 
-    /// Forgets the keys that are gone and whose loss an operator accepted since the last start.
+    /// Forgets the keys that are gone and whose loss an operator accepted since the last
+    /// start.
     pub(crate) fn accept_losses(&self, folder: &Path, backend: &dyn KeyBackend) {
         let path = accepted_losses(folder);
         let text = match file::read_text(&path, Rules::own(ACCEPTED_LIMIT)) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-            Err(error) => return tracing::error!(file = %path.display(), %error, "losses are not accepted"),
+            Err(error) => {
+                return tracing::error!(file = %path.display(), %error, "losses are not accepted");
+            }
         };
         for line in text.lines() {
             let Ok(id) = line.parse::<KeyId>() else {
@@ -162,12 +172,17 @@ impl Kept {
             match backend.kind(&id) {
                 Ok(None) if self.is_noted(&id) => match self.forget(&id) {
                     Ok(()) => {
-                        tracing::warn!(key = id.as_str(), "the loss of this key is accepted; it may be made anew");
+                        tracing::warn!(
+                            key = id.as_str(),
+                            "the loss of this key is accepted; it may be made anew"
+                        );
                     }
                     Err(error) => return tracing::error!(%error, "losses are not accepted"),
                 },
                 Ok(_) => tracing::warn!(key = id.as_str(), "this key is not lost"),
-                Err(error) => return tracing::error!(%error, key = id.as_str(), "losses are not accepted"),
+                Err(error) => {
+                    return tracing::error!(%error, key = id.as_str(), "losses are not accepted");
+                }
             }
         }
         if let Err(error) = std::fs::remove_file(&path) {
@@ -179,7 +194,10 @@ impl Kept {
     pub(crate) fn lost(&self, backend: &dyn KeyBackend) -> Vec<LostKey> {
         let keys = self.memory().keys.clone();
         // What cannot be asked for now is there.
-        keys.into_iter().filter(|id| matches!(backend.kind(id), Ok(None))).map(|id| LostKey { id }).collect()
+        keys.into_iter()
+            .filter(|id| matches!(backend.kind(id), Ok(None)))
+            .map(|id| LostKey { id })
+            .collect()
     }
 }
 
@@ -269,7 +287,8 @@ mod tests {
         assert!(make(&Kept::open(folder.path()).unwrap(), &place, &id(1), 3).is_err());
     }
 
-    /// What happens: a key is made, deleted or renamed, cut off after so many steps, or goes by itself.
+    /// What happens: a key is made, deleted or renamed, cut off after so many steps, or
+    /// goes by itself.
     #[derive(Debug, Clone)]
     enum Step {
         Make(u8, u8),
@@ -284,7 +303,8 @@ mod tests {
             prop_oneof![
                 (key.clone(), 0_u8..3).prop_map(|(key, cut)| Step::Make(key, cut)),
                 (key.clone(), 0_u8..3).prop_map(|(key, cut)| Step::Delete(key, cut)),
-                (key.clone(), key.clone(), 0_u8..4).prop_map(|(from, to, cut)| Step::Rename(from, to, cut)),
+                (key.clone(), key.clone(), 0_u8..4)
+                    .prop_map(|(from, to, cut)| Step::Rename(from, to, cut)),
                 key.prop_map(Step::Lose),
             ],
             0..30,

@@ -1,13 +1,16 @@
-//! keyd: the daemon that holds the device's keys. It serves the keys API on `keyd.sock`, and the TPM API on
-//! `tpmd.sock` if there is a TPM.
+//! keyd: the daemon that holds the device's keys. It serves the keys API on `keyd.sock`,
+//! and the TPM API on `tpmd.sock` if there is a TPM.
 //!
-//! Touches: its state folder (`keys/`, `internal/`, `tpm/`, `moves/`, `makers`, `kept`, `accepted-losses`, `store.key`, `import/`, `audit/`), the files of preloaded keys
-//! and of PINs (reading), its sockets, its settings file (reading); the TPM and the PKCS#11 libraries that the settings
-//! name. Never: the network (but for a simulated TPM), another process, a container engine. Private
-//! keys and symmetric keys do not leave it; only keys derived from a symmetric key can be exported, by who was granted that.
-//! What it does not need for that it gives up for good before it serves ([`confine`]).
-//! Every use of a key and every refusal is in its audit log before the answer goes out; but a uid that has used up its share of the
-//! log has equal uses counted together, for half a minute.
+//! Touches: its state folder (`keys/`, `internal/`, `tpm/`, `moves/`, `makers`, `kept`,
+//! `accepted-losses`, `store.key`, `import/`, `audit/`), the files of preloaded keys and
+//! of PINs (reading), its sockets, its settings file (reading); the TPM and the PKCS#11
+//! libraries that the settings name. Never: the network (but for a simulated TPM),
+//! another process, a container engine. Private keys and symmetric keys do not leave it;
+//! only keys derived from a symmetric key can be exported, by who was granted that. What
+//! it does not need for that it gives up for good before it serves ([`confine`]). Every
+//! use of a key and every refusal is in its audit log before the answer goes out; but a
+//! uid that has used up its share of the log has equal uses counted together, for half a
+//! minute.
 
 pub mod confine;
 mod counter;
@@ -47,13 +50,15 @@ use crate::turns::Turns;
 /// Threads that may wait for a disk, a token or the TPM, or compute for long.
 #[must_use]
 pub const fn slow_threads(has_hardware: bool) -> usize {
-    // As many as sessions with a token are open; and two for the processors beside two that wait.
+    // As many as sessions with a token are open; and two for the processors beside two
+    // that wait.
     if has_hardware { 8 } else { 4 }
 }
 
 /// What the routes work on.
 pub struct Keyd {
-    /// First, so that it is closed before the backend gives up the folder for another process.
+    /// First, so that it is closed before the backend gives up the folder for another
+    /// process.
     recorder: Arc<Recorder>,
     /// NV index of the audit log's counter, if there is a TPM.
     counter_index: Option<u32>,

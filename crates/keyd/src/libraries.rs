@@ -1,5 +1,6 @@
-//! What is known of the files that tokens' libraries need, by the name of the library. They run in this process and inside
-//! its sandbox; what is not known here has to be named by `sandbox_paths`.
+//! What is known of the files that tokens' libraries need, by the name of the library.
+//! They run in this process and inside its sandbox; what is not known here has to be
+//! named by `sandbox_paths`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -39,15 +40,18 @@ pub(crate) fn needs(path: &Path, around: &Surroundings<'_>) -> Needs {
     let mut needs = match KnownLibrary::of(path) {
         Some(KnownLibrary::SoftHsm) => softhsm(around),
         Some(KnownLibrary::Tpm2Pkcs11) => tpm2_pkcs11(around),
-        Some(KnownLibrary::OpenSc) => {
-            Needs { read: vec!["/etc/opensc".into(), "/usr/share/opensc".into()], ..Needs::default() }
-        }
+        Some(KnownLibrary::OpenSc) => Needs {
+            read: vec!["/etc/opensc".into(), "/usr/share/opensc".into()],
+            ..Needs::default()
+        },
         None => Needs::default(),
     };
     // It, and those that come with it.
     let real = (around.real)(path);
     needs.read.extend(path.parent().map(Path::to_owned));
-    needs.read.extend(real.parent().filter(|folder| path.parent() != Some(folder)).map(Path::to_owned));
+    needs
+        .read
+        .extend(real.parent().filter(|folder| path.parent() != Some(folder)).map(Path::to_owned));
     needs
 }
 
@@ -57,7 +61,8 @@ fn path_in(around: &Surroundings<'_>, variable: &str) -> Option<PathBuf> {
 
 fn softhsm(around: &Surroundings<'_>) -> Needs {
     let home = path_in(around, "HOME").map(|home| home.join(".config/softhsm2/softhsm2.conf"));
-    let named = path_in(around, "SOFTHSM2_CONF").or_else(|| home.filter(|file| (around.exists)(file)));
+    let named =
+        path_in(around, "SOFTHSM2_CONF").or_else(|| home.filter(|file| (around.exists)(file)));
     let file = named.clone().unwrap_or_else(|| Path::new(SOFTHSM_CONFIG).join("softhsm2.conf"));
     let text = (around.text)(&file).unwrap_or_default();
     let value = |line: &str| {
@@ -75,13 +80,20 @@ fn softhsm(around: &Surroundings<'_>) -> Needs {
 fn tpm2_pkcs11(around: &Surroundings<'_>) -> Needs {
     // The order in which the library looks.
     let store = path_in(around, "TPM2_PKCS11_STORE")
-        .or_else(|| Some("/etc/tpm2_pkcs11".into()).filter(|store: &PathBuf| (around.exists)(store)))
+        .or_else(|| {
+            Some("/etc/tpm2_pkcs11".into()).filter(|store: &PathBuf| (around.exists)(store))
+        })
         .or_else(|| path_in(around, "HOME").map(|home| home.join(".tpm2_pkcs11")));
-    let tcti = (around.variable)("TPM2_PKCS11_TCTI").or_else(|| (around.variable)("TPM2TOOLS_TCTI"));
+    let tcti =
+        (around.variable)("TPM2_PKCS11_TCTI").or_else(|| (around.variable)("TPM2TOOLS_TCTI"));
     let tcti = tcti.and_then(|tcti| tcti.into_string().ok()).unwrap_or_else(|| "device".to_owned());
     // `mssim` speaks of host and port as `swtpm` does.
     let tcti = tcti.strip_prefix("mssim").map(|rest| format!("swtpm{rest}")).unwrap_or(tcti);
-    Needs { read: vec!["/etc/tpm2-tss".into()], write: store.into_iter().collect(), tpm: tcti.parse().ok() }
+    Needs {
+        read: vec!["/etc/tpm2-tss".into()],
+        write: store.into_iter().collect(),
+        tpm: tcti.parse().ok(),
+    }
 }
 
 #[cfg(test)]
@@ -89,9 +101,16 @@ mod tests {
     use super::*;
 
     fn known(library: &str, variables: &[(&str, &str)], text: &str) -> Needs {
-        let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        let variable = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+        };
         let text = |_: &Path| Some(text.to_owned());
-        let around = Surroundings { variable: &variable, text: &text, exists: &|_| false, real: &Path::to_owned };
+        let around = Surroundings {
+            variable: &variable,
+            text: &text,
+            exists: &|_| false,
+            real: &Path::to_owned,
+        };
         needs(Path::new(library), &around)
     }
 
@@ -101,21 +120,27 @@ mod tests {
 
     #[test]
     fn softhsm_has_its_configuration_and_the_token_folder_named_there() {
-        let text = "# directories.tokendir = /no\ndirectories.tokendir = /srv/tokens/\nlog.level = INFO\n";
-        let found = known("/usr/lib/softhsm/libsofthsm2.so", &[("SOFTHSM2_CONF", "/srv/s.conf")], text);
+        let text =
+            "# directories.tokendir = /no\ndirectories.tokendir = /srv/tokens/\nlog.level = INFO\n";
+        let found =
+            known("/usr/lib/softhsm/libsofthsm2.so", &[("SOFTHSM2_CONF", "/srv/s.conf")], text);
         assert_eq!(found.read, paths(&["/srv/s.conf", "/usr/lib/softhsm"]));
         assert_eq!(found.write, paths(&["/srv/tokens/"]));
         let found = known("/usr/lib/softhsm/libsofthsm2.so", &[], "");
         assert_eq!(found.read, paths(&["/etc/softhsm", "/usr/lib/softhsm"]));
         assert_eq!(found.write, paths(&["/var/lib/softhsm"]));
-        let relative = known("/l/libsofthsm2.so", &[("SOFTHSM2_CONF", "/s")], "directories.tokendir = ../x");
+        let relative =
+            known("/l/libsofthsm2.so", &[("SOFTHSM2_CONF", "/s")], "directories.tokendir = ../x");
         assert_eq!(relative.write, paths(&["/var/lib/softhsm"]));
     }
 
     #[test]
     fn tpm2_pkcs11_has_its_store_and_the_tpm_that_the_environment_names() {
         let library = "/usr/lib/x86_64-linux-gnu/libtpm2_pkcs11.so.1";
-        let variables = [("TPM2_PKCS11_STORE", "/srv/store"), ("TPM2_PKCS11_TCTI", "mssim:host=127.0.0.1,port=99")];
+        let variables = [
+            ("TPM2_PKCS11_STORE", "/srv/store"),
+            ("TPM2_PKCS11_TCTI", "mssim:host=127.0.0.1,port=99"),
+        ];
         let found = known(library, &variables, "");
         assert_eq!(found.write, paths(&["/srv/store"]));
         assert_eq!(found.tpm, Some(Tcti::SwtpmTcp { host: "127.0.0.1".into(), port: 99 }));

@@ -41,7 +41,8 @@ fn run() -> anyhow::Result<()> {
     // Before there is a key in this memory.
     privileges::hide_memory().context("cannot hide this process's memory")?;
     let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
-    let settings: KeydSettings = settings::load(&root.settings_file(Daemon::Keyd))?.unwrap_or_default();
+    let settings: KeydSettings =
+        settings::load(&root.settings_file(Daemon::Keyd))?.unwrap_or_default();
     // One thread answers; threads for the disk and for key generation come and go.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -51,8 +52,9 @@ fn run() -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     let served = runtime.block_on(async {
         let ready = Ready::open(&root, &settings)?;
-        // Only now: until here nothing looks at a watched signal, and hardware may keep this thread waiting without end. An
-        // unwatched one ends the process at once, which the store survives at any moment.
+        // Only now: until here nothing looks at a watched signal, and hardware may keep
+        // this thread waiting without end. An unwatched one ends the process at once,
+        // which the store survives at any moment.
         let stop = lifecycle::stop_on_signal().context("cannot watch for signals")?;
         systemd::notify_ready();
         tracing::info!(socket = %root.keyd_socket().display(), "ready");

@@ -1,7 +1,8 @@
 //! Who made which key, so that one uid cannot make them without end.
 //!
-//! `makers` in the state folder has the ids by uid. An id is in it before its key is there: cut off in between, an id may be
-//! there whose key is not, which is found when the uid has as many as it may. Keys that were there before this file, that the
+//! `makers` in the state folder has the ids by uid. An id is in it before its key is
+//! there: cut off in between, an id may be there whose key is not, which is found when
+//! the uid has as many as it may. Keys that were there before this file, that the
 //! configuration brings, or that uid 0 makes, are nobody's.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,7 +105,8 @@ pub(crate) struct Makers {
 }
 
 impl Makers {
-    /// The makers in the state folder. What is damaged is set aside, and counting begins anew.
+    /// The makers in the state folder. What is damaged is set aside, and counting begins
+    /// anew.
     pub(crate) fn open(folder: &Path, limit: u32) -> Result<Self, StoreError> {
         let file = StateFile::new(folder.join("makers"), "keyd-makers", 1);
         let ledger = match file.load() {
@@ -122,7 +124,8 @@ impl Makers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `make`, if it makes no new key or this uid may have one more; `None` may have any. Waits for the disk.
+    /// Runs `make`, if it makes no new key or this uid may have one more; `None` may have
+    /// any. Waits for the disk.
     pub(crate) fn make(
         &self,
         uid: Option<u32>,
@@ -181,7 +184,8 @@ impl Makers {
         self.change(|ledger| ledger.rename(from, to));
     }
 
-    /// What was done is done: that it cannot be written down now is made up for when the uid has as many as it may.
+    /// What was done is done: that it cannot be written down now is made up for when the
+    /// uid has as many as it may.
     fn change(&self, change: impl FnOnce(&mut Ledger)) {
         let mut state = self.lock();
         let before = state.ledger.clone();

@@ -20,13 +20,22 @@ static AUDIT_LOG: Family<Gauge, 0> =
 pub static FAMILIES: Families = &[&KEY_OPERATIONS, &REFUSALS, &AUDIT_LOG];
 
 /// Counts an operation that ended. `backend` is where its key is, if that is known.
-pub(crate) fn ended(what: Operation, key: Option<&Key>, backend: Option<&'static str>, outcome: Outcome) {
+pub(crate) fn ended(
+    what: Operation,
+    key: Option<&Key>,
+    backend: Option<&'static str>,
+    outcome: Outcome,
+) {
     let purpose = key.and_then(|key| key.purpose).map_or("none", |purpose| purpose.word());
     let backend = backend.unwrap_or("unknown");
     match outcome {
         Outcome::Done => KEY_OPERATIONS.with([what.word(), purpose, backend, "done"]).increment(),
-        Outcome::Failed => KEY_OPERATIONS.with([what.word(), purpose, backend, "failed"]).increment(),
-        Outcome::Interrupted => KEY_OPERATIONS.with([what.word(), purpose, backend, "interrupted"]).increment(),
+        Outcome::Failed => {
+            KEY_OPERATIONS.with([what.word(), purpose, backend, "failed"]).increment();
+        }
+        Outcome::Interrupted => {
+            KEY_OPERATIONS.with([what.word(), purpose, backend, "interrupted"]).increment();
+        }
         Outcome::Refused(reason) => refused(what, reason),
     }
 }

@@ -1,7 +1,7 @@
 //! From settings to the places in which keys are: tokens, the TPM, files.
 //!
-//! Which place has what is decided here, before anything is opened. Hardware that is absent stops nothing: its place
-//! answers with an error until it is there.
+//! Which place has what is decided here, before anything is opened. Hardware that is
+//! absent stops nothing: its place answers with an error until it is there.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
@@ -17,7 +17,9 @@ use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::configured::tpm_options;
 use edgekeep_hsm::ordered::{self, Keyring, KeyringError, Place};
 use edgekeep_hsm::pkcs11::{Pkcs11Backend, Pkcs11Settings};
-use edgekeep_hsm::software::{Protection, Sealer, Sealers, SoftwareBackend, StoreError, WrappingKey};
+use edgekeep_hsm::software::{
+    Protection, Sealer, Sealers, SoftwareBackend, StoreError, WrappingKey,
+};
 use edgekeep_hsm::tpm::{Tcti, TctiError, Tpm, TpmBackend, TpmPreloaded};
 use edgekeep_hsm::uri::{KeyUri, ObjectAttributes, PinSource, Pkcs11Uri, TpmKey, UriError};
 use edgekeep_hsm::{KeyBackend, KeyError, SecretBytes};
@@ -69,7 +71,9 @@ pub enum PlacesError {
         id: KeyId,
     },
     /// There are tokens, and no library.
-    #[error("{token}: no library is named: set pkcs11_lib_path in [aziot_keys], or module-path in the uri")]
+    #[error(
+        "{token}: no library is named: set pkcs11_lib_path in [aziot_keys], or module-path in the uri"
+    )]
     NoLibrary {
         /// The token.
         token: String,
@@ -158,25 +162,34 @@ impl Plan {
                     });
                 }
                 Ok(KeyUri::Pkcs11(uri)) => *uri,
-                Ok(_) => return Err(PlacesError::BaseSlot { reason: "expected a pkcs11: uri".into() }),
+                Ok(_) => {
+                    return Err(PlacesError::BaseSlot { reason: "expected a pkcs11: uri".into() });
+                }
                 Err(error) => return Err(PlacesError::BaseSlot { reason: error.to_string() }),
             };
             plan.tokens.push(Token { uri, preloaded: BTreeMap::new() });
             plan.has_base = true;
         }
         for (id, uri) in &settings.preloaded_keys {
-            let uri = uri.expose().parse().map_err(|reason| PlacesError::PreloadedUri { id: id.clone(), reason })?;
+            let uri = uri
+                .expose()
+                .parse()
+                .map_err(|reason| PlacesError::PreloadedUri { id: id.clone(), reason })?;
             match uri {
                 KeyUri::File(path) => drop(plan.files.insert(id.clone(), path)),
                 KeyUri::Pkcs11(uri) => plan.preload(id, *uri)?,
-                KeyUri::Tpm(_) if settings.tpm.is_none() => return Err(PlacesError::PreloadedTpm { id: id.clone() }),
+                KeyUri::Tpm(_) if settings.tpm.is_none() => {
+                    return Err(PlacesError::PreloadedTpm { id: id.clone() });
+                }
                 KeyUri::Tpm(key) => drop(plan.in_tpm.insert(id.clone(), key)),
             }
         }
         let library = settings.pkcs11.as_ref().and_then(|pkcs11| pkcs11.library.as_ref());
         for token in &mut plan.tokens {
             if token.uri.module_path.is_none() {
-                let named = library.cloned().ok_or_else(|| PlacesError::NoLibrary { token: token.uri.to_string() })?;
+                let named = library
+                    .cloned()
+                    .ok_or_else(|| PlacesError::NoLibrary { token: token.uri.to_string() })?;
                 token.uri.module_path = Some(named);
             }
         }
@@ -212,9 +225,14 @@ impl Plan {
         let unnamed = uri.token.is_empty();
         let base = self.has_base.then_some(0);
         let same = |(_, token): &(usize, &Token)| {
-            token.uri.token == uri.token && (uri.module_path.is_none() || uri.module_path == token.uri.module_path)
+            token.uri.token == uri.token
+                && (uri.module_path.is_none() || uri.module_path == token.uri.module_path)
         };
-        let found = if unnamed { base } else { self.tokens.iter().enumerate().find(same).map(|(at, _)| at) };
+        let found = if unnamed {
+            base
+        } else {
+            self.tokens.iter().enumerate().find(same).map(|(at, _)| at)
+        };
         match found {
             Some(at) => {
                 let token = &mut self.tokens[at];
@@ -231,7 +249,8 @@ impl Plan {
         Ok(())
     }
 
-    /// The files that opening and using the places takes, besides those in keyd's own folder.
+    /// The files that opening and using the places takes, besides those in keyd's own
+    /// folder.
     pub(crate) fn named(&self, settings: &KeydSettings) -> Named {
         let mut named = Named { tcti: self.tcti.clone(), ..Named::default() };
         named.read.extend(self.files.values().cloned());
@@ -285,7 +304,10 @@ impl Plan {
             match tpm.get() {
                 Ok(_) => tracing::info!("TPM"),
                 Err(error) => {
-                    tracing::error!(error = chain(&error), "the TPM cannot be used now; each use tries again");
+                    tracing::error!(
+                        error = chain(&error),
+                        "the TPM cannot be used now; each use tries again"
+                    );
                 }
             }
         }
@@ -306,7 +328,9 @@ impl Plan {
         });
         let token = self.tokens.first().filter(|_| self.has_base).map(|token| {
             let uri = token.uri.clone();
-            Recovering::new("pkcs11", move || Ok(Pkcs11Backend::open(Pkcs11Settings::new(uri.clone()))?))
+            Recovering::new("pkcs11", move || {
+                Ok(Pkcs11Backend::open(Pkcs11Settings::new(uri.clone()))?)
+            })
         });
         let token = token.as_ref().map(|token| WrappingKey(token));
         let sealers = Sealers {
@@ -330,15 +354,20 @@ impl Plan {
             let backend = Arc::clone(&files) as Arc<dyn KeyBackend>;
             return Ok(Places { backend, files, tpm });
         }
-        let mut tokens: Vec<_> =
-            self.tokens.into_iter().map(|token| (token.preloaded.clone(), backend(token))).collect();
+        let mut tokens: Vec<_> = self
+            .tokens
+            .into_iter()
+            .map(|token| (token.preloaded.clone(), backend(token)))
+            .collect();
         let base = self.has_base.then(|| tokens.remove(0));
         let mut places: Vec<Arc<dyn KeyBackend>> = Vec::new();
         let mut assigned = BTreeMap::new();
         let mut numbers = BTreeMap::new();
         let mut order = self.open.clone();
         // What nothing is made in may have keys that were assigned to it.
-        let reserved = [KeyPlace::Token, KeyPlace::Files].into_iter().filter(|place| !self.open.contains(place));
+        let reserved = [KeyPlace::Token, KeyPlace::Files]
+            .into_iter()
+            .filter(|place| !self.open.contains(place));
         order.extend(reserved.filter(|place| *place == KeyPlace::Files || base.is_some()));
         for place in &order {
             let backend: Arc<dyn KeyBackend> = match place {
@@ -357,8 +386,10 @@ impl Plan {
         }
         let number = |place: KeyPlace| numbers.get(&(place as u8)).copied();
         for (id, place) in &settings.assigned {
-            let missing =
-                PlacesError::Place { place: *place, reason: "has keys assigned to it, and is not configured" };
+            let missing = PlacesError::Place {
+                place: *place,
+                reason: "has keys assigned to it, and is not configured",
+            };
             assigned.insert(id.clone(), number(*place).ok_or(missing)?);
         }
         if let Some(files) = number(KeyPlace::Files) {
@@ -383,7 +414,9 @@ impl Plan {
             PassOn::Everything => ordered::PassOn::Everything,
         };
         let places = places.into_iter().map(|backend| Place { backend, pass_on }).collect();
-        let keyring = Keyring::new(places, assigned).map_err(PlacesError::from)?.reserve_from(self.open.len());
+        let keyring = Keyring::new(places, assigned)
+            .map_err(PlacesError::from)?
+            .reserve_from(self.open.len());
         let keyring = keyring.with_moves(&folder.join(MOVES_FOLDER))?;
         Ok(Places { backend: Arc::new(keyring), files, tpm })
     }
@@ -400,7 +433,11 @@ fn backend(token: Token) -> Arc<Recovering<Pkcs11Backend>> {
     match backend.get().and_then(|token| token.connect()) {
         Ok(()) => tracing::info!(token = name, "token"),
         Err(error) => {
-            tracing::error!(token = name, error = chain(&error), "the token cannot be used now; each use tries again");
+            tracing::error!(
+                token = name,
+                error = chain(&error),
+                "the token cannot be used now; each use tries again"
+            );
         }
     }
     Arc::new(backend)
@@ -429,7 +466,10 @@ mod tests {
         let library = Some(PathBuf::from("/lib/token.so"));
         KeydSettings {
             pkcs11: Some(TokenSettings { library, base_slot: base.map(SecretText::from) }),
-            preloaded_keys: preloaded.iter().map(|(id, uri)| (id.parse().unwrap(), (*uri).into())).collect(),
+            preloaded_keys: preloaded
+                .iter()
+                .map(|(id, uri)| (id.parse().unwrap(), (*uri).into()))
+                .collect(),
             ..KeydSettings::default()
         }
     }
@@ -446,8 +486,11 @@ mod tests {
             ("f", "file:///etc/f.pem"),
         ];
         let plan = Plan::new(&settings(Some(base), &keys)).unwrap();
-        let on: Vec<Vec<&str>> =
-            plan.tokens.iter().map(|token| token.preloaded.keys().map(KeyId::as_str).collect()).collect();
+        let on: Vec<Vec<&str>> = plan
+            .tokens
+            .iter()
+            .map(|token| token.preloaded.keys().map(KeyId::as_str).collect())
+            .collect();
         assert_eq!(on, [vec!["a", "b"], vec!["c", "d"], vec!["e"]]);
         assert_eq!(plan.open, [KeyPlace::Token, KeyPlace::Files]);
         assert_eq!(plan.files.len(), 1);
@@ -457,15 +500,22 @@ mod tests {
     #[test]
     fn settings_that_make_no_places_are_refused_without_showing_a_pin() {
         let pin = |rest: &str| format!("pkcs11:{rest}?pin-value={PIN}");
-        let with_places = |places: &[KeyPlace]| KeydSettings { places: places.to_vec(), ..settings(None, &[]) };
+        let with_places =
+            |places: &[KeyPlace]| KeydSettings { places: places.to_vec(), ..settings(None, &[]) };
         let mut without_library = settings(Some(&pin("token=t")), &[]);
         without_library.pkcs11.as_mut().unwrap().library = None;
         for (settings, why) in [
             (settings(None, &[("k", &pin("token=t"))]), "\"k\": the pkcs11: uri names no key"),
             (settings(None, &[("k", &pin("object=o"))]), "\"k\": the pkcs11: uri names no token"),
             (settings(None, &[("k", &pin("objekt=o"))]), "unknown attribute"),
-            (settings(None, &[("k", "tpm:handle=0x81000001")]), "\"k\" is in a TPM, and no TPM is configured"),
-            (settings(Some(&pin("")), &[]), "pkcs11_base_slot in [aziot_keys]: the uri names no token"),
+            (
+                settings(None, &[("k", "tpm:handle=0x81000001")]),
+                "\"k\" is in a TPM, and no TPM is configured",
+            ),
+            (
+                settings(Some(&pin("")), &[]),
+                "pkcs11_base_slot in [aziot_keys]: the uri names no token",
+            ),
             (settings(Some("file:///x"), &[]), "expected a pkcs11: uri"),
             (without_library, "no library is named"),
             (with_places(&[KeyPlace::Files, KeyPlace::Files]), "is there twice"),

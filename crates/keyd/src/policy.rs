@@ -1,8 +1,10 @@
-//! Who may do what with which key. Pure: settings, a uid, a handle's content and the time come in, a decision comes out.
+//! Who may do what with which key. Pure: settings, a uid, a handle's content and the time
+//! come in, a decision comes out.
 //!
-//! Three things have to agree. The **grant**: a uid names keys by the patterns it was given. The **handle**: it was made
-//! for one uid; another may use it, and only use it, if it may name the key or was granted this use. The **purpose**: what
-//! the key is for decides which operations there are at all.
+//! Three things have to agree. The **grant**: a uid names keys by the patterns it was
+//! given. The **handle**: it was made for one uid; another may use it, and only use it,
+//! if it may name the key or was granted this use. The **purpose**: what the key is for
+//! decides which operations there are at all.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,11 +17,13 @@ use edgekeep_core::settings::{KeyPrincipal, KeyPurpose, KeydSettings};
 
 use crate::handle::{Binding, Named, Target};
 
-/// How long a handle is good if the settings do not say. Clients ask for a new one when theirs is refused.
+/// How long a handle is good if the settings do not say. Clients ask for a new one when
+/// theirs is refused.
 const HANDLE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// What the keys of the known ids are for, where the settings say nothing else. Keys of other ids may do what their kind
-/// can: they belong to clients that this program knows nothing of.
+/// What the keys of the known ids are for, where the settings say nothing else. Keys of
+/// other ids may do what their kind can: they belong to clients that this program knows
+/// nothing of.
 const PURPOSES: &[(&str, Purpose)] = &[
     ("aziot-edged-ca", Purpose::Ca),
     ("aziot-edged-ca-temp", Purpose::Ca),
@@ -49,14 +53,18 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The rules in the settings. uid 0 may use every key that is not reserved, but exports like everybody else.
+    /// The rules in the settings. uid 0 may use every key that is not reserved, but
+    /// exports like everybody else.
     #[must_use]
     pub fn new(settings: &KeydSettings) -> Self {
         let grants = |patterns: fn(&KeyPrincipal) -> &Vec<String>| {
-            Grants::new(settings.principals.iter().map(|principal| (principal.uid, patterns(principal))))
-                .reserving(RESERVED_KEY_IDS.iter().copied())
+            Grants::new(
+                settings.principals.iter().map(|principal| (principal.uid, patterns(principal))),
+            )
+            .reserving(RESERVED_KEY_IDS.iter().copied())
         };
-        let own = settings.purposes.iter().map(|rule| (Pattern::new(&rule.keys), purpose(rule.purpose)));
+        let own =
+            settings.purposes.iter().map(|rule| (Pattern::new(&rule.keys), purpose(rule.purpose)));
         let built_in = PURPOSES.iter().map(|(keys, purpose)| (Pattern::new(keys), *purpose));
         let signers = settings.principals.iter().filter(|principal| principal.certificates);
         Self {
@@ -64,13 +72,25 @@ impl Policy {
             use_only: grants(|principal| &principal.use_only),
             use_derived: grants(|principal| &principal.use_derived),
             export: grants(|principal| &principal.export).with_root_restricted(),
-            exported: settings.principals.iter().flat_map(|it| &it.export).map(|text| Pattern::new(text)).collect(),
+            exported: settings
+                .principals
+                .iter()
+                .flat_map(|it| &it.export)
+                .map(|text| Pattern::new(text))
+                .collect(),
             certificates: signers.map(|principal| principal.uid).collect(),
             auditors: settings.auditors.iter().copied().collect(),
-            attestors: settings.principals.iter().filter(|it| it.attestor).map(|it| it.uid).collect(),
+            attestors: settings
+                .principals
+                .iter()
+                .filter(|it| it.attestor)
+                .map(|it| it.uid)
+                .collect(),
             purposes: own.chain(built_in).collect(),
             handles_any_uid: settings.handles_any_uid,
-            handle_lifetime: settings.handle_lifetime_sec.map_or(HANDLE_LIFETIME, Duration::from_secs),
+            handle_lifetime: settings
+                .handle_lifetime_sec
+                .map_or(HANDLE_LIFETIME, Duration::from_secs),
             root_is_unrestricted: true,
         }
     }
@@ -88,13 +108,20 @@ impl Policy {
     /// What a key is for, if a rule says so.
     #[must_use]
     pub fn purpose(&self, id: &KeyId) -> Option<Purpose> {
-        self.purposes.iter().find(|(pattern, _)| pattern.matches(id.as_str())).map(|(_, purpose)| *purpose)
+        self.purposes
+            .iter()
+            .find(|(pattern, _)| pattern.matches(id.as_str()))
+            .map(|(_, purpose)| *purpose)
     }
 
     /// What a handle that is made now for `uid` is bound to.
     #[must_use]
     pub fn binding(&self, uid: u32, id: &KeyId, now: Moment) -> Binding {
-        Binding { uid, purpose: self.purpose(id), until: Deadline::after(now, self.handle_lifetime) }
+        Binding {
+            uid,
+            purpose: self.purpose(id),
+            until: Deadline::after(now, self.handle_lifetime),
+        }
     }
 
     /// Whether `uid` may name the key.
@@ -115,17 +142,27 @@ impl Policy {
     ///
     /// # Errors
     /// Why not.
-    pub fn may_use(&self, uid: u32, named: &Named, what: Operation, now: Moment) -> Result<(), Reason> {
+    pub fn may_use(
+        &self,
+        uid: u32,
+        named: &Named,
+        what: Operation,
+        now: Moment,
+    ) -> Result<(), Reason> {
         let id = named.target.key_id();
         let purpose = self.purpose(id);
         if !self.handles_any_uid {
             match &named.binding {
-                Some(binding) if binding.until.is_ahead(now, self.handle_lifetime) && binding.purpose == purpose => {
+                Some(binding)
+                    if binding.until.is_ahead(now, self.handle_lifetime)
+                        && binding.purpose == purpose =>
+                {
                     if binding.uid != uid && !self.shares(uid, &named.target, what) {
                         return Err(Reason::HandleOfAnotherUid);
                     }
                 }
-                // Also a handle of another boot, of a time when handles were not bound, or the key was for something else.
+                // Also a handle of another boot, of a time when handles were not bound,
+                // or the key was for something else.
                 Some(_) | None => return Err(Reason::ExpiredHandle),
             }
         }
@@ -133,14 +170,19 @@ impl Policy {
             return Err(Reason::Purpose);
         }
         let is_root = self.is_unrestricted(uid);
-        if purpose == Some(Purpose::Ca) && what == Operation::Sign && !is_root && !self.certificates.contains(&uid) {
+        if purpose == Some(Purpose::Ca)
+            && what == Operation::Sign
+            && !is_root
+            && !self.certificates.contains(&uid)
+        {
             return Err(Reason::NotForCertificates);
         }
         // Signing with the base itself computes a derived key: it is the same HMAC.
         let is_export = match &named.target {
             Target::Derived { .. } => what == Operation::Export,
             Target::Symmetric(id) => {
-                what == Operation::Sign && self.exported.iter().any(|pattern| pattern.matches(id.as_str()))
+                what == Operation::Sign
+                    && self.exported.iter().any(|pattern| pattern.matches(id.as_str()))
             }
             Target::Pair(_) => false,
         };
@@ -150,12 +192,17 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether `uid` may give the key pair `from` the id `to`. A key takes its purpose along: under another id it could be
-    /// used for what it is kept from.
+    /// Whether `uid` may give the key pair `from` the id `to`. A key takes its purpose
+    /// along: under another id it could be used for what it is kept from.
     ///
     /// # Errors
     /// Why not, and which of the two ids it is about.
-    pub fn may_move<'k>(&self, uid: u32, from: &'k KeyId, to: &'k KeyId) -> Result<(), (Reason, &'k KeyId)> {
+    pub fn may_move<'k>(
+        &self,
+        uid: u32,
+        from: &'k KeyId,
+        to: &'k KeyId,
+    ) -> Result<(), (Reason, &'k KeyId)> {
         for id in [to, from] {
             self.may_name(uid, id).map_err(|reason| (reason, id))?;
         }
@@ -168,7 +215,10 @@ impl Policy {
     /// Whether `uid` may do this with a handle that was made for another uid.
     fn shares(&self, uid: u32, target: &Target, what: Operation) -> bool {
         let id = target.key_id().as_str();
-        let is_use = matches!(what, Operation::Sign | Operation::Encrypt | Operation::Decrypt | Operation::Parameters);
+        let is_use = matches!(
+            what,
+            Operation::Sign | Operation::Encrypt | Operation::Decrypt | Operation::Parameters
+        );
         let granted = match target {
             Target::Derived { .. } => &self.use_derived,
             Target::Symmetric(_) | Target::Pair(_) => &self.use_only,
@@ -187,13 +237,18 @@ impl Policy {
     /// # Errors
     /// Why not.
     pub fn may_audit(&self, uid: u32) -> Result<(), Reason> {
-        if self.is_unrestricted(uid) || self.auditors.contains(&uid) { Ok(()) } else { Err(Reason::NotAnAuditor) }
+        if self.is_unrestricted(uid) || self.auditors.contains(&uid) {
+            Ok(())
+        } else {
+            Err(Reason::NotAnAuditor)
+        }
     }
 }
 
 impl Policy {
-    /// Whether what `uid` says about on whose behalf it asks is written into the audit log. Also root needs the grant: a
-    /// statement is worth what the program behind the uid measures.
+    /// Whether what `uid` says about on whose behalf it asks is written into the audit
+    /// log. Also root needs the grant: a statement is worth what the program behind the
+    /// uid measures.
     #[must_use]
     pub fn may_attest(&self, uid: u32) -> bool {
         self.attestors.contains(&uid)
@@ -210,7 +265,8 @@ fn purpose(setting: KeyPurpose) -> Purpose {
     }
 }
 
-/// Whether a key for `purpose` has this operation. What makes, finds and removes keys is not the purpose's business.
+/// Whether a key for `purpose` has this operation. What makes, finds and removes keys is
+/// not the purpose's business.
 fn allows(purpose: Purpose, what: Operation) -> bool {
     match what {
         Operation::Sign => purpose != Purpose::Seal,
@@ -258,7 +314,11 @@ mod tests {
         };
         let moduled = KeyPrincipal {
             uid: MODULED,
-            keys: texts(&["aziot-edged-ca", "iotedge_master_encryption_id", "edgekeep-module-data"]),
+            keys: texts(&[
+                "aziot-edged-ca",
+                "iotedge_master_encryption_id",
+                "edgekeep-module-data",
+            ]),
             use_only: texts(&["device-id"]),
             use_derived: texts(&["aziot_identityd_master_id"]),
             certificates: true,
@@ -290,16 +350,27 @@ mod tests {
         let module_key = named(&policy, IDENTITYD, derived("aziot_identityd_master_id"));
         let ca = named(&policy, MODULED, Target::Pair(id("aziot-edged-ca")));
         let device = named(&policy, IDENTITYD, Target::Symmetric(id("device-id")));
-        for (uid, named) in
-            [(IDENTITYD, &module_key), (MODULED, &module_key), (IDENTITYD, &ca), (MODULED, &ca), (MODULED, &device)]
-        {
+        for (uid, named) in [
+            (IDENTITYD, &module_key),
+            (MODULED, &module_key),
+            (IDENTITYD, &ca),
+            (MODULED, &ca),
+            (MODULED, &device),
+        ] {
             assert_eq!(policy.may_use(uid, named, Operation::Sign, NOW), Ok(()), "{uid} {named:?}");
         }
         for named in [&module_key, &ca, &device] {
-            for what in
-                [Operation::Sign, Operation::Encrypt, Operation::Export, Operation::Derive, Operation::Parameters]
-            {
-                assert_eq!(policy.may_use(THIEF, named, what, NOW), Err(Reason::HandleOfAnotherUid));
+            for what in [
+                Operation::Sign,
+                Operation::Encrypt,
+                Operation::Export,
+                Operation::Derive,
+                Operation::Parameters,
+            ] {
+                assert_eq!(
+                    policy.may_use(THIEF, named, what, NOW),
+                    Err(Reason::HandleOfAnotherUid)
+                );
             }
         }
     }
@@ -309,9 +380,18 @@ mod tests {
         let policy = Policy::new(&settings());
         let module_key = named(&policy, IDENTITYD, derived("aziot_identityd_master_id"));
         let master = named(&policy, IDENTITYD, Target::Symmetric(id("aziot_identityd_master_id")));
-        assert_eq!(policy.may_use(MODULED, &module_key, Operation::Export, NOW), Err(Reason::HandleOfAnotherUid));
-        assert_eq!(policy.may_use(MODULED, &master, Operation::Sign, NOW), Err(Reason::HandleOfAnotherUid));
-        assert_eq!(policy.may_use(MODULED, &master, Operation::Derive, NOW), Err(Reason::HandleOfAnotherUid));
+        assert_eq!(
+            policy.may_use(MODULED, &module_key, Operation::Export, NOW),
+            Err(Reason::HandleOfAnotherUid)
+        );
+        assert_eq!(
+            policy.may_use(MODULED, &master, Operation::Sign, NOW),
+            Err(Reason::HandleOfAnotherUid)
+        );
+        assert_eq!(
+            policy.may_use(MODULED, &master, Operation::Derive, NOW),
+            Err(Reason::HandleOfAnotherUid)
+        );
         assert_eq!(policy.may_use(IDENTITYD, &module_key, Operation::Export, NOW), Ok(()));
         assert_eq!(policy.may_use(IDENTITYD, &master, Operation::Derive, NOW), Ok(()));
     }
@@ -319,13 +399,23 @@ mod tests {
     #[test]
     fn exporting_needs_its_own_grant_and_signing_with_the_base_counts_as_exporting() {
         let mut settings = settings();
-        settings.principals.push(KeyPrincipal { uid: 15, keys: vec!["*".into()], ..KeyPrincipal::default() });
+        settings.principals.push(KeyPrincipal {
+            uid: 15,
+            keys: vec!["*".into()],
+            ..KeyPrincipal::default()
+        });
         let policy = Policy::new(&settings);
         for uid in [0, 15] {
             let module_key = named(&policy, uid, derived("aziot_identityd_master_id"));
-            assert_eq!(policy.may_use(uid, &module_key, Operation::Export, NOW), Err(Reason::NoExportGrant));
+            assert_eq!(
+                policy.may_use(uid, &module_key, Operation::Export, NOW),
+                Err(Reason::NoExportGrant)
+            );
             let master = named(&policy, uid, Target::Symmetric(id("aziot_identityd_master_id")));
-            assert_eq!(policy.may_use(uid, &master, Operation::Sign, NOW), Err(Reason::NoExportGrant));
+            assert_eq!(
+                policy.may_use(uid, &master, Operation::Sign, NOW),
+                Err(Reason::NoExportGrant)
+            );
             let device = named(&policy, uid, Target::Symmetric(id("device-id")));
             assert_eq!(policy.may_use(uid, &device, Operation::Sign, NOW), Ok(()));
         }
@@ -337,7 +427,10 @@ mod tests {
         settings.principals[1].certificates = false;
         let policy = Policy::new(&settings);
         let ca = named(&policy, MODULED, Target::Pair(id("aziot-edged-ca")));
-        assert_eq!(policy.may_use(MODULED, &ca, Operation::Sign, NOW), Err(Reason::NotForCertificates));
+        assert_eq!(
+            policy.may_use(MODULED, &ca, Operation::Sign, NOW),
+            Err(Reason::NotForCertificates)
+        );
         assert_eq!(policy.may_use(MODULED, &ca, Operation::Parameters, NOW), Ok(()));
         assert_eq!(policy.may_use(IDENTITYD, &ca, Operation::Sign, NOW), Ok(()));
         assert_eq!(policy.may_use(0, &ca, Operation::Sign, NOW), Ok(()));
@@ -370,7 +463,10 @@ mod tests {
         assert_eq!(policy.may_use(MODULED, &base, Operation::Derive, NOW), Ok(()));
         for what in [Operation::Encrypt, Operation::Decrypt] {
             assert_eq!(policy.may_use(MODULED, &derived, what, NOW), Ok(()));
-            assert_eq!(policy.may_use(IDENTITYD, &derived, what, NOW), Err(Reason::HandleOfAnotherUid));
+            assert_eq!(
+                policy.may_use(IDENTITYD, &derived, what, NOW),
+                Err(Reason::HandleOfAnotherUid)
+            );
         }
         // Signing with the base would compute a derived key.
         for (named, what) in [
@@ -386,14 +482,20 @@ mod tests {
     #[test]
     fn rules_of_the_settings_come_before_the_built_in_ones() {
         let mut settings = settings();
-        settings.purposes = vec![PurposeRule { keys: "device-*".into(), purpose: KeyPurpose::Seal }];
+        settings.purposes =
+            vec![PurposeRule { keys: "device-*".into(), purpose: KeyPurpose::Seal }];
         let policy = Policy::new(&settings);
         assert_eq!(policy.purpose(&id("device-id")), Some(Purpose::Seal));
         assert_eq!(policy.purpose(&id("local-ca")), Some(Purpose::Ca));
         assert_eq!(policy.purpose(&id("mine")), None);
-        // A handle from before the change is as good as expired: its holder asks for a new one.
-        let before = named(&Policy::new(&self::settings()), IDENTITYD, Target::Symmetric(id("device-id")));
-        assert_eq!(policy.may_use(IDENTITYD, &before, Operation::Encrypt, NOW), Err(Reason::ExpiredHandle));
+        // A handle from before the change is as good as expired: its holder asks for a
+        // new one.
+        let before =
+            named(&Policy::new(&self::settings()), IDENTITYD, Target::Symmetric(id("device-id")));
+        assert_eq!(
+            policy.may_use(IDENTITYD, &before, Operation::Encrypt, NOW),
+            Err(Reason::ExpiredHandle)
+        );
     }
 
     #[test]
@@ -404,20 +506,31 @@ mod tests {
         let target = Target::Symmetric(id("device-id"));
         let handle = named(&policy, IDENTITYD, target.clone());
         assert_eq!(policy.may_use(IDENTITYD, &handle, Operation::Sign, later(59)), Ok(()));
-        assert_eq!(policy.may_use(IDENTITYD, &handle, Operation::Sign, later(60)), Err(Reason::ExpiredHandle));
+        assert_eq!(
+            policy.may_use(IDENTITYD, &handle, Operation::Sign, later(60)),
+            Err(Reason::ExpiredHandle)
+        );
         let unbound = Named { target, binding: None };
-        assert_eq!(policy.may_use(IDENTITYD, &unbound, Operation::Sign, NOW), Err(Reason::ExpiredHandle));
+        assert_eq!(
+            policy.may_use(IDENTITYD, &unbound, Operation::Sign, NOW),
+            Err(Reason::ExpiredHandle)
+        );
         settings.handles_any_uid = true;
         let policy = Policy::new(&settings);
         for handle in [&handle, &unbound] {
             assert_eq!(policy.may_use(THIEF, handle, Operation::Sign, later(60)), Ok(()));
-            assert_eq!(policy.may_use(THIEF, handle, Operation::Encrypt, NOW), Err(Reason::Purpose));
+            assert_eq!(
+                policy.may_use(THIEF, handle, Operation::Encrypt, NOW),
+                Err(Reason::Purpose)
+            );
         }
     }
 
     #[test]
     fn a_handle_of_another_boot_or_of_a_longer_lifetime_is_not_one_for_ever() {
-        let lifetime = |seconds| Policy::new(&KeydSettings { handle_lifetime_sec: Some(seconds), ..settings() });
+        let lifetime = |seconds| {
+            Policy::new(&KeydSettings { handle_lifetime_sec: Some(seconds), ..settings() })
+        };
         let (policy, longer) = (lifetime(60), lifetime(61));
         let target = || Target::Symmetric(id("device-id"));
         let sign = |handle: &Named, now| policy.may_use(IDENTITYD, handle, Operation::Sign, now);
@@ -432,7 +545,11 @@ mod tests {
     #[test]
     fn a_key_is_not_moved_out_of_its_purpose() {
         let mut settings = settings();
-        settings.principals.push(KeyPrincipal { uid: 15, keys: vec!["*".into()], ..KeyPrincipal::default() });
+        settings.principals.push(KeyPrincipal {
+            uid: 15,
+            keys: vec!["*".into()],
+            ..KeyPrincipal::default()
+        });
         let policy = Policy::new(&settings);
         let may_move = |uid, from: &str, to: &str| {
             policy.may_move(uid, &id(from), &id(to)).map_err(|(why, id)| (why, id.to_string()))
@@ -443,11 +560,21 @@ mod tests {
         assert_eq!(may_move(15, "mine", "aziot-edged-ca"), Ok(()));
         for uid in [0, 15] {
             for to in ["mine", "device-id", "iotedge_master_encryption_id"] {
-                assert_eq!(may_move(uid, "aziot-edged-ca", to), Err((Reason::Purpose, to.to_owned())), "{uid}");
+                assert_eq!(
+                    may_move(uid, "aziot-edged-ca", to),
+                    Err((Reason::Purpose, to.to_owned())),
+                    "{uid}"
+                );
             }
         }
-        assert_eq!(may_move(IDENTITYD, "device-id", "mine"), Err((Reason::NoGrant, "mine".to_owned())));
-        assert_eq!(may_move(IDENTITYD, "mine", "device-id"), Err((Reason::NoGrant, "mine".to_owned())));
+        assert_eq!(
+            may_move(IDENTITYD, "device-id", "mine"),
+            Err((Reason::NoGrant, "mine".to_owned()))
+        );
+        assert_eq!(
+            may_move(IDENTITYD, "mine", "device-id"),
+            Err((Reason::NoGrant, "mine".to_owned()))
+        );
     }
 
     #[test]

@@ -23,8 +23,9 @@ use crate::share::{Counted, Shares, Told, Used};
 /// How long a request waits for a place in the audit log before it is refused.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Refusals of one uid that are written down at once, and the time after which one more is. The rest is counted: who is
-/// refused must not be able to push what others did out of a log of bounded size.
+/// Refusals of one uid that are written down at once, and the time after which one more
+/// is. The rest is counted: who is refused must not be able to push what others did out
+/// of a log of bounded size.
 const REFUSALS: u32 = 100;
 const REFUSAL_EVERY: Duration = Duration::from_secs(1);
 /// Uids that are told apart for that.
@@ -60,7 +61,8 @@ pub(crate) struct Recorder {
     board: Board,
 }
 
-/// How many refusals of each uid may still be written down. Grows with time, up to [`REFUSALS`].
+/// How many refusals of each uid may still be written down. Grows with time, up to
+/// [`REFUSALS`].
 #[derive(Default)]
 struct Throttle(HashMap<u32, (u32, Instant)>);
 
@@ -87,8 +89,8 @@ impl Throttle {
     }
 }
 
-/// Something that is being done, with its place in the log. If it is dropped before its end is known, it is written down
-/// as interrupted.
+/// Something that is being done, with its place in the log. If it is dropped before its
+/// end is known, it is written down as interrupted.
 #[must_use]
 pub(crate) struct Doing {
     /// Taken when the end is written.
@@ -99,8 +101,14 @@ pub(crate) struct Doing {
 }
 
 impl Recorder {
-    /// `entries_per_hour` is what each uid may write before its uses are counted together.
-    pub(crate) fn new(log: Log, backend: Arc<dyn KeyBackend>, entries_per_hour: u32, board: Board) -> Self {
+    /// `entries_per_hour` is what each uid may write before its uses are counted
+    /// together.
+    pub(crate) fn new(
+        log: Log,
+        backend: Arc<dyn KeyBackend>,
+        entries_per_hour: u32,
+        board: Board,
+    ) -> Self {
         let shares = Arc::new(Mutex::new(Shares::new(entries_per_hour)));
         Self { log: Arc::new(log), backend, throttle: Mutex::default(), shares, board }
     }
@@ -115,17 +123,28 @@ impl Recorder {
     }
 
     /// Takes a place in the log for something that is allowed and about to be done.
-    pub(crate) async fn begin(&self, who: Who, what: Operation, key: Option<Key>) -> Result<Doing, HttpError> {
+    pub(crate) async fn begin(
+        &self,
+        who: Who,
+        what: Operation,
+        key: Option<Key>,
+    ) -> Result<Doing, HttpError> {
         let permit = match self.log.reserve() {
             Ok(permit) => permit,
             Err(Busy) => {
                 let log = Arc::clone(&self.log);
-                let waited = tokio::task::spawn_blocking(move || log.reserve_within(PATIENCE)).await;
+                let waited =
+                    tokio::task::spawn_blocking(move || log.reserve_within(PATIENCE)).await;
                 match waited {
                     Ok(Ok(permit)) => permit,
                     Ok(Err(busy)) => {
                         let busy = busy.to_string();
-                        self.board.note(Code::AuditIncomplete, &Subject::file(self.log.folder()), &busy, SHOWN_FOR);
+                        self.board.note(
+                            Code::AuditIncomplete,
+                            &Subject::file(self.log.folder()),
+                            &busy,
+                            SHOWN_FOR,
+                        );
                         return Err(HttpError::internal(busy));
                     }
                     Err(failed) => return Err(HttpError::hidden(&failed)),
@@ -133,13 +152,24 @@ impl Recorder {
             }
         };
         let (backend, shares) = (Arc::clone(&self.backend), Arc::clone(&self.shares));
-        Ok(Doing { open: Some((permit, who, what, key)), backend, shares, board: self.board.clone() })
+        Ok(Doing {
+            open: Some((permit, who, what, key)),
+            backend,
+            shares,
+            board: self.board.clone(),
+        })
     }
 
-    /// Writes a refusal down, here and in the daemon's log; or counts it, if there are too many of this uid.
+    /// Writes a refusal down, here and in the daemon's log; or counts it, if there are
+    /// too many of this uid.
     pub(crate) fn refused(&self, who: Who, what: Operation, key: Option<Key>, reason: Reason) {
         metrics::refused(what, reason);
-        if !self.throttle.lock().unwrap_or_else(PoisonError::into_inner).admit(who.uid, Instant::now()) {
+        if !self
+            .throttle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .admit(who.uid, Instant::now())
+        {
             self.log.count_refusal();
             return;
         }
@@ -179,7 +209,8 @@ impl Doing {
             let backend = key.as_ref().and_then(|key| self.backend.keeper(&key.id));
             metrics::ended(what, key.as_ref(), backend, outcome);
             let used = Used { who, what, key, outcome };
-            let told = lock(&self.shares).take(used, permit, Instant::now(), OffsetDateTime::now_utc());
+            let told =
+                lock(&self.shares).take(used, permit, Instant::now(), OffsetDateTime::now_utc());
             match told {
                 Told::Itself(Used { who, what, key, outcome }, permit) => {
                     permit.append(entry(who, what, key, outcome));
@@ -190,7 +221,8 @@ impl Doing {
         }
     }
 
-    /// Without a runtime, which is without a server, it is written when the log is closed.
+    /// Without a runtime, which is without a server, it is written when the log is
+    /// closed.
     fn write_counted_at(&self, until: Instant) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let shares = Arc::downgrade(&self.shares);
@@ -221,25 +253,32 @@ fn append_all(counted: Vec<Counted<Permit>>) {
     }
 }
 
-/// Who asks, as the kernel says; and on whose behalf, as the caller says, if it may say so.
+/// Who asks, as the kernel says; and on whose behalf, as the caller says, if it may say
+/// so.
 ///
 /// # Errors
 /// 400 if it says so in another form.
 pub(crate) fn who(request: &Request, policy: &Policy) -> Result<Who, HttpError> {
     let mut who = connected(&request.caller);
     if let Some(text) = request.header(ON_BEHALF_OF)? {
-        let says: OnBehalfOf =
-            text.parse().map_err(|error: OnBehalfOfError| HttpError::bad_request(error.to_string()))?;
+        let says: OnBehalfOf = text
+            .parse()
+            .map_err(|error: OnBehalfOfError| HttpError::bad_request(error.to_string()))?;
         if policy.may_attest(who.uid) {
-            who.says = Some(Box::new(Statement { module: says.module, executable: says.executable }));
+            who.says =
+                Some(Box::new(Statement { module: says.module, executable: says.executable }));
         } else {
-            tracing::debug!(uid = who.uid, "says on whose behalf it asks, and may not: not written down");
+            tracing::debug!(
+                uid = who.uid,
+                "says on whose behalf it asks, and may not: not written down"
+            );
         }
     }
     Ok(who)
 }
 
-/// The same of somebody who is refused anyway: a statement that cannot be read keeps no refusal out of the log.
+/// The same of somebody who is refused anyway: a statement that cannot be read keeps no
+/// refusal out of the log.
 pub(crate) fn refused_who(request: &Request, policy: &Policy) -> Who {
     who(request, policy).unwrap_or_else(|_| connected(&request.caller))
 }

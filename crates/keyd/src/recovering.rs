@@ -7,8 +7,8 @@ use edgekeep_hsm::{KeyBackend, KeyError};
 
 type Open<B> = dyn Fn() -> Result<B, KeyError> + Send + Sync;
 
-/// Opens a backend, and answers with the error of opening it until that succeeds. From then on the backend itself deals
-/// with what comes and goes.
+/// Opens a backend, and answers with the error of opening it until that succeeds. From
+/// then on the backend itself deals with what comes and goes.
 pub(crate) struct Recovering<B> {
     name: &'static str,
     open: Box<Open<B>>,
@@ -18,7 +18,10 @@ pub(crate) struct Recovering<B> {
 }
 
 impl<B> Recovering<B> {
-    pub(crate) fn new(name: &'static str, open: impl Fn() -> Result<B, KeyError> + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(
+        name: &'static str,
+        open: impl Fn() -> Result<B, KeyError> + Send + Sync + 'static,
+    ) -> Self {
         Self { name, open: Box::new(open), opened: OnceLock::new(), opening: Mutex::default() }
     }
 

@@ -1,8 +1,8 @@
 //! The routes of the keys API (wire facts 5.3), and two of our own to read the audit log.
 //!
-//! Each goes through the same steps: read the request, ask the policy, take a place in the audit log, do it, write down
-//! what came of it, answer. Refusals are written down as well; what a request was refused for is in the log, not in the
-//! answer.
+//! Each goes through the same steps: read the request, ask the policy, take a place in
+//! the audit log, do it, write down what came of it, answer. Refusals are written down as
+//! well; what a request was refused for is in the log, not in the answer.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::ErrorCode;
 use edgekeep_api::keyd::{
-    API_VERSIONS, AuditCheckpoint, AuditCounter, AuditEntries, Ciphertext, CreateDerivedKey, CreateKey, CreateKeyPair,
-    Decrypt, Encrypt, EncryptMechanism, ExportedKey, HandleBody, KeyHandle, MoveKeyPair, ParameterValue, Plaintext,
-    Sign, SignMechanism, Signature,
+    API_VERSIONS, AuditCheckpoint, AuditCounter, AuditEntries, Ciphertext, CreateDerivedKey,
+    CreateKey, CreateKeyPair, Decrypt, Encrypt, EncryptMechanism, ExportedKey, HandleBody,
+    KeyHandle, MoveKeyPair, ParameterValue, Plaintext, Sign, SignMechanism, Signature,
 };
 use edgekeep_audit::CounterState;
 use edgekeep_audit::entry::{Key, Operation, Purpose, Reason, Who};
@@ -21,8 +21,8 @@ use edgekeep_core::id::{KeyId, ModuleId};
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
 use edgekeep_daemon::store::StoreError;
 use edgekeep_hsm::{
-    InputError, KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, PublicValue, RsaPadding, SecretBytes,
-    SymmetricKey, Usage,
+    InputError, KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, PublicValue,
+    RsaPadding, SecretBytes, SymmetricKey, Usage,
 };
 use http::{Method, StatusCode};
 
@@ -58,7 +58,12 @@ pub fn router(state: Arc<Keyd>) -> Router<Keyd> {
         .route(Method::GET, "/audit/checkpoint", API_VERSIONS[1], audit_checkpoint)
         .route(Method::GET, "/audit/entries", API_VERSIONS[1], audit_entries)
         .on_sender_changed(|state, caller, _| {
-            state.recorder.refused(record::connected(caller), Operation::Connect, None, Reason::SenderChanged);
+            state.recorder.refused(
+                record::connected(caller),
+                Operation::Connect,
+                None,
+                Reason::SenderChanged,
+            );
         })
 }
 
@@ -94,7 +99,8 @@ async fn load_key(state: Arc<Keyd>, request: Request) -> Answer {
 
 async fn delete_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
-    let (target, doing) = state.begin_with_handle(&request, Operation::Delete, &body.key_handle).await?;
+    let (target, doing) =
+        state.begin_with_handle(&request, Operation::Delete, &body.key_handle).await?;
     let Target::Symmetric(id) = target else { return doing.end(Err(wrong_handle_kind())) };
     state.delete(&request, doing, id, KeyKind::Symmetric).await?;
     Ok(Response::no_content())
@@ -145,7 +151,8 @@ async fn move_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
 
 async fn delete_key_pair(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
-    let (target, doing) = state.begin_with_handle(&request, Operation::Delete, &body.key_handle).await?;
+    let (target, doing) =
+        state.begin_with_handle(&request, Operation::Delete, &body.key_handle).await?;
     let Target::Pair(id) = target else { return doing.end(Err(wrong_handle_kind())) };
     state.delete(&request, doing, id, KeyKind::Pair).await?;
     Ok(Response::no_content())
@@ -157,7 +164,10 @@ async fn public_parameter(state: Arc<Keyd>, mut request: Request) -> Answer {
     let parameter: PublicParameter = request.param(0).parse().map_err(refuse_input)?;
     let target = state.resolve(&request, Operation::Parameters, &body.key_handle)?;
     let Target::Pair(id) = target else { return Err(wrong_handle_kind()) };
-    let value = match state.in_use(&request, move |backend| backend.public_parameter(&id, parameter)).await? {
+    let value = match state
+        .in_use(&request, move |backend| backend.public_parameter(&id, parameter))
+        .await?
+    {
         PublicValue::Word(word) => word.to_owned(),
         PublicValue::Bytes(bytes) => STANDARD.encode(bytes),
     };
@@ -166,7 +176,8 @@ async fn public_parameter(state: Arc<Keyd>, mut request: Request) -> Answer {
 
 async fn create_derived_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: CreateDerivedKey = request.json().await?;
-    let (target, doing) = state.begin_with_handle(&request, Operation::Derive, &body.base_key_handle).await?;
+    let (target, doing) =
+        state.begin_with_handle(&request, Operation::Derive, &body.base_key_handle).await?;
     let binding = state.binding(&request, target.key_id());
     let data = body.derivation_data.into_inner();
     doing.end(issued(state.handles.derived(&body.base_key_handle, data, &binding)))
@@ -174,19 +185,25 @@ async fn create_derived_key(state: Arc<Keyd>, mut request: Request) -> Answer {
 
 async fn export_derived_key(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: HandleBody = request.json().await?;
-    let (target, doing) = state.begin_with_handle(&request, Operation::Export, &body.key_handle).await?;
+    let (target, doing) =
+        state.begin_with_handle(&request, Operation::Export, &body.key_handle).await?;
     let Target::Derived { base, data } = target else {
         return doing.end(Err(wrong_request("only derived keys can be exported")));
     };
-    let key = doing.end(state.in_use(&request, move |backend| backend.export_derived(&base, &data)).await)?;
+    let key = doing
+        .end(state.in_use(&request, move |backend| backend.export_derived(&base, &data)).await)?;
     Ok(Response::ok(&ExportedKey { key: key.into_exposed().into() }))
 }
 
 async fn sign(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: Sign = request.json().await?;
-    let (target, doing) = state.begin_with_handle(&request, Operation::Sign, &body.key_handle).await?;
+    let (target, doing) =
+        state.begin_with_handle(&request, Operation::Sign, &body.key_handle).await?;
     let signature = match (body.mechanism, target) {
-        (SignMechanism::HmacSha256 { message }, target @ (Target::Symmetric(_) | Target::Derived { .. })) => {
+        (
+            SignMechanism::HmacSha256 { message },
+            target @ (Target::Symmetric(_) | Target::Derived { .. }),
+        ) => {
             let hmac = move |backend: &dyn KeyBackend, key: SymmetricKey<'_>| {
                 backend.hmac_sha256(key, message.as_slice()).map(|tag| tag.to_vec())
             };
@@ -196,7 +213,9 @@ async fn sign(state: Arc<Keyd>, mut request: Request) -> Answer {
             state.in_use(&request, move |backend| backend.sign_ecdsa(&id, digest.as_slice())).await
         }
         (SignMechanism::HmacSha256 { .. }, Target::Pair(_))
-        | (SignMechanism::Ecdsa { .. }, Target::Symmetric(_) | Target::Derived { .. }) => Err(wrong_mechanism()),
+        | (SignMechanism::Ecdsa { .. }, Target::Symmetric(_) | Target::Derived { .. }) => {
+            Err(wrong_mechanism())
+        }
     };
     Ok(Response::ok(&Signature { signature: doing.end(signature)?.into() }))
 }
@@ -204,20 +223,26 @@ async fn sign(state: Arc<Keyd>, mut request: Request) -> Answer {
 async fn encrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: Encrypt = request.json().await?;
     let plaintext = SecretBytes::from(body.plaintext.into_inner());
-    // The RSA private-key operation is what signatures are made of, whatever the route is called.
+    // The RSA private-key operation is what signatures are made of, whatever the route is
+    // called.
     let what = match &body.mechanism {
         EncryptMechanism::Aead { .. } => Operation::Encrypt,
         EncryptMechanism::RsaPkcs1 | EncryptMechanism::RsaNoPadding => Operation::Sign,
     };
     let (target, doing) = state.begin_with_handle(&request, what, &body.key_handle).await?;
     let ciphertext = match (body.mechanism, target) {
-        (EncryptMechanism::Aead { iv, aad }, target @ (Target::Symmetric(_) | Target::Derived { .. })) => {
+        (
+            EncryptMechanism::Aead { iv, aad },
+            target @ (Target::Symmetric(_) | Target::Derived { .. }),
+        ) => {
             let encrypt = move |backend: &dyn KeyBackend, key: SymmetricKey<'_>| {
                 backend.encrypt(key, iv.as_slice(), aad.as_slice(), plaintext.expose())
             };
             state.with_symmetric(&request, target, encrypt).await
         }
-        (EncryptMechanism::RsaPkcs1, Target::Pair(id)) => state.rsa(&request, id, RsaPadding::Pkcs1, plaintext).await,
+        (EncryptMechanism::RsaPkcs1, Target::Pair(id)) => {
+            state.rsa(&request, id, RsaPadding::Pkcs1, plaintext).await
+        }
         (EncryptMechanism::RsaNoPadding, Target::Pair(id)) => {
             state.rsa(&request, id, RsaPadding::None, plaintext).await
         }
@@ -232,7 +257,8 @@ async fn encrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
 
 async fn decrypt(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: Decrypt = request.json().await?;
-    let (target, doing) = state.begin_with_handle(&request, Operation::Decrypt, &body.key_handle).await?;
+    let (target, doing) =
+        state.begin_with_handle(&request, Operation::Decrypt, &body.key_handle).await?;
     let plaintext = match body.mechanism {
         EncryptMechanism::Aead { iv, aad } => {
             let ciphertext = body.ciphertext;
@@ -256,8 +282,12 @@ async fn audit_checkpoint(state: Arc<Keyd>, request: Request) -> Answer {
             let index = state.counter_index.unwrap_or_default();
             let counter = match counter {
                 CounterState::Off => None,
-                CounterState::Value(value) => Some(AuditCounter { index, value: Some(value), error: None }),
-                CounterState::Unreachable(why) => Some(AuditCounter { index, value: None, error: Some(why) }),
+                CounterState::Value(value) => {
+                    Some(AuditCounter { index, value: Some(value), error: None })
+                }
+                CounterState::Unreachable(why) => {
+                    Some(AuditCounter { index, value: None, error: Some(why) })
+                }
             };
             Ok(Response::ok(&AuditCheckpoint { checkpoint, verifier_key, counter }))
         }
@@ -270,10 +300,14 @@ async fn audit_entries(state: Arc<Keyd>, request: Request) -> Answer {
     state.expect_auditor(&request)?;
     let number = |name: &str, default: u64| match request.query(name) {
         None => Ok(default),
-        Some(text) => text.parse().map_err(|_| wrong_request(format!("parameter {name:?} has an invalid value"))),
+        Some(text) => text
+            .parse()
+            .map_err(|_| wrong_request(format!("parameter {name:?} has an invalid value"))),
     };
     let from: u64 = number("from", 0)?;
-    let limit = usize::try_from(number("limit", AUDIT_ENTRIES as u64)?).unwrap_or(AUDIT_ENTRIES).min(AUDIT_ENTRIES);
+    let limit = usize::try_from(number("limit", AUDIT_ENTRIES as u64)?)
+        .unwrap_or(AUDIT_ENTRIES)
+        .min(AUDIT_ENTRIES);
     let log = Arc::clone(state.recorder.log());
     let read = move || edgekeep_audit::read(log.folder(), from, limit, AUDIT_BYTES);
     let excerpt = match tokio::task::spawn_blocking(read).await {
@@ -285,18 +319,30 @@ async fn audit_entries(state: Arc<Keyd>, request: Request) -> Answer {
         edge: excerpt.edge.nodes().iter().map(ToString::to_string).collect(),
         base: excerpt.base,
         from: excerpt.from,
-        entries: excerpt.entries.into_iter().map(|entry| String::from_utf8_lossy(&entry).into_owned()).collect(),
+        entries: excerpt
+            .entries
+            .into_iter()
+            .map(|entry| String::from_utf8_lossy(&entry).into_owned())
+            .collect(),
     }))
 }
 
 impl Keyd {
     /// 401 unless the caller may name this key.
     fn expect_name(&self, request: &Request, what: Operation, id: &KeyId) -> Result<(), HttpError> {
-        self.policy.may_name(request.caller.uid(), id).map_err(|reason| self.refuse_named(request, what, id, reason))
+        self.policy
+            .may_name(request.caller.uid(), id)
+            .map_err(|reason| self.refuse_named(request, what, id, reason))
     }
 
     /// Writes a refusal down; the answer is 401.
-    fn refuse_named(&self, request: &Request, what: Operation, id: &KeyId, reason: Reason) -> HttpError {
+    fn refuse_named(
+        &self,
+        request: &Request,
+        what: Operation,
+        id: &KeyId,
+        reason: Reason,
+    ) -> HttpError {
         self.recorder.refused(self.refused_who(request), what, Some(self.key(id)), reason);
         HttpError::unauthorized().with_code(ErrorCode::Grant)
     }
@@ -309,20 +355,32 @@ impl Keyd {
         record::who(request, &self.policy)
     }
 
-    async fn begin_named(&self, request: &Request, what: Operation, id: &KeyId) -> Result<Doing, HttpError> {
+    async fn begin_named(
+        &self,
+        request: &Request,
+        what: Operation,
+        id: &KeyId,
+    ) -> Result<Doing, HttpError> {
         self.expect_name(request, what, id)?;
         self.recorder.begin(self.who(request)?, what, Some(self.key(id))).await
     }
 
     /// The key that a handle names, if the caller may do this with it.
-    fn resolve(&self, request: &Request, what: Operation, handle: &KeyHandle) -> Result<Target, HttpError> {
+    fn resolve(
+        &self,
+        request: &Request,
+        what: Operation,
+        handle: &KeyHandle,
+    ) -> Result<Target, HttpError> {
         let uid = request.caller.uid();
         let named = match self.handles.open(handle) {
             Ok(named) => named,
             Err(invalid) => {
                 // Somebody may be guessing.
                 self.recorder.refused(self.refused_who(request), what, None, Reason::ForeignHandle);
-                return Err(HttpError::bad_request(invalid.to_string()).with_code(ErrorCode::KeyHandle));
+                return Err(
+                    HttpError::bad_request(invalid.to_string()).with_code(ErrorCode::KeyHandle)
+                );
             }
         };
         let allowed = self.policy.may_use(uid, &named, what, self.boot.now());
@@ -334,12 +392,17 @@ impl Keyd {
         match allowed {
             Ok(()) => Ok(named.target),
             Err(reason) => {
-                self.recorder.refused(self.refused_who(request), what, Some(self.target_key(&named.target)), reason);
-                // To who holds it an old handle is like a wrong one: clients then ask for another.
+                self.recorder.refused(
+                    self.refused_who(request),
+                    what,
+                    Some(self.target_key(&named.target)),
+                    reason,
+                );
+                // To who holds it an old handle is like a wrong one: clients then ask for
+                // another.
                 Err(match reason {
-                    Reason::ExpiredHandle => {
-                        HttpError::bad_request(InvalidHandle.to_string()).with_code(ErrorCode::KeyHandle)
-                    }
+                    Reason::ExpiredHandle => HttpError::bad_request(InvalidHandle.to_string())
+                        .with_code(ErrorCode::KeyHandle),
                     _ => HttpError::unauthorized().with_code(ErrorCode::Grant),
                 })
             }
@@ -375,7 +438,8 @@ impl Keyd {
         let mut key = self.key(target.key_id());
         if let Target::Derived { data, .. } = target {
             key.derived = true;
-            let module = if key.purpose == Some(Purpose::Identity) { module_of(data) } else { None };
+            let module =
+                if key.purpose == Some(Purpose::Identity) { module_of(data) } else { None };
             key.module = module.map(Box::new);
         }
         key
@@ -386,7 +450,12 @@ impl Keyd {
     }
 
     /// 400 unless there is a key of this kind under this id.
-    async fn expect_kind(&self, request: &Request, id: &KeyId, expected: KeyKind) -> Result<(), HttpError> {
+    async fn expect_kind(
+        &self,
+        request: &Request,
+        id: &KeyId,
+        expected: KeyKind,
+    ) -> Result<(), HttpError> {
         let wanted = id.clone();
         match self.in_use(request, move |backend| backend.kind(&wanted)).await? {
             Some(found) if found == expected => self.remember(request, id).await,
@@ -395,7 +464,8 @@ impl Keyd {
         }
     }
 
-    /// Makes a key, if the caller may have one more. One that was there and is gone is only made from what is `given`.
+    /// Makes a key, if the caller may have one more. One that was there and is gone is
+    /// only made from what is `given`.
     async fn make(
         &self,
         request: &Request,
@@ -409,7 +479,9 @@ impl Keyd {
         let subject = Subject::key(id.as_str());
         let bound = (!self.policy.is_unrestricted(uid)).then_some(uid);
         let made = self.on_disk(request, move |backend| {
-            match kept.make(&id, given, backend, || makers.make(bound, &id, backend, || make(backend))) {
+            match kept
+                .make(&id, given, backend, || makers.make(bound, &id, backend, || make(backend)))
+            {
                 Err(MakeError::Key(error)) => Err(error),
                 made => Ok(made),
             }
@@ -428,7 +500,13 @@ impl Keyd {
         Err(HttpError::new(StatusCode::FORBIDDEN, refusal.to_string()))
     }
 
-    async fn delete(&self, request: &Request, doing: Doing, id: KeyId, kind: KeyKind) -> Result<(), HttpError> {
+    async fn delete(
+        &self,
+        request: &Request,
+        doing: Doing,
+        id: KeyId,
+        kind: KeyKind,
+    ) -> Result<(), HttpError> {
         let (makers, kept) = (Arc::clone(&self.makers), Arc::clone(&self.kept));
         let deleted = move |backend: &dyn KeyBackend| {
             if let Err(error) = kept.forget(&id) {
@@ -441,7 +519,8 @@ impl Keyd {
         doing.end(self.on_disk(request, deleted).await.and_then(written_down))
     }
 
-    /// Tells operators of a key that is gone; the answer to who wanted it made is 500 with the remedy.
+    /// Tells operators of a key that is gone; the answer to who wanted it made is 500
+    /// with the remedy.
     fn tell_lost(&self, lost: &LostKey) -> HttpError {
         self.board.raise(Code::KeyLost, &Subject::key(lost.id().as_str()), lost.to_string());
         HttpError::internal(lost.to_string())
@@ -460,7 +539,8 @@ impl Keyd {
         .await
     }
 
-    /// Runs what waits for the disk, or computes for long, off the thread that answers requests.
+    /// Runs what waits for the disk, or computes for long, off the thread that answers
+    /// requests.
     async fn on_disk<T: Send + 'static>(
         &self,
         request: &Request,
@@ -479,8 +559,8 @@ impl Keyd {
         }
     }
 
-    /// Uses a key: here, if that is a matter of microseconds, and off the thread that answers, if it is one of waiting for
-    /// a disk, a token or a TPM.
+    /// Uses a key: here, if that is a matter of microseconds, and off the thread that
+    /// answers, if it is one of waiting for a disk, a token or a TPM.
     async fn in_use<T: Send + 'static>(
         &self,
         request: &Request,
@@ -500,10 +580,14 @@ impl Keyd {
         run: impl Fn(&dyn KeyBackend, SymmetricKey<'_>) -> Result<T, KeyError> + Send + 'static,
     ) -> Result<T, HttpError> {
         match target {
-            Target::Symmetric(id) => self.in_use(request, move |backend| run(backend, SymmetricKey::Stored(&id))).await,
+            Target::Symmetric(id) => {
+                self.in_use(request, move |backend| run(backend, SymmetricKey::Stored(&id))).await
+            }
             Target::Derived { base, data } => {
-                self.in_use(request, move |backend| run(backend, SymmetricKey::Derived { base: &base, data: &data }))
-                    .await
+                self.in_use(request, move |backend| {
+                    run(backend, SymmetricKey::Derived { base: &base, data: &data })
+                })
+                .await
             }
             Target::Pair(_) => Err(wrong_mechanism()),
         }
@@ -517,11 +601,15 @@ impl Keyd {
         padding: RsaPadding,
         block: SecretBytes,
     ) -> Result<Vec<u8>, HttpError> {
-        self.on_disk(request, move |backend| backend.rsa_private_operation(&id, padding, block.expose())).await
+        self.on_disk(request, move |backend| {
+            backend.rsa_private_operation(&id, padding, block.expose())
+        })
+        .await
     }
 }
 
-/// The module whose key is derived with this data: `<module>:<generation>:primary`, or `secondary` (wire facts 3.2).
+/// The module whose key is derived with this data: `<module>:<generation>:primary`, or
+/// `secondary` (wire facts 3.2).
 fn module_of(data: &[u8]) -> Option<ModuleId> {
     let mut parts = std::str::from_utf8(data).ok()?.rsplitn(3, ':');
     let which = parts.next()?;
@@ -531,7 +619,9 @@ fn module_of(data: &[u8]) -> Option<ModuleId> {
 }
 
 fn parse_id(text: &str) -> Result<KeyId, HttpError> {
-    text.parse().map_err(|error| wrong_request(format!("parameter \"id\" has an invalid value\ncaused by: {error}")))
+    text.parse().map_err(|error| {
+        wrong_request(format!("parameter \"id\" has an invalid value\ncaused by: {error}"))
+    })
 }
 
 fn issued(handle: Result<KeyHandle, IssueError>) -> Answer {
@@ -541,11 +631,14 @@ fn issued(handle: Result<KeyHandle, IssueError>) -> Answer {
         Err(error @ IssueError::Base(_)) => {
             Err(HttpError::bad_request(error.to_string()).with_code(ErrorCode::KeyHandle))
         }
-        Err(error @ (IssueError::BaseKind | IssueError::LongData)) => Err(wrong_request(error.to_string())),
+        Err(error @ (IssueError::BaseKind | IssueError::LongData)) => {
+            Err(wrong_request(error.to_string()))
+        }
     }
 }
 
-/// 400 with the reason, if the request was wrong; else 500, with the reason in the log only.
+/// 400 with the reason, if the request was wrong; else 500, with the reason in the log
+/// only.
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn refuse(error: KeyError) -> HttpError {
     if !error.is_callers_fault() {
@@ -557,7 +650,9 @@ fn refuse(error: KeyError) -> HttpError {
             let text = format!("parameter \"id\" has an invalid value\ncaused by: {text}");
             HttpError::bad_request(text).with_code(ErrorCode::Absent)
         }
-        KeyError::WrongKind { .. } | KeyError::Preloaded { .. } | KeyError::PreloadedUnusable { .. } => {
+        KeyError::WrongKind { .. }
+        | KeyError::Preloaded { .. }
+        | KeyError::PreloadedUnusable { .. } => {
             wrong_request(format!("parameter \"id\" has an invalid value\ncaused by: {text}"))
         }
         _ => wrong_request(text),

@@ -1,8 +1,10 @@
-//! How much of the audit log one uid takes. Pure: what was done and the time come in, what is written down comes out.
+//! How much of the audit log one uid takes. Pure: what was done and the time come in,
+//! what is written down comes out.
 //!
-//! The log has a bounded size, and what is newest pushes out what is oldest. Each uid may write so many entries an hour, all
-//! of them at once if it likes. Beyond that equal uses are counted together, and one entry says how many they were: a key
-//! that is used without end takes two entries a minute, and what others did stays.
+//! The log has a bounded size, and what is newest pushes out what is oldest. Each uid may
+//! write so many entries an hour, all of them at once if it likes. Beyond that equal uses
+//! are counted together, and one entry says how many they were: a key that is used
+//! without end takes two entries a minute, and what others did stays.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,11 +14,14 @@ use time::OffsetDateTime;
 
 /// The time in which a uid gets its whole share anew.
 const HOUR: Duration = Duration::from_secs(3600);
-/// How long equal uses are counted together. So long a crash of keyd can take what was counted.
+/// How long equal uses are counted together. So long a crash of keyd can take what was
+/// counted.
 pub(crate) const TOGETHER: Duration = Duration::from_secs(30);
-/// Kinds of uses of one uid that are counted apart; the rest is told apart by operation and outcome only.
+/// Kinds of uses of one uid that are counted apart; the rest is told apart by operation
+/// and outcome only.
 const KINDS: usize = 16;
-/// Uids that are told apart. Only who was granted something does what is allowed, and the settings name those.
+/// Uids that are told apart. Only who was granted something does what is allowed, and the
+/// settings name those.
 const UIDS: usize = 256;
 
 /// What makes two uses equal.
@@ -92,7 +97,13 @@ impl<P> Shares<P> {
     }
 
     /// Takes in a use that has a place in the log.
-    pub(crate) fn take(&mut self, used: Used, place: P, now: Instant, time: OffsetDateTime) -> Told<P> {
+    pub(crate) fn take(
+        &mut self,
+        used: Used,
+        place: P,
+        now: Instant,
+        time: OffsetDateTime,
+    ) -> Told<P> {
         if self.closed || !self.make_room_for(used.who.uid, now) {
             return Told::Itself(used, place);
         }
@@ -145,7 +156,9 @@ impl<P> Shares<P> {
     fn drain(&mut self, is_due: impl Fn(&Group<P>) -> bool) -> Vec<Counted<P>> {
         let mut counted = Vec::new();
         for (uid, Uid { groups, .. }) in &mut self.by_uid {
-            for Group { kind, pid, count, since, place, .. } in groups.extract_if(.., |group| is_due(group)) {
+            for Group { kind, pid, count, since, place, .. } in
+                groups.extract_if(.., |group| is_due(group))
+            {
                 let Kind { what, key, outcome, says } = kind;
                 let who = Who { uid: *uid, pid, says };
                 counted.push(Counted { who, what, key, outcome, count, since, place });
@@ -169,8 +182,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is done, in whatever order: each use is in exactly one entry, and no uid has more than its share and what
-        /// the groups make of it.
+        /// Whatever is done, in whatever order: each use is in exactly one entry, and no
+        /// uid has more than its share and what the groups make of it.
         #[test]
         fn every_use_is_in_one_entry_and_no_uid_takes_more_than_its_share(
             share in 1_u32..50,
@@ -204,7 +217,8 @@ mod tests {
             }
             prop_assert_eq!(told, asked);
             let passed = now.duration_since(start).as_secs();
-            // Its share and what came since; and in each while of counting the kinds, and one an outcome for the rest.
+            // Its share and what came since; and in each while of counting the kinds, and
+            // one an outcome for the rest.
             let most = u64::from(share) * (3600 + passed) / 3600 + 1 + (passed / TOGETHER.as_secs() + 2) * (KINDS as u64 + 2);
             prop_assert!(entries.iter().all(|entries| *entries <= most), "{entries:?} {most}");
             prop_assert_eq!(shares.take(used(0, 0, Outcome::Done), (), now, NOW), Told::Itself(used(0, 0, Outcome::Done), ()));
@@ -218,15 +232,24 @@ mod tests {
         let (mut itself, mut counted) = (0, Vec::new());
         for number in 0..60_000_u32 {
             let now = start + Duration::from_millis(number.into());
-            itself += u32::from(matches!(shares.take(used(7, 1, Outcome::Done), (), now, NOW), Told::Itself(..)));
+            itself += u32::from(matches!(
+                shares.take(used(7, 1, Outcome::Done), (), now, NOW),
+                Told::Itself(..)
+            ));
             counted.extend(shares.due(now));
         }
         assert!(matches!(shares.take(used(8, 1, Outcome::Done), (), start, NOW), Told::Itself(..)));
         counted.extend(shares.all());
         // 100, and one more for each 36 s.
         assert_eq!((itself, counted.len()), (101, 2), "{counted:?}");
-        assert_eq!(counted.iter().map(|counted| counted.count).sum::<u64>() + u64::from(itself), 60_000);
-        assert_eq!((counted[0].who.pid, counted[0].key.as_ref().unwrap().id.as_str()), (Some(7), "k1"));
+        assert_eq!(
+            counted.iter().map(|counted| counted.count).sum::<u64>() + u64::from(itself),
+            60_000
+        );
+        assert_eq!(
+            (counted[0].who.pid, counted[0].key.as_ref().unwrap().id.as_str()),
+            (Some(7), "k1")
+        );
     }
 
     #[test]

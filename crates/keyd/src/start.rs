@@ -34,18 +34,22 @@ use crate::tpmd::Tpmd;
 use crate::turns::Turns;
 use crate::{Keyd, slow_threads};
 
-/// Name of the key that proves handles. It is outside the callers' name space, and reserved within it.
+/// Name of the key that proves handles. It is outside the callers' name space, and
+/// reserved within it.
 const HANDLE_VALIDATION_KEY: &str = "handle-validation-key";
-/// Name of the key that signs the audit log's checkpoints, also outside the callers' name space.
+/// Name of the key that signs the audit log's checkpoints, also outside the callers' name
+/// space.
 const CHECKPOINT_KEY: &str = "audit-checkpoint-key";
-/// Name of the key that lets this keyd, and nobody else, step the audit log's counter in the TPM.
+/// Name of the key that lets this keyd, and nobody else, step the audit log's counter in
+/// the TPM.
 const COUNTER_KEY: &str = "audit-counter-key";
 /// How long it is shown that a key of keyd's own was made anew.
 const REMADE_SHOWN: Duration = Duration::from_secs(86_400);
 /// Folder of the audit log in the state folder.
 const AUDIT: &str = "audit";
-/// Entries that a uid may write into the audit log in an hour if the settings say nothing else. With entries of some 250 bytes
-/// one uid alone needs a day to push everything out of a log of the usual size.
+/// Entries that a uid may write into the audit log in an hour if the settings say nothing
+/// else. With entries of some 250 bytes one uid alone needs a day to push everything out
+/// of a log of the usual size.
 const ENTRIES_PER_UID_HOUR: u32 = 10_000;
 /// Largest file in the import folder, in bytes.
 const IMPORT_LIMIT: u64 = 64 * 1024;
@@ -111,14 +115,18 @@ impl<'a> Prepared<'a> {
         Ok(Self { root, settings, plan: Plan::new(settings)?, boot: BootClock::read() })
     }
 
-    /// What has to stay within reach to open it and to serve. Makes the state folder, since what is not there cannot stay within
-    /// reach.
+    /// What has to stay within reach to open it and to serve. Makes the state folder,
+    /// since what is not there cannot stay within reach.
     ///
     /// # Errors
     /// If the folder cannot be made.
     pub fn confinement(&self) -> Result<Confinement, StartError> {
         let folder = self.root.state_folder(Daemon::Keyd);
-        make_private(&folder).map_err(|source| StoreError::Io { action: "make the folder", path: folder, source })?;
+        make_private(&folder).map_err(|source| StoreError::Io {
+            action: "make the folder",
+            path: folder,
+            source,
+        })?;
         let around = Surroundings {
             variable: &|name| std::env::var_os(name),
             text: &|path| fs::read_to_string(path).ok(),
@@ -126,30 +134,43 @@ impl<'a> Prepared<'a> {
             real: &|path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
         };
         let is_root = rustix::process::geteuid().is_root();
-        Ok(confine::confinement(self.root, &self.settings.sandbox, &self.plan.named(self.settings), is_root, &around))
+        Ok(confine::confinement(
+            self.root,
+            &self.settings.sandbox,
+            &self.plan.named(self.settings),
+            is_root,
+            &around,
+        ))
     }
 
-    /// Opens the key store, takes in the keys that wait in the import folder, and readies the handle validation key.
+    /// Opens the key store, takes in the keys that wait in the import folder, and readies
+    /// the handle validation key.
     ///
     /// # Errors
-    /// If the store cannot be opened. A key that cannot be imported is an error in the log only: the others are still needed.
+    /// If the store cannot be opened. A key that cannot be imported is an error in the
+    /// log only: the others are still needed.
     pub fn open(self, policy: Policy, board: Board) -> Result<Keyd, StartError> {
         Keyd::open_planned(self, policy, board)
     }
 }
 
 impl Keyd {
-    /// [`Prepared::new`] and [`Prepared::open`], in a process that keeps all of its rights. Opens the key store under `root`, takes in the keys that wait in the import folder, and readies the handle
-    /// validation key.
+    /// [`Prepared::new`] and [`Prepared::open`], in a process that keeps all of its
+    /// rights. Opens the key store under `root`, takes in the keys that wait in the
+    /// import folder, and readies the handle validation key.
     ///
     /// # Errors
-    /// If the settings name a key that cannot be, or the store cannot be opened. A key that cannot be imported is an error in
-    /// the log only: the others are still needed.
+    /// If the settings name a key that cannot be, or the store cannot be opened. A key
+    /// that cannot be imported is an error in the log only: the others are still needed.
     pub fn open(root: &Root, settings: &KeydSettings, policy: Policy) -> Result<Self, StartError> {
         Prepared::new(root, settings)?.open(policy, Board::new())
     }
 
-    fn open_planned(prepared: Prepared<'_>, policy: Policy, board: Board) -> Result<Self, StartError> {
+    fn open_planned(
+        prepared: Prepared<'_>,
+        policy: Policy,
+        board: Board,
+    ) -> Result<Self, StartError> {
         let Prepared { root, settings, plan, boot } = prepared;
         let folder = root.state_folder(Daemon::Keyd);
         let tpm = plan.tpm(settings, &folder);
@@ -160,14 +181,21 @@ impl Keyd {
             match places.backend.kind(id) {
                 Ok(Some(_)) => {}
                 Ok(None) => {
-                    board.raise(Code::KeyUnusable, &Subject::key(id.as_str()), "it is not where the settings say");
+                    board.raise(
+                        Code::KeyUnusable,
+                        &Subject::key(id.as_str()),
+                        "it is not where the settings say",
+                    );
                 }
-                Err(error) => board.raise(Code::KeyUnusable, &Subject::key(id.as_str()), chain(&error)),
+                Err(error) => {
+                    board.raise(Code::KeyUnusable, &Subject::key(id.as_str()), chain(&error));
+                }
             }
         }
         let kept = Kept::open(&folder).map_err(StartError::Kept)?;
         kept.accept_losses(&folder, &*places.backend);
-        // Tokens and the TPM may keep who asks them waiting: what is lost there is found when it is wanted.
+        // Tokens and the TPM may keep who asks them waiting: what is lost there is found
+        // when it is wanted.
         if !settings.has_hardware() {
             for lost in kept.lost(&*places.backend) {
                 board.raise(Code::KeyLost, &Subject::key(lost.id().as_str()), lost.to_string());
@@ -175,12 +203,16 @@ impl Keyd {
         }
         let own = &places.files;
         remember_own(own, &kept, settings, &board)?;
-        let handle_key = own.internal_key(&internal(HANDLE_VALIDATION_KEY)).map_err(StartError::HandleKey)?;
+        let handle_key =
+            own.internal_key(&internal(HANDLE_VALIDATION_KEY)).map_err(StartError::HandleKey)?;
         // The log's key is made with the log: where it is, the log has to be.
-        let expected = own.has_internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
-        let seed = own.internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
+        let expected =
+            own.has_internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
+        let seed =
+            own.internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
         let seed: &[u8; 32] = seed.expose().try_into().map_err(|_| StartError::Signer(None))?;
-        let signer = SoftwareSigner::from_seed(seed).map_err(|error| StartError::Signer(Some(error)))?;
+        let signer =
+            SoftwareSigner::from_seed(seed).map_err(|error| StartError::Signer(Some(error)))?;
         let counter = counter(settings, &places)?;
         let options = edgekeep_audit::Options { expected, ..record::options(settings) };
         let log = Log::open(&folder.join(AUDIT), options, Box::new(signer), counter)?;
@@ -188,9 +220,10 @@ impl Keyd {
         // Half of the threads for one uid: another one finds one free.
         let turns = Arc::new(Turns::new(slow_threads(settings.has_hardware()) / 2));
         let share = settings.audit_log.entries_per_uid_hour.unwrap_or(ENTRIES_PER_UID_HOUR);
-        let recorder = Arc::new(Recorder::new(log, Arc::clone(&places.backend), share, board.clone()));
-        let makers =
-            Makers::open(&folder, settings.keys_per_uid.unwrap_or(KEYS_PER_UID)).map_err(StartError::Makers)?;
+        let recorder =
+            Arc::new(Recorder::new(log, Arc::clone(&places.backend), share, board.clone()));
+        let makers = Makers::open(&folder, settings.keys_per_uid.unwrap_or(KEYS_PER_UID))
+            .map_err(StartError::Makers)?;
         let tpmd = places.tpm.zip(settings.tpm.as_ref()).map(|(tpm, tpm_is)| {
             Arc::new(Tpmd::new(
                 tpm,
@@ -216,14 +249,32 @@ impl Keyd {
     }
 }
 
-/// Remembers keyd's own keys, and tells of one that was there and is gone. It is made anew all the same: no caller's key or data
-/// depends on it, and without it keyd would serve nobody.
-fn remember_own(own: &SoftwareBackend, kept: &Kept, settings: &KeydSettings, board: &Board) -> Result<(), StartError> {
+/// Remembers keyd's own keys, and tells of one that was there and is gone. It is made
+/// anew all the same: no caller's key or data depends on it, and without it keyd would
+/// serve nobody.
+fn remember_own(
+    own: &SoftwareBackend,
+    kept: &Kept,
+    settings: &KeydSettings,
+    board: &Board,
+) -> Result<(), StartError> {
     let counts = settings.tpm.as_ref().is_some_and(|tpm| tpm.audit_counter.enabled);
     let keys = [
-        (HANDLE_VALIDATION_KEY, true, "handles that were given out are void; their holders ask for others"),
-        (CHECKPOINT_KEY, true, "the audit log begins anew; what is kept of the old one is set aside"),
-        (COUNTER_KEY, counts, "the audit log's counter cannot be stepped; name another index in audit_counter_index"),
+        (
+            HANDLE_VALIDATION_KEY,
+            true,
+            "handles that were given out are void; their holders ask for others",
+        ),
+        (
+            CHECKPOINT_KEY,
+            true,
+            "the audit log begins anew; what is kept of the old one is set aside",
+        ),
+        (
+            COUNTER_KEY,
+            counts,
+            "the audit log's counter cannot be stepped; name another index in audit_counter_index",
+        ),
     ];
     for (name, _, means) in keys.into_iter().filter(|(_, used, _)| *used) {
         let id = internal(name);
@@ -236,16 +287,25 @@ fn remember_own(own: &SoftwareBackend, kept: &Kept, settings: &KeydSettings, boa
     Ok(())
 }
 
-/// The audit log's counter, if there is a TPM and it is wanted. Nothing is asked of the TPM here.
-fn counter(settings: &KeydSettings, places: &Places) -> Result<Option<Box<dyn MonotonicCounter>>, StartError> {
-    let Some((tpm, wanted)) = places.tpm.as_ref().zip(settings.tpm.as_ref().map(|tpm| tpm.audit_counter)) else {
+/// The audit log's counter, if there is a TPM and it is wanted. Nothing is asked of the
+/// TPM here.
+fn counter(
+    settings: &KeydSettings,
+    places: &Places,
+) -> Result<Option<Box<dyn MonotonicCounter>>, StartError> {
+    let Some((tpm, wanted)) =
+        places.tpm.as_ref().zip(settings.tpm.as_ref().map(|tpm| tpm.audit_counter))
+    else {
         return Ok(None);
     };
     if !wanted.enabled {
-        tracing::warn!("audit_counter is switched off: a loss of the audit log's newest part will not show");
+        tracing::warn!(
+            "audit_counter is switched off: a loss of the audit log's newest part will not show"
+        );
         return Ok(None);
     }
-    let auth = places.files.internal_key(&internal(COUNTER_KEY)).map_err(StartError::CheckpointKey)?;
+    let auth =
+        places.files.internal_key(&internal(COUNTER_KEY)).map_err(StartError::CheckpointKey)?;
     let counter = AuthValue::new(auth.expose()).and_then(|auth| NvCounter::new(wanted.index, auth));
     let counter = counter.map_err(StartError::Counter)?;
     Ok(Some(Box::new(TpmCounter::new(Arc::clone(tpm), counter))))
@@ -256,8 +316,8 @@ fn internal(name: &str) -> KeyId {
     id
 }
 
-/// Takes every key in `folder` into the store and removes its file. A crash in between is harmless: the same key is taken
-/// in again.
+/// Takes every key in `folder` into the store and removes its file. A crash in between is
+/// harmless: the same key is taken in again.
 fn import(backend: &SoftwareBackend, folder: &Path, board: &Board) {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -278,7 +338,8 @@ fn import(backend: &SoftwareBackend, folder: &Path, board: &Board) {
         match import_file(backend, &path) {
             Ok(id) => tracing::info!(key = id.as_str(), "imported a key"),
             Err(error) => {
-                let detail = format!("the key cannot be taken in, and the file is kept: {}", chain(&error));
+                let detail =
+                    format!("the key cannot be taken in, and the file is kept: {}", chain(&error));
                 board.raise(Code::KeyUnusable, &Subject::file(&path), detail);
             }
         }
@@ -288,7 +349,9 @@ fn import(backend: &SoftwareBackend, folder: &Path, board: &Board) {
 /// Why one file was not imported.
 #[derive(Debug, thiserror::Error)]
 enum ImportError {
-    #[error("the file's name is no key id: it is still being written, or was not put there by `config apply`")]
+    #[error(
+        "the file's name is no key id: it is still being written, or was not put there by `config apply`"
+    )]
     Name,
     #[error("the key id is reserved")]
     Reserved,
@@ -299,14 +362,16 @@ enum ImportError {
 }
 
 fn import_file(backend: &SoftwareBackend, path: &Path) -> Result<KeyId, ImportError> {
-    let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.ends_with(".tmp"));
+    let name =
+        path.file_name().and_then(|name| name.to_str()).filter(|name| !name.ends_with(".tmp"));
     let id: KeyId = name.and_then(|name| name.parse().ok()).ok_or(ImportError::Name)?;
     if RESERVED_KEY_IDS.contains(&id.as_str()) {
         return Err(ImportError::Reserved);
     }
     let content = SecretBytes::from(file::read(path, Rules::own(IMPORT_LIMIT).without_links())?);
     backend.import_file_content(&id, &content)?;
-    // Only now that the store has it, and for good: a key in clear must not come back after a power cut.
+    // Only now that the store has it, and for good: a key in clear must not come back
+    // after a power cut.
     fs::remove_file(path)?;
     if let Some(folder) = path.parent() {
         File::open(folder)?.sync_all()?;
@@ -355,7 +420,10 @@ mod tests {
         let mac = keyd.backend.hmac_sha256(SymmetricKey::Stored(&id("device-id")), b"m").unwrap();
         drop(keyd);
         let keyd = open(&root, &KeydSettings::default()).unwrap();
-        assert_eq!(keyd.backend.hmac_sha256(SymmetricKey::Stored(&id("device-id")), b"m").unwrap(), mac);
+        assert_eq!(
+            keyd.backend.hmac_sha256(SymmetricKey::Stored(&id("device-id")), b"m").unwrap(),
+            mac
+        );
         assert_eq!(keyd.backend.export_derived(&id("device-id"), b"m").unwrap().expose(), mac);
     }
 
@@ -400,7 +468,8 @@ mod tests {
 
     #[test]
     fn grants_come_from_the_settings_and_never_cover_the_handle_validation_key() {
-        let principals = vec![KeyPrincipal { uid: 7, keys: vec!["*".into()], ..KeyPrincipal::default() }];
+        let principals =
+            vec![KeyPrincipal { uid: 7, keys: vec!["*".into()], ..KeyPrincipal::default() }];
         let policy = Policy::new(&KeydSettings { principals, ..KeydSettings::default() });
         assert_eq!(policy.may_name(7, &id("device-id")), Ok(()));
         assert_eq!(policy.may_name(8, &id("device-id")), Err(Reason::NoGrant));

@@ -1,11 +1,14 @@
 //! The TPM API (wire facts 5.7): what a provisioning service needs of the device's TPM.
 //!
-//! Whoever can open the socket may call it. Each call is in the audit log before the answer goes out, with what came of it.
-//! A failure is a 500 whose cause, with its remedy, is in the daemon's log only.
+//! Whoever can open the socket may call it. Each call is in the audit log before the
+//! answer goes out, with what came of it. A failure is a 500 whose cause, with its
+//! remedy, is in the daemon's log only.
 
 use std::sync::Arc;
 
-use edgekeep_api::tpmd::{API_VERSIONS, AuthKeyDigest, ImportAuthKey, Imported, SignWithAuthKey, TpmKeys};
+use edgekeep_api::tpmd::{
+    API_VERSIONS, AuthKeyDigest, ImportAuthKey, Imported, SignWithAuthKey, TpmKeys,
+};
 use edgekeep_audit::entry::{Operation, Reason};
 use edgekeep_core::hardware::TpmSettings;
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
@@ -20,7 +23,8 @@ use crate::turns::Turns;
 
 /// What the routes work on.
 pub struct Tpmd {
-    /// First, so that it is closed before the backend gives up the folder for another process.
+    /// First, so that it is closed before the backend gives up the folder for another
+    /// process.
     recorder: Arc<Recorder>,
     turns: Arc<Turns>,
     tpm: SharedTpm,
@@ -39,11 +43,17 @@ pub fn router(state: Arc<Tpmd>) -> Router<Tpmd> {
         .route(Method::POST, "/import_auth_key", since, import)
         .route(Method::POST, "/sign_with_auth_key", since, sign)
         .on_sender_changed(|state, caller, _| {
-            state.recorder.refused(record::connected(caller), Operation::Connect, None, Reason::SenderChanged);
+            state.recorder.refused(
+                record::connected(caller),
+                Operation::Connect,
+                None,
+                Reason::SenderChanged,
+            );
         })
 }
 
-/// The TPM API of a device without a TPM, where systemd listens all the same: whoever asks is told, and does not wait.
+/// The TPM API of a device without a TPM, where systemd listens all the same: whoever
+/// asks is told, and does not wait.
 #[must_use]
 pub fn router_without_tpm() -> Router<()> {
     Router::new(Arc::new(()), &[]).named("tpm")
@@ -86,7 +96,8 @@ impl Tpmd {
         Self { recorder, turns, tpm, auth_key_index, policy, _backend: backend }
     }
 
-    /// Runs what waits for the TPM off the thread that answers requests, and writes it down.
+    /// Runs what waits for the TPM off the thread that answers requests, and writes it
+    /// down.
     async fn run<T: Send + 'static>(
         &self,
         request: &Request,

@@ -1,7 +1,7 @@
 //! Turns at the threads that wait for disks, tokens and the TPM, or compute for long.
 //!
-//! There are few of them, for everybody. A uid that asks for many slow things at once, like RSA keys of 4096 bits, waits for
-//! its own; others still find a thread.
+//! There are few of them, for everybody. A uid that asks for many slow things at once,
+//! like RSA keys of 4096 bits, waits for its own; others still find a thread.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

@@ -24,8 +24,11 @@ fn command(folder: &Path) -> Command {
     if !settings.exists() {
         std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
         let uid = rustix::process::geteuid().as_raw();
-        std::fs::write(settings, format!(r#"{{"principals":[{{"uid":{uid},"keys":["*"]}}],"auditors":[{uid}]}}"#))
-            .unwrap();
+        std::fs::write(
+            settings,
+            format!(r#"{{"principals":[{{"uid":{uid},"keys":["*"]}}],"auditors":[{uid}]}}"#),
+        )
+        .unwrap();
     }
     command
 }
@@ -36,7 +39,8 @@ fn start(folder: &Path) -> Child {
     let _ = std::fs::remove_file(&notify);
     let manager = UnixDatagram::bind(&notify).unwrap();
     manager.set_read_timeout(Some(DEADLINE)).unwrap();
-    let child = command(folder).env("NOTIFY_SOCKET", &notify).stderr(Stdio::null()).spawn().unwrap();
+    let child =
+        command(folder).env("NOTIFY_SOCKET", &notify).stderr(Stdio::null()).spawn().unwrap();
     let mut message = [0; 64];
     let length = manager.recv(&mut message).unwrap();
     assert_eq!(&message[..length], b"READY=1");
@@ -48,7 +52,8 @@ fn end(mut child: Child, signal: Signal) -> ExitStatus {
     child.wait().unwrap()
 }
 
-/// Runs a daemon that is expected to give up, and returns its exit code and what it logged.
+/// Runs a daemon that is expected to give up, and returns its exit code and what it
+/// logged.
 fn give_up(folder: &Path) -> (Option<i32>, String) {
     let mut child = command(folder).spawn().unwrap();
     let mut log = String::new();
@@ -68,15 +73,22 @@ fn it_stops_with_success_on_both_signals_and_starts_again_over_its_old_socket() 
 fn without_a_tpm_a_passed_socket_of_the_tpm_api_answers_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let sockets = ["keyd", "tpmd"].map(|name| folder.path().join(name));
-    let [keyd, tpmd] = sockets.each_ref().map(|path| OwnedFd::from(UnixListener::bind(path).unwrap()));
+    let [keyd, tpmd] =
+        sockets.each_ref().map(|path| OwnedFd::from(UnixListener::bind(path).unwrap()));
     let plain = command(folder.path());
-    // The shell puts the listeners where the protocol wants them, and keeps its own process id.
+    // The shell puts the listeners where the protocol wants them, and keeps its own
+    // process id.
     let mut passed = Command::new("sh");
     passed.args(["-c", "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_PID=$$; exec \"$0\""]);
     passed.arg(plain.get_program());
     passed.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     passed.env("LISTEN_FDS", "2").env("LISTEN_FDNAMES", "aziot-keyd.socket:aziot-tpmd.socket");
-    let child = passed.stdin(Stdio::from(keyd)).stdout(Stdio::from(tpmd)).stderr(Stdio::null()).spawn().unwrap();
+    let child = passed
+        .stdin(Stdio::from(keyd))
+        .stdout(Stdio::from(tpmd))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut stream = UnixStream::connect(&sockets[1]).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream
@@ -93,7 +105,8 @@ fn settings_that_do_not_fit_end_it_with_153_and_name_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let settings = Root::new(folder.path()).settings_file(Daemon::Keyd);
     std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
-    for text in ["{", r#"{"principal":[]}"#, r#"{"preloaded_keys":{"device-id":"pkcs11:token=t"}}"#] {
+    for text in ["{", r#"{"principal":[]}"#, r#"{"preloaded_keys":{"device-id":"pkcs11:token=t"}}"#]
+    {
         std::fs::write(&settings, text).unwrap();
         let (code, log) = give_up(folder.path());
         assert_eq!(code, Some(153), "{log}");
@@ -129,18 +142,25 @@ fn the_audit_log_survives_kill_9_and_says_that_it_was_not_closed() {
             (head.verifier_key.parse().unwrap(), head.checkpoint)
         });
         assert_eq!(end(child, Signal::KILL).signal(), Some(9));
-        let report = verify(&audit, &Known { key: &key, checkpoint: Some(&checkpoint), counter: None }).unwrap();
+        let report =
+            verify(&audit, &Known { key: &key, checkpoint: Some(&checkpoint), counter: None })
+                .unwrap();
         assert!(report.is_intact(), "round {round}: {report:?}");
         let unclean = report.gaps.iter().filter(|gap| matches!(gap, Gap::Unclean(_))).count();
         assert!(unclean <= usize::try_from(round).unwrap(), "{report:?}");
         assert_eq!(*known.get_or_insert(key.clone()), key, "it goes on with the same log");
     }
     assert_eq!(end(start(folder.path()), Signal::TERM).code(), Some(0));
-    let report = verify(&audit, &Known { key: &known.unwrap(), checkpoint: None, counter: None }).unwrap();
-    assert!(report.is_intact() && !report.gaps.iter().any(|gap| matches!(gap, Gap::Unsigned(_))), "{report:?}");
+    let report =
+        verify(&audit, &Known { key: &known.unwrap(), checkpoint: None, counter: None }).unwrap();
+    assert!(
+        report.is_intact() && !report.gaps.iter().any(|gap| matches!(gap, Gap::Unsigned(_))),
+        "{report:?}"
+    );
 }
 
-/// Killed at no particular point of a stream of imports, it has one of the two keys afterwards, and every handle works.
+/// Killed at no particular point of a stream of imports, it has one of the two keys
+/// afterwards, and every handle works.
 #[test]
 fn kill_9_while_keys_are_being_replaced_leaves_the_old_or_the_new_one() {
     let folder = tempfile::tempdir().unwrap();
@@ -188,7 +208,8 @@ fn kill_9_while_keys_are_being_replaced_leaves_the_old_or_the_new_one() {
         assert_eq!(child.wait().unwrap().signal(), Some(9));
     }
     let folder = Root::new(folder.path()).state_folder(Daemon::Keyd).join("keys");
-    let names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.iter().all(|name| !name.to_str().unwrap().contains("corrupt")), "{names:?}");
 }
 
@@ -201,19 +222,26 @@ fn it_serves_from_within_a_sandbox_that_all_its_threads_are_in() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut handles: Vec<KeyHandle> = Vec::new();
     let uid = rustix::process::geteuid().as_raw();
-    let settings = format!(r#"{{"principals":[{{"uid":{uid},"keys":["*"]}}],"connections_per_uid":200}}"#);
+    let settings =
+        format!(r#"{{"principals":[{{"uid":{uid},"keys":["*"]}}],"connections_per_uid":200}}"#);
     std::fs::create_dir_all(root.settings_file(Daemon::Keyd).parent().unwrap()).unwrap();
     std::fs::write(root.settings_file(Daemon::Keyd), settings).unwrap();
     for round in 0..2 {
         let child = start(folder.path());
-        assert!(!root.key_import_folder().join("device-id").exists(), "the key was taken in and its file removed");
+        assert!(
+            !root.key_import_folder().join("device-id").exists(),
+            "the key was taken in and its file removed"
+        );
         runtime.block_on(async {
             let mut calls = tokio::task::JoinSet::new();
             for number in 0..64 {
                 let client = KeysClient::new(root.keyd_socket());
                 calls.spawn(async move {
                     if number % 2 == 0 {
-                        client.create_key_pair(&format!("pair{number}"), Some("ec-p256:rsa-2048")).await.unwrap()
+                        client
+                            .create_key_pair(&format!("pair{number}"), Some("ec-p256:rsa-2048"))
+                            .await
+                            .unwrap()
                     } else {
                         client.create_key(&format!("key{number}"), "sign").await.unwrap()
                     }
@@ -230,8 +258,15 @@ fn it_serves_from_within_a_sandbox_that_all_its_threads_are_in() {
                         .map_or("", |value| value.trim_matches([':', '\t']))
                 };
                 assert_eq!((field("Seccomp"), field("NoNewPrivs")), ("2", "1"), "{status}");
-                let kept = if rustix::process::geteuid().is_root() { "0000000000000002" } else { "0000000000000000" };
-                assert_eq!((field("CapPrm"), field("CapEff"), field("CapAmb")), (kept, kept, "0000000000000000"));
+                let kept = if rustix::process::geteuid().is_root() {
+                    "0000000000000002"
+                } else {
+                    "0000000000000000"
+                };
+                assert_eq!(
+                    (field("CapPrm"), field("CapEff"), field("CapAmb")),
+                    (kept, kept, "0000000000000000")
+                );
             }
             let mut made = Vec::new();
             while let Some(done) = calls.join_next().await {
@@ -239,10 +274,16 @@ fn it_serves_from_within_a_sandbox_that_all_its_threads_are_in() {
             }
             let client = KeysClient::new(root.keyd_socket());
             for handle in handles.iter().chain(&made) {
-                let signed = client.sign(handle, SignMechanism::HmacSha256 { message: b"m"[..].into() }).await;
+                let signed = client
+                    .sign(handle, SignMechanism::HmacSha256 { message: b"m"[..].into() })
+                    .await;
                 let signed = match signed {
                     Ok(signed) => Ok(signed),
-                    Err(_) => client.sign(handle, SignMechanism::Ecdsa { digest: vec![1; 32].into() }).await,
+                    Err(_) => {
+                        client
+                            .sign(handle, SignMechanism::Ecdsa { digest: vec![1; 32].into() })
+                            .await
+                    }
                 };
                 assert!(!signed.unwrap().is_empty(), "round {round}");
             }
@@ -251,14 +292,17 @@ fn it_serves_from_within_a_sandbox_that_all_its_threads_are_in() {
             let report = operations.sandbox().await.unwrap();
             assert!(report.enabled && report.widened.is_empty(), "{report:?}");
             assert_eq!(report.layers.len(), 3);
-            assert!(report.layers.iter().all(|layer| layer.full), "this kernel cannot do all of it: {report:?}");
+            assert!(
+                report.layers.iter().all(|layer| layer.full),
+                "this kernel cannot do all of it: {report:?}"
+            );
             handles = made;
         });
         // A core dump would have the keys in it.
         let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
-        assert!(
-            limits.lines().any(|line| line.split_whitespace().eq(["Max", "core", "file", "size", "0", "0", "bytes"]))
-        );
+        assert!(limits.lines().any(|line| {
+            line.split_whitespace().eq(["Max", "core", "file", "size", "0", "0", "bytes"])
+        }));
         assert_eq!(end(child, Signal::TERM).code(), Some(0));
         std::fs::write(root.key_import_folder().join("device-id"), "secret").unwrap();
     }

@@ -1,4 +1,5 @@
-//! The watchdog: keeps the agent's module running, with the environment that agents expect (wire facts 2.10 and 8).
+//! The watchdog: keeps the agent's module running, with the environment that agents
+//! expect (wire facts 2.10 and 8).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +27,8 @@ use crate::spec::{Kind, ValidSpec};
 const CONTAINER_WORKLOAD_URI: &str = "unix:///var/run/iotedge/workload.sock";
 const CONTAINER_MANAGEMENT_URI: &str = "unix:///var/run/iotedge/mgmt.sock";
 
-/// How soon identityd is asked again while the device has no identity; it answers from memory.
+/// How soon identityd is asked again while the device has no identity; it answers from
+/// memory.
 const IDENTITY_RETRY: Duration = Duration::from_millis(500);
 
 /// How long after the daemon's start the agent waits for the Edge CA.
@@ -45,16 +47,18 @@ pub enum Ended {
 pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> Ended {
     let begin = Instant::now();
     let mut state = State::new(service.settings.watchdog_max_retries);
-    // A configuration that changed while the daemon was down replaces the agent once; a deployment's own update of the
-    // agent does not count as one.
+    // A configuration that changed while the daemon was down replaces the agent once; a
+    // deployment's own update of the agent does not count as one.
     let mut replace = configuration_changed(&service);
-    let mut changes = service.modules.containers.as_ref().map(|containers| containers.watch.changes());
+    let mut changes =
+        service.modules.containers.as_ref().map(|containers| containers.watch.changes());
     loop {
         let seen = observe(&service, replace).await;
         if matches!(seen, Observation::Absent | Observation::Dead)
             && let Err(error) = specification(&service).await
         {
-            // Not a fault of the agent: the device is still being provisioned. Asked again soon, and counted as no error.
+            // Not a fault of the agent: the device is still being provisioned. Asked
+            // again soon, and counted as no error.
             report(&service, seen, Some(error.message()));
             tokio::select! {
                 () = stopped(&mut stop) => return Ended::Stopped,
@@ -62,10 +66,12 @@ pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> En
             }
         }
         if begin.elapsed() < EDGE_CA_PATIENCE && seen != Observation::Running {
-            // Modules ask for certificates first thing; but a device without its CA is better than one without modules.
+            // Modules ask for certificates first thing; but a device without its CA is
+            // better than one without modules.
             let mut edge_ca = service.edge_ca.subscribe();
             let issued = edge_ca.wait_for(Option::is_some);
-            let _ = tokio::time::timeout(EDGE_CA_PATIENCE.saturating_sub(begin.elapsed()), issued).await;
+            let _ = tokio::time::timeout(EDGE_CA_PATIENCE.saturating_sub(begin.elapsed()), issued)
+                .await;
         }
         let (next, action) = step(state, seen, begin.elapsed());
         if next.errors() > state.errors() {
@@ -97,8 +103,8 @@ pub async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> En
         tokio::select! {
             () = stopped(&mut stop) => return Ended::Stopped,
             () = tokio::time::sleep(pause) => {}
-            // Something ended or the engine came back: a dead agent is found at once, but not restarted in a tight loop. The
-            // pause after a failure is kept.
+            // Something ended or the engine came back: a dead agent is found at once, but
+            // not restarted in a tight loop. The pause after a failure is kept.
             () = something_changed(&service, changes.as_mut(), begin + state.settled()), if state.errors() == 0 => {
                 state = state.wake(begin.elapsed());
             }
@@ -111,7 +117,11 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Ends when a container changed or the agent's process ended, but not before `settled`.
-async fn something_changed(service: &Moduled, changes: Option<&mut watch::Receiver<u64>>, settled: Instant) {
+async fn something_changed(
+    service: &Moduled,
+    changes: Option<&mut watch::Receiver<u64>>,
+    settled: Instant,
+) {
     tokio::time::sleep_until(settled.into()).await;
     let container = async {
         match changes {
@@ -141,7 +151,9 @@ fn report(service: &Moduled, seen: Observation, error: Option<&str>) {
     let subject = Subject::module(&edge_agent());
     match (error, seen) {
         (Some(error), _) => service.board.raise(Code::AgentNotStarted, &subject, error),
-        (None, Observation::Unknown) => service.board.raise(Code::AgentNotStarted, &subject, "its state is not known"),
+        (None, Observation::Unknown) => {
+            service.board.raise(Code::AgentNotStarted, &subject, "its state is not known");
+        }
         (None, _) => service.board.clear(Code::AgentNotStarted, &subject),
     }
 }
@@ -172,7 +184,8 @@ async fn act(service: &Arc<Moduled>, action: Action, replaced: bool) -> Result<b
         Action::CreateAndStart | Action::RecreateAndStart => {
             let spec = specification(service).await?;
             if action == Action::RecreateAndStart {
-                // What is needed is fetched first, so that an agent is not lost to a missing image.
+                // What is needed is fetched first, so that an agent is not lost to a
+                // missing image.
                 let _ = modules::prepare(service, &spec).await?;
                 if replaced {
                     modules::stop(service, &agent).await?;
@@ -186,7 +199,8 @@ async fn act(service: &Arc<Moduled>, action: Action, replaced: bool) -> Result<b
     Ok(true)
 }
 
-/// The agent's specification: the operator's settings and the environment that the daemon sets.
+/// The agent's specification: the operator's settings and the environment that the daemon
+/// sets.
 async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
     let settings = &service.settings.agent;
     let kind = match settings.kind.as_str() {
@@ -213,8 +227,10 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
     };
     let mut env = settings.env.clone();
     if kind == Kind::Process {
-        // Where our own agent remembers what it applied; a container's agent brings a volume.
-        let folder = agent_folder(service).unwrap_or_else(|| service.root.path().join("var/lib/edgekeep/agent"));
+        // Where our own agent remembers what it applied; a container's agent brings a
+        // volume.
+        let folder = agent_folder(service)
+            .unwrap_or_else(|| service.root.path().join("var/lib/edgekeep/agent"));
         env.entry("EDGEKEEP_AGENT_STATE".into()).or_insert_with(|| folder.display().to_string());
     }
     let (workload, management) = match kind {
@@ -227,7 +243,8 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
             )
         }
     };
-    let network = service.settings.engine.as_ref().map(|engine| engine.network.clone()).unwrap_or_default();
+    let network =
+        service.settings.engine.as_ref().map(|engine| engine.network.clone()).unwrap_or_default();
     let set = [
         ("EdgeDeviceHostName", service.settings.hostname.clone()),
         ("IOTEDGE_APIVERSION", "2022-08-03".to_owned()),
@@ -238,7 +255,10 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
         ("IOTEDGE_MODULEGENERATIONID", identity.gen_id.unwrap_or_default()),
         ("IOTEDGE_WORKLOADURI", workload),
         ("IOTEDGE_MANAGEMENTURI", management),
-        ("IOTEDGE_WORKLOADLISTEN_MNTURI", format!("unix://{}", service.root.module_socket_folder().display())),
+        (
+            "IOTEDGE_WORKLOADLISTEN_MNTURI",
+            format!("unix://{}", service.root.module_socket_folder().display()),
+        ),
         ("Mode", "iotedged".to_owned()),
         ("NetworkId", network),
     ];
@@ -247,7 +267,8 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
         env.insert("IOTEDGE_GATEWAYHOSTNAME".into(), identity.gateway_host);
     }
     // How agents remember what they applied to themselves; empty at the first start.
-    let labels = [("net.azure-devices.edge.create-options", "{}"), ("net.azure-devices.edge.env", "{}")];
+    let labels =
+        [("net.azure-devices.edge.create-options", "{}"), ("net.azure-devices.edge.env", "{}")];
     Ok(ValidSpec {
         module: agent,
         kind,
@@ -260,7 +281,10 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
             auth: settings.auth.clone(),
         },
         env,
-        labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect::<BTreeMap<_, _>>(),
+        labels: labels
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect::<BTreeMap<_, _>>(),
     })
 }
 
@@ -270,7 +294,12 @@ fn configuration_file(service: &Moduled) -> StateFile<Sha256Digest> {
 
 fn configuration(settings: &AgentSettings, service: &Moduled) -> Sha256Digest {
     let host_module = service.settings.host_modules.get(&settings.image);
-    let parts = serde_json::to_vec(&(settings, host_module, &service.settings.hostname, service.root.path()));
+    let parts = serde_json::to_vec(&(
+        settings,
+        host_module,
+        &service.settings.hostname,
+        service.root.path(),
+    ));
     sha256(&parts.unwrap_or_default())
 }
 
@@ -286,7 +315,9 @@ fn configuration_changed(service: &Moduled) -> bool {
 }
 
 fn remember_configuration(service: &Moduled) {
-    if let Err(error) = configuration_file(service).save(&configuration(&service.settings.agent, service)) {
+    if let Err(error) =
+        configuration_file(service).save(&configuration(&service.settings.agent, service))
+    {
         tracing::warn!(%error, "the agent's configuration is not remembered");
     }
 }

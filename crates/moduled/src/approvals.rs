@@ -1,5 +1,6 @@
-//! New executables of host modules and services that a host agent has approved. They take the place of the digest in the
-//! configuration, until the operator writes another one there: whoever edits the configuration has the last word.
+//! New executables of host modules and services that a host agent has approved. They take
+//! the place of the digest in the configuration, until the operator writes another one
+//! there: whoever edits the configuration has the last word.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +17,8 @@ use tokio::sync::Mutex;
 pub struct Approved {
     /// What the executable must hash to from now on.
     pub sha256: Sha256Digest,
-    /// The digest in the configuration at that time; with another one there, the approval has lapsed.
+    /// The digest in the configuration at that time; with another one there, the approval
+    /// has lapsed.
     pub configured: Sha256Digest,
     /// The module that approved.
     pub by: String,
@@ -24,7 +26,8 @@ pub struct Approved {
     pub time: String,
 }
 
-/// All approvals, by the name in `[host_modules]` or `[host_services]`. In memory and on disk.
+/// All approvals, by the name in `[host_modules]` or `[host_services]`. In memory and on
+/// disk.
 #[derive(Debug)]
 pub struct Approvals {
     file: StateFile<BTreeMap<String, Approved>>,
@@ -62,11 +65,17 @@ impl Approvals {
         Ok(())
     }
 
-    /// Has the digest in force again that was before the latest approval: another one that was approved, or the configured one.
+    /// Has the digest in force again that was before the latest approval: another one
+    /// that was approved, or the configured one.
     ///
     /// # Errors
     /// As [`Self::put`].
-    pub async fn take_back(&self, name: &str, to: Sha256Digest, configured: Sha256Digest) -> Result<(), StoreError> {
+    pub async fn take_back(
+        &self,
+        name: &str,
+        to: Sha256Digest,
+        configured: Sha256Digest,
+    ) -> Result<(), StoreError> {
         let _writing = self.writing.lock().await;
         let mut next = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
         let latest = next.remove(name);
@@ -78,11 +87,13 @@ impl Approvals {
         Ok(())
     }
 
-    /// All that are in force, as the API shows them. `configured` gives the digest in the configuration.
+    /// All that are in force, as the API shows them. `configured` gives the digest in the
+    /// configuration.
     #[must_use]
     pub fn list(&self, configured: impl Fn(&str) -> Option<Sha256Digest>) -> Vec<Approval> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let in_force = known.iter().filter(|(name, approved)| configured(name) == Some(approved.configured));
+        let in_force =
+            known.iter().filter(|(name, approved)| configured(name) == Some(approved.configured));
         in_force
             .map(|(name, approved)| Approval {
                 name: name.clone(),
@@ -95,7 +106,9 @@ impl Approvals {
 }
 
 fn effective(approved: Option<&Approved>, configured: Sha256Digest) -> Sha256Digest {
-    approved.filter(|approved| approved.configured == configured).map_or(configured, |approved| approved.sha256)
+    approved
+        .filter(|approved| approved.configured == configured)
+        .map_or(configured, |approved| approved.sha256)
 }
 
 #[cfg(test)]
@@ -121,10 +134,17 @@ mod tests {
         let again = Approvals::load(folder.path()).unwrap();
         for approvals in [&approvals, &again] {
             assert_eq!(approvals.effective("a", digest(1)), digest(2));
-            assert_eq!(approvals.effective("a", digest(3)), digest(3), "the operator has the last word");
+            assert_eq!(
+                approvals.effective("a", digest(3)),
+                digest(3),
+                "the operator has the last word"
+            );
             assert_eq!(approvals.effective("b", digest(1)), digest(1));
             assert_eq!(approvals.list(|_| Some(digest(1))).len(), 1);
-            assert!(approvals.list(|_| Some(digest(3))).is_empty() && approvals.list(|_| None).is_empty());
+            assert!(
+                approvals.list(|_| Some(digest(3))).is_empty()
+                    && approvals.list(|_| None).is_empty()
+            );
         }
         // Back to another one that had been approved, then to the configured one.
         for (to, left) in [(4, 1), (1, 0)] {

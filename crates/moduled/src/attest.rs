@@ -1,13 +1,14 @@
-//! Who calls: evidence gathered once a connection, looked at again on each request, judged by
-//! [`edgekeep_core::attestation::verdict`]. A process that only is looked at goes the same way.
+//! Who calls: evidence gathered once a connection, looked at again on each request,
+//! judged by [`edgekeep_core::attestation::verdict`]. A process that only is looked at
+//! goes the same way.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use edgekeep_api::attestation::Seen;
 use edgekeep_core::attestation::{
-    Asked, DenyReason, Door, Evidence, Holding, PeerHandle, Policy, ProcessInstance, Registration, RunningFacts,
-    Snapshot, Workload, may_be_orphan, needs_measurement, verdict,
+    Asked, DenyReason, Door, Evidence, Holding, PeerHandle, Policy, ProcessInstance, Registration,
+    RunningFacts, Snapshot, Workload, may_be_orphan, needs_measurement, verdict,
 };
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_daemon::peer::{Caller, PeerSocket};
@@ -19,7 +20,8 @@ struct Known {
     process: ProcDir,
     /// Gains the measurement when a policy first asks for it.
     evidence: RwLock<Evidence>,
-    /// Looked at when the caller connects, where its policy is known to ask for it; else when a policy first does.
+    /// Looked at when the caller connects, where its policy is known to ask for it; else
+    /// when a policy first does.
     holding: OnceLock<Holding>,
 }
 
@@ -72,7 +74,8 @@ impl Attestor {
         Self { collector }
     }
 
-    /// Says what keeps executables from being known by their content on this machine, if anything does.
+    /// Says what keeps executables from being known by their content on this machine, if
+    /// anything does.
     #[must_use]
     pub fn weakness(&self) -> Option<&'static str> {
         (!self.collector.kernel_denies_writers()).then_some(
@@ -81,11 +84,18 @@ impl Attestor {
         )
     }
 
-    /// Looks at a caller right after it connected, so that what it executes later cannot pass for what connected.
+    /// Looks at a caller right after it connected, so that what it executes later cannot
+    /// pass for what connected.
     ///
-    /// `registration` and `facts` are those of the module that the socket is for, if it is for one: its first process ends
-    /// the search for ancestors early, and its policy says what is looked at.
-    pub fn connected(&self, caller: &Caller, registration: Option<&Registration>, facts: &RunningFacts) {
+    /// `registration` and `facts` are those of the module that the socket is for, if it
+    /// is for one: its first process ends the search for ancestors early, and its policy
+    /// says what is looked at.
+    pub fn connected(
+        &self,
+        caller: &Caller,
+        registration: Option<&Registration>,
+        facts: &RunningFacts,
+    ) {
         let init = match facts {
             RunningFacts::Running(running) => Some(&running.init),
             RunningFacts::Unknown | RunningFacts::Stopped | RunningFacts::Host(_) => None,
@@ -129,14 +139,20 @@ impl Attestor {
             evidence.holding = self.look_at_connection(caller, known);
         }
         if strict && evidence.measurement.is_none() {
-            // Judged without the measurement first: whoever fails for another reason does not get a file hashed.
+            // Judged without the measurement first: whoever fails for another reason does
+            // not get a file hashed.
             match verdict(door, asked, subject.registration.as_ref(), &subject.facts, &evidence) {
                 Err(DenyReason::ExecutableUnmeasured) => {}
                 other => return other,
             }
             evidence = self
                 .collector
-                .measure(&known.process, evidence, StartedFrom::from(&subject.facts), subject.layers.as_ref())
+                .measure(
+                    &known.process,
+                    evidence,
+                    StartedFrom::from(&subject.facts),
+                    subject.layers.as_ref(),
+                )
                 .await
                 .map_err(|error| reason(&error))?;
             *known.evidence.write().unwrap_or_else(PoisonError::into_inner) = evidence.clone();
@@ -148,7 +164,9 @@ impl Attestor {
     #[must_use]
     pub fn examine(&self, pid: u32) -> Examined {
         let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-        let pidfd = raw.and_then(|raw| rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).ok());
+        let pidfd = raw.and_then(|raw| {
+            rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).ok()
+        });
         let known = match &pidfd {
             Some(pidfd) => self.look(pid, pidfd.as_fd(), PeerHandle::PidfdOpen, None),
             None => Err(DenyReason::CallerGone),
@@ -160,20 +178,27 @@ impl Attestor {
     #[must_use]
     pub fn seen(&self, who: Who<'_>) -> Option<Seen> {
         let known = self.known(who).ok()?;
-        let path = known.process.executable_path().map(|path| path.display().to_string()).unwrap_or_default();
+        let path = known
+            .process
+            .executable_path()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default();
         let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner).clone();
         Some(seen(evidence, path, known.holding.get().copied()))
     }
 
-    /// Whether the caller's cgroup is that of the registered container, whatever else is known of it.
+    /// Whether the caller's cgroup is that of the registered container, whatever else is
+    /// known of it.
     #[must_use]
     pub fn is_in_container_of(&self, who: Who<'_>, registration: Option<&Registration>) -> bool {
-        let Some(Workload::Container { container, .. }) = registration.map(|registration| &registration.workload)
+        let Some(Workload::Container { container, .. }) =
+            registration.map(|registration| &registration.workload)
         else {
             return false;
         };
         self.known(who).is_ok_and(|known| {
-            known.evidence.read().unwrap_or_else(PoisonError::into_inner).container.as_ref() == Some(container)
+            known.evidence.read().unwrap_or_else(PoisonError::into_inner).container.as_ref()
+                == Some(container)
         })
     }
 
@@ -185,12 +210,13 @@ impl Attestor {
         evidence.measurement.map(|measurement| measurement.digest)
     }
 
-    /// The child of a container's first process from which the caller stems, if the engine's `exec` may have left it
-    /// behind and the module's policy minds.
+    /// The child of a container's first process from which the caller stems, if the
+    /// engine's `exec` may have left it behind and the module's policy minds.
     #[must_use]
     pub fn may_be_orphan(&self, who: Who<'_>, subject: &Subject) -> Option<ProcessInstance> {
         let registration = subject.registration.as_ref()?;
-        let minds = registration.policy >= Policy::Image && matches!(registration.workload, Workload::Container { .. });
+        let minds = registration.policy >= Policy::Image
+            && matches!(registration.workload, Workload::Container { .. });
         let (RunningFacts::Running(running), true) = (&subject.facts, minds) else { return None };
         let known = self.known(who).ok()?;
         let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner);
@@ -223,14 +249,24 @@ impl Attestor {
         init: Option<&ProcessInstance>,
     ) -> Result<Known, DenyReason> {
         let process = ProcDir::open(pid, pidfd).map_err(|error| reason(&error))?;
-        let evidence = self.collector.identify(handle, &process, init).map_err(|error| reason(&error))?;
+        let evidence =
+            self.collector.identify(handle, &process, init).map_err(|error| reason(&error))?;
         Ok(Known { process, evidence: RwLock::new(evidence), holding: OnceLock::new() })
     }
 }
 
 fn seen(evidence: Evidence, path: String, connection: Option<Holding>) -> Seen {
-    let Snapshot { process, uid, gid, executable, cgroup, pid_namespace, user_namespace, tracer, filters } =
-        evidence.snapshot;
+    let Snapshot {
+        process,
+        uid,
+        gid,
+        executable,
+        cgroup,
+        pid_namespace,
+        user_namespace,
+        tracer,
+        filters,
+    } = evidence.snapshot;
     Seen {
         process,
         uid,
@@ -250,7 +286,8 @@ fn seen(evidence: Evidence, path: String, connection: Option<Holding>) -> Seen {
 }
 
 fn reason(error: &EvidenceError) -> DenyReason {
-    // The cause (for example a missing capability) is the operator's to know, not the caller's.
+    // The cause (for example a missing capability) is the operator's to know, not the
+    // caller's.
     tracing::debug!(%error, "no evidence");
     error.reason()
 }

@@ -2,9 +2,10 @@
 
 use edgekeep_core::credentials::{Limits, Purpose, pem_of, read_certificates};
 
-/// The certificates of a bundle as strict PEM; `None` if there are none. The certificates service may be one that passes on
-/// files as they are, with whatever an operator put into them: nothing but certificates goes on from here. `what` names the
-/// bundle in the log.
+/// The certificates of a bundle as strict PEM; `None` if there are none. The certificates
+/// service may be one that passes on files as they are, with whatever an operator put
+/// into them: nothing but certificates goes on from here. `what` names the bundle in the
+/// log.
 pub(crate) fn written_anew(what: &'static str, pem: &str) -> Option<String> {
     let file = read_certificates(pem.as_bytes(), &Limits::FILE);
     if let Some(finding) = file.findings.gravest() {

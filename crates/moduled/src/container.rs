@@ -1,5 +1,5 @@
-//! What the engine is asked for to make a module's container: the deployment's create options, judged by
-//! [`edgekeep_core::create_options`], and what this daemon adds.
+//! What the engine is asked for to make a module's container: the deployment's create
+//! options, judged by [`edgekeep_core::create_options`], and what this daemon adds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -8,8 +8,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use edgekeep_core::create_options::{
-    Found, Grant, Judge, MadeMount, OwnState, PublishedPorts, Refusal, Resolved, Volumes, canonical, paths_made,
-    paths_to_resolve, volumes_from, volumes_made, volumes_to_look_at, without_elevation, without_self_removal,
+    Found, Grant, Judge, MadeMount, OwnState, PublishedPorts, Refusal, Resolved, Volumes,
+    canonical, paths_made, paths_to_resolve, volumes_from, volumes_made, volumes_to_look_at,
+    without_elevation, without_self_removal,
 };
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
@@ -68,12 +69,17 @@ fn nothing(root: &Root) -> io::Result<PathBuf> {
     Ok(folder)
 }
 
-/// The create options that the engine gets: in its own spelling, without what is taken away or replaced. And the places in
-/// the container where something of the device's own would be seen that is to be hidden.
+/// The create options that the engine gets: in its own spelling, without what is taken
+/// away or replaced. And the places in the container where something of the device's own
+/// would be seen that is to be hidden.
 ///
 /// # Errors
-/// 400 that names the first option that is refused, and the remedy; the engine's, if it does not say what a volume is.
-pub async fn options(service: &Moduled, spec: &ValidSpec) -> Result<(Map<String, Value>, BTreeSet<String>), HttpError> {
+/// 400 that names the first option that is refused, and the remedy; the engine's, if it
+/// does not say what a volume is.
+pub async fn options(
+    service: &Moduled,
+    spec: &ValidSpec,
+) -> Result<(Map<String, Value>, BTreeSet<String>), HttpError> {
     let mut options = canonical(&spec.settings.create_options).map_err(refused)?;
     if without_self_removal(&mut options) {
         tracing::warn!(module = %spec.module, "the create option AutoRemove is left out: a stopped module must be there");
@@ -94,8 +100,8 @@ pub async fn options(service: &Moduled, spec: &ValidSpec) -> Result<(Map<String,
     Ok((options, hidden))
 }
 
-/// Judges what the engine really mounted into a container that it made and that was not started yet. `added` are this
-/// daemon's own binds.
+/// Judges what the engine really mounted into a container that it made and that was not
+/// started yet. `added` are this daemon's own binds.
 ///
 /// # Errors
 /// 400 that names the mount that is refused; the engine's.
@@ -114,8 +120,12 @@ pub async fn judge_made(
     law.judge().judge_made(&mounts, &created.body, added, &found).map_err(refused)
 }
 
-/// The mounts of the containers from which a body takes them over, and of those from which they do.
-async fn taken_over(service: &Moduled, body: &Map<String, Value>) -> Result<Vec<MadeMount>, HttpError> {
+/// The mounts of the containers from which a body takes them over, and of those from
+/// which they do.
+async fn taken_over(
+    service: &Moduled,
+    body: &Map<String, Value>,
+) -> Result<Vec<MadeMount>, HttpError> {
     let engine = &service.modules.engine()?.engine;
     let (mut all, mut seen, mut next) = (Vec::new(), BTreeSet::new(), volumes_from(body));
     while let Some(container) = next.pop_first() {
@@ -124,8 +134,7 @@ async fn taken_over(service: &Moduled, body: &Map<String, Value>) -> Result<Vec<
         }
         let known = engine.mounts(&container).await.map_err(|error| of_engine(&error))?;
         let Some((mounts, from)) = known.filter(|_| seen.len() <= CONTAINERS_LIMIT) else {
-            let message =
-                "create option HostConfig.VolumesFrom is refused: it must be containers whose mounts can be seen";
+            let message = "create option HostConfig.VolumesFrom is refused: it must be containers whose mounts can be seen";
             return Err(HttpError::bad_request(message));
         };
         all.extend(mounts);
@@ -149,7 +158,9 @@ struct Law<'a> {
 impl<'a> Law<'a> {
     fn of(service: &Moduled, module: &'a ModuleId) -> Self {
         let mut grants = service.settings.grants.iter();
-        let grant = grants.find(|(granted, _)| granted.name() == module.name()).map(|(_, grant)| grant.clone());
+        let grant = grants
+            .find(|(granted, _)| granted.name() == module.name())
+            .map(|(_, grant)| grant.clone());
         let (own, open) = own_places(&service.root, module);
         let present = own.iter().filter(|own| Path::new(own).is_dir()).cloned().collect();
         let settings = &service.settings;
@@ -187,7 +198,9 @@ fn refused(refusal: Refusal) -> HttpError {
 /// What the engine says of those of these volumes that exist.
 async fn volumes(service: &Moduled, names: BTreeSet<String>) -> Result<Volumes, HttpError> {
     if names.len() > VOLUMES_LIMIT {
-        return Err(HttpError::bad_request(format!("more than {VOLUMES_LIMIT} volumes in one module")));
+        return Err(HttpError::bad_request(format!(
+            "more than {VOLUMES_LIMIT} volumes in one module"
+        )));
     }
     let engine = &service.modules.engine()?.engine;
     let mut found = Volumes::new();
@@ -199,26 +212,31 @@ async fn volumes(service: &Moduled, names: BTreeSet<String>) -> Result<Volumes, 
     Ok(found)
 }
 
-/// Agents bind a module's single socket file, and to themselves the management socket: the folder is bound instead.
+/// Agents bind a module's single socket file, and to themselves the management socket:
+/// the folder is bound instead.
 fn leave_out_own_sockets(options: &mut Map<String, Value>, root: &Root, module: &ModuleId) {
     let Some(Value::Object(host)) = options.get_mut("HostConfig") else { return };
     let Some(Value::Array(binds)) = host.get_mut("Binds") else { return };
     let folder = root.module_socket_folder();
     binds.retain(|bind| {
-        let source = Path::new(bind.as_str().and_then(|bind| bind.split(':').next()).unwrap_or_default());
-        let own = source.parent() == Some(&folder) && source.file_stem() == Some(OsStr::new(module.name()));
+        let source =
+            Path::new(bind.as_str().and_then(|bind| bind.split(':').next()).unwrap_or_default());
+        let own = source.parent() == Some(&folder)
+            && source.file_stem() == Some(OsStr::new(module.name()));
         let agents = module.is_edge_agent()
-            && [root.management_socket(), root.legacy_workload_socket()]
-                .iter()
-                .any(|socket| socket == source || Path::new("/var").join(strip_root(socket)) == source);
+            && [root.management_socket(), root.legacy_workload_socket()].iter().any(|socket| {
+                socket == source || Path::new("/var").join(strip_root(socket)) == source
+            });
         !own && !agents
     });
 }
 
-/// This device's sockets and state, and what of it any module may mount, each also by what links lead to.
+/// This device's sockets and state, and what of it any module may mount, each also by
+/// what links lead to.
 fn own_places(root: &Root, module: &ModuleId) -> (Vec<String>, Vec<String>) {
     let base = root.path();
-    let own = ["run/aziot", "run/iotedge", "var/lib/edgekeep", "etc/edgekeep"].map(|place| base.join(place));
+    let own = ["run/aziot", "run/iotedge", "var/lib/edgekeep", "etc/edgekeep"]
+        .map(|place| base.join(place));
     let folder = sockets::container_folder(root, module);
     let link = root.module_socket_folder().join(format!("{}.sock", module.name()));
     let open = [root.legacy_workload_socket(), folder.join("workload.sock"), folder, link];
@@ -241,28 +259,43 @@ async fn resolve(paths: BTreeSet<String>) -> Result<Resolved, HttpError> {
     resolved.map_err(|_| HttpError::internal("paths of the create options cannot be looked up"))
 }
 
-/// Where paths lead. Between this and the engine's own look a link may change; what is in reach of a module only changes
-/// below folders that it was granted.
+/// Where paths lead. Between this and the engine's own look a link may change; what is in
+/// reach of a module only changes below folders that it was granted.
 fn all_leads(paths: BTreeSet<String>) -> Resolved {
     let one = |path: String| {
-        let led_to = lead(Path::new(&path)).and_then(|path| path.into_os_string().into_string().ok());
+        let led_to =
+            lead(Path::new(&path)).and_then(|path| path.into_os_string().into_string().ok());
         (path, led_to)
     };
     paths.into_iter().map(one).collect()
 }
 
-/// Where a path leads: its longest part that exists, resolved, and the rest as it is. `None` if that cannot be seen.
+/// Where a path leads: its longest part that exists, resolved, and the rest as it is.
+/// `None` if that cannot be seen.
 fn lead(path: &Path) -> Option<PathBuf> {
     let mut existing = path;
     let mut rest = PathBuf::new();
     loop {
         match existing.canonicalize() {
-            Ok(resolved) => return Some(if rest.as_os_str().is_empty() { resolved } else { resolved.join(rest) }),
+            Ok(resolved) => {
+                return Some(if rest.as_os_str().is_empty() {
+                    resolved
+                } else {
+                    resolved.join(rest)
+                });
+            }
             // A link to nowhere: what the engine makes of it is not known.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && existing.symlink_metadata().is_err() => {
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    && existing.symlink_metadata().is_err() =>
+            {
                 let last = existing.components().next_back();
                 let Some(Component::Normal(name)) = last else { return None };
-                rest = if rest.as_os_str().is_empty() { PathBuf::from(name) } else { Path::new(name).join(rest) };
+                rest = if rest.as_os_str().is_empty() {
+                    PathBuf::from(name)
+                } else {
+                    Path::new(name).join(rest)
+                };
                 existing = existing.parent()?;
             }
             Err(_) => return None,
@@ -272,9 +305,15 @@ fn lead(path: &Path) -> Option<PathBuf> {
 
 fn environment(spec: &ValidSpec) -> BTreeMap<String, String> {
     let mut env = spec.env.clone();
-    env.insert("IOTEDGE_WORKLOADURI".into(), format!("unix://{CONTAINER_SOCKET_FOLDER}/workload.sock"));
+    env.insert(
+        "IOTEDGE_WORKLOADURI".into(),
+        format!("unix://{CONTAINER_SOCKET_FOLDER}/workload.sock"),
+    );
     if spec.module.is_edge_agent() {
-        env.insert("IOTEDGE_MANAGEMENTURI".into(), format!("unix://{CONTAINER_SOCKET_FOLDER}/mgmt.sock"));
+        env.insert(
+            "IOTEDGE_MANAGEMENTURI".into(),
+            format!("unix://{CONTAINER_SOCKET_FOLDER}/mgmt.sock"),
+        );
     }
     env
 }
@@ -307,10 +346,16 @@ mod tests {
             leave_out_own_sockets(&mut options, &root, &module.parse().unwrap());
             options["HostConfig"]["Binds"].clone()
         };
-        let (own, other) = ("/var/lib/edgekeep/moduled/mnt/m1.sock:/s", "/var/lib/edgekeep/moduled/mnt/m2.sock:/s");
+        let (own, other) = (
+            "/var/lib/edgekeep/moduled/mnt/m1.sock:/s",
+            "/var/lib/edgekeep/moduled/mnt/m2.sock:/s",
+        );
         assert_eq!(left("m1", json!([own, other, "v:/d"])), json!([other, "v:/d"]));
         let management = "/var/run/iotedge/mgmt.sock:/var/run/iotedge/mgmt.sock";
         assert_eq!(left("m1", json!([management])), json!([management]));
-        assert_eq!(left("$edgeAgent", json!([management, "/run/iotedge/workload.sock:/x"])), json!([]));
+        assert_eq!(
+            left("$edgeAgent", json!([management, "/run/iotedge/workload.sock:/x"])),
+            json!([])
+        );
     }
 }

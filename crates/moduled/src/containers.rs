@@ -1,5 +1,5 @@
-//! Modules' own containers, put right before anything is done with them: what is missing is decided by
-//! [`edgekeep_core::container`], each step is one call to the engine.
+//! Modules' own containers, put right before anything is done with them: what is missing
+//! is decided by [`edgekeep_core::container`], each step is one call to the engine.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use http::StatusCode;
 use crate::failure::of_engine;
 use crate::service::Moduled;
 
-/// How often an operation looks again because something else had its hand in it. More is somebody's intent.
+/// How often an operation looks again because something else had its hand in it. More is
+/// somebody's intent.
 const ROUNDS: u32 = 8;
 
 /// The container of a registration, if it is one of a container.
@@ -38,7 +39,10 @@ impl<'a> Task<'a> {
 
     fn subject(&self) -> Subject<'a> {
         let engine = self.service.settings.engine.as_ref();
-        Subject { name: self.module.name(), device_network: engine.map(|engine| engine.network.as_str()) }
+        Subject {
+            name: self.module.name(),
+            device_network: engine.map(|engine| engine.network.as_str()),
+        }
     }
 
     fn engine(&self) -> Result<&'a Engine, HttpError> {
@@ -74,18 +78,26 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// Does what is asked, and what must be done before. When a call fails it is looked again: only what fails although
-    /// nothing has changed is an error.
+    /// Does what is asked, and what must be done before. When a call fails it is looked
+    /// again: only what fails although nothing has changed is an error.
     ///
     /// # Errors
-    /// 404 if it is gone, 409 for another obstacle, each with its remedy; what the engine says.
-    pub(crate) async fn carry_out(&self, operation: Operation, grace: Option<Duration>) -> Result<(), HttpError> {
+    /// 404 if it is gone, 409 for another obstacle, each with its remedy; what the engine
+    /// says.
+    pub(crate) async fn carry_out(
+        &self,
+        operation: Operation,
+        grace: Option<Duration>,
+    ) -> Result<(), HttpError> {
         let engine = self.engine()?;
-        let options = self.service.settings.engine.as_ref().map(|engine| engine.network_options.clone());
+        let options =
+            self.service.settings.engine.as_ref().map(|engine| engine.network_options.clone());
         let options = options.unwrap_or_default();
         let mut steps = self.plan(&self.look().await?, operation)?;
         for _ in 0..ROUNDS {
-            let Some((left, error)) = self.take(engine, &steps, &options, grace).await else { return Ok(()) };
+            let Some((left, error)) = self.take(engine, &steps, &options, grace).await else {
+                return Ok(());
+            };
             let next = self.plan(&self.look().await?, operation)?;
             if next == left {
                 return Err(of_engine(&error));
@@ -131,8 +143,8 @@ impl<'a> Task<'a> {
     }
 }
 
-/// Makes sure that the networks are there to which a container that is to be made is attached: the device's own is made,
-/// others must exist.
+/// Makes sure that the networks are there to which a container that is to be made is
+/// attached: the device's own is made, others must exist.
 ///
 /// # Errors
 /// 404 that names the network and the remedy; what the engine says.
@@ -154,7 +166,9 @@ pub(crate) async fn ensure_networks(
     }
     let there = engine.network_ids().await.map_err(|error| of_engine(&error))?;
     // A network may also be named by its id.
-    let known = |name: &str| there.contains_key(name) || there.values().flatten().any(|id| id.starts_with(name));
+    let known = |name: &str| {
+        there.contains_key(name) || there.values().flatten().any(|id| id.starts_with(name))
+    };
     match wanted.keys().filter(foreign).find(|name| !known(name)) {
         None => Ok(()),
         Some(name) => Err(HttpError::not_found(format!(

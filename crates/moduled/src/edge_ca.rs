@@ -1,4 +1,5 @@
-//! The Edge CA: the certificate that signs module certificates. Its key never leaves keyd.
+//! The Edge CA: the certificate that signs module certificates. Its key never leaves
+//! keyd.
 
 pub mod keeper;
 
@@ -33,8 +34,8 @@ pub enum EdgeCaError {
     Certificate(String),
 }
 
-/// Makes sure that there is an Edge CA certificate, and returns when it is valid. `earliest` is the earliest moment that it can
-/// be, whatever the clock shows.
+/// Makes sure that there is an Edge CA certificate, and returns when it is valid.
+/// `earliest` is the earliest moment that it can be, whatever the clock shows.
 ///
 /// A certificate that is still valid stays in use when a new one cannot be made.
 ///
@@ -95,10 +96,17 @@ async fn issue(
         .await
         .map_err(service("make the Edge CA key"))?;
     let key = RemoteKey::load(keys.clone(), handle).await?;
-    let common_name = settings.common_name.clone().unwrap_or_else(|| format!("aziot-edge CA {device}"));
+    let common_name =
+        settings.common_name.clone().unwrap_or_else(|| format!("aziot-edge CA {device}"));
     let csr = key.ca_request(&common_name).await?;
-    let request = CreateCertificate { cert_id: settings.cert.to_string(), csr, issuer: None, not_after: None };
-    let pem = certificates.create(&request).await.map_err(service("issue the Edge CA certificate"))?;
+    let request = CreateCertificate {
+        cert_id: settings.cert.to_string(),
+        csr,
+        issuer: None,
+        not_after: None,
+    };
+    let pem =
+        certificates.create(&request).await.map_err(service("issue the Edge CA certificate"))?;
     validity(&pem).ok_or_else(|| EdgeCaError::Certificate(settings.cert.to_string()))
 }
 
@@ -106,5 +114,8 @@ fn validity(pem: &str) -> Option<Term> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
     let certificate = pem.parse_x509().ok()?;
     let validity = certificate.validity();
-    Some(Term { not_before: validity.not_before.to_datetime(), not_after: validity.not_after.to_datetime() })
+    Some(Term {
+        not_before: validity.not_before.to_datetime(),
+        not_after: validity.not_after.to_datetime(),
+    })
 }

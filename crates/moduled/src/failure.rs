@@ -1,4 +1,5 @@
-//! Errors of other services and of the runtimes, as answers of this one (wire facts 1.5, column edged).
+//! Errors of other services and of the runtimes, as answers of this one (wire facts 1.5,
+//! column edged).
 
 use edgekeep_api::ErrorCode;
 use edgekeep_api::client::ClientError;
@@ -13,26 +14,33 @@ use crate::sockets::SocketError;
 
 /// An error of keyd, identityd or the certificates API.
 ///
-/// A parameter that they found wrong is the caller's (400), unless it is a handle, which no caller gives; anything else is
-/// ours (500). The text is passed on: it tells the module's author what to do, and holds no secret.
+/// A parameter that they found wrong is the caller's (400), unless it is a handle, which
+/// no caller gives; anything else is ours (500). The text is passed on: it tells the
+/// module's author what to do, and holds no secret.
 #[must_use]
 pub fn of_service(error: &ClientError) -> HttpError {
     match error {
-        ClientError::Status { status: StatusCode::BAD_REQUEST, message, .. } if is_about_a_handle(error) => {
+        ClientError::Status { status: StatusCode::BAD_REQUEST, message, .. }
+            if is_about_a_handle(error) =>
+        {
             HttpError::bad_request(message).of_device()
         }
-        ClientError::Status { status: StatusCode::BAD_REQUEST, message, .. } => HttpError::bad_request(message),
+        ClientError::Status { status: StatusCode::BAD_REQUEST, message, .. } => {
+            HttpError::bad_request(message)
+        }
         other => HttpError::internal(other.to_string()),
     }
 }
 
-/// Whether what was found wrong is a key handle, by the error's code or, of a compatible service, its text.
+/// Whether what was found wrong is a key handle, by the error's code or, of a compatible
+/// service, its text.
 pub(crate) fn is_about_a_handle(error: &ClientError) -> bool {
     matches!(error, ClientError::Status { message, code, .. }
         if *code == Some(ErrorCode::KeyHandle) || (code.is_none() && message.contains("handle")))
 }
 
-/// An error about a module's identity. A module that was let in should have one, so the device is the reason.
+/// An error about a module's identity. A module that was let in should have one, so the
+/// device is the reason.
 #[must_use]
 pub fn of_identity(error: &IdentityError) -> HttpError {
     match error {
@@ -49,7 +57,8 @@ pub(crate) fn of_engine(error: &EngineError) -> HttpError {
     HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))
 }
 
-/// A name that is too long for its socket is the caller's to change; other trouble with sockets is ours.
+/// A name that is too long for its socket is the caller's to change; other trouble with
+/// sockets is ours.
 pub(crate) fn of_socket(error: &SocketError) -> HttpError {
     match error {
         SocketError::Listen(ListenError::TooLong { .. }) => HttpError::bad_request(chain(error)),

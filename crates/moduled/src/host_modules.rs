@@ -1,5 +1,5 @@
-//! What a host module is started from: the operator's grant, the deployment's arguments and environment, and a digest that
-//! may have been approved since.
+//! What a host module is started from: the operator's grant, the deployment's arguments
+//! and environment, and a digest that may have been approved since.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +22,10 @@ use crate::sockets;
 use crate::spec::ValidSpec;
 
 /// What is registered under a name, and what its executable must hash to now.
-pub fn registered<'a>(service: &'a Moduled, name: &str) -> Result<(&'a HostModule, Sha256Digest), HttpError> {
+pub fn registered<'a>(
+    service: &'a Moduled,
+    name: &str,
+) -> Result<(&'a HostModule, Sha256Digest), HttpError> {
     let module = service.settings.host_modules.get(name).ok_or_else(|| {
         HttpError::bad_request(format!(
             "no host module {name:?} is registered; add [host_modules.{name:?}] with its executable and sha256 to the configuration"
@@ -31,11 +34,14 @@ pub fn registered<'a>(service: &'a Moduled, name: &str) -> Result<(&'a HostModul
     Ok((module, service.approvals.effective(name, module.sha256)))
 }
 
-/// The registered executable that a host module names as its image, as it is to be started.
+/// The registered executable that a host module names as its image, as it is to be
+/// started.
 pub(crate) fn process_spec(service: &Moduled, spec: &ValidSpec) -> Result<ProcessSpec, HttpError> {
     let name = &spec.settings.image;
     let (registered, sha256) = registered(service, name)?;
-    for (member, wanted) in [("digest", &spec.settings.digest), ("imageHash", &spec.settings.image_hash)] {
+    for (member, wanted) in
+        [("digest", &spec.settings.digest), ("imageHash", &spec.settings.image_hash)]
+    {
         if let Some(wanted) = wanted
             && wanted.parse() != Ok(sha256)
         {
@@ -84,7 +90,8 @@ pub(crate) fn process_spec(service: &Moduled, spec: &ValidSpec) -> Result<Proces
     })
 }
 
-/// Has a module that does not run start next as the configuration and the approvals have it now.
+/// Has a module that does not run start next as the configuration and the approvals have
+/// it now.
 pub(crate) async fn renew(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
     let known = service.modules.processes.spec(module).await.map_err(|error| of_process(&error))?;
     let next = renewed(service, module, &known)?;
@@ -103,27 +110,45 @@ pub(crate) async fn renew(service: &Arc<Moduled>, module: &ModuleId) -> Result<(
 }
 
 /// What a module is made from, as the configuration and the approvals have it now.
-pub(crate) fn renewed(service: &Moduled, module: &ModuleId, known: &ProcessSpec) -> Result<ProcessSpec, HttpError> {
+pub(crate) fn renewed(
+    service: &Moduled,
+    module: &ModuleId,
+    known: &ProcessSpec,
+) -> Result<ProcessSpec, HttpError> {
     let (registered, sha256) = registered(service, &known.image)?;
     let plan = planned(service, module, &known.image, registered)?;
     let mut env = known.env.clone();
     set_env(service, module, registered, &plan, &mut env);
-    Ok(ProcessSpec { executable: registered.executable.clone().into(), sha256, env, plan, ..known.clone() })
+    Ok(ProcessSpec {
+        executable: registered.executable.clone().into(),
+        sha256,
+        env,
+        plan,
+        ..known.clone()
+    })
 }
 
 /// The plan by which a program is started, with the users and rights that there are now.
-fn planned(service: &Moduled, module: &ModuleId, name: &str, registered: &HostModule) -> Result<LaunchPlan, HttpError> {
+fn planned(
+    service: &Moduled,
+    module: &ModuleId,
+    name: &str,
+    registered: &HostModule,
+) -> Result<LaunchPlan, HttpError> {
     let hidden = |error: io::Error| HttpError::hidden(&error);
     let own = own_rights().map_err(hidden)?;
     let accounts = accounts().map_err(hidden)?;
     let refused = |why: &dyn std::fmt::Display| {
-        HttpError::bad_request(format!("[host_modules.{name:?}] cannot be started as {module}: {why}"))
+        HttpError::bad_request(format!(
+            "[host_modules.{name:?}] cannot be started as {module}: {why}"
+        ))
     };
     let account = own_account(service, module, registered, &accounts).map_err(|why| match why {
         NoOwnUser::User(why) => refused(&why),
         NoOwnUser::Store(why) => HttpError::hidden(&why),
     })?;
-    plan(registered, &own, &accounts, service.settings.allow_root_host_modules, account).map_err(|why| refused(&why))
+    plan(registered, &own, &accounts, service.settings.allow_root_host_modules, account)
+        .map_err(|why| refused(&why))
 }
 
 /// The folder in which an agent with a user of its own remembers what it applied.
@@ -133,8 +158,8 @@ pub(crate) fn agent_folder(service: &Moduled) -> Option<PathBuf> {
     own.then(|| service.state_folder().join("agent"))
 }
 
-/// Makes a folder for a module's own files, which only its user can enter. Other daemons' folders are above it, so it is moduled
-/// that makes it.
+/// Makes a folder for a module's own files, which only its user can enter. Other daemons'
+/// folders are above it, so it is moduled that makes it.
 fn own_folder(folder: &Path, plan: &LaunchPlan) -> io::Result<()> {
     if !folder.exists() {
         std::fs::DirBuilder::new().mode(0o700).create(folder)?;
@@ -145,7 +170,8 @@ fn own_folder(folder: &Path, plan: &LaunchPlan) -> io::Result<()> {
     Ok(())
 }
 
-/// What the operator and the daemon say about the environment, over what the deployment says.
+/// What the operator and the daemon say about the environment, over what the deployment
+/// says.
 fn set_env(
     service: &Moduled,
     module: &ModuleId,
@@ -167,6 +193,12 @@ fn set_env(
 }
 
 fn strings(value: &Value, member: &str) -> Result<Vec<String>, HttpError> {
-    let wrong = || HttpError::bad_request(format!("createOptions.{member} must be an array of strings"));
-    value.as_array().ok_or_else(wrong)?.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
+    let wrong =
+        || HttpError::bad_request(format!("createOptions.{member} must be an array of strings"));
+    value
+        .as_array()
+        .ok_or_else(wrong)?
+        .iter()
+        .map(|item| item.as_str().map(str::to_owned).ok_or_else(wrong))
+        .collect()
 }

@@ -1,8 +1,10 @@
-//! Updates of host modules that can be taken back: what a module was is kept beside what it becomes, until that has started.
+//! Updates of host modules that can be taken back: what a module was is kept beside what
+//! it becomes, until that has started.
 //!
-//! The runtime writes down what was begun. A daemon that finds something written down settles it before anything else happens
-//! to the module, by [`settle_host`]. What is taken back is what the deployment or a host agent changed; the configuration
-//! counts as it is now, so a module never comes back with more than it grants.
+//! The runtime writes down what was begun. A daemon that finds something written down
+//! settles it before anything else happens to the module, by [`settle_host`]. What is
+//! taken back is what the deployment or a host agent changed; the configuration counts as
+//! it is now, so a module never comes back with more than it grants.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,27 +29,38 @@ fn workload(spec: &ProcessSpec) -> Workload {
     Workload::Process { executable: spec.sha256, uid: spec.plan.uid }
 }
 
-/// Makes a module what a deployment says, and starts it if asked to. The module's lock is held.
+/// Makes a module what a deployment says, and starts it if asked to. The module's lock is
+/// held.
 ///
 /// # Errors
 /// What failed; the module is then as it was.
-pub(crate) async fn update(service: &Arc<Moduled>, spec: &ValidSpec, start: bool) -> Result<(), HttpError> {
+pub(crate) async fn update(
+    service: &Arc<Moduled>,
+    spec: &ValidSpec,
+    start: bool,
+) -> Result<(), HttpError> {
     let next = process_spec(service, spec)?;
     let registration = new_registration(service, spec, workload(&next)).await;
     change(service, next, registration, start).await
 }
 
-/// Restarts a module with the executable that was approved since it was started, if there is one; `false`: there is none.
-/// The module's lock is held.
+/// Restarts a module with the executable that was approved since it was started, if there
+/// is one; `false`: there is none. The module's lock is held.
 ///
 /// # Errors
 /// As [`update`]; the approval is then taken back as well.
-pub(crate) async fn restart_approved(service: &Arc<Moduled>, module: &ModuleId) -> Result<bool, HttpError> {
+pub(crate) async fn restart_approved(
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+) -> Result<bool, HttpError> {
     let known = service.modules.processes.spec(module).await.map_err(|error| of_process(&error))?;
     let (configured, sha256) = registered(service, &known.image)?;
-    let status = service.modules.processes.status(module).await.map_err(|error| of_process(&error))?;
+    let status =
+        service.modules.processes.status(module).await.map_err(|error| of_process(&error))?;
     let approved = sha256 != configured.sha256 && sha256 != known.sha256;
-    let Some(registration) = service.registrations.of(module).filter(|_| approved) else { return Ok(false) };
+    let Some(registration) = service.registrations.of(module).filter(|_| approved) else {
+        return Ok(false);
+    };
     if status.state != ModuleState::Running {
         return Ok(false);
     }
@@ -131,8 +144,13 @@ async fn take_back(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Http
     Ok(())
 }
 
-/// Takes back the approval of an executable that does not start, unless another module runs it.
-async fn withdraw_approval(service: &Moduled, module: &ModuleId, begun: &BegunUpdate) -> Result<(), HttpError> {
+/// Takes back the approval of an executable that does not start, unless another module
+/// runs it.
+async fn withdraw_approval(
+    service: &Moduled,
+    module: &ModuleId,
+    begun: &BegunUpdate,
+) -> Result<(), HttpError> {
     let name = &begun.former.image;
     let Ok((configured, now)) = registered(service, name) else { return Ok(()) };
     let (was, tried) = (begun.former.sha256, begun.next.sha256);
@@ -150,5 +168,9 @@ async fn withdraw_approval(service: &Moduled, module: &ModuleId, begun: &BegunUp
         return Ok(());
     }
     tracing::warn!(%module, name, sha256 = %tried, "approval taken back: the new executable does not start");
-    service.approvals.take_back(name, was, configured.sha256).await.map_err(|error| HttpError::hidden(&error))
+    service
+        .approvals
+        .take_back(name, was, configured.sha256)
+        .await
+        .map_err(|error| HttpError::hidden(&error))
 }

@@ -1,7 +1,8 @@
-//! The identities that modules act under, as identityd answers them; kept here so that a signature costs no look-up.
+//! The identities that modules act under, as identityd answers them; kept here so that a
+//! signature costs no look-up.
 //!
-//! An entry older than a minute is still served, and asked for again in the background: a slow or absent identityd delays
-//! no module that was known once.
+//! An entry older than a minute is still served, and asked for again in the background: a
+//! slow or absent identityd delays no module that was known once.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +18,8 @@ use http::StatusCode;
 use tokio::sync::watch;
 
 const FRESH: Duration = Duration::from_secs(60);
-/// Longest that the identity service may take. A compatible one asks the hub for each answer, twice for 70 s
-/// if the hub is away, and answers one request at a time.
+/// Longest that the identity service may take. A compatible one asks the hub for each
+/// answer, twice for 70 s if the hub is away, and answers one request at a time.
 const SERVICE_LIMIT: Duration = Duration::from_secs(300);
 /// Longest that a caller is kept waiting for it: existing clients give up after 60 s.
 const CALLER_LIMIT: Duration = Duration::from_secs(45);
@@ -101,7 +102,8 @@ impl IdentityCache {
     /// If it is not known here and identityd cannot tell, or not in time.
     pub async fn module(self: &Arc<Self>, module: &ModuleId) -> Outcome {
         if let Some(identity) = self.cached(module) {
-            if identity.since.elapsed() > FRESH && !identity.refreshing.swap(true, Ordering::AcqRel) {
+            if identity.since.elapsed() > FRESH && !identity.refreshing.swap(true, Ordering::AcqRel)
+            {
                 let this = Arc::clone(self);
                 let module = module.clone();
                 tokio::spawn(async move { this.refresh(&module).await });
@@ -117,8 +119,8 @@ impl IdentityCache {
         }
     }
 
-    /// Asks identityd, once for all callers that wait for the same module. Goes on when they have given up,
-    /// so that the next one finds the answer.
+    /// Asks identityd, once for all callers that wait for the same module. Goes on when
+    /// they have given up, so that the next one finds the answer.
     fn ask(self: &Arc<Self>, module: &ModuleId) -> watch::Receiver<Option<Outcome>> {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = asked.get(module) {
@@ -135,7 +137,8 @@ impl IdentityCache {
         told
     }
 
-    /// Forgets a module's identity: it was changed, deleted, or its key handle is no longer good.
+    /// Forgets a module's identity: it was changed, deleted, or its key handle is no
+    /// longer good.
     pub fn forget(&self, module: &ModuleId) {
         self.known.write().unwrap_or_else(PoisonError::into_inner).remove(module);
     }
@@ -181,8 +184,9 @@ impl IdentityCache {
     }
 }
 
-/// Decides whether an answer ends an identity that is known. That it cannot be told now (the hub or the
-/// keys service is away, for which both kinds of identity services answer 404) does not.
+/// Decides whether an answer ends an identity that is known. That it cannot be told now
+/// (the hub or the keys service is away, for which both kinds of identity services answer
+/// 404) does not.
 fn ends_identity(error: &ClientError) -> bool {
     error.status() == Some(StatusCode::UNAUTHORIZED) || says_absent(error, Recipient::Identities)
 }
@@ -237,7 +241,8 @@ mod tests {
             }
             slow.answers.notify_one();
         };
-        let (first, second, ()) = tokio::join!(cache.module(&module), cache.module(&module), answer);
+        let (first, second, ()) =
+            tokio::join!(cache.module(&module), cache.module(&module), answer);
         assert_eq!(first.unwrap().generation, "1");
         assert!(Arc::ptr_eq(&second.unwrap(), &cache.module(&module).await.unwrap()));
         assert_eq!(slow.asked.load(Ordering::SeqCst), 1);
@@ -245,10 +250,13 @@ mod tests {
 
     #[test]
     fn an_identity_ends_when_it_is_gone_or_no_longer_ours_and_not_when_nothing_can_be_told() {
-        let error = |status, code| ClientError::Status { status, message: "not found".to_owned(), code };
+        let error =
+            |status, code| ClientError::Status { status, message: "not found".to_owned(), code };
         assert!(ends_identity(&error(StatusCode::NOT_FOUND, Some(ErrorCode::Absent))));
         assert!(ends_identity(&error(StatusCode::UNAUTHORIZED, None)));
-        for status in [StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST, StatusCode::INTERNAL_SERVER_ERROR] {
+        for status in
+            [StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST, StatusCode::INTERNAL_SERVER_ERROR]
+        {
             assert!(!ends_identity(&error(status, None)), "{status}");
         }
     }

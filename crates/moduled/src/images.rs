@@ -1,7 +1,8 @@
 //! Image collection: looks at the engine's images and the disk, and removes what
 //! [`edgekeep_core::image_collection`] says.
 //!
-//! Nothing is removed while an image is being fetched or a container made, nor on a look that did not see everything.
+//! Nothing is removed while an image is being fetched or a container made, nor on a look
+//! that did not see everything.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -63,8 +64,8 @@ enum LookError {
 }
 
 impl Images {
-    /// Reads what is remembered in `state_folder`. What cannot be read is as if nothing had been used yet: images are then
-    /// kept for longer.
+    /// Reads what is remembered in `state_folder`. What cannot be read is as if nothing
+    /// had been used yet: images are then kept for longer.
     #[must_use]
     pub fn load(state_folder: &Path) -> Self {
         let file = StateFile::new(state_folder.join("images.json"), "images", 1);
@@ -74,7 +75,12 @@ impl Images {
         });
         let now = Instant::now();
         let kept = Kept { tracked: tracked.unwrap_or_default(), looked: (now, wall()), saved: now };
-        Self { file, kept: Mutex::new(kept), fetching: RwLock::default(), collecting: tokio::sync::Mutex::default() }
+        Self {
+            file,
+            kept: Mutex::new(kept),
+            fetching: RwLock::default(),
+            collecting: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Keeps images from being removed while something is fetched or made.
@@ -151,7 +157,9 @@ pub async fn keep_collected(service: Arc<Moduled>, mut stop: watch::Receiver<boo
 /// # Errors
 /// If there is no engine or it does not answer.
 pub async fn planned(service: &Moduled) -> Result<ImagePlan, HttpError> {
-    let seen = see(service, engine(service)?).await.map_err(|error| HttpError::internal(error.to_string()))?;
+    let seen = see(service, engine(service)?)
+        .await
+        .map_err(|error| HttpError::internal(error.to_string()))?;
     service.images.take_in(Some(&seen), service);
     let verdicts = verdicts(service, &seen, true);
     Ok(shown(service, &seen, &verdicts, &BTreeSet::new()))
@@ -162,10 +170,13 @@ pub async fn planned(service: &Moduled) -> Result<ImagePlan, HttpError> {
 /// # Errors
 /// If there is no engine or it does not answer.
 pub async fn collect_now(service: &Moduled) -> Result<ImagePlan, HttpError> {
-    let seen = see(service, engine(service)?).await.map_err(|error| HttpError::internal(error.to_string()))?;
+    let seen = see(service, engine(service)?)
+        .await
+        .map_err(|error| HttpError::internal(error.to_string()))?;
     service.images.take_in(Some(&seen), service);
     let verdicts = verdicts(service, &seen, true);
-    let removed = collect(service, true).await.map_err(|error| HttpError::internal(error.to_string()))?;
+    let removed =
+        collect(service, true).await.map_err(|error| HttpError::internal(error.to_string()))?;
     Ok(shown(service, &seen, &verdicts, &removed))
 }
 
@@ -183,7 +194,8 @@ fn verdicts(service: &Moduled, seen: &Seen, by_age: bool) -> Vec<Verdict> {
     plan(&service.images.kept().tracked, seen, &service.settings.image_collection, by_age, wall())
 }
 
-/// Removes one image after the other, each on a look of its own: what was so a moment ago may have changed.
+/// Removes one image after the other, each on a look of its own: what was so a moment ago
+/// may have changed.
 async fn collect(service: &Moduled, by_age: bool) -> Result<BTreeSet<Sha256Digest>, LookError> {
     let _one = service.images.collecting.lock().await;
     let (mut removed, mut failed) = (BTreeSet::new(), BTreeSet::new());
@@ -202,7 +214,12 @@ async fn collect(service: &Moduled, by_age: bool) -> Result<BTreeSet<Sha256Diges
         let Some((image, verdict)) = going.next() else { break };
         let reason = verdict.reason();
         let names = image.names.join(", ");
-        match tokio::time::timeout(PATIENCE, containers.engine.delete_image(&image.id, &image.names)).await {
+        match tokio::time::timeout(
+            PATIENCE,
+            containers.engine.delete_image(&image.id, &image.names),
+        )
+        .await
+        {
             Ok(Ok(())) => {
                 tracing::info!(image = %image.id, names, bytes = image.bytes, reason, "image removed");
                 IMAGES.with(["removed", reason]).increment();
@@ -221,7 +238,9 @@ async fn collect(service: &Moduled, by_age: bool) -> Result<BTreeSet<Sha256Diges
 
 /// Everything that the decision needs, or an error.
 async fn see(service: &Moduled, engine: &Engine) -> Result<Seen, LookError> {
-    tokio::time::timeout(PATIENCE, see_unlimited(service, engine)).await.map_err(|_| LookError::Silent)?
+    tokio::time::timeout(PATIENCE, see_unlimited(service, engine))
+        .await
+        .map_err(|_| LookError::Silent)?
 }
 
 async fn see_unlimited(service: &Moduled, engine: &Engine) -> Result<Seen, LookError> {
@@ -229,7 +248,8 @@ async fn see_unlimited(service: &Moduled, engine: &Engine) -> Result<Seen, LookE
     let containers = engine.container_images().await?.into_iter().collect();
     let bootstrap = match engine.image_id(&service.settings.agent.image).await {
         Ok(id) => Some(id),
-        // Not there, or not an image's name, for the agent is a host module: there is nothing to keep.
+        // Not there, or not an image's name, for the agent is a host module: there is
+        // nothing to keep.
         Err(error) if matches!(error.status(), Some(400 | 404)) => None,
         Err(error) => return Err(error.into()),
     };
@@ -241,7 +261,8 @@ async fn see_unlimited(service: &Moduled, engine: &Engine) -> Result<Seen, LookE
             Workload::Process { .. } | Workload::Service { .. } => None,
         })
         .collect();
-    let disk = engine.info().await?["DockerRootDir"].as_str().and_then(|folder| disk(Path::new(folder)));
+    let disk =
+        engine.info().await?["DockerRootDir"].as_str().and_then(|folder| disk(Path::new(folder)));
     Ok(Seen { images, containers, registered, bootstrap, disk })
 }
 
@@ -267,7 +288,12 @@ fn disk(folder: &Path) -> Option<Disk> {
     })
 }
 
-fn shown(service: &Moduled, seen: &Seen, verdicts: &[Verdict], removed: &BTreeSet<Sha256Digest>) -> ImagePlan {
+fn shown(
+    service: &Moduled,
+    seen: &Seen,
+    verdicts: &[Verdict],
+    removed: &BTreeSet<Sha256Digest>,
+) -> ImagePlan {
     let settings = &service.settings.image_collection;
     let kept = service.images.kept();
     let images = seen.images.iter().zip(verdicts).map(|(image, verdict)| ImageLine {
@@ -310,7 +336,8 @@ mod tests {
         let id = format!("sha256:{}", "a".repeat(64));
         let good = json!({"Id": id, "RepoTags": ["a:1", "b:2"], "Size": 7});
         let unnamed = json!({"Id": id, "RepoTags": ["<none>:<none>"], "Size": 7});
-        let list = images(&json!([good, unnamed, {"Id": id, "RepoTags": null}])).expect("documented form");
+        let list =
+            images(&json!([good, unnamed, {"Id": id, "RepoTags": null}])).expect("documented form");
         assert_eq!(list[0].names, ["a:1", "b:2"]);
         assert!(list[1].names.is_empty() && list[2].names.is_empty());
         assert_eq!(images(&json!([good, {"Id": "x"}])), None);

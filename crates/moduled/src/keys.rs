@@ -1,4 +1,5 @@
-//! Handles to moduled's own keys in keyd, asked for once and kept until keyd objects to them.
+//! Handles to moduled's own keys in keyd, asked for once and kept until keyd objects to
+//! them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +23,8 @@ use crate::failure;
 const DEVICE_DATA_KEY: &str = "iotedge_master_encryption_id";
 /// What the keys of single modules' data are derived from.
 const MODULE_DATA_BASE: &str = "edgekeep-module-data";
-/// Derived keys whose handles are kept: more modules than a device has; a bound all the same.
+/// Derived keys whose handles are kept: more modules than a device has; a bound all the
+/// same.
 const DERIVED_LIMIT: usize = 1024;
 
 /// How a key is obtained.
@@ -48,12 +50,15 @@ impl KeptHandle {
         Self { origin, handle: Mutex::new(None) }
     }
 
-    /// The device's key for modules' data; made when first used if new data is encrypted under it.
+    /// The device's key for modules' data; made when first used if new data is encrypted
+    /// under it.
     #[must_use]
     pub fn of_device_data_key(encryption: ModuleEncryption) -> Self {
         Self::new(match encryption {
             ModuleEncryption::DeviceKey => Origin::Made { id: DEVICE_DATA_KEY, usage: "encrypt" },
-            ModuleEncryption::ModuleKey | ModuleEncryption::ModuleKeyOnly => Origin::Symmetric(DEVICE_DATA_KEY),
+            ModuleEncryption::ModuleKey | ModuleEncryption::ModuleKeyOnly => {
+                Origin::Symmetric(DEVICE_DATA_KEY)
+            }
         })
     }
 
@@ -108,12 +113,14 @@ impl KeptHandle {
 pub enum Base {
     /// A key for nothing else (ours).
     ModuleData,
-    /// The device's key for modules' data, where the keys service has the other one for nobody: compatible
-    /// services grant the module runtime the keys that the published interface names, and no others.
+    /// The device's key for modules' data, where the keys service has the other one for
+    /// nobody: compatible services grant the module runtime the keys that the published
+    /// interface names, and no others.
     DeviceData,
 }
 
-/// The keys of modules' data: each derived, in keyd, from one base that is made when first used. Only their handles are here.
+/// The keys of modules' data: each derived, in keyd, from one base that is made when
+/// first used. Only their handles are here.
 #[derive(Debug)]
 pub struct ModuleDataKeys {
     module_data: KeptHandle,
@@ -128,7 +135,8 @@ impl Default for ModuleDataKeys {
     fn default() -> Self {
         Self {
             module_data: KeptHandle::new(Origin::Made { id: MODULE_DATA_BASE, usage: "derive" }),
-            // Made when new data is to be under it, and never for a ciphertext that somebody sends.
+            // Made when new data is to be under it, and never for a ciphertext that
+            // somebody sends.
             device_data: KeptHandle::new(Origin::Symmetric(DEVICE_DATA_KEY)),
             derived: RwLock::default(),
             base: OnceLock::new(),
@@ -152,7 +160,9 @@ impl ModuleDataKeys {
                     "the keys service grants no key {MODULE_DATA_BASE:?}, as compatible ones do: modules' keys are derived \
                      from {DEVICE_DATA_KEY:?}"
                 );
-                keys.create_key(DEVICE_DATA_KEY, "encrypt").await.map_err(|error| no_key(&error))?;
+                keys.create_key(DEVICE_DATA_KEY, "encrypt")
+                    .await
+                    .map_err(|error| no_key(&error))?;
                 Base::DeviceData
             }
             Err(error) => return Err(no_key(&error)),
@@ -167,7 +177,12 @@ impl ModuleDataKeys {
         }
     }
 
-    async fn derive(&self, keys: &KeysClient, base: Base, data: &[u8]) -> Result<KeyHandle, ClientError> {
+    async fn derive(
+        &self,
+        keys: &KeysClient,
+        base: Base,
+        data: &[u8],
+    ) -> Result<KeyHandle, ClientError> {
         let kept = self.kept_base(base);
         let handle = kept.ask(keys).await?;
         match keys.derive_key(&handle, data).await {
@@ -180,7 +195,11 @@ impl ModuleDataKeys {
     }
 
     fn kept(&self, base: Base, data: &[u8]) -> Option<KeyHandle> {
-        self.derived.read().unwrap_or_else(PoisonError::into_inner).get(&(base, data.to_vec())).cloned()
+        self.derived
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&(base, data.to_vec()))
+            .cloned()
     }
 
     fn keep(&self, base: Base, data: &[u8], handle: &KeyHandle) {
@@ -193,15 +212,18 @@ impl ModuleDataKeys {
 
     async fn forget(&self, base: Base, data: &[u8], old: &KeyHandle) {
         if self.kept(base, data).as_ref() == Some(old) {
-            self.derived.write().unwrap_or_else(PoisonError::into_inner).remove(&(base, data.to_vec()));
+            self.derived
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&(base, data.to_vec()));
             // The base's is as old.
             *self.kept_base(base).handle.lock().await = None;
         }
     }
 }
 
-/// Decides whether a refusal is that of a service with the published grants alone. Ours names the cause, and
-/// `edgekeep config apply` then grants what is missing.
+/// Decides whether a refusal is that of a service with the published grants alone. Ours
+/// names the cause, and `edgekeep config apply` then grants what is missing.
 fn grants_published_keys_alone(error: &ClientError) -> bool {
     matches!(error, ClientError::Status { status: StatusCode::UNAUTHORIZED, code: None, .. })
 }
@@ -228,18 +250,22 @@ impl DataKey<'_> {
     /// Its handle.
     ///
     /// # Errors
-    /// 500 if keyd cannot be reached or refuses: whatever keeps modules' data from being encrypted is an error of ours (wire
-    /// facts 3.3).
+    /// 500 if keyd cannot be reached or refuses: whatever keeps modules' data from being
+    /// encrypted is an error of ours (wire facts 3.3).
     pub(crate) async fn get(&self, keys: &KeysClient) -> Result<KeyHandle, HttpError> {
         let asked = match self {
             Self::Device(key) => key.ask(keys).await,
             Self::Module(all, base, data) => match all.kept(*base, data) {
                 Some(handle) => Ok(handle),
-                None => all.derive(keys, *base, data).await.inspect(|handle| all.keep(*base, data, handle)),
+                None => all
+                    .derive(keys, *base, data)
+                    .await
+                    .inspect(|handle| all.keep(*base, data, handle)),
             },
         };
         asked.map_err(|error| {
-            // A ciphertext can name a key that there never was: that is its sender's. Of a key that was lost keyd tells itself.
+            // A ciphertext can name a key that there never was: that is its sender's. Of
+            // a key that was lost keyd tells itself.
             let absent = says_absent(&error, Recipient::Keys);
             let answer = self.no_handle(&error);
             if absent { answer.of_caller() } else { answer }
@@ -248,11 +274,14 @@ impl DataKey<'_> {
 
     fn no_handle(&self, error: &ClientError) -> HttpError {
         match self {
-            // A key that was made to encrypt derives nothing on a token, nor in our own keys service.
-            Self::Module(_, Base::DeviceData, _) if error.status().is_some() => HttpError::internal(format!(
-                "no key of modules' data: {error}; keys derived from {DEVICE_DATA_KEY:?} are made where a compatible keys \
+            // A key that was made to encrypt derives nothing on a token, nor in our own
+            // keys service.
+            Self::Module(_, Base::DeviceData, _) if error.status().is_some() => {
+                HttpError::internal(format!(
+                    "no key of modules' data: {error}; keys derived from {DEVICE_DATA_KEY:?} are made where a compatible keys \
                  service can do that (else: module_encryption = \"device-key\"), and are of use there alone"
-            )),
+                ))
+            }
             _ => no_key(error),
         }
     }
@@ -261,7 +290,11 @@ impl DataKey<'_> {
     ///
     /// # Errors
     /// As [`Self::get`].
-    pub(crate) async fn renew(&self, keys: &KeysClient, old: &KeyHandle) -> Result<KeyHandle, HttpError> {
+    pub(crate) async fn renew(
+        &self,
+        keys: &KeysClient,
+        old: &KeyHandle,
+    ) -> Result<KeyHandle, HttpError> {
         match self {
             Self::Device(key) => key.forget(old).await,
             Self::Module(all, base, data) => all.forget(*base, data, old).await,
@@ -270,8 +303,8 @@ impl DataKey<'_> {
     }
 }
 
-/// The trust bundle, asked for again after a few seconds in the background: while the certificates API is slow or away, the
-/// last one is served.
+/// The trust bundle, asked for again after a few seconds in the background: while the
+/// certificates API is slow or away, the last one is served.
 #[derive(Debug, Default)]
 pub struct TrustBundleCache {
     kept: RwLock<Option<(Instant, Arc<String>)>>,
@@ -286,13 +319,19 @@ impl TrustBundleCache {
     ///
     /// # Errors
     /// 404 if there is none; 500 if the certificates API was never reached.
-    pub async fn get(self: &Arc<Self>, certificates: &CertificatesClient) -> Result<Arc<String>, HttpError> {
+    pub async fn get(
+        self: &Arc<Self>,
+        certificates: &CertificatesClient,
+    ) -> Result<Arc<String>, HttpError> {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some((since, bundle)) = kept else {
             return match certificates.load(Self::CERT_ID).await {
                 Ok(pem) => match written_anew("trust bundle", &pem) {
                     Some(pem) => Ok(self.keep(pem)),
-                    None => Err(HttpError::not_found(format!("certificate {:?} not found", Self::CERT_ID))),
+                    None => Err(HttpError::not_found(format!(
+                        "certificate {:?} not found",
+                        Self::CERT_ID
+                    ))),
                 },
                 Err(error) if says_absent(&error, Recipient::Certificates) => {
                     Err(HttpError::not_found(format!("certificate {:?} not found", Self::CERT_ID)))
@@ -304,7 +343,8 @@ impl TrustBundleCache {
             let (this, certificates) = (Arc::clone(self), certificates.clone());
             tokio::spawn(async move {
                 match certificates.load(Self::CERT_ID).await {
-                    // One without a certificate would leave modules without any: the last one stays.
+                    // One without a certificate would leave modules without any: the last
+                    // one stays.
                     Ok(pem) => drop(written_anew("trust bundle", &pem).map(|pem| this.keep(pem))),
                     Err(error) => tracing::debug!(%error, "trust bundle not refreshed"),
                 }
@@ -314,14 +354,16 @@ impl TrustBundleCache {
         Ok(bundle)
     }
 
-    /// Forgets the bundle: what is in it was replaced, and the old one is of no use to anybody.
+    /// Forgets the bundle: what is in it was replaced, and the old one is of no use to
+    /// anybody.
     pub fn forget(&self) {
         *self.kept.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn keep(&self, pem: String) -> Arc<String> {
         let bundle = Arc::new(pem);
-        *self.kept.write().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&bundle)));
+        *self.kept.write().unwrap_or_else(PoisonError::into_inner) =
+            Some((Instant::now(), Arc::clone(&bundle)));
         bundle
     }
 }

@@ -1,9 +1,10 @@
 //! moduled: holds the containers and host modules, and nothing else that is dangerous.
 //!
-//! Serves the management and the workload API. Talks to the container engine's socket, to keyd, identityd and the
-//! certificates API through their public sockets, starts host modules, and reads `/proc` about its callers. Touches its own
-//! state folder and the socket folders. Never opens an IP socket and never holds a private key that stays: module keys
-//! are made, given to the module and forgotten.
+//! Serves the management and the workload API. Talks to the container engine's socket, to
+//! keyd, identityd and the certificates API through their public sockets, starts host
+//! modules, and reads `/proc` about its callers. Touches its own state folder and the
+//! socket folders. Never opens an IP socket and never holds a private key that stays:
+//! module keys are made, given to the module and forgotten.
 #![forbid(unsafe_code)]
 
 pub mod agent;

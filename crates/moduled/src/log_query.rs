@@ -10,7 +10,10 @@ use time::format_description::well_known::Rfc3339;
 ///
 /// # Errors
 /// 400 that names the parameter.
-pub fn parse<'a>(parameter: impl Fn(&str) -> Option<&'a str>, now: i64) -> Result<LogQuery, HttpError> {
+pub fn parse<'a>(
+    parameter: impl Fn(&str) -> Option<&'a str>,
+    now: i64,
+) -> Result<LogQuery, HttpError> {
     let wrong = |name: &str| HttpError::bad_request(format!("invalid parameter: {name}"));
     let flag = |name: &'static str| match parameter(name) {
         None | Some("false") => Ok(false),
@@ -95,9 +98,13 @@ mod tests {
 
     #[test]
     fn a_wrong_parameter_is_named() {
-        for (name, value) in
-            [("follow", "yes"), ("tail", "-1"), ("since", "soon"), ("until", "%zz"), ("timestamps", "1")]
-        {
+        for (name, value) in [
+            ("follow", "yes"),
+            ("tail", "-1"),
+            ("since", "soon"),
+            ("until", "%zz"),
+            ("timestamps", "1"),
+        ] {
             let error = parse(|asked| (asked == name).then_some(value), 0).unwrap_err();
             assert_eq!(error.message(), format!("invalid parameter: {name}"));
         }
@@ -105,7 +112,8 @@ mod tests {
 
     #[test]
     fn twice_encoded_times_are_decoded() {
-        let query = parse(|name| (name == "since").then_some("1970-01-01T00%3A00%3A05Z"), 0).unwrap();
+        let query =
+            parse(|name| (name == "since").then_some("1970-01-01T00%3A00%3A05Z"), 0).unwrap();
         assert_eq!(query.since, 5);
     }
 

@@ -22,7 +22,8 @@ const SYNOPSIS: Synopsis = Synopsis {
 };
 
 fn main() -> ExitCode {
-    // A host module's launcher: this program started again, to enter the module's cgroup before it becomes the module.
+    // A host module's launcher: this program started again, to enter the module's cgroup
+    // before it becomes the module.
     if std::env::args_os().skip(1).eq([launcher::ARGUMENT]) {
         return u8::try_from(launcher::main()).map_or(ExitCode::FAILURE, ExitCode::from);
     }
@@ -39,7 +40,8 @@ fn main() -> ExitCode {
         tracing::error!(%error, "cannot give up new privileges");
         return ExitCode::FAILURE;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -1,4 +1,5 @@
-//! What moduled counts: verdicts by reason, modules by state, the Edge CA's time, the watchdog's errors, images removed.
+//! What moduled counts: verdicts by reason, modules by state, the Edge CA's time, the
+//! watchdog's errors, images removed.
 
 use std::sync::{Arc, Weak};
 
@@ -10,8 +11,11 @@ use crate::health;
 use crate::service::Moduled;
 
 /// Callers that were judged.
-pub(crate) static VERDICTS: Family<Counter, 2> =
-    Family::new("edgekeep_verdicts", "Callers that were judged, and why they were refused.", ["verdict", "reason"]);
+pub(crate) static VERDICTS: Family<Counter, 2> = Family::new(
+    "edgekeep_verdicts",
+    "Callers that were judged, and why they were refused.",
+    ["verdict", "reason"],
+);
 /// What modules had decrypted, by what it was encrypted under.
 pub(crate) static DECRYPTIONS: Family<Counter, 1> = Family::new(
     "edgekeep_decryptions",
@@ -19,11 +23,17 @@ pub(crate) static DECRYPTIONS: Family<Counter, 1> = Family::new(
     ["key"],
 );
 /// Failed tries of the watchdog.
-pub(crate) static WATCHDOG_ERRORS: Family<Counter, 0> =
-    Family::new("edgekeep_watchdog_errors", "Rounds of the watchdog in which edgeAgent could not be kept running.", []);
+pub(crate) static WATCHDOG_ERRORS: Family<Counter, 0> = Family::new(
+    "edgekeep_watchdog_errors",
+    "Rounds of the watchdog in which edgeAgent could not be kept running.",
+    [],
+);
 /// Those since the agent was last seen running.
-pub(crate) static WATCHDOG_ERRORS_IN_A_ROW: Family<Gauge, 0> =
-    Family::new("edgekeep_watchdog_errors_in_a_row", "The same since edgeAgent was last seen running.", []);
+pub(crate) static WATCHDOG_ERRORS_IN_A_ROW: Family<Gauge, 0> = Family::new(
+    "edgekeep_watchdog_errors_in_a_row",
+    "The same since edgeAgent was last seen running.",
+    [],
+);
 /// Images that were removed, or could not be.
 pub(crate) static IMAGES: Family<Counter, 2> = Family::new(
     "edgekeep_image_removals",
@@ -32,8 +42,11 @@ pub(crate) static IMAGES: Family<Counter, 2> = Family::new(
 );
 static MODULES: Family<Gauge, 2> =
     Family::new("edgekeep_modules", "Modules by runtime and state.", ["runtime", "state"]);
-static ENGINE: Family<Gauge, 0> =
-    Family::new("edgekeep_engine_reachable", "1 while the container engine's events are followed, else 0.", []);
+static ENGINE: Family<Gauge, 0> = Family::new(
+    "edgekeep_engine_reachable",
+    "1 while the container engine's events are followed, else 0.",
+    [],
+);
 static DAYS_LEFT: Family<Gauge, 1> = Family::new(
     "edgekeep_certificate_days_left",
     "Days until a certificate ends; less than nothing when it has.",
@@ -41,8 +54,16 @@ static DAYS_LEFT: Family<Gauge, 1> = Family::new(
 );
 
 /// What this daemon counts beyond what all do.
-pub static FAMILIES: Families =
-    &[&VERDICTS, &DECRYPTIONS, &WATCHDOG_ERRORS, &WATCHDOG_ERRORS_IN_A_ROW, &IMAGES, &MODULES, &ENGINE, &DAYS_LEFT];
+pub static FAMILIES: Families = &[
+    &VERDICTS,
+    &DECRYPTIONS,
+    &WATCHDOG_ERRORS,
+    &WATCHDOG_ERRORS_IN_A_ROW,
+    &IMAGES,
+    &MODULES,
+    &ENGINE,
+    &DAYS_LEFT,
+];
 
 /// Looks around when metrics are asked for; asks nobody, least of all the engine.
 #[must_use]
@@ -65,7 +86,9 @@ async fn look(service: &Moduled) {
     if let Some(containers) = &service.modules.containers {
         let counts = containers.watch.counts();
         ENGINE.with([]).set(if counts.is_some() { 1.0 } else { 0.0 });
-        for (state, count) in ["running", "stopped", "unknown"].into_iter().zip(counts.into_iter().flatten()) {
+        for (state, count) in
+            ["running", "stopped", "unknown"].into_iter().zip(counts.into_iter().flatten())
+        {
             MODULES.with(["container", state]).set(count as f64);
         }
     }

@@ -1,7 +1,7 @@
 //! Which modules there are, in both runtimes, and what is known of each.
 //!
-//! What is done to them is in [`lifecycle`], how the API shows them in [`shown`]. One operation a module at a time;
-//! different modules do not wait for each other.
+//! What is done to them is in [`lifecycle`], how the API shows them in [`shown`]. One
+//! operation a module at a time; different modules do not wait for each other.
 
 mod lifecycle;
 pub(crate) mod shown;
@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use edgekeep_api::management::{ModuleDetails, ModuleList};
-use edgekeep_core::attestation::{HostFacts, ProcessInstance, Registration, RunningFacts, Workload};
+use edgekeep_core::attestation::{
+    HostFacts, ProcessInstance, Registration, RunningFacts, Workload,
+};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::engine::{Engine, EngineError};
@@ -31,8 +33,12 @@ use crate::replacements::{self, Replacements};
 use crate::service::Moduled;
 use crate::spec::Kind;
 
-pub use lifecycle::{create, prepare, remove, restart, start, stop, stop_all, update, watch_running};
-pub(crate) use lifecycle::{create_locked, new_registration, start_locked, start_unwatched, stop_locked};
+pub use lifecycle::{
+    create, prepare, remove, restart, start, stop, stop_all, update, watch_running,
+};
+pub(crate) use lifecycle::{
+    create_locked, new_registration, start_locked, start_unwatched, stop_locked,
+};
 use shown::{Rows, container_details, details, named_as_registered};
 
 /// How long the engine may take to answer a question about what is there.
@@ -75,16 +81,24 @@ impl Modules {
         hierarchy: CgroupHierarchy,
         host: HostFacts,
     ) -> Self {
-        Self { containers, processes, own_users, hierarchy, host, locks: Mutex::new(HashMap::new()) }
+        Self {
+            containers,
+            processes,
+            own_users,
+            hierarchy,
+            host,
+            locks: Mutex::new(HashMap::new()),
+        }
     }
 
     /// What runs for a module, by its registration.
     #[must_use]
     pub fn facts(&self, module: &ModuleId, registration: Option<&Registration>) -> RunningFacts {
         match registration.map(|registration| &registration.workload) {
-            Some(Workload::Container { .. }) => {
-                self.containers.as_ref().map_or(RunningFacts::Unknown, |containers| containers.watch.facts(module))
-            }
+            Some(Workload::Container { .. }) => self
+                .containers
+                .as_ref()
+                .map_or(RunningFacts::Unknown, |containers| containers.watch.facts(module)),
             Some(Workload::Process { .. }) => self.processes.facts(module),
             Some(Workload::Service { .. }) => RunningFacts::Host(self.host),
             None => RunningFacts::Stopped,
@@ -105,7 +119,8 @@ impl Modules {
         }
     }
 
-    /// What runs for a container module, with all that the engine knows of how `process` came into it.
+    /// What runs for a container module, with all that the engine knows of how `process`
+    /// came into it.
     pub async fn facts_about(&self, module: &ModuleId, process: &ProcessInstance) -> RunningFacts {
         match &self.containers {
             Some(containers) => containers.watch.facts_about(module, process).await,
@@ -115,9 +130,15 @@ impl Modules {
 
     /// The layers of a module's image.
     #[must_use]
-    pub fn layers(&self, module: &ModuleId, registration: Option<&Registration>) -> Option<ImageLayers> {
+    pub fn layers(
+        &self,
+        module: &ModuleId,
+        registration: Option<&Registration>,
+    ) -> Option<ImageLayers> {
         match registration.map(|registration| &registration.workload) {
-            Some(Workload::Container { .. }) => self.containers.as_ref()?.watch.image_layers(module),
+            Some(Workload::Container { .. }) => {
+                self.containers.as_ref()?.watch.image_layers(module)
+            }
             _ => None,
         }
     }
@@ -125,7 +146,8 @@ impl Modules {
     /// All modules, of both runtimes.
     ///
     /// # Errors
-    /// If the engine does not answer: a list without its containers would say that they are gone.
+    /// If the engine does not answer: a list without its containers would say that they
+    /// are gone.
     pub async fn list(
         &self,
         registrations: &Registrations,
@@ -142,28 +164,45 @@ impl Modules {
             for state in listed {
                 if !replacements.is_aside(state.container.as_ref(), &state.name) {
                     let state = named_as_registered(state, registrations);
-                    rows.add(container_details(&state, registrations), shown::is_registered(&state, registrations));
+                    rows.add(
+                        container_details(&state, registrations),
+                        shown::is_registered(&state, registrations),
+                    );
                 }
             }
         }
         Ok(ModuleList { modules: rows.sorted() })
     }
 
-    /// One module's state and runtime. A registered container counts whatever somebody else called it since.
+    /// One module's state and runtime. A registered container counts whatever somebody
+    /// else called it since.
     ///
     /// # Errors
     /// 404 if there is none.
-    pub async fn state(&self, module: &ModuleId, registrations: &Registrations) -> Result<(Kind, State), HttpError> {
-        if let Some(state) = self.processes.list().await.into_iter().find(|state| state.name == module.name()) {
+    pub async fn state(
+        &self,
+        module: &ModuleId,
+        registrations: &Registrations,
+    ) -> Result<(Kind, State), HttpError> {
+        if let Some(state) =
+            self.processes.list().await.into_iter().find(|state| state.name == module.name())
+        {
             return Ok((Kind::Process, state));
         }
         match &self.containers {
             Some(containers) => {
                 if let Some(own) = container_of(registrations.of(module).as_ref()) {
-                    let found = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.container(own)).await;
+                    let found =
+                        tokio::time::timeout(ENGINE_PATIENCE, containers.engine.container(own))
+                            .await;
                     let found = found.map_err(|_| engine_is_silent(containers))?;
-                    if let Some(container) = found.map_err(|error| engine_failed(containers, &error))? {
-                        return Ok((Kind::Docker, named_as_registered(container.status(), registrations)));
+                    if let Some(container) =
+                        found.map_err(|error| engine_failed(containers, &error))?
+                    {
+                        return Ok((
+                            Kind::Docker,
+                            named_as_registered(container.status(), registrations),
+                        ));
                     }
                 }
                 Ok((Kind::Docker, self.by_name(containers, module).await?))
@@ -186,7 +225,11 @@ impl Modules {
         }
     }
 
-    async fn by_name(&self, containers: &Containers, module: &ModuleId) -> Result<State, HttpError> {
+    async fn by_name(
+        &self,
+        containers: &Containers,
+        module: &ModuleId,
+    ) -> Result<State, HttpError> {
         let found = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.find(module)).await;
         let container = found.map_err(|_| engine_is_silent(containers))?;
         let container = container.map_err(|error| match error.status() {
@@ -200,7 +243,11 @@ impl Modules {
     ///
     /// # Errors
     /// 404 if there is none.
-    pub async fn details(&self, module: &ModuleId, registrations: &Registrations) -> Result<ModuleDetails, HttpError> {
+    pub async fn details(
+        &self,
+        module: &ModuleId,
+        registrations: &Registrations,
+    ) -> Result<ModuleDetails, HttpError> {
         Ok(match self.state(module, registrations).await? {
             (Kind::Process, state) => details(Kind::Process, &state),
             (Kind::Docker, state) => container_details(&state, registrations),
@@ -219,12 +266,14 @@ impl Modules {
     ) -> Result<LogStream, HttpError> {
         match self.state(module, registrations).await?.0 {
             Kind::Process => self.processes.logs(module, query).map_err(|error| of_process(&error)),
-            Kind::Docker => self.engine()?.engine.logs(module, query).await.map_err(|error| of_engine(&error)),
+            Kind::Docker => {
+                self.engine()?.engine.logs(module, query).await.map_err(|error| of_engine(&error))
+            }
         }
     }
 
-    /// Holds other operations on the same module back while the guard lives. An update of it that was cut off is settled
-    /// first.
+    /// Holds other operations on the same module back while the guard lives. An update of
+    /// it that was cut off is settled first.
     ///
     /// # Errors
     /// That cannot be settled now.
@@ -278,7 +327,8 @@ fn engine_is_silent(containers: &Containers) -> HttpError {
     HttpError::internal(format!("{what}; {}", heard(containers)))
 }
 
-/// An engine that answers says itself what is wrong; of one that does not, when it was heard and what to do.
+/// An engine that answers says itself what is wrong; of one that does not, when it was
+/// heard and what to do.
 fn engine_failed(containers: &Containers, error: &EngineError) -> HttpError {
     let answer = of_engine(error);
     if error.status().is_some() {
@@ -291,7 +341,9 @@ fn heard(containers: &Containers) -> String {
     const SERVED: &str = "modules that run are served on";
     let (heard, meanwhile) = match containers.watch.silent_for() {
         Some(silent) => (format!("it was heard last {} s ago", silent.as_secs()), SERVED),
-        None if containers.watch.is_reconciled() => ("its events come, so it may only be slow".to_owned(), SERVED),
+        None if containers.watch.is_reconciled() => {
+            ("its events come, so it may only be slow".to_owned(), SERVED)
+        }
         None => (
             "it was never heard since this daemon started".to_owned(),
             "until it is heard, modules in containers are refused",
@@ -301,14 +353,20 @@ fn heard(containers: &Containers) -> String {
 }
 
 fn no_module(module: &ModuleId) -> HttpError {
-    HttpError::not_found(format!("there is no module {}: `edgekeep list` shows those that there are", module.name()))
+    HttpError::not_found(format!(
+        "there is no module {}: `edgekeep list` shows those that there are",
+        module.name()
+    ))
 }
 
 /// The state of the agent, as the watchdog sees it.
 ///
 /// # Errors
 /// If the engine does not answer.
-pub async fn agent_state(service: &Moduled, module: &ModuleId) -> Result<Option<ModuleState>, HttpError> {
+pub async fn agent_state(
+    service: &Moduled,
+    module: &ModuleId,
+) -> Result<Option<ModuleState>, HttpError> {
     match service.modules.state(module, &service.registrations).await {
         Ok((_, state)) => Ok(Some(state.state)),
         Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(None),

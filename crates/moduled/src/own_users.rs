@@ -41,8 +41,13 @@ impl OwnUsers {
         Ok(Self { file, known: Mutex::new(known) })
     }
 
-    /// Takes over which ids modules have that are there already, in case the file was lost.
-    pub fn remember(&self, modules: impl IntoIterator<Item = (ModuleId, u32)>, settings: &ModuledSettings) {
+    /// Takes over which ids modules have that are there already, in case the file was
+    /// lost.
+    pub fn remember(
+        &self,
+        modules: impl IntoIterator<Item = (ModuleId, u32)>,
+        settings: &ModuledSettings,
+    ) {
         let Some(range) = settings.host_module_ids else { return };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         for (module, id) in modules {
@@ -71,7 +76,8 @@ impl OwnUsers {
     }
 }
 
-/// The user that a module has for itself, if the configuration gives its program none and modules have some.
+/// The user that a module has for itself, if the configuration gives its program none and
+/// modules have some.
 ///
 /// # Errors
 /// See [`NoOwnUser`].
@@ -81,9 +87,13 @@ pub(crate) fn own_account(
     registered: &HostModule,
     accounts: &Accounts,
 ) -> Result<Option<Account>, NoOwnUser> {
-    let Some(range) = service.settings.host_module_ids.filter(|_| registered.user.is_none()) else { return Ok(None) };
-    let modules = service.settings.host_modules.values().filter_map(|module| module.user.as_deref());
-    let services = service.settings.host_services.values().filter_map(|service| service.user.as_deref());
+    let Some(range) = service.settings.host_module_ids.filter(|_| registered.user.is_none()) else {
+        return Ok(None);
+    };
+    let modules =
+        service.settings.host_modules.values().filter_map(|module| module.user.as_deref());
+    let services =
+        service.settings.host_services.values().filter_map(|service| service.user.as_deref());
     let used = modules.chain(services).filter_map(|user| accounts.uid(user).ok()).collect();
     service.modules.own_users.of(module, range, accounts, &used).map(Some)
 }
@@ -93,7 +103,8 @@ pub(crate) fn look(service: &Moduled) {
     if service.settings.host_module_ids.is_none() {
         return;
     }
-    let modules: BTreeMap<ModuleId, u32> = service.registrations.of_processes().into_iter().collect();
+    let modules: BTreeMap<ModuleId, u32> =
+        service.registrations.of_processes().into_iter().collect();
     let shared = host::sharing(&modules, rustix::process::geteuid().as_raw());
     let found = shared.into_iter().map(|(module, uid, others)| {
         (Subject::module(&module), format!("user {uid} is also that of {}", others.join(", ")))

@@ -1,12 +1,14 @@
-//! What is remembered of refusals: in the audit trail, in the metrics, and, with the evidence and each check, in memory,
-//! within the bounds of [`edgekeep_core::refusals`].
+//! What is remembered of refusals: in the audit trail, in the metrics, and, with the
+//! evidence and each check, in memory, within the bounds of [`edgekeep_core::refusals`].
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use edgekeep_api::attestation::{Attestation, Check, Explanation, Facts, PastRefusal, RefusedCaller};
+use edgekeep_api::attestation::{
+    Attestation, Check, Explanation, Facts, PastRefusal, RefusedCaller,
+};
 use edgekeep_api::management::Refusal;
 use edgekeep_core::attestation::{DenyReason, RunningFacts};
 use edgekeep_core::digest::Sha256Digest;
@@ -70,9 +72,16 @@ impl VerdictTrail {
         let mut refusals = Refusals::default();
         for earlier in audit::read(state_folder) {
             // Approvals are in the trail too; their reason is none of these words.
-            let Ok(reason) = serde_json::from_value::<DenyReason>(earlier.reason.into()) else { continue };
-            let caller =
-                RefusedCaller { pid: earlier.pid, uid: earlier.uid, executable: None, container: None, module: None };
+            let Ok(reason) = serde_json::from_value::<DenyReason>(earlier.reason.into()) else {
+                continue;
+            };
+            let caller = RefusedCaller {
+                pid: earlier.pid,
+                uid: earlier.uid,
+                executable: None,
+                container: None,
+                module: None,
+            };
             let registered = is_registered(&earlier.object);
             let kind = Kind {
                 module: earlier.object,
@@ -96,9 +105,16 @@ impl VerdictTrail {
 
     /// Writes a refusal down.
     pub fn refused(&self, refused: ToRefuse<'_>) {
-        let ToRefuse { caller, module, registered, route, reason, of_module, attestation } = refused;
+        let ToRefuse { caller, module, registered, route, reason, of_module, attestation } =
+            refused;
         let (pid, text) = (caller.pid().unwrap_or(0), reason.to_string());
-        self.audit.refused(&Entry { uid: caller.uid(), pid, action: route, object: module, reason: &text });
+        self.audit.refused(&Entry {
+            uid: caller.uid(),
+            pid,
+            action: route,
+            object: module,
+            reason: &text,
+        });
         self.refusal_count.fetch_add(1, Ordering::Relaxed);
         self.count_denied(reason, &text);
         let seen = attestation.evidence.as_ref();
@@ -127,7 +143,13 @@ impl VerdictTrail {
         let reason = format!("{by} approved {sha256}");
         let action = "PUT /approved-digests/{name}";
         let pid = caller.pid().unwrap_or(0);
-        self.audit.granted(&Entry { uid: caller.uid(), pid, action, object: name, reason: &reason });
+        self.audit.granted(&Entry {
+            uid: caller.uid(),
+            pid,
+            action,
+            object: name,
+            reason: &reason,
+        });
     }
 
     /// Counts a caller that was let in.
@@ -135,10 +157,12 @@ impl VerdictTrail {
         self.allowed.increment();
     }
 
-    /// A reason's word becomes a label, and so has to last: once for each of the reasons that there are.
+    /// A reason's word becomes a label, and so has to last: once for each of the reasons
+    /// that there are.
     fn count_denied(&self, reason: DenyReason, text: &str) {
         let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
-        let counter = denied.entry(reason).or_insert_with(|| VERDICTS.with(["deny", text.to_owned().leak()]));
+        let counter =
+            denied.entry(reason).or_insert_with(|| VERDICTS.with(["deny", text.to_owned().leak()]));
         counter.increment();
     }
 
@@ -150,11 +174,13 @@ impl VerdictTrail {
         (now.take(SHOWN).map(short).collect(), self.refusal_count.load(Ordering::Relaxed))
     }
 
-    /// What is remembered of refusals of one module's callers, or of all; the latest first.
+    /// What is remembered of refusals of one module's callers, or of all; the latest
+    /// first.
     #[must_use]
     pub fn past(&self, module: Option<&ModuleId>, last: usize) -> Vec<PastRefusal> {
         let refusals = self.lock();
-        let is_asked = |name: &str| module.is_none_or(|module| name.trim_start_matches('$') == module.name());
+        let is_asked =
+            |name: &str| module.is_none_or(|module| name.trim_start_matches('$') == module.name());
         let asked = refusals.latest().into_iter().filter(|one| is_asked(&one.kind.module));
         asked.take(last).map(long).collect()
     }

@@ -1,5 +1,5 @@
-//! What moduled wrote down about each module when it made it. Survives restarts; a module that is not in here has no
-//! identity, whatever runs under its name.
+//! What moduled wrote down about each module when it made it. Survives restarts; a module
+//! that is not in here has no identity, whatever runs under its name.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -89,7 +89,10 @@ impl Registrations {
         .await
     }
 
-    async fn change(&self, change: impl FnOnce(&mut BTreeMap<String, Registration>)) -> Result<(), StoreError> {
+    async fn change(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<String, Registration>),
+    ) -> Result<(), StoreError> {
         let _writing = self.writing.lock().await;
         let mut next = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
         change(&mut next);

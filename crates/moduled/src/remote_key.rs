@@ -1,5 +1,5 @@
-//! A key pair in the keys service: its public half as published calls tell it, and requests for certificates
-//! that it signs. The private half never comes here.
+//! A key pair in the keys service: its public half as published calls tell it, and
+//! requests for certificates that it signs. The private half never comes here.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -25,7 +25,8 @@ const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 /// Longest common name, in characters (RFC 5280, appendix A.1).
 const COMMON_NAME_LIMIT: usize = 64;
 
-/// DER of a `DigestInfo` for SHA-256 up to the digest itself (RFC 8017, section 9.2, note 1).
+/// DER of a `DigestInfo` for SHA-256 up to the digest itself (RFC 8017, section 9.2, note
+/// 1).
 const DIGEST_INFO_SHA256: [u8; 19] =
     [0x30, 0x31, 0x30, 0x0d, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 4, 0x20];
 
@@ -96,7 +97,10 @@ impl RemoteKey {
     pub(crate) async fn load(keys: KeysClient, handle: KeyHandle) -> Result<Self, RemoteKeyError> {
         let ask = async |name| {
             let answer = keys.parameter(&handle, name).await;
-            answer.map_err(|source| RemoteKeyError::Service { step: "read the public key of the Edge CA", source })
+            answer.map_err(|source| RemoteKeyError::Service {
+                step: "read the public key of the Edge CA",
+                source,
+            })
         };
         let public = match ask("algorithm").await?.as_str() {
             "ECDSA" => PublicKey::ec(&ask("ec-curve-oid").await?, &ask("ec-point").await?)?,
@@ -112,7 +116,8 @@ impl RemoteKey {
         let digest = edgekeep_daemon::store::sha256(&info);
         let signature = match &self.public {
             PublicKey::Ec(_) => {
-                let mechanism = SignMechanism::Ecdsa { digest: digest.as_bytes().as_slice().into() };
+                let mechanism =
+                    SignMechanism::Ecdsa { digest: digest.as_bytes().as_slice().into() };
                 self.keys.sign(&self.handle, mechanism).await
             }
             PublicKey::Rsa(_) => {
@@ -134,7 +139,8 @@ impl RemoteKey {
 }
 
 impl PublicKey {
-    /// Reads the parameters of an EC key. The point is compressed, in a service of ours and in others.
+    /// Reads the parameters of an EC key. The point is compressed, in a service of ours
+    /// and in others.
     fn ec(curve: &str, point: &str) -> Result<Self, RemoteKeyError> {
         if decoded(curve)? != ec_point::P256_OID_DER {
             return Err(RemoteKeyError::PublicKey("its curve is not P-256"));
@@ -145,7 +151,8 @@ impl PublicKey {
 
     fn rsa(modulus: &str, exponent: &str) -> Result<Self, RemoteKeyError> {
         let (modulus, exponent) = (decoded(modulus)?, decoded(exponent)?);
-        let key = RsaPublicKey { modulus: UintRef::new(&modulus)?, exponent: UintRef::new(&exponent)? };
+        let key =
+            RsaPublicKey { modulus: UintRef::new(&modulus)?, exponent: UintRef::new(&exponent)? };
         Ok(Self::Rsa(key.to_der()?))
     }
 
@@ -163,20 +170,29 @@ impl PublicKey {
     fn signature_algorithm(&self) -> AlgorithmIdentifierOwned {
         match self {
             Self::Ec(_) => AlgorithmIdentifierOwned { oid: ECDSA_SHA256, parameters: None },
-            Self::Rsa(_) => AlgorithmIdentifierOwned { oid: RSA_SHA256, parameters: Some(Any::null()) },
+            Self::Rsa(_) => {
+                AlgorithmIdentifierOwned { oid: RSA_SHA256, parameters: Some(Any::null()) }
+            }
         }
     }
 
     /// Returns what of a request is to be signed.
     fn ca_request(&self, common_name: &str) -> der::Result<Vec<u8>> {
         let name: String = common_name.chars().take(COMMON_NAME_LIMIT).collect();
-        let pair = AttributeTypeAndValue { oid: COMMON_NAME, value: Any::encode_from(&Utf8StringRef::new(&name)?)? };
+        let pair = AttributeTypeAndValue {
+            oid: COMMON_NAME,
+            value: Any::encode_from(&Utf8StringRef::new(&name)?)?,
+        };
         let usage = KeyUsage(KeyUsages::DigitalSignature | KeyUsages::KeyCertSign);
-        let extensions =
-            vec![critical(&BasicConstraints { ca: true, path_len_constraint: Some(0) })?, critical(&usage)?];
+        let extensions = vec![
+            critical(&BasicConstraints { ca: true, path_len_constraint: Some(0) })?,
+            critical(&usage)?,
+        ];
         let info = RequestInfo {
             version: 0,
-            subject: RdnSequence::from(vec![RelativeDistinguishedName::from(SetOfVec::try_from([pair])?)]),
+            subject: RdnSequence::from(vec![RelativeDistinguishedName::from(SetOfVec::try_from(
+                [pair],
+            )?)]),
             key: self.info()?,
             attributes: SetOfVec::try_from([Attribute::try_from(ExtensionReq(extensions))?])?,
         };
@@ -185,7 +201,11 @@ impl PublicKey {
 }
 
 fn critical<T: AssociatedOid + Encode>(value: &T) -> der::Result<Extension> {
-    Ok(Extension { extn_id: T::OID, critical: true, extn_value: OctetString::new(value.to_der()?)? })
+    Ok(Extension {
+        extn_id: T::OID,
+        critical: true,
+        extn_value: OctetString::new(value.to_der()?)?,
+    })
 }
 
 fn decoded(text: &str) -> Result<Vec<u8>, RemoteKeyError> {

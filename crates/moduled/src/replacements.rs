@@ -1,7 +1,9 @@
-//! Updates of containers that can be taken back: the old container is kept aside until the new one is whole.
+//! Updates of containers that can be taken back: the old container is kept aside until
+//! the new one is whole.
 //!
-//! What was begun is written down first. A daemon that finds something written down, because it was killed meanwhile or
-//! the engine went away, settles it before anything else happens to the module, by
+//! What was begun is written down first. A daemon that finds something written down,
+//! because it was killed meanwhile or the engine went away, settles it before anything
+//! else happens to the module, by
 //! [`Replacement::settle`](edgekeep_core::replacement::Replacement::settle).
 
 use std::collections::BTreeMap;
@@ -61,7 +63,9 @@ impl Replacements {
     #[must_use]
     pub fn is_aside(&self, container: Option<&ContainerId>, name: &str) -> bool {
         let begun = self.begun.read().unwrap_or_else(PoisonError::into_inner);
-        begun.iter().any(|(module, replacement)| Some(&replacement.old) == container && module != name)
+        begun
+            .iter()
+            .any(|(module, replacement)| Some(&replacement.old) == container && module != name)
     }
 
     fn modules(&self) -> Vec<ModuleId> {
@@ -69,7 +73,10 @@ impl Replacements {
         begun.values().map(|replacement| replacement.module.clone()).collect()
     }
 
-    async fn change(&self, change: impl FnOnce(&mut BTreeMap<String, Replacement>)) -> Result<(), HttpError> {
+    async fn change(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<String, Replacement>),
+    ) -> Result<(), HttpError> {
         let _writing = self.writing.lock().await;
         let mut next = self.begun.read().unwrap_or_else(PoisonError::into_inner).clone();
         change(&mut next);
@@ -79,7 +86,8 @@ impl Replacements {
     }
 
     async fn begin(&self, replacement: Replacement) -> Result<(), HttpError> {
-        self.change(|begun| _ = begun.insert(replacement.module.name().to_owned(), replacement)).await
+        self.change(|begun| _ = begun.insert(replacement.module.name().to_owned(), replacement))
+            .await
     }
 
     async fn end(&self, module: &ModuleId) -> Result<(), HttpError> {
@@ -87,11 +95,12 @@ impl Replacements {
     }
 }
 
-/// Replaces a module's container by one of `image`, and starts that if asked to. What fails leaves the old one as it was.
-/// The module's lock is held.
+/// Replaces a module's container by one of `image`, and starts that if asked to. What
+/// fails leaves the old one as it was. The module's lock is held.
 ///
 /// # Errors
-/// What failed; the old container is then back, or will be as soon as the engine can be reached.
+/// What failed; the old container is then back, or will be as soon as the engine can be
+/// reached.
 pub(crate) async fn replace(
     service: &Arc<Moduled>,
     spec: &ValidSpec,
@@ -101,7 +110,8 @@ pub(crate) async fn replace(
     let engine = &service.modules.engine()?.engine;
     let registration = service.registrations.of(&spec.module);
     if let Some(own) = container_of(registration.as_ref()) {
-        // What is to be taken back if need be must be whole, and the name is to be the new one's.
+        // What is to be taken back if need be must be whole, and the name is to be the
+        // new one's.
         let task = Task::new(service, &spec.module, own);
         task.carry_out(Operation::Review, None).await?;
         task.refuse_another_name().await?;
@@ -129,7 +139,9 @@ pub(crate) async fn replace(
         }
         Err(error) => {
             match take_back(service, engine, &replacement).await {
-                Ok(()) => tracing::warn!(module = %spec.module, %error, "update failed; the module is as it was"),
+                Ok(()) => {
+                    tracing::warn!(module = %spec.module, %error, "update failed; the module is as it was");
+                }
                 Err(again) => {
                     tracing::error!(module = %spec.module, %error, %again, "update failed; to be taken back later");
                 }
@@ -173,8 +185,11 @@ pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<
     let named = named(engine, module).await?;
     let old = engine.container(&replacement.old).await.map_err(|error| of_engine(&error))?;
     let registration = service.registrations.of(module);
-    let settlement =
-        replacement.settle(registration.as_ref(), named.as_ref().map(|container| &container.id), old.is_some());
+    let settlement = replacement.settle(
+        registration.as_ref(),
+        named.as_ref().map(|container| &container.id),
+        old.is_some(),
+    );
     tracing::warn!(%module, ?settlement, "an update was cut off");
     match settlement {
         Settlement::Finish => {
@@ -191,7 +206,8 @@ pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<
     }
 }
 
-/// Settles all that was begun before the daemon started, as soon as the engine can be reached.
+/// Settles all that was begun before the daemon started, as soon as the engine can be
+/// reached.
 pub async fn settle_all(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
     let host_modules = service.modules.processes.begun_updates().await;
     for module in service.replacements.modules().into_iter().chain(host_modules) {
@@ -216,12 +232,20 @@ async fn named(engine: &Engine, module: &ModuleId) -> Result<Option<Container>, 
 }
 
 /// Removes the old container, if it is still there, and forgets the update.
-async fn finish(service: &Moduled, engine: &Engine, replacement: &Replacement) -> Result<(), HttpError> {
+async fn finish(
+    service: &Moduled,
+    engine: &Engine,
+    replacement: &Replacement,
+) -> Result<(), HttpError> {
     engine.remove(&replacement.old).await.map_err(|error| of_engine(&error))?;
     service.replacements.end(&replacement.module).await
 }
 
-async fn take_back(service: &Arc<Moduled>, engine: &Engine, replacement: &Replacement) -> Result<(), HttpError> {
+async fn take_back(
+    service: &Arc<Moduled>,
+    engine: &Engine,
+    replacement: &Replacement,
+) -> Result<(), HttpError> {
     let module = &replacement.module;
     let failed = |error: EngineError| of_engine(&error);
     let mut back = false;

@@ -52,7 +52,8 @@ pub fn read(root: &Root) -> io::Result<Resources> {
     let used_ram = total_ram.saturating_sub(memory_field(&memory, "MemAvailable"));
     Ok(Resources {
         host_uptime,
-        process_uptime: host_uptime.saturating_sub(started(&fs::read_to_string("/proc/self/stat")?)),
+        process_uptime: host_uptime
+            .saturating_sub(started(&fs::read_to_string("/proc/self/stat")?)),
         used_cpu: used_cpu(&fs::read_to_string("/proc/stat")?),
         used_ram,
         total_ram,
@@ -68,14 +69,17 @@ fn seconds(text: &str) -> u64 {
 /// Seconds from boot to the start of the process.
 fn started(stat: &str) -> u64 {
     let ticks = rustix::param::clock_ticks_per_second().max(1);
-    // The command name, in parentheses, may hold anything; the 22nd field is the 20th after it.
+    // The command name, in parentheses, may hold anything; the 22nd field is the 20th
+    // after it.
     let after = stat.rsplit(')').next().unwrap_or_default();
-    after.split_whitespace().nth(19).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0) / ticks
+    after.split_whitespace().nth(19).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0)
+        / ticks
 }
 
 fn used_cpu(stat: &str) -> f64 {
     let Some(line) = stat.lines().find(|line| line.starts_with("cpu ")) else { return 0.0 };
-    let times: Vec<u64> = line.split_whitespace().skip(1).take(8).filter_map(|time| time.parse().ok()).collect();
+    let times: Vec<u64> =
+        line.split_whitespace().skip(1).take(8).filter_map(|time| time.parse().ok()).collect();
     let total: u64 = times.iter().sum();
     let idle: u64 = times.iter().skip(3).take(2).sum();
     if total == 0 {

@@ -1,4 +1,5 @@
-//! Host modules that the daemon itself starts again when they end, because their entry in the configuration says so.
+//! Host modules that the daemon itself starts again when they end, because their entry in
+//! the configuration says so.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +40,8 @@ impl Restarts {
 
     /// Lets a module be that is stopped on purpose.
     pub fn forget(&self, module: &ModuleId) {
-        let task = self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(module.name());
+        let task =
+            self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(module.name());
         if let Some(task) = task {
             task.abort();
         }
@@ -58,7 +60,8 @@ async fn keep(service: Arc<Moduled>, module: ModuleId, policy: RestartPolicy) {
         let Some(pause) = pause(policy, code, begin.elapsed(), &mut failures) else { return };
         tracing::info!(%module, code, seconds = pause.as_secs(), "host module ended; it is started again");
         tokio::time::sleep(pause).await;
-        // Not through this task's own watch: a start that is refused is tried again as well.
+        // Not through this task's own watch: a start that is refused is tried again as
+        // well.
         if let Err(error) = modules::start_unwatched(&service, &module).await {
             tracing::warn!(%module, error = error.message(), "host module not started again");
         }
@@ -66,7 +69,12 @@ async fn keep(service: Arc<Moduled>, module: ModuleId, policy: RestartPolicy) {
 }
 
 /// How long to wait before the next start; `None`: no start.
-fn pause(policy: RestartPolicy, code: Option<i64>, ran: Duration, failures: &mut u32) -> Option<Duration> {
+fn pause(
+    policy: RestartPolicy,
+    code: Option<i64>,
+    ran: Duration,
+    failures: &mut u32,
+) -> Option<Duration> {
     match policy {
         RestartPolicy::Agent => return None,
         RestartPolicy::OnFailure if code == Some(0) => return None,
@@ -95,7 +103,11 @@ mod tests {
     #[test]
     fn only_a_failure_counts_as_one() {
         for (code, again) in [(Some(0), false), (Some(1), true), (Some(137), true), (None, true)] {
-            assert_eq!(pause(RestartPolicy::OnFailure, code, FIRST, &mut 0).is_some(), again, "{code:?}");
+            assert_eq!(
+                pause(RestartPolicy::OnFailure, code, FIRST, &mut 0).is_some(),
+                again,
+                "{code:?}"
+            );
         }
         assert_eq!(pause(RestartPolicy::Agent, Some(1), FIRST, &mut 0), None);
     }

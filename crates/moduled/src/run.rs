@@ -50,11 +50,13 @@ pub enum AtEnd {
 /// If it cannot start: its settings, state or sockets are not usable.
 pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
     let path = root.settings_file(Daemon::Moduled);
-    let settings: ModuledSettings = settings::load(&path)?
-        .with_context(|| format!("{} is missing; run `edgekeep config apply` first", path.display()))?;
+    let settings: ModuledSettings = settings::load(&path)?.with_context(|| {
+        format!("{} is missing; run `edgekeep config apply` first", path.display())
+    })?;
     let folder = root.state_folder(Daemon::Moduled);
     private_folder(&folder)?;
-    // Programs of other users, if there are any, reach the sockets made for them by their path; all else in here is closed.
+    // Programs of other users, if there are any, reach the sockets made for them by their
+    // path; all else in here is closed.
     let others = settings.host_module_ids.is_some()
         || settings.host_modules.values().any(|module| module.user.is_some())
         || !settings.host_services.is_empty();
@@ -76,9 +78,10 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
         None => None,
     };
     let first = root.path() == std::path::Path::new("/");
-    let cgroups =
-        ModuleCgroups::below_own(hierarchy.clone(), &instance(&root)).in_scopes(settings.host_module_scopes, first);
-    let processes = ProcessRuntime::open(&folder.join("processes"), Launcher::this_program(), cgroups)?;
+    let cgroups = ModuleCgroups::below_own(hierarchy.clone(), &instance(&root))
+        .in_scopes(settings.host_module_scopes, first);
+    let processes =
+        ProcessRuntime::open(&folder.join("processes"), Launcher::this_program(), cgroups)?;
     if let Some(why) = processes.without_cgroups() {
         tracing::info!(%why, "host modules run without cgroups of their own");
     }
@@ -90,16 +93,28 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
     let attestor = Attestor::new(collector);
     let replacements = Replacements::load(&folder)?;
     let approvals = Approvals::load(&folder)?;
-    let service = Moduled::new(root, settings, attestor, registrations, replacements, approvals, modules);
+    let service =
+        Moduled::new(root, settings, attestor, registrations, replacements, approvals, modules);
     host_services::register(&service).await;
     let stop = lifecycle::stop_on_signal()?;
     serve_all(service, stop, at_end).await
 }
 
-async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: AtEnd) -> anyhow::Result<Ended> {
-    let management = listen::activated_or_bound("aziot-edged.mgmt.socket", &service.root.management_socket(), 0o660)?;
-    let legacy =
-        listen::activated_or_bound("aziot-edged.workload.socket", &service.root.legacy_workload_socket(), 0o666)?;
+async fn serve_all(
+    service: Arc<Moduled>,
+    stop: watch::Receiver<bool>,
+    at_end: AtEnd,
+) -> anyhow::Result<Ended> {
+    let management = listen::activated_or_bound(
+        "aziot-edged.mgmt.socket",
+        &service.root.management_socket(),
+        0o660,
+    )?;
+    let legacy = listen::activated_or_bound(
+        "aziot-edged.workload.socket",
+        &service.root.legacy_workload_socket(),
+        0o666,
+    )?;
     let servers = [
         tokio::spawn(serve(
             management,
@@ -127,7 +142,13 @@ async fn serve_all(service: Arc<Moduled>, stop: watch::Receiver<bool>, at_end: A
     }
     let operations_socket = operations::listen(Daemon::Moduled, &service.root);
     let refresh = metrics::refresh(&service);
-    let operations = Operations::new(Daemon::Moduled, &service.root, metrics::FAMILIES, refresh, service.board.clone());
+    let operations = Operations::new(
+        Daemon::Moduled,
+        &service.root,
+        metrics::FAMILIES,
+        refresh,
+        service.board.clone(),
+    );
     let operations = tokio::spawn(operations::run(operations_socket, operations, stop.clone()));
     let identities = tokio::spawn(host_services::ensure_identities(Arc::clone(&service)));
     systemd::notify_ready();

@@ -7,7 +7,9 @@ use edgekeep_api::certd::CertificatesClient;
 use edgekeep_api::identityd::IdentityClient;
 use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::management::{Approval, SystemInfo};
-use edgekeep_core::attestation::{Asked, DenyReason, Door, ProcessInstance, Running, RunningFacts, Workload};
+use edgekeep_core::attestation::{
+    Asked, DenyReason, Door, ProcessInstance, Running, RunningFacts, Workload,
+};
 use edgekeep_core::health::calls::{SHOWN_FOR, is_of_device};
 use edgekeep_core::health::{self, Code};
 use edgekeep_core::id::ModuleId;
@@ -147,11 +149,14 @@ impl Moduled {
             Door::LegacySocket => None,
         };
         let registration = owner.and_then(|module| self.registrations.of(module));
-        let facts = owner.map_or(RunningFacts::Stopped, |module| self.modules.facts(module, registration.as_ref()));
+        let facts = owner.map_or(RunningFacts::Stopped, |module| {
+            self.modules.facts(module, registration.as_ref())
+        });
         self.attestor.connected(caller, registration.as_ref(), &facts);
     }
 
-    /// Lets a caller act as `module`, or refuses it with 403 and an entry in the audit trail.
+    /// Lets a caller act as `module`, or refuses it with 403 and an entry in the audit
+    /// trail.
     ///
     /// # Errors
     /// 403 without detail.
@@ -162,7 +167,8 @@ impl Moduled {
         module: &ModuleId,
         generation: Option<&str>,
     ) -> Result<(), HttpError> {
-        let (subject, judged) = self.judge(Who::Caller(&request.caller), door, &Asked { module, generation }).await;
+        let (subject, judged) =
+            self.judge(Who::Caller(&request.caller), door, &Asked { module, generation }).await;
         match judged {
             Ok(()) => {
                 self.trail.allowed();
@@ -182,8 +188,9 @@ impl Moduled {
         }
     }
 
-    /// The verdict on a caller or a process, and what it was judged against, with nothing written down. Where the engine's
-    /// word on a start can be on its way it is waited for.
+    /// The verdict on a caller or a process, and what it was judged against, with nothing
+    /// written down. Where the engine's word on a start can be on its way it is waited
+    /// for.
     pub(crate) async fn judge(
         &self,
         who: Who<'_>,
@@ -195,9 +202,11 @@ impl Moduled {
         let mut judged = self.attestor.judge(who, door, asked, &subject).await;
         let behind = matches!(judged, Err(DenyReason::NotADescendant | DenyReason::NotInModule))
             && self.modules.is_behind(module);
-        let early = behind || matches!(judged, Err(DenyReason::NotRunning | DenyReason::FactsUnknown));
+        let early =
+            behind || matches!(judged, Err(DenyReason::NotRunning | DenyReason::FactsUnknown));
         if early && self.attestor.is_in_container_of(who, subject.registration.as_ref()) {
-            // The module's own process can be quicker than the engine's event about its start.
+            // The module's own process can be quicker than the engine's event about its
+            // start.
             subject.facts = self.modules.facts_soon(module).await;
             subject.layers = self.modules.layers(module, subject.registration.as_ref());
             judged = self.attestor.judge(who, door, asked, &subject).await;
@@ -208,27 +217,37 @@ impl Moduled {
         if judged.is_ok()
             && let Some(process) = self.attestor.may_be_orphan(who, &subject)
         {
-            // Nothing is known against it, but the engine's word about it may still be on its way.
+            // Nothing is known against it, but the engine's word about it may still be on
+            // its way.
             subject.facts = self.modules.facts_about(module, &process).await;
             judged = self.attestor.judge(who, door, asked, &subject).await;
         }
         (subject, judged)
     }
 
-    /// The first process of a module as soon as that is known: for a container that was just started the engine's word may
-    /// be on its way.
+    /// The first process of a module as soon as that is known: for a container that was
+    /// just started the engine's word may be on its way.
     ///
     /// # Errors
     /// What is known instead.
-    pub(crate) async fn first_process(&self, module: &ModuleId) -> Result<ProcessInstance, RunningFacts> {
+    pub(crate) async fn first_process(
+        &self,
+        module: &ModuleId,
+    ) -> Result<ProcessInstance, RunningFacts> {
         let Subject { registration, mut facts, .. } = self.subject(module);
-        let of_container =
-            matches!(registration.map(|registration| registration.workload), Some(Workload::Container { .. }));
-        if of_container && (!matches!(facts, RunningFacts::Running(_)) || self.modules.is_behind(module)) {
+        let of_container = matches!(
+            registration.map(|registration| registration.workload),
+            Some(Workload::Container { .. })
+        );
+        if of_container
+            && (!matches!(facts, RunningFacts::Running(_)) || self.modules.is_behind(module))
+        {
             facts = self.modules.facts_soon(module).await;
         }
         match facts {
-            RunningFacts::Running(_) if self.modules.is_behind(module) => Err(RunningFacts::Stopped),
+            RunningFacts::Running(_) if self.modules.is_behind(module) => {
+                Err(RunningFacts::Stopped)
+            }
             RunningFacts::Running(running) => Ok(running.init),
             other => Err(other),
         }
@@ -256,21 +275,50 @@ impl Moduled {
         }
     }
 
-    /// Refuses a caller of `module`, with an entry in the audit trail and all that is known of it.
-    pub(crate) fn refuse(&self, request: &Request, module: &ModuleId, reason: DenyReason) -> HttpError {
+    /// Refuses a caller of `module`, with an entry in the audit trail and all that is
+    /// known of it.
+    pub(crate) fn refuse(
+        &self,
+        request: &Request,
+        module: &ModuleId,
+        reason: DenyReason,
+    ) -> HttpError {
         self.refuse_judged(request, module, &self.subject(module), reason)
     }
 
-    fn refuse_judged(&self, request: &Request, module: &ModuleId, subject: &Subject, reason: DenyReason) -> HttpError {
+    fn refuse_judged(
+        &self,
+        request: &Request,
+        module: &ModuleId,
+        subject: &Subject,
+        reason: DenyReason,
+    ) -> HttpError {
         let caller = &request.caller;
-        let attestation =
-            self.attestation(Who::Caller(caller), caller.pid().unwrap_or(0), module, subject, Err(reason));
+        let attestation = self.attestation(
+            Who::Caller(caller),
+            caller.pid().unwrap_or(0),
+            module,
+            subject,
+            Err(reason),
+        );
         let route = format!("{} {}", request.method(), request.route);
         if subject.registration.is_some() && is_of_device(reason) {
             let detail = format!("{route}: {reason}: {}", reason.explained().cause);
-            self.board.note(Code::ModuleCallRefused, &health::Subject::module(module), detail, SHOWN_FOR);
+            self.board.note(
+                Code::ModuleCallRefused,
+                &health::Subject::module(module),
+                detail,
+                SHOWN_FOR,
+            );
         }
-        self.write_refusal(caller, module.as_str(), &route, subject.registration.is_some(), attestation, reason);
+        self.write_refusal(
+            caller,
+            module.as_str(),
+            &route,
+            subject.registration.is_some(),
+            attestation,
+            reason,
+        );
         HttpError::forbidden()
     }
 
@@ -301,15 +349,17 @@ impl Moduled {
             return self.registrations.of_container(container);
         }
         let holds = |module: &ModuleId| match self.modules.processes.facts(module) {
-            RunningFacts::Running(Running { cgroup: Some(cgroup), .. }) if cgroup != "/" => {
-                seen.cgroup.strip_prefix(&cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            }
+            RunningFacts::Running(Running { cgroup: Some(cgroup), .. }) if cgroup != "/" => seen
+                .cgroup
+                .strip_prefix(&cgroup)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
             _ => false,
         };
         self.registrations.modules().into_iter().find(holds)
     }
 
-    /// Lets only operators pass: root and this daemon's own user. Who may open the socket is not enough.
+    /// Lets only operators pass: root and this daemon's own user. Who may open the socket
+    /// is not enough.
     ///
     /// # Errors
     /// 403 without detail.
@@ -359,7 +409,11 @@ impl Moduled {
     pub fn approvals_in_force(&self) -> Vec<Approval> {
         self.approvals.list(|name| {
             let module = self.settings.host_modules.get(name).map(|module| module.sha256);
-            let service = || name.parse().ok().and_then(|id: ModuleId| self.settings.host_services.get(&id)?.sha256);
+            let service = || {
+                name.parse()
+                    .ok()
+                    .and_then(|id: ModuleId| self.settings.host_services.get(&id)?.sha256)
+            };
             module.or_else(service)
         })
     }

@@ -1,14 +1,18 @@
-//! The workload sockets: one for each module, in a folder of its own, and the shared one of earlier versions.
+//! The workload sockets: one for each module, in a folder of its own, and the shared one
+//! of earlier versions.
 //!
-//! `mnt/<module>.sock`, where existing agents expect it, is a link to `workload.sock` in a folder of the module's own. For a
-//! program of the host that is `mnt/<module>`, which only its user can enter. For a container it is `containers/<module>`,
-//! closed to all users of the host by the folder above, since the user in the container is not known: the *folder* is
-//! mounted, so that a socket that is bound anew after a restart of this daemon appears in a running container, where a
-//! mounted socket file would stay the dead one. The folders of the agent and of host agents also have a management socket.
-//! A module's socket is there as long as the module is, also while it stops.
+//! `mnt/<module>.sock`, where existing agents expect it, is a link to `workload.sock` in
+//! a folder of the module's own. For a program of the host that is `mnt/<module>`, which
+//! only its user can enter. For a container it is `containers/<module>`, closed to all
+//! users of the host by the folder above, since the user in the container is not known:
+//! the *folder* is mounted, so that a socket that is bound anew after a restart of this
+//! daemon appears in a running container, where a mounted socket file would stay the dead
+//! one. The folders of the agent and of host agents also have a management socket. A
+//! module's socket is there as long as the module is, also while it stops.
 //!
-//! Every [`REVIEW`] it is looked whether each socket still is the one that was bound, in a folder for whom it should be;
-//! what was removed, replaced, or could not be made while the disk was full is made anew.
+//! Every [`REVIEW`] it is looked whether each socket still is the one that was bound, in
+//! a folder for whom it should be; what was removed, replaced, or could not be made while
+//! the disk was full is made anew.
 
 use std::collections::HashMap;
 use std::io;
@@ -37,7 +41,8 @@ const WORKLOAD_CONNECTIONS: u32 = 64;
 const MANAGEMENT_CONNECTIONS: u32 = 50;
 /// Time between two looks at the sockets.
 pub const REVIEW: Duration = Duration::from_secs(1);
-/// Folders with content that are moved out of one socket's place; with more, somebody should look.
+/// Folders with content that are moved out of one socket's place; with more, somebody
+/// should look.
 const ASIDE: u32 = 4;
 /// The socket's file in a module's folder.
 const WORKLOAD: &str = "workload.sock";
@@ -70,7 +75,9 @@ impl Owner {
     #[must_use]
     pub fn of(registration: Option<&Registration>) -> Self {
         match registration.map(|registration| &registration.workload) {
-            Some(Workload::Process { uid, .. } | Workload::Service { uid: Some(uid), .. }) => Self::User(*uid),
+            Some(Workload::Process { uid, .. } | Workload::Service { uid: Some(uid), .. }) => {
+                Self::User(*uid)
+            }
             Some(Workload::Service { uid: None, .. }) => Self::Anyone,
             Some(Workload::Container { .. }) | None => Self::Container,
         }
@@ -113,25 +120,34 @@ pub enum SocketError {
 }
 
 impl Sockets {
-    /// Opens a module's sockets and gives whether they had to be made; those that are open stay as they are.
+    /// Opens a module's sockets and gives whether they had to be made; those that are
+    /// open stay as they are.
     ///
     /// # Errors
     /// See [`SocketError`].
-    pub async fn open(&self, service: &Arc<Moduled>, module: &ModuleId, access: Access) -> Result<bool, SocketError> {
+    pub async fn open(
+        &self,
+        service: &Arc<Moduled>,
+        module: &ModuleId,
+        access: Access,
+    ) -> Result<bool, SocketError> {
         let mut open = self.open.lock().await;
         open_in(&mut open, service, module, access).await
     }
 
-    /// Makes a registered module's sockets anew if they are not as they were, and gives whether that was needed.
+    /// Makes a registered module's sockets anew if they are not as they were, and gives
+    /// whether that was needed.
     async fn review(&self, service: &Arc<Moduled>, module: &ModuleId) -> Result<bool, SocketError> {
         let mut open = self.open.lock().await;
-        // Looked up under the lock: who changes a registration opens or removes the sockets after that.
+        // Looked up under the lock: who changes a registration opens or removes the
+        // sockets after that.
         let Some(registration) = service.registrations.of(module) else { return Ok(false) };
         let access = access_of(service, module, Some(&registration)).await;
         open_in(&mut open, service, module, access).await
     }
 
-    /// Looks at every registered module's sockets now and then, and makes anew what is not as it was, until `stop`.
+    /// Looks at every registered module's sockets now and then, and makes anew what is
+    /// not as it was, until `stop`.
     pub async fn keep_open(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
         let mut broken: HashMap<String, String> = HashMap::new();
         loop {
@@ -145,7 +161,8 @@ impl Sockets {
                     Ok(false) => {}
                     Ok(true) => tracing::warn!(%module, "workload socket was gone; made anew"),
                     Err(error) => {
-                        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+                        let cause =
+                            std::error::Error::source(&error).map(|cause| format!(": {cause}"));
                         let why = format!("{error}{}", cause.unwrap_or_default());
                         if broken.get(module.name()) != Some(&why) {
                             tracing::error!(%module, error = why, "workload socket not open; tried again");
@@ -173,7 +190,8 @@ impl Sockets {
 
     /// Stops accepting everywhere and waits for running requests.
     pub async fn close_all(&self) {
-        let listening: Vec<Listening> = self.open.lock().await.drain().map(|(_, listening)| listening).collect();
+        let listening: Vec<Listening> =
+            self.open.lock().await.drain().map(|(_, listening)| listening).collect();
         for one in &listening {
             let _ = one.stop.send(true);
         }
@@ -184,10 +202,14 @@ impl Sockets {
 }
 
 impl Listening {
-    /// Whether the sockets are the ones that were bound, in this folder, with one for management if there should be one.
+    /// Whether the sockets are the ones that were bound, in this folder, with one for
+    /// management if there should be one.
     fn is_in(&self, folder: &Path, managed: bool) -> bool {
         let there = |(name, file): &(&str, (u64, u64))| identity(&folder.join(name)) == Some(*file);
-        self.folder == folder && self.is_managed() == managed && !self.bound.is_empty() && self.bound.iter().all(there)
+        self.folder == folder
+            && self.is_managed() == managed
+            && !self.bound.is_empty()
+            && self.bound.iter().all(there)
     }
 
     fn is_managed(&self) -> bool {
@@ -219,7 +241,8 @@ async fn open_in(
         link(&link_path, owner, module)?;
         return Ok(false);
     }
-    // Host modules connect by this path; it must fit although the socket itself is made elsewhere.
+    // Host modules connect by this path; it must fit although the socket itself is made
+    // elsewhere.
     if link_path.as_os_str().len() > listen::PATH_LIMIT {
         return Err(ListenError::TooLong { path: link_path }.into());
     }
@@ -229,20 +252,29 @@ async fn open_in(
     make_folder(&folder, owner).map_err(fault)?;
     let (stop, stopped) = watch::channel(false);
     let (mut tasks, mut bound) = (Vec::new(), Vec::new());
-    // Open to every user: who it serves is decided by measuring the caller, whose user in the container is not known.
-    // The folder is mounted into the module, which may put anything there: the socket is made elsewhere.
+    // Open to every user: who it serves is decided by measuring the caller, whose user in
+    // the container is not known. The folder is mounted into the module, which may put
+    // anything there: the socket is made elsewhere.
     let private = service.state_folder().join("sockets");
     private_folder(&private)?;
     let listener = listen::bind_into(&private, &folder.join(WORKLOAD), 0o666)?;
     bound.extend(identity(&folder.join(WORKLOAD)).map(|file| (WORKLOAD, file)));
-    let router = Arc::new(workload::router(Arc::clone(service), Door::ModuleSocket(module.clone())));
+    let router =
+        Arc::new(workload::router(Arc::clone(service), Door::ModuleSocket(module.clone())));
     tasks.push(tokio::spawn(serve(listener, router, workload_limits(service), stopped.clone())));
     if managed {
         let listener = listen::bind_into(&private, &folder.join(MANAGEMENT_SOCKET), 0o666)?;
-        bound.extend(identity(&folder.join(MANAGEMENT_SOCKET)).map(|file| (MANAGEMENT_SOCKET, file)));
+        bound.extend(
+            identity(&folder.join(MANAGEMENT_SOCKET)).map(|file| (MANAGEMENT_SOCKET, file)),
+        );
         let limits = management_limits(service);
         tasks.push(if module.is_edge_agent() {
-            tokio::spawn(serve(listener, Arc::new(management::router(Arc::clone(service))), limits, stopped))
+            tokio::spawn(serve(
+                listener,
+                Arc::new(management::router(Arc::clone(service))),
+                limits,
+                stopped,
+            ))
         } else {
             let router = management::host_agent::router(Arc::clone(service), module.clone());
             tokio::spawn(serve(listener, Arc::new(router), limits, stopped))
@@ -256,7 +288,8 @@ async fn open_in(
         } else if old.is_managed() && !managed {
             let _ = std::fs::remove_file(folder.join(MANAGEMENT_SOCKET));
         }
-        // Not waited for: a request that is under way there may itself wait for the lock that is held here.
+        // Not waited for: a request that is under way there may itself wait for the lock
+        // that is held here.
         drop(tokio::spawn(old.end()));
     }
     Ok(true)
@@ -286,12 +319,18 @@ pub async fn access(service: &Moduled, module: &ModuleId) -> Access {
     access_of(service, module, service.registrations.of(module).as_ref()).await
 }
 
-async fn access_of(service: &Moduled, module: &ModuleId, registration: Option<&Registration>) -> Access {
+async fn access_of(
+    service: &Moduled,
+    module: &ModuleId,
+    registration: Option<&Registration>,
+) -> Access {
     let owner = Owner::of(registration);
     let host_agent = match host_services::find(service, module) {
         Some((_, found)) => found.management,
         None => match service.modules.processes.spec(module).await {
-            Ok(spec) => service.settings.host_modules.get(&spec.image).is_some_and(|found| found.management),
+            Ok(spec) => {
+                service.settings.host_modules.get(&spec.image).is_some_and(|found| found.management)
+            }
             Err(_) => false,
         },
     };
@@ -301,11 +340,13 @@ async fn access_of(service: &Moduled, module: &ModuleId, registration: Option<&R
 /// Makes the folder if it is not there, and lets in whom it is for.
 fn own(folder: &Path, owner: Owner) -> io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    let (own_uid, own_gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let (own_uid, own_gid) =
+        (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let (mode, uid) = match owner {
         Owner::Container | Owner::Anyone => (0o755, own_uid),
         Owner::User(uid) if uid == own_uid || own_uid == 0 => (0o700, uid),
-        // A daemon that is not root puts sockets into the folder by its group, which nobody else has.
+        // A daemon that is not root puts sockets into the folder by its group, which
+        // nobody else has.
         Owner::User(uid) => (0o770, uid),
     };
     let found = std::fs::metadata(folder)?;
@@ -327,7 +368,10 @@ fn own(folder: &Path, owner: Owner) -> io::Result<()> {
 #[must_use]
 pub fn workload_limits(service: &Moduled) -> Limits {
     Limits {
-        connections_per_uid: service.settings.workload_connections_per_uid.unwrap_or(WORKLOAD_CONNECTIONS),
+        connections_per_uid: service
+            .settings
+            .workload_connections_per_uid
+            .unwrap_or(WORKLOAD_CONNECTIONS),
         ..Limits::default()
     }
 }
@@ -336,7 +380,10 @@ pub fn workload_limits(service: &Moduled) -> Limits {
 #[must_use]
 pub fn management_limits(service: &Moduled) -> Limits {
     Limits {
-        connections_per_uid: service.settings.management_connections_per_uid.unwrap_or(MANAGEMENT_CONNECTIONS),
+        connections_per_uid: service
+            .settings
+            .management_connections_per_uid
+            .unwrap_or(MANAGEMENT_CONNECTIONS),
         ..Limits::default()
     }
 }
@@ -345,14 +392,15 @@ fn link_path(service: &Moduled, module: &ModuleId) -> PathBuf {
     service.root.module_socket_folder().join(format!("{}.sock", module.name()))
 }
 
-/// Device and inode of a socket's file; `None` if there is none, or something else is in its place.
+/// Device and inode of a socket's file; `None` if there is none, or something else is in
+/// its place.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let metadata = std::fs::symlink_metadata(path).ok()?;
     metadata.file_type().is_socket().then(|| (metadata.dev(), metadata.ino()))
 }
 
-/// Makes a module's folder, in the place of whatever is there instead, and clears its sockets' places. The folder is
-/// not taken away from a container that has it mounted.
+/// Makes a module's folder, in the place of whatever is there instead, and clears its
+/// sockets' places. The folder is not taken away from a container that has it mounted.
 fn make_folder(folder: &Path, owner: Owner) -> io::Result<()> {
     match std::fs::symlink_metadata(folder) {
         Ok(metadata) if metadata.is_dir() => {}
@@ -366,10 +414,12 @@ fn make_folder(folder: &Path, owner: Owner) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes a folder out of a socket's place: an engine makes one where a bind source is absent. One with content is moved
-/// aside, for it is not ours.
+/// Takes a folder out of a socket's place: an engine makes one where a bind source is
+/// absent. One with content is moved aside, for it is not ours.
 fn clear(path: &Path) -> io::Result<()> {
-    if !std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) || std::fs::remove_dir(path).is_ok() {
+    if !std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+        || std::fs::remove_dir(path).is_ok()
+    {
         return Ok(());
     }
     for number in 0..ASIDE {
@@ -384,7 +434,8 @@ fn clear(path: &Path) -> io::Result<()> {
 
 /// Makes the link, unless it is there.
 fn link(path: &Path, owner: Owner, module: &ModuleId) -> Result<(), SocketError> {
-    // Not from the root, so that it also holds where the folder above is mounted in another place.
+    // Not from the root, so that it also holds where the folder above is mounted in
+    // another place.
     let folder = match owner {
         Owner::Container => Path::new("..").join(CONTAINER_FOLDERS),
         Owner::User(_) | Owner::Anyone => PathBuf::new(),

@@ -48,11 +48,15 @@ impl TryFrom<&ModuleSpec> for ValidSpec {
 
     /// Checks a request (wire facts 2.3): each fault is a 400 with what is wrong.
     fn try_from(spec: &ModuleSpec) -> Result<Self, HttpError> {
-        let module =
-            spec.name.parse().map_err(|error: IdError| HttpError::bad_request(format!("invalid name: {error}")))?;
+        let module = spec
+            .name
+            .parse()
+            .map_err(|error: IdError| HttpError::bad_request(format!("invalid name: {error}")))?;
         let module: ModuleId = module;
         if module.name().ends_with(".sock") {
-            return Err(HttpError::bad_request("invalid name: a module's name must not end in \".sock\""));
+            return Err(HttpError::bad_request(
+                "invalid name: a module's name must not end in \".sock\"",
+            ));
         }
         let kind = match spec.kind.as_str() {
             "docker" => Kind::Docker,
@@ -81,8 +85,13 @@ impl TryFrom<&ModuleSpec> for ValidSpec {
         }
         let mut env = BTreeMap::new();
         for variable in spec.config.env.iter().flatten() {
-            if variable.key.is_empty() || variable.key.contains(['=', '\0']) || variable.value.contains('\0') {
-                return Err(HttpError::bad_request("invalid env var: a name must be non-empty and without '='"));
+            if variable.key.is_empty()
+                || variable.key.contains(['=', '\0'])
+                || variable.value.contains('\0')
+            {
+                return Err(HttpError::bad_request(
+                    "invalid env var: a name must be non-empty and without '='",
+                ));
             }
             if env.insert(variable.key.clone(), variable.value.clone()).is_some() {
                 let shown: String = variable.key.chars().take(64).collect();
@@ -110,7 +119,10 @@ mod tests {
     #[test]
     fn a_usual_specification_is_accepted() {
         let spec = spec(|_| ()).unwrap();
-        assert_eq!((spec.module.as_str(), spec.kind, spec.never_pull), ("thermometer", Kind::Docker, false));
+        assert_eq!(
+            (spec.module.as_str(), spec.kind, spec.never_pull),
+            ("thermometer", Kind::Docker, false)
+        );
         assert_eq!(spec.env["A"], "1");
     }
 
@@ -126,17 +138,30 @@ mod tests {
             (|spec| spec["type"] = json!("vm"), "invalid type \"vm\""),
             (|spec| spec["imagePullPolicy"] = json!("sometimes"), "invalid imagePullPolicy"),
             (|spec| spec["config"]["settings"] = json!({}), "invalid Docker config"),
-            (|spec| spec["config"]["settings"]["createOptions"] = json!(null), "invalid Docker config"),
             (
-                |spec| spec["config"]["env"] = json!([{"key": "A", "value": "1"}, {"key": "A", "value": "2"}]),
+                |spec| spec["config"]["settings"]["createOptions"] = json!(null),
+                "invalid Docker config",
+            ),
+            (
+                |spec| {
+                    spec["config"]["env"] =
+                        json!([{"key": "A", "value": "1"}, {"key": "A", "value": "2"}]);
+                },
                 "duplicate env var key: A",
             ),
-            (|spec| spec["config"]["env"] = json!([{"key": "A=B", "value": "1"}]), "invalid env var"),
+            (
+                |spec| spec["config"]["env"] = json!([{"key": "A=B", "value": "1"}]),
+                "invalid env var",
+            ),
         ];
         for (fault, message) in faults {
             let error = spec(fault).unwrap_err();
             assert_eq!(error.status(), http::StatusCode::BAD_REQUEST);
-            assert!(error.message().starts_with(message), "{} instead of {message}", error.message());
+            assert!(
+                error.message().starts_with(message),
+                "{} instead of {message}",
+                error.message()
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The support bundle: one zip with what a person who helps wants to see, and no secret (wire facts 2.8).
+//! The support bundle: one zip with what a person who helps wants to see, and no secret
+//! (wire facts 2.8).
 
 use std::io::{Cursor, Write as _};
 use std::sync::Arc;
@@ -26,14 +27,17 @@ const LOG_LIMIT: usize = 4 << 20;
 /// Largest sum of all logs.
 const TOTAL_LIMIT: usize = 32 << 20;
 
-/// Makes the bundle. A step that fails or takes too long leaves a line with the reason in its place.
+/// Makes the bundle. A step that fails or takes too long leaves a line with the reason in
+/// its place.
 ///
 /// # Errors
 /// 400 for a wrong parameter; 429 while another bundle is being made.
 pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Response, HttpError> {
     let now = OffsetDateTime::now_utc().unix_timestamp();
-    let mut query =
-        log_query::parse(|name| matches!(name, "since" | "until").then(|| request.query(name)).flatten(), now)?;
+    let mut query = log_query::parse(
+        |name| matches!(name, "since" | "until").then(|| request.query(name)).flatten(),
+        now,
+    )?;
     if request.query("since").is_none() {
         query.since = now.saturating_sub(86_400);
     }
@@ -43,7 +47,10 @@ pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Respons
         Some(_) => return Err(HttpError::bad_request("invalid parameter: edge_runtime_only")),
     };
     let _one_at_a_time = service.support_bundle.try_acquire().map_err(|_| {
-        HttpError::new(StatusCode::TOO_MANY_REQUESTS, "another support bundle is being made; try again when it is done")
+        HttpError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "another support bundle is being made; try again when it is done",
+        )
     })?;
     let mut budget = TOTAL_LIMIT;
     let mut entries: Vec<(String, Vec<u8>)> = Vec::new();
@@ -54,7 +61,10 @@ pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Respons
             Vec::new()
         }
     };
-    for module in modules.iter().filter(|module| !runtime_only || matches!(&*module.name, "edgeAgent" | "edgeHub")) {
+    for module in modules
+        .iter()
+        .filter(|module| !runtime_only || matches!(&*module.name, "edgeAgent" | "edgeHub"))
+    {
         let Ok(id) = module.name.parse::<ModuleId>() else { continue };
         let limit = LOG_LIMIT.min(budget);
         let log = match tokio::time::timeout(STEP, read_log(service, &id, &query, limit)).await {
@@ -66,8 +76,8 @@ pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Respons
             Err(_) => format!("the log did not come within {} s", STEP.as_secs()).into_bytes(),
         };
         entries.push((format!("logs/{}_log.txt", module.name), log));
-        // The listing has no environment and no credentials, unlike the engine's own inspection; but agents keep copies of
-        // both in labels.
+        // The listing has no environment and no credentials, unlike the engine's own
+        // inspection; but agents keep copies of both in labels.
         let mut shown = serde_json::to_value(module).unwrap_or_default();
         if let Some(settings) = shown.pointer_mut("/config/settings") {
             remove_agents_copies(settings);
@@ -84,7 +94,8 @@ pub async fn answer(service: &Arc<Moduled>, request: &Request) -> Result<Respons
         "refusalCount": refusal_count,
     });
     entries.push(("check.json".into(), serde_json::to_vec_pretty(&overview).unwrap_or_default()));
-    let bytes = zipped(&entries).map_err(|error| HttpError::internal(format!("cannot write the bundle: {error}")))?;
+    let bytes = zipped(&entries)
+        .map_err(|error| HttpError::internal(format!("cannot write the bundle: {error}")))?;
     // Existing clients expect this header although the body is a plain zip.
     Ok(Response::bytes(StatusCode::OK, "application/zip", Bytes::from(bytes))
         .with_header(http::header::CONTENT_ENCODING, "deflate"))
@@ -136,7 +147,13 @@ mod tests {
 
     #[test]
     fn frames_are_cut_from_logs_and_a_cut_frame_is_left_out() {
-        let framed = [&[1, 0, 0, 0, 0, 0, 0, 2][..], b"ab", &[2, 0, 0, 0, 0, 0, 0, 1], b"c", &[1, 0, 0, 0, 0, 0, 0, 9]];
+        let framed = [
+            &[1, 0, 0, 0, 0, 0, 0, 2][..],
+            b"ab",
+            &[2, 0, 0, 0, 0, 0, 0, 1],
+            b"c",
+            &[1, 0, 0, 0, 0, 0, 0, 9],
+        ];
         assert_eq!(without_frames(&framed.concat()), b"abc");
     }
 
@@ -145,7 +162,8 @@ mod tests {
         let bytes = zipped(&[("logs/a_log.txt".into(), b"hello".to_vec())]).unwrap();
         let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).unwrap();
         let mut text = String::new();
-        std::io::Read::read_to_string(&mut archive.by_name("logs/a_log.txt").unwrap(), &mut text).unwrap();
+        std::io::Read::read_to_string(&mut archive.by_name("logs/a_log.txt").unwrap(), &mut text)
+            .unwrap();
         assert_eq!(text, "hello");
     }
 }

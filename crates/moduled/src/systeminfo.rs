@@ -26,7 +26,10 @@ pub fn read(additional: &BTreeMap<String, String>) -> SystemInfo {
         operating_system_build: os_release_field(&os_release, "BUILD_ID"),
         architecture: std::env::consts::ARCH.to_owned(),
         cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
-        total_memory: memory_field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal"),
+        total_memory: memory_field(
+            &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+            "MemTotal",
+        ),
         virtualized: virtualized().to_owned(),
         product_name: dmi("product_name"),
         system_vendor: dmi("sys_vendor"),
@@ -53,7 +56,8 @@ pub fn provisioning(info: Option<&ProvisioningInfo>) -> SystemProvisioning {
     SystemProvisioning { kind, dynamic_reprovisioning: true, always_reprovision_on_startup: false }
 }
 
-/// The operator's strings: they override what was measured, where a member of that name exists.
+/// The operator's strings: they override what was measured, where a member of that name
+/// exists.
 fn add(info: &mut SystemInfo, key: &str, value: &str) {
     let own = || value.to_owned();
     match key {
@@ -69,7 +73,8 @@ fn add(info: &mut SystemInfo, key: &str, value: &str) {
         "product_name" => info.product_name = Some(own()),
         "system_vendor" => info.system_vendor = Some(own()),
         "server_version" => info.server_version = Some(own()),
-        // Members that say what the daemon is and has are not the operator's to set: a repeated one would be ambiguous.
+        // Members that say what the daemon is and has are not the operator's to set: a
+        // repeated one would be ambiguous.
         "osType" | "cpus" | "total_memory" | "version" | "provisioning" => {}
         _ => {
             info.additional.insert(key.to_owned(), Value::String(own()));
@@ -126,7 +131,9 @@ mod tests {
     #[test]
     fn the_operators_strings_override_measurements_but_not_what_the_daemon_is() {
         let strings = [("kernel", "MyOS"), ("version", "9"), ("site", "plant 7")];
-        let info = read(&strings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect());
+        let info = read(
+            &strings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        );
         assert_eq!(info.os_type, "MyOS");
         assert_eq!(info.version, VERSION);
         assert_eq!(info.additional["site"], "plant 7");

@@ -1,5 +1,6 @@
-//! Looks after modules' containers while nothing is asked of them: what somebody else renamed gets its name back, what was
-//! detached from its network is attached again, and what cannot be put right without being asked is told.
+//! Looks after modules' containers while nothing is asked of them: what somebody else
+//! renamed gets its name back, what was detached from its network is attached again, and
+//! what cannot be put right without being asked is told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,11 +19,13 @@ use crate::service::Moduled;
 /// Every container is looked at again so often, in case an event was not heard.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// Pause before a look after an event, in which the events of one operation come together.
+/// Pause before a look after an event, in which the events of one operation come
+/// together.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// How soon a module is looked at again that was being worked on, or whose container could not be put right, and all are
-/// after something happened to a network: engines tell of that at every start and end of a container too.
+/// How soon a module is looked at again that was being worked on, or whose container
+/// could not be put right, and all are after something happened to a network: engines
+/// tell of that at every start and end of a container too.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Of a container, what is in the engine's list: a change of it is a reason to look.
@@ -54,7 +57,8 @@ pub async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
             let _ = changes.borrow_and_update();
         }
         let modules = of_containers(&service);
-        let gone: Vec<ModuleId> = told.iter().filter(|module| !modules.contains_key(*module)).cloned().collect();
+        let gone: Vec<ModuleId> =
+            told.iter().filter(|module| !modules.contains_key(*module)).cloned().collect();
         for module in gone {
             tell(&service, &module, None);
             told.remove(&module);
@@ -71,8 +75,11 @@ pub async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
         }
         let mut next = BTreeSet::new();
         for (module, container) in modules {
-            let changed = listed.get(&container) != known.get(&container) || !listed.contains_key(&container);
-            if (all || changed || again.contains(&module)) && !review(&service, &module, &container).await {
+            let changed =
+                listed.get(&container) != known.get(&container) || !listed.contains_key(&container);
+            if (all || changed || again.contains(&module))
+                && !review(&service, &module, &container).await
+            {
                 told.insert(module.clone());
                 next.insert(module);
             }
@@ -83,19 +90,26 @@ pub async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
 
 fn of_containers(service: &Moduled) -> BTreeMap<ModuleId, ContainerId> {
     let all = service.registrations.modules().into_iter();
-    let container = |module: &ModuleId| container_of(service.registrations.of(module).as_ref()).cloned();
+    let container =
+        |module: &ModuleId| container_of(service.registrations.of(module).as_ref()).cloned();
     all.filter_map(|module| container(&module).map(|container| (module, container))).collect()
 }
 
 async fn listed(service: &Moduled) -> Option<Listed> {
     let containers = service.modules.containers.as_ref()?;
     let listed = tokio::time::timeout(PERIOD, containers.watch.list()).await.ok()?.ok()?;
-    Some(listed.into_iter().filter_map(|state| Some((state.container?, (state.name, state.state)))).collect())
+    Some(
+        listed
+            .into_iter()
+            .filter_map(|state| Some((state.container?, (state.name, state.state))))
+            .collect(),
+    )
 }
 
 /// Puts one right and notes what is left; `false` if it is to be looked at again soon.
 async fn review(service: &Arc<Moduled>, module: &ModuleId, container: &ContainerId) -> bool {
-    // An operation puts right what it needs itself, and an update that was cut off is settled first.
+    // An operation puts right what it needs itself, and an update that was cut off is
+    // settled first.
     let _lock = match service.modules.claim_now(service, module).await {
         Ok(Some(lock)) => lock,
         Ok(None) => return false,
@@ -111,7 +125,8 @@ async fn review(service: &Arc<Moduled>, module: &ModuleId, container: &Container
     let task = Task::new(service, module, container);
     let failed = task.carry_out(Operation::Review, None).await.err();
     let Ok(seen) = task.look().await else { return false };
-    let trouble = task.trouble(&seen).map(|trouble| (trouble.code(), trouble.detail(module.name())));
+    let trouble =
+        task.trouble(&seen).map(|trouble| (trouble.code(), trouble.detail(module.name())));
     let failed = failed.map(|error| (Code::ContainerNotRestored, error.message().to_owned()));
     let found = trouble.or(failed);
     let good = found.is_none();

@@ -1,8 +1,9 @@
 //! Module runtimes for moduled, and the kernel's evidence about who calls it.
 //!
-//! This crate talks to the container engine's Unix socket, reads `/proc` and image layers, and starts and stops host
-//! processes below one state folder. It never opens an IP socket, never touches a key, and decides nothing: whether a
-//! caller is let in is `edgekeep_core::attestation::verdict`, over the values that are gathered here.
+//! This crate talks to the container engine's Unix socket, reads `/proc` and image
+//! layers, and starts and stops host processes below one state folder. It never opens an
+//! IP socket, never touches a key, and decides nothing: whether a caller is let in is
+//! `edgekeep_core::attestation::verdict`, over the values that are gathered here.
 //!
 //! - [`evidence`]: what the kernel says about a peer.
 //! - [`engine`]: the container engine's API; [`facts`]: what its event stream says runs.

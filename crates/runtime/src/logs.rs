@@ -1,5 +1,6 @@
-//! Module logs in the framing of the container engine: 8 bytes of header (stream, three zeros, big-endian length), then
-//! the text. Both runtimes answer in it, so that clients read one format.
+//! Module logs in the framing of the container engine: 8 bytes of header (stream, three
+//! zeros, big-endian length), then the text. Both runtimes answer in it, so that clients
+//! read one format.
 
 use std::io;
 use std::pin::Pin;
@@ -68,7 +69,8 @@ pub(crate) fn parse_header(header: &[u8; HEADER]) -> Option<(OutputStream, usize
     Some((stream, usize::try_from(length).ok()?))
 }
 
-/// A log on its way to a client: an HTTP body of frames. Dropping it ends the work behind it.
+/// A log on its way to a client: an HTTP body of frames. Dropping it ends the work behind
+/// it.
 #[derive(Debug)]
 pub struct LogStream(UnsyncBoxBody<Bytes, io::Error>);
 
@@ -109,7 +111,10 @@ impl Body for LogStream {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         Pin::new(&mut self.0).poll_frame(cx)
     }
 
@@ -128,7 +133,10 @@ impl Body for ChannelBody {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         self.0.poll_recv(cx).map(|piece| piece.map(|piece| piece.map(Frame::data)))
     }
 }

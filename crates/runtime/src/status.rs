@@ -1,4 +1,5 @@
-//! What either runtime says about a module's state, in the words of the management API (wire facts, section 2.3).
+//! What either runtime says about a module's state, in the words of the management API
+//! (wire facts, section 2.3).
 
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ContainerId;
@@ -22,7 +23,8 @@ pub enum ModuleState {
 }
 
 impl ModuleState {
-    /// The word on the wire. What existing agents know for `paused` is [`Self::Stopped`]'s.
+    /// The word on the wire. What existing agents know for `paused` is
+    /// [`Self::Stopped`]'s.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -41,8 +43,8 @@ impl ModuleState {
 pub struct ExitStatus {
     /// When.
     pub at: OffsetDateTime,
-    /// Exit code; 128 plus the number if a signal ended it; `None` if nobody was there to be told (a host module that
-    /// ended after moduled had been restarted).
+    /// Exit code; 128 plus the number if a signal ended it; `None` if nobody was there to
+    /// be told (a host module that ended after moduled had been restarted).
     pub code: Option<i64>,
 }
 
@@ -51,7 +53,8 @@ pub struct ExitStatus {
 pub struct ModuleStatus {
     /// The container's or process's name: a module id without a leading `$`.
     pub name: String,
-    /// The image as it was asked for: an image name, or the name of a registered host executable.
+    /// The image as it was asked for: an image name, or the name of a registered host
+    /// executable.
     pub image: String,
     /// The content that was created: image id, or digest of the executable.
     pub content: Option<Sha256Digest>,

@@ -1,7 +1,8 @@
-//! The engine client, its facts and the evidence about containers, against a real container engine.
+//! The engine client, its facts and the evidence about containers, against a real
+//! container engine.
 //!
-//! `EDGEKEEP_TEST_ENGINE=unix:///PATH` names it; without that each test says that it was skipped. Needs root (as the
-//! engine does), the `docker` command line and `tar`.
+//! `EDGEKEEP_TEST_ENGINE=unix:///PATH` names it; without that each test says that it was
+//! skipped. Needs root (as the engine does), the `docker` command line and `tar`.
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -10,11 +11,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use edgekeep_core::attestation::{
-    Asked, DenyReason, Door, Evidence, PeerHandle, Policy, Registration, Running, RunningFacts, Workload, verdict,
+    Asked, DenyReason, Door, Evidence, PeerHandle, Policy, Registration, Running, RunningFacts,
+    Workload, verdict,
 };
 use edgekeep_core::id::ModuleId;
 use edgekeep_runtime::engine::{ContainerSpec, Created, Engine, EngineError};
-use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom};
+use edgekeep_runtime::evidence::{
+    CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom,
+};
 use edgekeep_runtime::facts::EngineWatch;
 use edgekeep_runtime::logs::LogQuery;
 use edgekeep_runtime::status::ModuleState;
@@ -43,7 +47,11 @@ impl Fixture {
             return None;
         };
         let folder = tempfile::tempdir().expect("temp folder");
-        let image = format!("edgekeep-test-{}:{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let image = format!(
+            "edgekeep-test-{}:{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
         let engine = Engine::from_uri(&uri).expect("unix URI");
         let fixture = Self { uri, engine, image, modules: Vec::new(), folder };
         fixture.import(&fixture.image, "first");
@@ -51,12 +59,22 @@ impl Fixture {
     }
 
     fn docker(&self, args: &[&str]) -> String {
-        let output = Command::new("docker").arg("-H").arg(&self.uri).args(args).output().expect("docker runs");
-        assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new("docker")
+            .arg("-H")
+            .arg(&self.uri)
+            .args(args)
+            .output()
+            .expect("docker runs");
+        assert!(
+            output.status.success(),
+            "docker {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).expect("text").trim().to_owned()
     }
 
-    /// An image of this machine's shell and a few programs with their libraries, and a file that makes it its own.
+    /// An image of this machine's shell and a few programs with their libraries, and a
+    /// file that makes it its own.
     fn import(&self, name: &str, mark: &str) {
         let root = self.folder.path().join(mark);
         std::fs::create_dir_all(root.join("tmp")).expect("made");
@@ -72,7 +90,14 @@ impl Fixture {
             }
         }
         let tar = self.folder.path().join(format!("{mark}.tar"));
-        let packed = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status().expect("tar runs");
+        let packed = Command::new("tar")
+            .arg("-C")
+            .arg(&root)
+            .arg("-cf")
+            .arg(&tar)
+            .arg(".")
+            .status()
+            .expect("tar runs");
         assert!(packed.success());
         self.docker(&["import", tar.to_str().expect("text"), name]);
     }
@@ -132,7 +157,11 @@ async fn line(engine: &Engine, id: &ModuleId) -> String {
     let mut log = engine.logs(id, &query).await.expect("readable");
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\n") {
-        let piece = tokio::time::timeout(LONG, log.next()).await.expect("prints").expect("runs").expect("no error");
+        let piece = tokio::time::timeout(LONG, log.next())
+            .await
+            .expect("prints")
+            .expect("runs")
+            .expect("no error");
         bytes.extend_from_slice(&piece);
     }
     assert_eq!(bytes[..4], [1, 0, 0, 0], "a frame of standard output");
@@ -146,10 +175,18 @@ async fn evidence(watch: &EngineWatch, id: &ModuleId, pid: u32) -> Evidence {
     let process = ProcDir::open(pid, pidfd.as_fd()).expect("visible");
     let evidence = collector.identify(PeerHandle::PidfdOpen, &process, None).expect("lives");
     let layers = watch.image_layers(id).expect("overlay folders");
-    collector.measure(&process, evidence, StartedFrom::from(&watch.facts(id)), Some(&layers)).await.expect("unchanged")
+    collector
+        .measure(&process, evidence, StartedFrom::from(&watch.facts(id)), Some(&layers))
+        .await
+        .expect("unchanged")
 }
 
-fn judged(id: &ModuleId, created: &Created, watch: &EngineWatch, evidence: &Evidence) -> Result<(), DenyReason> {
+fn judged(
+    id: &ModuleId,
+    created: &Created,
+    watch: &EngineWatch,
+    evidence: &Evidence,
+) -> Result<(), DenyReason> {
     let registration = Registration {
         module: id.clone(),
         generation: None,
@@ -167,7 +204,8 @@ fn judged(id: &ModuleId, created: &Created, watch: &EngineWatch, evidence: &Evid
 /// The processes of a container whose program has this name, by the kernel.
 fn processes(running: &Running, program: &str) -> Vec<u32> {
     let cgroup = running.cgroup.as_deref().expect("containers have one");
-    let folder = PathBuf::from(CgroupHierarchy::detect().mount_point()).join(cgroup.trim_start_matches('/'));
+    let folder =
+        PathBuf::from(CgroupHierarchy::detect().mount_point()).join(cgroup.trim_start_matches('/'));
     let pids = std::fs::read_to_string(folder.join("cgroup.procs")).expect("the container's group");
     let named = |pid: &u32| {
         let link = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
@@ -203,7 +241,10 @@ async fn a_modules_whole_life_is_seen_by_its_facts_and_its_processes_are_let_in(
 
     let listed = watch.list().await.expect("engine answers");
     let status = listed.iter().find(|status| status.name == id.name()).expect("listed");
-    assert_eq!((status.state, status.image.as_str()), (ModuleState::Running, fixture.image.as_str()));
+    assert_eq!(
+        (status.state, status.image.as_str()),
+        (ModuleState::Running, fixture.image.as_str())
+    );
     assert!(fixture.engine.stats(&id).await.expect("engine answers")["memory_stats"].is_object());
     let inspect = fixture.engine.inspect(&id).await.expect("engine answers");
     assert!(inspect["Image"].as_str().is_some_and(|image| image.ends_with(&created.image.hex())));
@@ -212,7 +253,10 @@ async fn a_modules_whole_life_is_seen_by_its_facts_and_its_processes_are_let_in(
     fixture.engine.stop(&id, Some(Duration::ZERO)).await.expect("stopped already");
     until(&watch, "stopped", || watch.facts(&id) == RunningFacts::Stopped).await;
     let stopped = fixture.engine.find(&id).await.expect("still there");
-    assert_eq!((stopped.state, stopped.exit.expect("ended").code), (ModuleState::Failed, Some(137)));
+    assert_eq!(
+        (stopped.state, stopped.exit.expect("ended").code),
+        (ModuleState::Failed, Some(137))
+    );
 
     fixture.engine.restart(&id, Some(Duration::ZERO)).await.expect("started again");
     let again = running(&watch, &id).await;
@@ -236,9 +280,13 @@ async fn the_list_is_as_new_as_the_engine_at_every_moment() {
     assert_eq!(listed().await, None);
     let created = fixture.create(&id, "sleep 1000", json!({})).await;
     let new = listed().await.expect("created");
-    assert_eq!((new.state, new.container, new.started), (ModuleState::Stopped, Some(created.container), None));
+    assert_eq!(
+        (new.state, new.container, new.started),
+        (ModuleState::Stopped, Some(created.container), None)
+    );
 
-    // No event is waited for: whether it has been heard or not, each answer is what the engine itself says.
+    // No event is waited for: whether it has been heard or not, each answer is what the
+    // engine itself says.
     let mut last = None;
     for round in 0..6 {
         fixture.engine.restart(&id, Some(Duration::ZERO)).await.expect("restarted");
@@ -271,7 +319,8 @@ async fn a_process_brought_in_by_the_engines_exec_is_no_descendant() {
     fixture.engine.start(&id).await.expect("started");
     let facts = running(&watch, &id).await;
     fixture.docker(&["exec", "-d", id.name(), "/bin/cat", "/dev/zero"]);
-    // The engine answers when the process has been made; it may not have executed its program yet.
+    // The engine answers when the process has been made; it may not have executed its
+    // program yet.
     let intruder = loop {
         let intruder = processes(&facts, "cat");
         if !intruder.is_empty() {
@@ -305,8 +354,16 @@ async fn a_program_that_is_not_the_images_is_told_apart_by_content_and_place() {
             tokio::task::yield_now().await;
         };
         let evidence = evidence(&watch, &id, pids[0]).await;
-        assert_eq!(evidence.measurement.expect("measured").unmodified_from_image, Some(false), "{program}");
-        assert_eq!(judged(&id, &created, &watch, &evidence), Err(DenyReason::ExecutableChanged), "{program}");
+        assert_eq!(
+            evidence.measurement.expect("measured").unmodified_from_image,
+            Some(false),
+            "{program}"
+        );
+        assert_eq!(
+            judged(&id, &created, &watch, &evidence),
+            Err(DenyReason::ExecutableChanged),
+            "{program}"
+        );
     }
     let shell = evidence(&watch, &id, facts.init.pid).await;
     assert_eq!(judged(&id, &created, &watch, &shell), Ok(()), "the shell is the image's own");
@@ -338,7 +395,15 @@ async fn a_prefix_of_an_id_and_a_container_that_is_no_module_are_not_reached() {
     assert!(matches!(error, EngineError::NoContainer { .. }), "{error}");
 
     let stranger = fixture.module("stranger");
-    fixture.docker(&["create", "--name", stranger.name(), "--network", "none", &fixture.image.clone(), "/bin/sleep"]);
+    fixture.docker(&[
+        "create",
+        "--name",
+        stranger.name(),
+        "--network",
+        "none",
+        &fixture.image.clone(),
+        "/bin/sleep",
+    ]);
     for result in [
         fixture.engine.start(&stranger).await,
         fixture.engine.stop(&stranger, None).await,
@@ -389,8 +454,12 @@ async fn what_the_engine_refuses_is_told_with_its_status_and_words() {
     let spec = ContainerSpec { image: &fixture.image, options, ..ContainerSpec::default() };
     let error = fixture.engine.create(&id, &spec).await.expect_err("name is taken");
     // Podman has no status of its own for this.
-    assert!(matches!(error.status(), Some(409 | 500)) && error.to_string().contains("already in use"), "{error}");
-    // Nothing listens there: the engine says so in its answer or at the end of its stream.
+    assert!(
+        matches!(error.status(), Some(409 | 500)) && error.to_string().contains("already in use"),
+        "{error}"
+    );
+    // Nothing listens there: the engine says so in its answer or at the end of its
+    // stream.
     let error = fixture.engine.pull("localhost:1/none:1", None).await.expect_err("no registry");
     assert!(matches!(error, EngineError::Answer { status: 500.., .. }), "{error}");
     assert!(fixture.engine.info().await.expect("engine answers")["ServerVersion"].is_string());
@@ -429,7 +498,9 @@ impl Bridge {
             let mut open = tokio::task::JoinSet::new();
             while let Ok((mut client, _)) = listener.accept().await {
                 let mut server = UnixStream::connect(&engine).await.expect("engine answers");
-                open.spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+                open.spawn(
+                    async move { tokio::io::copy_bidirectional(&mut client, &mut server).await },
+                );
             }
         });
         Self { path, connections }
@@ -457,7 +528,8 @@ async fn while_the_engine_is_away_nothing_is_known_and_what_happened_meanwhile_i
 
     bridge.cut();
     until(&watch, "silent", || !watch.is_reconciled()).await;
-    // What runs can only be what it was, but what was brought into it since would not have been heard.
+    // What runs can only be what it was, but what was brought into it since would not
+    // have been heard.
     match watch.facts(&stays) {
         RunningFacts::Running(kept) => {
             assert!(kept.exec_since.is_some());

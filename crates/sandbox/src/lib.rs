@@ -1,20 +1,25 @@
-//! What a process gives up once it has what it needs, so that whoever takes it over gets no more than that.
+//! What a process gives up once it has what it needs, so that whoever takes it over gets
+//! no more than that.
 //!
 //! Three layers, each of which holds alone:
-//! - [`privileges`]: capabilities, new privileges by `execve`, core dumps, tracers of the same user.
+//! - [`privileges`]: capabilities, new privileges by `execve`, core dumps, tracers of the
+//!   same user.
 //! - [`reach`]: files, TCP ports, signals and abstract sockets, by Landlock.
-//! - [`syscalls`]: system calls, by a seccomp filter that is made from a commented list; [`measured`]: the two with which a
-//!   process makes lie what others measure of it.
+//! - [`syscalls`]: system calls, by a seccomp filter that is made from a commented list;
+//!   [`measured`]: the two with which a process makes lie what others measure of it.
 //!
-//! What is given up is decided in values ([`Reach`], [`SyscallList`]); a call each then gives it up. What the kernel cannot do
-//! is never skipped in silence: each call returns the [`Level`] that was reached.
+//! What is given up is decided in values ([`Reach`], [`SyscallList`]); a call each then
+//! gives it up. What the kernel cannot do is never skipped in silence: each call returns
+//! the [`Level`] that was reached.
 //!
-//! Landlock and capabilities belong to a thread and are inherited by its children: call [`privileges::give_up`] and
-//! [`Reach::restrict`] before there are other threads (the latter refuses otherwise, the former is checked by it), in a
-//! daemon's start or in a launcher just before `execve`. A seccomp filter can be put on all threads at once, last.
+//! Landlock and capabilities belong to a thread and are inherited by its children: call
+//! [`privileges::give_up`] and [`Reach::restrict`] before there are other threads (the
+//! latter refuses otherwise, the former is checked by it), in a daemon's start or in a
+//! launcher just before `execve`. A seccomp filter can be put on all threads at once,
+//! last.
 //!
-//! Touches: the calling process; opens the files and folders that it is given, without reading them. Never: another process,
-//! the environment, the network.
+//! Touches: the calling process; opens the files and folders that it is given, without
+//! reading them. Never: another process, the environment, the network.
 #![deny(unsafe_code)]
 
 pub mod measured;

@@ -1,16 +1,21 @@
-//! The system calls with which a process makes lie what others measure of it, refused for good.
+//! The system calls with which a process makes lie what others measure of it, refused for
+//! good.
 //!
-//! A verdict on a caller rests on two things: the file that the kernel shows as its executable is the one whose code runs,
-//! and a connection that the program opens is its own. Two calls undo that, and no look from outside finds out afterwards:
+//! A verdict on a caller rests on two things: the file that the kernel shows as its
+//! executable is the one whose code runs, and a connection that the program opens is its
+//! own. Two calls undo that, and no look from outside finds out afterwards:
 //!
-//! - `prctl(PR_SET_MM)` names another file as the executable. It takes a capability, which every process has in a user
-//!   namespace of its own; a child there that shares its parent's memory does it for the parent, and ends.
-//! - `seccomp` with `SECCOMP_FILTER_FLAG_NEW_LISTENER` has system calls answered by the holder of the listener. The filter
-//!   outlives `execve`, so that the holder answers the measured program's `socket` with a descriptor of its own.
+//! - `prctl(PR_SET_MM)` names another file as the executable. It takes a capability,
+//!   which every process has in a user namespace of its own; a child there that shares
+//!   its parent's memory does it for the parent, and ends.
+//! - `seccomp` with `SECCOMP_FILTER_FLAG_NEW_LISTENER` has system calls answered by the
+//!   holder of the listener. The filter outlives `execve`, so that the holder answers the
+//!   measured program's `socket` with a descriptor of its own.
 //!
-//! [`filter`] refuses both with `EPERM`. They serve restoring processes from an image and container engines; a host module
-//! does not need them. Everything else is let through, programs of the machine's 32-bit predecessor included, for which the
-//! compiler of the lists has no numbers: hence instructions by hand.
+//! [`filter`] refuses both with `EPERM`. They serve restoring processes from an image and
+//! container engines; a host module does not need them. Everything else is let through,
+//! programs of the machine's 32-bit predecessor included, for which the compiler of the
+//! lists has no numbers: hence instructions by hand.
 
 use seccompiler::{BpfProgram, sock_filter};
 
@@ -51,13 +56,15 @@ const SECCOMP_FILTER_FLAG_NEW_LISTENER: u32 = 1 << 3;
 /// The bit that x32 adds to a call's number; no other interface has numbers that high.
 const X32: u32 = 0x4000_0000;
 
-/// Offsets in `struct seccomp_data`; of the arguments the low halves, which are all that the kernel takes.
+/// Offsets in `struct seccomp_data`; of the arguments the low halves, which are all that
+/// the kernel takes.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENT_0: u32 = if cfg!(target_endian = "big") { 20 } else { 16 };
 const ARGUMENT_1: u32 = ARGUMENT_0 + 8;
 
-/// The filter. It is to be put into force before any other, since a list may refuse that more are.
+/// The filter. It is to be put into force before any other, since a list may refuse that
+/// more are.
 #[must_use]
 pub fn filter() -> Filter {
     Filter::of((!INTERFACES.is_empty()).then(|| vec![program()]))
@@ -69,7 +76,8 @@ fn program() -> BpfProgram {
     // Goes on with the next instruction if equal, else skips this many.
     let unless_equal = |value, skip| sock_filter { code: 0x15, jt: 0, jf: skip, k: value };
     let finish = |answer| sock_filter { code: 0x06, jt: 0, jf: 0, k: answer };
-    let (allow, refuse) = (finish(libc::SECCOMP_RET_ALLOW), finish(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
+    let (allow, refuse) =
+        (finish(libc::SECCOMP_RET_ALLOW), finish(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
     let mut program = vec![load(ARCHITECTURE)];
     for interface in INTERFACES {
         let calls = [
@@ -143,6 +151,9 @@ mod tests {
         assert_eq!(i64::from(own.prctl), libc::SYS_prctl);
         assert_eq!(i64::from(own.seccomp), libc::SYS_seccomp);
         assert_eq!(i64::from(PR_SET_MM), i64::from(libc::PR_SET_MM));
-        assert_eq!(u64::from(SECCOMP_FILTER_FLAG_NEW_LISTENER), libc::SECCOMP_FILTER_FLAG_NEW_LISTENER);
+        assert_eq!(
+            u64::from(SECCOMP_FILTER_FLAG_NEW_LISTENER),
+            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER
+        );
     }
 }

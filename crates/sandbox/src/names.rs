@@ -1,7 +1,8 @@
 //! The system calls that a list may name, with their numbers on this architecture.
 //!
-//! Architectures differ: x86_64 still has calls that newer ones never got. Such a name is known everywhere, so that one list
-//! serves all, and has a number only where the call exists.
+//! Architectures differ: x86_64 still has calls that newer ones never got. Such a name is
+//! known everywhere, so that one list serves all, and has a number only where the call
+//! exists.
 
 /// What is known of a system call's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +15,8 @@ pub(crate) enum Name {
 
 /// Looks a name up. `None` if it is no system call's, or one that nobody needs any more.
 pub(crate) fn find(name: &str) -> Option<Name> {
-    let found = COMMON.iter().chain(OLD).find(|(known, _)| known.strip_prefix(PREFIX) == Some(name));
+    let found =
+        COMMON.iter().chain(OLD).find(|(known, _)| known.strip_prefix(PREFIX) == Some(name));
     found.map(|(_, number)| number.map_or(Name::Elsewhere, Name::Number))
 }
 

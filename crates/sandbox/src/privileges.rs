@@ -1,4 +1,5 @@
-//! What is given up for good and needs no list: new privileges, capabilities, being looked into.
+//! What is given up for good and needs no list: new privileges, capabilities, being
+//! looked into.
 
 use std::io;
 
@@ -18,7 +19,8 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Privilege
     move |error| PrivilegeError { step, source: error.into() }
 }
 
-/// Hides this process's memory: no core dump of it, no tracer of the same user, and `/proc/<pid>` belongs to root.
+/// Hides this process's memory: no core dump of it, no tracer of the same user, and
+/// `/proc/<pid>` belongs to root.
 ///
 /// Not inherited over `execve`: for a process that has secrets, not for a launcher.
 ///
@@ -27,20 +29,24 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Privilege
 pub fn hide_memory() -> Result<(), PrivilegeError> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none).map_err(failed("switch off core dumps"))?;
-    // Before Linux 6.4 this is read from a file in `/proc/self`, which afterwards is root's: asked now, it is remembered.
+    // Before Linux 6.4 this is read from a file in `/proc/self`, which afterwards is
+    // root's: asked now, it is remembered.
     let _ = rustix::param::page_size();
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("keep tracers away"))
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(failed("keep tracers away"))
 }
 
-/// Gives up, for the calling thread and what it starts from now on: privileges that an executable file would bring, and all
-/// capabilities but `kept`. Call it before there are other threads.
+/// Gives up, for the calling thread and what it starts from now on: privileges that an
+/// executable file would bring, and all capabilities but `kept`. Call it before there are
+/// other threads.
 ///
 /// # Errors
 /// If the kernel refuses.
 pub fn give_up(kept: CapabilitySet) -> Result<(), PrivilegeError> {
     rustix::thread::set_no_new_privs(true).map_err(failed("give up new privileges"))?;
     let now = rustix::thread::capabilities(None).map_err(failed("look at capabilities"))?;
-    rustix::thread::clear_ambient_capability_set().map_err(failed("give up ambient capabilities"))?;
+    rustix::thread::clear_ambient_capability_set()
+        .map_err(failed("give up ambient capabilities"))?;
     if now.effective.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().difference(kept).iter() {
             match rustix::thread::remove_capability_from_bounding_set(capability) {
@@ -68,7 +74,11 @@ mod tests {
         let after = std::thread::spawn(move || {
             give_up(CapabilitySet::DAC_OVERRIDE).unwrap();
             let after = rustix::thread::capabilities(None).unwrap();
-            let all = CapabilitySets { effective: CapabilitySet::CHOWN, permitted: CapabilitySet::CHOWN, ..after };
+            let all = CapabilitySets {
+                effective: CapabilitySet::CHOWN,
+                permitted: CapabilitySet::CHOWN,
+                ..after
+            };
             assert_eq!(rustix::thread::set_capabilities(None, all), Err(rustix::io::Errno::PERM));
             assert!(rustix::thread::no_new_privs().unwrap());
             assert!(

@@ -1,4 +1,5 @@
-//! What a process can reach by name: files, TCP ports, other processes by signals and abstract sockets. By Landlock.
+//! What a process can reach by name: files, TCP ports, other processes by signals and
+//! abstract sockets. By Landlock.
 
 use std::fmt;
 use std::fs;
@@ -6,8 +7,9 @@ use std::io;
 use std::path::PathBuf;
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd, RestrictionStatus,
-    Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
+    RestrictionStatus, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError,
+    RulesetStatus, Scope,
 };
 
 use crate::Level;
@@ -22,9 +24,11 @@ pub enum Rights {
     Read,
     /// Read them, and remove files.
     Take,
-    /// Read, write, make, remove and rename files and folders. No sockets, no devices, no symbolic links.
+    /// Read, write, make, remove and rename files and folders. No sockets, no devices, no
+    /// symbolic links.
     Write,
-    /// Read and write what is there, and send it device commands. Makes and removes nothing.
+    /// Read and write what is there, and send it device commands. Makes and removes
+    /// nothing.
     Device,
     /// Read and execute.
     Execute,
@@ -37,7 +41,10 @@ impl Rights {
             Self::Read => read,
             Self::Take => read | AccessFs::RemoveFile,
             Self::Write => {
-                let make = AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::RemoveFile | AccessFs::RemoveDir;
+                let make = AccessFs::MakeReg
+                    | AccessFs::MakeDir
+                    | AccessFs::RemoveFile
+                    | AccessFs::RemoveDir;
                 read | make | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::Refer
             }
             Self::Device => read | AccessFs::WriteFile | AccessFs::IoctlDev,
@@ -104,7 +111,8 @@ pub struct Reached {
     pub level: Level,
     /// Version of the kernel's Landlock interface; 0 if it has none.
     pub abi: i32,
-    /// What was granted and is not there: out of reach until the next start, even if it appears.
+    /// What was granted and is not there: out of reach until the next start, even if it
+    /// appears.
     pub missing: Vec<PathBuf>,
 }
 
@@ -127,7 +135,11 @@ impl Reach {
 
     /// Adds rights.
     #[must_use]
-    pub fn grant_all(self, paths: impl IntoIterator<Item = impl Into<PathBuf>>, rights: Rights) -> Self {
+    pub fn grant_all(
+        self,
+        paths: impl IntoIterator<Item = impl Into<PathBuf>>,
+        rights: Rights,
+    ) -> Self {
         paths.into_iter().fold(self, |reach, path| reach.grant(path, rights))
     }
 
@@ -159,8 +171,8 @@ impl Reach {
         self
     }
 
-    /// The ports that were added, in that order. More may be connected to, see [`Reach::any_port`] and
-    /// [`Reach::any_connection`].
+    /// The ports that were added, in that order. More may be connected to, see
+    /// [`Reach::any_port`] and [`Reach::any_connection`].
     #[must_use]
     pub fn ports(&self) -> &[u16] {
         &self.connect
@@ -172,16 +184,18 @@ impl Reach {
         &self.grants
     }
 
-    /// Restricts the calling thread, which must be the only one, and all that it starts: for good.
+    /// Restricts the calling thread, which must be the only one, and all that it starts:
+    /// for good.
     ///
-    /// What is granted and is not there is left out and named in the answer. No new privileges are given up on the way, as
-    /// the kernel demands.
+    /// What is granted and is not there is left out and named in the answer. No new
+    /// privileges are given up on the way, as the kernel demands.
     ///
     /// # Errors
-    /// If there are other threads, a path cannot be looked at, or the kernel refuses. That it has no Landlock is no error but
-    /// a [`Level`].
+    /// If there are other threads, a path cannot be looked at, or the kernel refuses.
+    /// That it has no Landlock is no error but a [`Level`].
     pub fn restrict(&self) -> Result<Reached, ReachError> {
-        // Unreadable in a process without /proc, which then is a launcher's of one thread.
+        // Unreadable in a process without /proc, which then is a launcher's of one
+        // thread.
         let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
         if threads > 1 {
             return Err(ReachError::Threads(threads));
@@ -200,7 +214,11 @@ impl Reach {
         }
         if !self.any_port {
             let net = AccessNet::from_all(KNOWN);
-            rules = rules.handle_access(if self.any_connection { net & !AccessNet::ConnectTcp } else { net })?;
+            rules = rules.handle_access(if self.any_connection {
+                net & !AccessNet::ConnectTcp
+            } else {
+                net
+            })?;
         }
         let mut rules = rules.create()?;
         let mut missing = Vec::new();
@@ -220,7 +238,8 @@ impl Reach {
     }
 }
 
-/// The file or folder, and the rights that there are on such a thing. `None` if it is not there.
+/// The file or folder, and the rights that there are on such a thing. `None` if it is not
+/// there.
 fn open(grant: &Grant) -> io::Result<Option<(PathFd, BitFlags<AccessFs>)>> {
     let is_folder = match fs::metadata(&grant.path) {
         Ok(metadata) => metadata.is_dir(),
@@ -230,7 +249,9 @@ fn open(grant: &Grant) -> io::Result<Option<(PathFd, BitFlags<AccessFs>)>> {
     let on_files = AccessFs::from_file(KNOWN);
     let flags = if is_folder { grant.rights.flags() } else { grant.rights.flags() & on_files };
     let path = PathFd::new(&grant.path).map_err(|error| {
-        let landlock::PathFdError::OpenCall { source, .. } = error else { return io::Error::other(error) };
+        let landlock::PathFdError::OpenCall { source, .. } = error else {
+            return io::Error::other(error);
+        };
         source
     })?;
     Ok(Some((path, flags)))
@@ -238,17 +259,22 @@ fn open(grant: &Grant) -> io::Result<Option<(PathFd, BitFlags<AccessFs>)>> {
 
 /// Not there, or in a folder that this process cannot look into: out of its reach anyway.
 fn is_absent(error: &io::Error) -> bool {
-    // Or a path of links that lead nowhere: who can put those there must not be able to switch this layer off.
+    // Or a path of links that lead nowhere: who can put those there must not be able to
+    // switch this layer off.
     error.raw_os_error() == Some(libc::ELOOP)
         || matches!(
             error.kind(),
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
+            io::ErrorKind::NotFound
+                | io::ErrorKind::NotADirectory
+                | io::ErrorKind::PermissionDenied
         )
 }
 
 fn abi(status: LandlockStatus) -> i32 {
     match status {
-        LandlockStatus::Available { effective_abi, kernel_abi } => kernel_abi.unwrap_or(effective_abi as i32),
+        LandlockStatus::Available { effective_abi, kernel_abi } => {
+            kernel_abi.unwrap_or(effective_abi as i32)
+        }
         _ => 0,
     }
 }
@@ -257,11 +283,18 @@ fn level(status: &RestrictionStatus) -> Level {
     match (&status.ruleset, status.landlock) {
         (RulesetStatus::FullyEnforced, _) => Level::Full,
         (_, LandlockStatus::NotEnabled) => Level::Absent {
-            reason: "Landlock is not enabled: add landlock to lsm= on the kernel's command line".into(),
+            reason: "Landlock is not enabled: add landlock to lsm= on the kernel's command line"
+                .into(),
         },
-        (_, LandlockStatus::NotImplemented) => Level::Absent { reason: "this kernel has no Landlock".into() },
-        (RulesetStatus::NotEnforced, _) => Level::Absent { reason: "Landlock did not take the rules".into() },
-        (_, LandlockStatus::Available { effective_abi, .. }) => Level::Partial { missing: lacking(effective_abi) },
+        (_, LandlockStatus::NotImplemented) => {
+            Level::Absent { reason: "this kernel has no Landlock".into() }
+        }
+        (RulesetStatus::NotEnforced, _) => {
+            Level::Absent { reason: "Landlock did not take the rules".into() }
+        }
+        (_, LandlockStatus::Available { effective_abi, .. }) => {
+            Level::Partial { missing: lacking(effective_abi) }
+        }
     }
 }
 
@@ -274,8 +307,13 @@ fn lacking(abi: ABI) -> String {
         (ABI::V5, "device commands"),
         (ABI::V6, "signals and abstract sockets"),
     ];
-    let lacks: Vec<&str> = since.iter().filter(|(since, _)| *since > abi).map(|(_, what)| *what).collect();
-    format!("this kernel's Landlock (version {}) does not restrict {}", abi as i32, lacks.join(", "))
+    let lacks: Vec<&str> =
+        since.iter().filter(|(since, _)| *since > abi).map(|(_, what)| *what).collect();
+    format!(
+        "this kernel's Landlock (version {}) does not restrict {}",
+        abi as i32,
+        lacks.join(", ")
+    )
 }
 
 #[cfg(test)]
@@ -288,7 +326,9 @@ mod tests {
 
     /// Runs it in a thread of its own, so that the test's is not restricted.
     fn restricted<T: Send>(reach: &Reach, then: impl FnOnce(Reached) -> T + Send) -> T {
-        thread::scope(|scope| scope.spawn(|| then(reach.restrict_thread().unwrap())).join().unwrap())
+        thread::scope(|scope| {
+            scope.spawn(|| then(reach.restrict_thread().unwrap())).join().unwrap()
+        })
     }
 
     fn refused<T>(done: io::Result<T>) -> bool {
@@ -324,21 +364,41 @@ mod tests {
                 assert_eq!(fs::read(at(name).join("f")).unwrap(), b"f", "{name}");
                 assert_eq!(fs::read_dir(at(name)).unwrap().count(), 2, "{name}");
                 let writes = matches!(name, "write" | "device");
-                assert_eq!(refused(File::options().write(true).open(at(name).join("f"))), !writes, "{name}");
-                assert_eq!(refused(fs::write(at(name).join("new"), "n")), name != "write", "{name}");
-                assert_eq!(refused(fs::remove_file(at(name).join("g"))), matches!(name, "read" | "device"), "{name}");
+                assert_eq!(
+                    refused(File::options().write(true).open(at(name).join("f"))),
+                    !writes,
+                    "{name}"
+                );
+                assert_eq!(
+                    refused(fs::write(at(name).join("new"), "n")),
+                    name != "write",
+                    "{name}"
+                );
+                assert_eq!(
+                    refused(fs::remove_file(at(name).join("g"))),
+                    matches!(name, "read" | "device"),
+                    "{name}"
+                );
                 assert!(refused(symlink("/etc/passwd", at(name).join("link"))), "{name}");
-                assert!(refused(std::os::unix::net::UnixListener::bind(at(name).join("s"))), "{name}");
+                assert!(
+                    refused(std::os::unix::net::UnixListener::bind(at(name).join("s"))),
+                    "{name}"
+                );
             }
             fs::rename(at("write").join("new"), at("write").join("renamed")).unwrap();
-            let out = fs::rename(at("write").join("renamed"), at("read").join("renamed")).unwrap_err();
+            let out =
+                fs::rename(at("write").join("renamed"), at("read").join("renamed")).unwrap_err();
             assert!(matches!(out.raw_os_error(), Some(libc::EACCES | libc::EXDEV)), "{out}");
             fs::write(at("alone"), "b").unwrap();
             assert!(refused(fs::read("/etc/passwd")));
             assert!(refused(fs::read_dir(folder.path())));
             fs::write(at("missing"), "m").unwrap_err();
         });
-        assert_eq!(fs::read("/etc/passwd").map(drop).map_err(|error| error.kind()), Ok(()), "other threads go on");
+        assert_eq!(
+            fs::read("/etc/passwd").map(drop).map_err(|error| error.kind()),
+            Ok(()),
+            "other threads go on"
+        );
     }
 
     #[test]

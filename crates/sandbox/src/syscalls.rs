@@ -1,4 +1,5 @@
-//! Which system calls a process may make, as a commented list, and the seccomp filter made from it.
+//! Which system calls a process may make, as a commented list, and the seccomp filter
+//! made from it.
 //!
 //! A list says in its first line what it is, then names a call a line, with the reason:
 //!
@@ -12,25 +13,30 @@
 //! socket: arg0 = AF_INET                # a simulated TPM
 //! ```
 //!
-//! `allow only` refuses every other call, `refuse only` allows every other one. Several lines of one call are alternatives;
-//! conditions of one line, joined by `and`, must all hold. `=`, `!=`, `<=` and `>=` compare the low 32 bits: all that the
-//! kernel takes of the arguments that such a list can be about. A mistake in a list names its line.
+//! `allow only` refuses every other call, `refuse only` allows every other one. Several
+//! lines of one call are alternatives; conditions of one line, joined by `and`, must all
+//! hold. `=`, `!=`, `<=` and `>=` compare the low 32 bits: all that the kernel takes of
+//! the arguments that such a list can be about. A mistake in a list names its line.
 //!
-//! A refused call fails with `EPERM`; it does not end the process. What is refused may be a new habit of a C library or of a
-//! token's library as well as an attack: the first must cost one operation, and not put a device out of reach in the field by a
-//! daemon that is killed at each start. The attacker gets neither the call nor another try at the filter.
+//! A refused call fails with `EPERM`; it does not end the process. What is refused may be
+//! a new habit of a C library or of a token's library as well as an attack: the first
+//! must cost one operation, and not put a device out of reach in the field by a daemon
+//! that is killed at each start. The attacker gets neither the call nor another try at
+//! the filter.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
 };
 
 use crate::Level;
 use crate::names::{self, Name};
 
-/// Calls that no list of a daemon may name, whatever it is for: they run programs, reach into other processes, change rights, or open
-/// parts of the kernel that have a history. For the tests of such lists.
+/// Calls that no list of a daemon may name, whatever it is for: they run programs, reach
+/// into other processes, change rights, or open parts of the kernel that have a history.
+/// For the tests of such lists.
 pub const FOR_NO_DAEMON: &[&str] = &[
     "execve",
     "execveat",
@@ -155,7 +161,8 @@ impl SyscallList {
     /// Reads a list.
     ///
     /// # Errors
-    /// If a line is not understood, names no system call or gives no reason, or if two lines contradict each other.
+    /// If a line is not understood, names no system call or gives no reason, or if two
+    /// lines contradict each other.
     pub fn parse(text: &str) -> Result<Self, ListError> {
         let mut kind = None;
         let mut list = Self { kind: Kind::AllowOnly, lines: Vec::new(), sections: BTreeSet::new() };
@@ -172,7 +179,11 @@ impl SyscallList {
                 kind = Some(match statement {
                     "allow only" => Kind::AllowOnly,
                     "refuse only" => Kind::RefuseOnly,
-                    _ => return Err(wrong("expected \"allow only\" or \"refuse only\" first".to_owned())),
+                    _ => {
+                        return Err(wrong(
+                            "expected \"allow only\" or \"refuse only\" first".to_owned(),
+                        ));
+                    }
                 });
                 continue;
             }
@@ -213,11 +224,15 @@ impl SyscallList {
         if let Some(unknown) = sections.iter().find(|section| !self.sections.contains(**section)) {
             return Err(FilterError::Section((*unknown).to_owned()));
         }
-        let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(Filter { programs: None }) };
+        let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
+            return Ok(Filter { programs: None });
+        };
         let mut named: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
         let mut unconditional = BTreeSet::new();
         let mut absent: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-        let chosen = |line: &&Line| line.section.as_deref().is_none_or(|section| sections.contains(&section));
+        let chosen = |line: &&Line| {
+            line.section.as_deref().is_none_or(|section| sections.contains(&section))
+        };
         for line in self.lines.iter().filter(chosen) {
             let Name::Number(number) = line.number else { continue };
             if line.absent {
@@ -232,11 +247,13 @@ impl SyscallList {
             if line.conditions.is_empty() {
                 unconditional.insert(number);
             } else {
-                let conditions = line.conditions.iter().map(Condition::compiled).collect::<Result<_, _>>()?;
+                let conditions =
+                    line.conditions.iter().map(Condition::compiled).collect::<Result<_, _>>()?;
                 rules.push(SeccompRule::new(conditions)?);
             }
         }
-        // A section may lift the conditions of a call. An empty list of rules means any arguments.
+        // A section may lift the conditions of a call. An empty list of rules means any
+        // arguments.
         for number in unconditional {
             named.insert(number, Vec::new());
         }
@@ -259,8 +276,9 @@ impl SyscallList {
     }
 }
 
-/// Refuses the numbers of x32. They are the same calls with one more bit, which a list of what is refused would let through;
-/// the kernel says that they are of the same architecture.
+/// Refuses the numbers of x32. They are the same calls with one more bit, which a list of
+/// what is refused would let through; the kernel says that they are of the same
+/// architecture.
 fn no_other_numbers() -> BpfProgram {
     const LOAD: u16 = 0x20;
     const JUMP_IF_AT_LEAST: u16 = 0x35;
@@ -278,7 +296,8 @@ fn no_other_numbers() -> BpfProgram {
 /// The bit that x32 adds to a call's number.
 const X32: u32 = 0x4000_0000;
 
-/// Whether two lines of one call cannot both be meant. A section may add an alternative, or lift conditions.
+/// Whether two lines of one call cannot both be meant. A section may add an alternative,
+/// or lift conditions.
 fn contradict(one: &Line, other: &Line) -> bool {
     let same_place = one.section == other.section;
     let both_bare = one.conditions.is_empty() || other.conditions.is_empty();
@@ -290,7 +309,8 @@ fn contradict(one: &Line, other: &Line) -> bool {
 }
 
 fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
 fn parse_line(statement: &str, at: usize, section: Option<String>) -> Result<Line, String> {
@@ -302,7 +322,8 @@ fn parse_line(statement: &str, at: usize, section: Option<String>) -> Result<Lin
         Some(name) => (true, name.trim()),
         None => (false, head),
     };
-    let number = names::find(name).ok_or_else(|| format!("{name:?} is no system call that is known"))?;
+    let number =
+        names::find(name).ok_or_else(|| format!("{name:?} is no system call that is known"))?;
     if absent && conditions.is_some() {
         return Err("a call is absent with all of its arguments, or not".to_owned());
     }
@@ -316,8 +337,10 @@ fn parse_line(statement: &str, at: usize, section: Option<String>) -> Result<Lin
 /// `argN = VALUE` or `argN & MASK = VALUE`.
 fn parse_condition(text: &str) -> Result<Condition, String> {
     let mut words = text.split_whitespace();
-    let expected = || format!("{:?}: expected \"arg0 = VALUE\" or \"arg0 & MASK = VALUE\"", text.trim());
-    let argument = words.next().and_then(|word| word.strip_prefix("arg")).and_then(|digit| digit.parse().ok());
+    let expected =
+        || format!("{:?}: expected \"arg0 = VALUE\" or \"arg0 & MASK = VALUE\"", text.trim());
+    let argument =
+        words.next().and_then(|word| word.strip_prefix("arg")).and_then(|digit| digit.parse().ok());
     let argument: u8 = argument.filter(|argument| *argument < 6).ok_or_else(expected)?;
     let mut operator = words.next().ok_or_else(expected)?;
     let mut mask = None;
@@ -337,7 +360,10 @@ fn parse_condition(text: &str) -> Result<Condition, String> {
         return Err(expected());
     }
     if mask.is_some_and(|mask| value & !mask != 0) {
-        return Err(format!("{:?} can never hold: the value has bits that the mask has not", text.trim()));
+        return Err(format!(
+            "{:?} can never hold: the value has bits that the mask has not",
+            text.trim()
+        ));
     }
     Ok(Condition { argument, mask, compare, value })
 }
@@ -394,15 +420,18 @@ impl Condition {
     }
 }
 
-/// A filter, ready to be put into force. Nothing is allocated or opened for that, so that it can come last.
+/// A filter, ready to be put into force. Nothing is allocated or opened for that, so that
+/// it can come last.
 #[derive(Debug, Clone)]
 pub struct Filter {
-    /// In the order in which they are put into force: the last one refuses that any more are. `None` on an architecture for which none can be made.
+    /// In the order in which they are put into force: the last one refuses that any more
+    /// are. `None` on an architecture for which none can be made.
     programs: Option<Vec<BpfProgram>>,
 }
 
 impl Filter {
-    /// A filter of these programs, the last of which may refuse that any more are put into force.
+    /// A filter of these programs, the last of which may refuse that any more are put
+    /// into force.
     pub(crate) fn of(programs: Option<Vec<BpfProgram>>) -> Self {
         Self { programs }
     }
@@ -410,12 +439,14 @@ impl Filter {
     /// Puts the filter on all threads of this process, and on what they start. For good.
     ///
     /// # Errors
-    /// If the kernel has seccomp, and refuses. That it has none is no error but a [`Level`].
+    /// If the kernel has seccomp, and refuses. That it has none is no error but a
+    /// [`Level`].
     pub fn restrict_process(&self) -> Result<Level, FilterError> {
         self.restrict(seccompiler::apply_filter_all_threads)
     }
 
-    /// Puts the filter on the calling thread, and on what it starts: for a launcher just before `execve`.
+    /// Puts the filter on the calling thread, and on what it starts: for a launcher just
+    /// before `execve`.
     ///
     /// # Errors
     /// As [`Filter::restrict_process`].
@@ -435,9 +466,12 @@ impl Filter {
             match apply(program) {
                 Ok(()) => {}
                 Err(seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error))
-                    if at == 0 && matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) =>
+                    if at == 0
+                        && matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) =>
                 {
-                    return Ok(Level::Absent { reason: "this kernel has no seccomp filters".to_owned() });
+                    return Ok(Level::Absent {
+                        reason: "this kernel has no seccomp filters".to_owned(),
+                    });
                 }
                 Err(error) => return Err(FilterError::Apply(error)),
             }
@@ -484,7 +518,10 @@ pub(crate) mod tests {
             let error = wrong(&format!("allow only\n{line}"));
             assert!(error.contains(why), "{line}: {error}");
         }
-        assert!(wrong("read # x").contains("line 1 of the list of system calls: expected \"allow only\""));
+        assert!(
+            wrong("read # x")
+                .contains("line 1 of the list of system calls: expected \"allow only\"")
+        );
         assert!(wrong("# nothing").contains("empty"));
     }
 
@@ -510,7 +547,11 @@ pub(crate) mod tests {
         for text in ["refuse only\nbpf # x\n", "allow only\nread # x\n"] {
             let list = SyscallList::parse(text).unwrap();
             for call in [libc::SYS_bpf, libc::SYS_read] {
-                assert_eq!(verdict(&list, &[], call | i64::from(X32), [0; 6]), REFUSE, "{text}{call}");
+                assert_eq!(
+                    verdict(&list, &[], call | i64::from(X32), [0; 6]),
+                    REFUSE,
+                    "{text}{call}"
+                );
             }
             assert_eq!(verdict(&list, &[], libc::SYS_read, [0; 6]), ALLOW);
         }
@@ -518,7 +559,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_section_may_lift_conditions() {
-        let list = SyscallList::parse("allow only\nsocket: arg0 = AF_UNIX # x\n[any] # x\nsocket # x\n").unwrap();
+        let list =
+            SyscallList::parse("allow only\nsocket: arg0 = AF_UNIX # x\n[any] # x\nsocket # x\n")
+                .unwrap();
         assert_eq!(verdict(&list, &[], libc::SYS_socket, [2, 0, 0, 0, 0, 0]), REFUSE);
         assert_eq!(verdict(&list, &["any"], libc::SYS_socket, [2, 0, 0, 0, 0, 0]), ALLOW);
     }
@@ -526,13 +569,24 @@ pub(crate) mod tests {
     #[test]
     fn a_filter_on_a_thread_is_in_force_and_cannot_be_followed_by_another() {
         let text = "allow only\nabsent memfd_create # x\n";
-        let rest = ["futex", "munmap", "mmap", "madvise", "mprotect", "exit", "sigaltstack", "rt_sigprocmask", "close"];
+        let rest = [
+            "futex",
+            "munmap",
+            "mmap",
+            "madvise",
+            "mprotect",
+            "exit",
+            "sigaltstack",
+            "rt_sigprocmask",
+            "close",
+        ];
         let rest: String = rest.iter().map(|name| format!("{name} # x\n")).collect();
         let list = format!("{text}{rest}socket: arg0 = AF_UNIX # x\nwrite # x\nprctl # x\n");
         let filter = SyscallList::parse(&list).unwrap().compile(&[]).unwrap();
         let got = std::thread::spawn(move || {
             let level = filter.restrict_thread().unwrap();
-            let inet = UdpSocket::bind("127.0.0.1:0").map(drop).map_err(|error| error.raw_os_error());
+            let inet =
+                UdpSocket::bind("127.0.0.1:0").map(drop).map_err(|error| error.raw_os_error());
             let unix = UnixDatagram::unbound().map(drop).map_err(|error| error.raw_os_error());
             let memory = rustix::fs::memfd_create(c"x", rustix::fs::MemfdFlags::empty()).map(drop);
             let again = filter.restrict_thread().map_err(|error| match error {
@@ -554,7 +608,8 @@ pub(crate) mod tests {
     pub(crate) const REFUSE: u32 = 0x0005_0000 | libc::EPERM as u32;
     const ABSENT: u32 = 0x0005_0000 | libc::ENOSYS as u32;
 
-    /// What the kernel would do: runs the filters and takes the strictest answer, of equal ones the newest filter's.
+    /// What the kernel would do: runs the filters and takes the strictest answer, of
+    /// equal ones the newest filter's.
     fn verdict(list: &SyscallList, sections: &[&str], number: i64, arguments: [u64; 6]) -> u32 {
         let programs = list.compile(sections).unwrap().programs.unwrap();
         let arch: u32 = match std::env::consts::ARCH {
@@ -563,7 +618,12 @@ pub(crate) mod tests {
             _ => 0xc000_00f3,
         };
         let data = data(arch, u32::try_from(number).unwrap(), arguments);
-        programs.iter().rev().map(|program| run(program, &data)).min_by_key(|answer| answer & 0xffff_0000).unwrap()
+        programs
+            .iter()
+            .rev()
+            .map(|program| run(program, &data))
+            .min_by_key(|answer| answer & 0xffff_0000)
+            .unwrap()
     }
 
     /// Describes a call as the kernel does to a filter.
@@ -602,7 +662,8 @@ pub(crate) mod tests {
 
     /// What a list means, the plain way.
     fn meaning(list: &SyscallList, number: i64, arguments: [u64; 6]) -> u32 {
-        let mut lines = list.lines.iter().filter(|line| line.number == Name::Number(number)).peekable();
+        let mut lines =
+            list.lines.iter().filter(|line| line.number == Name::Number(number)).peekable();
         if lines.peek().is_some_and(|line| line.absent) {
             return ABSENT;
         }
@@ -620,9 +681,12 @@ pub(crate) mod tests {
     }
 
     fn a_line() -> impl Strategy<Value = String> {
-        let name = prop::sample::select(vec!["read", "socket", "clone", "mmap", "open", "ioctl", "clone3", "write"]);
-        let masked = (0..6_u8, 0..16_u32, 0..16_u32)
-            .prop_map(|(argument, mask, value)| format!("arg{argument} & {mask} = {}", value & mask));
+        let name = prop::sample::select(vec![
+            "read", "socket", "clone", "mmap", "open", "ioctl", "clone3", "write",
+        ]);
+        let masked = (0..6_u8, 0..16_u32, 0..16_u32).prop_map(|(argument, mask, value)| {
+            format!("arg{argument} & {mask} = {}", value & mask)
+        });
         let plain = (0..6_u8, prop::sample::select(vec!["=", "!=", "<=", ">="]), 0..16_u32)
             .prop_map(|(argument, operator, value)| format!("arg{argument} {operator} {value}"));
         let conditions = prop::collection::vec(prop_oneof![masked, plain], 0..3);

@@ -1,4 +1,5 @@
-//! The routes under `/admin`, for whoever runs the simulator: no token, but only from a loopback address.
+//! The routes under `/admin`, for whoever runs the simulator: no token, but only from a
+//! loopback address.
 //!
 //! | route | does |
 //! |---|---|
@@ -19,7 +20,12 @@ use crate::faults::Faults;
 use crate::world::{Calls, Enrolment, PresetDevice, World};
 
 impl World {
-    pub(crate) fn admin(&mut self, method: &Method, path: &[String], exchange: &Exchange<'_>) -> Answer {
+    pub(crate) fn admin(
+        &mut self,
+        method: &Method,
+        path: &[String],
+        exchange: &Exchange<'_>,
+    ) -> Answer {
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
         let done = match (method, path.as_slice()) {
             (&Method::GET, ["state"]) => return shown(&self.state()),
@@ -29,15 +35,21 @@ impl World {
                 self.faults = faults;
                 Ok(true)
             }),
-            (&Method::PUT, ["enrolments", id]) => with_id::<Enrolment>(exchange, "registrationId", id)
-                .and_then(|enrolment| self.enrol(enrolment).map(|()| true).map_err(|error| error.to_string())),
+            (&Method::PUT, ["enrolments", id]) => {
+                with_id::<Enrolment>(exchange, "registrationId", id).and_then(|enrolment| {
+                    self.enrol(enrolment).map(|()| true).map_err(|error| error.to_string())
+                })
+            }
             (&Method::PUT, ["devices", id]) => with_id::<PresetDevice>(exchange, "deviceId", id)
-                .and_then(|device| self.add_device(device).map(|()| true).map_err(|error| error.to_string())),
+                .and_then(|device| {
+                    self.add_device(device).map(|()| true).map_err(|error| error.to_string())
+                }),
             (&Method::DELETE, ["enrolments", id]) => Ok(self.enrolments.remove(*id).is_some()),
             (&Method::DELETE, ["devices", id]) => Ok(self.devices.remove(*id).is_some()),
-            (&Method::DELETE, ["devices", id, "modules", module]) => {
-                Ok(self.devices.get_mut(*id).is_some_and(|device| device.modules.remove(*module).is_some()))
-            }
+            (&Method::DELETE, ["devices", id, "modules", module]) => Ok(self
+                .devices
+                .get_mut(*id)
+                .is_some_and(|device| device.modules.remove(*module).is_some())),
             (&Method::DELETE, ["calls"]) => {
                 self.calls = Calls::default();
                 Ok(true)
@@ -52,7 +64,11 @@ impl World {
     }
 }
 
-fn with_id<T: DeserializeOwned>(exchange: &Exchange<'_>, member: &str, id: &str) -> Result<T, String> {
+fn with_id<T: DeserializeOwned>(
+    exchange: &Exchange<'_>,
+    member: &str,
+    id: &str,
+) -> Result<T, String> {
     let mut body: Value = exchange.json()?;
     let object = body.as_object_mut().ok_or("the body is not an object")?;
     object.insert(member.to_owned(), Value::String(id.to_owned()));

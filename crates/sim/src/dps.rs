@@ -1,4 +1,5 @@
-//! The device provisioning service: registration with a symmetric key, api-version 2021-06-01 (wire facts 6.2).
+//! The device provisioning service: registration with a symmetric key, api-version
+//! 2021-06-01 (wire facts 6.2).
 
 use http::{Method, StatusCode, header};
 use serde::Deserialize;
@@ -36,10 +37,17 @@ impl World {
             Err(text) => return error(StatusCode::BAD_REQUEST, &text),
         };
         if body.registration_id.as_deref() != Some(registration) {
-            return error(StatusCode::BAD_REQUEST, "registrationId in the body and in the path differ");
+            return error(
+                StatusCode::BAD_REQUEST,
+                "registrationId in the body and in the path differ",
+            );
         }
         let id = format!("5.{:016x}.{registration}", self.next_serial());
-        self.remember(Operation { id: id.clone(), registration: registration.to_owned(), polls: 0 });
+        self.remember(Operation {
+            id: id.clone(),
+            registration: registration.to_owned(),
+            polls: 0,
+        });
         self.assigning(&id, registration)
     }
 
@@ -58,8 +66,10 @@ impl World {
             Ok(enrolment) => enrolment,
             Err(refusal) => return refusal,
         };
-        let Some(operation) =
-            self.operations.iter_mut().find(|known| known.id == id && known.registration == registration)
+        let Some(operation) = self
+            .operations
+            .iter_mut()
+            .find(|known| known.id == id && known.registration == registration)
         else {
             return error(StatusCode::NOT_FOUND, "no such operation");
         };
@@ -79,7 +89,8 @@ impl World {
         self.assign(enrolment, id)
     }
 
-    /// Makes the device at the hub, with the enrolment's key. Modules of a device that was there before stay.
+    /// Makes the device at the hub, with the enrolment's key. Modules of a device that
+    /// was there before stay.
     fn assign(&mut self, enrolment: Enrolment, id: &str) -> Answer {
         let Enrolment { registration_id, key, device_id, hub, payload } = enrolment;
         let device = device_id.unwrap_or_else(|| registration_id.clone());
@@ -94,7 +105,10 @@ impl World {
         if let Some(payload) = payload {
             state["payload"] = payload;
         }
-        Answer::json(StatusCode::OK, json!({ "operationId": id, "status": "assigned", "registrationState": state }))
+        Answer::json(
+            StatusCode::OK,
+            json!({ "operationId": id, "status": "assigned", "registrationState": state }),
+        )
     }
 
     fn assigning(&self, id: &str, registration: &str) -> Answer {
@@ -107,7 +121,12 @@ impl World {
     }
 
     /// The enrolment behind the request, if its token is good.
-    fn admit(&mut self, scope: &str, registration: &str, exchange: &Exchange<'_>) -> Result<Enrolment, Answer> {
+    fn admit(
+        &mut self,
+        scope: &str,
+        registration: &str,
+        exchange: &Exchange<'_>,
+    ) -> Result<Enrolment, Answer> {
         if exchange.api_version().is_none() {
             return Err(error(StatusCode::BAD_REQUEST, "api-version is missing or not one"));
         }
@@ -140,7 +159,8 @@ impl World {
 
 /// The service's error body; its codes begin with the status.
 pub(crate) fn error(status: StatusCode, message: &str) -> Answer {
-    let code = u32::from(status.as_u16()) * 1000 + if status == StatusCode::UNAUTHORIZED { 2 } else { 0 };
+    let code =
+        u32::from(status.as_u16()) * 1000 + if status == StatusCode::UNAUTHORIZED { 2 } else { 0 };
     let body: Value = json!({ "errorCode": code, "trackingId": "simulated", "message": message });
     Answer::json(status, body)
 }

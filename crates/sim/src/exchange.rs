@@ -22,10 +22,17 @@ impl Exchange<'_> {
 
     /// The `api-version` of the query, if it has the form of one.
     pub(crate) fn api_version(&self) -> Option<&str> {
-        let version = self.query.split('&').filter_map(|pair| pair.strip_prefix("api-version=")).next_back()?;
+        let version = self
+            .query
+            .split('&')
+            .filter_map(|pair| pair.strip_prefix("api-version="))
+            .next_back()?;
         let date = version.strip_suffix("-preview").unwrap_or(version).as_bytes();
         let dated = date.len() == 10
-            && date.iter().enumerate().all(|(at, c)| if at == 4 || at == 7 { *c == b'-' } else { c.is_ascii_digit() });
+            && date
+                .iter()
+                .enumerate()
+                .all(|(at, c)| if at == 4 || at == 7 { *c == b'-' } else { c.is_ascii_digit() });
         dated.then_some(version)
     }
 
@@ -138,7 +145,8 @@ mod tests {
 
     #[test]
     fn segments_are_decoded_after_the_path_was_split() {
-        let expected = Route::Module { device: "press 04".to_owned(), module: "$edgeAgent".to_owned() };
+        let expected =
+            Route::Module { device: "press 04".to_owned(), module: "$edgeAgent".to_owned() };
         assert_eq!(Route::of("/devices/press%2004/modules/%24edgeAgent"), expected);
         let tricky = Route::Module { device: "d".to_owned(), module: "a/../b".to_owned() };
         assert_eq!(Route::of("/devices/d/modules/a%2f..%2Fb"), tricky);
@@ -163,11 +171,22 @@ mod tests {
     fn an_api_version_has_the_form_of_a_date() {
         let version = |query| {
             let headers = HeaderMap::new();
-            Exchange { headers: &headers, query, body: b"", now: 0 }.api_version().map(str::to_owned)
+            Exchange { headers: &headers, query, body: b"", now: 0 }
+                .api_version()
+                .map(str::to_owned)
         };
-        assert_eq!(version("api-version=2017-11-08-preview").as_deref(), Some("2017-11-08-preview"));
+        assert_eq!(
+            version("api-version=2017-11-08-preview").as_deref(),
+            Some("2017-11-08-preview")
+        );
         assert_eq!(version("a=b&api-version=2021-06-01").as_deref(), Some("2021-06-01"));
-        for query in ["", "api-version=", "api-version=latest", "api-version=2021-6-1x", "version=2021-06-01"] {
+        for query in [
+            "",
+            "api-version=",
+            "api-version=latest",
+            "api-version=2021-6-1x",
+            "version=2021-06-01",
+        ] {
             assert_eq!(version(query), None, "{query}");
         }
     }

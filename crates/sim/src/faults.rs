@@ -13,8 +13,8 @@ pub struct Faults {
     pub dps: RouteFaults,
     /// For calls to the hub: registry, messages, MQTT sessions.
     pub hub: RouteFaults,
-    /// How far the service's clock is ahead (negative: behind) of this machine's, in seconds. Moves the `Date` header and
-    /// the judgement whether a token has expired.
+    /// How far the service's clock is ahead (negative: behind) of this machine's, in
+    /// seconds. Moves the `Date` header and the judgement whether a token has expired.
     pub clock_offset_sec: i64,
     /// How many polls of each registration answer `assigning` before it is assigned.
     pub polls_assigning: u32,
@@ -26,7 +26,8 @@ pub struct Faults {
     pub refuse_registration: Option<String>,
 }
 
-/// Faults of one class of routes. They are judged before the request is: delay first, then drop or status.
+/// Faults of one class of routes. They are judged before the request is: delay first,
+/// then drop or status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct RouteFaults {
@@ -42,7 +43,8 @@ pub struct RouteFaults {
     pub drop: bool,
     /// Answers 200 with something that is no answer to the call.
     pub garbage: bool,
-    /// The request is carried out before the fault is answered: the client does not learn that it worked.
+    /// The request is carried out before the fault is answered: the client does not learn
+    /// that it worked.
     pub after_effect: bool,
     /// How many more calls are hit; absent: all until changed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,7 +140,10 @@ mod tests {
         let status = Faults { hub: RouteFaults::status(200), ..Faults::default() };
         assert_eq!(status.check(), Err(FaultsError::Status(200)));
         let slow = RouteFaults { delay_ms: DELAY_LIMIT_MS + 1, ..RouteFaults::default() };
-        assert_eq!(Faults { dps: slow, ..Faults::default() }.check(), Err(FaultsError::Delay(DELAY_LIMIT_MS + 1)));
+        assert_eq!(
+            Faults { dps: slow, ..Faults::default() }.check(),
+            Err(FaultsError::Delay(DELAY_LIMIT_MS + 1))
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The hub: the registry of a device's modules and the check of a module's token (wire facts 6.3, 6.4).
+//! The hub: the registry of a device's modules and the check of a module's token (wire
+//! facts 6.3, 6.4).
 
 use aws_lc_rs::rand;
 use http::{Method, StatusCode, header};
@@ -36,7 +37,12 @@ struct SymmetricKey {
 }
 
 impl World {
-    pub(crate) fn module_list(&mut self, method: &Method, device: &str, exchange: &Exchange<'_>) -> Answer {
+    pub(crate) fn module_list(
+        &mut self,
+        method: &Method,
+        device: &str,
+        exchange: &Exchange<'_>,
+    ) -> Answer {
         if method != Method::GET {
             return error(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "only GET");
         }
@@ -48,7 +54,13 @@ impl World {
         Answer::json(StatusCode::OK, Value::Array(list))
     }
 
-    pub(crate) fn module(&mut self, method: &Method, device: &str, id: &str, exchange: &Exchange<'_>) -> Answer {
+    pub(crate) fn module(
+        &mut self,
+        method: &Method,
+        device: &str,
+        id: &str,
+        exchange: &Exchange<'_>,
+    ) -> Answer {
         if let Err(refusal) = self.admit_device(device, exchange) {
             return refusal;
         }
@@ -56,19 +68,31 @@ impl World {
             Method::GET => self.module_get(device, id, exchange),
             Method::PUT => self.module_put(device, id, exchange),
             Method::DELETE => self.module_delete(device, id, exchange),
-            _ => error(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "only GET, PUT and DELETE"),
+            _ => error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "MethodNotAllowed",
+                "only GET, PUT and DELETE",
+            ),
         }
     }
 
     /// Whether a module's own token is good; counts the message if so.
-    pub(crate) fn message(&mut self, method: &Method, device: &str, id: &str, exchange: &Exchange<'_>) -> Answer {
+    pub(crate) fn message(
+        &mut self,
+        method: &Method,
+        device: &str,
+        id: &str,
+        exchange: &Exchange<'_>,
+    ) -> Answer {
         if method != Method::POST {
             return error(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "only POST");
         }
         if exchange.api_version().is_none() {
             return no_version();
         }
-        if let Err(refusal) = self.admit_module(device, id, exchange.header(header::AUTHORIZATION), exchange.now) {
+        if let Err(refusal) =
+            self.admit_module(device, id, exchange.header(header::AUTHORIZATION), exchange.now)
+        {
             return unauthorized(&refusal);
         }
         self.count_message(device, id);
@@ -76,7 +100,9 @@ impl World {
     }
 
     pub(crate) fn count_message(&mut self, device: &str, id: &str) {
-        if let Some(module) = self.devices.get_mut(device).and_then(|found| found.modules.get_mut(id)) {
+        if let Some(module) =
+            self.devices.get_mut(device).and_then(|found| found.modules.get_mut(id))
+        {
             module.accepted_messages += 1;
         }
     }
@@ -135,8 +161,12 @@ impl World {
         let Some(module) = self.devices.get(device).and_then(|found| found.modules.get(id)) else {
             return no_module();
         };
-        if exchange.header(header::IF_NONE_MATCH).is_some_and(|condition| module.matches(condition)) {
-            return Answer { etag: Some(module.etag.clone()), ..Answer::empty(StatusCode::NOT_MODIFIED) };
+        if exchange.header(header::IF_NONE_MATCH).is_some_and(|condition| module.matches(condition))
+        {
+            return Answer {
+                etag: Some(module.etag.clone()),
+                ..Answer::empty(StatusCode::NOT_MODIFIED)
+            };
         }
         module.answer(device, id)
     }
@@ -147,7 +177,11 @@ impl World {
             Err(text) => return error(StatusCode::BAD_REQUEST, "ArgumentInvalid", &text),
         };
         if body.module_id.as_deref() != Some(id) || body.device_id.as_deref() != Some(device) {
-            return error(StatusCode::BAD_REQUEST, "ArgumentInvalid", "moduleId or deviceId differs from the path");
+            return error(
+                StatusCode::BAD_REQUEST,
+                "ArgumentInvalid",
+                "moduleId or deviceId differs from the path",
+            );
         }
         if let Err(fault) = check_id(id) {
             return error(StatusCode::BAD_REQUEST, "ArgumentInvalid", &fault.to_string());
@@ -177,7 +211,8 @@ impl World {
             }
             _ => {}
         }
-        let credential = match credential(body.authentication, old.map(|module| &module.credential)) {
+        let credential = match credential(body.authentication, old.map(|module| &module.credential))
+        {
             Ok(credential) => credential,
             Err(text) => return error(StatusCode::BAD_REQUEST, "ArgumentInvalid", &text),
         };
@@ -188,7 +223,8 @@ impl World {
             |module| module.generation.clone(),
         );
         let accepted_messages = old.map_or(0, |module| module.accepted_messages);
-        let module = Module { generation, etag, managed_by: body.managed_by, credential, accepted_messages };
+        let module =
+            Module { generation, etag, managed_by: body.managed_by, credential, accepted_messages };
         let answer = module.answer(device, id);
         modules.insert(id.to_owned(), module);
         answer
@@ -199,7 +235,9 @@ impl World {
         match (device.modules.get(id), exchange.header(header::IF_MATCH)) {
             (None, _) => no_module(),
             (Some(_), None) => precondition("If-Match is required"),
-            (Some(module), Some(condition)) if !module.matches(condition) => precondition("the ETag differs"),
+            (Some(module), Some(condition)) if !module.matches(condition) => {
+                precondition("the ETag differs")
+            }
             (Some(_), Some(_)) => {
                 device.modules.remove(id);
                 Answer::empty(StatusCode::NO_CONTENT)
@@ -211,11 +249,17 @@ impl World {
 impl Module {
     /// Whether `*` or one of the listed entity tags, quoted or not, is this module's.
     fn matches(&self, condition: &str) -> bool {
-        condition.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_matches('"') == self.etag)
+        condition
+            .split(',')
+            .map(str::trim)
+            .any(|tag| tag == "*" || tag.trim_matches('"') == self.etag)
     }
 
     fn answer(&self, device: &str, id: &str) -> Answer {
-        Answer { etag: Some(self.etag.clone()), ..Answer::json(StatusCode::OK, self.body(device, id)) }
+        Answer {
+            etag: Some(self.etag.clone()),
+            ..Answer::json(StatusCode::OK, self.body(device, id))
+        }
     }
 
     fn body(&self, device: &str, id: &str) -> Value {
@@ -225,7 +269,9 @@ impl Module {
                 "type": "sas",
                 "symmetricKey": { "primaryKey": primary.expose_base64(), "secondaryKey": secondary.expose_base64() },
             }),
-            Credential::X509 { kind, thumbprint } => json!({ "type": kind, "x509Thumbprint": thumbprint }),
+            Credential::X509 { kind, thumbprint } => {
+                json!({ "type": kind, "x509Thumbprint": thumbprint })
+            }
         };
         let mut body = json!({
             "moduleId": id, "deviceId": device, "generationId": self.generation, "etag": self.etag,
@@ -238,8 +284,12 @@ impl Module {
     }
 }
 
-/// What the hub makes of `authentication`: keys that are not sent are kept from before, or made up.
-fn credential(sent: Option<Authentication>, old: Option<&Credential>) -> Result<Credential, String> {
+/// What the hub makes of `authentication`: keys that are not sent are kept from before,
+/// or made up.
+fn credential(
+    sent: Option<Authentication>,
+    old: Option<&Credential>,
+) -> Result<Credential, String> {
     let Some(sent) = sent else {
         return old.map_or_else(|| keys(SymmetricKey::default(), None), |old| Ok(old.clone()));
     };
@@ -249,20 +299,29 @@ fn credential(sent: Option<Authentication>, old: Option<&Credential>) -> Result<
         Some(kind @ ("x509" | "selfSigned" | "certificateAuthority")) => {
             Ok(Credential::X509 { kind: kind.to_owned(), thumbprint: sent.x509_thumbprint })
         }
-        Some(_) => {
-            Err("authentication.type is not one of sas, x509, selfSigned, certificateAuthority, none".to_owned())
-        }
+        Some(_) => Err(
+            "authentication.type is not one of sas, x509, selfSigned, certificateAuthority, none"
+                .to_owned(),
+        ),
     }
 }
 
 fn keys(sent: SymmetricKey, old: Option<&Credential>) -> Result<Credential, String> {
     match (sent.primary_key, sent.secondary_key, old) {
         (Some(primary), Some(secondary), _) => {
-            let key = |text: &str| Key::from_base64(text).map_err(|error| format!("symmetricKey: {error}"));
-            Ok(Credential::Keys { primary: key(&primary)?, secondary: key(&secondary)?, given: true })
+            let key = |text: &str| {
+                Key::from_base64(text).map_err(|error| format!("symmetricKey: {error}"))
+            };
+            Ok(Credential::Keys {
+                primary: key(&primary)?,
+                secondary: key(&secondary)?,
+                given: true,
+            })
         }
         (None, None, Some(kept @ Credential::Keys { .. })) => Ok(kept.clone()),
-        (None, None, _) => Ok(Credential::Keys { primary: random_key()?, secondary: random_key()?, given: false }),
+        (None, None, _) => {
+            Ok(Credential::Keys { primary: random_key()?, secondary: random_key()?, given: false })
+        }
         _ => Err("symmetricKey needs both keys".to_owned()),
     }
 }

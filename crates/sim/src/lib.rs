@@ -1,9 +1,11 @@
-//! A simulated cloud for development and tests: provisioning service, hub registry, and a check of modules' tokens.
+//! A simulated cloud for development and tests: provisioning service, hub registry, and a
+//! check of modules' tokens.
 //!
-//! It listens on loopback unless told otherwise, speaks HTTPS (and MQTT when asked) with a certificate of its own CA, and
-//! keeps everything in memory: nothing is written to disk except by the caller who asks for a [`Snapshot`]. It opens no
-//! outgoing connection. It judges as the real services do (tokens, entity tags, generations), so that a client that works
-//! here is likely to work there; it is never part of a device.
+//! It listens on loopback unless told otherwise, speaks HTTPS (and MQTT when asked) with
+//! a certificate of its own CA, and keeps everything in memory: nothing is written to
+//! disk except by the caller who asks for a [`Snapshot`]. It opens no outgoing
+//! connection. It judges as the real services do (tokens, entity tags, generations), so
+//! that a client that works here is likely to work there; it is never part of a device.
 //!
 //! | method, path | answers |
 //! |---|---|
@@ -16,8 +18,8 @@
 //! | POST `/devices/{d}/modules/{m}/messages/events` | 204; needs the module's token |
 //! | `/admin/...` | faults, state, enrolments: table in `admin.rs`; loopback only, not subject to faults |
 //!
-//! Requests for the cloud need `api-version=<date>`. The assigned hub name carries the port (`localhost:8443`), and tokens
-//! name it so.
+//! Requests for the cloud need `api-version=<date>`. The assigned hub name carries the
+//! port (`localhost:8443`), and tokens name it so.
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -43,7 +45,8 @@ use tokio_rustls::TlsAcceptor;
 pub use faults::{DELAY_LIMIT_MS, Faults, FaultsError, RouteFaults};
 pub use tls::{Authority, ServerCertificate, TlsError};
 pub use world::{
-    Calls, DeviceState, Enrolment, Keys, MODULE_LIMIT, ModuleState, PresetDevice, PresetError, Snapshot, State,
+    Calls, DeviceState, Enrolment, Keys, MODULE_LIMIT, ModuleState, PresetDevice, PresetError,
+    Snapshot, State,
 };
 
 use crate::server::{Protocol, Shared, accept};
@@ -54,8 +57,8 @@ use crate::world::World;
 pub struct SimulatorOptions {
     /// Where to listen for HTTPS; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The name under which clients reach it; part of the hub's name. The certificate also names `localhost`, 127.0.0.1
-    /// and ::1.
+    /// The name under which clients reach it; part of the hub's name. The certificate
+    /// also names `localhost`, 127.0.0.1 and ::1.
     pub host_name: String,
     /// The provisioning service's scope.
     pub scope_id: String,
@@ -67,7 +70,8 @@ pub struct SimulatorOptions {
     pub authority: Option<Authority>,
     /// What to start from; `enrolments` and `devices` are added to it.
     pub snapshot: Snapshot,
-    /// Most modules of one device: [`MODULE_LIMIT`] as at the real hub, or another number to see what that brings.
+    /// Most modules of one device: [`MODULE_LIMIT`] as at the real hub, or another number
+    /// to see what that brings.
     pub module_limit: usize,
     /// MQTT over TLS; off unless given.
     pub mqtt: Option<MqttOptions>,
@@ -78,7 +82,8 @@ pub struct SimulatorOptions {
 pub struct MqttOptions {
     /// Where to listen; port 0 takes a free one. The SDKs have 8883 built in.
     pub listen: SocketAddr,
-    /// Its certificate, for clients that trust only their device's bundle; the simulator's own unless given.
+    /// Its certificate, for clients that trust only their device's bundle; the
+    /// simulator's own unless given.
     pub certificate: Option<ServerCertificate>,
 }
 
@@ -149,12 +154,16 @@ impl Simulator {
     /// Starts one, with its tasks on the current tokio runtime.
     ///
     /// # Errors
-    /// An address that cannot be bound, an id that the hub does not allow, certificates that cannot be made.
+    /// An address that cannot be bound, an id that the hub does not allow, certificates
+    /// that cannot be made.
     pub async fn start(options: SimulatorOptions) -> Result<Self, StartError> {
         let authority = options.authority.map_or_else(Authority::new, Ok)?;
         let mut names = vec![options.host_name.clone()];
         names.extend(
-            ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into_iter().filter(|n| *n != options.host_name),
+            ["localhost", "127.0.0.1", "::1"]
+                .map(str::to_owned)
+                .into_iter()
+                .filter(|n| *n != options.host_name),
         );
         let certificate = authority.issue(&names)?;
         let tls = TlsAcceptor::from(tls::server_config(&certificate)?);
@@ -172,11 +181,14 @@ impl Simulator {
             world.add_device(device).map_err(|source| StartError::Preset { id, source })?;
         }
         let shared = Arc::new(Shared::new(world));
-        let mut tasks = vec![tokio::spawn(accept(listener, tls, Arc::clone(&shared), Protocol::Http))];
+        let mut tasks =
+            vec![tokio::spawn(accept(listener, tls, Arc::clone(&shared), Protocol::Http))];
 
         let mut mqtt_address = None;
         if let Some(mqtt) = options.mqtt {
-            let tls = TlsAcceptor::from(tls::server_config(mqtt.certificate.as_ref().unwrap_or(&certificate))?);
+            let tls = TlsAcceptor::from(tls::server_config(
+                mqtt.certificate.as_ref().unwrap_or(&certificate),
+            )?);
             let (listener, address) = bind(mqtt.listen).await?;
             mqtt_address = Some(address);
             tasks.push(tokio::spawn(accept(listener, tls, Arc::clone(&shared), Protocol::Mqtt)));
@@ -223,7 +235,8 @@ impl Simulator {
     /// Replaces the faults in force; `Faults::default()` ends them all.
     ///
     /// # Errors
-    /// A status that is no error, or a delay that is too long: the faults stay as they were.
+    /// A status that is no error, or a delay that is too long: the faults stay as they
+    /// were.
     pub fn faults(&self, faults: Faults) -> Result<(), FaultsError> {
         faults.check()?;
         self.shared.world().faults = faults;
@@ -240,7 +253,11 @@ impl Simulator {
     ///
     /// # Errors
     /// `deadline` passed before.
-    pub async fn wait_until(&self, deadline: Duration, reached: impl Fn(&State) -> bool) -> Result<State, NotReached> {
+    pub async fn wait_until(
+        &self,
+        deadline: Duration,
+        reached: impl Fn(&State) -> bool,
+    ) -> Result<State, NotReached> {
         let mut changed = self.shared.changed.subscribe();
         let wait = async {
             loop {
@@ -277,7 +294,8 @@ impl Simulator {
         self.shared.world().enrol(enrolment)
     }
 
-    /// Adds a device, or gives a known one another key or switches it off; its modules stay.
+    /// Adds a device, or gives a known one another key or switches it off; its modules
+    /// stay.
     ///
     /// # Errors
     /// An id that the hub does not allow, or too many devices.
@@ -285,14 +303,19 @@ impl Simulator {
         self.shared.world().add_device(device)
     }
 
-    /// Deletes a device and its modules as an operator would; tells whether there was one.
+    /// Deletes a device and its modules as an operator would; tells whether there was
+    /// one.
     pub fn remove_device(&self, device: &str) -> bool {
         self.shared.world().devices.remove(device).is_some()
     }
 
     /// Deletes a module as an operator would; tells whether there was one.
     pub fn remove_module(&self, device: &str, module: &str) -> bool {
-        self.shared.world().devices.get_mut(device).is_some_and(|device| device.modules.remove(module).is_some())
+        self.shared
+            .world()
+            .devices
+            .get_mut(device)
+            .is_some_and(|device| device.modules.remove(module).is_some())
     }
 
     /// Sets all counts of calls to 0.
@@ -317,7 +340,8 @@ impl Drop for Simulator {
     }
 }
 
-/// A hub's name as it stands in URLs and tokens: the port only if it is not that of HTTPS.
+/// A hub's name as it stands in URLs and tokens: the port only if it is not that of
+/// HTTPS.
 fn hub_name(host_name: &str, port: u16) -> String {
     if port == 443 { host_name.to_owned() } else { format!("{host_name}:{port}") }
 }

@@ -1,4 +1,5 @@
-//! `edgekeep-sim`: the simulated cloud as a program. It keeps nothing on disk unless `--state-file` is given.
+//! `edgekeep-sim`: the simulated cloud as a program. It keeps nothing on disk unless
+//! `--state-file` is given.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
@@ -8,7 +9,8 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 use edgekeep_sim::token::Key;
 use edgekeep_sim::{
-    Authority, Enrolment, MqttOptions, PresetDevice, ServerCertificate, Simulator, SimulatorOptions, Snapshot,
+    Authority, Enrolment, MqttOptions, PresetDevice, ServerCertificate, Simulator,
+    SimulatorOptions, Snapshot,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -18,11 +20,13 @@ use zeroize::Zeroizing;
 /// Largest state file that is read, in bytes.
 const STATE_LIMIT: u64 = 64 * 1024 * 1024;
 
-/// A simulated cloud for one machine: provisioning service and hub. For development and tests only.
+/// A simulated cloud for one machine: provisioning service and hub. For development and
+/// tests only.
 #[derive(Debug, Parser)]
 #[command(name = "edgekeep-sim", version)]
 struct Arguments {
-    /// Address to listen on. With another than a loopback address, whoever reaches it can use the cloud routes.
+    /// Address to listen on. With another than a loopback address, whoever reaches it can
+    /// use the cloud routes.
     #[arg(long, default_value = "127.0.0.1")]
     address: std::net::IpAddr,
     /// HTTPS port; 0 takes a free one.
@@ -34,16 +38,19 @@ struct Arguments {
     /// Id scope of the provisioning service.
     #[arg(long, default_value = "0ne00000001")]
     scope_id: String,
-    /// Lets a device register: its registration id and its symmetric key in base64. May be repeated.
+    /// Lets a device register: its registration id and its symmetric key in base64. May
+    /// be repeated.
     #[arg(long, value_name = "ID=KEY")]
     enrol: Vec<String>,
-    /// A device that the hub knows from the start: its id and its symmetric key in base64. May be repeated.
+    /// A device that the hub knows from the start: its id and its symmetric key in
+    /// base64. May be repeated.
     #[arg(long, value_name = "ID=KEY")]
     device: Vec<String>,
     /// Writes the CA certificate that devices must trust to this file, as PEM.
     #[arg(long, value_name = "FILE")]
     ca_out: Option<PathBuf>,
-    /// Reads CA, enrolments, devices and modules from this file if it exists, and keeps them there, keys included.
+    /// Reads CA, enrolments, devices and modules from this file if it exists, and keeps
+    /// them there, keys included.
     #[arg(long, value_name = "FILE")]
     state_file: Option<PathBuf>,
     /// Most modules of one device. The real hub's number unless given.
@@ -58,7 +65,8 @@ struct Arguments {
     /// Private key (PEM) of that certificate.
     #[arg(long, value_name = "FILE", requires = "mqtt_certificate")]
     mqtt_key: Option<PathBuf>,
-    /// Prints one line of JSON, {dps, hub, ca, admin, scopeId, mqtt}, instead of a sentence.
+    /// Prints one line of JSON, {dps, hub, ca, admin, scopeId, mqtt}, instead of a
+    /// sentence.
     #[arg(long)]
     json: bool,
 }
@@ -82,22 +90,35 @@ struct Kept {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colour).with_target(false).init();
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .with_target(false)
+        .init();
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
-    let presets = |texts: &[String]| texts.iter().map(|text| id_and_key(text)).collect::<anyhow::Result<Vec<_>>>();
-    let enrolments = presets(&arguments.enrol)?.into_iter().map(|(id, key)| Enrolment::new(id, key)).collect();
-    let devices = presets(&arguments.device)?.into_iter().map(|(id, key)| PresetDevice::new(id, key)).collect();
+    let presets = |texts: &[String]| {
+        texts.iter().map(|text| id_and_key(text)).collect::<anyhow::Result<Vec<_>>>()
+    };
+    let enrolments =
+        presets(&arguments.enrol)?.into_iter().map(|(id, key)| Enrolment::new(id, key)).collect();
+    let devices = presets(&arguments.device)?
+        .into_iter()
+        .map(|(id, key)| PresetDevice::new(id, key))
+        .collect();
     let kept = arguments.state_file.as_deref().map(read_state).transpose()?.flatten();
-    let (authority, snapshot) = kept.map_or((None, Snapshot::default()), |kept| (Some(kept.authority), kept.snapshot));
+    let (authority, snapshot) =
+        kept.map_or((None, Snapshot::default()), |kept| (Some(kept.authority), kept.snapshot));
     let mqtt = match arguments.mqtt {
         None => None,
         Some(listen) => Some(MqttOptions {
             listen,
             certificate: match (&arguments.mqtt_certificate, &arguments.mqtt_key) {
-                (Some(chain), Some(key)) => {
-                    Some(ServerCertificate { chain_pem: read(chain)?, key_pem: Zeroizing::new(read(key)?) })
-                }
+                (Some(chain), Some(key)) => Some(ServerCertificate {
+                    chain_pem: read(chain)?,
+                    key_pem: Zeroizing::new(read(key)?),
+                }),
                 _ => None,
             },
         }),
@@ -115,7 +136,8 @@ async fn main() -> anyhow::Result<()> {
     })
     .await?;
     if let Some(path) = &arguments.ca_out {
-        std::fs::write(path, simulator.ca_pem()).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(path, simulator.ca_pem())
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     announce(&simulator, arguments.ca_out.as_deref(), arguments.json)?;
 
@@ -147,7 +169,10 @@ fn announce(simulator: &Simulator, ca: Option<&Path>, as_json: bool) -> anyhow::
     let line = if as_json {
         json!({ "dps": dps, "hub": hub, "ca": ca, "admin": admin, "scopeId": state.scope_id, "mqtt": mqtt }).to_string()
     } else {
-        let ca = ca.map_or_else(|| "not written, see --ca-out".to_owned(), |path| path.display().to_string());
+        let ca = ca.map_or_else(
+            || "not written, see --ca-out".to_owned(),
+            |path| path.display().to_string(),
+        );
         let mqtt = mqtt.map(|address| format!(", MQTT {address}")).unwrap_or_default();
         format!(
             "simulated cloud ready: provisioning {dps} (scope {}), hub {hub}, admin {admin}{mqtt}, CA {ca}",
@@ -170,18 +195,32 @@ fn read_state(path: &Path) -> anyhow::Result<Option<Kept>> {
     if length > STATE_LIMIT {
         bail!("{} is larger than any state of this program; move it away", path.display());
     }
-    let kept: Kept = serde_json::from_str(&read(path)?)
-        .with_context(|| format!("{} is not a state file of this program; move it away", path.display()))?;
+    let kept: Kept = serde_json::from_str(&read(path)?).with_context(|| {
+        format!("{} is not a state file of this program; move it away", path.display())
+    })?;
     if kept.version != 1 {
-        bail!("{} has version {}, this program reads 1; move it away", path.display(), kept.version);
+        bail!(
+            "{} has version {}, this program reads 1; move it away",
+            path.display(),
+            kept.version
+        );
     }
     Ok(Some(kept))
 }
 
-/// Replaces the file as a whole, readable only by its owner; does nothing if it would be the same as `written`.
-fn write_state(path: &Path, simulator: &Simulator, written: &mut Zeroizing<Vec<u8>>) -> anyhow::Result<()> {
+/// Replaces the file as a whole, readable only by its owner; does nothing if it would be
+/// the same as `written`.
+fn write_state(
+    path: &Path,
+    simulator: &Simulator,
+    written: &mut Zeroizing<Vec<u8>>,
+) -> anyhow::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let kept = Kept { version: 1, authority: simulator.authority().clone(), snapshot: simulator.snapshot() };
+    let kept = Kept {
+        version: 1,
+        authority: simulator.authority().clone(),
+        snapshot: simulator.snapshot(),
+    };
     let text = Zeroizing::new(serde_json::to_vec(&kept)?);
     if *text == **written {
         return Ok(());
@@ -189,12 +228,17 @@ fn write_state(path: &Path, simulator: &Simulator, written: &mut Zeroizing<Vec<u
     let write = || -> std::io::Result<()> {
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(".new");
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(&text)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::File::open(folder)?.sync_all()
     };
     write().with_context(|| format!("cannot write {}", path.display()))?;

@@ -1,7 +1,8 @@
-//! As much MQTT 3.1.1 as an unmodified device SDK needs to open a session with a module's token and to send messages.
+//! As much MQTT 3.1.1 as an unmodified device SDK needs to open a session with a module's
+//! token and to send messages.
 //!
-//! CONNECT is judged as the hub would; PINGREQ, SUBSCRIBE, UNSUBSCRIBE and PUBLISH are acknowledged; nothing is ever
-//! published to the client.
+//! CONNECT is judged as the hub would; PINGREQ, SUBSCRIBE, UNSUBSCRIBE and PUBLISH are
+//! acknowledged; nothing is ever published to the client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +49,10 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, shar
     }
 }
 
-async fn session<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, shared: &Shared) -> Result<(), MqttError> {
+async fn session<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    shared: &Shared,
+) -> Result<(), MqttError> {
     let (first, packet) = tokio::time::timeout(PATIENCE, read_packet(stream)).await??;
     if first != 0x10 {
         return Err(MqttError::Malformed("the first packet is not CONNECT"));
@@ -80,7 +84,8 @@ async fn session<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, shared: &Sha
     };
     tracing::info!(device, module, "MQTT session opened");
 
-    // The standard's one and a half keep-alive periods; 0 means that the client promises nothing.
+    // The standard's one and a half keep-alive periods; 0 means that the client promises
+    // nothing.
     let silence = match connect.keep_alive_sec {
         0 => Duration::from_secs(3600),
         seconds => Duration::from_millis(u64::from(seconds) * 1500),
@@ -126,7 +131,8 @@ struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], MqttError> {
-        let (head, tail) = self.0.split_at_checked(count).ok_or(MqttError::Malformed("it ends too early"))?;
+        let (head, tail) =
+            self.0.split_at_checked(count).ok_or(MqttError::Malformed("it ends too early"))?;
         self.0 = tail;
         Ok(head)
     }
@@ -138,7 +144,8 @@ impl<'a> Fields<'a> {
 
     fn text(&mut self) -> Result<&'a str, MqttError> {
         let length = usize::from(self.u16()?);
-        std::str::from_utf8(self.take(length)?).map_err(|_| MqttError::Malformed("a text that is not UTF-8"))
+        std::str::from_utf8(self.take(length)?)
+            .map_err(|_| MqttError::Malformed("a text that is not UTF-8"))
     }
 }
 
@@ -161,22 +168,30 @@ fn parse_connect(packet: &[u8]) -> Result<Connect<'_>, MqttError> {
     Ok(Connect { keep_alive_sec, username: fields.text()?, password: fields.text()? })
 }
 
-/// Who the session belongs to, if the token is good. The username is `<hub>/<device>/<module>/?api-version=...`.
+/// Who the session belongs to, if the token is good. The username is
+/// `<hub>/<device>/<module>/?api-version=...`.
 fn admit(world: &mut World, connect: &Connect<'_>, now: u64) -> Option<(String, String)> {
     let mut parts = connect.username.split('/');
-    let (Some(hub), Some(device), Some(module), Some(rest)) = (parts.next(), parts.next(), parts.next(), parts.next())
+    let (Some(hub), Some(device), Some(module), Some(rest)) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        world.note_refusal("MQTT: the username is not <hub>/<device>/<module>/?api-version=...".to_owned());
+        world.note_refusal(
+            "MQTT: the username is not <hub>/<device>/<module>/?api-version=...".to_owned(),
+        );
         return None;
     };
     if !rest.starts_with("?api-version=") {
-        world.note_refusal(format!("MQTT: module {device}/{module}: no api-version in the username"));
+        world.note_refusal(format!(
+            "MQTT: module {device}/{module}: no api-version in the username"
+        ));
         return None;
     }
     if let Some(known) = world.devices.get(device).map(|found| found.hub.clone())
         && !known.eq_ignore_ascii_case(hub)
     {
-        world.note_refusal(format!("MQTT: module {device}/{module}: hub \"{hub}\" is not \"{known}\""));
+        world.note_refusal(format!(
+            "MQTT: module {device}/{module}: hub \"{hub}\" is not \"{known}\""
+        ));
         return None;
     }
     world.admit_module(device, module, Some(connect.password), now).ok()?;
@@ -195,7 +210,8 @@ fn step(first: u8, packet: &[u8]) -> Result<Step, MqttError> {
                 fields.text()?;
                 granted.push(fields.take(1)?[0].min(1));
             }
-            // At most 3 bytes a topic came in, so the length fits wherever the request's did; one byte suffices for 125.
+            // At most 3 bytes a topic came in, so the length fits wherever the request's
+            // did; one byte suffices for 125.
             let length = u8::try_from(granted.len() + 2).ok().filter(|length| *length < 0x80);
             let length = length.ok_or(MqttError::Malformed("more than 125 topics at once"))?;
             Ok(Step::Answer([&[0x90, length], &id[..], &granted].concat()))
@@ -250,7 +266,10 @@ mod tests {
         assert_eq!(without.to_string(), "a malformed packet: no username or no password");
         let mut five = connect(0xc2, &["d/m", "user", "token"]);
         five[6] = 5;
-        assert_eq!(parse_connect(&five).unwrap_err().to_string(), "a malformed packet: not MQTT 3.1.1");
+        assert_eq!(
+            parse_connect(&five).unwrap_err().to_string(),
+            "a malformed packet: not MQTT 3.1.1"
+        );
     }
 
     #[test]
@@ -264,7 +283,10 @@ mod tests {
         assert_eq!(step(0x32, &publish).unwrap(), Step::Message { answer: vec![0x40, 2, 0, 8] });
         assert_eq!(step(0xc0, &[]).unwrap(), Step::Answer(vec![0xd0, 0]));
         assert_eq!(step(0xe0, &[]).unwrap(), Step::End);
-        assert_eq!(step(0x34, &publish).unwrap_err().to_string(), "a malformed packet: the hub has no QoS 2");
+        assert_eq!(
+            step(0x34, &publish).unwrap_err().to_string(),
+            "a malformed packet: the hub has no QoS 2"
+        );
     }
 
     proptest! {

@@ -1,4 +1,5 @@
-//! The HTTPS listener: accepts, applies faults, reads the body, asks the [`World`], writes the answer.
+//! The HTTPS listener: accepts, applies faults, reads the body, asks the [`World`],
+//! writes the answer.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,8 +34,9 @@ pub(crate) const BODY_LIMIT: usize = 256 * 1024;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The `Date` header's form.
-const HTTP_DATE: &[BorrowedFormatItem<'_>] =
-    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+const HTTP_DATE: &[BorrowedFormatItem<'_>] = format_description!(
+    "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+);
 
 /// What all connections share.
 #[derive(Debug)]
@@ -54,7 +56,8 @@ impl Shared {
         }
     }
 
-    /// The world. A panic of another holder leaves single values at worst, so it stays usable.
+    /// The world. A panic of another holder leaves single values at worst, so it stays
+    /// usable.
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,7 +77,12 @@ pub(crate) enum Protocol {
 }
 
 /// Accepts connections until the task is aborted; that also ends all of them.
-pub(crate) async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>, protocol: Protocol) {
+pub(crate) async fn accept(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    shared: Arc<Shared>,
+    protocol: Protocol,
+) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -152,16 +160,24 @@ async fn answer(
     }
 
     let now = shared.clock();
-    let answer = match tokio::time::timeout(PATIENCE, Limited::new(body, BODY_LIMIT).collect()).await {
-        Err(_) => admin::error(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
-        Ok(Err(error)) => admin::error(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body cannot be read: {error}")),
-        Ok(Ok(body)) => {
-            let body = body.to_bytes();
-            let exchange =
-                Exchange { headers: &head.headers, query: head.uri.query().unwrap_or_default(), body: &body, now };
-            decide(&route, &head.method, peer, &exchange, shared)
-        }
-    };
+    let answer =
+        match tokio::time::timeout(PATIENCE, Limited::new(body, BODY_LIMIT).collect()).await {
+            Err(_) => admin::error(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
+            Ok(Err(error)) => admin::error(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                &format!("the body cannot be read: {error}"),
+            ),
+            Ok(Ok(body)) => {
+                let body = body.to_bytes();
+                let exchange = Exchange {
+                    headers: &head.headers,
+                    query: head.uri.query().unwrap_or_default(),
+                    body: &body,
+                    now,
+                };
+                decide(&route, &head.method, peer, &exchange, shared)
+            }
+        };
     shared.changed.send_replace(());
     tracing::info!(method = %head.method, path = head.uri.path(), status = answer.status.as_u16(), "call");
     let answer = failure(class, &fault).unwrap_or(Ok(answer))?;
@@ -179,15 +195,25 @@ fn failure(class: Class, fault: &RouteFaults) -> Option<Result<Answer, Dropped>>
     let status = StatusCode::from_u16(fault.status?).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let answer = match class {
         Class::Dps => dps::error(status, "this fault was asked for"),
-        Class::Hub | Class::Other => hub::error(status, "SimulatedFault", "this fault was asked for"),
+        Class::Hub | Class::Other => {
+            hub::error(status, "SimulatedFault", "this fault was asked for")
+        }
     };
     Some(Ok(Answer { retry_after_sec: fault.retry_after_sec, ..answer }))
 }
 
-fn decide(route: &Route, method: &Method, peer: SocketAddr, exchange: &Exchange<'_>, shared: &Shared) -> Answer {
+fn decide(
+    route: &Route,
+    method: &Method,
+    peer: SocketAddr,
+    exchange: &Exchange<'_>,
+    shared: &Shared,
+) -> Answer {
     let mut world = shared.world();
     match route {
-        Route::Register { scope, registration } => world.register(method, scope, registration, exchange),
+        Route::Register { scope, registration } => {
+            world.register(method, scope, registration, exchange)
+        }
         Route::Operation { scope, registration, operation } => {
             world.operation(method, scope, registration, operation, exchange)
         }
@@ -209,7 +235,8 @@ fn write(answer: Answer, now: u64) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body.unwrap_or_default())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    let date = i64::try_from(now).ok().and_then(|now| OffsetDateTime::from_unix_timestamp(now).ok());
+    let date =
+        i64::try_from(now).ok().and_then(|now| OffsetDateTime::from_unix_timestamp(now).ok());
     let fields = [
         (header::DATE, date.and_then(|date| date.format(HTTP_DATE).ok())),
         (header::ETAG, etag.map(|tag| format!("\"{tag}\""))),

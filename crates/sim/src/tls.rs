@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject as _;
@@ -48,11 +48,14 @@ pub struct ServerCertificate {
 
 impl std::fmt::Debug for ServerCertificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServerCertificate").field("chain_pem", &self.chain_pem).finish_non_exhaustive()
+        f.debug_struct("ServerCertificate")
+            .field("chain_pem", &self.chain_pem)
+            .finish_non_exhaustive()
     }
 }
 
-/// The CA that signs the simulator's server certificates. Keep it to start another simulator that the same devices trust.
+/// The CA that signs the simulator's server certificates. Keep it to start another
+/// simulator that the same devices trust.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Authority {
     certificate_pem: String,
@@ -64,18 +67,25 @@ mod wiped_text {
     use serde::{Deserialize as _, Deserializer, Serializer};
     use zeroize::Zeroizing;
 
-    pub(super) fn serialize<S: Serializer>(text: &Zeroizing<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        text: &Zeroizing<String>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(text)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Zeroizing<String>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Zeroizing<String>, D::Error> {
         String::deserialize(deserializer).map(Zeroizing::new)
     }
 }
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("certificate_pem", &self.certificate_pem).finish_non_exhaustive()
+        f.debug_struct("Authority")
+            .field("certificate_pem", &self.certificate_pem)
+            .finish_non_exhaustive()
     }
 }
 
@@ -88,10 +98,16 @@ impl Authority {
         let key = KeyPair::generate()?;
         let mut params = parameters("edgekeep simulated cloud CA", Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         let certificate = params.self_signed(&key)?;
-        Ok(Self { certificate_pem: certificate.pem(), key_pem: Zeroizing::new(key.serialize_pem()) })
+        Ok(Self {
+            certificate_pem: certificate.pem(),
+            key_pem: Zeroizing::new(key.serialize_pem()),
+        })
     }
 
     /// Its certificate.
@@ -105,7 +121,8 @@ impl Authority {
     /// # Errors
     /// A name that cannot stand in a certificate.
     pub fn issue(&self, names: &[String]) -> Result<ServerCertificate, TlsError> {
-        let issuer = Issuer::from_ca_cert_pem(&self.certificate_pem, KeyPair::from_pem(&self.key_pem)?)?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&self.certificate_pem, KeyPair::from_pem(&self.key_pem)?)?;
         let mut sans = Vec::new();
         for name in names {
             sans.push(match name.parse::<IpAddr>() {
@@ -113,7 +130,8 @@ impl Authority {
                 Err(_) => SanType::DnsName(name.as_str().try_into()?),
             });
         }
-        let mut params = parameters(names.first().map_or("edgekeep simulated cloud", String::as_str), sans)?;
+        let mut params =
+            parameters(names.first().map_or("edgekeep simulated cloud", String::as_str), sans)?;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -136,16 +154,22 @@ fn parameters(common_name: &str, sans: Vec<SanType>) -> Result<CertificateParams
     Ok(params)
 }
 
-/// TLS 1.2 and 1.3 without client certificates; no ALPN, since MQTT and HTTP/1.1 clients alike may send none.
-pub(crate) fn server_config(certificate: &ServerCertificate) -> Result<Arc<ServerConfig>, TlsError> {
+/// TLS 1.2 and 1.3 without client certificates; no ALPN, since MQTT and HTTP/1.1 clients
+/// alike may send none.
+pub(crate) fn server_config(
+    certificate: &ServerCertificate,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let pem = |what| move |source| TlsError::Pem { what, source };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate.chain_pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(pem("certificate chain"))?;
-    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes()).map_err(pem("private key"))?;
-    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes())
+        .map_err(pem("private key"))?;
+    let config = ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()?
+    .with_no_client_auth()
+    .with_single_cert(chain, key)?;
     Ok(Arc::new(config))
 }

@@ -1,7 +1,8 @@
 //! Shared access signatures, as the provisioning service and the hub check them.
 //!
-//! Form: `SharedAccessSignature sr=<R>&sig=<S>&se=<E>[&skn=<N>]`, in any order. The signed bytes are `R`, a line feed and
-//! `E`, with `R` exactly as it stands in the token. `R` names the audience, percent-encoded and in any case.
+//! Form: `SharedAccessSignature sr=<R>&sig=<S>&se=<E>[&skn=<N>]`, in any order. The
+//! signed bytes are `R`, a line feed and `E`, with `R` exactly as it stands in the token.
+//! `R` names the audience, percent-encoded and in any case.
 
 use std::fmt;
 
@@ -18,8 +19,8 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove
 /// Longest key taken, in bytes. The real services take 16 to 64.
 const KEY_LIMIT: usize = 64;
 
-/// A symmetric key of an enrolment, a device or a module. Its text form is base64; it is wiped when dropped and not
-/// printed.
+/// A symmetric key of an enrolment, a device or a module. Its text form is base64; it is
+/// wiped when dropped and not printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(Zeroizing<Vec<u8>>);
 
@@ -87,7 +88,8 @@ impl<'de> Deserialize<'de> for Key {
     }
 }
 
-/// Why a token is refused. The text goes into the answer's body and into [`State::refusals`](crate::State::refusals).
+/// Why a token is refused. The text goes into the answer's body and into
+/// [`State::refusals`](crate::State::refusals).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// There is no Authorization header (or password).
@@ -142,7 +144,8 @@ pub(crate) fn verify(header: Option<&str>, expected: &Expected<'_>) -> Result<()
         .ok_or(TokenError::Malformed("another scheme than SharedAccessSignature"))?;
     let (mut sr, mut sig, mut se, mut skn) = (None, None, None, None);
     for field in fields.split('&') {
-        let (name, value) = field.split_once('=').ok_or(TokenError::Malformed("a field without \"=\""))?;
+        let (name, value) =
+            field.split_once('=').ok_or(TokenError::Malformed("a field without \"=\""))?;
         let slot = match name {
             "sr" => &mut sr,
             "sig" => &mut sig,
@@ -157,9 +160,11 @@ pub(crate) fn verify(header: Option<&str>, expected: &Expected<'_>) -> Result<()
     let resource = sr.ok_or(TokenError::Malformed("no sr"))?;
     let expiry = se.ok_or(TokenError::Malformed("no se"))?;
     let signature = decode(sig.ok_or(TokenError::Malformed("no sig"))?)?;
-    let signature =
-        STANDARD.decode(signature).map_err(|_| TokenError::Malformed("sig is not percent-encoded base64"))?;
-    let seconds: u64 = expiry.parse().map_err(|_| TokenError::Malformed("se is not a number of seconds"))?;
+    let signature = STANDARD
+        .decode(signature)
+        .map_err(|_| TokenError::Malformed("sig is not percent-encoded base64"))?;
+    let seconds: u64 =
+        expiry.parse().map_err(|_| TokenError::Malformed("se is not a number of seconds"))?;
 
     let (found, wanted) = (decode(resource)?.to_lowercase(), expected.audience.to_lowercase());
     if found != wanted {
@@ -172,7 +177,11 @@ pub(crate) fn verify(header: Option<&str>, expected: &Expected<'_>) -> Result<()
         (Some(name), _) => return Err(TokenError::KeyName(name)),
     }
     let signed = format!("{resource}\n{expiry}");
-    if !expected.keys.iter().any(|key| hmac::verify(&key.hmac(), signed.as_bytes(), &signature).is_ok()) {
+    if !expected
+        .keys
+        .iter()
+        .any(|key| hmac::verify(&key.hmac(), signed.as_bytes(), &signature).is_ok())
+    {
         return Err(TokenError::Signature);
     }
     // Last, so that "expired" is only ever said of a token that was good.
@@ -182,20 +191,27 @@ pub(crate) fn verify(header: Option<&str>, expected: &Expected<'_>) -> Result<()
     Ok(())
 }
 
-/// Makes a token as a device would, for tests and tools. `audience` is plain text; `expiry` is in seconds since 1970.
+/// Makes a token as a device would, for tests and tools. `audience` is plain text;
+/// `expiry` is in seconds since 1970.
 #[must_use]
 pub fn issue(audience: &str, key: &Key, expiry: u64, key_name: Option<&str>) -> String {
     let resource = utf8_percent_encode(audience, UNRESERVED);
     let tag = hmac::sign(&key.hmac(), format!("{resource}\n{expiry}").as_bytes());
     let signature = STANDARD.encode(tag.as_ref());
     let skn = key_name.map(|name| format!("&skn={name}")).unwrap_or_default();
-    format!("SharedAccessSignature sr={resource}&sig={}&se={expiry}{skn}", utf8_percent_encode(&signature, UNRESERVED))
+    format!(
+        "SharedAccessSignature sr={resource}&sig={}&se={expiry}{skn}",
+        utf8_percent_encode(&signature, UNRESERVED)
+    )
 }
 
-/// The services decode as for forms: a bare `+` is a blank, so that a signature that was not encoded is found here.
+/// The services decode as for forms: a bare `+` is a blank, so that a signature that was
+/// not encoded is found here.
 fn decode(text: &str) -> Result<String, TokenError> {
     let text = text.replace('+', " ");
-    let text = percent_decode_str(&text).decode_utf8().map_err(|_| TokenError::Malformed("not UTF-8 when decoded"))?;
+    let text = percent_decode_str(&text)
+        .decode_utf8()
+        .map_err(|_| TokenError::Malformed("not UTF-8 when decoded"))?;
     Ok(text.into_owned())
 }
 
@@ -211,7 +227,12 @@ mod tests {
         Key::new(vec![byte; 32]).unwrap()
     }
 
-    fn check(token: &str, keys: &[&Key], key_name: Option<&'static str>, now: u64) -> Result<(), TokenError> {
+    fn check(
+        token: &str,
+        keys: &[&Key],
+        key_name: Option<&'static str>,
+        now: u64,
+    ) -> Result<(), TokenError> {
         verify(Some(token), &Expected { audience: AUDIENCE, keys, key_name, now })
     }
 
@@ -254,9 +275,13 @@ mod tests {
 
     #[test]
     fn the_key_name_must_be_there_exactly_where_it_is_asked_for() {
-        let (plain, named) = (issue(AUDIENCE, &key(1), 9, None), issue(AUDIENCE, &key(1), 9, Some("registration")));
+        let (plain, named) =
+            (issue(AUDIENCE, &key(1), 9, None), issue(AUDIENCE, &key(1), 9, Some("registration")));
         assert_eq!(check(&named, &[&key(1)], Some("registration"), 0), Ok(()));
-        assert_eq!(check(&plain, &[&key(1)], Some("registration"), 0), Err(TokenError::KeyName("registration")));
+        assert_eq!(
+            check(&plain, &[&key(1)], Some("registration"), 0),
+            Err(TokenError::KeyName("registration"))
+        );
         assert_eq!(check(&named, &[&key(1)], None, 0), Err(TokenError::KeyName("absent")));
     }
 
@@ -270,10 +295,17 @@ mod tests {
             (format!("{good}&"), "a field without \"=\""),
             (good.replace("se=9", "se=soon"), "se is not a number of seconds"),
             (good.replace("&se=9", ""), "no se"),
-            ("SharedAccessSignature sr=a&sig=a+b%3D&se=1".to_owned(), "sig is not percent-encoded base64"),
+            (
+                "SharedAccessSignature sr=a&sig=a+b%3D&se=1".to_owned(),
+                "sig is not percent-encoded base64",
+            ),
             ("SharedAccessSignature sr=%ff&sig=aaaa&se=1".to_owned(), "not UTF-8 when decoded"),
         ] {
-            assert_eq!(check(&token, &[&key(1)], None, 0), Err(TokenError::Malformed(fault)), "{token}");
+            assert_eq!(
+                check(&token, &[&key(1)], None, 0),
+                Err(TokenError::Malformed(fault)),
+                "{token}"
+            );
         }
         let expected = Expected { audience: AUDIENCE, keys: &[], key_name: None, now: 0 };
         assert_eq!(verify(None, &expected), Err(TokenError::Missing));

@@ -1,4 +1,5 @@
-//! What the simulated cloud knows: enrolments, devices, modules, faults and counts. Values only; no I/O, no clock.
+//! What the simulated cloud knows: enrolments, devices, modules, faults and counts.
+//! Values only; no I/O, no clock.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -40,7 +41,13 @@ impl Enrolment {
     /// The plain case: assigned to this simulator's hub under its registration id.
     #[must_use]
     pub fn new(registration_id: impl Into<String>, key: Key) -> Self {
-        Self { registration_id: registration_id.into(), key, device_id: None, hub: None, payload: None }
+        Self {
+            registration_id: registration_id.into(),
+            key,
+            device_id: None,
+            hub: None,
+            payload: None,
+        }
     }
 }
 
@@ -225,7 +232,8 @@ pub enum Keys {
     Given,
 }
 
-/// What outlives a restart if the caller keeps it: enrolments, devices and modules **with their keys**.
+/// What outlives a restart if the caller keeps it: enrolments, devices and modules **with
+/// their keys**.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     pub(crate) enrolments: BTreeMap<String, Enrolment>,
@@ -266,7 +274,11 @@ impl World {
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        Snapshot { enrolments: self.enrolments.clone(), devices: self.devices.clone(), serial: self.serial }
+        Snapshot {
+            enrolments: self.enrolments.clone(),
+            devices: self.devices.clone(),
+            serial: self.serial,
+        }
     }
 
     /// A number that was not used before.
@@ -276,10 +288,14 @@ impl World {
     }
 
     pub(crate) fn enrol(&mut self, enrolment: Enrolment) -> Result<(), PresetError> {
-        for id in [Some(&enrolment.registration_id), enrolment.device_id.as_ref()].into_iter().flatten() {
+        for id in
+            [Some(&enrolment.registration_id), enrolment.device_id.as_ref()].into_iter().flatten()
+        {
             check_id(id)?;
         }
-        if self.enrolments.len() >= PRINCIPAL_LIMIT && !self.enrolments.contains_key(&enrolment.registration_id) {
+        if self.enrolments.len() >= PRINCIPAL_LIMIT
+            && !self.enrolments.contains_key(&enrolment.registration_id)
+        {
             return Err(PresetError::Full);
         }
         self.enrolments.insert(enrolment.registration_id.clone(), enrolment);
@@ -292,7 +308,11 @@ impl World {
         self.put_device(preset, self.hub.clone())
     }
 
-    pub(crate) fn put_device(&mut self, preset: PresetDevice, hub: String) -> Result<(), PresetError> {
+    pub(crate) fn put_device(
+        &mut self,
+        preset: PresetDevice,
+        hub: String,
+    ) -> Result<(), PresetError> {
         let PresetDevice { device_id, key, enabled } = preset;
         if let Some(device) = self.devices.get_mut(&device_id) {
             (device.key, device.enabled, device.hub) = (key, enabled, hub);
@@ -375,10 +395,17 @@ mod tests {
         let mut world = world();
         for number in 0..2000 {
             world.note_refusal(format!("refusal {number}"));
-            world.remember(Operation { id: number.to_string(), registration: String::new(), polls: 0 });
+            world.remember(Operation {
+                id: number.to_string(),
+                registration: String::new(),
+                polls: 0,
+            });
             let added = world.enrol(Enrolment::new(format!("device-{number}"), key()));
             assert_eq!(added.is_ok(), number < 1024, "{number}: {added:?}");
-            assert_eq!(world.add_device(PresetDevice::new(format!("device-{number}"), key())).is_ok(), number < 1024);
+            assert_eq!(
+                world.add_device(PresetDevice::new(format!("device-{number}"), key())).is_ok(),
+                number < 1024
+            );
         }
         assert_eq!(world.operations.len(), 1024);
         let state = world.state();
@@ -408,7 +435,11 @@ mod tests {
         first.add_device(PresetDevice::new("press-05", key())).unwrap();
         let serial = first.next_serial();
         let text = serde_json::to_string(&first.snapshot()).unwrap();
-        let mut second = World::new("localhost:1".to_owned(), "scope".to_owned(), serde_json::from_str(&text).unwrap());
+        let mut second = World::new(
+            "localhost:1".to_owned(),
+            "scope".to_owned(),
+            serde_json::from_str(&text).unwrap(),
+        );
         assert_eq!(second.state(), first.state());
         assert!(second.next_serial() > serial);
     }

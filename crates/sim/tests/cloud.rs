@@ -1,12 +1,17 @@
 //! The simulated cloud over real TLS, as a device and as an operator see it.
-#![expect(clippy::unwrap_used, reason = "functions that tests share expect by unwrapping, as tests do")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that tests share expect by unwrapping, as tests do"
+)]
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use edgekeep_sim::token::{Key, issue};
-use edgekeep_sim::{Enrolment, Faults, Keys, MqttOptions, PresetDevice, RouteFaults, Simulator, SimulatorOptions};
+use edgekeep_sim::{
+    Enrolment, Faults, Keys, MqttOptions, PresetDevice, RouteFaults, Simulator, SimulatorOptions,
+};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
@@ -56,14 +61,19 @@ async fn start() -> Simulator {
     Simulator::start(options).await.unwrap()
 }
 
-async fn connect(ca_pem: &str, address: std::net::SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+async fn connect(
+    ca_pem: &str,
+    address: std::net::SocketAddr,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_root_certificates(roots)
+    .with_no_client_auth();
     let name = ServerName::try_from("localhost").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await
 }
@@ -77,9 +87,11 @@ async fn send(
     body: Option<Value>,
 ) -> anyhow::Result<Answer> {
     let stream = connect(simulator.ca_pem(), ([127, 0, 0, 1], simulator.port()).into()).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let mut request = Request::builder().method(method).uri(target).header("host", simulator.hub_host());
+    let mut request =
+        Request::builder().method(method).uri(target).header("host", simulator.hub_host());
     for header in headers {
         let (name, value) = header.split_once(": ").unwrap();
         request = request.header(name, value);
@@ -119,11 +131,14 @@ async fn hub(
 
 async fn register(simulator: &Simulator, headers: &[String]) -> Answer {
     let target = format!("/0ne00000001/registrations/{DEVICE}/register?{REGISTRATION}");
-    send(simulator, "PUT", &target, headers, Some(json!({ "registrationId": DEVICE }))).await.unwrap()
+    send(simulator, "PUT", &target, headers, Some(json!({ "registrationId": DEVICE })))
+        .await
+        .unwrap()
 }
 
 async fn poll(simulator: &Simulator, operation: &str) -> Answer {
-    let target = format!("/0ne00000001/registrations/{DEVICE}/operations/{operation}?{REGISTRATION}");
+    let target =
+        format!("/0ne00000001/registrations/{DEVICE}/operations/{operation}?{REGISTRATION}");
     send(simulator, "GET", &target, &[as_enrolled()], None).await.unwrap()
 }
 
@@ -139,7 +154,9 @@ fn module_body(module: &str, keys: Option<(&Key, &Key)>) -> Value {
 #[tokio::test]
 async fn a_device_registers_waits_and_is_assigned() {
     let simulator = start().await;
-    simulator.faults(Faults { polls_assigning: 2, poll_after_sec: Some(3), ..Faults::default() }).unwrap();
+    simulator
+        .faults(Faults { polls_assigning: 2, poll_after_sec: Some(3), ..Faults::default() })
+        .unwrap();
     assert!(simulator.remove_device(DEVICE));
 
     let registered = register(&simulator, &[as_enrolled()]).await;
@@ -148,7 +165,10 @@ async fn a_device_registers_waits_and_is_assigned() {
     let operation = registered.body["operationId"].as_str().unwrap();
     for _ in 0..2 {
         let waiting = poll(&simulator, operation).await;
-        assert_eq!((waiting.status, &waiting.body["status"]), (StatusCode::ACCEPTED, &json!("assigning")));
+        assert_eq!(
+            (waiting.status, &waiting.body["status"]),
+            (StatusCode::ACCEPTED, &json!("assigning"))
+        );
     }
     let assigned = poll(&simulator, operation).await;
     assert_eq!((assigned.status, &assigned.body["status"]), (StatusCode::OK, &json!("assigned")));
@@ -159,7 +179,10 @@ async fn a_device_registers_waits_and_is_assigned() {
     let list = send(&simulator, "GET", &target, &[as_device(&simulator)], None).await.unwrap();
     assert_eq!(list.body, json!([]));
     let calls = simulator.state().calls;
-    assert_eq!((calls.dps_register, calls.dps_operation, calls.hub_list, calls.total()), (1, 3, 1, 5));
+    assert_eq!(
+        (calls.dps_register, calls.dps_operation, calls.hub_list, calls.total()),
+        (1, 3, 1, 5)
+    );
 }
 
 #[tokio::test]
@@ -170,7 +193,10 @@ async fn a_registration_is_refused_with_its_reason() {
     let expired = format!("Authorization: {}", issue(&audience, &device_key(), now() - 5, skn));
     for (headers, reason) in [
         (vec![], "no SharedAccessSignature was sent"),
-        (vec![bearing(&audience, &other, skn)], "the signature does not verify with the registered key"),
+        (
+            vec![bearing(&audience, &other, skn)],
+            "the signature does not verify with the registered key",
+        ),
         (vec![bearing(&audience, &device_key(), None)], "the token's skn must be registration"),
         (
             vec![bearing("0ne00000001/registrations/x", &device_key(), skn)],
@@ -185,9 +211,24 @@ async fn a_registration_is_refused_with_its_reason() {
     }
     let body = Some(json!({ "registrationId": DEVICE }));
     for (target, body, status, reason) in [
-        (format!("/other/registrations/{DEVICE}/register?{REGISTRATION}"), body.clone(), 404, "no such id scope"),
-        (format!("/0ne00000001/registrations/{DEVICE}/register"), body.clone(), 400, "api-version is missing"),
-        (format!("/0ne00000001/registrations/{DEVICE}/register?{REGISTRATION}"), None, 400, "the body does not fit"),
+        (
+            format!("/other/registrations/{DEVICE}/register?{REGISTRATION}"),
+            body.clone(),
+            404,
+            "no such id scope",
+        ),
+        (
+            format!("/0ne00000001/registrations/{DEVICE}/register"),
+            body.clone(),
+            400,
+            "api-version is missing",
+        ),
+        (
+            format!("/0ne00000001/registrations/{DEVICE}/register?{REGISTRATION}"),
+            None,
+            400,
+            "the body does not fit",
+        ),
         (
             format!("/0ne00000001/registrations/{DEVICE}/register?{REGISTRATION}"),
             Some(json!({ "registrationId": "x" })),
@@ -205,7 +246,9 @@ async fn a_registration_is_refused_with_its_reason() {
 #[tokio::test]
 async fn a_registration_that_is_not_wanted_ends_in_failed() {
     let simulator = start().await;
-    simulator.faults(Faults { refuse_registration: Some("over quota".to_owned()), ..Faults::default() }).unwrap();
+    simulator
+        .faults(Faults { refuse_registration: Some("over quota".to_owned()), ..Faults::default() })
+        .unwrap();
     let registered = register(&simulator, &[as_enrolled()]).await;
     let failed = poll(&simulator, registered.body["operationId"].as_str().unwrap()).await;
     assert_eq!(failed.body["status"], "failed");
@@ -225,27 +268,40 @@ async fn an_enrolment_may_name_another_device_hub_and_payload() {
     let registered = register(&simulator, &[as_enrolled()]).await;
     let state =
         poll(&simulator, registered.body["operationId"].as_str().unwrap()).await.body["registrationState"].take();
-    assert_eq!((&state["deviceId"], &state["assignedHub"]), (&json!("line-2"), &json!("other.hub")));
+    assert_eq!(
+        (&state["deviceId"], &state["assignedHub"]),
+        (&json!("line-2"), &json!("other.hub"))
+    );
     assert_eq!(state["payload"]["site"], 7);
     let audience = bearing("other.hub/devices/line-2", &device_key(), None);
     let list =
-        send(&simulator, "GET", &format!("/devices/line-2/modules?{REGISTRY}"), &[audience], None).await.unwrap();
+        send(&simulator, "GET", &format!("/devices/line-2/modules?{REGISTRY}"), &[audience], None)
+            .await
+            .unwrap();
     assert_eq!(list.status, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn a_module_is_created_keyed_read_and_deleted_and_gets_a_new_generation_when_made_again() {
     let simulator = start().await;
-    let created = hub(&simulator, "PUT", "%24edgeAgent", None, Some(module_body("$edgeAgent", None))).await;
+    let created =
+        hub(&simulator, "PUT", "%24edgeAgent", None, Some(module_body("$edgeAgent", None))).await;
     assert_eq!(created.status, StatusCode::OK, "{}", created.body);
     let generation = created.body["generationId"].as_str().unwrap().to_owned();
     assert_eq!(simulator.state().devices[DEVICE].modules["$edgeAgent"].keys, Keys::Generated);
 
     let (primary, secondary) = (Key::new(vec![1; 32]).unwrap(), Key::new(vec![2; 32]).unwrap());
     let body = module_body("$edgeAgent", Some((&primary, &secondary)));
-    let updated = hub(&simulator, "PUT", "$edgeAgent", Some("If-Match: *"), Some(body.clone())).await;
-    assert_eq!((updated.status, &updated.body["generationId"]), (StatusCode::OK, &json!(generation)));
-    assert_eq!(updated.body["authentication"]["symmetricKey"]["primaryKey"], primary.expose_base64());
+    let updated =
+        hub(&simulator, "PUT", "$edgeAgent", Some("If-Match: *"), Some(body.clone())).await;
+    assert_eq!(
+        (updated.status, &updated.body["generationId"]),
+        (StatusCode::OK, &json!(generation))
+    );
+    assert_eq!(
+        updated.body["authentication"]["symmetricKey"]["primaryKey"],
+        primary.expose_base64()
+    );
     assert_eq!(simulator.state().devices[DEVICE].modules["$edgeAgent"].keys, Keys::Given);
 
     let read = hub(&simulator, "GET", "$edgeAgent", None, None).await;
@@ -253,8 +309,14 @@ async fn a_module_is_created_keyed_read_and_deleted_and_gets_a_new_generation_wh
     let list = hub(&simulator, "GET", "", None, None).await;
     assert_eq!(list.status, StatusCode::NOT_FOUND, "a trailing slash is no module");
 
-    assert_eq!(hub(&simulator, "DELETE", "$edgeAgent", Some("If-Match: *"), None).await.status, StatusCode::NO_CONTENT);
-    assert_eq!(hub(&simulator, "GET", "$edgeAgent", None, None).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        hub(&simulator, "DELETE", "$edgeAgent", Some("If-Match: *"), None).await.status,
+        StatusCode::NO_CONTENT
+    );
+    assert_eq!(
+        hub(&simulator, "GET", "$edgeAgent", None, None).await.status,
+        StatusCode::NOT_FOUND
+    );
     let again = hub(&simulator, "PUT", "$edgeAgent", None, Some(body)).await;
     assert_ne!(again.body["generationId"], json!(generation));
 }
@@ -264,7 +326,8 @@ async fn an_entity_tag_guards_updates_and_deletes() {
     let simulator = start().await;
     let body = Some(module_body("m", None));
     let first = hub(&simulator, "PUT", "m", None, body.clone()).await.header("etag").to_owned();
-    let second = hub(&simulator, "PUT", "m", Some(&format!("If-Match: {first}")), body.clone()).await;
+    let second =
+        hub(&simulator, "PUT", "m", Some(&format!("If-Match: {first}")), body.clone()).await;
     assert_eq!(second.status, StatusCode::OK);
     let second = second.header("etag").to_owned();
     assert_ne!(first, second);
@@ -282,12 +345,21 @@ async fn an_entity_tag_guards_updates_and_deletes() {
         assert_eq!(refused.status.as_u16(), status, "{method} {condition:?}");
         assert!(refused.message().contains(reason), "{}", refused.message());
     }
-    let unchanged = hub(&simulator, "GET", "m", Some(&format!("If-None-Match: {second}")), None).await;
-    assert_eq!((unchanged.status, unchanged.header("etag")), (StatusCode::NOT_MODIFIED, second.as_str()));
-    assert_eq!(hub(&simulator, "GET", "m", Some(&stale.replace("If-", "If-None-")), None).await.status, StatusCode::OK);
+    let unchanged =
+        hub(&simulator, "GET", "m", Some(&format!("If-None-Match: {second}")), None).await;
+    assert_eq!(
+        (unchanged.status, unchanged.header("etag")),
+        (StatusCode::NOT_MODIFIED, second.as_str())
+    );
+    assert_eq!(
+        hub(&simulator, "GET", "m", Some(&stale.replace("If-", "If-None-")), None).await.status,
+        StatusCode::OK
+    );
     let deleted = hub(&simulator, "DELETE", "m", Some(&format!("If-Match: {second}")), None).await;
     assert_eq!(deleted.status, StatusCode::NO_CONTENT);
-    for (method, condition) in [("GET", None), ("DELETE", Some("If-Match: *")), ("PUT", Some("If-Match: *"))] {
+    for (method, condition) in
+        [("GET", None), ("DELETE", Some("If-Match: *")), ("PUT", Some("If-Match: *"))]
+    {
         let absent = hub(&simulator, method, "m", condition, body.clone()).await;
         assert_eq!(
             (absent.status, absent.message()),
@@ -303,7 +375,8 @@ async fn a_body_that_does_not_fit_its_path_is_refused() {
     one_key["authentication"] =
         json!({ "type": "sas", "symmetricKey": { "primaryKey": device_key().expose_base64() } });
     let mut bad_key = module_body("m", None);
-    bad_key["authentication"] = json!({ "symmetricKey": { "primaryKey": "AAAA", "secondaryKey": "AAAA" } });
+    bad_key["authentication"] =
+        json!({ "symmetricKey": { "primaryKey": "AAAA", "secondaryKey": "AAAA" } });
     let mut bad_kind = module_body("m", None);
     bad_kind["authentication"] = json!({ "type": "magic" });
     for (path, body, reason) in [
@@ -328,10 +401,14 @@ async fn the_registry_refuses_tokens_that_are_not_the_devices() {
     let target = format!("/devices/{DEVICE}/modules?{REGISTRY}");
     let audience = format!("{}/devices/{DEVICE}", simulator.hub_host());
     let expired = format!("Authorization: {}", issue(&audience, &device_key(), now(), None));
-    let elsewhere = bearing(&format!("{}/devices/press-05", simulator.hub_host()), &device_key(), None);
+    let elsewhere =
+        bearing(&format!("{}/devices/press-05", simulator.hub_host()), &device_key(), None);
     for (headers, reason) in [
         (vec![], "no SharedAccessSignature was sent"),
-        (vec![bearing(&audience, &Key::new(vec![9; 32]).unwrap(), None)], "does not verify with the registered key"),
+        (
+            vec![bearing(&audience, &Key::new(vec![9; 32]).unwrap(), None)],
+            "does not verify with the registered key",
+        ),
         (vec![expired], "the token expired"),
         (vec![elsewhere], "the token is for audience"),
     ] {
@@ -339,7 +416,9 @@ async fn the_registry_refuses_tokens_that_are_not_the_devices() {
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{reason}");
         assert!(refused.message().contains(reason), "{}", refused.message());
     }
-    simulator.add_device(PresetDevice { enabled: false, ..PresetDevice::new(DEVICE, device_key()) }).unwrap();
+    simulator
+        .add_device(PresetDevice { enabled: false, ..PresetDevice::new(DEVICE, device_key()) })
+        .unwrap();
     let disabled = send(&simulator, "GET", &target, &[as_device(&simulator)], None).await.unwrap();
     assert_eq!(
         (disabled.status.as_u16(), disabled.message()),
@@ -351,7 +430,10 @@ async fn the_registry_refuses_tokens_that_are_not_the_devices() {
         (unknown.status.as_u16(), unknown.message()),
         (401, "ErrorCode:IotHubUnauthorizedAccess;no such device")
     );
-    assert_eq!(send(&simulator, "GET", "/elsewhere", &[], None).await.unwrap().status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        send(&simulator, "GET", "/elsewhere", &[], None).await.unwrap().status,
+        StatusCode::NOT_FOUND
+    );
 }
 
 #[tokio::test]
@@ -365,12 +447,17 @@ async fn a_device_has_at_most_as_many_modules_as_the_hub_allows() {
     let simulator = Simulator::start(options).await.unwrap();
     for number in 0..8 {
         let name = format!("m{number}");
-        assert_eq!(hub(&simulator, "PUT", &name, None, Some(module_body(&name, None))).await.status, StatusCode::OK);
+        assert_eq!(
+            hub(&simulator, "PUT", &name, None, Some(module_body(&name, None))).await.status,
+            StatusCode::OK
+        );
     }
-    let refused = hub(&simulator, "PUT", "one-more", None, Some(module_body("one-more", None))).await;
+    let refused =
+        hub(&simulator, "PUT", "one-more", None, Some(module_body("one-more", None))).await;
     assert_eq!(refused.status, StatusCode::CONFLICT);
     assert!(refused.message().contains("TooManyModulesOnDevice"));
-    let known = hub(&simulator, "PUT", "m7", Some("If-Match: *"), Some(module_body("m7", None))).await;
+    let known =
+        hub(&simulator, "PUT", "m7", Some("If-Match: *"), Some(module_body("m7", None))).await;
     assert_eq!(known.status, StatusCode::OK);
 }
 
@@ -382,10 +469,20 @@ async fn messages_are_accepted_with_either_key_of_the_module_and_counted() {
     let target = format!("/devices/{DEVICE}/modules/m/messages/events?api-version=2020-03-13");
     let audience = format!("{}/devices/{DEVICE}/modules/m", simulator.hub_host());
     for key in [&primary, &secondary] {
-        let sent = send(&simulator, "POST", &target, &[bearing(&audience, key, None)], Some(json!({ "t": 21 }))).await;
+        let sent = send(
+            &simulator,
+            "POST",
+            &target,
+            &[bearing(&audience, key, None)],
+            Some(json!({ "t": 21 })),
+        )
+        .await;
         assert_eq!(sent.unwrap().status, StatusCode::NO_CONTENT);
     }
-    let refused = send(&simulator, "POST", &target, &[bearing(&audience, &device_key(), None)], None).await.unwrap();
+    let refused =
+        send(&simulator, "POST", &target, &[bearing(&audience, &device_key(), None)], None)
+            .await
+            .unwrap();
     assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
     assert!(refused.message().contains("the signature does not verify with the registered key"));
     assert_eq!(simulator.state().devices[DEVICE].modules["m"].accepted_messages, 2);
@@ -414,7 +511,10 @@ async fn each_fault_hits_its_own_class_of_routes() {
 
     simulator.faults(Faults { hub: RouteFaults::dropped(), ..Faults::default() }).unwrap();
     let target = format!("/devices/{DEVICE}/modules?{REGISTRY}");
-    assert!(send(&simulator, "GET", &target, &[as_device(&simulator)], None).await.is_err(), "an answer came");
+    assert!(
+        send(&simulator, "GET", &target, &[as_device(&simulator)], None).await.is_err(),
+        "an answer came"
+    );
     assert_eq!(simulator.state().calls.hub_list, 1, "a dropped call counts");
 
     let slow = RouteFaults { delay_ms: 300, ..RouteFaults::default() };
@@ -444,7 +544,10 @@ async fn a_clock_ahead_shows_in_the_date_and_expires_tokens() {
     let tomorrow = time::OffsetDateTime::now_utc() + time::Duration::DAY;
     let weekday = tomorrow.weekday().to_string();
     let date = refused.header("date");
-    assert!(date.starts_with(&weekday[..3]) && date.ends_with(" GMT") && date.len() == 29, "{date}");
+    assert!(
+        date.starts_with(&weekday[..3]) && date.ends_with(" GMT") && date.len() == 29,
+        "{date}"
+    );
     simulator.faults(Faults { clock_offset_sec: -86_400, ..Faults::default() }).unwrap();
     assert_eq!(hub(&simulator, "GET", "m", None, None).await.status, StatusCode::NOT_FOUND);
 }
@@ -459,7 +562,10 @@ async fn the_admin_routes_do_what_the_library_does() {
     let key = device_key().expose_base64();
     assert_eq!(admin("PUT", "enrolments/line-9", Some(json!({ "key": key }))).await.0, 204);
     assert_eq!(admin("PUT", "devices/line-9", Some(json!({ "key": key }))).await.0, 204);
-    assert_eq!(admin("PUT", "faults", Some(json!({ "hub": { "status": 503, "times": 1 } }))).await.0, 204);
+    assert_eq!(
+        admin("PUT", "faults", Some(json!({ "hub": { "status": 503, "times": 1 } }))).await.0,
+        204
+    );
     assert_eq!(hub(&simulator, "GET", "m", None, None).await.status.as_u16(), 503);
     let state = admin("GET", "state", None).await.2;
     assert_eq!(state["enrolments"], json!(["line-9", DEVICE]));
@@ -474,10 +580,22 @@ async fn the_admin_routes_do_what_the_library_does() {
     assert_eq!(admin("DELETE", "enrolments/line-9", None).await.0, 204);
     assert_eq!(simulator.state().enrolments, [DEVICE]);
     for (method, path, body, status, reason) in [
-        ("PUT", "faults", json!({ "hub": { "status": 200 } }), 400, "status 200 is not one of 400 to 599"),
+        (
+            "PUT",
+            "faults",
+            json!({ "hub": { "status": 200 } }),
+            400,
+            "status 200 is not one of 400 to 599",
+        ),
         ("PUT", "faults", json!({ "hubb": {} }), 400, "unknown field `hubb`"),
         ("PUT", "enrolments/x", json!({ "key": "AAAA" }), 400, "the key has 3 bytes"),
-        ("PUT", "devices/a%2fb", json!({ "key": key }), 400, "the id is not one that the hub allows"),
+        (
+            "PUT",
+            "devices/a%2fb",
+            json!({ "key": key }),
+            400,
+            "the id is not one that the hub allows",
+        ),
         ("DELETE", "devices/absent", Value::Null, 404, "no such thing"),
         ("GET", "nothing", Value::Null, 404, "no such thing"),
     ] {
@@ -492,7 +610,8 @@ async fn a_body_over_the_limit_is_refused() {
     let simulator = start().await;
     let body = Some(json!({ "text": "x".repeat(300 * 1024) }));
     let target = format!("/devices/{DEVICE}/modules/m?{REGISTRY}");
-    // The server may close before all of the body was sent; then there is no answer to see.
+    // The server may close before all of the body was sent; then there is no answer to
+    // see.
     if let Ok(answer) = send(&simulator, "PUT", &target, &[as_device(&simulator)], body).await {
         assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
     }
@@ -507,7 +626,8 @@ async fn many_devices_at_once_lose_nothing() {
             let simulator = Arc::clone(&simulator);
             tokio::spawn(async move {
                 let name = format!("m{number}");
-                let made = hub(&simulator, "PUT", &name, None, Some(module_body(&name, None))).await;
+                let made =
+                    hub(&simulator, "PUT", &name, None, Some(module_body(&name, None))).await;
                 made.body["generationId"].as_str().unwrap().to_owned()
             })
         })
@@ -530,7 +650,12 @@ async fn a_simulator_started_from_a_snapshot_on_the_same_port_continues() {
     simulator.stop().await;
     assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "it still listens");
     let listen = ([127, 0, 0, 1], port).into();
-    let again = SimulatorOptions { listen, authority: Some(authority), snapshot, ..SimulatorOptions::default() };
+    let again = SimulatorOptions {
+        listen,
+        authority: Some(authority),
+        snapshot,
+        ..SimulatorOptions::default()
+    };
     let again = Simulator::start(again).await.unwrap();
     assert_eq!(again.state().devices, state.devices);
     assert_eq!(hub(&again, "GET", "m", None, None).await.status, StatusCode::OK);
@@ -548,12 +673,19 @@ async fn waiting_for_a_state_ends_with_it_or_says_what_was_there_instead() {
     });
     hub(&simulator, "GET", "m", None, None).await;
     assert_eq!(wait.await.unwrap().unwrap(), 1);
-    let error = simulator.wait_until(Duration::from_millis(20), |state| state.calls.hub_get == 9).await.unwrap_err();
+    let error = simulator
+        .wait_until(Duration::from_millis(20), |state| state.calls.hub_get == 9)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("hub_get: 1"), "{error}");
 }
 
 /// CONNECT with the given username and password; the return code, and the open session.
-async fn mqtt_connect(simulator: &Simulator, username: &str, password: &str) -> (u8, TlsStream<TcpStream>) {
+async fn mqtt_connect(
+    simulator: &Simulator,
+    username: &str,
+    password: &str,
+) -> (u8, TlsStream<TcpStream>) {
     let mut stream = connect(simulator.ca_pem(), simulator.mqtt_address().unwrap()).await.unwrap();
     let mut packet = vec![0, 4, b'M', b'Q', b'T', b'T', 4, 0xc2, 0, 60];
     for text in ["press-04/m", username, password] {
@@ -561,7 +693,8 @@ async fn mqtt_connect(simulator: &Simulator, username: &str, password: &str) -> 
         packet.extend(text.as_bytes());
     }
     let length = packet.len();
-    let head = [0x10, u8::try_from(length % 128).unwrap() | 0x80, u8::try_from(length / 128).unwrap()];
+    let head =
+        [0x10, u8::try_from(length % 128).unwrap() | 0x80, u8::try_from(length / 128).unwrap()];
     stream.write_all(&[&head[..], &packet].concat()).await.unwrap();
     stream.flush().await.unwrap();
     let mut answer = [0; 4];
@@ -576,7 +709,12 @@ async fn an_mqtt_session_opens_with_the_modules_token_and_its_messages_count() {
     let key = Key::new(vec![1; 32]).unwrap();
     hub(&simulator, "PUT", "m", None, Some(module_body("m", Some((&key, &key))))).await;
     let username = format!("{}/{DEVICE}/m/?api-version=2019-10-01", simulator.hub_host());
-    let token = issue(&format!("{}/devices/{DEVICE}/modules/m", simulator.hub_host()), &key, now() + 60, None);
+    let token = issue(
+        &format!("{}/devices/{DEVICE}/modules/m", simulator.hub_host()),
+        &key,
+        now() + 60,
+        None,
+    );
     let (code, mut stream) = mqtt_connect(&simulator, &username, &token).await;
     assert_eq!(code, 0);
     stream.write_all(&[0x32, 6, 0, 1, b't', 0, 8, b'x', 0xc0, 0]).await.unwrap();
@@ -596,7 +734,11 @@ async fn an_mqtt_session_is_refused_with_a_wrong_token_hub_or_username() {
     let good = issue(&audience, &key, now() + 60, None);
     let username = format!("{}/{DEVICE}/m/?api-version=2019-10-01", simulator.hub_host());
     for (username, password, reason) in [
-        (username.as_str(), issue(&audience, &device_key(), now() + 60, None), "the signature does not verify"),
+        (
+            username.as_str(),
+            issue(&audience, &device_key(), now() + 60, None),
+            "the signature does not verify",
+        ),
         (&username, issue(&audience, &key, now() - 60, None), "the token expired"),
         (&username.replace("localhost", "elsewhere"), good.clone(), "is not \"localhost"),
         (&format!("{}/{DEVICE}", simulator.hub_host()), good.clone(), "the username is not"),

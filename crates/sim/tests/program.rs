@@ -35,7 +35,8 @@ fn it_says_in_json_where_everything_is_and_writes_its_ca() {
     let ca = folder.path().join("ca.pem");
     let enrol = format!("press-04={KEY}");
     let ca = ca.to_str().unwrap();
-    let (child, line) = start(&["--json", "--enrol", &enrol, "--ca-out", ca, "--mqtt", "127.0.0.1:0"]);
+    let (child, line) =
+        start(&["--json", "--enrol", &enrol, "--ca-out", ca, "--mqtt", "127.0.0.1:0"]);
     let said: Value = serde_json::from_str(&line).unwrap();
     let dps = said["dps"].as_str().unwrap();
     let port = dps.strip_prefix("https://localhost:").unwrap();
@@ -73,7 +74,10 @@ fn a_state_file_that_cannot_be_read_is_named_and_left_as_it_is() {
     let output = Command::new(program).arg("--state-file").arg(&state).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(error.contains("state.json is not a state file of this program; move it away"), "{error}");
+    assert!(
+        error.contains("state.json is not a state file of this program; move it away"),
+        "{error}"
+    );
     assert_eq!(std::fs::read(&state).unwrap(), b"{ half");
 }
 

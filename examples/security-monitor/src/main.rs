@@ -1,10 +1,12 @@
-//! A security monitor: tells what a device's security manager has to report, as lines of JSON or as OpenMetrics text.
+//! A security monitor: tells what a device's security manager has to report, as lines of
+//! JSON or as OpenMetrics text.
 //!
 //! ```text
 //! security-monitor [--openmetrics] [--once] [--keyd-socket PATH]
 //! ```
-//! Reads `GET /status` on the management socket of its own that `management = true` gives it and, where it is told keyd's
-//! socket and runs as an auditor (or uid 0), the log of key uses. Nothing is said twice. See README.md.
+//! Reads `GET /status` on the management socket of its own that `management = true` gives
+//! it and, where it is told keyd's socket and runs as an auditor (or uid 0), the log of
+//! key uses. Nothing is said twice. See README.md.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +40,9 @@ fn main() -> ExitCode {
     while let Some(argument) = arguments.next() {
         let wrong = match argument.to_str() {
             Some("-h" | "--help") => return say(USAGE),
-            Some("-V" | "--version") => return say(concat!("security-monitor ", env!("CARGO_PKG_VERSION"))),
+            Some("-V" | "--version") => {
+                return say(concat!("security-monitor ", env!("CARGO_PKG_VERSION")));
+            }
             Some("--openmetrics") => {
                 options.openmetrics = true;
                 continue;
@@ -82,7 +86,11 @@ async fn run(Options { openmetrics, once, keyd_socket }: Options) -> anyhow::Res
             Some(keyd) => seen.key_uses(keyd).await?,
             None => Vec::new(),
         };
-        let text = if openmetrics { metrics(&status, seen.next_entry) } else { lines(&seen.news(&status), &uses) };
+        let text = if openmetrics {
+            metrics(&status, seen.next_entry)
+        } else {
+            lines(&seen.news(&status), &uses)
+        };
         std::io::stdout().write_all(text.as_bytes())?;
         if once {
             return Ok(());
@@ -102,7 +110,9 @@ impl Seen {
     /// What is new in a status, oldest first.
     fn news(&mut self, status: &Status) -> Vec<Value> {
         let mut all: Vec<Value> = Vec::new();
-        all.extend(status.problems.iter().map(|problem| json!({ "event": "problem", "text": problem })));
+        all.extend(
+            status.problems.iter().map(|problem| json!({ "event": "problem", "text": problem })),
+        );
         all.extend(status.approvals.iter().map(|one| {
             json!({ "event": "approval", "time": one.time, "name": one.name, "sha256": one.sha256, "by": one.approved_by })
         }));
@@ -110,7 +120,8 @@ impl Seen {
             json!({ "event": "refusal", "time": one.time, "module": one.module, "route": one.route,
                 "reason": one.reason, "pid": one.pid, "uid": one.uid })
         }));
-        // The status holds few of each, so what was told and is not in it any more need not be remembered.
+        // The status holds few of each, so what was told and is not in it any more need
+        // not be remembered.
         let texts: BTreeSet<String> = all.iter().map(Value::to_string).collect();
         all.retain(|event| !self.events.contains(&event.to_string()));
         self.events = texts;
@@ -121,7 +132,10 @@ impl Seen {
     async fn key_uses(&mut self, keyd: &KeysClient) -> anyhow::Result<Vec<String>> {
         let mut all = Vec::new();
         loop {
-            let piece = keyd.audit_entries(self.next_entry, PIECE).await.context("cannot read the log of key uses")?;
+            let piece = keyd
+                .audit_entries(self.next_entry, PIECE)
+                .await
+                .context("cannot read the log of key uses")?;
             let count = piece.entries.len();
             self.next_entry = piece.from + count as u64;
             all.extend(piece.entries);
@@ -164,6 +178,7 @@ fn metrics(status: &Status, key_uses: u64) -> String {
 /// The socket that the environment names.
 fn socket(variable: &str) -> anyhow::Result<PathBuf> {
     let uri = std::env::var(variable).with_context(|| format!("{variable} is not set"))?;
-    let path = uri.strip_prefix("unix://").with_context(|| format!("{variable} is not a unix:// URI"))?;
+    let path =
+        uri.strip_prefix("unix://").with_context(|| format!("{variable} is not a unix:// URI"))?;
     Ok(path.into())
 }

@@ -1,18 +1,24 @@
-//! An update agent: replaces the program of another host module, has the new content approved, and restarts the module.
+//! An update agent: replaces the program of another host module, has the new content
+//! approved, and restarts the module.
 //!
 //! ```text
 //! update-agent NAME MODULE EXECUTABLE NEW
 //! ```
-//! `NAME` is the target's entry in `[host_modules]`, `MODULE` the module that runs it, `EXECUTABLE` its path, and `NEW` the
-//! file that takes its place: a real agent would have downloaded it and checked its maker's signature. See README.md.
+//! `NAME` is the target's entry in `[host_modules]`, `MODULE` the module that runs it,
+//! `EXECUTABLE` its path, and `NEW` the file that takes its place: a real agent would
+//! have downloaded it and checked its maker's signature. See README.md.
 //!
 //! What happens, in the order that leaves the device working wherever it breaks off:
-//! 1. Who am I? Asked on the module's own workload socket; the answer is for measured callers only.
-//! 2. A request to the update server is signed with the module's key, which this program never sees.
-//! 3. The file is replaced in one step. The target goes on running its old program, which is a copy in memory.
-//! 4. The new content is approved: moduled hashes the file itself, and takes the approval only from a program that the
-//!    operator trusted with exactly this name.
-//! 5. The target is restarted. If 4 or 5 fails, the old file comes back, and its content is approved again.
+//! 1. Who am I? Asked on the module's own workload socket; the answer is for measured
+//!    callers only.
+//! 2. A request to the update server is signed with the module's key, which this program
+//!    never sees.
+//! 3. The file is replaced in one step. The target goes on running its old program, which
+//!    is a copy in memory.
+//! 4. The new content is approved: moduled hashes the file itself, and takes the approval
+//!    only from a program that the operator trusted with exactly this name.
+//! 5. The target is restarted. If 4 or 5 fails, the old file comes back, and its content
+//!    is approved again.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -77,7 +83,12 @@ fn update(arguments: &[OsString]) -> anyhow::Result<Update> {
         let name = argument.to_str().filter(|name| !name.starts_with('-'));
         name.map(str::to_owned).with_context(|| format!("unexpected argument {argument:?}"))
     };
-    Ok(Update { name: text(name)?, module: text(module)?, executable: executable.into(), new: new.into() })
+    Ok(Update {
+        name: text(name)?,
+        module: text(module)?,
+        executable: executable.into(),
+        new: new.into(),
+    })
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -93,13 +104,17 @@ async fn run(Update { name, module, executable, new }: &Update) -> anyhow::Resul
     say(&format!("request signed with {} bytes", signature.context("cannot sign")?.len()));
 
     let new = fs::read(new).with_context(|| format!("cannot read {}", new.display()))?;
-    let old = fs::read(executable).with_context(|| format!("cannot read {}", executable.display()))?;
+    let old =
+        fs::read(executable).with_context(|| format!("cannot read {}", executable.display()))?;
     replace(executable, &new)?;
     say(&format!("{} replaced", executable.display()));
 
     if let Err(error) = put_in_force(&management, name, module, &new).await {
-        replace(executable, &old).context("the update failed, and the old file cannot be put back")?;
-        put_in_force(&management, name, module, &old).await.context("the update failed, and so did the way back")?;
+        replace(executable, &old)
+            .context("the update failed, and the old file cannot be put back")?;
+        put_in_force(&management, name, module, &old)
+            .await
+            .context("the update failed, and so did the way back")?;
         return Err(error.context("the update failed; the old program runs again"));
     }
     say(&format!("{module} runs the new program"));
@@ -107,20 +122,28 @@ async fn run(Update { name, module, executable, new }: &Update) -> anyhow::Resul
 }
 
 /// Has `content`, which is in the file by now, approved and run.
-async fn put_in_force(management: &ManagementClient, name: &str, module: &str, content: &[u8]) -> anyhow::Result<()> {
-    let sha256: String = digest(&SHA256, content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+async fn put_in_force(
+    management: &ManagementClient,
+    name: &str,
+    module: &str,
+    content: &[u8],
+) -> anyhow::Result<()> {
+    let sha256: String =
+        digest(&SHA256, content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     management.approve_digest(name, &sha256).await.context("not approved")?;
     say(&format!("{sha256} approved"));
     management.restart_module(module).await.context("not restarted")?;
     Ok(())
 }
 
-/// Puts other content under a file's name, so that whoever looks finds the old or the new whole, also after a power cut.
+/// Puts other content under a file's name, so that whoever looks finds the old or the new
+/// whole, also after a power cut.
 fn replace(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let folder = path.parent().context("the executable has no folder")?;
     let mode = fs::metadata(path)?.permissions().mode();
     let temporary = path.with_extension("new");
-    let mut file = File::options().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -131,7 +154,8 @@ fn replace(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 /// The socket that the environment names.
 fn socket(variable: &str) -> anyhow::Result<PathBuf> {
     let uri = std::env::var(variable).with_context(|| format!("{variable} is not set"))?;
-    let path = uri.strip_prefix("unix://").with_context(|| format!("{variable} is not a unix:// URI"))?;
+    let path =
+        uri.strip_prefix("unix://").with_context(|| format!("{variable} is not a unix:// URI"))?;
     Ok(path.into())
 }
 

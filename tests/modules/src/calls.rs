@@ -2,12 +2,14 @@
 //!
 //! `EDGEKEEP_TEST_CALLS` names a file (a FIFO works too) with one call a line:
 //! `{"method":"POST","path":"/modules/{m}/genid/{g}/sign?api-version=2020-07-07","body":{...},"api":"workload"}`.
-//! `{m}` and `{g}` stand for this module's id and generation, encoded; `api` is `workload` (default) or `management`;
-//! `socket`, a path, takes the place of both. A text that begins with `{` is taken as the calls themselves.
-//! `{"report":["/path"...]}` in the place of a call asks what the module may do: its users, groups, capabilities and other
-//! lines of `/proc/self/status`, its limit of open files, and for each path how opening it for reading went.
-//! `EDGEKEEP_TEST_ANSWERS` names the file to which a line is appended for each: `{"path","status","body"}` or
-//! `{"path","error"}`, and `{"done":<count>}` at the end. Then it waits for SIGTERM.
+//! `{m}` and `{g}` stand for this module's id and generation, encoded; `api` is
+//! `workload` (default) or `management`; `socket`, a path, takes the place of both. A
+//! text that begins with `{` is taken as the calls themselves. `{"report":["/path"...]}`
+//! in the place of a call asks what the module may do: its users, groups, capabilities
+//! and other lines of `/proc/self/status`, its limit of open files, and for each path how
+//! opening it for reading went. `EDGEKEEP_TEST_ANSWERS` names the file to which a line is
+//! appended for each: `{"path","status","body"}` or `{"path","error"}`, and
+//! `{"done":<count>}` at the end. Then it waits for SIGTERM.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Cursor, Write as _};
@@ -15,7 +17,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use edgekeep_test_modules::{answered, encode, end_on_signal, exit_code, http, socket_path, variable, wait_for_signal};
+use edgekeep_test_modules::{
+    answered, encode, end_on_signal, exit_code, http, socket_path, variable, wait_for_signal,
+};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
@@ -28,7 +32,9 @@ fn run() -> anyhow::Result<()> {
     let calls: Box<dyn BufRead> = if calls.starts_with('{') {
         Box::new(Cursor::new(calls))
     } else {
-        Box::new(BufReader::new(File::open(&calls).with_context(|| format!("cannot read {calls}"))?))
+        Box::new(BufReader::new(
+            File::open(&calls).with_context(|| format!("cannot read {calls}"))?,
+        ))
     };
     let answers = variable("EDGEKEEP_TEST_ANSWERS")?;
     let mut answers = OpenOptions::new()
@@ -70,10 +76,14 @@ fn report(paths: &[Value]) -> Value {
     let status: serde_json::Map<String, Value> = status
         .lines()
         .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name.to_owned(), value.split_whitespace().collect::<Vec<_>>().join(" ").into()))
+        .map(|(name, value)| {
+            (name.to_owned(), value.split_whitespace().collect::<Vec<_>>().join(" ").into())
+        })
         .collect();
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
+    let files = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
     let open = |path: &Value| {
         let opened = File::open(path.as_str().unwrap_or_default()).map(drop);
         opened.map_or_else(|error| format!("{:?}", error.kind()), |()| "open".to_owned())
@@ -92,6 +102,8 @@ fn perform(call: &Value) -> anyhow::Result<http::Answer> {
     let method = call["method"].as_str().context("a call without \"method\"")?;
     let own = |name| variable(name).map(|value| encode(&value)).unwrap_or_default();
     let path = call["path"].as_str().context("a call without \"path\"")?;
-    let path = path.replace("{m}", &own("IOTEDGE_MODULEID")).replace("{g}", &own("IOTEDGE_MODULEGENERATIONID"));
+    let path = path
+        .replace("{m}", &own("IOTEDGE_MODULEID"))
+        .replace("{g}", &own("IOTEDGE_MODULEGENERATIONID"));
     Ok(http::call(&socket, method, &path, call.get("body"))?)
 }

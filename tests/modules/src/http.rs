@@ -28,7 +28,8 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// The error text of a daemon (`message`) or a hub (`Message`); else the whole body as text.
+    /// The error text of a daemon (`message`) or a hub (`Message`); else the whole body
+    /// as text.
     #[must_use]
     pub fn message(&self) -> String {
         let json = self.json();
@@ -41,7 +42,12 @@ impl Answer {
     /// # Errors
     /// Any other status than 2xx.
     pub fn into_json(self) -> anyhow::Result<Value> {
-        anyhow::ensure!((200..300).contains(&self.status), "HTTP {}: {}", self.status, self.message());
+        anyhow::ensure!(
+            (200..300).contains(&self.status),
+            "HTTP {}: {}",
+            self.status,
+            self.message()
+        );
         Ok(self.json())
     }
 }
@@ -57,10 +63,16 @@ pub fn connect(socket: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// The bytes of a request that asks for the connection to be closed after the answer. `headers` are whole lines without
-/// their ends.
+/// The bytes of a request that asks for the connection to be closed after the answer.
+/// `headers` are whole lines without their ends.
 #[must_use]
-pub fn request(method: &str, target: &str, host: &str, headers: &[String], body: Option<&Value>) -> Vec<u8> {
+pub fn request(
+    method: &str,
+    target: &str,
+    host: &str,
+    headers: &[String],
+    body: Option<&Value>,
+) -> Vec<u8> {
     let mut text = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
     for header in headers {
         text.push_str(header);
@@ -68,7 +80,10 @@ pub fn request(method: &str, target: &str, host: &str, headers: &[String], body:
     }
     let body = body.map(Value::to_string);
     if let Some(body) = &body {
-        text.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+        text.push_str(&format!(
+            "Content-Type: application/json\r\nContent-Length: {}\r\n",
+            body.len()
+        ));
     }
     text.push_str("\r\n");
     text.push_str(body.as_deref().unwrap_or_default());
@@ -78,12 +93,19 @@ pub fn request(method: &str, target: &str, host: &str, headers: &[String], body:
 /// Reads the answer to a request made by [`request`]: all until the other side closes.
 ///
 /// # Errors
-/// The stream fails, or what came is no HTTP answer; `UnexpectedEof` if nothing came at all.
+/// The stream fails, or what came is no HTTP answer; `UnexpectedEof` if nothing came at
+/// all.
 pub fn read_answer(stream: impl Read) -> io::Result<Answer> {
     let mut bytes = Vec::new();
     match stream.take(ANSWER_LIMIT).read_to_end(&mut bytes) {
-        // A TLS or Unix peer that closes roughly after a whole answer is as good as one that closes politely.
-        Err(error) if !matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+        // A TLS or Unix peer that closes roughly after a whole answer is as good as one
+        // that closes politely.
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+            ) =>
+        {
             return Err(error);
         }
         _ => {}
@@ -91,7 +113,8 @@ pub fn read_answer(stream: impl Read) -> io::Result<Answer> {
     if bytes.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed without an answer"));
     }
-    parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a whole HTTP answer"))
+    parse(&bytes)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a whole HTTP answer"))
 }
 
 fn parse(bytes: &[u8]) -> Option<Answer> {
@@ -106,7 +129,8 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
         if name.eq_ignore_ascii_case("content-length") {
             length = Some(value.trim().parse::<usize>().ok()?);
         }
-        chunked |= name.eq_ignore_ascii_case("transfer-encoding") && value.trim().eq_ignore_ascii_case("chunked");
+        chunked |= name.eq_ignore_ascii_case("transfer-encoding")
+            && value.trim().eq_ignore_ascii_case("chunked");
     }
     let body = match length {
         _ if chunked => unchunk(body)?,
@@ -120,7 +144,8 @@ fn unchunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {
         let end = bytes.windows(2).position(|window| window == b"\r\n")?;
-        let length = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).ok()?.trim(), 16).ok()?;
+        let length =
+            usize::from_str_radix(std::str::from_utf8(&bytes[..end]).ok()?.trim(), 16).ok()?;
         bytes = &bytes[end + 2..];
         if length == 0 {
             return Some(body);
@@ -178,7 +203,11 @@ mod tests {
             "HTTP/1.1 200 OK\r\n",
             "SSH-2.0",
         ] {
-            assert_eq!(read_answer(text.as_bytes()).unwrap_err().kind(), io::ErrorKind::InvalidData, "{text}");
+            assert_eq!(
+                read_answer(text.as_bytes()).unwrap_err().kind(),
+                io::ErrorKind::InvalidData,
+                "{text}"
+            );
         }
         assert_eq!(read_answer(&b""[..]).unwrap_err().to_string(), "closed without an answer");
     }

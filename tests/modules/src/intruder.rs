@@ -1,22 +1,26 @@
 //! A program that asks for a module's secrets without being that module.
 //!
 //! ```text
-//! intruder --socket PATH --module M --genid G [--json] [--when-orphaned] [--pass-fd | --exec-after-connect PROGRAM |
-//!          --exec-after-request PROGRAM | --filter-and-exec PROGRAM]
+//! intruder --socket PATH --module M --genid G [--json] [--when-orphaned]
+//!          [--pass-fd | --exec-after-connect PROGRAM | --exec-after-request PROGRAM |
+//!           --filter-and-exec PROGRAM]
 //! intruder --serve | --sleep
 //! ```
-//! Without a mode it tries every call itself. Exit code 0: all calls that carry identity were refused (401, 403, closed
-//! without an answer, or no permission to connect); 1: one was granted; 3: one was neither (another status, nobody
-//! there), which says nothing about the guard; 2: wrong arguments. With `--json` the same is said in the last line, for
-//! engines that tell another exit code than the program's: `{"outcome":"refused"}`, `granted`, `neither`.
+//! Without a mode it tries every call itself. Exit code 0: all calls that carry identity
+//! were refused (401, 403, closed without an answer, or no permission to connect); 1: one
+//! was granted; 3: one was neither (another status, nobody there), which says nothing
+//! about the guard; 2: wrong arguments. With `--json` the same is said in the last line,
+//! for engines that tell another exit code than the program's: `{"outcome":"refused"}`,
+//! `granted`, `neither`.
 //! - `--when-orphaned` first waits until it is a child of the container's first process.
 //! - `--pass-fd` connects, and a child that inherited the connection sends the request.
-//! - `--exec-after-connect` connects, sends half a request and becomes `PROGRAM --finish`, which has the connection as its
-//!   standard input and output and sends the rest; PROGRAM is another copy of this one.
-//! - `--exec-after-request` sends a whole request and becomes `PROGRAM --sleep`, while a child reads the answer and prints
-//!   the outcome.
-//! - `--filter-and-exec` puts a filter on its own system calls, which outlives `execve`, and becomes PROGRAM, which tries every
-//!   call.
+//! - `--exec-after-connect` connects, sends half a request and becomes
+//!   `PROGRAM --finish`, which has the connection as its standard input and output and
+//!   sends the rest; PROGRAM is another copy of this one.
+//! - `--exec-after-request` sends a whole request and becomes `PROGRAM --sleep`, while a
+//!   child reads the answer and prints the outcome.
+//! - `--filter-and-exec` puts a filter on its own system calls, which outlives `execve`,
+//!   and becomes PROGRAM, which tries every call.
 //! - `--serve`, `--sleep` only wait for SIGTERM, as a module's first process.
 
 use std::io::{self, ErrorKind, Write as _};
@@ -161,7 +165,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         Mode::PassFd => {
             let stream = http::connect(&arguments.socket)?;
             let request = sign_request(arguments);
-            let status = inheriting(&std::env::current_exe()?, &stream, arguments, "--finish", &request)?.status()?;
+            let status =
+                inheriting(&std::env::current_exe()?, &stream, arguments, "--finish", &request)?
+                    .status()?;
             u8::try_from(status.code().context("the child was killed")?).context("an odd exit code")
         }
         Mode::ExecAfterConnect(program) => {
@@ -173,13 +179,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         }
         Mode::ExecAfterRequest(program) => {
             let mut stream = http::connect(&arguments.socket)?;
-            let mut reader = inheriting(&std::env::current_exe()?, &stream, arguments, "--read-answer", b"")?;
+            let mut reader =
+                inheriting(&std::env::current_exe()?, &stream, arguments, "--read-answer", b"")?;
             reader.stdout(Stdio::inherit()).spawn()?;
             stream.write_all(&sign_request(arguments))?;
             Err(Command::new(program).arg("--sleep").exec().into())
         }
         Mode::FilterAndExec(program) => {
-            let list = edgekeep_sandbox::SyscallList::parse("refuse only\nreboot # nothing that is needed here\n")?;
+            let list = edgekeep_sandbox::SyscallList::parse(
+                "refuse only\nreboot # nothing that is needed here\n",
+            )?;
             list.compile(&[])?.restrict_thread()?;
             let mut command = Command::new(program);
             command.arg("--socket").arg(&arguments.socket).args(["--module", &arguments.module]);
@@ -209,15 +218,23 @@ fn inheriting(
     mode: &str,
     rest: &[u8],
 ) -> anyhow::Result<Command> {
-    let (input, output): (OwnedFd, OwnedFd) = (stream.try_clone()?.into(), stream.try_clone()?.into());
+    let (input, output): (OwnedFd, OwnedFd) =
+        (stream.try_clone()?.into(), stream.try_clone()?.into());
     let mut command = Command::new(program);
     command.arg(mode).args(arguments.json.then_some("--json"));
-    command.env(REST, std::str::from_utf8(rest)?).stdin(Stdio::from(input)).stdout(Stdio::from(output));
+    command
+        .env(REST, std::str::from_utf8(rest)?)
+        .stdin(Stdio::from(input))
+        .stdout(Stdio::from(output));
     Ok(command)
 }
 
 fn of_module(arguments: &Arguments, rest: &str) -> String {
-    format!("/modules/{}/genid/{}/{rest}?{VERSION}", encode(&arguments.module), encode(&arguments.generation))
+    format!(
+        "/modules/{}/genid/{}/{rest}?{VERSION}",
+        encode(&arguments.module),
+        encode(&arguments.generation)
+    )
 }
 
 fn sign_body() -> Value {
@@ -231,7 +248,8 @@ fn sign_request(arguments: &Arguments) -> Vec<u8> {
 fn try_all(arguments: &Arguments) -> Verdict {
     let certificate = json!({ "commonName": "intruder", "expiration": "2099-01-01T00:00:00Z" });
     let identity = format!("/modules/{}/certificate/identity?{VERSION}", encode(&arguments.module));
-    let encrypt = json!({ "plaintext": "aW50cnVkZXI=", "initializationVector": "MDEyMzQ1Njc4OWFi" });
+    let encrypt =
+        json!({ "plaintext": "aW50cnVkZXI=", "initializationVector": "MDEyMzQ1Njc4OWFi" });
     let tries = [
         ("sign", of_module(arguments, "sign"), sign_body()),
         ("certificate/server", of_module(arguments, "certificate/server"), certificate),
@@ -255,20 +273,29 @@ fn try_all(arguments: &Arguments) -> Verdict {
 /// Tells and judges one outcome. Nothing of a granted answer is shown.
 fn judge(name: &str, outcome: io::Result<http::Answer>, as_json: bool, tell: fn(&str)) -> Verdict {
     let (verdict, status, message) = match outcome {
-        Ok(answer) if (200..300).contains(&answer.status) => (Verdict::Granted, Some(answer.status), String::new()),
-        Ok(answer) if matches!(answer.status, 401 | 403) => (Verdict::Refused, Some(answer.status), answer.message()),
+        Ok(answer) if (200..300).contains(&answer.status) => {
+            (Verdict::Granted, Some(answer.status), String::new())
+        }
+        Ok(answer) if matches!(answer.status, 401 | 403) => {
+            (Verdict::Refused, Some(answer.status), answer.message())
+        }
         Ok(answer) => (Verdict::Neither, Some(answer.status), answer.message()),
         Err(error) => {
             let cut = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
-            let refused = cut.contains(&error.kind()) || error.kind() == ErrorKind::PermissionDenied;
+            let refused =
+                cut.contains(&error.kind()) || error.kind() == ErrorKind::PermissionDenied;
             (if refused { Verdict::Refused } else { Verdict::Neither }, None, error.to_string())
         }
     };
     let word = verdict.word();
     if as_json {
-        tell(&json!({ "try": name, "status": status, "message": message, "verdict": word }).to_string());
+        tell(
+            &json!({ "try": name, "status": status, "message": message, "verdict": word })
+                .to_string(),
+        );
     } else {
-        let status = status.map_or_else(|| "no answer".to_owned(), |status| format!("HTTP {status}"));
+        let status =
+            status.map_or_else(|| "no answer".to_owned(), |status| format!("HTTP {status}"));
         tell(format!("{name}: {word} ({status}) {message}").trim_end());
     }
     verdict

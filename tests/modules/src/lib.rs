@@ -1,7 +1,9 @@
-//! What the small programs that act as modules share: HTTP over a Unix socket, the environment of a module, waiting.
+//! What the small programs that act as modules share: HTTP over a Unix socket, the
+//! environment of a module, waiting.
 //!
-//! They go into container images and run as host modules, so they are plain: blocking calls, no runtime, linked to
-//! nothing but the C library. They open the sockets that their environment names, and nothing else unless told to.
+//! They go into container images and run as host modules, so they are plain: blocking
+//! calls, no runtime, linked to nothing but the C library. They open the sockets that
+//! their environment names, and nothing else unless told to.
 #![forbid(unsafe_code)]
 
 pub mod http;
@@ -14,17 +16,22 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{SigSet, Signal};
 
-/// Answers the command line of a program that takes no arguments: help, version, or a refusal. The exit code, or `None`
-/// without arguments.
+/// Answers the command line of a program that takes no arguments: help, version, or a
+/// refusal. The exit code, or `None` without arguments.
 #[must_use]
 pub fn answered(name: &str) -> Option<ExitCode> {
     let argument = std::env::args_os().nth(1)?;
     match argument.to_str() {
-        Some("-h" | "--help") => say(&format!("Acts as a module, by its environment alone.\n\nUsage: {name}")),
+        Some("-h" | "--help") => {
+            say(&format!("Acts as a module, by its environment alone.\n\nUsage: {name}"));
+        }
         Some("-V" | "--version") => say(&format!("{name} {}", env!("CARGO_PKG_VERSION"))),
         _ => {
             let shown: String = argument.to_string_lossy().chars().take(60).collect();
-            let _ = writeln!(std::io::stderr(), "error: unexpected argument {shown:?}\n\nUsage: {name}");
+            let _ = writeln!(
+                std::io::stderr(),
+                "error: unexpected argument {shown:?}\n\nUsage: {name}"
+            );
             return Some(ExitCode::from(2));
         }
     }
@@ -58,7 +65,8 @@ pub fn socket_path(uri: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Percent-encodes everything but letters, digits and `-._~`, as clients do with a module id or an audience.
+/// Percent-encodes everything but letters, digits and `-._~`, as clients do with a module
+/// id or an audience.
 #[must_use]
 pub fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
@@ -84,8 +92,9 @@ pub fn say(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// From now on SIGTERM and SIGINT end this process with code 0, also as the first process of a container, for which the
-/// kernel has no default action. Call it before any other thread is started.
+/// From now on SIGTERM and SIGINT end this process with code 0, also as the first process
+/// of a container, for which the kernel has no default action. Call it before any other
+/// thread is started.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -104,7 +113,8 @@ pub fn end_on_signal() -> anyhow::Result<()> {
 /// Waits this long.
 pub fn pause(duration: Duration) {
     let end = Instant::now() + duration;
-    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+    {
         std::thread::park_timeout(left);
     }
 }
@@ -122,7 +132,10 @@ mod tests {
 
     #[test]
     fn an_audience_is_encoded_as_the_sdks_do() {
-        assert_eq!(encode("hub:443/devices/d/modules/$m"), "hub%3A443%2Fdevices%2Fd%2Fmodules%2F%24m");
+        assert_eq!(
+            encode("hub:443/devices/d/modules/$m"),
+            "hub%3A443%2Fdevices%2Fd%2Fmodules%2F%24m"
+        );
         assert_eq!(encode("a-b._~é"), "a-b._~%C3%A9");
     }
 
@@ -130,7 +143,10 @@ mod tests {
     fn only_a_unix_uri_has_a_socket_path() {
         assert_eq!(socket_path("unix:///run/w.sock").unwrap(), PathBuf::from("/run/w.sock"));
         for uri in ["http://x", "unix://relative", "/run/w.sock"] {
-            assert_eq!(socket_path(uri).unwrap_err().to_string(), format!("\"{uri}\" is not unix:///path"));
+            assert_eq!(
+                socket_path(uri).unwrap_err().to_string(),
+                format!("\"{uri}\" is not unix:///path")
+            );
         }
     }
 }

@@ -1,9 +1,12 @@
-//! A module as a developer would write one: trust bundle, server certificate, token, a message to the hub.
+//! A module as a developer would write one: trust bundle, server certificate, token, a
+//! message to the hub.
 //!
 //! Environment: `IOTEDGE_*` as every module gets it, and
 //! - `EDGEKEEP_DEMO_REPORT`: a file to which each step is appended as a line of JSON;
-//! - `EDGEKEEP_DEMO_PERIOD`: seconds between rounds, 10 unless given; 0 is one round, then waiting for SIGTERM;
-//! - `EDGEKEEP_DEMO_HUB_CA`: a PEM file; when set, the token is presented to the hub over TLS, trusting only it;
+//! - `EDGEKEEP_DEMO_PERIOD`: seconds between rounds, 10 unless given; 0 is one round,
+//!   then waiting for SIGTERM;
+//! - `EDGEKEEP_DEMO_HUB_CA`: a PEM file; when set, the token is presented to the hub over
+//!   TLS, trusting only it;
 //! - `EDGEKEEP_DEMO_HUB_ADDRESS`: `host:port` to connect to in place of the hub's name.
 
 use std::fs::OpenOptions;
@@ -18,7 +21,8 @@ use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_test_modules::{
-    answered, encode, end_on_signal, exit_code, http, now, pause, say, socket_path, variable, wait_for_signal,
+    answered, encode, end_on_signal, exit_code, http, now, pause, say, socket_path, variable,
+    wait_for_signal,
 };
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier as _;
@@ -98,7 +102,8 @@ impl Module {
         }
     }
 
-    /// Prints and reports the outcome of a step; its value if it worked. Values are shown as a short description only.
+    /// Prints and reports the outcome of a step; its value if it worked. Values are shown
+    /// as a short description only.
     fn step<T>(&self, round: u64, step: &str, outcome: anyhow::Result<(String, T)>) -> Option<T> {
         let (ok, detail, value) = match outcome {
             Ok((detail, value)) => (true, detail, Some(value)),
@@ -138,49 +143,73 @@ impl Module {
         let body = json!({ "commonName": self.host, "expiration": "2099-01-01T00:00:00Z" });
         let answer = self.call("POST", &self.of_module("certificate/server"), Some(&body))?;
         let chain = certificates(&answer["certificate"])?;
-        let key = answer["privateKey"]["bytes"].as_str().context("no privateKey.bytes in the answer")?;
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).context("the private key is not PEM")?;
-        let key = self.provider.key_provider.load_private_key(key).context("the private key cannot be used")?;
+        let key =
+            answer["privateKey"]["bytes"].as_str().context("no privateKey.bytes in the answer")?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key.as_bytes()).context("the private key is not PEM")?;
+        let key = self
+            .provider
+            .key_provider
+            .load_private_key(key)
+            .context("the private key cannot be used")?;
         let issued = CertifiedKey::new(chain, key);
         issued.keys_match().context("the private key is not that of the certificate")?;
         let expiration = answer["expiration"].as_str().context("no expiration in the answer")?;
-        Ok((format!("{} certificate(s) for {}, until {expiration}", issued.cert.len(), self.host), issued))
+        Ok((
+            format!("{} certificate(s) for {}, until {expiration}", issued.cert.len(), self.host),
+            issued,
+        ))
     }
 
     /// As a client of this module would, trusting only the bundle.
-    fn verify(&self, bundle: &[CertificateDer<'static>], issued: &CertifiedKey) -> anyhow::Result<(String, ())> {
+    fn verify(
+        &self,
+        bundle: &[CertificateDer<'static>],
+        issued: &CertifiedKey,
+    ) -> anyhow::Result<(String, ())> {
         let verifier =
-            WebPkiServerVerifier::builder_with_provider(roots(bundle)?, Arc::clone(&self.provider)).build()?;
+            WebPkiServerVerifier::builder_with_provider(roots(bundle)?, Arc::clone(&self.provider))
+                .build()?;
         let [leaf, issuers @ ..] = issued.cert.as_slice() else { bail!("the chain is empty") };
-        let name = ServerName::try_from(self.host.as_str()).context("the host name cannot be verified")?;
+        let name =
+            ServerName::try_from(self.host.as_str()).context("the host name cannot be verified")?;
         verifier.verify_server_cert(leaf, issuers, &name, &[], UnixTime::now())?;
         Ok((format!("{} is trusted by the bundle", self.host), ()))
     }
 
     fn token(&self) -> anyhow::Result<(String, String)> {
-        let audience = encode(&format!("{}/devices/{}/modules/{}", self.hub, self.device, self.module));
+        let audience =
+            encode(&format!("{}/devices/{}/modules/{}", self.hub, self.device, self.module));
         let expiry = now() + TOKEN_LIFETIME;
         let data = STANDARD.encode(format!("{audience}\n{expiry}"));
         let body = json!({ "keyId": "primary", "algo": "HMACSHA256", "data": data });
         let answer = self.call("POST", &self.of_module("sign"), Some(&body))?;
         let digest = answer["digest"].as_str().context("no digest in the answer")?;
-        ensure!(STANDARD.decode(digest).is_ok_and(|bytes| bytes.len() == 32), "the digest is not 32 bytes in base64");
-        let token = format!("SharedAccessSignature sr={audience}&sig={}&se={expiry}", encode(digest));
+        ensure!(
+            STANDARD.decode(digest).is_ok_and(|bytes| bytes.len() == 32),
+            "the digest is not 32 bytes in base64"
+        );
+        let token =
+            format!("SharedAccessSignature sr={audience}&sig={}&se={expiry}", encode(digest));
         Ok((format!("a token for {TOKEN_LIFETIME} s"), token))
     }
 
     fn send(&self, ca: &str, token: &str) -> anyhow::Result<(String, ())> {
         let pem = std::fs::read(ca).with_context(|| format!("cannot read {ca}"))?;
-        let ca =
-            CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().context("the hub's CA is not PEM")?;
+        let ca = CertificateDer::pem_slice_iter(&pem)
+            .collect::<Result<Vec<_>, _>>()
+            .context("the hub's CA is not PEM")?;
         let (host, port) = self.hub.rsplit_once(':').unwrap_or((&self.hub, "443"));
-        let address = variable("EDGEKEEP_DEMO_HUB_ADDRESS").unwrap_or_else(|_| format!("{host}:{port}"));
+        let address =
+            variable("EDGEKEEP_DEMO_HUB_ADDRESS").unwrap_or_else(|_| format!("{host}:{port}"));
         let config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots(&ca)?)
             .with_no_client_auth();
-        let session = ClientConnection::new(Arc::new(config), ServerName::try_from(host.to_owned())?)?;
-        let stream = TcpStream::connect(&address).with_context(|| format!("cannot connect to {address}"))?;
+        let session =
+            ClientConnection::new(Arc::new(config), ServerName::try_from(host.to_owned())?)?;
+        let stream =
+            TcpStream::connect(&address).with_context(|| format!("cannot connect to {address}"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let target = format!(
@@ -190,7 +219,13 @@ impl Module {
         );
         let headers = [format!("Authorization: {token}")];
         let temperature = 20 + now() % 10;
-        let request = http::request("POST", &target, &self.hub, &headers, Some(&json!({ "temperature": temperature })));
+        let request = http::request(
+            "POST",
+            &target,
+            &self.hub,
+            &headers,
+            Some(&json!({ "temperature": temperature })),
+        );
         http::exchange(StreamOwned::new(session, stream), &request)
             .with_context(|| format!("no answer from {address}"))?
             .into_json()?;

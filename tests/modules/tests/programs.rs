@@ -1,5 +1,9 @@
-//! The programs against a scripted workload socket, and the thermometer against the simulated cloud too.
-#![expect(clippy::unwrap_used, reason = "functions that tests share expect by unwrapping, as tests do")]
+//! The programs against a scripted workload socket, and the thermometer against the
+//! simulated cloud too.
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that tests share expect by unwrapping, as tests do"
+)]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -24,7 +28,8 @@ struct Request {
     body: Value,
 }
 
-/// A workload socket that answers what `script` says: a status and a body. It ends with the test's process.
+/// A workload socket that answers what `script` says: a status and a body. It ends with
+/// the test's process.
 fn serve(socket: &Path, script: impl Fn(&Request) -> (u16, Value) + Send + 'static) {
     let listener = UnixListener::bind(socket).unwrap();
     std::thread::spawn(move || {
@@ -95,10 +100,15 @@ fn an_intruder_tells_refused_granted_and_neither_apart() {
     let (code, lines) = intruder(&[], &socket);
     assert_eq!((code, lines.len()), (Some(0), 6));
     assert_eq!(lines[5], json!({ "outcome": "refused" }));
-    assert_eq!(lines[1], json!({ "try": "sign", "status": 403, "message": "forbidden", "verdict": "refused" }));
+    assert_eq!(
+        lines[1],
+        json!({ "try": "sign", "status": 403, "message": "forbidden", "verdict": "refused" })
+    );
 
     let other = socket.with_extension("2");
-    serve(&other, |request| if request.path.contains("/encrypt") { granted(request) } else { forbidden(request) });
+    serve(&other, |request| {
+        if request.path.contains("/encrypt") { granted(request) } else { forbidden(request) }
+    });
     let (code, lines) = intruder(&[], &other);
     assert_eq!((code, lines[4]["verdict"].as_str()), (Some(1), Some("granted")));
     assert_eq!(lines[5], json!({ "outcome": "granted" }));
@@ -115,13 +125,18 @@ fn each_attack_delivers_one_whole_sign_request_and_tells_its_outcome() {
     let (_folder, socket) = folder();
     let (sender, received) = mpsc::channel();
     serve(&socket, move |request| {
-        sender.send((request.method.clone(), request.path.clone(), request.body["algo"].clone())).unwrap();
+        sender
+            .send((request.method.clone(), request.path.clone(), request.body["algo"].clone()))
+            .unwrap();
         granted(request)
     });
     for attack in [&["--pass-fd"][..], &["--exec-after-connect", program]] {
         let (code, lines) = intruder(attack, &socket);
         assert_eq!(code, Some(1), "{attack:?}: {lines:?}");
-        assert_eq!(lines, [json!({ "try": "sign", "status": 200, "message": "", "verdict": "granted" })]);
+        assert_eq!(
+            lines,
+            [json!({ "try": "sign", "status": 200, "message": "", "verdict": "granted" })]
+        );
         let (method, path, algorithm) = received.recv().unwrap();
         assert_eq!((method.as_str(), algorithm), ("POST", json!("HMACSHA256")));
         assert_eq!(path, "/modules/filter/genid/7/sign?api-version=2020-07-07");
@@ -129,7 +144,16 @@ fn each_attack_delivers_one_whole_sign_request_and_tells_its_outcome() {
 
     // Here the first process goes on as the other program, and a child tells.
     let mut child = Command::new(program)
-        .args(["--json", "--module", "filter", "--genid", "7", "--exec-after-request", program, "--socket"])
+        .args([
+            "--json",
+            "--module",
+            "filter",
+            "--genid",
+            "7",
+            "--exec-after-request",
+            program,
+            "--socket",
+        ])
         .arg(&socket)
         .stdout(Stdio::piped())
         .spawn()
@@ -204,8 +228,14 @@ fn calls_are_made_in_order_and_answered_in_a_file() {
         edgekeep_test_modules::pause(std::time::Duration::from_millis(10));
     };
     stop(&mut child);
-    assert_eq!(lines[0]["body"], json!({ "path": "/modules/filter/genid/7/sign?x=1", "given": { "a": 1 } }));
-    assert_eq!(lines[1]["error"], "cannot use the variable IOTEDGE_MANAGEMENTURI: environment variable not found");
+    assert_eq!(
+        lines[0]["body"],
+        json!({ "path": "/modules/filter/genid/7/sign?x=1", "given": { "a": 1 } })
+    );
+    assert_eq!(
+        lines[1]["error"],
+        "cannot use the variable IOTEDGE_MANAGEMENTURI: environment variable not found"
+    );
     assert!(lines[2]["error"].as_str().unwrap().contains("No such file"), "{}", lines[2]);
     assert_eq!(lines[3], json!({ "done": 3 }));
 }
@@ -216,14 +246,20 @@ fn workload(key: Key, authority: Authority) -> impl Fn(&Request) -> (u16, Value)
         ("GET", "/trust-bundle") => (200, json!({ "certificate": authority.certificate_pem() })),
         ("POST", "/modules/filter/genid/7/sign") => {
             let data = STANDARD.decode(request.body["data"].as_str().unwrap()).unwrap();
-            let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(key.expose_base64()).unwrap());
+            let key =
+                hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(key.expose_base64()).unwrap());
             (200, json!({ "digest": STANDARD.encode(hmac::sign(&key, &data)) }))
         }
         ("POST", "/modules/filter/genid/7/certificate/server") => {
-            let issued = authority.issue(&[request.body["commonName"].as_str().unwrap().to_owned()]).unwrap();
+            let issued = authority
+                .issue(&[request.body["commonName"].as_str().unwrap().to_owned()])
+                .unwrap();
             let key = json!({ "type": "key", "bytes": *issued.key_pem });
             let expiration = "2036-01-01T00:00:00+00:00";
-            (201, json!({ "privateKey": key, "certificate": issued.chain_pem, "expiration": expiration }))
+            (
+                201,
+                json!({ "privateKey": key, "certificate": issued.chain_pem, "expiration": expiration }),
+            )
         }
         _ => (404, json!({ "message": "not found" })),
     }
@@ -240,7 +276,8 @@ fn thermometer(folder: &Path, socket: &Path, simulator: &Simulator) -> Vec<Value
         .env("EDGEKEEP_DEMO_REPORT", &report)
         .spawn()
         .unwrap();
-    // The last step of a round is the message, or the signature that failed; its line is printed before it is reported.
+    // The last step of a round is the message, or the signature that failed; its line is
+    // printed before it is reported.
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
         if line.contains(" hub: ") || line.contains(" sign: failed") {
@@ -249,7 +286,9 @@ fn thermometer(folder: &Path, socket: &Path, simulator: &Simulator) -> Vec<Value
     }
     let steps = loop {
         let text = std::fs::read_to_string(&report).unwrap_or_default();
-        if text.ends_with('\n') && (text.contains("\"hub\"") || text.contains("\"sign\",\"ok\":false")) {
+        if text.ends_with('\n')
+            && (text.contains("\"hub\"") || text.contains("\"sign\",\"ok\":false"))
+        {
             break text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         }
         edgekeep_test_modules::pause(std::time::Duration::from_millis(10));
@@ -259,8 +298,10 @@ fn thermometer(folder: &Path, socket: &Path, simulator: &Simulator) -> Vec<Value
 }
 
 async fn simulator(key: &Key) -> Simulator {
-    let options =
-        SimulatorOptions { devices: vec![PresetDevice::new("press-04", key.clone())], ..SimulatorOptions::default() };
+    let options = SimulatorOptions {
+        devices: vec![PresetDevice::new("press-04", key.clone())],
+        ..SimulatorOptions::default()
+    };
     Simulator::start(options).await.unwrap()
 }
 
@@ -279,11 +320,19 @@ fn register(simulator: &Simulator, folder: &Path, device_key: &Key, key: &Key) {
     let ca = folder.join("ca.pem");
     std::fs::write(&ca, simulator.ca_pem()).unwrap();
     // A foreign client, so that not only our own code has spoken to the simulator.
-    let url = format!("{}/devices/press-04/modules/filter?api-version=2017-11-08-preview", simulator.dps_endpoint());
+    let url = format!(
+        "{}/devices/press-04/modules/filter?api-version=2017-11-08-preview",
+        simulator.dps_endpoint()
+    );
     let output = Command::new("curl")
         .args(["--silent", "--show-error", "--fail", "--request", "PUT", "--cacert"])
         .arg(&ca)
-        .args(["--header", &format!("Authorization: {token}"), "--header", "Content-Type: application/json"])
+        .args([
+            "--header",
+            &format!("Authorization: {token}"),
+            "--header",
+            "Content-Type: application/json",
+        ])
         .args(["--data", &body.to_string(), &url])
         .output()
         .unwrap();
@@ -298,8 +347,10 @@ async fn a_thermometer_gets_all_it_needs_and_its_message_is_accepted() {
     register(&simulator, folder.path(), &device_key, &key);
     serve(&socket, workload(key, Authority::new().unwrap()));
     let steps = thermometer(folder.path(), &socket, &simulator);
-    let names: Vec<_> = steps.iter().map(|step| (step["step"].as_str().unwrap(), step["ok"] == true)).collect();
-    let all = ["trust-bundle", "certificate/server", "verify chain", "sign", "hub"].map(|name| (name, true));
+    let names: Vec<_> =
+        steps.iter().map(|step| (step["step"].as_str().unwrap(), step["ok"] == true)).collect();
+    let all = ["trust-bundle", "certificate/server", "verify chain", "sign", "hub"]
+        .map(|name| (name, true));
     assert_eq!(names, all, "{steps:#?}");
     assert_eq!(simulator.state().devices["press-04"].modules["filter"].accepted_messages, 1);
 }
@@ -310,8 +361,10 @@ async fn a_thermometer_says_why_a_step_failed() {
     let (device_key, key) = (Key::new(vec![1; 32]).unwrap(), Key::new(vec![2; 32]).unwrap());
     let simulator = simulator(&device_key).await;
     register(&simulator, folder.path(), &device_key, &key);
-    // Signs with another key than the registered one, and shows a bundle that is not its certificates' issuer.
-    let (good, other) = (workload(device_key, Authority::new().unwrap()), Authority::new().unwrap());
+    // Signs with another key than the registered one, and shows a bundle that is not its
+    // certificates' issuer.
+    let (good, other) =
+        (workload(device_key, Authority::new().unwrap()), Authority::new().unwrap());
     serve(&socket, move |request| match request.method.as_str() {
         "GET" => (200, json!({ "certificate": other.certificate_pem() })),
         _ => good(request),

@@ -1,5 +1,5 @@
-//! Certificates and keys of a small plant, made by openssl, in every form that people have them in; and foreign programs that
-//! read certificates. For tests.
+//! Certificates and keys of a small plant, made by openssl, in every form that people
+//! have them in; and foreign programs that read certificates. For tests.
 #![expect(clippy::unwrap_used, reason = "a test's part says what it expects by unwrapping it")]
 
 mod forms;
@@ -12,12 +12,14 @@ pub use forms::{CertificateForm, KeyForm, Says};
 pub use readers::{count_by_openssl, count_by_python, is_strict};
 
 fn openssl(folder: &Path, line: &str) -> Vec<u8> {
-    let output = Command::new("openssl").args(line.split(' ')).current_dir(folder).output().unwrap();
+    let output =
+        Command::new("openssl").args(line.split(' ')).current_dir(folder).output().unwrap();
     assert!(output.status.success(), "openssl {line}: {}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }
 
-/// Files `root`, `ca` below it, `server` below that, and `other`, a second root: each `.pem` and `.key`, on P-256.
+/// Files `root`, `ca` below it, `server` below that, and `other`, a second root: each
+/// `.pem` and `.key`, on P-256.
 #[derive(Debug)]
 pub struct Plant {
     folder: tempfile::TempDir,
@@ -35,13 +37,23 @@ impl Plant {
         let at = folder.path();
         let new_key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
         for name in ["root", "other"] {
-            openssl(at, &format!("req -x509 {new_key} -keyout {name}.key -out {name}.pem -subj /CN={name} -days 30"));
+            openssl(
+                at,
+                &format!(
+                    "req -x509 {new_key} -keyout {name}.key -out {name}.pem -subj /CN={name} -days 30"
+                ),
+            );
         }
         std::fs::write(at.join("ca.ext"), "basicConstraints=critical,CA:true\n").unwrap();
         std::fs::write(at.join("server.ext"), "basicConstraints=CA:false\n").unwrap();
         for (name, issuer) in [("ca", "root"), ("server", "ca")] {
-            openssl(at, &format!("req -new {new_key} -keyout {name}.key -out {name}.csr -subj /CN={name}"));
-            let signer = format!("-CA {issuer}.pem -CAkey {issuer}.key -CAcreateserial -days 20 -extfile {name}.ext");
+            openssl(
+                at,
+                &format!("req -new {new_key} -keyout {name}.key -out {name}.csr -subj /CN={name}"),
+            );
+            let signer = format!(
+                "-CA {issuer}.pem -CAkey {issuer}.key -CAcreateserial -days 20 -extfile {name}.ext"
+            );
             openssl(at, &format!("x509 -req -in {name}.csr -out {name}.pem {signer}"));
         }
         Self { folder }
@@ -53,7 +65,8 @@ impl Plant {
         self.folder.path()
     }
 
-    /// The output of an openssl command, run beside the files. Words are separated by single spaces.
+    /// The output of an openssl command, run beside the files. Words are separated by
+    /// single spaces.
     ///
     /// # Panics
     /// If openssl fails.

@@ -23,7 +23,8 @@ pub fn count_by_openssl(pem: &str) -> Result<usize, String> {
     let out = with_file(pem, |file| {
         Command::new("openssl").args(["storeutl", "-noout", "-certs"]).arg(file).output().unwrap()
     })?;
-    let count = out.lines().find_map(|line| line.strip_prefix("Total found: ")?.trim().parse().ok());
+    let count =
+        out.lines().find_map(|line| line.strip_prefix("Total found: ")?.trim().parse().ok());
     count.ok_or(out)
 }
 
@@ -37,11 +38,14 @@ pub fn count_by_openssl(pem: &str) -> Result<usize, String> {
 pub fn count_by_python(pem: &str) -> Result<usize, String> {
     const LOAD: &str = "import ssl, sys\ncontext = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)\n\
                         context.load_verify_locations(cafile=sys.argv[1])\nprint(context.cert_store_stats()['x509'])";
-    let out = with_file(pem, |file| Command::new("python3").args(["-c", LOAD]).arg(file).output().unwrap())?;
+    let out = with_file(pem, |file| {
+        Command::new("python3").args(["-c", LOAD]).arg(file).output().unwrap()
+    })?;
     out.trim().parse().map_err(|_| out)
 }
 
-/// Returns true if a text is PEM of certificates as RFC 7468 writes it strictly, and nothing else.
+/// Returns true if a text is PEM of certificates as RFC 7468 writes it strictly, and
+/// nothing else.
 #[must_use]
 pub fn is_strict(pem: &str) -> bool {
     let mut is_inside = false;

@@ -1,7 +1,8 @@
-//! The unmodified device SDK for Python as a host module and in a container, from the trust bundle to a message over MQTT.
+//! The unmodified device SDK for Python as a host module and in a container, from the
+//! trust bundle to a message over MQTT.
 //!
-//! `EDGEKEEP_TEST_PYTHON` names an interpreter that has it; the container's test needs `EDGEKEEP_TEST_ENGINE` as well.
-//! Without them a test says that it is skipped.
+//! `EDGEKEEP_TEST_PYTHON` names an interpreter that has it; the container's test needs
+//! `EDGEKEEP_TEST_ENGINE` as well. Without them a test says that it is skipped.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,7 +15,8 @@ use edgekeep_sim::{MqttOptions, ServerCertificate, Simulator, SimulatorOptions};
 use edgekeep_testkit::{Device, Engine, Image, VERSION, http, wait_for};
 use serde_json::{Value, json};
 
-/// The SDK takes everything from its environment. An argument is another socket than the one that it finds there.
+/// The SDK takes everything from its environment. An argument is another socket than the
+/// one that it finds there.
 const SCRIPT: &str = r#"
 import os, sys, time
 from azure.iot.device import IoTHubModuleClient, Message
@@ -35,7 +37,8 @@ except BaseException as error:
 time.sleep(float(os.environ.get("STAY", "1000")))
 "#;
 
-/// Asks an interpreter what it is made of: its program, its library, the packages of its virtual environment.
+/// Asks an interpreter what it is made of: its program, its library, the packages of its
+/// virtual environment.
 const PARTS: &str = "
 import sys, sysconfig
 print(sys.executable, sysconfig.get_path('stdlib'), sysconfig.get_path('purelib'), sep='\\n')
@@ -54,10 +57,12 @@ const LEFT_OUT: [&str; 10] = [
     "setuptools",
     "pkg_resources",
 ];
-/// The same by how names begin: the graphics library, and what only those need who build an interpreter.
+/// The same by how names begin: the graphics library, and what only those need who build
+/// an interpreter.
 const LEFT_OUT_BY_START: [&str; 2] = ["_tkinter.", "config-"];
 
-/// Takes the file it is given apart with the reference parser of OpenMetrics, and names the families.
+/// Takes the file it is given apart with the reference parser of OpenMetrics, and names
+/// the families.
 const PARSE: &str = "
 import sys
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -73,14 +78,15 @@ fn python_or_skip() -> Option<PathBuf> {
     python
 }
 
-/// An address of a test's own: the SDK's port is fixed, and other tests may run beside this one.
+/// An address of a test's own: the SDK's port is fixed, and other tests may run beside
+/// this one.
 fn gateway(network: u8) -> Ipv4Addr {
     let [.., high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, network, high, low.max(1))
 }
 
-/// The hub of the device's own network, as edgeHub would be: with a certificate that the trust bundle verifies. Modules
-/// that are made before it are the ones that it knows.
+/// The hub of the device's own network, as edgeHub would be: with a certificate that the
+/// trust bundle verifies. Modules that are made before it are the ones that it knows.
 fn hub(device: &Device, gateway: Ipv4Addr) -> Simulator {
     wait_for("the Edge CA certificate", || device.status().edge_ca_expiration);
     let hub = device.add_caller("$edgeHub");
@@ -115,7 +121,9 @@ fn set_gateway(spec: &mut Value, gateway: Ipv4Addr) {
 }
 
 fn wait_for_report(report: &Path) -> String {
-    wait_for("the SDK to say how it went", || std::fs::read_to_string(report).ok().filter(|text| text.ends_with('\n')))
+    wait_for("the SDK to say how it went", || {
+        std::fs::read_to_string(report).ok().filter(|text| text.ends_with('\n'))
+    })
 }
 
 fn assert_accepted(hub: &Simulator, module: &str) {
@@ -149,7 +157,8 @@ fn the_unmodified_python_sdk_sends_a_message_as_a_host_module() {
     assert_eq!(wait_for_report(&report), "sent\n", "{:?}", hub.state().refusals);
     assert_accepted(&hub, "sdk");
 
-    // The same interpreter, script and environment, started by somebody else: no token, no session.
+    // The same interpreter, script and environment, started by somebody else: no token,
+    // no session.
     let report = device.root().path().join("other");
     let mut command = Command::new(&python);
     command.arg(&script).envs(variables).env("REPORT", &report).env("STAY", "0");
@@ -198,7 +207,8 @@ fn the_unmodified_python_sdk_sends_a_message_from_a_container() {
     assert_accepted(&hub, &m1);
     assert_eq!(device.status().refusals, []);
 
-    // Other modules of the same image and script that say they are m1, at their own socket and at the one of m1.
+    // Other modules of the same image and script that say they are m1, at their own
+    // socket and at the one of m1.
     for other in [&m2, &m3] {
         let _ = device.create_identity(other);
     }
@@ -215,12 +225,19 @@ fn image(engine: &Engine, python: &Path) -> Image {
     let output = Command::new(python).args(["-I", "-c", PARTS]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8(output.stdout).unwrap();
-    let [program, library, packages] = said.lines().map(PathBuf::from).collect::<Vec<_>>().try_into().unwrap();
+    let [program, library, packages] =
+        said.lines().map(PathBuf::from).collect::<Vec<_>>().try_into().unwrap();
     let mut files = vec![program.canonicalize().unwrap()];
     add_files(&library, &mut files);
     add_files(&packages, &mut files);
     // It says where the interpreter is that the environment was made of.
-    files.extend(program.ancestors().nth(2).map(|folder| folder.join("pyvenv.cfg")).filter(|file| file.exists()));
+    files.extend(
+        program
+            .ancestors()
+            .nth(2)
+            .map(|folder| folder.join("pyvenv.cfg"))
+            .filter(|file| file.exists()),
+    );
     engine.import_in_place(&files, &program)
 }
 
@@ -257,12 +274,15 @@ fn the_reference_parser_takes_the_metrics_of_every_daemon() {
     ] {
         // Twice: the first answer is in the second.
         for _ in 0..2 {
-            let answer = http::call(&device.root().metrics_socket(daemon), "GET", "/metrics", None).unwrap();
+            let answer =
+                http::call(&device.root().metrics_socket(daemon), "GET", "/metrics", None).unwrap();
             let _ = answer.expect(200);
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), &answer.body).unwrap();
-            let output = Command::new(&python).args(["-c", PARSE]).arg(file.path()).output().unwrap();
-            let (families, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            let output =
+                Command::new(&python).args(["-c", PARSE]).arg(file.path()).output().unwrap();
+            let (families, error) =
+                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             assert!(output.status.success(), "{error}\n{}", answer.text());
             assert!(families.lines().any(|line| line == expected), "{families}");
             assert!(families.lines().any(|line| line == "info edgekeep_build"), "{families}");

@@ -57,7 +57,8 @@ impl Builder {
         }
     }
 
-    /// The reference agent takes the place of the one that the test speaks through; `manifest` is its deployment.
+    /// The reference agent takes the place of the one that the test speaks through;
+    /// `manifest` is its deployment.
     #[must_use]
     pub fn reference_agent(mut self, manifest: &Value) -> Self {
         self.agent = Agent::Reference(manifest.clone());
@@ -71,21 +72,24 @@ impl Builder {
         self
     }
 
-    /// A container of `image`, which runs `calls`, takes the place of the host's program as the agent.
+    /// A container of `image`, which runs `calls`, takes the place of the host's program
+    /// as the agent.
     #[must_use]
     pub fn container_agent(mut self, image: &str) -> Self {
         self.agent = Agent::Container(image.to_owned());
         self
     }
 
-    /// The container engine behind `uri`. Containers and the network, which is the test's own, are removed with the device.
+    /// The container engine behind `uri`. Containers and the network, which is the test's
+    /// own, are removed with the device.
     #[must_use]
     pub fn engine(mut self, engine: &Engine, uri: &str) -> Self {
         self.engine = Some(engine.clone());
         self.tables(&format!("[moby_runtime]\nuri = \"{uri}\"\nnetwork = \"{}\"", engine.network()))
     }
 
-    /// As [`Self::engine`] at the engine's own socket; `network` is what `[moby_runtime.network]` says beside the name.
+    /// As [`Self::engine`] at the engine's own socket; `network` is what
+    /// `[moby_runtime.network]` says beside the name.
     #[must_use]
     pub fn engine_with_network(mut self, engine: &Engine, network: &str) -> Self {
         self.engine = Some(engine.clone());
@@ -117,7 +121,8 @@ impl Builder {
         self
     }
 
-    /// Host modules without `user`, the agent among them, get users of their own out of these ids. Takes root.
+    /// Host modules without `user`, the agent among them, get users of their own out of
+    /// these ids. Takes root.
     #[must_use]
     pub fn own_users(mut self, ids: &str) -> Self {
         self.own_users = true;
@@ -138,16 +143,20 @@ impl Builder {
         self
     }
 
-    /// Starts the device and waits until its daemons answer. The agent may still be starting.
+    /// Starts the device and waits until its daemons answer. The agent may still be
+    /// starting.
     ///
     /// # Panics
-    /// A program is not built, the configuration is refused, or a daemon does not answer in time.
+    /// A program is not built, the configuration is refused, or a daemon does not answer
+    /// in time.
     #[must_use]
     pub fn start(self) -> Device {
         // Short: the path of a socket has at most 107 bytes.
-        let folder = tempfile::Builder::new().prefix("ek-").tempdir_in("/tmp").expect("/tmp can be written");
+        let folder =
+            tempfile::Builder::new().prefix("ek-").tempdir_in("/tmp").expect("/tmp can be written");
         // Other users take part in some tests, and modules' sockets are for them as well.
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("own folder");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))
+            .expect("own folder");
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -158,7 +167,8 @@ impl Builder {
             enrolments: vec![Enrolment::new(DEVICE_ID, key.clone())],
             ..SimulatorOptions::default()
         };
-        let cloud = runtime.block_on(Simulator::start(options)).expect("the simulated cloud starts");
+        let cloud =
+            runtime.block_on(Simulator::start(options)).expect("the simulated cloud starts");
         cloud.faults(self.faults.clone()).expect("faults within bounds");
         let ca = folder.path().join("cloud.pem");
         std::fs::write(&ca, cloud.ca_pem()).expect("own folder");
@@ -182,7 +192,14 @@ impl Builder {
         device
     }
 
-    fn config(&self, cloud: &Simulator, ca: &Path, key: &Key, caller: Option<&Caller>, folder: &Path) -> String {
+    fn config(
+        &self,
+        cloud: &Simulator,
+        ca: &Path,
+        key: &Key,
+        caller: Option<&Caller>,
+        folder: &Path,
+    ) -> String {
         let mut programs = self.programs.clone();
         programs.entry("calls".to_owned()).or_insert_with(|| program("calls"));
         let mut text = format!(
@@ -195,7 +212,10 @@ impl Builder {
             ca = ca.display(),
         );
         let mut process_agent = |image: &str, env: &[(String, String)]| {
-            let _ = writeln!(text, "[agent]\ntype = \"process\"\n[agent.config]\nimage = \"{image}\"\n[agent.env]");
+            let _ = writeln!(
+                text,
+                "[agent]\ntype = \"process\"\n[agent.config]\nimage = \"{image}\"\n[agent.env]"
+            );
             for (name, value) in env {
                 let _ = writeln!(text, "{name} = {value:?}");
             }
@@ -230,7 +250,10 @@ impl Builder {
         }
         for (image, path) in &programs {
             let sha256 = sha256_of(path);
-            let _ = writeln!(text, "[host_modules.{image:?}]\nexecutable = {path:?}\nsha256 = {sha256:?}");
+            let _ = writeln!(
+                text,
+                "[host_modules.{image:?}]\nexecutable = {path:?}\nsha256 = {sha256:?}"
+            );
         }
         text.push_str(&self.tables.replace("{root}", &folder.display().to_string()));
         text

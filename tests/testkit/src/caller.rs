@@ -15,7 +15,8 @@ use crate::http::Answer;
 /// How long a call may take, the module's start included.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The test's end of the program `calls`: it writes calls into one FIFO and reads answers from another.
+/// The test's end of the program `calls`: it writes calls into one FIFO and reads answers
+/// from another.
 #[derive(Debug)]
 pub struct Caller {
     module: String,
@@ -31,7 +32,8 @@ struct Line {
 }
 
 impl Caller {
-    /// Makes the FIFOs in a folder of their own. The module is started with [`Self::environment`].
+    /// Makes the FIFOs in a folder of their own. The module is started with
+    /// [`Self::environment`].
     ///
     /// # Panics
     /// They cannot be made.
@@ -46,8 +48,11 @@ impl Caller {
             path
         };
         let (calls, answers) = (fifo("calls"), fifo("answers"));
-        // Open for both directions, so that neither opening waits and no end is seen when the module ends.
-        let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path).expect("a FIFO can be opened");
+        // Open for both directions, so that neither opening waits and no end is seen when
+        // the module ends.
+        let open = |path: &Path| {
+            OpenOptions::new().read(true).write(true).open(path).expect("a FIFO can be opened")
+        };
         let (sender, receiver) = channel();
         let reader = BufReader::new(open(&answers));
         let line = Line { calls: open(&calls), answers: receiver };
@@ -92,20 +97,27 @@ impl Caller {
             .map(|(name, file)| (name.to_owned(), format!("{place}/{file}")))
     }
 
-    /// A call over the module's workload socket. `{m}` and `{g}` in `target` stand for its id and generation.
+    /// A call over the module's workload socket. `{m}` and `{g}` in `target` stand for
+    /// its id and generation.
     ///
     /// # Panics
     /// There is no HTTP answer.
     #[track_caller]
     pub fn call(&self, method: &str, target: &str, body: Option<Value>) -> Answer {
-        self.send(json!({ "method": method, "path": target }), body).unwrap_or_else(|error| panic!("{error}"))
+        self.send(json!({ "method": method, "path": target }), body)
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// As [`Self::call`], where there may be no answer.
     ///
     /// # Errors
     /// There is no HTTP answer.
-    pub fn try_call(&self, method: &str, target: &str, body: Option<Value>) -> Result<Answer, String> {
+    pub fn try_call(
+        &self,
+        method: &str,
+        target: &str,
+        body: Option<Value>,
+    ) -> Result<Answer, String> {
         self.send(json!({ "method": method, "path": target }), body)
     }
 
@@ -123,7 +135,13 @@ impl Caller {
     ///
     /// # Errors
     /// There is no HTTP answer.
-    pub fn call_at(&self, socket: &Path, method: &str, target: &str, body: Option<Value>) -> Result<Answer, String> {
+    pub fn call_at(
+        &self,
+        socket: &Path,
+        method: &str,
+        target: &str,
+        body: Option<Value>,
+    ) -> Result<Answer, String> {
         self.send(json!({ "method": method, "path": target, "socket": socket }), body)
     }
 
@@ -133,7 +151,9 @@ impl Caller {
     /// It does not answer.
     #[track_caller]
     pub fn report(&self, paths: &[&Path]) -> Value {
-        self.send(json!({ "report": paths }), None).unwrap_or_else(|error| panic!("{error}")).expect(200)
+        self.send(json!({ "report": paths }), None)
+            .unwrap_or_else(|error| panic!("{error}"))
+            .expect(200)
     }
 
     /// Lets a module of another user read its calls and write its answers.
@@ -152,7 +172,8 @@ impl Caller {
     /// They are gone.
     pub fn open_to_all(&self) {
         for path in [&self.calls, &self.answers] {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).expect("own files");
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
+                .expect("own files");
         }
     }
 
@@ -168,7 +189,11 @@ impl Caller {
     /// As [`Self::sign`]; `None` while nobody serves the module.
     #[must_use]
     pub fn try_signed(&self) -> Option<Answer> {
-        let answer = self.try_call("POST", "/modules/{m}/genid/{g}/sign?api-version=2020-07-07", Some(sign_body()));
+        let answer = self.try_call(
+            "POST",
+            "/modules/{m}/genid/{g}/sign?api-version=2020-07-07",
+            Some(sign_body()),
+        );
         answer.ok().filter(|answer| answer.status == 200)
     }
 
@@ -180,7 +205,10 @@ impl Caller {
         line.calls.write_all(format!("{call}\n").as_bytes()).expect("a FIFO can be written");
         match line.answers.recv_timeout(PATIENCE) {
             Ok(answer) => {
-                match (answer["status"].as_u64().and_then(|status| u16::try_from(status).ok()), &answer["error"]) {
+                match (
+                    answer["status"].as_u64().and_then(|status| u16::try_from(status).ok()),
+                    &answer["error"],
+                ) {
                     (Some(status), _) => {
                         let body = match &answer["body"] {
                             Value::String(text) => text.clone().into_bytes(),

@@ -1,10 +1,11 @@
-//! Compatible services, as published: keys, certificates and identities, with none of this repository's
-//! extensions.
+//! Compatible services, as published: keys, certificates and identities, with none of
+//! this repository's extensions.
 //!
-//! Shapes, statuses and texts are those of the published interfaces and of the wire facts (1.5, 5.2 to 5.6,
-//! 6.3); they were written from these, not recorded from running services. What a caller sends beyond
-//! the published interface is ignored, as existing services do. Keys and certificates are openssl's, so that
-//! what is signed and issued here owes nothing to this repository.
+//! Shapes, statuses and texts are those of the published interfaces and of the wire facts
+//! (1.5, 5.2 to 5.6, 6.3); they were written from these, not recorded from running
+//! services. What a caller sends beyond the published interface is ignored, as existing
+//! services do. Keys and certificates are openssl's, so that what is signed and issued
+//! here owes nothing to this repository.
 
 mod certificates;
 mod identities;
@@ -56,7 +57,8 @@ pub struct Call {
 /// Behaviour that a test chooses.
 #[derive(Debug, Clone, Default)]
 pub struct Behaviour {
-    /// The hub cannot be reached: the identity service answers 404 for what it has to ask for.
+    /// The hub cannot be reached: the identity service answers 404 for what it has to ask
+    /// for.
     pub hub_is_away: bool,
     /// Kind of a key pair that is made: EC if absent or false.
     pub rsa_keys: bool,
@@ -96,7 +98,8 @@ impl Services {
 }
 
 impl Compatible {
-    /// Starts the services at the sockets of the device below `root`, where nobody else listens.
+    /// Starts the services at the sockets of the device below `root`, where nobody else
+    /// listens.
     ///
     /// # Panics
     /// A socket cannot be bound.
@@ -168,7 +171,8 @@ impl Compatible {
         self.state.state().modules.insert(module.to_owned(), generation.to_owned());
     }
 
-    /// Makes all handles void, as a keys service does that was given another store, and keeps the keys.
+    /// Makes all handles void, as a keys service does that was given another store, and
+    /// keeps the keys.
     pub fn forget_handles(&self) {
         self.state.state().generation += 1;
     }
@@ -208,7 +212,8 @@ impl Asked {
     /// A member in base64.
     pub(crate) fn bytes(&self, pointer: &str) -> Result<Vec<u8>, Refused> {
         let text = self.body.pointer(pointer).and_then(Value::as_str);
-        text.and_then(|text| STANDARD.decode(text).ok()).ok_or_else(|| refused(422, &format!("no base64 at {pointer}")))
+        text.and_then(|text| STANDARD.decode(text).ok())
+            .ok_or_else(|| refused(422, &format!("no base64 at {pointer}")))
     }
 }
 
@@ -264,8 +269,18 @@ impl Remembered {
     fn with(self, services: &Services, asked: Asked, reply: Reply) -> Response {
         let (status, answer) = reply.unwrap_or_else(|refused| refused);
         let Self { route, version } = self;
-        services.state().calls.push(Call { route, segment: asked.segment, body: asked.body, version, status });
+        services.state().calls.push(Call {
+            route,
+            segment: asked.segment,
+            body: asked.body,
+            version,
+            status,
+        });
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        if status == StatusCode::NO_CONTENT { Response::no_content() } else { Response::json(status, &answer) }
+        if status == StatusCode::NO_CONTENT {
+            Response::no_content()
+        } else {
+            Response::json(status, &answer)
+        }
     }
 }

@@ -40,8 +40,9 @@ pub struct Device {
 }
 
 impl Device {
-    /// What a device is made of by default: assigned by the provisioning service, no container engine, and as its agent
-    /// the program `calls`, so that the test makes the agent's calls.
+    /// What a device is made of by default: assigned by the provisioning service, no
+    /// container engine, and as its agent the program `calls`, so that the test makes the
+    /// agent's calls.
     #[must_use]
     pub fn builder() -> Builder {
         Builder::new()
@@ -135,7 +136,9 @@ impl Device {
             snapshot,
             ..SimulatorOptions::default()
         };
-        self.cloud = Some(self.runtime.block_on(Simulator::start(options)).expect("the simulated cloud starts"));
+        self.cloud = Some(
+            self.runtime.block_on(Simulator::start(options)).expect("the simulated cloud starts"),
+        );
     }
 
     /// The workload socket of a module.
@@ -179,12 +182,15 @@ impl Device {
     /// # Panics
     /// One does not answer in time.
     pub fn start_daemons(&mut self) {
-        let missing: Vec<Daemon> =
-            Daemon::ALL.into_iter().filter(|daemon| !self.daemons.contains_key(daemon.name())).collect();
+        let missing: Vec<Daemon> = Daemon::ALL
+            .into_iter()
+            .filter(|daemon| !self.daemons.contains_key(daemon.name()))
+            .collect();
         // At once, as a service manager would: none may need another to be up.
         for daemon in &missing {
             let log = self.logs.join(daemon.name());
-            self.daemons.insert(daemon.name(), Process::start(*daemon, &self.root, log, &self.variables));
+            self.daemons
+                .insert(daemon.name(), Process::start(*daemon, &self.root, log, &self.variables));
         }
         for daemon in missing {
             let process = self.daemons.get_mut(daemon.name()).expect("just started");
@@ -243,7 +249,8 @@ impl Device {
     #[track_caller]
     #[must_use]
     pub fn ask(&self, method: &str, target: &str, body: Option<&Value>) -> Answer {
-        http::call(&self.root.management_socket(), method, target, body).unwrap_or_else(|error| panic!("{error}"))
+        http::call(&self.root.management_socket(), method, target, body)
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// `GET /status`.
@@ -256,7 +263,8 @@ impl Device {
         serde_json::from_value(answer).expect("the status is of its type")
     }
 
-    /// Asserts that the caller was refused without detail, and that the newest refusal in the status has the reason.
+    /// Asserts that the caller was refused without detail, and that the newest refusal in
+    /// the status has the reason.
     ///
     /// # Panics
     /// It is otherwise.
@@ -293,7 +301,8 @@ impl Device {
     #[must_use]
     pub fn create_identity(&self, module: &str) -> String {
         let body = json!({ "moduleId": module });
-        let identity = self.agent().manage("POST", &format!("/identities/?{VERSION}"), Some(body)).expect(200);
+        let identity =
+            self.agent().manage("POST", &format!("/identities/?{VERSION}"), Some(body)).expect(200);
         identity["generationId"].as_str().expect("a generation").to_owned()
     }
 
@@ -312,7 +321,10 @@ impl Device {
     pub fn create_and_start(&self, spec: Value) {
         let module = spec["name"].as_str().expect("a name").to_owned();
         let _ = self.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(201);
-        let _ = self.agent().manage("POST", &format!("/modules/{module}/start?{VERSION}"), None).expect(204);
+        let _ = self
+            .agent()
+            .manage("POST", &format!("/modules/{module}/start?{VERSION}"), None)
+            .expect(204);
     }
 
     /// A module that the test speaks through, with an identity of its own.
@@ -325,7 +337,8 @@ impl Device {
         self.add_caller_as(module, "calls", None)
     }
 
-    /// As [`Self::add_caller`], of another name in `[host_modules]` and perhaps of another user.
+    /// As [`Self::add_caller`], of another name in `[host_modules]` and perhaps of
+    /// another user.
     ///
     /// # Panics
     /// The agent is refused, or the module cannot be started.
@@ -346,7 +359,8 @@ impl Device {
         caller
     }
 
-    /// The specification of a container module that the test speaks through, and the test's end of it.
+    /// The specification of a container module that the test speaks through, and the
+    /// test's end of it.
     ///
     /// # Panics
     /// The agent is refused.
@@ -371,7 +385,8 @@ impl Device {
         spec["type"] = json!("docker");
         spec["imagePullPolicy"] = json!("Never");
         // Nothing of the tests needs a network.
-        spec["config"]["settings"]["createOptions"] = json!({ "HostConfig": { "NetworkMode": "none" } });
+        spec["config"]["settings"]["createOptions"] =
+            json!({ "HostConfig": { "NetworkMode": "none" } });
         self.remember_container(module);
         spec
     }
@@ -382,7 +397,8 @@ impl Device {
     }
 }
 
-/// The specification of a host module of the device at `root`, with the environment that agents give modules.
+/// The specification of a host module of the device at `root`, with the environment that
+/// agents give modules.
 #[must_use]
 pub fn module_spec(root: &Root, hub: &str, module: &str, image: &str, generation: &str) -> Value {
     // System modules are called without their `$` everywhere but at the hub.
@@ -418,7 +434,8 @@ impl Drop for Device {
         if std::thread::panicking() {
             for daemon in Daemon::ALL {
                 let ended = self.daemons.get_mut(daemon.name()).and_then(Process::ended);
-                let state = ended.map_or_else(String::new, |status| format!(", ended with {status}"));
+                let state =
+                    ended.map_or_else(String::new, |status| format!(", ended with {status}"));
                 let log = tail(&self.logs.join(daemon.name()), 60);
                 eprintln!("--- {}{state} ---\n{log}", daemon.name());
             }
@@ -430,7 +447,9 @@ impl Drop for Device {
             }
         }
         if let Some(engine) = &self.engine {
-            let containers = std::mem::take(&mut *self.containers.lock().unwrap_or_else(PoisonError::into_inner));
+            let containers = std::mem::take(
+                &mut *self.containers.lock().unwrap_or_else(PoisonError::into_inner),
+            );
             let mut arguments = vec!["rm", "-f"];
             arguments.extend(containers.iter().map(String::as_str));
             let _ = engine.docker(&arguments);

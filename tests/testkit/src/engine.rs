@@ -52,7 +52,8 @@ impl Engine {
         &self.uri
     }
 
-    /// Name of a network for this test alone: two devices that make one network at the same time make two of one name.
+    /// Name of a network for this test alone: two devices that make one network at the
+    /// same time make two of one name.
     #[must_use]
     pub fn network(&self) -> String {
         format!("edgekeep-test-{}-{}", std::process::id(), self.number)
@@ -85,12 +86,16 @@ impl Engine {
     #[must_use]
     pub fn says(&self, arguments: &[&str]) -> String {
         let output = self.docker(arguments);
-        assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "docker {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// A process in a container with this program as its first argument, by its pid on the host. Engines differ in which
-    /// pids their own lists show.
+    /// A process in a container with this program as its first argument, by its pid on
+    /// the host. Engines differ in which pids their own lists show.
     ///
     /// # Panics
     /// There is no such container.
@@ -98,8 +103,10 @@ impl Engine {
     pub fn process_in(&self, container: &str, program: &str) -> Option<u32> {
         let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let wanted = namespace(&self.says(&["inspect", "-f", "{{.State.Pid}}", container]))?;
-        let mut pids =
-            std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut pids = std::fs::read_dir("/proc")
+            .ok()?
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
         let runs = |pid: &str| {
             let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             arguments.split(|byte| *byte == 0).next() == Some(program.as_bytes())
@@ -107,9 +114,10 @@ impl Engine {
         pids.find(|pid| runs(pid) && namespace(pid).as_ref() == Some(&wanted))?.parse().ok()
     }
 
-    /// What the intruder says, with `--json`, that a shell starts which the engine's `exec` brings into a caller's
-    /// container. The script has it say that into `/calls/said`, for Podman at times loses what an exec says, or tells
-    /// another exit code.
+    /// What the intruder says, with `--json`, that a shell starts which the engine's
+    /// `exec` brings into a caller's container. The script has it say that into
+    /// `/calls/said`, for Podman at times loses what an exec says, or tells another exit
+    /// code.
     ///
     /// # Panics
     /// It does not come to its end.
@@ -129,8 +137,8 @@ impl Engine {
         format!("ek{}-{}-{name}", std::process::id(), self.number)
     }
 
-    /// An image with these programs and their libraries in `/bin`; the first is what it runs. `mark` makes its content
-    /// its own.
+    /// An image with these programs and their libraries in `/bin`; the first is what it
+    /// runs. `mark` makes its content its own.
     ///
     /// # Panics
     /// It cannot be made.
@@ -141,19 +149,28 @@ impl Engine {
         image
     }
 
-    /// An image with these files of the host, and the libraries that they and `entry` need, all where the host has them.
-    /// Symbolic links become what they point to. It runs `entry`.
+    /// An image with these files of the host, and the libraries that they and `entry`
+    /// need, all where the host has them. Symbolic links become what they point to. It
+    /// runs `entry`.
     ///
     /// # Panics
     /// It cannot be made.
     #[must_use]
     pub fn import_in_place(&self, files: &[PathBuf], entry: &Path) -> Image {
         let image = self.new_image();
-        let shared = files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "so"));
+        let shared =
+            files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "so"));
         let libraries = libraries(shared.map(PathBuf::as_path).chain([entry]));
         let mut list = Vec::new();
-        for file in files.iter().map(PathBuf::as_path).chain([entry]).chain(libraries.iter().map(PathBuf::as_path)) {
-            list.extend_from_slice(file.strip_prefix("/").expect("absolute").as_os_str().as_bytes());
+        for file in files
+            .iter()
+            .map(PathBuf::as_path)
+            .chain([entry])
+            .chain(libraries.iter().map(PathBuf::as_path))
+        {
+            list.extend_from_slice(
+                file.strip_prefix("/").expect("absolute").as_os_str().as_bytes(),
+            );
             list.push(0);
         }
         let names = tempfile::NamedTempFile::new().expect("a temporary file can be made");
@@ -177,7 +194,10 @@ impl Engine {
     /// An image of this test's own that is still to be made.
     fn new_image(&self) -> Image {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        Image { engine: self.clone(), name: format!("edgekeep-suite-{}:{number}", std::process::id()) }
+        Image {
+            engine: self.clone(),
+            name: format!("edgekeep-suite-{}:{number}", std::process::id()),
+        }
     }
 
     /// Makes an image of what `tar` is told to pack.
@@ -234,7 +254,8 @@ impl Drop for Image {
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to.parent().expect("in a folder")).expect("own folder");
-    std::fs::copy(from, to).unwrap_or_else(|error| panic!("cannot copy {}: {error}", from.display()));
+    std::fs::copy(from, to)
+        .unwrap_or_else(|error| panic!("cannot copy {}: {error}", from.display()));
 }
 
 /// The loader and the libraries that programs, and libraries themselves, are linked to.
@@ -242,7 +263,8 @@ fn libraries(linked: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Vec<PathBuf
     let output = Command::new("ldd").args(linked).output().expect("ldd is installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     // Of several files each has its own name and a colon before its list.
-    let listed = text.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
+    let listed =
+        text.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
     // Most need the same ones.
     listed.map(PathBuf::from).collect::<BTreeSet<_>>().into_iter().collect()
 }

@@ -1,4 +1,5 @@
-//! What stands between a daemon and its container engine, so that the engine can be away, hang, or answer badly.
+//! What stands between a daemon and its container engine, so that the engine can be away,
+//! hang, or answer badly.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
@@ -47,7 +48,8 @@ impl EngineProxy {
     /// The socket cannot be made.
     #[must_use]
     pub fn new(path: PathBuf, engine: PathBuf) -> Self {
-        let shared = Shared { engine, fault: Mutex::new(EngineFault::None), open: Mutex::default() };
+        let shared =
+            Shared { engine, fault: Mutex::new(EngineFault::None), open: Mutex::default() };
         let proxy = Self { path, shared: Arc::new(shared) };
         proxy.listen();
         proxy
@@ -59,7 +61,8 @@ impl EngineProxy {
         format!("unix://{}", self.path.display())
     }
 
-    /// From now on the engine behaves so. Connections that are open end, but for a hanging engine: there they stay, silent.
+    /// From now on the engine behaves so. Connections that are open end, but for a
+    /// hanging engine: there they stay, silent.
     ///
     /// # Panics
     /// The socket cannot be made again.
@@ -119,7 +122,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn serve(mut client: UnixStream, shared: &Shared) -> io::Result<()> {
-    const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const HEAD: &[u8] =
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
     client.set_nonblocking(false)?;
     lock(&shared.open).push(client.try_clone()?);
     let fault = *lock(&shared.fault);
@@ -154,7 +158,9 @@ fn pass(mut client: UnixStream, shared: &Shared, fault: EngineFault) -> io::Resu
     if fault == EngineFault::PullsFillTheDisk && first[..read].starts_with(b"POST /images/create") {
         let progress = b"{\"status\":\"Pulling fs layer\"}\r\n{\"errorDetail\":{\"message\":\"write \
                          /var/lib/docker/tmp/layer: no space left on device\"},\"error\":\"no space left on device\"}\r\n";
-        client.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n")?;
+        client.write_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n",
+        )?;
         client.write_all(progress)?;
         return client.shutdown(Shutdown::Both);
     }

@@ -1,4 +1,5 @@
-//! One HTTP/1.1 request over a Unix socket, blocking, with every byte under the caller's control.
+//! One HTTP/1.1 request over a Unix socket, blocking, with every byte under the caller's
+//! control.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
@@ -42,9 +43,15 @@ impl Answer {
     #[must_use]
     pub fn message(&self) -> String {
         let json = self.json();
-        let message =
-            json.as_object().filter(|members| members.len() == 1).and_then(|members| members["message"].as_str());
-        message.unwrap_or_else(|| panic!("status {} without an error body: {}", self.status, self.text())).to_owned()
+        let message = json
+            .as_object()
+            .filter(|members| members.len() == 1)
+            .and_then(|members| members["message"].as_str());
+        message
+            .unwrap_or_else(|| {
+                panic!("status {} without an error body: {}", self.status, self.text())
+            })
+            .to_owned()
     }
 
     /// The body of an answer that must have `status`.
@@ -76,15 +83,23 @@ impl Answer {
 /// The socket cannot be reached, or what came is no HTTP answer.
 pub fn call(socket: &Path, method: &str, target: &str, body: Option<&Value>) -> io::Result<Answer> {
     let body = body.map(Value::to_string);
-    let headers: &[(&str, &str)] = if body.is_some() { &[("Content-Type", "application/json")] } else { &[] };
+    let headers: &[(&str, &str)] =
+        if body.is_some() { &[("Content-Type", "application/json")] } else { &[] };
     http(socket, method, target, headers, body.as_deref().unwrap_or_default().as_bytes())
 }
 
-/// Sends one request and reads the answer. `Content-Length` is added when there is a body.
+/// Sends one request and reads the answer. `Content-Length` is added when there is a
+/// body.
 ///
 /// # Errors
 /// The socket cannot be reached, or what came is no HTTP answer.
-pub fn http(socket: &Path, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Answer> {
+pub fn http(
+    socket: &Path,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<Answer> {
     let mut stream = connect(socket)?;
     stream.write_all(&request(method, target, headers, body))?;
     read_answer(&mut stream)
@@ -104,7 +119,8 @@ pub fn connect(socket: &Path) -> io::Result<UnixStream> {
 /// The bytes of a request after whose answer the connection is closed.
 #[must_use]
 pub fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let mut text = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+    let mut text =
+        format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -131,8 +147,12 @@ pub fn read_answer(stream: &mut UnixStream) -> io::Result<Answer> {
     if bytes.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed without an answer"));
     }
-    let odd =
-        || io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP answer: {}", String::from_utf8_lossy(&bytes)));
+    let odd = || {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("no HTTP answer: {}", String::from_utf8_lossy(&bytes)),
+        )
+    };
     parse(&bytes).ok_or_else(odd)
 }
 
@@ -143,11 +163,16 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
     let mut lines = head.split("\r\n");
     let status = lines.next()?.strip_prefix("HTTP/1.1 ")?.split(' ').next()?.parse().ok()?;
     let headers: BTreeMap<String, String> = lines
-        .map(|line| line.split_once(':').map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())))
+        .map(|line| {
+            line.split_once(':')
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        })
         .collect::<Option<_>>()?;
     let body = match headers.get("content-length") {
         Some(length) => body.get(..length.parse().ok()?)?.to_vec(),
-        None if headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") => unchunk(body)?,
+        None if headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") => {
+            unchunk(body)?
+        }
         None => body.to_vec(),
     };
     Some(Answer { status, headers, body })

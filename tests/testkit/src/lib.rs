@@ -1,9 +1,10 @@
-//! A whole device for tests: the real daemons as processes, a simulated cloud in this process, modules that make the calls
-//! that a test tells them to.
+//! A whole device for tests: the real daemons as processes, a simulated cloud in this
+//! process, modules that make the calls that a test tells them to.
 //!
-//! Everything lies in one temporary folder with a short path. A [`Device`] ends all that it started when it is dropped, and
-//! only that; if the test panics, it prints the daemons' logs first. What a test kit cannot go on without is a panic that
-//! names the remedy.
+//! Everything lies in one temporary folder with a short path. A [`Device`] ends all that
+//! it started when it is dropped, and only that; if the test panics, it prints the
+//! daemons' logs first. What a test kit cannot go on without is a panic that names the
+//! remedy.
 #![forbid(unsafe_code)]
 
 mod builder;

@@ -10,8 +10,8 @@ use crate::engine::Engine;
 use crate::http;
 use crate::wait::wait_for;
 
-/// A `dockerd` with folders and a socket of its own, and no network: it shares nothing with another engine. It ends with
-/// its containers when this is dropped.
+/// A `dockerd` with folders and a socket of its own, and no network: it shares nothing
+/// with another engine. It ends with its containers when this is dropped.
 #[derive(Debug)]
 pub struct PrivateEngine {
     folder: tempfile::TempDir,
@@ -20,27 +20,35 @@ pub struct PrivateEngine {
 }
 
 impl PrivateEngine {
-    /// One that runs; without root or `dockerd` it is said that the test is skipped. With `live_restore` containers go on
-    /// while it is away. With `disk` its images lie on a file system of so many MiB.
+    /// One that runs; without root or `dockerd` it is said that the test is skipped. With
+    /// `live_restore` containers go on while it is away. With `disk` its images lie on a
+    /// file system of so many MiB.
     ///
     /// # Panics
     /// It does not start.
     #[must_use]
     pub fn or_skip(live_restore: bool, disk: Option<u32>) -> Option<Self> {
-        let installed =
-            ["/usr/sbin", "/usr/bin", "/usr/local/bin"].iter().any(|place| Path::new(place).join("dockerd").exists());
+        let installed = ["/usr/sbin", "/usr/bin", "/usr/local/bin"]
+            .iter()
+            .any(|place| Path::new(place).join("dockerd").exists());
         if !rustix::process::geteuid().is_root() || !installed {
             eprintln!("skipped: needs root and dockerd (apt-get install docker.io)");
             return None;
         }
-        let folder = tempfile::Builder::new().prefix("ek-dk-").tempdir_in("/tmp").expect("/tmp can be written");
+        let folder = tempfile::Builder::new()
+            .prefix("ek-dk-")
+            .tempdir_in("/tmp")
+            .expect("/tmp can be written");
         std::fs::create_dir(folder.path().join("data")).expect("own folder");
         std::fs::write(folder.path().join("daemon.json"), "{}").expect("own folder");
         let mut engine = Self { folder, live_restore, child: None };
         if let Some(size) = disk {
             let mut mount = Command::new("mount");
             mount.args(["-t", "tmpfs", "-o", &format!("size={size}m"), "tmpfs"]).arg(engine.data());
-            assert!(mount.status().expect("mount is installed").success(), "a small disk can be mounted");
+            assert!(
+                mount.status().expect("mount is installed").success(),
+                "a small disk can be mounted"
+            );
         }
         engine.start();
         Some(engine)
@@ -61,10 +69,22 @@ impl PrivateEngine {
         let log = File::options().create(true).append(true).open(path("log")).expect("own folder");
         // A test that is killed takes it along.
         let mut dockerd = Command::new("setpriv");
-        dockerd.args(["--pdeathsig", "TERM", "--", "dockerd", "--config-file"]).arg(path("daemon.json"));
+        dockerd
+            .args(["--pdeathsig", "TERM", "--", "dockerd", "--config-file"])
+            .arg(path("daemon.json"));
         dockerd.arg("--data-root").arg(self.data()).arg("--exec-root").arg(path("exec"));
-        dockerd.arg("--pidfile").arg(path("pid")).arg("--host").arg(format!("unix://{}", self.socket().display()));
-        dockerd.args(["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
+        dockerd
+            .arg("--pidfile")
+            .arg(path("pid"))
+            .arg("--host")
+            .arg(format!("unix://{}", self.socket().display()));
+        dockerd.args([
+            "--bridge",
+            "none",
+            "--iptables=false",
+            "--ip6tables=false",
+            "--ip-forward=false",
+        ]);
         dockerd.args(self.live_restore.then_some("--live-restore")).args(["--log-level", "warn"]);
         dockerd.stdin(Stdio::null()).stdout(log.try_clone().expect("own file")).stderr(log);
         let mut child = dockerd.spawn().expect("setpriv is installed");
@@ -74,17 +94,21 @@ impl PrivateEngine {
                 let log = std::fs::read_to_string(path("log")).unwrap_or_default();
                 panic!("dockerd ended ({status}):\n{log}");
             }
-            http::call(&socket, "GET", "/_ping", None).is_ok_and(|answer| answer.status == 200).then_some(())
+            http::call(&socket, "GET", "/_ping", None)
+                .is_ok_and(|answer| answer.status == 200)
+                .then_some(())
         });
         self.child = Some(child);
     }
 
-    /// Ends it, and the containerd that it started, as a crash would. Its containers stay.
+    /// Ends it, and the containerd that it started, as a crash would. Its containers
+    /// stay.
     pub fn kill(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         let _ = child.kill();
         let _ = child.wait();
-        // A new one would take a containerd that is about to end, or that nobody has waited for, for one that lives.
+        // A new one would take a containerd that is about to end, or that nobody has
+        // waited for, for one that lives.
         let file = self.folder.path().join("exec/containerd/containerd.pid");
         let written = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
         if let Some(pid) = written.and_then(Pid::from_raw) {
@@ -98,7 +122,8 @@ impl PrivateEngine {
         let _ = std::fs::remove_file(file);
     }
 
-    /// Hangs it: it accepts connections, as far as the kernel does that, and answers none.
+    /// Hangs it: it accepts connections, as far as the kernel does that, and answers
+    /// none.
     pub fn hang(&self) {
         self.signal(Signal::STOP);
     }
@@ -122,7 +147,8 @@ impl PrivateEngine {
         self.folder.path().join("data")
     }
 
-    /// What this engine started and did not end: its containers' shims have its folder in their arguments.
+    /// What this engine started and did not end: its containers' shims have its folder in
+    /// their arguments.
     fn left(&self) -> Vec<Pid> {
         let own = self.folder.path().display().to_string();
         let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -160,7 +186,8 @@ impl Drop for PrivateEngine {
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let own = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-        let own: Vec<&str> = own.filter(|place| Path::new(place).starts_with(self.folder.path())).collect();
+        let own: Vec<&str> =
+            own.filter(|place| Path::new(place).starts_with(self.folder.path())).collect();
         for place in own.into_iter().rev() {
             let _ = Command::new("umount").args(["--lazy", place]).status();
         }

@@ -18,20 +18,33 @@ pub(crate) struct Process {
     daemon: Daemon,
     child: Child,
     log: PathBuf,
-    /// Length of the log when the daemon was started, in bytes: an earlier one wrote that.
+    /// Length of the log when the daemon was started, in bytes: an earlier one wrote
+    /// that.
     logged_before: usize,
 }
 
 impl Process {
     /// Starts a daemon; it does not answer yet.
-    pub(crate) fn start(daemon: Daemon, root: &Root, log: PathBuf, variables: &[(String, String)]) -> Self {
+    pub(crate) fn start(
+        daemon: Daemon,
+        root: &Root,
+        log: PathBuf,
+        variables: &[(String, String)],
+    ) -> Self {
         let mut command = Command::new(program(&format!("edgekeep-{}", daemon.name())));
-        let output = OpenOptions::new().create(true).append(true).open(&log).expect("the log can be written");
-        let logged_before = std::fs::metadata(&log).map_or(0, |metadata| usize::try_from(metadata.len()).unwrap_or(0));
+        let output = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .expect("the log can be written");
+        let logged_before = std::fs::metadata(&log)
+            .map_or(0, |metadata| usize::try_from(metadata.len()).unwrap_or(0));
         command.env_clear().env(ROOT_VARIABLE, root.path()).env("EDGEKEEP_LOG", log_level());
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(variables.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
-        let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {}: {error}", daemon.name()));
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {}: {error}", daemon.name()));
         Self { daemon, child, log, logged_before }
     }
 
@@ -87,13 +100,15 @@ impl Process {
 
 /// The last lines of a log.
 pub(crate) fn tail(log: &Path, lines: usize) -> String {
-    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text = std::fs::read(log)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// Processes whose environment names something in `root`, and in which `also` stands, if given. Such a process was started
-/// for that device: its folder's name is unique.
+/// Processes whose environment names something in `root`, and in which `also` stands, if
+/// given. Such a process was started for that device: its folder's name is unique.
 pub(crate) fn processes_of(root: &Path, also: Option<&str>) -> Vec<u32> {
     let root = root.display().to_string();
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
@@ -111,7 +126,8 @@ pub(crate) fn processes_of(root: &Path, also: Option<&str>) -> Vec<u32> {
         .collect()
 }
 
-/// Ends every process of a device, and removes the control groups that were made for them.
+/// Ends every process of a device, and removes the control groups that were made for
+/// them.
 pub(crate) fn end_all(root: &Path) {
     let mut groups = BTreeSet::new();
     // Twice: a process may have started another meanwhile.
@@ -119,7 +135,9 @@ pub(crate) fn end_all(root: &Path) {
         for pid in processes_of(root, None) {
             groups.extend(groups_of(pid));
             let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
-            let Ok(pidfd) = rustix::process::pidfd_open(number, PidfdFlags::empty()) else { continue };
+            let Ok(pidfd) = rustix::process::pidfd_open(number, PidfdFlags::empty()) else {
+                continue;
+            };
             // The number may have become another process's since; the handle cannot.
             if processes_of(root, None).contains(&pid) {
                 let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
@@ -127,9 +145,11 @@ pub(crate) fn end_all(root: &Path) {
         }
     }
     // The groups of modules that ended by themselves lie beside those of the others.
-    let parents: BTreeSet<PathBuf> = groups.iter().filter_map(|group| group.parent().map(Path::to_owned)).collect();
+    let parents: BTreeSet<PathBuf> =
+        groups.iter().filter_map(|group| group.parent().map(Path::to_owned)).collect();
     for parent in &parents {
-        let beside = std::fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
+        let beside =
+            std::fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
         groups.extend(beside.filter(|path| path.is_dir()));
     }
     for folder in groups.iter().chain(&parents) {
@@ -162,7 +182,11 @@ fn groups_of(pid: u32) -> Vec<PathBuf> {
         .lines()
         .filter_map(|line| line.splitn(3, ':').nth(2))
         .filter(|path| made(path))
-        .flat_map(|path| mount_points.iter().map(move |point| Path::new(point).join(path.trim_start_matches('/'))))
+        .flat_map(|path| {
+            mount_points
+                .iter()
+                .map(move |point| Path::new(point).join(path.trim_start_matches('/')))
+        })
         .filter(|folder| folder.exists())
         .collect()
 }

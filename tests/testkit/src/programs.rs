@@ -12,7 +12,11 @@ pub fn program(name: &str) -> PathBuf {
     // target/<profile>/deps/<test>
     let folder = test.parent().and_then(Path::parent).expect("a test lies in a target folder");
     let program = folder.join(name);
-    assert!(program.exists(), "{} is missing; build it with: cargo build --workspace --bins", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing; build it with: cargo build --workspace --bins",
+        program.display()
+    );
     program
 }
 
@@ -22,7 +26,8 @@ pub fn program(name: &str) -> PathBuf {
 /// It cannot be read.
 #[must_use]
 pub fn sha256_of(path: &Path) -> String {
-    let content = std::fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
+    let content = std::fs::read(path)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
     let digest = sha256(&content).to_string();
     digest.strip_prefix("sha256:").map_or(digest.clone(), str::to_owned)
 }

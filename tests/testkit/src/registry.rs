@@ -1,4 +1,5 @@
-//! An image registry with one image, for those who know the password. It listens on loopback, where engines use plain HTTP.
+//! An image registry with one image, for those who know the password. It listens on
+//! loopback, where engines use plain HTTP.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
@@ -28,13 +29,15 @@ struct Content {
 }
 
 impl Registry {
-    /// Serves an image of these programs, as [`crate::Engine::import`] makes them, to the user `u` with this password.
+    /// Serves an image of these programs, as [`crate::Engine::import`] makes them, to the
+    /// user `u` with this password.
     ///
     /// # Panics
     /// It cannot listen, or the image cannot be packed.
     #[must_use]
     pub fn start(programs: &[PathBuf], password: &str) -> Self {
-        let layer = std::fs::read(crate::engine::packed(programs, "registry").path()).expect("own file");
+        let layer =
+            std::fs::read(crate::engine::packed(programs, "registry").path()).expect("own file");
         let first = programs.first().and_then(|program| program.file_name()).expect("a program");
         let config = json!({ "architecture": "amd64", "os": "linux",
             "config": { "Entrypoint": [format!("/bin/{}", first.display())] },
@@ -48,14 +51,19 @@ impl Registry {
         let digest = sha256(&manifest).to_string();
         let mut paths = HashMap::new();
         for blob in [config, layer] {
-            paths.insert(format!("/v2/plant/app/blobs/{}", sha256(&blob)), ("application/octet-stream", blob));
+            paths.insert(
+                format!("/v2/plant/app/blobs/{}", sha256(&blob)),
+                ("application/octet-stream", blob),
+            );
         }
         for tag in ["1", &digest] {
             paths.insert(format!("/v2/plant/app/manifests/{tag}"), (MANIFEST, manifest.clone()));
         }
         paths.insert("/v2/".to_owned(), ("application/json", b"{}".to_vec()));
-        let content = Arc::new(Content { password: STANDARD.encode(format!("u:{password}")), paths });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of loopback is free");
+        let content =
+            Arc::new(Content { password: STANDARD.encode(format!("u:{password}")), paths });
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of loopback is free");
         let address = listener.local_addr().expect("bound");
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -100,18 +108,26 @@ impl Content {
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let known = head.lines().any(|line| {
             line.split_once(": ").is_some_and(|(name, value)| {
-                name.eq_ignore_ascii_case("authorization") && value == format!("Basic {}", self.password)
+                name.eq_ignore_ascii_case("authorization")
+                    && value == format!("Basic {}", self.password)
             })
         });
         let (status, more, kind, body) = match self.paths.get(path) {
             _ if !known => {
-                let error = br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
-                ("401 Unauthorized", "WWW-Authenticate: Basic realm=\"plant\"\r\n", "application/json", &error[..])
+                let error =
+                    br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
+                (
+                    "401 Unauthorized",
+                    "WWW-Authenticate: Basic realm=\"plant\"\r\n",
+                    "application/json",
+                    &error[..],
+                )
             }
             Some((kind, body)) => ("200 OK", "", *kind, &body[..]),
             None => ("404 Not Found", "", "application/json", &b"{\"errors\":[]}"[..]),
         };
-        let digest = if status.starts_with("200") { sha256(body).to_string() } else { String::new() };
+        let digest =
+            if status.starts_with("200") { sha256(body).to_string() } else { String::new() };
         let head = format!(
             "HTTP/1.1 {status}\r\n{more}Docker-Distribution-Api-Version: registry/2.0\r\nDocker-Content-Digest: \
              {digest}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",

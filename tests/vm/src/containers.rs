@@ -1,4 +1,5 @@
-//! Container modules, with the engine as Debian has it: cgroup v2, systemd's cgroup driver.
+//! Container modules, with the engine as Debian has it: cgroup v2, systemd's cgroup
+//! driver.
 
 use std::path::PathBuf;
 
@@ -6,7 +7,9 @@ use edgekeep_core::attestation::DenyReason;
 use edgekeep_testkit::{Engine, add_variable};
 use serde_json::{Value, json};
 
-use crate::device::{Device, PAYLOAD, assert_latest_refusal, run, says, wait_for, wait_for_edge_ca};
+use crate::device::{
+    Device, PAYLOAD, assert_latest_refusal, run, says, wait_for, wait_for_edge_ca,
+};
 
 const MODULE: &str = "thermometer";
 const SOCKET: &str = "/var/run/iotedge/workload.sock";
@@ -45,16 +48,22 @@ pub(crate) fn a_container_under_the_systemd_driver_gets_its_token(device: &mut D
     assert!(attested.status.success(), "{}", String::from_utf8_lossy(&attested.stderr));
 }
 
-/// What asks for the module's secrets without being it; all that it tries must be refused.
+/// What asks for the module's secrets without being it; all that it tries must be
+/// refused.
 fn intrude(device: &Device, engine_words: &[&str]) {
     let identity = device.manage("GET", "/identities/", None).expect(200);
     let own = |identity: &&Value| identity["moduleId"] == MODULE;
-    let identity = identity["identities"].as_array().unwrap().iter().find(own).expect("the identity").clone();
+    let identity =
+        identity["identities"].as_array().unwrap().iter().find(own).expect("the identity").clone();
     let generation = identity["generationId"].as_str().unwrap();
     let mut words = engine_words.to_vec();
     words.extend(["--socket", SOCKET, "--module", MODULE, "--genid", generation]);
     let output = run("docker", &words);
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert_eq!(output.status.code(), Some(0), "{text}");
 }
 
@@ -68,10 +77,23 @@ pub(crate) fn another_container_with_the_modules_socket_is_refused(device: &mut 
     let image = device.image.as_ref().expect("the image; see an earlier check");
     let mounts = says("docker", &["inspect", "--format", "{{json .HostConfig.Binds}}", MODULE]);
     let mounts: Vec<String> = serde_json::from_str(&mounts).unwrap();
-    let folder = mounts.iter().find(|bind| bind.contains("/var/lib/edgekeep")).expect("the socket's folder is mounted");
+    let folder = mounts
+        .iter()
+        .find(|bind| bind.contains("/var/lib/edgekeep"))
+        .expect("the socket's folder is mounted");
     let folder = folder.split(':').next().unwrap();
     let mount = format!("{folder}:/var/run/iotedge");
-    let words = ["run", "--rm", "--network", "none", "--volume", &mount, "--entrypoint", "/bin/intruder", image.name()];
+    let words = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--volume",
+        &mount,
+        "--entrypoint",
+        "/bin/intruder",
+        image.name(),
+    ];
     intrude(device, &words);
     assert_latest_refusal(MODULE, DenyReason::NotInModule);
     let _ = device.module(MODULE).sign().expect(200);

@@ -36,7 +36,9 @@ impl Device {
     }
 
     pub(crate) fn module(&self, name: &str) -> &Caller {
-        self.modules.get(name).unwrap_or_else(|| panic!("module {name} was not made; see an earlier check"))
+        self.modules
+            .get(name)
+            .unwrap_or_else(|| panic!("module {name} was not made; see an earlier check"))
     }
 
     /// A call of the agent at the management API.
@@ -48,7 +50,8 @@ impl Device {
 
     /// Makes the identity and the specification of a module that a check speaks through.
     pub(crate) fn caller(&self, module: &str, image: &str) -> (Caller, Value) {
-        let identity = self.manage("POST", "/identities/", Some(json!({ "moduleId": module }))).expect(200);
+        let identity =
+            self.manage("POST", "/identities/", Some(json!({ "moduleId": module }))).expect(200);
         let generation = identity["generationId"].as_str().expect("a generation");
         let caller = Caller::new(Path::new(CALLS), module);
         (caller, module_spec(&root(), "localhost", module, image, generation))
@@ -78,7 +81,8 @@ pub(crate) fn status() -> Status {
 /// A question to the management API, as root.
 #[track_caller]
 pub(crate) fn ask(target: &str) -> http::Answer {
-    http::call(&root().management_socket(), "GET", &format!("{target}?{VERSION}"), None).expect("moduled answers")
+    http::call(&root().management_socket(), "GET", &format!("{target}?{VERSION}"), None)
+        .expect("moduled answers")
 }
 
 #[track_caller]
@@ -110,7 +114,10 @@ pub(crate) fn cgroup_of(pid: u32) -> PathBuf {
 }
 
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Output {
-    Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("cannot start {program}: {error}"))
+    Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("cannot start {program}: {error}"))
 }
 
 /// What a command says; it must succeed.
@@ -118,7 +125,12 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Output {
 pub(crate) fn says(program: &str, arguments: &[&str]) -> String {
     let output = run(program, arguments);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    assert!(output.status.success(), "{program} {arguments:?}: {} {}", text(&output.stdout), text(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {} {}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
     text(&output.stdout)
 }
 
@@ -141,7 +153,8 @@ pub(crate) fn wait_for_edge_ca() {
     wait_for("the Edge CA certificate", || status().edge_ca_expiration);
 }
 
-/// Looks until there is something, and gives it. An emulated machine is slow, on a busy host very slow.
+/// Looks until there is something, and gives it. An emulated machine is slow, on a busy
+/// host very slow.
 #[track_caller]
 pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + PATIENCE;

@@ -29,7 +29,9 @@ pub(crate) fn limits_of_a_host_module_stand_in_its_scope(device: &mut Device) {
     assert!(group.ends_with("/edgekeep.slice/edgekeep-m-limited.scope"), "{group}");
 }
 
-pub(crate) fn without_leave_to_make_scopes_limits_stand_below_moduleds_own_group(device: &mut Device) {
+pub(crate) fn without_leave_to_make_scopes_limits_stand_below_moduleds_own_group(
+    device: &mut Device,
+) {
     let aside = format!("{LEAVE}.aside");
     says("mv", &[LEAVE, &aside]);
     says("systemctl", &["restart", "polkit.service"]);
@@ -47,10 +49,14 @@ pub(crate) fn without_leave_to_make_scopes_limits_stand_below_moduleds_own_group
 /// The group of the module's process, which has its limits.
 fn group_with_limits() -> String {
     let group = cgroup_of(process_of(MODULE).expect("its process"));
-    for (file, value) in
-        [("memory.max", "67108864"), ("memory.swap.max", "0"), ("cpu.max", "50000 100000"), ("pids.max", "32")]
-    {
-        let found = std::fs::read_to_string(group.join(file)).unwrap_or_else(|error| error.to_string());
+    for (file, value) in [
+        ("memory.max", "67108864"),
+        ("memory.swap.max", "0"),
+        ("cpu.max", "50000 100000"),
+        ("pids.max", "32"),
+    ] {
+        let found =
+            std::fs::read_to_string(group.join(file)).unwrap_or_else(|error| error.to_string());
         assert_eq!(found.trim(), value, "{file} in {}", group.display());
     }
     group.display().to_string()

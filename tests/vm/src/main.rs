@@ -1,10 +1,11 @@
-//! The checks of a whole device: what takes systemd as the first process, cgroup v2, a TPM at `/dev/tpmrm0`, an older kernel,
-//! and the daemons as users of their own.
+//! The checks of a whole device: what takes systemd as the first process, cgroup v2, a
+//! TPM at `/dev/tpmrm0`, an older kernel, and the daemons as users of their own.
 //!
-//! `cargo xtask vm` boots a machine in which this program runs once. It installs what a package would, and does each check
-//! in turn; later ones build upon earlier ones. A line for each goes to the file that is its argument: `ok NAME`, or
-//! `not ok NAME: WHY`; lines that begin with `#` are remarks. `--list` prints the names instead, so that the outside knows
-//! which lines must come. Not to be run on a machine that is to be kept.
+//! `cargo xtask vm` boots a machine in which this program runs once. It installs what a
+//! package would, and does each check in turn; later ones build upon earlier ones. A line
+//! for each goes to the file that is its argument: `ok NAME`, or `not ok NAME: WHY`;
+//! lines that begin with `#` are remarks. `--list` prints the names instead, so that the
+//! outside knows which lines must come. Not to be run on a machine that is to be kept.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it finds is printed")]
 #![allow(clippy::unwrap_used, reason = "a check says what it expects by unwrapping it")]

@@ -5,8 +5,10 @@ use edgekeep_core::layout::Daemon;
 use crate::device::{Device, process_of, property, says, unit, wait_for};
 
 pub(crate) fn a_restart_of_moduled_leaves_containers_and_host_modules_running(device: &mut Device) {
-    let container = || says("docker", &["inspect", "--format", "{{.State.StartedAt}}", "thermometer"]);
-    let host_modules = || ["$edgeAgent", "limited"].map(|module| process_of(module).expect("it runs"));
+    let container =
+        || says("docker", &["inspect", "--format", "{{.State.StartedAt}}", "thermometer"]);
+    let host_modules =
+        || ["$edgeAgent", "limited"].map(|module| process_of(module).expect("it runs"));
     let before = (container(), host_modules());
     let digests = ["thermometer", "limited"].map(|module| device.module(module).sign().expect(200));
     says("systemctl", &["restart", &unit(Daemon::Moduled)]);

@@ -15,13 +15,22 @@ const HOG: &str = "/usr/bin/tail";
 
 pub(crate) fn the_machine_is_what_the_checks_are_for(device: &mut Device) {
     assert_eq!(std::fs::read_to_string("/proc/1/comm").unwrap().trim(), "systemd");
-    assert!(Path::new("/sys/fs/cgroup/cgroup.controllers").exists(), "cgroup v2 is mounted at /sys/fs/cgroup");
+    assert!(
+        Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+        "cgroup v2 is mounted at /sys/fs/cgroup"
+    );
     assert!(Path::new("/dev/tpmrm0").exists(), "there is a TPM");
     let kernel = says("uname", &["--kernel-release"]);
     assert!(kernel.starts_with("6.1."), "the kernel is older than SO_PEERPIDFD (6.5): {kernel}");
-    device.remark(format!("kernel {kernel}, {}", says("systemctl", &["--version"]).lines().next().unwrap_or_default()));
+    device.remark(format!(
+        "kernel {kernel}, {}",
+        says("systemctl", &["--version"]).lines().next().unwrap_or_default()
+    ));
     let driver = wait_for("the engine answers", || {
-        let told = run("docker", &["info", "--format", "{{.CgroupDriver}} {{.CgroupVersion}} {{.ServerVersion}}"]);
+        let told = run(
+            "docker",
+            &["info", "--format", "{{.CgroupDriver}} {{.CgroupVersion}} {{.ServerVersion}}"],
+        );
         told.status.success().then(|| String::from_utf8_lossy(&told.stdout).trim().to_owned())
     });
     assert!(driver.starts_with("systemd 2 "), "the engine's cgroup driver and version: {driver}");
@@ -34,20 +43,31 @@ pub(crate) fn what_a_package_has_is_installed(device: &mut Device) {
     says("systemd-sysusers", &[]);
     says("systemd-tmpfiles", &["--create", "edgekeep.conf"]);
     says("systemctl", &["daemon-reload"]);
-    // Else it is started when it is first asked, which takes a while in an emulated machine.
+    // Else it is started when it is first asked, which takes a while in an emulated
+    // machine.
     says("systemctl", &["restart", "polkit.service"]);
 
     let key = Key::new(b"a key of the simulated device...".to_vec()).unwrap();
     let ca = root().config_file().with_file_name("cloud.pem");
     let enrol = format!("{ID}={}", key.expose_base64());
     let sim = format!("{PAYLOAD}/bin/edgekeep-sim");
-    let words = ["--unit=cloud", &sim, "--port", CLOUD_PORT, "--enrol", &enrol, "--ca-out", ca.to_str().unwrap()];
+    let words = [
+        "--unit=cloud",
+        &sim,
+        "--port",
+        CLOUD_PORT,
+        "--enrol",
+        &enrol,
+        "--ca-out",
+        ca.to_str().unwrap(),
+    ];
     says("systemd-run", &words);
     wait_for("the simulated cloud", || ca.exists().then_some(()));
 
     let agent = agent_caller();
     agent.open_to_all();
-    let environment = agent.environment().map(|(name, value)| format!("{name} = {value:?}\n")).concat();
+    let environment =
+        agent.environment().map(|(name, value)| format!("{name} = {value:?}\n")).concat();
     device.agent = Some(agent);
     let calls = format!("{PAYLOAD}/bin/calls");
     std::fs::write(

@@ -43,7 +43,14 @@ impl Figures {
         Self(Vec::new())
     }
 
-    pub(super) fn add(&mut self, what: impl Into<String>, value: f64, unit: &'static str, bar: Bar, detail: String) {
+    pub(super) fn add(
+        &mut self,
+        what: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+        bar: Bar,
+        detail: String,
+    ) {
         self.0.push(Figure { what: what.into(), value, unit, bar, detail });
     }
 
@@ -60,11 +67,15 @@ impl Figures {
             } else {
                 format!("{:.0}", figure.value)
             };
-            let judged = figure.judge().map(|(bar, kept)| format!("{bar}: {}", if kept { "kept" } else { "MISSED" }));
+            let judged = figure
+                .judge()
+                .map(|(bar, kept)| format!("{bar}: {}", if kept { "kept" } else { "MISSED" }));
             let judged = judged.unwrap_or_default();
             // Writing to a string does not fail.
-            let line =
-                format!("{:<width$}  {number:>9} {:<5} {judged:<18} {}", figure.what, figure.unit, figure.detail);
+            let line = format!(
+                "{:<width$}  {number:>9} {:<5} {judged:<18} {}",
+                figure.what, figure.unit, figure.detail
+            );
             let _ = writeln!(table, "{}", line.trim_end());
         }
         table
@@ -88,7 +99,8 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// A process's memory in KiB, each page that several share counted in parts; `None` where only root may look.
+/// A process's memory in KiB, each page that several share counted in parts; `None` where
+/// only root may look.
 pub(super) fn memory_kib(process: u64) -> anyhow::Result<Option<u64>> {
     let path = format!("/proc/{process}/smaps_rollup");
     let text = match std::fs::read_to_string(&path) {
@@ -110,7 +122,9 @@ mod tests {
             figures.add("x", value, "ms", bar, String::new());
         }
         assert_eq!(figures.missed(), 0);
-        for (value, bar) in [(1.9, Bar::AtLeast(2.0)), (2.1, Bar::AtMost(2.0)), (f64::NAN, Bar::AtMost(2.0))] {
+        for (value, bar) in
+            [(1.9, Bar::AtLeast(2.0)), (2.1, Bar::AtMost(2.0)), (f64::NAN, Bar::AtMost(2.0))]
+        {
             figures.add("x", value, "ms", bar, String::new());
         }
         assert_eq!(figures.missed(), 3);

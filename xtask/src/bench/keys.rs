@@ -1,4 +1,5 @@
-//! keyd by itself, over its socket: how much it signs with keys in files, and what it and the backends add to tokens and TPMs.
+//! keyd by itself, over its socket: how much it signs with keys in files, and what it and
+//! the backends add to tokens and TPMs.
 
 mod parts;
 
@@ -23,7 +24,8 @@ use parts::Hardware;
 const ROUNDS: usize = 5;
 const STARTS: usize = 9;
 const CALLERS: [u32; 3] = [1, 8, 32];
-/// The number of callers whose rate is held against the bar: enough that keyd never waits for one of them.
+/// The number of callers whose rate is held against the bar: enough that keyd never waits
+/// for one of them.
 const BUSY: u32 = 8;
 const HMAC_BAR: f64 = 15_000.0;
 const ECDSA_BAR: f64 = 8_000.0;
@@ -35,13 +37,16 @@ const TPM_START_BAR: f64 = 300.0;
 const LIMIT: Duration = Duration::from_secs(30);
 /// 32 bytes that a caller has hashed, and a message of 64.
 const DIGEST: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
-const MESSAGE: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBw==";
+const MESSAGE: &str =
+    "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBw==";
 
 /// Measures everything that the installed parts allow.
 pub(super) fn run() -> anyhow::Result<Results> {
     let folder = build(&["edgekeep-keyd", "edgekeep-load", "edgekeep-bench-keys"])?;
-    let temporary =
-        tempfile::Builder::new().prefix("edgekeep-bench-").tempdir().context("cannot make a temporary folder")?;
+    let temporary = tempfile::Builder::new()
+        .prefix("edgekeep-bench-")
+        .tempdir()
+        .context("cannot make a temporary folder")?;
     let load = Load::start(&folder, temporary.path())?;
     let mut figures = Figures::new();
     let bench = Bench { programs: &folder, load: &load };
@@ -67,7 +72,12 @@ pub(super) fn run() -> anyhow::Result<Results> {
         eprintln!("tokens and TPMs are not measured: {}", programs::remedy(&missing));
     }
     let title = "keyd over its socket, kept connections; medians of several runs";
-    Ok(Results { name: "keys", table: figures.to_table(title), json: figures.to_json(), missed: figures.missed() })
+    Ok(Results {
+        name: "keys",
+        table: figures.to_table(title),
+        json: figures.to_json(),
+        missed: figures.missed(),
+    })
 }
 
 struct Bench<'a> {
@@ -96,24 +106,46 @@ impl Bench<'_> {
                 "ECDSA P-256" if callers == BUSY => Bar::AtLeast(ECDSA_BAR),
                 _ => Bar::None,
             };
-            let of = |field: &str| median(results.iter().filter_map(|result| result[field].as_f64()).collect());
+            let of = |field: &str| {
+                median(results.iter().filter_map(|result| result[field].as_f64()).collect())
+            };
             let detail = format!("p50 {:.0} µs, p99 {:.0} µs", of("p50Us"), of("p99Us"));
-            figures.add(format!("{name}, software, {callers} callers"), of("perSecond"), "/s", bar, detail);
+            figures.add(
+                format!("{name}, software, {callers} callers"),
+                of("perSecond"),
+                "/s",
+                bar,
+                detail,
+            );
         }
         let loaded = memory_kib(keyd.child.id().into())?;
         keyd.stop()?;
-        for (what, kib, bar) in [("idle", idle, Bar::AtMost(MEMORY_BAR)), ("after load", loaded, Bar::None)] {
+        for (what, kib, bar) in
+            [("idle", idle, Bar::AtMost(MEMORY_BAR)), ("after load", loaded, Bar::None)]
+        {
             if let Some(kib) = kib {
-                figures.add(format!("PSS of keyd, {what}"), mebibytes(kib), "MiB", bar, String::new());
+                figures.add(
+                    format!("PSS of keyd, {what}"),
+                    mebibytes(kib),
+                    "MiB",
+                    bar,
+                    String::new(),
+                );
             }
         }
         self.start_times("software", root, &settings, &[], &hmac, SOFTWARE_START_BAR, figures)
     }
 
-    fn hardware(&self, hardware: &Hardware, folder: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+    fn hardware(
+        &self,
+        hardware: &Hardware,
+        folder: &Path,
+        figures: &mut Figures,
+    ) -> anyhow::Result<()> {
         let name = hardware.name;
         let root = folder.join(format!("{name}-device"));
-        let mut keyd = Keyd::start(self.programs, &root, &hardware.settings, &hardware.environment)?;
+        let mut keyd =
+            Keyd::start(self.programs, &root, &hardware.settings, &hardware.environment)?;
         let operations = match hardware.keeps_symmetric_keys {
             true => vec![keyd.hmac("bench-key")?, keyd.ecdsa("bench-pair")?],
             false => vec![keyd.ecdsa("bench-pair")?],
@@ -129,7 +161,10 @@ impl Bench<'_> {
                 echo["socket"] = self.load.echo().display().to_string().into();
                 let keyd = self.load.perform(&through)?["p50Us"].as_f64().context("no time")?;
                 let echo = self.load.perform(&echo)?["p50Us"].as_f64().context("no time")?;
-                let own = probed.iter().find(|one| one["operation"] == operation.name).context("no such operation")?;
+                let own = probed
+                    .iter()
+                    .find(|one| one["operation"] == operation.name)
+                    .context("no such operation")?;
                 let of = |field: &str| own[field].as_f64().unwrap_or(f64::NAN);
                 // The first round is to warm up.
                 if round > 0 {
@@ -142,7 +177,8 @@ impl Bench<'_> {
             let [bare, backend, waited, keyd, echo] = times.map(median);
             let what = format!("{}, {name}", operation.name);
             figures.add(format!("{what}: bare call"), bare, "µs", Bar::None, String::new());
-            // A TPM's own time for a command depends on what protects it on its way; ours are all protected.
+            // A TPM's own time for a command depends on what protects it on its way; ours
+            // are all protected.
             let own = if waited.is_nan() { bare } else { waited };
             if !waited.is_nan() {
                 let detail = format!("{:.2} × the bare call", waited / bare);
@@ -152,14 +188,25 @@ impl Bench<'_> {
             let detail = |time: f64| format!("{time:.0} µs, {:.2} × the bare call", time / bare);
             figures.add(format!("{what}: backend"), backend / own, "×", bar, detail(backend));
             let net = keyd - echo;
-            let detail = format!("{}; HTTP {echo:.0} µs; with the hand-over to the backend's thread", detail(net));
+            let detail = format!(
+                "{}; HTTP {echo:.0} µs; with the hand-over to the backend's thread",
+                detail(net)
+            );
             figures.add(format!("{what}: keyd without HTTP"), net / own, "×", Bar::None, detail);
         }
         keyd.stop()?;
         if name == "swtpm" {
             let operation = operations.into_iter().next().context("no operation")?;
             let (settings, environment) = (&hardware.settings, &hardware.environment);
-            self.start_times(name, &root, settings, environment, &operation, TPM_START_BAR, figures)?;
+            self.start_times(
+                name,
+                &root,
+                settings,
+                environment,
+                &operation,
+                TPM_START_BAR,
+                figures,
+            )?;
         }
         Ok(())
     }
@@ -186,13 +233,23 @@ impl Bench<'_> {
         }
         let slowest = times.iter().fold(0.0, |slowest: f64, time| slowest.max(*time));
         let what = format!("start to first signature, {name}");
-        figures.add(what, median(times), "ms", Bar::AtMost(bar), format!("slowest of {STARTS}: {slowest:.1} ms"));
+        figures.add(
+            what,
+            median(times),
+            "ms",
+            Bar::AtMost(bar),
+            format!("slowest of {STARTS}: {slowest:.1} ms"),
+        );
         Ok(())
     }
 
     /// Runs all cases in turn, several times.
-    fn rounds(&self, cases: &[(&'static str, u32, Value)]) -> anyhow::Result<Vec<(&'static str, u32, Vec<Value>)>> {
-        let mut results: Vec<_> = cases.iter().map(|(name, callers, _)| (*name, *callers, Vec::new())).collect();
+    fn rounds(
+        &self,
+        cases: &[(&'static str, u32, Value)],
+    ) -> anyhow::Result<Vec<(&'static str, u32, Vec<Value>)>> {
+        let mut results: Vec<_> =
+            cases.iter().map(|(name, callers, _)| (*name, *callers, Vec::new())).collect();
         for round in 0..=ROUNDS {
             for ((_, _, case), (_, _, results)) in cases.iter().zip(&mut results) {
                 let result = self.load.perform(case)?;
@@ -219,7 +276,8 @@ fn with(operation: &Operation, callers: u32, requests: u32) -> Value {
     })
 }
 
-/// The backend next to the bare call, in a process of its own: libraries of tokens find them by their environment.
+/// The backend next to the bare call, in a process of its own: libraries of tokens find
+/// them by their environment.
 struct Probe {
     child: Child,
     input: ChildStdin,
@@ -231,8 +289,11 @@ impl Probe {
         let mut command = crate::engine::dies_with_this_task(programs.join("edgekeep-bench-keys"));
         command.args(&hardware.probe).stdin(Stdio::piped()).stdout(Stdio::piped());
         command.envs(hardware.environment.iter().map(|(name, value)| (name, value)));
-        let mut child = interrupt::spawn(&mut command).context("cannot start edgekeep-bench-keys")?;
-        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else { bail!("no pipes") };
+        let mut child =
+            interrupt::spawn(&mut command).context("cannot start edgekeep-bench-keys")?;
+        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            bail!("no pipes")
+        };
         Ok(Self { child, input, output: BufReader::new(output) })
     }
 
@@ -296,7 +357,12 @@ impl Keyd {
     }
 
     fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        http::json(&self.socket(), "POST", &format!("{path}?api-version=2021-05-01"), Body::Json(body))
+        http::json(
+            &self.socket(),
+            "POST",
+            &format!("{path}?api-version=2021-05-01"),
+            Body::Json(body),
+        )
     }
 
     /// Makes a key, or finds it; signing with it.
@@ -308,7 +374,8 @@ impl Keyd {
     }
 
     fn ecdsa(&self, id: &str) -> anyhow::Result<Operation> {
-        let made = self.post("/keypair", &json!({ "keyId": id, "preferredAlgorithms": "ec-p256" }))?;
+        let made =
+            self.post("/keypair", &json!({ "keyId": id, "preferredAlgorithms": "ec-p256" }))?;
         let parameters = json!({ "digest": DIGEST });
         let body = json!({ "keyHandle": made["keyHandle"], "algorithm": "ECDSA", "parameters": parameters });
         Ok(Operation { name: "ECDSA P-256", socket: self.socket(), body })
@@ -317,7 +384,10 @@ impl Keyd {
     fn stop(&mut self) -> anyhow::Result<()> {
         interrupt::end(&mut self.child, LIMIT);
         let status = self.child.try_wait()?;
-        anyhow::ensure!(status.is_some_and(|status| status.success()), "keyd ended with {status:?}");
+        anyhow::ensure!(
+            status.is_some_and(|status| status.success()),
+            "keyd ended with {status:?}"
+        );
         Ok(())
     }
 }

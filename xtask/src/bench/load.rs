@@ -12,7 +12,8 @@ use serde_json::Value;
 use crate::engine::dies_with_this_task;
 use crate::interrupt;
 
-/// A load generator and a bare echo beside this task, for sockets that need no module to call them.
+/// A load generator and a bare echo beside this task, for sockets that need no module to
+/// call them.
 pub(super) struct Load {
     folder: PathBuf,
     children: [Child; 2],
@@ -28,8 +29,14 @@ impl Load {
         };
         let children = [start("edgekeep-load", "load.sock")?, start("edgekeep-echo", "echo.sock")?];
         let load = Self { folder: folder.to_owned(), children };
-        let ready = || Ok(["load.sock", "echo.sock"].iter().all(|name| folder.join(name).exists()).then_some(()));
-        interrupt::poll(Duration::from_secs(10), ready)?.context("the load generator did not start")?;
+        let ready = || {
+            Ok(["load.sock", "echo.sock"]
+                .iter()
+                .all(|name| folder.join(name).exists())
+                .then_some(()))
+        };
+        interrupt::poll(Duration::from_secs(10), ready)?
+            .context("the load generator did not start")?;
         Ok(load)
     }
 

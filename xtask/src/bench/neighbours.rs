@@ -1,4 +1,5 @@
-//! Bad neighbours: what users who flood the shared workload socket do to the calls of another user.
+//! Bad neighbours: what users who flood the shared workload socket do to the calls of
+//! another user.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -26,8 +27,13 @@ const NEIGHBOUR: &str = "65534";
 const STORMS: usize = 3;
 const REQUESTS: u32 = 3000;
 
-/// What somebody who opens and drops connections, and holds others, does to the calls of another uid.
-pub(super) fn one_that_holds(bench: &Bench, programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+/// What somebody who opens and drops connections, and holds others, does to the calls of
+/// another uid.
+pub(super) fn one_that_holds(
+    bench: &Bench,
+    programs: &Path,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
     let call = bench.sign(8, 0, CallBar::None);
     let (mut quiet, mut flooded, mut ok) = (Vec::new(), Vec::new(), 0);
     let mut said = Value::Null;
@@ -56,11 +62,17 @@ pub(super) fn one_that_holds(bench: &Bench, programs: &Path, figures: &mut Figur
     Ok(())
 }
 
-/// What three processes of another uid that connect and close as fast as they can do to calls over the same socket, and, to
-/// tell the machine's part in it, what three do that only use the processors.
+/// What three processes of another uid that connect and close as fast as they can do to
+/// calls over the same socket, and, to tell the machine's part in it, what three do that
+/// only use the processors.
 ///
-/// A module in a container does not have the shared socket: there the calls go over the module's own.
-pub(super) fn three_that_storm(bench: &Bench, programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+/// A module in a container does not have the shared socket: there the calls go over the
+/// module's own.
+pub(super) fn three_that_storm(
+    bench: &Bench,
+    programs: &Path,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
     let socket = bench.device.legacy_socket();
     let call = bench.shared_sign(&socket);
     let (mut quiet, mut busy, mut stormy) = (Vec::new(), Vec::new(), Vec::new());
@@ -69,14 +81,16 @@ pub(super) fn three_that_storm(bench: &Bench, programs: &Path, figures: &mut Fig
     for _ in 0..ROUNDS {
         quiet.extend(bench.perform(&call, REQUESTS)?["p99Us"].as_f64());
         {
-            let _hogs: Vec<Flood> =
-                (0..STORMS).map(|_| Flood::of(&["sh", "-c", "while :; do :; done"])).collect::<anyhow::Result<_>>()?;
+            let _hogs: Vec<Flood> = (0..STORMS)
+                .map(|_| Flood::of(&["sh", "-c", "while :; do :; done"]))
+                .collect::<anyhow::Result<_>>()?;
             busy.extend(bench.perform(&call, REQUESTS)?["p99Us"].as_f64());
         }
         let program = programs.join("edgekeep-load").display().to_string();
         let path = socket.display().to_string();
-        let mut storms: Vec<Flood> =
-            (0..STORMS).map(|_| Flood::of(&[&program, "storm", &path])).collect::<anyhow::Result<_>>()?;
+        let mut storms: Vec<Flood> = (0..STORMS)
+            .map(|_| Flood::of(&[&program, "storm", &path]))
+            .collect::<anyhow::Result<_>>()?;
         let result = bench.perform(&call, REQUESTS)?;
         stormy.extend(result["p99Us"].as_f64());
         medians.extend(result["p50Us"].as_f64());
@@ -95,7 +109,8 @@ pub(super) fn three_that_storm(bench: &Bench, programs: &Path, figures: &mut Fig
         "p99 of sign {quiet:.2} → {stormy:.2} ms (p50 {:.2}); {busy:.2} with as many that only compute; each connects {:.0} \
          times a second",
         median(medians) / 1e3,
-        said["connected"].as_f64().unwrap_or(f64::NAN) / said["seconds"].as_f64().unwrap_or(f64::NAN),
+        said["connected"].as_f64().unwrap_or(f64::NAN)
+            / said["seconds"].as_f64().unwrap_or(f64::NAN),
     );
     figures.add("three that storm", stormy / quiet, "×", Bar::AtMost(FLOOD_BAR), detail);
     let detail = format!("of {tries} non-blocking connects; {refused} calls refused in all");
@@ -110,7 +125,13 @@ struct Flood(Child);
 impl Flood {
     fn start(programs: &Path, socket: &Path) -> anyhow::Result<Self> {
         let program = programs.join("edgekeep-load");
-        Self::of(&[&program.display().to_string(), "flood", &socket.display().to_string(), HELD, DROPPED])
+        Self::of(&[
+            &program.display().to_string(),
+            "flood",
+            &socket.display().to_string(),
+            HELD,
+            DROPPED,
+        ])
     }
 
     fn of(words: &[&str]) -> anyhow::Result<Self> {

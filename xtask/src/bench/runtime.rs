@@ -1,5 +1,5 @@
-//! moduled: whether calls stay as fast with many modules as with few, what it costs to know a caller, how much memory it
-//! takes, and what a bad neighbour does to others.
+//! moduled: whether calls stay as fast with many modules as with few, what it costs to
+//! know a caller, how much memory it takes, and what a bad neighbour does to others.
 
 use std::fs;
 use std::path::Path;
@@ -25,23 +25,28 @@ const GROWTH_BAR: f64 = 1.2;
 const LIST_BAR_MS: f64 = 5.0;
 const VERDICT_BAR_US: f64 = 20.0;
 const FIRST_BAR_MS: f64 = 100.0;
-/// A look into a table instead of another hash over 64 MiB, which takes tens of milliseconds.
+/// A look into a table instead of another hash over 64 MiB, which takes tens of
+/// milliseconds.
 const AGAIN_BAR_US: f64 = 1000.0;
 const MEMORY_BAR: f64 = 10.0;
 const EXECUTABLE_MIB: &str = "64";
 
 pub(super) fn run(host: bool) -> anyhow::Result<Results> {
-    let packages = [&DAEMONS[..], &OTHERS[..], &["edgekeep-load", "edgekeep-bench-evidence"]].concat();
+    let packages =
+        [&DAEMONS[..], &OTHERS[..], &["edgekeep-load", "edgekeep-bench-evidence"]].concat();
     let programs = build(&packages)?;
     let mut figures = Figures::new();
     evidence(&programs, &mut figures)?;
     let engine = if host { None } else { Some(Engine::answering_or_private()?) };
-    let folder =
-        tempfile::Builder::new().prefix("edgekeep-bench-").tempdir().context("cannot make a temporary folder")?;
+    let folder = tempfile::Builder::new()
+        .prefix("edgekeep-bench-")
+        .tempdir()
+        .context("cannot make a temporary folder")?;
     let outside = folder.path().join("outside");
     fs::create_dir(&outside)?;
     let load = Load::start(&programs, &outside)?;
-    let mut bench = Bench::start(programs.clone(), folder.path(), engine.as_ref(), MORE.last().copied())?;
+    let mut bench =
+        Bench::start(programs.clone(), folder.path(), engine.as_ref(), MORE.last().copied())?;
     let engine_socket = engine.as_ref().map(Engine::socket);
     let result = measure(&mut bench, &load, &programs, engine_socket, &mut figures);
     if result.as_ref().is_err_and(|error| !error.is::<interrupt::Interrupted>()) {
@@ -53,7 +58,12 @@ pub(super) fn run(host: bool) -> anyhow::Result<Results> {
         "moduled with {place}; medians of {ROUNDS} runs; the agent is one of the modules; more than {RUNNING} are host \
          modules that do not run"
     );
-    Ok(Results { name: "runtime", table: figures.to_table(&title), json: figures.to_json(), missed: figures.missed() })
+    Ok(Results {
+        name: "runtime",
+        table: figures.to_table(&title),
+        json: figures.to_json(),
+        missed: figures.missed(),
+    })
 }
 
 /// What it costs to know who calls.
@@ -64,12 +74,25 @@ fn evidence(programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
         probe.arg(EXECUTABLE_MIB);
         results.push(serde_json::from_str::<Value>(&command::output(probe)?)?);
     }
-    let of = |field: &str| median(results.iter().filter_map(|result| result[field].as_f64()).collect());
+    let of =
+        |field: &str| median(results.iter().filter_map(|result| result[field].as_f64()).collect());
     let first = format!("first measurement of {EXECUTABLE_MIB} MiB");
     figures.add("look at a new connection, CPU", of("identifyUs"), "µs", Bar::None, String::new());
-    figures.add("warm verdict on a caller, CPU", of("verdictUs"), "µs", Bar::AtMost(VERDICT_BAR_US), String::new());
+    figures.add(
+        "warm verdict on a caller, CPU",
+        of("verdictUs"),
+        "µs",
+        Bar::AtMost(VERDICT_BAR_US),
+        String::new(),
+    );
     figures.add(first, of("firstMs"), "ms", Bar::AtMost(FIRST_BAR_MS), String::new());
-    figures.add("the same program again", of("againUs"), "µs", Bar::AtMost(AGAIN_BAR_US), String::new());
+    figures.add(
+        "the same program again",
+        of("againUs"),
+        "µs",
+        Bar::AtMost(AGAIN_BAR_US),
+        String::new(),
+    );
     Ok(())
 }
 
@@ -99,7 +122,13 @@ fn measure(
         list(bench, load, engine, modules, figures)?;
         if let Some(kib) = memory_kib(moduled)? {
             let bar = if modules == RUNNING { Bar::AtMost(MEMORY_BAR) } else { Bar::None };
-            figures.add(format!("PSS of moduled, {modules} modules"), mebibytes(kib), "MiB", bar, String::new());
+            figures.add(
+                format!("PSS of moduled, {modules} modules"),
+                mebibytes(kib),
+                "MiB",
+                bar,
+                String::new(),
+            );
         }
     }
     processor_time(bench, moduled, figures)?;
@@ -116,7 +145,8 @@ fn measure(
 struct Timed {
     name: &'static str,
     p50_ms: f64,
-    /// The same in bare echoes of the same rounds: how busy a machine is changes over minutes.
+    /// The same in bare echoes of the same rounds: how busy a machine is changes over
+    /// minutes.
     echoes: f64,
 }
 
@@ -159,7 +189,8 @@ fn calls(bench: &Bench, modules: usize, figures: &mut Figures) -> anyhow::Result
     Ok(all)
 }
 
-/// The list of modules, next to what the engine takes for its own list of their containers.
+/// The list of modules, next to what the engine takes for its own list of their
+/// containers.
 fn list(
     bench: &Bench,
     load: &Load,
@@ -177,7 +208,9 @@ fn list(
             owns.extend(load.perform(own)?["p50Us"].as_f64());
         }
     }
-    let detail = own.map_or_else(String::new, |_| format!("the engine's own list: {:.2} ms", median(owns) / 1e3));
+    let detail = own.map_or_else(String::new, |_| {
+        format!("the engine's own list: {:.2} ms", median(owns) / 1e3)
+    });
     let what = format!("list of modules, {modules} modules");
     figures.add(what, median(times) / 1e3, "ms", Bar::AtMost(LIST_BAR_MS), detail);
     Ok(())
@@ -185,7 +218,9 @@ fn list(
 
 /// moduled's own processor time for a call over a new connection.
 fn processor_time(bench: &Bench, moduled: u64, figures: &mut Figures) -> anyhow::Result<()> {
-    for (name, call) in [("sign", bench.sign(8, 0, CallBar::None)), ("trust bundle", trust_bundle(8, 0))] {
+    for (name, call) in
+        [("sign", bench.sign(8, 0, CallBar::None)), ("trust bundle", trust_bundle(8, 0))]
+    {
         let requests = 10_000_u32;
         let before = ticks(moduled)?;
         bench.perform(&call, requests)?;
@@ -201,7 +236,8 @@ fn ticks(process: u64) -> anyhow::Result<u32> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     let (_, fields) = stat.rsplit_once(')').context("no process")?;
     let fields: Vec<&str> = fields.split_whitespace().collect();
-    let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u32>().ok()).context("no time");
+    let number =
+        |at: usize| fields.get(at).and_then(|field| field.parse::<u32>().ok()).context("no time");
     Ok(number(11)? + number(12)?)
 }
 

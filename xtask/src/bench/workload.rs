@@ -1,5 +1,5 @@
-//! What a module's call costs, beside what a bare HTTP echo over the same kind of socket costs in the same run; memory and
-//! sizes.
+//! What a module's call costs, beside what a bare HTTP echo over the same kind of socket
+//! costs in the same run; memory and sizes.
 
 pub(super) mod report;
 
@@ -23,7 +23,8 @@ const IMAGE: &str = "edgekeep-bench/load:1";
 const AGENT_IMAGE: &str = "edgekeep-bench/agent:1";
 /// Each case is run this often, interleaved with the others; the median counts.
 const RUNS: usize = 3;
-/// Modules of the device, the agent among them: as few as can be, and more, up to what a hub allows.
+/// Modules of the device, the agent among them: as few as can be, and more, up to what a
+/// hub allows.
 pub(super) const FEWEST: usize = 2;
 const MORE: [usize; 2] = [10, 50];
 /// Most modules that run. The others are host modules that were created and not started.
@@ -34,11 +35,14 @@ const BUNDLE: &str = "/trust-bundle?api-version=2020-07-07";
 
 /// Measures, with the load generator in a container or (`host`) as a host module.
 pub(super) fn run(host: bool) -> anyhow::Result<Results> {
-    let packages: Vec<&str> = DAEMONS.iter().chain(&OTHERS).chain(&["edgekeep-load"]).copied().collect();
+    let packages: Vec<&str> =
+        DAEMONS.iter().chain(&OTHERS).chain(&["edgekeep-load"]).copied().collect();
     let programs = build(&packages)?;
     let engine = if host { None } else { Some(Engine::answering_or_private()?) };
-    let folder =
-        tempfile::Builder::new().prefix("edgekeep-bench-").tempdir().context("cannot make a temporary folder")?;
+    let folder = tempfile::Builder::new()
+        .prefix("edgekeep-bench-")
+        .tempdir()
+        .context("cannot make a temporary folder")?;
     let mut bench = Bench::start(programs, folder.path(), engine.as_ref(), None)?;
     let mut report = Report::new(engine.is_some());
     let result = bench.measure(&mut report);
@@ -46,7 +50,12 @@ pub(super) fn run(host: bool) -> anyhow::Result<Results> {
         eprintln!("the device's last words:\n{}", bench.device.explanation());
     }
     result?;
-    Ok(Results { name: "workload", table: report.to_table(), json: report.to_json(), missed: report.missed() })
+    Ok(Results {
+        name: "workload",
+        table: report.to_table(),
+        json: report.to_json(),
+        missed: report.missed(),
+    })
 }
 
 /// A device with the load generator as a module of it.
@@ -62,8 +71,8 @@ pub(super) struct Bench {
     _leftovers: Option<Leftovers>,
 }
 
-/// What a device leaves in an engine that lives on: containers, stopped, and our images. They are removed when this is
-/// dropped.
+/// What a device leaves in an engine that lives on: containers, stopped, and our images.
+/// They are removed when this is dropped.
 struct Leftovers(PathBuf);
 
 impl Leftovers {
@@ -77,13 +86,24 @@ impl Leftovers {
     fn remove(&self) {
         for image in [IMAGE, AGENT_IMAGE] {
             // moduled's label: which image was asked for.
-            let filter = json!({ "label": [format!("net.azure-devices.edge.original-image={image}")] }).to_string();
+            let filter =
+                json!({ "label": [format!("net.azure-devices.edge.original-image={image}")] })
+                    .to_string();
             let filter: String = filter.bytes().map(|byte| format!("%{byte:02x}")).collect();
             let list = format!("/containers/json?all=true&filters={filter}");
             let containers = http::json(&self.0, "GET", &list, Body::Empty).unwrap_or_default();
-            let ids = containers.as_array().into_iter().flatten().filter_map(|container| container["Id"].as_str());
+            let ids = containers
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|container| container["Id"].as_str());
             for id in ids {
-                let _ = http::call(&self.0, "DELETE", &format!("/containers/{id}?force=true"), Body::Empty);
+                let _ = http::call(
+                    &self.0,
+                    "DELETE",
+                    &format!("/containers/{id}?force=true"),
+                    Body::Empty,
+                );
             }
             let _ = http::call(&self.0, "DELETE", &format!("/images/{image}"), Body::Empty);
         }
@@ -112,7 +132,8 @@ pub(super) struct Call {
 }
 
 impl Bench {
-    /// Starts the device, at a hub that allows so many modules, or as many as the real one.
+    /// Starts the device, at a hub that allows so many modules, or as many as the real
+    /// one.
     pub(super) fn start(
         programs: PathBuf,
         root: &Path,
@@ -144,14 +165,16 @@ impl Bench {
         Ok(Self { programs, shared, manifest, containers, device, echo, _leftovers: leftovers })
     }
 
-    /// Waits until the device works, and then until what ends after the start has ended. The daemons' process ids.
+    /// Waits until the device works, and then until what ends after the start has ended.
+    /// The daemons' process ids.
     pub(super) fn come_up(&mut self) -> anyhow::Result<Vec<u64>> {
         let limit = Duration::from_secs(120);
         let mut daemons = Vec::new();
         for program in DAEMONS {
             let name = program.trim_start_matches("edgekeep-");
-            let started =
-                self.device.event(name, limit, |event| event["event"] == "started" && event["name"] == name)?;
+            let started = self
+                .device
+                .event(name, limit, |event| event["event"] == "started" && event["name"] == name)?;
             daemons.push(started["pid"].as_u64().context("no process id")?);
         }
         self.device.event("the device", limit, |event| event["event"] == "device-ready")?;
@@ -203,7 +226,12 @@ impl Bench {
     }
 
     /// Runs the cases, each several times in turn, and adds the medians to the report.
-    fn measure_calls(&self, calls: &[Call], modules: usize, report: &mut Report) -> anyhow::Result<()> {
+    fn measure_calls(
+        &self,
+        calls: &[Call],
+        modules: usize,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
         let mut results: Vec<Vec<Value>> = calls.iter().map(|_| Vec::new()).collect();
         for call in calls {
             self.perform(call, call.requests / 10)?;
@@ -222,10 +250,11 @@ impl Bench {
     fn until_it_works(&mut self, call: &Call) -> anyhow::Result<()> {
         let (control, request) = (self.shared.join("load.sock"), with_counts(call, 1));
         let mut last = Value::Null;
-        let worked = self.device.poll(&format!("the first {}", call.name), Duration::from_secs(60), || {
-            last = perform(&control, &request).unwrap_or_default();
-            Ok((last["ok"] == 1).then_some(()))
-        });
+        let worked =
+            self.device.poll(&format!("the first {}", call.name), Duration::from_secs(60), || {
+                last = perform(&control, &request).unwrap_or_default();
+                Ok((last["ok"] == 1).then_some(()))
+            });
         worked.with_context(|| format!("the load generator says {last}"))
     }
 
@@ -239,10 +268,17 @@ impl Bench {
 
     pub(super) fn sign(&self, callers: u32, requests: u32, bar: Bar) -> Call {
         let body = json!({ "keyId": "primary", "algo": "HMACSHA256", "data": "aGVsbG8=" });
-        Call { name: "sign", callers, requests, bar, request: json!({ "method": "POST", "path": SIGN, "body": body }) }
+        Call {
+            name: "sign",
+            callers,
+            requests,
+            bar,
+            request: json!({ "method": "POST", "path": SIGN, "body": body }),
+        }
     }
 
-    /// As [`Self::sign`], by one caller, without waiting for the connection, over the shared socket where the module has it.
+    /// As [`Self::sign`], by one caller, without waiting for the connection, over the
+    /// shared socket where the module has it.
     pub(super) fn shared_sign(&self, socket: &Path) -> Call {
         let mut call = self.sign(1, 0, Bar::None);
         call.request["nonBlocking"] = true.into();
@@ -278,13 +314,19 @@ fn with_counts(call: &Call, requests: u32) -> Value {
     request
 }
 
-/// A deployment of the load generator and of modules that do nothing: `modules` together with the agent, of which
-/// [`RUNNING`] run.
-fn write_manifest(path: &Path, shared: &Path, containers: bool, modules: usize) -> anyhow::Result<()> {
+/// A deployment of the load generator and of modules that do nothing: `modules` together
+/// with the agent, of which [`RUNNING`] run.
+fn write_manifest(
+    path: &Path,
+    shared: &Path,
+    containers: bool,
+    modules: usize,
+) -> anyhow::Result<()> {
     let module = |command: &str, options: Value, runs: bool| {
         let mut options = options;
         options["Cmd"] = json!([command]);
-        let (kind, image) = if containers && runs { ("docker", IMAGE) } else { ("process", "edgekeep-load") };
+        let (kind, image) =
+            if containers && runs { ("docker", IMAGE) } else { ("process", "edgekeep-load") };
         let status = if runs { "running" } else { "stopped" };
         json!({
             "version": "1.0", "type": kind, "status": status, "restartPolicy": "always", "imagePullPolicy": "never",
@@ -303,11 +345,13 @@ fn write_manifest(path: &Path, shared: &Path, containers: bool, modules: usize) 
     });
     let manifest = json!({ "modulesContent": { "$edgeAgent": { "properties.desired": desired } } });
     // In place: an agent in a container was given this very file.
-    fs::write(path, manifest.to_string()).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(path, manifest.to_string())
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The memory of processes in KiB; `None` where only root may look.
 fn memory(processes: &[u64]) -> anyhow::Result<Option<u64>> {
-    let each: Vec<_> = processes.iter().map(|process| memory_kib(*process)).collect::<anyhow::Result<_>>()?;
+    let each: Vec<_> =
+        processes.iter().map(|process| memory_kib(*process)).collect::<anyhow::Result<_>>()?;
     Ok(each.into_iter().sum())
 }

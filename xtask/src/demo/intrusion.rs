@@ -15,23 +15,33 @@ use crate::http::{self, Body};
 const CALLS: usize = 4;
 
 /// Every way in.
-pub(super) fn all(demo: &Demo, device: &Device, place: &Place<'_>, manifest: &Path) -> anyhow::Result<()> {
+pub(super) fn all(
+    demo: &Demo,
+    device: &Device,
+    place: &Place<'_>,
+    manifest: &Path,
+) -> anyhow::Result<()> {
     let generation = generation(device)?;
     let arguments = |socket: &Path| {
         let socket = socket.display().to_string();
-        ["--json", "--module", "thermometer", "--genid", &generation, "--socket", &socket].map(str::to_owned)
+        ["--json", "--module", "thermometer", "--genid", &generation, "--socket", &socket]
+            .map(str::to_owned)
     };
     let own = device.module_sockets().join("thermometer.sock");
     let legacy = device.legacy_socket();
 
-    for (what, socket) in [("a program, thermometer's socket", &own), ("a program, the shared socket", &legacy)] {
+    for (what, socket) in
+        [("a program, thermometer's socket", &own), ("a program, the shared socket", &legacy)]
+    {
         refused(demo, device, what, |_| {
             let mut intruder = Command::new(demo.programs.join("intruder"));
-            let output = intruder.args(arguments(socket)).output().context("cannot start the intruder")?;
+            let output =
+                intruder.args(arguments(socket)).output().context("cannot start the intruder")?;
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         })?;
     }
-    // As a module in its own right: running, measured, with an identity, but not this one.
+    // As a module in its own right: running, measured, with an identity, but not this
+    // one.
     refused(demo, device, "another module, the shared socket", |device| {
         let changed = demo.manifest(place, Some(&arguments(&legacy)))?;
         manifest::write(manifest, &changed)?;
@@ -40,28 +50,36 @@ pub(super) fn all(demo: &Demo, device: &Device, place: &Place<'_>, manifest: &Pa
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         };
         let finished = |log: String| (verdicts(&log).len() == CALLS).then_some(log);
-        crate::interrupt::poll(LIMIT, || log().map(finished))?.context("the intruder has not finished")
+        crate::interrupt::poll(LIMIT, || log().map(finished))?
+            .context("the intruder has not finished")
     })?;
     if let Place::Engine(engine) = place {
         refused(demo, device, "engine exec into thermometer", |_| {
             // The container knows its socket by another path.
             let container = http::json(engine, "GET", "/containers/thermometer/json", Body::Empty)?;
             let variables = container["Config"]["Env"].as_array().cloned().unwrap_or_default();
-            let uri =
-                variables.iter().filter_map(Value::as_str).find_map(|text| text.strip_prefix("IOTEDGE_WORKLOADURI="));
-            let socket =
-                uri.and_then(|uri| uri.strip_prefix("unix://")).context("the container has no workload socket")?;
+            let uri = variables
+                .iter()
+                .filter_map(Value::as_str)
+                .find_map(|text| text.strip_prefix("IOTEDGE_WORKLOADURI="));
+            let socket = uri
+                .and_then(|uri| uri.strip_prefix("unix://"))
+                .context("the container has no workload socket")?;
             exec(engine, "thermometer", &arguments(Path::new(socket)))
         })?;
     }
     Ok(())
 }
 
-/// The generation of thermometer's identity, which anybody who reaches the management socket may know.
+/// The generation of thermometer's identity, which anybody who reaches the management
+/// socket may know.
 fn generation(device: &Device) -> anyhow::Result<String> {
     let identities = device::management(&device.management_socket(), "/identities/")?;
     let identities = identities["identities"].as_array().cloned().unwrap_or_default();
-    let own = identities.iter().find(|identity| identity["moduleId"] == "thermometer").context("no identity")?;
+    let own = identities
+        .iter()
+        .find(|identity| identity["moduleId"] == "thermometer")
+        .context("no identity")?;
     Ok(own["generationId"].as_str().context("no generation")?.to_owned())
 }
 
@@ -81,16 +99,26 @@ fn refused(
     }
     // Each is written before its answer is sent.
     let entries = device.refusals().split_off(before);
-    ensure!(entries.len() >= CALLS, "{what}: only {} of {CALLS} refusals are in the audit trail", entries.len());
-    let reasons: BTreeSet<&str> = entries.iter().filter_map(|entry| entry["reason"].as_str()).collect();
+    ensure!(
+        entries.len() >= CALLS,
+        "{what}: only {} of {CALLS} refusals are in the audit trail",
+        entries.len()
+    );
+    let reasons: BTreeSet<&str> =
+        entries.iter().filter_map(|entry| entry["reason"].as_str()).collect();
     let reasons = reasons.into_iter().collect::<Vec<_>>().join(", ");
-    demo.show.step(&format!("refused: {what}"), &format!("{CALLS} of {CALLS} calls; audit trail: {reasons}"));
+    demo.show.step(
+        &format!("refused: {what}"),
+        &format!("{CALLS} of {CALLS} calls; audit trail: {reasons}"),
+    );
     Ok(())
 }
 
 /// What the intruder said about each call that carries identity.
 fn verdicts(output: &str) -> Vec<Value> {
-    let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line.get(line.find('{')?..)?).ok());
+    let lines = output
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line.get(line.find('{')?..)?).ok());
     // The trust bundle is public.
     lines.filter(|line| line["verdict"].is_string() && line["try"] != "trust-bundle").collect()
 }
@@ -101,10 +129,12 @@ fn exec(engine: &Path, container: &str, arguments: &[String]) -> anyhow::Result<
     words.extend_from_slice(arguments);
     // With a terminal the output comes as it is, in no frames.
     let body = json!({ "AttachStdout": true, "AttachStderr": true, "Tty": true, "Cmd": words });
-    let made = http::json(engine, "POST", &format!("/containers/{container}/exec"), Body::Json(&body))?;
+    let made =
+        http::json(engine, "POST", &format!("/containers/{container}/exec"), Body::Json(&body))?;
     let id = made["Id"].as_str().context("the engine made no exec")?;
     let body = json!({ "Detach": false, "Tty": true });
-    let (status, output) = http::call(engine, "POST", &format!("/exec/{id}/start"), Body::Json(&body))?;
+    let (status, output) =
+        http::call(engine, "POST", &format!("/exec/{id}/start"), Body::Json(&body))?;
     ensure!(status == 200 || status == 101, "exec: HTTP {status}");
     Ok(String::from_utf8_lossy(&output).into_owned())
 }

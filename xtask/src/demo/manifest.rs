@@ -5,14 +5,21 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-/// Fills the example in: where the modules report and whom they trust; as containers if asked to. With `intruder` the
-/// intruder runs with these arguments and may see every workload socket of the device.
-pub(super) fn for_demo(mut manifest: Value, folder: &Path, containers: bool, intruder: Option<&[String]>) -> Value {
+/// Fills the example in: where the modules report and whom they trust; as containers if
+/// asked to. With `intruder` the intruder runs with these arguments and may see every
+/// workload socket of the device.
+pub(super) fn for_demo(
+    mut manifest: Value,
+    folder: &Path,
+    containers: bool,
+    intruder: Option<&[String]>,
+) -> Value {
     let modules = &mut manifest["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"];
     let path = |name: &str| folder.join(name).display().to_string();
     let (report, authority) = (path("report"), path("sim-ca.pem"));
     let thermometer = &mut modules["thermometer"];
-    thermometer["env"]["EDGEKEEP_DEMO_REPORT"] = json!({ "value": format!("{report}/thermometer.jsonl") });
+    thermometer["env"]["EDGEKEEP_DEMO_REPORT"] =
+        json!({ "value": format!("{report}/thermometer.jsonl") });
     thermometer["env"]["EDGEKEEP_DEMO_HUB_CA"] = json!({ "value": authority });
 
     let command = intruder.unwrap_or(&[]);
@@ -21,10 +28,12 @@ pub(super) fn for_demo(mut manifest: Value, folder: &Path, containers: bool, int
         options[1] = json!({ "Cmd": command });
     }
     if containers {
-        // The hub is on this machine, so the thermometer takes the host's network; the folders have the same paths inside.
+        // The hub is on this machine, so the thermometer takes the host's network; the
+        // folders have the same paths inside.
         options[0]["HostConfig"] = json!({ "NetworkMode": "host", "Binds": [format!("{report}:{report}"), format!("{authority}:{authority}:ro")] });
         if intruder.is_some() {
-            let binds = ["run/iotedge", "var/lib/edgekeep/moduled/mnt"].map(|name| format!("{0}:{0}", path(name)));
+            let binds = ["run/iotedge", "var/lib/edgekeep/moduled/mnt"]
+                .map(|name| format!("{0}:{0}", path(name)));
             options[1]["HostConfig"] = json!({ "Binds": binds });
         }
     }
@@ -39,10 +48,11 @@ pub(super) fn for_demo(mut manifest: Value, folder: &Path, containers: bool, int
     manifest
 }
 
-/// Writes the manifest in place: an agent in a container was given this very file. One that reads half of it keeps what it
-/// has and reads again.
+/// Writes the manifest in place: an agent in a container was given this very file. One
+/// that reads half of it keeps what it has and reads again.
 pub(super) fn write(path: &Path, manifest: &Value) -> anyhow::Result<()> {
-    std::fs::write(path, format!("{manifest:#}\n")).with_context(|| format!("cannot write {}", path.display()))
+    std::fs::write(path, format!("{manifest:#}\n"))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

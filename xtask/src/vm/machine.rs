@@ -35,8 +35,8 @@ impl Drop for Ending {
 }
 
 impl Machine<'_> {
-    /// Runs the checks, shows their lines as they come, and gives them. What the machine writes to its console goes to a
-    /// file.
+    /// Runs the checks, shows their lines as they come, and gives them. What the machine
+    /// writes to its console goes to a file.
     pub(super) fn run(&self, console: &Path, limit: Duration) -> anyhow::Result<Vec<String>> {
         let report = self.folder.join(REPORT);
         let _tpm = self.tpm()?;
@@ -56,7 +56,9 @@ impl Machine<'_> {
             }
             match ended {
                 Some(status) if status.success() => break,
-                Some(status) => bail!("the emulator ended ({status}):\n{}", command::tail(&log, 15)),
+                Some(status) => {
+                    bail!("the emulator ended ({status}):\n{}", command::tail(&log, 15))
+                }
                 None if Instant::now() >= end => {
                     eprintln!("the machine did not power itself off within {} s", limit.as_secs());
                     break;
@@ -104,21 +106,25 @@ impl Machine<'_> {
     fn emulator(&self, more: &str) -> Command {
         let Root { image, kernel, ramdisk } = self.root;
         let mut qemu = dies_with_this_task("qemu-system-x86_64");
-        // Emulated, so that it runs wherever a test runs; a host that can virtualise may be asked to by hand.
+        // Emulated, so that it runs wherever a test runs; a host that can virtualise may
+        // be asked to by hand.
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]);
         qemu.args(["-nodefaults", "-no-reboot", "-display", "none"]);
         qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(ramdisk);
         qemu.arg("-append").arg(format!("root=/dev/vda rw console=ttyS0 {more}"));
         // What is written to the root is forgotten with the machine.
-        qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw,snapshot=on", image.display()));
-        qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw,readonly=on", self.payload.display()));
+        qemu.arg("-drive")
+            .arg(format!("file={},if=virtio,format=raw,snapshot=on", image.display()));
+        qemu.arg("-drive")
+            .arg(format!("file={},if=virtio,format=raw,readonly=on", self.payload.display()));
         qemu.arg("-chardev").arg(format!("socket,id=tpm,path={}", self.tpm_socket().display()));
         qemu.args(["-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm"]);
         qemu
     }
 }
 
-/// The lines of a file that end; the terminal of the machine ends them with a carriage return as well.
+/// The lines of a file that end; the terminal of the machine ends them with a carriage
+/// return as well.
 fn complete_lines(file: &Path) -> Vec<String> {
     let text = fs::read(file).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

@@ -1,4 +1,5 @@
-//! The second drive: what was built, laid out as a package installs it, and the checks with what they need.
+//! The second drive: what was built, laid out as a package installs it, and the checks
+//! with what they need.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,8 @@ pub(super) fn make(programs: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     }
     for (from, place) in SETTINGS {
         let from = workspace::folder().join("packaging").join(from);
-        let entries = fs::read_dir(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        let entries =
+            fs::read_dir(&from).with_context(|| format!("cannot read {}", from.display()))?;
         let place = install.join(place);
         fs::create_dir_all(&place)?;
         for entry in entries {
@@ -58,7 +60,9 @@ fn copy_stripped(program: &Path, folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let place = folder.join(program.file_name().unwrap_or_default());
     if parts::find("strip").is_none() {
-        return fs::copy(program, &place).map(drop).with_context(|| format!("cannot copy {}", program.display()));
+        return fs::copy(program, &place)
+            .map(drop)
+            .with_context(|| format!("cannot copy {}", program.display()));
     }
     let mut strip = Command::new("strip");
     strip.arg("-o").arg(&place).arg(program);

@@ -1,4 +1,5 @@
-//! The machine's root file system: Debian with its own kernel, systemd and Docker, as an image that is made once.
+//! The machine's root file system: Debian with its own kernel, systemd and Docker, as an
+//! image that is made once.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,12 +11,14 @@ use anyhow::Context as _;
 use crate::{command, parts, workspace};
 
 const SUITE: &str = "bookworm";
-/// What is in it beside Debian's required packages. debootstrap does not see that libpam-systemd is what polkitd needs.
+/// What is in it beside Debian's required packages. debootstrap does not see that
+/// libpam-systemd is what polkitd needs.
 const PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,dbus,linux-image-cloud-amd64,initramfs-tools,tpm-udev,iproute2,iptables,apparmor,libpam-systemd,polkitd,docker.io";
 /// Its size; what is not used takes no room.
 const SIZE: &str = "4G";
 
-/// Files that are there before the first package: quicker, and a small ramdisk with what this machine's drive needs.
+/// Files that are there before the first package: quicker, and a small ramdisk with what
+/// this machine's drive needs.
 const BEFORE: [(&str, &str); 3] = [
     (
         "etc/dpkg/dpkg.cfg.d/machine",
@@ -71,7 +74,11 @@ pub(super) struct Root {
 
 impl Root {
     fn in_folder(folder: &Path) -> Self {
-        Self { image: folder.join("root.img"), kernel: folder.join("vmlinuz"), ramdisk: folder.join("initrd.img") }
+        Self {
+            image: folder.join("root.img"),
+            kernel: folder.join("vmlinuz"),
+            ramdisk: folder.join("initrd.img"),
+        }
     }
 }
 
@@ -89,7 +96,8 @@ pub(super) fn made(anew: bool) -> anyhow::Result<Root> {
         let making = all.join("making");
         fs::create_dir_all(&making).with_context(|| format!("cannot make {}", making.display()))?;
         make(&making)?;
-        fs::rename(&making, &folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::rename(&making, &folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
     }
     Ok(Root::in_folder(&folder))
 }
@@ -115,8 +123,11 @@ fn make(folder: &Path) -> anyhow::Result<()> {
     let tree = folder.join("tree");
     write_all(&tree, &BEFORE)?;
     let log = folder.join("log");
-    eprintln!("making the root file system of the machine with debootstrap, once; this takes minutes");
-    let mut debootstrap = Command::new(parts::find("debootstrap").context("debootstrap is missing")?);
+    eprintln!(
+        "making the root file system of the machine with debootstrap, once; this takes minutes"
+    );
+    let mut debootstrap =
+        Command::new(parts::find("debootstrap").context("debootstrap is missing")?);
     debootstrap.args(["--variant=minbase", &format!("--include={PACKAGES}"), SUITE]).arg(&tree);
     debootstrap.env("DEBIAN_FRONTEND", "noninteractive");
     command::run_quietly(debootstrap, &log)?;
@@ -143,14 +154,17 @@ fn make(folder: &Path) -> anyhow::Result<()> {
 
 fn newest(folder: &Path, name: &str) -> anyhow::Result<PathBuf> {
     let found = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
-    let named = found.filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)));
+    let named = found.filter(|path| {
+        path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name))
+    });
     named.max().with_context(|| format!("no {name} in {}", folder.display()))
 }
 
 fn write_all(tree: &Path, files: &[(&str, &str)]) -> anyhow::Result<()> {
     for (name, content) in files {
         let path = tree.join(name);
-        fs::create_dir_all(path.parent().unwrap_or(tree)).with_context(|| format!("cannot make {}", path.display()))?;
+        fs::create_dir_all(path.parent().unwrap_or(tree))
+            .with_context(|| format!("cannot make {}", path.display()))?;
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
@@ -159,7 +173,17 @@ fn write_all(tree: &Path, files: &[(&str, &str)]) -> anyhow::Result<()> {
 /// Makes an image of a folder's content; nothing is mounted for it.
 pub(super) fn file_system(tree: &Path, image: &Path, size: &str, log: &Path) -> anyhow::Result<()> {
     let mut mke2fs = Command::new(parts::find("mke2fs").context("mke2fs is missing")?);
-    mke2fs.args(["-q", "-F", "-t", "ext4", "-O", "^has_journal,verity", "-E", "lazy_itable_init=1", "-d"]);
+    mke2fs.args([
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-O",
+        "^has_journal,verity",
+        "-E",
+        "lazy_itable_init=1",
+        "-d",
+    ]);
     mke2fs.arg(tree).arg(image).arg(size);
     command::run_quietly(mke2fs, log)
 }

@@ -1,4 +1,5 @@
-//! A management API over a real Unix socket, with modules and identities in memory: it works, it just runs nothing.
+//! A management API over a real Unix socket, with modules and identities in memory: it
+//! works, it just runs nothing.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -83,7 +84,8 @@ impl Device {
                     async move { Ok::<_, Infallible>(device.answer(request).await) }
                 });
                 tokio::spawn(
-                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
                 );
             }
         });
@@ -135,7 +137,8 @@ impl Device {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
-        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let body =
+            body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let query = head.uri.query().unwrap_or_default();
         let (status, answer) = if query.split('&').any(|part| part == "api-version=2022-08-03") {
@@ -143,8 +146,11 @@ impl Device {
         } else {
             (400, json!({"message": "api-version not specified"}))
         };
-        let mut response =
-            Response::new(if answer.is_null() { Full::default() } else { Full::new(Bytes::from(answer.to_string())) });
+        let mut response = Response::new(if answer.is_null() {
+            Full::default()
+        } else {
+            Full::new(Bytes::from(answer.to_string()))
+        });
         *response.status_mut() = StatusCode::from_u16(status).unwrap();
         self.called.send_modify(|count| *count += 1);
         response
@@ -162,7 +168,8 @@ impl Device {
         if method != Method::GET {
             world.calls.push(call.clone());
         }
-        let name = body["name"].as_str().or(body["moduleId"].as_str()).unwrap_or_default().to_owned();
+        let name =
+            body["name"].as_str().or(body["moduleId"].as_str()).unwrap_or_default().to_owned();
         // Creations share a path: they fail by name.
         let fault = world.faults.get(&call).or_else(|| world.faults.get(&format!("{call} {name}")));
         if let Some(message) = fault {
@@ -172,7 +179,8 @@ impl Device {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match (method.as_str(), segments.as_slice()) {
             ("GET", ["modules"]) => {
-                let modules: Vec<Value> = world.modules.iter().map(|(name, module)| details(name, module)).collect();
+                let modules: Vec<Value> =
+                    world.modules.iter().map(|(name, module)| details(name, module)).collect();
                 (200, json!({"modules": modules}))
             }
             ("GET", ["systeminfo"]) => (
@@ -182,8 +190,11 @@ impl Device {
                 "dynamicReprovisioning": false, "alwaysReprovisionOnStartup": false}}),
             ),
             ("GET", ["identities", ""]) => {
-                let entries: Vec<Value> =
-                    world.identities.iter().map(|(name, generation)| identity(name, generation)).collect();
+                let entries: Vec<Value> = world
+                    .identities
+                    .iter()
+                    .map(|(name, generation)| identity(name, generation))
+                    .collect();
                 (200, json!({"identities": entries}))
             }
             ("POST", ["identities", ""]) => {
@@ -204,14 +215,20 @@ impl Device {
                 if world.modules.contains_key(&name) {
                     return (409, json!({"message": "the name is in use"}));
                 }
-                let module = Module { spec: body.clone(), state: "stopped", started: None, exited: None };
+                let module =
+                    Module { spec: body.clone(), state: "stopped", started: None, exited: None };
                 let answer = details(&name, &module);
                 world.modules.insert(name, module);
                 (201, answer)
             }
             ("PUT", ["modules", name]) => match world.modules.get_mut(*name) {
                 Some(module) => {
-                    *module = Module { spec: body.clone(), state: "stopped", started: None, exited: None };
+                    *module = Module {
+                        spec: body.clone(),
+                        state: "stopped",
+                        started: None,
+                        exited: None,
+                    };
                     (201, details(name, module))
                 }
                 None => missing,
@@ -249,7 +266,10 @@ fn details(name: &str, module: &Module) -> Value {
     let settings = &module.spec["config"]["settings"];
     let labels = settings["createOptions"].get("Labels").cloned().unwrap_or_else(|| json!({}));
     let time = |ms: i64| {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap().format(&Rfc3339).unwrap()
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
+            .unwrap()
+            .format(&Rfc3339)
+            .unwrap()
     };
     let mut status = json!({"runtimeStatus": {"status": module.state}});
     if let Some(started) = module.started {

@@ -42,7 +42,10 @@ impl Bench {
     }
 
     fn reported(&self) -> Value {
-        serde_json::from_slice(&std::fs::read(self.folder.path().join("state/reported.json")).unwrap()).unwrap()
+        serde_json::from_slice(
+            &std::fs::read(self.folder.path().join("state/reported.json")).unwrap(),
+        )
+        .unwrap()
     }
 
     fn state(&self, module: &str) -> Option<&'static str> {
@@ -80,7 +83,8 @@ fn write_manifest(folder: &Path, modules: &Value) {
         "systemModules": {"edgeAgent": {"type": "docker", "settings": {"image": "another-agent:7"}}},
         "modules": modules,
     });
-    let text = json!({"modulesContent": {"$edgeAgent": {"properties.desired": desired}}}).to_string();
+    let text =
+        json!({"modulesContent": {"$edgeAgent": {"properties.desired": desired}}}).to_string();
     std::fs::write(folder.join("manifest.json"), text).unwrap();
 }
 
@@ -125,7 +129,8 @@ async fn the_first_round_makes_and_starts_what_the_manifest_wants_and_the_second
 #[tokio::test]
 async fn nothing_is_done_again_after_the_agent_was_restarted_even_without_its_state() {
     let mut bench = Bench::new();
-    let host = json!({"type": "process", "status": "running", "settings": {"image": "thermometer"}});
+    let host =
+        json!({"type": "process", "status": "running", "settings": {"image": "thermometer"}});
     bench.deploy(&json!({"m": module("1"), "host": host}));
     bench.round().await;
     bench.restart_agent();
@@ -174,7 +179,10 @@ async fn what_is_not_wanted_any_more_goes_with_its_identity_and_the_agent_stays(
     bench.round().await;
     bench.deploy(&json!({"n": module("1")}));
     bench.device.break_call("DELETE /identities/m", "the hub is away");
-    assert_eq!(bench.round().await, ["POST /modules/m/stop", "DELETE /modules/m", "DELETE /identities/m"]);
+    assert_eq!(
+        bench.round().await,
+        ["POST /modules/m/stop", "DELETE /modules/m", "DELETE /identities/m"]
+    );
     assert_eq!(bench.agent.status().0, 500);
     bench.device.mend();
     bench.restart_agent();
@@ -199,9 +207,15 @@ async fn a_bad_manifest_is_reported_with_its_culprit_while_the_last_good_one_is_
     let status = &bench.reported()["lastDesiredStatus"];
     assert_eq!(status["code"], 400);
     let text = status["description"].as_str().unwrap();
-    assert!(text.contains("modules.m.settings.image: holds the placeholder <Container_Registry>"), "{text}");
+    assert!(
+        text.contains("modules.m.settings.image: holds the placeholder <Container_Registry>"),
+        "{text}"
+    );
     let told = bench.device.world().deployment.clone();
-    assert!(told["problem"].as_str().unwrap().contains("the placeholder <Container_Registry>"), "{told}");
+    assert!(
+        told["problem"].as_str().unwrap().contains("the placeholder <Container_Registry>"),
+        "{told}"
+    );
     assert_eq!(told["running"], json!(["m"]), "by the last good one");
     assert_eq!(bench.reported()["health"]["verdict"], "healthy", "as the daemon told");
 
@@ -223,7 +237,8 @@ async fn a_device_without_any_good_manifest_is_left_as_it_is() {
     bench.device.world().modules.insert("found".into(), found);
     assert_eq!(bench.round().await, Vec::<String>::new());
     assert_eq!(bench.agent.status().0, 417);
-    std::fs::write(bench.folder.path().join("manifest.json"), "{\"schemaVersion\": \"2.0\"}").unwrap();
+    std::fs::write(bench.folder.path().join("manifest.json"), "{\"schemaVersion\": \"2.0\"}")
+        .unwrap();
     assert_eq!(bench.round().await, Vec::<String>::new());
     assert_eq!(bench.agent.status().0, 412);
     assert_eq!(bench.state("found"), Some("running"));
@@ -237,7 +252,10 @@ async fn a_module_that_cannot_be_made_holds_back_no_other_and_is_tried_again_wit
     bench.round().await;
     assert_eq!(bench.state("good"), Some("running"));
     assert_eq!(bench.state("bad"), None);
-    assert_eq!(bench.agent.status(), (500, "bad: cannot create it: no space left: disk full (status 500)"));
+    assert_eq!(
+        bench.agent.status(),
+        (500, "bad: cannot create it: no space left: disk full (status 500)")
+    );
     let reported = bench.reported();
     assert_eq!(
         reported["modules"]["bad"]["statusDescription"],
@@ -314,13 +332,17 @@ async fn without_the_hub_a_known_identity_is_good_enough_and_an_unknown_one_is_w
     bench.round().await;
     assert_eq!(bench.device.world().modules["known"].env("IOTEDGE_MODULEGENERATIONID"), Some("g7"));
     assert_eq!(bench.state("new"), None);
-    assert_eq!(bench.agent.status(), (500, "new: cannot get its identity: the hub is away (status 500)"));
+    assert_eq!(
+        bench.agent.status(),
+        (500, "new: cannot get its identity: the hub is away (status 500)")
+    );
 }
 
 #[tokio::test]
 async fn a_lost_identity_is_made_again_and_its_module_is_made_anew_for_it() {
     let mut bench = Bench::new();
-    let host = json!({"type": "process", "status": "running", "settings": {"image": "thermometer"}});
+    let host =
+        json!({"type": "process", "status": "running", "settings": {"image": "thermometer"}});
     bench.deploy(&json!({"m": module("1"), "host": host}));
     bench.round().await;
     bench.device.world().identities.clear();
@@ -333,7 +355,8 @@ async fn a_lost_identity_is_made_again_and_its_module_is_made_anew_for_it() {
     bench.device.pass(10);
     assert_eq!(bench.round().await, ["POST /identities/", "POST /identities/"]);
 
-    // A restarted agent knows as well for which identity it made the host module, which carries no label.
+    // A restarted agent knows as well for which identity it made the host module, which
+    // carries no label.
     bench.restart_agent();
     let anew = |name: &str| {
         let id = format!("PUT /identities/{name}");
@@ -351,7 +374,8 @@ async fn a_lost_identity_is_made_again_and_its_module_is_made_anew_for_it() {
 }
 
 #[tokio::test]
-async fn an_identity_that_was_made_anew_by_somebody_else_is_noticed_even_without_the_agents_state() {
+async fn an_identity_that_was_made_anew_by_somebody_else_is_noticed_even_without_the_agents_state()
+{
     let mut bench = Bench::new();
     bench.deploy(&json!({"m": module("1")}));
     bench.round().await;
@@ -448,13 +472,21 @@ async fn the_program_starts_at_once_and_leaves_the_modules_running_when_it_is_te
     assert!(ended.expect("it ends").unwrap().success());
     assert_eq!(device.world().modules["m"].state, "running");
     let reported: Value =
-        serde_json::from_slice(&std::fs::read(folder.path().join("state/reported.json")).unwrap()).unwrap();
-    assert_eq!(reported["lastDesiredStatus"], json!({"code": 406, "description": "Agent is not running"}));
+        serde_json::from_slice(&std::fs::read(folder.path().join("state/reported.json")).unwrap())
+            .unwrap();
+    assert_eq!(
+        reported["lastDesiredStatus"],
+        json!({"code": 406, "description": "Agent is not running"})
+    );
 }
 
 #[tokio::test]
 async fn the_program_says_what_is_missing_in_its_environment() {
-    let child = tokio::process::Command::new(env!("CARGO_BIN_EXE_edgekeep-agent")).env_clear().output().await.unwrap();
+    let child = tokio::process::Command::new(env!("CARGO_BIN_EXE_edgekeep-agent"))
+        .env_clear()
+        .output()
+        .await
+        .unwrap();
     assert_eq!(child.status.code(), Some(1));
     let text = String::from_utf8(child.stderr).unwrap();
     assert!(text.contains("IOTEDGE_WORKLOADLISTEN_MNTURI is not set"), "{text}");

@@ -1,8 +1,8 @@
 //! The log and its counter in hardware.
 //!
-//! The invariant: what checkpoints carry is never below the hardware's value, so that a log which lost nothing is never
-//! behind. A step is therefore written down before it is made, and one whose answer was lost counts as made until the
-//! hardware is read again.
+//! The invariant: what checkpoints carry is never below the hardware's value, so that a
+//! log which lost nothing is never behind. A step is therefore written down before it is
+//! made, and one whose answer was lost counts as made until the hardware is read again.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -13,8 +13,9 @@ use crate::sign::MonotonicCounter;
 
 /// Pause between attempts to read a counter that does not answer, if nobody asks.
 const RETRY: Duration = Duration::from_secs(30);
-/// Shortest time from the opening of the log to its first step, and between two steps when a checkpoint is asked for or the
-/// log is closed. Hardware wears, also if somebody asks all the time, or a daemon does not stay up.
+/// Shortest time from the opening of the log to its first step, and between two steps
+/// when a checkpoint is asked for or the log is closed. Hardware wears, also if somebody
+/// asks all the time, or a daemon does not stay up.
 const EARLY: Duration = Duration::from_secs(60);
 
 /// What is known of the counter in hardware.
@@ -43,16 +44,22 @@ enum LogEventKind {
     Back,
 }
 
-/// Compares a counter that is there with what the newest checkpoint carries. `has_past` is whether the log has entries of
-/// before this comparison, `was_away` whether the counter could not be read for a while.
+/// Compares a counter that is there with what the newest checkpoint carries. `has_past`
+/// is whether the log has entries of before this comparison, `was_away` whether the
+/// counter could not be read for a while.
 fn meet(recorded: Option<u64>, found: u64, has_past: bool, was_away: bool) -> Met {
     let back = was_away.then_some(LogEventKind::Back);
     match recorded {
-        // A log without a past, and a counter with one: there was another log, which is gone.
+        // A log without a past, and a counter with one: there was another log, which is
+        // gone.
         None if !has_past => Met { event: Some(LogEventKind::Ahead), recorded: found },
         None => Met { event: Some(LogEventKind::Back), recorded: found },
-        Some(recorded) if found > recorded => Met { event: Some(LogEventKind::Ahead), recorded: found },
-        Some(recorded) if found == recorded || found.checked_add(1) == Some(recorded) => Met { event: back, recorded },
+        Some(recorded) if found > recorded => {
+            Met { event: Some(LogEventKind::Ahead), recorded: found }
+        }
+        Some(recorded) if found == recorded || found.checked_add(1) == Some(recorded) => {
+            Met { event: back, recorded }
+        }
         Some(_) => Met { event: Some(LogEventKind::Replaced), recorded: found },
     }
 }
@@ -84,20 +91,30 @@ impl Counting {
             None => CounterState::Off,
             Some(_) => CounterState::Unreachable("it was not asked yet".to_owned()),
         };
-        Self { hardware, state, recorded, has_past, failed: None, rested_since: now, stepped: false, was_off: false }
+        Self {
+            hardware,
+            state,
+            recorded,
+            has_past,
+            failed: None,
+            rested_since: now,
+            stepped: false,
+            was_off: false,
+        }
     }
 
     pub(super) fn state(&self) -> &CounterState {
         &self.state
     }
 
-    /// What the next checkpoint carries. Kept while the counter is away or switched off: it is a lower bound still.
+    /// What the next checkpoint carries. Kept while the counter is away or switched off:
+    /// it is a lower bound still.
     pub(super) fn recorded(&self) -> Option<u64> {
         self.recorded
     }
 
-    /// Looks at the hardware if it was not seen yet, is due again, or if somebody wants to know; says what is to be written
-    /// down.
+    /// Looks at the hardware if it was not seen yet, is due again, or if somebody wants
+    /// to know; says what is to be written down.
     pub(super) fn look(&mut self, now: Instant, wanted: bool) -> Option<LogEvent> {
         let Some(hardware) = &mut self.hardware else {
             let first = !std::mem::replace(&mut self.was_off, true);
@@ -136,11 +153,19 @@ impl Counting {
         let recorded = before.unwrap_or(0);
         Some(match met.event? {
             LogEventKind::Ahead => {
-                tracing::error!(recorded, found, "the audit log is behind its counter: its newest part is missing");
+                tracing::error!(
+                    recorded,
+                    found,
+                    "the audit log is behind its counter: its newest part is missing"
+                );
                 LogEvent::CounterAhead { recorded, counter: found }
             }
             LogEventKind::Replaced => {
-                tracing::error!(recorded, found, "the audit log's counter is another one than before");
+                tracing::error!(
+                    recorded,
+                    found,
+                    "the audit log's counter is another one than before"
+                );
                 LogEvent::CounterReplaced { recorded, counter: found }
             }
             LogEventKind::Back => {
@@ -154,12 +179,14 @@ impl Counting {
     pub(super) fn may_step(&self, now: Instant, wanted: bool, options: &Options) -> bool {
         let early = wanted || !self.stepped;
         let enough = if early { options.count_after.min(EARLY) } else { options.count_after };
-        matches!(self.state, CounterState::Value(_)) && now.saturating_duration_since(self.rested_since) >= enough
+        matches!(self.state, CounterState::Value(_))
+            && now.saturating_duration_since(self.rested_since) >= enough
     }
 
     /// When it is time for a step.
     pub(super) fn due(&self, options: &Options) -> Option<Instant> {
-        let enough = if self.stepped { options.count_after } else { options.count_after.min(EARLY) };
+        let enough =
+            if self.stepped { options.count_after } else { options.count_after.min(EARLY) };
         matches!(self.state, CounterState::Value(_)).then(|| self.rested_since + enough)
     }
 
@@ -167,14 +194,16 @@ impl Counting {
     pub(super) fn plan(&mut self, now: Instant, wanted: bool, options: &Options) -> bool {
         let CounterState::Value(value) = self.state else { return false };
         let steps = self.may_step(now, wanted, options);
-        // One that was planned and not made is made at the next occasion, and needs no further plan.
+        // One that was planned and not made is made at the next occasion, and needs no
+        // further plan.
         if steps && self.recorded == Some(value) {
             self.recorded = value.checked_add(1);
         }
         steps
     }
 
-    /// Makes the planned step, after the checkpoint that carries it is on the disk; says whether it is known to be made.
+    /// Makes the planned step, after the checkpoint that carries it is on the disk; says
+    /// whether it is known to be made.
     pub(super) fn step(&mut self, now: Instant) -> bool {
         let Some(hardware) = &mut self.hardware else { return false };
         (self.rested_since, self.stepped) = (now, true);
@@ -257,7 +286,8 @@ mod tests {
 
     #[test]
     fn what_a_counter_says_about_a_log() {
-        let event = |recorded, found, has_past, was_away| meet(recorded, found, has_past, was_away).event;
+        let event =
+            |recorded, found, has_past, was_away| meet(recorded, found, has_past, was_away).event;
         assert_eq!(event(Some(5), 5, true, false), None);
         assert_eq!(event(Some(6), 5, true, false), None, "a step that was planned and not made");
         assert_eq!(event(Some(5), 5, true, true), Some(LogEventKind::Back));
@@ -285,8 +315,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the hardware does, a log that lost nothing is never behind it, and is never said to be; and the
-        /// hardware is stepped no more often than it may be.
+        /// Whatever the hardware does, a log that lost nothing is never behind it, and is
+        /// never said to be; and the hardware is stepped no more often than it may be.
         #[test]
         fn an_honest_log_is_never_behind(acts in prop::collection::vec(act(), 1..60)) {
             let chip = Arc::new(Mutex::new(Chip::default()));
@@ -321,11 +351,15 @@ mod tests {
     fn a_counter_that_is_removed_while_the_log_runs_is_noticed_when_somebody_asks() {
         let chip = Arc::new(Mutex::new(Chip::default()));
         let now = Instant::now();
-        let mut counting = Counting::new(Some(Box::new(Handle(Arc::clone(&chip)))), None, false, now);
+        let mut counting =
+            Counting::new(Some(Box::new(Handle(Arc::clone(&chip)))), None, false, now);
         assert_eq!(counting.look(now, false), Some(LogEvent::CounterMade { counter: 1 }));
         chip.lock().unwrap().value = None;
         assert_eq!(counting.look(now, false), None);
-        assert_eq!(counting.look(now, true), Some(LogEvent::CounterReplaced { recorded: 1, counter: 2 }));
+        assert_eq!(
+            counting.look(now, true),
+            Some(LogEvent::CounterReplaced { recorded: 1, counter: 2 })
+        );
     }
 
     #[test]
@@ -337,11 +371,17 @@ mod tests {
         assert_eq!(Counting::new(None, None, true, now).look(now, true), None);
         let chip = Arc::new(Mutex::new(Chip { away: true, value: Some(5), ..Chip::default() }));
         let mut away = Counting::new(Some(Box::new(Handle(Arc::clone(&chip)))), Some(5), true, now);
-        assert_eq!((away.look(now, true), away.look(now, true)), (Some(LogEvent::CounterUnreachable), None));
+        assert_eq!(
+            (away.look(now, true), away.look(now, true)),
+            (Some(LogEvent::CounterUnreachable), None)
+        );
         assert_eq!(away.state(), &CounterState::Unreachable("away".into()));
         chip.lock().unwrap().away = false;
         assert_eq!(away.look(now, false), None, "it is not asked all the time");
         let later = now + RETRY;
-        assert_eq!(away.look(later, false), Some(LogEvent::CounterBack { recorded: Some(5), counter: 5 }));
+        assert_eq!(
+            away.look(later, false),
+            Some(LogEvent::CounterBack { recorded: Some(5), counter: 5 })
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Room on the disk that the log keeps for itself, so that a disk that others have filled does not stop the keys.
+//! Room on the disk that the log keeps for itself, so that a disk that others have filled
+//! does not stop the keys.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};

@@ -54,7 +54,8 @@ pub(super) struct Writer {
     file: File,
     /// Bytes of the last segment that are on the disk.
     synced: u64,
-    /// What comes behind them. Kept until it is on the disk: after a failed sync it is written once more.
+    /// What comes behind them. Kept until it is on the disk: after a failed sync it is
+    /// written once more.
     unsynced: Vec<u8>,
     /// How much of that is in the file.
     written: usize,
@@ -110,7 +111,8 @@ impl Writer {
         writer
     }
 
-    /// What takes its time before the first entry: the room on the disk, and a look at the counter.
+    /// What takes its time before the first entry: the room on the disk, and a look at
+    /// the counter.
     pub(super) fn begin(&mut self) {
         self.reserve.hold(Instant::now());
         self.look_at_counter(false);
@@ -168,10 +170,13 @@ impl Writer {
         self.unsigned_since.get_or_insert(now);
     }
 
-    /// Writes what there is, and syncs, signs and rotates if it is time to, or if everything is wanted `now_all`.
+    /// Writes what there is, and syncs, signs and rotates if it is time to, or if
+    /// everything is wanted `now_all`.
     pub(super) fn step(&mut self, now: Instant, now_all: bool) -> Result<(), WriteError> {
         self.write()?;
-        let reached = |since: Option<Instant>, after: Duration| since.is_some_and(|since| now >= since + after);
+        let reached = |since: Option<Instant>, after: Duration| {
+            since.is_some_and(|since| now >= since + after)
+        };
         if reached(self.unsynced_since, self.options.sync_after) {
             self.sync()?;
         }
@@ -199,7 +204,9 @@ impl Writer {
 
     fn write(&mut self) -> Result<(), WriteError> {
         let rest = &self.unsynced[self.written..];
-        self.file.write_all_at(rest, self.synced + self.written as u64).map_err(WriteError::Write)?;
+        self.file
+            .write_all_at(rest, self.synced + self.written as u64)
+            .map_err(WriteError::Write)?;
         self.written = self.unsynced.len();
         Ok(())
     }
@@ -207,7 +214,8 @@ impl Writer {
     fn sync(&mut self) -> Result<(), WriteError> {
         self.write()?;
         if let Err(error) = self.file.sync_data() {
-            // What the kernel could not write it may have dropped from its cache: nothing of it counts as written.
+            // What the kernel could not write it may have dropped from its cache: nothing
+            // of it counts as written.
             self.written = 0;
             return Err(WriteError::Write(error));
         }
@@ -222,9 +230,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Signs the tree as it is. Order: entries and checkpoint to the segment, then the checkpoint's own file, then the
-    /// counter. So a checkpoint never covers what is not on the disk, and the counter is never ahead of a log that lost
-    /// nothing.
+    /// Signs the tree as it is. Order: entries and checkpoint to the segment, then the
+    /// checkpoint's own file, then the counter. So a checkpoint never covers what is not
+    /// on the disk, and the counter is never ahead of a log that lost nothing.
     fn sign(&mut self, step_counter: bool) -> Result<(), WriteError> {
         if self.pending.is_none() {
             self.step_planned = self.counting.plan(Instant::now(), step_counter, &self.options);
@@ -239,7 +247,8 @@ impl Writer {
             };
             let note = head.sign(&self.key, &*self.signer)?;
             // A few hundred bytes, far below the limit of a record.
-            let _ = segment::write(&mut self.unsynced, Kind::Checkpoint, head.size, note.as_bytes());
+            let _ =
+                segment::write(&mut self.unsynced, Kind::Checkpoint, head.size, note.as_bytes());
             self.pending = Some((head, note));
         }
         self.sync()?;
@@ -282,16 +291,23 @@ impl Writer {
         self.drop_segments(count).map(drop)
     }
 
-    /// Drops so many segments from the beginning; says whether it did. The checkpoint that states it comes first.
+    /// Drops so many segments from the beginning; says whether it did. The checkpoint
+    /// that states it comes first.
     fn drop_segments(&mut self, count: usize) -> Result<bool, WriteError> {
         if count == 0 {
             return Ok(false);
         }
         let first = self.segments[count].0;
-        let content = folder::content(&folder::segment_path(&self.folder, first))?.unwrap_or_default();
-        let Some((edge, ..)) = segment::beginning(&content).filter(|(edge, ..)| edge.size() == first) else {
+        let content =
+            folder::content(&folder::segment_path(&self.folder, first))?.unwrap_or_default();
+        let Some((edge, ..)) =
+            segment::beginning(&content).filter(|(edge, ..)| edge.size() == first)
+        else {
             // It is damaged; what is before it is needed to show that.
-            tracing::error!(first, "a segment of the audit log is damaged; nothing before it is dropped");
+            tracing::error!(
+                first,
+                "a segment of the audit log is damaged; nothing before it is dropped"
+            );
             return Ok(false);
         };
         if self.pending.is_some() {
@@ -303,7 +319,9 @@ impl Writer {
         for (first, _) in self.segments.drain(..count) {
             let path = folder::segment_path(&self.folder, first);
             match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(WriteError::Write(error)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(WriteError::Write(error));
+                }
                 _ => {}
             }
         }
@@ -311,15 +329,18 @@ impl Writer {
         Ok(true)
     }
 
-    /// After a step failed: if it was for a full disk, gives up the room that is kept for that, and makes room anew by
-    /// dropping the oldest segment. Says whether the step may succeed now.
+    /// After a step failed: if it was for a full disk, gives up the room that is kept for
+    /// that, and makes room anew by dropping the oldest segment. Says whether the step
+    /// may succeed now.
     pub(super) fn make_room(&mut self, error: &WriteError) -> bool {
         if !is_full(error) {
             return false;
         }
         let released = self.reserve.release(Instant::now());
         if released {
-            tracing::error!("the disk is full: the audit log uses the room that it keeps, and drops its oldest part");
+            tracing::error!(
+                "the disk is full: the audit log uses the room that it keeps, and drops its oldest part"
+            );
             self.note_event(LogEvent::DiskFull);
         }
         if self.segments.len() <= KEPT_SEGMENTS {

@@ -14,7 +14,8 @@ impl Zoo {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let at = |name: &str| folder.path().join(name);
-        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, Mode::RUSR, 0)
+            .expect("fifo");
         fs::create_dir(at("folder")).expect("folder");
         let listener = UnixListener::bind(at("socket")).expect("socket");
         File::create(at("sparse")).and_then(|file| file.set_len(2 << 30)).expect("sparse");
@@ -46,17 +47,24 @@ fn nothing_but_a_file_is_opened_whichever_way_the_path_leads_there() {
     let zoo = Zoo::new();
     for rules in [Rules::own(100), Rules::named(100)] {
         for prefix in ["", "link-to-"] {
-            for (name, kind) in [("fifo", "a FIFO"), ("folder", "a folder"), ("socket", "a socket")] {
+            for (name, kind) in [("fifo", "a FIFO"), ("folder", "a folder"), ("socket", "a socket")]
+            {
                 let path = zoo.at(&format!("{prefix}{name}"));
                 assert_eq!(fault(&path, rules), FileFault::NotAFile { kind }, "{}", path.display());
             }
             let path = zoo.at(&format!("{prefix}sparse"));
             assert_eq!(fault(&path, rules), FileFault::TooLong { limit: 100 });
         }
-        assert_eq!(fault(&zoo.at("link-to-device"), rules), FileFault::NotAFile { kind: "a device" });
+        assert_eq!(
+            fault(&zoo.at("link-to-device"), rules),
+            FileFault::NotAFile { kind: "a device" }
+        );
         assert_eq!(fault(Path::new("/dev/zero"), rules), FileFault::NotAFile { kind: "a device" });
         for name in ["nothing", "link-to-nothing"] {
-            assert_eq!(read(&zoo.at(name), rules).expect_err("none").kind(), io::ErrorKind::NotFound);
+            assert_eq!(
+                read(&zoo.at(name), rules).expect_err("none").kind(),
+                io::ErrorKind::NotFound
+            );
         }
         assert_eq!(read(&zoo.at("link-to-file"), rules).expect("read"), b"content");
     }
@@ -77,7 +85,8 @@ fn a_file_that_says_it_is_empty_is_read_no_further_than_the_limit() {
 }
 
 #[test]
-fn a_file_that_others_may_write_is_nobodys_word_unless_they_cannot_reach_it_or_the_operator_named_it() {
+fn a_file_that_others_may_write_is_nobodys_word_unless_they_cannot_reach_it_or_the_operator_named_it()
+ {
     let zoo = Zoo::new();
     for (folder, mode, counts) in [
         (0o755, 0o620, true),
@@ -101,7 +110,8 @@ fn a_file_that_others_may_write_is_nobodys_word_unless_they_cannot_reach_it_or_t
 #[test]
 fn a_file_that_is_open_to_others_says_so_and_can_be_closed() {
     let zoo = Zoo::new();
-    for (mode, shown) in [(0o600, None), (0o640, Some(0o640)), (0o604, Some(0o604)), (0o400, None)] {
+    for (mode, shown) in [(0o600, None), (0o640, Some(0o640)), (0o604, Some(0o604)), (0o400, None)]
+    {
         zoo.set_mode(mode);
         let content = open(&zoo.at("file"), Rules::own(100)).expect("read");
         assert_eq!(content.open_to_others(), shown, "{mode:o}");
@@ -123,7 +133,8 @@ fn what_is_written_to_is_a_file_and_no_reader_is_waited_for() {
     }
     let path = zoo.at("log");
     for line in ["a", "b"] {
-        io::Write::write_all(&mut open_to_append(&path, 0o600).expect("opened"), line.as_bytes()).expect("written");
+        io::Write::write_all(&mut open_to_append(&path, 0o600).expect("opened"), line.as_bytes())
+            .expect("written");
     }
     assert_eq!(fs::read(&path).expect("read"), b"ab");
     assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
@@ -145,13 +156,20 @@ fn a_file_or_link_of_a_stranger_is_refused_and_one_of_the_folders_owner_is_read_
     let zoo = Zoo::new();
     let (file, link) = (zoo.at("file"), zoo.at("link-to-file"));
     std::os::unix::fs::chown(&file, Some(4242), None).expect("chown");
-    assert_eq!(fault(&file, Rules::own(100)), FileFault::Owner { what: "file", owner: 4242, expected: 0 });
+    assert_eq!(
+        fault(&file, Rules::own(100)),
+        FileFault::Owner { what: "file", owner: 4242, expected: 0 }
+    );
     assert!(read(&file, Rules::named(100)).is_ok());
     std::os::unix::fs::chown(zoo.folder.path(), Some(4242), None).expect("chown");
     assert!(read(&file, Rules::own(100)).is_ok(), "the folder's owner wrote it");
-    // The folder's owner can put a link to anything there, and must not have root follow it.
+    // The folder's owner can put a link to anything there, and must not have root follow
+    // it.
     std::os::unix::fs::lchown(&link, Some(4242), None).expect("chown");
-    assert_eq!(fault(&link, Rules::own(100)), FileFault::Owner { what: "link", owner: 4242, expected: 0 });
+    assert_eq!(
+        fault(&link, Rules::own(100)),
+        FileFault::Owner { what: "link", owner: 4242, expected: 0 }
+    );
 }
 
 #[test]
@@ -159,5 +177,8 @@ fn text_that_is_not_utf8_is_an_error_that_says_so() {
     let zoo = Zoo::new();
     fs::write(zoo.at("file"), [0xff, 0xfe]).expect("written");
     let error = read_text(&zoo.at("file"), Rules::own(100)).expect_err("not text");
-    assert_eq!((error.kind(), error.to_string().as_str()), (io::ErrorKind::InvalidData, "the file is not UTF-8 text"));
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (io::ErrorKind::InvalidData, "the file is not UTF-8 text")
+    );
 }

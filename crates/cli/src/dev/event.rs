@@ -11,8 +11,8 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::output::{Hue, Style, printable};
 
-/// One event. As JSON: an object with `time` (RFC 3339), `elapsedMs` (since the start), `event` (the name in kebab case) and
-/// the fields in camel case.
+/// One event. As JSON: an object with `time` (RFC 3339), `elapsedMs` (since the start),
+/// `event` (the name in kebab case) and the fields in camel case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[non_exhaustive]
@@ -181,20 +181,30 @@ impl Events {
 }
 
 fn json_line(event: &Event, now: OffsetDateTime, elapsed: Duration) -> String {
-    let stamped = Stamped { time: now.format(&Rfc3339).unwrap_or_default(), elapsed_ms: milliseconds(elapsed), event };
+    let stamped = Stamped {
+        time: now.format(&Rfc3339).unwrap_or_default(),
+        elapsed_ms: milliseconds(elapsed),
+        event,
+    };
     serde_json::to_string(&stamped).unwrap_or_default()
 }
 
 /// The event for a reader; `None` for one that tells a reader nothing.
 fn text_line(event: &Event, style: Style) -> Option<String> {
-    let line = |hue: Hue, who: &str, what: &str| Some(format!("{} {what}", style.paint(hue, &format!("{who:<10}"))));
+    let line = |hue: Hue, who: &str, what: &str| {
+        Some(format!("{} {what}", style.paint(hue, &format!("{who:<10}"))))
+    };
     let show = |path: &PathBuf| path.display().to_string();
     match event {
         Event::Starting { root } => line(Hue::Head, "device", &format!("folder {}", show(root))),
-        Event::Cloud { dps, hub, scope_id, .. } => {
-            line(Hue::Head, "cloud", &format!("simulated: provisioning {dps} (scope {scope_id}), hub {hub}"))
+        Event::Cloud { dps, hub, scope_id, .. } => line(
+            Hue::Head,
+            "cloud",
+            &format!("simulated: provisioning {dps} (scope {scope_id}), hub {hub}"),
+        ),
+        Event::Configured { file, own: false } => {
+            line(Hue::Head, "config", &format!("applied {}", show(file)))
         }
-        Event::Configured { file, own: false } => line(Hue::Head, "config", &format!("applied {}", show(file))),
         Event::Configured { file, own: true } => {
             line(Hue::Head, "config", &format!("applied your {} as it is", show(file)))
         }
@@ -220,7 +230,8 @@ fn text_line(event: &Event, style: Style) -> Option<String> {
                 "failed" | "dead" | "unknown" => Hue::Bad,
                 _ => Hue::Warning,
             };
-            let description = if description.is_empty() { String::new() } else { format!(" ({description})") };
+            let description =
+                if description.is_empty() { String::new() } else { format!(" ({description})") };
             line(hue, "module", &printable(&format!("{name} {status}{description}")))
         }
         Event::Refused { module, route, reason, pid, uid } => {
@@ -228,17 +239,23 @@ fn text_line(event: &Event, style: Style) -> Option<String> {
             line(Hue::Bad, "refused", &printable(&what))
         }
         Event::Problem { message } => line(Hue::Bad, "problem", &printable(message)),
-        Event::DeviceReady { ms, modules } => {
-            line(Hue::Good, "device", &printable(&format!("ready after {ms} ms, running: {}", modules.join(", "))))
-        }
-        Event::Log { name, line: text } => {
-            Some(format!("{} | {}", style.paint(Hue::Plain, &format!("{name:<10}")), printable(text)))
-        }
+        Event::DeviceReady { ms, modules } => line(
+            Hue::Good,
+            "device",
+            &printable(&format!("ready after {ms} ms, running: {}", modules.join(", "))),
+        ),
+        Event::Log { name, line: text } => Some(format!(
+            "{} | {}",
+            style.paint(Hue::Plain, &format!("{name:<10}")),
+            printable(text)
+        )),
         Event::Exited { name, how, restart_in_ms } => {
             line(Hue::Bad, name, &format!("{how}; starting it again in {restart_in_ms} ms"))
         }
         Event::Stopping => line(Hue::Head, "device", "stopping"),
-        Event::Stopped { root: Some(root) } => line(Hue::Head, "device", &format!("stopped; kept in {}", show(root))),
+        Event::Stopped { root: Some(root) } => {
+            line(Hue::Head, "device", &format!("stopped; kept in {}", show(root)))
+        }
         Event::Stopped { root: None } => line(Hue::Head, "device", "stopped"),
     }
 }
@@ -253,7 +270,8 @@ mod tests {
     #[test]
     fn an_event_is_one_json_object_with_time_and_name() {
         let event = Event::DeviceReady { ms: 812, modules: vec!["edgeAgent".into()] };
-        let line = json_line(&event, datetime!(2026-07-01 12:00:00.5 UTC), Duration::from_millis(815));
+        let line =
+            json_line(&event, datetime!(2026-07-01 12:00:00.5 UTC), Duration::from_millis(815));
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         let expected = json!({
             "time": "2026-07-01T12:00:00.5Z", "elapsedMs": 815, "event": "device-ready", "ms": 812, "modules": ["edgeAgent"],
@@ -268,6 +286,9 @@ mod tests {
     #[test]
     fn a_log_line_cannot_steer_the_terminal() {
         let event = Event::Log { name: "keyd", line: "\u{1b}[2Jgone".into() };
-        assert_eq!(text_line(&event, Style::plain()).as_deref(), Some("keyd       | \u{fffd}[2Jgone"));
+        assert_eq!(
+            text_line(&event, Style::plain()).as_deref(),
+            Some("keyd       | \u{fffd}[2Jgone")
+        );
     }
 }

@@ -1,8 +1,10 @@
-//! `dev`: a whole simulated device on this machine, from nothing to running modules, until it is told to stop.
+//! `dev`: a whole simulated device on this machine, from nothing to running modules,
+//! until it is told to stop.
 //!
-//! It is the same device as an installed one: the same daemons as three processes, the same configuration through
-//! `config apply`, the same sockets below a root folder of its own, the reference agent as a measured host module. Only
-//! the cloud is simulated, by `edgekeep-sim`. With `--json` every event is one line of JSON (see [`event::Event`]).
+//! It is the same device as an installed one: the same daemons as three processes, the
+//! same configuration through `config apply`, the same sockets below a root folder of its
+//! own, the reference agent as a measured host module. Only the cloud is simulated, by
+//! `edgekeep-sim`. With `--json` every event is one line of JSON (see [`event::Event`]).
 
 pub mod event;
 mod plan;
@@ -35,17 +37,27 @@ use crate::dev::process::{Program, Running};
 
 /// How long a daemon may take from its start to its first answer.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// How long a daemon may take to stop before it is killed; moduled gives the modules 30 s.
+/// How long a daemon may take to stop before it is killed; moduled gives the modules 30
+/// s.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 
 /// Runs `edgekeep dev`.
-pub(crate) async fn run(context: &Context, options: DevOptions, root: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(
+    context: &Context,
+    options: DevOptions,
+    root: Option<PathBuf>,
+) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for signals")?;
-    let folder = Folder::open(root.filter(|folder| !folder.as_os_str().is_empty()).is_some(), context, options.keep)?;
+    let folder = Folder::open(
+        root.filter(|folder| !folder.as_os_str().is_empty()).is_some(),
+        context,
+        options.keep,
+    )?;
     let events = Events::new(context.json);
     let (stop, stopped) = channel::channel(false);
-    let mut device = Device { root: folder.root.clone(), events: events.clone(), running: Vec::new() };
+    let mut device =
+        Device { root: folder.root.clone(), events: events.clone(), running: Vec::new() };
 
     let result = {
         let brought_up = device.bring_up(&options, stopped);
@@ -99,22 +111,27 @@ impl Folder {
         } else {
             fresh_folder()?
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&path)
-            .with_context(|| format!("cannot make {}; name another folder with --root", path.display()))?;
-        let path = fs::canonicalize(&path).with_context(|| format!("cannot resolve {}", path.display()))?;
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(&path).with_context(|| {
+            format!("cannot make {}; name another folder with --root", path.display())
+        })?;
+        let path = fs::canonicalize(&path)
+            .with_context(|| format!("cannot resolve {}", path.display()))?;
         let lock = fs::OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
             .open(path.join("dev.lock"))
-            .with_context(|| format!("cannot write in {}; name another folder with --root", path.display()))?;
-        rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            anyhow::anyhow!("a simulated device runs in {} already; stop it, or use another --root", path.display())
-        })?;
+            .with_context(|| {
+                format!("cannot write in {}; name another folder with --root", path.display())
+            })?;
+        rustix::fs::flock(lock.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| {
+                anyhow::anyhow!(
+                    "a simulated device runs in {} already; stop it, or use another --root",
+                    path.display()
+                )
+            })?;
         let root = Root::new(path);
         plan::check_socket_paths(&root)?;
         Ok(Self { root, _lock: lock, remove: !named && !keep })
@@ -132,7 +149,9 @@ impl Folder {
 
 /// A new folder below the user's cache folder.
 fn fresh_folder() -> anyhow::Result<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
+    let absolute = |name| {
+        std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute())
+    };
     let cache = absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .context("neither XDG_CACHE_HOME nor HOME is set; name a folder with --root")?;
@@ -160,15 +179,18 @@ impl Device {
             root: self.root.clone(),
             agent: match &options.agent_image {
                 Some(image) => Agent::Image { image: image.clone(), pull: !options.no_pull },
-                None => Agent::Host { executable: programs.agent()?, sha256: sha256(&programs.agent()?)? },
+                None => Agent::Host {
+                    executable: programs.agent()?,
+                    sha256: sha256(&programs.agent()?)?,
+                },
             },
             engine: options.docker.clone(),
             manifest,
             host_modules: Vec::new(),
         };
         for (name, path) in &options.host_module {
-            let path =
-                fs::canonicalize(path).with_context(|| format!("cannot find the host module {}", path.display()))?;
+            let path = fs::canonicalize(path)
+                .with_context(|| format!("cannot find the host module {}", path.display()))?;
             let digest = sha256(&path)?;
             plan.host_modules.push((name.clone(), path, digest));
         }
@@ -190,12 +212,12 @@ impl Device {
         Ok(tokio::spawn(watch.run()))
     }
 
-    /// The manifest that the agent will read, and the modules that run when it is applied.
+    /// The manifest that the agent will read, and the modules that run when it is
+    /// applied.
     fn manifest(&self, options: &DevOptions) -> anyhow::Result<(PathBuf, Vec<String>)> {
         let path = match &options.manifest {
-            Some(path) => {
-                fs::canonicalize(path).with_context(|| format!("cannot find the manifest {}", path.display()))?
-            }
+            Some(path) => fs::canonicalize(path)
+                .with_context(|| format!("cannot find the manifest {}", path.display()))?,
             None => {
                 let path = self.root.path().join("deployment.json");
                 if !path.exists() {
@@ -207,9 +229,10 @@ impl Device {
         };
         let text = file::read_text(&path, Rules::named(MANIFEST_LIMIT as u64))
             .with_context(|| format!("cannot read {}", path.display()))?;
-        let deployment =
-            Deployment::parse(&text, None).with_context(|| format!("{} is no deployment manifest", path.display()))?;
-        let running = deployment.modules.iter().filter(|(_, module)| module.status == DesiredStatus::Running);
+        let deployment = Deployment::parse(&text, None)
+            .with_context(|| format!("{} is no deployment manifest", path.display()))?;
+        let running =
+            deployment.modules.iter().filter(|(_, module)| module.status == DesiredStatus::Running);
         let mut expected: Vec<String> = running.map(|(id, _)| id.name().to_owned()).collect();
         expected.push("edgeAgent".to_owned());
         Ok((path, expected))
@@ -229,8 +252,8 @@ impl Device {
         let running = self.keep(process::start(program, self.events.clone(), stopped.clone()));
         let line = running.first_line(line, START_LIMIT).await?;
         let arguments = running.arguments.clone();
-        let cloud: Cloud =
-            serde_json::from_str(&line).context("edgekeep-sim is of another version: it did not say where it is")?;
+        let cloud: Cloud = serde_json::from_str(&line)
+            .context("edgekeep-sim is of another version: it did not say where it is")?;
         // From now on the port stays: tokens and the assigned hub name hold it.
         let memory = memory.with_port_of(&cloud)?;
         memory.save(&self.root)?;
@@ -251,7 +274,9 @@ impl Device {
         let present = match edgekeep_config::read_config(&file) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", file.display()));
+            }
         };
         // A file that somebody took over by removing the first line is theirs.
         let own = present.as_ref().is_some_and(|text| !text.starts_with(plan::MARK));
@@ -259,7 +284,8 @@ impl Device {
             Some(text) if own => text,
             _ => {
                 let text = plan.config(cloud);
-                write_secret(&file, &text).with_context(|| format!("cannot write {}", file.display()))?;
+                write_secret(&file, &text)
+                    .with_context(|| format!("cannot write {}", file.display()))?;
                 text
             }
         };
@@ -294,7 +320,9 @@ impl Device {
                 (self.root.identityd_socket(), "/identities/provisioning?api-version=2022-08-01"),
                 (self.root.certd_socket(), "/?api-version=2020-09-01"),
             ],
-            Daemon::Moduled => vec![(self.root.management_socket(), "/modules?api-version=2022-08-03")],
+            Daemon::Moduled => {
+                vec![(self.root.management_socket(), "/modules?api-version=2022-08-03")]
+            }
         };
         let answers = async {
             for (socket, path) in &sockets {
@@ -304,7 +332,8 @@ impl Device {
         self.keep(process::start(program, self.events.clone(), stopped.clone()))
             .unless_ended(answers, START_LIMIT)
             .await?;
-        self.events.emit(&Event::Ready { name: daemon.name(), ms: event::milliseconds(begin.elapsed()) });
+        self.events
+            .emit(&Event::Ready { name: daemon.name(), ms: event::milliseconds(begin.elapsed()) });
         Ok(())
     }
 
@@ -378,11 +407,13 @@ impl Programs {
 /// SHA-256 of a file, in hex.
 fn sha256(path: &Path) -> anyhow::Result<String> {
     use io::Read as _;
-    let mut file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut file =
+        fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
     let mut buffer = vec![0; 256 * 1024];
     loop {
-        let count = file.read(&mut buffer).with_context(|| format!("cannot read {}", path.display()))?;
+        let count =
+            file.read(&mut buffer).with_context(|| format!("cannot read {}", path.display()))?;
         if count == 0 {
             break;
         }
@@ -396,5 +427,6 @@ fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    durable::replace(path, text.as_bytes(), 0o600, Until::OnDisk, |_| Ok(())).map_err(|error| error.source)
+    durable::replace(path, text.as_bytes(), 0o600, Until::OnDisk, |_| Ok(()))
+        .map_err(|error| error.source)
 }

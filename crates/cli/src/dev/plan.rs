@@ -81,7 +81,11 @@ impl Memory {
         let path = Self::file(root);
         match file::read(&path, Rules::own(MEMORY_LIMIT)) {
             Ok(content) => serde_json::from_slice(&content).with_context(|| {
-                format!("{} is not of this version; remove {} to begin anew", path.display(), root.path().display())
+                format!(
+                    "{} is not of this version; remove {} to begin anew",
+                    path.display(),
+                    root.path().display()
+                )
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut key = [0; 32];
@@ -95,21 +99,27 @@ impl Memory {
     /// The same, with the port that the cloud took.
     pub(super) fn with_port_of(mut self, cloud: &Cloud) -> anyhow::Result<Self> {
         let port = cloud.hub.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        self.port = port.context("edgekeep-sim is of another version: the hub's name has no port")?;
+        self.port =
+            port.context("edgekeep-sim is of another version: the hub's name has no port")?;
         Ok(self)
     }
 
     pub(super) fn save(&self, root: &Root) -> anyhow::Result<()> {
         let file = Self::file(root);
         let text = serde_json::to_string(self)?;
-        super::write_secret(&file, &text).with_context(|| format!("cannot write {}", file.display()))
+        super::write_secret(&file, &text)
+            .with_context(|| format!("cannot write {}", file.display()))
     }
 
     pub(super) fn ca_file(&self, root: &Root) -> PathBuf {
         root.path().join("sim-ca.pem")
     }
 
-    pub(super) fn cloud_arguments(&self, root: &Root, module_limit: Option<usize>) -> Vec<std::ffi::OsString> {
+    pub(super) fn cloud_arguments(
+        &self,
+        root: &Root,
+        module_limit: Option<usize>,
+    ) -> Vec<std::ffi::OsString> {
         let mut arguments: Vec<std::ffi::OsString> =
             vec!["--json".into(), "--port".into(), self.port.to_string().into()];
         arguments.extend(["--ca-out".into(), self.ca_file(root).into()]);
@@ -154,30 +164,48 @@ impl Plan {
         let ca = file_uri(&self.root.path().join("sim-ca.pem"));
         writeln!(text, "hostname = \"localhost\"")?;
         if self.engine.is_some() {
-            // As on a device whose operator has not decided: what a deployment may do there, it may do here.
+            // As on a device whose operator has not decided: what a deployment may do
+            // there, it may do here.
             writeln!(text, "allow_elevated_docker_permissions = true")?;
         }
         writeln!(text)?;
         writeln!(text, "[provisioning]\nsource = \"dps\"")?;
-        writeln!(text, "global_endpoint = {}\nid_scope = {}\n", quoted(&cloud.dps), quoted(&cloud.scope_id))?;
-        writeln!(text, "[provisioning.attestation]\nmethod = \"symmetric_key\"\nregistration_id = \"{DEVICE_ID}\"")?;
+        writeln!(
+            text,
+            "global_endpoint = {}\nid_scope = {}\n",
+            quoted(&cloud.dps),
+            quoted(&cloud.scope_id)
+        )?;
+        writeln!(
+            text,
+            "[provisioning.attestation]\nmethod = \"symmetric_key\"\nregistration_id = \"{DEVICE_ID}\""
+        )?;
         writeln!(text, "symmetric_key = {{ value = {} }}\n", quoted(&cloud.key))?;
         writeln!(text, "[cloud]\ntrusted_certs = [{}]\n", quoted(&ca))?;
 
         let state = self.root.path().join("agent");
         match &self.agent {
             Agent::Host { executable, sha256 } => {
-                writeln!(text, "[agent]\ntype = \"process\"\n\n[agent.config]\nimage = \"edgekeep-agent\"\n")?;
+                writeln!(
+                    text,
+                    "[agent]\ntype = \"process\"\n\n[agent.config]\nimage = \"edgekeep-agent\"\n"
+                )?;
                 write_host_module(text, "edgekeep-agent", executable, sha256)?;
             }
             Agent::Image { image, pull } => {
                 let policy = if *pull { "on-create" } else { "never" };
                 writeln!(text, "[agent]\ntype = \"docker\"\nimagePullPolicy = \"{policy}\"\n")?;
                 writeln!(text, "[agent.config]\nimage = {}\n", quoted(image))?;
-                // The same paths in the container, so that one environment fits both kinds of agent.
+                // The same paths in the container, so that one environment fits both
+                // kinds of agent.
                 let (manifest, state) = (self.manifest.display(), state.display());
-                let binds = [format!("{manifest}:{manifest}:ro"), format!("{state}:{state}")].map(|bind| quoted(&bind));
-                writeln!(text, "[agent.config.createOptions.HostConfig]\nBinds = [{}]\n", binds.join(", "))?;
+                let binds = [format!("{manifest}:{manifest}:ro"), format!("{state}:{state}")]
+                    .map(|bind| quoted(&bind));
+                writeln!(
+                    text,
+                    "[agent.config.createOptions.HostConfig]\nBinds = [{}]\n",
+                    binds.join(", ")
+                )?;
             }
         }
         writeln!(text, "[agent.env]")?;
@@ -188,15 +216,28 @@ impl Plan {
             write_host_module(text, name, executable, sha256)?;
         }
         if let Some(engine) = &self.engine {
-            writeln!(text, "[moby_runtime]\nuri = {}", quoted(&format!("unix://{}", engine.display())))?;
+            writeln!(
+                text,
+                "[moby_runtime]\nuri = {}",
+                quoted(&format!("unix://{}", engine.display()))
+            )?;
         }
         Ok(())
     }
 }
 
-fn write_host_module(text: &mut String, name: &str, executable: &Path, sha256: &str) -> std::fmt::Result {
+fn write_host_module(
+    text: &mut String,
+    name: &str,
+    executable: &Path,
+    sha256: &str,
+) -> std::fmt::Result {
     writeln!(text, "[host_modules.{}]", quoted(name))?;
-    writeln!(text, "executable = {}\nsha256 = \"{sha256}\"\n", quoted(&executable.display().to_string()))
+    writeln!(
+        text,
+        "executable = {}\nsha256 = \"{sha256}\"\n",
+        quoted(&executable.display().to_string())
+    )
 }
 
 /// A TOML string.
@@ -252,16 +293,19 @@ mod tests {
 
     #[track_caller]
     fn translated(plan: &Plan, cloud: &Cloud) -> edgekeep_config::Translated {
-        let environment = Environment { users: Users::all(5), hostname: "h".into(), ..Environment::default() };
+        let environment =
+            Environment { users: Users::all(5), hostname: "h".into(), ..Environment::default() };
         let text = plan.config(cloud);
         assert!(text.starts_with(MARK));
-        translate(&text, &environment)
-            .unwrap_or_else(|found| panic!("{}\n{text}", edgekeep_config::render(&found, "config.toml", false)))
+        translate(&text, &environment).unwrap_or_else(|found| {
+            panic!("{}\n{text}", edgekeep_config::render(&found, "config.toml", false))
+        })
     }
 
     #[test]
     fn the_configuration_of_a_host_agent_is_valid() {
-        let (plan, cloud) = plan(Agent::Host { executable: "/bin/agent".into(), sha256: "cd".repeat(32) });
+        let (plan, cloud) =
+            plan(Agent::Host { executable: "/bin/agent".into(), sha256: "cd".repeat(32) });
         let translated = translated(&plan, &cloud);
         assert_eq!(translated.notices, []);
         assert_eq!(translated.identityd.cloud.trusted_certs, ["/tmp/my \"device\"/sim-ca.pem"]);

@@ -17,7 +17,8 @@ use tokio::task::JoinHandle;
 
 use crate::dev::event::{Event, Events, milliseconds};
 
-/// Pause before a process that ended is started again; doubled each time up to the longest.
+/// Pause before a process that ended is started again; doubled each time up to the
+/// longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A process that ran this long is well: the next pause is the first again.
@@ -55,7 +56,8 @@ pub(super) struct Running {
     task: JoinHandle<()>,
 }
 
-/// Starts a program and keeps it running until `stopping` turns true or [`Running::stop`] is called.
+/// Starts a program and keeps it running until `stopping` turns true or [`Running::stop`]
+/// is called.
 pub(super) fn start(program: Program, events: Events, stopping: watch::Receiver<bool>) -> Running {
     let arguments = Arc::new(Mutex::new(program.arguments.clone()));
     let last_lines = Arc::new(Mutex::new(VecDeque::new()));
@@ -79,13 +81,21 @@ pub(super) fn start(program: Program, events: Events, stopping: watch::Receiver<
 
 impl Running {
     /// The first line of its output.
-    pub(super) async fn first_line(&self, line: oneshot::Receiver<String>, limit: Duration) -> anyhow::Result<String> {
+    pub(super) async fn first_line(
+        &self,
+        line: oneshot::Receiver<String>,
+        limit: Duration,
+    ) -> anyhow::Result<String> {
         let name = self.name;
         self.unless_ended(line, limit).await?.with_context(|| format!("{name} said nothing"))
     }
 
     /// What `wait` gives, unless the process ends before, or the time limit passes.
-    pub(super) async fn unless_ended<T>(&self, wait: impl Future<Output = T>, limit: Duration) -> anyhow::Result<T> {
+    pub(super) async fn unless_ended<T>(
+        &self,
+        wait: impl Future<Output = T>,
+        limit: Duration,
+    ) -> anyhow::Result<T> {
         let mut ends = self.ends.clone();
         let ended = async {
             match ends.wait_for(Option::is_some).await {
@@ -105,7 +115,10 @@ impl Running {
 
     fn explanation(&self) -> String {
         let lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().map(|line| format!("\n  {} | {}", self.name, crate::output::printable(line))).collect()
+        lines
+            .iter()
+            .map(|line| format!("\n  {} | {}", self.name, crate::output::printable(line)))
+            .collect()
     }
 
     /// Asks the process to end, and kills it if it does not in time.
@@ -171,7 +184,11 @@ impl Keeper {
             if *self.stopping.borrow() {
                 return;
             }
-            self.events.emit(&Event::Exited { name: self.program.name, how, restart_in_ms: milliseconds(pause) });
+            self.events.emit(&Event::Exited {
+                name: self.program.name,
+                how,
+                restart_in_ms: milliseconds(pause),
+            });
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = turned(&mut self.end) => return,
@@ -207,7 +224,10 @@ impl Keeper {
             last_lines: Arc::clone(&self.last_lines),
             first_line,
         };
-        let out = child.stdout.take().map(|out| tokio::spawn(log(self.program.first_line.take()).read(out)));
+        let out = child
+            .stdout
+            .take()
+            .map(|out| tokio::spawn(log(self.program.first_line.take()).read(out)));
         let error = child.stderr.take().map(|error| tokio::spawn(log(None).read(error)));
         [out, error]
     }
@@ -230,7 +250,8 @@ async fn join(tasks: [Option<JoinHandle<()>>; 2]) {
 
 fn signal(pid: Option<u32>, signal: Signal) {
     if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) {
-        // It may have ended meanwhile; it is not reaped before this task sees it, so its id is still its own.
+        // It may have ended meanwhile; it is not reaped before this task sees it, so its
+        // id is still its own.
         let _ = rustix::process::kill_process(pid, signal);
     }
 }
@@ -306,10 +327,14 @@ mod tests {
     async fn a_process_that_does_not_start_is_explained_by_its_last_lines() {
         let (program, _stop, stopping) = shell("echo no such key >&2; exit 1");
         let running = start(program, Events::new(true), stopping);
-        let error = running.unless_ended(std::future::pending::<()>(), Duration::from_secs(20)).await.unwrap_err();
+        let error = running
+            .unless_ended(std::future::pending::<()>(), Duration::from_secs(20))
+            .await
+            .unwrap_err();
         let text = error.to_string();
         assert!(
-            text.contains("test did not start: ended with exit code 1") && text.contains("| no such key"),
+            text.contains("test did not start: ended with exit code 1")
+                && text.contains("| no such key"),
             "{text}"
         );
         running.stop(Duration::from_secs(5)).await;
@@ -321,7 +346,10 @@ mod tests {
         let (sender, receiver) = oneshot::channel();
         program.first_line = Some(sender);
         let running = start(program, Events::new(true), stopping);
-        assert_eq!(running.first_line(receiver, Duration::from_secs(20)).await.unwrap(), "/tmp/device");
+        assert_eq!(
+            running.first_line(receiver, Duration::from_secs(20)).await.unwrap(),
+            "/tmp/device"
+        );
         let pid = *running.pid.borrow();
         running.stop(Duration::from_secs(5)).await;
         let pid = Pid::from_raw(i32::try_from(pid.unwrap()).unwrap()).unwrap();
@@ -330,7 +358,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_that_ignores_the_request_to_end_is_killed() {
-        let (mut program, _stop, stopping) = shell("trap '' TERM; echo deaf; while :; do sleep 0.1; done");
+        let (mut program, _stop, stopping) =
+            shell("trap '' TERM; echo deaf; while :; do sleep 0.1; done");
         let (sender, receiver) = oneshot::channel();
         program.first_line = Some(sender);
         let running = start(program, Events::new(true), stopping);

@@ -46,7 +46,9 @@ impl Watch {
             }
             // A daemon that is down is told by its end; here it is only waited for.
             if let Ok(modules) = self.management.list_modules().await {
-                self.tell(|seen, elapsed| seen.modules(&modules, OffsetDateTime::now_utc(), elapsed));
+                self.tell(|seen, elapsed| {
+                    seen.modules(&modules, OffsetDateTime::now_utc(), elapsed)
+                });
             }
             if let Ok(status) = self.management.status().await {
                 self.tell(|seen, elapsed| seen.status(&status, elapsed));
@@ -81,20 +83,26 @@ impl Seen {
                 self.provisioned = true;
                 vec![Event::Provisioned { hub: identity.hub_name, device_id: identity.device_id }]
             }
-            Err(ClientError::Status { message, .. }) => {
-                self.identity_problem.see([format!("the device has no identity yet: {message}")], elapsed)
-            }
+            Err(ClientError::Status { message, .. }) => self
+                .identity_problem
+                .see([format!("the device has no identity yet: {message}")], elapsed),
             Ok(Identity::Local(_)) | Err(_) => Vec::new(),
         }
     }
 
-    fn modules(&mut self, modules: &[ModuleDetails], now: OffsetDateTime, elapsed: Duration) -> Vec<Event> {
+    fn modules(
+        &mut self,
+        modules: &[ModuleDetails],
+        now: OffsetDateTime,
+        elapsed: Duration,
+    ) -> Vec<Event> {
         let lines = list::lines(modules, now);
         let mut events = Vec::new();
         for line in &lines {
             let previous = self.modules.insert(line.name.clone(), line.status.clone());
             if previous.as_ref() != Some(&line.status) {
-                let description = if line.status == "running" { String::new() } else { line.description.clone() };
+                let description =
+                    if line.status == "running" { String::new() } else { line.description.clone() };
                 events.push(Event::Module {
                     name: line.name.clone(),
                     status: line.status.clone(),
@@ -103,11 +111,20 @@ impl Seen {
                 });
             }
         }
-        let gone: Vec<String> =
-            self.modules.keys().filter(|name| !lines.iter().any(|line| line.name == **name)).cloned().collect();
+        let gone: Vec<String> = self
+            .modules
+            .keys()
+            .filter(|name| !lines.iter().any(|line| line.name == **name))
+            .cloned()
+            .collect();
         for name in gone {
             let previous = self.modules.remove(&name);
-            events.push(Event::Module { name, status: "removed".to_owned(), previous, description: String::new() });
+            events.push(Event::Module {
+                name,
+                status: "removed".to_owned(),
+                previous,
+                description: String::new(),
+            });
         }
         let runs = |name: &String| self.modules.get(name).is_some_and(|status| status == "running");
         if !self.ready && self.provisioned && self.expected.iter().all(runs) {
@@ -193,7 +210,11 @@ mod tests {
 
     #[test]
     fn only_changes_are_told_and_readiness_once() {
-        let mut seen = Seen { expected: vec!["edgeAgent".into(), "t".into()], provisioned: true, ..Seen::default() };
+        let mut seen = Seen {
+            expected: vec!["edgeAgent".into(), "t".into()],
+            provisioned: true,
+            ..Seen::default()
+        };
         assert_eq!(look(&mut seen, &[("edgeAgent", "running")]), ["edgeAgent running"]);
         assert_eq!(look(&mut seen, &[("edgeAgent", "running")]), Vec::<String>::new());
         let both = [("edgeAgent", "running"), ("t", "running")];
@@ -213,11 +234,19 @@ mod tests {
     fn a_problem_is_told_once_and_only_if_it_lasts() {
         let mut problems = Problems::default();
         let mut told = |present: &[&str], seconds| {
-            problems.see(present.iter().map(|text| (*text).to_owned()), Duration::from_secs(seconds)).len()
+            problems
+                .see(present.iter().map(|text| (*text).to_owned()), Duration::from_secs(seconds))
+                .len()
         };
-        assert_eq!([told(&["a"], 0), told(&["a", "b"], 2), told(&["a", "b"], 3), told(&["a", "b"], 5)], [0, 0, 1, 1]);
+        assert_eq!(
+            [told(&["a"], 0), told(&["a", "b"], 2), told(&["a", "b"], 3), told(&["a", "b"], 5)],
+            [0, 0, 1, 1]
+        );
         // One that went away counts anew.
-        assert_eq!([told(&["b"], 6), told(&["a"], 7), told(&["a"], 9), told(&["a"], 10)], [0, 0, 0, 1]);
+        assert_eq!(
+            [told(&["b"], 6), told(&["a"], 7), told(&["a"], 9), told(&["a"], 10)],
+            [0, 0, 0, 1]
+        );
     }
 
     #[test]

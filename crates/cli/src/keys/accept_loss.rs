@@ -1,6 +1,7 @@
 //! `edgekeep keys accept-loss`: tells keyd that a key which is gone may be made anew.
 //!
-//! The id goes to a file in keyd's state folder, which keyd reads at its next start. A key that is not gone stays as it is.
+//! The id goes to a file in keyd's state folder, which keyd reads at its next start. A
+//! key that is not gone stays as it is.
 
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -28,14 +29,17 @@ pub(crate) struct AcceptLossOptions {
 pub(crate) fn run(context: &Context, options: &AcceptLossOptions) -> anyhow::Result<ExitCode> {
     let folder = context.root.state_folder(Daemon::Keyd);
     let path = folder.join(ACCEPTED_LOSSES);
-    let cannot = || format!("cannot write {}; run as root, or as the user that runs keyd", path.display());
+    let cannot =
+        || format!("cannot write {}; run as root, or as the user that runs keyd", path.display());
     let owner = std::fs::metadata(&folder).with_context(cannot)?;
     let mut file = open_to_append(&path, 0o600).with_context(cannot)?;
     // What root writes, keyd has to be able to read.
     if file.metadata().with_context(cannot)?.uid() != owner.uid() {
-        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid())).with_context(cannot)?;
+        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))
+            .with_context(cannot)?;
     }
-    let written = file.write_all(format!("{}\n", options.key).as_bytes()).and_then(|()| file.sync_all());
+    let written =
+        file.write_all(format!("{}\n", options.key).as_bytes()).and_then(|()| file.sync_all());
     written.with_context(cannot)?;
     if context.json {
         output::print_json(&json!({ "key": options.key.as_str(), "accepted": true }))?;

@@ -1,4 +1,5 @@
-//! `edgekeep keys backup` and `keys restore`: keys that are in files, encrypted to somebody's public key.
+//! `edgekeep keys backup` and `keys restore`: keys that are in files, encrypted to
+//! somebody's public key.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -16,7 +17,8 @@ use edgekeep_hsm::SecretBytes;
 use edgekeep_hsm::configured::Hardware;
 use edgekeep_hsm::envelope::{Identity, Recipient};
 use edgekeep_hsm::software::{
-    Backup, Elsewhere, Protection, RestoreError, RestoreMode, Restored, StoreError, restore as restore_keys,
+    Backup, Elsewhere, Protection, RestoreError, RestoreMode, Restored, StoreError,
+    restore as restore_keys,
 };
 use edgekeep_hsm::tpm::kept_keys;
 use serde_json::json;
@@ -56,7 +58,8 @@ pub(crate) struct RestoreOptions {
     /// The backup is in clear; only from standard input
     #[arg(long, conflicts_with = "identity")]
     clear: bool,
-    /// Replace other keys that are there under the same ids; they are kept as earlier versions
+    /// Replace other keys that are there under the same ids; they are kept as earlier
+    /// versions
     #[arg(long)]
     force: bool,
     /// Say what would be done, and do nothing
@@ -82,13 +85,16 @@ pub(crate) fn backup(context: &Context, options: &BackupOptions) -> anyhow::Resu
     let elsewhere = elsewhere(&settings, &folder)?;
     let made = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     let sealed = recipient.encrypt(&keys.encode(&made, &elsewhere))?;
-    write_new(&options.out, &sealed).with_context(|| format!("cannot write {}", options.out.display()))?;
+    write_new(&options.out, &sealed)
+        .with_context(|| format!("cannot write {}", options.out.display()))?;
     let counts = keys.counts();
     // On a token keys are found only by logging in, and there may be others than keyd's.
     let token = settings.pkcs11.as_ref().is_some_and(|pkcs11| pkcs11.base_slot.is_some());
     if context.json {
-        let elsewhere: Vec<_> =
-            elsewhere.iter().map(|key| json!({ "place": key.place, "id": key.id.as_str() })).collect();
+        let elsewhere: Vec<_> = elsewhere
+            .iter()
+            .map(|key| json!({ "place": key.place, "id": key.id.as_str() }))
+            .collect();
         output::print_json(&json!({
             "file": options.out, "made": made, "keys": counts.keys, "olderVersions": counts.older, "own": counts.own,
             "elsewhere": elsewhere, "token": token,
@@ -179,7 +185,10 @@ fn report(done: &Restored, dry_run: bool) -> String {
             text.push_str(&format!("{id}: {would}{what}\n"));
         }
     }
-    text.push_str(&format!("{} keys are there already; {} earlier versions in the backup\n", done.same, done.older));
+    text.push_str(&format!(
+        "{} keys are there already; {} earlier versions in the backup\n",
+        done.same, done.older
+    ));
     text
 }
 
@@ -202,7 +211,9 @@ fn clear_text(options: &RestoreOptions) -> anyhow::Result<SecretBytes> {
         !sealed.expose().starts_with(CLEAR),
         "this backup is in clear; pass it with --clear on standard input"
     );
-    identity.decrypt(sealed.expose()).with_context(|| format!("cannot open {}", options.backup.display()))
+    identity
+        .decrypt(sealed.expose())
+        .with_context(|| format!("cannot open {}", options.backup.display()))
 }
 
 fn read_bounded(path: &Path, limit: u64) -> anyhow::Result<SecretBytes> {

@@ -1,7 +1,8 @@
 //! `edgekeep keys migrate`: brings the store key under another protection.
 //!
-//! The order is: the key under the new protection as well, `config.toml`, keyd's settings, and only then the old form is
-//! removed. Wherever this is cut off, keyd starts with what its settings say, and running it again completes it.
+//! The order is: the key under the new protection as well, `config.toml`, keyd's
+//! settings, and only then the old form is removed. Wherever this is cut off, keyd starts
+//! with what its settings say, and running it again completes it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,7 +55,8 @@ pub(crate) struct MigrateOptions {
     /// What is to protect the store key
     #[arg(long, value_name = "WHERE")]
     to: To,
-    /// The configuration to change [default: etc/edgekeep/config.toml below the root folder]
+    /// The configuration to change [default: etc/edgekeep/config.toml below the root
+    /// folder]
     #[arg(short = 'c', long = "config-file", value_name = "FILE")]
     file: Option<PathBuf>,
     /// See whether it can be done, and change no file
@@ -78,11 +80,15 @@ pub(crate) fn run(context: &Context, options: MigrateOptions) -> anyhow::Result<
         To::File => {}
     }
     let config = options.file.unwrap_or_else(|| context.root.config_file());
-    let text = edgekeep_config::read_config(&config)
-        .with_context(|| format!("cannot read {}; name the configuration with -c", config.display()))?;
+    let text = edgekeep_config::read_config(&config).with_context(|| {
+        format!("cannot read {}; name the configuration with -c", config.display())
+    })?;
     let changed = with_seal(&text, to.seal()).with_context(|| config.display().to_string())?;
     if translate(&changed, &environment(&changed)).is_err() {
-        anyhow::bail!("{} has errors; nothing was changed: run `edgekeep config check`", config.display());
+        anyhow::bail!(
+            "{} has errors; nothing was changed: run `edgekeep config check`",
+            config.display()
+        );
     }
     let new = KeydSettings { seal: Some(to.seal()), ..settings.clone() };
 
@@ -120,8 +126,12 @@ pub(crate) fn run(context: &Context, options: MigrateOptions) -> anyhow::Result<
     let by = to.protection();
     output::print(&match (already, options.dry_run) {
         (true, _) => format!("{what} is protected by {by} already\n"),
-        (false, true) => format!("{what} can be protected by {by}; now it is by {}\n", from.join(" and ")),
-        (false, false) => format!("{what} is protected by {by} now; the settings say so\nstart the daemons again\n"),
+        (false, true) => {
+            format!("{what} can be protected by {by}; now it is by {}\n", from.join(" and "))
+        }
+        (false, false) => format!(
+            "{what} is protected by {by} now; the settings say so\nstart the daemons again\n"
+        ),
     })?;
     Ok(ExitCode::SUCCESS)
 }

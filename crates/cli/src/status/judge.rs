@@ -1,4 +1,5 @@
-//! The device's health: what the daemons know, and what only who looks from outside can see.
+//! The device's health: what the daemons know, and what only who looks from outside can
+//! see.
 
 use edgekeep_api::identityd::{Identity, ProvisioningInfo};
 use edgekeep_api::operations::ShownProblem;
@@ -11,17 +12,20 @@ use super::{Device, Facts, Health, Seen, Unknown};
 use crate::list;
 use crate::output::moment;
 
-/// What to do about a problem. Who looks from outside knows more of a daemon that is away than its kind says.
+/// What to do about a problem. Who looks from outside knows more of a daemon that is away
+/// than its kind says.
 fn remedy(problem: &Problem, daemons: &[Seen]) -> String {
-    let away =
-        daemons.iter().find(|daemon| problem.code() == Code::DaemonAway && problem.subject().name() == daemon.name);
+    let away = daemons.iter().find(|daemon| {
+        problem.code() == Code::DaemonAway && problem.subject().name() == daemon.name
+    });
     let own = away.and_then(|daemon| daemon.remedy.clone());
     own.unwrap_or_else(|| problem.code().explained().remedy.to_owned())
 }
 
 pub(super) fn judge(facts: Facts, now: OffsetDateTime) -> Health {
     let mut found = facts.told;
-    let mut find = |code, subject: Subject, detail: &str| found.push(Problem::new(code, subject, detail, now));
+    let mut find =
+        |code, subject: Subject, detail: &str| found.push(Problem::new(code, subject, detail, now));
     let named = |name: &str| Subject::new(Kind::Daemon, name);
     if !facts.configured && facts.daemons.iter().any(|daemon| !daemon.answers) {
         find(Code::NotConfigured, Subject::device(), "");
@@ -52,7 +56,9 @@ pub(super) fn judge(facts: Facts, now: OffsetDateTime) -> Health {
 
     let local_only = matches!(facts.provisioning, Some(ProvisioningInfo::None));
     let device = match facts.device {
-        Ok(Identity::Aziot(identity)) => Some(Device { hub: identity.hub_name, device_id: identity.device_id }),
+        Ok(Identity::Aziot(identity)) => {
+            Some(Device { hub: identity.hub_name, device_id: identity.device_id })
+        }
         Ok(Identity::Local(_)) | Err(Unknown::Down) => None,
         Err(Unknown::NotAllowed) => {
             let detail = "the device's identity is shown to root and the daemons only";
@@ -71,27 +77,35 @@ pub(super) fn judge(facts: Facts, now: OffsetDateTime) -> Health {
     let mut expiration = None;
     if let Some(status) = &facts.status {
         if status.peer_handle != PeerHandle::PeerPidfd {
-            let detail =
-                "this kernel has no pidfd of a socket's peer (Linux 6.5): callers are identified by a weaker handle";
+            let detail = "this kernel has no pidfd of a socket's peer (Linux 6.5): callers are identified by a weaker handle";
             find(Code::WeakIsolation, Subject::daemon(Daemon::Moduled), detail);
         }
-        days_left = status.edge_ca_expiration.as_deref().and_then(moment).map(|end| (end - now).whole_days());
+        days_left = status
+            .edge_ca_expiration
+            .as_deref()
+            .and_then(moment)
+            .map(|end| (end - now).whole_days());
         expiration.clone_from(&status.edge_ca_expiration);
     }
     let modules = facts.modules.map(|modules| list::lines(&modules, now));
     if let (Some(modules), None) = (&modules, &facts.status) {
-        // A compatible module runtime, which tells no problems: what its list says has to do.
-        let runs = modules.iter().any(|module| module.name == "edgeAgent" && module.status == "running");
+        // A compatible module runtime, which tells no problems: what its list says has to
+        // do.
+        let runs =
+            modules.iter().any(|module| module.name == "edgeAgent" && module.status == "running");
         if !runs && !local_only {
             find(Code::AgentNotRunning, Subject::new(Kind::Module, "edgeAgent"), "");
         }
     }
-    if modules.is_none() && facts.daemons.iter().any(|daemon| daemon.name == "moduled" && daemon.answers) {
+    if modules.is_none()
+        && facts.daemons.iter().any(|daemon| daemon.name == "moduled" && daemon.answers)
+    {
         let detail = "which modules there are is not known now: `edgekeep list` says why";
         find(Code::NotShown, Subject::daemon(Daemon::Moduled), detail);
     }
 
-    // Of a daemon that is away it need not be said besides that its problems are not shown.
+    // Of a daemon that is away it need not be said besides that its problems are not
+    // shown.
     let away: Vec<Subject> = found
         .iter()
         .filter(|problem| problem.code() == Code::DaemonAway)
@@ -101,8 +115,11 @@ pub(super) fn judge(facts: Facts, now: OffsetDateTime) -> Health {
     let decision = Decision::of(found);
     let shown = |severity| -> Vec<ShownProblem> {
         let all = decision.problems().iter().filter(|problem| problem.severity() == severity);
-        all.map(|problem| ShownProblem { remedy: remedy(problem, &facts.daemons), ..ShownProblem::from(problem) })
-            .collect()
+        all.map(|problem| ShownProblem {
+            remedy: remedy(problem, &facts.daemons),
+            ..ShownProblem::from(problem)
+        })
+        .collect()
     };
     Health {
         health: decision.verdict(),
@@ -177,9 +194,16 @@ mod tests {
     fn a_sandbox_that_is_off_or_weak_is_said() {
         let layer = |full, level: &str| Layer { name: "files".into(), full, level: level.into() };
         for (sandbox, said) in [
-            (SandboxReport { enabled: false, layers: Vec::new(), widened: Vec::new() }, "without sandbox"),
             (
-                SandboxReport { enabled: true, layers: vec![layer(false, "absent: no Landlock")], widened: Vec::new() },
+                SandboxReport { enabled: false, layers: Vec::new(), widened: Vec::new() },
+                "without sandbox",
+            ),
+            (
+                SandboxReport {
+                    enabled: true,
+                    layers: vec![layer(false, "absent: no Landlock")],
+                    widened: Vec::new(),
+                },
                 "(keyd): its sandbox: files: absent: no Landlock",
             ),
         ] {
@@ -187,12 +211,23 @@ mod tests {
             assert!(health.healthy && health.warnings.len() == 1, "{health:?}");
             assert!(sentences(&health.warnings)[0].contains(said), "{health:?}");
         }
-        let full = SandboxReport { enabled: true, layers: vec![layer(true, "full")], widened: vec!["x".into()] };
-        assert!(judge(Facts { sandboxes: vec![(Daemon::Identityd, full)], ..well() }, NOW).warnings.is_empty());
+        let full = SandboxReport {
+            enabled: true,
+            layers: vec![layer(true, "full")],
+            widened: vec!["x".into()],
+        };
+        assert!(
+            judge(Facts { sandboxes: vec![(Daemon::Identityd, full)], ..well() }, NOW)
+                .warnings
+                .is_empty()
+        );
         assert!(judge(Facts { sandboxes: Vec::new(), ..well() }, NOW).warnings.is_empty());
         let off = SandboxReport { enabled: false, layers: Vec::new(), widened: Vec::new() };
         let health = judge(Facts { sandboxes: vec![(Daemon::Identityd, off)], ..well() }, NOW);
-        assert!(sentences(&health.warnings)[0].contains("sandbox = false from [identityd]"), "{health:?}");
+        assert!(
+            sentences(&health.warnings)[0].contains("sandbox = false from [identityd]"),
+            "{health:?}"
+        );
     }
 
     #[test]
@@ -230,9 +265,12 @@ edgeAgent  running  Up 1 hour    edgekeep-agent
         facts.device = Err(Unknown::Down);
         let health = judge(facts, NOW);
         assert!(!health.healthy);
-        let expected = "A daemon does not answer at its socket (identityd): not started: there is no socket";
+        let expected =
+            "A daemon does not answer at its socket (identityd): not started: there is no socket";
         assert_eq!(sentences(&health.problems), [expected]);
-        let shown = format!("  problem: {expected}\n           start it: systemctl start edgekeep-identityd\n");
+        let shown = format!(
+            "  problem: {expected}\n           start it: systemctl start edgekeep-identityd\n"
+        );
         assert!(render(&health, Style::plain(), NOW).contains(&shown), "{health:?}");
     }
 
@@ -243,7 +281,10 @@ edgeAgent  running  Up 1 hour    edgekeep-agent
         facts.status.as_mut().unwrap().peer_handle = PeerHandle::PidfdOpen;
         let health = judge(facts, NOW);
         assert!(health.healthy);
-        assert!(sentences(&health.warnings)[0].contains("not isolated from each other"), "{health:?}");
+        assert!(
+            sentences(&health.warnings)[0].contains("not isolated from each other"),
+            "{health:?}"
+        );
         assert!(sentences(&health.warnings)[1].contains("weaker handle"), "{health:?}");
     }
 
@@ -271,7 +312,12 @@ edgeAgent  running  Up 1 hour    edgekeep-agent
     #[test]
     fn what_a_daemon_tells_is_shown_with_reason_remedy_and_since_when() {
         let since = NOW - time::Duration::minutes(5);
-        let told = vec![Problem::new(Code::CloudFault, Subject::cloud("hub.example"), "status 500\u{1b}[2J", since)];
+        let told = vec![Problem::new(
+            Code::CloudFault,
+            Subject::cloud("hub.example"),
+            "status 500\u{1b}[2J",
+            since,
+        )];
         let health = judge(Facts { told, ..well() }, NOW);
         assert!(health.healthy && health.health == Verdict::HealthyWithWarnings);
         let expected = "device: healthy, with warnings\n  warning: The hub answers with a fault of its own, or with something \
@@ -290,8 +336,10 @@ edgeAgent  running  Up 1 hour    edgekeep-agent
         let mut facts = well();
         facts.daemons[1].answers = false;
         let subject = || Subject::daemon(Daemon::Identityd);
-        facts.told =
-            vec![Problem::new(Code::NotShown, subject(), "", NOW), Problem::new(Code::DaemonAway, subject(), "", NOW)];
+        facts.told = vec![
+            Problem::new(Code::NotShown, subject(), "", NOW),
+            Problem::new(Code::DaemonAway, subject(), "", NOW),
+        ];
         let health = judge(facts, NOW);
         assert_eq!((health.problems.len(), health.warnings.len()), (1, 0), "{health:?}");
     }
@@ -313,7 +361,15 @@ edgeAgent  running  Up 1 hour    edgekeep-agent
         }];
         let text = render(&judge(facts, NOW), Style::plain(), NOW);
         assert!(text.contains("7 calls refused since start"), "{text}");
-        assert!(text.contains("1 minute ago  7      thermometer  not-in-module  pid 77 uid 1000 POST /sign"), "{text}");
-        assert!(text.contains(&format!("not-in-module: {}", DenyReason::NotInModule.explained().cause)), "{text}");
+        assert!(
+            text.contains(
+                "1 minute ago  7      thermometer  not-in-module  pid 77 uid 1000 POST /sign"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("not-in-module: {}", DenyReason::NotInModule.explained().cause)),
+            "{text}"
+        );
     }
 }

@@ -1,22 +1,27 @@
-//! What makes the measurement of an executable final: which files are believed to hold, from the look at them on, the code
-//! that runs.
+//! What makes the measurement of an executable final: which files are believed to hold,
+//! from the look at them on, the code that runs.
 //!
-//! The kernel shows a process's executable as a file, and what is hashed is that file's content *now*. The two are the same
-//! only if the content cannot change while it is executed, and a digest may be remembered only if the content cannot change
-//! later without a sign. Believed are, and nothing else:
+//! The kernel shows a process's executable as a file, and what is hashed is that file's
+//! content *now*. The two are the same only if the content cannot change while it is
+//! executed, and a digest may be remembered only if the content cannot change later
+//! without a sign. Believed are, and nothing else:
 //!
-//! - **the daemon's own sealed copy** ([`Lasting::ForGood`]): no call changes sealed memory, and no other memory file has
-//!   that inode *and* that change time, which was long ago when the module began to run;
-//! - **a file with a name, on a file system whose writers the kernel keeps out of executables** (`ETXTBSY`; a mapping that is
-//!   shared and writable counts as a writer, whatever becomes of its descriptor) and where each later change shows in the
-//!   change time ([`Lasting::UntilChanged`]);
-//! - the same where changes through a mapping do not show ([`Lasting::ForNow`]: tmpfs, overlays that keep their changes on
-//!   one): hashed at each look;
-//! - a file under **fs-verity**, or on a file system that nothing writes to, also where the kernel lets writers in.
+//! - **the daemon's own sealed copy** ([`Lasting::ForGood`]): no call changes sealed
+//!   memory, and no other memory file has that inode *and* that change time, which was
+//!   long ago when the module began to run;
+//! - **a file with a name, on a file system whose writers the kernel keeps out of
+//!   executables** (`ETXTBSY`; a mapping that is shared and writable counts as a writer,
+//!   whatever becomes of its descriptor) and where each later change shows in the change
+//!   time ([`Lasting::UntilChanged`]);
+//! - the same where changes through a mapping do not show ([`Lasting::ForNow`]: tmpfs,
+//!   overlays that keep their changes on one): hashed at each look;
+//! - a file under **fs-verity**, or on a file system that nothing writes to, also where
+//!   the kernel lets writers in.
 //!
-//! A memory file of anybody else's making has writers that the kernel does not count. So may a file whose name is gone be one,
-//! and nothing tells them apart for sure. What FUSE and network file systems return is decided elsewhere, each time anew. A
-//! layer below an overlay can be written past the overlay by whoever reaches it.
+//! A memory file of anybody else's making has writers that the kernel does not count. So
+//! may a file whose name is gone be one, and nothing tells them apart for sure. What FUSE
+//! and network file systems return is decided elsewhere, each time anew. A layer below an
+//! overlay can be written past the overlay by whoever reaches it.
 
 use serde::{Deserialize, Serialize};
 
@@ -69,11 +74,14 @@ pub struct Overlay {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MountedBy {
-    /// The engine, as the root of the module's container: its layers are in the engine's own folder.
+    /// The engine, as the root of the module's container: its layers are in the engine's
+    /// own folder.
     Engine,
-    /// The machine: it is among the daemon's own mounts. Others may reach its layers, with the rights that the file has.
+    /// The machine: it is among the daemon's own mounts. Others may reach its layers,
+    /// with the rights that the file has.
     Machine,
-    /// Nobody that is known: any user may mount one in a user namespace, of layers that this user writes to.
+    /// Nobody that is known: any user may mount one in a user namespace, of layers that
+    /// this user writes to.
     Unknown,
 }
 
@@ -112,7 +120,8 @@ pub enum Lasting {
 pub enum Doubt {
     /// It has no name: a memory file, or one that was removed.
     Nameless,
-    /// It is on a file system whose content others decide, or about which nothing is known.
+    /// It is on a file system whose content others decide, or about which nothing is
+    /// known.
     Storage,
     /// It is on an overlay whose layers somebody may write to.
     Layers,
@@ -131,14 +140,19 @@ impl Doubt {
     }
 }
 
-/// Whether the file's content is the code that runs, and for how long its digest may be remembered.
+/// Whether the file's content is the code that runs, and for how long its digest may be
+/// remembered.
 ///
-/// `own_copy` is the sealed copy that the daemon made for the module; `denies_writers` whether this kernel does
-/// ([`keeps_writers_out`]).
+/// `own_copy` is the sealed copy that the daemon made for the module; `denies_writers`
+/// whether this kernel does ([`keeps_writers_out`]).
 ///
 /// # Errors
 /// The first thing that is in doubt.
-pub fn judge(backing: &Backing, own_copy: Option<&ExecutableFile>, denies_writers: bool) -> Result<Lasting, Doubt> {
+pub fn judge(
+    backing: &Backing,
+    own_copy: Option<&ExecutableFile>,
+    denies_writers: bool,
+) -> Result<Lasting, Doubt> {
     if backing.sealed && own_copy == Some(&backing.file) {
         return Ok(Lasting::ForGood);
     }
@@ -166,12 +180,15 @@ fn on_overlay(backing: &Backing) -> Result<Lasting, Doubt> {
     match overlay.upper {
         None | Some(Storage::Disk) => Ok(Lasting::UntilChanged),
         // An overlay on an overlay, or on what cannot be looked at: changes may not show.
-        Some(Storage::Memory | Storage::ReadOnly | Storage::Overlay | Storage::Other) => Ok(Lasting::ForNow),
+        Some(Storage::Memory | Storage::ReadOnly | Storage::Overlay | Storage::Other) => {
+            Ok(Lasting::ForNow)
+        }
     }
 }
 
-/// Whether a kernel keeps writers out of executables, from what opening the daemon's own executable for writing did; `None` if
-/// that told nothing. Linux 6.11 did not, and some of the first 6.12 kernels.
+/// Whether a kernel keeps writers out of executables, from what opening the daemon's own
+/// executable for writing did; `None` if that told nothing. Linux 6.11 did not, and some
+/// of the first 6.12 kernels.
 #[must_use]
 pub fn keeps_writers_out(tried: Option<bool>, release: &str) -> bool {
     tried.unwrap_or(!release.starts_with("6.11."))
@@ -187,7 +204,15 @@ mod tests {
 
     fn named(storage: Storage) -> Backing {
         let overlay = None;
-        Backing { file: FILE, links: 1, storage, overlay, sealed: false, verity: false, only_root_writes: false }
+        Backing {
+            file: FILE,
+            links: 1,
+            storage,
+            overlay,
+            sealed: false,
+            verity: false,
+            only_root_writes: false,
+        }
     }
 
     fn overlay(mounted: MountedBy, upper: Option<Storage>) -> Backing {
@@ -199,24 +224,60 @@ mod tests {
         use Lasting::{ForGood, ForNow, UntilChanged};
         let memory_file = Backing { links: 0, ..named(Storage::Memory) };
         let sealed = Backing { sealed: true, ..memory_file };
-        let of_roots = Backing { only_root_writes: true, ..overlay(MountedBy::Machine, Some(Storage::Disk)) };
+        let of_roots =
+            Backing { only_root_writes: true, ..overlay(MountedBy::Machine, Some(Storage::Disk)) };
         let other_file = ExecutableFile { ctime_ns: 5, ..FILE };
         for (what, backing, own_copy, expected) in [
             ("the own copy", sealed, Some(FILE), Ok(ForGood)),
-            ("the inode of the own copy, used again", sealed, Some(other_file), Err(Doubt::Nameless)),
+            (
+                "the inode of the own copy, used again",
+                sealed,
+                Some(other_file),
+                Err(Doubt::Nameless),
+            ),
             ("the own copy, if it were not sealed", memory_file, Some(FILE), Err(Doubt::Nameless)),
             ("somebody's sealed memory", sealed, None, Err(Doubt::Nameless)),
             ("somebody's memory", memory_file, None, Err(Doubt::Nameless)),
-            ("huge pages", Backing { links: 0, ..named(Storage::Other) }, None, Err(Doubt::Nameless)),
-            ("a removed file", Backing { links: 0, ..named(Storage::Disk) }, None, Err(Doubt::Nameless)),
+            (
+                "huge pages",
+                Backing { links: 0, ..named(Storage::Other) },
+                None,
+                Err(Doubt::Nameless),
+            ),
+            (
+                "a removed file",
+                Backing { links: 0, ..named(Storage::Disk) },
+                None,
+                Err(Doubt::Nameless),
+            ),
             ("a file on disk", named(Storage::Disk), None, Ok(UntilChanged)),
             ("a file on tmpfs", named(Storage::Memory), None, Ok(ForNow)),
             ("a file of SquashFS", named(Storage::ReadOnly), None, Ok(UntilChanged)),
             ("a file of FUSE or NFS", named(Storage::Other), None, Err(Doubt::Storage)),
-            ("an image's file", overlay(MountedBy::Engine, Some(Storage::Disk)), None, Ok(UntilChanged)),
-            ("an image's file, changes in memory", overlay(MountedBy::Engine, Some(Storage::Memory)), None, Ok(ForNow)),
-            ("a module's own overlay", overlay(MountedBy::Unknown, Some(Storage::Disk)), None, Err(Doubt::Layers)),
-            ("an overlay of which nothing is known", named(Storage::Overlay), None, Err(Doubt::Layers)),
+            (
+                "an image's file",
+                overlay(MountedBy::Engine, Some(Storage::Disk)),
+                None,
+                Ok(UntilChanged),
+            ),
+            (
+                "an image's file, changes in memory",
+                overlay(MountedBy::Engine, Some(Storage::Memory)),
+                None,
+                Ok(ForNow),
+            ),
+            (
+                "a module's own overlay",
+                overlay(MountedBy::Unknown, Some(Storage::Disk)),
+                None,
+                Err(Doubt::Layers),
+            ),
+            (
+                "an overlay of which nothing is known",
+                named(Storage::Overlay),
+                None,
+                Err(Doubt::Layers),
+            ),
             ("a root file system of layers, root's file", of_roots, None, Ok(UntilChanged)),
             (
                 "a root file system of layers, a user's file",
@@ -240,7 +301,11 @@ mod tests {
         // An attribute that a file system makes up is no fs-verity.
         let made_up = Backing { verity: true, ..named(Storage::Other) };
         assert_eq!(judge(&made_up, None, false), Err(Doubt::Storage));
-        for backing in [named(Storage::Disk), named(Storage::Memory), overlay(MountedBy::Engine, Some(Storage::Disk))] {
+        for backing in [
+            named(Storage::Disk),
+            named(Storage::Memory),
+            overlay(MountedBy::Engine, Some(Storage::Disk)),
+        ] {
             assert_eq!(judge(&backing, None, false), Err(Doubt::Writers));
         }
     }
@@ -259,12 +324,20 @@ mod tests {
     }
 
     fn any_storage() -> impl Strategy<Value = Storage> {
-        prop::sample::select(vec![Storage::Disk, Storage::ReadOnly, Storage::Memory, Storage::Overlay, Storage::Other])
+        prop::sample::select(vec![
+            Storage::Disk,
+            Storage::ReadOnly,
+            Storage::Memory,
+            Storage::Overlay,
+            Storage::Other,
+        ])
     }
 
     fn any_overlay() -> impl Strategy<Value = Overlay> {
-        let mounted = prop::sample::select(vec![MountedBy::Engine, MountedBy::Machine, MountedBy::Unknown]);
-        (mounted, prop::option::of(any_storage())).prop_map(|(mounted, upper)| Overlay { mounted, upper })
+        let mounted =
+            prop::sample::select(vec![MountedBy::Engine, MountedBy::Machine, MountedBy::Unknown]);
+        (mounted, prop::option::of(any_storage()))
+            .prop_map(|(mounted, upper)| Overlay { mounted, upper })
     }
 
     proptest! {

@@ -1,4 +1,5 @@
-//! Each refusal for people: what is checked, what it means that the check fails, and what to do then.
+//! Each refusal for people: what is checked, what it means that the check fails, and what
+//! to do then.
 
 use super::DenyReason;
 
@@ -244,9 +245,11 @@ mod tests {
 
     use super::*;
 
-    /// The names of all variants, as serde says them when it meets an unknown one: nobody keeps that list by hand.
+    /// The names of all variants, as serde says them when it meets an unknown one: nobody
+    /// keeps that list by hand.
     fn named_by_serde() -> BTreeSet<String> {
-        let error = serde_json::from_str::<DenyReason>("\"?\"").expect_err("no such reason").to_string();
+        let error =
+            serde_json::from_str::<DenyReason>("\"?\"").expect_err("no such reason").to_string();
         error.split('`').skip(3).step_by(2).map(str::to_owned).collect()
     }
 
@@ -271,7 +274,10 @@ mod tests {
                     text.ends_with('.') && text.starts_with(char::is_uppercase) && text.len() > 20,
                     "{reason}: {text}"
                 );
-                assert!(!text.contains("  ") && !text.contains('|') && text.len() < 260, "{reason}: {text}");
+                assert!(
+                    !text.contains("  ") && !text.contains('|') && text.len() < 260,
+                    "{reason}: {text}"
+                );
             }
             assert!(causes.insert(cause), "{reason}");
         }
@@ -297,9 +303,13 @@ mod tests {
         let (before, rest) = guide.split_once(BEGIN).expect("the begin of the table");
         let (shown, after) = rest.split_once(END).expect("the end of the table");
         if std::env::var_os("EDGEKEEP_BLESS").is_some() {
-            std::fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", table())).expect("written");
+            std::fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", table()))
+                .expect("written");
             return;
         }
-        assert!(shown == table(), "docs/operations.md is behind the code: run this test with EDGEKEEP_BLESS=1");
+        assert!(
+            shown == table(),
+            "docs/operations.md is behind the code: run this test with EDGEKEEP_BLESS=1"
+        );
     }
 }

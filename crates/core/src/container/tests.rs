@@ -17,7 +17,8 @@ fn id(digit: char) -> ContainerId {
 /// As much of an engine as the plan deals with.
 #[derive(Debug, Clone)]
 struct Engine {
-    /// Whether networks are known by their names, as Podman does, or by ids, as Docker does.
+    /// Whether networks are known by their names, as Podman does, or by ids, as Docker
+    /// does.
     by_name: bool,
     own: Option<Own>,
     namesake: Option<Namesake>,
@@ -48,13 +49,28 @@ enum Act {
 impl Engine {
     fn new(by_name: bool) -> Self {
         let endpoint = json!({ "Aliases": ["db"] });
-        let wanted = BTreeMap::from([(DEVICE.to_owned(), endpoint.clone()), (FOREIGN.to_owned(), endpoint)]);
-        let mut engine = Self { by_name, own: None, namesake: None, moved: None, networks: BTreeMap::new(), made: 0 };
+        let wanted =
+            BTreeMap::from([(DEVICE.to_owned(), endpoint.clone()), (FOREIGN.to_owned(), endpoint)]);
+        let mut engine = Self {
+            by_name,
+            own: None,
+            namesake: None,
+            moved: None,
+            networks: BTreeMap::new(),
+            made: 0,
+        };
         engine.make_network(DEVICE);
         engine.make_network(FOREIGN);
         let attached = wanted.keys().map(|name| (name.clone(), engine.network_id(name))).collect();
         let name = NAME.to_owned();
-        engine.own = Some(Own { id: id('a'), name, phase: Phase::Running, attached, wanted, removes_itself: false });
+        engine.own = Some(Own {
+            id: id('a'),
+            name,
+            phase: Phase::Running,
+            attached,
+            wanted,
+            removes_itself: false,
+        });
         engine
     }
 
@@ -68,19 +84,27 @@ impl Engine {
     }
 
     fn seen(&self) -> Seen {
-        let networks = self.networks.iter().map(|(name, id)| (name.clone(), BTreeSet::from([id.clone()])));
-        let namesake = self.namesake.clone().filter(|_| self.own.as_ref().is_none_or(|own| own.name != NAME));
+        let networks =
+            self.networks.iter().map(|(name, id)| (name.clone(), BTreeSet::from([id.clone()])));
+        let namesake =
+            self.namesake.clone().filter(|_| self.own.as_ref().is_none_or(|own| own.name != NAME));
         Seen { own: self.own.clone(), namesake, networks: networks.collect() }
     }
 
     fn act(&mut self, act: Act) {
         match act {
-            Act::StrangerCreated if self.namesake.is_none() && self.own.as_ref().is_none_or(|own| own.name != NAME) => {
+            Act::StrangerCreated
+                if self.namesake.is_none()
+                    && self.own.as_ref().is_none_or(|own| own.name != NAME) =>
+            {
                 self.namesake = Some(Namesake::Stranger);
             }
-            Act::StrangerRemoved if self.namesake == Some(Namesake::Stranger) => self.namesake = None,
+            Act::StrangerRemoved if self.namesake == Some(Namesake::Stranger) => {
+                self.namesake = None;
+            }
             Act::RemoveNetwork(name) => {
-                // Not while somebody is attached and runs; what stands still does not count.
+                // Not while somebody is attached and runs; what stands still does not
+                // count.
                 let used = |own: &Own| own.phase.is_up() && own.attached.contains_key(name);
                 if !self.own.as_ref().is_some_and(used) {
                     self.networks.remove(name);
@@ -121,9 +145,9 @@ impl Engine {
             return Ok(());
         }
         let live = |attached: &BTreeMap<String, String>, networks: &BTreeMap<String, String>| {
-            attached
-                .iter()
-                .all(|(name, id)| networks.get(name).is_some_and(|now| id.is_empty() || id == name || id == now))
+            attached.iter().all(|(name, id)| {
+                networks.get(name).is_some_and(|now| id.is_empty() || id == name || id == now)
+            })
         };
         let (by_name, networks) = (self.by_name, self.networks.clone());
         let own = self.own.as_mut().ok_or("no such container")?;
@@ -162,9 +186,13 @@ impl Engine {
         Ok(())
     }
 
-    /// As the shell does: look, plan, take; look again when something failed and something else is seen. `acts` happen before
-    /// the calls, one each.
-    fn carry_out(&mut self, operation: Operation, acts: &mut dyn Iterator<Item = Act>) -> Result<(), Obstacle> {
+    /// As the shell does: look, plan, take; look again when something failed and
+    /// something else is seen. `acts` happen before the calls, one each.
+    fn carry_out(
+        &mut self,
+        operation: Operation,
+        acts: &mut dyn Iterator<Item = Act>,
+    ) -> Result<(), Obstacle> {
         for _ in 0..100 {
             let mut failed = false;
             for step in plan(SUBJECT, &self.seen(), operation)? {
@@ -211,7 +239,9 @@ fn any_acts() -> impl Strategy<Value = Vec<Act>> {
 fn is_whole(engine: &Engine, own: &Own) -> bool {
     let attached = own.wanted.keys().all(|network| {
         let now = engine.networks.get(network);
-        now.is_some_and(|now| own.attached.get(network).is_some_and(|id| id == now || id == network))
+        now.is_some_and(|now| {
+            own.attached.get(network).is_some_and(|id| id == now || id == network)
+        })
     });
     own.name == NAME && attached
 }
@@ -224,7 +254,9 @@ fn is_true(engine: &Engine, obstacle: &Obstacle) -> bool {
         (Obstacle::NameTaken { called }, Some(own)) => {
             own.name == *called && engine.namesake == Some(Namesake::Stranger)
         }
-        (Obstacle::NetworkMissing { network }, Some(_)) => network == FOREIGN && !engine.networks.contains_key(FOREIGN),
+        (Obstacle::NetworkMissing { network }, Some(_)) => {
+            network == FOREIGN && !engine.networks.contains_key(FOREIGN)
+        }
         (Obstacle::Dead, Some(own)) => own.phase == Phase::Dead,
         (Obstacle::RemovesItself | Obstacle::Removing, _) | (_, None) => false,
     }
@@ -331,11 +363,13 @@ fn what_is_done_in_each_state() {
         assert_eq!(plan(SUBJECT, &seen, Operation::Stop), Ok(stop), "{phase}");
         assert_eq!(plan(SUBJECT, &seen, Operation::Review), Ok(vec![]), "{phase}");
     }
-    for (phase, obstacle) in [(Phase::Dead, Obstacle::Dead), (Phase::Removing, Obstacle::Removing)] {
+    for (phase, obstacle) in [(Phase::Dead, Obstacle::Dead), (Phase::Removing, Obstacle::Removing)]
+    {
         let seen = Seen { own: Some(own(&|own| own.phase = phase)), ..Engine::new(false).seen() };
         assert_eq!(plan(SUBJECT, &seen, Operation::Start), Err(obstacle));
     }
-    let removed = Seen { own: Some(own(&|own| own.removes_itself = true)), ..Engine::new(false).seen() };
+    let removed =
+        Seen { own: Some(own(&|own| own.removes_itself = true)), ..Engine::new(false).seen() };
     assert_eq!(plan(SUBJECT, &removed, Operation::Prepare), Err(Obstacle::RemovesItself));
     assert_eq!(plan(SUBJECT, &removed, Operation::Start), Ok(vec![]));
 }
@@ -348,7 +382,8 @@ fn a_stopped_container_whose_network_is_gone_gets_both_back_before_its_start() {
     engine.act(Act::RemoveNetwork(DEVICE));
     let endpoint = json!({ "Aliases": ["db"] });
     let (network, name) = (DEVICE.to_owned(), || DEVICE.to_owned());
-    let attach = [Step::MakeNetwork(name()), Step::Disconnect(name()), Step::Connect { network, endpoint }];
+    let attach =
+        [Step::MakeNetwork(name()), Step::Disconnect(name()), Step::Connect { network, endpoint }];
     let started: Vec<Step> = attach.iter().cloned().chain([Step::Start]).collect();
     assert_eq!(plan(SUBJECT, &engine.seen(), Operation::Start), Ok(started));
     assert_eq!(plan(SUBJECT, &engine.seen(), Operation::Review), Ok(attach.into()));
@@ -374,7 +409,10 @@ fn every_trouble_names_the_module_and_a_remedy() {
         assert!(text.contains("m1") && text.contains(remedy), "{text}");
         let trouble = Trouble::Obstacle(obstacle);
         assert!(Trouble::CODES.contains(&trouble.code()));
-        assert!(trouble.detail(NAME) == text || trouble.code().explained().remedy.contains("makes it anew"));
+        assert!(
+            trouble.detail(NAME) == text
+                || trouble.code().explained().remedy.contains("makes it anew")
+        );
     }
     assert!(Trouble::CODES.contains(&Trouble::Paused.code()));
 }

@@ -1,5 +1,6 @@
-//! Mounts of folders above this device's own places, such as `/` for a monitor of the whole host: what lies in them of these
-//! places is hidden, unless the operator wants it otherwise.
+//! Mounts of folders above this device's own places, such as `/` for a monitor of the
+//! whole host: what lies in them of these places is hidden, unless the operator wants it
+//! otherwise.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +14,8 @@ use super::{Found, Judge, MadeMount, Refusal, Why, listed, shown};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OwnState {
-    /// An empty folder is mounted over them. A container that may change its mounts can take it away again.
+    /// An empty folder is mounted over them. A container that may change its mounts can
+    /// take it away again.
     #[default]
     Hide,
     /// Such a mount is refused.
@@ -27,7 +29,11 @@ impl Judge<'_> {
     ///
     /// # Errors
     /// Such a mount is to be refused.
-    pub fn hidden(&self, options: &Map<String, Value>, found: &Found) -> Result<BTreeSet<String>, Refusal> {
+    pub fn hidden(
+        &self,
+        options: &Map<String, Value>,
+        found: &Found,
+    ) -> Result<BTreeSet<String>, Refusal> {
         let mut hidden = BTreeSet::new();
         for place in mounted(options, &found.volumes) {
             for (own, target) in self.seen_in(&place, &found.resolved) {
@@ -41,8 +47,8 @@ impl Judge<'_> {
         Ok(hidden)
     }
 
-    /// Refuses a mount in which own places are seen. `covered` are the places in the container where something else is
-    /// mounted.
+    /// Refuses a mount in which own places are seen. `covered` are the places in the
+    /// container where something else is mounted.
     pub(super) fn covered(
         &self,
         place: &HostPath,
@@ -50,7 +56,8 @@ impl Judge<'_> {
         resolved: &Resolved,
     ) -> Result<(), Refusal> {
         let mut seen = self.seen_in(place, resolved).into_iter();
-        match seen.find(|(_, target)| self.own_state != OwnState::Show && !covered.contains(target)) {
+        match seen.find(|(_, target)| self.own_state != OwnState::Show && !covered.contains(target))
+        {
             Some((own, _)) => Err(self.shows(place.option.clone(), own)),
             None => Ok(()),
         }
@@ -58,7 +65,9 @@ impl Judge<'_> {
 
     /// The own places that are seen in a mount, each with where.
     fn seen_in(&self, place: &HostPath, resolved: &Resolved) -> Vec<(&str, String)> {
-        let (Some(path), Some(target)) = (clean(&place.path), place.target.as_deref().and_then(tidy)) else {
+        let (Some(path), Some(target)) =
+            (clean(&place.path), place.target.as_deref().and_then(tidy))
+        else {
             return Vec::new();
         };
         let led_to = resolved.get(&path).cloned().flatten();
@@ -68,7 +77,11 @@ impl Judge<'_> {
         };
         let mut seen = Vec::new();
         for above in [Some(path), led_to].into_iter().flatten() {
-            for own in self.present.iter().filter(|own| **own != above && within(own, &above) && !granted(own)) {
+            for own in self
+                .present
+                .iter()
+                .filter(|own| **own != above && within(own, &above) && !granted(own))
+            {
                 let rest = own.strip_prefix(above.trim_end_matches('/')).unwrap_or(own);
                 seen.push((own.as_str(), format!("{}{rest}", target.trim_end_matches('/'))));
             }
@@ -77,7 +90,10 @@ impl Judge<'_> {
     }
 
     fn shows(&self, option: String, own: &str) -> Refusal {
-        Refusal { option, why: Why::Shows { path: shown(own), remedy: self.remedy(&listed("binds", own)) } }
+        Refusal {
+            option,
+            why: Why::Shows { path: shown(own), remedy: self.remedy(&listed("binds", own)) },
+        }
     }
 }
 

@@ -1,5 +1,6 @@
-//! What an engine really mounted into a container that it made, judged before the container is started: between the look at
-//! a volume and the engine's own, the volume may have become another, and images and other containers bring mounts too.
+//! What an engine really mounted into a container that it made, judged before the
+//! container is started: between the look at a volume and the engine's own, the volume
+//! may have become another, and images and other containers bring mounts too.
 
 use std::collections::BTreeSet;
 
@@ -27,12 +28,14 @@ pub struct MadeMount {
     pub shared: bool,
 }
 
-/// The containers whose mounts a body takes over. Podman does not tell of these mounts, so they are looked up there.
+/// The containers whose mounts a body takes over. Podman does not tell of these mounts,
+/// so they are looked up there.
 #[must_use]
 pub fn volumes_from(body: &Map<String, Value>) -> BTreeSet<String> {
     let all = sides(body).flat_map(|(host, _)| items(host, "VolumesFrom"));
-    let name =
-        |(_, text): (usize, &Value)| text.as_str().map(|text| text.split(':').next().unwrap_or_default().to_owned());
+    let name = |(_, text): (usize, &Value)| {
+        text.as_str().map(|text| text.split(':').next().unwrap_or_default().to_owned())
+    };
     all.filter_map(name).collect()
 }
 
@@ -52,8 +55,9 @@ pub fn paths_made(made: &[MadeMount], volumes: &Volumes, grant: &Grant) -> BTree
 }
 
 impl Judge<'_> {
-    /// Judges the mounts of a container that was made from `wanted`, the body that the engine got. `added` are the binds in
-    /// it that are not the deployment's; `found` has the answers to [`volumes_made`] and [`paths_made`].
+    /// Judges the mounts of a container that was made from `wanted`, the body that the
+    /// engine got. `added` are the binds in it that are not the deployment's; `found` has
+    /// the answers to [`volumes_made`] and [`paths_made`].
     ///
     /// # Errors
     /// The first mount that would have been refused.
@@ -66,10 +70,12 @@ impl Judge<'_> {
     ) -> Result<(), Refusal> {
         let covered = targets(made, added);
         for mount in made {
-            let option = format!("Mounts ({} in the container that was made)", shown(&mount.target));
+            let option =
+                format!("Mounts ({} in the container that was made)", shown(&mount.target));
             let own = |bind: &String| {
                 let mut parts = bind.split(':').map(clean);
-                parts.next().flatten() == clean(&mount.source) && parts.next().flatten() == clean(&mount.target)
+                parts.next().flatten() == clean(&mount.source)
+                    && parts.next().flatten() == clean(&mount.target)
             };
             if mount.kind == "bind" && added.iter().any(own) {
                 continue;
@@ -88,7 +94,8 @@ impl Judge<'_> {
                 self.made(mount, volume, place.clone(), wanted, found)?;
             }
             let led = volume.map(Volume::reach);
-            let path = if let Some(Reach::Place { path, .. }) = led { path } else { mount.source.clone() };
+            let path =
+                if let Some(Reach::Place { path, .. }) = led { path } else { mount.source.clone() };
             self.covered(&HostPath { path, ..place }, &covered, &found.resolved)?;
         }
         Ok(())
@@ -130,22 +137,32 @@ impl Judge<'_> {
                 }
                 Reach::Driver => self.driver(&place.option, name),
             },
-            ("volume", ..) => {
-                Err(Refusal { option: place.option, why: Why::Expected("a volume that the engine can describe") })
-            }
+            ("volume", ..) => Err(Refusal {
+                option: place.option,
+                why: Why::Expected("a volume that the engine can describe"),
+            }),
             _ if self.grants_option("HostConfig.Mounts") => Ok(()),
             (kind, ..) => {
-                let what = format!("it is of the kind {:?}, of which nothing is known", shown(kind));
+                let what =
+                    format!("it is of the kind {:?}, of which nothing is known", shown(kind));
                 Err(self.refusal(&place.option, what, &listed("options", "HostConfig.Mounts")))
             }
         }
     }
 }
 
-/// Whether what is mounted there was asked for as an overlay of a folder (Podman's word `O`).
+/// Whether what is mounted there was asked for as an overlay of a folder (Podman's word
+/// `O`).
 fn is_layered(wanted: &Map<String, Value>, target: &str) -> bool {
-    let volumes = wanted.get("Volumes").and_then(Value::as_object).into_iter().flatten().map(|(key, _)| key.as_str());
-    let binds = sides(wanted).flat_map(|(host, _)| items(host, "Binds")).filter_map(|(_, bind)| bind.as_str());
+    let volumes = wanted
+        .get("Volumes")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .map(|(key, _)| key.as_str());
+    let binds = sides(wanted)
+        .flat_map(|(host, _)| items(host, "Binds"))
+        .filter_map(|(_, bind)| bind.as_str());
     volumes.chain(binds).any(|bind| {
         let there = bind.split(':').nth(1).and_then(clean);
         there.is_some() && there == clean(target) && bind_words(bind).any(|word| word == "O")

@@ -1,8 +1,9 @@
-//! The members of an engine's create body: how they are spelled, what they hold, and what a module without elevated
-//! permissions may set them to.
+//! The members of an engine's create body: how they are spelled, what they hold, and what
+//! a module without elevated permissions may set them to.
 //!
-//! Engines decode their JSON without regard to case, by Unicode's simple folding, and let the last of two spellings win or
-//! add. So a member is first given the spelling of this table, wherever it stands.
+//! Engines decode their JSON without regard to case, by Unicode's simple folding, and let
+//! the last of two spellings win or add. So a member is first given the spelling of this
+//! table, wherever it stands.
 
 use serde_json::{Map, Value};
 
@@ -110,7 +111,8 @@ const fn shaped(name: &'static str, shape: Shape, rule: Rule, why: &'static str)
 
 const INSIDE: &str = "concerns what runs in the container alone";
 const LESS: &str = "only takes away";
-const LIMIT: &str = "a limit of its own cgroup; without one it has the engine's default, which is none";
+const LIMIT: &str =
+    "a limit of its own cgroup; without one it has the engine's default, which is none";
 const ATTACHED: &str = "concerns who attaches to it";
 const NET: &str = "concerns its place in networks that it may join";
 const WINDOWS: &str = "means nothing on Linux";
@@ -152,9 +154,17 @@ pub(super) static CONFIG: &[Member] = &[
     free("NetworkDisabled", LESS),
     free("MacAddress", NET),
     free("OnBuild", "engines ignore it"),
-    is("Labels", Rule::Labels, "it makes the engine's host renew the container or restart units (Podman)"),
+    is(
+        "Labels",
+        Rule::Labels,
+        "it makes the engine's host renew the container or restart units (Podman)",
+    ),
     free("StopSignal", INSIDE),
-    is("StopTimeout", Rule::Within(0, 3600), "it keeps the container from being stopped within an hour"),
+    is(
+        "StopTimeout",
+        Rule::Within(0, 3600),
+        "it keeps the container from being stopped within an hour",
+    ),
     free("Shell", INSIDE),
     free("Cpuset", LIMIT),
     shaped("HostConfig", Shape::Members(HOST), Rule::Host, JUDGED),
@@ -178,14 +188,23 @@ pub(super) static HOST: &[Member] = &[
     empty("Capabilities", "it elevates the container"),
     is("NetworkMode", Rule::Network, "it would be in the host's network or in another container's"),
     is("PidMode", Rule::Namespace("pid", &["private"]), "it would see and end others' processes"),
-    is("IpcMode", Rule::Namespace("ipc", &["none", "private", "shareable"]), "it would share others' memory"),
+    is(
+        "IpcMode",
+        Rule::Namespace("ipc", &["none", "private", "shareable"]),
+        "it would share others' memory",
+    ),
     is("UTSMode", Rule::Namespace("uts", &["private"]), "it would rename the host"),
     is("UsernsMode", Rule::Namespace("user", &["private"]), "its root would be the host's root"),
     is("CgroupnsMode", Rule::Namespace("cgroup", &["private"]), "it would see all cgroups"),
     empty("Cgroup", "it leaves the cgroup that modules are measured by"),
     empty("CgroupParent", "it leaves the cgroup that modules are measured by"),
     shaped("Devices", Shape::List(DEVICE), Rule::Devices, "it gives devices of the host"),
-    shaped("DeviceRequests", Shape::List(DEVICE_REQUEST), Rule::Empty, "it gives devices of the host"),
+    shaped(
+        "DeviceRequests",
+        Shape::List(DEVICE_REQUEST),
+        Rule::Empty,
+        "it gives devices of the host",
+    ),
     empty("DeviceCgroupRules", "it gives devices of the host"),
     is("SecurityOpt", Rule::Security, "it weakens what separates containers"),
     is("Sysctls", Rule::Sysctls, "it sets kernel parameters"),
@@ -196,13 +215,29 @@ pub(super) static HOST: &[Member] = &[
     is("MaskedPaths", Rule::Absent, "it opens parts of /proc and /sys that engines close"),
     is("ReadonlyPaths", Rule::Absent, "it opens parts of /proc and /sys that engines close"),
     empty("Links", "it shows another container's environment"),
-    empty("Annotations", "it tells the runtime, or Podman, what nobody else checks (hooks, files to remove)"),
-    empty("ContainerIDFile", "it names a file of the host, which Podman removes with the container"),
+    empty(
+        "Annotations",
+        "it tells the runtime, or Podman, what nobody else checks (hooks, files to remove)",
+    ),
+    empty(
+        "ContainerIDFile",
+        "it names a file of the host, which Podman removes with the container",
+    ),
     is("Isolation", Rule::OneOf(&["default"]), "it reaches beyond the container"),
-    shaped("LogConfig", Shape::Members(LOG), Rule::Log, "it sends logs elsewhere by the engine's own connection"),
+    shaped(
+        "LogConfig",
+        Shape::Members(LOG),
+        Rule::Log,
+        "it sends logs elsewhere by the engine's own connection",
+    ),
     shaped("PortBindings", Shape::Lists(PORT), Rule::Ports, "it publishes a port of the host"),
     is("PublishAllPorts", Rule::AllPorts, "it publishes ports of the host that the engine chooses"),
-    shaped("RestartPolicy", Shape::Members(RESTART), Rule::Free, "a module that the engine starts is measured anew"),
+    shaped(
+        "RestartPolicy",
+        Shape::Members(RESTART),
+        Rule::Free,
+        "a module that the engine starts is measured anew",
+    ),
     free("AutoRemove", "taken away: a module that stopped must be there to be started again"),
     free("ConsoleSize", ATTACHED),
     free("Dns", NET),
@@ -210,10 +245,19 @@ pub(super) static HOST: &[Member] = &[
     free("DnsSearch", NET),
     free("ExtraHosts", INSIDE),
     free("ReadonlyRootfs", LESS),
-    is("StorageOpt", Rule::Names(&["size", "inodes"]), "it tells the storage driver more than a size"),
+    is(
+        "StorageOpt",
+        Rule::Names(&["size", "inodes"]),
+        "it tells the storage driver more than a size",
+    ),
     free("Tmpfs", "memory of its own; counts in its limit"),
     free("ShmSize", "memory of its own; counts in its limit"),
-    shaped("Ulimits", Shape::List(ULIMIT), Rule::Ulimits, "it gets precedence over what else runs on the host"),
+    shaped(
+        "Ulimits",
+        Shape::List(ULIMIT),
+        Rule::Ulimits,
+        "it gets precedence over what else runs on the host",
+    ),
     free("Init", "a small program of the engine's own as first process"),
     free("CpuShares", LIMIT),
     free("Memory", LIMIT),
@@ -252,13 +296,18 @@ static HEALTHCHECK: &[Member] = &[
     free("Retries", INSIDE),
 ];
 
-static NETWORKING: &[Member] = &[shaped("EndpointsConfig", Shape::Map(ENDPOINT), Rule::Free, JUDGED)];
+static NETWORKING: &[Member] =
+    &[shaped("EndpointsConfig", Shape::Map(ENDPOINT), Rule::Free, JUDGED)];
 
 static ENDPOINT: &[Member] = &[
     free("IPAMConfig", NET),
     free("Links", "names for other containers of a network that it is in"),
     free("Aliases", "other names for it; who answers to a name shows it by its certificate"),
-    is("NetworkID", Rule::Network, "engines take it before the name, so it could be the host's network"),
+    is(
+        "NetworkID",
+        Rule::Network,
+        "engines take it before the name, so it could be the host's network",
+    ),
     empty("EndpointID", "engines make it up"),
     free("Gateway", NET),
     free("IPAddress", NET),
@@ -267,13 +316,19 @@ static ENDPOINT: &[Member] = &[
     free("GlobalIPv6Address", NET),
     free("GlobalIPv6PrefixLen", NET),
     free("MacAddress", NET),
-    empty("DriverOpts", "it tells the network's driver what to do, which sets kernel parameters too"),
+    empty(
+        "DriverOpts",
+        "it tells the network's driver what to do, which sets kernel parameters too",
+    ),
     free("GwPriority", NET),
     free("DNSNames", NET),
 ];
 
 static MOUNT: &[Member] = &[
-    free("Type", "one of `bind`, `volume`, `tmpfs`; images, clusters and pipes hold what is others'"),
+    free(
+        "Type",
+        "one of `bind`, `volume`, `tmpfs`; images, clusters and pipes hold what is others'",
+    ),
     free("Source", "a place of the host, or a volume: judged with all other places"),
     free("Target", INSIDE),
     free("ReadOnly", LESS),
@@ -284,8 +339,18 @@ static MOUNT: &[Member] = &[
     ),
     shaped("BindOptions", Shape::Members(BIND_OPTIONS), Rule::Free, JUDGED),
     shaped("VolumeOptions", Shape::Members(VOLUME_OPTIONS), Rule::Free, JUDGED),
-    shaped("TmpfsOptions", Shape::Members(TMPFS_OPTIONS), Rule::Free, "memory of its own; counts in its limit"),
-    shaped("ImageOptions", Shape::Members(IMAGE_OPTIONS), Rule::Free, "without a meaning for the types above"),
+    shaped(
+        "TmpfsOptions",
+        Shape::Members(TMPFS_OPTIONS),
+        Rule::Free,
+        "memory of its own; counts in its limit",
+    ),
+    shaped(
+        "ImageOptions",
+        Shape::Members(IMAGE_OPTIONS),
+        Rule::Free,
+        "without a meaning for the types above",
+    ),
     free("ClusterOptions", "without a meaning for the types above"),
 ];
 
@@ -305,10 +370,16 @@ static VOLUME_OPTIONS: &[Member] = &[
     free("NoCopy", LESS),
     free("Labels", "of a volume, which nobody reads"),
     free("Subpath", LESS),
-    shaped("DriverConfig", Shape::Members(DRIVER), Rule::Free, "judged as the volume that it makes"),
+    shaped(
+        "DriverConfig",
+        Shape::Members(DRIVER),
+        Rule::Free,
+        "judged as the volume that it makes",
+    ),
 ];
 
-static TMPFS_OPTIONS: &[Member] = &[free("SizeBytes", LIMIT), free("Mode", INSIDE), free("Options", INSIDE)];
+static TMPFS_OPTIONS: &[Member] =
+    &[free("SizeBytes", LIMIT), free("Mode", INSIDE), free("Options", INSIDE)];
 
 static IMAGE_OPTIONS: &[Member] = &[free("Subpath", LESS)];
 
@@ -333,9 +404,11 @@ static RESTART: &[Member] = &[free("Name", INSIDE), free("MaximumRetryCount", IN
 
 static ULIMIT: &[Member] = &[free("Name", JUDGED), free("Soft", JUDGED), free("Hard", JUDGED)];
 
-static WEIGHT: &[Member] = &[free("Path", "a device of the host, whose number is looked up"), free("Weight", LIMIT)];
+static WEIGHT: &[Member] =
+    &[free("Path", "a device of the host, whose number is looked up"), free("Weight", LIMIT)];
 
-static THROTTLE: &[Member] = &[free("Path", "a device of the host, whose number is looked up"), free("Rate", LIMIT)];
+static THROTTLE: &[Member] =
+    &[free("Path", "a device of the host, whose number is looked up"), free("Rate", LIMIT)];
 
 /// The member of this name, at the top level.
 pub(super) fn at_top(name: &str) -> Option<&'static Member> {
@@ -347,7 +420,11 @@ pub(super) fn at_top(name: &str) -> Option<&'static Member> {
 /// # Errors
 /// A member stands there twice, in two spellings.
 pub(super) fn canonical(body: &Map<String, Value>) -> Result<Map<String, Value>, Refusal> {
-    respelled(body, &|name| CONFIG.iter().chain(HOST).find(|member| folds_to(name, member.name)), "")
+    respelled(
+        body,
+        &|name| CONFIG.iter().chain(HOST).find(|member| folds_to(name, member.name)),
+        "",
+    )
 }
 
 fn respelled(
@@ -372,9 +449,13 @@ fn respelled(
 }
 
 fn inside(value: &Value, shape: Shape, path: &str) -> Result<Value, Refusal> {
-    let table = |table: &'static [Member]| move |name: &str| table.iter().find(|member| folds_to(name, member.name));
+    let table = |table: &'static [Member]| {
+        move |name: &str| table.iter().find(|member| folds_to(name, member.name))
+    };
     Ok(match (shape, value) {
-        (Shape::Members(known), Value::Object(members)) => Value::Object(respelled(members, &table(known), path)?),
+        (Shape::Members(known), Value::Object(members)) => {
+            Value::Object(respelled(members, &table(known), path)?)
+        }
         (Shape::Map(known), Value::Object(entries)) => {
             let mut all = Map::new();
             for (name, entry) in entries {
@@ -392,7 +473,9 @@ fn inside(value: &Value, shape: Shape, path: &str) -> Result<Value, Refusal> {
         (Shape::List(known), Value::Array(items)) => {
             let items = items.iter().enumerate();
             items
-                .map(|(index, item)| inside(item, Shape::Members(known), &format!("{path}[{index}]")))
+                .map(|(index, item)| {
+                    inside(item, Shape::Members(known), &format!("{path}[{index}]"))
+                })
                 .collect::<Result<Vec<_>, _>>()?
                 .into()
         }
@@ -405,7 +488,8 @@ pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name } else { format!("{path}.{name}") }
 }
 
-/// Whether an engine takes `written` for `name`, which is ASCII: two letters beyond ASCII fold into it.
+/// Whether an engine takes `written` for `name`, which is ASCII: two letters beyond ASCII
+/// fold into it.
 fn folds_to(written: &str, name: &str) -> bool {
     let folded = written.chars().map(|c| match c {
         'ſ' => 's',

@@ -1,10 +1,12 @@
 //! What a module may ask of the container engine.
 //!
-//! Create options are the engine's own create body, so whoever writes a deployment can ask for all that the engine can do,
-//! which is everything that root can do. Without elevated permissions (`allow_elevated_docker_permissions = false`) a module
-//! gets what concerns its container alone, and of the host only what the operator's grant names; what engines of the future
-//! may understand is refused with what is unknown now. Whatever the permissions: places of this device's own sockets and
-//! state are nobody's but by a grant that names them.
+//! Create options are the engine's own create body, so whoever writes a deployment can
+//! ask for all that the engine can do, which is everything that root can do. Without
+//! elevated permissions (`allow_elevated_docker_permissions = false`) a module gets what
+//! concerns its container alone, and of the host only what the operator's grant names;
+//! what engines of the future may understand is refused with what is unknown now.
+//! Whatever the permissions: places of this device's own sockets and state are nobody's
+//! but by a grant that names them.
 //!
 //! Pure: links of the file system come in resolved.
 
@@ -32,7 +34,8 @@ pub use paths::Resolved;
 pub use ports::{PortGrant, PublishedPorts};
 pub use volumes::{Volume, Volumes, volumes_to_look_at};
 
-/// What the operator grants to one module beyond what any module may have (`[modules.NAME.grant]`).
+/// What the operator grants to one module beyond what any module may have
+/// (`[modules.NAME.grant]`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grant {
@@ -40,7 +43,8 @@ pub struct Grant {
     pub privileged: bool,
     /// Capabilities that may be added, such as `NET_ADMIN`.
     pub capabilities: Vec<String>,
-    /// Paths of the host that may be mounted, with what lies below; `:ro` at the end for reading only.
+    /// Paths of the host that may be mounted, with what lies below; `:ro` at the end for
+    /// reading only.
     pub binds: Vec<String>,
     /// Volumes that may be mounted by name whatever they were made with.
     pub volumes: Vec<String>,
@@ -48,15 +52,18 @@ pub struct Grant {
     pub devices: Vec<String>,
     /// Name spaces of the host: `network`, `pid`, `ipc`, `uts`, `user`, `cgroup`.
     pub namespaces: BTreeSet<String>,
-    /// Ports of the host that may be published, each as [`PortGrant`] reads it; where ports are granted at all.
+    /// Ports of the host that may be published, each as [`PortGrant`] reads it; where
+    /// ports are granted at all.
     pub ports: Vec<String>,
-    /// Limits that may be set beyond those of the container's own resources: `nice`, `rtprio`, `rttime`.
+    /// Limits that may be set beyond those of the container's own resources: `nice`,
+    /// `rtprio`, `rttime`.
     pub ulimits: Vec<String>,
     /// Kernel parameters by name.
     pub sysctls: Vec<String>,
     /// Programs that run containers, by the engine's names for them.
     pub runtimes: Vec<String>,
-    /// Members of the create options that may have any value, such as `HostConfig.SecurityOpt`.
+    /// Members of the create options that may have any value, such as
+    /// `HostConfig.SecurityOpt`.
     pub options: Vec<String>,
 }
 
@@ -83,7 +90,8 @@ pub struct Judge<'a> {
     pub present: &'a [String],
     /// Paths of this device's own sockets and state.
     pub own: &'a [String],
-    /// Paths among [`Self::own`] that any module may mount: callers there are measured like anywhere.
+    /// Paths among [`Self::own`] that any module may mount: callers there are measured
+    /// like anywhere.
     pub open: &'a [String],
 }
 
@@ -96,7 +104,8 @@ pub struct Found {
     pub resolved: Resolved,
 }
 
-/// A create option that is refused. The text names option and remedy, and holds no value but paths and names.
+/// A create option that is refused. The text names option and remedy, and holds no value
+/// but paths and names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("create option {option} is refused: {why}")]
 pub struct Refusal {
@@ -164,7 +173,8 @@ pub fn option_names() -> impl Iterator<Item = String> {
     top.chain(members::HOST.iter().map(|member| format!("HostConfig.{}", member.name)))
 }
 
-/// Create options with every member in the engine's spelling, whatever case it was written in.
+/// Create options with every member in the engine's spelling, whatever case it was
+/// written in.
 ///
 /// # Errors
 /// Two spellings of one member.
@@ -172,19 +182,26 @@ pub fn canonical(options: &Map<String, Value>) -> Result<Map<String, Value>, Ref
     members::canonical(options)
 }
 
-/// Paths of the host that the judge must know the meaning of: those of the options, of the volumes that these name and of
-/// the grant.
+/// Paths of the host that the judge must know the meaning of: those of the options, of
+/// the volumes that these name and of the grant.
 #[must_use]
-pub fn paths_to_resolve(options: &Map<String, Value>, volumes: &Volumes, grant: &Grant) -> BTreeSet<String> {
+pub fn paths_to_resolve(
+    options: &Map<String, Value>,
+    volumes: &Volumes,
+    grant: &Grant,
+) -> BTreeSet<String> {
     paths::to_resolve(options, volumes, &grant.binds)
 }
 
-/// Takes from canonical options what existing services take silently, `Privileged` and `CapAdd`, as far as it is not
-/// granted, and gives the names of what was taken.
+/// Takes from canonical options what existing services take silently, `Privileged` and
+/// `CapAdd`, as far as it is not granted, and gives the names of what was taken.
 ///
 /// # Errors
 /// A member is of another type than engines take.
-pub fn without_elevation(options: &mut Map<String, Value>, grant: &Grant) -> Result<Vec<&'static str>, Refusal> {
+pub fn without_elevation(
+    options: &mut Map<String, Value>,
+    grant: &Grant,
+) -> Result<Vec<&'static str>, Refusal> {
     let Some(Value::Object(host)) = options.get_mut("HostConfig") else { return Ok(Vec::new()) };
     let mut taken = Vec::new();
     if truth(host.get("Privileged"), "HostConfig.Privileged")? && !grant.privileged {
@@ -192,7 +209,8 @@ pub fn without_elevation(options: &mut Map<String, Value>, grant: &Grant) -> Res
         taken.push("HostConfig.Privileged");
     }
     let added = texts(host.get("CapAdd"), "HostConfig.CapAdd")?;
-    let kept: Vec<&str> = added.iter().copied().filter(|added| grants_capability(grant, added)).collect();
+    let kept: Vec<&str> =
+        added.iter().copied().filter(|added| grants_capability(grant, added)).collect();
     if kept.len() < added.len() {
         let kept = Value::from(kept);
         host.insert("CapAdd".into(), kept);
@@ -200,8 +218,12 @@ pub fn without_elevation(options: &mut Map<String, Value>, grant: &Grant) -> Res
     }
     if !taken.is_empty() {
         let mut dropped = vec![Value::from("CHOWN"), Value::from("SETUID")];
-        dropped.extend(texts(host.get("CapDrop"), "HostConfig.CapDrop")?.into_iter().map(Value::from));
-        host.insert("Privileged".into(), (grant.privileged && host.get("Privileged") == Some(&true.into())).into());
+        dropped
+            .extend(texts(host.get("CapDrop"), "HostConfig.CapDrop")?.into_iter().map(Value::from));
+        host.insert(
+            "Privileged".into(),
+            (grant.privileged && host.get("Privileged") == Some(&true.into())).into(),
+        );
         host.insert("CapDrop".into(), dropped.into());
         if host.get("CapAdd").and_then(Value::as_array).is_some_and(Vec::is_empty) {
             host.shift_remove("CapAdd");
@@ -210,8 +232,9 @@ pub fn without_elevation(options: &mut Map<String, Value>, grant: &Grant) -> Res
     Ok(taken)
 }
 
-/// Takes away that the engine removes the container by itself when it ends: a module that was stopped could not be started
-/// again, nor an update be taken back. Says whether that was asked for.
+/// Takes away that the engine removes the container by itself when it ends: a module that
+/// was stopped could not be started again, nor an update be taken back. Says whether that
+/// was asked for.
 pub fn without_self_removal(options: &mut Map<String, Value>) -> bool {
     let host = options.get_mut("HostConfig").and_then(Value::as_object_mut);
     host.and_then(|host| host.shift_remove("AutoRemove")).is_some_and(|asked| asked == true)
@@ -263,7 +286,10 @@ impl Judge<'_> {
     /// This device's own places, which no permission opens.
     fn own_place(&self, place: &HostPath, resolved: &Resolved) -> Result<(), Refusal> {
         let Some(path) = clean(&place.path) else {
-            return Err(Refusal { option: place.option.clone(), why: Why::Expected("an absolute path") });
+            return Err(Refusal {
+                option: place.option.clone(),
+                why: Why::Expected("an absolute path"),
+            });
         };
         let led_to = resolved.get(&path).cloned().flatten();
         for known in [Some(path.as_str()), led_to.as_deref()].into_iter().flatten() {
@@ -271,8 +297,11 @@ impl Judge<'_> {
             let open = self.open.iter().any(|open| open == known);
             let granted = self.grant.binds.iter().filter_map(|grant| clean(split_grant(grant).0));
             // A grant of everything is not one of this.
-            if !open && !granted.into_iter().any(|grant| within(&grant, own) && within(known, &grant)) {
-                let why = Why::Own { path: shown(known), remedy: self.remedy(&listed("binds", known)) };
+            if !open
+                && !granted.into_iter().any(|grant| within(&grant, own) && within(known, &grant))
+            {
+                let why =
+                    Why::Own { path: shown(known), remedy: self.remedy(&listed("binds", known)) };
                 return Err(Refusal { option: place.option.clone(), why });
             }
         }
@@ -281,16 +310,21 @@ impl Judge<'_> {
 
     /// A volume that reaches what its driver reaches.
     fn driver(&self, option: &str, name: &str) -> Result<(), Refusal> {
-        let member = ["HostConfig.Binds", "HostConfig.Mounts"].into_iter().find(|member| option.starts_with(member));
+        let member = ["HostConfig.Binds", "HostConfig.Mounts"]
+            .into_iter()
+            .find(|member| option.starts_with(member));
         if self.grants_volume(name) || member.is_some_and(|member| self.grants_option(member)) {
             return Ok(());
         }
-        let what =
-            format!("the volume {} was made with options that reach beyond the engine's own folders", shown(name));
+        let what = format!(
+            "the volume {} was made with options that reach beyond the engine's own folders",
+            shown(name)
+        );
         Err(self.refusal(option, what, &listed("volumes", name)))
     }
 
-    /// A place below one that the module writes to is not the same place at the next start if the module does not want it.
+    /// A place below one that the module writes to is not the same place at the next
+    /// start if the module does not want it.
     fn replaceable(&self, mounted: &[HostPath], resolved: &Resolved) -> Result<(), Refusal> {
         if self.grants_option("HostConfig.Binds") || self.grants_option("HostConfig.Mounts") {
             return Ok(());
@@ -301,7 +335,9 @@ impl Judge<'_> {
         };
         for (place, path) in mounted.iter().filter_map(|place| Some((place, real(place)?))) {
             let above = mounted.iter().filter(|above| !above.read_only).filter_map(real);
-            if let Some(above) = above.into_iter().find(|above| *above != path && within(&path, above)) {
+            if let Some(above) =
+                above.into_iter().find(|above| *above != path && within(&path, above))
+            {
                 let why = Why::Replaceable { path: shown(&path), above: shown(&above) };
                 return Err(Refusal { option: place.option.clone(), why });
             }
@@ -315,10 +351,14 @@ impl Judge<'_> {
 
     /// A place of the host that only a grant opens.
     fn place(&self, place: &HostPath, resolved: &Resolved) -> Result<(), Refusal> {
-        let of_member = |member: &str| self.grants_option(member) && place.option.starts_with(member);
-        if covering(place, &self.grant.binds, resolved).is_some() && !place.path.split('/').any(|part| part == "..")
+        let of_member =
+            |member: &str| self.grants_option(member) && place.option.starts_with(member);
+        if covering(place, &self.grant.binds, resolved).is_some()
+            && !place.path.split('/').any(|part| part == "..")
             || clean(&place.path).is_some_and(|path| self.open.contains(&path))
-            || ["HostConfig.Binds", "HostConfig.Mounts", "HostConfig.LogConfig"].into_iter().any(of_member)
+            || ["HostConfig.Binds", "HostConfig.Mounts", "HostConfig.LogConfig"]
+                .into_iter()
+                .any(of_member)
             || place.volume.as_ref().is_some_and(|volume| self.grants_volume(volume))
         {
             return Ok(());

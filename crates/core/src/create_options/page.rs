@@ -1,11 +1,11 @@
-//! The table of members as operators read it in `docs/create-options.md`, and a check that it knows what engines publish.
+//! The table of members as operators read it in `docs/create-options.md`, and a check
+//! that it knows what engines publish.
 
 use std::fmt::Write as _;
 
 use super::members::{CONFIG, HOST, Member, Rule, Shape};
 
-const BEGIN: &str =
-    "<!-- the table begins; it is written by EDGEKEEP_BLESS=1 cargo nextest run -p edgekeep-core page -->\n";
+const BEGIN: &str = "<!-- the table begins; it is written by EDGEKEEP_BLESS=1 cargo nextest run -p edgekeep-core page -->\n";
 const END: &str = "<!-- the table ends -->\n";
 
 fn listed(words: &[&str]) -> String {
@@ -24,21 +24,29 @@ fn decision(member: &Member, path: &str) -> (String, String) {
         Rule::OneOf(words) => (listed(words), option),
         Rule::Within(first, last) => (format!("{first} to {last}"), option),
         Rule::Names(names) => (listed(names), option),
-        Rule::Namespace(kind, words) => (listed(words), format!("`namespaces = [\"{kind}\"]` for `host`")),
+        Rule::Namespace(kind, words) => {
+            (listed(words), format!("`namespaces = [\"{kind}\"]` for `host`"))
+        }
         Rule::TakenAway if member.name == "CapAdd" => with("taken away", "`capabilities`"),
         Rule::TakenAway => with("taken away", "`privileged = true`"),
         Rule::Binds | Rule::Volumes => with("volumes of the engine's own", "`binds`, `volumes`"),
         Rule::Mounts => with("volumes of the engine's own, memory", "`binds`, `volumes`"),
         Rule::Devices => with("nothing", "`devices`"),
         Rule::Env => ("`NAME=VALUE`".to_owned(), option),
-        Rule::Labels => ("any but `io.containers.*`, `io.podman.*`, `PODMAN_SYSTEMD_UNIT`".to_owned(), option),
+        Rule::Labels => {
+            ("any but `io.containers.*`, `io.podman.*`, `PODMAN_SYSTEMD_UNIT`".to_owned(), option)
+        }
         Rule::WorkingDir => ("any but in `/proc`, `/sys`, `/dev/fd`".to_owned(), option),
         Rule::Groups => ("any but `keep-groups`".to_owned(), option),
-        Rule::Ports | Rule::AllPorts => with("any; nothing with `published_ports = \"granted\"`", "`ports`"),
+        Rule::Ports | Rule::AllPorts => {
+            with("any; nothing with `published_ports = \"granted\"`", "`ports`")
+        }
         Rule::Ulimits => with("any but `nice`, `rtprio`, `rttime`", "`ulimits`"),
         Rule::Sysctls => with("nothing", "`sysctls`"),
         Rule::Runtime => with("the engine's default", "`runtimes`"),
-        Rule::Security => ("`no-new-privileges`, `seccomp=builtin`, `apparmor=docker-default`".to_owned(), option),
+        Rule::Security => {
+            ("`no-new-privileges`, `seccomp=builtin`, `apparmor=docker-default`".to_owned(), option)
+        }
         Rule::Network | Rule::Networking => {
             with("networks by name, `none`, `default`", "`namespaces = [\"network\"]` for `host`")
         }
@@ -49,7 +57,11 @@ fn decision(member: &Member, path: &str) -> (String, String) {
 
 fn rows(members: &[Member], path: &str, table: &mut String) {
     for member in members {
-        let full = if path.is_empty() { member.name.to_owned() } else { format!("{path}.{}", member.name) };
+        let full = if path.is_empty() {
+            member.name.to_owned()
+        } else {
+            format!("{path}.{}", member.name)
+        };
         let (without, grant) = decision(member, &full);
         writeln!(table, "| `{full}` | {without} | {} | {grant} |", member.why).expect("text");
         match member.shape {
@@ -66,7 +78,8 @@ fn rows(members: &[Member], path: &str, table: &mut String) {
 fn the_page_for_operators_has_the_table_as_it_is() {
     let mut table = "| member | without a grant | why | grant |\n|---|---|---|---|\n".to_owned();
     rows(CONFIG, "", &mut table);
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/create-options.md");
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/create-options.md");
     let page = std::fs::read_to_string(&path).expect("the page is there");
     let (before, rest) = page.split_once(BEGIN).expect("the table begins");
     let (_, after) = rest.split_once(END).expect("the table ends");
@@ -78,7 +91,8 @@ fn the_page_for_operators_has_the_table_as_it_is() {
     assert_eq!(page, expected, "run with EDGEKEEP_BLESS=1");
 }
 
-/// What Docker's API up to 1.52 and Podman's compatible API publish for the body of a create call, as paths.
+/// What Docker's API up to 1.52 and Podman's compatible API publish for the body of a
+/// create call, as paths.
 const PUBLISHED: &str = "
     Hostname Domainname User AttachStdin AttachStdout AttachStderr ExposedPorts Tty OpenStdin StdinOnce Env Cmd
     Healthcheck.Test Healthcheck.Interval Healthcheck.Timeout Healthcheck.Retries Healthcheck.StartPeriod

@@ -1,13 +1,16 @@
-//! Which paths of the host create options reach, and whether a grant covers them. Text only: what a path means on the
-//! device comes in as [`Resolved`].
+//! Which paths of the host create options reach, and whether a grant covers them. Text
+//! only: what a path means on the device comes in as [`Resolved`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-use super::volumes::{Reach, Volume, Volumes, is_read_only, named, named_in_bind, named_in_mount, paths_in};
+use super::volumes::{
+    Reach, Volume, Volumes, is_read_only, named, named_in_bind, named_in_mount, paths_in,
+};
 
-/// Where paths lead once symbolic links are followed; `None` where that could not be found out.
+/// Where paths lead once symbolic links are followed; `None` where that could not be
+/// found out.
 pub type Resolved = BTreeMap<String, Option<String>>;
 
 /// A place of the host that create options mount.
@@ -27,8 +30,8 @@ pub(super) struct HostPath {
     pub(super) volume: Option<String>,
 }
 
-/// All places of the host that `body`, in canonical spelling, mounts or has written, also by volumes that exist. More than
-/// the engine would take rather than less.
+/// All places of the host that `body`, in canonical spelling, mounts or has written, also
+/// by volumes that exist. More than the engine would take rather than less.
 pub(super) fn mounted(body: &Map<String, Value>, volumes: &Volumes) -> Vec<HostPath> {
     let mut found = Vec::new();
     if let Some(Value::Object(binds)) = body.get("Volumes") {
@@ -54,29 +57,37 @@ pub(super) fn mounted(body: &Map<String, Value>, volumes: &Volumes) -> Vec<HostP
     found
 }
 
-/// Further paths of the host that `body` mentions where some engine mounts, writes or removes what they name. They are
-/// nobody's to grant one by one.
+/// Further paths of the host that `body` mentions where some engine mounts, writes or
+/// removes what they name. They are nobody's to grant one by one.
 pub(super) fn mentioned(body: &Map<String, Value>, volumes: &Volumes) -> Vec<HostPath> {
     let mut found = Vec::new();
     let mut add = |option: String, path: &str| {
         found.push(HostPath { option, path: path.to_owned(), ..HostPath::default() });
     };
     for (option, name) in named(body) {
-        volumes.get(name).into_iter().flat_map(Volume::paths).for_each(|path| add(option.clone(), path));
+        volumes
+            .get(name)
+            .into_iter()
+            .flat_map(Volume::paths)
+            .for_each(|path| add(option.clone(), path));
     }
     for (host, prefix) in sides(body) {
         for (index, mount) in items(host, "Mounts") {
             let option = format!("{prefix}Mounts[{index}].VolumeOptions.DriverConfig.Options");
-            let texts = mount["VolumeOptions"]["DriverConfig"]["Options"].as_object().into_iter().flatten();
+            let texts =
+                mount["VolumeOptions"]["DriverConfig"]["Options"].as_object().into_iter().flatten();
             for (name, text) in texts.filter_map(|(name, value)| Some((name, value.as_str()?))) {
                 paths_in(text).for_each(|path| add(super::members::join(&option, name), path));
             }
         }
         // Podman removes this file with the container.
-        for path in host.get("ContainerIDFile").and_then(Value::as_str).into_iter().flat_map(paths_in) {
+        for path in
+            host.get("ContainerIDFile").and_then(Value::as_str).into_iter().flat_map(paths_in)
+        {
             add(format!("{prefix}ContainerIDFile"), path);
         }
-        for (name, text) in host.get("Annotations").and_then(Value::as_object).into_iter().flatten() {
+        for (name, text) in host.get("Annotations").and_then(Value::as_object).into_iter().flatten()
+        {
             let option = super::members::join(&format!("{prefix}Annotations"), name);
             text.as_str().into_iter().flat_map(paths_in).for_each(|path| add(option.clone(), path));
         }
@@ -84,13 +95,19 @@ pub(super) fn mentioned(body: &Map<String, Value>, volumes: &Volumes) -> Vec<Hos
     found
 }
 
-/// The places where engines look for the host's side of a body, with the beginning of their members' paths.
-pub(super) fn sides(body: &Map<String, Value>) -> impl Iterator<Item = (&Map<String, Value>, &'static str)> {
+/// The places where engines look for the host's side of a body, with the beginning of
+/// their members' paths.
+pub(super) fn sides(
+    body: &Map<String, Value>,
+) -> impl Iterator<Item = (&Map<String, Value>, &'static str)> {
     let inner = body.get("HostConfig").and_then(Value::as_object).map(|host| (host, "HostConfig."));
     inner.into_iter().chain([(body, "")])
 }
 
-pub(super) fn items<'a>(host: &'a Map<String, Value>, name: &str) -> impl Iterator<Item = (usize, &'a Value)> {
+pub(super) fn items<'a>(
+    host: &'a Map<String, Value>,
+    name: &str,
+) -> impl Iterator<Item = (usize, &'a Value)> {
     host.get(name).and_then(Value::as_array).into_iter().flatten().enumerate()
 }
 
@@ -99,8 +116,8 @@ pub(super) fn bind_words(bind: &str) -> impl Iterator<Item = &str> {
     bind.split(':').skip(2).flat_map(|options| options.split(','))
 }
 
-/// A bind that begins with a path, or with the name of a volume that leads to one; and the folders that Podman lays over
-/// what is mounted.
+/// A bind that begins with a path, or with the name of a volume that leads to one; and
+/// the folders that Podman lays over what is mounted.
 fn of_bind(bind: &str, option: &str, volumes: &Volumes) -> Vec<HostPath> {
     let mut parts = bind.split(':');
     let (path, target) = (parts.next().unwrap_or_default(), parts.next());
@@ -139,7 +156,8 @@ fn of_mount(mount: &Value, option: &str, volumes: &Volumes) -> Vec<HostPath> {
         shared: matches!(mount["BindOptions"]["Propagation"].as_str(), Some("shared" | "rshared")),
         ..HostPath::default()
     };
-    // Both, for an engine looks at one of them only: the local driver mounts the device that it is told.
+    // Both, for an engine looks at one of them only: the local driver mounts the device
+    // that it is told.
     let source = (&mount["Source"], mount["Type"] == "bind", base.option.clone());
     let device = &mount["VolumeOptions"]["DriverConfig"]["Options"]["device"];
     let device = (device, false, format!("{option}.VolumeOptions.DriverConfig.Options.device"));
@@ -147,7 +165,11 @@ fn of_mount(mount: &Value, option: &str, volumes: &Volumes) -> Vec<HostPath> {
         .into_iter()
         .filter_map(|(path, always, option)| {
             let path = path.as_str()?.to_owned();
-            (always || path.starts_with(['/', '.'])).then(|| HostPath { option, path, ..base.clone() })
+            (always || path.starts_with(['/', '.'])).then(|| HostPath {
+                option,
+                path,
+                ..base.clone()
+            })
         })
         .collect();
     if mount["Type"] != "bind" {
@@ -170,14 +192,19 @@ fn of_volume(name: &str, volumes: &Volumes, base: &HostPath) -> Option<HostPath>
 }
 
 /// The paths that must be resolved before a body can be judged.
-pub(super) fn to_resolve(body: &Map<String, Value>, volumes: &Volumes, grants: &[String]) -> BTreeSet<String> {
+pub(super) fn to_resolve(
+    body: &Map<String, Value>,
+    volumes: &Volumes,
+    grants: &[String],
+) -> BTreeSet<String> {
     let places = mounted(body, volumes).into_iter().chain(mentioned(body, volumes));
     let written = places.map(|place| place.path);
     let granted = grants.iter().map(|grant| split_grant(grant).0.to_owned());
     written.chain(granted).filter_map(|path| clean(&path)).collect()
 }
 
-/// A path of the host without empty and dot parts, as engines clean it; `None` if it is not absolute.
+/// A path of the host without empty and dot parts, as engines clean it; `None` if it is
+/// not absolute.
 #[must_use]
 pub(super) fn clean(path: &str) -> Option<String> {
     let path = tidy(path)?;
@@ -206,7 +233,8 @@ pub(super) fn tidy(path: &str) -> Option<String> {
 
 /// Whether `path` is `folder` or lies in it; both clean.
 pub(super) fn within(path: &str, folder: &str) -> bool {
-    folder == "/" || path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    folder == "/"
+        || path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// A granted path, and whether it is for reading only.
@@ -218,14 +246,19 @@ pub(super) fn split_grant(grant: &str) -> (&str, bool) {
 }
 
 /// The grant that covers a place: by its name and by where that leads.
-pub(super) fn covering<'a>(place: &HostPath, grants: &'a [String], resolved: &Resolved) -> Option<&'a str> {
+pub(super) fn covering<'a>(
+    place: &HostPath,
+    grants: &'a [String],
+    resolved: &Resolved,
+) -> Option<&'a str> {
     let path = clean(&place.path)?;
     grants.iter().map(String::as_str).find(|grant| {
         let (granted, read_only) = split_grant(grant);
         let Some(granted) = clean(granted) else { return false };
         let led_to = |path: &str| resolved.get(path).cloned().flatten();
         let covers = match (led_to(&path), led_to(&granted)) {
-            // A link inside a granted folder, which the module may have made itself, must not lead out of it.
+            // A link inside a granted folder, which the module may have made itself, must
+            // not lead out of it.
             (Some(place), Some(granted)) => within(&place, &granted),
             // What cannot be looked at is only covered by its own name.
             _ => path == granted,

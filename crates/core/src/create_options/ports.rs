@@ -19,8 +19,8 @@ pub enum PublishedPorts {
     Granted,
 }
 
-/// Ports of the host: `[ADDRESS:]PORT[-PORT][/PROTOCOL]`. Port 0 is one that the engine chooses, without an address it is
-/// every address, without a protocol it is TCP.
+/// Ports of the host: `[ADDRESS:]PORT[-PORT][/PROTOCOL]`. Port 0 is one that the engine
+/// chooses, without an address it is every address, without a protocol it is TCP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortGrant {
     address: Option<IpAddr>,
@@ -41,26 +41,35 @@ impl PortGrant {
         let (address, ports) = match rest.rsplit_once(':') {
             None => (None, rest),
             Some((address, ports)) => {
-                let inner = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
-                let address = inner.parse().map_err(|_| "expected an IP address before the port")?;
+                let inner = address
+                    .strip_prefix('[')
+                    .and_then(|inner| inner.strip_suffix(']'))
+                    .unwrap_or(address);
+                let address =
+                    inner.parse().map_err(|_| "expected an IP address before the port")?;
                 (Some(address), ports)
             }
         };
-        let ports = range(ports).ok_or("expected [ADDRESS:]PORT[-PORT][/PROTOCOL] with ports from 0 to 65535")?;
+        let ports = range(ports)
+            .ok_or("expected [ADDRESS:]PORT[-PORT][/PROTOCOL] with ports from 0 to 65535")?;
         Ok(Self { address, ports, protocol: protocol.to_owned() })
     }
 
     /// Whether these ports at this address are covered.
     fn covers(&self, address: Option<IpAddr>, ports: &RangeInclusive<u16>, protocol: &str) -> bool {
-        let everywhere = self.address.is_none() || self.address.is_some_and(|granted| granted.is_unspecified());
+        let everywhere =
+            self.address.is_none() || self.address.is_some_and(|granted| granted.is_unspecified());
         let at = everywhere || (address.is_some() && address == self.address);
         // A range that begins with 0 covers no real port by it.
-        at && self.protocol == protocol && self.ports.contains(ports.start()) && self.ports.contains(ports.end())
+        at && self.protocol == protocol
+            && self.ports.contains(ports.start())
+            && self.ports.contains(ports.end())
     }
 }
 
 fn range(text: &str) -> Option<RangeInclusive<u16>> {
-    let port = |text: &str| text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    let port =
+        |text: &str| text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten();
     let (first, last) = match text.split_once('-') {
         None => (port(text)?, port(text)?),
         Some((first, last)) => (port(first)?, port(last)?),
@@ -76,7 +85,8 @@ impl Judge<'_> {
         }
         for (port, bindings) in object(value, path)? {
             let path = members::join(path, port);
-            let protocol = port.split_once('/').map_or("tcp", |(_, protocol)| protocol).to_ascii_lowercase();
+            let protocol =
+                port.split_once('/').map_or("tcp", |(_, protocol)| protocol).to_ascii_lowercase();
             for (index, binding) in list(bindings, &path)?.iter().enumerate() {
                 self.port(binding, &protocol, &format!("{path}[{index}]"))?;
             }
@@ -93,10 +103,13 @@ impl Judge<'_> {
         };
         let (address, ports) = (text("HostIp")?, text("HostPort")?);
         let written = if ports.is_empty() { "0" } else { ports };
-        let ports = range(written).ok_or_else(|| expected("a port of the host, or a range of ports"))?;
+        let ports =
+            range(written).ok_or_else(|| expected("a port of the host, or a range of ports"))?;
         let at = match address {
             "" => None,
-            address => Some(address.parse::<IpAddr>().map_err(|_| expected("an IP address of the host"))?),
+            address => {
+                Some(address.parse::<IpAddr>().map_err(|_| expected("an IP address of the host"))?)
+            }
         };
         let at = at.filter(|address| !address.is_unspecified());
         let mut granted = self.grant.ports.iter().filter_map(|grant| PortGrant::parse(grant).ok());
@@ -112,14 +125,16 @@ impl Judge<'_> {
             "0" => "it publishes a port of the host that the engine chooses".to_owned(),
             port => format!("it publishes the port {} of the host", shown(port)),
         };
-        let protocol = if protocol == "tcp" { String::new() } else { format!("/{}", shown(protocol)) };
+        let protocol =
+            if protocol == "tcp" { String::new() } else { format!("/{}", shown(protocol)) };
         Err(self.refusal(path, what, &listed("ports", &format!("{front}{written}{protocol}"))))
     }
 
     /// `PublishAllPorts`: of whatever protocol the image says.
     pub(super) fn all_ports(&self, value: &Value, path: &str) -> Result<(), Refusal> {
         let granted = |protocol: &str| {
-            let mut granted = self.grant.ports.iter().filter_map(|grant| PortGrant::parse(grant).ok());
+            let mut granted =
+                self.grant.ports.iter().filter_map(|grant| PortGrant::parse(grant).ok());
             granted.any(|grant| grant.covers(None, &(0..=0), protocol))
         };
         if self.ports == PublishedPorts::Any || ["tcp", "udp"].into_iter().all(granted) {
@@ -138,12 +153,21 @@ mod tests {
 
     #[test]
     fn a_grant_of_ports_reads_as_it_is_written() {
-        for text in ["443", "8883/tcp", "5000-5010/udp", "127.0.0.1:80", "[::1]:80-90/sctp", "0", "0.0.0.0:1"] {
+        for text in [
+            "443",
+            "8883/tcp",
+            "5000-5010/udp",
+            "127.0.0.1:80",
+            "[::1]:80-90/sctp",
+            "0",
+            "0.0.0.0:1",
+        ] {
             assert!(PortGrant::parse(text).is_ok(), "{text}");
         }
-        for text in
-            ["", "http", "70000", "-1", "+1", "9-8", "0-9", "1-", "443/icmp", "443/", "plant:80", ":80", "1:2:3"]
-        {
+        for text in [
+            "", "http", "70000", "-1", "+1", "9-8", "0-9", "1-", "443/icmp", "443/", "plant:80",
+            ":80", "1:2:3",
+        ] {
             assert!(PortGrant::parse(text).is_err(), "{text}");
         }
     }

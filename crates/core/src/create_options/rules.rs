@@ -1,4 +1,5 @@
-//! What each member without elevated permissions may be set to, by the rules of the [table](super::members).
+//! What each member without elevated permissions may be set to, by the rules of the
+//! [table](super::members).
 
 use serde_json::{Map, Value};
 
@@ -13,7 +14,9 @@ impl Judge<'_> {
             let path = members::join(path, name);
             match HOST.iter().find(|member| member.name == name) {
                 Some(member) => self.member(member, value, &path)?,
-                None => self.unless_granted(&path, value, || "nothing is known of it".to_owned())?,
+                None => {
+                    self.unless_granted(&path, value, || "nothing is known of it".to_owned())?;
+                }
             }
         }
         Ok(())
@@ -38,9 +41,11 @@ impl Judge<'_> {
             },
             Rule::Names(known) => {
                 let mut members = object(value, path)?.iter();
-                members.try_for_each(|(name, value)| match known.contains(&name.as_str()) || self.grants_option(path) {
-                    true => Ok(()),
-                    false => self.unless_granted(&members::join(path, name), value, why),
+                members.try_for_each(|(name, value)| {
+                    match known.contains(&name.as_str()) || self.grants_option(path) {
+                        true => Ok(()),
+                        false => self.unless_granted(&members::join(path, name), value, why),
+                    }
                 })
             }
             Rule::Env => self.environment(value, path, member.why),
@@ -75,15 +80,20 @@ impl Judge<'_> {
                 let runtimes: Vec<&str> = self.grant.runtimes.iter().map(String::as_str).collect();
                 match value {
                     Value::String(runtime) if runtimes.contains(&runtime.as_str()) => Ok(()),
-                    _ => self
-                        .unless_granted_as(path, value, why(), || listed("runtimes", value.as_str().unwrap_or("NAME"))),
+                    _ => self.unless_granted_as(path, value, why(), || {
+                        listed("runtimes", value.as_str().unwrap_or("NAME"))
+                    }),
                 }
             }
             Rule::Sysctls => {
                 for name in object(value, path)?.keys() {
                     if !self.grant.sysctls.contains(name) && !self.grants_option(path) {
                         let what = "it sets a kernel parameter".to_owned();
-                        return Err(self.refusal(&members::join(path, name), what, &listed("sysctls", name)));
+                        return Err(self.refusal(
+                            &members::join(path, name),
+                            what,
+                            &listed("sysctls", name),
+                        ));
                     }
                 }
                 Ok(())
@@ -100,10 +110,13 @@ impl Judge<'_> {
 
     fn binds(&self, value: &Value, path: &str) -> Result<(), Refusal> {
         let mut binds = texts(Some(value), path)?.into_iter().enumerate();
-        binds.try_for_each(|(index, bind)| self.bind_options(bind, path, &format!("{path}[{index}]")))
+        binds.try_for_each(|(index, bind)| {
+            self.bind_options(bind, path, &format!("{path}[{index}]"))
+        })
     }
 
-    /// The words behind a bind. Its places were judged with all others; a name in front of the colon is a volume's.
+    /// The words behind a bind. Its places were judged with all others; a name in front
+    /// of the colon is a volume's.
     fn bind_options(&self, bind: &str, member: &str, path: &str) -> Result<(), Refusal> {
         for word in bind_words(bind) {
             let place = word.starts_with("upperdir=") || word.starts_with("workdir=");
@@ -127,12 +140,21 @@ impl Judge<'_> {
                 _ => true,
             };
             if !told && !self.grants_option(path) {
-                let what = "it makes the engine do more than name the container, or hold more than 64 MiB".to_owned();
-                return Err(self.refusal(&format!("{path}.Config.{name}"), what, &listed("options", path)));
+                let what =
+                    "it makes the engine do more than name the container, or hold more than 64 MiB"
+                        .to_owned();
+                return Err(self.refusal(
+                    &format!("{path}.Config.{name}"),
+                    what,
+                    &listed("options", path),
+                ));
             }
-            if name != "path" && !LOG_OPTIONS.contains(&name.as_str()) && !self.grants_option(path) {
+            if name != "path" && !LOG_OPTIONS.contains(&name.as_str()) && !self.grants_option(path)
+            {
                 let path = format!("{path}.Config.{}", shown(name));
-                self.unless_granted(&path, value, || "nothing is known of this option of a log".to_owned())?;
+                self.unless_granted(&path, value, || {
+                    "nothing is known of this option of a log".to_owned()
+                })?;
             }
         }
         Ok(())
@@ -144,26 +166,49 @@ impl Judge<'_> {
             // The host's side has rules of its own.
             _ if member.rule == Rule::Host => Ok(()),
             (Shape::Members(known), Value::Object(members)) => self.known(known, members, path),
-            (Shape::Map(known), Value::Object(entries)) => entries.iter().try_for_each(|(name, entry)| {
-                entry.as_object().map_or(Ok(()), |members| self.known(known, members, &members::join(path, name)))
-            }),
-            (Shape::Lists(known), Value::Object(entries)) => entries.iter().try_for_each(|(name, entry)| {
-                let path = members::join(path, name);
-                entry.as_array().into_iter().flatten().enumerate().try_for_each(|(index, item)| {
-                    let path = format!("{path}[{index}]");
-                    item.as_object().map_or(Ok(()), |members| self.known(known, members, &path))
+            (Shape::Map(known), Value::Object(entries)) => {
+                entries.iter().try_for_each(|(name, entry)| {
+                    entry.as_object().map_or(Ok(()), |members| {
+                        self.known(known, members, &members::join(path, name))
+                    })
                 })
-            }),
-            (Shape::List(known), Value::Array(items)) => items.iter().enumerate().try_for_each(|(index, item)| {
-                item.as_object().map_or(Ok(()), |members| self.known(known, members, &format!("{path}[{index}]")))
-            }),
+            }
+            (Shape::Lists(known), Value::Object(entries)) => {
+                entries.iter().try_for_each(|(name, entry)| {
+                    let path = members::join(path, name);
+                    entry.as_array().into_iter().flatten().enumerate().try_for_each(
+                        |(index, item)| {
+                            let path = format!("{path}[{index}]");
+                            item.as_object()
+                                .map_or(Ok(()), |members| self.known(known, members, &path))
+                        },
+                    )
+                })
+            }
+            (Shape::List(known), Value::Array(items)) => {
+                items.iter().enumerate().try_for_each(|(index, item)| {
+                    item.as_object().map_or(Ok(()), |members| {
+                        self.known(known, members, &format!("{path}[{index}]"))
+                    })
+                })
+            }
             _ => Ok(()),
         }
     }
 
-    fn known(&self, known: &[Member], members: &Map<String, Value>, path: &str) -> Result<(), Refusal> {
+    fn known(
+        &self,
+        known: &[Member],
+        members: &Map<String, Value>,
+        path: &str,
+    ) -> Result<(), Refusal> {
         // An option that is granted is granted with all that it holds.
-        if self.grant.options.iter().any(|option| path == option || path.starts_with(&format!("{option}["))) {
+        if self
+            .grant
+            .options
+            .iter()
+            .any(|option| path == option || path.starts_with(&format!("{option}[")))
+        {
             return Ok(());
         }
         for (name, value) in members {
@@ -171,17 +216,24 @@ impl Judge<'_> {
             match known.iter().find(|member| member.name == name) {
                 Some(member) if is_nothing(value) && member.rule != Rule::Absent => {}
                 Some(member) => self.member(member, value, &path)?,
-                None => self.unless_granted(&path, value, || "nothing is known of it".to_owned())?,
+                None => {
+                    self.unless_granted(&path, value, || "nothing is known of it".to_owned())?;
+                }
             }
         }
         Ok(())
     }
 
-    /// A variable without a value is the image's, taken away; for Podman it is the engine's, and `*` is all of them.
+    /// A variable without a value is the image's, taken away; for Podman it is the
+    /// engine's, and `*` is all of them.
     fn environment(&self, value: &Value, path: &str, why: &str) -> Result<(), Refusal> {
         for (index, variable) in texts(Some(value), path)?.into_iter().enumerate() {
             if !variable.contains('=') && !self.grants_option(path) {
-                return Err(self.refusal(&format!("{path}[{index}]"), why.to_owned(), &listed("options", path)));
+                return Err(self.refusal(
+                    &format!("{path}[{index}]"),
+                    why.to_owned(),
+                    &listed("options", path),
+                ));
             }
         }
         Ok(())
@@ -191,7 +243,11 @@ impl Judge<'_> {
         for name in object(value, path)?.keys() {
             let folded = name.to_ascii_lowercase();
             if ORDERS.iter().any(|order| folded.starts_with(order)) && !self.grants_option(path) {
-                return Err(self.refusal(&members::join(path, name), why.to_owned(), &listed("options", path)));
+                return Err(self.refusal(
+                    &members::join(path, name),
+                    why.to_owned(),
+                    &listed("options", path),
+                ));
             }
         }
         Ok(())
@@ -201,7 +257,11 @@ impl Judge<'_> {
         for (index, group) in texts(Some(value), path)?.into_iter().enumerate() {
             let plain = group.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(&c));
             if (!plain || group.eq_ignore_ascii_case("keep-groups")) && !self.grants_option(path) {
-                return Err(self.refusal(&format!("{path}[{index}]"), why.to_owned(), &listed("options", path)));
+                return Err(self.refusal(
+                    &format!("{path}[{index}]"),
+                    why.to_owned(),
+                    &listed("options", path),
+                ));
             }
         }
         Ok(())
@@ -213,7 +273,11 @@ impl Judge<'_> {
             let granted = self.grant.ulimits.iter().any(|granted| granted == name);
             if !HARMLESS_ULIMITS.contains(&name) && !granted && !self.grants_option(path) {
                 let option = format!("{path}[{index}]");
-                return Err(self.refusal(&option, why.to_owned(), &listed("ulimits", &name.to_ascii_lowercase())));
+                return Err(self.refusal(
+                    &option,
+                    why.to_owned(),
+                    &listed("ulimits", &name.to_ascii_lowercase()),
+                ));
             }
         }
         Ok(())
@@ -227,7 +291,10 @@ impl Judge<'_> {
             let path = format!("{path}[{index}]");
             let kind = mount["Type"].as_str();
             if !matches!(kind, Some("bind" | "volume" | "tmpfs")) {
-                return Err(Refusal { option: path, why: Why::Expected("of the type bind, volume or tmpfs") });
+                return Err(Refusal {
+                    option: path,
+                    why: Why::Expected("of the type bind, volume or tmpfs"),
+                });
             }
             // A place was judged with all other places.
             let volume = Volume::from_driver_config(&mount["VolumeOptions"]["DriverConfig"]);
@@ -247,17 +314,31 @@ impl Judge<'_> {
         for (index, device) in list(value, path)?.iter().enumerate() {
             let on_host = device["PathOnHost"].as_str().unwrap_or_default();
             let granted = clean(on_host).is_some_and(|device| {
-                self.grant.devices.iter().filter_map(|grant| clean(grant)).any(|grant| within(&device, &grant))
+                self.grant
+                    .devices
+                    .iter()
+                    .filter_map(|grant| clean(grant))
+                    .any(|grant| within(&device, &grant))
             });
             if !granted && !self.grants_option(path) {
                 let what = format!("it gives the device {}", shown(on_host));
-                return Err(self.refusal(&format!("{path}[{index}]"), what, &listed("devices", on_host)));
+                return Err(self.refusal(
+                    &format!("{path}[{index}]"),
+                    what,
+                    &listed("devices", on_host),
+                ));
             }
         }
         Ok(())
     }
 
-    fn namespace(&self, kind: &str, words: &[&str], value: &Value, path: &str) -> Result<(), Refusal> {
+    fn namespace(
+        &self,
+        kind: &str,
+        words: &[&str],
+        value: &Value,
+        path: &str,
+    ) -> Result<(), Refusal> {
         if value.as_str() == Some("host") && self.grant.namespaces.contains(kind) {
             return Ok(());
         }
@@ -282,30 +363,54 @@ impl Judge<'_> {
         for name in object(&value["EndpointsConfig"], path)?.keys() {
             if !is_network(name) && !self.grant.namespaces.contains("network") {
                 let what = "the network would be the host's".to_owned();
-                return Err(self.refusal(&members::join(path, name), what, &listed("namespaces", "network")));
+                return Err(self.refusal(
+                    &members::join(path, name),
+                    what,
+                    &listed("namespaces", "network"),
+                ));
             }
         }
         Ok(())
     }
 
-    fn each(&self, value: &Value, path: &str, harmless: impl Fn(&str) -> bool) -> Result<(), Refusal> {
+    fn each(
+        &self,
+        value: &Value,
+        path: &str,
+        harmless: impl Fn(&str) -> bool,
+    ) -> Result<(), Refusal> {
         for (index, word) in texts(Some(value), path)?.into_iter().enumerate() {
             if !harmless(word) && !self.grants_option(path) {
                 let what = "it weakens what separates containers".to_owned();
-                return Err(self.refusal(&format!("{path}[{index}]"), what, &listed("options", path)));
+                return Err(self.refusal(
+                    &format!("{path}[{index}]"),
+                    what,
+                    &listed("options", path),
+                ));
             }
         }
         Ok(())
     }
 
-    fn one_of(&self, words: &[&str], value: &Value, path: &str, what: impl Fn() -> String) -> Result<(), Refusal> {
+    fn one_of(
+        &self,
+        words: &[&str],
+        value: &Value,
+        path: &str,
+        what: impl Fn() -> String,
+    ) -> Result<(), Refusal> {
         if value.as_str().is_some_and(|word| words.contains(&word)) {
             return Ok(());
         }
         self.unless_granted(path, value, what)
     }
 
-    pub(super) fn unless_granted(&self, path: &str, value: &Value, what: impl Fn() -> String) -> Result<(), Refusal> {
+    pub(super) fn unless_granted(
+        &self,
+        path: &str,
+        value: &Value,
+        what: impl Fn() -> String,
+    ) -> Result<(), Refusal> {
         self.unless_granted_as(path, value, what(), || listed("options", path))
     }
 
@@ -381,8 +486,8 @@ const LOG_OPTIONS: &[&str] = &[
     "cache-compress",
 ];
 
-/// Some engines write a mount as words with commas between them, so that one text could add words, and with them another
-/// place than the one that is judged.
+/// Some engines write a mount as words with commas between them, so that one text could
+/// add words, and with them another place than the one that is judged.
 pub(super) fn one_place_a_mount(mounts: Option<&Value>, path: &str) -> Result<(), Refusal> {
     for (index, mount) in mounts.and_then(Value::as_array).into_iter().flatten().enumerate() {
         let texts = [
@@ -395,21 +500,27 @@ pub(super) fn one_place_a_mount(mounts: Option<&Value>, path: &str) -> Result<()
         for (member, text) in texts {
             if text.as_str().is_some_and(|text| text.contains([',', '"', '\n', '\r'])) {
                 let option = format!("{path}[{index}].{member}");
-                return Err(Refusal { option, why: Why::Expected("a text without commas and quotes") });
+                return Err(Refusal {
+                    option,
+                    why: Why::Expected("a text without commas and quotes"),
+                });
             }
         }
     }
     Ok(())
 }
 
-/// Whether a log's tag only names things of the container: what else a template may do is done in the engine, without limit.
+/// Whether a log's tag only names things of the container: what else a template may do is
+/// done in the engine, without limit.
 fn is_plain_tag(tag: &str) -> bool {
     let mut parts = tag.split("{{");
     let before = parts.next().unwrap_or_default();
     let named = |part: &str| {
         part.split_once("}}").is_some_and(|(name, rest)| {
             let name = name.trim();
-            let plain = name.strip_prefix('.').is_some_and(|name| name.bytes().all(|c| c.is_ascii_alphanumeric()));
+            let plain = name
+                .strip_prefix('.')
+                .is_some_and(|name| name.bytes().all(|c| c.is_ascii_alphanumeric()));
             plain && !rest.contains("}}")
         })
     };
@@ -419,18 +530,23 @@ fn is_plain_tag(tag: &str) -> bool {
 /// Whether a log's buffer, in the engine's memory, is small: digits and a unit.
 fn is_small_buffer(size: &str) -> bool {
     let digits = size.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match size[digits.len()..].to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
-        "" => 1,
-        "k" => 1 << 10,
-        "m" => 1 << 20,
-        _ => return false,
-    };
+    let unit =
+        match size[digits.len()..].to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i')
+        {
+            "" => 1,
+            "k" => 1 << 10,
+            "m" => 1 << 20,
+            _ => return false,
+        };
     digits.parse::<u64>().is_ok_and(|number| number.saturating_mul(unit) <= 64 << 20)
 }
 
-/// A folder in which no process's descriptors appear. The kernel goes through the parts before `..`.
+/// A folder in which no process's descriptors appear. The kernel goes through the parts
+/// before `..`.
 fn is_plain_folder(folder: &str) -> bool {
-    let Some(folder) = clean(&format!("/{folder}")).filter(|_| !folder.split('/').any(|part| part == "..")) else {
+    let Some(folder) =
+        clean(&format!("/{folder}")).filter(|_| !folder.split('/').any(|part| part == ".."))
+    else {
         return false;
     };
     !["/proc", "/dev/fd", "/sys"].iter().any(|place| within(&folder, place))
@@ -456,11 +572,15 @@ const HARMLESS_ULIMITS: &[&str] = &[
 /// Labels in which Podman's own services see an order.
 const ORDERS: &[&str] = &["io.containers.", "io.podman.", "podman_systemd_unit"];
 
-/// A network by its name: not the host's, not another container's, not a file's, not an id.
+/// A network by its name: not the host's, not another container's, not a file's, not an
+/// id.
 fn is_network(name: &str) -> bool {
     let plain = |c: u8| c.is_ascii_alphanumeric() || b"_.-".contains(&c);
     let id = name.len() >= 12 && name.bytes().all(|c| c.is_ascii_hexdigit());
     // Podman's words for ways around its networks.
     let words = ["host", "slirp4netns", "pasta", "private", "auto"];
-    !name.is_empty() && name.bytes().all(plain) && !id && !words.iter().any(|word| name.eq_ignore_ascii_case(word))
+    !name.is_empty()
+        && name.bytes().all(plain)
+        && !id
+        && !words.iter().any(|word| name.eq_ignore_ascii_case(word))
 }

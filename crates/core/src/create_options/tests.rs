@@ -11,12 +11,18 @@ fn options(value: Value) -> Map<String, Value> {
     }
 }
 
-/// The options in canonical form, judged for the module `m1` with paths that lead where they say.
+/// The options in canonical form, judged for the module `m1` with paths that lead where
+/// they say.
 fn judged(value: Value, grant: &Grant, elevated: bool) -> Result<(), String> {
     judged_with(value, grant, elevated, &[])
 }
 
-fn judged_with(value: Value, grant: &Grant, elevated: bool, links: &[(&str, &str)]) -> Result<(), String> {
+fn judged_with(
+    value: Value,
+    grant: &Grant,
+    elevated: bool,
+    links: &[(&str, &str)],
+) -> Result<(), String> {
     judged_among(value, grant, elevated, links, Volumes::new())
 }
 
@@ -29,11 +35,15 @@ fn judged_among(
     volumes: Volumes,
 ) -> Result<(), String> {
     let module: ModuleId = "m1".parse().unwrap();
-    let own = ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
+    let own =
+        ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
     let open = ["/run/iotedge/workload.sock".to_owned()];
     let options = canonical(&options(value)).map_err(|refusal| refusal.to_string())?;
     let resolve = |path: String| {
-        let link = links.iter().find(|(from, _)| *from == path).map_or(path.clone(), |(_, to)| (*to).to_owned());
+        let link = links
+            .iter()
+            .find(|(from, _)| *from == path)
+            .map_or(path.clone(), |(_, to)| (*to).to_owned());
         (path, Some(link))
     };
     let resolved = paths_to_resolve(&options, &volumes, grant).into_iter().map(resolve).collect();
@@ -57,7 +67,8 @@ fn refused(value: &Value) -> String {
 #[test]
 fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
     let host = |member: &str, value: Value| json!({ "HostConfig": { member: value } });
-    let endpoint = |value: Value| json!({ "NetworkingConfig": { "EndpointsConfig": { "n": value } } });
+    let endpoint =
+        |value: Value| json!({ "NetworkingConfig": { "EndpointsConfig": { "n": value } } });
     let mount = |mut more: Value| {
         let mut mount = json!({ "Type": "volume", "Source": "v", "Target": "/x" });
         mount.as_object_mut().unwrap().append(more.as_object_mut().unwrap_or(&mut Map::new()));
@@ -82,10 +93,19 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
         (host("Binds", json!(["/:/host:ro"])), "HostConfig.Binds[0]"),
         (host("Binds", json!(["//etc:/x"])), "HostConfig.Binds[0]"),
         (host("Binds", json!(["./etc:/x"])), "HostConfig.Binds[0]"),
-        (host("Mounts", json!([{ "Type": "bind", "Source": "/proc", "Target": "/x" }])), "HostConfig.Mounts[0].Source"),
-        (host("Mounts", json!([volume])), "HostConfig.Mounts[0].VolumeOptions.DriverConfig.Options.device"),
         (
-            host("Mounts", json!([{ "Type": "volume", "VolumeOptions": { "DriverConfig": { "Name": "nfs" } } }])),
+            host("Mounts", json!([{ "Type": "bind", "Source": "/proc", "Target": "/x" }])),
+            "HostConfig.Mounts[0].Source",
+        ),
+        (
+            host("Mounts", json!([volume])),
+            "HostConfig.Mounts[0].VolumeOptions.DriverConfig.Options.device",
+        ),
+        (
+            host(
+                "Mounts",
+                json!([{ "Type": "volume", "VolumeOptions": { "DriverConfig": { "Name": "nfs" } } }]),
+            ),
             "HostConfig.Mounts[0].VolumeOptions.DriverConfig",
         ),
         (host("Mounts", json!([{ "Type": "glob" }])), "HostConfig.Mounts[0]"),
@@ -98,7 +118,10 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
         ),
         (mount(json!({ "Consistency": "of-the-future" })), "HostConfig.Mounts[0].Consistency"),
         (mount(json!({ "OfTheFuture": { "a": "/etc" } })), "HostConfig.Mounts[0].OfTheFuture"),
-        (mount(json!({ "BindOptions": { "OfTheFuture": 1 } })), "HostConfig.Mounts[0].BindOptions.OfTheFuture"),
+        (
+            mount(json!({ "BindOptions": { "OfTheFuture": 1 } })),
+            "HostConfig.Mounts[0].BindOptions.OfTheFuture",
+        ),
         (
             host("LogConfig", json!({ "Type": "k8s-file", "Config": { "path": "/etc/cron.d/x" } })),
             "HostConfig.LogConfig.Config.path",
@@ -115,16 +138,25 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
         ),
         (endpoint(json!({ "NetworkID": "host" })), "NetworkingConfig.EndpointsConfig.n.NetworkID"),
         (endpoint(json!({ "OfTheFuture": 1 })), "NetworkingConfig.EndpointsConfig.n.OfTheFuture"),
-        (host("SecurityOpt", json!(["no-new-privileges", "seccomp=unconfined"])), "HostConfig.SecurityOpt[1]"),
+        (
+            host("SecurityOpt", json!(["no-new-privileges", "seccomp=unconfined"])),
+            "HostConfig.SecurityOpt[1]",
+        ),
         (host("SecurityOpt", json!(["apparmor=unconfined"])), "HostConfig.SecurityOpt[0]"),
         (host("SecurityOpt", json!(["no-new-privileges:false"])), "HostConfig.SecurityOpt[0]"),
         (host("SecurityOpt", json!(["systempaths=unconfined"])), "HostConfig.SecurityOpt[0]"),
-        (host("Sysctls", json!({ "net.ipv4.ip_forward": "1" })), "HostConfig.Sysctls.net.ipv4.ip_forward"),
+        (
+            host("Sysctls", json!({ "net.ipv4.ip_forward": "1" })),
+            "HostConfig.Sysctls.net.ipv4.ip_forward",
+        ),
         (host("Runtime", json!("kata")), "HostConfig.Runtime"),
         (host("CgroupParent", json!("/")), "HostConfig.CgroupParent"),
         (host("GroupAdd", json!(["docker", "keep-groups"])), "HostConfig.GroupAdd[1]"),
         (host("GroupAdd", json!(["Keep-Groups"])), "HostConfig.GroupAdd[0]"),
-        (host("Ulimits", json!([{ "Name": "nofile" }, { "name": "rtprio", "hard": 99 }])), "HostConfig.Ulimits[1]"),
+        (
+            host("Ulimits", json!([{ "Name": "nofile" }, { "name": "rtprio", "hard": 99 }])),
+            "HostConfig.Ulimits[1]",
+        ),
         (host("Ulimits", json!([{ "Name": "NICE", "Hard": 40 }])), "HostConfig.Ulimits[0]"),
         (host("CpuRealtimeRuntime", json!(950_000)), "HostConfig.CpuRealtimeRuntime"),
         (host("CpuRealtimePeriod", json!(1_000_000)), "HostConfig.CpuRealtimePeriod"),
@@ -133,32 +165,59 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
             "HostConfig.StorageOpt.overlay.mount_program",
         ),
         (host("ContainerIDFile", json!("/etc/shadow")), "HostConfig.ContainerIDFile"),
-        (host("Annotations", json!({ "io.podman.annotations.cid-file": "/etc/shadow" })), "HostConfig.Annotations"),
-        (host("Annotations", json!({ "run.oci.hooks.stdout": "/dev/kmsg" })), "HostConfig.Annotations"),
-        (host("DeviceRequests", json!([{ "driver": "cdi", "deviceids": ["/dev/mem"] }])), "HostConfig.DeviceRequests"),
+        (
+            host("Annotations", json!({ "io.podman.annotations.cid-file": "/etc/shadow" })),
+            "HostConfig.Annotations",
+        ),
+        (
+            host("Annotations", json!({ "run.oci.hooks.stdout": "/dev/kmsg" })),
+            "HostConfig.Annotations",
+        ),
+        (
+            host("DeviceRequests", json!([{ "driver": "cdi", "deviceids": ["/dev/mem"] }])),
+            "HostConfig.DeviceRequests",
+        ),
         (host("Devices", json!([{ "PathOnHost": "nvidia.com/gpu=all" }])), "HostConfig.Devices[0]"),
         (host("NetworkMode", json!("slirp4netns")), "HostConfig.NetworkMode"),
         (host("NetworkMode", json!("Pasta")), "HostConfig.NetworkMode"),
-        (host("NetworkMode", json!("slirp4netns:allow_host_loopback=true")), "HostConfig.NetworkMode"),
+        (
+            host("NetworkMode", json!("slirp4netns:allow_host_loopback=true")),
+            "HostConfig.NetworkMode",
+        ),
         (host("UsernsMode", json!("keep-id")), "HostConfig.UsernsMode"),
         (host("IpcMode", json!("container:m2")), "HostConfig.IpcMode"),
         (host("Cgroup", json!("container:m2")), "HostConfig.Cgroup"),
         (host("OomKillDisable", json!(true)), "HostConfig.OomKillDisable"),
         (host("VolumeDriver", json!("plant/sshfs")), "HostConfig.VolumeDriver"),
         (host("Isolation", json!("hyperv")), "HostConfig.Isolation"),
-        (host("Mounts", json!([{ "Type": "image", "Source": "other:1", "Target": "/x" }])), "HostConfig.Mounts[0]"),
-        (host("Mounts", json!([{ "Type": "cluster", "Source": "c", "Target": "/x" }])), "HostConfig.Mounts[0]"),
-        (host("Mounts", json!([{ "Type": "npipe", "Source": "p", "Target": "/x" }])), "HostConfig.Mounts[0]"),
+        (
+            host("Mounts", json!([{ "Type": "image", "Source": "other:1", "Target": "/x" }])),
+            "HostConfig.Mounts[0]",
+        ),
+        (
+            host("Mounts", json!([{ "Type": "cluster", "Source": "c", "Target": "/x" }])),
+            "HostConfig.Mounts[0]",
+        ),
+        (
+            host("Mounts", json!([{ "Type": "npipe", "Source": "p", "Target": "/x" }])),
+            "HostConfig.Mounts[0]",
+        ),
         (host("Mounts", json!([{ "Type": "devpts", "Target": "/x" }])), "HostConfig.Mounts[0]"),
         (host("SecurityOpt", json!(["unmask=ALL"])), "HostConfig.SecurityOpt[0]"),
         (host("SecurityOpt", json!(["label:disable"])), "HostConfig.SecurityOpt[0]"),
         (host("SecurityOpt", json!(["seccomp=/etc/shadow"])), "HostConfig.SecurityOpt[0]"),
         (
-            host("LogConfig", json!({ "Type": "json-file", "Config": { "tag": "{{pad .Name 9999999999 0}}" } })),
+            host(
+                "LogConfig",
+                json!({ "Type": "json-file", "Config": { "tag": "{{pad .Name 9999999999 0}}" } }),
+            ),
             "HostConfig.LogConfig.Config.tag",
         ),
         (
-            host("LogConfig", json!({ "Type": "json-file", "Config": { "max-buffer-size": "900g" } })),
+            host(
+                "LogConfig",
+                json!({ "Type": "json-file", "Config": { "max-buffer-size": "900g" } }),
+            ),
             "HostConfig.LogConfig.Config.max-buffer-size",
         ),
         (host("LogConfig", json!({ "Type": "passthrough" })), "HostConfig.LogConfig"),
@@ -171,8 +230,14 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
         (json!({ "WorkingDir": "/dev/fd/8/../.." , "Tty": true }), "WorkingDir"),
         (json!({ "StopTimeout": -1 }), "StopTimeout"),
         (json!({ "StopTimeout": 1_000_000_000 }), "StopTimeout"),
-        (json!({ "Labels": { "a": "b", "io.containers.autoupdate": "registry" } }), "Labels.io.containers.autoupdate"),
-        (json!({ "Labels": { "PODMAN_SYSTEMD_UNIT": "sshd.service" } }), "Labels.PODMAN_SYSTEMD_UNIT"),
+        (
+            json!({ "Labels": { "a": "b", "io.containers.autoupdate": "registry" } }),
+            "Labels.io.containers.autoupdate",
+        ),
+        (
+            json!({ "Labels": { "PODMAN_SYSTEMD_UNIT": "sshd.service" } }),
+            "Labels.PODMAN_SYSTEMD_UNIT",
+        ),
         (json!({ "Healthcheck": { "NoWait": true } }), "Healthcheck.NoWait"),
         (endpoint(json!({ "EndpointID": "x" })), "NetworkingConfig.EndpointsConfig.n.EndpointID"),
         (host("OomScoreAdj", json!(-1000)), "HostConfig.OomScoreAdj"),
@@ -189,10 +254,16 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
         (json!({ "Binds": ["/etc:/x"] }), "Binds[0]"),
         (json!({ "Volumes": { "/etc:/x": {} } }), "Volumes./etc:/x"),
         (json!({ "OfTheFuture": 1 }), "OfTheFuture"),
-        (json!({ "NetworkingConfig": { "EndpointsConfig": { "host": {} } } }), "NetworkingConfig.host"),
+        (
+            json!({ "NetworkingConfig": { "EndpointsConfig": { "host": {} } } }),
+            "NetworkingConfig.host",
+        ),
     ] {
         let message = refused(&value);
-        assert!(message.starts_with(&format!("create option {option} is refused: ")), "{value}: {message}");
+        assert!(
+            message.starts_with(&format!("create option {option} is refused: ")),
+            "{value}: {message}"
+        );
         assert_eq!(judged(value.clone(), &Grant::default(), true).err(), only_relative(&value));
     }
 }
@@ -204,16 +275,22 @@ fn a_mount_in_which_an_engine_could_read_two_places_is_refused_with_any_permissi
         (json!({ "Source": "/a,src=/etc" }), "Source"),
         (json!({ "Target": "/x,source=/etc" }), "Target"),
         (json!({ "Consistency": "cached,src=/etc" }), "Consistency"),
-        (json!({ "BindOptions": { "Propagation": "private,src=/etc" } }), "BindOptions.Propagation"),
+        (
+            json!({ "BindOptions": { "Propagation": "private,src=/etc" } }),
+            "BindOptions.Propagation",
+        ),
     ] {
-        let mut mount = json!({ "Type": "bind", "Source": "/run/iotedge/workload.sock", "Target": "/x" });
+        let mut mount =
+            json!({ "Type": "bind", "Source": "/run/iotedge/workload.sock", "Target": "/x" });
         for (name, value) in more.as_object().unwrap() {
             mount[name] = value.clone();
         }
         for elevated in [true, false] {
-            let message = judged(json!({ "HostConfig": { "Mounts": [mount] } }), &Grant::default(), elevated);
-            let start =
-                format!("create option HostConfig.Mounts[0].{member} is refused: it must be a text without commas");
+            let message =
+                judged(json!({ "HostConfig": { "Mounts": [mount] } }), &Grant::default(), elevated);
+            let start = format!(
+                "create option HostConfig.Mounts[0].{member} is refused: it must be a text without commas"
+            );
             assert!(message.as_ref().expect_err(member).starts_with(&start), "{message:?}");
         }
     }
@@ -224,12 +301,14 @@ fn each_place_of_a_mount_is_judged_whichever_an_engine_takes() {
     let grant = Grant { binds: vec!["/srv".into()], ..Grant::default() };
     let judged = |kind: &str, source: &str, driver: Value| {
         let options = json!({ "DriverConfig": { "Options": driver } });
-        let mount = json!({ "Type": kind, "Source": source, "Target": "/x", "VolumeOptions": options });
+        let mount =
+            json!({ "Type": kind, "Source": source, "Target": "/x", "VolumeOptions": options });
         judged(json!({ "HostConfig": { "Mounts": [mount] } }), &grant, false)
     };
     let bind = json!({ "type": "none", "o": "bind,ro", "device": "/srv/data" });
     assert_eq!(judged("volume", "v", bind.clone()), Ok(()));
-    let message = judged("bind", "/etc", bind).expect_err("the device is granted, the source is not");
+    let message =
+        judged("bind", "/etc", bind).expect_err("the device is granted, the source is not");
     assert!(message.contains("it mounts /etc of the host"), "{message}");
     for driver in [
         json!({ "type": "overlay", "o": "lowerdir=/etc,upperdir=/srv/u,workdir=/srv/w", "device": "/srv/u" }),
@@ -237,7 +316,8 @@ fn each_place_of_a_mount_is_judged_whichever_an_engine_takes() {
         json!({ "device": "/srv", "of-the-future": "/etc" }),
         json!({ "type": "nfs", "o": "addr=10.0.0.1", "device": ":/x" }),
     ] {
-        let message = judged("volume", "v", driver).expect_err("other file systems take other places");
+        let message =
+            judged("volume", "v", driver).expect_err("other file systems take other places");
         assert!(message.contains("Mounts[0].VolumeOptions.DriverConfig is refused"), "{message}");
     }
 }
@@ -245,7 +325,9 @@ fn each_place_of_a_mount_is_judged_whichever_an_engine_takes() {
 #[test]
 fn a_place_granted_for_reading_gets_no_other_owner_and_no_other_label() {
     let grant = Grant { binds: vec!["/srv:ro".into()], ..Grant::default() };
-    let bind = |words: &str| judged(json!({ "HostConfig": { "Binds": [format!("/srv:/x:{words}")] } }), &grant, false);
+    let bind = |words: &str| {
+        judged(json!({ "HostConfig": { "Binds": [format!("/srv:/x:{words}")] } }), &grant, false)
+    };
     assert_eq!(bind("ro"), Ok(()));
     for words in ["ro,U", "ro,Z", "z,ro", "rw", "O"] {
         assert!(bind(words).expect_err(words).contains("it mounts /srv of the host"), "{words}");
@@ -267,7 +349,8 @@ fn volume(driver: &str, options: Value) -> Volume {
 
 /// What an attacker, or an operator, may have made before.
 fn existing() -> Volumes {
-    let bind = |device: &str| volume("local", json!({ "type": "none", "o": "bind", "device": device }));
+    let bind =
+        |device: &str| volume("local", json!({ "type": "none", "o": "bind", "device": device }));
     let overlay = "lowerdir=/srv,upperdir=/run/aziot/up,workdir=/run/aziot/work";
     [
         ("plain", volume("local", json!({}))),
@@ -276,7 +359,10 @@ fn existing() -> Volumes {
         ("keys", bind("/var/run/aziot")),
         ("disk", volume("local", json!({ "type": "ext4", "device": "/dev/vda1" }))),
         ("share", volume("local", json!({ "type": "nfs", "o": "addr=10.0.0.1", "device": ":/x" }))),
-        ("layers", volume("local", json!({ "type": "overlay", "o": overlay, "device": "overlay" }))),
+        (
+            "layers",
+            volume("local", json!({ "type": "overlay", "o": overlay, "device": "overlay" })),
+        ),
         ("plugin", volume("plant/sshfs", json!({}))),
     ]
     .map(|(name, volume)| (name.to_owned(), volume))
@@ -298,7 +384,9 @@ fn by_name(name: &str) -> [(Value, &'static str); 5] {
 
 #[test]
 fn a_volume_that_exists_is_judged_as_what_it_was_made_to_be() {
-    let judged = |value: &Value, grant: &Grant, elevated| judged_among(value.clone(), grant, elevated, &[], existing());
+    let judged = |value: &Value, grant: &Grant, elevated| {
+        judged_among(value.clone(), grant, elevated, &[], existing())
+    };
     let none = Grant::default();
     for (name, why) in [
         ("etc", "it mounts /etc of the host by the volume etc"),
@@ -309,7 +397,10 @@ fn a_volume_that_exists_is_judged_as_what_it_was_made_to_be() {
     ] {
         for (value, option) in by_name(name) {
             let message = judged(&value, &none, false).expect_err(name);
-            assert!(message.starts_with(&format!("create option {option}")) && message.contains(why), "{message}");
+            assert!(
+                message.starts_with(&format!("create option {option}")) && message.contains(why),
+                "{message}"
+            );
             assert_eq!(judged(&value, &none, true), Ok(()), "elevated");
             let grant = Grant { volumes: vec![name.to_owned()], ..Grant::default() };
             assert_eq!(judged(&value, &grant, false), Ok(()), "granted by its name");
@@ -338,9 +429,9 @@ fn no_volume_leads_to_the_devices_own_places_with_any_permissions() {
     }
     let overlay = json!({ "type": "overlay", "device": "overlay", "o": "lowerdir=/a:/var/lib/edgekeep,upperdir=/u" });
     for options in [overlay, json!({ "type": "none", "o": "bind", "device": "/etc/edgekeep" })] {
-        let mount =
-            json!({ "Type": "volume", "Target": "/x", "VolumeOptions": { "DriverConfig": { "Options": options } } });
-        let message = judged(json!({ "HostConfig": { "Mounts": [mount] } }), &granted, true).expect_err("own");
+        let mount = json!({ "Type": "volume", "Target": "/x", "VolumeOptions": { "DriverConfig": { "Options": options } } });
+        let message = judged(json!({ "HostConfig": { "Mounts": [mount] } }), &granted, true)
+            .expect_err("own");
         assert!(message.contains("Mounts[0].VolumeOptions.DriverConfig.Options"), "{message}");
     }
     // What Podman removes with the container.
@@ -356,7 +447,8 @@ fn no_volume_leads_to_the_devices_own_places_with_any_permissions() {
 /// The mounts of a container, judged as those of the module `m1`.
 fn made(mounts: &[MadeMount], wanted: Value, grant: &Grant, elevated: bool) -> Result<(), String> {
     let module: ModuleId = "m1".parse().unwrap();
-    let own = ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
+    let own =
+        ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
     let judge = Judge {
         module: &module,
         grant,
@@ -367,10 +459,15 @@ fn made(mounts: &[MadeMount], wanted: Value, grant: &Grant, elevated: bool) -> R
         own: &own,
         open: &[],
     };
-    let volumes: Volumes = existing().into_iter().filter(|(name, _)| volumes_made(mounts).contains(name)).collect();
-    let resolved = paths_made(mounts, &volumes, grant).into_iter().map(|path| (path.clone(), Some(path))).collect();
+    let volumes: Volumes =
+        existing().into_iter().filter(|(name, _)| volumes_made(mounts).contains(name)).collect();
+    let resolved = paths_made(mounts, &volumes, grant)
+        .into_iter()
+        .map(|path| (path.clone(), Some(path)))
+        .collect();
     let nothing = "/var/lib/edgekeep/moduled/nothing:/x/edgekeep:ro";
-    let added = ["/var/lib/edgekeep/moduled/containers/m1:/var/run/iotedge", nothing].map(str::to_owned);
+    let added =
+        ["/var/lib/edgekeep/moduled/containers/m1:/var/run/iotedge", nothing].map(str::to_owned);
     let judged = judge.judge_made(mounts, &options(wanted), &added, &Found { volumes, resolved });
     judged.map_err(|refusal| refusal.to_string())
 }
@@ -382,16 +479,21 @@ fn mount(kind: &str, name: Option<&str>, source: &str) -> MadeMount {
 
 #[test]
 fn what_the_engine_really_mounted_is_judged_before_it_is_started() {
-    let volume = |name: &str| mount("volume", Some(name), &format!("/var/lib/docker/volumes/{name}/_data"));
+    let volume =
+        |name: &str| mount("volume", Some(name), &format!("/var/lib/docker/volumes/{name}/_data"));
     let none = Grant::default();
-    let one = |mount: MadeMount, grant: &Grant, elevated| made(&[mount], json!({}), grant, elevated);
+    let one =
+        |mount: MadeMount, grant: &Grant, elevated| made(&[mount], json!({}), grant, elevated);
     let own = MadeMount {
         source: "/var/lib/edgekeep/moduled/containers/m1".into(),
         target: "/run/iotedge".into(),
         ..mount("bind", None, "")
     };
     let elsewhere = MadeMount { target: "/x".into(), ..own.clone() };
-    assert_eq!(made(&[own, volume("plain"), mount("tmpfs", None, "")], json!({}), &none, false), Ok(()));
+    assert_eq!(
+        made(&[own, volume("plain"), mount("tmpfs", None, "")], json!({}), &none, false),
+        Ok(())
+    );
     assert!(one(elsewhere, &none, true).is_err(), "not what the daemon added");
     for (mount, why) in [
         (volume("etc"), "it mounts /etc of the host by the volume etc"),
@@ -403,7 +505,10 @@ fn what_the_engine_really_mounted_is_judged_before_it_is_started() {
         (mount("cluster", Some("plain"), ""), "of the kind \"cluster\""),
     ] {
         let message = one(mount.clone(), &none, false).expect_err(why);
-        assert!(message.starts_with("create option Mounts (/x in the container that was made)"), "{message}");
+        assert!(
+            message.starts_with("create option Mounts (/x in the container that was made)"),
+            "{message}"
+        );
         assert!(message.contains(why), "{message}");
         assert_eq!(one(mount.clone(), &none, true), Ok(()), "elevated");
         let from = Grant { options: vec!["HostConfig.VolumesFrom".into()], ..Grant::default() };
@@ -420,7 +525,8 @@ fn what_the_engine_really_mounted_is_judged_before_it_is_started() {
     }
     // The engine's own name for layers over a folder that was judged.
     let layered = |word: &str| json!({ "HostConfig": { "Binds": [format!("/srv:/x:{word}")] } });
-    let merged = || mount("bind", None, "/run/containers/overlay-containers/1/userdata/overlay/2/merge");
+    let merged =
+        || mount("bind", None, "/run/containers/overlay-containers/1/userdata/overlay/2/merge");
     assert_eq!(made(&[merged()], layered("O"), &none, false), Ok(()));
     assert!(made(&[merged()], layered("rw"), &none, false).is_err());
 }
@@ -433,13 +539,24 @@ fn with_policies(
     own_state: OwnState,
 ) -> Result<Vec<String>, String> {
     let module: ModuleId = "m1".parse().unwrap();
-    let own = ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
+    let own =
+        ["/run/aziot", "/run/iotedge", "/var/lib/edgekeep", "/etc/edgekeep"].map(str::to_owned);
     let elevated = ports == PublishedPorts::Any;
-    let judge = Judge { module: &module, grant, elevated, ports, own_state, present: &own[..3], own: &own, open: &[] };
+    let judge = Judge {
+        module: &module,
+        grant,
+        elevated,
+        ports,
+        own_state,
+        present: &own[..3],
+        own: &own,
+        open: &[],
+    };
     let options = canonical(&options(value)).unwrap();
     let volumes = existing();
     let resolved = paths_to_resolve(&options, &volumes, grant).into_iter();
-    let resolved = resolved.map(|path| (path.clone(), Some(path.replace("/root-of-all", "/")))).collect();
+    let resolved =
+        resolved.map(|path| (path.clone(), Some(path.replace("/root-of-all", "/")))).collect();
     let found = Found { volumes, resolved };
     let judged = judge.judge(&options, &found).and_then(|()| judge.hidden(&options, &found));
     judged.map(|hidden| hidden.into_iter().collect()).map_err(|refusal| refusal.to_string())
@@ -448,43 +565,83 @@ fn with_policies(
 #[test]
 fn the_devices_own_places_are_hidden_in_a_mount_of_what_lies_above_them() {
     let hidden = |bind: &str, grant: &[&str], own_state| {
-        let grant = Grant { binds: grant.iter().map(|grant| (*grant).to_owned()).collect(), ..Grant::default() };
-        with_policies(json!({ "HostConfig": { "Binds": [bind] } }), &grant, PublishedPorts::Any, own_state)
+        let grant = Grant {
+            binds: grant.iter().map(|grant| (*grant).to_owned()).collect(),
+            ..Grant::default()
+        };
+        with_policies(
+            json!({ "HostConfig": { "Binds": [bind] } }),
+            &grant,
+            PublishedPorts::Any,
+            own_state,
+        )
     };
     let of = |bind: &str| hidden(bind, &[], OwnState::Hide).unwrap();
-    assert_eq!(of("/:/host:ro"), ["/host/run/aziot", "/host/run/iotedge", "/host/var/lib/edgekeep"]);
+    assert_eq!(
+        of("/:/host:ro"),
+        ["/host/run/aziot", "/host/run/iotedge", "/host/var/lib/edgekeep"]
+    );
     assert_eq!(of("//.//:/host/"), of("/:/host:ro"));
     assert_eq!(of("/root-of-all:/host"), of("/:/host:ro"), "by a link");
-    assert_eq!(of("/var/run:/var/run"), ["/var/run/aziot", "/var/run/iotedge"], "the container's own names");
+    assert_eq!(
+        of("/var/run:/var/run"),
+        ["/var/run/aziot", "/var/run/iotedge"],
+        "the container's own names"
+    );
     assert_eq!(of("/var/lib:/"), ["/edgekeep"]);
-    for bind in ["/etc:/e", "/srv:/s", "/var/run/docker.sock:/d", "/dev:/dev", "/run/aziot-other:/x", "v:/run"] {
+    for bind in [
+        "/etc:/e",
+        "/srv:/s",
+        "/var/run/docker.sock:/d",
+        "/dev:/dev",
+        "/run/aziot-other:/x",
+        "v:/run",
+    ] {
         assert_eq!(of(bind), Vec::<String>::new(), "{bind}: nothing of it is there");
     }
     let granted = hidden("/:/host", &["/", "/run/aziot"], OwnState::Hide).unwrap();
-    assert_eq!(granted, ["/host/run/iotedge", "/host/var/lib/edgekeep"], "what a grant names is seen");
+    assert_eq!(
+        granted,
+        ["/host/run/iotedge", "/host/var/lib/edgekeep"],
+        "what a grant names is seen"
+    );
     assert_eq!(hidden("/:/host", &[], OwnState::Show).unwrap(), Vec::<String>::new());
     let refused = hidden("/run:/host", &[], OwnState::Refuse).unwrap_err();
-    assert!(refused.starts_with("create option HostConfig.Binds[0] is refused: /run/aziot, which holds"), "{refused}");
+    assert!(
+        refused
+            .starts_with("create option HostConfig.Binds[0] is refused: /run/aziot, which holds"),
+        "{refused}"
+    );
     let mount = json!([{ "Type": "bind", "Source": "/", "Target": "/h" }]);
     let mount = json!({ "HostConfig": { "Mounts": mount } });
-    let by_mount = with_policies(mount, &Grant::default(), PublishedPorts::Any, OwnState::Hide).unwrap();
+    let by_mount =
+        with_policies(mount, &Grant::default(), PublishedPorts::Any, OwnState::Hide).unwrap();
     assert_eq!(by_mount.len(), 3);
 }
 
 #[test]
 fn a_container_in_which_own_places_are_seen_is_not_started() {
-    let mount = |source: &str, target: &str| MadeMount { target: target.to_owned(), ..mount("bind", None, source) };
+    let mount = |source: &str, target: &str| MadeMount {
+        target: target.to_owned(),
+        ..mount("bind", None, source)
+    };
     let refused = made(&[mount("/var/lib", "/v")], json!({}), &Grant::default(), true).unwrap_err();
     assert!(refused.contains("/var/lib/edgekeep, which holds"), "{refused}");
     let covered = [mount("/var/lib", "/v"), mount("/srv", "/v/edgekeep")];
     assert_eq!(made(&covered, json!({}), &Grant::default(), true), Ok(()));
-    assert_eq!(made(&[mount("/etc", "/x")], json!({}), &Grant::default(), true), Ok(()), "covered by the daemon");
+    assert_eq!(
+        made(&[mount("/etc", "/x")], json!({}), &Grant::default(), true),
+        Ok(()),
+        "covered by the daemon"
+    );
 }
 
 #[test]
 fn where_ports_are_granted_no_other_is_published() {
-    let grant =
-        |ports: &[&str]| Grant { ports: ports.iter().map(|port| (*port).to_owned()).collect(), ..Grant::default() };
+    let grant = |ports: &[&str]| Grant {
+        ports: ports.iter().map(|port| (*port).to_owned()).collect(),
+        ..Grant::default()
+    };
     let bound = |key: &str, binding: Value, ports: &[&str]| {
         let host = json!({ "HostConfig": { "PortBindings": { key: [binding] } } });
         with_policies(host, &grant(ports), PublishedPorts::Granted, OwnState::Hide).map(drop)
@@ -492,8 +649,14 @@ fn where_ports_are_granted_no_other_is_published() {
     let usual = |port: &str| json!({ "HostPort": port });
     assert_eq!(bound("443/tcp", usual("443"), &["443"]), Ok(()));
     assert_eq!(bound("53/udp", usual("53"), &["50-60/udp"]), Ok(()));
-    assert_eq!(bound("80", json!({ "hostip": "127.0.0.1", "HOSTPORT": "80" }), &["127.0.0.1:80"]), Ok(()));
-    assert_eq!(bound("80", json!({ "HostIp": "0.0.0.0", "HostPort": "80-82" }), &["80-90"]), Ok(()));
+    assert_eq!(
+        bound("80", json!({ "hostip": "127.0.0.1", "HOSTPORT": "80" }), &["127.0.0.1:80"]),
+        Ok(())
+    );
+    assert_eq!(
+        bound("80", json!({ "HostIp": "0.0.0.0", "HostPort": "80-82" }), &["80-90"]),
+        Ok(())
+    );
     assert_eq!(bound("80", json!({}), &["0"]), Ok(()));
     for (key, binding, remedy) in [
         ("22/tcp", usual("22"), "ports = [\"22\"]"),
@@ -506,9 +669,12 @@ fn where_ports_are_granted_no_other_is_published() {
         let refused = bound(key, binding, &["443", "127.0.0.1:22"]).expect_err(remedy);
         assert!(refused.contains(remedy) && refused.contains("PortBindings."), "{refused}");
     }
-    for binding in
-        [usual("x"), usual("+22"), json!({ "HostPort": 22 }), json!({ "HostIp": "plant", "HostPort": "443" })]
-    {
+    for binding in [
+        usual("x"),
+        usual("+22"),
+        json!({ "HostPort": 22 }),
+        json!({ "HostIp": "plant", "HostPort": "443" }),
+    ] {
         assert!(bound("80", binding, &["443", "22"]).is_err());
     }
     let all = |ports: &[&str]| {
@@ -536,7 +702,8 @@ fn what_deployments_usually_set_besides_is_free() {
         assert_eq!(judged(value.clone(), &Grant::default(), false), Ok(()), "{value}");
     }
     let grant = Grant { ulimits: vec!["rtprio".into()], ..Grant::default() };
-    let limit = json!({ "HostConfig": { "Ulimits": [{ "Name": "rtprio", "Soft": 10, "Hard": 10 }] } });
+    let limit =
+        json!({ "HostConfig": { "Ulimits": [{ "Name": "rtprio", "Soft": 10, "Hard": 10 }] } });
     assert_eq!(judged(limit, &grant, false), Ok(()));
 }
 
@@ -544,20 +711,22 @@ fn what_deployments_usually_set_besides_is_free() {
 fn a_grant_for_reading_covers_no_mount_below_which_writing_goes_on() {
     let grant = Grant { binds: vec!["/srv:ro".into()], ..Grant::default() };
     let mount = |options: Value| {
-        let mount =
-            json!({ "Type": "bind", "Source": "/srv", "Target": "/x", "ReadOnly": true, "BindOptions": options });
+        let mount = json!({ "Type": "bind", "Source": "/srv", "Target": "/x", "ReadOnly": true, "BindOptions": options });
         judged(json!({ "HostConfig": { "Mounts": [mount] } }), &grant, false)
     };
     assert_eq!(mount(json!({ "ReadOnlyForceRecursive": true })), Ok(()));
-    assert!(mount(json!({ "ReadOnlyNonRecursive": true })).expect_err("writable below").contains("it mounts /srv"));
+    assert!(
+        mount(json!({ "ReadOnlyNonRecursive": true }))
+            .expect_err("writable below")
+            .contains("it mounts /srv")
+    );
 }
 
 /// With elevated permissions all but a relative path is the engine's to judge.
 fn only_relative(value: &Value) -> Option<String> {
-    value
-        .to_string()
-        .contains("./etc")
-        .then(|| "create option HostConfig.Binds[0] is refused: it must be an absolute path".to_owned())
+    value.to_string().contains("./etc").then(|| {
+        "create option HostConfig.Binds[0] is refused: it must be an absolute path".to_owned()
+    })
 }
 
 #[test]
@@ -589,10 +758,23 @@ fn what_is_granted_to_the_module_is_accepted_and_nothing_beside_it() {
         options: list(&["HostConfig.SecurityOpt"]),
         ..Grant::default()
     };
-    let host = |member: &str, value: Value| judged(json!({ "HostConfig": { member: value } }), &grant, false);
+    let host = |member: &str, value: Value| {
+        judged(json!({ "HostConfig": { member: value } }), &grant, false)
+    };
     for (member, value) in [
-        ("Binds", json!(["/srv/models/a:/m:ro", "/srv/models:/n:ro", "/srv/data/y:/d", "/srv/data/x:/e:rw"])),
-        ("Mounts", json!([{ "Type": "bind", "Source": "/srv/models", "Target": "/m", "ReadOnly": true }])),
+        (
+            "Binds",
+            json!([
+                "/srv/models/a:/m:ro",
+                "/srv/models:/n:ro",
+                "/srv/data/y:/d",
+                "/srv/data/x:/e:rw"
+            ]),
+        ),
+        (
+            "Mounts",
+            json!([{ "Type": "bind", "Source": "/srv/models", "Target": "/m", "ReadOnly": true }]),
+        ),
         ("Devices", json!([{ "PathOnHost": "/dev/video0" }, { "PathOnHost": "/dev/snd/timer" }])),
         ("NetworkMode", json!("host")),
         ("Sysctls", json!({ "net.core.somaxconn": "1024" })),
@@ -638,8 +820,10 @@ fn a_link_in_a_granted_folder_must_not_lead_out_of_it() {
 
 #[test]
 fn a_place_that_the_module_could_replace_by_a_link_is_refused() {
-    let grant = Grant { binds: vec!["/srv".into()], volumes: vec!["data".into()], ..Grant::default() };
-    let host = |host: Value| judged_among(json!({ "HostConfig": host }), &grant, false, &[], existing());
+    let grant =
+        Grant { binds: vec!["/srv".into()], volumes: vec!["data".into()], ..Grant::default() };
+    let host =
+        |host: Value| judged_among(json!({ "HostConfig": host }), &grant, false, &[], existing());
     let mount = json!([{ "Type": "bind", "Source": "/srv/data/x", "Target": "/e" }]);
     let log = json!({ "Type": "k8s-file", "Config": { "path": "/srv/data/log" } });
     for (options, option) in [
@@ -650,13 +834,15 @@ fn a_place_that_the_module_could_replace_by_a_link_is_refused() {
         (json!({ "Binds": ["/srv/data:/d"], "LogConfig": log }), "LogConfig.Config.path"),
     ] {
         let message = host(options).expect_err(option);
-        let start =
-            format!("create option HostConfig.{option} is refused: the module could put a link in place of /srv/");
+        let start = format!(
+            "create option HostConfig.{option} is refused: the module could put a link in place of /srv/"
+        );
         assert!(message.starts_with(&start), "{message}");
     }
-    for binds in
-        [json!(["/srv/data:/d:ro", "/srv/data/x:/e"]), json!(["/srv/data:/d", "/srv/database:/e", "/srv/data:/f"])]
-    {
+    for binds in [
+        json!(["/srv/data:/d:ro", "/srv/data/x:/e"]),
+        json!(["/srv/data:/d", "/srv/database:/e", "/srv/data:/f"]),
+    ] {
         assert_eq!(host(json!({ "Binds": binds })), Ok(()));
     }
 }
@@ -674,7 +860,9 @@ fn own_sockets_and_state_are_out_of_reach_with_any_permissions_but_a_grant_that_
         "/var/run/iotedge/mgmt.sock",
         "/etc/edgekeep/config.toml",
     ] {
-        for grant in [Grant::default(), Grant { binds: vec!["/".into(), "/run".into()], ..Grant::default() }] {
+        for grant in
+            [Grant::default(), Grant { binds: vec!["/".into(), "/run".into()], ..Grant::default() }]
+        {
             for elevated in [true, false] {
                 let message = judged(bind(source), &grant, elevated).expect_err(source);
                 assert!(message.contains("this device's own sockets or state"), "{message}");
@@ -684,14 +872,25 @@ fn own_sockets_and_state_are_out_of_reach_with_any_permissions_but_a_grant_that_
     let message = judged_with(bind("/tmp/x"), &Grant::default(), true, &[("/tmp/x", "/run/aziot")]);
     assert!(message.expect_err("a link").contains("it reaches /run/aziot"));
     let mount = json!({ "HostConfig": { "Mounts": [{ "type": "bind", "SOURCE": "/run/aziot", "target": "/x" }] } });
-    assert!(judged(mount, &Grant::default(), true).expect_err("a mount").contains("HostConfig.Mounts[0].Source"));
+    assert!(
+        judged(mount, &Grant::default(), true)
+            .expect_err("a mount")
+            .contains("HostConfig.Mounts[0].Source")
+    );
     for elevated in [true, false] {
         let grant = Grant { binds: vec!["/run/iotedge/mgmt.sock".into()], ..Grant::default() };
         assert_eq!(judged(bind("/var/run/iotedge/mgmt.sock"), &grant, elevated), Ok(()));
         // Where everybody calls, everybody is measured.
-        assert_eq!(judged(bind("/var/run/iotedge/workload.sock"), &Grant::default(), elevated), Ok(()));
+        assert_eq!(
+            judged(bind("/var/run/iotedge/workload.sock"), &Grant::default(), elevated),
+            Ok(())
+        );
     }
-    assert_eq!(judged(bind("/"), &Grant::default(), true), Ok(()), "as existing deployments have it");
+    assert_eq!(
+        judged(bind("/"), &Grant::default(), true),
+        Ok(()),
+        "as existing deployments have it"
+    );
 }
 
 #[test]
@@ -715,12 +914,18 @@ fn another_spelling_of_a_member_is_the_member_and_two_are_refused() {
             let message = judged(value, &Grant::default(), elevated).expect_err(option);
             assert_eq!(
                 message,
-                format!("create option {option} is refused: it is given twice, in two spellings; keep one")
+                format!(
+                    "create option {option} is refused: it is given twice, in two spellings; keep one"
+                )
             );
         }
     }
     let names = json!({ "Labels": { "Image": "a", "image": "b" }, "Env": ["x"] });
-    assert_eq!(Value::Object(canonical(&options(names.clone())).unwrap()), names, "free names stay as they are");
+    assert_eq!(
+        Value::Object(canonical(&options(names.clone())).unwrap()),
+        names,
+        "free names stay as they are"
+    );
 }
 
 #[test]
@@ -741,22 +946,35 @@ fn what_existing_services_take_silently_is_taken_but_for_what_is_granted() {
     let (host, names) = taken(json!({ "CapAdd": ["NET_ADMIN", "SYS_ADMIN"] }), &grant);
     assert_eq!((&host["CapAdd"], &host["Privileged"]), (&json!(["NET_ADMIN"]), &json!(false)));
     assert_eq!(names, ["HostConfig.CapAdd"]);
-    let grant = Grant { privileged: true, capabilities: vec!["NET_ADMIN".into()], ..Grant::default() };
+    let grant =
+        Grant { privileged: true, capabilities: vec!["NET_ADMIN".into()], ..Grant::default() };
     assert_eq!(taken(asked.clone(), &grant), (asked, vec![]));
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
     let name = prop_oneof![
-        prop::sample::select(HOST.iter().chain(members::CONFIG).map(|member| member.name).collect::<Vec<_>>())
-            .prop_map(str::to_owned),
+        prop::sample::select(
+            HOST.iter().chain(members::CONFIG).map(|member| member.name).collect::<Vec<_>>()
+        )
+        .prop_map(str::to_owned),
         "[a-zA-Zſ\u{212a}]{1,8}",
     ];
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i32>().prop_map(Value::from),
-        prop::sample::select(vec!["host", "/etc:/x", "/run/aziot:/x", "a:b", "", "container:x", "/..//", ":", "::"])
-            .prop_map(Value::from),
+        prop::sample::select(vec![
+            "host",
+            "/etc:/x",
+            "/run/aziot:/x",
+            "a:b",
+            "",
+            "container:x",
+            "/..//",
+            ":",
+            "::"
+        ])
+        .prop_map(Value::from),
         "\\PC{0,6}".prop_map(Value::from),
     ];
     leaf.prop_recursive(4, 40, 6, move |inner| {
@@ -814,7 +1032,10 @@ proptest! {
 #[test]
 fn an_engine_is_not_told_to_remove_a_module_by_itself() {
     for (asked, was_asked) in [(json!(true), true), (json!(false), false)] {
-        let mut options = json!({ "HostConfig": { "AutoRemove": asked, "Init": true } }).as_object().unwrap().clone();
+        let mut options = json!({ "HostConfig": { "AutoRemove": asked, "Init": true } })
+            .as_object()
+            .unwrap()
+            .clone();
         assert_eq!(without_self_removal(&mut options), was_asked);
         assert_eq!(Value::Object(options), json!({ "HostConfig": { "Init": true } }));
     }

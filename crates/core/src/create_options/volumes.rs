@@ -1,5 +1,6 @@
-//! What a volume really is: an engine's own folder, memory, one place of the host, or whatever its driver reaches. The name
-//! alone says nothing: a volume keeps the options that it was made with, whoever made it.
+//! What a volume really is: an engine's own folder, memory, one place of the host, or
+//! whatever its driver reaches. The name alone says nothing: a volume keeps the options
+//! that it was made with, whoever made it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +17,8 @@ pub struct Volume {
     pub options: BTreeMap<String, String>,
 }
 
-/// Volumes that exist, by name. A name that is absent is one that the engine will make, without options.
+/// Volumes that exist, by name. A name that is absent is one that the engine will make,
+/// without options.
 pub type Volumes = BTreeMap<String, Volume>;
 
 /// What mounting a volume gives.
@@ -31,7 +33,8 @@ pub(super) enum Reach {
 }
 
 impl Volume {
-    /// The volume that a mount's `DriverConfig` would make; `None` if its options are not texts.
+    /// The volume that a mount's `DriverConfig` would make; `None` if its options are not
+    /// texts.
     pub(super) fn from_driver_config(config: &Value) -> Option<Self> {
         let driver = match &config["Name"] {
             Value::Null => String::new(),
@@ -41,7 +44,9 @@ impl Volume {
         let options = match &config["Options"] {
             Value::Null => BTreeMap::new(),
             Value::Object(options) => {
-                let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
+                let text = |(name, value): (&String, &Value)| {
+                    Some((name.clone(), value.as_str()?.to_owned()))
+                };
                 options.iter().map(text).collect::<Option<_>>()?
             }
             _ => return None,
@@ -53,17 +58,25 @@ impl Volume {
     pub(super) fn reach(&self) -> Reach {
         let option = |name: &str| self.options.get(name).map(String::as_str).unwrap_or_default();
         let words = || option("o").split(',').filter(|word| !word.is_empty());
-        let known = self.options.keys().all(|name| matches!(name.as_str(), "type" | "device" | "o" | "size"));
+        let known = self
+            .options
+            .keys()
+            .all(|name| matches!(name.as_str(), "type" | "device" | "o" | "size"));
         if !matches!(self.driver.as_str(), "" | "local") || !known {
             return Reach::Driver;
         }
         match (option("type"), option("device")) {
             // A quota, and whose the folder is.
             ("", "") if words().all(|word| is_sized(word) && !word.contains('/')) => Reach::Plain,
-            ("tmpfs", device) if !device.contains('/') && words().all(|word| !word.contains('/')) => Reach::Plain,
+            ("tmpfs", device)
+                if !device.contains('/') && words().all(|word| !word.contains('/')) =>
+            {
+                Reach::Plain
+            }
             ("" | "none" | "bind", device) if device.starts_with('/') => {
                 if words().all(|word| matches!(word, "bind" | "rbind" | "ro" | "rw")) {
-                    let read_only = words().any(|word| word == "ro") && !words().any(|word| word == "rw");
+                    let read_only =
+                        words().any(|word| word == "ro") && !words().any(|word| word == "rw");
                     Reach::Place { path: device.to_owned(), read_only }
                 } else {
                     Reach::Driver
@@ -82,7 +95,8 @@ impl Volume {
 
 /// What a volume of the engine's own may be told without reaching anywhere.
 fn is_sized(word: &str) -> bool {
-    matches!(word.split_once('='), Some(("size" | "inodes" | "uid" | "gid", _))) || word == "noquota"
+    matches!(word.split_once('='), Some(("size" | "inodes" | "uid" | "gid", _)))
+        || word == "noquota"
 }
 
 /// Every absolute path in a text of options.
@@ -105,14 +119,18 @@ pub(super) fn named_in_mount(mount: &Value) -> Option<&str> {
 pub(super) fn named(body: &Map<String, Value>) -> Vec<(String, &str)> {
     let mut found = Vec::new();
     let volumes = body.get("Volumes").and_then(Value::as_object).into_iter().flatten();
-    found.extend(volumes.filter_map(|(key, _)| Some((format!("Volumes.{}", super::shown(key)), named_in_bind(key)?))));
+    found.extend(volumes.filter_map(|(key, _)| {
+        Some((format!("Volumes.{}", super::shown(key)), named_in_bind(key)?))
+    }));
     for (host, prefix) in sides(body) {
         for (index, bind) in items(host, "Binds") {
             let name = bind.as_str().and_then(named_in_bind);
             found.extend(name.map(|name| (format!("{prefix}Binds[{index}]"), name)));
         }
         for (index, mount) in items(host, "Mounts") {
-            found.extend(named_in_mount(mount).map(|name| (format!("{prefix}Mounts[{index}].Source"), name)));
+            found.extend(
+                named_in_mount(mount).map(|name| (format!("{prefix}Mounts[{index}].Source"), name)),
+            );
         }
     }
     found
@@ -136,7 +154,8 @@ mod tests {
     use super::*;
 
     fn volume(driver: &str, options: &[(&str, &str)]) -> Volume {
-        let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let options =
+            options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Volume { driver: driver.to_owned(), options }
     }
 
@@ -147,17 +166,41 @@ mod tests {
             ("local", vec![], Reach::Plain),
             ("", vec![("size", "10G")], Reach::Plain),
             ("local", vec![("o", "size=1g,uid=1000,noquota")], Reach::Plain),
-            ("local", vec![("type", "tmpfs"), ("device", "tmpfs"), ("o", "size=10m,uid=1")], Reach::Plain),
-            ("local", vec![("type", "none"), ("o", "bind"), ("device", "/etc")], place("/etc", false)),
+            (
+                "local",
+                vec![("type", "tmpfs"), ("device", "tmpfs"), ("o", "size=10m,uid=1")],
+                Reach::Plain,
+            ),
+            (
+                "local",
+                vec![("type", "none"), ("o", "bind"), ("device", "/etc")],
+                place("/etc", false),
+            ),
             ("local", vec![("o", "rbind,ro"), ("device", "/etc")], place("/etc", true)),
             ("local", vec![("o", "ro,rw"), ("device", "/etc")], place("/etc", false)),
-            ("local", vec![("type", "none"), ("o", "bind,rshared"), ("device", "/etc")], Reach::Driver),
+            (
+                "local",
+                vec![("type", "none"), ("o", "bind,rshared"), ("device", "/etc")],
+                Reach::Driver,
+            ),
             ("local", vec![("type", "none"), ("device", "etc")], Reach::Driver),
             ("local", vec![("type", "ext4"), ("device", "/dev/vda")], Reach::Driver),
-            ("local", vec![("type", "nfs"), ("device", ":/x"), ("o", "addr=10.0.0.1")], Reach::Driver),
-            ("local", vec![("type", "overlay"), ("device", "overlay"), ("o", "lowerdir=/etc")], Reach::Driver),
+            (
+                "local",
+                vec![("type", "nfs"), ("device", ":/x"), ("o", "addr=10.0.0.1")],
+                Reach::Driver,
+            ),
+            (
+                "local",
+                vec![("type", "overlay"), ("device", "overlay"), ("o", "lowerdir=/etc")],
+                Reach::Driver,
+            ),
             ("local", vec![("type", "tmpfs"), ("device", "/etc"), ("o", "bind")], Reach::Driver),
-            ("local", vec![("type", "tmpfs"), ("device", "x"), ("o", "lowerdir=/etc")], Reach::Driver),
+            (
+                "local",
+                vec![("type", "tmpfs"), ("device", "x"), ("o", "lowerdir=/etc")],
+                Reach::Driver,
+            ),
             ("local", vec![("o", "bind,lowerdir=/etc")], Reach::Driver),
             ("local", vec![("device", "/srv"), ("of-the-future", "/etc")], Reach::Driver),
             ("plant/sshfs", vec![], Reach::Driver),

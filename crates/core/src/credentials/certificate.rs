@@ -10,8 +10,9 @@ const SUBJECT_KEY_ID: &[u8] = &[0x55, 29, 14];
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 29, 19];
 const AUTHORITY_KEY_ID: &[u8] = &[0x55, 29, 35];
 
-/// A certificate: DER of which every part that readers insist on has been looked at. Its signature has not, and neither has
-/// what its extensions say beyond what the methods return.
+/// A certificate: DER of which every part that readers insist on has been looked at. Its
+/// signature has not, and neither has what its extensions say beyond what the methods
+/// return.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Certificate {
     der: Vec<u8>,
@@ -88,7 +89,8 @@ impl Certificate {
         self.issuer() == self.subject()
     }
 
-    /// Returns true if `self` names `issuer` as its issuer. The signature is not looked at.
+    /// Returns true if `self` names `issuer` as its issuer. The signature is not looked
+    /// at.
     #[must_use]
     pub fn says_issued_by(&self, issuer: &Self) -> bool {
         self.issuer() == issuer.subject()
@@ -149,7 +151,8 @@ impl<'a> Fields<'a> {
                 (!id.content.is_empty() && id.content[0] < 8).then_some(())?;
             }
         }
-        let mut fields = Self { issuer, subject, public_key, is_ca: false, key_id: None, issuer_key_id: None };
+        let mut fields =
+            Self { issuer, subject, public_key, is_ca: false, key_id: None, issuer_key_id: None };
         if let Some(extensions) = tbs.optional(tag::explicit(3))? {
             let mut outer = Reader::new(extensions.content);
             let mut list = outer.inside(tag::SEQUENCE)?;
@@ -173,12 +176,15 @@ impl<'a> Fields<'a> {
         // What cannot be read here says nothing: those who use the certificate judge it.
         match oid {
             BASIC_CONSTRAINTS => {
-                let is_ca = value.inside(tag::SEQUENCE).and_then(|mut inner| inner.expect(tag::BOOLEAN));
+                let is_ca =
+                    value.inside(tag::SEQUENCE).and_then(|mut inner| inner.expect(tag::BOOLEAN));
                 self.is_ca = is_ca.is_some_and(|flag| flag.content == [0xff]);
             }
             SUBJECT_KEY_ID => self.key_id = value.expect(tag::OCTET_STRING).map(|id| id.content),
             AUTHORITY_KEY_ID => {
-                let id = value.inside(tag::SEQUENCE).and_then(|mut inner| inner.expect(tag::implicit(0)));
+                let id = value
+                    .inside(tag::SEQUENCE)
+                    .and_then(|mut inner| inner.expect(tag::implicit(0)));
                 self.issuer_key_id = id.map(|id| id.content);
             }
             _ => {}

@@ -2,8 +2,9 @@
 
 use super::certificate::Certificate;
 
-/// Puts certificates in the order in which a peer wants them: each chain from its leaf up, those of end entities first. What
-/// belongs to no chain keeps its place among the others.
+/// Puts certificates in the order in which a peer wants them: each chain from its leaf
+/// up, those of end entities first. What belongs to no chain keeps its place among the
+/// others.
 #[must_use]
 pub fn ordered(certificates: Vec<Certificate>) -> Vec<Certificate> {
     let count = certificates.len();

@@ -156,13 +156,16 @@ fn is_bit_string(content: &[u8]) -> bool {
     }
 }
 
-/// Returns true if a string keeps to its own alphabet, as far as readers refuse those that do not.
+/// Returns true if a string keeps to its own alphabet, as far as readers refuse those
+/// that do not.
 pub(super) fn is_text(element: Element<'_>) -> bool {
     let content = element.content;
     match element.tag {
         tag::UTF8_STRING => std::str::from_utf8(content).is_ok(),
         tag::BMP_STRING => {
-            let unit = |pair: &[u8]| char::from_u32(u32::from(pair[0]) << 8 | u32::from(pair[1])).is_some();
+            let unit = |pair: &[u8]| {
+                char::from_u32(u32::from(pair[0]) << 8 | u32::from(pair[1])).is_some()
+            };
             content.len().is_multiple_of(2) && content.chunks_exact(2).all(unit)
         }
         tag::UNIVERSAL_STRING => {
@@ -198,7 +201,8 @@ pub(super) fn is_well_formed(element: Element<'_>) -> bool {
             tag::BIT_STRING => is_bit_string(content),
             tag::NULL => content.is_empty(),
             tag::OID => is_oid(content),
-            // SEQUENCE and SET are always constructed; zero is the end of an indefinite length.
+            // SEQUENCE and SET are always constructed; zero is the end of an indefinite
+            // length.
             0 | 0x10 | 0x11 => false,
             tag::UTF8_STRING | tag::BMP_STRING | tag::UNIVERSAL_STRING => is_text(element),
             _ => true,
@@ -218,9 +222,13 @@ mod tests {
         assert_eq!(header(&[0x30, 0x7f]), Some((0x30, 2, 127)));
         assert_eq!(header(&[0x30, 0x81, 0x80]), Some((0x30, 3, 128)));
         assert_eq!(header(&[0x30, 0x82, 1, 0]), Some((0x30, 4, 256)));
-        for bad in
-            [&[0x30][..], &[0x30, 0x80], &[0x30, 0x81, 0x7f], &[0x30, 0x82, 0, 0x80], &[0x30, 0x85, 1, 0, 0, 0, 0]]
-        {
+        for bad in [
+            &[0x30][..],
+            &[0x30, 0x80],
+            &[0x30, 0x81, 0x7f],
+            &[0x30, 0x82, 0, 0x80],
+            &[0x30, 0x85, 1, 0, 0, 0, 0],
+        ] {
             assert_eq!(header(bad), None, "{bad:x?}");
         }
     }
@@ -228,8 +236,16 @@ mod tests {
     #[test]
     fn values_are_what_their_tag_says() {
         let read = |tag: u8, content: &[u8]| is_well_formed(Element { tag, content, whole: &[] });
-        assert!(read(tag::INTEGER, &[0, 0x80]) && !read(tag::INTEGER, &[0, 0x7f]) && !read(tag::INTEGER, &[]));
-        assert!(read(tag::OID, &[0x55, 4, 3]) && !read(tag::OID, &[0x55, 0x80, 1]) && !read(tag::OID, &[0x81]));
+        assert!(
+            read(tag::INTEGER, &[0, 0x80])
+                && !read(tag::INTEGER, &[0, 0x7f])
+                && !read(tag::INTEGER, &[])
+        );
+        assert!(
+            read(tag::OID, &[0x55, 4, 3])
+                && !read(tag::OID, &[0x55, 0x80, 1])
+                && !read(tag::OID, &[0x81])
+        );
         assert!(read(tag::NULL, &[]) && !read(tag::NULL, &[0]));
         assert!(read(tag::UTF8_STRING, "é".as_bytes()) && !read(tag::UTF8_STRING, &[0xe9]));
         assert!(read(tag::BMP_STRING, &[0, 0x41]) && !read(tag::BMP_STRING, &[0x41]));

@@ -87,8 +87,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Returns true if something is lost by it that somebody meant to have. Other faults are leftovers beside what is
-    /// wanted.
+    /// Returns true if something is lost by it that somebody meant to have. Other faults
+    /// are leftovers beside what is wanted.
     #[must_use]
     pub const fn is_grave(self) -> bool {
         !matches!(
@@ -103,7 +103,8 @@ impl Fault {
         )
     }
 
-    /// Returns true if a file with it has no key that could be used without a guess. Other faults stand beside the key.
+    /// Returns true if a file with it has no key that could be used without a guess.
+    /// Other faults stand beside the key.
     pub(super) const fn spoils_a_key(self) -> bool {
         matches!(
             self,
@@ -123,7 +124,8 @@ impl Fault {
         )
     }
 
-    /// Returns the cause, as it stands behind a place: "line 3, block 2: it is a certificate request".
+    /// Returns the cause, as it stands behind a place: "line 3, block 2: it is a
+    /// certificate request".
     const fn cause(self) -> &'static str {
         match self {
             Self::Empty => "the file is empty",
@@ -142,7 +144,9 @@ impl Fault {
             Self::Key => "it is a private key, and a public key is asked for",
             Self::SecondKey => "it is a second key, and only one is used",
             Self::Encrypted => "it is a private key under a password",
-            Self::OtherKey => "it is a private key of a kind that is not used: neither EC P-256, EC P-384 nor RSA",
+            Self::OtherKey => {
+                "it is a private key of a kind that is not used: neither EC P-256, EC P-384 nor RSA"
+            }
             Self::OpenSsh => "it is a private key in OpenSSH's own form",
             Self::TpmKey => "it is a private key that only its TPM can use",
             Self::Jwk => "it is a JSON Web Key",
@@ -165,10 +169,16 @@ impl Fault {
             (Self::PrivateKey, _) => {
                 "remove the key from the file; if others could read it, have a new key and certificate made"
             }
-            (Self::Pkcs12, Purpose::Certificates) => "convert it: openssl pkcs12 -in FILE -nokeys -out NEW.pem",
+            (Self::Pkcs12, Purpose::Certificates) => {
+                "convert it: openssl pkcs12 -in FILE -nokeys -out NEW.pem"
+            }
             (Self::Pkcs12, _) => "convert it: openssl pkcs12 -in FILE -nocerts -nodes -out NEW.pem",
-            (Self::Pkcs7, _) => "convert it: openssl pkcs7 -in FILE -print_certs -out NEW.pem (-inform DER for DER)",
-            (Self::Encrypted, _) => "take the password off: openssl pkey -in FILE -out NEW.pem (-inform DER for DER)",
+            (Self::Pkcs7, _) => {
+                "convert it: openssl pkcs7 -in FILE -print_certs -out NEW.pem (-inform DER for DER)"
+            }
+            (Self::Encrypted, _) => {
+                "take the password off: openssl pkey -in FILE -out NEW.pem (-inform DER for DER)"
+            }
             (Self::OpenSsh, _) => "convert a copy of it: ssh-keygen -p -m PKCS8 -N '' -f COPY",
             (Self::TpmKey, _) => "name it as tpm:file=/path/to/file",
             (Self::Jwk, _) => "convert it to PKCS#8 in PEM (-----BEGIN PRIVATE KEY-----)",
@@ -178,14 +188,29 @@ impl Fault {
                 "make a key of such a kind: openssl ecparam -name prime256v1 -genkey -noout -out NEW.pem"
             }
             (Self::Certificate | Self::Request, Purpose::Key) => "name the file of the private key",
-            (Self::PublicKey, Purpose::Key) => "name the file of the private key; a public key cannot sign",
-            (Self::Certificate, Purpose::PublicKey) => "take the key out: openssl x509 -in FILE -noout -pubkey",
-            (Self::Rejected, _) => "take the mark off if it is to be trusted: openssl x509 -in FILE -out NEW.pem",
-            (Self::Trailing, Purpose::Certificates) => "write it anew: openssl x509 -in FILE -out NEW.pem",
-            (Self::Trailing, _) => "write it anew: openssl pkey -in FILE -out NEW.pem (-inform DER for DER)",
-            (Self::Request | Self::PublicKey | Self::RevocationList | Self::Parameters | Self::Label, _) => {
-                "it is left out; remove it from the file"
+            (Self::PublicKey, Purpose::Key) => {
+                "name the file of the private key; a public key cannot sign"
             }
+            (Self::Certificate, Purpose::PublicKey) => {
+                "take the key out: openssl x509 -in FILE -noout -pubkey"
+            }
+            (Self::Rejected, _) => {
+                "take the mark off if it is to be trusted: openssl x509 -in FILE -out NEW.pem"
+            }
+            (Self::Trailing, Purpose::Certificates) => {
+                "write it anew: openssl x509 -in FILE -out NEW.pem"
+            }
+            (Self::Trailing, _) => {
+                "write it anew: openssl pkey -in FILE -out NEW.pem (-inform DER for DER)"
+            }
+            (
+                Self::Request
+                | Self::PublicKey
+                | Self::RevocationList
+                | Self::Parameters
+                | Self::Label,
+                _,
+            ) => "it is left out; remove it from the file",
             (
                 Self::Empty
                 | Self::BeginLine
@@ -205,7 +230,9 @@ impl Fault {
             (Self::Nothing, Purpose::Key) => {
                 "name a file with a private key in PKCS#8, SEC1 or PKCS#1, in PEM or DER, without a password"
             }
-            (Self::Nothing, Purpose::PublicKey) => "name a file with a public key: openssl pkey -in KEY -pubout",
+            (Self::Nothing, Purpose::PublicKey) => {
+                "name a file with a public key: openssl pkey -in KEY -pubout"
+            }
         }
     }
 }
@@ -215,7 +242,9 @@ impl fmt::Display for Fault {
         f.write_str(self.cause())?;
         match self {
             Self::Long { limit } => write!(f, ": more than {limit} bytes"),
-            Self::ManyBlocks { limit } | Self::ManyCertificates { limit } => write!(f, ": more than {limit}"),
+            Self::ManyBlocks { limit } | Self::ManyCertificates { limit } => {
+                write!(f, ": more than {limit}")
+            }
             _ => Ok(()),
         }
     }

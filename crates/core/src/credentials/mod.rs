@@ -1,10 +1,11 @@
 //! Certificates and keys as people have them, read into values.
 //!
-//! Files of certificates and keys come out of many tools and hands: PEM with text around it, glued together, indented, with
-//! a byte order mark or in UTF-16, DER, keys of four forms. What is in one is decided here, once, for all daemons and for
-//! `config check`: a file becomes [`Certificate`] values, a [`PrivateKey`], and [`Finding`]s that say what cannot be used,
-//! where it stands and what to do. What is handed out is written anew from the values ([`pem_of`]), never copied out of a
-//! file.
+//! Files of certificates and keys come out of many tools and hands: PEM with text around
+//! it, glued together, indented, with a byte order mark or in UTF-16, DER, keys of four
+//! forms. What is in one is decided here, once, for all daemons and for `config check`: a
+//! file becomes [`Certificate`] values, a [`PrivateKey`], and [`Finding`]s that say what
+//! cannot be used, where it stands and what to do. What is handed out is written anew
+//! from the values ([`pem_of`]), never copied out of a file.
 
 mod certificate;
 mod chain;
@@ -62,7 +63,8 @@ impl fmt::Debug for PrivateKey {
 /// A file that should hold certificates and nothing else.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CertificateFile {
-    /// Every certificate in it, each once: chains from the leaf up, else in the order of the file.
+    /// Every certificate in it, each once: chains from the leaf up, else in the order of
+    /// the file.
     pub certificates: Vec<Certificate>,
     /// The things that are left out.
     pub findings: Findings,
@@ -73,7 +75,8 @@ pub struct CertificateFile {
 pub enum KeyFile {
     /// Bytes of no known form: a symmetric key as it is.
     Symmetric {
-        /// True if it looks as if it was meant to be decoded first: base64 as text, or a line end behind it.
+        /// True if it looks as if it was meant to be decoded first: base64 as text, or a
+        /// line end behind it.
         is_text: bool,
     },
     /// The private half of a key pair.
@@ -89,10 +92,14 @@ pub fn read_certificates(content: &[u8], limits: &Limits) -> CertificateFile {
     let found = things(content, limits, |place, thing| {
         let fault = match thing {
             Thing::Certificate { certificate, trailing } => {
-                if !known.contains(certificate.der()) && file.certificates.len() < limits.certificates {
+                if !known.contains(certificate.der())
+                    && file.certificates.len() < limits.certificates
+                {
                     known.insert(certificate.der().to_vec());
                     file.certificates.push(certificate);
-                } else if !known.contains(certificate.der()) && !std::mem::replace(&mut is_full, true) {
+                } else if !known.contains(certificate.der())
+                    && !std::mem::replace(&mut is_full, true)
+                {
                     let fault = Fault::ManyCertificates { limit: limits.certificates };
                     file.findings.add(Finding { place: Some(place), fault }, limits.findings);
                 }
@@ -118,8 +125,8 @@ pub fn read_certificates(content: &[u8], limits: &Limits) -> CertificateFile {
 /// Reads a file with one key.
 ///
 /// # Errors
-/// If the file holds something whose form is known and which is no key that can be used. Bytes of no known form are a
-/// symmetric key.
+/// If the file holds something whose form is known and which is no key that can be used.
+/// Bytes of no known form are a symmetric key.
 pub fn read_key(content: &[u8], limits: &Limits) -> Result<KeyFile, Finding> {
     let mut key = None;
     let mut second = None;
@@ -148,7 +155,8 @@ pub fn read_key(content: &[u8], limits: &Limits) -> Result<KeyFile, Finding> {
         (Err(Fault::Nothing), ..) => Ok(KeyFile::Symmetric { is_text: is_text(content) }),
         (Err(fault), ..) => Err(Finding { place: None, fault }),
         (Ok(()), Some(second), ..) => Err(second),
-        // A key that is there twice in two forms, one of them unusable, is not guessed about.
+        // A key that is there twice in two forms, one of them unusable, is not guessed
+        // about.
         (Ok(()), None, Some(_), Some(finding)) if finding.fault.spoils_a_key() => Err(finding),
         (Ok(()), None, Some(key), _) => Ok(KeyFile::Private(key)),
         (Ok(()), None, None, Some(finding)) => Err(finding),
@@ -186,12 +194,13 @@ pub fn read_public_key(content: &[u8], limits: &Limits) -> Result<Vec<u8>, Findi
     }
 }
 
-/// Returns true if a SubjectPublicKeyInfo is of a key on P-256, with its point uncompressed.
+/// Returns true if a SubjectPublicKeyInfo is of a key on P-256, with its point
+/// uncompressed.
 #[must_use]
 pub fn is_p256_public_key(info: &[u8]) -> bool {
     const HEAD: [u8; 27] = [
-        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
-        0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
+        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08,
+        0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
     ];
     info.len() == 91 && info.starts_with(&HEAD)
 }
@@ -206,7 +215,11 @@ pub fn pem_of<'a>(certificates: impl IntoIterator<Item = &'a Certificate>) -> St
 #[must_use]
 pub fn each_once(files: impl IntoIterator<Item = Vec<Certificate>>) -> Vec<Certificate> {
     let mut known = HashSet::new();
-    files.into_iter().flatten().filter(|certificate| known.insert(certificate.der().to_vec())).collect()
+    files
+        .into_iter()
+        .flatten()
+        .filter(|certificate| known.insert(certificate.der().to_vec()))
+        .collect()
 }
 
 /// Returns true if bytes look like a text that stands for a key.
@@ -215,5 +228,6 @@ fn is_text(content: &[u8]) -> bool {
     if content.len() < 16 || !content.iter().all(printable) {
         return false;
     }
-    content.ends_with(b"\n") || content.trim_ascii().len().is_multiple_of(4) && pem::base64(content).is_some()
+    content.ends_with(b"\n")
+        || content.trim_ascii().len().is_multiple_of(4) && pem::base64(content).is_some()
 }

@@ -62,14 +62,20 @@ pub(super) fn find_begin(text: &[u8], from: usize) -> Option<usize> {
 pub(super) fn block(text: &[u8], start: usize) -> Block<'_> {
     let label_at = start + BEGIN.len();
     let Some(label) = label(text, label_at) else {
-        return Block { next: label_at, label: Err(Fault::BeginLine), content: Err(Fault::BeginLine) };
+        return Block {
+            next: label_at,
+            label: Err(Fault::BeginLine),
+            content: Err(Fault::BeginLine),
+        };
     };
     let label_end = label_at + label.len();
     let broken = |next, fault: Fault| Block { next, label: Ok(label), content: Err(fault) };
     // The dashes behind the label may be those in front of the next BEGIN.
     let begin = find(text, BEGIN, label_end).unwrap_or(text.len());
     let body_at = label_end + DASHES.len();
-    let Some(end) = find(&text[..begin], END, body_at) else { return broken(begin, Fault::Unfinished) };
+    let Some(end) = find(&text[..begin], END, body_at) else {
+        return broken(begin, Fault::Unfinished);
+    };
     let end_label_at = end + END.len();
     let end_label = self::label(&text[..begin], end_label_at);
     let next = end_label.map_or(end_label_at, |label| end_label_at + label.len() + DASHES.len());
@@ -86,7 +92,9 @@ fn label(text: &[u8], at: usize) -> Option<&str> {
     let near = &near[..near.len().min(LABEL_LIMIT + DASHES.len())];
     let label = &near[..find(near, DASHES, 0)?];
     let is_label = |byte: &u8| matches!(byte, b' '..=b'~');
-    (!label.is_empty() && label.iter().all(is_label)).then(|| std::str::from_utf8(label).ok()).flatten()
+    (!label.is_empty() && label.iter().all(is_label))
+        .then(|| std::str::from_utf8(label).ok())
+        .flatten()
 }
 
 /// Decodes the text between a block's two lines.
@@ -116,7 +124,8 @@ fn after_empty_line(body: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// Decodes base64 with white space anywhere. A line end may also be written out, as `\n` in JSON or a shell's variable.
+/// Decodes base64 with white space anywhere. A line end may also be written out, as `\n`
+/// in JSON or a shell's variable.
 pub(super) fn base64(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let mut compact = Zeroizing::new(Vec::with_capacity(text.len()));
     let mut rest = text;

@@ -24,18 +24,27 @@ pub(super) enum Thing {
 
 impl Thing {
     const fn fault(fault: Fault) -> Self {
-        let of_key = matches!(fault, Fault::Encrypted | Fault::OtherKey | Fault::OpenSsh | Fault::TpmKey | Fault::Jwk);
+        let of_key = matches!(
+            fault,
+            Fault::Encrypted | Fault::OtherKey | Fault::OpenSsh | Fault::TpmKey | Fault::Jwk
+        );
         Self::Fault { fault, of_key }
     }
 }
 
 /// Finds all that is in a file and hands it to `found` in the order of the file.
-pub(super) fn things(content: &[u8], limits: &Limits, mut found: impl FnMut(Place, Thing)) -> Result<(), Fault> {
+pub(super) fn things(
+    content: &[u8],
+    limits: &Limits,
+    mut found: impl FnMut(Place, Thing),
+) -> Result<(), Fault> {
     if content.len() > limits.bytes {
         return Err(Fault::Long { limit: limits.bytes });
     }
     let text = plain(content);
-    let text = text.as_deref().map_or_else(|| content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content), Vec::as_slice);
+    let text = text
+        .as_deref()
+        .map_or_else(|| content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content), Vec::as_slice);
     if text.trim_ascii().is_empty() {
         return Err(Fault::Empty);
     }
@@ -104,7 +113,8 @@ impl Walk<'_> {
                 let fault = if structure::begins_like_one(rest) {
                     Some(Fault::CutOff)
                 } else {
-                    (taken > 0 && !rest.is_empty() && pem::find_begin(rest, 0).is_none()).then_some(Fault::Trailing)
+                    (taken > 0 && !rest.is_empty() && pem::find_begin(rest, 0).is_none())
+                        .then_some(Fault::Trailing)
                 };
                 if let Some(fault) = fault {
                     found(self.begin(start, limits)?, Thing::fault(fault));
@@ -143,7 +153,9 @@ fn in_block(label: Result<&str, Fault>, content: Result<Zeroizing<Vec<u8>>, Faul
         }
         Some((structure, rest)) => of_value(structure, &content, rest),
         None => match label {
-            "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE" => Thing::fault(Fault::Damaged),
+            "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE" => {
+                Thing::fault(Fault::Damaged)
+            }
             _ if of_key => Thing::Fault { fault: Fault::Damaged, of_key },
             label if label.ends_with("PUBLIC KEY") => Thing::fault(Fault::PublicKey),
             label if label.ends_with("PARAMETERS") => Thing::fault(Fault::Parameters),
@@ -171,7 +183,9 @@ fn of_value(structure: Structure, whole: &[u8], rest: &[u8]) -> Thing {
         Structure::Certificate(certificate) => Thing::Certificate { certificate, trailing },
         Structure::Key(_) if trailing => Thing::Fault { fault: Fault::Damaged, of_key: true },
         Structure::PublicKey if trailing => Thing::fault(Fault::Damaged),
-        Structure::Key(form) => Thing::Key(PrivateKey { form, der: Zeroizing::new(value.to_vec()) }),
+        Structure::Key(form) => {
+            Thing::Key(PrivateKey { form, der: Zeroizing::new(value.to_vec()) })
+        }
         Structure::PublicKey => Thing::PublicKey(value.to_vec()),
         Structure::OtherKey => Thing::fault(Fault::OtherKey),
         Structure::EncryptedKey => Thing::fault(Fault::Encrypted),
@@ -182,7 +196,8 @@ fn of_value(structure: Structure, whole: &[u8], rest: &[u8]) -> Thing {
     }
 }
 
-/// Returns true if OpenSSL's data behind a trusted certificate names uses that it is rejected for, or cannot be read.
+/// Returns true if OpenSSL's data behind a trusted certificate names uses that it is
+/// rejected for, or cannot be read.
 fn rejects(auxiliary: &[u8]) -> bool {
     if auxiliary.is_empty() {
         return false;
@@ -201,7 +216,8 @@ fn is_jwk(text: &[u8]) -> bool {
     text.starts_with(b"{") && pem::find(text, b"\"kty\"", 0).is_some()
 }
 
-/// UTF-16, told by its mark or its zeros, as UTF-8. What is not ASCII cannot be part of what is looked for.
+/// UTF-16, told by its mark or its zeros, as UTF-8. What is not ASCII cannot be part of
+/// what is looked for.
 fn plain(content: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let (body, big) = match content {
         [0xff, 0xfe, body @ ..] => (body, false),

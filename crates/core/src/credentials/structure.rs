@@ -1,4 +1,5 @@
-//! Kinds of DER values, told by their structure. Labels and file names are not asked: both are often wrong.
+//! Kinds of DER values, told by their structure. Labels and file names are not asked:
+//! both are often wrong.
 
 use super::certificate::Certificate;
 use super::der::{Reader, header, tag};
@@ -39,7 +40,8 @@ pub(super) enum Structure {
     Pkcs12,
 }
 
-/// The DER value that `input` begins with, if it is one of those that are known, and what follows it.
+/// The DER value that `input` begins with, if it is one of those that are known, and what
+/// follows it.
 pub(super) fn first_of(input: &[u8]) -> Option<(Structure, &[u8])> {
     if let Some((certificate, rest)) = Certificate::first_of(input) {
         return Some((Structure::Certificate(certificate), rest));
@@ -52,16 +54,22 @@ pub(super) fn first_of(input: &[u8]) -> Option<(Structure, &[u8])> {
     Some((of_sequence(content)?, outer.rest()))
 }
 
-/// Returns true if `input` begins like one of the values that are known, whatever its length says.
+/// Returns true if `input` begins like one of the values that are known, whatever its
+/// length says.
 pub(super) fn begins_like_one(input: &[u8]) -> bool {
     let Some((tag::SEQUENCE, head, _)) = header(input) else { return false };
     let Some(inner) = input.get(head..) else { return false };
-    let version = |version: u8| inner.starts_with(&[tag::INTEGER, 1, version]).then(|| inner.get(3).copied()).flatten();
-    // A length in one byte is a letter like any other, and then this would be too short a mark.
+    let version = |version: u8| {
+        inner.starts_with(&[tag::INTEGER, 1, version]).then(|| inner.get(3).copied()).flatten()
+    };
+    // A length in one byte is a letter like any other, and then this would be too short a
+    // mark.
     let nested = head > 2
         && header(inner).is_some_and(|(first, head, _)| {
             first == tag::SEQUENCE
-                && inner.get(head).is_some_and(|next| matches!(*next, 0xa0 | tag::INTEGER | tag::OID))
+                && inner
+                    .get(head)
+                    .is_some_and(|next| matches!(*next, 0xa0 | tag::INTEGER | tag::OID))
         });
     matches!(version(0), Some(tag::SEQUENCE | tag::INTEGER))
         || version(1) == Some(tag::OCTET_STRING)
@@ -72,7 +80,8 @@ pub(super) fn begins_like_one(input: &[u8]) -> bool {
 /// PKCS#7 and PKCS#12 of lengths that are told by their end, as some tools write them.
 fn indefinite(input: &[u8]) -> Option<Structure> {
     let inner = input.strip_prefix(&[tag::SEQUENCE, 0x80])?;
-    let is_pkcs7 = |input: &[u8]| input.strip_prefix(&[tag::OID, 9]).is_some_and(|oid| oid.starts_with(PKCS7));
+    let is_pkcs7 =
+        |input: &[u8]| input.strip_prefix(&[tag::OID, 9]).is_some_and(|oid| oid.starts_with(PKCS7));
     if is_pkcs7(inner) {
         return Some(Structure::Pkcs7);
     }
@@ -97,7 +106,11 @@ fn after_version(version: &[u8], mut reader: Reader<'_>) -> Option<Structure> {
         ([0 | 1], tag::SEQUENCE) => {
             let algorithm = reader.inside(tag::SEQUENCE)?;
             reader.expect(tag::OCTET_STRING)?;
-            Some(if is_usable(algorithm)? { Structure::Key(KeyForm::Pkcs8) } else { Structure::OtherKey })
+            Some(if is_usable(algorithm)? {
+                Structure::Key(KeyForm::Pkcs8)
+            } else {
+                Structure::OtherKey
+            })
         }
         ([1], tag::OCTET_STRING) => {
             reader.expect(tag::OCTET_STRING)?;
@@ -105,7 +118,11 @@ fn after_version(version: &[u8], mut reader: Reader<'_>) -> Option<Structure> {
                 return Some(Structure::Key(KeyForm::Sec1));
             };
             let named = Reader::new(parameters.content).oid();
-            Some(if matches!(named, Some(P256 | P384)) { Structure::Key(KeyForm::Sec1) } else { Structure::OtherKey })
+            Some(if matches!(named, Some(P256 | P384)) {
+                Structure::Key(KeyForm::Sec1)
+            } else {
+                Structure::OtherKey
+            })
         }
         ([3], tag::SEQUENCE) => {
             let mut content = reader.inside(tag::SEQUENCE)?;
@@ -160,7 +177,8 @@ fn after_sequence(mut reader: Reader<'_>) -> Option<Structure> {
     }
 }
 
-/// Tells requests from revocation lists: a request has its key after one Name, a list a time.
+/// Tells requests from revocation lists: a request has its key after one Name, a list a
+/// time.
 fn of_signed(mut fields: Reader<'_>) -> Option<Structure> {
     let mut tags = [0; 4];
     for tag in &mut tags {
@@ -168,7 +186,8 @@ fn of_signed(mut fields: Reader<'_>) -> Option<Structure> {
     }
     match tags {
         [tag::INTEGER, tag::SEQUENCE, tag::SEQUENCE, 0xa0] => Some(Structure::Request),
-        [tag::INTEGER, tag::SEQUENCE, tag::SEQUENCE, time] | [tag::SEQUENCE, tag::SEQUENCE, time, _]
+        [tag::INTEGER, tag::SEQUENCE, tag::SEQUENCE, time]
+        | [tag::SEQUENCE, tag::SEQUENCE, time, _]
             if matches!(time, tag::UTC_TIME | tag::GENERALIZED_TIME) =>
         {
             Some(Structure::RevocationList)

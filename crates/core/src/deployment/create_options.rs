@@ -1,4 +1,5 @@
-//! Create options: the engine's create body as a string, in one piece or in numbered ones.
+//! Create options: the engine's create body as a string, in one piece or in numbered
+//! ones.
 
 use serde_json::{Map, Value};
 
@@ -13,12 +14,14 @@ pub const CHUNK_LIMIT: usize = 100;
 
 const NAME: &str = "createOptions";
 
-/// Cuts create options into members `createOptions`, `createOptions01`, ... of at most [`CHUNK_CHARACTERS`] characters.
-/// `None` if they do not fit into [`CHUNK_LIMIT`] pieces.
+/// Cuts create options into members `createOptions`, `createOptions01`, ... of at most
+/// [`CHUNK_CHARACTERS`] characters. `None` if they do not fit into [`CHUNK_LIMIT`]
+/// pieces.
 #[must_use]
 pub fn split_create_options(text: &str) -> Option<Vec<(String, String)>> {
     let characters: Vec<char> = text.chars().collect();
-    let mut pieces: Vec<String> = characters.chunks(CHUNK_CHARACTERS).map(|piece| piece.iter().collect()).collect();
+    let mut pieces: Vec<String> =
+        characters.chunks(CHUNK_CHARACTERS).map(|piece| piece.iter().collect()).collect();
     if pieces.is_empty() {
         pieces.push(String::new());
     }
@@ -29,7 +32,8 @@ pub fn split_create_options(text: &str) -> Option<Vec<(String, String)>> {
     Some(pieces.into_iter().enumerate().map(|(index, piece)| (name(index), piece)).collect())
 }
 
-/// The create options of a module's `settings`. Absent, blank and `null` are the empty object.
+/// The create options of a module's `settings`. Absent, blank and `null` are the empty
+/// object.
 pub(super) fn parse(settings: &Node<'_>) -> Result<Map<String, Value>, DeploymentError> {
     let whole = settings.present(NAME)?;
     let mut pieces = numbered_pieces(settings)?;
@@ -69,10 +73,13 @@ fn numbered_pieces<'a>(settings: &Node<'a>) -> Result<Vec<(usize, Node<'a>)>, De
         let (prefix, digits) = name.split_at_checked(NAME.len())?;
         let numbered = !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit());
         // A number too large to read is a gap for sure.
-        (numbered && prefix.eq_ignore_ascii_case(NAME)).then(|| digits.parse().unwrap_or(usize::MAX))
+        (numbered && prefix.eq_ignore_ascii_case(NAME))
+            .then(|| digits.parse().unwrap_or(usize::MAX))
     };
     let members = settings.object()?.iter();
-    Ok(members.filter_map(|(name, value)| Some((number(name)?, settings.child(name, value)))).collect())
+    Ok(members
+        .filter_map(|(name, value)| Some((number(name)?, settings.child(name, value))))
+        .collect())
 }
 
 fn from_text(node: &Node<'_>, text: &str) -> Result<Map<String, Value>, DeploymentError> {

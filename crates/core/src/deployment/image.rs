@@ -6,10 +6,12 @@ use super::{DeploymentError, Reason};
 /// Where images without a registry in their name come from.
 const DEFAULT_REGISTRY: &str = "https://index.docker.io/v1/";
 
-/// Stands for the parent device at the start of an image or a registry address; a port follows.
+/// Stands for the parent device at the start of an image or a registry address; a port
+/// follows.
 const UPSTREAM: &str = "$upstream:";
 
-/// The registry that an image comes from, as credentials name it. An image without any folder never gets credentials.
+/// The registry that an image comes from, as credentials name it. An image without any
+/// folder never gets credentials.
 #[must_use]
 pub fn registry_of(image: &str) -> Option<&str> {
     let (first, _) = image.split_once('/')?;
@@ -17,7 +19,8 @@ pub fn registry_of(image: &str) -> Option<&str> {
     Some(if is_host { first } else { DEFAULT_REGISTRY })
 }
 
-/// A container image: trimmed, with `$upstream` replaced and `:latest` added where neither tag nor digest stands.
+/// A container image: trimmed, with `$upstream` replaced and `:latest` added where
+/// neither tag nor digest stands.
 pub(super) fn normalised(node: &Node<'_>, parent: Option<&str>) -> Result<String, DeploymentError> {
     let text = node.filled()?.trim();
     refuse_placeholder(node, text)?;
@@ -34,8 +37,9 @@ pub(super) fn normalised(node: &Node<'_>, parent: Option<&str>) -> Result<String
     let good = parts.next().is_some_and(|name| !name.is_empty())
         && parts.next().is_none_or(|tag| !tag.is_empty())
         && parts.next().is_none()
-        && digest
-            .is_none_or(|digest| digest.split_once(':').is_some_and(|(kind, hex)| !kind.is_empty() && !hex.is_empty()));
+        && digest.is_none_or(|digest| {
+            digest.split_once(':').is_some_and(|(kind, hex)| !kind.is_empty() && !hex.is_empty())
+        });
     if !good {
         return Err(node.error(Reason::Expected("an image name like registry/folder/name:tag")));
     }
@@ -49,7 +53,8 @@ pub(super) fn normalised(node: &Node<'_>, parent: Option<&str>) -> Result<String
 pub(super) fn registered_program(node: &Node<'_>) -> Result<String, DeploymentError> {
     let text = node.filled()?.trim();
     refuse_placeholder(node, text)?;
-    // An image name's characters, so that a device may register a program under the name that a container would have.
+    // An image name's characters, so that a device may register a program under the name
+    // that a container would have.
     let first = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
     let allowed = text.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.-/:@".contains(&c));
     if first && allowed && text.len() <= 256 {
@@ -61,19 +66,29 @@ pub(super) fn registered_program(node: &Node<'_>) -> Result<String, DeploymentEr
 }
 
 /// A registry's address.
-pub(super) fn registry_address(node: &Node<'_>, parent: Option<&str>) -> Result<String, DeploymentError> {
+pub(super) fn registry_address(
+    node: &Node<'_>,
+    parent: Option<&str>,
+) -> Result<String, DeploymentError> {
     let text = node.filled()?.trim();
     refuse_placeholder(node, text)?;
     with_parent(node, text, parent)
 }
 
-/// Replaces `$upstream:<port>` at the start by the parent's name; a text that starts with another `$` is refused.
-fn with_parent(node: &Node<'_>, text: &str, parent: Option<&str>) -> Result<String, DeploymentError> {
+/// Replaces `$upstream:<port>` at the start by the parent's name; a text that starts with
+/// another `$` is refused.
+fn with_parent(
+    node: &Node<'_>,
+    text: &str,
+    parent: Option<&str>,
+) -> Result<String, DeploymentError> {
     if !text.starts_with('$') {
         return Ok(text.to_owned());
     }
     let port_and_rest = text.strip_prefix(UPSTREAM);
-    let Some(rest) = port_and_rest.filter(|rest| rest.starts_with(|c: char| ('1'..='9').contains(&c))) else {
+    let Some(rest) =
+        port_and_rest.filter(|rest| rest.starts_with(|c: char| ('1'..='9').contains(&c)))
+    else {
         return Err(node.error(Reason::Expected("$upstream:<port> if it starts with '$'")));
     };
     let parent = parent.ok_or_else(|| node.error(Reason::NoParent))?;

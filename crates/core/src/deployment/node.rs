@@ -1,4 +1,5 @@
-//! A JSON value together with its place in the manifest, so that every error can say where.
+//! A JSON value together with its place in the manifest, so that every error can say
+//! where.
 
 use serde_json::{Map, Value};
 
@@ -21,7 +22,9 @@ impl<'a> Node<'a> {
     pub(super) fn child(&self, name: &str, value: &'a Value) -> Self {
         let mut path = self.path.clone();
         let plain = !name.is_empty() && name.len() <= SHOWN_NAME;
-        if plain && name.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'$' | b'_' | b'-')) {
+        if plain
+            && name.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'$' | b'_' | b'-'))
+        {
             if !path.is_empty() {
                 path.push('.');
             }
@@ -75,7 +78,11 @@ impl<'a> Node<'a> {
     /// A string that is not blank.
     pub(super) fn filled(&self) -> Result<&'a str, DeploymentError> {
         let text = self.text()?;
-        if text.trim().is_empty() { Err(self.error(Reason::Expected("a string that is not blank"))) } else { Ok(text) }
+        if text.trim().is_empty() {
+            Err(self.error(Reason::Expected("a string that is not blank")))
+        } else {
+            Ok(text)
+        }
     }
 
     pub(super) fn text_or_number(&self) -> Result<String, DeploymentError> {
@@ -91,9 +98,14 @@ impl<'a> Node<'a> {
     }
 
     /// The value of the word that stands here, ignoring case.
-    pub(super) fn one_of<T: Copy>(&self, words: &[(&str, T)], expected: &'static str) -> Result<T, DeploymentError> {
+    pub(super) fn one_of<T: Copy>(
+        &self,
+        words: &[(&str, T)],
+        expected: &'static str,
+    ) -> Result<T, DeploymentError> {
         let text = self.value.as_str();
-        let found = words.iter().find(|(word, _)| text.is_some_and(|text| text.eq_ignore_ascii_case(word)));
+        let found =
+            words.iter().find(|(word, _)| text.is_some_and(|text| text.eq_ignore_ascii_case(word)));
         found.map(|(_, value)| *value).ok_or_else(|| self.error(Reason::Expected(expected)))
     }
 }

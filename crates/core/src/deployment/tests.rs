@@ -27,7 +27,8 @@ fn refusal(value: &Value) -> (u16, String) {
 }
 
 fn shipped(name: &str) -> Option<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/deployments").join(name);
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/deployments").join(name);
     let text = std::fs::read_to_string(&path).ok();
     if text.is_none() {
         println!("skipped: {} is not here", path.display());
@@ -35,8 +36,12 @@ fn shipped(name: &str) -> Option<String> {
     text
 }
 
-const SHIPPED: [&str; 4] =
-    ["metrics-collector.json", "module-to-module.json", "nested-top-layer.json", "quickstart.template.json"];
+const SHIPPED: [&str; 4] = [
+    "metrics-collector.json",
+    "module-to-module.json",
+    "nested-top-layer.json",
+    "quickstart.template.json",
+];
 
 fn filled_in(text: &str) -> String {
     text.replace("<Container_Registry>", "registry.example.com")
@@ -48,7 +53,8 @@ fn filled_in(text: &str) -> String {
 fn real_manifests_are_read_once_their_placeholders_are_filled_in() {
     for name in SHIPPED {
         let Some(text) = shipped(name) else { continue };
-        let deployment = Deployment::parse(&filled_in(&text), None).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let deployment = Deployment::parse(&filled_in(&text), None)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(deployment.edge_agent.is_some(), "{name}");
         let hub = &deployment.modules[EDGE_HUB];
         assert_eq!(hub.restart_policy, RestartPolicy::Always, "{name}");
@@ -64,7 +70,8 @@ fn the_nested_manifest_keeps_its_startup_order_and_numbers_in_env() {
     assert_eq!(deployment.modules["IoTEdgeAPIProxy"].startup_order, 3);
     assert_eq!(deployment.modules[EDGE_HUB].startup_order, DEFAULT_STARTUP_ORDER);
     assert_eq!(deployment.modules[EDGE_HUB].env["DeviceScopeCacheRefreshDelaySecs"], "0");
-    let credential = deployment.runtime.credential_for("registry.example.com/microsoft/x:1").unwrap();
+    let credential =
+        deployment.runtime.credential_for("registry.example.com/microsoft/x:1").unwrap();
     assert_eq!(credential.username, "<CR.Username>");
     assert!(!format!("{deployment:?}").contains("CR.Password"));
 }
@@ -84,18 +91,35 @@ fn a_template_is_refused_with_the_placeholder_and_its_place() {
              holds the placeholder <Container_Registry>: this is a template; fill it in first"
         );
     }
-    let error = one(|module| module["settings"] = json!({"image": "<registry>/x"})).expect_err("template");
-    assert!(error.to_string().starts_with("modules.m.settings.image: holds the placeholder <registry>"), "{error}");
+    let error =
+        one(|module| module["settings"] = json!({"image": "<registry>/x"})).expect_err("template");
+    assert!(
+        error.to_string().starts_with("modules.m.settings.image: holds the placeholder <registry>"),
+        "{error}"
+    );
 }
 
 #[test]
 fn all_outer_forms_give_the_same_deployment() {
-    let bare = manifest(&json!({"m": {"type": "docker", "status": "stopped", "settings": {"image": "x"}}}));
+    let bare = manifest(
+        &json!({"m": {"type": "docker", "status": "stopped", "settings": {"image": "x"}}}),
+    );
     let parse = |value: &Value| Deployment::from_value(value, None).unwrap();
     let expected = parse(&bare);
-    assert_eq!(parse(&json!({"modulesContent": {"$edgeAgent": {"properties.desired": bare}}})), expected);
-    assert_eq!(parse(&json!({"content": {"modulesContent": {"$edgeAgent": {"properties.desired": bare}}}})), expected);
-    assert_eq!(parse(&json!({"modulesContent": {"$edgeAgent": {"properties": {"desired": bare}}}})), expected);
+    assert_eq!(
+        parse(&json!({"modulesContent": {"$edgeAgent": {"properties.desired": bare}}})),
+        expected
+    );
+    assert_eq!(
+        parse(
+            &json!({"content": {"modulesContent": {"$edgeAgent": {"properties.desired": bare}}}})
+        ),
+        expected
+    );
+    assert_eq!(
+        parse(&json!({"modulesContent": {"$edgeAgent": {"properties": {"desired": bare}}}})),
+        expected
+    );
     let local = parse(&json!({"version": 7, "deploymentConfig": bare}));
     assert_eq!(local.version, Some(7));
     assert_eq!(Deployment { version: None, ..local }, expected);
@@ -161,11 +185,16 @@ fn a_layered_deployment_is_refused_as_such() {
 
 #[test]
 fn member_names_ignore_case_but_two_of_one_name_are_refused() {
-    let text = manifest(&json!({"m": {"TYPE": "docker", "Status": "Running", "SETTINGS": {"Image": "x"}}})).to_string();
-    let text = text.replace("schemaVersion", "SchemaVersion").replace("systemModules", "systemmodules");
+    let text = manifest(
+        &json!({"m": {"TYPE": "docker", "Status": "Running", "SETTINGS": {"Image": "x"}}}),
+    )
+    .to_string();
+    let text =
+        text.replace("schemaVersion", "SchemaVersion").replace("systemModules", "systemmodules");
     let deployment = Deployment::parse(&text, None).unwrap();
     assert_eq!(deployment.modules["m"].image, "x:latest");
-    let error = one(|module| drop(module.insert("Status".into(), json!("stopped")))).expect_err("two");
+    let error =
+        one(|module| drop(module.insert("Status".into(), json!("stopped")))).expect_err("two");
     assert!(matches!(error, DeploymentError::Format { reason: Reason::Twice, .. }), "{error}");
 }
 
@@ -218,7 +247,8 @@ fn words_and_numbers_outside_their_sets_are_refused_where_they_stand() {
         assert_eq!(error.code(), 400);
         assert!(error.to_string().starts_with(&format!("modules.m.{name}: ")), "{error}");
     }
-    let module = one(|module| drop(module.insert("startupOrder".into(), json!(4_294_967_295_u32)))).unwrap();
+    let module =
+        one(|module| drop(module.insert("startupOrder".into(), json!(4_294_967_295_u32)))).unwrap();
     assert_eq!(module.startup_order, u32::MAX);
 }
 
@@ -227,10 +257,23 @@ fn env_values_become_text_and_dates_stay_as_they_are() {
     let env = json!({"S": {"value": "2024-01-02T03:04:05.678Z"}, "N": {"value": 7}, "F": {"value": 1.5},
         "B": {"value": true}, "Z": {"value": null}, "E": {}});
     let module = one(|module| drop(module.insert("env".into(), env))).unwrap();
-    let pairs: Vec<_> = module.env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let expected = [("B", "true"), ("E", ""), ("F", "1.5"), ("N", "7"), ("S", "2024-01-02T03:04:05.678Z"), ("Z", "")];
+    let pairs: Vec<_> =
+        module.env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let expected = [
+        ("B", "true"),
+        ("E", ""),
+        ("F", "1.5"),
+        ("N", "7"),
+        ("S", "2024-01-02T03:04:05.678Z"),
+        ("Z", ""),
+    ];
     assert_eq!(pairs, expected);
-    for env in [json!({"K": {"value": {}}}), json!({"K": {"value": []}}), json!({"K": "v"}), json!({"A=B": {}})] {
+    for env in [
+        json!({"K": {"value": {}}}),
+        json!({"K": {"value": []}}),
+        json!({"K": "v"}),
+        json!({"A=B": {}}),
+    ] {
         let error = one(|module| drop(module.insert("env".into(), env.clone()))).expect_err("env");
         assert!(error.to_string().starts_with("modules.m.env"), "{error}");
     }
@@ -238,7 +281,9 @@ fn env_values_become_text_and_dates_stay_as_they_are() {
 
 #[test]
 fn images_get_a_tag_and_bad_ones_are_refused() {
-    let image = |text: &str| one(|module| module["settings"] = json!({"image": text})).map(|module| module.image);
+    let image = |text: &str| {
+        one(|module| module["settings"] = json!({"image": text})).map(|module| module.image)
+    };
     for (text, expected) in [
         ("x", "x:latest"),
         (" registry:5000/a/x ", "registry:5000/a/x:latest"),
@@ -248,7 +293,9 @@ fn images_get_a_tag_and_bad_ones_are_refused() {
     ] {
         assert_eq!(image(text).unwrap(), expected);
     }
-    for text in ["", "  ", "a/", "x:1:2", "x:", "a b", "x\n", ":1", "x@sha256", "$x", "$upstream:abc/x"] {
+    for text in
+        ["", "  ", "a/", "x:1:2", "x:", "a b", "x\n", ":1", "x@sha256", "$x", "$upstream:abc/x"]
+    {
         let result = image(text);
         if text == "x\n" {
             assert_eq!(result.unwrap(), "x:latest");
@@ -262,7 +309,10 @@ fn images_get_a_tag_and_bad_ones_are_refused() {
 fn upstream_is_the_parent_and_an_error_without_one() {
     let value = manifest(&json!({"m": {"type": "docker", "status": "running",
         "settings": {"image": "$upstream:443/x:1"}}}));
-    assert_eq!(Deployment::from_value(&value, Some("parent")).unwrap().modules["m"].image, "parent:443/x:1");
+    assert_eq!(
+        Deployment::from_value(&value, Some("parent")).unwrap().modules["m"].image,
+        "parent:443/x:1"
+    );
     assert!(refusal(&value).1.contains("this device has no parent"));
 }
 
@@ -273,7 +323,8 @@ fn registry_credentials_go_by_the_first_part_of_the_image() {
     value["runtime"]["settings"]["registryCredentials"] = json!({"b": entry("Registry.example.com"), "a": entry("registry.example.com"),
             "hub": entry("https://index.docker.io/v1/")});
     let runtime = Deployment::from_value(&value, None).unwrap().runtime;
-    let label = |image: &str| runtime.credential_for(image).map(|credential| credential.label.as_str());
+    let label =
+        |image: &str| runtime.credential_for(image).map(|credential| credential.label.as_str());
     assert_eq!(label("registry.example.com/x:1"), Some("b"));
     assert_eq!(label("folder/x:1"), Some("hub"));
     assert_eq!(label("x:1"), None);
@@ -284,22 +335,44 @@ fn registry_credentials_go_by_the_first_part_of_the_image() {
 
 #[test]
 fn create_options_may_be_text_object_or_pieces() {
-    let options = |settings: Value| one(|module| module["settings"] = settings).map(|module| module.create_options);
+    let options = |settings: Value| {
+        one(|module| module["settings"] = settings).map(|module| module.create_options)
+    };
     let expected = options(json!({"image": "x", "createOptions": {"Cmd": ["a"]}})).unwrap();
-    assert_eq!(options(json!({"image": "x", "createOptions": "{\"Cmd\": [\"a\"]}"})).unwrap(), expected);
-    let pieces =
-        json!({"image": "x", "createOptions02": "]}", "createOptions": "{\"Cmd\":", "createOptions01": "[\"a\""});
+    assert_eq!(
+        options(json!({"image": "x", "createOptions": "{\"Cmd\": [\"a\"]}"})).unwrap(),
+        expected
+    );
+    let pieces = json!({"image": "x", "createOptions02": "]}", "createOptions": "{\"Cmd\":", "createOptions01": "[\"a\""});
     assert_eq!(options(pieces).unwrap(), expected);
     for empty in [json!(""), json!("  "), json!("NULL"), Value::Null] {
         assert!(options(json!({"image": "x", "createOptions": empty})).unwrap().is_empty());
     }
     for (settings, start) in [
-        (json!({"image": "x", "createOptions": "{", "createOptions02": "}"}), "modules.m.settings.createOptions02"),
-        (json!({"image": "x", "createOptions01": "{}"}), "modules.m.settings.createOptions01: has a gap"),
-        (json!({"image": "x", "createOptions": "{", "createOptions1": "", "createOptions01": "}"}), "modules.m"),
-        (json!({"image": "x", "createOptions": "[]"}), "modules.m.settings.createOptions: must be a JSON object"),
-        (json!({"image": "x", "createOptions": "{"}), "modules.m.settings.createOptions: must be a JSON object"),
-        (json!({"image": "x", "createOptions": {}, "createOptions01": ""}), "modules.m.settings.createOptions: must"),
+        (
+            json!({"image": "x", "createOptions": "{", "createOptions02": "}"}),
+            "modules.m.settings.createOptions02",
+        ),
+        (
+            json!({"image": "x", "createOptions01": "{}"}),
+            "modules.m.settings.createOptions01: has a gap",
+        ),
+        (
+            json!({"image": "x", "createOptions": "{", "createOptions1": "", "createOptions01": "}"}),
+            "modules.m",
+        ),
+        (
+            json!({"image": "x", "createOptions": "[]"}),
+            "modules.m.settings.createOptions: must be a JSON object",
+        ),
+        (
+            json!({"image": "x", "createOptions": "{"}),
+            "modules.m.settings.createOptions: must be a JSON object",
+        ),
+        (
+            json!({"image": "x", "createOptions": {}, "createOptions01": ""}),
+            "modules.m.settings.createOptions: must",
+        ),
     ] {
         let error = options(settings.clone()).expect_err("refused");
         assert!(error.to_string().starts_with(start), "{settings}: {error}");
@@ -315,7 +388,9 @@ fn names_that_could_steer_a_path_and_names_of_system_modules_are_refused() {
         assert!(text.contains("is not a module name: module id "), "{text}");
     }
     for name in ["edgeAgent", "edgeHub", "$edgeHub", "$x"] {
-        assert!(refusal(&manifest(&json!({name: module}))).1.contains("is the name of a system module"));
+        assert!(
+            refusal(&manifest(&json!({name: module}))).1.contains("is the name of a system module")
+        );
     }
 }
 
@@ -331,7 +406,9 @@ fn an_absent_agent_is_left_alone_and_an_absent_hub_is_not_in_the_deployment() {
 fn the_canonical_form_ignores_order_and_policies_and_sees_everything_else() {
     let spec = |change: &dyn Fn(&mut Map<String, Value>)| one(change).unwrap().canonical_spec();
     let settings = |text: &str| json!({"image": "a/b:1", "createOptions": text});
-    let base = spec(&|module| module["settings"] = settings("{\"A\": 1, \"B\": {\"x\": 1, \"y\": [2, 1]}}"));
+    let base = spec(&|module| {
+        module["settings"] = settings("{\"A\": 1, \"B\": {\"x\": 1, \"y\": [2, 1]}}");
+    });
     let same = spec(&|module| {
         module["settings"] = settings(" {\"B\":{\"y\":[2,1],\"x\":1},\"A\":1}");
         module.insert("restartPolicy".into(), json!("never"));

@@ -7,10 +7,14 @@ use super::Code;
 /// A certificate that ends sooner is told of, if it lives long.
 const FEW_DAYS: Duration = Duration::days(14);
 
-/// Judges a certificate by its validity. It should be renewed in the last fifth of its life: if less than the last tenth is
-/// left, that has failed.
+/// Judges a certificate by its validity. It should be renewed in the last fifth of its
+/// life: if less than the last tenth is left, that has failed.
 #[must_use]
-pub fn judge(begin: OffsetDateTime, end: OffsetDateTime, now: OffsetDateTime) -> Option<(Code, String)> {
+pub fn judge(
+    begin: OffsetDateTime,
+    end: OffsetDateTime,
+    now: OffsetDateTime,
+) -> Option<(Code, String)> {
     if end <= now {
         return Some((Code::CertificateExpired, format!("it ended {}", day(end))));
     }
@@ -27,7 +31,8 @@ pub fn judge(begin: OffsetDateTime, end: OffsetDateTime, now: OffsetDateTime) ->
 }
 
 fn day(time: OffsetDateTime) -> String {
-    let format = time::macros::format_description!("on [year]-[month]-[day] at [hour]:[minute] UTC");
+    let format =
+        time::macros::format_description!("on [year]-[month]-[day] at [hour]:[minute] UTC");
     time.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_default()
 }
 
@@ -41,12 +46,17 @@ mod tests {
     #[test]
     fn a_certificate_is_told_of_in_the_last_tenth_of_its_life_and_in_the_last_days_of_a_long_one() {
         let begin = datetime!(2026-01-01 0:00 UTC);
-        let judged = |life: Duration, left: Duration| judge(begin, begin + life, begin + life - left);
+        let judged =
+            |life: Duration, left: Duration| judge(begin, begin + life, begin + life - left);
         assert_eq!(judged(Duration::days(90), Duration::days(10)), None);
-        let soon = (Code::CertificateEndsSoon, "it ends in 8 days, on 2026-04-01 at 00:00 UTC".to_owned());
+        let soon =
+            (Code::CertificateEndsSoon, "it ends in 8 days, on 2026-04-01 at 00:00 UTC".to_owned());
         assert_eq!(judged(Duration::days(90), Duration::days(8)), Some(soon));
         assert_eq!(judged(Duration::days(3650), Duration::days(15)), None);
-        assert_eq!(judged(Duration::days(3650), Duration::days(13)).map(|it| it.0), Some(Code::CertificateEndsSoon));
+        assert_eq!(
+            judged(Duration::days(3650), Duration::days(13)).map(|it| it.0),
+            Some(Code::CertificateEndsSoon)
+        );
         assert_eq!(
             judged(Duration::hours(1), Duration::minutes(20)),
             None,

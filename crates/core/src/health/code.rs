@@ -1,4 +1,5 @@
-//! The table of problems: each kind once, with its word, its severity, its cause and its remedy.
+//! The table of problems: each kind once, with its word, its severity, its cause and its
+//! remedy.
 
 use std::fmt;
 
@@ -6,10 +7,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Severity;
 
-/// Declares [`Code`] from the one table, so that no kind lacks a word, a severity or a remedy.
+/// Declares [`Code`] from the one table, so that no kind lacks a word, a severity or a
+/// remedy.
 macro_rules! codes {
     ($($name:ident = $word:literal, $severity:ident, $cause:literal, $remedy:literal;)*) => {
-        /// A kind of problem. Its order is that of the table: what comes first is shown first.
+        /// A kind of problem. Its order is that of the table: what comes first is shown
+        /// first.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code {
             $(#[doc = $cause] $name,)*
@@ -199,7 +202,8 @@ impl Serialize for Code {
 }
 
 impl<'de> Deserialize<'de> for Code {
-    /// A word that is not in the table is [`Code::Unknown`]: a newer daemon's problem must not hide the others.
+    /// A word that is not in the table is [`Code::Unknown`]: a newer daemon's problem
+    /// must not hide the others.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let word = String::deserialize(deserializer)?;
         Ok(Self::ALL.iter().copied().find(|code| code.word() == word).unwrap_or(Self::Unknown))
@@ -224,7 +228,8 @@ mod tests {
             assert_eq!(serde_json::from_value::<Code>(word.into()).unwrap(), *code);
             let Explained { cause, remedy } = code.explained();
             for text in [cause, remedy] {
-                let sentence = text.ends_with('.') && text.starts_with(|c: char| c.is_uppercase() || c == '`');
+                let sentence =
+                    text.ends_with('.') && text.starts_with(|c: char| c.is_uppercase() || c == '`');
                 assert!(sentence && text.len() > 20 && text.len() < 260, "{word}: {text}");
                 assert!(!text.contains("  ") && !text.contains('|'), "{word}: {text}");
             }
@@ -242,7 +247,8 @@ mod tests {
     const END: &str = "<!-- end of problems -->";
 
     fn table() -> String {
-        let mut text = "| problem | severity | what is so | what to do |\n|---|---|---|---|\n".to_owned();
+        let mut text =
+            "| problem | severity | what is so | what to do |\n|---|---|---|---|\n".to_owned();
         for code in Code::ALL {
             let Explained { cause, remedy } = code.explained();
             text.push_str(&format!("| `{code}` | {} | {cause} | {remedy} |\n", code.severity()));
@@ -258,9 +264,13 @@ mod tests {
         let (before, rest) = guide.split_once(BEGIN).expect("the begin of the table");
         let (shown, after) = rest.split_once(END).expect("the end of the table");
         if std::env::var_os("EDGEKEEP_BLESS").is_some() {
-            std::fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", table())).expect("written");
+            std::fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", table()))
+                .expect("written");
             return;
         }
-        assert!(shown == table(), "docs/operations.md is behind the code: run this test with EDGEKEEP_BLESS=1");
+        assert!(
+            shown == table(),
+            "docs/operations.md is behind the code: run this test with EDGEKEEP_BLESS=1"
+        );
     }
 }

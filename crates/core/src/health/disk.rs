@@ -42,6 +42,9 @@ mod tests {
         assert_eq!(judged(100 * MIB, 6 * MIB), None, "small devices have small disks");
         assert_eq!(judged(100 * MIB, 4 * MIB), Some(Code::DiskNearlyFull));
         assert_eq!(judged(64 << 30, MIB - 1), Some(Code::DiskFull));
-        assert_eq!(judge(Space { size: 100 * MIB, free: 2 * MIB }).unwrap().1, "2 MiB of 100 MiB are left");
+        assert_eq!(
+            judge(Space { size: 100 * MIB, free: 2 * MIB }).unwrap().1,
+            "2 MiB of 100 MiB are left"
+        );
     }
 }

@@ -1,15 +1,20 @@
 //! The health of a device: the one list of problems, and the one decision made of it.
 //!
-//! Each daemon keeps a board of problems (`edgekeep_daemon::board`). A problem is a [`Code`] of the one table, a
-//! [`Subject`], and a detail in words. [`Health::of`] decides over all that are known; status, exit code, metrics, support
-//! bundle and the agent's report show that decision and make none of their own.
+//! Each daemon keeps a board of problems (`edgekeep_daemon::board`). A problem is a
+//! [`Code`] of the one table, a [`Subject`], and a detail in words. [`Health::of`]
+//! decides over all that are known; status, exit code, metrics, support bundle and the
+//! agent's report show that decision and make none of their own.
 //!
-//! **To add a kind of problem:** add a line to the table in `code.rs` (name, word, severity, cause, remedy: whole
-//! sentences; the place in the table is the place in the list), run the tests of this crate with `EDGEKEEP_BLESS=1` so that
-//! `docs/operations.md` has the line too, and call `board.raise(Code::…, &Subject::…, detail)` where the problem is seen and
-//! `board.clear(Code::…, &Subject::…)` where it is seen to be over. What is an event and no state (a refused call) is told by
-//! `board.note(…, duration)` and lapses by itself. What is found out by looking from time to time is set whole by
-//! `board.replace(code, found)`. A kind has one severity: something that is first a warning and then more is two kinds.
+//! **To add a kind of problem:** add a line to the table in `code.rs` (name, word,
+//! severity, cause, remedy: whole sentences; the place in the table is the place in the
+//! list), run the tests of this crate with `EDGEKEEP_BLESS=1` so that
+//! `docs/operations.md` has the line too, and call
+//! `board.raise(Code::…, &Subject::…, detail)` where the problem is seen and
+//! `board.clear(Code::…, &Subject::…)` where it is seen to be over. What is an event and
+//! no state (a refused call) is told by `board.note(…, duration)` and lapses by itself.
+//! What is found out by looking from time to time is set whole by
+//! `board.replace(code, found)`. A kind has one severity: something that is first a
+//! warning and then more is two kinds.
 
 pub mod calls;
 pub mod certificates;
@@ -72,10 +77,17 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem that is there since `since` (wall clock). The detail is bounded and cleaned; never a secret.
+    /// A problem that is there since `since` (wall clock). The detail is bounded and
+    /// cleaned; never a secret.
     #[must_use]
     pub fn new(code: Code, subject: Subject, detail: &str, since: OffsetDateTime) -> Self {
-        Self { severity: code.severity(), code, subject, detail: cleaned(detail, DETAIL_LIMIT), since }
+        Self {
+            severity: code.severity(),
+            code,
+            subject,
+            detail: cleaned(detail, DETAIL_LIMIT),
+            since,
+        }
     }
 
     /// Its kind.
@@ -160,8 +172,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Decides over all problems that are known, whoever knows them. Two of the same kind about the same subject are one, with
-    /// the longer history and the later words.
+    /// Decides over all problems that are known, whoever knows them. Two of the same kind
+    /// about the same subject are one, with the longer history and the later words.
     #[must_use]
     pub fn of(problems: impl IntoIterator<Item = Problem>) -> Self {
         let mut ordered: BTreeMap<(Severity, Code, Subject), Problem> = BTreeMap::new();
@@ -200,8 +212,9 @@ impl Health {
     }
 }
 
-/// A problem as another process wrote it: its texts are bounded and cleaned again, and its severity counts, since a newer
-/// version may have kinds that have no line in this one's table.
+/// A problem as another process wrote it: its texts are bounded and cleaned again, and
+/// its severity counts, since a newer version may have kinds that have no line in this
+/// one's table.
 #[derive(Deserialize)]
 struct Received {
     code: Code,
@@ -221,7 +234,10 @@ impl From<Received> for Problem {
     }
 }
 
-fn write_time<S: serde::Serializer>(time: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
+fn write_time<S: serde::Serializer>(
+    time: &OffsetDateTime,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     // Whole seconds: nobody needs more, and it reads well.
     let whole = time.replace_nanosecond(0).unwrap_or(*time);
     let text = whole
@@ -230,7 +246,9 @@ fn write_time<S: serde::Serializer>(time: &OffsetDateTime, serializer: S) -> Res
     serializer.serialize_str(&text)
 }
 
-fn read_time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<OffsetDateTime, D::Error> {
+fn read_time<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<OffsetDateTime, D::Error> {
     let text = String::deserialize(deserializer)?;
     OffsetDateTime::parse(&text, &time::format_description::well_known::Rfc3339)
         .map_err(<D::Error as serde::de::Error>::custom)
@@ -246,9 +264,16 @@ mod tests {
     const NOW: OffsetDateTime = datetime!(2026-07-01 12:00 UTC);
 
     fn any_problem() -> impl Strategy<Value = Problem> {
-        (prop::sample::select(Code::ALL), 0_u8..4, any::<String>(), 0_i64..100).prop_map(|(code, name, detail, ago)| {
-            Problem::new(code, Subject::key(&format!("k{name}")), &detail, NOW - time::Duration::seconds(ago))
-        })
+        (prop::sample::select(Code::ALL), 0_u8..4, any::<String>(), 0_i64..100).prop_map(
+            |(code, name, detail, ago)| {
+                Problem::new(
+                    code,
+                    Subject::key(&format!("k{name}")),
+                    &detail,
+                    NOW - time::Duration::seconds(ago),
+                )
+            },
+        )
     }
 
     proptest! {
@@ -296,7 +321,12 @@ mod tests {
             (problem.code, problem.severity, problem.subject.kind()),
             (Code::Unknown, Severity::Warning, Kind::Other)
         );
-        assert!(problem.subject.name().chars().count() <= NAME_LIMIT && !problem.subject.name().contains('\u{202e}'));
-        assert!(problem.detail().chars().count() <= DETAIL_LIMIT && !problem.detail().contains('\n'));
+        assert!(
+            problem.subject.name().chars().count() <= NAME_LIMIT
+                && !problem.subject.name().contains('\u{202e}')
+        );
+        assert!(
+            problem.detail().chars().count() <= DETAIL_LIMIT && !problem.detail().contains('\n')
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! Modules that should run and do not: what is asked of each against what is seen of it.
 //!
-//! What should run is known from the orders that come through the management API, which every agent has to use: who had a
-//! module started wants it to run until it is stopped or removed through the same API. An agent that says more (which modules
-//! its deployment wants running now, ours does) is believed instead.
+//! What should run is known from the orders that come through the management API, which
+//! every agent has to use: who had a module started wants it to run until it is stopped
+//! or removed through the same API. An agent that says more (which modules its deployment
+//! wants running now, ours does) is believed instead.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use crate::id::ModuleId;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The same for the agent, which is started again at once.
 pub const AGENT_PATIENCE: Duration = Duration::from_secs(10);
-/// A module that was down counts as running again when it has run for so long: one that ends again and again does not run.
+/// A module that was down counts as running again when it has run for so long: one that
+/// ends again and again does not run.
 pub const SETTLED: Duration = Duration::from_secs(30);
 
 /// What is asked of a module.
@@ -68,7 +70,11 @@ struct Down {
 
 /// Looks at all modules that there are or should be, at `now` on the monotonic clock.
 #[must_use]
-pub fn step(mut watch: Watch, modules: &BTreeMap<ModuleId, (Wish, Seen)>, now: Duration) -> (Watch, Vec<Finding>) {
+pub fn step(
+    mut watch: Watch,
+    modules: &BTreeMap<ModuleId, (Wish, Seen)>,
+    now: Duration,
+) -> (Watch, Vec<Finding>) {
     watch.0.retain(|module, _| modules.get(module).is_some_and(|(wish, _)| *wish != Wish::Rest));
     let mut findings = Vec::new();
     for (module, (wish, seen)) in modules.iter().filter(|(_, (wish, _))| *wish != Wish::Rest) {
@@ -139,8 +145,8 @@ mod tests {
     }
 
     proptest! {
-        /// The promise that `status` makes: a module that should run and has not for a minute is named, and the device is
-        /// not healthy.
+        /// The promise that `status` makes: a module that should run and has not for a
+        /// minute is named, and the device is not healthy.
         #[test]
         fn whenever_a_desired_module_does_not_run_for_a_minute_it_is_named_and_the_device_is_not_healthy(
             looks in prop::collection::vec((1_u64..40, prop::array::uniform3(any_seen())), 1..60)
@@ -189,7 +195,8 @@ mod tests {
         }
     }
 
-    /// Looks every two seconds, for as long as each state lasts; returns the findings of the last look.
+    /// Looks every two seconds, for as long as each state lasts; returns the findings of
+    /// the last look.
     fn after(module: &str, wish: Wish, states: &[(Seen, u64)]) -> Vec<(Code, String)> {
         let (mut watch, mut now, mut last) = (Watch::default(), 0, Vec::new());
         for (seen, lasts) in states {
@@ -206,7 +213,10 @@ mod tests {
     #[test]
     fn a_module_that_ends_again_and_again_does_not_run_although_each_pause_is_short() {
         let looping = [(Seen::Runs, 8), (Seen::Ended(Some(1)), 10)].repeat(5);
-        assert_eq!(after("m1", Wish::Run, &looping), [(Code::ModuleNotRunning, "it ended with exit code 1".into())]);
+        assert_eq!(
+            after("m1", Wish::Run, &looping),
+            [(Code::ModuleNotRunning, "it ended with exit code 1".into())]
+        );
         let then_up = |seconds| [looping.as_slice(), &[(Seen::Runs, seconds)]].concat();
         assert_eq!(
             after("m1", Wish::Run, &then_up(10)),
@@ -232,7 +242,10 @@ mod tests {
 
     #[test]
     fn the_agent_is_missed_sooner() {
-        assert_eq!(after("$edgeAgent", Wish::Run, &[(Seen::Ended(Some(0)), 12)])[0].0, Code::AgentNotRunning);
+        assert_eq!(
+            after("$edgeAgent", Wish::Run, &[(Seen::Ended(Some(0)), 12)])[0].0,
+            Code::AgentNotRunning
+        );
         assert_eq!(after("m1", Wish::Run, &[(Seen::Ended(Some(0)), 12)]), []);
     }
 

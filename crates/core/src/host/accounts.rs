@@ -1,17 +1,21 @@
-//! Users and groups out of the text of `/etc/passwd` and `/etc/group`. Directories behind the name service switch are not
-//! asked: a module's user must not depend on the network.
+//! Users and groups out of the text of `/etc/passwd` and `/etc/group`. Directories behind
+//! the name service switch are not asked: a module's user must not depend on the network.
 
 /// Why a user or group is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AccountError {
     /// No such user.
-    #[error("there is no user {name:?}; make it, for example with `useradd --system`, or give its number")]
+    #[error(
+        "there is no user {name:?}; make it, for example with `useradd --system`, or give its number"
+    )]
     NoUser {
         /// As it was written.
         name: String,
     },
     /// No such group.
-    #[error("there is no group {name:?}; make it, for example with `groupadd --system`, or give its number")]
+    #[error(
+        "there is no group {name:?}; make it, for example with `groupadd --system`, or give its number"
+    )]
     NoGroup {
         /// As it was written.
         name: String,
@@ -83,9 +87,9 @@ impl Accounts {
             Some(group) => number(group)
                 .or_else(|| number(field(&self.group, 0, group, 2)?))
                 .ok_or_else(|| AccountError::NoGroup { name: group.to_owned() })?,
-            None => {
-                field(&self.passwd, 2, &uid.to_string(), 3).and_then(number).ok_or(AccountError::GroupNeeded { uid })?
-            }
+            None => field(&self.passwd, 2, &uid.to_string(), 3)
+                .and_then(number)
+                .ok_or(AccountError::GroupNeeded { uid })?,
         };
         Ok(Account { uid, gid })
     }
@@ -112,7 +116,8 @@ mod tests {
 
     fn accounts() -> Accounts {
         Accounts {
-            passwd: "root:x:0:0:root:/root:/bin/sh\n+::::::\nsensor:x:990:991::/:/bin/false\n".into(),
+            passwd: "root:x:0:0:root:/root:/bin/sh\n+::::::\nsensor:x:990:991::/:/bin/false\n"
+                .into(),
             group: "root:x:0:\ngpio:x:995:sensor\n".into(),
         }
     }
@@ -125,14 +130,21 @@ mod tests {
         assert_eq!(accounts.account("4711", Some("4712")), Ok(Account { uid: 4711, gid: 4712 }));
         assert_eq!(accounts.account("4711", None), Err(AccountError::GroupNeeded { uid: 4711 }));
         assert_eq!((accounts.name(990), accounts.name(991)), (Some("sensor"), None));
-        assert_eq!(accounts.account("sensor", Some("none")), Err(AccountError::NoGroup { name: "none".into() }));
+        assert_eq!(
+            accounts.account("sensor", Some("none")),
+            Err(AccountError::NoGroup { name: "none".into() })
+        );
     }
 
     #[test]
     fn what_is_no_user_is_none() {
         // All ones would leave the user as it is: root's.
         for user in ["", "senso", "x", "4294967295", "-1", "+5", "sensor:x"] {
-            assert_eq!(accounts().uid(user), Err(AccountError::NoUser { name: user.into() }), "{user}");
+            assert_eq!(
+                accounts().uid(user),
+                Err(AccountError::NoUser { name: user.into() }),
+                "{user}"
+            );
         }
     }
 }

@@ -147,9 +147,12 @@ mod tests {
 
     #[test]
     fn names_are_taken_in_either_form_and_numbered_as_the_kernel_does() {
-        for (text, number) in
-            [("net_bind_service", 10), ("CAP_SYS_PTRACE", 19), ("chown", 0), ("checkpoint_restore", 40)]
-        {
+        for (text, number) in [
+            ("net_bind_service", 10),
+            ("CAP_SYS_PTRACE", 19),
+            ("chown", 0),
+            ("checkpoint_restore", 40),
+        ] {
             assert_eq!(text.parse::<Capability>().map(Capability::number), Ok(number), "{text}");
         }
         for text in ["", "cap_", "net", "all", "net_admin "] {
@@ -159,7 +162,8 @@ mod tests {
 
     #[test]
     fn a_set_comes_back_from_its_names() {
-        let set: Capabilities = serde_json::from_str(r#"["CAP_KILL","chown","kill"]"#).expect("known names");
+        let set: Capabilities =
+            serde_json::from_str(r#"["CAP_KILL","chown","kill"]"#).expect("known names");
         assert_eq!(set.bits(), 0b10_0001);
         assert_eq!(serde_json::to_string(&set).expect("serializable"), r#"["chown","kill"]"#);
         assert!(serde_json::from_str::<Capabilities>(r#"["everything"]"#).is_err());

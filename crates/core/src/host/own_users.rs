@@ -1,7 +1,8 @@
 //! Users that host modules have for themselves: ids out of a range that nobody else uses.
 //!
-//! An id that was ever given stays the module's, also when the module is gone: files of it may be anywhere, and another
-//! module must not find itself their owner. A module that comes back under its name has its id again.
+//! An id that was ever given stays the module's, also when the module is gone: files of
+//! it may be anywhere, and another module must not find itself their owner. A module that
+//! comes back under its name has its id again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,7 +28,9 @@ pub enum IdRangeError {
     #[error("expected two numbers like \"61184-65519\", the smaller first, or \"off\"")]
     Form,
     /// It has ids that mean something.
-    #[error("ids below 1000, 65534, 65535 and 4294967295 are other users' on every system; choose others")]
+    #[error(
+        "ids below 1000, 65534, 65535 and 4294967295 are other users' on every system; choose others"
+    )]
     Reserved,
 }
 
@@ -41,7 +44,8 @@ impl IdRange {
             return Err(IdRangeError::Form);
         }
         let range = Self { first, last };
-        let reserved = first < 1000 || [65534, 65535, u32::MAX].into_iter().any(|id| range.contains(id));
+        let reserved =
+            first < 1000 || [65534, 65535, u32::MAX].into_iter().any(|id| range.contains(id));
         if reserved { Err(IdRangeError::Reserved) } else { Ok(range) }
     }
 
@@ -70,9 +74,13 @@ impl FromStr for IdRange {
     type Err = IdRangeError;
 
     fn from_str(text: &str) -> Result<Self, IdRangeError> {
-        let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+        let number = |text: &str| {
+            text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+        };
         let (first, last) = text.split_once('-').ok_or(IdRangeError::Form)?;
-        let (Some(first), Some(last)) = (number(first), number(last)) else { return Err(IdRangeError::Form) };
+        let (Some(first), Some(last)) = (number(first), number(last)) else {
+            return Err(IdRangeError::Form);
+        };
         Self::new(first, last)
     }
 }
@@ -122,8 +130,9 @@ pub enum OwnUserError {
 pub struct OwnUsers(BTreeMap<ModuleId, u32>);
 
 impl OwnUsers {
-    /// The user and group of a module: those that it has had before, else the lowest ones of `range` that no module has or
-    /// had, that are nobody's in `accounts` and not in `used`. What is new must be written down before it is used.
+    /// The user and group of a module: those that it has had before, else the lowest ones
+    /// of `range` that no module has or had, that are nobody's in `accounts` and not in
+    /// `used`. What is new must be written down before it is used.
     ///
     /// # Errors
     /// See [`OwnUserError`]. Nothing has changed then.
@@ -160,10 +169,13 @@ impl OwnUsers {
     }
 }
 
-/// The host modules that share their user with another one or with the daemon, each with the others. uid 0 is over all
-/// others anyway, and is left out.
+/// The host modules that share their user with another one or with the daemon, each with
+/// the others. uid 0 is over all others anyway, and is left out.
 #[must_use]
-pub fn sharing(modules: &BTreeMap<ModuleId, u32>, daemon: u32) -> Vec<(ModuleId, u32, Vec<String>)> {
+pub fn sharing(
+    modules: &BTreeMap<ModuleId, u32>,
+    daemon: u32,
+) -> Vec<(ModuleId, u32, Vec<String>)> {
     let others = |module: &ModuleId, uid: u32| {
         let of_it = modules.iter().filter(|(other, of)| *other != module && **of == uid);
         let names = of_it.map(|(other, _)| other.to_string());
@@ -192,9 +204,18 @@ mod tests {
         assert_eq!("61184-65519".parse(), Ok(range(61184, 65519)));
         assert_eq!(range(61184, 65519).to_string(), "61184-65519");
         assert_eq!("5000-5000".parse(), Ok(range(5000, 5000)));
-        for text in
-            ["", "5000", "-", "5000-", "-5000", "5001-5000", "a-b", "+5000-6000", "5000-6000-7000", "5000 - 6000"]
-        {
+        for text in [
+            "",
+            "5000",
+            "-",
+            "5000-",
+            "-5000",
+            "5001-5000",
+            "a-b",
+            "+5000-6000",
+            "5000-6000-7000",
+            "5000 - 6000",
+        ] {
             assert_eq!(text.parse::<IdRange>(), Err(IdRangeError::Form), "{text}");
         }
         for text in ["0-10", "999-2000", "60000-65534", "65535-70000", "5000-4294967295"] {
@@ -205,10 +226,14 @@ mod tests {
 
     #[test]
     fn who_shares_a_user_is_told_with_whom() {
-        let modules = BTreeMap::from([(module(0), 5000), (module(1), 5000), (module(2), 13), (module(3), 0)]);
+        let modules =
+            BTreeMap::from([(module(0), 5000), (module(1), 5000), (module(2), 13), (module(3), 0)]);
         let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let expected =
-            [(module(0), 5000, of(&["m1"])), (module(1), 5000, of(&["m0"])), (module(2), 13, of(&["moduled"]))];
+        let expected = [
+            (module(0), 5000, of(&["m1"])),
+            (module(1), 5000, of(&["m0"])),
+            (module(2), 13, of(&["moduled"])),
+        ];
         assert_eq!(sharing(&modules, 13), expected);
         assert_eq!(sharing(&BTreeMap::from([(module(3), 0), (module(4), 0)]), 0), []);
     }
@@ -217,12 +242,19 @@ mod tests {
     fn an_id_that_becomes_somebodys_is_not_used_on() {
         let mut users = OwnUsers::default();
         let (range, used) = (range(5000, 5001), BTreeSet::new());
-        assert_eq!(users.of(&module(0), range, &Accounts::default(), &used), Ok(Account { uid: 5000, gid: 5000 }));
-        let mut accounts = Accounts { passwd: "eve:x:5000:5000::/:/bin/sh\n".into(), group: String::new() };
+        assert_eq!(
+            users.of(&module(0), range, &Accounts::default(), &used),
+            Ok(Account { uid: 5000, gid: 5000 })
+        );
+        let mut accounts =
+            Accounts { passwd: "eve:x:5000:5000::/:/bin/sh\n".into(), group: String::new() };
         let taken = OwnUserError::Taken { id: 5000, name: "eve".into() };
         assert_eq!(users.of(&module(0), range, &accounts, &used), Err(taken));
         accounts = Accounts { passwd: String::new(), group: "eve:x:5001:\n".into() };
-        assert_eq!(users.of(&module(1), range, &accounts, &used), Err(OwnUserError::Exhausted { range }));
+        assert_eq!(
+            users.of(&module(1), range, &accounts, &used),
+            Err(OwnUserError::Exhausted { range })
+        );
     }
 
     #[test]
@@ -232,14 +264,20 @@ mod tests {
         users.remember(&module(1), 5000);
         users.remember(&module(0), 5001);
         let of = |users: &mut OwnUsers, number| {
-            users.of(&module(number), range(5000, 5009), &Accounts::default(), &BTreeSet::new()).map(|it| it.uid)
+            users
+                .of(&module(number), range(5000, 5009), &Accounts::default(), &BTreeSet::new())
+                .map(|it| it.uid)
         };
-        assert_eq!((of(&mut users, 0), of(&mut users, 1), of(&mut users, 2)), (Ok(5000), Ok(5001), Ok(5002)));
+        assert_eq!(
+            (of(&mut users, 0), of(&mut users, 1), of(&mut users, 2)),
+            (Ok(5000), Ok(5001), Ok(5002))
+        );
     }
 
     proptest! {
-        /// In whatever order modules come, go and come back, and whatever becomes of the range, of the system's users and of
-        /// the state on disk: no two modules ever have one id, a module always has the same, and it is nobody else's.
+        /// In whatever order modules come, go and come back, and whatever becomes of the
+        /// range, of the system's users and of the state on disk: no two modules ever
+        /// have one id, a module always has the same, and it is nobody else's.
         #[test]
         fn no_id_is_ever_given_to_two_modules(
             steps in prop::collection::vec((0usize..12, 5000u32..5006, 1u32..12, prop::option::of(5000u32..5016)), 1..80),

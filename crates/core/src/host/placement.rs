@@ -1,5 +1,6 @@
-//! Where a host module's processes are put, so that they can be told from others, bounded and ended as a whole: into a scope
-//! that systemd makes for them, or into a group below the daemon's own. Pure; what the machine offers comes in as a value.
+//! Where a host module's processes are put, so that they can be told from others, bounded
+//! and ended as a whole: into a scope that systemd makes for them, or into a group below
+//! the daemon's own. Pure; what the machine offers comes in as a value.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +13,8 @@ pub const SLICE: &str = "edgekeep.slice";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScopeUse {
-    /// Where systemd runs and the daemon is root or a service; where systemd makes none, below the daemon's own group.
+    /// Where systemd runs and the daemon is root or a service; where systemd makes none,
+    /// below the daemon's own group.
     #[default]
     Auto,
     /// Else they are not started.
@@ -37,7 +39,8 @@ pub struct Machine {
 /// Where a host module goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
-    /// Into a scope of its own: it outlives the daemon's unit, and systemd keeps its limits.
+    /// Into a scope of its own: it outlives the daemon's unit, and systemd keeps its
+    /// limits.
     Scope {
         /// Whether it is started below the daemon's group when systemd makes no scope.
         or_below: bool,
@@ -73,8 +76,9 @@ pub fn place(wanted: ScopeUse, machine: Machine) -> Result<Placement, PlacementE
     }
 }
 
-/// The name of a module's scope. `instance` keeps devices on one machine apart. A module's name has no character that the name
-/// of a unit could not have, so there is nothing to be escaped.
+/// The name of a module's scope. `instance` keeps devices on one machine apart. A
+/// module's name has no character that the name of a unit could not have, so there is
+/// nothing to be escaped.
 #[must_use]
 pub fn scope_name(instance: Option<&str>, module: &ModuleId) -> String {
     let instance = instance.map(|instance| format!("{instance}-")).unwrap_or_default();
@@ -98,7 +102,8 @@ mod tests {
     }
 
     fn module() -> impl Strategy<Value = ModuleId> {
-        "[A-Za-z0-9][A-Za-z0-9._-]{0,127}".prop_filter_map("a module's name", |name| name.parse().ok())
+        "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+            .prop_filter_map("a module's name", |name| name.parse().ok())
     }
 
     proptest! {

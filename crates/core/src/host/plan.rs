@@ -22,11 +22,13 @@ pub struct LaunchPlan {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Whether user, group and supplementary groups are set. An unprivileged daemon can but leave them.
+    /// Whether user, group and supplementary groups are set. An unprivileged daemon can
+    /// but leave them.
     pub set_user: bool,
     /// What it keeps; all else leaves the bounding set, too.
     pub capabilities: Capabilities,
-    /// The only places of the file system that it reaches; `None`: wherever its user does.
+    /// The only places of the file system that it reaches; `None`: wherever its user
+    /// does.
     pub folders: Option<Folders>,
     /// Which system calls it may make.
     pub seccomp: SeccompPreset,
@@ -53,10 +55,14 @@ pub enum PlanError {
     #[error("`group` takes a `user` beside it")]
     GroupAlone,
     /// It would run as uid 0.
-    #[error("it would run as root, which allow_root_host_modules = false forbids; give it a `user`")]
+    #[error(
+        "it would run as root, which allow_root_host_modules = false forbids; give it a `user`"
+    )]
     Root,
     /// The daemon cannot become its user.
-    #[error("the daemon runs as user {own} and cannot start it as user {wanted}; that takes CAP_SETUID and CAP_SETGID")]
+    #[error(
+        "the daemon runs as user {own} and cannot start it as user {wanted}; that takes CAP_SETUID and CAP_SETGID"
+    )]
     OtherUser {
         /// The daemon's.
         own: u32,
@@ -71,11 +77,12 @@ pub enum PlanError {
     },
 }
 
-/// Plans the start of a host module. `own` is the user that it has for itself if the configuration names none; without one it
-/// runs as the daemon does.
+/// Plans the start of a host module. `own` is the user that it has for itself if the
+/// configuration names none; without one it runs as the daemon does.
 ///
 /// # Errors
-/// What is configured cannot be done, or must not. Never a plan with less protection or more rights than configured.
+/// What is configured cannot be done, or must not. Never a plan with less protection or
+/// more rights than configured.
 pub fn plan(
     module: &HostModule,
     daemon: &Daemon,
@@ -91,12 +98,16 @@ pub fn plan(
     if account.uid == 0 && !allow_root {
         return Err(PlanError::Root);
     }
-    let has = |name: &str| name.parse().is_ok_and(|one: Capability| daemon.capabilities.iter().any(|own| own == one));
+    let has = |name: &str| {
+        name.parse().is_ok_and(|one: Capability| daemon.capabilities.iter().any(|own| own == one))
+    };
     let may_set = has("setuid") && has("setgid");
     if account != daemon.account && !may_set {
         return Err(PlanError::OtherUser { own: daemon.account.uid, wanted: account.uid });
     }
-    if let Some(capability) = module.capabilities.iter().find(|one| daemon.capabilities.iter().all(|own| own != *one)) {
+    if let Some(capability) =
+        module.capabilities.iter().find(|one| daemon.capabilities.iter().all(|own| own != *one))
+    {
         return Err(PlanError::Capability { capability });
     }
     let folders = (module.read.is_some() || module.write.is_some()).then(|| Folders {
@@ -148,7 +159,10 @@ mod tests {
     fn without_a_user_it_runs_as_the_daemon_with_no_capability() {
         for (daemon, set_user) in [(root(), true), (nobody(), false)] {
             let plan = plan(&module(), &daemon, &accounts(), true, None).expect("possible");
-            assert_eq!((plan.uid, plan.gid, plan.set_user), (daemon.account.uid, daemon.account.gid, set_user));
+            assert_eq!(
+                (plan.uid, plan.gid, plan.set_user),
+                (daemon.account.uid, daemon.account.gid, set_user)
+            );
             assert!(plan.capabilities.is_empty() && plan.folders.is_none());
         }
     }
@@ -162,7 +176,10 @@ mod tests {
         let refused = PlanError::OtherUser { own: 700, wanted: 70_000 };
         assert_eq!(plan(&module(), &nobody(), &accounts(), true, Some(own)), Err(refused));
         let named = HostModule { user: Some("sensor".into()), ..module() };
-        assert_eq!(plan(&named, &root(), &accounts(), false, Some(own)).map(|plan| plan.uid), Ok(990));
+        assert_eq!(
+            plan(&named, &root(), &accounts(), false, Some(own)).map(|plan| plan.uid),
+            Ok(990)
+        );
     }
 
     #[test]
@@ -173,14 +190,21 @@ mod tests {
             module
         };
         let user = with(|module| module.user = Some("sensor".into()));
-        let capable = with(|module| module.capabilities = ["kill".parse().expect("known")].into_iter().collect());
+        let capable = with(|module| {
+            module.capabilities = ["kill".parse().expect("known")].into_iter().collect();
+        });
         let kill = "kill".parse().expect("known");
         let cases = [
             (module(), root(), false, PlanError::Root),
             (with(|module| module.user = Some("0".into())), root(), false, PlanError::Root),
             (user.clone(), nobody(), true, PlanError::OtherUser { own: 700, wanted: 990 }),
             (capable, nobody(), true, PlanError::Capability { capability: kill }),
-            (with(|module| module.group = Some("gpio".into())), root(), true, PlanError::GroupAlone),
+            (
+                with(|module| module.group = Some("gpio".into())),
+                root(),
+                true,
+                PlanError::GroupAlone,
+            ),
             (
                 with(|module| module.user = Some("none".into())),
                 root(),
@@ -191,11 +215,15 @@ mod tests {
         for (module, daemon, allow_root, expected) in cases {
             assert_eq!(plan(&module, &daemon, &accounts(), allow_root, None), Err(expected));
         }
-        assert_eq!(plan(&user, &root(), &accounts(), false, None).map(|plan| (plan.uid, plan.gid)), Ok((990, 991)));
+        assert_eq!(
+            plan(&user, &root(), &accounts(), false, None).map(|plan| (plan.uid, plan.gid)),
+            Ok((990, 991))
+        );
     }
 
     proptest! {
-        /// A plan never has more rights than what was configured, nor than the daemon, and keeps every restriction.
+        /// A plan never has more rights than what was configured, nor than the daemon,
+        /// and keeps every restriction.
         #[test]
         fn a_plan_never_gives_more_than_configured(
             uid in prop::option::of(0u32..3), caps in any::<u64>(), own in any::<u64>(), allow_root in any::<bool>(),

@@ -1,8 +1,10 @@
 //! systemd units and where their processes are in the cgroup tree.
 //!
-//! systemd puts a unit's processes into a group of the unit's name, below its slice, and that below the slices in whose names
-//! its own begins (`a-b.slice` lies in `a.slice`). Slices are the system's: nobody is handed one. So, seen from the root of the
-//! hierarchy, the first group that is no slice is the unit, and what is below may be the making of whoever runs in it.
+//! systemd puts a unit's processes into a group of the unit's name, below its slice, and
+//! that below the slices in whose names its own begins (`a-b.slice` lies in `a.slice`).
+//! Slices are the system's: nobody is handed one. So, seen from the root of the
+//! hierarchy, the first group that is no slice is the unit, and what is below may be the
+//! making of whoever runs in it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,8 +28,8 @@ pub enum UnitError {
     Session,
 }
 
-/// The name of a systemd service or scope, in whatever slice; or, after the name of a user's manager and a slash, of one that
-/// this user's own systemd runs.
+/// The name of a systemd service or scope, in whatever slice; or, after the name of a
+/// user's manager and a slash, of one that this user's own systemd runs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct UnitName(String);
@@ -39,18 +41,21 @@ impl UnitName {
         &self.0
     }
 
-    /// The units in whose groups its processes are, each in the one before: its own, or a user's manager and its own.
+    /// The units in whose groups its processes are, each in the one before: its own, or a
+    /// user's manager and its own.
     pub fn nesting(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
     }
 
-    /// Whether a user decides what runs in it, so that the name alone proves nothing but who the user is.
+    /// Whether a user decides what runs in it, so that the name alone proves nothing but
+    /// who the user is.
     #[must_use]
     pub fn is_a_users(&self) -> bool {
         self.0.split('/').next().is_some_and(|first| user_of_manager(first).is_some())
     }
 
-    /// Whether a process with this cgroup path is the unit's: in its group, or in one below.
+    /// Whether a process with this cgroup path is the unit's: in its group, or in one
+    /// below.
     #[must_use]
     pub fn holds(&self, cgroup: &str) -> bool {
         let Some(path) = cgroup.strip_prefix('/') else { return false };
@@ -62,7 +67,8 @@ impl UnitName {
     }
 }
 
-/// The unit of the first group that is no slice, if all before it are slices nested as systemd nests them.
+/// The unit of the first group that is no slice, if all before it are slices nested as
+/// systemd nests them.
 fn next_unit<'a>(groups: &mut impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut above = "";
     for group in groups {
@@ -76,8 +82,8 @@ fn next_unit<'a>(groups: &mut impl Iterator<Item = &'a str>) -> Option<&'a str> 
     None
 }
 
-/// The unit that a group is named for. systemd puts `_` before a name that could be that of a control file
-/// (`memory.service`), and before one that begins so anyway.
+/// The unit that a group is named for. systemd puts `_` before a name that could be that
+/// of a control file (`memory.service`), and before one that begins so anyway.
 fn unescaped(group: &str) -> &str {
     group.strip_prefix('_').unwrap_or(group)
 }
@@ -100,15 +106,21 @@ fn user_of_manager(unit: &str) -> Option<&str> {
 fn check(unit: &str) -> Result<(), UnitError> {
     let stem = unit.strip_suffix(".service").or_else(|| unit.strip_suffix(".scope"));
     let stem = stem.filter(|stem| !stem.is_empty()).ok_or(UnitError::NotAUnit)?;
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '_' | '.' | '\\' | '@');
+    let allowed =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '_' | '.' | '\\' | '@');
     let instances = stem.matches('@').count();
     // A template itself, `x@.service`, never runs.
-    let whole = instances == 0 || (instances == 1 && !stem.starts_with('@') && !stem.ends_with('@'));
+    let whole =
+        instances == 0 || (instances == 1 && !stem.starts_with('@') && !stem.ends_with('@'));
     let plain = unit.len() <= LIMIT && stem.chars().all(allowed) && !stem.starts_with('.');
     if !whole || !plain {
         return Err(UnitError::NotAUnit);
     }
-    if unit.starts_with("session-") && unit.ends_with(".scope") { Err(UnitError::Session) } else { Ok(()) }
+    if unit.starts_with("session-") && unit.ends_with(".scope") {
+        Err(UnitError::Session)
+    } else {
+        Ok(())
+    }
 }
 
 impl FromStr for UnitName {
@@ -162,7 +174,10 @@ mod tests {
             ("collector.service", "/collector.service"),
             ("collector.service", "/plant.slice/plant-line7.slice/collector.service"),
             ("collector.service", "/user.slice/user-1000.slice/collector.service"),
-            ("serial-getty@ttyS0.service", "/system.slice/system-serial\\x2dgetty.slice/serial-getty@ttyS0.service"),
+            (
+                "serial-getty@ttyS0.service",
+                "/system.slice/system-serial\\x2dgetty.slice/serial-getty@ttyS0.service",
+            ),
             ("memory.service", "/system.slice/_memory.service"),
             ("_own.service", "/system.slice/__own.service"),
             ("collector.scope", "/edge.slice/collector.scope"),
@@ -174,7 +189,10 @@ mod tests {
                 "user@1000.service/app@x.service",
                 "/user.slice/user-1000.slice/user@1000.service/app.slice/app-app.slice/app@x.service",
             ),
-            ("user@1000.service", "/user.slice/user-1000.slice/user@1000.service/app.slice/anything.service"),
+            (
+                "user@1000.service",
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/anything.service",
+            ),
         ] {
             assert!(unit(name).holds(path), "{name} {path}");
         }
@@ -213,7 +231,8 @@ mod tests {
         ] {
             assert!(!unit.holds(path), "{path}");
         }
-        let other_users = "/user.slice/user-1001.slice/user@1001.service/app.slice/collector.service";
+        let other_users =
+            "/user.slice/user-1001.slice/user@1001.service/app.slice/collector.service";
         assert!(!self::unit("user@1000.service/collector.service").holds(other_users));
     }
 
@@ -238,15 +257,18 @@ mod tests {
             assert_eq!(text.parse::<UnitName>(), Err(UnitError::NotAUnit), "{text}");
         }
         assert_eq!("session-3.scope".parse::<UnitName>(), Err(UnitError::Session));
-        let users = ["user@1000.service", "user@1000.service/a.service"].map(|name| unit(name).is_a_users());
-        let systems = ["user@plant.service", "user.service", "a@1000.service"].map(|name| unit(name).is_a_users());
+        let users = ["user@1000.service", "user@1000.service/a.service"]
+            .map(|name| unit(name).is_a_users());
+        let systems = ["user@plant.service", "user.service", "a@1000.service"]
+            .map(|name| unit(name).is_a_users());
         assert_eq!((users, systems), ([true; 2], [false; 3]));
     }
 
     /// Slices nested as systemd nests them, as a path.
     fn slices() -> impl Strategy<Value = String> {
-        prop::collection::vec("[a-z]{1,4}", 0..4)
-            .prop_map(|parts| (1..=parts.len()).map(|depth| format!("/{}.slice", parts[..depth].join("-"))).collect())
+        prop::collection::vec("[a-z]{1,4}", 0..4).prop_map(|parts| {
+            (1..=parts.len()).map(|depth| format!("/{}.slice", parts[..depth].join("-"))).collect()
+        })
     }
 
     proptest! {
@@ -259,8 +281,8 @@ mod tests {
             prop_assert!(unit(&name).holds(&path), "{path}");
         }
 
-        /// Whoever runs in a unit, user manager or container, makes groups below it under any name, and is still not
-        /// another unit.
+        /// Whoever runs in a unit, user manager or container, makes groups below it under
+        /// any name, and is still not another unit.
         #[test]
         fn nothing_that_can_be_made_inside_a_unit_is_another(
             slices in slices(),
@@ -271,7 +293,8 @@ mod tests {
             prop_assert!(inside == "a.service" || !unit("a.service").holds(&path), "{path}");
         }
 
-        /// However a path is put together: if it is a unit's, then all before that unit are slices, each in the one before.
+        /// However a path is put together: if it is a unit's, then all before that unit
+        /// are slices, each in the one before.
         #[test]
         fn what_is_held_lies_in_nested_slices_only(
             path in "(/(a\\.slice|a-b\\.slice|b\\.slice|-\\.slice|_?a\\.service|\\.\\.|user@1\\.service|x|)){0,6}",

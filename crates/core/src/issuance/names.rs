@@ -9,13 +9,14 @@ const LABEL: usize = 63;
 /// Longest URI, in bytes.
 const URI: usize = 2048;
 
-/// Text before a module's URI in the host names by which the compatible module runtime names a module's
-/// identity.
+/// Text before a module's URI in the host names by which the compatible module runtime
+/// names a module's identity.
 const URI_AS_HOST_NAME: &[u8] = b"URI: ";
 /// Scheme of these URIs.
 const MODULE_SCHEME: &[u8] = b"azureiot://";
 
-/// An alternative name. Made by its functions alone, so that each holds what its kind may hold.
+/// An alternative name. Made by its functions alone, so that each holds what its kind may
+/// hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AlternativeName {
     /// A host name: letters, digits, `-` and `_` in labels; the first label may be `*`.
@@ -55,7 +56,9 @@ impl Uri {
 #[non_exhaustive]
 pub enum NameError {
     /// Not a host name.
-    #[error("not a host name: labels of letters, digits, '-' and '_', 63 characters a label, 253 in all")]
+    #[error(
+        "not a host name: labels of letters, digits, '-' and '_', 63 characters a label, 253 in all"
+    )]
     HostName,
     /// Not an address.
     #[error("not an IP address of 4 or 16 bytes")]
@@ -74,8 +77,8 @@ pub enum NameError {
 impl AlternativeName {
     /// Reads a host name.
     ///
-    /// The compatible module runtime puts a module's URI here, behind the word `URI:`. By what such a
-    /// name means it is a URI, and is one from here on.
+    /// The compatible module runtime puts a module's URI here, behind the word `URI:`. By
+    /// what such a name means it is a URI, and is one from here on.
     ///
     /// # Errors
     /// If the bytes are no host name.
@@ -115,7 +118,10 @@ impl AlternativeName {
         let mut scheme_bytes = scheme.bytes();
         let scheme_fits = scheme_bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
             && scheme_bytes.all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-        let fits = scheme_fits && !rest.is_empty() && text.len() <= URI && has_uri_characters(rest.as_bytes());
+        let fits = scheme_fits
+            && !rest.is_empty()
+            && text.len() <= URI
+            && has_uri_characters(rest.as_bytes());
         if fits { Ok(Self::Uri(Uri(text.to_owned()))) } else { Err(NameError::Uri) }
     }
 
@@ -137,10 +143,14 @@ fn has_uri_characters(bytes: &[u8]) -> bool {
     while let Some((first, after)) = rest.split_first() {
         rest = match first {
             b'%' => match after {
-                [high, low, after @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => after,
+                [high, low, after @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                    after
+                }
                 _ => return false,
             },
-            byte if byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=".contains(byte) => after,
+            byte if byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=".contains(byte) => {
+                after
+            }
             _ => return false,
         };
     }
@@ -156,9 +166,20 @@ mod tests {
     #[test]
     fn host_names_are_names_of_hosts() {
         let long = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61)].join(".");
-        for good in ["a", "press-04.plant_7.example", "xn--bcher-kva.example", "A.b", "10.0.0.1", "*.a.b", &long] {
+        for good in [
+            "a",
+            "press-04.plant_7.example",
+            "xn--bcher-kva.example",
+            "A.b",
+            "10.0.0.1",
+            "*.a.b",
+            &long,
+        ] {
             let name = AlternativeName::dns(good.as_bytes()).unwrap();
-            assert!(matches!(&name, AlternativeName::Host(host) if host.as_str() == good), "{good}");
+            assert!(
+                matches!(&name, AlternativeName::Host(host) if host.as_str() == good),
+                "{good}"
+            );
             assert_eq!(name.is_wildcard(), good.starts_with('*'));
         }
         let longer = format!("{long}e");
@@ -199,12 +220,18 @@ mod tests {
 
     #[test]
     fn uris_are_absolute_and_of_their_characters() {
-        for good in ["azureiot://hub/devices/a%23b", "urn:uuid:1", "https://[::1]/?q=1#f", "a+b-c.1:x"] {
-            assert!(matches!(AlternativeName::uri(good.as_bytes()), Ok(AlternativeName::Uri(_))), "{good}");
-        }
-        for bad in
-            ["", "a", ":x", "1a:x", "a:", "a:b c", "a:%", "a:%g1", "a:%1", "a:\0", "a:é", "a:<b>", "a:\"", "a:\\"]
+        for good in
+            ["azureiot://hub/devices/a%23b", "urn:uuid:1", "https://[::1]/?q=1#f", "a+b-c.1:x"]
         {
+            assert!(
+                matches!(AlternativeName::uri(good.as_bytes()), Ok(AlternativeName::Uri(_))),
+                "{good}"
+            );
+        }
+        for bad in [
+            "", "a", ":x", "1a:x", "a:", "a:b c", "a:%", "a:%g1", "a:%1", "a:\0", "a:é", "a:<b>",
+            "a:\"", "a:\\",
+        ] {
             assert_eq!(AlternativeName::uri(bad.as_bytes()), Err(NameError::Uri), "{bad:?}");
         }
         assert!(AlternativeName::uri(format!("a:{}", "b".repeat(URI)).as_bytes()).is_err());
@@ -212,10 +239,17 @@ mod tests {
 
     #[test]
     fn addresses_have_four_or_sixteen_bytes() {
-        assert_eq!(AlternativeName::address(&[10, 0, 0, 1]), Ok(AlternativeName::Address([10, 0, 0, 1].into())));
+        assert_eq!(
+            AlternativeName::address(&[10, 0, 0, 1]),
+            Ok(AlternativeName::Address([10, 0, 0, 1].into()))
+        );
         assert!(AlternativeName::address(&[0; 16]).is_ok());
         for length in [0, 3, 5, 8, 15, 17, 32] {
-            assert_eq!(AlternativeName::address(&vec![0; length]), Err(NameError::Address), "{length}");
+            assert_eq!(
+                AlternativeName::address(&vec![0; length]),
+                Err(NameError::Address),
+                "{length}"
+            );
         }
     }
 

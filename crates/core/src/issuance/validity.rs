@@ -2,8 +2,8 @@
 
 use time::{Duration, OffsetDateTime};
 
-/// Time before the present at which a certificate begins. A day covers every time zone, and with it a
-/// clock that was set in local time, on this device or on a peer.
+/// Time before the present at which a certificate begins. A day covers every time zone,
+/// and with it a clock that was set in local time, on this device or on a peer.
 pub const SLACK: Duration = Duration::DAY;
 /// Days of validity where nothing is configured.
 const DEFAULT_DAYS: u32 = 30;
@@ -34,14 +34,17 @@ impl Term {
     }
 }
 
-/// Decides a certificate's validity: inside the issuer's, and no longer than configured or wished.
+/// Decides a certificate's validity: inside the issuer's, and no longer than configured
+/// or wished.
 ///
-/// `earliest` is the earliest moment that the present can be. A certificate that is made while the clock
-/// is behind that moment lasts for its days after that moment, so that a device that boots in 1970 needs
-/// no other one when its clock is set. This is meant for CAs. For others `earliest` is `now`.
+/// `earliest` is the earliest moment that the present can be. A certificate that is made
+/// while the clock is behind that moment lasts for its days after that moment, so that a
+/// device that boots in 1970 needs no other one when its clock is set. This is meant for
+/// CAs. For others `earliest` is `now`.
 ///
-/// `days` are those that are configured for the id. A wished end that is not in the future cannot be
-/// met and is passed over: a module whose clock is off still gets a certificate.
+/// `days` are those that are configured for the id. A wished end that is not in the
+/// future cannot be met and is passed over: a module whose clock is off still gets a
+/// certificate.
 #[must_use]
 pub fn validity(
     now: OffsetDateTime,
@@ -54,7 +57,8 @@ pub fn validity(
     let now = whole(now);
     let days = days.unwrap_or(DEFAULT_DAYS).max(1);
     let mut term = Term {
-        // Certificates know no time before 1970, which is where clocks without a battery begin.
+        // Certificates know no time before 1970, which is where clocks without a battery
+        // begin.
         not_before: now.saturating_sub(SLACK).max(OffsetDateTime::UNIX_EPOCH),
         not_after: now.max(whole(earliest)).saturating_add(Duration::days(days.into())),
     };

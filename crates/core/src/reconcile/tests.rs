@@ -38,21 +38,39 @@ fn plan(desired: &Targets, current: &Current, memory: &Memory, now: Timestamp) -
 }
 
 fn unchanged() -> Generations {
-    ["m", "a", "b", "c", "z", "edgeHub"].into_iter().map(|name| (id(name), GENERATION.to_owned())).collect()
+    ["m", "a", "b", "c", "z", "edgeHub"]
+        .into_iter()
+        .map(|name| (id(name), GENERATION.to_owned()))
+        .collect()
 }
 
-/// The plan for one wanted module `m` whose identity is of this generation, if there is any.
-fn with_identity(generation: Option<&str>, state: RuntimeState, memory: &Memory, now: i64) -> Vec<Step> {
-    let identities = generation.map(|generation| (id("m"), generation.to_owned())).into_iter().collect();
+/// The plan for one wanted module `m` whose identity is of this generation, if there is
+/// any.
+fn with_identity(
+    generation: Option<&str>,
+    state: RuntimeState,
+    memory: &Memory,
+    now: i64,
+) -> Vec<Step> {
+    let identities =
+        generation.map(|generation| (id("m"), generation.to_owned())).into_iter().collect();
     let there = current(&[("m", observed(state))]);
     super::plan(&targets(&[("m", target(1))]), &there, Some(&identities), memory, Timestamp(now))
 }
 
 /// The plan for one module `m`, as purpose and actions.
-fn one(target: Option<Target>, observed: Option<Observed>, memory: &Memory, now: i64) -> Vec<(Purpose, Vec<Action>)> {
+fn one(
+    target: Option<Target>,
+    observed: Option<Observed>,
+    memory: &Memory,
+    now: i64,
+) -> Vec<(Purpose, Vec<Action>)> {
     let desired = target.map(|target| targets(&[("m", target)])).unwrap_or_default();
     let current = observed.map(|observed| current(&[("m", observed)])).unwrap_or_default();
-    plan(&desired, &current, memory, Timestamp(now)).into_iter().map(|step| (step.purpose, step.actions)).collect()
+    plan(&desired, &current, memory, Timestamp(now))
+        .into_iter()
+        .map(|step| (step.purpose, step.actions))
+        .collect()
 }
 
 use Action::{Create, DeleteIdentity, EnsureIdentity, PrepareUpdate, Remove, Start, Stop, Update};
@@ -70,18 +88,25 @@ fn a_new_module_gets_identity_image_container_and_start_in_this_order() {
 fn a_changed_spec_replaces_the_container_and_a_changed_policy_does_not() {
     let running = observed(RuntimeState::Running);
     let actions = vec![EnsureIdentity, PrepareUpdate, Stop, Update, Start];
-    assert_eq!(one(Some(target(2)), Some(running.clone()), &Memory::default(), 0), [(Purpose::Update, actions)]);
+    assert_eq!(
+        one(Some(target(2)), Some(running.clone()), &Memory::default(), 0),
+        [(Purpose::Update, actions)]
+    );
     let policy = Target { restart_policy: RestartPolicy::Never, startup_order: 1, ..target(1) };
     assert_eq!(one(Some(policy), Some(running), &Memory::default(), 0), []);
 }
 
 #[test]
 fn what_is_not_wanted_goes_first_and_its_identity_last() {
-    let desired =
-        targets(&[("b", Target { startup_order: 2, ..target(1) }), ("z", Target { startup_order: 1, ..target(1) })]);
-    let there = current(&[("a", observed(RuntimeState::Running)), ("c", observed(RuntimeState::Dead))]);
+    let desired = targets(&[
+        ("b", Target { startup_order: 2, ..target(1) }),
+        ("z", Target { startup_order: 1, ..target(1) }),
+    ]);
+    let there =
+        current(&[("a", observed(RuntimeState::Running)), ("c", observed(RuntimeState::Dead))]);
     let plan = plan(&desired, &there, &Memory::default(), Timestamp(0));
-    let order: Vec<_> = plan.iter().map(|step| (step.module.as_str(), step.actions.clone())).collect();
+    let order: Vec<_> =
+        plan.iter().map(|step| (step.module.as_str(), step.actions.clone())).collect();
     let make = vec![EnsureIdentity, PrepareUpdate, Create, Start];
     let expected = [
         ("a", vec![Stop, Remove]),
@@ -122,12 +147,18 @@ fn restarts_wait_10_20_40_80_160_and_then_300_seconds() {
     let mut waits = Vec::new();
     for _ in 0..8 {
         let exit = now;
-        let there = current(&[("m", Observed { last_exit: Some(Timestamp(exit)), ..observed(RuntimeState::Failed) })]);
+        let there = current(&[(
+            "m",
+            Observed { last_exit: Some(Timestamp(exit)), ..observed(RuntimeState::Failed) },
+        )]);
         loop {
             memory.observe(&desired, &there, Some(&unchanged()), Timestamp(now));
             let plan = plan(&desired, &there, &memory, Timestamp(now));
             if let [step] = plan.as_slice() {
-                assert_eq!((step.purpose, step.actions.as_slice()), (Purpose::Restart, [Start].as_slice()));
+                assert_eq!(
+                    (step.purpose, step.actions.as_slice()),
+                    (Purpose::Restart, [Start].as_slice())
+                );
                 memory.record(step, 1, Some(GENERATION), Timestamp(now));
                 break;
             }
@@ -138,7 +169,10 @@ fn restarts_wait_10_20_40_80_160_and_then_300_seconds() {
     assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300, 300]);
     assert_eq!(memory.restarts(&id("m")), (8, Some(Timestamp(now))));
 
-    let there = current(&[("m", Observed { last_start: Some(Timestamp(now)), ..observed(RuntimeState::Running) })]);
+    let there = current(&[(
+        "m",
+        Observed { last_start: Some(Timestamp(now)), ..observed(RuntimeState::Running) },
+    )]);
     memory.observe(&desired, &there, Some(&unchanged()), Timestamp(now + INTENSIVE_CARE));
     assert_eq!(memory.restarts(&id("m")).0, 8);
     memory.observe(&desired, &there, Some(&unchanged()), Timestamp(now + INTENSIVE_CARE + 1));
@@ -148,7 +182,9 @@ fn restarts_wait_10_20_40_80_160_and_then_300_seconds() {
 #[test]
 fn restart_policies_decide_about_ended_modules() {
     use RestartPolicy::{Always, Never, OnFailure, OnUnhealthy};
-    for (policy, restarts) in [(Never, false), (OnFailure, true), (OnUnhealthy, true), (Always, true)] {
+    for (policy, restarts) in
+        [(Never, false), (OnFailure, true), (OnUnhealthy, true), (Always, true)]
+    {
         for state in [RuntimeState::Stopped, RuntimeState::Failed] {
             let ended = Observed { last_exit: Some(Timestamp(0)), ..observed(state) };
             let target = Target { restart_policy: policy, ..target(1) };
@@ -162,13 +198,21 @@ fn restart_policies_decide_about_ended_modules() {
 fn a_module_that_was_never_started_or_was_wanted_stopped_before_is_started_at_once() {
     let never = Target { restart_policy: RestartPolicy::Never, ..target(1) };
     let fresh = Observed { last_start: None, ..observed(RuntimeState::Stopped) };
-    assert_eq!(one(Some(never), Some(fresh), &Memory::default(), 0), [(Purpose::Start, vec![Start])]);
+    assert_eq!(
+        one(Some(never), Some(fresh), &Memory::default(), 0),
+        [(Purpose::Start, vec![Start])]
+    );
 
     let stopped = Target { status: DesiredStatus::Stopped, ..never };
     let ended = Observed { last_exit: Some(Timestamp(0)), ..observed(RuntimeState::Stopped) };
     let mut memory = Memory::default();
     memory.record(
-        &Step { module: id("m"), purpose: Purpose::Stop, target: Some(stopped), actions: vec![Stop] },
+        &Step {
+            module: id("m"),
+            purpose: Purpose::Stop,
+            target: Some(stopped),
+            actions: vec![Stop],
+        },
         1,
         Some(GENERATION),
         Timestamp(0),
@@ -203,7 +247,8 @@ fn a_failed_update_waits_while_the_old_container_is_looked_after() {
     assert_eq!(plan(&desired, &there, &memory, Timestamp(9_999)), []);
     assert_eq!(plan(&desired, &there, &memory, Timestamp(10_000)).len(), 1);
 
-    let crashed = Observed { last_exit: Some(Timestamp(-60_000)), ..observed(RuntimeState::Failed) };
+    let crashed =
+        Observed { last_exit: Some(Timestamp(-60_000)), ..observed(RuntimeState::Failed) };
     let restart = one(Some(target(2)), Some(crashed), &memory, 5_000);
     assert_eq!(restart, [(Purpose::Restart, vec![Start])]);
     // Another target need not wait.
@@ -264,7 +309,8 @@ fn a_lost_identity_is_made_anew_without_touching_the_module() {
     let mut memory = Memory::default();
     for state in [RuntimeState::Running, RuntimeState::Unknown] {
         let plan = with_identity(None, state, &memory, 0);
-        let steps: Vec<_> = plan.iter().map(|step| (step.purpose, step.actions.as_slice())).collect();
+        let steps: Vec<_> =
+            plan.iter().map(|step| (step.purpose, step.actions.as_slice())).collect();
         assert_eq!(steps, [(Purpose::Identify, [EnsureIdentity].as_slice())], "{state:?}");
     }
     // One that cannot be made waits, and holds back no restart.
@@ -272,9 +318,13 @@ fn a_lost_identity_is_made_anew_without_touching_the_module() {
     memory.record(&step, 0, None, Timestamp(0));
     assert!(memory.is_failing(&id("m")));
     assert_eq!(with_identity(None, RuntimeState::Running, &memory, 9_999), []);
-    let actions = |plan: Vec<Step>| plan.into_iter().flat_map(|step| step.actions).collect::<Vec<_>>();
+    let actions =
+        |plan: Vec<Step>| plan.into_iter().flat_map(|step| step.actions).collect::<Vec<_>>();
     assert_eq!(actions(with_identity(None, RuntimeState::Failed, &memory, 9_999)), [Start]);
-    assert_eq!(actions(with_identity(None, RuntimeState::Failed, &memory, 10_000)), [EnsureIdentity, Start]);
+    assert_eq!(
+        actions(with_identity(None, RuntimeState::Failed, &memory, 10_000)),
+        [EnsureIdentity, Start]
+    );
     let there = current(&[("m", observed(RuntimeState::Running))]);
     memory.observe(&targets(&[("m", target(1))]), &there, Some(&unchanged()), Timestamp(10_001));
     assert!(!memory.is_failing(&id("m")));
@@ -324,13 +374,23 @@ fn a_list_of_identities_that_stays_behind_makes_no_container_anew_again_and_agai
 
 #[test]
 fn a_paused_module_goes_on_after_a_moment_whatever_its_policy_and_one_that_is_to_stop_is_stopped() {
-    let policies = [RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::OnUnhealthy, RestartPolicy::Always];
+    let policies = [
+        RestartPolicy::Never,
+        RestartPolicy::OnFailure,
+        RestartPolicy::OnUnhealthy,
+        RestartPolicy::Always,
+    ];
     for restart_policy in policies {
         let wanted = Target { restart_policy, ..target(1) };
-        let (desired, there) = (targets(&[("m", wanted)]), current(&[("m", observed(RuntimeState::Paused))]));
+        let (desired, there) =
+            (targets(&[("m", wanted)]), current(&[("m", observed(RuntimeState::Paused))]));
         let mut memory = Memory::default();
         memory.observe(&desired, &there, Some(&unchanged()), Timestamp(5_000));
-        assert_eq!(plan(&desired, &there, &memory, Timestamp(14_999)), [], "a tool copies its data");
+        assert_eq!(
+            plan(&desired, &there, &memory, Timestamp(14_999)),
+            [],
+            "a tool copies its data"
+        );
         memory.observe(&desired, &there, Some(&unchanged()), Timestamp(15_000));
         let steps = plan(&desired, &there, &memory, Timestamp(15_000));
         assert_eq!(
@@ -344,11 +404,18 @@ fn a_paused_module_goes_on_after_a_moment_whatever_its_policy_and_one_that_is_to
         memory.observe(&desired, &running, Some(&unchanged()), Timestamp(16_000));
         memory.observe(&desired, &there, Some(&unchanged()), Timestamp(20_000));
         assert_eq!(plan(&desired, &there, &memory, Timestamp(25_000)), []);
-        assert_eq!(plan(&desired, &there, &memory, Timestamp(0)).len(), 1, "the clock was set back");
+        assert_eq!(
+            plan(&desired, &there, &memory, Timestamp(0)).len(),
+            1,
+            "the clock was set back"
+        );
     }
     let stopped = Target { status: DesiredStatus::Stopped, ..target(1) };
     let paused = Some(observed(RuntimeState::Paused));
-    assert_eq!(one(Some(stopped), paused.clone(), &Memory::default(), 0), [(Purpose::Stop, vec![Stop])]);
+    assert_eq!(
+        one(Some(stopped), paused.clone(), &Memory::default(), 0),
+        [(Purpose::Stop, vec![Stop])]
+    );
     let removed = one(None, paused, &Memory::default(), 0).remove(0);
     assert_eq!(removed, (Purpose::Remove, vec![Remove]), "it does not go on to be removed");
 }
@@ -356,7 +423,8 @@ fn a_paused_module_goes_on_after_a_moment_whatever_its_policy_and_one_that_is_to
 #[test]
 fn memory_reads_back_from_json() {
     let mut memory = Memory::default();
-    let step = plan(&targets(&[("m", target(1))]), &Current::new(), &memory, Timestamp(0)).remove(0);
+    let step =
+        plan(&targets(&[("m", target(1))]), &Current::new(), &memory, Timestamp(0)).remove(0);
     memory.record(&step, 3, Some(GENERATION), Timestamp(7));
     let text = serde_json::to_string(&memory).unwrap();
     assert_eq!(serde_json::from_str::<Memory>(&text).unwrap(), memory);
@@ -388,11 +456,13 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        proptest::collection::vec((0..5_u8, 0..3_u8, any::<bool>(), 0..4_u8), 0..5).prop_map(Event::Deploy),
+        proptest::collection::vec((0..5_u8, 0..3_u8, any::<bool>(), 0..4_u8), 0..5)
+            .prop_map(Event::Deploy),
         (-5000..5000_i32).prop_map(Event::Pass),
         (0..100_i32).prop_map(Event::Pass),
         (0..5_u8, 0..2_i32).prop_map(|(module, code)| Event::Exit(module, code)),
-        (0..5_u8, proptest::option::of(0..8_u8)).prop_map(|(module, action)| Event::Fault(module, action)),
+        (0..5_u8, proptest::option::of(0..8_u8))
+            .prop_map(|(module, action)| Event::Fault(module, action)),
         (0..5_u8).prop_map(Event::Die),
         (0..5_u8).prop_map(Event::Regenerate),
         (0..5_u8).prop_map(Event::LoseIdentity),
@@ -414,7 +484,8 @@ struct Device {
 }
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "edgeHub"];
-const ACTIONS: [Action; 8] = [EnsureIdentity, PrepareUpdate, Create, Update, Remove, Start, Stop, DeleteIdentity];
+const ACTIONS: [Action; 8] =
+    [EnsureIdentity, PrepareUpdate, Create, Update, Remove, Start, Stop, DeleteIdentity];
 
 impl Device {
     fn new() -> Self {
@@ -426,22 +497,33 @@ impl Device {
         let name = |index: u8| id(NAMES[usize::from(index) % NAMES.len()]);
         match event {
             Event::Deploy(modules) => {
-                let policies =
-                    [RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::OnUnhealthy, RestartPolicy::Always];
+                let policies = [
+                    RestartPolicy::Never,
+                    RestartPolicy::OnFailure,
+                    RestartPolicy::OnUnhealthy,
+                    RestartPolicy::Always,
+                ];
                 self.desired = modules
                     .into_iter()
                     .map(|(module, version, running, policy)| {
-                        let status = if running { DesiredStatus::Running } else { DesiredStatus::Stopped };
+                        let status =
+                            if running { DesiredStatus::Running } else { DesiredStatus::Stopped };
                         let restart_policy = policies[usize::from(policy)];
                         let startup_order = u32::from(version);
-                        (name(module), Target { status, restart_policy, startup_order, ..target(version) })
+                        (
+                            name(module),
+                            Target { status, restart_policy, startup_order, ..target(version) },
+                        )
                     })
                     .collect();
             }
             Event::Pass(seconds) => self.now += i64::from(seconds) * 1000,
             Event::Exit(module, code) => {
-                if let Some(module) = self.current.get_mut(&name(module)).filter(|m| m.state == RuntimeState::Running) {
-                    module.state = if code == 0 { RuntimeState::Stopped } else { RuntimeState::Failed };
+                if let Some(module) =
+                    self.current.get_mut(&name(module)).filter(|m| m.state == RuntimeState::Running)
+                {
+                    module.state =
+                        if code == 0 { RuntimeState::Stopped } else { RuntimeState::Failed };
                     module.last_exit = Some(Timestamp(self.now));
                 }
             }
@@ -504,7 +586,11 @@ impl Device {
             Create => !present && self.current.insert(module.clone(), fresh).is_none(),
             Update => present && self.current.insert(module.clone(), fresh).is_some(),
             Remove => self.current.remove(module).is_some(),
-            Start => match self.current.get_mut(module).filter(|module| module.state != RuntimeState::Dead) {
+            Start => match self
+                .current
+                .get_mut(module)
+                .filter(|module| module.state != RuntimeState::Dead)
+            {
                 Some(module) => {
                     module.state = RuntimeState::Running;
                     module.last_start = Some(Timestamp(self.now));
@@ -538,7 +624,8 @@ impl Device {
         self.memory.observe(&self.desired, &seen, listed, now);
         let steps = super::plan(&self.desired, &seen, listed, &self.memory, now);
         for step in &steps {
-            let completed = step.actions.iter().take_while(|action| self.call(step, **action)).count();
+            let completed =
+                step.actions.iter().take_while(|action| self.call(step, **action)).count();
             let generation = self.identities.get(&step.module).map(String::as_str);
             self.memory.record(step, completed, generation, now);
         }
@@ -550,7 +637,8 @@ impl Device {
             (None, None) => !self.identities.contains_key(module),
             (Some(target), Some(observed)) => {
                 let runs = observed.state == RuntimeState::Running;
-                let ran = observed.last_start.is_some() && target.restart_policy == RestartPolicy::Never;
+                let ran =
+                    observed.last_start.is_some() && target.restart_policy == RestartPolicy::Never;
                 observed.fingerprint == Some(target.fingerprint)
                     && observed.generation.is_some()
                     && observed.generation.as_ref() == self.identities.get(module)
@@ -571,8 +659,8 @@ proptest! {
     ) {
         let mut device = Device::new();
         for event in events {
-            // What only the state folder knows is lost with it: which identities are still to be deleted, and which
-            // containers have lost theirs.
+            // What only the state folder knows is lost with it: which identities are
+            // still to be deleted, and which containers have lost theirs.
             if matches!(event, Event::Forget) {
                 let known: BTreeSet<_> = device.current.keys().chain(device.desired.keys()).cloned().collect();
                 device.identities.retain(|module, _| known.contains(module));
@@ -624,7 +712,8 @@ proptest! {
         }
         device.identities_away = true;
         for event in after {
-            // All that has to do with identities, time and ends; nothing that is a reason of its own.
+            // All that has to do with identities, time and ends; nothing that is a reason
+            // of its own.
             if matches!(event, Event::Pass(_) | Event::Exit(..) | Event::Regenerate(_) | Event::LoseIdentity(_)) {
                 device.apply(event);
             }

@@ -1,6 +1,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use edgekeep_core::credentials::{Certificate, Fault, Limits, Purpose, each_once, pem_of, read_certificates};
+use edgekeep_core::credentials::{
+    Certificate, Fault, Limits, Purpose, each_once, pem_of, read_certificates,
+};
 use edgekeep_test_plant::{Plant, Says, count_by_openssl, count_by_python, is_strict};
 
 use crate::{LIMITS, certificate, certificates, faults};
@@ -20,9 +22,17 @@ fn certificates_are_found_in_every_form_that_people_have() {
     let forms: Vec<(&str, Vec<u8>, &[Certificate])> = vec![
         ("PEM", root.clone().into(), &one),
         ("DER", der.clone(), &one),
-        ("two in DER", [der.clone(), plant.openssl("x509 -in other.pem -outform DER")].concat(), &two),
+        (
+            "two in DER",
+            [der.clone(), plant.openssl("x509 -in other.pem -outform DER")].concat(),
+            &two,
+        ),
         ("DER, then PEM", [der.as_slice(), b"\n", other.as_bytes()].concat(), &two),
-        ("PEM, then DER", [root.as_bytes(), &plant.openssl("x509 -in other.pem -outform DER")].concat(), &two),
+        (
+            "PEM, then DER",
+            [root.as_bytes(), &plant.openssl("x509 -in other.pem -outform DER")].concat(),
+            &two,
+        ),
         ("glued", format!("{}{other}", root.trim_end()).into(), &two),
         ("byte order mark", format!("\u{feff}{root}").into(), &one),
         ("two with byte order marks", format!("\u{feff}{root}\u{feff}{other}").into(), &two),
@@ -66,9 +76,17 @@ fn what_cannot_be_used_is_named_with_its_place_and_takes_nothing_else_down() {
         ("key", plant.text("root.key"), Fault::PrivateKey),
         ("SEC1 key", openssl("ec -in root.key"), Fault::PrivateKey),
         ("encrypted key", openssl("pkcs8 -topk8 -in root.key -passout pass:x"), Fault::PrivateKey),
-        ("old encrypted key", openssl("ec -in root.key -aes128 -passout pass:x"), Fault::PrivateKey),
+        (
+            "old encrypted key",
+            openssl("ec -in root.key -aes128 -passout pass:x"),
+            Fault::PrivateKey,
+        ),
         ("cut key", start("root.key", 2), Fault::PrivateKey),
-        ("key under another label", plant.text("root.key").replace("PRIVATE KEY", "CERTIFICATE"), Fault::PrivateKey),
+        (
+            "key under another label",
+            plant.text("root.key").replace("PRIVATE KEY", "CERTIFICATE"),
+            Fault::PrivateKey,
+        ),
         ("key of another kind", openssl("genpkey -algorithm ed25519"), Fault::PrivateKey),
         ("request", plant.text("ca.csr"), Fault::Request),
         ("public key", openssl("pkey -in root.key -pubout"), Fault::PublicKey),
@@ -79,14 +97,22 @@ fn what_cannot_be_used_is_named_with_its_place_and_takes_nothing_else_down() {
         ("cut", start("ca.pem", 4), Fault::Unfinished),
         ("wrong end", plant.text("ca.pem").replace("END CERT", "END X509 CERT"), Fault::OtherEnd),
         ("not base64", damaged, Fault::Base64),
-        ("no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned(), Fault::Damaged),
+        (
+            "no certificate",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned(),
+            Fault::Damaged,
+        ),
         ("begin line", "-----BEGIN CERTIFICATE----\nAAAA\n".to_owned(), Fault::BeginLine),
     ] {
         let file = read_certificates(format!("{root}{between}{other}").as_bytes(), LIMITS);
         assert_eq!(file.certificates, two, "{what}");
         assert_eq!(faults(&file), [fault], "{what}");
         let place = file.findings.list()[0].place.unwrap();
-        assert_eq!((place.line, place.block, place.offset), (Some(lines + 1), 2, root.len()), "{what}");
+        assert_eq!(
+            (place.line, place.block, place.offset),
+            (Some(lines + 1), 2, root.len()),
+            "{what}"
+        );
         assert!(!fault.remedy(Purpose::Certificates).is_empty());
     }
 }
@@ -100,10 +126,16 @@ fn files_without_a_certificate_say_what_they_are() {
         (Vec::new(), Fault::Empty),
         (b"\xef\xbb\xbf \r\n".to_vec(), Fault::Empty),
         (b"hello\n".to_vec(), Fault::Nothing),
-        (plant.openssl("pkcs12 -export -inkey root.key -in root.pem -passout pass:x"), Fault::Pkcs12),
+        (
+            plant.openssl("pkcs12 -export -inkey root.key -in root.pem -passout pass:x"),
+            Fault::Pkcs12,
+        ),
         (plant.openssl("crl2pkcs7 -nocrl -certfile ca.pem -outform DER"), Fault::Pkcs7),
         (plant.openssl("pkey -in root.key -outform DER"), Fault::PrivateKey),
-        (plant.openssl("pkcs8 -topk8 -in root.key -passout pass:x -outform DER"), Fault::PrivateKey),
+        (
+            plant.openssl("pkcs8 -topk8 -in root.key -passout pass:x -outform DER"),
+            Fault::PrivateKey,
+        ),
         (plant.openssl("req -in ca.csr -outform DER"), Fault::Request),
         (cut, Fault::CutOff),
         (vec![b'x'; LIMITS.bytes + 1], Fault::Long { limit: LIMITS.bytes }),
@@ -153,9 +185,14 @@ fn chains_go_out_from_the_leaf_up_and_single_roots_in_their_order() {
         assert_eq!(file.certificates, certificates(&plant, expected), "{given:?}");
     }
     let roots = format!("{}{}", plant.text("other.pem"), plant.text("root.pem"));
-    assert_eq!(read_certificates(roots.as_bytes(), LIMITS).certificates, certificates(&plant, ["other", "root"]));
+    assert_eq!(
+        read_certificates(roots.as_bytes(), LIMITS).certificates,
+        certificates(&plant, ["other", "root"])
+    );
     let [server, ca, root] = ["server", "ca", "root"].map(|name| certificate(&plant, name));
-    assert!(server.says_issued_by(&ca) && ca.says_issued_by(&root) && !server.says_issued_by(&root));
+    assert!(
+        server.says_issued_by(&ca) && ca.says_issued_by(&root) && !server.says_issued_by(&root)
+    );
     assert!(root.is_self_issued() && root.is_ca() && ca.is_ca() && !server.is_ca());
 }
 
@@ -165,22 +202,32 @@ fn what_is_written_is_what_openssl_writes() {
     for name in ["root", "ca", "server"] {
         assert_eq!(certificate(&plant, name).to_pem(), plant.text(&format!("{name}.pem")));
     }
-    assert_eq!(each_once([certificates(&plant, ["root", "ca"]), certificates(&plant, ["root"])]).len(), 2);
+    assert_eq!(
+        each_once([certificates(&plant, ["root", "ca"]), certificates(&plant, ["root"])]).len(),
+        2
+    );
 }
 
 #[test]
 fn counts_and_findings_are_bounded() {
     let plant = Plant::new();
     let limits = Limits { bytes: 1 << 20, blocks: 5, certificates: 2, findings: 3 };
-    let all = ["root", "other", "ca", "server"].map(|name| plant.text(&format!("{name}.pem"))).concat();
+    let all =
+        ["root", "other", "ca", "server"].map(|name| plant.text(&format!("{name}.pem"))).concat();
     let file = read_certificates(all.as_bytes(), &limits);
-    assert_eq!((file.certificates.len(), faults(&file)), (2, vec![Fault::ManyCertificates { limit: 2 }]));
+    assert_eq!(
+        (file.certificates.len(), faults(&file)),
+        (2, vec![Fault::ManyCertificates { limit: 2 }])
+    );
     let leftover = "-----BEGIN THING-----\nAAAA\n-----END THING-----\n";
     let text = format!("{}{}{}", leftover.repeat(4), plant.text("root.key"), leftover.repeat(100));
     let file = read_certificates(text.as_bytes(), &limits);
     let found = faults(&file);
     assert_eq!((found.len(), file.findings.more()), (3, 3), "{found:?}");
-    assert!(found.contains(&Fault::ManyBlocks { limit: 5 }) && found.contains(&Fault::PrivateKey), "{found:?}");
+    assert!(
+        found.contains(&Fault::ManyBlocks { limit: 5 }) && found.contains(&Fault::PrivateKey),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -193,14 +240,25 @@ fn what_goes_out_of_every_form_is_read_whole_by_openssl_and_python() {
         assert!(is_strict(&out), "{}", form.name);
         if !out.is_empty() {
             let count = Ok(file.certificates.len());
-            assert_eq!((count_by_openssl(&out), count_by_python(&out)), (count.clone(), count), "{}", form.name);
+            assert_eq!(
+                (count_by_openssl(&out), count_by_python(&out)),
+                (count.clone(), count),
+                "{}",
+                form.name
+            );
         }
-        let said =
-            file.findings.gravest().map(|found| format!("{found}; {}", found.fault.remedy(Purpose::Certificates)));
+        let said = file
+            .findings
+            .gravest()
+            .map(|found| format!("{found}; {}", found.fault.remedy(Purpose::Certificates)));
         match form.says {
             Says::Nothing => assert_eq!(said, None, "{}", form.name),
             Says::Error(part) => {
-                assert!(said.as_ref().is_some_and(|said| said.contains(part)), "{}: {said:?}", form.name);
+                assert!(
+                    said.as_ref().is_some_and(|said| said.contains(part)),
+                    "{}: {said:?}",
+                    form.name
+                );
             }
         }
     }
@@ -215,7 +273,8 @@ fn every_root_that_the_system_trusts_is_a_certificate() {
     assert!(pem_of(&file.certificates) == system, "their order is kept");
 }
 
-/// Readers refuse a whole bundle for one certificate that they cannot read. So whatever is taken here has to be one for them.
+/// Readers refuse a whole bundle for one certificate that they cannot read. So whatever
+/// is taken here has to be one for them.
 #[test]
 fn what_is_taken_for_a_certificate_after_any_change_is_one_for_openssl_too() {
     let plant = Plant::new();

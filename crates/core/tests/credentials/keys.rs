@@ -1,4 +1,6 @@
-use edgekeep_core::credentials::{Fault, Finding, KeyFile, KeyForm, Purpose, read_key, read_public_key};
+use edgekeep_core::credentials::{
+    Fault, Finding, KeyFile, KeyForm, Purpose, read_key, read_public_key,
+};
 use edgekeep_test_plant::Plant;
 
 use crate::{LIMITS, certificate};
@@ -20,7 +22,8 @@ fn private_keys_are_found_in_every_form_that_people_have() {
     let certificate = plant.text("root.pem");
     let bag = "Bag Attributes\n    localKeyID: 01\nKey Attributes: <No Attributes>\n";
     let utf16: Vec<u8> = pkcs8.encode_utf16().flat_map(u16::to_be_bytes).collect();
-    let with_parameters = [plant.openssl("ecparam -name prime256v1"), plant.openssl("ec -in root.key")].concat();
+    let with_parameters =
+        [plant.openssl("ecparam -name prime256v1"), plant.openssl("ec -in root.key")].concat();
     let (ec, rsa) = (KeyForm::Sec1, KeyForm::Pkcs1);
     for (content, expected) in [
         (pkcs8.clone().into(), KeyForm::Pkcs8),
@@ -38,8 +41,14 @@ fn private_keys_are_found_in_every_form_that_people_have() {
         (format!("\u{feff}{pkcs8}").into(), KeyForm::Pkcs8),
         ([&[0xfe, 0xff][..], &utf16].concat(), KeyForm::Pkcs8),
         (pkcs8.replace('\n', "\r\n").into(), KeyForm::Pkcs8),
-        (pkcs8.lines().map(|line| format!("  {line}\n")).collect::<String>().into(), KeyForm::Pkcs8),
-        (pkcs8.lines().filter(|line| !line.starts_with('-')).collect::<String>().into(), KeyForm::Pkcs8),
+        (
+            pkcs8.lines().map(|line| format!("  {line}\n")).collect::<String>().into(),
+            KeyForm::Pkcs8,
+        ),
+        (
+            pkcs8.lines().filter(|line| !line.starts_with('-')).collect::<String>().into(),
+            KeyForm::Pkcs8,
+        ),
         (pkcs8.replace("PRIVATE KEY", "RSA PRIVATE KEY").into(), KeyForm::Pkcs8),
     ] {
         assert_eq!(form(&content), Ok(Some(expected)), "{}", String::from_utf8_lossy(&content));
@@ -58,9 +67,17 @@ fn no_form_of_a_key_is_taken_for_a_symmetric_key() {
         (Vec::new(), Fault::Empty),
         (plant.openssl("pkcs8 -topk8 -in root.key -passout pass:x"), Fault::Encrypted),
         (plant.openssl("pkcs8 -topk8 -in root.key -passout pass:x -outform DER"), Fault::Encrypted),
-        (plant.openssl("pkcs8 -topk8 -v1 PBE-SHA1-3DES -in root.key -passout pass:x -outform DER"), Fault::Encrypted),
+        (
+            plant.openssl(
+                "pkcs8 -topk8 -v1 PBE-SHA1-3DES -in root.key -passout pass:x -outform DER",
+            ),
+            Fault::Encrypted,
+        ),
         (plant.openssl("ec -in root.key -aes128 -passout pass:x"), Fault::Encrypted),
-        (plant.openssl("pkcs12 -export -inkey root.key -in root.pem -passout pass:x"), Fault::Pkcs12),
+        (
+            plant.openssl("pkcs12 -export -inkey root.key -in root.pem -passout pass:x"),
+            Fault::Pkcs12,
+        ),
         (plant.file("p521.key"), Fault::OtherKey),
         (plant.openssl("ec -in p521.key -outform DER"), Fault::OtherKey),
         (plant.openssl("genpkey -algorithm ed25519 -outform DER"), Fault::OtherKey),

@@ -1,4 +1,5 @@
-//! Files of certificates and keys, made by openssl, in every form that people have them in.
+//! Files of certificates and keys, made by openssl, in every form that people have them
+//! in.
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod certificates;

@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 
 use edgekeep_core::credentials::{
-    Certificate, CertificateFile, Fault, KeyFile, KeyForm, pem_of, read_certificates, read_key, read_public_key,
+    Certificate, CertificateFile, Fault, KeyFile, KeyForm, pem_of, read_certificates, read_key,
+    read_public_key,
 };
 use edgekeep_test_plant::Plant;
 use proptest::prelude::*;
@@ -31,7 +32,8 @@ fn pieces() -> &'static Pieces {
             let certificate = certificate(&plant, name);
             let pem = plant.text(&format!("{name}.pem"));
             let indented: String = pem.lines().map(|line| format!("   {line}\r\n")).collect();
-            let trusted = plant.openssl(&format!("x509 -in {name}.pem -addtrust serverAuth -trustout"));
+            let trusted =
+                plant.openssl(&format!("x509 -in {name}.pem -addtrust serverAuth -trustout"));
             for form in [pem.clone().into(), pem.trim_end().into(), indented.into(), trusted] {
                 certificates.push((form, certificate.clone()));
             }
@@ -59,16 +61,21 @@ fn pieces() -> &'static Pieces {
             Ok(KeyFile::Private(key)) => key.der[7..39].to_vec(),
             other => panic!("{other:?}"),
         };
-        let secrets =
-            ["root", "ca", "other", "server"].map(|name| secret(&plant.file(&format!("{name}.key")))).to_vec();
+        let secrets = ["root", "ca", "other", "server"]
+            .map(|name| secret(&plant.file(&format!("{name}.key"))))
+            .to_vec();
         Pieces { certificates, leftovers, keys, secrets }
     })
 }
 
 /// Returns true if eight bytes of a key in a row are in what goes out.
 fn holds_a_secret(file: &CertificateFile) -> bool {
-    let all: Vec<u8> = file.certificates.iter().flat_map(|certificate| certificate.der().to_vec()).collect();
-    pieces().secrets.iter().any(|secret| secret.windows(8).any(|part| all.windows(8).any(|window| window == part)))
+    let all: Vec<u8> =
+        file.certificates.iter().flat_map(|certificate| certificate.der().to_vec()).collect();
+    pieces()
+        .secrets
+        .iter()
+        .any(|secret| secret.windows(8).any(|part| all.windows(8).any(|window| window == part)))
 }
 
 #[derive(Debug, Clone)]

@@ -1,9 +1,11 @@
-//! Metrics: counters, gauges and histograms in static families, written as OpenMetrics 1.0 text.
+//! Metrics: counters, gauges and histograms in static families, written as OpenMetrics
+//! 1.0 text.
 //!
-//! An own registry of some three hundred lines rather than a crate: keyd has the fewest dependencies of all, and what is
-//! needed is little. A label's value is a `&'static str`, so nothing that a caller sends can become one: the number of
-//! series is bounded by the program's text. A series is looked up once, when the daemon starts; counting is then one or
-//! two atomic additions.
+//! An own registry of some three hundred lines rather than a crate: keyd has the fewest
+//! dependencies of all, and what is needed is little. A label's value is a
+//! `&'static str`, so nothing that a caller sends can become one: the number of series is
+//! bounded by the program's text. A series is looked up once, when the daemon starts;
+//! counting is then one or two atomic additions.
 
 mod text;
 
@@ -13,7 +15,8 @@ use std::time::Duration;
 
 pub use text::{CONTENT_TYPE, exposition};
 
-/// Most series of one family. The program's own labels stay far below; it is a bound against mistakes.
+/// Most series of one family. The program's own labels stay far below; it is a bound
+/// against mistakes.
 const SERIES: usize = 512;
 
 /// Something that only grows.
@@ -60,7 +63,8 @@ impl Gauge {
 #[derive(Debug, Default)]
 pub struct Info;
 
-/// Upper bounds of a histogram's buckets, in nanoseconds; one more bucket is for all above.
+/// Upper bounds of a histogram's buckets, in nanoseconds; one more bucket is for all
+/// above.
 pub(crate) const BOUNDS: [u64; 15] = [
     100_000,
     250_000,
@@ -130,20 +134,23 @@ pub struct Family<M, const N: usize> {
 type Series<M, const N: usize> = ([&'static str; N], Arc<M>);
 
 impl<M: Metric, const N: usize> Family<M, N> {
-    /// A family without series. `name` is without the endings that the text form adds (`_total`).
+    /// A family without series. `name` is without the endings that the text form adds
+    /// (`_total`).
     #[must_use]
     pub const fn new(name: &'static str, help: &'static str, labels: [&'static str; N]) -> Self {
         Self { name, help, labels, sparse: false, series: Mutex::new(Vec::new()) }
     }
 
-    /// The same, showing only series in which something was counted: for families of many.
+    /// The same, showing only series in which something was counted: for families of
+    /// many.
     #[must_use]
     pub const fn sparse(mut self) -> Self {
         self.sparse = true;
         self
     }
 
-    /// The series with these values, made if there is none. Keep it where it is used often.
+    /// The series with these values, made if there is none. Keep it where it is used
+    /// often.
     #[must_use]
     pub fn with(&self, values: [&'static str; N]) -> Arc<M> {
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,7 +165,8 @@ impl<M: Metric, const N: usize> Family<M, N> {
         metric
     }
 
-    /// Forgets all series: for what is found out anew each time that metrics are asked for.
+    /// Forgets all series: for what is found out anew each time that metrics are asked
+    /// for.
     pub fn clear(&self) {
         self.series.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -206,7 +214,8 @@ mod tests {
             histogram.observe(Duration::from_nanos(nanoseconds));
         }
         histogram.observe(Duration::MAX);
-        let counts: Vec<u64> = histogram.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
+        let counts: Vec<u64> =
+            histogram.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
         assert_eq!((counts[0], counts[1], counts[14], counts[15]), (2, 1, 1, 2));
         assert_eq!(histogram.count(), 6);
     }

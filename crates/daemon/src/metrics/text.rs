@@ -23,7 +23,8 @@ pub fn exposition(groups: &[Families]) -> String {
 impl<M: Metric, const N: usize> Expose for Family<M, N> {
     fn expose(&self, out: &mut String) {
         let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut shown = series.iter().filter(|(_, metric)| !self.sparse || !metric.is_untouched()).peekable();
+        let mut shown =
+            series.iter().filter(|(_, metric)| !self.sparse || !metric.is_untouched()).peekable();
         if shown.peek().is_none() {
             return;
         }
@@ -91,15 +92,23 @@ impl Metric for Histogram {
 
     fn write(&self, out: &mut String, name: &str, labels: &str) {
         let comma = if labels.is_empty() { "" } else { "," };
-        // Each bucket is read once, so that the last one and the count agree whatever is observed meanwhile.
+        // Each bucket is read once, so that the last one and the count agree whatever is
+        // observed meanwhile.
         let mut below = 0;
         for (index, bucket) in self.buckets.iter().enumerate() {
             below += bucket.load(Ordering::Relaxed);
-            let bound = BOUNDS.get(index).map_or_else(|| "+Inf".to_owned(), |bound| format!("{:?}", seconds(*bound)));
+            let bound = BOUNDS
+                .get(index)
+                .map_or_else(|| "+Inf".to_owned(), |bound| format!("{:?}", seconds(*bound)));
             let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {below}");
         }
         let _ = writeln!(out, "{name}_count{} {below}", braced(labels));
-        let _ = writeln!(out, "{name}_sum{} {}", braced(labels), seconds(self.nanoseconds.load(Ordering::Relaxed)));
+        let _ = writeln!(
+            out,
+            "{name}_sum{} {}",
+            braced(labels),
+            seconds(self.nanoseconds.load(Ordering::Relaxed))
+        );
     }
 }
 
@@ -122,7 +131,8 @@ mod tests {
 
     use super::*;
 
-    static REQUESTS: Family<Counter, 2> = Family::new("x_requests", "Requests.", ["route", "status"]);
+    static REQUESTS: Family<Counter, 2> =
+        Family::new("x_requests", "Requests.", ["route", "status"]);
     static TOOK: Family<Histogram, 1> = Family::new("x_took_seconds", "Time.", ["route"]);
     static OPEN: Family<Gauge, 0> = Family::new("x_open", "Open \"now\".", []);
     static NEVER: Family<Counter, 1> = Family::new("x_never", "Never.", ["why"]).sparse();

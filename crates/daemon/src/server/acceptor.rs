@@ -1,4 +1,5 @@
-//! Taking connections from the kernel, each with the number of the socket at its other end.
+//! Taking connections from the kernel, each with the number of the socket at its other
+//! end.
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,7 +28,8 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Takes a listener over; with `peer_sockets` the sockets of those that connect are told apart.
+    /// Takes a listener over; with `peer_sockets` the sockets of those that connect are
+    /// told apart.
     pub(super) fn new(listener: net::UnixListener, peer_sockets: bool) -> Self {
         let waiting = peer_sockets.then(|| Waiting::new(&listener)).transpose().unwrap_or_else(|error| {
             tracing::warn!(%error, "the kernel does not tell which sockets connect (UNIX_DIAG): callers that exchange their program between connect and accept are not noticed");
@@ -39,20 +41,24 @@ impl Acceptor {
         {
             tracing::warn!(%error, "the number of connections that may wait stays as it was");
         }
-        // Set on the listener, so that bytes sent before accept carry their sender as well.
+        // Set on the listener, so that bytes sent before accept carry their sender as
+        // well.
         if let Err(error) = rustix::net::sockopt::set_socket_passcred(&listener, true) {
             tracing::warn!(%error, "senders of early bytes cannot be checked");
         }
         Self { listener, waiting, next: VecDeque::new() }
     }
 
-    /// Moves connections that wait in the kernel to `line`; `false` if none did. Never waits.
+    /// Moves connections that wait in the kernel to `line`; `false` if none did. Never
+    /// waits.
     ///
-    /// The kernel tells all sockets that wait in one answer, in the order of `accept`, and only this takes them: so the
-    /// sockets are known, however many wait, for the price of one question.
+    /// The kernel tells all sockets that wait in one answer, in the order of `accept`,
+    /// and only this takes them: so the sockets are known, however many wait, for the
+    /// price of one question.
     ///
     /// # Errors
-    /// What the kernel said, for example that there are no descriptors left. What was not taken waits on.
+    /// What the kernel said, for example that there are no descriptors left. What was not
+    /// taken waits on.
     pub(super) fn take(&mut self, line: &Line) -> io::Result<bool> {
         if self.next.is_empty() {
             if !self.is_readable() {
@@ -62,7 +68,10 @@ impl Acceptor {
         }
         let mut taken = false;
         while let Some(socket) = self.next.front().copied() {
-            match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            match rustix::net::accept_with(
+                &self.listener,
+                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            ) {
                 Ok(stream) => {
                     self.next.pop_front();
                     line.push(stream.into(), socket);
@@ -78,7 +87,8 @@ impl Acceptor {
 
     fn is_readable(&self) -> bool {
         let mut listener = [PollFd::new(&self.listener, PollFlags::IN)];
-        // What cannot be asked is tried: a daemon that has given up this call accepts all the same.
+        // What cannot be asked is tried: a daemon that has given up this call accepts all
+        // the same.
         !matches!(poll(&mut listener, Some(&Timespec::default())), Ok(0))
     }
 
@@ -98,7 +108,8 @@ impl Acceptor {
     /// # Errors
     /// What the kernel said.
     pub(super) fn wait(&self, stop: &impl std::os::fd::AsFd) -> io::Result<()> {
-        let mut both = [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        let mut both =
+            [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         match poll(&mut both, None) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),

@@ -19,16 +19,18 @@ use super::router::Router;
 use crate::metrics::Gauge;
 use crate::peer::{Caller, CheckedStream};
 
-/// Time in which a request head must have come; an idle connection is closed after it as well.
+/// Time in which a request head must have come; an idle connection is closed after it as
+/// well.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 /// Time for which running requests may go on after the daemon was asked to stop.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Largest request head.
 const HEAD_LIMIT: usize = 16 << 10;
-/// Connections over the limit that are being told so, at any one time. Further ones are closed without a word.
+/// Connections over the limit that are being told so, at any one time. Further ones are
+/// closed without a word.
 const REFUSALS: u32 = 32;
-/// Connections over the limit that one uid is told of in [`TELLING_PERIOD`]: telling takes a task and an answer, a close
-/// takes neither, and others wait for both.
+/// Connections over the limit that one uid is told of in [`TELLING_PERIOD`]: telling
+/// takes a task and an answer, a close takes neither, and others wait for both.
 const TOLD: u32 = 256;
 const TELLING_PERIOD: Duration = Duration::from_secs(1);
 /// Connections that get their place between two looks at what came meanwhile.
@@ -39,8 +41,9 @@ const TURN: u32 = 8;
 pub struct Limits {
     /// Open connections that one uid may hold.
     pub connections_per_uid: u32,
-    /// Whether a thread of its own takes the connections: for a socket that users open who have nothing to do with each
-    /// other, so that a flood of one user's leaves the kernel's line, which all share, at once.
+    /// Whether a thread of its own takes the connections: for a socket that users open
+    /// who have nothing to do with each other, so that a flood of one user's leaves the
+    /// kernel's line, which all share, at once.
     pub shared: bool,
 }
 
@@ -94,7 +97,13 @@ enum SlotKind {
 }
 
 impl Slot {
-    fn take(counts: &Arc<Mutex<Counts>>, uid: u32, limit: u32, now: Instant, gauge: &Arc<Gauge>) -> Option<Self> {
+    fn take(
+        counts: &Arc<Mutex<Counts>>,
+        uid: u32,
+        limit: u32,
+        now: Instant,
+        gauge: &Arc<Gauge>,
+    ) -> Option<Self> {
         let mut guard = counts.lock().unwrap_or_else(PoisonError::into_inner);
         let Counts { by_uid, refusing } = &mut *guard;
         let share = by_uid.entry(uid).or_insert_with(|| Share::new(now));
@@ -136,7 +145,8 @@ pub(super) fn sender_refused() -> HttpError {
     HttpError::forbidden().closing()
 }
 
-/// Accepts connections until `stop` turns true (or its sender is gone), then lets running requests end.
+/// Accepts connections until `stop` turns true (or its sender is gone), then lets running
+/// requests end.
 pub async fn serve<S: Send + Sync + 'static>(
     listener: UnixListener,
     router: Arc<Router<S>>,
@@ -146,14 +156,17 @@ pub async fn serve<S: Send + Sync + 'static>(
     let counts = Arc::new(Mutex::new(Counts::default()));
     let mut connections = JoinSet::new();
     let line = Arc::new(Line::new(router.connections().clone()));
-    let intake = listener.into_std().and_then(|it| Intake::begin(it, router.looks_at_callers(), limits.shared, &line));
+    let intake = listener
+        .into_std()
+        .and_then(|it| Intake::begin(it, router.looks_at_callers(), limits.shared, &line));
     let mut intake = match intake {
         Ok(intake) => intake,
         Err(error) => return tracing::error!(%error, "cannot serve a socket"),
     };
     let mut turn = 0;
     loop {
-        // Ended connections are collected as they end, so that the set stays as small as what is open.
+        // Ended connections are collected as they end, so that the set stays as small as
+        // what is open.
         while connections.try_join_next().is_some() {}
         let Some(fresh) = line.pop() else {
             tokio::select! {
@@ -167,7 +180,14 @@ pub async fn serve<S: Send + Sync + 'static>(
             if matches!(slot.kind, SlotKind::Served(_)) {
                 router.connected(&caller);
             }
-            connections.spawn(converse(stream, caller, slot, Arc::clone(&router), limits, stop.clone()));
+            connections.spawn(converse(
+                stream,
+                caller,
+                slot,
+                Arc::clone(&router),
+                limits,
+                stop.clone(),
+            ));
         }
         turn += 1;
         if turn == TURN {
@@ -192,7 +212,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Gives a fresh connection its place. One over the limit costs as little as can be: who floods a socket keeps others waiting.
+/// Gives a fresh connection its place. One over the limit costs as little as can be: who
+/// floods a socket keeps others waiting.
 fn admit(
     fresh: Fresh,
     counts: &Arc<Mutex<Counts>>,
@@ -204,7 +225,13 @@ fn admit(
         return None;
     }
     let Fresh { stream, credentials, socket } = fresh;
-    let taken = Slot::take(counts, credentials.uid(), limits.connections_per_uid, Instant::now(), &series.open);
+    let taken = Slot::take(
+        counts,
+        credentials.uid(),
+        limits.connections_per_uid,
+        Instant::now(),
+        &series.open,
+    );
     let Some(slot) = taken else {
         series.dropped.increment();
         return None;
@@ -216,7 +243,8 @@ fn admit(
         series.accepted.increment();
         Caller::with(credentials, &stream, socket)
     };
-    let admitted = caller.and_then(|caller| Ok((UnixStream::from_std(stream)?, Arc::new(caller), slot)));
+    let admitted =
+        caller.and_then(|caller| Ok((UnixStream::from_std(stream)?, Arc::new(caller), slot)));
     admitted
         .inspect_err(|error| {
             series.no_credentials.increment();
@@ -244,12 +272,16 @@ async fn converse<S: Send + Sync + 'static>(
                 let message = format!("more than {limit} open connections of uid {}", caller.uid());
                 HttpError::new(StatusCode::TOO_MANY_REQUESTS, message).closing().into_response()
             } else if caller.sender_changed() {
-                router.refuse_sender(&caller, &format!("{} {}", request.method(), request.uri().path()));
+                router.refuse_sender(
+                    &caller,
+                    &format!("{} {}", request.method(), request.uri().path()),
+                );
                 sender_refused().into_response()
             } else {
                 let what = format!("{} {}", request.method(), request.uri().path());
                 let answer = router.answer(Arc::clone(&caller), request).await;
-                // Noticed while the body was read: the handler has answered with the refusal, the trail needs it too.
+                // Noticed while the body was read: the handler has answered with the
+                // refusal, the trail needs it too.
                 if caller.sender_changed() {
                     router.refuse_sender(&caller, &what);
                     sender_refused().into_response()
@@ -264,7 +296,8 @@ async fn converse<S: Send + Sync + 'static>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
         .max_buf_size(HEAD_LIMIT)
-        // A client that goes away while an answer is streamed is noticed by the end of what it sends.
+        // A client that goes away while an answer is streamed is noticed by the end of
+        // what it sends.
         .half_close(false)
         .serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);

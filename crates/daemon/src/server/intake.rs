@@ -16,10 +16,12 @@ use super::line::Line;
 
 /// How often trouble with accepting is logged.
 const WARNING_PERIOD: Duration = Duration::from_secs(60);
-/// Pause after an accept that failed. Descriptors come back when connections end, and a busy loop would not help that.
+/// Pause after an accept that failed. Descriptors come back when connections end, and a
+/// busy loop would not help that.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_OF_THREAD: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-/// Nice value of the thread, as far as the system allows: it must get a processor although a flood takes them all.
+/// Nice value of the thread, as far as the system allows: it must get a processor
+/// although a flood takes them all.
 const NICE: i32 = -10;
 
 /// Connections on their way from the kernel to a [`Line`].
@@ -32,7 +34,8 @@ impl Intake {
     /// Begins to take connections; with `thread` on a thread of its own.
     ///
     /// # Errors
-    /// The listener cannot be registered with the runtime, or there is no thread to be had.
+    /// The listener cannot be registered with the runtime, or there is no thread to be
+    /// had.
     pub(super) fn begin(
         listener: net::UnixListener,
         peer_sockets: bool,
@@ -113,7 +116,8 @@ impl Thread {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("accept".into()).spawn(move || {
-            // Of this thread alone. Takes CAP_SYS_NICE or LimitNICE=; without them all threads are equal.
+            // Of this thread alone. Takes CAP_SYS_NICE or LimitNICE=; without them all
+            // threads are equal.
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
             let mut trouble = Trouble::default();
             loop {
@@ -127,7 +131,10 @@ impl Thread {
                     Err(error) => {
                         trouble.tell(&error);
                         // Ends early when it is to stop.
-                        let _ = poll(&mut [PollFd::new(&*stopped, PollFlags::IN)], Some(&PAUSE_OF_THREAD));
+                        let _ = poll(
+                            &mut [PollFd::new(&*stopped, PollFlags::IN)],
+                            Some(&PAUSE_OF_THREAD),
+                        );
                     }
                 }
             }
@@ -137,7 +144,8 @@ impl Thread {
 }
 
 impl Drop for Thread {
-    /// Ends the thread, which closes the listener: it is not listened on any more when this returns.
+    /// Ends the thread, which closes the listener: it is not listened on any more when
+    /// this returns.
     fn drop(&mut self) {
         let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {

@@ -1,7 +1,9 @@
-//! Connections between the kernel and the server: taken from the kernel, waiting for their turn.
+//! Connections between the kernel and the server: taken from the kernel, waiting for
+//! their turn.
 //!
-//! The kernel has one line for all users. It is emptied at once, at the price of an accept and one question for the user.
-//! Here users wait in lines of their own: a flood of one user's fills that user's line and is closed beyond it.
+//! The kernel has one line for all users. It is emptied at once, at the price of an
+//! accept and one question for the user. Here users wait in lines of their own: a flood
+//! of one user's fills that user's line and is closed beyond it.
 
 use std::os::unix::net;
 use std::sync::{Mutex, PoisonError};
@@ -27,7 +29,8 @@ pub(super) struct Fresh {
 }
 
 impl Fresh {
-    /// Whether the peer has closed its end without having sent a byte: nobody is left to be known or answered.
+    /// Whether the peer has closed its end without having sent a byte: nobody is left to
+    /// be known or answered.
     pub(super) fn is_abandoned(&self) -> bool {
         rustix::net::recv(&self.stream, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT)
             .is_ok_and(|(length, _)| length == 0)

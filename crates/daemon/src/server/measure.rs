@@ -1,4 +1,5 @@
-//! What the server counts: answers and their latency by route, connections, refusals of connections.
+//! What the server counts: answers and their latency by route, connections, refusals of
+//! connections.
 //!
 //! Labels are the route table's own patterns, never what a caller sent.
 
@@ -21,7 +22,8 @@ static DURATION: Family<Histogram, 3> = Family::new(
     ["api", "method", "route"],
 )
 .sparse();
-static OPEN: Family<Gauge, 1> = Family::new("edgekeep_http_open_connections", "Open connections.", ["api"]);
+static OPEN: Family<Gauge, 1> =
+    Family::new("edgekeep_http_open_connections", "Open connections.", ["api"]);
 static ACCEPTED: Family<Counter, 1> =
     Family::new("edgekeep_http_connections", "Connections that were accepted.", ["api"]);
 static REFUSED: Family<Counter, 2> = Family::new(

@@ -1,8 +1,10 @@
-//! The server: routes with API versions, request bodies with bounds and deadlines, error bodies, connection limits.
+//! The server: routes with API versions, request bodies with bounds and deadlines, error
+//! bodies, connection limits.
 //!
-//! Semantics are those of wire facts 1.3 to 1.6, with three differences that clients cannot trip over: a body may have
-//! 1 MiB, a connection over the limit is answered with 429 before it is closed, and a connection on which another process
-//! sent bytes is answered with the refusal that the service chose.
+//! Semantics are those of wire facts 1.3 to 1.6, with three differences that clients
+//! cannot trip over: a body may have 1 MiB, a connection over the limit is answered with
+//! 429 before it is closed, and a connection on which another process sent bytes is
+//! answered with the refusal that the service chose.
 
 mod acceptor;
 mod connection;

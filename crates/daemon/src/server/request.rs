@@ -49,7 +49,9 @@ impl Request {
     /// # Errors
     /// 400 with what is wrong with it.
     pub fn id<T: std::str::FromStr<Err = IdError>>(&self, index: usize) -> Result<T, HttpError> {
-        self.param(index).parse().map_err(|error: IdError| HttpError::bad_request(error.to_string()))
+        self.param(index)
+            .parse()
+            .map_err(|error: IdError| HttpError::bad_request(error.to_string()))
     }
 
     /// A query parameter, form-decoded; the last one if it is repeated.
@@ -74,8 +76,9 @@ impl Request {
     /// The JSON body.
     ///
     /// # Errors
-    /// 400 if there is none or it breaks off, 408 if it does not come in time, 413 if it is too large, 415 (PUT) if its
-    /// media type is another, 422 if it is JSON that does not fit, or none.
+    /// 400 if there is none or it breaks off, 408 if it does not come in time, 413 if it
+    /// is too large, 415 (PUT) if its media type is another, 422 if it is JSON that does
+    /// not fit, or none.
     pub async fn json<T: DeserializeOwned>(&mut self) -> Result<T, HttpError> {
         self.json_opt().await?.ok_or_else(|| HttpError::bad_request("missing request body"))
     }
@@ -89,7 +92,10 @@ impl Request {
         let bytes = self.read().await?;
         if !self.is_json() {
             if put {
-                return Err(HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected media type application/json"));
+                return Err(HttpError::new(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    "expected media type application/json",
+                ));
             }
             return Ok(None);
         }
@@ -102,7 +108,11 @@ impl Request {
     fn is_json(&self) -> bool {
         self.parts.headers.get(header::CONTENT_TYPE).is_none_or(|value| {
             value.to_str().is_ok_and(|text| {
-                text.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+                text.split(';')
+                    .next()
+                    .unwrap_or_default()
+                    .trim()
+                    .eq_ignore_ascii_case("application/json")
             })
         })
     }
@@ -111,8 +121,11 @@ impl Request {
         let Some(mut body) = self.body.take() else { return Ok(Bytes::new()) };
         let announced = body.size_hint().lower();
         let too_large = || {
-            HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("request body is larger than {BODY_LIMIT} bytes"))
-                .closing()
+            HttpError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("request body is larger than {BODY_LIMIT} bytes"),
+            )
+            .closing()
         };
         if announced > BODY_LIMIT as u64 {
             return Err(too_large());
@@ -120,7 +133,8 @@ impl Request {
         let mut bytes = BytesMut::new();
         let receive = async {
             while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|_| HttpError::bad_request("request body breaks off").closing())?;
+                let frame = frame
+                    .map_err(|_| HttpError::bad_request("request body breaks off").closing())?;
                 if let Ok(data) = frame.into_data() {
                     if bytes.len() + data.len() > BODY_LIMIT {
                         return Err(too_large());
@@ -133,11 +147,13 @@ impl Request {
         match tokio::time::timeout(BODY_DEADLINE, receive).await {
             Ok(received) => received?,
             Err(_) => {
-                let message = format!("request body did not come within {} s", BODY_DEADLINE.as_secs());
+                let message =
+                    format!("request body did not come within {} s", BODY_DEADLINE.as_secs());
                 return Err(HttpError::new(StatusCode::REQUEST_TIMEOUT, message).closing());
             }
         }
-        // Bytes of another process may have come with the body, after the head was checked.
+        // Bytes of another process may have come with the body, after the head was
+        // checked.
         if self.caller.sender_changed() {
             return Err(super::connection::sender_refused());
         }
@@ -145,10 +161,13 @@ impl Request {
     }
 }
 
-/// 422 without repeating what was sent: serde's own text may quote a value, which may be a secret.
+/// 422 without repeating what was sent: serde's own text may quote a value, which may be
+/// a secret.
 fn unprocessable(error: &serde_json::Error) -> HttpError {
     let text = error.to_string();
-    let what = if error.is_data() && (text.starts_with("missing field") || text.starts_with("unknown variant")) {
+    let what = if error.is_data()
+        && (text.starts_with("missing field") || text.starts_with("unknown variant"))
+    {
         text.split(" at line ").next().unwrap_or_default().to_owned()
     } else if error.is_data() && text.starts_with(edgekeep_api::NOT_BASE64) {
         edgekeep_api::NOT_BASE64.to_owned()
@@ -159,6 +178,7 @@ fn unprocessable(error: &serde_json::Error) -> HttpError {
     } else {
         "not JSON".to_owned()
     };
-    let message = format!("invalid request body: {what} (line {}, column {})", error.line(), error.column());
+    let message =
+        format!("invalid request body: {what} (line {}, column {})", error.line(), error.column());
     HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, message)
 }

@@ -19,7 +19,9 @@ impl Response {
     pub fn json<T: Serialize>(status: StatusCode, body: &T) -> Self {
         match serde_json::to_vec(body) {
             Ok(bytes) => Self::bytes(status, "application/json", Bytes::from(bytes)),
-            Err(error) => HttpError::internal(format!("cannot write the answer: {error}")).into_response(),
+            Err(error) => {
+                HttpError::internal(format!("cannot write the answer: {error}")).into_response()
+            }
         }
     }
 
@@ -87,13 +89,21 @@ pub struct HttpError {
 }
 
 impl HttpError {
-    /// An error with any status. One of the server's (500 and above) is taken to be the device's, others the caller's.
+    /// An error with any status. One of the server's (500 and above) is taken to be the
+    /// device's, others the caller's.
     #[must_use]
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), code: None, close: false, of_device: status.is_server_error() }
+        Self {
+            status,
+            message: message.into(),
+            code: None,
+            close: false,
+            of_device: status.is_server_error(),
+        }
     }
 
-    /// The same error, of which the device is the reason and not the caller, whatever the status says.
+    /// The same error, of which the device is the reason and not the caller, whatever the
+    /// status says.
     #[must_use]
     pub fn of_device(mut self) -> Self {
         self.of_device = true;
@@ -125,7 +135,8 @@ impl HttpError {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized")
     }
 
-    /// 403: how the management and workload API refuse a caller. The reason goes to the audit trail, not to the caller.
+    /// 403: how the management and workload API refuse a caller. The reason goes to the
+    /// audit trail, not to the caller.
     #[must_use]
     pub fn forbidden() -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden")
@@ -187,7 +198,8 @@ impl HttpError {
     #[must_use]
     pub fn into_response(self) -> Response {
         let close = self.close;
-        let answer = Response::json(self.status, &ErrorBody { message: self.message, code: self.code });
+        let answer =
+            Response::json(self.status, &ErrorBody { message: self.message, code: self.code });
         if close { answer.with_header(header::CONNECTION, "close") } else { answer }
     }
 }

@@ -55,12 +55,15 @@ pub struct Router<S> {
 
 impl<S> std::fmt::Debug for Router<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.routes.iter().map(|route| (&route.method, route.pattern))).finish()
+        f.debug_list()
+            .entries(self.routes.iter().map(|route| (&route.method, route.pattern)))
+            .finish()
     }
 }
 
 impl<S: Send + Sync + 'static> Router<S> {
-    /// A service without routes that accepts `versions`, oldest first. With none, requests need not name one.
+    /// A service without routes that accepts `versions`, oldest first. With none,
+    /// requests need not name one.
     #[must_use]
     pub fn new(state: Arc<S>, versions: &'static [&'static str]) -> Self {
         Self {
@@ -86,13 +89,20 @@ impl<S: Send + Sync + 'static> Router<S> {
         self
     }
 
-    /// Adds a route. `pattern` is `/`-separated; a segment in braces takes any one segment. `since` is the version from
-    /// which the route is open.
+    /// Adds a route. `pattern` is `/`-separated; a segment in braces takes any one
+    /// segment. `since` is the version from which the route is open.
     ///
     /// # Panics
-    /// If `since` is not one of the service's versions (`""` for a service without): a mistake in the daemon's own table.
+    /// If `since` is not one of the service's versions (`""` for a service without): a
+    /// mistake in the daemon's own table.
     #[must_use]
-    pub fn route<H, F>(mut self, method: Method, pattern: &'static str, since: &str, handler: H) -> Self
+    pub fn route<H, F>(
+        mut self,
+        method: Method,
+        pattern: &'static str,
+        since: &str,
+        handler: H,
+    ) -> Self
     where
         H: Fn(Arc<S>, Request) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Response, HttpError>> + Send + 'static,
@@ -113,18 +123,22 @@ impl<S: Send + Sync + 'static> Router<S> {
         self
     }
 
-    /// What to do as soon as a connection is accepted, before any of its bytes are read: to look at the caller while it
-    /// still is who connected.
+    /// What to do as soon as a connection is accepted, before any of its bytes are read:
+    /// to look at the caller while it still is who connected.
     #[must_use]
     pub fn on_connected(mut self, hook: impl Fn(&S, &Caller) + Send + Sync + 'static) -> Self {
         self.connected = Some(Box::new(hook));
         self
     }
 
-    /// What to do, for example write to the audit trail, when a connection is refused because another process than the
-    /// one that connected sent bytes. The last argument is method and path as sent.
+    /// What to do, for example write to the audit trail, when a connection is refused
+    /// because another process than the one that connected sent bytes. The last argument
+    /// is method and path as sent.
     #[must_use]
-    pub fn on_sender_changed(mut self, hook: impl Fn(&S, &Caller, &str) + Send + Sync + 'static) -> Self {
+    pub fn on_sender_changed(
+        mut self,
+        hook: impl Fn(&S, &Caller, &str) + Send + Sync + 'static,
+    ) -> Self {
         self.sender_changed = Box::new(hook);
         self
     }
@@ -144,7 +158,8 @@ impl<S: Send + Sync + 'static> Router<S> {
         }
     }
 
-    /// Whether callers are looked at when they connect, which needs to know their sockets.
+    /// Whether callers are looked at when they connect, which needs to know their
+    /// sockets.
     pub(super) fn looks_at_callers(&self) -> bool {
         self.connected.is_some()
     }
@@ -154,10 +169,17 @@ impl<S: Send + Sync + 'static> Router<S> {
         (self.sender_changed)(&self.state, caller, what);
     }
 
-    pub(super) async fn answer(&self, caller: Arc<Caller>, request: http::Request<Incoming>) -> Response {
+    pub(super) async fn answer(
+        &self,
+        caller: Arc<Caller>,
+        request: http::Request<Incoming>,
+    ) -> Response {
         let begun = Instant::now();
         let mut series = &self.no_route;
-        let answer = self.dispatch(caller, request, &mut series).await.unwrap_or_else(HttpError::into_response);
+        let answer = self
+            .dispatch(caller, request, &mut series)
+            .await
+            .unwrap_or_else(HttpError::into_response);
         series.count(answer.status(), begun.elapsed());
         answer
     }
@@ -183,7 +205,10 @@ impl<S: Send + Sync + 'static> Router<S> {
                 continue;
             }
             *series = &route.series;
-            let told = self.failed.as_ref().map(|tell| (tell, parts.method.clone(), params.first().cloned()));
+            let told = self
+                .failed
+                .as_ref()
+                .map(|tell| (tell, parts.method.clone(), params.first().cloned()));
             let request = Request {
                 caller,
                 version: self.versions.get(version).copied().unwrap_or_default(),
@@ -195,12 +220,18 @@ impl<S: Send + Sync + 'static> Router<S> {
             };
             let answer = (route.handler)(Arc::clone(&self.state), request).await;
             if let (Err(error), Some((tell, method, first))) = (&answer, told) {
-                let call = FailedCall { method: &method, route: route.pattern, first: first.as_deref(), error };
+                let call = FailedCall {
+                    method: &method,
+                    route: route.pattern,
+                    first: first.as_deref(),
+                    error,
+                };
                 tell(&self.state, &call);
             }
             return answer;
         }
-        // 400 where HTTP would say 405: what clients of the compatible services get (wire facts 1.3).
+        // 400 where HTTP would say 405: what clients of the compatible services get (wire
+        // facts 1.3).
         if path_known {
             Err(HttpError::bad_request("method not allowed"))
         } else {
@@ -212,7 +243,11 @@ impl<S: Send + Sync + 'static> Router<S> {
         if self.versions.is_empty() {
             return Ok(0);
         }
-        let asked = query.iter().rev().find(|(key, _)| key == "api-version").map(|(_, value)| value.as_str());
+        let asked = query
+            .iter()
+            .rev()
+            .find(|(key, _)| key == "api-version")
+            .map(|(_, value)| value.as_str());
         let asked = asked.ok_or_else(|| HttpError::bad_request("api-version not specified"))?;
         let known = self.versions.iter().position(|version| *version == asked);
         known.ok_or_else(|| {
@@ -222,8 +257,8 @@ impl<S: Send + Sync + 'static> Router<S> {
     }
 }
 
-/// The placeholders' texts if the raw path fits the pattern: segments are compared before decoding, so that an encoded
-/// slash never makes a path of another shape.
+/// The placeholders' texts if the raw path fits the pattern: segments are compared before
+/// decoding, so that an encoded slash never makes a path of another shape.
 fn match_path(pattern: &str, path: &str) -> Option<Vec<String>> {
     let mut params = Vec::new();
     let mut segments = path.split('/');
@@ -242,7 +277,8 @@ fn match_path(pattern: &str, path: &str) -> Option<Vec<String>> {
 }
 
 fn parse_query(query: &str) -> Vec<(String, String)> {
-    let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+    let decode =
+        |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     query
         .split('&')
         .filter(|pair| !pair.is_empty())
@@ -262,7 +298,10 @@ mod tests {
 
     #[test]
     fn placeholders_are_decoded_after_matching() {
-        assert_eq!(match_path("/modules/{m}", "/modules/%24edgeAgent"), Some(vec!["$edgeAgent".into()]));
+        assert_eq!(
+            match_path("/modules/{m}", "/modules/%24edgeAgent"),
+            Some(vec!["$edgeAgent".into()])
+        );
         assert_eq!(match_path("/modules/{m}", "/modules/a%2Fstart"), Some(vec!["a/start".into()]));
         assert_eq!(match_path("/modules/{m}/start", "/modules/a%2Fstart"), None);
         assert_eq!(match_path("/modules/{m}", "/modules/"), None);

@@ -1,8 +1,10 @@
-//! Which sockets wait to be accepted: the kernel's own list, asked over netlink (`sock_diag`, no privilege needed).
+//! Which sockets wait to be accepted: the kernel's own list, asked over netlink
+//! (`sock_diag`, no privilege needed).
 //!
-//! An accepted connection does not tell which socket its peer is, and the peer may be in another network namespace, where
-//! it cannot be asked for. The list of a listening socket's waiting connections does tell, in the order of `accept`.
-//! About 10 µs a question, whose answer has all that wait.
+//! An accepted connection does not tell which socket its peer is, and the peer may be in
+//! another network namespace, where it cannot be asked for. The list of a listening
+//! socket's waiting connections does tell, in the order of `accept`. About 10 µs a
+//! question, whose answer has all that wait.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,7 +15,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use crate::peer::PeerSocket;
 
-/// `SOCK_DIAG_BY_FAMILY`, `AF_UNIX`, `UDIAG_SHOW_ICONS`, `UNIX_DIAG_ICONS` of `linux/{sock_diag,unix_diag}.h`.
+/// `SOCK_DIAG_BY_FAMILY`, `AF_UNIX`, `UDIAG_SHOW_ICONS`, `UNIX_DIAG_ICONS` of
+/// `linux/{sock_diag,unix_diag}.h`.
 const BY_FAMILY: u16 = 20;
 const UNIX: u8 = 1;
 const SHOW_WAITING: u32 = 0x08;
@@ -38,33 +41,47 @@ impl Waiting {
     /// For a listening socket of this network namespace.
     ///
     /// # Errors
-    /// The kernel does not tell: built without `UNIX_DIAG`, or the socket belongs to another network namespace.
+    /// The kernel does not tell: built without `UNIX_DIAG`, or the socket belongs to
+    /// another network namespace.
     pub(super) fn new(listener: &impl AsFd) -> io::Result<Self> {
         let inode = rustix::fs::fstat(listener)?.st_ino;
-        let inode = u32::try_from(inode).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        let inode =
+            u32::try_from(inode).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let protocol = Some(netlink::SOCK_DIAG);
-        let netlink = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
+        let netlink =
+            rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
         let mut waiting = Self { netlink, listener: inode, sequence: 0 };
         match waiting.all(&mut VecDeque::new()) {
-            // Whoever had a socket of the service manager's overflow before the daemon started gets no other service for it.
-            Err(error) if error.raw_os_error() == Some(Errno::MSGSIZE.raw_os_error()) => Ok(waiting),
+            // Whoever had a socket of the service manager's overflow before the daemon
+            // started gets no other service for it.
+            Err(error) if error.raw_os_error() == Some(Errno::MSGSIZE.raw_os_error()) => {
+                Ok(waiting)
+            }
             asked => asked.map(|()| waiting),
         }
     }
 
-    /// Adds the sockets of which the next calls of `accept` give the other ends, in that order.
+    /// Adds the sockets of which the next calls of `accept` give the other ends, in that
+    /// order.
     ///
     /// # Errors
     /// More wait than the kernel tells (about 1000), or it has no memory.
     pub(super) fn all(&mut self, sockets: &mut VecDeque<PeerSocket>) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        rustix::net::send(&self.netlink, &request(self.listener, self.sequence), SendFlags::empty())?;
-        // The kernel's answer is at most one page. Not kept: there are as many of these as modules.
+        rustix::net::send(
+            &self.netlink,
+            &request(self.listener, self.sequence),
+            SendFlags::empty(),
+        )?;
+        // The kernel's answer is at most one page. Not kept: there are as many of these
+        // as modules.
         let mut answer = [0; 16 * 1024];
         loop {
-            // The answer is there when the question is asked; what is left of an earlier one is passed over.
-            let (length, _) = rustix::net::recv(&self.netlink, &mut answer[..], RecvFlags::DONTWAIT)?;
+            // The answer is there when the question is asked; what is left of an earlier
+            // one is passed over.
+            let (length, _) =
+                rustix::net::recv(&self.netlink, &mut answer[..], RecvFlags::DONTWAIT)?;
             match waiting_in(&answer[..length], self.sequence) {
                 Answer::Other => {}
                 Answer::Refused(errno) => return Err(io::Error::from_raw_os_error(errno)),
@@ -175,12 +192,14 @@ mod tests {
         let listener = UnixListener::bind(&path).expect("free path");
         let mut waiting = Waiting::new(&listener).expect("this kernel tells");
         assert_eq!(told(&mut waiting), []);
-        let clients: Vec<_> = (0..50).map(|_| UnixStream::connect(&path).expect("listens")).collect();
+        let clients: Vec<_> =
+            (0..50).map(|_| UnixStream::connect(&path).expect("listens")).collect();
         let sockets: Vec<_> = clients.iter().map(socket).collect();
         for number in 0..50 {
             assert_eq!(told(&mut waiting), sockets[number..]);
             let (accepted, _) = listener.accept().expect("one waits");
-            // What is written at one end is read at the other: the order is that of `accept`.
+            // What is written at one end is read at the other: the order is that of
+            // `accept`.
             io::Write::write_all(&mut &clients[number], &[7]).expect("open");
             io::Read::read_exact(&mut &accepted, &mut [0]).expect("its other end");
         }
@@ -223,7 +242,8 @@ mod tests {
 
     fn connect(path: &std::path::Path) -> Option<OwnedFd> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let client = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+        let client =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
         let address = rustix::net::SocketAddrUnix::new(path).ok()?;
         rustix::net::connect(&client, &address).ok()?;
         Some(client)

@@ -1,7 +1,8 @@
 //! The age format, version 1, with X25519 recipients (age-encryption.org/v1).
 //!
-//! A random file key is encrypted to the recipient in a header of text lines, which the file key authenticates; the rest is
-//! ChaCha20-Poly1305 in chunks of 64 KiB, the last of which is marked.
+//! A random file key is encrypted to the recipient in a header of text lines, which the
+//! file key authenticates; the rest is ChaCha20-Poly1305 in chunks of 64 KiB, the last of
+//! which is marked.
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{self, UnparsedPublicKey, X25519};
@@ -41,7 +42,8 @@ impl PublicKey {
 impl PrivateKey {
     pub(super) fn parse(text: &str) -> Result<Self, EnvelopeError> {
         let bytes = bech32::decode("age-secret-key-", text).ok_or(EnvelopeError::Identity)?;
-        let private = agreement::PrivateKey::from_private_key(&X25519, &bytes).map_err(|_| EnvelopeError::Identity)?;
+        let private = agreement::PrivateKey::from_private_key(&X25519, &bytes)
+            .map_err(|_| EnvelopeError::Identity)?;
         let public = private.compute_public_key().map_err(|_| EnvelopeError::Identity)?;
         let public = public.as_ref().try_into().map_err(|_| EnvelopeError::Identity)?;
         Ok(Self { private, public })
@@ -59,7 +61,9 @@ fn derive(salt: &[u8], secret: &[u8], info: &[u8]) -> Result<Zeroizing<[u8; 32]>
 }
 
 fn aead(key: &[u8; 32]) -> Result<LessSafeKey, EnvelopeError> {
-    UnboundKey::new(&CHACHA20_POLY1305, key).map(LessSafeKey::new).map_err(|_| EnvelopeError::Library)
+    UnboundKey::new(&CHACHA20_POLY1305, key)
+        .map(LessSafeKey::new)
+        .map_err(|_| EnvelopeError::Library)
 }
 
 /// The key that the file key is encrypted under.
@@ -71,9 +75,12 @@ fn wrapping_key(
 ) -> Result<Zeroizing<[u8; 32]>, EnvelopeError> {
     let salt = [share, recipient].concat();
     // The library refuses points that make the shared secret zero.
-    agreement::agree(own, UnparsedPublicKey::new(&X25519, other), EnvelopeError::Damaged, |shared| {
-        derive(&salt, shared, X25519_INFO)
-    })
+    agreement::agree(
+        own,
+        UnparsedPublicKey::new(&X25519, other),
+        EnvelopeError::Damaged,
+        |shared| derive(&salt, shared, X25519_INFO),
+    )
 }
 
 /// The key that the header is authenticated with.
@@ -102,7 +109,11 @@ pub(super) fn encrypt(to: &PublicKey, secret: &[u8]) -> Result<Vec<u8>, Envelope
     let key = wrapping_key(&ephemeral, &to.0, share.as_ref(), &to.0)?;
     let mut body = file_key.to_vec();
     aead(&key)?
-        .seal_in_place_append_tag(Nonce::assume_unique_for_key([0; NONCE_LEN]), Aad::empty(), &mut body)
+        .seal_in_place_append_tag(
+            Nonce::assume_unique_for_key([0; NONCE_LEN]),
+            Aad::empty(),
+            &mut body,
+        )
         .map_err(|_| EnvelopeError::Library)?;
 
     let mut sealed = MAGIC.to_vec();
@@ -176,12 +187,15 @@ fn parse(sealed: &[u8]) -> Option<Header<'_>> {
 
 pub(super) fn decrypt(keys: &[PrivateKey], sealed: &[u8]) -> Result<SecretBytes, EnvelopeError> {
     let header = parse(sealed).ok_or(EnvelopeError::Damaged)?;
-    let file_key = header.stanzas.iter().find_map(|stanza| keys.iter().find_map(|key| file_key(key, stanza)));
+    let file_key =
+        header.stanzas.iter().find_map(|stanza| keys.iter().find_map(|key| file_key(key, stanza)));
     let file_key = file_key.ok_or(EnvelopeError::NotForThis)?;
     let mac_key = header_key(&file_key)?;
-    hmac::verify(&mac_key, header.authenticated, &header.mac).map_err(|_| EnvelopeError::Damaged)?;
+    hmac::verify(&mac_key, header.authenticated, &header.mac)
+        .map_err(|_| EnvelopeError::Damaged)?;
 
-    let (nonce, mut rest) = header.payload.split_at_checked(PAYLOAD_NONCE_LEN).ok_or(EnvelopeError::Damaged)?;
+    let (nonce, mut rest) =
+        header.payload.split_at_checked(PAYLOAD_NONCE_LEN).ok_or(EnvelopeError::Damaged)?;
     let key = aead(&*derive(nonce, &file_key, b"payload")?)?;
     let mut secret = Zeroizing::new(Vec::with_capacity(rest.len()));
     for number in 0.. {
@@ -204,7 +218,10 @@ pub(super) fn decrypt(keys: &[PrivateKey], sealed: &[u8]) -> Result<SecretBytes,
     Ok(std::mem::take(&mut *secret).into())
 }
 
-fn file_key(key: &PrivateKey, (share, body): &([u8; KEY_LEN], Vec<u8>)) -> Option<Zeroizing<Vec<u8>>> {
+fn file_key(
+    key: &PrivateKey,
+    (share, body): &([u8; KEY_LEN], Vec<u8>),
+) -> Option<Zeroizing<Vec<u8>>> {
     if body.len() != FILE_KEY_LEN + TAG_LEN {
         return None;
     }

@@ -9,7 +9,11 @@ const GENERATOR: [u32; 5] = [0x3b6a_57b2, 0x2650_8e6d, 0x1ea1_19fa, 0x3d42_33dd,
 fn checksum_step(sum: u32, value: u8) -> u32 {
     let top = sum >> 25;
     let sum = (sum & 0x01ff_ffff) << 5 ^ u32::from(value);
-    GENERATOR.iter().enumerate().filter(|(bit, _)| top >> bit & 1 == 1).fold(sum, |sum, (_, term)| sum ^ term)
+    GENERATOR
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| top >> bit & 1 == 1)
+        .fold(sum, |sum, (_, term)| sum ^ term)
 }
 
 fn checksum(prefix: &str, values: &[u8]) -> u32 {
@@ -18,10 +22,11 @@ fn checksum(prefix: &str, values: &[u8]) -> u32 {
     high.chain([0]).chain(low).chain(values.iter().copied()).fold(1, checksum_step)
 }
 
-/// The bytes in a text that has this prefix, which is in lower case. The text is all in one case or the other.
+/// The bytes in a text that has this prefix, which is in lower case. The text is all in
+/// one case or the other.
 pub(super) fn decode(prefix: &str, text: &str) -> Option<Zeroizing<Vec<u8>>> {
-    let mixed =
-        text.bytes().any(|byte| byte.is_ascii_lowercase()) && text.bytes().any(|byte| byte.is_ascii_uppercase());
+    let mixed = text.bytes().any(|byte| byte.is_ascii_lowercase())
+        && text.bytes().any(|byte| byte.is_ascii_uppercase());
     if mixed || !text.is_ascii() {
         return None;
     }
@@ -66,6 +71,7 @@ pub(super) fn encode(prefix: &str, bytes: &[u8]) -> String {
     padded.extend([0; CHECKSUM_LEN]);
     let sum = checksum(prefix, &padded) ^ 1;
     values.extend((0..CHECKSUM_LEN).map(|at| (sum >> (5 * (5 - at)) & 31) as u8));
-    let letters: String = values.iter().map(|value| char::from(LETTERS[usize::from(*value)])).collect();
+    let letters: String =
+        values.iter().map(|value| char::from(LETTERS[usize::from(*value)])).collect();
     format!("{prefix}1{letters}")
 }

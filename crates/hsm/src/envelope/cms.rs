@@ -1,5 +1,6 @@
-//! CMS `AuthEnvelopedData` (RFC 5083) with AES-256-GCM, to a public key without a certificate: RSA by OAEP with SHA-256
-//! (RFC 3560), EC P-256 by ephemeral ECDH and AES key wrap (RFC 5753). The recipient is named by the SHA-1 of its key.
+//! CMS `AuthEnvelopedData` (RFC 5083) with AES-256-GCM, to a public key without a
+//! certificate: RSA by OAEP with SHA-256 (RFC 3560), EC P-256 by ephemeral ECDH and AES
+//! key wrap (RFC 5753). The recipient is named by the SHA-1 of its key.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{self, ECDH_P256, UnparsedPublicKey};
@@ -10,14 +11,17 @@ use aws_lc_rs::{digest, rand};
 use zeroize::Zeroizing;
 
 use super::EnvelopeError;
-use super::der::{BIT_STRING, INTEGER, OBJECT_ID, OCTET_STRING, Reader, SEQUENCE, SET, context, element};
+use super::der::{
+    BIT_STRING, INTEGER, OBJECT_ID, OCTET_STRING, Reader, SEQUENCE, SET, context, element,
+};
 use crate::SecretBytes;
 
 const TAG_LEN: usize = 16;
 const KEY_LEN: usize = 32;
 
 const ID_DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x01];
-const ID_AUTH_ENVELOPED: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x10, 0x01, 0x17];
+const ID_AUTH_ENVELOPED: &[u8] =
+    &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x10, 0x01, 0x17];
 const ID_AES256_GCM: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x2e];
 const ID_AES256_WRAP: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x2d];
 const ID_SHA256: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01];
@@ -58,8 +62,10 @@ impl PublicKey {
         let (algorithm, mut parameters, key) = parse().ok_or(EnvelopeError::Recipient)?;
         let kind = if algorithm == ID_RSA_KEY {
             // The library judges size and form.
-            OaepPublicEncryptingKey::new(PublicEncryptingKey::from_der(spki).map_err(|_| EnvelopeError::Recipient)?)
-                .map_err(|_| EnvelopeError::Recipient)?;
+            OaepPublicEncryptingKey::new(
+                PublicEncryptingKey::from_der(spki).map_err(|_| EnvelopeError::Recipient)?,
+            )
+            .map_err(|_| EnvelopeError::Recipient)?;
             PublicKind::Rsa { spki: spki.to_vec() }
         } else if algorithm == ID_EC_KEY && parameters.expect(OBJECT_ID) == Some(ID_P256) {
             PublicKind::Ec { point: key.to_vec() }
@@ -83,11 +89,16 @@ impl PublicKey {
         let key = PublicEncryptingKey::from_der(spki).map_err(|_| EnvelopeError::Library)?;
         let key = OaepPublicEncryptingKey::new(key).map_err(failed)?;
         let mut encrypted = vec![0; key.ciphertext_size()];
-        let encrypted = key.encrypt(&OAEP_SHA256_MGF1SHA256, content_key, &mut encrypted, None).map_err(failed)?;
+        let encrypted = key
+            .encrypt(&OAEP_SHA256_MGF1SHA256, content_key, &mut encrypted, None)
+            .map_err(failed)?;
         let sha256 = algorithm(ID_SHA256, &[]);
         let parameters = element(
             SEQUENCE,
-            &[&element(context(0, true), &[&sha256]), &element(context(1, true), &[&algorithm(ID_MGF1, &sha256)])],
+            &[
+                &element(context(0, true), &[&sha256]),
+                &element(context(1, true), &[&algorithm(ID_MGF1, &sha256)]),
+            ],
         );
         Ok(element(
             SEQUENCE,
@@ -101,7 +112,8 @@ impl PublicKey {
     }
 
     fn key_agreement(&self, point: &[u8], content_key: &[u8]) -> Result<Vec<u8>, EnvelopeError> {
-        let ephemeral = agreement::PrivateKey::generate(&ECDH_P256).map_err(|_| EnvelopeError::Library)?;
+        let ephemeral =
+            agreement::PrivateKey::generate(&ECDH_P256).map_err(|_| EnvelopeError::Library)?;
         let share = ephemeral.compute_public_key().map_err(|_| EnvelopeError::Library)?;
         let key = wrapping_key(&ephemeral, point).map_err(|_| EnvelopeError::Recipient)?;
         let mut wrapped = vec![0; KEY_LEN + 8];
@@ -110,7 +122,10 @@ impl PublicKey {
             .map_err(|_| EnvelopeError::Library)?;
         let originator = element(
             context(1, true),
-            &[&algorithm(ID_EC_KEY, &element(OBJECT_ID, &[ID_P256])), &element(BIT_STRING, &[&[0], share.as_ref()])],
+            &[
+                &algorithm(ID_EC_KEY, &element(OBJECT_ID, &[ID_P256])),
+                &element(BIT_STRING, &[&[0], share.as_ref()]),
+            ],
         );
         let recipient = element(context(0, true), &[&element(OCTET_STRING, &[&self.name])]);
         Ok(element(
@@ -119,7 +134,10 @@ impl PublicKey {
                 &element(INTEGER, &[&[3]]),
                 &element(context(0, true), &[&originator]),
                 &algorithm(ID_ECDH_SHA256, &algorithm(ID_AES256_WRAP, &[])),
-                &element(SEQUENCE, &[&element(SEQUENCE, &[&recipient, &element(OCTET_STRING, &[wrapped])])]),
+                &element(
+                    SEQUENCE,
+                    &[&element(SEQUENCE, &[&recipient, &element(OCTET_STRING, &[wrapped])])],
+                ),
             ],
         ))
     }
@@ -146,7 +164,8 @@ impl PrivateKey {
                 (used.expect(OBJECT_ID)? == ID_OAEP).then_some(())?;
                 let encrypted = info.expect(OCTET_STRING)?;
                 let mut out = Zeroizing::new(vec![0; key.min_output_size()]);
-                let len = key.decrypt(&OAEP_SHA256_MGF1SHA256, encrypted, &mut out, None).ok()?.len();
+                let len =
+                    key.decrypt(&OAEP_SHA256_MGF1SHA256, encrypted, &mut out, None).ok()?.len();
                 out.truncate(len);
                 Some(out)
             }
@@ -163,8 +182,11 @@ impl PrivateKey {
                     one.any()?;
                     let wrapped = one.expect(OCTET_STRING)?;
                     let mut out = Zeroizing::new(vec![0; wrapped.len()]);
-                    let opened =
-                        AesKek::new(&AES_256, &*wrapping).ok()?.unwrap(wrapped, &mut out).ok().map(|key| key.len());
+                    let opened = AesKek::new(&AES_256, &*wrapping)
+                        .ok()?
+                        .unwrap(wrapped, &mut out)
+                        .ok()
+                        .map(|key| key.len());
                     if let Some(len) = opened {
                         out.truncate(len);
                         return Some(out);
@@ -182,20 +204,29 @@ fn algorithm(id: &[u8], parameters: &[u8]) -> Vec<u8> {
     element(SEQUENCE, &[&element(OBJECT_ID, &[id]), parameters])
 }
 
-/// The key that wraps the content key: the X9.63 derivation, with SHA-256, of one block (RFC 5753, section 7.2).
-fn wrapping_key(own: &agreement::PrivateKey, other: &[u8]) -> Result<Zeroizing<[u8; 32]>, EnvelopeError> {
+/// The key that wraps the content key: the X9.63 derivation, with SHA-256, of one block
+/// (RFC 5753, section 7.2).
+fn wrapping_key(
+    own: &agreement::PrivateKey,
+    other: &[u8],
+) -> Result<Zeroizing<[u8; 32]>, EnvelopeError> {
     let bits = (KEY_LEN as u32 * 8).to_be_bytes();
     let supplied = element(context(2, true), &[&element(OCTET_STRING, &[&bits])]);
     let shared_info = element(SEQUENCE, &[&algorithm(ID_AES256_WRAP, &[]), &supplied]);
-    agreement::agree(own, UnparsedPublicKey::new(&ECDH_P256, other), EnvelopeError::Damaged, |shared| {
-        let mut context = digest::Context::new(&digest::SHA256);
-        for part in [shared, &1_u32.to_be_bytes(), &shared_info] {
-            context.update(part);
-        }
-        let mut key = Zeroizing::new([0; 32]);
-        key.copy_from_slice(context.finish().as_ref());
-        Ok(key)
-    })
+    agreement::agree(
+        own,
+        UnparsedPublicKey::new(&ECDH_P256, other),
+        EnvelopeError::Damaged,
+        |shared| {
+            let mut context = digest::Context::new(&digest::SHA256);
+            for part in [shared, &1_u32.to_be_bytes(), &shared_info] {
+                context.update(part);
+            }
+            let mut key = Zeroizing::new([0; 32]);
+            key.copy_from_slice(context.finish().as_ref());
+            Ok(key)
+        },
+    )
 }
 
 fn gcm(key: &[u8]) -> Option<LessSafeKey> {
@@ -213,7 +244,10 @@ pub(super) fn encrypt(to: &PublicKey, secret: &[u8]) -> Result<Vec<u8>, Envelope
         .ok_or(EnvelopeError::Library)?
         .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut content)
         .map_err(|_| EnvelopeError::Library)?;
-    let parameters = element(SEQUENCE, &[&element(OCTET_STRING, &[&nonce]), &element(INTEGER, &[&[TAG_LEN as u8]])]);
+    let parameters = element(
+        SEQUENCE,
+        &[&element(OCTET_STRING, &[&nonce]), &element(INTEGER, &[&[TAG_LEN as u8]])],
+    );
     let encrypted = element(
         SEQUENCE,
         &[
@@ -231,7 +265,10 @@ pub(super) fn encrypt(to: &PublicKey, secret: &[u8]) -> Result<Vec<u8>, Envelope
             &element(OCTET_STRING, &[tag.as_ref()]),
         ],
     );
-    Ok(element(SEQUENCE, &[&element(OBJECT_ID, &[ID_AUTH_ENVELOPED]), &element(context(0, true), &[&enveloped])]))
+    Ok(element(
+        SEQUENCE,
+        &[&element(OBJECT_ID, &[ID_AUTH_ENVELOPED]), &element(context(0, true), &[&enveloped])],
+    ))
 }
 
 /// What an `AuthEnvelopedData` consists of.
@@ -260,7 +297,8 @@ fn parse(der: &[u8]) -> Option<Enveloped<'_>> {
 }
 
 pub(super) fn decrypt(key: &PrivateKey, der: &[u8]) -> Result<SecretBytes, EnvelopeError> {
-    let Enveloped { mut recipients, nonce, content, tag } = parse(der).ok_or(EnvelopeError::Damaged)?;
+    let Enveloped { mut recipients, nonce, content, tag } =
+        parse(der).ok_or(EnvelopeError::Damaged)?;
     let mut content_key = None;
     while let Some(info) = recipients.any().filter(|_| content_key.is_none()) {
         content_key = key.content_key(info);

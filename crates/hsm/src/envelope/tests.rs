@@ -8,9 +8,12 @@ const EXAMPLE: &str = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqm
 
 fn age_pair(seed: u8) -> (Recipient, Identity) {
     let private = [seed; 32];
-    let key = aws_lc_rs::agreement::PrivateKey::from_private_key(&aws_lc_rs::agreement::X25519, &private).unwrap();
+    let key =
+        aws_lc_rs::agreement::PrivateKey::from_private_key(&aws_lc_rs::agreement::X25519, &private)
+            .unwrap();
     let public = bech32::encode("age", key.compute_public_key().unwrap().as_ref());
-    let identity = format!("# a comment\n\n{}\n", bech32::encode("age-secret-key-", &private).to_uppercase());
+    let identity =
+        format!("# a comment\n\n{}\n", bech32::encode("age-secret-key-", &private).to_uppercase());
     (public.parse().unwrap(), Identity::from_file_content(&identity.into_bytes().into()).unwrap())
 }
 
@@ -22,18 +25,25 @@ fn pem(label: &str, der: &[u8]) -> String {
 
 fn pem_pair(ec: bool) -> (Recipient, Identity) {
     use aws_lc_rs::encoding::AsDer;
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _, RsaKeyPair};
+    use aws_lc_rs::signature::{
+        ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _, RsaKeyPair,
+    };
     let (private, public) = if ec {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
-        let public = AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap();
+        let public =
+            AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap();
         (pair.to_pkcs8v1().unwrap().as_ref().to_vec(), public.as_ref().to_vec())
     } else {
         let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
-        let public = AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap();
+        let public =
+            AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap();
         (pair.as_der().unwrap().as_ref().to_vec(), public.as_ref().to_vec())
     };
     let identity = pem("PRIVATE KEY", &private).into_bytes();
-    (pem("PUBLIC KEY", &public).parse().unwrap(), Identity::from_file_content(&identity.into()).unwrap())
+    (
+        pem("PUBLIC KEY", &public).parse().unwrap(),
+        Identity::from_file_content(&identity.into()).unwrap(),
+    )
 }
 
 fn all() -> [(Recipient, Identity); 3] {
@@ -52,7 +62,10 @@ fn what_was_encrypted_to_an_identity_it_decrypts_and_no_other_does() {
         let sealed = recipient.encrypt(&b"secret"[..].into()).unwrap();
         for other in [age_pair(8).1, pem_pair(true).1, pem_pair(false).1] {
             let error = other.decrypt(&sealed).err().unwrap();
-            assert!(matches!(error, EnvelopeError::NotForThis | EnvelopeError::OtherKind { .. }), "{error}");
+            assert!(
+                matches!(error, EnvelopeError::NotForThis | EnvelopeError::OtherKind { .. }),
+                "{error}"
+            );
         }
     }
 }
@@ -65,13 +78,17 @@ fn no_changed_byte_and_no_cut_goes_unnoticed() {
             assert!(identity.decrypt(&sealed[..at]).is_err(), "cut at {at}");
             let mut changed = sealed.clone();
             changed[at] ^= 1;
-            // The versions in a CMS and the name of its recipient say nothing of the content.
+            // The versions in a CMS and the name of its recipient say nothing of the
+            // content.
             if let Ok(secret) = identity.decrypt(&changed) {
                 assert_eq!(secret.expose(), b"secret", "byte {at}");
                 assert!(!sealed.starts_with(age::MAGIC), "byte {at}");
             }
         }
-        assert!(identity.decrypt(&[&sealed[..], b"x"].concat()).is_err() || !sealed.starts_with(age::MAGIC));
+        assert!(
+            identity.decrypt(&[&sealed[..], b"x"].concat()).is_err()
+                || !sealed.starts_with(age::MAGIC)
+        );
     }
 }
 
@@ -83,8 +100,12 @@ fn a_chunk_that_is_left_out_or_moved_is_noticed() {
     let payload = sealed.len() - 3 * chunk;
     let without_last = sealed[..payload + 2 * chunk].to_vec();
     let without_first = [&sealed[..payload], &sealed[payload + chunk..]].concat();
-    let swapped =
-        [&sealed[..payload], &sealed[payload + chunk..payload + 2 * chunk], &sealed[payload..payload + chunk]].concat();
+    let swapped = [
+        &sealed[..payload],
+        &sealed[payload + chunk..payload + 2 * chunk],
+        &sealed[payload..payload + chunk],
+    ]
+    .concat();
     for changed in [without_last, without_first, swapped] {
         assert_eq!(identity.decrypt(&changed).err(), Some(EnvelopeError::Damaged));
     }
@@ -95,9 +116,12 @@ fn keys_of_other_kinds_are_refused_without_being_repeated() {
     EXAMPLE.parse::<Recipient>().unwrap();
     let mut wrong = EXAMPLE.to_owned();
     wrong.replace_range(20..21, "q");
-    for text in
-        [wrong.as_str(), "age1", "ssh-ed25519 AAAA", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"]
-    {
+    for text in [
+        wrong.as_str(),
+        "age1",
+        "ssh-ed25519 AAAA",
+        "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----",
+    ] {
         assert_eq!(text.parse::<Recipient>().err(), Some(EnvelopeError::Recipient), "{text}");
     }
     for text in ["", "# nothing\n", EXAMPLE, "AGE-SECRET-KEY-1QQQ"] {

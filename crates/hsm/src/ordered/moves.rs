@@ -1,9 +1,11 @@
-//! Moves of a key pair onto an id that another place has a pair under: written down before they begin, so that one that is
-//! cut off is completed.
+//! Moves of a key pair onto an id that another place has a pair under: written down
+//! before they begin, so that one that is cut off is completed.
 //!
-//! A move adds before it removes: the pair gets its new id in its own place, then the one that it replaces goes from the
-//! other. In between both places have the id, and only what is written down here says which of the two is to stay. One file
-//! a move: `moves/<letters of the id>-<its hash>.key`, with the line `move 1 <id> <from place> <replaced in> <public key>`.
+//! A move adds before it removes: the pair gets its new id in its own place, then the one
+//! that it replaces goes from the other. In between both places have the id, and only
+//! what is written down here says which of the two is to stay. One file a move:
+//! `moves/<letters of the id>-<its hash>.key`, with the line
+//! `move 1 <id> <from place> <replaced in> <public key>`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,8 @@ use crate::software::durable::{
 };
 use crate::software::store::file_name;
 
-/// Largest note of a move that is read, in bytes: two ids, two names of places and a digest.
+/// Largest note of a move that is read, in bytes: two ids, two names of places and a
+/// digest.
 const NOTE_LIMIT: u64 = 4096;
 
 /// One move.
@@ -114,7 +117,10 @@ impl Moves {
 }
 
 /// The hash of a pair's public half; `None` if there is no such pair.
-pub(super) fn public_half(backend: &dyn KeyBackend, id: &KeyId) -> Result<Option<Sha256Digest>, KeyError> {
+pub(super) fn public_half(
+    backend: &dyn KeyBackend,
+    id: &KeyId,
+) -> Result<Option<Sha256Digest>, KeyError> {
     match backend.kind(id)? {
         Some(KeyKind::Pair) => {}
         Some(KeyKind::Symmetric) | None => return Ok(None),
@@ -159,6 +165,9 @@ mod tests {
         fs::write(folder.path().join("b.key"), [0xff, 0xfe]).unwrap();
         let moves = Moves::open(folder.path()).unwrap();
         assert!(moves.pending().is_empty());
-        assert!(folder.path().join("a.key.corrupt-1").exists() && folder.path().join("b.key.corrupt-1").exists());
+        assert!(
+            folder.path().join("a.key.corrupt-1").exists()
+                && folder.path().join("b.key.corrupt-1").exists()
+        );
     }
 }

@@ -13,8 +13,8 @@ use super::objects::{Details, Mark};
 use super::{Pkcs11Backend, encoding, expect_kind, objects, wrong_use};
 use crate::aws_lc::TAG_LEN;
 use crate::backend::{
-    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
-    SymmetricKey, Usage,
+    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter,
+    PublicValue, RsaPadding, SymmetricKey, Usage,
 };
 use crate::{SecretBytes, gcm, material};
 
@@ -27,7 +27,9 @@ impl KeyBackend for Pkcs11Backend {
     }
 
     fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError> {
-        let done = self.token.run(|session| Ok(self.find(session, id)?.latest(self.token.name())?.map(|key| key.kind)));
+        let done = self.token.run(|session| {
+            Ok(self.find(session, id)?.latest(self.token.name())?.map(|key| key.kind))
+        });
         done.map_err(|failed| self.token_failed(failed))
     }
 
@@ -39,7 +41,8 @@ impl KeyBackend for Pkcs11Backend {
             if let Some(existing) = found.latest(self.token.name())? {
                 return Ok(expect_kind(id, existing.kind, KeyKind::Symmetric)?);
             }
-            let purpose = Purpose::of(usage).ok_or_else(|| self.not_supported(Operation::CreateKey))?;
+            let purpose =
+                Purpose::of(usage).ok_or_else(|| self.not_supported(Operation::CreateKey))?;
             let mut template = purpose.template(&label, &Mark::after(&found.keys)?);
             template.push(Attribute::ValueLen(u64::from(GENERATED_LEN).into()));
             let mechanism = match purpose {
@@ -80,9 +83,8 @@ impl KeyBackend for Pkcs11Backend {
             }
             let key = made?;
             let trial = match purpose {
-                Purpose::Hmac => {
-                    hmac(session, key, b"trial").map(|mac| mac == Some(material::hmac_sha256(bytes.expose(), b"trial")))
-                }
+                Purpose::Hmac => hmac(session, key, b"trial")
+                    .map(|mac| mac == Some(material::hmac_sha256(bytes.expose(), b"trial"))),
                 Purpose::Aes => aes_trial(session, key, Some(bytes.expose())),
             };
             self.keep_if(session, key, Operation::ImportKey, trial)?;
@@ -101,8 +103,9 @@ impl KeyBackend for Pkcs11Backend {
         Err(last)
     }
 
-    /// The private half is renamed first, and in the same call made the later one of those under its new id: from then on
-    /// it is found there, whether or not what is left (renaming the public half, deleting what it replaces) is ever done.
+    /// The private half is renamed first, and in the same call made the later one of
+    /// those under its new id: from then on it is found there, whether or not what is
+    /// left (renaming the public half, deleting what it replaces) is ever done.
     fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> Result<(), KeyError> {
         if from == to {
             return Err(InputError::SameId.into());
@@ -110,7 +113,8 @@ impl KeyBackend for Pkcs11Backend {
         self.refuse_preloaded(from)?;
         self.refuse_preloaded(to)?;
         let label = self.label(to)?;
-        // The connection may be lost after renaming; the second run then finds nothing under the old id.
+        // The connection may be lost after renaming; the second run then finds nothing
+        // under the old id.
         let renamed = Cell::new(false);
         self.change(Operation::MoveKeyPair, &[from, to], |session| {
             let source = self.find(session, from)?;
@@ -132,7 +136,9 @@ impl KeyBackend for Pkcs11Backend {
             let mut change = vec![Attribute::Label(label.clone())];
             match key.id_after(&target.keys) {
                 Some(id) => change.push(Attribute::Id(id)),
-                None if existing.is_some() => change.push(Attribute::Id(Mark::after(&target.keys)?.encode())),
+                None if existing.is_some() => {
+                    change.push(Attribute::Id(Mark::after(&target.keys)?.encode()));
+                }
                 // A key that others made and that replaces nothing keeps its own.
                 None => {}
             }
@@ -149,13 +155,19 @@ impl KeyBackend for Pkcs11Backend {
         self.refuse_preloaded(id)?;
         self.change(Operation::Delete, &[id], |session| {
             let found = self.find(session, id)?;
-            let latest = found.latest(self.token.name())?.ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
+            let latest = found
+                .latest(self.token.name())?
+                .ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
             expect_kind(id, latest.kind, kind)?;
             Self::destroy(session, &found.keys, &found)
         })
     }
 
-    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+    fn public_parameter(
+        &self,
+        id: &KeyId,
+        parameter: PublicParameter,
+    ) -> Result<PublicValue, KeyError> {
         self.with_key(Operation::PublicParameter, id, |_, key| {
             if key.object.kind != KeyKind::Pair {
                 return Err(wrong_use(id, key, KeyKind::Pair, "").into());
@@ -171,7 +183,9 @@ impl KeyBackend for Pkcs11Backend {
         self.with_key(Operation::SignEcdsa, id, |session, key| {
             let field_len = match &key.details {
                 Details::Ec { field_len, .. } => *field_len,
-                _ if key.object.kind == KeyKind::Pair => return Err(self.not_supported(Operation::SignEcdsa).into()),
+                _ if key.object.kind == KeyKind::Pair => {
+                    return Err(self.not_supported(Operation::SignEcdsa).into());
+                }
                 _ => return Err(wrong_use(id, key, KeyKind::Pair, "").into()),
             };
             if !matches!(digest.len(), 20 | 28 | 32 | 48 | 64) {
@@ -179,11 +193,17 @@ impl KeyBackend for Pkcs11Backend {
             }
             let digest = material::fit_digest(digest, field_len);
             let raw = session.sign(&Mechanism::Ecdsa, key.object.handle, &digest)?;
-            encoding::ecdsa_der(&raw).ok_or_else(|| KeyError::Library { operation: Operation::SignEcdsa }.into())
+            encoding::ecdsa_der(&raw)
+                .ok_or_else(|| KeyError::Library { operation: Operation::SignEcdsa }.into())
         })
     }
 
-    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn rsa_private_operation(
+        &self,
+        id: &KeyId,
+        padding: RsaPadding,
+        block: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.with_key(Operation::RsaPrivateOperation, id, |session, key| {
             let modulus = match &key.details {
                 Details::Rsa { modulus, .. } => modulus,
@@ -195,25 +215,27 @@ impl KeyBackend for Pkcs11Backend {
             let limit = modulus.len().saturating_sub(11);
             let (fits, mechanism) = match padding {
                 RsaPadding::Pkcs1 => (block.len() <= limit, Mechanism::RsaPkcs),
-                RsaPadding::None => {
-                    (block.len() == modulus.len() && encoding::is_below(block, modulus), Mechanism::RsaX509)
-                }
+                RsaPadding::None => (
+                    block.len() == modulus.len() && encoding::is_below(block, modulus),
+                    Mechanism::RsaX509,
+                ),
             };
             if !fits {
                 return Err(InputError::RsaBlock { limit }.into());
             }
             let raw = session.sign(&mechanism, key.object.handle, block)?;
             let missing = modulus.len().checked_sub(raw.len());
-            let missing = missing.ok_or(KeyError::Library { operation: Operation::RsaPrivateOperation })?;
+            let missing =
+                missing.ok_or(KeyError::Library { operation: Operation::RsaPrivateOperation })?;
             Ok([vec![0; missing], raw].concat())
         })
     }
 
     fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
         match key {
-            SymmetricKey::Stored(id) => {
-                self.with_key(Operation::HmacSha256, id, |session, key| self.mac(session, id, key, message))
-            }
+            SymmetricKey::Stored(id) => self.with_key(Operation::HmacSha256, id, |session, key| {
+                self.mac(session, id, key, message)
+            }),
             SymmetricKey::Derived { base, data } => {
                 let derived = self.derive(base, data, Operation::HmacSha256)?;
                 Ok(material::hmac_sha256(&*derived, message))
@@ -221,11 +243,22 @@ impl KeyBackend for Pkcs11Backend {
         }
     }
 
-    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn encrypt(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         let id = match key {
             SymmetricKey::Stored(id) => id,
             SymmetricKey::Derived { base, data } => {
-                return gcm::encrypt(&*self.derive(base, data, Operation::Encrypt)?, iv, aad, plaintext);
+                return gcm::encrypt(
+                    &*self.derive(base, data, Operation::Encrypt)?,
+                    iv,
+                    aad,
+                    plaintext,
+                );
             }
         };
         self.with_key(Operation::Encrypt, id, |session, key| {
@@ -253,7 +286,12 @@ impl KeyBackend for Pkcs11Backend {
         let id = match key {
             SymmetricKey::Stored(id) => id,
             SymmetricKey::Derived { base, data } => {
-                return gcm::decrypt(&*self.derive(base, data, Operation::Decrypt)?, iv, aad, ciphertext);
+                return gcm::decrypt(
+                    &*self.derive(base, data, Operation::Decrypt)?,
+                    iv,
+                    aad,
+                    ciphertext,
+                );
             }
         };
         self.with_key(Operation::Decrypt, id, |session, key| {
@@ -267,18 +305,27 @@ impl KeyBackend for Pkcs11Backend {
             let sealed = [sealed, tag.as_slice()].concat();
             match aes_decrypt(session, key.object.handle, iv, aad, &sealed) {
                 Ok(plaintext) => Ok(SecretBytes::from(plaintext)),
-                // Libraries name this in many ways. What tells is that the token still works.
+                // Libraries name this in many ways. What tells is that the token still
+                // works.
                 Err(error) => match connection_after(&error) {
                     Connection::Lost => Err(error.into()),
                     _ if is_stale_handle(&error) => Err(error.into()),
-                    Connection::Unclear if session.generate_random_vec(8).is_err() => Err(error.into()),
-                    Connection::Unclear | Connection::Stands => Err(InputError::NotAuthentic.into()),
+                    Connection::Unclear if session.generate_random_vec(8).is_err() => {
+                        Err(error.into())
+                    }
+                    Connection::Unclear | Connection::Stands => {
+                        Err(InputError::NotAuthentic.into())
+                    }
                 },
             }
         })
     }
 
-    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
+    fn export_derived(
+        &self,
+        base: &KeyId,
+        derivation_data: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
         let derived = self.derive(base, derivation_data, Operation::ExportDerived)?;
         Ok(derived.as_slice().into())
     }

@@ -1,6 +1,7 @@
 //! What is wrong with a token, its library and our rights to it, and what to do about it.
 //!
-//! The examination does what the daemon would do, in the same way: it logs in, once, and makes, uses and deletes test keys.
+//! The examination does what the daemon would do, in the same way: it logs in, once, and
+//! makes, uses and deletes test keys.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +18,9 @@ use super::error::{TokenError, call_error};
 use super::library::Library;
 use super::token::{Choice, TokenFacts, choose, tokens};
 use super::{Pkcs11Backend, Pkcs11Settings, pin};
-use crate::backend::{KeyBackend, KeyError, KeyKind, PairAlgorithm, RsaPadding, SymmetricKey, Usage};
+use crate::backend::{
+    KeyBackend, KeyError, KeyKind, PairAlgorithm, RsaPadding, SymmetricKey, Usage,
+};
 use crate::uri::{PinSource, Pkcs11Uri};
 
 /// One thing that was looked at.
@@ -64,8 +67,9 @@ impl Report {
     }
 }
 
-/// Examines the token of `uri` with `library`, unless the URI names one. Without a URI, all tokens are listed and none is
-/// logged in to. Stops where going on makes no sense. Leaves nothing on the token.
+/// Examines the token of `uri` with `library`, unless the URI names one. Without a URI,
+/// all tokens are listed and none is logged in to. Stops where going on makes no sense.
+/// Leaves nothing on the token.
 #[must_use]
 pub fn examine(library: Option<&Path>, uri: Option<&Pkcs11Uri>) -> Vec<Finding> {
     let mut report = Report::default();
@@ -87,7 +91,8 @@ fn examine_into(report: &mut Report, library: Option<&Path>, uri: Option<&Pkcs11
         match initialized.pkcs11.get_library_info() {
             Ok(info) => {
                 let (name, version) = (info.library_description(), info.library_version());
-                report.good("library", format!("{} is {name:?} {version}", loaded.path().display()));
+                report
+                    .good("library", format!("{} is {name:?} {version}", loaded.path().display()));
             }
             Err(error) => report.warn("library", call_error(&error, "").to_string(), None),
         }
@@ -99,14 +104,23 @@ fn examine_into(report: &mut Report, library: Option<&Path>, uri: Option<&Pkcs11
             Ok(tokens) => tokens,
             Err(error) => return report.bad("tokens", call_error(&error, "").to_string(), None),
         };
-        let facts: Vec<TokenFacts> = tokens.iter().map(|(slot, info)| TokenFacts::of(*slot, info)).collect();
+        let facts: Vec<TokenFacts> =
+            tokens.iter().map(|(slot, info)| TokenFacts::of(*slot, info)).collect();
         for (token, (_, info)) in facts.iter().zip(&tokens) {
             let text = token.describe();
             if !token.initialized {
-                report.warn("tokens", text, Some("initialize it before use (pkcs11-tool --init-token)".to_owned()));
+                report.warn(
+                    "tokens",
+                    text,
+                    Some("initialize it before use (pkcs11-tool --init-token)".to_owned()),
+                );
             } else if info.user_pin_locked() {
                 let token = token.label.clone();
-                report.bad("tokens", format!("{text}: PIN locked"), Some(TokenError::PinLocked { token }.to_string()));
+                report.bad(
+                    "tokens",
+                    format!("{text}: PIN locked"),
+                    Some(TokenError::PinLocked { token }.to_string()),
+                );
             } else if info.user_pin_final_try() || info.user_pin_count_low() {
                 report.warn("tokens", format!("{text}: a wrong PIN was given lately"), None);
             } else {
@@ -124,7 +138,9 @@ fn examine_into(report: &mut Report, library: Option<&Path>, uri: Option<&Pkcs11
                 report.good("token", format!("the uri means {}", facts[index].describe()));
                 match initialized.pkcs11.get_mechanism_list(tokens[index].0) {
                     Ok(mechanisms) => check_mechanisms(report, &mechanisms),
-                    Err(error) => report.warn("mechanisms", call_error(&error, "").to_string(), None),
+                    Err(error) => {
+                        report.warn("mechanisms", call_error(&error, "").to_string(), None);
+                    }
                 }
             }
             // The login names the reason.
@@ -133,8 +149,12 @@ fn examine_into(report: &mut Report, library: Option<&Path>, uri: Option<&Pkcs11
     }
     let Some(uri) = uri else { return };
     check_pin_file(report, uri);
-    let settings =
-        Pkcs11Settings { library: Some(path.to_owned()), uri: uri.clone(), sessions: 2, preloaded: BTreeMap::new() };
+    let settings = Pkcs11Settings {
+        library: Some(path.to_owned()),
+        uri: uri.clone(),
+        sessions: 2,
+        preloaded: BTreeMap::new(),
+    };
     match Pkcs11Backend::open(settings) {
         Ok(backend) => check_use(report, &backend),
         Err(error) => report.bad("library", error.to_string(), None),
@@ -193,7 +213,11 @@ fn check_key(
         Ok(()) => report.good("test key", format!("{what}: made, used")),
         Err(KeyError::NotSupported { .. }) => {
             let fix = "such keys have to be kept elsewhere: let the keyring pass them on to the next place";
-            report.warn("test key", format!("{what}: the token does not have this"), Some(fix.to_owned()));
+            report.warn(
+                "test key",
+                format!("{what}: the token does not have this"),
+                Some(fix.to_owned()),
+            );
         }
         Err(error) => report.bad("test key", format!("{what}: {}", reason(&error)), None),
     }
@@ -226,7 +250,8 @@ fn check_mechanisms(report: &mut Report, found: &[MechanismType]) {
         ("CKM_AES_KEY_GEN", MechanismType::AES_KEY_GEN),
         ("CKM_AES_GCM", MechanismType::AES_GCM),
     ];
-    let missing: Vec<&str> = wanted.iter().filter(|(_, kind)| !found.contains(kind)).map(|(name, _)| *name).collect();
+    let missing: Vec<&str> =
+        wanted.iter().filter(|(_, kind)| !found.contains(kind)).map(|(name, _)| *name).collect();
     if missing.is_empty() {
         report.good("mechanisms", "the token has all that can be used");
     } else {
@@ -281,32 +306,37 @@ struct Needed {
     if_denied: String,
 }
 
-/// What the common libraries need. `environment` and `content` look up variables and read files.
+/// What the common libraries need. `environment` and `content` look up variables and read
+/// files.
 fn needed(
     library: &Path,
     user: &str,
     environment: impl Fn(&str) -> Option<String>,
     content: impl Fn(&Path) -> Option<String>,
 ) -> Vec<Needed> {
-    let name = library.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name =
+        library.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let home = environment("HOME").map(PathBuf::from);
     if name.contains("softhsm") {
         let of_user = home.map(|home| home.join(".config/softhsm2/softhsm2.conf"));
         let configuration = match environment("SOFTHSM2_CONF") {
             Some(path) => PathBuf::from(path),
-            None => {
-                of_user.filter(|path| content(path).is_some()).unwrap_or_else(|| "/etc/softhsm/softhsm2.conf".into())
-            }
+            None => of_user
+                .filter(|path| content(path).is_some())
+                .unwrap_or_else(|| "/etc/softhsm/softhsm2.conf".into()),
         };
         let tokens = content(&configuration).and_then(|text| {
-            let line =
-                text.lines().find_map(|line| line.trim().strip_prefix("directories.tokendir").map(str::to_owned))?;
+            let line = text.lines().find_map(|line| {
+                line.trim().strip_prefix("directories.tokendir").map(str::to_owned)
+            })?;
             Some(PathBuf::from(line.trim().strip_prefix('=')?.trim()))
         });
         let mut all = vec![Needed {
             what: "SoftHSM configuration",
             written: false,
-            if_missing: "install SoftHSM's configuration, or set SOFTHSM2_CONF in the unit of the daemon".to_owned(),
+            if_missing:
+                "install SoftHSM's configuration, or set SOFTHSM2_CONF in the unit of the daemon"
+                    .to_owned(),
             if_denied: format!("usermod -aG softhsm {user}, or chgrp it to a group of {user}"),
             path: configuration,
         }];
@@ -314,7 +344,10 @@ fn needed(
             what: "SoftHSM token folder",
             written: true,
             if_missing: format!("install -d -m 0770 -o {user} {}", path.display()),
-            if_denied: format!("chown -R {user} {} (or usermod -aG softhsm {user})", path.display()),
+            if_denied: format!(
+                "chown -R {user} {} (or usermod -aG softhsm {user})",
+                path.display()
+            ),
             path,
         }));
         return all;
@@ -357,7 +390,9 @@ fn needed(
             what: "smart card service",
             written: true,
             if_missing: "systemctl enable --now pcscd.socket".to_owned(),
-            if_denied: format!("allow {user} the action org.debian.pcsc-lite.access_pcsc in polkit"),
+            if_denied: format!(
+                "allow {user} the action org.debian.pcsc-lite.access_pcsc in polkit"
+            ),
         }];
     }
     Vec::new()
@@ -381,7 +416,11 @@ fn check_surroundings(report: &mut Report, library: &Path) {
         match accessat(CWD, &needed.path, access, AtFlags::EACCESS) {
             Ok(()) => report.good("rights", format!("{} {path} can be used", needed.what)),
             Err(rustix::io::Errno::NOENT) => {
-                report.bad("rights", format!("{} {path} is not there", needed.what), Some(needed.if_missing));
+                report.bad(
+                    "rights",
+                    format!("{} {path} is not there", needed.what),
+                    Some(needed.if_missing),
+                );
             }
             Err(error) => {
                 report.bad(
@@ -401,7 +440,10 @@ fn package_of(library: &Path) -> String {
         () if name.contains("softhsm") => "apt install softhsm2",
         () if name.contains("tpm2_pkcs11") => "apt install libtpm2-pkcs11-1",
         () if name.contains("opensc") => "apt install opensc-pkcs11",
-        () => return "install the library of the token's maker, and name it by its absolute path".to_owned(),
+        () => {
+            return "install the library of the token's maker, and name it by its absolute path"
+                .to_owned();
+        }
     };
     format!("{package}, or correct the path")
 }
@@ -424,12 +466,16 @@ mod tests {
 
     #[test]
     fn what_a_library_needs_is_known_with_the_exact_fix() {
-        let environment = |name: &str| (name == "SOFTHSM2_CONF").then(|| "/c/softhsm2.conf".to_owned());
+        let environment =
+            |name: &str| (name == "SOFTHSM2_CONF").then(|| "/c/softhsm2.conf".to_owned());
         let content = |path: &Path| {
-            (path == Path::new("/c/softhsm2.conf")).then(|| "# x\n directories.tokendir = /c/tokens \n".to_owned())
+            (path == Path::new("/c/softhsm2.conf"))
+                .then(|| "# x\n directories.tokendir = /c/tokens \n".to_owned())
         };
-        let all = needed(Path::new("/usr/lib/softhsm/libsofthsm2.so"), "keyd", environment, content);
-        let paths: Vec<_> = all.iter().map(|needed| (needed.path.as_path(), needed.written)).collect();
+        let all =
+            needed(Path::new("/usr/lib/softhsm/libsofthsm2.so"), "keyd", environment, content);
+        let paths: Vec<_> =
+            all.iter().map(|needed| (needed.path.as_path(), needed.written)).collect();
         assert_eq!(paths, [(Path::new("/c/softhsm2.conf"), false), (Path::new("/c/tokens"), true)]);
         assert_eq!(all[1].if_missing, "install -d -m 0770 -o keyd /c/tokens");
 

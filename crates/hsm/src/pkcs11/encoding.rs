@@ -1,6 +1,7 @@
 //! Between what tokens speak and what certificates hold.
 
-/// The DER sequence of the two integers of an ECDSA signature, of which a token returns the bytes one after the other.
+/// The DER sequence of the two integers of an ECDSA signature, of which a token returns
+/// the bytes one after the other.
 pub(super) fn ecdsa_der(raw: &[u8]) -> Option<Vec<u8>> {
     if raw.is_empty() || !raw.len().is_multiple_of(2) || raw.len() > 2 * 66 {
         return None;
@@ -31,12 +32,19 @@ fn der_integer(big_endian: &[u8]) -> Vec<u8> {
     integer
 }
 
-/// The uncompressed point in a `CKA_EC_POINT`: in a DER octet string by the standard, bare by some libraries.
+/// The uncompressed point in a `CKA_EC_POINT`: in a DER octet string by the standard,
+/// bare by some libraries.
 pub(super) fn ec_point(attribute: &[u8], field_len: usize) -> Option<Vec<u8>> {
     let point_len = 1 + 2 * field_len;
     let point = match attribute {
-        [0x04, len, point @ ..] if usize::from(*len) == point.len() && point.len() == point_len => point,
-        [0x04, 0x81, len, point @ ..] if usize::from(*len) == point.len() && point.len() == point_len => point,
+        [0x04, len, point @ ..] if usize::from(*len) == point.len() && point.len() == point_len => {
+            point
+        }
+        [0x04, 0x81, len, point @ ..]
+            if usize::from(*len) == point.len() && point.len() == point_len =>
+        {
+            point
+        }
         bare if bare.len() == point_len => bare,
         _ => return None,
     };

@@ -21,7 +21,9 @@ pub enum TokenError {
         reason: String,
     },
     /// Nothing says which library to load.
-    #[error("no PKCS#11 library is named: set pkcs11_lib_path in [aziot_keys], or module-path in the key uri")]
+    #[error(
+        "no PKCS#11 library is named: set pkcs11_lib_path in [aziot_keys], or module-path in the key uri"
+    )]
     NoLibrary,
     /// Nothing says which token to use.
     #[error("the PKCS#11 uri names no token: add token=LABEL (or slot-id=, serial=); there are: {}", list(.found))]
@@ -46,7 +48,9 @@ pub enum TokenError {
         found: Vec<String>,
     },
     /// The token wants a PIN and none is configured.
-    #[error("token {token:?} needs a PIN: add pin-source=file:/PATH or pin-source=credential:NAME to the uri")]
+    #[error(
+        "token {token:?} needs a PIN: add pin-source=file:/PATH or pin-source=credential:NAME to the uri"
+    )]
     PinMissing {
         /// The token.
         token: String,
@@ -62,7 +66,8 @@ pub enum TokenError {
         #[source]
         source: io::Error,
     },
-    /// The token did not take the PIN. It is not tried again: a token locks itself after a few wrong ones.
+    /// The token did not take the PIN. It is not tried again: a token locks itself after
+    /// a few wrong ones.
     #[error(
         "token {token:?} refused the PIN ({code}); the same PIN is not tried again, because a token locks after a few \
          wrong ones: correct the PIN in the configuration"
@@ -92,13 +97,17 @@ pub enum TokenError {
         token: String,
     },
     /// Nobody has set a user PIN.
-    #[error("token {token:?} has no user PIN yet: set one (pkcs11-tool --init-pin, softhsm2-util, tpm2_ptool)")]
+    #[error(
+        "token {token:?} has no user PIN yet: set one (pkcs11-tool --init-pin, softhsm2-util, tpm2_ptool)"
+    )]
     PinNotSet {
         /// The token.
         token: String,
     },
     /// More than one key on the token has the name.
-    #[error("token {token:?} has {count} keys named {label:?}: delete or rename all but one (pkcs11-tool)")]
+    #[error(
+        "token {token:?} has {count} keys named {label:?}: delete or rename all but one (pkcs11-tool)"
+    )]
     SeveralKeys {
         /// The token.
         token: String,
@@ -108,7 +117,9 @@ pub enum TokenError {
         count: usize,
     },
     /// A private key without its public half.
-    #[error("key pair {label:?} on token {token:?} has no readable public half: store its public key object beside it")]
+    #[error(
+        "key pair {label:?} on token {token:?} has no readable public half: store its public key object beside it"
+    )]
     NoPublicHalf {
         /// The token.
         token: String,
@@ -182,7 +193,8 @@ impl From<TokenError> for Failed {
 pub(super) fn call_error(error: &Error, token: &str) -> TokenError {
     let (function, code) = match error {
         Error::Pkcs11(code, function) => (function_name(*function), code_name(*code)),
-        // The binding's own errors: values that the library returned and that make no sense.
+        // The binding's own errors: values that the library returned and that make no
+        // sense.
         other => ("the PKCS#11 library".to_owned(), other.to_string()),
     };
     TokenError::Call { function, code, token: token.to_owned() }
@@ -225,7 +237,8 @@ pub(super) enum Connection {
     Stands,
     /// It is gone: the token was pulled out, somebody logged out or closed our sessions.
     Lost,
-    /// The library does not say; whoever wants to know has to ask the token for something else.
+    /// The library does not say; whoever wants to know has to ask the token for something
+    /// else.
     Unclear,
 }
 
@@ -242,13 +255,15 @@ pub(super) fn connection_after(error: &Error) -> Connection {
             | RvError::CryptokiNotInitialized
             | RvError::SlotIdInvalid,
         ) => Connection::Lost,
-        Some(RvError::GeneralError | RvError::DeviceError | RvError::FunctionFailed) => Connection::Unclear,
+        Some(RvError::GeneralError | RvError::DeviceError | RvError::FunctionFailed) => {
+            Connection::Unclear
+        }
         _ => Connection::Stands,
     }
 }
 
-/// Whether the token failed without a reason. SoftHSM does when an object is made while other sessions read its store; the
-/// same call then succeeds.
+/// Whether the token failed without a reason. SoftHSM does when an object is made while
+/// other sessions read its store; the same call then succeeds.
 pub(super) fn is_unexplained(error: &Error) -> bool {
     matches!(code(error), Some(RvError::GeneralError | RvError::FunctionFailed))
 }
@@ -258,7 +273,8 @@ pub(super) fn is_stale_handle(error: &Error) -> bool {
     matches!(code(error), Some(RvError::ObjectHandleInvalid | RvError::KeyHandleInvalid))
 }
 
-/// Whether the token says that it does not have what was asked for, rather than that it failed at it.
+/// Whether the token says that it does not have what was asked for, rather than that it
+/// failed at it.
 pub(super) fn is_missing_capability(error: &Error) -> bool {
     match error {
         Error::NullFunctionPointer | Error::NotSupported => true,
@@ -297,9 +313,12 @@ pub(super) enum PinVerdict {
 /// What an error of `C_Login` says about the PIN.
 pub(super) fn pin_verdict(error: &Error) -> PinVerdict {
     match code(error) {
-        Some(RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange | RvError::PinExpired) => {
-            PinVerdict::Refused
-        }
+        Some(
+            RvError::PinIncorrect
+            | RvError::PinInvalid
+            | RvError::PinLenRange
+            | RvError::PinExpired,
+        ) => PinVerdict::Refused,
         Some(RvError::PinLocked) => PinVerdict::Locked,
         _ => PinVerdict::None,
     }
@@ -332,9 +351,13 @@ mod tests {
         ] {
             assert_eq!(code_name(code), name);
         }
-        let error = call_error(&Error::Pkcs11(RvError::DeviceMemory, Function::GenerateKeyPair), "edge");
+        let error =
+            call_error(&Error::Pkcs11(RvError::DeviceMemory, Function::GenerateKeyPair), "edge");
         let text = error.to_string();
-        assert!(text.starts_with("C_GenerateKeyPair failed with CKR_DEVICE_MEMORY on token \"edge\""), "{text}");
+        assert!(
+            text.starts_with("C_GenerateKeyPair failed with CKR_DEVICE_MEMORY on token \"edge\""),
+            "{text}"
+        );
         assert!(text.contains("the token is full"), "{text}");
     }
 

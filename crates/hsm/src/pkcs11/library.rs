@@ -1,7 +1,8 @@
 //! PKCS#11 libraries, each loaded once for the life of the process.
 //!
-//! Such a library runs in our process with all of our rights, keeps one login per token for everybody in the process, and
-//! cannot be loaded twice. What is true of it is therefore kept here, for all backends that use it.
+//! Such a library runs in our process with all of our rights, keeps one login per token
+//! for everybody in the process, and cannot be loaded twice. What is true of it is
+//! therefore kept here, for all backends that use it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +17,8 @@ use cryptoki::error::{Error, RvError};
 
 use super::error::{TokenError, call_error, code};
 
-/// PINs that were refused, by token. More than this many in one process are not a mistake any more.
+/// PINs that were refused, by token. More than this many in one process are not a mistake
+/// any more.
 const REFUSED_LIMIT: usize = 64;
 
 /// Shortest time between two initializations that disturb others.
@@ -27,7 +29,8 @@ static LOADED: Mutex<BTreeMap<PathBuf, Arc<Library>>> = Mutex::new(BTreeMap::new
 /// A loaded and initialized library.
 pub(super) struct Library {
     path: PathBuf,
-    /// Read while functions of the library are called. Written while it is initialized anew, when nobody may be in it.
+    /// Read while functions of the library are called. Written while it is initialized
+    /// anew, when nobody may be in it.
     gate: RwLock<Initialized>,
     refused: Mutex<Vec<RefusedPin>>,
 }
@@ -35,9 +38,11 @@ pub(super) struct Library {
 /// The library between two initializations.
 pub(super) struct Initialized {
     pub(super) pkcs11: Pkcs11,
-    /// Counts initializations. Handles of an earlier one are nobody's, or somebody else's.
+    /// Counts initializations. Handles of an earlier one are nobody's, or somebody
+    /// else's.
     pub(super) generation: u64,
-    /// How many tokens are connected. They all have to connect anew after an initialization.
+    /// How many tokens are connected. They all have to connect anew after an
+    /// initialization.
     pub(super) connected: AtomicUsize,
     since: Instant,
 }
@@ -58,16 +63,20 @@ impl Library {
         if !path.is_absolute() {
             return Err(failed("give its absolute path".to_owned()));
         }
-        let real =
-            fs::canonicalize(path).map_err(|error| failed(format!("{error}; install it or correct the path")))?;
+        let real = fs::canonicalize(path)
+            .map_err(|error| failed(format!("{error}; install it or correct the path")))?;
         let mut loaded = lock(&LOADED);
         if let Some(library) = loaded.get(&real) {
             return Ok(Arc::clone(library));
         }
         let pkcs11 = Pkcs11::new(&real).map_err(|error| failed(load_reason(&error)))?;
         initialize(&pkcs11).map_err(|error| failed(call_error(&error, "").to_string()))?;
-        let gate =
-            RwLock::new(Initialized { pkcs11, generation: 0, connected: AtomicUsize::new(0), since: Instant::now() });
+        let gate = RwLock::new(Initialized {
+            pkcs11,
+            generation: 0,
+            connected: AtomicUsize::new(0),
+            since: Instant::now(),
+        });
         let library = Arc::new(Self { path: path.to_owned(), gate, refused: Mutex::default() });
         loaded.insert(real, Arc::clone(&library));
         Ok(library)
@@ -78,17 +87,21 @@ impl Library {
         &self.path
     }
 
-    /// Enters the library: until the guard is dropped nobody initializes it anew. Not to be nested.
+    /// Enters the library: until the guard is dropped nobody initializes it anew. Not to
+    /// be nested.
     pub(super) fn enter(&self) -> RwLockReadGuard<'_, Initialized> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Initializes the library anew, unless somebody did since `seen`. Many see a token that was plugged in only then. While
-    /// other tokens are connected this is done now and then only: a token that stays away must not keep them from working.
+    /// Initializes the library anew, unless somebody did since `seen`. Many see a token
+    /// that was plugged in only then. While other tokens are connected this is done now
+    /// and then only: a token that stays away must not keep them from working.
     pub(super) fn initialize_anew(&self, seen: u64) -> Result<(), TokenError> {
         let mut initialized = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let used_by_others = initialized.connected.load(Ordering::Relaxed) > 0;
-        if initialized.generation != seen || used_by_others && initialized.since.elapsed() < PAUSE_BESIDE_OTHERS {
+        if initialized.generation != seen
+            || used_by_others && initialized.since.elapsed() < PAUSE_BESIDE_OTHERS
+        {
             return Ok(());
         }
         initialized.connected.store(0, Ordering::Relaxed);
@@ -102,10 +115,14 @@ impl Library {
         again.map_err(|error| call_error(&error, ""))
     }
 
-    /// The name of the return value that this PIN was refused with on this token, if it was.
+    /// The name of the return value that this PIN was refused with on this token, if it
+    /// was.
     pub(super) fn refusal(&self, token: &str, pin: &[u8]) -> Option<String> {
         let digest = pin_digest(token, pin);
-        lock(&self.refused).iter().find(|refused| refused.digest == digest).map(|refused| refused.code.clone())
+        lock(&self.refused)
+            .iter()
+            .find(|refused| refused.digest == digest)
+            .map(|refused| refused.code.clone())
     }
 
     /// Remembers that this token refused this PIN.
@@ -117,7 +134,8 @@ impl Library {
         }
     }
 
-    /// Whether more different PINs were refused than can be remembered; then none is tried any more.
+    /// Whether more different PINs were refused than can be remembered; then none is
+    /// tried any more.
     pub(super) fn is_refusal_memory_full(&self) -> bool {
         lock(&self.refused).len() >= REFUSED_LIMIT
     }
@@ -167,6 +185,8 @@ mod tests {
         assert!(reason("libsofthsm2.so").contains("absolute path"));
         assert!(reason("/nowhere/lib.so").contains("install it or correct the path"));
         let not_one = std::env::current_exe().unwrap();
-        assert!(reason(not_one.to_str().unwrap()).starts_with("could not load the PKCS#11 library"));
+        assert!(
+            reason(not_one.to_str().unwrap()).starts_with("could not load the PKCS#11 library")
+        );
     }
 }

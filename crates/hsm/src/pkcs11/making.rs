@@ -20,8 +20,8 @@ const RSA_EXPONENT: [u8; 3] = [1, 0, 1];
 /// IVs that a token has to take to keep an AES key: the API lets callers choose any.
 const TRIAL_IV_LENGTHS: [usize; 3] = [1, 12, 60];
 
-/// Tries to make an object, again if the token failed at it without a reason. By the standard a call that failed has made
-/// nothing (PKCS#11 3.0, section 5.1).
+/// Tries to make an object, again if the token failed at it without a reason. By the
+/// standard a call that failed has made nothing (PKCS#11 3.0, section 5.1).
 pub(super) fn make<T>(
     mut attempt: impl FnMut() -> Result<T, cryptoki::error::Error>,
 ) -> Result<T, cryptoki::error::Error> {
@@ -53,7 +53,9 @@ impl Purpose {
 
     pub(super) fn template(self, label: &[u8], mark: &Mark) -> Vec<Attribute> {
         let (key_type, uses) = match self {
-            Self::Hmac => (KeyType::GENERIC_SECRET, [Attribute::Sign(true), Attribute::Verify(true)]),
+            Self::Hmac => {
+                (KeyType::GENERIC_SECRET, [Attribute::Sign(true), Attribute::Verify(true)])
+            }
             Self::Aes => (KeyType::AES, [Attribute::Encrypt(true), Attribute::Decrypt(true)]),
         };
         let mut template = vec![
@@ -71,8 +73,11 @@ impl Purpose {
 }
 
 /// How a pair is made, and what its public and private objects are, but for their names.
-pub(super) fn pair_templates(algorithm: PairAlgorithm) -> (Mechanism<'static>, Vec<Attribute>, Vec<Attribute>) {
-    let mut public = vec![Attribute::Token(true), Attribute::Private(false), Attribute::Verify(true)];
+pub(super) fn pair_templates(
+    algorithm: PairAlgorithm,
+) -> (Mechanism<'static>, Vec<Attribute>, Vec<Attribute>) {
+    let mut public =
+        vec![Attribute::Token(true), Attribute::Private(false), Attribute::Verify(true)];
     let mut private = vec![
         Attribute::Token(true),
         Attribute::Private(true),
@@ -98,12 +103,14 @@ pub(super) fn pair_templates(algorithm: PairAlgorithm) -> (Mechanism<'static>, V
     (Mechanism::RsaPkcsKeyPairGen, public, private)
 }
 
-/// A key under which HMAC-SHA256 gives the same as under `key`, and which tokens take that want 32 bytes at least. HMAC
-/// itself fills keys up with zeros to 64 bytes and hashes longer ones (RFC 2104).
+/// A key under which HMAC-SHA256 gives the same as under `key`, and which tokens take
+/// that want 32 bytes at least. HMAC itself fills keys up with zeros to 64 bytes and
+/// hashes longer ones (RFC 2104).
 pub(super) fn hmac_equivalent(key: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut equivalent = Zeroizing::new(Vec::with_capacity(64));
     if key.len() > 64 {
-        equivalent.extend_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key).as_ref());
+        equivalent
+            .extend_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key).as_ref());
     } else {
         equivalent.extend_from_slice(key);
         equivalent.resize(key.len().max(32), 0);
@@ -111,7 +118,11 @@ pub(super) fn hmac_equivalent(key: &[u8]) -> Zeroizing<Vec<u8>> {
     equivalent
 }
 
-pub(super) fn hmac(session: &Lent<'_>, key: ObjectHandle, message: &[u8]) -> Result<Option<[u8; 32]>, Failed> {
+pub(super) fn hmac(
+    session: &Lent<'_>,
+    key: ObjectHandle,
+    message: &[u8],
+) -> Result<Option<[u8; 32]>, Failed> {
     let mac = Zeroizing::new(session.sign(&Mechanism::Sha256Hmac, key, message)?);
     Ok(<[u8; 32]>::try_from(mac.as_slice()).ok())
 }
@@ -140,8 +151,13 @@ pub(super) fn aes_decrypt(
     session.decrypt(&mechanism, key, sealed)
 }
 
-/// Whether the token encrypts and decrypts with IVs of all lengths, and right where the key is known.
-pub(super) fn aes_trial(session: &Lent<'_>, key: ObjectHandle, known: Option<&[u8]>) -> Result<bool, Failed> {
+/// Whether the token encrypts and decrypts with IVs of all lengths, and right where the
+/// key is known.
+pub(super) fn aes_trial(
+    session: &Lent<'_>,
+    key: ObjectHandle,
+    known: Option<&[u8]>,
+) -> Result<bool, Failed> {
     for iv_len in TRIAL_IV_LENGTHS {
         let iv = vec![7; iv_len];
         let sealed = aes_encrypt(session, key, &iv, b"aad", b"trial")?;

@@ -1,9 +1,11 @@
 //! Keys as objects on a token.
 //!
-//! A key's id is its `CKA_LABEL`, as the existing key service has it. Replacing a key makes two with one label for a
-//! moment, so each key that we make also has a mark in its `CKA_ID`: 3 bytes `EK1`, 13 random bytes that tie the halves of a
-//! pair together, and a number that says which of two is the later one. Whatever moment the power fails at, the later one is
-//! there, and it is the one that is found. Keys that others made have no mark and count as the earliest.
+//! A key's id is its `CKA_LABEL`, as the existing key service has it. Replacing a key
+//! makes two with one label for a moment, so each key that we make also has a mark in its
+//! `CKA_ID`: 3 bytes `EK1`, 13 random bytes that tie the halves of a pair together, and a
+//! number that says which of two is the later one. Whatever moment the power fails at,
+//! the later one is there, and it is the one that is found. Keys that others made have no
+//! mark and count as the earliest.
 
 use aws_lc_rs::rand;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
@@ -29,7 +31,9 @@ pub(super) struct Mark {
 
 impl Mark {
     /// A new mark, later than `others`.
-    pub(super) fn after<'k>(others: impl IntoIterator<Item = &'k KeyObject>) -> Result<Self, KeyError> {
+    pub(super) fn after<'k>(
+        others: impl IntoIterator<Item = &'k KeyObject>,
+    ) -> Result<Self, KeyError> {
         let mut tie = [0; TIE_LEN];
         rand::fill(&mut tie).map_err(|_| KeyError::Library { operation: Operation::CreateKey })?;
         Ok(Self { tie, number: next(others) })
@@ -70,14 +74,16 @@ impl KeyObject {
         Mark::decode(&self.id).is_some()
     }
 
-    /// The `CKA_ID` that puts this key after `others`, tied as before if it is one of ours.
+    /// The `CKA_ID` that puts this key after `others`, tied as before if it is one of
+    /// ours.
     pub(super) fn id_after(&self, others: &[Self]) -> Option<Vec<u8>> {
         let mark = Mark::decode(&self.id)?;
         Some(Mark { number: next(others).max(mark.number), ..mark }.encode())
     }
 }
 
-/// All objects of the classes that keys are under one label, or under what else the configuration says.
+/// All objects of the classes that keys are under one label, or under what else the
+/// configuration says.
 pub(super) struct Found {
     /// Private and secret keys, the latest last.
     pub(super) keys: Vec<KeyObject>,
@@ -125,20 +131,27 @@ pub(super) fn find(session: &Session, wanted: &ObjectAttributes) -> Result<Found
 }
 
 /// An object, if it is a key.
-fn describe(session: &Session, handle: ObjectHandle) -> Result<Option<(ObjectClass, KeyObject)>, Failed> {
+fn describe(
+    session: &Session,
+    handle: ObjectHandle,
+) -> Result<Option<(ObjectClass, KeyObject)>, Failed> {
     let mut class = None;
     for attribute in session.get_attributes(handle, &[AttributeType::Class])? {
         if let Attribute::Class(found) = attribute {
             class = Some(found);
         }
     }
-    let Some(class @ (ObjectClass::PUBLIC_KEY | ObjectClass::PRIVATE_KEY | ObjectClass::SECRET_KEY)) = class else {
+    let Some(
+        class @ (ObjectClass::PUBLIC_KEY | ObjectClass::PRIVATE_KEY | ObjectClass::SECRET_KEY),
+    ) = class
+    else {
         return Ok(None);
     };
     let (mut key_type, mut label, mut id) = (None, Vec::new(), Vec::new());
-    for attribute in
-        session.get_attributes(handle, &[AttributeType::KeyType, AttributeType::Label, AttributeType::Id])?
-    {
+    for attribute in session.get_attributes(
+        handle,
+        &[AttributeType::KeyType, AttributeType::Label, AttributeType::Id],
+    )? {
         match attribute {
             Attribute::KeyType(found) => key_type = Some(found),
             Attribute::Label(found) => label = found,
@@ -165,7 +178,8 @@ pub(super) fn public_halves(
     if !halves.is_empty() || Mark::decode(&key.id).is_none() {
         return Ok(halves);
     }
-    // A rename that was cut off between the two objects left the public one under its old label, and its old number.
+    // A rename that was cut off between the two objects left the public one under its old
+    // label, and its old number.
     let template = [Attribute::Token(true), Attribute::Class(ObjectClass::PUBLIC_KEY)];
     let mut halves = Vec::new();
     for handle in session.find_objects(&template)? {
@@ -193,17 +207,27 @@ pub(super) enum Details {
 
 impl Details {
     /// Reads them.
-    pub(super) fn read(session: &Session, key: &KeyObject, found: &Found, token: &str) -> Result<Self, Failed> {
+    pub(super) fn read(
+        session: &Session,
+        key: &KeyObject,
+        found: &Found,
+        token: &str,
+    ) -> Result<Self, Failed> {
         let flag = |attribute_type| -> Result<bool, Failed> {
             let attributes = session.get_attributes(key.handle, &[attribute_type])?;
             // A token that does not say lets the operation decide.
-            Ok(!matches!(attributes.first(), Some(Attribute::Sign(false) | Attribute::Encrypt(false))))
+            Ok(!matches!(
+                attributes.first(),
+                Some(Attribute::Sign(false) | Attribute::Encrypt(false))
+            ))
         };
         match (key.kind, key.key_type) {
             (KeyKind::Symmetric, KeyType::GENERIC_SECRET | KeyType::SHA256_HMAC) => {
                 Ok(Self::Hmac { allowed: flag(AttributeType::Sign)? })
             }
-            (KeyKind::Symmetric, KeyType::AES) => Ok(Self::Aes { allowed: flag(AttributeType::Encrypt)? }),
+            (KeyKind::Symmetric, KeyType::AES) => {
+                Ok(Self::Aes { allowed: flag(AttributeType::Encrypt)? })
+            }
             (KeyKind::Pair, KeyType::EC | KeyType::RSA) => {
                 // Some tokens have the public values on the private key too.
                 let mut objects = public_halves(session, key, &found.public)?;
@@ -226,8 +250,12 @@ impl Details {
             let (mut modulus, mut exponent) = (Vec::new(), Vec::new());
             for attribute in session.get_attributes(object.handle, &wanted)? {
                 match attribute {
-                    Attribute::Modulus(number) => modulus = encoding::without_leading_zeros(&number),
-                    Attribute::PublicExponent(number) => exponent = encoding::without_leading_zeros(&number),
+                    Attribute::Modulus(number) => {
+                        modulus = encoding::without_leading_zeros(&number);
+                    }
+                    Attribute::PublicExponent(number) => {
+                        exponent = encoding::without_leading_zeros(&number);
+                    }
                     _ => {}
                 }
             }
@@ -235,7 +263,9 @@ impl Details {
             return Ok(complete.then_some(Self::Rsa { modulus, exponent }));
         }
         let (mut oid, mut point) = (Vec::new(), Vec::new());
-        for attribute in session.get_attributes(object.handle, &[AttributeType::EcParams, AttributeType::EcPoint])? {
+        for attribute in session
+            .get_attributes(object.handle, &[AttributeType::EcParams, AttributeType::EcPoint])?
+        {
             match attribute {
                 Attribute::EcParams(found) => oid = found,
                 Attribute::EcPoint(found) => point = found,
@@ -249,19 +279,33 @@ impl Details {
         Ok(point.map(|point| Self::Ec { curve_oid: oid, field_len: curve.len, point }))
     }
 
-    /// A parameter of the public half; `None` if the key is one that nothing here can use.
-    pub(super) fn public_parameter(&self, parameter: PublicParameter) -> Option<Result<PublicValue, InputError>> {
+    /// A parameter of the public half; `None` if the key is one that nothing here can
+    /// use.
+    pub(super) fn public_parameter(
+        &self,
+        parameter: PublicParameter,
+    ) -> Option<Result<PublicValue, InputError>> {
         Some(Ok(match (self, parameter) {
             (Self::Ec { .. }, PublicParameter::Algorithm) => PublicValue::Word("ECDSA"),
             (Self::Rsa { .. }, PublicParameter::Algorithm) => PublicValue::Word("RSA"),
-            (Self::Ec { curve_oid, .. }, PublicParameter::EcCurveOid) => PublicValue::Bytes(curve_oid.clone()),
+            (Self::Ec { curve_oid, .. }, PublicParameter::EcCurveOid) => {
+                PublicValue::Bytes(curve_oid.clone())
+            }
             (Self::Ec { point, field_len, .. }, PublicParameter::EcPoint) => {
                 PublicValue::Bytes(crate::material::compress(point, *field_len)?)
             }
-            (Self::Ec { point, .. }, PublicParameter::EcPointUncompressed) => PublicValue::Bytes(point.clone()),
-            (Self::Rsa { modulus, .. }, PublicParameter::RsaModulus) => PublicValue::Bytes(modulus.clone()),
-            (Self::Rsa { exponent, .. }, PublicParameter::RsaExponent) => PublicValue::Bytes(exponent.clone()),
-            (Self::Ec { .. } | Self::Rsa { .. }, _) => return Some(Err(InputError::NoSuchParameter)),
+            (Self::Ec { point, .. }, PublicParameter::EcPointUncompressed) => {
+                PublicValue::Bytes(point.clone())
+            }
+            (Self::Rsa { modulus, .. }, PublicParameter::RsaModulus) => {
+                PublicValue::Bytes(modulus.clone())
+            }
+            (Self::Rsa { exponent, .. }, PublicParameter::RsaExponent) => {
+                PublicValue::Bytes(exponent.clone())
+            }
+            (Self::Ec { .. } | Self::Rsa { .. }, _) => {
+                return Some(Err(InputError::NoSuchParameter));
+            }
             (Self::Hmac { .. } | Self::Aes { .. } | Self::Other, _) => return None,
         }))
     }

@@ -19,7 +19,8 @@ pub(super) fn path(source: &PinSource) -> Option<PathBuf> {
     match source {
         PinSource::Value(_) => None,
         PinSource::File(path) => Some(path.clone()),
-        // Without the variable there are no credentials; the name then tells what is missing.
+        // Without the variable there are no credentials; the name then tells what is
+        // missing.
         PinSource::Credential(name) => Some(
             std::env::var_os(CREDENTIALS)
                 .map_or_else(|| PathBuf::from(format!("${CREDENTIALS}")), PathBuf::from)
@@ -28,13 +29,16 @@ pub(super) fn path(source: &PinSource) -> Option<PathBuf> {
     }
 }
 
-/// Reads the PIN. It is read anew at each login, so that a corrected file is taken without a restart.
+/// Reads the PIN. It is read anew at each login, so that a corrected file is taken
+/// without a restart.
 pub(super) fn read(source: &PinSource, token: &str) -> Result<SecretBytes, TokenError> {
     match (source, path(source)) {
         (PinSource::Value(pin), _) => Ok(pin.clone()),
-        (_, Some(path)) => {
-            read_file(&path).map_err(|source| TokenError::PinUnreadable { token: token.to_owned(), path, source })
-        }
+        (_, Some(path)) => read_file(&path).map_err(|source| TokenError::PinUnreadable {
+            token: token.to_owned(),
+            path,
+            source,
+        }),
         (_, None) => Err(TokenError::PinMissing { token: token.to_owned() }),
     }
 }
@@ -46,7 +50,10 @@ fn read_file(path: &Path) -> io::Result<SecretBytes> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first line is empty"));
     }
     if line.expose().len() > PIN_LIMIT {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the first line is too long for a PIN"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the first line is too long for a PIN",
+        ));
     }
     Ok(line)
 }

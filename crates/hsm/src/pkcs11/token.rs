@@ -1,4 +1,5 @@
-//! One token: finding it, logging in to it, sessions with it, and getting back to it after it was away.
+//! One token: finding it, logging in to it, sessions with it, and getting back to it
+//! after it was away.
 
 use std::ops::Deref;
 use std::sync::atomic::Ordering;
@@ -9,7 +10,8 @@ use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::{Limit, Slot, TokenInfo};
 
 use super::error::{
-    Connection, Failed, PinVerdict, TokenError, call_error, code, code_name, connection_after, pin_verdict,
+    Connection, Failed, PinVerdict, TokenError, call_error, code, code_name, connection_after,
+    pin_verdict,
 };
 use super::library::{Initialized, Library};
 use super::pin;
@@ -40,7 +42,11 @@ impl TokenFacts {
 
     /// How the token is listed for a human.
     pub(super) fn describe(&self) -> String {
-        let label = if self.initialized { format!("{:?}", self.label) } else { "not initialized".to_owned() };
+        let label = if self.initialized {
+            format!("{:?}", self.label)
+        } else {
+            "not initialized".to_owned()
+        };
         format!("{label} (slot-id={}, serial={}, model={})", self.slot_id, self.serial, self.model)
     }
 }
@@ -58,12 +64,15 @@ pub(super) enum Choice {
     Several,
 }
 
-/// Chooses the token that is meant. A slot number decides alone; tokens without label are never meant by another attribute.
+/// Chooses the token that is meant. A slot number decides alone; tokens without label are
+/// never meant by another attribute.
 pub(super) fn choose(wanted: &TokenAttributes, found: &[TokenFacts]) -> Choice {
     if wanted.is_empty() {
         return Choice::Unspecific;
     }
-    let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
+    let is = |wanted: &Option<String>, found: &str| {
+        wanted.as_deref().is_none_or(|wanted| wanted == found)
+    };
     let mut fitting = found.iter().enumerate().filter(|(_, token)| match wanted.slot_id {
         Some(slot_id) => token.slot_id == slot_id,
         None => {
@@ -82,7 +91,9 @@ pub(super) fn choose(wanted: &TokenAttributes, found: &[TokenFacts]) -> Choice {
 }
 
 /// The tokens that a library shows.
-pub(super) fn tokens(library: &Initialized) -> Result<Vec<(Slot, TokenInfo)>, cryptoki::error::Error> {
+pub(super) fn tokens(
+    library: &Initialized,
+) -> Result<Vec<(Slot, TokenInfo)>, cryptoki::error::Error> {
     let mut tokens = Vec::new();
     for slot in library.pkcs11.get_slots_with_token()? {
         match library.pkcs11.get_token_info(slot) {
@@ -173,7 +184,8 @@ impl Drop for Lent<'_> {
             drop(state);
             self.token.returned.notify_one();
         }
-        // Else its handle is nobody's or somebody else's by now; sessions do not close themselves here.
+        // Else its handle is nobody's or somebody else's by now; sessions do not close
+        // themselves here.
     }
 }
 
@@ -181,7 +193,8 @@ impl Token {
     /// `sessions` is the most that are open at a time; the token may allow fewer.
     pub(super) fn new(library: Arc<Library>, uri: &Pkcs11Uri, sessions: usize) -> Self {
         let named = Pkcs11Uri { token: uri.token.clone(), ..Pkcs11Uri::default() };
-        let name = uri.token.label.clone().unwrap_or_else(|| KeyUri::Pkcs11(Box::new(named)).to_string());
+        let name =
+            uri.token.label.clone().unwrap_or_else(|| KeyUri::Pkcs11(Box::new(named)).to_string());
         Self {
             library,
             wanted: uri.token.clone(),
@@ -202,9 +215,12 @@ impl Token {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `operation` with a session. If the connection turns out to be gone it is made anew and `operation` is run
-    /// once more, so it has to be one that may be done twice.
-    pub(super) fn run<T>(&self, operation: impl Fn(&Lent<'_>) -> Result<T, Failed>) -> Result<T, Failed> {
+    /// Runs `operation` with a session. If the connection turns out to be gone it is made
+    /// anew and `operation` is run once more, so it has to be one that may be done twice.
+    pub(super) fn run<T>(
+        &self,
+        operation: impl Fn(&Lent<'_>) -> Result<T, Failed>,
+    ) -> Result<T, Failed> {
         let generation = match self.run_once(&operation)? {
             Once::Done(done) => return done,
             Once::Lost { .. } => match self.run_once(&operation)? {
@@ -212,7 +228,8 @@ impl Token {
                 Once::Lost { generation, .. } => generation,
             },
         };
-        // Opening other sessions did not help. Some libraries look for tokens only when they are initialized.
+        // Opening other sessions did not help. Some libraries look for tokens only when
+        // they are initialized.
         self.library.initialize_anew(generation)?;
         match self.run_once(&operation)? {
             Once::Done(done) => done,
@@ -220,12 +237,17 @@ impl Token {
         }
     }
 
-    fn run_once<T>(&self, operation: impl Fn(&Lent<'_>) -> Result<T, Failed>) -> Result<Once<T>, Failed> {
+    fn run_once<T>(
+        &self,
+        operation: impl Fn(&Lent<'_>) -> Result<T, Failed>,
+    ) -> Result<Once<T>, Failed> {
         let library = self.library.enter();
         let generation = library.generation;
         let lent = match self.lend(&library) {
             Ok(lent) => lent,
-            Err(NotLent::Lost(why)) => return Ok(Once::Lost { why: Failed::from(why), generation }),
+            Err(NotLent::Lost(why)) => {
+                return Ok(Once::Lost { why: Failed::from(why), generation });
+            }
             Err(NotLent::Refused(why)) => return Err(why.into()),
         };
         let done = operation(&lent);
@@ -242,10 +264,16 @@ impl Token {
         Ok(Once::Lost { why: call_error(error, &self.name).into(), generation })
     }
 
-    /// Whether the token still does something that it surely can: it is asked for random bytes, then for its state.
+    /// Whether the token still does something that it surely can: it is asked for random
+    /// bytes, then for its state.
     fn answers(&self, library: &Initialized, session: &Session) -> bool {
         let random = session.generate_random_vec(8).is_ok();
-        random && self.state().connected.as_ref().is_some_and(|is| library.pkcs11.get_token_info(is.slot).is_ok())
+        random
+            && self
+                .state()
+                .connected
+                .as_ref()
+                .is_some_and(|is| library.pkcs11.get_token_info(is.slot).is_ok())
     }
 
     /// Forgets the connection, unless that was done since `epoch`.
@@ -305,7 +333,8 @@ impl Token {
                         state.open += 1;
                         return Ok(lent(session, state.epoch));
                     }
-                    // The token has fewer than it said. Those that we have will come back.
+                    // The token has fewer than it said. Those that we have will come
+                    // back.
                     Err(error) if code(&error) == Some(RvError::SessionCount) && state.open > 0 => {
                         state.limit = state.open;
                     }
@@ -331,12 +360,17 @@ impl Token {
     fn connect(&self, library: &Initialized) -> Result<(Connected, Session, usize), NotLent> {
         let failed = |error: cryptoki::error::Error| {
             let why = call_error(&error, &self.name);
-            if connection_after(&error) == Connection::Stands { NotLent::Refused(why) } else { NotLent::Lost(why) }
+            if connection_after(&error) == Connection::Stands {
+                NotLent::Refused(why)
+            } else {
+                NotLent::Lost(why)
+            }
         };
         let tokens = tokens(library).map_err(failed)?;
         let (slot, info) = self.find(&tokens)?;
         let session = library.pkcs11.open_rw_session_no_drop(*slot).map_err(failed)?;
-        let login_needed = info.login_required() || info.user_pin_initialized() && self.pin.is_some();
+        let login_needed =
+            info.login_required() || info.user_pin_initialized() && self.pin.is_some();
         if login_needed && let Err(refused) = self.log_in(library, *slot, info, &session) {
             let _ = session.close();
             return Err(refused);
@@ -345,11 +379,16 @@ impl Token {
             Limit::Max(most) => self.limit.min(usize::try_from(most).unwrap_or(usize::MAX)).max(1),
             Limit::Unavailable | Limit::Infinite => self.limit,
         };
-        Ok((Connected { slot: *slot, generation: library.generation, login_needed }, session, limit))
+        Ok((
+            Connected { slot: *slot, generation: library.generation, login_needed },
+            session,
+            limit,
+        ))
     }
 
     fn find<'t>(&self, tokens: &'t [(Slot, TokenInfo)]) -> Result<&'t (Slot, TokenInfo), NotLent> {
-        let facts: Vec<TokenFacts> = tokens.iter().map(|(slot, info)| TokenFacts::of(*slot, info)).collect();
+        let facts: Vec<TokenFacts> =
+            tokens.iter().map(|(slot, info)| TokenFacts::of(*slot, info)).collect();
         let found = facts.iter().map(TokenFacts::describe).collect();
         let wanted = self.name.clone();
         match choose(&self.wanted, &facts) {
@@ -361,10 +400,19 @@ impl Token {
     }
 
     /// Logs in. A PIN that this token refused once in this process is never sent again.
-    fn log_in(&self, library: &Initialized, slot: Slot, info: &TokenInfo, session: &Session) -> Result<(), NotLent> {
+    fn log_in(
+        &self,
+        library: &Initialized,
+        slot: Slot,
+        info: &TokenInfo,
+        session: &Session,
+    ) -> Result<(), NotLent> {
         let token = self.name.clone();
         let refused = |error| Err(NotLent::Refused(error));
-        if matches!(session.get_session_info().map(|info| info.session_state()), Ok(SessionState::RwUser)) {
+        if matches!(
+            session.get_session_info().map(|info| info.session_state()),
+            Ok(SessionState::RwUser)
+        ) {
             return Ok(());
         }
         if info.user_pin_locked() {
@@ -374,9 +422,12 @@ impl Token {
             return refused(TokenError::PinNotSet { token });
         }
         if info.protected_authentication_path() {
-            return session.login(UserType::User, None).or_else(|error| self.not_logged_in(&error, false));
+            return session
+                .login(UserType::User, None)
+                .or_else(|error| self.not_logged_in(&error, false));
         }
-        // Only a PIN that cannot be remembered as wrong, or has just been corrected, could make this the last one.
+        // Only a PIN that cannot be remembered as wrong, or has just been corrected,
+        // could make this the last one.
         if info.user_pin_final_try() || self.library.is_refusal_memory_full() {
             return refused(TokenError::PinFinalTry { token });
         }
@@ -388,14 +439,20 @@ impl Token {
         if let Some(code) = self.library.refusal(&identity, pin.expose()) {
             return refused(TokenError::PinRefused { token, code });
         }
-        let Err(error) = session.login_with_raw(UserType::User, &pin::for_login(&pin)) else { return Ok(()) };
-        // Some libraries name another reason. Then the token's count of wrong PINs tells; or that it answers otherwise.
+        let Err(error) = session.login_with_raw(UserType::User, &pin::for_login(&pin)) else {
+            return Ok(());
+        };
+        // Some libraries name another reason. Then the token's count of wrong PINs tells;
+        // or that it answers otherwise.
         let suspect = || {
             let after = library.pkcs11.get_token_info(slot);
-            after.is_ok_and(|after| after.user_pin_locked() || after.user_pin_count_low() && !info.user_pin_count_low())
-                || connection_after(&error) == Connection::Unclear && session.generate_random_vec(8).is_ok()
+            after.is_ok_and(|after| {
+                after.user_pin_locked() || after.user_pin_count_low() && !info.user_pin_count_low()
+            }) || connection_after(&error) == Connection::Unclear
+                && session.generate_random_vec(8).is_ok()
         };
-        let wrong = pin_verdict(&error) != PinVerdict::None || already(&error).is_none() && suspect();
+        let wrong =
+            pin_verdict(&error) != PinVerdict::None || already(&error).is_none() && suspect();
         if wrong {
             let code = code(&error).map_or_else(|| error.to_string(), code_name);
             self.library.remember_refusal(&identity, pin.expose(), code);
@@ -437,7 +494,13 @@ fn already(error: &cryptoki::error::Error) -> Option<()> {
 
 /// What a token keeps over being plugged out and in.
 fn identity(info: &TokenInfo) -> String {
-    format!("{}\n{}\n{}\n{}", info.manufacturer_id(), info.model(), info.serial_number(), info.label())
+    format!(
+        "{}\n{}\n{}\n{}",
+        info.manufacturer_id(),
+        info.model(),
+        info.serial_number(),
+        info.label()
+    )
 }
 
 enum Once<T> {
@@ -485,7 +548,10 @@ mod tests {
         assert_eq!(choose(&serial, &found), Choice::One(2));
         let slot = TokenAttributes { slot_id: Some(1), ..by_label("a") };
         assert_eq!(choose(&slot, &found), Choice::One(1));
-        let maker = TokenAttributes { manufacturer: Some("maker".to_owned()), ..TokenAttributes::default() };
+        let maker = TokenAttributes {
+            manufacturer: Some("maker".to_owned()),
+            ..TokenAttributes::default()
+        };
         assert_eq!(choose(&maker, &found[2..]), Choice::One(0));
     }
 

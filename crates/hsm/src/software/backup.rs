@@ -1,11 +1,13 @@
 //! Keys in files, taken out of one store and brought into another.
 //!
-//! In clear a backup is lines of text, so that whoever opens it with another tool can read it:
+//! In clear a backup is lines of text, so that whoever opens it with another tool can
+//! read it:
 //!
 //! ```text
 //! edgekeep-keys 1
 //! made <RFC 3339>
-//! key <keys|internal|older:NUMBER> <symmetric|pair> <usage: d, e, de or -> <id> <base64: raw bytes, or PKCS#8 in DER>
+//! key <keys|internal|older:NUMBER> <symmetric|pair> <usage: d, e, de or -> <id>
+//!     <base64: raw bytes, or PKCS#8 in DER>
 //! elsewhere <where> <id>                                  a key that is not in it, as hardware does not give it away
 //! sha256 <hex of everything before this line>
 //! ```
@@ -99,7 +101,8 @@ impl Backup {
     /// Reads all keys of a store, which may be in use, and changes nothing in it.
     ///
     /// # Errors
-    /// If there is no store, its store key cannot be opened, or a key is damaged: there is no backup of a part.
+    /// If there is no store, its store key cannot be opened, or a key is damaged: there
+    /// is no backup of a part.
     pub fn read(folder: &Path, sealers: Sealers<'_>) -> Result<Self, StoreError> {
         let forms = Forms::read(folder, sealers)?;
         let Some(best) = forms.present().first().copied() else {
@@ -111,7 +114,8 @@ impl Backup {
         for name_space in NameSpace::ALL {
             let folder = folder.join(name_space.folder());
             if folder.exists() {
-                entries.extend(read_folder(&folder, name_space, &store_key, || key_files(&folder))?);
+                entries
+                    .extend(read_folder(&folder, name_space, &store_key, || key_files(&folder))?);
             }
         }
         entries.sort_by(|one, other| {
@@ -124,14 +128,20 @@ impl Backup {
     /// How many keys are in it.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let of = |name_space| self.entries.iter().filter(|entry| entry.name_space == name_space).count();
-        Counts { keys: of(NameSpace::Ordinary), older: of(NameSpace::Older), own: of(NameSpace::Internal) }
+        let of =
+            |name_space| self.entries.iter().filter(|entry| entry.name_space == name_space).count();
+        Counts {
+            keys: of(NameSpace::Ordinary),
+            older: of(NameSpace::Older),
+            own: of(NameSpace::Internal),
+        }
     }
 
     /// The text of this backup, in clear.
     #[must_use]
     pub fn encode(&self, made: &str, elsewhere: &[Elsewhere]) -> SecretBytes {
-        let room: usize = self.entries.iter().map(|entry| entry.key.secret.expose().len() * 4 / 3 + 400).sum();
+        let room: usize =
+            self.entries.iter().map(|entry| entry.key.secret.expose().len() * 4 / 3 + 400).sum();
         let others: usize = elsewhere.iter().map(|key| key.id.as_str().len() + 64).sum();
         // All at once: what a text grows out of is not wiped.
         let mut text = Zeroizing::new(String::with_capacity(room + others + 400));
@@ -172,7 +182,9 @@ impl Backup {
         let text = std::str::from_utf8(text.expose()).map_err(|_| damaged(1))?;
         match text.lines().next() {
             Some(FIRST_LINE) => {}
-            Some(other) if other.starts_with("edgekeep-keys ") => return Err(RestoreError::Version),
+            Some(other) if other.starts_with("edgekeep-keys ") => {
+                return Err(RestoreError::Version);
+            }
             _ => return Err(damaged(1)),
         }
         let count = text.lines().count();
@@ -218,7 +230,12 @@ impl Entry {
         let secret = SecretBytes::from(STANDARD.decode(words.next()?).ok()?);
         // What could not be used is found before anything is written.
         Material::from_stored(kind, usage, secret.clone()).ok()?;
-        words.next().is_none().then_some(Self { name_space, number, id, key: StoredKey { kind, usage, secret } })
+        words.next().is_none().then_some(Self {
+            name_space,
+            number,
+            id,
+            key: StoredKey { kind, usage, secret },
+        })
     }
 }
 
@@ -236,8 +253,9 @@ fn key_files(folder: &Path) -> Result<BTreeSet<String>, StoreError> {
 /// How often a folder that is changing is read.
 const READ_TRIES: u32 = 20;
 
-/// The keys in a folder, which a daemon may change meanwhile: read again if its list of files is another one afterwards. A
-/// key pair that is moved between listing and reading would else be in the backup under neither id.
+/// The keys in a folder, which a daemon may change meanwhile: read again if its list of
+/// files is another one afterwards. A key pair that is moved between listing and reading
+/// would else be in the backup under neither id.
 fn read_folder(
     folder: &Path,
     name_space: NameSpace,
@@ -249,7 +267,8 @@ fn read_folder(
         let mut entries = Vec::new();
         for name in &listed {
             let path = folder.join(name);
-            let number = name.rsplit('.').nth(1).and_then(|number| number.parse().ok()).unwrap_or_default();
+            let number =
+                name.rsplit('.').nth(1).and_then(|number| number.parse().ok()).unwrap_or_default();
             let content = match read_key_file(&path, FILE_LIMIT)? {
                 // Deleted since it was listed.
                 KeyFile::Absent => continue,
@@ -268,7 +287,8 @@ fn read_folder(
     Err(StoreError::Changing { path: folder.to_owned() })
 }
 
-/// A key out of its file, without setting it aside if it is damaged: the store may be in use.
+/// A key out of its file, without setting it aside if it is damaged: the store may be in
+/// use.
 fn decode(
     store_key: &file::StoreKey,
     name_space: NameSpace,
@@ -281,7 +301,9 @@ fn decode(
         Ok(key) => Ok((id, key)),
         Err(Unreadable::Damaged) => Err(unusable()),
         Err(Unreadable::OtherStoreKey) => Err(StoreError::OtherStoreKey { path: path.to_owned() }),
-        Err(Unreadable::Version(found)) => Err(StoreError::Version { path: path.to_owned(), found }),
+        Err(Unreadable::Version(found)) => {
+            Err(StoreError::Version { path: path.to_owned(), found })
+        }
     }
 }
 
@@ -309,14 +331,15 @@ pub struct Restored {
     pub own_kept: Vec<KeyId>,
 }
 
-/// Brings the keys of a backup into a store, under the store key there. A store that is not there is made. Cut off at any
-/// point, it is completed by running it again.
+/// Brings the keys of a backup into a store, under the store key there. A store that is
+/// not there is made. Cut off at any point, it is completed by running it again.
 ///
-/// The daemon's own keys are taken only where there are none: what is beside them, like the audit log, goes with them.
+/// The daemon's own keys are taken only where there are none: what is beside them, like
+/// the audit log, goes with them.
 ///
 /// # Errors
-/// If a process has the store open, its store key cannot be opened, or other keys are there and `force` is not given. Then
-/// nothing was changed.
+/// If a process has the store open, its store key cannot be opened, or other keys are
+/// there and `force` is not given. Then nothing was changed.
 pub fn restore(
     folder: &Path,
     wanted: Option<Protection>,
@@ -369,7 +392,9 @@ pub fn restore(
 }
 
 fn is_same(one: &StoredKey, other: &StoredKey) -> bool {
-    one.kind == other.kind && one.usage == other.usage && one.secret.expose() == other.secret.expose()
+    one.kind == other.kind
+        && one.usage == other.usage
+        && one.secret.expose() == other.secret.expose()
 }
 
 #[cfg(test)]
@@ -393,11 +418,13 @@ mod tests {
         SoftwareBackend::open(folder, BTreeMap::new()).unwrap()
     }
 
-    /// A store with each kind of key, and something that only an earlier version decrypts.
+    /// A store with each kind of key, and something that only an earlier version
+    /// decrypts.
     fn store(folder: &Path) -> Vec<u8> {
         let backend = open(folder);
         backend.import_key(&id("master"), vec![1; 32].into(), ENCRYPT).unwrap();
-        let sealed = backend.encrypt(SymmetricKey::Stored(&id("master")), b"iv", b"", b"text").unwrap();
+        let sealed =
+            backend.encrypt(SymmetricKey::Stored(&id("master")), b"iv", b"", b"text").unwrap();
         backend.import_key(&id("master"), vec![2; 32].into(), ENCRYPT).unwrap();
         backend.create_key_pair(&id("ca/key"), &[PairAlgorithm::EcP256]).unwrap();
         backend.internal_key(&id("own")).unwrap();
@@ -414,7 +441,11 @@ mod tests {
         Backup::read(folder, Sealers::default()).unwrap().encode("2026-11-22T00:00:00Z", &elsewhere)
     }
 
-    fn restore_to(folder: &Path, text: &SecretBytes, mode: RestoreMode) -> Result<Restored, RestoreError> {
+    fn restore_to(
+        folder: &Path,
+        text: &SecretBytes,
+        mode: RestoreMode,
+    ) -> Result<Restored, RestoreError> {
         restore(folder, None, Sealers::default(), &Backup::decode(text)?, mode)
     }
 
@@ -427,7 +458,10 @@ mod tests {
         let done = restore_to(&other, &text, MODE).unwrap();
         assert_eq!((done.added.len(), done.older, done.same), (3, 1, 0));
         assert!(decrypts(&other, &sealed));
-        assert_ne!(fs::read(other.join("store.key")).unwrap(), fs::read(one.path().join("store.key")).unwrap());
+        assert_ne!(
+            fs::read(other.join("store.key")).unwrap(),
+            fs::read(one.path().join("store.key")).unwrap()
+        );
         let key_of = |folder: &Path| {
             let der = open(folder).store.read(NameSpace::Ordinary, &id("ca/key")).unwrap().unwrap();
             let own = open_own(folder);
@@ -499,14 +533,20 @@ mod tests {
         let backend = open(other.path());
         backend.import_key(&id("master"), vec![3; 32].into(), ENCRYPT).unwrap();
         let own = backend.internal_key(&id("own")).unwrap().into_exposed();
-        let others = backend.encrypt(SymmetricKey::Stored(&id("master")), b"iv", b"", b"text").unwrap();
+        let others =
+            backend.encrypt(SymmetricKey::Stored(&id("master")), b"iv", b"", b"text").unwrap();
         drop(backend);
         let before = text_of(other.path());
         let error = restore_to(other.path(), &text, MODE).unwrap_err();
-        assert!(error.to_string().contains("master") && error.to_string().contains("--force"), "{error}");
-        let rehearsed = restore_to(other.path(), &text, RestoreMode { force: true, dry_run: true }).unwrap();
+        assert!(
+            error.to_string().contains("master") && error.to_string().contains("--force"),
+            "{error}"
+        );
+        let rehearsed =
+            restore_to(other.path(), &text, RestoreMode { force: true, dry_run: true }).unwrap();
         assert_eq!(text_of(other.path()).expose(), before.expose(), "nothing was changed");
-        let done = restore_to(other.path(), &text, RestoreMode { force: true, dry_run: false }).unwrap();
+        let done =
+            restore_to(other.path(), &text, RestoreMode { force: true, dry_run: false }).unwrap();
         assert_eq!(done, rehearsed);
         assert_eq!((done.replaced, done.own_kept), (vec![id("master")], vec![id("own")]));
         assert!(decrypts(other.path(), &sealed) && decrypts(other.path(), &others));
@@ -524,7 +564,10 @@ mod tests {
             assert!(Backup::decode(&changed.into()).is_err(), "byte {at}");
             assert!(Backup::decode(&text[..at].into()).is_err(), "cut at {at}");
         }
-        assert!(matches!(Backup::decode(&b"edgekeep-keys 2\n"[..].into()), Err(RestoreError::Version)));
+        assert!(matches!(
+            Backup::decode(&b"edgekeep-keys 2\n"[..].into()),
+            Err(RestoreError::Version)
+        ));
     }
 
     #[test]
@@ -537,7 +580,10 @@ mod tests {
         *content.last_mut().unwrap() ^= 1;
         fs::write(folder.join(&name), &content).unwrap();
         let error = Backup::read(one.path(), Sealers::default()).err().unwrap();
-        assert!(matches!(error, StoreError::DamagedInUse { .. }) && error.to_string().contains(&name), "{error}");
+        assert!(
+            matches!(error, StoreError::DamagedInUse { .. }) && error.to_string().contains(&name),
+            "{error}"
+        );
         assert!(folder.join(&name).exists());
     }
 }

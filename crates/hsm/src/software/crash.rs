@@ -1,8 +1,9 @@
 //! kill -9 at every step that reaches the disk, of everything that changes the store.
 //!
-//! Each scenario runs in a process of its own, which kills itself at one [`point`]; then the store is opened and examined
-//! here. This goes on, one point further each time, until a run gets by without reaching its point: so a step that is
-//! added to the code is covered without being listed here.
+//! Each scenario runs in a process of its own, which kills itself at one [`point`]; then
+//! the store is opened and examined here. This goes on, one point further each time,
+//! until a run gets by without reaching its point: so a step that is added to the code is
+//! covered without being listed here.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +17,9 @@ use edgekeep_core::id::KeyId;
 
 use super::protection::{Protection, Sealer, Sealers};
 use super::{Backup, RestoreMode, SoftwareBackend, migrate, restore};
-use crate::backend::{KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, SymmetricKey, Usage};
+use crate::backend::{
+    KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, SymmetricKey, Usage,
+};
 use crate::ordered::{Keyring, PassOn, Place};
 use crate::{InputError, SecretBytes};
 
@@ -31,7 +34,8 @@ static LEFT: AtomicU32 = AtomicU32::new(u32::MAX);
 pub(crate) fn point() {
     let left = LEFT.load(Ordering::Relaxed);
     if left == 0 {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         unreachable!("a killed process goes no further");
     }
     if left != u32::MAX {
@@ -44,12 +48,15 @@ struct Device(u8);
 
 impl Sealer for Device {
     fn seal(&self, secret: &SecretBytes) -> Result<Vec<u8>, KeyError> {
-        Ok([&[self.0], &*secret.expose().iter().map(|byte| byte ^ self.0).collect::<Vec<_>>()].concat())
+        Ok([&[self.0], &*secret.expose().iter().map(|byte| byte ^ self.0).collect::<Vec<_>>()]
+            .concat())
     }
 
     fn unseal(&self, sealed: &[u8]) -> Result<SecretBytes, KeyError> {
         match sealed.split_first() {
-            Some((by, rest)) if *by == self.0 => Ok(rest.iter().map(|byte| byte ^ self.0).collect::<Vec<_>>().into()),
+            Some((by, rest)) if *by == self.0 => {
+                Ok(rest.iter().map(|byte| byte ^ self.0).collect::<Vec<_>>().into())
+            }
             _ => Err(InputError::NotAuthentic.into()),
         }
     }
@@ -63,7 +70,8 @@ fn id(text: &str) -> KeyId {
 }
 
 fn open(folder: &Path, wanted: Option<Protection>) -> SoftwareBackend {
-    SoftwareBackend::open_protected(folder, BTreeMap::new(), wanted, SEALERS).unwrap_or_else(|error| panic!("{error}"))
+    SoftwareBackend::open_protected(folder, BTreeMap::new(), wanted, SEALERS)
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn bytes(fill: u8) -> SecretBytes {
@@ -179,7 +187,8 @@ fn scenarios() -> Vec<Scenario> {
                 expect_the_rest(&backend);
                 let points = fs::read_to_string(folder.with_extension("points")).unwrap();
                 let (old, new) = points.split_once('\n').unwrap();
-                let (ca, temp) = (format!("{:?}", point_of(&backend, "ca")), point_of(&backend, "ca-temp"));
+                let (ca, temp) =
+                    (format!("{:?}", point_of(&backend, "ca")), point_of(&backend, "ca-temp"));
                 assert!(ca == new || ca == old && !done, "{ca}");
                 assert!(temp.is_none() && ca == new || format!("{temp:?}") == new && !done);
             },
@@ -220,9 +229,26 @@ fn scenarios() -> Vec<Scenario> {
             assert!(point_of(&backend, "pair").is_some());
         },
     });
-    for name in ["file to tpm", "file to pkcs11", "tpm to file", "tpm to pkcs11", "pkcs11 to file", "pkcs11 to tpm"] {
-        all.push(Scenario { name, prepare: prepare_move, run: move_by_start, examine: examine_move });
-        all.push(Scenario { name, prepare: prepare_move, run: move_offline, examine: examine_move });
+    for name in [
+        "file to tpm",
+        "file to pkcs11",
+        "tpm to file",
+        "tpm to pkcs11",
+        "pkcs11 to file",
+        "pkcs11 to tpm",
+    ] {
+        all.push(Scenario {
+            name,
+            prepare: prepare_move,
+            run: move_by_start,
+            examine: examine_move,
+        });
+        all.push(Scenario {
+            name,
+            prepare: prepare_move,
+            run: move_offline,
+            examine: examine_move,
+        });
     }
     all
 }
@@ -249,11 +275,13 @@ fn prepare_places(folder: &Path) {
     let (source, target) = if is_second(folder) { (&two, &one) } else { (&one, &two) };
     source.create_key_pair(&id("ca-temp"), &[PairAlgorithm::EcP256]).unwrap();
     target.create_key_pair(&id("ca"), &[PairAlgorithm::EcP256]).unwrap();
-    let points = [(target, "ca"), (source, "ca-temp")].map(|(place, key)| format!("{:?}", point_of(place, key)));
+    let points = [(target, "ca"), (source, "ca-temp")]
+        .map(|(place, key)| format!("{:?}", point_of(place, key)));
     fs::write(folder.with_extension("points"), points.join("\n")).unwrap();
 }
 
-/// The id has the old or the new pair, and after a look at it or a second try one place alone has it.
+/// The id has the old or the new pair, and after a look at it or a second try one place
+/// alone has it.
 fn examine_places(folder: &Path, done: bool) {
     let points = fs::read_to_string(folder.with_extension("points")).unwrap();
     let (old, new) = points.split_once('\n').unwrap();
@@ -272,7 +300,8 @@ fn examine_places(folder: &Path, done: bool) {
 }
 
 fn restore_backup(folder: &Path) {
-    let backup = Backup::decode(&fs::read(folder.with_extension("backup")).unwrap().into()).unwrap();
+    let backup =
+        Backup::decode(&fs::read(folder.with_extension("backup")).unwrap().into()).unwrap();
     restore(folder, None, SEALERS, &backup, RestoreMode { force: true, dry_run: false }).unwrap();
 }
 
@@ -314,7 +343,8 @@ fn move_offline(folder: &Path) {
     assert_eq!(done.unwrap().from, [from]);
 }
 
-/// Whatever the settings say, a start finds the key, under one protection, and later the other too.
+/// Whatever the settings say, a start finds the key, under one protection, and later the
+/// other too.
 fn examine_move(folder: &Path, done: bool) {
     let (from, to) = directions(folder);
     let said = fs::read_to_string(settings(folder)).unwrap();
@@ -325,7 +355,8 @@ fn examine_move(folder: &Path, done: bool) {
         let backend = open(folder, Some(wanted));
         expect_the_rest(&backend);
         assert!(decrypts(&backend, "master", 2) && decrypts(&backend, "master", 3));
-        let there: Vec<_> = Protection::ALL.into_iter().filter(|form| form.path(folder).exists()).collect();
+        let there: Vec<_> =
+            Protection::ALL.into_iter().filter(|form| form.path(folder).exists()).collect();
         assert_eq!(there, [wanted]);
     }
 }
@@ -333,7 +364,12 @@ fn examine_move(folder: &Path, done: bool) {
 /// Runs one scenario in a process that ends at one point; whether it got by without.
 fn survived(folder: &Path, number: usize, point: u32) -> bool {
     let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "software::crash::the_process_that_is_killed", "--ignored", "--nocapture"])
+        .args([
+            "--exact",
+            "software::crash::the_process_that_is_killed",
+            "--ignored",
+            "--nocapture",
+        ])
         .env(SCENARIO, format!("{number} {point} {}", folder.display()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -358,14 +394,20 @@ fn the_process_that_is_killed() {
 
 #[test]
 fn a_kill_at_any_step_loses_no_key_and_leaves_none_half_made() {
-    // One after the other: between its start and its own program a process has the locks that another thread holds.
-    let killed: u32 = scenarios().iter().enumerate().map(|(number, scenario)| kill_everywhere(number, scenario)).sum();
+    // One after the other: between its start and its own program a process has the locks
+    // that another thread holds.
+    let killed: u32 = scenarios()
+        .iter()
+        .enumerate()
+        .map(|(number, scenario)| kill_everywhere(number, scenario))
+        .sum();
     assert!(killed > 150, "{killed}");
 }
 
 /// Kills one scenario at every step; at how many.
 fn kill_everywhere(number: usize, scenario: &Scenario) -> u32 {
-    // A killed process loses nothing that the kernel has, so no disk has to be waited for.
+    // A killed process loses nothing that the kernel has, so no disk has to be waited
+    // for.
     let memory = Path::new("/dev/shm");
     let memory = if memory.is_dir() { memory } else { Path::new("/tmp") };
     for point in 0..POINT_LIMIT {

@@ -1,8 +1,8 @@
-//! Files that are there as a whole or not at all, whatever moment the power fails at: written beside their place, synced,
-//! renamed, and the folder synced.
+//! Files that are there as a whole or not at all, whatever moment the power fails at:
+//! written beside their place, synced, renamed, and the folder synced.
 //!
-//! [`point`] stands before and after each step that reaches the disk. In the tests it ends the process at the one that was
-//! asked for; in what is delivered it is nothing.
+//! [`point`] stands before and after each step that reaches the disk. In the tests it
+//! ends the process at the one that was asked for; in what is delivered it is nothing.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
@@ -19,7 +19,8 @@ pub(crate) use super::crash::point;
 #[cfg(not(test))]
 pub(crate) fn point() {}
 
-/// Puts a file with this content at `path`, over what is there, so that after a crash one or the other is there.
+/// Puts a file with this content at `path`, over what is there, so that after a crash one
+/// or the other is there.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp");
@@ -111,13 +112,16 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
     Ok(target)
 }
 
-/// Makes a folder for nobody else. Its parents get the usual mode: other daemons have folders beside it.
+/// Makes a folder for nobody else. Its parents get the usual mode: other daemons have
+/// folders beside it.
 pub(crate) fn make_folder(path: &Path) -> Result<(), StoreError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed("make the folder", parent))?;
     }
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(source) if source.kind() != ErrorKind::AlreadyExists => Err(failed("make the folder", path)(source)),
+        Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+            Err(failed("make the folder", path)(source))
+        }
         _ => Ok(()),
     }
 }
@@ -140,15 +144,22 @@ pub(crate) fn names(folder: &Path) -> Result<Vec<String>, StoreError> {
 
 pub(crate) fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync the folder", folder))?;
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed("sync the folder", folder))?;
     point();
     Ok(())
 }
 
-pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+pub(crate) fn failed(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> StoreError + use<> {
     let path = path.to_owned();
     move |source| match source.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::NoRoom { action, path, source },
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            StoreError::NoRoom { action, path, source }
+        }
         _ => StoreError::Io { action, path, source },
     }
 }

@@ -13,8 +13,8 @@
 //! | 12 | nonce |
 //! | m + 16 | AES-256-GCM of the key (raw bytes, or PKCS#8 in DER) and the tag |
 //!
-//! Everything before the nonce is authenticated with the key, so a file that was renamed, or whose kind or usage was
-//! changed, is as damaged as one with a flipped bit.
+//! Everything before the nonce is authenticated with the key, so a file that was renamed,
+//! or whose kind or usage was changed, is as damaged as one with a flipped bit.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{hmac, rand};
@@ -31,12 +31,13 @@ const STORE_KEY_ID_LEN: usize = 8;
 /// Magic, version, name space, kind, usage, store key id, length of the id.
 const FIXED_LEN: usize = 4 + 4 + STORE_KEY_ID_LEN + 2;
 
-/// The store key's own form: a mark with a version, the key, and the key's public mark against flipped bits.
+/// The store key's own form: a mark with a version, the key, and the key's public mark
+/// against flipped bits.
 const STORE_KEY_MAGIC: &[u8; 8] = b"EKSTORE\x01";
 const STORE_KEY_LEN: usize = 32;
 
-/// The key that all key files are encrypted under. It is expanded for each use: what the library expands it into is in
-/// memory that others could read.
+/// The key that all key files are encrypted under. It is expanded for each use: what the
+/// library expands it into is in memory that others could read.
 pub(super) struct StoreKey {
     bytes: SecretBytes,
     id: [u8; STORE_KEY_ID_LEN],
@@ -54,7 +55,10 @@ impl StoreKey {
     }
 
     fn new(bytes: SecretBytes) -> Self {
-        let mark = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, bytes.expose()), b"edgekeep: which store key this is");
+        let mark = hmac::sign(
+            &hmac::Key::new(hmac::HMAC_SHA256, bytes.expose()),
+            b"edgekeep: which store key this is",
+        );
         let mut id = [0; STORE_KEY_ID_LEN];
         id.copy_from_slice(&mark.as_ref()[..STORE_KEY_ID_LEN]);
         Self { bytes: bytes.kept(), id }
@@ -62,7 +66,8 @@ impl StoreKey {
 
     /// The store key's own form, which whoever protects it keeps.
     pub(super) fn encode(&self) -> SecretBytes {
-        let mut content = Vec::with_capacity(STORE_KEY_MAGIC.len() + STORE_KEY_LEN + STORE_KEY_ID_LEN);
+        let mut content =
+            Vec::with_capacity(STORE_KEY_MAGIC.len() + STORE_KEY_LEN + STORE_KEY_ID_LEN);
         for part in [&STORE_KEY_MAGIC[..], self.bytes.expose(), &self.id] {
             content.extend_from_slice(part);
         }
@@ -71,13 +76,16 @@ impl StoreKey {
 
     /// `None` if this is no store key, or a damaged one.
     pub(super) fn decode(content: &SecretBytes) -> Option<Self> {
-        let (bytes, mark) = content.expose().strip_prefix(STORE_KEY_MAGIC)?.split_at_checked(STORE_KEY_LEN)?;
+        let (bytes, mark) =
+            content.expose().strip_prefix(STORE_KEY_MAGIC)?.split_at_checked(STORE_KEY_LEN)?;
         let key = Self::new(bytes.into());
         (mark == key.id).then_some(key)
     }
 
     fn aead(&self) -> Result<LessSafeKey, LibraryFailed> {
-        UnboundKey::new(&AES_256_GCM, self.bytes.expose()).map(LessSafeKey::new).map_err(|_| LibraryFailed)
+        UnboundKey::new(&AES_256_GCM, self.bytes.expose())
+            .map(LessSafeKey::new)
+            .map_err(|_| LibraryFailed)
     }
 }
 
@@ -105,7 +113,11 @@ pub(super) fn encode(
     let mut sealed = Zeroizing::new(key.secret.expose().to_vec());
     let tag = store_key
         .aead()?
-        .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(&content), &mut sealed)
+        .seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(&content),
+            &mut sealed,
+        )
         .map_err(|_| LibraryFailed)?;
     content.extend_from_slice(&nonce);
     content.extend_from_slice(&sealed);
@@ -168,8 +180,10 @@ pub(super) fn decode(
         _ => return Err(Unreadable::Damaged),
     };
     let usage = Usage { derive_or_sign: fixed[7] & 1 != 0, encrypt: fixed[7] & 2 != 0 };
-    // What the header must be, rather than what it is: that covers id, name space and every unused bit.
-    let expected = header(store_key, name_space, id, kind, usage).map_err(|_| Unreadable::Damaged)?;
+    // What the header must be, rather than what it is: that covers id, name space and
+    // every unused bit.
+    let expected =
+        header(store_key, name_space, id, kind, usage).map_err(|_| Unreadable::Damaged)?;
     let rest = content.strip_prefix(expected.as_slice()).ok_or(Unreadable::Damaged)?;
     let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(Unreadable::Damaged)?;
     let mut opened = Zeroizing::new(sealed.to_vec());
@@ -238,13 +252,24 @@ mod tests {
         let store_key = StoreKey::new(vec![3; 32].into());
         let (id, other_id) = (key_id("a"), key_id("b"));
         let mut content = written(&store_key, "a", b"secret");
-        let read = |store_key, name_space, id, content: &[u8]| decode(store_key, name_space, id, content).err();
+        let read = |store_key, name_space, id, content: &[u8]| {
+            decode(store_key, name_space, id, content).err()
+        };
         assert_eq!(read(&store_key, NameSpace::Ordinary, &id, &content), None);
-        assert_eq!(read(&store_key, NameSpace::Ordinary, &other_id, &content), Some(Unreadable::Damaged));
+        assert_eq!(
+            read(&store_key, NameSpace::Ordinary, &other_id, &content),
+            Some(Unreadable::Damaged)
+        );
         assert_eq!(read(&store_key, NameSpace::Internal, &id, &content), Some(Unreadable::Damaged));
         let other = StoreKey::new(vec![4; 32].into());
-        assert_eq!(read(&other, NameSpace::Ordinary, &id, &content), Some(Unreadable::OtherStoreKey));
+        assert_eq!(
+            read(&other, NameSpace::Ordinary, &id, &content),
+            Some(Unreadable::OtherStoreKey)
+        );
         content[4] = 2;
-        assert_eq!(read(&store_key, NameSpace::Ordinary, &id, &content), Some(Unreadable::Version(2)));
+        assert_eq!(
+            read(&store_key, NameSpace::Ordinary, &id, &content),
+            Some(Unreadable::Version(2))
+        );
     }
 }

@@ -15,22 +15,27 @@ pub struct Migrated {
     pub keys: usize,
 }
 
-/// Why the store key was not moved. Whatever it is, the key is there, and running the same again completes the move.
+/// Why the store key was not moved. Whatever it is, the key is there, and running the
+/// same again completes the move.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// The store, or the hardware.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The settings could not be changed. The key is under both protections now.
-    #[error("the store key is under the new protection too, but the settings could not be changed: run this again")]
+    #[error(
+        "the store key is under the new protection too, but the settings could not be changed: run this again"
+    )]
     Switch(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// Moves the store key. `switch` changes the settings; it is called while the key is under the old and the new protection,
-/// so that a start with either finds it. Only after that the old form is removed.
+/// Moves the store key. `switch` changes the settings; it is called while the key is
+/// under the old and the new protection, so that a start with either finds it. Only after
+/// that the old form is removed.
 ///
 /// # Errors
-/// If a process has the store open, there is none, the hardware refuses, or the settings cannot be changed.
+/// If a process has the store open, there is none, the hardware refuses, or the settings
+/// cannot be changed.
 pub fn migrate(
     folder: &Path,
     to: Protection,
@@ -47,12 +52,16 @@ pub fn migrate(
     Ok(done)
 }
 
-/// Sees whether [`migrate`] could be done, up to the last step before the first change to a file. A token may have a new
-/// key for it afterwards.
+/// Sees whether [`migrate`] could be done, up to the last step before the first change to
+/// a file. A token may have a new key for it afterwards.
 ///
 /// # Errors
 /// As [`migrate`].
-pub fn rehearse_migration(folder: &Path, to: Protection, sealers: Sealers<'_>) -> Result<Migrated, MigrateError> {
+pub fn rehearse_migration(
+    folder: &Path,
+    to: Protection,
+    sealers: Sealers<'_>,
+) -> Result<Migrated, MigrateError> {
     let claimed = Claimed::existing(folder)?;
     let forms = Forms::read(folder, sealers)?;
     let content = forms.open_any()?;

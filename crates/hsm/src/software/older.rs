@@ -1,8 +1,9 @@
 //! Earlier versions of keys that encrypt.
 //!
-//! Who loses such a key loses what was encrypted under it. So a key that is replaced or deleted stays here, and decrypting
-//! tries the present key first and then these, the latest first: the ciphertext's tag says which one fits. Nothing is ever
-//! encrypted under an earlier version.
+//! Who loses such a key loses what was encrypted under it. So a key that is replaced or
+//! deleted stays here, and decrypting tries the present key first and then these, the
+//! latest first: the ciphertext's tag says which one fits. Nothing is ever encrypted
+//! under an earlier version.
 
 use std::path::PathBuf;
 
@@ -14,8 +15,9 @@ use super::store::{NameSpace, Store, StoreError, StoredKey, file_name};
 
 /// Earlier versions kept of one key.
 pub(super) const VERSION_LIMIT: usize = 16;
-/// Earlier versions of all keys together above which no key is replaced or deleted any more. Nothing goes to make room: who
-/// fills it with keys of its own must not be able to push out what others need.
+/// Earlier versions of all keys together above which no key is replaced or deleted any
+/// more. Nothing goes to make room: who fills it with keys of its own must not be able to
+/// push out what others need.
 pub(super) const TOTAL_LIMIT: usize = 1024;
 
 impl Store {
@@ -29,7 +31,11 @@ impl Store {
         }
         self.add_older(id, key)?;
         for number in self.older_numbers(id)?.into_iter().skip(VERSION_LIMIT) {
-            tracing::warn!(key = id.as_str(), number, "more than {VERSION_LIMIT} earlier versions: the first goes");
+            tracing::warn!(
+                key = id.as_str(),
+                number,
+                "more than {VERSION_LIMIT} earlier versions: the first goes"
+            );
             remove(&self.older_path(id, number))?;
         }
         Ok(())
@@ -48,7 +54,8 @@ impl Store {
         Ok(self.older(id)?.iter().any(|kept| kept.secret.expose() == key.secret.expose()))
     }
 
-    /// The earlier versions of a key, the latest first. What is damaged is set aside, said in the log, and left out.
+    /// The earlier versions of a key, the latest first. What is damaged is set aside,
+    /// said in the log, and left out.
     pub(super) fn older(&self, id: &KeyId) -> Result<Vec<StoredKey>, StoreError> {
         let mut found = Vec::new();
         for number in self.older_numbers(id)? {

@@ -6,11 +6,13 @@
 //! | `store.key.tpm` | sealed by the TPM |
 //! | `store.key.pkcs11` | encrypted under a key that does not leave a token |
 //!
-//! A move is: write the new form, see that it gives the key back, remove the old form. Until the last step both are there
-//! and hold the same key, so whichever of the two the settings name, a start finds it and completes the move in its
-//! direction. Nothing is removed that was not compared with what stays.
+//! A move is: write the new form, see that it gives the key back, remove the old form.
+//! Until the last step both are there and hold the same key, so whichever of the two the
+//! settings name, a start finds it and completes the move in its direction. Nothing is
+//! removed that was not compared with what stays.
 //!
-//! A file that was removed can still be on the medium. Whoever moves keys that matter makes them anew afterwards.
+//! A file that was removed can still be on the medium. Whoever moves keys that matter
+//! makes them anew afterwards.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -98,7 +100,8 @@ pub trait Sealer {
     fn unseal(&self, sealed: &[u8]) -> Result<SecretBytes, KeyError>;
 }
 
-/// The hardware that the settings name. It is used only if the store key is, or is to be, in its care.
+/// The hardware that the settings name. It is used only if the store key is, or is to be,
+/// in its care.
 #[derive(Clone, Copy, Default)]
 pub struct Sealers<'a> {
     /// The TPM.
@@ -109,7 +112,11 @@ pub struct Sealers<'a> {
 
 impl<'a> Sealers<'a> {
     /// `None` for the rights on a file, which take no hardware.
-    fn of(&self, protection: Protection, folder: &Path) -> Result<Option<&'a dyn Sealer>, StoreError> {
+    fn of(
+        &self,
+        protection: Protection,
+        folder: &Path,
+    ) -> Result<Option<&'a dyn Sealer>, StoreError> {
         let sealer = match protection {
             Protection::File => return Ok(None),
             Protection::Tpm => self.tpm,
@@ -133,9 +140,13 @@ impl<'a> Forms<'a> {
         for protection in Protection::ALL {
             let path = protection.path(folder);
             let read = match protection {
-                Protection::File => secret_file::read_own(&path, FORM_LIMIT).map(SecretBytes::into_exposed),
+                Protection::File => {
+                    secret_file::read_own(&path, FORM_LIMIT).map(SecretBytes::into_exposed)
+                }
                 // Of use only to who has the hardware.
-                Protection::Tpm | Protection::Token => base_file::read(&path, Rules::own(FORM_LIMIT)),
+                Protection::Tpm | Protection::Token => {
+                    base_file::read(&path, Rules::own(FORM_LIMIT))
+                }
             };
             match read {
                 Ok(content) => present.push((protection, Zeroizing::new(content))),
@@ -151,8 +162,8 @@ impl<'a> Forms<'a> {
         self.present.iter().map(|(protection, _)| *protection).collect()
     }
 
-    /// The store key's content, in no form but `wanted` when this is done; without a wish it stays as it is protected best.
-    /// `make` makes it where there is none.
+    /// The store key's content, in no form but `wanted` when this is done; without a wish
+    /// it stays as it is protected best. `make` makes it where there is none.
     pub(super) fn settle(
         self,
         wanted: Option<Protection>,
@@ -175,7 +186,8 @@ impl<'a> Forms<'a> {
         Ok((wanted, content))
     }
 
-    /// The store key's content, in the form `wanted` too when this is done. No form goes away.
+    /// The store key's content, in the form `wanted` too when this is done. No form goes
+    /// away.
     pub(super) fn add(&self, wanted: Protection) -> Result<SecretBytes, StoreError> {
         if let Some((_, form)) = self.present.iter().find(|(protection, _)| *protection == wanted) {
             return self.open(wanted, form);
@@ -189,7 +201,8 @@ impl<'a> Forms<'a> {
 
     /// The store key's content, from any form.
     pub(super) fn open_any(&self) -> Result<SecretBytes, StoreError> {
-        let mut why = StoreError::StoreKeyMissing { path: Protection::File.path(self.folder), keys: 0 };
+        let mut why =
+            StoreError::StoreKeyMissing { path: Protection::File.path(self.folder), keys: 0 };
         for (at, (protection, form)) in self.present.iter().enumerate() {
             match self.open(*protection, form) {
                 Ok(content) => return Ok(content),
@@ -205,7 +218,11 @@ impl<'a> Forms<'a> {
         self.protect(wanted, &SecretBytes::from(&b"what is not the store key"[..])).map(drop)
     }
 
-    fn open(&self, protection: Protection, form: &Zeroizing<Vec<u8>>) -> Result<SecretBytes, StoreError> {
+    fn open(
+        &self,
+        protection: Protection,
+        form: &Zeroizing<Vec<u8>>,
+    ) -> Result<SecretBytes, StoreError> {
         let path = protection.path(self.folder);
         let content = match self.sealers.of(protection, self.folder)? {
             None => form.as_slice().into(),
@@ -215,16 +232,28 @@ impl<'a> Forms<'a> {
                 source: source.into(),
             })?,
         };
-        if StoreKey::decode(&content).is_some() { Ok(content) } else { Err(StoreError::StoreKeyDamaged { path }) }
+        if StoreKey::decode(&content).is_some() {
+            Ok(content)
+        } else {
+            Err(StoreError::StoreKeyDamaged { path })
+        }
     }
 
     /// The form of the store key under a protection that was seen to give it back.
-    fn protect(&self, protection: Protection, content: &SecretBytes) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+    fn protect(
+        &self,
+        protection: Protection,
+        content: &SecretBytes,
+    ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
         let path = protection.path(self.folder);
         let Some(sealer) = self.sealers.of(protection, self.folder)? else {
             return Ok(Zeroizing::new(content.expose().to_vec()));
         };
-        let refused = |source: KeyError| StoreError::Seal { path: path.clone(), protection, source: source.into() };
+        let refused = |source: KeyError| StoreError::Seal {
+            path: path.clone(),
+            protection,
+            source: source.into(),
+        };
         let form = Zeroizing::new(sealer.seal(content).map_err(refused)?);
         if sealer.unseal(&form).map_err(refused)?.expose() != content.expose() {
             return Err(StoreError::NotGivenBack { path, protection });
@@ -241,19 +270,23 @@ impl<'a> Forms<'a> {
         if written == form { Ok(()) } else { Err(StoreError::StoreKeyDamaged { path }) }
     }
 
-    /// The forms besides `wanted` that hold the same key. What cannot be opened cannot be compared: it is left alone, as
-    /// it may be of use again, unless it is in clear.
+    /// The forms besides `wanted` that hold the same key. What cannot be opened cannot be
+    /// compared: it is left alone, as it may be of use again, unless it is in clear.
     pub(super) fn expect_agreement(
         &self,
         wanted: Protection,
         content: &SecretBytes,
     ) -> Result<Vec<Protection>, StoreError> {
         let mut same = Vec::new();
-        for (protection, form) in self.present.iter().filter(|(protection, _)| *protection != wanted) {
+        for (protection, form) in
+            self.present.iter().filter(|(protection, _)| *protection != wanted)
+        {
             let other = protection.path(self.folder);
             match self.open(*protection, form) {
                 Ok(opened) if opened.expose() == content.expose() => same.push(*protection),
-                Ok(_) => return Err(StoreError::TwoStoreKeys { one: wanted.path(self.folder), other }),
+                Ok(_) => {
+                    return Err(StoreError::TwoStoreKeys { one: wanted.path(self.folder), other });
+                }
                 Err(error) if *protection == Protection::File => return Err(error),
                 Err(error) => {
                     tracing::warn!(file = ?other, %error, "this form of the store key cannot be compared; it is kept");
@@ -273,7 +306,11 @@ impl<'a> Forms<'a> {
                 "as the settings say, the store key is in a file now, for anybody to use who copies it"
             ),
             Protection::Tpm | Protection::Token => {
-                tracing::info!(?file, by = wanted.word(), "the store key is protected by hardware now");
+                tracing::info!(
+                    ?file,
+                    by = wanted.word(),
+                    "the store key is protected by hardware now"
+                );
             }
         }
         Ok(())
@@ -311,7 +348,11 @@ mod tests {
         StoreKey::generate().unwrap().encode()
     }
 
-    fn settle(folder: &Path, wanted: Option<Protection>, tpm: Option<&Simulated>) -> Result<Vec<u8>, StoreError> {
+    fn settle(
+        folder: &Path,
+        wanted: Option<Protection>,
+        tpm: Option<&Simulated>,
+    ) -> Result<Vec<u8>, StoreError> {
         let sealers = Sealers { tpm: tpm.map(|tpm| tpm as &dyn Sealer), token: None };
         let forms = Forms::read(folder, sealers)?;
         forms.settle(wanted, |_| Ok(store_key())).map(|(_, content)| content.into_exposed())
@@ -382,7 +423,10 @@ mod tests {
         let (folder, tpm) = (folder.path(), Simulated::default());
         let key = settle(folder, None, None).unwrap();
         tpm.cleared.set(true);
-        assert!(matches!(settle(folder, Some(Protection::Tpm), Some(&tpm)), Err(StoreError::Seal { .. })));
+        assert!(matches!(
+            settle(folder, Some(Protection::Tpm), Some(&tpm)),
+            Err(StoreError::Seal { .. })
+        ));
         assert_eq!(there(folder), [Protection::File]);
         assert_eq!(settle(folder, None, None).unwrap(), key);
     }
@@ -410,9 +454,11 @@ mod tests {
         for wanted in [Protection::File, Protection::Tpm] {
             let _ = fs::remove_file(Protection::Tpm.path(folder));
             let key = settle(folder, Some(Protection::File), Some(&tpm)).unwrap();
-            let error = migrate(folder, Protection::Tpm, sealers, || Err("full".into())).unwrap_err();
+            let error =
+                migrate(folder, Protection::Tpm, sealers, || Err("full".into())).unwrap_err();
             assert!(
-                matches!(error, MigrateError::Switch(_)) && error.to_string().contains("run this again"),
+                matches!(error, MigrateError::Switch(_))
+                    && error.to_string().contains("run this again"),
                 "{error}"
             );
             assert_eq!(there(folder), [Protection::Tpm, Protection::File]);

@@ -8,8 +8,9 @@
 //! <state folder>/internal/...                           the daemon's own keys, named alike
 //! <state folder>/older/<as in keys>.<number>.key        earlier versions of keys that encrypt
 //! ```
-//! A file comes into being complete: it is written beside its place, synced, renamed, and the folder is synced. So after a
-//! crash at any point there is the old or the new content, and maybe a `.tmp` file, which the next start removes.
+//! A file comes into being complete: it is written beside its place, synced, renamed, and
+//! the folder is synced. So after a crash at any point there is the old or the new
+//! content, and maybe a `.tmp` file, which the next start removes.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -21,15 +22,16 @@ use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::KeyId;
 
 use super::durable::{
-    KeyFile, failed, give_to_owner_of_folder, make_folder, names, read_key_file, remove, remove_leftovers, replace,
-    set_aside,
+    KeyFile, failed, give_to_owner_of_folder, make_folder, names, read_key_file, remove,
+    remove_leftovers, replace, set_aside,
 };
 use super::file::{self, LibraryFailed, StoreKey, Unreadable};
 use super::protection::{Forms, Protection, Sealers};
 use crate::SecretBytes;
 use crate::backend::{InputError, KeyError, KeyKind, Usage};
 
-/// Letters of an id that its file name shows. The name has a limit of 255 bytes, of which the hash takes 64.
+/// Letters of an id that its file name shows. The name has a limit of 255 bytes, of which
+/// the hash takes 64.
 const SHOWN_LETTERS: usize = 64;
 /// Largest key file that is read, in bytes; none that was written here is larger.
 pub(super) const FILE_LIMIT: u64 = 128 * 1024;
@@ -94,7 +96,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// Another process has the store open.
-    #[error("the key store {path:?} is in use by another process: stop keyd first; only one process can have it open")]
+    #[error(
+        "the key store {path:?} is in use by another process: stop keyd first; only one process can have it open"
+    )]
     InUse {
         /// The state folder.
         path: PathBuf,
@@ -139,7 +143,9 @@ pub enum StoreError {
         source: Box<KeyError>,
     },
     /// The hardware takes the store key, and gives back another.
-    #[error("{protection} does not give back what it was given for {path:?}; the store key is left as it was")]
+    #[error(
+        "{protection} does not give back what it was given for {path:?}; the store key is left as it was"
+    )]
     NotGivenBack {
         /// Its file.
         path: PathBuf,
@@ -161,7 +167,9 @@ pub enum StoreError {
         source: Box<KeyError>,
     },
     /// Two forms of the store key hold different keys.
-    #[error("{one:?} and {other:?} are different store keys: move away the one that the keys are not encrypted under")]
+    #[error(
+        "{one:?} and {other:?} are different store keys: move away the one that the keys are not encrypted under"
+    )]
     TwoStoreKeys {
         /// The one that the settings want.
         one: PathBuf,
@@ -175,7 +183,9 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// A key file is not what was written.
-    #[error("the file of key {id:?} is damaged; it was set aside as {set_aside:?}: restore it, or make the key anew")]
+    #[error(
+        "the file of key {id:?} is damaged; it was set aside as {set_aside:?}: restore it, or make the key anew"
+    )]
     Damaged {
         /// The key's id.
         id: KeyId,
@@ -183,7 +193,9 @@ pub enum StoreError {
         set_aside: PathBuf,
     },
     /// The same of a store that only keyd changes.
-    #[error("key file {path:?} is damaged: start keyd, which sets it aside, and make or restore that key")]
+    #[error(
+        "key file {path:?} is damaged: start keyd, which sets it aside, and make or restore that key"
+    )]
     DamagedInUse {
         /// The file.
         path: PathBuf,
@@ -205,7 +217,9 @@ pub enum StoreError {
         found: u8,
     },
     /// A key file belongs to another store key.
-    #[error("key file {path:?} is encrypted under another store key: it comes from another device or an older store")]
+    #[error(
+        "key file {path:?} is encrypted under another store key: it comes from another device or an older store"
+    )]
     OtherStoreKey {
         /// The file.
         path: PathBuf,
@@ -241,7 +255,8 @@ impl From<LibraryFailed> for StoreError {
     }
 }
 
-/// The files. One change at a time: whoever calls `write`, `remove`, or `read` of what may be damaged, holds a lock.
+/// The files. One change at a time: whoever calls `write`, `remove`, or `read` of what
+/// may be damaged, holds a lock.
 pub(super) struct Store {
     pub(super) folder: PathBuf,
     pub(super) key: StoreKey,
@@ -258,7 +273,8 @@ pub(super) struct Claimed {
 }
 
 impl Claimed {
-    /// Keeps other processes out, makes the folders, and removes what writes that were cut off have left.
+    /// Keeps other processes out, makes the folders, and removes what writes that were
+    /// cut off have left.
     pub(super) fn new(folder: &Path) -> Result<Self, StoreError> {
         make_folder(folder)?;
         let lock_path = folder.join("lock");
@@ -266,7 +282,9 @@ impl Claimed {
         give_to_owner_of_folder(&lock, &lock_path).map_err(failed("give away", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: folder.to_owned() }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::InUse { path: folder.to_owned() });
+            }
             Err(TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
         }
         let mut keys = 0;
@@ -293,8 +311,8 @@ impl Claimed {
 }
 
 impl Store {
-    /// Opens the store, and makes it if there is none. The store key is under the protection `wanted` afterwards; without
-    /// a wish it stays as it is.
+    /// Opens the store, and makes it if there is none. The store key is under the
+    /// protection `wanted` afterwards; without a wish it stays as it is.
     pub(super) fn open(
         folder: &Path,
         wanted: Option<Protection>,
@@ -311,7 +329,10 @@ impl Store {
         let forms = Forms::read(&claimed.folder, sealers)?;
         let (protection, content) = forms.settle(wanted, |path| {
             if claimed.keys > 0 {
-                return Err(StoreError::StoreKeyMissing { path: path.to_owned(), keys: claimed.keys });
+                return Err(StoreError::StoreKeyMissing {
+                    path: path.to_owned(),
+                    keys: claimed.keys,
+                });
             }
             Ok(StoreKey::generate()?.encode())
         })?;
@@ -329,8 +350,13 @@ impl Store {
         self.folder.join(name_space.folder())
     }
 
-    /// The key; `None` if there is none. A damaged file is renamed, so that nothing overwrites it.
-    pub(super) fn read(&self, name_space: NameSpace, id: &KeyId) -> Result<Option<StoredKey>, StoreError> {
+    /// The key; `None` if there is none. A damaged file is renamed, so that nothing
+    /// overwrites it.
+    pub(super) fn read(
+        &self,
+        name_space: NameSpace,
+        id: &KeyId,
+    ) -> Result<Option<StoredKey>, StoreError> {
         self.read_file(name_space, id, self.path(name_space, id))
     }
 
@@ -358,7 +384,12 @@ impl Store {
     }
 
     /// Stores a key, over what is there.
-    pub(super) fn write(&self, name_space: NameSpace, id: &KeyId, key: &StoredKey) -> Result<(), StoreError> {
+    pub(super) fn write(
+        &self,
+        name_space: NameSpace,
+        id: &KeyId,
+        key: &StoredKey,
+    ) -> Result<(), StoreError> {
         let content = file::encode(&self.key, name_space, id, key)?;
         replace(&self.path(name_space, id), &content)
     }
@@ -369,9 +400,11 @@ impl Store {
     }
 }
 
-/// Name of a key's file: letters and digits of the id for people, its hash for uniqueness.
+/// Name of a key's file: letters and digits of the id for people, its hash for
+/// uniqueness.
 pub(crate) fn file_name(id: &KeyId) -> String {
-    let letters: String = id.as_str().chars().filter(char::is_ascii_alphanumeric).take(SHOWN_LETTERS).collect();
+    let letters: String =
+        id.as_str().chars().filter(char::is_ascii_alphanumeric).take(SHOWN_LETTERS).collect();
     let hash = digest::digest(&digest::SHA256, id.as_str().as_bytes());
     let mut bytes = [0; 32];
     bytes.copy_from_slice(hash.as_ref());
@@ -420,7 +453,11 @@ mod tests {
         let usual = folder.path().join("usual");
         fs::create_dir(&usual).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().mode();
-        assert_eq!(mode(&folder.path().join("lib")), mode(&usual), "other daemons pass through the parent");
+        assert_eq!(
+            mode(&folder.path().join("lib")),
+            mode(&usual),
+            "other daemons pass through the parent"
+        );
         for path in files(&state) {
             let content = fs::read(&path).unwrap();
             assert!(!content.windows(6).any(|window| window == b"secret"), "{path:?}");
@@ -443,7 +480,8 @@ mod tests {
         let store = open(folder.path()).unwrap();
         store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"old")).unwrap();
         let path = store.path(NameSpace::Ordinary, &id("k"));
-        let complete = file::encode(&store.key, NameSpace::Ordinary, &id("k"), &symmetric(b"new")).unwrap();
+        let complete =
+            file::encode(&store.key, NameSpace::Ordinary, &id("k"), &symmetric(b"new")).unwrap();
         let mut beside = path.clone().into_os_string();
         beside.push(".tmp");
         let mut store = Some(store);
@@ -480,10 +518,14 @@ mod tests {
         let path = store.path(NameSpace::Ordinary, &id("k"));
         let mut beside = path.clone().into_os_string();
         beside.push(".tmp");
-        // A folder in the way: removing and creating the file beside both fail, for root too.
+        // A folder in the way: removing and creating the file beside both fail, for root
+        // too.
         fs::create_dir(&beside).unwrap();
         let error = store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"new")).unwrap_err();
-        assert!(matches!(&error, StoreError::Io { action: "write", path: named, .. } if *named == path), "{error}");
+        assert!(
+            matches!(&error, StoreError::Io { action: "write", path: named, .. } if *named == path),
+            "{error}"
+        );
         assert_eq!(read(&store, "k").as_deref(), Some(&b"old"[..]));
     }
 
@@ -496,7 +538,10 @@ mod tests {
             fs::write(&path, junk).unwrap();
             let error = store.read(NameSpace::Ordinary, &id("k")).err().unwrap();
             let StoreError::Damaged { set_aside, .. } = &error else { panic!("{error}") };
-            assert!(set_aside.to_str().unwrap().ends_with(&format!(".key.corrupt-{number}")), "{error}");
+            assert!(
+                set_aside.to_str().unwrap().ends_with(&format!(".key.corrupt-{number}")),
+                "{error}"
+            );
             assert_eq!(fs::read(set_aside).unwrap(), junk);
             assert!(error.to_string().contains("set aside"), "{error}");
             assert_eq!(read(&store, "k"), None);

@@ -4,8 +4,8 @@
 //!
 //! 1. an AES-256 key on the token encrypts the store key (AES-GCM);
 //! 2. an HMAC key on the token gives the key that encrypts it: the HMAC of a random salt;
-//! 3. an RSA key on the token gives it: the hash of the PKCS#1 v1.5 signature of a random salt, which is the same each
-//!    time and which nobody can make without the token.
+//! 3. an RSA key on the token gives it: the hash of the PKCS#1 v1.5 signature of a random
+//!    salt, which is the same each time and which nobody can make without the token.
 //!
 //! | bytes | |
 //! |---|---|
@@ -21,18 +21,22 @@ use edgekeep_core::id::KeyId;
 use zeroize::Zeroizing;
 
 use super::protection::Sealer;
-use crate::backend::{KeyBackend, KeyError, Operation, PairAlgorithm, RsaPadding, SymmetricKey, Usage};
+use crate::backend::{
+    KeyBackend, KeyError, Operation, PairAlgorithm, RsaPadding, SymmetricKey, Usage,
+};
 use crate::{InputError, SecretBytes, gcm, material};
 
 const MAGIC: &[u8; 8] = b"EKTOKEN\x01";
 const SALT_LEN: usize = 32;
 const NONCE_LEN: usize = 12;
 /// `DigestInfo` of SHA-256 up to the digest (RFC 8017, section 9.2).
-const SHA256_INFO: [u8; 19] =
-    [0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20];
+const SHA256_INFO: [u8; 19] = [
+    0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05,
+    0x00, 0x04, 0x20,
+];
 
-/// A place for keys, most of all a token, as what seals the store key. It makes a key for that under an id that no caller
-/// of the daemon can name.
+/// A place for keys, most of all a token, as what seals the store key. It makes a key for
+/// that under an id that no caller of the daemon can name.
 pub struct WrappingKey<'a>(pub &'a dyn KeyBackend);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +49,8 @@ enum Method {
 impl Method {
     const ALL: [Self; 3] = [Self::Aes, Self::Hmac, Self::Rsa];
 
-    /// Each has a key of its own, so that a token which learns something new does not confuse them.
+    /// Each has a key of its own, so that a token which learns something new does not
+    /// confuse them.
     fn key(self) -> KeyId {
         let name = match self {
             Self::Aes => STORE_WRAPPING_KEY[0],
@@ -60,8 +65,12 @@ impl Method {
 impl WrappingKey<'_> {
     fn make(&self, method: Method) -> Result<(), KeyError> {
         match method {
-            Method::Aes => self.0.create_key(&method.key(), Usage { derive_or_sign: false, encrypt: true }),
-            Method::Hmac => self.0.create_key(&method.key(), Usage { derive_or_sign: true, encrypt: false }),
+            Method::Aes => {
+                self.0.create_key(&method.key(), Usage { derive_or_sign: false, encrypt: true })
+            }
+            Method::Hmac => {
+                self.0.create_key(&method.key(), Usage { derive_or_sign: true, encrypt: false })
+            }
             Method::Rsa => self.0.create_key_pair(&method.key(), &[PairAlgorithm::Rsa2048]),
         }
     }
@@ -73,8 +82,11 @@ impl WrappingKey<'_> {
             Method::Rsa => {
                 let hash = digest::digest(&digest::SHA256, &signed);
                 let block = [&SHA256_INFO[..], hash.as_ref()].concat();
-                let signature =
-                    Zeroizing::new(self.0.rsa_private_operation(&method.key(), RsaPadding::Pkcs1, &block)?);
+                let signature = Zeroizing::new(self.0.rsa_private_operation(
+                    &method.key(),
+                    RsaPadding::Pkcs1,
+                    &block,
+                )?);
                 Ok(Zeroizing::new(material::hmac_sha256(&signature, b"edgekeep: wrapping key")))
             }
             Method::Aes | Method::Hmac => {
@@ -87,12 +99,17 @@ impl WrappingKey<'_> {
         self.make(method)?;
         let mut sealed = [&MAGIC[..], &[method as u8], &[0; SALT_LEN]].concat();
         let head = MAGIC.len() + 1;
-        rand::fill(&mut sealed[head..]).map_err(|_| KeyError::Library { operation: Operation::Encrypt })?;
+        rand::fill(&mut sealed[head..])
+            .map_err(|_| KeyError::Library { operation: Operation::Encrypt })?;
         let (salt, secret) = (&sealed[head..], secret.expose());
         let nonce = &salt[..NONCE_LEN];
         let ciphertext = match method {
-            Method::Aes => self.0.encrypt(SymmetricKey::Stored(&method.key()), nonce, &sealed, secret)?,
-            Method::Hmac | Method::Rsa => gcm::encrypt(&*self.derived(method, salt)?, nonce, &sealed, secret)?,
+            Method::Aes => {
+                self.0.encrypt(SymmetricKey::Stored(&method.key()), nonce, &sealed, secret)?
+            }
+            Method::Hmac | Method::Rsa => {
+                gcm::encrypt(&*self.derived(method, salt)?, nonce, &sealed, secret)?
+            }
         };
         sealed.extend_from_slice(&ciphertext);
         Ok(sealed)
@@ -101,7 +118,8 @@ impl WrappingKey<'_> {
 
 impl Sealer for WrappingKey<'_> {
     fn seal(&self, secret: &SecretBytes) -> Result<Vec<u8>, KeyError> {
-        let mut last = KeyError::NotSupported { backend: self.0.name(), operation: Operation::CreateKey };
+        let mut last =
+            KeyError::NotSupported { backend: self.0.name(), operation: Operation::CreateKey };
         for method in Method::ALL {
             match self.seal_by(method, secret) {
                 Err(error @ KeyError::NotSupported { .. }) => last = error,
@@ -116,11 +134,16 @@ impl Sealer for WrappingKey<'_> {
         let (method, rest) = body.ok_or(InputError::ShortCiphertext)?;
         let found = InputError::CiphertextVersion { found: *method };
         let method = Method::ALL.into_iter().find(|known| *known as u8 == *method).ok_or(found)?;
-        let (salt, ciphertext) = rest.split_first_chunk::<SALT_LEN>().ok_or(InputError::ShortCiphertext)?;
+        let (salt, ciphertext) =
+            rest.split_first_chunk::<SALT_LEN>().ok_or(InputError::ShortCiphertext)?;
         let (head, nonce) = (&sealed[..sealed.len() - ciphertext.len()], &salt[..NONCE_LEN]);
         match method {
-            Method::Aes => self.0.decrypt(SymmetricKey::Stored(&method.key()), nonce, head, ciphertext),
-            Method::Hmac | Method::Rsa => gcm::decrypt(&*self.derived(method, salt)?, nonce, head, ciphertext),
+            Method::Aes => {
+                self.0.decrypt(SymmetricKey::Stored(&method.key()), nonce, head, ciphertext)
+            }
+            Method::Hmac | Method::Rsa => {
+                gcm::decrypt(&*self.derived(method, salt)?, nonce, head, ciphertext)
+            }
         }
     }
 }

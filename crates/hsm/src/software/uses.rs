@@ -1,4 +1,5 @@
-//! Uses of the keys in files: by threads that may wait for the disk, and by those that must not.
+//! Uses of the keys in files: by threads that may wait for the disk, and by those that
+//! must not.
 
 use std::sync::Arc;
 
@@ -7,7 +8,8 @@ use zeroize::Zeroizing;
 
 use super::SoftwareBackend;
 use crate::backend::{
-    InputError, KeyBackend, KeyError, KeyKind, Operation, PublicParameter, PublicValue, RsaPadding, SymmetricKey, Usage,
+    InputError, KeyBackend, KeyError, KeyKind, Operation, PublicParameter, PublicValue, RsaPadding,
+    SymmetricKey, Usage,
 };
 use crate::material::{self, Material, Pair, Symmetric};
 use crate::{SecretBytes, gcm};
@@ -22,15 +24,25 @@ pub(super) struct Use<'a> {
 impl Use<'_> {
     /// The key, ready for use; `None` if there is none.
     fn load(&self, id: &KeyId) -> Result<Option<Arc<Material>>, KeyError> {
-        if self.wait { self.backend.load(id) } else { self.backend.in_memory(id).map(Some).ok_or(KeyError::WouldWait) }
+        if self.wait {
+            self.backend.load(id)
+        } else {
+            self.backend.in_memory(id).map(Some).ok_or(KeyError::WouldWait)
+        }
     }
 
-    fn pair<T>(&self, id: &KeyId, run: impl FnOnce(&Pair) -> Result<T, KeyError>) -> Result<T, KeyError> {
+    fn pair<T>(
+        &self,
+        id: &KeyId,
+        run: impl FnOnce(&Pair) -> Result<T, KeyError>,
+    ) -> Result<T, KeyError> {
         match &*self.load(id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })? {
             Material::Pair(pair) => run(pair),
-            Material::Symmetric(_) => {
-                Err(KeyError::WrongKind { id: id.clone(), found: KeyKind::Symmetric, expected: KeyKind::Pair })
-            }
+            Material::Symmetric(_) => Err(KeyError::WrongKind {
+                id: id.clone(),
+                found: KeyKind::Symmetric,
+                expected: KeyKind::Pair,
+            }),
         }
     }
 
@@ -42,10 +54,14 @@ impl Use<'_> {
     ) -> Result<T, KeyError> {
         match &*self.load(id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })? {
             Material::Symmetric(key) if needed.is_in(key.usage) => run(key),
-            Material::Symmetric(_) => Err(KeyError::UsageNotAllowed { id: id.clone(), needed: needed.name() }),
-            Material::Pair(_) => {
-                Err(KeyError::WrongKind { id: id.clone(), found: KeyKind::Pair, expected: KeyKind::Symmetric })
+            Material::Symmetric(_) => {
+                Err(KeyError::UsageNotAllowed { id: id.clone(), needed: needed.name() })
             }
+            Material::Pair(_) => Err(KeyError::WrongKind {
+                id: id.clone(),
+                found: KeyKind::Pair,
+                expected: KeyKind::Symmetric,
+            }),
         }
     }
 
@@ -69,8 +85,10 @@ impl Use<'_> {
             self.backend.store.older(id)?
         };
         for version in older.iter().filter(|version| version.kind == KeyKind::Symmetric) {
-            let derived = data.map(|data| Zeroizing::new(material::hmac_sha256(version.secret.expose(), data)));
-            let bytes = derived.as_ref().map_or(version.secret.expose(), |derived| derived.as_slice());
+            let derived = data
+                .map(|data| Zeroizing::new(material::hmac_sha256(version.secret.expose(), data)));
+            let bytes =
+                derived.as_ref().map_or(version.secret.expose(), |derived| derived.as_slice());
             match gcm::decrypt(bytes, iv, aad, ciphertext) {
                 Err(KeyError::Input(InputError::NotAuthentic | InputError::KeyLength { .. })) => {}
                 done => return done,
@@ -90,7 +108,9 @@ impl Use<'_> {
         run: impl FnOnce(&[u8]) -> Result<T, KeyError>,
     ) -> Result<T, KeyError> {
         match key {
-            SymmetricKey::Stored(id) => self.symmetric(id, Needed::Encrypt, |key| run(key.bytes.expose())),
+            SymmetricKey::Stored(id) => {
+                self.symmetric(id, Needed::Encrypt, |key| run(key.bytes.expose()))
+            }
             SymmetricKey::Derived { base, data } => {
                 self.symmetric(base, Needed::DeriveOrSign, |base| run(&*base.derive(data)))
             }
@@ -107,15 +127,26 @@ impl KeyBackend for Use<'_> {
         Ok(self.load(id)?.map(|key| key.kind()))
     }
 
-    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+    fn public_parameter(
+        &self,
+        id: &KeyId,
+        parameter: PublicParameter,
+    ) -> Result<PublicValue, KeyError> {
         self.pair(id, |pair| Ok(pair.public_parameter(parameter)?))
     }
 
     fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.pair(id, |pair| pair.sign_ecdsa(digest).unwrap_or_else(|| Err(self.not_supported(Operation::SignEcdsa))))
+        self.pair(id, |pair| {
+            pair.sign_ecdsa(digest).unwrap_or_else(|| Err(self.not_supported(Operation::SignEcdsa)))
+        })
     }
 
-    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn rsa_private_operation(
+        &self,
+        id: &KeyId,
+        padding: RsaPadding,
+        block: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.pair(id, |pair| match pair.rsa_private_operation(padding, block) {
             Some(done) => Ok(done?),
             None => Err(self.not_supported(Operation::RsaPrivateOperation)),
@@ -124,13 +155,24 @@ impl KeyBackend for Use<'_> {
 
     fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
         match key {
-            SymmetricKey::Stored(id) => self.symmetric(id, Needed::DeriveOrSign, |key| Ok(key.hmac_sha256(message))),
-            SymmetricKey::Derived { base, data } => self
-                .symmetric(base, Needed::DeriveOrSign, |base| Ok(material::hmac_sha256(&*base.derive(data), message))),
+            SymmetricKey::Stored(id) => {
+                self.symmetric(id, Needed::DeriveOrSign, |key| Ok(key.hmac_sha256(message)))
+            }
+            SymmetricKey::Derived { base, data } => {
+                self.symmetric(base, Needed::DeriveOrSign, |base| {
+                    Ok(material::hmac_sha256(&*base.derive(data), message))
+                })
+            }
         }
     }
 
-    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn encrypt(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.with_cipher_key(key, |key| gcm::encrypt(key, iv, aad, plaintext))
     }
 
@@ -142,13 +184,21 @@ impl KeyBackend for Use<'_> {
         ciphertext: &[u8],
     ) -> Result<SecretBytes, KeyError> {
         match self.with_cipher_key(key, |key| gcm::decrypt(key, iv, aad, ciphertext)) {
-            Err(KeyError::Input(InputError::NotAuthentic)) => self.decrypt_with_older(key, iv, aad, ciphertext),
+            Err(KeyError::Input(InputError::NotAuthentic)) => {
+                self.decrypt_with_older(key, iv, aad, ciphertext)
+            }
             done => done,
         }
     }
 
-    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
-        self.symmetric(base, Needed::DeriveOrSign, |base| Ok(base.derive(derivation_data).as_slice().into()))
+    fn export_derived(
+        &self,
+        base: &KeyId,
+        derivation_data: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
+        self.symmetric(base, Needed::DeriveOrSign, |base| {
+            Ok(base.derive(derivation_data).as_slice().into())
+        })
     }
 }
 

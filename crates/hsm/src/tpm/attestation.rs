@@ -1,4 +1,5 @@
-//! Quotes: what the TPM says about its registers, signed by a key that signs nothing else.
+//! Quotes: what the TPM says about its registers, signed by a key that signs nothing
+//! else.
 
 use super::blob::{Record, RecordKind};
 use super::device::{Tpm, malformed};
@@ -35,10 +36,12 @@ impl Tpm {
     /// If the TPM refuses.
     pub fn create_attestation_key(&self) -> Result<AttestationKey, TpmError> {
         self.run(|| {
-            let blob =
-                self.with_session(|session| self.create(session, Template::AttestP256, &AuthValue::empty(), &[]))?;
+            let blob = self.with_session(|session| {
+                self.create(session, Template::AttestP256, &AuthValue::empty(), &[])
+            })?;
             let (root, _) = self.root()?;
-            let public = Writer::new().sized(&blob.public).finish().ok_or(TpmError::Library)?.to_vec();
+            let public =
+                Writer::new().sized(&blob.public).finish().ok_or(TpmError::Library)?.to_vec();
             let record = Record {
                 kind: RecordKind::Attestation,
                 usage: Usage { derive_or_sign: false, encrypt: false },
@@ -51,10 +54,12 @@ impl Tpm {
         })
     }
 
-    /// Has the TPM sign the values of registers, together with `nonce` (up to 32 bytes), which shows that it is fresh.
+    /// Has the TPM sign the values of registers, together with `nonce` (up to 32 bytes),
+    /// which shows that it is fresh.
     ///
     /// # Errors
-    /// If the blob is no attestation key of this TPM, the nonce is too long, or the TPM refuses.
+    /// If the blob is no attestation key of this TPM, the nonce is too long, or the TPM
+    /// refuses.
     pub fn quote(&self, key: &[u8], nonce: &[u8], pcrs: PcrSelection) -> Result<Quote, TpmError> {
         let record = Record::decode(key)?;
         if record.kind != RecordKind::Attestation {
@@ -69,12 +74,15 @@ impl Tpm {
                 let loaded = self.load_kept(session, &record.blob)?;
                 let asked = pcrs.marshal(Writer::new().sized(nonce).u16(number::ALG_NULL));
                 let handles = [loaded.entity().clone()];
-                let answer = self.execute(Code::Quote, &handles, &mut [by_object(session)], asked)?;
+                let answer =
+                    self.execute(Code::Quote, &handles, &mut [by_object(session)], asked)?;
                 let mut reader = Reader::new(&answer.parameters);
                 let mut read = || -> Result<Quote, Malformed> {
                     let attested = reader.sized()?.to_vec();
                     let mut content = Reader::new(&attested);
-                    if (content.u32()?, content.u16()?) != (number::GENERATED, number::ST_ATTEST_QUOTE) {
+                    if (content.u32()?, content.u16()?)
+                        != (number::GENERATED, number::ST_ATTEST_QUOTE)
+                    {
                         return Err(Malformed);
                     }
                     Ok(Quote { attested, signature: reader.rest().to_vec() })

@@ -1,7 +1,8 @@
 //! The keys API's view of a TPM: keys under ids, each a wrapped blob in a file.
 //!
-//! What a TPM does not do is refused with a typed answer, so that another backend can be asked: AES-GCM with a kept key
-//! (with a derived one it is done here, as for every backend), RSA with 4096 bits.
+//! What a TPM does not do is refused with a typed answer, so that another backend can be
+//! asked: AES-GCM with a kept key (with a derived one it is done here, as for every
+//! backend), RSA with 4096 bits.
 
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
@@ -21,13 +22,14 @@ use super::public::{Algorithm, Public, Template};
 use super::session::AuthValue;
 use crate::SecretBytes;
 use crate::backend::{
-    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
-    SymmetricKey, Usage,
+    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter,
+    PublicValue, RsaPadding, SymmetricKey, Usage,
 };
 use crate::material;
 use crate::software::StoreError;
 use crate::software::durable::{
-    KeyFile, failed, make_folder, names, read_key_file, remove_leftovers, replace, set_aside, sync_folder_of,
+    KeyFile, failed, make_folder, names, read_key_file, remove_leftovers, replace, set_aside,
+    sync_folder_of,
 };
 use crate::software::store::file_name;
 
@@ -66,7 +68,9 @@ impl TpmBackend {
         let lock = file::open_to_lock(&lock_path, 0o600).map_err(failed("open", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: folder.to_owned() }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::InUse { path: folder.to_owned() });
+            }
             Err(TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
         }
         remove_leftovers(folder)?;
@@ -125,7 +129,9 @@ impl TpmBackend {
             KeyFile::Content(content) => Record::decode(&content),
         };
         match decoded {
-            Ok(record) if record.id == id.as_str() && kind_of(&record).is_some() => Ok(Some(record)),
+            Ok(record) if record.id == id.as_str() && kind_of(&record).is_some() => {
+                Ok(Some(record))
+            }
             Err(Unreadable::Version(found)) => Err(StoreError::Version { path, found }),
             Ok(_) | Err(Unreadable::Damaged) => {
                 let set_aside = set_aside(&path)?;
@@ -146,7 +152,9 @@ impl TpmBackend {
         self.ready().remove(id);
         let path = self.path(id);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &path)(error).into()),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(failed("remove", &path)(error).into())
+            }
             _ => Ok(sync_folder_of(&path)?),
         }
     }
@@ -162,14 +170,17 @@ impl TpmBackend {
     ) -> Result<Record, KeyError> {
         let tpm = self.tpm();
         Ok(tpm.run(|| {
-            let blob = tpm.with_session(|session| tpm.create(session, template, &AuthValue::empty(), secret))?;
+            let blob = tpm.with_session(|session| {
+                tpm.create(session, template, &AuthValue::empty(), secret)
+            })?;
             let (root, _) = tpm.root()?;
             let root_name = root.name().to_vec();
             Ok(Record { kind, usage, pcrs: 0, id: id.as_str().to_owned(), root_name, blob })
         })?)
     }
 
-    /// Stores what `make` makes, unless there is a key under this id; then that one has to be of the same kind.
+    /// Stores what `make` makes, unless there is a key under this id; then that one has
+    /// to be of the same kind.
     fn create(
         &self,
         id: &KeyId,
@@ -196,7 +207,8 @@ impl TpmBackend {
 
     fn pair(&self, id: &KeyId) -> Result<(Arc<Record>, Public), KeyError> {
         let record = self.expect(id, KeyKind::Pair)?;
-        let public = Public::read(&record.blob.public).ok().flatten().ok_or(TpmError::DamagedBlob)?;
+        let public =
+            Public::read(&record.blob.public).ok().flatten().ok_or(TpmError::DamagedBlob)?;
         Ok((record, public))
     }
 
@@ -209,7 +221,8 @@ impl TpmBackend {
     }
 }
 
-/// Ids of the keys that a TPM's folder has, in order. Needs no TPM; what is damaged is left out.
+/// Ids of the keys that a TPM's folder has, in order. Needs no TPM; what is damaged is
+/// left out.
 ///
 /// # Errors
 /// If the folder cannot be read. That there is none is no error.
@@ -309,14 +322,16 @@ impl KeyBackend for TpmBackend {
         })
     }
 
-    /// Two steps, each atomic: the key is written under its new id, then removed under the old one. A crash between them
-    /// leaves it under both, and moving again completes it.
+    /// Two steps, each atomic: the key is written under its new id, then removed under
+    /// the old one. A crash between them leaves it under both, and moving again completes
+    /// it.
     fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> Result<(), KeyError> {
         if from == to {
             return Err(InputError::SameId.into());
         }
         let changing = self.lock_for_change();
-        let mut record = self.read(&changing, from)?.ok_or_else(|| KeyError::NotFound { id: from.clone() })?;
+        let mut record =
+            self.read(&changing, from)?.ok_or_else(|| KeyError::NotFound { id: from.clone() })?;
         expect_kind(from, &record, KeyKind::Pair)?;
         let replaced = self.read(&changing, to)?;
         if let Some(existing) = &replaced {
@@ -334,7 +349,8 @@ impl KeyBackend for TpmBackend {
 
     fn delete(&self, id: &KeyId, kind: KeyKind) -> Result<(), KeyError> {
         let changing = self.lock_for_change();
-        let record = self.read(&changing, id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
+        let record =
+            self.read(&changing, id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
         expect_kind(id, &record, kind)?;
         self.remove(&changing, id)?;
         drop(changing);
@@ -342,7 +358,11 @@ impl KeyBackend for TpmBackend {
         Ok(())
     }
 
-    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+    fn public_parameter(
+        &self,
+        id: &KeyId,
+        parameter: PublicParameter,
+    ) -> Result<PublicValue, KeyError> {
         public_value(&self.pair(id)?.1, parameter)
     }
 
@@ -357,7 +377,12 @@ impl KeyBackend for TpmBackend {
         Ok(tpm.with_loaded(&record.blob, |session, key| tpm.sign_p256(session, key, &fitted))?)
     }
 
-    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn rsa_private_operation(
+        &self,
+        id: &KeyId,
+        padding: RsaPadding,
+        block: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         let (record, public) = self.pair(id)?;
         let Algorithm::Rsa2048 { modulus } = &public.algorithm else {
             return Err(self.not_supported(Operation::RsaPrivateOperation));
@@ -365,14 +390,22 @@ impl KeyBackend for TpmBackend {
         let block = pad_for_rsa(padding, block, modulus)?;
         let tpm = self.tpm();
         self.check_root(&tpm, &record)?;
-        Ok(tpm.with_loaded(&record.blob, |session, key| tpm.rsa_private_operation(session, key, &block))?)
+        Ok(tpm.with_loaded(&record.blob, |session, key| {
+            tpm.rsa_private_operation(session, key, &block)
+        })?)
     }
 
     fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
         self.hmac_with(key, message)
     }
 
-    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn encrypt(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.encrypt_with(key, iv, aad, plaintext)
     }
 
@@ -386,7 +419,11 @@ impl KeyBackend for TpmBackend {
         self.decrypt_with(key, iv, aad, ciphertext)
     }
 
-    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
+    fn export_derived(
+        &self,
+        base: &KeyId,
+        derivation_data: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
         self.derive(base, derivation_data)
     }
 }
@@ -408,18 +445,29 @@ fn expect_kind(id: &KeyId, record: &Record, expected: KeyKind) -> Result<(), Key
 }
 
 /// A parameter of a public key.
-pub(super) fn public_value(public: &Public, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
+pub(super) fn public_value(
+    public: &Public,
+    parameter: PublicParameter,
+) -> Result<PublicValue, KeyError> {
     Ok(match (&public.algorithm, parameter) {
         (Algorithm::EccP256 { .. }, PublicParameter::Algorithm) => PublicValue::Word("ECDSA"),
-        (Algorithm::EccP256 { .. }, PublicParameter::EcCurveOid) => PublicValue::Bytes(material::P256.oid.to_vec()),
-        (Algorithm::EccP256 { x, y }, PublicParameter::EcPointUncompressed) => PublicValue::Bytes(uncompressed(x, y)?),
+        (Algorithm::EccP256 { .. }, PublicParameter::EcCurveOid) => {
+            PublicValue::Bytes(material::P256.oid.to_vec())
+        }
+        (Algorithm::EccP256 { x, y }, PublicParameter::EcPointUncompressed) => {
+            PublicValue::Bytes(uncompressed(x, y)?)
+        }
         (Algorithm::EccP256 { x, y }, PublicParameter::EcPoint) => {
             let point = material::compress(&uncompressed(x, y)?, material::P256.len);
             PublicValue::Bytes(point.ok_or(TpmError::DamagedBlob)?)
         }
         (Algorithm::Rsa2048 { .. }, PublicParameter::Algorithm) => PublicValue::Word("RSA"),
-        (Algorithm::Rsa2048 { modulus }, PublicParameter::RsaModulus) => PublicValue::Bytes(modulus.clone()),
-        (Algorithm::Rsa2048 { .. }, PublicParameter::RsaExponent) => PublicValue::Bytes(vec![1, 0, 1]),
+        (Algorithm::Rsa2048 { modulus }, PublicParameter::RsaModulus) => {
+            PublicValue::Bytes(modulus.clone())
+        }
+        (Algorithm::Rsa2048 { .. }, PublicParameter::RsaExponent) => {
+            PublicValue::Bytes(vec![1, 0, 1])
+        }
         _ => return Err(InputError::NoSuchParameter.into()),
     })
 }
@@ -428,7 +476,8 @@ pub(super) fn public_value(public: &Public, parameter: PublicParameter) -> Resul
 fn uncompressed(x: &[u8], y: &[u8]) -> Result<Vec<u8>, TpmError> {
     let mut point = vec![4];
     for coordinate in [x, y] {
-        let missing = material::P256.len.checked_sub(coordinate.len()).ok_or(TpmError::DamagedBlob)?;
+        let missing =
+            material::P256.len.checked_sub(coordinate.len()).ok_or(TpmError::DamagedBlob)?;
         point.resize(point.len() + missing, 0);
         point.extend_from_slice(coordinate);
     }
@@ -436,7 +485,11 @@ fn uncompressed(x: &[u8], y: &[u8]) -> Result<Vec<u8>, TpmError> {
 }
 
 /// The block as long as the modulus that the private-key operation is done on.
-pub(super) fn pad_for_rsa(padding: RsaPadding, block: &[u8], modulus: &[u8]) -> Result<Vec<u8>, InputError> {
+pub(super) fn pad_for_rsa(
+    padding: RsaPadding,
+    block: &[u8],
+    modulus: &[u8],
+) -> Result<Vec<u8>, InputError> {
     let wrong = InputError::RsaBlock { limit: RSA_LEN - PKCS1_OVERHEAD };
     match padding {
         RsaPadding::Pkcs1 if block.len() <= RSA_LEN - PKCS1_OVERHEAD => {
@@ -465,7 +518,10 @@ mod tests {
             (RsaPadding::None, vec![1; 257]),
             (RsaPadding::None, modulus.to_vec()),
         ] {
-            assert_eq!(pad_for_rsa(padding, &block, &modulus), Err(InputError::RsaBlock { limit: 245 }));
+            assert_eq!(
+                pad_for_rsa(padding, &block, &modulus),
+                Err(InputError::RsaBlock { limit: 245 })
+            );
         }
         let padded = pad_for_rsa(RsaPadding::Pkcs1, &[7; 245], &modulus).unwrap();
         assert_eq!(padded[..11], [0, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]);

@@ -13,7 +13,8 @@
 //! | 2 + n | private area, encrypted and authenticated by the TPM |
 //! | 32 | SHA-256 of everything before |
 //!
-//! Numbers are big-endian. The hash tells a damaged file from one that belongs to another TPM; it protects nothing.
+//! Numbers are big-endian. The hash tells a damaged file from one that belongs to another
+//! TPM; it protects nothing.
 
 use super::device::Blob;
 use super::error::TpmError;

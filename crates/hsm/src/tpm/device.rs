@@ -1,8 +1,9 @@
 //! One TPM: the connection to it, sessions, and what is loaded into it.
 //!
-//! A TPM has room for three objects. So everything that is loaded is held by a value that flushes it when it is dropped, on
-//! every path. Two things outlive an operation, because starting them anew costs more than using them: one HMAC session,
-//! and a few keys (one by default). They are flushed when others need the room, and at the end.
+//! A TPM has room for three objects. So everything that is loaded is held by a value that
+//! flushes it when it is dropped, on every path. Two things outlive an operation, because
+//! starting them anew costs more than using them: one HMAC session, and a few keys (one
+//! by default). They are flushed when others need the room, and at the end.
 
 use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
@@ -17,18 +18,21 @@ use super::session::{self, Answer, Auth, AuthValue, Entity, Session};
 use super::tcti::{Tcti, Transport};
 use super::wire::{Code, Malformed, Reader, Writer, number};
 
-/// Waits between attempts while the TPM says that it is busy, in milliseconds: ten seconds together.
+/// Waits between attempts while the TPM says that it is busy, in milliseconds: ten
+/// seconds together.
 const BUSY_WAITS: [u64; 10] = [5, 20, 50, 100, 250, 500, 1000, 2000, 3000, 3000];
 /// Kinds of handles that take room: transient objects, HMAC sessions, policy sessions.
 const ROOM_TAKERS: [u32; 3] = [0x8000_0000, 0x0200_0000, 0x0300_0000];
 const LABEL_SECRET: &str = "SECRET";
 
-/// Which key everything is kept under, if there is none yet. One that is there is used as it is.
+/// Which key everything is kept under, if there is none yet. One that is there is used as
+/// it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootAlgorithm {
     /// NIST P-256: milliseconds to make.
     EcP256,
-    /// RSA-2048: seconds to make on some TPMs; what cloud provisioning with a TPM expects.
+    /// RSA-2048: seconds to make on some TPMs; what cloud provisioning with a TPM
+    /// expects.
     Rsa2048,
 }
 
@@ -47,7 +51,8 @@ pub struct TpmOptions {
     pub owner: AuthValue,
     /// Auth value of the endorsement hierarchy.
     pub endorsement: AuthValue,
-    /// How many keys stay loaded between operations. With 0 nothing stays, not even a session.
+    /// How many keys stay loaded between operations. With 0 nothing stays, not even a
+    /// session.
     pub keep_loaded: usize,
     /// How long swtpm may take for one answer.
     pub timeout: Duration,
@@ -113,7 +118,8 @@ impl<'a> Transient<'a> {
         &self.entity
     }
 
-    /// For objects that the TPM has flushed itself, or that somebody else flushes from now on.
+    /// For objects that the TPM has flushed itself, or that somebody else flushes from
+    /// now on.
     pub(crate) fn forget(self) -> Entity {
         let entity = self.entity.clone();
         std::mem::forget(self);
@@ -189,7 +195,8 @@ impl Tpm {
         }
     }
 
-    /// Time that was spent waiting for answers so far: what the TPM and the way to it take.
+    /// Time that was spent waiting for answers so far: what the TPM and the way to it
+    /// take.
     #[must_use]
     pub fn waited(&self) -> Duration {
         self.waited.get()
@@ -202,9 +209,12 @@ impl Tpm {
         session.into_iter().chain(self.held.borrow().iter().map(|entity| entity.handle)).collect()
     }
 
-    /// Does an operation; once more if the connection broke or the TPM was reset, or if there was no room because somebody
-    /// who is gone left things loaded.
-    pub(crate) fn run<T>(&self, operation: impl Fn() -> Result<T, TpmError>) -> Result<T, TpmError> {
+    /// Does an operation; once more if the connection broke or the TPM was reset, or if
+    /// there was no room because somebody who is gone left things loaded.
+    pub(crate) fn run<T>(
+        &self,
+        operation: impl Fn() -> Result<T, TpmError>,
+    ) -> Result<T, TpmError> {
         match operation() {
             Err(error) if error.is_stale() => {
                 tracing::warn!(reason = %error, "the TPM lost what was loaded; loading it again");
@@ -225,7 +235,10 @@ impl Tpm {
     fn flush_leftovers(&self) -> Result<(), TpmError> {
         for first in ROOM_TAKERS {
             for handle in self.handles_once(first)? {
-                tracing::warn!(handle = format_args!("{handle:#010x}"), "flushing what was left loaded in the TPM");
+                tracing::warn!(
+                    handle = format_args!("{handle:#010x}"),
+                    "flushing what was left loaded in the TPM"
+                );
                 self.flush(handle);
             }
         }
@@ -234,22 +247,34 @@ impl Tpm {
 
     fn connect(&self) -> Result<(), TpmError> {
         let tcti = &self.options.tcti;
-        let transport = tcti.connect(self.options.timeout).map_err(|source| match (tcti, source.kind()) {
-            (Tcti::Device(path), ErrorKind::NotFound) => TpmError::Missing { path: path.clone() },
-            (Tcti::Device(path), ErrorKind::PermissionDenied) => TpmError::NotPermitted { path: path.clone() },
-            (Tcti::Device(path), ErrorKind::ResourceBusy) => TpmError::InUse { path: path.clone() },
-            _ => TpmError::Unreachable { tcti: tcti.to_string(), source },
-        })?;
+        let transport =
+            tcti.connect(self.options.timeout).map_err(|source| match (tcti, source.kind()) {
+                (Tcti::Device(path), ErrorKind::NotFound) => {
+                    TpmError::Missing { path: path.clone() }
+                }
+                (Tcti::Device(path), ErrorKind::PermissionDenied) => {
+                    TpmError::NotPermitted { path: path.clone() }
+                }
+                (Tcti::Device(path), ErrorKind::ResourceBusy) => {
+                    TpmError::InUse { path: path.clone() }
+                }
+                _ => TpmError::Unreachable { tcti: tcti.to_string(), source },
+            })?;
         *self.transport.borrow_mut() = Some(transport);
         let resets = self.reset_counters()?;
         let before = self.resets.replace(Some(resets));
         match before {
             Some(before) if before != resets => {
-                tracing::warn!(resets = resets.0, restarts = resets.1, "the TPM was reset since it was last used");
+                tracing::warn!(
+                    resets = resets.0,
+                    restarts = resets.1,
+                    "the TPM was reset since it was last used"
+                );
                 Ok(())
             }
-            // What was loaded over the connection that broke is loaded still, and not all of its handles are known: the
-            // answer that would have told one may be what was lost.
+            // What was loaded over the connection that broke is loaded still, and not all
+            // of its handles are known: the answer that would have told one may be what
+            // was lost.
             Some(_) if tcti.is_exclusive() => self.flush_leftovers(),
             _ => Ok(()),
         }
@@ -280,8 +305,8 @@ impl Tpm {
         read().map_err(malformed(Code::GetCapability))
     }
 
-    /// Handles of persistent objects (`0x8100_0000`), transient objects (`0x8000_0000`) or loaded sessions
-    /// (`0x0200_0000`, `0x0300_0000`), whoever they belong to.
+    /// Handles of persistent objects (`0x8100_0000`), transient objects (`0x8000_0000`)
+    /// or loaded sessions (`0x0200_0000`, `0x0300_0000`), whoever they belong to.
     ///
     /// # Errors
     /// If the TPM does not answer.
@@ -305,16 +330,24 @@ impl Tpm {
         let answer = self.transmit(code, &prepared.bytes, of)?;
         session::accept(code, &prepared, auths, &answer).inspect_err(|_| {
             // It was done all the same; what is not believed is what was said about it.
-            let handle = answer.get(10..14).and_then(|handle| handle.try_into().ok()).map(u32::from_be_bytes);
+            let handle = answer
+                .get(10..14)
+                .and_then(|handle| handle.try_into().ok())
+                .map(u32::from_be_bytes);
             if let Some(handle) = handle.filter(|_| code.answers_with_handle()) {
                 self.flush(handle);
             }
         })
     }
 
-    /// Sends bytes until the TPM is not too busy to take them. A command that is refused changed nothing, so the same bytes
-    /// can be sent again.
-    fn transmit(&self, code: Code, bytes: &[u8], of: Authorized) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+    /// Sends bytes until the TPM is not too busy to take them. A command that is refused
+    /// changed nothing, so the same bytes can be sent again.
+    fn transmit(
+        &self,
+        code: Code,
+        bytes: &[u8],
+        of: Authorized,
+    ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         let mut waits = BUSY_WAITS.iter();
         let mut started = false;
         loop {
@@ -324,7 +357,8 @@ impl Tpm {
                 return Ok(answer);
             }
             if refusal.0 == rc::INITIALIZE && !started {
-                // Nobody has started it since it was powered: no firmware did, as on small boards.
+                // Nobody has started it since it was powered: no firmware did, as on
+                // small boards.
                 started = true;
                 let startup = [0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x44, 0, 0];
                 self.exchange(Code::Startup, &startup)?;
@@ -339,7 +373,11 @@ impl Tpm {
 
     fn exchange(&self, code: Code, bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         let mut transport = self.transport.borrow_mut();
-        let lost = |source| TpmError::Lost { tcti: self.options.tcti.to_string(), command: code.name(), source };
+        let lost = |source| TpmError::Lost {
+            tcti: self.options.tcti.to_string(),
+            command: code.name(),
+            source,
+        };
         let Some(open) = transport.as_mut() else {
             return Err(lost(ErrorKind::NotConnected.into()));
         };
@@ -352,18 +390,22 @@ impl Tpm {
         })
     }
 
-    /// Flushes an object or a session. That it fails is of no use to anybody: it is gone, or the TPM is.
+    /// Flushes an object or a session. That it fails is of no use to anybody: it is gone,
+    /// or the TPM is.
     fn flush(&self, handle: u32) {
         if self.transport.borrow().is_none() {
             // Whoever connects next flushes what is left.
             return;
         }
-        if let Err(error) = self.execute(Code::FlushContext, &[], &mut [], Writer::new().u32(handle)) {
+        if let Err(error) =
+            self.execute(Code::FlushContext, &[], &mut [], Writer::new().u32(handle))
+        {
             tracing::debug!(handle, %error, "could not be flushed");
         }
     }
 
-    /// Starts a session whose key only the TPM with the private half of `salt_key` can know.
+    /// Starts a session whose key only the TPM with the private half of `salt_key` can
+    /// know.
     pub(crate) fn start_session(
         &self,
         salt_key: &Entity,
@@ -389,7 +431,8 @@ impl Tpm {
         self.start_session(&entity, &public, kind)
     }
 
-    /// Lends the session that stays between operations, which is salted with the storage root.
+    /// Lends the session that stays between operations, which is salted with the storage
+    /// root.
     pub(crate) fn with_session<T>(
         &self,
         operation: impl FnOnce(&mut Session) -> Result<T, TpmError>,
@@ -406,14 +449,21 @@ impl Tpm {
         // After an answer that was not understood, both sides' nonces may differ.
         let sound = !matches!(
             result,
-            Err(TpmError::Lost { .. } | TpmError::Malformed { .. } | TpmError::NotAuthentic { .. } | TpmError::Library)
+            Err(TpmError::Lost { .. }
+                | TpmError::Malformed { .. }
+                | TpmError::NotAuthentic { .. }
+                | TpmError::Library)
         );
         passing.stays = sound && self.options.keep_loaded > 0;
         result
     }
 
     /// Loads a wrapped key, or finds it still loaded.
-    pub(crate) fn load_kept(&self, session: &mut Session, blob: &Blob) -> Result<Loaded<'_>, TpmError> {
+    pub(crate) fn load_kept(
+        &self,
+        session: &mut Session,
+        blob: &Blob,
+    ) -> Result<Loaded<'_>, TpmError> {
         let name = name_of(&blob.public);
         let mut held = self.held.borrow_mut();
         if let Some(at) = held.iter().position(|entity| entity.name() == name) {
@@ -473,7 +523,8 @@ mod tests {
 
     use super::*;
 
-    /// Answers with these codes, one after the other, and then as a TPM that was asked for its clock.
+    /// Answers with these codes, one after the other, and then as a TPM that was asked
+    /// for its clock.
     struct Scripted {
         codes: Vec<u32>,
         asked: Arc<Mutex<Vec<u32>>>,
@@ -485,7 +536,9 @@ mod tests {
             let code = if self.codes.is_empty() { 0 } else { self.codes.remove(0) };
             let body = if code == 0 { vec![0; 25] } else { vec![] };
             let len = u32::try_from(10 + body.len()).unwrap();
-            Ok(Zeroizing::new([&[0x80, 1][..], &len.to_be_bytes(), &code.to_be_bytes(), &body].concat()))
+            Ok(Zeroizing::new(
+                [&[0x80, 1][..], &len.to_be_bytes(), &code.to_be_bytes(), &body].concat(),
+            ))
         }
     }
 
@@ -519,7 +572,10 @@ mod tests {
         let codes = [Code::ReadClock, Code::Startup, Code::ReadClock].map(Code::value);
         assert_eq!(*asked.lock().unwrap(), codes);
         let (tpm, asked) = scripted(&[rc::INITIALIZE, 0, rc::INITIALIZE]);
-        assert!(matches!(tpm.reset_counters(), Err(TpmError::Refused { code: ResponseCode(0x100), .. })));
+        assert!(matches!(
+            tpm.reset_counters(),
+            Err(TpmError::Refused { code: ResponseCode(0x100), .. })
+        ));
         assert_eq!(asked.lock().unwrap().len(), 3);
     }
 

@@ -1,4 +1,5 @@
-//! What is wrong with a TPM and our rights to it, and what to do about it. Changes nothing in the TPM.
+//! What is wrong with a TPM and our rights to it, and what to do about it. Changes
+//! nothing in the TPM.
 
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use super::report::TpmReport;
 use super::tcti::Tcti;
 use crate::pkcs11::doctor::{Finding, Verdict};
 
-/// How long swtpm may take for one answer: it serves one program at a time, and another may be at it.
+/// How long swtpm may take for one answer: it serves one program at a time, and another
+/// may be at it.
 const PATIENCE: Duration = Duration::from_secs(10);
 const SHA256: u16 = 0x0b;
 
@@ -30,19 +32,30 @@ pub fn examine(tcti: Tcti, known: KnownAuth) -> Vec<Finding> {
         Ok(report) => judge(&report, known, places),
         Err(error) => {
             let fix = match &error {
-                TpmError::Unreachable { .. } => {
-                    Some("start the TPM, correct tcti in [tpm], or end the program that has it open".to_owned())
-                }
+                TpmError::Unreachable { .. } => Some(
+                    "start the TPM, correct tcti in [tpm], or end the program that has it open"
+                        .to_owned(),
+                ),
                 // The others say it themselves.
                 _ => None,
             };
-            let cause = std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
-            vec![Finding { check: "TPM", verdict: Verdict::Bad, text: format!("{error}{cause}"), fix }]
+            let cause = std::error::Error::source(&error)
+                .map_or_else(String::new, |cause| format!(": {cause}"));
+            vec![Finding {
+                check: "TPM",
+                verdict: Verdict::Bad,
+                text: format!("{error}{cause}"),
+                fix,
+            }]
         }
     }
 }
 
-fn judge(report: &TpmReport, known: KnownAuth, (storage_root, endorsement_key): (u32, u32)) -> Vec<Finding> {
+fn judge(
+    report: &TpmReport,
+    known: KnownAuth,
+    (storage_root, endorsement_key): (u32, u32),
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |check, verdict, text: String, fix: Option<String>| {
         findings.push(Finding { check, verdict, text, fix });
@@ -53,7 +66,8 @@ fn judge(report: &TpmReport, known: KnownAuth, (storage_root, endorsement_key): 
     add("TPM", Verdict::Good, text, None);
 
     let [owner_set, endorsement_set, lockout_set] = report.auth_set;
-    let count = format!("{} of {} wrong auth values", report.failed_attempts, report.attempts_limit);
+    let count =
+        format!("{} of {} wrong auth values", report.failed_attempts, report.attempts_limit);
     let clear = if lockout_set {
         "run `tpm2_dictionarylockout --clear-lockout --auth=LOCKOUT_AUTH_VALUE`"
     } else {
@@ -61,7 +75,12 @@ fn judge(report: &TpmReport, known: KnownAuth, (storage_root, endorsement_key): 
     };
     if report.in_lockout {
         let fix = format!("{clear}, or wait: one is forgiven every {} s", report.forgiven_after);
-        add("lockout", Verdict::Bad, format!("the TPM is locked against guessing after {count}"), Some(fix));
+        add(
+            "lockout",
+            Verdict::Bad,
+            format!("the TPM is locked against guessing after {count}"),
+            Some(fix),
+        );
     } else if report.failed_attempts > 0 {
         let fix = format!("look for the program that has the wrong auth value, then {clear}");
         add("lockout", Verdict::Warning, format!("not locked, {count} so far"), Some(fix));
@@ -75,23 +94,38 @@ fn judge(report: &TpmReport, known: KnownAuth, (storage_root, endorsement_key): 
     ] {
         match (set, known) {
             (true, false) => {
-                let text = format!("the {hierarchy} hierarchy has an auth value, and the configuration has none");
+                let text = format!(
+                    "the {hierarchy} hierarchy has an auth value, and the configuration has none"
+                );
                 let fix = format!("set `{hierarchy}` in [tpm.hierarchy_authorization]");
                 add(check, Verdict::Warning, text, Some(fix));
             }
             (false, true) => {
-                let text = format!("the {hierarchy} hierarchy has no auth value, and the configuration has one");
+                let text = format!(
+                    "the {hierarchy} hierarchy has no auth value, and the configuration has one"
+                );
                 let fix = format!(
                     "remove `{hierarchy}` from [tpm.hierarchy_authorization], or set it: `tpm2_changeauth -c {hierarchy} VALUE`"
                 );
                 add(check, Verdict::Warning, text, Some(fix));
             }
-            (true, true) => add(check, Verdict::Good, format!("the {hierarchy} hierarchy has an auth value"), None),
-            (false, false) => add(check, Verdict::Good, format!("the {hierarchy} hierarchy has no auth value"), None),
+            (true, true) => add(
+                check,
+                Verdict::Good,
+                format!("the {hierarchy} hierarchy has an auth value"),
+                None,
+            ),
+            (false, false) => add(
+                check,
+                Verdict::Good,
+                format!("the {hierarchy} hierarchy has no auth value"),
+                None,
+            ),
         }
     }
 
-    let handles: Vec<String> = report.persistent.iter().map(|handle| format!("{handle:#010x}")).collect();
+    let handles: Vec<String> =
+        report.persistent.iter().map(|handle| format!("{handle:#010x}")).collect();
     let list = if handles.is_empty() { "none".to_owned() } else { handles.join(", ") };
     add("persistent handles", Verdict::Good, list, None);
     for (what, handle) in [("storage root", storage_root), ("endorsement key", endorsement_key)] {
@@ -109,7 +143,8 @@ fn judge(report: &TpmReport, known: KnownAuth, (storage_root, endorsement_key): 
     } else {
         let found = if banks.is_empty() { "none".to_owned() } else { banks.join(", ") };
         let fix = "run `tpm2_pcrallocate sha256:all` and restart the device".to_owned();
-        let text = format!("{found}: there is no sha256, so nothing can be sealed to the measured state");
+        let text =
+            format!("{found}: there is no sha256, so nothing can be sealed to the measured state");
         add("PCR banks", Verdict::Warning, text, Some(fix));
     }
     findings
@@ -153,10 +188,17 @@ mod tests {
     #[test]
     fn a_tpm_as_it_should_be_has_good_findings_only() {
         let findings = judged(&report());
-        assert!(findings.iter().all(|finding| finding.verdict == Verdict::Good && finding.fix.is_none()));
+        assert!(
+            findings
+                .iter()
+                .all(|finding| finding.verdict == Verdict::Good && finding.fix.is_none())
+        );
         let text: Vec<&str> = findings.iter().map(|finding| finding.text.as_str()).collect();
         assert!(text.contains(&"the storage root is at 0x81000001"), "{text:?}");
-        assert!(text.contains(&"the endorsement key is made at 0x81010001 at first use"), "{text:?}");
+        assert!(
+            text.contains(&"the endorsement key is made at 0x81010001 at first use"),
+            "{text:?}"
+        );
     }
 
     #[test]
@@ -166,13 +208,19 @@ mod tests {
         let old = TpmReport { banks: vec![0x04], ..report() };
         let attempted = TpmReport { failed_attempts: 3, ..report() };
         for (report, check, verdict, fix) in [
-            (locked, "lockout", Verdict::Bad, "--clear-lockout --auth=LOCKOUT_AUTH_VALUE`, or wait"),
+            (
+                locked,
+                "lockout",
+                Verdict::Bad,
+                "--clear-lockout --auth=LOCKOUT_AUTH_VALUE`, or wait",
+            ),
             (owned, "owner auth", Verdict::Warning, "set `owner` in [tpm.hierarchy_authorization]"),
             (old, "PCR banks", Verdict::Warning, "tpm2_pcrallocate sha256:all"),
             (attempted, "lockout", Verdict::Warning, "look for the program"),
         ] {
             let findings = judged(&report);
-            let wrong: Vec<&Finding> = findings.iter().filter(|finding| finding.verdict != Verdict::Good).collect();
+            let wrong: Vec<&Finding> =
+                findings.iter().filter(|finding| finding.verdict != Verdict::Good).collect();
             assert_eq!(wrong.len(), 1, "{wrong:?}");
             assert_eq!((wrong[0].check, wrong[0].verdict), (check, verdict));
             assert!(wrong[0].fix.as_ref().unwrap().contains(fix), "{wrong:?}");

@@ -10,7 +10,9 @@ use super::kdf::Failed;
 #[derive(Debug, thiserror::Error)]
 pub enum TpmError {
     /// There is no such device.
-    #[error("there is no TPM device {path:?}: enable the TPM in the firmware, load its driver, or set another tcti")]
+    #[error(
+        "there is no TPM device {path:?}: enable the TPM in the firmware, load its driver, or set another tcti"
+    )]
     Missing {
         /// The device.
         path: PathBuf,
@@ -25,7 +27,9 @@ pub enum TpmError {
         path: PathBuf,
     },
     /// Another process holds the device.
-    #[error("the TPM device {path:?} is in use by another process: use /dev/tpmrm0, which many can open")]
+    #[error(
+        "the TPM device {path:?} is in use by another process: use /dev/tpmrm0, which many can open"
+    )]
     InUse {
         /// The device.
         path: PathBuf,
@@ -65,7 +69,9 @@ pub enum TpmError {
         remedy: &'static str,
     },
     /// A policy does not hold.
-    #[error("the policy that the secret is sealed to does not hold: the measured state (PCR) is another than then")]
+    #[error(
+        "the policy that the secret is sealed to does not hold: the measured state (PCR) is another than then"
+    )]
     PolicyFailed,
     /// The place of a persistent object is taken by another.
     #[error(
@@ -98,7 +104,9 @@ pub enum TpmError {
         what: &'static str,
     },
     /// No room for another persistent object.
-    #[error("the TPM has no room for another persistent object: remove one with `tpm2_evictcontrol -C o -c HANDLE`")]
+    #[error(
+        "the TPM has no room for another persistent object: remove one with `tpm2_evictcontrol -C o -c HANDLE`"
+    )]
     NoPersistentRoom,
     /// No room for another index.
     #[error(
@@ -147,13 +155,17 @@ pub enum TpmError {
         code: ResponseCode,
     },
     /// An answer that no TPM gives.
-    #[error("the answer to {command} is malformed: this is no TPM 2.0, or something changes its answers")]
+    #[error(
+        "the answer to {command} is malformed: this is no TPM 2.0, or something changes its answers"
+    )]
     Malformed {
         /// What was asked.
         command: &'static str,
     },
     /// An answer that the TPM did not authenticate.
-    #[error("the answer to {command} is not authentic: something between here and the TPM changes its answers")]
+    #[error(
+        "the answer to {command} is not authentic: something between here and the TPM changes its answers"
+    )]
     NotAuthentic {
         /// What was asked.
         command: &'static str,
@@ -181,7 +193,9 @@ pub enum TpmError {
         limit: u32,
     },
     /// An import blob that is none.
-    #[error("the authentication key to import is not five TPM structures: {missing} cannot be read")]
+    #[error(
+        "the authentication key to import is not five TPM structures: {missing} cannot be read"
+    )]
     ImportBlob {
         /// Which part.
         missing: &'static str,
@@ -198,7 +212,8 @@ impl From<Failed> for TpmError {
 }
 
 impl TpmError {
-    /// Whether the connection is gone, or the TPM no longer knows what was loaded into it. Doing all of it again may help.
+    /// Whether the connection is gone, or the TPM no longer knows what was loaded into
+    /// it. Doing all of it again may help.
     pub(crate) fn is_stale(&self) -> bool {
         match self {
             Self::Lost { .. } => true,
@@ -207,14 +222,19 @@ impl TpmError {
         }
     }
 
-    /// Turns a refusal into the error that says what to do. `of` is whose auth value was used.
+    /// Turns a refusal into the error that says what to do. `of` is whose auth value was
+    /// used.
     pub(crate) fn from_code(command: &'static str, code: ResponseCode, of: Authorized) -> Self {
         match code.base() {
             rc::LOCKOUT => Self::Lockout,
-            rc::AUTH_FAIL | rc::BAD_AUTH | rc::AUTH_MISSING => Self::AuthFailed { of, remedy: of.remedy() },
+            rc::AUTH_FAIL | rc::BAD_AUTH | rc::AUTH_MISSING => {
+                Self::AuthFailed { of, remedy: of.remedy() }
+            }
             rc::POLICY_FAIL | rc::PCR_CHANGED => Self::PolicyFailed,
             rc::OBJECT_MEMORY | rc::OBJECT_HANDLES => Self::NoRoom { what: "object" },
-            rc::SESSION_MEMORY | rc::SESSION_HANDLES | rc::CONTEXT_GAP => Self::NoRoom { what: "session" },
+            rc::SESSION_MEMORY | rc::SESSION_HANDLES | rc::CONTEXT_GAP => {
+                Self::NoRoom { what: "session" }
+            }
             rc::NV_SPACE => Self::NoPersistentRoom,
             _ if code.is_busy() => Self::Busy { command, code },
             _ => Self::Refused { command, code },
@@ -240,8 +260,12 @@ pub enum Authorized {
 impl Authorized {
     fn remedy(self) -> &'static str {
         match self {
-            Self::Owner => "set the owner hierarchy's auth value in the configuration as the TPM has it",
-            Self::Endorsement => "set the endorsement hierarchy's auth value in the configuration as the TPM has it",
+            Self::Owner => {
+                "set the owner hierarchy's auth value in the configuration as the TPM has it"
+            }
+            Self::Endorsement => {
+                "set the endorsement hierarchy's auth value in the configuration as the TPM has it"
+            }
             Self::StorageRoot => "the storage root has an auth value; name a handle of one without",
             Self::Object => {
                 "give the auth value that it was made with; each wrong one counts towards the TPM's lockout"
@@ -266,7 +290,8 @@ impl fmt::Display for Authorized {
     }
 }
 
-/// Numbers of response codes, without the parts that say which parameter, handle or session is meant.
+/// Numbers of response codes, without the parts that say which parameter, handle or
+/// session is meant.
 pub(crate) mod rc {
     pub(crate) const INITIALIZE: u32 = 0x100;
     pub(crate) const AUTH_MISSING: u32 = 0x125;
@@ -475,7 +500,8 @@ mod tests {
 
     #[test]
     fn a_reset_tpm_is_told_from_a_wrong_value() {
-        let stale = |code| TpmError::from_code("c", ResponseCode(code), Authorized::Object).is_stale();
+        let stale =
+            |code| TpmError::from_code("c", ResponseCode(code), Authorized::Object).is_stale();
         for code in [0x910, 0x918, 0x18b, 0x984] {
             assert!(stale(code), "{code:#x}");
         }

@@ -1,5 +1,5 @@
-//! What the TPM's two backends do alike: HMACs are the TPM's, what is derived by them is used here, and kept keys encrypt
-//! nothing.
+//! What the TPM's two backends do alike: HMACs are the TPM's, what is derived by them is
+//! used here, and kept keys encrypt nothing.
 
 use edgekeep_core::id::KeyId;
 use zeroize::Zeroizing;
@@ -30,14 +30,24 @@ pub(super) trait HmacKeys: KeyBackend {
         }
     }
 
-    fn cipher_key(&self, key: SymmetricKey<'_>, operation: Operation) -> Result<SecretBytes, KeyError> {
+    fn cipher_key(
+        &self,
+        key: SymmetricKey<'_>,
+        operation: Operation,
+    ) -> Result<SecretBytes, KeyError> {
         match key {
             SymmetricKey::Derived { base, data } => self.derive(base, data),
             SymmetricKey::Stored(id) => Err(self.no_cipher(id, operation)),
         }
     }
 
-    fn encrypt_with(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn encrypt_with(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        plain: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         gcm::encrypt(self.cipher_key(key, Operation::Encrypt)?.expose(), iv, aad, plain)
     }
 

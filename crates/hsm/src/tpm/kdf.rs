@@ -1,5 +1,6 @@
-//! Cryptography of the session layer: key derivation, parameter encryption, and secrets for a TPM's public key (TPM 2.0
-//! Library, part 1, sections 11.4.10, 21 and annexes B and C). SHA-256 and AES-128 throughout.
+//! Cryptography of the session layer: key derivation, parameter encryption, and secrets
+//! for a TPM's public key (TPM 2.0 Library, part 1, sections 11.4.10, 21 and annexes B
+//! and C). SHA-256 and AES-128 throughout.
 
 use aws_lc_rs::agreement::{self, ECDH_P256};
 use aws_lc_rs::cipher::{
@@ -58,10 +59,13 @@ pub(crate) fn random() -> Result<[u8; HASH_LEN], Failed> {
     Ok(bytes)
 }
 
-/// KDFa: the counter-mode derivation of SP 800-108. `label` is text without its final zero.
+/// KDFa: the counter-mode derivation of SP 800-108. `label` is text without its final
+/// zero.
 pub(crate) fn kdfa(key: &[u8], label: &str, u: &[u8], v: &[u8], len: usize) -> Zeroizing<Vec<u8>> {
     let bits = u32::try_from(len * 8).unwrap_or(u32::MAX).to_be_bytes();
-    let block = |counter: u32| hmac_sha256(key, &[&counter.to_be_bytes(), label.as_bytes(), &[0], u, v, &bits]);
+    let block = |counter: u32| {
+        hmac_sha256(key, &[&counter.to_be_bytes(), label.as_bytes(), &[0], u, v, &bits])
+    };
     blocks(len, block)
 }
 
@@ -116,25 +120,30 @@ pub(crate) fn cfb_encrypt(key: &[u8], iv: &[u8], text: &mut [u8]) -> Result<(), 
     Ok(())
 }
 
-/// A secret that only the holder of a public key's private half can have, and what to send it.
+/// A secret that only the holder of a public key's private half can have, and what to
+/// send it.
 pub(crate) struct SharedSecret {
     pub(crate) secret: Zeroizing<Vec<u8>>,
     /// Content of the encrypted-secret parameter.
     pub(crate) encrypted: Vec<u8>,
 }
 
-/// Makes a secret for the holder of `public`; `label` says what for (part 1, annexes B.10.2 and C.6.1).
+/// Makes a secret for the holder of `public`; `label` says what for (part 1, annexes
+/// B.10.2 and C.6.1).
 pub(crate) fn share_secret(public: &Public, label: &str) -> Result<SharedSecret, Failed> {
     match &public.algorithm {
         Algorithm::EccP256 { x, y } => {
             let ephemeral = agreement::PrivateKey::generate(&ECDH_P256)?;
             let ours = ephemeral.compute_public_key()?;
-            let (our_x, our_y) = ours.as_ref().get(1..).ok_or(Failed)?.split_at_checked(32).ok_or(Failed)?;
+            let (our_x, our_y) =
+                ours.as_ref().get(1..).ok_or(Failed)?.split_at_checked(32).ok_or(Failed)?;
             let theirs = [&[4][..], &pad(x)?, &pad(y)?].concat();
             let theirs = agreement::UnparsedPublicKey::new(&ECDH_P256, theirs);
-            let secret =
-                agreement::agree(&ephemeral, theirs, Failed, |z| Ok(kdfe(z, label, our_x, &pad(x)?, HASH_LEN)))?;
-            let encrypted = Writer::new().sized(our_x).sized(our_y).finish().ok_or(Failed)?.to_vec();
+            let secret = agreement::agree(&ephemeral, theirs, Failed, |z| {
+                Ok(kdfe(z, label, our_x, &pad(x)?, HASH_LEN))
+            })?;
+            let encrypted =
+                Writer::new().sized(our_x).sized(our_y).finish().ok_or(Failed)?.to_vec();
             Ok(SharedSecret { secret, encrypted })
         }
         Algorithm::Rsa2048 { modulus } => {
@@ -206,7 +215,10 @@ mod tests {
         assert_eq!(kdfa(b"key", "CFB", b"u", b"v", 70).len(), 70);
         // The length is part of what is hashed, here, and not there.
         assert_ne!(kdfa(b"key", "CFB", b"u", b"v", 16)[..], key[..16]);
-        assert_eq!(kdfe(b"z", "SECRET", b"u", b"v", 16)[..], kdfe(b"z", "SECRET", b"u", b"v", 32)[..16]);
+        assert_eq!(
+            kdfe(b"z", "SECRET", b"u", b"v", 16)[..],
+            kdfe(b"z", "SECRET", b"u", b"v", 32)[..16]
+        );
     }
 
     #[test]

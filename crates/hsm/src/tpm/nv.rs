@@ -1,10 +1,12 @@
-//! A counter in the TPM's non-volatile memory that only ever goes up, also across removal: a TPM begins a new counter
-//! above every value that any counter of it ever had.
+//! A counter in the TPM's non-volatile memory that only ever goes up, also across
+//! removal: a TPM begins a new counter above every value that any counter of it ever had.
 //!
-//! The index is the owner's, counts with an auth value that only its maker knows, and reads with that or with the owner's
-//! (`tpm2_nvread -C o INDEX`). It is exempt from the protection against guessing, so that nobody can lock the TPM by it; the
-//! auth value is 32 random bytes. It is written through, not orderly: an orderly counter jumps ahead after a power cut, which
-//! looks like a loss. So each step wears the memory, and who uses it bounds how often.
+//! The index is the owner's, counts with an auth value that only its maker knows, and
+//! reads with that or with the owner's (`tpm2_nvread -C o INDEX`). It is exempt from the
+//! protection against guessing, so that nobody can lock the TPM by it; the auth value is
+//! 32 random bytes. It is written through, not orderly: an orderly counter jumps ahead
+//! after a power cut, which looks like a loss. So each step wears the memory, and who
+//! uses it bounds how often.
 
 use super::device::{Tpm, malformed};
 use super::error::{Authorized, TpmError, rc};
@@ -61,7 +63,8 @@ impl Tpm {
     /// The value; `None` if there is no such counter, or it was never stepped.
     ///
     /// # Errors
-    /// If something else is at the index, it was made by somebody else, or the TPM refuses.
+    /// If something else is at the index, it was made by somebody else, or the TPM
+    /// refuses.
     pub fn counter_value(&self, counter: &NvCounter) -> Result<Option<u64>, TpmError> {
         self.run(|| match self.nv_public(counter.index)? {
             Some(found) if found.written => self.nv_read(counter, &found.entity).map(Some),
@@ -69,10 +72,12 @@ impl Tpm {
         })
     }
 
-    /// Makes the counter, if it is not there, and steps it once: before that it has no value.
+    /// Makes the counter, if it is not there, and steps it once: before that it has no
+    /// value.
     ///
     /// # Errors
-    /// If something else is at the index, it was made by somebody else, there is no room, or the TPM refuses.
+    /// If something else is at the index, it was made by somebody else, there is no room,
+    /// or the TPM refuses.
     pub fn make_counter(&self, counter: &NvCounter) -> Result<u64, TpmError> {
         self.run(|| {
             if self.nv_public(counter.index)?.is_none() {
@@ -82,13 +87,15 @@ impl Tpm {
         })
     }
 
-    /// Adds one and gives the new value. Not repeated after a broken connection: whether it was done is for the caller to
-    /// find out.
+    /// Adds one and gives the new value. Not repeated after a broken connection: whether
+    /// it was done is for the caller to find out.
     ///
     /// # Errors
-    /// If there is no such counter, something else is at the index, it was made by somebody else, or the TPM refuses.
+    /// If there is no such counter, something else is at the index, it was made by
+    /// somebody else, or the TPM refuses.
     pub fn step_counter(&self, counter: &NvCounter) -> Result<u64, TpmError> {
-        // Before anything is changed, and with a second try: afterwards the connection and the session are good.
+        // Before anything is changed, and with a second try: afterwards the connection
+        // and the session are good.
         self.counter_value(counter)?;
         self.nv_step(counter)
     }
@@ -110,16 +117,23 @@ impl Tpm {
         self.with_session(|session| {
             let auth = Auth::Hmac { session, value: &counter.auth, of: Authorized::Counter };
             let asked = Writer::new().u16(LENGTH).u16(0);
-            let answer = self.execute(Code::NvRead, &[entity.clone(), entity.clone()], &mut [auth], asked)?;
-            let value =
-                Reader::new(&answer.parameters).sized().and_then(|bytes| bytes.try_into().map_err(|_| Malformed));
+            let answer =
+                self.execute(Code::NvRead, &[entity.clone(), entity.clone()], &mut [auth], asked)?;
+            let value = Reader::new(&answer.parameters)
+                .sized()
+                .and_then(|bytes| bytes.try_into().map_err(|_| Malformed));
             value.map(u64::from_be_bytes).map_err(malformed(Code::NvRead))
         })
     }
 
     fn nv_define(&self, counter: &NvCounter) -> Result<(), TpmError> {
         let too_long = || TpmError::Library;
-        let public = Writer::new().u32(counter.index).u16(number::ALG_SHA256).u32(ATTRIBUTES).u16(0).u16(LENGTH);
+        let public = Writer::new()
+            .u32(counter.index)
+            .u16(number::ALG_SHA256)
+            .u32(ATTRIBUTES)
+            .u16(0)
+            .u16(LENGTH);
         let public = public.finish().ok_or_else(too_long)?;
         let asked = Writer::new().sized(counter.auth.expose()).sized(&public);
         self.with_session(|session| {
@@ -130,23 +144,33 @@ impl Tpm {
                 done => done.map(drop),
             }
         })?;
-        tracing::info!(index = format_args!("{:#010x}", counter.index), "made a counter in the TPM");
+        tracing::info!(
+            index = format_args!("{:#010x}", counter.index),
+            "made a counter in the TPM"
+        );
         Ok(())
     }
 
     /// The counter at an index; `None` if there is nothing.
     fn nv_public(&self, index: u32) -> Result<Option<Found>, TpmError> {
         // The name is what is asked for, and authorizations do not cover this command.
-        let answer = match self.execute(Code::NvReadPublic, &[Entity::object(index, &[])], &mut [], Writer::new()) {
+        let answer = match self.execute(
+            Code::NvReadPublic,
+            &[Entity::object(index, &[])],
+            &mut [],
+            Writer::new(),
+        ) {
             Err(TpmError::Refused { code, .. }) if code.base() == rc::HANDLE => return Ok(None),
             other => other?,
         };
-        let area = Reader::new(&answer.parameters).sized().map_err(malformed(Code::NvReadPublic))?;
+        let area =
+            Reader::new(&answer.parameters).sized().map_err(malformed(Code::NvReadPublic))?;
         let is_counter = area_is_counter(index, area).map_err(malformed(Code::NvReadPublic))?;
         let Some(written) = is_counter else {
             return Err(TpmError::NvIndexTaken { index });
         };
-        // The name is computed here: a name that something in between invented fails the HMACs.
+        // The name is computed here: a name that something in between invented fails the
+        // HMACs.
         let name = [&number::ALG_SHA256.to_be_bytes()[..], &sha256(&[area])].concat();
         Ok(Some(Found { entity: Entity::object(index, &name), written }))
     }
@@ -158,7 +182,8 @@ struct Found {
     written: bool,
 }
 
-/// Whether a public area is that of a counter as this module makes them, and if so, whether it was stepped.
+/// Whether a public area is that of a counter as this module makes them, and if so,
+/// whether it was stepped.
 fn area_is_counter(index: u32, area: &[u8]) -> Result<Option<bool>, Malformed> {
     let mut reader = Reader::new(area);
     let (found, hash, attributes) = (reader.u32()?, reader.u16()?, reader.u32()?);
@@ -183,7 +208,8 @@ mod tests {
     fn only_a_counter_that_nobody_else_can_step_passes_for_one() {
         const INDEX: u32 = 0x0180_ed00;
         let area = |attributes: u32, length: u16| {
-            let area = Writer::new().u32(INDEX).u16(number::ALG_SHA256).u32(attributes).u16(0).u16(length);
+            let area =
+                Writer::new().u32(INDEX).u16(number::ALG_SHA256).u32(attributes).u16(0).u16(length);
             area.finish().unwrap().to_vec()
         };
         assert_eq!(area_is_counter(INDEX, &area(ATTRIBUTES, 8)), Ok(Some(false)));

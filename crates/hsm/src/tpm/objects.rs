@@ -61,15 +61,19 @@ impl Tpm {
     }
 
     fn persistent(&self, place: &Place<'_>) -> Result<(Entity, Public), TpmError> {
-        let taken = |found| TpmError::HandleTaken { handle: place.handle, found, expected: place.expected };
+        let taken =
+            |found| TpmError::HandleTaken { handle: place.handle, found, expected: place.expected };
         if let Some(area) = self.read_public(place.handle)? {
             let public = Public::read(&area).map_err(malformed(Code::ReadPublic))?;
             return match public {
-                Some(public) if (place.fits)(&public) => Ok((Entity::object(place.handle, &public.name()), public)),
+                Some(public) if (place.fits)(&public) => {
+                    Ok((Entity::object(place.handle, &public.name()), public))
+                }
                 other => Err(taken(describe(other.as_ref(), &area))),
             };
         }
-        // Nothing is there yet that a session could be salted with: a key of the null hierarchy, for now, will do.
+        // Nothing is there yet that a session could be salted with: a key of the null
+        // hierarchy, for now, will do.
         let (salt_key, salt_public) = self.create_salt_key()?;
         let mut session = self.start_session(salt_key.entity(), &salt_public, number::SE_HMAC)?;
         drop(salt_key);
@@ -82,7 +86,11 @@ impl Tpm {
             }
             other => other,
         }?;
-        tracing::info!(handle = format_args!("{:#010x}", place.handle), "made {} in the TPM", place.expected);
+        tracing::info!(
+            handle = format_args!("{:#010x}", place.handle),
+            "made {} in the TPM",
+            place.expected
+        );
         Ok((Entity::object(place.handle, &public.name()), public))
     }
 
@@ -97,33 +105,45 @@ impl Tpm {
         template: Template<'_>,
     ) -> Result<(Transient<'_>, Public), TpmError> {
         let asked = create_parameters(&AuthValue::empty(), &[], template)?;
-        let answer = self.execute(Code::CreatePrimary, &[Entity::permanent(hierarchy)], &mut [auth], asked)?;
+        let answer =
+            self.execute(Code::CreatePrimary, &[Entity::permanent(hierarchy)], &mut [auth], asked)?;
         let malformed = malformed(Code::CreatePrimary);
         let handle = answer.handle.ok_or(Malformed).map_err(&malformed)?;
         let area = Reader::new(&answer.parameters).sized().map_err(&malformed);
         // Held before anything else can fail.
         let transient = Transient::new(self, handle, &name_of(area.as_deref().unwrap_or_default()));
-        let public = Public::read(area?).map_err(&malformed)?.ok_or(Malformed).map_err(malformed)?;
+        let public =
+            Public::read(area?).map_err(&malformed)?.ok_or(Malformed).map_err(malformed)?;
         Ok((transient, public))
     }
 
     /// Public area of the object under a handle; `None` if there is none.
     pub(crate) fn read_public(&self, handle: u32) -> Result<Option<Vec<u8>>, TpmError> {
         // The name is what is asked for, and authorizations do not cover this command.
-        match self.execute(Code::ReadPublic, &[Entity::object(handle, &[])], &mut [], Writer::new()) {
+        match self.execute(Code::ReadPublic, &[Entity::object(handle, &[])], &mut [], Writer::new())
+        {
             Ok(answer) => {
-                let area = Reader::new(&answer.parameters).sized().map_err(malformed(Code::ReadPublic))?;
+                let area =
+                    Reader::new(&answer.parameters).sized().map_err(malformed(Code::ReadPublic))?;
                 Ok(Some(area.to_vec()))
             }
-            Err(TpmError::Refused { code: ResponseCode(code), .. }) if ResponseCode(code).base() == rc::HANDLE => {
+            Err(TpmError::Refused { code: ResponseCode(code), .. })
+                if ResponseCode(code).base() == rc::HANDLE =>
+            {
                 Ok(None)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Makes a loaded object persistent, or removes a persistent one (given as the object itself).
-    pub(crate) fn evict_control(&self, session: &mut Session, object: &Entity, handle: u32) -> Result<(), TpmError> {
+    /// Makes a loaded object persistent, or removes a persistent one (given as the object
+    /// itself).
+    pub(crate) fn evict_control(
+        &self,
+        session: &mut Session,
+        object: &Entity,
+        handle: u32,
+    ) -> Result<(), TpmError> {
         let handles = [Entity::permanent(number::RH_OWNER), object.clone()];
         let auth = Auth::Hmac { session, value: &self.options.owner, of: Authorized::Owner };
         self.execute(Code::EvictControl, &handles, &mut [auth], Writer::new().u32(handle)).map(drop)
@@ -148,18 +168,25 @@ impl Tpm {
     }
 
     /// Loads a wrapped key.
-    pub(crate) fn load(&self, session: &mut Session, blob: &Blob) -> Result<Transient<'_>, TpmError> {
+    pub(crate) fn load(
+        &self,
+        session: &mut Session,
+        blob: &Blob,
+    ) -> Result<Transient<'_>, TpmError> {
         let (root, _) = self.root()?;
         let asked = Writer::new().sized(&blob.private).sized(&blob.public);
         let answer = match self.execute(Code::Load, &[root], &mut [by_root(session)], asked) {
-            Err(TpmError::Refused { code, .. }) if code.base() == rc::INTEGRITY => return Err(TpmError::DamagedBlob),
+            Err(TpmError::Refused { code, .. }) if code.base() == rc::INTEGRITY => {
+                return Err(TpmError::DamagedBlob);
+            }
             other => other?,
         };
         let malformed = malformed(Code::Load);
         let handle = answer.handle.ok_or(Malformed).map_err(&malformed)?;
         let transient = Transient::new(self, handle, &name_of(&blob.public));
         // The TPM computed it from what it loaded; the session vouches for the answer.
-        if Reader::new(&answer.parameters).sized().map_err(&malformed)? != transient.entity().name() {
+        if Reader::new(&answer.parameters).sized().map_err(&malformed)? != transient.entity().name()
+        {
             return Err(TpmError::DamagedBlob);
         }
         Ok(transient)
@@ -189,7 +216,8 @@ impl Tpm {
         let asked = Writer::new().sized(digest).u16(number::ALG_ECDSA).u16(number::ALG_SHA256);
         // No proof that the TPM made the digest: the key is not restricted to such.
         let asked = asked.u16(number::ST_HASHCHECK).u32(number::RH_NULL).u16(0);
-        let answer = self.execute(Code::Sign, std::slice::from_ref(key), &mut [by_object(session)], asked)?;
+        let answer =
+            self.execute(Code::Sign, std::slice::from_ref(key), &mut [by_object(session)], asked)?;
         read_ecdsa(&mut Reader::new(&answer.parameters)).map_err(malformed(Code::Sign))
     }
 
@@ -201,18 +229,31 @@ impl Tpm {
         block: &[u8],
     ) -> Result<Vec<u8>, TpmError> {
         let asked = Writer::new().sized(block).u16(number::ALG_NULL).u16(0);
-        let answer = self.execute(Code::RsaDecrypt, std::slice::from_ref(key), &mut [by_object(session)], asked)?;
+        let answer = self.execute(
+            Code::RsaDecrypt,
+            std::slice::from_ref(key),
+            &mut [by_object(session)],
+            asked,
+        )?;
         let malformed = malformed(Code::RsaDecrypt);
         let done = Reader::new(&answer.parameters).sized().map_err(&malformed)?;
-        let mut padded = vec![0; block.len().checked_sub(done.len()).ok_or(Malformed).map_err(malformed)?];
+        let mut padded =
+            vec![0; block.len().checked_sub(done.len()).ok_or(Malformed).map_err(malformed)?];
         padded.extend_from_slice(done);
         Ok(padded)
     }
 
     /// HMAC-SHA256 of a text of any length.
-    pub(crate) fn hmac(&self, session: &mut Session, key: &Entity, text: &[u8]) -> Result<[u8; HASH_LEN], TpmError> {
+    pub(crate) fn hmac(
+        &self,
+        session: &mut Session,
+        key: &Entity,
+        text: &[u8],
+    ) -> Result<[u8; HASH_LEN], TpmError> {
         let read = |code, parameters: &[u8]| {
-            let mac = Reader::new(parameters).sized().and_then(|mac| mac.try_into().map_err(|_| Malformed));
+            let mac = Reader::new(parameters)
+                .sized()
+                .and_then(|mac| mac.try_into().map_err(|_| Malformed));
             mac.map_err(malformed(code))
         };
         let key_only = std::slice::from_ref(key);
@@ -257,8 +298,11 @@ impl Tpm {
                     let asked = u16::try_from(len - bytes.len()).unwrap_or(u16::MAX).min(32);
                     let value = AuthValue::empty();
                     let auth = Auth::Hmac { session, value: &value, of: Authorized::Object };
-                    let answer = self.execute(Code::GetRandom, &[], &mut [auth], Writer::new().u16(asked))?;
-                    let some = Reader::new(&answer.parameters).sized().map_err(malformed(Code::GetRandom))?;
+                    let answer =
+                        self.execute(Code::GetRandom, &[], &mut [auth], Writer::new().u16(asked))?;
+                    let some = Reader::new(&answer.parameters)
+                        .sized()
+                        .map_err(malformed(Code::GetRandom))?;
                     if some.is_empty() || some.len() > usize::from(asked) {
                         return Err(TpmError::Malformed { command: Code::GetRandom.name() });
                     }
@@ -277,18 +321,24 @@ pub(crate) fn by_root(session: &mut Session) -> Auth<'_> {
     Auth::Hmac { session, value: &NO_AUTH, of: Authorized::StorageRoot }
 }
 
-/// Authorizes the use of a key, which has no auth value: what protects it is that its blob is in our folder.
+/// Authorizes the use of a key, which has no auth value: what protects it is that its
+/// blob is in our folder.
 pub(crate) fn by_object(session: &mut Session) -> Auth<'_> {
     Auth::Hmac { session, value: &NO_AUTH, of: Authorized::Object }
 }
 
 /// Parameters of TPM2_Create and TPM2_CreatePrimary.
-fn create_parameters(auth: &AuthValue, secret: &[u8], template: Template<'_>) -> Result<Writer, TpmError> {
+fn create_parameters(
+    auth: &AuthValue,
+    secret: &[u8],
+    template: Template<'_>,
+) -> Result<Writer, TpmError> {
     let too_long = || TpmError::TooLong { what: "the secret", limit: SEAL_LIMIT };
     if secret.len() > SEAL_LIMIT {
         return Err(too_long());
     }
-    let sensitive = Writer::new().sized(auth.expose()).sized(secret).finish().ok_or_else(too_long)?;
+    let sensitive =
+        Writer::new().sized(auth.expose()).sized(secret).finish().ok_or_else(too_long)?;
     let public = template.marshal().finish().ok_or_else(too_long)?;
     Ok(Writer::new().sized(&sensitive).sized(&public).u16(0).u32(0))
 }
@@ -337,7 +387,13 @@ mod tests {
 
     #[test]
     fn signatures_are_der_with_positive_integers() {
-        let signature = Writer::new().u16(0x18).u16(0x0b).sized(&[0x80, 1]).sized(&[0, 0, 0x7f]).finish().unwrap();
+        let signature = Writer::new()
+            .u16(0x18)
+            .u16(0x0b)
+            .sized(&[0x80, 1])
+            .sized(&[0, 0, 0x7f])
+            .finish()
+            .unwrap();
         let der = read_ecdsa(&mut Reader::new(&signature)).unwrap();
         assert_eq!(der, [0x30, 8, 2, 3, 0, 0x80, 1, 2, 1, 0x7f]);
         assert_eq!(integer(&[0, 0]), [2, 1, 0]);

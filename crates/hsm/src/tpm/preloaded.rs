@@ -1,4 +1,5 @@
-//! Keys that were put into a TPM, or wrapped by it, by somebody else: used here, and never changed.
+//! Keys that were put into a TPM, or wrapped by it, by somebody else: used here, and
+//! never changed.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -18,13 +19,14 @@ use super::session::{Entity, Session};
 use super::wire::Code;
 use crate::SecretBytes;
 use crate::backend::{
-    KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding, SymmetricKey,
-    Usage,
+    KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue,
+    RsaPadding, SymmetricKey, Usage,
 };
 use crate::software::durable::failed;
 use crate::uri::{KeyUri, TpmKey};
 
-/// Keys under the handles and in the files that the configuration names. They have no auth values.
+/// Keys under the handles and in the files that the configuration names. They have no
+/// auth values.
 pub struct TpmPreloaded {
     tpm: Arc<TpmBackend>,
     keys: BTreeMap<KeyId, TpmKey>,
@@ -109,9 +111,11 @@ impl TpmPreloaded {
                 Found::Persistent { entity, .. } => {
                     tpm.run(|| tpm.with_session(|session| operation(tpm, session, entity)))
                 }
-                Found::Wrapped { record, .. } => tpm
-                    .run(|| tpm.expect_root(record))
-                    .and_then(|()| tpm.with_loaded(&record.blob, |session, key| operation(tpm, session, key))),
+                Found::Wrapped { record, .. } => {
+                    tpm.run(|| tpm.expect_root(record)).and_then(|()| {
+                        tpm.with_loaded(&record.blob, |session, key| operation(tpm, session, key))
+                    })
+                }
             }?)
         })
     }
@@ -172,8 +176,15 @@ impl KeyBackend for TpmPreloaded {
         self.refuse(id)
     }
 
-    fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> Result<PublicValue, KeyError> {
-        let key = self.tpm.with_tpm(|tpm| self.find(tpm, id))?.ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
+    fn public_parameter(
+        &self,
+        id: &KeyId,
+        parameter: PublicParameter,
+    ) -> Result<PublicValue, KeyError> {
+        let key = self
+            .tpm
+            .with_tpm(|tpm| self.find(tpm, id))?
+            .ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
         match key.kind() {
             Some(found @ KeyKind::Symmetric) => {
                 return Err(KeyError::WrongKind { id: id.clone(), found, expected: KeyKind::Pair });
@@ -181,7 +192,10 @@ impl KeyBackend for TpmPreloaded {
             Some(KeyKind::Pair) => {}
             None => return Err(self.not_supported(Operation::PublicParameter)),
         }
-        public_value(key.public().ok_or_else(|| self.not_supported(Operation::PublicParameter))?, parameter)
+        public_value(
+            key.public().ok_or_else(|| self.not_supported(Operation::PublicParameter))?,
+            parameter,
+        )
     }
 
     fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
@@ -190,11 +204,17 @@ impl KeyBackend for TpmPreloaded {
             Algorithm::EccP256 { .. } => Ok(()),
             _ => Err(self.not_supported(Operation::SignEcdsa)),
         };
-        let sign = |tpm: &Tpm, session: &mut Session, key: &Entity| tpm.sign_p256(session, key, &fitted);
+        let sign =
+            |tpm: &Tpm, session: &mut Session, key: &Entity| tpm.sign_p256(session, key, &fitted);
         self.with_key(id, KeyKind::Pair, is_ec, sign, Operation::SignEcdsa)
     }
 
-    fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn rsa_private_operation(
+        &self,
+        id: &KeyId,
+        padding: RsaPadding,
+        block: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         let padded = std::cell::RefCell::new(Vec::new());
         let pad = |public: &Public| match &public.algorithm {
             Algorithm::Rsa2048 { modulus } => {
@@ -203,8 +223,9 @@ impl KeyBackend for TpmPreloaded {
             }
             _ => Err(self.not_supported(Operation::RsaPrivateOperation)),
         };
-        let run =
-            |tpm: &Tpm, session: &mut Session, key: &Entity| tpm.rsa_private_operation(session, key, &padded.borrow());
+        let run = |tpm: &Tpm, session: &mut Session, key: &Entity| {
+            tpm.rsa_private_operation(session, key, &padded.borrow())
+        };
         self.with_key(id, KeyKind::Pair, pad, run, Operation::RsaPrivateOperation)
     }
 
@@ -212,7 +233,13 @@ impl KeyBackend for TpmPreloaded {
         self.hmac_with(key, message)
     }
 
-    fn encrypt(&self, key: SymmetricKey<'_>, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, KeyError> {
+    fn encrypt(
+        &self,
+        key: SymmetricKey<'_>,
+        iv: &[u8],
+        aad: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
         self.encrypt_with(key, iv, aad, plaintext)
     }
 
@@ -226,7 +253,11 @@ impl KeyBackend for TpmPreloaded {
         self.decrypt_with(key, iv, aad, ciphertext)
     }
 
-    fn export_derived(&self, base: &KeyId, derivation_data: &[u8]) -> Result<SecretBytes, KeyError> {
+    fn export_derived(
+        &self,
+        base: &KeyId,
+        derivation_data: &[u8],
+    ) -> Result<SecretBytes, KeyError> {
         self.derive(base, derivation_data)
     }
 }

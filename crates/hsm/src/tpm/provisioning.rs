@@ -1,5 +1,6 @@
-//! The device's authentication by its TPM: endorsement key and storage root are shown to the provisioning service, which
-//! answers with an authentication key that only this TPM can unwrap.
+//! The device's authentication by its TPM: endorsement key and storage root are shown to
+//! the provisioning service, which answers with an authentication key that only this TPM
+//! can unwrap.
 
 use super::device::{Blob, Tpm, malformed};
 use super::error::{Authorized, TpmError};
@@ -10,14 +11,16 @@ use super::wire::{Code, Malformed, Reader, Writer, number};
 
 /// Where persistent handles begin.
 const PERSISTENT_BASE: u32 = 0x8100_0000;
-/// Largest offset of the authentication key: above it are handles that are not the owner's.
+/// Largest offset of the authentication key: above it are handles that are not the
+/// owner's.
 const INDEX_LIMIT: u32 = 0x7f_ffff;
 const PROVISION_AGAIN: &str = "provision the device again";
 
 /// The public halves that a provisioning service wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProvisioningKeys {
-    /// The endorsement key's public area, as the TPM marshals it with its length in front.
+    /// The endorsement key's public area, as the TPM marshals it with its length in
+    /// front.
     pub endorsement_key: Vec<u8>,
     /// The storage root's.
     pub storage_root_key: Vec<u8>,
@@ -35,7 +38,8 @@ struct ImportBlob<'a> {
 impl<'a> ImportBlob<'a> {
     fn read(blob: &'a [u8]) -> Result<Self, TpmError> {
         let mut reader = Reader::new(blob);
-        let mut part = |missing| reader.sized().map_err(|Malformed| TpmError::ImportBlob { missing });
+        let mut part =
+            |missing| reader.sized().map_err(|Malformed| TpmError::ImportBlob { missing });
         // Services append data of their own, which is not for the TPM.
         Ok(Self {
             credential: part("the credential blob")?,
@@ -60,15 +64,20 @@ impl Tpm {
                 let bytes = Writer::new().sized(&public.area).finish();
                 bytes.map(|bytes| bytes.to_vec()).ok_or(TpmError::Library)
             };
-            Ok(ProvisioningKeys { endorsement_key: sized(&endorsement)?, storage_root_key: sized(&storage_root)? })
+            Ok(ProvisioningKeys {
+                endorsement_key: sized(&endorsement)?,
+                storage_root_key: sized(&storage_root)?,
+            })
         })
     }
 
-    /// Unwraps an authentication key and makes it persistent at offset `index`, in the place of an earlier one. The earlier
-    /// one is removed when the new one is there complete.
+    /// Unwraps an authentication key and makes it persistent at offset `index`, in the
+    /// place of an earlier one. The earlier one is removed when the new one is there
+    /// complete.
     ///
     /// # Errors
-    /// If the blob is not for this TPM, the handle is taken by something else, or the TPM refuses.
+    /// If the blob is not for this TPM, the handle is taken by something else, or the TPM
+    /// refuses.
     pub fn import_auth_key(&self, index: u32, blob: &[u8]) -> Result<(), TpmError> {
         let handle = auth_key_handle(index)?;
         let parts = ImportBlob::read(blob)?;
@@ -78,24 +87,44 @@ impl Tpm {
             let earlier = self.auth_key(handle)?;
             self.with_session(|session| {
                 let mut policy = self.start_policy(number::SE_POLICY)?;
-                let auth = Auth::Hmac { session, value: &self.options.endorsement, of: Authorized::Endorsement };
-                let handles = [Entity::permanent(number::RH_ENDORSEMENT), Entity::permanent(policy.session.handle)];
+                let auth = Auth::Hmac {
+                    session,
+                    value: &self.options.endorsement,
+                    of: Authorized::Endorsement,
+                };
+                let handles = [
+                    Entity::permanent(number::RH_ENDORSEMENT),
+                    Entity::permanent(policy.session.handle),
+                ];
                 // No nonce, no command hash, no reference, no end of validity.
                 let asked = Writer::new().u16(0).u16(0).u16(0).u32(0);
                 self.execute(Code::PolicySecret, &handles, &mut [auth], asked)?;
 
                 let mut auths = [by_root(session), Auth::Policy { session: &mut policy.session }];
                 let asked = Writer::new().sized(parts.credential).sized(parts.credential_secret);
-                let answer =
-                    self.execute(Code::ActivateCredential, &[root.clone(), endorsement.clone()], &mut auths, asked)?;
+                let answer = self.execute(
+                    Code::ActivateCredential,
+                    &[root.clone(), endorsement.clone()],
+                    &mut auths,
+                    asked,
+                )?;
                 drop(policy);
-                let inner_key = Reader::new(&answer.parameters).sized().map_err(malformed(Code::ActivateCredential))?;
+                let inner_key = Reader::new(&answer.parameters)
+                    .sized()
+                    .map_err(malformed(Code::ActivateCredential))?;
 
-                let asked = Writer::new().sized(inner_key).sized(parts.public).sized(parts.duplicate);
-                let asked = asked.sized(parts.seed).u16(number::ALG_AES).u16(128).u16(number::ALG_CFB);
-                let imported =
-                    self.execute(Code::Import, std::slice::from_ref(&root), &mut [by_root(session)], asked)?;
-                let private = Reader::new(&imported.parameters).sized().map_err(malformed(Code::Import))?;
+                let asked =
+                    Writer::new().sized(inner_key).sized(parts.public).sized(parts.duplicate);
+                let asked =
+                    asked.sized(parts.seed).u16(number::ALG_AES).u16(128).u16(number::ALG_CFB);
+                let imported = self.execute(
+                    Code::Import,
+                    std::slice::from_ref(&root),
+                    &mut [by_root(session)],
+                    asked,
+                )?;
+                let private =
+                    Reader::new(&imported.parameters).sized().map_err(malformed(Code::Import))?;
                 let blob = Blob { public: parts.public.to_vec(), private: private.to_vec() };
 
                 let loaded = self.load(session, &blob)?;
@@ -114,7 +143,9 @@ impl Tpm {
     pub fn sign_with_auth_key(&self, index: u32, data: &[u8]) -> Result<[u8; 32], TpmError> {
         let handle = auth_key_handle(index)?;
         self.run(|| {
-            let key = self.auth_key(handle)?.ok_or(TpmError::HandleEmpty { handle, remedy: PROVISION_AGAIN })?;
+            let key = self
+                .auth_key(handle)?
+                .ok_or(TpmError::HandleEmpty { handle, remedy: PROVISION_AGAIN })?;
             self.with_session(|session| self.hmac(session, &key, data))
         })
     }
@@ -124,7 +155,10 @@ impl Tpm {
         let Some(area) = self.read_public(handle)? else { return Ok(None) };
         let public = Public::read(&area).map_err(malformed(Code::ReadPublic))?;
         match public {
-            Some(public) if public.algorithm == Algorithm::KeyedHash && public.attributes & attribute::SIGN != 0 => {
+            Some(public)
+                if public.algorithm == Algorithm::KeyedHash
+                    && public.attributes & attribute::SIGN != 0 =>
+            {
                 Ok(Some(Entity::object(handle, &public.name())))
             }
             _ => Err(TpmError::HandleTaken {
@@ -153,9 +187,14 @@ mod tests {
         let whole = [&[0, 1, 1, 0, 1, 2, 0, 1, 3, 0, 1, 4, 0, 1, 5][..], b"more"].concat();
         let parts = ImportBlob::read(&whole).unwrap();
         assert_eq!((parts.credential, parts.seed, parts.public), (&[1][..], &[4][..], &[5][..]));
-        for (len, part) in [(0, "the credential blob"), (5, "the encrypted secret"), (14, "the public area")] {
+        for (len, part) in
+            [(0, "the credential blob"), (5, "the encrypted secret"), (14, "the public area")]
+        {
             let error = ImportBlob::read(&whole[..len]).err().unwrap();
-            assert!(matches!(error, TpmError::ImportBlob { missing } if missing == part), "{error}");
+            assert!(
+                matches!(error, TpmError::ImportBlob { missing } if missing == part),
+                "{error}"
+            );
         }
     }
 

@@ -1,5 +1,5 @@
-//! Public areas of TPM objects (part 2, section 12.2): the templates of the keys made here, and reading those that a TPM
-//! answers with.
+//! Public areas of TPM objects (part 2, section 12.2): the templates of the keys made
+//! here, and reading those that a TPM answers with.
 
 use super::kdf::{HASH_LEN, sha256};
 use super::wire::{Malformed, Reader, Writer, number};
@@ -21,16 +21,18 @@ pub(crate) mod attribute {
     pub(crate) const FIXED: u32 = FIXED_TPM | FIXED_PARENT;
 }
 
-/// Policy digest of endorsement keys: PolicySecret with the endorsement hierarchy (TCG EK credential profile, B.3.2).
+/// Policy digest of endorsement keys: PolicySecret with the endorsement hierarchy (TCG EK
+/// credential profile, B.3.2).
 const ENDORSEMENT_POLICY: [u8; HASH_LEN] = [
-    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xb3, 0xf8, 0x1a, 0x90, 0xcc, 0x8d, 0x46, 0xa5, 0xd7, 0x24, 0xfd, 0x52, 0xd7,
-    0x6e, 0x06, 0x52, 0x0b, 0x64, 0xf2, 0xa1, 0xda, 0x1b, 0x33, 0x14, 0x69, 0xaa,
+    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xb3, 0xf8, 0x1a, 0x90, 0xcc, 0x8d, 0x46, 0xa5, 0xd7, 0x24,
+    0xfd, 0x52, 0xd7, 0x6e, 0x06, 0x52, 0x0b, 0x64, 0xf2, 0xa1, 0xda, 0x1b, 0x33, 0x14, 0x69, 0xaa,
 ];
 
 /// What a template is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Template<'a> {
-    /// A storage root, P-256 (TCG's template, with an empty unique field as the tools send it).
+    /// A storage root, P-256 (TCG's template, with an empty unique field as the tools
+    /// send it).
     StorageP256,
     /// A storage root, RSA-2048 (as existing devices have it).
     StorageRsa,
@@ -58,30 +60,46 @@ impl Template<'_> {
     /// The public area to ask the TPM for, without the length in front.
     pub(crate) fn marshal(self) -> Writer {
         use attribute::{
-            ADMIN_WITH_POLICY, DECRYPT, FIXED, NO_DA, RESTRICTED, SENSITIVE_DATA_ORIGIN, SIGN, USER_WITH_AUTH,
+            ADMIN_WITH_POLICY, DECRYPT, FIXED, NO_DA, RESTRICTED, SENSITIVE_DATA_ORIGIN, SIGN,
+            USER_WITH_AUTH,
         };
         let own_secret = FIXED | SENSITIVE_DATA_ORIGIN;
         let storage = own_secret | USER_WITH_AUTH | NO_DA | RESTRICTED | DECRYPT;
         let (algorithm, attributes, policy): (u16, u32, &[u8]) = match self {
             Self::StorageP256 => (number::ALG_ECC, storage, &[]),
             Self::StorageRsa => (number::ALG_RSA, storage, &[]),
-            Self::EndorsementRsa => {
-                (number::ALG_RSA, own_secret | ADMIN_WITH_POLICY | RESTRICTED | DECRYPT, &ENDORSEMENT_POLICY)
-            }
+            Self::EndorsementRsa => (
+                number::ALG_RSA,
+                own_secret | ADMIN_WITH_POLICY | RESTRICTED | DECRYPT,
+                &ENDORSEMENT_POLICY,
+            ),
             Self::SignP256 => (number::ALG_ECC, own_secret | USER_WITH_AUTH | NO_DA | SIGN, &[]),
-            Self::Rsa2048 => (number::ALG_RSA, own_secret | USER_WITH_AUTH | NO_DA | SIGN | DECRYPT, &[]),
-            Self::AttestP256 => (number::ALG_ECC, own_secret | USER_WITH_AUTH | NO_DA | RESTRICTED | SIGN, &[]),
-            Self::HmacGenerated => (number::ALG_KEYEDHASH, own_secret | USER_WITH_AUTH | NO_DA | SIGN, &[]),
-            Self::HmacImported => (number::ALG_KEYEDHASH, FIXED | USER_WITH_AUTH | NO_DA | SIGN, &[]),
+            Self::Rsa2048 => {
+                (number::ALG_RSA, own_secret | USER_WITH_AUTH | NO_DA | SIGN | DECRYPT, &[])
+            }
+            Self::AttestP256 => {
+                (number::ALG_ECC, own_secret | USER_WITH_AUTH | NO_DA | RESTRICTED | SIGN, &[])
+            }
+            Self::HmacGenerated => {
+                (number::ALG_KEYEDHASH, own_secret | USER_WITH_AUTH | NO_DA | SIGN, &[])
+            }
+            Self::HmacImported => {
+                (number::ALG_KEYEDHASH, FIXED | USER_WITH_AUTH | NO_DA | SIGN, &[])
+            }
             Self::Sealed => (number::ALG_KEYEDHASH, FIXED | USER_WITH_AUTH | NO_DA, &[]),
             // Guessing the auth value counts towards the lockout: it may be a short one.
             Self::SealedWithAuth => (number::ALG_KEYEDHASH, FIXED | USER_WITH_AUTH, &[]),
-            Self::SealedWithPolicy(policy) => (number::ALG_KEYEDHASH, FIXED | ADMIN_WITH_POLICY | NO_DA, policy),
+            Self::SealedWithPolicy(policy) => {
+                (number::ALG_KEYEDHASH, FIXED | ADMIN_WITH_POLICY | NO_DA, policy)
+            }
         };
-        let area = Writer::new().u16(algorithm).u16(number::ALG_SHA256).u32(attributes).sized(policy);
+        let area =
+            Writer::new().u16(algorithm).u16(number::ALG_SHA256).u32(attributes).sized(policy);
         let aes = |area: Writer| area.u16(number::ALG_AES).u16(128).u16(number::ALG_CFB);
         match self {
-            Self::StorageP256 => aes(area).u16(number::ALG_NULL).u16(number::CURVE_P256).u16(number::ALG_NULL).u32(0),
+            Self::StorageP256 => {
+                aes(area).u16(number::ALG_NULL).u16(number::CURVE_P256).u16(number::ALG_NULL).u32(0)
+            }
             Self::StorageRsa | Self::EndorsementRsa => {
                 aes(area).u16(number::ALG_NULL).u16(2048).u32(0).sized(&[0; 256])
             }
@@ -90,12 +108,19 @@ impl Template<'_> {
                 area.u16(number::ALG_NULL).u32(0)
             }
             Self::AttestP256 => {
-                let area = area.u16(number::ALG_NULL).u16(number::ALG_ECDSA).u16(number::ALG_SHA256);
+                let area =
+                    area.u16(number::ALG_NULL).u16(number::ALG_ECDSA).u16(number::ALG_SHA256);
                 area.u16(number::CURVE_P256).u16(number::ALG_NULL).u32(0)
             }
-            Self::Rsa2048 => area.u16(number::ALG_NULL).u16(number::ALG_NULL).u16(2048).u32(0).u16(0),
-            Self::HmacGenerated | Self::HmacImported => area.u16(number::ALG_HMAC).u16(number::ALG_SHA256).u16(0),
-            Self::Sealed | Self::SealedWithAuth | Self::SealedWithPolicy(_) => area.u16(number::ALG_NULL).u16(0),
+            Self::Rsa2048 => {
+                area.u16(number::ALG_NULL).u16(number::ALG_NULL).u16(2048).u32(0).u16(0)
+            }
+            Self::HmacGenerated | Self::HmacImported => {
+                area.u16(number::ALG_HMAC).u16(number::ALG_SHA256).u16(0)
+            }
+            Self::Sealed | Self::SealedWithAuth | Self::SealedWithPolicy(_) => {
+                area.u16(number::ALG_NULL).u16(0)
+            }
         }
     }
 }
@@ -133,8 +158,9 @@ impl Public {
         if name_algorithm != number::ALG_SHA256 {
             return Ok(None);
         }
-        let public =
-            |algorithm, protects_with_aes| Some(Self { algorithm, attributes, protects_with_aes, area: area.to_vec() });
+        let public = |algorithm, protects_with_aes| {
+            Some(Self { algorithm, attributes, protects_with_aes, area: area.to_vec() })
+        };
         let read = match algorithm {
             number::ALG_KEYEDHASH => {
                 match reader.u16()? {
@@ -160,7 +186,10 @@ impl Public {
             }
             number::ALG_RSA => {
                 let Some(symmetric) = read_symmetric(&mut reader)? else { return Ok(None) };
-                if !read_scheme(&mut reader)? || reader.u16()? != 2048 || !matches!(reader.u32()?, 0 | 65_537) {
+                if !read_scheme(&mut reader)?
+                    || reader.u16()? != 2048
+                    || !matches!(reader.u32()?, 0 | 65_537)
+                {
                     return Ok(None);
                 }
                 public(Algorithm::Rsa2048 { modulus: reader.sized()?.to_vec() }, symmetric)
@@ -178,7 +207,10 @@ impl Public {
 
     /// Whether keys can be kept under it and sessions salted with it.
     pub(crate) fn is_storage_root(&self) -> bool {
-        let needed = attribute::FIXED | attribute::RESTRICTED | attribute::DECRYPT | attribute::USER_WITH_AUTH;
+        let needed = attribute::FIXED
+            | attribute::RESTRICTED
+            | attribute::DECRYPT
+            | attribute::USER_WITH_AUTH;
         self.attributes & (needed | attribute::SIGN) == needed && self.protects_with_aes
     }
 
@@ -188,7 +220,8 @@ impl Public {
         // Everything up to the modulus.
         asked.is_some_and(|asked| {
             let fixed = asked.len() - 256;
-            matches!(self.algorithm, Algorithm::Rsa2048 { .. }) && self.area.get(..fixed) == asked.get(..fixed)
+            matches!(self.algorithm, Algorithm::Rsa2048 { .. })
+                && self.area.get(..fixed) == asked.get(..fixed)
         })
     }
 }
@@ -197,7 +230,9 @@ impl Public {
 fn read_symmetric(reader: &mut Reader<'_>) -> Result<Option<bool>, Malformed> {
     Ok(match reader.u16()? {
         number::ALG_NULL => Some(false),
-        number::ALG_AES => (reader.u16()? == 128 && reader.u16()? == number::ALG_CFB).then_some(true),
+        number::ALG_AES => {
+            (reader.u16()? == 128 && reader.u16()? == number::ALG_CFB).then_some(true)
+        }
         _ => None,
     })
 }
@@ -224,14 +259,20 @@ mod tests {
 
     #[test]
     fn templates_are_what_they_are_for() {
-        let read = |template: Template<'_>| Public::read(&template.marshal().finish().unwrap()).unwrap().unwrap();
+        let read = |template: Template<'_>| {
+            Public::read(&template.marshal().finish().unwrap()).unwrap().unwrap()
+        };
         assert!(read(Template::StorageRsa).is_storage_root());
         assert!(!read(Template::EndorsementRsa).is_storage_root(), "its use needs a policy");
         assert!(!read(Template::SignP256).is_storage_root());
         assert!(read(Template::EndorsementRsa).is_endorsement_key());
         assert!(!read(Template::StorageRsa).is_endorsement_key());
         assert_eq!(read(Template::StorageRsa).attributes, 0x0003_0472, "as in TCG's SRK template");
-        assert_eq!(read(Template::EndorsementRsa).attributes, 0x0003_00b2, "as in TCG's EK template");
+        assert_eq!(
+            read(Template::EndorsementRsa).attributes,
+            0x0003_00b2,
+            "as in TCG's EK template"
+        );
     }
 
     proptest! {

@@ -60,11 +60,15 @@ impl Tpm {
             let fixed = self.properties(MANUFACTURER, 16)?;
             let variable = self.properties(PERMANENT, 32)?;
             let value = |properties: &[(u32, u32)], wanted| {
-                properties.iter().find(|(property, _)| *property == wanted).map_or(0, |(_, value)| *value)
+                properties
+                    .iter()
+                    .find(|(property, _)| *property == wanted)
+                    .map_or(0, |(_, value)| *value)
             };
             let text = |wanted: std::ops::Range<u32>| {
                 let bytes = wanted.flat_map(|property| value(&fixed, property).to_be_bytes());
-                let letters = bytes.filter(|byte| byte.is_ascii_graphic() || *byte == b' ').map(char::from);
+                let letters =
+                    bytes.filter(|byte| byte.is_ascii_graphic() || *byte == b' ').map(char::from);
                 letters.collect::<String>().trim().to_owned()
             };
             let firmware = value(&fixed, FIRMWARE_VERSION_1);
@@ -75,7 +79,8 @@ impl Tpm {
                 model: text(VENDOR_STRINGS),
                 firmware: ((firmware >> 16) as u16, (firmware & 0xffff) as u16),
                 resets: self.reset_counters()?,
-                auth_set: [OWNER_AUTH_SET, ENDORSEMENT_AUTH_SET, LOCKOUT_AUTH_SET].map(|bit| permanent & bit != 0),
+                auth_set: [OWNER_AUTH_SET, ENDORSEMENT_AUTH_SET, LOCKOUT_AUTH_SET]
+                    .map(|bit| permanent & bit != 0),
                 in_lockout: permanent & IN_LOCKOUT != 0,
                 failed_attempts: value(&variable, LOCKOUT_COUNTER),
                 attempts_limit: value(&variable, MAX_AUTH_FAIL),
@@ -124,7 +129,11 @@ impl fmt::Display for TpmReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let set = |at: usize| if self.auth_set[at] { "set" } else { "empty" };
         let (major, minor) = self.firmware;
-        writeln!(f, "TPM at {}: {} {}, firmware {major}.{minor}", self.tcti, self.manufacturer, self.model)?;
+        writeln!(
+            f,
+            "TPM at {}: {} {}, firmware {major}.{minor}",
+            self.tcti, self.manufacturer, self.model
+        )?;
         writeln!(f, "resets {}, restarts {}", self.resets.0, self.resets.1)?;
         writeln!(f, "auth values: owner {}, endorsement {}, lockout {}", set(0), set(1), set(2))?;
         writeln!(

@@ -60,21 +60,26 @@ impl Tpm {
     pub fn seal(&self, secret: &SecretBytes, to: &SealTo) -> Result<Vec<u8>, TpmError> {
         match secret.expose().len() {
             0 => return Err(TpmError::Empty { what: "the secret to seal" }),
-            len if len > SEAL_LIMIT => return Err(TpmError::TooLong { what: "the secret to seal", limit: SEAL_LIMIT }),
+            len if len > SEAL_LIMIT => {
+                return Err(TpmError::TooLong { what: "the secret to seal", limit: SEAL_LIMIT });
+            }
             _ => {}
         }
         self.run(|| {
             let (policy, pcrs);
             let (template, auth, pcrs) = match to {
                 SealTo::Tpm => (Template::Sealed, AuthValue::empty(), PcrSelection::default()),
-                SealTo::Auth(auth) => (Template::SealedWithAuth, auth.clone(), PcrSelection::default()),
+                SealTo::Auth(auth) => {
+                    (Template::SealedWithAuth, auth.clone(), PcrSelection::default())
+                }
                 SealTo::Pcrs(selection) => {
                     pcrs = *selection;
                     policy = self.pcr_policy(pcrs)?;
                     (Template::SealedWithPolicy(&policy), AuthValue::empty(), pcrs)
                 }
             };
-            let blob = self.with_session(|session| self.create(session, template, &auth, secret.expose()))?;
+            let blob = self
+                .with_session(|session| self.create(session, template, &auth, secret.expose()))?;
             let (root, _) = self.root()?;
             let root_name = root.name().to_vec();
             let usage = Usage { derive_or_sign: false, encrypt: false };
@@ -86,7 +91,8 @@ impl Tpm {
     /// Gives back what was sealed. `auth` is empty for what was sealed without.
     ///
     /// # Errors
-    /// If the blob is damaged or belongs to another TPM, the auth value is wrong, or the registers have other values.
+    /// If the blob is damaged or belongs to another TPM, the auth value is wrong, or the
+    /// registers have other values.
     pub fn unseal(&self, sealed: &[u8], auth: &AuthValue) -> Result<SecretBytes, TpmError> {
         let record = Record::decode(sealed)?;
         if record.kind != RecordKind::Sealed {
@@ -106,7 +112,8 @@ impl Tpm {
                     let auth = Auth::Policy { session: &mut policy.session };
                     self.execute(Code::Unseal, &handles, &mut [auth], Writer::new())?
                 };
-                let secret = Reader::new(&answer.parameters).sized().map_err(malformed(Code::Unseal))?;
+                let secret =
+                    Reader::new(&answer.parameters).sized().map_err(malformed(Code::Unseal))?;
                 Ok(secret.into())
             })
         })
@@ -127,14 +134,27 @@ impl Tpm {
         self.with_session(|session| {
             self.policy_pcr(session, &trial.session, pcrs)?;
             let handles = [Entity::permanent(trial.session.handle)];
-            let answer = self.execute(Code::PolicyGetDigest, &handles, &mut [by_object(session)], Writer::new())?;
+            let answer = self.execute(
+                Code::PolicyGetDigest,
+                &handles,
+                &mut [by_object(session)],
+                Writer::new(),
+            )?;
             let digest = Reader::new(&answer.parameters).sized();
-            digest.and_then(|digest| digest.try_into().map_err(|_| Malformed)).map_err(malformed(Code::PolicyGetDigest))
+            digest
+                .and_then(|digest| digest.try_into().map_err(|_| Malformed))
+                .map_err(malformed(Code::PolicyGetDigest))
         })
     }
 
-    /// Needs no authorization, but runs in a session: what is sealed to what somebody else put here would be open to them.
-    fn policy_pcr(&self, session: &mut Session, policy: &Session, pcrs: PcrSelection) -> Result<(), TpmError> {
+    /// Needs no authorization, but runs in a session: what is sealed to what somebody
+    /// else put here would be open to them.
+    fn policy_pcr(
+        &self,
+        session: &mut Session,
+        policy: &Session,
+        pcrs: PcrSelection,
+    ) -> Result<(), TpmError> {
         let handles = [Entity::permanent(policy.handle)];
         let asked = pcrs.marshal(Writer::new().u16(0));
         self.execute(Code::PolicyPcr, &handles, &mut [by_object(session)], asked).map(drop)

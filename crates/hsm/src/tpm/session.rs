@@ -1,5 +1,5 @@
-//! Sessions: who may use what, proved by HMAC over each command and its answer, with the first parameter encrypted (part 1,
-//! sections 19 and 21).
+//! Sessions: who may use what, proved by HMAC over each command and its answer, with the
+//! first parameter encrypted (part 1, sections 19 and 21).
 
 use aws_lc_rs::constant_time;
 use zeroize::Zeroizing;
@@ -83,14 +83,24 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// What the TPM is asked for, after the handle of the salt key: nonce, salt, type, cipher and hash.
-    pub(crate) fn start_parameters(nonce_caller: &[u8; HASH_LEN], encrypted_salt: &[u8], kind: u8) -> Writer {
+    /// What the TPM is asked for, after the handle of the salt key: nonce, salt, type,
+    /// cipher and hash.
+    pub(crate) fn start_parameters(
+        nonce_caller: &[u8; HASH_LEN],
+        encrypted_salt: &[u8],
+        kind: u8,
+    ) -> Writer {
         let asked = Writer::new().sized(nonce_caller).sized(encrypted_salt).u8(kind);
         asked.u16(number::ALG_AES).u16(128).u16(number::ALG_CFB).u16(number::ALG_SHA256)
     }
 
     /// The session after the TPM answered with its handle and nonce.
-    pub(crate) fn started(handle: u32, nonce_caller: [u8; HASH_LEN], nonce_tpm: &[u8], salt: &[u8]) -> Self {
+    pub(crate) fn started(
+        handle: u32,
+        nonce_caller: [u8; HASH_LEN],
+        nonce_tpm: &[u8],
+        salt: &[u8],
+    ) -> Self {
         let key = kdfa(salt, "ATH", nonce_tpm, &nonce_caller, HASH_LEN);
         Self { handle, key, nonce_caller, nonce_tpm: nonce_tpm.to_vec() }
     }
@@ -154,7 +164,8 @@ pub(crate) struct Prepared {
     attributes: Vec<u8>,
 }
 
-/// Puts a command together: draws nonces, encrypts the first parameter, computes the HMACs.
+/// Puts a command together: draws nonces, encrypts the first parameter, computes the
+/// HMACs.
 pub(crate) fn prepare(
     code: Code,
     handles: &[Entity],
@@ -172,7 +183,11 @@ pub(crate) fn prepare(
     if let Some((auth, session)) = auths.first().and_then(|auth| Some((auth, auth.session()?))) {
         if code.first_parameter_is_sized() {
             attributes[0] |= DECRYPT;
-            let cipher = ParameterCipher::new(&session.value(auth.value()), &session.nonce_caller, &session.nonce_tpm);
+            let cipher = ParameterCipher::new(
+                &session.value(auth.value()),
+                &session.nonce_caller,
+                &session.nonce_tpm,
+            );
             cipher.encrypt(first_sized(&mut parameters).map_err(|Malformed| TpmError::Library)?)?;
         }
         if code.first_answer_is_sized() {
@@ -196,7 +211,10 @@ pub(crate) fn prepare(
                         &session.value(auth.value()),
                         &[&cp_hash, &session.nonce_caller, &session.nonce_tpm, &[*attributes]],
                     );
-                    area.u32(session.handle).sized(&session.nonce_caller).u8(*attributes).sized(&mac)
+                    area.u32(session.handle)
+                        .sized(&session.nonce_caller)
+                        .u8(*attributes)
+                        .sized(&mac)
                 }
             };
         }
@@ -225,7 +243,8 @@ pub(crate) struct Answer {
     pub(crate) parameters: Zeroizing<Vec<u8>>,
 }
 
-/// Reads a successful answer: checks the HMACs, takes over the TPM's nonces, decrypts the first parameter.
+/// Reads a successful answer: checks the HMACs, takes over the TPM's nonces, decrypts the
+/// first parameter.
 pub(crate) fn accept(
     code: Code,
     prepared: &Prepared,
@@ -236,7 +255,8 @@ pub(crate) fn accept(
     let mut reader = Reader::new(answer);
     // Tag, size and response code, which the caller has looked at.
     reader.bytes(10).map_err(malformed)?;
-    let handle = if code.answers_with_handle() { Some(reader.u32().map_err(malformed)?) } else { None };
+    let handle =
+        if code.answers_with_handle() { Some(reader.u32().map_err(malformed)?) } else { None };
     if auths.is_empty() {
         return Ok(Answer { handle, parameters: Zeroizing::new(reader.rest().to_vec()) });
     }
@@ -248,9 +268,14 @@ pub(crate) fn accept(
         let attributes = reader.u8().map_err(malformed)?;
         let mac = reader.sized().map_err(malformed)?;
         let value = auth.session().map(|session| session.value(auth.value()));
-        let (Auth::Hmac { session, .. } | Auth::Policy { session }, Some(value)) = (auth, value) else { continue };
-        let expected = hmac_sha256(&value, &[&rp_hash, nonce, &session.nonce_caller, &[attributes]]);
-        // An answer that says it is not encrypted where that was asked for is as wrong as one with a wrong HMAC.
+        let (Auth::Hmac { session, .. } | Auth::Policy { session }, Some(value)) = (auth, value)
+        else {
+            continue;
+        };
+        let expected =
+            hmac_sha256(&value, &[&rp_hash, nonce, &session.nonce_caller, &[attributes]]);
+        // An answer that says it is not encrypted where that was asked for is as wrong as
+        // one with a wrong HMAC.
         if attributes != *asked || constant_time::verify_slices_are_equal(&expected, mac).is_err() {
             return Err(TpmError::NotAuthentic { command: code.name() });
         }
@@ -261,7 +286,11 @@ pub(crate) fn accept(
         && let Some(session) = auth.session()
         && prepared.attributes[0] & ENCRYPT != 0
     {
-        let cipher = ParameterCipher::new(&session.value(auth.value()), &session.nonce_tpm, &session.nonce_caller);
+        let cipher = ParameterCipher::new(
+            &session.value(auth.value()),
+            &session.nonce_tpm,
+            &session.nonce_caller,
+        );
         cipher.decrypt(first_sized(&mut parameters).map_err(malformed)?)?;
     }
     Ok(Answer { handle, parameters })
@@ -299,7 +328,8 @@ mod tests {
         let (mut session, value) = (session(), AuthValue::empty());
         let entity = [Entity::object(0x8000_0000, b"name")];
         let parameters = Writer::new().sized(b"a very secret parameter").u16(7);
-        let mut auths = [Auth::Hmac { session: &mut session, value: &value, of: Authorized::Object }];
+        let mut auths =
+            [Auth::Hmac { session: &mut session, value: &value, of: Authorized::Object }];
         let prepared = prepare(Code::Create, &entity, &mut auths, parameters).unwrap();
         assert!(!prepared.bytes.windows(6).any(|window| window == b"secret"));
         assert_eq!(prepared.attributes, [CONTINUE | DECRYPT | ENCRYPT]);
@@ -309,15 +339,23 @@ mod tests {
     fn a_changed_answer_is_not_taken() {
         let (mut session, value) = (session(), AuthValue::empty());
         let key = session.key.clone();
-        let mut auths = [Auth::Hmac { session: &mut session, value: &value, of: Authorized::Object }];
+        let mut auths =
+            [Auth::Hmac { session: &mut session, value: &value, of: Authorized::Object }];
         let entity = [Entity::object(0x8000_0000, b"name")];
-        let prepared = prepare(Code::Sign, &entity, &mut auths, Writer::new().sized(&[3; 32])).unwrap();
+        let prepared =
+            prepare(Code::Sign, &entity, &mut auths, Writer::new().sized(&[3; 32])).unwrap();
         let nonce_caller = auths[0].session().unwrap().nonce_caller;
 
         let rp_hash = sha256(&[&[0; 4], &Code::Sign.value().to_be_bytes(), b"signature"]);
         let attributes = CONTINUE | DECRYPT;
         let mac = hmac_sha256(&key, &[&rp_hash, &[9; 32], &nonce_caller, &[attributes]]);
-        let good = Writer::new().bytes(&[0; 10]).u32(9).bytes(b"signature").sized(&[9; 32]).u8(attributes).sized(&mac);
+        let good = Writer::new()
+            .bytes(&[0; 10])
+            .u32(9)
+            .bytes(b"signature")
+            .sized(&[9; 32])
+            .u8(attributes)
+            .sized(&mac);
         let good = good.finish().unwrap();
         for at in [14, 25, 57, good.len() - 1] {
             let mut bad = good.clone();

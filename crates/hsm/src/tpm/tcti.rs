@@ -1,4 +1,5 @@
-//! Ways to a TPM: the kernel's device, and swtpm's data port. Named by the strings that the TPM tools take.
+//! Ways to a TPM: the kernel's device, and swtpm's data port. Named by the strings that
+//! the TPM tools take.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -21,7 +22,8 @@ const DEFAULT_SWTPM: (&str, u16) = ("127.0.0.1", 2321);
 /// Tag, size and code.
 const HEADER_LEN: usize = 10;
 
-/// Where a TPM is: `device[:/dev/tpmrm0]`, `swtpm[:host=H,port=P]` or `swtpm:path=/socket`.
+/// Where a TPM is: `device[:/dev/tpmrm0]`, `swtpm[:host=H,port=P]` or
+/// `swtpm:path=/socket`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tcti {
     /// A character device of the kernel.
@@ -41,13 +43,17 @@ pub enum Tcti {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TctiError {
     /// Another kind of TPM access.
-    #[error("tcti {found:?} is not supported: use \"device:/dev/tpmrm0\", or \"swtpm:host=HOST,port=PORT\"")]
+    #[error(
+        "tcti {found:?} is not supported: use \"device:/dev/tpmrm0\", or \"swtpm:host=HOST,port=PORT\""
+    )]
     Kind {
         /// The word before the colon.
         found: String,
     },
     /// A parameter that does not belong there.
-    #[error("tcti parameter {found:?} is not understood: swtpm takes host=HOST,port=PORT or path=SOCKET")]
+    #[error(
+        "tcti parameter {found:?} is not understood: swtpm takes host=HOST,port=PORT or path=SOCKET"
+    )]
     Parameter {
         /// The parameter.
         found: String,
@@ -83,7 +89,9 @@ impl FromStr for Tcti {
                         Some(("host", value)) if !value.is_empty() => host = value.to_owned(),
                         Some(("port", value)) => port = value.parse().map_err(|_| wrong())?,
                         // A socket is neither host nor port.
-                        Some(("path", value)) if parameter == rest => return absolute(value).map(Self::SwtpmUnix),
+                        Some(("path", value)) if parameter == rest => {
+                            return absolute(value).map(Self::SwtpmUnix);
+                        }
                         _ => return Err(wrong()),
                     }
                 }
@@ -105,22 +113,29 @@ impl fmt::Display for Tcti {
 }
 
 impl Tcti {
-    /// Whether nobody else can have objects in the TPM while this connection is open. Then whatever is found there is
-    /// left over from somebody who is gone. The kernel's resource manager shows each user only its own.
+    /// Whether nobody else can have objects in the TPM while this connection is open.
+    /// Then whatever is found there is left over from somebody who is gone. The kernel's
+    /// resource manager shows each user only its own.
     pub(crate) fn is_exclusive(&self) -> bool {
         match self {
-            Self::Device(path) => !path.as_os_str().as_encoded_bytes().windows(5).any(|part| part == b"tpmrm"),
+            Self::Device(path) => {
+                !path.as_os_str().as_encoded_bytes().windows(5).any(|part| part == b"tpmrm")
+            }
             Self::SwtpmTcp { .. } | Self::SwtpmUnix(_) => true,
         }
     }
 
-    /// Opens the way. `timeout` bounds each answer from swtpm; the kernel has limits of its own for the device.
+    /// Opens the way. `timeout` bounds each answer from swtpm; the kernel has limits of
+    /// its own for the device.
     pub(crate) fn connect(&self, timeout: Duration) -> io::Result<Box<dyn Transport>> {
         match self {
             Self::Device(path) => {
                 let device = OpenOptions::new().read(true).write(true).open(path)?;
                 if !device.metadata()?.file_type().is_char_device() {
-                    return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a character device"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        "not a character device",
+                    ));
                 }
                 Ok(Box::new(Device(device)))
             }
@@ -161,7 +176,10 @@ impl Transport for Device {
         // The driver takes a command in one write and gives its answer in one read.
         let written = self.0.write(command)?;
         if written != command.len() {
-            return Err(io::Error::new(io::ErrorKind::WriteZero, "the device took part of a command"));
+            return Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                "the device took part of a command",
+            ));
         }
         let mut answer = Zeroizing::new(vec![0; MESSAGE_LIMIT]);
         let len = self.0.read(&mut answer)?;
@@ -172,7 +190,8 @@ impl Transport for Device {
 
 struct Stream<S> {
     stream: S,
-    /// Where answers arrive; wiped after each as far as it was used, since wiping all of it costs more than an HMAC.
+    /// Where answers arrive; wiped after each as far as it was used, since wiping all of
+    /// it costs more than an HMAC.
     arrived: Zeroizing<Vec<u8>>,
 }
 
@@ -181,10 +200,12 @@ impl<S: io::Read + io::Write> Stream<S> {
         Self { stream, arrived: Zeroizing::new(vec![0; MESSAGE_LIMIT]) }
     }
 
-    /// Reads one answer into `arrived`, as much as there is at once: it comes in one piece, unless the way splits it. Its
-    /// length; on the way there `read` is how much arrived.
+    /// Reads one answer into `arrived`, as much as there is at once: it comes in one
+    /// piece, unless the way splits it. Its length; on the way there `read` is how much
+    /// arrived.
     fn receive(&mut self, read: &mut usize) -> io::Result<usize> {
-        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "an answer of impossible length");
+        let invalid =
+            || io::Error::new(io::ErrorKind::InvalidData, "an answer of impossible length");
         loop {
             if let Some(header) = self.arrived[..*read].first_chunk::<HEADER_LEN>() {
                 let len = u32::from_be_bytes([header[2], header[3], header[4], header[5]]);
@@ -211,7 +232,8 @@ impl<S: io::Read + io::Write + Send> Transport for Stream<S> {
     fn transmit(&mut self, command: &[u8]) -> io::Result<Zeroizing<Vec<u8>>> {
         self.stream.write_all(command)?;
         let mut read = 0;
-        let answer = self.receive(&mut read).map(|len| Zeroizing::new(self.arrived[..len].to_vec()));
+        let answer =
+            self.receive(&mut read).map(|len| Zeroizing::new(self.arrived[..len].to_vec()));
         self.arrived[..read].zeroize();
         answer
     }
@@ -273,14 +295,23 @@ mod tests {
     fn an_answer_is_taken_whole_however_it_arrives_and_nothing_of_it_stays_behind() {
         let answer = [&[0x80, 1, 0, 0, 0, 14, 0, 0, 0, 0][..], b"data"].concat();
         for at in 1..answer.len() {
-            let mut stream = Stream::new(Pieces(vec![answer[..at].to_vec(), answer[at..].to_vec()]));
+            let mut stream =
+                Stream::new(Pieces(vec![answer[..at].to_vec(), answer[at..].to_vec()]));
             assert_eq!(*stream.transmit(b"command").unwrap(), answer, "{at}");
             assert!(stream.arrived.iter().all(|byte| *byte == 0));
             let mut cut = Stream::new(Pieces(vec![answer[..at].to_vec()]));
-            assert_eq!(cut.transmit(b"command").unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{at}");
+            assert_eq!(
+                cut.transmit(b"command").unwrap_err().kind(),
+                io::ErrorKind::UnexpectedEof,
+                "{at}"
+            );
             assert!(cut.arrived.iter().all(|byte| *byte == 0));
         }
-        for wrong in [[&answer[..], b"more"].concat(), [&[0x80, 1, 0, 0, 0, 9][..], &[0; 8]].concat(), vec![0xff; 14]] {
+        for wrong in [
+            [&answer[..], b"more"].concat(),
+            [&[0x80, 1, 0, 0, 0, 9][..], &[0; 8]].concat(),
+            vec![0xff; 14],
+        ] {
             let error = Stream::new(Pieces(vec![wrong])).transmit(b"command").unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }

@@ -1,9 +1,10 @@
-//! How values look on the way to a TPM and back (TPM 2.0 Library, part 2): big-endian integers, byte strings behind a
-//! 16-bit length.
+//! How values look on the way to a TPM and back (TPM 2.0 Library, part 2): big-endian
+//! integers, byte strings behind a 16-bit length.
 //!
-//! Written here and not taken from a marshalling crate for two reasons. A session hashes and encrypts the parameters of a
-//! command as bytes, so the bytes are what has to be at hand; and what is sent holds secrets, which such a crate copies
-//! into buffers that nobody wipes. The thirty commands needed take less text than the conversions would.
+//! Written here and not taken from a marshalling crate for two reasons. A session hashes
+//! and encrypts the parameters of a command as bytes, so the bytes are what has to be at
+//! hand; and what is sent holds secrets, which such a crate copies into buffers that
+//! nobody wipes. The thirty commands needed take less text than the conversions would.
 
 use zeroize::Zeroizing;
 
@@ -248,7 +249,8 @@ impl Code {
         )
     }
 
-    /// Whether the first parameter of the answer is a byte string, which a session can encrypt.
+    /// Whether the first parameter of the answer is a byte string, which a session can
+    /// encrypt.
     pub(crate) fn first_answer_is_sized(self) -> bool {
         matches!(
             self,

@@ -12,13 +12,16 @@ use crate::tokens::SoftwareTpm;
 /// The one key file in `folder` that belongs to `name`.
 fn file_of(folder: &Path, name: &str) -> PathBuf {
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let own = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(&format!("{name}-"));
+    let own = |path: &PathBuf| {
+        path.file_name().unwrap().to_str().unwrap().starts_with(&format!("{name}-"))
+    };
     let mut found: Vec<PathBuf> = files.filter(own).collect();
     assert_eq!(found.len(), 1, "{found:?}");
     found.remove(0)
 }
 
-/// Damages the file of one key in each way and looks what the backend makes of it, and of another key.
+/// Damages the file of one key in each way and looks what the backend makes of it, and of
+/// another key.
 fn each_damage_is_noticed<B: KeyBackend>(folder: &Path, open: impl Fn() -> B) {
     let (victim, other) = ("victim".parse().unwrap(), "other".parse().unwrap());
     let mac = |backend: &B| backend.hmac_sha256(SymmetricKey::Stored(&other), b"m").unwrap();
@@ -40,7 +43,8 @@ fn each_damage_is_noticed<B: KeyBackend>(folder: &Path, open: impl Fn() -> B) {
         let backend = open();
         let error = backend.kind(&victim).err().unwrap_or_else(|| panic!("{how}: not noticed"));
         let KeyError::Store(error) = &error else { panic!("{how}: {error}") };
-        // Where the file is afterwards: what is damaged is moved away, what somebody else may read stays.
+        // Where the file is afterwards: what is damaged is moved away, what somebody else
+        // may read stays.
         let kept = match error {
             StoreError::Damaged { id, set_aside } => {
                 assert_eq!(*id, victim);

@@ -1,4 +1,5 @@
-//! What every key backend has to do. Each function uses ids of its own, so that all can run on one store.
+//! What every key backend has to do. Each function uses ids of its own, so that all can
+//! run on one store.
 
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
@@ -6,8 +7,8 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hmac;
 use edgekeep_core::id::KeyId;
 use edgekeep_hsm::{
-    InputError, KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, PublicValue, RsaPadding, SecretBytes,
-    SymmetricKey, Usage,
+    InputError, KeyBackend, KeyError, KeyKind, PairAlgorithm, PublicParameter, PublicValue,
+    RsaPadding, SecretBytes, SymmetricKey, Usage,
 };
 
 use crate::tokens::{ec_public_key, openssl_recovers, openssl_verifies, rsa_public_key};
@@ -46,7 +47,8 @@ impl<'a> Fixture<'a> {
         (self.open)()
     }
 
-    /// The result of something that takes `capability`, or `None` if the backend said, as it should, that it lacks that.
+    /// The result of something that takes `capability`, or `None` if the backend said, as
+    /// it should, that it lacks that.
     fn result<T>(&self, capability: Capability, result: Result<T, KeyError>) -> Option<T> {
         let lacks = self.lacks.contains(&capability);
         match result {
@@ -156,7 +158,8 @@ fn ec_public(backend: &dyn KeyBackend, key: &KeyId) -> Vec<u8> {
 pub(crate) fn an_unknown_id_is_not_found_by_any_operation(fixture: &Fixture<'_>) {
     let backend = fixture.open();
     let unknown = id("unknown");
-    let (stored, derived) = (SymmetricKey::Stored(&unknown), SymmetricKey::Derived { base: &unknown, data: b"d" });
+    let (stored, derived) =
+        (SymmetricKey::Stored(&unknown), SymmetricKey::Derived { base: &unknown, data: b"d" });
     assert_eq!(backend.kind(&unknown).unwrap(), None);
     for key in [stored, derived] {
         refused!(backend.hmac_sha256(key, b"m"), KeyError::NotFound { .. });
@@ -165,8 +168,14 @@ pub(crate) fn an_unknown_id_is_not_found_by_any_operation(fixture: &Fixture<'_>)
     }
     refused!(backend.export_derived(&unknown, b"d"), KeyError::NotFound { .. });
     refused!(backend.sign_ecdsa(&unknown, &[0; 32]), KeyError::NotFound { .. });
-    refused!(backend.rsa_private_operation(&unknown, RsaPadding::Pkcs1, b"m"), KeyError::NotFound { .. });
-    refused!(backend.public_parameter(&unknown, PublicParameter::Algorithm), KeyError::NotFound { .. });
+    refused!(
+        backend.rsa_private_operation(&unknown, RsaPadding::Pkcs1, b"m"),
+        KeyError::NotFound { .. }
+    );
+    refused!(
+        backend.public_parameter(&unknown, PublicParameter::Algorithm),
+        KeyError::NotFound { .. }
+    );
     refused!(backend.delete(&unknown, KeyKind::Symmetric), KeyError::NotFound { .. });
     refused!(backend.delete(&unknown, KeyKind::Pair), KeyError::NotFound { .. });
     if !fixture.lacks.contains(&Capability::Move) {
@@ -175,7 +184,9 @@ pub(crate) fn an_unknown_id_is_not_found_by_any_operation(fixture: &Fixture<'_>)
     }
 }
 
-pub(crate) fn an_ec_pair_has_its_parameters_and_openssl_verifies_its_signatures(fixture: &Fixture<'_>) {
+pub(crate) fn an_ec_pair_has_its_parameters_and_openssl_verifies_its_signatures(
+    fixture: &Fixture<'_>,
+) {
     let backend = fixture.open();
     let key = id("ec");
     let made = backend.create_key_pair(&key, &[PairAlgorithm::EcP256]);
@@ -183,7 +194,10 @@ pub(crate) fn an_ec_pair_has_its_parameters_and_openssl_verifies_its_signatures(
         return;
     }
     assert_eq!(backend.kind(&key).unwrap(), Some(KeyKind::Pair));
-    assert_eq!(backend.public_parameter(&key, PublicParameter::Algorithm).unwrap(), PublicValue::Word("ECDSA"));
+    assert_eq!(
+        backend.public_parameter(&key, PublicParameter::Algorithm).unwrap(),
+        PublicValue::Word("ECDSA")
+    );
     assert_eq!(
         bytes(backend.public_parameter(&key, PublicParameter::EcCurveOid)),
         [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07]
@@ -194,7 +208,10 @@ pub(crate) fn an_ec_pair_has_its_parameters_and_openssl_verifies_its_signatures(
     assert_eq!((compressed.len(), compressed[0]), (33, 2 + (point[64] & 1)));
     assert_eq!(compressed[1..], point[1..33]);
     for parameter in [PublicParameter::RsaModulus, PublicParameter::RsaExponent] {
-        refused!(backend.public_parameter(&key, parameter), KeyError::Input(InputError::NoSuchParameter));
+        refused!(
+            backend.public_parameter(&key, parameter),
+            KeyError::Input(InputError::NoSuchParameter)
+        );
     }
     let public = ec_public(&*backend, &key);
     for len in [20, 28, 32, 48, 64] {
@@ -207,28 +224,46 @@ pub(crate) fn an_ec_pair_has_its_parameters_and_openssl_verifies_its_signatures(
         assert!(!openssl_verifies(&public, &other, &signature, &[]), "a digest of {len} bytes");
     }
     for digest in [&[][..], &[1; 31], &[1; 33], &vec![1; 1 << 20]] {
-        refused!(backend.sign_ecdsa(&key, digest), KeyError::Input(InputError::DigestLength { .. }));
+        refused!(
+            backend.sign_ecdsa(&key, digest),
+            KeyError::Input(InputError::DigestLength { .. })
+        );
     }
-    refused!(backend.rsa_private_operation(&key, RsaPadding::Pkcs1, &[1; 32]), KeyError::NotSupported { .. });
+    refused!(
+        backend.rsa_private_operation(&key, RsaPadding::Pkcs1, &[1; 32]),
+        KeyError::NotSupported { .. }
+    );
 }
 
 /// What PKCS#1 signs: the name of SHA-256 and a digest.
 fn digest_info(digest: &[u8; 32]) -> Vec<u8> {
-    let mut info = vec![0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01];
+    let mut info = vec![
+        0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01,
+    ];
     info.extend([0x05, 0x00, 0x04, 0x20]);
     info.extend(digest);
     info
 }
 
 fn rsa_pair(fixture: &Fixture<'_>, backend: &dyn KeyBackend, key: &KeyId, bits: usize) {
-    assert_eq!(backend.public_parameter(key, PublicParameter::Algorithm).unwrap(), PublicValue::Word("RSA"));
+    assert_eq!(
+        backend.public_parameter(key, PublicParameter::Algorithm).unwrap(),
+        PublicValue::Word("RSA")
+    );
     let modulus = bytes(backend.public_parameter(key, PublicParameter::RsaModulus));
     assert_eq!(modulus.len(), bits / 8);
     assert!(modulus[0] >= 0x80);
     let exponent = bytes(backend.public_parameter(key, PublicParameter::RsaExponent));
     assert_eq!(exponent, [1, 0, 1]);
-    for parameter in [PublicParameter::EcPoint, PublicParameter::EcCurveOid, PublicParameter::EcPointUncompressed] {
-        refused!(backend.public_parameter(key, parameter), KeyError::Input(InputError::NoSuchParameter));
+    for parameter in [
+        PublicParameter::EcPoint,
+        PublicParameter::EcCurveOid,
+        PublicParameter::EcPointUncompressed,
+    ] {
+        refused!(
+            backend.public_parameter(key, parameter),
+            KeyError::Input(InputError::NoSuchParameter)
+        );
     }
     let public = rsa_public_key(&modulus, &exponent);
     let block = digest_info(&[0x5a; 32]);
@@ -258,7 +293,9 @@ fn rsa_pair(fixture: &Fixture<'_>, backend: &dyn KeyBackend, key: &KeyId, bits: 
     let raw = backend.rsa_private_operation(key, RsaPadding::None, &padded);
     if let Some(raw) = fixture.result(Capability::RsaWithoutPadding, raw) {
         assert_eq!(raw, signature_of(backend, key, &block));
-        let pss = backend.rsa_private_operation(key, RsaPadding::None, &pss_block(&[0x5a; 32], modulus.len())).unwrap();
+        let pss = backend
+            .rsa_private_operation(key, RsaPadding::None, &pss_block(&[0x5a; 32], modulus.len()))
+            .unwrap();
         let options = ["rsa_padding_mode:pss", "rsa_pss_saltlen:32", "digest:sha256"];
         let options: Vec<&str> = options.iter().flat_map(|option| ["-pkeyopt", option]).collect();
         assert!(openssl_verifies(&public, &[0x5a; 32], &pss, &options));
@@ -273,7 +310,8 @@ fn rsa_pair(fixture: &Fixture<'_>, backend: &dyn KeyBackend, key: &KeyId, bits: 
     refused!(backend.sign_ecdsa(key, &[1; 32]), KeyError::NotSupported { .. });
 }
 
-/// What RSASSA-PSS makes of a SHA-256 digest (RFC 8017, 9.1.1), for a modulus of `len` bytes.
+/// What RSASSA-PSS makes of a SHA-256 digest (RFC 8017, 9.1.1), for a modulus of `len`
+/// bytes.
 fn pss_block(digest: &[u8; 32], len: usize) -> Vec<u8> {
     let sha256 = |bytes: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     let salt = [0x11; 32];
@@ -281,7 +319,8 @@ fn pss_block(digest: &[u8; 32], len: usize) -> Vec<u8> {
     let mut block = vec![0; len - 32 - 32 - 2];
     block.push(1);
     block.extend(salt);
-    let mask = (0_u32..).flat_map(|at| sha256(&[hash.as_ref(), &at.to_be_bytes()].concat()).as_ref().to_vec());
+    let mask = (0_u32..)
+        .flat_map(|at| sha256(&[hash.as_ref(), &at.to_be_bytes()].concat()).as_ref().to_vec());
     block.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
     block[0] &= 0x7f;
     block.extend(hash.as_ref());
@@ -293,7 +332,9 @@ fn signature_of(backend: &dyn KeyBackend, key: &KeyId, block: &[u8]) -> Vec<u8> 
     backend.rsa_private_operation(key, RsaPadding::Pkcs1, block).unwrap()
 }
 
-pub(crate) fn an_rsa_pair_has_its_parameters_and_openssl_verifies_its_signatures(fixture: &Fixture<'_>) {
+pub(crate) fn an_rsa_pair_has_its_parameters_and_openssl_verifies_its_signatures(
+    fixture: &Fixture<'_>,
+) {
     let backend = fixture.open();
     let key = id("rsa");
     let made = backend.create_key_pair(&key, &[PairAlgorithm::Rsa2048]);
@@ -328,12 +369,18 @@ pub(crate) fn a_generated_key_signs_and_derives(fixture: &Fixture<'_>) {
     let derived = backend.export_derived(&key, b"module").unwrap();
     assert_eq!(derived.expose(), mac(&*backend, &key, b"module"));
     let used = SymmetricKey::Derived { base: &key, data: b"module" };
-    assert_eq!(backend.hmac_sha256(used, b"m").unwrap().to_vec(), known_mac(derived.expose(), b"m"));
+    assert_eq!(
+        backend.hmac_sha256(used, b"m").unwrap().to_vec(),
+        known_mac(derived.expose(), b"m")
+    );
     let sealed = backend.encrypt(used, &[3; 33], b"aad", b"text").unwrap();
     assert_eq!((sealed[0], sealed.len()), (2, 1 + 4 + 16));
     assert_eq!(backend.decrypt(used, &[3; 33], b"aad", &sealed).unwrap().expose(), b"text");
     let other = SymmetricKey::Derived { base: &key, data: b"other" };
-    refused!(backend.decrypt(other, &[3; 33], b"aad", &sealed), KeyError::Input(InputError::NotAuthentic));
+    refused!(
+        backend.decrypt(other, &[3; 33], b"aad", &sealed),
+        KeyError::Input(InputError::NotAuthentic)
+    );
     assert_ne!(backend.export_derived(&key, b"").unwrap().expose(), derived.expose());
 }
 
@@ -346,8 +393,15 @@ pub(crate) fn an_imported_key_gives_the_known_hmac_whatever_its_length(fixture: 
         if fixture.result(Capability::HmacImport, made).is_none() {
             return assert_eq!(backend.kind(&key).unwrap(), None);
         }
-        assert_eq!(mac(&*backend, &key, b"message").to_vec(), known_mac(&secret, b"message"), "{len} bytes");
-        assert_eq!(backend.export_derived(&key, b"d").unwrap().into_exposed(), known_mac(&secret, b"d"));
+        assert_eq!(
+            mac(&*backend, &key, b"message").to_vec(),
+            known_mac(&secret, b"message"),
+            "{len} bytes"
+        );
+        assert_eq!(
+            backend.export_derived(&key, b"d").unwrap().into_exposed(),
+            known_mac(&secret, b"d")
+        );
     }
 }
 
@@ -355,7 +409,10 @@ pub(crate) fn importing_replaces_and_refuses_what_is_no_key(fixture: &Fixture<'_
     let backend = fixture.open();
     let key = id("replaced");
     refused!(backend.import_key(&key, vec![].into(), SIGN), KeyError::Input(InputError::EmptyKey));
-    refused!(backend.import_key(&key, vec![1; 1 << 20].into(), SIGN), KeyError::Input(InputError::LongKey { .. }));
+    refused!(
+        backend.import_key(&key, vec![1; 1 << 20].into(), SIGN),
+        KeyError::Input(InputError::LongKey { .. })
+    );
     assert_eq!(backend.kind(&key).unwrap(), None);
     for secret in [&[1; 32][..], &[2; 32], &[3; 40]] {
         let made = backend.import_key(&key, secret.into(), SIGN);
@@ -387,7 +444,11 @@ pub(crate) fn a_generated_key_encrypts_with_any_iv(fixture: &Fixture<'_>) {
             let iv = vec![9; iv_len];
             let sealed = backend.encrypt(key, &iv, aad, plaintext).unwrap();
             assert_eq!((sealed[0], sealed.len()), (2, 1 + plaintext.len() + 16));
-            assert_eq!(backend.decrypt(key, &iv, aad, &sealed).unwrap().expose(), plaintext, "an iv of {iv_len}");
+            assert_eq!(
+                backend.decrypt(key, &iv, aad, &sealed).unwrap().expose(),
+                plaintext,
+                "an iv of {iv_len}"
+            );
         }
     }
     refused!(backend.encrypt(key, b"", b"", b"m"), KeyError::Input(InputError::EmptyIv));
@@ -405,7 +466,13 @@ pub(crate) fn an_imported_key_gives_the_known_ciphertext(fixture: &Fixture<'_>) 
     let sealed = backend.encrypt(SymmetricKey::Stored(&name), &[1; 12], b"aad", b"text").unwrap();
     let other = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &secret).unwrap());
     let mut expected = b"text".to_vec();
-    other.seal_in_place_append_tag(Nonce::assume_unique_for_key([1; 12]), Aad::from(b"aad"), &mut expected).unwrap();
+    other
+        .seal_in_place_append_tag(
+            Nonce::assume_unique_for_key([1; 12]),
+            Aad::from(b"aad"),
+            &mut expected,
+        )
+        .unwrap();
     assert_eq!(sealed[1..], expected);
 }
 
@@ -425,13 +492,21 @@ pub(crate) fn bad_ciphertexts_are_refused_with_their_reason(fixture: &Fixture<'_
     for at in 1..sealed.len() {
         let mut bad = sealed.clone();
         bad[at] ^= 0x40;
-        refused!(backend.decrypt(key, &[4; 16], b"aad", &bad), KeyError::Input(InputError::NotAuthentic));
+        refused!(
+            backend.decrypt(key, &[4; 16], b"aad", &bad),
+            KeyError::Input(InputError::NotAuthentic)
+        );
     }
-    for (iv, aad) in [(&[4; 15][..], &b"aad"[..]), (&[5; 16], b"aad"), (&[4; 16], b"aae"), (&[4; 16], b"")] {
+    for (iv, aad) in
+        [(&[4; 15][..], &b"aad"[..]), (&[5; 16], b"aad"), (&[4; 16], b"aae"), (&[4; 16], b"")]
+    {
         refused!(backend.decrypt(key, iv, aad, &sealed), KeyError::Input(InputError::NotAuthentic));
     }
     for short in [&[][..], &[2], &[2; 16], &[1; 16]] {
-        refused!(backend.decrypt(key, &[4; 16], b"", short), KeyError::Input(InputError::ShortCiphertext));
+        refused!(
+            backend.decrypt(key, &[4; 16], b"", short),
+            KeyError::Input(InputError::ShortCiphertext)
+        );
     }
     refused!(
         backend.decrypt(key, &[4; 16], b"", &[7; 40]),
@@ -451,7 +526,10 @@ pub(crate) fn usage_is_enforced(fixture: &Fixture<'_>) {
     }
     let made = backend.create_key(&encrypting, ENCRYPT);
     if fixture.result(Capability::AesKey, made).is_some() {
-        refused!(backend.hmac_sha256(SymmetricKey::Stored(&encrypting), b"m"), KeyError::UsageNotAllowed { .. });
+        refused!(
+            backend.hmac_sha256(SymmetricKey::Stored(&encrypting), b"m"),
+            KeyError::UsageNotAllowed { .. }
+        );
         refused!(backend.export_derived(&encrypting, b"d"), KeyError::UsageNotAllowed { .. });
         let derived = SymmetricKey::Derived { base: &encrypting, data: b"d" };
         refused!(backend.encrypt(derived, b"iv", b"", b"m"), KeyError::UsageNotAllowed { .. });
@@ -464,7 +542,10 @@ pub(crate) fn a_key_for_everything_does_everything(fixture: &Fixture<'_>) {
     let made = backend.create_key(&name, Usage::ALL);
     if fixture.result(Capability::MixedUsage, made).is_none() {
         assert_eq!(backend.kind(&name).unwrap(), None);
-        refused!(backend.import_key(&name, vec![1; 32].into(), Usage::ALL), KeyError::NotSupported { .. });
+        refused!(
+            backend.import_key(&name, vec![1; 32].into(), Usage::ALL),
+            KeyError::NotSupported { .. }
+        );
         return assert_eq!(backend.kind(&name).unwrap(), None);
     }
     let key = SymmetricKey::Stored(&name);
@@ -480,11 +561,17 @@ pub(crate) fn the_two_kinds_share_one_name_space(fixture: &Fixture<'_>) {
     if fixture.result(Capability::EcPair, made).is_some() {
         refused!(backend.create_key(&pair, SIGN), KeyError::WrongKind { found: KeyKind::Pair, .. });
         refused!(backend.hmac_sha256(SymmetricKey::Stored(&pair), b""), KeyError::WrongKind { .. });
-        refused!(backend.encrypt(SymmetricKey::Stored(&pair), b"iv", b"", b""), KeyError::WrongKind { .. });
+        refused!(
+            backend.encrypt(SymmetricKey::Stored(&pair), b"iv", b"", b""),
+            KeyError::WrongKind { .. }
+        );
         refused!(backend.export_derived(&pair, b""), KeyError::WrongKind { .. });
         refused!(backend.delete(&pair, KeyKind::Symmetric), KeyError::WrongKind { .. });
         if !fixture.lacks.contains(&Capability::HmacImport) {
-            refused!(backend.import_key(&pair, vec![1; 32].into(), SIGN), KeyError::WrongKind { .. });
+            refused!(
+                backend.import_key(&pair, vec![1; 32].into(), SIGN),
+                KeyError::WrongKind { .. }
+            );
         }
         assert_eq!(backend.kind(&pair).unwrap(), Some(KeyKind::Pair));
     }
@@ -496,11 +583,20 @@ pub(crate) fn the_two_kinds_share_one_name_space(fixture: &Fixture<'_>) {
             KeyError::WrongKind { found: KeyKind::Symmetric, .. }
         );
         refused!(backend.sign_ecdsa(&symmetric, &[1; 32]), KeyError::WrongKind { .. });
-        refused!(backend.rsa_private_operation(&symmetric, RsaPadding::Pkcs1, b"m"), KeyError::WrongKind { .. });
-        refused!(backend.public_parameter(&symmetric, PublicParameter::Algorithm), KeyError::WrongKind { .. });
+        refused!(
+            backend.rsa_private_operation(&symmetric, RsaPadding::Pkcs1, b"m"),
+            KeyError::WrongKind { .. }
+        );
+        refused!(
+            backend.public_parameter(&symmetric, PublicParameter::Algorithm),
+            KeyError::WrongKind { .. }
+        );
         refused!(backend.delete(&symmetric, KeyKind::Pair), KeyError::WrongKind { .. });
         if !fixture.lacks.contains(&Capability::Move) {
-            refused!(backend.move_key_pair(&symmetric, &id("kind-moved")), KeyError::WrongKind { .. });
+            refused!(
+                backend.move_key_pair(&symmetric, &id("kind-moved")),
+                KeyError::WrongKind { .. }
+            );
             refused!(backend.move_key_pair(&pair, &symmetric), KeyError::WrongKind { .. });
         }
         assert_eq!(backend.kind(&symmetric).unwrap(), Some(KeyKind::Symmetric));
@@ -515,7 +611,10 @@ pub(crate) fn a_deleted_key_is_gone(fixture: &Fixture<'_>) {
         let before = mac(&*backend, &symmetric, b"m");
         backend.delete(&symmetric, KeyKind::Symmetric).unwrap();
         assert_eq!(backend.kind(&symmetric).unwrap(), None);
-        refused!(backend.hmac_sha256(SymmetricKey::Stored(&symmetric), b"m"), KeyError::NotFound { .. });
+        refused!(
+            backend.hmac_sha256(SymmetricKey::Stored(&symmetric), b"m"),
+            KeyError::NotFound { .. }
+        );
         refused!(backend.delete(&symmetric, KeyKind::Symmetric), KeyError::NotFound { .. });
         backend.create_key(&symmetric, SIGN).unwrap();
         assert_ne!(mac(&*backend, &symmetric, b"m"), before);
@@ -585,8 +684,9 @@ pub(crate) fn moving_a_pair_replaces_what_it_is_moved_onto(fixture: &Fixture<'_>
 pub(crate) fn keys_survive_a_restart(fixture: &Fixture<'_>) {
     let backend = fixture.open();
     let (sign, encrypt, pair) = (id("kept-sign"), id("kept-encrypt"), id("kept-pair"));
-    let signed =
-        fixture.result(Capability::HmacKey, backend.create_key(&sign, SIGN)).map(|()| mac(&*backend, &sign, b"m"));
+    let signed = fixture
+        .result(Capability::HmacKey, backend.create_key(&sign, SIGN))
+        .map(|()| mac(&*backend, &sign, b"m"));
     let sealed = fixture
         .result(Capability::AesKey, backend.create_key(&encrypt, ENCRYPT))
         .map(|()| backend.encrypt(SymmetricKey::Stored(&encrypt), &[1; 12], b"", b"text").unwrap());
@@ -596,10 +696,14 @@ pub(crate) fn keys_survive_a_restart(fixture: &Fixture<'_>) {
     let backend = fixture.open();
     if let Some(signed) = signed {
         assert_eq!(mac(&*backend, &sign, b"m"), signed);
-        refused!(backend.encrypt(SymmetricKey::Stored(&sign), b"iv", b"", b""), KeyError::UsageNotAllowed { .. });
+        refused!(
+            backend.encrypt(SymmetricKey::Stored(&sign), b"iv", b"", b""),
+            KeyError::UsageNotAllowed { .. }
+        );
     }
     if let Some(sealed) = sealed {
-        let opened: SecretBytes = backend.decrypt(SymmetricKey::Stored(&encrypt), &[1; 12], b"", &sealed).unwrap();
+        let opened: SecretBytes =
+            backend.decrypt(SymmetricKey::Stored(&encrypt), &[1; 12], b"", &sealed).unwrap();
         assert_eq!(opened.expose(), b"text");
     }
     if let Some(public) = public {
@@ -616,7 +720,10 @@ pub(crate) fn the_first_algorithm_that_can_be_done_is_taken(fixture: &Fixture<'_
     let wanted = [PairAlgorithm::Rsa4096, PairAlgorithm::EcP256];
     backend.create_key_pair(&key, &wanted).unwrap();
     let word = if fixture.lacks.contains(&Capability::Rsa4096Pair) { "ECDSA" } else { "RSA" };
-    assert_eq!(backend.public_parameter(&key, PublicParameter::Algorithm).unwrap(), PublicValue::Word(word));
+    assert_eq!(
+        backend.public_parameter(&key, PublicParameter::Algorithm).unwrap(),
+        PublicValue::Word(word)
+    );
 }
 
 pub(crate) fn any_id_can_be_used(fixture: &Fixture<'_>) {

@@ -1,11 +1,14 @@
-//! Foreign parts that a test needs. Where one is missing the test is skipped, by name; in CI it fails.
+//! Foreign parts that a test needs. Where one is missing the test is skipped, by name; in
+//! CI it fails.
 
 use std::path::Path;
 
-/// Whether any of these programs (or files, if absolute) is missing. Says so, with the test's name.
+/// Whether any of these programs (or files, if absolute) is missing. Says so, with the
+/// test's name.
 pub(crate) fn missing(wanted: &[&str]) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<_> = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
+    let folders: Vec<_> =
+        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
     let is_there = |part: &str| match part.strip_prefix('/') {
         Some(_) => Path::new(part).exists(),
         None => folders.iter().any(|folder| folder.join(part).is_file()),
@@ -14,7 +17,8 @@ pub(crate) fn missing(wanted: &[&str]) -> bool {
     if missing.is_empty() {
         return false;
     }
-    let in_ci = std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"));
+    let in_ci =
+        std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"));
     assert!(!in_ci, "{} missing, and in CI nothing is skipped", missing.join(", "));
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     eprintln!("skipping {test}: {} missing", missing.join(", "));

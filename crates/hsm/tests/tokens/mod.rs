@@ -1,7 +1,8 @@
-//! Tokens of the test's own: SoftHSM2 in a folder, libtpm2-pkcs11 on a software TPM, and the foreign tools that look at them.
+//! Tokens of the test's own: SoftHSM2 in a folder, libtpm2-pkcs11 on a software TPM, and
+//! the foreign tools that look at them.
 //!
-//! A PKCS#11 library finds its token by environment variables, which a process cannot change safely. So a test that uses one
-//! starts itself again with them set.
+//! A PKCS#11 library finds its token by environment variables, which a process cannot
+//! change safely. So a test that uses one starts itself again with them set.
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 #![allow(clippy::print_stdout, reason = "measurements are printed")]
@@ -23,23 +24,39 @@ pub(crate) const LABEL: &str = "edge token";
 /// Set in the process that a test starts; its value is the folder of the token.
 const CHILD: &str = "EDGEKEEP_TEST_TOKEN";
 
-pub(crate) const SOFTHSM: &[&str] = &["/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so"];
-pub(crate) const TPM2_PKCS11: &[&str] =
-    &["/usr/lib/x86_64-linux-gnu/libtpm2_pkcs11.so.1", "/usr/lib/aarch64-linux-gnu/libtpm2_pkcs11.so.1"];
+pub(crate) const SOFTHSM: &[&str] =
+    &["/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so"];
+pub(crate) const TPM2_PKCS11: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/libtpm2_pkcs11.so.1",
+    "/usr/lib/aarch64-linux-gnu/libtpm2_pkcs11.so.1",
+];
 
 /// The first of these libraries that there is.
 pub(crate) fn library(paths: &[&str]) -> PathBuf {
     let found = paths.iter().map(PathBuf::from).find(|path| path.exists());
-    found.unwrap_or_else(|| panic!("none of {paths:?} is there: install softhsm2 and libtpm2-pkcs11-1"))
+    found.unwrap_or_else(|| {
+        panic!("none of {paths:?} is there: install softhsm2 and libtpm2-pkcs11-1")
+    })
 }
 
 /// Whether a part of what the tests use is missing here, so that they cannot run.
 pub(crate) fn skip() -> bool {
-    let programs = ["softhsm2-util", "pkcs11-tool", "swtpm", "tpm2_getcap", "tpm2-abrmd", "dbus-daemon", "dbus-send"];
+    let programs = [
+        "softhsm2-util",
+        "pkcs11-tool",
+        "swtpm",
+        "tpm2_getcap",
+        "tpm2-abrmd",
+        "dbus-daemon",
+        "dbus-send",
+    ];
     let broker = "libtss2-tcti-tabrmd.so.0";
     let folder = library_folder();
-    let libraries =
-        [format!("{folder}/pkcs11-spy.so"), format!("{folder}/libtpm2_pkcs11.so.1"), format!("{folder}/{broker}")];
+    let libraries = [
+        format!("{folder}/pkcs11-spy.so"),
+        format!("{folder}/libtpm2_pkcs11.so.1"),
+        format!("{folder}/{broker}"),
+    ];
     let libraries = libraries.iter().map(String::as_str).chain(["/usr/lib/softhsm/libsofthsm2.so"]);
     crate::parts::missing(&programs.into_iter().chain(libraries).collect::<Vec<_>>())
 }
@@ -67,28 +84,34 @@ impl Token {
         let tokens = folder.path().join("tokens");
         std::fs::create_dir(&tokens).unwrap();
         let configuration = folder.path().join("softhsm2.conf");
-        let text =
-            format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
+        let text = format!(
+            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
+            tokens.display()
+        );
         std::fs::write(&configuration, text).unwrap();
         let environment = vec![("SOFTHSM2_CONF", configuration.display().to_string())];
-        let token = Self { folder, library: library(SOFTHSM), environment, broker: None, tpm: None };
+        let token =
+            Self { folder, library: library(SOFTHSM), environment, broker: None, tpm: None };
         token.initialize_softhsm(LABEL);
         token
     }
 
     /// Adds a token to those of this SoftHSM2.
     pub(crate) fn initialize_softhsm(&self, label: &str) {
-        let arguments = ["--init-token", "--free", "--label", label, "--so-pin", SO_PIN, "--pin", USER_PIN];
+        let arguments =
+            ["--init-token", "--free", "--label", label, "--so-pin", SO_PIN, "--pin", USER_PIN];
         self.tool("softhsm2-util", &arguments);
     }
 
-    /// A token of libtpm2-pkcs11 on a software TPM, with a resource manager between them as the kernel has one: the library
-    /// leaves objects loaded, and a TPM has room for three.
+    /// A token of libtpm2-pkcs11 on a software TPM, with a resource manager between them
+    /// as the kernel has one: the library leaves objects loaded, and a TPM has room for
+    /// three.
     pub(crate) fn tpm2_pkcs11() -> Self {
         Self::tpm2_pkcs11_on(true)
     }
 
-    /// The same without resource manager, for tests that use few keys and pull out the TPM.
+    /// The same without resource manager, for tests that use few keys and pull out the
+    /// TPM.
     pub(crate) fn bare_tpm2_pkcs11() -> Self {
         Self::tpm2_pkcs11_on(false)
     }
@@ -101,19 +124,34 @@ impl Token {
         std::fs::create_dir(&store).unwrap();
         let tcti = if managed { "tabrmd:bus_type=session".to_owned() } else { tpm.tcti() };
         let environment = vec![
-            ("DBUS_SESSION_BUS_ADDRESS", broker.as_ref().map_or_else(String::new, |broker| broker.address.clone())),
+            (
+                "DBUS_SESSION_BUS_ADDRESS",
+                broker.as_ref().map_or_else(String::new, |broker| broker.address.clone()),
+            ),
             ("TPM2_PKCS11_STORE", store.display().to_string()),
             ("TPM2_PKCS11_TCTI", tcti.clone()),
             ("TPM2TOOLS_TCTI", tcti),
             ("TSS2_LOG", "all+none".to_owned()),
             ("TPM2_PKCS11_LOG_LEVEL", "0".to_owned()),
         ];
-        let token = Self { folder, library: library(TPM2_PKCS11), environment, broker, tpm: Some(tpm) };
-        // By the library itself: tpm2_ptool needs more room in the TPM than there is without a resource manager.
+        let token =
+            Self { folder, library: library(TPM2_PKCS11), environment, broker, tpm: Some(tpm) };
+        // By the library itself: tpm2_ptool needs more room in the TPM than there is
+        // without a resource manager.
         let module = token.library.to_str().unwrap();
-        let initialize = ["--init-token", "--slot-index", "0", "--label", LABEL, "--so-pin", SO_PIN];
+        let initialize =
+            ["--init-token", "--slot-index", "0", "--label", LABEL, "--so-pin", SO_PIN];
         token.tool("pkcs11-tool", &[&["--module", module][..], &initialize].concat());
-        let set_pin = ["--init-pin", "--token-label", LABEL, "--login", "--so-pin", SO_PIN, "--pin", USER_PIN];
+        let set_pin = [
+            "--init-pin",
+            "--token-label",
+            LABEL,
+            "--login",
+            "--so-pin",
+            SO_PIN,
+            "--pin",
+            USER_PIN,
+        ];
         token.tool("pkcs11-tool", &[&["--module", module][..], &set_pin].concat());
         // What it left loaded.
         token.tool("tpm2_flushcontext", &["--transient-object"]);
@@ -123,14 +161,20 @@ impl Token {
     /// Runs a tool with the token's environment; it has to succeed.
     pub(crate) fn tool(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.try_tool(program, arguments);
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert!(output.status.success(), "{program} {arguments:?} failed: {text}");
         text
     }
 
     pub(crate) fn try_tool(&self, program: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new(program);
-        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value.as_str())));
+        command
+            .args(arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value.as_str())));
         command.output().unwrap_or_else(|error| panic!("could not start {program}: {error}"))
     }
 
@@ -148,7 +192,11 @@ impl Token {
         command.envs(self.environment.iter().map(|(name, value)| (name, value.as_str())));
         command.env(CHILD, self.folder.path());
         let output = command.output().unwrap();
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert!(output.status.success(), "{text}");
         assert!(text.contains("1 passed"), "the test {test} was not run: {text}");
         for line in text.lines().filter(|line| line.contains("measured: ")) {
@@ -157,7 +205,8 @@ impl Token {
     }
 }
 
-/// Runs `test` on a token: starts this test's process again with the token's environment, or is in it.
+/// Runs `test` on a token: starts this test's process again with the token's environment,
+/// or is in it.
 pub(crate) fn with_token(name: &str, make: fn() -> Token, test: impl FnOnce(PathBuf)) {
     match in_child() {
         Some(folder) => test(folder),
@@ -202,11 +251,14 @@ pub(crate) struct SoftwareTpm {
 impl SoftwareTpm {
     pub(crate) fn start(state: &Path) -> Self {
         std::fs::create_dir_all(state).unwrap();
-        // The control port is the one after the other. Somebody else may take one of them in between: then try others.
+        // The control port is the one after the other. Somebody else may take one of them
+        // in between: then try others.
         for _ in 0..20 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let port = free.local_addr().unwrap().port();
-            let Some(Ok(next)) = port.checked_add(1).map(|next| TcpListener::bind((Ipv4Addr::LOCALHOST, next))) else {
+            let Some(Ok(next)) =
+                port.checked_add(1).map(|next| TcpListener::bind((Ipv4Addr::LOCALHOST, next)))
+            else {
                 continue;
             };
             drop((free, next));
@@ -299,7 +351,8 @@ impl ResourceBroker {
             .spawn()
             .expect("tpm2-abrmd is installed");
         let deadline = Instant::now() + Duration::from_secs(20);
-        let asked = ["--session", "--print-reply", "--dest=org.freedesktop.DBus", "/org/freedesktop/DBus"];
+        let asked =
+            ["--session", "--print-reply", "--dest=org.freedesktop.DBus", "/org/freedesktop/DBus"];
         let owner = ["org.freedesktop.DBus.GetNameOwner", "string:com.intel.tss2.Tabrmd"];
         while !Command::new("dbus-send")
             .args(asked.iter().chain(&owner))
@@ -327,7 +380,11 @@ impl Drop for ResourceBroker {
 /// Runs a tool and returns whether it succeeded, and what it wrote.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> (bool, String) {
     let output = Command::new(program).args(arguments).output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     (output.status.success(), text)
 }
 
@@ -352,24 +409,34 @@ pub(crate) fn ec_public_key(oid: &[u8], point: &[u8]) -> Vec<u8> {
 
 /// A DER public key (RFC 3279) of an RSA modulus and exponent.
 pub(crate) fn rsa_public_key(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
-    let positive = |number: &[u8]| der(0x02, &[if number[0] >= 0x80 { &[0][..] } else { &[] }, number].concat());
+    let positive = |number: &[u8]| {
+        der(0x02, &[if number[0] >= 0x80 { &[0][..] } else { &[] }, number].concat())
+    };
     let key = der(0x30, &[positive(modulus), positive(exponent)].concat());
     let rsa = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
     der(0x30, &[der(0x30, &rsa), der(0x03, &[&[0][..], &key].concat())].concat())
 }
 
-/// Whether openssl takes `signature` for one over `digest`. Without options it is ECDSA over the digest, or PKCS#1 over it
-/// as it is.
-pub(crate) fn openssl_verifies(public_key: &[u8], digest: &[u8], signature: &[u8], options: &[&str]) -> bool {
+/// Whether openssl takes `signature` for one over `digest`. Without options it is ECDSA
+/// over the digest, or PKCS#1 over it as it is.
+pub(crate) fn openssl_verifies(
+    public_key: &[u8],
+    digest: &[u8],
+    signature: &[u8],
+    options: &[&str],
+) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &[u8]| {
         let path = folder.path().join(name);
         std::fs::write(&path, content).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let (key, input, signed) = (file("key.der", public_key), file("digest", digest), file("signature", signature));
-    let arguments =
-        ["pkeyutl", "-verify", "-pubin", "-keyform", "DER", "-inkey", &key, "-in", &input, "-sigfile", &signed];
+    let (key, input, signed) =
+        (file("key.der", public_key), file("digest", digest), file("signature", signature));
+    let arguments = [
+        "pkeyutl", "-verify", "-pubin", "-keyform", "DER", "-inkey", &key, "-in", &input,
+        "-sigfile", &signed,
+    ];
     let (success, text) = run("openssl", &[&arguments[..], options].concat());
     assert_eq!(success, text.contains("Signature Verified Successfully"), "{text}");
     success
@@ -383,7 +450,8 @@ pub(crate) fn openssl_recovers(public_key: &[u8], signature: &[u8]) -> Vec<u8> {
     std::fs::write(&key, public_key).unwrap();
     std::fs::write(&signed, signature).unwrap();
     let arguments = ["pkeyutl", "-verifyrecover", "-pubin", "-keyform", "DER", "-inkey", &key];
-    let (success, text) = run("openssl", &[&arguments[..], &["-in", &signed, "-out", &recovered]].concat());
+    let (success, text) =
+        run("openssl", &[&arguments[..], &["-in", &signed, "-out", &recovered]].concat());
     assert!(success, "{text}");
     std::fs::read(recovered).unwrap()
 }

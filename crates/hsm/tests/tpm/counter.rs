@@ -1,4 +1,5 @@
-//! Counters in non-volatile memory, with the TPM tools as foreign readers and as whoever tampers with them.
+//! Counters in non-volatile memory, with the TPM tools as foreign readers and as whoever
+//! tampers with them.
 
 use std::path::Path;
 
@@ -47,7 +48,9 @@ fn a_counter_goes_up_survives_a_reset_and_reads_the_same_with_the_tools() {
     assert!(!swtpm.tool(&folder, "tpm2_nvincrement", &["-C", "o", INDEX_TEXT]).status.success());
     // Wrong auth values do not bring the TPM nearer to its lockout.
     for _ in 0..3 {
-        assert!(!swtpm.tool(&folder, "tpm2_nvincrement", &["-P", "guess", INDEX_TEXT]).status.success());
+        assert!(
+            !swtpm.tool(&folder, "tpm2_nvincrement", &["-P", "guess", INDEX_TEXT]).status.success()
+        );
     }
     let properties = swtpm.tool_ok(&folder, "tpm2_getcap", &["properties-variable"]);
     assert!(properties.contains("TPM2_PT_LOCKOUT_COUNTER: 0x0"), "{properties}");

@@ -9,8 +9,8 @@ use edgekeep_core::id::KeyId;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
 use edgekeep_hsm::tpm::{TpmBackend, TpmError};
 use edgekeep_hsm::{
-    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue, RsaPadding,
-    SymmetricKey, Usage,
+    InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter,
+    PublicValue, RsaPadding, SymmetricKey, Usage,
 };
 
 use crate::swtpm::{Swtpm, assert_no_leak, loaded};
@@ -66,14 +66,19 @@ fn openssl_verifies_ecdsa_signatures_over_digests_of_every_length() {
     backend.create_key_pair(&id("p"), &[PairAlgorithm::Rsa4096, PairAlgorithm::EcP256]).unwrap();
     no_leak(&backend, "making a key pair");
     let point = bytes(&backend, "p", PublicParameter::EcPointUncompressed);
-    let algorithm = [der(6, &[0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1]), bytes(&backend, "p", PublicParameter::EcCurveOid)];
-    let spki = der(0x30, &[der(0x30, &algorithm.concat()), der(3, &[&[0], &point[..]].concat())].concat());
+    let algorithm = [
+        der(6, &[0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1]),
+        bytes(&backend, "p", PublicParameter::EcCurveOid),
+    ];
+    let spki =
+        der(0x30, &[der(0x30, &algorithm.concat()), der(3, &[&[0], &point[..]].concat())].concat());
     fs::write(folder.join("public.der"), spki).unwrap();
     for len in [20, 28, 32, 48, 64] {
         let digest: Vec<u8> = (0..len).map(|at| at as u8 ^ 0x5a).collect();
         fs::write(folder.join("digest"), &digest).unwrap();
         for _ in 0..4 {
-            fs::write(folder.join("signature"), backend.sign_ecdsa(&id("p"), &digest).unwrap()).unwrap();
+            fs::write(folder.join("signature"), backend.sign_ecdsa(&id("p"), &digest).unwrap())
+                .unwrap();
             let arguments = [
                 "pkeyutl",
                 "-verify",
@@ -93,7 +98,10 @@ fn openssl_verifies_ecdsa_signatures_over_digests_of_every_length() {
     }
     for len in [0, 31, 33, 1 << 20] {
         let error = backend.sign_ecdsa(&id("p"), &vec![0; len]).unwrap_err();
-        assert!(matches!(error, KeyError::Input(InputError::DigestLength { found }) if found == len), "{error}");
+        assert!(
+            matches!(error, KeyError::Input(InputError::DigestLength { found }) if found == len),
+            "{error}"
+        );
     }
     let compressed = bytes(&backend, "p", PublicParameter::EcPoint);
     assert_eq!((compressed[0] & 1, &compressed[1..]), (point[64] & 1, &point[1..33]));
@@ -111,26 +119,49 @@ fn openssl_verifies_rsa_signatures_and_bare_operations() {
     let modulus = bytes(&backend, "r", PublicParameter::RsaModulus);
     let exponent = bytes(&backend, "r", PublicParameter::RsaExponent);
     let key = der(0x30, &[der(2, &[&[0], &modulus[..]].concat()), der(2, &exponent)].concat());
-    let algorithm = der(0x30, &[der(6, &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1]), der(5, &[])].concat());
-    fs::write(folder.join("public.der"), der(0x30, &[algorithm, der(3, &[&[0], &key[..]].concat())].concat())).unwrap();
+    let algorithm =
+        der(0x30, &[der(6, &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1]), der(5, &[])].concat());
+    fs::write(
+        folder.join("public.der"),
+        der(0x30, &[algorithm, der(3, &[&[0], &key[..]].concat())].concat()),
+    )
+    .unwrap();
 
     fs::write(folder.join("message"), "message").unwrap();
     assert!(openssl(&folder, &["dgst", "-sha256", "-binary", "-out", "digest", "message"]));
     let digest = fs::read(folder.join("digest")).unwrap();
-    let info =
-        der(0x30, &[&[0x30, 13, 6, 9, 0x60, 0x86, 0x48, 1, 101, 3, 4, 2, 1, 5, 0][..], &der(4, &digest)].concat());
+    let info = der(
+        0x30,
+        &[&[0x30, 13, 6, 9, 0x60, 0x86, 0x48, 1, 101, 3, 4, 2, 1, 5, 0][..], &der(4, &digest)]
+            .concat(),
+    );
     let signature = backend.rsa_private_operation(&id("r"), RsaPadding::Pkcs1, &info).unwrap();
     fs::write(folder.join("signature"), &signature).unwrap();
-    let verify = ["dgst", "-sha256", "-verify", "public.der", "-keyform", "DER", "-signature", "signature", "message"];
+    let verify = [
+        "dgst",
+        "-sha256",
+        "-verify",
+        "public.der",
+        "-keyform",
+        "DER",
+        "-signature",
+        "signature",
+        "message",
+    ];
     assert!(openssl(&folder, &verify));
 
     let mut padded = vec![0, 1];
     padded.resize(256 - info.len() - 1, 0xff);
     padded.push(0);
     padded.extend_from_slice(&info);
-    assert_eq!(backend.rsa_private_operation(&id("r"), RsaPadding::None, &padded).unwrap(), signature);
+    assert_eq!(
+        backend.rsa_private_operation(&id("r"), RsaPadding::None, &padded).unwrap(),
+        signature
+    );
     no_leak(&backend, "RSA");
-    for (padding, len) in [(RsaPadding::Pkcs1, 246), (RsaPadding::None, 255), (RsaPadding::None, 1 << 20)] {
+    for (padding, len) in
+        [(RsaPadding::Pkcs1, 246), (RsaPadding::None, 255), (RsaPadding::None, 1 << 20)]
+    {
         let error = backend.rsa_private_operation(&id("r"), padding, &vec![1; len]).unwrap_err();
         assert!(matches!(error, KeyError::Input(InputError::RsaBlock { limit: 245 })), "{error}");
     }
@@ -167,14 +198,23 @@ fn hmac_with_an_imported_key_is_what_software_computes() {
     }
     let (base, data) = (id("k"), b"module-1".as_slice());
     let derived = SymmetricKey::Derived { base: &base, data };
-    assert_eq!(backend.hmac_sha256(derived, b"m").unwrap(), software.hmac_sha256(derived, b"m").unwrap());
+    assert_eq!(
+        backend.hmac_sha256(derived, b"m").unwrap(),
+        software.hmac_sha256(derived, b"m").unwrap()
+    );
     assert_eq!(
         backend.export_derived(&base, data).unwrap().expose(),
         software.export_derived(&base, data).unwrap().expose()
     );
     let ciphertext = backend.encrypt(derived, b"iv", b"aad", b"plaintext").unwrap();
-    assert_eq!(software.decrypt(derived, b"iv", b"aad", &ciphertext).unwrap().expose(), b"plaintext");
-    assert_eq!(backend.decrypt(derived, b"iv", b"aad", &ciphertext).unwrap().expose(), b"plaintext");
+    assert_eq!(
+        software.decrypt(derived, b"iv", b"aad", &ciphertext).unwrap().expose(),
+        b"plaintext"
+    );
+    assert_eq!(
+        backend.decrypt(derived, b"iv", b"aad", &ciphertext).unwrap().expose(),
+        b"plaintext"
+    );
 }
 
 #[test]
@@ -240,8 +280,14 @@ fn what_a_tpm_does_not_do_is_refused_with_a_typed_answer() {
         backend.import_key(&id("k"), b"".as_slice().into(), SIGN),
         Err(KeyError::Input(InputError::EmptyKey))
     ));
-    assert!(matches!(backend.create_key_pair(&id("k"), &[PairAlgorithm::EcP256]), Err(KeyError::WrongKind { .. })));
-    assert!(matches!(backend.create_key_pair(&id("n"), &[]), Err(KeyError::Input(InputError::PreferredAlgorithms))));
+    assert!(matches!(
+        backend.create_key_pair(&id("k"), &[PairAlgorithm::EcP256]),
+        Err(KeyError::WrongKind { .. })
+    ));
+    assert!(matches!(
+        backend.create_key_pair(&id("n"), &[]),
+        Err(KeyError::Input(InputError::PreferredAlgorithms))
+    ));
     assert!(matches!(backend.sign_ecdsa(&id("none"), &[0; 32]), Err(KeyError::NotFound { .. })));
 }
 
@@ -263,8 +309,14 @@ fn key_pairs_move_over_others_and_deleted_keys_are_gone() {
     assert_eq!(backend.kind(&id("a")).unwrap(), None);
     no_leak(&backend, "moving");
     assert!(matches!(backend.move_key_pair(&id("b"), &id("k")), Err(KeyError::WrongKind { .. })));
-    assert!(matches!(backend.move_key_pair(&id("b"), &id("b")), Err(KeyError::Input(InputError::SameId))));
-    assert!(matches!(backend.delete(&id("b"), KeyKind::Symmetric), Err(KeyError::WrongKind { .. })));
+    assert!(matches!(
+        backend.move_key_pair(&id("b"), &id("b")),
+        Err(KeyError::Input(InputError::SameId))
+    ));
+    assert!(matches!(
+        backend.delete(&id("b"), KeyKind::Symmetric),
+        Err(KeyError::WrongKind { .. })
+    ));
     backend.delete(&id("b"), KeyKind::Pair).unwrap();
     assert!(matches!(backend.delete(&id("b"), KeyKind::Pair), Err(KeyError::NotFound { .. })));
     no_leak(&backend, "deleting");
@@ -286,7 +338,10 @@ fn a_damaged_file_is_set_aside_and_a_renamed_one_is_damaged() {
     drop(backend);
     let file = |letter: &str| {
         let entries = fs::read_dir(&keys).unwrap().map(|entry| entry.unwrap().path());
-        entries.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(letter)).min().unwrap()
+        entries
+            .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(letter))
+            .min()
+            .unwrap()
     };
     fs::copy(file("b-"), file("a-")).unwrap();
     let backend = open(&swtpm);
@@ -325,7 +380,10 @@ fn many_threads_share_a_tpm() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..10 {
-                    assert_eq!(backend.hmac_sha256(SymmetricKey::Stored(&id("k")), b"m").unwrap(), expected);
+                    assert_eq!(
+                        backend.hmac_sha256(SymmetricKey::Stored(&id("k")), b"m").unwrap(),
+                        expected
+                    );
                     backend.sign_ecdsa(&id("p"), &[1; 32]).unwrap();
                 }
             });

@@ -3,7 +3,9 @@
 use std::fs;
 
 use edgekeep_hsm::SecretBytes;
-use edgekeep_hsm::tpm::{AuthValue, Authorized, PcrSelection, RootAlgorithm, SealTo, Tcti, Tpm, TpmError, TpmOptions};
+use edgekeep_hsm::tpm::{
+    AuthValue, Authorized, PcrSelection, RootAlgorithm, SealTo, Tcti, Tpm, TpmError, TpmOptions,
+};
 
 use crate::swtpm::{Swtpm, TRANSIENT, assert_no_leak, loaded};
 
@@ -27,7 +29,8 @@ fn the_storage_root_is_made_once_and_the_tools_see_it() {
     swtpm.tool_ok(&folder, "tpm2_readpublic", &["-c", "0x81010001", "-o", "ek.tpm2b"]);
     assert_eq!(fs::read(folder.join("srk.tpm2b")).unwrap(), first.storage_root_key);
     assert_eq!(fs::read(folder.join("ek.tpm2b")).unwrap(), first.endorsement_key);
-    // The same key as the tools make from TCG's template: it is a function of the TPM's seed.
+    // The same key as the tools make from TCG's template: it is a function of the TPM's
+    // seed.
     swtpm.tool_ok(&folder, "tpm2_createek", &["-G", "rsa", "-c", "ek.ctx", "-u", "again.tpm2b"]);
     assert_eq!(fs::read(folder.join("again.tpm2b")).unwrap(), first.endorsement_key);
 }
@@ -40,7 +43,11 @@ fn a_storage_root_of_another_program_is_used_as_it_is() {
     for algorithm in ["ecc", "rsa"] {
         let swtpm = Swtpm::start();
         let folder = swtpm.folder("tools");
-        swtpm.tool_ok(&folder, "tpm2_createprimary", &["-C", "o", "-G", algorithm, "-c", "srk.ctx"]);
+        swtpm.tool_ok(
+            &folder,
+            "tpm2_createprimary",
+            &["-C", "o", "-G", algorithm, "-c", "srk.ctx"],
+        );
         swtpm.tool_ok(&folder, "tpm2_evictcontrol", &["-C", "o", "-c", "srk.ctx", "0x81000001"]);
         let before = swtpm.tool_ok(&folder, "tpm2_readpublic", &["-c", "0x81000001"]);
         swtpm.tool_ok(&folder, "tpm2_flushcontext", &["-t"]);
@@ -59,7 +66,8 @@ fn a_root_can_be_an_rsa_key() {
         return;
     }
     let swtpm = Swtpm::start();
-    let tpm = Tpm::open(TpmOptions { root_algorithm: RootAlgorithm::Rsa2048, ..swtpm.options() }).unwrap();
+    let tpm = Tpm::open(TpmOptions { root_algorithm: RootAlgorithm::Rsa2048, ..swtpm.options() })
+        .unwrap();
     let sealed = tpm.seal(&secret("s"), &SealTo::Tpm).unwrap();
     assert_eq!(tpm.unseal(&sealed, &AuthValue::empty()).unwrap().expose(), b"s");
     assert_no_leak(&tpm, "an RSA root");
@@ -84,7 +92,10 @@ fn a_handle_that_something_else_has_is_left_alone_and_named() {
     let error = tpm.seal(&secret("s"), &SealTo::Tpm).unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, TpmError::HandleTaken { handle: 0x8100_0001, .. }), "{text}");
-    assert!(text.contains("a P-256 key") && text.contains("tpm2_evictcontrol -C o -c 0x81000001"), "{text}");
+    assert!(
+        text.contains("a P-256 key") && text.contains("tpm2_evictcontrol -C o -c 0x81000001"),
+        "{text}"
+    );
     assert_eq!(tpm.handles(0x8100_0000).unwrap(), [0x8100_0001]);
     assert_no_leak(&tpm, "a taken handle");
 }
@@ -104,7 +115,8 @@ fn a_wrong_owner_auth_value_is_told_as_such() {
         assert_no_leak(&tpm, "a wrong owner auth value");
         assert!(loaded(&tpm).is_empty());
     }
-    // As other programs write it into their configuration: with a zero at the end, which is none of it.
+    // As other programs write it into their configuration: with a zero at the end, which
+    // is none of it.
     let owner = AuthValue::new(b"owner secret\0").unwrap();
     let tpm = Tpm::open(TpmOptions { owner, ..swtpm.options() }).unwrap();
     tpm.seal(&secret("s"), &SealTo::Tpm).unwrap();
@@ -122,9 +134,13 @@ fn what_is_sealed_comes_back_also_after_a_power_cut() {
     let mut swtpm = Swtpm::start();
     let tpm = swtpm.open();
     let longest = "x".repeat(128);
-    let sealed: Vec<_> = ["s", &longest].map(|text| tpm.seal(&secret(text), &SealTo::Tpm).unwrap()).into();
+    let sealed: Vec<_> =
+        ["s", &longest].map(|text| tpm.seal(&secret(text), &SealTo::Tpm).unwrap()).into();
     assert!(matches!(tpm.seal(&secret(""), &SealTo::Tpm), Err(TpmError::Empty { .. })));
-    assert!(matches!(tpm.seal(&secret(&"x".repeat(129)), &SealTo::Tpm), Err(TpmError::TooLong { limit: 128, .. })));
+    assert!(matches!(
+        tpm.seal(&secret(&"x".repeat(129)), &SealTo::Tpm),
+        Err(TpmError::TooLong { limit: 128, .. })
+    ));
     swtpm.kill();
     let error = tpm.unseal(&sealed[0], &AuthValue::empty()).err().unwrap();
     assert!(matches!(error, TpmError::Unreachable { .. }), "{error}");
@@ -179,7 +195,11 @@ fn sealed_to_an_auth_value_it_needs_that_one_and_guessing_ends_in_lockout() {
     }
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
-    swtpm.tool_ok(&folder, "tpm2_dictionarylockout", &["-s", "-n", "3", "-t", "1000", "-l", "1000"]);
+    swtpm.tool_ok(
+        &folder,
+        "tpm2_dictionarylockout",
+        &["-s", "-n", "3", "-t", "1000", "-l", "1000"],
+    );
     let tpm = swtpm.open();
     let right = AuthValue::new(b"right").unwrap();
     let sealed = tpm.seal(&secret("s"), &SealTo::Auth(right.clone())).unwrap();
@@ -190,15 +210,25 @@ fn sealed_to_an_auth_value_it_needs_that_one_and_guessing_ends_in_lockout() {
         let error = tpm.unseal(&sealed, &AuthValue::new(b"wrong").unwrap()).err().unwrap();
         assert_no_leak(&tpm, "a wrong auth value");
         if attempt == 0 {
-            assert!(matches!(error, TpmError::AuthFailed { of: Authorized::Object, .. }), "{error}");
+            assert!(
+                matches!(error, TpmError::AuthFailed { of: Authorized::Object, .. }),
+                "{error}"
+            );
         }
         last = Some(error);
     }
     let error = last.unwrap();
     assert!(matches!(error, TpmError::Lockout), "{error}");
     assert!(error.to_string().contains("tpm2_dictionarylockout --clear-lockout"));
-    assert!(matches!(tpm.unseal(&sealed, &right), Err(TpmError::Lockout)), "even the right one has to wait");
-    assert_eq!(tpm.unseal(&free, &AuthValue::empty()).unwrap().expose(), b"free", "the lockout is not for this one");
+    assert!(
+        matches!(tpm.unseal(&sealed, &right), Err(TpmError::Lockout)),
+        "even the right one has to wait"
+    );
+    assert_eq!(
+        tpm.unseal(&free, &AuthValue::empty()).unwrap().expose(),
+        b"free",
+        "the lockout is not for this one"
+    );
     drop(tpm);
     swtpm.tool_ok(&folder, "tpm2_dictionarylockout", &["-c"]);
     assert_eq!(swtpm.open().unseal(&sealed, &right).unwrap().expose(), b"s");
@@ -218,7 +248,10 @@ fn sealed_to_registers_it_comes_back_only_while_they_are_the_same() {
         assert_no_leak(&tpm, "sealing to PCRs");
         assert_eq!(tpm.unseal(&sealed, &AuthValue::empty()).unwrap().expose(), b"s");
         assert_no_leak(&tpm, "unsealing with PCRs");
-        assert!(matches!(tpm.seal(&secret("s"), &SealTo::Pcrs(PcrSelection::default())), Err(TpmError::Empty { .. })));
+        assert!(matches!(
+            tpm.seal(&secret("s"), &SealTo::Pcrs(PcrSelection::default())),
+            Err(TpmError::Empty { .. })
+        ));
         sealed
     };
     let digest = format!("23:sha256={}", "ab".repeat(32));
@@ -244,7 +277,10 @@ fn blobs_of_another_tpm_and_damaged_ones_are_told_apart() {
     for at in 0..sealed.len() {
         let mut damaged = sealed.clone();
         damaged[at] ^= 1;
-        assert!(matches!(tpm.unseal(&damaged, &AuthValue::empty()), Err(TpmError::DamagedBlob)), "{at}");
+        assert!(
+            matches!(tpm.unseal(&damaged, &AuthValue::empty()), Err(TpmError::DamagedBlob)),
+            "{at}"
+        );
     }
     assert_no_leak(&tpm, "blobs that are no use");
 }
@@ -260,13 +296,17 @@ fn the_tools_verify_a_quote() {
     let key = tpm.create_attestation_key().unwrap();
     let quote = tpm.quote(&key.blob, b"nonce", PcrSelection::new(&[0, 7, 23]).unwrap()).unwrap();
     assert_no_leak(&tpm, "a quote");
-    assert!(matches!(tpm.quote(&key.blob, &[0; 33], PcrSelection::default()), Err(TpmError::TooLong { .. })));
+    assert!(matches!(
+        tpm.quote(&key.blob, &[0; 33], PcrSelection::default()),
+        Err(TpmError::TooLong { .. })
+    ));
     drop(tpm);
     fs::write(folder.join("key.pub"), &key.public).unwrap();
     fs::write(folder.join("quote"), &quote.attested).unwrap();
     fs::write(folder.join("signature"), &quote.signature).unwrap();
     let check = |nonce| {
-        let arguments = ["-u", "key.pub", "-m", "quote", "-s", "signature", "-g", "sha256", "-q", nonce];
+        let arguments =
+            ["-u", "key.pub", "-m", "quote", "-s", "signature", "-g", "sha256", "-q", nonce];
         swtpm.tool(&folder, "tpm2_checkquote", &arguments)
     };
     let good = check("6e6f6e6365");
@@ -368,7 +408,11 @@ fn the_report_tells_what_the_tools_tell() {
     let swtpm = Swtpm::start();
     let folder = swtpm.folder("tools");
     swtpm.tool_ok(&folder, "tpm2_changeauth", &["-c", "e", "endorsement"]);
-    swtpm.tool_ok(&folder, "tpm2_dictionarylockout", &["-s", "-n", "5", "-t", "1234", "-l", "1000"]);
+    swtpm.tool_ok(
+        &folder,
+        "tpm2_dictionarylockout",
+        &["-s", "-n", "5", "-t", "1234", "-l", "1000"],
+    );
     let tpm = swtpm.open();
     tpm.seal(&secret("s"), &SealTo::Tpm).unwrap();
     let report = tpm.report().unwrap();
@@ -377,7 +421,10 @@ fn the_report_tells_what_the_tools_tell() {
     assert_eq!((report.in_lockout, report.attempts_limit, report.forgiven_after), (false, 5, 1234));
     assert_eq!(report.persistent, [0x8100_0001]);
     let text = report.to_string();
-    assert!(text.contains("IBM") && text.contains("sha256") && text.contains("0x81000001"), "{text}");
+    assert!(
+        text.contains("IBM") && text.contains("sha256") && text.contains("0x81000001"),
+        "{text}"
+    );
     drop(tpm);
     let banks = swtpm.tool_ok(&folder, "tpm2_getcap", &["pcrs"]);
     assert_eq!(banks.contains("sha1: [ 0"), report.banks.contains(&4), "{banks}");

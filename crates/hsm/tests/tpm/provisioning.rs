@@ -65,9 +65,14 @@ fn an_authentication_key_is_unwrapped_made_persistent_and_signs() {
         drop(tpm);
         assert!(persistent(&device, &folder).contains("0x81000100"));
         // It needs the endorsement hierarchy's auth value.
-        let tpm = Tpm::open(TpmOptions { endorsement: AuthValue::new(b"wrong").unwrap(), ..options }).unwrap();
+        let tpm =
+            Tpm::open(TpmOptions { endorsement: AuthValue::new(b"wrong").unwrap(), ..options })
+                .unwrap();
         let error = tpm.import_auth_key(INDEX, &blob).unwrap_err();
-        assert!(matches!(error, TpmError::AuthFailed { of: Authorized::Endorsement, .. }), "{error}");
+        assert!(
+            matches!(error, TpmError::AuthFailed { of: Authorized::Endorsement, .. }),
+            "{error}"
+        );
         assert_no_leak(&tpm, "a wrong endorsement auth value");
     }
 }
@@ -81,7 +86,10 @@ fn a_blob_for_another_tpm_is_refused() {
     let (blob, _) = import_blob(&service, &other.open(), &[]);
     let tpm = device.open();
     let error = tpm.import_auth_key(INDEX, &blob).unwrap_err();
-    assert!(matches!(error, TpmError::Refused { command: "TPM2_ActivateCredential", .. }), "{error}");
+    assert!(
+        matches!(error, TpmError::Refused { command: "TPM2_ActivateCredential", .. }),
+        "{error}"
+    );
     assert_no_leak(&tpm, "a foreign import");
     assert!(matches!(tpm.import_auth_key(INDEX, b"\0\x01x"), Err(TpmError::ImportBlob { .. })));
     assert!(matches!(tpm.import_auth_key(0x80_0000, &blob), Err(TpmError::OutOfRange { .. })));

@@ -4,7 +4,8 @@ use std::fs;
 
 use crate::swtpm::Swtpm;
 
-/// What a provisioning service sends for a TPM with these public keys, and the HMACs of `messages` that the key in it gives.
+/// What a provisioning service sends for a TPM with these public keys, and the HMACs of
+/// `messages` that the key in it gives.
 pub(crate) fn import_blob(
     service: &Swtpm,
     endorsement_key: &[u8],
@@ -28,7 +29,11 @@ pub(crate) fn import_blob(
     run("tpm2_createprimary", &["-C", "o", "-G", "ecc", "-c", "primary.ctx"]);
     let attributes = "sensitivedataorigin|sign|userwithauth|encryptedduplication|noda";
     let key_files = ["-u", "key.pub", "-r", "key.priv", "-c", "key.ctx"];
-    let create = [&["-C", "primary.ctx", "-G", "hmac", "-L", "dup.policy", "-a", attributes][..], &key_files].concat();
+    let create = [
+        &["-C", "primary.ctx", "-G", "hmac", "-L", "dup.policy", "-a", attributes][..],
+        &key_files,
+    ]
+    .concat();
     run("tpm2_create", &create);
     let macs = messages.iter().map(|message| {
         fs::write(folder.join("message"), message).unwrap();
@@ -41,21 +46,43 @@ pub(crate) fn import_blob(
     run("tpm2_policycommandcode", &["-S", "policy.ctx", "TPM2_CC_Duplicate"]);
     run("tpm2_loadexternal", &["-C", "n", "-u", "srk.pub", "-c", "parent.ctx"]);
     let outputs = ["-r", "dup.priv", "-s", "dup.seed"];
-    let duplicate =
-        [&["-C", "parent.ctx", "-c", "key.ctx", "-G", "aes", "-i", "inner", "-p", "session:policy.ctx"][..], &outputs];
+    let duplicate = [
+        &[
+            "-C",
+            "parent.ctx",
+            "-c",
+            "key.ctx",
+            "-G",
+            "aes",
+            "-i",
+            "inner",
+            "-p",
+            "session:policy.ctx",
+        ][..],
+        &outputs,
+    ];
     run("tpm2_duplicate", &duplicate.concat());
     run("tpm2_flushcontext", &["policy.ctx"]);
 
     let name = {
-        run("tpm2_loadexternal", &["-C", "n", "-u", "srk.pub", "-c", "parent.ctx", "-n", "srk.name"]);
+        run(
+            "tpm2_loadexternal",
+            &["-C", "n", "-u", "srk.pub", "-c", "parent.ctx", "-n", "srk.name"],
+        );
         read("srk.name").iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     };
     run("tpm2_makecredential", &["-e", "ek.pub", "-s", "inner", "-n", &name, "-o", "credential"]);
     // The tool puts a mark and a version in front of the two structures.
     let credential = read("credential")[8..].to_vec();
     (
-        [credential, read("dup.priv"), read("dup.seed"), read("key.pub"), b"what the service appends".to_vec()]
-            .concat(),
+        [
+            credential,
+            read("dup.priv"),
+            read("dup.seed"),
+            read("key.pub"),
+            b"what the service appends".to_vec(),
+        ]
+        .concat(),
         macs,
     )
 }

@@ -1,4 +1,5 @@
-//! How long a use of a key takes, next to the bare command on the same swtpm. Run alone, and with `--release` for numbers:
+//! How long a use of a key takes, next to the bare command on the same swtpm. Run alone,
+//! and with `--release` for numbers:
 //! `cargo test --release -p edgekeep-hsm --test tpm -- --ignored --nocapture speed`.
 
 use std::io::{Read as _, Write as _};
@@ -28,7 +29,14 @@ fn bare(code: u32, parameters: &[u8]) -> Vec<u8> {
     let password = [0x40, 0, 0, 9, 0, 0, 1, 0, 0];
     let len = u32::try_from(10 + 4 + 4 + password.len() + parameters.len()).unwrap();
     let area = u32::try_from(password.len()).unwrap().to_be_bytes();
-    let head = [&[0x80, 2][..], &len.to_be_bytes(), &code.to_be_bytes(), &[0x80, 0, 0, 0], &area, &password];
+    let head = [
+        &[0x80, 2][..],
+        &len.to_be_bytes(),
+        &code.to_be_bytes(),
+        &[0x80, 0, 0, 0],
+        &area,
+        &password,
+    ];
     [&head.concat(), parameters].concat()
 }
 
@@ -66,14 +74,37 @@ fn speed_of_keys_next_to_the_bare_commands() {
         if algorithm == "ecc" {
             swtpm.tool_ok(&folder, "tpm2_createprimary", &create);
         } else {
-            swtpm.tool_ok(&folder, "tpm2_createprimary", &["-C", "o", "-G", "ecc", "-c", "parent.ctx"]);
-            let create = ["-C", "parent.ctx", "-G", algorithm, "-a", attributes, "-u", "k.pub", "-r", "k.priv"];
+            swtpm.tool_ok(
+                &folder,
+                "tpm2_createprimary",
+                &["-C", "o", "-G", "ecc", "-c", "parent.ctx"],
+            );
+            let create = [
+                "-C",
+                "parent.ctx",
+                "-G",
+                algorithm,
+                "-a",
+                attributes,
+                "-u",
+                "k.pub",
+                "-r",
+                "k.priv",
+            ];
             swtpm.tool_ok(&folder, "tpm2_create", &create);
             swtpm.tool_ok(&folder, "tpm2_flushcontext", &["-t"]);
-            swtpm.tool_ok(&folder, "tpm2_load", &["-C", "parent.ctx", "-u", "k.pub", "-r", "k.priv", "-c", "key.ctx"]);
+            swtpm.tool_ok(
+                &folder,
+                "tpm2_load",
+                &["-C", "parent.ctx", "-u", "k.pub", "-r", "k.priv", "-c", "key.ctx"],
+            );
             swtpm.tool_ok(&folder, "tpm2_flushcontext", &["-t"]);
             // Loaded alone, so that it has the first handle.
-            swtpm.tool_ok(&folder, "tpm2_hmac", &["-c", "key.ctx", "-g", "sha256", "-o", "mac", "k.pub"]);
+            swtpm.tool_ok(
+                &folder,
+                "tpm2_hmac",
+                &["-c", "key.ctx", "-g", "sha256", "-o", "mac", "k.pub"],
+            );
         }
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_nodelay(true).unwrap();

@@ -1,4 +1,5 @@
-//! A software TPM of its own for each test, without a resource manager: three object slots, so that leaks show.
+//! A software TPM of its own for each test, without a resource manager: three object
+//! slots, so that leaks show.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -20,7 +21,8 @@ const PAIRS: u32 = 4000;
 /// As firmware leaves a TPM.
 const STARTED: &str = "not-need-init,startup-clear";
 
-/// Whether there are no software TPMs or no tools for them here, so that the test cannot run.
+/// Whether there are no software TPMs or no tools for them here, so that the test cannot
+/// run.
 pub(crate) fn skip() -> bool {
     crate::parts::missing(&["swtpm", "tpm2_getcap"])
 }
@@ -36,7 +38,8 @@ impl Swtpm {
     pub(crate) fn start() -> Self {
         // A program that is no test may take a port in between.
         for _ in 0..5 {
-            let mut swtpm = Self { folder: tempfile::tempdir().unwrap(), ports: Ports::take(), pid: 0 };
+            let mut swtpm =
+                Self { folder: tempfile::tempdir().unwrap(), ports: Ports::take(), pid: 0 };
             if swtpm.spawn(STARTED) {
                 return swtpm;
             }
@@ -66,7 +69,9 @@ impl Swtpm {
         // The daemon writes its number after its parent has gone.
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
-            if let Some(pid) = fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse().ok()) {
+            if let Some(pid) =
+                fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse().ok())
+            {
                 self.pid = pid;
                 return TcpStream::connect(("127.0.0.1", self.ports.data + 1)).is_ok();
             }
@@ -117,8 +122,14 @@ impl Swtpm {
         folder
     }
 
-    /// Runs one of the TPM tools in `folder`. No connection of ours may be open: swtpm serves one at a time.
-    pub(crate) fn tool(&self, folder: &Path, name: &str, arguments: &[&str]) -> std::process::Output {
+    /// Runs one of the TPM tools in `folder`. No connection of ours may be open: swtpm
+    /// serves one at a time.
+    pub(crate) fn tool(
+        &self,
+        folder: &Path,
+        name: &str,
+        arguments: &[&str],
+    ) -> std::process::Output {
         Command::new(name)
             .args(arguments)
             .current_dir(folder)
@@ -150,18 +161,21 @@ fn is_zombie(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }
 
-/// A data port and the control port right above it, where swtpm's tools expect it. No other test has them meanwhile.
+/// A data port and the control port right above it, where swtpm's tools expect it. No
+/// other test has them meanwhile.
 struct Ports {
     data: u16,
-    /// Locked for as long as the ports are in use. The kernel ends the lock with the process.
+    /// Locked for as long as the ports are in use. The kernel ends the lock with the
+    /// process.
     _lock: fs::File,
 }
 
 impl Ports {
-    /// Takes a pair that nobody has, below the range from which the kernel takes ports of connections.
+    /// Takes a pair that nobody has, below the range from which the kernel takes ports of
+    /// connections.
     ///
-    /// Looking for free ports is not enough: two tests find the same pair, and the one whose TPM could not bind would
-    /// talk to half of the other's.
+    /// Looking for free ports is not enough: two tests find the same pair, and the one
+    /// whose TPM could not bind would talk to half of the other's.
     fn take() -> Self {
         let folder = std::env::temp_dir().join("edgekeep-swtpm-ports");
         fs::create_dir_all(&folder).unwrap();

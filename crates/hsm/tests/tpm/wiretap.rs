@@ -1,4 +1,5 @@
-//! Somebody on the wire between this process and the TPM: reads along, and changes what passes.
+//! Somebody on the wire between this process and the TPM: reads along, and changes what
+//! passes.
 
 use std::io::{Read, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -6,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use edgekeep_core::id::KeyId;
-use edgekeep_hsm::tpm::{AuthValue, PcrSelection, SealTo, Tcti, Tpm, TpmBackend, TpmError, TpmOptions};
+use edgekeep_hsm::tpm::{
+    AuthValue, PcrSelection, SealTo, Tcti, Tpm, TpmBackend, TpmError, TpmOptions,
+};
 use edgekeep_hsm::{KeyBackend as _, KeyError, SecretBytes, SymmetricKey, Usage};
 
 use crate::swtpm::{Swtpm, assert_no_leak};
@@ -17,7 +20,8 @@ struct Tap {
     heard: Arc<Mutex<Vec<u8>>>,
     /// Change a bit at the end of the parameters of each answer with a session.
     tamper: Arc<AtomicBool>,
-    /// Cut the connection instead of passing on the answer to this command, once; 0 for none.
+    /// Cut the connection instead of passing on the answer to this command, once; 0 for
+    /// none.
     cut: Arc<AtomicU32>,
 }
 
@@ -49,7 +53,8 @@ fn pass_on(
             return None;
         }
         if tamper.load(Ordering::SeqCst) && answer[..2] == [0x80, 2] {
-            // Two commands answer with a handle in front: TPM2_CreatePrimary and TPM2_Load.
+            // Two commands answer with a handle in front: TPM2_CreatePrimary and
+            // TPM2_Load.
             let at = if matches!(code, 0x131 | 0x157) { 14 } else { 10 };
             let len = u32::from_be_bytes(answer[at..at + 4].try_into().unwrap());
             answer[at + 3 + usize::try_from(len).unwrap()] ^= 1;
@@ -63,8 +68,14 @@ impl Tap {
         let Tcti::SwtpmTcp { host, port } = swtpm.tcti() else { panic!("not TCP") };
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port_here = listener.local_addr().unwrap().port();
-        let tap = Self { port: port_here, heard: Arc::default(), tamper: Arc::default(), cut: Arc::default() };
-        let (heard, tamper, cut) = (Arc::clone(&tap.heard), Arc::clone(&tap.tamper), Arc::clone(&tap.cut));
+        let tap = Self {
+            port: port_here,
+            heard: Arc::default(),
+            tamper: Arc::default(),
+            cut: Arc::default(),
+        };
+        let (heard, tamper, cut) =
+            (Arc::clone(&tap.heard), Arc::clone(&tap.tamper), Arc::clone(&tap.cut));
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let tpm = TcpStream::connect((host.as_str(), port)).unwrap();
@@ -99,8 +110,13 @@ fn no_secret_crosses_the_wire_in_clear() {
     let secret: SecretBytes = b"a secret to seal".as_slice().into();
     let auth = AuthValue::new(b"an auth value").unwrap();
     let random = backend.with_tpm(|tpm| {
-        for to in [SealTo::Tpm, SealTo::Auth(auth.clone()), SealTo::Pcrs(PcrSelection::new(&[7]).unwrap())] {
-            let with = if matches!(to, SealTo::Auth(_)) { auth.clone() } else { AuthValue::empty() };
+        for to in [
+            SealTo::Tpm,
+            SealTo::Auth(auth.clone()),
+            SealTo::Pcrs(PcrSelection::new(&[7]).unwrap()),
+        ] {
+            let with =
+                if matches!(to, SealTo::Auth(_)) { auth.clone() } else { AuthValue::empty() };
             let sealed = tpm.seal(&secret, &to).unwrap();
             assert_eq!(tpm.unseal(&sealed, &with).unwrap().expose(), secret.expose());
         }
@@ -164,8 +180,8 @@ fn what_was_loaded_over_a_connection_that_broke_is_flushed_over_the_next() {
     for id in &ids {
         backend.create_key(id, Usage { derive_or_sign: true, encrypt: false }).unwrap();
     }
-    // The TPM keeps its power, so it also keeps what was loaded. What breaks: flushing one key, loading the next and
-    // hearing of its handle, using it, starting a session.
+    // The TPM keeps its power, so it also keeps what was loaded. What breaks: flushing
+    // one key, loading the next and hearing of its handle, using it, starting a session.
     for (command, code) in [("flush", 0x165), ("load", 0x157), ("HMAC", 0x155), ("start", 0x176)] {
         backend.hmac_sha256(SymmetricKey::Stored(&ids[0]), b"m").unwrap();
         if command == "start" {

@@ -1,7 +1,9 @@
-//! The certificate: a function of the request, the issuer, the rules for this certificate, the time and
-//! a random serial number. Signing happens elsewhere, with a key that this process never has.
+//! The certificate: a function of the request, the issuer, the rules for this
+//! certificate, the time and a random serial number. Signing happens elsewhere, with a
+//! key that this process never has.
 //!
-//! Each of its parts is written from values that were parsed, none is copied from the request.
+//! Each of its parts is written from values that were parsed, none is copied from the
+//! request.
 
 use aws_lc_rs::digest;
 use der::asn1::{Any, BitString, Ia5String, OctetString};
@@ -15,8 +17,8 @@ use time::OffsetDateTime;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage as KeyUsageExtension, SubjectAltName,
-    SubjectKeyIdentifier,
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage as KeyUsageExtension,
+    SubjectAltName, SubjectKeyIdentifier,
 };
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
@@ -28,7 +30,8 @@ use super::public_key::{KeyKind, PublicKey};
 use super::request::{Request, refused};
 use super::subject;
 
-/// DER of a `DigestInfo` for SHA-256 up to the digest itself (RFC 8017, section 9.2, note 1).
+/// DER of a `DigestInfo` for SHA-256 up to the digest itself (RFC 8017, section 9.2, note
+/// 1).
 const DIGEST_INFO_SHA256: [u8; 19] =
     [0x30, 0x31, 0x30, 0x0d, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 4, 0x20];
 
@@ -78,7 +81,8 @@ struct Certificate {
     signature: BitString,
 }
 
-/// Returns what is to be signed. Without `issuer` the certificate is signed by its own key.
+/// Returns what is to be signed. Without `issuer` the certificate is signed by its own
+/// key.
 pub(super) fn prepare(
     request: &Request,
     issuer: Option<&Issuer>,
@@ -91,9 +95,11 @@ pub(super) fn prepare(
         None => request.subject.clone(),
     };
     let path_len = issuer.and_then(|issuer| issuer.path_len);
-    let granted = grant(&request.asked, rights, path_len, !subject.is_empty()).map_err(|it| refused(&it))?;
+    let granted =
+        grant(&request.asked, rights, path_len, !subject.is_empty()).map_err(|it| refused(&it))?;
     let days = issuance.and_then(|issuance| issuance.expiry_days);
-    // A CA that is made while the clock is far behind is still good when that is set. Those below are not stretched.
+    // A CA that is made while the clock is far behind is still good when that is set.
+    // Those below are not stretched.
     let earliest = if granted.constraints.is_some_and(|it| it.ca) { earliest } else { now };
     let term = validity(now, days, earliest, wanted_end, issuer.map(|issuer| issuer.validity));
     let signer = issuer.map_or(&request.key, |issuer| &issuer.key);
@@ -105,10 +111,20 @@ pub(super) fn prepare(
         issuer: issuer.map_or(&subject, |issuer| &issuer.subject).clone(),
         validity: written_term(&term)?,
         key: request.key.info()?,
-        extensions: extensions(&granted, common_name.is_none() && request.subject.is_empty(), request, issuer)?,
+        extensions: extensions(
+            &granted,
+            common_name.is_none() && request.subject.is_empty(),
+            request,
+            issuer,
+        )?,
         subject,
     };
-    Ok(Unsigned { tbs: tbs.to_der()?, algorithm: tbs.signature, signer: signer.clone(), not_after: term.not_after })
+    Ok(Unsigned {
+        tbs: tbs.to_der()?,
+        algorithm: tbs.signature,
+        signer: signer.clone(),
+        not_after: term.not_after,
+    })
 }
 
 /// Returns a serial number that is positive, never zero, and always 16 bytes long.
@@ -120,8 +136,10 @@ fn positive(mut serial: [u8; 16]) -> der::Result<SerialNumber> {
 fn written_term(term: &Term) -> der::Result<Validity> {
     let time = |moment: OffsetDateTime| {
         let seconds = u64::try_from(moment.unix_timestamp()).unwrap_or_default();
-        // The form with four digits of the year is made into the shorter one, where that is the rule, on writing.
-        der::asn1::GeneralizedTime::from_unix_duration(std::time::Duration::from_secs(seconds)).map(Time::from)
+        // The form with four digits of the year is made into the shorter one, where that
+        // is the rule, on writing.
+        der::asn1::GeneralizedTime::from_unix_duration(std::time::Duration::from_secs(seconds))
+            .map(Time::from)
     };
     Ok(Validity::new(time(term.not_before)?, time(term.not_after)?))
 }
@@ -153,7 +171,10 @@ fn extensions(
     }
     extensions.push(extension(false, &SubjectKeyIdentifier(OctetString::new(request.key.id())?))?);
     if let Some(key_id) = issuer.and_then(|issuer| issuer.key_id.clone()) {
-        let value = AuthorityKeyIdentifier { key_identifier: Some(key_id), ..AuthorityKeyIdentifier::default() };
+        let value = AuthorityKeyIdentifier {
+            key_identifier: Some(key_id),
+            ..AuthorityKeyIdentifier::default()
+        };
         extensions.push(extension(false, &value)?);
     }
     Ok(extensions)
@@ -167,7 +188,9 @@ fn written_name(name: &AlternativeName) -> der::Result<GeneralName> {
     Ok(match name {
         AlternativeName::Host(name) => GeneralName::DnsName(Ia5String::new(name.as_str())?),
         AlternativeName::Address(address) => GeneralName::from(*address),
-        AlternativeName::Uri(uri) => GeneralName::UniformResourceIdentifier(Ia5String::new(uri.as_str())?),
+        AlternativeName::Uri(uri) => {
+            GeneralName::UniformResourceIdentifier(Ia5String::new(uri.as_str())?)
+        }
     })
 }
 
@@ -181,7 +204,8 @@ impl Unsigned {
         digest::digest(&digest::SHA256, &self.tbs).as_ref().to_vec()
     }
 
-    /// Returns what the private-key operation of an RSA key with PKCS#1 padding is to be applied to.
+    /// Returns what the private-key operation of an RSA key with PKCS#1 padding is to be
+    /// applied to.
     pub(super) fn digest_info(&self) -> Vec<u8> {
         [&DIGEST_INFO_SHA256[..], &self.digest()].concat()
     }
@@ -193,7 +217,8 @@ impl Unsigned {
         }
         let tbs = der::Decode::from_der(&self.tbs)?;
         let algorithm = self.algorithm.clone();
-        let certificate = Certificate { tbs, algorithm, signature: BitString::from_bytes(signature)? };
+        let certificate =
+            Certificate { tbs, algorithm, signature: BitString::from_bytes(signature)? };
         Ok(certificate.to_der()?)
     }
 }

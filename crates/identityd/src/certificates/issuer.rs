@@ -16,7 +16,8 @@ use super::public_key::PublicKey;
 /// A certificate that signs, as far as that matters for those below.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Issuer {
-    /// Its subject, in its own bytes: readers compare them with those in the certificates below.
+    /// Its subject, in its own bytes: readers compare them with those in the certificates
+    /// below.
     pub(super) subject: Any,
     pub(super) key: PublicKey,
     pub(super) key_id: Option<OctetString>,
@@ -58,7 +59,8 @@ impl Issuer {
     /// Reads a certificate that should sign at `now`.
     pub(super) fn read(der: &[u8], now: OffsetDateTime) -> Result<Self, IssueError> {
         let bad = |what: &str| IssueError::Issuer { what: what.to_owned() };
-        let certificate = Certificate::from_der(der).map_err(|_| bad("its certificate cannot be read"))?;
+        let certificate =
+            Certificate::from_der(der).map_err(|_| bad("its certificate cannot be read"))?;
         let tbs = certificate.tbs;
         let extensions = tbs.extensions.unwrap_or_default();
         let find = |oid| extensions.iter().find(|extension| extension.extn_id == oid);
@@ -66,7 +68,9 @@ impl Issuer {
             .map(|it| BasicConstraints::from_der(it.extn_value.as_bytes()))
             .transpose()
             .map_err(|_| bad("its basic constraints cannot be read"))?;
-        let Some(constraints) = constraints.filter(|it| it.ca) else { return Err(bad("it is not a CA")) };
+        let Some(constraints) = constraints.filter(|it| it.ca) else {
+            return Err(bad("it is not a CA"));
+        };
         let usage = find(KeyUsage::OID)
             .map(|it| KeyUsage::from_der(it.extn_value.as_bytes()))
             .transpose()
@@ -84,7 +88,8 @@ impl Issuer {
                 .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
                 .ok_or_else(|| bad("its validity cannot be read"))
         };
-        let (not_before, not_after) = (moment(tbs.validity.not_before)?, moment(tbs.validity.not_after)?);
+        let (not_before, not_after) =
+            (moment(tbs.validity.not_before)?, moment(tbs.validity.not_after)?);
         if now < not_before {
             return Err(bad("it is not valid yet; check the device's clock"));
         }

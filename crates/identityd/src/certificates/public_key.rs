@@ -54,11 +54,13 @@ impl PublicKey {
         let key = info.subject_public_key.as_bytes().ok_or("its key is not of whole bytes")?;
         let parameters = info.algorithm.parameters.as_ref();
         match info.algorithm.oid {
-            EC_PUBLIC_KEY => match parameters.and_then(|any| any.decode_as::<ObjectIdentifier>().ok()) {
-                Some(P256) => Self::p256(key),
-                Some(P384) => Self::p384(key),
-                _ => Err("its key is on a curve other than P-256 and P-384"),
-            },
+            EC_PUBLIC_KEY => {
+                match parameters.and_then(|any| any.decode_as::<ObjectIdentifier>().ok()) {
+                    Some(P256) => Self::p256(key),
+                    Some(P384) => Self::p384(key),
+                    _ => Err("its key is on a curve other than P-256 and P-384"),
+                }
+            }
             RSA_ENCRYPTION => match parameters {
                 None => Self::rsa(key),
                 Some(any) if any.is_null() => Self::rsa(key),
@@ -69,7 +71,8 @@ impl PublicKey {
     }
 
     fn p256(point: &[u8]) -> Result<Self, &'static str> {
-        let point = ec_point::uncompressed(point).map_err(|_| "its key is no point of the curve")?;
+        let point =
+            ec_point::uncompressed(point).map_err(|_| "its key is no point of the curve")?;
         Ok(Self { kind: KeyKind::P256, key: point.to_vec() })
     }
 
@@ -86,7 +89,8 @@ impl PublicKey {
         let unusable = "its RSA key cannot be used: keys of 2048 to 8192 bits can";
         let key = RsaPublicKey::from_der(der).map_err(|_| "its RSA key cannot be read")?;
         let bytes = key.modulus.as_bytes();
-        let bits = bytes.len() * 8 - bytes.first().map_or(8, |first| first.leading_zeros() as usize);
+        let bits =
+            bytes.len() * 8 - bytes.first().map_or(8, |first| first.leading_zeros() as usize);
         if !(2048..=8192).contains(&bits) {
             return Err(unusable);
         }
@@ -114,7 +118,12 @@ impl PublicKey {
     }
 
     /// Tells whether `signature` is this key's over `message`, by this algorithm.
-    pub(super) fn verifies(&self, algorithm: ObjectIdentifier, message: &[u8], signature: &[u8]) -> bool {
+    pub(super) fn verifies(
+        &self,
+        algorithm: ObjectIdentifier,
+        message: &[u8],
+        signature: &[u8],
+    ) -> bool {
         let algorithm: &'static dyn VerificationAlgorithm = match (self.kind, algorithm) {
             (KeyKind::P256, ECDSA_SHA256) => &signature::ECDSA_P256_SHA256_ASN1,
             (KeyKind::P256, ECDSA_SHA384) => &signature::ECDSA_P256_SHA384_ASN1,
@@ -131,8 +140,12 @@ impl PublicKey {
     /// Returns the algorithm of signatures that are made with this kind of key.
     pub(super) fn signature_algorithm(&self) -> AlgorithmIdentifierOwned {
         match self.kind {
-            KeyKind::P256 | KeyKind::P384 => AlgorithmIdentifierOwned { oid: ECDSA_SHA256, parameters: None },
-            KeyKind::Rsa => AlgorithmIdentifierOwned { oid: RSA_SHA256, parameters: Some(Any::null()) },
+            KeyKind::P256 | KeyKind::P384 => {
+                AlgorithmIdentifierOwned { oid: ECDSA_SHA256, parameters: None }
+            }
+            KeyKind::Rsa => {
+                AlgorithmIdentifierOwned { oid: RSA_SHA256, parameters: Some(Any::null()) }
+            }
         }
     }
 }

@@ -3,11 +3,15 @@
 use der::asn1::{AnyRef, BitStringRef, SetOfVec};
 use der::oid::{AssociatedOid as _, ObjectIdentifier};
 use der::{Decode, Encode as _, Sequence};
-use edgekeep_core::issuance::{AlternativeName, Asked, Constraints, KeyUsage, NameError, Purpose, Refusal};
+use edgekeep_core::issuance::{
+    AlternativeName, Asked, Constraints, KeyUsage, NameError, Purpose, Refusal,
+};
 use x509_cert::attr::Attribute;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::name::GeneralName;
-use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage as KeyUsageExtension, SubjectAltName};
+use x509_cert::ext::pkix::{
+    BasicConstraints, ExtendedKeyUsage, KeyUsage as KeyUsageExtension, SubjectAltName,
+};
 use x509_cert::name::{Name, RdnSequence};
 use x509_cert::request::ExtensionReq;
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
@@ -34,8 +38,9 @@ struct Signed<'a> {
     signature: BitStringRef<'a>,
 }
 
-/// The signed part of a request (RFC 2986, section 4.1). There are programs that count its version like a
-/// certificate's, and some that leave the attributes out: neither has a place in a certificate.
+/// The signed part of a request (RFC 2986, section 4.1). There are programs that count
+/// its version like a certificate's, and some that leave the attributes out: neither has
+/// a place in a certificate.
 #[derive(Sequence)]
 struct Info {
     version: u8,
@@ -67,31 +72,47 @@ impl Request {
     }
 
     /// Returns a request of our own, for a key that we made: a plain end entity.
-    pub(super) fn for_local_identity(common_name: &str, spki: &[u8], server: bool) -> Result<Self, IssueError> {
-        let info = SubjectPublicKeyInfoOwned::from_der(spki).map_err(|_| refuse("its key cannot be read"))?;
-        let usage = KeyUsage::DIGITAL_SIGNATURE | KeyUsage::NON_REPUDIATION | KeyUsage::KEY_ENCIPHERMENT;
-        let purposes = if server { &[Purpose::ClientAuth, Purpose::ServerAuth][..] } else { &[Purpose::ClientAuth] };
+    pub(super) fn for_local_identity(
+        common_name: &str,
+        spki: &[u8],
+        server: bool,
+    ) -> Result<Self, IssueError> {
+        let info = SubjectPublicKeyInfoOwned::from_der(spki)
+            .map_err(|_| refuse("its key cannot be read"))?;
+        let usage =
+            KeyUsage::DIGITAL_SIGNATURE | KeyUsage::NON_REPUDIATION | KeyUsage::KEY_ENCIPHERMENT;
+        let purposes = if server {
+            &[Purpose::ClientAuth, Purpose::ServerAuth][..]
+        } else {
+            &[Purpose::ClientAuth]
+        };
         let asked = Asked {
             names: None,
             usage: Some(KeyUsage(usage)),
             purposes: Some((purposes.to_vec(), true)),
             constraints: Some(Constraints { ca: false, path_len: None }),
         };
-        let subject = subject::of_common_name(common_name).map_err(|_| refuse("its name is not usable"))?;
+        let subject =
+            subject::of_common_name(common_name).map_err(|_| refuse("its name is not usable"))?;
         Ok(Self { subject, key: PublicKey::read(&info).map_err(refuse)?, asked })
     }
 }
 
-/// Returns the extensions that a request asks for. Other attributes (a password for a challenge, remarks of
-/// a vendor) say nothing about the certificate.
+/// Returns the extensions that a request asks for. Other attributes (a password for a
+/// challenge, remarks of a vendor) say nothing about the certificate.
 fn extensions(info: &Info) -> Result<Vec<Extension>, IssueError> {
-    let mut lists =
-        info.attributes.iter().flat_map(SetOfVec::iter).filter(|attribute| attribute.oid == ExtensionReq::OID);
+    let mut lists = info
+        .attributes
+        .iter()
+        .flat_map(SetOfVec::iter)
+        .filter(|attribute| attribute.oid == ExtensionReq::OID);
     let Some(attribute) = lists.next() else { return Ok(Vec::new()) };
     if lists.next().is_some() {
         return Err(refuse("it has two lists of extensions"));
     }
-    let [list] = attribute.values.as_slice() else { return Err(refuse("its list of extensions is not one list")) };
+    let [list] = attribute.values.as_slice() else {
+        return Err(refuse("its list of extensions is not one list"));
+    };
     let list = list.to_der().and_then(|der| Vec::<Extension>::from_der(&der));
     let list = list.map_err(|_| refuse("its list of extensions cannot be read"))?;
     if list.len() > EXTENSIONS {
@@ -105,8 +126,8 @@ fn extensions(info: &Info) -> Result<Vec<Extension>, IssueError> {
     Ok(list)
 }
 
-/// Parses extensions. One that is not known is left out if the request does not insist on it (key
-/// identifiers among them, which are computed here), else refused.
+/// Parses extensions. One that is not known is left out if the request does not insist on
+/// it (key identifiers among them, which are computed here), else refused.
 fn asked(extensions: &[Extension]) -> Result<Asked, IssueError> {
     let mut asked = Asked::default();
     for extension in extensions {
@@ -115,7 +136,8 @@ fn asked(extensions: &[Extension]) -> Result<Asked, IssueError> {
             ExtendedKeyUsage::OID => {
                 let purposes = parse::<ExtendedKeyUsage>(extension)?;
                 let purposes = purposes.0.iter().map(|oid| Purpose::from_oid(&oid.to_string()));
-                let purposes = purposes.collect::<Result<_, _>>().map_err(|refusal| refused(&refusal))?;
+                let purposes =
+                    purposes.collect::<Result<_, _>>().map_err(|refusal| refused(&refusal))?;
                 asked.purposes = Some((purposes, extension.critical));
             }
             KeyUsageExtension::OID => asked.usage = Some(usage(extension)?),
@@ -124,7 +146,9 @@ fn asked(extensions: &[Extension]) -> Result<Asked, IssueError> {
                 asked.constraints = Some(Constraints { ca, path_len: path_len_constraint });
             }
             unknown if extension.critical => {
-                return Err(refuse(format!("it insists on extension {unknown}, which is not issued")));
+                return Err(refuse(format!(
+                    "it insists on extension {unknown}, which is not issued"
+                )));
             }
             _ => {}
         }
@@ -132,7 +156,8 @@ fn asked(extensions: &[Extension]) -> Result<Asked, IssueError> {
     Ok(asked)
 }
 
-/// Parses the whole value of an extension: what is left over behind it makes it unreadable.
+/// Parses the whole value of an extension: what is left over behind it makes it
+/// unreadable.
 fn parse<'a, T: Decode<'a>>(extension: &'a Extension) -> Result<T, IssueError> {
     T::from_der(extension.extn_value.as_bytes()).map_err(|_| unreadable(extension.extn_id))
 }
@@ -155,8 +180,10 @@ fn usage(extension: &Extension) -> Result<KeyUsage, IssueError> {
     }
     let mut usage = 0;
     for bit in bits.bits().enumerate().filter_map(|(at, bit)| bit.then_some(at)) {
-        let known =
-            u32::try_from(bit).ok().and_then(|bit| 1u16.checked_shl(bit)).filter(|bit| KeyUsage::ALL & bit != 0);
+        let known = u32::try_from(bit)
+            .ok()
+            .and_then(|bit| 1u16.checked_shl(bit))
+            .filter(|bit| KeyUsage::ALL & bit != 0);
         usage |= known.ok_or_else(|| refuse("its key usage has a bit that is not defined"))?;
     }
     Ok(KeyUsage(usage))
@@ -165,10 +192,13 @@ fn usage(extension: &Extension) -> Result<KeyUsage, IssueError> {
 fn names(asked: &SubjectAltName) -> Result<Vec<AlternativeName>, IssueError> {
     let read = |name: &GeneralName| match name {
         GeneralName::DnsName(text) => AlternativeName::dns(text.as_str().as_bytes()),
-        GeneralName::UniformResourceIdentifier(text) => AlternativeName::uri(text.as_str().as_bytes()),
+        GeneralName::UniformResourceIdentifier(text) => {
+            AlternativeName::uri(text.as_str().as_bytes())
+        }
         GeneralName::IpAddress(bytes) => AlternativeName::address(bytes.as_bytes()),
         _ => Err(NameError::Kind),
     };
-    let one = |(at, name)| read(name).map_err(|error| refused(&Refusal::Name { index: at + 1, error }));
+    let one =
+        |(at, name)| read(name).map_err(|error| refused(&Refusal::Name { index: at + 1, error }));
     asked.0.iter().enumerate().map(one).collect()
 }

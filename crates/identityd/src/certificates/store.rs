@@ -1,4 +1,5 @@
-//! Certificates on disk, one PEM file each, beside those that the operator keeps elsewhere.
+//! Certificates on disk, one PEM file each, beside those that the operator keeps
+//! elsewhere.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,7 +19,8 @@ use zeroize::Zeroizing;
 
 use super::left_out::LeftOut;
 
-/// Letters and digits of the id that stand in the file name, for people; the hash behind them is what counts.
+/// Letters and digits of the id that stand in the file name, for people; the hash behind
+/// them is what counts.
 const READABLE_PART: usize = 64;
 
 /// Why a certificate could not be read or written.
@@ -88,7 +90,8 @@ impl CertStore {
         Ok(Self { folder, preloaded, left_out: LeftOut(board) })
     }
 
-    /// Reads each preloaded file once, so that what is wrong with one is known before somebody asks for it.
+    /// Reads each preloaded file once, so that what is wrong with one is known before
+    /// somebody asks for it.
     pub(super) fn look(&self) {
         for (id, certificate) in &self.preloaded {
             if matches!(certificate, PreloadedCert::File(_)) {
@@ -97,13 +100,20 @@ impl CertStore {
         }
     }
 
-    /// A certificate and its chain from the leaf up, or the members of a list one after the other, each certificate once.
-    /// What cannot be used of a list is reported and takes nothing else down.
+    /// A certificate and its chain from the leaf up, or the members of a list one after
+    /// the other, each certificate once. What cannot be used of a list is reported and
+    /// takes nothing else down.
     pub(super) fn read(&self, id: &CertId) -> Result<Vec<Certificate>, CertStoreError> {
-        let Some(PreloadedCert::List(members)) = self.preloaded.get(id) else { return self.read_one(id) };
+        let Some(PreloadedCert::List(members)) = self.preloaded.get(id) else {
+            return self.read_one(id);
+        };
         // A member may come later: the CA is issued after the first start.
         let bundle = each_once(members.iter().filter_map(|member| self.read_one(member).ok()));
-        if bundle.is_empty() { Err(CertStoreError::NotFound { id: id.clone() }) } else { Ok(bundle) }
+        if bundle.is_empty() {
+            Err(CertStoreError::NotFound { id: id.clone() })
+        } else {
+            Ok(bundle)
+        }
     }
 
     fn read_one(&self, id: &CertId) -> Result<Vec<Certificate>, CertStoreError> {
@@ -112,7 +122,9 @@ impl CertStore {
             None => (self.path(id), Rules::own(limit), true),
             Some(PreloadedCert::File(uri)) => (preloaded_file(uri), Rules::named(limit), false),
             // Lists do not nest.
-            Some(PreloadedCert::List(_)) => return Err(CertStoreError::NotFound { id: id.clone() }),
+            Some(PreloadedCert::List(_)) => {
+                return Err(CertStoreError::NotFound { id: id.clone() });
+            }
         };
         let file = match file::read(&path, rules) {
             // Wiped in the end: somebody may have put a key into the file.
@@ -134,14 +146,24 @@ impl CertStore {
         let CertificateFile { certificates, findings } = file;
         match findings.gravest() {
             // One of our own is made or brought anew, which needs no old one.
-            Some(_) if certificates.is_empty() && is_own => Err(CertStoreError::NotFound { id: id.clone() }),
-            Some(finding) if certificates.is_empty() => Err(CertStoreError::Unusable { id: id.clone(), path, finding }),
+            Some(_) if certificates.is_empty() && is_own => {
+                Err(CertStoreError::NotFound { id: id.clone() })
+            }
+            Some(finding) if certificates.is_empty() => {
+                Err(CertStoreError::Unusable { id: id.clone(), path, finding })
+            }
             _ => Ok(certificates),
         }
     }
 
-    /// Stores a chain. With `durable` it survives a power cut from the moment this returns.
-    pub(super) fn write(&self, id: &CertId, pem: &str, durable: bool) -> Result<(), CertStoreError> {
+    /// Stores a chain. With `durable` it survives a power cut from the moment this
+    /// returns.
+    pub(super) fn write(
+        &self,
+        id: &CertId,
+        pem: &str,
+        durable: bool,
+    ) -> Result<(), CertStoreError> {
         self.refuse_preloaded(id)?;
         let write = if durable { store::write_atomic } else { store::write_replaceable };
         write(&self.path(id), pem.as_bytes(), 0o600)?;
@@ -161,11 +183,16 @@ impl CertStore {
     }
 
     fn refuse_preloaded(&self, id: &CertId) -> Result<(), CertStoreError> {
-        if self.preloaded.contains_key(id) { Err(CertStoreError::Preloaded { id: id.clone() }) } else { Ok(()) }
+        if self.preloaded.contains_key(id) {
+            Err(CertStoreError::Preloaded { id: id.clone() })
+        } else {
+            Ok(())
+        }
     }
 
     fn path(&self, id: &CertId) -> PathBuf {
-        let readable: String = id.as_str().chars().filter(char::is_ascii_alphanumeric).take(READABLE_PART).collect();
+        let readable: String =
+            id.as_str().chars().filter(char::is_ascii_alphanumeric).take(READABLE_PART).collect();
         let digest = store::sha256(id.as_str().as_bytes());
         self.folder.join(format!("{readable}-{}.cer", digest.hex()))
     }
@@ -189,8 +216,10 @@ mod tests {
     #[test]
     fn ids_that_look_alike_have_files_of_their_own() {
         let folder = tempfile::tempdir().unwrap();
-        let store = CertStore::open(folder.path().join("certs"), BTreeMap::new(), Board::new()).unwrap();
-        let made = ["a/b", "a.b", "ab", "../../ab", &"a".repeat(500)].map(|name| (id(name), certificate("x").0));
+        let store =
+            CertStore::open(folder.path().join("certs"), BTreeMap::new(), Board::new()).unwrap();
+        let made = ["a/b", "a.b", "ab", "../../ab", &"a".repeat(500)]
+            .map(|name| (id(name), certificate("x").0));
         for (id, pem) in &made {
             store.write(id, pem, false).unwrap();
         }
@@ -198,21 +227,30 @@ mod tests {
             assert_eq!(pem_of(&store.read(id).unwrap()), *pem);
         }
         assert_eq!(std::fs::read_dir(folder.path().join("certs")).unwrap().count(), made.len());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing outside the folder");
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "nothing outside the folder"
+        );
     }
 
     #[test]
     fn a_list_is_its_members_in_order_each_certificate_once_without_what_cannot_be_used() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let file =
-            |name: &str| PreloadedCert::File(format!("file://{}", at(name).display().to_string().replace(' ', "%20")));
+        let file = |name: &str| {
+            PreloadedCert::File(format!(
+                "file://{}",
+                at(name).display().to_string().replace(' ', "%20")
+            ))
+        };
         let ((ca, _), (user, key)) = (certificate("ca"), certificate("user"));
         std::fs::write(at("the user's.pem"), format!("{key}{user}{ca}")).unwrap();
         std::fs::write(at("nothing.pem"), "nothing").unwrap();
         let status = std::process::Command::new("mkfifo").arg(at("fifo")).status().unwrap();
         assert!(status.success());
-        let members = ["ca", "missing", "nothing", "fifo", "folder", "user", "lost"].map(id).to_vec();
+        let members =
+            ["ca", "missing", "nothing", "fifo", "folder", "user", "lost"].map(id).to_vec();
         let preloaded = BTreeMap::from([
             (id("bundle"), PreloadedCert::List(members)),
             (id("user"), file("the user's.pem")),
@@ -236,7 +274,11 @@ mod tests {
 
         let told = || -> Vec<(String, String)> {
             let health = board.health();
-            health.problems().iter().map(|one| (one.subject().to_string(), one.detail().to_owned())).collect()
+            health
+                .problems()
+                .iter()
+                .map(|one| (one.subject().to_string(), one.detail().to_owned()))
+                .collect()
         };
         let problems = told();
         for (id, part) in [
@@ -246,7 +288,9 @@ mod tests {
             ("nothing", "nothing in the file is PEM or DER"),
             ("user", "the user's.pem: line 1, block 1: it is a private key"),
         ] {
-            let has = |(subject, detail): &(String, String)| subject.contains(id) && detail.contains(part);
+            let has = |(subject, detail): &(String, String)| {
+                subject.contains(id) && detail.contains(part)
+            };
             assert!(problems.iter().any(has), "{id}: {problems:?}");
         }
         assert_eq!(problems.len(), 5, "{problems:?}");
@@ -258,9 +302,13 @@ mod tests {
     #[test]
     fn what_the_operator_keeps_elsewhere_is_not_written_through_the_api() {
         let folder = tempfile::tempdir().unwrap();
-        let preloaded = BTreeMap::from([(id("user"), PreloadedCert::File("file:///nowhere".to_owned()))]);
+        let preloaded =
+            BTreeMap::from([(id("user"), PreloadedCert::File("file:///nowhere".to_owned()))]);
         let store = CertStore::open(folder.path().join("certs"), preloaded, Board::new()).unwrap();
-        assert!(matches!(store.write(&id("user"), "x", true), Err(CertStoreError::Preloaded { .. })));
+        assert!(matches!(
+            store.write(&id("user"), "x", true),
+            Err(CertStoreError::Preloaded { .. })
+        ));
         assert!(matches!(store.remove(&id("user")), Err(CertStoreError::Preloaded { .. })));
     }
 }

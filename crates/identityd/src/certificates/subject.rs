@@ -1,6 +1,8 @@
 //! Subjects: read as texts, and written anew (RFC 5280, section 4.1.2.6).
 
-use der::asn1::{Any, BmpString, Ia5StringRef, PrintableStringRef, SetOfVec, TeletexStringRef, Utf8StringRef};
+use der::asn1::{
+    Any, BmpString, Ia5StringRef, PrintableStringRef, SetOfVec, TeletexStringRef, Utf8StringRef,
+};
 use der::oid::ObjectIdentifier;
 use der::{Tag, Tagged as _};
 use x509_cert::attr::AttributeTypeAndValue;
@@ -24,8 +26,8 @@ pub(super) fn of_common_name(common_name: &str) -> der::Result<RdnSequence> {
 
 /// Returns the subject with each value read as a text and written again.
 ///
-/// The kinds of strings that readers are to expect stay as they are, so that the subject keeps its
-/// bytes; old kinds become UTF-8. Anything else has no place in a certificate.
+/// The kinds of strings that readers are to expect stay as they are, so that the subject
+/// keeps its bytes; old kinds become UTF-8. Anything else has no place in a certificate.
 pub(super) fn rebuilt(asked: &Name) -> Result<RdnSequence, &'static str> {
     if asked.iter().count() > ATTRIBUTES {
         return Err("its subject has more than 32 attributes");
@@ -33,7 +35,8 @@ pub(super) fn rebuilt(asked: &Name) -> Result<RdnSequence, &'static str> {
     let mut parts = Vec::new();
     for part in asked.iter_rdn() {
         let pairs: Result<Vec<_>, _> = part.iter().map(attribute).collect();
-        let pairs = SetOfVec::try_from(pairs?).map_err(|_| "its subject has an attribute twice in one place")?;
+        let pairs = SetOfVec::try_from(pairs?)
+            .map_err(|_| "its subject has an attribute twice in one place")?;
         if pairs.is_empty() {
             return Err("its subject has an empty part");
         }
@@ -59,7 +62,11 @@ fn attribute(pair: &AttributeTypeAndValue) -> Result<AttributeTypeAndValue, &'st
             (text.as_str().to_owned(), Any::encode_from(&text))
         }
         Tag::TeletexString => {
-            let text = value.decode_as::<TeletexStringRef<'_>>().map_err(|_| unreadable)?.as_str().to_owned();
+            let text = value
+                .decode_as::<TeletexStringRef<'_>>()
+                .map_err(|_| unreadable)?
+                .as_str()
+                .to_owned();
             let written = Utf8StringRef::new(&text).and_then(|text| Any::encode_from(&text));
             (text, written)
         }
@@ -75,7 +82,9 @@ fn attribute(pair: &AttributeTypeAndValue) -> Result<AttributeTypeAndValue, &'st
         return Err("its subject has a value that is empty or has control characters");
     }
     if text.chars().count() > limit {
-        return Err("its subject has a value that is too long: 64 characters for a common name, 256 for others");
+        return Err(
+            "its subject has a value that is too long: 64 characters for a common name, 256 for others",
+        );
     }
     Ok(AttributeTypeAndValue { oid: pair.oid, value: written.map_err(|_| unreadable)? })
 }

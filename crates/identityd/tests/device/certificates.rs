@@ -1,4 +1,5 @@
-//! The routes of the certificates API: success and bad input. (Callers without a grant: unit tests beside the routes.)
+//! The routes of the certificates API: success and bad input. (Callers without a grant:
+//! unit tests beside the routes.)
 
 use std::process::Command;
 
@@ -7,7 +8,10 @@ use edgekeep_api::client::{Client, ClientError};
 use edgekeep_api::keyd::{ON_BEHALF_OF, OnBehalfOf};
 use edgekeep_core::settings::{Issuance, IssuanceMethod, LocalCa, PreloadedCert};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
 use serde_json::{Value, json};
 
 use crate::harness::{Device, cloud, manual};
@@ -54,7 +58,10 @@ pub(crate) async fn device_with_ca(pair: &KeyPair) -> (Device, String) {
 pub(crate) async fn leaf(device: &Device, id: &str, csr: String) -> Result<String, ClientError> {
     let private_key_handle = device.keys().load_key_pair(CA).await.unwrap();
     let issuer = Some(Issuer { cert_id: CA.to_owned(), private_key_handle });
-    device.certificates().create(&CreateCertificate { cert_id: id.to_owned(), csr, issuer, not_after: None }).await
+    device
+        .certificates()
+        .create(&CreateCertificate { cert_id: id.to_owned(), csr, issuer, not_after: None })
+        .await
 }
 
 pub(crate) fn refusal(error: ClientError) -> (StatusCode, String) {
@@ -69,19 +76,33 @@ async fn leaves_of_an_elliptic_curve_and_of_an_rsa_ca_satisfy_openssl() {
     let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
     for pair in [KeyPair::generate().unwrap(), rsa] {
         let (device, ca) = device_with_ca(&pair).await;
-        let chain = leaf(&device, "aziot-edged/module/m:1:server", leaf_request("m.press.test")).await.unwrap();
+        let chain = leaf(&device, "aziot-edged/module/m:1:server", leaf_request("m.press.test"))
+            .await
+            .unwrap();
         assert!(chain.ends_with(&ca), "the leaf, then the CA");
         assert_eq!(chain.matches("BEGIN CERTIFICATE").count(), 2);
-        let (ca_file, leaf_file) = (device.folder.path().join("ca.pem"), device.folder.path().join("leaf.pem"));
+        let (ca_file, leaf_file) =
+            (device.folder.path().join("ca.pem"), device.folder.path().join("leaf.pem"));
         std::fs::write(&ca_file, &ca).unwrap();
         std::fs::write(&leaf_file, &chain).unwrap();
         let verified = Command::new("openssl")
-            .args(["verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", "m.press.test", "-CAfile"])
+            .args([
+                "verify",
+                "-x509_strict",
+                "-purpose",
+                "sslserver",
+                "-verify_hostname",
+                "m.press.test",
+                "-CAfile",
+            ])
             .args([&ca_file, &leaf_file])
             .output()
             .unwrap();
         assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
-        assert_eq!(device.certificates().load("aziot-edged/module/m:1:server").await.unwrap(), chain);
+        assert_eq!(
+            device.certificates().load("aziot-edged/module/m:1:server").await.unwrap(),
+            chain
+        );
     }
 }
 
@@ -114,8 +135,13 @@ async fn keyd_writes_down_for_whom_a_certificate_was_signed_if_the_asking_uid_ma
     }
     // What is no statement makes no certificate.
     let client = Client::new(device.root.certd_socket());
-    let client = client.with_header(HeaderName::from_static(ON_BEHALF_OF), HeaderValue::from_static("thermometer"));
-    let answer = client.call::<_, Value>(Method::POST, "/certificates?api-version=2020-09-01", Some(&request)).await;
+    let client = client.with_header(
+        HeaderName::from_static(ON_BEHALF_OF),
+        HeaderValue::from_static("thermometer"),
+    );
+    let answer = client
+        .call::<_, Value>(Method::POST, "/certificates?api-version=2020-09-01", Some(&request))
+        .await;
     assert_eq!(refusal(answer.unwrap_err()).0, StatusCode::BAD_REQUEST);
 }
 
@@ -136,14 +162,20 @@ async fn a_ca_below_the_local_ca_is_made_for_ids_that_are_configured_so() {
     let sim = cloud().await;
     let mut device = Device::new(&sim, manual(&sim)).await;
     let settings = &mut device.settings;
-    settings.cert_issuance.insert("local-ca".parse().unwrap(), issuance(IssuanceMethod::SelfSigned));
+    settings
+        .cert_issuance
+        .insert("local-ca".parse().unwrap(), issuance(IssuanceMethod::SelfSigned));
     settings.cert_issuance.insert(CA.parse().unwrap(), issuance(IssuanceMethod::LocalCa));
-    settings.local_ca = Some(LocalCa { cert: "local-ca".parse().unwrap(), key: "local-ca".parse().unwrap() });
+    settings.local_ca =
+        Some(LocalCa { cert: "local-ca".parse().unwrap(), key: "local-ca".parse().unwrap() });
     device.start().await;
     let csr = ca_request(&KeyPair::generate().unwrap(), BasicConstraints::Constrained(0));
     let request = CreateCertificate { cert_id: CA.to_owned(), csr, issuer: None, not_after: None };
     let (status, message) = refusal(device.certificates().create(&request).await.unwrap_err());
-    assert_eq!((status, message.as_str()), (StatusCode::BAD_REQUEST, "certificate \"local-ca\" not found"));
+    assert_eq!(
+        (status, message.as_str()),
+        (StatusCode::BAD_REQUEST, "certificate \"local-ca\" not found")
+    );
 
     let local = self_signed_ca(&mut device, "local-ca", &KeyPair::generate().unwrap()).await;
     let chain = device.certificates().create(&request).await.unwrap();
@@ -157,7 +189,10 @@ async fn what_cannot_be_issued_is_refused_with_the_reason() {
     let pair = KeyPair::generate().unwrap();
     let (mut device, _) = device_with_ca(&pair).await;
     device.settings.cert_issuance.insert("by-est".parse().unwrap(), issuance(IssuanceMethod::Est));
-    device.settings.cert_issuance.insert("by-local".parse().unwrap(), issuance(IssuanceMethod::LocalCa));
+    device
+        .settings
+        .cert_issuance
+        .insert("by-local".parse().unwrap(), issuance(IssuanceMethod::LocalCa));
     device.restart().await;
     let csr = leaf_request("m");
     let handle = device.keys().load_key_pair(CA).await.unwrap();
@@ -165,23 +200,56 @@ async fn what_cannot_be_issued_is_refused_with_the_reason() {
     let by = |cert: &str, key: &str| json!({"certId": cert, "privateKeyHandle": key});
     for (body, expected, reason) in [
         (json!({"csr": csr}), StatusCode::UNPROCESSABLE_ENTITY, "certId"),
-        (json!({"certId": "a b", "csr": csr}), StatusCode::BAD_REQUEST, "certificate id has a character"),
-        (json!({"certId": "m", "csr": "nonsense", "issuer": by(CA, &handle.0)}), StatusCode::BAD_REQUEST, "not PEM"),
+        (
+            json!({"certId": "a b", "csr": csr}),
+            StatusCode::BAD_REQUEST,
+            "certificate id has a character",
+        ),
+        (
+            json!({"certId": "m", "csr": "nonsense", "issuer": by(CA, &handle.0)}),
+            StatusCode::BAD_REQUEST,
+            "not PEM",
+        ),
         (json!({"certId": "m", "csr": csr}), StatusCode::BAD_REQUEST, "no issuance is configured"),
         (json!({"certId": "by-est", "csr": csr}), StatusCode::BAD_REQUEST, "EST"),
-        (json!({"certId": "by-local", "csr": csr}), StatusCode::BAD_REQUEST, "no local CA is configured"),
-        (json!({"certId": CA, "csr": csr}), StatusCode::BAD_REQUEST, "does not belong to the issuer"),
-        (json!({"certId": "m", "csr": csr, "issuer": by("unknown", &handle.0)}), StatusCode::BAD_REQUEST, "not found"),
-        (json!({"certId": "m", "csr": csr, "issuer": by(CA, &other.0)}), StatusCode::BAD_REQUEST, "does not belong"),
-        (json!({"certId": "m", "csr": csr, "issuer": by(CA, "forged")}), StatusCode::BAD_REQUEST, "invalid value"),
+        (
+            json!({"certId": "by-local", "csr": csr}),
+            StatusCode::BAD_REQUEST,
+            "no local CA is configured",
+        ),
+        (
+            json!({"certId": CA, "csr": csr}),
+            StatusCode::BAD_REQUEST,
+            "does not belong to the issuer",
+        ),
+        (
+            json!({"certId": "m", "csr": csr, "issuer": by("unknown", &handle.0)}),
+            StatusCode::BAD_REQUEST,
+            "not found",
+        ),
+        (
+            json!({"certId": "m", "csr": csr, "issuer": by(CA, &other.0)}),
+            StatusCode::BAD_REQUEST,
+            "does not belong",
+        ),
+        (
+            json!({"certId": "m", "csr": csr, "issuer": by(CA, "forged")}),
+            StatusCode::BAD_REQUEST,
+            "invalid value",
+        ),
         (
             json!({"certId": "m", "csr": ca_request(&pair, BasicConstraints::Unconstrained), "issuer": by(CA, &handle.0)}),
             StatusCode::BAD_REQUEST,
             "asks for a CA's rights",
         ),
     ] {
-        let answer =
-            device.ask_certificates(Method::POST, "/certificates?api-version=2020-09-01", Some(body.clone())).await;
+        let answer = device
+            .ask_certificates(
+                Method::POST,
+                "/certificates?api-version=2020-09-01",
+                Some(body.clone()),
+            )
+            .await;
         let (status, message) = answer.unwrap_err();
         assert_eq!(status, expected, "{body}: {message}");
         assert!(message.contains(reason), "{body}: {message}");
@@ -198,7 +266,10 @@ async fn a_chain_is_imported_read_and_deleted() {
     device.certificates().delete("bought").await.unwrap();
     device.certificates().delete("bought").await.unwrap();
     let (status, message) = refusal(device.certificates().load("bought").await.unwrap_err());
-    assert_eq!((status, message.as_str()), (StatusCode::BAD_REQUEST, "certificate \"bought\" not found"));
+    assert_eq!(
+        (status, message.as_str()),
+        (StatusCode::BAD_REQUEST, "certificate \"bought\" not found")
+    );
 }
 
 #[tokio::test]
@@ -217,7 +288,8 @@ async fn only_certificates_are_imported() {
         (Method::DELETE, "/certificates/a%20b?api-version=2020-09-01", StatusCode::BAD_REQUEST),
         (Method::GET, "/certificates/x?api-version=2021-05-01", StatusCode::BAD_REQUEST),
     ] {
-        let (status, message) = device.ask_certificates(method.clone(), path, None).await.unwrap_err();
+        let (status, message) =
+            device.ask_certificates(method.clone(), path, None).await.unwrap_err();
         assert_eq!(status, expected, "{method} {path}: {message}");
     }
 }
@@ -233,7 +305,8 @@ async fn preloaded_certificates_are_read_from_where_they_are_and_never_overwritt
     device.settings.preloaded_certs.insert("trust-bundle-user".parse().unwrap(), preloaded);
     device.start().await;
     assert_eq!(device.certificates().load("trust-bundle-user").await.unwrap(), pem);
-    let (status, message) = refusal(device.certificates().import("trust-bundle-user", &pem).await.unwrap_err());
+    let (status, message) =
+        refusal(device.certificates().import("trust-bundle-user", &pem).await.unwrap_err());
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(message.contains("preloaded"), "{message}");
 }

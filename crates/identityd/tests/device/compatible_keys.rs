@@ -1,4 +1,5 @@
-//! identityd on a compatible keys service: provisioning, modules and certificates by published calls alone.
+//! identityd on a compatible keys service: provisioning, modules and certificates by
+//! published calls alone.
 
 use std::process::Command;
 
@@ -16,12 +17,14 @@ fn aziot(identity: Identity) -> AziotIdentity {
 }
 
 #[tokio::test]
-async fn a_device_its_modules_and_its_ca_live_on_a_compatible_keys_service_and_survive_another_store_of_it() {
+async fn a_device_its_modules_and_its_ca_live_on_a_compatible_keys_service_and_survive_another_store_of_it()
+ {
     let sim = cloud().await;
     let mut device = Device::new(&sim, manual(&sim)).await;
     device.stop_keyd().await;
     let keys = Compatible::keys_alone(&device.root);
-    let issuance = Issuance { method: IssuanceMethod::SelfSigned, common_name: None, expiry_days: Some(90) };
+    let issuance =
+        Issuance { method: IssuanceMethod::SelfSigned, common_name: None, expiry_days: Some(90) };
     device.settings.cert_issuance.insert(CA.parse().unwrap(), issuance);
     device.start().await;
     device.until_device(|identity| identity.device_id == "press-05").await;
@@ -31,15 +34,20 @@ async fn a_device_its_modules_and_its_ca_live_on_a_compatible_keys_service_and_s
     let mechanism = || edgekeep_api::keyd::SignMechanism::HmacSha256 { message: b"m"[..].into() };
     let signature = device.keys().sign(&handle, mechanism()).await.unwrap();
 
-    // The CA's request is made as our module runtime makes it, with a key that the service made.
+    // The CA's request is made as our module runtime makes it, with a key that the
+    // service made.
     let pair = device.keys().create_key_pair(CA, Some("ec-p256")).await.unwrap();
     let folder = device.folder.path().join("compatible");
     let run = |arguments: &[&str]| {
         let output = Command::new("openssl").args(arguments).current_dir(&folder).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    let mut request = vec!["req", "-new", "-key", "aziot-edged-ca.key", "-subj", "/CN=edge CA", "-out", "ca.csr"];
-    for extension in ["basicConstraints=critical,CA:TRUE,pathlen:0", "keyUsage=critical,digitalSignature,keyCertSign"] {
+    let mut request =
+        vec!["req", "-new", "-key", "aziot-edged-ca.key", "-subj", "/CN=edge CA", "-out", "ca.csr"];
+    for extension in [
+        "basicConstraints=critical,CA:TRUE,pathlen:0",
+        "keyUsage=critical,digitalSignature,keyCertSign",
+    ] {
         request.extend_from_slice(&["-addext", extension]);
     }
     run(&request);
@@ -66,10 +74,14 @@ async fn a_device_its_modules_and_its_ca_live_on_a_compatible_keys_service_and_s
         "the refusal of the keys service is passed on as one of the handle: {error}"
     );
     device.identities().update_module("m1").await.unwrap();
-    let again = aziot(device.identities().module("m1").await.unwrap()).auth.unwrap().key_handle.unwrap();
+    let again =
+        aziot(device.identities().module("m1").await.unwrap()).auth.unwrap().key_handle.unwrap();
     assert_eq!(device.keys().sign(&again, mechanism()).await.unwrap(), signature, "the same key");
     let pair = device.keys().load_key_pair(CA).await.unwrap();
     device.certificates().create(&leaf(pair)).await.unwrap();
     let calls = keys.calls();
-    assert!(calls.iter().all(|call| call.version == "2020-09-01" && call.status != 401), "{calls:#?}");
+    assert!(
+        calls.iter().all(|call| call.version == "2020-09-01" && call.status != 401),
+        "{calls:#?}"
+    );
 }

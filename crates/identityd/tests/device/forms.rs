@@ -1,5 +1,6 @@
-//! Files of certificates and keys in every form that people have them in, wherever the daemons read one: what comes out is read
-//! by openssl and Python, and what cannot be used is said.
+//! Files of certificates and keys in every form that people have them in, wherever the
+//! daemons read one: what comes out is read by openssl and Python, and what cannot be
+//! used is said.
 
 use std::process::Command;
 
@@ -16,7 +17,8 @@ use crate::harness::{Device, cloud, manual};
 const OF_A_KEY: &str = "PRIVATE";
 
 async fn bundle(device: &Device) -> String {
-    let answer = device.ask(Method::GET, "/trust-bundle?api-version=2020-09-01", None).await.unwrap();
+    let answer =
+        device.ask(Method::GET, "/trust-bundle?api-version=2020-09-01", None).await.unwrap();
     answer["certificate"].as_str().unwrap().to_owned()
 }
 
@@ -41,13 +43,27 @@ async fn trust_bundles_and_preloaded_certificates_go_out_as_strict_pem_from_ever
             Ok(pem) => {
                 assert_eq!(pem, form.goes_out, "{}", form.name);
                 let count = pem.matches("BEGIN").count();
-                assert_eq!((count_by_openssl(&pem), count_by_python(&pem)), (Ok(count), Ok(count)), "{}", form.name);
+                assert_eq!(
+                    (count_by_openssl(&pem), count_by_python(&pem)),
+                    (Ok(count), Ok(count)),
+                    "{}",
+                    form.name
+                );
             }
             Err(error) => {
                 let (status, message) = refusal(error);
                 let Says::Error(part) = form.says else { panic!("{}: {message}", form.name) };
-                assert_eq!((status, form.goes_out.as_str()), (StatusCode::BAD_REQUEST, ""), "{}", form.name);
-                assert!(message.contains(part) && message.contains("certificates: "), "{}: {message}", form.name);
+                assert_eq!(
+                    (status, form.goes_out.as_str()),
+                    (StatusCode::BAD_REQUEST, ""),
+                    "{}",
+                    form.name
+                );
+                assert!(
+                    message.contains(part) && message.contains("certificates: "),
+                    "{}: {message}",
+                    form.name
+                );
             }
         }
     }
@@ -76,7 +92,11 @@ async fn a_preloaded_key_signs_from_every_form_or_the_caller_is_told_what_to_do(
             (Err(error), Says::Error(part)) => {
                 let (status, message) = refusal(error);
                 assert_eq!(status, StatusCode::BAD_REQUEST, "{}", form.name);
-                assert!(message.contains(part) && message.contains("/preloaded"), "{}: {message}", form.name);
+                assert!(
+                    message.contains(part) && message.contains("/preloaded"),
+                    "{}: {message}",
+                    form.name
+                );
             }
             (other, says) => panic!("{}: {other:?}, should be {says:?}", form.name),
         }
@@ -92,7 +112,8 @@ async fn a_ca_signs_with_certificate_and_key_of_every_form_or_says_why_not() {
     let settings = &mut device.settings;
     let uri = PreloadedCert::File(format!("file://{}", certificate.display()));
     settings.preloaded_certs.insert("local-ca".parse().unwrap(), uri);
-    settings.local_ca = Some(LocalCa { cert: "local-ca".parse().unwrap(), key: "local-ca".parse().unwrap() });
+    settings.local_ca =
+        Some(LocalCa { cert: "local-ca".parse().unwrap(), key: "local-ca".parse().unwrap() });
     settings.cert_issuance.insert("leaf".parse().unwrap(), issuance(IssuanceMethod::LocalCa));
     device.restart_keyd().await;
     device.start().await;
@@ -127,8 +148,16 @@ async fn a_ca_signs_with_certificate_and_key_of_every_form_or_says_why_not() {
                 assert!(is_strict(&chain), "{name}");
                 std::fs::write(plant.folder().join("leaf.pem"), chain).unwrap();
                 let verify = ["verify", "-CAfile", "root.pem", "leaf.pem"];
-                let output = Command::new("openssl").args(verify).current_dir(plant.folder()).output().unwrap();
-                assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+                let output = Command::new("openssl")
+                    .args(verify)
+                    .current_dir(plant.folder())
+                    .output()
+                    .unwrap();
+                assert!(
+                    output.status.success(),
+                    "{name}: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
             }
             (Err(error), Some(part)) => {
                 let (status, message) = refusal(error);

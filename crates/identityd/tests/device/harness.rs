@@ -1,4 +1,5 @@
-//! A device in a temporary folder: the real keyd, the daemon under test, and a simulated cloud.
+//! A device in a temporary folder: the real keyd, the daemon under test, and a simulated
+//! cloud.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -100,7 +101,11 @@ impl Device {
             parent_hostname: None,
             provisioning,
             reprovisioning: ReprovisioningMode::Dynamic,
-            cloud: CloudSettings { timeout_sec: 10, retries: 0, trusted_certs: vec![ca.display().to_string()] },
+            cloud: CloudSettings {
+                timeout_sec: 10,
+                retries: 0,
+                trusted_certs: vec![ca.display().to_string()],
+            },
             principals: Vec::new(),
             localid_domain: None,
             cert_principals: Vec::new(),
@@ -152,7 +157,8 @@ impl Device {
             ..KeyPrincipal::default()
         };
         let uri = |path: &PathBuf| format!("file://{}", path.display()).into();
-        let preloaded = self.preloaded_keys.iter().map(|(id, path)| (id.parse().unwrap(), uri(path)));
+        let preloaded =
+            self.preloaded_keys.iter().map(|(id, path)| (id.parse().unwrap(), uri(path)));
         let settings = KeydSettings {
             principals: vec![daemon],
             auditors: vec![uid()],
@@ -160,11 +166,13 @@ impl Device {
             handle_lifetime_sec: self.handle_lifetime_sec,
             ..KeydSettings::default()
         };
-        let keyd = Keyd::open(&self.root, &settings, edgekeep_keyd::policy::Policy::new(&settings)).unwrap();
+        let keyd = Keyd::open(&self.root, &settings, edgekeep_keyd::policy::Policy::new(&settings))
+            .unwrap();
         let router = Arc::new(edgekeep_keyd::routes::router(Arc::new(keyd)));
         let listener = listen::bind(&self.root.keyd_socket(), 0o660).unwrap();
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(server::serve(listener, router, server::Limits::default(), stopped));
+        let task =
+            tokio::spawn(server::serve(listener, router, server::Limits::default(), stopped));
         self.keyd = Some(Part { stop, task });
     }
 
@@ -258,7 +266,10 @@ impl Device {
     }
 
     /// Asks again and again until the device's identity is as `wanted`.
-    pub(crate) async fn until_device(&self, wanted: impl Fn(&AziotIdentity) -> bool) -> AziotIdentity {
+    pub(crate) async fn until_device(
+        &self,
+        wanted: impl Fn(&AziotIdentity) -> bool,
+    ) -> AziotIdentity {
         let start = Instant::now();
         let client = self.identities();
         loop {
@@ -274,7 +285,12 @@ impl Device {
     }
 }
 
-async fn send(client: &Client, method: Method, path: &str, body: Option<Value>) -> Result<Value, (StatusCode, String)> {
+async fn send(
+    client: &Client,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> Result<Value, (StatusCode, String)> {
     match client.call::<Value, Value>(method, path, body.as_ref()).await {
         Ok(value) => Ok(value),
         Err(ClientError::Status { status, message, .. }) => Err((status, message)),

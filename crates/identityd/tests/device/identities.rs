@@ -1,4 +1,5 @@
-//! The routes of the identity API: success, wrong caller, bad input; and what happens to them while the hub is in trouble.
+//! The routes of the identity API: success, wrong caller, bad input; and what happens to
+//! them while the hub is in trouble.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +7,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::SignMechanism;
-use edgekeep_core::settings::{IdentityKind, IdentityPrincipal, Issuance, IssuanceMethod, LocalCa, PreloadedCert};
+use edgekeep_core::settings::{
+    IdentityKind, IdentityPrincipal, Issuance, IssuanceMethod, LocalCa, PreloadedCert,
+};
 use edgekeep_sim::{Faults, Keys, RouteFaults, Simulator};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -32,7 +35,10 @@ async fn a_module_is_created_with_keys_that_its_handle_signs_with() {
     let sim = cloud().await;
     let device = Device::started(&sim, manual(&sim)).await;
     let created = aziot(device.identities().create_module("$edgeHub").await.unwrap());
-    assert_eq!((created.device_id.as_str(), created.module_id.as_deref()), ("press-05", Some("$edgeHub")));
+    assert_eq!(
+        (created.device_id.as_str(), created.module_id.as_deref()),
+        ("press-05", Some("$edgeHub"))
+    );
     let module = &sim.state().devices["press-05"].modules["$edgeHub"];
     assert_eq!((module.keys, Some(&module.generation_id)), (Keys::Given, created.gen_id.as_ref()));
 
@@ -51,13 +57,19 @@ async fn modules_are_listed_without_their_credentials_and_deleted() {
     }
     let listed = device.identities().modules().await.unwrap();
     let listed: Vec<_> = listed.into_iter().map(aziot).collect();
-    assert_eq!(listed.iter().filter_map(|it| it.module_id.as_deref()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(
+        listed.iter().filter_map(|it| it.module_id.as_deref()).collect::<Vec<_>>(),
+        ["a", "b"]
+    );
     assert!(listed.iter().all(|it| it.auth.is_none() && it.gen_id.is_some()));
 
     device.identities().delete_module("a").await.unwrap();
     assert!(!sim.state().devices["press-05"].modules.contains_key("a"));
     assert_eq!(status(&device.identities().module("a").await.unwrap_err()), StatusCode::NOT_FOUND);
-    assert_eq!(status(&device.identities().delete_module("a").await.unwrap_err()), StatusCode::NOT_FOUND);
+    assert_eq!(
+        status(&device.identities().delete_module("a").await.unwrap_err()),
+        StatusCode::NOT_FOUND
+    );
 }
 
 #[tokio::test]
@@ -75,7 +87,10 @@ async fn an_update_follows_a_module_that_was_made_anew_and_misses_one_that_is_go
     let device = Device::started(&sim, manual(&sim)).await;
     let first = aziot(device.identities().create_module("m").await.unwrap());
     sim.remove_module("press-05", "m");
-    assert_eq!(status(&device.identities().update_module("m").await.unwrap_err()), StatusCode::NOT_FOUND);
+    assert_eq!(
+        status(&device.identities().update_module("m").await.unwrap_err()),
+        StatusCode::NOT_FOUND
+    );
     assert_eq!(status(&device.identities().module("m").await.unwrap_err()), StatusCode::NOT_FOUND);
     device.identities().create_module("m").await.unwrap();
     let updated = aziot(device.identities().update_module("m").await.unwrap());
@@ -98,7 +113,8 @@ async fn a_module_that_others_made_at_the_hub_is_found_when_it_is_missed() {
     let other = Device::started(&sim, manual(&sim)).await;
     sim.wait_until(DEADLINE, |state| state.calls.hub_list >= 2).await.unwrap();
     other.identities().create_module("late").await.unwrap();
-    // A list that is younger than the least gap counts as the truth; then the hub is asked.
+    // A list that is younger than the least gap counts as the truth; then the hub is
+    // asked.
     let start = Instant::now();
     while let Err(error) = device.identities().module("late").await {
         assert!(start.elapsed() < DEADLINE, "{error}");
@@ -142,7 +158,10 @@ async fn offline_everything_that_is_known_is_answered_also_after_a_restart() {
     let error = device.identities().create_module("new").await.unwrap_err();
     assert_eq!(status(&error), StatusCode::NOT_FOUND);
     assert!(error.to_string().contains("cannot be reached"), "{error}");
-    assert_eq!(status(&device.identities().delete_module("$edgeAgent").await.unwrap_err()), StatusCode::NOT_FOUND);
+    assert_eq!(
+        status(&device.identities().delete_module("$edgeAgent").await.unwrap_err()),
+        StatusCode::NOT_FOUND
+    );
     assert!(device.identities().module("$edgeAgent").await.is_ok(), "not deleted, so still known");
 }
 
@@ -188,14 +207,38 @@ async fn requests_that_cannot_be_right_are_refused_with_the_reason() {
         (Method::GET, "/identities/modules?type=local", None, bad, "invalid parameter: type"),
         (Method::GET, "/identities/modules/m", None, bad, "missing parameter: type"),
         (Method::GET, "/identities/modules/m?type=x", None, bad, "invalid parameter: type"),
-        (Method::GET, "/identities/modules/..%2Fx?type=aziot", None, bad, "module id has a character"),
+        (
+            Method::GET,
+            "/identities/modules/..%2Fx?type=aziot",
+            None,
+            bad,
+            "module id has a character",
+        ),
         (Method::GET, "/identities/modules/m?type=local", None, bad, "no principal"),
         (Method::PUT, "/identities/modules/m", body(), bad, "missing parameter: type"),
         (Method::PUT, "/identities/modules/m?type=local", body(), bad, "invalid parameter: type"),
-        (Method::PUT, "/identities/modules/a%20b?type=aziot", body(), bad, "module id has a character"),
-        (Method::PUT, "/identities/modules/m?type=aziot", None, StatusCode::UNPROCESSABLE_ENTITY, "JSON breaks off"),
+        (
+            Method::PUT,
+            "/identities/modules/a%20b?type=aziot",
+            body(),
+            bad,
+            "module id has a character",
+        ),
+        (
+            Method::PUT,
+            "/identities/modules/m?type=aziot",
+            None,
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "JSON breaks off",
+        ),
         (Method::DELETE, "/identities/modules/m", None, bad, "missing parameter: type"),
-        (Method::DELETE, "/identities/modules/a%3Fb?type=aziot", None, bad, "module id has a character"),
+        (
+            Method::DELETE,
+            "/identities/modules/a%3Fb?type=aziot",
+            None,
+            bad,
+            "module id has a character",
+        ),
         (Method::POST, "/identities/modules", None, bad, "missing request body"),
         (
             Method::POST,
@@ -218,7 +261,13 @@ async fn requests_that_cannot_be_right_are_refused_with_the_reason() {
             bad,
             "module id is empty",
         ),
-        (Method::POST, "/identities/modules", Some(json!({"type": "local", "moduleId": "m"})), bad, "[localid] domain"),
+        (
+            Method::POST,
+            "/identities/modules",
+            Some(json!({"type": "local", "moduleId": "m"})),
+            bad,
+            "[localid] domain",
+        ),
         (Method::POST, "/identities/device", None, bad, "missing request body"),
         (Method::DELETE, "/identities/device", None, bad, "method not allowed"),
     ] {
@@ -235,12 +284,16 @@ async fn requests_that_cannot_be_right_are_refused_with_the_reason() {
 async fn a_module_principal_gets_its_own_identity_and_nothing_else() {
     let sim = cloud().await;
     let mut device = Device::new(&sim, manual(&sim)).await;
-    let scanner =
-        |kinds: &[IdentityKind]| IdentityPrincipal { uid: uid(), name: "scanner".to_owned(), kinds: kinds.to_vec() };
+    let scanner = |kinds: &[IdentityKind]| IdentityPrincipal {
+        uid: uid(),
+        name: "scanner".to_owned(),
+        kinds: kinds.to_vec(),
+    };
     device.settings.principals = vec![scanner(&[IdentityKind::Module])];
     device.start().await;
     // The identity was made for it, without anybody's asking.
-    let own = device.ask(Method::GET, "/identities/identity?api-version=2020-09-01", None).await.unwrap();
+    let own =
+        device.ask(Method::GET, "/identities/identity?api-version=2020-09-01", None).await.unwrap();
     assert_eq!(own["spec"]["moduleId"], "scanner");
     assert_eq!(own["spec"]["auth"]["type"], "sas");
     assert!(device.identities().module("scanner").await.is_ok());
@@ -258,11 +311,18 @@ async fn a_module_principal_gets_its_own_identity_and_nothing_else() {
     ] {
         let path = format!("{path}&api-version=2020-09-01");
         let refused = device.ask(method.clone(), &path, body).await.unwrap_err();
-        assert_eq!(refused, (StatusCode::UNAUTHORIZED, "unauthorized".to_owned()), "{method} {path}");
+        assert_eq!(
+            refused,
+            (StatusCode::UNAUTHORIZED, "unauthorized".to_owned()),
+            "{method} {path}"
+        );
     }
     let trail = std::fs::read_to_string(device.state_file("audit.jsonl")).unwrap();
     assert_eq!(trail.lines().count(), 8, "{trail}");
-    assert!(trail.contains("\"action\":\"DELETE /identities/modules/{id}\",\"object\":\"scanner\""), "{trail}");
+    assert!(
+        trail.contains("\"action\":\"DELETE /identities/modules/{id}\",\"object\":\"scanner\""),
+        "{trail}"
+    );
 
     // A principal that is not configured any more loses its identity.
     device.settings.principals = vec![scanner(&[])];
@@ -276,17 +336,22 @@ async fn a_stranger_gets_nothing_but_what_is_open_to_everyone() {
     let mut device = Device::new(&sim, manual(&sim)).await;
     // Whoever runs the test has no right: an entry with a kind that fits nothing below.
     let kinds = vec![IdentityKind::Local];
-    device.settings.principals = vec![IdentityPrincipal { uid: uid(), name: "nobody".to_owned(), kinds }];
+    device.settings.principals =
+        vec![IdentityPrincipal { uid: uid(), name: "nobody".to_owned(), kinds }];
     device.start().await;
     for path in [
         "/identities/modules?type=aziot&",
         "/identities/modules/m?type=aziot&",
         "/identities/modules/nobody?type=aziot&",
     ] {
-        let (status, _) = device.ask(Method::GET, &format!("{path}api-version=2020-09-01"), None).await.unwrap_err();
+        let (status, _) = device
+            .ask(Method::GET, &format!("{path}api-version=2020-09-01"), None)
+            .await
+            .unwrap_err();
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
     }
-    let bundle = device.ask(Method::GET, "/trust-bundle?api-version=2020-09-01", None).await.unwrap();
+    let bundle =
+        device.ask(Method::GET, "/trust-bundle?api-version=2020-09-01", None).await.unwrap();
     assert_eq!(bundle, json!({"certificate": ""}));
     assert!(device.identities().provisioning().await.is_ok());
 }
@@ -345,8 +410,10 @@ async fn a_handle_that_keyd_stopped_accepting_is_not_handed_out_again() {
         let error = device.keys().sign(handle, message()).await.unwrap_err();
         assert!(error.to_string().contains("parameter \"handle\" has an invalid value"), "{error}");
     }
-    let new =
-        [handle(device.identities().module("m").await.unwrap()), handle(device.identities().device().await.unwrap())];
+    let new = [
+        handle(device.identities().module("m").await.unwrap()),
+        handle(device.identities().device().await.unwrap()),
+    ];
     for (handle, signed) in new.iter().zip(signed) {
         assert_eq!(device.keys().sign(handle, message()).await.unwrap(), signed, "the same keys");
     }
@@ -373,18 +440,35 @@ async fn a_local_identity_is_a_key_and_a_certificate_of_this_device_s_ca() {
     let settings = &mut device.settings;
     settings.localid_domain = Some("plant7.example".to_owned());
     settings.cert_issuance.insert("updater".parse().unwrap(), issuance(IssuanceMethod::LocalCa));
-    settings.cert_issuance.insert("local-ca".parse().unwrap(), issuance(IssuanceMethod::SelfSigned));
-    settings.local_ca = Some(LocalCa { cert: "local-ca".parse().unwrap(), key: "local-ca".parse().unwrap() });
+    settings
+        .cert_issuance
+        .insert("local-ca".parse().unwrap(), issuance(IssuanceMethod::SelfSigned));
+    settings.local_ca =
+        Some(LocalCa { cert: "local-ca".parse().unwrap(), key: "local-ca".parse().unwrap() });
     settings.preloaded_certs.insert(
         "aziot-edged-trust-bundle".parse().unwrap(),
-        PreloadedCert::List(vec!["local-ca".parse().unwrap(), "trust-bundle-user".parse().unwrap()]),
+        PreloadedCert::List(vec![
+            "local-ca".parse().unwrap(),
+            "trust-bundle-user".parse().unwrap(),
+        ]),
     );
     device.start().await;
-    let ca = crate::certificates::self_signed_ca(&mut device, "local-ca", &rcgen::KeyPair::generate().unwrap()).await;
+    let ca = crate::certificates::self_signed_ca(
+        &mut device,
+        "local-ca",
+        &rcgen::KeyPair::generate().unwrap(),
+    )
+    .await;
 
     let body = json!({"type": "local", "moduleId": "updater", "localIdOpts": {"type": "x509", "attributes": "server"}});
-    let answer = device.ask(Method::POST, "/identities/modules?api-version=2020-09-01", Some(body)).await.unwrap();
-    assert_eq!((&answer["type"], &answer["spec"]["moduleId"]), (&json!("local"), &json!("updater")));
+    let answer = device
+        .ask(Method::POST, "/identities/modules?api-version=2020-09-01", Some(body))
+        .await
+        .unwrap();
+    assert_eq!(
+        (&answer["type"], &answer["spec"]["moduleId"]),
+        (&json!("local"), &json!("updater"))
+    );
     let auth = &answer["spec"]["auth"];
     assert!(auth["expiration"].as_str().unwrap().ends_with("+00:00"), "{auth}");
     let key = rcgen::KeyPair::from_pem(auth["privateKey"].as_str().unwrap()).unwrap();
@@ -397,6 +481,7 @@ async fn a_local_identity_is_a_key_and_a_certificate_of_this_device_s_ca() {
     assert!(chain.ends_with(&ca));
 
     // The CA is in the trust bundle; the user's part of it is missing and skipped.
-    let bundle = device.ask(Method::GET, "/trust-bundle?api-version=2020-09-01", None).await.unwrap();
+    let bundle =
+        device.ask(Method::GET, "/trust-bundle?api-version=2020-09-01", None).await.unwrap();
     assert_eq!(bundle["certificate"], ca);
 }

@@ -51,7 +51,10 @@ async fn a_stored_identity_is_not_asked_for_again_unless_always_is_configured() 
     device.restart().await;
     // A round of the refresh has ended: the start is over.
     let lists = sim.state().calls.hub_list;
-    device.ask(Method::GET, "/identities/modules?api-version=2020-09-01&type=aziot", None).await.unwrap();
+    device
+        .ask(Method::GET, "/identities/modules?api-version=2020-09-01&type=aziot", None)
+        .await
+        .unwrap();
     assert!(sim.state().calls.hub_list >= lists);
     assert_eq!(sim.state().calls.dps_register, registered);
 
@@ -63,18 +66,25 @@ async fn a_stored_identity_is_not_asked_for_again_unless_always_is_configured() 
 #[tokio::test]
 async fn until_it_is_provisioned_the_device_says_why_not_and_recovers_by_itself() {
     let sim = cloud().await;
-    let refusing = Faults { refuse_registration: Some("not on the list".to_owned()), ..Faults::default() };
+    let refusing =
+        Faults { refuse_registration: Some("not on the list".to_owned()), ..Faults::default() };
     sim.faults(refusing).unwrap();
     let device = Device::started(&sim, dps(&sim)).await;
     sim.wait_until(DEADLINE, |state| state.calls.dps_register >= 2).await.unwrap();
     let path = "/identities/device?api-version=2020-09-01";
     let start = Instant::now();
-    let (status, message) = device.ask(Method::POST, path, Some(json!({"type": "aziot"}))).await.unwrap_err();
+    let (status, message) =
+        device.ask(Method::POST, path, Some(json!({"type": "aziot"}))).await.unwrap_err();
     assert_eq!(status, StatusCode::BAD_REQUEST);
-    assert!(message.contains("not provisioned yet") && message.contains("not on the list"), "{message}");
+    assert!(
+        message.contains("not provisioned yet") && message.contains("not on the list"),
+        "{message}"
+    );
     assert!(start.elapsed().as_secs() < 1);
-    let (status, _) =
-        device.ask(Method::GET, "/identities/modules/m?api-version=2020-09-01&type=aziot", None).await.unwrap_err();
+    let (status, _) = device
+        .ask(Method::GET, "/identities/modules/m?api-version=2020-09-01&type=aziot", None)
+        .await
+        .unwrap_err();
     assert_eq!(status, StatusCode::BAD_REQUEST);
 
     sim.faults(Faults::default()).unwrap();
@@ -85,7 +95,11 @@ async fn until_it_is_provisioned_the_device_says_why_not_and_recovers_by_itself(
 async fn faults_of_the_provisioning_service_are_survived() {
     for fault in [RouteFaults::status(500), RouteFaults::status(429), RouteFaults::dropped()] {
         let sim = cloud().await;
-        let faults = Faults { dps: RouteFaults { times: Some(2), ..fault }, polls_assigning: 1, ..Faults::default() };
+        let faults = Faults {
+            dps: RouteFaults { times: Some(2), ..fault },
+            polls_assigning: 1,
+            ..Faults::default()
+        };
         sim.faults(faults).unwrap();
         let device = Device::started(&sim, dps(&sim)).await;
         assert_eq!(device.until_device(|_| true).await.device_id, "press-04");
@@ -114,11 +128,19 @@ async fn while_a_new_provisioning_fails_the_device_keeps_its_identity_and_its_mo
     device.until_device(|_| true).await;
     device.identities().create_module("thermometer").await.unwrap();
     let registered = sim.state().calls.dps_register;
-    sim.faults(Faults { dps: RouteFaults::status(500), hub: RouteFaults::dropped(), ..Faults::default() }).unwrap();
+    sim.faults(Faults {
+        dps: RouteFaults::status(500),
+        hub: RouteFaults::dropped(),
+        ..Faults::default()
+    })
+    .unwrap();
     device.identities().reprovision().await.unwrap();
     sim.wait_until(DEADLINE, |state| state.calls.dps_register >= registered + 2).await.unwrap();
     assert_eq!(aziot(device.identities().device().await.unwrap()).device_id, "press-04");
-    assert_eq!(aziot(device.identities().module("thermometer").await.unwrap()).device_id, "press-04");
+    assert_eq!(
+        aziot(device.identities().module("thermometer").await.unwrap()).device_id,
+        "press-04"
+    );
     device.restart().await;
     assert_eq!(aziot(device.identities().device().await.unwrap()).device_id, "press-04");
     assert!(device.identities().module("thermometer").await.is_ok());
@@ -166,22 +188,26 @@ async fn killed_at_any_step_of_a_move_the_device_is_the_old_one_or_the_new_one()
     let mut moved = Enrolment::new("press-04", Key::new(DEVICE_KEY.to_vec()).unwrap());
     moved.device_id = Some("press-44".to_owned());
     sim.enrol(moved).unwrap();
-    // Killed after the registration was sent, and then after the poll was: the answers are on their way.
+    // Killed after the registration was sent, and then after the poll was: the answers
+    // are on their way.
     for polls in [0, 1] {
         sim.clear_calls();
         let slow = RouteFaults { delay_ms: 300, ..RouteFaults::default() };
         sim.faults(Faults { dps: slow, ..Faults::default() }).unwrap();
         device.identities().reprovision().await.unwrap();
-        sim.wait_until(DEADLINE, |state| state.calls.dps_register >= 1 && state.calls.dps_operation >= polls)
-            .await
-            .unwrap();
+        sim.wait_until(DEADLINE, |state| {
+            state.calls.dps_register >= 1 && state.calls.dps_operation >= polls
+        })
+        .await
+        .unwrap();
         device.kill().await;
         assert_eq!(std::fs::read(&file).unwrap(), old);
         sim.faults(Faults::default()).unwrap();
         device.start().await;
         assert_eq!(aziot(device.identities().device().await.unwrap()).device_id, "press-04");
     }
-    // Killed right after the replacement was served: the file is the new one, and the modules' file still the old one's.
+    // Killed right after the replacement was served: the file is the new one, and the
+    // modules' file still the old one's.
     let modules = std::fs::read(device.state_file("modules.json")).unwrap();
     device.identities().reprovision().await.unwrap();
     device.until_device(|identity| identity.device_id == "press-44").await;
@@ -231,7 +257,10 @@ async fn without_a_source_there_are_no_identities_at_a_hub_and_nothing_to_provis
         assert_eq!(status, StatusCode::BAD_REQUEST);
         assert!(message.contains("local identities only"), "{message}");
     }
-    let info = device.ask(Method::GET, "/identities/provisioning?api-version=2021-12-01", None).await.unwrap();
+    let info = device
+        .ask(Method::GET, "/identities/provisioning?api-version=2021-12-01", None)
+        .await
+        .unwrap();
     assert_eq!(info, json!({"source": "none"}));
     assert_eq!(sim.state().calls.total(), 0);
 }

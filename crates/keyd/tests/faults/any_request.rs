@@ -1,4 +1,5 @@
-//! Requests that nobody sane sends, at random, to each route: each is answered, none with 500, and the daemon goes on.
+//! Requests that nobody sane sends, at random, to each route: each is answered, none with
+//! 500, and the daemon goes on.
 
 use std::cell::Cell;
 
@@ -16,21 +17,45 @@ fn requests(handles: &Handles) -> Vec<(&'static str, String, Value)> {
     let route = |method, path: &str, body| (method, path.to_owned(), body);
     vec![
         route("POST", "/key", json!({"keyId": "random", "usage": "derive,sign"})),
-        route("POST", "/key", json!({"keyId": "random", "usage": "encrypt", "keyBytes": "AAECAwQFBgcICQoLDA0ODw=="})),
-        route("POST", "/keypair", json!({"keyId": "random-pair", "preferredAlgorithms": "ec-p256"})),
+        route(
+            "POST",
+            "/key",
+            json!({"keyId": "random", "usage": "encrypt", "keyBytes": "AAECAwQFBgcICQoLDA0ODw=="}),
+        ),
+        route(
+            "POST",
+            "/keypair",
+            json!({"keyId": "random-pair", "preferredAlgorithms": "ec-p256"}),
+        ),
         route("POST", "/keypair/random-pair-2", json!({"from": "random-pair"})),
         route("POST", "/parameters/algorithm", json!({"keyHandle": pair})),
-        route("POST", "/derivedkey", json!({"baseKeyHandle": symmetric, "derivationData": "bW9kdWxl"})),
+        route(
+            "POST",
+            "/derivedkey",
+            json!({"baseKeyHandle": symmetric, "derivationData": "bW9kdWxl"}),
+        ),
         route("POST", "/derivedkey/export", json!({"keyHandle": derived})),
         route("POST", "/sign", sign(symmetric, "HMAC-SHA256", json!({"message": "bQ=="}))),
-        route("POST", "/sign", sign(pair, "ECDSA", json!({"digest": "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="}))),
+        route(
+            "POST",
+            "/sign",
+            sign(pair, "ECDSA", json!({"digest": "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="})),
+        ),
         route(
             "POST",
             "/encrypt",
             json!({"keyHandle": symmetric, "algorithm": "AEAD", "parameters": seal, "plaintext": "dA=="}),
         ),
-        route("POST", "/encrypt", json!({"keyHandle": pair, "algorithm": "RSA-PKCS1", "plaintext": "dA=="})),
-        route("POST", "/encrypt", json!({"keyHandle": pair, "algorithm": "RSA-NO-PADDING", "plaintext": "dA=="})),
+        route(
+            "POST",
+            "/encrypt",
+            json!({"keyHandle": pair, "algorithm": "RSA-PKCS1", "plaintext": "dA=="}),
+        ),
+        route(
+            "POST",
+            "/encrypt",
+            json!({"keyHandle": pair, "algorithm": "RSA-NO-PADDING", "plaintext": "dA=="}),
+        ),
         route(
             "POST",
             "/decrypt",
@@ -91,12 +116,11 @@ fn nonsense(handles: &Handles) -> impl Strategy<Value = Value> + use<> {
         prop::sample::select(words.to_vec()).prop_map(Value::from),
         prop::sample::select(known.to_vec()).prop_map(Value::from),
         // A handle with one letter changed.
-        (prop::sample::select(known.to_vec()), any::<prop::sample::Index>(), "[A-Za-z0-9+/=]").prop_map(
-            |(handle, at, letter)| {
+        (prop::sample::select(known.to_vec()), any::<prop::sample::Index>(), "[A-Za-z0-9+/=]")
+            .prop_map(|(handle, at, letter)| {
                 let at = at.index(handle.len());
                 Value::from(format!("{}{letter}{}", &handle[..at], &handle[at + 1..]))
-            }
-        ),
+            }),
         ".{0,40}".prop_map(Value::from),
         "[A-Za-z0-9+/]{0,64}={0,2}".prop_map(Value::from),
         long,
@@ -111,10 +135,16 @@ fn nonsense(handles: &Handles) -> impl Strategy<Value = Value> + use<> {
     leaf.prop_recursive(6, 24, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::vec((prop::sample::select(&["keyId", "keyHandle", "message", "x"][..]), inner), 0..4)
-                .prop_map(|members| Value::from(
-                    members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>()
-                )),
+            prop::collection::vec(
+                (prop::sample::select(&["keyId", "keyHandle", "message", "x"][..]), inner),
+                0..4
+            )
+            .prop_map(|members| Value::from(
+                members
+                    .into_iter()
+                    .map(|(name, value)| (name.to_owned(), value))
+                    .collect::<Map<_, _>>()
+            )),
         ]
     })
 }
@@ -151,10 +181,16 @@ fn changed(mut body: Value, changes: &[Change]) -> Vec<u8> {
                 return text[..at.index(text.len())].to_vec();
             }
             Change::Member(at, value) => {
-                let Some(members) = body.as_object_mut().filter(|members| !members.is_empty()) else { continue };
+                let Some(members) = body.as_object_mut().filter(|members| !members.is_empty())
+                else {
+                    continue;
+                };
                 let own: Vec<String> = members.keys().cloned().collect();
                 let name = &own[at.index(own.len())];
-                let inner = members.get_mut(name).and_then(Value::as_object_mut).filter(|inner| !inner.is_empty());
+                let inner = members
+                    .get_mut(name)
+                    .and_then(Value::as_object_mut)
+                    .filter(|inner| !inner.is_empty());
                 let (members, name) = match inner {
                     Some(inner) => {
                         let name = inner.keys().next().cloned().unwrap_or_default();
@@ -176,10 +212,14 @@ fn changed(mut body: Value, changes: &[Change]) -> Vec<u8> {
 fn no_request_makes_it_fail() {
     let folder = tempfile::tempdir().unwrap();
     let mut keyd = Keyd::start(folder.path());
-    let symmetric = keyd.handle("/key", &json!({"keyId": "symmetric", "usage": "derive,sign,encrypt"}));
-    let pair = keyd.handle("/keypair", &json!({"keyId": "pair", "preferredAlgorithms": "rsa-2048"}));
-    let derived =
-        keyd.handle("/derivedkey", &json!({"baseKeyHandle": symmetric, "derivationData": "bTpnOnByaW1hcnk="}));
+    let symmetric =
+        keyd.handle("/key", &json!({"keyId": "symmetric", "usage": "derive,sign,encrypt"}));
+    let pair =
+        keyd.handle("/keypair", &json!({"keyId": "pair", "preferredAlgorithms": "rsa-2048"}));
+    let derived = keyd.handle(
+        "/derivedkey",
+        &json!({"baseKeyHandle": symmetric, "derivationData": "bTpnOnByaW1hcnk="}),
+    );
     // One that no request names: the others may be deleted by one that does.
     let untouched = keyd.key("untouched");
     let before = keyd.hmac(&untouched);
@@ -190,32 +230,42 @@ fn no_request_makes_it_fail() {
         prop::collection::vec(change(&handles), 0..3),
         // What URIs may hold; anything else does not get past the server's parser.
         prop::option::weighted(0.2, "[A-Za-z0-9%._~*+:;,=@!$&'()/-]{0,80}"),
-        prop::option::weighted(0.1, prop::sample::select(&["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "X"][..])),
+        prop::option::weighted(
+            0.1,
+            prop::sample::select(&["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "X"][..]),
+        ),
     );
     let answered = [const { Cell::new(0_u32) }; 6];
-    // What it made of a request has to be the same for everybody: no file is written beside the sources.
+    // What it made of a request has to be the same for everybody: no file is written
+    // beside the sources.
     let config = Config { cases: 1500, failure_persistence: None, ..Config::default() };
-    let run = TestRunner::new(config).run(&what, |((method, path, body), changes, segment, other_method)| {
-        let mut path = path;
-        if let Some(segment) = segment {
-            path = format!("{}/{segment}", path.rsplit_once('/').map_or("", |(folder, _)| folder));
-        }
-        let method = other_method.unwrap_or(method);
-        let body = changed(body, &changes);
-        let (status, answer) = keyd.send(method, &path, &body);
-        prop_assert!(
-            (200..500).contains(&status),
-            "{method} {path} {}: {status} {answer}",
-            String::from_utf8_lossy(&body)
-        );
-        let count = &answered[usize::from(status / 100)];
-        count.set(count.get() + 1);
-        // Who is refused is told why; but for a method without answers and for the end of a connection.
-        let explained =
-            status < 400 || method == "HEAD" || answer["message"].as_str().is_some_and(|text| !text.is_empty());
-        prop_assert!(explained, "{method} {path}: {status} without a reason");
-        Ok(())
-    });
+    let run = TestRunner::new(config).run(
+        &what,
+        |((method, path, body), changes, segment, other_method)| {
+            let mut path = path;
+            if let Some(segment) = segment {
+                path =
+                    format!("{}/{segment}", path.rsplit_once('/').map_or("", |(folder, _)| folder));
+            }
+            let method = other_method.unwrap_or(method);
+            let body = changed(body, &changes);
+            let (status, answer) = keyd.send(method, &path, &body);
+            prop_assert!(
+                (200..500).contains(&status),
+                "{method} {path} {}: {status} {answer}",
+                String::from_utf8_lossy(&body)
+            );
+            let count = &answered[usize::from(status / 100)];
+            count.set(count.get() + 1);
+            // Who is refused is told why; but for a method without answers and for the
+            // end of a connection.
+            let explained = status < 400
+                || method == "HEAD"
+                || answer["message"].as_str().is_some_and(|text| !text.is_empty());
+            prop_assert!(explained, "{method} {path}: {status} without a reason");
+            Ok(())
+        },
+    );
     run.unwrap_or_else(|error| panic!("{error}\n{}", keyd.log()));
     assert!(keyd.child.try_wait().unwrap().is_none(), "{}", keyd.log());
     assert!(!keyd.log().contains("panicked"), "{}", keyd.log());
@@ -233,7 +283,11 @@ fn bad_input_is_refused_with_its_reason() {
     let pair = keyd.handle("/keypair", &json!({"keyId": "pair", "preferredAlgorithms": "ec-p256"}));
     let rsa = keyd.handle("/keypair", &json!({"keyId": "rsa", "preferredAlgorithms": "rsa-2048"}));
     let ecdsa = |digest: &str| json!({"keyHandle": pair, "algorithm": "ECDSA", "parameters": {"digest": digest}});
-    refused(keyd.post("/key", &json!({"keyId": "k", "usage": "sign", "keyBytes": ""})), 400, "empty");
+    refused(
+        keyd.post("/key", &json!({"keyId": "k", "usage": "sign", "keyBytes": ""})),
+        400,
+        "empty",
+    );
     // As long as fits into a request; what is longer does not get that far.
     refused(keyd.post("/sign", &ecdsa(&"AAAA".repeat(260_000))), 400, "digest");
     refused(keyd.post("/sign", &ecdsa(&"AAAA".repeat(349_526))), 413, "larger than 1048576 bytes");

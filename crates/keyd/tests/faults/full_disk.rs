@@ -1,5 +1,5 @@
-//! A state folder on a file system that fills up. It is a small one in memory, in a mount namespace that the test starts
-//! itself again in.
+//! A state folder on a file system that fills up. It is a small one in memory, in a mount
+//! namespace that the test starts itself again in.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -15,13 +15,18 @@ use crate::{Keyd, refused};
 /// In the process in the namespace: the folder to work in.
 const INSIDE: &str = "EDGEKEEP_TEST_NAMESPACE";
 
-/// Runs the test of this name again in a mount namespace of its own. `false` if there can be none here.
+/// Runs the test of this name again in a mount namespace of its own. `false` if there can
+/// be none here.
 fn run_inside(test: &str) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let is_root = rustix::process::geteuid().is_root();
-    let namespace: &[&str] = if is_root { &["--mount"] } else { &["--user", "--map-root-user", "--mount"] };
-    let can =
-        Command::new("unshare").args(namespace).args(["mount", "-t", "tmpfs", "none"]).arg(folder.path()).output();
+    let namespace: &[&str] =
+        if is_root { &["--mount"] } else { &["--user", "--map-root-user", "--mount"] };
+    let can = Command::new("unshare")
+        .args(namespace)
+        .args(["mount", "-t", "tmpfs", "none"])
+        .arg(folder.path())
+        .output();
     if !can.is_ok_and(|output| output.status.success()) {
         return false;
     }
@@ -32,7 +37,11 @@ fn run_inside(test: &str) -> bool {
         .env(INSIDE, folder.path())
         .output()
         .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
     true
 }
@@ -62,7 +71,8 @@ fn fill(path: &Path) {
 #[test]
 fn without_room_for_a_key_nothing_is_half_made_and_with_room_again_it_works() {
     let Some(folder) = std::env::var_os(INSIDE).map(PathBuf::from) else {
-        let test = "full_disk::without_room_for_a_key_nothing_is_half_made_and_with_room_again_it_works";
+        let test =
+            "full_disk::without_room_for_a_key_nothing_is_half_made_and_with_room_again_it_works";
         if crate::parts::missing(&["unshare", "mount"]) {
             return;
         }
@@ -73,7 +83,11 @@ fn without_room_for_a_key_nothing_is_half_made_and_with_room_again_it_works() {
     };
     let state = Root::new(&folder).state_folder(Daemon::Keyd);
     fs::create_dir_all(&state).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "none"]).arg(&state).status().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=512k", "none"])
+        .arg(&state)
+        .status()
+        .unwrap();
     assert!(mounted.success());
 
     let keyd = Keyd::start(&folder);
@@ -96,7 +110,9 @@ fn without_room_for_a_key_nothing_is_half_made_and_with_room_again_it_works() {
         assert_eq!(files(&state), before, "{path} {body}");
     }
     let log = keyd.log();
-    let named = log.lines().filter(|line| line.contains("no room to write") && line.contains("free space on its file"));
+    let named = log.lines().filter(|line| {
+        line.contains("no room to write") && line.contains("free space on its file")
+    });
     assert_eq!(named.count(), 5, "{log}");
     // What is there is used as ever.
     assert_eq!(keyd.hmac(&old), mac);
@@ -129,7 +145,11 @@ fn a_device_without_room_for_its_first_keys_says_so_and_starts_when_there_is_roo
     };
     let state = Root::new(&folder).state_folder(Daemon::Keyd);
     fs::create_dir_all(&state).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=128k", "none"]).arg(&state).status().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=128k", "none"])
+        .arg(&state)
+        .status()
+        .unwrap();
     assert!(mounted.success());
     let filler = state.join("filler");
     // From no room at all to nearly enough.
@@ -142,7 +162,10 @@ fn a_device_without_room_for_its_first_keys_says_so_and_starts_when_there_is_roo
         let output = output.unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{left} KiB: {text}");
-        assert!(text.contains("free space on its file system") || text.contains("No space left"), "{left} KiB: {text}");
+        assert!(
+            text.contains("free space on its file system") || text.contains("No space left"),
+            "{left} KiB: {text}"
+        );
     }
     fs::remove_file(&filler).unwrap();
     let keyd = Keyd::start(&folder);

@@ -44,7 +44,11 @@ fn a_key_that_is_gone_is_an_error_until_its_loss_is_accepted_by_name() {
     let _ = keyd.key("another");
     keyd.stop();
 
-    fs::write(state(folder.path()).join("accepted-losses"), format!("{MASTER}\nnever-there\nno key id\n")).unwrap();
+    fs::write(
+        state(folder.path()).join("accepted-losses"),
+        format!("{MASTER}\nnever-there\nno key id\n"),
+    )
+    .unwrap();
     let keyd = Keyd::start(folder.path());
     assert_ne!(keyd.hmac(&keyd.key(MASTER)), before, "made anew");
     refused(keyd.post("/keypair", &json!({"keyId": "pair"})), 500, "was there and is gone");
@@ -61,7 +65,11 @@ fn a_key_that_comes_back_is_the_one_that_it_was() {
     let (keys, aside) = (state(folder.path()).join("keys"), folder.path().join("aside"));
     fs::rename(&keys, &aside).unwrap();
     let keyd = Keyd::start(folder.path());
-    refused(keyd.post("/key", &json!({"keyId": MASTER, "usage": "derive"})), 500, "was there and is gone");
+    refused(
+        keyd.post("/key", &json!({"keyId": MASTER, "usage": "derive"})),
+        500,
+        "was there and is gone",
+    );
     keyd.stop();
     fs::remove_dir_all(&keys).unwrap();
     fs::rename(&aside, &keys).unwrap();
@@ -75,7 +83,10 @@ fn a_key_that_is_deleted_imported_or_moved_through_the_api_is_no_loss() {
     let folder = tempfile::tempdir().unwrap();
     let keyd = Keyd::start(folder.path());
     let key = keyd.key("k");
-    assert_eq!(keyd.send("DELETE", "/key", json!({"keyHandle": key}).to_string().as_bytes()).0, 204);
+    assert_eq!(
+        keyd.send("DELETE", "/key", json!({"keyHandle": key}).to_string().as_bytes()).0,
+        204
+    );
     let _ = keyd.key("k");
     let pair = json!({"keyId": "temp", "preferredAlgorithms": "ec-p256"});
     for _ in 0..2 {
@@ -86,8 +97,7 @@ fn a_key_that_is_deleted_imported_or_moved_through_the_api_is_no_loss() {
     remove_keys(folder.path(), "keys");
     let keyd = Keyd::start(folder.path());
     // Who brings the key's content makes nothing anew.
-    let given =
-        json!({"keyId": "k", "usage": "derive,sign", "keyBytes": "a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2s="});
+    let given = json!({"keyId": "k", "usage": "derive,sign", "keyBytes": "a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2s="});
     assert_eq!(keyd.post("/key", &given).0, 200, "{}", keyd.log());
     keyd.handle("/keypair", &pair);
     refused(keyd.post("/keypair", &json!({"keyId": "lasting"})), 500, "was there and is gone");
@@ -106,7 +116,11 @@ fn a_device_that_had_keys_before_any_was_remembered_starts_and_remembers_them() 
     keyd.stop();
     remove_keys(folder.path(), "keys");
     let keyd = Keyd::start(folder.path());
-    refused(keyd.post("/key", &json!({"keyId": MASTER, "usage": "derive"})), 500, "was there and is gone");
+    refused(
+        keyd.post("/key", &json!({"keyId": MASTER, "usage": "derive"})),
+        500,
+        "was there and is gone",
+    );
     keyd.stop();
 }
 
@@ -120,11 +134,17 @@ fn keys_of_its_own_are_made_anew_and_told_of() {
     let keyd = Keyd::start(folder.path());
     let log = keyd.log();
     for name in ["handle-validation-key", "audit-checkpoint-key"] {
-        assert!(log.lines().any(|line| line.contains("own-key-remade") && line.contains(name)), "{name}: {log}");
+        assert!(
+            log.lines().any(|line| line.contains("own-key-remade") && line.contains(name)),
+            "{name}: {log}"
+        );
     }
     let _ = keyd.key("k");
     keyd.stop();
     let keyd = Keyd::start(folder.path());
-    assert_eq!(keyd.log().matches("handle-validation-key").count(), log.matches("handle-validation-key").count());
+    assert_eq!(
+        keyd.log().matches("handle-validation-key").count(),
+        log.matches("handle-validation-key").count()
+    );
     keyd.stop();
 }

@@ -1,4 +1,5 @@
-//! The daemon as a process when things go wrong: a disk without room, requests that make no sense, hardware that refuses.
+//! The daemon as a process when things go wrong: a disk without room, requests that make
+//! no sense, hardware that refuses.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod any_request;
@@ -21,7 +22,8 @@ use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A running keyd in a folder, whose every key the test's own user may name. Killed at the end.
+/// A running keyd in a folder, whose every key the test's own user may name. Killed at
+/// the end.
 struct Keyd {
     root: Root,
     child: Child,
@@ -64,10 +66,14 @@ impl Keyd {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.root.settings_file(Daemon::Keyd).ancestors().nth(3).unwrap().join("log")).unwrap()
+        fs::read_to_string(
+            self.root.settings_file(Daemon::Keyd).ancestors().nth(3).unwrap().join("log"),
+        )
+        .unwrap()
     }
 
-    /// Sends bytes as they are; the status and the body of the answer. Nothing, if the connection was closed instead.
+    /// Sends bytes as they are; the status and the body of the answer. Nothing, if the
+    /// connection was closed instead.
     fn send_raw(&self, request: &[u8]) -> Option<(u16, Value)> {
         let mut stream = UnixStream::connect(self.root.keyd_socket()).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -92,7 +98,8 @@ impl Keyd {
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        self.send_raw(&[head.as_bytes(), body].concat()).unwrap_or_else(|| panic!("no answer: {}", self.log()))
+        self.send_raw(&[head.as_bytes(), body].concat())
+            .unwrap_or_else(|| panic!("no answer: {}", self.log()))
     }
 
     fn post(&self, path: &str, body: &Value) -> (u16, Value) {

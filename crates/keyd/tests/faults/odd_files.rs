@@ -1,5 +1,6 @@
-//! Things that are no files in place of keyd's files, files that others may change, and hardware that never answers: keyd
-//! serves or says what is wrong, and ends when it is asked to.
+//! Things that are no files in place of keyd's files, files that others may change, and
+//! hardware that never answers: keyd serves or says what is wrong, and ends when it is
+//! asked to.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
@@ -138,9 +139,12 @@ fn whatever_stands_in_place_of_one_of_its_files_it_serves_or_says_which_and_why(
             let mut attempt = Attempt::new(trial.path());
             let outcome = attempt.outcome();
             let log = attempt.log();
-            let said = log.contains(told) && log.contains(odd.file_name().unwrap().to_str().unwrap());
+            let said =
+                log.contains(told) && log.contains(odd.file_name().unwrap().to_str().unwrap());
             match outcome {
-                None => assert!(attempt.terminate() < Duration::from_secs(10), "{kind} {odd:?}: {log}"),
+                None => {
+                    assert!(attempt.terminate() < Duration::from_secs(10), "{kind} {odd:?}: {log}");
+                }
                 Some(status) => {
                     assert!(said, "{kind} {odd:?}: {log}");
                     let code = if *file == settings { 153 } else { 1 };
@@ -152,11 +156,13 @@ fn whatever_stands_in_place_of_one_of_its_files_it_serves_or_says_which_and_why(
 }
 
 #[test]
-fn a_store_key_that_is_open_to_others_is_closed_with_a_warning_and_not_believed_where_they_could_reach_it() {
+fn a_store_key_that_is_open_to_others_is_closed_with_a_warning_and_not_believed_where_they_could_reach_it()
+ {
     let folder = used();
     let state = Root::new(folder.path()).state_folder(Daemon::Keyd);
     let store_key = state.join("store.key");
-    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let mode =
+        |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     mode(&store_key, 0o666);
     let mut attempt = Attempt::new(folder.path());
     assert_eq!(attempt.outcome(), None, "{}", attempt.log());
@@ -167,7 +173,11 @@ fn a_store_key_that_is_open_to_others_is_closed_with_a_warning_and_not_believed_
     mode(&state, 0o755);
     let mut attempt = Attempt::new(folder.path());
     assert_eq!(attempt.outcome().and_then(|status| status.code()), Some(1), "{}", attempt.log());
-    assert!(attempt.log().contains("store.key") && attempt.log().contains("chmod go-w"), "{}", attempt.log());
+    assert!(
+        attempt.log().contains("store.key") && attempt.log().contains("chmod go-w"),
+        "{}",
+        attempt.log()
+    );
     // The remedy that the message names.
     mode(&store_key, 0o644);
     let mut attempt = Attempt::new(folder.path());
@@ -182,7 +192,11 @@ fn it_ends_within_a_second_while_hardware_keeps_its_start_waiting() {
     let settings = Root::new(folder.path()).settings_file(Daemon::Keyd);
     fs::create_dir_all(settings.parent().unwrap()).unwrap();
     let tcti = format!("swtpm:path={}", folder.path().join("tpm").display());
-    fs::write(&settings, json!({"principals": [], "tpm": {"tcti": tcti, "auth_key_index": 0}}).to_string()).unwrap();
+    fs::write(
+        &settings,
+        json!({"principals": [], "tpm": {"tcti": tcti, "auth_key_index": 0}}).to_string(),
+    )
+    .unwrap();
     let mut attempt = Attempt::new(folder.path());
     tpm.set_nonblocking(true).unwrap();
     let begun = Instant::now();

@@ -8,11 +8,16 @@ fn keys_are_used_on_a_full_disk_as_long_as_the_log_can_make_room() {
     let state = device.root.state_folder(Daemon::Keyd);
     fs::create_dir_all(&state).unwrap();
     let script = r#"mount -t tmpfs -o size=8m none "$0" && exec "$@""#;
-    device.wrapper = ["unshare", "--mount", "sh", "-c", script, state.to_str().unwrap()].map(str::to_owned).into();
-    let possible =
-        Command::new("unshare").args(["--mount", "sh", "-c", script, state.to_str().unwrap(), "true"]).output();
+    device.wrapper = ["unshare", "--mount", "sh", "-c", script, state.to_str().unwrap()]
+        .map(str::to_owned)
+        .into();
+    let possible = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, state.to_str().unwrap(), "true"])
+        .output();
     if !possible.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: no mount namespace can be made here (run as root, with unshare installed)");
+        eprintln!(
+            "skipped: no mount namespace can be made here (run as root, with unshare installed)"
+        );
         return;
     }
     device.start();
@@ -25,13 +30,17 @@ fn keys_are_used_on_a_full_disk_as_long_as_the_log_can_make_room() {
         }
         let mut filler = File::create(format!("{inside}/filler")).unwrap();
         while std::io::Write::write_all(&mut filler, &[1; 4096]).is_ok() {}
-        // Nothing new can be kept, and what is there is used, for far longer than the memory alone would carry it.
+        // Nothing new can be kept, and what is there is used, for far longer than the
+        // memory alone would carry it.
         assert_eq!(refusal(keys.create_key("new", "sign").await).0, 500);
         for _ in 0..6000 {
             hmac(&keys, &key).await.unwrap();
         }
         let log = device.log();
-        assert!(log.contains("the disk is full: the audit log uses the room that it keeps"), "{log}");
+        assert!(
+            log.contains("the disk is full: the audit log uses the room that it keeps"),
+            "{log}"
+        );
         drop(filler);
         fs::remove_file(format!("{inside}/filler")).unwrap();
         keys.create_key("new", "sign").await.unwrap();
@@ -72,10 +81,15 @@ fn a_log_that_is_put_back_to_an_earlier_state_is_behind_the_tpms_counter() {
     // The whole folder is put back. By itself it is consistent.
     copy_folder(&earlier, &audit);
     let report = check_log(&device, &swtpm);
-    assert!(matches!(report.faults[..], [Fault { kind: FaultKind::Counter(Some(_), _), .. }]), "{report:?}");
+    assert!(
+        matches!(report.faults[..], [Fault { kind: FaultKind::Counter(Some(_), _), .. }]),
+        "{report:?}"
+    );
     // keyd says so when it starts, goes on, and what it writes tells of it for ever.
     use_keys(&mut device, &["e"]);
-    assert!(device.log().contains("the audit log is behind its counter: its newest part is missing"));
+    assert!(
+        device.log().contains("the audit log is behind its counter: its newest part is missing")
+    );
     let report = check_log(&device, &swtpm);
     assert!(report.is_intact(), "{report:?}");
     let [Gap::BehindCounter(behind)] = report.gaps[..] else { panic!("{report:?}") };
@@ -100,7 +114,10 @@ fn a_loss_of_the_newest_segments_and_a_log_that_was_thrown_away_show_by_the_coun
     File::options().write(true).open(&segment).unwrap().set_len(shorter).unwrap();
     fs::write(audit.join("checkpoint"), older).unwrap();
     let report = check_log(&device, &swtpm);
-    assert!(matches!(report.faults[..], [Fault { kind: FaultKind::Counter(Some(_), _), .. }]), "{report:?}");
+    assert!(
+        matches!(report.faults[..], [Fault { kind: FaultKind::Counter(Some(_), _), .. }]),
+        "{report:?}"
+    );
     // Or without a trace.
     fs::remove_dir_all(&audit).unwrap();
     use_keys(&mut device, &["c"]);
@@ -126,7 +143,11 @@ fn a_counter_that_is_removed_made_by_somebody_else_or_switched_off_is_said_in_th
     // Made anew by somebody who does not know keyd's auth value, and so cannot be asked.
     swtpm.tool_ok(&tools, "tpm2_nvundefine", &["-C", "o", COUNTER]);
     let attributes = "nt=counter|ownerread|authread|authwrite|no_da";
-    swtpm.tool_ok(&tools, "tpm2_nvdefine", &["-C", "o", "-s", "8", "-p", "mine", "-a", attributes, COUNTER]);
+    swtpm.tool_ok(
+        &tools,
+        "tpm2_nvdefine",
+        &["-C", "o", "-s", "8", "-p", "mine", "-a", attributes, COUNTER],
+    );
     swtpm.tool_ok(&tools, "tpm2_nvincrement", &["-P", "mine", COUNTER]);
     device.start();
     run(async {
@@ -137,7 +158,11 @@ fn a_counter_that_is_removed_made_by_somebody_else_or_switched_off_is_said_in_th
         assert!(hardware.error.unwrap().contains("tpm2_nvundefine -C o INDEX"));
     });
     device.stop();
-    assert!(device.log().contains("a loss of the log's newest part will not show"), "{}", device.log());
+    assert!(
+        device.log().contains("a loss of the log's newest part will not show"),
+        "{}",
+        device.log()
+    );
     assert!(words(&device).contains(&"log-counter-unreachable".to_owned()), "{:?}", words(&device));
     let mut settings = tpm_settings(&swtpm);
     settings["audit_counter"] = json!({"enabled": false});
@@ -169,11 +194,20 @@ fn a_tpm_that_is_absent_is_said_in_the_log_and_counted_with_again_when_it_is_bac
         assert_eq!(head.counter, back.counter.unwrap().value);
     });
     device.stop();
-    let expected =
-        ["log-counter-made", "create done", "log-opened", "log-counter-unreachable", "create done", "log-counter-back"];
+    let expected = [
+        "log-counter-made",
+        "create done",
+        "log-opened",
+        "log-counter-unreachable",
+        "create done",
+        "log-counter-back",
+    ];
     assert_eq!(words(&device), expected);
     let report = check_log(&device, &swtpm);
     assert!(report.is_intact(), "{report:?}");
-    assert!(matches!(report.gaps[..], [Gap::NotCounting(3, NotCounting::Unreachable)]), "{report:?}");
+    assert!(
+        matches!(report.gaps[..], [Gap::NotCounting(3, NotCounting::Unreachable)]),
+        "{report:?}"
+    );
     assert_eq!(report.alarms(&[]).count(), 0);
 }

@@ -1,4 +1,5 @@
-//! What keeps a TPM or a token from being used, and the way to them from within the sandbox.
+//! What keeps a TPM or a token from being used, and the way to them from within the
+//! sandbox.
 
 use super::*;
 
@@ -14,8 +15,12 @@ fn each_way_in_which_a_tpm_cannot_be_used_is_named_with_what_to_do() {
             assert_eq!(refusal(device.tpm().keys().await), (500, "internal error".to_owned()));
         });
         device.stop();
-        let causes: Vec<String> =
-            device.log().lines().filter(|line| line.contains("internal error")).map(str::to_owned).collect();
+        let causes: Vec<String> = device
+            .log()
+            .lines()
+            .filter(|line| line.contains("internal error"))
+            .map(str::to_owned)
+            .collect();
         assert!(causes.iter().any(|line| line.contains(expected)), "{expected}: {causes:?}");
     };
     let with = |tcti: &str| Device::new(&json!({"tpm": {"tcti": tcti, "auth_key_index": 0x100}}));
@@ -40,10 +45,20 @@ fn each_way_in_which_a_tpm_cannot_be_used_is_named_with_what_to_do() {
     }
     let mut device = with("unset");
     let node = device.path("tpm");
-    rustix::fs::mknodat(rustix::fs::CWD, &node, rustix::fs::FileType::CharacterDevice, 0o600.into(), 0).unwrap();
-    device.set(&json!({"tpm": {"tcti": format!("device:{}", node.display()), "auth_key_index": 0x100},
-                       "principals": [{"uid": 0, "keys": ["*"]}]}));
-    device.wrapper = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].map(str::to_owned).into();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &node,
+        rustix::fs::FileType::CharacterDevice,
+        0o600.into(),
+        0,
+    )
+    .unwrap();
+    device.set(
+        &json!({"tpm": {"tcti": format!("device:{}", node.display()), "auth_key_index": 0x100},
+                       "principals": [{"uid": 0, "keys": ["*"]}]}),
+    );
+    device.wrapper =
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].map(str::to_owned).into();
     give_to(device.folder.path(), 65_534);
     fs::set_permissions(&node, fs::Permissions::from_mode(0o600)).unwrap();
     std::os::unix::fs::chown(&node, Some(0), Some(0)).unwrap();
@@ -79,7 +94,10 @@ fn a_tpm_in_lockout_is_named_with_what_to_do() {
     // An authentication key that counts wrong guesses, as some services make them.
     run_tool("tpm2_createprimary", &["-C", "o", "-G", "ecc", "-c", "root.ctx"]);
     let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign";
-    run_tool("tpm2_create", &["-C", "root.ctx", "-G", "hmac", "-a", attributes, "-u", "k.pub", "-r", "k.priv"]);
+    run_tool(
+        "tpm2_create",
+        &["-C", "root.ctx", "-G", "hmac", "-a", attributes, "-u", "k.pub", "-r", "k.priv"],
+    );
     run_tool("tpm2_load", &["-C", "root.ctx", "-u", "k.pub", "-r", "k.priv", "-c", "k.ctx"]);
     run_tool("tpm2_evictcontrol", &["-C", "o", "-c", "k.ctx", "0x81000100"]);
     let mut device = device_that_counts(&swtpm);
@@ -88,11 +106,19 @@ fn a_tpm_in_lockout_is_named_with_what_to_do() {
     device.stop();
     // One wrong guess is enough, and it is forgiven after an hour.
     swtpm.tool_ok(&tools, "tpm2_dictionarylockout", &["-s", "-n", "1", "-t", "3600", "-l", "3600"]);
-    swtpm.tool_ok(&tools, "tpm2_createprimary", &["-C", "o", "-G", "ecc", "-p", "right", "-c", "k.ctx"]);
+    swtpm.tool_ok(
+        &tools,
+        "tpm2_createprimary",
+        &["-C", "o", "-G", "ecc", "-p", "right", "-c", "k.ctx"],
+    );
     fs::write(tools.join("digest"), [7; 32]).unwrap();
     swtpm.tool(&tools, "tpm2_create", &["-C", "k.ctx", "-P", "wrong", "-G", "ecc"]);
     swtpm.tool_ok(&tools, "tpm2_flushcontext", &["-t"]);
-    assert!(swtpm.tool_ok(&tools, "tpm2_getcap", &["properties-variable"]).contains("inLockout:                 1"));
+    assert!(
+        swtpm
+            .tool_ok(&tools, "tpm2_getcap", &["properties-variable"])
+            .contains("inLockout:                 1")
+    );
     device.start();
     let signed = run(async { device.tpm().sign_with_auth_key(b"m").await });
     device.stop();
@@ -109,7 +135,11 @@ fn a_tpm_behind_a_tokens_library_is_reached_from_within_the_sandbox() {
         return;
     }
     let token = tokens::Token::bare_tpm2_pkcs11();
-    let uri = format!("pkcs11:token={}?pin-value={}", tokens::LABEL.replace(' ', "%20"), tokens::USER_PIN);
+    let uri = format!(
+        "pkcs11:token={}?pin-value={}",
+        tokens::LABEL.replace(' ', "%20"),
+        tokens::USER_PIN
+    );
     let mut device = Device::new(&json!({"pkcs11": {"library": token.library, "base_slot": uri}}));
     device.environment.clone_from(&token.environment);
     for round in 0..2 {
@@ -136,12 +166,15 @@ fn a_simulated_tpm_on_a_unix_socket_is_reached_from_within_the_sandbox() {
     }
     let state = tempfile::tempdir().unwrap();
     let socket = state.path().join("tpm.sock");
-    let mut device =
-        Device::new(&json!({"tpm": {"tcti": format!("swtpm:path={}", socket.display()), "auth_key_index": 256}}));
+    let mut device = Device::new(
+        &json!({"tpm": {"tcti": format!("swtpm:path={}", socket.display()), "auth_key_index": 256}}),
+    );
     let mut tpm = Command::new("swtpm");
     tpm.args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"]);
     tpm.arg(format!("dir={}", state.path().display())).arg("--server");
-    tpm.arg(format!("type=unixio,path={}", socket.display())).stdout(Stdio::null()).stderr(Stdio::null());
+    tpm.arg(format!("type=unixio,path={}", socket.display()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     // Not there at start.
     device.start();
     run(async { assert_eq!(refusal(device.tpm().keys().await).0, 500) });

@@ -17,18 +17,21 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// A device with these settings of hardware, whose every key the test's own user may name. Not started yet.
+    /// A device with these settings of hardware, whose every key the test's own user may
+    /// name. Not started yet.
     pub(crate) fn new(hardware: &Value) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
-        let device = Self { folder, root, child: None, wrapper: Vec::new(), environment: Vec::new() };
+        let device =
+            Self { folder, root, child: None, wrapper: Vec::new(), environment: Vec::new() };
         device.set(hardware);
         device
     }
 
     /// Changes the settings of hardware.
     pub(crate) fn set(&self, hardware: &Value) {
-        let mut settings = json!({"principals": [{"uid": rustix::process::geteuid().as_raw(), "keys": ["*"]}]});
+        let mut settings =
+            json!({"principals": [{"uid": rustix::process::geteuid().as_raw(), "keys": ["*"]}]});
         settings.as_object_mut().unwrap().extend(hardware.as_object().unwrap().clone());
         let path = self.root.settings_file(Daemon::Keyd);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -46,10 +49,22 @@ impl Device {
     pub(crate) fn with_token() -> Self {
         let device = Self::new(&token_settings());
         fs::create_dir_all(device.path("softhsm/tokens")).unwrap();
-        let text = format!("directories.tokendir = {}\nlog.level = ERROR\n", device.path("softhsm/tokens").display());
+        let text = format!(
+            "directories.tokendir = {}\nlog.level = ERROR\n",
+            device.path("softhsm/tokens").display()
+        );
         fs::write(device.path("softhsm2.conf"), text).unwrap();
         let made = Command::new("softhsm2-util")
-            .args(["--init-token", "--free", "--label", "edge", "--so-pin", "87654321", "--pin", PIN])
+            .args([
+                "--init-token",
+                "--free",
+                "--label",
+                "edge",
+                "--so-pin",
+                "87654321",
+                "--pin",
+                PIN,
+            ])
             .env("SOFTHSM2_CONF", device.path("softhsm2.conf"))
             .output()
             .unwrap();
@@ -66,7 +81,9 @@ impl Device {
         let mut words = self.wrapper.iter().map(String::as_str).chain([keyd]);
         let mut command = Command::new(words.next().unwrap());
         command.args(words);
-        command.env(ROOT_VARIABLE, self.folder.path()).env("SOFTHSM2_CONF", self.path("softhsm2.conf"));
+        command
+            .env(ROOT_VARIABLE, self.folder.path())
+            .env("SOFTHSM2_CONF", self.path("softhsm2.conf"));
         command.stderr(File::options().create(true).append(true).open(self.path("log")).unwrap());
         command.stdout(Stdio::null()).env_remove("NOTIFY_SOCKET").env_remove("RUST_LOG");
         command.envs(self.environment.iter().map(|(name, value)| (name, value.as_str())));
@@ -82,7 +99,8 @@ impl Device {
         manager.set_read_timeout(Some(DEADLINE)).unwrap();
         self.child = Some(self.command().env("NOTIFY_SOCKET", &notify).spawn().unwrap());
         let mut message = [0; 64];
-        let length = manager.recv(&mut message).unwrap_or_else(|error| panic!("{error}: {}", self.log()));
+        let length =
+            manager.recv(&mut message).unwrap_or_else(|error| panic!("{error}: {}", self.log()));
         assert_eq!(&message[..length], b"READY=1");
     }
 
@@ -116,7 +134,8 @@ impl Drop for Device {
 
 pub(crate) fn token_settings() -> Value {
     let uri = format!("pkcs11:token=edge?pin-value={PIN}");
-    let preloaded = json!({"preloaded": format!("pkcs11:token=edge;object=made%20elsewhere?pin-value={PIN}")});
+    let preloaded =
+        json!({"preloaded": format!("pkcs11:token=edge;object=made%20elsewhere?pin-value={PIN}")});
     json!({"pkcs11": {"library": SOFTHSM, "base_slot": uri}, "preloaded_keys": preloaded})
 }
 
@@ -139,22 +158,39 @@ pub(crate) fn refusal<T>(result: Result<T, ClientError>) -> (u16, String) {
 }
 
 /// Whether openssl takes this signature of a P-256 key over the SHA-256 of `message`.
-pub(crate) fn openssl_verifies(folder: &Path, point: &[u8], message: &[u8], signature: &[u8]) -> bool {
+pub(crate) fn openssl_verifies(
+    folder: &Path,
+    point: &[u8],
+    message: &[u8],
+    signature: &[u8],
+) -> bool {
     const PREFIX: [u8; 26] = [
-        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
-        0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08,
+        0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
     ];
     fs::write(folder.join("key.der"), [&PREFIX[..], point].concat()).unwrap();
     fs::write(folder.join("signature"), signature).unwrap();
     fs::write(folder.join("message"), message).unwrap();
-    let arguments = ["dgst", "-sha256", "-keyform", "DER", "-verify", "key.der", "-signature", "signature", "message"];
+    let arguments = [
+        "dgst",
+        "-sha256",
+        "-keyform",
+        "DER",
+        "-verify",
+        "key.der",
+        "-signature",
+        "signature",
+        "message",
+    ];
     Command::new("openssl").args(arguments).current_dir(folder).output().unwrap().status.success()
 }
 
 pub(crate) async fn signs(keys: &KeysClient, pair: &KeyHandle, folder: &Path) -> bool {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"message");
-    let signature = keys.sign(pair, SignMechanism::Ecdsa { digest: digest.as_ref().into() }).await.unwrap();
-    let point = STANDARD.decode(keys.parameter(pair, "ec-point-uncompressed").await.unwrap()).unwrap();
+    let signature =
+        keys.sign(pair, SignMechanism::Ecdsa { digest: digest.as_ref().into() }).await.unwrap();
+    let point =
+        STANDARD.decode(keys.parameter(pair, "ec-point-uncompressed").await.unwrap()).unwrap();
     openssl_verifies(folder, &point, b"message", &signature)
 }
 
@@ -162,10 +198,12 @@ pub(crate) fn tpm_settings(swtpm: &Swtpm) -> Value {
     json!({"tcti": swtpm.tcti().to_string(), "auth_key_index": 0x100})
 }
 
-/// The device's audit log as its folder has it, checked against what the TPM tools read of the counter.
+/// The device's audit log as its folder has it, checked against what the TPM tools read
+/// of the counter.
 pub(crate) fn check_log(device: &Device, swtpm: &Swtpm) -> Report {
     let folder = device.root.state_folder(Daemon::Keyd).join("audit");
-    let key: VerifierKey = fs::read_to_string(folder.join("verifier-key")).unwrap().trim().parse().unwrap();
+    let key: VerifierKey =
+        fs::read_to_string(folder.join("verifier-key")).unwrap().trim().parse().unwrap();
     verify(&folder, &Known { key: &key, checkpoint: None, counter: Some(counter(swtpm)) }).unwrap()
 }
 
@@ -184,11 +222,18 @@ pub(crate) fn words(device: &Device) -> Vec<String> {
     let excerpt = edgekeep_audit::read(&folder, 0, usize::MAX, usize::MAX).unwrap();
     let shown = excerpt.entries.iter().map(|entry| serde_json::from_slice::<Shown>(entry).unwrap());
     shown
-        .map(|shown| if shown.result.is_empty() { shown.what } else { format!("{} {}", shown.what, shown.result) })
+        .map(|shown| {
+            if shown.result.is_empty() {
+                shown.what
+            } else {
+                format!("{} {}", shown.what, shown.result)
+            }
+        })
         .collect()
 }
 
-/// A device whose log is compared with a counter that is stepped whenever something is signed.
+/// A device whose log is compared with a counter that is stepped whenever something is
+/// signed.
 pub(crate) fn device_that_counts(swtpm: &Swtpm) -> Device {
     let mut settings = tpm_settings(swtpm);
     settings["audit_counter"] = json!({"interval_sec": 0});

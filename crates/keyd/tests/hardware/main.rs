@@ -1,4 +1,5 @@
-//! The daemon as a process with a token and with a TPM, both simulated, over its real sockets.
+//! The daemon as a process with a token and with a TPM, both simulated, over its real
+//! sockets.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 #[path = "../../../hsm/tests/parts/mod.rs"]

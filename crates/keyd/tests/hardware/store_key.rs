@@ -27,8 +27,10 @@ fn a_store_key_that_the_tpm_sealed_is_of_no_use_without_it() {
         device.stop();
         assert!(!plain.exists());
     }
-    for entry in
-        fs::read_dir(plain.parent().unwrap()).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file())
+    for entry in fs::read_dir(plain.parent().unwrap())
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|entry| entry.path().is_file())
     {
         let content = fs::read(entry.path()).unwrap();
         assert!(!content.windows(32).any(|window| window == &key[8..40]), "{:?}", entry.path());
@@ -43,14 +45,21 @@ fn a_store_key_that_the_tpm_sealed_is_of_no_use_without_it() {
     assert!(device.gives_up().contains("it needs a table [tpm]"), "{}", device.log());
     // Without a wish it stays sealed, and as asked it goes into a file and back.
     let sealed = plain.with_extension("key.tpm");
-    for (seal, there) in
-        [(Value::Null, &sealed), ("file".into(), &plain), (Value::Null, &plain), ("tpm".into(), &sealed)]
-    {
+    for (seal, there) in [
+        (Value::Null, &sealed),
+        ("file".into(), &plain),
+        (Value::Null, &plain),
+        ("tpm".into(), &sealed),
+    ] {
         device.set(&json!({"tpm": tpm_settings(&swtpm), "seal": seal}));
         device.start();
         run(async { assert_eq!(hmac(&device.keys(), &handle).await.unwrap(), mac) });
         device.stop();
-        assert_eq!([&plain, &sealed].map(|file| file.exists()), [&plain, &sealed].map(|file| file == there), "{seal}");
+        assert_eq!(
+            [&plain, &sealed].map(|file| file.exists()),
+            [&plain, &sealed].map(|file| file == there),
+            "{seal}"
+        );
     }
     // After a clear it is another TPM.
     device.set(&json!({"tpm": tpm_settings(&swtpm), "seal": "tpm"}));
@@ -96,7 +105,11 @@ fn a_store_key_in_the_care_of_a_token_is_of_no_use_without_it() {
     }
     fs::rename(device.path("softhsm/tokens"), device.path("softhsm/away")).unwrap();
     fs::create_dir(device.path("softhsm/tokens")).unwrap();
-    assert!(device.gives_up().contains("a key on the token does not give back the store key"), "{}", device.log());
+    assert!(
+        device.gives_up().contains("a key on the token does not give back the store key"),
+        "{}",
+        device.log()
+    );
 }
 
 /// Which writable memory of a process has these bytes, as far as it can be read.
@@ -105,7 +118,11 @@ fn memory_with(child: &Child, wanted: &[u8]) -> Vec<String> {
     let process = PathBuf::from(format!("/proc/{}", child.id()));
     let memory = File::open(process.join("mem")).unwrap();
     let (mut read, mut found) = (0, Vec::new());
-    for line in fs::read_to_string(process.join("maps")).unwrap().lines().filter(|line| line.contains(" rw")) {
+    for line in fs::read_to_string(process.join("maps"))
+        .unwrap()
+        .lines()
+        .filter(|line| line.contains(" rw"))
+    {
         let (from, to) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
         let [from, to] = [from, to].map(|number| u64::from_str_radix(number, 16).unwrap());
         let mut content = vec![0; usize::try_from(to - from).unwrap()];
@@ -138,7 +155,8 @@ fn the_memory_of_a_running_keyd_does_not_show_its_store_key_or_keys_to_root() {
     run(async {
         let key = device.keys().import_key("key", "encrypt", known.clone()).await.unwrap();
         for _ in 0..3 {
-            let mechanism = EncryptMechanism::Aead { iv: b"iv".to_vec().into(), aad: Vec::new().into() };
+            let mechanism =
+                EncryptMechanism::Aead { iv: b"iv".to_vec().into(), aad: Vec::new().into() };
             device.keys().encrypt(&key, mechanism, b"text".to_vec()).await.unwrap();
         }
     });
@@ -147,8 +165,16 @@ fn the_memory_of_a_running_keyd_does_not_show_its_store_key_or_keys_to_root() {
     // The way in works: what is no secret is there.
     assert!(!memory_with(child, device.folder.path().as_os_str().as_encoded_bytes()).is_empty());
     if device.log().contains("memory=Secret") {
-        assert_eq!(memory_with(child, &store_key[8..40]), [""; 0], "the store key is in readable memory");
-        assert_eq!(memory_with(child, &known), [""; 0], "a key that is held ready is in readable memory");
+        assert_eq!(
+            memory_with(child, &store_key[8..40]),
+            [""; 0],
+            "the store key is in readable memory"
+        );
+        assert_eq!(
+            memory_with(child, &known),
+            [""; 0],
+            "a key that is held ready is in readable memory"
+        );
     } else {
         eprintln!("this kernel has no memfd_secret");
     }
@@ -168,7 +194,9 @@ fn without_the_right_to_lock_memory_keyd_says_so_once_and_works() {
     // Where another user can run it.
     let program = device.path("keyd");
     fs::copy(env!("CARGO_BIN_EXE_edgekeep-keyd"), &program).unwrap();
-    for path in [device.path("."), device.path("etc/edgekeep"), device.root.settings_file(Daemon::Keyd)] {
+    for path in
+        [device.path("."), device.path("etc/edgekeep"), device.root.settings_file(Daemon::Keyd)]
+    {
         chown(path, Some(65534), None).unwrap();
     }
     let manager = UnixDatagram::bind(device.path("notify")).unwrap();
@@ -180,7 +208,8 @@ fn without_the_right_to_lock_memory_keyd_says_so_once_and_works() {
     command.stderr(File::create(device.path("log")).unwrap()).env_remove("RUST_LOG");
     device.child = Some(command.spawn().unwrap());
     let mut message = [0; 64];
-    let length = manager.recv(&mut message).unwrap_or_else(|error| panic!("{error}: {}", device.log()));
+    let length =
+        manager.recv(&mut message).unwrap_or_else(|error| panic!("{error}: {}", device.log()));
     assert_eq!(&message[..length], b"READY=1");
     run(async {
         for name in ["one", "two"] {

@@ -25,7 +25,11 @@ fn keys_on_a_token_are_made_used_and_found_again_and_are_not_in_files() {
     device.start();
     run(async {
         let keys = device.keys();
-        assert_eq!(hmac(&keys, &handle).await.unwrap(), mac, "an old handle finds the key on the token");
+        assert_eq!(
+            hmac(&keys, &handle).await.unwrap(),
+            mac,
+            "an old handle finds the key on the token"
+        );
         let pair = keys.load_key_pair("pair").await.unwrap();
         assert!(signs(&keys, &pair, device.folder.path()).await);
         assert_eq!(refusal(keys.load_key_pair("other").await).0, 400);
@@ -33,10 +37,20 @@ fn keys_on_a_token_are_made_used_and_found_again_and_are_not_in_files() {
         keys.create_key_pair("preloaded", Some("ec-p256")).await.unwrap();
     });
     let folder = device.root.state_folder(Daemon::Keyd).join("keys");
-    let names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.len() == 1 && names[0].to_str().unwrap().starts_with("both-"), "{names:?}");
     let listed = Command::new("pkcs11-tool")
-        .args(["--module", SOFTHSM, "--token-label", "edge", "--login", "--pin", PIN, "--list-objects"])
+        .args([
+            "--module",
+            SOFTHSM,
+            "--token-label",
+            "edge",
+            "--login",
+            "--pin",
+            PIN,
+            "--list-objects",
+        ])
         .env("SOFTHSM2_CONF", device.path("softhsm2.conf"))
         .output();
     if let Ok(listed) = listed {
@@ -45,7 +59,9 @@ fn keys_on_a_token_are_made_used_and_found_again_and_are_not_in_files() {
     }
     let log = device.log();
     for (key, place) in [("pair", "pkcs11"), ("key", "pkcs11"), ("both", "software")] {
-        let lines = log.lines().filter(|line| line.contains("made a key") && line.contains(&format!("key={key} ")));
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("made a key") && line.contains(&format!("key={key} ")));
         let lines: Vec<&str> = lines.collect();
         assert!(lines.len() == 1 && lines[0].contains(place), "{key}: {log}");
     }
@@ -59,7 +75,8 @@ fn a_token_that_is_absent_stops_only_its_keys_and_is_used_when_it_is_back() {
         return;
     }
     let mut device = Device::with_token();
-    // The token's folder comes and goes, so that what has to be within reach is the folder around it.
+    // The token's folder comes and goes, so that what has to be within reach is the
+    // folder around it.
     let mut settings = token_settings();
     settings["sandbox"] = json!({"paths": [device.path("softhsm")]});
     device.set(&settings);
@@ -87,7 +104,10 @@ fn a_token_that_is_absent_stops_only_its_keys_and_is_used_when_it_is_back() {
             assert_eq!(refused, (500, "internal error".to_owned()));
         }
         let log = device.log();
-        let causes = log.lines().filter(|line| line.contains("internal error") && line.contains("plug it in")).count();
+        let causes = log
+            .lines()
+            .filter(|line| line.contains("internal error") && line.contains("plug it in"))
+            .count();
         assert_eq!(causes, 4, "{log}");
         // And now it is.
         fs::remove_dir(device.path("softhsm/tokens")).unwrap();
@@ -96,7 +116,10 @@ fn a_token_that_is_absent_stops_only_its_keys_and_is_used_when_it_is_back() {
         keys.create_key_pair("pair", None).await.unwrap();
         // Pulled out while it is in use.
         fs::rename(device.path("softhsm/tokens"), device.path("softhsm/away")).unwrap();
-        assert_eq!(refusal(keys.create_key_pair("new", None).await), (500, "internal error".to_owned()));
+        assert_eq!(
+            refusal(keys.create_key_pair("new", None).await),
+            (500, "internal error".to_owned())
+        );
         fs::rename(device.path("softhsm/away"), device.path("softhsm/tokens")).unwrap();
         keys.create_key_pair("new", None).await.unwrap();
         assert_eq!(hmac(&keys, &handle).await.unwrap(), mac);
@@ -108,13 +131,17 @@ fn a_token_that_is_absent_stops_only_its_keys_and_is_used_when_it_is_back() {
 #[test]
 fn a_library_that_does_not_load_is_named_in_the_log_and_in_no_answer() {
     let library = "/no/such/library.so";
-    let mut device = Device::new(&json!({"pkcs11": {"library": library, "base_slot": "pkcs11:token=edge"}}));
+    let mut device =
+        Device::new(&json!({"pkcs11": {"library": library, "base_slot": "pkcs11:token=edge"}}));
     device.start();
     run(async {
         let refused = refusal(device.keys().create_key("key", "sign").await);
         assert_eq!(refused, (500, "internal error".to_owned()));
     });
     let log = device.log();
-    assert!(log.lines().any(|line| line.contains("internal error") && line.contains(library)), "{log}");
+    assert!(
+        log.lines().any(|line| line.contains("internal error") && line.contains(library)),
+        "{log}"
+    );
     device.stop();
 }

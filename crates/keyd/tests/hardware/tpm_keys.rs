@@ -22,7 +22,8 @@ fn the_tpm_api_shows_public_keys_and_imports_and_uses_an_authentication_key() {
         assert_eq!(refusal(tpm.sign_with_auth_key(b"m").await), (500, "internal error".to_owned()));
         assert!(device.log().contains("provision the device again"), "{}", device.log());
         let keys = tpm.keys().await.unwrap();
-        let (endorsement, storage) = (keys.endorsement_key.into_inner(), keys.storage_root_key.into_inner());
+        let (endorsement, storage) =
+            (keys.endorsement_key.into_inner(), keys.storage_root_key.into_inner());
         // TPM2B_PUBLIC of an RSA key (algorithm 1): its length, then its type.
         for public in [&endorsement, &storage] {
             assert_eq!(usize::from(public[0]) << 8 | usize::from(public[1]), public.len() - 2);
@@ -35,7 +36,10 @@ fn the_tpm_api_shows_public_keys_and_imports_and_uses_an_authentication_key() {
             assert_eq!(tpm.sign_with_auth_key(message).await.unwrap(), *mac);
         }
         // What is no import blob is a failure like any other.
-        assert_eq!(refusal(tpm.import_auth_key(vec![0, 1, 7]).await), (500, "internal error".to_owned()));
+        assert_eq!(
+            refusal(tpm.import_auth_key(vec![0, 1, 7]).await),
+            (500, "internal error".to_owned())
+        );
         assert!(device.log().contains("five TPM structures"), "{}", device.log());
     });
     device.stop();
@@ -67,10 +71,15 @@ fn keys_in_a_tpm_that_is_absent_at_start_are_used_when_it_is_there() {
     device.start();
     run(async {
         let keys = device.keys();
-        assert_eq!(refusal(keys.create_key_pair("pair", Some("ec-p256")).await), (500, "internal error".to_owned()));
+        assert_eq!(
+            refusal(keys.create_key_pair("pair", Some("ec-p256")).await),
+            (500, "internal error".to_owned())
+        );
         assert_eq!(refusal(device.tpm().keys().await), (500, "internal error".to_owned()));
         let log = device.log();
-        let causes = log.lines().filter(|line| line.contains("cannot be reached") && !line.contains("counter"));
+        let causes = log
+            .lines()
+            .filter(|line| line.contains("cannot be reached") && !line.contains("counter"));
         assert_eq!(causes.count(), 3, "at start, and for each request: {log}");
         swtpm.start_again();
         let pair = keys.create_key_pair("pair", Some("ec-p256")).await.unwrap();
@@ -88,7 +97,10 @@ fn keys_in_a_tpm_that_is_absent_at_start_are_used_when_it_is_there() {
         assert!(signs(&keys, &pair, device.folder.path()).await);
     });
     let blobs = fs::read_dir(device.root.state_folder(Daemon::Keyd).join("tpm")).unwrap();
-    assert_eq!(blobs.filter(|entry| entry.as_ref().unwrap().path().extension().is_some()).count(), 2);
+    assert_eq!(
+        blobs.filter(|entry| entry.as_ref().unwrap().path().extension().is_some()).count(),
+        2
+    );
     device.stop();
 }
 
@@ -104,11 +116,17 @@ fn keys_that_the_tools_put_into_the_tpm_are_used_and_cannot_be_changed() {
         swtpm.tool_ok(&tools, "tpm2_flushcontext", &["-t"]);
     };
     run_tool("tpm2_createprimary", &["-C", "o", "-G", "ecc", "-c", "root.ctx"]);
-    for (kind, handle) in [("ecc:ecdsa", "0x81000010"), ("hmac", "0x81000011"), ("rsa2048", "0x81000012")] {
+    for (kind, handle) in
+        [("ecc:ecdsa", "0x81000010"), ("hmac", "0x81000011"), ("rsa2048", "0x81000012")]
+    {
         let create = ["-C", "root.ctx", "-G", kind, "-u", "k.pub", "-r", "k.priv"];
         let attributes = ["-a", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign"];
-        let decrypts = ["-a", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign|decrypt"];
-        run_tool("tpm2_create", &[&create[..], if kind == "rsa2048" { &decrypts } else { &attributes }].concat());
+        let decrypts =
+            ["-a", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign|decrypt"];
+        run_tool(
+            "tpm2_create",
+            &[&create[..], if kind == "rsa2048" { &decrypts } else { &attributes }].concat(),
+        );
         run_tool("tpm2_load", &["-C", "root.ctx", "-u", "k.pub", "-r", "k.priv", "-c", "k.ctx"]);
         run_tool("tpm2_evictcontrol", &["-C", "o", "-c", "k.ctx", handle]);
     }
@@ -119,7 +137,8 @@ fn keys_that_the_tools_put_into_the_tpm_are_used_and_cannot_be_changed() {
         "absent": "tpm:handle=0x81000099", "storage": "tpm:handle=0x81000001",
         "file": "tpm:file=/no/such.tpm",
     });
-    let mut device = Device::new(&json!({"tpm": tpm_settings(&swtpm), "preloaded_keys": preloaded}));
+    let mut device =
+        Device::new(&json!({"tpm": tpm_settings(&swtpm), "preloaded_keys": preloaded}));
     device.start();
     run(async {
         device.tpm().keys().await.unwrap();

@@ -6,14 +6,19 @@ use super::*;
 
 fn settings() -> KeydSettings {
     KeydSettings {
-        principals: vec![KeyPrincipal { uid: uid(), keys: vec!["*".into()], ..KeyPrincipal::default() }],
+        principals: vec![KeyPrincipal {
+            uid: uid(),
+            keys: vec!["*".into()],
+            ..KeyPrincipal::default()
+        }],
         auditors: vec![uid()],
         ..KeydSettings::default()
     }
 }
 
 fn delete(device: &Device, handle: &str) {
-    let (status, answer) = device.send("DELETE", "/key", &json!({ "keyHandle": handle }).to_string());
+    let (status, answer) =
+        device.send("DELETE", "/key", &json!({ "keyHandle": handle }).to_string());
     assert_eq!(status, 204, "{answer}");
 }
 
@@ -30,7 +35,11 @@ fn a_uid_makes_as_many_keys_as_it_may_and_others_still_make_theirs() {
     let imported = json!({"keyId": "more", "usage": "sign", "keyBytes": b64(b"bytes")});
     refused(device.post("/key", &imported), 403, "delete keys that nothing needs");
     let entry = device.last_entry();
-    assert_eq!((&entry["what"], &entry["reason"]), (&json!("import"), &json!("too-many-keys")), "{entry}");
+    assert_eq!(
+        (&entry["what"], &entry["reason"]),
+        (&json!("import"), &json!("too-many-keys")),
+        "{entry}"
+    );
     // What is there is got, used and replaced.
     assert_eq!(create("one").0, 200);
     let _ = device.import("two", b"other bytes");
@@ -43,9 +52,14 @@ fn a_uid_makes_as_many_keys_as_it_may_and_others_still_make_theirs() {
     drop(device);
     // A keyd that was started anew still knows.
     let device = Device::start_as(folder.path(), few());
-    refused(device.post("/key", &json!({"keyId": "fourth", "usage": "sign"})), 403, "has made 3 keys");
+    refused(
+        device.post("/key", &json!({"keyId": "fourth", "usage": "sign"})),
+        403,
+        "has made 3 keys",
+    );
     drop(device);
-    // Keys that went behind its back are found to be gone. What is damaged is set aside, and stops nothing.
+    // Keys that went behind its back are found to be gone. What is damaged is set aside,
+    // and stops nothing.
     let state = Root::new(folder.path()).state_folder(Daemon::Keyd);
     for entry in std::fs::read_dir(state.join("keys")).unwrap() {
         std::fs::remove_file(entry.unwrap().path()).unwrap();
@@ -59,14 +73,20 @@ fn a_uid_makes_as_many_keys_as_it_may_and_others_still_make_theirs() {
     let device = Device::start_as(folder.path(), few());
     let _ = device.key("d");
     assert!(
-        std::fs::read_dir(&state).unwrap().any(|it| it.unwrap().file_name().to_str().unwrap().starts_with("makers."))
+        std::fs::read_dir(&state).unwrap().any(|it| it
+            .unwrap()
+            .file_name()
+            .to_str()
+            .unwrap()
+            .starts_with("makers."))
     );
 }
 
 #[test]
 fn a_uid_that_has_used_up_its_share_of_the_log_has_equal_uses_counted_and_each_use_is_in_it() {
     let folder = tempfile::tempdir().unwrap();
-    let audit_log = AuditLogSettings { entries_per_uid_hour: Some(60), ..AuditLogSettings::default() };
+    let audit_log =
+        AuditLogSettings { entries_per_uid_hour: Some(60), ..AuditLogSettings::default() };
     let bounded = || KeydSettings { audit_log: audit_log.clone(), ..settings() };
     let device = Device::start_as(folder.path(), bounded());
     let (one, other) = (device.key("one"), device.key("other"));
@@ -76,12 +96,15 @@ fn a_uid_that_has_used_up_its_share_of_the_log_has_equal_uses_counted_and_each_u
     for _ in 0..20 {
         let _ = device.hmac(&other, b"m");
     }
-    let wrong = json!({"keyHandle": other, "algorithm": "ECDSA", "parameters": {"digest": b64(&[1; 32])}});
+    let wrong =
+        json!({"keyHandle": other, "algorithm": "ECDSA", "parameters": {"digest": b64(&[1; 32])}});
     for _ in 0..5 {
         assert_eq!(device.post("/sign", &wrong).0, 400);
     }
     let sum = |entries: &[Value], key: &str, result: &str| -> u64 {
-        let of = |entry: &&Value| entry["what"] == "sign" && entry["key"] == key && entry["result"] == result;
+        let of = |entry: &&Value| {
+            entry["what"] == "sign" && entry["key"] == key && entry["result"] == result
+        };
         entries.iter().filter(of).map(|entry| entry["count"].as_u64().unwrap_or(1)).sum()
     };
     let entries = device.audit();
@@ -110,11 +133,14 @@ fn a_key_file_that_would_never_end_is_refused_at_once_and_stops_no_other_key() {
     let keys = device.root.state_folder(Daemon::Keyd).join("keys");
     drop(device);
     let names = std::fs::read_dir(&keys).unwrap().map(|entry| entry.unwrap().path());
-    let file =
-        names.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("stuck-")).unwrap();
+    let file = names
+        .into_iter()
+        .find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("stuck-"))
+        .unwrap();
     std::fs::remove_file(&file).unwrap();
     // Nobody ever writes to it: who waited for its content would wait for ever.
-    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
     let device = Device::start(folder.path());
     let body = json!({"keyHandle": stuck, "algorithm": "HMAC-SHA256", "parameters": {"message": b64(b"m")}});
     std::thread::scope(|scope| {

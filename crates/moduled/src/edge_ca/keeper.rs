@@ -1,5 +1,5 @@
-//! Keeper of the Edge CA's certificate: looks at the certificate from time to time, when the clock
-//! is put to another time, and when a module's certificate cannot be signed.
+//! Keeper of the Edge CA's certificate: looks at the certificate from time to time, when
+//! the clock is put to another time, and when a module's certificate cannot be signed.
 //! [`edgekeep_core::edge_ca`] decides what follows from a look.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,8 +22,8 @@ const PERIOD: Duration = Duration::from_secs(3600);
 /// Longest wait of a caller who can do without the certificate.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Keeper of the certificate. However many callers miss a valid one, one look is made for all of
-/// them.
+/// Keeper of the certificate. However many callers miss a valid one, one look is made for
+/// all of them.
 #[derive(Debug, Default)]
 pub struct EdgeCaKeeper {
     /// The certificate's validity, as the last look found or made it.
@@ -44,8 +44,8 @@ impl EdgeCaKeeper {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the certificate valid now, as far as possible. Costs nothing where the certificate is
-    /// known to be valid.
+    /// Makes the certificate valid now, as far as possible. Costs nothing where the
+    /// certificate is known to be valid.
     pub(crate) async fn ready(&self, service: &Moduled) {
         let known = self.known();
         let now = OffsetDateTime::now_utc();
@@ -55,16 +55,18 @@ impl EdgeCaKeeper {
         }
     }
 
-    /// As [`Self::ready`], for a caller who can do without a valid certificate and waits for a
-    /// moment only.
+    /// As [`Self::ready`], for a caller who can do without a valid certificate and waits
+    /// for a moment only.
     pub(crate) async fn ready_soon(&self, service: &Moduled) {
         let _ = tokio::time::timeout(PATIENCE, self.ready(service)).await;
     }
 
-    /// Looks at the certificate and makes it anew if it is due, unless a look that began after
-    /// `since` has just done so.
+    /// Looks at the certificate and makes it anew if it is due, unless a look that began
+    /// after `since` has just done so.
     ///
-    /// # Errors The reason for which there is no valid certificate, also if found out too short a
+    /// # Errors
+    ///
+    /// The reason for which there is no valid certificate, also if found out too short a
     /// time ago to try again.
     pub(crate) async fn look(&self, service: &Moduled, since: Instant) -> Result<(), String> {
         let mut looks = self.looks.lock().await;
@@ -84,7 +86,8 @@ impl EdgeCaKeeper {
         let began = Instant::now();
         let outcome = match ensure(service).await {
             Ok(validity) => {
-                let before = self.known.lock().unwrap_or_else(PoisonError::into_inner).replace(validity);
+                let before =
+                    self.known.lock().unwrap_or_else(PoisonError::into_inner).replace(validity);
                 if before != Some(validity) {
                     // It is part of the bundle.
                     service.trust_bundle.forget();
@@ -138,15 +141,17 @@ async fn ensure(service: &Moduled) -> Result<Term, String> {
     };
     let now = OffsetDateTime::now_utc();
     let settings = &service.settings.edge_ca;
-    let ensured = edge_ca::ensure(&service.keys, &service.certificates, settings, &device, now, earliest());
+    let ensured =
+        edge_ca::ensure(&service.keys, &service.certificates, settings, &device, now, earliest());
     ensured.await.map_err(|error| {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        let cause =
+            std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
         format!("{error}{cause}")
     })
 }
 
-/// Returns the earliest moment that the present can be. The services' time is known to identityd,
-/// which takes it into account when it issues.
+/// Returns the earliest moment that the present can be. The services' time is known to
+/// identityd, which takes it into account when it issues.
 fn earliest() -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(BUILT).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

@@ -1,5 +1,6 @@
-//! What moduled finds out about the device's health by looking from time to time: modules that should run, the engine, the
-//! Edge CA, the disk. Parts that see a problem themselves tell the board of it on their own.
+//! What moduled finds out about the device's health by looking from time to time: modules
+//! that should run, the engine, the Edge CA, the disk. Parts that see a problem
+//! themselves tell the board of it on their own.
 
 mod orders;
 
@@ -40,7 +41,8 @@ struct Looked {
 
 /// Looks until `stop`.
 pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
-    let mut looked = Looked { begin: Instant::now(), watch: Watch::default(), ended: HashMap::new() };
+    let mut looked =
+        Looked { begin: Instant::now(), watch: Watch::default(), ended: HashMap::new() };
     loop {
         look(&service);
         look_at_modules(&service, &mut looked).await;
@@ -54,11 +56,14 @@ pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>)
 /// Brings the board up to date but for the modules. Asks nobody, least of all the engine.
 pub(crate) fn look(service: &Moduled) {
     own_users::look(service);
-    let silent = service.modules.containers.as_ref().filter(|containers| !containers.watch.is_reconciled());
+    let silent =
+        service.modules.containers.as_ref().filter(|containers| !containers.watch.is_reconciled());
     let found = silent.map(|containers| {
         let detail = match containers.watch.silent_for() {
             Some(_) => "modules that ran when it was heard last are served on, others are refused",
-            None => "it was never heard since moduled started; all modules in containers are refused",
+            None => {
+                "it was never heard since moduled started; all modules in containers are refused"
+            }
         };
         (Subject::engine(&containers.uri), detail)
     });
@@ -91,13 +96,22 @@ async fn look_at_modules(service: &Moduled, looked: &mut Looked) {
             }
         }
     }
-    let processes: HashMap<String, _> =
-        service.modules.processes.list().await.into_iter().map(|state| (state.name.clone(), state)).collect();
+    let processes: HashMap<String, _> = service
+        .modules
+        .processes
+        .list()
+        .await
+        .into_iter()
+        .map(|state| (state.name.clone(), state))
+        .collect();
     let mut all = BTreeMap::new();
     let wanted = service.orders.wanted(registered.keys());
     for (module, wish) in wanted {
         let registration = registered.get(&module);
-        let seen = match (service.modules.facts(&module, registration), registration.map(|it| &it.workload)) {
+        let seen = match (
+            service.modules.facts(&module, registration),
+            registration.map(|it| &it.workload),
+        ) {
             (_, None) => Seen::Missing,
             (_, Some(Workload::Process { .. })) => match processes.get(module.name()) {
                 Some(state) if state.state == ModuleState::Running => Seen::Runs,
@@ -119,7 +133,8 @@ async fn look_at_modules(service: &Moduled, looked: &mut Looked) {
         service.orders.seen(&service.board, &module, seen);
         let wish = match (wish, seen) {
             (Some(wish), _) => wish,
-            // The agent is always wanted; of others that run somebody wanted that, before this daemon was started.
+            // The agent is always wanted; of others that run somebody wanted that, before
+            // this daemon was started.
             (None, _) if module.is_edge_agent() => Wish::Run,
             (None, Seen::Runs) => {
                 service.orders.found_running(&module);
@@ -130,17 +145,27 @@ async fn look_at_modules(service: &Moduled, looked: &mut Looked) {
         all.insert(module, (wish, seen));
     }
     looked.ended.retain(|module, _| all.contains_key(module));
-    let (watch, findings) = modules::step(std::mem::take(&mut looked.watch), &all, looked.begin.elapsed());
+    let (watch, findings) =
+        modules::step(std::mem::take(&mut looked.watch), &all, looked.begin.elapsed());
     looked.watch = watch;
     for code in [Code::AgentNotRunning, Code::ModuleNotRunning, Code::ModuleEnded] {
         let found = findings.iter().filter(|finding| finding.code == code);
-        service.board.replace(code, found.map(|finding| (Subject::module(&finding.module), &finding.detail)));
+        service.board.replace(
+            code,
+            found.map(|finding| (Subject::module(&finding.module), &finding.detail)),
+        );
     }
 }
 
-/// How a container module ended, by the engine; nothing is known if that does not answer soon.
+/// How a container module ended, by the engine; nothing is known if that does not answer
+/// soon.
 async fn how_it_ended(service: &Moduled, module: &ModuleId) -> Seen {
-    match tokio::time::timeout(ENGINE_PATIENCE, service.modules.state(module, &service.registrations)).await {
+    match tokio::time::timeout(
+        ENGINE_PATIENCE,
+        service.modules.state(module, &service.registrations),
+    )
+    .await
+    {
         Ok(Ok((_, state))) if state.state == ModuleState::Running => Seen::Unknown,
         Ok(Ok((_, state))) => Seen::Ended(state.exit.and_then(|exit| exit.code)),
         Ok(Err(error)) if error.status() == StatusCode::NOT_FOUND => Seen::Missing,

@@ -1,5 +1,6 @@
-//! What is wanted of the modules: the orders that came through the management API, and what the agent says that its deployment
-//! wants. Kept in memory: after a restart the modules that run are taken as wanted, and agents order the others again.
+//! What is wanted of the modules: the orders that came through the management API, and
+//! what the agent says that its deployment wants. Kept in memory: after a restart the
+//! modules that run are taken as wanted, and agents order the others again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -19,7 +20,8 @@ const REPORT_LASTS: Duration = Duration::from_secs(300);
 /// Modules of one report that are looked after; more than a device has.
 const REPORTED: usize = 1024;
 
-/// Something that is done to a module because somebody ordered it. Each includes what is before it.
+/// Something that is done to a module because somebody ordered it. Each includes what is
+/// before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Order {
     /// Its identity is made.
@@ -74,8 +76,15 @@ struct Reported {
 }
 
 impl Orders {
-    /// Takes down an order and how it went. One that failed is a problem until that step is done or the module is gone.
-    pub(crate) fn took<T>(&self, board: &Board, module: &ModuleId, order: Order, result: &Result<T, HttpError>) {
+    /// Takes down an order and how it went. One that failed is a problem until that step
+    /// is done or the module is gone.
+    pub(crate) fn took<T>(
+        &self,
+        board: &Board,
+        module: &ModuleId,
+        order: Order,
+        result: &Result<T, HttpError>,
+    ) {
         let module = &module.hub_id();
         let mut known = locked(&self.0);
         match order {
@@ -89,7 +98,11 @@ impl Orders {
             Err(error) => {
                 known.failed.insert(module.clone(), order);
                 drop(known);
-                board.raise(Code::ModuleNotApplied, &subject, format!("{}: {}", order.words(), error.message()));
+                board.raise(
+                    Code::ModuleNotApplied,
+                    &subject,
+                    format!("{}: {}", order.words(), error.message()),
+                );
             }
             Ok(_) if known.failed.get(module).is_some_and(|failed| order.makes_up_for(*failed)) => {
                 known.failed.remove(module);
@@ -100,7 +113,8 @@ impl Orders {
         }
     }
 
-    /// Takes down what is seen of a module: an order that failed is no problem any more if things are as it wanted them.
+    /// Takes down what is seen of a module: an order that failed is no problem any more
+    /// if things are as it wanted them.
     pub(crate) fn seen(&self, board: &Board, module: &ModuleId, seen: Seen) {
         let mut known = locked(&self.0);
         let done = match known.failed.get(module) {
@@ -124,7 +138,10 @@ impl Orders {
     /// Takes down what the agent says of its deployment.
     pub(crate) fn reported(&self, board: &Board, report: &DeploymentReport) {
         let modules = |names: &mut dyn Iterator<Item = &String>| -> BTreeSet<ModuleId> {
-            names.take(REPORTED).filter_map(|name| Some(name.parse::<ModuleId>().ok()?.hub_id())).collect()
+            names
+                .take(REPORTED)
+                .filter_map(|name| Some(name.parse::<ModuleId>().ok()?.hub_id()))
+                .collect()
         };
         let running = modules(&mut report.running.iter());
         let failing = modules(&mut report.failing.keys());
@@ -150,7 +167,8 @@ impl Orders {
         }
     }
 
-    /// All modules that are registered or wanted, with what is asked of each, if anything is known to be.
+    /// All modules that are registered or wanted, with what is asked of each, if anything
+    /// is known to be.
     pub(crate) fn wanted<'a>(
         &self,
         registered: impl Iterator<Item = &'a ModuleId>,
@@ -159,8 +177,9 @@ impl Orders {
         if known.report.as_ref().is_some_and(|(at, _)| at.elapsed() > REPORT_LASTS) {
             known.report = None;
         }
-        let mut all: BTreeMap<ModuleId, Option<Wish>> =
-            registered.map(|module| (module.hub_id(), known.wishes.get(&module.hub_id()).copied())).collect();
+        let mut all: BTreeMap<ModuleId, Option<Wish>> = registered
+            .map(|module| (module.hub_id(), known.wishes.get(&module.hub_id()).copied()))
+            .collect();
         // What is neither registered nor in a deployment is nobody's any more.
         known.wishes.retain(|module, _| all.contains_key(module));
         if let Some((_, report)) = &known.report {
@@ -241,7 +260,11 @@ mod tests {
         let wish = |orders: &Orders| orders.wanted([&m1].into_iter())[&m1];
         assert_eq!(wish(&orders), None);
         orders.took(&board, &m1, Order::Start, &failed());
-        assert_eq!(wish(&orders), Some(Wish::Started), "who orders a start wants it to run, whether that works or not");
+        assert_eq!(
+            wish(&orders),
+            Some(Wish::Started),
+            "who orders a start wants it to run, whether that works or not"
+        );
         orders.took(&board, &m1, Order::Stop, &Ok(()));
         orders.found_running(&m1);
         assert_eq!(wish(&orders), Some(Wish::Rest), "it is on its way down");
@@ -261,11 +284,19 @@ mod tests {
         };
         orders.reported(&board, &report);
         let wanted = orders.wanted([&m1, &m2].into_iter());
-        assert_eq!(wanted, [(m1, Some(Wish::Rest)), (m2, Some(Wish::Run)), (m3.clone(), Some(Wish::Run))].into());
-        let expected =
-            ["deployment-not-made (device): the manifest is not JSON", "module-not-applied (module m3): no such image"];
+        assert_eq!(
+            wanted,
+            [(m1, Some(Wish::Rest)), (m2, Some(Wish::Run)), (m3.clone(), Some(Wish::Run))].into()
+        );
+        let expected = [
+            "deployment-not-made (device): the manifest is not JSON",
+            "module-not-applied (module m3): no such image",
+        ];
         assert_eq!(told(&board), expected);
-        orders.reported(&board, &DeploymentReport { problem: None, failing: BTreeMap::new(), ..report });
+        orders.reported(
+            &board,
+            &DeploymentReport { problem: None, failing: BTreeMap::new(), ..report },
+        );
         assert_eq!(board.health().verdict(), Verdict::Healthy);
     }
 }

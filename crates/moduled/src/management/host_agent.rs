@@ -1,6 +1,7 @@
-//! The routes for host agents (ours): what an updater or a security monitor may ask on the management socket in its own
-//! folder. Every call is measured; each agent is let into no more than what `management` and `approves` of its entry in the
-//! configuration say.
+//! The routes for host agents (ours): what an updater or a security monitor may ask on
+//! the management socket in its own folder. Every call is measured; each agent is let
+//! into no more than what `management` and `approves` of its entry in the configuration
+//! say.
 
 use std::sync::Arc;
 
@@ -80,16 +81,20 @@ async fn approvals(state: Arc<HostAgentDoor>, request: Request) -> Result<Respon
     Ok(Response::ok(&ApprovalList { approvals: state.service.approvals_in_force() }))
 }
 
-/// Approves the content that an executable has now, if it is the content that the agent means.
+/// Approves the content that an executable has now, if it is the content that the agent
+/// means.
 async fn approve(state: Arc<HostAgentDoor>, mut request: Request) -> Result<Response, HttpError> {
     let name = request.param(0).to_owned();
     state.admit_for(&request, &name).await?;
     let body: ApproveDigest = request.json().await?;
-    let sha256: Sha256Digest =
-        body.sha256.parse().map_err(|error| HttpError::bad_request(format!("invalid sha256: {error}")))?;
+    let sha256: Sha256Digest = body
+        .sha256
+        .parse()
+        .map_err(|error| HttpError::bad_request(format!("invalid sha256: {error}")))?;
     let service = &state.service;
     let (executable, configured) = executable_of(service, &name)?;
-    // What is not there is not approved: neither a mistaken digest nor one whose file is yet to come.
+    // What is not there is not approved: neither a mistaken digest nor one whose file is
+    // yet to come.
     service
         .modules
         .processes
@@ -124,9 +129,12 @@ async fn approves(service: &Moduled, module: &ModuleId) -> Vec<String> {
         return found.approves.clone();
     }
     match service.modules.processes.spec(module).await {
-        Ok(spec) => {
-            service.settings.host_modules.get(&spec.image).map(|found| found.approves.clone()).unwrap_or_default()
-        }
+        Ok(spec) => service
+            .settings
+            .host_modules
+            .get(&spec.image)
+            .map(|found| found.approves.clone())
+            .unwrap_or_default(),
         Err(_) => Vec::new(),
     }
 }
@@ -136,11 +144,14 @@ fn executable_of(service: &Moduled, name: &str) -> Result<(String, Sha256Digest)
     if let Ok((module, _)) = host_modules::registered(service, name) {
         return Ok((module.executable.clone(), module.sha256));
     }
-    let found = name.parse::<ModuleId>().ok().and_then(|id| service.settings.host_services.get(&id));
+    let found =
+        name.parse::<ModuleId>().ok().and_then(|id| service.settings.host_services.get(&id));
     match found {
-        Some(edgekeep_core::host::HostService { executable: Some(path), sha256: Some(sha256), .. }) => {
-            Ok((path.clone(), *sha256))
-        }
+        Some(edgekeep_core::host::HostService {
+            executable: Some(path),
+            sha256: Some(sha256),
+            ..
+        }) => Ok((path.clone(), *sha256)),
         _ => Err(HttpError::not_found(format!("there is no executable {name:?} to approve"))),
     }
 }

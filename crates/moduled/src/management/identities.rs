@@ -16,21 +16,28 @@ use crate::service::Moduled;
 pub(super) async fn list(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
     let identities = service.identities.client().modules().await.map_err(|error| failed(&error))?;
     let identities = identities.into_iter().filter_map(|identity| shown(identity, None));
-    // An agent deletes identities that its deployment does not name; those of services are not the deployment's.
+    // An agent deletes identities that its deployment does not name; those of services
+    // are not the deployment's.
     let of_service = |identity: &Identity| {
-        identity.module_id.parse().is_ok_and(|id: ModuleId| service.settings.host_services.contains_key(&id))
+        identity
+            .module_id
+            .parse()
+            .is_ok_and(|id: ModuleId| service.settings.host_services.contains_key(&id))
     };
     let identities = identities.filter(|identity| !of_service(identity)).collect();
     Ok(Response::ok(&Identities { identities }))
 }
 
-pub(super) async fn create(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn create(
+    service: Arc<Moduled>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     service.admit_agent(&request).await?;
     let body: CreateIdentity = request.json().await?;
-    let module: ModuleId = body
-        .module_id
-        .parse()
-        .map_err(|error: edgekeep_core::id::IdError| HttpError::bad_request(format!("invalid moduleId: {error}")))?;
+    let module: ModuleId =
+        body.module_id.parse().map_err(|error: edgekeep_core::id::IdError| {
+            HttpError::bad_request(format!("invalid moduleId: {error}"))
+        })?;
     host_services::refuse(&service, &module)?;
     let identity = service.identities.client().create_module(module.as_str()).await;
     service.identities.forget(&module);
@@ -39,7 +46,10 @@ pub(super) async fn create(service: Arc<Moduled>, mut request: Request) -> Resul
     answer
 }
 
-pub(super) async fn update(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn update(
+    service: Arc<Moduled>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     service.admit_agent(&request).await?;
     let module: ModuleId = request.id(0)?;
     let _: serde_json::Value = request.json().await?;
@@ -59,22 +69,32 @@ pub(super) async fn delete(service: Arc<Moduled>, request: Request) -> Result<Re
     Ok(Response::no_content())
 }
 
-pub(super) async fn reprovision(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+pub(super) async fn reprovision(
+    service: Arc<Moduled>,
+    request: Request,
+) -> Result<Response, HttpError> {
     service.admit_agent(&request).await?;
-    // identityd keeps the old identity until a new one is complete, so no module is stopped and nothing is cleared here.
+    // identityd keeps the old identity until a new one is complete, so no module is
+    // stopped and nothing is cleared here.
     service.identities.client().reprovision().await.map_err(|error| failed(&error))?;
     Ok(Response::no_content())
 }
 
-fn answer(identity: Result<ServiceIdentity, ClientError>, managed_by: Option<String>) -> Result<Response, HttpError> {
+fn answer(
+    identity: Result<ServiceIdentity, ClientError>,
+    managed_by: Option<String>,
+) -> Result<Response, HttpError> {
     let identity = identity.map_err(|error| failed(&error))?;
-    let identity = shown(identity, managed_by)
-        .ok_or_else(|| HttpError::bad_request("the identity has no module id or no generation id"))?;
+    let identity = shown(identity, managed_by).ok_or_else(|| {
+        HttpError::bad_request("the identity has no module id or no generation id")
+    })?;
     Ok(Response::ok(&identity))
 }
 
 fn shown(identity: ServiceIdentity, managed_by: Option<String>) -> Option<Identity> {
-    let ServiceIdentity::Aziot(AziotIdentity { module_id, gen_id, .. }) = identity else { return None };
+    let ServiceIdentity::Aziot(AziotIdentity { module_id, gen_id, .. }) = identity else {
+        return None;
+    };
     Some(Identity {
         module_id: module_id?,
         managed_by: managed_by.unwrap_or_else(|| "iotedge".into()),

@@ -18,9 +18,11 @@ use crate::support_bundle;
 use crate::systeminfo::{self, VERSION};
 use crate::workload::certificates::rfc3339_with_offset;
 
-/// The engine and identityd may take so long before systeminfo is answered without what they know.
+/// The engine and identityd may take so long before systeminfo is answered without what
+/// they know.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// The same for the engine's list, and then for its statistics of one container, before resources are told without.
+/// The same for the engine's list, and then for its statistics of one container, before
+/// resources are told without.
 const STATS_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn system_info(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
@@ -31,8 +33,10 @@ pub(super) async fn system_info(service: Arc<Moduled>, _: Request) -> Result<Res
         version["Version"].as_str().map(str::to_owned)
     };
     let provisioning = async { service.identities.quick_client().provisioning().await.ok() };
-    let (engine, provisioning) =
-        tokio::join!(tokio::time::timeout(PATIENCE, engine), tokio::time::timeout(PATIENCE, provisioning));
+    let (engine, provisioning) = tokio::join!(
+        tokio::time::timeout(PATIENCE, engine),
+        tokio::time::timeout(PATIENCE, provisioning)
+    );
     info.server_version = info.server_version.or_else(|| engine.ok().flatten());
     info.provisioning = systeminfo::provisioning(provisioning.ok().flatten().as_ref());
     Ok(Response::ok(&info))
@@ -40,15 +44,17 @@ pub(super) async fn system_info(service: Arc<Moduled>, _: Request) -> Result<Res
 
 pub(super) async fn resources(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
     let stats = statistics(&service).await;
-    let resources = resources::read(&service.root).map_err(|error| HttpError::internal(error.to_string()))?;
-    let mut answer = serde_json::to_value(resources).map_err(|error| HttpError::internal(error.to_string()))?;
+    let resources =
+        resources::read(&service.root).map_err(|error| HttpError::internal(error.to_string()))?;
+    let mut answer =
+        serde_json::to_value(resources).map_err(|error| HttpError::internal(error.to_string()))?;
     // A string that holds JSON: what existing clients parse (wire facts 2.7).
     answer["docker_stats"] = Value::String(json!(stats).to_string());
     Ok(Response::ok(&answer))
 }
 
-/// The engine's statistics of all modules' containers, asked for at the same time: each takes the engine a second or two.
-/// What it does not tell in time is left out.
+/// The engine's statistics of all modules' containers, asked for at the same time: each
+/// takes the engine a second or two. What it does not tell in time is left out.
 async fn statistics(service: &Moduled) -> Vec<Value> {
     let Some(containers) = &service.modules.containers else { return Vec::new() };
     let listed = tokio::time::timeout(STATS_PATIENCE, containers.watch.list()).await;
@@ -59,7 +65,9 @@ async fn statistics(service: &Moduled) -> Vec<Value> {
         }
         let Ok(module) = state.name.parse::<ModuleId>() else { continue };
         let engine = containers.engine.clone();
-        asked.spawn(tokio::time::timeout(STATS_PATIENCE, async move { (state.name, engine.stats(&module).await) }));
+        asked.spawn(tokio::time::timeout(STATS_PATIENCE, async move {
+            (state.name, engine.stats(&module).await)
+        }));
     }
     let mut stats = std::collections::BTreeMap::new();
     while let Some(answer) = asked.join_next().await {
@@ -70,7 +78,10 @@ async fn statistics(service: &Moduled) -> Vec<Value> {
     stats.into_values().collect()
 }
 
-pub(super) async fn support_bundle(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+pub(super) async fn support_bundle(
+    service: Arc<Moduled>,
+    request: Request,
+) -> Result<Response, HttpError> {
     support_bundle::answer(&service, &request).await
 }
 
@@ -78,7 +89,10 @@ pub(super) async fn approvals(service: Arc<Moduled>, _: Request) -> Result<Respo
     Ok(Response::ok(&Approvals { approvals: service.approvals_in_force() }))
 }
 
-pub(super) async fn deployment(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn deployment(
+    service: Arc<Moduled>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     service.admit_agent(&request).await?;
     let report: DeploymentReport = request.json().await?;
     service.orders.reported(&service.board, &report);
@@ -95,7 +109,8 @@ pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response
     });
     let health = health::of_device(&service).await;
     let own = service.board.health();
-    let unhealthy = own.problems().iter().filter(|problem| problem.severity() == Severity::Unhealthy);
+    let unhealthy =
+        own.problems().iter().filter(|problem| problem.severity() == Severity::Unhealthy);
     let problems = unhealthy.map(Problem::sentence).collect();
     Ok(Response::ok(&Status {
         version: VERSION.to_owned(),

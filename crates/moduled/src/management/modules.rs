@@ -18,8 +18,10 @@ use crate::service::Moduled;
 use crate::spec::ValidSpec;
 
 pub(super) async fn list(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
-    let mut list: ModuleList = service.modules.list(&service.registrations, &service.replacements).await?;
-    // Not for the agent: it removes what its deployment does not name, and services are not its to remove.
+    let mut list: ModuleList =
+        service.modules.list(&service.registrations, &service.replacements).await?;
+    // Not for the agent: it removes what its deployment does not name, and services are
+    // not its to remove.
     let paused = list.modules.iter().any(|details| details.status.runtime_status.phase.is_some());
     if (!paused && service.settings.host_services.is_empty()) || service.is_agent(&request).await {
         list.modules.iter_mut().for_each(in_known_words);
@@ -34,7 +36,10 @@ pub(super) async fn list(service: Arc<Moduled>, request: Request) -> Result<Resp
 pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
     let module: ModuleId = request.id(0)?;
     if host_services::find(&service, &module).is_some() {
-        let found = host_services::list(&service).await.into_iter().find(|details| details.name == module.name());
+        let found = host_services::list(&service)
+            .await
+            .into_iter()
+            .find(|details| details.name == module.name());
         return found
             .map(|details| Response::ok(&details))
             .ok_or_else(|| HttpError::not_found("there is no such service"));
@@ -46,7 +51,10 @@ pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Respo
     Ok(Response::ok(&details))
 }
 
-pub(super) async fn create(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn create(
+    service: Arc<Moduled>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     service.admit_agent(&request).await?;
     let spec: ModuleSpec = request.json().await?;
     let valid = judged(&service, &spec)?;
@@ -56,7 +64,10 @@ pub(super) async fn create(service: Arc<Moduled>, mut request: Request) -> Resul
     Ok(Response::json(StatusCode::CREATED, &echo(&spec, false)))
 }
 
-pub(super) async fn update(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn update(
+    service: Arc<Moduled>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     service.admit_agent(&request).await?;
     let module: ModuleId = request.id(0)?;
     let start = match request.query("start") {
@@ -69,7 +80,8 @@ pub(super) async fn update(service: Arc<Moduled>, mut request: Request) -> Resul
     // The path says which module is meant, as with existing services.
     valid.module = module;
     if valid.module.is_edge_agent() {
-        // The caller dies of this: it gets its answer first, and the watchdog repairs what goes wrong.
+        // The caller dies of this: it gets its answer first, and the watchdog repairs
+        // what goes wrong.
         tokio::spawn(async move {
             if let Err(error) = runtime::update(&service, &valid, start).await {
                 tracing::error!(%error, "agent not updated; the watchdog will restore it");
@@ -104,7 +116,10 @@ pub(super) async fn delete(service: Arc<Moduled>, request: Request) -> Result<Re
     Ok(Response::no_content())
 }
 
-pub(super) async fn prepare(service: Arc<Moduled>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn prepare(
+    service: Arc<Moduled>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     service.admit_agent(&request).await?;
     let module: ModuleId = request.id(0)?;
     let spec: ModuleSpec = request.json().await?;
@@ -130,8 +145,11 @@ pub(super) async fn action(service: Arc<Moduled>, request: Request) -> Result<Re
             "stop" => (Order::Stop, runtime::stop(&service, &module).await),
             _ => (Order::Start, runtime::restart(&service, &module).await),
         };
-        // A name that is a mistake of who asks is no problem of the device; nor are services, which something else starts.
-        if service.registrations.of(&module).is_some() && host_services::find(&service, &module).is_none() {
+        // A name that is a mistake of who asks is no problem of the device; nor are
+        // services, which something else starts.
+        if service.registrations.of(&module).is_some()
+            && host_services::find(&service, &module).is_none()
+        {
             service.orders.took(&service.board, &module, order, &done);
         }
         done
@@ -151,7 +169,8 @@ fn judged(service: &Moduled, spec: &ModuleSpec) -> Result<ValidSpec, HttpError> 
 
 pub(super) async fn logs(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
     let module: ModuleId = request.id(0)?;
-    let query: LogQuery = log_query::parse(|name| request.query(name), OffsetDateTime::now_utc().unix_timestamp())?;
+    let query: LogQuery =
+        log_query::parse(|name| request.query(name), OffsetDateTime::now_utc().unix_timestamp())?;
     host_services::refuse(&service, &module)?;
     let stream = service.modules.logs(&module, &service.registrations, &query).await?;
     Ok(Response::stream(StatusCode::OK, "text/plain", stream))

@@ -1,5 +1,6 @@
-//! What is done to modules: prepared, created, updated, started, stopped and removed, in the runtime that their type names,
-//! and registered so that their callers can be measured.
+//! What is done to modules: prepared, created, updated, started, stopped and removed, in
+//! the runtime that their type names, and registered so that their callers can be
+//! measured.
 //!
 //! No call waits for a pull of another module.
 
@@ -28,12 +29,16 @@ const GRACE: Duration = Duration::from_secs(10);
 /// The same for every module when the device ends (wire facts 8).
 const GRACE_AT_END: Duration = Duration::from_secs(30);
 
-/// Checks what a module is to be made of, and fetches a container module's image, which it gives. An image that is present
-/// is used when it cannot be fetched: a device must come up without its registry.
+/// Checks what a module is to be made of, and fetches a container module's image, which
+/// it gives. An image that is present is used when it cannot be fetched: a device must
+/// come up without its registry.
 ///
 /// # Errors
 /// If there is neither, or something is refused.
-pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<Option<Sha256Digest>, HttpError> {
+pub async fn prepare(
+    service: &Moduled,
+    spec: &ValidSpec,
+) -> Result<Option<Sha256Digest>, HttpError> {
     if spec.kind == Kind::Process {
         let process = process_spec(service, spec)?;
         let verified = service.modules.processes.verify(process.executable, process.sha256).await;
@@ -46,7 +51,9 @@ pub async fn prepare(service: &Moduled, spec: &ValidSpec) -> Result<Option<Sha25
     if !spec.never_pull
         && let Err(error) = engine.pull(&spec.settings.image, spec.settings.auth.as_ref()).await
     {
-        let Ok(image) = engine.image_id(&spec.settings.image).await else { return Err(of_engine(&error)) };
+        let Ok(image) = engine.image_id(&spec.settings.image).await else {
+            return Err(of_engine(&error));
+        };
         tracing::warn!(module = %spec.module, %error, %image, "image not pulled; the one that is present is used");
     }
     let measured = image::measured(engine, spec, service.settings.image_policy.as_ref()).await;
@@ -69,18 +76,25 @@ pub async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), Http
     create_locked(service, spec, image).await
 }
 
-/// Replaces a module by one of another specification, and starts it if asked to. What is needed is fetched before the old
-/// one is touched, and what cannot be made or started leaves the old one as it was, unless its type changes.
+/// Replaces a module by one of another specification, and starts it if asked to. What is
+/// needed is fetched before the old one is touched, and what cannot be made or started
+/// leaves the old one as it was, unless its type changes.
 ///
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
-pub async fn update(service: &Arc<Moduled>, spec: &ValidSpec, and_start: bool) -> Result<bool, HttpError> {
+pub async fn update(
+    service: &Arc<Moduled>,
+    spec: &ValidSpec,
+    and_start: bool,
+) -> Result<bool, HttpError> {
     host_services::refuse(service, &spec.module)?;
     let (kind, _) = service.modules.state(&spec.module, &service.registrations).await?;
     let image = prepare(service, spec).await?;
     let _lock = service.modules.claim(service, &spec.module).await?;
     match (kind, spec.kind) {
-        (Kind::Docker, Kind::Docker) => replacements::replace(service, spec, image, and_start).await?,
+        (Kind::Docker, Kind::Docker) => {
+            replacements::replace(service, spec, image, and_start).await?;
+        }
         (Kind::Process, Kind::Process) => host_updates::update(service, spec, and_start).await?,
         _ => return remake(service, spec, image, and_start).await,
     }
@@ -113,7 +127,8 @@ async fn remake(
 /// Starts a module; one that runs stays as it is.
 ///
 /// # Errors
-/// 404 if there is none; 409 for a container that this daemon did not register; if its runtime refuses.
+/// 404 if there is none; 409 for a container that this daemon did not register; if its
+/// runtime refuses.
 pub async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
     host_services::refuse(service, module)?;
     let _lock = service.modules.claim(service, module).await?;
@@ -121,12 +136,16 @@ pub async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Http
 }
 
 /// As [`start`], without beginning to watch over it: for who does.
-pub(crate) async fn start_unwatched(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+pub(crate) async fn start_unwatched(
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+) -> Result<(), HttpError> {
     let _lock = service.modules.claim(service, module).await?;
     start_only(service, module).await.map(drop)
 }
 
-/// Watches over the host modules that were found running and are to be started again when they end.
+/// Watches over the host modules that were found running and are to be started again when
+/// they end.
 pub async fn watch_running(service: &Arc<Moduled>) {
     for state in service.modules.processes.list().await {
         if let (ModuleState::Running, Ok(module)) = (state.state, state.name.parse::<ModuleId>()) {
@@ -141,7 +160,8 @@ fn watch_over(service: &Arc<Moduled>, module: &ModuleId, image: &str) {
     }
 }
 
-/// Stops a module; one that does not run stays as it is. Its workload socket stays open meanwhile.
+/// Stops a module; one that does not run stays as it is. Its workload socket stays open
+/// meanwhile.
 ///
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
@@ -150,7 +170,11 @@ pub async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpE
     stop_within(service, module, None).await
 }
 
-async fn stop_within(service: &Arc<Moduled>, module: &ModuleId, grace: Option<Duration>) -> Result<(), HttpError> {
+async fn stop_within(
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+    grace: Option<Duration>,
+) -> Result<(), HttpError> {
     let _lock = service.modules.claim(service, module).await?;
     stop_locked(service, module, grace).await
 }
@@ -166,7 +190,8 @@ pub async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Ht
     if kind == Kind::Process {
         let (registered, sha256) = registered(service, &state.image)?;
         // An executable that could not be started again leaves what runs alone.
-        let verified = service.modules.processes.verify(registered.executable.clone().into(), sha256).await;
+        let verified =
+            service.modules.processes.verify(registered.executable.clone().into(), sha256).await;
         verified.map_err(|error| of_process(&error))?;
         if host_updates::restart_approved(service, module).await? {
             return Ok(());
@@ -193,7 +218,8 @@ pub async fn remove(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Htt
     Ok(())
 }
 
-/// Stops all modules, the agent first, so that nobody starts the others again. Failures are logged.
+/// Stops all modules, the agent first, so that nobody starts the others again. Failures
+/// are logged.
 pub async fn stop_all(service: &Arc<Moduled>) {
     let agent = crate::service::edge_agent();
     if service.registrations.of(&agent).is_some()
@@ -242,27 +268,60 @@ pub(crate) async fn create_locked(
             let image = image.ok_or_else(|| HttpError::internal("the image was not measured"))?;
             let container = container::specification(service, spec, image).await?;
             ensure_networks(service, &container).await?;
-            let created = containers.engine.create(module, &container).await.map_err(|error| of_engine(&error))?;
-            if let Err(refused) = container::judge_made(service, module, &created, &container.binds).await {
+            let created = containers
+                .engine
+                .create(module, &container)
+                .await
+                .map_err(|error| of_engine(&error))?;
+            if let Err(refused) =
+                container::judge_made(service, module, &created, &container.binds).await
+            {
                 // Nothing of it ran yet.
-                containers.engine.remove(&created.container).await.map_err(|error| of_engine(&error))?;
+                containers
+                    .engine
+                    .remove(&created.container)
+                    .await
+                    .map_err(|error| of_engine(&error))?;
                 return Err(refused);
             }
             service.images.touch(created.image);
-            Workload::Container { container: created.container, image: created.image, options: created.options }
+            Workload::Container {
+                container: created.container,
+                image: created.image,
+                options: created.options,
+            }
         }
         Some(process) => {
             let (executable, uid) = (process.sha256, process.plan.uid);
-            service.modules.processes.create(module, process).await.map_err(|error| of_process(&error))?;
+            service
+                .modules
+                .processes
+                .create(module, process)
+                .await
+                .map_err(|error| of_process(&error))?;
             Workload::Process { executable, uid }
         }
     };
-    let registration = Registration { module: module.clone(), generation, policy: policy(service, spec), workload };
+    let registration = Registration {
+        module: module.clone(),
+        generation,
+        policy: policy(service, spec),
+        workload,
+    };
     if let Err(error) = service.registrations.put(registration).await {
-        // What cannot be registered, for example because the disk is full, is not left behind.
+        // What cannot be registered, for example because the disk is full, is not left
+        // behind.
         let undone = match spec.kind {
-            Kind::Docker => service.modules.engine()?.engine.delete(module).await.map_err(|error| of_engine(&error)),
-            Kind::Process => service.modules.processes.remove(module).await.map_err(|error| of_process(&error)),
+            Kind::Docker => service
+                .modules
+                .engine()?
+                .engine
+                .delete(module)
+                .await
+                .map_err(|error| of_engine(&error)),
+            Kind::Process => {
+                service.modules.processes.remove(module).await.map_err(|error| of_process(&error))
+            }
         };
         if let Err(error) = undone {
             tracing::warn!(%module, %error, "module that could not be registered was not removed");
@@ -275,7 +334,8 @@ pub(crate) async fn create_locked(
 async fn generation_of(service: &Moduled, module: &ModuleId) -> Option<GenerationId> {
     match service.identities.module(&module.hub_id()).await {
         Ok(identity) => identity.generation.parse().ok(),
-        // The agent makes identities first; without one the module starts, and is refused an identity until it has one.
+        // The agent makes identities first; without one the module starts, and is refused
+        // an identity until it has one.
         Err(error) => {
             tracing::debug!(%module, %error, "module created before its identity is known");
             None
@@ -284,9 +344,18 @@ async fn generation_of(service: &Moduled, module: &ModuleId) -> Option<Generatio
 }
 
 /// The registration of a module that is made of this.
-pub(crate) async fn new_registration(service: &Moduled, spec: &ValidSpec, workload: Workload) -> Registration {
+pub(crate) async fn new_registration(
+    service: &Moduled,
+    spec: &ValidSpec,
+    workload: Workload,
+) -> Registration {
     let generation = generation_of(service, &spec.module).await;
-    Registration { module: spec.module.clone(), generation, policy: policy(service, spec), workload }
+    Registration {
+        module: spec.module.clone(),
+        generation,
+        policy: policy(service, spec),
+        workload,
+    }
 }
 
 /// A module has its name in both runtimes: two of one name would share a registration.
@@ -304,7 +373,10 @@ async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), Ht
     }
 }
 
-pub(crate) async fn start_locked(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+pub(crate) async fn start_locked(
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+) -> Result<(), HttpError> {
     let (kind, state) = start_only(service, module).await?;
     if kind == Kind::Process {
         watch_over(service, module, &state.image);
@@ -323,7 +395,9 @@ async fn start_only(service: &Arc<Moduled>, module: &ModuleId) -> Result<(Kind, 
     service.sockets.open(service, module, access).await.map_err(|error| of_socket(&error))?;
     match &state.container {
         Some(own) => Task::new(service, module, own).carry_out(Operation::Start, None).await?,
-        None => service.modules.processes.start(module).await.map_err(|error| of_process(&error))?,
+        None => {
+            service.modules.processes.start(module).await.map_err(|error| of_process(&error))?;
+        }
     }
     Ok((kind, state))
 }
@@ -333,8 +407,10 @@ fn refuse_unregistered(service: &Moduled, kind: Kind, state: &State) -> Result<(
     if kind == Kind::Process || shown::is_registered(state, &service.registrations) {
         return Ok(());
     }
-    let message =
-        format!("the container {} was not made by this daemon; remove the module and create it again", state.name);
+    let message = format!(
+        "the container {} was not made by this daemon; remove the module and create it again",
+        state.name
+    );
     Err(HttpError::new(StatusCode::CONFLICT, message))
 }
 
@@ -350,13 +426,19 @@ pub(crate) async fn stop_locked(
         (Kind::Docker, Some(container)) => {
             Task::new(service, module, container).carry_out(Operation::Stop, grace).await
         }
-        _ => service.modules.processes.stop(module, grace.unwrap_or(GRACE)).await.map_err(|error| of_process(&error)),
+        _ => service
+            .modules
+            .processes
+            .stop(module, grace.unwrap_or(GRACE))
+            .await
+            .map_err(|error| of_process(&error)),
     }
 }
 
 async fn remove_locked(service: &Moduled, module: &ModuleId) -> Result<(), HttpError> {
     let (kind, state) = service.modules.state(module, &service.registrations).await?;
-    // The registration goes first: a module that is half removed has no identity any more.
+    // The registration goes first: a module that is half removed has no identity any
+    // more.
     service.registrations.remove(module).await.map_err(|error| HttpError::hidden(&error))?;
     match kind {
         Kind::Docker => {
@@ -368,12 +450,15 @@ async fn remove_locked(service: &Moduled, module: &ModuleId) -> Result<(), HttpE
             }
             .map_err(|error| of_engine(&error))
         }
-        Kind::Process => service.modules.processes.remove(module).await.map_err(|error| of_process(&error)),
+        Kind::Process => {
+            service.modules.processes.remove(module).await.map_err(|error| of_process(&error))
+        }
     }
 }
 
 fn policy(service: &Moduled, spec: &ValidSpec) -> Policy {
-    let configured = service.settings.policies.iter().find(|(module, _)| module.name() == spec.module.name());
+    let configured =
+        service.settings.policies.iter().find(|(module, _)| module.name() == spec.module.name());
     match configured {
         Some((_, policy)) => *policy,
         None if spec.module.is_edge_agent() || spec.kind == Kind::Process => Policy::Executable,

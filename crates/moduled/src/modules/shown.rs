@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use edgekeep_api::management::{DetailsConfig, ExitStatus, ModuleDetails, ModuleSpec, ModuleStatus, RuntimeStatus};
+use edgekeep_api::management::{
+    DetailsConfig, ExitStatus, ModuleDetails, ModuleSpec, ModuleStatus, RuntimeStatus,
+};
 use edgekeep_core::attestation::Workload;
 use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
 use serde_json::{Map, Value, json};
@@ -15,7 +17,8 @@ use crate::spec::Kind;
 /// What there is to say about a container that nobody registered.
 const UNREGISTERED: &str = "not registered by this daemon, so it has no identity";
 
-/// A fresh module as create and update answer it: the request's settings, without credentials and environment.
+/// A fresh module as create and update answer it: the request's settings, without
+/// credentials and environment.
 #[must_use]
 pub(crate) fn echo(request: &ModuleSpec, running: bool) -> ModuleDetails {
     let mut settings = request.config.settings.clone();
@@ -43,7 +46,8 @@ pub(crate) fn echo(request: &ModuleSpec, running: bool) -> ModuleDetails {
     }
 }
 
-/// Removes the labels in which agents keep what they applied to themselves, environment and options.
+/// Removes the labels in which agents keep what they applied to themselves, environment
+/// and options.
 pub(crate) fn remove_agents_copies(settings: &mut Value) {
     let Some(Value::Object(labels)) = settings.pointer_mut("/createOptions/Labels") else { return };
     labels.remove("net.azure-devices.edge.env");
@@ -51,8 +55,11 @@ pub(crate) fn remove_agents_copies(settings: &mut Value) {
 }
 
 pub(super) fn details(kind: Kind, state: &State) -> ModuleDetails {
-    let labels: Map<String, Value> =
-        state.labels.iter().map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect();
+    let labels: Map<String, Value> = state
+        .labels
+        .iter()
+        .map(|(key, value)| (key.clone(), Value::String(value.clone())))
+        .collect();
     let mut settings = json!({"image": state.image, "createOptions": {"Labels": labels}});
     if let (Some(content), Some(settings)) = (state.content, settings.as_object_mut()) {
         settings.insert("imageHash".into(), Value::String(content.to_string()));
@@ -65,42 +72,56 @@ pub(super) fn details(kind: Kind, state: &State) -> ModuleDetails {
         status: ModuleStatus {
             start_time: state.started.and_then(rfc3339),
             exit_status: state.exit.and_then(|exit| {
-                // An end that nobody was told is shown as a failure: restart policies then do their work.
-                Some(ExitStatus { exit_time: rfc3339(exit.at)?, status_code: exit.code.unwrap_or(-1).to_string() })
+                // An end that nobody was told is shown as a failure: restart policies
+                // then do their work.
+                Some(ExitStatus {
+                    exit_time: rfc3339(exit.at)?,
+                    status_code: exit.code.unwrap_or(-1).to_string(),
+                })
             }),
             runtime_status: RuntimeStatus {
                 status: state.state.as_str().into(),
                 description: state.note.clone(),
-                phase: (state.state == ModuleState::Paused).then(|| state.state.as_str().to_owned()),
+                phase: (state.state == ModuleState::Paused)
+                    .then(|| state.state.as_str().to_owned()),
             },
         },
     }
 }
 
-/// Whether a module's container is the one that was registered. Another, made by something else or left behind when the
-/// daemon died while it was made, was never judged, has no identity and never will.
+/// Whether a module's container is the one that was registered. Another, made by
+/// something else or left behind when the daemon died while it was made, was never
+/// judged, has no identity and never will.
 pub(super) fn is_registered(state: &State, registrations: &Registrations) -> bool {
     state.name.parse().ok().and_then(|module| registrations.of(&module)).is_some_and(|registration| {
         matches!(&registration.workload, Workload::Container { container, .. } if Some(container) == state.container.as_ref())
     })
 }
 
-/// A container as the API shows it. One that is not registered is shown as dead, which makes agents replace it.
+/// A container as the API shows it. One that is not registered is shown as dead, which
+/// makes agents replace it.
 pub(super) fn container_details(state: &State, registrations: &Registrations) -> ModuleDetails {
     let mut details = details(Kind::Docker, state);
     if !is_registered(state, registrations) {
-        details.status.runtime_status =
-            RuntimeStatus { status: "dead".into(), description: Some(UNREGISTERED.into()), phase: None };
+        details.status.runtime_status = RuntimeStatus {
+            status: "dead".into(),
+            description: Some(UNREGISTERED.into()),
+            phase: None,
+        };
     }
     details
 }
 
-/// A container that somebody renamed is shown under the name of the module that it is registered for: under another, agents
-/// would remove it.
+/// A container that somebody renamed is shown under the name of the module that it is
+/// registered for: under another, agents would remove it.
 pub(super) fn named_as_registered(mut state: State, registrations: &Registrations) -> State {
-    let module = state.container.as_ref().and_then(|container| registrations.of_container(container));
+    let module =
+        state.container.as_ref().and_then(|container| registrations.of_container(container));
     if let Some(module) = module.filter(|module| module.name() != state.name) {
-        state.note = Some(format!("something else than this daemon renamed its container to {}", state.name));
+        state.note = Some(format!(
+            "something else than this daemon renamed its container to {}",
+            state.name
+        ));
         state.name = module.name().to_owned();
     }
     state
@@ -111,7 +132,8 @@ pub(super) fn named_as_registered(mut state: State, registrations: &Registration
 pub(crate) struct Rows(BTreeMap<String, (bool, ModuleDetails)>);
 
 impl Rows {
-    /// Adds a row. Of two with one name the registered one stays, and of two such the first.
+    /// Adds a row. Of two with one name the registered one stays, and of two such the
+    /// first.
     pub(crate) fn add(&mut self, details: ModuleDetails, registered: bool) {
         let known = self.0.get(&details.name);
         if known.is_none_or(|(known, _)| registered && !known) {
@@ -125,8 +147,8 @@ impl Rows {
     }
 }
 
-/// Says it in the words that existing agents know. An unknown one they take for a fault of the whole list, and then look
-/// after no module.
+/// Says it in the words that existing agents know. An unknown one they take for a fault
+/// of the whole list, and then look after no module.
 pub(crate) fn in_known_words(details: &mut ModuleDetails) {
     let status = &mut details.status.runtime_status;
     if status.status == ModuleState::Paused.as_str() {
@@ -172,7 +194,10 @@ mod tests {
             }
             rows.add(row("a", "docker", ModuleState::Running), false);
             let seen: Vec<_> = rows.sorted().into_iter().map(|row| (row.name, row.kind)).collect();
-            assert_eq!(seen, [("a".into(), "docker".into()), ("edgeAgent".to_owned(), "process".to_owned())]);
+            assert_eq!(
+                seen,
+                [("a".into(), "docker".into()), ("edgeAgent".to_owned(), "process".to_owned())]
+            );
         }
     }
 

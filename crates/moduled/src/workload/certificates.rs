@@ -1,5 +1,5 @@
-//! Server and identity certificates for modules: key and request made here, signed by the Edge CA through the
-//! certificates API. The key is given to the module and not kept.
+//! Server and identity certificates for modules: key and request made here, signed by the
+//! Edge CA through the certificates API. The key is given to the module and not kept.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use edgekeep_api::certd::{CertificatesClient, CreateCertificate, Issuer};
 use edgekeep_api::keyd::OnBehalfOf;
-use edgekeep_api::workload::{IdentityCertificate, IssuedCertificate, PrivateKey, ServerCertificate};
+use edgekeep_api::workload::{
+    IdentityCertificate, IssuedCertificate, PrivateKey, ServerCertificate,
+};
 use edgekeep_api::{Recipient, is_worth_a_fresh_handle};
 use edgekeep_core::attestation::DenyReason;
 use edgekeep_core::id::ModuleId;
@@ -15,8 +17,8 @@ use edgekeep_core::settings::ModuleKeys;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 use http::StatusCode;
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, PKCS_ECDSA_P256_SHA256,
-    PKCS_RSA_SHA256, SanType,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair,
+    PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, SanType,
 };
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -30,7 +32,10 @@ use crate::service::Moduled;
 /// Upper bound of a common name (RFC 5280, appendix A.1).
 const COMMON_NAME_LIMIT: usize = 64;
 
-pub(super) async fn server(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn server(
+    state: Arc<WorkloadDoor>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     let (module, _) = state.admit_generation(&request).await?;
     let body: ServerCertificate = request.json().await?;
     let names = server_names(&body.common_name, &module)?;
@@ -39,18 +44,37 @@ pub(super) async fn server(state: Arc<WorkloadDoor>, mut request: Request) -> Re
     }
     let not_after = end(&state.service, body.expiration.as_deref());
     let cert_id = format!("aziot-edged/module/{}:{}:server", module.name(), request.param(1));
-    let wanted =
-        Wanted { cert_id, common_name: body.common_name, names, usage: ExtendedKeyUsagePurpose::ServerAuth, not_after };
-    Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted, &state.behalf(&request, &module)).await?))
+    let wanted = Wanted {
+        cert_id,
+        common_name: body.common_name,
+        names,
+        usage: ExtendedKeyUsagePurpose::ServerAuth,
+        not_after,
+    };
+    Ok(Response::json(
+        StatusCode::CREATED,
+        &issue(&state.service, wanted, &state.behalf(&request, &module)).await?,
+    ))
 }
 
-pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn identity(
+    state: Arc<WorkloadDoor>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     let module = state.admit(&request, None).await?;
     let body: Option<IdentityCertificate> = request.json_opt().await?;
     let not_after = end(&state.service, body.and_then(|body| body.expiration).as_deref());
-    let identity = state.service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
+    let identity = state
+        .service
+        .identities
+        .module(&module)
+        .await
+        .map_err(|error| failure::of_identity(&error))?;
     let uri = identity_uri(&identity.hub, &identity.device, &module);
-    let uri = uri.as_str().try_into().map_err(|_| HttpError::internal("the identity's URI is not ASCII"))?;
+    let uri = uri
+        .as_str()
+        .try_into()
+        .map_err(|_| HttpError::internal("the identity's URI is not ASCII"))?;
     let wanted = Wanted {
         cert_id: format!("aziot-edged/module/{module}:identity"),
         common_name: module.to_string(),
@@ -58,24 +82,30 @@ pub(super) async fn identity(state: Arc<WorkloadDoor>, mut request: Request) -> 
         usage: ExtendedKeyUsagePurpose::ClientAuth,
         not_after,
     };
-    Ok(Response::json(StatusCode::CREATED, &issue(&state.service, wanted, &state.behalf(&request, &module)).await?))
+    Ok(Response::json(
+        StatusCode::CREATED,
+        &issue(&state.service, wanted, &state.behalf(&request, &module)).await?,
+    ))
 }
 
-/// Names of a server certificate: the one that is asked for, and the module's own where that can be one: an id may have two
-/// dots in a row, or end in one.
+/// Names of a server certificate: the one that is asked for, and the module's own where
+/// that can be one: an id may have two dots in a row, or end in one.
 fn server_names(common_name: &str, module: &ModuleId) -> Result<Vec<SanType>, HttpError> {
     let mut names = vec![host_name(common_name)?];
     names.extend(host_name(module.name()).ok().filter(|own| !names.contains(own)));
     Ok(names)
 }
 
-/// Whether a name is that of a neighbour: whoever trusts this device's certificates would take the module for it. The
-/// device's own host name is nobody's: modules that serve the outside have always asked for it.
+/// Whether a name is that of a neighbour: whoever trusts this device's certificates would
+/// take the module for it. The device's own host name is nobody's: modules that serve the
+/// outside have always asked for it.
 fn belongs_to_another(name: &str, module: &ModuleId, registered: &[ModuleId]) -> bool {
     let own = module.name();
     let neighbours = registered.iter().map(ModuleId::name).chain(["edgeAgent", "edgeHub"]);
     !name.eq_ignore_ascii_case(own)
-        && neighbours.filter(|neighbour| *neighbour != own).any(|neighbour| name.eq_ignore_ascii_case(neighbour))
+        && neighbours
+            .filter(|neighbour| *neighbour != own)
+            .any(|neighbour| name.eq_ignore_ascii_case(neighbour))
 }
 
 struct Wanted {
@@ -92,14 +122,18 @@ fn identity_uri(hub: &str, device: &str, module: &ModuleId) -> String {
     format!("azureiot://{hub}/devices/{device}/modules/{module}")
 }
 
-/// A host name or address as an alternative name. Anything else is refused: it would be a name that no client can match.
+/// A host name or address as an alternative name. Anything else is refused: it would be a
+/// name that no client can match.
 fn host_name(text: &str) -> Result<SanType, HttpError> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(SanType::IpAddress(address));
     }
-    let wrong = || HttpError::bad_request("invalid commonName: expected a host name or an IP address");
+    let wrong =
+        || HttpError::bad_request("invalid commonName: expected a host name or an IP address");
     let label = |label: &str| {
-        !label.is_empty() && label.len() <= 63 && label.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
     };
     if text.len() > 253 || !text.split('.').all(label) {
         return Err(wrong());
@@ -107,18 +141,24 @@ fn host_name(text: &str) -> Result<SanType, HttpError> {
     text.try_into().map(SanType::DnsName).map_err(|_| wrong())
 }
 
-async fn issue(service: &Moduled, wanted: Wanted, behalf: &OnBehalfOf) -> Result<IssuedCertificate, HttpError> {
+async fn issue(
+    service: &Moduled,
+    wanted: Wanted,
+    behalf: &OnBehalfOf,
+) -> Result<IssuedCertificate, HttpError> {
     let certificates = service.certificates.on_behalf_of(behalf);
-    let internal = |error: rcgen::Error| HttpError::internal(format!("cannot make a certificate request: {error}"));
+    let internal = |error: rcgen::Error| {
+        HttpError::internal(format!("cannot make a certificate request: {error}"))
+    };
     let key = match service.settings.edge_ca.module_keys {
         ModuleKeys::EcP256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(internal)?,
         // Hundreds of milliseconds of arithmetic: not on a thread that others wait for.
-        ModuleKeys::Rsa2048 => {
-            tokio::task::spawn_blocking(|| KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048))
-                .await
-                .map_err(|error| HttpError::internal(error.to_string()))?
-                .map_err(internal)?
-        }
+        ModuleKeys::Rsa2048 => tokio::task::spawn_blocking(|| {
+            KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
+        })
+        .await
+        .map_err(|error| HttpError::internal(error.to_string()))?
+        .map_err(internal)?,
     };
     let csr = request_for(&wanted, &key).map_err(internal)?;
     let certificate = sign(service, &certificates, &wanted, csr).await?;
@@ -132,11 +172,13 @@ async fn issue(service: &Moduled, wanted: Wanted, behalf: &OnBehalfOf) -> Result
     })
 }
 
-/// Most looks at the Edge CA's certificate for one request: the clock may be moved again meanwhile.
+/// Most looks at the Edge CA's certificate for one request: the clock may be moved again
+/// meanwhile.
 const LOOKS: u32 = 3;
 
-/// Has the request signed with the Edge CA's key. Two faults are put right: a handle that keyd does not take any more, and a
-/// certificate of the Edge CA that is gone or not valid by the clock.
+/// Has the request signed with the Edge CA's key. Two faults are put right: a handle that
+/// keyd does not take any more, and a certificate of the Edge CA that is gone or not
+/// valid by the clock.
 async fn sign(
     service: &Moduled,
     certificates: &CertificatesClient,
@@ -170,7 +212,8 @@ async fn sign(
             && error.status().is_some_and(|status| status.is_client_error())
             && service.edge_ca_keeper.look(service, begun).await.is_ok()
         {
-            // With the same certificate as before the fault is another one; but the clock may have gone there and back.
+            // With the same certificate as before the fault is another one; but the clock
+            // may have gone there and back.
             looks = if service.edge_ca_keeper.known() == before { 0 } else { looks - 1 };
         } else {
             // The module's own part of it was checked before.
@@ -179,19 +222,23 @@ async fn sign(
     }
 }
 
-/// When a certificate ends: as asked, but not later than configured. Existing clients send texts of many kinds here, so one
-/// that cannot be read counts as none.
+/// When a certificate ends: as asked, but not later than configured. Existing clients
+/// send texts of many kinds here, so one that cannot be read counts as none.
 fn end(service: &Moduled, asked: Option<&str>) -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
-    let longest = now.saturating_add(time::Duration::days(service.settings.edge_ca.module_cert_days.into()));
-    let asked = asked.and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok()).filter(|asked| *asked > now);
+    let longest =
+        now.saturating_add(time::Duration::days(service.settings.edge_ca.module_cert_days.into()));
+    let asked = asked
+        .and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok())
+        .filter(|asked| *asked > now);
     asked.map_or(longest, |asked| asked.min(longest)).to_offset(time::UtcOffset::UTC)
 }
 
 fn request_for(wanted: &Wanted, key: &KeyPair) -> Result<String, rcgen::Error> {
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name = DistinguishedName::new();
-    // The names are all in the alternative names; a longer common name would not be a valid certificate.
+    // The names are all in the alternative names; a longer common name would not be a
+    // valid certificate.
     let common_name: String = wanted.common_name.chars().take(COMMON_NAME_LIMIT).collect();
     parameters.distinguished_name.push(DnType::CommonName, common_name);
     parameters.subject_alt_names.clone_from(&wanted.names);
@@ -206,11 +253,13 @@ pub fn end_of(pem: &[u8]) -> Option<OffsetDateTime> {
     Some(pem.parse_x509().ok()?.validity().not_after.to_datetime())
 }
 
-/// RFC 3339 with `+00:00` instead of `Z`: how existing clients get certificate ends (wire facts 9.4).
+/// RFC 3339 with `+00:00` instead of `Z`: how existing clients get certificate ends (wire
+/// facts 9.4).
 #[must_use]
 pub fn rfc3339_with_offset(time: OffsetDateTime) -> String {
     let utc = time.to_offset(time::UtcOffset::UTC);
-    utc.format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]+00:00")).unwrap_or_default()
+    utc.format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]+00:00"))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -230,7 +279,9 @@ mod tests {
     #[test]
     fn a_module_whose_id_is_no_host_name_gets_a_certificate_for_the_name_that_it_asks_for() {
         let names = |common_name: &str, module: &str| {
-            server_names(common_name, &module.parse().unwrap()).map(|names| names.len()).map_err(|error| error.status())
+            server_names(common_name, &module.parse().unwrap())
+                .map(|names| names.len())
+                .map_err(|error| error.status())
         };
         assert_eq!(names("press-04", "thermometer"), Ok(2));
         assert_eq!(names("thermometer", "thermometer"), Ok(1));

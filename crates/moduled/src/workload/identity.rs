@@ -1,5 +1,5 @@
-//! Who am I (ours): for services of the host, whose environment nobody sets, and for whoever would rather ask than trust
-//! its environment.
+//! Who am I (ours): for services of the host, whose environment nobody sets, and for
+//! whoever would rather ask than trust its environment.
 
 use std::sync::Arc;
 
@@ -12,7 +12,9 @@ use crate::failure;
 
 pub(super) async fn own(state: Arc<WorkloadDoor>, request: Request) -> Result<Response, HttpError> {
     let Door::ModuleSocket(module) = &state.door else {
-        return Err(HttpError::not_found("the shared socket belongs to nobody; ask on the module's own socket"));
+        return Err(HttpError::not_found(
+            "the shared socket belongs to nobody; ask on the module's own socket",
+        ));
     };
     state.service.admit(&request, &state.door, module, None).await?;
     let identity = state.service.identities.module(&module.hub_id()).await;

@@ -5,11 +5,13 @@
 //! 82 | nonce, 16 bytes | ciphertext of the keys API      the same, derived from the device's key for modules' data
 //! anything below 80                                      a ciphertext of the keys API, under the device's one key
 //! ```
-//! The first is written, and the second where the keys service has no key for the first (a compatible one). Their nonce is drawn here for each ciphertext; the caller's IV, which existing clients use over and
-//! over, is only authenticated. Bytes below 80 belong to the keys API, which numbers its own layouts from 01 on (wire facts
-//! 5.5), those from 80 on to this one: so neither takes the other's ciphertext for its own. Who knows only the device's key
-//! (this program before it had keys of modules, and existing services) passes an 81 on to the keys API, which refuses it as
-//! an unknown version.
+//! The first is written, and the second where the keys service has no key for the first
+//! (a compatible one). Their nonce is drawn here for each ciphertext; the caller's IV,
+//! which existing clients use over and over, is only authenticated. Bytes below 80 belong
+//! to the keys API, which numbers its own layouts from 01 on (wire facts 5.5), those from
+//! 80 on to this one: so neither takes the other's ciphertext for its own. Who knows only
+//! the device's key (this program before it had keys of modules, and existing services)
+//! passes an 81 on to the keys API, which refuses it as an unknown version.
 
 use crate::keys::Base;
 
@@ -26,11 +28,11 @@ fn version(base: Base) -> u8 {
 
 /// The first byte that is not the keys API's.
 const OURS: u8 = 0x80;
-/// GCM makes 16 bytes of any nonce that has not 12, so more would not help: two alike among 2^40 ciphertexts of one module
-/// are less likely than one in 2^48.
+/// GCM makes 16 bytes of any nonce that has not 12, so more would not help: two alike
+/// among 2^40 ciphertexts of one module are less likely than one in 2^48.
 pub(super) const NONCE_LEN: usize = 16;
-/// Most bytes of plaintext and IV together: what is encrypted has to fit into a request to decrypt it, of 1 MiB in base64,
-/// here and at the keys API.
+/// Most bytes of plaintext and IV together: what is encrypted has to fit into a request
+/// to decrypt it, of 1 MiB in base64, here and at the keys API.
 pub(super) const PLAINTEXT_LIMIT: usize = 750 * 1024;
 
 /// What a ciphertext is encrypted under.
@@ -144,7 +146,11 @@ mod tests {
 
     #[test]
     fn a_module_whose_name_ends_in_digits_is_told_from_one_whose_generation_begins_with_them() {
-        assert_eq!(device_additional_data("m1", "23"), device_additional_data("m", "123"), "what this is about");
+        assert_eq!(
+            device_additional_data("m1", "23"),
+            device_additional_data("m", "123"),
+            "what this is about"
+        );
         let of = |module, generation| additional_data(Base::ModuleData, module, generation, b"");
         assert_ne!(of("m1", "23"), of("m", "123"));
         assert_ne!(of("m", "1"), additional_data(Base::DeviceData, "m", "1", b""));

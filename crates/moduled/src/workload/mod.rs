@@ -1,4 +1,5 @@
-//! The workload API: a module's proofs of identity, for callers that are measured first (wire facts 3).
+//! The workload API: a module's proofs of identity, for callers that are measured first
+//! (wire facts 3).
 
 pub mod certificates;
 mod identity;
@@ -32,24 +33,42 @@ pub struct WorkloadDoor {
 
 impl WorkloadDoor {
     /// Admits the caller as the module in the route's first placeholder.
-    async fn admit(&self, request: &Request, generation: Option<&str>) -> Result<ModuleId, HttpError> {
+    async fn admit(
+        &self,
+        request: &Request,
+        generation: Option<&str>,
+    ) -> Result<ModuleId, HttpError> {
         let module: ModuleId = request.id(0)?;
         self.service.admit(request, &self.door, &module, generation).await?;
         Ok(module)
     }
 
-    /// Admits the caller as the module in the first placeholder, in the generation of the second: the identity's current
-    /// one, also where the module was created before its identity was known.
-    async fn admit_generation(&self, request: &Request) -> Result<(ModuleId, Arc<ModuleIdentity>), HttpError> {
+    /// Admits the caller as the module in the first placeholder, in the generation of the
+    /// second: the identity's current one, also where the module was created before its
+    /// identity was known.
+    async fn admit_generation(
+        &self,
+        request: &Request,
+    ) -> Result<(ModuleId, Arc<ModuleIdentity>), HttpError> {
         let generation = request.param(1);
         let module = self.admit(request, Some(generation)).await?;
-        let identity = self.service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
+        let identity = self
+            .service
+            .identities
+            .module(&module)
+            .await
+            .map_err(|error| failure::of_identity(&error))?;
         if identity.generation == generation {
             return Ok((module, identity));
         }
         // The identity may have been made anew since it was last looked at.
         self.service.identities.forget(&module);
-        let identity = self.service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
+        let identity = self
+            .service
+            .identities
+            .module(&module)
+            .await
+            .map_err(|error| failure::of_identity(&error))?;
         if identity.generation == generation {
             return Ok((module, identity));
         }
@@ -79,7 +98,10 @@ impl WorkloadDoor {
 
     /// A module that was admitted, and what asks in its name.
     fn behalf(&self, request: &Request, module: &ModuleId) -> OnBehalfOf {
-        OnBehalfOf { module: module.clone(), executable: self.service.attestor.executable(&request.caller) }
+        OnBehalfOf {
+            module: module.clone(),
+            executable: self.service.attestor.executable(&request.caller),
+        }
     }
 }
 
@@ -95,7 +117,12 @@ pub fn router(service: Arc<Moduled>, door: Door) -> Router<WorkloadDoor> {
         .route(Method::POST, "/modules/{m}/genid/{g}/sign", FIRST, secrets::sign)
         .route(Method::POST, "/modules/{m}/genid/{g}/encrypt", FIRST, secrets::encrypt)
         .route(Method::POST, "/modules/{m}/genid/{g}/decrypt", FIRST, secrets::decrypt)
-        .route(Method::POST, "/modules/{m}/genid/{g}/certificate/server", FIRST, certificates::server)
+        .route(
+            Method::POST,
+            "/modules/{m}/genid/{g}/certificate/server",
+            FIRST,
+            certificates::server,
+        )
         .route(Method::POST, "/modules/{m}/certificate/identity", FIRST, certificates::identity)
         .route(Method::GET, "/identity", "2022-08-03", identity::own)
         .route(Method::GET, "/trust-bundle", FIRST, trust_bundle)
@@ -107,7 +134,9 @@ pub fn router(service: Arc<Moduled>, door: Door) -> Router<WorkloadDoor> {
 /// The request's body. Bad base64 is a bad parameter on this API.
 async fn body<T: DeserializeOwned>(request: &mut Request) -> Result<T, HttpError> {
     request.json().await.map_err(|error| {
-        if error.status() == StatusCode::UNPROCESSABLE_ENTITY && error.message().contains(NOT_BASE64) {
+        if error.status() == StatusCode::UNPROCESSABLE_ENTITY
+            && error.message().contains(NOT_BASE64)
+        {
             HttpError::bad_request(error.message())
         } else {
             error
@@ -116,23 +145,34 @@ async fn body<T: DeserializeOwned>(request: &mut Request) -> Result<T, HttpError
 }
 
 async fn trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
-    // The Edge CA's certificate is in it: one that is not valid now is of no use to who checks its neighbours by the bundle.
+    // The Edge CA's certificate is in it: one that is not valid now is of no use to who
+    // checks its neighbours by the bundle.
     state.service.edge_ca_keeper.ready_soon(&state.service).await;
     let certificate = state.service.trust_bundle.get(&state.service.certificates).await?;
     Ok(Response::ok(&TrustBundle { certificate: certificate.as_ref().clone() }))
 }
 
-async fn manifest_trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
-    // No manifest is signed yet; existing clients take the empty bundle for "none configured".
+async fn manifest_trust_bundle(
+    state: Arc<WorkloadDoor>,
+    _: Request,
+) -> Result<Response, HttpError> {
+    // No manifest is signed yet; existing clients take the empty bundle for "none
+    // configured".
     let loaded = state.service.certificates.load("aziot-edged-manifest-trust-bundle").await.ok();
-    let certificate = loaded.and_then(|pem| written_anew("manifest trust bundle", &pem)).unwrap_or_default();
+    let certificate =
+        loaded.and_then(|pem| written_anew("manifest trust bundle", &pem)).unwrap_or_default();
     Ok(Response::ok(&TrustBundle { certificate }))
 }
 
 async fn list(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
-    let mut list = state.service.modules.list(&state.service.registrations, &state.service.replacements).await?;
+    let mut list = state
+        .service
+        .modules
+        .list(&state.service.registrations, &state.service.replacements)
+        .await?;
     for module in &mut list.modules {
-        // Labels are their authors'; a neighbour without any proof of identity gets to know what runs, not more.
+        // Labels are their authors'; a neighbour without any proof of identity gets to
+        // know what runs, not more.
         if let Some(settings) = module.config.settings.as_object_mut() {
             settings.insert("createOptions".into(), serde_json::json!({}));
         }

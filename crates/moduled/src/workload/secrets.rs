@@ -16,16 +16,24 @@ use super::layout::{self, Form, NONCE_LEN, PLAINTEXT_LIMIT};
 use crate::keys::DataKey;
 use crate::{failure, metrics};
 
-pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn sign(
+    state: Arc<WorkloadDoor>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     let (module, identity) = state.admit_generation(&request).await?;
     let body: Sign = super::body(&mut request).await?;
     let (service, keys) = (&state.service, state.keys_for(&request, &module));
     let mechanism = SignMechanism::HmacSha256 { message: body.data };
     let digest = match keys.sign(&identity.key, mechanism.clone()).await {
         Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
-            // The handle is no longer good, for example because keyd was given a new store: ask for one and try once.
+            // The handle is no longer good, for example because keyd was given a new
+            // store: ask for one and try once.
             service.identities.forget(&module);
-            let identity = service.identities.module(&module).await.map_err(|error| failure::of_identity(&error))?;
+            let identity = service
+                .identities
+                .module(&module)
+                .await
+                .map_err(|error| failure::of_identity(&error))?;
             keys.sign(&identity.key, mechanism).await
         }
         other => other,
@@ -34,7 +42,10 @@ pub(super) async fn sign(state: Arc<WorkloadDoor>, mut request: Request) -> Resu
     Ok(Response::ok(&Digest { digest: digest.into() }))
 }
 
-pub(super) async fn encrypt(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn encrypt(
+    state: Arc<WorkloadDoor>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     let (module, _) = state.admit_generation(&request).await?;
     let body: Encrypt = super::body(&mut request).await?;
     let (iv, plaintext) = (body.initialization_vector, body.plaintext.into_inner());
@@ -63,7 +74,10 @@ pub(super) async fn encrypt(state: Arc<WorkloadDoor>, mut request: Request) -> R
     Ok(Response::ok(&Encrypted { ciphertext: ciphertext.into() }))
 }
 
-pub(super) async fn decrypt(state: Arc<WorkloadDoor>, mut request: Request) -> Result<Response, HttpError> {
+pub(super) async fn decrypt(
+    state: Arc<WorkloadDoor>,
+    mut request: Request,
+) -> Result<Response, HttpError> {
     let (module, _) = state.admit_generation(&request).await?;
     let body: Decrypt = super::body(&mut request).await?;
     let (keys, generation) = (&state.keys_for(&request, &module), request.param(1));
@@ -74,9 +88,17 @@ pub(super) async fn decrypt(state: Arc<WorkloadDoor>, mut request: Request) -> R
             let aad = layout::additional_data(base, module.as_str(), generation, iv.as_slice());
             let mechanism = EncryptMechanism::Aead { iv: nonce.as_slice().into(), aad: aad.into() };
             let data = layout::derivation_data(module.as_str(), generation);
-            open(keys, DataKey::Module(&state.service.module_data_keys, base, &data), mechanism, sealed).await?
+            open(
+                keys,
+                DataKey::Module(&state.service.module_data_keys, base, &data),
+                mechanism,
+                sealed,
+            )
+            .await?
         }
-        Ok(Form::DeviceKey { .. }) if state.service.settings.module_encryption == ModuleEncryption::ModuleKeyOnly => {
+        Ok(Form::DeviceKey { .. })
+            if state.service.settings.module_encryption == ModuleEncryption::ModuleKeyOnly =>
+        {
             return Err(HttpError::internal(
                 "the ciphertext is under the device's one key, which module_encryption = \"module-key-only\" refuses: \
                  \"module-key\" reads it",
@@ -126,8 +148,8 @@ async fn open(
     opened.map_err(|error| of_keyd(&error))
 }
 
-/// Whatever keyd objects to is an error of ours on this API (wire facts 3.3); yet a ciphertext that it cannot open is the
-/// caller's.
+/// Whatever keyd objects to is an error of ours on this API (wire facts 3.3); yet a
+/// ciphertext that it cannot open is the caller's.
 fn of_keyd(error: &ClientError) -> HttpError {
     let answer = HttpError::internal(error.to_string());
     if error.status() == Some(StatusCode::BAD_REQUEST) && !failure::is_about_a_handle(error) {

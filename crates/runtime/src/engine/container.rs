@@ -99,7 +99,8 @@ impl Container {
     }
 }
 
-/// A container, as the engine's list of all containers shows it: less than an inspection says.
+/// A container, as the engine's list of all containers shows it: less than an inspection
+/// says.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Listed {
     /// Its id.
@@ -112,13 +113,16 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
-    /// Whether a container that was inspected before still has this name and is in the same phase of its life.
+    /// Whether a container that was inspected before still has this name and is in the
+    /// same phase of its life.
     pub(crate) fn agrees_with(&self, name: &str, phase: &str) -> bool {
-        self.phase == phase && self.names.iter().any(|listed| listed.trim_start_matches('/') == name)
+        self.phase == phase
+            && self.names.iter().any(|listed| listed.trim_start_matches('/') == name)
     }
 }
 
-/// What is mounted into a container, by its inspection; `None` if that has not the documented form.
+/// What is mounted into a container, by its inspection; `None` if that has not the
+/// documented form.
 pub(super) fn mounts(answer: &Value) -> Option<Vec<MadeMount>> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let one = |mount: &Value| {
@@ -144,7 +148,8 @@ pub(super) fn volume(answer: &Value) -> Option<Volume> {
     let options = match &answer["Options"] {
         Value::Null => BTreeMap::new(),
         Value::Object(options) => {
-            let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
+            let text =
+                |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
             options.iter().map(text).collect::<Option<_>>()?
         }
         _ => return None,
@@ -194,7 +199,10 @@ mod tests {
         assert_eq!(container.init_pid, Some(42));
         assert_eq!(container.exit, None, "it has not ended yet");
         let status = container.status();
-        assert_eq!((status.name.as_str(), status.image.as_str()), ("thermometer", "registry/thermometer:1"));
+        assert_eq!(
+            (status.name.as_str(), status.image.as_str()),
+            ("thermometer", "registry/thermometer:1")
+        );
     }
 
     #[test]
@@ -230,8 +238,7 @@ mod tests {
 
     #[test]
     fn a_listed_container_agrees_with_its_own_name_and_phase_only() {
-        let listed =
-            json!({ "Id": "a", "Names": ["/thermometer", "/other/alias"], "State": "running", "Status": "Up" });
+        let listed = json!({ "Id": "a", "Names": ["/thermometer", "/other/alias"], "State": "running", "Status": "Up" });
         let listed: Listed = serde_json::from_value(listed).expect("documented form");
         assert!(listed.agrees_with("thermometer", "running"));
         assert!(!listed.agrees_with("thermometer", "exited"), "it ended since");
@@ -246,8 +253,14 @@ mod tests {
             { "Type": "volume", "Name": "v", "Source": "/d/v/_data", "Destination": "/x", "Driver": "local", "RW": true },
             { "Type": "bind", "Source": "/etc", "Destination": "/e", "RW": false, "Propagation": "rshared" } ] });
         let found = mounts(&answer).expect("documented form");
-        assert_eq!((found[0].name.as_deref(), found[0].writable, found[0].shared), (Some("v"), true, false));
-        assert_eq!((found[1].kind.as_str(), found[1].source.as_str(), found[1].shared), ("bind", "/etc", true));
+        assert_eq!(
+            (found[0].name.as_deref(), found[0].writable, found[0].shared),
+            (Some("v"), true, false)
+        );
+        assert_eq!(
+            (found[1].kind.as_str(), found[1].source.as_str(), found[1].shared),
+            ("bind", "/etc", true)
+        );
         for member in ["Type", "Destination", "RW"] {
             let mut other = answer.clone();
             other["Mounts"][0][member] = Value::Null;
@@ -255,7 +268,8 @@ mod tests {
         }
         answer["Mounts"] = "none".into();
         assert_eq!(mounts(&answer), None);
-        let made = volume(&json!({ "Driver": "local", "Options": { "device": "/etc" } })).expect("documented form");
+        let made = volume(&json!({ "Driver": "local", "Options": { "device": "/etc" } }))
+            .expect("documented form");
         assert_eq!(made.options["device"], "/etc");
         assert_eq!(volume(&json!({ "Driver": "local", "Options": ["x"] })), None);
         assert_eq!(volume(&json!({ "Options": null })), None);

@@ -1,5 +1,5 @@
-//! The engine's create body for a module: the deployment's create options, and what moduled adds (wire facts, section 2.5).
-//! Pure.
+//! The engine's create body for a module: the deployment's create options, and what
+//! moduled adds (wire facts, section 2.5). Pure.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ pub const OWNER: &str = "Microsoft.Azure.Devices.Edge.Agent";
 pub const ORIGINAL_IMAGE_LABEL: &str = "net.azure-devices.edge.original-image";
 /// Label with the digest of the create options.
 pub const OPTIONS_LABEL: &str = "edgekeep.options";
-/// Label with the networks that the container is to be attached to, as JSON: by name the settings of the endpoint. What
-/// somebody detaches is attached again by it.
+/// Label with the networks that the container is to be attached to, as JSON: by name the
+/// settings of the endpoint. What somebody detaches is attached again by it.
 pub const NETWORKS_LABEL: &str = "edgekeep.networks";
 
 /// What a container is made from. Not printable: environment and options hold secrets.
@@ -25,15 +25,18 @@ pub const NETWORKS_LABEL: &str = "edgekeep.networks";
 pub struct ContainerSpec<'a> {
     /// Image name as the deployment has it.
     pub image: &'a str,
-    /// The image itself, as it was measured; absent: what the name means when the container is made.
+    /// The image itself, as it was measured; absent: what the name means when the
+    /// container is made.
     pub image_id: Option<Sha256Digest>,
-    /// `createOptions`: an engine create body in the engine's spelling of members. Unknown members are kept.
+    /// `createOptions`: an engine create body in the engine's spelling of members.
+    /// Unknown members are kept.
     pub options: Map<String, Value>,
     /// Environment; a variable that `options` sets too has the value from there.
     pub env: BTreeMap<String, String>,
     /// Network to join if `options` choose none.
     pub network: Option<&'a str>,
-    /// `HOST:CONTAINER[:OPTIONS]` binds; one whose place in the container `options` already use is left out.
+    /// `HOST:CONTAINER[:OPTIONS]` binds; one whose place in the container `options`
+    /// already use is left out.
     pub binds: Vec<String>,
     /// Labels beside the owner's; they override those in `options`.
     pub labels: BTreeMap<String, String>,
@@ -44,7 +47,8 @@ pub struct ContainerSpec<'a> {
 pub struct CreateBody {
     /// For the engine.
     pub body: Value,
-    /// SHA-256 over the canonical form of everything in it but the image's id and the digest's own label.
+    /// SHA-256 over the canonical form of everything in it but the image's id and the
+    /// digest's own label.
     pub options: Sha256Digest,
 }
 
@@ -65,10 +69,12 @@ pub struct CreateOptionsError {
     pub expected: &'static str,
 }
 
-/// Makes the create body. With `image_id` the image is named by it, so that a tag moved in between changes nothing.
+/// Makes the create body. With `image_id` the image is named by it, so that a tag moved
+/// in between changes nothing.
 ///
 /// # Errors
-/// A member of the create options that must be changed or merged has another type than the engine's API says.
+/// A member of the create options that must be changed or merged has another type than
+/// the engine's API says.
 pub fn create_body(
     spec: &ContainerSpec<'_>,
     image_id: Option<&Sha256Digest>,
@@ -94,15 +100,20 @@ pub fn create_body(
     Ok(CreateBody { body: Value::Object(body), options })
 }
 
-/// The networks that a create body asks for, by name the settings of the endpoint. The engine's own, and those of other
-/// containers, are none: they cannot be made or attached to.
+/// The networks that a create body asks for, by name the settings of the endpoint. The
+/// engine's own, and those of other containers, are none: they cannot be made or attached
+/// to.
 #[must_use]
 pub fn wanted_networks(body: &Map<String, Value>) -> Map<String, Value> {
     let given = |endpoint: &Value| if endpoint.is_object() { endpoint.clone() } else { json!({}) };
-    let endpoints = body.get("NetworkingConfig").and_then(|networking| networking["EndpointsConfig"].as_object());
-    let named = endpoints.into_iter().flatten().map(|(name, endpoint)| (name.clone(), given(endpoint)));
+    let endpoints = body
+        .get("NetworkingConfig")
+        .and_then(|networking| networking["EndpointsConfig"].as_object());
+    let named =
+        endpoints.into_iter().flatten().map(|(name, endpoint)| (name.clone(), given(endpoint)));
     let mut wanted: Map<String, Value> = named.filter(|(name, _)| is_network(name)).collect();
-    let mode = body.get("HostConfig").and_then(|host| host["NetworkMode"].as_str()).unwrap_or_default();
+    let mode =
+        body.get("HostConfig").and_then(|host| host["NetworkMode"].as_str()).unwrap_or_default();
     if is_network(mode) {
         wanted.entry(mode).or_insert_with(|| json!({}));
     }
@@ -111,8 +122,10 @@ pub fn wanted_networks(body: &Map<String, Value>) -> Map<String, Value> {
 
 /// Whether a network mode is the name of a network that somebody made.
 fn is_network(mode: &str) -> bool {
-    !matches!(mode, "" | "default" | "bridge" | "host" | "none" | "nat" | "private" | "slirp4netns" | "pasta")
-        && !mode.contains(':')
+    !matches!(
+        mode,
+        "" | "default" | "bridge" | "host" | "none" | "nat" | "private" | "slirp4netns" | "pasta"
+    ) && !mode.contains(':')
 }
 
 /// JSON with sorted members and no blanks, so that equal values have equal text.
@@ -121,8 +134,10 @@ fn canonical(value: &Value) -> String {
         Value::Object(members) => {
             let mut names: Vec<&String> = members.keys().collect();
             names.sort_unstable();
-            let members: Vec<String> =
-                names.iter().map(|name| format!("{}:{}", json!(name), canonical(&members[name.as_str()]))).collect();
+            let members: Vec<String> = names
+                .iter()
+                .map(|name| format!("{}:{}", json!(name), canonical(&members[name.as_str()])))
+                .collect();
             format!("{{{}}}", members.join(","))
         }
         Value::Array(items) => {
@@ -147,7 +162,11 @@ fn object<'a>(
 }
 
 /// The member as a list of strings; absent and null are empty.
-fn strings(body: &Map<String, Value>, name: &str, member: &'static str) -> Result<Vec<String>, CreateOptionsError> {
+fn strings(
+    body: &Map<String, Value>,
+    name: &str,
+    member: &'static str,
+) -> Result<Vec<String>, CreateOptionsError> {
     let error = CreateOptionsError { member, expected: "a list of strings" };
     match body.get(name) {
         None | Some(Value::Null) => Ok(Vec::new()),
@@ -158,7 +177,10 @@ fn strings(body: &Map<String, Value>, name: &str, member: &'static str) -> Resul
     }
 }
 
-fn merge_env(body: &mut Map<String, Value>, env: &BTreeMap<String, String>) -> Result<(), CreateOptionsError> {
+fn merge_env(
+    body: &mut Map<String, Value>,
+    env: &BTreeMap<String, String>,
+) -> Result<(), CreateOptionsError> {
     let mut merged: BTreeMap<String, Option<String>> =
         env.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect();
     for entry in strings(body, "Env", "Env")? {
@@ -176,7 +198,10 @@ fn merge_env(body: &mut Map<String, Value>, env: &BTreeMap<String, String>) -> R
     Ok(())
 }
 
-fn add_labels(body: &mut Map<String, Value>, spec: &ContainerSpec<'_>) -> Result<(), CreateOptionsError> {
+fn add_labels(
+    body: &mut Map<String, Value>,
+    spec: &ContainerSpec<'_>,
+) -> Result<(), CreateOptionsError> {
     let labels = object(body, "Labels", "Labels")?;
     labels.remove(OPTIONS_LABEL);
     labels.remove(NETWORKS_LABEL);
@@ -206,7 +231,8 @@ fn add_binds(body: &mut Map<String, Value>, binds: &[String]) -> Result<(), Crea
 
 fn join_network(body: &mut Map<String, Value>, network: &str) -> Result<(), CreateOptionsError> {
     // A network chosen by mode (`host`, `none`, `container:...`) excludes endpoints.
-    let mode = body.get("HostConfig").and_then(|host| host["NetworkMode"].as_str()).unwrap_or_default();
+    let mode =
+        body.get("HostConfig").and_then(|host| host["NetworkMode"].as_str()).unwrap_or_default();
     if !matches!(mode, "" | "default") && mode != network {
         return Ok(());
     }
@@ -248,7 +274,9 @@ mod tests {
 
     #[test]
     fn unknown_members_stay_and_nulls_count_as_absent() {
-        let body = made(&spec(json!({ "Env": null, "Labels": null, "Future": { "x": [1] }, "HostConfig": null })));
+        let body = made(&spec(
+            json!({ "Env": null, "Labels": null, "Future": { "x": [1] }, "HostConfig": null }),
+        ));
         assert_eq!(body["Future"], json!({ "x": [1] }));
         assert_eq!(body["Env"], json!([]));
         assert_eq!(body["HostConfig"], Value::Null);
@@ -258,7 +286,9 @@ mod tests {
     #[test]
     fn the_image_is_pinned_by_id_and_the_typed_name_kept_in_its_label() {
         let id = Sha256Digest::new([5; 32]);
-        let spec = spec(json!({ "Labels": { OWNER_LABEL: "me", ORIGINAL_IMAGE_LABEL: "other", "mine": "kept" } }));
+        let spec = spec(
+            json!({ "Labels": { OWNER_LABEL: "me", ORIGINAL_IMAGE_LABEL: "other", "mine": "kept" } }),
+        );
         let body = create_body(&spec, Some(&id)).expect("usable").body;
         assert_eq!(body["Image"], id.to_string());
         assert_eq!(body["Labels"][ORIGINAL_IMAGE_LABEL], "registry/app:1");
@@ -268,23 +298,31 @@ mod tests {
 
     #[test]
     fn the_options_digest_stands_in_its_label_and_does_not_depend_on_order_or_image_id() {
-        let one = create_body(&spec(json!({ "A": 1, "B": { "x": 1, "y": 2 } })), None).expect("usable");
+        let one =
+            create_body(&spec(json!({ "A": 1, "B": { "x": 1, "y": 2 } })), None).expect("usable");
         let other = create_body(
-            &spec(json!({ "B": { "y": 2, "x": 1 }, "A": 1, "Labels": { OPTIONS_LABEL: "forged" } })),
+            &spec(
+                json!({ "B": { "y": 2, "x": 1 }, "A": 1, "Labels": { OPTIONS_LABEL: "forged" } }),
+            ),
             Some(&Sha256Digest::new([1; 32])),
         )
         .expect("usable");
         assert_eq!(one.options, other.options);
         assert_eq!(other.body["Labels"][OPTIONS_LABEL], one.options.to_string());
-        let changed = create_body(&spec(json!({ "A": 2, "B": { "x": 1, "y": 2 } })), None).expect("usable");
+        let changed =
+            create_body(&spec(json!({ "A": 2, "B": { "x": 1, "y": 2 } })), None).expect("usable");
         assert_ne!(one.options, changed.options);
     }
 
     #[test]
     fn binds_are_added_unless_their_place_is_taken() {
-        let mut spec = spec(json!({ "HostConfig": { "Binds": ["/mine:/run/a.sock", "/x:/y:ro"] } }));
+        let mut spec =
+            spec(json!({ "HostConfig": { "Binds": ["/mine:/run/a.sock", "/x:/y:ro"] } }));
         spec.binds = vec!["/ours:/run/a.sock".into(), "/ours:/run/b.sock".into()];
-        assert_eq!(made(&spec)["HostConfig"]["Binds"], json!(["/mine:/run/a.sock", "/x:/y:ro", "/ours:/run/b.sock"]));
+        assert_eq!(
+            made(&spec)["HostConfig"]["Binds"],
+            json!(["/mine:/run/a.sock", "/x:/y:ro", "/ours:/run/b.sock"])
+        );
     }
 
     #[test]
@@ -314,9 +352,16 @@ mod tests {
         let own = json!({ "NetworkingConfig": { "EndpointsConfig": { "own": { "Aliases": ["a"] }, "other": null } } });
         assert_eq!(noted(json!({})), json!({ "edge": {} }));
         assert_eq!(noted(own), json!({ "own": { "Aliases": ["a"] }, "other": {} }));
-        assert_eq!(noted(json!({ "HostConfig": { "NetworkMode": "plant" } })), json!({ "plant": {} }));
+        assert_eq!(
+            noted(json!({ "HostConfig": { "NetworkMode": "plant" } })),
+            json!({ "plant": {} })
+        );
         for mode in ["host", "none", "container:other", "bridge", "slirp4netns:port_handler=x"] {
-            assert_eq!(noted(json!({ "HostConfig": { "NetworkMode": mode } })), json!({}), "{mode}");
+            assert_eq!(
+                noted(json!({ "HostConfig": { "NetworkMode": mode } })),
+                json!({}),
+                "{mode}"
+            );
         }
         assert_eq!(noted(json!({ "Labels": { NETWORKS_LABEL: "forged" } })), json!({ "edge": {} }));
     }

@@ -101,19 +101,24 @@ impl Connector {
         Self { socket: socket.into() }
     }
 
-    /// Makes a call on a connection of its own: calls are rare and a local connection costs less than the care for a pool
-    /// of connections that an engine restart breaks.
+    /// Makes a call on a connection of its own: calls are rare and a local connection
+    /// costs less than the care for a pool of connections that an engine restart breaks.
     pub(super) async fn send(&self, call: Call) -> Result<Response<Incoming>, EngineError> {
         let limit = call.limit;
-        let answer = timeout(limit, self.send_unlimited(call)).await.map_err(|_| EngineError::Timeout { limit })??;
+        let answer = timeout(limit, self.send_unlimited(call))
+            .await
+            .map_err(|_| EngineError::Timeout { limit })??;
         if answer.status().is_success() || answer.status() == http::StatusCode::NOT_MODIFIED {
             return Ok(answer);
         }
         let status = answer.status().as_u16();
-        let body = timeout(limit, collect(answer.into_body())).await.map_err(|_| EngineError::Timeout { limit })??;
+        let body = timeout(limit, collect(answer.into_body()))
+            .await
+            .map_err(|_| EngineError::Timeout { limit })??;
         let message = error_message(&body);
         // Podman's word for one that is removed while it is asked about.
-        let status = if status == 500 && message.ends_with("no such container") { 404 } else { status };
+        let status =
+            if status == 500 && message.ends_with("no such container") { 404 } else { status };
         Err(EngineError::Answer { status, message })
     }
 
@@ -134,8 +139,8 @@ impl Connector {
             .header(HOST, "localhost")
             .header(USER_AGENT, concat!("edgekeep/", env!("CARGO_PKG_VERSION")));
         if let Some(auth) = call.registry_auth {
-            let mut auth =
-                http::HeaderValue::from_str(&auth).map_err(|error| EngineError::Request { source: error.into() })?;
+            let mut auth = http::HeaderValue::from_str(&auth)
+                .map_err(|error| EngineError::Request { source: error.into() })?;
             auth.set_sensitive(true);
             request = request.header("x-registry-auth", auth);
         }
@@ -146,14 +151,17 @@ impl Connector {
             }
             None => Bytes::new(),
         };
-        let request = request.body(Full::new(body)).map_err(|source| EngineError::Request { source })?;
+        let request =
+            request.body(Full::new(body)).map_err(|source| EngineError::Request { source })?;
         Ok(sender.send_request(request).await?)
     }
 
     /// Makes a call whose answer is JSON.
     pub(super) async fn json<T: DeserializeOwned>(&self, call: Call) -> Result<T, EngineError> {
         let limit = call.limit;
-        timeout(limit, self.json_unlimited(call)).await.map_err(|_| EngineError::Timeout { limit })?
+        timeout(limit, self.json_unlimited(call))
+            .await
+            .map_err(|_| EngineError::Timeout { limit })?
     }
 
     async fn json_unlimited<T: DeserializeOwned>(&self, call: Call) -> Result<T, EngineError> {
@@ -245,8 +253,9 @@ mod tests {
 
     #[test]
     fn whatever_a_segment_holds_it_stays_one_segment() {
-        let target =
-            Target::new("/containers").segment("../images/a?b#c%2f é", "/json").query("filters", "{\"a\":1}&x");
+        let target = Target::new("/containers")
+            .segment("../images/a?b#c%2f é", "/json")
+            .query("filters", "{\"a\":1}&x");
         assert_eq!(
             target.as_str(),
             "/containers/..%2Fimages%2Fa%3Fb%23c%252f%20%C3%A9/json?filters=%7B%22a%22%3A1%7D%26x"

@@ -1,8 +1,10 @@
-//! Client of the container engine's API (Docker, Podman's compatible service) over its Unix socket.
+//! Client of the container engine's API (Docker, Podman's compatible service) over its
+//! Unix socket.
 //!
-//! A module is addressed by its [`ModuleId`], resolved to one container object by its exact name and owner label; what is
-//! then called carries the container's id. So no id prefix, no other container of the host and no path trick reaches the
-//! engine (wire facts, W1 and W2). Paths carry no API version, so each engine answers in its own.
+//! A module is addressed by its [`ModuleId`], resolved to one container object by its
+//! exact name and owner label; what is then called carries the container's id. So no id
+//! prefix, no other container of the host and no path trick reaches the engine (wire
+//! facts, W1 and W2). Paths carry no API version, so each engine answers in its own.
 
 mod container;
 mod create;
@@ -31,8 +33,8 @@ use crate::logs::{LogQuery, LogStream};
 pub use container::Container;
 pub(crate) use container::Listed;
 pub use create::{
-    ContainerSpec, CreateBody, CreateOptionsError, NETWORKS_LABEL, OPTIONS_LABEL, ORIGINAL_IMAGE_LABEL, OWNER,
-    OWNER_LABEL, create_body, wanted_networks,
+    ContainerSpec, CreateBody, CreateOptionsError, NETWORKS_LABEL, OPTIONS_LABEL,
+    ORIGINAL_IMAGE_LABEL, OWNER, OWNER_LABEL, create_body, wanted_networks,
 };
 
 use http::{ANSWER_LIMIT, Call, Connector, JsonLines, Target};
@@ -121,7 +123,8 @@ pub enum EngineError {
 }
 
 impl EngineError {
-    /// The status to pass on to a client of the management API, where the engine or its state gave one.
+    /// The status to pass on to a client of the management API, where the engine or its
+    /// state gave one.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -138,7 +141,8 @@ impl EngineError {
     }
 }
 
-/// What was created: the part of a registration that the engine knows, and what is still to be judged.
+/// What was created: the part of a registration that the engine knows, and what is still
+/// to be judged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Created {
     /// The container.
@@ -157,7 +161,10 @@ pub struct Created {
 impl std::fmt::Debug for Created {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut shown = f.debug_struct("Created");
-        shown.field("container", &self.container).field("image", &self.image).field("options", &self.options);
+        shown
+            .field("container", &self.container)
+            .field("image", &self.image)
+            .field("options", &self.options);
         shown.field("mounts", &self.mounts).finish_non_exhaustive()
     }
 }
@@ -180,15 +187,24 @@ impl Engine {
     /// # Errors
     /// Any other form of URI.
     pub fn from_uri(uri: &str) -> Result<Self, EngineError> {
-        let path = uri.strip_prefix("unix://").filter(|path| path.starts_with('/')).ok_or(EngineError::Uri)?;
+        let path = uri
+            .strip_prefix("unix://")
+            .filter(|path| path.starts_with('/'))
+            .ok_or(EngineError::Uri)?;
         Ok(Self::new(path))
     }
 
-    /// Creates the module's container, not started. The image must be present ([`Self::pull`]); it is taken by its id.
+    /// Creates the module's container, not started. The image must be present
+    /// ([`Self::pull`]); it is taken by its id.
     ///
     /// # Errors
-    /// 404 if the image is absent, 409 if the name is taken; unusable create options; engine away.
-    pub async fn create(&self, module: &ModuleId, spec: &ContainerSpec<'_>) -> Result<Created, EngineError> {
+    /// 404 if the image is absent, 409 if the name is taken; unusable create options;
+    /// engine away.
+    pub async fn create(
+        &self,
+        module: &ModuleId,
+        spec: &ContainerSpec<'_>,
+    ) -> Result<Created, EngineError> {
         let wanted = match spec.image_id {
             Some(measured) => measured,
             None => self.image_id(spec.image).await?,
@@ -225,17 +241,23 @@ impl Engine {
         Ok((made.image, mounts))
     }
 
-    /// What is mounted into a container, by its name or id, and from which containers it takes over more; `None` if there
-    /// is none.
+    /// What is mounted into a container, by its name or id, and from which containers it
+    /// takes over more; `None` if there is none.
     ///
     /// # Errors
     /// What the engine says.
-    pub async fn mounts(&self, container: &str) -> Result<Option<(Vec<MadeMount>, BTreeSet<String>)>, EngineError> {
-        let answer: Value =
-            match self.connector.json(Call::get(Target::new("/containers").segment(container, "/json"))).await {
-                Err(error) if error.is_not_found() => return Ok(None),
-                other => other?,
-            };
+    pub async fn mounts(
+        &self,
+        container: &str,
+    ) -> Result<Option<(Vec<MadeMount>, BTreeSet<String>)>, EngineError> {
+        let answer: Value = match self
+            .connector
+            .json(Call::get(Target::new("/containers").segment(container, "/json")))
+            .await
+        {
+            Err(error) if error.is_not_found() => return Ok(None),
+            other => other?,
+        };
         let from = answer.as_object().map(volumes_from).unwrap_or_default();
         container::mounts(&answer).map(|mounts| Some((mounts, from))).ok_or(EngineError::NotJson)
     }
@@ -284,14 +306,21 @@ impl Engine {
     /// As [`Self::find`]; what the engine says.
     pub async fn start(&self, module: &ModuleId) -> Result<(), EngineError> {
         let id = self.find(module).await?.id;
-        self.connector.status_only(Call::post(Target::new("/containers").segment(id.as_str(), "/start"))).await
+        self.connector
+            .status_only(Call::post(Target::new("/containers").segment(id.as_str(), "/start")))
+            .await
     }
 
-    /// Stops the module's container: SIGTERM, then SIGKILL after `grace` (`None`: the engine's or container's default).
+    /// Stops the module's container: SIGTERM, then SIGKILL after `grace` (`None`: the
+    /// engine's or container's default).
     ///
     /// # Errors
     /// As [`Self::find`]; what the engine says.
-    pub async fn stop(&self, module: &ModuleId, grace: Option<Duration>) -> Result<(), EngineError> {
+    pub async fn stop(
+        &self,
+        module: &ModuleId,
+        grace: Option<Duration>,
+    ) -> Result<(), EngineError> {
         self.end(module, "/stop", grace).await
     }
 
@@ -299,11 +328,20 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Self::find`]; what the engine says.
-    pub async fn restart(&self, module: &ModuleId, grace: Option<Duration>) -> Result<(), EngineError> {
+    pub async fn restart(
+        &self,
+        module: &ModuleId,
+        grace: Option<Duration>,
+    ) -> Result<(), EngineError> {
         self.end(module, "/restart", grace).await
     }
 
-    async fn end(&self, module: &ModuleId, action: &'static str, grace: Option<Duration>) -> Result<(), EngineError> {
+    async fn end(
+        &self,
+        module: &ModuleId,
+        action: &'static str,
+        grace: Option<Duration>,
+    ) -> Result<(), EngineError> {
         let (container, inspect) = self.find_raw(module).await?;
         let mut target = Target::new("/containers").segment(container.id.as_str(), action);
         if let Some(grace) = grace {
@@ -324,7 +362,8 @@ impl Engine {
         self.delete_id(&id).await
     }
 
-    /// Removes a container by its id, running or not; one that is gone already is no error.
+    /// Removes a container by its id, running or not; one that is gone already is no
+    /// error.
     ///
     /// # Errors
     /// What the engine says.
@@ -357,11 +396,15 @@ impl Engine {
     }
 
     async fn delete_id(&self, id: &ContainerId) -> Result<(), EngineError> {
-        let target = Target::new("/containers").segment(id.as_str(), "").query("v", "false").query("force", "true");
+        let target = Target::new("/containers")
+            .segment(id.as_str(), "")
+            .query("v", "false")
+            .query("force", "true");
         self.connector.status_only(Call::new(Method::DELETE, target)).await
     }
 
-    /// The module's container as the engine describes it, in full. It holds the environment: not for every caller.
+    /// The module's container as the engine describes it, in full. It holds the
+    /// environment: not for every caller.
     ///
     /// # Errors
     /// As [`Self::find`].
@@ -370,22 +413,28 @@ impl Engine {
     }
 
     pub(crate) async fn inspect_id(&self, id: &ContainerId) -> Result<Value, EngineError> {
-        self.connector.json(Call::get(Target::new("/containers").segment(id.as_str(), "/json"))).await
+        self.connector
+            .json(Call::get(Target::new("/containers").segment(id.as_str(), "/json")))
+            .await
     }
 
     /// All modules' containers, in any state.
     pub(crate) async fn module_containers(&self) -> Result<Vec<Listed>, EngineError> {
         let filters = json!({ "label": [format!("{OWNER_LABEL}={OWNER}")] }).to_string();
-        let target = Target::new("/containers/json").query("all", "true").query("filters", &filters);
+        let target =
+            Target::new("/containers/json").query("all", "true").query("filters", &filters);
         self.list(&target).await
     }
 
-    /// A list, which Podman fails to give as a whole when one of what it lists is removed meanwhile: it is asked again.
+    /// A list, which Podman fails to give as a whole when one of what it lists is removed
+    /// meanwhile: it is asked again.
     async fn list<T: DeserializeOwned>(&self, target: &Target) -> Result<T, EngineError> {
         let mut tries = 0;
         loop {
             match self.connector.json(Call::get(target.clone())).await {
-                Err(error) if matches!(error.status(), Some(404 | 500)) && tries < LIST_TRIES => tries += 1,
+                Err(error) if matches!(error.status(), Some(404 | 500)) && tries < LIST_TRIES => {
+                    tries += 1;
+                }
                 answered => return answered,
             }
         }
@@ -395,7 +444,11 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Self::find`]; what the engine says.
-    pub async fn logs(&self, module: &ModuleId, query: &LogQuery) -> Result<LogStream, EngineError> {
+    pub async fn logs(
+        &self,
+        module: &ModuleId,
+        query: &LogQuery,
+    ) -> Result<LogStream, EngineError> {
         let (container, inspect) = self.find_raw(module).await?;
         let flag = |set: bool| if set { "true" } else { "false" };
         let tail = query.tail.map_or("all".to_owned(), |lines| lines.to_string());
@@ -423,20 +476,24 @@ impl Engine {
     /// As [`Self::find`]; what the engine says.
     pub async fn stats(&self, module: &ModuleId) -> Result<Value, EngineError> {
         let id = self.find(module).await?.id;
-        let target = Target::new("/containers").segment(id.as_str(), "/stats").query("stream", "false");
+        let target =
+            Target::new("/containers").segment(id.as_str(), "/stats").query("stream", "false");
         self.connector.json(Call::get(target)).await
     }
 
-    /// Pulls an image; without tag or digest `latest`, not every tag. As long as progress is reported it may take.
+    /// Pulls an image; without tag or digest `latest`, not every tag. As long as progress
+    /// is reported it may take.
     ///
-    /// `auth` is the deployment's `auth` object (`username`, `password`, `serveraddress`).
+    /// `auth` is the deployment's `auth` object (`username`, `password`,
+    /// `serveraddress`).
     ///
     /// # Errors
     /// What the engine or the registry said; no progress for five minutes.
     pub async fn pull(&self, image: &str, auth: Option<&Value>) -> Result<(), EngineError> {
         let reference = with_tag(image_reference(image)?);
         let mut call = Call::post(Target::new("/images/create").query("fromImage", &reference));
-        call.registry_auth = auth.filter(|auth| !auth.is_null()).map(|auth| URL_SAFE.encode(auth.to_string()));
+        call.registry_auth =
+            auth.filter(|auth| !auth.is_null()).map(|auth| URL_SAFE.encode(auth.to_string()));
         // Some engines send the headers with the first progress only.
         call.limit = PULL_SILENCE;
         let mut progress = JsonLines::new(self.connector.send(call).await?.into_body());
@@ -471,11 +528,15 @@ impl Engine {
         self.connector.json(Call::get(Target::new("/images").segment(image, "/json"))).await
     }
 
-    /// The folders of an image's layers; `None` if the engine does not keep them as overlay folders.
+    /// The folders of an image's layers; `None` if the engine does not keep them as
+    /// overlay folders.
     ///
     /// # Errors
     /// As [`Self::image_inspect`].
-    pub async fn image_layers(&self, image: &Sha256Digest) -> Result<Option<ImageLayers>, EngineError> {
+    pub async fn image_layers(
+        &self,
+        image: &Sha256Digest,
+    ) -> Result<Option<ImageLayers>, EngineError> {
         Ok(ImageLayers::from_image_inspect(&self.image_inspect(&image.to_string()).await?))
     }
 
@@ -492,7 +553,8 @@ impl Engine {
     /// # Errors
     /// Engine away.
     pub async fn container_images(&self) -> Result<Vec<Sha256Digest>, EngineError> {
-        let answer: Value = self.list(&Target::new("/containers/json").query("all", "true")).await?;
+        let answer: Value =
+            self.list(&Target::new("/containers/json").query("all", "true")).await?;
         let entries = answer.as_array().ok_or(EngineError::NotJson)?;
         entries
             .iter()
@@ -501,12 +563,18 @@ impl Engine {
             .ok_or(EngineError::NotJson)
     }
 
-    /// Removes an image that no container uses, and its names, which must be all that it has.
+    /// Removes an image that no container uses, and its names, which must be all that it
+    /// has.
     ///
     /// # Errors
     /// 404 if it is absent, 409 if it is in use; engine away.
-    pub async fn delete_image(&self, image: &Sha256Digest, names: &[String]) -> Result<(), EngineError> {
-        // By its id the engine removes it only when it has one name at most. The last one is left for that.
+    pub async fn delete_image(
+        &self,
+        image: &Sha256Digest,
+        names: &[String],
+    ) -> Result<(), EngineError> {
+        // By its id the engine removes it only when it has one name at most. The last one
+        // is left for that.
         for name in names.iter().skip(1) {
             // A name that means another image by now is not ours to take away.
             if self.image_id(name).await? == *image {
@@ -517,16 +585,21 @@ impl Engine {
     }
 
     async fn delete_image_reference(&self, reference: &str) -> Result<(), EngineError> {
-        let target = Target::new("/images").segment(image_reference(reference)?, "").query("force", "false");
+        let target =
+            Target::new("/images").segment(image_reference(reference)?, "").query("force", "false");
         self.connector.status_only(Call::new(Method::DELETE, target)).await
     }
 
-    /// Makes the network if there is none of exactly this name. `options` are further members of the create body
-    /// (`EnableIPv6`, `IPAM`).
+    /// Makes the network if there is none of exactly this name. `options` are further
+    /// members of the create body (`EnableIPv6`, `IPAM`).
     ///
     /// # Errors
     /// What the engine says.
-    pub async fn ensure_network(&self, name: &str, options: &Map<String, Value>) -> Result<(), EngineError> {
+    pub async fn ensure_network(
+        &self,
+        name: &str,
+        options: &Map<String, Value>,
+    ) -> Result<(), EngineError> {
         if self.networks(Some(name)).await?.iter().any(|network| network["Name"] == name) {
             return Ok(());
         }
@@ -542,7 +615,8 @@ impl Engine {
         }
     }
 
-    /// The engine's networks; with a name also those that contain it, as the engine's filter works.
+    /// The engine's networks; with a name also those that contain it, as the engine's
+    /// filter works.
     ///
     /// # Errors
     /// Engine away.
@@ -581,7 +655,8 @@ impl Engine {
         Ok(Events(JsonLines::new(self.connector.send(call).await?.into_body())))
     }
 
-    /// Goes through what the engine remembers of one container since a moment, in seconds since the epoch.
+    /// Goes through what the engine remembers of one container since a moment, in seconds
+    /// since the epoch.
     pub(crate) async fn past_events(
         &self,
         id: &ContainerId,
@@ -589,10 +664,12 @@ impl Engine {
         mut each: impl FnMut(&Event),
     ) -> Result<(), EngineError> {
         let filters = json!({ "type": ["container"], "container": [id.as_str()] }).to_string();
-        // With a moment that has passed as its end the stream ends by itself; whole seconds would cut off the last one.
+        // With a moment that has passed as its end the stream ends by itself; whole
+        // seconds would cut off the last one.
         let until = OffsetDateTime::now_utc().unix_timestamp_nanos();
         let until = format!("{}.{:09}", until / 1_000_000_000, until % 1_000_000_000);
-        let target = Target::new("/events").query("filters", &filters).query("since", &since.to_string());
+        let target =
+            Target::new("/events").query("filters", &filters).query("since", &since.to_string());
         let mut call = Call::get(target.query("until", &until));
         call.limit = ANSWER_LIMIT;
         let mut stream = Events(JsonLines::new(self.connector.send(call).await?.into_body()));
@@ -618,21 +695,30 @@ pub(crate) struct Event {
 }
 
 impl Events {
-    /// The next event; `None` when the engine closed the stream. Events of an unknown form are passed over.
+    /// The next event; `None` when the engine closed the stream. Events of an unknown
+    /// form are passed over.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, EngineError> {
         while let Some(value) = self.0.next().await? {
-            let id = value["Actor"]["ID"].as_str().or(value["id"].as_str()).and_then(|id| id.parse().ok());
+            let id = value["Actor"]["ID"]
+                .as_str()
+                .or(value["id"].as_str())
+                .and_then(|id| id.parse().ok());
             let network = value["Type"] == "network";
             let action = value["Action"].as_str().or(value["status"].as_str());
             let (Some(action), true) = (action, network || id.is_some()) else { continue };
             let container = id.filter(|_| !network);
-            return Ok(Some(Event { container, action: action.to_owned(), time: value["timeNano"].as_i64() }));
+            return Ok(Some(Event {
+                container,
+                action: action.to_owned(),
+                time: value["timeNano"].as_i64(),
+            }));
         }
         Ok(None)
     }
 }
 
-/// Engines decode an escaped slash before they choose the route, so escaping alone does not keep a name in its place.
+/// Engines decode an escaped slash before they choose the route, so escaping alone does
+/// not keep a name in its place.
 fn image_reference(image: &str) -> Result<&str, EngineError> {
     let plain = |c: u8| c.is_ascii_alphanumeric() || b"._-/:@".contains(&c);
     let usable = !image.is_empty()
@@ -651,7 +737,9 @@ fn with_tag(image: &str) -> String {
 /// One line a step of a layer at level debug, not one a block that came.
 fn tell_progress(image: &str, before: &Value, now: &Value) {
     if (&before["status"], &before["id"]) != (&now["status"], &now["id"]) {
-        let shown = |member: &str| now[member].as_str().unwrap_or_default().chars().take(120).collect::<String>();
+        let shown = |member: &str| {
+            now[member].as_str().unwrap_or_default().chars().take(120).collect::<String>()
+        };
         tracing::debug!(
             image,
             layer = shown("id"),
@@ -669,7 +757,10 @@ fn pull_outcome(last: &Value) -> Result<(), EngineError> {
     }
     let status = detail["code"].as_u64().and_then(|code| u16::try_from(code).ok()).unwrap_or(500);
     let message = detail["message"].as_str().or(last["error"].as_str()).unwrap_or("pull failed");
-    Err(EngineError::Answer { status, message: message.chars().filter(|c| !c.is_control()).take(1024).collect() })
+    Err(EngineError::Answer {
+        status,
+        message: message.chars().filter(|c| !c.is_control()).take(1024).collect(),
+    })
 }
 
 #[cfg(test)]
@@ -702,9 +793,17 @@ mod tests {
     fn a_pull_ends_as_its_last_line_says() {
         assert!(pull_outcome(&json!({ "status": "Downloaded" })).is_ok());
         assert!(pull_outcome(&Value::Null).is_ok());
-        let error = pull_outcome(&json!({ "errorDetail": { "code": 401, "message": "denied" }, "error": "denied" }));
-        assert_eq!(error.expect_err("denied").to_string(), "the container engine answered 401: denied");
-        assert_eq!(pull_outcome(&json!({ "errorDetail": { "message": "x" } })).expect_err("x").status(), Some(500));
+        let error = pull_outcome(
+            &json!({ "errorDetail": { "code": 401, "message": "denied" }, "error": "denied" }),
+        );
+        assert_eq!(
+            error.expect_err("denied").to_string(),
+            "the container engine answered 401: denied"
+        );
+        assert_eq!(
+            pull_outcome(&json!({ "errorDetail": { "message": "x" } })).expect_err("x").status(),
+            Some(500)
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! How a module's own container stands at the engine, and the single calls that put it right: what
-//! [`edgekeep_core::container::plan`] decides by, and its steps. Every call names the container by its id.
+//! How a module's own container stands at the engine, and the single calls that put it
+//! right: what [`edgekeep_core::container::plan`] decides by, and its steps. Every call
+//! names the container by its id.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,8 +17,8 @@ use super::{Engine, EngineError};
 const LONGEST_GRACE: u64 = 3600;
 
 impl Engine {
-    /// How the container `own` stands that is to have this name. `is_module` says whether another container is registered for
-    /// a module.
+    /// How the container `own` stands that is to have this name. `is_module` says whether
+    /// another container is registered for a module.
     ///
     /// # Errors
     /// What the engine says; it is away.
@@ -58,7 +59,8 @@ impl Engine {
         answer["Id"].as_str().and_then(|id| id.parse().ok()).map(Some).ok_or(EngineError::NotJson)
     }
 
-    /// The ids of the engine's networks by their names; some engines let several have one name.
+    /// The ids of the engine's networks by their names; some engines let several have one
+    /// name.
     ///
     /// # Errors
     /// Engine away.
@@ -72,7 +74,8 @@ impl Engine {
         Ok(ids)
     }
 
-    /// Takes one step. A network is made with `options`; a stop has this grace (`None`: the container's own).
+    /// Takes one step. A network is made with `options`; a stop has this grace (`None`:
+    /// the container's own).
     ///
     /// # Errors
     /// What the engine says; it is away.
@@ -96,10 +99,14 @@ impl Engine {
             Step::Disconnect(network) => {
                 on(network, "/disconnect", json!({ "Container": own.as_str(), "Force": true }))
             }
-            Step::Connect { network, endpoint } => {
-                on(network, "/connect", json!({ "Container": own.as_str(), "EndpointConfig": endpoint }))
+            Step::Connect { network, endpoint } => on(
+                network,
+                "/connect",
+                json!({ "Container": own.as_str(), "EndpointConfig": endpoint }),
+            ),
+            Step::Unpause => {
+                Call::post(Target::new("/containers").segment(own.as_str(), "/unpause"))
             }
-            Step::Unpause => Call::post(Target::new("/containers").segment(own.as_str(), "/unpause")),
             Step::Start => Call::post(Target::new("/containers").segment(own.as_str(), "/start")),
         };
         self.connector.status_only(call).await
@@ -122,8 +129,15 @@ fn own_from_inspect(answer: &Value) -> Option<Own> {
     let attached = answer["NetworkSettings"]["Networks"].as_object();
     let noted = answer["Config"]["Labels"][NETWORKS_LABEL].as_str();
     let noted = noted.and_then(|text| serde_json::from_str::<BTreeMap<String, Value>>(text).ok());
-    // Containers of former versions have no such note: what they are attached to now is all that is known.
-    let now = || attached.into_iter().flatten().map(|(name, entry)| (name.clone(), endpoint(entry))).collect();
+    // Containers of former versions have no such note: what they are attached to now is
+    // all that is known.
+    let now = || {
+        attached
+            .into_iter()
+            .flatten()
+            .map(|(name, entry)| (name.clone(), endpoint(entry)))
+            .collect()
+    };
     Some(Own {
         id: answer["Id"].as_str()?.parse().ok()?,
         name: answer["Name"].as_str()?.trim_start_matches('/').to_owned(),
@@ -131,7 +145,9 @@ fn own_from_inspect(answer: &Value) -> Option<Own> {
         attached: attached
             .into_iter()
             .flatten()
-            .map(|(name, entry)| (name.clone(), entry["NetworkID"].as_str().unwrap_or_default().to_owned()))
+            .map(|(name, entry)| {
+                (name.clone(), entry["NetworkID"].as_str().unwrap_or_default().to_owned())
+            })
             .collect(),
         wanted: noted.unwrap_or_else(now),
         removes_itself: answer["HostConfig"]["AutoRemove"].as_bool() == Some(true),
@@ -162,7 +178,10 @@ mod tests {
     #[test]
     fn a_container_is_to_be_where_it_was_made_for_and_one_without_a_note_where_it_is() {
         let own = own_from_inspect(&inspection()).expect("documented form");
-        assert_eq!((own.name.as_str(), own.phase, own.removes_itself), ("m1", Phase::Paused, false));
+        assert_eq!(
+            (own.name.as_str(), own.phase, own.removes_itself),
+            ("m1", Phase::Paused, false)
+        );
         assert_eq!(own.attached, BTreeMap::from([("other".to_owned(), "7".to_owned())]));
         assert_eq!(own.wanted, BTreeMap::from([("edge".to_owned(), json!({ "Aliases": ["db"] }))]));
         let mut older = inspection();

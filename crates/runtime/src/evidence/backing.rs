@@ -1,9 +1,12 @@
-//! What the kernel tells of the file that a process executes, for the decision in [`edgekeep_core::attestation::backing`].
+//! What the kernel tells of the file that a process executes, for the decision in
+//! [`edgekeep_core::attestation::backing`].
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 
-use edgekeep_core::attestation::backing::{Backing, MountedBy, Overlay, Storage, keeps_writers_out};
+use edgekeep_core::attestation::backing::{
+    Backing, MountedBy, Overlay, Storage, keeps_writers_out,
+};
 use edgekeep_core::attestation::{ExecutableFile, ProcessInstance};
 use rustix::fs::{AtFlags, Mode, OFlags, SealFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -22,11 +25,13 @@ const MOUNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 #[derive(Debug)]
 pub(super) struct Backings {
     denies_writers: bool,
-    /// By the unique number of the mount, with the first process that stood for the container.
+    /// By the unique number of the mount, with the first process that stood for the
+    /// container.
     overlays: Mutex<Recent<(u64, Option<ProcessInstance>), Overlay>>,
 }
 
-/// A file that is executed, and the mount that it was found on: 0 if the kernel does not tell.
+/// A file that is executed, and the mount that it was found on: 0 if the kernel does not
+/// tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Mounted {
     pub(super) file: ExecutableFile,
@@ -52,8 +57,8 @@ impl Backings {
         self.denies_writers
     }
 
-    /// Looks at the open executable of a process. `init` is the first process of the container that the process has to be
-    /// in, if it has to be in one.
+    /// Looks at the open executable of a process. `init` is the first process of the
+    /// container that the process has to be in, if it has to be in one.
     pub(super) fn look(
         &self,
         process: &ProcDir,
@@ -62,11 +67,16 @@ impl Backings {
         init: Option<ProcessInstance>,
     ) -> Result<(Backing, Mounted), EvidenceError> {
         let reading = |errno: Errno| EvidenceError::reading("exe")(errno);
-        let wanted = StatxFlags::NLINK | StatxFlags::UID | StatxFlags::MODE | StatxFlags::MNT_ID | MOUNT_ID_UNIQUE;
+        let wanted = StatxFlags::NLINK
+            | StatxFlags::UID
+            | StatxFlags::MODE
+            | StatxFlags::MNT_ID
+            | MOUNT_ID_UNIQUE;
         let seen = rustix::fs::statx(opened, "", AtFlags::EMPTY_PATH, wanted).map_err(reading)?;
         let told = StatxFlags::from_bits_retain(seen.stx_mask);
         let is_unique = told.contains(MOUNT_ID_UNIQUE);
-        let mount = if is_unique || told.contains(StatxFlags::MNT_ID) { seen.stx_mnt_id } else { 0 };
+        let mount =
+            if is_unique || told.contains(StatxFlags::MNT_ID) { seen.stx_mnt_id } else { 0 };
         let storage = storage(opened).map_err(reading)?;
         let links = u64::from(seen.stx_nlink);
         let overlay = match storage {
@@ -112,7 +122,8 @@ impl Backings {
     }
 }
 
-/// Whether this process can open its own executable for writing; `None` if it may not in any case.
+/// Whether this process can open its own executable for writing; `None` if it may not in
+/// any case.
 fn tried_to_write() -> Option<bool> {
     match rustix::fs::open("/proc/self/exe", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
         Err(Errno::TXTBSY) => Some(true),
@@ -122,7 +133,11 @@ fn tried_to_write() -> Option<bool> {
     }
 }
 
-#[allow(clippy::cast_sign_loss, clippy::unnecessary_cast, reason = "the kernel's types differ between architectures")]
+#[allow(
+    clippy::cast_sign_loss,
+    clippy::unnecessary_cast,
+    reason = "the kernel's types differ between architectures"
+)]
 fn storage(opened: BorrowedFd<'_>) -> Result<Storage, Errno> {
     // Numbers of file systems have 32 bits.
     Ok(Storage::of_file_system(rustix::fs::fstatfs(opened)?.f_type as u64 & 0xffff_ffff))
@@ -142,7 +157,8 @@ fn of_container(opened: BorrowedFd<'_>, init: ProcessInstance) -> Option<Overlay
     }
     let mounts = first.mounts().ok()?;
     let mount = mount_of(opened)?;
-    let line = mounts.lines().filter_map(MountLine::parse).find(|line| u64::from(line.id) == mount)?;
+    let line =
+        mounts.lines().filter_map(MountLine::parse).find(|line| u64::from(line.id) == mount)?;
     // What was read above was the first process's only if it still is.
     if first.stat().ok()?.start_time != init.start_time {
         return None;
@@ -150,24 +166,33 @@ fn of_container(opened: BorrowedFd<'_>, init: ProcessInstance) -> Option<Overlay
     Some(Overlay { mounted: MountedBy::Engine, upper: upper(&line) })
 }
 
-/// The overlay that holds the file, if it is among this daemon's own mounts. The process may have mounts of its own, as services
-/// have that systemd protects; the file system behind them is the same.
+/// The overlay that holds the file, if it is among this daemon's own mounts. The process
+/// may have mounts of its own, as services have that systemd protects; the file system
+/// behind them is the same.
 fn of_machine(process: &ProcDir, opened: BorrowedFd<'_>) -> Option<Overlay> {
     let mount = mount_of(opened)?;
     let theirs = process.mounts().ok()?;
-    let device = theirs.lines().filter_map(MountLine::parse).find(|line| u64::from(line.id) == mount)?.device;
+    let device = theirs
+        .lines()
+        .filter_map(MountLine::parse)
+        .find(|line| u64::from(line.id) == mount)?
+        .device;
     let ours = ProcDir::open_unproved(std::process::id()).and_then(|own| own.mounts()).ok()?;
     let line = ours.lines().filter_map(MountLine::parse).find(|line| line.device == device)?;
-    (line.file_system == "overlay").then(|| Overlay { mounted: MountedBy::Machine, upper: upper(&line) })
+    (line.file_system == "overlay")
+        .then(|| Overlay { mounted: MountedBy::Machine, upper: upper(&line) })
 }
 
 /// The number of a file's mount, as tables of mounts have it.
 fn mount_of(opened: BorrowedFd<'_>) -> Option<u64> {
     let seen = rustix::fs::statx(opened, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
-    StatxFlags::from_bits_retain(seen.stx_mask).contains(StatxFlags::MNT_ID).then_some(seen.stx_mnt_id)
+    StatxFlags::from_bits_retain(seen.stx_mask)
+        .contains(StatxFlags::MNT_ID)
+        .then_some(seen.stx_mnt_id)
 }
 
-/// Where an overlay's changes go; what cannot be looked at counts as something that is not known.
+/// Where an overlay's changes go; what cannot be looked at counts as something that is
+/// not known.
 fn upper(line: &MountLine<'_>) -> Option<Storage> {
     let folder = line.options.split(',').find_map(|option| option.strip_prefix("upperdir="))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -210,13 +235,19 @@ mod tests {
         for missing in [SealFlags::SEAL, SealFlags::SHRINK, SealFlags::GROW, SealFlags::WRITE] {
             let fd = memory(all & !missing);
             let seen = look(fd.as_fd());
-            assert_eq!(judge(&seen, Some(&seen.file), true), Err(Doubt::Nameless), "without {missing:?}");
+            assert_eq!(
+                judge(&seen, Some(&seen.file), true),
+                Err(Doubt::Nameless),
+                "without {missing:?}"
+            );
         }
     }
 
     #[test]
     fn a_file_is_seen_with_its_names_and_the_kind_of_its_file_system() {
-        for (folder, expected) in [(std::env::temp_dir(), None), ("/dev/shm".into(), Some(Storage::Memory))] {
+        for (folder, expected) in
+            [(std::env::temp_dir(), None), ("/dev/shm".into(), Some(Storage::Memory))]
+        {
             let Ok(folder) = tempfile::tempdir_in(&folder) else { continue };
             let path = folder.path().join("f");
             File::create(&path).and_then(|mut file| file.write_all(b"abc")).expect("written");
@@ -249,11 +280,13 @@ mod tests {
         let mut child = std::process::Command::new(&program).arg("1000").spawn().expect("started");
         let opened = File::options().write(true).open(&program).map(|_| ());
         child.kill().and_then(|()| child.wait()).expect("ours");
-        let denied = opened.is_err_and(|error| error.raw_os_error() == Some(Errno::TXTBSY.raw_os_error()));
+        let denied =
+            opened.is_err_and(|error| error.raw_os_error() == Some(Errno::TXTBSY.raw_os_error()));
         assert_eq!(Backings::new().denies_writers(), denied);
     }
 
-    /// A mapping that is shared and writable outlives its descriptors, and is a writer all the same.
+    /// A mapping that is shared and writable outlives its descriptors, and is a writer
+    /// all the same.
     #[test]
     fn a_file_that_is_mapped_for_writing_is_not_executed() {
         let folder = tempfile::tempdir().expect("temp folder");
@@ -265,7 +298,9 @@ mod tests {
                       \ttry: os.execv(sys.argv[1], ['true'])\n\
                       \texcept OSError as error: os._exit(error.errno)\n\
                       os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))";
-        let Ok(status) = std::process::Command::new("python3").args(["-c", script]).arg(&program).status() else {
+        let Ok(status) =
+            std::process::Command::new("python3").args(["-c", script]).arg(&program).status()
+        else {
             return eprintln!("skipped: needs python3");
         };
         assert_eq!(status.code(), Some(Errno::TXTBSY.raw_os_error()), "{status}");
@@ -279,7 +314,9 @@ mod tests {
         let script = "set -e; cd \"$1\"; mkdir l u w m; cp /bin/sleep l/; mount -t overlay o -o lowerdir=l,upperdir=u,workdir=w m; \
                       m/sleep 1000 & echo ready; wait";
         let mut command = std::process::Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(folder.path());
+        command
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"])
+            .arg(folder.path());
         let mut child = match command.stdout(std::process::Stdio::piped()).spawn() {
             Ok(child) => child,
             Err(error) => return eprintln!("skipped: unshare: {error}"),
@@ -309,10 +346,12 @@ mod tests {
     fn sleeper_below(shell: u32) -> u32 {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         loop {
-            let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap_or_default();
-            let found = children
-                .split_whitespace()
-                .find(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path.ends_with("sleep")));
+            let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children"))
+                .unwrap_or_default();
+            let found = children.split_whitespace().find(|pid| {
+                std::fs::read_link(format!("/proc/{pid}/exe"))
+                    .is_ok_and(|path| path.ends_with("sleep"))
+            });
             if let Some(pid) = found {
                 return pid.parse().expect("a number");
             }

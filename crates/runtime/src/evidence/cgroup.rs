@@ -5,11 +5,14 @@ use edgekeep_core::id::ContainerId;
 /// `statfs` type of the unified hierarchy.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
-/// The hierarchy in which the engine places containers: the line of `/proc/PID/cgroup` that is read.
+/// The hierarchy in which the engine places containers: the line of `/proc/PID/cgroup`
+/// that is read.
 ///
-/// Where `/sys/fs/cgroup` is the unified hierarchy there is one line, `0::PATH`. On older and hybrid set-ups engines place
-/// containers in every v1 hierarchy, while `0::` may stay at the root. There the hierarchy is chosen that ordinary users
-/// cannot write to: `pids`, else `memory`, else `devices`, else systemd's own (`name=systemd`), which may be delegated.
+/// Where `/sys/fs/cgroup` is the unified hierarchy there is one line, `0::PATH`. On older
+/// and hybrid set-ups engines place containers in every v1 hierarchy, while `0::` may
+/// stay at the root. There the hierarchy is chosen that ordinary users cannot write to:
+/// `pids`, else `memory`, else `devices`, else systemd's own (`name=systemd`), which may
+/// be delegated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CgroupHierarchy {
     /// cgroup v2.
@@ -19,10 +22,12 @@ pub enum CgroupHierarchy {
 }
 
 impl CgroupHierarchy {
-    /// Looks at this machine. Done once at start: the answer does not change while it runs.
+    /// Looks at this machine. Done once at start: the answer does not change while it
+    /// runs.
     #[must_use]
     pub fn detect() -> Self {
-        let unified = rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type as u64 == CGROUP2_MAGIC);
+        let unified = rustix::fs::statfs("/sys/fs/cgroup")
+            .is_ok_and(|stat| stat.f_type as u64 == CGROUP2_MAGIC);
         Self::choose(unified, &std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default())
     }
 
@@ -64,7 +69,8 @@ impl CgroupHierarchy {
     }
 }
 
-/// One form of cgroup path that an engine gives its containers: what stands before and after the id.
+/// One form of cgroup path that an engine gives its containers: what stands before and
+/// after the id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerCgroup {
     /// The path up to the id, from the root of the hierarchy.
@@ -73,15 +79,18 @@ pub struct ContainerCgroup {
     pub after: String,
 }
 
-/// The forms that are believed. The id is taken from the engine's own place in the tree only: a group elsewhere that is
-/// merely *named* like a container proves nothing.
+/// The forms that are believed. The id is taken from the engine's own place in the tree
+/// only: a group elsewhere that is merely *named* like a container proves nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerCgroups(Vec<ContainerCgroup>);
 
 impl Default for ContainerCgroups {
     /// Docker and Podman as they come, with the cgroupfs and the systemd driver.
     fn default() -> Self {
-        let form = |before: &str, after: &str| ContainerCgroup { before: before.into(), after: after.into() };
+        let form = |before: &str, after: &str| ContainerCgroup {
+            before: before.into(),
+            after: after.into(),
+        };
         Self(vec![
             form("/docker/", ""),
             form("/system.slice/docker-", ".scope"),
@@ -112,8 +121,9 @@ impl ContainerCgroups {
     }
 }
 
-/// The part of `path` up to and with the component that names `container`: the container's own group, also when its first
-/// process has moved itself into a group below.
+/// The part of `path` up to and with the component that names `container`: the
+/// container's own group, also when its first process has moved itself into a group
+/// below.
 pub(crate) fn container_group<'a>(path: &'a str, container: &ContainerId) -> Option<&'a str> {
     let at = path.find(container.as_str())?;
     let end = at + container.as_str().len();
@@ -140,9 +150,16 @@ mod tests {
     fn on_a_hybrid_host_the_pids_hierarchy_is_read_and_on_a_unified_one_the_only_line() {
         assert_eq!(CgroupHierarchy::choose(false, HYBRID), CgroupHierarchy::V1("pids"));
         assert_eq!(CgroupHierarchy::choose(true, "0::/e\n"), CgroupHierarchy::Unified);
-        assert_eq!(CgroupHierarchy::choose(false, "1:name=systemd:/\n0::/\n"), CgroupHierarchy::V1("name=systemd"));
+        assert_eq!(
+            CgroupHierarchy::choose(false, "1:name=systemd:/\n0::/\n"),
+            CgroupHierarchy::V1("name=systemd")
+        );
         assert_eq!(CgroupHierarchy::V1("pids").path(HYBRID), Some("/b"));
-        assert_eq!(CgroupHierarchy::V1("memory").path(HYBRID), Some("/c:d"), "a colon belongs to the path");
+        assert_eq!(
+            CgroupHierarchy::V1("memory").path(HYBRID),
+            Some("/c:d"),
+            "a colon belongs to the path"
+        );
         assert_eq!(CgroupHierarchy::Unified.path(HYBRID), Some("/e"));
         assert_eq!(CgroupHierarchy::V1("freezer").path(HYBRID), None);
     }
@@ -195,7 +212,10 @@ mod tests {
         let a = id('a');
         for (path, group) in [
             (format!("/docker/{a}/init.scope"), Some(format!("/docker/{a}"))),
-            (format!("/machine.slice/libpod-{a}.scope/container"), Some(format!("/machine.slice/libpod-{a}.scope"))),
+            (
+                format!("/machine.slice/libpod-{a}.scope/container"),
+                Some(format!("/machine.slice/libpod-{a}.scope")),
+            ),
             (format!("/custom/{a}"), Some(format!("/custom/{a}"))),
             (format!("/custom/{a}b/x"), None),
             (format!("/custom/b{a}"), None),

@@ -17,17 +17,21 @@ use super::EvidenceError;
 use super::backing::Mounted;
 use super::proc_dir::executable_file;
 
-/// Larger executables are not measured: hashing one takes about 0.7 s on the slowest machine this was tried on.
+/// Larger executables are not measured: hashing one takes about 0.7 s on the slowest
+/// machine this was tried on.
 pub const MAX_EXECUTABLE_BYTES: u64 = 1 << 30;
 
-/// Up to this size a file is hashed where the request runs (about 0.2 ms); larger ones go to a thread of their own.
+/// Up to this size a file is hashed where the request runs (about 0.2 ms); larger ones go
+/// to a thread of their own.
 const INLINE_BYTES: u64 = 256 * 1024;
 
-/// Digests that are remembered. More programs than this rarely act as modules on one device.
+/// Digests that are remembered. More programs than this rarely act as modules on one
+/// device.
 const CACHED_DIGESTS: usize = 1024;
 
-/// The kernel's file times advance in ticks: a file changed within the tick of its last change looks unchanged. A digest
-/// taken this soon after the change is right, but is not remembered.
+/// The kernel's file times advance in ticks: a file changed within the tick of its last
+/// change looks unchanged. A digest taken this soon after the change is right, but is not
+/// remembered.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// A map that forgets what was used longest ago.
@@ -53,7 +57,8 @@ impl<K: Eq + Hash + Clone, V: Copy> Recent<K, V> {
     pub(crate) fn insert(&mut self, key: K, value: V) {
         if self.entries.len() >= self.limit && !self.entries.contains_key(&key) {
             // A scan of a bounded map, next to a hash over a whole file.
-            let oldest = self.entries.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
+            let oldest =
+                self.entries.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
             if let Some(oldest) = oldest {
                 self.entries.remove(&oldest);
             }
@@ -63,8 +68,9 @@ impl<K: Eq + Hash + Clone, V: Copy> Recent<K, V> {
     }
 }
 
-/// Remembers the digests of files by device, inode, size, change time and mount. The mount counts because a device's number can
-/// come back with another file system on it, whose owner wrote its change times.
+/// Remembers the digests of files by device, inode, size, change time and mount. The
+/// mount counts because a device's number can come back with another file system on it,
+/// whose owner wrote its change times.
 #[derive(Debug, Clone)]
 pub(crate) struct DigestCache(Arc<Mutex<Recent<Mounted, Sha256Digest>>>);
 
@@ -75,10 +81,12 @@ impl Default for DigestCache {
 }
 
 impl DigestCache {
-    /// The digest of an open file that is known to be `mounted`. `lasting` says whether it may be remembered.
+    /// The digest of an open file that is known to be `mounted`. `lasting` says whether
+    /// it may be remembered.
     ///
     /// # Errors
-    /// [`EvidenceError::Changed`] if it is another file or changes meanwhile; too large; unreadable.
+    /// [`EvidenceError::Changed`] if it is another file or changes meanwhile; too large;
+    /// unreadable.
     pub(super) async fn digest(
         &self,
         mounted: Mounted,
@@ -92,7 +100,9 @@ impl DigestCache {
             return self.digest_blocking(mounted, lasting, opened);
         }
         let cache = self.clone();
-        let hashed = tokio::task::spawn_blocking(move || cache.digest_blocking(mounted, lasting, opened)).await;
+        let hashed =
+            tokio::task::spawn_blocking(move || cache.digest_blocking(mounted, lasting, opened))
+                .await;
         // The task only ends early when the daemon does.
         hashed.unwrap_or(Err(EvidenceError::Gone))
     }
@@ -112,13 +122,16 @@ impl DigestCache {
             return Err(EvidenceError::TooLarge);
         }
         let unchanged = |opened: &File| {
-            rustix::fs::fstat(opened).map_err(EvidenceError::reading("exe")).map(|stat| executable_file(&stat) == file)
+            rustix::fs::fstat(opened)
+                .map_err(EvidenceError::reading("exe"))
+                .map(|stat| executable_file(&stat) == file)
         };
         let mut opened = File::from(opened);
         if !unchanged(&opened)? {
             return Err(EvidenceError::Changed);
         }
-        let digest = sha256(&mut opened).map_err(|source| EvidenceError::Unreadable { what: "exe", source })?;
+        let digest = sha256(&mut opened)
+            .map_err(|source| EvidenceError::Unreadable { what: "exe", source })?;
         if !unchanged(&opened)? {
             return Err(EvidenceError::Changed);
         }
@@ -187,7 +200,8 @@ mod tests {
 
     fn opened(path: &std::path::Path) -> (Mounted, OwnedFd) {
         let file = File::open(path).expect("exists");
-        let mounted = Mounted { file: executable_file(&rustix::fs::fstat(&file).expect("open")), mount: 1 };
+        let mounted =
+            Mounted { file: executable_file(&rustix::fs::fstat(&file).expect("open")), mount: 1 };
         (mounted, file.into())
     }
 
@@ -202,7 +216,10 @@ mod tests {
         let path = folder.path().join("f");
         std::fs::write(&path, b"abc").expect("written");
         let digest = digest_of(&DigestCache::default(), &path, Lasting::UntilChanged);
-        assert_eq!(digest.hex(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            digest.hex(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
         assert_eq!(digest, sha256_of(b"abc"));
     }
 
@@ -213,17 +230,25 @@ mod tests {
         std::fs::write(&path, b"abc").expect("written");
         let (file, fd) = opened(&path);
         File::options().append(true).open(&path).expect("open").write_all(b"d").expect("written");
-        let error = DigestCache::default().digest_blocking(file, Lasting::UntilChanged, fd).expect_err("changed");
+        let error = DigestCache::default()
+            .digest_blocking(file, Lasting::UntilChanged, fd)
+            .expect_err("changed");
         assert!(matches!(error, EvidenceError::Changed), "{error}");
     }
 
-    /// Writes through a mapping, as a program may that unmaps it before it executes the file. The page is read first: on tmpfs
-    /// it is then open to writes of which the kernel hears nothing.
+    /// Writes through a mapping, as a program may that unmaps it before it executes the
+    /// file. The page is read first: on tmpfs it is then open to writes of which the
+    /// kernel hears nothing.
     fn write_mapped(path: &std::path::Path, byte: u8) -> bool {
         let script = "import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); \
                       before = m[0]; m[0] = int(sys.argv[2]); m.close(); f.close()";
         let mut command = std::process::Command::new("python3");
-        command.args(["-c", script]).arg(path).arg(byte.to_string()).status().is_ok_and(|status| status.success())
+        command
+            .args(["-c", script])
+            .arg(path)
+            .arg(byte.to_string())
+            .status()
+            .is_ok_and(|status| status.success())
     }
 
     #[test]
@@ -246,7 +271,10 @@ mod tests {
             }
             let (after, _) = opened(&path);
             if lasting == Lasting::ForNow {
-                assert_eq!(before, after, "tmpfs shows no write through a mapping; else it may be remembered");
+                assert_eq!(
+                    before, after,
+                    "tmpfs shows no write through a mapping; else it may be remembered"
+                );
                 // Even what somehow got into the cache is not believed.
                 cache.lock().insert(after, sha256_of(b"abc"));
             } else {
@@ -264,7 +292,10 @@ mod tests {
         let (one, fd) = opened(&path);
         let cache = DigestCache::default();
         cache.lock().insert(Mounted { mount: 2, ..one }, sha256_of(b"evil"));
-        assert_eq!(cache.digest_blocking(one, Lasting::ForGood, fd).expect("readable"), sha256_of(b"abc"));
+        assert_eq!(
+            cache.digest_blocking(one, Lasting::ForGood, fd).expect("readable"),
+            sha256_of(b"abc")
+        );
     }
 
     #[test]
@@ -283,6 +314,9 @@ mod tests {
         recent.insert('b', 2);
         assert_eq!(recent.get(&'a'), Some(1));
         recent.insert('c', 3);
-        assert_eq!((recent.get(&'a'), recent.get(&'b'), recent.get(&'c')), (Some(1), None, Some(3)));
+        assert_eq!(
+            (recent.get(&'a'), recent.get(&'b'), recent.get(&'c')),
+            (Some(1), None, Some(3))
+        );
     }
 }

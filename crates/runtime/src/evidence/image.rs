@@ -1,5 +1,6 @@
-//! Whether a container's executable is an unmodified file of its image: the file is looked up in the image's own layers,
-//! which the container cannot write to, and compared by content.
+//! Whether a container's executable is an unmodified file of its image: the file is
+//! looked up in the image's own layers, which the container cannot write to, and compared
+//! by content.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -29,7 +30,8 @@ const MAX_LAYERS: usize = 500;
 pub struct ImageLayers {
     image: Sha256Digest,
     folders: Arc<[PathBuf]>,
-    /// Whether the image has them by itself, for every container; otherwise one container has them mounted.
+    /// Whether the image has them by itself, for every container; otherwise one container
+    /// has them mounted.
     of_image: bool,
 }
 
@@ -51,21 +53,27 @@ impl ImageLayers {
         Self { image, folders: folders.into(), of_image: true }
     }
 
-    /// The layers in the engine's answer to an image inspect; `None` if it does not keep them as overlay folders.
+    /// The layers in the engine's answer to an image inspect; `None` if it does not keep
+    /// them as overlay folders.
     #[must_use]
     pub fn from_image_inspect(answer: &Value) -> Option<Self> {
         let image = answer["Id"].as_str()?.parse().ok()?;
         let data = &answer["GraphDriver"]["Data"];
         let top = data["UpperDir"].as_str()?;
         let lower = data["LowerDir"].as_str().unwrap_or_default();
-        let folders: Vec<PathBuf> =
-            std::iter::once(top).chain(lower.split(':')).filter(|path| !path.is_empty()).map(PathBuf::from).collect();
-        let usable = folders.len() <= MAX_LAYERS && folders.iter().all(|folder| folder.is_absolute());
+        let folders: Vec<PathBuf> = std::iter::once(top)
+            .chain(lower.split(':'))
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+            .collect();
+        let usable =
+            folders.len() <= MAX_LAYERS && folders.iter().all(|folder| folder.is_absolute());
         usable.then(|| Self { image, folders: folders.into(), of_image: true })
     }
 
-    /// The layers below a container's root, out of its first process's `mountinfo`: the image's, and what the engine put
-    /// between them and the container's own. Who asks has made sure that nothing in the container may mount.
+    /// The layers below a container's root, out of its first process's `mountinfo`: the
+    /// image's, and what the engine put between them and the container's own. Who asks
+    /// has made sure that nothing in the container may mount.
     pub(crate) fn from_root_mount(image: Sha256Digest, mountinfo: &str) -> Option<Self> {
         let folders = lower_folders(mountinfo).filter(|folders| folders.len() <= MAX_LAYERS)?;
         Some(Self { image, folders: folders.into(), of_image: false })
@@ -82,8 +90,8 @@ impl ImageLayers {
         &self.image
     }
 
-    /// Looks up a path as the merged file system shows it. The path comes from the kernel, so it holds no symbolic link;
-    /// one that is met anyway is not followed.
+    /// Looks up a path as the merged file system shows it. The path comes from the
+    /// kernel, so it holds no symbolic link; one that is met anyway is not followed.
     #[must_use]
     pub fn find(&self, path: &Path) -> LayerLookup {
         let mut names = Vec::new();
@@ -116,7 +124,11 @@ enum InLayer {
     NotUnderstood,
 }
 
-fn find_in_layer(layer: &Path, parents: &[&std::ffi::OsStr], file_name: &std::ffi::OsStr) -> Result<InLayer, Errno> {
+fn find_in_layer(
+    layer: &Path,
+    parents: &[&std::ffi::OsStr],
+    file_name: &std::ffi::OsStr,
+) -> Result<InLayer, Errno> {
     let open_folder = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut folder = rustix::fs::open(layer, open_folder & !OFlags::NOFOLLOW, Mode::empty())?;
     // An opaque folder shows nothing of the layers below it.
@@ -156,8 +168,8 @@ fn find_in_layer(layer: &Path, parents: &[&std::ffi::OsStr], file_name: &std::ff
     Ok(InLayer::File(fd))
 }
 
-/// An attribute that the overlay file system left on a layer's file: `trusted.` for a privileged engine, `user.` for a
-/// rootless one.
+/// An attribute that the overlay file system left on a layer's file: `trusted.` for a
+/// privileged engine, `user.` for a rootless one.
 fn overlay_attribute(fd: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>, Errno> {
     for space in ["trusted", "user"] {
         let mut value = [0; 16];
@@ -186,7 +198,8 @@ impl Default for ImageMemo {
 }
 
 impl ImageMemo {
-    /// Whether the image holds content with `digest` under `path`; `None` if that cannot be determined.
+    /// Whether the image holds content with `digest` under `path`; `None` if that cannot
+    /// be determined.
     pub(super) async fn unmodified(
         &self,
         image: &ImageLayers,
@@ -198,7 +211,8 @@ impl ImageMemo {
         if let Some(known) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Some(known);
         }
-        // The path came from the kernel; one that is not absolute (a memory file, another mount tree) is in no image.
+        // The path came from the kernel; one that is not absolute (a memory file, another
+        // mount tree) is in no image.
         if !path.as_os_str().as_bytes().starts_with(b"/") {
             return Some(false);
         }
@@ -206,7 +220,8 @@ impl ImageMemo {
         let same = tokio::task::spawn_blocking(move || match image.find(&path) {
             LayerLookup::File(fd) => {
                 // In the engine's own folder, where only the engine writes.
-                let stored = Mounted { file: executable_file(&rustix::fs::fstat(&fd).ok()?), mount: 0 };
+                let stored =
+                    Mounted { file: executable_file(&rustix::fs::fstat(&fd).ok()?), mount: 0 };
                 Some(digests.digest_blocking(stored, Lasting::UntilChanged, fd).ok()? == digest)
             }
             LayerLookup::Absent => Some(false),
@@ -229,7 +244,8 @@ mod tests {
     use super::*;
     use crate::evidence::executable::sha256_of;
 
-    /// Layers as folders, top-most first: `(path, content)`; content `None` makes a folder.
+    /// Layers as folders, top-most first: `(path, content)`; content `None` makes a
+    /// folder.
     fn layers(root: &Path, contents: &[&[(&str, Option<&str>)]]) -> ImageLayers {
         let mut folders = Vec::new();
         for (number, entries) in contents.iter().enumerate() {
@@ -263,7 +279,10 @@ mod tests {
     #[test]
     fn the_topmost_layer_that_has_the_file_wins() {
         let root = tempfile::tempdir().expect("temp folder");
-        let layers = layers(root.path(), &[&[("bin/a", Some("new"))], &[("bin/a", Some("old")), ("bin/b", Some("b"))]]);
+        let layers = layers(
+            root.path(),
+            &[&[("bin/a", Some("new"))], &[("bin/a", Some("old")), ("bin/b", Some("b"))]],
+        );
         assert_eq!(found(&layers, "/bin/a").as_deref(), Some("new"));
         assert_eq!(found(&layers, "/bin/b").as_deref(), Some("b"));
         assert_eq!(found(&layers, "/bin/c"), None);
@@ -323,7 +342,8 @@ mod tests {
 
     #[test]
     fn layers_that_cannot_be_read_determine_nothing() {
-        let layers = ImageLayers::new(Sha256Digest::new([7; 32]), vec!["/nonexistent/layer".into()]);
+        let layers =
+            ImageLayers::new(Sha256Digest::new([7; 32]), vec!["/nonexistent/layer".into()]);
         assert!(matches!(layers.find(Path::new("/bin/a")), LayerLookup::Undetermined));
     }
 
@@ -345,9 +365,11 @@ mod tests {
         let root = tempfile::tempdir().expect("temp folder");
         let layers = layers(root.path(), &[&[("bin/a", Some("program"))]]);
         let (memo, digests) = (ImageMemo::default(), DigestCache::default());
-        for (path, content, expected) in
-            [("/bin/a", "program", true), ("/bin/a", "changed", false), ("/bin/b", "program", false)]
-        {
+        for (path, content, expected) in [
+            ("/bin/a", "program", true),
+            ("/bin/a", "changed", false),
+            ("/bin/b", "program", false),
+        ] {
             let digest = sha256_of(content.as_bytes());
             let verdict = memo.unmodified(&layers, Path::new(path), digest, &digests).await;
             assert_eq!(verdict, Some(expected), "{path} {content}");

@@ -1,8 +1,9 @@
 //! Evidence about a peer, from the kernel and never from what the peer says.
 //!
-//! One [`ProcDir`] is opened per connection and pins the process: a later process with the same pid is not visible through
-//! it. `execve` keeps pid, pidfd and start time, so the program is looked at again on every request
-//! ([`Collector::recheck`], three system calls); hashing happens only when a policy asks for it and the file is new.
+//! One [`ProcDir`] is opened per connection and pins the process: a later process with
+//! the same pid is not visible through it. `execve` keeps pid, pidfd and start time, so
+//! the program is looked at again on every request ([`Collector::recheck`], three system
+//! calls); hashing happens only when a policy asks for it and the file is new.
 
 mod backing;
 mod cgroup;
@@ -18,7 +19,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use edgekeep_core::attestation::backing::{Doubt, judge};
 use edgekeep_core::attestation::{
-    DenyReason, Evidence, ExecutableFile, Holding, Measurement, PeerHandle, ProcessInstance, RunningFacts, Snapshot,
+    DenyReason, Evidence, ExecutableFile, Holding, Measurement, PeerHandle, ProcessInstance,
+    RunningFacts, Snapshot,
 };
 
 use backing::Backings;
@@ -34,7 +36,8 @@ pub(crate) use root_mount::{may_mount, may_name_executable};
 
 use image::ImageMemo;
 
-/// How many ancestors are followed before giving up; deeper trees than this are not made by init systems or engines.
+/// How many ancestors are followed before giving up; deeper trees than this are not made
+/// by init systems or engines.
 pub const MAX_ANCESTRY: usize = 64;
 
 /// Why no evidence could be gathered.
@@ -42,7 +45,9 @@ pub const MAX_ANCESTRY: usize = 64;
 #[non_exhaustive]
 pub enum EvidenceError {
     /// The peer's pid is 0 or not in this pid namespace.
-    #[error("the caller's process is not visible in this pid namespace; run the daemon in the host's")]
+    #[error(
+        "the caller's process is not visible in this pid namespace; run the daemon in the host's"
+    )]
     NotVisible,
     /// The process ended.
     #[error("the caller's process has ended")]
@@ -51,7 +56,9 @@ pub enum EvidenceError {
     #[error("the caller changed its program, user or cgroup while it was measured")]
     Changed,
     /// The kernel refused to tell.
-    #[error("cannot read {what} of the caller; the daemon needs CAP_SYS_PTRACE to see other users' processes")]
+    #[error(
+        "cannot read {what} of the caller; the daemon needs CAP_SYS_PTRACE to see other users' processes"
+    )]
     Unreadable {
         /// Name of the entry below `/proc/PID`.
         what: &'static str,
@@ -85,10 +92,13 @@ pub struct StartedFrom {
 impl From<&RunningFacts> for StartedFrom {
     fn from(facts: &RunningFacts) -> Self {
         match facts {
-            RunningFacts::Running(running) => {
-                Self { own_copy: running.own_copy, container_init: running.container.is_some().then_some(running.init) }
+            RunningFacts::Running(running) => Self {
+                own_copy: running.own_copy,
+                container_init: running.container.is_some().then_some(running.init),
+            },
+            RunningFacts::Unknown | RunningFacts::Stopped | RunningFacts::Host(_) => {
+                Self::default()
             }
-            RunningFacts::Unknown | RunningFacts::Stopped | RunningFacts::Host(_) => Self::default(),
         }
     }
 }
@@ -102,7 +112,9 @@ impl EvidenceError {
             Self::Gone => DenyReason::CallerGone,
             Self::Changed => DenyReason::CallerChanged,
             Self::Doubted(doubt) => doubt.reason(),
-            Self::Unreadable { .. } | Self::Malformed { .. } | Self::TooLarge => DenyReason::ExecutableUnmeasured,
+            Self::Unreadable { .. } | Self::Malformed { .. } | Self::TooLarge => {
+                DenyReason::ExecutableUnmeasured
+            }
         }
     }
 
@@ -131,7 +143,8 @@ pub struct Collector {
 const REMEMBERED_DESCRIPTORS: usize = 1024;
 
 impl Collector {
-    /// A collector that reads cgroups in `hierarchy` and knows the engine's cgroup paths by `containers`.
+    /// A collector that reads cgroups in `hierarchy` and knows the engine's cgroup paths
+    /// by `containers`.
     #[must_use]
     pub fn new(hierarchy: CgroupHierarchy, containers: ContainerCgroups) -> Self {
         Self {
@@ -144,8 +157,8 @@ impl Collector {
         }
     }
 
-    /// Whether this kernel keeps writers out of files that are executed. Where it does not, hardly any executable is known by
-    /// its content.
+    /// Whether this kernel keeps writers out of files that are executed. Where it does
+    /// not, hardly any executable is known by its content.
     #[must_use]
     pub fn kernel_denies_writers(&self) -> bool {
         self.backings.denies_writers()
@@ -165,17 +178,21 @@ impl Collector {
         process.snapshot(&self.hierarchy)
     }
 
-    /// Whether the process still is what `snapshot` says: program, users, tracer and cgroup (three system calls).
+    /// Whether the process still is what `snapshot` says: program, users, tracer and
+    /// cgroup (three system calls).
     ///
-    /// The start time needs no look: `process` pins the process, so it is the same or gone.
+    /// The start time needs no look: `process` pins the process, so it is the same or
+    /// gone.
     #[must_use]
     pub fn recheck(&self, process: &ProcDir, snapshot: &Snapshot) -> bool {
         process.still(&self.hierarchy, snapshot)
     }
 
-    /// How the process holds its end of a connection, which is the socket with this inode number.
+    /// How the process holds its end of a connection, which is the socket with this inode
+    /// number.
     ///
-    /// To be asked as soon as the connection is accepted: a program may change the flags of its descriptors.
+    /// To be asked as soon as the connection is accepted: a program may change the flags
+    /// of its descriptors.
     #[must_use]
     pub fn holding(&self, process: &ProcDir, socket: u64) -> Holding {
         let first = self.lock_descriptors().get(&process.pid());
@@ -199,8 +216,8 @@ impl Collector {
 
     /// Everything but the measurement of the executable and the look at the connection.
     ///
-    /// With the module's first process as `stop_at` the ancestry ends there: what is above it decides nothing, and each
-    /// level costs about 15 µs.
+    /// With the module's first process as `stop_at` the ancestry ends there: what is
+    /// above it decides nothing, and each level costs about 15 µs.
     ///
     /// # Errors
     /// The process has ended or changed meanwhile, or the kernel does not let us see it.
@@ -216,16 +233,24 @@ impl Collector {
             return Err(EvidenceError::Changed);
         }
         let container = self.containers.container_id(&snapshot.cgroup);
-        Ok(Evidence { handle, snapshot, ancestry, holding: Holding::Untold, container, measurement: None })
+        Ok(Evidence {
+            handle,
+            snapshot,
+            ancestry,
+            holding: Holding::Untold,
+            container,
+            measurement: None,
+        })
     }
 
-    /// Adds the measurement: the executable's digest and, with the `image` that its container runs, whether it is an
-    /// unmodified file of it. Nothing is hashed of a file that may be another than the code that runs. Large files are hashed
-    /// off the async threads; a digest is cached until the file changes, if each change shows.
+    /// Adds the measurement: the executable's digest and, with the `image` that its
+    /// container runs, whether it is an unmodified file of it. Nothing is hashed of a
+    /// file that may be another than the code that runs. Large files are hashed off the
+    /// async threads; a digest is cached until the file changes, if each change shows.
     ///
     /// # Errors
-    /// As [`Self::identify`]; [`EvidenceError::Changed`] if the process is no longer the one in `evidence`;
-    /// [`EvidenceError::Doubted`] by the file's kind.
+    /// As [`Self::identify`]; [`EvidenceError::Changed`] if the process is no longer the
+    /// one in `evidence`; [`EvidenceError::Doubted`] by the file's kind.
     pub async fn measure(
         &self,
         process: &ProcDir,
@@ -237,9 +262,11 @@ impl Collector {
         if file != evidence.snapshot.executable {
             return Err(EvidenceError::Changed);
         }
-        let (backing, mounted) = self.backings.look(process, file, opened.as_fd(), started_from.container_init)?;
-        let lasting = judge(&backing, started_from.own_copy.as_ref(), self.backings.denies_writers())
-            .map_err(EvidenceError::Doubted)?;
+        let (backing, mounted) =
+            self.backings.look(process, file, opened.as_fd(), started_from.container_init)?;
+        let lasting =
+            judge(&backing, started_from.own_copy.as_ref(), self.backings.denies_writers())
+                .map_err(EvidenceError::Doubted)?;
         let digest = self.digests.digest(mounted, lasting, opened).await?;
         let unmodified_from_image = match image {
             None => None,
@@ -251,6 +278,9 @@ impl Collector {
         if self.snapshot(process)? != evidence.snapshot {
             return Err(EvidenceError::Changed);
         }
-        Ok(Evidence { measurement: Some(Measurement { digest, unmodified_from_image }), ..evidence })
+        Ok(Evidence {
+            measurement: Some(Measurement { digest, unmodified_from_image }),
+            ..evidence
+        })
     }
 }

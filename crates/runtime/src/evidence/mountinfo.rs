@@ -26,7 +26,9 @@ impl<'a> MountLine<'a> {
         let id = fields.next()?.parse().ok()?;
         let device = fields.nth(1)?;
         let (root, point) = (fields.next()?, fields.next()?);
-        let [file_system, _, options] = file_system.splitn(3, ' ').collect::<Vec<_>>()[..] else { return None };
+        let [file_system, _, options] = file_system.splitn(3, ' ').collect::<Vec<_>>()[..] else {
+            return None;
+        };
         Some(Self { id, device, root, point, file_system, options })
     }
 }
@@ -38,8 +40,9 @@ mod tests {
     #[test]
     fn a_line_is_read_whatever_optional_fields_it_has() {
         for optional in ["", " master:1", " shared:2 master:1"] {
-            let line =
-                format!("558 287 0:49 / /m rw,relatime{optional} - overlay overlay rw,lowerdir=/a:/b,upperdir=/c");
+            let line = format!(
+                "558 287 0:49 / /m rw,relatime{optional} - overlay overlay rw,lowerdir=/a:/b,upperdir=/c"
+            );
             let expected = MountLine {
                 id: 558,
                 device: "0:49",
@@ -50,7 +53,12 @@ mod tests {
             };
             assert_eq!(MountLine::parse(&line), Some(expected), "{optional}");
         }
-        for cut in ["", "558 287 0:49 / /m rw", "558 287 0:49 - overlay overlay rw", "x 287 0:49 / /m rw - a b c"] {
+        for cut in [
+            "",
+            "558 287 0:49 / /m rw",
+            "558 287 0:49 - overlay overlay rw",
+            "x 287 0:49 / /m rw - a b c",
+        ] {
             assert_eq!(MountLine::parse(cut), None, "{cut}");
         }
     }

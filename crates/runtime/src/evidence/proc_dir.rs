@@ -18,8 +18,8 @@ const MAX_DESCRIPTORS: usize = 16 * 1024;
 /// Longest table of mounts that is read, in bytes: some thousand mounts.
 const MAX_MOUNTS: u64 = 1024 * 1024;
 
-/// A handle on one process through `/proc`. Every read through it is of that process or fails: the kernel ties the open
-/// folder to the process, not to the number.
+/// A handle on one process through `/proc`. Every read through it is of that process or
+/// fails: the kernel ties the open folder to the process, not to the number.
 #[derive(Debug)]
 pub struct ProcDir {
     pid: u32,
@@ -32,12 +32,14 @@ pub struct ProcDir {
 impl ProcDir {
     /// Opens the folder of the process that `pidfd` refers to.
     ///
-    /// `pid` is what `SO_PEERCRED` said. The folder is opened first and the pidfd is asked afterwards: a pid is not reused
-    /// while its process lives, so a live pidfd of that pid means that the folder is the same process's.
+    /// `pid` is what `SO_PEERCRED` said. The folder is opened first and the pidfd is
+    /// asked afterwards: a pid is not reused while its process lives, so a live pidfd of
+    /// that pid means that the folder is the same process's.
     ///
     /// # Errors
-    /// [`EvidenceError::NotVisible`] for pid 0 or a process of another pid namespace, [`EvidenceError::Gone`] if it has
-    /// ended, [`EvidenceError::Changed`] if `pid` and `pidfd` are two processes.
+    /// [`EvidenceError::NotVisible`] for pid 0 or a process of another pid namespace,
+    /// [`EvidenceError::Gone`] if it has ended, [`EvidenceError::Changed`] if `pid` and
+    /// `pidfd` are two processes.
     pub fn open(pid: u32, pidfd: BorrowedFd<'_>) -> Result<Self, EvidenceError> {
         if pid == 0 {
             return Err(EvidenceError::NotVisible);
@@ -55,15 +57,17 @@ impl ProcDir {
         Ok(process)
     }
 
-    /// Opens the folder of whatever process has `pid` now. The caller proves by other means which one that is.
+    /// Opens the folder of whatever process has `pid` now. The caller proves by other
+    /// means which one that is.
     pub(crate) fn open_unproved(pid: u32) -> Result<Self, EvidenceError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(format!("/proc/{pid}"), flags | OFlags::DIRECTORY, Mode::empty())
-            .map_err(EvidenceError::reading("folder"))?;
-        let status =
-            rustix::fs::openat(&folder, "status", flags, Mode::empty()).map_err(EvidenceError::reading("status"))?;
-        let cgroup =
-            rustix::fs::openat(&folder, "cgroup", flags, Mode::empty()).map_err(EvidenceError::reading("cgroup"))?;
+        let folder =
+            rustix::fs::open(format!("/proc/{pid}"), flags | OFlags::DIRECTORY, Mode::empty())
+                .map_err(EvidenceError::reading("folder"))?;
+        let status = rustix::fs::openat(&folder, "status", flags, Mode::empty())
+            .map_err(EvidenceError::reading("status"))?;
+        let cgroup = rustix::fs::openat(&folder, "cgroup", flags, Mode::empty())
+            .map_err(EvidenceError::reading("cgroup"))?;
         Ok(Self { pid, folder, status, cgroup })
     }
 
@@ -93,12 +97,14 @@ impl ProcDir {
         self.pid == snapshot.process.pid
             && self.executable().is_ok_and(|executable| executable == snapshot.executable)
             && self.status().is_ok_and(|status| {
-                (status.uid, status.gid, status.tracer) == (snapshot.uid, snapshot.gid, snapshot.tracer)
+                (status.uid, status.gid, status.tracer)
+                    == (snapshot.uid, snapshot.gid, snapshot.tracer)
             })
             && self.with_cgroup(hierarchy, |path| path == snapshot.cgroup).unwrap_or(false)
     }
 
-    /// The process and its ancestors, each proved to be the parent of the one before it: up to `stop_at`, at most `limit`.
+    /// The process and its ancestors, each proved to be the parent of the one before it:
+    /// up to `stop_at`, at most `limit`.
     pub(super) fn ancestry(
         &self,
         stop_at: Option<&ProcessInstance>,
@@ -107,19 +113,22 @@ impl ProcDir {
         let mut child = open_stat(&self.folder)?;
         let mut stat = read_stat(&child)?;
         let mut chain = vec![stat.as_ancestor(self.pid)];
-        // Twice the limit: a process whose parents keep ending costs a bounded number of looks.
+        // Twice the limit: a process whose parents keep ending costs a bounded number of
+        // looks.
         for _ in 0..limit * 2 {
             let last = chain.last().map(|ancestor| &ancestor.process);
             if stat.parent == 0 || chain.len() >= limit || last == stop_at {
                 break;
             }
-            let Ok(parent) =
-                open_folder(stat.parent).map_err(EvidenceError::reading("stat")).and_then(|f| open_stat(&f))
+            let Ok(parent) = open_folder(stat.parent)
+                .map_err(EvidenceError::reading("stat"))
+                .and_then(|f| open_stat(&f))
             else {
                 break;
             };
-            // Opened, then still named as the parent by a child that is still there, then still alive: so what was opened
-            // is the parent's. Otherwise the child got a new parent meanwhile, and the new one is looked at.
+            // Opened, then still named as the parent by a child that is still there, then
+            // still alive: so what was opened is the parent's. Otherwise the child got a
+            // new parent meanwhile, and the new one is looked at.
             let named = read_stat(&child)?;
             if named.parent != stat.parent {
                 stat = named;
@@ -139,17 +148,24 @@ impl ProcDir {
 
     /// How the process holds the socket with this inode number, and in which descriptor.
     ///
-    /// Between the moment at which a new program shows as the executable and the one at which descriptors are closed for it,
-    /// `execve` holds a lock. It is waited for here, so that whoever has looked at the executable before sees the descriptors
-    /// of that program, and none that its predecessor left for a moment.
+    /// Between the moment at which a new program shows as the executable and the one at
+    /// which descriptors are closed for it, `execve` holds a lock. It is waited for here,
+    /// so that whoever has looked at the executable before sees the descriptors of that
+    /// program, and none that its predecessor left for a moment.
     ///
-    /// About 3 µs for the lock, and 3 µs for each descriptor that is looked at; `first` is tried before all others. Programs that connect for each
-    /// request get the same number each time.
-    pub(super) fn holding(&self, socket: u64, first: Option<u32>) -> Result<(Holding, Option<u32>), EvidenceError> {
+    /// About 3 µs for the lock, and 3 µs for each descriptor that is looked at; `first`
+    /// is tried before all others. Programs that connect for each request get the same
+    /// number each time.
+    pub(super) fn holding(
+        &self,
+        socket: u64,
+        first: Option<u32>,
+    ) -> Result<(Holding, Option<u32>), EvidenceError> {
         let reading = |errno| EvidenceError::reading("fd")(errno);
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
         self.wait_for_exec()?;
-        let folder = rustix::fs::openat(&self.folder, "fd", flags, Mode::empty()).map_err(reading)?;
+        let folder =
+            rustix::fs::openat(&self.folder, "fd", flags, Mode::empty()).map_err(reading)?;
         let wanted = format!("socket:[{socket}]");
         if let Some(number) = first
             && self.closes_on_exec(&folder, &number.to_string(), &wanted)? == Some(true)
@@ -159,7 +175,8 @@ impl ProcDir {
         let mut holding = Holding::NotHeld;
         for entry in Dir::read_from(&folder).map_err(reading)?.take(MAX_DESCRIPTORS) {
             let entry = entry.map_err(reading)?;
-            let number = entry.file_name().to_str().map_err(|_| EvidenceError::Malformed { what: "fd" })?;
+            let number =
+                entry.file_name().to_str().map_err(|_| EvidenceError::Malformed { what: "fd" })?;
             match self.closes_on_exec(&folder, number, &wanted)? {
                 // One such descriptor is proof, however many others there are.
                 Some(true) => return Ok((Holding::CloseOnExec, number.parse().ok())),
@@ -172,20 +189,28 @@ impl ProcDir {
 
     /// Returns once an `execve` that has begun to show is through.
     ///
-    /// Each read of `personality` takes the lock that `execve` holds (`exec_update_lock`, before Linux 5.11 `cred_guard_mutex`),
-    /// before it is decided whether the reader may see it: being refused serves as well.
+    /// Each read of `personality` takes the lock that `execve` holds (`exec_update_lock`,
+    /// before Linux 5.11 `cred_guard_mutex`), before it is decided whether the reader may
+    /// see it: being refused serves as well.
     fn wait_for_exec(&self) -> Result<(), EvidenceError> {
         let what = "personality";
-        let file = rustix::fs::openat(&self.folder, what, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(EvidenceError::reading(what))?;
+        let file =
+            rustix::fs::openat(&self.folder, what, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(EvidenceError::reading(what))?;
         match rustix::io::pread(&file, &mut [0; 16], 0) {
             Ok(_) | Err(Errno::PERM | Errno::ACCESS) => Ok(()),
             Err(other) => Err(EvidenceError::reading(what)(other)),
         }
     }
 
-    /// Whether a descriptor is closed on exec; `None` if it is gone or something else than wanted.
-    fn closes_on_exec(&self, folder: &OwnedFd, number: &str, wanted: &str) -> Result<Option<bool>, EvidenceError> {
+    /// Whether a descriptor is closed on exec; `None` if it is gone or something else
+    /// than wanted.
+    fn closes_on_exec(
+        &self,
+        folder: &OwnedFd,
+        number: &str,
+        wanted: &str,
+    ) -> Result<Option<bool>, EvidenceError> {
         // What is longer than the buffer is no socket.
         let mut buffer = [std::mem::MaybeUninit::uninit(); 32];
         match rustix::fs::readlinkat_raw(folder, number, &mut buffer) {
@@ -193,21 +218,34 @@ impl ProcDir {
             _ => return Ok(None),
         }
         let path = format!("fdinfo/{number}");
-        let Ok(info) = rustix::fs::openat(&self.folder, &*path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+        let Ok(info) = rustix::fs::openat(
+            &self.folder,
+            &*path,
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) else {
             return Ok(None);
         };
         let mut buffer = [0; 1024];
         let Ok(text) = read_whole(&info, &mut buffer, "fdinfo") else { return Ok(None) };
         let text = std::str::from_utf8(text).unwrap_or_default();
-        let flags = text.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+        let flags = text
+            .lines()
+            .find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
         let flags = flags.ok_or(EvidenceError::Malformed { what: "fdinfo" })?;
         Ok(Some(flags & OFlags::CLOEXEC.bits() != 0))
     }
 
-    /// Opens the file that the process executes, however it is named now, and says which file that is.
+    /// Opens the file that the process executes, however it is named now, and says which
+    /// file that is.
     pub(super) fn open_executable(&self) -> Result<(ExecutableFile, OwnedFd), EvidenceError> {
-        let fd = rustix::fs::openat(&self.folder, "exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(EvidenceError::reading("exe"))?;
+        let fd = rustix::fs::openat(
+            &self.folder,
+            "exe",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(EvidenceError::reading("exe"))?;
         let stat = rustix::fs::fstat(&fd).map_err(EvidenceError::reading("exe"))?;
         Ok((executable_file(&stat), fd))
     }
@@ -217,19 +255,22 @@ impl ProcDir {
     /// # Errors
     /// The process has ended, or the kernel does not let us see it.
     pub fn executable_path(&self) -> Result<PathBuf, EvidenceError> {
-        let link = rustix::fs::readlinkat(&self.folder, "exe", Vec::new()).map_err(EvidenceError::reading("exe"))?;
+        let link = rustix::fs::readlinkat(&self.folder, "exe", Vec::new())
+            .map_err(EvidenceError::reading("exe"))?;
         Ok(PathBuf::from(std::ffi::OsString::from_vec(link.into_bytes())))
     }
 
     fn executable(&self) -> Result<ExecutableFile, EvidenceError> {
-        let stat = rustix::fs::statat(&self.folder, "exe", AtFlags::empty()).map_err(EvidenceError::reading("exe"))?;
+        let stat = rustix::fs::statat(&self.folder, "exe", AtFlags::empty())
+            .map_err(EvidenceError::reading("exe"))?;
         Ok(executable_file(&stat))
     }
 
     /// The root folder of the process.
     pub(super) fn root(&self) -> Result<OwnedFd, EvidenceError> {
         let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
-        rustix::fs::openat(&self.folder, "root", flags, Mode::empty()).map_err(EvidenceError::reading("root"))
+        rustix::fs::openat(&self.folder, "root", flags, Mode::empty())
+            .map_err(EvidenceError::reading("root"))
     }
 
     /// Number of the process's filters of system calls, where the kernel tells.
@@ -245,8 +286,9 @@ impl ProcDir {
     /// The process's mounts.
     pub(crate) fn mounts(&self) -> Result<String, EvidenceError> {
         let what = "mountinfo";
-        let file = rustix::fs::openat(&self.folder, what, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(EvidenceError::reading(what))?;
+        let file =
+            rustix::fs::openat(&self.folder, what, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(EvidenceError::reading(what))?;
         let mut text = String::new();
         let read = std::fs::File::from(file).take(MAX_MOUNTS).read_to_string(&mut text);
         let length = read.map_err(|source| EvidenceError::Unreadable { what, source })?;
@@ -254,7 +296,8 @@ impl ProcDir {
     }
 
     fn namespace(&self, what: &'static str) -> Result<u64, EvidenceError> {
-        let stat = rustix::fs::statat(&self.folder, what, AtFlags::empty()).map_err(EvidenceError::reading(what))?;
+        let stat = rustix::fs::statat(&self.folder, what, AtFlags::empty())
+            .map_err(EvidenceError::reading(what))?;
         Ok(stat.st_ino)
     }
 
@@ -273,10 +316,15 @@ impl ProcDir {
         self.with_cgroup(hierarchy, str::to_owned)
     }
 
-    fn with_cgroup<T>(&self, hierarchy: &CgroupHierarchy, use_it: impl FnOnce(&str) -> T) -> Result<T, EvidenceError> {
+    fn with_cgroup<T>(
+        &self,
+        hierarchy: &CgroupHierarchy,
+        use_it: impl FnOnce(&str) -> T,
+    ) -> Result<T, EvidenceError> {
         let mut buffer = [0; 8192];
         let text = read_whole(&self.cgroup, &mut buffer, "cgroup")?;
-        let text = std::str::from_utf8(text).map_err(|_| EvidenceError::Malformed { what: "cgroup" })?;
+        let text =
+            std::str::from_utf8(text).map_err(|_| EvidenceError::Malformed { what: "cgroup" })?;
         hierarchy.path(text).map(use_it).ok_or(EvidenceError::Malformed { what: "cgroup" })
     }
 }
@@ -288,13 +336,18 @@ pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(!fds[0].revents().is_empty())
 }
 
-#[allow(clippy::unnecessary_cast, reason = "the kernel's types differ in width and sign between architectures")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the kernel's types differ in width and sign between architectures"
+)]
 pub(crate) fn executable_file(stat: &Stat) -> ExecutableFile {
     ExecutableFile {
         device: stat.st_dev as u64,
         inode: stat.st_ino as u64,
         size: stat.st_size as u64,
-        ctime_ns: (stat.st_ctime as i64).saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec as i64),
+        ctime_ns: (stat.st_ctime as i64)
+            .saturating_mul(1_000_000_000)
+            .saturating_add(stat.st_ctime_nsec as i64),
     }
 }
 
@@ -308,7 +361,10 @@ pub(crate) struct ProcStat {
 
 impl ProcStat {
     fn as_ancestor(self, pid: u32) -> Ancestor {
-        Ancestor { process: ProcessInstance { pid, start_time: self.start_time }, session: self.session }
+        Ancestor {
+            process: ProcessInstance { pid, start_time: self.start_time },
+            session: self.session,
+        }
     }
 }
 
@@ -321,7 +377,11 @@ struct ProcStatus {
 }
 
 fn open_folder(pid: u32) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(format!("/proc/{pid}"), OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())
+    rustix::fs::open(
+        format!("/proc/{pid}"),
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY,
+        Mode::empty(),
+    )
 }
 
 fn open_stat(folder: &OwnedFd) -> Result<OwnedFd, EvidenceError> {
@@ -335,8 +395,13 @@ fn read_stat(stat: &OwnedFd) -> Result<ProcStat, EvidenceError> {
     parse_stat(text).ok_or(EvidenceError::Malformed { what: "stat" })
 }
 
-/// These files are made in one piece, so one read returns all of it; a full buffer could be a part.
-fn read_whole<'a>(fd: &OwnedFd, buffer: &'a mut [u8], what: &'static str) -> Result<&'a [u8], EvidenceError> {
+/// These files are made in one piece, so one read returns all of it; a full buffer could
+/// be a part.
+fn read_whole<'a>(
+    fd: &OwnedFd,
+    buffer: &'a mut [u8],
+    what: &'static str,
+) -> Result<&'a [u8], EvidenceError> {
     let length = rustix::io::pread(fd, &mut *buffer, 0).map_err(EvidenceError::reading(what))?;
     if length == buffer.len() {
         return Err(EvidenceError::Malformed { what });
@@ -344,7 +409,8 @@ fn read_whole<'a>(fd: &OwnedFd, buffer: &'a mut [u8], what: &'static str) -> Res
     Ok(&buffer[..length])
 }
 
-/// The pid that a pidfd shows in this namespace: 0 if it is not visible here, -1 if the process is gone.
+/// The pid that a pidfd shows in this namespace: 0 if it is not visible here, -1 if the
+/// process is gone.
 fn pid_of(pidfd: BorrowedFd<'_>) -> Result<i64, EvidenceError> {
     use std::os::fd::AsRawFd as _;
     let malformed = EvidenceError::Malformed { what: "pidfd" };
@@ -353,12 +419,14 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> Result<i64, EvidenceError> {
     text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()).ok_or(malformed)
 }
 
-/// The program's name stands in parentheses and may itself hold parentheses and blanks: fields count from the last `)`.
+/// The program's name stands in parentheses and may itself hold parentheses and blanks:
+/// fields count from the last `)`.
 fn parse_stat(text: &[u8]) -> Option<ProcStat> {
     let end = text.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(text.get(end + 1..)?).ok()?;
     let mut fields = rest.split_ascii_whitespace();
-    // Field 3 (state) comes first here; the parent is field 4, the session field 6, the start time field 22.
+    // Field 3 (state) comes first here; the parent is field 4, the session field 6, the
+    // start time field 22.
     let parent = fields.nth(1)?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
     let start_time = fields.nth(15)?.parse().ok()?;
@@ -405,13 +473,18 @@ mod tests {
 
     impl Sleeper {
         fn new() -> Self {
-            let child = Command::new("/bin/sleep").arg("1000").stdin(Stdio::null()).spawn().expect("sleep starts");
+            let child = Command::new("/bin/sleep")
+                .arg("1000")
+                .stdin(Stdio::null())
+                .spawn()
+                .expect("sleep starts");
             Self(child)
         }
 
         fn pidfd(&self) -> OwnedFd {
             let pid = rustix::process::Pid::from_child(&self.0);
-            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("child lives")
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+                .expect("child lives")
         }
     }
 
@@ -431,16 +504,24 @@ mod tests {
         let child = Sleeper::new();
         let process = ProcDir::open(child.0.id(), child.pidfd().as_fd()).expect("child is visible");
         let collector = collector();
-        let evidence = collector.identify(PeerHandle::PidfdOpen, &process, None).expect("child lives");
+        let evidence =
+            collector.identify(PeerHandle::PidfdOpen, &process, None).expect("child lives");
         let sleep = rustix::fs::stat("/bin/sleep").expect("exists");
         assert_eq!(evidence.snapshot.executable, executable_file(&sleep));
         assert_eq!(evidence.snapshot.uid, rustix::process::geteuid().as_raw());
         assert_eq!(evidence.snapshot.tracer, 0);
         assert_eq!(evidence.ancestry[0].process, evidence.snapshot.process);
         assert_eq!(evidence.ancestry[1].process.pid, std::process::id());
-        assert_eq!(evidence.ancestry[0].session, evidence.ancestry[1].session, "a child stays in the session");
+        assert_eq!(
+            evidence.ancestry[0].session, evidence.ancestry[1].session,
+            "a child stays in the session"
+        );
         assert!(collector.recheck(&process, &evidence.snapshot));
-        let short = collector.identify(PeerHandle::PidfdOpen, &process, Some(&evidence.ancestry[1].process));
+        let short = collector.identify(
+            PeerHandle::PidfdOpen,
+            &process,
+            Some(&evidence.ancestry[1].process),
+        );
         assert_eq!(short.expect("child lives").ancestry, evidence.ancestry[..2]);
     }
 
@@ -453,7 +534,10 @@ mod tests {
         child.0.kill().expect("child lives");
         child.0.wait().expect("child is ours");
         assert!(!collector.recheck(&process, &snapshot));
-        assert_eq!(collector.snapshot(&process).expect_err("gone").reason().to_string(), "caller-gone");
+        assert_eq!(
+            collector.snapshot(&process).expect_err("gone").reason().to_string(),
+            "caller-gone"
+        );
     }
 
     #[test]
@@ -483,7 +567,8 @@ mod tests {
         let mut ready = [0; 6];
         output.read_exact(&mut ready).expect("shell says ready");
         let pid = rustix::process::Pid::from_child(&shell);
-        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("lives");
+        let pidfd =
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("lives");
         let process = ProcDir::open(shell.id(), pidfd.as_fd()).expect("visible");
         let collector = collector();
         let before = collector.snapshot(&process).expect("lives");
@@ -499,7 +584,8 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_held_by_a_descriptor_that_closes_on_exec_by_one_that_does_not_or_not_at_all() {
+    fn a_connection_is_held_by_a_descriptor_that_closes_on_exec_by_one_that_does_not_or_not_at_all()
+    {
         let own = ProcDir::open_unproved(std::process::id()).expect("this process");
         let (socket, _other) = std::os::unix::net::UnixStream::pair().expect("two sockets");
         let inode = rustix::fs::fstat(&socket).expect("open").st_ino;
@@ -511,7 +597,8 @@ mod tests {
         assert_eq!(holding(), Holding::CloseOnExec);
         drop(again);
         assert_eq!(own.holding(inode + 1_000_000, None).expect("seen").0, Holding::NotHeld);
-        // A number to begin with saves looking at the others, and proves nothing by itself.
+        // A number to begin with saves looking at the others, and proves nothing by
+        // itself.
         let number = own.holding(inode, None).expect("seen").1;
         for first in [None, Some(0), Some(u32::MAX), number] {
             assert_eq!(own.holding(inode, first).expect("seen").0, Holding::Inheritable);
@@ -545,10 +632,15 @@ mod tests {
         }
     }
 
-    /// What the kernel does for a moment in the middle of `execve`: the new program shows, and the old descriptors are there.
+    /// What the kernel does for a moment in the middle of `execve`: the new program
+    /// shows, and the old descriptors are there.
     #[test]
-    fn a_descriptor_that_closes_on_exec_is_never_seen_with_the_program_that_was_executed_after_it() {
-        let rounds = std::env::var("EDGEKEEP_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(100);
+    fn a_descriptor_that_closes_on_exec_is_never_seen_with_the_program_that_was_executed_after_it()
+    {
+        let rounds = std::env::var("EDGEKEEP_TEST_ROUNDS")
+            .ok()
+            .and_then(|rounds| rounds.parse().ok())
+            .unwrap_or(100);
         let sleep = executable_file(&rustix::fs::stat("/bin/sleep").expect("exists"));
         let script = "use Socket; $^F = 2; socket(my $s, AF_UNIX, SOCK_STREAM, 0) or die; \
                       syswrite STDOUT, (stat $s)[1] . qq(\n); exec '/bin/sleep', '1000'";

@@ -1,8 +1,10 @@
-//! The folders below a container's root file system, as the kernel has them mounted: for engines that do not tell where an
-//! image's layers are (Docker with containerd's image store, the default of Docker 29).
+//! The folders below a container's root file system, as the kernel has them mounted: for
+//! engines that do not tell where an image's layers are (Docker with containerd's image
+//! store, the default of Docker 29).
 //!
-//! What is mounted is no word of the engine, and a process that may mount could make it say anything: who asks has made
-//! sure that nothing in the container ever could ([`may_mount`]). Pure.
+//! What is mounted is no word of the engine, and a process that may mount could make it
+//! say anything: who asks has made sure that nothing in the container ever could
+//! ([`may_mount`]). Pure.
 
 use std::path::{Path, PathBuf};
 
@@ -10,13 +12,17 @@ use serde_json::Value;
 
 use super::mountinfo::MountLine;
 
-/// The read-only folders below `/` in a process's `mountinfo`, top-most first; `None` unless exactly one overlay is there
-/// and its folders are sure.
+/// The read-only folders below `/` in a process's `mountinfo`, top-most first; `None`
+/// unless exactly one overlay is there and its folders are sure.
 pub(super) fn lower_folders(mountinfo: &str) -> Option<Vec<PathBuf>> {
     let mut roots = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
     let (root, None) = (roots.next()?, roots.next()) else { return None };
-    let MountLine { root: "/", file_system: "overlay", options, .. } = MountLine::parse(root)? else { return None };
-    // A folder of the overlay would be only some of it. Escaped characters are in no engine's paths.
+    let MountLine { root: "/", file_system: "overlay", options, .. } = MountLine::parse(root)?
+    else {
+        return None;
+    };
+    // A folder of the overlay would be only some of it. Escaped characters are in no
+    // engine's paths.
     if options.contains('\\') {
         return None;
     }
@@ -30,27 +36,30 @@ pub(super) fn lower_folders(mountinfo: &str) -> Option<Vec<PathBuf>> {
             _ => {}
         }
     }
-    // Many folders are given relative to the one that holds them all, the container's own included:
-    // <all>/<number>/<content>.
-    let all = upper.filter(|upper| upper.is_absolute()).and_then(|upper| upper.parent()?.parent())?;
+    // Many folders are given relative to the one that holds them all, the container's own
+    // included: <all>/<number>/<content>.
+    let all =
+        upper.filter(|upper| upper.is_absolute()).and_then(|upper| upper.parent()?.parent())?;
     let usable = !lower.is_empty() && lower.iter().all(|folder| !folder.is_empty());
     usable.then(|| lower.into_iter().map(|folder| all.join(folder)).collect())
 }
 
-/// Whether something in the container may have mounted file systems, by the engine's description of it.
+/// Whether something in the container may have mounted file systems, by the engine's
+/// description of it.
 pub(crate) fn may_mount(inspection: &Value) -> bool {
     may(inspection, &["ALL", "SYS_ADMIN"])
 }
 
-/// Whether something in the container may name another file than the one that it executes (`PR_SET_MM`), by the engine's
-/// description of it: by a capability, or in a user namespace of its own, which the engine's filter of system calls is to
-/// refuse.
+/// Whether something in the container may name another file than the one that it executes
+/// (`PR_SET_MM`), by the engine's description of it: by a capability, or in a user
+/// namespace of its own, which the engine's filter of system calls is to refuse.
 pub(crate) fn may_name_executable(inspection: &Value) -> bool {
     let unfiltered = match &inspection["HostConfig"]["SecurityOpt"] {
         Value::Null => false,
         Value::Array(options) => options.iter().any(|option| {
             let option = option.as_str().unwrap_or("seccomp=?");
-            let profile = option.strip_prefix("seccomp").and_then(|rest| rest.strip_prefix(['=', ':']));
+            let profile =
+                option.strip_prefix("seccomp").and_then(|rest| rest.strip_prefix(['=', ':']));
             profile.is_some_and(|profile| profile != "builtin")
         }),
         _ => true,
@@ -58,7 +67,8 @@ pub(crate) fn may_name_executable(inspection: &Value) -> bool {
     unfiltered || may(inspection, &["ALL", "SYS_ADMIN", "SYS_RESOURCE", "CHECKPOINT_RESTORE"])
 }
 
-/// Whether the container has one of these capabilities beyond the engine's own choice, or may do everything.
+/// Whether the container has one of these capabilities beyond the engine's own choice, or
+/// may do everything.
 fn may(inspection: &Value, capabilities: &[&str]) -> bool {
     let host = &inspection["HostConfig"];
     let added = match &host["CapAdd"] {
@@ -87,11 +97,20 @@ mod tests {
     #[test]
     fn the_folders_below_the_root_are_listed_from_the_top() {
         let mounts = root("lowerdir=/s/3/fs:/s/1/fs,upperdir=/s/4/fs,workdir=/s/4/work");
-        assert_eq!(lower_folders(&mounts).expect("overlay"), ["/s/3/fs", "/s/1/fs"].map(PathBuf::from));
+        assert_eq!(
+            lower_folders(&mounts).expect("overlay"),
+            ["/s/3/fs", "/s/1/fs"].map(PathBuf::from)
+        );
         let each = root("lowerdir+=/s/3/fs,lowerdir+=/s/1/fs,upperdir=/s/4/fs,workdir=/s/4/work");
-        assert_eq!(lower_folders(&each).expect("overlay"), ["/s/3/fs", "/s/1/fs"].map(PathBuf::from));
+        assert_eq!(
+            lower_folders(&each).expect("overlay"),
+            ["/s/3/fs", "/s/1/fs"].map(PathBuf::from)
+        );
         let relative = root("lowerdir=3/fs:1/fs,upperdir=/s/4/fs,workdir=/s/4/work");
-        assert_eq!(lower_folders(&relative).expect("overlay"), ["/s/3/fs", "/s/1/fs"].map(PathBuf::from));
+        assert_eq!(
+            lower_folders(&relative).expect("overlay"),
+            ["/s/3/fs", "/s/1/fs"].map(PathBuf::from)
+        );
     }
 
     #[test]
@@ -103,7 +122,9 @@ mod tests {
             ("no root", PROC.to_owned()),
             (
                 "something mounted over it",
-                format!("{good}600 558 0:50 / / rw - overlay overlay rw,lowerdir=/evil,upperdir=/x/y/z\n"),
+                format!(
+                    "{good}600 558 0:50 / / rw - overlay overlay rw,lowerdir=/evil,upperdir=/x/y/z\n"
+                ),
             ),
             (
                 "another file system",
@@ -111,13 +132,17 @@ mod tests {
             ),
             (
                 "a folder of an overlay",
-                "558 287 0:49 /sub / rw - overlay overlay rw,lowerdir=/s/1/fs,upperdir=/s/4/fs\n".into(),
+                "558 287 0:49 /sub / rw - overlay overlay rw,lowerdir=/s/1/fs,upperdir=/s/4/fs\n"
+                    .into(),
             ),
             ("no upper folder", root("lowerdir=/s/1/fs:/s/2/fs")),
             ("a relative upper folder", root("lowerdir=/s/1/fs,upperdir=4/fs")),
             ("no lower folder", root("upperdir=/s/4/fs")),
             ("a folder with data only", root("lowerdir=/s/1/fs::/s/2/fs,upperdir=/s/4/fs")),
-            ("a folder with data only, alone", root("lowerdir+=/s/1/fs,datadir+=/s/2/fs,upperdir=/s/4/fs")),
+            (
+                "a folder with data only, alone",
+                root("lowerdir+=/s/1/fs,datadir+=/s/2/fs,upperdir=/s/4/fs"),
+            ),
             ("an escaped character", root("lowerdir=/s/1\\134:x/fs,upperdir=/s/4/fs")),
         ] {
             assert_eq!(lower_folders(&mounts), None, "{what}");
@@ -127,9 +152,10 @@ mod tests {
     #[test]
     fn a_container_that_may_mount_is_told_in_every_spelling() {
         let inspection = |host: Value| json!({ "HostConfig": host });
-        for host in
-            [json!({ "Privileged": false }), json!({ "Privileged": false, "CapAdd": ["NET_ADMIN", "CAP_CHOWN"] })]
-        {
+        for host in [
+            json!({ "Privileged": false }),
+            json!({ "Privileged": false, "CapAdd": ["NET_ADMIN", "CAP_CHOWN"] }),
+        ] {
             assert!(!may_mount(&inspection(host.clone())), "{host}");
         }
         for host in [
@@ -150,7 +176,9 @@ mod tests {
     fn a_container_that_may_name_its_executable_is_told_in_every_spelling() {
         let inspection = |more: Value| {
             let mut host = json!({ "Privileged": false });
-            host.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            host.as_object_mut()
+                .expect("an object")
+                .extend(more.as_object().expect("an object").clone());
             json!({ "HostConfig": host })
         };
         for host in [

@@ -1,17 +1,19 @@
-//! When the engine's `exec` brought processes into a container, on the clock of process start times.
+//! When the engine's `exec` brought processes into a container, on the clock of process
+//! start times.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// How much earlier than its event an `exec` may have started its process: Podman tells afterwards, and the wall clock may
-/// have been set in between.
+/// How much earlier than its event an `exec` may have started its process: Podman tells
+/// afterwards, and the wall clock may have been set in between.
 const LATE_BY: Duration = Duration::from_secs(2);
 
 /// After this time an event has come, or the stream is broken and nothing is known.
 pub(super) const HEARD_AFTER: Duration = Duration::from_secs(5);
 
-/// For so long a process is kept waiting before the engine is asked whether an `exec` made it.
+/// For so long a process is kept waiting before the engine is asked whether an `exec`
+/// made it.
 pub(super) const TOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// One moment on both clocks.
@@ -37,8 +39,8 @@ impl Now {
         }
     }
 
-    /// The earliest start time that a process of an `exec` can have, which was told of at `event` (nanoseconds since the
-    /// epoch; unknown: now).
+    /// The earliest start time that a process of an `exec` can have, which was told of at
+    /// `event` (nanoseconds since the epoch; unknown: now).
     pub(super) fn earliest_start(&self, event: Option<i64>) -> u64 {
         let ago = event.map_or(0, |event| self.real - i128::from(event)).max(0);
         let at = self.boot - ago - i128::try_from(LATE_BY.as_nanos()).unwrap_or_default();
@@ -58,11 +60,14 @@ impl Now {
 
     /// Seconds since the epoch, so long ago.
     pub(super) fn seconds_ago(&self, ago: Duration) -> i64 {
-        i64::try_from(self.real / 1_000_000_000).unwrap_or(0).saturating_sub(i64::try_from(ago.as_secs()).unwrap_or(0))
+        i64::try_from(self.real / 1_000_000_000)
+            .unwrap_or(0)
+            .saturating_sub(i64::try_from(ago.as_secs()).unwrap_or(0))
     }
 }
 
-/// Whether an event's action says that a process is about to be, or was, brought into a container.
+/// Whether an event's action says that a process is about to be, or was, brought into a
+/// container.
 pub(super) fn is_exec(action: &str) -> bool {
     action == "exec" || action.starts_with("exec_create") || action.starts_with("exec_start")
 }

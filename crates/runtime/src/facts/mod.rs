@@ -1,13 +1,16 @@
-//! What runs, by the engine's event stream: the facts that a verdict needs, without a call to the engine on the request
-//! path.
+//! What runs, by the engine's event stream: the facts that a verdict needs, without a
+//! call to the engine on the request path.
 //!
-//! The stream is opened first and everything is inspected then, so nothing that happens in between is lost. From the
-//! moment the stream breaks until the next inspection is complete the engine is silent, and all that counts is what no
-//! engine could change unheard: a container's image and options are given to it once, so as long as its first process
-//! lives, it is what it was ([`silence`]). Everything else is unknown, and nobody else is let in.
+//! The stream is opened first and everything is inspected then, so nothing that happens
+//! in between is lost. From the moment the stream breaks until the next inspection is
+//! complete the engine is silent, and all that counts is what no engine could change
+//! unheard: a container's image and options are given to it once, so as long as its first
+//! process lives, it is what it was ([`silence`]). Everything else is unknown, and nobody
+//! else is let in.
 //!
-//! The stream also tells when the engine's `exec` brings a process into a container. What such a process leaves behind
-//! becomes a child of the container's first process, like what that started itself; so from then on there is doubt.
+//! The stream also tells when the engine's `exec` brings a process into a container. What
+//! such a process leaves behind becomes a child of the container's first process, like
+//! what that started itself; so from then on there is doubt.
 
 mod execs;
 mod silence;
@@ -26,10 +29,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
 use crate::engine::{Container, Engine, EngineError, Event, Listed};
-use crate::evidence::{CgroupHierarchy, ImageLayers, ProcDir, container_group, may_mount, may_name_executable};
+use crate::evidence::{
+    CgroupHierarchy, ImageLayers, ProcDir, container_group, may_mount, may_name_executable,
+};
 use crate::status::{ModuleState, ModuleStatus};
 
-/// Everything is inspected again so often, in case the engine dropped an event or has stopped answering.
+/// Everything is inspected again so often, in case the engine dropped an event or has
+/// stopped answering.
 const REVIEW: Duration = Duration::from_secs(60);
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -48,7 +54,8 @@ struct Shared {
     hierarchy: CgroupHierarchy,
     /// `None` until everything was inspected once.
     known: RwLock<Option<Known>>,
-    /// When the engine was heard last, on the clock of start times and with the time that its word may take.
+    /// When the engine was heard last, on the clock of start times and with the time that
+    /// its word may take.
     heard: AtomicU64,
     changes: watch::Sender<u64>,
     networks: watch::Sender<u64>,
@@ -59,7 +66,8 @@ struct Shared {
 struct Known {
     /// By container name.
     entries: HashMap<String, Entry>,
-    /// While the engine is silent: since when an `exec` would not have been heard, as a start time.
+    /// While the engine is silent: since when an `exec` would not have been heard, as a
+    /// start time.
     silent_since: Option<u64>,
 }
 
@@ -80,8 +88,8 @@ struct Inspected {
 }
 
 impl EngineWatch {
-    /// Starts to follow `engine`, on the current tokio runtime. Cgroups are read in `hierarchy`, the one that evidence is
-    /// gathered in.
+    /// Starts to follow `engine`, on the current tokio runtime. Cgroups are read in
+    /// `hierarchy`, the one that evidence is gathered in.
     #[must_use]
     pub fn start(engine: Engine, hierarchy: CgroupHierarchy) -> Self {
         let (known, heard, changes) = (RwLock::new(None), AtomicU64::new(0), watch::Sender::new(0));
@@ -99,8 +107,8 @@ impl EngineWatch {
 
     /// What runs for a module, waiting up to `limit` for it to be running.
     ///
-    /// For a caller whose cgroup already is the registered container's: it can be quicker than the engine's event about
-    /// its start.
+    /// For a caller whose cgroup already is the registered container's: it can be quicker
+    /// than the engine's event about its start.
     pub async fn facts_within(&self, module: &ModuleId, limit: Duration) -> RunningFacts {
         let mut changes = self.shared.changes.subscribe();
         let running = async {
@@ -115,18 +123,19 @@ impl EngineWatch {
         timeout(limit, running).await.unwrap_or_else(|_| self.facts(module))
     }
 
-    /// What runs for a module, with every `exec` that may have made `process`, a child of its first process; unknown if the
-    /// engine does not tell.
+    /// What runs for a module, with every `exec` that may have made `process`, a child of
+    /// its first process; unknown if the engine does not tell.
     ///
-    /// For a process so young that the engine's word about its making may still be on its way: keeps it waiting until it
-    /// is a second old, and asks the engine.
+    /// For a process so young that the engine's word about its making may still be on its
+    /// way: keeps it waiting until it is a second old, and asks the engine.
     pub async fn facts_about(&self, module: &ModuleId, process: &ProcessInstance) -> RunningFacts {
         let age = execs::Now::read().age(process.start_time);
         if age >= execs::HEARD_AFTER {
             return self.facts(module);
         }
         sleep(execs::TOLD_AFTER.saturating_sub(age)).await;
-        let Some(container) = self.shared.read(|known| Some(known?.entries.get(module.name())?.container.clone()))
+        let Some(container) =
+            self.shared.read(|known| Some(known?.entries.get(module.name())?.container.clone()))
         else {
             return self.facts(module);
         };
@@ -144,14 +153,15 @@ impl EngineWatch {
         }
     }
 
-    /// Whether what is known of a module is of a first process that has ended: the engine's word about a restart has not
-    /// come yet. Some engines take their time.
+    /// Whether what is known of a module is of a first process that has ended: the
+    /// engine's word about a restart has not come yet. Some engines take their time.
     #[must_use]
     pub fn is_behind(&self, module: &ModuleId) -> bool {
         matches!(self.facts(module), RunningFacts::Running(running) if !lives(running.init))
     }
 
-    /// The layers of the image that a module's container was made from, where the engine keeps them as folders.
+    /// The layers of the image that a module's container was made from, where the engine
+    /// keeps them as folders.
     #[must_use]
     pub fn image_layers(&self, module: &ModuleId) -> Option<ImageLayers> {
         self.shared.read(|known| known?.entries.get(module.name())?.layers.clone())
@@ -159,10 +169,11 @@ impl EngineWatch {
 
     /// All modules' containers, in any state. One that is removed meanwhile is left out.
     ///
-    /// The engine is asked each time which there are and in what phase of their lives. What was last inspected serves for
-    /// those to which nothing has happened by that, by the event stream, and by the kernel (their first process is the
-    /// same); the others are inspected. So what is behind is at most how a container ended that was started and ended
-    /// again while its events were on their way.
+    /// The engine is asked each time which there are and in what phase of their lives.
+    /// What was last inspected serves for those to which nothing has happened by that, by
+    /// the event stream, and by the kernel (their first process is the same); the others
+    /// are inspected. So what is behind is at most how a container ended that was started
+    /// and ended again while its events were on their way.
     ///
     /// # Errors
     /// The engine is away or answers in an unknown form.
@@ -172,7 +183,8 @@ impl EngineWatch {
         let mut modules = Vec::with_capacity(listed.len());
         let mut doubtful = Vec::new();
         self.shared.read(|known| {
-            // While the stream is cut, what has happened is not known: every container is inspected.
+            // While the stream is cut, what has happened is not known: every container is
+            // inspected.
             let by_id: HashMap<&str, &Entry> = known
                 .filter(|known| known.silent_since.is_none())
                 .into_iter()
@@ -201,13 +213,15 @@ impl EngineWatch {
         self.shared.read(|known| known.is_some_and(|known| known.silent_since.is_none()))
     }
 
-    /// For how long the engine has not been heard, while it is silent; `None` if it is heard, or never was.
+    /// For how long the engine has not been heard, while it is silent; `None` if it is
+    /// heard, or never was.
     #[must_use]
     pub fn silent_for(&self) -> Option<Duration> {
         self.shared.read(|known| Some(execs::Now::read().since_told(known?.silent_since?)))
     }
 
-    /// How many modules' containers run, do not run, and are not known to do either; `None` while the engine is silent.
+    /// How many modules' containers run, do not run, and are not known to do either;
+    /// `None` while the engine is silent.
     #[must_use]
     pub fn counts(&self) -> Option<[usize; 3]> {
         self.shared.read(|known| {
@@ -229,7 +243,8 @@ impl EngineWatch {
         self.shared.changes.subscribe()
     }
 
-    /// A receiver that is notified after every event about a network, those of a container's start and end among them.
+    /// A receiver that is notified after every event about a network, those of a
+    /// container's start and end among them.
     #[must_use]
     pub fn network_changes(&self) -> watch::Receiver<u64> {
         self.shared.networks.subscribe()
@@ -249,7 +264,8 @@ impl Inspected {
 }
 
 impl Entry {
-    /// What was last inspected, if by the engine's list and the kernel nothing has happened since.
+    /// What was last inspected, if by the engine's list and the kernel nothing has
+    /// happened since.
     fn still(&self, listed: &Listed) -> Option<&ModuleStatus> {
         let Inspected { status, phase } = self.inspected.as_ref()?;
         let same_process = match &self.facts {
@@ -279,7 +295,10 @@ async fn run(shared: Arc<Shared>) {
 }
 
 fn reason(ended: &Result<(), EngineError>) -> String {
-    ended.as_ref().err().map_or_else(|| "the engine closed its event stream".to_owned(), ToString::to_string)
+    ended
+        .as_ref()
+        .err()
+        .map_or_else(|| "the engine closed its event stream".to_owned(), ToString::to_string)
 }
 
 impl Shared {
@@ -287,7 +306,10 @@ impl Shared {
         self.read(|known| match known {
             None => RunningFacts::Unknown,
             Some(known) => {
-                let heard = known.entries.get(name).map_or(RunningFacts::Stopped, |entry| entry.facts.clone());
+                let heard = known
+                    .entries
+                    .get(name)
+                    .map_or(RunningFacts::Stopped, |entry| entry.facts.clone());
                 match known.silent_since {
                     None => heard,
                     Some(since) => silence::kept(heard, since, lives),
@@ -307,7 +329,8 @@ impl Shared {
         self.changes.send_modify(|version| *version = version.wrapping_add(1));
     }
 
-    /// Keeps an inspection, if no event has been heard since `version`: that would be the newer word. No fact changes.
+    /// Keeps an inspection, if no event has been heard since `version`: that would be the
+    /// newer word. No fact changes.
     fn keep(&self, container: &Container, version: u64) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if *self.changes.borrow() != version {
@@ -374,8 +397,9 @@ impl Shared {
         Ok(())
     }
 
-    /// What was marked for this run of a container stays; for one that is new here, and for each after a silence, the engine
-    /// is asked what it remembers (Docker: the last 256 events), and what it forgot is not known.
+    /// What was marked for this run of a container stays; for one that is new here, and
+    /// for each after a silence, the engine is asked what it remembers (Docker: the last
+    /// 256 events), and what it forgot is not known.
     async fn add_past_execs(&self, name: &str, entry: &mut Entry) {
         let RunningFacts::Running(running) = &mut entry.facts else { return };
         let before = self.read(|known| {
@@ -397,15 +421,22 @@ impl Shared {
         match timeout(execs::HEARD_AFTER, self.earliest_exec(&entry.container, since)).await {
             Ok(Ok(exec)) => running.exec_since = execs::earlier(marked, exec),
             _ => {
-                tracing::warn!(module = name, "the engine does not tell what it brought into a container before");
+                tracing::warn!(
+                    module = name,
+                    "the engine does not tell what it brought into a container before"
+                );
                 running.exec_since = execs::earlier(marked, silent_since);
             }
         }
     }
 
-    /// The earliest start of a process that the engine says it brought into a container since a moment (seconds since the
-    /// epoch), on the clock of start times.
-    async fn earliest_exec(&self, container: &ContainerId, since: i64) -> Result<Option<u64>, EngineError> {
+    /// The earliest start of a process that the engine says it brought into a container
+    /// since a moment (seconds since the epoch), on the clock of start times.
+    async fn earliest_exec(
+        &self,
+        container: &ContainerId,
+        since: i64,
+    ) -> Result<Option<u64>, EngineError> {
         let now = execs::Now::read();
         let mut earliest = None;
         let look = |event: &Event| earliest = execs::earlier(earliest, exec_start(&now, event));
@@ -432,7 +463,9 @@ impl Shared {
             return Ok(());
         };
         match event.action.as_str() {
-            action if execs::is_exec(action) => self.mark_exec(id, exec_start(&execs::Now::read(), event)),
+            action if execs::is_exec(action) => {
+                self.mark_exec(id, exec_start(&execs::Now::read(), event));
+            }
             "die" => {
                 self.change(|known| {
                     let entries = known.iter_mut().flat_map(|known| known.entries.values_mut());
@@ -443,7 +476,8 @@ impl Shared {
                 });
             }
             // Podman says `remove`, Docker `destroy`.
-            "create" | "start" | "rename" | "update" | "destroy" | "remove" | "pause" | "unpause" => {
+            "create" | "start" | "rename" | "update" | "destroy" | "remove" | "pause"
+            | "unpause" => {
                 let mut now = self.look_at(id).await?;
                 if let Some((name, entry)) = &mut now {
                     self.add_past_execs(name, entry).await;
@@ -487,7 +521,10 @@ impl Shared {
     async fn layers(&self, image: &Sha256Digest) -> Result<Option<ImageLayers>, EngineError> {
         let known = self.read(|known| {
             let layers = known?.entries.values().filter_map(|entry| entry.layers.as_ref());
-            layers.filter(|layers| layers.is_of_image()).find(|layers| layers.image() == image).cloned()
+            layers
+                .filter(|layers| layers.is_of_image())
+                .find(|layers| layers.image() == image)
+                .cloned()
         });
         if known.is_some() {
             return Ok(known);
@@ -510,13 +547,17 @@ fn lives(process: ProcessInstance) -> bool {
     stat.is_ok_and(|stat| stat.start_time == process.start_time)
 }
 
-fn running_facts(container: &Container, names_executable: bool, hierarchy: &CgroupHierarchy) -> RunningFacts {
+fn running_facts(
+    container: &Container,
+    names_executable: bool,
+    hierarchy: &CgroupHierarchy,
+) -> RunningFacts {
     let Some(pid) = container.init_pid else { return RunningFacts::Stopped };
     let look = || {
         let process = ProcDir::open_unproved(pid).ok()?;
         let stat = process.stat().ok()?;
-        // The group's name proves that the pid still is this container's: a process that got the number meanwhile is
-        // somewhere else.
+        // The group's name proves that the pid still is this container's: a process that
+        // got the number meanwhile is somewhere else.
         let cgroup = process.cgroup(hierarchy).ok()?;
         let user_namespace = process.user_namespace().ok()?;
         let cgroup = container_group(&cgroup, &container.id)?.to_owned();
@@ -527,7 +568,8 @@ fn running_facts(container: &Container, names_executable: bool, hierarchy: &Cgro
             container: Some(ContainerFacts {
                 container: container.id.clone(),
                 image: container.image,
-                // A container without the label was not made by moduled: no registration has this digest.
+                // A container without the label was not made by moduled: no registration
+                // has this digest.
                 options: container.options().unwrap_or(Sha256Digest::new([0; 32])),
                 names_executable,
             }),
@@ -539,18 +581,26 @@ fn running_facts(container: &Container, names_executable: bool, hierarchy: &Cgro
     look().map_or(RunningFacts::Unknown, RunningFacts::Running)
 }
 
-/// With how many filters of system calls a container's first process was started: those of its parent, which is the engine's,
-/// and one that the engine puts on it, unless it has fewer. What the first process has put on itself since is not among them.
+/// With how many filters of system calls a container's first process was started: those
+/// of its parent, which is the engine's, and one that the engine puts on it, unless it
+/// has fewer. What the first process has put on itself since is not among them.
 fn filters_at_start(has: Option<u32>, parent: u32) -> Option<u32> {
-    let of_parent = ProcDir::open_unproved(parent).and_then(|parent| parent.filters()).ok().flatten();
+    let of_parent =
+        ProcDir::open_unproved(parent).and_then(|parent| parent.filters()).ok().flatten();
     Some(has?.min(of_parent.unwrap_or(0) + 1))
 }
 
-/// For an engine that does not tell where an image's layers are: those that a container's first process has mounted.
+/// For an engine that does not tell where an image's layers are: those that a container's
+/// first process has mounted.
 ///
-/// They are what the engine mounted only where nothing in the container may mount: not by the container's options, and not
-/// in a user namespace that its first process may have made for itself.
-fn mounted_layers(image: &Sha256Digest, inspection: &Value, facts: &RunningFacts) -> Option<ImageLayers> {
+/// They are what the engine mounted only where nothing in the container may mount: not by
+/// the container's options, and not in a user namespace that its first process may have
+/// made for itself.
+fn mounted_layers(
+    image: &Sha256Digest,
+    inspection: &Value,
+    facts: &RunningFacts,
+) -> Option<ImageLayers> {
     let RunningFacts::Running(running) = facts else { return None };
     if may_mount(inspection) {
         return None;
@@ -574,7 +624,10 @@ mod tests {
     #[tokio::test]
     async fn without_an_engine_nothing_is_known() {
         let folder = tempfile::tempdir().expect("temp folder");
-        let watch = EngineWatch::start(Engine::new(folder.path().join("none.sock")), CgroupHierarchy::detect());
+        let watch = EngineWatch::start(
+            Engine::new(folder.path().join("none.sock")),
+            CgroupHierarchy::detect(),
+        );
         let mut changes = watch.changes();
         changes.changed().await.expect("the first attempt fails");
         assert_eq!(watch.facts(&module("thermometer")), RunningFacts::Unknown);
@@ -594,8 +647,14 @@ mod tests {
             exit: None,
             labels: Vec::new(),
         };
-        assert_eq!(running_facts(&container, false, &CgroupHierarchy::detect()), RunningFacts::Unknown);
+        assert_eq!(
+            running_facts(&container, false, &CgroupHierarchy::detect()),
+            RunningFacts::Unknown
+        );
         let stopped = Container { init_pid: None, ..container };
-        assert_eq!(running_facts(&stopped, false, &CgroupHierarchy::detect()), RunningFacts::Stopped);
+        assert_eq!(
+            running_facts(&stopped, false, &CgroupHierarchy::detect()),
+            RunningFacts::Stopped
+        );
     }
 }

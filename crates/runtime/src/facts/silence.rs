@@ -1,25 +1,33 @@
 //! What still counts while the engine is not heard. Pure.
 //!
-//! Engines give a container its image and options when they make it, and never others; to run anything else they start
-//! another first process. A container whose first process lives is therefore what it was, whoever does what to the engine.
-//! What an engine can do unheard is bring a process into it by `exec`: so all that was started in a session of its own since
-//! the engine was heard last is in doubt, as after an `exec` that was heard.
+//! Engines give a container its image and options when they make it, and never others; to
+//! run anything else they start another first process. A container whose first process
+//! lives is therefore what it was, whoever does what to the engine. What an engine can do
+//! unheard is bring a process into it by `exec`: so all that was started in a session of
+//! its own since the engine was heard last is in doubt, as after an `exec` that was
+//! heard.
 
 use edgekeep_core::attestation::{ProcessInstance, RunningFacts};
 
 use super::execs::earlier;
 
 /// What is left of `heard` when the engine has been silent since a moment (a start time).
-pub(super) fn kept(heard: RunningFacts, since: u64, lives: impl FnOnce(ProcessInstance) -> bool) -> RunningFacts {
+pub(super) fn kept(
+    heard: RunningFacts,
+    since: u64,
+    lives: impl FnOnce(ProcessInstance) -> bool,
+) -> RunningFacts {
     match heard {
         RunningFacts::Running(mut running) if lives(running.init) => {
             running.exec_since = earlier(running.exec_since, Some(since));
             RunningFacts::Running(running)
         }
-        // One that stood still, or that nobody knew, may run by now. Engines do not tell of programs of the host.
-        RunningFacts::Running(_) | RunningFacts::Stopped | RunningFacts::Unknown | RunningFacts::Host(_) => {
-            RunningFacts::Unknown
-        }
+        // One that stood still, or that nobody knew, may run by now. Engines do not tell
+        // of programs of the host.
+        RunningFacts::Running(_)
+        | RunningFacts::Stopped
+        | RunningFacts::Unknown
+        | RunningFacts::Host(_) => RunningFacts::Unknown,
     }
 }
 
@@ -31,8 +39,8 @@ mod tests {
     use super::*;
 
     fn any_facts() -> impl Strategy<Value = RunningFacts> {
-        let running =
-            (1_u32..9, 0_u64..9, proptest::option::of(0_u64..20)).prop_map(|(pid, start_time, exec_since)| {
+        let running = (1_u32..9, 0_u64..9, proptest::option::of(0_u64..20)).prop_map(
+            |(pid, start_time, exec_since)| {
                 RunningFacts::Running(Running {
                     init: ProcessInstance { pid, start_time },
                     user_namespace: 1,
@@ -42,7 +50,8 @@ mod tests {
                     own_copy: None,
                     filters: None,
                 })
-            });
+            },
+        );
         prop_oneof![Just(RunningFacts::Stopped), Just(RunningFacts::Unknown), running]
     }
 

@@ -1,5 +1,6 @@
-//! What the launcher gives up before it becomes the module, in the one order in which it works. For a process with a single
-//! thread: the kernel keeps most of this for each thread.
+//! What the launcher gives up before it becomes the module, in the one order in which it
+//! works. For a process with a single thread: the kernel keeps most of this for each
+//! thread.
 
 use std::error::Error;
 use std::io;
@@ -13,22 +14,34 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 const DEFAULT_CALLS: &str = include_str!("seccomp/default.txt");
 const STRICT_CALLS: &str = include_str!("seccomp/strict.txt");
 
-/// What almost every program has to read before its first line runs: the loader, its libraries, and its own process.
-const ALWAYS_READ: [&str; 8] =
-    ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/proc/self", "/dev/urandom", "/dev/zero"];
+/// What almost every program has to read before its first line runs: the loader, its
+/// libraries, and its own process.
+const ALWAYS_READ: [&str; 8] = [
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/etc/ld.so.cache",
+    "/proc/self",
+    "/dev/urandom",
+    "/dev/zero",
+];
 
-/// Carries the plan out. After an error the process must not go on. What this kernel restricts only in part is in the
-/// answer, in words.
+/// Carries the plan out. After an error the process must not go on. What this kernel
+/// restricts only in part is in the answer, in words.
 pub(super) fn confine(plan: &LaunchPlan) -> io::Result<Option<String>> {
     let filter = syscalls(plan)?;
     // The daemon's leave to raise a thread's priority is none of the module's.
     setrlimit(Resource::Nice, Rlimit { current: Some(0), maximum: Some(0) })
         .map_err(|errno| step("give up higher priorities", errno))?;
     // While the daemon's capabilities are still there.
-    drop_bounding_set(plan).map_err(|errno| step("drop the bounding set of capabilities", errno))?;
+    drop_bounding_set(plan)
+        .map_err(|errno| step("drop the bounding set of capabilities", errno))?;
     if plan.set_user {
         become_user(plan).map_err(|errno| step("become the module's user", errno))?;
-    } else if rustix::process::geteuid().as_raw() != plan.uid || rustix::process::getegid().as_raw() != plan.gid {
+    } else if rustix::process::geteuid().as_raw() != plan.uid
+        || rustix::process::getegid().as_raw() != plan.gid
+    {
         return Err(io::Error::other("the plan is for another user than the daemon's"));
     }
     keep_capabilities(plan).map_err(|errno| step("give up capabilities", errno))?;
@@ -36,18 +49,23 @@ pub(super) fn confine(plan: &LaunchPlan) -> io::Result<Option<String>> {
     if let Some(folders) = &plan.folders {
         note = restrict_folders(folders)?;
     }
-    // Whatever the preset: without these two a module's programs can pass for one another.
+    // Whatever the preset: without these two a module's programs can pass for one
+    // another.
     let measured = edgekeep_sandbox::measured::filter();
-    if let level @ (Level::Absent { .. } | Level::Partial { .. }) =
-        measured.restrict_thread().map_err(|error| with_causes("cannot keep what is measured", &error))?
+    if let level @ (Level::Absent { .. } | Level::Partial { .. }) = measured
+        .restrict_thread()
+        .map_err(|error| with_causes("cannot keep what is measured", &error))?
     {
-        let gap = format!("system calls that make another program pass for this one are not refused ({level})");
+        let gap = format!(
+            "system calls that make another program pass for this one are not refused ({level})"
+        );
         note = Some(note.map_or(gap.clone(), |note| format!("{note}; {gap}")));
     }
     // After this one even what is needed above may be refused.
     if let Some(filter) = filter
-        && let level @ (Level::Absent { .. } | Level::Partial { .. }) =
-            filter.restrict_thread().map_err(|error| with_causes("cannot restrict system calls", &error))?
+        && let level @ (Level::Absent { .. } | Level::Partial { .. }) = filter
+            .restrict_thread()
+            .map_err(|error| with_causes("cannot restrict system calls", &error))?
     {
         return Err(io::Error::other(format!(
             "cannot restrict system calls ({level}); seccomp = \"none\" goes without"
@@ -71,7 +89,9 @@ fn syscalls(plan: &LaunchPlan) -> io::Result<Option<edgekeep_sandbox::Filter>> {
 
 /// The sections of [`DEFAULT_CALLS`] about capabilities that the plan does not grant.
 fn without(plan: &LaunchPlan) -> Vec<String> {
-    let granted = |name: &str| name.parse().is_ok_and(|one: Capability| plan.capabilities.iter().any(|own| own == one));
+    let granted = |name: &str| {
+        name.parse().is_ok_and(|one: Capability| plan.capabilities.iter().any(|own| own == one))
+    };
     let named = DEFAULT_CALLS.lines().filter_map(|line| line.strip_prefix("[no-")?.split_once(']'));
     named.filter(|(name, _)| !granted(name)).map(|(name, _)| format!("no-{name}")).collect()
 }
@@ -83,7 +103,8 @@ fn restrict_folders(folders: &Folders) -> io::Result<Option<String>> {
         .grant("/dev/null", Rights::Device)
         .grant_all(&folders.read, Rights::Execute)
         .grant_all(&folders.write, Rights::Write);
-    let reached = reach.restrict().map_err(|error| with_causes("cannot restrict folders", &error))?;
+    let reached =
+        reach.restrict().map_err(|error| with_causes("cannot restrict folders", &error))?;
     // Not those that are granted to all: which there are differs from machine to machine.
     let named = |path: &&std::path::PathBuf| {
         folders.read.iter().chain(&folders.write).any(|own| path.as_os_str() == own.as_str())
@@ -126,7 +147,8 @@ fn drop_bounding_set(plan: &LaunchPlan) -> Result<(), Errno> {
             Err(errno) => return Err(errno),
             Ok(true) if plan.capabilities.bits() & bit == 0 => {
                 match rustix::thread::remove_capability_from_bounding_set(capability) {
-                    // An unprivileged daemon cannot. Nothing is gained from the set either: no new privileges.
+                    // An unprivileged daemon cannot. Nothing is gained from the set
+                    // either: no new privileges.
                     Err(Errno::PERM) if !plan.set_user => {}
                     other => other?,
                 }
@@ -147,11 +169,15 @@ fn become_user(plan: &LaunchPlan) -> Result<(), Errno> {
     rustix::thread::set_keep_capabilities(false)
 }
 
-/// Keeps exactly the planned capabilities, also through executing a program that has none of its own.
+/// Keeps exactly the planned capabilities, also through executing a program that has none
+/// of its own.
 fn keep_capabilities(plan: &LaunchPlan) -> Result<(), Errno> {
     rustix::thread::clear_ambient_capability_set()?;
     let kept = CapabilitySet::from_bits_retain(plan.capabilities.bits());
-    rustix::thread::set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: kept })?;
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective: kept, permitted: kept, inheritable: kept },
+    )?;
     for capability in plan.capabilities.iter() {
         let one = CapabilitySet::from_bits_retain(1 << capability.number());
         rustix::thread::configure_capability_in_ambient_set(one, true)?;
@@ -174,7 +200,8 @@ mod tests {
         assert!(all.contains(&"no-sys_time".to_owned()) && all.len() == 8, "{all:?}");
         for section in &all {
             let name = section.trim_start_matches("no-");
-            plan.capabilities = [name.parse::<Capability>().expect("a capability's name")].into_iter().collect();
+            plan.capabilities =
+                [name.parse::<Capability>().expect("a capability's name")].into_iter().collect();
             assert!(!without(&plan).contains(section) && without(&plan).len() == 7, "{section}");
         }
     }

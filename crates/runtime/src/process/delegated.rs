@@ -1,7 +1,9 @@
-//! Room for groups below the daemon's own, on cgroup v2: there a group with processes has none with controllers below it.
+//! Room for groups below the daemon's own, on cgroup v2: there a group with processes has
+//! none with controllers below it.
 //!
-//! systemd 254 and later start the daemon in a group below the delegated one (`DelegateSubgroup=`). Earlier ones do not know
-//! that setting and start it in the delegated group itself; there the daemon moves itself.
+//! systemd 254 and later start the daemon in a group below the delegated one
+//! (`DelegateSubgroup=`). Earlier ones do not know that setting and start it in the
+//! delegated group itself; there the daemon moves itself.
 
 use std::path::Path;
 
@@ -11,8 +13,9 @@ use crate::evidence::CgroupHierarchy;
 /// Set by systemd, from 251 on, on a group that it leaves to the service.
 const DELEGATED: &str = "user.delegate";
 
-/// Moves this process out of the group that systemd delegated to it and into one below, if it is not in one already. A
-/// group that is not delegated stays as it is: it is systemd's.
+/// Moves this process out of the group that systemd delegated to it and into one below,
+/// if it is not in one already. A group that is not delegated stays as it is: it is
+/// systemd's.
 pub(super) fn make_room(hierarchy: &CgroupHierarchy) {
     if *hierarchy != CgroupHierarchy::Unified {
         return;
@@ -30,13 +33,16 @@ pub(super) fn make_room(hierarchy: &CgroupHierarchy) {
     }
 }
 
-/// Whether this process runs in a service of the system's own systemd, and not in a user's.
+/// Whether this process runs in a service of the system's own systemd, and not in a
+/// user's.
 pub(super) fn is_system_service() -> bool {
     let lines = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = [CgroupHierarchy::Unified, CgroupHierarchy::V1("name=systemd")].into_iter().find_map(|hierarchy| {
-        let path = hierarchy.path(&lines)?;
-        (path != "/").then_some(path)
-    });
+    let path = [CgroupHierarchy::Unified, CgroupHierarchy::V1("name=systemd")]
+        .into_iter()
+        .find_map(|hierarchy| {
+            let path = hierarchy.path(&lines)?;
+            (path != "/").then_some(path)
+        });
     path.is_some_and(in_system_service)
 }
 
@@ -44,7 +50,8 @@ fn in_system_service(own: &str) -> bool {
     own.starts_with("/system.slice/") && own.split('/').any(is_service)
 }
 
-/// Whether a path ends with the group of a service, and not with one that the service made.
+/// Whether a path ends with the group of a service, and not with one that the service
+/// made.
 fn is_service(own: &str) -> bool {
     own.ends_with(".service")
 }

@@ -1,5 +1,6 @@
-//! A cgroup for each host module, where the daemon may make one: what runs for the module can then be told, and ended, as
-//! a whole, also after its first process ended and others of it live on.
+//! A cgroup for each host module, where the daemon may make one: what runs for the module
+//! can then be told, and ended, as a whole, also after its first process ended and others
+//! of it live on.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,10 +17,12 @@ use crate::evidence::{CgroupHierarchy, ProcDir};
 const ROUNDS: u32 = 200;
 const ROUND: Duration = Duration::from_millis(10);
 
-/// How deep below a module's group processes are looked for: a privileged module may make groups of its own.
+/// How deep below a module's group processes are looked for: a privileged module may make
+/// groups of its own.
 const DEPTH: u32 = 16;
 
-/// Name of a module's group. The prefix keeps a module's name from being that of a control file.
+/// Name of a module's group. The prefix keeps a module's name from being that of a
+/// control file.
 fn group_name(module: &ModuleId) -> String {
     format!("m-{}", module.name())
 }
@@ -46,9 +49,11 @@ pub struct ModuleCgroups {
 }
 
 impl ModuleCgroups {
-    /// Makes a group `edgekeep-<instance>` below the daemon's own. `instance` keeps devices on one machine apart.
+    /// Makes a group `edgekeep-<instance>` below the daemon's own. `instance` keeps
+    /// devices on one machine apart.
     ///
-    /// Where that is not allowed, modules run without groups of their own, and [`Self::unavailable`] says why.
+    /// Where that is not allowed, modules run without groups of their own, and
+    /// [`Self::unavailable`] says why.
     #[must_use]
     pub fn below_own(hierarchy: CgroupHierarchy, instance: &str) -> Self {
         delegated::make_room(&hierarchy);
@@ -59,11 +64,17 @@ impl ModuleCgroups {
             let _ = std::fs::remove_dir(folder);
             Ok(base)
         })();
-        Self { hierarchy, instance: instance.to_owned(), base, scopes: Scopes::none(), scope_instance: None }
+        Self {
+            hierarchy,
+            instance: instance.to_owned(),
+            base,
+            scopes: Scopes::none(),
+            scope_instance: None,
+        }
     }
 
-    /// As [`Self::below_own`], and where systemd runs in scopes, as `wanted` says. Only of the first device on a machine are
-    /// their names without the `instance`.
+    /// As [`Self::below_own`], and where systemd runs in scopes, as `wanted` says. Only
+    /// of the first device on a machine are their names without the `instance`.
     #[must_use]
     pub fn in_scopes(mut self, wanted: ScopeUse, first: bool) -> Self {
         self.scopes = Scopes::choose(wanted);
@@ -83,8 +94,9 @@ impl ModuleCgroups {
         }
     }
 
-    /// As [`Self::in_scopes`] where systemd runs, with the tools in another folder: for tests of a systemd that refuses, hangs
-    /// or does something else than it was asked for.
+    /// As [`Self::in_scopes`] where systemd runs, with the tools in another folder: for
+    /// tests of a systemd that refuses, hangs or does something else than it was asked
+    /// for.
     #[must_use]
     pub fn in_scopes_made_by(mut self, tools: PathBuf, or_below: bool, patience: Duration) -> Self {
         self.scopes = Scopes::made_by(tools, or_below, patience);
@@ -101,8 +113,8 @@ impl ModuleCgroups {
         scope_name(self.scope_instance.as_deref(), module)
     }
 
-    /// Whether a group that was a module's is its scope, perhaps of a daemon of another instance. systemd makes and removes
-    /// that one.
+    /// Whether a group that was a module's is its scope, perhaps of a daemon of another
+    /// instance. systemd makes and removes that one.
     pub(super) fn is_scope(&self, module: &ModuleId, path: &str) -> bool {
         let unit = last_of(path).strip_prefix("edgekeep-");
         unit.is_some_and(|unit| unit.ends_with(&format!("m-{}.scope", module.name())))
@@ -113,11 +125,18 @@ impl ModuleCgroups {
         self.scope_in(&self.hierarchy, module, pid)
     }
 
-    fn scope_in(&self, hierarchy: &CgroupHierarchy, module: &ModuleId, pid: u32) -> Result<String, String> {
+    fn scope_in(
+        &self,
+        hierarchy: &CgroupHierarchy,
+        module: &ModuleId,
+        pid: u32,
+    ) -> Result<String, String> {
         let path = ProcDir::open_unproved(pid).and_then(|process| process.cgroup(hierarchy));
         let path = path.map_err(|error| error.to_string())?;
         let scope = scope_path(&path, &self.unit(module)).map(str::to_owned);
-        scope.ok_or_else(|| format!("systemd made one, but the module is in {path} of {}", hierarchy.mount_point()))
+        scope.ok_or_else(|| {
+            format!("systemd made one, but the module is in {path} of {}", hierarchy.mount_point())
+        })
     }
 
     /// The group of a module's scope in the hierarchy of a controller.
@@ -128,14 +147,19 @@ impl ModuleCgroups {
         controller: &'static str,
     ) -> Result<LimitGroup, String> {
         let unified = self.hierarchy == CgroupHierarchy::Unified;
-        let hierarchy = if unified { CgroupHierarchy::Unified } else { CgroupHierarchy::V1(controller) };
+        let hierarchy =
+            if unified { CgroupHierarchy::Unified } else { CgroupHierarchy::V1(controller) };
         let path = self.scope_in(&hierarchy, module, pid)?;
         let folder = Path::new(&hierarchy.mount_point()).join(path.trim_start_matches('/'));
         Ok(LimitGroup { folder, unified, for_limits_alone: false })
     }
 
     /// The module's group in the hierarchy of a controller, made if it is not there.
-    pub(super) fn with_controller(&self, module: &ModuleId, controller: &'static str) -> Result<LimitGroup, String> {
+    pub(super) fn with_controller(
+        &self,
+        module: &ModuleId,
+        controller: &'static str,
+    ) -> Result<LimitGroup, String> {
         let base = self.base.as_ref().map_err(Clone::clone)?;
         let name = group_name(module);
         if self.hierarchy == CgroupHierarchy::Unified {
@@ -162,11 +186,16 @@ impl ModuleCgroups {
         Ok(LimitGroup { folder, unified: false, for_limits_alone: hierarchy != self.hierarchy })
     }
 
-    /// Removes the groups that were made for a module's limits alone, if nothing runs in them.
+    /// Removes the groups that were made for a module's limits alone, if nothing runs in
+    /// them.
     pub(super) fn remove_limit_groups(&self, module: &ModuleId, groups: &[PathBuf]) {
         let name = group_name(module);
-        // What was read from disk must at least look like a module's group; only an empty group can be removed.
-        for group in groups.iter().filter(|group| group.ends_with(&name) && group.starts_with("/sys/fs/cgroup")) {
+        // What was read from disk must at least look like a module's group; only an empty
+        // group can be removed.
+        for group in groups
+            .iter()
+            .filter(|group| group.ends_with(&name) && group.starts_with("/sys/fs/cgroup"))
+        {
             if std::fs::remove_dir(group).is_ok()
                 && let Some(base) = group.parent()
             {
@@ -185,15 +214,18 @@ impl ModuleCgroups {
         self.base.as_ref().err().map(String::as_str)
     }
 
-    /// Puts a process into the module's group and gives the group's path; `None` if there are no groups.
+    /// Puts a process into the module's group and gives the group's path; `None` if there
+    /// are no groups.
     pub(super) fn join(&self, module: &ModuleId, pid: u32) -> Option<String> {
         let base = self.base.as_ref().ok()?;
         let path = format!("{base}/{}", group_name(module));
         let make_both = || make(&self.hierarchy, base).and_then(|_| make(&self.hierarchy, &path));
-        // Between the two, the end of another module may remove the base, for want of groups in it.
+        // Between the two, the end of another module may remove the base, for want of
+        // groups in it.
         let made = make_both().or_else(|_| make_both()).or_else(|_| make_both());
         let joined = made.and_then(|folder| {
-            std::fs::write(folder.join("cgroup.procs"), pid.to_string()).map_err(|error| error.to_string())
+            std::fs::write(folder.join("cgroup.procs"), pid.to_string())
+                .map_err(|error| error.to_string())
         });
         match joined {
             Ok(()) => Some(path),
@@ -204,13 +236,16 @@ impl ModuleCgroups {
         }
     }
 
-    /// Ends everything in the module's group and removes it; also in `former`, the group that an earlier daemon, perhaps
-    /// at another place in the tree, had made for it. Whether both are empty by now.
+    /// Ends everything in the module's group and removes it; also in `former`, the group
+    /// that an earlier daemon, perhaps at another place in the tree, had made for it.
+    /// Whether both are empty by now.
     pub(super) async fn clear(&self, module: &ModuleId, former: Option<&str>) -> bool {
         let name = group_name(module);
         let own = self.base.as_ref().ok().map(|base| format!("{base}/{name}"));
-        // What was read from disk must at least look like a module's group before all in it is killed.
-        let former = former.filter(|former| last_of(former) == name || self.is_scope(module, former));
+        // What was read from disk must at least look like a module's group before all in
+        // it is killed.
+        let former =
+            former.filter(|former| last_of(former) == name || self.is_scope(module, former));
         let former = former.filter(|former| own.as_deref() != Some(*former));
         let mut cleared = true;
         for path in own.as_deref().into_iter().chain(former) {
@@ -231,7 +266,8 @@ impl ModuleCgroups {
             if empty {
                 break;
             }
-            // One write where the kernel offers it (cgroup v2, 5.14 and later); else process by process.
+            // One write where the kernel offers it (cgroup v2, 5.14 and later); else
+            // process by process.
             if std::fs::write(folder.join("cgroup.kill"), "1").is_err() {
                 processes.into_iter().for_each(|pid| self.kill_in(path, pid));
             }
@@ -247,7 +283,8 @@ impl ModuleCgroups {
         empty
     }
 
-    /// Waits until systemd has noticed that nothing runs in a scope, or makes it take note.
+    /// Waits until systemd has noticed that nothing runs in a scope, or makes it take
+    /// note.
     async fn forget_scope(&self, unit: &str, folder: &Path) {
         for _ in 0..ROUNDS / 4 {
             if !folder.exists() {
@@ -273,11 +310,17 @@ impl ModuleCgroups {
         Ok(())
     }
 
-    /// Ends a process, if it is the one in the group and not another that got its number meanwhile.
+    /// Ends a process, if it is the one in the group and not another that got its number
+    /// meanwhile.
     fn kill_in(&self, path: &str, pid: u32) {
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let Some(Ok(pidfd)) = process.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) else { return };
-        let inside = ProcDir::open_unproved(pid).and_then(|process| process.cgroup(&self.hierarchy));
+        let Some(Ok(pidfd)) =
+            process.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()))
+        else {
+            return;
+        };
+        let inside =
+            ProcDir::open_unproved(pid).and_then(|process| process.cgroup(&self.hierarchy));
         let inside = inside.ok().and_then(|inside| inside.strip_prefix(path).map(str::to_owned));
         if inside.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
             let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
@@ -289,19 +332,20 @@ impl ModuleCgroups {
     }
 }
 
-/// The daemon's own group inside of what systemd delegates to it, for on cgroup v2 a group with processes has no others
-/// with controllers below it.
+/// The daemon's own group inside of what systemd delegates to it, for on cgroup v2 a
+/// group with processes has no others with controllers below it.
 pub(super) const DAEMON_GROUP: &str = "daemon";
 
 fn last_of(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, last)| last)
 }
 
-/// The path of the group that holds the modules' groups in a hierarchy: below the daemon's own, or beside it where that
-/// was made for the purpose.
+/// The path of the group that holds the modules' groups in a hierarchy: below the
+/// daemon's own, or beside it where that was made for the purpose.
 fn base_in(hierarchy: &CgroupHierarchy, instance: &str) -> Result<String, String> {
     let lines = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
-    let own = hierarchy.path(&lines).ok_or("the daemon has no cgroup in the hierarchy that is read")?;
+    let own =
+        hierarchy.path(&lines).ok_or("the daemon has no cgroup in the hierarchy that is read")?;
     Ok(base_below(own, instance))
 }
 
@@ -335,7 +379,10 @@ fn groups_below(folder: &Path, depth: u32) -> Vec<PathBuf> {
         return Vec::new();
     }
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 fn make(hierarchy: &CgroupHierarchy, path: &str) -> Result<PathBuf, String> {
@@ -361,8 +408,14 @@ mod tests {
     fn groups_are_made_below_the_daemons_own_or_beside_it_where_it_is_delegated() {
         for (own, base) in [
             ("/", "/edgekeep-x"),
-            ("/system.slice/edgekeep-moduled.service", "/system.slice/edgekeep-moduled.service/edgekeep-x"),
-            ("/system.slice/edgekeep-moduled.service/daemon", "/system.slice/edgekeep-moduled.service/edgekeep-x"),
+            (
+                "/system.slice/edgekeep-moduled.service",
+                "/system.slice/edgekeep-moduled.service/edgekeep-x",
+            ),
+            (
+                "/system.slice/edgekeep-moduled.service/daemon",
+                "/system.slice/edgekeep-moduled.service/edgekeep-x",
+            ),
             ("/a/daemon", "/a/daemon/edgekeep-x"),
         ] {
             assert_eq!(base_below(own, "x"), base, "{own}");

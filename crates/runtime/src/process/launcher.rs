@@ -1,8 +1,10 @@
-//! The step between moduled and a host module: moduled runs itself as `exec-module`, this code receives what to execute,
-//! and becomes it. The process id stays the same, so what moduled wrote down about it stays true.
+//! The step between moduled and a host module: moduled runs itself as `exec-module`, this
+//! code receives what to execute, and becomes it. The process id stays the same, so what
+//! moduled wrote down about it stays true.
 //!
-//! The start message comes over a socket at standard input, after moduled has written the process down: if moduled dies
-//! before that, the socket closes and nothing is executed, so there is no process that nobody knows.
+//! The start message comes over a socket at standard input, after moduled has written the
+//! process down: if moduled dies before that, the socket closes and nothing is executed,
+//! so there is no process that nobody knows.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
@@ -16,14 +18,16 @@ use std::process::Command;
 use edgekeep_core::host::LaunchPlan;
 use edgekeep_daemon::arguments::WRONG_ARGUMENTS;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 use serde::{Deserialize, Serialize};
 
 /// The argument with which moduled's executable must call [`main`].
 pub const ARGUMENT: &str = "exec-module";
 
-/// Longest start message; arguments and environment are bounded by the kernel to about the same.
+/// Longest start message; arguments and environment are bounded by the kernel to about
+/// the same.
 const MAX_MESSAGE: usize = 2 * 1024 * 1024;
 
 /// Longest report of a failure.
@@ -32,10 +36,12 @@ const MAX_REPORT: u64 = 4096;
 /// What the launcher says when it is there.
 const READY: u8 = b'R';
 
-/// Begin of the line with which the launcher says what could not be confined as a whole, before it goes on.
+/// Begin of the line with which the launcher says what could not be confined as a whole,
+/// before it goes on.
 const NOTE: &str = "note: ";
 
-/// What to execute. The program itself and the module's standard error come as file descriptors. Not printable: the environment holds secrets.
+/// What to execute. The program itself and the module's standard error come as file
+/// descriptors. Not printable: the environment holds secrets.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct StartMessage {
     pub(super) argv0: String,
@@ -45,8 +51,8 @@ pub(super) struct StartMessage {
     pub(super) plan: LaunchPlan,
 }
 
-/// Keeps this process and all it starts from gaining rights by set-user-id programs. For the main thread before any other
-/// starts; every later thread and child inherits it.
+/// Keeps this process and all it starts from gaining rights by set-user-id programs. For
+/// the main thread before any other starts; every later thread and child inherits it.
 ///
 /// # Errors
 /// The kernel does not know `PR_SET_NO_NEW_PRIVS` (before 3.5).
@@ -54,27 +60,42 @@ pub fn forbid_new_privileges() -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)
 }
 
-/// Receives a start message at standard input and becomes the module. Returns only if that failed, with the exit code.
+/// Receives a start message at standard input and becomes the module. Returns only if
+/// that failed, with the exit code.
 ///
-/// moduled's `main` calls this, before it starts any thread, when its first argument is [`ARGUMENT`].
+/// moduled's `main` calls this, before it starts any thread, when its first argument is
+/// [`ARGUMENT`].
 #[must_use]
 pub fn main() -> i32 {
-    let Ok(control) = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3).map(UnixStream::from) else { return 2 };
+    let Ok(control) = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3).map(UnixStream::from) else {
+        return 2;
+    };
     // Fails also when moduled went away, or when this was called by hand.
-    let started = rustix::net::send(&control, &[READY], SendFlags::NOSIGNAL).map_err(io::Error::from);
+    let started =
+        rustix::net::send(&control, &[READY], SendFlags::NOSIGNAL).map_err(io::Error::from);
     if started.is_err() {
-        let _ = writeln!(io::stderr(), "{ARGUMENT} is for edgekeep-moduled alone, which starts host modules by it");
+        let _ = writeln!(
+            io::stderr(),
+            "{ARGUMENT} is for edgekeep-moduled alone, which starts host modules by it"
+        );
         return WRONG_ARGUMENTS.into();
     }
     let error = match started.and_then(|_| receive(&control)) {
-        Ok((message, [program, stderr])) => become_module(&control, &message, program.as_fd(), stderr),
+        Ok((message, [program, stderr])) => {
+            become_module(&control, &message, program.as_fd(), stderr)
+        }
         Err(error) => error,
     };
     let _ = rustix::net::send(&control, error.to_string().as_bytes(), SendFlags::NOSIGNAL);
     1
 }
 
-fn become_module(control: &UnixStream, message: &StartMessage, program: BorrowedFd<'_>, stderr: OwnedFd) -> io::Error {
+fn become_module(
+    control: &UnixStream,
+    message: &StartMessage,
+    program: BorrowedFd<'_>,
+    stderr: OwnedFd,
+) -> io::Error {
     let prepared = (|| {
         forbid_new_privileges()?;
         rustix::stdio::dup2_stderr(stderr)?;
@@ -111,8 +132,9 @@ pub(super) fn wait_until_ready(control: &UnixStream) -> io::Result<()> {
     stream.read_exact(&mut [0])
 }
 
-/// Sends the start message to a launcher that is there, and waits until the launcher has become the module or said why not. `control` should have
-/// time limits set. The answer is what could not be confined as a whole, if anything.
+/// Sends the start message to a launcher that is there, and waits until the launcher has
+/// become the module or said why not. `control` should have time limits set. The answer
+/// is what could not be confined as a whole, if anything.
 pub(super) fn send(
     control: &UnixStream,
     message: &StartMessage,
@@ -121,14 +143,22 @@ pub(super) fn send(
 ) -> io::Result<Option<String>> {
     let body = serde_json::to_vec(message)?;
     if body.len() > MAX_MESSAGE {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "arguments and environment are too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "arguments and environment are too long",
+        ));
     }
     let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_be_bytes();
     let fds = [program, stderr];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    let sent = rustix::net::sendmsg(control, &[IoSlice::new(&length)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let sent = rustix::net::sendmsg(
+        control,
+        &[IoSlice::new(&length)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
     if sent != length.len() {
         return Err(io::ErrorKind::WriteZero.into());
     }
@@ -195,7 +225,10 @@ mod tests {
             send(&ours, &sent, program.as_fd(), stderr.as_fd())
         });
         let (message, [program, _]) = receive(&theirs).expect("whole message");
-        assert_eq!((message.argv0, message.args, message.env), (expected.argv0, expected.args, expected.env));
+        assert_eq!(
+            (message.argv0, message.args, message.env),
+            (expected.argv0, expected.args, expected.env)
+        );
         let sleep = rustix::fs::stat("/bin/sleep").expect("exists");
         assert_eq!(rustix::fs::fstat(&program).expect("open").st_ino, sleep.st_ino);
         (&theirs).write_all(b"no such folder").expect("open");
@@ -208,6 +241,9 @@ mod tests {
     fn without_a_message_nothing_is_received() {
         let (ours, theirs) = UnixStream::pair().expect("pair");
         drop(ours);
-        assert_eq!(receive(&theirs).err().map(|error| error.kind()), Some(io::ErrorKind::UnexpectedEof));
+        assert_eq!(
+            receive(&theirs).err().map(|error| error.kind()),
+            Some(io::ErrorKind::UnexpectedEof)
+        );
     }
 }

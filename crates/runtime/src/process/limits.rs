@@ -1,5 +1,5 @@
-//! What a host module may use up: by cgroup where the daemon may make one with that controller, else, only if the operator
-//! says that this will do, by what comes nearest.
+//! What a host module may use up: by cgroup where the daemon may make one with that
+//! controller, else, only if the operator says that this will do, by what comes nearest.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -63,7 +63,10 @@ enum ByGroup {
 impl ByGroup {
     fn all(limits: &Limits) -> impl Iterator<Item = Self> {
         let memory = limits.memory_max.map(Self::Memory);
-        memory.into_iter().chain(limits.cpu_quota.map(Self::Cpu)).chain(limits.pids_max.map(Self::Pids))
+        memory
+            .into_iter()
+            .chain(limits.cpu_quota.map(Self::Cpu))
+            .chain(limits.pids_max.map(Self::Pids))
     }
 
     /// The name in the configuration.
@@ -92,8 +95,8 @@ impl ByGroup {
         }
     }
 
-    /// Files of the group and what is written to them. Kernels without swap accounting lack those with a `?`; then there is no
-    /// swap to be limited by them.
+    /// Files of the group and what is written to them. Kernels without swap accounting
+    /// lack those with a `?`; then there is no swap to be limited by them.
     fn settings(self, unified: bool) -> Vec<(&'static str, String)> {
         match (self, unified) {
             (Self::Memory(bytes), true) => {
@@ -101,14 +104,20 @@ impl ByGroup {
             }
             // In this order: memory alone must not exceed memory and swap.
             (Self::Memory(bytes), false) => {
-                vec![("memory.limit_in_bytes", bytes.to_string()), ("?memory.memsw.limit_in_bytes", bytes.to_string())]
+                vec![
+                    ("memory.limit_in_bytes", bytes.to_string()),
+                    ("?memory.memsw.limit_in_bytes", bytes.to_string()),
+                ]
             }
             (Self::Cpu(percent), _) => {
                 let quota = u64::from(percent) * CPU_PERIOD_US / 100;
                 if unified {
                     vec![("cpu.max", format!("{quota} {CPU_PERIOD_US}"))]
                 } else {
-                    vec![("cpu.cfs_period_us", CPU_PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
+                    vec![
+                        ("cpu.cfs_period_us", CPU_PERIOD_US.to_string()),
+                        ("cpu.cfs_quota_us", quota.to_string()),
+                    ]
                 }
             }
             (Self::Pids(count), _) => vec![("pids.max", count.to_string())],
@@ -120,7 +129,8 @@ impl ByGroup {
         let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
         match self {
             Self::Memory(bytes) => {
-                number(if unified { "memory.max" } else { "memory.limit_in_bytes" }).is_some_and(|max| max <= bytes)
+                number(if unified { "memory.max" } else { "memory.limit_in_bytes" })
+                    .is_some_and(|max| max <= bytes)
             }
             Self::Cpu(percent) => {
                 let share = if unified {
@@ -131,7 +141,9 @@ impl ByGroup {
                 } else {
                     number("cpu.cfs_quota_us").zip(number("cpu.cfs_period_us"))
                 };
-                share.is_some_and(|(quota, period)| u128::from(quota) * 100 <= u128::from(percent) * u128::from(period))
+                share.is_some_and(|(quota, period)| {
+                    u128::from(quota) * 100 <= u128::from(percent) * u128::from(period)
+                })
             }
             Self::Pids(count) => number("pids.max").is_some_and(|max| max <= u64::from(count)),
         }
@@ -143,8 +155,9 @@ pub(super) fn properties(limits: &Limits) -> impl Iterator<Item = String> {
     ByGroup::all(limits).flat_map(ByGroup::properties)
 }
 
-/// Sets the limits of a process that waits to become the module, or finds out whether systemd has. `own_user`: nobody but the
-/// module runs as its user, as far as the daemon is concerned.
+/// Sets the limits of a process that waits to become the module, or finds out whether
+/// systemd has. `own_user`: nobody but the module runs as its user, as far as the daemon
+/// is concerned.
 ///
 /// # Errors
 /// A limit that is required is not in force: its name and why.
@@ -165,15 +178,19 @@ pub(super) fn apply(
         };
         let fall_back = |why| match limit {
             ByGroup::Memory(bytes) => nearly(pid, Resource::Data, "RLIMIT_DATA", bytes, why),
-            // The kernel counts what the user has in all, so it says something only about a user of the module's own.
-            ByGroup::Pids(count) if own_user => nearly(pid, Resource::Nproc, "RLIMIT_NPROC", count.into(), why),
+            // The kernel counts what the user has in all, so it says something only about
+            // a user of the module's own.
+            ByGroup::Pids(count) if own_user => {
+                nearly(pid, Resource::Nproc, "RLIMIT_NPROC", count.into(), why)
+            }
             ByGroup::Cpu(_) | ByGroup::Pids(_) => Reached::Not(why),
         };
         reached.push((limit.name(), result.map_or_else(fall_back, Reached::By)));
     }
     if let Some(count) = limits.nofile {
         let result = set(pid, Resource::Nofile, count);
-        reached.push(("nofile", result.map_or_else(Reached::Not, |()| Reached::By("RLIMIT_NOFILE"))));
+        reached
+            .push(("nofile", result.map_or_else(Reached::Not, |()| Reached::By("RLIMIT_NOFILE"))));
     }
     match judge(limits.enforcement, &reached) {
         Ok(summary) => Ok(Applied { summary, groups }),
@@ -204,7 +221,11 @@ fn found_in_scope(
     pid: Pid,
     cgroups: &ModuleCgroups,
 ) -> Result<&'static str, String> {
-    let group = cgroups.scope_with_controller(module, pid.as_raw_nonzero().get().unsigned_abs(), limit.controller())?;
+    let group = cgroups.scope_with_controller(
+        module,
+        pid.as_raw_nonzero().get().unsigned_abs(),
+        limit.controller(),
+    )?;
     if !limit.is_kept(group.unified, |file| std::fs::read_to_string(group.folder.join(file)).ok()) {
         return Err(format!("systemd has not set it in {}", group.folder.display()));
     }
@@ -244,7 +265,8 @@ fn judge(enforcement: Enforcement, reached: &[(&str, Reached)]) -> Result<Option
         };
         return Err(format!("{name} cannot be set: {why}"));
     }
-    let parts: Vec<String> = reached.iter().map(|(name, reached)| format!("{name} {reached}")).collect();
+    let parts: Vec<String> =
+        reached.iter().map(|(name, reached)| format!("{name} {reached}")).collect();
     Ok((!parts.is_empty()).then(|| format!("limits: {}", parts.join(", "))))
 }
 
@@ -277,7 +299,10 @@ mod tests {
             ("pids_max", Reached::Nearly("RLIMIT_NPROC", "no cgroup".into())),
             ("cpu_quota", Reached::Not("no cgroup".into())),
         ];
-        assert_eq!(judge(Enforcement::Required, &reached), Err("pids_max cannot be set: no cgroup".into()));
+        assert_eq!(
+            judge(Enforcement::Required, &reached),
+            Err("pids_max cannot be set: no cgroup".into())
+        );
         assert_eq!(
             judge(Enforcement::BestEffort, &reached),
             Ok(Some(
@@ -285,7 +310,10 @@ mod tests {
                     .into()
             ))
         );
-        assert_eq!(judge(Enforcement::Required, &reached[..1]), Ok(Some("limits: memory_max by cgroup v2".into())));
+        assert_eq!(
+            judge(Enforcement::Required, &reached[..1]),
+            Ok(Some("limits: memory_max by cgroup v2".into()))
+        );
         assert_eq!(judge(Enforcement::Required, &[]), Ok(None));
     }
 
@@ -305,7 +333,8 @@ mod tests {
     }
 
     proptest! {
-        /// What we would set ourselves counts as kept; one more, or what the kernel has without a limit, does not.
+        /// What we would set ourselves counts as kept; one more, or what the kernel has
+        /// without a limit, does not.
         #[test]
         fn a_limit_is_kept_exactly_if_the_kernel_has_at_most_it(limit in limit(), unified in any::<bool>()) {
             let kept = |set: ByGroup| {

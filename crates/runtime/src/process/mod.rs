@@ -1,13 +1,17 @@
-//! Host modules: processes of the host, each started from exactly the bytes that were hashed.
+//! Host modules: processes of the host, each started from exactly the bytes that were
+//! hashed.
 //!
-//! What runs is written down before it runs, so a daemon that was killed finds its modules again ([`ProcessRuntime::open`])
-//! and ends none of them. Whether a module that ended is started again is the agent's decision.
+//! What runs is written down before it runs, so a daemon that was killed finds its
+//! modules again ([`ProcessRuntime::open`]) and ends none of them. Whether a module that
+//! ended is started again is the agent's decision.
 //!
-//! A module runs as long as its first process. What that leaves behind when it ends by itself is not the module any more
-//! (its facts say stopped); it is ended when the module is stopped, removed or started, and when the daemon starts.
-//! That takes a cgroup of the module's own. Without one ([`ProcessRuntime::without_cgroups`]) a module is held together by
-//! its process group alone, and only while its first process lives: children that made a session or group of their own,
-//! and all that outlive the first process, survive stop and remove.
+//! A module runs as long as its first process. What that leaves behind when it ends by
+//! itself is not the module any more (its facts say stopped); it is ended when the module
+//! is stopped, removed or started, and when the daemon starts. That takes a cgroup of the
+//! module's own. Without one ([`ProcessRuntime::without_cgroups`]) a module is held
+//! together by its process group alone, and only while its first process lives: children
+//! that made a session or group of their own, and all that outlive the first process,
+//! survive stop and remove.
 
 mod confine;
 mod delegated;
@@ -79,7 +83,9 @@ pub enum ProcessError {
         source: io::Error,
     },
     /// A limit that is required cannot be set.
-    #[error("host module {module} is not started without its limits: {why}; limits = \"best-effort\" would do without")]
+    #[error(
+        "host module {module} is not started without its limits: {why}; limits = \"best-effort\" would do without"
+    )]
     Limits {
         /// Which module.
         module: ModuleId,
@@ -95,7 +101,9 @@ pub enum ProcessError {
         why: String,
     },
     /// The process does not end.
-    #[error("host module {module} does not end, not even by SIGKILL; it may hang in a device driver")]
+    #[error(
+        "host module {module} does not end, not even by SIGKILL; it may hang in a device driver"
+    )]
     Stuck {
         /// Which.
         module: ModuleId,
@@ -115,7 +123,8 @@ pub enum ProcessError {
 }
 
 impl ProcessError {
-    /// The status to pass on to a client of the management API, where the error is the client's.
+    /// The status to pass on to a client of the management API, where the error is the
+    /// client's.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -157,7 +166,8 @@ impl std::fmt::Debug for ProcessSpec {
     }
 }
 
-/// How the step between moduled and a module is started: a program that calls [`launcher::main`].
+/// How the step between moduled and a module is started: a program that calls
+/// [`launcher::main`].
 #[derive(Debug, Clone)]
 pub struct Launcher {
     /// The program.
@@ -167,7 +177,8 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// This very program, also when its file was replaced by an update, with [`launcher::ARGUMENT`].
+    /// This very program, also when its file was replaced by an update, with
+    /// [`launcher::ARGUMENT`].
     #[must_use]
     pub fn this_program() -> Self {
         Self { program: "/proc/self/exe".into(), args: vec![launcher::ARGUMENT.into()] }
@@ -188,17 +199,23 @@ struct Shared {
     modules: RwLock<HashMap<String, Arc<Module>>>,
 }
 
-/// Beginning of the name of a folder that is being removed; no module id begins with a dot.
+/// Beginning of the name of a folder that is being removed; no module id begins with a
+/// dot.
 const REMOVED: &str = ".removed-";
 
 impl ProcessRuntime {
-    /// Opens the runtime with its state in `folder`, and finds the modules that still run. In a tokio runtime.
+    /// Opens the runtime with its state in `folder`, and finds the modules that still
+    /// run. In a tokio runtime.
     ///
     /// A module whose state is damaged is left out, reported in the log and kept on disk.
     ///
     /// # Errors
     /// `folder` cannot be made or read.
-    pub fn open(folder: &Path, launcher: Launcher, cgroups: ModuleCgroups) -> Result<Self, StoreError> {
+    pub fn open(
+        folder: &Path,
+        launcher: Launcher,
+        cgroups: ModuleCgroups,
+    ) -> Result<Self, StoreError> {
         edgekeep_daemon::store::private_folder(folder)?;
         let io = |source| StoreError::Io { step: "read", path: folder.to_owned(), source };
         let mut modules = HashMap::new();
@@ -213,10 +230,13 @@ impl ProcessRuntime {
                 Ok(Some(module)) => _ = modules.insert(name, module),
                 // A crash between making the folder and writing the state.
                 Ok(None) => remove_folder(&entry.path()),
-                Err(error) => tracing::error!(folder = %entry.path().display(), %error, "a host module is left out"),
+                Err(error) => {
+                    tracing::error!(folder = %entry.path().display(), %error, "a host module is left out");
+                }
             }
         }
-        let shared = Shared { folder: folder.to_owned(), launcher, cgroups, modules: RwLock::new(modules) };
+        let shared =
+            Shared { folder: folder.to_owned(), launcher, cgroups, modules: RwLock::new(modules) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -243,12 +263,18 @@ impl ProcessRuntime {
         finished(async move { module.renew(spec).await }).await
     }
 
-    /// As [`Self::renew`], and remembers what the module was until the update is settled by [`Self::end_update`], also through
-    /// an end of the daemon.
+    /// As [`Self::renew`], and remembers what the module was until the update is settled
+    /// by [`Self::end_update`], also through an end of the daemon.
     ///
     /// # Errors
-    /// [`ProcessError::Absent`]; the state cannot be written. The module then is what it was.
-    pub async fn begin_update(&self, id: &ModuleId, spec: ProcessSpec, start: bool) -> Result<(), ProcessError> {
+    /// [`ProcessError::Absent`]; the state cannot be written. The module then is what it
+    /// was.
+    pub async fn begin_update(
+        &self,
+        id: &ModuleId,
+        spec: ProcessSpec,
+        start: bool,
+    ) -> Result<(), ProcessError> {
         let module = self.module(id)?;
         finished(async move { module.begin_update(spec, start).await }).await
     }
@@ -269,7 +295,8 @@ impl ProcessRuntime {
         begun
     }
 
-    /// Settles an update: the module stays what it became (`keep`), or is again what it was, from its next start.
+    /// Settles an update: the module stays what it became (`keep`), or is again what it
+    /// was, from its next start.
     ///
     /// # Errors
     /// [`ProcessError::Absent`]; the state cannot be written.
@@ -282,14 +309,19 @@ impl ProcessRuntime {
     ///
     /// # Errors
     /// It cannot be started, with the reason and the remedy.
-    pub async fn verify(&self, executable: PathBuf, sha256: Sha256Digest) -> Result<(), ProcessError> {
+    pub async fn verify(
+        &self,
+        executable: PathBuf,
+        sha256: Sha256Digest,
+    ) -> Result<(), ProcessError> {
         blocking(move || Ok(program::verify(&executable, &sha256)?)).await
     }
 
     /// Makes a module, not started.
     ///
     /// # Errors
-    /// [`ProcessError::Exists`]; the executable is not the registered one; the state cannot be written.
+    /// [`ProcessError::Exists`]; the executable is not the registered one; the state
+    /// cannot be written.
     pub async fn create(&self, id: &ModuleId, spec: ProcessSpec) -> Result<(), ProcessError> {
         self.verify(spec.executable.clone(), spec.sha256).await?;
         let (this, id) = (self.clone(), id.clone());
@@ -308,14 +340,15 @@ impl ProcessRuntime {
     /// Starts a module; one that runs already stays as it is.
     ///
     /// # Errors
-    /// [`ProcessError::Absent`]; the executable is no longer the registered one; the process cannot be made.
+    /// [`ProcessError::Absent`]; the executable is no longer the registered one; the
+    /// process cannot be made.
     pub async fn start(&self, id: &ModuleId) -> Result<(), ProcessError> {
         let (module, shared) = (self.module(id)?, Arc::clone(&self.shared));
         finished(async move { module.start(&shared.launcher, &shared.cgroups).await }).await
     }
 
-    /// Stops a module: SIGTERM to its process group, after `grace` SIGKILL, then SIGKILL to whatever is left in its cgroup,
-    /// also if its first process had ended before.
+    /// Stops a module: SIGTERM to its process group, after `grace` SIGKILL, then SIGKILL
+    /// to whatever is left in its cgroup, also if its first process had ended before.
     ///
     /// # Errors
     /// [`ProcessError::Absent`], [`ProcessError::Stuck`].
@@ -336,7 +369,8 @@ impl ProcessRuntime {
     /// Ends a module by SIGKILL and forgets it with its log.
     ///
     /// # Errors
-    /// [`ProcessError::Absent`], [`ProcessError::Stuck`], or its folder cannot be removed.
+    /// [`ProcessError::Absent`], [`ProcessError::Stuck`], or its folder cannot be
+    /// removed.
     pub async fn remove(&self, id: &ModuleId) -> Result<(), ProcessError> {
         let (module, shared, id) = (self.module(id)?, Arc::clone(&self.shared), id.clone());
         finished(async move {
@@ -345,7 +379,8 @@ impl ProcessRuntime {
             // Gone at once, also if the daemon ends before everything is deleted.
             let gone = shared.folder.join(format!("{REMOVED}{}", id.name()));
             remove_folder(&gone);
-            std::fs::rename(&folder, &gone).map_err(|source| ProcessError::Folder { module: id.clone(), source })?;
+            std::fs::rename(&folder, &gone)
+                .map_err(|source| ProcessError::Folder { module: id.clone(), source })?;
             shared.modules.write().unwrap_or_else(PoisonError::into_inner).remove(id.name());
             remove_folder(&gone);
             Ok(())
@@ -353,7 +388,8 @@ impl ProcessRuntime {
         .await
     }
 
-    /// Stops all modules at once, each as [`Self::stop`]; for the daemon's own end. Failures are logged.
+    /// Stops all modules at once, each as [`Self::stop`]; for the daemon's own end.
+    /// Failures are logged.
     pub async fn stop_all(&self, grace: Duration) {
         let mut stopping = tokio::task::JoinSet::new();
         for module in self.modules() {
@@ -414,7 +450,13 @@ impl ProcessRuntime {
     }
 
     fn modules(&self) -> Vec<Arc<Module>> {
-        self.shared.modules.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.shared
+            .modules
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 }
 
@@ -423,8 +465,12 @@ impl ProcessRuntime {
 /// # Errors
 /// The kernel does not tell.
 pub fn own_rights() -> io::Result<Daemon> {
-    let account = Account { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-    let capabilities = Capabilities::from_bits(rustix::thread::capabilities(None)?.permitted.bits());
+    let account = Account {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+    };
+    let capabilities =
+        Capabilities::from_bits(rustix::thread::capabilities(None)?.permitted.bits());
     Ok(Daemon { account, capabilities })
 }
 
@@ -433,10 +479,14 @@ pub fn own_rights() -> io::Result<Daemon> {
 /// # Errors
 /// `/etc/passwd` or `/etc/group` cannot be read.
 pub fn accounts() -> io::Result<Accounts> {
-    Ok(Accounts { passwd: std::fs::read_to_string("/etc/passwd")?, group: std::fs::read_to_string("/etc/group")? })
+    Ok(Accounts {
+        passwd: std::fs::read_to_string("/etc/passwd")?,
+        group: std::fs::read_to_string("/etc/group")?,
+    })
 }
 
-/// Runs an operation to its end, also when the request that asked for it is dropped: half a start would leave a process.
+/// Runs an operation to its end, also when the request that asked for it is dropped: half
+/// a start would leave a process.
 async fn finished<T: Send + 'static>(
     operation: impl Future<Output = Result<T, ProcessError>> + Send + 'static,
 ) -> Result<T, ProcessError> {
@@ -460,6 +510,12 @@ fn remove_folder(path: &Path) {
 #[cfg(test)]
 fn own_plan() -> LaunchPlan {
     let module = edgekeep_core::host::HostModule::new("/bin/sleep", Sha256Digest::new([0; 32]));
-    edgekeep_core::host::plan(&module, &own_rights().expect("known"), &Accounts::default(), true, None)
-        .expect("possible")
+    edgekeep_core::host::plan(
+        &module,
+        &own_rights().expect("known"),
+        &Accounts::default(),
+        true,
+        None,
+    )
+    .expect("possible")
 }

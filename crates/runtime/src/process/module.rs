@@ -1,4 +1,5 @@
-//! One host module: its record on disk, its process, and the task that waits for the process's end.
+//! One host module: its record on disk, its process, and the task that waits for the
+//! process's end.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -78,7 +79,8 @@ struct Current {
     pid: Pid,
     pidfd: Arc<OwnedFd>,
     cgroup: Option<String>,
-    /// The sealed copy that it was started from; `None` for what an earlier version started, which is not known by it.
+    /// The sealed copy that it was started from; `None` for what an earlier version
+    /// started, which is not known by it.
     own_copy: Option<ExecutableFile>,
     /// Whether this daemon is its parent, and so is told how it ended.
     child: bool,
@@ -104,7 +106,11 @@ pub(super) struct Module {
 }
 
 impl Module {
-    pub(super) fn create(folder: &Path, id: &ModuleId, spec: ProcessSpec) -> Result<Arc<Self>, ProcessError> {
+    pub(super) fn create(
+        folder: &Path,
+        id: &ModuleId,
+        spec: ProcessSpec,
+    ) -> Result<Arc<Self>, ProcessError> {
         edgekeep_daemon::store::private_folder(folder)?;
         let record = Record {
             module: id.clone(),
@@ -124,8 +130,12 @@ impl Module {
         Ok(module)
     }
 
-    /// Reads a module back, and finds its process if it still runs. `None` if the folder holds no module.
-    pub(super) fn load(folder: &Path, cgroups: &ModuleCgroups) -> Result<Option<Arc<Self>>, ProcessError> {
+    /// Reads a module back, and finds its process if it still runs. `None` if the folder
+    /// holds no module.
+    pub(super) fn load(
+        folder: &Path,
+        cgroups: &ModuleCgroups,
+    ) -> Result<Option<Arc<Self>>, ProcessError> {
         let Some(mut record) = state_file(folder).load()? else { return Ok(None) };
         let run = record.run.take();
         let adopted = run.as_ref().and_then(|run| adopt(run).map(|current| (run.process, current)));
@@ -168,7 +178,8 @@ impl Module {
         }))
     }
 
-    /// Ends what an earlier run left behind, unless a new one began meanwhile, which has done so itself.
+    /// Ends what an earlier run left behind, unless a new one began meanwhile, which has
+    /// done so itself.
     async fn clear_leftovers(&self, cgroups: &ModuleCgroups) {
         let _operation = self.operation.lock().await;
         if !*self.running.borrow()
@@ -194,8 +205,10 @@ impl Module {
     }
 
     pub(super) fn facts(&self) -> RunningFacts {
-        // At once, not only when the end has been taken note of: what the first process left behind is not the module.
-        let ended = |current: &Current| crate::evidence::has_ended(current.pidfd.as_fd()).unwrap_or(true);
+        // At once, not only when the end has been taken note of: what the first process
+        // left behind is not the module.
+        let ended =
+            |current: &Current| crate::evidence::has_ended(current.pidfd.as_fd()).unwrap_or(true);
         if self.current().as_ref().is_none_or(ended) {
             return RunningFacts::Stopped;
         }
@@ -225,7 +238,9 @@ impl Module {
 
     pub(super) fn logs(&self, query: &LogQuery) -> Result<LogStream, ProcessError> {
         let running = *self.running.borrow();
-        self.log.read(*query, running).map_err(|source| ProcessError::Folder { module: self.id.clone(), source })
+        self.log
+            .read(*query, running)
+            .map_err(|source| ProcessError::Folder { module: self.id.clone(), source })
     }
 
     pub(super) async fn spec(&self) -> ProcessSpec {
@@ -240,16 +255,21 @@ impl Module {
         self.saved_or(&mut record, before).await
     }
 
-    /// Changes what a module is started from the next time, and remembers what it was. A copy of the program that runs is kept
-    /// if its file has another content by now.
-    pub(super) async fn begin_update(&self, spec: ProcessSpec, start: bool) -> Result<(), ProcessError> {
+    /// Changes what a module is started from the next time, and remembers what it was. A
+    /// copy of the program that runs is kept if its file has another content by now.
+    pub(super) async fn begin_update(
+        &self,
+        spec: ProcessSpec,
+        start: bool,
+    ) -> Result<(), ProcessError> {
         let _operation = self.operation.lock().await;
         let mut record = self.record.lock().await;
         let process = record.run.as_ref().map(|run| run.process);
         if let Some(process) = process {
             let (id, former, folder) = (self.id.clone(), record.spec.clone(), self.folder.clone());
             blocking(move || {
-                kept::keep(&former, process, &folder).map_err(|source| ProcessError::Folder { module: id, source })
+                kept::keep(&former, process, &folder)
+                    .map_err(|source| ProcessError::Folder { module: id, source })
             })
             .await?;
         }
@@ -263,7 +283,10 @@ impl Module {
     /// The update that is not settled.
     pub(super) async fn update(&self) -> Option<BegunUpdate> {
         let record = self.record.lock().await;
-        record.former.as_ref().map(|former| former.seen(&record.spec, record.run.as_ref().map(|run| run.process)))
+        record
+            .former
+            .as_ref()
+            .map(|former| former.seen(&record.spec, record.run.as_ref().map(|run| run.process)))
     }
 
     /// Settles an update: the module stays what it became, or is again what it was.
@@ -318,13 +341,23 @@ impl Module {
             let (id, folder) = (self.id.clone(), self.folder.clone());
             blocking(move || {
                 let program = kept::load(&spec, &folder, settled)?;
-                let start = Start { id: &id, folder: &folder, spec: &spec, launcher: &launcher, cgroups: &cgroups };
+                let start = Start {
+                    id: &id,
+                    folder: &folder,
+                    spec: &spec,
+                    launcher: &launcher,
+                    cgroups: &cgroups,
+                };
                 start.prepare(program)
             })
             .await?
         };
         let Prepared { program, control, stderr, process, pid, pidfd, cgroup, limits } = prepared;
-        let own_copy = Some(program.file().map_err(|source| ProcessError::Start { module: self.id.clone(), source })?);
+        let own_copy = Some(
+            program
+                .file()
+                .map_err(|source| ProcessError::Start { module: self.id.clone(), source })?,
+        );
         let current = Current { pid, pidfd, cgroup, own_copy, child: true, stopping: false };
         if let Some(summary) = &limits.summary {
             tracing::info!(module = %self.id, "{summary}");
@@ -334,7 +367,8 @@ impl Module {
         {
             let mut record = self.record.lock().await;
             let before = record.clone();
-            record.run = Some(Run { process, boot: boot_id(), cgroup: current.cgroup.clone(), own_copy });
+            record.run =
+                Some(Run { process, boot: boot_id(), cgroup: current.cgroup.clone(), own_copy });
             record.cgroup.clone_from(&current.cgroup);
             record.started_ns = Some(now_ns());
             record.limits = limits.summary;
@@ -380,7 +414,11 @@ impl Module {
         }
     }
 
-    pub(super) async fn stop(&self, cgroups: &ModuleCgroups, grace: Duration) -> Result<(), ProcessError> {
+    pub(super) async fn stop(
+        &self,
+        cgroups: &ModuleCgroups,
+        grace: Duration,
+    ) -> Result<(), ProcessError> {
         let _operation = self.operation.lock().await;
         if let Some(current) = self.current().as_mut() {
             current.stopping = true;
@@ -395,14 +433,17 @@ impl Module {
                 timeout(KILL_LIMIT, self.ended()).await.map_err(|_| stuck)?;
             }
         }
-        // Also if nothing ran: a process that ended by itself may have left others behind.
+        // Also if nothing ran: a process that ended by itself may have left others
+        // behind.
         self.clear(cgroups).await
     }
 
-    /// Sends a signal to the module's process group, and to its first process in case that left the group.
+    /// Sends a signal to the module's process group, and to its first process in case
+    /// that left the group.
     fn signal(&self, signal: Signal) {
         let Some(current) = self.current().clone() else { return };
-        // While the process has not been waited for, its number, and so its group's, is its own.
+        // While the process has not been waited for, its number, and so its group's, is
+        // its own.
         if !crate::evidence::has_ended(current.pidfd.as_fd()).unwrap_or(true) {
             let _ = rustix::process::kill_process_group(current.pid, signal);
             let _ = rustix::process::pidfd_send_signal(&current.pidfd, signal);
@@ -427,7 +468,8 @@ impl Module {
         *self.facts.write().unwrap_or_else(PoisonError::into_inner) = RunningFacts::Stopped;
         let stopping = self.current().as_ref().is_some_and(|current| current.stopping);
         if stopping && current.child {
-            // Not waited for yet: the number is still its own, and what is left of its group can be ended.
+            // Not waited for yet: the number is still its own, and what is left of its
+            // group can be ended.
             let _ = rustix::process::kill_process_group(current.pid, Signal::KILL);
         }
         let code = if current.child { exit_code(&current.pidfd) } else { None };
@@ -464,12 +506,14 @@ impl Module {
             container: None,
             exec_since: None,
             own_copy: current.own_copy,
-            // The launcher's own filter refuses listeners to the module and to all that it starts.
+            // The launcher's own filter refuses listeners to the module and to all that
+            // it starts.
             filters: None,
             user_namespace,
         };
         *self.current() = Some(current);
-        *self.facts.write().unwrap_or_else(PoisonError::into_inner) = RunningFacts::Running(running);
+        *self.facts.write().unwrap_or_else(PoisonError::into_inner) =
+            RunningFacts::Running(running);
         self.running.send_replace(true);
     }
 
@@ -487,7 +531,8 @@ impl Module {
 async fn reap(current: Current) {
     let _ = rustix::process::pidfd_send_signal(&current.pidfd, Signal::KILL);
     let _ = blocking(move || {
-        let _ = rustix::process::waitid(WaitId::PidFd(current.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let _ =
+            rustix::process::waitid(WaitId::PidFd(current.pidfd.as_fd()), WaitIdOptions::EXITED);
         Ok(())
     })
     .await;
@@ -505,12 +550,20 @@ fn adopt(run: &Run) -> Option<Current> {
         return None;
     }
     let cgroup = run.cgroup.clone();
-    Some(Current { pid, pidfd: Arc::new(pidfd), cgroup, own_copy: run.own_copy, child: false, stopping: false })
+    Some(Current {
+        pid,
+        pidfd: Arc::new(pidfd),
+        cgroup,
+        own_copy: run.own_copy,
+        child: false,
+        stopping: false,
+    })
 }
 
 /// How a child ended; it is waited for by this.
 fn exit_code(pidfd: &OwnedFd) -> Option<i64> {
-    let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).ok()??;
+    let status =
+        rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).ok()??;
     let signal = status.terminating_signal().map(|signal| 128 + signal);
     status.exit_status().or(signal).map(i64::from)
 }
@@ -519,7 +572,9 @@ fn state_file(folder: &Path) -> StateFile<Record> {
     StateFile::new(folder.join("module.json"), "host-module", 1)
 }
 
-fn with_path(mut env: std::collections::BTreeMap<String, String>) -> std::collections::BTreeMap<String, String> {
+fn with_path(
+    mut env: std::collections::BTreeMap<String, String>,
+) -> std::collections::BTreeMap<String, String> {
     env.entry("PATH".to_owned()).or_insert_with(|| DEFAULT_PATH.to_owned());
     env
 }

@@ -1,7 +1,9 @@
-//! A host module's log: two files of bounded size in the engine's framing, each line with its time.
+//! A host module's log: two files of bounded size in the engine's framing, each line with
+//! its time.
 //!
-//! The module writes into named pipes that moduled keeps open at both ends, so a restart of moduled neither ends the
-//! module's output nor loses what is in the pipe; only a module that writes more than a pipe holds waits for moduled.
+//! The module writes into named pipes that moduled keeps open at both ends, so a restart
+//! of moduled neither ends the module's output nor loses what is in the pipe; only a
+//! module that writes more than a pipe holds waits for moduled.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write as _};
@@ -55,8 +57,8 @@ struct Writer {
     file: File,
     size: u64,
     failing: bool,
-    /// Only while somebody follows: its queue takes tens of KiB, also when empty, and nearly all modules have no
-    /// follower.
+    /// Only while somebody follows: its queue takes tens of KiB, also when empty, and
+    /// nearly all modules have no follower.
     live: Option<broadcast::Sender<Live>>,
 }
 
@@ -138,7 +140,8 @@ impl ModuleLog {
         };
         tokio::spawn(async move {
             let backlog_sender = sender.clone();
-            let sent = tokio::task::spawn_blocking(move || backlog.send(&query, &backlog_sender)).await;
+            let sent =
+                tokio::task::spawn_blocking(move || backlog.send(&query, &backlog_sender)).await;
             if let (Ok(Ok(())), Some(live)) = (sent, live) {
                 follow(live, &query, &sender).await;
             }
@@ -183,7 +186,8 @@ impl Stored {
         let text = if query.timestamps {
             &self.payload[..]
         } else {
-            let start = self.payload.iter().position(|&byte| byte == b' ').map_or(0, |blank| blank + 1);
+            let start =
+                self.payload.iter().position(|&byte| byte == b' ').map_or(0, |blank| blank + 1);
             &self.payload[start..]
         };
         frame(self.stream, &[text])
@@ -226,7 +230,11 @@ struct Backlog {
 }
 
 impl Backlog {
-    fn send(mut self, query: &LogQuery, client: &mpsc::Sender<io::Result<Bytes>>) -> Result<(), ()> {
+    fn send(
+        mut self,
+        query: &LogQuery,
+        client: &mpsc::Sender<io::Result<Bytes>>,
+    ) -> Result<(), ()> {
         let mut skip = 0;
         if let Some(tail) = query.tail {
             let mut lines = 0_u64;
@@ -245,8 +253,15 @@ impl Backlog {
         })
     }
 
-    fn each(&mut self, query: &LogQuery, visit: &mut dyn FnMut(&Stored) -> Result<(), ()>) -> Result<(), ()> {
-        let parts = [self.previous.as_mut().map(|file| (file, u64::MAX)), Some((&mut self.current, self.size))];
+    fn each(
+        &mut self,
+        query: &LogQuery,
+        visit: &mut dyn FnMut(&Stored) -> Result<(), ()>,
+    ) -> Result<(), ()> {
+        let parts = [
+            self.previous.as_mut().map(|file| (file, u64::MAX)),
+            Some((&mut self.current, self.size)),
+        ];
         for (file, limit) in parts.into_iter().flatten() {
             if file.seek(SeekFrom::Start(0)).is_err() {
                 continue;
@@ -262,7 +277,11 @@ impl Backlog {
     }
 }
 
-async fn follow(mut live: broadcast::Receiver<Live>, query: &LogQuery, client: &mpsc::Sender<io::Result<Bytes>>) {
+async fn follow(
+    mut live: broadcast::Receiver<Live>,
+    query: &LogQuery,
+    client: &mpsc::Sender<io::Result<Bytes>>,
+) {
     loop {
         let next = tokio::select! {
             next = live.recv() => next,
@@ -271,14 +290,21 @@ async fn follow(mut live: broadcast::Receiver<Live>, query: &LogQuery, client: &
         match next {
             Ok(Live::Frame(bytes)) => {
                 let Some(stored) = Stored::parse(&bytes) else { continue };
-                let past = query.until.zip(stored.time()).is_some_and(|(until, time)| time.unix_timestamp() >= until);
-                if past || (stored.is_wanted(query) && client.send(Ok(stored.render(query))).await.is_err()) {
+                let past = query
+                    .until
+                    .zip(stored.time())
+                    .is_some_and(|(until, time)| time.unix_timestamp() >= until);
+                if past
+                    || (stored.is_wanted(query)
+                        && client.send(Ok(stored.render(query))).await.is_err())
+                {
                     return;
                 }
             }
             Ok(Live::End) | Err(broadcast::error::RecvError::Closed) => return,
             Err(broadcast::error::RecvError::Lagged(lines)) => {
-                let error = io::Error::other(format!("{lines} lines came faster than they were read"));
+                let error =
+                    io::Error::other(format!("{lines} lines came faster than they were read"));
                 let _ = client.send(Err(error)).await;
                 return;
             }
@@ -294,7 +320,11 @@ impl LineSplitter {
     fn push(&mut self, mut bytes: &[u8], emit: &mut dyn FnMut(&[u8])) {
         while !bytes.is_empty() {
             let room = MAX_LINE - self.0.len();
-            let piece = bytes.iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |end| end + 1).min(room);
+            let piece = bytes
+                .iter()
+                .position(|&byte| byte == b'\n')
+                .map_or(bytes.len(), |end| end + 1)
+                .min(room);
             self.0.extend_from_slice(&bytes[..piece]);
             bytes = &bytes[piece..];
             if self.0.ends_with(b"\n") || self.0.len() == MAX_LINE {
@@ -317,7 +347,8 @@ pub(super) struct OutputPump {
     drains: Vec<mpsc::Sender<oneshot::Sender<()>>>,
 }
 
-const PIPES: [(&str, OutputStream); 2] = [("stdout", OutputStream::Stdout), ("stderr", OutputStream::Stderr)];
+const PIPES: [(&str, OutputStream); 2] =
+    [("stdout", OutputStream::Stdout), ("stderr", OutputStream::Stderr)];
 
 impl OutputPump {
     /// Opens or makes the pipes in `folder`.
@@ -326,7 +357,8 @@ impl OutputPump {
         for (name, stream) in PIPES {
             let path = folder.join(name);
             make_pipe(&path)?;
-            // Open for writing too, so that the pipe has no end when the module is replaced.
+            // Open for writing too, so that the pipe has no end when the module is
+            // replaced.
             let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(&path)?;
             let (drain, drain_requests) = mpsc::channel(1);
             drains.push(drain);
@@ -356,7 +388,8 @@ pub(super) fn module_ends(folder: &Path) -> io::Result<[OwnedFd; 2]> {
 }
 
 fn make_pipe(path: &Path) -> io::Result<()> {
-    match rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0) {
+    match rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+    {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(other) => Err(other.into()),
     }
@@ -369,7 +402,8 @@ async fn pump(
     mut drain_requests: mpsc::Receiver<oneshot::Sender<()>>,
 ) {
     let mut lines = LineSplitter::default();
-    // Writing to the log is a write into the page cache: short enough for an async thread.
+    // Writing to the log is a write into the page cache: short enough for an async
+    // thread.
     let mut emit = |line: &[u8]| log.write(stream, line, OffsetDateTime::now_utc());
     loop {
         let drained = tokio::select! {
@@ -383,7 +417,8 @@ async fn pump(
             },
         };
         if let Some(done) = drained {
-            // Read directly: tokio answers "would block" until its driver has seen the last write.
+            // Read directly: tokio answers "would block" until its driver has seen the
+            // last write.
             while take_up(&mut lines, &mut emit, |buffer| Ok(rustix::io::read(&pipe, buffer)?)) {}
             lines.flush(&mut emit);
             let _ = done.send(());
@@ -393,8 +428,8 @@ async fn pump(
     }
 }
 
-/// Reads once; whether there was something. The buffer is on the stack for as long as that takes: one for each pipe would
-/// be most of what an idle module costs this daemon.
+/// Reads once; whether there was something. The buffer is on the stack for as long as
+/// that takes: one for each pipe would be most of what an idle module costs this daemon.
 fn take_up(
     lines: &mut LineSplitter,
     emit: &mut dyn FnMut(&[u8]),
@@ -482,7 +517,8 @@ mod tests {
         }
         let kept = text(&log, LogQuery::default()).await;
         assert!(kept.ends_with("o18\no19\n") && !kept.contains("o5\n"), "{kept}");
-        let sizes = ["log", "log.1"].map(|name| std::fs::metadata(folder.path().join(name)).expect("exists").len());
+        let sizes = ["log", "log.1"]
+            .map(|name| std::fs::metadata(folder.path().join(name)).expect("exists").len());
         assert!(sizes.iter().all(|&size| size <= 100), "{sizes:?}");
     }
 
@@ -490,7 +526,9 @@ mod tests {
     async fn a_follower_gets_what_was_and_what_comes_until_the_end() {
         let folder = tempfile::tempdir().expect("temp folder");
         let log = filled(folder.path());
-        let mut stream = log.read(LogQuery { follow: true, tail: Some(1), ..LogQuery::default() }, true).expect("open");
+        let mut stream = log
+            .read(LogQuery { follow: true, tail: Some(1), ..LogQuery::default() }, true)
+            .expect("open");
         log.write(OutputStream::Stdout, b"four\n", at(4));
         log.end();
         let mut lines = Vec::new();

@@ -1,4 +1,5 @@
-//! A launcher that waits for its start message, in the group that its module is told by and within the module's limits.
+//! A launcher that waits for its start message, in the group that its module is told by
+//! and within the module's limits.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -25,7 +26,8 @@ use crate::evidence::ProcDir;
 /// How long the launcher may take to be there, and to become the module.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// How often a scope is asked for that cannot be made because of what is left of an earlier one.
+/// How often a scope is asked for that cannot be made because of what is left of an
+/// earlier one.
 const TRIES: u32 = 3;
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
@@ -69,7 +71,11 @@ impl Start<'_> {
         }
     }
 
-    fn below(&self, program: SealedProgram, note: Option<String>) -> Result<Prepared, ProcessError> {
+    fn below(
+        &self,
+        program: SealedProgram,
+        note: Option<String>,
+    ) -> Result<Prepared, ProcessError> {
         let failed = |source| ProcessError::Start { module: self.id.clone(), source };
         let mut command = Command::new(&self.launcher.program);
         command.args(&self.launcher.args);
@@ -79,17 +85,21 @@ impl Start<'_> {
         self.bounded(program, launched, note)
     }
 
-    /// Starts the launcher in a scope of its own. What is left of a scope of an earlier run is ended.
+    /// Starts the launcher in a scope of its own. What is left of a scope of an earlier
+    /// run is ended.
     fn in_scope(&self) -> Result<Launched, String> {
         let unit = self.cgroups.unit(self.id);
         let mut left = TRIES;
         loop {
             left -= 1;
-            let command = self.cgroups.scopes().command(&unit, &self.spec.plan.limits, self.launcher);
+            let command =
+                self.cgroups.scopes().command(&unit, &self.spec.plan.limits, self.launcher);
             let (mut ours, theirs) = ear().map_err(|error| error.to_string())?;
-            let mut launched =
-                Launched::spawn(command, self.folder, Some(theirs)).map_err(|error| format!("systemd-run: {error}"))?;
-            launched.patience(self.cgroups.scopes().patience()).map_err(|error| error.to_string())?;
+            let mut launched = Launched::spawn(command, self.folder, Some(theirs))
+                .map_err(|error| format!("systemd-run: {error}"))?;
+            launched
+                .patience(self.cgroups.scopes().patience())
+                .map_err(|error| error.to_string())?;
             match launcher::wait_until_ready(&launched.control) {
                 Ok(()) => {
                     launched.patience(START_LIMIT).map_err(|error| error.to_string())?;
@@ -104,10 +114,14 @@ impl Start<'_> {
                     }
                     tracing::debug!(module = %self.id, why, "asked again for a scope");
                     self.cgroups.scopes().discard(&unit);
-                    #[expect(clippy::disallowed_methods, reason = "systemd does not tell when it has unloaded a unit")]
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "systemd does not tell when it has unloaded a unit"
+                    )]
                     std::thread::sleep(TRY_AGAIN);
                 }
-                // The launcher ends with `launched`, so what systemd may still make of it is empty.
+                // The launcher ends with `launched`, so what systemd may still make of it
+                // is empty.
                 Err(_) => return Err("systemd did not answer in time".to_owned()),
             }
         }
@@ -121,10 +135,18 @@ impl Start<'_> {
         note: Option<String>,
     ) -> Result<Prepared, ProcessError> {
         let pid = launched.pid;
-        let in_scope = launched.cgroup.as_deref().is_some_and(|path| self.cgroups.is_scope(self.id, path));
+        let in_scope =
+            launched.cgroup.as_deref().is_some_and(|path| self.cgroups.is_scope(self.id, path));
         let keeper = if in_scope { Keeper::Scope } else { Keeper::OwnGroup };
         let own_user = self.spec.plan.uid != rustix::process::geteuid().as_raw();
-        let mut limits = match limits::apply(&self.spec.plan.limits, self.id, pid, own_user, self.cgroups, keeper) {
+        let mut limits = match limits::apply(
+            &self.spec.plan.limits,
+            self.id,
+            pid,
+            own_user,
+            self.cgroups,
+            keeper,
+        ) {
             Ok(limits) => limits,
             Err((why, groups)) => {
                 let cgroup = launched.cgroup.take();
@@ -137,14 +159,25 @@ impl Start<'_> {
             }
         };
         let unit = in_scope.then(|| format!("systemd unit {}", self.cgroups.unit(self.id)));
-        let parts: Vec<String> = [unit, note, limits.summary.take()].into_iter().flatten().collect();
+        let parts: Vec<String> =
+            [unit, note, limits.summary.take()].into_iter().flatten().collect();
         limits.summary = (!parts.is_empty()).then(|| parts.join("; "));
         let failed = |source| ProcessError::Start { module: self.id.clone(), source };
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| failed(errno.into()))?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|errno| failed(errno.into()))?;
         let (control, stderr) = launched.parts().map_err(failed)?;
         let (process, cgroup) = (launched.process, launched.cgroup.take());
         launched.let_go();
-        Ok(Prepared { program, control, stderr, process, pid, pidfd: Arc::new(pidfd), cgroup, limits })
+        Ok(Prepared {
+            program,
+            control,
+            stderr,
+            process,
+            pid,
+            pidfd: Arc::new(pidfd),
+            cgroup,
+            limits,
+        })
     }
 }
 
@@ -168,7 +201,11 @@ impl Launched {
             Some(complaints) => complaints,
             None => Stdio::from(stderr.try_clone()?),
         };
-        command.env_clear().stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::from(stdout)).stderr(own);
+        command
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::from(stdout))
+            .stderr(own);
         // The command keeps the launcher's end of the socket open until it is dropped.
         let child = command.spawn();
         drop(command);
@@ -178,7 +215,8 @@ impl Launched {
         match ProcDir::open_unproved(child.id()).and_then(|process| process.stat()) {
             Ok(stat) => {
                 let process = ProcessInstance { pid: child.id(), start_time: stat.start_time };
-                let launched = Self { child: Some(child), pid, process, control, stderr, cgroup: None };
+                let launched =
+                    Self { child: Some(child), pid, process, control, stderr, cgroup: None };
                 launched.patience(START_LIMIT)?;
                 Ok(launched)
             }

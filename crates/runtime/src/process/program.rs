@@ -1,4 +1,5 @@
-//! A program as it was hashed: a copy in sealed memory, which nobody can change between measuring and executing.
+//! A program as it was hashed: a copy in sealed memory, which nobody can change between
+//! measuring and executing.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -13,7 +14,8 @@ use rustix::io::Errno;
 
 use crate::evidence::{executable_file, finish};
 
-/// Larger executables are not started: the copy lives in memory as long as the module runs.
+/// Larger executables are not started: the copy lives in memory as long as the module
+/// runs.
 pub const MAX_PROGRAM_BYTES: u64 = 512 * 1024 * 1024;
 
 /// Why an executable cannot be started.
@@ -79,7 +81,8 @@ impl SealedProgram {
     /// Copies while hashing, compares, seals. Blocks for as long as reading takes.
     pub(super) fn load(path: &Path, expected: &Sha256Digest) -> Result<Self, ProgramError> {
         let mut source = open(path)?;
-        let mut copy = File::from(memory_file(path).map_err(|errno| ProgramError::Seal(errno.into()))?);
+        let mut copy =
+            File::from(memory_file(path).map_err(|errno| ProgramError::Seal(errno.into()))?);
         let (found, head) = copy_hashing(path, &mut source, Some(&mut copy))?;
         check(path, expected, found, &head)?;
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
@@ -103,7 +106,8 @@ impl AsFd for SealedProgram {
     }
 }
 
-/// Whether an executable could be started: it can be read, has the expected content, and is an ELF file.
+/// Whether an executable could be started: it can be read, has the expected content, and
+/// is an ELF file.
 pub(super) fn verify(path: &Path, expected: &Sha256Digest) -> Result<(), ProgramError> {
     let (found, head) = copy_hashing(path, &mut open(path)?, None)?;
     check(path, expected, found, &head)
@@ -121,9 +125,11 @@ fn open(path: &Path) -> Result<File, ProgramError> {
     Ok(File::from(fd))
 }
 
-/// Where the kernel lets executable memory files be asked for (6.3 and later), they are; older ones are executable anyway.
+/// Where the kernel lets executable memory files be asked for (6.3 and later), they are;
+/// older ones are executable anyway.
 fn memory_file(path: &Path) -> Result<OwnedFd, Errno> {
-    let name = path.file_name().map_or_else(Default::default, |name| name.to_string_lossy().into_owned());
+    let name =
+        path.file_name().map_or_else(Default::default, |name| name.to_string_lossy().into_owned());
     let name: String = name.chars().take(60).collect();
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     match rustix::fs::memfd_create(&name, flags | MemfdFlags::EXEC) {
@@ -162,7 +168,12 @@ fn copy_hashing(
     }
 }
 
-fn check(path: &Path, expected: &Sha256Digest, found: Sha256Digest, head: &[u8]) -> Result<(), ProgramError> {
+fn check(
+    path: &Path,
+    expected: &Sha256Digest,
+    found: Sha256Digest,
+    head: &[u8],
+) -> Result<(), ProgramError> {
     let path = path.to_owned();
     if head.starts_with(b"#!") {
         return Err(ProgramError::Script { path });
@@ -176,10 +187,12 @@ fn check(path: &Path, expected: &Sha256Digest, found: Sha256Digest, head: &[u8])
     Ok(())
 }
 
-/// Whether this is the begin of a program for this machine. What the kernel does not take for one, the C library would hand
-/// to a shell.
+/// Whether this is the begin of a program for this machine. What the kernel does not take
+/// for one, the C library would hand to a shell.
 fn is_executable_here(head: &[u8]) -> bool {
-    let Some([class, order, version]) = head.strip_prefix(b"\x7fELF").and_then(|rest| rest.first_chunk()) else {
+    let Some([class, order, version]) =
+        head.strip_prefix(b"\x7fELF").and_then(|rest| rest.first_chunk())
+    else {
         return false;
     };
     let half = |at: usize| -> Option<u16> {
@@ -196,7 +209,8 @@ fn is_executable_here(head: &[u8]) -> bool {
         "riscv64" => &[(2, 243)],
         _ => &[],
     };
-    let for_machine = machines.is_empty() || half(18).is_some_and(|machine| machines.contains(&(*class, machine)));
+    let for_machine = machines.is_empty()
+        || half(18).is_some_and(|machine| machines.contains(&(*class, machine)));
     let (executable, shared) = (2, 3);
     *order == native_order
         && *version == 1
@@ -215,14 +229,21 @@ mod tests {
 
     #[test]
     fn the_copy_has_the_registered_content_and_cannot_be_changed() {
-        let program = SealedProgram::load(Path::new("/bin/sleep"), &sleep_digest()).expect("matches");
-        let mut file = File::options().read(true).open(format!("/proc/self/fd/{}", fd_number(&program))).expect("open");
+        let program =
+            SealedProgram::load(Path::new("/bin/sleep"), &sleep_digest()).expect("matches");
+        let mut file = File::options()
+            .read(true)
+            .open(format!("/proc/self/fd/{}", fd_number(&program)))
+            .expect("open");
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).expect("readable");
         assert_eq!(sha256_of(&bytes), sleep_digest());
         assert_eq!(rustix::io::pwrite(&program, b"x", 0), Err(Errno::PERM));
         assert_eq!(rustix::fs::ftruncate(&program, 0), Err(Errno::PERM));
-        assert_eq!(rustix::fs::fcntl_add_seals(&program, SealFlags::FUTURE_WRITE), Err(Errno::PERM));
+        assert_eq!(
+            rustix::fs::fcntl_add_seals(&program, SealFlags::FUTURE_WRITE),
+            Err(Errno::PERM)
+        );
     }
 
     fn fd_number(program: &SealedProgram) -> i32 {
@@ -233,9 +254,13 @@ mod tests {
     #[test]
     fn another_content_is_refused_with_both_digests() {
         let expected = Sha256Digest::new([1; 32]);
-        let error = SealedProgram::load(Path::new("/bin/sleep"), &expected).expect_err("other content");
+        let error =
+            SealedProgram::load(Path::new("/bin/sleep"), &expected).expect_err("other content");
         let text = error.to_string();
-        assert!(text.contains(&expected.to_string()) && text.contains(&sleep_digest().to_string()), "{text}");
+        assert!(
+            text.contains(&expected.to_string()) && text.contains(&sleep_digest().to_string()),
+            "{text}"
+        );
         assert!(verify(Path::new("/bin/sleep"), &expected).is_err());
         verify(Path::new("/bin/sleep"), &sleep_digest()).expect("matches");
     }
@@ -258,7 +283,13 @@ mod tests {
             assert!(!is_executable_here(&other), "{at}");
         }
         assert!((0..HEAD).all(|length| !is_executable_here(&sleep[..length])));
-        assert!(matches!(verify(folder.path(), &sleep_digest()), Err(ProgramError::NotAFile { .. })));
-        assert!(matches!(verify(&folder.path().join("none"), &sleep_digest()), Err(ProgramError::Read { .. })));
+        assert!(matches!(
+            verify(folder.path(), &sleep_digest()),
+            Err(ProgramError::NotAFile { .. })
+        ));
+        assert!(matches!(
+            verify(&folder.path().join("none"), &sleep_digest()),
+            Err(ProgramError::Read { .. })
+        ));
     }
 }

@@ -1,9 +1,10 @@
-//! A systemd scope for each host module, where systemd runs: a unit beside the daemon's own, so that a restart of that one
-//! ends no module, with limits that systemd keeps.
+//! A systemd scope for each host module, where systemd runs: a unit beside the daemon's
+//! own, so that a restart of that one ends no module, with limits that systemd keeps.
 //!
-//! systemd is asked through its own `systemd-run --scope`: it puts itself into a new scope and then becomes the launcher, with
-//! its process id. So the scope is there before the module is, moduled is the parent, and nothing here speaks D-Bus. What came
-//! of it is read back from the kernel: where the process is, and which limits are in force.
+//! systemd is asked through its own `systemd-run --scope`: it puts itself into a new
+//! scope and then becomes the launcher, with its process id. So the scope is there before
+//! the module is, moduled is the parent, and nothing here speaks D-Bus. What came of it
+//! is read back from the kernel: where the process is, and which limits are in force.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,7 +21,8 @@ use rustix::process::{Pid, PidfdFlags};
 use super::limits;
 use super::{Launcher, delegated};
 
-/// How long systemd may take to make a scope. It is some hundredths of a second where nothing is wrong.
+/// How long systemd may take to make a scope. It is some hundredths of a second where
+/// nothing is wrong.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long `systemctl` may take.
@@ -47,14 +49,26 @@ impl Scopes {
 
     /// Looks at the machine and chooses.
     pub(super) fn choose(wanted: ScopeUse) -> Self {
-        // The folder alone may have been mounted into a container, where the process ids that systemd knows are others.
+        // The folder alone may have been mounted into a container, where the process ids
+        // that systemd knows are others.
         let first = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
         let systemd = Path::new("/run/systemd/system").is_dir() && first.trim() == "systemd";
-        let tools =
-            ["/usr/bin", "/bin"].map(PathBuf::from).into_iter().find(|folder| folder.join("systemd-run").exists());
+        let tools = ["/usr/bin", "/bin"]
+            .map(PathBuf::from)
+            .into_iter()
+            .find(|folder| folder.join("systemd-run").exists());
         let root = rustix::process::geteuid().is_root();
-        let machine = Machine { systemd, tool: tools.is_some(), root, service: delegated::is_system_service() };
-        Self { placement: place(wanted, machine), tools: tools.unwrap_or("/usr/bin".into()), patience: PATIENCE }
+        let machine = Machine {
+            systemd,
+            tool: tools.is_some(),
+            root,
+            service: delegated::is_system_service(),
+        };
+        Self {
+            placement: place(wanted, machine),
+            tools: tools.unwrap_or("/usr/bin".into()),
+            patience: PATIENCE,
+        }
     }
 
     /// Scopes as these tools make them.
@@ -76,13 +90,14 @@ impl Scopes {
         command.args(arguments(unit, limits));
         // What `self` is, is another program here.
         let own = launcher.program.strip_prefix("/proc/self");
-        let program = own.map(|rest| Path::new("/proc").join(std::process::id().to_string()).join(rest));
+        let program =
+            own.map(|rest| Path::new("/proc").join(std::process::id().to_string()).join(rest));
         command.arg("--").arg(program.as_ref().unwrap_or(&launcher.program)).args(&launcher.args);
         command
     }
 
-    /// Has systemd end what is left of a scope and forget it. Blocks, for a bounded time; what fails shows when the name is
-    /// used again.
+    /// Has systemd end what is left of a scope and forget it. Blocks, for a bounded time;
+    /// what fails shows when the name is used again.
     pub(super) fn discard(&self, unit: &str) {
         for verb in [&["kill", "--signal=SIGKILL"][..], &["stop"], &["reset-failed"]] {
             let mut command = Command::new(self.tools.join("systemctl"));
@@ -98,12 +113,15 @@ impl Scopes {
 
 /// What `systemd-run` is told.
 fn arguments(unit: &str, limits: &Limits) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> =
-        ["--scope", "--quiet", "--collect", "--no-ask-password"].into_iter().map(Into::into).collect();
+    let mut arguments: Vec<OsString> = ["--scope", "--quiet", "--collect", "--no-ask-password"]
+        .into_iter()
+        .map(Into::into)
+        .collect();
     arguments.push(format!("--unit={unit}").into());
     arguments.push(format!("--slice={SLICE}").into());
     arguments.push("--description=edgekeep host module".into());
-    // On cgroup v1 a scope has a group in a controller's hierarchy only if something is counted there.
+    // On cgroup v1 a scope has a group in a controller's hierarchy only if something is
+    // counted there.
     let counted = ["TasksAccounting=yes".to_owned(), "MemoryAccounting=yes".to_owned()];
     for property in counted.into_iter().chain(limits::properties(limits)) {
         arguments.push("-p".into());
@@ -117,8 +135,10 @@ pub(super) fn complaint(said: &mut impl std::io::Read) -> String {
     let mut text = Vec::new();
     let _ = said.take(MAX_TEXT).read_to_end(&mut text);
     let text = String::from_utf8_lossy(&text);
-    let words: Vec<&str> =
-        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> = text
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|word| !word.is_empty())
+        .collect();
     if words.is_empty() { "systemd-run ended without a word".to_owned() } else { words.join(" ") }
 }
 
@@ -134,7 +154,8 @@ fn wait_or_kill(mut child: Child, limit: Duration) {
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok())
         .is_some_and(|pidfd| {
             let limit = Timespec::try_from(limit).ok();
-            poll(&mut [PollFd::new(&pidfd.as_fd(), PollFlags::IN)], limit.as_ref()).is_ok_and(|ready| ready > 0)
+            poll(&mut [PollFd::new(&pidfd.as_fd(), PollFlags::IN)], limit.as_ref())
+                .is_ok_and(|ready| ready > 0)
         });
     if !ended {
         let _ = child.kill();
@@ -154,11 +175,17 @@ mod tests {
 
     #[test]
     fn a_scope_is_asked_for_with_its_limits_and_the_launcher_by_the_daemons_own_number() {
-        let limits = Limits { memory_max: Some(1 << 20), cpu_quota: Some(150), pids_max: Some(7), ..Limits::default() };
+        let limits = Limits {
+            memory_max: Some(1 << 20),
+            cpu_quota: Some(150),
+            pids_max: Some(7),
+            ..Limits::default()
+        };
         let scopes = Scopes::made_by("/opt/tools".into(), true, PATIENCE);
         let command = scopes.command("edgekeep-m-a.scope", &limits, &Launcher::this_program());
         assert_eq!(command.get_program(), "/opt/tools/systemd-run");
-        let arguments: Vec<&str> = command.get_args().map(|argument| argument.to_str().expect("text")).collect();
+        let arguments: Vec<&str> =
+            command.get_args().map(|argument| argument.to_str().expect("text")).collect();
         let line = arguments.join(" ");
         for part in [
             "--unit=edgekeep-m-a.scope --slice=edgekeep.slice",

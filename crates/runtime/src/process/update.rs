@@ -1,4 +1,5 @@
-//! Updates of a module that can be taken back: what it was is kept beside what it becomes, until that has started.
+//! Updates of a module that can be taken back: what it was is kept beside what it
+//! becomes, until that has started.
 
 use edgekeep_core::attestation::ProcessInstance;
 use edgekeep_core::replacement::Runs;
@@ -43,8 +44,8 @@ impl Former {
     }
 }
 
-/// What is remembered when an update begins. One that was begun over another that is not settled goes back to where that
-/// one began.
+/// What is remembered when an update begins. One that was begun over another that is not
+/// settled goes back to where that one began.
 pub(super) fn begun(
     spec: &ProcessSpec,
     unsettled: Option<&Former>,
@@ -57,7 +58,8 @@ pub(super) fn begun(
     }
 }
 
-/// A copy of a program in its module's folder, for as long as the program's file has another content.
+/// A copy of a program in its module's folder, for as long as the program's file has
+/// another content.
 pub(super) mod kept {
     use std::fs::File;
     use std::io;
@@ -72,9 +74,13 @@ pub(super) mod kept {
         folder.join("program")
     }
 
-    /// The program, from its file or, if that has another content, from the copy. Without an update that is not settled a copy
-    /// of what the file has is of no more use.
-    pub(crate) fn load(spec: &ProcessSpec, folder: &Path, settled: bool) -> Result<SealedProgram, ProgramError> {
+    /// The program, from its file or, if that has another content, from the copy. Without
+    /// an update that is not settled a copy of what the file has is of no more use.
+    pub(crate) fn load(
+        spec: &ProcessSpec,
+        folder: &Path,
+        settled: bool,
+    ) -> Result<SealedProgram, ProgramError> {
         match SealedProgram::load(&spec.executable, &spec.sha256) {
             // What is the matter is told about the file, not about the copy.
             Err(error) => SealedProgram::load(&path(folder), &spec.sha256).map_err(|_| error),
@@ -87,14 +93,20 @@ pub(super) mod kept {
         }
     }
 
-    /// Copies the program of the module that runs, unless its file still has the same content.
-    pub(crate) fn keep(spec: &ProcessSpec, process: ProcessInstance, folder: &Path) -> io::Result<()> {
+    /// Copies the program of the module that runs, unless its file still has the same
+    /// content.
+    pub(crate) fn keep(
+        spec: &ProcessSpec,
+        process: ProcessInstance,
+        folder: &Path,
+    ) -> io::Result<()> {
         if program::verify(&spec.executable, &spec.sha256).is_ok()
             || program::verify(&path(folder), &spec.sha256).is_ok()
         {
             return Ok(());
         }
-        // What runs was sealed when it was started, so it is still what was hashed; it is hashed again all the same.
+        // What runs was sealed when it was started, so it is still what was hashed; it is
+        // hashed again all the same.
         let running = PathBuf::from(format!("/proc/{}/exe", process.pid));
         let temporary = folder.join("program.new");
         std::fs::copy(&running, &temporary)?;

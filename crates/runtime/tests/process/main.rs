@@ -1,4 +1,5 @@
-//! Host modules against the real kernel: programs of this machine, started through the real launcher.
+//! Host modules against the real kernel: programs of this machine, started through the
+//! real launcher.
 
 mod scopes;
 mod updates;
@@ -13,7 +14,9 @@ use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::host::{Enforcement, HostModule, LaunchPlan, ScopeUse, SeccompPreset, plan};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::store::sha256;
-use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom};
+use edgekeep_runtime::evidence::{
+    CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom,
+};
 use edgekeep_runtime::logs::LogQuery;
 use edgekeep_runtime::process::{
     Launcher, ModuleCgroups, ProcessError, ProcessRuntime, ProcessSpec, accounts, own_rights,
@@ -48,7 +51,8 @@ fn spec(executable: &str, args: &[&str]) -> ProcessSpec {
 fn planned(change: impl FnOnce(&mut HostModule)) -> LaunchPlan {
     let mut module = HostModule::new("/bin/sh", Sha256Digest::new([0; 32]));
     change(&mut module);
-    plan(&module, &own_rights().expect("known"), &accounts().expect("readable"), true, None).expect("possible")
+    plan(&module, &own_rights().expect("known"), &accounts().expect("readable"), true, None)
+        .expect("possible")
 }
 
 fn shell(script: &str) -> ProcessSpec {
@@ -57,7 +61,8 @@ fn shell(script: &str) -> ProcessSpec {
 
 fn cgroups(folder: &Path) -> ModuleCgroups {
     // The temp folder's name is this test's own.
-    let instance = folder.file_name().expect("has one").to_string_lossy().trim_start_matches('.').to_owned();
+    let instance =
+        folder.file_name().expect("has one").to_string_lossy().trim_start_matches('.').to_owned();
     // Where systemd runs, all this is true in scopes as well.
     ModuleCgroups::below_own(CgroupHierarchy::detect(), &instance).in_scopes(ScopeUse::Auto, false)
 }
@@ -67,7 +72,10 @@ fn runtime(folder: &Path) -> ProcessRuntime {
 }
 
 fn runtime_in(folder: &Path, cgroups: ModuleCgroups) -> ProcessRuntime {
-    let launcher = Launcher { program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")), args: Vec::new() };
+    let launcher = Launcher {
+        program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")),
+        args: Vec::new(),
+    };
     ProcessRuntime::open(&folder.join("host"), launcher, cgroups).expect("writable")
 }
 
@@ -91,16 +99,22 @@ async fn log(runtime: &ProcessRuntime, id: &ModuleId) -> String {
 async fn first_line(runtime: &ProcessRuntime, id: &ModuleId) -> String {
     let query = LogQuery { follow: true, ..LogQuery::default() };
     let mut stream = runtime.logs(id, &query).expect("readable");
-    let piece = tokio::time::timeout(LONG, stream.next()).await.expect("prints").expect("runs").expect("no error");
+    let piece = tokio::time::timeout(LONG, stream.next())
+        .await
+        .expect("prints")
+        .expect("runs")
+        .expect("no error");
     String::from_utf8_lossy(&piece[8..]).trim().to_owned()
 }
 
 #[tokio::test]
-async fn a_module_runs_exactly_the_registered_bytes_with_its_own_environment_and_no_new_privileges() {
+async fn a_module_runs_exactly_the_registered_bytes_with_its_own_environment_and_no_new_privileges()
+{
     let folder = tempfile::tempdir().expect("temp folder");
     let runtime = runtime(folder.path());
     let id = module("thermometer");
-    let script = "echo $0 $NAME $PATH $(grep NoNewPrivs /proc/self/status) $(env | wc -l); exec sleep 1000";
+    let script =
+        "echo $0 $NAME $PATH $(grep NoNewPrivs /proc/self/status) $(env | wc -l); exec sleep 1000";
     let mut spec = shell(script);
     spec.env.insert("NAME".into(), "value".into());
     spec.env.insert("PATH".into(), "/usr/bin:/bin".into());
@@ -113,7 +127,10 @@ async fn a_module_runs_exactly_the_registered_bytes_with_its_own_environment_and
 
     runtime.stop(&id, LONG).await.expect("ends");
     let status = runtime.status(&id).await.expect("exists");
-    assert_eq!((status.state, status.exit.expect("ended").code), (ModuleState::Failed, Some(128 + 15)));
+    assert_eq!(
+        (status.state, status.exit.expect("ended").code),
+        (ModuleState::Failed, Some(128 + 15))
+    );
     runtime.remove(&id).await.expect("removed");
     assert!(runtime.list().await.is_empty());
 }
@@ -134,10 +151,13 @@ async fn the_kernel_tells_a_module_by_its_digest_its_first_process_and_its_cgrou
     let evidence = collector.identify(PeerHandle::PidfdOpen, &process, None).expect("lives");
     let started_from = StartedFrom::from(&runtime.facts(&id));
     // Without the word of whoever started it, a program in memory is nobody's.
-    let error =
-        collector.measure(&process, evidence.clone(), StartedFrom::default(), None).await.expect_err("in memory");
+    let error = collector
+        .measure(&process, evidence.clone(), StartedFrom::default(), None)
+        .await
+        .expect_err("in memory");
     assert_eq!(error.reason(), DenyReason::ExecutableNameless);
-    let evidence = collector.measure(&process, evidence, started_from, None).await.expect("unchanged");
+    let evidence =
+        collector.measure(&process, evidence, started_from, None).await.expect("unchanged");
     assert_eq!(evidence.snapshot.process, facts.init);
     assert_eq!(evidence.measurement.expect("measured").digest, digest("/bin/sleep"));
     match (&facts.cgroup, runtime.without_cgroups()) {
@@ -179,7 +199,8 @@ async fn a_change_of_the_file_while_the_module_runs_does_not_reach_it() {
     runtime.start(&id).await.expect("started");
     // An ordinary running executable would refuse this with "text file busy".
     std::fs::write(&path, "other").expect("nothing executes this file");
-    let exe = std::fs::read(format!("/proc/{}/exe", running(&runtime, &id).init.pid)).expect("lives");
+    let exe =
+        std::fs::read(format!("/proc/{}/exe", running(&runtime, &id).init.pid)).expect("lives");
     assert_eq!(sha256(&exe), digest("/bin/sleep"));
     runtime.remove(&id).await.expect("removed");
 }
@@ -199,7 +220,11 @@ async fn exit_codes_are_told_and_a_module_that_ended_can_start_again() {
             runtime.start(&id).await.expect("started");
             runtime.ended(&id).await.expect("exists");
             let status = runtime.status(&id).await.expect("exists");
-            assert_eq!((status.state, status.exit.expect("ended").code), (state, Some(code)), "{name}");
+            assert_eq!(
+                (status.state, status.exit.expect("ended").code),
+                (state, Some(code)),
+                "{name}"
+            );
         }
     }
 }
@@ -208,7 +233,8 @@ async fn exit_codes_are_told_and_a_module_that_ended_can_start_again() {
 async fn a_daemon_that_was_killed_finds_its_modules_running_and_their_output_complete() {
     let folder = tempfile::tempdir().expect("temp folder");
     let id = module("survivor");
-    let script = "echo before; while [ ! -e \"$0/go\" ]; do sleep 0.01; done; echo after; exec sleep 1000";
+    let script =
+        "echo before; while [ ! -e \"$0/go\" ]; do sleep 0.01; done; echo after; exec sleep 1000";
     let init = {
         let first = runtime(folder.path());
         let mut spec = shell(script);
@@ -263,7 +289,8 @@ async fn a_module_that_ignores_sigterm_is_killed_after_its_grace_with_all_it_sta
     let script = "trap '' TERM; setsid sleep 1000 & echo $!; while :; do sleep 1000; done";
     runtime.create(&id, shell(script)).await.expect("created");
     runtime.start(&id).await.expect("started");
-    let child = first_line(&runtime, &id).await.parse().ok().and_then(Pid::from_raw).expect("a pid");
+    let child =
+        first_line(&runtime, &id).await.parse().ok().and_then(Pid::from_raw).expect("a pid");
     let pidfd = rustix::process::pidfd_open(child, PidfdFlags::empty()).expect("lives");
     runtime.stop(&id, Duration::from_millis(50)).await.expect("killed");
     assert_eq!(runtime.status(&id).await.expect("exists").exit.expect("ended").code, Some(137));
@@ -277,14 +304,19 @@ async fn a_module_that_ignores_sigterm_is_killed_after_its_grace_with_all_it_sta
     }
 }
 
-/// A module whose first process ended by itself and left a child in a session of its own: the child.
+/// A module whose first process ended by itself and left a child in a session of its own:
+/// the child.
 async fn with_leftover(runtime: &ProcessRuntime, id: &ModuleId) -> std::os::fd::OwnedFd {
     runtime.create(id, shell("setsid sleep 1000 & echo $!")).await.expect("created");
     runtime.start(id).await.expect("started");
     runtime.ended(id).await.expect("exists");
     let child = log(runtime, id).await.trim().parse().ok().and_then(Pid::from_raw).expect("a pid");
     let child = rustix::process::pidfd_open(child, PidfdFlags::empty()).expect("lives");
-    assert_eq!(runtime.facts(id), RunningFacts::Stopped, "a child that was left behind is not the module");
+    assert_eq!(
+        runtime.facts(id),
+        RunningFacts::Stopped,
+        "a child that was left behind is not the module"
+    );
     child
 }
 
@@ -363,7 +395,8 @@ async fn what_a_module_that_ended_by_itself_left_behind_ends_when_the_daemon_sta
 }
 
 #[tokio::test]
-async fn a_daemon_without_cgroups_of_its_own_ends_what_is_left_in_one_that_an_earlier_daemon_made() {
+async fn a_daemon_without_cgroups_of_its_own_ends_what_is_left_in_one_that_an_earlier_daemon_made()
+{
     let folder = tempfile::tempdir().expect("temp folder");
     let id = module("parent");
     let first = runtime(folder.path());
@@ -372,9 +405,13 @@ async fn a_daemon_without_cgroups_of_its_own_ends_what_is_left_in_one_that_an_ea
     }
     let child = with_leftover(&first, &id).await;
     drop(first);
-    let launcher = Launcher { program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")), args: Vec::new() };
+    let launcher = Launcher {
+        program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")),
+        args: Vec::new(),
+    };
     let none = ModuleCgroups::none(CgroupHierarchy::detect(), "as a test");
-    let second = ProcessRuntime::open(&folder.path().join("host"), launcher, none).expect("writable");
+    let second =
+        ProcessRuntime::open(&folder.path().join("host"), launcher, none).expect("writable");
     second.stop(&id, LONG).await.expect("cleared");
     ends(child).await;
 }
@@ -387,7 +424,10 @@ async fn what_hides_in_a_group_below_the_modules_own_ends_with_it() {
     if skipped_without_cgroups(&runtime) {
         return;
     }
-    runtime.create(&id, shell("setsid sleep 1000 & echo $!; exec sleep 1000")).await.expect("created");
+    runtime
+        .create(&id, shell("setsid sleep 1000 & echo $!; exec sleep 1000"))
+        .await
+        .expect("created");
     runtime.start(&id).await.expect("started");
     let child = first_line(&runtime, &id).await;
     let group = running(&runtime, &id).cgroup.expect("has one");
@@ -429,7 +469,10 @@ async fn a_module_that_is_not_there_is_named() {
         runtime.logs(&id, &LogQuery::default()).map(drop),
     ] {
         let error = result.expect_err("absent");
-        assert_eq!((error.status(), error.to_string().as_str()), (Some(404), "there is no host module none"));
+        assert_eq!(
+            (error.status(), error.to_string().as_str()),
+            (Some(404), "there is no host module none")
+        );
     }
 }
 
@@ -476,7 +519,9 @@ async fn another_user_has_no_groups_no_capabilities_and_no_way_back() {
     }
     let folder = tempfile::tempdir().expect("temp folder");
     let runtime = runtime(folder.path());
-    let mut spec = shell("cat /proc/self/status; pwd; id -u; cat /etc/shadow; echo x > /proc/self/oom_score_adj");
+    let mut spec = shell(
+        "cat /proc/self/status; pwd; id -u; cat /etc/shadow; echo x > /proc/self/oom_score_adj",
+    );
     spec.plan = planned(|module| {
         module.user = Some("4711".into());
         module.group = Some("4712".into());
@@ -502,7 +547,8 @@ async fn root_without_a_user_of_its_own_has_no_capabilities_either() {
     let secret = folder.path().join("secret");
     std::fs::write(&secret, "s").expect("written");
     rustix::fs::chown(&secret, Some(rustix::fs::Uid::from_raw(4711)), None).expect("root may");
-    std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("root may");
+    std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("root may");
     let runtime = runtime(folder.path());
     let spec = shell(&format!("cat /proc/self/status; cat {}", secret.display()));
     let text = printed(&runtime, &module("plain"), spec).await;
@@ -524,7 +570,8 @@ async fn exactly_the_granted_capabilities_come_through_to_another_user() {
     spec.plan = planned(|module| {
         module.user = Some("4711".into());
         module.group = Some("4711".into());
-        module.capabilities = ["net_bind_service", "kill"].iter().map(|name| name.parse().expect("known")).collect();
+        module.capabilities =
+            ["net_bind_service", "kill"].iter().map(|name| name.parse().expect("known")).collect();
     });
     let text = printed(&runtime, &module("granted"), spec).await;
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
@@ -539,7 +586,8 @@ async fn a_folder_that_the_modules_user_cannot_enter_is_an_error_and_not_another
     }
     let folder = tempfile::tempdir().expect("temp folder");
     let runtime = runtime(folder.path());
-    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("own folder");
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .expect("own folder");
     let mut spec = shell("pwd");
     spec.working_dir = Some(folder.path().to_owned());
     spec.plan = planned(|module| {
@@ -569,7 +617,10 @@ async fn memory_beyond_the_limit_ends_the_module_and_its_status_says_what_keeps_
     let note = runtime.status(&id).await.expect("exists").note;
     tokio::time::timeout(LONG, runtime.ended(&id)).await.expect("ends").expect("exists");
     let status = runtime.status(&id).await.expect("exists");
-    assert_eq!((status.state, status.exit.expect("ended").code), (ModuleState::Failed, Some(128 + 9)));
+    assert_eq!(
+        (status.state, status.exit.expect("ended").code),
+        (ModuleState::Failed, Some(128 + 9))
+    );
     assert!(!log(&runtime, &id).await.contains("grew"));
     assert!(note.is_none_or(|note| note.contains("limits: memory_max by cgroup v")));
     runtime.remove(&id).await.expect("removed");
@@ -597,16 +648,29 @@ async fn limits_are_what_the_module_sees_and_a_fork_too_many_is_refused() {
     assert!(text.to_lowercase().contains("fork"), "{text}");
     if matches!(CgroupHierarchy::detect(), CgroupHierarchy::V1(_)) {
         for controller in ["cpu", "memory", "pids"] {
-            let line = text.lines().find(|line| line.contains(&format!(":{controller}:"))).expect("a v1 hierarchy");
+            let line = text
+                .lines()
+                .find(|line| line.contains(&format!(":{controller}:")))
+                .expect("a v1 hierarchy");
             assert!(line.ends_with("/m-bounded") || line.ends_with("-m-bounded.scope"), "{line}");
         }
     }
     // All groups went with the module.
     runtime.remove(&id).await.expect("removed");
-    let instance = folder.path().file_name().expect("has one").to_string_lossy().trim_start_matches('.').to_owned();
+    let instance = folder
+        .path()
+        .file_name()
+        .expect("has one")
+        .to_string_lossy()
+        .trim_start_matches('.')
+        .to_owned();
     for controller in ["cpu", "memory", "pids"] {
-        let left = std::fs::read_dir(format!("/sys/fs/cgroup/{controller}")).into_iter().flatten().flatten();
-        let left: Vec<_> = left.filter(|it| it.file_name().to_string_lossy().ends_with(&instance)).collect();
+        let left = std::fs::read_dir(format!("/sys/fs/cgroup/{controller}"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let left: Vec<_> =
+            left.filter(|it| it.file_name().to_string_lossy().ends_with(&instance)).collect();
         assert!(left.is_empty(), "{left:?}");
     }
 }
@@ -614,10 +678,16 @@ async fn limits_are_what_the_module_sees_and_a_fork_too_many_is_refused() {
 #[tokio::test]
 async fn a_limit_that_cannot_be_set_refuses_the_start_unless_best_effort_is_enough() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let launcher = Launcher { program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")), args: Vec::new() };
+    let launcher = Launcher {
+        program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")),
+        args: Vec::new(),
+    };
     let none = ModuleCgroups::none(CgroupHierarchy::detect(), "no cgroups in this test");
-    let runtime = ProcessRuntime::open(&folder.path().join("host"), launcher, none).expect("writable");
-    for (name, enforcement) in [("strict", Enforcement::Required), ("mild", Enforcement::BestEffort)] {
+    let runtime =
+        ProcessRuntime::open(&folder.path().join("host"), launcher, none).expect("writable");
+    for (name, enforcement) in
+        [("strict", Enforcement::Required), ("mild", Enforcement::BestEffort)]
+    {
         let mut spec = spec("/bin/sleep", &["1000"]);
         spec.plan = planned(|module| {
             module.limits.memory_max = Some(64 << 20);
@@ -660,7 +730,11 @@ async fn what_a_module_is_made_from_changes_with_its_next_start_and_not_before()
     let mut stream = runtime.logs(&id, &query).expect("readable");
     let mut text = String::new();
     while !text.contains("new") {
-        let piece = tokio::time::timeout(LONG, stream.next()).await.expect("prints").expect("runs").expect("no error");
+        let piece = tokio::time::timeout(LONG, stream.next())
+            .await
+            .expect("prints")
+            .expect("runs")
+            .expect("no error");
         text.push_str(&String::from_utf8_lossy(&piece[8..]));
     }
     runtime.remove(&id).await.expect("removed");
@@ -689,11 +763,18 @@ async fn only_the_granted_folders_are_within_reach() {
         module.write = Some(vec![at("write")]);
     });
     let text = printed(&runtime, &module("walled"), spec).await;
-    let got: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("got")).map(str::trim).collect();
+    let got: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("got")).map(str::trim).collect();
     assert_eq!(got, ["read", "write", "", ""], "{text}");
-    assert!(text.contains("wrote") && std::fs::exists(at("write") + "/new").expect("readable"), "{text}");
+    assert!(
+        text.contains("wrote") && std::fs::exists(at("write") + "/new").expect("readable"),
+        "{text}"
+    );
     assert!(!std::fs::exists(at("read") + "/new").expect("readable"), "{text}");
-    assert!(text.contains("true: Permission denied"), "programs elsewhere cannot be executed: {text}");
+    assert!(
+        text.contains("true: Permission denied"),
+        "programs elsewhere cannot be executed: {text}"
+    );
     assert!(text.contains("mode 2"), "{text}");
 }
 
@@ -721,8 +802,10 @@ async fn system_calls_are_refused_by_preset() {
     ] {
         let name = format!("{preset:?}").to_lowercase();
         let id = module(&name);
-        // A user namespace of one's own is open to every user, unless the machine forbids it.
-        let mut spec = shell("grep Seccomp: /proc/self/status; unshare --user true && echo unshared; exit 0");
+        // A user namespace of one's own is open to every user, unless the machine forbids
+        // it.
+        let mut spec =
+            shell("grep Seccomp: /proc/self/status; unshare --user true && echo unshared; exit 0");
         if preset == SeccompPreset::Strict {
             // Cannot start other programs, so it looks for itself.
             spec = shell(
@@ -735,7 +818,9 @@ async fn system_calls_are_refused_by_preset() {
         assert!(line.ends_with('2'), "{name}: {text}");
         if preset == SeccompPreset::Strict {
             assert_eq!(text.contains("\nforked"), forked, "{text}");
-        } else if std::fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|max| max.trim() != "0") {
+        } else if std::fs::read_to_string("/proc/sys/user/max_user_namespaces")
+            .is_ok_and(|max| max.trim() != "0")
+        {
             assert_eq!(text.contains("\nunshared"), unshared, "{name}: {text}");
         }
     }
@@ -743,11 +828,14 @@ async fn system_calls_are_refused_by_preset() {
 
 #[tokio::test]
 async fn no_preset_lets_a_program_pass_for_another() {
-    // prctl(PR_SET_MM, ...) and seccomp(SECCOMP_SET_MODE_FILTER, NEW_LISTENER, ...) with arguments that fail by themselves.
+    // prctl(PR_SET_MM, ...) and seccomp(SECCOMP_SET_MODE_FILTER, NEW_LISTENER, ...) with
+    // arguments that fail by themselves.
     let (prctl, seccomp) = match std::env::consts::ARCH {
         "x86_64" => (157, 317),
         "aarch64" | "riscv64" => (167, 277),
-        other => return eprintln!("skipped: the numbers of the calls on {other} are not known here"),
+        other => {
+            return eprintln!("skipped: the numbers of the calls on {other} are not known here");
+        }
     };
     let folder = tempfile::tempdir().expect("temp folder");
     let runtime = runtime(folder.path());

@@ -1,5 +1,5 @@
-//! Systemd scopes: against the real systemd where it is the first process, and against tools that do not do what they should
-//! everywhere.
+//! Systemd scopes: against the real systemd where it is the first process, and against
+//! tools that do not do what they should everywhere.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
@@ -8,17 +8,21 @@ use edgekeep_core::host::scope_name;
 
 use super::*;
 
-/// Whether systemd makes scopes here, as the module that runs tells; else the test is skipped.
+/// Whether systemd makes scopes here, as the module that runs tells; else the test is
+/// skipped.
 fn in_scope(running: &Running) -> Option<PathBuf> {
     let scope = running.cgroup.as_ref().filter(|path| path.ends_with(".scope"));
     if scope.is_none() {
         eprintln!("skipped: systemd makes no scopes here");
     }
-    scope.map(|path| Path::new(&CgroupHierarchy::detect().mount_point()).join(path.trim_start_matches('/')))
+    scope.map(|path| {
+        Path::new(&CgroupHierarchy::detect().mount_point()).join(path.trim_start_matches('/'))
+    })
 }
 
 fn unit_of(folder: &Path, id: &ModuleId) -> String {
-    let instance = folder.file_name().expect("has one").to_string_lossy().trim_start_matches('.').to_owned();
+    let instance =
+        folder.file_name().expect("has one").to_string_lossy().trim_start_matches('.').to_owned();
     scope_name(Some(&instance), id)
 }
 
@@ -33,12 +37,14 @@ async fn gone(path: &Path) {
 }
 
 fn is_loaded(unit: &str) -> bool {
-    let shown = Command::new("systemctl").args(["show", "--property=LoadState", "--value", unit]).output();
+    let shown =
+        Command::new("systemctl").args(["show", "--property=LoadState", "--value", unit]).output();
     String::from_utf8_lossy(&shown.expect("runs").stdout).trim() == "loaded"
 }
 
 #[tokio::test]
-async fn where_systemd_runs_a_module_has_a_scope_that_outlives_the_daemon_and_ends_with_the_module() {
+async fn where_systemd_runs_a_module_has_a_scope_that_outlives_the_daemon_and_ends_with_the_module()
+{
     let folder = tempfile::tempdir().expect("temp folder");
     let id = module("scoped");
     let mut spec = shell("(sleep 1000 & sleep 1000 & wait) & exec sleep 1000");
@@ -54,7 +60,10 @@ async fn where_systemd_runs_a_module_has_a_scope_that_outlives_the_daemon_and_en
         let running = running(&runtime, &id);
         let Some(scope) = in_scope(&running) else { return };
         let note = runtime.status(&id).await.expect("exists").note.expect("told");
-        assert!(note.starts_with(&format!("systemd unit {}; limits: ", unit_of(folder.path(), &id))), "{note}");
+        assert!(
+            note.starts_with(&format!("systemd unit {}; limits: ", unit_of(folder.path(), &id))),
+            "{note}"
+        );
         assert_eq!(note.matches("by cgroup").count(), 3, "{note}");
         (scope, running.init)
     };
@@ -88,13 +97,23 @@ async fn what_is_left_in_a_scope_of_the_same_name_ends_before_the_module_starts(
 
     let unit = unit_of(folder.path(), &id);
     let mut left = Command::new("systemd-run")
-        .args(["--scope", "--quiet", &format!("--unit={unit}"), "sh", "-c", "trap '' TERM; echo there; sleep 1000"])
+        .args([
+            "--scope",
+            "--quiet",
+            &format!("--unit={unit}"),
+            "sh",
+            "-c",
+            "trap '' TERM; echo there; sleep 1000",
+        ])
         .stdout(Stdio::piped())
         .spawn()
         .expect("runs");
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(left.stdout.take().expect("piped")), &mut line)
-        .expect("readable");
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(left.stdout.take().expect("piped")),
+        &mut line,
+    )
+    .expect("readable");
     assert_eq!(line, "there\n");
 
     runtime.create(&id, shell("exec sleep 1000")).await.expect("created");
@@ -124,7 +143,8 @@ fn with_tools(folder: &Path, script: &str, or_below: bool, patience: Duration) -
 const AS_ASKED: &str = "while [ \"$1\" != -- ]; do shift; done; shift; exec \"$@\"";
 
 #[tokio::test]
-async fn a_systemd_that_refuses_hangs_or_lies_is_told_of_and_the_module_runs_below_the_daemons_group() {
+async fn a_systemd_that_refuses_hangs_or_lies_is_told_of_and_the_module_runs_below_the_daemons_group()
+ {
     for (script, patience, told) in [
         ("echo Access denied >&2; exit 1", LONG, "Access denied"),
         ("exit 1", LONG, "ended without a word"),
@@ -138,7 +158,10 @@ async fn a_systemd_that_refuses_hangs_or_lies_is_told_of_and_the_module_runs_bel
         runtime.start(&id).await.expect("started");
         let running = running(&runtime, &id);
         assert_eq!(first_line(&runtime, &id).await, running.init.pid.to_string());
-        assert!(running.cgroup.as_ref().is_none_or(|path| !path.ends_with(".scope")), "{running:?}");
+        assert!(
+            running.cgroup.as_ref().is_none_or(|path| !path.ends_with(".scope")),
+            "{running:?}"
+        );
         let note = runtime.status(&id).await.expect("exists").note.expect("told");
         assert!(note.starts_with("no systemd unit of its own (") && note.contains(told), "{note}");
         runtime.remove(&id).await.expect("removed");
@@ -147,18 +170,24 @@ async fn a_systemd_that_refuses_hangs_or_lies_is_told_of_and_the_module_runs_bel
 
 #[tokio::test]
 async fn where_scopes_are_required_none_is_no_start_and_leaves_no_process() {
-    for (script, told) in [("echo Access denied >&2; exit 1", "Access denied"), (AS_ASKED, "but the module is in /")] {
+    for (script, told) in
+        [("echo Access denied >&2; exit 1", "Access denied"), (AS_ASKED, "but the module is in /")]
+    {
         let folder = tempfile::tempdir().expect("temp folder");
         let runtime = with_tools(folder.path(), script, false, LONG);
         let id = module("required");
         let mark = folder.path().join("ran");
         runtime.create(&id, shell(&format!("touch {mark:?}"))).await.expect("created");
         let error = runtime.start(&id).await.expect_err("refused");
-        assert!(matches!(error, ProcessError::Scope { .. }) && error.to_string().contains(told), "{error}");
+        assert!(
+            matches!(error, ProcessError::Scope { .. }) && error.to_string().contains(told),
+            "{error}"
+        );
         assert_eq!(runtime.facts(&id), RunningFacts::Stopped);
         assert!(!mark.exists());
     }
-    let without = ModuleCgroups::none(CgroupHierarchy::detect(), "as a test").in_scopes(ScopeUse::Off, false);
+    let without =
+        ModuleCgroups::none(CgroupHierarchy::detect(), "as a test").in_scopes(ScopeUse::Off, false);
     let folder = tempfile::tempdir().expect("temp folder");
     let runtime = runtime_in(folder.path(), without);
     runtime.create(&module("off"), shell("exit 0")).await.expect("created");
@@ -173,7 +202,8 @@ async fn a_scope_without_the_limits_that_were_asked_for_is_no_scope_to_start_in(
     let hierarchy = CgroupHierarchy::detect();
     let folder = tempfile::tempdir().expect("temp folder");
     let id = module("unbounded");
-    let slice = format!("{}/{}.slice", hierarchy.mount_point(), unit_of(folder.path(), &module("test")));
+    let slice =
+        format!("{}/{}.slice", hierarchy.mount_point(), unit_of(folder.path(), &module("test")));
     let group = Path::new(&slice).join(unit_of(folder.path(), &id));
     if std::fs::create_dir_all(&group).is_err() || !group.join("cgroup.procs").exists() {
         eprintln!("skipped: no cgroup can be made here");
@@ -191,7 +221,10 @@ async fn a_scope_without_the_limits_that_were_asked_for_is_no_scope_to_start_in(
     spec.plan = planned(|module| module.limits.pids_max = Some(9));
     runtime.renew(&id, spec.clone()).await.expect("kept");
     let error = runtime.start(&id).await.expect_err("refused");
-    assert!(error.to_string().contains("pids_max cannot be set: systemd has not set it in"), "{error}");
+    assert!(
+        error.to_string().contains("pids_max cannot be set: systemd has not set it in"),
+        "{error}"
+    );
     assert_eq!(runtime.facts(&id), RunningFacts::Stopped);
 
     spec.plan.limits.enforcement = Enforcement::BestEffort;

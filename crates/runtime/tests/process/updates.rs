@@ -77,7 +77,8 @@ async fn the_program_that_ran_is_kept_while_its_file_is_another_and_for_no_longe
     assert!(matches!(error, ProcessError::Start { .. }), "{error}");
     runtime.end_update(&id, false).await.expect("written down");
     runtime.start(&id).await.expect("started from the copy");
-    let exe = std::fs::read(format!("/proc/{}/exe", running(&runtime, &id).init.pid)).expect("lives");
+    let exe =
+        std::fs::read(format!("/proc/{}/exe", running(&runtime, &id).init.pid)).expect("lives");
     assert_eq!(sha256(&exe), digest("/bin/sleep"));
     runtime.stop(&id, Duration::ZERO).await.expect("ends");
 

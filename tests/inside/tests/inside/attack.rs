@@ -1,4 +1,5 @@
-//! How a daemon is attacked from within: once without its sandbox, once with it, and what is expected of the answers.
+//! How a daemon is attacked from within: once without its sandbox, once with it, and what
+//! is expected of the answers.
 #![allow(unsafe_code, reason = "processes that are copies of this one")]
 
 use std::fs;
@@ -10,7 +11,8 @@ use libc::c_int;
 
 use crate::attempts::{Attempt, attempts};
 
-/// An attempt's name, its answers without sandbox and within, and what the sandbox should answer.
+/// An attempt's name, its answers without sandbox and within, and what the sandbox should
+/// answer.
 pub(crate) type Row = (&'static str, c_int, c_int, &'static [c_int]);
 
 pub(crate) fn fork() -> c_int {
@@ -44,8 +46,13 @@ pub(crate) fn device(folder: &Path, own: Daemon) {
     fs::copy("/bin/true", own).unwrap();
 }
 
-/// Starts a daemon, and returns the errors of each attempt before and after. What `start` returns lives that long.
-pub(crate) fn attack<T>(folder: &Path, own: Daemon, start: impl FnOnce() -> (T, SandboxReport)) -> Vec<Row> {
+/// Starts a daemon, and returns the errors of each attempt before and after. What `start`
+/// returns lives that long.
+pub(crate) fn attack<T>(
+    folder: &Path,
+    own: Daemon,
+    start: impl FnOnce() -> (T, SandboxReport),
+) -> Vec<Row> {
     device(folder, own);
     let (target, _alive) = sleeper();
     let attempts = attempts(folder, own, target);
@@ -63,7 +70,8 @@ pub(crate) fn attack<T>(folder: &Path, own: Daemon, start: impl FnOnce() -> (T, 
     rows.map(|((attempt, before), after)| (attempt.name, before, after, attempt.refused)).collect()
 }
 
-/// Some of them change the process that makes them, and one that is not ours to be killed.
+/// Some of them change the process that makes them, and one that is not ours to be
+/// killed.
 fn made_by_a_child(attempt: &Attempt) -> c_int {
     match fork() {
         0 => {
@@ -75,8 +83,8 @@ fn made_by_a_child(attempt: &Attempt) -> c_int {
     }
 }
 
-/// A process to attack, which ends when `alive` is closed. (The signal at a parent's death would not do: it comes from within the
-/// sandbox, and is kept there.)
+/// A process to attack, which ends when `alive` is closed. (The signal at a parent's
+/// death would not do: it comes from within the sandbox, and is kept there.)
 fn sleeper() -> (c_int, std::io::PipeWriter) {
     use std::io::Read as _;
     let (mut until, alive) = std::io::pipe().unwrap();
@@ -91,21 +99,28 @@ fn sleeper() -> (c_int, std::io::PipeWriter) {
     }
 }
 
-/// Checks that all attempts but `allowed` were refused as they should be, and that it was the sandbox that refused them.
+/// Checks that all attempts but `allowed` were refused as they should be, and that it was
+/// the sandbox that refused them.
 pub(crate) fn check(rows: &[Row], allowed: &[&str]) {
     let mut wrong = Vec::new();
     let mut shown = 0;
     for (name, before, after, refused) in rows {
         let is_refused = refused.contains(after);
         if is_refused == allowed.contains(name) {
-            wrong.push(format!("{name}: {before} before, {after} inside, expected one of {refused:?}"));
+            wrong.push(format!(
+                "{name}: {before} before, {after} inside, expected one of {refused:?}"
+            ));
         }
         shown += usize::from(!refused.contains(before));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     // Some are refused to whom has no rights, or by what is around a container.
     let needed = if rustix::process::geteuid().is_root() { rows.len() - 8 } else { rows.len() / 2 };
-    let unshown: Vec<_> = rows.iter().filter(|row| row.3.contains(&row.1)).map(|row| row.0).collect();
-    println!("{} attempts, {shown} of which got past this point without sandbox; not: {unshown:?}", rows.len());
+    let unshown: Vec<_> =
+        rows.iter().filter(|row| row.3.contains(&row.1)).map(|row| row.0).collect();
+    println!(
+        "{} attempts, {shown} of which got past this point without sandbox; not: {unshown:?}",
+        rows.len()
+    );
     assert!(shown >= needed, "{unshown:?}");
 }

@@ -35,7 +35,9 @@ const ABSENT: &[c_int] = &[libc::ENOSYS];
 
 pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt> {
     let mut all: Vec<Attempt> = Vec::new();
-    let mut add = |name, refused, make: Box<dyn Fn() -> c_int + Send + Sync>| all.push(Attempt { name, make, refused });
+    let mut add = |name, refused, make: Box<dyn Fn() -> c_int + Send + Sync>| {
+        all.push(Attempt { name, make, refused });
+    };
     let text = |path: &str| CString::new(path).unwrap();
     let open = |path: &str, flags: c_int| -> Box<dyn Fn() -> c_int + Send + Sync> {
         let path = text(path);
@@ -55,7 +57,11 @@ pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt
     add("write its own settings", FILE, open(&settings(own), libc::O_WRONLY));
     add("read a daemon's state", FILE, open(&state(others[0], "state"), libc::O_RDONLY));
     add("read another daemon's state", FILE, open(&state(others[1], "state"), libc::O_RDONLY));
-    add("write another daemon's state", FILE, open(&state(others[0], "new"), libc::O_WRONLY | libc::O_CREAT));
+    add(
+        "write another daemon's state",
+        FILE,
+        open(&state(others[0], "new"), libc::O_WRONLY | libc::O_CREAT),
+    );
     add("make a file beside its folder", FILE, open(&at("new"), libc::O_WRONLY | libc::O_CREAT));
     add("make a file in /tmp", FILE, open("/tmp", libc::O_WRONLY | libc::O_TMPFILE));
     add("list /", FILE, open("/", libc::O_RDONLY | libc::O_DIRECTORY));
@@ -73,16 +79,33 @@ pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt
     );
     add("move a file into its folder", &[libc::EACCES, libc::EXDEV], {
         let moved = moved.clone();
-        Box::new(move || call!(libc::SYS_renameat2, libc::AT_FDCWD, socket.as_ptr(), libc::AT_FDCWD, moved.as_ptr(), 0))
+        Box::new(move || {
+            call!(
+                libc::SYS_renameat2,
+                libc::AT_FDCWD,
+                socket.as_ptr(),
+                libc::AT_FDCWD,
+                moved.as_ptr(),
+                0
+            )
+        })
     });
     add("a symbolic link in its folder", CALL, {
         let moved = moved.clone();
-        Box::new(move || call!(libc::SYS_symlinkat, c"/etc/passwd".as_ptr(), libc::AT_FDCWD, moved.as_ptr()))
+        Box::new(move || {
+            call!(libc::SYS_symlinkat, c"/etc/passwd".as_ptr(), libc::AT_FDCWD, moved.as_ptr())
+        })
     });
     add("a device node in its folder", CALL, {
-        Box::new(move || call!(libc::SYS_mknodat, libc::AT_FDCWD, moved.as_ptr(), libc::S_IFCHR | 0o600, 0x0103))
+        Box::new(move || {
+            call!(libc::SYS_mknodat, libc::AT_FDCWD, moved.as_ptr(), libc::S_IFCHR | 0o600, 0x0103)
+        })
     });
-    add("a file by its handle", CALL, Box::new(move || call!(libc::SYS_open_by_handle_at, -1, NULL, 0)));
+    add(
+        "a file by its handle",
+        CALL,
+        Box::new(move || call!(libc::SYS_open_by_handle_at, -1, NULL, 0)),
+    );
     add("truncate by name", CALL, {
         Box::new(move || call!(libc::SYS_truncate, c"/tmp/edgekeep-inside-none".as_ptr(), 0))
     });
@@ -121,9 +144,18 @@ pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt
     add("listen", CALL, Box::new(move || call!(libc::SYS_listen, -1, 1)));
 
     // Programs and processes.
-    add("execve", CALL, Box::new(move || call!(libc::SYS_execve, c"/bin/true".as_ptr(), NULL, NULL)));
-    add("execveat", CALL, Box::new(move || call!(libc::SYS_execveat, -1, c"/bin/true".as_ptr(), NULL, NULL, 0)));
-    let child = |flags: c_int| call!(libc::SYS_clone, c_ulong::from(flags as u32), NULL, NULL, NULL, 0);
+    add(
+        "execve",
+        CALL,
+        Box::new(move || call!(libc::SYS_execve, c"/bin/true".as_ptr(), NULL, NULL)),
+    );
+    add(
+        "execveat",
+        CALL,
+        Box::new(move || call!(libc::SYS_execveat, -1, c"/bin/true".as_ptr(), NULL, NULL, 0)),
+    );
+    let child =
+        |flags: c_int| call!(libc::SYS_clone, c_ulong::from(flags as u32), NULL, NULL, NULL, 0);
     add("a process by clone", CALL, Box::new(move || ends_in_a_child(|| child(libc::SIGCHLD))));
     add("a process with a user namespace", CALL, {
         Box::new(move || ends_in_a_child(|| child(libc::SIGCHLD | libc::CLONE_NEWUSER)))
@@ -137,13 +169,25 @@ pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt
     add("SIGABRT to another process", &[libc::EPERM], {
         Box::new(move || call!(libc::SYS_tgkill, target, target, libc::SIGABRT))
     });
-    add("ptrace", CALL, Box::new(move || call!(libc::SYS_ptrace, libc::PTRACE_SEIZE, target, NULL, NULL)));
-    add("process_vm_readv", CALL, Box::new(move || call!(libc::SYS_process_vm_readv, target, NULL, 0, NULL, 0, 0)));
+    add(
+        "ptrace",
+        CALL,
+        Box::new(move || call!(libc::SYS_ptrace, libc::PTRACE_SEIZE, target, NULL, NULL)),
+    );
+    add(
+        "process_vm_readv",
+        CALL,
+        Box::new(move || call!(libc::SYS_process_vm_readv, target, NULL, 0, NULL, 0, 0)),
+    );
     add("process_vm_writev", CALL, {
         Box::new(move || call!(libc::SYS_process_vm_writev, target, NULL, 0, NULL, 0, 0))
     });
     add("pidfd_getfd", CALL, Box::new(|| call!(libc::SYS_pidfd_getfd, -1, 0, 0)));
-    add("pidfd_send_signal", CALL, Box::new(move || call!(libc::SYS_pidfd_send_signal, -1, 0, NULL, 0)));
+    add(
+        "pidfd_send_signal",
+        CALL,
+        Box::new(move || call!(libc::SYS_pidfd_send_signal, -1, 0, NULL, 0)),
+    );
     add("limits of another process", CALL, {
         Box::new(move || call!(libc::SYS_prlimit64, target, libc::RLIMIT_NOFILE, NULL, NULL))
     });
@@ -158,32 +202,48 @@ pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt
     add("setgid", CALL, Box::new(|| call!(libc::SYS_setgid, 65534)));
     add("setgroups", CALL, Box::new(move || call!(libc::SYS_setgroups, 0, NULL)));
     add("capset", CALL, Box::new(move || call!(libc::SYS_capset, NULL, NULL)));
-    add("dumpable again", CALL, Box::new(|| call!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0)));
+    add(
+        "dumpable again",
+        CALL,
+        Box::new(|| call!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0)),
+    );
     add("another seccomp filter", CALL, Box::new(move || call!(libc::SYS_seccomp, 1, 0, NULL)));
     add("personality", CALL, Box::new(|| call!(libc::SYS_personality, libc::READ_IMPLIES_EXEC)));
     add("chroot", CALL, Box::new(|| call!(libc::SYS_chroot, c"/".as_ptr())));
 
     // The kernel.
     add("mount", CALL, {
-        Box::new(move || call!(libc::SYS_mount, c"none".as_ptr(), c"/no".as_ptr(), c"tmpfs".as_ptr(), 0, NULL))
+        Box::new(move || {
+            call!(libc::SYS_mount, c"none".as_ptr(), c"/no".as_ptr(), c"tmpfs".as_ptr(), 0, NULL)
+        })
     });
     add("umount", CALL, Box::new(|| call!(libc::SYS_umount2, c"/no".as_ptr(), 0)));
     add("bpf", CALL, Box::new(move || call!(libc::SYS_bpf, 0, NULL, 0)));
     add("io_uring", CALL, Box::new(move || call!(libc::SYS_io_uring_setup, 1, NULL)));
-    add("perf_event_open", CALL, Box::new(move || call!(libc::SYS_perf_event_open, NULL, 0, -1, -1, 0)));
+    add(
+        "perf_event_open",
+        CALL,
+        Box::new(move || call!(libc::SYS_perf_event_open, NULL, 0, -1, -1, 0)),
+    );
     add("userfaultfd", CALL, Box::new(|| call!(libc::SYS_userfaultfd, 0x8000)));
     add("a kernel module", CALL, Box::new(|| call!(libc::SYS_finit_module, -1, c"".as_ptr(), 0)));
     add("another kernel", CALL, Box::new(move || call!(libc::SYS_kexec_load, 0, 17, NULL, 0x7777)));
     add("reboot", CALL, Box::new(move || call!(libc::SYS_reboot, 1, 2, 3, NULL)));
     add("keyctl", CALL, Box::new(|| call!(libc::SYS_keyctl, 0, -3, 0)));
     add("add_key", CALL, {
-        Box::new(move || call!(libc::SYS_add_key, c"user".as_ptr(), c"k".as_ptr(), c"v".as_ptr(), 1 << 20, -3))
+        Box::new(move || {
+            call!(libc::SYS_add_key, c"user".as_ptr(), c"k".as_ptr(), c"v".as_ptr(), 1 << 20, -3)
+        })
     });
     add("the kernel's log", CALL, Box::new(move || call!(libc::SYS_syslog, 10, NULL, 0)));
     add("the clock", CALL, Box::new(move || call!(libc::SYS_settimeofday, NULL, NULL)));
     add("shared memory", CALL, Box::new(|| call!(libc::SYS_shmget, 0x7e57, 4096, 0)));
     add("watching files", CALL, Box::new(|| call!(libc::SYS_inotify_init1, 0)));
-    add("a terminal's input", CALL, Box::new(|| call!(libc::SYS_ioctl, 2, libc::TIOCSTI, c"x".as_ptr())));
+    add(
+        "a terminal's input",
+        CALL,
+        Box::new(|| call!(libc::SYS_ioctl, 2, libc::TIOCSTI, c"x".as_ptr())),
+    );
     #[cfg(target_arch = "x86_64")]
     {
         add("a call by its x32 number", CALL, Box::new(|| call!(0x4000_0000 + libc::SYS_getpid)));
@@ -192,7 +252,9 @@ pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt
 
     // Code.
     add("an anonymous file", CALL, Box::new(|| call!(libc::SYS_memfd_create, c"x".as_ptr(), 0)));
-    let map = |protection: c_int, flags: c_int, fd: c_int| call!(libc::SYS_mmap, NULL, 4096, protection, flags, fd, 0);
+    let map = |protection: c_int, flags: c_int, fd: c_int| {
+        call!(libc::SYS_mmap, NULL, 4096, protection, flags, fd, 0)
+    };
     let private = libc::MAP_PRIVATE;
     add("code in anonymous memory", CALL, {
         Box::new(move || map(libc::PROT_READ | libc::PROT_EXEC, private | libc::MAP_ANONYMOUS, -1))
@@ -201,14 +263,23 @@ pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt
         Box::new(move || {
             // SAFETY: a fresh page.
             let page = unsafe {
-                libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, private | libc::MAP_ANONYMOUS, -1, 0)
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    4096,
+                    libc::PROT_READ,
+                    private | libc::MAP_ANONYMOUS,
+                    -1,
+                    0,
+                )
             };
             call!(libc::SYS_mprotect, page, 4096, libc::PROT_READ | libc::PROT_EXEC)
         })
     });
     let own = File::open(state(own, "own")).unwrap();
     add("code from a file", CALL, {
-        Box::new(move || map(libc::PROT_READ | libc::PROT_EXEC, private, std::os::fd::AsRawFd::as_raw_fd(&own)))
+        Box::new(move || {
+            map(libc::PROT_READ | libc::PROT_EXEC, private, std::os::fd::AsRawFd::as_raw_fd(&own))
+        })
     });
     all
 }

@@ -21,7 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// What is its work: to connect.
-const ITS_WORK: [&str; 4] = ["socket AF_INET stream", "socket AF_INET datagram", "socket AF_INET6", "socket AF_UNIX"];
+const ITS_WORK: [&str; 4] =
+    ["socket AF_INET stream", "socket AF_INET datagram", "socket AF_INET6", "socket AF_UNIX"];
 
 /// Settings of a device that belongs to a hub.
 pub(crate) fn settings(hub: &str) -> IdentitydSettings {
@@ -47,28 +48,37 @@ fn everything(folder: &Path) {
 
 fn ports(folder: &Path) {
     device(folder, Daemon::Identityd);
-    let (hub, other) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let (hub, other) =
+        (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
     let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
     let (_started, report) = start(folder, settings(&format!("localhost:{}", port(&hub))));
     assert!(report.layers.iter().all(|layer| layer.full), "{report:?}");
     let number = |done: io::Result<()>| done.map_err(|error| error.raw_os_error());
     assert_eq!(number(TcpStream::connect(("localhost", port(&hub))).map(drop)), Ok(()));
-    assert_eq!(number(TcpStream::connect(("localhost", port(&other))).map(drop)), Err(Some(libc::EACCES)));
+    assert_eq!(
+        number(TcpStream::connect(("localhost", port(&other))).map(drop)),
+        Err(Some(libc::EACCES))
+    );
     assert_eq!(number(TcpListener::bind("127.0.0.1:0").map(drop)), Err(Some(libc::EPERM)));
     assert_eq!(number(UdpSocket::bind("127.0.0.1:0").map(drop)), Err(Some(libc::EPERM)));
     // Looked up from within, and in a thread, as it is done.
-    let found = std::thread::spawn(|| ("localhost", 1).to_socket_addrs().map(Iterator::count)).join().unwrap();
+    let found = std::thread::spawn(|| ("localhost", 1).to_socket_addrs().map(Iterator::count))
+        .join()
+        .unwrap();
     assert!(found.unwrap() > 0);
 }
 
 fn without(folder: &Path) {
     device(folder, Daemon::Identityd);
-    let (_started, report) = start(folder, IdentitydSettings { sandbox: false, ..settings("hub.example") });
+    let (_started, report) =
+        start(folder, IdentitydSettings { sandbox: false, ..settings("hub.example") });
     assert!(!report.enabled && report.layers.is_empty());
     fs::read("/etc/shadow")
         .map(drop)
         .or_else(|error| {
-            if error.kind() == io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() {
+            if error.kind() == io::ErrorKind::PermissionDenied
+                && !rustix::process::geteuid().is_root()
+            {
                 Ok(())
             } else {
                 Err(error)

@@ -22,7 +22,10 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// keyd, in this process.
-pub(crate) fn start(folder: &Path, settings: &KeydSettings) -> ((tokio::runtime::Runtime, Ready), SandboxReport) {
+pub(crate) fn start(
+    folder: &Path,
+    settings: &KeydSettings,
+) -> ((tokio::runtime::Runtime, Ready), SandboxReport) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let ready = runtime.block_on(async { Ready::open(&Root::new(folder), settings).unwrap() });
     let report = ready.sandbox();
@@ -40,10 +43,14 @@ fn token(folder: &Path) {
             library: Some(library.to_owned()),
             base_slot: Some(SecretText::from("pkcs11:token=none")),
         }),
-        sandbox: SandboxSettings { paths: vec![folder.join("tokens")], ..SandboxSettings::default() },
+        sandbox: SandboxSettings {
+            paths: vec![folder.join("tokens")],
+            ..SandboxSettings::default()
+        },
         ..KeydSettings::default()
     };
-    // What a library in this process needs: sockets to local services, code from files, and the commands of its devices.
+    // What a library in this process needs: sockets to local services, code from files,
+    // and the commands of its devices.
     let allowed = ["socket AF_UNIX", "code from a file", "a terminal's input"];
     check(&attack(folder, Daemon::Keyd, || start(folder, &settings)), &allowed);
 }
@@ -56,12 +63,17 @@ fn simulated_tpm(folder: &Path) {
     let (tpm, listening) = (port(&vacated), port(&other));
     drop(vacated);
     let tcti = format!("swtpm:host=127.0.0.1,port={tpm}");
-    let settings =
-        KeydSettings { tpm: Some(TpmSettings { tcti, ..TpmSettings::default() }), ..KeydSettings::default() };
+    let settings = KeydSettings {
+        tpm: Some(TpmSettings { tcti, ..TpmSettings::default() }),
+        ..KeydSettings::default()
+    };
     let allowed = ["socket AF_INET stream", "socket AF_INET6"];
     check(&attack(folder, Daemon::Keyd, || start(folder, &settings)), &allowed);
-    let connect =
-        |port| std::net::TcpStream::connect(("127.0.0.1", port)).map(drop).map_err(|error| error.raw_os_error());
+    let connect = |port| {
+        std::net::TcpStream::connect(("127.0.0.1", port))
+            .map(drop)
+            .map_err(|error| error.raw_os_error())
+    };
     assert_eq!(connect(listening), Err(Some(libc::EACCES)));
     assert_ne!(connect(tpm), Err(Some(libc::EACCES)));
     let listen = TcpListener::bind("127.0.0.1:0").map(drop).map_err(|error| error.raw_os_error());
@@ -77,7 +89,12 @@ fn rotation(folder: &Path) {
     let audit = Root::new(folder).state_folder(Daemon::Keyd).join("audit-small");
     for _ in 0..2 {
         let signer = SoftwareSigner::from_seed(&[7; 32]).unwrap();
-        let options = Options { segment_bytes: 4096, total_bytes: 16 << 10, reserve_bytes: 4096, ..Options::default() };
+        let options = Options {
+            segment_bytes: 4096,
+            total_bytes: 16 << 10,
+            reserve_bytes: 4096,
+            ..Options::default()
+        };
         let log = Log::open(&audit, options, Box::new(signer), None).unwrap();
         for number in 0..500 {
             let event = Event::Asked {
@@ -91,8 +108,10 @@ fn rotation(folder: &Path) {
                 log.checkpoint().unwrap();
             }
         }
-        let sizes: Vec<u64> =
-            fs::read_dir(&audit).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+        let sizes: Vec<u64> = fs::read_dir(&audit)
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .collect();
         assert!(sizes.len() > 2 && sizes.iter().sum::<u64>() < 32 << 10, "{sizes:?}");
     }
 }

@@ -1,8 +1,10 @@
-//! Each daemon turned against its device: starts as the daemon does, in this process, and then tries what an attacker who has taken it
-//! over would try. Each attempt is first made by a child without sandbox, to see that it is the sandbox that refuses it.
+//! Each daemon turned against its device: starts as the daemon does, in this process, and
+//! then tries what an attacker who has taken it over would try. Each attempt is first
+//! made by a child without sandbox, to see that it is the sandbox that refuses it.
 //!
-//! It is a program without a test harness, since a harness has threads before it begins, and apart from the daemons, so that nothing of
-//! it is in any build of them. As a test runner expects it, it lists its tests, and runs the one that is named.
+//! It is a program without a test harness, since a harness has threads before it begins,
+//! and apart from the daemons, so that nothing of it is in any build of them. As a test
+//! runner expects it, it lists its tests, and runs the one that is named.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod attack;
@@ -29,7 +31,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let chosen = tests.iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter.as_str())));
+    let chosen =
+        tests.iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter.as_str())));
     let chosen: Vec<_> = chosen.collect();
     if let [(_, test)] = chosen[..] {
         let folder = tempfile::tempdir().unwrap();

@@ -20,7 +20,8 @@ fn failed(attestation: &Attestation) -> Option<DenyReason> {
 }
 
 #[test]
-fn a_module_is_shown_with_its_evidence_and_a_stranger_with_the_reason_that_it_would_be_refused_for() {
+fn a_module_is_shown_with_its_evidence_and_a_stranger_with_the_reason_that_it_would_be_refused_for()
+{
     let device = Device::builder().start();
     let m1 = device.add_caller("m1");
     let own = device.processes_of("m1")[0];
@@ -28,13 +29,20 @@ fn a_module_is_shown_with_its_evidence_and_a_stranger_with_the_reason_that_it_wo
     assert_eq!((attestation.pid, attestation.allowed, failed(&attestation)), (own, true, None));
     let evidence = attestation.evidence.unwrap();
     assert!(evidence.measurement.is_some(), "it was measured");
-    assert_eq!(attest(&device, &[&own.to_string()]).module, "m1", "the module is found by the process");
+    assert_eq!(
+        attest(&device, &[&own.to_string()]).module,
+        "m1",
+        "the module is found by the process"
+    );
 
     let mine = std::process::id().to_string();
     let attestation = attest(&device, &[&mine, "--module", "m1"]);
     assert_eq!(failed(&attestation), Some(DenyReason::NotInModule));
     assert!(attestation.evidence.unwrap().measurement.is_none(), "a stranger gets nothing hashed");
-    assert_eq!(failed(&attest(&device, &[&mine, "--module", "m2"])), Some(DenyReason::NotRegistered));
+    assert_eq!(
+        failed(&attest(&device, &[&mine, "--module", "m2"])),
+        Some(DenyReason::NotRegistered)
+    );
     let gone = {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
@@ -42,7 +50,8 @@ fn a_module_is_shown_with_its_evidence_and_a_stranger_with_the_reason_that_it_wo
     };
     assert_eq!(failed(&attest(&device, &[&gone, "--module", "m1"])), Some(DenyReason::CallerGone));
 
-    let text = String::from_utf8(device.edgekeep(&["attest", &mine, "--module", "m1"]).stdout).unwrap();
+    let text =
+        String::from_utf8(device.edgekeep(&["attest", &mine, "--module", "m1"]).stdout).unwrap();
     assert!(text.contains("NOT  not-in-module"), "{text}");
     assert!(text.contains("This process is refused: not-in-module."), "{text}");
     // To look is no call: the trail is as it was, and the module is served.
@@ -71,5 +80,8 @@ fn what_the_engine_brought_into_a_container_is_shown_as_that() {
     let _ = engine.docker(&["exec", "-d", &name, "/bin/sleep", "1000"]);
     let inside = wait_for("the process", || engine.process_in(&name, "/bin/sleep"));
     let attestation = attest(&device, &[&inside.to_string()]);
-    assert_eq!((attestation.module.as_str(), failed(&attestation)), (name.as_str(), Some(DenyReason::NotADescendant)));
+    assert_eq!(
+        (attestation.module.as_str(), failed(&attestation)),
+        (name.as_str(), Some(DenyReason::NotADescendant))
+    );
 }

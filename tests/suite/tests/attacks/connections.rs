@@ -73,7 +73,8 @@ s.detach()
 #[test]
 fn a_connection_whose_maker_ended_serves_nobody() {
     let device = with_perl(Device::builder()).start();
-    // Kept alive by a first request that was served; the child has the connection, and the maker is gone.
+    // Kept alive by a first request that was served; the child has the connection, and
+    // the maker is gone.
     let script = Script::start(
         &device,
         "script",
@@ -103,12 +104,14 @@ fn a_thread_whose_process_looks_ended_is_refused() {
         "aarch64" | "riscv64" => 93,
         other => return eprintln!("skipped: the number of exit on {other} is not known here"),
     };
-    let has_threads = std::process::Command::new("/usr/bin/perl").args(["-Mthreads", "-e", "1"]).status();
+    let has_threads =
+        std::process::Command::new("/usr/bin/perl").args(["-Mthreads", "-e", "1"]).status();
     if !has_threads.is_ok_and(|status| status.success()) {
         return eprintln!("skipped: this Perl has no threads");
     }
     let device = with_perl(Device::builder()).start();
-    // The first thread ends alone: what the kernel shows of the process is then a zombie without a program.
+    // The first thread ends alone: what the kernel shows of the process is then a zombie
+    // without a program.
     let script = Script::start(
         &device,
         "script",
@@ -155,8 +158,13 @@ fn what_connected_to_an_earlier_daemon_is_not_known_to_the_next() {
 
 #[test]
 fn no_host_module_takes_descriptors_of_others_or_makes_calls_past_its_filter() {
-    let calls =
-        [("pidfd_getfd", 438), ("io_uring_setup", 425), ("process_vm_writev", 311), ("ptrace", 101), ("setns", 308)];
+    let calls = [
+        ("pidfd_getfd", 438),
+        ("io_uring_setup", 425),
+        ("process_vm_writev", 311),
+        ("ptrace", 101),
+        ("setns", 308),
+    ];
     if std::env::consts::ARCH != "x86_64" {
         return eprintln!("skipped: numbers of system calls are those of x86_64");
     }

@@ -10,7 +10,8 @@ use crate::{image, programs, wait_for_edge_ca, with_engine};
 
 const SOCKET: &str = "/var/run/iotedge/workload.sock";
 
-/// An engine with an image and a device whose agent is a host program. The device ends first.
+/// An engine with an image and a device whose agent is a host program. The device ends
+/// first.
 struct Site {
     device: Device,
     image: Image,
@@ -49,7 +50,8 @@ impl Site {
         Module { name, caller }
     }
 
-    /// A module that runs a shell script, of which `{call}` is what the intruder is told to ask for.
+    /// A module that runs a shell script, of which `{call}` is what the intruder is told
+    /// to ask for.
     fn scripted(&self, name: &str, script: &str) -> String {
         let name = self.engine.name(name);
         let generation = self.device.create_identity(&name);
@@ -79,25 +81,40 @@ impl Site {
         (target, json!({ "data": "ZGF0YQ==" }))
     }
 
-    /// The intruder's command line: it asks for everything of a module, at the place where modules have their socket.
+    /// The intruder's command line: it asks for everything of a module, at the place
+    /// where modules have their socket.
     fn intruder(&self, module: &str) -> Vec<String> {
         let generation = self.generation(module);
-        let words = ["/bin/intruder", "--socket", SOCKET, "--module", module, "--genid", &generation, "--json"];
+        let words = [
+            "/bin/intruder",
+            "--socket",
+            SOCKET,
+            "--module",
+            module,
+            "--genid",
+            &generation,
+            "--json",
+        ];
         words.map(str::to_owned).into()
     }
 
     /// The mount that gives a container the module's socket.
     fn socket_of(&self, module: &str) -> String {
-        format!("{}:/var/run/iotedge", self.device.module_socket(module).parent().unwrap().display())
+        format!(
+            "{}:/var/run/iotedge",
+            self.device.module_socket(module).parent().unwrap().display()
+        )
     }
 
-    /// What the intruder says in a module's container, into which the engine's `exec` brings it.
+    /// What the intruder says in a module's container, into which the engine's `exec`
+    /// brings it.
     fn exec(&self, module: &Module) -> String {
         let script = format!("exec {} > /calls/said 2>&1", quoted(&self.intruder(&module.name)));
         self.engine.brought_in(&module.name, &module.caller, &script)
     }
 
-    /// What a shell says in another container, of the same image and with the module's socket.
+    /// What a shell says in another container, of the same image and with the module's
+    /// socket.
     fn stranger(&self, module: &str, options: &[&str], command: &str) -> String {
         let (name, mount) = (self.engine.name("stranger"), self.socket_of(module));
         self.device.remember_container(&name);
@@ -105,40 +122,59 @@ impl Site {
         said(&self.engine.docker(&[&first, options, &[self.image.name(), "-c", command]].concat()))
     }
 
-    /// Has the engine's `exec` start a shell that leaves `command` behind and ends; gives what that said.
+    /// Has the engine's `exec` start a shell that leaves `command` behind and ends; gives
+    /// what that said.
     fn left_behind(&self, module: &Module, before: &str, command: &[String]) -> String {
         let script = format!("{before} {} --when-orphaned > /calls/said 2>&1 &", quoted(command));
         self.engine.brought_in(&module.name, &module.caller, &script)
     }
 
-    /// Puts a container in the place of a module's: its name, its labels, its environment and its mounts, made with the
-    /// engine's `verb` from what the image's name means now.
+    /// Puts a container in the place of a module's: its name, its labels, its environment
+    /// and its mounts, made with the engine's `verb` from what the image's name means
+    /// now.
     fn replace(&self, name: &str, caller: &Caller, verb: &[&str]) {
-        let (mount, calls) = (self.socket_of(name), format!("{}:/calls", caller.folder().display()));
-        let labels = self.inspected(name, "{{range $k, $v := .Config.Labels}}{{$k}}={{$v}}\n{{end}}");
+        let (mount, calls) =
+            (self.socket_of(name), format!("{}:/calls", caller.folder().display()));
+        let labels =
+            self.inspected(name, "{{range $k, $v := .Config.Labels}}{{$k}}={{$v}}\n{{end}}");
         let environment = self.inspected(name, "{{range .Config.Env}}{{.}}\n{{end}}");
         let _ = self.engine.says(&["rm", "-f", name]);
-        let mut arguments = [verb, &["--name", name, "--network", "none", "-v", &mount, "-v", &calls]].concat();
-        labels.lines().filter(|line| !line.is_empty()).for_each(|line| arguments.extend(["--label", line]));
-        environment.lines().filter(|line| !line.is_empty()).for_each(|line| arguments.extend(["-e", line]));
+        let mut arguments =
+            [verb, &["--name", name, "--network", "none", "-v", &mount, "-v", &calls]].concat();
+        labels
+            .lines()
+            .filter(|line| !line.is_empty())
+            .for_each(|line| arguments.extend(["--label", line]));
+        environment
+            .lines()
+            .filter(|line| !line.is_empty())
+            .for_each(|line| arguments.extend(["-e", line]));
         arguments.push(self.image.name());
         let _ = self.engine.says(&arguments);
     }
 
-    /// It may call before the engine's event about its start has come: refused all the same, as one that does not run.
+    /// It may call before the engine's event about its start has come: refused all the
+    /// same, as one that does not run.
     fn assert_refused_as_changed(&self, caller: &Caller) {
         wait_for("the engine's word about the container", || {
             let refused = caller.sign();
             assert_eq!(refused.status, 403);
             let reason = self.device.status().refusals[0].reason;
-            assert!(matches!(reason, DenyReason::ContainerChanged | DenyReason::NotRunning), "{reason}");
+            assert!(
+                matches!(reason, DenyReason::ContainerChanged | DenyReason::NotRunning),
+                "{reason}"
+            );
             (reason == DenyReason::ContainerChanged).then_some(())
         });
     }
 }
 
 fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 fn quoted(command: &[String]) -> String {
@@ -169,8 +205,8 @@ fn another_container_with_the_modules_socket_is_refused() {
     let Some(site) = Site::or_skip() else { return };
     let m1 = site.module("m1");
     let command = quoted(&site.intruder(&m1.name));
-    // The same image, the same program, the same variables if it likes: another container. It may even see the module's
-    // processes.
+    // The same image, the same program, the same variables if it likes: another
+    // container. It may even see the module's processes.
     let namespace = format!("container:{}", m1.name);
     for options in [&["--network", "none"][..], &["--network", "none", "--pid", &namespace]] {
         assert_all_refused(&site.stranger(&m1.name, options, &command));
@@ -180,7 +216,18 @@ fn another_container_with_the_modules_socket_is_refused() {
     let name = site.engine.name("volumes");
     site.device.remember_container(&name);
     let (image, from) = (site.image.name(), m1.name.as_str());
-    let run = ["run", "--rm", "--name", &name, "--volumes-from", from, "--network", "none", "--entrypoint", "/bin/sh"];
+    let run = [
+        "run",
+        "--rm",
+        "--name",
+        &name,
+        "--volumes-from",
+        from,
+        "--network",
+        "none",
+        "--entrypoint",
+        "/bin/sh",
+    ];
     assert_all_refused(&said(&site.engine.docker(&[&run[..], &[image, "-c", &command]].concat())));
     site.device.assert_latest_refusal(&m1.name, DenyReason::NotInModule);
     let _ = m1.caller.sign().expect(200);
@@ -195,12 +242,20 @@ fn a_module_with_anothers_socket_mounted_gets_neither_identity() {
     let (second, mut spec) = device.container_caller(&m2, site.image.name());
     let folder = device.module_socket(&m1.name).parent().unwrap().display().to_string();
     let shared = device.root().legacy_workload_socket().display().to_string();
-    let binds = spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"].as_array_mut().unwrap();
+    let binds =
+        spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"].as_array_mut().unwrap();
     binds.push(json!(format!("{folder}:/other")));
     let refused = site.manage("POST", "/modules", Some(spec.clone())).expect(400);
-    assert!(refused["message"].as_str().unwrap().contains("create option HostConfig.Binds[1] is refused"), "{refused}");
+    assert!(
+        refused["message"]
+            .as_str()
+            .unwrap()
+            .contains("create option HostConfig.Binds[1] is refused"),
+        "{refused}"
+    );
     // The shared socket is everybody's.
-    spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"][1] = json!(format!("{shared}:/shared.sock"));
+    spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"][1] =
+        json!(format!("{shared}:/shared.sock"));
     device.create_and_start(spec);
     let _ = second.sign().expect(200);
     let (target, body) = site.sign_as(&m1.name);
@@ -226,7 +281,8 @@ fn a_process_of_the_host_is_refused_on_a_containers_socket() {
         device.assert_refused(&refused, &m1.name, DenyReason::NotInModule);
     }
     let host = device.add_caller("host");
-    let refused = host.call_at(&device.module_socket(&m1.name), "POST", &target, Some(body)).unwrap();
+    let refused =
+        host.call_at(&device.module_socket(&m1.name), "POST", &target, Some(body)).unwrap();
     device.assert_refused(&refused, &m1.name, DenyReason::NotInModule);
     let _ = m1.caller.sign().expect(200);
 }
@@ -238,7 +294,8 @@ fn a_container_put_in_the_modules_place_is_refused() {
     // Another image under the same tag does not touch what runs.
     site.engine.import_as(&programs(), "second", site.image.name());
     let _ = m1.caller.sign().expect(200);
-    // A container of the module's name with its labels, made by whoever may speak to the engine.
+    // A container of the module's name with its labels, made by whoever may speak to the
+    // engine.
     site.replace(&m1.name, &m1.caller, &["run", "-d"]);
     site.assert_refused_as_changed(&m1.caller);
 }
@@ -248,14 +305,18 @@ fn with_the_strictest_policy_only_the_images_own_programs_are_served() {
     let Some(site) = Site::with_policy("strict", "executable") else { return };
     wait_for_edge_ca(&site.device);
     for (name, expected) in [("strict", ["1", "0"]), ("usual", ["1", "1"])] {
-        // First the image's own copy, then the same bytes and one more in a file that the image does not have.
+        // First the image's own copy, then the same bytes and one more in a file that the
+        // image does not have.
         let script = "try() { $1 {call} > /dev/null; echo \"exit $?\"; }
              try /bin/intruder; cp /bin/intruder /tmp/copy; echo >> /tmp/copy; try /tmp/copy; exec sleep 1000";
         let name = site.scripted(name, script);
         let lines = wait_for("both tries", || {
             let text = site.engine.says(&["logs", &name]);
-            let lines: Vec<String> =
-                text.lines().filter_map(|line| line.strip_prefix("exit ")).map(str::to_owned).collect();
+            let lines: Vec<String> = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("exit "))
+                .map(str::to_owned)
+                .collect();
             (lines.len() == 2).then_some(lines)
         });
         assert_eq!(lines, expected, "{name}: 1 is granted, 0 refused");
@@ -292,8 +353,9 @@ fn a_modules_own_daemon_is_served_although_it_has_a_session_of_its_own() {
     let script = "/bin/setsid /bin/intruder {call} > /dev/null; echo \"exit $?\"; exec sleep 1000";
     let name = site.scripted("m1", script);
     // Kept waiting until the engine could have told of an exec, of which there was none.
-    let text =
-        wait_for("the daemon's try", || Some(site.engine.says(&["logs", &name])).filter(|text| !text.is_empty()));
+    let text = wait_for("the daemon's try", || {
+        Some(site.engine.says(&["logs", &name])).filter(|text| !text.is_empty())
+    });
     assert_eq!(text, "exit 1", "1 is granted");
 }
 
@@ -314,7 +376,8 @@ fn a_container_that_forges_the_modules_place_is_refused() {
             &["--cgroup-parent", &forged, "--network", "none"],
             // In the module's own control group.
             &["--cgroup-parent", &group, "--network", "none"],
-            // There, among its processes, and with the module's first process as its parent.
+            // There, among its processes, and with the module's first process as its
+            // parent.
             &["--cgroup-parent", &group, "--pid", &pid, "--network", "none"],
         ] {
             let mut command = quoted(&site.intruder(name));
@@ -343,11 +406,15 @@ fn a_tag_moved_between_create_and_start_changes_nothing_and_a_container_made_ane
         let _ = site.manage("POST", "/modules", Some(spec)).expect(201);
         Module { name, caller }
     };
-    let start = |module: &Module| site.manage("POST", &format!("/modules/{}/start", module.name), None);
+    let start =
+        |module: &Module| site.manage("POST", &format!("/modules/{}/start", module.name), None);
     let (kept, anew) = (create("kept"), create("anew"));
     let registered = site.inspected(&kept.name, "{{.Image}}");
     site.engine.import_as(&programs(), "second", site.image.name());
-    assert_ne!(site.engine.says(&["image", "inspect", "-f", "{{.Id}}", site.image.name()]), registered);
+    assert_ne!(
+        site.engine.says(&["image", "inspect", "-f", "{{.Id}}", site.image.name()]),
+        registered
+    );
     let _ = start(&kept).expect(204);
     let _ = kept.caller.sign().expect(200);
     // Made anew by hand from what the tag names now, with everything else as it was.
@@ -360,15 +427,19 @@ fn a_tag_moved_between_create_and_start_changes_nothing_and_a_container_made_ane
 #[test]
 fn a_module_with_uid_0_is_not_the_agent_and_not_its_neighbour() {
     // Without the operator's grant the daemon's sockets are not even mounted.
-    let grant = |name: &str| format!("[modules.{name:?}.grant]\nbinds = [\"{{root}}/run/iotedge/mgmt.sock\"]");
+    let grant = |name: &str| {
+        format!("[modules.{name:?}.grant]\nbinds = [\"{{root}}/run/iotedge/mgmt.sock\"]")
+    };
     let Some(site) = Site::with(|engine| grant(&engine.name("root"))) else { return };
     let (device, root) = (&site.device, site.engine.name("root"));
     let m1 = site.module("m1");
     let (second, mut spec) = device.container_caller(&root, site.image.name());
-    let binds = spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"].as_array_mut().unwrap();
-    for (from, to) in
-        [(device.root().management_socket(), "/mgmt.sock"), (device.root().legacy_workload_socket(), "/shared.sock")]
-    {
+    let binds =
+        spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"].as_array_mut().unwrap();
+    for (from, to) in [
+        (device.root().management_socket(), "/mgmt.sock"),
+        (device.root().legacy_workload_socket(), "/shared.sock"),
+    ] {
         binds.push(json!(format!("{}:{to}", from.display())));
     }
     spec["config"]["settings"]["createOptions"]["User"] = json!("0:0");
@@ -388,7 +459,9 @@ fn a_module_with_uid_0_is_not_the_agent_and_not_its_neighbour() {
         let refusal = device.assert_refused(&refused, "$edgeAgent", DenyReason::NotInModule);
         assert_eq!(refusal.uid, 0);
     }
-    for (module, reason) in [(m1.name.as_str(), DenyReason::NotInModule), ("$edgeAgent", DenyReason::NotInModule)] {
+    for (module, reason) in
+        [(m1.name.as_str(), DenyReason::NotInModule), ("$edgeAgent", DenyReason::NotInModule)]
+    {
         let target = format!("/modules/{module}/genid/{}/sign?{VERSION}", site.generation(module));
         let refused = at("/shared.sock", "POST", &target, Some(json!({ "data": "ZGF0YQ==" })));
         device.assert_refused(&refused, module, reason);
@@ -409,7 +482,8 @@ fn exits(site: &Site, name: &str, count: usize) -> Vec<String> {
 fn a_program_that_filters_system_calls_and_becomes_the_registered_one_is_refused() {
     let Some(site) = Site::with_policy("strict", "executable") else { return };
     wait_for_edge_ca(&site.device);
-    // A filter outlives execve. One with a listener would have its holder answer the calls of the program that is measured.
+    // A filter outlives execve. One with a listener would have its holder answer the
+    // calls of the program that is measured.
     let script = "try() { /bin/intruder $1 {call} > /dev/null; echo \"exit $?\"; }
          try; try '--filter-and-exec /bin/intruder'; exec sleep 1000";
     let name = site.scripted("strict", script);
@@ -422,7 +496,8 @@ fn a_program_that_filters_system_calls_and_becomes_the_registered_one_is_refused
 
 #[test]
 fn a_container_that_may_name_its_executable_is_not_known_by_it() {
-    // Without the engine's filter of system calls each process may make a user namespace, and is mighty there.
+    // Without the engine's filter of system calls each process may make a user namespace,
+    // and is mighty there.
     let grant = |name: &str| {
         let option = "options = [\"HostConfig.SecurityOpt\"]";
         format!("[module_policies]\n{name:?} = \"executable\"\n[modules.{name:?}.grant]\n{option}")
@@ -430,12 +505,14 @@ fn a_container_that_may_name_its_executable_is_not_known_by_it() {
     let Some(site) = Site::with(|engine| grant(&engine.name("strong"))) else { return };
     let name = site.engine.name("strong");
     let (caller, mut spec) = site.device.container_caller(&name, site.image.name());
-    spec["config"]["settings"]["createOptions"]["HostConfig"]["SecurityOpt"] = json!(["seccomp=unconfined"]);
+    spec["config"]["settings"]["createOptions"]["HostConfig"]["SecurityOpt"] =
+        json!(["seccomp=unconfined"]);
     site.device.create_and_start(spec);
     let refused = wait_for("the engine's word about the container", || {
         let answer = caller.sign();
         let reason = site.device.status().refusals.first().map(|refusal| refusal.reason);
-        (!matches!(reason, Some(DenyReason::NotRunning | DenyReason::FactsUnknown))).then_some(answer)
+        (!matches!(reason, Some(DenyReason::NotRunning | DenyReason::FactsUnknown)))
+            .then_some(answer)
     });
     site.device.assert_refused(&refused, &name, DenyReason::ExecutableOfItsChoice);
 }
@@ -447,21 +524,37 @@ fn a_container_renamed_and_committed_leaves_its_name_to_nobody() {
     let m1 = site.module("m1");
     let (aside, copy) = (site.engine.name("aside"), format!("{}-copy", site.image.name()));
     site.device.remember_container(&aside);
-    // What is in the module goes on, in an image that is called as the module's and in a container that has its name.
-    // Not by the command line, which sends no body: Podman wants one.
+    // What is in the module goes on, in an image that is called as the module's and in a
+    // container that has its name. Not by the command line, which sends no body: Podman
+    // wants one.
     let (repo, tag) = copy.rsplit_once(':').unwrap();
     let commit = format!("/commit?container={}&repo={repo}&tag={tag}", m1.name);
-    let _ = http::call(&site.engine.socket(), "POST", &commit, Some(&json!({}))).unwrap().expect(201);
+    let _ =
+        http::call(&site.engine.socket(), "POST", &commit, Some(&json!({}))).unwrap().expect(201);
     let _ = site.engine.says(&["rename", &m1.name, &aside]);
     let command = quoted(&site.intruder(&m1.name));
     let mount = site.socket_of(&m1.name);
-    let run = ["run", "--rm", "--name", &m1.name, "-v", &mount, "--network", "none", "--entrypoint", "/bin/sh"];
+    let run = [
+        "run",
+        "--rm",
+        "--name",
+        &m1.name,
+        "-v",
+        &mount,
+        "--network",
+        "none",
+        "--entrypoint",
+        "/bin/sh",
+    ];
     let text = said(&site.engine.docker(&[&run[..], &[&copy, "-c", &command]].concat()));
     let _ = site.engine.docker(&["rmi", "-f", &copy]);
     assert_all_refused(&text);
     let reason = site.device.status().refusals[0].reason;
     assert!(
-        matches!(reason, DenyReason::ContainerChanged | DenyReason::NotInModule | DenyReason::NotRunning),
+        matches!(
+            reason,
+            DenyReason::ContainerChanged | DenyReason::NotInModule | DenyReason::NotRunning
+        ),
         "{reason}"
     );
 }
@@ -477,8 +570,9 @@ fn a_health_check_is_not_the_module() {
     let name = site.engine.name("m1");
     let (caller, mut spec) = site.device.container_caller(&name, site.image.name());
     let generation = site.generation(&name);
-    let call =
-        format!("/bin/intruder --socket {SOCKET} --module {name} --genid {generation} --json > /calls/said.new 2>&1");
+    let call = format!(
+        "/bin/intruder --socket {SOCKET} --module {name} --genid {generation} --json > /calls/said.new 2>&1"
+    );
     spec["config"]["settings"]["createOptions"]["Healthcheck"] = json!({
         "Test": ["CMD-SHELL", format!("{call}; cp /calls/said.new /calls/said")],
         "Interval": 1_000_000_000_u64,
@@ -486,12 +580,17 @@ fn a_health_check_is_not_the_module() {
     });
     site.device.create_and_start(spec);
     let said = wait_for("a health check", || {
-        std::fs::read_to_string(caller.folder().join("said")).ok().filter(|text| text.contains("outcome"))
+        std::fs::read_to_string(caller.folder().join("said"))
+            .ok()
+            .filter(|text| text.contains("outcome"))
     });
     assert_all_refused(&said);
-    let reasons: Vec<_> = site.device.status().refusals.iter().map(|refusal| refusal.reason).collect();
+    let reasons: Vec<_> =
+        site.device.status().refusals.iter().map(|refusal| refusal.reason).collect();
     assert!(
-        reasons.iter().all(|reason| matches!(reason, DenyReason::NotADescendant | DenyReason::AfterExec)),
+        reasons
+            .iter()
+            .all(|reason| matches!(reason, DenyReason::NotADescendant | DenyReason::AfterExec)),
         "{reasons:?}"
     );
     let _ = caller.sign().expect(200);

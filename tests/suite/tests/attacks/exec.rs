@@ -1,4 +1,5 @@
-//! Attacks by `execve`, which keeps pid, pidfd, start time and connections and exchanges the program.
+//! Attacks by `execve`, which keeps pid, pidfd, start time and connections and exchanges
+//! the program.
 
 use edgekeep_core::attestation::DenyReason;
 use edgekeep_core::layout::Daemon;
@@ -13,7 +14,8 @@ fn reasons(device: &Device) -> Vec<DenyReason> {
 #[test]
 fn a_program_that_takes_over_a_connection_is_refused_although_its_content_is_the_same() {
     let device = with_perl(Device::builder()).start();
-    // The process, its number, its start time and even the program's content stay the same: the file does not.
+    // The process, its number, its start time and even the program's content stay the
+    // same: the file does not.
     let script = Script::start(
         &device,
         "script",
@@ -35,7 +37,8 @@ fn a_program_that_takes_over_a_connection_is_refused_although_its_content_is_the
 #[test]
 fn another_program_that_a_module_becomes_in_the_middle_of_a_request_is_refused() {
     let device = with_perl(Device::builder()).start();
-    // Whether the daemon looks before or after the change is not sure; the reason says which, and both refuse.
+    // Whether the daemon looks before or after the change is not sure; the reason says
+    // which, and both refuse.
     let script = Script::start(
         &device,
         "script",
@@ -55,12 +58,16 @@ fn another_program_that_a_module_becomes_in_the_middle_of_a_request_is_refused()
         assert_eq!(line.trim_end(), "HTTP/1.1 403 Forbidden");
     }
     for reason in reasons(&device) {
-        assert!(matches!(reason, DenyReason::CallerChanged | DenyReason::ExecutableChanged), "{reason}");
+        assert!(
+            matches!(reason, DenyReason::CallerChanged | DenyReason::ExecutableChanged),
+            "{reason}"
+        );
     }
 }
 
-/// What runs while the daemon looks elsewhere: another program than the registered one connects and sends a request, then
-/// its process executes the registered one, which says `ready`, while a child waits for the answer.
+/// What runs while the daemon looks elsewhere: another program than the registered one
+/// connects and sends a request, then its process executes the registered one, which says
+/// `ready`, while a child waits for the answer.
 const ASK_AND_BECOME: &str = r#"
     my $other = "$ENV{REPORT}.perl"; system 'cp', '/usr/bin/perl', $other; system "echo >> $other";
     $ENV{REQ} = $req; $ENV{SOCK} = $path;
@@ -75,12 +82,14 @@ const ASK_AND_BECOME: &str = r#"
     sleep 1000
 "#;
 
-/// A daemon that is not running for a moment, so that what happens meanwhile has happened when it looks.
+/// A daemon that is not running for a moment, so that what happens meanwhile has happened
+/// when it looks.
 pub(crate) struct Paused(rustix::process::Pid);
 
 impl Paused {
     pub(crate) fn new(device: &Device) -> Self {
-        let pid = rustix::process::Pid::from_raw(device.pid(Daemon::Moduled).cast_signed()).unwrap();
+        let pid =
+            rustix::process::Pid::from_raw(device.pid(Daemon::Moduled).cast_signed()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
         Self(pid)
     }
@@ -95,11 +104,14 @@ impl Drop for Paused {
 #[test]
 fn a_program_that_asks_and_then_becomes_the_registered_one_is_refused() {
     let device = with_perl(Device::builder()).start();
-    // The registered program has the connection from before, or only the waiting child has it.
-    for (module, keeps, reason) in
-        [("inherits", 100, DenyReason::ConnectionInheritable), ("leaves", 2, DenyReason::ConnectionNotHeld)]
-    {
-        let script = Script::start(&device, module, &format!("$ENV{{KEEPS}} = {keeps};{ASK_AND_BECOME}"));
+    // The registered program has the connection from before, or only the waiting child
+    // has it.
+    for (module, keeps, reason) in [
+        ("inherits", 100, DenyReason::ConnectionInheritable),
+        ("leaves", 2, DenyReason::ConnectionNotHeld),
+    ] {
+        let script =
+            Script::start(&device, module, &format!("$ENV{{KEEPS}} = {keeps};{ASK_AND_BECOME}"));
         script.lines(1);
         let paused = Paused::new(&device);
         std::fs::write(format!("{}.go", script.report().display()), "").unwrap();
@@ -147,7 +159,8 @@ fn a_program_that_asks_and_becomes_the_registered_one_is_refused_whenever_the_da
 #[test]
 fn a_connection_passed_to_another_process_is_refused() {
     let device = with_perl(Device::builder()).start();
-    // The parent connects; the child, of the same program, uses the connection: by descriptor, as by fork.
+    // The parent connects; the child, of the same program, uses the connection: by
+    // descriptor, as by fork.
     let script = Script::start(
         &device,
         "script",

@@ -1,7 +1,8 @@
 //! Attacks on the measurement of the executable: what is measured is to be what runs.
 //!
-//! The other program is the registered one with one byte more or another one at its end, so that it runs the same code until it is
-//! made to have the registered content: what it does then, any other could.
+//! The other program is the registered one with one byte more or another one at its end,
+//! so that it runs the same code until it is made to have the registered content: what it
+//! does then, any other could.
 
 use std::path::Path;
 
@@ -43,7 +44,8 @@ const PREPARED: &str = r#"
 fn a_program_in_memory_that_takes_the_registered_content_while_it_runs_is_refused() {
     let Some(memfd_create) = number(319, 279) else { return };
     let device = with_perl(Device::builder()).start();
-    let run = as_registered("open(my $m, '+<&=', $ENV{FD}) or die; truncate($m, $ENV{SIZE}) or die");
+    let run =
+        as_registered("open(my $m, '+<&=', $ENV{FD}) or die; truncate($m, $ENV{SIZE}) or die");
     let script = Script::start(
         &device,
         "script",
@@ -82,7 +84,8 @@ fn a_program_whose_file_is_removed_is_nobody_even_with_the_registered_content() 
 #[test]
 fn the_kernel_keeps_a_program_that_runs_from_rewriting_its_own_file() {
     let device = with_perl(Device::builder()).start();
-    // Also through a descriptor or a mapping from before: then the file cannot be executed at all.
+    // Also through a descriptor or a mapping from before: then the file cannot be
+    // executed at all.
     let run = as_registered(
         "truncate($ENV{FILE}, $ENV{SIZE}) and die; $!{ETXTBSY} or die; open(my $m, '+<', $ENV{FILE}) and die; $!{ETXTBSY} or die",
     );
@@ -111,7 +114,8 @@ fn content_that_changes_without_a_sign_is_not_remembered() {
         return eprintln!("skipped: needs python3 and /dev/shm");
     }
     let device = with_perl(Device::builder()).start();
-    // On tmpfs a write through a mapping moves no time. First the file is what was registered, and is served.
+    // On tmpfs a write through a mapping moves no time. First the file is what was
+    // registered, and is served.
     let run = as_registered("1");
     let script = Script::start(
         &device,
@@ -138,11 +142,12 @@ f = open(os.environ["FILE"], "r+b"); m = mmap.mmap(f.fileno(), 0); m[len(m) - 1]
 #[test]
 fn a_program_on_layers_that_the_module_itself_writes_to_is_refused() {
     let (Some(unshare), Some(mount)) = (number(272, 97), number(165, 40)) else { return };
-    // What a host module may call by default does not take it there. As root it needs a capability to be root in a user
-    // namespace; other users need none.
+    // What a host module may call by default does not take it there. As root it needs a
+    // capability to be root in a user namespace; other users need none.
     let granted = "seccomp = \"none\"\ncapabilities = [\"setfcap\"]";
     let device = with_perl_granted(Device::builder(), granted).start();
-    // The file that is executed is the overlay's, whose writers the kernel keeps out; the layer's has none that it minds.
+    // The file that is executed is the overlay's, whose writers the kernel keeps out; the
+    // layer's has none that it minds.
     let run = as_registered("truncate($ENV{LAYER}, $ENV{SIZE}) or die");
     let script = Script::start(
         &device,
@@ -193,8 +198,9 @@ fn the_modules_own_copy_is_known_again_after_a_restart_of_the_daemon() {
 fn no_host_module_names_its_executable_or_holds_a_listener_of_system_calls() {
     let (Some(prctl), Some(seccomp)) = (number(157, 167), number(317, 277)) else { return };
     let device = with_perl_granted(Device::builder(), "seccomp = \"none\"").start();
-    // With these another program would pass for the registered one, or take its connection, and no look would tell. 1 is EPERM,
-    // and 14 (EFAULT) what a filter without a listener fails by here.
+    // With these another program would pass for the registered one, or take its
+    // connection, and no look would tell. 1 is EPERM, and 14 (EFAULT) what a filter
+    // without a listener fails by here.
     let script = Script::start(
         &device,
         "script",

@@ -25,12 +25,22 @@ fn generation_of(device: &Device, module: &str) -> String {
 /// The program that asks for another's secrets. Its exit code is 0 if all was refused.
 fn intruder(device: &Device, socket: &Path, module: &str) -> Command {
     let mut command = Command::new(program("intruder"));
-    command.arg("--socket").arg(socket).args(["--module", module, "--genid", &generation_of(device, module), "--json"]);
+    command.arg("--socket").arg(socket).args([
+        "--module",
+        module,
+        "--genid",
+        &generation_of(device, module),
+        "--json",
+    ]);
     command
 }
 
 fn assert_all_refused(output: &Output) {
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert_eq!(output.status.code(), Some(0), "{text}");
 }
 
@@ -54,16 +64,29 @@ fn a_stranger_of_the_same_user_is_refused_on_every_socket() {
         let status = device.status();
         assert_eq!(status.refusal_count - before, 4, "each try is in the trail");
         for refusal in &status.refusals[..4] {
-            assert_eq!((refusal.module.as_str(), refusal.reason), (module, DenyReason::NotInModule), "{refusal:?}");
+            assert_eq!(
+                (refusal.module.as_str(), refusal.reason),
+                (module, DenyReason::NotInModule),
+                "{refusal:?}"
+            );
         }
     }
     // Through a socket of its own choice: not even the name is right.
     let body = sign_body().unwrap();
     let asked = |socket: &Path, module: &str| {
-        http::call(socket, "POST", &format!("/modules/{module}/genid/1/sign?{V}"), Some(&body)).unwrap()
+        http::call(socket, "POST", &format!("/modules/{module}/genid/1/sign?{V}"), Some(&body))
+            .unwrap()
     };
-    device.assert_refused(&asked(&device.module_socket("m1"), "m2"), "m2", DenyReason::SocketOfAnotherModule);
-    device.assert_refused(&asked(&device.root().legacy_workload_socket(), "m2"), "m2", DenyReason::NotRegistered);
+    device.assert_refused(
+        &asked(&device.module_socket("m1"), "m2"),
+        "m2",
+        DenyReason::SocketOfAnotherModule,
+    );
+    device.assert_refused(
+        &asked(&device.root().legacy_workload_socket(), "m2"),
+        "m2",
+        DenyReason::NotRegistered,
+    );
     let _ = m1.sign().expect(200);
 }
 
@@ -136,7 +159,9 @@ fn a_module_gets_no_identity_but_its_own() {
     let device = Device::builder().start();
     let (m1, m2) = (device.add_caller("m1"), device.add_caller("m2"));
     let as_m1 = format!("/modules/m1/genid/{}/sign?{V}", generation_of(&device, "m1"));
-    let at = |caller: &Caller, socket: &Path| caller.call_at(socket, "POST", &as_m1, sign_body()).unwrap();
+    let at = |caller: &Caller, socket: &Path| {
+        caller.call_at(socket, "POST", &as_m1, sign_body()).unwrap()
+    };
     let refused = at(&m2, &device.module_socket("m2"));
     device.assert_refused(&refused, "m1", DenyReason::SocketOfAnotherModule);
     let refused = at(&m2, &device.module_socket("m1"));
@@ -152,7 +177,8 @@ fn a_module_gets_no_identity_but_its_own() {
     device.assert_refused(&refused, "m2", DenyReason::SocketOfAnotherModule);
     for target in ["encrypt", "decrypt", "certificate/server"] {
         let target = format!("/modules/m1/genid/{}/{target}?{V}", generation_of(&device, "m1"));
-        let refused = m2.call_at(&device.module_socket("m1"), "POST", &target, Some(json!({}))).unwrap();
+        let refused =
+            m2.call_at(&device.module_socket("m1"), "POST", &target, Some(json!({}))).unwrap();
         device.assert_refused(&refused, "m1", DenyReason::NotInModule);
     }
     let refused = m2.call("POST", &format!("/modules/m1/certificate/identity?{V}"), None);
@@ -169,7 +195,9 @@ fn a_module_that_was_removed_or_stopped_has_no_identity_left() {
     let target = format!("/modules/m1/genid/{}/sign?{V}", generation_of(&device, "m1"));
     let shared = device.root().legacy_workload_socket();
     let ask = || http::call(&shared, "POST", &target, sign_body().as_ref()).unwrap();
-    let manage = |method: &str, path: &str| device.agent().manage(method, &format!("{path}?{VERSION}"), None);
+    let manage = |method: &str, path: &str| {
+        device.agent().manage(method, &format!("{path}?{VERSION}"), None)
+    };
     let _ = manage("POST", "/modules/m1/stop").expect(204);
     device.assert_refused(&ask(), "m1", DenyReason::NotRunning);
     let _ = manage("DELETE", "/modules/m1").expect(204);
@@ -243,8 +271,12 @@ fn a_module_that_changes_its_user_is_refused() {
         sleep 1000
         "#,
     );
-    assert_eq!(script.lines(3), ["HTTP/1.1 200 OK", "HTTP/1.1 403 Forbidden", "HTTP/1.1 403 Forbidden"]);
-    // Newest first: the one that connected as another user, then the one that changed since it connected.
+    assert_eq!(
+        script.lines(3),
+        ["HTTP/1.1 200 OK", "HTTP/1.1 403 Forbidden", "HTTP/1.1 403 Forbidden"]
+    );
+    // Newest first: the one that connected as another user, then the one that changed
+    // since it connected.
     assert_eq!(reasons(&device)[..2], [DenyReason::OtherUser, DenyReason::CallerChanged]);
 }
 
@@ -288,7 +320,11 @@ fn a_process_that_left_the_modules_tree_is_refused() {
         "#,
     );
     assert_eq!(script.lines(1), ["HTTP/1.1 403 Forbidden"]);
-    let expected = if device.status().process_cgroups { DenyReason::NotADescendant } else { DenyReason::NotInModule };
+    let expected = if device.status().process_cgroups {
+        DenyReason::NotADescendant
+    } else {
+        DenyReason::NotInModule
+    };
     device.assert_latest_refusal("script", expected);
 }
 
@@ -302,10 +338,14 @@ fn a_process_put_into_the_modules_group_from_outside_is_refused() {
     let m1 = device.add_caller("m1");
     wait_for_edge_ca(&device);
     let pid = device.processes_of("m1")[0];
-    let Some(group) = group_of(pid) else { panic!("m1 has a group of its own, but it is not found") };
+    let Some(group) = group_of(pid) else {
+        panic!("m1 has a group of its own, but it is not found")
+    };
     // Whoever may write there is root. Moving a process in does not make it the module's.
     let mut command = Command::new("sh");
-    command.args(["-c", "echo $$ > \"$GROUP/cgroup.procs\" && exec \"$@\"", "sh"]).env("GROUP", &group);
+    command
+        .args(["-c", "echo $$ > \"$GROUP/cgroup.procs\" && exec \"$@\"", "sh"])
+        .env("GROUP", &group);
     let inner = intruder(&device, &device.module_socket("m1"), "m1");
     command.arg(inner.get_program()).args(inner.get_args());
     assert_all_refused(&command.output().unwrap());
@@ -316,7 +356,10 @@ fn a_process_put_into_the_modules_group_from_outside_is_refused() {
 /// The folder of the control group that moduled made for a process.
 fn group_of(pid: u32) -> Option<std::path::PathBuf> {
     let lines = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = lines.lines().filter_map(|line| line.splitn(3, ':').nth(2)).find(|path| path.contains("/edgekeep-"))?;
+    let path = lines
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .find(|path| path.contains("/edgekeep-"))?;
     let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
     let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
     points.find_map(|point| {
@@ -361,23 +404,31 @@ fn an_executable_that_changed_after_registration_is_not_started_and_what_runs_st
     let device = Device::builder().host_module("calls", &executable).start();
     let m1 = device.add_caller("m1");
     let before = device.processes_of("m1");
-    // Overwritten in place, as an attacker who may write the file would; the running copy is sealed.
+    // Overwritten in place, as an attacker who may write the file would; the running copy
+    // is sealed.
     std::fs::write(&executable, std::fs::read(program("intruder")).unwrap()).unwrap();
     let _ = m1.sign().expect(200);
-    let manage = |method: &str, path: &str, body| device.agent().manage(method, &format!("{path}?{VERSION}"), body);
+    let manage = |method: &str, path: &str, body| {
+        device.agent().manage(method, &format!("{path}?{VERSION}"), body)
+    };
     let refused = manage("POST", "/modules/m1/restart", None);
     assert!(refused.status >= 400, "{}", refused.text());
     let message = refused.message();
-    assert!(message.contains("is registered") && message.contains(&executable.display().to_string()), "{message}");
+    assert!(
+        message.contains("is registered") && message.contains(&executable.display().to_string()),
+        "{message}"
+    );
     // A restart that could not end in a running module does not begin.
     assert_eq!(device.processes_of("m1"), before);
     let _ = m1.sign().expect(200);
     let other = manage("POST", "/modules", Some(device.spec("m2", "calls", "g")));
     other.expect_error(400, "is registered");
-    let unprepared = manage("POST", "/modules/m2/prepareupdate", Some(device.spec("m2", "calls", "g")));
+    let unprepared =
+        manage("POST", "/modules/m2/prepareupdate", Some(device.spec("m2", "calls", "g")));
     unprepared.expect_error(400, "is registered");
     std::fs::remove_dir_all(&folder).unwrap();
-    // The agent runs on the same registration and is served: its own bytes did not change.
+    // The agent runs on the same registration and is served: its own bytes did not
+    // change.
     let _ = device.agent().sign().expect(200);
 }
 
@@ -400,8 +451,10 @@ fn a_measured_host_module_takes_no_orders_for_its_loader() {
     let device = Device::builder().start();
     let mut spec = device.spec("m1", "calls", &device.create_identity("m1"));
     for variable in ["LD_PRELOAD", "LD_LIBRARY_PATH", "GLIBC_TUNABLES"] {
-        spec["config"]["settings"]["createOptions"] = json!({ "Env": [format!("{variable}=/tmp/x")] });
-        let refused = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec.clone()));
+        spec["config"]["settings"]["createOptions"] =
+            json!({ "Env": [format!("{variable}=/tmp/x")] });
+        let refused =
+            device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec.clone()));
         refused.expect_error(400, variable);
     }
 }
@@ -412,10 +465,13 @@ fn refusals_are_written_down_and_survive_the_daemon() {
     let _ = device.agent().sign().expect(200);
     let body = sign_body().unwrap();
     let target = format!("/modules/$edgeAgent/genid/1/sign?{V}");
-    let answer = http::call(&device.root().legacy_workload_socket(), "POST", &target, Some(&body)).unwrap();
+    let answer =
+        http::call(&device.root().legacy_workload_socket(), "POST", &target, Some(&body)).unwrap();
     assert_eq!(answer.status, 403);
     device.kill(Daemon::Moduled);
-    let trail = std::fs::read_to_string(device.root().state_folder(Daemon::Moduled).join("audit.jsonl")).unwrap();
+    let trail =
+        std::fs::read_to_string(device.root().state_folder(Daemon::Moduled).join("audit.jsonl"))
+            .unwrap();
     let entry: Value = serde_json::from_str(trail.lines().last().unwrap()).unwrap();
     assert_eq!(entry["object"], "$edgeAgent");
     assert_eq!(entry["pid"], std::process::id());
@@ -428,10 +484,12 @@ fn idle_connections_keep_no_other_module_from_being_served() {
     let device = Device::builder().start();
     let (m1, m2) = (device.add_caller("m1"), device.add_caller("m2"));
     let target = format!("/modules/{{m}}/genid/{{g}}/sign?{V}");
-    let idle: Vec<_> =
-        (0..200).filter_map(|_| std::os::unix::net::UnixStream::connect(device.module_socket("m1")).ok()).collect();
+    let idle: Vec<_> = (0..200)
+        .filter_map(|_| std::os::unix::net::UnixStream::connect(device.module_socket("m1")).ok())
+        .collect();
     assert_eq!(idle.len(), 200);
-    // All places of this user at this socket are taken: that is said, or the connection ends; nobody waits.
+    // All places of this user at this socket are taken: that is said, or the connection
+    // ends; nobody waits.
     match m1.call_at(&device.module_socket("m1"), "POST", &target, sign_body()) {
         Ok(answer) => assert_eq!(answer.status, 429),
         Err(error) => assert!(error.contains("closed"), "{error}"),

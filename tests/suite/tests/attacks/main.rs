@@ -1,7 +1,9 @@
-//! The attack suite: what others may try to get a module's identity, and the one reason for which each is refused.
+//! The attack suite: what others may try to get a module's identity, and the one reason
+//! for which each is refused.
 //!
-//! The answer to an attacker is a bare 403; the reason is asserted through the audit trail (`GET /status`). Attacks on
-//! container modules need an engine (`EDGEKEEP_TEST_ENGINE=unix:///path`), without which their tests say that they are
+//! The answer to an attacker is a bare 403; the reason is asserted through the audit
+//! trail (`GET /status`). Attacks on container modules need an engine
+//! (`EDGEKEEP_TEST_ENGINE=unix:///path`), without which their tests say that they are
 //! skipped. They pass with Docker and with Podman's compatible socket.
 //!
 //! | attack | test | reason |

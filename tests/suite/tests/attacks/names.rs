@@ -1,4 +1,5 @@
-//! Hostile names: on every route that takes one, the status is what is documented, and no file appears anywhere.
+//! Hostile names: on every route that takes one, the status is what is documented, and no
+//! file appears anywhere.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -66,7 +67,8 @@ fn files(folder: &Path) -> BTreeSet<PathBuf> {
             if entry.file_type().unwrap().is_dir() {
                 folders.push(entry.path());
             }
-            // Logs, the trail of refusals and the log of key uses may grow into a second file.
+            // Logs, the trail of refusals and the log of key uses may grow into a second
+            // file.
             let path = entry.path();
             if path.extension().is_none_or(|extension| extension != "jsonl" && extension != "log") {
                 found.insert(path);
@@ -76,7 +78,8 @@ fn files(folder: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
-/// The files of a device at rest. A daemon that runs writes files of its own at any moment.
+/// The files of a device at rest. A daemon that runs writes files of its own at any
+/// moment.
 struct AtRest(BTreeSet<PathBuf>);
 
 impl AtRest {
@@ -100,7 +103,9 @@ impl AtRest {
 
 /// Waits until a device has made the files that it makes by itself.
 fn settled(device: &Device) {
-    wait_for("the agent to get a signature", || (device.agent().sign().status == 200).then_some(()));
+    wait_for("the agent to get a signature", || {
+        (device.agent().sign().status == 200).then_some(())
+    });
     wait_for_edge_ca(device);
 }
 
@@ -113,9 +118,12 @@ fn stopped(device: &mut Device) -> BTreeSet<PathBuf> {
 }
 
 fn evil_outside() -> Vec<String> {
-    let entries = ["/tmp", "/", "/run", "/var/lib"].iter().filter_map(|folder| std::fs::read_dir(folder).ok());
-    let names =
-        entries.flat_map(|entries| entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()));
+    let entries = ["/tmp", "/", "/run", "/var/lib"]
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok());
+    let names = entries.flat_map(|entries| {
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned())
+    });
     names.filter(|name| name.starts_with("ek-evil")).collect()
 }
 
@@ -141,7 +149,11 @@ fn every_management_route_refuses_every_hostile_name() {
         for (method, path, body) in routes {
             let answer = device.agent().manage(method, &format!("{path}?{VERSION}"), body.clone());
             assert_eq!(answer.status, 400, "{method} {path}: {}", answer.text());
-            assert!(answer.message().starts_with("module id"), "{method} {path}: {}", answer.text());
+            assert!(
+                answer.message().starts_with("module id"),
+                "{method} {path}: {}",
+                answer.text()
+            );
             // The text itself is not repeated: it may be meant for whoever reads the log.
             assert!(!answer.text().contains("evil"), "{}", answer.text());
         }
@@ -160,16 +172,35 @@ fn hostile_names_in_bodies_are_refused() {
     let before = AtRest::of(&mut device);
     let good = device.spec("m1", "calls", "g");
     let long = "m".repeat(200);
-    for name in ["..", ".", "", " ", "/tmp/ek-evil", "../../ek-evil", "a/b", "$", "m1\u{0}", "m1\n", "é", "m1 ", &long]
-    {
+    for name in [
+        "..",
+        ".",
+        "",
+        " ",
+        "/tmp/ek-evil",
+        "../../ek-evil",
+        "a/b",
+        "$",
+        "m1\u{0}",
+        "m1\n",
+        "é",
+        "m1 ",
+        &long,
+    ] {
         let mut spec = good.clone();
         spec["name"] = json!(name);
-        for (method, path) in [("POST", "/modules"), ("POST", "/modules/m1/prepareupdate"), ("PUT", "/modules/m1")] {
-            let answer = device.agent().manage(method, &format!("{path}?{VERSION}"), Some(spec.clone()));
+        for (method, path) in
+            [("POST", "/modules"), ("POST", "/modules/m1/prepareupdate"), ("PUT", "/modules/m1")]
+        {
+            let answer =
+                device.agent().manage(method, &format!("{path}?{VERSION}"), Some(spec.clone()));
             assert_eq!(answer.status, 400, "{method} {path} {name:?}: {}", answer.text());
         }
-        let answer =
-            device.agent().manage("POST", &format!("/identities?{VERSION}"), Some(json!({ "moduleId": name })));
+        let answer = device.agent().manage(
+            "POST",
+            &format!("/identities?{VERSION}"),
+            Some(json!({ "moduleId": name })),
+        );
         assert_eq!(answer.status, 400, "{name:?}: {}", answer.text());
     }
     before.assert_unchanged(&mut device);
@@ -196,7 +227,11 @@ fn every_workload_route_refuses_every_hostile_name() {
             }
         }
         // In the generation's place it is another generation.
-        let answer = m1.call("POST", &format!("/modules/m1/genid/{name}/sign?{VERSION}"), Some(json!({"data": ""})));
+        let answer = m1.call(
+            "POST",
+            &format!("/modules/m1/genid/{name}/sign?{VERSION}"),
+            Some(json!({"data": ""})),
+        );
         assert_eq!(answer.status, 403, "{name}: {}", answer.text());
     }
     let _ = m1.sign().expect(200);
@@ -232,14 +267,25 @@ fn the_inner_services_refuse_hostile_names_too() {
         for method in ["GET", "PUT", "DELETE"] {
             let body = (method == "PUT").then(|| json!({ "type": "aziot", "moduleId": "x" }));
             let target = format!("/identities/modules/{name}?api-version=2020-09-01&type=aziot");
-            let answer = http::call(&device.root().identityd_socket(), method, &target, body.as_ref()).unwrap();
+            let answer =
+                http::call(&device.root().identityd_socket(), method, &target, body.as_ref())
+                    .unwrap();
             assert_eq!(answer.status, 400, "{method} {target}: {}", answer.text());
         }
     }
-    for name in ["..%2f..%2f..%2fek-evil", "%2Ftmp%2Fek-evil", "a%00b", "a%20b", "%C3%A9", &"k".repeat(2000)] {
+    for name in [
+        "..%2f..%2f..%2fek-evil",
+        "%2Ftmp%2Fek-evil",
+        "a%00b",
+        "a%20b",
+        "%C3%A9",
+        &"k".repeat(2000),
+    ] {
         let target = format!("/certificates/{name}?api-version=2020-09-01");
         let certificates = device.root().certd_socket();
-        for (method, body) in [("GET", None), ("DELETE", None), ("PUT", Some(json!({ "pem": "x" })))] {
+        for (method, body) in
+            [("GET", None), ("DELETE", None), ("PUT", Some(json!({ "pem": "x" })))]
+        {
             let answer = http::call(&certificates, method, &target, body.as_ref()).unwrap();
             assert!(
                 (400..500).contains(&answer.status) || answer.status == 204,
@@ -261,7 +307,8 @@ fn the_inner_services_refuse_hostile_names_too() {
 fn a_name_that_leaves_no_room_for_a_socket_is_refused_with_what_to_do() {
     let mut device = Device::builder().start();
     let before = AtRest::of(&mut device);
-    // A valid id, which the hub accepts; the path of its socket does not fit into an address.
+    // A valid id, which the hub accepts; the path of its socket does not fit into an
+    // address.
     let name = "m".repeat(128);
     let spec = device.spec(&name, "calls", "g");
     let answer = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec));

@@ -1,4 +1,5 @@
-//! Attacks with process numbers, in a small pid namespace of their own where numbers can be chosen.
+//! Attacks with process numbers, in a small pid namespace of their own where numbers can
+//! be chosen.
 //!
 //! Each test runs itself again inside the namespace, with the whole device.
 
@@ -19,20 +20,27 @@ fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// This test again, as the first process but one of a pid namespace; `None` with a word of why if that cannot be.
+/// This test again, as the first process but one of a pid namespace; `None` with a word
+/// of why if that cannot be.
 fn again(test: &str) -> Option<Child> {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: needs root to make a pid namespace");
         return None;
     }
     let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     Some(command.spawn().unwrap())
 }
 
-/// An unconnected socket, which a child connects and asks with before it ends; the parent keeps it. The child's number is
-/// reported, and then the answer.
+/// An unconnected socket, which a child connects and asks with before it ends; the parent
+/// keeps it. The child's number is reported, and then the answer.
 const ASK_AND_END: &str = r#"
     use strict; use Socket; my ($path, $req, $report) = @ARGV; $SIG{PIPE} = 'IGNORE';
     sub report { open(my $f, '>>', $report) or die; syswrite $f, "$_[0]\n"; close $f }
@@ -46,7 +54,11 @@ const ASK_AND_END: &str = r#"
 #[test]
 fn a_process_with_the_number_of_the_one_that_connected_is_refused() {
     if !is_inside() {
-        let Some(child) = again("pids::a_process_with_the_number_of_the_one_that_connected_is_refused") else { return };
+        let Some(child) =
+            again("pids::a_process_with_the_number_of_the_one_that_connected_is_refused")
+        else {
+            return;
+        };
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         return;
@@ -57,7 +69,8 @@ fn a_process_with_the_number_of_the_one_that_connected_is_refused() {
         eprintln!("skipped: this kernel has no SO_PEERPIDFD");
         return;
     }
-    // A module that makes children of its own until one has the wanted number; that one would be served.
+    // A module that makes children of its own until one has the wanted number; that one
+    // would be served.
     let script = Script::start(
         &device,
         "script",
@@ -80,7 +93,11 @@ fn a_process_with_the_number_of_the_one_that_connected_is_refused() {
     let report = device.root().path().join("attacker");
     let paused = Paused::new(&device);
     let mut attacker = Command::new("perl");
-    attacker.args(["-e", ASK_AND_END]).arg(device.module_socket("script")).arg(&request).arg(&report);
+    attacker
+        .args(["-e", ASK_AND_END])
+        .arg(device.module_socket("script"))
+        .arg(&request)
+        .arg(&report);
     let mut attacker = attacker.spawn().unwrap();
     let lines = |count: usize| {
         wait_for("the attacker's report", || {
@@ -113,7 +130,9 @@ fn a_process_that_the_daemon_cannot_see_is_refused() {
         assert_eq!(refusal.pid, 0);
         return;
     }
-    let Some(mut child) = again("pids::a_process_that_the_daemon_cannot_see_is_refused") else { return };
+    let Some(mut child) = again("pids::a_process_that_the_daemon_cannot_see_is_refused") else {
+        return;
+    };
     let mut said = Vec::new();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     let socket = lines.find_map(|line| {

@@ -26,7 +26,9 @@ pub(crate) fn with_perl(builder: Builder) -> Builder {
 /// The same with more in its entry in the configuration than an ordinary host module has.
 pub(crate) fn with_perl_granted(builder: Builder, more: &str) -> Builder {
     let (path, sha256) = (perl(), sha256_of(&perl()));
-    builder.tables(&format!("[host_modules.perl]\nexecutable = {path:?}\nsha256 = \"{sha256}\"\n{more}\n"))
+    builder.tables(&format!(
+        "[host_modules.perl]\nexecutable = {path:?}\nsha256 = \"{sha256}\"\n{more}\n"
+    ))
 }
 
 fn perl() -> PathBuf {
@@ -40,7 +42,8 @@ pub(crate) struct Script {
 }
 
 impl Script {
-    /// Starts `script` as the module `module`, which gets an identity. It should end by waiting: `sleep`.
+    /// Starts `script` as the module `module`, which gets an identity. It should end by
+    /// waiting: `sleep`.
     pub(crate) fn start(device: &Device, module: &str, script: &str) -> Self {
         let generation = device.create_identity(module);
         let report = device.root().path().join(format!("{module}.report"));

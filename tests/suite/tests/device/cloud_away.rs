@@ -40,10 +40,16 @@ fn a_hub_that_is_slow_or_broken_delays_no_module() {
         assert_eq!(trust.status, 200);
         let list = fast("list", || device.ask("GET", &versioned("/modules"), None));
         assert_eq!(list.status, 200);
-        // What is known of identities is answered; a call that needs the hub does not hold the others up.
+        // What is known of identities is answered; a call that needs the hub does not
+        // hold the others up.
         std::thread::scope(|scope| {
-            let unknown = scope
-                .spawn(|| device.agent().manage("POST", &versioned("/identities"), Some(json!({"moduleId": "new"}))));
+            let unknown = scope.spawn(|| {
+                device.agent().manage(
+                    "POST",
+                    &versioned("/identities"),
+                    Some(json!({"moduleId": "new"})),
+                )
+            });
             let begin = Instant::now();
             let mut signed = 0;
             while !unknown.is_finished() && begin.elapsed() < Duration::from_secs(1) {
@@ -63,10 +69,14 @@ fn restarting_modules_needs_no_cloud() {
     let expected = m1.sign().expect(200);
     device.cloud_goes_away();
     for action in ["stop", "start", "restart"] {
-        let _ = device.agent().manage("POST", &versioned(&format!("/modules/m1/{action}")), None).expect(204);
+        let _ = device
+            .agent()
+            .manage("POST", &versioned(&format!("/modules/m1/{action}")), None)
+            .expect(204);
     }
     assert_eq!(m1.sign().expect(200), expected);
-    let refused = device.agent().manage("POST", &versioned("/identities"), Some(json!({"moduleId": "new"})));
+    let refused =
+        device.agent().manage("POST", &versioned("/identities"), Some(json!({"moduleId": "new"})));
     assert!(refused.status >= 400, "no identity can be made without the hub: {}", refused.text());
 }
 
@@ -78,11 +88,18 @@ fn a_device_whose_cloud_comes_up_late_gets_its_identity() {
     assert!(problem.contains("not provisioned yet"), "{problem}");
     // A call that needs the identity says what is missing instead of waiting.
     let answer = device.ask("GET", &versioned("/identities"), None);
-    assert!(answer.status >= 400 && answer.message().contains("not provisioned"), "{}", answer.text());
+    assert!(
+        answer.status >= 400 && answer.message().contains("not provisioned"),
+        "{}",
+        answer.text()
+    );
     device.cloud().faults(Faults { dps: RouteFaults::status(500), ..Faults::default() }).unwrap();
     let before = device.cloud().state().calls.dps_register;
     device.wait_for_cloud(|state| state.calls.dps_register > before);
-    device.cloud().faults(Faults { polls_assigning: 2, poll_after_sec: Some(1), ..Faults::default() }).unwrap();
+    device
+        .cloud()
+        .faults(Faults { polls_assigning: 2, poll_after_sec: Some(1), ..Faults::default() })
+        .unwrap();
     // The agent is started by itself as soon as there is an identity.
     let _ = device.agent().sign().expect(200);
     assert!(device.cloud().state().calls.dps_operation >= 3);
@@ -115,7 +132,11 @@ fn a_whole_device_starts_again_without_its_cloud() {
     device.cloud_comes_back();
     // Nothing was lost meanwhile, and new identities can be made again.
     wait_for("a new identity", || {
-        let answer = device.agent().manage("POST", &versioned("/identities"), Some(json!({"moduleId": "m2"})));
+        let answer = device.agent().manage(
+            "POST",
+            &versioned("/identities"),
+            Some(json!({"moduleId": "m2"})),
+        );
         (answer.status == 200).then_some(())
     });
     assert!(device.cloud().state().devices["press-04"].modules.contains_key("m1"));
@@ -128,7 +149,8 @@ fn a_module_that_an_operator_deleted_at_the_hub_is_not_brought_back_by_signing()
     let m1 = device.add_caller("m1");
     let _ = m1.sign().expect(200);
     assert!(device.cloud().remove_module("press-04", "m1"));
-    // It may sign for as long as it is remembered; the hub does not accept it, and gets no new module from it.
+    // It may sign for as long as it is remembered; the hub does not accept it, and gets
+    // no new module from it.
     let _: Value = m1.sign().json();
     assert!(!device.cloud().state().devices["press-04"].modules.contains_key("m1"));
 }

@@ -18,7 +18,8 @@ fn each_daemon_may_be_killed_and_nothing_is_lost() {
     let m2 = device.add_caller("m2");
     let expected = m1.sign().expect(200);
     let hub = device.cloud().state().devices;
-    let pids = [device.processes_of("m1"), device.processes_of("m2"), device.processes_of("$edgeAgent")];
+    let pids =
+        [device.processes_of("m1"), device.processes_of("m2"), device.processes_of("$edgeAgent")];
     assert!(pids.iter().all(|pids| pids.len() == 1), "{pids:?}");
     for daemon in Daemon::ALL {
         device.kill(daemon);
@@ -30,16 +31,26 @@ fn each_daemon_may_be_killed_and_nothing_is_lost() {
             Daemon::Identityd => assert_eq!(m1.sign().expect(200), expected),
             Daemon::Moduled => {
                 let socket = device.module_socket("m1");
-                let error = m1.call_at(&socket, "GET", &versioned("/trust-bundle"), None).unwrap_err();
+                let error =
+                    m1.call_at(&socket, "GET", &versioned("/trust-bundle"), None).unwrap_err();
                 assert!(error.contains("refused"), "{error}");
             }
         }
-        assert!(begin.elapsed() < Duration::from_secs(3), "{}: {:?}", daemon.name(), begin.elapsed());
+        assert!(
+            begin.elapsed() < Duration::from_secs(3),
+            "{}: {:?}",
+            daemon.name(),
+            begin.elapsed()
+        );
         device.start(daemon);
         assert_eq!(m1.sign().expect(200), expected, "after {}", daemon.name());
         let _ = m2.sign().expect(200);
         let _ = device.agent().sign().expect(200);
-        let after = [device.processes_of("m1"), device.processes_of("m2"), device.processes_of("$edgeAgent")];
+        let after = [
+            device.processes_of("m1"),
+            device.processes_of("m2"),
+            device.processes_of("$edgeAgent"),
+        ];
         assert_eq!(after, pids, "the same processes after {}", daemon.name());
         assert_eq!(device.cloud().state().devices, hub, "nothing was changed at the hub");
     }
@@ -71,7 +82,8 @@ fn a_module_that_ends_while_no_daemon_sees_it_is_told_as_ended() {
         (stat.is_empty() || stat.contains(") Z ")).then_some(())
     });
     device.start(Daemon::Moduled);
-    let status = || device.ask("GET", &versioned("/modules/m1"), None).expect(200)["status"].clone();
+    let status =
+        || device.ask("GET", &versioned("/modules/m1"), None).expect(200)["status"].clone();
     let status = wait_for("the end to be told", || {
         let now = status();
         (now["runtimeStatus"]["status"] != "running").then_some(now)
@@ -88,7 +100,9 @@ fn an_agent_that_ends_is_started_again() {
     let pid = device.processes_of("$edgeAgent")[0];
     let number = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(number, rustix::process::Signal::KILL).unwrap();
-    let again = wait_for("another agent", || device.processes_of("$edgeAgent").into_iter().find(|other| *other != pid));
+    let again = wait_for("another agent", || {
+        device.processes_of("$edgeAgent").into_iter().find(|other| *other != pid)
+    });
     assert_ne!(again, pid);
     let _ = device.agent().sign().expect(200);
 }
@@ -110,7 +124,9 @@ fn moduled_killed_in_the_middle_of_changes_comes_back_to_what_can_be_used() {
                     // Each may fail, as the daemon ends in the middle.
                     let agent = device.agent();
                     let socket = device.root().management_socket();
-                    let call = |method: &str, path: &str, body| agent.call_at(&socket, method, &versioned(path), body);
+                    let call = |method: &str, path: &str, body| {
+                        agent.call_at(&socket, method, &versioned(path), body)
+                    };
                     let _ = call("POST", "/modules", Some(spec.clone()));
                     let _ = sender.send(());
                     let _ = call("POST", "/modules/m1/start", None);
@@ -120,15 +136,19 @@ fn moduled_killed_in_the_middle_of_changes_comes_back_to_what_can_be_used() {
             started.1.recv().unwrap();
             // Another moment of the sequence in each round.
             std::thread::park_timeout(Duration::from_millis(round * 7));
-            let pid = rustix::process::Pid::from_raw(i32::try_from(device.pid(Daemon::Moduled)).unwrap()).unwrap();
+            let pid =
+                rustix::process::Pid::from_raw(i32::try_from(device.pid(Daemon::Moduled)).unwrap())
+                    .unwrap();
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
             stop.store(true, Ordering::SeqCst);
             changes.join().unwrap();
         });
         device.kill(Daemon::Moduled);
         device.start(Daemon::Moduled);
-        // Whatever was half done: it can be removed and made anew, and nothing of it is left running.
-        let manage = |method: &str, path: &str, body| device.agent().manage(method, &versioned(path), body);
+        // Whatever was half done: it can be removed and made anew, and nothing of it is
+        // left running.
+        let manage =
+            |method: &str, path: &str, body| device.agent().manage(method, &versioned(path), body);
         let removed = manage("DELETE", "/modules/m1", None);
         assert!(matches!(removed.status, 204 | 404), "round {round}: {}", removed.text());
         assert_eq!(device.processes_of("m1"), Vec::<u32>::new(), "round {round}");
@@ -148,7 +168,12 @@ fn the_daemons_end_in_order_when_they_are_told_to() {
         let begin = Instant::now();
         let status = device.stop(daemon);
         assert_eq!(status.code(), Some(0), "{}", daemon.name());
-        assert!(begin.elapsed() < Duration::from_secs(5), "{} took {:?}", daemon.name(), begin.elapsed());
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "{} took {:?}",
+            daemon.name(),
+            begin.elapsed()
+        );
     }
     device.start_daemons();
     let _ = m1.sign().expect(200);
@@ -161,7 +186,8 @@ fn an_agent_that_ends_at_once_is_started_again_after_pauses_and_costs_nothing_be
     let starts = || device.log(Daemon::Moduled).matches("agent seen=").count();
     wait_for("the first start", || (starts() >= 1).then_some(()));
     let cpu = || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", device.pid(Daemon::Moduled))).unwrap();
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", device.pid(Daemon::Moduled))).unwrap();
         let fields: Vec<u64> = stat
             .rsplit(')')
             .next()
@@ -177,6 +203,14 @@ fn an_agent_that_ends_at_once_is_started_again_after_pauses_and_costs_nothing_be
     wait_for("the second start", || (starts() >= 2).then_some(()));
     assert!(begun.elapsed() > Duration::from_secs(5), "{:?}", begun.elapsed());
     assert!(cpu() - before < 100, "{} ticks of 10 ms", cpu() - before);
-    let metrics = edgekeep_testkit::http::call(&device.root().metrics_socket(Daemon::Moduled), "GET", "/metrics", None);
-    assert!(metrics.unwrap().text().contains("edgekeep_watchdog_errors_in_a_row 0\n"), "it is no error of the runtime");
+    let metrics = edgekeep_testkit::http::call(
+        &device.root().metrics_socket(Daemon::Moduled),
+        "GET",
+        "/metrics",
+        None,
+    );
+    assert!(
+        metrics.unwrap().text().contains("edgekeep_watchdog_errors_in_a_row 0\n"),
+        "it is no error of the runtime"
+    );
 }

@@ -1,4 +1,5 @@
-//! The health of a device tells the truth: by status, exit code, metric, support bundle and the agent's report alike.
+//! The health of a device tells the truth: by status, exit code, metric, support bundle
+//! and the agent's report alike.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -17,7 +18,11 @@ fn versioned(target: &str) -> String {
 fn status(device: &Device) -> (bool, Value) {
     let output = device.edgekeep(&["status", "--json"]);
     let value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        panic!("{error}: {} {}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+        panic!(
+            "{error}: {} {}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
     });
     (output.status.success(), value)
 }
@@ -32,7 +37,10 @@ fn wait_for_problem(device: &Device, code: &str) -> Value {
     wait_for(code, || {
         let (success, status) = status(device);
         let problem = of_kind(&status["problems"], code)?;
-        assert!(!success && status["healthy"] == false && status["health"] == "unhealthy", "{status}");
+        assert!(
+            !success && status["healthy"] == false && status["health"] == "unhealthy",
+            "{status}"
+        );
         Some(problem)
     })
 }
@@ -50,20 +58,30 @@ fn wait_for_warning(device: &Device, code: &str) -> Value {
 fn wait_for_none_of(device: &Device, codes: &[&str]) {
     wait_for("the problems to be over", || {
         let (_, status) = status(device);
-        let there =
-            |code: &&str| of_kind(&status["problems"], code).is_some() || of_kind(&status["warnings"], code).is_some();
+        let there = |code: &&str| {
+            of_kind(&status["problems"], code).is_some()
+                || of_kind(&status["warnings"], code).is_some()
+        };
         (!codes.iter().any(there)).then_some(())
     });
 }
 
-/// Has the hub asked about a module that is not known, which nothing but the hub can answer.
+/// Has the hub asked about a module that is not known, which nothing but the hub can
+/// answer.
 fn ask_the_hub(device: &Device) {
-    let _ = device.agent().manage("PUT", &versioned("/identities/unknown"), Some(json!({ "moduleId": "unknown" })));
+    let _ = device.agent().manage(
+        "PUT",
+        &versioned("/identities/unknown"),
+        Some(json!({ "moduleId": "unknown" })),
+    );
 }
 
 fn metric(device: &Device, daemon: Daemon, code: &str) -> bool {
-    let text = http::call(&device.root().metrics_socket(daemon), "GET", "/metrics", None).unwrap().text();
-    text.lines().any(|line| line.starts_with(&format!("edgekeep_problems{{code=\"{code}\"")) && line.ends_with(" 1"))
+    let text =
+        http::call(&device.root().metrics_socket(daemon), "GET", "/metrics", None).unwrap().text();
+    text.lines().any(|line| {
+        line.starts_with(&format!("edgekeep_problems{{code=\"{code}\"")) && line.ends_with(" 1")
+    })
 }
 
 #[test]
@@ -76,10 +94,15 @@ fn what_is_survived_of_the_hub_is_a_warning_with_reason_and_begin_until_it_is_ov
         (RouteFaults::status(500), "cloud-fault", "status 500"),
         (RouteFaults::garbage(), "cloud-fault", "unexpected answer"),
         (RouteFaults::dropped(), "cloud-unreachable", "cannot be reached"),
-        (RouteFaults { retry_after_sec: Some(4_000_000), ..RouteFaults::status(503) }, "cloud-asks-to-wait", "86400 s"),
+        (
+            RouteFaults { retry_after_sec: Some(4_000_000), ..RouteFaults::status(503) },
+            "cloud-asks-to-wait",
+            "86400 s",
+        ),
     ] {
         // The provisioning service goes on refusing, lest a new registration settle it.
-        let faults = Faults { hub: fault.clone(), dps: RouteFaults::status(500), ..Faults::default() };
+        let faults =
+            Faults { hub: fault.clone(), dps: RouteFaults::status(500), ..Faults::default() };
         device.cloud().faults(faults).unwrap();
         let warning = wait_for(code, || {
             ask_the_hub(&device);
@@ -92,7 +115,10 @@ fn what_is_survived_of_the_hub_is_a_warning_with_reason_and_begin_until_it_is_ov
         assert!(metric(&device, Daemon::Identityd, code), "{fault:?}");
         assert_eq!(m1.sign().expect(200), digest, "{fault:?}");
         let text = String::from_utf8(device.edgekeep(&["status"]).stdout).unwrap();
-        assert!(text.starts_with("device: healthy, with warnings\n") && text.contains(reason), "{text}");
+        assert!(
+            text.starts_with("device: healthy, with warnings\n") && text.contains(reason),
+            "{text}"
+        );
     }
     device.cloud().faults(Faults::default()).unwrap();
     ask_the_hub(&device);
@@ -114,11 +140,13 @@ fn a_device_that_the_hub_does_not_know_any_more_says_so() {
 }
 
 #[test]
-fn what_is_survived_of_the_provisioning_service_is_a_warning_and_without_identity_the_device_is_not_healthy() {
+fn what_is_survived_of_the_provisioning_service_is_a_warning_and_without_identity_the_device_is_not_healthy()
+ {
     let device = Device::builder().start();
     let m1 = device.add_caller("m1");
     let _ = m1.sign().expect(200);
-    let refused = Faults { refuse_registration: Some("\u{202e}not today".into()), ..Faults::default() };
+    let refused =
+        Faults { refuse_registration: Some("\u{202e}not today".into()), ..Faults::default() };
     let of = |dps| Faults { dps, ..Faults::default() };
     for (faults, code, reason) in [
         (refused, "provisioning-refused", "not today"),
@@ -218,11 +246,15 @@ fn a_deployment_that_cannot_be_made_is_said_by_status_metric_bundle_and_report_a
     let problem = wait_for_problem(&device, "deployment-not-made");
     assert!(problem["detail"].as_str().unwrap().contains("JSON"), "{problem}");
     assert!(metric(&device, Daemon::Moduled, "deployment-not-made"));
-    assert!(of_kind(&in_bundle(&device, "check.json")["health"]["problems"], "deployment-not-made").is_some());
+    assert!(
+        of_kind(&in_bundle(&device, "check.json")["health"]["problems"], "deployment-not-made")
+            .is_some()
+    );
     wait_for("the agent's report", || {
         let health = &agents_report(&device)?["health"];
-        (health["verdict"] == "unhealthy" && of_kind(&health["problems"], "deployment-not-made").is_some())
-            .then_some(())
+        (health["verdict"] == "unhealthy"
+            && of_kind(&health["problems"], "deployment-not-made").is_some())
+        .then_some(())
     });
     // A module that cannot be made: the others run, and it is named.
     let modules = json!({ "thermometer": module("thermometer", "always"), "m2": module("no-such-image", "always") });
@@ -230,7 +262,10 @@ fn a_deployment_that_cannot_be_made_is_said_by_status_metric_bundle_and_report_a
     let problem = wait_for_problem(&device, "module-not-applied");
     assert_eq!(problem["subject"], json!({ "kind": "module", "name": "m2" }));
     assert!(problem["detail"].as_str().unwrap().contains("no-such-image"), "{problem}");
-    write_manifest(&device, &manifest(&json!({ "thermometer": module("thermometer", "always") })).to_string());
+    write_manifest(
+        &device,
+        &manifest(&json!({ "thermometer": module("thermometer", "always") })).to_string(),
+    );
     wait_for_none_of(&device, &["deployment-not-made", "module-not-applied"]);
     assert!(status(&device).0);
 }
@@ -244,7 +279,8 @@ fn a_desired_module_that_does_not_run_for_a_minute_is_named_and_a_job_that_is_do
         .host_module("true", "/bin/true")
         .reference_agent(&manifest(&modules))
         .start();
-    // Longer than everything else is waited for: a minute, and what comes before on a machine with other load.
+    // Longer than everything else is waited for: a minute, and what comes before on a
+    // machine with other load.
     let problem = loop {
         let (success, status) = status(&device);
         if let Some(problem) = of_kind(&status["problems"], "module-not-running") {
@@ -259,20 +295,23 @@ fn a_desired_module_that_does_not_run_for_a_minute_is_named_and_a_job_that_is_do
     assert_eq!(problem["detail"], "it ended with exit code 1");
     let all = status(&device).1;
     assert!(
-        !all["problems"].to_string().contains("\"job\"") && !all["warnings"].to_string().contains("\"job\""),
+        !all["problems"].to_string().contains("\"job\"")
+            && !all["warnings"].to_string().contains("\"job\""),
         "{all}"
     );
 }
 
 #[test]
-fn a_call_that_failed_for_a_reason_on_the_device_is_named_and_one_that_the_module_got_wrong_is_not() {
+fn a_call_that_failed_for_a_reason_on_the_device_is_named_and_one_that_the_module_got_wrong_is_not()
+{
     let mut device = Device::builder().start();
     let m1 = device.add_caller("m1");
     let _ = m1.sign().expect(200);
     let garbage = json!({ "ciphertext": "AAAA", "initializationVector": "AAAA" });
     let wrong = m1.call("POST", &versioned("/modules/{m}/genid/{g}/decrypt"), Some(garbage));
     assert!(wrong.status >= 400, "{}", wrong.text());
-    let not_its_own = m1.call("POST", &versioned("/modules/edgeAgent/genid/1/sign"), Some(json!({})));
+    let not_its_own =
+        m1.call("POST", &versioned("/modules/edgeAgent/genid/1/sign"), Some(json!({})));
     assert!(not_its_own.status >= 400);
     wait_for_none_of(&device, &["module-call-failed", "module-call-refused"]);
 

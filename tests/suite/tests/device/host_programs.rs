@@ -1,5 +1,6 @@
-//! Programs of the host with a module's identity: confined host modules, services that something else starts, and host
-//! agents that look after them. Other users and cgroups take root.
+//! Programs of the host with a module's identity: confined host modules, services that
+//! something else starts, and host agents that look after them. Other users and cgroups
+//! take root.
 
 mod updates;
 
@@ -37,7 +38,8 @@ fn folder() -> TempDir {
     folder
 }
 
-/// A copy of a program that differs from it and from other variants in what it hashes to, and in nothing else.
+/// A copy of a program that differs from it and from other variants in what it hashes to,
+/// and in nothing else.
 fn variant(of: &str, folder: &Path, name: &str, mark: &str) -> PathBuf {
     let path = folder.join(name);
     let mut bytes = std::fs::read(program(of)).unwrap();
@@ -104,25 +106,46 @@ fn a_host_module_of_another_user_has_its_identity_and_what_was_granted_and_no_mo
     let status = &report["status"];
     assert_eq!(status["Uid"], format!("{GUEST} {GUEST} {GUEST} {GUEST}"));
     assert_eq!(status["Gid"], format!("{GUEST} {GUEST} {GUEST} {GUEST}"));
-    assert_eq!((&status["Groups"], &status["NoNewPrivs"], &status["Seccomp"]), (&json!(""), &json!("1"), &json!("2")));
+    assert_eq!(
+        (&status["Groups"], &status["NoNewPrivs"], &status["Seccomp"]),
+        (&json!(""), &json!("1"), &json!("2"))
+    );
     for set in ["CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(status[set], "0000000000000400", "{set}");
     }
-    assert_eq!(report["opened"], json!(["open", "PermissionDenied", "open"]), "libraries are open to all");
+    assert_eq!(
+        report["opened"],
+        json!(["open", "PermissionDenied", "open"]),
+        "libraries are open to all"
+    );
     assert_eq!((&report["files"], &report["env"]["PLANT"]), (&json!("99"), &json!("7")));
-    let description = state_of(&device, "guest")["status"]["runtimeStatus"]["description"].to_string();
-    assert!(description.contains("memory_max by cgroup") && description.contains("nofile by RLIMIT"), "{description}");
+    let description =
+        state_of(&device, "guest")["status"]["runtimeStatus"]["description"].to_string();
+    assert!(
+        description.contains("memory_max by cgroup") && description.contains("nofile by RLIMIT"),
+        "{description}"
+    );
 
     // Its socket folder is its own, and the folders above show nothing.
     let folder = device.root().module_socket_folder().join("guest");
     let metadata = std::fs::metadata(&folder).unwrap();
     assert_eq!((metadata.uid(), metadata.mode() & 0o777), (GUEST, 0o700));
     let intruder = |uid: u32, socket: &Path| {
-        let generation = device.cloud().state().devices["press-04"].modules["guest"].generation_id.clone();
+        let generation =
+            device.cloud().state().devices["press-04"].modules["guest"].generation_id.clone();
         let mut command = Command::new(program("intruder"));
-        command.arg("--socket").arg(socket).args(["--module", "guest", "--genid", &generation]).uid(uid).gid(uid);
+        command
+            .arg("--socket")
+            .arg(socket)
+            .args(["--module", "guest", "--genid", &generation])
+            .uid(uid)
+            .gid(uid);
         let output = command.output().unwrap();
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert_eq!(output.status.code(), Some(0), "{text}");
         text
     };
@@ -155,7 +178,9 @@ fn what_cannot_be_granted_is_a_400_that_says_why() {
 /// The generation of an identity that moduled makes by itself.
 fn wait_for_identity(device: &Device, module: &str) -> String {
     let told = format!("service of the host has an identity service={module}");
-    wait_for("the service's identity", || device.log(Daemon::Moduled).contains(&told).then_some(()));
+    wait_for("the service's identity", || {
+        device.log(Daemon::Moduled).contains(&told).then_some(())
+    });
     device.cloud().state().devices["press-04"].modules[module].generation_id.clone()
 }
 
@@ -163,16 +188,30 @@ fn wait_for_identity(device: &Device, module: &str) -> String {
 struct Service(Child);
 
 impl Service {
-    fn start(device: &Device, caller: &Caller, executable: &Path, user: u32, cgroup: Option<&Path>) -> Self {
+    fn start(
+        device: &Device,
+        caller: &Caller,
+        executable: &Path,
+        user: u32,
+        cgroup: Option<&Path>,
+    ) -> Self {
         caller.give_to(user);
         let module = caller.module();
         let generation = wait_for_identity(device, module);
-        let enter =
-            cgroup.map_or_else(String::new, |group| format!("echo $$ > {:?} || exit; ", group.join("cgroup.procs")));
+        let enter = cgroup.map_or_else(String::new, |group| {
+            format!("echo $$ > {:?} || exit; ", group.join("cgroup.procs"))
+        });
         let mut command = Command::new("/bin/sh");
-        command
-            .args(["-c", &format!("{enter}exec setpriv --reuid {user} --regid {user} --clear-groups {executable:?}")]);
-        command.env("IOTEDGE_WORKLOADURI", format!("unix://{}", device.module_socket(module).display()));
+        command.args([
+            "-c",
+            &format!(
+                "{enter}exec setpriv --reuid {user} --regid {user} --clear-groups {executable:?}"
+            ),
+        ]);
+        command.env(
+            "IOTEDGE_WORKLOADURI",
+            format!("unix://{}", device.module_socket(module).display()),
+        );
         command.env("IOTEDGE_MODULEID", module).env("IOTEDGE_MODULEGENERATIONID", generation);
         command.envs(caller.environment()).stdin(Stdio::null());
         Self(command.spawn().unwrap())
@@ -236,7 +275,9 @@ fn a_service_that_something_else_started_is_known_by_its_user_and_executable() {
 }
 
 fn owner_and_mode(folder: &Path) -> Option<(u32, u32)> {
-    std::fs::symlink_metadata(folder).ok().map(|metadata| (metadata.uid(), metadata.mode() & 0o7777))
+    std::fs::symlink_metadata(folder)
+        .ok()
+        .map(|metadata| (metadata.uid(), metadata.mode() & 0o7777))
 }
 
 #[test]
@@ -251,9 +292,13 @@ fn the_sockets_of_a_service_and_of_a_host_agent_are_repaired_for_whom_they_are()
         host_module(
             "updater",
             &registered,
-            &format!("user = {STRANGER}\ngroup = {STRANGER}\nmanagement = true\nwrite = [\"/tmp\"]"),
+            &format!(
+                "user = {STRANGER}\ngroup = {STRANGER}\nmanagement = true\nwrite = [\"/tmp\"]"
+            ),
         ),
-        format!("[host_services.collector]\nuser = {GUEST}\nexecutable = {registered:?}\nsha256 = \"{sha256}\"\n"),
+        format!(
+            "[host_services.collector]\nuser = {GUEST}\nexecutable = {registered:?}\nsha256 = \"{sha256}\"\n"
+        ),
         "[host_services.open]\nunit = \"edgekeep-test-none.service\"\n".to_owned(),
     ];
     let device = Device::builder().tables(&tables.concat()).start();
@@ -262,9 +307,14 @@ fn the_sockets_of_a_service_and_of_a_host_agent_are_repaired_for_whom_they_are()
     let _ = caller.sign().expect(200);
     let updater = device.add_caller_as("updater", "updater", Some(STRANGER));
     let folders = device.root().module_socket_folder();
-    let expected = [("collector", (GUEST, 0o700)), ("updater", (STRANGER, 0o700)), ("open", (0, 0o755))];
-    let all_as_expected =
-        || expected.iter().all(|(name, found)| owner_and_mode(&folders.join(name)) == Some(*found)).then_some(());
+    let expected =
+        [("collector", (GUEST, 0o700)), ("updater", (STRANGER, 0o700)), ("open", (0, 0o755))];
+    let all_as_expected = || {
+        expected
+            .iter()
+            .all(|(name, found)| owner_and_mode(&folders.join(name)) == Some(*found))
+            .then_some(())
+    };
 
     for (name, _) in expected {
         std::fs::remove_dir_all(folders.join(name)).unwrap();
@@ -277,37 +327,59 @@ fn the_sockets_of_a_service_and_of_a_host_agent_are_repaired_for_whom_they_are()
     });
     // Opened to everybody, or given to another user.
     for (name, _) in expected {
-        std::fs::set_permissions(folders.join(name), std::fs::Permissions::from_mode(0o777)).unwrap();
+        std::fs::set_permissions(folders.join(name), std::fs::Permissions::from_mode(0o777))
+            .unwrap();
         std::os::unix::fs::chown(folders.join(name), Some(65_534), None).unwrap();
     }
     wait_for("the folders to be closed again", all_as_expected);
 
     // What is known of a service is shown as it is of a module.
-    let seen = |query: &str| device.ask("GET", &versioned("/attestation").replace('?', &format!("?{query}&")), None);
+    let seen = |query: &str| {
+        device.ask("GET", &versioned("/attestation").replace('?', &format!("?{query}&")), None)
+    };
     seen("module=collector").expect_error(409, "service of the host");
     let pid = service.0.id();
     let served = seen(&format!("pid={pid}")).expect(200);
-    assert_eq!((&served["module"], &served["allowed"]), (&json!("collector"), &json!(true)), "{served}");
+    assert_eq!(
+        (&served["module"], &served["allowed"]),
+        (&json!("collector"), &json!(true)),
+        "{served}"
+    );
     assert_eq!(served["facts"]["state"], "host");
     let refused = seen(&format!("module=open&pid={pid}")).expect(200);
-    let failed = refused["checks"].as_array().unwrap().iter().find(|check| check["passed"] == false).unwrap();
+    let failed = refused["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|check| check["passed"] == false)
+        .unwrap();
     assert_eq!(failed["reason"], "not-in-unit", "{refused}");
 }
 
 #[test]
 fn a_service_is_not_the_agents_to_see_or_to_change() {
-    let device = Device::builder().tables("[host_services.collector]\nunit = \"collector.service\"\n").start();
+    let device = Device::builder()
+        .tables("[host_services.collector]\nunit = \"collector.service\"\n")
+        .start();
     let _ = wait_for_identity(&device, "collector");
     let agent = device.agent();
     let names = |list: Value| -> Vec<String> {
         let modules = list["modules"].as_array().or(list["identities"].as_array()).unwrap().clone();
-        let name = |module: &Value| module["name"].as_str().or(module["moduleId"].as_str()).unwrap().to_owned();
+        let name = |module: &Value| {
+            module["name"].as_str().or(module["moduleId"].as_str()).unwrap().to_owned()
+        };
         modules.iter().map(name).collect()
     };
     // An agent removes what its deployment does not name.
     assert_eq!(names(agent.manage("GET", &versioned("/modules"), None).expect(200)), ["edgeAgent"]);
-    assert_eq!(names(device.ask("GET", &versioned("/modules"), None).expect(200)), ["collector", "edgeAgent"]);
-    assert_eq!(names(agent.manage("GET", &versioned("/identities"), None).expect(200)), ["$edgeAgent"]);
+    assert_eq!(
+        names(device.ask("GET", &versioned("/modules"), None).expect(200)),
+        ["collector", "edgeAgent"]
+    );
+    assert_eq!(
+        names(agent.manage("GET", &versioned("/identities"), None).expect(200)),
+        ["$edgeAgent"]
+    );
     let spec = device.spec("collector", "calls", "g");
     for (method, target, body) in [
         ("POST", "/modules/collector/start", None),
@@ -325,7 +397,8 @@ fn a_service_is_not_the_agents_to_see_or_to_change() {
     assert!(device.cloud().state().devices["press-04"].modules.contains_key("collector"));
 }
 
-/// A cgroup made by hand where systemd would make one, in the hierarchy that is looked at.
+/// A cgroup made by hand where systemd would make one, in the hierarchy that is looked
+/// at.
 struct UnitGroup {
     root: PathBuf,
     group: PathBuf,
@@ -360,7 +433,8 @@ fn a_service_is_known_by_the_cgroup_of_its_systemd_unit_in_any_slice_and_by_no_l
     let groups = [
         (format!("system.slice/system-edgekeep\\x2dtest.slice/{unit}"), true),
         (format!("ekt{number}.slice/ekt{number}-line7.slice/{unit}/worker"), true),
-        // A user's own systemd, a container, another unit, and slices that are not nested.
+        // A user's own systemd, a container, another unit, and slices that are not
+        // nested.
         (format!("user.slice/user-{GUEST}.slice/user@{GUEST}.service/app.slice/{unit}"), false),
         (format!("user.slice/user-{GUEST}.slice/user@{GUEST}.service/system.slice/{unit}"), false),
         (format!("ekt{number}/system.slice/{unit}"), false),
@@ -368,14 +442,17 @@ fn a_service_is_known_by_the_cgroup_of_its_systemd_unit_in_any_slice_and_by_no_l
         (format!("ekt{number}-line7.slice/{unit}"), false),
     ];
     let own = folder();
-    let device = Device::builder().tables(&format!("[host_services.collector]\nunit = \"{unit}\"\n")).start();
+    let device = Device::builder()
+        .tables(&format!("[host_services.collector]\nunit = \"{unit}\"\n"))
+        .start();
     let caller = Caller::new(&own.path().join("calls"), "collector");
     for (path, genuine) in groups {
         let (true, Some(group)) = (am_root(), UnitGroup::make(&path)) else {
             eprintln!("skipped: no cgroup can be made here");
             return;
         };
-        let _service = Service::start(&device, &caller, &program("calls"), GUEST, Some(&group.group));
+        let _service =
+            Service::start(&device, &caller, &program("calls"), GUEST, Some(&group.group));
         if genuine {
             let _ = caller.sign().expect(200);
             let status = &state_of(&device, "collector")["status"]["runtimeStatus"]["status"];
@@ -423,18 +500,27 @@ fn the_update_agent_replaces_a_program_and_has_it_approved_and_nobody_else_can()
 
     let (log, state) = run_once(&device, "updater", "updater", &arguments);
     assert_eq!(state["status"]["exitStatus"]["statusCode"], "0", "{log}");
-    for line in ["I am updater of press-04", "request signed with 32 bytes", "runs the new program"] {
+    for line in ["I am updater of press-04", "request signed with 32 bytes", "runs the new program"]
+    {
         assert!(log.contains(line), "{log}");
     }
     let approvals = device.status().approvals;
     assert_eq!(approvals.len(), 1);
-    assert_eq!((approvals[0].name.as_str(), approvals[0].approved_by.as_str()), ("collector", "updater"));
+    assert_eq!(
+        (approvals[0].name.as_str(), approvals[0].approved_by.as_str()),
+        ("collector", "updater")
+    );
     assert_eq!(approvals[0].sha256, format!("sha256:{two}"));
-    let trail = std::fs::read_to_string(device.root().state_folder(Daemon::Moduled).join("audit.jsonl")).unwrap();
+    let trail =
+        std::fs::read_to_string(device.root().state_folder(Daemon::Moduled).join("audit.jsonl"))
+            .unwrap();
     assert!(trail.contains(&format!("updater approved sha256:{two}")), "{trail}");
 
     // The module is another process of the new content, with the same identity.
-    assert_eq!(state_of(&device, "collector")["config"]["settings"]["imageHash"], format!("sha256:{two}"));
+    assert_eq!(
+        state_of(&device, "collector")["config"]["settings"]["imageHash"],
+        format!("sha256:{two}")
+    );
     assert_ne!(device.processes_of("collector"), old_process);
     let _ = collector.sign().expect(200);
 
@@ -442,9 +528,15 @@ fn the_update_agent_replaces_a_program_and_has_it_approved_and_nobody_else_can()
     device.kill(Daemon::Moduled);
     device.start(Daemon::Moduled);
     wait_for("the module to be measured again", || collector.try_signed().map(drop));
-    std::fs::copy(variant("calls", downloads.path(), "evil", "version 3"), downloads.path().join("evil-2")).unwrap();
+    std::fs::copy(
+        variant("calls", downloads.path(), "evil", "version 3"),
+        downloads.path().join("evil-2"),
+    )
+    .unwrap();
     std::fs::rename(downloads.path().join("evil-2"), &target).unwrap();
-    device.ask("POST", &versioned("/modules/collector/restart"), None).expect_error(400, "is registered");
+    device
+        .ask("POST", &versioned("/modules/collector/restart"), None)
+        .expect_error(400, "is registered");
     let _ = collector.sign().expect(200);
 }
 
@@ -459,17 +551,27 @@ fn an_approval_is_for_the_content_that_is_there_and_comes_through_the_agents_own
     let device = Device::builder().tables(&tables.concat()).start();
     let updater = device.add_caller_as("updater", "updater", None);
     let put = |name: &str, sha256: &str| {
-        updater.manage("PUT", &versioned(&format!("/approved-digests/{name}")), Some(json!({ "sha256": sha256 })))
+        updater.manage(
+            "PUT",
+            &versioned(&format!("/approved-digests/{name}")),
+            Some(json!({ "sha256": sha256 })),
+        )
     };
     let absent = put("collector", &"ab".repeat(32));
     absent.expect_error(409, "is registered");
     put("collector", "abc").expect_error(400, "sha256");
-    device.assert_refused(&put("edgekeep-agent", &"ab".repeat(32)), "updater", DenyReason::NotGranted);
+    device.assert_refused(
+        &put("edgekeep-agent", &"ab".repeat(32)),
+        "updater",
+        DenyReason::NotGranted,
+    );
     let _ = put("collector", &sha256_of(&target)).expect(200);
     // What is not a host agent's business is not there.
-    for (method, target) in
-        [("POST", "/modules/collector/stop"), ("DELETE", "/modules/collector"), ("GET", "/identities")]
-    {
+    for (method, target) in [
+        ("POST", "/modules/collector/stop"),
+        ("DELETE", "/modules/collector"),
+        ("GET", "/identities"),
+    ] {
         let status = updater.manage(method, &versioned(target), None).status;
         assert!(matches!(status, 400 | 404), "{method} {target}: {status}");
     }
@@ -478,13 +580,17 @@ fn an_approval_is_for_the_content_that_is_there_and_comes_through_the_agents_own
         "updater",
         DenyReason::NotGranted,
     );
-    // Whoever reaches the socket and is not the updater gets nothing from it: not even this test, which is root.
+    // Whoever reaches the socket and is not the updater gets nothing from it: not even
+    // this test, which is root.
     let socket = device.root().module_socket_folder().join("updater/mgmt.sock");
     let body = json!({ "sha256": sha256_of(&target) });
-    for (method, target, body) in
-        [("GET", "/status", None), ("PUT", "/approved-digests/collector", Some(&body)), ("GET", "/modules", None)]
-    {
-        let answer = edgekeep_testkit::http::call(&socket, method, &versioned(target), body).unwrap();
+    for (method, target, body) in [
+        ("GET", "/status", None),
+        ("PUT", "/approved-digests/collector", Some(&body)),
+        ("GET", "/modules", None),
+    ] {
+        let answer =
+            edgekeep_testkit::http::call(&socket, method, &versioned(target), body).unwrap();
         device.assert_refused(&answer, "updater", DenyReason::NotInModule);
     }
     // And there is no approving on the socket that is open to operators.
@@ -496,13 +602,22 @@ fn an_approval_is_for_the_content_that_is_there_and_comes_through_the_agents_own
 fn the_security_monitor_tells_refusals_and_key_uses() {
     let monitor = program("security-monitor");
     let device = Device::builder()
-        .tables(&host_module("monitor", &monitor, "management = true\nread = []\nseccomp = \"strict\""))
+        .tables(&host_module(
+            "monitor",
+            &monitor,
+            "management = true\nread = []\nseccomp = \"strict\"",
+        ))
         .start();
     let _ = device.add_caller("m1").sign().expect(200);
     let refused = device.ask("POST", &versioned("/identities"), Some(&json!({ "moduleId": "x" })));
     device.assert_refused(&refused, "$edgeAgent", DenyReason::NotInModule);
     let keyd = device.root().keyd_socket();
-    let (log, state) = run_once(&device, "monitor", "monitor", &["--once", "--keyd-socket", keyd.to_str().unwrap()]);
+    let (log, state) = run_once(
+        &device,
+        "monitor",
+        "monitor",
+        &["--once", "--keyd-socket", keyd.to_str().unwrap()],
+    );
     assert_eq!(state["status"]["exitStatus"]["statusCode"], "0", "{log}");
     assert!(log.contains("\"event\":\"refusal\"") && log.contains("not-in-module"), "{log}");
     assert!(log.contains("\"event\":\"key-use\""), "{log}");
@@ -514,7 +629,8 @@ fn the_security_monitor_tells_refusals_and_key_uses() {
 #[test]
 fn a_module_that_is_to_run_always_is_started_again_and_one_that_was_stopped_is_not() {
     let calls = program("calls");
-    let device = Device::builder().tables(&host_module("steady", &calls, "restart = \"always\"")).start();
+    let device =
+        Device::builder().tables(&host_module("steady", &calls, "restart = \"always\"")).start();
     let steady = device.add_caller_as("steady", "steady", None);
     let _ = steady.sign().expect(200);
     let before = device.processes_of("steady");

@@ -1,4 +1,5 @@
-//! The key that all module identities come from goes: the device says so, and goes on when the operator accepts the loss.
+//! The key that all module identities come from goes: the device says so, and goes on
+//! when the operator accepts the loss.
 
 use edgekeep_core::layout::Daemon;
 use edgekeep_testkit::{Device, VERSION, wait_for};
@@ -16,7 +17,9 @@ fn a_lost_master_key_is_told_of_and_made_anew_only_when_the_loss_is_accepted() {
     let file = std::fs::read_dir(&keys)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("aziotidentitydmasterid-"))
+        .find(|path| {
+            path.file_name().unwrap().to_string_lossy().starts_with("aziotidentitydmasterid-")
+        })
         .expect("the master key is in a file");
     std::fs::remove_file(file).unwrap();
     device.start(Daemon::Keyd);
@@ -30,7 +33,8 @@ fn a_lost_master_key_is_told_of_and_made_anew_only_when_the_loss_is_accepted() {
     let status = device.edgekeep(&["status", "--json"]);
     assert_eq!(status.status.code(), Some(1), "{status:?}");
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-    let lost = status["problems"].as_array().unwrap().iter().find(|problem| problem["code"] == "key-lost");
+    let lost =
+        status["problems"].as_array().unwrap().iter().find(|problem| problem["code"] == "key-lost");
     let lost = lost.unwrap_or_else(|| panic!("{status}"));
     assert_eq!(lost["subject"], json!({ "kind": "key", "name": MASTER }));
     assert!(lost["remedy"].as_str().unwrap().contains("accept-loss"), "{lost}");
@@ -38,5 +42,7 @@ fn a_lost_master_key_is_told_of_and_made_anew_only_when_the_loss_is_accepted() {
     assert!(accepted.status.success(), "{accepted:?}");
     device.stop(Daemon::Keyd);
     device.start(Daemon::Keyd);
-    wait_for("a module gets an identity again", || (create(&device, "third").status == 200).then_some(()));
+    wait_for("a module gets an identity again", || {
+        (create(&device, "third").status == 200).then_some(())
+    });
 }

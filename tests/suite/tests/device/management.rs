@@ -42,7 +42,12 @@ fn only_the_agent_changes_anything() {
     }
     assert_eq!(device.cloud().state().devices, before, "nothing changed at the hub");
     let modules = device.ask("GET", &versioned("/modules"), None).expect(200);
-    let names: Vec<&str> = modules["modules"].as_array().unwrap().iter().filter_map(|it| it["name"].as_str()).collect();
+    let names: Vec<&str> = modules["modules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|it| it["name"].as_str())
+        .collect();
     assert_eq!(names, ["edgeAgent", "victim"]);
     let _ = victim.sign().expect(200);
 }
@@ -51,16 +56,23 @@ fn only_the_agent_changes_anything() {
 fn a_module_is_made_started_stopped_updated_and_removed() {
     let device = Device::builder().start();
     let agent = device.agent();
-    let manage = |method: &str, target: &str, body: Option<Value>| agent.manage(method, &versioned(target), body);
+    let manage = |method: &str, target: &str, body: Option<Value>| {
+        agent.manage(method, &versioned(target), body)
+    };
     let generation = device.create_identity("m1");
     let mut spec = device.spec("m1", "calls", &generation);
     let answers = device.root().path().join("m1.answers");
     let answers_to = format!("EDGEKEEP_TEST_ANSWERS={}", answers.display());
-    spec["config"]["settings"]["createOptions"] = json!({ "Env": ["EDGEKEEP_TEST_CALLS={}", answers_to] });
-    spec["config"]["settings"]["auth"] = json!({ "username": "u", "password": "a-secret-word", "serveraddress": "r" });
+    spec["config"]["settings"]["createOptions"] =
+        json!({ "Env": ["EDGEKEEP_TEST_CALLS={}", answers_to] });
+    spec["config"]["settings"]["auth"] =
+        json!({ "username": "u", "password": "a-secret-word", "serveraddress": "r" });
 
     let created = manage("POST", "/modules", Some(spec.clone())).expect(201);
-    assert_eq!((&created["name"], &created["type"], &created["id"]), (&json!("m1"), &json!("process"), &json!("id")));
+    assert_eq!(
+        (&created["name"], &created["type"], &created["id"]),
+        (&json!("m1"), &json!("process"), &json!("id"))
+    );
     assert_eq!(created["status"]["runtimeStatus"]["status"], "stopped");
     assert!(!created.to_string().contains("a-secret-word"));
     manage("POST", "/modules", Some(spec.clone())).expect_error(409, "m1");
@@ -72,15 +84,19 @@ fn a_module_is_made_started_stopped_updated_and_removed() {
     assert_eq!(details["config"]["env"], json!([]));
     assert_eq!(details["status"], json!({ "runtimeStatus": { "status": "stopped" } }));
 
-    let status = || device.ask("GET", &versioned("/modules/m1"), None).expect(200)["status"].clone();
-    // Starting what runs and stopping what does not is no error; the action word may be written in any case.
+    let status =
+        || device.ask("GET", &versioned("/modules/m1"), None).expect(200)["status"].clone();
+    // Starting what runs and stopping what does not is no error; the action word may be
+    // written in any case.
     for action in ["start", "Start", "RESTART"] {
         let _ = manage("POST", &format!("/modules/m1/{action}"), None).expect(204);
         let now = status();
         assert_eq!(now["runtimeStatus"]["status"], "running", "{action}");
         assert!(now["startTime"].as_str().unwrap().ends_with('Z'), "{now}");
         // Only then does it know what to do with a signal.
-        wait_for("the module to be up", || std::fs::read_to_string(&answers).ok().filter(|text| text.contains("done")));
+        wait_for("the module to be up", || {
+            std::fs::read_to_string(&answers).ok().filter(|text| text.contains("done"))
+        });
         std::fs::write(&answers, if action == "start" { "done" } else { "" }).unwrap();
     }
     for action in ["stop", "stop"] {
@@ -94,7 +110,8 @@ fn a_module_is_made_started_stopped_updated_and_removed() {
     let _ = device.ask("POST", &versioned("/modules/m1/start"), None).expect(204);
     assert_eq!(device.processes_of("m1").len(), 1);
 
-    manage("PUT", "/modules/m1?start=maybe", Some(spec.clone())).expect_error(400, "invalid parameter: start");
+    manage("PUT", "/modules/m1?start=maybe", Some(spec.clone()))
+        .expect_error(400, "invalid parameter: start");
     let before = device.processes_of("m1");
     let updated = manage("PUT", "/modules/m1?start=true", Some(spec.clone())).expect(201);
     assert_eq!(updated["status"]["runtimeStatus"]["status"], "running");
@@ -125,7 +142,10 @@ fn a_module_is_made_started_stopped_updated_and_removed() {
     ] {
         let answer = manage(method, target, None);
         assert_eq!(answer.status, 404, "{method} {target}: {}", answer.text());
-        assert!(!device.module_socket("m1").exists(), "{method} {target} makes a socket for no module");
+        assert!(
+            !device.module_socket("m1").exists(),
+            "{method} {target} makes a socket for no module"
+        );
     }
 }
 
@@ -146,7 +166,10 @@ fn a_bad_specification_is_400_and_nothing_is_made() {
         (|spec| spec["config"]["settings"]["digest"] = json!("sha256:00"), "digest"),
         (|spec| spec["config"]["settings"]["createOptions"] = json!({"Cmd": "sh"}), "Cmd"),
         (
-            |spec| spec["config"]["env"] = json!([{"key": "A", "value": "1"}, {"key": "A", "value": "2"}]),
+            |spec| {
+                spec["config"]["env"] =
+                    json!([{"key": "A", "value": "1"}, {"key": "A", "value": "2"}]);
+            },
             "duplicate env var key: A",
         ),
         (|spec| spec["config"]["env"] = json!([{"key": "", "value": "1"}]), "env"),
@@ -154,16 +177,23 @@ fn a_bad_specification_is_400_and_nothing_is_made() {
     for (fault, part) in faults {
         let mut spec = good.clone();
         fault(&mut spec);
-        device.agent().manage("POST", &versioned("/modules"), Some(spec.clone())).expect_error(400, part);
+        device
+            .agent()
+            .manage("POST", &versioned("/modules"), Some(spec.clone()))
+            .expect_error(400, part);
     }
     // A shape that does not fit, and no body.
-    for (body, status) in [(Some(json!({"name": "m1"})), 422), (Some(json!([])), 422), (None, 400)] {
+    for (body, status) in [(Some(json!({"name": "m1"})), 422), (Some(json!([])), 422), (None, 400)]
+    {
         assert_eq!(device.agent().manage("POST", &versioned("/modules"), body).status, status);
     }
     // Containers need an engine, which this device does not have.
     let mut spec = good;
     spec["type"] = json!("docker");
-    device.agent().manage("POST", &versioned("/modules"), Some(spec)).expect_error(500, "no container engine");
+    device
+        .agent()
+        .manage("POST", &versioned("/modules"), Some(spec))
+        .expect_error(500, "no container engine");
     let modules = device.ask("GET", &versioned("/modules/"), None).expect(200);
     assert_eq!(modules["modules"].as_array().unwrap().len(), 1, "only the agent: {modules}");
     assert!(!device.module_socket("m1").exists());
@@ -172,23 +202,34 @@ fn a_bad_specification_is_400_and_nothing_is_made() {
 #[test]
 fn identities_are_made_listed_updated_and_deleted_at_the_hub() {
     let device = Device::builder().start();
-    let manage = |method: &str, target: &str, body| device.agent().manage(method, &versioned(target), body);
-    let made = manage("POST", "/identities", Some(json!({"moduleId": "m1", "managedBy": "IotEdge"}))).expect(200);
+    let manage =
+        |method: &str, target: &str, body| device.agent().manage(method, &versioned(target), body);
+    let made =
+        manage("POST", "/identities", Some(json!({"moduleId": "m1", "managedBy": "IotEdge"})))
+            .expect(200);
     let generation = made["generationId"].as_str().unwrap().to_owned();
     let expected = json!({"moduleId": "m1", "managedBy": "IotEdge", "generationId": generation, "authType": "sas"});
     assert_eq!(made, expected);
-    let module = device.wait_for_cloud(|state| state.devices["press-04"].modules.contains_key("m1"));
+    let module =
+        device.wait_for_cloud(|state| state.devices["press-04"].modules.contains_key("m1"));
     assert_eq!(module.devices["press-04"].modules["m1"].generation_id, generation);
     // Made again: the same life.
     let again = manage("POST", "/identities/", Some(json!({"moduleId": "m1"}))).expect(200);
-    assert_eq!((&again["generationId"], &again["managedBy"]), (&json!(generation), &json!("iotedge")));
+    assert_eq!(
+        (&again["generationId"], &again["managedBy"]),
+        (&json!(generation), &json!("iotedge"))
+    );
     let updated = manage("PUT", "/identities/m1", Some(json!({"anything": 1}))).expect(200);
     assert_eq!(updated["generationId"], generation);
     assert_eq!(manage("PUT", "/identities/m1", None).status, 422, "a PUT has a body");
     for target in ["/identities", "/identities/"] {
         let list = device.ask("GET", &versioned(target), None).expect(200);
-        let ids: Vec<&str> =
-            list["identities"].as_array().unwrap().iter().filter_map(|it| it["moduleId"].as_str()).collect();
+        let ids: Vec<&str> = list["identities"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|it| it["moduleId"].as_str())
+            .collect();
         assert_eq!(ids, ["$edgeAgent", "m1"], "{list}");
     }
     let _ = manage("DELETE", "/identities/m1", None).expect(204);
@@ -207,9 +248,9 @@ fn what_is_read_holds_no_secret() {
     let device = Device::builder().start();
     let generation = device.create_identity("m1");
     let mut spec = device.spec("m1", "calls", &generation);
-    spec["config"]["settings"]["createOptions"] =
-        json!({ "Env": ["EDGEKEEP_TEST_CALLS={}", "EDGEKEEP_TEST_ANSWERS=/dev/null", "TOKEN=a-secret-word"] });
-    spec["config"]["settings"]["auth"] = json!({ "username": "u", "password": "a-secret-word", "serveraddress": "r" });
+    spec["config"]["settings"]["createOptions"] = json!({ "Env": ["EDGEKEEP_TEST_CALLS={}", "EDGEKEEP_TEST_ANSWERS=/dev/null", "TOKEN=a-secret-word"] });
+    spec["config"]["settings"]["auth"] =
+        json!({ "username": "u", "password": "a-secret-word", "serveraddress": "r" });
     device.create_and_start(spec);
     for target in [
         "/modules",
@@ -236,24 +277,37 @@ fn the_device_tells_about_itself() {
     let device = Device::builder().start();
     let _ = device.agent().sign().expect(200);
     let info = device.ask("GET", &versioned("/systeminfo"), None).expect(200);
-    for member in ["osType", "architecture", "version", "cpus", "total_memory", "virtualized", "provisioning"] {
+    for member in
+        ["osType", "architecture", "version", "cpus", "total_memory", "virtualized", "provisioning"]
+    {
         assert!(!info[member].is_null(), "{member} is missing: {info}");
     }
     assert_eq!(info["osType"], "Linux");
     assert_eq!(info["provisioning"]["type"], "dps.symmetric_key");
     let resources = device.ask("GET", &versioned("/systeminfo/resources"), None).expect(200);
-    for member in ["host_uptime", "process_uptime", "used_cpu", "used_ram", "total_ram", "disks", "docker_stats"] {
+    for member in [
+        "host_uptime",
+        "process_uptime",
+        "used_cpu",
+        "used_ram",
+        "total_ram",
+        "disks",
+        "docker_stats",
+    ] {
         assert!(!resources[member].is_null(), "{member} is missing: {resources}");
     }
     let stats: Value = serde_json::from_str(resources["docker_stats"].as_str().unwrap()).unwrap();
     assert_eq!(stats, json!([]), "a string that holds an array");
 
-    let bundle = device.ask("GET", &versioned("/systeminfo/supportbundle?edge_runtime_only=true"), None);
+    let bundle =
+        device.ask("GET", &versioned("/systeminfo/supportbundle?edge_runtime_only=true"), None);
     assert_eq!((bundle.status, bundle.headers["content-type"].as_str()), (200, "application/zip"));
     assert!(bundle.body.starts_with(b"PK"), "a plain zip");
     for wrong in ["edge_runtime_only=yes", "since=tomorrowish", "until=x"] {
-        let answer = device.ask("GET", &versioned(&format!("/systeminfo/supportbundle?{wrong}")), None);
-        answer.expect_error(400, &format!("invalid parameter: {}", wrong.split('=').next().unwrap()));
+        let answer =
+            device.ask("GET", &versioned(&format!("/systeminfo/supportbundle?{wrong}")), None);
+        answer
+            .expect_error(400, &format!("invalid parameter: {}", wrong.split('=').next().unwrap()));
     }
 }
 
@@ -265,7 +319,8 @@ fn logs_come_in_the_engines_frames() {
     spec["config"]["settings"]["createOptions"] =
         json!({ "Cmd": ["-c", "echo one; echo two >&2; echo three; exec sleep 1000"] });
     device.create_and_start(spec);
-    let logs = |query: &str| device.ask("GET", &versioned(&format!("/modules/talker/logs{query}")), None);
+    let logs =
+        |query: &str| device.ask("GET", &versioned(&format!("/modules/talker/logs{query}")), None);
     let text = wait_for("three lines", || {
         let answer = logs("");
         assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "text/plain"));
@@ -315,19 +370,37 @@ fn routes_open_with_their_version() {
         ("GET", "/systeminfo/supportbundle", "2020-07-07", None),
         ("GET", "/status", "2022-08-03", None),
     ];
-    let versions = ["2018-06-28", "2019-01-30", "2019-10-22", "2019-11-05", "2020-07-07", "2021-12-07", "2022-08-03"];
+    let versions = [
+        "2018-06-28",
+        "2019-01-30",
+        "2019-10-22",
+        "2019-11-05",
+        "2020-07-07",
+        "2021-12-07",
+        "2022-08-03",
+    ];
     for (method, path, since, body) in routes {
         for version in versions {
-            let answer = device.agent().manage(method, &format!("{path}?api-version={version}"), body.clone());
+            let answer = device.agent().manage(
+                method,
+                &format!("{path}?api-version={version}"),
+                body.clone(),
+            );
             if version < since {
                 answer.expect_error(404, "not found");
             } else {
-                assert!((200..300).contains(&answer.status), "{method} {path} {version}: {}", answer.text());
+                assert!(
+                    (200..300).contains(&answer.status),
+                    "{method} {path} {version}: {}",
+                    answer.text()
+                );
             }
         }
     }
     for wrong in ["2021-05-11", "2020-09-01", "2022-08-03-preview", ""] {
-        device.ask("GET", &format!("/modules?api-version={wrong}"), None).expect_error(400, "invalid api-version");
+        device
+            .ask("GET", &format!("/modules?api-version={wrong}"), None)
+            .expect_error(400, "invalid api-version");
     }
     device.ask("GET", "/modules", None).expect_error(400, "api-version not specified");
 }

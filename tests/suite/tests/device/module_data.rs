@@ -1,4 +1,5 @@
-//! What modules have encrypted: under which key, who can read it, and on the way to and from the form of existing services.
+//! What modules have encrypted: under which key, who can read it, and on the way to and
+//! from the form of existing services.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,13 +14,16 @@ const IV: &[u8] = b"5a0c7b40c5d94d6b8f6a3b1e2d4c6f80";
 
 fn encrypt(caller: &Caller, plaintext: &[u8]) -> Vec<u8> {
     let body = json!({ "plaintext": base64(plaintext), "initializationVector": base64(IV) });
-    let answer = caller.call("POST", &format!("/modules/{{m}}/genid/{{g}}/encrypt?{V}"), Some(body)).expect(200);
+    let answer = caller
+        .call("POST", &format!("/modules/{{m}}/genid/{{g}}/encrypt?{V}"), Some(body))
+        .expect(200);
     STANDARD.decode(answer["ciphertext"].as_str().unwrap()).unwrap()
 }
 
 fn decrypt(caller: &Caller, ciphertext: &[u8]) -> Result<Vec<u8>, String> {
     let body = json!({ "ciphertext": base64(ciphertext), "initializationVector": base64(IV) });
-    let answer = caller.call("POST", &format!("/modules/{{m}}/genid/{{g}}/decrypt?{V}"), Some(body));
+    let answer =
+        caller.call("POST", &format!("/modules/{{m}}/genid/{{g}}/decrypt?{V}"), Some(body));
     match answer.status {
         200 => Ok(STANDARD.decode(answer.json()["plaintext"].as_str().unwrap()).unwrap()),
         500 => Err(answer.message()),
@@ -49,8 +53,10 @@ fn as_existing_services(device: &Device, module: &str, plaintext: &[u8]) -> Vec<
 fn choose(device: &mut Device, word: &str) {
     let path = device.root().config_file();
     let text = std::fs::read_to_string(&path).unwrap();
-    let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("module_encryption")).collect();
-    std::fs::write(&path, format!("module_encryption = \"{word}\"\n{}\n", kept.join("\n"))).unwrap();
+    let kept: Vec<&str> =
+        text.lines().filter(|line| !line.starts_with("module_encryption")).collect();
+    std::fs::write(&path, format!("module_encryption = \"{word}\"\n{}\n", kept.join("\n")))
+        .unwrap();
     device.apply();
     device.kill(Daemon::Moduled);
     device.start(Daemon::Moduled);
@@ -60,7 +66,8 @@ fn choose(device: &mut Device, word: &str) {
 }
 
 #[test]
-fn the_same_text_under_the_same_iv_is_another_ciphertext_each_time_and_no_byte_of_it_can_be_changed() {
+fn the_same_text_under_the_same_iv_is_another_ciphertext_each_time_and_no_byte_of_it_can_be_changed()
+ {
     let device = Device::builder().start();
     let m1 = device.add_caller("m1");
     let ciphertexts: Vec<_> = (0..20).map(|_| encrypt(&m1, b"text")).collect();
@@ -89,14 +96,16 @@ fn the_same_text_under_the_same_iv_is_another_ciphertext_each_time_and_no_byte_o
     }
     let error = decrypt(&m1, &[&[0x83], &good[1..]].concat()).unwrap_err();
     assert!(error.contains("version 131") && error.contains("later edgekeep"), "{error}");
-    // Nor is it read as if a compatible keys service had made its key, and none is made for that.
+    // Nor is it read as if a compatible keys service had made its key, and none is made
+    // for that.
     let error = decrypt(&m1, &[&[0x82], &good[1..]].concat()).unwrap_err();
     assert!(error.contains("of use there alone"), "{error}");
     let keys = KeysClient::new(device.root().keyd_socket());
     let error = device.block_on(keys.load_key("iotedge_master_encryption_id")).unwrap_err();
     assert!(edgekeep_api::says_absent(&error, edgekeep_api::Recipient::Keys), "{error}");
     // What would not fit into a request to decrypt it is not encrypted.
-    let body = json!({ "plaintext": base64(&vec![7; 750 * 1024]), "initializationVector": base64(b"x") });
+    let body =
+        json!({ "plaintext": base64(&vec![7; 750 * 1024]), "initializationVector": base64(b"x") });
     let answer = m1.call("POST", &format!("/modules/{{m}}/genid/{{g}}/encrypt?{V}"), Some(body));
     answer.expect_error(413, "no request could decrypt them again");
     let largest = vec![7; 750 * 1024 - IV.len()];
@@ -104,9 +113,11 @@ fn the_same_text_under_the_same_iv_is_another_ciphertext_each_time_and_no_byte_o
 }
 
 #[test]
-fn another_module_and_another_life_of_the_identity_cannot_read_it_and_a_new_container_of_the_agent_can() {
+fn another_module_and_another_life_of_the_identity_cannot_read_it_and_a_new_container_of_the_agent_can()
+ {
     let device = Device::builder().start();
-    // Under the device's one key these two have the same bytes beside the text, if only the generations fit.
+    // Under the device's one key these two have the same bytes beside the text, if only
+    // the generations fit.
     let (m1, m) = (device.add_caller("m1"), device.add_caller("m"));
     let ciphertext = encrypt(&m1, b"text");
     assert!(decrypt(&m, &ciphertext).is_err());
@@ -131,7 +142,8 @@ fn another_module_and_another_life_of_the_identity_cannot_read_it_and_a_new_cont
 }
 
 #[test]
-fn what_existing_services_encrypted_is_read_until_the_operator_says_otherwise_and_can_be_written_for_a_way_back() {
+fn what_existing_services_encrypted_is_read_until_the_operator_says_otherwise_and_can_be_written_for_a_way_back()
+ {
     let mut device = Device::builder().start();
     let m1 = device.add_caller("m1");
     let old = as_existing_services(&device, "m1", b"old");
@@ -159,7 +171,10 @@ fn what_existing_services_encrypted_is_read_until_the_operator_says_otherwise_an
         let error = decrypt(&m1, ciphertext).unwrap_err();
         assert!(error.contains("module_encryption"), "{error}");
     }
-    let metrics = http::call(&device.root().metrics_socket(Daemon::Moduled), "GET", "/metrics", None).unwrap().text();
+    let metrics =
+        http::call(&device.root().metrics_socket(Daemon::Moduled), "GET", "/metrics", None)
+            .unwrap()
+            .text();
     assert!(metrics.contains("edgekeep_decryptions_total{key=\"module-key\"} 1\n"), "{metrics}");
 }
 
@@ -175,12 +190,18 @@ fn nobody_gets_at_a_modules_key_through_keyd() {
         let derived = keys.derive_key(&base, b"data").await.unwrap();
         for error in [
             keys.export_derived_key(&derived).await.unwrap_err(),
-            keys.sign(&derived, edgekeep_api::keyd::SignMechanism::HmacSha256 { message: b"m".as_slice().into() })
-                .await
-                .unwrap_err(),
-            keys.sign(&base, edgekeep_api::keyd::SignMechanism::HmacSha256 { message: b"m".as_slice().into() })
-                .await
-                .unwrap_err(),
+            keys.sign(
+                &derived,
+                edgekeep_api::keyd::SignMechanism::HmacSha256 { message: b"m".as_slice().into() },
+            )
+            .await
+            .unwrap_err(),
+            keys.sign(
+                &base,
+                edgekeep_api::keyd::SignMechanism::HmacSha256 { message: b"m".as_slice().into() },
+            )
+            .await
+            .unwrap_err(),
         ] {
             assert_eq!(error.status().map(|status| status.as_u16()), Some(401), "{error}");
         }

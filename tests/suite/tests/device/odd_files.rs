@@ -1,4 +1,5 @@
-//! Things that are no files in place of the daemons' files: a daemon serves, or ends and says which file and why.
+//! Things that are no files in place of the daemons' files: a daemon serves, or ends and
+//! says which file and why.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -19,12 +20,14 @@ fn put(kind: &str, path: &Path) {
     }
 }
 
-/// Files at the top of a daemon's state folder, its settings, and for identityd its certificates.
+/// Files at the top of a daemon's state folder, its settings, and for identityd its
+/// certificates.
 fn files(root: &Root, daemon: Daemon) -> Vec<PathBuf> {
     let state = root.state_folder(daemon);
     let mut found = vec![root.settings_file(daemon)];
     for folder in [state.join("certs"), state] {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let entries =
+            fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
         found.extend(entries.filter(|path| path.is_file()));
     }
     found
@@ -39,7 +42,8 @@ fn answers(root: &Root, daemon: Daemon) -> bool {
     http::call(&socket, "GET", "/", None).is_ok()
 }
 
-/// Starts the daemon, waits until it answers or has ended, and ends it. Its log, and whether it answered.
+/// Starts the daemon, waits until it answers or has ended, and ends it. Its log, and
+/// whether it answered.
 fn attempt(device: &Device, daemon: Daemon) -> (String, bool) {
     let log = device.root().path().join("attempt.log");
     let mut child = Command::new(program(&format!("edgekeep-{}", daemon.name())))
@@ -49,13 +53,14 @@ fn attempt(device: &Device, daemon: Daemon) -> (String, bool) {
         .stderr(File::create(&log).expect("own folder"))
         .spawn()
         .expect("it can be started");
-    let answered = wait_for(&format!("{} answers or ends", daemon.name()), || match child.try_wait() {
-        Ok(Some(status)) => {
-            assert!(!status.success(), "{}", fs::read_to_string(&log).unwrap_or_default());
-            Some(false)
-        }
-        _ => answers(device.root(), daemon).then_some(true),
-    });
+    let answered =
+        wait_for(&format!("{} answers or ends", daemon.name()), || match child.try_wait() {
+            Ok(Some(status)) => {
+                assert!(!status.success(), "{}", fs::read_to_string(&log).unwrap_or_default());
+                Some(false)
+            }
+            _ => answers(device.root(), daemon).then_some(true),
+        });
     let _ = child.kill();
     let _ = child.wait();
     (fs::read_to_string(&log).expect("its log"), answered)
@@ -76,7 +81,8 @@ fn identityd_and_moduled_serve_or_say_which_file_is_none() {
                 fs::rename(file, &kept).expect("own folder");
                 put(kind, file);
                 let (log, answered) = attempt(&device, daemon);
-                let named = log.contains(kind) && log.contains(&*file.file_name().expect("a name").to_string_lossy());
+                let named = log.contains(kind)
+                    && log.contains(&*file.file_name().expect("a name").to_string_lossy());
                 assert!(answered || named, "{kind} in place of {}: {log}", file.display());
                 let _ = fs::remove_file(file).or_else(|_| fs::remove_dir_all(file));
                 fs::rename(&kept, file).expect("own folder");

@@ -1,4 +1,5 @@
-//! The reference agent applies a deployment by itself: nothing speaks to the device but its files.
+//! The reference agent applies a deployment by itself: nothing speaks to the device but
+//! its files.
 
 use edgekeep_core::layout::Daemon;
 use edgekeep_testkit::{Device, VERSION, program, wait_for};
@@ -47,7 +48,8 @@ fn a_deployment_is_applied_changed_and_taken_back() {
     let before = device.processes_of("thermometer");
     assert_eq!(before.len(), 1);
 
-    // All daemons are replaced, as by an upgrade: the agent and the module go on, untouched.
+    // All daemons are replaced, as by an upgrade: the agent and the module go on,
+    // untouched.
     for daemon in Daemon::ALL.into_iter().rev() {
         assert!(device.stop(daemon).success());
     }
@@ -59,7 +61,9 @@ fn a_deployment_is_applied_changed_and_taken_back() {
     // A module that crashes is started again, by the agent.
     let pid = rustix::process::Pid::from_raw(i32::try_from(before[0]).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    wait_for("another process", || device.processes_of("thermometer").into_iter().find(|pid| *pid != before[0]));
+    wait_for("another process", || {
+        device.processes_of("thermometer").into_iter().find(|pid| *pid != before[0])
+    });
     let sent = accepted(&device);
     wait_for("more messages", || (accepted(&device) > sent).then_some(()));
 

@@ -21,7 +21,9 @@ fn past(device: &Device, arguments: &[&str]) -> Vec<PastRefusal> {
 fn asks_as(device: &Device, caller: &Caller, module: &str) {
     let body = json!({ "keyId": "primary", "algo": "HMACSHA256", "data": "aGVsbG8=" });
     let target = format!("/modules/{module}/genid/1/sign?{WORKLOAD}");
-    let answer = caller.call_at(&device.root().legacy_workload_socket(), "POST", &target, Some(body)).unwrap();
+    let answer = caller
+        .call_at(&device.root().legacy_workload_socket(), "POST", &target, Some(body))
+        .unwrap();
     assert_eq!((answer.status, answer.json()), (403, json!({ "message": "forbidden" })));
 }
 
@@ -38,12 +40,22 @@ fn past_refusals_tell_who_asked_for_what_and_each_check_and_noise_hides_none_of_
     }
     let [refusal] = &past(&device, &["m2"])[..] else { panic!("one refusal, counted") };
     assert_eq!((refusal.reason, refusal.count), (DenyReason::NotInModule, 3));
-    assert!(refusal.first_time < refusal.time && refusal.route.starts_with("POST /modules/"), "{refusal:?}");
+    assert!(
+        refusal.first_time < refusal.time && refusal.route.starts_with("POST /modules/"),
+        "{refusal:?}"
+    );
     assert_eq!(vec![refusal.caller.pid], device.processes_of("m1"));
-    assert!(refusal.caller.executable.as_ref().is_some_and(|path| path.contains("calls")), "{refusal:?}");
+    assert!(
+        refusal.caller.executable.as_ref().is_some_and(|path| path.contains("calls")),
+        "{refusal:?}"
+    );
     let shown = refusal.attestation.as_ref().expect("it was in this run");
-    let failed: Vec<DenyReason> =
-        shown.checks.iter().filter(|check| check.passed == Some(false)).map(|check| check.reason).collect();
+    let failed: Vec<DenyReason> = shown
+        .checks
+        .iter()
+        .filter(|check| check.passed == Some(false))
+        .map(|check| check.reason)
+        .collect();
     assert_eq!((shown.allowed, failed), (false, vec![DenyReason::NotInModule]));
     assert_eq!(shown.evidence.as_ref().map(|seen| seen.process.pid), Some(refusal.caller.pid));
     let all = past(&device, &["--last", "1000"]);
@@ -52,17 +64,25 @@ fn past_refusals_tell_who_asked_for_what_and_each_check_and_noise_hides_none_of_
     assert_eq!(all[0].module, format!("made-up-{}", PER_MODULE * 4 - 1), "the latest first");
 
     let text = String::from_utf8(device.edgekeep(&["attest", "--refusals", "m2"]).stdout).unwrap();
-    for part in
-        ["3 times since", "of module m1", "remedy:  Ask from inside the module", "NOT  not-in-module", "ok   traced"]
-    {
+    for part in [
+        "3 times since",
+        "of module m1",
+        "remedy:  Ask from inside the module",
+        "NOT  not-in-module",
+        "ok   traced",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    // The checks are of that moment: what becomes of the module later does not change them.
+    // The checks are of that moment: what becomes of the module later does not change
+    // them.
     let _ = device.agent().manage("DELETE", &format!("/modules/m1?{VERSION}"), None);
     assert_eq!(past(&device, &["m2"])[0].attestation, refusal.attestation);
 
     let status = device.status();
-    assert!(status.refusals.len() > 1 && status.refusals.iter().any(|one| one.module == "m2" && one.count == 3));
+    assert!(
+        status.refusals.len() > 1
+            && status.refusals.iter().any(|one| one.module == "m2" && one.count == 3)
+    );
     assert_eq!(status.refusals[0].explanation.remedy, DenyReason::NotRegistered.explained().remedy);
 
     // After a restart the audit trail still tells who, what and why, in the same bounds.
@@ -70,7 +90,10 @@ fn past_refusals_tell_who_asked_for_what_and_each_check_and_noise_hides_none_of_
     device.kill(Daemon::Moduled);
     device.start(Daemon::Moduled);
     let [refusal] = &past(&device, &["m2"])[..] else { panic!("one refusal, counted") };
-    assert_eq!((refusal.reason, refusal.count, &refusal.attestation), (DenyReason::NotInModule, 3, &None));
+    assert_eq!(
+        (refusal.reason, refusal.count, &refusal.attestation),
+        (DenyReason::NotInModule, 3, &None)
+    );
     assert_eq!(past(&device, &["--last", "1000"]).len(), PER_MODULE + 1);
     let status = device.status();
     assert!(
@@ -97,14 +120,23 @@ fn only_operators_and_the_agent_look_at_processes_and_only_operators_remove_imag
     // As if the guest were in the socket's group.
     let socket = device.root().management_socket();
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
-    let routes = [("GET", "/attestation?module=guest&"), ("GET", "/refusals?"), ("POST", "/images/collect?")];
+    let routes = [
+        ("GET", "/attestation?module=guest&"),
+        ("GET", "/refusals?"),
+        ("POST", "/images/collect?"),
+    ];
     for (method, route) in routes {
         let refused = guest.call_at(&socket, method, &format!("{route}{VERSION}"), None).unwrap();
         let refusal = device.assert_refused(&refused, "", DenyReason::NotAnOperator);
-        assert_eq!((refusal.uid, vec![refusal.pid]), (GUEST, device.processes_of("guest")), "{route}");
+        assert_eq!(
+            (refusal.uid, vec![refusal.pid]),
+            (GUEST, device.processes_of("guest")),
+            "{route}"
+        );
         assert!(route.starts_with(refusal.route.split_once(' ').unwrap().1), "{refusal:?}");
     }
-    // Reading is for whoever may open the socket, and says without an engine that there is none, and what to do.
+    // Reading is for whoever may open the socket, and says without an engine that there
+    // is none, and what to do.
     let images = guest.call_at(&socket, "GET", &format!("/images?{VERSION}"), None).unwrap();
     images.expect_error(404, "no container engine is configured");
     // Root is an operator. (Here the agent is root, too.)
@@ -112,12 +144,17 @@ fn only_operators_and_the_agent_look_at_processes_and_only_operators_remove_imag
         let _ = device.ask(method, &format!("{route}{VERSION}"), None).expect(200);
         let _ = device.agent().manage(method, &format!("{route}{VERSION}"), None).expect(200);
     }
-    device.ask("POST", &format!("/images/collect?{VERSION}"), None).expect_error(404, "[moby_runtime]");
+    device
+        .ask("POST", &format!("/images/collect?{VERSION}"), None)
+        .expect_error(404, "[moby_runtime]");
     for arguments in [&["images"][..], &["images", "--collect"]] {
         let output = device.edgekeep(arguments);
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains("no container engine is configured") && said.contains("config apply"), "{said}");
+        assert!(
+            said.contains("no container engine is configured") && said.contains("config apply"),
+            "{said}"
+        );
     }
     device.ask("GET", &format!("/refusals?{VERSION}&last=x"), None).expect_error(400, "last");
     device.ask("GET", &format!("/refusals?{VERSION}&module=a/b"), None).expect_error(400, "");

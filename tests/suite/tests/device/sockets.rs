@@ -1,4 +1,5 @@
-//! A module's socket: nobody else's, there as long as the module is, and repaired when something happened to it.
+//! A module's socket: nobody else's, there as long as the module is, and repaired when
+//! something happened to it.
 
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -11,7 +12,10 @@ fn wait_until_served(module: &Caller) {
     wait_for("the module to be served", || {
         let target = format!("/modules/{{m}}/genid/{{g}}/sign?{VERSION}");
         let body = serde_json::json!({"keyId": "primary", "algo": "HMACSHA256", "data": "eA=="});
-        module.try_call("POST", &target, Some(body)).is_ok_and(|answer| answer.status == 200).then_some(())
+        module
+            .try_call("POST", &target, Some(body))
+            .is_ok_and(|answer| answer.status == 200)
+            .then_some(())
     });
 }
 
@@ -82,7 +86,11 @@ fn another_user_reaches_no_modules_socket_by_its_path() {
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
         command.arg("--socket").arg(&path).args(["--module", "m1", "--genid", "1", "--json"]);
         let output = command.output().unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert!(said.contains("ermission denied"), "{said}");
     }
 }
@@ -95,12 +103,21 @@ fn sockets_come_back_when_a_full_disk_has_room_again() {
         return;
     }
     if std::env::var_os(AGAIN).is_none() {
-        // The same test in a mount namespace of its own: what it mounts goes when it ends, however that is.
+        // The same test in a mount namespace of its own: what it mounts goes when it
+        // ends, however that is.
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe().unwrap());
-        command.args(["--exact", "sockets::sockets_come_back_when_a_full_disk_has_room_again", "--nocapture"]);
+        command.args([
+            "--exact",
+            "sockets::sockets_come_back_when_a_full_disk_has_room_again",
+            "--nocapture",
+        ]);
         let output = command.env(AGAIN, "1").output().unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert!(output.status.success() && said.contains("1 passed"), "{said}");
         return;
     }
@@ -110,10 +127,14 @@ fn sockets_come_back_when_a_full_disk_has_room_again() {
     let kept = state.with_file_name("kept");
     std::fs::rename(&state, &kept).unwrap();
     std::fs::create_dir(&state).unwrap();
-    let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "none"]).arg(&state).status();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "none"])
+        .arg(&state)
+        .status();
     assert!(mounted.unwrap().success());
-    assert!(Command::new("cp").arg("-a").arg(kept.join(".")).arg(&state).status().unwrap().success());
+    assert!(
+        Command::new("cp").arg("-a").arg(kept.join(".")).arg(&state).status().unwrap().success()
+    );
     device.start(Daemon::Moduled);
     wait_until_served(device.agent());
     let module = device.add_caller("m1");

@@ -31,7 +31,8 @@ fn a_module_gets_from_nothing_to_a_message_that_the_hub_accepts() {
     device.create_and_start(spec);
     let steps: Vec<Value> = wait_for("all steps of the module", || {
         let text = std::fs::read_to_string(&report).unwrap_or_default();
-        let steps: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let steps: Vec<Value> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         (steps.len() >= 5).then_some(steps)
     });
     assert!(steps.iter().all(|step| step["ok"] == true), "{steps:#?}");
@@ -46,21 +47,32 @@ fn a_module_gets_from_nothing_to_a_message_that_the_hub_accepts() {
 fn signatures_belong_to_one_module_in_one_life() {
     let device = Device::builder().start();
     let (m1, m2) = (device.add_caller("m1"), device.add_caller("m2"));
-    let digest = |caller: &edgekeep_testkit::Caller| caller.sign().expect(200)["digest"].as_str().unwrap().to_owned();
+    let digest = |caller: &edgekeep_testkit::Caller| {
+        caller.sign().expect(200)["digest"].as_str().unwrap().to_owned()
+    };
     let first = digest(&m1);
     assert_eq!(STANDARD.decode(&first).unwrap().len(), 32);
     assert_eq!(digest(&m1), first, "the same every time");
     assert_ne!(digest(&m2), first);
     // What clients send for key and algorithm does not matter.
     let target = format!("/modules/{{m}}/genid/{{g}}/sign?{V}");
-    for body in [json!({"data": "ZGF0YQ=="}), json!({"keyId": "x", "algo": "y", "data": "ZGF0YQ==", "z": 1})] {
+    for body in [
+        json!({"data": "ZGF0YQ=="}),
+        json!({"keyId": "x", "algo": "y", "data": "ZGF0YQ==", "z": 1}),
+    ] {
         assert_eq!(m1.call("POST", &target, Some(body)).expect(200)["digest"], first);
     }
-    // Another life of the identity signs with another key, and the old name of it is refused.
-    let other =
-        m1.call("POST", &format!("/modules/{{m}}/genid/636000000000000000/sign?{V}"), Some(json!({"data": ""})));
+    // Another life of the identity signs with another key, and the old name of it is
+    // refused.
+    let other = m1.call(
+        "POST",
+        &format!("/modules/{{m}}/genid/636000000000000000/sign?{V}"),
+        Some(json!({"data": ""})),
+    );
     device.assert_refused(&other, "m1", DenyReason::GenerationMismatch);
-    for (body, status) in [(Some(json!({"keyId": "primary"})), 422), (Some(json!({"data": 5})), 422), (None, 400)] {
+    for (body, status) in
+        [(Some(json!({"keyId": "primary"})), 422), (Some(json!({"data": 5})), 422), (None, 400)]
+    {
         assert_eq!(m1.call("POST", &target, body.clone()).status, status, "{body:?}");
     }
     let answer = m1.call("POST", &target, Some(json!({"data": "not base64!"})));
@@ -100,15 +112,24 @@ fn what_a_module_encrypts_only_it_decrypts() {
     let decrypt = format!("/modules/{{m}}/genid/{{g}}/decrypt?{V}");
     let large = vec![7; 100_000];
     // Existing clients use initialization vectors of 12 to 32 bytes and more.
-    for (iv, plaintext) in [(&b"0123456789ab"[..], &b"text"[..]), (&[b'f'; 32], b""), (b"x", &large)] {
+    for (iv, plaintext) in
+        [(&b"0123456789ab"[..], &b"text"[..]), (&[b'f'; 32], b""), (b"x", &large)]
+    {
         let body = json!({ "plaintext": base64(plaintext), "initializationVector": base64(iv) });
-        // Large bodies do not fit into one line of the module's FIFO at once, but arrive all the same.
+        // Large bodies do not fit into one line of the module's FIFO at once, but arrive
+        // all the same.
         let ciphertext = m1.call("POST", &encrypt, Some(body)).expect(200)["ciphertext"].clone();
         let body = json!({ "ciphertext": ciphertext, "initializationVector": base64(iv) });
-        let decrypted = m1.call("POST", &decrypt, Some(body.clone())).expect(200)["plaintext"].clone();
+        let decrypted =
+            m1.call("POST", &decrypt, Some(body.clone())).expect(200)["plaintext"].clone();
         assert_eq!(STANDARD.decode(decrypted.as_str().unwrap()).unwrap(), plaintext);
-        assert_eq!(m2.call("POST", &decrypt, Some(body.clone())).status, 500, "another module cannot");
-        let other_iv = json!({ "ciphertext": ciphertext, "initializationVector": base64(b"another vector") });
+        assert_eq!(
+            m2.call("POST", &decrypt, Some(body.clone())).status,
+            500,
+            "another module cannot"
+        );
+        let other_iv =
+            json!({ "ciphertext": ciphertext, "initializationVector": base64(b"another vector") });
         assert_eq!(m1.call("POST", &decrypt, Some(other_iv)).status, 500);
         let mut bytes = STANDARD.decode(ciphertext.as_str().unwrap()).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
@@ -139,7 +160,13 @@ impl Issued {
         let text = answer["certificate"].as_str().unwrap().as_bytes();
         let chain = Pem::iter_from_buffer(text).collect::<Result<Vec<_>, _>>().unwrap();
         assert_eq!(answer["privateKey"]["type"], "key");
-        assert!(answer["privateKey"]["bytes"].as_str().unwrap().starts_with("-----BEGIN PRIVATE KEY-----"), "PKCS#8");
+        assert!(
+            answer["privateKey"]["bytes"]
+                .as_str()
+                .unwrap()
+                .starts_with("-----BEGIN PRIVATE KEY-----"),
+            "PKCS#8"
+        );
         assert!(answer["expiration"].as_str().unwrap().ends_with("+00:00"), "{answer}");
         Self { chain, answer }
     }
@@ -167,10 +194,14 @@ impl Issued {
 }
 
 fn openssl(arguments: &[&str]) -> Output {
-    Command::new("openssl").args(arguments).output().expect("openssl is installed: apt-get install openssl")
+    Command::new("openssl")
+        .args(arguments)
+        .output()
+        .expect("openssl is installed: apt-get install openssl")
 }
 
-/// A foreign implementation builds and checks the chain, and checks that the key is the certificate's.
+/// A foreign implementation builds and checks the chain, and checks that the key is the
+/// certificate's.
 fn verified_by_openssl(folder: &Path, bundle: &str, issued: &Issued, purpose: &str) {
     let file = |name: &str, text: &str| {
         let path = folder.join(name);
@@ -180,12 +211,24 @@ fn verified_by_openssl(folder: &Path, bundle: &str, issued: &Issued, purpose: &s
     let chain = issued.answer["certificate"].as_str().unwrap();
     let (bundle, chain) = (file("bundle.pem", bundle), file("chain.pem", chain));
     let key = file("key.pem", issued.answer["privateKey"]["bytes"].as_str().unwrap());
-    let verified =
-        openssl(&["verify", "-x509_strict", "-purpose", purpose, "-CAfile", &bundle, "-untrusted", &chain, &chain]);
+    let verified = openssl(&[
+        "verify",
+        "-x509_strict",
+        "-purpose",
+        purpose,
+        "-CAfile",
+        &bundle,
+        "-untrusted",
+        &chain,
+        &chain,
+    ]);
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
     let of_certificate = openssl(&["x509", "-in", &chain, "-pubkey", "-noout"]);
     let of_key = openssl(&["pkey", "-in", &key, "-pubout"]);
-    assert!(of_key.status.success() && of_key.stdout == of_certificate.stdout, "the key is another one's");
+    assert!(
+        of_key.status.success() && of_key.stdout == of_certificate.stdout,
+        "the key is another one's"
+    );
 }
 
 #[test]
@@ -193,8 +236,10 @@ fn certificates_are_what_a_foreign_implementation_verifies() {
     let device = Device::builder().start();
     let m1 = device.add_caller("m1");
     wait_for_edge_ca(&device);
-    let bundle =
-        m1.call("GET", &format!("/trust-bundle?{V}"), None).expect(200)["certificate"].as_str().unwrap().to_owned();
+    let bundle = m1.call("GET", &format!("/trust-bundle?{V}"), None).expect(200)["certificate"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let folder = device.root().path().join("check");
     std::fs::create_dir(&folder).unwrap();
 
@@ -229,7 +274,8 @@ fn certificates_are_what_a_foreign_implementation_verifies() {
     for body in [None, Some(json!({})), Some(json!({"expiration": "2099-01-01T00:00:00Z"}))] {
         let issued = Issued::new(m1.call("POST", &identity, body).expect(201));
         assert_eq!(issued.common_name(), "m1");
-        let uri = format!("uri:azureiot://{}/devices/press-04/modules/m1", device.cloud().hub_host());
+        let uri =
+            format!("uri:azureiot://{}/devices/press-04/modules/m1", device.cloud().hub_host());
         assert_eq!(issued.names(), [uri]);
         verified_by_openssl(&folder, &bundle, &issued, "sslclient");
     }
@@ -248,12 +294,18 @@ fn the_trust_bundle_is_for_everybody_and_names_the_edge_ca() {
     assert_eq!(certificates.len(), 1);
     for socket in [device.module_socket("m1"), device.root().legacy_workload_socket()] {
         assert_eq!(http::call(&socket, "GET", &target, None).unwrap().expect(200), own);
-        let manifest = http::call(&socket, "GET", &format!("/manifest-trust-bundle?{V}"), None).unwrap();
+        let manifest =
+            http::call(&socket, "GET", &format!("/manifest-trust-bundle?{V}"), None).unwrap();
         assert_eq!(manifest.expect(200), json!({ "certificate": "" }));
         for list in ["/modules", "/modules/"] {
-            let list = http::call(&socket, "GET", &format!("{list}?{V}"), None).unwrap().expect(200);
-            let names: Vec<&str> =
-                list["modules"].as_array().unwrap().iter().filter_map(|it| it["name"].as_str()).collect();
+            let list =
+                http::call(&socket, "GET", &format!("{list}?{V}"), None).unwrap().expect(200);
+            let names: Vec<&str> = list["modules"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter_map(|it| it["name"].as_str())
+                .collect();
             assert_eq!(names, ["edgeAgent", "m1"]);
         }
     }
@@ -268,6 +320,9 @@ fn the_shared_socket_serves_each_module_by_evidence_alone() {
     let body = Some(json!({"data": "ZGF0YQ=="}));
     for caller in [&m1, &m2, device.agent()] {
         let own = caller.call("POST", &target, body.clone()).expect(200);
-        assert_eq!(caller.call_at(&shared, "POST", &target, body.clone()).unwrap().expect(200), own);
+        assert_eq!(
+            caller.call_at(&shared, "POST", &target, body.clone()).unwrap().expect(200),
+            own
+        );
     }
 }

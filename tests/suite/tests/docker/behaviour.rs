@@ -1,4 +1,5 @@
-//! What deployments and operators are used to from the engine, through the daemon: logs, networks, graces, restarts.
+//! What deployments and operators are used to from the engine, through the daemon: logs,
+//! networks, graces, restarts.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,11 @@ fn logs_are_the_engines_own_to_the_byte_whatever_part_is_asked_for() {
     });
     assert_eq!(text(&followed), text(&engines_own));
     assert_eq!(followed, engines(""));
-    assert!(text(&followed).contains("first") && text(&followed).ends_with("third\n"), "{}", text(&followed));
+    assert!(
+        text(&followed).contains("first") && text(&followed).ends_with("third\n"),
+        "{}",
+        text(&followed)
+    );
 
     // The first line's second, and the one after: the second line is later than both.
     let stamped = text(&ours("&timestamps=true&tail=all"));
@@ -94,7 +99,10 @@ fn date(text: &str) -> String {
 
 fn date_text(seconds: i64) -> String {
     let at = format!("@{seconds}");
-    let output = std::process::Command::new("date").args(["-u", "-d", &at, "+%Y-%m-%dT%H:%M:%SZ"]).output().unwrap();
+    let output = std::process::Command::new("date")
+        .args(["-u", "-d", &at, "+%Y-%m-%dT%H:%M:%SZ"])
+        .output()
+        .unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -113,15 +121,27 @@ fn the_network_is_made_as_the_configuration_describes_it() {
     let mut spec = scripted(&device, &name, image.name(), "exec sleep 1000");
     spec["config"]["settings"]["createOptions"].as_object_mut().unwrap().remove("HostConfig");
     device.create_and_start(spec);
-    let network: Value =
-        serde_json::from_str(&engine.says(&["network", "inspect", "-f", "{{json .}}", &engine.network()])).unwrap();
+    let network: Value = serde_json::from_str(&engine.says(&[
+        "network",
+        "inspect",
+        "-f",
+        "{{json .}}",
+        &engine.network(),
+    ]))
+    .unwrap();
     assert_eq!(network["EnableIPv6"], true, "{network}");
     let configured = network["IPAM"]["Config"].as_array().unwrap();
     assert_eq!(configured.len(), 2, "{network}");
-    let v4 = configured.iter().find(|config| config["Subnet"] == format!("10.{high}.{part}.0/24")).unwrap();
+    let v4 = configured
+        .iter()
+        .find(|config| config["Subnet"] == format!("10.{high}.{part}.0/24"))
+        .unwrap();
     assert_eq!(v4["Gateway"], format!("10.{high}.{part}.9"), "{network}");
-    let addresses =
-        inspected(&engine, &name, "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}");
+    let addresses = inspected(
+        &engine,
+        &name,
+        "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}",
+    );
     let (v4, v6) = addresses.split_once(' ').unwrap();
     let last: u8 = v4.strip_prefix(&format!("10.{high}.{part}.")).unwrap().parse().unwrap();
     assert!(last >= 128, "{v4} is in the range");
@@ -133,14 +153,19 @@ fn a_module_that_ignores_the_signal_has_its_own_grace_and_no_more() {
     let Some(engine) = Engine::or_skip() else { return };
     let (image, name) = (image(&engine), engine.name("m1"));
     let device = with_engine(&engine).start();
-    let mut spec = scripted(&device, &name, image.name(), "trap '' TERM; while true; do sleep 1000; done");
+    let mut spec =
+        scripted(&device, &name, image.name(), "trap '' TERM; while true; do sleep 1000; done");
     spec["config"]["settings"]["createOptions"]["StopTimeout"] = json!(2);
     device.create_and_start(spec);
     let begun = Instant::now();
-    let _ = device.agent().manage("POST", &format!("/modules/{name}/stop?{VERSION}"), None).expect(204);
+    let _ =
+        device.agent().manage("POST", &format!("/modules/{name}/stop?{VERSION}"), None).expect(204);
     let took = begun.elapsed();
     assert!(took >= Duration::from_secs(2), "ended after {took:?}: before its grace was over");
-    assert!(took < Duration::from_secs(9), "ended after {took:?}: the engine's grace is 10 s, its own 2 s");
+    assert!(
+        took < Duration::from_secs(9),
+        "ended after {took:?}: the engine's grace is 10 s, its own 2 s"
+    );
     assert_eq!(inspected(&engine, &name, "{{.State.ExitCode}}"), "137", "killed");
     let status = device.ask("GET", &format!("/modules/{name}?{VERSION}"), None).expect(200);
     assert_eq!(status["status"]["exitStatus"]["statusCode"], "137", "{status}");
@@ -151,7 +176,10 @@ fn a_module_that_the_engine_starts_again_is_measured_anew() {
     let Some(engine) = Engine::or_skip() else { return };
     let image = image(&engine);
     let names = ["same", "other"].map(|name| engine.name(name));
-    let tables = format!("[module_policies]\n{:?} = \"executable\"\n{:?} = \"executable\"", names[0], names[1]);
+    let tables = format!(
+        "[module_policies]\n{:?} = \"executable\"\n{:?} = \"executable\"",
+        names[0], names[1]
+    );
     let device = with_engine(&engine).tables(&tables).start();
     for (name, change) in names.iter().zip(["", "echo >> /bin/calls"]) {
         let (caller, mut spec) = device.container_caller(name, image.name());
@@ -159,7 +187,8 @@ fn a_module_that_the_engine_starts_again_is_measured_anew() {
         options["HostConfig"]["RestartPolicy"] = json!({ "Name": "always" });
         options["Entrypoint"] = json!(["/bin/sh"]);
         // What its first run left in the writable layer is there in the second.
-        let script = format!("if [ -e /tmp/again ]; then :; {change}\nfi; : > /tmp/again; exec /bin/calls");
+        let script =
+            format!("if [ -e /tmp/again ]; then :; {change}\nfi; : > /tmp/again; exec /bin/calls");
         options["Cmd"] = json!(["-c", script]);
         device.create_and_start(spec);
         let _ = caller.sign().expect(200);
@@ -176,9 +205,12 @@ fn a_module_that_the_engine_starts_again_is_measured_anew() {
         } else {
             device.assert_refused(&answer, name, DenyReason::ExecutableChanged);
         }
-        // Some engines take their time to tell of a restart; until then it is said that the module does not run.
+        // Some engines take their time to tell of a restart; until then it is said that
+        // the module does not run.
         let shown = wait_for("the second process to be shown", || {
-            let shown: Value = serde_json::from_slice(&device.edgekeep(&["attest", "--json", name]).stdout).ok()?;
+            let shown: Value =
+                serde_json::from_slice(&device.edgekeep(&["attest", "--json", name]).stdout)
+                    .ok()?;
             (shown["pid"].as_u64() == second.parse().ok()).then_some(shown)
         });
         assert_eq!(shown["allowed"], json!(change.is_empty()), "{shown}");

@@ -1,6 +1,7 @@
-//! The container engine goes away, hangs, breaks off or fills its disk, and comes back: between the daemon and the engine
-//! stands a proxy that the test tells how to behave. What needs the engine gets an answer in bounded time; what does not
-//! is as quick as ever; nothing is lost.
+//! The container engine goes away, hangs, breaks off or fills its disk, and comes back:
+//! between the daemon and the engine stands a proxy that the test tells how to behave.
+//! What needs the engine gets an answer in bounded time; what does not is as quick as
+//! ever; nothing is lost.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::{image, programs};
 
-/// Longest time in which a call that needs the engine has its answer: the daemon's patience and some for a slow machine.
+/// Longest time in which a call that needs the engine has its answer: the daemon's
+/// patience and some for a slow machine.
 const BOUND: Duration = Duration::from_secs(15);
 
 /// The middle of how long some runs take.
@@ -41,9 +43,16 @@ fn unaffected(device: &Device, host: &Caller) -> [Duration; 3] {
 
 fn assert_as_quick(what: &str, before: [Duration; 3], now: [Duration; 3]) {
     for ((name, before), now) in ["sign", "status", "metrics"].into_iter().zip(before).zip(now) {
-        eprintln!("{what}: {name} {before:?} -> {now:?}, {:.2} x", now.as_secs_f64() / before.as_secs_f64());
-        // Other tests share the machine; a call that waited for the engine would take seconds.
-        assert!(now < before * 5 + Duration::from_millis(20), "{what}: {name} {before:?} -> {now:?}");
+        eprintln!(
+            "{what}: {name} {before:?} -> {now:?}, {:.2} x",
+            now.as_secs_f64() / before.as_secs_f64()
+        );
+        // Other tests share the machine; a call that waited for the engine would take
+        // seconds.
+        assert!(
+            now < before * 5 + Duration::from_millis(20),
+            "{what}: {name} {before:?} -> {now:?}"
+        );
     }
 }
 
@@ -88,17 +97,31 @@ impl Site {
         let host = device.add_caller("host");
         let _ = host.sign().expect(200);
         let started = engine.says(&["inspect", "-f", "{{.State.StartedAt}}", &name]);
-        Some(Self { proxy, device, container, name, host, started, engine, _image: image, _folder: folder })
+        Some(Self {
+            proxy,
+            device,
+            container,
+            name,
+            host,
+            started,
+            engine,
+            _image: image,
+            _folder: folder,
+        })
     }
 
     fn assert_nothing_lost(&self) {
         self.proxy.set(EngineFault::None);
-        wait_for("the container to be served again", || (self.container.sign().status == 200).then_some(()));
+        wait_for("the container to be served again", || {
+            (self.container.sign().status == 200).then_some(())
+        });
         let started = self.engine.says(&["inspect", "-f", "{{.State.StartedAt}}", &self.name]);
         assert_eq!(started, self.started, "the container was not touched");
         let list = self.device.ask("GET", &format!("/modules?{VERSION}"), None).expect(200);
         // Others' containers may be at this engine as well.
-        let listed = |name: &str| list["modules"].as_array().unwrap().iter().any(|module| module["name"] == name);
+        let listed = |name: &str| {
+            list["modules"].as_array().unwrap().iter().any(|module| module["name"] == name)
+        };
         assert!([&self.name, "host", "edgeAgent"].into_iter().all(listed));
     }
 }
@@ -118,13 +141,15 @@ fn a_hung_engine_holds_up_nothing_but_what_needs_it() {
     std::thread::scope(|scope| {
         // While calls that need the engine wait for it.
         let device = &site.device;
-        let waiting: Vec<_> = (0..3).map(|_| scope.spawn(|| bounded(device, "GET", "/modules", None))).collect();
+        let waiting: Vec<_> =
+            (0..3).map(|_| scope.spawn(|| bounded(device, "GET", "/modules", None))).collect();
         assert_as_quick("hung", before, unaffected(device, &site.host));
         for answer in waiting {
             assert_eq!(answer.join().unwrap(), 500);
         }
     });
-    // What runs was heard before the engine fell silent, and nothing else has been heard since.
+    // What runs was heard before the engine fell silent, and nothing else has been heard
+    // since.
     let _ = site.container.sign().expect(200);
     let device = &site.device;
     assert_eq!(bounded(device, "GET", "/systeminfo", None), 200);
@@ -165,18 +190,23 @@ fn an_engine_that_answers_halves_is_given_up_in_time() {
 #[test]
 fn a_stream_of_events_that_is_cut_again_and_again_leaves_nothing_behind() {
     let Some(site) = Site::or_skip() else { return };
-    let open = || std::fs::read_dir(format!("/proc/{}/fd", site.device.pid(Daemon::Moduled))).unwrap().count();
+    let open = || {
+        std::fs::read_dir(format!("/proc/{}/fd", site.device.pid(Daemon::Moduled))).unwrap().count()
+    };
     let before = open();
     for _ in 0..20 {
         site.proxy.cut();
-        wait_for("the container to be served again", || (site.container.sign().status == 200).then_some(()));
+        wait_for("the container to be served again", || {
+            (site.container.sign().status == 200).then_some(())
+        });
         let _ = site.host.sign().expect(200);
     }
     // What happened while nobody listened is found out.
     let _ = site.engine.says(&["stop", "-t", "0", &site.name]);
     site.proxy.cut();
     wait_for("the stopped container to be known", || {
-        let status = site.device.ask("GET", &format!("/modules/{}?{VERSION}", site.name), None).json();
+        let status =
+            site.device.ask("GET", &format!("/modules/{}?{VERSION}", site.name), None).json();
         (status["status"]["runtimeStatus"]["status"] != "running").then_some(())
     });
     let after = open();
@@ -187,7 +217,9 @@ fn a_stream_of_events_that_is_cut_again_and_again_leaves_nothing_behind() {
 fn a_pull_that_fills_the_disk_costs_no_module() {
     let Some(site) = Site::or_skip() else { return };
     site.proxy.set(EngineFault::PullsFillTheDisk);
-    wait_for("the container to be served again", || (site.container.sign().status == 200).then_some(()));
+    wait_for("the container to be served again", || {
+        (site.container.sign().status == 200).then_some(())
+    });
     let absent = format!("edgekeep-absent-{}:1", std::process::id());
     let new = site.engine.name("m2");
     let generation = site.device.create_identity(&new);
@@ -200,7 +232,11 @@ fn a_pull_that_fills_the_disk_costs_no_module() {
 
     // The old module stays when what is to replace it cannot be had.
     spec["name"] = json!(site.name);
-    let refused = agent.manage("PUT", &format!("/modules/{}?start=true&{VERSION}", site.name), Some(spec.clone()));
+    let refused = agent.manage(
+        "PUT",
+        &format!("/modules/{}?start=true&{VERSION}", site.name),
+        Some(spec.clone()),
+    );
     refused.expect_error(500, "no space left on device");
     let _ = site.container.sign().expect(200);
     site.assert_nothing_lost();
@@ -215,7 +251,8 @@ fn a_pull_that_fills_the_disk_costs_no_module() {
 
 #[test]
 fn the_workload_socket_is_open_while_the_module_stops() {
-    // What ignores SIGTERM has its whole grace. All of it does: Podman 4 signals every process, not the first alone.
+    // What ignores SIGTERM has its whole grace. All of it does: Podman 4 signals every
+    // process, not the first alone.
     let stubborn = |spec: &mut Value| {
         let options = &mut spec["config"]["settings"]["createOptions"];
         options["Entrypoint"] = json!(["/bin/sh"]);
@@ -223,7 +260,8 @@ fn the_workload_socket_is_open_while_the_module_stops() {
     };
     let Some(site) = Site::with(stubborn) else { return };
     std::thread::scope(|scope| {
-        let stopping = scope.spawn(|| bounded(&site.device, "POST", &format!("/modules/{}/stop", site.name), None));
+        let stopping = scope
+            .spawn(|| bounded(&site.device, "POST", &format!("/modules/{}/stop", site.name), None));
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(3) {
             let _ = site.container.sign().expect(200);
@@ -275,13 +313,15 @@ fn without_the_engine_host_modules_are_served_and_containers_that_ran_before() {
 #[test]
 fn what_is_done_to_a_container_while_its_engine_is_not_heard_is_not_served() {
     let Some(site) = Site::or_skip() else { return };
-    let generation = site.device.cloud().state().devices["press-04"].modules[&site.name].generation_id.clone();
+    let generation =
+        site.device.cloud().state().devices["press-04"].modules[&site.name].generation_id.clone();
     site.proxy.set(EngineFault::Away);
     wait_for("the loss to be noticed", || {
         site.device.status().engine.is_some_and(|engine| !engine.reachable).then_some(())
     });
     let _ = site.container.sign().expect(200);
-    // Brought in by the engine's exec, and left behind as a child of the container's first process.
+    // Brought in by the engine's exec, and left behind as a child of the container's
+    // first process.
     let intruder = format!(
         "/bin/intruder --socket /var/run/iotedge/workload.sock --module {} --genid {generation} --json",
         site.name
@@ -296,5 +336,7 @@ fn what_is_done_to_a_container_while_its_engine_is_not_heard_is_not_served() {
     let _ = site.engine.says(&["restart", "-t", "0", &site.name]);
     site.device.assert_refused(&site.container.sign(), &site.name, DenyReason::FactsUnknown);
     site.proxy.set(EngineFault::None);
-    wait_for("the container to be served again", || (site.container.sign().status == 200).then_some(()));
+    wait_for("the container to be served again", || {
+        (site.container.sign().status == 200).then_some(())
+    });
 }

@@ -1,14 +1,19 @@
-//! A real Docker engine is killed, started again, hung, and runs out of disk. Each test has one of its own.
+//! A real Docker engine is killed, started again, hung, and runs out of disk. Each test
+//! has one of its own.
 //!
-//! Whatever happens to the engine: every call has its answer in bounded time, what does not need the engine goes on, and
-//! when the engine is back nothing is lost and every identity is what it was.
+//! Whatever happens to the engine: every call has its answer in bounded time, what does
+//! not need the engine goes on, and when the engine is back nothing is lost and every
+//! identity is what it was.
 
 use std::time::{Duration, Instant};
 
-use edgekeep_testkit::{Caller, Device, Engine, Image, PrivateEngine, Registry, VERSION, program, wait_for};
+use edgekeep_testkit::{
+    Caller, Device, Engine, Image, PrivateEngine, Registry, VERSION, program, wait_for,
+};
 use serde_json::{Value, json};
 
-/// Longest time in which any call has its answer: the daemon's patience and some for a slow machine.
+/// Longest time in which any call has its answer: the daemon's patience and some for a
+/// slow machine.
 const BOUND: Duration = Duration::from_secs(15);
 
 fn bounded<T>(what: &str, call: impl FnOnce() -> T) -> T {
@@ -50,10 +55,17 @@ impl Site {
         self.engine.says(&["inspect", "-f", "{{.State.Pid}}", &self.name])
     }
 
-    /// While the engine is away or hangs: an error for what needs it, and no delay for what does not.
+    /// While the engine is away or hangs: an error for what needs it, and no delay for
+    /// what does not.
     fn assert_bounded(&self) {
         // Both at once: a hung engine is waited for.
-        let stop = || self.device.agent().manage("POST", &format!("/modules/{}/stop?{VERSION}", self.name), None);
+        let stop = || {
+            self.device.agent().manage(
+                "POST",
+                &format!("/modules/{}/stop?{VERSION}", self.name),
+                None,
+            )
+        };
         let (list, stop) = std::thread::scope(|scope| {
             let list = scope.spawn(|| self.list());
             let stop = bounded("stop", stop);
@@ -61,9 +73,16 @@ impl Site {
         });
         assert_eq!((list.status, stop.status), (500, 500), "{}", list.text());
         assert!(list.message().contains("container engine"), "{}", list.message());
-        assert_eq!(bounded("sign of a host module", || self.host.sign()).expect(200), self.identity[1]);
+        assert_eq!(
+            bounded("sign of a host module", || self.host.sign()).expect(200),
+            self.identity[1]
+        );
         let _ = bounded("status", || self.device.status());
-        assert_eq!(self.device.create_identity("host"), self.generation("host"), "identities are not the engine's");
+        assert_eq!(
+            self.device.create_identity("host"),
+            self.generation("host"),
+            "identities are not the engine's"
+        );
     }
 
     fn generation(&self, module: &str) -> String {
@@ -71,11 +90,19 @@ impl Site {
     }
 
     fn wait_until_served(&self) {
-        wait_for("the container to be served", || (self.container.sign().status == 200).then_some(()));
-        assert_eq!(self.container.sign().expect(200), self.identity[0], "the identity is what it was");
+        wait_for("the container to be served", || {
+            (self.container.sign().status == 200).then_some(())
+        });
+        assert_eq!(
+            self.container.sign().expect(200),
+            self.identity[0],
+            "the identity is what it was"
+        );
         assert_eq!(self.host.sign().expect(200), self.identity[1]);
         let list = self.list().expect(200);
-        let listed = |name: &str| list["modules"].as_array().unwrap().iter().any(|module| module["name"] == name);
+        let listed = |name: &str| {
+            list["modules"].as_array().unwrap().iter().any(|module| module["name"] == name)
+        };
         assert!([&self.name, "host", "edgeAgent"].into_iter().all(listed), "{list}");
     }
 }
@@ -112,7 +139,8 @@ impl Site {
 }
 
 #[test]
-fn without_live_restore_the_containers_end_with_the_engine_and_are_the_same_when_they_are_started_again() {
+fn without_live_restore_the_containers_end_with_the_engine_and_are_the_same_when_they_are_started_again()
+ {
     let Some(mut private) = PrivateEngine::or_skip(false, None) else { return };
     let site = Site::new(private.engine());
     let (pid, generation) = (site.pid(), site.generation(&site.name));
@@ -123,13 +151,20 @@ fn without_live_restore_the_containers_end_with_the_engine_and_are_the_same_when
     // A new engine ends what the old one left.
     wait_for("the daemon to know that the container stopped", || {
         let status = site.device.ask("GET", &format!("/modules/{}?{VERSION}", site.name), None);
-        (status.status == 200 && status.json()["status"]["runtimeStatus"]["status"] != "running").then_some(())
+        (status.status == 200 && status.json()["status"]["runtimeStatus"]["status"] != "running")
+            .then_some(())
     });
-    let start = || site.device.agent().manage("POST", &format!("/modules/{}/start?{VERSION}", site.name), None);
+    let start = || {
+        site.device.agent().manage("POST", &format!("/modules/{}/start?{VERSION}", site.name), None)
+    };
     let _ = bounded("start", start).expect(204);
     site.wait_until_served();
     assert_ne!(site.pid(), pid);
-    assert_eq!(site.engine.says(&["inspect", "-f", "{{.Id}}", &site.name]), id, "it is the registered container");
+    assert_eq!(
+        site.engine.says(&["inspect", "-f", "{{.Id}}", &site.name]),
+        id,
+        "it is the registered container"
+    );
     assert_eq!(site.generation(&site.name), generation);
 }
 
@@ -147,7 +182,9 @@ fn a_pull_onto_a_full_disk_is_an_error_that_says_so_and_costs_no_module() {
     spec["imagePullPolicy"] = json!("On-Create");
     spec["config"]["settings"]["auth"] = json!({ "username": "u", "password": "word",
         "serveraddress": registry.image().split('/').next() });
-    let create = |spec: &Value| site.device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec.clone()));
+    let create = |spec: &Value| {
+        site.device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec.clone()))
+    };
     bounded("create", || create(&spec)).expect_error(500, "no space left on device");
     // Nor is what runs lost for an image that cannot be had.
     spec["name"] = json!(site.name);

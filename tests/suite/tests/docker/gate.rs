@@ -103,7 +103,8 @@ fn pass(mut client: UnixStream, engine: &PathBuf, (state, changed): &(Mutex<Stat
 
 fn is_gone(client: &UnixStream) -> bool {
     use std::os::fd::AsFd as _;
-    let mut fds = [rustix::event::PollFd::from_borrowed_fd(client.as_fd(), rustix::event::PollFlags::HUP)];
+    let mut fds =
+        [rustix::event::PollFd::from_borrowed_fd(client.as_fd(), rustix::event::PollFlags::HUP)];
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }

@@ -19,7 +19,12 @@ fn in_a_hurry(device: &mut Device, settings: &Value) {
 }
 
 fn line(plan: &Value, image: &str) -> Option<Value> {
-    plan["images"].as_array().unwrap().iter().find(|line| line["names"].to_string().contains(image)).cloned()
+    plan["images"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|line| line["names"].to_string().contains(image))
+        .cloned()
 }
 
 fn plan(device: &Device, arguments: &[&str]) -> Value {
@@ -35,14 +40,18 @@ fn exists(engine: &Engine, image: &str) -> bool {
 #[test]
 fn an_image_goes_when_no_module_uses_it_any_more_and_others_stay() {
     let Some(engine) = Engine::or_skip() else { return };
-    let [old, new, foreign] = ["old", "new", "foreign"].map(|mark| engine.import(&programs(), &engine.name(mark)));
+    let [old, new, foreign] =
+        ["old", "new", "foreign"].map(|mark| engine.import(&programs(), &engine.name(mark)));
     // A second name is no obstacle.
     let second = format!("{}-again", old.name());
     let _ = engine.says(&["tag", old.name(), &second]);
     let (name, stopped) = (engine.name("m1"), engine.name("stopped"));
     let mut device = with_engine(&engine).start();
     // The disk of who runs the test is not to decide.
-    in_a_hurry(&mut device, &json!({"grace_sec": 3600, "unused_sec": 1, "enabled": false, "high_percent": 101}));
+    in_a_hurry(
+        &mut device,
+        &json!({"grace_sec": 3600, "unused_sec": 1, "enabled": false, "high_percent": 101}),
+    );
     let (m1, spec) = device.container_caller(&name, old.name());
     device.create_and_start(spec);
     let _ = m1.sign().expect(200);
@@ -51,8 +60,12 @@ fn an_image_goes_when_no_module_uses_it_any_more_and_others_stay() {
     let generation = device.create_identity(&stopped);
     let idle = device.container_spec(&stopped, new.name(), &generation);
     let _ = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(idle)).expect(201);
-    let _ = device.agent().manage("DELETE", &format!("/modules/{name}?{VERSION}"), None).expect(204);
-    assert_eq!(line(&plan(&device, &["--dry-run"]), old.name()).unwrap()["reason"], "recently-used");
+    let _ =
+        device.agent().manage("DELETE", &format!("/modules/{name}?{VERSION}"), None).expect(204);
+    assert_eq!(
+        line(&plan(&device, &["--dry-run"]), old.name()).unwrap()["reason"],
+        "recently-used"
+    );
     in_a_hurry(&mut device, &json!({ "grace_sec": 0 }));
     let due = wait_for("the image to be old", || {
         let line = line(&plan(&device, &[]), old.name()).unwrap();
@@ -64,7 +77,11 @@ fn an_image_goes_when_no_module_uses_it_any_more_and_others_stay() {
     let collected = plan(&device, &["--collect"]);
     assert_eq!(line(&collected, old.name()).unwrap()["removed"], true, "{collected}");
     assert!(!exists(&engine, old.name()) && !exists(&engine, &second));
-    assert_eq!(line(&collected, new.name()).unwrap()["reason"], "used-by-container", "a stopped container's");
+    assert_eq!(
+        line(&collected, new.name()).unwrap()["reason"],
+        "used-by-container",
+        "a stopped container's"
+    );
     assert_eq!(line(&collected, foreign.name()).unwrap()["reason"], "not-ours");
     assert!(exists(&engine, new.name()) && exists(&engine, foreign.name()));
     assert!(device.log(Daemon::Moduled).contains("image removed"));
@@ -74,7 +91,8 @@ fn an_image_goes_when_no_module_uses_it_any_more_and_others_stay() {
 #[test]
 fn it_happens_unasked_survives_restarts_and_never_takes_the_agents_image() {
     let Some(engine) = Engine::or_skip() else { return };
-    let [used, agent] = ["used", "agent"].map(|mark| engine.import(&programs(), &engine.name(mark)));
+    let [used, agent] =
+        ["used", "agent"].map(|mark| engine.import(&programs(), &engine.name(mark)));
     let name = engine.name("m1");
     let mut device = with_engine(&engine).start();
     let (_m1, spec) = device.container_caller(&name, used.name());
@@ -84,7 +102,10 @@ fn it_happens_unasked_survives_restarts_and_never_takes_the_agents_image() {
     let (_other, spec) = device.container_caller(&other, agent.name());
     device.create_and_start(spec);
     for module in [&name, &other] {
-        let _ = device.agent().manage("DELETE", &format!("/modules/{module}?{VERSION}"), None).expect(204);
+        let _ = device
+            .agent()
+            .manage("DELETE", &format!("/modules/{module}?{VERSION}"), None)
+            .expect(204);
     }
     // Only what a former daemon remembers says that the images were ours.
     let file = device.root().settings_file(Daemon::Moduled);

@@ -1,4 +1,5 @@
-//! Images: pulled with credentials, pinned by content, signed; and what was measured is what is made.
+//! Images: pulled with credentials, pinned by content, signed; and what was measured is
+//! what is made.
 
 use std::path::Path;
 use std::process::Command;
@@ -31,7 +32,8 @@ fn an_image_is_pulled_with_credentials_and_pinned_by_its_manifest_and_no_secret_
     const WORD: &str = "planted-variable-word";
     spec["config"]["env"].as_array_mut().unwrap().push(json!({ "key": "SECRET", "value": WORD }));
     spec["config"]["settings"]["createOptions"]["Env"] = json!([format!("OTHER={WORD}")]);
-    spec["config"]["settings"]["createOptions"]["Labels"] = json!({ "net.azure-devices.edge.env": WORD });
+    spec["config"]["settings"]["createOptions"]["Labels"] =
+        json!({ "net.azure-devices.edge.env": WORD });
     spec["config"]["settings"]["auth"] = json!({ "username": "u", "password": "another-planted-word",
         "serveraddress": image.split('/').next() });
     let mut answers = vec![create(&device, spec.clone())];
@@ -46,12 +48,20 @@ fn an_image_is_pulled_with_credentials_and_pinned_by_its_manifest_and_no_secret_
     spec["config"]["settings"]["digest"] = json!(registry.manifest());
     answers.push(create(&device, spec.clone()));
     assert_eq!(answers[2].status, 201, "{}", answers[2].text());
-    let manage = |method: &str, target: &str, body| device.agent().manage(method, &format!("{target}{VERSION}"), body);
+    let manage = |method: &str, target: &str, body| {
+        device.agent().manage(method, &format!("{target}{VERSION}"), body)
+    };
     answers.push(manage("PUT", &format!("/modules/{name}?start=true&"), Some(spec.clone())));
     assert_eq!(answers[3].status, 201, "{}", answers[3].text());
     let _ = caller.sign().expect(200);
     answers.push(manage("POST", &format!("/modules/{name}/prepareupdate?"), Some(spec)));
-    for route in ["/systeminfo", "/systeminfo/resources", "/status", "/identities", "/systeminfo/supportbundle"] {
+    for route in [
+        "/systeminfo",
+        "/systeminfo/resources",
+        "/status",
+        "/identities",
+        "/systeminfo/supportbundle",
+    ] {
         answers.push(device.ask("GET", &format!("{route}?{VERSION}"), None));
     }
     answers.push(device.ask("GET", &format!("/modules/{name}/logs?{VERSION}"), None));
@@ -63,7 +73,8 @@ fn an_image_is_pulled_with_credentials_and_pinned_by_its_manifest_and_no_secret_
             assert!(!text.contains(word), "{word} came back in {text}");
         }
     }
-    // The list has the agent's own label, by which agents know what they applied, and nothing else of it.
+    // The list has the agent's own label, by which agents know what they applied, and
+    // nothing else of it.
     let list = device.ask("GET", &format!("/modules?{VERSION}"), None).text();
     assert!(!list.contains("SECRET") && !list.contains("OTHER="), "{list}");
     drop(device);
@@ -87,7 +98,10 @@ fn what_was_measured_is_made_even_if_the_name_moves_meanwhile() {
         let _ = creating.join().unwrap().expect(201);
     });
     assert_eq!(engine.says(&["inspect", "-f", "{{.Image}}", &name]), measured);
-    let _ = device.agent().manage("POST", &format!("/modules/{name}/start?{VERSION}"), None).expect(204);
+    let _ = device
+        .agent()
+        .manage("POST", &format!("/modules/{name}/start?{VERSION}"), None)
+        .expect(204);
     let _ = caller.sign().expect(200);
     // Made anew from the name as it is now, it is not what is pinned.
     let refused = device.agent().manage("PUT", &format!("/modules/{name}?{VERSION}"), Some(spec));
@@ -96,7 +110,11 @@ fn what_was_measured_is_made_even_if_the_name_moves_meanwhile() {
 }
 
 fn openssl(folder: &Path, words: &[&str]) {
-    let output = Command::new("openssl").args(words).current_dir(folder).output().expect("openssl is installed");
+    let output = Command::new("openssl")
+        .args(words)
+        .current_dir(folder)
+        .output()
+        .expect("openssl is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -116,7 +134,8 @@ fn an_image_that_must_be_signed_is_used_only_with_a_signature() {
     );
     let device = with_engine(&engine).tables(&policy).start();
     let (caller, spec) = device.container_caller(&name, image.name());
-    create(&device, spec.clone()).expect_error(403, "must be signed by a key of [image_policy], and is not");
+    create(&device, spec.clone())
+        .expect_error(403, "must be signed by a key of [image_policy], and is not");
     let id = engine.says(&["image", "inspect", "-f", "{{.Id}}", image.name()]);
     // By its id there is no way around.
     let mut by_id = spec.clone();

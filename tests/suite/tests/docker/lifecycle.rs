@@ -21,9 +21,11 @@ fn a_container_is_made_served_stopped_and_removed() {
     let (image, name) = (image(&engine), engine.name("m1"));
     let device = with_engine(&engine).start();
     let (m1, spec) = device.container_caller(&name, image.name());
-    let manage = |method: &str, target: &str, body| device.agent().manage(method, &versioned(target), body);
+    let manage =
+        |method: &str, target: &str, body| device.agent().manage(method, &versioned(target), body);
     let mut with_secret = spec.clone();
-    with_secret["config"]["settings"]["auth"] = json!({ "username": "u", "password": "a-secret-word" });
+    with_secret["config"]["settings"]["auth"] =
+        json!({ "username": "u", "password": "a-secret-word" });
     let created = manage("POST", "/modules", Some(with_secret)).expect(201);
     assert_eq!((&created["type"], &created["name"]), (&json!("docker"), &json!(name)));
     assert!(!created.to_string().contains("a-secret-word"));
@@ -63,8 +65,13 @@ fn a_container_is_made_served_stopped_and_removed() {
     let _ = manage("POST", &format!("/modules/{name}/stop"), None).expect(204);
     assert_ne!(state(&device, &name)["status"]["runtimeStatus"]["status"], "running");
     let own = format!("/modules/{name}/genid/1/sign?{VERSION}");
-    let refused =
-        http::call(&device.root().legacy_workload_socket(), "POST", &own, Some(&json!({"data": ""}))).unwrap();
+    let refused = http::call(
+        &device.root().legacy_workload_socket(),
+        "POST",
+        &own,
+        Some(&json!({"data": ""})),
+    )
+    .unwrap();
     device.assert_refused(&refused, &name, DenyReason::NotRunning);
     let _ = manage("DELETE", &format!("/modules/{name}"), None).expect(204);
     assert!(!engine.docker(&["inspect", &name]).status.success(), "the container is gone");
@@ -79,17 +86,26 @@ fn a_container_that_something_else_put_in_a_modules_place_is_not_started() {
     let (image, name) = (image(&engine), engine.name("m1"));
     let device = with_engine(&engine).start();
     let (_m1, spec) = device.container_caller(&name, image.name());
-    let manage = |method: &str, target: &str, body| device.agent().manage(method, &versioned(target), body);
+    let manage =
+        |method: &str, target: &str, body| device.agent().manage(method, &versioned(target), body);
     let _ = manage("POST", "/modules", Some(spec.clone())).expect(201);
-    let labels = engine.says(&["inspect", "-f", "{{range $k, $v := .Config.Labels}}{{$k}}={{$v}}\n{{end}}", &name]);
+    let labels = engine.says(&[
+        "inspect",
+        "-f",
+        "{{range $k, $v := .Config.Labels}}{{$k}}={{$v}}\n{{end}}",
+        &name,
+    ]);
     let mut create = vec!["create", "--name", &name, "--privileged"];
-    create.extend(labels.lines().filter(|line| !line.is_empty()).flat_map(|label| ["--label", label]));
+    create.extend(
+        labels.lines().filter(|line| !line.is_empty()).flat_map(|label| ["--label", label]),
+    );
     create.push(image.name());
     let _ = engine.says(&["rm", "-f", &name]);
     let _ = engine.says(&create);
     assert_eq!(state(&device, &name)["status"]["runtimeStatus"]["status"], "dead");
     for action in ["start", "restart"] {
-        manage("POST", &format!("/modules/{name}/{action}"), None).expect_error(409, "not made by this daemon");
+        manage("POST", &format!("/modules/{name}/{action}"), None)
+            .expect_error(409, "not made by this daemon");
     }
     assert_eq!(engine.says(&["inspect", "-f", "{{.State.Status}}", &name]), "created");
     // What the refusal tells to do.
@@ -123,7 +139,8 @@ fn containers_go_on_and_are_served_by_a_daemon_that_was_started_anew() {
     let started = engine.says(&["inspect", "-f", "{{.State.StartedAt}}", &name]);
     device.kill(Daemon::Moduled);
     device.start(Daemon::Moduled);
-    // The socket is another one, in the folder that the container has mounted; a daemon that answers may not have it yet.
+    // The socket is another one, in the folder that the container has mounted; a daemon
+    // that answers may not have it yet.
     let served_again = || wait_for("the module to be served again", || m1.try_signed()).expect(200);
     assert_eq!(served_again(), digest);
     device.cloud_goes_away();
@@ -132,7 +149,11 @@ fn containers_go_on_and_are_served_by_a_daemon_that_was_started_anew() {
     }
     device.start_daemons();
     assert_eq!(served_again(), digest);
-    assert_eq!(engine.says(&["inspect", "-f", "{{.State.StartedAt}}", &name]), started, "it was not touched");
+    assert_eq!(
+        engine.says(&["inspect", "-f", "{{.State.StartedAt}}", &name]),
+        started,
+        "it was not touched"
+    );
 }
 
 #[test]
@@ -146,11 +167,14 @@ fn the_agent_may_be_a_container() {
     let device = with_engine(&engine).container_agent(image.name()).start();
     let agent = device.agent();
     let _ = agent.sign().expect(200);
-    let identity = agent.manage("POST", &versioned("/identities"), Some(json!({"moduleId": "m1"}))).expect(200);
+    let identity = agent
+        .manage("POST", &versioned("/identities"), Some(json!({"moduleId": "m1"})))
+        .expect(200);
     assert_eq!(identity["moduleId"], "m1");
     let list = agent.manage("GET", &versioned("/modules"), None).expect(200);
     assert!(list["modules"].as_array().unwrap().iter().any(|module| module["name"] == "edgeAgent"));
-    // Brought into the container by the engine's exec, with the management socket before it: still not the agent.
+    // Brought into the container by the engine's exec, with the management socket before
+    // it: still not the agent.
     let script = "exec /bin/intruder --socket /var/run/iotedge/workload.sock --module '$edgeAgent' --genid 1 --json \
                   > /calls/said 2>&1";
     let said = engine.brought_in("edgeAgent", agent, script);

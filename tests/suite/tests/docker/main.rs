@@ -1,5 +1,5 @@
-//! Devices whose modules are containers. `EDGEKEEP_TEST_ENGINE=unix:///path` names the engine, which runs on this host;
-//! without it each test says that it is skipped.
+//! Devices whose modules are containers. `EDGEKEEP_TEST_ENGINE=unix:///path` names the
+//! engine, which runs on this host; without it each test says that it is skipped.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod behaviour;

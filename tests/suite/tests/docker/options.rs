@@ -1,4 +1,5 @@
-//! What deployments may ask of the engine: each trick is first shown to work with the engine itself.
+//! What deployments may ask of the engine: each trick is first shown to work with the
+//! engine itself.
 
 use edgekeep_core::layout::Daemon;
 use edgekeep_testkit::{Engine, VERSION};
@@ -6,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::{image, with_engine};
 
-/// What the engine makes of a create body: privileged or not, and where it mounts `/etc`. Neither where it refuses it.
+/// What the engine makes of a create body: privileged or not, and where it mounts `/etc`.
+/// Neither where it refuses it.
 fn made_by(engine: &Engine, name: &str, body: &Value) -> (bool, bool) {
     let socket = engine.socket();
     let target = format!("/containers/create?name={name}");
@@ -41,7 +43,10 @@ fn spellings_and_places_that_the_engine_takes_do_not_get_past_the_check() {
         (json!({ "Privileged": true }), "Privileged"),
         (json!({ "Binds": ["/etc:/x"] }), "Binds[0]"),
         (json!({ "Ho\u{17f}tConfig": { "BIND\u{17f}": ["/etc:/x"] } }), "HostConfig.Binds[0]"),
-        (json!({ "HostConfig": { "Binds": [] }, "hostConfig": { "Binds": ["/etc:/x"] } }), "HostConfig"),
+        (
+            json!({ "HostConfig": { "Binds": [] }, "hostConfig": { "Binds": ["/etc:/x"] } }),
+            "HostConfig",
+        ),
         (
             json!({ "HostConfig": { "Mounts": [{ "type": "bind", "SOURCE": "/etc", "target": "/x" }] } }),
             "HostConfig.Mounts[0].Source",
@@ -76,7 +81,10 @@ fn spellings_and_places_that_the_engine_takes_do_not_get_past_the_check() {
         assert!(text.contains(&format!("create option {option} is refused: ")), "{text}");
         assert!(!engine.docker(&["inspect", &name]).status.success(), "nothing was made");
     }
-    assert!(worked >= 4, "only {worked} of these work with this engine: the test has lost its point");
+    assert!(
+        worked >= 4,
+        "only {worked} of these work with this engine: the test has lost its point"
+    );
 }
 
 #[test]
@@ -90,7 +98,9 @@ fn a_grant_gives_one_module_what_others_are_refused() {
     let folder = shared.path().display().to_string();
     let device = with_engine(&engine)
         .top("allow_elevated_docker_permissions = false")
-        .tables(&format!("[modules.{granted:?}.grant]\nbinds = [{folder:?}]\ncapabilities = [\"NET_ADMIN\"]"))
+        .tables(&format!(
+            "[modules.{granted:?}.grant]\nbinds = [{folder:?}]\ncapabilities = [\"NET_ADMIN\"]"
+        ))
         .start();
     let create = |module: &str, source: &str| {
         let generation = device.create_identity(module);
@@ -101,12 +111,26 @@ fn a_grant_gives_one_module_what_others_are_refused() {
         device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec))
     };
     let refused = create(&other, &folder).expect(400)["message"].as_str().unwrap().to_owned();
-    assert!(refused.contains(&format!("grant it: [modules.{other:?}.grant] binds = [{folder:?}]")), "{refused}");
+    assert!(
+        refused.contains(&format!("grant it: [modules.{other:?}.grant] binds = [{folder:?}]")),
+        "{refused}"
+    );
     let refused = create(&granted, &format!("{folder}/out")).expect(400);
-    assert!(refused["message"].as_str().unwrap().contains("HostConfig.Binds[0]"), "the link leads out: {refused}");
+    assert!(
+        refused["message"].as_str().unwrap().contains("HostConfig.Binds[0]"),
+        "the link leads out: {refused}"
+    );
     let _ = create(&granted, &format!("{folder}/in")).expect(201);
-    let host = engine.says(&["inspect", "-f", "{{json .HostConfig.CapAdd}} {{json .HostConfig.Binds}}", &granted]);
-    assert!(host.contains("NET_ADMIN") && !host.contains("SYS_ADMIN"), "taken, as existing services do: {host}");
+    let host = engine.says(&[
+        "inspect",
+        "-f",
+        "{{json .HostConfig.CapAdd}} {{json .HostConfig.Binds}}",
+        &granted,
+    ]);
+    assert!(
+        host.contains("NET_ADMIN") && !host.contains("SYS_ADMIN"),
+        "taken, as existing services do: {host}"
+    );
     assert!(host.contains(&format!("{folder}/in:/d")), "{host}");
 }
 
@@ -126,14 +150,17 @@ fn with_any_permissions_the_devices_own_sockets_are_mounted_into_nobody() {
         root.path().join("run/../etc//edgekeep"),
     ]) {
         let mut spec = device.container_spec(&name, image.name(), &generation);
-        spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"] = json!([format!("{}:/x", place.display())]);
-        let refused = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(400);
+        spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"] =
+            json!([format!("{}:/x", place.display())]);
+        let refused =
+            device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(400);
         let message = refused["message"].as_str().unwrap();
         assert!(message.contains("this device's own sockets or state"), "{message}");
     }
 }
 
-/// What a container of these options sees of the host, or `None` where the engine refuses it.
+/// What a container of these options sees of the host, or `None` where the engine refuses
+/// it.
 fn printed(engine: &Engine, image: &str, options: &Value, script: &str) -> Option<String> {
     let name = engine.name("probe");
     let mut body = options.clone();
@@ -141,7 +168,8 @@ fn printed(engine: &Engine, image: &str, options: &Value, script: &str) -> Optio
     body["Entrypoint"] = json!(["/bin/sh", "-c", script]);
     body["HostConfig"]["NetworkMode"] = json!("none");
     let target = format!("/containers/create?name={name}");
-    let created = edgekeep_testkit::http::call(&engine.socket(), "POST", &target, Some(&body)).unwrap();
+    let created =
+        edgekeep_testkit::http::call(&engine.socket(), "POST", &target, Some(&body)).unwrap();
     if created.status != 201 {
         return None;
     }
@@ -154,7 +182,8 @@ fn printed(engine: &Engine, image: &str, options: &Value, script: &str) -> Optio
     text
 }
 
-/// Ways to the host that are not mounts. What an engine makes of each is said, for engines differ; none gets past the check.
+/// Ways to the host that are not mounts. What an engine makes of each is said, for
+/// engines differ; none gets past the check.
 #[test]
 fn members_that_reach_the_host_in_some_engine_are_refused_by_their_name() {
     let Some(engine) = Engine::or_skip() else { return };
@@ -163,7 +192,8 @@ fn members_that_reach_the_host_in_some_engine_are_refused_by_their_name() {
     let generation = device.create_identity(&name);
     let host = |member: &str, value: Value| json!({ "HostConfig": { member: value } });
     let mut taken = 0;
-    let inherited = |text: &str| text.lines().any(|line| line.starts_with("_=") || line.starts_with("SHELL="));
+    let inherited =
+        |text: &str| text.lines().any(|line| line.starts_with("_=") || line.starts_with("SHELL="));
     for (options, option, script, reached) in [
         // Podman gives the whole environment of its own service.
         (json!({ "Env": ["*"] }), "Env[0]", "set", &inherited as &dyn Fn(&str) -> bool),
@@ -195,13 +225,24 @@ fn members_that_reach_the_host_in_some_engine_are_refused_by_their_name() {
             "while read a b; do test $a = Seccomp: && echo $b; done </proc/self/status",
             &|text| text == "0",
         ),
-        (host("MaskedPaths", json!([])), "HostConfig.MaskedPaths", "test -c /proc/keys || echo open", &|text| {
-            text == "open"
-        }),
-        (host("CgroupParent", json!("/ek-elsewhere")), "HostConfig.CgroupParent", "echo made", &|text| text == "made"),
-        (host("DeviceCgroupRules", json!(["a *:* rwm"])), "HostConfig.DeviceCgroupRules", "echo made", &|text| {
-            text == "made"
-        }),
+        (
+            host("MaskedPaths", json!([])),
+            "HostConfig.MaskedPaths",
+            "test -c /proc/keys || echo open",
+            &|text| text == "open",
+        ),
+        (
+            host("CgroupParent", json!("/ek-elsewhere")),
+            "HostConfig.CgroupParent",
+            "echo made",
+            &|text| text == "made",
+        ),
+        (
+            host("DeviceCgroupRules", json!(["a *:* rwm"])),
+            "HostConfig.DeviceCgroupRules",
+            "echo made",
+            &|text| text == "made",
+        ),
         (
             host(
                 "Devices",
@@ -211,9 +252,12 @@ fn members_that_reach_the_host_in_some_engine_are_refused_by_their_name() {
             "test -c /dev/x && echo made",
             &|text| text == "made",
         ),
-        (host("ContainerIDFile", json!("/tmp/ek-x")), "HostConfig.ContainerIDFile", "echo made", &|text| {
-            text == "made"
-        }),
+        (
+            host("ContainerIDFile", json!("/tmp/ek-x")),
+            "HostConfig.ContainerIDFile",
+            "echo made",
+            &|text| text == "made",
+        ),
         (
             host("Annotations", json!({ "io.podman.annotations.cid-file": "/tmp/ek-x" })),
             "HostConfig.Annotations",
@@ -228,12 +272,17 @@ fn members_that_reach_the_host_in_some_engine_are_refused_by_their_name() {
         ),
         (json!({ "StopTimeout": -1 }), "StopTimeout", "echo made", &|text| text == "made"),
         (
-            host("LogConfig", json!({ "Type": "json-file", "Config": { "tag": "{{upper .Name}}" } })),
+            host(
+                "LogConfig",
+                json!({ "Type": "json-file", "Config": { "tag": "{{upper .Name}}" } }),
+            ),
             "HostConfig.LogConfig.Config.tag",
             "echo made",
             &|text| text == "made",
         ),
-        (json!({ "WorkingDir": "/proc/self/fd/7" }), "WorkingDir", "echo made", &|text| text == "made"),
+        (json!({ "WorkingDir": "/proc/self/fd/7" }), "WorkingDir", "echo made", &|text| {
+            text == "made"
+        }),
     ] {
         let seen = printed(&engine, image.name(), &options, script);
         taken += usize::from(seen.as_deref().is_some_and(reached));
@@ -256,7 +305,8 @@ fn members_that_reach_the_host_in_some_engine_are_refused_by_their_name() {
 #[test]
 fn a_mount_of_what_lies_above_the_devices_own_places_shows_nothing_of_them() {
     let Some(engine) = Engine::or_skip() else { return };
-    let (image, names) = (image(&engine), ["hidden", "granted", "again"].map(|name| engine.name(name)));
+    let (image, names) =
+        (image(&engine), ["hidden", "granted", "again"].map(|name| engine.name(name)));
     let [hidden, granted, again] = &names;
     let grant = format!("[modules.{granted:?}.grant]\nbinds = [\"{{root}}/run/aziot\"]");
     let device = with_engine(&engine).tables(&grant).start();
@@ -277,18 +327,31 @@ fn a_mount_of_what_lies_above_the_devices_own_places_shows_nothing_of_them() {
     let binds = json!({ "Binds": [format!("{above}:/h:ro"), format!("{above}/run:/v/run")] });
     assert_eq!(seen(hidden, binds.clone()), "/h/etc\nend", "what is not the device's own is seen");
     let text = seen(granted, binds);
-    assert_eq!(text, "/h/run/aziot/keyd.sock\n/h/etc\n/v/run/aziot/keyd.sock\nend", "what is granted is seen");
-    // The same by a volume that leads there, and by another container, which cannot be changed.
+    assert_eq!(
+        text, "/h/run/aziot/keyd.sock\n/h/etc\n/v/run/aziot/keyd.sock\nend",
+        "what is granted is seen"
+    );
+    // The same by a volume that leads there, and by another container, which cannot be
+    // changed.
     let volume = engine.name("all");
     let device_option = format!("--opt=device={above}");
-    let _ = engine.says(&["volume", "create", "--opt=type=none", "--opt=o=bind", &device_option, &volume]);
+    let _ = engine.says(&[
+        "volume",
+        "create",
+        "--opt=type=none",
+        "--opt=o=bind",
+        &device_option,
+        &volume,
+    ]);
     assert_eq!(seen(again, json!({ "Binds": [format!("{volume}:/h")] })), "/h/etc\nend");
     let mut spec = device.container_spec(again, image.name(), &device.create_identity("other"));
     spec["name"] = json!("other");
     let bare = engine.name("bare");
     let _ = engine.says(&["create", "--name", &bare, "-v", &format!("{above}:/h"), image.name()]);
-    spec["config"]["settings"]["createOptions"] = json!({ "HostConfig": { "VolumesFrom": [bare] } });
-    let refused = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(400);
+    spec["config"]["settings"]["createOptions"] =
+        json!({ "HostConfig": { "VolumesFrom": [bare] } });
+    let refused =
+        device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(400);
     assert!(refused["message"].as_str().unwrap().contains("would be seen in it"), "{refused}");
     let _ = engine.docker(&["rm", "-f", &bare, hidden, granted, again]);
     let _ = engine.docker(&["volume", "rm", "-f", &volume]);
@@ -311,7 +374,9 @@ fn a_grant_of_a_folder_does_not_become_one_of_the_host_by_a_link_at_the_next_sta
     let body = json!({ "Image": image.name(), "HostConfig": { "NetworkMode": "none", "Binds": binds },
         "Entrypoint": ["/bin/sh", "-c", "test -e /e/hostname && echo out; true"] });
     let target = format!("/containers/create?name={probe}");
-    let _ = edgekeep_testkit::http::call(&engine.socket(), "POST", &target, Some(&body)).unwrap().expect(201);
+    let _ = edgekeep_testkit::http::call(&engine.socket(), "POST", &target, Some(&body))
+        .unwrap()
+        .expect(201);
     std::fs::remove_dir(&inner).unwrap();
     std::os::unix::fs::symlink("/etc", &inner).unwrap();
     let _ = engine.says(&["start", &probe]);
@@ -323,6 +388,10 @@ fn a_grant_of_a_folder_does_not_become_one_of_the_host_by_a_link_at_the_next_sta
 
     let mut spec = device.container_spec(&name, image.name(), &device.create_identity(&name));
     spec["config"]["settings"]["createOptions"]["HostConfig"]["Binds"] = binds;
-    let refused = device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(400);
-    assert!(refused["message"].as_str().unwrap().contains("could put a link in place of"), "{refused}");
+    let refused =
+        device.agent().manage("POST", &format!("/modules?{VERSION}"), Some(spec)).expect(400);
+    assert!(
+        refused["message"].as_str().unwrap().contains("could put a link in place of"),
+        "{refused}"
+    );
 }

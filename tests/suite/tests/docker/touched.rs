@@ -1,9 +1,11 @@
-//! Whatever somebody else does to a module's container, image, name or network, in whatever state the module is, and in the
-//! middle of an operation: the next operation does what is asked, or says what is in the way and how to remove it; what can
-//! be put right without being asked is.
+//! Whatever somebody else does to a module's container, image, name or network, in
+//! whatever state the module is, and in the middle of an operation: the next operation
+//! does what is asked, or says what is in the way and how to remove it; what can be put
+//! right without being asked is.
 //!
-//! The cases are generated: every act in every state before every operation ([`cases`]), and every act in the middle of every
-//! operation, at each of its calls to the engine ([`Gate`]).
+//! The cases are generated: every act in every state before every operation ([`cases`]),
+//! and every act in the middle of every operation, at each of its calls to the engine
+//! ([`Gate`]).
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -65,7 +67,8 @@ struct Case {
     own_network: bool,
 }
 
-/// Every act in every state before every operation, where they have to do with each other.
+/// Every act in every state before every operation, where they have to do with each
+/// other.
 fn cases() -> Vec<Case> {
     use Operation::{Delete, Restart, Start, Stop, Update};
     use State::{Created, Paused, Running, Stopped};
@@ -88,7 +91,12 @@ fn cases() -> Vec<Case> {
     ];
     let lines = table.into_iter().flat_map(|(act, states, operations, own_network)| {
         let of_state = move |state: &State| {
-            let case = |operation: &Operation| Case { act, state: *state, operation: *operation, own_network };
+            let case = |operation: &Operation| Case {
+                act,
+                state: *state,
+                operation: *operation,
+                own_network,
+            };
             operations.iter().map(case).collect::<Vec<_>>()
         };
         states.iter().flat_map(of_state).collect::<Vec<_>>()
@@ -103,7 +111,9 @@ fn expected(case: Case) -> Result<(), (u16, &'static str)> {
         // What has its name is not its own.
         (Act::TakeName, Operation::Stop | Operation::Delete) => Ok(()),
         (Act::TakeName, _) => Err((409, "rename or remove the strange one")),
-        (Act::RemoveNetwork, Operation::Update) if case.own_network => Err((404, "docker network create")),
+        (Act::RemoveNetwork, Operation::Update) if case.own_network => {
+            Err((404, "docker network create"))
+        }
         (Act::RemoveNetwork, _) if case.own_network => Err((409, "docker network create")),
         (Act::RemoveTag, Operation::Update) => Err((404, "image")),
         _ => Ok(()),
@@ -122,7 +132,13 @@ struct Module<'a> {
 }
 
 impl<'a> Module<'a> {
-    fn new(engine: &'a Engine, device: &'a Device, image: &str, name: &str, own_network: bool) -> Self {
+    fn new(
+        engine: &'a Engine,
+        device: &'a Device,
+        image: &str,
+        name: &str,
+        own_network: bool,
+    ) -> Self {
         let own_image = format!("{name}:own");
         let _ = engine.says(&["tag", image, &own_image]);
         let (caller, mut spec) = device.container_caller(name, &own_image);
@@ -130,9 +146,18 @@ impl<'a> Module<'a> {
         let network = if own_network { format!("{name}-net") } else { engine.network() };
         options["HostConfig"].as_object_mut().unwrap().remove("NetworkMode");
         if own_network {
-            options["NetworkingConfig"] = json!({ "EndpointsConfig": { network.as_str(): { "Aliases": ["db"] } } });
+            options["NetworkingConfig"] =
+                json!({ "EndpointsConfig": { network.as_str(): { "Aliases": ["db"] } } });
         }
-        Self { engine, device, caller, name: name.to_owned(), network, image: image.to_owned(), spec }
+        Self {
+            engine,
+            device,
+            caller,
+            name: name.to_owned(),
+            network,
+            image: image.to_owned(),
+            spec,
+        }
     }
 
     fn docker(&self, arguments: &[&str]) {
@@ -180,7 +205,8 @@ impl<'a> Module<'a> {
         }
         if now.is_none() || state == State::Created {
             let _ = self.manage("DELETE", &self.at(""), None);
-            let created = self.manage("POST", &format!("/modules?{VERSION}"), Some(self.spec.clone()));
+            let created =
+                self.manage("POST", &format!("/modules?{VERSION}"), Some(self.spec.clone()));
             assert_eq!(created.status, 201, "{}: {}", self.name, created.text());
         }
         match state {
@@ -205,7 +231,13 @@ impl<'a> Module<'a> {
 
     fn expect(&self, operation: Operation) {
         let answer = self.operate(operation);
-        assert!(answer.status < 300, "{} {operation:?}: {} {}", self.name, answer.status, answer.text());
+        assert!(
+            answer.status < 300,
+            "{} {operation:?}: {} {}",
+            self.name,
+            answer.status,
+            answer.text()
+        );
     }
 
     fn at(&self, rest: &str) -> String {
@@ -239,15 +271,20 @@ impl<'a> Module<'a> {
                 let image = self.image.as_str();
                 let take = || {
                     self.docker(&["rename", name, &aside]);
-                    self.engine.docker(&["create", "--name", name, image]).status.success().then_some(())
+                    self.engine
+                        .docker(&["create", "--name", name, image])
+                        .status
+                        .success()
+                        .then_some(())
                 };
                 // The daemon gives the name back at once.
                 wait_for("the name to be taken", take);
             }
             Act::Disconnect => self.docker(&["network", "disconnect", "-f", network, name]),
             Act::RemoveNetwork | Act::RemakeNetwork => {
-                // The daemon attaches it again at once, and who is attached keeps a network from being removed; with Podman
-                // also a stopped container that is kept aside.
+                // The daemon attaches it again at once, and who is attached keeps a
+                // network from being removed; with Podman also a stopped container that
+                // is kept aside.
                 for _ in 0..20 {
                     self.docker(&["network", "disconnect", "-f", network, name]);
                     self.docker(&["network", "rm", network]);
@@ -268,10 +305,12 @@ impl<'a> Module<'a> {
     /// Whether a container has the module's name, runs, and is attached to its network.
     fn is_whole(&self) -> bool {
         let state = self.inspect().unwrap_or_default();
-        state["State"]["Status"] == "running" && state["NetworkSettings"]["Networks"][&self.network].is_object()
+        state["State"]["Status"] == "running"
+            && state["NetworkSettings"]["Networks"][&self.network].is_object()
     }
 
-    /// The container is whole and is the one that is served. A name that was taken away meanwhile comes back at once.
+    /// The container is whole and is the one that is served. A name that was taken away
+    /// meanwhile comes back at once.
     fn assert_serves(&self, what: &str) {
         wait_for(&format!("{what}: {} to be whole", self.name), || self.is_whole().then_some(()));
         wait_for(&format!("{what}: {} to be served", self.name), || self.caller.try_signed());
@@ -290,10 +329,14 @@ impl<'a> Module<'a> {
         match case.operation {
             Operation::Start | Operation::Restart | Operation::Update => self.assert_serves(&what),
             Operation::Stop => {
-                let name =
-                    if case.act == Act::TakeName { format!("{}-elsewhere", self.name) } else { self.name.clone() };
+                let name = if case.act == Act::TakeName {
+                    format!("{}-elsewhere", self.name)
+                } else {
+                    self.name.clone()
+                };
                 let target = format!("/containers/{name}/json");
-                let state = wait_for(&format!("{what}: its name to be back"), || self.described(&target));
+                let state =
+                    wait_for(&format!("{what}: its name to be back"), || self.described(&target));
                 assert_eq!(state["State"]["Running"], false, "{what}");
             }
             Operation::Delete => {
@@ -319,19 +362,22 @@ fn image(engine: &Engine) -> Image {
     engine.import(&[program("calls")], "touched")
 }
 
-/// Goes through the lines of the table that begin in one of these states, on a few devices at once.
+/// Goes through the lines of the table that begin in one of these states, on a few
+/// devices at once.
 fn go_through_the_table(states: &[State]) {
     const DEVICES: usize = 2;
     let Some(first) = Engine::or_skip() else { return };
     let image = image(&first);
-    let lines: Vec<Case> = cases().into_iter().filter(|case| states.contains(&case.state)).collect();
+    let lines: Vec<Case> =
+        cases().into_iter().filter(|case| states.contains(&case.state)).collect();
     let (begun, count) = (Instant::now(), lines.len());
     let lines = Mutex::new(lines.into_iter());
     let work = || {
         let engine = Engine::or_skip().unwrap();
         let device = with_engine(&engine).start();
-        let modules =
-            [false, true].map(|own| Module::new(&engine, &device, image.name(), &engine.name(&format!("m{own}")), own));
+        let modules = [false, true].map(|own| {
+            Module::new(&engine, &device, image.name(), &engine.name(&format!("m{own}")), own)
+        });
         loop {
             let Some(case) = lock(&lines).next() else { return };
             let module = &modules[usize::from(case.own_network)];
@@ -375,13 +421,28 @@ fn whatever_is_done_in_the_middle_of_an_operation_the_next_one_makes_the_module_
     let module = Module::new(&engine, &device, image.name(), &engine.name("m1"), false);
     // The operation, from which state, the call that is held back, and what happens then.
     let cases: &[(Operation, State, &str, &[Act])] = &[
-        (Operation::Start, State::Stopped, "/start", &[Act::Start, Act::Rename, Act::RemoveNetwork, Act::Remove]),
-        (Operation::Restart, State::Running, "/stop", &[Act::Pause, Act::Kill, Act::Rename, Act::Remove]),
+        (
+            Operation::Start,
+            State::Stopped,
+            "/start",
+            &[Act::Start, Act::Rename, Act::RemoveNetwork, Act::Remove],
+        ),
+        (
+            Operation::Restart,
+            State::Running,
+            "/stop",
+            &[Act::Pause, Act::Kill, Act::Rename, Act::Remove],
+        ),
         (Operation::Restart, State::Running, "/start", &[Act::RemoveNetwork, Act::TakeName]),
         (Operation::Update, State::Running, "/stop", &[Act::Pause, Act::Rename, Act::Remove]),
         (Operation::Update, State::Paused, "/rename?", &[Act::Rename, Act::Remove]),
         (Operation::Update, State::Running, "/containers/create", &[Act::RemoveNetwork]),
-        (Operation::Update, State::Running, "/start", &[Act::RemoveNetwork, Act::Rename, Act::Remove]),
+        (
+            Operation::Update,
+            State::Running,
+            "/start",
+            &[Act::RemoveNetwork, Act::Rename, Act::Remove],
+        ),
     ];
     let begun = Instant::now();
     for (operation, state, call, acts) in cases {
@@ -402,8 +463,14 @@ fn whatever_is_done_in_the_middle_of_an_operation_the_next_one_makes_the_module_
                 module.assert_serves(&what);
             }
             if *act == Act::TakeName {
-                let told =
-                    || device.status().problems.iter().any(|text| text.contains("the strange one")).then_some(());
+                let told = || {
+                    device
+                        .status()
+                        .problems
+                        .iter()
+                        .any(|text| text.contains("the strange one"))
+                        .then_some(())
+                };
                 wait_for(&format!("{what}: the problem to be told"), told);
                 module.docker(&["rm", "-f", &module.name]);
             }
@@ -421,7 +488,8 @@ fn whatever_is_done_in_the_middle_of_an_operation_the_next_one_makes_the_module_
             });
             module.assert_serves(&what);
             let all = engine.says(&["ps", "-a", "--format", "{{.Names}}"]);
-            let of_module: Vec<&str> = all.lines().filter(|name| name.starts_with(&module.name)).collect();
+            let of_module: Vec<&str> =
+                all.lines().filter(|name| name.starts_with(&module.name)).collect();
             assert_eq!(of_module, [module.name.as_str()], "{what}: nothing is left behind");
         }
     }
@@ -433,7 +501,8 @@ fn what_can_be_put_right_without_being_asked_is_and_the_rest_is_a_problem_with_i
     let image = image(&engine);
     let device = with_engine(&engine).start();
     let names = ["a", "b", "c"].map(|name| engine.name(name));
-    let [a, b, c] = [0, 1, 2].map(|number| Module::new(&engine, &device, image.name(), &names[number], number == 2));
+    let [a, b, c] = [0, 1, 2]
+        .map(|number| Module::new(&engine, &device, image.name(), &names[number], number == 2));
     for module in [&a, &b, &c] {
         module.bring(State::Running);
         module.assert_serves("at first");
@@ -469,9 +538,20 @@ fn what_can_be_put_right_without_being_asked_is_and_the_rest_is_a_problem_with_i
 
     // What is the operator's to decide is told.
     let told = |words: &str| wait_for(words, || problems().contains(words).then_some(()));
-    // A call that was refused while a container was made anew is told of for a while, and is no act of somebody.
-    let acts = ["is paused", "rename or remove", "docker network create", "removed a module's container", "cannot be"];
-    let untold = || wait_for("no problem is left", || (!acts.iter().any(|act| problems().contains(act))).then_some(()));
+    // A call that was refused while a container was made anew is told of for a while, and
+    // is no act of somebody.
+    let acts = [
+        "is paused",
+        "rename or remove",
+        "docker network create",
+        "removed a module's container",
+        "cannot be",
+    ];
+    let untold = || {
+        wait_for("no problem is left", || {
+            (!acts.iter().any(|act| problems().contains(act))).then_some(())
+        });
+    };
     a.act(Act::Pause);
     told("is paused");
     let list = String::from_utf8(device.edgekeep(&["list"]).stdout).unwrap();
@@ -481,7 +561,12 @@ fn what_can_be_put_right_without_being_asked_is_and_the_rest_is_a_problem_with_i
     assert_eq!(status.status.code(), Some(1), "{}", String::from_utf8_lossy(&status.stdout));
     // Existing agents do not know the word, and would look after nothing any more.
     let listed = a.manage("GET", &format!("/modules?{VERSION}"), None).expect(200);
-    let of_agent = listed["modules"].as_array().unwrap().iter().find(|module| module["name"] == *a.name).unwrap();
+    let of_agent = listed["modules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|module| module["name"] == *a.name)
+        .unwrap();
     assert_eq!(of_agent["status"]["runtimeStatus"]["status"], "stopped");
     a.expect(Operation::Start);
     whole("goes on", &a);
@@ -511,8 +596,12 @@ fn a_container_of_another_agent_gives_no_second_row_of_a_name() {
     let label = "net.azure-devices.edge.owner=Microsoft.Azure.Devices.Edge.Agent";
     let _ = engine.says(&["create", "--name", &name, "--label", label, image.name()]);
     let list = device.ask("GET", &format!("/modules?{VERSION}"), None).expect(200);
-    let rows: Vec<&Value> =
-        list["modules"].as_array().unwrap().iter().filter(|module| module["name"] == *name).collect();
+    let rows: Vec<&Value> = list["modules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|module| module["name"] == *name)
+        .collect();
     assert_eq!(rows.len(), 1, "{list}");
     assert_eq!(
         (&rows[0]["type"], &rows[0]["status"]["runtimeStatus"]["status"]),
@@ -521,7 +610,8 @@ fn a_container_of_another_agent_gives_no_second_row_of_a_name() {
     let _ = host.sign().expect(200);
 }
 
-/// As it was reported: all is stopped and the network removed, a module is paused, and nobody but the agent does anything.
+/// As it was reported: all is stopped and the network removed, a module is paused, and
+/// nobody but the agent does anything.
 #[test]
 fn an_agent_brings_back_modules_whose_network_was_removed_and_one_that_was_paused() {
     // Of its own: an agent removes what its deployment does not name, whosever it is.
@@ -529,11 +619,11 @@ fn an_agent_brings_back_modules_whose_network_was_removed_and_one_that_was_pause
     let engine = private.engine();
     let image = image(&engine);
     let names = ["p", "q"].map(|name| engine.name(name));
-    let calls =
-        json!({ "EDGEKEEP_TEST_CALLS": { "value": "{}" }, "EDGEKEEP_TEST_ANSWERS": { "value": "/tmp/answers" } });
+    let calls = json!({ "EDGEKEEP_TEST_CALLS": { "value": "{}" }, "EDGEKEEP_TEST_ANSWERS": { "value": "/tmp/answers" } });
     let module = json!({ "type": "docker", "status": "running", "restartPolicy": "always", "imagePullPolicy": "never",
         "env": calls, "settings": { "image": image.name(), "createOptions": "{}" } });
-    let modules: serde_json::Map<String, Value> = names.iter().map(|name| (name.clone(), module.clone())).collect();
+    let modules: serde_json::Map<String, Value> =
+        names.iter().map(|name| (name.clone(), module.clone())).collect();
     let manifest = json!({ "modulesContent": { "$edgeAgent": { "properties.desired": {
         "schemaVersion": "1.1", "runtime": { "type": "docker", "settings": {} }, "modules": modules,
         "systemModules": {} } } } });
@@ -542,11 +632,18 @@ fn an_agent_brings_back_modules_whose_network_was_removed_and_one_that_was_pause
         device.remember_container(name);
     }
     let runs = |name: &str| {
-        let state = engine.docker(&["inspect", "-f", "{{.State.Status}} {{json .NetworkSettings.Networks}}", name]);
+        let state = engine.docker(&[
+            "inspect",
+            "-f",
+            "{{.State.Status}} {{json .NetworkSettings.Networks}}",
+            name,
+        ]);
         let state = String::from_utf8_lossy(&state.stdout).into_owned();
         (state.starts_with("running ") && state.contains(&engine.network())).then_some(())
     };
-    let all_run = |what: &str| names.iter().for_each(|name| wait_for(&format!("{what}: {name}"), || runs(name)));
+    let all_run = |what: &str| {
+        names.iter().for_each(|name| wait_for(&format!("{what}: {name}"), || runs(name)));
+    };
     all_run("at first");
     let first = engine.says(&["inspect", "-f", "{{.Id}}", &names[0]]);
     let _ = engine.says(&["pause", &names[1]]);
@@ -559,7 +656,11 @@ fn an_agent_brings_back_modules_whose_network_was_removed_and_one_that_was_pause
     }
     let _ = engine.docker(&["network", "rm", &engine.network()]);
     all_run("with a network made anew");
-    assert_eq!(engine.says(&["inspect", "-f", "{{.Id}}", &names[0]]), first, "it is the same container");
+    assert_eq!(
+        engine.says(&["inspect", "-f", "{{.Id}}", &names[0]]),
+        first,
+        "it is the same container"
+    );
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

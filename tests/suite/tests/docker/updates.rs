@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use crate::gate::Gate;
 use crate::{image, with_engine};
 
-/// A module that runs, and its specification with the label `version` to tell what is made of it.
+/// A module that runs, and its specification with the label `version` to tell what is
+/// made of it.
 fn running(device: &Device, name: &str, image: &str) -> (Caller, Value) {
     let (caller, mut spec) = device.container_caller(name, image);
     spec["config"]["settings"]["createOptions"]["Labels"] = json!({ "version": "1" });
@@ -41,7 +42,10 @@ fn an_update_whose_container_cannot_be_made_or_started_leaves_the_old_one_runnin
     };
     let faults: [&dyn Fn(&mut Value); 3] = [
         &|settings| settings["image"] = json!("no-such-image:1"),
-        &|settings| settings["createOptions"]["HostConfig"]["NetworkMode"] = json!("container:no-such-container"),
+        &|settings| {
+            settings["createOptions"]["HostConfig"]["NetworkMode"] =
+                json!("container:no-such-container");
+        },
         &|settings| settings["createOptions"]["Entrypoint"] = json!(["/no/such/program"]),
     ];
     for fault in faults {
@@ -65,23 +69,42 @@ fn an_update_during_which_the_daemon_was_killed_is_finished_or_taken_back() {
     let mut device = Device::builder().engine(&engine, &gate.uri()).start();
     let (caller, mut spec) = running(&device, &name, image.name());
     // Where the daemon is killed, and which container serves afterwards.
-    let points =
-        [("/stop", "old"), ("/rename?", "old"), ("/containers/create", "old"), ("/start", "new"), ("DELETE", "new")];
+    let points = [
+        ("/stop", "old"),
+        ("/rename?", "old"),
+        ("/containers/create", "old"),
+        ("/start", "new"),
+        ("DELETE", "new"),
+    ];
     for (number, (line, serves)) in (2..).zip(points) {
         let before = version(&engine, &name);
-        spec["config"]["settings"]["createOptions"]["Labels"]["version"] = json!(number.to_string());
+        spec["config"]["settings"]["createOptions"]["Labels"]["version"] =
+            json!(number.to_string());
         gate.hold(line);
         let target = format!("/modules/{name}?start=true&{VERSION}");
         std::thread::scope(|scope| {
             let update = scope.spawn(|| device.agent().manage("PUT", &target, Some(spec.clone())));
             gate.wait();
             // While it goes on nobody sees two.
-            let list = http::call(&device.root().management_socket(), "GET", &format!("/modules?{VERSION}"), None);
+            let list = http::call(
+                &device.root().management_socket(),
+                "GET",
+                &format!("/modules?{VERSION}"),
+                None,
+            );
             let list = list.unwrap().expect(200);
-            let names = list["modules"].as_array().unwrap().iter().filter_map(|module| module["name"].as_str());
-            assert!(names.filter(|other| other.starts_with(&name)).all(|other| other == name), "{list}");
+            let names = list["modules"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter_map(|module| module["name"].as_str());
+            assert!(
+                names.filter(|other| other.starts_with(&name)).all(|other| other == name),
+                "{list}"
+            );
             rustix::process::kill_process(
-                rustix::process::Pid::from_raw(i32::try_from(device.pid(Daemon::Moduled)).unwrap()).unwrap(),
+                rustix::process::Pid::from_raw(i32::try_from(device.pid(Daemon::Moduled)).unwrap())
+                    .unwrap(),
                 rustix::process::Signal::KILL,
             )
             .unwrap();
@@ -92,7 +115,8 @@ fn an_update_during_which_the_daemon_was_killed_is_finished_or_taken_back() {
         device.start(Daemon::Moduled);
         let expected = if serves == "old" { before } else { format!("{number} true") };
         wait_for(&format!("the update cut off at {line} to be settled"), || {
-            (containers(&engine, &name) == [name.as_str()] && version(&engine, &name) == expected).then_some(())
+            (containers(&engine, &name) == [name.as_str()] && version(&engine, &name) == expected)
+                .then_some(())
         });
         wait_for("the module to be served", || caller.try_signed().map(drop));
     }

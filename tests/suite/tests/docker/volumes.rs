@@ -1,4 +1,5 @@
-//! Volumes are what they were made to be, whatever their name says, and a container is what the engine made of it.
+//! Volumes are what they were made to be, whatever their name says, and a container is
+//! what the engine made of it.
 
 use std::process::Command;
 
@@ -16,7 +17,8 @@ struct Leading<'a> {
 
 impl<'a> Leading<'a> {
     fn new(engine: &'a Engine, name: String, place: &str) -> Self {
-        let options = ["type=none", "o=bind", &format!("device={place}")].map(|option| format!("--opt={option}"));
+        let options = ["type=none", "o=bind", &format!("device={place}")]
+            .map(|option| format!("--opt={option}"));
         let mut arguments = vec!["volume", "create"];
         arguments.extend(options.iter().map(String::as_str));
         arguments.push(&name);
@@ -38,15 +40,26 @@ fn sees(engine: &Engine, image: &str, options: &Value, file: &str) -> bool {
     body["Image"] = json!(image);
     body["Entrypoint"] = json!(["/bin/sh", "-c", format!("test -e /x/{file}")]);
     body["HostConfig"]["NetworkMode"] = json!("none");
-    let created =
-        http::call(&engine.socket(), "POST", &format!("/containers/create?name={name}"), Some(&body)).unwrap();
+    let created = http::call(
+        &engine.socket(),
+        "POST",
+        &format!("/containers/create?name={name}"),
+        Some(&body),
+    )
+    .unwrap();
     assert_eq!(created.status, 201, "{}", created.text());
-    let ran = engine.docker(&["start", &name]).status.success() && engine.says(&["wait", &name]) == "0";
+    let ran =
+        engine.docker(&["start", &name]).status.success() && engine.says(&["wait", &name]) == "0";
     let _ = engine.says(&["rm", "-f", &name]);
     ran
 }
 
-fn create(device: &edgekeep_testkit::Device, module: &str, image: &str, options: &Value) -> http::Answer {
+fn create(
+    device: &edgekeep_testkit::Device,
+    module: &str,
+    image: &str,
+    options: &Value,
+) -> http::Answer {
     let generation = device.create_identity(module);
     let mut spec = device.container_spec(module, image, &generation);
     spec["config"]["settings"]["createOptions"] = options.clone();
@@ -65,9 +78,18 @@ fn a_volume_made_before_to_lead_to_the_host_is_refused_by_its_name() {
     let bind = json!({ "HostConfig": { "Binds": [format!("{}:/x", volume.name)] } });
     let mount = json!({ "Type": "volume", "Source": volume.name, "Target": "/x" });
     for options in [bind.clone(), json!({ "HostConfig": { "Mounts": [mount] } })] {
-        assert!(sees(&engine, image.name(), &options, "hostname"), "else the test has lost its point");
-        let text = create(&device, &m1, image.name(), &options).expect(400)["message"].as_str().unwrap().to_owned();
-        assert!(text.contains(&format!("it mounts /etc of the host by the volume {}", volume.name)), "{text}");
+        assert!(
+            sees(&engine, image.name(), &options, "hostname"),
+            "else the test has lost its point"
+        );
+        let text = create(&device, &m1, image.name(), &options).expect(400)["message"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert!(
+            text.contains(&format!("it mounts /etc of the host by the volume {}", volume.name)),
+            "{text}"
+        );
     }
     let _ = create(&device, &granted, image.name(), &bind).expect(201);
     let plain = json!({ "HostConfig": { "Binds": [format!("{}:/x", engine.name("plain"))] } });
@@ -93,7 +115,10 @@ fn a_volume_that_appears_between_the_look_and_the_engines_create_leaves_no_conta
         let _volume = Leading::new(&engine, swapped.clone(), "/etc");
         gate.open();
         let text = creating.join().unwrap().expect(400)["message"].as_str().unwrap().to_owned();
-        assert!(text.contains("(/x in the container that was made) is refused: it mounts /etc"), "{text}");
+        assert!(
+            text.contains("(/x in the container that was made) is refused: it mounts /etc"),
+            "{text}"
+        );
         assert!(!engine.docker(&["inspect", &name]).status.success(), "nothing is left of it");
     });
 }
@@ -114,17 +139,23 @@ fn with_any_permissions_no_volume_and_no_other_container_brings_the_devices_own_
     let overlay = format!("lowerdir={keys},upperdir=/tmp/u,workdir=/tmp/w");
     let layers = json!({ "Type": "volume", "Target": "/x", "VolumeOptions": { "DriverConfig": { "Name": "local",
         "Options": { "type": "overlay", "device": "overlay", "o": overlay } } } });
-    for options in
-        [bind, json!({ "HostConfig": { "VolumesFrom": [other] } }), json!({ "HostConfig": { "Mounts": [layers] } })]
-    {
-        let text = create(&device, &name, image.name(), &options).expect(400)["message"].as_str().unwrap().to_owned();
+    for options in [
+        bind,
+        json!({ "HostConfig": { "VolumesFrom": [other] } }),
+        json!({ "HostConfig": { "Mounts": [layers] } }),
+    ] {
+        let text = create(&device, &name, image.name(), &options).expect(400)["message"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         assert!(text.contains("this device's own sockets or state"), "{text}");
         assert!(!engine.docker(&["inspect", &name]).status.success(), "nothing is left of it");
     }
     let _ = engine.docker(&["rm", "-f", &second, &other]);
 }
 
-/// What an image itself asks for is no way round: its `VOLUME`s are folders of the engine's own.
+/// What an image itself asks for is no way round: its `VOLUME`s are folders of the
+/// engine's own.
 #[test]
 fn a_volume_of_the_image_is_never_a_place_of_the_host() {
     let Some(engine) = Engine::or_skip() else { return };
@@ -137,7 +168,8 @@ fn a_volume_of_the_image_is_never_a_place_of_the_host() {
     assert!(export.status().unwrap().success());
     let _ = engine.says(&["rm", "-f", &id]);
     let volumes = "VOLUME [\"/etc:/x\", \"/data\"]";
-    let _ = engine.says(&["import", "-c", volumes, &exported.path().display().to_string(), &derived]);
+    let _ =
+        engine.says(&["import", "-c", volumes, &exported.path().display().to_string(), &derived]);
     let device = with_engine(&engine).top("allow_elevated_docker_permissions = false").start();
     let options = json!({ "Entrypoint": ["/bin/sleep", "1000"] });
     let created = create(&device, &name, &derived, &options);

@@ -1,4 +1,5 @@
-//! The certificates service (wire facts 5.6): copies all extensions of a request and sets serial number 0.
+//! The certificates service (wire facts 5.6): copies all extensions of a request and sets
+//! serial number 0.
 
 use std::sync::Arc;
 
@@ -30,14 +31,19 @@ fn create(services: &Services, asked: &Asked) -> Reply {
     let run = |arguments: &[&str]| openssl::run(services.folder(), arguments, &[]);
     let mut state = services.state();
     file("request.csr", csr)?;
-    run(&["req", "-in", "request.csr", "-noout", "-verify"]).map_err(|_| refused(400, "invalid parameter: csr"))?;
-    let issue = ["x509", "-req", "-in", "request.csr", "-copy_extensions", "copyall", "-set_serial", "0"];
+    run(&["req", "-in", "request.csr", "-noout", "-verify"])
+        .map_err(|_| refused(400, "invalid parameter: csr"))?;
+    let issue =
+        ["x509", "-req", "-in", "request.csr", "-copy_extensions", "copyall", "-set_serial", "0"];
     let (issued, chain) = if let Some(issuer) = asked.body.get("issuer") {
         let ca = issuer["certId"].as_str().and_then(|id| state.certificates.get(id)).cloned();
-        let ca = ca.ok_or_else(|| refused(400, "parameter \"issuer.certId\" has an invalid value"))?;
+        let ca =
+            ca.ok_or_else(|| refused(400, "parameter \"issuer.certId\" has an invalid value"))?;
         // What goes wrong in the keys service is hidden.
         let handle = issuer["privateKeyHandle"].as_str().unwrap_or_default();
-        let Ok(Named::Pair { file: key, .. }) = keys::named(&state, handle) else { return Err(internal()) };
+        let Ok(Named::Pair { file: key, .. }) = keys::named(&state, handle) else {
+            return Err(internal());
+        };
         file("issuer.pem", &ca)?;
         let signer = ["-CA", "issuer.pem", "-CAkey", &key, "-days", "30"];
         (run(&[&issue[..], &signer].concat()), ca)
@@ -45,7 +51,9 @@ fn create(services: &Services, asked: &Asked) -> Reply {
         if !state.issuance.contains(id) {
             return Err(internal());
         }
-        let Some(Key::Pair { file: key, .. }) = state.keys.get(id).cloned() else { return Err(internal()) };
+        let Some(Key::Pair { file: key, .. }) = state.keys.get(id).cloned() else {
+            return Err(internal());
+        };
         (run(&[&issue[..], &["-signkey", &key, "-days", "90"]].concat()), String::new())
     };
     let issued = String::from_utf8(issued.map_err(|_| internal())?).map_err(|_| internal())?;
@@ -57,8 +65,12 @@ fn create(services: &Services, asked: &Asked) -> Reply {
 fn read(services: &Services, asked: &Asked) -> Reply {
     let state = services.state();
     // The bundle is a list of others in the configuration.
-    let id = if asked.segment == "aziot-edged-trust-bundle" { "aziot-edged-ca" } else { &asked.segment };
-    let pem = state.certificates.get(id).ok_or_else(|| refused(400, "parameter \"id\" has an invalid value"))?;
+    let id =
+        if asked.segment == "aziot-edged-trust-bundle" { "aziot-edged-ca" } else { &asked.segment };
+    let pem = state
+        .certificates
+        .get(id)
+        .ok_or_else(|| refused(400, "parameter \"id\" has an invalid value"))?;
     Ok((200, json!({ "pem": pem })))
 }
 

@@ -1,4 +1,5 @@
-//! The identity service (wire facts 5.2 and 6.3): asks the hub for each module, one request at a time.
+//! The identity service (wire facts 5.2 and 6.3): asks the hub for each module, one
+//! request at a time.
 
 use std::sync::Arc;
 
@@ -19,13 +20,16 @@ pub(super) fn router(services: &Arc<Services>) -> Router<Services> {
         .route(Method::POST, "/identities/modules", FIRST, |s, r| answered_later(s, r, create))
         .route(Method::GET, "/identities/modules/{id}", FIRST, |s, r| answered_later(s, r, module))
         .route(Method::PUT, "/identities/modules/{id}", FIRST, |s, r| answered_later(s, r, module))
-        .route(Method::DELETE, "/identities/modules/{id}", FIRST, |s, r| answered_later(s, r, delete))
+        .route(Method::DELETE, "/identities/modules/{id}", FIRST, |s, r| {
+            answered_later(s, r, delete)
+        })
         .route(Method::POST, "/identities/device/reprovision", FIRST, |s, r| answered(s, r, gone))
         .route(Method::GET, "/identities/provisioning", "2021-12-01", |s, r| answered(s, r, manual))
 }
 
 fn identity(services: &Services, module: Option<(&str, &str)>, key: Option<String>) -> Value {
-    let mut spec = json!({ "hubName": services.hub, "gatewayHost": services.hub, "deviceId": DEVICE_ID });
+    let mut spec =
+        json!({ "hubName": services.hub, "gatewayHost": services.hub, "deviceId": DEVICE_ID });
     if let Some((module, generation)) = module {
         spec["moduleId"] = json!(module);
         spec["genId"] = json!(generation);
@@ -44,7 +48,11 @@ fn device(services: &Services, _: &Asked) -> Reply {
 async fn ask_hub(services: &Services) -> Result<(), Refused> {
     let behaviour = services.state().behaviour.clone();
     tokio::time::sleep(behaviour.identity_delay).await;
-    if behaviour.hub_is_away { Err(refused(404, "Hub client error\ncaused by: connection refused")) } else { Ok(()) }
+    if behaviour.hub_is_away {
+        Err(refused(404, "Hub client error\ncaused by: connection refused"))
+    } else {
+        Ok(())
+    }
 }
 
 fn expect_kind(asked: &Asked) -> Result<(), Refused> {
@@ -61,8 +69,10 @@ fn list<'a>(services: &'a Services, asked: &'a Asked) -> Later<'a> {
         let _one_at_a_time = services.cloud.lock().await;
         ask_hub(services).await?;
         let modules = services.state().modules.clone();
-        let identities: Vec<_> =
-            modules.iter().map(|(id, generation)| identity(services, Some((id, generation)), None)).collect();
+        let identities: Vec<_> = modules
+            .iter()
+            .map(|(id, generation)| identity(services, Some((id, generation)), None))
+            .collect();
         Ok((200, json!({ "identities": identities })))
     })
 }
@@ -86,7 +96,8 @@ fn module<'a>(services: &'a Services, asked: &'a Asked) -> Later<'a> {
         ask_hub(services).await?;
         let known = services.state().modules.get(&asked.segment).cloned();
         // The hub's own 404, which looks like any other failure of the hub.
-        let generation = known.ok_or_else(|| refused(404, "Hub client error\ncaused by: HTTP response error 404"))?;
+        let generation = known
+            .ok_or_else(|| refused(404, "Hub client error\ncaused by: HTTP response error 404"))?;
         let key = keys::module_key(services, &asked.segment, &generation);
         Ok((200, identity(services, Some((&asked.segment, &generation)), Some(key))))
     })

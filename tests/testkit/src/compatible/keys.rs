@@ -31,8 +31,13 @@ pub(crate) enum Named {
 }
 
 /// Keys that the users of the daemons may name, as `iotedge config apply` writes it.
-const GRANTED: [&str; 5] =
-    ["aziot_identityd_master_id", "device-id", "aziot-edged-ca", "aziot-edged-ca-temp", "iotedge_master_encryption_id"];
+const GRANTED: [&str; 5] = [
+    "aziot_identityd_master_id",
+    "device-id",
+    "aziot-edged-ca",
+    "aziot-edged-ca-temp",
+    "iotedge_master_encryption_id",
+];
 
 const FIRST: &str = "2020-09-01";
 
@@ -61,7 +66,9 @@ fn wrong(parameter: &str) -> Refused {
 
 /// A handle in the form that clients pass on.
 fn handle(state: &State, key_id: &Value) -> String {
-    let signed = json!({ "key_id": key_id, "nonce": STANDARD.encode(state.generation.to_be_bytes()) }).to_string();
+    let signed =
+        json!({ "key_id": key_id, "nonce": STANDARD.encode(state.generation.to_be_bytes()) })
+            .to_string();
     let signature = hmac::sign(&validation_key(state), signed.as_bytes());
     format!("sr={}&sig={}", STANDARD.encode(&signed), STANDARD.encode(signature))
 }
@@ -80,7 +87,8 @@ pub(super) fn named(state: &State, handle: &str) -> Result<Named, Refused> {
         serde_json::from_slice::<Value>(&signed).ok()
     };
     let signed = open().ok_or_else(|| wrong("handle"))?;
-    let of = |name: &str| signed["key_id"][name].as_str().and_then(|id| state.keys.get(id).cloned());
+    let of =
+        |name: &str| signed["key_id"][name].as_str().and_then(|id| state.keys.get(id).cloned());
     if let Some(Key::Symmetric(bytes)) = of("Key") {
         return Ok(Named::Symmetric(bytes));
     }
@@ -136,10 +144,14 @@ fn create_pair(services: &Services, asked: &Asked) -> Reply {
     let mut state = services.state();
     if !state.keys.contains_key(id) {
         let (file, rsa) = (format!("{id}.key"), state.behaviour.rsa_keys);
-        let algorithm: &[&str] =
-            if rsa { &["-algorithm", "RSA"] } else { &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"] };
+        let algorithm: &[&str] = if rsa {
+            &["-algorithm", "RSA"]
+        } else {
+            &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
+        };
         let arguments = [&["genpkey", "-out", &file][..], algorithm].concat();
-        openssl::run(services.folder(), &arguments, &[]).map_err(|_| refused(500, "internal error"))?;
+        openssl::run(services.folder(), &arguments, &[])
+            .map_err(|_| refused(500, "internal error"))?;
         state.keys.insert(id.to_owned(), Key::Pair { file, rsa });
     }
     Ok((200, json!({ "keyHandle": handle(&state, &json!({ "KeyPair": id })) })))
@@ -155,16 +167,19 @@ fn parameter(services: &Services, asked: &Asked) -> Reply {
         ("algorithm", true) => "RSA".to_owned(),
         ("ec-curve-oid", false) => STANDARD.encode([6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7]),
         ("ec-point", false) => {
-            let arguments = ["ec", "-in", &file, "-pubout", "-conv_form", "compressed", "-outform", "DER"];
+            let arguments =
+                ["ec", "-in", &file, "-pubout", "-conv_form", "compressed", "-outform", "DER"];
             let info = openssl::run(services.folder(), &arguments, &[]).map_err(internal)?;
             STANDARD.encode(&info[info.len() - 33..])
         }
         ("rsa-modulus", true) => {
-            let text = openssl::run(services.folder(), &["rsa", "-in", &file, "-noout", "-modulus"], &[]);
+            let text =
+                openssl::run(services.folder(), &["rsa", "-in", &file, "-noout", "-modulus"], &[]);
             let text = String::from_utf8(text.map_err(internal)?).unwrap_or_default();
             let digits = text.trim().trim_start_matches("Modulus=").to_owned();
-            let bytes =
-                (0..digits.len()).step_by(2).filter_map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok());
+            let bytes = (0..digits.len())
+                .step_by(2)
+                .filter_map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok());
             STANDARD.encode(bytes.collect::<Vec<u8>>())
         }
         ("rsa-exponent", true) => "AQAB".to_owned(),
@@ -204,8 +219,8 @@ fn sign(services: &Services, asked: &Asked) -> Reply {
     Ok((200, json!({ "signature": STANDARD.encode(signature) })))
 }
 
-/// AEAD in the published layout (version 2, ciphertext, tag of 16 bytes). The cipher is a stand-in: what
-/// is encrypted here is decrypted here alone.
+/// AEAD in the published layout (version 2, ciphertext, tag of 16 bytes). The cipher is a
+/// stand-in: what is encrypted here is decrypted here alone.
 fn encrypt(services: &Services, asked: &Asked) -> Reply {
     let key = named(&services.state(), asked.text("keyHandle")?)?;
     let plaintext = asked.bytes("/plaintext")?;
@@ -217,8 +232,10 @@ fn encrypt(services: &Services, asked: &Asked) -> Reply {
             [&[2], &hidden[..], &tag[..16]].concat()
         }
         ("RSA-PKCS1", Named::Pair { file, rsa: true }) => {
-            let arguments = ["pkeyutl", "-sign", "-inkey", &file, "-pkeyopt", "rsa_padding_mode:pkcs1"];
-            openssl::run(services.folder(), &arguments, &plaintext).map_err(|_| refused(500, "internal error"))?
+            let arguments =
+                ["pkeyutl", "-sign", "-inkey", &file, "-pkeyopt", "rsa_padding_mode:pkcs1"];
+            openssl::run(services.folder(), &arguments, &plaintext)
+                .map_err(|_| refused(500, "internal error"))?
         }
         _ => return Err(wrong("algorithm")),
     };
@@ -253,7 +270,10 @@ fn keystream(key: &[u8], iv: &[u8], text: &[u8]) -> Vec<u8> {
 pub(super) fn module_key(services: &Services, module: &str, generation: &str) -> String {
     let mut state = services.state();
     let master = "aziot_identityd_master_id";
-    state.keys.entry(master.to_owned()).or_insert_with(|| Key::Symmetric(b"a master key of 32 bytes exactly".to_vec()));
+    state
+        .keys
+        .entry(master.to_owned())
+        .or_insert_with(|| Key::Symmetric(b"a master key of 32 bytes exactly".to_vec()));
     let base = handle(&state, &json!({ "Key": master }));
     let data = format!("{module}:{generation}:primary").into_bytes();
     handle(&state, &json!({ "Derived": [base, data] }))

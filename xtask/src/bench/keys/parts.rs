@@ -45,9 +45,13 @@ impl Hardware {
         let folder = made(folder, "softhsm")?;
         let tokens = made(&folder, "tokens")?;
         let configuration = folder.join("softhsm2.conf");
-        fs::write(&configuration, format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display()))?;
+        fs::write(
+            &configuration,
+            format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display()),
+        )?;
         let environment = vec![("SOFTHSM2_CONF", configuration.display().to_string())];
-        let initialize = ["--init-token", "--free", "--label", LABEL, "--so-pin", SO_PIN, "--pin", PIN];
+        let initialize =
+            ["--init-token", "--free", "--label", LABEL, "--so-pin", SO_PIN, "--pin", PIN];
         tool("softhsm2-util", &initialize, &environment)?;
         Ok(Self::token("SoftHSM2", SOFTHSM, environment, true, Vec::new()))
     }
@@ -62,8 +66,12 @@ impl Hardware {
         let mut dbus = dies_with_this_task("dbus-daemon");
         dbus.args(["--session", "--nofork", &format!("--address={address}")]);
         let dbus = start(&mut dbus)?;
-        interrupt::poll(START, || Ok(bus.exists().then_some(())))?.context("dbus-daemon did not start")?;
-        let library = parts::find(parts::TPM2_PKCS11.program).context("no libtpm2_pkcs11")?.display().to_string();
+        interrupt::poll(START, || Ok(bus.exists().then_some(())))?
+            .context("dbus-daemon did not start")?;
+        let library = parts::find(parts::TPM2_PKCS11.program)
+            .context("no libtpm2_pkcs11")?
+            .display()
+            .to_string();
         let broker = "tabrmd:bus_type=session".to_owned();
         let environment = vec![
             ("DBUS_SESSION_BUS_ADDRESS", address),
@@ -87,11 +95,30 @@ impl Hardware {
         ];
         let answers = || Ok(tool("dbus-send", &owner, &environment).ok());
         interrupt::poll(START, answers)?.context("tpm2-abrmd did not start")?;
-        let initialize =
-            ["--module", &library, "--init-token", "--slot-index", "0", "--label", LABEL, "--so-pin", SO_PIN];
+        let initialize = [
+            "--module",
+            &library,
+            "--init-token",
+            "--slot-index",
+            "0",
+            "--label",
+            LABEL,
+            "--so-pin",
+            SO_PIN,
+        ];
         tool("pkcs11-tool", &initialize, &environment)?;
-        let set_pin =
-            ["--module", &library, "--init-pin", "--token-label", LABEL, "--login", "--so-pin", SO_PIN, "--pin", PIN];
+        let set_pin = [
+            "--module",
+            &library,
+            "--init-pin",
+            "--token-label",
+            LABEL,
+            "--login",
+            "--so-pin",
+            SO_PIN,
+            "--pin",
+            PIN,
+        ];
         tool("pkcs11-tool", &set_pin, &environment)?;
         Ok(Self::token("tpm2-pkcs11", &library, environment, false, vec![abrmd, dbus, tpm]))
     }
@@ -138,10 +165,13 @@ impl Hardware {
 /// A software TPM with its state in `folder`, and how TSS programs name it.
 fn swtpm(folder: &Path) -> anyhow::Result<(Running, String)> {
     for _ in 0..20 {
-        // The control port is the one after the other; somebody may take one of them in between.
+        // The control port is the one after the other; somebody may take one of them in
+        // between.
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let port = free.local_addr()?.port();
-        let Some(Ok(next)) = port.checked_add(1).map(|next| TcpListener::bind((Ipv4Addr::LOCALHOST, next))) else {
+        let Some(Ok(next)) =
+            port.checked_add(1).map(|next| TcpListener::bind((Ipv4Addr::LOCALHOST, next)))
+        else {
             continue;
         };
         drop((free, next));
@@ -175,7 +205,11 @@ fn start(command: &mut Command) -> anyhow::Result<Running> {
     Ok(Running(interrupt::spawn(command).with_context(|| format!("cannot start {what}"))?))
 }
 
-fn tool(program: &str, arguments: &[&str], environment: &[(&'static str, String)]) -> anyhow::Result<()> {
+fn tool(
+    program: &str,
+    arguments: &[&str],
+    environment: &[(&'static str, String)],
+) -> anyhow::Result<()> {
     let mut tool = Command::new(program);
     tool.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
     command::output(tool).map(drop)

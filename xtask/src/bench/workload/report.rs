@@ -41,9 +41,18 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn new(name: &'static str, callers: u32, modules: usize, bar: Bar, results: &[Value]) -> Self {
-        let of = |field: &str| median(results.iter().filter_map(|result| result[field].as_f64()).collect());
-        let count = |field: &str| results.iter().filter_map(|result| result[field].as_u64()).sum::<u64>();
+    pub(super) fn new(
+        name: &'static str,
+        callers: u32,
+        modules: usize,
+        bar: Bar,
+        results: &[Value],
+    ) -> Self {
+        let of = |field: &str| {
+            median(results.iter().filter_map(|result| result[field].as_f64()).collect())
+        };
+        let count =
+            |field: &str| results.iter().filter_map(|result| result[field].as_u64()).sum::<u64>();
         Self {
             name,
             callers,
@@ -53,7 +62,9 @@ impl Row {
             p99_ms: of("p99Us") / 1000.0,
             per_second: of("perSecond"),
             lost: count("refused") + count("failed"),
-            first_error: results.iter().find_map(|result| result["firstError"].as_str().map(str::to_owned)),
+            first_error: results
+                .iter()
+                .find_map(|result| result["firstError"].as_str().map(str::to_owned)),
         }
     }
 }
@@ -84,9 +95,12 @@ impl Report {
         self.sizes.push((program.to_owned(), bytes));
     }
 
-    /// How many times longer a call takes than an echo, from as many callers and beside as many modules.
+    /// How many times longer a call takes than an echo, from as many callers and beside
+    /// as many modules.
     fn times_echo(&self, row: &Row) -> Option<f64> {
-        let same = |echo: &&Row| echo.name == ECHO && (echo.callers, echo.modules) == (row.callers, row.modules);
+        let same = |echo: &&Row| {
+            echo.name == ECHO && (echo.callers, echo.modules) == (row.callers, row.modules)
+        };
         let echo = self.rows.iter().find(same).filter(|_| row.name != ECHO)?;
         Some(row.p50_ms / echo.p50_ms)
     }
@@ -96,15 +110,22 @@ impl Report {
         let none_lost = row.lost == 0;
         match row.bar {
             Bar::None => None,
-            Bar::MedianMillisecondsUpTo(limit) => Some((format!("p50 ≤ {limit} ms"), row.p50_ms <= limit && none_lost)),
+            Bar::MedianMillisecondsUpTo(limit) => {
+                Some((format!("p50 ≤ {limit} ms"), row.p50_ms <= limit && none_lost))
+            }
             Bar::PerSecondFrom(limit) => {
                 Some((format!("≥ {limit}/s, none lost"), row.per_second >= limit && none_lost))
             }
             Bar::AsWithFewest => {
-                let same =
-                    |one: &&Row| one.modules == super::FEWEST && (one.name, one.callers) == (row.name, row.callers);
+                let same = |one: &&Row| {
+                    one.modules == super::FEWEST
+                        && (one.name, one.callers) == (row.name, row.callers)
+                };
                 let one = self.rows.iter().find(same)?;
-                Some((format!("p50 ≤ {GROWTH} × {:.2} ms", one.p50_ms), row.p50_ms <= GROWTH * one.p50_ms && none_lost))
+                Some((
+                    format!("p50 ≤ {GROWTH} × {:.2} ms", one.p50_ms),
+                    row.p50_ms <= GROWTH * one.p50_ms && none_lost,
+                ))
             }
         }
     }
@@ -113,7 +134,8 @@ impl Report {
     pub(super) fn missed(&self) -> usize {
         let memory = self.memory_kib.is_some_and(|kib| mebibytes(kib * 1024) > MEMORY_BAR);
         let sizes = self.sizes.iter().filter(|(_, bytes)| mebibytes(*bytes) > SIZE_BAR).count();
-        let calls = self.rows.iter().filter_map(|row| self.judge(row)).filter(|(_, kept)| !kept).count();
+        let calls =
+            self.rows.iter().filter_map(|row| self.judge(row)).filter(|(_, kept)| !kept).count();
         calls + sizes + usize::from(memory)
     }
 
@@ -138,12 +160,22 @@ impl Report {
             "CALL", "CALLERS", "MODULES", "P50 MS", "P99 MS", "PER S", "LOST", "× ECHO", "BAR"
         )?;
         for row in &self.rows {
-            let times = self.times_echo(row).map_or_else(|| "-".to_owned(), |times| format!("{times:.1}"));
-            let bar = self.judge(row).map_or_else(String::new, |(bar, kept)| format!("{bar}: {}", word(kept)));
+            let times =
+                self.times_echo(row).map_or_else(|| "-".to_owned(), |times| format!("{times:.1}"));
+            let bar = self
+                .judge(row)
+                .map_or_else(String::new, |(bar, kept)| format!("{bar}: {}", word(kept)));
             writeln!(
                 table,
                 "{:<20}{:>8}{:>8}{:>10.3}{:>10.3}{:>10.0}{:>6}{:>9}  {bar}",
-                row.name, row.callers, row.modules, row.p50_ms, row.p99_ms, row.per_second, row.lost, times
+                row.name,
+                row.callers,
+                row.modules,
+                row.p50_ms,
+                row.p99_ms,
+                row.per_second,
+                row.lost,
+                times
             )?;
             if let Some(error) = &row.first_error {
                 writeln!(table, "    first loss: {}", error.lines().next().unwrap_or_default())?;
@@ -152,13 +184,21 @@ impl Report {
         let memory = "memory of the three daemons, idle (sum of PSS)";
         match self.memory_kib.map(|kib| mebibytes(kib * 1024)) {
             Some(size) => {
-                writeln!(table, "\n{memory}  {size:>6.1} MiB  ≤ {MEMORY_BAR} MiB: {}", word(size <= MEMORY_BAR))?;
+                writeln!(
+                    table,
+                    "\n{memory}  {size:>6.1} MiB  ≤ {MEMORY_BAR} MiB: {}",
+                    word(size <= MEMORY_BAR)
+                )?;
             }
             None => writeln!(table, "\n{memory}  only root may look")?,
         }
         for (program, bytes) in &self.sizes {
             let size = mebibytes(*bytes);
-            writeln!(table, "size of {program:<39} {size:>6.1} MiB  ≤ {SIZE_BAR} MiB: {}", word(size <= SIZE_BAR))?;
+            writeln!(
+                table,
+                "size of {program:<39} {size:>6.1} MiB  ≤ {SIZE_BAR} MiB: {}",
+                word(size <= SIZE_BAR)
+            )?;
         }
         Ok(())
     }

@@ -3,7 +3,9 @@
 use der::asn1::AnyRef;
 use der::{Decode, Encode};
 use proptest::prelude::*;
-use rcgen::{CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, KeyPair, SigningKey as _};
+use rcgen::{
+    CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, KeyPair, SigningKey as _,
+};
 use time::macros::datetime;
 
 use super::*;
@@ -44,11 +46,14 @@ fn issue(request: &[u8], key: &KeyPair) -> Result<Vec<u8>, String> {
     Ok(unsigned.finish(&signature).unwrap())
 }
 
-/// Asserts that each byte of a certificate is accounted for by a parser that knows what it is.
+/// Asserts that each byte of a certificate is accounted for by a parser that knows what
+/// it is.
 #[track_caller]
 fn assert_understood(certificate: &[u8]) {
     fn whole<T: for<'a> Decode<'a> + Encode>(value: &[u8]) {
-        let Ok(parsed) = T::from_der(value) else { panic!("the value is not read to its end: {value:x?}") };
+        let Ok(parsed) = T::from_der(value) else {
+            panic!("the value is not read to its end: {value:x?}")
+        };
         assert_eq!(parsed.to_der().unwrap(), value, "the value is as a writer writes it");
     }
     let parsed = x509_cert::Certificate::from_der(certificate).unwrap();
@@ -72,8 +77,12 @@ fn assert_understood(certificate: &[u8]) {
                 whole::<SubjectAltName>(value);
                 for name in SubjectAltName::from_der(value).unwrap().0 {
                     let read = match &name {
-                        GeneralName::DnsName(text) => AlternativeName::dns(text.as_str().as_bytes()),
-                        GeneralName::UniformResourceIdentifier(text) => AlternativeName::uri(text.as_str().as_bytes()),
+                        GeneralName::DnsName(text) => {
+                            AlternativeName::dns(text.as_str().as_bytes())
+                        }
+                        GeneralName::UniformResourceIdentifier(text) => {
+                            AlternativeName::uri(text.as_str().as_bytes())
+                        }
                         GeneralName::IpAddress(bytes) => AlternativeName::address(bytes.as_bytes()),
                         other => panic!("{other:?}"),
                     };
@@ -136,7 +145,8 @@ fn each_way_to_smuggle_something_in_is_refused_with_its_reason() {
     }
     let unknown: &[u64] = &[1, 3, 6, 1, 4, 1, 99999, 1];
     for (twice, critical) in [(CONSTRAINTS, false), (unknown, false)] {
-        let extensions: [(&[u64], bool, &[u8]); 2] = [(twice, critical, &[0x30, 0]), (twice, critical, &[0x30, 0])];
+        let extensions: [(&[u64], bool, &[u8]); 2] =
+            [(twice, critical, &[0x30, 0]), (twice, critical, &[0x30, 0])];
         let error = issue(&request_with(&extensions, &key), &key).unwrap_err();
         assert!(error.contains("is there twice"), "{error}");
     }
@@ -150,15 +160,18 @@ fn signed(info: &[u8], key: &KeyPair) -> Vec<u8> {
         algorithm: AlgorithmIdentifierOwned,
         signature: BitString,
     }
-    let algorithm =
-        AlgorithmIdentifierOwned { oid: ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2"), parameters: None };
+    let algorithm = AlgorithmIdentifierOwned {
+        oid: ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2"),
+        parameters: None,
+    };
     let signature = BitString::from_bytes(&key.sign(info).unwrap()).unwrap();
     let Ok(info) = AnyRef::from_der(info) else { return info.to_vec() };
     Signed { info, algorithm, signature }.to_der().unwrap()
 }
 
 fn valid_info(key: &KeyPair) -> Vec<u8> {
-    let mut params = CertificateParams::new(vec!["press-04.example".to_owned(), "10.0.0.1".to_owned()]).unwrap();
+    let mut params =
+        CertificateParams::new(vec!["press-04.example".to_owned(), "10.0.0.1".to_owned()]).unwrap();
     params.distinguished_name.push(DnType::CommonName, "press-04");
     params.distinguished_name.push(DnType::OrganizationName, "plant");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -175,12 +188,14 @@ fn a_request_with_another_version_or_without_attributes_is_taken_as_what_it_mean
     let key = KeyPair::generate().unwrap();
     let whole = valid_info(&key);
     let fields = AnyRef::from_der(&whole).unwrap().value().to_vec();
-    // The version comes first, the attributes last: an element of context 0 with a length of one or three bytes.
+    // The version comes first, the attributes last: an element of context 0 with a length
+    // of one or three bytes.
     assert_eq!(fields[..3], [2, 1, 0]);
     let mut counted = fields.clone();
     counted[2] = 2;
     let mut rest = der::SliceReader::new(&fields).unwrap();
-    let parts: Vec<_> = (0..3).map(|_| AnyRef::decode(&mut rest).unwrap().to_der().unwrap()).collect();
+    let parts: Vec<_> =
+        (0..3).map(|_| AnyRef::decode(&mut rest).unwrap().to_der().unwrap()).collect();
     for (fields, extensions) in [(counted, 5), (parts.concat(), 1)] {
         let info = Any::new(der::Tag::Sequence, fields).unwrap().to_der().unwrap();
         let certificate = issue(&signed(&info, &key), &key).unwrap();

@@ -1,10 +1,14 @@
-//! What is issued for requests that rcgen makes. Requests by openssl, and hostile ones, stand in `attacks`.
+//! What is issued for requests that rcgen makes. Requests by openssl, and hostile ones,
+//! stand in `attacks`.
 
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA256, RsaKeyPair};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
+};
 use edgekeep_core::settings::IssuanceMethod;
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyUsagePurpose,
 };
 use time::Duration;
 use time::macros::datetime;
@@ -33,7 +37,9 @@ fn request(params: &CertificateParams, key: &rcgen::KeyPair) -> Result<Request, 
 fn ca_params(path_length: Option<u8>) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "test CA");
-    params.is_ca = IsCa::Ca(path_length.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained));
+    params.is_ca = IsCa::Ca(
+        path_length.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained),
+    );
     params.not_before = datetime!(2026-01-01 00:00:00 UTC);
     params.not_after = datetime!(2026-06-11 00:00:00 UTC);
     params
@@ -41,7 +47,14 @@ fn ca_params(path_length: Option<u8>) -> CertificateParams {
 
 fn circumstances<'a>(issuance: Option<&'a Issuance>, may_be_ca: bool) -> Circumstances<'a> {
     let rights = Rights { ca: may_be_ca, module: false };
-    Circumstances { issuance, rights, wanted_end: None, now: NOW, earliest: NOW, serial: [0xff; 16] }
+    Circumstances {
+        issuance,
+        rights,
+        wanted_end: None,
+        now: NOW,
+        earliest: NOW,
+        serial: [0xff; 16],
+    }
 }
 
 fn sign(unsigned: &Unsigned, key: &rcgen::KeyPair) -> Vec<u8> {
@@ -54,7 +67,9 @@ fn sign(unsigned: &Unsigned, key: &rcgen::KeyPair) -> Vec<u8> {
             signature
         }
         _ => {
-            let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.serialize_der()).unwrap();
+            let key =
+                EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.serialize_der())
+                    .unwrap();
             key.sign(&random, &unsigned.tbs).unwrap().as_ref().to_vec()
         }
     }
@@ -86,24 +101,33 @@ fn a_leaf_has_what_was_asked_for_and_what_every_certificate_needs() {
     let ids: Vec<_> = leaf
         .iter_extensions()
         .filter_map(|it| match it.parsed_extension() {
-            ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                id.key_identifier.as_ref().map(|id| id.0.to_vec())
+            }
             ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
             _ => None,
         })
         .collect();
     assert!(
-        ids.contains(&issuer.key_id.as_ref().unwrap().as_bytes().to_vec()) && ids.contains(&request.key.id()),
+        ids.contains(&issuer.key_id.as_ref().unwrap().as_bytes().to_vec())
+            && ids.contains(&request.key.id()),
         "{ids:?}"
     );
 }
 
 #[test]
 fn a_leaf_under_an_rsa_ca_verifies_too() {
-    let ca_key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    let ca_key =
+        rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
+            .unwrap();
     let ca = ca_params(None).self_signed(&ca_key).unwrap();
     let issuer = Issuer::read(ca.der(), NOW).unwrap();
-    let unsigned =
-        prepare(&request(&params("x"), &key()).unwrap(), Some(&issuer), &circumstances(None, false)).unwrap();
+    let unsigned = prepare(
+        &request(&params("x"), &key()).unwrap(),
+        Some(&issuer),
+        &circumstances(None, false),
+    )
+    .unwrap();
     assert_eq!(unsigned.digest_info().len(), 51);
     let signature = sign(&unsigned, &ca_key);
     let der = unsigned.finish(&signature).unwrap();
@@ -116,8 +140,12 @@ fn a_leaf_under_an_rsa_ca_verifies_too() {
 fn a_signature_of_another_key_makes_no_certificate() {
     let ca = ca_params(None).self_signed(&key()).unwrap();
     let issuer = Issuer::read(ca.der(), NOW).unwrap();
-    let unsigned =
-        prepare(&request(&params("x"), &key()).unwrap(), Some(&issuer), &circumstances(None, false)).unwrap();
+    let unsigned = prepare(
+        &request(&params("x"), &key()).unwrap(),
+        Some(&issuer),
+        &circumstances(None, false),
+    )
+    .unwrap();
     let signature = sign(&unsigned, &key());
     assert!(matches!(unsigned.finish(&signature), Err(IssueError::WrongKey)));
 }
@@ -132,9 +160,14 @@ fn a_caller_who_names_an_issuer_never_obtains_a_ca() {
         let request = request(&params, &key()).unwrap();
         let error = prepare(&request, None, &circumstances(None, false)).unwrap_err();
         assert!(error.to_string().contains("asks for a CA's rights"), "{error}");
-        let configured = prepare(&request, None, &circumstances(None, true)).map_err(|error| error.to_string());
+        let configured =
+            prepare(&request, None, &circumstances(None, true)).map_err(|error| error.to_string());
         assert_eq!(configured.is_err(), otherwise.is_some());
-        assert!(configured.err().is_none_or(|error| otherwise.is_some_and(|reason| error.contains(reason))));
+        assert!(
+            configured
+                .err()
+                .is_none_or(|error| otherwise.is_some_and(|reason| error.contains(reason)))
+        );
     }
 }
 
@@ -200,17 +233,21 @@ fn an_issuer_that_is_no_ca_or_not_valid_now_cannot_sign() {
 
 #[test]
 fn a_wanted_end_shortens_a_certificate_and_never_lengthens_it() {
-    for (wanted, days) in [(Duration::days(3), 3), (Duration::days(300), 30), (Duration::days(-1), 30)] {
+    for (wanted, days) in
+        [(Duration::days(3), 3), (Duration::days(300), 30), (Duration::days(-1), 30)]
+    {
         let mut circumstances = circumstances(None, false);
         circumstances.wanted_end = Some(NOW + wanted);
-        let unsigned = prepare(&request(&params("x"), &key()).unwrap(), None, &circumstances).unwrap();
+        let unsigned =
+            prepare(&request(&params("x"), &key()).unwrap(), None, &circumstances).unwrap();
         assert_eq!(unsigned.not_after, NOW + Duration::days(days), "{wanted}");
     }
 }
 
 #[test]
 fn only_a_ca_is_stretched_from_a_clock_that_is_behind_to_the_time_that_it_must_be() {
-    let clock_of_1970 = Circumstances { now: OffsetDateTime::UNIX_EPOCH, ..circumstances(None, true) };
+    let clock_of_1970 =
+        Circumstances { now: OffsetDateTime::UNIX_EPOCH, ..circumstances(None, true) };
     let mut ca = params("x");
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     ca.subject_alt_names.clear();
@@ -231,15 +268,21 @@ fn only_a_ca_is_stretched_from_a_clock_that_is_behind_to_the_time_that_it_must_b
 #[test]
 fn the_configured_name_and_days_count_and_a_self_signed_certificate_is_its_own_issuer() {
     let own = key();
-    let issuance =
-        Issuance { method: IssuanceMethod::SelfSigned, common_name: Some("c".repeat(70)), expiry_days: Some(90) };
+    let issuance = Issuance {
+        method: IssuanceMethod::SelfSigned,
+        common_name: Some("c".repeat(70)),
+        expiry_days: Some(90),
+    };
     let request = request(&params("ignored"), &own).unwrap();
     let unsigned = prepare(&request, None, &circumstances(Some(&issuance), true)).unwrap();
     let signature = sign(&unsigned, &own);
     let der = unsigned.finish(&signature).unwrap();
     let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
     certificate.verify_signature(None).unwrap();
-    assert_eq!(certificate.subject().iter_common_name().next().unwrap().as_str().unwrap(), "c".repeat(64));
+    assert_eq!(
+        certificate.subject().iter_common_name().next().unwrap().as_str().unwrap(),
+        "c".repeat(64)
+    );
     assert_eq!(certificate.issuer().as_raw(), certificate.subject().as_raw());
     assert_eq!(certificate.validity().not_after.to_datetime(), NOW + Duration::days(90));
 }
@@ -249,7 +292,9 @@ fn a_local_identity_is_an_end_entity_for_clients_and_if_asked_for_servers() {
     use rcgen::PublicKeyData as _;
     for server in [false, true] {
         let own = key();
-        let request = Request::for_local_identity("m.host.domain", &own.subject_public_key_info(), server).unwrap();
+        let request =
+            Request::for_local_identity("m.host.domain", &own.subject_public_key_info(), server)
+                .unwrap();
         let unsigned = prepare(&request, None, &circumstances(None, false)).unwrap();
         let signature = sign(&unsigned, &own);
         let der = unsigned.finish(&signature).unwrap();

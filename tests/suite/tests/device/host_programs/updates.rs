@@ -17,7 +17,8 @@ fn broken(folder: &Path, name: &str) -> PathBuf {
 
 /// A specification of the module that is served through the caller.
 fn spec_of(device: &Device, caller: &Caller, image: &str) -> Value {
-    let generation = device.cloud().state().devices["press-04"].modules[caller.module()].generation_id.clone();
+    let generation =
+        device.cloud().state().devices["press-04"].modules[caller.module()].generation_id.clone();
     let mut spec = device.spec(caller.module(), image, &generation);
     for (name, value) in caller.environment() {
         spec["config"]["env"].as_array_mut().unwrap().push(json!({ "key": name, "value": value }));
@@ -42,7 +43,11 @@ fn an_update_of_a_host_module_that_does_not_start_says_so_and_leaves_the_old_one
     let collector = device.add_caller_as("collector", "collector", None);
     let _ = collector.sign().expect(200);
     let put = |spec: Value| {
-        device.agent().manage("PUT", &versioned("/modules/collector").replace('?', "?start=true&"), Some(spec))
+        device.agent().manage(
+            "PUT",
+            &versioned("/modules/collector").replace('?', "?start=true&"),
+            Some(spec),
+        )
     };
 
     let mut nowhere = spec_of(&device, &collector, "slow");
@@ -61,12 +66,16 @@ fn an_update_of_a_host_module_that_does_not_start_says_so_and_leaves_the_old_one
     assert_eq!(device.processes_of("collector"), before);
     // And one that works is an update.
     let _ = put(spec_of(&device, &collector, "slow")).expect(201);
-    assert_eq!((image_of(&device, "collector"), device.processes_of("collector").len()), (json!("slow"), 1));
+    assert_eq!(
+        (image_of(&device, "collector"), device.processes_of("collector").len()),
+        (json!("slow"), 1)
+    );
     let _ = collector.sign().expect(200);
 }
 
 #[test]
-fn an_approved_executable_that_does_not_start_is_taken_back_with_its_approval_and_the_old_one_runs_from_a_copy() {
+fn an_approved_executable_that_does_not_start_is_taken_back_with_its_approval_and_the_old_one_runs_from_a_copy()
+ {
     let own = folder();
     let target = variant("calls", own.path(), "collector", "version 1");
     let old = sha256_of(&target);
@@ -82,7 +91,8 @@ fn an_approved_executable_that_does_not_start_is_taken_back_with_its_approval_an
     let downloads = folder();
     std::fs::rename(broken(downloads.path(), "new"), &target).unwrap();
     let body = json!({ "sha256": sha256_of(&target) });
-    let _ = updater.manage("PUT", &versioned("/approved-digests/collector"), Some(body)).expect(200);
+    let _ =
+        updater.manage("PUT", &versioned("/approved-digests/collector"), Some(body)).expect(200);
     let restart = || updater.manage("POST", &versioned("/modules/collector/restart"), None);
     restart().expect_error(500, "the update of collector failed; the module is as it was");
 
@@ -136,7 +146,12 @@ fn an_update_of_a_host_module_that_is_cut_off_by_kill_9_leaves_one_that_works() 
         scope.spawn(|| {
             let target = versioned("/modules/stubborn").replace('?', "?start=true&");
             // Its answer never comes.
-            let _ = device.agent().call_at(&device.root().management_socket(), "PUT", &target, Some(next));
+            let _ = device.agent().call_at(
+                &device.root().management_socket(),
+                "PUT",
+                &target,
+                Some(next),
+            );
         });
         wait_for("the update to be written down", || (!former(&device).is_null()).then_some(()));
         let pid = i32::try_from(device.pid(Daemon::Moduled)).unwrap();
@@ -147,6 +162,9 @@ fn an_update_of_a_host_module_that_is_cut_off_by_kill_9_leaves_one_that_works() 
     device.start(Daemon::Moduled);
     wait_for("the update to be settled", || former(&device).is_null().then_some(()));
     let now = state_of(&device, "stubborn");
-    assert_eq!((image_of(&device, "stubborn"), &now["status"]["startTime"]), (json!("stubborn"), &before));
+    assert_eq!(
+        (image_of(&device, "stubborn"), &now["status"]["startTime"]),
+        (json!("stubborn"), &before)
+    );
     assert_eq!(now["status"]["runtimeStatus"]["status"], "running");
 }
