@@ -6,7 +6,8 @@
 //! signed through [`Signer`]), keeps no state between calls but the clock's offset that
 //! the services' own answers show.
 //!
-//! Not here yet: proxies (`HTTPS_PROXY`), client certificates and EST.
+//! TLS, roots and proxies are those of `edgekeep_tls`. Not here yet: devices that prove
+//! who they are by a certificate.
 #![forbid(unsafe_code)]
 
 mod dps;
@@ -16,7 +17,8 @@ mod sas;
 mod transport;
 
 pub use dps::{Dps, Progress, Registration};
+pub use edgekeep_tls::{Proxy, Trust};
 pub use error::{CloudError, SignerError};
 pub use hub::{EnsureError, Hub, ListedModule, ModuleKeys, ModuleRecord};
 pub use sas::Signer;
-pub use transport::{Limits, Observed, Observer, Transport, Trust};
+pub use transport::{Limits, Observed, Observer, Transport};

@@ -1,26 +1,19 @@
 //! One HTTPS call: connect, send, read, judge; with a limit on the whole of it.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use edgekeep_base::file::{self, Rules};
 use edgekeep_core::authority::Authority;
-use edgekeep_core::credentials::{self, Finding, Purpose, read_certificates};
 use edgekeep_core::foreign_text::{MESSAGE_LIMIT, cleaned};
 use edgekeep_core::provisioning::call_pause;
+use edgekeep_tls::{ConnectError, Connector, Prepared, Proxy, TlsError, Trust};
 use http::{HeaderMap, Method, Request, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 use crate::error::CloudError;
@@ -28,22 +21,11 @@ use crate::sas::{Audience, LIFETIME, Signer};
 
 /// Largest answer that is read, in bytes. A hub's list of 50 modules has about 40 KiB.
 const ANSWER_LIMIT: usize = 1 << 20;
-/// Largest file with trusted roots, in bytes: several times what a distribution trusts.
-const ROOTS_LIMIT: usize = credentials::Limits::FILE.bytes;
 /// Longest time for which a service is taken to ask to be left alone. Those who wait have
 /// lower limits of their own.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(86_400);
 /// A difference of clocks below this is network delay, in seconds.
 const CLOCK_TOLERANCE: i64 = 30;
-
-/// Whose certificates are believed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trust {
-    /// The roots of the system's store.
-    System,
-    /// The certificates in these PEM files, and no others.
-    Files(Vec<PathBuf>),
-}
 
 /// Limits of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +57,7 @@ pub type Observer = fn(Observed);
 #[derive(Debug)]
 pub struct Transport {
     limits: Limits,
-    trust: Trust,
-    tls: Mutex<Weak<ClientConfig>>,
+    connector: Connector,
     /// Seconds by which the services' clocks are ahead of this device's, as their answers
     /// show.
     clock_offset: AtomicI64,
@@ -112,7 +93,7 @@ pub(crate) struct Answer {
 pub(crate) struct Session<'a> {
     transport: &'a Transport,
     to: &'a Authority,
-    tls: Arc<ClientConfig>,
+    tls: Prepared,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
@@ -122,12 +103,17 @@ impl Transport {
     pub fn new(limits: Limits, trust: Trust) -> Self {
         Self {
             limits,
-            trust,
-            tls: Mutex::new(Weak::new()),
+            connector: Connector::new(trust),
             clock_offset: AtomicI64::new(0),
             last_date: AtomicI64::new(i64::MIN),
             observer: None,
         }
+    }
+
+    /// The same, through a proxy if there is one.
+    #[must_use]
+    pub fn through(self, proxy: Option<Proxy>) -> Self {
+        Self { connector: self.connector.through(proxy), ..self }
     }
 
     /// The same, telling `observer` about each call.
@@ -153,15 +139,10 @@ impl Transport {
 
     /// Opens nothing yet; reads the roots.
     pub(crate) fn session<'a>(&'a self, to: &'a Authority) -> Result<Session<'a>, CloudError> {
-        let mut shared = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
-        let tls = match shared.upgrade() {
-            Some(tls) => tls,
-            None => {
-                let fresh = Arc::new(tls_config(&self.trust)?);
-                *shared = Arc::downgrade(&fresh);
-                fresh
-            }
-        };
+        let tls = self.connector.prepare().map_err(|error| match error {
+            TlsError::Roots(roots) => CloudError::Roots { path: roots.path, what: roots.what },
+            other => CloudError::Request { what: other.to_string() },
+        })?;
         Ok(Session { transport: self, to, tls, sender: None })
     }
 
@@ -298,27 +279,13 @@ impl Session<'_> {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CloudError> {
-        let name = ServerName::try_from(self.to.host().to_owned())
-            .map_err(|error| CloudError::Request { what: format!("{}: {error}", self.to) })?;
-        let stream = TcpStream::connect((self.to.host(), self.to.port()))
-            .await
-            .map_err(|error| self.down("connecting", error))?;
-        // A request is one write; without this its last part may wait for an
-        // acknowledgement.
-        stream.set_nodelay(true).map_err(|error| self.down("connecting", error))?;
-        let stream = TlsConnector::from(Arc::clone(&self.tls))
-            .connect(name, stream)
-            .await
-            .map_err(|source| {
-                let is_tls = source
-                    .get_ref()
-                    .is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>);
-                if is_tls {
-                    CloudError::Untrusted { host: self.to.to_string(), source }
-                } else {
-                    self.down("the TLS handshake", source)
-                }
-            })?;
+        let stream = self.tls.connect(self.to).await.map_err(|error| match error {
+            ConnectError::Down { what, source } => self.down(what, source),
+            ConnectError::Untrusted { source } => {
+                CloudError::Untrusted { host: self.to.to_string(), source }
+            }
+            other => CloudError::Request { what: other.to_string() },
+        })?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(64 * 1024)
             .handshake(TokioIo::new(stream))
@@ -447,67 +414,6 @@ fn wall_clock() -> i64 {
         .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-fn tls_config(trust: &Trust) -> Result<ClientConfig, CloudError> {
-    let mut roots = RootCertStore::empty();
-    match trust {
-        Trust::System => {
-            let found = rustls_native_certs::load_native_certs();
-            let (added, _) = roots.add_parsable_certificates(found.certs);
-            if added == 0 {
-                let what = found.errors.first().map_or_else(
-                    || {
-                        "none found; install the ca-certificates package or set trusted_certs"
-                            .to_owned()
-                    },
-                    ToString::to_string,
-                );
-                return Err(CloudError::Roots { path: None, what });
-            }
-        }
-        Trust::Files(paths) => {
-            for path in paths {
-                add_file(&mut roots, path)?;
-            }
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| CloudError::Request { what: error.to_string() })?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(config)
-}
-
-/// Adds the certificates of a file. What cannot be used in it is named and takes nothing
-/// else down.
-fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), CloudError> {
-    let bad = |what: String| CloudError::Roots { path: Some(path.to_owned()), what };
-    let limits = credentials::Limits { bytes: ROOTS_LIMIT, ..credentials::Limits::FILE };
-    let content = file::read(path, Rules::named(ROOTS_LIMIT as u64))
-        .map_err(|error| bad(error.to_string()))?;
-    let file = read_certificates(&content, &limits);
-    let told =
-        |finding: Finding| format!("{finding}; {}", finding.fault.remedy(Purpose::Certificates));
-    let mut refused = None;
-    let before = roots.len();
-    for certificate in &file.certificates {
-        if let Err(error) = roots.add(CertificateDer::from(certificate.der())) {
-            refused = Some(format!("a certificate in it cannot be used as a root: {error}"));
-        }
-    }
-    let wrong = file.findings.gravest().map(told).or(refused);
-    match wrong {
-        Some(wrong) if roots.len() == before => Err(bad(wrong)),
-        None if roots.len() == before => Err(bad("no certificate in it".to_owned())),
-        Some(wrong) => {
-            tracing::warn!(file = %path.display(), "left out of the roots: {wrong}");
-            Ok(())
-        }
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -550,36 +456,5 @@ mod tests {
         ] {
             assert_eq!(read(value), seconds, "{value}");
         }
-    }
-
-    #[test]
-    fn a_root_file_without_certificates_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("roots.pem");
-        std::fs::write(&path, "nothing here").unwrap();
-        let error = tls_config(&Trust::Files(vec![path])).unwrap_err();
-        assert!(
-            error.to_string().contains("roots.pem") && error.to_string().contains("PEM or DER"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn what_cannot_be_used_of_a_root_file_takes_nothing_else_down() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("roots.crt");
-        let made = rcgen::generate_simple_self_signed(vec!["root".to_owned()]).unwrap();
-        let cut = made.cert.pem()[..200].to_owned();
-        std::fs::write(
-            &path,
-            format!("\u{feff}{}{cut}\n{}", made.signing_key.serialize_pem(), made.cert.pem()),
-        )
-        .unwrap();
-        tls_config(&Trust::Files(vec![path.clone()])).unwrap();
-        std::fs::write(&path, made.cert.der()).unwrap();
-        tls_config(&Trust::Files(vec![path.clone()])).unwrap();
-        std::fs::write(&path, cut).unwrap();
-        let error = tls_config(&Trust::Files(vec![path])).unwrap_err();
-        assert!(error.to_string().contains("line 1, block 1: the END line is missing"), "{error}");
     }
 }

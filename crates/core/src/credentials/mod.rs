@@ -8,6 +8,7 @@
 //! from the values ([`pem_of`]), never copied out of a file.
 
 mod certificate;
+mod certs_only;
 mod chain;
 mod der;
 mod fault;
@@ -21,6 +22,7 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 pub use certificate::Certificate;
+pub use certs_only::{CertsOnlyError, read_certs_only};
 pub use chain::ordered;
 pub use fault::{Fault, Finding, Findings, Place, Purpose};
 pub use pem::encode as encode_pem;
