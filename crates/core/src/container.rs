@@ -261,7 +261,9 @@ pub fn plan(
         Operation::Stop => Ok(stop(own.phase)),
         Operation::Review => {
             let mut steps = names(subject, own, seen).unwrap_or_default();
-            steps.extend(networks(subject, own, seen).0);
+            if own.phase != Phase::Paused {
+                steps.extend(networks(subject, own, seen).0);
+            }
             Ok(steps)
         }
         Operation::Prepare if own.removes_itself => Err(Obstacle::RemovesItself),
@@ -279,9 +281,20 @@ pub fn plan(
             if let Some(network) = missing.filter(|_| needed) {
                 return Err(Obstacle::NetworkMissing { network });
             }
-            steps.extend(attach);
-            if operation == Operation::Start {
-                steps.extend(start(own.phase));
+            // Nothing is attached to a frozen container: Podman 5 notes the network
+            // without an address, and then fails to end or start the container.
+            match (operation, own.phase) {
+                (Operation::Start, Phase::Paused) => {
+                    steps.push(Step::Unpause);
+                    steps.extend(attach);
+                }
+                // It is stopped first, and attached when it is started.
+                (_, Phase::Paused) => {}
+                (Operation::Start, phase) => {
+                    steps.extend(attach);
+                    steps.extend(start(phase));
+                }
+                _ => steps.extend(attach),
             }
             Ok(steps)
         }
@@ -343,8 +356,7 @@ impl Trouble {
 fn start(phase: Phase) -> Option<Step> {
     match phase {
         // The engine is about to start the one itself, and refuses to be told so.
-        Phase::Running | Phase::Restarting => None,
-        Phase::Paused => Some(Step::Unpause),
+        Phase::Running | Phase::Paused | Phase::Restarting => None,
         _ => Some(Step::Start),
     }
 }

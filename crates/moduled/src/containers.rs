@@ -79,7 +79,9 @@ impl<'a> Task<'a> {
     }
 
     /// Does what is asked, and what must be done before. When a call fails it is looked
-    /// again: only what fails although nothing has changed is an error.
+    /// again: only what fails although nothing has changed is an error. A start or stop
+    /// that the engine itself failed at is tried once more: an engine that cannot take
+    /// down a network, because somebody changed it, forgets it all the same (Podman 5).
     ///
     /// # Errors
     /// 404 if it is gone, 409 for another obstacle, each with its remedy; what the engine
@@ -94,13 +96,17 @@ impl<'a> Task<'a> {
             self.service.settings.engine.as_ref().map(|engine| engine.network_options.clone());
         let options = options.unwrap_or_default();
         let mut steps = self.plan(&self.look().await?, operation)?;
+        let mut tried_again = false;
         for _ in 0..ROUNDS {
             let Some((left, error)) = self.take(engine, &steps, &options, grace).await else {
                 return Ok(());
             };
             let next = self.plan(&self.look().await?, operation)?;
             if next == left {
-                return Err(of_engine(&error));
+                if tried_again || !left.first().is_some_and(|step| may_work_again(step, &error)) {
+                    return Err(of_engine(&error));
+                }
+                tried_again = true;
             }
             tracing::info!(module = %self.module, %error, "something else changed the container meanwhile; looked again");
             steps = next;
@@ -141,6 +147,11 @@ impl<'a> Task<'a> {
             HttpError::new(status, obstacle.explained(self.module.name()))
         })
     }
+}
+
+/// Tells a start or stop at which the engine itself failed from a refusal.
+fn may_work_again(step: &Step, error: &EngineError) -> bool {
+    matches!(step, Step::Start | Step::Stop) && error.status().is_some_and(|status| status >= 500)
 }
 
 /// Makes sure that the networks are there to which a container that is to be made is

@@ -348,6 +348,19 @@ fn what_is_done_in_each_state() {
         change(&mut own);
         own
     };
+    // Frozen: it goes on first, is attached then, and nothing is done unasked.
+    let frozen = Seen {
+        own: Some(own(&|own| {
+            own.phase = Phase::Paused;
+            own.attached.clear();
+        })),
+        ..Engine::new(false).seen()
+    };
+    let start = plan(SUBJECT, &frozen, Operation::Start).unwrap();
+    assert_eq!(start.first(), Some(&Step::Unpause));
+    assert!(matches!(start[1..], [Step::Connect { .. }, ..]), "{start:?}");
+    assert_eq!(plan(SUBJECT, &frozen, Operation::Prepare), Ok(vec![]));
+    assert_eq!(plan(SUBJECT, &frozen, Operation::Review), Ok(vec![]));
     let phases = [
         (Phase::Running, vec![], vec![Step::Stop]),
         (Phase::Paused, vec![Step::Unpause], vec![Step::Unpause, Step::Stop]),
