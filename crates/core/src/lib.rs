@@ -31,6 +31,7 @@ pub mod module_list;
 pub mod provisioning;
 pub mod reconcile;
 pub mod refusals;
+pub mod renewal;
 pub mod replacement;
 pub mod settings;
 pub mod watchdog;
