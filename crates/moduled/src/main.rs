@@ -5,8 +5,7 @@ use std::process::ExitCode;
 use edgekeep_core::layout::{ROOT_VARIABLE, Root};
 use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_daemon::settings;
-use edgekeep_moduled::agent::Ended;
-use edgekeep_moduled::run::AtEnd;
+use edgekeep_moduled::{AtEnd, Ended};
 use edgekeep_runtime::engine::EngineError;
 use edgekeep_runtime::process::launcher;
 
@@ -50,7 +49,7 @@ fn main() -> ExitCode {
         }
     };
     let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
-    let ended = runtime.block_on(edgekeep_moduled::run::run(root, at_end));
+    let ended = runtime.block_on(edgekeep_moduled::run(root, at_end));
     // A blocking task must not hold the end up.
     runtime.shutdown_background();
     match ended {

@@ -17,23 +17,23 @@ use edgekeep_runtime::facts::EngineWatch;
 use edgekeep_runtime::process::{Launcher, ModuleCgroups, ProcessRuntime};
 use tokio::sync::watch;
 
-use crate::agent::{self, Ended};
-use crate::approvals::Approvals;
-use crate::attest::Attestor;
-use crate::edge_ca::keeper;
-use crate::health;
-use crate::host_services;
-use crate::images;
-use crate::management;
-use crate::metrics;
+use crate::gate::attest::Attestor;
+use crate::http::management;
+use crate::http::workload;
+use crate::keepers::agent::{self, Ended};
+use crate::keepers::edge_ca;
+use crate::keepers::images;
+use crate::keepers::upkeep;
+use crate::modules::approvals::Approvals;
+use crate::modules::own_users::OwnUsers;
+use crate::modules::registrations::Registrations;
+use crate::modules::replacements::{Replacements, settle_all};
+use crate::modules::services;
+use crate::modules::sockets::{self, Sockets, management_limits, workload_limits};
 use crate::modules::{self, Containers, Modules};
-use crate::own_users::OwnUsers;
-use crate::registrations::Registrations;
-use crate::replacements::{Replacements, settle_all};
+use crate::report::health;
+use crate::report::metrics;
 use crate::service::Moduled;
-use crate::sockets::{self, Sockets, management_limits, workload_limits};
-use crate::upkeep;
-use crate::workload;
 
 /// What happens to the modules when the daemon ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
     if let Some(why) = processes.without_cgroups() {
         tracing::info!(%why, "host modules run without cgroups of their own");
     }
-    let host = host_services::host_facts().context("cannot look at the daemon's own namespaces")?;
+    let host = services::host_facts().context("cannot look at the daemon's own namespaces")?;
     let registrations = Registrations::load(&folder)?;
     let own_users = OwnUsers::load(&folder)?;
     own_users.remember(registrations.of_processes(), &settings);
@@ -95,7 +95,7 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
     let approvals = Approvals::load(&folder)?;
     let service =
         Moduled::new(root, settings, attestor, registrations, replacements, approvals, modules);
-    host_services::register(&service).await;
+    services::register(&service).await;
     let stop = lifecycle::stop_on_signal()?;
     serve_all(service, stop, at_end).await
 }
@@ -150,11 +150,11 @@ async fn serve_all(
         service.board.clone(),
     );
     let operations = tokio::spawn(operations::run(operations_socket, operations, stop.clone()));
-    let identities = tokio::spawn(host_services::ensure_identities(Arc::clone(&service)));
+    let identities = tokio::spawn(services::ensure_identities(Arc::clone(&service)));
     systemd::notify_ready();
-    tracing::info!(version = crate::systeminfo::VERSION, "moduled serves");
+    tracing::info!(version = crate::report::systeminfo::VERSION, "moduled serves");
     let settling = tokio::spawn(settle_all(Arc::clone(&service), stop.clone()));
-    let edge_ca = tokio::spawn(keeper::keep(Arc::clone(&service), stop.clone()));
+    let edge_ca = tokio::spawn(edge_ca::keep(Arc::clone(&service), stop.clone()));
     let health = tokio::spawn(health::keep(Arc::clone(&service), stop.clone()));
     let images = tokio::spawn(images::keep_collected(Arc::clone(&service), stop.clone()));
     let sockets = tokio::spawn(Sockets::keep_open(Arc::clone(&service), stop.clone()));

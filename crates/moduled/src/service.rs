@@ -21,80 +21,80 @@ use edgekeep_daemon::server::{HttpError, Request};
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
-use crate::approvals::Approvals;
-use crate::attest::{Attestor, Subject, Who};
-use crate::edge_ca::keeper::EdgeCaKeeper;
-use crate::health::Orders;
-use crate::identities::IdentityCache;
-use crate::images::Images;
-use crate::keys::{KeptHandle, ModuleDataKeys, TrustBundleCache};
+use crate::gate::attest::{Attestor, Subject, Who};
+use crate::gate::trail::{ToRefuse, VerdictTrail, without_evidence};
+use crate::identity::identities::IdentityCache;
+use crate::identity::keys::{KeptHandle, ModuleDataKeys, TrustBundleCache};
+use crate::keepers::edge_ca::EdgeCaKeeper;
+use crate::keepers::images::Images;
+use crate::keepers::restarts::Restarts;
 use crate::modules::Modules;
-use crate::refusals::{ToRefuse, VerdictTrail, without_evidence};
-use crate::registrations::Registrations;
-use crate::replacements::Replacements;
-use crate::restarts::Restarts;
-use crate::sockets::Sockets;
-use crate::systeminfo;
+use crate::modules::approvals::Approvals;
+use crate::modules::registrations::Registrations;
+use crate::modules::replacements::Replacements;
+use crate::modules::sockets::Sockets;
+use crate::report::health::Orders;
+use crate::report::systeminfo;
 
 /// Everything that the routes share.
 #[derive(Debug)]
-pub struct Moduled {
+pub(crate) struct Moduled {
     /// What the operator wants.
-    pub settings: ModuledSettings,
+    pub(crate) settings: ModuledSettings,
     /// Where the device is.
-    pub root: Root,
+    pub(crate) root: Root,
     /// Keys stay behind this.
-    pub keys: KeysClient,
+    pub(crate) keys: KeysClient,
     /// Certificates are issued behind this.
-    pub certificates: CertificatesClient,
+    pub(crate) certificates: CertificatesClient,
     /// Module identities.
-    pub identities: Arc<IdentityCache>,
+    pub(crate) identities: Arc<IdentityCache>,
     /// Who calls.
-    pub attestor: Attestor,
+    pub(crate) attestor: Attestor,
     /// What was decided about them.
-    pub trail: VerdictTrail,
+    pub(crate) trail: VerdictTrail,
     /// Who may.
-    pub registrations: Registrations,
+    pub(crate) registrations: Registrations,
     /// Updates that can be taken back.
-    pub replacements: Replacements,
+    pub(crate) replacements: Replacements,
     /// What runs.
-    pub modules: Modules,
+    pub(crate) modules: Modules,
     /// Images of modules, and of former ones.
-    pub images: Images,
+    pub(crate) images: Images,
     /// Where modules call.
-    pub sockets: Sockets,
+    pub(crate) sockets: Sockets,
     /// Keys of single modules' data.
-    pub module_data_keys: ModuleDataKeys,
+    pub(crate) module_data_keys: ModuleDataKeys,
     /// The device's one key for modules' data, for what was encrypted under it.
-    pub device_data_key: KeptHandle,
+    pub(crate) device_data_key: KeptHandle,
     /// Handle of the Edge CA's key.
-    pub edge_ca_key: KeptHandle,
+    pub(crate) edge_ca_key: KeptHandle,
     /// The trust bundle.
-    pub trust_bundle: Arc<TrustBundleCache>,
+    pub(crate) trust_bundle: Arc<TrustBundleCache>,
     /// Held while a support bundle is made: one at a time, for it is made in memory.
-    pub support_bundle: Semaphore,
+    pub(crate) support_bundle: Semaphore,
     /// The machine.
-    pub system_info: SystemInfo,
+    pub(crate) system_info: SystemInfo,
     /// The Edge CA certificate's end, while there is a usable one.
-    pub edge_ca: watch::Sender<Option<OffsetDateTime>>,
+    pub(crate) edge_ca: watch::Sender<Option<OffsetDateTime>>,
     /// Keeps that certificate valid.
-    pub edge_ca_keeper: EdgeCaKeeper,
+    pub(crate) edge_ca_keeper: EdgeCaKeeper,
     /// The agent's id.
     agent: ModuleId,
     /// What is wrong, for operators.
-    pub board: Board,
+    pub(crate) board: Board,
     /// What is wanted of the modules.
     pub(crate) orders: Orders,
     /// Executables of the host that were approved since they were configured.
-    pub approvals: Approvals,
+    pub(crate) approvals: Approvals,
     /// Host modules that are started again when they end.
-    pub restarts: Restarts,
+    pub(crate) restarts: Restarts,
 }
 
 impl Moduled {
     /// The state of a daemon with these settings and runtimes. Calls nobody yet.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         root: Root,
         settings: ModuledSettings,
         attestor: Attestor,
@@ -137,12 +137,12 @@ impl Moduled {
 
     /// This daemon's state folder.
     #[must_use]
-    pub fn state_folder(&self) -> std::path::PathBuf {
+    pub(crate) fn state_folder(&self) -> std::path::PathBuf {
         self.root.state_folder(Daemon::Moduled)
     }
 
     /// Looks at a caller that just connected.
-    pub fn connected(&self, door: &Door, caller: &Caller) {
+    pub(crate) fn connected(&self, door: &Door, caller: &Caller) {
         let owner = match door {
             Door::ModuleSocket(module) => Some(module),
             Door::ManagementSocket => Some(&self.agent),
@@ -160,7 +160,7 @@ impl Moduled {
     ///
     /// # Errors
     /// 403 without detail.
-    pub async fn admit(
+    pub(crate) async fn admit(
         &self,
         request: &Request,
         door: &Door,
@@ -394,19 +394,19 @@ impl Moduled {
     ///
     /// # Errors
     /// 403 without detail.
-    pub async fn admit_agent(&self, request: &Request) -> Result<(), HttpError> {
+    pub(crate) async fn admit_agent(&self, request: &Request) -> Result<(), HttpError> {
         self.admit(request, &Door::ManagementSocket, &self.agent, None).await
     }
 
     /// Whether the caller is the agent. Nothing is written down if it is not.
-    pub async fn is_agent(&self, request: &Request) -> bool {
+    pub(crate) async fn is_agent(&self, request: &Request) -> bool {
         let asked = Asked { module: &self.agent, generation: None };
         self.judge(Who::Caller(&request.caller), &Door::ManagementSocket, &asked).await.1.is_ok()
     }
 
     /// The approvals in force.
     #[must_use]
-    pub fn approvals_in_force(&self) -> Vec<Approval> {
+    pub(crate) fn approvals_in_force(&self) -> Vec<Approval> {
         self.approvals.list(|name| {
             let module = self.settings.host_modules.get(name).map(|module| module.sha256);
             let service = || {
@@ -419,7 +419,7 @@ impl Moduled {
     }
 
     /// Writes down that another process than the one that connected sent bytes.
-    pub fn refuse_sender(&self, caller: &Caller, what: &str) {
+    pub(crate) fn refuse_sender(&self, caller: &Caller, what: &str) {
         self.refuse_at_door(caller, what, DenyReason::SenderChanged);
     }
 }
@@ -430,7 +430,7 @@ fn is_operator(caller: &Caller) -> bool {
 
 /// The agent's module id.
 #[must_use]
-pub fn edge_agent() -> ModuleId {
+pub(crate) fn edge_agent() -> ModuleId {
     match "$edgeAgent".parse() {
         Ok(id) => id,
         Err(error) => unreachable!("the agent's id is valid: {error}"),

@@ -11,8 +11,8 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::registrations::Registrations;
-use crate::spec::Kind;
+use crate::modules::registrations::Registrations;
+use crate::modules::spec::Kind;
 
 /// What there is to say about a container that nobody registered.
 const UNREGISTERED: &str = "not registered by this daemon, so it has no identity";

@@ -1,0 +1,323 @@
+//! The watchdog: keeps the agent's module running, with the environment that agents
+//! expect (wire facts 2.10 and 8).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edgekeep_api::identityd::Identity;
+use edgekeep_api::management::ModuleSettings;
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::health::{Code, Subject};
+use edgekeep_core::settings::AgentSettings;
+use edgekeep_core::watchdog::{Action, Observation, State, step};
+use edgekeep_daemon::server::HttpError;
+use edgekeep_daemon::store::{StateFile, sha256};
+use edgekeep_runtime::status::ModuleState;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::modules;
+use crate::modules::host::agent_folder;
+use crate::modules::spec::{Kind, ValidSpec};
+use crate::report::metrics;
+use crate::service::{Moduled, edge_agent};
+
+/// Where a container reaches the daemon, as existing agents have it.
+const CONTAINER_WORKLOAD_URI: &str = "unix:///var/run/iotedge/workload.sock";
+const CONTAINER_MANAGEMENT_URI: &str = "unix:///var/run/iotedge/mgmt.sock";
+
+/// How soon identityd is asked again while the device has no identity; it answers from
+/// memory.
+const IDENTITY_RETRY: Duration = Duration::from_millis(500);
+
+/// How long after the daemon's start the agent waits for the Edge CA.
+const EDGE_CA_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why the watchdog ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The daemon stops.
+    Stopped,
+    /// As many errors in a row as the operator allows.
+    GaveUp,
+}
+
+/// Watches over the agent until `stop`.
+pub(crate) async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> Ended {
+    let begin = Instant::now();
+    let mut state = State::new(service.settings.watchdog_max_retries);
+    // A configuration that changed while the daemon was down replaces the agent once; a
+    // deployment's own update of the agent does not count as one.
+    let mut replace = configuration_changed(&service);
+    let mut changes =
+        service.modules.containers.as_ref().map(|containers| containers.watch.changes());
+    loop {
+        let seen = observe(&service, replace).await;
+        if matches!(seen, Observation::Absent | Observation::Dead)
+            && let Err(error) = specification(&service).await
+        {
+            // Not a fault of the agent: the device is still being provisioned. Asked
+            // again soon, and counted as no error.
+            report(&service, seen, Some(error.message()));
+            tokio::select! {
+                () = stopped(&mut stop) => return Ended::Stopped,
+                () = tokio::time::sleep(IDENTITY_RETRY) => continue,
+            }
+        }
+        if begin.elapsed() < EDGE_CA_PATIENCE && seen != Observation::Running {
+            // Modules ask for certificates first thing; but a device without its CA is
+            // better than one without modules.
+            let mut edge_ca = service.edge_ca.subscribe();
+            let issued = edge_ca.wait_for(Option::is_some);
+            let _ = tokio::time::timeout(EDGE_CA_PATIENCE.saturating_sub(begin.elapsed()), issued)
+                .await;
+        }
+        let (next, action) = step(state, seen, begin.elapsed());
+        if next.errors() > state.errors() {
+            metrics::WATCHDOG_ERRORS.with([]).increment();
+        }
+        state = next;
+        let done = act(&service, action, replace).await;
+        match done {
+            Ok(acted) => {
+                if acted {
+                    tracing::info!(?seen, ?action, "agent");
+                    remember_configuration(&service);
+                    replace = false;
+                }
+                report(&service, seen, None);
+            }
+            Err(error) => {
+                tracing::warn!(?seen, ?action, error = error.message(), "agent not restored");
+                state = state.action_failed(begin.elapsed());
+                metrics::WATCHDOG_ERRORS.with([]).increment();
+                report(&service, seen, Some(error.message()));
+            }
+        }
+        metrics::WATCHDOG_ERRORS_IN_A_ROW.with([]).set(f64::from(state.errors()));
+        if action == Action::GiveUp {
+            return Ended::GaveUp;
+        }
+        let pause = state.due().saturating_sub(begin.elapsed());
+        tokio::select! {
+            () = stopped(&mut stop) => return Ended::Stopped,
+            () = tokio::time::sleep(pause) => {}
+            // Something ended or the engine came back: a dead agent is found at once, but
+            // not restarted in a tight loop. The pause after a failure is kept.
+            () = something_changed(&service, changes.as_mut(), begin + state.settled()), if state.errors() == 0 => {
+                state = state.wake(begin.elapsed());
+            }
+        }
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Ends when a container changed or the agent's process ended, but not before `settled`.
+async fn something_changed(
+    service: &Moduled,
+    changes: Option<&mut watch::Receiver<u64>>,
+    settled: Instant,
+) {
+    tokio::time::sleep_until(settled.into()).await;
+    let container = async {
+        match changes {
+            Some(changes) => {
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let process = async {
+        match service.modules.processes.status(&edge_agent()).await.map(|status| status.state) {
+            // It ended while it was being left alone.
+            Ok(ModuleState::Stopped | ModuleState::Failed) => {}
+            Ok(_) => drop(service.modules.processes.ended(&edge_agent()).await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = container => {}
+        () = process => {}
+    }
+}
+
+fn report(service: &Moduled, seen: Observation, error: Option<&str>) {
+    let subject = Subject::module(&edge_agent());
+    match (error, seen) {
+        (Some(error), _) => service.board.raise(Code::AgentNotStarted, &subject, error),
+        (None, Observation::Unknown) => {
+            service.board.raise(Code::AgentNotStarted, &subject, "its state is not known");
+        }
+        (None, _) => service.board.clear(Code::AgentNotStarted, &subject),
+    }
+}
+
+async fn observe(service: &Moduled, replace: bool) -> Observation {
+    match modules::agent_state(service, &edge_agent()).await {
+        Err(_) => Observation::EngineAway,
+        Ok(None) => Observation::Absent,
+        // A new configuration makes of any agent one that must be made anew.
+        Ok(Some(_)) if replace => Observation::Dead,
+        // What runs under the agent's name without a registration is not the agent.
+        Ok(Some(_)) if service.registrations.of(&edge_agent()).is_none() => Observation::Dead,
+        Ok(Some(ModuleState::Running)) => Observation::Running,
+        // A start has one that is paused go on.
+        Ok(Some(ModuleState::Stopped | ModuleState::Paused)) => Observation::Stopped,
+        Ok(Some(ModuleState::Failed)) => Observation::Failed,
+        Ok(Some(ModuleState::Dead)) => Observation::Dead,
+        Ok(Some(ModuleState::Unknown)) => Observation::Unknown,
+    }
+}
+
+/// Carries an action out; `false` if there was none.
+async fn act(service: &Arc<Moduled>, action: Action, replaced: bool) -> Result<bool, HttpError> {
+    let agent = edge_agent();
+    match action {
+        Action::Nothing | Action::GiveUp => return Ok(false),
+        Action::Start => modules::start(service, &agent).await?,
+        Action::CreateAndStart | Action::RecreateAndStart => {
+            let spec = specification(service).await?;
+            if action == Action::RecreateAndStart {
+                // What is needed is fetched first, so that an agent is not lost to a
+                // missing image.
+                let _ = modules::prepare(service, &spec).await?;
+                if replaced {
+                    modules::stop(service, &agent).await?;
+                }
+                modules::remove(service, &agent).await?;
+            }
+            modules::create(service, &spec).await?;
+            modules::start(service, &agent).await?;
+        }
+    }
+    Ok(true)
+}
+
+/// The agent's specification: the operator's settings and the environment that the daemon
+/// sets.
+async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
+    let settings = &service.settings.agent;
+    let kind = match settings.kind.as_str() {
+        "docker" => Kind::Docker,
+        "process" => Kind::Process,
+        other => return Err(HttpError::bad_request(format!("invalid [agent] type {other:?}"))),
+    };
+    let agent = edge_agent();
+    let not_yet = |error: edgekeep_api::client::ClientError| {
+        HttpError::internal(format!("the agent's identity is not known yet: {error}"))
+    };
+    // The cached identity will do: the agent starts without the cloud if it ever had one.
+    let client = service.identities.client();
+    let identity = match client.module(agent.as_str()).await {
+        Ok(identity) => identity,
+        Err(_) => client.update_module(agent.as_str()).await.map_err(not_yet)?,
+    };
+    let Identity::Aziot(identity) = identity else {
+        return Err(HttpError::internal("the agent has a local identity only"));
+    };
+    let options = match &settings.create_options {
+        Value::Object(options) => options.clone(),
+        _ => serde_json::Map::new(),
+    };
+    let mut env = settings.env.clone();
+    if kind == Kind::Process {
+        // Where our own agent remembers what it applied; a container's agent brings a
+        // volume.
+        let folder = agent_folder(service)
+            .unwrap_or_else(|| service.root.path().join("var/lib/edgekeep/agent"));
+        env.entry("EDGEKEEP_AGENT_STATE".into()).or_insert_with(|| folder.display().to_string());
+    }
+    let (workload, management) = match kind {
+        Kind::Docker => (CONTAINER_WORKLOAD_URI.to_owned(), CONTAINER_MANAGEMENT_URI.to_owned()),
+        Kind::Process => {
+            let folder = service.root.module_socket_folder();
+            (
+                format!("unix://{}", folder.join("edgeAgent.sock").display()),
+                format!("unix://{}", service.root.management_socket().display()),
+            )
+        }
+    };
+    let network =
+        service.settings.engine.as_ref().map(|engine| engine.network.clone()).unwrap_or_default();
+    let set = [
+        ("EdgeDeviceHostName", service.settings.hostname.clone()),
+        ("IOTEDGE_APIVERSION", "2022-08-03".to_owned()),
+        ("IOTEDGE_AUTHSCHEME", "sasToken".to_owned()),
+        ("IOTEDGE_DEVICEID", identity.device_id),
+        ("IOTEDGE_IOTHUBHOSTNAME", identity.hub_name.clone()),
+        ("IOTEDGE_MODULEID", agent.to_string()),
+        ("IOTEDGE_MODULEGENERATIONID", identity.gen_id.unwrap_or_default()),
+        ("IOTEDGE_WORKLOADURI", workload),
+        ("IOTEDGE_MANAGEMENTURI", management),
+        (
+            "IOTEDGE_WORKLOADLISTEN_MNTURI",
+            format!("unix://{}", service.root.module_socket_folder().display()),
+        ),
+        ("Mode", "iotedged".to_owned()),
+        ("NetworkId", network),
+    ];
+    env.extend(set.map(|(name, value)| (name.to_owned(), value)));
+    if !identity.gateway_host.eq_ignore_ascii_case(&identity.hub_name) {
+        env.insert("IOTEDGE_GATEWAYHOSTNAME".into(), identity.gateway_host);
+    }
+    // How agents remember what they applied to themselves; empty at the first start.
+    let labels =
+        [("net.azure-devices.edge.create-options", "{}"), ("net.azure-devices.edge.env", "{}")];
+    Ok(ValidSpec {
+        module: agent,
+        kind,
+        never_pull: settings.image_pull_policy.eq_ignore_ascii_case("never"),
+        settings: ModuleSettings {
+            image: settings.image.clone(),
+            image_hash: settings.image_hash.map(|digest| digest.to_string()),
+            create_options: options,
+            digest: settings.digest.map(|digest| digest.to_string()),
+            auth: settings.auth.clone(),
+        },
+        env,
+        labels: labels
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect::<BTreeMap<_, _>>(),
+    })
+}
+
+fn configuration_file(service: &Moduled) -> StateFile<Sha256Digest> {
+    StateFile::new(service.state_folder().join("agent.json"), "agent-configuration", 1)
+}
+
+fn configuration(settings: &AgentSettings, service: &Moduled) -> Sha256Digest {
+    let host_module = service.settings.host_modules.get(&settings.image);
+    let parts = serde_json::to_vec(&(
+        settings,
+        host_module,
+        &service.settings.hostname,
+        service.root.path(),
+    ));
+    sha256(&parts.unwrap_or_default())
+}
+
+fn configuration_changed(service: &Moduled) -> bool {
+    match configuration_file(service).load() {
+        Ok(Some(known)) => known != configuration(&service.settings.agent, service),
+        Ok(None) => false,
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell whether the agent's configuration changed; it stays");
+            false
+        }
+    }
+}
+
+fn remember_configuration(service: &Moduled) {
+    if let Err(error) =
+        configuration_file(service).save(&configuration(&service.settings.agent, service))
+    {
+        tracing::warn!(%error, "the agent's configuration is not remembered");
+    }
+}

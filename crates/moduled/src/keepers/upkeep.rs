@@ -1,0 +1,146 @@
+//! Looks after modules' containers while nothing is asked of them: what somebody else
+//! renamed gets its name back, what was detached from its network is attached again, and
+//! what cannot be put right without being asked is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_core::container::{Operation, Trouble};
+use edgekeep_core::health::{Code, Subject};
+use edgekeep_core::id::{ContainerId, ModuleId};
+use edgekeep_runtime::status::ModuleState;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::modules::containers::{Task, container_of};
+use crate::service::Moduled;
+
+/// Every container is looked at again so often, in case an event was not heard.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// Pause before a look after an event, in which the events of one operation come
+/// together.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// How soon a module is looked at again that was being worked on, or whose container
+/// could not be put right, and all are after something happened to a network: engines
+/// tell of that at every start and end of a container too.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Of a container, what is in the engine's list: a change of it is a reason to look.
+type Listed = BTreeMap<ContainerId, (String, ModuleState)>;
+
+/// Looks after all containers until `stop`.
+pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
+    let Some(containers) = &service.modules.containers else { return };
+    let mut changes = containers.watch.changes();
+    let mut networks = containers.watch.network_changes();
+    let mut known = Listed::new();
+    let mut told: BTreeSet<ModuleId> = BTreeSet::new();
+    let mut again: BTreeSet<ModuleId> = BTreeSet::new();
+    let mut due = Instant::now();
+    let mut reviewed = due;
+    loop {
+        let retry = if again.is_empty() { due } else { due.min(Instant::now() + RETRY) };
+        let changed = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep_until(retry) => false,
+            changed = changes.changed() => changed.is_ok(),
+            _ = networks.changed() => {
+                due = due.min(reviewed + RETRY).max(Instant::now());
+                continue;
+            }
+        };
+        if changed {
+            tokio::time::sleep(SETTLE).await;
+            let _ = changes.borrow_and_update();
+        }
+        let modules = of_containers(&service);
+        let gone: Vec<ModuleId> =
+            told.iter().filter(|module| !modules.contains_key(*module)).cloned().collect();
+        for module in gone {
+            tell(&service, &module, None);
+            told.remove(&module);
+        }
+        let all = Instant::now() >= due;
+        let Some(listed) = listed(&service).await else {
+            // A silent engine is told of by itself, and nothing can be put right.
+            due = Instant::now() + RETRY;
+            continue;
+        };
+        if all {
+            reviewed = Instant::now();
+            due = Instant::now() + PERIOD;
+        }
+        let mut next = BTreeSet::new();
+        for (module, container) in modules {
+            let changed =
+                listed.get(&container) != known.get(&container) || !listed.contains_key(&container);
+            if (all || changed || again.contains(&module))
+                && !review(&service, &module, &container).await
+            {
+                told.insert(module.clone());
+                next.insert(module);
+            }
+        }
+        (known, again) = (listed, next);
+    }
+}
+
+fn of_containers(service: &Moduled) -> BTreeMap<ModuleId, ContainerId> {
+    let all = service.registrations.modules().into_iter();
+    let container =
+        |module: &ModuleId| container_of(service.registrations.of(module).as_ref()).cloned();
+    all.filter_map(|module| container(&module).map(|container| (module, container))).collect()
+}
+
+async fn listed(service: &Moduled) -> Option<Listed> {
+    let containers = service.modules.containers.as_ref()?;
+    let listed = tokio::time::timeout(PERIOD, containers.watch.list()).await.ok()?.ok()?;
+    Some(
+        listed
+            .into_iter()
+            .filter_map(|state| Some((state.container?, (state.name, state.state))))
+            .collect(),
+    )
+}
+
+/// Puts one right and notes what is left; `false` if it is to be looked at again soon.
+async fn review(service: &Arc<Moduled>, module: &ModuleId, container: &ContainerId) -> bool {
+    // An operation puts right what it needs itself, and an update that was cut off is
+    // settled first.
+    let _lock = match service.modules.claim_now(service, module).await {
+        Ok(Some(lock)) => lock,
+        Ok(None) => return false,
+        Err(error) => {
+            let text = format!("an update was cut off and cannot be settled: {}", error.message());
+            tell(service, module, Some(&(Code::ContainerNotRestored, text)));
+            return false;
+        }
+    };
+    if container_of(service.registrations.of(module).as_ref()) != Some(container) {
+        return false;
+    }
+    let task = Task::new(service, module, container);
+    let failed = task.carry_out(Operation::Review, None).await.err();
+    let Ok(seen) = task.look().await else { return false };
+    let trouble =
+        task.trouble(&seen).map(|trouble| (trouble.code(), trouble.detail(module.name())));
+    let failed = failed.map(|error| (Code::ContainerNotRestored, error.message().to_owned()));
+    let found = trouble.or(failed);
+    let good = found.is_none();
+    tell(service, module, found.as_ref());
+    good
+}
+
+/// Puts on the board what is the matter with a module's container, in place of what was.
+fn tell(service: &Moduled, module: &ModuleId, trouble: Option<&(Code, String)>) {
+    let subject = Subject::module(module);
+    for code in Trouble::CODES {
+        match trouble {
+            Some((found, detail)) if *found == code => service.board.raise(code, &subject, detail),
+            _ => service.board.clear(code, &subject),
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! What is done to modules: prepared, created, updated, started, stopped and removed, in
+//! the runtime that their type names, and registered so that their callers can be
+//! measured.
+//!
+//! No call waits for a pull of another module.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_core::attestation::{Policy, Registration, Workload};
+use edgekeep_core::container::Operation;
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::{GenerationId, ModuleId};
+use edgekeep_daemon::server::HttpError;
+use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
+use http::StatusCode;
+
+use super::shown;
+use crate::http::refuse::{chain, of_engine, of_process, of_socket};
+use crate::modules::containers::{Task, container_of, ensure_networks};
+use crate::modules::host::{process_spec, registered, renew};
+use crate::modules::host_updates;
+use crate::modules::image;
+use crate::modules::options;
+use crate::modules::replacements;
+use crate::modules::services;
+use crate::modules::sockets::{self, Access, Owner};
+use crate::modules::spec::{Kind, ValidSpec};
+use crate::service::Moduled;
+
+/// How long a stopping host module may take before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+/// The same for every module when the device ends (wire facts 8).
+const GRACE_AT_END: Duration = Duration::from_secs(30);
+
+/// Checks what a module is to be made of, and fetches a container module's image, which
+/// it gives. An image that is present is used when it cannot be fetched: a device must
+/// come up without its registry.
+///
+/// # Errors
+/// If there is neither, or something is refused.
+pub(crate) async fn prepare(
+    service: &Moduled,
+    spec: &ValidSpec,
+) -> Result<Option<Sha256Digest>, HttpError> {
+    if spec.kind == Kind::Process {
+        let process = process_spec(service, spec)?;
+        let verified = service.modules.processes.verify(process.executable, process.sha256).await;
+        return verified.map(|()| None).map_err(|error| of_process(&error));
+    }
+    let engine = &service.modules.engine()?.engine;
+    // Nothing is fetched for what is refused anyway.
+    let _ = options::options(service, spec).await?;
+    let _fetching = service.images.fetching().await;
+    if !spec.never_pull
+        && let Err(error) = engine.pull(&spec.settings.image, spec.settings.auth.as_ref()).await
+    {
+        let Ok(image) = engine.image_id(&spec.settings.image).await else {
+            return Err(of_engine(&error));
+        };
+        tracing::warn!(module = %spec.module, %error, %image, "image not pulled; the one that is present is used");
+    }
+    let measured = image::measured(engine, spec, service.settings.image_policy.as_ref()).await;
+    let image = measured.map_err(|error| error.answer())?;
+    service.images.touch(image);
+    Ok(Some(image))
+}
+
+/// Creates and registers a module; it is not started.
+///
+/// # Errors
+/// If it exists, or its runtime refuses.
+pub(crate) async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
+    let image = prepare(service, spec).await?;
+    let _lock = service.modules.claim(service, &spec.module).await?;
+    if let Some(own) = container_of(service.registrations.of(&spec.module).as_ref()) {
+        // One that somebody renamed is still there.
+        Task::new(service, &spec.module, own).carry_out(Operation::Review, None).await?;
+    }
+    create_locked(service, spec, image).await
+}
+
+/// Replaces a module by one of another specification, and starts it if asked to. What is
+/// needed is fetched before the old one is touched, and what cannot be made or started
+/// leaves the old one as it was, unless its type changes.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub(crate) async fn update(
+    service: &Arc<Moduled>,
+    spec: &ValidSpec,
+    and_start: bool,
+) -> Result<bool, HttpError> {
+    services::refuse(service, &spec.module)?;
+    let (kind, _) = service.modules.state(&spec.module, &service.registrations).await?;
+    let image = prepare(service, spec).await?;
+    let _lock = service.modules.claim(service, &spec.module).await?;
+    match (kind, spec.kind) {
+        (Kind::Docker, Kind::Docker) => {
+            replacements::replace(service, spec, image, and_start).await?;
+        }
+        (Kind::Process, Kind::Process) => host_updates::update(service, spec, and_start).await?,
+        _ => return remake(service, spec, image, and_start).await,
+    }
+    Ok(and_start)
+}
+
+/// Replaces a module by one of another type.
+async fn remake(
+    service: &Arc<Moduled>,
+    spec: &ValidSpec,
+    image: Option<Sha256Digest>,
+    and_start: bool,
+) -> Result<bool, HttpError> {
+    if let Some(image) = image {
+        ensure_networks(service, &options::specification(service, spec, image).await?).await?;
+    }
+    stop_locked(service, &spec.module, None).await?;
+    remove_locked(service, &spec.module).await?;
+    create_locked(service, spec, image).await?;
+    if and_start {
+        if let Err(error) = start_locked(service, &spec.module).await {
+            tracing::warn!(module = %spec.module, %error, "module not started after its update");
+            return Ok(false);
+        }
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Starts a module; one that runs stays as it is.
+///
+/// # Errors
+/// 404 if there is none; 409 for a container that this daemon did not register; if its
+/// runtime refuses.
+pub(crate) async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    services::refuse(service, module)?;
+    let _lock = service.modules.claim(service, module).await?;
+    start_locked(service, module).await
+}
+
+/// As [`start`], without beginning to watch over it: for who does.
+pub(crate) async fn start_unwatched(
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+) -> Result<(), HttpError> {
+    let _lock = service.modules.claim(service, module).await?;
+    start_only(service, module).await.map(drop)
+}
+
+/// Watches over the host modules that were found running and are to be started again when
+/// they end.
+pub(crate) async fn watch_running(service: &Arc<Moduled>) {
+    for state in service.modules.processes.list().await {
+        if let (ModuleState::Running, Ok(module)) = (state.state, state.name.parse::<ModuleId>()) {
+            watch_over(service, &module, &state.image);
+        }
+    }
+}
+
+fn watch_over(service: &Arc<Moduled>, module: &ModuleId, image: &str) {
+    if let Some(registered) = service.settings.host_modules.get(image) {
+        service.restarts.watch(service, module, registered.restart);
+    }
+}
+
+/// Stops a module; one that does not run stays as it is. Its workload socket stays open
+/// meanwhile.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub(crate) async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    services::refuse(service, module)?;
+    stop_within(service, module, None).await
+}
+
+async fn stop_within(
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+    grace: Option<Duration>,
+) -> Result<(), HttpError> {
+    let _lock = service.modules.claim(service, module).await?;
+    stop_locked(service, module, grace).await
+}
+
+/// Stops and starts a module.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub(crate) async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    services::refuse(service, module)?;
+    let _lock = service.modules.claim(service, module).await?;
+    let (kind, state) = service.modules.state(module, &service.registrations).await?;
+    if kind == Kind::Process {
+        let (registered, sha256) = registered(service, &state.image)?;
+        // An executable that could not be started again leaves what runs alone.
+        let verified =
+            service.modules.processes.verify(registered.executable.clone().into(), sha256).await;
+        verified.map_err(|error| of_process(&error))?;
+        if host_updates::restart_approved(service, module).await? {
+            return Ok(());
+        }
+    }
+    refuse_unregistered(service, kind, &state)?;
+    if let Some(own) = &state.container {
+        // What could not be started again goes on running.
+        Task::new(service, module, own).carry_out(Operation::Prepare, None).await?;
+    }
+    stop_locked(service, module, None).await?;
+    start_locked(service, module).await
+}
+
+/// Removes a module, its registration and its sockets.
+///
+/// # Errors
+/// 404 if there is none; if its runtime refuses.
+pub(crate) async fn remove(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    services::refuse(service, module)?;
+    let _lock = service.modules.claim(service, module).await?;
+    remove_locked(service, module).await?;
+    service.sockets.remove(service, module).await;
+    Ok(())
+}
+
+/// Stops all modules, the agent first, so that nobody starts the others again. Failures
+/// are logged.
+pub(crate) async fn stop_all(service: &Arc<Moduled>) {
+    let agent = crate::service::edge_agent();
+    if service.registrations.of(&agent).is_some()
+        && let Err(error) = stop_within(service, &agent, Some(GRACE_AT_END)).await
+    {
+        tracing::warn!(%error, "agent not stopped");
+    }
+    let mut stopping = tokio::task::JoinSet::new();
+    let all = service.registrations.modules().into_iter();
+    for module in all.filter(|module| services::find(service, module).is_none()) {
+        let service = Arc::clone(service);
+        stopping.spawn(async move {
+            if let Err(error) = stop_within(&service, &module, Some(GRACE_AT_END)).await {
+                tracing::warn!(%module, %error, "module not stopped");
+            }
+        });
+    }
+    stopping.join_all().await;
+}
+
+pub(crate) async fn create_locked(
+    service: &Arc<Moduled>,
+    spec: &ValidSpec,
+    image: Option<Sha256Digest>,
+) -> Result<(), HttpError> {
+    let module = &spec.module;
+    refuse_taken_name(service, spec).await?;
+    // Before anything is made: nothing slow stands between making and registering.
+    let generation = generation_of(service, module).await;
+    let process = match spec.kind {
+        Kind::Docker => None,
+        Kind::Process => Some(process_spec(service, spec)?),
+    };
+    let access = match &process {
+        None => Access { owner: Owner::Container, host_agent: false },
+        Some(process) => Access {
+            owner: Owner::User(process.plan.uid),
+            host_agent: registered(service, &process.image)?.0.management,
+        },
+    };
+    service.sockets.open(service, module, access).await.map_err(|error| of_socket(&error))?;
+    let workload = match process {
+        None => {
+            let containers = service.modules.engine()?;
+            let _fetching = service.images.fetching().await;
+            let image = image.ok_or_else(|| HttpError::internal("the image was not measured"))?;
+            let container = options::specification(service, spec, image).await?;
+            ensure_networks(service, &container).await?;
+            let created = containers
+                .engine
+                .create(module, &container)
+                .await
+                .map_err(|error| of_engine(&error))?;
+            if let Err(refused) =
+                options::judge_made(service, module, &created, &container.binds).await
+            {
+                // Nothing of it ran yet.
+                containers
+                    .engine
+                    .remove(&created.container)
+                    .await
+                    .map_err(|error| of_engine(&error))?;
+                return Err(refused);
+            }
+            service.images.touch(created.image);
+            Workload::Container {
+                container: created.container,
+                image: created.image,
+                options: created.options,
+            }
+        }
+        Some(process) => {
+            let (executable, uid) = (process.sha256, process.plan.uid);
+            service
+                .modules
+                .processes
+                .create(module, process)
+                .await
+                .map_err(|error| of_process(&error))?;
+            Workload::Process { executable, uid }
+        }
+    };
+    let registration = Registration {
+        module: module.clone(),
+        generation,
+        policy: policy(service, spec),
+        workload,
+    };
+    if let Err(error) = service.registrations.put(registration).await {
+        // What cannot be registered, for example because the disk is full, is not left
+        // behind.
+        let undone = match spec.kind {
+            Kind::Docker => service
+                .modules
+                .engine()?
+                .engine
+                .delete(module)
+                .await
+                .map_err(|error| of_engine(&error)),
+            Kind::Process => {
+                service.modules.processes.remove(module).await.map_err(|error| of_process(&error))
+            }
+        };
+        if let Err(error) = undone {
+            tracing::warn!(%module, %error, "module that could not be registered was not removed");
+        }
+        return Err(HttpError::internal(chain(&error)));
+    }
+    Ok(())
+}
+
+async fn generation_of(service: &Moduled, module: &ModuleId) -> Option<GenerationId> {
+    match service.identities.module(&module.hub_id()).await {
+        Ok(identity) => identity.generation.parse().ok(),
+        // The agent makes identities first; without one the module starts, and is refused
+        // an identity until it has one.
+        Err(error) => {
+            tracing::debug!(%module, %error, "module created before its identity is known");
+            None
+        }
+    }
+}
+
+/// The registration of a module that is made of this.
+pub(crate) async fn new_registration(
+    service: &Moduled,
+    spec: &ValidSpec,
+    workload: Workload,
+) -> Registration {
+    let generation = generation_of(service, &spec.module).await;
+    Registration {
+        module: spec.module.clone(),
+        generation,
+        policy: policy(service, spec),
+        workload,
+    }
+}
+
+/// A module has its name in both runtimes: two of one name would share a registration.
+async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpError> {
+    services::refuse(service, &spec.module)?;
+    match service.modules.holder(&spec.module).await {
+        Ok(()) => {
+            let message = format!("there already is a module {}", spec.module.name());
+            Err(HttpError::new(StatusCode::CONFLICT, message))
+        }
+        Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(()),
+        // An engine that does not answer is no obstacle for a host module.
+        Err(_) if spec.kind == Kind::Process => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) async fn start_locked(
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+) -> Result<(), HttpError> {
+    let (kind, state) = start_only(service, module).await?;
+    if kind == Kind::Process {
+        watch_over(service, module, &state.image);
+    }
+    Ok(())
+}
+
+/// Starts a module and gives its runtime and its state before that.
+async fn start_only(service: &Arc<Moduled>, module: &ModuleId) -> Result<(Kind, State), HttpError> {
+    let (kind, state) = service.modules.state(module, &service.registrations).await?;
+    refuse_unregistered(service, kind, &state)?;
+    if kind == Kind::Process && state.state != ModuleState::Running {
+        renew(service, module).await?;
+    }
+    let access = sockets::access(service, module).await;
+    service.sockets.open(service, module, access).await.map_err(|error| of_socket(&error))?;
+    match &state.container {
+        Some(own) => Task::new(service, module, own).carry_out(Operation::Start, None).await?,
+        None => {
+            service.modules.processes.start(module).await.map_err(|error| of_process(&error))?;
+        }
+    }
+    Ok((kind, state))
+}
+
+/// Nobody judged the options of a container that something else made.
+fn refuse_unregistered(service: &Moduled, kind: Kind, state: &State) -> Result<(), HttpError> {
+    if kind == Kind::Process || shown::is_registered(state, &service.registrations) {
+        return Ok(());
+    }
+    let message = format!(
+        "the container {} was not made by this daemon; remove the module and create it again",
+        state.name
+    );
+    Err(HttpError::new(StatusCode::CONFLICT, message))
+}
+
+/// Without a grace a container has its own (`StopTimeout`), or the engine's.
+pub(crate) async fn stop_locked(
+    service: &Moduled,
+    module: &ModuleId,
+    grace: Option<Duration>,
+) -> Result<(), HttpError> {
+    service.restarts.forget(module);
+    let (kind, state) = service.modules.state(module, &service.registrations).await?;
+    match (kind, &state.container) {
+        (Kind::Docker, Some(container)) => {
+            Task::new(service, module, container).carry_out(Operation::Stop, grace).await
+        }
+        _ => service
+            .modules
+            .processes
+            .stop(module, grace.unwrap_or(GRACE))
+            .await
+            .map_err(|error| of_process(&error)),
+    }
+}
+
+async fn remove_locked(service: &Moduled, module: &ModuleId) -> Result<(), HttpError> {
+    let (kind, state) = service.modules.state(module, &service.registrations).await?;
+    // The registration goes first: a module that is half removed has no identity any
+    // more.
+    service.registrations.remove(module).await.map_err(|error| HttpError::hidden(&error))?;
+    match kind {
+        Kind::Docker => {
+            let engine = &service.modules.engine()?.engine;
+            // By its id: somebody may have given it another name, or its name to another.
+            match &state.container {
+                Some(container) => engine.remove(container).await,
+                None => engine.delete(module).await,
+            }
+            .map_err(|error| of_engine(&error))
+        }
+        Kind::Process => {
+            service.modules.processes.remove(module).await.map_err(|error| of_process(&error))
+        }
+    }
+}
+
+fn policy(service: &Moduled, spec: &ValidSpec) -> Policy {
+    let configured =
+        service.settings.policies.iter().find(|(module, _)| module.name() == spec.module.name());
+    match configured {
+        Some((_, policy)) => *policy,
+        None if spec.module.is_edge_agent() || spec.kind == Kind::Process => Policy::Executable,
+        None => Policy::Image,
+    }
+}

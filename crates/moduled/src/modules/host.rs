@@ -1,0 +1,204 @@
+//! What a host module is started from: the operator's grant, the deployment's arguments
+//! and environment, and a digest that may have been approved since.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use edgekeep_core::attestation::{Registration, Workload};
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::host::{HostModule, LaunchPlan, plan};
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::server::HttpError;
+use edgekeep_runtime::process::{ProcessSpec, accounts, own_rights};
+use serde_json::Value;
+
+use crate::http::refuse::of_process;
+use crate::modules::own_users::{NoOwnUser, own_account};
+use crate::modules::sockets;
+use crate::modules::spec::ValidSpec;
+use crate::service::Moduled;
+
+/// What is registered under a name, and what its executable must hash to now.
+pub(crate) fn registered<'a>(
+    service: &'a Moduled,
+    name: &str,
+) -> Result<(&'a HostModule, Sha256Digest), HttpError> {
+    let module = service.settings.host_modules.get(name).ok_or_else(|| {
+        HttpError::bad_request(format!(
+            "no host module {name:?} is registered; add [host_modules.{name:?}] with its executable and sha256 to the configuration"
+        ))
+    })?;
+    Ok((module, service.approvals.effective(name, module.sha256)))
+}
+
+/// The registered executable that a host module names as its image, as it is to be
+/// started.
+pub(crate) fn process_spec(service: &Moduled, spec: &ValidSpec) -> Result<ProcessSpec, HttpError> {
+    let name = &spec.settings.image;
+    let (registered, sha256) = registered(service, name)?;
+    for (member, wanted) in
+        [("digest", &spec.settings.digest), ("imageHash", &spec.settings.image_hash)]
+    {
+        if let Some(wanted) = wanted
+            && wanted.parse() != Ok(sha256)
+        {
+            return Err(HttpError::bad_request(format!(
+                "{member} of module {} is not that of the registered executable, {sha256}",
+                spec.module
+            )));
+        }
+    }
+    let options = &spec.settings.create_options;
+    let args = match options.get("Cmd") {
+        Some(cmd) => strings(cmd, "Cmd")?,
+        None => registered.args.clone(),
+    };
+    let mut env = spec.env.clone();
+    if let Some(own) = options.get("Env") {
+        for entry in strings(own, "Env")? {
+            if let Some((key, value)) = entry.split_once('=') {
+                env.insert(key.to_owned(), value.to_owned());
+            }
+        }
+    }
+    // The measurement covers the executable and not what its loader is told to add.
+    if let Some(variable) = env.keys().find(|name| HostModule::changes_loading(name)) {
+        return Err(HttpError::bad_request(format!(
+            "environment variable {variable} would change what a measured executable runs; use a container module"
+        )));
+    }
+    let working_dir = options.get("WorkingDir").and_then(Value::as_str).map(Into::into);
+    let plan = planned(service, &spec.module, name, registered)?;
+    set_env(service, &spec.module, registered, &plan, &mut env);
+    if spec.module.is_edge_agent()
+        && let Some(folder) = agent_folder(service)
+    {
+        own_folder(&folder, &plan).map_err(|error| HttpError::hidden(&error))?;
+    }
+    Ok(ProcessSpec {
+        image: name.clone(),
+        executable: registered.executable.clone().into(),
+        sha256,
+        args,
+        env,
+        // The operator's word, as with the environment.
+        working_dir: registered.working_dir.clone().map(Into::into).or(working_dir),
+        plan,
+    })
+}
+
+/// Has a module that does not run start next as the configuration and the approvals have
+/// it now.
+pub(crate) async fn renew(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let known = service.modules.processes.spec(module).await.map_err(|error| of_process(&error))?;
+    let next = renewed(service, module, &known)?;
+    let (sha256, uid) = (next.sha256, next.plan.uid);
+    if next != known {
+        service.modules.processes.renew(module, next).await.map_err(|error| of_process(&error))?;
+    }
+    if let Some(registration) = service.registrations.of(module) {
+        let workload = Workload::Process { executable: sha256, uid };
+        if registration.workload != workload {
+            let next = Registration { workload, ..registration };
+            service.registrations.put(next).await.map_err(|error| HttpError::hidden(&error))?;
+        }
+    }
+    Ok(())
+}
+
+/// What a module is made from, as the configuration and the approvals have it now.
+pub(crate) fn renewed(
+    service: &Moduled,
+    module: &ModuleId,
+    known: &ProcessSpec,
+) -> Result<ProcessSpec, HttpError> {
+    let (registered, sha256) = registered(service, &known.image)?;
+    let plan = planned(service, module, &known.image, registered)?;
+    let mut env = known.env.clone();
+    set_env(service, module, registered, &plan, &mut env);
+    Ok(ProcessSpec {
+        executable: registered.executable.clone().into(),
+        sha256,
+        env,
+        plan,
+        ..known.clone()
+    })
+}
+
+/// The plan by which a program is started, with the users and rights that there are now.
+fn planned(
+    service: &Moduled,
+    module: &ModuleId,
+    name: &str,
+    registered: &HostModule,
+) -> Result<LaunchPlan, HttpError> {
+    let hidden = |error: io::Error| HttpError::hidden(&error);
+    let own = own_rights().map_err(hidden)?;
+    let accounts = accounts().map_err(hidden)?;
+    let refused = |why: &dyn std::fmt::Display| {
+        HttpError::bad_request(format!(
+            "[host_modules.{name:?}] cannot be started as {module}: {why}"
+        ))
+    };
+    let account = own_account(service, module, registered, &accounts).map_err(|why| match why {
+        NoOwnUser::User(why) => refused(&why),
+        NoOwnUser::Store(why) => HttpError::hidden(&why),
+    })?;
+    plan(registered, &own, &accounts, service.settings.allow_root_host_modules, account)
+        .map_err(|why| refused(&why))
+}
+
+/// The folder in which an agent with a user of its own remembers what it applied.
+pub(crate) fn agent_folder(service: &Moduled) -> Option<PathBuf> {
+    let registered = service.settings.host_modules.get(&service.settings.agent.image)?;
+    let own = service.settings.host_module_ids.is_some() && registered.user.is_none();
+    own.then(|| service.state_folder().join("agent"))
+}
+
+/// Makes a folder for a module's own files, which only its user can enter. Other daemons'
+/// folders are above it, so it is moduled that makes it.
+fn own_folder(folder: &Path, plan: &LaunchPlan) -> io::Result<()> {
+    if !folder.exists() {
+        std::fs::DirBuilder::new().mode(0o700).create(folder)?;
+    }
+    if std::fs::symlink_metadata(folder)?.uid() != plan.uid {
+        std::os::unix::fs::lchown(folder, Some(plan.uid), Some(plan.gid))?;
+    }
+    Ok(())
+}
+
+/// What the operator and the daemon say about the environment, over what the deployment
+/// says.
+fn set_env(
+    service: &Moduled,
+    module: &ModuleId,
+    registered: &HostModule,
+    plan: &LaunchPlan,
+    env: &mut BTreeMap<String, String>,
+) {
+    env.extend(registered.env.clone());
+    let folder = service.root.module_socket_folder();
+    env.insert(
+        "IOTEDGE_WORKLOADURI".into(),
+        format!("unix://{}", folder.join(format!("{}.sock", module.name())).display()),
+    );
+    let other_user = plan.uid != rustix::process::geteuid().as_raw();
+    if registered.management || (module.is_edge_agent() && other_user) {
+        let socket = folder.join(module.name()).join(sockets::MANAGEMENT_SOCKET);
+        env.insert("IOTEDGE_MANAGEMENTURI".into(), format!("unix://{}", socket.display()));
+    }
+}
+
+fn strings(value: &Value, member: &str) -> Result<Vec<String>, HttpError> {
+    let wrong =
+        || HttpError::bad_request(format!("createOptions.{member} must be an array of strings"));
+    value
+        .as_array()
+        .ok_or_else(wrong)?
+        .iter()
+        .map(|item| item.as_str().map(str::to_owned).ok_or_else(wrong))
+        .collect()
+}

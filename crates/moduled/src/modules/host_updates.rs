@@ -1,0 +1,176 @@
+//! Updates of host modules that can be taken back: what a module was is kept beside what
+//! it becomes, until that has started.
+//!
+//! The runtime writes down what was begun. A daemon that finds something written down
+//! settles it before anything else happens to the module, by [`settle_host`]. What is
+//! taken back is what the deployment or a host agent changed; the configuration counts as
+//! it is now, so a module never comes back with more than it grants.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_core::attestation::{Registration, Workload};
+use edgekeep_core::id::ModuleId;
+use edgekeep_core::replacement::{Runs, Settlement, settle_host};
+use edgekeep_daemon::server::HttpError;
+use edgekeep_runtime::process::{BegunUpdate, ProcessSpec};
+use edgekeep_runtime::status::ModuleState;
+
+use crate::http::refuse::of_process;
+use crate::modules::host::{process_spec, registered, renewed};
+use crate::modules::spec::ValidSpec;
+use crate::modules::{new_registration, start_locked, stop_locked};
+use crate::service::Moduled;
+
+/// How long a half-started new process may take to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+fn workload(spec: &ProcessSpec) -> Workload {
+    Workload::Process { executable: spec.sha256, uid: spec.plan.uid }
+}
+
+/// Makes a module what a deployment says, and starts it if asked to. The module's lock is
+/// held.
+///
+/// # Errors
+/// What failed; the module is then as it was.
+pub(crate) async fn update(
+    service: &Arc<Moduled>,
+    spec: &ValidSpec,
+    start: bool,
+) -> Result<(), HttpError> {
+    let next = process_spec(service, spec)?;
+    let registration = new_registration(service, spec, workload(&next)).await;
+    change(service, next, registration, start).await
+}
+
+/// Restarts a module with the executable that was approved since it was started, if there
+/// is one; `false`: there is none. The module's lock is held.
+///
+/// # Errors
+/// As [`update`]; the approval is then taken back as well.
+pub(crate) async fn restart_approved(
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+) -> Result<bool, HttpError> {
+    let known = service.modules.processes.spec(module).await.map_err(|error| of_process(&error))?;
+    let (configured, sha256) = registered(service, &known.image)?;
+    let status =
+        service.modules.processes.status(module).await.map_err(|error| of_process(&error))?;
+    let approved = sha256 != configured.sha256 && sha256 != known.sha256;
+    let Some(registration) = service.registrations.of(module).filter(|_| approved) else {
+        return Ok(false);
+    };
+    if status.state != ModuleState::Running {
+        return Ok(false);
+    }
+    let next = renewed(service, module, &known)?;
+    let registration = Registration { workload: workload(&next), ..registration };
+    change(service, next, registration, true).await.map(|()| true)
+}
+
+async fn change(
+    service: &Arc<Moduled>,
+    next: ProcessSpec,
+    registration: Registration,
+    start: bool,
+) -> Result<(), HttpError> {
+    let module = registration.module.clone();
+    let processes = &service.modules.processes;
+    processes.begin_update(&module, next, start).await.map_err(|error| of_process(&error))?;
+    let swapped = async {
+        stop_locked(service, &module, None).await?;
+        service.registrations.put(registration).await.map_err(|error| HttpError::hidden(&error))?;
+        if start { start_locked(service, &module).await } else { Ok(()) }
+    };
+    let Err(error) = swapped.await else {
+        if let Err(error) = processes.end_update(&module, true).await {
+            tracing::warn!(%module, %error, "the update is whole, but not written down as such; settled later");
+        }
+        return Ok(());
+    };
+    let now = match take_back(service, &module).await {
+        Ok(()) => "the module is as it was".to_owned(),
+        Err(again) => format!("the module is not yet as it was: {}", again.message()),
+    };
+    tracing::warn!(%module, error = error.message(), now, "update failed");
+    let message = format!("the update of {module} failed; {now}\ncaused by: {}", error.message());
+    Err(HttpError::new(error.status(), message))
+}
+
+/// Settles what was begun for a module. The module's lock is held.
+///
+/// # Errors
+/// The state cannot be written, or a process does not end.
+pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let Some(begun) = service.modules.processes.update(module).await else { return Ok(()) };
+    let found = service.registrations.of(module);
+    let registered = found.is_some_and(|found| found.workload == workload(&begun.next));
+    let settlement = settle_host(begun.runs, registered);
+    tracing::warn!(%module, ?settlement, "an update of a host module was cut off");
+    if settlement == Settlement::TakeBack {
+        return take_back(service, module).await;
+    }
+    if begun.start
+        && begun.runs == Runs::Nothing
+        && let Err(error) = start_locked(service, module).await
+    {
+        tracing::warn!(%module, error = error.message(), "what the module was to become does not start");
+        return take_back(service, module).await;
+    }
+    service.modules.processes.end_update(module, true).await.map_err(|error| of_process(&error))
+}
+
+async fn take_back(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+    let processes = &service.modules.processes;
+    let Some(begun) = processes.update(module).await else { return Ok(()) };
+    if begun.runs == Runs::New {
+        processes.stop(module, GRACE).await.map_err(|error| of_process(&error))?;
+    }
+    if let Some(registration) = service.registrations.of(module) {
+        let former = Registration { workload: workload(&begun.former), ..registration };
+        service.registrations.put(former).await.map_err(|error| HttpError::hidden(&error))?;
+    }
+    withdraw_approval(service, module, &begun).await?;
+    processes.end_update(module, false).await.map_err(|error| of_process(&error))?;
+    if begun.ran
+        && begun.runs != Runs::Old
+        && let Err(error) = start_locked(service, module).await
+    {
+        // Whole again, if not running: agents and watchdog see that and start it.
+        let message = format!("it does not start as it was either: {}", error.message());
+        return Err(HttpError::new(error.status(), message));
+    }
+    Ok(())
+}
+
+/// Takes back the approval of an executable that does not start, unless another module
+/// runs it.
+async fn withdraw_approval(
+    service: &Moduled,
+    module: &ModuleId,
+    begun: &BegunUpdate,
+) -> Result<(), HttpError> {
+    let name = &begun.former.image;
+    let Ok((configured, now)) = registered(service, name) else { return Ok(()) };
+    let (was, tried) = (begun.former.sha256, begun.next.sha256);
+    if begun.next.image != *name || was == tried || now != tried || configured.sha256 == tried {
+        return Ok(());
+    }
+    let others = service.modules.processes.list().await;
+    let runs_it = others.iter().any(|other| {
+        other.name != module.name()
+            && other.image == *name
+            && other.content == Some(tried)
+            && other.state == ModuleState::Running
+    });
+    if runs_it {
+        return Ok(());
+    }
+    tracing::warn!(%module, name, sha256 = %tried, "approval taken back: the new executable does not start");
+    service
+        .approvals
+        .take_back(name, was, configured.sha256)
+        .await
+        .map_err(|error| HttpError::hidden(&error))
+}

@@ -1,0 +1,395 @@
+//! Which modules there are, in both runtimes, and what is known of each.
+//!
+//! What is done to them is in [`command`], how the API shows them in [`shown`]. One
+//! operation a module at a time; different modules do not wait for each other.
+
+pub(crate) mod approvals;
+mod command;
+pub(crate) mod containers;
+pub(crate) mod host;
+mod host_updates;
+pub(crate) mod image;
+pub(crate) mod options;
+pub(crate) mod own_users;
+pub(crate) mod registrations;
+pub(crate) mod replacements;
+pub(crate) mod services;
+pub(crate) mod shown;
+pub(crate) mod sockets;
+pub(crate) mod spec;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use edgekeep_api::management::{ModuleDetails, ModuleList};
+use edgekeep_core::attestation::{
+    HostFacts, ProcessInstance, Registration, RunningFacts, Workload,
+};
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::server::HttpError;
+use edgekeep_runtime::engine::{Engine, EngineError};
+use edgekeep_runtime::evidence::{CgroupHierarchy, ImageLayers};
+use edgekeep_runtime::facts::EngineWatch;
+use edgekeep_runtime::logs::{LogQuery, LogStream};
+use edgekeep_runtime::process::ProcessRuntime;
+use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
+use http::StatusCode;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::http::refuse::{of_engine, of_process};
+use crate::modules::containers::container_of;
+use crate::modules::own_users::OwnUsers;
+use crate::modules::registrations::Registrations;
+use crate::modules::replacements::Replacements;
+use crate::modules::spec::Kind;
+use crate::service::Moduled;
+
+pub(crate) use command::{
+    create, prepare, remove, restart, start, stop, stop_all, update, watch_running,
+};
+pub(crate) use command::{
+    create_locked, new_registration, start_locked, start_unwatched, stop_locked,
+};
+use shown::{Rows, container_details, details, named_as_registered};
+
+/// How long the engine may take to answer a question about what is there.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The container engine, and what is known of its containers.
+#[derive(Debug)]
+pub(crate) struct Containers {
+    /// Its API.
+    pub(crate) engine: Engine,
+    /// What its event stream says.
+    pub(crate) watch: EngineWatch,
+    /// Its socket, for people.
+    pub(crate) uri: String,
+}
+
+/// Both runtimes.
+#[derive(Debug)]
+pub(crate) struct Modules {
+    /// Containers, if an engine is configured.
+    pub(crate) containers: Option<Containers>,
+    /// Host modules.
+    pub(crate) processes: ProcessRuntime,
+    /// Users that they have for themselves.
+    pub(crate) own_users: OwnUsers,
+    /// In which cgroups are looked for.
+    pub(crate) hierarchy: CgroupHierarchy,
+    /// What services of the host share with the daemon.
+    host: HostFacts,
+    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Modules {
+    /// The modules of these runtimes.
+    #[must_use]
+    pub(crate) fn new(
+        containers: Option<Containers>,
+        processes: ProcessRuntime,
+        own_users: OwnUsers,
+        hierarchy: CgroupHierarchy,
+        host: HostFacts,
+    ) -> Self {
+        Self {
+            containers,
+            processes,
+            own_users,
+            hierarchy,
+            host,
+            locks: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// What runs for a module, by its registration.
+    #[must_use]
+    pub(crate) fn facts(
+        &self,
+        module: &ModuleId,
+        registration: Option<&Registration>,
+    ) -> RunningFacts {
+        match registration.map(|registration| &registration.workload) {
+            Some(Workload::Container { .. }) => self
+                .containers
+                .as_ref()
+                .map_or(RunningFacts::Unknown, |containers| containers.watch.facts(module)),
+            Some(Workload::Process { .. }) => self.processes.facts(module),
+            Some(Workload::Service { .. }) => RunningFacts::Host(self.host),
+            None => RunningFacts::Stopped,
+        }
+    }
+
+    /// Whether a container module was restarted and the engine has not said so yet.
+    #[must_use]
+    pub(crate) fn is_behind(&self, module: &ModuleId) -> bool {
+        self.containers.as_ref().is_some_and(|containers| containers.watch.is_behind(module))
+    }
+
+    /// What runs for a container module, waiting a moment for it to be known.
+    pub(crate) async fn facts_soon(&self, module: &ModuleId) -> RunningFacts {
+        match &self.containers {
+            Some(containers) => containers.watch.facts_within(module, Duration::from_secs(2)).await,
+            None => RunningFacts::Unknown,
+        }
+    }
+
+    /// What runs for a container module, with all that the engine knows of how `process`
+    /// came into it.
+    pub(crate) async fn facts_about(
+        &self,
+        module: &ModuleId,
+        process: &ProcessInstance,
+    ) -> RunningFacts {
+        match &self.containers {
+            Some(containers) => containers.watch.facts_about(module, process).await,
+            None => RunningFacts::Unknown,
+        }
+    }
+
+    /// The layers of a module's image.
+    #[must_use]
+    pub(crate) fn layers(
+        &self,
+        module: &ModuleId,
+        registration: Option<&Registration>,
+    ) -> Option<ImageLayers> {
+        match registration.map(|registration| &registration.workload) {
+            Some(Workload::Container { .. }) => {
+                self.containers.as_ref()?.watch.image_layers(module)
+            }
+            _ => None,
+        }
+    }
+
+    /// All modules, of both runtimes.
+    ///
+    /// # Errors
+    /// If the engine does not answer: a list without its containers would say that they
+    /// are gone.
+    pub(crate) async fn list(
+        &self,
+        registrations: &Registrations,
+        replacements: &Replacements,
+    ) -> Result<ModuleList, HttpError> {
+        let mut rows = Rows::default();
+        for state in self.processes.list().await {
+            rows.add(details(Kind::Process, &state), true);
+        }
+        if let Some(containers) = &self.containers {
+            let listed = tokio::time::timeout(ENGINE_PATIENCE, containers.watch.list()).await;
+            let listed = listed.map_err(|_| engine_is_silent(containers))?;
+            let listed = listed.map_err(|error| engine_failed(containers, &error))?;
+            for state in listed {
+                if !replacements.is_aside(state.container.as_ref(), &state.name) {
+                    let state = named_as_registered(state, registrations);
+                    rows.add(
+                        container_details(&state, registrations),
+                        shown::is_registered(&state, registrations),
+                    );
+                }
+            }
+        }
+        Ok(ModuleList { modules: rows.sorted() })
+    }
+
+    /// One module's state and runtime. A registered container counts whatever somebody
+    /// else called it since.
+    ///
+    /// # Errors
+    /// 404 if there is none.
+    pub(crate) async fn state(
+        &self,
+        module: &ModuleId,
+        registrations: &Registrations,
+    ) -> Result<(Kind, State), HttpError> {
+        if let Some(state) =
+            self.processes.list().await.into_iter().find(|state| state.name == module.name())
+        {
+            return Ok((Kind::Process, state));
+        }
+        match &self.containers {
+            Some(containers) => {
+                if let Some(own) = container_of(registrations.of(module).as_ref()) {
+                    let found =
+                        tokio::time::timeout(ENGINE_PATIENCE, containers.engine.container(own))
+                            .await;
+                    let found = found.map_err(|_| engine_is_silent(containers))?;
+                    if let Some(container) =
+                        found.map_err(|error| engine_failed(containers, &error))?
+                    {
+                        return Ok((
+                            Kind::Docker,
+                            named_as_registered(container.status(), registrations),
+                        ));
+                    }
+                }
+                Ok((Kind::Docker, self.by_name(containers, module).await?))
+            }
+            None => Err(no_module(module)),
+        }
+    }
+
+    /// Whether anything has a module's name, in either runtime.
+    ///
+    /// # Errors
+    /// 404 if nothing has; 409 if a container has that is no module.
+    pub(crate) async fn holder(&self, module: &ModuleId) -> Result<(), HttpError> {
+        if self.processes.list().await.into_iter().any(|state| state.name == module.name()) {
+            return Ok(());
+        }
+        match &self.containers {
+            Some(containers) => self.by_name(containers, module).await.map(drop),
+            None => Err(no_module(module)),
+        }
+    }
+
+    async fn by_name(
+        &self,
+        containers: &Containers,
+        module: &ModuleId,
+    ) -> Result<State, HttpError> {
+        let found = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.find(module)).await;
+        let container = found.map_err(|_| engine_is_silent(containers))?;
+        let container = container.map_err(|error| match error.status() {
+            Some(404) => no_module(module),
+            _ => engine_failed(containers, &error),
+        })?;
+        Ok(container.status())
+    }
+
+    /// One module as the API shows it.
+    ///
+    /// # Errors
+    /// 404 if there is none.
+    pub(crate) async fn details(
+        &self,
+        module: &ModuleId,
+        registrations: &Registrations,
+    ) -> Result<ModuleDetails, HttpError> {
+        Ok(match self.state(module, registrations).await? {
+            (Kind::Process, state) => details(Kind::Process, &state),
+            (Kind::Docker, state) => container_details(&state, registrations),
+        })
+    }
+
+    /// A module's log.
+    ///
+    /// # Errors
+    /// 404 if there is no such module.
+    pub(crate) async fn logs(
+        &self,
+        module: &ModuleId,
+        registrations: &Registrations,
+        query: &LogQuery,
+    ) -> Result<LogStream, HttpError> {
+        match self.state(module, registrations).await?.0 {
+            Kind::Process => self.processes.logs(module, query).map_err(|error| of_process(&error)),
+            Kind::Docker => {
+                self.engine()?.engine.logs(module, query).await.map_err(|error| of_engine(&error))
+            }
+        }
+    }
+
+    /// Holds other operations on the same module back while the guard lives. An update of
+    /// it that was cut off is settled first.
+    ///
+    /// # Errors
+    /// That cannot be settled now.
+    pub(crate) async fn claim(
+        &self,
+        service: &Arc<Moduled>,
+        module: &ModuleId,
+    ) -> Result<OwnedMutexGuard<()>, HttpError> {
+        let guard = self.lock(module).await;
+        replacements::settle(service, module).await?;
+        Ok(guard)
+    }
+
+    /// As [`Self::claim`], if no other operation holds the module; `None` if one does.
+    ///
+    /// # Errors
+    /// An update that was cut off cannot be settled now.
+    pub(crate) async fn claim_now(
+        &self,
+        service: &Arc<Moduled>,
+        module: &ModuleId,
+    ) -> Result<Option<OwnedMutexGuard<()>>, HttpError> {
+        let Ok(guard) = self.lock_of(module).try_lock_owned() else { return Ok(None) };
+        replacements::settle(service, module).await?;
+        Ok(Some(guard))
+    }
+
+    async fn lock(&self, module: &ModuleId) -> OwnedMutexGuard<()> {
+        self.lock_of(module).lock_owned().await
+    }
+
+    fn lock_of(&self, module: &ModuleId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits for a lock that only the map holds.
+        if locks.len() > 1024 {
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        }
+        Arc::clone(locks.entry(module.name().to_owned()).or_default())
+    }
+
+    pub(crate) fn engine(&self) -> Result<&Containers, HttpError> {
+        self.containers.as_ref().ok_or_else(|| {
+            HttpError::internal("no container engine is configured; set [moby_runtime] uri, or use type \"process\"")
+        })
+    }
+}
+
+fn engine_is_silent(containers: &Containers) -> HttpError {
+    let (uri, seconds) = (&containers.uri, ENGINE_PATIENCE.as_secs());
+    let what = format!("the container engine at {uri} did not answer within {seconds} s");
+    HttpError::internal(format!("{what}; {}", heard(containers)))
+}
+
+/// An engine that answers says itself what is wrong; of one that does not, when it was
+/// heard and what to do.
+fn engine_failed(containers: &Containers, error: &EngineError) -> HttpError {
+    let answer = of_engine(error);
+    if error.status().is_some() {
+        return answer;
+    }
+    HttpError::new(answer.status(), format!("{}\n{}", answer.message(), heard(containers)))
+}
+
+fn heard(containers: &Containers) -> String {
+    const SERVED: &str = "modules that run are served on";
+    let (heard, meanwhile) = match containers.watch.silent_for() {
+        Some(silent) => (format!("it was heard last {} s ago", silent.as_secs()), SERVED),
+        None if containers.watch.is_reconciled() => {
+            ("its events come, so it may only be slow".to_owned(), SERVED)
+        }
+        None => (
+            "it was never heard since this daemon started".to_owned(),
+            "until it is heard, modules in containers are refused",
+        ),
+    };
+    format!("{heard}. Start it again (for Docker: systemctl restart docker); {meanwhile}")
+}
+
+fn no_module(module: &ModuleId) -> HttpError {
+    HttpError::not_found(format!(
+        "there is no module {}: `edgekeep list` shows those that there are",
+        module.name()
+    ))
+}
+
+/// The state of the agent, as the watchdog sees it.
+///
+/// # Errors
+/// If the engine does not answer.
+pub(crate) async fn agent_state(
+    service: &Moduled,
+    module: &ModuleId,
+) -> Result<Option<ModuleState>, HttpError> {
+    match service.modules.state(module, &service.registrations).await {
+        Ok((_, state)) => Ok(Some(state.state)),
+        Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(None),
+        Err(error) => Err(error),
+    }
+}

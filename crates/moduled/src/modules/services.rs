@@ -1,0 +1,311 @@
+//! Services of the host that something else starts, for example systemd: registered from
+//! the configuration, given an identity, shown in the list, and neither started nor
+//! stopped by this daemon.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_api::management::{DetailsConfig, ModuleDetails, ModuleStatus, RuntimeStatus};
+use edgekeep_core::attestation::{HostFacts, Policy, Registration, Workload};
+use edgekeep_core::health::{Code, Subject};
+use edgekeep_core::host::HostService;
+use edgekeep_core::id::ModuleId;
+use edgekeep_daemon::server::HttpError;
+use edgekeep_runtime::evidence::CgroupHierarchy;
+use edgekeep_runtime::process::accounts;
+use http::StatusCode;
+use serde_json::json;
+
+use crate::service::Moduled;
+
+/// First pause before an identity is asked for again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Longest such pause.
+const RETRY_LIMIT: Duration = Duration::from_secs(60);
+
+/// The daemon's own place on the machine. Read once at start: it does not change.
+pub(crate) fn host_facts() -> std::io::Result<HostFacts> {
+    let inode = |name: &str| {
+        std::fs::metadata(format!("/proc/self/ns/{name}")).map(|metadata| metadata.ino())
+    };
+    Ok(HostFacts { pid_namespace: inode("pid")?, user_namespace: inode("user")? })
+}
+
+/// A configured service of this name.
+pub(crate) fn find<'a>(
+    service: &'a Moduled,
+    module: &ModuleId,
+) -> Option<(&'a ModuleId, &'a HostService)> {
+    service.settings.host_services.iter().find(|(id, _)| id.name() == module.name())
+}
+
+/// Refuses what can be done to modules only.
+pub(crate) fn refuse(service: &Moduled, module: &ModuleId) -> Result<(), HttpError> {
+    let Some((id, found)) = find(service, module) else { return Ok(()) };
+    let whose = match &found.unit {
+        Some(unit) => format!("systemd's unit {unit}; use systemctl"),
+        None => "started by something else on this host".to_owned(),
+    };
+    let message = format!(
+        "{id} is a service of the host, {whose}, or change [host_services.{id}] in the configuration"
+    );
+    Err(HttpError::new(StatusCode::CONFLICT, message))
+}
+
+/// Brings the registrations into line with the configuration. What is wrong with a
+/// service is told and leaves it without a registration, and so without an identity.
+pub(crate) async fn register(service: &Moduled) {
+    for module in service.registrations.modules() {
+        let Some(registration) = service.registrations.of(&module) else { continue };
+        let is_service = matches!(registration.workload, Workload::Service { .. });
+        if is_service && let Err(error) = service.registrations.remove(&module).await {
+            tracing::error!(%module, %error, "registration of a former service not removed");
+        }
+    }
+    for (id, found) in &service.settings.host_services {
+        let problem = match workload(service, id, found) {
+            Ok(_) if service.registrations.of(id).is_some() => {
+                "there is a module of that name; remove it".to_owned()
+            }
+            Ok(workload) => {
+                let registration = Registration {
+                    module: id.clone(),
+                    generation: None,
+                    policy: Policy::Executable,
+                    workload,
+                };
+                match service.registrations.put(registration).await {
+                    Ok(()) => continue,
+                    Err(error) => error.to_string(),
+                }
+            }
+            Err(problem) => problem,
+        };
+        service.board.raise(Code::ServiceNotRegistered, &Subject::module(id), problem);
+    }
+}
+
+/// Registers a service anew whose executable was approved; another name is left alone.
+pub(crate) async fn reregister(service: &Moduled, name: &str) -> Result<(), HttpError> {
+    let Some((id, found)) = name
+        .parse()
+        .ok()
+        .and_then(|id: ModuleId| service.settings.host_services.get_key_value(&id))
+    else {
+        return Ok(());
+    };
+    // One that could not be registered is not registered by the way.
+    let Some(registration) = service.registrations.of(id) else { return Ok(()) };
+    if !matches!(registration.workload, Workload::Service { .. }) {
+        return Ok(());
+    }
+    let workload = workload(service, id, found).map_err(HttpError::internal)?;
+    let next = Registration { workload, ..registration };
+    service.registrations.put(next).await.map_err(|error| HttpError::hidden(&error))
+}
+
+/// What a service is matched by.
+pub(crate) fn workload(
+    service: &Moduled,
+    id: &ModuleId,
+    found: &HostService,
+) -> Result<Workload, String> {
+    let uid = match &found.user {
+        Some(user) => {
+            let accounts = accounts().map_err(|error| error.to_string())?;
+            Some(accounts.uid(user).map_err(|error| error.to_string())?)
+        }
+        None => None,
+    };
+    let executable = found.sha256.map(|sha256| service.approvals.effective(id.as_str(), sha256));
+    Ok(Workload::Service { unit: found.unit.clone(), uid, executable })
+}
+
+/// Sees to it that each service has an identity at the hub. Ends when all have one.
+pub(crate) async fn ensure_identities(service: Arc<Moduled>) {
+    let mut left: Vec<ModuleId> = service.settings.host_services.keys().cloned().collect();
+    let mut pause = RETRY;
+    while !left.is_empty() {
+        let mut without = Vec::new();
+        for id in left {
+            let client = service.identities.client();
+            let made = match client.module(id.as_str()).await {
+                Ok(identity) => Ok(identity),
+                Err(_) => client.create_module(id.as_str()).await,
+            };
+            match made {
+                Ok(_) => tracing::info!(service = %id, "service of the host has an identity"),
+                Err(error) => {
+                    tracing::debug!(service = %id, %error, "no identity yet");
+                    without.push(id);
+                }
+            }
+        }
+        left = without;
+        if !left.is_empty() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_LIMIT);
+        }
+    }
+}
+
+/// The services as the management API shows them.
+pub(crate) async fn list(service: &Moduled) -> Vec<ModuleDetails> {
+    let services: Vec<(ModuleId, HostService)> = service
+        .settings
+        .host_services
+        .iter()
+        .map(|(id, found)| (id.clone(), found.clone()))
+        .collect();
+    let uids: Vec<Option<u32>> =
+        services.iter().map(|(id, found)| uid_of(service, id, found)).collect();
+    let hierarchy = service.modules.hierarchy.clone();
+    let runs = tokio::task::spawn_blocking(move || {
+        services
+            .into_iter()
+            .zip(uids)
+            .map(|((id, found), uid)| (runs(&hierarchy, &found, uid), id, found))
+            .collect()
+    });
+    let runs: Vec<(Option<bool>, ModuleId, HostService)> = runs.await.unwrap_or_default();
+    runs.into_iter().map(|(runs, id, found)| details(service, runs, &id, &found)).collect()
+}
+
+fn uid_of(service: &Moduled, id: &ModuleId, found: &HostService) -> Option<u32> {
+    match workload(service, id, found) {
+        Ok(Workload::Service { uid, .. }) => uid,
+        _ => None,
+    }
+}
+
+fn details(
+    service: &Moduled,
+    runs: Option<bool>,
+    id: &ModuleId,
+    found: &HostService,
+) -> ModuleDetails {
+    let image = found
+        .executable
+        .clone()
+        .or_else(|| found.unit.as_ref().map(ToString::to_string))
+        .unwrap_or_default();
+    let mut settings = json!({"image": image, "createOptions": {}});
+    if let (Some(sha256), Some(settings)) = (found.sha256, settings.as_object_mut()) {
+        settings.insert(
+            "imageHash".into(),
+            service.approvals.effective(id.as_str(), sha256).to_string().into(),
+        );
+    }
+    let status = match runs {
+        Some(true) => "running",
+        Some(false) => "stopped",
+        None => "unknown",
+    };
+    let description = match &found.unit {
+        Some(unit) => format!("service of the host, unit {unit}"),
+        None => "service of the host".to_owned(),
+    };
+    ModuleDetails {
+        id: "id".into(),
+        name: id.name().to_owned(),
+        kind: "service".into(),
+        config: DetailsConfig { settings, env: Vec::new() },
+        status: ModuleStatus {
+            start_time: None,
+            exit_status: None,
+            runtime_status: RuntimeStatus {
+                status: status.into(),
+                description: Some(description),
+                phase: None,
+            },
+        },
+    }
+}
+
+/// Whether a process is there that could be the service. For people: no caller is judged
+/// by it.
+fn runs(hierarchy: &CgroupHierarchy, found: &HostService, uid: Option<u32>) -> Option<bool> {
+    if let Some(unit) = &found.unit {
+        let names: Vec<&str> = unit.nesting().collect();
+        let group = group_of(Path::new(&hierarchy.mount_point()), &names, SLICES);
+        return Some(group.is_some_and(|group| is_populated(&group, BELOW)));
+    }
+    let (uid, executable) = (uid?, Path::new(found.executable.as_ref()?));
+    let processes = std::fs::read_dir("/proc").ok()?.flatten().filter(|entry| {
+        entry.file_name().to_string_lossy().bytes().all(|c| c.is_ascii_digit())
+            && entry.metadata().is_ok_and(|metadata| metadata.uid() == uid)
+    });
+    Some(processes.into_iter().any(|entry| {
+        std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == executable)
+    }))
+}
+
+/// How many slices a unit is looked for in, each within the one before.
+const SLICES: u32 = 8;
+/// How deep below a unit's group its processes are looked for.
+const BELOW: u32 = 4;
+
+/// The group of the last of these units, each of which is in the one before, or in slices
+/// in it.
+fn group_of(folder: &Path, units: &[&str], depth: u32) -> Option<PathBuf> {
+    let [first, rest @ ..] = units else { return Some(folder.to_owned()) };
+    let own = [folder.join(first), folder.join(format!("_{first}"))]
+        .into_iter()
+        .find(|group| group.is_dir());
+    if let Some(own) = own {
+        return group_of(&own, rest, SLICES);
+    }
+    let depth = depth.checked_sub(1)?;
+    let slices =
+        groups_in(folder).filter(|group| group.extension().is_some_and(|kind| kind == "slice"));
+    slices.into_iter().find_map(|slice| group_of(&slice, units, depth))
+}
+
+fn is_populated(group: &Path, depth: u32) -> bool {
+    std::fs::read_to_string(group.join("cgroup.procs"))
+        .is_ok_and(|processes| !processes.trim().is_empty())
+        || depth
+            .checked_sub(1)
+            .is_some_and(|depth| groups_in(group).any(|below| is_populated(&below, depth)))
+}
+
+fn groups_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_units_group_is_found_in_any_slice_and_nowhere_else() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |path: &str| std::fs::create_dir_all(root.path().join(path)).unwrap();
+        make("docker/abc/system.slice/hidden.service");
+        make("plant.slice/plant-line7.slice/collector.service/worker");
+        make("system.slice/_memory.service");
+        make("user.slice/user-1000.slice/user@1000.service/app.slice/own.service");
+        let found = |units: &[&str]| {
+            let group = group_of(root.path(), units, SLICES)?;
+            Some(group.strip_prefix(root.path()).unwrap().to_str().unwrap().to_owned())
+        };
+        let collector = "plant.slice/plant-line7.slice/collector.service";
+        assert_eq!(found(&["collector.service"]).as_deref(), Some(collector));
+        assert_eq!(found(&["memory.service"]).as_deref(), Some("system.slice/_memory.service"));
+        assert!(
+            found(&["user@1000.service", "own.service"])
+                .is_some_and(|group| group.ends_with("/own.service"))
+        );
+        assert_eq!([found(&["hidden.service"]), found(&["own.service"])], [None, None]);
+
+        let group = root.path().join(collector);
+        assert!(!is_populated(&group, BELOW));
+        std::fs::write(group.join("worker/cgroup.procs"), "17\n").unwrap();
+        assert!(is_populated(&group, BELOW));
+    }
+}

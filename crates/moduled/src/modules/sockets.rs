@@ -1,0 +1,458 @@
+//! The workload sockets: one for each module, in a folder of its own, and the shared one
+//! of earlier versions.
+//!
+//! `mnt/<module>.sock`, where existing agents expect it, is a link to `workload.sock` in
+//! a folder of the module's own. For a program of the host that is `mnt/<module>`, which
+//! only its user can enter. For a container it is `containers/<module>`, closed to all
+//! users of the host by the folder above, since the user in the container is not known:
+//! the *folder* is mounted, so that a socket that is bound anew after a restart of this
+//! daemon appears in a running container, where a mounted socket file would stay the dead
+//! one. The folders of the agent and of host agents also have a management socket. A
+//! module's socket is there as long as the module is, also while it stops.
+//!
+//! Every [`REVIEW`] it is looked whether each socket still is the one that was bound, in
+//! a folder for whom it should be; what was removed, replaced, or could not be made while
+//! the disk was full is made anew.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_core::attestation::{Door, Registration, Workload};
+use edgekeep_core::id::ModuleId;
+use edgekeep_core::layout::{Daemon, Root};
+use edgekeep_daemon::listen::{self, ListenError};
+use edgekeep_daemon::server::{Limits, serve};
+use edgekeep_daemon::store::{StoreError, private_folder};
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
+
+use crate::http::management;
+use crate::http::workload;
+use crate::modules::services;
+use crate::service::Moduled;
+
+/// Beside the folder of the links.
+const CONTAINER_FOLDERS: &str = "containers";
+/// Default bound of open connections per uid and workload socket.
+const WORKLOAD_CONNECTIONS: u32 = 64;
+/// Default bound of open connections per uid at the management socket (wire facts 1.6).
+const MANAGEMENT_CONNECTIONS: u32 = 50;
+/// Time between two looks at the sockets.
+pub(crate) const REVIEW: Duration = Duration::from_secs(1);
+/// Folders with content that are moved out of one socket's place; with more, somebody
+/// should look.
+const ASIDE: u32 = 4;
+/// The socket's file in a module's folder.
+const WORKLOAD: &str = "workload.sock";
+
+/// Name of the management socket in the folders that have one.
+pub(crate) const MANAGEMENT_SOCKET: &str = "mgmt.sock";
+
+/// Whom a module's folder is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// Whoever is in the container that it is mounted into.
+    Container,
+    /// A user of the host.
+    User(u32),
+    /// A service of the host whose user is not known.
+    Anyone,
+}
+
+/// What a module's folder is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Whom it is for.
+    pub(crate) owner: Owner,
+    /// Whether there is a management socket for a host agent in it.
+    pub(crate) host_agent: bool,
+}
+
+impl Owner {
+    /// By what is registered.
+    #[must_use]
+    pub(crate) fn of(registration: Option<&Registration>) -> Self {
+        match registration.map(|registration| &registration.workload) {
+            Some(Workload::Process { uid, .. } | Workload::Service { uid: Some(uid), .. }) => {
+                Self::User(*uid)
+            }
+            Some(Workload::Service { uid: None, .. }) => Self::Anyone,
+            Some(Workload::Container { .. }) | None => Self::Container,
+        }
+    }
+}
+
+/// The sockets that are open.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    open: Mutex<HashMap<String, Listening>>,
+}
+
+#[derive(Debug)]
+struct Listening {
+    folder: PathBuf,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+    /// The files that were bound, by device and inode.
+    bound: Vec<(&'static str, (u64, u64))>,
+}
+
+/// Why a module's sockets could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SocketError {
+    /// A socket could not be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A folder of the daemon's own could not be made.
+    #[error(transparent)]
+    Folder(#[from] StoreError),
+    /// The module's folder or link could not be made.
+    #[error("cannot prepare {}", path.display())]
+    Prepare {
+        /// Which path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Sockets {
+    /// Opens a module's sockets and gives whether they had to be made; those that are
+    /// open stay as they are.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub(crate) async fn open(
+        &self,
+        service: &Arc<Moduled>,
+        module: &ModuleId,
+        access: Access,
+    ) -> Result<bool, SocketError> {
+        let mut open = self.open.lock().await;
+        open_in(&mut open, service, module, access).await
+    }
+
+    /// Makes a registered module's sockets anew if they are not as they were, and gives
+    /// whether that was needed.
+    async fn review(&self, service: &Arc<Moduled>, module: &ModuleId) -> Result<bool, SocketError> {
+        let mut open = self.open.lock().await;
+        // Looked up under the lock: who changes a registration opens or removes the
+        // sockets after that.
+        let Some(registration) = service.registrations.of(module) else { return Ok(false) };
+        let access = access_of(service, module, Some(&registration)).await;
+        open_in(&mut open, service, module, access).await
+    }
+
+    /// Looks at every registered module's sockets now and then, and makes anew what is
+    /// not as it was, until `stop`.
+    pub(crate) async fn keep_open(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
+        let mut broken: HashMap<String, String> = HashMap::new();
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(REVIEW) => {}
+            }
+            let mut still_broken = HashMap::new();
+            for module in service.registrations.modules() {
+                match service.sockets.review(&service, &module).await {
+                    Ok(false) => {}
+                    Ok(true) => tracing::warn!(%module, "workload socket was gone; made anew"),
+                    Err(error) => {
+                        let cause =
+                            std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+                        let why = format!("{error}{}", cause.unwrap_or_default());
+                        if broken.get(module.name()) != Some(&why) {
+                            tracing::error!(%module, error = why, "workload socket not open; tried again");
+                        }
+                        still_broken.insert(module.name().to_owned(), why);
+                    }
+                }
+            }
+            broken = still_broken;
+        }
+    }
+
+    /// Closes and removes a module's sockets.
+    pub(crate) async fn remove(&self, service: &Moduled, module: &ModuleId) {
+        let listening = self.open.lock().await.remove(module.name());
+        if let Some(listening) = listening {
+            listening.end().await;
+        }
+        // What cannot be removed is made anew by the next open.
+        let _ = std::fs::remove_file(link_path(service, module));
+        for owner in [Owner::Container, Owner::Anyone] {
+            let _ = std::fs::remove_dir_all(folder(service, module, owner));
+        }
+    }
+
+    /// Stops accepting everywhere and waits for running requests.
+    pub(crate) async fn close_all(&self) {
+        let listening: Vec<Listening> =
+            self.open.lock().await.drain().map(|(_, listening)| listening).collect();
+        for one in &listening {
+            let _ = one.stop.send(true);
+        }
+        for one in listening {
+            one.end().await;
+        }
+    }
+}
+
+impl Listening {
+    /// Whether the sockets are the ones that were bound, in this folder, with one for
+    /// management if there should be one.
+    fn is_in(&self, folder: &Path, managed: bool) -> bool {
+        let there = |(name, file): &(&str, (u64, u64))| identity(&folder.join(name)) == Some(*file);
+        self.folder == folder
+            && self.is_managed() == managed
+            && !self.bound.is_empty()
+            && self.bound.iter().all(there)
+    }
+
+    fn is_managed(&self) -> bool {
+        self.bound.iter().any(|(name, _)| *name == MANAGEMENT_SOCKET)
+    }
+
+    async fn end(self) {
+        let _ = self.stop.send(true);
+        for task in self.tasks {
+            let _ = task.await;
+        }
+    }
+}
+
+async fn open_in(
+    open: &mut HashMap<String, Listening>,
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+    access: Access,
+) -> Result<bool, SocketError> {
+    let owner = access.owner;
+    let folder = folder(service, module, owner);
+    let link_path = link_path(service, module);
+    let managed = module.is_edge_agent() || access.host_agent;
+    let fault = |source| SocketError::Prepare { path: folder.clone(), source };
+    if open.get(module.name()).is_some_and(|listening| listening.is_in(&folder, managed)) {
+        // The module's user may be another one by now.
+        own(&folder, owner).map_err(fault)?;
+        link(&link_path, owner, module)?;
+        return Ok(false);
+    }
+    // Host modules connect by this path; it must fit although the socket itself is made
+    // elsewhere.
+    if link_path.as_os_str().len() > listen::PATH_LIMIT {
+        return Err(ListenError::TooLong { path: link_path }.into());
+    }
+    if owner == Owner::Container {
+        private_folder(&container_folders(&service.root))?;
+    }
+    make_folder(&folder, owner).map_err(fault)?;
+    let (stop, stopped) = watch::channel(false);
+    let (mut tasks, mut bound) = (Vec::new(), Vec::new());
+    // Open to every user: who it serves is decided by measuring the caller, whose user in
+    // the container is not known. The folder is mounted into the module, which may put
+    // anything there: the socket is made elsewhere.
+    let private = service.state_folder().join("sockets");
+    private_folder(&private)?;
+    let listener = listen::bind_into(&private, &folder.join(WORKLOAD), 0o666)?;
+    bound.extend(identity(&folder.join(WORKLOAD)).map(|file| (WORKLOAD, file)));
+    let router =
+        Arc::new(workload::router(Arc::clone(service), Door::ModuleSocket(module.clone())));
+    tasks.push(tokio::spawn(serve(listener, router, workload_limits(service), stopped.clone())));
+    if managed {
+        let listener = listen::bind_into(&private, &folder.join(MANAGEMENT_SOCKET), 0o666)?;
+        bound.extend(
+            identity(&folder.join(MANAGEMENT_SOCKET)).map(|file| (MANAGEMENT_SOCKET, file)),
+        );
+        let limits = management_limits(service);
+        tasks.push(if module.is_edge_agent() {
+            tokio::spawn(serve(
+                listener,
+                Arc::new(management::router(Arc::clone(service))),
+                limits,
+                stopped,
+            ))
+        } else {
+            let router = management::host_agent::router(Arc::clone(service), module.clone());
+            tokio::spawn(serve(listener, Arc::new(router), limits, stopped))
+        });
+    }
+    link(&link_path, owner, module)?;
+    let listening = Listening { folder: folder.clone(), stop, tasks, bound };
+    if let Some(old) = open.insert(module.name().to_owned(), listening) {
+        if old.folder != folder {
+            let _ = std::fs::remove_dir_all(&old.folder);
+        } else if old.is_managed() && !managed {
+            let _ = std::fs::remove_file(folder.join(MANAGEMENT_SOCKET));
+        }
+        // Not waited for: a request that is under way there may itself wait for the lock
+        // that is held here.
+        drop(tokio::spawn(old.end()));
+    }
+    Ok(true)
+}
+
+/// The folder of a module's sockets.
+#[must_use]
+pub(crate) fn folder(service: &Moduled, module: &ModuleId, owner: Owner) -> PathBuf {
+    match owner {
+        Owner::Container => container_folder(&service.root, module),
+        Owner::User(_) | Owner::Anyone => service.root.module_socket_folder().join(module.name()),
+    }
+}
+
+/// The folder that a module's container has mounted.
+#[must_use]
+pub(crate) fn container_folder(root: &Root, module: &ModuleId) -> PathBuf {
+    container_folders(root).join(module.name())
+}
+
+fn container_folders(root: &Root) -> PathBuf {
+    root.state_folder(Daemon::Moduled).join(CONTAINER_FOLDERS)
+}
+
+/// Whom the folder of a registered module is for, and what is in it.
+pub(crate) async fn access(service: &Moduled, module: &ModuleId) -> Access {
+    access_of(service, module, service.registrations.of(module).as_ref()).await
+}
+
+async fn access_of(
+    service: &Moduled,
+    module: &ModuleId,
+    registration: Option<&Registration>,
+) -> Access {
+    let owner = Owner::of(registration);
+    let host_agent = match services::find(service, module) {
+        Some((_, found)) => found.management,
+        None => match service.modules.processes.spec(module).await {
+            Ok(spec) => {
+                service.settings.host_modules.get(&spec.image).is_some_and(|found| found.management)
+            }
+            Err(_) => false,
+        },
+    };
+    Access { owner, host_agent }
+}
+
+/// Makes the folder if it is not there, and lets in whom it is for.
+fn own(folder: &Path, owner: Owner) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let (own_uid, own_gid) =
+        (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let (mode, uid) = match owner {
+        Owner::Container | Owner::Anyone => (0o755, own_uid),
+        Owner::User(uid) if uid == own_uid || own_uid == 0 => (0o700, uid),
+        // A daemon that is not root puts sockets into the folder by its group, which
+        // nobody else has.
+        Owner::User(uid) => (0o770, uid),
+    };
+    let found = std::fs::metadata(folder)?;
+    // Closed before it changes hands, and only its owner may do that.
+    if found.mode() & 0o7777 != mode {
+        if found.uid() != own_uid {
+            std::os::unix::fs::chown(folder, Some(own_uid), None)?;
+        }
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode))?;
+    }
+    let found = std::fs::metadata(folder)?;
+    if (found.uid(), found.gid()) != (uid, own_gid) {
+        std::os::unix::fs::chown(folder, Some(uid), Some(own_gid))?;
+    }
+    Ok(())
+}
+
+/// Limits of a workload socket.
+#[must_use]
+pub(crate) fn workload_limits(service: &Moduled) -> Limits {
+    Limits {
+        connections_per_uid: service
+            .settings
+            .workload_connections_per_uid
+            .unwrap_or(WORKLOAD_CONNECTIONS),
+        ..Limits::default()
+    }
+}
+
+/// Limits of the management socket.
+#[must_use]
+pub(crate) fn management_limits(service: &Moduled) -> Limits {
+    Limits {
+        connections_per_uid: service
+            .settings
+            .management_connections_per_uid
+            .unwrap_or(MANAGEMENT_CONNECTIONS),
+        ..Limits::default()
+    }
+}
+
+fn link_path(service: &Moduled, module: &ModuleId) -> PathBuf {
+    service.root.module_socket_folder().join(format!("{}.sock", module.name()))
+}
+
+/// Device and inode of a socket's file; `None` if there is none, or something else is in
+/// its place.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::symlink_metadata(path).ok()?;
+    metadata.file_type().is_socket().then(|| (metadata.dev(), metadata.ino()))
+}
+
+/// Makes a module's folder, in the place of whatever is there instead, and clears its
+/// sockets' places. The folder is not taken away from a container that has it mounted.
+fn make_folder(folder: &Path, owner: Owner) -> io::Result<()> {
+    match std::fs::symlink_metadata(folder) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => std::fs::remove_file(folder)?,
+        Err(_) => {}
+    }
+    own(folder, owner)?;
+    for name in [WORKLOAD, MANAGEMENT_SOCKET] {
+        clear(&folder.join(name))?;
+    }
+    Ok(())
+}
+
+/// Takes a folder out of a socket's place: an engine makes one where a bind source is
+/// absent. One with content is moved aside, for it is not ours.
+fn clear(path: &Path) -> io::Result<()> {
+    if !std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+        || std::fs::remove_dir(path).is_ok()
+    {
+        return Ok(());
+    }
+    for number in 0..ASIDE {
+        let aside = path.with_extension(format!("aside-{number}"));
+        if std::fs::symlink_metadata(&aside).is_err() {
+            tracing::warn!(from = %path.display(), to = %aside.display(), "a folder was in a socket's place; moved aside");
+            return std::fs::rename(path, aside);
+        }
+    }
+    Err(io::Error::other(format!("{} is in the way of a socket; move it away", path.display())))
+}
+
+/// Makes the link, unless it is there.
+fn link(path: &Path, owner: Owner, module: &ModuleId) -> Result<(), SocketError> {
+    // Not from the root, so that it also holds where the folder above is mounted in
+    // another place.
+    let folder = match owner {
+        Owner::Container => Path::new("..").join(CONTAINER_FOLDERS),
+        Owner::User(_) | Owner::Anyone => PathBuf::new(),
+    };
+    let target = folder.join(module.name()).join(WORKLOAD);
+    if std::fs::read_link(path).is_ok_and(|found| found == target) {
+        return Ok(());
+    }
+    let fault = |source| SocketError::Prepare { path: path.to_owned(), source };
+    match std::fs::symlink_metadata(path) {
+        // An engine makes a folder where a bind source was absent.
+        Ok(metadata) if metadata.is_dir() => clear(path).map_err(fault)?,
+        Ok(_) => std::fs::remove_file(path).map_err(fault)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fault(error)),
+    }
+    std::os::unix::fs::symlink(target, path).map_err(fault)
+}
