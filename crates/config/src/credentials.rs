@@ -10,7 +10,8 @@ use edgekeep_core::credentials::{
     read_certificates, read_key, read_public_key,
 };
 use edgekeep_hsm::InputError;
-use edgekeep_hsm::key_file::{Inspected, KeyFileFault, inspect};
+use edgekeep_hsm::backend::KeyFileFault;
+use edgekeep_hsm::key_file::{Inspected, inspect};
 
 use crate::diagnostic::Code;
 use crate::document::Text;

@@ -4,13 +4,11 @@
 
 use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::signature::{EcdsaKeyPair, RsaKeyPair};
-use edgekeep_core::credentials::{
-    Finding, KeyFile, KeyForm, Limits, PrivateKey, Purpose, read_key,
-};
+use edgekeep_core::credentials::{KeyFile, KeyForm, Limits, PrivateKey, read_key};
 use zeroize::Zeroizing;
 
 use crate::SecretBytes;
-use crate::backend::{InputError, KeyKind};
+use crate::backend::{InputError, KeyFileFault, KeyKind};
 use crate::material::{P256, P384, Pair, check_symmetric};
 
 /// Longest key file, in bytes: a key with the chain of its certificate, several times
@@ -19,16 +17,6 @@ pub const KEY_FILE_LIMIT: usize = 256 * 1024;
 
 /// Bounds on a key file.
 const LIMITS: Limits = Limits { bytes: KEY_FILE_LIMIT, ..Limits::FILE };
-
-/// A fault of a key file, with what to do about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyFileFault(pub Finding);
-
-impl std::fmt::Display for KeyFileFault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}; {}", self.0, self.0.fault.remedy(Purpose::Key))
-    }
-}
 
 /// The content of a key file, without the key.
 #[derive(Debug, Clone, PartialEq, Eq)]

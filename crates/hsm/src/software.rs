@@ -787,7 +787,7 @@ mod tests {
         }
         backend.create_key(&id("flood"), ENCRYPT).unwrap();
         let error = backend.delete(&id("flood"), KeyKind::Symmetric).unwrap_err();
-        assert!(matches!(error, KeyError::Store(StoreError::TooManyOlder { .. })), "{error}");
+        assert!(matches!(error.cause(), Some(StoreError::TooManyOlder { .. })), "{error}");
         assert!(backend.kind(&id("flood")).unwrap().is_some());
         assert!(backend.import_key(&id("flood"), vec![7; 32].into(), ENCRYPT).is_err());
         assert!(decrypts(&backend, SymmetricKey::Stored(&master), &sealed).is_ok());

@@ -51,7 +51,7 @@ fn mac(backend: &dyn KeyBackend, key: &str) -> [u8; 32] {
 
 fn token_error<T>(result: Result<T, KeyError>) -> TokenError {
     match result {
-        Err(KeyError::Token(error)) => error,
+        Err(KeyError::Backend { source, .. }) => *source.downcast().expect("a token's error"),
         Err(error) => panic!("{error}"),
         Ok(_) => panic!("was done"),
     }

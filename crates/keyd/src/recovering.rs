@@ -57,6 +57,7 @@ mod tests {
 
     use edgekeep_core::id::KeyId;
     use edgekeep_hsm::KeyKind;
+    use edgekeep_hsm::pkcs11::TokenError;
 
     use super::*;
 
@@ -77,12 +78,13 @@ mod tests {
         let attempts = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&attempts);
         let backend = Recovering::new("t", move || match counted.fetch_add(1, Ordering::Relaxed) {
-            0 | 1 => Err(edgekeep_hsm::pkcs11::TokenError::NoLibrary.into()),
+            0 | 1 => Err(TokenError::NoLibrary.into()),
             _ => Ok(Present),
         });
         let id: KeyId = "k".parse().unwrap();
         for _ in 0..2 {
-            assert!(matches!(backend.kind(&id), Err(KeyError::Token(_))));
+            let error = backend.kind(&id).unwrap_err();
+            assert!(matches!(error.cause(), Some(TokenError::NoLibrary)), "{error:?}");
         }
         for _ in 0..3 {
             assert_eq!(backend.kind(&id).unwrap(), None);

@@ -138,6 +138,12 @@ pub enum TokenError {
     },
 }
 
+impl From<TokenError> for KeyError {
+    fn from(error: TokenError) -> Self {
+        Self::backend("token", error)
+    }
+}
+
 fn list(found: &[String]) -> String {
     if found.is_empty() { "none".to_owned() } else { found.join(", ") }
 }

@@ -249,6 +249,12 @@ pub enum StoreError {
     Library,
 }
 
+impl From<StoreError> for KeyError {
+    fn from(error: StoreError) -> Self {
+        Self::backend("key store", error)
+    }
+}
+
 impl From<LibraryFailed> for StoreError {
     fn from(LibraryFailed: LibraryFailed) -> Self {
         Self::Library

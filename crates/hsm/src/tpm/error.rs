@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::kdf::Failed;
+use crate::KeyError;
 
 /// Why something was not done with the TPM.
 #[derive(Debug, thiserror::Error)]
@@ -203,6 +204,12 @@ pub enum TpmError {
     /// The cryptographic library failed.
     #[error("the cryptographic library failed in the TPM session layer")]
     Library,
+}
+
+impl From<TpmError> for KeyError {
+    fn from(error: TpmError) -> Self {
+        Self::backend("TPM", error)
+    }
 }
 
 impl From<Failed> for TpmError {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use edgekeep_hsm::software::StoreError;
-use edgekeep_hsm::{KeyBackend, KeyError, SymmetricKey};
+use edgekeep_hsm::{KeyBackend, SymmetricKey};
 
 use crate::suite::SIGN;
 use crate::tokens::SoftwareTpm;
@@ -42,7 +42,7 @@ fn each_damage_is_noticed<B: KeyBackend>(folder: &Path, open: impl Fn() -> B) {
         fs::write(&path, &bad).unwrap();
         let backend = open();
         let error = backend.kind(&victim).err().unwrap_or_else(|| panic!("{how}: not noticed"));
-        let KeyError::Store(error) = &error else { panic!("{how}: {error}") };
+        let Some(error) = error.cause::<StoreError>() else { panic!("{how}: {error}") };
         // Where the file is afterwards: what is damaged is moved away, what somebody else
         // may read stays.
         let kept = match error {

@@ -10,7 +10,7 @@ use edgekeep_core::id::KeyId;
 use edgekeep_hsm::tpm::{
     AuthValue, PcrSelection, SealTo, Tcti, Tpm, TpmBackend, TpmError, TpmOptions,
 };
-use edgekeep_hsm::{KeyBackend as _, KeyError, SecretBytes, SymmetricKey, Usage};
+use edgekeep_hsm::{KeyBackend as _, SecretBytes, SymmetricKey, Usage};
 
 use crate::swtpm::{Swtpm, assert_no_leak};
 
@@ -156,7 +156,7 @@ fn changed_answers_are_noticed_and_nothing_stays_loaded() {
     let sealed = backend.with_tpm(|tpm| tpm.seal(&b"s".as_slice().into(), &SealTo::Tpm).unwrap());
     tap.tamper.store(true, Ordering::SeqCst);
     let error = backend.hmac_sha256(SymmetricKey::Stored(&id), b"m").unwrap_err();
-    assert!(matches!(error, KeyError::Tpm(TpmError::NotAuthentic { .. })), "{error:?}");
+    assert!(matches!(error.cause(), Some(TpmError::NotAuthentic { .. })), "{error:?}");
     backend.with_tpm(|tpm| {
         let error = tpm.unseal(&sealed, &AuthValue::empty()).err().unwrap();
         assert!(matches!(error, TpmError::NotAuthentic { .. }), "{error}");
