@@ -7,7 +7,8 @@ use std::net::TcpStream;
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
-use edgekeep_hsm::tpm::{Tcti, Tpm, TpmBackend, TpmOptions};
+use edgekeep_hsm::tpm::TpmBackend;
+use edgekeep_tpm::{Tcti, Tpm, TpmOptions};
 
 use crate::{DIGEST, MESSAGE, Pair, ecdsa, hmac, keys, serve};
 

@@ -3,7 +3,9 @@
 //!
 //! Touches the files that callers name, and nothing else. Has no runtime and starts no
 //! thread, so that keyd, the command line and the key store may all stand on it.
-#![forbid(unsafe_code)]
+//!
+//! `unsafe` is in one module: `secret::locked`, the pages that secrets are kept in.
 
 pub mod durable;
 pub mod file;
+pub mod secret;

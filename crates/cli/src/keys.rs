@@ -15,9 +15,9 @@ use edgekeep_core::hardware::SandboxSettings;
 use edgekeep_core::layout::Daemon;
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::pkcs11::doctor::{self, Finding, Verdict};
-use edgekeep_hsm::tpm::Tcti;
 use edgekeep_hsm::tpm::doctor::{self as tpm_doctor, KnownAuth};
 use edgekeep_hsm::uri::{KeyUri, PinSource, Pkcs11Uri};
+use edgekeep_tpm::Tcti;
 use serde::Serialize;
 
 use crate::arguments::Context;

@@ -1,9 +1,9 @@
 //! `edgekeep audit` against a keyd with a real log.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
-#[path = "../../hsm/tests/parts/mod.rs"]
+#[path = "../../tpm/tests/parts/mod.rs"]
 mod parts;
-#[path = "../../hsm/tests/tpm/swtpm.rs"]
+#[path = "../../tpm/tests/tpm/swtpm.rs"]
 #[allow(dead_code, reason = "the TPM layer's own tests use the rest")]
 mod swtpm;
 

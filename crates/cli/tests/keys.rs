@@ -1,9 +1,9 @@
 //! `edgekeep keys` on a SoftHSM2 token, a software TPM, and with age and openssl.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
-#[path = "../../hsm/tests/parts/mod.rs"]
+#[path = "../../tpm/tests/parts/mod.rs"]
 mod parts;
-#[path = "../../hsm/tests/tpm/swtpm.rs"]
+#[path = "../../tpm/tests/tpm/swtpm.rs"]
 #[allow(dead_code, reason = "the TPM layer's own tests use the rest")]
 mod swtpm;
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use edgekeep_core::hardware::{
     AuditCounter, AuthSource, KeyPlace, PassOn, Seal, SecretText, TokenSettings, TpmSettings,
 };
-use edgekeep_hsm::tpm::{AuthValue, Tcti};
 use edgekeep_hsm::uri::KeyUri;
+use edgekeep_tpm::{AuthValue, Tcti};
 
 use crate::diagnostic::Code;
 use crate::document::{Text, View};

@@ -8,9 +8,9 @@ use edgekeep_core::settings::KeydSettings;
 
 use crate::pkcs11::{Pkcs11Backend, Pkcs11Settings, TokenError};
 use crate::software::{Sealer, Sealers, WrappingKey};
-use crate::tpm::{AuthValue, RootAlgorithm, Tcti, Tpm, TpmError, TpmOptions};
 use crate::uri::{KeyUri, ObjectAttributes, Pkcs11Uri};
 use crate::{KeyError, SecretBytes, secret_file};
+use edgekeep_tpm::{AuthValue, RootAlgorithm, Tcti, Tpm, TpmError, TpmOptions};
 
 /// How to open the TPM.
 ///

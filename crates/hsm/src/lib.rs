@@ -19,9 +19,8 @@
 //! backups. Calls block: for a disk at worst for a file's `fsync`, for a token or RSA key
 //! generation for seconds.
 //!
-//! `unsafe` is in two modules: `aws_lc`, the two operations that the existing APIs need
-//! and the safe binding to AWS-LC does not offer, and `locked`, the pages that secrets
-//! are kept in.
+//! `unsafe` is in one module: `aws_lc`, the two operations that the existing APIs need
+//! and the safe binding to AWS-LC does not offer.
 
 mod aws_lc;
 pub mod backend;
@@ -29,11 +28,9 @@ pub mod configured;
 pub mod envelope;
 mod gcm;
 pub mod key_file;
-mod locked;
 mod material;
 pub mod ordered;
 pub mod pkcs11;
-mod secret;
 mod secret_file;
 pub mod software;
 pub mod tpm;
@@ -43,5 +40,4 @@ pub use backend::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter,
     PublicValue, RsaPadding, SymmetricKey, Usage,
 };
-pub use locked::{SecretMemory, secret_memory};
-pub use secret::SecretBytes;
+pub use edgekeep_base::secret::{SecretBytes, SecretMemory, secret_memory};

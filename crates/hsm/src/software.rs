@@ -40,8 +40,8 @@ use crate::backend::{
 };
 use crate::key_file::{KEY_FILE_LIMIT, read_key_file};
 use crate::material::{self, Material, Pair};
-use crate::tpm::{AuthValue, SealTo, Tpm};
 use crate::{SecretBytes, secret_file};
+use edgekeep_tpm::{AuthValue, SealTo, Tpm};
 
 /// Keys held ready in memory. A device has a few dozen; loading one again costs a file
 /// read.

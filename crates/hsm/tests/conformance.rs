@@ -6,6 +6,7 @@
 
 #[path = "conformance/damage.rs"]
 mod damage;
+#[path = "../../tpm/tests/parts/mod.rs"]
 mod parts;
 #[path = "conformance/suite.rs"]
 mod suite;
@@ -18,7 +19,8 @@ use std::sync::Arc;
 use edgekeep_hsm::KeyBackend;
 use edgekeep_hsm::ordered::{Keyring, PassOn, Place};
 use edgekeep_hsm::software::SoftwareBackend;
-use edgekeep_hsm::tpm::{Tcti, Tpm, TpmBackend, TpmOptions};
+use edgekeep_hsm::tpm::TpmBackend;
+use edgekeep_tpm::{Tcti, Tpm, TpmOptions};
 use suite::{Capability, Fixture};
 use tokens::{Token, with_token};
 

@@ -2,6 +2,7 @@
 //! when the token goes away, and that it never locks one.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
+#[path = "../../tpm/tests/parts/mod.rs"]
 mod parts;
 mod tokens;
 

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use edgekeep_core::hardware::SandboxSettings;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_daemon::confinement::{Confinement, FOR_NAMES};
-use edgekeep_hsm::tpm::Tcti;
 use edgekeep_sandbox::Rights;
+use edgekeep_tpm::Tcti;
 use rustix::thread::CapabilitySet;
 
 use crate::libraries::{self, Surroundings};

@@ -4,7 +4,7 @@ use std::io;
 
 use edgekeep_audit::MonotonicCounter;
 use edgekeep_hsm::KeyError;
-use edgekeep_hsm::tpm::{NvCounter, Tpm, TpmError};
+use edgekeep_tpm::{NvCounter, Tpm, TpmError};
 
 use crate::places::SharedTpm;
 use crate::start::chain;

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use edgekeep_core::hardware::KnownLibrary;
-use edgekeep_hsm::tpm::Tcti;
+use edgekeep_tpm::Tcti;
 
 /// What surrounds the process, as functions, so that deciding is apart from looking.
 pub(crate) struct Surroundings<'a> {

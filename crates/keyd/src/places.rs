@@ -20,9 +20,10 @@ use edgekeep_hsm::pkcs11::{Pkcs11Backend, Pkcs11Settings};
 use edgekeep_hsm::software::{
     Protection, Sealer, Sealers, SoftwareBackend, StoreError, WrappingKey,
 };
-use edgekeep_hsm::tpm::{Tcti, TctiError, Tpm, TpmBackend, TpmPreloaded};
+use edgekeep_hsm::tpm::{TpmBackend, TpmPreloaded};
 use edgekeep_hsm::uri::{KeyUri, ObjectAttributes, PinSource, Pkcs11Uri, TpmKey, UriError};
 use edgekeep_hsm::{KeyBackend, KeyError, SecretBytes};
+use edgekeep_tpm::{Tcti, TctiError, Tpm};
 
 use crate::confine::Named;
 use crate::policy::Policy;

@@ -18,8 +18,8 @@ use edgekeep_daemon::clock::BootClock;
 use edgekeep_daemon::confinement::Confinement;
 use edgekeep_daemon::listen::ListenError;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
-use edgekeep_hsm::tpm::{AuthValue, NvCounter, TpmError};
 use edgekeep_hsm::{KeyError, SecretBytes, secret_memory};
+use edgekeep_tpm::{AuthValue, NvCounter, TpmError};
 
 use crate::confine;
 use crate::counter::TpmCounter;

@@ -12,8 +12,8 @@ use edgekeep_api::tpmd::{
 use edgekeep_audit::entry::{Operation, Reason};
 use edgekeep_core::hardware::TpmSettings;
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
-use edgekeep_hsm::tpm::{Tpm, TpmError};
 use edgekeep_hsm::{KeyBackend, KeyError};
+use edgekeep_tpm::{Tpm, TpmError};
 use http::Method;
 
 use crate::places::SharedTpm;

@@ -4,22 +4,21 @@
 //! asked: AES-GCM with a kept key (with a derived one it is done here, as for every
 //! backend), RSA with 4096 bits.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use edgekeep_base::file;
 use edgekeep_core::id::KeyId;
+use edgekeep_tpm::{
+    Algorithm, Blob, Key, KeyType, NewKey, Public, Record, RecordKind, Tpm, TpmError, Unreadable,
+};
 
-use super::blob::{Record, RecordKind, Unreadable};
-use super::device::{Blob, Tpm};
-use super::error::TpmError;
 use super::hmac_keys::{HmacKeys, p256_digest};
-use super::kdf::sha256;
-use super::public::{Algorithm, Public, Template};
-use super::session::AuthValue;
 use crate::SecretBytes;
 use crate::backend::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter,
@@ -129,7 +128,7 @@ impl TpmBackend {
             KeyFile::Content(content) => Record::decode(&content),
         };
         match decoded {
-            Ok(record) if record.id == id.as_str() && kind_of(&record).is_some() => {
+            Ok(record) if record.id == id.as_str() && kind_in(&record).is_some() => {
                 Ok(Some(record))
             }
             Err(Unreadable::Version(found)) => Err(StoreError::Version { path, found }),
@@ -159,24 +158,17 @@ impl TpmBackend {
         }
     }
 
-    /// Makes a wrapped key of this template.
+    /// Makes a wrapped key.
     fn make(
         &self,
         id: &KeyId,
         kind: RecordKind,
         usage: Usage,
-        template: Template<'_>,
-        secret: &[u8],
+        new: NewKey<'_>,
     ) -> Result<Record, KeyError> {
-        let tpm = self.tpm();
-        Ok(tpm.run(|| {
-            let blob = tpm.with_session(|session| {
-                tpm.create(session, template, &AuthValue::empty(), secret)
-            })?;
-            let (root, _) = tpm.root()?;
-            let root_name = root.name().to_vec();
-            Ok(Record { kind, usage, pcrs: 0, id: id.as_str().to_owned(), root_name, blob })
-        })?)
+        let (blob, root_name) = self.tpm().create_key(new)?;
+        let usage = usage_bits(usage);
+        Ok(Record { kind, usage, pcrs: 0, id: id.as_str().to_owned(), root_name, blob })
     }
 
     /// Stores what `make` makes, unless there is a key under this id; then that one has
@@ -207,17 +199,12 @@ impl TpmBackend {
 
     fn pair(&self, id: &KeyId) -> Result<(Arc<Record>, Public), KeyError> {
         let record = self.expect(id, KeyKind::Pair)?;
-        let public =
-            Public::read(&record.blob.public).ok().flatten().ok_or(TpmError::DamagedBlob)?;
-        Ok((record, public))
-    }
-
-    fn check_root(&self, tpm: &Tpm, record: &Record) -> Result<(), TpmError> {
-        tpm.run(|| tpm.expect_root(record))
+        let public = Key::wrapped(Cow::Borrowed(&record))?.public().cloned();
+        Ok((record, public.ok_or(TpmError::DamagedBlob)?))
     }
 
     fn forget(&self, blob: &Blob) {
-        self.tpm().unload(blob);
+        self.tpm().forget(blob);
     }
 }
 
@@ -243,18 +230,16 @@ pub fn kept_keys(folder: &Path) -> Result<Vec<KeyId>, StoreError> {
 impl HmacKeys for TpmBackend {
     fn kept_hmac(&self, id: &KeyId, message: &[u8]) -> Result<[u8; 32], KeyError> {
         let record = self.expect(id, KeyKind::Symmetric)?;
-        if !record.usage.derive_or_sign {
+        if !usage_of(&record).derive_or_sign {
             return Err(KeyError::UsageNotAllowed { id: id.clone(), needed: "derive,sign" });
         }
-        let tpm = self.tpm();
-        self.check_root(&tpm, &record)?;
-        Ok(tpm.with_loaded(&record.blob, |session, key| tpm.hmac(session, key, message))?)
+        Ok(self.tpm().hmac_sha256(&Key::wrapped(Cow::Borrowed(&record))?, message)?)
     }
 
     fn no_cipher(&self, id: &KeyId, operation: Operation) -> KeyError {
         match self.expect(id, KeyKind::Symmetric) {
             Err(error) => error,
-            Ok(record) if record.usage.encrypt => self.not_supported(operation),
+            Ok(record) if usage_of(&record).encrypt => self.not_supported(operation),
             Ok(_) => KeyError::UsageNotAllowed { id: id.clone(), needed: "encrypt" },
         }
     }
@@ -266,7 +251,7 @@ impl KeyBackend for TpmBackend {
     }
 
     fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError> {
-        Ok(self.load(id)?.and_then(|record| kind_of(&record)))
+        Ok(self.load(id)?.and_then(|record| kind_in(&record)))
     }
 
     fn create_key(&self, id: &KeyId, usage: Usage) -> Result<(), KeyError> {
@@ -274,7 +259,7 @@ impl KeyBackend for TpmBackend {
             if usage.encrypt || !usage.derive_or_sign {
                 return Err(self.not_supported(Operation::CreateKey));
             }
-            self.make(id, RecordKind::Symmetric, usage, Template::HmacGenerated, &[])
+            self.make(id, RecordKind::Symmetric, usage, NewKey::Hmac)
         })
     }
 
@@ -285,15 +270,15 @@ impl KeyBackend for TpmBackend {
         }
         let hashed;
         let secret = if bytes.expose().len() > HMAC_BLOCK_LEN {
-            hashed = zeroize::Zeroizing::new(sha256(&[bytes.expose()]));
-            &hashed[..]
+            hashed = digest(&SHA256, bytes.expose());
+            hashed.as_ref()
         } else {
             bytes.expose()
         };
         if let Some(existing) = self.load(id)? {
             expect_kind(id, &existing, KeyKind::Symmetric)?;
         }
-        let record = self.make(id, RecordKind::Symmetric, usage, Template::HmacImported, secret)?;
+        let record = self.make(id, RecordKind::Symmetric, usage, NewKey::HmacOf(secret))?;
         let changing = self.lock_for_change();
         let existing = self.read(&changing, id)?;
         if let Some(existing) = &existing {
@@ -312,13 +297,13 @@ impl KeyBackend for TpmBackend {
             return Err(InputError::PreferredAlgorithms.into());
         }
         self.create(id, KeyKind::Pair, || {
-            let template = preferred.iter().find_map(|algorithm| match algorithm {
-                PairAlgorithm::EcP256 => Some(Template::SignP256),
-                PairAlgorithm::Rsa2048 => Some(Template::Rsa2048),
+            let new = preferred.iter().find_map(|algorithm| match algorithm {
+                PairAlgorithm::EcP256 => Some(NewKey::SignP256),
+                PairAlgorithm::Rsa2048 => Some(NewKey::Rsa2048),
                 PairAlgorithm::Rsa4096 => None,
             });
-            let template = template.ok_or_else(|| self.not_supported(Operation::CreateKeyPair))?;
-            self.make(id, RecordKind::Pair, Usage::ALL, template, &[])
+            let new = new.ok_or_else(|| self.not_supported(Operation::CreateKeyPair))?;
+            self.make(id, RecordKind::Pair, Usage::ALL, new)
         })
     }
 
@@ -372,9 +357,7 @@ impl KeyBackend for TpmBackend {
             return Err(self.not_supported(Operation::SignEcdsa));
         }
         let fitted = p256_digest(digest)?;
-        let tpm = self.tpm();
-        self.check_root(&tpm, &record)?;
-        Ok(tpm.with_loaded(&record.blob, |session, key| tpm.sign_p256(session, key, &fitted))?)
+        Ok(self.tpm().sign_ecdsa_p256(&Key::wrapped(Cow::Borrowed(&record))?, &fitted)?)
     }
 
     fn rsa_private_operation(
@@ -388,11 +371,7 @@ impl KeyBackend for TpmBackend {
             return Err(self.not_supported(Operation::RsaPrivateOperation));
         };
         let block = pad_for_rsa(padding, block, modulus)?;
-        let tpm = self.tpm();
-        self.check_root(&tpm, &record)?;
-        Ok(tpm.with_loaded(&record.blob, |session, key| {
-            tpm.rsa_private_operation(session, key, &block)
-        })?)
+        Ok(self.tpm().rsa_private(&Key::wrapped(Cow::Borrowed(&record))?, &block)?)
     }
 
     fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {
@@ -428,16 +407,29 @@ impl KeyBackend for TpmBackend {
     }
 }
 
-pub(super) fn kind_of(record: &Record) -> Option<KeyKind> {
-    match record.kind {
-        RecordKind::Symmetric => Some(KeyKind::Symmetric),
-        RecordKind::Pair => Some(KeyKind::Pair),
-        RecordKind::Sealed | RecordKind::Attestation => None,
+pub(super) fn kind_of(key: KeyType) -> KeyKind {
+    match key {
+        KeyType::Hmac => KeyKind::Symmetric,
+        KeyType::Pair => KeyKind::Pair,
     }
 }
 
+/// The kind of key in a record; `None` if it holds none that can have an id.
+fn kind_in(record: &Record) -> Option<KeyKind> {
+    record.kind.key_type().map(kind_of)
+}
+
+/// A usage as records keep it: bit 0 derive and sign, bit 1 encrypt.
+fn usage_bits(usage: Usage) -> u8 {
+    u8::from(usage.derive_or_sign) | u8::from(usage.encrypt) << 1
+}
+
+fn usage_of(record: &Record) -> Usage {
+    Usage { derive_or_sign: record.usage & 1 != 0, encrypt: record.usage & 2 != 0 }
+}
+
 fn expect_kind(id: &KeyId, record: &Record, expected: KeyKind) -> Result<(), KeyError> {
-    match kind_of(record) {
+    match kind_in(record) {
         Some(found) if found == expected => Ok(()),
         Some(found) => Err(KeyError::WrongKind { id: id.clone(), found, expected }),
         None => Err(TpmError::DamagedBlob.into()),

@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use super::device::{Tpm, TpmOptions};
-use super::error::TpmError;
-use super::report::TpmReport;
-use super::tcti::Tcti;
+use edgekeep_tpm::{Tcti, Tpm, TpmError, TpmOptions, TpmReport};
+
 use crate::pkcs11::doctor::{Finding, Verdict};
 
 /// How long swtpm may take for one answer: it serves one program at a time, and another

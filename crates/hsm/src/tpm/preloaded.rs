@@ -1,6 +1,7 @@
 //! Keys that were put into a TPM, or wrapped by it, by somebody else: used here, and
 //! never changed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,15 +9,10 @@ use std::sync::Arc;
 
 use edgekeep_base::file::{self, Rules};
 use edgekeep_core::id::KeyId;
+use edgekeep_tpm::{Algorithm, Key, Public, Record, Tpm, TpmError};
 
 use super::backend::{FILE_LIMIT, TpmBackend, kind_of, pad_for_rsa, public_value};
-use super::blob::Record;
-use super::device::{Tpm, malformed};
-use super::error::TpmError;
 use super::hmac_keys::{HmacKeys, p256_digest};
-use super::public::{Algorithm, Public, attribute};
-use super::session::{Entity, Session};
-use super::wire::Code;
 use crate::SecretBytes;
 use crate::backend::{
     KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter, PublicValue,
@@ -32,34 +28,6 @@ pub struct TpmPreloaded {
     keys: BTreeMap<KeyId, TpmKey>,
 }
 
-/// Where a key is, found to be there.
-enum Found {
-    Persistent { entity: Entity, public: Option<Public> },
-    Wrapped { record: Box<Record>, public: Option<Public> },
-}
-
-impl Found {
-    fn public(&self) -> Option<&Public> {
-        match self {
-            Self::Persistent { public, .. } | Self::Wrapped { public, .. } => public.as_ref(),
-        }
-    }
-
-    fn kind(&self) -> Option<KeyKind> {
-        match self {
-            Self::Wrapped { record, .. } => kind_of(record),
-            Self::Persistent { public, .. } => match public.as_ref()? {
-                Public { algorithm: Algorithm::KeyedHash, attributes, .. } => {
-                    (attributes & attribute::SIGN != 0).then_some(KeyKind::Symmetric)
-                }
-                // A storage or endorsement key signs nothing.
-                Public { attributes, .. } if attributes & attribute::RESTRICTED != 0 => None,
-                Public { .. } => Some(KeyKind::Pair),
-            },
-        }
-    }
-}
-
 impl TpmPreloaded {
     /// These keys in the TPM of this backend.
     #[must_use]
@@ -67,27 +35,15 @@ impl TpmPreloaded {
         Self { tpm, keys }
     }
 
-    fn find(&self, tpm: &Tpm, id: &KeyId) -> Result<Option<Found>, KeyError> {
-        let (area, place): (Vec<u8>, Option<Box<Record>>) = match self.keys.get(id) {
-            None => return Ok(None),
-            Some(TpmKey::Handle(handle)) => match tpm.run(|| tpm.read_public(*handle))? {
-                None => return Ok(None),
-                Some(area) => (area, None),
-            },
+    fn find(&self, tpm: &Tpm, id: &KeyId) -> Result<Option<Key<'static>>, KeyError> {
+        Ok(match self.keys.get(id) {
+            None => None,
+            Some(TpmKey::Handle(handle)) => tpm.persistent_key(*handle)?,
             Some(TpmKey::File(path)) => match read(path)? {
-                None => return Ok(None),
-                Some(record) => (record.blob.public.clone(), Some(Box::new(record))),
+                None => None,
+                Some(record) => Some(Key::wrapped(Cow::Owned(record))?),
             },
-        };
-        let public = Public::read(&area).map_err(malformed(Code::ReadPublic))?;
-        Ok(Some(match (place, self.keys.get(id)) {
-            (Some(record), _) => Found::Wrapped { record, public },
-            (None, Some(TpmKey::Handle(handle))) => {
-                let name = public.as_ref().map_or_else(Vec::new, Public::name);
-                Found::Persistent { entity: Entity::object(*handle, &name), public }
-            }
-            (None, _) => return Ok(None),
-        }))
+        })
     }
 
     /// Does an operation with a key of this kind.
@@ -95,28 +51,18 @@ impl TpmPreloaded {
         &self,
         id: &KeyId,
         expected: KeyKind,
-        prepare: impl FnOnce(&Public) -> Result<(), KeyError>,
-        operation: impl Fn(&Tpm, &mut Session, &Entity) -> Result<T, TpmError>,
+        operation: impl FnOnce(&Tpm, &Key<'_>, &Public) -> Result<T, KeyError>,
         name: Operation,
     ) -> Result<T, KeyError> {
         self.tpm.with_tpm(|tpm| {
             let key = self.find(tpm, id)?.ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
-            match key.kind() {
+            match key.key_type().map(kind_of) {
                 Some(found) if found == expected => {}
                 Some(found) => return Err(KeyError::WrongKind { id: id.clone(), found, expected }),
                 None => return Err(self.not_supported(name)),
             }
-            prepare(key.public().ok_or_else(|| self.not_supported(name))?)?;
-            Ok(match &key {
-                Found::Persistent { entity, .. } => {
-                    tpm.run(|| tpm.with_session(|session| operation(tpm, session, entity)))
-                }
-                Found::Wrapped { record, .. } => {
-                    tpm.run(|| tpm.expect_root(record)).and_then(|()| {
-                        tpm.with_loaded(&record.blob, |session, key| operation(tpm, session, key))
-                    })
-                }
-            }?)
+            let public = key.public().ok_or_else(|| self.not_supported(name))?;
+            operation(tpm, &key, public)
         })
     }
 
@@ -138,8 +84,8 @@ impl TpmPreloaded {
 
 impl HmacKeys for TpmPreloaded {
     fn kept_hmac(&self, id: &KeyId, message: &[u8]) -> Result<[u8; 32], KeyError> {
-        let hmac = |tpm: &Tpm, session: &mut Session, key: &Entity| tpm.hmac(session, key, message);
-        self.with_key(id, KeyKind::Symmetric, |_| Ok(()), hmac, Operation::HmacSha256)
+        let hmac = |tpm: &Tpm, key: &Key<'_>, _: &Public| Ok(tpm.hmac_sha256(key, message)?);
+        self.with_key(id, KeyKind::Symmetric, hmac, Operation::HmacSha256)
     }
 
     fn no_cipher(&self, _id: &KeyId, operation: Operation) -> KeyError {
@@ -153,7 +99,8 @@ impl KeyBackend for TpmPreloaded {
     }
 
     fn kind(&self, id: &KeyId) -> Result<Option<KeyKind>, KeyError> {
-        Ok(self.tpm.with_tpm(|tpm| self.find(tpm, id))?.and_then(|key| key.kind()))
+        let key = self.tpm.with_tpm(|tpm| self.find(tpm, id))?;
+        Ok(key.and_then(|key| key.key_type()).map(kind_of))
     }
 
     fn create_key(&self, id: &KeyId, _usage: Usage) -> Result<(), KeyError> {
@@ -181,32 +128,21 @@ impl KeyBackend for TpmPreloaded {
         id: &KeyId,
         parameter: PublicParameter,
     ) -> Result<PublicValue, KeyError> {
-        let key = self
-            .tpm
-            .with_tpm(|tpm| self.find(tpm, id))?
-            .ok_or_else(|| KeyError::NotFound { id: id.clone() })?;
-        match key.kind() {
-            Some(found @ KeyKind::Symmetric) => {
-                return Err(KeyError::WrongKind { id: id.clone(), found, expected: KeyKind::Pair });
-            }
-            Some(KeyKind::Pair) => {}
-            None => return Err(self.not_supported(Operation::PublicParameter)),
-        }
-        public_value(
-            key.public().ok_or_else(|| self.not_supported(Operation::PublicParameter))?,
-            parameter,
+        self.with_key(
+            id,
+            KeyKind::Pair,
+            |_, _, public| public_value(public, parameter),
+            Operation::PublicParameter,
         )
     }
 
     fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
         let fitted = p256_digest(digest)?;
-        let is_ec = |public: &Public| match public.algorithm {
-            Algorithm::EccP256 { .. } => Ok(()),
+        let sign = |tpm: &Tpm, key: &Key<'_>, public: &Public| match public.algorithm {
+            Algorithm::EccP256 { .. } => Ok(tpm.sign_ecdsa_p256(key, &fitted)?),
             _ => Err(self.not_supported(Operation::SignEcdsa)),
         };
-        let sign =
-            |tpm: &Tpm, session: &mut Session, key: &Entity| tpm.sign_p256(session, key, &fitted);
-        self.with_key(id, KeyKind::Pair, is_ec, sign, Operation::SignEcdsa)
+        self.with_key(id, KeyKind::Pair, sign, Operation::SignEcdsa)
     }
 
     fn rsa_private_operation(
@@ -215,18 +151,13 @@ impl KeyBackend for TpmPreloaded {
         padding: RsaPadding,
         block: &[u8],
     ) -> Result<Vec<u8>, KeyError> {
-        let padded = std::cell::RefCell::new(Vec::new());
-        let pad = |public: &Public| match &public.algorithm {
+        let run = |tpm: &Tpm, key: &Key<'_>, public: &Public| match &public.algorithm {
             Algorithm::Rsa2048 { modulus } => {
-                *padded.borrow_mut() = pad_for_rsa(padding, block, modulus)?;
-                Ok(())
+                Ok(tpm.rsa_private(key, &pad_for_rsa(padding, block, modulus)?)?)
             }
             _ => Err(self.not_supported(Operation::RsaPrivateOperation)),
         };
-        let run = |tpm: &Tpm, session: &mut Session, key: &Entity| {
-            tpm.rsa_private_operation(session, key, &padded.borrow())
-        };
-        self.with_key(id, KeyKind::Pair, pad, run, Operation::RsaPrivateOperation)
+        self.with_key(id, KeyKind::Pair, run, Operation::RsaPrivateOperation)
     }
 
     fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> Result<[u8; 32], KeyError> {

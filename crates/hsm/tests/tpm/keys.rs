@@ -7,11 +7,12 @@ use std::process::Command;
 
 use edgekeep_core::id::KeyId;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
-use edgekeep_hsm::tpm::{TpmBackend, TpmError};
+use edgekeep_hsm::tpm::TpmBackend;
 use edgekeep_hsm::{
     InputError, KeyBackend, KeyError, KeyKind, Operation, PairAlgorithm, PublicParameter,
     PublicValue, RsaPadding, SymmetricKey, Usage,
 };
+use edgekeep_tpm::TpmError;
 
 use crate::swtpm::{Swtpm, assert_no_leak, loaded};
 

@@ -7,8 +7,9 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use edgekeep_core::id::KeyId;
-use edgekeep_hsm::tpm::{Tcti, TpmBackend};
+use edgekeep_hsm::tpm::TpmBackend;
 use edgekeep_hsm::{KeyBackend as _, PairAlgorithm, SymmetricKey, Usage};
+use edgekeep_tpm::Tcti;
 
 use crate::swtpm::Swtpm;
 

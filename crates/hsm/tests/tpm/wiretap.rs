@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use edgekeep_core::id::KeyId;
-use edgekeep_hsm::tpm::{
-    AuthValue, PcrSelection, SealTo, Tcti, Tpm, TpmBackend, TpmError, TpmOptions,
-};
+use edgekeep_hsm::tpm::TpmBackend;
 use edgekeep_hsm::{KeyBackend as _, SecretBytes, SymmetricKey, Usage};
+use edgekeep_tpm::{AuthValue, PcrSelection, SealTo, Tcti, Tpm, TpmError, TpmOptions};
 
 use crate::swtpm::{Swtpm, assert_no_leak};
 

@@ -6,7 +6,7 @@ mod any_request;
 mod full_disk;
 mod lost_keys;
 mod odd_files;
-#[path = "../../../hsm/tests/parts/mod.rs"]
+#[path = "../../../tpm/tests/parts/mod.rs"]
 mod parts;
 mod wrong_pin;
 

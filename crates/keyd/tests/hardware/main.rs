@@ -2,11 +2,11 @@
 //! sockets.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "../../../hsm/tests/parts/mod.rs"]
+#[path = "../../../tpm/tests/parts/mod.rs"]
 mod parts;
-#[path = "../../../hsm/tests/tpm/service.rs"]
+#[path = "../../../tpm/tests/tpm/service.rs"]
 mod service;
-#[path = "../../../hsm/tests/tpm/swtpm.rs"]
+#[path = "../../../tpm/tests/tpm/swtpm.rs"]
 #[allow(dead_code, reason = "the TPM layer's own tests use the rest")]
 mod swtpm;
 

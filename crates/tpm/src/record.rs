@@ -1,11 +1,11 @@
-//! What a wrapped key or a sealed secret looks like in a file.
+//! The form of a wrapped key or a sealed secret in a file.
 //!
 //! | bytes | |
 //! |---|---|
 //! | 5 | `EKTPM` |
 //! | 1 | version of this format: 1 |
 //! | 1 | kind: 0 symmetric key, 1 key pair, 2 sealed secret, 3 attestation key |
-//! | 1 | usage: bit 0 derive and sign, bit 1 encrypt |
+//! | 1 | usage: for the writer to say; 0 if it is nobody's key |
 //! | 4 | PCRs of the SHA-256 bank that it is sealed to, a bit each |
 //! | 2 + n | the id, empty for what has none |
 //! | 2 + n | name of the storage root that it is wrapped under |
@@ -16,40 +16,50 @@
 //! Numbers are big-endian. The hash tells a damaged file from one that belongs to another
 //! TPM; it protects nothing.
 
-use super::device::Blob;
-use super::error::TpmError;
-use super::kdf::{HASH_LEN, sha256};
-use super::wire::{Malformed, Reader, Writer};
-use crate::backend::Usage;
+use crate::device::Blob;
+use crate::error::TpmError;
+use crate::kdf::{HASH_LEN, sha256};
+use crate::wire::{Malformed, Reader, Writer};
 
 const MAGIC: &[u8; 5] = b"EKTPM";
 const VERSION: u8 = 1;
 
-/// What a record holds.
+/// The kinds of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RecordKind {
+pub enum RecordKind {
+    /// A key that computes HMACs.
     Symmetric,
+    /// A key pair.
     Pair,
+    /// A sealed secret.
     Sealed,
+    /// A key that signs quotes.
     Attestation,
 }
 
-/// A wrapped key with what has to be known to use it.
+/// A wrapped key or sealed secret, with all that its use takes besides the TPM.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Record {
-    pub(crate) kind: RecordKind,
-    pub(crate) usage: Usage,
-    pub(crate) pcrs: u32,
-    pub(crate) id: String,
-    pub(crate) root_name: Vec<u8>,
-    pub(crate) blob: Blob,
+pub struct Record {
+    /// The kind of record.
+    pub kind: RecordKind,
+    /// Bits for the writer's own purposes.
+    pub usage: u8,
+    /// PCRs of the SHA-256 bank that a secret is sealed to, a bit each.
+    pub pcrs: u32,
+    /// The writer's name for the key; empty if there is none.
+    pub id: String,
+    /// Name of the storage root that the blob is wrapped under.
+    pub root_name: Vec<u8>,
+    /// The wrapped key or secret.
+    pub blob: Blob,
 }
 
-/// Why bytes are no record.
+/// Reasons why bytes are no record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unreadable {
+pub enum Unreadable {
+    /// The bytes are cut off or changed, or were never a record.
     Damaged,
-    /// A later version wrote it.
+    /// A later version wrote the record: this one.
     Version(u8),
 }
 
@@ -66,15 +76,18 @@ impl From<Unreadable> for TpmError {
 }
 
 impl Record {
-    pub(crate) fn encode(&self) -> Result<Vec<u8>, TpmError> {
+    /// The record as bytes for a file.
+    ///
+    /// # Errors
+    /// If a part is too long for its length field.
+    pub fn encode(&self) -> Result<Vec<u8>, TpmError> {
         let kind = match self.kind {
             RecordKind::Symmetric => 0,
             RecordKind::Pair => 1,
             RecordKind::Sealed => 2,
             RecordKind::Attestation => 3,
         };
-        let usage = u8::from(self.usage.derive_or_sign) | u8::from(self.usage.encrypt) << 1;
-        let content = Writer::new().bytes(MAGIC).u8(VERSION).u8(kind).u8(usage).u32(self.pcrs);
+        let content = Writer::new().bytes(MAGIC).u8(VERSION).u8(kind).u8(self.usage).u32(self.pcrs);
         let content = content.sized(self.id.as_bytes()).sized(&self.root_name);
         let content = content.sized(&self.blob.public).sized(&self.blob.private);
         let mut content = content.finish().ok_or(TpmError::DamagedBlob)?.to_vec();
@@ -83,7 +96,11 @@ impl Record {
         Ok(content)
     }
 
-    pub(crate) fn decode(content: &[u8]) -> Result<Self, Unreadable> {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// See [`Unreadable`].
+    pub fn decode(content: &[u8]) -> Result<Self, Unreadable> {
         let (content, hash) = content.split_last_chunk::<HASH_LEN>().ok_or(Unreadable::Damaged)?;
         let mut reader = Reader::new(content);
         if reader.bytes(MAGIC.len())? != MAGIC {
@@ -107,7 +124,7 @@ impl Record {
         let usage = reader.u8()?;
         let record = Self {
             kind,
-            usage: Usage { derive_or_sign: usage & 1 != 0, encrypt: usage & 2 != 0 },
+            usage,
             pcrs: reader.u32()?,
             id: String::from_utf8(reader.sized()?.to_vec()).map_err(|_| Unreadable::Damaged)?,
             root_name: reader.sized()?.to_vec(),
@@ -127,7 +144,7 @@ mod tests {
     fn record() -> Record {
         Record {
             kind: RecordKind::Pair,
-            usage: Usage::ALL,
+            usage: 3,
             pcrs: 0x80,
             id: "device-id".to_owned(),
             root_name: vec![1; 34],

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use super::error::{Authorized, ResponseCode, TpmError, rc};
-use super::kdf;
-use super::public::{Public, name_of};
-use super::session::{self, Answer, Auth, AuthValue, Entity, Session};
-use super::tcti::{Tcti, Transport};
-use super::wire::{Code, Malformed, Reader, Writer, number};
+use crate::error::{Authorized, ResponseCode, TpmError, rc};
+use crate::kdf;
+use crate::public::{Public, name_of};
+use crate::session::{self, Answer, Auth, AuthValue, Entity, Session};
+use crate::tcti::{Tcti, Transport};
+use crate::wire::{Code, Malformed, Reader, Writer, number};
 
 /// Waits between attempts while the TPM says that it is busy, in milliseconds: ten
 /// seconds together.
@@ -96,11 +96,11 @@ impl Drop for Tpm {
 
 /// A wrapped key: useless without the storage root that it was made under.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Blob {
+pub struct Blob {
     /// Content of the public structure.
-    pub(crate) public: Vec<u8>,
+    pub public: Vec<u8>,
     /// Content of the private structure, encrypted by the TPM.
-    pub(crate) private: Vec<u8>,
+    pub private: Vec<u8>,
 }
 
 /// An object in the TPM, flushed when dropped.

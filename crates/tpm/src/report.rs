@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::device::{Tpm, malformed};
-use super::error::TpmError;
-use super::wire::{Code, Malformed, Reader, Writer, number};
+use crate::device::{Tpm, malformed};
+use crate::error::TpmError;
+use crate::wire::{Code, Malformed, Reader, Writer, number};
 
 const PERSISTENT: u32 = 0x8100_0000;
 /// Numbers of properties (part 2, section 6.13).

@@ -1,8 +1,8 @@
 //! Public areas of TPM objects (part 2, section 12.2): the templates of the keys made
 //! here, and reading those that a TPM answers with.
 
-use super::kdf::{HASH_LEN, sha256};
-use super::wire::{Malformed, Reader, Writer, number};
+use crate::kdf::{HASH_LEN, sha256};
+use crate::wire::{Malformed, Reader, Writer, number};
 
 /// Object attributes (part 2, section 8.3).
 pub(crate) mod attribute {
@@ -125,21 +125,30 @@ impl Template<'_> {
     }
 }
 
-/// What kind of key a public area describes. Others are not used here.
+/// Kinds of keys that public areas describe. Others are not used here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Algorithm {
+pub enum Algorithm {
     /// NIST P-256; coordinates may lack leading zeros.
-    EccP256 { x: Vec<u8>, y: Vec<u8> },
+    EccP256 {
+        /// The first coordinate, big-endian.
+        x: Vec<u8>,
+        /// The second coordinate, big-endian.
+        y: Vec<u8>,
+    },
     /// RSA-2048 with the exponent 65537.
-    Rsa2048 { modulus: Vec<u8> },
+    Rsa2048 {
+        /// The modulus, big-endian.
+        modulus: Vec<u8>,
+    },
     /// An HMAC key or sealed bytes.
     KeyedHash,
 }
 
 /// A public area that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Public {
-    pub(crate) algorithm: Algorithm,
+pub struct Public {
+    /// The kind of key, with its public half.
+    pub algorithm: Algorithm,
     pub(crate) attributes: u32,
     /// AES-128-CFB protects what is stored under it.
     pub(crate) protects_with_aes: bool,

@@ -1,15 +1,14 @@
 //! Secrets that only this TPM gives back, if asked, only in the state that it is in now.
 
-use super::blob::{Record, RecordKind};
-use super::device::{Tpm, malformed};
-use super::error::{Authorized, TpmError};
-use super::kdf::HASH_LEN;
-use super::objects::{SEAL_LIMIT, by_object};
-use super::public::Template;
-use super::session::{Auth, AuthValue, Entity, Session};
-use super::wire::{Code, Malformed, Reader, Writer, number};
-use crate::SecretBytes;
-use crate::backend::Usage;
+use crate::device::{Tpm, malformed};
+use crate::error::{Authorized, TpmError};
+use crate::kdf::HASH_LEN;
+use crate::objects::{SEAL_LIMIT, by_object};
+use crate::public::Template;
+use crate::record::{Record, RecordKind};
+use crate::session::{Auth, AuthValue, Entity, Session};
+use crate::wire::{Code, Malformed, Reader, Writer, number};
+use edgekeep_base::secret::SecretBytes;
 
 /// Registers of the SHA-256 bank that hold what was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -82,9 +81,9 @@ impl Tpm {
                 .with_session(|session| self.create(session, template, &auth, secret.expose()))?;
             let (root, _) = self.root()?;
             let root_name = root.name().to_vec();
-            let usage = Usage { derive_or_sign: false, encrypt: false };
             let id = String::new();
-            Record { kind: RecordKind::Sealed, usage, pcrs: pcrs.0, id, root_name, blob }.encode()
+            Record { kind: RecordKind::Sealed, usage: 0, pcrs: pcrs.0, id, root_name, blob }
+                .encode()
         })
     }
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use edgekeep_hsm::tpm::{AuthValue, Authorized, NvCounter, Tpm, TpmError, TpmOptions};
+use edgekeep_tpm::{AuthValue, Authorized, NvCounter, Tpm, TpmError, TpmOptions};
 
 use crate::swtpm::{Swtpm, assert_no_leak};
 

@@ -1,6 +1,11 @@
+//! Secret bytes that are wiped and never printed, and pages that keep them from others.
+
 use zeroize::Zeroizing;
 
-use crate::locked::Locked;
+mod locked;
+
+use self::locked::Locked;
+pub use self::locked::{SecretMemory, secret_memory};
 
 /// Bytes of a key or of something as secret. Wiped when dropped; never printed, so there
 /// is no `Debug`.
@@ -22,7 +27,7 @@ impl SecretBytes {
     }
 
     /// The same secret, to stay: in pages that are kept from others (see
-    /// [`crate::secret_memory`]), if there is room.
+    /// [`secret_memory`]), if there is room.
     #[must_use]
     pub fn kept(self) -> Self {
         let Bytes::Passing(bytes) = &self.0 else { return self };

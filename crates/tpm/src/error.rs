@@ -4,8 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::kdf::Failed;
-use crate::KeyError;
+use crate::kdf::Failed;
 
 /// Why something was not done with the TPM.
 #[derive(Debug, thiserror::Error)]
@@ -204,12 +203,6 @@ pub enum TpmError {
     /// The cryptographic library failed.
     #[error("the cryptographic library failed in the TPM session layer")]
     Library,
-}
-
-impl From<TpmError> for KeyError {
-    fn from(error: TpmError) -> Self {
-        Self::backend("TPM", error)
-    }
 }
 
 impl From<Failed> for TpmError {

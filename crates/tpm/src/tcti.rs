@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::wire::MESSAGE_LIMIT;
+use crate::wire::MESSAGE_LIMIT;
 
 /// The device with the kernel's resource manager, which keeps users of the TPM apart.
 const DEFAULT_DEVICE: &str = "/dev/tpmrm0";

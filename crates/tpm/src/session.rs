@@ -4,9 +4,9 @@
 use aws_lc_rs::constant_time;
 use zeroize::Zeroizing;
 
-use super::error::{Authorized, TpmError};
-use super::kdf::{self, HASH_LEN, ParameterCipher, hmac_sha256, kdfa, sha256};
-use super::wire::{Code, Malformed, Reader, Writer, number};
+use crate::error::{Authorized, TpmError};
+use crate::kdf::{self, HASH_LEN, ParameterCipher, hmac_sha256, kdfa, sha256};
+use crate::wire::{Code, Malformed, Reader, Writer, number};
 
 const CONTINUE: u8 = 0x01;
 /// The command's first parameter is encrypted.

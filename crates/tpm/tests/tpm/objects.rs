@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use edgekeep_hsm::SecretBytes;
-use edgekeep_hsm::tpm::{
+use edgekeep_base::secret::SecretBytes;
+use edgekeep_tpm::{
     AuthValue, Authorized, PcrSelection, RootAlgorithm, SealTo, Tcti, Tpm, TpmError, TpmOptions,
 };
 

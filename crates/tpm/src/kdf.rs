@@ -11,8 +11,8 @@ use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncr
 use aws_lc_rs::{digest, hmac, rand};
 use zeroize::Zeroizing;
 
-use super::public::{Algorithm, Public};
-use super::wire::Writer;
+use crate::public::{Algorithm, Public};
+use crate::wire::Writer;
 
 /// Length of SHA-256, of nonces and of salts, in bytes.
 pub(crate) const HASH_LEN: usize = 32;

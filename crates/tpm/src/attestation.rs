@@ -1,15 +1,14 @@
 //! Quotes: what the TPM says about its registers, signed by a key that signs nothing
 //! else.
 
-use super::blob::{Record, RecordKind};
-use super::device::{Tpm, malformed};
-use super::error::TpmError;
-use super::objects::by_object;
-use super::public::Template;
-use super::seal::PcrSelection;
-use super::session::AuthValue;
-use super::wire::{Code, Malformed, Reader, Writer, number};
-use crate::backend::Usage;
+use crate::device::{Tpm, malformed};
+use crate::error::TpmError;
+use crate::objects::by_object;
+use crate::public::Template;
+use crate::record::{Record, RecordKind};
+use crate::seal::PcrSelection;
+use crate::session::AuthValue;
+use crate::wire::{Code, Malformed, Reader, Writer, number};
 
 /// A key that signs quotes.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,7 +43,7 @@ impl Tpm {
                 Writer::new().sized(&blob.public).finish().ok_or(TpmError::Library)?.to_vec();
             let record = Record {
                 kind: RecordKind::Attestation,
-                usage: Usage { derive_or_sign: false, encrypt: false },
+                usage: 0,
                 pcrs: 0,
                 id: String::new(),
                 root_name: root.name().to_vec(),

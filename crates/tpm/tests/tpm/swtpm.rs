@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use edgekeep_hsm::tpm::{Tcti, Tpm, TpmOptions};
+use edgekeep_tpm::{Tcti, Tpm, TpmOptions};
 
 /// Transient objects.
 pub(crate) const TRANSIENT: u32 = 0x8000_0000;

@@ -8,11 +8,11 @@
 //! after a power cut, which looks like a loss. So each step wears the memory, and who
 //! uses it bounds how often.
 
-use super::device::{Tpm, malformed};
-use super::error::{Authorized, TpmError, rc};
-use super::kdf::sha256;
-use super::session::{Auth, AuthValue, Entity};
-use super::wire::{Code, Malformed, Reader, Writer, number};
+use crate::device::{Tpm, malformed};
+use crate::error::{Authorized, TpmError, rc};
+use crate::kdf::sha256;
+use crate::session::{Auth, AuthValue, Entity};
+use crate::wire::{Code, Malformed, Reader, Writer, number};
 
 /// Written only with the index's auth value, never by the owner.
 const AUTH_WRITE: u32 = 1 << 2;

@@ -1,12 +1,12 @@
 //! Keys in the TPM: the persistent ones, and wrapped ones that are loaded for use.
 
-use super::device::{Blob, Loaded, RootAlgorithm, Tpm, Transient, malformed};
-use super::error::{Authorized, ResponseCode, TpmError, rc};
-use super::kdf::{HASH_LEN, der};
-use super::public::{Algorithm, Public, Template, name_of};
-use super::session::{Auth, AuthValue, Entity, Session};
-use super::wire::{Code, Malformed, Reader, Writer, number};
-use crate::SecretBytes;
+use crate::device::{Blob, Loaded, RootAlgorithm, Tpm, Transient, malformed};
+use crate::error::{Authorized, ResponseCode, TpmError, rc};
+use crate::kdf::{HASH_LEN, der};
+use crate::public::{Algorithm, Public, Template, name_of};
+use crate::session::{Auth, AuthValue, Entity, Session};
+use crate::wire::{Code, Malformed, Reader, Writer, number};
+use edgekeep_base::secret::SecretBytes;
 
 /// Longest text that TPM2_HMAC takes at once, in bytes; every TPM takes this much.
 const BUFFER_LIMIT: usize = 1024;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use edgekeep_hsm::tpm::{AuthValue, Authorized, RootAlgorithm, Tpm, TpmError, TpmOptions};
+use edgekeep_tpm::{AuthValue, Authorized, RootAlgorithm, Tpm, TpmError, TpmOptions};
 
 use crate::service;
 use crate::swtpm::{Swtpm, assert_no_leak};

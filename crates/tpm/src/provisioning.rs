@@ -2,12 +2,12 @@
 //! the provisioning service, which answers with an authentication key that only this TPM
 //! can unwrap.
 
-use super::device::{Blob, Tpm, malformed};
-use super::error::{Authorized, TpmError};
-use super::objects::by_root;
-use super::public::{Algorithm, Public, attribute};
-use super::session::{Auth, Entity};
-use super::wire::{Code, Malformed, Reader, Writer, number};
+use crate::device::{Blob, Tpm, malformed};
+use crate::error::{Authorized, TpmError};
+use crate::objects::by_root;
+use crate::public::{Algorithm, Public, attribute};
+use crate::session::{Auth, Entity};
+use crate::wire::{Code, Malformed, Reader, Writer, number};
 
 /// Where persistent handles begin.
 const PERSISTENT_BASE: u32 = 0x8100_0000;
