@@ -49,6 +49,14 @@ pub enum FileFault {
         /// The permission bits.
         mode: u32,
     },
+    /// Somebody can put another file in the place of this one.
+    #[error(
+        "uid {owner} can replace the file, through a folder above it; give the folders on its way to root"
+    )]
+    Replaceable {
+        /// The owner of the folder, or of a folder that everybody may write.
+        owner: u32,
+    },
     /// A link stands where only a file may.
     #[error("there is a link in place of a file; put the file itself there")]
     Link,
@@ -60,6 +68,9 @@ enum Authors {
     /// Root, the user of this process and, for root, the owner of the folder: a command
     /// run by root reads what a daemon wrote in its own folder.
     Trusted,
+    /// Root and the user of this process. Root does not believe the owner of the folder,
+    /// and wants every folder on the way to be root's.
+    Obeyed,
     /// The operator named the file: whose it is, is the operator's matter.
     Anybody,
 }
@@ -80,6 +91,14 @@ impl Rules {
     #[must_use]
     pub const fn own(limit: u64) -> Self {
         Self { limit, authors: Authors::Trusted, links: true }
+    }
+
+    /// Rules for a file that has this process act with its own rights, as to load a
+    /// library: nobody but root and this process's user may have written the file, and for
+    /// root nobody else can put another in its place. At most `limit` bytes.
+    #[must_use]
+    pub const fn obeyed(limit: u64) -> Self {
+        Self { limit, authors: Authors::Obeyed, links: false }
     }
 
     /// Rules for a file that the operator's configuration names: any owner, through any
@@ -171,8 +190,10 @@ pub fn open(path: &Path, rules: Rules) -> io::Result<Content> {
     let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     let metadata = file.metadata()?;
     expect_file(metadata.file_type())?;
-    if rules.authors == Authors::Trusted {
-        expect_trusted(&metadata, &fs::metadata(folder_of(path))?, uid)?;
+    match rules.authors {
+        Authors::Trusted => expect_trusted(&metadata, &fs::metadata(folder_of(path))?, uid)?,
+        Authors::Obeyed => expect_obeyed(&metadata, folder_of(path), uid)?,
+        Authors::Anybody => {}
     }
     let bytes = read_open(&file, metadata.len(), rules.limit)?;
     Ok(Content { bytes, file, metadata })
@@ -224,6 +245,31 @@ fn expect_trusted(file: &Metadata, folder: &Metadata, uid: u32) -> io::Result<()
     let reach = |bits: u32, search: u32| file.mode() & bits != 0 && folder.mode() & search != 0;
     if reach(0o020, 0o010) || reach(0o002, 0o001) {
         return Err(FileFault::Writable { mode: file.mode() & 0o7777 }.into());
+    }
+    Ok(())
+}
+
+/// Refuses a file that somebody else than root or `uid` wrote, or can replace.
+fn expect_obeyed(file: &Metadata, folder: &Path, uid: u32) -> io::Result<()> {
+    if !is_one_of(file.uid(), [0, uid]) {
+        return Err(FileFault::Owner { what: "file", owner: file.uid(), expected: uid }.into());
+    }
+    if file.mode() & 0o022 != 0 {
+        return Err(FileFault::Writable { mode: file.mode() & 0o7777 }.into());
+    }
+    // For anybody else a folder that a group may write is usual, and a file of another
+    // user in it is refused above.
+    if uid != 0 {
+        return Ok(());
+    }
+    // Without links, so that each folder is the one that is looked up.
+    for folder in fs::canonicalize(folder)?.ancestors() {
+        let found = fs::metadata(folder)?;
+        // In a sticky folder nobody but its owner replaces what is not their own.
+        let open = found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0;
+        if open || !is_one_of(found.uid(), [0, uid]) {
+            return Err(FileFault::Replaceable { owner: found.uid() }.into());
+        }
     }
     Ok(())
 }

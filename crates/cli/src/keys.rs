@@ -182,13 +182,19 @@ fn asked_for(options: DoctorOptions) -> anyhow::Result<Patients> {
     })
 }
 
-/// What `config apply` wrote for keyd.
+/// The settings that `config apply` wrote for keyd.
+///
+/// They name libraries that this process loads. A file that keyd could write is refused:
+/// root would run whatever keyd, or an intruder in keyd, put there.
 fn keyd_settings(context: &Context) -> anyhow::Result<KeydSettings> {
     let path = context.root.settings_file(Daemon::Keyd);
-    // The file belongs to keyd's user, whose settings they are, and not to the operator
-    // who runs this.
-    let text = file::read(&path, Rules::named(SETTINGS_LIMIT))
-        .with_context(|| format!("cannot read {}: run `edgekeep config apply`", path.display()))?;
+    let text = file::read(&path, Rules::obeyed(SETTINGS_LIMIT)).with_context(|| {
+        let path = path.display();
+        match rustix::process::geteuid().is_root() {
+            true => format!("cannot use {path} as root: run `edgekeep config apply` as root"),
+            false => format!("cannot use {path}: run `edgekeep config apply`"),
+        }
+    })?;
     // The error's own text may repeat a part of the file, which has secrets.
     serde_json::from_slice(&text).map_err(|error| {
         anyhow::anyhow!(

@@ -10,6 +10,7 @@ mod swtpm;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -67,7 +68,66 @@ fn token(folder: &Path) {
 fn settings(folder: &Path, settings: &Value) {
     let path = folder.join("etc/edgekeep/keyd.json");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, settings.to_string()).unwrap();
+    fs::write(&path, settings.to_string()).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// A library that says that it was loaded, by making the file `loaded`.
+fn telltale(folder: &Path) -> PathBuf {
+    let (source, library) = (folder.join("telltale.c"), folder.join("telltale.so"));
+    let text = format!(
+        "#include <fcntl.h>\n__attribute__((constructor)) static void tell(void) {{ open(\"{}\", O_CREAT | O_WRONLY, 0600); }}\n",
+        folder.join("loaded").display()
+    );
+    fs::write(&source, text).unwrap();
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{built:?}");
+    library
+}
+
+/// The attack: keyd, or an intruder in it, names a library of its own and waits for root
+/// to look after the tokens.
+#[test]
+fn root_loads_no_library_that_keyd_could_have_named() {
+    use std::os::unix::fs::chown;
+    if !rustix::process::geteuid().is_root() || parts::missing(&["cc"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    settings(folder, &json!({"pkcs11": {"library": telltale(folder)}}));
+    let (path, loaded) = (folder.join("etc/edgekeep/keyd.json"), folder.join("loaded"));
+    examined(&doctor(folder, &[]), 1);
+    assert!(loaded.exists(), "the library would have told");
+    fs::remove_file(&loaded).unwrap();
+    let refused = |why: &str| {
+        let output = doctor(folder, &[]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(why), "{error}");
+        assert!(error.contains("run `edgekeep config apply` as root"), "{error}");
+        assert!(!loaded.exists(), "the library was loaded");
+    };
+    chown(&path, Some(64101), None).unwrap();
+    refused("belongs to uid 64101");
+    chown(&path, Some(0), Some(64201)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
+    refused("others may write the file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let etc = folder.join("etc/edgekeep");
+    chown(&etc, Some(64101), None).unwrap();
+    refused("uid 64101 can replace the file");
+    chown(&etc, Some(0), None).unwrap();
+    fs::rename(&path, etc.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(etc.join("elsewhere"), &path).unwrap();
+    refused("a link in place of a file");
+    fs::remove_file(&path).unwrap();
+    fs::rename(etc.join("elsewhere"), &path).unwrap();
+    examined(&doctor(folder, &[]), 1);
+    assert!(loaded.exists(), "as `config apply` writes the file, it is believed");
 }
 
 #[test]

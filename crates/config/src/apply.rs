@@ -70,6 +70,11 @@ pub enum ApplyError {
     /// It has errors; nothing was written.
     #[error("the configuration has errors; nothing was changed")]
     Invalid(Vec<Diagnostic>),
+    /// Two daemons' users have the same primary group: what one may read the other could.
+    #[error(
+        "the users edgekeep-keyd, edgekeep-identityd and edgekeep-moduled share a primary group; give each a group of its own (usermod --gid), so that none can read another's settings"
+    )]
+    SharedGroup,
     /// A file or folder could not be read or written. Files before it in order may have
     /// been written; applying again completes them.
     #[error("cannot {action} {path}; run as root, or name a folder of your own with --root")]
@@ -108,8 +113,10 @@ pub fn environment(text: &str) -> Environment {
             let content = read_credential(&path, left);
             Some((path, content))
         });
+    let users = users(uid, &passwd);
     Environment {
-        users: users(uid, &passwd),
+        users,
+        groups: groups(users, &passwd),
         hostname,
         uids: uids(&passwd),
         files: files.collect(),
@@ -143,6 +150,21 @@ fn uids(passwd: &str) -> BTreeMap<String, u32> {
     passwd.lines().filter_map(user).collect()
 }
 
+/// The primary groups of the daemons' users in `passwd`, if no two share one.
+fn groups(users: Users, passwd: &str) -> Option<Users> {
+    let of = |uid: u32| {
+        passwd.lines().find_map(|line| {
+            let mut fields = line.split(':').skip(2);
+            let found = fields.next()?.parse::<u32>().ok()?;
+            let group = fields.next()?.parse::<u32>().ok()?;
+            (found == uid).then_some(group)
+        })
+    };
+    let (keyd, identityd, moduled) = (of(users.keyd)?, of(users.identityd)?, of(users.moduled)?);
+    let apart = keyd != identityd && keyd != moduled && identityd != moduled;
+    apart.then_some(Users { keyd, identityd, moduled })
+}
+
 /// The daemons' users: their own if `uid` is root's and all three stand in `passwd`, else
 /// all `uid`.
 fn users(uid: u32, passwd: &str) -> Users {
@@ -169,8 +191,8 @@ pub fn read_config(path: &Path) -> io::Result<String> {
 /// there. Each file is replaced as a whole or not at all.
 ///
 /// # Errors
-/// [`ApplyError::Invalid`] with all diagnostics, before anything is written;
-/// [`ApplyError::File`].
+/// [`ApplyError::Invalid`] with all diagnostics and [`ApplyError::SharedGroup`], before
+/// anything is written; [`ApplyError::File`].
 pub fn apply(
     root: &Root,
     text: &str,
@@ -179,11 +201,18 @@ pub fn apply(
 ) -> Result<Applied, ApplyError> {
     let translated = translate(text, environment).map_err(ApplyError::Invalid)?;
     let users = environment.users;
+    if environment.groups.is_none() && !users.is_single() {
+        return Err(ApplyError::SharedGroup);
+    }
     let mut writer = Writer { mode, changes: Vec::new(), restart: Vec::new() };
     writer.keys(root, users.keyd, &translated.imported_keys)?;
-    writer.settings(root, Daemon::Keyd, users.keyd, &translated.keyd)?;
-    writer.settings(root, Daemon::Identityd, users.identityd, &translated.identityd)?;
-    writer.settings(root, Daemon::Moduled, users.moduled, &translated.moduled)?;
+    let reader = |of: fn(&Users) -> u32| match environment.groups {
+        Some(groups) if !users.is_single() => Ownership::readable_by(of(&groups)),
+        _ => Ownership::alone(of(&users)),
+    };
+    writer.settings(root, Daemon::Keyd, reader(|of| of.keyd), &translated.keyd)?;
+    writer.settings(root, Daemon::Identityd, reader(|of| of.identityd), &translated.identityd)?;
+    writer.settings(root, Daemon::Moduled, reader(|of| of.moduled), &translated.moduled)?;
     let restart =
         Daemon::ALL.into_iter().filter(|daemon| writer.restart.contains(daemon)).collect();
     Ok(Applied { changes: writer.changes, restart, notices: translated.notices })
@@ -220,13 +249,13 @@ impl Writer {
         &mut self,
         root: &Root,
         daemon: Daemon,
-        uid: u32,
+        ownership: Ownership,
         settings: &T,
     ) -> Result<(), ApplyError> {
         let path = root.settings_file(daemon);
         let mut content = serde_json::to_vec_pretty(settings).unwrap_or_default();
         content.push(b'\n');
-        if self.replace(&path, &content, uid, format!("settings of {}", daemon.name()))? {
+        if self.replace(&path, &content, ownership, format!("settings of {}", daemon.name()))? {
             self.restart.push(daemon);
         }
         Ok(())
@@ -273,7 +302,7 @@ impl Writer {
                 self.replace(
                     &path,
                     key.expose(),
-                    uid,
+                    Ownership::alone(uid),
                     format!("key `{id}` for keyd to take over"),
                 )?;
                 self.restart.push(Daemon::Keyd);
@@ -284,7 +313,7 @@ impl Writer {
         // all.
         if handed != known && self.mode == ApplyMode::Write {
             let content = serde_json::to_vec_pretty(&handed).unwrap_or_default();
-            write_atomic(&record, &content, rustix::process::geteuid().as_raw())?;
+            write_atomic(&record, &content, Ownership::alone(rustix::process::geteuid().as_raw()))?;
         }
         Ok(())
     }
@@ -294,7 +323,7 @@ impl Writer {
         &mut self,
         path: &Path,
         content: &[u8],
-        uid: u32,
+        ownership: Ownership,
         what: String,
     ) -> Result<bool, ApplyError> {
         let present = match file::read(path, Rules::named(WRITTEN_LIMIT)) {
@@ -307,8 +336,7 @@ impl Writer {
                 return Err(ApplyError::File { action: "read", path: path.to_owned(), source });
             }
         };
-        let owned = fs::metadata(path)
-            .is_ok_and(|metadata| metadata.uid() == uid && metadata.mode() & 0o777 == 0o600);
+        let owned = fs::metadata(path).is_ok_and(|metadata| ownership.is_that_of(&metadata));
         let same = present.as_deref() == Some(content);
         if let Some(present) = &present
             && same
@@ -318,16 +346,69 @@ impl Writer {
             return Ok(false);
         }
         if self.mode == ApplyMode::Write {
-            write_atomic(path, content, uid)?;
+            write_atomic(path, content, ownership)?;
         }
         self.changes.push(Change { path: path.to_owned(), what, created: present.is_none() });
         Ok(!same)
     }
 }
 
-/// Writes a file that only `uid` can read: a new file beside it, made durable, then
-/// renamed over it.
-pub(crate) fn write_atomic(path: &Path, content: &[u8], uid: u32) -> Result<(), ApplyError> {
+/// The owner, group and permission bits of a file that is written here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ownership {
+    uid: u32,
+    gid: Option<u32>,
+    mode: u32,
+}
+
+impl Ownership {
+    /// Readable and writable by this user alone.
+    pub(crate) const fn alone(uid: u32) -> Self {
+        Self { uid, gid: None, mode: 0o600 }
+    }
+
+    /// Root's, and readable by this group: a daemon reads its settings and cannot change
+    /// what commands that root runs take from them.
+    const fn readable_by(gid: u32) -> Self {
+        Self { uid: 0, gid: Some(gid), mode: 0o640 }
+    }
+
+    /// As a file has them now, with no rights for others than its owner and the readers in
+    /// its group.
+    pub(crate) fn of(path: &Path) -> Result<Self, ApplyError> {
+        let data = fs::metadata(path).map_err(|source| ApplyError::File {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        let mode = 0o600 | data.mode() & 0o040;
+        Ok(Self { uid: data.uid(), gid: (mode != 0o600).then_some(data.gid()), mode })
+    }
+
+    fn is_that_of(self, metadata: &fs::Metadata) -> bool {
+        metadata.uid() == self.uid
+            && self.gid.is_none_or(|gid| metadata.gid() == gid)
+            && metadata.mode() & 0o777 == self.mode
+    }
+
+    fn give(self, file: &File) -> io::Result<()> {
+        let me = rustix::process::geteuid().as_raw();
+        let uid = (self.uid != me).then_some(self.uid);
+        if uid.is_some() || self.gid.is_some() {
+            std::os::unix::fs::fchown(file, uid, self.gid)?;
+        }
+        // Whatever this process's umask took away.
+        file.set_permissions(fs::Permissions::from_mode(self.mode))
+    }
+}
+
+/// Writes a file with this owner and these rights: a new file beside it, made durable,
+/// then renamed over it.
+pub(crate) fn write_atomic(
+    path: &Path,
+    content: &[u8],
+    ownership: Ownership,
+) -> Result<(), ApplyError> {
     let fail = |action| move |source| ApplyError::File { action, path: path.to_owned(), source };
     let Some(folder) = path.parent() else { return Ok(()) };
     if !folder.exists() {
@@ -337,23 +418,14 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8], uid: u32) -> Result<(), 
             .create(folder)
             .map_err(fail("make the folder of"))?;
     }
-    let give_away = |file: &File| match uid == rustix::process::geteuid().as_raw() {
-        true => Ok(()),
-        false => std::os::unix::fs::fchown(file, Some(uid), None),
-    };
-    durable::replace(path, content, 0o600, Until::OnDisk, give_away).map_err(|error| {
-        ApplyError::File { action: error.step, path: path.to_owned(), source: error.source }
-    })
-}
-
-/// Whose a file is.
-pub(crate) fn owner_of(path: &Path) -> Result<u32, ApplyError> {
-    let data = fs::metadata(path);
-    data.map(|data| data.uid()).map_err(|source| ApplyError::File {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })
+    // Closed until it has its owner and its group.
+    durable::replace(path, content, 0o600, Until::OnDisk, |file| ownership.give(file)).map_err(
+        |error| ApplyError::File {
+            action: error.step,
+            path: path.to_owned(),
+            source: error.source,
+        },
+    )
 }
 
 /// Makes a folder that only `uid` can enter, if it is not there.
@@ -489,5 +561,69 @@ mod tests {
         assert_eq!(users(1000, all), Users::all(1000));
         assert_eq!(users(0, "edgekeep-keyd:x:101:1::/:\n"), Users::all(0));
         assert_eq!(users(0, "edgekeep-keyd\n::"), Users::all(0));
+    }
+
+    #[test]
+    fn settings_have_a_group_of_readers_only_if_no_two_daemons_share_one() {
+        let passwd = |keyd: u32, identityd: u32, moduled: u32| {
+            format!("a:x:101:{keyd}::/:\nb:x:102:{identityd}::/:\nc:x:103:{moduled}::/:\n")
+        };
+        let users = Users { keyd: 101, identityd: 102, moduled: 103 };
+        let own = Some(Users { keyd: 1, identityd: 2, moduled: 3 });
+        assert_eq!(groups(users, &passwd(1, 2, 3)), own);
+        for (keyd, identityd, moduled) in [(1, 1, 3), (1, 2, 1), (1, 2, 2), (4, 4, 4)] {
+            assert_eq!(groups(users, &passwd(keyd, identityd, moduled)), None);
+        }
+        assert_eq!(groups(users, "a:x:101:1::/:\n"), None);
+        let folder = tempfile::tempdir().unwrap();
+        let environment = Environment { users, groups: None, ..here() };
+        let error = apply(&Root::new(folder.path()), TEXT, &environment, ApplyMode::Write);
+        assert!(matches!(error, Err(ApplyError::SharedGroup)));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(groups(Users::all(101), &passwd(1, 2, 3)), None);
+    }
+
+    /// Needs root, to be several users. The reader is another program, under the
+    /// daemon's ids.
+    #[test]
+    fn a_daemon_reads_its_settings_and_can_neither_change_them_nor_read_anothers() {
+        use std::os::unix::process::CommandExt as _;
+        use std::process::Command;
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let root = Root::new(folder.path());
+        let environment = Environment {
+            users: Users { keyd: 64101, identityd: 64102, moduled: 64103 },
+            groups: Some(Users { keyd: 64201, identityd: 64202, moduled: 64203 }),
+            ..here()
+        };
+        apply(&root, TEXT, &environment, ApplyMode::Write).unwrap();
+        let done = |uid: u32, gid: u32, words: &[&str]| {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]).uid(uid).gid(gid);
+            command.output().unwrap().status.success()
+        };
+        for (number, daemon) in [(1, Daemon::Keyd), (2, Daemon::Identityd), (3, Daemon::Moduled)] {
+            let path = root.settings_file(daemon);
+            let data = fs::metadata(&path).unwrap();
+            let found = (data.uid(), data.gid(), data.mode() & 0o777);
+            assert_eq!(found, (0, 64200 + number, 0o640), "{}", path.display());
+            let path = path.to_str().unwrap();
+            for reader in 1..=3 {
+                let (uid, gid) = (64100 + reader, 64200 + reader);
+                assert_eq!(done(uid, gid, &["cat", path]), reader == number, "{path} {reader}");
+                assert!(!done(uid, gid, &["cp", "/dev/null", path]), "{path} {reader}");
+                assert!(!done(uid, gid, &["rm", "-f", path]), "{path} {reader}");
+            }
+        }
+        assert_eq!(apply(&root, TEXT, &environment, ApplyMode::Write).unwrap().changes, []);
+        // As an earlier version left the file: given back to root without a restart.
+        std::os::unix::fs::chown(root.settings_file(Daemon::Keyd), Some(64101), None).unwrap();
+        let again = apply(&root, TEXT, &environment, ApplyMode::Write).unwrap();
+        assert_eq!((again.changes.len(), again.restart), (1, vec![]));
+        assert_eq!(fs::metadata(root.settings_file(Daemon::Keyd)).unwrap().uid(), 0);
     }
 }

@@ -7,7 +7,7 @@ use edgekeep_core::hardware::Seal;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
 
-use crate::apply::{ApplyError, owner_of, write_atomic};
+use crate::apply::{ApplyError, Ownership, write_atomic};
 use crate::hardware::SEALS;
 
 /// The configuration with another `seal` in `[aziot_keys]`; comments and order stay.
@@ -51,12 +51,13 @@ pub enum SealError {
     NoTable,
 }
 
-/// Replaces a file by this content as a whole; owner stays, and nobody else can read it.
+/// Replaces a file by this content as a whole. Owner, and a group that may read it, stay;
+/// nobody else can read it.
 ///
 /// # Errors
 /// If it is not there, or cannot be written.
 pub fn replace_config(path: &Path, content: &str) -> Result<(), ApplyError> {
-    write_atomic(path, content.as_bytes(), owner_of(path)?)
+    write_atomic(path, content.as_bytes(), Ownership::of(path)?)
 }
 
 /// Replaces keyd's settings, in the form in which `config apply` writes them.

@@ -47,6 +47,9 @@ pub(crate) const LOCAL_CA: &str = "local-ca";
 pub struct Environment {
     /// Who runs the daemons.
     pub users: Users,
+    /// The primary groups of those users, if each has one of its own that may read its
+    /// settings; without, settings belong to their daemon's user alone.
+    pub groups: Option<Users>,
     /// The operating system's host name, used if the configuration names none.
     pub hostname: String,
     /// The operating system's users by name.

@@ -182,3 +182,38 @@ fn text_that_is_not_utf8_is_an_error_that_says_so() {
         (io::ErrorKind::InvalidData, "the file is not UTF-8 text")
     );
 }
+
+#[test]
+fn an_obeyed_file_is_refused_when_others_may_write_it_or_replace_it() {
+    let zoo = Zoo::new();
+    let set = |name: &str, mode| {
+        fs::set_permissions(zoo.at(name), fs::Permissions::from_mode(mode)).expect("mode");
+    };
+    fs::create_dir_all(zoo.at("way/below")).expect("folders");
+    fs::write(zoo.at("way/below/file"), "content").expect("file");
+    let read = || read(&zoo.at("way/below/file"), Rules::obeyed(100));
+    let found = || FileFault::of(&read().expect_err("refused")).expect("a fault of the file");
+    set("way/below/file", 0o640);
+    assert_eq!(read().expect("nobody else writes it"), b"content");
+    set("way/below/file", 0o660);
+    assert_eq!(found(), FileFault::Writable { mode: 0o660 });
+    set("way/below/file", 0o600);
+    assert_eq!(fault(&zoo.at("link-to-file"), Rules::obeyed(100)), FileFault::Link);
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for folder in ["way/below", "way"] {
+        set(folder, 0o777);
+        assert!(matches!(found(), FileFault::Replaceable { .. }), "{folder}");
+        set(folder, 0o1777);
+        assert!(read().is_ok(), "{folder} is sticky");
+        set(folder, 0o755);
+    }
+    for name in ["way", "way/below"] {
+        std::os::unix::fs::chown(zoo.at(name), Some(4242), None).expect("chown");
+        assert_eq!(found(), FileFault::Replaceable { owner: 4242 });
+        std::os::unix::fs::chown(zoo.at(name), Some(0), None).expect("chown");
+    }
+    std::os::unix::fs::chown(zoo.at("way/below/file"), Some(4242), None).expect("chown");
+    assert_eq!(found(), FileFault::Owner { what: "file", owner: 4242, expected: 0 });
+}
