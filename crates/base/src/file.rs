@@ -94,8 +94,8 @@ impl Rules {
     }
 
     /// Rules for a file that has this process act with its own rights, as to load a
-    /// library: nobody but root and this process's user may have written the file, and for
-    /// root nobody else can put another in its place. At most `limit` bytes.
+    /// library: nobody but root and this process's user may have written the file, and
+    /// for root nobody else can put another in its place. At most `limit` bytes.
     #[must_use]
     pub const fn obeyed(limit: u64) -> Self {
         Self { limit, authors: Authors::Obeyed, links: false }

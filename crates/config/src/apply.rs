@@ -373,8 +373,8 @@ impl Ownership {
         Self { uid: 0, gid: Some(gid), mode: 0o640 }
     }
 
-    /// As a file has them now, with no rights for others than its owner and the readers in
-    /// its group.
+    /// As a file has them now, with no rights for others than its owner and the readers
+    /// in its group.
     pub(crate) fn of(path: &Path) -> Result<Self, ApplyError> {
         let data = fs::metadata(path).map_err(|source| ApplyError::File {
             action: "read",

@@ -141,12 +141,12 @@ key_backend! {
         CreateKeyPair = "making a key pair of these algorithms":
         fn create_key_pair(&self, id: &KeyId, preferred: &[PairAlgorithm]) -> ();
 
-        /// Gives the key pair `from` the id `to`, over one that has it. At no time is neither
-        /// there.
+        /// Gives the key pair `from` the id `to`, over one that has it. At no time is
+        /// neither there.
         ///
         /// # Errors
-        /// If `from` is not there, a symmetric key has the id `to`, both are the same, or the
-        /// store fails.
+        /// If `from` is not there, a symmetric key has the id `to`, both are the same, or
+        /// the store fails.
         MoveKeyPair = "moving a key pair":
         fn move_key_pair(&self, from: &KeyId, to: &KeyId) -> ();
 
@@ -164,12 +164,12 @@ key_backend! {
         PublicParameter = "reading a public parameter":
         fn public_parameter(&self, id: &KeyId, parameter: PublicParameter) -> PublicValue;
 
-        /// ECDSA over a digest that the caller computed. The signature is the DER sequence of
-        /// r and s.
+        /// ECDSA over a digest that the caller computed. The signature is the DER
+        /// sequence of r and s.
         ///
         /// # Errors
-        /// If there is no such key pair, it is not an EC one, or the digest has no digest's
-        /// length.
+        /// If there is no such key pair, it is not an EC one, or the digest has no
+        /// digest's length.
         SignEcdsa = "signing with ECDSA":
         fn sign_ecdsa(&self, id: &KeyId, digest: &[u8]) -> Vec<u8>;
 
@@ -177,8 +177,8 @@ key_backend! {
         /// modulus.
         ///
         /// # Errors
-        /// If there is no such key pair, it is not an RSA one, or the block does not fit the
-        /// padding.
+        /// If there is no such key pair, it is not an RSA one, or the block does not fit
+        /// the padding.
         RsaPrivateOperation = "the RSA private-key operation":
         fn rsa_private_operation(&self, id: &KeyId, padding: RsaPadding, block: &[u8]) -> Vec<u8>;
 
@@ -189,12 +189,12 @@ key_backend! {
         HmacSha256 = "signing with HMAC-SHA256":
         fn hmac_sha256(&self, key: SymmetricKey<'_>, message: &[u8]) -> [u8; 32];
 
-        /// Encrypts with AES-256-GCM into the versioned layout of existing ciphertexts (wire
-        /// facts 5.5).
+        /// Encrypts with AES-256-GCM into the versioned layout of existing ciphertexts
+        /// (wire facts 5.5).
         ///
         /// # Errors
-        /// If there is no such symmetric key, its usage does not cover encryption, it has not
-        /// 32 bytes, or `iv` is empty.
+        /// If there is no such symmetric key, its usage does not cover encryption, it has
+        /// not 32 bytes, or `iv` is empty.
         Encrypt = "encrypting":
         fn encrypt(
             &self,

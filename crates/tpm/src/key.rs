@@ -130,7 +130,8 @@ impl Tpm {
         self.with_key(key, |session, entity| self.hmac(session, entity, text))
     }
 
-    /// ECDSA on P-256 over a digest that the caller computed: the DER sequence of r and s.
+    /// ECDSA on P-256 over a digest that the caller computed: the DER sequence of r and
+    /// s.
     ///
     /// # Errors
     /// As [`Tpm::hmac_sha256`], for keys that do not sign.
@@ -138,7 +139,8 @@ impl Tpm {
         self.with_key(key, |session, entity| self.sign_p256(session, entity, digest))
     }
 
-    /// The bare RSA private-key operation on a block as long as the modulus, and below it.
+    /// The bare RSA private-key operation on a block as long as the modulus, and below
+    /// it.
     ///
     /// # Errors
     /// As [`Tpm::hmac_sha256`], for keys that are no RSA keys.

@@ -44,8 +44,8 @@
 //! | counter of the audit log | owner hierarchy, NV | an auth value that only its maker knows | no |
 //! | authentication key for provisioning | storage root, persistent | as its maker decided | as its maker decided |
 //!
-//! Touches the TPM's device node or the socket of a simulated TPM, and nothing else. Calls
-//! block until the TPM answers. A [`Tpm`] is for one thread at a time.
+//! Touches the TPM's device node or the socket of a simulated TPM, and nothing else.
+//! Calls block until the TPM answers. A [`Tpm`] is for one thread at a time.
 #![forbid(unsafe_code)]
 
 mod attestation;
