@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
+use rustls_pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -13,6 +14,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) body: &'a [u8],
     /// The service's clock, in seconds since 1970.
     pub(crate) now: u64,
+    /// The certificates that the client proved to have the key of, the leaf first.
+    pub(crate) client: &'a [CertificateDer<'static>],
 }
 
 impl Exchange<'_> {
@@ -48,26 +51,72 @@ pub(crate) struct Answer {
     pub(crate) etag: Option<String>,
     pub(crate) retry_after_sec: Option<u32>,
     pub(crate) body: Option<Value>,
+    /// A body that is no JSON, in place of `body`.
+    pub(crate) raw: Option<Box<Raw>>,
+}
+
+/// A body that is sent as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Raw {
+    pub(crate) content_type: &'static str,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) pace: Pace,
+}
+
+/// The way in which a body is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    Whole,
+    /// Again and again.
+    Endless,
+    /// A byte now and then.
+    Slow,
+    /// The first half; then the connection ends.
+    Cut,
 }
 
 impl Answer {
+    pub(crate) fn raw(raw: Raw) -> Self {
+        Self { raw: Some(Box::new(raw)), ..Self::empty(StatusCode::OK) }
+    }
+
     pub(crate) const fn empty(status: StatusCode) -> Self {
-        Self { status, etag: None, retry_after_sec: None, body: None }
+        Self { status, etag: None, retry_after_sec: None, body: None, raw: None }
     }
 
     pub(crate) const fn json(status: StatusCode, body: Value) -> Self {
-        Self { status, etag: None, retry_after_sec: None, body: Some(body) }
+        Self { status, etag: None, retry_after_sec: None, body: Some(body), raw: None }
     }
 }
 
 /// Where a request goes. Segments are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Route {
-    Register { scope: String, registration: String },
-    Operation { scope: String, registration: String, operation: String },
-    Modules { device: String },
-    Module { device: String, module: String },
-    Messages { device: String, module: String },
+    Register {
+        scope: String,
+        registration: String,
+    },
+    Operation {
+        scope: String,
+        registration: String,
+        operation: String,
+    },
+    Modules {
+        device: String,
+    },
+    Module {
+        device: String,
+        module: String,
+    },
+    Messages {
+        device: String,
+        module: String,
+    },
+    /// With the label of a CA, and the name of the operation.
+    Est {
+        label: Option<String>,
+        operation: String,
+    },
     Admin(Vec<String>),
     Unknown,
 }
@@ -77,6 +126,7 @@ pub(crate) enum Route {
 pub(crate) enum Class {
     Dps,
     Hub,
+    Est,
     /// Never hit by a fault.
     Other,
 }
@@ -100,6 +150,12 @@ impl Route {
             ["devices", device, "modules", module, "messages", "events"] => {
                 Self::Messages { device: device.to_owned(), module: module.to_owned() }
             }
+            [".well-known", "est", operation] => {
+                Self::Est { label: None, operation: operation.to_owned() }
+            }
+            [".well-known", "est", label, operation] => {
+                Self::Est { label: Some(label.to_owned()), operation: operation.to_owned() }
+            }
             [scope, "registrations", registration, "register"] => {
                 Self::Register { scope: scope.to_owned(), registration: registration.to_owned() }
             }
@@ -116,6 +172,7 @@ impl Route {
         match self {
             Self::Register { .. } | Self::Operation { .. } => Class::Dps,
             Self::Modules { .. } | Self::Module { .. } | Self::Messages { .. } => Class::Hub,
+            Self::Est { .. } => Class::Est,
             Self::Admin(_) | Self::Unknown => Class::Other,
         }
     }
@@ -131,6 +188,12 @@ impl Route {
             (Self::Module { .. }, &Method::PUT) => &mut calls.hub_put,
             (Self::Module { .. }, &Method::DELETE) => &mut calls.hub_delete,
             (Self::Messages { .. }, &Method::POST) => &mut calls.hub_message,
+            (Self::Est { operation, .. }, _) => match operation.as_str() {
+                "cacerts" => &mut calls.est_cacerts,
+                "simpleenroll" => &mut calls.est_enroll,
+                "simplereenroll" => &mut calls.est_reenroll,
+                _ => &mut calls.unknown,
+            },
             _ => &mut calls.unknown,
         };
         *counter += 1;
@@ -171,7 +234,7 @@ mod tests {
     fn an_api_version_has_the_form_of_a_date() {
         let version = |query| {
             let headers = HeaderMap::new();
-            Exchange { headers: &headers, query, body: b"", now: 0 }
+            Exchange { headers: &headers, query, body: b"", now: 0, client: &[] }
                 .api_version()
                 .map(str::to_owned)
         };

@@ -13,6 +13,8 @@ pub struct Faults {
     pub dps: RouteFaults,
     /// For calls to the hub: registry, messages, MQTT sessions.
     pub hub: RouteFaults,
+    /// For calls to the EST server.
+    pub est: EstFaults,
     /// How far the service's clock is ahead (negative: behind) of this machine's, in
     /// seconds. Moves the `Date` header and the judgement whether a token has expired.
     pub clock_offset_sec: i64,
@@ -51,6 +53,65 @@ pub struct RouteFaults {
     pub times: Option<u32>,
 }
 
+/// Faults of the EST server, beside those of its routes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct EstFaults {
+    /// For all its routes.
+    pub route: RouteFaults,
+    /// An answer in place of a good one to `simpleenroll` and `simplereenroll`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enroll: Option<EstAnswer>,
+    /// An answer in place of a good one to `cacerts`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cacerts: Option<EstAnswer>,
+    /// How many more requests for certificates are answered with 202.
+    pub pending: u32,
+    /// What it says in `Retry-After` with 202, in seconds; absent: it says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_sec: Option<u32>,
+    /// Validity of the certificates that it issues, in seconds; absent: 30 days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validity_sec: Option<u32>,
+}
+
+/// A wrong answer of an EST server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub enum EstAnswer {
+    /// A page for people.
+    Html,
+    /// The right bytes under another media type.
+    OtherType,
+    /// A certificate of another key.
+    WrongKey,
+    /// A certificate that ended yesterday.
+    Expired,
+    /// A certificate that begins tomorrow.
+    NotYetValid,
+    /// A certificate of a CA that nobody knows.
+    WrongChain,
+    /// A list without a certificate.
+    Empty,
+    /// A list that is signed.
+    Signed,
+    /// Base64 of no DER.
+    Junk,
+    /// No base64.
+    NotBase64,
+    /// A body of several megabytes.
+    Oversized,
+    /// A body that never ends.
+    Endless,
+    /// A body of which a byte comes now and then.
+    Slow,
+    /// A body that ends in its middle.
+    Cut,
+    /// 302 to another place.
+    Redirect,
+}
+
 /// Why faults were not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FaultsError {
@@ -68,7 +129,7 @@ impl Faults {
     /// # Errors
     /// A status that is no error, or a delay that is too long.
     pub fn check(&self) -> Result<(), FaultsError> {
-        for class in [&self.dps, &self.hub] {
+        for class in [&self.dps, &self.hub, &self.est.route] {
             if let Some(status) = class.status.filter(|status| !(400..600).contains(status)) {
                 return Err(FaultsError::Status(status));
             }

@@ -1,5 +1,5 @@
-//! A simulated cloud for development and tests: provisioning service, hub registry, and a
-//! check of modules' tokens.
+//! A simulated cloud for development and tests: provisioning service, hub registry, a
+//! check of modules' tokens, and an EST server.
 //!
 //! It listens on loopback unless told otherwise, speaks HTTPS (and MQTT when asked) with
 //! a certificate of its own CA, and keeps everything in memory: nothing is written to
@@ -16,6 +16,8 @@
 //! | PUT `/devices/{d}/modules/{m}` | 200; creates, or with `If-Match` updates; 409, 412, 404 |
 //! | DELETE `/devices/{d}/modules/{m}` | 204 with `If-Match`; 412, 404 |
 //! | POST `/devices/{d}/modules/{m}/messages/events` | 204; needs the module's token |
+//! | GET `/.well-known/est[/{label}]/cacerts`, `.../csrattrs` | 200, base64 of DER |
+//! | POST `/.well-known/est[/{label}]/simpleenroll`, `.../simplereenroll` | 200; 202 with `Retry-After`; 401 without a name and password or a certificate that it takes |
 //! | `/admin/...` | faults, state, enrolments: table in `admin.rs`; loopback only, not subject to faults |
 //!
 //! Requests for the cloud need `api-version=<date>`. The assigned hub name carries the
@@ -23,7 +25,9 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod body;
 mod dps;
+mod est;
 mod exchange;
 mod faults;
 mod hub;
@@ -42,7 +46,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-pub use faults::{DELAY_LIMIT_MS, Faults, FaultsError, RouteFaults};
+pub use est::EstOptions;
+pub use faults::{DELAY_LIMIT_MS, EstAnswer, EstFaults, Faults, FaultsError, RouteFaults};
 pub use tls::{Authority, ServerCertificate, TlsError};
 pub use world::{
     Calls, DeviceState, Enrolment, Keys, MODULE_LIMIT, ModuleState, PresetDevice, PresetError,
@@ -75,6 +80,8 @@ pub struct SimulatorOptions {
     pub module_limit: usize,
     /// MQTT over TLS; off unless given.
     pub mqtt: Option<MqttOptions>,
+    /// Who gets certificates from the EST server.
+    pub est: EstOptions,
 }
 
 /// The MQTT listener's options.
@@ -99,6 +106,7 @@ impl Default for SimulatorOptions {
             snapshot: Snapshot::default(),
             module_limit: MODULE_LIMIT,
             mqtt: None,
+            est: EstOptions::default(),
         }
     }
 }
@@ -172,6 +180,7 @@ impl Simulator {
         let hub = hub_name(&options.host_name, address.port());
         let mut world = World::new(hub, options.scope_id, options.snapshot);
         world.module_limit = options.module_limit;
+        world.est.open(options.est)?;
         for enrolment in options.enrolments {
             let id = enrolment.registration_id.clone();
             world.enrol(enrolment).map_err(|source| StartError::Preset { id, source })?;
@@ -224,6 +233,21 @@ impl Simulator {
     #[must_use]
     pub fn dps_endpoint(&self) -> String {
         format!("https://{}:{}", self.host_name, self.port())
+    }
+
+    /// The EST server's base URL, for example `https://localhost:8443/.well-known/est`; a
+    /// CA's label follows behind a slash.
+    #[must_use]
+    pub fn est_url(&self) -> String {
+        format!("{}/.well-known/est", self.dps_endpoint())
+    }
+
+    /// The root of the EST server's CA of this label, as PEM; that of the default CA
+    /// without one.
+    #[must_use]
+    pub fn est_root_pem(&self, label: Option<&str>) -> Option<String> {
+        let world = self.shared.world();
+        world.est.ca(label).map(|ca| ca.root.certificate_pem().to_owned())
     }
 
     /// The hub's name with its port, for example `localhost:8443`.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 use edgekeep_sim::token::Key;
 use edgekeep_sim::{
-    Authority, Enrolment, MqttOptions, PresetDevice, ServerCertificate, Simulator,
+    Authority, Enrolment, EstOptions, MqttOptions, PresetDevice, ServerCertificate, Simulator,
     SimulatorOptions, Snapshot,
 };
 use serde::{Deserialize, Serialize};
@@ -20,8 +20,8 @@ use zeroize::Zeroizing;
 /// Largest state file that is read, in bytes.
 const STATE_LIMIT: u64 = 64 * 1024 * 1024;
 
-/// A simulated cloud for one machine: provisioning service and hub. For development and
-/// tests only.
+/// A simulated cloud for one machine: provisioning service, hub and EST server. For
+/// development and tests only.
 #[derive(Debug, Parser)]
 #[command(name = "edgekeep-sim", version)]
 struct Arguments {
@@ -65,7 +65,20 @@ struct Arguments {
     /// Private key (PEM) of that certificate.
     #[arg(long, value_name = "FILE", requires = "mqtt_certificate")]
     mqtt_key: Option<PathBuf>,
-    /// Prints one line of JSON, {dps, hub, ca, admin, scopeId, mqtt}, instead of a
+    /// Name and password, NAME:PASSWORD, that the EST server takes.
+    #[arg(long, value_name = "NAME:PASSWORD")]
+    est_user: Option<String>,
+    /// Roots (PEM) of certificates that the EST server takes beside its own: those of
+    /// manufacturers.
+    #[arg(long, value_name = "FILE")]
+    est_clients: Option<PathBuf>,
+    /// Label of another CA of the EST server. May be repeated.
+    #[arg(long, value_name = "LABEL")]
+    est_label: Vec<String>,
+    /// Writes the root of the EST server's CA to this file, as PEM.
+    #[arg(long, value_name = "FILE")]
+    est_ca_out: Option<PathBuf>,
+    /// Prints one line of JSON, {dps, hub, est, ca, admin, scopeId, mqtt}, instead of a
     /// sentence.
     #[arg(long)]
     json: bool,
@@ -133,8 +146,29 @@ async fn main() -> anyhow::Result<()> {
         snapshot,
         module_limit: arguments.module_limit,
         mqtt,
+        est: EstOptions {
+            basic: arguments
+                .est_user
+                .map(|pair| {
+                    let pair = Zeroizing::new(pair);
+                    let (name, password) =
+                        pair.split_once(':').context("--est-user expects NAME:PASSWORD")?;
+                    Ok::<_, anyhow::Error>((name.to_owned(), Zeroizing::new(password.to_owned())))
+                })
+                .transpose()?,
+            clients_pem: arguments
+                .est_clients
+                .as_deref()
+                .map(read)
+                .transpose()?
+                .unwrap_or_default(),
+            labels: arguments.est_label,
+        },
     })
     .await?;
+    if let (Some(path), Some(root)) = (&arguments.est_ca_out, simulator.est_root_pem(None)) {
+        std::fs::write(path, root).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if let Some(path) = &arguments.ca_out {
         std::fs::write(path, simulator.ca_pem())
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -167,7 +201,7 @@ fn announce(simulator: &Simulator, ca: Option<&Path>, as_json: bool) -> anyhow::
     let admin = format!("{dps}/admin");
     let mqtt = simulator.mqtt_address().map(|address| address.to_string());
     let line = if as_json {
-        json!({ "dps": dps, "hub": hub, "ca": ca, "admin": admin, "scopeId": state.scope_id, "mqtt": mqtt }).to_string()
+        json!({ "dps": dps, "hub": hub, "est": simulator.est_url(), "ca": ca, "admin": admin, "scopeId": state.scope_id, "mqtt": mqtt }).to_string()
     } else {
         let ca = ca.map_or_else(
             || "not written, see --ca-out".to_owned(),

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -21,7 +21,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::exchange::{Answer, Class, Exchange, Route};
+use crate::body::Body;
+use crate::exchange::{Answer, Class, Exchange, Pace, Route};
 use crate::faults::RouteFaults;
 use crate::world::World;
 use crate::{admin, dps, hub};
@@ -113,7 +114,15 @@ pub(crate) async fn accept(
 }
 
 async fn serve_http(stream: TlsStream<TcpStream>, peer: SocketAddr, shared: Arc<Shared>) {
-    let service = service_fn(|request| answer(request, peer, &shared));
+    let client: Vec<_> = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .unwrap_or_default()
+        .iter()
+        .map(|it| it.clone().into_owned())
+        .collect();
+    let service = service_fn(|request| answer(request, peer, &client, &shared));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
@@ -134,8 +143,9 @@ struct Dropped;
 async fn answer(
     request: Request<Incoming>,
     peer: SocketAddr,
+    client: &[CertificateDer<'static>],
     shared: &Shared,
-) -> Result<Response<Full<Bytes>>, Dropped> {
+) -> Result<Response<Body>, Dropped> {
     let (head, body) = request.into_parts();
     let route = Route::of(head.uri.path());
     let (class, fault) = {
@@ -145,6 +155,7 @@ async fn answer(
         let fault = match class {
             Class::Dps => world.faults.dps.hit(),
             Class::Hub => world.faults.hub.hit(),
+            Class::Est => world.faults.est.route.hit(),
             Class::Other => RouteFaults::default(),
         };
         (class, fault)
@@ -174,6 +185,7 @@ async fn answer(
                     query: head.uri.query().unwrap_or_default(),
                     body: &body,
                     now,
+                    client,
                 };
                 decide(&route, &head.method, peer, &exchange, shared)
             }
@@ -195,7 +207,7 @@ fn failure(class: Class, fault: &RouteFaults) -> Option<Result<Answer, Dropped>>
     let status = StatusCode::from_u16(fault.status?).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let answer = match class {
         Class::Dps => dps::error(status, "this fault was asked for"),
-        Class::Hub | Class::Other => {
+        Class::Hub | Class::Est | Class::Other => {
             hub::error(status, "SimulatedFault", "this fault was asked for")
         }
     };
@@ -220,6 +232,7 @@ fn decide(
         Route::Modules { device } => world.module_list(method, device, exchange),
         Route::Module { device, module } => world.module(method, device, module, exchange),
         Route::Messages { device, module } => world.message(method, device, module, exchange),
+        Route::Est { label, operation } => world.est(method, label.as_deref(), operation, exchange),
         Route::Admin(_) if !peer.ip().to_canonical().is_loopback() => {
             admin::error(StatusCode::FORBIDDEN, "only from this machine")
         }
@@ -228,11 +241,21 @@ fn decide(
     }
 }
 
-fn write(answer: Answer, now: u64) -> Response<Full<Bytes>> {
-    let Answer { status, etag, retry_after_sec, body } = answer;
-    let body = body.map(|body| body.to_string());
-    let has_body = body.is_some();
-    let mut response = Response::new(Full::new(Bytes::from(body.unwrap_or_default())));
+fn write(answer: Answer, now: u64) -> Response<Body> {
+    let Answer { status, etag, retry_after_sec, body, raw } = answer;
+    let content_type = match (&body, &raw) {
+        (_, Some(raw)) => Some(raw.content_type),
+        (Some(_), None) => Some("application/json; charset=utf-8"),
+        (None, None) => None,
+    };
+    let body = match (raw, body) {
+        (Some(raw), _) => Body::new(raw.bytes, raw.pace),
+        (None, body) => {
+            let text = body.map(|body| body.to_string()).unwrap_or_default();
+            Body::new(text.into_bytes(), Pace::Whole)
+        }
+    };
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     let date =
@@ -241,7 +264,7 @@ fn write(answer: Answer, now: u64) -> Response<Full<Bytes>> {
         (header::DATE, date.and_then(|date| date.format(HTTP_DATE).ok())),
         (header::ETAG, etag.map(|tag| format!("\"{tag}\""))),
         (header::RETRY_AFTER, retry_after_sec.map(|seconds| seconds.to_string())),
-        (header::CONTENT_TYPE, has_body.then(|| "application/json; charset=utf-8".to_owned())),
+        (header::CONTENT_TYPE, content_type.map(str::to_owned)),
     ];
     for (name, value) in fields {
         if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {

@@ -7,9 +7,14 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::ServerConfig;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::CryptoProvider;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName as DistinguishedNameDer, ServerConfig, SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
@@ -95,19 +100,52 @@ impl Authority {
     /// # Errors
     /// No key could be made.
     pub fn new() -> Result<Self, TlsError> {
+        Self::named("edgekeep simulated cloud CA")
+    }
+
+    /// The same, of this name.
+    ///
+    /// # Errors
+    /// No key could be made.
+    pub fn named(name: &str) -> Result<Self, TlsError> {
         let key = KeyPair::generate()?;
-        let mut params = parameters("edgekeep simulated cloud CA", Vec::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::CrlSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
-        let certificate = params.self_signed(&key)?;
-        Ok(Self {
-            certificate_pem: certificate.pem(),
-            key_pem: Zeroizing::new(key.serialize_pem()),
-        })
+        Ok(Self::of(&ca_parameters(name)?.self_signed(&key)?, &key))
+    }
+
+    /// A new CA of this name that this one has issued.
+    ///
+    /// # Errors
+    /// No key could be made.
+    pub fn below(&self, name: &str) -> Result<Self, TlsError> {
+        let key = KeyPair::generate()?;
+        let mut params = ca_parameters(name)?;
+        params.use_authority_key_identifier_extension = true;
+        Ok(Self::of(&params.signed_by(&key, &self.issuer()?)?, &key))
+    }
+
+    fn of(certificate: &rcgen::Certificate, key: &KeyPair) -> Self {
+        Self { certificate_pem: certificate.pem(), key_pem: Zeroizing::new(key.serialize_pem()) }
+    }
+
+    /// A client certificate, PEM, for a key of which only the public half is here: a
+    /// SubjectPublicKeyInfo, DER. It is of the kind that a manufacturer puts into a
+    /// device.
+    ///
+    /// # Errors
+    /// A key that cannot stand in a certificate.
+    pub fn client_certificate_pem(&self, name: &str, key: &[u8]) -> Result<String, TlsError> {
+        let mut params = parameters(name, Vec::new())?;
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = rcgen::SubjectPublicKeyInfo::from_der(key)?;
+        Ok(params.signed_by(&key, &self.issuer()?)?.pem())
+    }
+
+    /// What signs in its name.
+    pub(crate) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, TlsError> {
+        let key = KeyPair::from_pem(&self.key_pem)?;
+        Ok(Issuer::from_ca_cert_pem(&self.certificate_pem, key)?)
     }
 
     /// Its certificate.
@@ -121,8 +159,7 @@ impl Authority {
     /// # Errors
     /// A name that cannot stand in a certificate.
     pub fn issue(&self, names: &[String]) -> Result<ServerCertificate, TlsError> {
-        let issuer =
-            Issuer::from_ca_cert_pem(&self.certificate_pem, KeyPair::from_pem(&self.key_pem)?)?;
+        let issuer = self.issuer()?;
         let mut sans = Vec::new();
         for name in names {
             sans.push(match name.parse::<IpAddr>() {
@@ -144,6 +181,17 @@ impl Authority {
     }
 }
 
+fn ca_parameters(name: &str) -> Result<CertificateParams, TlsError> {
+    let mut params = parameters(name, Vec::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
+    Ok(params)
+}
+
 fn parameters(common_name: &str, sans: Vec<SanType>) -> Result<CertificateParams, TlsError> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name = DistinguishedName::new();
@@ -154,8 +202,9 @@ fn parameters(common_name: &str, sans: Vec<SanType>) -> Result<CertificateParams
     Ok(params)
 }
 
-/// TLS 1.2 and 1.3 without client certificates; no ALPN, since MQTT and HTTP/1.1 clients
-/// alike may send none.
+/// TLS 1.2 and 1.3; no ALPN, since MQTT and HTTP/1.1 clients alike may send none. A
+/// client may prove that it has the key of a certificate: whose that is, is judged for
+/// each call.
 pub(crate) fn server_config(
     certificate: &ServerCertificate,
 ) -> Result<Arc<ServerConfig>, TlsError> {
@@ -165,11 +214,57 @@ pub(crate) fn server_config(
         .map_err(pem("certificate chain"))?;
     let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes())
         .map_err(pem("private key"))?;
-    let config = ServerConfig::builder_with_provider(Arc::new(
-        rustls::crypto::aws_lc_rs::default_provider(),
-    ))
-    .with_safe_default_protocol_versions()?
-    .with_no_client_auth()
-    .with_single_cert(chain, key)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(Arc::new(AnyClient(provider)))
+        .with_single_cert(chain, key)?;
     Ok(Arc::new(config))
+}
+
+/// Takes any certificate whose key the client has, and none.
+#[derive(Debug)]
+struct AnyClient(Arc<CryptoProvider>);
+
+impl ClientCertVerifier for AnyClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedNameDer] {
+        &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }

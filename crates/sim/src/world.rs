@@ -152,6 +152,15 @@ pub struct Calls {
     pub hub_message: u64,
     /// MQTT sessions asked for.
     pub mqtt_connect: u64,
+    /// CA certificates asked for.
+    #[serde(default)]
+    pub est_cacerts: u64,
+    /// First certificates asked for.
+    #[serde(default)]
+    pub est_enroll: u64,
+    /// Successors of certificates asked for.
+    #[serde(default)]
+    pub est_reenroll: u64,
     /// Requests that no route matched.
     pub unknown: u64,
 }
@@ -168,6 +177,9 @@ impl Calls {
             + self.hub_delete
             + self.hub_message
             + self.mqtt_connect
+            + self.est_cacerts
+            + self.est_enroll
+            + self.est_reenroll
             + self.unknown
     }
 }
@@ -239,6 +251,8 @@ pub struct Snapshot {
     pub(crate) enrolments: BTreeMap<String, Enrolment>,
     pub(crate) devices: BTreeMap<String, Device>,
     pub(crate) serial: u64,
+    #[serde(default)]
+    pub(crate) est: BTreeMap<String, crate::est::Ca>,
 }
 
 /// Everything, behind one lock that is never held over an await.
@@ -255,6 +269,7 @@ pub(crate) struct World {
     serial: u64,
     /// Most modules of one device.
     pub(crate) module_limit: usize,
+    pub(crate) est: crate::est::Est,
 }
 
 impl World {
@@ -270,6 +285,7 @@ impl World {
             refusals: VecDeque::new(),
             serial: snapshot.serial,
             module_limit: MODULE_LIMIT,
+            est: crate::est::Est::new(snapshot.est),
         }
     }
 
@@ -278,6 +294,7 @@ impl World {
             enrolments: self.enrolments.clone(),
             devices: self.devices.clone(),
             serial: self.serial,
+            est: self.est.cas().clone(),
         }
     }
 
