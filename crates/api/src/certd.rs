@@ -9,8 +9,10 @@ use crate::client::{Client, ClientError};
 use crate::keyd::{KeyHandle, OnBehalfOf};
 
 /// Versions the service accepts, oldest first.
-pub const API_VERSIONS: &[&str] = &["2020-09-01"];
+pub const API_VERSIONS: &[&str] = &["2020-09-01", "2026-11-01"];
 const VERSION: &str = "api-version=2020-09-01";
+/// The version from which the routes that tell of renewals (ours) are open.
+const RENEWAL_VERSION: &str = "api-version=2026-11-01";
 
 /// `POST /certificates`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,6 +46,47 @@ pub struct Issuer {
 pub struct PemBody {
     /// One or more certificates, leaf first.
     pub pem: String,
+}
+
+/// Answer of `GET /certificates` (ours): the certificates that the configuration names,
+/// and the usual ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateList {
+    /// One each, sorted by id.
+    pub certificates: Vec<CertificateLine>,
+}
+
+/// One certificate and what is planned for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateLine {
+    /// Its id.
+    pub id: String,
+    /// Place that it comes from: `self_signed`, `local_ca`, `est`, `file`, or `api` for
+    /// one that a caller brought.
+    pub method: String,
+    /// Subject, as text.
+    pub subject: String,
+    /// Issuer, as text.
+    pub issuer: String,
+    /// Place of its key: `keyd`, and what stands before a colon names the key there.
+    pub key: String,
+    /// Begin, RFC 3339.
+    pub not_before: String,
+    /// End, RFC 3339.
+    pub not_after: String,
+    /// Days until the end; less than nothing after it.
+    pub days_left: f64,
+    /// Stand of its renewal: `planned`, `window`, `retry`, `clock-implausible`,
+    /// `under-way`, `off`, or `none` if it is not renewed by the service.
+    pub renewal: String,
+    /// Moment of the next attempt, RFC 3339, where one is planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_renewal: Option<String>,
+    /// Reason of the last attempt's failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 /// Typed client of the certificates API.
@@ -94,6 +137,25 @@ impl CertificatesClient {
         let _: PemBody =
             self.0.call(Method::PUT, &path, Some(&PemBody { pem: pem.to_owned() })).await?;
         Ok(())
+    }
+
+    /// The certificates and what is planned for them (ours).
+    ///
+    /// # Errors
+    /// If the service cannot be reached or is another one.
+    pub async fn list(&self) -> Result<CertificateList, ClientError> {
+        let path = format!("/certificates?{RENEWAL_VERSION}");
+        self.0.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// Renews a certificate now (ours).
+    ///
+    /// # Errors
+    /// If the service cannot be reached or refuses, or the renewal fails.
+    pub async fn renew(&self, cert_id: &str) -> Result<(), ClientError> {
+        let id = crate::path_segment(cert_id);
+        let path = format!("/certificates/{id}/renew?{RENEWAL_VERSION}");
+        self.0.call_empty(Method::POST, &path, None::<&()>).await
     }
 
     /// Deletes a stored certificate; one that is absent counts as deleted.

@@ -64,6 +64,11 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: crate::audit::AuditVerb,
     },
+    /// Show, renew and export certificates
+    Certs {
+        #[command(subcommand)]
+        verb: crate::certs::CertsVerb,
+    },
     /// Look after the keys and what they are kept in
     Keys {
         #[command(subcommand)]

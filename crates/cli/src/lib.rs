@@ -11,6 +11,7 @@
 mod arguments;
 mod attest;
 mod audit;
+mod certs;
 mod config;
 pub mod dev;
 mod failure;
@@ -65,6 +66,7 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
         }
         Verb::Config { verb: ConfigVerb::Check { file } } => config::check(&context, file),
         Verb::Audit { verb } => audit::run(&context, verb).await,
+        Verb::Certs { verb } => certs::run(&context, verb).await,
         Verb::Keys { verb } => keys::run(&context, verb),
         Verb::Attest(options) => attest::run(&context, &options).await,
         Verb::Images { collect, dry_run: _ } => images::run(&context, collect).await,

@@ -171,6 +171,18 @@ impl Draft<'_> {
             let remedy = "name a CA's certificate, made with basicConstraints=critical,CA:true";
             self.report.error_with(Code::BadValue, uri.span, key, message, remedy);
         }
+        self.matching_pair(key, uri, certificates, public);
+    }
+
+    /// The first certificate of a file, and the private key that should be its.
+    pub(crate) fn matching_pair(
+        &mut self,
+        key: &str,
+        uri: &Text<'_>,
+        certificates: &[Certificate],
+        public: Option<&[u8]>,
+    ) {
+        let Some(first) = certificates.first() else { return };
         let Some(public) = public.filter(|public| !same_key(first.public_key(), public)) else {
             return;
         };

@@ -1,11 +1,14 @@
 //! `[cert_issuance.local_ca]` and `[edge_ca]`: the CAs on the device and who signs them.
 
-use edgekeep_core::settings::{Issuance, IssuanceMethod, LocalCa, ModuleKeys, PreloadedCert};
+use edgekeep_core::renewal::{Margin, Policy, Window};
+use edgekeep_core::settings::{
+    EdgeCaRenewal, Issuance, IssuanceMethod, LocalCa, ModuleKeys, PreloadedCert,
+};
 
 use crate::credentials::Wanted;
 use crate::diagnostic::Code;
 use crate::document::{Text, View};
-use crate::translate::{Draft, EDGE_CA, EDGE_CA_NEXT, LOCAL_CA, cert_id};
+use crate::translate::{Draft, EDGE_CA, EDGE_CA_NEXT, LOCAL_CA, LOCAL_CA_NEXT, cert_id};
 use crate::value;
 
 /// Validity of a CA that the device makes for itself when nothing is said, in days.
@@ -16,6 +19,16 @@ const MAX_DAYS: u32 = 36_500;
 
 /// Keys of an issuance table that every method takes.
 const ANY_METHOD: [&str; 4] = ["method", "common_name", "subject", "auto_renew"];
+
+/// Keys by which one certificate would prove to its EST server who asks.
+const OWN_PROOF: [&str; 6] = [
+    "username",
+    "password",
+    "bootstrap_identity_cert",
+    "bootstrap_identity_pk",
+    "identity_cert",
+    "identity_pk",
+];
 
 impl Draft<'_> {
     /// Reads `[cert_issuance.local_ca]`.
@@ -30,7 +43,12 @@ impl Draft<'_> {
         self.identityd_keys.push(LOCAL_CA);
         if let Some(options) = view.table("cert") {
             self.only(&view, "a `cert` that is issued", &["cert"]);
-            if let Some(issuance) = self.issuance(&options, IssuanceMethod::LocalCa) {
+            if let Some(issuance) =
+                self.issuance(&options, Some(IssuanceMethod::LocalCa), &[LOCAL_CA])
+            {
+                if issuance.renewal.is_some_and(|renewal| renewal.rotate_key) {
+                    self.identityd_keys.push(LOCAL_CA_NEXT);
+                }
                 self.identityd.cert_issuance.insert(cert, issuance);
             }
         } else if let Some(uri) = view.text("cert") {
@@ -102,7 +120,7 @@ impl Draft<'_> {
                 &[&["cert", "pk", "auto_renew"], &own[..]].concat(),
             );
         } else if view.has("method") {
-            if let Some(issuance) = self.issuance(&view, IssuanceMethod::Est) {
+            if let Some(issuance) = self.issuance(&view, None, &[EDGE_CA, EDGE_CA_NEXT]) {
                 self.issue_edge_ca(issuance, root, &view);
             }
         } else {
@@ -113,11 +131,11 @@ impl Draft<'_> {
                 .count(&view, "auto_generated_edge_ca_expiry_days", 1, MAX_DAYS)
                 .unwrap_or(QUICKSTART_DAYS);
             let common_name = self.common_name(&view);
-            self.auto_renew(&view);
             let issuance = Issuance {
                 method: IssuanceMethod::SelfSigned,
                 common_name,
                 expiry_days: Some(days),
+                renewal: Some(self.auto_renew(&view)),
             };
             self.issue_edge_ca(issuance, root, &view);
         }
@@ -125,6 +143,12 @@ impl Draft<'_> {
     }
 
     fn issue_edge_ca(&mut self, mut issuance: Issuance, root: &View<'_>, view: &View<'_>) {
+        let renewal = issuance.renewal.unwrap_or_default();
+        self.moduled.edge_ca.renewal =
+            if renewal.enabled { EdgeCaRenewal::Service } else { EdgeCaRenewal::Off };
+        if renewal.rotate_key && issuance.method != IssuanceMethod::SelfSigned {
+            self.identityd_keys.extend([EDGE_CA, EDGE_CA_NEXT]);
+        }
         match issuance.method {
             IssuanceMethod::SelfSigned => self.identityd_keys.extend([EDGE_CA, EDGE_CA_NEXT]),
             IssuanceMethod::LocalCa => {
@@ -148,13 +172,19 @@ impl Draft<'_> {
         // The compatible module runtime asks for the renewed certificate under an id of
         // its own, and only then puts it in the place of the old one.
         for id in [EDGE_CA, EDGE_CA_NEXT].into_iter().filter_map(cert_id) {
-            self.identityd.cert_issuance.insert(id, issuance.clone());
+            let renewal = issuance.renewal.filter(|_| id.as_str() == EDGE_CA);
+            self.identityd.cert_issuance.insert(id, Issuance { renewal, ..issuance.clone() });
         }
     }
 
-    /// Reads issuance options. `not_this` is a method that cannot be used here (a CA that
-    /// signs itself is not issued by itself); EST is never possible yet.
-    fn issuance(&mut self, view: &View<'_>, not_this: IssuanceMethod) -> Option<Issuance> {
+    /// Reads issuance options of certificates with these ids. `not_this` is a method that
+    /// cannot be used here: a CA is not issued by itself.
+    fn issuance(
+        &mut self,
+        view: &View<'_>,
+        not_this: Option<IssuanceMethod>,
+        ids: &[&str],
+    ) -> Option<Issuance> {
         let Some(method) = view.text("method") else {
             return self.absent(view, "method", "method is one of self_signed, local_ca, est");
         };
@@ -165,13 +195,7 @@ impl Draft<'_> {
             ("est", IssuanceMethod::Est),
         ];
         let chosen = self.choice(&path, &method, &all)?;
-        if chosen == IssuanceMethod::Est {
-            let message = "method = \"est\" is not supported yet: this version has no EST client";
-            let remedy = "use method = \"self_signed\" or \"local_ca\"";
-            self.report.error_with(Code::NotSupported, method.span, path, message, remedy);
-            return None;
-        }
-        if chosen == not_this {
+        if Some(chosen) == not_this {
             let message = "the local CA cannot be issued by itself";
             self.report.error_with(
                 Code::BadValue,
@@ -183,14 +207,27 @@ impl Draft<'_> {
             return None;
         }
         let choice = format!("method = \"{}\"", method.text);
-        self.only(
-            view,
-            &choice,
-            &[&ANY_METHOD[..], &["expiry_days", "module_keys", "algorithms"]].concat(),
-        );
-        self.auto_renew(view);
+        let edge_ca = &["module_keys", "algorithms"][..];
+        if chosen == IssuanceMethod::Est {
+            // The server decides how long it is valid.
+            let allowed = [&ANY_METHOD[..], &["url"], edge_ca].concat();
+            for key in OWN_PROOF.into_iter().filter(|key| view.has(key)) {
+                if let Some(entry) = view.entry(key) {
+                    let message = format!("`{}` is not supported yet", view.key(key));
+                    let remedy = "set it in [cert_issuance.est.auth], for all certificates";
+                    let path = view.key(key);
+                    let code = Code::NotSupported;
+                    self.report.error_with(code, &entry.key_span, path, message, remedy);
+                }
+            }
+            self.only(view, &choice, &[&allowed[..], &OWN_PROOF].concat());
+            self.est_url_of(view, ids);
+        } else {
+            self.only(view, &choice, &[&ANY_METHOD[..], &["expiry_days"], edge_ca].concat());
+        }
+        let renewal = Some(self.auto_renew(view));
         let expiry_days = self.count(view, "expiry_days", 1, MAX_DAYS);
-        Some(Issuance { method: chosen, common_name: self.common_name(view), expiry_days })
+        Some(Issuance { method: chosen, common_name: self.common_name(view), expiry_days, renewal })
     }
 
     /// `common_name`, or the `CN` of `subject`.
@@ -246,21 +283,33 @@ impl Draft<'_> {
         Some(name.text.chars().take(64).collect())
     }
 
-    fn auto_renew(&mut self, view: &View<'_>) {
-        let Some(renewal) = view.table("auto_renew") else { return };
-        if renewal.boolean("rotate_key") == Some(false) {
-            self.edge_ca_rotates = self.edge_ca_rotates && view.path != "edge_ca";
+    /// Reads `auto_renew`. Without that table a certificate is renewed and keeps its key.
+    fn auto_renew(&mut self, view: &View<'_>) -> Policy {
+        self.renewal_policy(view, "auto_renew")
+    }
+
+    /// Reads a table of renewal under this key.
+    pub(crate) fn renewal_policy(&mut self, view: &View<'_>, key: &str) -> Policy {
+        let mut policy = Policy::default();
+        let Some(renewal) = view.table(key) else { return policy };
+        if renewal.boolean("rotate_key") == Some(false) && view.path == "edge_ca" {
+            self.edge_ca_rotates = false;
         }
-        for key in ["threshold", "retry"] {
-            if let Some(text) = renewal.text(key) {
-                self.checked(&renewal.key(key), &text, value::renewal_time(text.text));
+        policy.enabled = renewal.boolean("enabled").unwrap_or(policy.enabled);
+        policy.rotate_key = renewal.boolean("rotate_key").unwrap_or(policy.rotate_key);
+        for (key, margin) in [("threshold", &mut policy.threshold), ("retry", &mut policy.retry)] {
+            if let Some(text) = renewal.text(key)
+                && let Some(read) =
+                    self.checked(&renewal.key(key), &text, text.text.parse::<Margin>())
+            {
+                *margin = read;
             }
         }
-        let message = format!(
-            "`{}` has no effect: this version does not renew certificates by this policy yet",
-            renewal.path
-        );
-        self.report.notice(Code::NoEffect, &renewal.span, &renewal.path, message, None);
+        if let Some(text) = renewal.text("window") {
+            let read = text.text.parse::<Window>();
+            policy.window = self.checked(&renewal.key("window"), &text, read);
+        }
+        policy
     }
 
     fn module_keys(&mut self, view: &View<'_>) {

@@ -18,6 +18,7 @@ mod credentials;
 mod diagnostic;
 mod document;
 mod edge_ca;
+mod est;
 mod grants;
 mod hardware;
 mod host;

@@ -224,10 +224,15 @@ static ISSUANCE: &[Key] = &[
     table("auto_renew", AUTO_RENEW),
 ];
 
-static AUTO_RENEW: &[Key] = &[key("rotate_key", Kind::Boolean), text("threshold"), text("retry")];
+static AUTO_RENEW: &[Key] = &[
+    key("rotate_key", Kind::Boolean),
+    text("threshold"),
+    text("retry"),
+    key("enabled", Kind::Boolean),
+    text("window"),
+];
 
-static CERT_ISSUANCE: &[Key] =
-    &[table("est", EST).not_yet("EST client"), table("local_ca", LOCAL_CA)];
+static CERT_ISSUANCE: &[Key] = &[table("est", EST), table("local_ca", LOCAL_CA)];
 
 static EST: &[Key] = &[
     key("trusted_certs", Kind::Texts),

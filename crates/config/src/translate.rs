@@ -41,6 +41,7 @@ const TRUST_BUNDLE: &str = "aziot-edged-trust-bundle";
 const TRUST_BUNDLE_USER: &str = "trust-bundle-user";
 /// Cert id and key id of the device's own CA.
 pub(crate) const LOCAL_CA: &str = "local-ca";
+pub(crate) const LOCAL_CA_NEXT: &str = "local-ca-temp";
 
 /// What of the device the translation needs to know.
 #[derive(Debug, Clone, Default)]
@@ -154,7 +155,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) imported_keys: Vec<(KeyId, SecretBytes)>,
     /// Keys that identityd may use besides its own two.
     pub(crate) identityd_keys: Vec<&'static str>,
-    /// Whether the edge CA's successor gets a key of its own.
+    /// Whether the compatible module runtime may give the edge CA's successor a key of
+    /// its own.
     pub(crate) edge_ca_rotates: bool,
     /// Files of certificates and keys that were met.
     pub(crate) credentials: BTreeSet<PathBuf>,
@@ -178,6 +180,7 @@ impl<'a> Draft<'a> {
                 cert_principals: Vec::new(),
                 cert_issuance: BTreeMap::new(),
                 local_ca: None,
+                est: None,
                 preloaded_certs: BTreeMap::new(),
                 connections_per_uid: None,
                 sandbox: true,
@@ -221,6 +224,7 @@ impl<'a> Draft<'a> {
         self.hardware(root);
         self.notary(root);
         self.provisioning(root);
+        self.est(root);
         self.local_ca(root);
         self.edge_ca(root);
         self.trust_bundle(root);

@@ -12,9 +12,10 @@ use edgekeep_core::attestation::Policy;
 use edgekeep_core::create_options::{OwnState, PublishedPorts};
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
 use edgekeep_core::host::{Enforcement, Limits, RestartPolicy, ScopeUse, SeccompPreset, UnitName};
+use edgekeep_core::renewal::Policy as RenewalPolicy;
 use edgekeep_core::settings::{
-    IssuanceMethod, KeyPurpose, ModuleEncryption, ModuleKeys, PreloadedCert, Provisioning,
-    ReprovisioningMode,
+    EdgeCaRenewal, Issuance, IssuanceMethod, KeyPurpose, ModuleEncryption, ModuleKeys,
+    PreloadedCert, Provisioning, ReprovisioningMode,
 };
 use proptest::prelude::*;
 
@@ -121,7 +122,7 @@ fn what_is_not_built_yet_is_refused_by_name_not_as_unknown() {
     for (name, keys) in [
         ("2c.toml", &["provisioning.authentication.method"][..]),
         ("2e.toml", &["provisioning.attestation.method"]),
-        ("2f.toml", &["provisioning.attestation.method", "cert_issuance.est", "edge_ca.method"]),
+        ("2f.toml", &["provisioning.attestation.method"]),
         ("2g.toml", &["provisioning.attestation.method"]),
         ("2h.toml", &["edge_ca.cert"]),
     ] {
@@ -232,20 +233,98 @@ fn the_edge_ca_is_issued_alike_under_the_id_by_which_the_compatible_runtime_rene
     ] {
         let translated = accepted(&format!("{CLOSED}{MANUAL}{tables}"));
         let issuance = &translated.identityd.cert_issuance;
-        assert_eq!(issuance["aziot-edged-ca-temp"], issuance["aziot-edged-ca"], "{tables}");
+        let ca = &issuance["aziot-edged-ca"];
+        assert!(ca.renewal.is_some(), "{tables}");
+        let unrenewed = Issuance { renewal: None, ..ca.clone() };
+        assert_eq!(issuance["aziot-edged-ca-temp"], unrenewed, "{tables}");
         let granted = &translated.identityd.cert_principals[0].certs;
         assert!(granted.iter().any(|id| id == "aziot-edged-ca-temp"), "{tables}");
     }
 }
 
 #[test]
-fn an_edge_ca_table_with_renewal_alone_is_accepted() {
-    let translated = accepted(&format!(
-        "{CLOSED}{MANUAL}[edge_ca.auto_renew]\nrotate_key = false\nthreshold = \"80%\"\nretry = \"4%\"\n"
-    ));
-    assert_eq!(translated.notices.len(), 1);
-    assert_eq!(translated.notices[0].code, Code::NoEffect);
-    assert!(!translated.keyd.principals[1].keys.iter().any(|key| key == "aziot-edged-ca-temp"));
+fn an_edge_ca_is_renewed_by_its_table_and_without_one_keeps_its_key() {
+    let renewal = |table: &str| {
+        let translated = accepted(&format!("{CLOSED}{MANUAL}{table}"));
+        assert_eq!(translated.notices, [], "{table}");
+        let by = translated.moduled.edge_ca.renewal;
+        (translated.identityd.cert_issuance["aziot-edged-ca"].renewal.unwrap(), by)
+    };
+    assert_eq!(renewal(""), (RenewalPolicy::default(), EdgeCaRenewal::Service));
+    assert!(!RenewalPolicy::default().rotate_key);
+    let (policy, by) = renewal(
+        "[edge_ca.auto_renew]\nrotate_key = true\nthreshold = \"10day\"\nretry = \"30min\"\n\
+         window = \"02:00-04:00\"\n",
+    );
+    assert!(policy.enabled && policy.rotate_key && by == EdgeCaRenewal::Service);
+    assert_eq!(policy.threshold.to_string(), "10day");
+    assert_eq!(policy.retry.to_string(), "30min");
+    assert_eq!(policy.window.unwrap().to_string(), "02:00-04:00");
+    let (policy, by) = renewal("[edge_ca.auto_renew]\nenabled = false\n");
+    assert!(!policy.enabled && by == EdgeCaRenewal::Off);
+    for (line, part) in [
+        ("threshold = \"0%\"", "expected \"80%\""),
+        ("retry = \"1h\"", "expected \"80%\""),
+        ("window = \"2-4\"", "different times of the day in UTC"),
+    ] {
+        let found = refused(&format!("{CLOSED}{MANUAL}[edge_ca.auto_renew]\n{line}\n"));
+        assert!(found[0].message.contains(part), "{line}: {found:?}");
+    }
+}
+
+#[test]
+fn keys_of_renewals_that_rotate_are_granted_to_identityd() {
+    let local_ca = "[cert_issuance.local_ca]\ncert = \"file:///ca.pem\"\npk = \"file:///ca.key\"\n";
+    for (rotates, granted) in [("true", true), ("false", false)] {
+        let translated = accepted(&format!(
+            "{CLOSED}{MANUAL}{local_ca}[edge_ca]\nmethod = \"local_ca\"\nauto_renew = {{ rotate_key = {rotates} }}\n"
+        ));
+        let keys = &translated.keyd.principals[0].keys;
+        for key in ["aziot-edged-ca", "aziot-edged-ca-temp"] {
+            assert_eq!(keys.iter().any(|it| it == key), granted, "{rotates}: {keys:?}");
+        }
+    }
+}
+
+#[test]
+fn an_est_server_issues_the_edge_ca_and_the_identity_that_it_is_shown() {
+    const EST: &str = "[cert_issuance.est]\ntrusted_certs = [\"file:///est-root.pem\"]\n\
+        [cert_issuance.est.auth]\nusername = \"press\"\npassword = \"press's own\"\n\
+        bootstrap_identity_cert = \"file:///factory.pem\"\nbootstrap_identity_pk = \"file:///factory.key\"\n";
+    const EDGE: &str = "[edge_ca]\nmethod = \"est\"\ncommon_name = \"press-04 edge ca\"\n";
+    let urls = "[cert_issuance.est.urls]\ndefault = \"https://est.example/.well-known/est\"\n";
+    let translated = accepted(&format!("{MANUAL}{EST}{urls}{EDGE}"));
+    let est = translated.identityd.est.as_ref().unwrap();
+    assert_eq!(est.trusted_certs, ["/est-root.pem"]);
+    assert_eq!(est.urls["default"], "https://est.example/.well-known/est");
+    assert_eq!(est.basic.as_ref().unwrap().password.expose(), "press's own");
+    assert!(!format!("{:?}", translated.identityd).contains("press's own"));
+    let issuance = &translated.identityd.cert_issuance;
+    for (id, name) in [("est-id", Some("press-04")), ("aziot-edged-ca", None)] {
+        assert_eq!(issuance[id].method, IssuanceMethod::Est);
+        assert_eq!(issuance[id].common_name.as_deref(), name);
+        assert!(issuance[id].renewal.is_some());
+    }
+    assert!(translated.identityd.preloaded_certs.contains_key("est-bootstrap-id"));
+    let keys = &translated.keyd.principals[0].keys;
+    for key in ["est-id", "est-id-temp", "est-bootstrap-id"] {
+        assert!(keys.iter().any(|granted| granted == key), "{key}: {keys:?}");
+    }
+
+    let found = refused(&format!("{MANUAL}[edge_ca]\nmethod = \"est\"\n"));
+    assert_eq!(found[0].code, Code::Missing, "{found:?}");
+    let own = "url = \"https://other.example:8443/est\"\n";
+    let translated = accepted(&format!("{MANUAL}{EDGE}{own}"));
+    assert!(translated.identityd.est.unwrap().urls["aziot-edged-ca"].contains(":8443"));
+    for (lines, code) in [
+        (format!("{EDGE}url = \"http://other.example/est\"\n"), Code::BadValue),
+        (format!("{EDGE}{own}username = \"x\"\n"), Code::NotSupported),
+        (format!("{EST}{EDGE}{own}"), Code::Missing),
+        ("[cert_issuance.est.auth]\nusername = \"x\"\n".to_owned(), Code::Missing),
+    ] {
+        let found = refused(&format!("{MANUAL}{lines}"));
+        assert_eq!(found[0].code, code, "{lines}: {found:?}");
+    }
 }
 
 #[test]

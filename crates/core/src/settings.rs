@@ -172,6 +172,9 @@ pub struct IdentitydSettings {
     /// The device's own CA, for `method = "local_ca"`.
     #[serde(default)]
     pub local_ca: Option<LocalCa>,
+    /// The EST servers, for `method = "est"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub est: Option<EstSettings>,
     /// Certificates that exist outside the store.
     #[serde(default)]
     pub preloaded_certs: BTreeMap<CertId, PreloadedCert>,
@@ -297,6 +300,9 @@ pub struct Issuance {
     /// Days of validity; 30 if absent.
     #[serde(default)]
     pub expiry_days: Option<u32>,
+    /// Renewal by identityd; `None`: it is renewed by whoever asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal: Option<crate::renewal::Policy>,
 }
 
 /// Who signs a certificate.
@@ -319,6 +325,31 @@ pub struct LocalCa {
     pub cert: CertId,
     /// Key pair id.
     pub key: KeyId,
+}
+
+/// EST servers (RFC 7030). The device proves who it is by the certificates `est-id` and
+/// `est-bootstrap-id`, by name and password, or by both.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EstSettings {
+    /// PEM files of roots to trust *instead of* the system's, as absolute paths. Empty:
+    /// the system's.
+    pub trusted_certs: Vec<String>,
+    /// Base URLs by the id of the certificate; `default` for all others.
+    pub urls: BTreeMap<String, String>,
+    /// Name and password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub basic: Option<EstBasic>,
+}
+
+/// Name and password for EST servers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EstBasic {
+    /// Name.
+    pub username: String,
+    /// Password.
+    pub password: SecretText,
 }
 
 /// A certificate from outside the store.
@@ -541,6 +572,21 @@ pub struct EdgeCaSettings {
     /// Longest validity of a module certificate, in days; beyond 30 the certificates
     /// API's own limit counts.
     pub module_cert_days: u32,
+    /// The service that renews the CA's certificate in time.
+    pub renewal: EdgeCaRenewal,
+}
+
+/// The service that renews the Edge CA's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EdgeCaRenewal {
+    /// moduled: the certificates service is one that renews nothing.
+    #[default]
+    Runtime,
+    /// The certificates service. moduled steps in only when the certificate is not valid.
+    Service,
+    /// None: the operator turned renewal off.
+    Off,
 }
 
 impl Default for EdgeCaSettings {
@@ -555,6 +601,7 @@ impl Default for EdgeCaSettings {
             algorithms: "ec-p256:rsa-2048:*".into(),
             module_keys: ModuleKeys::default(),
             module_cert_days: 30,
+            renewal: EdgeCaRenewal::default(),
         }
     }
 }

@@ -1,11 +1,15 @@
 //! Certificates: issued from requests, kept, and handed out. Whoever signs does so in
 //! keyd; no private key of a CA is ever in this process.
 
+mod est;
+mod former;
 mod issue;
 mod issuer;
+mod keyd_key;
 mod left_out;
 mod pem;
 mod public_key;
+mod renew;
 mod request;
 mod store;
 mod subject;
@@ -20,11 +24,14 @@ use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, OnBehalfOf, Si
 use edgekeep_core::credentials::{Certificate, encode_pem, pem_of};
 use edgekeep_core::id::CertId;
 use edgekeep_core::issuance::Rights;
-use edgekeep_core::settings::{IdentitydSettings, Issuance, IssuanceMethod, LocalCa};
+use edgekeep_core::settings::{EstSettings, IdentitydSettings, Issuance, IssuanceMethod, LocalCa};
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::store::StoreError;
 use time::OffsetDateTime;
+use tokio::sync::{RwLock, watch};
 
+pub use est::EnrolError;
+pub(crate) use renew::span_of;
 pub use store::CertStoreError;
 pub(crate) use store::preloaded_file;
 
@@ -86,13 +93,12 @@ pub enum CertificateError {
         /// Which certificate.
         id: CertId,
     },
-    /// The configured way is one that this version does not have.
-    #[error(
-        "certificate \"{id}\" is configured to be issued by EST, which this version does not support; use local_ca or self_signed"
-    )]
+    /// The EST server did not issue.
+    #[error("the certificate was not issued by EST")]
     Est {
-        /// Which certificate.
-        id: CertId,
+        /// Why.
+        #[source]
+        source: Box<EnrolError>,
     },
     /// Local CA without its section.
     #[error(
@@ -105,6 +111,25 @@ pub enum CertificateError {
     /// keyd did not sign.
     #[error("the key of the issuer cannot be used")]
     Key(#[source] ClientError),
+    /// keyd did not make, show or move the certificate's own key.
+    #[error(
+        "cannot {step} of certificate \"{id}\"; is keyd running, and may this user use the key?"
+    )]
+    OwnKey {
+        /// Which certificate.
+        id: CertId,
+        /// What was being done.
+        step: &'static str,
+        /// What keyd said.
+        #[source]
+        source: ClientError,
+    },
+    /// There is no certificate, and no subject is configured for one.
+    #[error("certificate \"{id}\" was never issued, and no common_name is configured for it")]
+    NoSubject {
+        /// Which certificate.
+        id: CertId,
+    },
     /// The system has no randomness.
     #[error("no random serial number")]
     Random,
@@ -132,8 +157,15 @@ pub(crate) struct Certificates {
     store: CertStore,
     issuance: BTreeMap<CertId, Issuance>,
     local_ca: Option<LocalCa>,
+    est: Option<EstSettings>,
     keys: KeysClient,
     time: Arc<TrustedTime>,
+    hostname: String,
+    /// Written to while a certificate and its key are swapped, so that nobody meets the
+    /// one without the other.
+    swap: RwLock<()>,
+    /// Counts the certificates that came and went.
+    changes: watch::Sender<u64>,
 }
 
 impl Certificates {
@@ -148,8 +180,12 @@ impl Certificates {
             store: CertStore::open(folder, settings.preloaded_certs.clone(), board)?,
             issuance: settings.cert_issuance.clone(),
             local_ca: settings.local_ca.clone(),
+            est: settings.est.clone(),
             keys,
             time,
+            hostname: settings.hostname.clone(),
+            swap: RwLock::new(()),
+            changes: watch::Sender::new(0),
         })
     }
 
@@ -173,11 +209,28 @@ impl Certificates {
     pub(crate) fn import(&self, id: &CertId, text: &str) -> Result<String, CertificateError> {
         let text = pem_of(&pem::certificates(text)?);
         self.store.write(id, &text, true)?;
+        self.changed();
         Ok(text)
     }
 
     pub(crate) fn remove(&self, id: &CertId) -> Result<(), CertificateError> {
-        Ok(self.store.remove(id)?)
+        self.store.remove(id)?;
+        self.changed();
+        Ok(())
+    }
+
+    /// Returns a receiver that is told of certificates that come and go.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Waits while a certificate and its key are swapped.
+    pub(crate) async fn settled(&self) {
+        let _settled = self.swap.read().await;
     }
 
     /// Issues a certificate for a PKCS#10 request and stores it under `id`. keyd is told
@@ -190,7 +243,17 @@ impl Certificates {
         wanted_end: Option<OffsetDateTime>,
         behalf: Option<&OnBehalfOf>,
     ) -> Result<Issued, CertificateError> {
-        let request = Request::read(&pem::request(csr)?)?;
+        let der = pem::request(csr)?;
+        let request = Request::read(&der)?;
+        if issuer.is_none() && self.method(id) == Some(IssuanceMethod::Est) {
+            request.expect_granted(Rights::of(id.as_str(), true))?;
+            let chain = self.enrol(id, &der).await?;
+            let _settled = self.swap.read().await;
+            let (pem, not_after) = (pem_of(&chain), renew::end_of(&chain)?);
+            self.store.write(id, &pem, true)?;
+            self.changed();
+            return Ok(Issued { pem, not_after });
+        }
         let keys =
             behalf.map_or_else(|| self.keys.clone(), |behalf| self.keys.on_behalf_of(behalf));
         self.certify(&keys, id, &request, issuer, wanted_end).await
@@ -216,15 +279,35 @@ impl Certificates {
         named: Option<NamedIssuer>,
         wanted_end: Option<OffsetDateTime>,
     ) -> Result<Issued, CertificateError> {
+        // Made again from its request at any time, unlike one that others were issued
+        // under.
+        let is_replaceable = named.is_some();
+        let _settled = self.swap.read().await;
+        let issued = self.make(keys, id, request, named, wanted_end, own_keys(id)).await?;
+        self.store.write(id, &issued.pem, !is_replaceable)?;
+        if !is_replaceable {
+            self.changed();
+        }
+        Ok(issued)
+    }
+
+    /// Makes a certificate without storing it. `own` are the keys by which it signs
+    /// itself, where that is its method.
+    async fn make(
+        &self,
+        keys: &KeysClient,
+        id: &CertId,
+        request: &Request,
+        named: Option<NamedIssuer>,
+        wanted_end: Option<OffsetDateTime>,
+        own: Vec<SigningKey>,
+    ) -> Result<Issued, CertificateError> {
         let issuance = self.issuance.get(id);
         let mut serial = [0; 16];
         rand::fill(&mut serial).map_err(|_| CertificateError::Random)?;
         let now = OffsetDateTime::now_utc();
         let (rights, earliest) = (Rights::of(id.as_str(), named.is_none()), self.time.earliest());
         let circumstances = Circumstances { issuance, rights, wanted_end, now, earliest, serial };
-        // Made again from its request at any time, unlike one that others were issued
-        // under.
-        let is_replaceable = named.is_some();
         let (issuer, chain, signers) = match (named, issuance) {
             (Some(named), _) => {
                 let (issuer, chain) = self.issuer(&named.cert, now)?;
@@ -232,8 +315,9 @@ impl Certificates {
             }
             (None, None) => return Err(CertificateError::NotConfigured { id: id.clone() }),
             (None, Some(issuance)) => match issuance.method {
-                IssuanceMethod::Est => return Err(CertificateError::Est { id: id.clone() }),
-                IssuanceMethod::SelfSigned => (None, String::new(), own_keys(id)),
+                // Whoever asks with a request of its own is answered before.
+                IssuanceMethod::Est => return Err(EnrolError::NoServer.into()),
+                IssuanceMethod::SelfSigned => (None, String::new(), own),
                 IssuanceMethod::LocalCa => {
                     let ca = self
                         .local_ca
@@ -247,8 +331,12 @@ impl Certificates {
         let unsigned = issue::prepare(request, issuer.as_ref(), &circumstances)?;
         let mut pem = encode_pem("CERTIFICATE", &signed(keys, &unsigned, signers).await?);
         pem.push_str(&chain);
-        self.store.write(id, &pem, !is_replaceable)?;
         Ok(Issued { pem, not_after: unsigned.not_after })
+    }
+
+    /// Returns how a certificate is issued when nobody names an issuer.
+    pub(crate) fn method(&self, id: &CertId) -> Option<IssuanceMethod> {
+        Some(self.issuance.get(id)?.method)
     }
 
     /// The certificate that signs, and its whole chain.

@@ -16,11 +16,13 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::certificates::{Certificates, NamedIssuer};
 use crate::identity_api::certificate_failed;
+use crate::renewals::Renewals;
 
 /// The state behind the certificates API.
 #[derive(Debug)]
 pub(crate) struct CertificatesApi {
     pub(crate) certificates: Arc<Certificates>,
+    pub(crate) renewals: Arc<Renewals>,
     pub(crate) grants: Grants,
     /// Whose statements about on whose behalf they ask are passed on to keyd. Also root's
     /// only by a grant.
@@ -37,6 +39,8 @@ pub(crate) fn router(api: Arc<CertificatesApi>) -> Router<CertificatesApi> {
         .route(Method::GET, "/certificates/{id}", FIRST, read)
         .route(Method::PUT, "/certificates/{id}", FIRST, import)
         .route(Method::DELETE, "/certificates/{id}", FIRST, delete)
+        .route(Method::GET, "/certificates", API_VERSIONS[1], list)
+        .route(Method::POST, "/certificates/{id}/renew", API_VERSIONS[1], renew)
         .on_sender_changed(|api, caller, what| {
             let pid = caller.pid().unwrap_or(0);
             api.audit.refused(&Entry {
@@ -74,6 +78,25 @@ impl CertificatesApi {
             .parse()
             .map_err(|error: OnBehalfOfError| HttpError::bad_request(error.to_string()))?;
         Ok(self.attestors.contains(&request.caller.uid()).then_some(says))
+    }
+}
+
+/// Ours: the certificates by their ids, and what is planned for them.
+async fn list(api: Arc<CertificatesApi>, _: Request) -> Result<Response, HttpError> {
+    api.certificates.settled().await;
+    let renewals = Arc::clone(&api.renewals);
+    let list = tokio::task::spawn_blocking(move || renewals.list()).await;
+    let list = list.map_err(|error| HttpError::internal(error.to_string()))?;
+    Ok(Response::json(StatusCode::OK, &list))
+}
+
+/// Ours: renews a certificate now, whatever is planned for it.
+async fn renew(api: Arc<CertificatesApi>, request: Request) -> Result<Response, HttpError> {
+    let id: CertId = request.param(0).parse().map_err(|error| bad_id(&error))?;
+    api.authorize(&request, &id)?;
+    match api.renewals.renew_now(&id).await {
+        Ok(()) => Ok(Response::no_content()),
+        Err(words) => Err(HttpError::bad_request(words)),
     }
 }
 
@@ -150,14 +173,23 @@ mod tests {
         let keys = KeysClient::new(folder.path().join("keyd.sock"));
         let time = Arc::new(TrustedTime::open(folder.path()));
         let board = edgekeep_daemon::board::Board::new();
-        let certificates =
-            Certificates::open(folder.path().join("certs"), &settings, keys, time, board).unwrap();
+        let certificates = Certificates::open(
+            folder.path().join("certs"),
+            &settings,
+            keys,
+            Arc::clone(&time),
+            board.clone(),
+        )
+        .unwrap();
         let certificates = Arc::new(certificates);
+        let renewals =
+            Renewals::open(folder.path(), &settings, Arc::clone(&certificates), time, board);
         let uid = rustix::process::getuid().as_raw();
         let grants = Grants::new([(uid, ["mine/*"])]).with_root_restricted();
         let audit = Arc::new(Audit::new(folder.path()));
         let api = Arc::new(CertificatesApi {
             certificates,
+            renewals: Arc::new(renewals),
             grants,
             attestors: BTreeSet::new(),
             audit: Arc::clone(&audit),

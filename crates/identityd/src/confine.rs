@@ -73,13 +73,14 @@ pub(crate) fn confinement(
 ) -> Confinement {
     let mut kept = Confinement::new("[identityd] sandbox", settings.sandbox, CALLS);
     kept.grant(root.state_folder(Daemon::Identityd), Rights::Write);
-    connections(&mut kept, settings, hub);
+    connections(&mut kept, settings, hub, around);
     kept.grant_all(FOR_NAMES, Rights::Read);
     name_servers(&mut kept, around);
     if cfg!(target_env = "musl") {
         kept.section("musl");
     }
-    let named = settings.cloud.trusted_certs.iter().map(PathBuf::from);
+    let of_est = settings.est.iter().flat_map(|est| &est.trusted_certs);
+    let named = settings.cloud.trusted_certs.iter().chain(of_est).map(PathBuf::from);
     let preloaded = settings.preloaded_certs.values().filter_map(|certificate| match certificate {
         PreloadedCert::File(uri) => Some(preloaded_file(uri)),
         PreloadedCert::List(_) => None,
@@ -88,7 +89,8 @@ pub(crate) fn confinement(
         let file = (around.real)(&file);
         kept.grant(if around.is_root { file } else { with_its_folder(root, &file) }, Rights::Read);
     }
-    if settings.cloud.trusted_certs.is_empty() {
+    let est_of_system = settings.est.as_ref().is_some_and(|est| est.trusted_certs.is_empty());
+    if settings.cloud.trusted_certs.is_empty() || est_of_system {
         kept.grant_all(ROOTS, Rights::Read);
         let variables = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(around.variable);
         for paths in variables {
@@ -101,14 +103,25 @@ pub(crate) fn confinement(
 
 /// Connections to the ports that the settings name; to all only where a service may
 /// assign any.
-fn connections(kept: &mut Confinement, settings: &IdentitydSettings, hub: Option<&str>) {
+fn connections(
+    kept: &mut Confinement,
+    settings: &IdentitydSettings,
+    hub: Option<&str>,
+    around: &Surroundings<'_>,
+) {
     let hosts = [settings.parent_hostname.as_deref(), hub];
     let (host, assigns) = match &settings.provisioning {
         Provisioning::None => (None, false),
         Provisioning::Manual { hub, .. } => (Some(hub.as_str()), false),
         Provisioning::Dps { endpoint, .. } => (Some(authority(endpoint)), true),
     };
-    let ports: Vec<u16> = hosts.into_iter().chain([host]).flatten().filter_map(port).collect();
+    let urls = settings.est.iter().flat_map(|est| est.urls.values());
+    let proxy = ["HTTPS_PROXY", "https_proxy"].into_iter().filter_map(around.variable);
+    let proxy: Vec<_> = proxy.filter_map(|url| url.into_string().ok()).collect();
+    let urls = urls.chain(proxy.iter().filter(|_| settings.est.is_some()));
+    let urls = urls.map(|url| authority(url));
+    let ports: Vec<u16> =
+        hosts.into_iter().chain([host]).flatten().chain(urls).filter_map(port).collect();
     kept.reach = USUAL_PORTS
         .into_iter()
         .chain(ports)

@@ -24,6 +24,7 @@ mod local_identity;
 mod metrics;
 mod modules;
 mod refresh;
+mod renewals;
 mod trusted_time;
 
 use std::collections::BTreeSet;
@@ -52,7 +53,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use certificates::{CertStoreError, CertificateError, IssueError};
+pub use certificates::{CertStoreError, CertificateError, EnrolError, IssueError};
 pub use keys::KeysError;
 pub use refresh::RefreshLimits;
 
@@ -62,6 +63,7 @@ use identity_api::IdentityApi;
 use keys::DeviceKeys;
 use modules::Modules;
 use refresh::{Refresh, Refresher, Registry};
+use renewals::Renewals;
 use trusted_time::TrustedTime;
 
 /// Longest time for a call to the hub that somebody waits for.
@@ -185,6 +187,13 @@ impl Identityd {
             board.clone(),
         )?);
         let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings, board.clone());
+        let renewals = Arc::new(Renewals::open(
+            &folder,
+            &settings,
+            Arc::clone(&certificates),
+            Arc::clone(&trusted_time),
+            board.clone(),
+        ));
         let operations = Operations::new(
             Daemon::Identityd,
             &root,
@@ -241,6 +250,9 @@ impl Identityd {
         let mut background = JoinSet::new();
         let transports = vec![Arc::clone(&background_calls), Arc::clone(&interactive_calls)];
         background.spawn(trusted_time.follow(transports, board.clone()));
+        for id in renewals.managed() {
+            background.spawn(Arc::clone(&renewals).keep(id));
+        }
         background.spawn(metrics::keep_looking(metrics::refresh(
             Arc::clone(&certificates),
             &settings,
@@ -283,6 +295,7 @@ impl Identityd {
         Ok(Self {
             certificates: Arc::new(certificates_api::CertificatesApi {
                 certificates: Arc::clone(&certificates),
+                renewals,
                 grants,
                 attestors: settings
                     .cert_principals

@@ -49,9 +49,9 @@ pub(crate) fn called(call: Observed) {
     DURATION.with([call.service, call.method]).observe(call.took);
 }
 
-/// The ids of certificates that are looked at: the usual ones and those that the operator
-/// named. They become labels, so they are made to last as long as the process, once.
-fn ids(settings: &IdentitydSettings) -> Vec<(CertId, &'static str)> {
+/// Returns the ids of certificates that are looked at: the usual ones and those that the
+/// operator named.
+pub(crate) fn shown_ids(settings: &IdentitydSettings) -> Vec<CertId> {
     let usual = USUAL.iter().filter_map(|id| id.parse().ok());
     let files =
         settings.preloaded_certs.iter().filter(|(_, cert)| matches!(cert, PreloadedCert::File(_)));
@@ -61,7 +61,15 @@ fn ids(settings: &IdentitydSettings) -> Vec<(CertId, &'static str)> {
     ids.sort();
     ids.dedup();
     ids.truncate(CONFIGURED);
-    ids.into_iter().map(|id| (id.clone(), &*id.as_str().to_owned().leak())).collect()
+    ids
+}
+
+/// Returns the ids as labels, which are made to last as long as the process, once.
+fn ids(settings: &IdentitydSettings) -> Vec<(CertId, &'static str)> {
+    shown_ids(settings)
+        .into_iter()
+        .map(|id| (id.clone(), &*id.as_str().to_owned().leak()))
+        .collect()
 }
 
 /// Looks at the certificates when metrics are asked for.

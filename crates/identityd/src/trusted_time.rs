@@ -6,15 +6,16 @@
 //! corrected by its next answer, and a file that cannot be read is begun anew.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use edgekeep_cloud::Transport;
 use edgekeep_core::clock::{self, Moment};
 use edgekeep_core::health::{Code, Subject};
+use edgekeep_core::renewal;
 use edgekeep_daemon::board::Board;
-use edgekeep_daemon::clock::{BootClock, wall};
+use edgekeep_daemon::clock::{BootClock, reading, wall};
 use edgekeep_daemon::store::StateFile;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -38,6 +39,8 @@ pub(crate) struct TrustedTime {
     file: StateFile<Kept>,
     last_good: AtomicI64,
     saved: AtomicI64,
+    /// The latest answer since the start, and the moment at which it came.
+    told: Mutex<Option<(i64, Moment)>>,
     boot: BootClock,
 }
 
@@ -53,6 +56,7 @@ impl TrustedTime {
             file,
             last_good: AtomicI64::new(known),
             saved: AtomicI64::new(known),
+            told: Mutex::new(None),
             boot: BootClock::read(),
         }
     }
@@ -68,20 +72,36 @@ impl TrustedTime {
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
+    /// Judges the wall clock by what the services told.
+    fn judge(&self, wall: i64) -> clock::Plausibility {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let by_that = told.map(|(date, at)| {
+            date.saturating_add_unsigned(self.boot.now().seconds.saturating_sub(at.seconds))
+        });
+        clock::judge(wall, self.last_good(), by_that)
+    }
+
+    /// Returns the present, as plans for renewals take it.
+    pub(crate) fn now(&self) -> renewal::Now {
+        let reading = reading();
+        renewal::Now {
+            reading,
+            earliest: clock::earliest(self.last_good()),
+            plausible: self.judge(reading.wall) == clock::Plausibility::Plausible,
+        }
+    }
+
     /// Takes in the services' answers and judges the clock by them, for ever.
     pub(crate) async fn follow(self: Arc<Self>, transports: Vec<Arc<Transport>>, board: Board) {
-        let mut told: Option<(i64, Moment)> = None;
         loop {
             if let Some(date) =
                 transports.iter().filter_map(|transport| transport.take_date()).max()
             {
-                told = Some((date, self.boot.now()));
+                *self.told.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some((date, self.boot.now()));
                 self.learn(date);
             }
-            let by_that = told.map(|(date, at)| {
-                date.saturating_add_unsigned(self.boot.now().seconds.saturating_sub(at.seconds))
-            });
-            match clock::judge(wall(), self.last_good(), by_that).words() {
+            match self.judge(wall()).words() {
                 Some(wrong) => board.raise(Code::ClockImplausible, &Subject::device(), wrong),
                 None => board.clear_all(Code::ClockImplausible),
             }

@@ -28,6 +28,7 @@ const PURPOSES: &[(&str, Purpose)] = &[
     ("aziot-edged-ca", Purpose::Ca),
     ("aziot-edged-ca-temp", Purpose::Ca),
     ("local-ca", Purpose::Ca),
+    ("local-ca-temp", Purpose::Ca),
     ("aziot_identityd_master_id", Purpose::Identity),
     ("device-id", Purpose::Identity),
     ("iotedge_master_encryption_id", Purpose::Seal),

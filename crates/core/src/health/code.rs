@@ -118,6 +118,12 @@ codes! {
     CertificateEndsSoon = "certificate-ends-soon", Warning,
         "A certificate ends soon and was not renewed yet.",
         "See that the issuer can be reached; a preloaded certificate has to be replaced before its end.";
+    RenewalFails = "renewal-fails", Warning,
+        "A certificate is due for renewal, and the last attempt failed. The old certificate is in use.",
+        "Mend what the details name, or wait: attempts go on, more often towards the end. `edgekeep certs renew ID` tries at once.";
+    RenewalOnHold = "renewal-on-hold", Warning,
+        "No renewal of a certificate is planned, since the clock cannot be right.",
+        "Set the clock, or let a time server set it.";
     CertificateFile = "certificate-file", Warning,
         "A file of certificates that the configuration names cannot be used, or not all of it. The rest is used.",
         "The detail names file, line, block and remedy. Correct the file; a private key in it reaches nobody, and should be \

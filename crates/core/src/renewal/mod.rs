@@ -26,8 +26,10 @@ use crate::issuance::Term;
 
 /// Longest time between two looks at a certificate for which nothing is due.
 pub const LONGEST_SLEEP: Duration = Duration::from_secs(6 * 3600);
-/// First pause after a failure; it doubles with each further one.
+/// First pause after a failure, in seconds; it doubles with each further one.
 pub const FIRST_PAUSE: i64 = 60;
+/// The same while no valid certificate is there, as when daemons start together.
+pub const FIRST_OUTAGE_PAUSE: i64 = 5;
 /// Longest pause while no valid certificate is there, in seconds.
 pub const LONGEST_OUTAGE_PAUSE: i64 = 600;
 /// Longest pause that a service can ask for, in seconds.
@@ -74,6 +76,8 @@ pub enum Event {
     Look,
     /// The certificate was read, with its key; `None` if there is no usable pair.
     Found(Option<Span>),
+    /// The certificate that issues this one is another now: what failed before may not.
+    IssuerChanged,
     /// An operator asked for a renewal now.
     Asked,
     /// A new certificate and its key are in place.
@@ -225,6 +229,9 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Decision) {
     match event {
         Event::Look => {}
         Event::Found(held) => state.held = held,
+        Event::IssuerChanged => {
+            (state.pause, state.kept.failures, state.kept.pause_until) = (None, 0, None);
+        }
         Event::Asked => (state.asked, state.pause) = (true, None),
         Event::Succeeded(span) => {
             let left = span.end.saturating_sub(now.reading.wall);
@@ -319,7 +326,8 @@ fn pause(state: &State, retry_after: Option<Duration>, now: Now) -> i64 {
     let longest = longest_pause(&state.policy, valid);
     let left = valid.map(|held| held.end - wall);
     let cap = left.map_or(LONGEST_OUTAGE_PAUSE, |left| (left / 8).max(FIRST_PAUSE)).min(longest);
-    let doubled = FIRST_PAUSE << state.kept.failures.min(20);
+    let first = if valid.is_some() { FIRST_PAUSE } else { FIRST_OUTAGE_PAUSE };
+    let doubled = first << state.kept.failures.min(20);
     let whole = doubled.min(cap);
     let random = state.kept.seed ^ u64::from(state.kept.failures).wrapping_mul(0x9e37_79b9);
     let pause = whole - fraction(whole / 4, random);

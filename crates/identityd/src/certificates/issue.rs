@@ -169,7 +169,8 @@ fn extensions(
         // Readers that go by the subject must not pass over a certificate without one.
         extensions.push(extension(is_nameless, &SubjectAltName(names))?);
     }
-    extensions.push(extension(false, &SubjectKeyIdentifier(OctetString::new(request.key.id())?))?);
+    let key_id = request.key_id.clone().unwrap_or_else(|| request.key.id());
+    extensions.push(extension(false, &SubjectKeyIdentifier(OctetString::new(key_id)?))?);
     if let Some(key_id) = issuer.and_then(|issuer| issuer.key_id.clone()) {
         let value = AuthorityKeyIdentifier {
             key_identifier: Some(key_id),

@@ -1,13 +1,13 @@
 //! The certificate that signs.
 
-use der::asn1::{Any, BitStringRef, OctetString};
+use der::asn1::{Any, AnyRef, BitStringRef, OctetString};
 use der::oid::AssociatedOid as _;
-use der::{Decode as _, Sequence};
+use der::{Decode as _, Encode as _, Sequence};
 use edgekeep_core::issuance::IssuerValidity;
 use time::OffsetDateTime;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectKeyIdentifier};
-use x509_cert::spki::SubjectPublicKeyInfoOwned;
+use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::time::Validity;
 
 use super::IssueError;
@@ -27,28 +27,47 @@ pub(super) struct Issuer {
 
 /// A certificate (RFC 5280, section 4.1), of which only what matters here is looked into.
 #[derive(Sequence)]
-struct Certificate<'a> {
-    tbs: Tbs,
+pub(super) struct Certificate<'a> {
+    pub(super) tbs: Tbs,
     algorithm: Any,
     signature: BitStringRef<'a>,
 }
 
 #[derive(Sequence)]
-struct Tbs {
+pub(super) struct Tbs {
     #[asn1(context_specific = "0", default = "first_version")]
     version: u8,
     serial: Any,
     signature: Any,
     issuer: Any,
-    validity: Validity,
-    subject: Any,
-    key: SubjectPublicKeyInfoOwned,
+    pub(super) validity: Validity,
+    pub(super) subject: Any,
+    pub(super) key: SubjectPublicKeyInfoOwned,
     #[asn1(context_specific = "1", tag_mode = "IMPLICIT", optional = "true")]
     issuer_unique_id: Option<der::asn1::BitString>,
     #[asn1(context_specific = "2", tag_mode = "IMPLICIT", optional = "true")]
     subject_unique_id: Option<der::asn1::BitString>,
     #[asn1(context_specific = "3", tag_mode = "EXPLICIT", optional = "true")]
-    extensions: Option<Vec<Extension>>,
+    pub(super) extensions: Option<Vec<Extension>>,
+}
+
+/// A certificate whose signed part is in its bytes.
+#[derive(Sequence)]
+struct Signed<'a> {
+    tbs: AnyRef<'a>,
+    algorithm: AlgorithmIdentifierOwned,
+    signature: BitStringRef<'a>,
+}
+
+/// Returns whether the key of one certificate has signed another; both DER.
+pub(super) fn has_signed(issuer: &[u8], certificate: &[u8]) -> bool {
+    let check = || {
+        let key = PublicKey::read(&Certificate::from_der(issuer).ok()?.tbs.key).ok()?;
+        let signed = Signed::from_der(certificate).ok()?;
+        let signature = signed.signature.as_bytes()?;
+        Some(key.verifies(signed.algorithm.oid, &signed.tbs.to_der().ok()?, signature))
+    };
+    check().unwrap_or(false)
 }
 
 fn first_version() -> u8 {

@@ -112,6 +112,17 @@ impl PublicKey {
         })
     }
 
+    /// Returns the algorithms, as keyd takes them, of which a successor of this key can
+    /// be, the likest first. keyd makes no keys of the other kinds that it can hold.
+    pub(super) fn successors(&self) -> &'static str {
+        match self.kind {
+            KeyKind::P256 | KeyKind::P384 => "ec-p256:rsa-2048:*",
+            // DER of a key of 2048 bits has 270 bytes.
+            KeyKind::Rsa if self.key.len() <= 280 => "rsa-2048:ec-p256:*",
+            KeyKind::Rsa => "rsa-4096:rsa-2048:*",
+        }
+    }
+
     /// Returns the SHA-256 of the key, cut to 160 bits (RFC 7093, method 1).
     pub(super) fn id(&self) -> Vec<u8> {
         digest::digest(&digest::SHA256, &self.key).as_ref()[..20].to_vec()

@@ -4,18 +4,20 @@ use der::asn1::{AnyRef, BitStringRef, SetOfVec};
 use der::oid::{AssociatedOid as _, ObjectIdentifier};
 use der::{Decode, Encode as _, Sequence};
 use edgekeep_core::issuance::{
-    AlternativeName, Asked, Constraints, KeyUsage, NameError, Purpose, Refusal,
+    AlternativeName, Asked, Constraints, KeyUsage, NameError, Purpose, Refusal, Rights, grant,
 };
 use x509_cert::attr::Attribute;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
-    BasicConstraints, ExtendedKeyUsage, KeyUsage as KeyUsageExtension, SubjectAltName,
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage as KeyUsageExtension,
+    SubjectAltName, SubjectKeyIdentifier,
 };
 use x509_cert::name::{Name, RdnSequence};
 use x509_cert::request::ExtensionReq;
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
+use super::issuer::Certificate;
 use super::public_key::PublicKey;
 use super::{IssueError, subject};
 
@@ -27,6 +29,9 @@ const EXTENSIONS: usize = 32;
 pub(super) struct Request {
     pub(super) subject: RdnSequence,
     pub(super) key: PublicKey,
+    /// Identifier of the key, where certificates that exist name it by another one than
+    /// ours.
+    pub(super) key_id: Option<Vec<u8>>,
     pub(super) asked: Asked,
 }
 
@@ -68,7 +73,7 @@ impl Request {
             return Err(refuse("its signature does not verify with its own key"));
         }
         let subject = subject::rebuilt(&info.subject).map_err(refuse)?;
-        Ok(Self { subject, key, asked: asked(&extensions(&info)?)? })
+        Ok(Self { subject, key, key_id: None, asked: asked(&extensions(&info)?)? })
     }
 
     /// Returns a request of our own, for a key that we made: a plain end entity.
@@ -94,7 +99,49 @@ impl Request {
         };
         let subject =
             subject::of_common_name(common_name).map_err(|_| refuse("its name is not usable"))?;
-        Ok(Self { subject, key: PublicKey::read(&info).map_err(refuse)?, asked })
+        Ok(Self { subject, key: PublicKey::read(&info).map_err(refuse)?, key_id: None, asked })
+    }
+}
+
+impl Request {
+    /// Returns a request of our own for the successor of a certificate: of the same name,
+    /// with the same rights, for the same key or another. Rights are decided anew.
+    pub(super) fn renewed(der: &[u8], key: PublicKey) -> Result<Self, IssueError> {
+        let unreadable = |_| refuse("the certificate to be renewed cannot be read");
+        let tbs = Certificate::from_der(der).map_err(unreadable)?.tbs;
+        let subject = tbs.subject.to_der().and_then(|der| Name::from_der(&der));
+        let subject = subject::rebuilt(&subject.map_err(unreadable)?).map_err(refuse)?;
+        let mut extensions = tbs.extensions.unwrap_or_default();
+        // What was issued before names the issuer by it.
+        let same_key = PublicKey::read(&tbs.key).is_ok_and(|old| old == key);
+        let key_id = extensions
+            .iter()
+            .find(|extension| same_key && extension.extn_id == SubjectKeyIdentifier::OID)
+            .and_then(|it| SubjectKeyIdentifier::from_der(it.extn_value.as_bytes()).ok())
+            .map(|id| id.0.as_bytes().to_vec());
+        // Of these each certificate has its own.
+        let own = [SubjectKeyIdentifier::OID, AuthorityKeyIdentifier::OID];
+        extensions.retain(|extension| !own.contains(&extension.extn_id));
+        Ok(Self { subject, key, key_id, asked: asked(&extensions)? })
+    }
+
+    /// Refuses a request that asks for more than a certificate with these rights may
+    /// have, whoever issues it.
+    pub(super) fn expect_granted(&self, rights: Rights) -> Result<(), IssueError> {
+        let has_subject = !self.subject.is_empty();
+        grant(&self.asked, rights, None, has_subject).map_err(|refusal| refused(&refusal))?;
+        Ok(())
+    }
+
+    /// Returns a request of our own for a CA that signs other CAs.
+    pub(super) fn for_ca(common_name: &str, key: PublicKey) -> Result<Self, IssueError> {
+        let usage = KeyUsage::DIGITAL_SIGNATURE | KeyUsage::KEY_CERT_SIGN | KeyUsage::CRL_SIGN;
+        let asked = Asked {
+            usage: Some(KeyUsage(usage)),
+            constraints: Some(Constraints { ca: true, path_len: None }),
+            ..Asked::default()
+        };
+        Ok(Self { subject: subject::of_common_name(common_name)?, key, key_id: None, asked })
     }
 }
 

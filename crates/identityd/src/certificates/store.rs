@@ -15,8 +15,10 @@ use edgekeep_core::id::CertId;
 use edgekeep_core::settings::PreloadedCert;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::store::{self, StoreError};
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use super::former;
 use super::left_out::LeftOut;
 
 /// Letters and digits of the id that stand in the file name, for people; the hash behind
@@ -108,7 +110,12 @@ impl CertStore {
             return self.read_one(id);
         };
         // A member may come later: the CA is issued after the first start.
-        let bundle = each_once(members.iter().filter_map(|member| self.read_one(member).ok()));
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let with_former = members.iter().flat_map(|member| {
+            let former = former::read(&self.path(member), now);
+            self.read_one(member).into_iter().chain([former])
+        });
+        let bundle = each_once(with_former);
         if bundle.is_empty() {
             Err(CertStoreError::NotFound { id: id.clone() })
         } else {
@@ -165,6 +172,14 @@ impl CertStore {
         durable: bool,
     ) -> Result<(), CertStoreError> {
         self.refuse_preloaded(id)?;
+        let in_bundle = |cert: &PreloadedCert| matches!(cert, PreloadedCert::List(members) if members.contains(id));
+        if self.preloaded.values().any(in_bundle)
+            && let Ok(old) = self.read_one(id)
+        {
+            let new = read_certificates(pem.as_bytes(), &Limits::FILE).certificates;
+            let now = OffsetDateTime::now_utc().unix_timestamp();
+            former::remember(&self.path(id), &old, &new, now)?;
+        }
         let write = if durable { store::write_atomic } else { store::write_replaceable };
         write(&self.path(id), pem.as_bytes(), 0o600)?;
         Ok(())
@@ -297,6 +312,41 @@ mod tests {
         std::fs::write(at("the user's.pem"), &user).unwrap();
         store.look();
         assert_eq!(told().len(), 4, "what was put right is no longer told");
+    }
+
+    #[test]
+    fn a_former_ca_is_in_the_bundle_until_it_ends_and_one_of_the_same_key_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let preloaded = BTreeMap::from([(id("bundle"), PreloadedCert::List(vec![id("ca")]))]);
+        let certs = folder.path().join("certs");
+        let store = CertStore::open(certs, preloaded, Board::new()).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let made = |key: &rcgen::KeyPair, days: i64| {
+            let mut params = rcgen::CertificateParams::new(vec!["ca".to_owned()]).unwrap();
+            params.not_before = OffsetDateTime::now_utc() - time::Duration::days(9);
+            params.not_after = OffsetDateTime::now_utc() + time::Duration::days(days);
+            params.self_signed(key).unwrap().pem()
+        };
+        let other = rcgen::KeyPair::generate().unwrap();
+        let (first, renewed) = (made(&key, 5), made(&key, 90));
+        let (rotated, over) = (made(&other, 90), made(&key, -1));
+        let bundle = || pem_of(&store.read(&id("bundle")).unwrap());
+        store.write(&id("ca"), &first, true).unwrap();
+        store.write(&id("ca"), &renewed, true).unwrap();
+        assert_eq!(bundle(), renewed, "the same key verifies what both issued");
+        store.write(&id("ca"), &rotated, true).unwrap();
+        assert_eq!(bundle(), format!("{rotated}{renewed}"));
+        assert_eq!(pem_of(&store.read(&id("ca")).unwrap()), rotated);
+        store.write(&id("ca"), &over, true).unwrap();
+        assert_eq!(bundle(), format!("{over}{rotated}{renewed}"));
+        store.write(&id("ca"), &rotated, true).unwrap();
+        assert_eq!(bundle(), format!("{rotated}{renewed}"), "what is over has gone");
+        // Replaced without end, it stays within bounds.
+        for _ in 0..20 {
+            let pair = rcgen::KeyPair::generate().unwrap();
+            store.write(&id("ca"), &made(&pair, 90), true).unwrap();
+        }
+        assert_eq!(store.read(&id("bundle")).unwrap().len(), 9);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(crate) async fn self_signed_ca(device: &mut Device, id: &str, pair: &KeyPair
 }
 
 pub(crate) fn issuance(method: IssuanceMethod) -> Issuance {
-    Issuance { method, common_name: None, expiry_days: Some(90) }
+    Issuance { method, common_name: None, expiry_days: Some(90), renewal: None }
 }
 
 /// A device with a CA that is issued by its own key.

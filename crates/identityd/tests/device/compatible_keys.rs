@@ -23,8 +23,12 @@ async fn a_device_its_modules_and_its_ca_live_on_a_compatible_keys_service_and_s
     let mut device = Device::new(&sim, manual(&sim)).await;
     device.stop_keyd().await;
     let keys = Compatible::keys_alone(&device.root);
-    let issuance =
-        Issuance { method: IssuanceMethod::SelfSigned, common_name: None, expiry_days: Some(90) };
+    let issuance = Issuance {
+        method: IssuanceMethod::SelfSigned,
+        common_name: None,
+        expiry_days: Some(90),
+        renewal: None,
+    };
     device.settings.cert_issuance.insert(CA.parse().unwrap(), issuance);
     device.start().await;
     device.until_device(|identity| identity.device_id == "press-05").await;

@@ -111,6 +111,7 @@ impl Device {
             cert_principals: Vec::new(),
             cert_issuance: [].into(),
             local_ca: None,
+            est: None,
             preloaded_certs: [].into(),
             connections_per_uid: None,
             sandbox: false,
@@ -146,7 +147,7 @@ impl Device {
         device
     }
 
-    async fn start_keyd(&mut self) {
+    pub(crate) async fn start_keyd(&mut self) {
         let all = || vec!["*".to_owned()];
         let daemon = KeyPrincipal {
             uid: uid(),

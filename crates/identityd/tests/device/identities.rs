@@ -436,7 +436,8 @@ async fn in_a_nested_installation_the_parent_is_the_gateway() {
 async fn a_local_identity_is_a_key_and_a_certificate_of_this_device_s_ca() {
     let sim = cloud().await;
     let mut device = Device::new(&sim, manual(&sim)).await;
-    let issuance = |method| Issuance { method, common_name: None, expiry_days: Some(7) };
+    let issuance =
+        |method| Issuance { method, common_name: None, expiry_days: Some(7), renewal: None };
     let settings = &mut device.settings;
     settings.localid_domain = Some("plant7.example".to_owned());
     settings.cert_issuance.insert("updater".parse().unwrap(), issuance(IssuanceMethod::LocalCa));

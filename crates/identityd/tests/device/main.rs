@@ -8,3 +8,4 @@ mod forms;
 mod harness;
 mod identities;
 mod provisioning;
+mod renewals;

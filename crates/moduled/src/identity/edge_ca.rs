@@ -7,7 +7,7 @@ use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::{Recipient, says_absent};
 use edgekeep_core::edge_ca::{Due, due};
 use edgekeep_core::issuance::Term;
-use edgekeep_core::settings::EdgeCaSettings;
+use edgekeep_core::settings::{EdgeCaRenewal, EdgeCaSettings};
 use time::OffsetDateTime;
 
 use crate::identity::remote_key::{RemoteKey, RemoteKeyError};
@@ -27,6 +27,12 @@ pub(crate) enum EdgeCaError {
     /// The key could not be used.
     #[error(transparent)]
     Key(#[from] RemoteKeyError),
+    /// The certificate is of no use now, and nobody is to renew it.
+    #[error(
+        "the Edge CA certificate is not valid now, and [edge_ca.auto_renew] enabled = false: \
+         run `edgekeep certs renew`, or turn renewal on"
+    )]
+    Off,
     /// The certificate is not one.
     #[error("certificate {0} cannot be read; replace or delete it")]
     Certificate(String),
@@ -59,6 +65,9 @@ pub(crate) async fn ensure(
         let validity = validity(&pem).ok_or_else(|| EdgeCaError::Certificate(id.to_owned()))?;
         match due(validity, now, earliest) {
             Due::Nothing => return Ok(validity),
+            // In time for the certificates service, which renews it.
+            Due::Soon if settings.renewal != EdgeCaRenewal::Runtime => return Ok(validity),
+            Due::Now if settings.renewal == EdgeCaRenewal::Off => return Err(EdgeCaError::Off),
             Due::Soon => usable = Some(validity),
             Due::Now => tracing::info!(
                 %id, begin = %validity.not_before, end = %validity.not_after, %now,

@@ -17,8 +17,9 @@ use tokio::sync::watch;
 use crate::identity::edge_ca;
 use crate::service::Moduled;
 
-/// Time between two looks at the certificate when nothing happens.
-const PERIOD: Duration = Duration::from_secs(3600);
+/// Time between two looks at the certificate when nothing happens. The certificates
+/// service renews it without a word.
+const PERIOD: Duration = Duration::from_secs(10);
 /// Longest wait of a caller who can do without the certificate.
 const PATIENCE: Duration = Duration::from_secs(1);
 

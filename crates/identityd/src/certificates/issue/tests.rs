@@ -272,6 +272,7 @@ fn the_configured_name_and_days_count_and_a_self_signed_certificate_is_its_own_i
         method: IssuanceMethod::SelfSigned,
         common_name: Some("c".repeat(70)),
         expiry_days: Some(90),
+        renewal: None,
     };
     let request = request(&params("ignored"), &own).unwrap();
     let unsigned = prepare(&request, None, &circumstances(Some(&issuance), true)).unwrap();

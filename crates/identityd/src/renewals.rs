@@ -1,0 +1,307 @@
+//! The driver of renewals: one task a certificate, which does what
+//! [`edgekeep_core::renewal`] decides, keeps the plans on disk, and tells the board of
+//! problems.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aws_lc_rs::rand;
+use edgekeep_api::certd::{CertificateLine, CertificateList};
+use edgekeep_core::health::{Code, Subject};
+use edgekeep_core::id::CertId;
+use edgekeep_core::renewal::{Event, Kept, LONGEST_SLEEP, Now, Policy, Span, Stand, State, step};
+use edgekeep_core::settings::{IdentitydSettings, IssuanceMethod, PreloadedCert};
+use edgekeep_daemon::board::Board;
+use edgekeep_daemon::clock::Steps;
+use edgekeep_daemon::store::StateFile;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::certificates::{CertificateError, Certificates, span_of};
+use crate::metrics::shown_ids;
+use crate::trusted_time::TrustedTime;
+
+/// Time between two looks at files that an operator may replace.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Plans of all certificates, as they lie on the disk.
+type KeptPlans = BTreeMap<CertId, Kept>;
+
+/// A certificate's plan, and the last failure.
+#[derive(Debug)]
+struct Plan {
+    state: State,
+    stand: Stand,
+    last_error: Option<String>,
+}
+
+/// The plans.
+#[derive(Debug)]
+pub(crate) struct Renewals {
+    certificates: Arc<Certificates>,
+    time: Arc<TrustedTime>,
+    board: Board,
+    plans: Mutex<BTreeMap<CertId, Plan>>,
+    file: StateFile<KeptPlans>,
+    /// Method of each certificate that is shown.
+    shown: BTreeMap<CertId, &'static str>,
+    /// One renewal of a certificate at a time, asked for or planned.
+    attempts: BTreeMap<CertId, tokio::sync::Mutex<()>>,
+}
+
+impl Renewals {
+    /// Reads the plans that were kept. A file that cannot be read is begun anew: the
+    /// certificates themselves tell nearly all.
+    pub(crate) fn open(
+        folder: &Path,
+        settings: &IdentitydSettings,
+        certificates: Arc<Certificates>,
+        time: Arc<TrustedTime>,
+        board: Board,
+    ) -> Self {
+        let file = StateFile::new(folder.join("renewals.json"), "renewals", 1);
+        let mut kept: KeptPlans = file
+            .load()
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "the plans of renewals are made anew");
+                None
+            })
+            .unwrap_or_default();
+        let now = time.now();
+        let managed: Vec<(CertId, Policy)> = settings
+            .cert_issuance
+            .iter()
+            .filter_map(|(id, issuance)| Some((id.clone(), issuance.renewal?)))
+            .filter(|(id, _)| !settings.preloaded_certs.contains_key(id))
+            .collect();
+        let plans = managed.iter().map(|(id, policy)| {
+            let kept = kept.remove(id).unwrap_or_else(|| Kept { seed: seed(), ..Kept::default() });
+            let state = State::new(*policy, kept, now);
+            (id.clone(), Plan { state, stand: Stand::UnderWay, last_error: None })
+        });
+        Self {
+            plans: Mutex::new(plans.collect()),
+            attempts: managed.iter().map(|(id, _)| (id.clone(), Default::default())).collect(),
+            shown: shown_ids(settings)
+                .into_iter()
+                .map(|id| (id.clone(), method(settings, &id)))
+                .collect(),
+            certificates,
+            time,
+            board,
+            file,
+        }
+    }
+
+    /// Returns the ids of the certificates that are renewed here.
+    pub(crate) fn managed(&self) -> Vec<CertId> {
+        self.plans().keys().cloned().collect()
+    }
+
+    /// Keeps a certificate valid, for ever.
+    pub(crate) async fn keep(self: Arc<Self>, id: CertId) {
+        let mut steps = Steps::watch();
+        let mut changes = self.certificates.changes();
+        let mut issuer = self.certificates.issuer_of(&id);
+        loop {
+            let _ = changes.borrow_and_update();
+            let issuer_now = self.certificates.issuer_of(&id);
+            if issuer_now != issuer {
+                issuer = issuer_now;
+                self.take(&id, Event::IssuerChanged);
+            }
+            if let Err(error) = self.certificates.recover(&id).await {
+                tracing::warn!(certificate = %id, error = %chain(&error), "cannot look at the key");
+            }
+            let found = self.found(&id);
+            let (attempt, wake) = match found {
+                // The first one is made by who knows its name.
+                None if !self.certificates.makes_first(&id) => (false, LONGEST_SLEEP),
+                found => self.take(&id, Event::Found(found)),
+            };
+            if attempt {
+                let _ = self.attempt(&id).await;
+                continue;
+            }
+            tokio::select! {
+                moved = steps.next() => tracing::info!(certificate = %id, seconds = moved, "the clock was put to another time; its renewal is planned anew"),
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(wake.min(self.look(&id))) => {}
+            }
+        }
+    }
+
+    /// Renews a certificate now. The error is in words.
+    pub(crate) async fn renew_now(&self, id: &CertId) -> Result<(), String> {
+        if !self.attempts.contains_key(id) {
+            return Err(format!(
+                "certificate \"{id}\" is not renewed by this service: it has no method and no \
+                 auto_renew in the configuration"
+            ));
+        }
+        self.take(id, Event::Asked);
+        self.attempt(id).await
+    }
+
+    async fn attempt(&self, id: &CertId) -> Result<(), String> {
+        let Some(turn) = self.attempts.get(id) else { return Ok(()) };
+        let _turn = turn.lock().await;
+        let rotate = self.plans().get(id).is_some_and(|plan| plan.state.policy().rotate_key);
+        let outcome = self.certificates.renew(id, rotate).await;
+        match outcome {
+            Ok(span) => {
+                tracing::info!(certificate = %id, end = span.end, "certificate renewed");
+                self.say(id, None);
+                self.take(id, Event::Succeeded(span));
+                Ok(())
+            }
+            Err(error) => {
+                let words = chain(&error);
+                self.say(id, Some(words.clone()));
+                let retry_after = match &error {
+                    CertificateError::Est { source } => source.retry_after(),
+                    _ => None,
+                };
+                self.take(id, Event::Failed { retry_after });
+                Err(words)
+            }
+        }
+    }
+
+    /// Returns the certificate that is there and of use: one of an issuer that was
+    /// replaced is not, unless renewal is turned off.
+    fn found(&self, id: &CertId) -> Option<Span> {
+        let span = span_of(&self.certificates.leaf(id)?)?;
+        let renewed = self.plans().get(id).is_some_and(|plan| plan.state.policy().enabled);
+        (!renewed || !self.certificates.is_of_another_issuer(id)).then_some(span)
+    }
+
+    /// Returns the time between two looks at the files that a certificate rests on: an
+    /// operator replaces the local CA's without a word.
+    fn look(&self, id: &CertId) -> Duration {
+        match self.certificates.method(id) {
+            Some(IssuanceMethod::LocalCa) => LOOK,
+            _ => LONGEST_SLEEP,
+        }
+    }
+
+    fn say(&self, id: &CertId, error: Option<String>) {
+        let subject = Subject::certificate(id.as_str());
+        match &error {
+            Some(words) => self.board.raise(Code::RenewalFails, &subject, words),
+            None => self.board.clear(Code::RenewalFails, &subject),
+        }
+        if let Some(plan) = self.plans().get_mut(id) {
+            plan.last_error = error;
+        }
+    }
+
+    /// Takes in an event. Returns whether an attempt is to be made, and the time to the
+    /// next look.
+    fn take(&self, id: &CertId, event: Event) -> (bool, Duration) {
+        let now: Now = self.time.now();
+        let mut plans = self.plans();
+        let Some(plan) = plans.get_mut(id) else {
+            return (false, LONGEST_SLEEP);
+        };
+        let (state, decision) = step(plan.state, event, now);
+        (plan.state, plan.stand) = (state, decision.stand);
+        let subject = Subject::certificate(id.as_str());
+        if decision.stand == Stand::ClockImplausible {
+            let words = "the renewal is planned once the clock is right";
+            self.board.raise(Code::RenewalOnHold, &subject, words);
+        } else {
+            self.board.clear(Code::RenewalOnHold, &subject);
+        }
+        if decision.keep {
+            let kept = plans.iter().map(|(id, plan)| (id.clone(), plan.state.kept())).collect();
+            // Short, and seldom.
+            if let Err(error) = self.file.save(&kept) {
+                tracing::warn!(%error, "the plans of renewals are not kept");
+            }
+        }
+        (decision.attempt, decision.wake)
+    }
+
+    fn plans(&self) -> MutexGuard<'_, BTreeMap<CertId, Plan>> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the certificates that are shown, and what is planned for them.
+    pub(crate) fn list(&self) -> CertificateList {
+        let lines = self.shown.iter().filter_map(|(id, method)| self.line(id, method));
+        CertificateList { certificates: lines.collect() }
+    }
+
+    fn line(&self, id: &CertId, method: &str) -> Option<CertificateLine> {
+        let leaf = self.certificates.leaf(id)?;
+        let (_, certificate) = X509Certificate::from_der(leaf.der()).ok()?;
+        let end = certificate.validity().not_after.to_datetime();
+        let plans = self.plans();
+        let plan = plans.get(id);
+        let (renewal, next) = plan.map_or(("none", None), |plan| shown(plan.stand));
+        Some(CertificateLine {
+            id: id.to_string(),
+            method: method.to_owned(),
+            subject: certificate.subject().to_string(),
+            issuer: certificate.issuer().to_string(),
+            key: format!("keyd:{id}"),
+            not_before: rfc3339(certificate.validity().not_before.to_datetime()),
+            not_after: rfc3339(end),
+            days_left: (end - OffsetDateTime::now_utc()).as_seconds_f64() / 86_400.0,
+            renewal: renewal.to_owned(),
+            next_renewal: next
+                .and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok())
+                .map(rfc3339),
+            last_error: plan.and_then(|plan| plan.last_error.clone()),
+        })
+    }
+}
+
+fn shown(stand: Stand) -> (&'static str, Option<i64>) {
+    match stand {
+        Stand::Planned(at) => ("planned", Some(at)),
+        Stand::Window(at) => ("window", Some(at)),
+        Stand::Retry(at) => ("retry", Some(at)),
+        Stand::ClockImplausible => ("clock-implausible", None),
+        Stand::UnderWay => ("under-way", None),
+        Stand::Off => ("off", None),
+    }
+}
+
+fn rfc3339(moment: OffsetDateTime) -> String {
+    moment.format(&Rfc3339).unwrap_or_default()
+}
+
+fn method(settings: &IdentitydSettings, id: &CertId) -> &'static str {
+    if let Some(PreloadedCert::File(_)) = settings.preloaded_certs.get(id) {
+        return "file";
+    }
+    match settings.cert_issuance.get(id).map(|issuance| issuance.method) {
+        Some(IssuanceMethod::SelfSigned) => "self_signed",
+        Some(IssuanceMethod::LocalCa) => "local_ca",
+        Some(IssuanceMethod::Est) => "est",
+        None => "api",
+    }
+}
+
+/// Returns a random number for a plan. Without one the plan has no jitter, which is no
+/// reason not to renew.
+fn seed() -> u64 {
+    let mut bytes = [0; 8];
+    let _ = rand::fill(&mut bytes);
+    u64::from_ne_bytes(bytes)
+}
+
+fn chain(error: &CertificateError) -> String {
+    let mut words = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        words.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    words
+}
