@@ -4,6 +4,7 @@
 
 mod accounts;
 mod capability;
+mod grants;
 mod own_users;
 mod placement;
 mod plan;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use accounts::{Account, AccountError, Accounts};
 pub use capability::{Capabilities, Capability, CapabilityError};
+pub use grants::{Grants, NotGranted, Wanted};
 pub use own_users::{IdRange, IdRangeError, OwnUserError, OwnUsers, sharing};
 pub use placement::{Machine, Placement, PlacementError, SLICE, ScopeUse, place, scope_name};
 pub use plan::{Daemon, Folders, LaunchPlan, PlanError, plan};

@@ -29,13 +29,20 @@ const UNIT_NAMES: [&str; 9] = [
     "edgekeep-moduled.metrics.socket",
 ];
 
+static PASSED: OnceLock<Mutex<HashMap<String, OwnedFd>>> = OnceLock::new();
+
+/// Closes the passed sockets to programs that this process executes, until they are
+/// taken: for a daemon that starts children before it serves.
+pub fn keep_to_this_process() {
+    let _ = PASSED.get_or_init(|| Mutex::new(claim()));
+}
+
 /// Takes the passed socket called `name`. A single passed socket is taken whatever its
 /// name, unless that is the name of another service's.
 ///
 /// Each socket can be taken once. `None` if there is no such socket.
 #[must_use]
 pub fn take(name: &str) -> Option<UnixListener> {
-    static PASSED: OnceLock<Mutex<HashMap<String, OwnedFd>>> = OnceLock::new();
     let passed = PASSED.get_or_init(|| Mutex::new(claim()));
     let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
     let taken = passed.remove(name).or_else(|| {

@@ -1,12 +1,14 @@
 //! moduled: holds the containers and host modules, and nothing else that is dangerous.
 //!
 //! Serves the management and the workload API. Talks to the container engine's socket, to
-//! keyd, identityd and the certificates API through their public sockets, starts host
-//! modules, and reads `/proc` about its callers. Touches its own state folder and the
-//! socket folders. Never opens an IP socket and never holds a private key that stays:
-//! module keys are made, given to the module and forgotten.
+//! keyd, identityd and the certificates API through their public sockets, has host
+//! modules started by a child of its own ([`begin`]), and reads `/proc` about its
+//! callers. Touches its own state folder and the socket folders. Never opens an IP socket
+//! and never holds a private key that stays: module keys are made, given to the module
+//! and forgotten.
 #![forbid(unsafe_code)]
 
+mod children;
 mod gate;
 mod http;
 mod identity;
@@ -16,5 +18,6 @@ mod report;
 mod run;
 mod service;
 
+pub use children::{Begun, become_child, begin};
 pub use keepers::agent::Ended;
 pub use run::{AtEnd, run};

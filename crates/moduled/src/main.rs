@@ -7,7 +7,6 @@ use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_daemon::settings;
 use edgekeep_moduled::{AtEnd, Ended};
 use edgekeep_runtime::engine::EngineError;
-use edgekeep_runtime::process::launcher;
 
 const STOP_MODULES: &str = "--stop-modules";
 
@@ -21,10 +20,8 @@ const SYNOPSIS: Synopsis = Synopsis {
 };
 
 fn main() -> ExitCode {
-    // A host module's launcher: this program started again, to enter the module's cgroup
-    // before it becomes the module.
-    if std::env::args_os().skip(1).eq([launcher::ARGUMENT]) {
-        return u8::try_from(launcher::main()).map_or(ExitCode::FAILURE, ExitCode::from);
+    if let Some(code) = edgekeep_moduled::become_child() {
+        return code;
     }
     let at_end = match SYNOPSIS.flags() {
         Ok(flags) if flags.contains(STOP_MODULES) => AtEnd::StopModules,
@@ -34,11 +31,13 @@ fn main() -> ExitCode {
     edgekeep_daemon::memory::one_pool();
     edgekeep_daemon::logging::init();
     edgekeep_daemon::lifecycle::raise_descriptor_limit();
-    // Before any thread starts: all threads and every host module inherit it.
-    if let Err(error) = launcher::forbid_new_privileges() {
-        tracing::error!(%error, "cannot give up new privileges");
-        return ExitCode::FAILURE;
-    }
+    let children = match edgekeep_moduled::begin() {
+        Ok(children) => children,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
@@ -49,7 +48,7 @@ fn main() -> ExitCode {
         }
     };
     let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
-    let ended = runtime.block_on(edgekeep_moduled::run(root, at_end));
+    let ended = runtime.block_on(edgekeep_moduled::run(root, at_end, children));
     // A blocking task must not hold the end up.
     runtime.shutdown_background();
     match ended {

@@ -14,9 +14,10 @@ use edgekeep_daemon::{lifecycle, listen, memory, settings, systemd};
 use edgekeep_runtime::engine::Engine;
 use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups};
 use edgekeep_runtime::facts::EngineWatch;
-use edgekeep_runtime::process::{Launcher, ModuleCgroups, ProcessRuntime};
+use edgekeep_runtime::process::ProcessRuntime;
 use tokio::sync::watch;
 
+use crate::children::{Begun, Helpers};
 use crate::gate::attest::Attestor;
 use crate::http::management;
 use crate::http::workload;
@@ -44,11 +45,11 @@ pub enum AtEnd {
     StopModules,
 }
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop, or cannot go on without its children.
 ///
 /// # Errors
 /// If it cannot start: its settings, state or sockets are not usable.
-pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
+pub async fn run(root: Root, at_end: AtEnd, children: Begun) -> anyhow::Result<Ended> {
     let path = root.settings_file(Daemon::Moduled);
     let settings: ModuledSettings = settings::load(&path)?.with_context(|| {
         format!("{} is missing; run `edgekeep config apply` first", path.display())
@@ -77,11 +78,9 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
         }
         None => None,
     };
-    let first = root.path() == std::path::Path::new("/");
-    let cgroups = ModuleCgroups::below_own(hierarchy.clone(), &instance(&root))
-        .in_scopes(settings.host_module_scopes, first);
+    let helpers = children.adopt().context("cannot talk to the daemon's children")?;
     let processes =
-        ProcessRuntime::open(&folder.join("processes"), Launcher::this_program(), cgroups)?;
+        ProcessRuntime::open(&folder.join("processes"), helpers.launching.clone()).await?;
     if let Some(why) = processes.without_cgroups() {
         tracing::info!(%why, "host modules run without cgroups of their own");
     }
@@ -97,13 +96,14 @@ pub async fn run(root: Root, at_end: AtEnd) -> anyhow::Result<Ended> {
         Moduled::new(root, settings, attestor, registrations, replacements, approvals, modules);
     services::register(&service).await;
     let stop = lifecycle::stop_on_signal()?;
-    serve_all(service, stop, at_end).await
+    serve_all(service, stop, at_end, helpers).await
 }
 
 async fn serve_all(
     service: Arc<Moduled>,
     stop: watch::Receiver<bool>,
     at_end: AtEnd,
+    helpers: Helpers,
 ) -> anyhow::Result<Ended> {
     let management = listen::activated_or_bound(
         "aziot-edged.mgmt.socket",
@@ -160,11 +160,14 @@ async fn serve_all(
     let sockets = tokio::spawn(Sockets::keep_open(Arc::clone(&service), stop.clone()));
     let upkeep = tokio::spawn(upkeep::keep(Arc::clone(&service), stop.clone()));
     let memory = tokio::spawn(memory::give_back());
-    let ended = agent::watch(Arc::clone(&service), stop).await;
-    if ended == Ended::GaveUp {
+    let ended = tokio::select! {
+        ended = agent::watch(Arc::clone(&service), stop) => Some(ended),
+        () = helpers.watch(service.board.clone()) => None,
+    };
+    if ended == Some(Ended::GaveUp) {
         tracing::error!("edgeAgent could not be kept running; giving up, as configured");
     }
-    if at_end == AtEnd::StopModules {
+    if at_end == AtEnd::StopModules && ended.is_some() {
         modules::stop_all(&service).await;
     }
     upkeep.abort();
@@ -180,16 +183,16 @@ async fn serve_all(
     identities.abort();
     memory.abort();
     for server in servers {
-        if ended == Ended::GaveUp {
+        if ended != Some(Ended::Stopped) {
             server.abort();
         }
         let _ = server.await;
     }
-    Ok(ended)
+    Ok(ended.unwrap_or(Ended::GaveUp))
 }
 
 /// A name for this device among others on the machine, from its root folder.
-fn instance(root: &Root) -> String {
+pub(crate) fn instance(root: &Root) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     sha256(root.path().as_os_str().as_bytes()).hex()[..8].to_owned()
 }

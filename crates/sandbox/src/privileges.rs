@@ -43,10 +43,24 @@ pub fn hide_memory() -> Result<(), PrivilegeError> {
 /// # Errors
 /// If the kernel refuses.
 pub fn give_up(kept: CapabilitySet) -> Result<(), PrivilegeError> {
-    rustix::thread::set_no_new_privs(true).map_err(failed("give up new privileges"))?;
-    let now = rustix::thread::capabilities(None).map_err(failed("look at capabilities"))?;
     rustix::thread::clear_ambient_capability_set()
         .map_err(failed("give up ambient capabilities"))?;
+    keep(kept, CapabilitySet::empty())
+}
+
+/// As [`give_up`], but programs that are executed later have what is left as well: for a
+/// process that starts others with rights.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn reduce(kept: CapabilitySet) -> Result<(), PrivilegeError> {
+    // The kernel takes out of the ambient set what is not inheritable any more.
+    keep(kept, kept)
+}
+
+fn keep(kept: CapabilitySet, inheritable: CapabilitySet) -> Result<(), PrivilegeError> {
+    rustix::thread::set_no_new_privs(true).map_err(failed("give up new privileges"))?;
+    let now = rustix::thread::capabilities(None).map_err(failed("look at capabilities"))?;
     if now.effective.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().difference(kept).iter() {
             match rustix::thread::remove_capability_from_bounding_set(capability) {
@@ -59,7 +73,7 @@ pub fn give_up(kept: CapabilitySet) -> Result<(), PrivilegeError> {
     let left = CapabilitySets {
         effective: now.effective & kept,
         permitted: now.permitted & kept,
-        inheritable: CapabilitySet::empty(),
+        inheritable: now.inheritable & inheritable,
     };
     rustix::thread::set_capabilities(None, left).map_err(failed("give up capabilities"))
 }

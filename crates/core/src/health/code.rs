@@ -105,6 +105,10 @@ codes! {
     SharedUser = "shared-user", Warning,
         "A host module runs as the user of another module or of a daemon: each can change the other's memory and files.",
         "Leave `user` out of [host_modules], so that each module has one for itself, or name another user for each.";
+    ChildFailed = "child-failed", Warning,
+        "A process that moduled keeps for work with rights of its own ended or did not answer, and was started anew.",
+        "Nothing if it stays alone; calls that needed it were answered with 503. If it comes back, the detail and moduled's log \
+         say why. Shown for five minutes.";
     EngineSilent = "engine-silent", Unhealthy,
         "The container engine does not answer: no container is started, stopped or made until it does.",
         "Start it (for Docker: systemctl start docker).";

@@ -44,7 +44,7 @@ pub(crate) async fn prepare(
     spec: &ValidSpec,
 ) -> Result<Option<Sha256Digest>, HttpError> {
     if spec.kind == Kind::Process {
-        let process = process_spec(service, spec)?;
+        let process = process_spec(service, spec).await?;
         let verified = service.modules.processes.verify(process.executable, process.sha256).await;
         return verified.map(|()| None).map_err(|error| of_process(&error));
     }
@@ -255,7 +255,7 @@ pub(crate) async fn create_locked(
     let generation = generation_of(service, module).await;
     let process = match spec.kind {
         Kind::Docker => None,
-        Kind::Process => Some(process_spec(service, spec)?),
+        Kind::Process => Some(process_spec(service, spec).await?),
     };
     let access = match &process {
         None => Access { owner: Owner::Container, host_agent: false },

@@ -12,7 +12,7 @@ use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::host::{HostModule, LaunchPlan, plan};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::HttpError;
-use edgekeep_runtime::process::{ProcessSpec, accounts, own_rights};
+use edgekeep_runtime::process::{ProcessSpec, accounts};
 use serde_json::Value;
 
 use crate::http::refuse::of_process;
@@ -36,7 +36,10 @@ pub(crate) fn registered<'a>(
 
 /// The registered executable that a host module names as its image, as it is to be
 /// started.
-pub(crate) fn process_spec(service: &Moduled, spec: &ValidSpec) -> Result<ProcessSpec, HttpError> {
+pub(crate) async fn process_spec(
+    service: &Moduled,
+    spec: &ValidSpec,
+) -> Result<ProcessSpec, HttpError> {
     let name = &spec.settings.image;
     let (registered, sha256) = registered(service, name)?;
     for (member, wanted) in
@@ -76,7 +79,7 @@ pub(crate) fn process_spec(service: &Moduled, spec: &ValidSpec) -> Result<Proces
     if spec.module.is_edge_agent()
         && let Some(folder) = agent_folder(service)
     {
-        own_folder(&folder, &plan).map_err(|error| HttpError::hidden(&error))?;
+        own_folder(service, &folder, &plan).await?;
     }
     Ok(ProcessSpec {
         image: name.clone(),
@@ -136,7 +139,9 @@ fn planned(
     registered: &HostModule,
 ) -> Result<LaunchPlan, HttpError> {
     let hidden = |error: io::Error| HttpError::hidden(&error);
-    let own = own_rights().map_err(hidden)?;
+    let rights = service.modules.processes.launching().rights();
+    let own =
+        rights.ok_or_else(|| hidden(io::Error::other("the daemon's rights are not known")))?;
     let accounts = accounts().map_err(hidden)?;
     let refused = |why: &dyn std::fmt::Display| {
         HttpError::bad_request(format!(
@@ -160,12 +165,15 @@ pub(crate) fn agent_folder(service: &Moduled) -> Option<PathBuf> {
 
 /// Makes a folder for a module's own files, which only its user can enter. Other daemons'
 /// folders are above it, so it is moduled that makes it.
-fn own_folder(folder: &Path, plan: &LaunchPlan) -> io::Result<()> {
+async fn own_folder(service: &Moduled, folder: &Path, plan: &LaunchPlan) -> Result<(), HttpError> {
+    let hidden = |error: io::Error| HttpError::hidden(&error);
     if !folder.exists() {
-        std::fs::DirBuilder::new().mode(0o700).create(folder)?;
+        std::fs::DirBuilder::new().mode(0o700).create(folder).map_err(hidden)?;
     }
-    if std::fs::symlink_metadata(folder)?.uid() != plan.uid {
-        std::os::unix::fs::lchown(folder, Some(plan.uid), Some(plan.gid))?;
+    if std::fs::symlink_metadata(folder).map_err(hidden)?.uid() != plan.uid {
+        let launching = service.modules.processes.launching();
+        let given = launching.hand_over(folder, plan.uid, plan.gid).await;
+        given.map_err(|error| of_process(&error))?;
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ pub(crate) async fn update(
     spec: &ValidSpec,
     start: bool,
 ) -> Result<(), HttpError> {
-    let next = process_spec(service, spec)?;
+    let next = process_spec(service, spec).await?;
     let registration = new_registration(service, spec, workload(&next)).await;
     change(service, next, registration, start).await
 }

@@ -239,7 +239,7 @@ async fn open_in(
     let fault = |source| SocketError::Prepare { path: folder.clone(), source };
     if open.get(module.name()).is_some_and(|listening| listening.is_in(&folder, managed)) {
         // The module's user may be another one by now.
-        own(&folder, owner).map_err(fault)?;
+        own(service, &folder, owner).await.map_err(fault)?;
         link(&link_path, owner, module)?;
         return Ok(false);
     }
@@ -251,7 +251,7 @@ async fn open_in(
     if owner == Owner::Container {
         private_folder(&container_folders(&service.root))?;
     }
-    make_folder(&folder, owner).map_err(fault)?;
+    make_folder(service, &folder, owner).await.map_err(fault)?;
     let (stop, stopped) = watch::channel(false);
     let (mut tasks, mut bound) = (Vec::new(), Vec::new());
     // Open to every user: who it serves is decided by measuring the caller, whose user in
@@ -340,7 +340,8 @@ async fn access_of(
 }
 
 /// Makes the folder if it is not there, and lets in whom it is for.
-fn own(folder: &Path, owner: Owner) -> io::Result<()> {
+async fn own(service: &Moduled, folder: &Path, owner: Owner) -> io::Result<()> {
+    let launching = service.modules.processes.launching();
     std::fs::create_dir_all(folder)?;
     let (own_uid, own_gid) =
         (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -355,13 +356,15 @@ fn own(folder: &Path, owner: Owner) -> io::Result<()> {
     // Closed before it changes hands, and only its owner may do that.
     if found.mode() & 0o7777 != mode {
         if found.uid() != own_uid {
-            std::os::unix::fs::chown(folder, Some(own_uid), None)?;
+            let given = launching.hand_over(folder, own_uid, own_gid).await;
+            given.map_err(io::Error::other)?;
         }
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode))?;
     }
     let found = std::fs::metadata(folder)?;
     if (found.uid(), found.gid()) != (uid, own_gid) {
-        std::os::unix::fs::chown(folder, Some(uid), Some(own_gid))?;
+        let given = launching.hand_over(folder, uid, own_gid).await;
+        given.map_err(io::Error::other)?;
     }
     Ok(())
 }
@@ -403,13 +406,13 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 /// Makes a module's folder, in the place of whatever is there instead, and clears its
 /// sockets' places. The folder is not taken away from a container that has it mounted.
-fn make_folder(folder: &Path, owner: Owner) -> io::Result<()> {
+async fn make_folder(service: &Moduled, folder: &Path, owner: Owner) -> io::Result<()> {
     match std::fs::symlink_metadata(folder) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => std::fs::remove_file(folder)?,
         Err(_) => {}
     }
-    own(folder, owner)?;
+    own(service, folder, owner).await?;
     for name in [WORKLOAD, MANAGEMENT_SOCKET] {
         clear(&folder.join(name))?;
     }

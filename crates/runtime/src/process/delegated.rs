@@ -16,7 +16,7 @@ const DELEGATED: &str = "user.delegate";
 /// Moves this process out of the group that systemd delegated to it and into one below,
 /// if it is not in one already. A group that is not delegated stays as it is: it is
 /// systemd's.
-pub(super) fn make_room(hierarchy: &CgroupHierarchy) {
+pub fn make_room(hierarchy: &CgroupHierarchy) {
     if *hierarchy != CgroupHierarchy::Unified {
         return;
     }

@@ -120,6 +120,21 @@ impl ModuleCgroups {
         unit.is_some_and(|unit| unit.ends_with(&format!("m-{}.scope", module.name())))
     }
 
+    /// Whether a path looks like a group of the module: one made here or by an earlier
+    /// daemon, or its scope.
+    pub(super) fn is_modules(&self, module: &ModuleId, path: &str) -> bool {
+        last_of(path) == group_name(module) || self.is_scope(module, path)
+    }
+
+    /// Whether a process is in a group of the module, or below one.
+    pub(super) fn holds(&self, module: &ModuleId, pid: u32) -> bool {
+        let path = ProcDir::open_unproved(pid).and_then(|process| process.cgroup(&self.hierarchy));
+        path.is_ok_and(|path| {
+            let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+            ends.into_iter().any(|end| self.is_modules(module, &path[..end]))
+        })
+    }
+
     /// The scope in which a process is, as the kernel has it.
     pub(super) fn scope_path(&self, module: &ModuleId, pid: u32) -> Result<String, String> {
         self.scope_in(&self.hierarchy, module, pid)
@@ -244,8 +259,7 @@ impl ModuleCgroups {
         let own = self.base.as_ref().ok().map(|base| format!("{base}/{name}"));
         // What was read from disk must at least look like a module's group before all in
         // it is killed.
-        let former =
-            former.filter(|former| last_of(former) == name || self.is_scope(module, former));
+        let former = former.filter(|former| self.is_modules(module, former));
         let former = former.filter(|former| own.as_deref() != Some(*former));
         let mut cleared = true;
         for path in own.as_deref().into_iter().chain(former) {

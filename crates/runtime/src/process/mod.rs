@@ -13,16 +13,19 @@
 //! that made a session or group of their own, and all that outlive the first process,
 //! survive stop and remove.
 
+mod asked;
 mod confine;
 mod delegated;
 mod group;
 pub mod launcher;
+mod launching;
 mod limits;
 mod module;
 mod output;
 mod prepared;
 mod program;
 mod scope;
+mod service;
 mod update;
 
 use std::collections::{BTreeMap, HashMap};
@@ -33,6 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use edgekeep_children::AskError;
 use edgekeep_core::attestation::RunningFacts;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::host::{Account, Accounts, Capabilities, Daemon, LaunchPlan};
@@ -43,9 +47,13 @@ use serde::{Deserialize, Serialize};
 use crate::logs::{LogQuery, LogStream};
 use crate::status::ModuleStatus;
 
+pub use asked::{Answer, Asked, Failure};
+pub use delegated::make_room;
 pub use group::ModuleCgroups;
 pub use launcher::forbid_new_privileges;
+pub use launching::Launching;
 pub use program::{MAX_PROGRAM_BYTES, ProgramError};
+pub use service::{Bounds, LaunchService};
 
 pub use update::BegunUpdate;
 
@@ -70,6 +78,32 @@ pub enum ProcessError {
     /// Its executable cannot be started.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// As before, in the words of the process that starts it.
+    #[error("{why}")]
+    Unfit {
+        /// Why not.
+        why: String,
+    },
+    /// It is asked for otherwise than it is configured.
+    #[error("host module {module} is not started or ended: {why}; run `edgekeep config apply`")]
+    Refused {
+        /// Which.
+        module: ModuleId,
+        /// What differs.
+        why: String,
+    },
+    /// The process that starts host modules does not answer.
+    #[error(transparent)]
+    Launcher(#[from] AskError),
+    /// A folder was not given to a module's user.
+    #[error("cannot give the folder {} to a module's user", folder.display())]
+    HandOver {
+        /// Which.
+        folder: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// Its state cannot be written.
     #[error("cannot keep the state of a host module")]
     Store(#[from] StoreError),
@@ -130,7 +164,8 @@ impl ProcessError {
         match self {
             Self::Absent { .. } => Some(404),
             Self::Exists { .. } => Some(409),
-            Self::Program(_) => Some(400),
+            Self::Program(_) | Self::Unfit { .. } => Some(400),
+            Self::Launcher(_) => Some(503),
             _ => None,
         }
     }
@@ -194,8 +229,8 @@ pub struct ProcessRuntime {
 #[derive(Debug)]
 struct Shared {
     folder: PathBuf,
-    launcher: Launcher,
-    cgroups: ModuleCgroups,
+    launching: Launching,
+    without_cgroups: Option<String>,
     modules: RwLock<HashMap<String, Arc<Module>>>,
 }
 
@@ -211,11 +246,12 @@ impl ProcessRuntime {
     ///
     /// # Errors
     /// `folder` cannot be made or read.
-    pub fn open(
-        folder: &Path,
-        launcher: Launcher,
-        cgroups: ModuleCgroups,
-    ) -> Result<Self, StoreError> {
+    pub async fn open(folder: &Path, launching: Launching) -> Result<Self, StoreError> {
+        let without_cgroups = match launching.ask(Asked::About, Vec::new()).await {
+            Ok((Answer::About { without_cgroups }, _)) => without_cgroups,
+            Ok((other, _)) => Some(format!("an answer to something else: {other:?}")),
+            Err(error) => Some(error.to_string()),
+        };
         edgekeep_daemon::store::private_folder(folder)?;
         let io = |source| StoreError::Io { step: "read", path: folder.to_owned(), source };
         let mut modules = HashMap::new();
@@ -226,7 +262,7 @@ impl ProcessRuntime {
                 remove_folder(&entry.path());
                 continue;
             }
-            match Module::load(&entry.path(), &cgroups) {
+            match Module::load(&entry.path(), &launching) {
                 Ok(Some(module)) => _ = modules.insert(name, module),
                 // A crash between making the folder and writing the state.
                 Ok(None) => remove_folder(&entry.path()),
@@ -235,15 +271,21 @@ impl ProcessRuntime {
                 }
             }
         }
-        let shared =
-            Shared { folder: folder.to_owned(), launcher, cgroups, modules: RwLock::new(modules) };
+        let (folder, modules) = (folder.to_owned(), RwLock::new(modules));
+        let shared = Shared { folder, launching, without_cgroups, modules };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Why modules have no cgroups of their own, if they have none.
     #[must_use]
     pub fn without_cgroups(&self) -> Option<&str> {
-        self.shared.cgroups.unavailable()
+        self.shared.without_cgroups.as_deref()
+    }
+
+    /// Whoever starts the modules.
+    #[must_use]
+    pub fn launching(&self) -> &Launching {
+        &self.shared.launching
     }
 
     /// What a module was made from, as it will be started next.
@@ -344,7 +386,7 @@ impl ProcessRuntime {
     /// process cannot be made.
     pub async fn start(&self, id: &ModuleId) -> Result<(), ProcessError> {
         let (module, shared) = (self.module(id)?, Arc::clone(&self.shared));
-        finished(async move { module.start(&shared.launcher, &shared.cgroups).await }).await
+        finished(async move { module.start(&shared.launching).await }).await
     }
 
     /// Stops a module: SIGTERM to its process group, after `grace` SIGKILL, then SIGKILL
@@ -354,7 +396,7 @@ impl ProcessRuntime {
     /// [`ProcessError::Absent`], [`ProcessError::Stuck`].
     pub async fn stop(&self, id: &ModuleId, grace: Duration) -> Result<(), ProcessError> {
         let (module, shared) = (self.module(id)?, Arc::clone(&self.shared));
-        finished(async move { module.stop(&shared.cgroups, grace).await }).await
+        finished(async move { module.stop(&shared.launching, grace).await }).await
     }
 
     /// Stops and starts a module.
@@ -374,7 +416,7 @@ impl ProcessRuntime {
     pub async fn remove(&self, id: &ModuleId) -> Result<(), ProcessError> {
         let (module, shared, id) = (self.module(id)?, Arc::clone(&self.shared), id.clone());
         finished(async move {
-            module.stop(&shared.cgroups, Duration::ZERO).await?;
+            module.stop(&shared.launching, Duration::ZERO).await?;
             let folder = shared.folder.join(id.name());
             // Gone at once, also if the daemon ends before everything is deleted.
             let gone = shared.folder.join(format!("{REMOVED}{}", id.name()));
@@ -395,7 +437,7 @@ impl ProcessRuntime {
         for module in self.modules() {
             let shared = Arc::clone(&self.shared);
             stopping.spawn(async move {
-                if let Err(error) = module.stop(&shared.cgroups, grace).await {
+                if let Err(error) = module.stop(&shared.launching, grace).await {
                     tracing::error!(%error, "a host module goes on");
                 }
             });

@@ -9,7 +9,7 @@ use std::time::Duration;
 use edgekeep_core::attestation::{ExecutableFile, ProcessInstance, Running, RunningFacts};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::store::StateFile;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::io::Interest;
@@ -17,20 +17,17 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::group::ModuleCgroups;
-use super::launcher::{self, StartMessage};
-use super::output::{ModuleLog, OutputPump};
-use super::prepared::{Prepared, Start};
+use super::asked::{Answer, Asked, Failure, spec_file};
+use super::launching::Launching;
+use super::output::{ModuleLog, OutputPump, module_ends};
 use super::update::{self, BegunUpdate, Former, kept};
-use super::{Launcher, ProcessError, ProcessSpec, blocking};
+use super::{ProcessError, ProcessSpec, blocking};
 use crate::evidence::ProcDir;
 use crate::logs::{LogQuery, LogStream};
 use crate::status::{ExitStatus, ModuleState, ModuleStatus};
 
 /// How long a process may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What is kept on disk about a module.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -73,17 +70,18 @@ struct Exit {
     code: Option<i64>,
 }
 
+/// Time between two attempts to end a process whose end is not seen.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// The process that runs now.
 #[derive(Debug, Clone)]
 struct Current {
-    pid: Pid,
+    process: ProcessInstance,
     pidfd: Arc<OwnedFd>,
     cgroup: Option<String>,
     /// The sealed copy that it was started from; `None` for what an earlier version
     /// started, which is not known by it.
     own_copy: Option<ExecutableFile>,
-    /// Whether this daemon is its parent, and so is told how it ended.
-    child: bool,
     /// Whether it was asked to end.
     stopping: bool,
 }
@@ -134,11 +132,11 @@ impl Module {
     /// holds no module.
     pub(super) fn load(
         folder: &Path,
-        cgroups: &ModuleCgroups,
+        launching: &Launching,
     ) -> Result<Option<Arc<Self>>, ProcessError> {
         let Some(mut record) = state_file(folder).load()? else { return Ok(None) };
         let run = record.run.take();
-        let adopted = run.as_ref().and_then(|run| adopt(run).map(|current| (run.process, current)));
+        let adopted = run.as_ref().and_then(adopt);
         if let Some(run) = run {
             record.cgroup = record.cgroup.or_else(|| run.cgroup.clone());
             if adopted.is_some() {
@@ -149,13 +147,13 @@ impl Module {
             }
         }
         let module = Self::new(folder, record)?;
-        if let Some((process, current)) = adopted {
-            tracing::info!(module = %module.id, pid = process.pid, "host module found running");
-            module.set_current(process, current);
-            tokio::spawn(Arc::clone(&module).wait_for_end(cgroups.clone()));
+        if let Some(current) = adopted {
+            tracing::info!(module = %module.id, pid = current.process.pid, "host module found running");
+            module.set_current(current);
+            tokio::spawn(Arc::clone(&module).wait_for_end(launching.clone()));
         } else {
-            let (module, cgroups) = (Arc::clone(&module), cgroups.clone());
-            tokio::spawn(async move { module.clear_leftovers(&cgroups).await });
+            let (module, launching) = (Arc::clone(&module), launching.clone());
+            tokio::spawn(async move { module.clear_leftovers(&launching).await });
         }
         Ok(Some(module))
     }
@@ -180,24 +178,27 @@ impl Module {
 
     /// Ends what an earlier run left behind, unless a new one began meanwhile, which has
     /// done so itself.
-    async fn clear_leftovers(&self, cgroups: &ModuleCgroups) {
+    async fn clear_leftovers(&self, launching: &Launching) {
         let _operation = self.operation.lock().await;
         if !*self.running.borrow()
-            && let Err(error) = self.clear(cgroups).await
+            && let Err(error) = self.clear(launching).await
         {
             tracing::error!(module = %self.id, %error, "what an earlier run left behind goes on");
         }
     }
 
     /// Ends all that is in the module's cgroup. For whoever holds `operation`.
-    async fn clear(&self, cgroups: &ModuleCgroups) -> Result<(), ProcessError> {
+    async fn clear(&self, launching: &Launching) -> Result<(), ProcessError> {
         let (former, groups) = {
             let record = self.record.lock().await;
             (record.cgroup.clone(), record.limit_groups.clone())
         };
-        let cleared = cgroups.clear(&self.id, former.as_deref()).await;
-        cgroups.remove_limit_groups(&self.id, &groups);
-        if cleared { Ok(()) } else { Err(ProcessError::Stuck { module: self.id.clone() }) }
+        let asked = Asked::Clear { id: self.id.clone(), former, limit_groups: groups };
+        match launching.ask(asked, Vec::new()).await?.0 {
+            Answer::Cleared(true) => Ok(()),
+            Answer::Failed(failure) => Err(self.failed(failure)),
+            _ => Err(ProcessError::Stuck { module: self.id.clone() }),
+        }
     }
 
     pub(super) fn id(&self) -> &ModuleId {
@@ -321,45 +322,49 @@ impl Module {
         let _ = self.running.subscribe().wait_for(|running| !running).await;
     }
 
-    pub(super) async fn start(
-        self: &Arc<Self>,
-        launcher: &Launcher,
-        cgroups: &ModuleCgroups,
-    ) -> Result<(), ProcessError> {
+    pub(super) async fn start(self: &Arc<Self>, launching: &Launching) -> Result<(), ProcessError> {
         let _operation = self.operation.lock().await;
         if *self.running.borrow() {
             return Ok(());
         }
         // What is left in the group would be taken for the new run.
-        self.clear(cgroups).await?;
+        self.clear(launching).await?;
         let (spec, settled) = {
             let record = self.record.lock().await;
             (record.spec.clone(), record.former.is_none())
         };
-        let prepared = {
-            let (spec, launcher, cgroups) = (spec.clone(), launcher.clone(), cgroups.clone());
+        let files = {
             let (id, folder) = (self.id.clone(), self.folder.clone());
             blocking(move || {
-                let program = kept::load(&spec, &folder, settled)?;
-                let start = Start {
-                    id: &id,
-                    folder: &folder,
-                    spec: &spec,
-                    launcher: &launcher,
-                    cgroups: &cgroups,
-                };
-                start.prepare(program)
+                let failed = |source| ProcessError::Start { module: id.clone(), source };
+                let [stdout, stderr] = module_ends(&folder).map_err(failed)?;
+                let kept = kept::open(&folder).map(OwnedFd::from);
+                let given = [spec_file(&spec).map_err(failed)?, stdout, stderr];
+                Ok(given.into_iter().chain(kept).collect())
             })
             .await?
         };
-        let Prepared { program, control, stderr, process, pid, pidfd, cgroup, limits } = prepared;
-        let own_copy = Some(
-            program
-                .file()
-                .map_err(|source| ProcessError::Start { module: self.id.clone(), source })?,
-        );
-        let current = Current { pid, pidfd, cgroup, own_copy, child: true, stopping: false };
-        if let Some(summary) = &limits.summary {
+        let asked = Asked::Prepare { id: self.id.clone() };
+        let (answer, pidfd) = launching.ask(asked, files).await?;
+        let Answer::Prepared { number, process, own_copy, from_file, cgroup, limits, limit_groups } =
+            answer
+        else {
+            return Err(self.not_done(answer));
+        };
+        let Some(pidfd) = pidfd.into_iter().next() else {
+            return Err(self.not_done(Answer::Done));
+        };
+        if settled && from_file {
+            kept::forget(&self.folder);
+        }
+        let current = Current {
+            process,
+            pidfd: Arc::new(pidfd),
+            cgroup,
+            own_copy: Some(own_copy),
+            stopping: false,
+        };
+        if let Some(summary) = &limits {
             tracing::info!(module = %self.id, "{summary}");
         }
 
@@ -367,56 +372,67 @@ impl Module {
         {
             let mut record = self.record.lock().await;
             let before = record.clone();
+            let own_copy = current.own_copy;
             record.run =
                 Some(Run { process, boot: boot_id(), cgroup: current.cgroup.clone(), own_copy });
             record.cgroup.clone_from(&current.cgroup);
             record.started_ns = Some(now_ns());
-            record.limits = limits.summary;
-            record.limit_groups = limits.groups;
+            record.limits = limits;
+            record.limit_groups = limit_groups;
             if let Err(error) = self.save(&record).await {
                 *record = before;
                 drop(record);
-                drop(control);
-                reap(current).await;
+                // If that cannot be asked for, whoever holds it is gone, and it ends.
+                let _ = launching.ask(Asked::Cancel { number }, Vec::new()).await;
                 return Err(error);
             }
         }
-        self.set_current(process, current.clone());
-        tokio::spawn(Arc::clone(self).wait_for_end(cgroups.clone()));
+        self.set_current(current);
+        tokio::spawn(Arc::clone(self).wait_for_end(launching.clone()));
 
-        let message = StartMessage {
-            argv0: spec.executable.to_string_lossy().into_owned(),
-            args: spec.args,
-            env: with_path(spec.env),
-            working_dir: spec.working_dir,
-            plan: spec.plan,
-        };
-        let id = self.id.clone();
-        let sent = blocking(move || {
-            launcher::send(&control, &message, program.as_fd(), stderr.as_fd())
-                .map_err(|source| ProcessError::Start { module: id, source })
-        })
-        .await;
-        match sent {
-            Ok(None) => Ok(()),
-            Ok(Some(note)) => {
+        // Without an answer the process runs or ends by itself: it is watched either way.
+        match launching.ask(Asked::Begin { number }, Vec::new()).await?.0 {
+            Answer::Began(None) => Ok(()),
+            Answer::Began(Some(note)) => {
                 tracing::warn!(module = %self.id, note, "host module confined in part");
                 let mut record = self.record.lock().await;
                 let parts = [record.limits.take(), Some(note)];
                 record.limits = Some(parts.into_iter().flatten().collect::<Vec<_>>().join("; "));
                 self.save(&record).await
             }
-            Err(error) => {
-                self.signal(Signal::KILL);
-                self.ended().await;
-                Err(error)
+            other => {
+                self.end(launching).await?;
+                Err(self.not_done(other))
+            }
+        }
+    }
+
+    /// Ends a process that should have become the module.
+    async fn end(&self, launching: &Launching) -> Result<(), ProcessError> {
+        loop {
+            self.signal(launching, true).await?;
+            if timeout(AGAIN, self.ended()).await.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn failed(&self, failure: Failure) -> ProcessError {
+        Failure::of(self.id.clone())(failure)
+    }
+
+    fn not_done(&self, answer: Answer) -> ProcessError {
+        match answer {
+            Answer::Failed(failure) => self.failed(failure),
+            other => {
+                self.failed(Failure::Machine(format!("an answer to something else: {other:?}")))
             }
         }
     }
 
     pub(super) async fn stop(
         &self,
-        cgroups: &ModuleCgroups,
+        launching: &Launching,
         grace: Duration,
     ) -> Result<(), ProcessError> {
         let _operation = self.operation.lock().await;
@@ -425,32 +441,34 @@ impl Module {
         }
         if *self.running.borrow() {
             if !grace.is_zero() {
-                self.signal(Signal::TERM);
+                self.signal(launching, false).await?;
             }
             if timeout(grace, self.ended()).await.is_err() {
-                self.signal(Signal::KILL);
+                self.signal(launching, true).await?;
                 let stuck = ProcessError::Stuck { module: self.id.clone() };
                 timeout(KILL_LIMIT, self.ended()).await.map_err(|_| stuck)?;
             }
         }
         // Also if nothing ran: a process that ended by itself may have left others
         // behind.
-        self.clear(cgroups).await
+        self.clear(launching).await
     }
 
-    /// Sends a signal to the module's process group, and to its first process in case
-    /// that left the group.
-    fn signal(&self, signal: Signal) {
-        let Some(current) = self.current().clone() else { return };
-        // While the process has not been waited for, its number, and so its group's, is
-        // its own.
-        if !crate::evidence::has_ended(current.pidfd.as_fd()).unwrap_or(true) {
-            let _ = rustix::process::kill_process_group(current.pid, signal);
-            let _ = rustix::process::pidfd_send_signal(&current.pidfd, signal);
+    /// Sends SIGTERM or SIGKILL to the module's process group, and to its first process,
+    /// in case that left the group.
+    async fn signal(&self, launching: &Launching, kill: bool) -> Result<(), ProcessError> {
+        let Some(current) = self.current().clone() else { return Ok(()) };
+        if crate::evidence::has_ended(current.pidfd.as_fd()).unwrap_or(true) {
+            return Ok(());
+        }
+        let asked = Asked::Signal { id: self.id.clone(), process: current.process, kill };
+        match launching.ask(asked, Vec::new()).await?.0 {
+            Answer::Failed(failure) => Err(self.failed(failure)),
+            _ => Ok(()),
         }
     }
 
-    async fn wait_for_end(self: Arc<Self>, cgroups: ModuleCgroups) {
+    async fn wait_for_end(self: Arc<Self>, launching: Launching) {
         let Some(current) = self.current().clone() else { return };
         #[expect(
             deprecated,
@@ -467,12 +485,12 @@ impl Module {
         }
         *self.facts.write().unwrap_or_else(PoisonError::into_inner) = RunningFacts::Stopped;
         let stopping = self.current().as_ref().is_some_and(|current| current.stopping);
-        if stopping && current.child {
-            // Not waited for yet: the number is still its own, and what is left of its
-            // group can be ended.
-            let _ = rustix::process::kill_process_group(current.pid, Signal::KILL);
-        }
-        let code = if current.child { exit_code(&current.pidfd) } else { None };
+        let asked = Asked::Ended { process: current.process, stopping };
+        let code = match launching.ask(asked, Vec::new()).await {
+            Ok((Answer::Exit(code), _)) => code,
+            // Whoever started it is gone, and with it the code.
+            _ => None,
+        };
         self.pump.drain().await;
         {
             let mut record = self.record.lock().await;
@@ -484,24 +502,24 @@ impl Module {
             }
         }
         tracing::info!(module = %self.id, code, "host module ended");
-        if !stopping && let Some(cgroup) = &current.cgroup {
-            if !cgroups.is_scope(&self.id, cgroup) {
-                cgroups.remove_if_empty(cgroup);
-            }
-            let groups = self.record.lock().await.limit_groups.clone();
-            cgroups.remove_limit_groups(&self.id, &groups);
+        if !stopping && current.cgroup.is_some() {
+            let limit_groups = self.record.lock().await.limit_groups.clone();
+            let (id, cgroup) = (self.id.clone(), current.cgroup);
+            let asked = Asked::Discard { id, cgroup, limit_groups };
+            // What stays behind is removed before the next start.
+            let _ = launching.ask(asked, Vec::new()).await;
         }
         *self.current() = None;
         self.log.end();
         self.running.send_replace(false);
     }
 
-    fn set_current(&self, process: ProcessInstance, current: Current) {
+    fn set_current(&self, current: Current) {
         // Host modules run in the daemon's own; one that cannot be read is nobody's.
         let own = ProcDir::open_unproved(std::process::id()).and_then(|own| own.user_namespace());
         let user_namespace = own.unwrap_or_default();
         let running = Running {
-            init: process,
+            init: current.process,
             cgroup: current.cgroup.clone(),
             container: None,
             exec_since: None,
@@ -527,17 +545,6 @@ impl Module {
     }
 }
 
-/// Ends a launcher that never got its message.
-async fn reap(current: Current) {
-    let _ = rustix::process::pidfd_send_signal(&current.pidfd, Signal::KILL);
-    let _ = blocking(move || {
-        let _ =
-            rustix::process::waitid(WaitId::PidFd(current.pidfd.as_fd()), WaitIdOptions::EXITED);
-        Ok(())
-    })
-    .await;
-}
-
 /// Finds the process of an earlier daemon, if it still is the same one.
 fn adopt(run: &Run) -> Option<Current> {
     if run.boot != boot_id() {
@@ -550,33 +557,12 @@ fn adopt(run: &Run) -> Option<Current> {
         return None;
     }
     let cgroup = run.cgroup.clone();
-    Some(Current {
-        pid,
-        pidfd: Arc::new(pidfd),
-        cgroup,
-        own_copy: run.own_copy,
-        child: false,
-        stopping: false,
-    })
-}
-
-/// How a child ended; it is waited for by this.
-fn exit_code(pidfd: &OwnedFd) -> Option<i64> {
-    let status =
-        rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).ok()??;
-    let signal = status.terminating_signal().map(|signal| 128 + signal);
-    status.exit_status().or(signal).map(i64::from)
+    let (pidfd, own_copy) = (Arc::new(pidfd), run.own_copy);
+    Some(Current { process: run.process, pidfd, cgroup, own_copy, stopping: false })
 }
 
 fn state_file(folder: &Path) -> StateFile<Record> {
     StateFile::new(folder.join("module.json"), "host-module", 1)
-}
-
-fn with_path(
-    mut env: std::collections::BTreeMap<String, String>,
-) -> std::collections::BTreeMap<String, String> {
-    env.entry("PATH".to_owned()).or_insert_with(|| DEFAULT_PATH.to_owned());
-    env
 }
 
 /// What the kernel calls this boot.

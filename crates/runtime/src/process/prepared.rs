@@ -4,9 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use edgekeep_core::attestation::ProcessInstance;
@@ -17,7 +15,6 @@ use rustix::process::{Pid, PidfdFlags};
 use super::group::ModuleCgroups;
 use super::launcher;
 use super::limits::{self, Applied, Keeper};
-use super::output::module_ends;
 use super::program::SealedProgram;
 use super::scope::{complaint, ear};
 use super::{Launcher, ProcessError, ProcessSpec};
@@ -38,8 +35,7 @@ pub(super) struct Prepared {
     /// The module's own, where the launcher's may be another.
     pub(super) stderr: OwnedFd,
     pub(super) process: ProcessInstance,
-    pub(super) pid: Pid,
-    pub(super) pidfd: Arc<OwnedFd>,
+    pub(super) pidfd: OwnedFd,
     pub(super) cgroup: Option<String>,
     pub(super) limits: Applied,
 }
@@ -47,7 +43,8 @@ pub(super) struct Prepared {
 /// What a start is made of.
 pub(super) struct Start<'a> {
     pub(super) id: &'a ModuleId,
-    pub(super) folder: &'a Path,
+    /// The module's standard output and standard error.
+    pub(super) ends: [OwnedFd; 2],
     pub(super) spec: &'a ProcessSpec,
     pub(super) launcher: &'a Launcher,
     pub(super) cgroups: &'a ModuleCgroups,
@@ -79,7 +76,7 @@ impl Start<'_> {
         let failed = |source| ProcessError::Start { module: self.id.clone(), source };
         let mut command = Command::new(&self.launcher.program);
         command.args(&self.launcher.args);
-        let mut launched = Launched::spawn(command, self.folder, None).map_err(failed)?;
+        let mut launched = Launched::spawn(command, &self.ends, None).map_err(failed)?;
         launcher::wait_until_ready(&launched.control).map_err(failed)?;
         launched.cgroup = self.cgroups.join(self.id, launched.process.pid);
         self.bounded(program, launched, note)
@@ -95,7 +92,7 @@ impl Start<'_> {
             let command =
                 self.cgroups.scopes().command(&unit, &self.spec.plan.limits, self.launcher);
             let (mut ours, theirs) = ear().map_err(|error| error.to_string())?;
-            let mut launched = Launched::spawn(command, self.folder, Some(theirs))
+            let mut launched = Launched::spawn(command, &self.ends, Some(theirs))
                 .map_err(|error| format!("systemd-run: {error}"))?;
             launched
                 .patience(self.cgroups.scopes().patience())
@@ -168,16 +165,7 @@ impl Start<'_> {
         let (control, stderr) = launched.parts().map_err(failed)?;
         let (process, cgroup) = (launched.process, launched.cgroup.take());
         launched.let_go();
-        Ok(Prepared {
-            program,
-            control,
-            stderr,
-            process,
-            pid,
-            pidfd: Arc::new(pidfd),
-            cgroup,
-            limits,
-        })
+        Ok(Prepared { program, control, stderr, process, pidfd, cgroup, limits })
     }
 }
 
@@ -193,8 +181,13 @@ struct Launched {
 
 impl Launched {
     /// `complaints`: where it writes until it is the module; absent: to the module's log.
-    fn spawn(mut command: Command, folder: &Path, complaints: Option<Stdio>) -> io::Result<Self> {
-        let [stdout, stderr] = module_ends(folder)?;
+    fn spawn(
+        mut command: Command,
+        ends: &[OwnedFd; 2],
+        complaints: Option<Stdio>,
+    ) -> io::Result<Self> {
+        let [stdout, stderr] = ends;
+        let (stdout, stderr) = (stdout.try_clone()?, stderr.try_clone()?);
         let (control, theirs) = UnixStream::pair()?;
         control.set_write_timeout(Some(START_LIMIT))?;
         let own = match complaints {

@@ -80,7 +80,15 @@ pub(super) struct SealedProgram(OwnedFd);
 impl SealedProgram {
     /// Copies while hashing, compares, seals. Blocks for as long as reading takes.
     pub(super) fn load(path: &Path, expected: &Sha256Digest) -> Result<Self, ProgramError> {
-        let mut source = open(path)?;
+        Self::from_open(path, open(path)?, expected)
+    }
+
+    /// As [`Self::load`], from an open file; `path` is for messages.
+    pub(super) fn from_open(
+        path: &Path,
+        mut source: File,
+        expected: &Sha256Digest,
+    ) -> Result<Self, ProgramError> {
         let mut copy =
             File::from(memory_file(path).map_err(|errno| ProgramError::Seal(errno.into()))?);
         let (found, head) = copy_hashing(path, &mut source, Some(&mut copy))?;

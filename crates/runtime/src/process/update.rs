@@ -68,29 +68,17 @@ pub(super) mod kept {
     use edgekeep_core::attestation::ProcessInstance;
 
     use super::super::ProcessSpec;
-    use super::super::program::{self, ProgramError, SealedProgram};
+    use super::super::program;
 
     fn path(folder: &Path) -> PathBuf {
         folder.join("program")
     }
 
-    /// The program, from its file or, if that has another content, from the copy. Without
-    /// an update that is not settled a copy of what the file has is of no more use.
-    pub(crate) fn load(
-        spec: &ProcessSpec,
-        folder: &Path,
-        settled: bool,
-    ) -> Result<SealedProgram, ProgramError> {
-        match SealedProgram::load(&spec.executable, &spec.sha256) {
-            // What is the matter is told about the file, not about the copy.
-            Err(error) => SealedProgram::load(&path(folder), &spec.sha256).map_err(|_| error),
-            Ok(program) => {
-                if settled {
-                    forget(folder);
-                }
-                Ok(program)
-            }
-        }
+    /// The copy, if there is one.
+    pub(crate) fn open(folder: &Path) -> Option<File> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+        rustix::fs::open(path(folder), flags, Mode::empty()).ok().map(File::from)
     }
 
     /// Copies the program of the module that runs, unless its file still has the same

@@ -19,7 +19,8 @@ use edgekeep_runtime::evidence::{
 };
 use edgekeep_runtime::logs::LogQuery;
 use edgekeep_runtime::process::{
-    Launcher, ModuleCgroups, ProcessError, ProcessRuntime, ProcessSpec, accounts, own_rights,
+    LaunchService, Launcher, Launching, ModuleCgroups, ProcessError, ProcessRuntime, ProcessSpec,
+    accounts, own_rights,
 };
 use edgekeep_runtime::status::ModuleState;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -67,16 +68,17 @@ fn cgroups(folder: &Path) -> ModuleCgroups {
     ModuleCgroups::below_own(CgroupHierarchy::detect(), &instance).in_scopes(ScopeUse::Auto, false)
 }
 
-fn runtime(folder: &Path) -> ProcessRuntime {
-    runtime_in(folder, cgroups(folder))
+async fn runtime(folder: &Path) -> ProcessRuntime {
+    runtime_in(folder, cgroups(folder)).await
 }
 
-fn runtime_in(folder: &Path, cgroups: ModuleCgroups) -> ProcessRuntime {
+async fn runtime_in(folder: &Path, cgroups: ModuleCgroups) -> ProcessRuntime {
     let launcher = Launcher {
         program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")),
         args: Vec::new(),
     };
-    ProcessRuntime::open(&folder.join("host"), launcher, cgroups).expect("writable")
+    let launching = Launching::here(LaunchService::unbounded(launcher, cgroups));
+    ProcessRuntime::open(&folder.join("host"), launching).await.expect("writable")
 }
 
 fn running(runtime: &ProcessRuntime, id: &ModuleId) -> Running {
@@ -111,7 +113,7 @@ async fn first_line(runtime: &ProcessRuntime, id: &ModuleId) -> String {
 async fn a_module_runs_exactly_the_registered_bytes_with_its_own_environment_and_no_new_privileges()
 {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("thermometer");
     let script =
         "echo $0 $NAME $PATH $(grep NoNewPrivs /proc/self/status) $(env | wc -l); exec sleep 1000";
@@ -138,7 +140,7 @@ async fn a_module_runs_exactly_the_registered_bytes_with_its_own_environment_and
 #[tokio::test]
 async fn the_kernel_tells_a_module_by_its_digest_its_first_process_and_its_cgroup() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("thermometer");
     runtime.create(&id, spec("/bin/sleep", &["1000"])).await.expect("created");
     runtime.start(&id).await.expect("started");
@@ -172,7 +174,7 @@ async fn the_kernel_tells_a_module_by_its_digest_its_first_process_and_its_cgrou
 #[tokio::test]
 async fn an_executable_that_was_changed_after_registration_is_not_started() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let path = folder.path().join("program");
     std::fs::copy("/bin/sleep", &path).expect("copied");
     let path = path.to_str().expect("text");
@@ -191,7 +193,7 @@ async fn an_executable_that_was_changed_after_registration_is_not_started() {
 #[tokio::test]
 async fn a_change_of_the_file_while_the_module_runs_does_not_reach_it() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let path = folder.path().join("program");
     std::fs::copy("/bin/sleep", &path).expect("copied");
     let id = module("sealed");
@@ -208,7 +210,7 @@ async fn a_change_of_the_file_while_the_module_runs_does_not_reach_it() {
 #[tokio::test]
 async fn exit_codes_are_told_and_a_module_that_ended_can_start_again() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     for (name, script, code, state) in [
         ("fine", "exit 0", 0, ModuleState::Stopped),
         ("failing", "exit 7", 7, ModuleState::Failed),
@@ -236,7 +238,7 @@ async fn a_daemon_that_was_killed_finds_its_modules_running_and_their_output_com
     let script =
         "echo before; while [ ! -e \"$0/go\" ]; do sleep 0.01; done; echo after; exec sleep 1000";
     let init = {
-        let first = runtime(folder.path());
+        let first = runtime(folder.path()).await;
         let mut spec = shell(script);
         spec.args.push(folder.path().to_string_lossy().into_owned());
         first.create(&id, spec).await.expect("created");
@@ -247,7 +249,7 @@ async fn a_daemon_that_was_killed_finds_its_modules_running_and_their_output_com
     };
     std::fs::write(folder.path().join("go"), "").expect("written");
 
-    let second = runtime(folder.path());
+    let second = runtime(folder.path()).await;
     assert_eq!(running(&second, &id).init, init);
     assert_eq!(second.status(&id).await.expect("exists").state, ModuleState::Running);
     let error = second.create(&id, shell("true")).await.expect_err("exists");
@@ -262,7 +264,7 @@ async fn a_module_that_ended_while_no_daemon_ran_has_ended_in_an_unknown_way() {
     let folder = tempfile::tempdir().expect("temp folder");
     let id = module("lost");
     let run = {
-        let first = runtime(folder.path());
+        let first = runtime(folder.path()).await;
         first.create(&id, spec("/bin/sleep", &["1000"])).await.expect("created");
         first.start(&id).await.expect("started");
         // The state as it is while the module runs, put back after its end.
@@ -273,7 +275,7 @@ async fn a_module_that_ended_while_no_daemon_ran_has_ended_in_an_unknown_way() {
         bytes
     };
     assert!(String::from_utf8_lossy(&run).contains("start_time"));
-    let second = runtime(folder.path());
+    let second = runtime(folder.path()).await;
     assert_eq!(second.facts(&id), RunningFacts::Stopped);
     let status = second.status(&id).await.expect("exists");
     assert_eq!((status.state, status.exit.expect("ended").code), (ModuleState::Failed, None));
@@ -284,7 +286,7 @@ async fn a_module_that_ended_while_no_daemon_ran_has_ended_in_an_unknown_way() {
 #[tokio::test]
 async fn a_module_that_ignores_sigterm_is_killed_after_its_grace_with_all_it_started() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("stubborn");
     let script = "trap '' TERM; setsid sleep 1000 & echo $!; while :; do sleep 1000; done";
     runtime.create(&id, shell(script)).await.expect("created");
@@ -343,7 +345,7 @@ fn skipped_without_cgroups(runtime: &ProcessRuntime) -> bool {
 #[tokio::test]
 async fn what_a_module_that_ended_by_itself_left_behind_ends_when_it_is_stopped() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     if skipped_without_cgroups(&runtime) {
         return;
     }
@@ -355,7 +357,7 @@ async fn what_a_module_that_ended_by_itself_left_behind_ends_when_it_is_stopped(
 #[tokio::test]
 async fn what_a_module_that_ended_by_itself_left_behind_ends_when_it_is_removed() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     if skipped_without_cgroups(&runtime) {
         return;
     }
@@ -367,7 +369,7 @@ async fn what_a_module_that_ended_by_itself_left_behind_ends_when_it_is_removed(
 #[tokio::test]
 async fn what_a_module_that_ended_by_itself_left_behind_ends_before_it_is_started_again() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("parent");
     if skipped_without_cgroups(&runtime) {
         return;
@@ -382,13 +384,13 @@ async fn what_a_module_that_ended_by_itself_left_behind_ends_before_it_is_starte
 async fn what_a_module_that_ended_by_itself_left_behind_ends_when_the_daemon_starts() {
     let folder = tempfile::tempdir().expect("temp folder");
     let id = module("parent");
-    let first = runtime(folder.path());
+    let first = runtime(folder.path()).await;
     if skipped_without_cgroups(&first) {
         return;
     }
     let child = with_leftover(&first, &id).await;
     drop(first);
-    let second = runtime(folder.path());
+    let second = runtime(folder.path()).await;
     assert_eq!(second.facts(&id), RunningFacts::Stopped);
     ends(child).await;
     second.remove(&id).await.expect("removed");
@@ -399,19 +401,14 @@ async fn a_daemon_without_cgroups_of_its_own_ends_what_is_left_in_one_that_an_ea
 {
     let folder = tempfile::tempdir().expect("temp folder");
     let id = module("parent");
-    let first = runtime(folder.path());
+    let first = runtime(folder.path()).await;
     if skipped_without_cgroups(&first) {
         return;
     }
     let child = with_leftover(&first, &id).await;
     drop(first);
-    let launcher = Launcher {
-        program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")),
-        args: Vec::new(),
-    };
     let none = ModuleCgroups::none(CgroupHierarchy::detect(), "as a test");
-    let second =
-        ProcessRuntime::open(&folder.path().join("host"), launcher, none).expect("writable");
+    let second = runtime_in(folder.path(), none).await;
     second.stop(&id, LONG).await.expect("cleared");
     ends(child).await;
 }
@@ -419,7 +416,7 @@ async fn a_daemon_without_cgroups_of_its_own_ends_what_is_left_in_one_that_an_ea
 #[tokio::test]
 async fn what_hides_in_a_group_below_the_modules_own_ends_with_it() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("parent");
     if skipped_without_cgroups(&runtime) {
         return;
@@ -444,7 +441,7 @@ async fn what_hides_in_a_group_below_the_modules_own_ends_with_it() {
 #[tokio::test]
 async fn a_program_that_cannot_be_executed_says_why_and_leaves_no_process() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("nowhere");
     let mut spec = spec("/bin/sleep", &["1000"]);
     spec.working_dir = Some("/nonexistent".into());
@@ -459,7 +456,7 @@ async fn a_program_that_cannot_be_executed_says_why_and_leaves_no_process() {
 #[tokio::test]
 async fn a_module_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("none");
     for result in [
         runtime.start(&id).await,
@@ -479,7 +476,7 @@ async fn a_module_that_is_not_there_is_named() {
 #[tokio::test]
 async fn stopping_all_stops_all() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let ids = ["a", "b", "c"].map(module);
     for id in &ids {
         runtime.create(id, spec("/bin/sleep", &["1000"])).await.expect("created");
@@ -518,7 +515,7 @@ async fn another_user_has_no_groups_no_capabilities_and_no_way_back() {
         return;
     }
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let mut spec = shell(
         "cat /proc/self/status; pwd; id -u; cat /etc/shadow; echo x > /proc/self/oom_score_adj",
     );
@@ -549,7 +546,7 @@ async fn root_without_a_user_of_its_own_has_no_capabilities_either() {
     rustix::fs::chown(&secret, Some(rustix::fs::Uid::from_raw(4711)), None).expect("root may");
     std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .expect("root may");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let spec = shell(&format!("cat /proc/self/status; cat {}", secret.display()));
     let text = printed(&runtime, &module("plain"), spec).await;
     assert_eq!(field(&text, "Groups"), "");
@@ -565,7 +562,7 @@ async fn exactly_the_granted_capabilities_come_through_to_another_user() {
         return;
     }
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let mut spec = shell("cat /proc/self/status");
     spec.plan = planned(|module| {
         module.user = Some("4711".into());
@@ -585,7 +582,7 @@ async fn a_folder_that_the_modules_user_cannot_enter_is_an_error_and_not_another
         return;
     }
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700))
         .expect("own folder");
     let mut spec = shell("pwd");
@@ -607,7 +604,7 @@ async fn memory_beyond_the_limit_ends_the_module_and_its_status_says_what_keeps_
         return;
     }
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("hungry");
     // Doubles a string until it is stopped, at 1 GiB by itself.
     let mut spec = shell("x=aaaaaaaa; while [ ${#x} -lt 1000000000 ]; do x=$x$x; done; echo grew");
@@ -632,7 +629,7 @@ async fn limits_are_what_the_module_sees_and_a_fork_too_many_is_refused() {
         return;
     }
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("bounded");
     let script = "ulimit -n; cat /proc/self/cgroup; for i in 1 2 3 4 5 6 7 8; do sleep 0.2 & done; wait; echo all";
     let mut spec = shell(script);
@@ -678,13 +675,8 @@ async fn limits_are_what_the_module_sees_and_a_fork_too_many_is_refused() {
 #[tokio::test]
 async fn a_limit_that_cannot_be_set_refuses_the_start_unless_best_effort_is_enough() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let launcher = Launcher {
-        program: PathBuf::from(env!("CARGO_BIN_EXE_edgekeep-test-launcher")),
-        args: Vec::new(),
-    };
     let none = ModuleCgroups::none(CgroupHierarchy::detect(), "no cgroups in this test");
-    let runtime =
-        ProcessRuntime::open(&folder.path().join("host"), launcher, none).expect("writable");
+    let runtime = runtime_in(folder.path(), none).await;
     for (name, enforcement) in
         [("strict", Enforcement::Required), ("mild", Enforcement::BestEffort)]
     {
@@ -717,7 +709,7 @@ async fn a_limit_that_cannot_be_set_refuses_the_start_unless_best_effort_is_enou
 #[tokio::test]
 async fn what_a_module_is_made_from_changes_with_its_next_start_and_not_before() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("renewed");
     runtime.create(&id, shell("echo old; exec sleep 1000")).await.expect("created");
     runtime.start(&id).await.expect("started");
@@ -748,7 +740,7 @@ async fn only_the_granted_folders_are_within_reach() {
         std::fs::create_dir(at(name)).expect("made");
         std::fs::write(at(name) + "/f", name).expect("written");
     }
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let script = format!(
         "read -r x < {0}/f; echo got $x; echo y > {0}/new; read -r x < {1}/f; echo got $x; echo y > {1}/new && echo wrote; \
          read -r x < {2}/f; echo got $x; read -r x < /etc/passwd; echo got $x; /bin/true; \
@@ -781,7 +773,7 @@ async fn only_the_granted_folders_are_within_reach() {
 #[tokio::test]
 async fn a_granted_folder_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let mut spec = shell("true");
     spec.plan = planned(|module| module.read = Some(vec!["/nowhere/at/all".into()]));
     let id = module("lost");
@@ -794,7 +786,7 @@ async fn a_granted_folder_that_is_not_there_is_named() {
 #[tokio::test]
 async fn system_calls_are_refused_by_preset() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     for (preset, unshared, forked) in [
         (SeccompPreset::None, true, true),
         (SeccompPreset::Default, false, true),
@@ -838,7 +830,7 @@ async fn no_preset_lets_a_program_pass_for_another() {
         }
     };
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     // A plain filter fails for its own reason: 14 is EFAULT.
     let script = format!(
         "for ([{prctl}, 35, 14, 0], [{seccomp}, 1, 8, 0], [{seccomp}, 1, 0, 0]) {{ $! = 0; syscall($$_[0], $$_[1], $$_[2], $$_[3], 0); print 0 + $!, qq(\\n) }}"

@@ -54,7 +54,7 @@ async fn where_systemd_runs_a_module_has_a_scope_that_outlives_the_daemon_and_en
         module.limits.pids_max = Some(9);
     });
     let (scope, init) = {
-        let runtime = runtime(folder.path());
+        let runtime = runtime(folder.path()).await;
         runtime.create(&id, spec).await.expect("created");
         runtime.start(&id).await.expect("started");
         let running = running(&runtime, &id);
@@ -68,7 +68,7 @@ async fn where_systemd_runs_a_module_has_a_scope_that_outlives_the_daemon_and_en
         (scope, running.init)
     };
     // Another daemon finds it, in the same scope.
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     assert_eq!(running(&runtime, &id).init, init);
     assert!(is_loaded(&unit_of(folder.path(), &id)));
     runtime.stop(&id, LONG).await.expect("ends");
@@ -86,7 +86,7 @@ async fn where_systemd_runs_a_module_has_a_scope_that_outlives_the_daemon_and_en
 #[tokio::test]
 async fn what_is_left_in_a_scope_of_the_same_name_ends_before_the_module_starts() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let id = module("again");
     runtime.create(&id, shell("exec sleep 1000")).await.expect("created");
     runtime.start(&id).await.expect("started");
@@ -135,8 +135,14 @@ fn tools(folder: &Path, script: &str) -> PathBuf {
     tools
 }
 
-fn with_tools(folder: &Path, script: &str, or_below: bool, patience: Duration) -> ProcessRuntime {
-    runtime_in(folder, cgroups(folder).in_scopes_made_by(tools(folder, script), or_below, patience))
+async fn with_tools(
+    folder: &Path,
+    script: &str,
+    or_below: bool,
+    patience: Duration,
+) -> ProcessRuntime {
+    let cgroups = cgroups(folder).in_scopes_made_by(tools(folder, script), or_below, patience);
+    runtime_in(folder, cgroups).await
 }
 
 /// Becomes the launcher, without a scope.
@@ -152,7 +158,7 @@ async fn a_systemd_that_refuses_hangs_or_lies_is_told_of_and_the_module_runs_bel
         (AS_ASKED, LONG, "but the module is in /"),
     ] {
         let folder = tempfile::tempdir().expect("temp folder");
-        let runtime = with_tools(folder.path(), script, true, patience);
+        let runtime = with_tools(folder.path(), script, true, patience).await;
         let id = module("refused");
         runtime.create(&id, shell("echo $$; exec sleep 1000")).await.expect("created");
         runtime.start(&id).await.expect("started");
@@ -174,7 +180,7 @@ async fn where_scopes_are_required_none_is_no_start_and_leaves_no_process() {
         [("echo Access denied >&2; exit 1", "Access denied"), (AS_ASKED, "but the module is in /")]
     {
         let folder = tempfile::tempdir().expect("temp folder");
-        let runtime = with_tools(folder.path(), script, false, LONG);
+        let runtime = with_tools(folder.path(), script, false, LONG).await;
         let id = module("required");
         let mark = folder.path().join("ran");
         runtime.create(&id, shell(&format!("touch {mark:?}"))).await.expect("created");
@@ -189,7 +195,7 @@ async fn where_scopes_are_required_none_is_no_start_and_leaves_no_process() {
     let without =
         ModuleCgroups::none(CgroupHierarchy::detect(), "as a test").in_scopes(ScopeUse::Off, false);
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime_in(folder.path(), without);
+    let runtime = runtime_in(folder.path(), without).await;
     runtime.create(&module("off"), shell("exit 0")).await.expect("created");
     runtime.start(&module("off")).await.expect("scopes are not asked for");
 }
@@ -210,7 +216,7 @@ async fn a_scope_without_the_limits_that_were_asked_for_is_no_scope_to_start_in(
         return;
     }
     let enter = format!("echo $$ > {:?}; {AS_ASKED}", group.join("cgroup.procs"));
-    let runtime = with_tools(folder.path(), &enter, true, LONG);
+    let runtime = with_tools(folder.path(), &enter, true, LONG).await;
     let mut spec = shell("exec sleep 1000");
     runtime.create(&id, spec.clone()).await.expect("created");
     runtime.start(&id).await.expect("nothing is to be limited");

@@ -16,30 +16,30 @@ async fn an_update_is_remembered_through_ends_of_the_daemon_with_what_runs_at_ea
     let (old, new) = (shell("exec sleep 1000"), shell("exec sleep 2000"));
     let next = |_: ProcessRuntime| runtime(folder.path());
 
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     runtime.create(&id, old.clone()).await.expect("created");
     runtime.start(&id).await.expect("started");
     assert_eq!((runtime.update(&id).await, runtime.begun_updates().await), (None, vec![]));
     runtime.begin_update(&id, new.clone(), true).await.expect("written down");
-    let runtime = next(runtime);
+    let runtime = next(runtime).await;
     assert_eq!(begun(&runtime, &id).await, (Runs::Old, true, true));
     assert_eq!(runtime.begun_updates().await, std::slice::from_ref(&id));
     runtime.stop(&id, Duration::ZERO).await.expect("ends");
-    let runtime = next(runtime);
+    let runtime = next(runtime).await;
     assert_eq!(begun(&runtime, &id).await, (Runs::Nothing, true, true));
     runtime.start(&id).await.expect("started");
-    let runtime = next(runtime);
+    let runtime = next(runtime).await;
     assert_eq!(begun(&runtime, &id).await, (Runs::New, true, true));
     // One over the other goes back to where the first began.
     runtime.begin_update(&id, shell("exit 1"), false).await.expect("written down");
     assert_eq!(begun(&runtime, &id).await, (Runs::New, true, false));
 
     runtime.end_update(&id, false).await.expect("written down");
-    let runtime = next(runtime);
+    let runtime = next(runtime).await;
     assert!(runtime.spec(&id).await.expect("exists") == old && runtime.update(&id).await.is_none());
     runtime.begin_update(&id, new.clone(), false).await.expect("written down");
     runtime.end_update(&id, true).await.expect("written down");
-    let runtime = next(runtime);
+    let runtime = next(runtime).await;
     assert!(runtime.spec(&id).await.expect("exists") == new);
     runtime.remove(&id).await.expect("removed");
 }
@@ -56,7 +56,7 @@ fn without_loader(of: &str, to: &Path) {
 #[tokio::test]
 async fn the_program_that_ran_is_kept_while_its_file_is_another_and_for_no_longer() {
     let folder = tempfile::tempdir().expect("temp folder");
-    let runtime = runtime(folder.path());
+    let runtime = runtime(folder.path()).await;
     let path = folder.path().join("program");
     std::fs::copy("/bin/sleep", &path).expect("copied");
     let (id, text) = (module("kept"), path.to_str().expect("text"));

@@ -2,7 +2,8 @@
 //!
 //! `compatible` has the keys, certificates and identities of compatible services,
 //! `management` and `workload` go through the routes, `module_data` through what modules
-//! have encrypted, `cloud_away` and `crashes` through what may go wrong, `clock` through
+//! have encrypted, `cloud_away` and `crashes` through what may go wrong,
+//! `children` through what may become of moduled's own processes, `clock` through
 //! steps of the clock, `odd_files` through what may stand in a file's place,
 //! `credential_files` through files of certificates that change under a device, `health`
 //! through what makes the device unhealthy, `operations` through logs and metrics,
@@ -12,6 +13,7 @@
 //! others may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
+mod children;
 mod clock;
 mod cloud_away;
 mod compatible;

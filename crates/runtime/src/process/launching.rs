@@ -1,0 +1,81 @@
+//! Whoever starts and ends host modules, as [`super::ProcessRuntime`] has it: a process
+//! with the rights for that, or this one.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgekeep_children::Link;
+use edgekeep_core::host::Daemon;
+use rustix::fs::{Mode, OFlags};
+
+use super::asked::{Answer, Asked};
+use super::service::LaunchService;
+use super::{ProcessError, own_rights};
+
+/// How long a start may take: systemd, the program's copy, and becoming the module.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Who starts host modules. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Launching {
+    who: Who,
+    rights: Option<Daemon>,
+}
+
+#[derive(Debug, Clone)]
+enum Who {
+    Own(Arc<LaunchService>),
+    Child(Link),
+}
+
+impl Launching {
+    /// This process, with the rights that it has.
+    #[must_use]
+    pub fn here(service: LaunchService) -> Self {
+        Self { who: Who::Own(Arc::new(service)), rights: own_rights().ok() }
+    }
+
+    /// A child of this process, which has these rights.
+    #[must_use]
+    pub fn child(link: Link, rights: Daemon) -> Self {
+        Self { who: Who::Child(link), rights: Some(rights) }
+    }
+
+    /// What starts host modules, and could give to them.
+    #[must_use]
+    pub fn rights(&self) -> Option<Daemon> {
+        self.rights
+    }
+
+    pub(super) async fn ask(
+        &self,
+        question: Asked,
+        files: Vec<OwnedFd>,
+    ) -> Result<(Answer, Vec<OwnedFd>), ProcessError> {
+        match &self.who {
+            Who::Own(service) => Ok(service.answer(question, files).await),
+            Who::Child(link) => {
+                let files: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
+                Ok(link.ask(&question, &files, LIMIT).await?)
+            }
+        }
+    }
+
+    /// Gives a folder to a user and a group.
+    ///
+    /// # Errors
+    /// The folder cannot be opened, or is not to be given to them.
+    pub async fn hand_over(&self, folder: &Path, uid: u32, gid: u32) -> Result<(), ProcessError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let failed = |source| ProcessError::HandOver { folder: folder.to_owned(), source };
+        let opened =
+            rustix::fs::open(folder, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+        let (answer, _) = self.ask(Asked::HandOver { uid, gid }, vec![opened]).await?;
+        match answer {
+            Answer::Done => Ok(()),
+            other => Err(failed(std::io::Error::other(format!("{other:?}")))),
+        }
+    }
+}
