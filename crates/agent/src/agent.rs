@@ -11,6 +11,7 @@ use edgekeep_api::management::{
     CreateIdentity, DeploymentReport, Identity, ManagementClient, ModuleDetails, ModuleSpec,
 };
 use edgekeep_api::operations::ProblemList;
+use edgekeep_base::error;
 use edgekeep_core::deployment::Deployment;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
@@ -562,13 +563,7 @@ fn answer(result: Result<(), ClientError>, done: &'static str) -> Result<&'stati
 /// An error with its causes, in one line that is not too long. Daemons put their causes
 /// on lines of their own.
 fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    let text = text.replace("\ncaused by: ", ": ");
+    let text = error::chain(error).replace("\ncaused by: ", ": ");
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(ERROR_LIMIT).collect()
 }
 

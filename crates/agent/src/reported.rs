@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use edgekeep_api::management::{ModuleDetails, RuntimeStatus};
 use edgekeep_api::operations::{ProblemList, ShownProblem};
 use edgekeep_core::deployment::{
-    DEFAULT_STARTUP_ORDER, Deployment, DesiredStatus, EDGE_HUB, Module, RestartPolicy, Runtime,
+    DEFAULT_STARTUP_ORDER, Deployment, DesiredStatus, Module, RestartPolicy, Runtime,
     split_create_options,
 };
 use edgekeep_core::id::ModuleId;
+use edgekeep_core::names::EDGE_HUB;
 use edgekeep_core::reconcile::{Memory, RuntimeState, Timestamp};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;

@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 
 use edgekeep_api::management::{EnvVar, ModuleConfig, ModuleSpec};
-use edgekeep_core::deployment::{
-    EDGE_HUB, ImagePullPolicy, Module, ModuleType, RegistryCredential,
-};
+use edgekeep_core::deployment::{ImagePullPolicy, Module, ModuleType, RegistryCredential};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
+use edgekeep_core::names::EDGE_HUB;
 use edgekeep_daemon::store::sha256;
 use serde_json::{Map, Value, json};
 

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use edgekeep_base::lock::lock;
+
 use bytes::{Bytes, BytesMut};
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, header};
@@ -315,7 +317,7 @@ impl Client {
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<SendRequest<Full<Bytes>>>> {
-        self.pool.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.pool.idle)
     }
 
     fn broken(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {

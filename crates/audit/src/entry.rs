@@ -5,10 +5,8 @@
 //! order, absent ones left out: the same entry is always the same bytes, and those are
 //! what is hashed.
 
-use std::fmt;
-
-use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::{KeyId, ModuleId};
+pub use edgekeep_core::key_use::{Key, Operation, Outcome, Purpose, Reason, Statement, Who};
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
 use time::OffsetDateTime;
@@ -59,173 +57,6 @@ pub enum Event {
     },
     /// Something about the log itself.
     Log(LogEvent),
-}
-
-/// Who asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Who {
-    /// User id.
-    pub uid: u32,
-    /// Process id, if it was visible.
-    pub pid: Option<u32>,
-    /// On whose behalf, as that uid says and nobody else has seen. Only of uids that were
-    /// granted to say so.
-    pub says: Option<Box<Statement>>,
-}
-
-/// On whose behalf somebody says to ask.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Statement {
-    /// The module.
-    pub module: ModuleId,
-    /// SHA-256 of the executable, if it was measured.
-    pub executable: Option<Sha256Digest>,
-}
-
-/// The key that something was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
-    /// Its id; the base's, if it is derived.
-    pub id: KeyId,
-    /// Whether a key derived from it was meant.
-    pub derived: bool,
-    /// What it is for, if a rule says so.
-    pub purpose: Option<Purpose>,
-    /// The id that it had before, if it was moved.
-    pub from: Option<KeyId>,
-    /// The module whose key it is, where that is part of how it is derived.
-    pub module: Option<Box<ModuleId>>,
-}
-
-impl Key {
-    /// A kept key, with nothing known beyond its id.
-    #[must_use]
-    pub fn new(id: KeyId) -> Self {
-        Self { id, derived: false, purpose: None, from: None, module: None }
-    }
-}
-
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
-
-        impl $name {
-            /// Every value.
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
-
-            /// The word that stands for it in the log.
-            #[must_use]
-            pub const fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word,)+ }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.word())
-            }
-        }
-    };
-}
-
-words! {
-    /// What may be asked for.
-    Operation {
-        /// Make a key or a key pair, or get the one that is there.
-        Create = "create",
-        /// Store a key that the caller brings.
-        Import = "import",
-        /// Get a handle to a key that is there.
-        Load = "load",
-        /// Give a key pair another id.
-        Move = "move",
-        /// Delete a key.
-        Delete = "delete",
-        /// Read a public parameter. Written down when refused only.
-        Parameters = "parameters",
-        /// Get a handle to a derived key.
-        Derive = "derive",
-        /// Get the bytes of a derived key.
-        Export = "export",
-        /// Sign, the RSA private-key operation included.
-        Sign = "sign",
-        /// Encrypt.
-        Encrypt = "encrypt",
-        /// Decrypt.
-        Decrypt = "decrypt",
-        /// Read the TPM's endorsement key and storage root, which are public, for
-        /// provisioning.
-        TpmKeys = "tpm-keys",
-        /// Unwrap the TPM's authentication key and keep it there.
-        TpmImport = "tpm-import",
-        /// HMAC with the TPM's authentication key.
-        TpmSign = "tpm-sign",
-        /// Read the audit log. Written down when refused only.
-        ReadAudit = "read-audit",
-        /// A request on a connection on which another process sent bytes.
-        Connect = "connect",
-    }
-}
-
-words! {
-    /// What a key is for.
-    Purpose {
-        /// Proves who the device or a module is.
-        Identity = "identity",
-        /// Signs certificates.
-        Ca = "ca",
-        /// Is behind a TLS certificate.
-        Tls = "tls",
-        /// Encrypts data at rest.
-        Seal = "seal",
-        /// Signs data.
-        Sign = "sign",
-    }
-}
-
-words! {
-    /// Why something was refused.
-    Reason {
-        /// No grant of this key id.
-        NoGrant = "no-grant",
-        /// The id is the daemon's own.
-        ReservedKey = "reserved-key",
-        /// The daemon did not make this handle.
-        ForeignHandle = "foreign-handle",
-        /// The handle was made for another uid, which does not share the key with this
-        /// one.
-        HandleOfAnotherUid = "handle-of-another-uid",
-        /// The handle is older than handles may be.
-        ExpiredHandle = "expired-handle",
-        /// The key is for something else.
-        Purpose = "purpose",
-        /// A CA key, and a uid that has nothing to do with certificates.
-        NotForCertificates = "not-for-certificates",
-        /// No grant to take derived keys out.
-        NoExportGrant = "no-export-grant",
-        /// May not read the audit log.
-        NotAnAuditor = "not-an-auditor",
-        /// Another process than the one that connected sent bytes.
-        SenderChanged = "sender-changed",
-        /// The uid has made as many keys as it may.
-        TooManyKeys = "too-many-keys",
-    }
-}
-
-/// What came of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was done.
-    Done,
-    /// It was allowed but could not be done: no such key, input that does not fit, a
-    /// failing store.
-    Failed,
-    /// The caller went away, or the daemon ended, before it was known.
-    Interrupted,
-    /// It was not allowed.
-    Refused(Reason),
 }
 
 /// What happened to the log itself.
@@ -435,6 +266,7 @@ pub struct Shown {
 
 #[cfg(test)]
 mod tests {
+    use edgekeep_core::digest::Sha256Digest;
     use time::macros::datetime;
 
     use super::*;

@@ -13,9 +13,12 @@ mod writer;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use edgekeep_base::error::chain;
+use edgekeep_base::lock::{lock, waited};
 
 use time::OffsetDateTime;
 
@@ -132,7 +135,7 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn has_room(&self, state: &State) -> bool {
@@ -256,12 +259,7 @@ impl Log {
             if state.ended || state.failing || left.is_zero() {
                 return Err(Busy);
             }
-            state = self
-                .shared
-                .done
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = waited(self.shared.done.wait_timeout(state, left)).0;
         }
         state.taken += 1;
         Ok(Permit { shared: Arc::clone(&self.shared), used: false })
@@ -303,7 +301,7 @@ impl Log {
         let ticket = state.asked;
         self.shared.work.notify_one();
         while state.made < ticket && !state.ended {
-            state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = waited(self.shared.done.wait(state));
         }
         match &state.head {
             Some(Ok(head)) if state.made >= ticket => Ok(head.clone()),
@@ -418,11 +416,9 @@ fn wait_for_work<'a>(
         }
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         state = match left {
-            None => shared.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            None => waited(shared.work.wait(state)),
             Some(left) if left.is_zero() => return state,
-            Some(left) => {
-                shared.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-            }
+            Some(left) => waited(shared.work.wait_timeout(state, left)).0,
         };
     }
     // Gathers what comes within a moment: one write for many.
@@ -432,18 +428,7 @@ fn wait_for_work<'a>(
         if left.is_zero() {
             break;
         }
-        state = shared.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        state = waited(shared.work.wait_timeout(state, left)).0;
     }
     state
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -43,19 +43,40 @@ pub fn replace(
     until: Until,
     prepare: impl FnOnce(&File) -> io::Result<()>,
 ) -> Result<(), ReplaceError> {
+    replace_by_steps(path, content, mode, until, prepare, || {})
+}
+
+/// [`replace`], with `after_step` called after each step that changes the disk: for tests
+/// that end the process there.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_by_steps(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    until: Until,
+    prepare: impl FnOnce(&File) -> io::Result<()>,
+    mut after_step: impl FnMut(),
+) -> Result<(), ReplaceError> {
     let temporary = temporary_name(path);
     let attempt = || -> Result<(), (&'static str, io::Error)> {
         let created = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary);
         let mut file = created.map_err(|error| ("create a temporary file for", error))?;
+        after_step();
         prepare(&file).map_err(|error| ("change the owner of", error))?;
         file.write_all(content).map_err(|error| ("write", error))?;
+        after_step();
         if until == Until::OnDisk {
             file.sync_all().map_err(|error| ("sync", error))?;
+            after_step();
         }
         drop(file);
         fs::rename(&temporary, path).map_err(|error| ("replace", error))?;
+        after_step();
         if until == Until::OnDisk {
             sync_folder_of(path).map_err(|error| ("sync the folder of", error))?;
+            after_step();
         }
         Ok(())
     };

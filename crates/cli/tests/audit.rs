@@ -14,11 +14,11 @@ use std::thread::JoinHandle;
 
 use edgekeep_api::keyd::KeysClient;
 use edgekeep_core::hardware::{AuditCounter, TpmSettings};
+use edgekeep_core::key_use::Policy;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::{KeyPrincipal, KeydSettings};
 use edgekeep_daemon::listen;
 use edgekeep_daemon::server::{Limits, serve};
-use edgekeep_keyd::policy::Policy;
 use edgekeep_keyd::{Keyd, routes};
 use tokio::sync::watch;
 

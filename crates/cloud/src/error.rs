@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use edgekeep_base::error;
 use edgekeep_core::foreign_text::{CHAIN_LIMIT, cleaned};
 
 /// Why a token could not be signed.
@@ -187,16 +188,6 @@ impl CloudError {
     /// peer sent, its certificate's names.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let part = error.to_string();
-            if !text.ends_with(&part) {
-                text.push_str(": ");
-                text.push_str(&part);
-            }
-            cause = error.source();
-        }
-        cleaned(&text, CHAIN_LIMIT)
+        cleaned(&error::chain(self), CHAIN_LIMIT)
     }
 }

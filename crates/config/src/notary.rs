@@ -1,7 +1,8 @@
 //! `[aziot_keys]`: what keys may be used for, for how long, and who may see that they
 //! were.
 
-use edgekeep_core::settings::{KeyPurpose, PurposeRule};
+use edgekeep_core::key_use::Purpose;
+use edgekeep_core::settings::PurposeRule;
 
 use crate::diagnostic::Code;
 use crate::document::{Node, Text, Value, View};
@@ -12,12 +13,12 @@ use crate::value;
 /// year is no bound any more.
 const LIFETIME: std::ops::RangeInclusive<u64> = 60..=366 * 86_400;
 
-const PURPOSES: [(&str, KeyPurpose); 5] = [
-    ("identity", KeyPurpose::Identity),
-    ("ca", KeyPurpose::Ca),
-    ("tls", KeyPurpose::Tls),
-    ("seal", KeyPurpose::Seal),
-    ("sign", KeyPurpose::Sign),
+const PURPOSES: [(&str, Purpose); 5] = [
+    ("identity", Purpose::Identity),
+    ("ca", Purpose::Ca),
+    ("tls", Purpose::Tls),
+    ("seal", Purpose::Seal),
+    ("sign", Purpose::Sign),
 ];
 
 impl Draft<'_> {

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use edgekeep_core::create_options::{OwnState, PublishedPorts};
-use edgekeep_core::grants::RESERVED_KEY_IDS;
+use edgekeep_core::grants::is_reserved;
 use edgekeep_core::host::ScopeUse;
 use edgekeep_core::id::{CertId, KeyId, ModuleId};
+use edgekeep_core::names;
 use edgekeep_core::settings::{
     CertPrincipal, CloudSettings, IdentityPrincipal, IdentitydSettings, KeyPrincipal, KeydSettings,
     ModuleEncryption, ModuledSettings, PreloadedCert, Provisioning, ReprovisioningMode,
@@ -24,24 +25,24 @@ use crate::similar::nearest;
 use crate::value;
 
 /// Key id of the device's symmetric key.
-pub(crate) const DEVICE_KEY: &str = "device-id";
+pub(crate) const DEVICE_KEY: &str = names::DEVICE_KEY.as_str();
 /// Key id from which identityd derives the keys of module identities.
-const MASTER_KEY: &str = "aziot_identityd_master_id";
+const MASTER_KEY: &str = names::IDENTITY_MASTER_KEY.as_str();
 /// Key id of the key with which moduled encrypts for modules.
-const ENCRYPTION_KEY: &str = "iotedge_master_encryption_id";
+const ENCRYPTION_KEY: &str = names::DEVICE_DATA_KEY.as_str();
 /// What the keys of single modules' data are derived from.
-const MODULE_DATA_KEY: &str = "edgekeep-module-data";
+const MODULE_DATA_KEY: &str = names::MODULE_DATA_KEY.as_str();
 /// Cert id and key id of the CA that signs module certificates.
-pub(crate) const EDGE_CA: &str = "aziot-edged-ca";
+pub(crate) const EDGE_CA: &str = names::EDGE_CA.as_str();
 /// Key and cert id of that CA's successor while it is made.
-pub(crate) const EDGE_CA_NEXT: &str = "aziot-edged-ca-temp";
+pub(crate) const EDGE_CA_NEXT: &str = names::EDGE_CA_NEXT.as_str();
 /// Cert id of what modules trust.
-const TRUST_BUNDLE: &str = "aziot-edged-trust-bundle";
+const TRUST_BUNDLE: &str = names::TRUST_BUNDLE.as_str();
 /// Cert id of the operator's addition to it.
-const TRUST_BUNDLE_USER: &str = "trust-bundle-user";
+const TRUST_BUNDLE_USER: &str = names::TRUST_BUNDLE_USER.as_str();
 /// Cert id and key id of the device's own CA.
-pub(crate) const LOCAL_CA: &str = "local-ca";
-pub(crate) const LOCAL_CA_NEXT: &str = "local-ca-temp";
+pub(crate) const LOCAL_CA: &str = names::LOCAL_CA.as_str();
+pub(crate) const LOCAL_CA_NEXT: &str = names::LOCAL_CA_NEXT.as_str();
 
 /// What of the device the translation needs to know.
 #[derive(Debug, Clone, Default)]
@@ -686,7 +687,7 @@ impl<'a> Draft<'a> {
             })
         };
         let location = location?;
-        if RESERVED_KEY_IDS.contains(&id.as_str()) {
+        if is_reserved(&id) {
             let message = format!("the key id `{id}` is reserved for keyd itself");
             self.report.error_with(Code::BadValue, key_span, path, message, "choose another id");
             return None;

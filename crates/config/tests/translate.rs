@@ -12,10 +12,11 @@ use edgekeep_core::attestation::Policy;
 use edgekeep_core::create_options::{OwnState, PublishedPorts};
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
 use edgekeep_core::host::{Enforcement, Limits, RestartPolicy, ScopeUse, SeccompPreset, UnitName};
+use edgekeep_core::key_use::Purpose;
 use edgekeep_core::renewal::Policy as RenewalPolicy;
 use edgekeep_core::settings::{
-    EdgeCaRenewal, Issuance, IssuanceMethod, KeyPurpose, ModuleEncryption, ModuleKeys,
-    PreloadedCert, Provisioning, ReprovisioningMode,
+    EdgeCaRenewal, Issuance, IssuanceMethod, ModuleEncryption, ModuleKeys, PreloadedCert,
+    Provisioning, ReprovisioningMode,
 };
 use proptest::prelude::*;
 
@@ -934,9 +935,9 @@ fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
     let log = keyd.audit_log;
     assert_eq!((log.size_mib, log.sync_ms, log.checkpoint_sec), (Some(16), Some(1000), Some(60)));
     assert_eq!((keyd.keys_per_uid, log.entries_per_uid_hour), (Some(50), Some(600)));
-    let rules: Vec<(&str, KeyPurpose)> =
+    let rules: Vec<(&str, Purpose)> =
         keyd.purposes.iter().map(|rule| (rule.keys.as_str(), rule.purpose)).collect();
-    assert_eq!(rules, [("backup-*", KeyPurpose::Seal), ("*-ca", KeyPurpose::Ca)]);
+    assert_eq!(rules, [("backup-*", Purpose::Seal), ("*-ca", Purpose::Ca)]);
     let counter = keyd.tpm.unwrap().audit_counter;
     assert_eq!((counter.enabled, counter.index, counter.interval_sec), (true, 0x0180_0001, 900));
     // Only moduled measures whom it asks for; identityd passes on what it says.

@@ -18,6 +18,7 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 use crate::id::{IdError, ModuleId};
+use crate::names::{EDGE_AGENT, EDGE_HUB};
 
 mod create_options;
 mod image;
@@ -29,9 +30,6 @@ use node::Node;
 
 /// Largest manifest that is read, in bytes. Hubs allow far less.
 pub const MANIFEST_LIMIT: usize = 4 << 20;
-
-/// Name of the module that routes messages; a system module like the agent.
-pub const EDGE_HUB: &str = "edgeHub";
 
 /// `startupOrder` of a module that does not say one: after all that do.
 pub const DEFAULT_STARTUP_ORDER: u32 = u32::MAX;
@@ -394,7 +392,7 @@ impl Deployment {
 
         let system = desired.required("systemModules")?;
         system.object()?;
-        let edge_agent = match system.optional("edgeAgent")? {
+        let edge_agent = match system.optional(EDGE_AGENT)? {
             Some(node) => Some(module(&node, Role::Agent, parent)?),
             None => None,
         };
@@ -407,7 +405,7 @@ impl Deployment {
             for name in user.object()?.keys() {
                 let node = user.entry(name)?;
                 let id: ModuleId = name.parse().map_err(|error| node.error(Reason::Name(error)))?;
-                if id.as_str().starts_with('$') || matches!(id.name(), "edgeAgent" | EDGE_HUB) {
+                if id.as_str().starts_with('$') || matches!(id.name(), EDGE_AGENT | EDGE_HUB) {
                     return Err(node.error(Reason::Reserved));
                 }
                 modules.insert(id, module(&node, Role::User, parent)?);

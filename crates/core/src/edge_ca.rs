@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use crate::backoff::Backoff;
 use crate::clock::{Reading, step};
 use crate::issuance::Term;
-use crate::provisioning::pause_after;
 
 /// Least time between two attempts to make the certificate, however many callers miss
 /// one.
@@ -65,7 +65,7 @@ impl Attempts {
         let Some(last) = self.last else { return Duration::ZERO };
         let gap = match self.failures.checked_sub(1) {
             Some(earlier) if step(last, now).is_none() => {
-                pause_after(earlier, FIRST_PAUSE, LONGEST_PAUSE, 0)
+                Backoff::new(FIRST_PAUSE, LONGEST_PAUSE).whole(earlier)
             }
             Some(_) | None => LEAST_GAP,
         };

@@ -6,18 +6,25 @@
 //! switched off. A reserved id is granted to nobody, whatever the patterns say: it names
 //! something that the daemon keeps for itself.
 
+use crate::id::KeyId;
+use crate::names::{self, WellKnown};
 use std::collections::HashMap;
 
 /// Ids in keyd's name space that no caller may name: earlier systems kept the key that
 /// proves key handles among the ordinary keys, where a caller with a wide pattern could
 /// load it and forge handles.
-pub const RESERVED_KEY_IDS: &[&str] =
-    &["handle-validation-key", STORE_WRAPPING_KEY[0], STORE_WRAPPING_KEY[1], STORE_WRAPPING_KEY[2]];
+pub const RESERVED_KEY_IDS: &[WellKnown] = &[
+    names::HANDLE_VALIDATION_KEY,
+    names::STORE_KEY_AES,
+    names::STORE_KEY_HMAC,
+    names::STORE_KEY_RSA,
+];
 
-/// Names, on a token, of the keys that its store key is encrypted under: one for AES, one
-/// for HMAC, one for RSA.
-pub const STORE_WRAPPING_KEY: [&str; 3] =
-    ["edgekeep-store-key-aes", "edgekeep-store-key-hmac", "edgekeep-store-key-rsa"];
+/// True for an id that no caller may name.
+#[must_use]
+pub fn is_reserved(id: &KeyId) -> bool {
+    RESERVED_KEY_IDS.iter().any(|reserved| reserved.is_key(id))
+}
 
 /// Who may use which ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,7 +213,8 @@ mod tests {
 
     #[test]
     fn a_reserved_id_is_granted_to_nobody() {
-        let grants = Grants::new([(7, vec!["*"])]).reserving(RESERVED_KEY_IDS.iter().copied());
+        let grants =
+            Grants::new([(7, vec!["*"])]).reserving(RESERVED_KEY_IDS.iter().map(|id| id.as_str()));
         assert!(!grants.allows(7, "handle-validation-key"));
         assert!(!grants.allows(0, "handle-validation-key"));
         assert!(grants.allows(7, "handle-validation-key2"));

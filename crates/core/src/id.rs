@@ -11,6 +11,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::names::{EDGE_AGENT, EDGE_HUB};
+
 /// Why a text is not an id of its kind. The text itself is not repeated: it may be
 /// hostile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +54,15 @@ macro_rules! id_type {
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+        }
+
+        impl $name {
+            /// An id that is known to be valid. Only for [`crate::names`], whose tests
+            /// parse each.
+            #[allow(dead_code, reason = "not each kind of id has well-known ones")]
+            pub(crate) fn known(text: &'static str) -> Self {
+                Self(text.to_owned())
             }
         }
 
@@ -157,7 +168,7 @@ impl ModuleId {
     #[must_use]
     pub fn hub_id(&self) -> Self {
         match self.name() {
-            name @ ("edgeAgent" | "edgeHub") => Self(format!("${name}")),
+            name @ (EDGE_AGENT | EDGE_HUB) => Self(format!("${name}")),
             _ => self.clone(),
         }
     }
@@ -166,7 +177,7 @@ impl ModuleId {
     /// API obeys.
     #[must_use]
     pub fn is_edge_agent(&self) -> bool {
-        self.name() == "edgeAgent"
+        self.name() == EDGE_AGENT
     }
 }
 

@@ -6,8 +6,10 @@
 //! all three daemons, and is tested without any of them.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod attestation;
 pub mod authority;
+pub mod backoff;
 pub mod clock;
 pub mod container;
 pub mod create_options;
@@ -26,8 +28,11 @@ pub mod id;
 pub mod image_collection;
 pub mod image_policy;
 pub mod issuance;
+pub mod key_use;
 pub mod layout;
 pub mod module_list;
+pub mod module_refresh;
+pub mod names;
 pub mod provisioning;
 pub mod reconcile;
 pub mod refusals;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backoff::Backoff;
 use crate::id::DeviceId;
 use crate::settings::ReprovisioningMode;
 
@@ -314,8 +315,9 @@ impl State {
         } else {
             self.limits.longest_pause_unreachable
         };
-        let pause =
-            pause_after(self.failures, self.limits.first_pause, longest, now.random).max(asked);
+        let pause = Backoff::new(self.limits.first_pause, longest)
+            .spread(self.failures, now.random)
+            .max(asked);
         self.failures = self.failures.saturating_add(1);
         let until = now.monotonic.saturating_add(pause);
         let not_before = now.monotonic.saturating_add(asked);
@@ -345,16 +347,6 @@ impl State {
             }
         }
     }
-}
-
-/// The pause after a failure that `earlier` failures preceded: doubling from `first` to
-/// `longest`, of which a random part of up to a half is taken off, so that a fleet that
-/// failed together does not come back together.
-#[must_use]
-pub fn pause_after(earlier: u32, first: Duration, longest: Duration, random: u64) -> Duration {
-    let whole = first.saturating_mul(1_u32.checked_shl(earlier).unwrap_or(u32::MAX)).min(longest);
-    let half = u64::try_from(whole.as_millis() / 2).unwrap_or(u64::MAX);
-    whole.saturating_sub(Duration::from_millis(random % half.saturating_add(1)))
 }
 
 /// Least pause between two calls to a service, or two attempts of one call, whatever the
@@ -830,15 +822,6 @@ mod tests {
                 if matches!(next.activity(), Activity::Asking { .. }) { prop_assert!(pending); }
                 state = next;
             }
-        }
-
-        #[test]
-        fn a_pause_lies_between_half_and_the_whole_of_its_step(earlier in 0..80_u32, random in any::<u64>()) {
-            let (first, longest) = (Duration::from_secs(5), Duration::from_secs(300));
-            let whole = pause_after(earlier, first, longest, 0);
-            let pause = pause_after(earlier, first, longest, random);
-            prop_assert!(whole / 2 <= pause && pause <= whole);
-            prop_assert!(pause >= first / 2 && pause <= longest);
         }
     }
 }

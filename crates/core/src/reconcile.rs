@@ -27,9 +27,11 @@
 //! - Wall-clock ages that are negative (the clock was set back) count as long enough.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backoff::Backoff;
 use crate::deployment::{DesiredStatus, RestartPolicy};
 use crate::digest::Sha256Digest;
 use crate::id::ModuleId;
@@ -285,9 +287,11 @@ struct Failure {
 /// [`LONGEST_WAIT`].
 #[must_use]
 pub const fn wait(count: u32) -> i64 {
-    let doublings = if count < 5 { count } else { 5 };
-    let wait = SHORTEST_WAIT << doublings;
-    if wait < LONGEST_WAIT { wait } else { LONGEST_WAIT }
+    const WAITS: Backoff = Backoff::new(
+        Duration::from_millis(SHORTEST_WAIT.unsigned_abs()),
+        Duration::from_millis(LONGEST_WAIT.unsigned_abs()),
+    );
+    WAITS.whole(count).as_millis() as i64
 }
 
 const fn is_over(now: Timestamp, since: Timestamp, wait: i64) -> bool {

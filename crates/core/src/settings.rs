@@ -18,6 +18,8 @@ use crate::hardware::{
 use crate::host::{HostModule, HostService, IdRange, ScopeUse};
 use crate::id::{CertId, DeviceId, KeyId, ModuleId};
 use crate::image_policy::ImagePolicy;
+use crate::key_use::Purpose;
+use crate::names;
 
 /// keyd's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -120,24 +122,8 @@ pub struct KeyPrincipal {
 pub struct PurposeRule {
     /// Key id pattern with `*` and `?`.
     pub keys: String,
-    /// What they are for.
-    pub purpose: KeyPurpose,
-}
-
-/// What a key is for, which decides what may be done with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KeyPurpose {
-    /// Proves who the device or a module is: signs, and others are derived from it.
-    Identity,
-    /// Signs certificates, for who has to do with certificates.
-    Ca,
-    /// Is behind a TLS certificate: signs.
-    Tls,
-    /// Encrypts data at rest.
-    Seal,
-    /// Signs data, and others are derived from it.
-    Sign,
+    /// Their purpose.
+    pub purpose: Purpose,
 }
 
 /// identityd's settings: identity and certificates API.
@@ -591,12 +577,9 @@ pub enum EdgeCaRenewal {
 
 impl Default for EdgeCaSettings {
     fn default() -> Self {
-        let (Ok(cert), Ok(key)) = ("aziot-edged-ca".parse(), "aziot-edged-ca".parse()) else {
-            unreachable!("the built-in ids are valid");
-        };
         Self {
-            cert,
-            key,
+            cert: names::EDGE_CA.cert(),
+            key: names::EDGE_CA.key(),
             common_name: None,
             algorithms: "ec-p256:rsa-2048:*".into(),
             module_keys: ModuleKeys::default(),

@@ -14,6 +14,8 @@
 
 use std::time::Duration;
 
+use crate::backoff::Backoff;
+
 /// Time between two rounds.
 pub const PERIOD: Duration = Duration::from_secs(60);
 
@@ -106,9 +108,8 @@ impl State {
     /// Until when an agent that was started is left alone.
     #[must_use]
     pub fn settled(&self) -> Duration {
-        let pause = SETTLE * (1_u32 << self.starts.saturating_sub(1).min(5));
-        self.started
-            .map_or(Duration::ZERO, |started| started.saturating_add(pause.min(LONGEST_PERIOD)))
+        let pause = Backoff::new(SETTLE, LONGEST_PERIOD).whole(self.starts.saturating_sub(1));
+        self.started.map_or(Duration::ZERO, |started| started.saturating_add(pause))
     }
 
     /// Takes in that what [`step`] asked for failed at `now`.
@@ -117,18 +118,13 @@ impl State {
         let errors = self.errors.saturating_add(1);
         // It was not started after all; how soon the next try comes is a matter of the
         // errors.
-        Self {
-            errors,
-            due: now.saturating_add(pause_after(errors).min(LONGEST_PERIOD)),
-            started: None,
-            ..self
-        }
+        Self { errors, due: now.saturating_add(pause_after(errors)), started: None, ..self }
     }
 }
 
-/// 5, 10, 20, 40, 80, 160, 320 s.
+/// 5, 10, 20, 40, 80, 160, 300 s.
 fn pause_after(errors: u32) -> Duration {
-    RETRY * (1_u32 << errors.saturating_sub(1).min(6))
+    Backoff::new(RETRY, LONGEST_PERIOD).whole(errors.saturating_sub(1))
 }
 
 /// One round, at `now` on a monotonic clock. Before [`State::due`] it does nothing. If

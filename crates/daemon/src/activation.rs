@@ -8,7 +8,9 @@
 use std::collections::HashMap;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
+
+use edgekeep_base::lock::lock;
 
 /// Number of the first passed descriptor.
 const FIRST: RawFd = 3;
@@ -44,7 +46,7 @@ pub fn keep_to_this_process() {
 #[must_use]
 pub fn take(name: &str) -> Option<UnixListener> {
     let passed = PASSED.get_or_init(|| Mutex::new(claim()));
-    let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut passed = lock(passed);
     let taken = passed.remove(name).or_else(|| {
         let only = (passed.len() == 1).then(|| passed.keys().next().cloned()).flatten()?;
         (!UNIT_NAMES.contains(&only.as_str())).then(|| passed.remove(&only)).flatten()

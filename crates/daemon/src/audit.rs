@@ -7,10 +7,11 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use edgekeep_base::file::{self, Rules};
+use edgekeep_base::lock::lock;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -143,7 +144,7 @@ impl Audit {
     /// [`LOGGED_PER_MINUTE`] of a minute only: a caller who tries again and again must
     /// not fill it.
     pub fn refused(&self, entry: &Entry<'_>) {
-        let mut trail = self.trail.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trail = lock(&self.trail);
         if trail.may_log(Instant::now()) {
             tracing::warn!(
                 uid = entry.uid,
@@ -168,7 +169,7 @@ impl Audit {
             reason = entry.reason,
             "granted"
         );
-        self.write(&mut self.trail.lock().unwrap_or_else(PoisonError::into_inner), entry);
+        self.write(&mut lock(&self.trail), entry);
     }
 
     fn write(&self, trail: &mut Trail, entry: &Entry<'_>) {

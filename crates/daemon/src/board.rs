@@ -8,9 +8,10 @@
 //! when somebody asks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use edgekeep_base::lock::lock;
 use edgekeep_core::health::{Code, Health, Problem, Subject};
 use time::OffsetDateTime;
 
@@ -170,7 +171,7 @@ impl Board {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Code, Kept>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -13,6 +13,7 @@
 use std::path::Path;
 
 use edgekeep_api::operations::{Layer, SandboxReport};
+use edgekeep_base::error::chain;
 use edgekeep_sandbox::{Level, Reach, Rights, SyscallList, privileges};
 use rustix::thread::CapabilitySet;
 
@@ -104,13 +105,7 @@ impl Confinement {
 }
 
 fn absent(error: &dyn std::error::Error) -> Level {
-    let mut reason = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        reason = format!("{reason}: {cause}");
-        source = cause.source();
-    }
-    Level::Absent { reason }
+    Level::Absent { reason: chain(error) }
 }
 
 /// A process that has given up its files, and not yet its system calls.

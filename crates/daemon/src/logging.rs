@@ -8,8 +8,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
+
+use edgekeep_base::lock::lock;
 
 use tracing::callsite::Identifier;
 use tracing::{Event, Level, Subscriber};
@@ -137,7 +139,7 @@ where
         let level = *event.metadata().level();
         if level <= Level::INFO {
             let now = Instant::now();
-            let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut places = lock(&self.places);
             let taken = places
                 .entry(event.metadata().callsite())
                 .or_insert_with(|| Budget::new(now))

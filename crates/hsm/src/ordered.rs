@@ -9,8 +9,9 @@ mod moves;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use edgekeep_base::lock::lock;
 use edgekeep_core::id::KeyId;
 
 use self::moves::{Move, Moves};
@@ -196,7 +197,7 @@ impl Keyring {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<KeyId, usize>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     fn remember(&self, id: &KeyId, place: usize) {
@@ -220,7 +221,7 @@ impl Keyring {
     }
 
     fn lock_moving(&self) -> MutexGuard<'_, ()> {
-        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.moving)
     }
 
     /// Completes a move onto `id` that was cut off. If the pair never got there, nothing

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cryptoki::object::{Attribute, ObjectHandle};
+use edgekeep_base::lock::lock;
 use edgekeep_core::id::KeyId;
 pub use error::TokenError;
 use zeroize::Zeroizing;
@@ -33,7 +34,7 @@ use zeroize::Zeroizing;
 use self::error::{
     Connection, Failed, call_error, connection_after, is_missing_capability, is_stale_handle,
 };
-use self::library::{Library, lock};
+use self::library::Library;
 use self::making::{hmac, make, pair_templates};
 use self::objects::{Details, Found, KeyObject, Mark};
 use self::token::{Lent, Token};

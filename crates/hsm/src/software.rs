@@ -22,10 +22,11 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use aws_lc_rs::rand;
 pub use backup::{Backup, Counts, Elsewhere, RestoreError, RestoreMode, Restored, restore};
+use edgekeep_base::lock::lock;
 use edgekeep_core::id::KeyId;
 pub use migrate::{MigrateError, Migrated, migrate, rehearse_migration};
 pub use protection::{Protection, Sealer, Sealers};
@@ -175,11 +176,11 @@ impl SoftwareBackend {
     }
 
     fn lock_for_change(&self) -> Changing<'_> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changing)
     }
 
     fn ready(&self) -> MutexGuard<'_, ReadyKeys> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ready)
     }
 
     /// The key, ready for use; `None` if there is none.

@@ -24,6 +24,7 @@ use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, OnBehalfOf, Si
 use edgekeep_core::credentials::{Certificate, encode_pem, pem_of};
 use edgekeep_core::id::CertId;
 use edgekeep_core::issuance::Rights;
+use edgekeep_core::names::{EDGE_CA, EDGE_CA_NEXT};
 use edgekeep_core::settings::{EstSettings, IdentitydSettings, Issuance, IssuanceMethod, LocalCa};
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::store::StoreError;
@@ -41,11 +42,6 @@ use issuer::Issuer;
 use public_key::KeyKind;
 use request::Request;
 use store::CertStore;
-
-/// The CA of modules' certificates, and the id under which the compatible module runtime
-/// renews it.
-const EDGE_CA: &str = "aziot-edged-ca";
-const EDGE_CA_NEXT: &str = "aziot-edged-ca-temp";
 
 /// Why a certificate was not issued or not stored.
 #[derive(Debug, thiserror::Error)]
@@ -365,7 +361,7 @@ enum SigningKey {
 /// its CA under a second id, and keeps the key of the first where it is told not to
 /// rotate it.
 fn own_keys(id: &CertId) -> Vec<SigningKey> {
-    let second = (id.as_str() == EDGE_CA_NEXT).then_some(EDGE_CA);
+    let second = EDGE_CA_NEXT.is_cert(id).then_some(EDGE_CA.as_str());
     [Some(id.as_str()), second]
         .into_iter()
         .flatten()

@@ -1,9 +1,10 @@
 //! Who the device is: carries out what [`edgekeep_core::provisioning`] decides.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use edgekeep_base::lock::{read, write};
 use edgekeep_cloud::{CloudError, Dps, Progress, Registration, Transport};
 use edgekeep_core::authority::Authority;
 use edgekeep_core::health::{Code, Subject};
@@ -84,7 +85,7 @@ impl Device {
     }
 
     pub(crate) fn view(&self) -> View {
-        self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read(&self.view).clone()
     }
 
     /// Changes with every identity that is served.
@@ -98,7 +99,7 @@ impl Device {
     }
 
     fn change(&self, change: impl FnOnce(&mut View)) {
-        change(&mut self.view.write().unwrap_or_else(PoisonError::into_inner));
+        change(&mut write(&self.view));
     }
 }
 

@@ -13,6 +13,7 @@ use edgekeep_api::keyd::KeyHandle;
 use edgekeep_api::{ErrorCode, Recipient, is_worth_a_fresh_handle};
 use edgekeep_cloud::{CloudError, EnsureError};
 use edgekeep_core::id::{GenerationId, ModuleId};
+use edgekeep_core::names;
 use edgekeep_core::provisioning::DeviceIdentity;
 use edgekeep_core::settings::{IdentityKind, IdentitydSettings, Provisioning};
 use edgekeep_daemon::audit::{Audit, Entry};
@@ -21,19 +22,19 @@ use http::{Method, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::access::{Access, Role};
 use crate::certificates::{CertStoreError, CertificateError, Certificates};
 use crate::device::{Device, Wish};
 use crate::keys::{DeviceKeys, KeysError};
 use crate::local_identity;
 use crate::modules::Modules;
 use crate::refresh::{HubError, Refresh, Registry, chain};
+use edgekeep_core::access::{Access, Role};
 
 /// How long a caller waits for the hub where there is an answer without it.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Certificates that are trusted by this device's modules; the name is what other
 /// implementations use.
-const TRUST_BUNDLE: &str = "aziot-edged-trust-bundle";
+const TRUST_BUNDLE: &str = names::TRUST_BUNDLE.as_str();
 
 /// The state behind the identity API.
 #[derive(Debug)]

@@ -2,19 +2,21 @@
 //! for a while.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{KeyHandle, KeysClient, SignMechanism};
 use edgekeep_api::{Recipient, is_worth_a_fresh_handle};
+use edgekeep_base::lock::lock;
 use edgekeep_cloud::{ModuleKeys, Signer, SignerError};
 use edgekeep_core::id::{GenerationId, KeyId, ModuleId};
+use edgekeep_core::names::IDENTITY_MASTER_KEY;
 use zeroize::Zeroizing;
 
 /// The key that module keys are derived from; the name is what other implementations use
 /// (wire facts 3.2).
-const MASTER_KEY: &str = "aziot_identityd_master_id";
+const MASTER_KEY: &str = IDENTITY_MASTER_KEY.as_str();
 /// How long a handle is used here before keyd is asked again. One that keyd has meanwhile
 /// stopped accepting is found out at its first use, and another is asked for.
 const HANDLE_AGE: Duration = Duration::from_secs(600);
@@ -211,7 +213,7 @@ impl DeviceKeys {
     }
 
     fn handles(&self) -> MutexGuard<'_, HashMap<Name, (KeyHandle, Instant)>> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.handles)
     }
 }
 

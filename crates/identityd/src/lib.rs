@@ -13,7 +13,6 @@
 //! meanwhile.
 #![forbid(unsafe_code)]
 
-mod access;
 mod certificates;
 mod certificates_api;
 mod confine;
@@ -36,6 +35,7 @@ use std::time::Duration;
 use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::operations::SandboxReport;
 use edgekeep_cloud::{Registration, Transport, Trust};
+use edgekeep_core::access::Access;
 use edgekeep_core::grants::Grants;
 use edgekeep_core::health::Code;
 use edgekeep_core::id::ModuleId;
@@ -54,8 +54,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use certificates::{CertStoreError, CertificateError, EnrolError, IssueError};
+pub use edgekeep_core::module_refresh::Limits as RefreshLimits;
 pub use keys::KeysError;
-pub use refresh::RefreshLimits;
 
 use certificates::Certificates;
 use device::{Device, Provisioner};
@@ -241,7 +241,7 @@ impl Identityd {
             board: board.clone(),
         };
         let audit = Arc::new(Audit::new(&folder));
-        let access = access::Access::new(settings.principals.clone());
+        let access = Access::new(settings.principals.clone());
         let principals = module_principals(&access);
         modules.serve(principals.clone());
 
@@ -282,8 +282,7 @@ impl Identityd {
         if let Some(identity) = device.view().identity {
             modules.belong_to(&identity);
         }
-        let refresher =
-            Refresher { registry: registry(background_calls), limits: refresh_limits, principals };
+        let refresher = Refresher { registry: registry(background_calls), principals };
         background.spawn(refresher.run());
 
         let mut socket_limits = server::Limits::default();
@@ -402,7 +401,7 @@ fn stored_identity(file: &StateFile<Provisioned>) -> Result<Option<Provisioned>,
     }
 }
 
-fn module_principals(access: &access::Access) -> BTreeSet<ModuleId> {
+fn module_principals(access: &Access) -> BTreeSet<ModuleId> {
     let mut modules = BTreeSet::new();
     for name in access.modules() {
         match name.parse() {

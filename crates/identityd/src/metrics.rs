@@ -8,6 +8,7 @@ use edgekeep_core::credentials::Certificate;
 use edgekeep_core::health::certificates::judge;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::CertId;
+use edgekeep_core::names::{DEVICE_KEY, EDGE_CA};
 use edgekeep_core::settings::{IdentitydSettings, PreloadedCert};
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::metrics::{Counter, Families, Family, Gauge, Histogram};
@@ -37,7 +38,7 @@ static DAYS_LEFT: Family<Gauge, 1> = Family::new(
 pub(crate) static FAMILIES: Families = &[&CALLS, &DURATION, &DAYS_LEFT];
 
 /// Ids that certificates have by default.
-const USUAL: [&str; 2] = ["device-id", "aziot-edged-ca"];
+const USUAL: [&str; 2] = [DEVICE_KEY.as_str(), EDGE_CA.as_str()];
 /// Between two looks at the certificates while nobody asks for metrics.
 const LOOKS: Duration = Duration::from_secs(60);
 /// Certificates of the configuration that are shown.

@@ -3,8 +3,9 @@
 //! that is known here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use edgekeep_base::lock::lock;
 use edgekeep_cloud::{ListedModule, ModuleRecord};
 use edgekeep_core::id::{GenerationId, ModuleId};
 use edgekeep_core::module_list::{Listing, makes_room, taken_over};
@@ -239,7 +240,7 @@ impl Modules {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 

@@ -3,15 +3,18 @@
 //! pauses. One round at a time, and no caller waits for one for long.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use edgekeep_base::error;
+use edgekeep_base::lock::lock;
 use edgekeep_cloud::{CloudError, EnsureError, Hub, ModuleRecord, Transport};
 use edgekeep_core::foreign_text::{CHAIN_LIMIT, cleaned};
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::module_list::Listing;
-use edgekeep_core::provisioning::{DeviceIdentity, pause_after};
+use edgekeep_core::module_refresh::{Event, Limits, State, step};
+use edgekeep_core::provisioning::DeviceIdentity;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::Steps;
 use tokio::sync::{Notify, watch};
@@ -21,11 +24,6 @@ use crate::device::{Device, LONG, Wish, random};
 use crate::keys::{DeviceKeys, KeysError};
 use crate::modules::{KnownModule, Modules};
 
-/// How long a failure to reach the hub is taken as a sign that the next call would fail,
-/// too.
-const OFFLINE_MEMORY: Duration = Duration::from_secs(60);
-/// Longest time for which the hub is left alone because it asked for that.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Most modules that one log line names.
 const TOLD: usize = 10;
 /// Most repairs that wait.
@@ -45,31 +43,6 @@ const fn problem(error: &CloudError) -> Option<Code> {
         | CloudError::Timeout { .. }
         | CloudError::Untrusted { .. } => Some(Code::CloudUnreachable),
         _ => None,
-    }
-}
-
-/// When the hub is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RefreshLimits {
-    /// Between rounds when all is well; up to a half of it is taken off at random.
-    pub period: Duration,
-    /// Least time between two rounds, whoever wishes for one. A list that is younger
-    /// counts as the truth.
-    pub least_gap: Duration,
-    /// Pause after the first failed round; it doubles with each further one.
-    pub first_pause: Duration,
-    /// The longest pause after failures.
-    pub longest_pause: Duration,
-}
-
-impl Default for RefreshLimits {
-    fn default() -> Self {
-        Self {
-            period: Duration::from_secs(3600),
-            least_gap: Duration::from_secs(30),
-            first_pause: Duration::from_secs(5),
-            longest_pause: Duration::from_secs(600),
-        }
     }
 }
 
@@ -190,7 +163,7 @@ impl Registry {
 
     /// Takes down that the hub did what it was asked for.
     fn note_success(&self) {
-        self.refresh.note_reached();
+        self.refresh.note(Event::Reached);
         self.tell(None);
     }
 
@@ -225,11 +198,10 @@ impl Registry {
             // What it says is right, and against what was asked.
             (None, _) => self.tell(None),
         }
-        if error.is_network_down() {
-            self.refresh.note_offline(error.retry_after());
-        } else {
-            self.refresh.note_reached();
-        }
+        self.refresh.note(match error.is_network_down() {
+            true => Event::Unreached { retry_after: error.retry_after() },
+            false => Event::Reached,
+        });
         if error.refuses_device() {
             self.device.wish(Wish::HubRefused);
         }
@@ -248,22 +220,21 @@ impl Registry {
 pub(crate) struct Refresh {
     wake: Notify,
     rounds: watch::Sender<u64>,
-    offline_until: Mutex<Option<Instant>>,
-    last_success: Mutex<Option<Instant>>,
-    least_gap: Duration,
+    /// The moment from which the times of the state count.
+    start: Instant,
+    state: Mutex<State>,
     /// Modules whose keys are to be checked at the hub when it can be reached, and
     /// whether to create them.
     repairs: Mutex<BTreeSet<ModuleId>>,
 }
 
 impl Refresh {
-    pub(crate) fn new(limits: &RefreshLimits) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             wake: Notify::new(),
             rounds: watch::Sender::new(0),
-            offline_until: Mutex::new(None),
-            last_success: Mutex::new(None),
-            least_gap: limits.least_gap,
+            start: Instant::now(),
+            state: Mutex::new(State::new(*limits)),
             repairs: Mutex::new(BTreeSet::new()),
         }
     }
@@ -286,36 +257,36 @@ impl Refresh {
         self.wake.notify_one();
     }
 
-    /// Whether the hub could not be reached a moment ago, or asked to be left alone until
+    /// True if the hub could not be reached a moment ago, or asked to be left alone until
     /// later than now.
     pub(crate) fn is_offline(&self) -> bool {
-        lock(&self.offline_until).is_some_and(|until| Instant::now() < until)
+        lock(&self.state).is_offline(self.start.elapsed())
     }
 
-    /// Whether the hub's list was taken over so shortly ago that it is not worth asking
+    /// True if the hub's list was taken over so shortly ago that it is not worth asking
     /// again.
     pub(crate) fn is_fresh(&self) -> bool {
-        lock(&self.last_success).is_some_and(|last| last.elapsed() < self.least_gap)
+        lock(&self.state).is_fresh(self.start.elapsed())
     }
 
-    fn note_offline(&self, retry_after: Option<Duration>) {
-        let pause = retry_after.unwrap_or_default().clamp(OFFLINE_MEMORY, LONGEST_RETRY_AFTER);
-        *lock(&self.offline_until) = Some(Instant::now() + pause);
+    /// Takes in an event; returns the state before and after it.
+    fn note(&self, event: Event) -> (State, State) {
+        let mut state = lock(&self.state);
+        let before = *state;
+        *state = step(before, event, self.start.elapsed(), random());
+        (before, *state)
     }
 
-    fn note_reached(&self) {
-        *lock(&self.offline_until) = None;
+    /// Waits for the time of the next round, which may move meanwhile.
+    async fn due(&self) {
+        let due = lock(&self.state).due();
+        tokio::time::sleep_until(self.start + due).await;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The one who asks.
 pub(crate) struct Refresher {
     pub(crate) registry: Registry,
-    pub(crate) limits: RefreshLimits,
     /// Module identities of this device's own principals.
     pub(crate) principals: BTreeSet<ModuleId>,
 }
@@ -325,7 +296,6 @@ impl Refresher {
     pub(crate) async fn run(self) {
         let refresh = Arc::clone(&self.registry.refresh);
         let mut served = self.registry.device.served();
-        let mut failures = 0;
         let mut steps = Steps::watch();
         loop {
             served.mark_unchanged();
@@ -337,54 +307,35 @@ impl Refresher {
             };
             self.registry.modules.belong_to(&identity);
             let outcome = self.round(&identity).await;
-            let (pause, least) = match &outcome {
-                Ok(()) => {
-                    if failures > 0 {
-                        tracing::info!(hub = %identity.hub, "the hub answers again");
-                    }
-                    failures = 0;
-                    *lock(&refresh.last_success) = Some(Instant::now());
-                    (
-                        pause_after(0, self.limits.period, self.limits.period, random()),
-                        self.limits.least_gap,
-                    )
+            let (before, after) = refresh.note(match &outcome {
+                Ok(()) => Event::Succeeded,
+                Err(error) => Event::Failed { retry_after: error.retry_after() },
+            });
+            match &outcome {
+                Ok(()) if before.failures() > 0 => {
+                    tracing::info!(hub = %identity.hub, "the hub answers again");
+                }
+                Ok(()) => {}
+                Err(error) if before.failures() == 0 => {
+                    tracing::warn!(error = %error.chain(), "the modules cannot be refreshed; serving what is known");
                 }
                 Err(error) => {
-                    if failures == 0 {
-                        tracing::warn!(error = %error.chain(), "the modules cannot be refreshed; serving what is known");
-                    } else {
-                        tracing::debug!(error = %error.chain(), failures, "the modules cannot be refreshed");
-                    }
-                    let pause = pause_after(
-                        failures,
-                        self.limits.first_pause,
-                        self.limits.longest_pause,
-                        random(),
-                    );
-                    failures += 1;
-                    let asked = error.retry_after().unwrap_or_default().min(LONGEST_RETRY_AFTER);
-                    (pause.max(asked), self.limits.first_pause.max(asked))
+                    let failures = after.failures();
+                    tracing::debug!(error = %error.chain(), failures, "the modules cannot be refreshed");
                 }
-            };
+            }
             refresh.rounds.send_modify(|round| *round += 1);
-            let ended = Instant::now();
-            tokio::select! {
-                changed = served.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep_until(ended + pause) => {}
-                // What failed by another time may succeed by this one, above all the
-                // check of the hub's certificate.
-                _ = steps.next(), if failures > 0 => {
-                    refresh.note_reached();
-                    failures = 0;
-                    tokio::time::sleep_until(ended + least).await;
-                }
-                () = refresh.wake.notified() => {
-                    // However many wish for it, not more often than this.
-                    tokio::select! {
-                        () = tokio::time::sleep_until(ended + least) => {}
-                        changed = served.changed() => if changed.is_err() { return },
-                    }
-                }
+            loop {
+                let event = tokio::select! {
+                    () = refresh.due() => break,
+                    changed = served.changed() => match changed {
+                        Ok(()) => Event::Served,
+                        Err(_) => return,
+                    },
+                    _ = steps.next() => Event::ClockSet,
+                    () = refresh.wake.notified() => Event::Wished,
+                };
+                refresh.note(event);
             }
         }
     }
@@ -446,17 +397,8 @@ impl Refresher {
     }
 }
 
-/// An error and its causes in one line.
+/// An error and its causes in one line, within bounds: a cause may repeat what a peer
+/// sent.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.ends_with(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        cause = error.source();
-    }
-    cleaned(&text, CHAIN_LIMIT)
+    cleaned(&error::chain(error), CHAIN_LIMIT)
 }

@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use aws_lc_rs::rand;
 use edgekeep_api::certd::{CertificateLine, CertificateList};
+use edgekeep_base::lock::lock;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::CertId;
 use edgekeep_core::renewal::{Event, Kept, LONGEST_SLEEP, Now, Policy, Span, Stand, State, step};
@@ -227,7 +228,7 @@ impl Renewals {
     }
 
     fn plans(&self) -> MutexGuard<'_, BTreeMap<CertId, Plan>> {
-        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.plans)
     }
 
     /// Returns the certificates that are shown, and what is planned for them.

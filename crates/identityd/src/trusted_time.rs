@@ -7,9 +7,10 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use edgekeep_base::lock::lock;
 use edgekeep_cloud::Transport;
 use edgekeep_core::clock::{self, Moment};
 use edgekeep_core::health::{Code, Subject};
@@ -74,7 +75,7 @@ impl TrustedTime {
 
     /// Judges the wall clock by what the services told.
     fn judge(&self, wall: i64) -> clock::Plausibility {
-        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = *lock(&self.told);
         let by_that = told.map(|(date, at)| {
             date.saturating_add_unsigned(self.boot.now().seconds.saturating_sub(at.seconds))
         });
@@ -97,8 +98,7 @@ impl TrustedTime {
             if let Some(date) =
                 transports.iter().filter_map(|transport| transport.take_date()).max()
             {
-                *self.told.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some((date, self.boot.now()));
+                *lock(&self.told) = Some((date, self.boot.now()));
                 self.learn(date);
             }
             match self.judge(wall()).words() {

@@ -3,11 +3,11 @@
 use std::io;
 
 use edgekeep_audit::MonotonicCounter;
+use edgekeep_base::error::chain;
 use edgekeep_hsm::KeyError;
 use edgekeep_tpm::{NvCounter, Tpm, TpmError};
 
 use crate::places::SharedTpm;
-use crate::start::chain;
 
 /// A counter in a TPM that may be absent.
 pub(crate) struct TpmCounter {

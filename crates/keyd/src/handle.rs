@@ -6,15 +6,15 @@
 //! existing services; what ours says beyond theirs, for whom it was made, for what and
 //! until when, is in further members, which clients pass through. Its end is counted from
 //! the machine's boot, and holds for that boot alone. What follows from it is decided in
-//! [`crate::policy`].
+//! [`edgekeep_core::key_use::Policy`].
 
 use aws_lc_rs::{hmac, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::keyd::KeyHandle;
-use edgekeep_audit::entry::Purpose;
 use edgekeep_core::clock::{BootId, Deadline};
 use edgekeep_core::id::KeyId;
+use edgekeep_core::key_use::{Binding, Named, Purpose, Target};
 use edgekeep_hsm::SecretBytes;
 use serde::{Deserialize, Serialize};
 
@@ -23,53 +23,6 @@ const NONCE_LEN: usize = 64;
 /// Longest derivation data, in bytes. It travels within the handle, four characters a
 /// byte.
 pub const DERIVATION_DATA_LIMIT: usize = 8 * 1024;
-
-/// The key that a handle names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// A key pair.
-    Pair(KeyId),
-    /// A symmetric key.
-    Symmetric(KeyId),
-    /// A key that is derived from a symmetric key at each use.
-    Derived {
-        /// The symmetric key.
-        base: KeyId,
-        /// What is derived for.
-        data: Vec<u8>,
-    },
-}
-
-impl Target {
-    /// The id of the kept key: of the base, if the key is derived.
-    #[must_use]
-    pub fn key_id(&self) -> &KeyId {
-        match self {
-            Self::Pair(id) | Self::Symmetric(id) | Self::Derived { base: id, .. } => id,
-        }
-    }
-}
-
-/// What a handle is bound to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Binding {
-    /// For whom it was made.
-    pub uid: u32,
-    /// What its key was for at that time.
-    pub purpose: Option<Purpose>,
-    /// Its end, which no step of the wall clock moves.
-    pub until: Deadline,
-}
-
-/// What a handle says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
-    /// The key.
-    pub target: Target,
-    /// What it is bound to; nothing, if it was made by a version or service that does not
-    /// bind handles to this.
-    pub binding: Option<Binding>,
-}
 
 /// The text is no handle that this keyd made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -13,9 +13,10 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use edgekeep_base::file::{self, Rules};
+use edgekeep_base::lock::lock;
 use edgekeep_core::id::KeyId;
 use edgekeep_daemon::store::{StateFile, StoreError};
 use edgekeep_hsm::{KeyBackend, KeyError};
@@ -85,7 +86,7 @@ impl Kept {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.memory)
     }
 
     /// Whether one of keyd's own keys was there before. It is remembered from now on.

@@ -20,18 +20,17 @@ mod libraries;
 mod makers;
 pub mod metrics;
 mod places;
-pub mod policy;
 mod ready;
 mod record;
 mod recovering;
 pub mod routes;
-mod share;
 mod start;
 pub mod tpmd;
 mod turns;
 
 use std::sync::Arc;
 
+use edgekeep_core::key_use::Policy;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::BootClock;
 use edgekeep_hsm::KeyBackend;
@@ -42,7 +41,6 @@ pub use start::{Prepared, StartError};
 use crate::handle::Handles;
 use crate::kept::Kept;
 use crate::makers::Makers;
-use crate::policy::Policy;
 use crate::record::Recorder;
 use crate::tpmd::Tpmd;
 use crate::turns::Turns;

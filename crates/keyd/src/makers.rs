@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use edgekeep_base::lock::lock;
 use edgekeep_core::id::KeyId;
 use edgekeep_daemon::store::{StateFile, StoreError};
 use edgekeep_hsm::{KeyBackend, KeyError};
@@ -121,7 +122,7 @@ impl Makers {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Runs `make`, if it makes no new key or this uid may have one more; `None` may have

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use edgekeep_audit::entry::{Key, Operation, Outcome};
+use edgekeep_core::key_use::{Key, Operation, Outcome, Reason};
 use edgekeep_daemon::metrics::{Counter, Families, Family, Gauge};
 use edgekeep_daemon::operations::Refresh;
 
@@ -41,7 +41,7 @@ pub(crate) fn ended(
 }
 
 /// Counts a refusal.
-pub(crate) fn refused(what: Operation, reason: edgekeep_audit::entry::Reason) {
+pub(crate) fn refused(what: Operation, reason: Reason) {
     REFUSALS.with([what.word(), reason.word()]).increment();
 }
 

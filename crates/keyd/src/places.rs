@@ -10,9 +10,10 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edgekeep_audit::entry::Purpose;
+use edgekeep_base::error::chain;
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
 use edgekeep_core::id::KeyId;
+use edgekeep_core::key_use::{Policy, Purpose};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::configured::tpm_options;
 use edgekeep_hsm::ordered::{self, Keyring, KeyringError, Place};
@@ -26,9 +27,8 @@ use edgekeep_hsm::{KeyBackend, KeyError, SecretBytes};
 use edgekeep_tpm::{Tcti, TctiError, Tpm};
 
 use crate::confine::Named;
-use crate::policy::Policy;
 use crate::recovering::Recovering;
-use crate::start::{StartError, chain};
+use crate::start::StartError;
 
 /// Folder of the TPM's keys in the state folder.
 const TPM_FOLDER: &str = "tpm";

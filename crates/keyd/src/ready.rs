@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use edgekeep_api::operations::SandboxReport;
+use edgekeep_core::key_use::Policy;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_daemon::board::Board;
@@ -13,7 +14,6 @@ use edgekeep_daemon::{listen, systemd};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
-use crate::policy::Policy;
 use crate::{Keyd, Prepared, StartError, metrics, routes, tpmd};
 
 /// keyd with its sockets, in a process that has given up what serving does not need.

@@ -1,14 +1,17 @@
 //! Writing down what is asked for, before and after it is done.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use edgekeep_api::keyd::{ON_BEHALF_OF, OnBehalfOf, OnBehalfOfError};
-use edgekeep_audit::entry::{Entry, Event, Key, Operation, Outcome, Reason, Statement, Who};
+use edgekeep_audit::entry::{Entry, Event};
 use edgekeep_audit::{Busy, Log, Options, Permit};
+use edgekeep_base::lock::lock;
 use edgekeep_core::health::calls::SHOWN_FOR;
 use edgekeep_core::health::{Code, Subject};
+use edgekeep_core::key_use::{
+    Counted, Key, Operation, Outcome, Policy, Reason, Shares, Statement, Throttle, Told, Used, Who,
+};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::peer::Caller;
@@ -17,19 +20,9 @@ use edgekeep_hsm::KeyBackend;
 use time::OffsetDateTime;
 
 use crate::metrics;
-use crate::policy::Policy;
-use crate::share::{Counted, Shares, Told, Used};
 
 /// How long a request waits for a place in the audit log before it is refused.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Refusals of one uid that are written down at once, and the time after which one more
-/// is. The rest is counted: who is refused must not be able to push what others did out
-/// of a log of bounded size.
-const REFUSALS: u32 = 100;
-const REFUSAL_EVERY: Duration = Duration::from_secs(1);
-/// Uids that are told apart for that.
-const UIDS: usize = 256;
 
 /// The log's bounds as the settings have them.
 pub(crate) fn options(settings: &KeydSettings) -> Options {
@@ -59,34 +52,6 @@ pub(crate) struct Recorder {
     throttle: Mutex<Throttle>,
     shares: Arc<Mutex<Shares<Permit>>>,
     board: Board,
-}
-
-/// How many refusals of each uid may still be written down. Grows with time, up to
-/// [`REFUSALS`].
-#[derive(Default)]
-struct Throttle(HashMap<u32, (u32, Instant)>);
-
-impl Throttle {
-    /// Whether one more of this uid is written down.
-    fn admit(&mut self, uid: u32, now: Instant) -> bool {
-        if self.0.len() >= UIDS && !self.0.contains_key(&uid) {
-            // Whoever has not been refused for long enough has all of its share again.
-            let full = REFUSAL_EVERY * REFUSALS;
-            self.0.retain(|_, (_, since)| now.duration_since(*since) < full);
-            if self.0.len() >= UIDS {
-                return false;
-            }
-        }
-        let (left, since) = self.0.entry(uid).or_insert((REFUSALS, now));
-        let gained = now.duration_since(*since).as_secs() / REFUSAL_EVERY.as_secs();
-        if gained > 0 {
-            *left = left.saturating_add(u32::try_from(gained).unwrap_or(REFUSALS)).min(REFUSALS);
-            *since = now;
-        }
-        let admitted = *left > 0;
-        *left = left.saturating_sub(1);
-        admitted
-    }
 }
 
 /// Something that is being done, with its place in the log. If it is dropped before its
@@ -164,12 +129,7 @@ impl Recorder {
     /// too many of this uid.
     pub(crate) fn refused(&self, who: Who, what: Operation, key: Option<Key>, reason: Reason) {
         metrics::refused(what, reason);
-        if !self
-            .throttle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .admit(who.uid, Instant::now())
-        {
+        if !lock(&self.throttle).admit(who.uid, since_start()) {
             self.log.count_refusal();
             return;
         }
@@ -210,7 +170,7 @@ impl Doing {
             metrics::ended(what, key.as_ref(), backend, outcome);
             let used = Used { who, what, key, outcome };
             let told =
-                lock(&self.shares).take(used, permit, Instant::now(), OffsetDateTime::now_utc());
+                lock(&self.shares).take(used, permit, since_start(), OffsetDateTime::now_utc());
             match told {
                 Told::Itself(Used { who, what, key, outcome }, permit) => {
                     permit.append(entry(who, what, key, outcome));
@@ -223,13 +183,13 @@ impl Doing {
 
     /// Without a runtime, which is without a server, it is written when the log is
     /// closed.
-    fn write_counted_at(&self, until: Instant) {
+    fn write_counted_at(&self, until: Duration) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let shares = Arc::downgrade(&self.shares);
         runtime.spawn(async move {
-            tokio::time::sleep_until(until.into()).await;
+            tokio::time::sleep(until.saturating_sub(since_start())).await;
             if let Some(shares) = shares.upgrade() {
-                append_all(lock(&shares).due(Instant::now()));
+                append_all(lock(&shares).due(since_start()));
             }
         });
     }
@@ -241,8 +201,10 @@ impl Drop for Doing {
     }
 }
 
-fn lock(shares: &Mutex<Shares<Permit>>) -> MutexGuard<'_, Shares<Permit>> {
-    shares.lock().unwrap_or_else(PoisonError::into_inner)
+/// The time since the first use, on a clock that is never set.
+fn since_start() -> Duration {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed()
 }
 
 /// Writes down uses that were counted together.
@@ -290,31 +252,4 @@ pub(crate) fn connected(caller: &Caller) -> Who {
 
 fn entry(who: Who, what: Operation, key: Option<Key>, outcome: Outcome) -> Entry {
     Entry { time: OffsetDateTime::now_utc(), event: Event::Asked { who, what, key, outcome } }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_refusals_of_one_uid_is_counted_and_leaves_others_their_share() {
-        let mut throttle = Throttle::default();
-        let start = Instant::now();
-        let admitted = (0..10_000).filter(|_| throttle.admit(7, start)).count();
-        assert_eq!(admitted, 100);
-        assert!(throttle.admit(8, start));
-        let later = start + Duration::from_secs(3);
-        assert_eq!((0..10).filter(|_| throttle.admit(7, later)).count(), 3);
-        let much_later = start + Duration::from_secs(3600);
-        assert_eq!((0..10_000).filter(|_| throttle.admit(7, much_later)).count(), 100);
-    }
-
-    #[test]
-    fn many_uids_take_bounded_memory_and_come_to_their_share_again() {
-        let mut throttle = Throttle::default();
-        let start = Instant::now();
-        let admitted = (0..10_000).filter(|uid| throttle.admit(*uid, start)).count();
-        assert_eq!((admitted, throttle.0.len()), (UIDS, UIDS));
-        assert!(throttle.admit(20_000, start + Duration::from_secs(3600)));
-    }
 }

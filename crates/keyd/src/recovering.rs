@@ -1,7 +1,8 @@
 //! A backend whose hardware may be absent: opened at the first use that finds it there.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use edgekeep_base::lock::lock;
 use edgekeep_hsm::backend::Delegate;
 use edgekeep_hsm::{KeyBackend, KeyError};
 
@@ -30,7 +31,7 @@ impl<B> Recovering<B> {
         if let Some(backend) = self.opened.get() {
             return Ok(backend);
         }
-        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let _opening = lock(&self.opening);
         if let Some(backend) = self.opened.get() {
             return Ok(backend);
         }

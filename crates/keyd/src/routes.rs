@@ -15,9 +15,9 @@ use edgekeep_api::keyd::{
     KeyHandle, MoveKeyPair, ParameterValue, Plaintext, Sign, SignMechanism, Signature,
 };
 use edgekeep_audit::CounterState;
-use edgekeep_audit::entry::{Key, Operation, Purpose, Reason, Who};
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::{KeyId, ModuleId};
+use edgekeep_core::key_use::{Binding, Key, Operation, Purpose, Reason, Target, Who};
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
 use edgekeep_daemon::store::StoreError;
 use edgekeep_hsm::{
@@ -27,7 +27,7 @@ use edgekeep_hsm::{
 use http::{Method, StatusCode};
 
 use crate::Keyd;
-use crate::handle::{Binding, InvalidHandle, IssueError, Target};
+use crate::handle::{InvalidHandle, IssueError};
 use crate::kept::LostKey;
 use crate::makers::MakeError;
 use crate::record::{self, Doing};

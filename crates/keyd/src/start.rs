@@ -1,17 +1,21 @@
 //! From settings to a keyd that can serve.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use edgekeep_audit::{Log, MonotonicCounter, SignError, SoftwareSigner};
+use edgekeep_base::durable::sync_folder_of;
+use edgekeep_base::error::chain;
 use edgekeep_base::file::{self, Rules};
-use edgekeep_core::grants::RESERVED_KEY_IDS;
+use edgekeep_core::grants::is_reserved;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::KeyId;
+use edgekeep_core::key_use::Policy;
 use edgekeep_core::layout::{Daemon, Root};
+use edgekeep_core::names::{self, WellKnown};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::BootClock;
@@ -28,7 +32,6 @@ use crate::kept::Kept;
 use crate::libraries::Surroundings;
 use crate::makers::{KEYS_PER_UID, Makers};
 use crate::places::{Places, PlacesError, Plan, make_private};
-use crate::policy::Policy;
 use crate::record::{self, Recorder};
 use crate::tpmd::Tpmd;
 use crate::turns::Turns;
@@ -36,13 +39,13 @@ use crate::{Keyd, slow_threads};
 
 /// Name of the key that proves handles. It is outside the callers' name space, and
 /// reserved within it.
-const HANDLE_VALIDATION_KEY: &str = "handle-validation-key";
+const HANDLE_VALIDATION_KEY: WellKnown = names::HANDLE_VALIDATION_KEY;
 /// Name of the key that signs the audit log's checkpoints, also outside the callers' name
 /// space.
-const CHECKPOINT_KEY: &str = "audit-checkpoint-key";
+const CHECKPOINT_KEY: WellKnown = names::CHECKPOINT_KEY;
 /// Name of the key that lets this keyd, and nobody else, step the audit log's counter in
 /// the TPM.
-const COUNTER_KEY: &str = "audit-counter-key";
+const COUNTER_KEY: WellKnown = names::COUNTER_KEY;
 /// How long it is shown that a key of keyd's own was made anew.
 const REMADE_SHOWN: Duration = Duration::from_secs(86_400);
 /// Folder of the audit log in the state folder.
@@ -204,12 +207,11 @@ impl Keyd {
         let own = &places.files;
         remember_own(own, &kept, settings, &board)?;
         let handle_key =
-            own.internal_key(&internal(HANDLE_VALIDATION_KEY)).map_err(StartError::HandleKey)?;
+            own.internal_key(&HANDLE_VALIDATION_KEY.key()).map_err(StartError::HandleKey)?;
         // The log's key is made with the log: where it is, the log has to be.
         let expected =
-            own.has_internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
-        let seed =
-            own.internal_key(&internal(CHECKPOINT_KEY)).map_err(StartError::CheckpointKey)?;
+            own.has_internal_key(&CHECKPOINT_KEY.key()).map_err(StartError::CheckpointKey)?;
+        let seed = own.internal_key(&CHECKPOINT_KEY.key()).map_err(StartError::CheckpointKey)?;
         let seed: &[u8; 32] = seed.expose().try_into().map_err(|_| StartError::Signer(None))?;
         let signer =
             SoftwareSigner::from_seed(seed).map_err(|error| StartError::Signer(Some(error)))?;
@@ -277,11 +279,11 @@ fn remember_own(
         ),
     ];
     for (name, _, means) in keys.into_iter().filter(|(_, used, _)| *used) {
-        let id = internal(name);
+        let id = name.key();
         let there = own.has_internal_key(&id).map_err(StartError::CheckpointKey)?;
         if kept.had_own(&id) && !there {
             let detail = format!("keyd's own key was there and is gone, and is made anew: {means}");
-            board.note(Code::OwnKeyRemade, &Subject::key(name), detail, REMADE_SHOWN);
+            board.note(Code::OwnKeyRemade, &Subject::key(name.as_str()), detail, REMADE_SHOWN);
         }
     }
     Ok(())
@@ -304,16 +306,10 @@ fn counter(
         );
         return Ok(None);
     }
-    let auth =
-        places.files.internal_key(&internal(COUNTER_KEY)).map_err(StartError::CheckpointKey)?;
+    let auth = places.files.internal_key(&COUNTER_KEY.key()).map_err(StartError::CheckpointKey)?;
     let counter = AuthValue::new(auth.expose()).and_then(|auth| NvCounter::new(wanted.index, auth));
     let counter = counter.map_err(StartError::Counter)?;
     Ok(Some(Box::new(TpmCounter::new(Arc::clone(tpm), counter))))
-}
-
-fn internal(name: &str) -> KeyId {
-    let Ok(id) = name.parse() else { unreachable!("the built-in ids are valid") };
-    id
 }
 
 /// Takes every key in `folder` into the store and removes its file. A crash in between is
@@ -365,7 +361,7 @@ fn import_file(backend: &SoftwareBackend, path: &Path) -> Result<KeyId, ImportEr
     let name =
         path.file_name().and_then(|name| name.to_str()).filter(|name| !name.ends_with(".tmp"));
     let id: KeyId = name.and_then(|name| name.parse().ok()).ok_or(ImportError::Name)?;
-    if RESERVED_KEY_IDS.contains(&id.as_str()) {
+    if is_reserved(&id) {
         return Err(ImportError::Reserved);
     }
     let content = SecretBytes::from(file::read(path, Rules::own(IMPORT_LIMIT).without_links())?);
@@ -373,28 +369,15 @@ fn import_file(backend: &SoftwareBackend, path: &Path) -> Result<KeyId, ImportEr
     // Only now that the store has it, and for good: a key in clear must not come back
     // after a power cut.
     fs::remove_file(path)?;
-    if let Some(folder) = path.parent() {
-        File::open(folder)?.sync_all()?;
-    }
+    sync_folder_of(path)?;
     Ok(id)
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use edgekeep_audit::entry::Reason;
+    use edgekeep_core::key_use::Reason;
     use edgekeep_core::settings::KeyPrincipal;
     use edgekeep_hsm::{KeyKind, SymmetricKey};
 
@@ -474,7 +457,10 @@ mod tests {
         assert_eq!(policy.may_name(7, &id("device-id")), Ok(()));
         assert_eq!(policy.may_name(8, &id("device-id")), Err(Reason::NoGrant));
         for uid in [7, 0] {
-            assert_eq!(policy.may_name(uid, &id(HANDLE_VALIDATION_KEY)), Err(Reason::ReservedKey));
+            assert_eq!(
+                policy.may_name(uid, &HANDLE_VALIDATION_KEY.key()),
+                Err(Reason::ReservedKey)
+            );
         }
     }
 }

@@ -9,15 +9,14 @@ use std::sync::Arc;
 use edgekeep_api::tpmd::{
     API_VERSIONS, AuthKeyDigest, ImportAuthKey, Imported, SignWithAuthKey, TpmKeys,
 };
-use edgekeep_audit::entry::{Operation, Reason};
 use edgekeep_core::hardware::TpmSettings;
+use edgekeep_core::key_use::{Operation, Policy, Reason};
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
 use edgekeep_hsm::{KeyBackend, KeyError};
 use edgekeep_tpm::{Tpm, TpmError};
 use http::Method;
 
 use crate::places::SharedTpm;
-use crate::policy::Policy;
 use crate::record::{self, Recorder};
 use crate::turns::Turns;
 

@@ -4,7 +4,9 @@
 //! like RSA keys of 4096 bits, waits for its own; others still find a thread.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
+
+use edgekeep_base::lock::lock;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -31,7 +33,7 @@ impl Turns {
     }
 
     fn of(&self, uid: u32) -> Arc<Semaphore> {
-        let mut by_uid = self.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_uid = lock(&self.by_uid);
         if let Some(turns) = by_uid.get(&uid).and_then(Weak::upgrade) {
             return turns;
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
+use edgekeep_base::durable::{self, Until};
 use edgekeep_sim::token::Key;
 use edgekeep_sim::{
     Authority, Enrolment, EstOptions, MqttOptions, PresetDevice, ServerCertificate, Simulator,
@@ -249,7 +250,6 @@ fn write_state(
     simulator: &Simulator,
     written: &mut Zeroizing<Vec<u8>>,
 ) -> anyhow::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
     let kept = Kept {
         version: 1,
         authority: simulator.authority().clone(),
@@ -259,23 +259,8 @@ fn write_state(
     if *text == **written {
         return Ok(());
     }
-    let write = || -> std::io::Result<()> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".new");
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        let folder =
-            path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::File::open(folder)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))?;
+    durable::replace(path, &text, 0o600, Until::OnDisk, |_| Ok(()))
+        .with_context(|| format!("cannot write {}", path.display()))?;
     *written = text;
     Ok(())
 }

@@ -2,9 +2,10 @@
 //! writes the answer.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use edgekeep_base::lock::lock;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -60,7 +61,7 @@ impl Shared {
     /// The world. A panic of another holder leaves single values at worst, so it stays
     /// usable.
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.world)
     }
 
     /// The service's clock, with the offset in force, in seconds since 1970.

@@ -1,8 +1,10 @@
 //! Connections: to the host or through the proxy, then TLS.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use edgekeep_base::error;
+use edgekeep_base::lock::lock;
 use edgekeep_core::authority::Authority;
 use edgekeep_core::foreign_text::{CHAIN_LIMIT, cleaned};
 use rustls::ClientConfig;
@@ -117,7 +119,7 @@ impl Connector {
     /// # Errors
     /// If the roots cannot be read or TLS cannot be set up.
     pub fn prepare(&self) -> Result<Prepared, TlsError> {
-        let mut shared = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = lock(&self.config);
         let config = match shared.upgrade() {
             Some(config) => config,
             None => {
@@ -221,15 +223,5 @@ pub fn of_tls<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a ru
 
 /// Returns an error and its causes in one line, within bounds.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.ends_with(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        cause = error.source();
-    }
-    cleaned(&text, CHAIN_LIMIT)
+    cleaned(&error::chain(error), CHAIN_LIMIT)
 }

@@ -1,11 +1,12 @@
 //! A key pair in the keys service, and what it signs.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use aws_lc_rs::digest::{Algorithm, SHA256, SHA384, SHA512, digest};
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, SignMechanism};
 use edgekeep_api::{Recipient, is_worth_a_fresh_handle};
+use edgekeep_base::lock::lock;
 
 use crate::pss;
 use crate::public_key::{KeyKind, PublicKey};
@@ -153,11 +154,11 @@ impl RemoteKey {
         message: &[u8],
     ) -> Result<Vec<u8>, RemoteKeyError> {
         let refused = |source| RemoteKeyError::Service { step: "sign", source };
-        let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let handle = lock(&self.handle).clone();
         match self.operation(&handle, form, message).await? {
             Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
                 let fresh = self.keys.load_key_pair(&self.id).await.map_err(refused)?;
-                fresh.clone_into(&mut self.handle.lock().unwrap_or_else(PoisonError::into_inner));
+                fresh.clone_into(&mut lock(&self.handle));
                 self.operation(&fresh, form, message).await?.map_err(refused)
             }
             signed => signed.map_err(refused),

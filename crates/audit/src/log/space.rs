@@ -7,6 +7,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use edgekeep_base::error::causes;
+
 /// Name of the file that takes the room.
 const NAME: &str = "reserve";
 /// Pause between attempts to take the room back.
@@ -80,14 +82,9 @@ impl Reserve {
 
 /// Whether an error, or what caused it, is a full disk or a used-up quota.
 pub(super) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-        }
-        cause = error.source();
-    }
-    false
+    causes(error).find_map(|cause| cause.downcast_ref::<io::Error>()).is_some_and(|error| {
+        matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    })
 }
 
 #[cfg(test)]

@@ -16,11 +16,13 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::ptr::{self, NonNull};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use rustix::fs::ftruncate;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous};
 use zeroize::Zeroize as _;
+
+use crate::lock::lock;
 
 /// Bytes mapped at a time. The kernel gives a page only when it is touched.
 const REGION_LEN: usize = 32 * 1024;
@@ -179,10 +181,6 @@ impl Arena {
     fn memory(&self) -> SecretMemory {
         self.regions.first().map_or(SecretMemory::Ordinary, |region| region.memory)
     }
-}
-
-fn lock(arena: &Mutex<Arena>) -> MutexGuard<'_, Arena> {
-    arena.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How well secrets that stay are kept from others in this process.

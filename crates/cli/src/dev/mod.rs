@@ -23,6 +23,7 @@ use anyhow::{Context as _, bail, ensure};
 use edgekeep_api::client::{Client, ClientError};
 use edgekeep_base::durable::{self, Until};
 use edgekeep_base::file::{self, Rules};
+use edgekeep_base::lock::lock;
 use edgekeep_config::{ApplyError, ApplyMode, Users};
 use edgekeep_core::deployment::{Deployment, DesiredStatus, MANIFEST_LIMIT};
 use edgekeep_core::layout::{Daemon, Root};
@@ -257,8 +258,7 @@ impl Device {
         // From now on the port stays: tokens and the assigned hub name hold it.
         let memory = memory.with_port_of(&cloud)?;
         memory.save(&self.root)?;
-        *arguments.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            memory.cloud_arguments(&self.root, module_limit);
+        *lock(&arguments) = memory.cloud_arguments(&self.root, module_limit);
         self.events.emit(&Event::Cloud {
             dps: cloud.dps.clone(),
             hub: cloud.hub.clone(),

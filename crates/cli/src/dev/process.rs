@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use edgekeep_base::lock::lock;
 use edgekeep_core::layout::{ROOT_VARIABLE, Root};
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
@@ -114,7 +115,7 @@ impl Running {
     }
 
     fn explanation(&self) -> String {
-        let lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = lock(&self.last_lines);
         lines
             .iter()
             .map(|line| format!("\n  {} | {}", self.name, crate::output::printable(line)))
@@ -199,7 +200,7 @@ impl Keeper {
     }
 
     fn spawn(&self) -> std::io::Result<Child> {
-        let arguments = self.arguments.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let arguments = lock(&self.arguments).clone();
         let mut command = Command::new(&self.program.path);
         command
             .args(arguments)
@@ -289,7 +290,7 @@ impl Log {
                 continue;
             }
             {
-                let mut kept = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut kept = lock(&self.last_lines);
                 kept.push_back(line.clone());
                 while kept.len() > KEPT_LINES {
                     kept.pop_front();

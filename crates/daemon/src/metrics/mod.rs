@@ -10,8 +10,10 @@
 mod text;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use edgekeep_base::lock::lock;
 
 pub use text::{CONTENT_TYPE, exposition};
 
@@ -153,7 +155,7 @@ impl<M: Metric, const N: usize> Family<M, N> {
     /// often.
     #[must_use]
     pub fn with(&self, values: [&'static str; N]) -> Arc<M> {
-        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut series = lock(&self.series);
         if let Some((_, metric)) = series.iter().find(|(known, _)| *known == values) {
             return Arc::clone(metric);
         }
@@ -168,7 +170,7 @@ impl<M: Metric, const N: usize> Family<M, N> {
     /// Forgets all series: for what is found out anew each time that metrics are asked
     /// for.
     pub fn clear(&self) {
-        self.series.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.series).clear();
     }
 }
 

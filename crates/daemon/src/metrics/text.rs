@@ -1,8 +1,9 @@
 //! The text form, as OpenMetrics 1.0 has it.
 
 use std::fmt::Write as _;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+
+use edgekeep_base::lock::lock;
 
 use super::{BOUNDS, Counter, Expose, Families, Family, Gauge, Histogram, Info, Metric};
 
@@ -22,7 +23,7 @@ pub fn exposition(groups: &[Families]) -> String {
 
 impl<M: Metric, const N: usize> Expose for Family<M, N> {
     fn expose(&self, out: &mut String) {
-        let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let series = lock(&self.series);
         let mut shown =
             series.iter().filter(|(_, metric)| !self.sparse || !metric.is_untouched()).peekable();
         if shown.peek().is_none() {

@@ -1,7 +1,9 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use edgekeep_base::lock::lock;
 
 use http::StatusCode;
 use hyper::body::Incoming;
@@ -104,7 +106,7 @@ impl Slot {
         now: Instant,
         gauge: &Arc<Gauge>,
     ) -> Option<Self> {
-        let mut guard = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = lock(counts);
         let Counts { by_uid, refusing } = &mut *guard;
         let share = by_uid.entry(uid).or_insert_with(|| Share::new(now));
         let kind = if share.open < limit {
@@ -125,7 +127,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.open.add(-1.0);
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(&self.counts);
         match self.kind {
             SlotKind::Refused => counts.refusing -= 1,
             SlotKind::Served(uid) => {

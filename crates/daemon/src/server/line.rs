@@ -6,8 +6,9 @@
 //! of one user's fills that user's line and is closed beyond it.
 
 use std::os::unix::net;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
+use edgekeep_base::lock::lock;
 use edgekeep_core::fair_queue::FairQueue;
 use rustix::net::RecvFlags;
 use tokio::sync::Notify;
@@ -63,7 +64,7 @@ impl Line {
         if fresh.is_abandoned() {
             return self.series.abandoned.increment();
         }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.waiting);
         let displaced = waiting.push(credentials.uid(), fresh);
         drop(waiting);
         if displaced.is_some() {
@@ -73,7 +74,7 @@ impl Line {
 
     /// The connection whose turn it is.
     pub(super) fn pop(&self) -> Option<Fresh> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        lock(&self.waiting).pop()
     }
 
     /// Says that there is something to pop.

@@ -1,5 +1,6 @@
 use bytes::Bytes;
 use edgekeep_api::{ErrorBody, ErrorCode};
+use edgekeep_base::error::chain;
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Either, Full};
@@ -157,14 +158,7 @@ impl HttpError {
     /// 500 with the cause in the log and not in the answer.
     #[must_use]
     pub fn hidden(cause: &dyn std::error::Error) -> Self {
-        let mut text = cause.to_string();
-        let mut source = cause.source();
-        while let Some(inner) = source {
-            text.push_str(": ");
-            text.push_str(&inner.to_string());
-            source = inner.source();
-        }
-        tracing::error!(cause = %text, "internal error");
+        tracing::error!(cause = %chain(cause), "internal error");
         Self::internal("internal error")
     }
 

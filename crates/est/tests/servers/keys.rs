@@ -25,7 +25,7 @@ impl Keys {
         let uid = rustix::process::getuid().as_raw();
         let principal = KeyPrincipal { uid, keys: all, certificates: true, ..Default::default() };
         let settings = KeydSettings { principals: vec![principal], ..KeydSettings::default() };
-        let policy = edgekeep_keyd::policy::Policy::new(&settings);
+        let policy = edgekeep_core::key_use::Policy::new(&settings);
         let keyd = Arc::new(Keyd::open(&root, &settings, policy).unwrap());
         let router = Arc::new(edgekeep_keyd::routes::router(keyd));
         let listener = listen::bind(&root.keyd_socket(), 0o660).unwrap();

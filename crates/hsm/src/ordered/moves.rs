@@ -9,9 +9,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use aws_lc_rs::digest;
+use edgekeep_base::lock::lock;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::KeyId;
 
@@ -89,7 +90,7 @@ impl Moves {
     }
 
     fn pending(&self) -> MutexGuard<'_, BTreeMap<KeyId, Move>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pending)
     }
 
     /// The move onto this id, if one is under way.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand;
 use cryptoki::mechanism::MechanismType;
+use edgekeep_base::error::chain;
 use edgekeep_core::id::KeyId;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde::Serialize;
@@ -164,7 +165,7 @@ fn examine_into(report: &mut Report, library: Option<&Path>, uri: Option<&Pkcs11
 fn check_use(report: &mut Report, backend: &Pkcs11Backend) {
     match backend.connect() {
         Ok(()) => report.good("login", format!("logged in to {:?}", backend.token_name())),
-        Err(error) => return report.bad("login", reason(&error), None),
+        Err(error) => return report.bad("login", chain(&error), None),
     }
     let mut suffix = [0; 6];
     // Also zeros are a name that no other key has.
@@ -219,23 +220,12 @@ fn check_key(
                 Some(fix.to_owned()),
             );
         }
-        Err(error) => report.bad("test key", format!("{what}: {}", reason(&error)), None),
+        Err(error) => report.bad("test key", format!("{what}: {}", chain(&error)), None),
     }
     if let Err(error) = deleted {
         let fix = format!("delete it by hand (pkcs11-tool --login --delete-object --label {id})");
-        report.bad("test key", format!("{what} was not deleted: {}", reason(&error)), Some(fix));
+        report.bad("test key", format!("{what} was not deleted: {}", chain(&error)), Some(fix));
     }
-}
-
-/// An error with what caused it.
-fn reason(error: &KeyError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }
 
 fn check_mechanisms(report: &mut Report, found: &[MechanismType]) {
@@ -285,7 +275,7 @@ fn check_pin_file(report: &mut Report, uri: &Pkcs11Uri) {
                     Ok(_) => report.good("PIN", format!("{} can be read", path.display())),
                     Err(error) => {
                         let fix = format!("chown {} {}", user(), path.display());
-                        report.bad("PIN", reason(&error.into()), Some(fix));
+                        report.bad("PIN", chain(&KeyError::from(error)), Some(fix));
                     }
                 },
             }

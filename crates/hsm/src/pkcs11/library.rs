@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
+
+use edgekeep_base::lock::{lock, read, write};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
@@ -90,14 +92,14 @@ impl Library {
     /// Enters the library: until the guard is dropped nobody initializes it anew. Not to
     /// be nested.
     pub(super) fn enter(&self) -> RwLockReadGuard<'_, Initialized> {
-        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.gate)
     }
 
     /// Initializes the library anew, unless somebody did since `seen`. Many see a token
     /// that was plugged in only then. While other tokens are connected this is done now
     /// and then only: a token that stays away must not keep them from working.
     pub(super) fn initialize_anew(&self, seen: u64) -> Result<(), TokenError> {
-        let mut initialized = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let mut initialized = write(&self.gate);
         let used_by_others = initialized.connected.load(Ordering::Relaxed) > 0;
         if initialized.generation != seen
             || used_by_others && initialized.since.elapsed() < PAUSE_BESIDE_OTHERS
@@ -163,10 +165,6 @@ fn pin_digest(token: &str, pin: &[u8]) -> [u8; 32] {
     let text = zeroize::Zeroizing::new([token.as_ref(), pin].concat());
     bytes.copy_from_slice(digest(&SHA256, &text).as_ref());
     bytes
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 
 use std::ops::Deref;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use edgekeep_base::lock::{lock, waited};
 
 use cryptoki::error::RvError;
 use cryptoki::session::{Session, SessionState, UserType};
@@ -212,7 +214,7 @@ impl Token {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Runs `operation` with a session. If the connection turns out to be gone it is made
@@ -352,7 +354,7 @@ impl Token {
                     }
                 }
             }
-            state = self.returned.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = waited(self.returned.wait(state));
         }
     }
 

@@ -4,11 +4,12 @@
 //! [`point`] stands before and after each step that reaches the disk. In the tests it
 //! ends the process at the one that was asked for; in what is delivered it is nothing.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 
+use edgekeep_base::durable::{self, Until};
 use edgekeep_base::file::{self, FileFault, Rules};
 
 use super::store::StoreError;
@@ -22,31 +23,9 @@ pub(crate) fn point() {}
 /// Puts a file with this content at `path`, over what is there, so that after a crash one
 /// or the other is there.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    let beside = PathBuf::from(beside);
-    let write = || -> io::Result<()> {
-        // A leftover of an earlier failure; its mode and owner are not to be trusted.
-        match fs::remove_file(&beside) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        point();
-        give_to_owner_of_folder(&file, path)?;
-        file.write_all(content)?;
-        point();
-        file.sync_all()?;
-        point();
-        fs::rename(&beside, path)?;
-        point();
-        Ok(())
-    };
-    write().map_err(|source| {
-        let _ = fs::remove_file(&beside);
-        failed("write", path)(source)
-    })?;
-    sync_folder_of(path)
+    let give = |file: &File| give_to_owner_of_folder(file, path);
+    durable::replace_by_steps(path, content, 0o600, Until::OnDisk, give, point)
+        .map_err(|error| failed(error.step, path)(error.source))
 }
 
 /// What stands where a key file may be.
@@ -143,10 +122,7 @@ pub(crate) fn names(folder: &Path) -> Result<Vec<String>, StoreError> {
 }
 
 pub(crate) fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed("sync the folder", folder))?;
+    durable::sync_folder_of(path).map_err(failed("sync the folder of", path))?;
     point();
     Ok(())
 }

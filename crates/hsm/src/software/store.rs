@@ -1,12 +1,13 @@
 //! Key files and the store key on disk.
 //!
 //! ```text
-//! <state folder>/lock                                   held by the process that has the store open
-//! <state folder>/store.key                              what the key files are encrypted under; mode 0600
-//! <state folder>/store.key.tpm, store.key.pkcs11        the same, in the care of a TPM or a token
-//! <state folder>/keys/<letters of the id>-<sha256 of the id>.key
-//! <state folder>/internal/...                           the daemon's own keys, named alike
-//! <state folder>/older/<as in keys>.<number>.key        earlier versions of keys that encrypt
+//! <state folder>/lock                                   held by the process that has the
+//! store open <state folder>/store.key                              what the key files
+//! are encrypted under; mode 0600 <state folder>/store.key.tpm, store.key.pkcs11
+//! the same, in the care of a TPM or a token <state folder>/keys/<letters of the
+//! id>-<sha256 of the id>.key <state folder>/internal/...                           the
+//! daemon's own keys, named alike <state folder>/older/<as in keys>.<number>.key
+//! earlier versions of keys that encrypt
 //! ```
 //! A file comes into being complete: it is written beside its place, synced, renamed, and
 //! the folder is synced. So after a crash at any point there is the old or the new
@@ -517,21 +518,22 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_fails_leaves_the_old_key_and_says_which_file() {
+    fn a_write_that_fails_leaves_the_other_keys_and_says_which_file() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path()).unwrap();
         store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"old")).unwrap();
-        let path = store.path(NameSpace::Ordinary, &id("k"));
-        let mut beside = path.clone().into_os_string();
-        beside.push(".tmp");
-        // A folder in the way: removing and creating the file beside both fail, for root
-        // too.
-        fs::create_dir(&beside).unwrap();
-        let error = store.write(NameSpace::Ordinary, &id("k"), &symmetric(b"new")).unwrap_err();
+        // A folder in the way, for root too.
+        let path = store.path(NameSpace::Ordinary, &id("blocked"));
+        fs::create_dir_all(path.join("full")).unwrap();
+        let error =
+            store.write(NameSpace::Ordinary, &id("blocked"), &symmetric(b"new")).unwrap_err();
         assert!(
-            matches!(&error, StoreError::Io { action: "write", path: named, .. } if *named == path),
+            matches!(&error, StoreError::Io { action: "replace", path: named, .. } if *named == path),
             "{error}"
         );
+        let beside = fs::read_dir(path.parent().unwrap()).unwrap().flatten();
+        let beside: Vec<_> = beside.map(|entry| entry.file_name()).collect();
+        assert!(!beside.iter().any(|name| name.to_string_lossy().ends_with(".tmp")), "{beside:?}");
         assert_eq!(read(&store, "k").as_deref(), Some(&b"old"[..]));
     }
 

@@ -16,8 +16,8 @@
 //! | n | the store key, encrypted; everything before is authenticated with it |
 
 use aws_lc_rs::{digest, rand};
-use edgekeep_core::grants::STORE_WRAPPING_KEY;
 use edgekeep_core::id::KeyId;
+use edgekeep_core::names;
 use zeroize::Zeroizing;
 
 use super::protection::Sealer;
@@ -53,12 +53,11 @@ impl Method {
     /// confuse them.
     fn key(self) -> KeyId {
         let name = match self {
-            Self::Aes => STORE_WRAPPING_KEY[0],
-            Self::Hmac => STORE_WRAPPING_KEY[1],
-            Self::Rsa => STORE_WRAPPING_KEY[2],
+            Self::Aes => names::STORE_KEY_AES,
+            Self::Hmac => names::STORE_KEY_HMAC,
+            Self::Rsa => names::STORE_KEY_RSA,
         };
-        let Ok(id) = name.parse() else { unreachable!("the built-in ids are valid") };
-        id
+        name.key()
     }
 }
 

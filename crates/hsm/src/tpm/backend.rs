@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use edgekeep_base::file;
+use edgekeep_base::lock::lock;
 use edgekeep_core::id::KeyId;
 use edgekeep_tpm::{
     Algorithm, Blob, Key, KeyType, NewKey, Public, Record, RecordKind, Tpm, TpmError, Unreadable,
@@ -89,15 +90,15 @@ impl TpmBackend {
 
     fn tpm(&self) -> MutexGuard<'_, Tpm> {
         // What a panic left loaded was flushed by its guards.
-        self.tpm.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tpm)
     }
 
     fn ready(&self) -> MutexGuard<'_, HashMap<KeyId, Arc<Record>>> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ready)
     }
 
     fn lock_for_change(&self) -> Changing<'_> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changing)
     }
 
     fn path(&self, id: &KeyId) -> PathBuf {

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use edgekeep_core::credentials::Certificate;
 use edgekeep_core::id::CertId;
+use edgekeep_core::names::{EDGE_CA, EDGE_CA_NEXT};
 use edgekeep_core::settings::EstSettings;
 use edgekeep_est::{Basic, Csr, Enrolment, Est, EstError, EstUrl, Profile};
 use edgekeep_tls::{ClientIdentity, Proxy, RemoteKey, RemoteKeyError, TlsError, Trust};
 use time::OffsetDateTime;
 
 use super::issuer::Issuer;
-use super::{CertificateError, Certificates, EDGE_CA, EDGE_CA_NEXT, span_of};
+use super::{CertificateError, Certificates, span_of};
 
 /// Id of the certificate and key by which the device proves who it is.
 const EST_ID: &str = "est-id";
@@ -92,9 +93,9 @@ impl Certificates {
         old: Option<&Certificate>,
     ) -> Result<Vec<Certificate>, EnrolError> {
         let key = RemoteKey::load(self.keys.clone(), key).await?;
-        let profile = match id.as_str() {
-            EDGE_CA | EDGE_CA_NEXT => Profile::edge_ca(common_name),
-            _ => Profile::client(common_name),
+        let profile = match is_edge_ca(id) {
+            true => Profile::edge_ca(common_name),
+            false => Profile::client(common_name),
         };
         let profile = match old {
             Some(old) => profile.renewing(old),
@@ -126,7 +127,7 @@ impl Certificates {
             Enrolment::Issued(chain) => chain,
             Enrolment::Later(wait) => return Err(EnrolError::Later(wait)),
         };
-        if matches!(id.as_str(), EDGE_CA | EDGE_CA_NEXT) {
+        if is_edge_ca(id) {
             let first = chain.first().ok_or(EnrolError::NoCa)?;
             Issuer::read(first.der(), OffsetDateTime::now_utc()).map_err(|_| EnrolError::NoCa)?;
         }
@@ -176,4 +177,9 @@ impl From<EnrolError> for CertificateError {
     fn from(source: EnrolError) -> Self {
         Self::Est { source: Box::new(source) }
     }
+}
+
+/// True for the certificate of the CA of modules' certificates, and of its successor.
+fn is_edge_ca(id: &CertId) -> bool {
+    EDGE_CA.is_cert(id) || EDGE_CA_NEXT.is_cert(id)
 }

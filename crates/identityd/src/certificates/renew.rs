@@ -10,6 +10,7 @@
 use edgekeep_api::client::ClientError;
 use edgekeep_core::credentials::{Certificate, pem_of};
 use edgekeep_core::id::CertId;
+use edgekeep_core::names::EDGE_CA;
 use edgekeep_core::renewal::{Pair, Span, pair};
 use edgekeep_core::settings::IssuanceMethod;
 use time::OffsetDateTime;
@@ -17,7 +18,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::keyd_key::KeydKey;
 use super::public_key::PublicKey;
-use super::{CertificateError, Certificates, EDGE_CA, IssueError, Request, SigningKey, issuer};
+use super::{CertificateError, Certificates, IssueError, Request, SigningKey, issuer};
 
 /// Common algorithms of a first key.
 const FIRST_KEY: &str = "ec-p256:rsa-2048:*";
@@ -191,7 +192,7 @@ impl Certificates {
         let is_est = self.method(id) == Some(IssuanceMethod::Est);
         let is_named = self.issuance.get(id).is_some_and(|it| it.common_name.is_some());
         self.local_ca.as_ref().is_some_and(|ca| ca.cert == *id)
-            || (is_est && is_named && id.as_str() != EDGE_CA)
+            || (is_est && is_named && !EDGE_CA.is_cert(id))
     }
 }
 

@@ -167,8 +167,9 @@ impl Device {
             handle_lifetime_sec: self.handle_lifetime_sec,
             ..KeydSettings::default()
         };
-        let keyd = Keyd::open(&self.root, &settings, edgekeep_keyd::policy::Policy::new(&settings))
-            .unwrap();
+        let keyd =
+            Keyd::open(&self.root, &settings, edgekeep_core::key_use::Policy::new(&settings))
+                .unwrap();
         let router = Arc::new(edgekeep_keyd::routes::router(Arc::new(keyd)));
         let listener = listen::bind(&self.root.keyd_socket(), 0o660).unwrap();
         let (stop, stopped) = watch::channel(false);

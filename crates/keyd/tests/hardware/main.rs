@@ -39,6 +39,7 @@ use edgekeep_audit::entry::Shown;
 use edgekeep_audit::note::VerifierKey;
 use edgekeep_audit::verify::{Fault, FaultKind, Gap, Known, NotCounting, Report, verify};
 use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
+use edgekeep_core::names;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use swtpm::Swtpm;

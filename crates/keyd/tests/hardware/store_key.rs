@@ -93,10 +93,10 @@ fn a_store_key_in_the_care_of_a_token_is_of_no_use_without_it() {
             let mac = hmac(&device.keys(), &key).await.unwrap();
             assert_eq!(*first.get_or_insert(mac.clone()), mac);
             // Nobody asks the token in keyd's name to open it.
-            for id in edgekeep_core::grants::STORE_WRAPPING_KEY {
-                let (code, _) = refusal(device.keys().create_key(id, "encrypt").await);
+            for id in [names::STORE_KEY_AES, names::STORE_KEY_HMAC, names::STORE_KEY_RSA] {
+                let (code, _) = refusal(device.keys().create_key(id.as_str(), "encrypt").await);
                 assert!((400..500).contains(&code), "{code}");
-                assert!(device.keys().load_key(id).await.is_err());
+                assert!(device.keys().load_key(id.as_str()).await.is_err());
             }
         });
         device.stop();

@@ -1,11 +1,11 @@
-//! Who may ask the identity API for what: a function of the caller's uid and the
-//! configured principals (wire facts 5.2).
+//! Access to the identity API: a function of the caller's uid and the configured
+//! principals (wire facts 5.2).
 
-use edgekeep_core::settings::{IdentityKind, IdentityPrincipal};
+use crate::settings::{IdentityKind, IdentityPrincipal};
 
-/// What a caller is to the identity API.
+/// Roles of callers of the identity API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role<'a> {
+pub enum Role<'a> {
     /// A daemon of this device, or root: everything.
     Daemon,
     /// Somebody with an identity of its own.
@@ -16,16 +16,19 @@ pub(crate) enum Role<'a> {
 
 /// The configured principals.
 #[derive(Debug, Clone)]
-pub(crate) struct Access(Vec<IdentityPrincipal>);
+pub struct Access(Vec<IdentityPrincipal>);
 
 impl Access {
-    pub(crate) fn new(principals: Vec<IdentityPrincipal>) -> Self {
+    /// The access of these principals.
+    #[must_use]
+    pub fn new(principals: Vec<IdentityPrincipal>) -> Self {
         Self(principals)
     }
 
-    /// The role of a uid. Of several entries for one uid the last counts; root needs
-    /// none.
-    pub(crate) fn role(&self, uid: u32) -> Role<'_> {
+    /// Returns the role of a uid. Of several entries for one uid the last counts; root
+    /// needs none.
+    #[must_use]
+    pub fn role(&self, uid: u32) -> Role<'_> {
         match self.0.iter().rev().find(|principal| principal.uid == uid) {
             Some(principal) if principal.kinds.is_empty() => Role::Daemon,
             Some(principal) => Role::Principal(principal),
@@ -35,12 +38,13 @@ impl Access {
     }
 
     /// The principal of this name, if it may have an identity of this kind.
-    pub(crate) fn named(&self, name: &str, kind: IdentityKind) -> Option<&IdentityPrincipal> {
+    #[must_use]
+    pub fn named(&self, name: &str, kind: IdentityKind) -> Option<&IdentityPrincipal> {
         self.0.iter().find(|principal| principal.name == name && principal.kinds.contains(&kind))
     }
 
     /// Names of the principals that have a module identity.
-    pub(crate) fn modules(&self) -> impl Iterator<Item = &str> {
+    pub fn modules(&self) -> impl Iterator<Item = &str> {
         self.0
             .iter()
             .filter(|it| it.kinds.contains(&IdentityKind::Module))
@@ -49,12 +53,15 @@ impl Access {
 }
 
 impl Role<'_> {
-    pub(crate) fn is_daemon(self) -> bool {
+    /// True for a daemon of this device, and root.
+    #[must_use]
+    pub fn is_daemon(self) -> bool {
         self == Role::Daemon
     }
 
-    /// Whether the device's own identity is for this caller.
-    pub(crate) fn may_have_device(self) -> bool {
+    /// True if the device's own identity is for this caller.
+    #[must_use]
+    pub fn may_have_device(self) -> bool {
         match self {
             Self::Daemon => true,
             Self::Principal(principal) => principal.kinds.contains(&IdentityKind::Device),
@@ -62,8 +69,9 @@ impl Role<'_> {
         }
     }
 
-    /// Whether the identity of this kind and name is for this caller.
-    pub(crate) fn may_have(self, name: &str, kind: IdentityKind) -> bool {
+    /// True if the identity of this kind and name is for this caller.
+    #[must_use]
+    pub fn may_have(self, name: &str, kind: IdentityKind) -> bool {
         match self {
             Self::Daemon => true,
             Self::Principal(principal) => principal.name == name && principal.kinds.contains(&kind),
@@ -74,6 +82,8 @@ impl Role<'_> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn principal(uid: u32, name: &str, kinds: &[IdentityKind]) -> IdentityPrincipal {
@@ -124,5 +134,40 @@ mod tests {
         );
         assert!(!role.may_have_device());
         assert_eq!(access.modules().collect::<Vec<_>>(), ["scanner"]);
+    }
+
+    proptest! {
+        /// Whatever the settings say: no uid has another one's identity, and a uid
+        /// without an entry has none, unless it is root.
+        #[test]
+        fn nobody_has_an_identity_but_by_an_entry_of_its_own(
+            entries in prop::collection::vec((0_u32..6, 0_usize..4, 0_usize..8), 0..8),
+            uid in 0_u32..6,
+        ) {
+            let names = ["a", "b", "c", "d"];
+            let kinds = [IdentityKind::Module, IdentityKind::Device, IdentityKind::Local];
+            let principals: Vec<IdentityPrincipal> = entries
+                .into_iter()
+                .map(|(uid, name, of)| {
+                    let kinds: Vec<_> =
+                        (0..3).filter(|at| of >> at & 1 != 0).map(|at| kinds[at]).collect();
+                    principal(uid, names[name], &kinds)
+                })
+                .collect();
+            let access = Access::new(principals.clone());
+            let role = access.role(uid);
+            let own = principals.iter().rfind(|principal| principal.uid == uid);
+            for name in names {
+                for kind in kinds {
+                    let expected = match own {
+                        None => uid == 0,
+                        Some(own) if own.kinds.is_empty() => true,
+                        Some(own) => own.name == name && own.kinds.contains(&kind),
+                    };
+                    prop_assert_eq!(role.may_have(name, kind), expected);
+                }
+            }
+            prop_assert!(!role.is_daemon() || own.is_none_or(|own| own.kinds.is_empty()));
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Who may do what with which key. Pure: settings, a uid, a handle's content and the time
-//! come in, a decision comes out.
+//! The policy of key use: settings, a uid, a handle's content and the time come in, a
+//! decision comes out.
 //!
 //! Three things have to agree. The **grant**: a uid names keys by the patterns it was
 //! given. The **handle**: it was made for one uid; another may use it, and only use it,
@@ -9,13 +9,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use edgekeep_audit::entry::{Operation, Purpose, Reason};
-use edgekeep_core::clock::{Deadline, Moment};
-use edgekeep_core::grants::{Grants, Pattern, RESERVED_KEY_IDS};
-use edgekeep_core::id::KeyId;
-use edgekeep_core::settings::{KeyPrincipal, KeyPurpose, KeydSettings};
-
-use crate::handle::{Binding, Named, Target};
+use super::{Binding, Named, Operation, Purpose, Reason, Target};
+use crate::clock::{Deadline, Moment};
+use crate::grants::{Grants, Pattern, RESERVED_KEY_IDS};
+use crate::id::KeyId;
+use crate::names::{self, WellKnown};
+use crate::settings::{KeyPrincipal, KeydSettings};
 
 /// How long a handle is good if the settings do not say. Clients ask for a new one when
 /// theirs is refused.
@@ -24,15 +23,15 @@ const HANDLE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// What the keys of the known ids are for, where the settings say nothing else. Keys of
 /// other ids may do what their kind can: they belong to clients that this program knows
 /// nothing of.
-const PURPOSES: &[(&str, Purpose)] = &[
-    ("aziot-edged-ca", Purpose::Ca),
-    ("aziot-edged-ca-temp", Purpose::Ca),
-    ("local-ca", Purpose::Ca),
-    ("local-ca-temp", Purpose::Ca),
-    ("aziot_identityd_master_id", Purpose::Identity),
-    ("device-id", Purpose::Identity),
-    ("iotedge_master_encryption_id", Purpose::Seal),
-    ("edgekeep-module-data", Purpose::Seal),
+const PURPOSES: &[(WellKnown, Purpose)] = &[
+    (names::EDGE_CA, Purpose::Ca),
+    (names::EDGE_CA_NEXT, Purpose::Ca),
+    (names::LOCAL_CA, Purpose::Ca),
+    (names::LOCAL_CA_NEXT, Purpose::Ca),
+    (names::IDENTITY_MASTER_KEY, Purpose::Identity),
+    (names::DEVICE_KEY, Purpose::Identity),
+    (names::DEVICE_DATA_KEY, Purpose::Seal),
+    (names::MODULE_DATA_KEY, Purpose::Seal),
 ];
 
 /// The rules of one keyd.
@@ -62,11 +61,11 @@ impl Policy {
             Grants::new(
                 settings.principals.iter().map(|principal| (principal.uid, patterns(principal))),
             )
-            .reserving(RESERVED_KEY_IDS.iter().copied())
+            .reserving(RESERVED_KEY_IDS.iter().map(|id| id.as_str()))
         };
-        let own =
-            settings.purposes.iter().map(|rule| (Pattern::new(&rule.keys), purpose(rule.purpose)));
-        let built_in = PURPOSES.iter().map(|(keys, purpose)| (Pattern::new(keys), *purpose));
+        let own = settings.purposes.iter().map(|rule| (Pattern::new(&rule.keys), rule.purpose));
+        let built_in =
+            PURPOSES.iter().map(|(keys, purpose)| (Pattern::new(keys.as_str()), *purpose));
         let signers = settings.principals.iter().filter(|principal| principal.certificates);
         Self {
             naming: grants(|principal| &principal.keys),
@@ -244,25 +243,13 @@ impl Policy {
             Err(Reason::NotAnAuditor)
         }
     }
-}
 
-impl Policy {
     /// Whether what `uid` says about on whose behalf it asks is written into the audit
     /// log. Also root needs the grant: a statement is worth what the program behind the
     /// uid measures.
     #[must_use]
     pub fn may_attest(&self, uid: u32) -> bool {
         self.attestors.contains(&uid)
-    }
-}
-
-fn purpose(setting: KeyPurpose) -> Purpose {
-    match setting {
-        KeyPurpose::Identity => Purpose::Identity,
-        KeyPurpose::Ca => Purpose::Ca,
-        KeyPurpose::Tls => Purpose::Tls,
-        KeyPurpose::Seal => Purpose::Seal,
-        KeyPurpose::Sign => Purpose::Sign,
     }
 }
 
@@ -291,11 +278,11 @@ fn allows(purpose: Purpose, what: Operation) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use edgekeep_core::clock::BootId;
-    use edgekeep_core::settings::PurposeRule;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::clock::BootId;
+    use crate::settings::PurposeRule;
 
     const IDENTITYD: u32 = 12;
     const MODULED: u32 = 13;
@@ -483,8 +470,7 @@ mod tests {
     #[test]
     fn rules_of_the_settings_come_before_the_built_in_ones() {
         let mut settings = settings();
-        settings.purposes =
-            vec![PurposeRule { keys: "device-*".into(), purpose: KeyPurpose::Seal }];
+        settings.purposes = vec![PurposeRule { keys: "device-*".into(), purpose: Purpose::Seal }];
         let policy = Policy::new(&settings);
         assert_eq!(policy.purpose(&id("device-id")), Some(Purpose::Seal));
         assert_eq!(policy.purpose(&id("local-ca")), Some(Purpose::Ca));

@@ -1,5 +1,5 @@
-//! How much of the audit log one uid takes. Pure: what was done and the time come in,
-//! what is written down comes out.
+//! Shares of the audit log: a use and the time come in, the entries to write come out.
+//! Times are since any fixed moment of a clock that is never set.
 //!
 //! The log has a bounded size, and what is newest pushes out what is oldest. Each uid may
 //! write so many entries an hour, all of them at once if it likes. Beyond that equal uses
@@ -7,16 +7,17 @@
 //! without end takes two entries a minute, and what others did stays.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use edgekeep_audit::entry::{Key, Operation, Outcome, Statement, Who};
 use time::OffsetDateTime;
+
+use super::{Key, Operation, Outcome, Statement, Used, Who};
 
 /// The time in which a uid gets its whole share anew.
 const HOUR: Duration = Duration::from_secs(3600);
-/// How long equal uses are counted together. So long a crash of keyd can take what was
-/// counted.
-pub(crate) const TOGETHER: Duration = Duration::from_secs(30);
+/// Time in which equal uses are counted together. So long a crash of keyd can take what
+/// was counted.
+const TOGETHER: Duration = Duration::from_secs(30);
 /// Kinds of uses of one uid that are counted apart; the rest is told apart by operation
 /// and outcome only.
 const KINDS: usize = 16;
@@ -40,76 +41,72 @@ struct Group<P> {
     pid: Option<u32>,
     count: u64,
     since: OffsetDateTime,
-    due: Instant,
+    due: Duration,
     /// The place in the log that the first of them had.
     place: P,
 }
 
 /// Equal uses, to be written down as one entry.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Counted<P> {
-    pub(crate) who: Who,
-    pub(crate) what: Operation,
-    pub(crate) key: Option<Key>,
-    pub(crate) outcome: Outcome,
-    pub(crate) count: u64,
-    pub(crate) since: OffsetDateTime,
-    pub(crate) place: P,
+pub struct Counted<P> {
+    /// The caller, with its process if that was always the same.
+    pub who: Who,
+    /// The operation.
+    pub what: Operation,
+    /// The key; absent if with several.
+    pub key: Option<Key>,
+    /// The outcome.
+    pub outcome: Outcome,
+    /// The number of uses.
+    pub count: u64,
+    /// The time of the first of them.
+    pub since: OffsetDateTime,
+    /// The place in the log that the first of them had.
+    pub place: P,
 }
 
 struct Uid<P> {
     /// When all of its share is free again; a share that is used up is free in an hour.
-    full: Instant,
+    full: Duration,
     groups: Vec<Group<P>>,
 }
 
 /// The shares of all uids. `P` is a place in the log.
-pub(crate) struct Shares<P> {
+pub struct Shares<P> {
     /// The time in which a uid gets one entry.
     each: Duration,
     by_uid: HashMap<u32, Uid<P>>,
-    /// Whether nothing is to be counted together any more.
+    /// True if nothing is to be counted together any more.
     closed: bool,
 }
 
-/// What becomes of a use.
+/// The fate of a use.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Told<P> {
+pub enum Told<P> {
     /// It is written down by itself.
     Itself(Used, P),
     /// It is counted together with others; with the first of them, until then.
-    Together { until: Option<Instant> },
-}
-
-/// One use of a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Used {
-    pub(crate) who: Who,
-    pub(crate) what: Operation,
-    pub(crate) key: Option<Key>,
-    pub(crate) outcome: Outcome,
+    Together {
+        /// The end of counting.
+        until: Option<Duration>,
+    },
 }
 
 impl<P> Shares<P> {
     /// Shares of so many entries an hour.
-    pub(crate) fn new(entries_per_hour: u32) -> Self {
+    #[must_use]
+    pub fn new(entries_per_hour: u32) -> Self {
         Self { each: HOUR / entries_per_hour.max(1), by_uid: HashMap::new(), closed: false }
     }
 
-    /// Takes in a use that has a place in the log.
-    pub(crate) fn take(
-        &mut self,
-        used: Used,
-        place: P,
-        now: Instant,
-        time: OffsetDateTime,
-    ) -> Told<P> {
+    /// Takes in a use, which has a place in the log.
+    pub fn take(&mut self, used: Used, place: P, now: Duration, time: OffsetDateTime) -> Told<P> {
         if self.closed || !self.make_room_for(used.who.uid, now) {
             return Told::Itself(used, place);
         }
         let uid = self.by_uid.entry(used.who.uid).or_insert(Uid { full: now, groups: Vec::new() });
         let full = uid.full.max(now) + self.each;
-        if full.duration_since(now) <= HOUR {
+        if full.saturating_sub(now) <= HOUR {
             uid.full = full;
             return Told::Itself(used, place);
         }
@@ -128,8 +125,8 @@ impl<P> Shares<P> {
         Told::Together { until: Some(due) }
     }
 
-    /// Whether this uid is among those that are told apart.
-    fn make_room_for(&mut self, uid: u32, now: Instant) -> bool {
+    /// True if this uid is among those that are told apart.
+    fn make_room_for(&mut self, uid: u32, now: Duration) -> bool {
         if self.by_uid.len() < UIDS || self.by_uid.contains_key(&uid) {
             return true;
         }
@@ -137,18 +134,18 @@ impl<P> Shares<P> {
         self.by_uid.len() < UIDS
     }
 
-    /// What was counted long enough by now.
-    pub(crate) fn due(&mut self, now: Instant) -> Vec<Counted<P>> {
+    /// Takes out the uses that were counted long enough by now.
+    pub fn due(&mut self, now: Duration) -> Vec<Counted<P>> {
         self.drain(|group| group.due <= now)
     }
 
-    /// All that was counted so far.
-    pub(crate) fn all(&mut self) -> Vec<Counted<P>> {
+    /// Takes out all uses that were counted so far.
+    pub fn all(&mut self) -> Vec<Counted<P>> {
         self.drain(|_| true)
     }
 
     /// The same, and nothing is counted together any more.
-    pub(crate) fn close(&mut self) -> Vec<Counted<P>> {
+    pub fn close(&mut self) -> Vec<Counted<P>> {
         self.closed = true;
         self.all()
     }
@@ -189,7 +186,7 @@ mod tests {
             share in 1_u32..50,
             uses in prop::collection::vec((0_u32..3, 0_u32..40, any::<bool>(), 0_u64..20_000), 1..400),
         ) {
-            let start = Instant::now();
+            let start = Duration::ZERO;
             let mut shares = Shares::new(share);
             let (mut now, mut entries, mut told) = (start, [0_u64; 3], [0_u64; 3]);
             let mut asked = [0_u64; 3];
@@ -216,7 +213,7 @@ mod tests {
                 told[counted.who.uid as usize] += counted.count;
             }
             prop_assert_eq!(told, asked);
-            let passed = now.duration_since(start).as_secs();
+            let passed = (now - start).as_secs();
             // Its share and what came since; and in each while of counting the kinds, and
             // one an outcome for the rest.
             let most = u64::from(share) * (3600 + passed) / 3600 + 1 + (passed / TOGETHER.as_secs() + 2) * (KINDS as u64 + 2);
@@ -228,7 +225,7 @@ mod tests {
     #[test]
     fn a_flood_with_one_key_takes_two_entries_a_minute_and_leaves_the_others_their_own() {
         let mut shares = Shares::new(100);
-        let start = Instant::now();
+        let start = Duration::ZERO;
         let (mut itself, mut counted) = (0, Vec::new());
         for number in 0..60_000_u32 {
             let now = start + Duration::from_millis(number.into());
@@ -255,7 +252,7 @@ mod tests {
     #[test]
     fn many_uids_take_bounded_memory() {
         let mut shares = Shares::new(10);
-        let now = Instant::now();
+        let now = Duration::ZERO;
         for uid in 0..1000 {
             let _ = shares.take(used(uid, 1, Outcome::Done), (), now, NOW);
         }
