@@ -16,6 +16,7 @@ mod command;
 mod demo;
 mod device;
 mod engine;
+mod foreign;
 mod http;
 mod image;
 mod interrupt;

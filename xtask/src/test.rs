@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::outcomes::Outcomes;
 use crate::podman::Podman;
 use crate::suite::{Choice, Kind};
-use crate::{ci, command, parts, vm, workspace};
+use crate::{ci, command, foreign, parts, vm, workspace};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -42,6 +42,8 @@ impl Options {
 struct Parts {
     engine: Option<Engine>,
     python: Option<PathBuf>,
+    /// Variables with the folders of what was unpacked.
+    unpacked: Vec<(&'static str, PathBuf)>,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -101,6 +103,7 @@ fn every_test(options: &Options) -> anyhow::Result<()> {
     if let Some(python) = &parts.python {
         tests.env("EDGEKEEP_TEST_PYTHON", python);
     }
+    tests.envs(parts.unpacked.iter().map(|(name, folder)| (name, folder)));
     command::run(tests)
 }
 
@@ -173,7 +176,15 @@ impl Parts {
             eprintln!("container engine: {}", engine.describe());
         }
         let python = or_skip("tests with the Python SDK", parts::python())?;
-        Ok(Self { engine, python })
+        let mut unpacked = Vec::new();
+        for (what, part) in [
+            ("tests with libest", foreign::LIBEST),
+            ("tests with an OpenSSL that has ML-KEM", foreign::OPENSSL),
+        ] {
+            let folder = or_skip(what, foreign::provide(part))?;
+            unpacked.extend(folder.map(|folder| (part.variable, folder)));
+        }
+        Ok(Self { engine, python, unpacked })
     }
 }
 

@@ -141,7 +141,9 @@ impl Answer {
         if self.body.first() == Some(&0x30) && !self.body.is_ascii() {
             return Ok(self.body.clone());
         }
-        let text = std::str::from_utf8(&self.body).map_err(|_| AnswerError::Base64)?;
+        // libest counts the end of a C string among the text.
+        let body = self.body.strip_suffix(b"\0").unwrap_or(&self.body);
+        let text = std::str::from_utf8(body).map_err(|_| AnswerError::Base64)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.starts_with("-----"));
         let digits: String = lines.flat_map(str::split_ascii_whitespace).collect();
         BASE64.decode(digits).map_err(|_| AnswerError::Base64)

@@ -130,6 +130,8 @@ async fn serve_http(stream: TlsStream<TcpStream>, peer: SocketAddr, shared: Arc<
         .max_headers(64)
         .max_buf_size(64 * 1024)
         .auto_date_header(false)
+        // There are EST clients that know names of headers in their usual case alone.
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
         tracing::debug!(%peer, %error, "connection ended");
@@ -249,6 +251,8 @@ fn write(answer: Answer, now: u64) -> Response<Body> {
         (Some(_), None) => Some("application/json; charset=utf-8"),
         (None, None) => None,
     };
+    // The other services' clients come with a token; those of EST wait to be asked.
+    let asks = status == StatusCode::UNAUTHORIZED && raw.is_some();
     let body = match (raw, body) {
         (Some(raw), _) => Body::new(raw.bytes, raw.pace),
         (None, body) => {
@@ -264,6 +268,7 @@ fn write(answer: Answer, now: u64) -> Response<Body> {
     let fields = [
         (header::DATE, date.and_then(|date| date.format(HTTP_DATE).ok())),
         (header::ETAG, etag.map(|tag| format!("\"{tag}\""))),
+        (header::WWW_AUTHENTICATE, asks.then(|| "Basic realm=\"edgekeep\"".to_owned())),
         (header::RETRY_AFTER, retry_after_sec.map(|seconds| seconds.to_string())),
         (header::CONTENT_TYPE, content_type.map(str::to_owned)),
     ];

@@ -1,4 +1,4 @@
-//! The client against EST servers: the simulated one with its faults,
+//! The client against EST servers: the simulated one with its faults, and Cisco's libest;
 //! with keys in a real keyd. Foreign clients against the simulated one.
 #![expect(
     clippy::unwrap_used,
@@ -8,6 +8,7 @@
 mod curl;
 mod faults;
 mod keys;
+mod libest;
 mod proxy;
 mod simulator;
 

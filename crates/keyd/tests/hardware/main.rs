@@ -17,6 +17,7 @@ mod audit_log;
 mod faults;
 mod fixtures;
 mod store_key;
+mod tls_client;
 mod token_keys;
 mod tpm_keys;
 
