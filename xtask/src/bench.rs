@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Run the load generator as a host module, without a container engine
     #[arg(long, global = true)]
     host: bool,
+    /// Of calls of modules print what each takes of each daemon: processor time, system calls
+    #[arg(long, global = true)]
+    profile: bool,
     /// Print JSON instead of tables
     #[arg(long, global = true)]
     json: bool,
@@ -65,7 +68,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         results.push(keys::run()?);
     }
     if wanted(What::Workload) {
-        results.push(workload::run(options.host)?);
+        results.push(workload::run(options.host, options.profile)?);
     }
     if wanted(What::Runtime) {
         results.push(runtime::run(options.host)?);

@@ -1,6 +1,7 @@
 //! What a module's call costs, beside what a bare HTTP echo over the same kind of socket
 //! costs in the same run; memory and sizes.
 
+mod profile;
 pub(super) mod report;
 
 use std::fs;
@@ -34,7 +35,8 @@ const CERTIFICATE: &str = "/modules/{m}/genid/{g}/certificate/server?api-version
 const BUNDLE: &str = "/trust-bundle?api-version=2020-07-07";
 
 /// Measures, with the load generator in a container or (`host`) as a host module.
-pub(super) fn run(host: bool) -> anyhow::Result<Results> {
+/// With `profile` what a call takes of each daemon, in place of rates.
+pub(super) fn run(host: bool, profile: bool) -> anyhow::Result<Results> {
     let packages: Vec<&str> =
         DAEMONS.iter().chain(&OTHERS).chain(&["edgekeep-load"]).copied().collect();
     let programs = build(&packages)?;
@@ -44,18 +46,11 @@ pub(super) fn run(host: bool) -> anyhow::Result<Results> {
         .tempdir()
         .context("cannot make a temporary folder")?;
     let mut bench = Bench::start(programs, folder.path(), engine.as_ref(), None)?;
-    let mut report = Report::new(engine.is_some());
-    let result = bench.measure(&mut report);
+    let result = if profile { bench.profile() } else { bench.report(engine.is_some()) };
     if result.as_ref().is_err_and(|error| !error.is::<interrupt::Interrupted>()) {
         eprintln!("the device's last words:\n{}", bench.device.explanation());
     }
-    result?;
-    Ok(Results {
-        name: "workload",
-        table: report.to_table(),
-        json: report.to_json(),
-        missed: report.missed(),
-    })
+    result
 }
 
 /// A device with the load generator as a module of it.
@@ -197,6 +192,28 @@ impl Bench {
         // Starting so many leaves the engine busy for a moment.
         interrupt::pause(Duration::from_secs(3))?;
         Ok(())
+    }
+
+    fn profile(&mut self) -> anyhow::Result<Results> {
+        let daemons = self.come_up()?;
+        let calls = [
+            self.sign(1, 3000, Bar::None),
+            self.sign(8, 8000, Bar::None),
+            certificate(8, 1000, Bar::None),
+            trust_bundle(8, 8000),
+        ];
+        profile::measure(self, &daemons, &calls)
+    }
+
+    fn report(&mut self, containers: bool) -> anyhow::Result<Results> {
+        let mut report = Report::new(containers);
+        self.measure(&mut report)?;
+        Ok(Results {
+            name: "workload",
+            table: report.to_table(),
+            json: report.to_json(),
+            missed: report.missed(),
+        })
     }
 
     fn measure(&mut self, report: &mut Report) -> anyhow::Result<()> {
