@@ -354,7 +354,7 @@ fn a_process_put_into_the_modules_group_from_outside_is_refused() {
 }
 
 /// The folder of the control group that moduled made for a process.
-fn group_of(pid: u32) -> Option<std::path::PathBuf> {
+pub(crate) fn group_of(pid: u32) -> Option<std::path::PathBuf> {
     let lines = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = lines
         .lines()

@@ -22,7 +22,9 @@
 //! | descriptors of others, calls past the filter, other namespaces | `connections::no_host_module_takes_descriptors_…` | refused system call |
 //! | exec between requests, in the middle of one | `exec::a_program_that_takes_over_…`, `exec::another_program_that_a_module_becomes_…` | `caller-changed`, `executable-changed` |
 //! | exec of the registered program after asking | `exec::a_program_that_asks_and_then_becomes_the_registered_one_…` | `connection-not-held`, `connection-inheritable` |
+//! | what a process that is known has become since its last connection | `kept` | as for one that is not known |
 //! | the pid of an ended process, used again | `pids::a_process_with_the_number_of_the_one_that_connected_is_refused` | `caller-gone` |
+//! | the pid of an ended process that is known | `pids::a_process_with_the_number_of_one_that_is_known_is_refused` | `not-in-module` |
 //! | a process of a pid namespace that cannot be seen | `pids::a_process_that_the_daemon_cannot_see_is_refused` | `pid-not-visible` |
 //! | a user namespace of its own, in which a process may lie about its executable | `host::a_process_in_a_user_namespace_of_its_own_is_refused` | `other-user-namespace` |
 //! | a program in memory, or whose file is gone, that takes the registered content while it runs | `executables::a_program_in_memory_…`, `executables::a_program_whose_file_is_removed_…` | `executable-nameless` |
@@ -51,6 +53,7 @@ mod engine;
 mod exec;
 mod executables;
 mod host;
+mod kept;
 mod names;
 mod pids;
 mod scripts;

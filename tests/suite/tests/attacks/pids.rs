@@ -12,7 +12,7 @@ use edgekeep_testkit::{Device, VERSION, http, wait_for};
 use serde_json::{Value, json};
 
 use crate::exec::Paused;
-use crate::scripts::{Script, with_perl_granted};
+use crate::scripts::{Script, with_perl, with_perl_granted};
 
 const INSIDE: &str = "EDGEKEEP_TEST_INSIDE";
 
@@ -117,6 +117,59 @@ fn a_process_with_the_number_of_the_one_that_connected_is_refused() {
     assert_eq!(refusal.pid.to_string(), pid);
     attacker.kill().unwrap();
     attacker.wait().unwrap();
+}
+
+#[test]
+fn a_process_with_the_number_of_one_that_is_known_is_refused() {
+    if !is_inside() {
+        let Some(child) = again("pids::a_process_with_the_number_of_one_that_is_known_is_refused")
+        else {
+            return;
+        };
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let device = with_perl(Device::builder()).start();
+    // A child of the module that is served, and is known from then on, until it ends.
+    let script = Script::start(
+        &device,
+        "script",
+        r#"
+        $ENV{REQ} = $req; my $pid = fork;
+        if (!$pid) { for (1, 2) { my $s = dial(); syswrite $s, $req; status($s) } exit }
+        waitpid $pid, 0; report($pid); sleep 1000
+        "#,
+    );
+    let said = script.lines(3);
+    assert_eq!(said[..2], ["HTTP/1.1 200 OK"; 2]);
+    let wanted: u32 = said[2].parse().unwrap();
+    let own = device.cloud().state().devices["press-04"].modules["script"].generation_id.clone();
+    let body = json!({ "keyId": "primary", "algo": "HMACSHA256", "data": "ZGF0YQ==" }).to_string();
+    let request = format!(
+        "POST /modules/script/genid/{own}/sign?{VERSION} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    const ASK: &str = r#"
+        use strict; use IO::Socket::UNIX; <STDIN>; my ($path, $req) = @ARGV;
+        my $s = IO::Socket::UNIX->new(Peer => $path) or die; syswrite $s, $req; my $l = <$s>; print substr($l, 0, 12)
+    "#;
+    let stranger = wait_for("the number to be given again", || {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (wanted - 1).to_string()).unwrap();
+        let mut command = Command::new("/usr/bin/perl");
+        command.args(["-e", ASK]).arg(device.module_socket("script")).arg(&request);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        if child.id() == wanted {
+            return Some(child);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        None
+    });
+    let output = stranger.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "HTTP/1.1 403");
+    let refusal = device.assert_latest_refusal("script", DenyReason::NotInModule);
+    assert_eq!(refusal.pid, wanted);
 }
 
 #[test]
