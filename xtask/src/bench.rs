@@ -31,7 +31,7 @@ pub(crate) struct Options {
     /// Run the load generator as a host module, without a container engine
     #[arg(long, global = true)]
     host: bool,
-    /// Of calls of modules print what each takes of each daemon: processor time, system calls
+    /// Print what calls of modules take of each daemon: processor time, system calls
     #[arg(long, global = true)]
     profile: bool,
     /// Print JSON instead of tables

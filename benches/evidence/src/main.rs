@@ -172,7 +172,10 @@ fn per_request(
         (Door::ModuleSocket(module.clone()), Asked { module: &module, generation: None });
     per_run(|| {
         let evidence = evidence.clone();
-        anyhow::ensure!(collector.recheck(process, &evidence.snapshot), "the caller changed");
+        anyhow::ensure!(
+            collector.recheck(process, &evidence.snapshot).is_some(),
+            "the caller changed"
+        );
         verdict(&door, &asked, Some(&registration), &facts, &evidence)
             .map_err(|reason| anyhow::anyhow!("the caller is refused: {reason}"))
     })

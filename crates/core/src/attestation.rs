@@ -8,6 +8,7 @@ pub mod backing;
 mod case;
 #[cfg(test)]
 mod explained;
+mod looks;
 mod table;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use crate::id::{ContainerId, GenerationId, ModuleId};
 
 use self::case::Case;
 pub use self::case::may_be_orphan;
+pub use self::looks::chain_stands;
 use self::table::{CHECKS, Stage};
 pub use self::table::{DenyReason, Explanation};
 
@@ -57,6 +59,10 @@ pub struct Snapshot {
     pub gid: u32,
     /// What it executes.
     pub executable: ExecutableFile,
+    /// Number of the mount that the executable is on, 0 where the kernel does not tell.
+    /// From Linux 6.8 on no later mount gets the same.
+    #[serde(default)]
+    pub executable_mount: u64,
     /// Its cgroup path in the hierarchy that the engine uses.
     pub cgroup: String,
     /// Inode of its pid namespace.

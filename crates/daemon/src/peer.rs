@@ -69,16 +69,17 @@ impl Caller {
     /// # Errors
     /// If the socket has no peer credentials, which a Unix socket always has.
     pub fn of(stream: &impl AsFd, socket: PeerSocket) -> io::Result<Self> {
-        Self::with(Credentials::of(stream)?, stream, socket)
+        rustix::net::sockopt::set_socket_passcred(stream, true)?;
+        Ok(Self::with(Credentials::of(stream)?, stream, socket))
     }
 
-    /// As [`Self::of`], where the credentials are known already.
+    /// As [`Self::of`], where the credentials are known already. Senders are told if the
+    /// listener has that set.
     pub(crate) fn with(
         Credentials(credentials): Credentials,
         stream: &impl AsFd,
         socket: PeerSocket,
-    ) -> io::Result<Self> {
-        rustix::net::sockopt::set_socket_passcred(stream, true)?;
+    ) -> Self {
         // 0 stands for a process that is not visible in our pid namespace.
         let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid != 0);
         let handle = getsockopt(stream, sockopt::PeerPidfd)
@@ -90,15 +91,12 @@ impl Caller {
                     rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
                 Some((pidfd, PeerHandle::PidfdOpen))
             });
-        Ok(Self {
-            uid: credentials.uid(),
-            gid: credentials.gid(),
+        Self {
             pid,
             pidfd: handle,
             socket,
-            sender_changed: AtomicBool::new(false),
-            attached: OnceLock::new(),
-        })
+            ..Self::without_process(credentials.uid(), credentials.gid())
+        }
     }
 
     /// A caller that gets nothing but a refusal, whatever it is: no handle to its process
@@ -114,15 +112,14 @@ impl Caller {
     }
 
     fn without_process(uid: u32, gid: u32) -> Self {
-        let (sender_changed, attached) = (AtomicBool::new(false), OnceLock::new());
         Self {
             uid,
             gid,
             pid: None,
             pidfd: None,
             socket: PeerSocket::Untold,
-            sender_changed,
-            attached,
+            sender_changed: AtomicBool::new(false),
+            attached: OnceLock::new(),
         }
     }
 
@@ -283,7 +280,9 @@ impl AsyncWrite for CheckedStream {
         Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    /// Does nothing: the server drops a connection as soon as this is done, which ends it
+    /// in both directions.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }

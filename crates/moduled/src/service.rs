@@ -149,10 +149,9 @@ impl Moduled {
             Door::LegacySocket => None,
         };
         let registration = owner.and_then(|module| self.registrations.of(module));
-        let facts = owner.map_or(RunningFacts::Stopped, |module| {
-            self.modules.facts(module, registration.as_ref())
-        });
-        self.attestor.connected(caller, registration.as_ref(), &facts);
+        let init =
+            owner.and_then(|module| self.modules.first_process(module, registration.as_ref()));
+        self.attestor.connected(caller, registration.as_ref(), init.as_ref());
     }
 
     /// Lets a caller act as `module`, or refuses it with 403 and an entry in the audit

@@ -68,6 +68,7 @@ impl Case {
                     uid: 0,
                     gid: 0,
                     executable: ExecutableFile { device: 1, inode: 2, size: 3, ctime_ns: 4 },
+                    executable_mount: 5,
                     cgroup,
                     pid_namespace: 5,
                     user_namespace: 6,

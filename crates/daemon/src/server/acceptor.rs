@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::os::unix::net;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
@@ -25,6 +25,11 @@ pub(super) struct Acceptor {
     waiting: Option<Waiting>,
     /// The sockets of those that are taken next, in order.
     next: VecDeque<PeerSocket>,
+    /// Whether more may wait than was told.
+    more: bool,
+    /// Whether all that waited when senders were asked for are taken: newer kernels give
+    /// a connection what the listener had when it was made.
+    senders_told: bool,
 }
 
 impl Acceptor {
@@ -46,7 +51,12 @@ impl Acceptor {
         if let Err(error) = rustix::net::sockopt::set_socket_passcred(&listener, true) {
             tracing::warn!(%error, "senders of early bytes cannot be checked");
         }
-        Self { listener, waiting, next: VecDeque::new() }
+        Self { listener, waiting, next: VecDeque::new(), more: true, senders_told: false }
+    }
+
+    /// Whether connections may wait of which no event tells any more.
+    pub(super) fn has_more(&self) -> bool {
+        self.more
     }
 
     /// Moves connections that wait in the kernel to `line`; `false` if none did. Never
@@ -54,16 +64,14 @@ impl Acceptor {
     ///
     /// The kernel tells all sockets that wait in one answer, in the order of `accept`,
     /// and only this takes them: so the sockets are known, however many wait, for the
-    /// price of one question.
+    /// price of one question. Whatever comes after the question is an event of its own.
     ///
     /// # Errors
     /// What the kernel said, for example that there are no descriptors left. What was not
     /// taken waits on.
     pub(super) fn take(&mut self, line: &Line) -> io::Result<bool> {
         if self.next.is_empty() {
-            if !self.is_readable() {
-                return Ok(false);
-            }
+            self.more = false;
             self.ask();
         }
         let mut taken = false;
@@ -74,44 +82,53 @@ impl Acceptor {
             ) {
                 Ok(stream) => {
                     self.next.pop_front();
+                    if !self.senders_told {
+                        // Without it all that comes is a stranger's.
+                        let _ = rustix::net::sockopt::set_socket_passcred(&stream, true);
+                    }
                     line.push(stream.into(), socket);
                     taken = true;
                 }
                 // Fewer than were supposed, where the kernel was not asked.
-                Err(Errno::AGAIN) => self.next.clear(),
-                Err(error) => return Err(error.into()),
+                Err(Errno::AGAIN) => {
+                    self.next.clear();
+                    self.more = false;
+                }
+                Err(error) => {
+                    self.more = true;
+                    return Err(error.into());
+                }
             }
         }
+        self.senders_told |= !self.more;
         Ok(taken)
-    }
-
-    fn is_readable(&self) -> bool {
-        let mut listener = [PollFd::new(&self.listener, PollFlags::IN)];
-        // What cannot be asked is tried: a daemon that has given up this call accepts all
-        // the same.
-        !matches!(poll(&mut listener, Some(&Timespec::default())), Ok(0))
     }
 
     fn ask(&mut self) {
         match self.waiting.as_mut().map(|waiting| waiting.all(&mut self.next)) {
-            None => self.next.extend([PeerSocket::Untold; BATCH]),
+            None => {
+                self.next.extend([PeerSocket::Untold; BATCH]);
+                self.more = true;
+            }
             Some(Ok(())) => {}
             Some(Err(error)) => {
                 tracing::debug!(%error, "the socket of a caller is not known");
                 self.next.push_back(PeerSocket::Gone);
+                self.more = true;
             }
         }
     }
 
-    /// Waits until connections wait, or `stop` can be read.
+    /// Waits until connections wait, or `stop` can be read; whether it can.
     ///
     /// # Errors
     /// What the kernel said.
-    pub(super) fn wait(&self, stop: &impl std::os::fd::AsFd) -> io::Result<()> {
+    pub(super) fn wait(&self, stop: &impl std::os::fd::AsFd) -> io::Result<bool> {
         let mut both =
             [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         match poll(&mut both, None) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Ok(_) => Ok(!both[1].revents().is_empty()),
+            Err(Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }

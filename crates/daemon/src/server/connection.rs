@@ -178,8 +178,11 @@ pub async fn serve<S: Send + Sync + 'static>(
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             }
         };
-        if let Some((stream, caller, slot)) = admit(fresh, &counts, limits, router.connections()) {
-            if matches!(slot.kind, SlotKind::Served(_)) {
+        if let Some(admitted) = admit(fresh, &counts, limits, router.connections()) {
+            let Admitted { stream, caller, slot, has_asked } = admitted;
+            // Who has asked already is looked at when the request is read, which is at
+            // once: not before, or it would have to be looked at twice.
+            if !has_asked && matches!(slot.kind, SlotKind::Served(_)) {
                 router.connected(&caller);
             }
             connections.spawn(converse(
@@ -214,19 +217,28 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
+/// A connection that has its place.
+struct Admitted {
+    stream: UnixStream,
+    caller: Arc<Caller>,
+    slot: Slot,
+    /// Whether something was sent before it was accepted.
+    has_asked: bool,
+}
+
 /// Gives a fresh connection its place. One over the limit costs as little as can be: who
 /// floods a socket keeps others waiting.
 fn admit(
-    fresh: Fresh,
+    mut fresh: Fresh,
     counts: &Arc<Mutex<Counts>>,
     limits: Limits,
     series: &ConnectionSeries,
-) -> Option<(UnixStream, Arc<Caller>, Slot)> {
+) -> Option<Admitted> {
     if fresh.is_abandoned() {
         series.abandoned.increment();
         return None;
     }
-    let Fresh { stream, credentials, socket } = fresh;
+    let Fresh { stream, credentials, socket, has_asked } = fresh;
     let taken = Slot::take(
         counts,
         credentials.uid(),
@@ -240,19 +252,17 @@ fn admit(
     };
     let caller = if slot.kind == SlotKind::Refused {
         series.over_limit.increment();
-        Ok(Caller::turned_away(credentials))
+        Caller::turned_away(credentials)
     } else {
         series.accepted.increment();
         Caller::with(credentials, &stream, socket)
     };
-    let admitted =
-        caller.and_then(|caller| Ok((UnixStream::from_std(stream)?, Arc::new(caller), slot)));
-    admitted
+    UnixStream::from_std(stream)
         .inspect_err(|error| {
-            series.no_credentials.increment();
-            tracing::warn!(%error, "connection closed: its peer cannot be known, or the runtime takes no more");
+            tracing::warn!(%error, "connection closed: the runtime takes no more");
         })
         .ok()
+        .map(|stream| Admitted { stream, caller: Arc::new(caller), slot, has_asked })
 }
 
 async fn converse<S: Send + Sync + 'static>(

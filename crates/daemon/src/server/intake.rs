@@ -59,17 +59,13 @@ impl Intake {
         match self {
             Self::Thread(_) => line.filled().await,
             Self::Task { acceptor, trouble } => {
-                let taken = match acceptor.readable_mut().await {
-                    Ok(mut ready) => match ready.get_inner_mut().take(line) {
-                        Ok(true) => Ok(()),
-                        Ok(false) => {
-                            ready.clear_ready();
-                            Ok(())
-                        }
-                        Err(error) => Err(error),
-                    },
-                    Err(error) => Err(error),
+                let may_take = if acceptor.get_ref().has_more() {
+                    Ok(())
+                } else {
+                    // Cleared before the kernel is asked: what comes later is an event.
+                    acceptor.readable_mut().await.map(|mut ready| ready.clear_ready())
                 };
+                let taken = may_take.and_then(|()| acceptor.get_mut().take(line));
                 if let Err(error) = taken {
                     trouble.tell(&error);
                     tokio::time::sleep(PAUSE).await;
@@ -121,10 +117,11 @@ impl Thread {
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
             let mut trouble = Trouble::default();
             loop {
-                let taken = acceptor.wait(&stopped).and_then(|()| acceptor.take(&line));
-                if rustix::io::read(&*stopped, &mut [0; 8][..]).is_ok() {
-                    return;
-                }
+                let taken = match acceptor.wait(&stopped) {
+                    Ok(true) => return,
+                    Ok(false) => acceptor.take(&line),
+                    Err(error) => Err(error),
+                };
                 match taken {
                     Ok(true) => line.wake(),
                     Ok(false) => {}

@@ -27,14 +27,25 @@ pub(super) struct Fresh {
     pub(super) stream: net::UnixStream,
     pub(super) credentials: Credentials,
     pub(super) socket: PeerSocket,
+    /// Whether something was sent already, as last looked at.
+    pub(super) has_asked: bool,
 }
 
 impl Fresh {
     /// Whether the peer has closed its end without having sent a byte: nobody is left to
-    /// be known or answered.
-    pub(super) fn is_abandoned(&self) -> bool {
-        rustix::net::recv(&self.stream, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT)
-            .is_ok_and(|(length, _)| length == 0)
+    /// be known or answered. Who has sent something is answered in any case.
+    pub(super) fn is_abandoned(&mut self) -> bool {
+        if self.has_asked {
+            return false;
+        }
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(&self.stream, &mut [0; 1][..], flags) {
+            Ok((length, _)) => {
+                self.has_asked = length > 0;
+                length == 0
+            }
+            Err(_) => false,
+        }
     }
 }
 
@@ -60,7 +71,7 @@ impl Line {
                 return tracing::warn!(%error, "connection closed: its peer cannot be known");
             }
         };
-        let fresh = Fresh { stream, credentials, socket };
+        let mut fresh = Fresh { stream, credentials, socket, has_asked: false };
         if fresh.is_abandoned() {
             return self.series.abandoned.increment();
         }
@@ -85,5 +96,33 @@ impl Line {
     /// Waits for [`Self::wake`].
     pub(super) async fn filled(&self) {
         self.filled.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_has_hung_up_is_abandoned_unless_it_has_asked() {
+        let fresh = |asks: bool, hangs_up: bool| {
+            let (stream, peer) = net::UnixStream::pair().expect("two sockets");
+            let credentials = Credentials::of(&stream).expect("a peer");
+            if asks {
+                io::Write::write_all(&mut &peer, b"GET").expect("open");
+            }
+            let kept = (!hangs_up).then_some(peer);
+            (Fresh { stream, credentials, socket: PeerSocket::Untold, has_asked: false }, kept)
+        };
+        for (asks, hangs_up, abandoned) in
+            [(false, false, false), (false, true, true), (true, false, false), (true, true, false)]
+        {
+            let (mut fresh, _peer) = fresh(asks, hangs_up);
+            assert_eq!(fresh.is_abandoned(), abandoned, "{asks} {hangs_up}");
+            assert_eq!(fresh.has_asked, asks);
+            assert_eq!(fresh.is_abandoned(), abandoned, "again");
+        }
     }
 }

@@ -123,8 +123,9 @@ impl<S: Send + Sync + 'static> Router<S> {
         self
     }
 
-    /// What to do as soon as a connection is accepted, before any of its bytes are read:
-    /// to look at the caller while it still is who connected.
+    /// What to do as soon as a connection is accepted on which nothing was sent yet: to
+    /// look at the caller while it still is who connected. Who has sent something before
+    /// it was accepted is looked at by the handler.
     #[must_use]
     pub fn on_connected(mut self, hook: impl Fn(&S, &Caller) + Send + Sync + 'static) -> Self {
         self.connected = Some(Box::new(hook));

@@ -1,9 +1,11 @@
-//! Who calls: evidence gathered once a connection, looked at again on each request,
+//! Who calls: evidence gathered once a connection, looked at again on further requests,
 //! judged by [`edgekeep_core::attestation::verdict`]. A process that only is looked at
 //! goes the same way.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use edgekeep_api::attestation::Seen;
 use edgekeep_core::attestation::{
@@ -12,17 +14,21 @@ use edgekeep_core::attestation::{
 };
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_daemon::peer::{Caller, PeerSocket};
-use edgekeep_runtime::evidence::{Collector, EvidenceError, ImageLayers, ProcDir, StartedFrom};
+use edgekeep_runtime::evidence::{
+    Collector, EvidenceError, Held, ImageLayers, ProcDir, StartedFrom,
+};
 
 /// What a connection's caller was when it connected, or a process when it was looked at.
 #[derive(Debug)]
 struct Known {
-    process: ProcDir,
+    process: Arc<ProcDir>,
     /// Gains the measurement when a policy first asks for it.
     evidence: RwLock<Evidence>,
     /// Looked at when the caller connects, where its policy is known to ask for it; else
     /// when a policy first does.
-    holding: OnceLock<Holding>,
+    held: OnceLock<Held>,
+    /// Whether it is kept for the process's next connection.
+    kept: AtomicBool,
 }
 
 /// The registration and the facts a caller is judged against.
@@ -87,19 +93,15 @@ impl Attestor {
     /// Looks at a caller right after it connected, so that what it executes later cannot
     /// pass for what connected.
     ///
-    /// `registration` and `facts` are those of the module that the socket is for, if it
+    /// `registration` and `init` are those of the module that the socket is for, if it
     /// is for one: its first process ends the search for ancestors early, and its policy
     /// says what is looked at.
     pub(crate) fn connected(
         &self,
         caller: &Caller,
         registration: Option<&Registration>,
-        facts: &RunningFacts,
+        init: Option<&ProcessInstance>,
     ) {
-        let init = match facts {
-            RunningFacts::Running(running) => Some(&running.init),
-            RunningFacts::Unknown | RunningFacts::Stopped | RunningFacts::Host(_) => None,
-        };
         // A failure is kept as well, and is the answer to every request of this caller.
         let learned = caller.attached(|| self.learn(caller, init));
         if let Some(Ok(known)) = learned
@@ -111,11 +113,12 @@ impl Attestor {
 
     /// How the caller holds its connection, as it was when first looked at.
     fn look_at_connection(&self, caller: &Caller, known: &Known) -> Holding {
-        *known.holding.get_or_init(|| match caller.socket() {
+        let look = || match caller.socket() {
             PeerSocket::Inode(inode) => self.collector.holding(&known.process, inode),
-            PeerSocket::Gone => Holding::NotHeld,
-            PeerSocket::Untold => Holding::Untold,
-        })
+            PeerSocket::Gone => Held::told(Holding::NotHeld),
+            PeerSocket::Untold => Held::told(Holding::Untold),
+        };
+        known.held.get_or_init(look).holding()
     }
 
     /// Judges a caller or a process.
@@ -129,10 +132,18 @@ impl Attestor {
         asked: &Asked<'_>,
         subject: &Subject,
     ) -> Result<(), DenyReason> {
-        let known = self.known(who)?;
+        let init = match (door, &subject.facts) {
+            // Through the shared one the same caller may ask for another module next.
+            (Door::LegacySocket, _) => None,
+            (_, RunningFacts::Running(running)) => Some(&running.init),
+            _ => None,
+        };
+        let (known, is_new) = self.known_or_met(who, init)?;
         let mut evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if !self.collector.recheck(&known.process, &evidence.snapshot) {
-            return Err(gone_or_changed(who));
+        // One look serves a request that was sent before it.
+        if !is_new {
+            let now = self.collector.recheck(&known.process, &evidence.snapshot);
+            evidence.snapshot = now.ok_or_else(|| gone_or_changed(who))?;
         }
         let strict = subject.registration.as_ref().is_some_and(needs_measurement);
         if strict && let Who::Caller(caller) = who {
@@ -157,7 +168,11 @@ impl Attestor {
                 .map_err(|error| reason(&error))?;
             *known.evidence.write().unwrap_or_else(PoisonError::into_inner) = evidence.clone();
         }
-        verdict(door, asked, subject.registration.as_ref(), &subject.facts, &evidence)
+        verdict(door, asked, subject.registration.as_ref(), &subject.facts, &evidence)?;
+        if !known.kept.swap(true, Ordering::AcqRel) {
+            self.collector.keep(&known.process);
+        }
+        Ok(())
     }
 
     /// Opens any process, to be looked at as if it called.
@@ -184,7 +199,7 @@ impl Attestor {
             .map(|path| path.display().to_string())
             .unwrap_or_default();
         let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Some(seen(evidence, path, known.holding.get().copied()))
+        Some(seen(evidence, path, known.held.get().map(Held::holding)))
     }
 
     /// Whether the caller's cgroup is that of the registered container, whatever else is
@@ -228,12 +243,26 @@ impl Attestor {
     }
 
     fn known<'a>(&self, who: Who<'a>) -> Result<&'a Known, DenyReason> {
+        Ok(self.known_or_met(who, None)?.0)
+    }
+
+    /// What is known of somebody, and whether that was learned just now.
+    fn known_or_met<'a>(
+        &self,
+        who: Who<'a>,
+        init: Option<&ProcessInstance>,
+    ) -> Result<(&'a Known, bool), DenyReason> {
+        let is_new = Cell::new(false);
+        let meet = |caller| {
+            is_new.set(true);
+            self.learn(caller, init)
+        };
         let learned = match who {
-            Who::Caller(caller) => caller.attached(|| self.learn(caller, None)),
+            Who::Caller(caller) => caller.attached(|| meet(caller)),
             Who::Process(examined) => Some(&examined.known),
         };
         match learned {
-            Some(Ok(known)) => Ok(known),
+            Some(Ok(known)) => Ok((known, is_new.get())),
             Some(Err(reason)) => Err(*reason),
             None => Err(DenyReason::CallerGone),
         }
@@ -252,10 +281,14 @@ impl Attestor {
         handle: PeerHandle,
         init: Option<&ProcessInstance>,
     ) -> Result<Known, DenyReason> {
-        let process = ProcDir::open(pid, pidfd).map_err(|error| reason(&error))?;
-        let evidence =
-            self.collector.identify(handle, &process, init).map_err(|error| reason(&error))?;
-        Ok(Known { process, evidence: RwLock::new(evidence), holding: OnceLock::new() })
+        let (process, evidence) =
+            self.collector.meet(handle, pid, pidfd, init).map_err(|error| reason(&error))?;
+        Ok(Known {
+            process,
+            evidence: RwLock::new(evidence),
+            held: OnceLock::new(),
+            kept: AtomicBool::new(false),
+        })
     }
 }
 
@@ -265,6 +298,7 @@ fn seen(evidence: Evidence, path: String, connection: Option<Holding>) -> Seen {
         uid,
         gid,
         executable,
+        executable_mount: _,
         cgroup,
         pid_namespace,
         user_namespace,

@@ -121,6 +121,23 @@ impl Modules {
         }
     }
 
+    /// The first process of a module as far as it is known without asking anybody. Where
+    /// the search for a caller's ancestors ends, and no fact.
+    #[must_use]
+    pub(crate) fn first_process(
+        &self,
+        module: &ModuleId,
+        registration: Option<&Registration>,
+    ) -> Option<ProcessInstance> {
+        if let Some(Workload::Process { .. }) = registration.map(|one| &one.workload) {
+            return self.processes.first_process(module);
+        }
+        match self.facts(module, registration) {
+            RunningFacts::Running(running) => Some(running.init),
+            _ => None,
+        }
+    }
+
     /// Whether a container module was restarted and the engine has not said so yet.
     #[must_use]
     pub(crate) fn is_behind(&self, module: &ModuleId) -> bool {

@@ -13,13 +13,11 @@ use rustix::io::Errno;
 
 use super::executable::Recent;
 use super::mountinfo::MountLine;
+use super::proc_dir::{MOUNT_ID_UNIQUE, mount_of as number_of_mount};
 use super::{EvidenceError, ProcDir};
 
 /// Overlays that are remembered, by their mounts.
 const REMEMBERED_MOUNTS: usize = 256;
-
-/// Asks for a number of the mount that no later mount gets (Linux 6.8 and later).
-const MOUNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// Looks at files that are executed.
 #[derive(Debug)]
@@ -57,7 +55,8 @@ impl Backings {
         self.denies_writers
     }
 
-    /// Looks at the open executable of a process. `init` is the first process of the
+    /// Looks at the open executable of a process, and says whether the number of its
+    /// mount is one that no later mount gets. `init` is the first process of the
     /// container that the process has to be in, if it has to be in one.
     pub(super) fn look(
         &self,
@@ -65,7 +64,7 @@ impl Backings {
         file: ExecutableFile,
         opened: BorrowedFd<'_>,
         init: Option<ProcessInstance>,
-    ) -> Result<(Backing, Mounted), EvidenceError> {
+    ) -> Result<(Backing, Mounted, bool), EvidenceError> {
         let reading = |errno: Errno| EvidenceError::reading("exe")(errno);
         let wanted = StatxFlags::NLINK
             | StatxFlags::UID
@@ -73,10 +72,7 @@ impl Backings {
             | StatxFlags::MNT_ID
             | MOUNT_ID_UNIQUE;
         let seen = rustix::fs::statx(opened, "", AtFlags::EMPTY_PATH, wanted).map_err(reading)?;
-        let told = StatxFlags::from_bits_retain(seen.stx_mask);
-        let is_unique = told.contains(MOUNT_ID_UNIQUE);
-        let mount =
-            if is_unique || told.contains(StatxFlags::MNT_ID) { seen.stx_mnt_id } else { 0 };
+        let (mount, is_unique) = number_of_mount(&seen);
         let storage = storage(opened).map_err(reading)?;
         let links = u64::from(seen.stx_nlink);
         let overlay = match storage {
@@ -92,7 +88,7 @@ impl Backings {
             verity: seen.stx_attributes.contains(StatxAttributes::VERITY),
             only_root_writes: seen.stx_uid == 0 && seen.stx_mode & 0o022 == 0,
         };
-        Ok((backing, Mounted { file, mount }))
+        Ok((backing, Mounted { file, mount }, is_unique))
     }
 
     fn overlay(
@@ -330,7 +326,7 @@ mod tests {
         let sleeper = sleeper_below(child.id());
         let process = ProcDir::open_unproved(sleeper).expect("runs");
         let (file, opened) = process.open_executable().expect("readable");
-        let (seen, _) = Backings::new().look(&process, file, opened.as_fd(), None).expect("told");
+        let (seen, ..) = Backings::new().look(&process, file, opened.as_fd(), None).expect("told");
         let kill = |pid: u32| {
             let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a number");
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

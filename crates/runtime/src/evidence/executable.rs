@@ -42,7 +42,7 @@ pub(crate) struct Recent<K, V> {
     entries: HashMap<K, (V, u64)>,
 }
 
-impl<K: Eq + Hash + Clone, V: Copy> Recent<K, V> {
+impl<K: Eq + Hash + Clone, V: Clone> Recent<K, V> {
     pub(crate) fn new(limit: usize) -> Self {
         Self { limit, clock: 0, entries: HashMap::new() }
     }
@@ -51,7 +51,11 @@ impl<K: Eq + Hash + Clone, V: Copy> Recent<K, V> {
         self.clock += 1;
         let (value, used) = self.entries.get_mut(key)?;
         *used = self.clock;
-        Some(*value)
+        Some(value.clone())
+    }
+
+    pub(crate) fn remove(&mut self, key: &K) {
+        self.entries.remove(key);
     }
 
     pub(crate) fn insert(&mut self, key: K, value: V) {
@@ -117,7 +121,7 @@ impl DigestCache {
         if let Some(known) = self.known(&mounted, lasting) {
             return Ok(known);
         }
-        let file = mounted.file;
+        let (file, begun) = (mounted.file, SystemTime::now());
         if file.size > MAX_EXECUTABLE_BYTES {
             return Err(EvidenceError::TooLarge);
         }
@@ -137,7 +141,7 @@ impl DigestCache {
         }
         let remember = match lasting {
             Lasting::ForNow => false,
-            Lasting::UntilChanged => is_settled(&file, SystemTime::now()),
+            Lasting::UntilChanged => is_settled(&file, begun),
             Lasting::ForGood => true,
         };
         if remember {
@@ -155,7 +159,7 @@ impl DigestCache {
     }
 }
 
-fn is_settled(file: &ExecutableFile, now: SystemTime) -> bool {
+pub(super) fn is_settled(file: &ExecutableFile, now: SystemTime) -> bool {
     let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else { return false };
     let limit = i64::try_from(now.saturating_sub(SETTLED).as_nanos()).unwrap_or(i64::MAX);
     file.ctime_ns < limit

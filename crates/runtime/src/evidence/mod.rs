@@ -1,23 +1,29 @@
 //! Evidence about a peer, from the kernel and never from what the peer says.
 //!
-//! One [`ProcDir`] is opened per connection and pins the process: a later process with
-//! the same pid is not visible through it. `execve` keeps pid, pidfd and start time, so
-//! the program is looked at again on every request ([`Collector::recheck`], three system
-//! calls); hashing happens only when a policy asks for it and the file is new.
+//! One [`ProcDir`] pins a process: a later process with the same pid is not visible
+//! through it. Those of processes that were admitted are kept for their next connections
+//! ([`Collector::meet`]). `execve` keeps pid, pidfd and start time, so whatever can
+//! change is looked at anew for every request (four system calls); hashing happens only
+//! when a policy asks for it and the file is new.
 
+mod ancestry;
 mod backing;
 mod cgroup;
 mod executable;
+mod holding;
 mod image;
+mod kept;
 mod mountinfo;
 mod proc_dir;
+mod proc_text;
 mod root_mount;
 
 use std::io;
-use std::os::fd::AsFd as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+use std::time::SystemTime;
 
-use edgekeep_core::attestation::backing::{Doubt, judge};
+use edgekeep_core::attestation::backing::{Doubt, Lasting, Storage, judge};
 use edgekeep_core::attestation::{
     DenyReason, Evidence, ExecutableFile, Holding, Measurement, PeerHandle, ProcessInstance,
     RunningFacts, Snapshot,
@@ -27,14 +33,16 @@ use backing::Backings;
 pub(crate) use cgroup::container_group;
 pub use cgroup::{CgroupHierarchy, ContainerCgroup, ContainerCgroups};
 pub use executable::MAX_EXECUTABLE_BYTES;
-use executable::{DigestCache, Recent};
+use executable::{DigestCache, is_settled};
 pub(crate) use executable::{finish, sha256_of};
+pub use holding::Held;
 pub use image::{ImageLayers, LayerLookup};
 pub use proc_dir::ProcDir;
 pub(crate) use proc_dir::{executable_file, has_ended};
 pub(crate) use root_mount::{may_mount, may_name_executable};
 
 use image::ImageMemo;
+use kept::{Kept, Measured, Subject};
 
 /// How many ancestors are followed before giving up; deeper trees than this are not made
 /// by init systems or engines.
@@ -81,7 +89,7 @@ pub enum EvidenceError {
 }
 
 /// What the module's own start says about the files that its processes execute.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StartedFrom {
     /// The sealed copy that the daemon made for a host module.
     pub own_copy: Option<ExecutableFile>,
@@ -135,12 +143,8 @@ pub struct Collector {
     digests: DigestCache,
     backings: Backings,
     images: ImageMemo,
-    /// Where each process had its last connection: looked at first, and no proof.
-    descriptors: Mutex<Recent<u32, u32>>,
+    kept: Kept,
 }
-
-/// Processes whose last descriptor is remembered.
-const REMEMBERED_DESCRIPTORS: usize = 1024;
 
 impl Collector {
     /// A collector that reads cgroups in `hierarchy` and knows the engine's cgroup paths
@@ -153,7 +157,7 @@ impl Collector {
             digests: DigestCache::default(),
             backings: Backings::new(),
             images: ImageMemo::default(),
-            descriptors: Mutex::new(Recent::new(REMEMBERED_DESCRIPTORS)),
+            kept: Kept::default(),
         }
     }
 
@@ -175,17 +179,15 @@ impl Collector {
     /// # Errors
     /// The process has ended, or the kernel does not let us see it.
     pub fn snapshot(&self, process: &ProcDir) -> Result<Snapshot, EvidenceError> {
-        process.snapshot(&self.hierarchy)
+        Ok(process.look(&self.hierarchy)?.snapshot)
     }
 
-    /// Whether the process still is what `snapshot` says: program, users, tracer and
-    /// cgroup (three system calls).
-    ///
-    /// The start time needs no look: `process` pins the process, so it is the same or
-    /// gone.
+    /// The process as it is now, if it still is the caller that `snapshot` is of
+    /// ([`Snapshot::is_of_same_caller`]; four system calls).
     #[must_use]
-    pub fn recheck(&self, process: &ProcDir, snapshot: &Snapshot) -> bool {
-        process.still(&self.hierarchy, snapshot)
+    pub fn recheck(&self, process: &ProcDir, snapshot: &Snapshot) -> Option<Snapshot> {
+        let now = self.snapshot(process).ok()?;
+        snapshot.is_of_same_caller(&now).then_some(now)
     }
 
     /// How the process holds its end of a connection, which is the socket with this inode
@@ -194,30 +196,56 @@ impl Collector {
     /// To be asked as soon as the connection is accepted: a program may change the flags
     /// of its descriptors.
     #[must_use]
-    pub fn holding(&self, process: &ProcDir, socket: u64) -> Holding {
-        let first = self.lock_descriptors().get(&process.pid());
-        match process.holding(socket, first) {
-            Ok((holding, descriptor)) => {
-                if let Some(descriptor) = descriptor.filter(|_| descriptor != first) {
-                    self.lock_descriptors().insert(process.pid(), descriptor);
-                }
-                holding
-            }
-            Err(error) => {
-                tracing::debug!(%error, pid = process.pid(), "descriptors not seen");
-                Holding::NotHeld
-            }
-        }
+    pub fn holding(&self, process: &ProcDir, socket: u64) -> Held {
+        process.holding(socket).unwrap_or_else(|error| {
+            tracing::debug!(%error, pid = process.pid(), "descriptors not seen");
+            Held::told(Holding::NotHeld)
+        })
     }
 
-    fn lock_descriptors(&self) -> MutexGuard<'_, Recent<u32, u32>> {
-        self.descriptors.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The process that connected, opened or known from before, and everything about it
+    /// but the measurement of its executable and the look at the connection.
+    ///
+    /// `pid` and `pidfd` are of the process that connected, as the kernel tells both.
+    ///
+    /// # Errors
+    /// As [`ProcDir::open`] and [`Self::identify`].
+    pub fn meet(
+        &self,
+        handle: PeerHandle,
+        pid: u32,
+        pidfd: BorrowedFd<'_>,
+        stop_at: Option<&ProcessInstance>,
+    ) -> Result<(Arc<ProcDir>, Evidence), EvidenceError> {
+        if let Some(kept) = self.kept.get(pid) {
+            // Before the look at what is kept, which then proves that this is it.
+            if has_ended(pidfd).map_err(EvidenceError::reading("pidfd"))? {
+                return Err(EvidenceError::Gone);
+            }
+            match self.identify(handle, &kept, stop_at) {
+                // The number is another process's now.
+                Err(EvidenceError::Gone) => self.kept.forget(&kept),
+                known => return known.map(|evidence| (kept, evidence)),
+            }
+        }
+        let process = Arc::new(ProcDir::open(pid, pidfd)?);
+        let evidence = self.identify(handle, &process, stop_at)?;
+        Ok((process, evidence))
+    }
+
+    /// Keeps a process for its next connection. For those that were admitted: nobody else
+    /// takes a place.
+    pub fn keep(&self, process: &Arc<ProcDir>) {
+        self.kept.keep(process);
     }
 
     /// Everything but the measurement of the executable and the look at the connection.
     ///
     /// With the module's first process as `stop_at` the ancestry ends there: what is
     /// above it decides nothing, and each level costs about 15 µs.
+    ///
+    /// The kernel is asked one thing after the other, so two looks have to agree. That
+    /// may be two of different connections.
     ///
     /// # Errors
     /// The process has ended or changed meanwhile, or the kernel does not let us see it.
@@ -227,10 +255,15 @@ impl Collector {
         process: &ProcDir,
         stop_at: Option<&ProcessInstance>,
     ) -> Result<Evidence, EvidenceError> {
-        let snapshot = self.snapshot(process)?;
-        let ancestry = process.ancestry(stop_at, MAX_ANCESTRY)?;
-        if !self.recheck(process, &snapshot) {
-            return Err(EvidenceError::Changed);
+        let look = process.look(&self.hierarchy)?;
+        let ancestry = process.ancestry(look.parent, stop_at, MAX_ANCESTRY)?;
+        let snapshot = look.snapshot;
+        let agreed = process.found().agreed.as_ref() == Some(&snapshot);
+        if !agreed {
+            if self.snapshot(process)? != snapshot {
+                return Err(EvidenceError::Changed);
+            }
+            process.found().agreed = Some(snapshot.clone());
         }
         let container = self.containers.container_id(&snapshot.cgroup);
         Ok(Evidence {
@@ -246,7 +279,8 @@ impl Collector {
     /// Adds the measurement: the executable's digest and, with the `image` that its
     /// container runs, whether it is an unmodified file of it. Nothing is hashed of a
     /// file that may be another than the code that runs. Large files are hashed off the
-    /// async threads; a digest is cached until the file changes, if each change shows.
+    /// async threads; a digest is cached until the file changes, if each change shows,
+    /// and with the process, so that its next connection costs no call.
     ///
     /// # Errors
     /// As [`Self::identify`]; [`EvidenceError::Changed`] if the process is no longer the
@@ -258,29 +292,48 @@ impl Collector {
         started_from: StartedFrom,
         image: Option<&ImageLayers>,
     ) -> Result<Evidence, EvidenceError> {
+        let path = image.map(|_| process.executable_path()).transpose()?;
+        let image = image.zip(path);
+        let compared = image.as_ref().map(|(image, path)| (*image.image(), path.clone()));
+        let subject = Subject::new(&evidence.snapshot, started_from, compared);
+        let measured = process
+            .found()
+            .measured
+            .as_ref()
+            .and_then(|measured| (measured.subject == subject).then_some(measured.measurement));
+        if measured.is_some() {
+            return Ok(Evidence { measurement: measured, ..evidence });
+        }
+        let begun = SystemTime::now();
         let (file, opened) = process.open_executable()?;
         if file != evidence.snapshot.executable {
             return Err(EvidenceError::Changed);
         }
-        let (backing, mounted) =
+        let (backing, mounted, is_unique) =
             self.backings.look(process, file, opened.as_fd(), started_from.container_init)?;
         let lasting =
             judge(&backing, started_from.own_copy.as_ref(), self.backings.denies_writers())
                 .map_err(EvidenceError::Doubted)?;
         let digest = self.digests.digest(mounted, lasting, opened).await?;
-        let unmodified_from_image = match image {
+        let unmodified_from_image = match &image {
             None => None,
-            Some(image) => {
-                let path = process.executable_path()?;
-                self.images.unmodified(image, &path, digest, &self.digests).await
-            }
+            Some((image, path)) => self.images.unmodified(image, path, digest, &self.digests).await,
         };
         if self.snapshot(process)? != evidence.snapshot {
             return Err(EvidenceError::Changed);
         }
-        Ok(Evidence {
-            measurement: Some(Measurement { digest, unmodified_from_image }),
-            ..evidence
-        })
+        let measurement = Measurement { digest, unmodified_from_image };
+        let lasts = match lasting {
+            Lasting::ForNow => false,
+            Lasting::UntilChanged => is_settled(&file, begun),
+            Lasting::ForGood => true,
+        };
+        // What is known of an overlay is known by a number that no other mount gets.
+        let mounted_for_good = is_unique || backing.storage != Storage::Overlay;
+        let compared = image.is_none() || unmodified_from_image.is_some();
+        if lasts && mounted_for_good && compared {
+            process.found().measured = Some(Measured { subject, measurement });
+        }
+        Ok(Evidence { measurement: Some(measurement), ..evidence })
     }
 }

@@ -37,7 +37,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use edgekeep_children::AskError;
-use edgekeep_core::attestation::RunningFacts;
+use edgekeep_core::attestation::{ProcessInstance, RunningFacts};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::host::{Account, Accounts, Capabilities, Daemon, LaunchPlan};
 use edgekeep_core::id::ModuleId;
@@ -475,6 +475,13 @@ impl ProcessRuntime {
     #[must_use]
     pub fn facts(&self, id: &ModuleId) -> RunningFacts {
         self.module(id).map_or(RunningFacts::Stopped, |module| module.facts())
+    }
+
+    /// The first process of a module that runs, or of its last run: nobody has looked
+    /// whether it lives.
+    #[must_use]
+    pub fn first_process(&self, id: &ModuleId) -> Option<ProcessInstance> {
+        self.module(id).ok()?.first_process()
     }
 
     /// Waits until a module no longer runs and its end is written down.

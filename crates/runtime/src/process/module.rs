@@ -216,6 +216,14 @@ impl Module {
         self.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The first process of what runs or ran last, without a look at it.
+    pub(super) fn first_process(&self) -> Option<ProcessInstance> {
+        match &*self.facts.read().unwrap_or_else(PoisonError::into_inner) {
+            RunningFacts::Running(running) => Some(running.init),
+            _ => None,
+        }
+    }
+
     pub(super) async fn status(&self) -> ModuleStatus {
         let record = self.record.lock().await;
         let exit = record.exit.map(|exit| ExitStatus { at: time_of(exit.at_ns), code: exit.code });

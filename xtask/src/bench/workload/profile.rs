@@ -1,6 +1,6 @@
 //! Where a call's time goes: processor time and system calls a call, by daemon.
 //!
-//! Processor time is the kernel's own count of each thread (`/proc/PID/task/*/schedstat`).
+//! Processor time is the kernel's count of each thread (`/proc/PID/task/*/schedstat`).
 //! System calls are counted by `strace -c` in a run of its own, since that slows all that
 //! it looks at; instructions by `perf stat`. Both are robust on a busy machine, and are
 //! left out with a word where the program or the kernel does not have them.
