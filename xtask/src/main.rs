@@ -17,6 +17,7 @@ mod demo;
 mod device;
 mod engine;
 mod foreign;
+mod fuzz;
 mod http;
 mod image;
 mod interrupt;
@@ -53,6 +54,8 @@ enum Task {
     /// Check a whole device in a virtual machine: systemd, cgroup v2, a TPM, an older
     /// kernel
     Vm(vm::Options),
+    /// Try inputs on every parser at a trust boundary
+    Fuzz(fuzz::Options),
     /// Measure calls, memory and sizes
     Bench(bench::Options),
 }
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Demo(options) => demo::run(&options),
         Task::Vm(options) => vm::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
     });
     let Err(error) = result else { return ExitCode::SUCCESS };

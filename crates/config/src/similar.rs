@@ -16,6 +16,8 @@ pub(crate) fn nearest<'a>(
     };
     candidates
         .into_iter()
+        // Each character more is a slip: most words need no look at their letters.
+        .filter(|candidate| candidate.chars().count().abs_diff(folded.len()) <= allowed)
         .map(|candidate| (distance(&folded, &fold(candidate)), candidate))
         .filter(|(distance, _)| *distance <= allowed)
         .min_by_key(|(distance, _)| *distance)

@@ -501,7 +501,7 @@ fn pause(wait: Duration) {
     std::thread::sleep(wait);
 }
 
-fn response_code(answer: &[u8]) -> Result<u32, Malformed> {
+pub(crate) fn response_code(answer: &[u8]) -> Result<u32, Malformed> {
     let mut reader = Reader::new(answer);
     reader.u16()?;
     let len = reader.u32()?;

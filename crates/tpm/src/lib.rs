@@ -51,6 +51,8 @@
 mod attestation;
 mod device;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod kdf;
 mod key;
 mod nv;

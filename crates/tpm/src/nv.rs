@@ -184,7 +184,7 @@ struct Found {
 
 /// Whether a public area is that of a counter as this module makes them, and if so,
 /// whether it was stepped.
-fn area_is_counter(index: u32, area: &[u8]) -> Result<Option<bool>, Malformed> {
+pub(crate) fn area_is_counter(index: u32, area: &[u8]) -> Result<Option<bool>, Malformed> {
     let mut reader = Reader::new(area);
     let (found, hash, attributes) = (reader.u32()?, reader.u16()?, reader.u32()?);
     let (policy, length) = (reader.sized()?, reader.u16()?);

@@ -27,7 +27,7 @@ pub struct ProvisioningKeys {
 }
 
 /// What a provisioning service sends: five structures, one after the other.
-struct ImportBlob<'a> {
+pub(crate) struct ImportBlob<'a> {
     credential: &'a [u8],
     credential_secret: &'a [u8],
     duplicate: &'a [u8],
@@ -36,7 +36,7 @@ struct ImportBlob<'a> {
 }
 
 impl<'a> ImportBlob<'a> {
-    fn read(blob: &'a [u8]) -> Result<Self, TpmError> {
+    pub(crate) fn read(blob: &'a [u8]) -> Result<Self, TpmError> {
         let mut reader = Reader::new(blob);
         let mut part =
             |missing| reader.sized().map_err(|Malformed| TpmError::ImportBlob { missing });

@@ -161,7 +161,7 @@ impl Auth<'_> {
 /// A command ready to be sent, and what is needed to check its answer.
 pub(crate) struct Prepared {
     pub(crate) bytes: Zeroizing<Vec<u8>>,
-    attributes: Vec<u8>,
+    pub(crate) attributes: Vec<u8>,
 }
 
 /// Puts a command together: draws nonces, encrypts the first parameter, computes the
