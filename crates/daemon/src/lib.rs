@@ -21,6 +21,7 @@ pub mod memory;
 pub mod metrics;
 pub mod operations;
 pub mod peer;
+pub mod program;
 pub mod server;
 pub mod settings;
 pub mod store;

@@ -24,6 +24,7 @@ mod metrics;
 mod modules;
 mod refresh;
 mod renewals;
+mod start;
 mod trusted_time;
 
 use std::collections::BTreeSet;

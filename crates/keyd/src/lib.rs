@@ -20,12 +20,11 @@ mod libraries;
 mod makers;
 pub mod metrics;
 mod places;
-mod ready;
 mod record;
 mod recovering;
 pub mod routes;
-mod start;
-pub mod tpmd;
+pub mod start;
+mod state;
 mod turns;
 
 use std::sync::Arc;
@@ -35,14 +34,14 @@ use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::BootClock;
 use edgekeep_hsm::KeyBackend;
 pub use places::PlacesError;
-pub use ready::Ready;
-pub use start::{Prepared, StartError};
+pub use start::Ready;
+pub use state::{Prepared, StartError};
 
 use crate::handle::Handles;
 use crate::kept::Kept;
 use crate::makers::Makers;
 use crate::record::Recorder;
-use crate::tpmd::Tpmd;
+use crate::routes::tpm::Tpmd;
 use crate::turns::Turns;
 
 /// Threads that may wait for a disk, a token or the TPM, or compute for long.

@@ -28,7 +28,7 @@ use edgekeep_tpm::{Tcti, TctiError, Tpm};
 
 use crate::confine::Named;
 use crate::recovering::Recovering;
-use crate::start::StartError;
+use crate::state::StartError;
 
 /// Folder of the TPM's keys in the state folder.
 const TPM_FOLDER: &str = "tpm";

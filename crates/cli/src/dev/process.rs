@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use edgekeep_base::lock::lock;
+use edgekeep_core::backoff::Backoff;
 use edgekeep_core::layout::{ROOT_VARIABLE, Root};
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
@@ -20,8 +21,7 @@ use crate::dev::event::{Event, Events, milliseconds};
 
 /// Pause before a process that ended is started again; doubled each time up to the
 /// longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 /// A process that ran this long is well: the next pause is the first again.
 const WELL_AFTER: Duration = Duration::from_secs(30);
 /// Longest line that is passed on whole.
@@ -151,7 +151,7 @@ struct Keeper {
 
 impl Keeper {
     async fn run(mut self) {
-        let mut pause = FIRST_PAUSE;
+        let mut ends = 0;
         loop {
             let begin = Instant::now();
             let how = match self.spawn() {
@@ -179,8 +179,10 @@ impl Keeper {
                 Err(error) => format!("cannot start {}: {error}", self.program.path.display()),
             };
             if begin.elapsed() > WELL_AFTER {
-                pause = FIRST_PAUSE;
+                ends = 0;
             }
+            let pause = PAUSES.whole(ends);
+            ends += 1;
             let _ = self.ends.send(Some(how.clone()));
             if *self.stopping.borrow() {
                 return;
@@ -195,7 +197,6 @@ impl Keeper {
                 () = turned(&mut self.end) => return,
                 () = turned(&mut self.stopping) => return,
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

@@ -34,7 +34,7 @@ pub struct Tpmd {
 
 /// The TPM API over `state`.
 #[must_use]
-pub fn router(state: Arc<Tpmd>) -> Router<Tpmd> {
+pub(crate) fn router(state: Arc<Tpmd>) -> Router<Tpmd> {
     let since = API_VERSIONS[0];
     Router::new(state, API_VERSIONS)
         .named("tpm")
@@ -54,7 +54,7 @@ pub fn router(state: Arc<Tpmd>) -> Router<Tpmd> {
 /// The TPM API of a device without a TPM, where systemd listens all the same: whoever
 /// asks is told, and does not wait.
 #[must_use]
-pub fn router_without_tpm() -> Router<()> {
+pub(crate) fn router_without_tpm() -> Router<()> {
     Router::new(Arc::new(()), &[]).named("tpm")
 }
 
