@@ -1,6 +1,8 @@
 //! The APIs that keyd serves: that of keys, and that of the TPM.
 
+mod audit;
 mod keys;
+mod steps;
 pub(crate) mod tpm;
 
 pub use self::keys::router;
