@@ -3,6 +3,7 @@
 
 mod certificates;
 mod compatible_keys;
+mod est;
 mod foreign_requests;
 mod forms;
 mod harness;

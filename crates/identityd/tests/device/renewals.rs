@@ -134,9 +134,9 @@ async fn the_local_ca_is_made_unasked_and_signs() {
     let below = Issuance { method: IssuanceMethod::LocalCa, ..renewed(false) };
     settings.cert_issuance.insert(CA.parse().unwrap(), below);
     settings.local_ca = Some(LocalCa { cert: local, key: "local-ca".parse().unwrap() });
-    device.start().await;
     let pair = KeyPair::generate().unwrap();
     device.import(CA, &pair).await;
+    device.start().await;
     device.certificates().import(CA, &old_ca(&pair, 1)).await.unwrap();
     until(&device, |line| line.days_left > 80.0 && line.issuer != line.subject).await;
     let root = device.certificates().load("local-ca").await.unwrap();
