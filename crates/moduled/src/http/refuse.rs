@@ -3,14 +3,18 @@
 
 use edgekeep_api::ErrorCode;
 use edgekeep_api::client::ClientError;
+use edgekeep_core::container::Obstacle;
+use edgekeep_core::image_policy::ImageRefusal;
 use edgekeep_daemon::listen::ListenError;
 use edgekeep_daemon::server::HttpError;
-use edgekeep_runtime::engine::EngineError;
-use edgekeep_runtime::process::ProcessError;
 use http::StatusCode;
 
 use crate::identity::identities::IdentityError;
+use crate::identity::keys::{BundleError, DataKeyError};
+use crate::keepers::images::LookError;
+use crate::modules::error::ModuleError;
 use crate::modules::sockets::SocketError;
+use crate::report::support_bundle::SupportBundleError;
 
 /// An error of keyd, identityd or the certificates API.
 ///
@@ -50,35 +54,126 @@ pub(crate) fn of_identity(error: &IdentityError) -> HttpError {
     }
 }
 
-/// An error of the engine: its own status where it gave one.
-pub(crate) fn of_engine(error: &EngineError) -> HttpError {
-    let status = error.status().and_then(|status| StatusCode::from_u16(status).ok());
+/// The status that something else gave, if it is one of an error.
+fn status_of(told: Option<u16>) -> StatusCode {
+    let status = told.and_then(|status| StatusCode::from_u16(status).ok());
     let status = status.filter(|status| status.is_client_error() || status.is_server_error());
-    HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))
+    status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// A name that is too long for its socket is the caller's to change; other trouble with
-/// sockets is ours.
-pub(crate) fn of_socket(error: &SocketError) -> HttpError {
+/// The status of an error about modules. An engine's and a runtime's own status is passed
+/// on where there is one.
+fn status(error: &ModuleError) -> StatusCode {
     match error {
-        SocketError::Listen(ListenError::TooLong { .. }) => HttpError::bad_request(chain(error)),
-        other => HttpError::hidden(other),
+        ModuleError::NoModule(_)
+        | ModuleError::NoNetwork(_)
+        | ModuleError::Obstacle(_, Obstacle::Gone) => StatusCode::NOT_FOUND,
+        ModuleError::NameTaken(_)
+        | ModuleError::NotRegistered(_)
+        | ModuleError::IsService(_)
+        | ModuleError::Obstacle(..)
+        | ModuleError::Contended(_) => StatusCode::CONFLICT,
+        ModuleError::Invalid(_)
+        | ModuleError::Image(ImageRefusal::NotADigest { .. })
+        // A name that is too long for its socket is the caller's to change; other trouble
+        // with sockets is ours.
+        | ModuleError::Socket(SocketError::Listen(ListenError::TooLong { .. })) => {
+            StatusCode::BAD_REQUEST
+        }
+        ModuleError::Image(_) => StatusCode::FORBIDDEN,
+        ModuleError::Engine(error) => status_of(error.status()),
+        ModuleError::Process(error) => status_of(error.status()),
+        ModuleError::UpdateFailed { cause, .. } | ModuleError::DoesNotStartAgain(cause) => {
+            status(cause)
+        }
+        ModuleError::NoEngine
+        | ModuleError::EngineSilent(_)
+        | ModuleError::EngineAway { .. }
+        | ModuleError::NotWritten(_)
+        | ModuleError::Device(_)
+        | ModuleError::Socket(_)
+        | ModuleError::Hidden(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
-pub(crate) fn of_process(error: &ProcessError) -> HttpError {
-    let status = error.status().and_then(|status| StatusCode::from_u16(status).ok());
-    HttpError::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), chain(error))
+impl From<ModuleError> for HttpError {
+    fn from(error: ModuleError) -> Self {
+        match (status(&error), &error) {
+            (_, ModuleError::Hidden(cause)) => Self::hidden(&**cause),
+            (StatusCode::INTERNAL_SERVER_ERROR, ModuleError::Socket(cause)) => Self::hidden(cause),
+            (status, error) => Self::new(status, error.to_string()),
+        }
+    }
 }
 
-/// The error and its causes, as existing clients get them (wire facts 1.5).
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str("\ncaused by: ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
+/// An error about images of former modules.
+pub(crate) fn of_look(error: &LookError) -> HttpError {
+    match error {
+        LookError::NoEngine => HttpError::not_found(error.to_string()),
+        LookError::Engine(_) | LookError::Silent => HttpError::internal(error.to_string()),
     }
-    text
+}
+
+/// An error about the support bundle.
+pub(crate) fn of_support_bundle(error: &SupportBundleError) -> HttpError {
+    match error {
+        SupportBundleError::Busy => {
+            HttpError::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+        }
+        SupportBundleError::Zip(_) => HttpError::internal(error.to_string()),
+    }
+}
+
+/// An error about a key of modules' data. What keeps modules' data from being encrypted
+/// is an error of ours (wire facts 3.3).
+pub(crate) fn of_data_key(error: &DataKeyError) -> HttpError {
+    let answer = HttpError::internal(error.to_string());
+    if error.is_of_caller() { answer.of_caller() } else { answer }
+}
+
+/// An error about the trust bundle.
+pub(crate) fn of_bundle(error: &BundleError) -> HttpError {
+    match error {
+        BundleError::Absent => HttpError::not_found(error.to_string()),
+        BundleError::Service(error) => of_service(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edgekeep_runtime::engine::EngineError;
+
+    use super::*;
+
+    #[test]
+    fn a_failed_update_is_answered_with_the_status_of_its_cause() {
+        let module: edgekeep_core::id::ModuleId = "m1".parse().unwrap();
+        let cases = [
+            (ModuleError::NoModule(module.clone()), StatusCode::NOT_FOUND),
+            (ModuleError::NameTaken(module.clone()), StatusCode::CONFLICT),
+            (ModuleError::Invalid("x".into()), StatusCode::BAD_REQUEST),
+            (ModuleError::Obstacle(module.clone(), Obstacle::Gone), StatusCode::NOT_FOUND),
+            (ModuleError::NoEngine, StatusCode::INTERNAL_SERVER_ERROR),
+            (ModuleError::Engine(EngineError::NotJson), StatusCode::INTERNAL_SERVER_ERROR),
+        ];
+        for (error, expected) in cases {
+            let text = error.to_string();
+            let now = "the module is as it was".to_owned();
+            let failed =
+                ModuleError::UpdateFailed { module: module.clone(), now, cause: Box::new(error) };
+            let answer = HttpError::from(failed);
+            assert_eq!(answer.status(), expected);
+            let told =
+                format!("the update of m1 failed; the module is as it was\ncaused by: {text}");
+            assert_eq!(answer.message(), told);
+        }
+    }
+
+    #[test]
+    fn a_hidden_cause_does_not_reach_the_client() {
+        let cause = std::io::Error::other("/var/lib/secret-place");
+        let answer = HttpError::from(ModuleError::hidden(cause));
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(answer.message(), "internal error");
+    }
 }

@@ -12,11 +12,9 @@ use edgekeep_api::keyd::{KeyHandle, KeysClient};
 use edgekeep_api::{Recipient, is_worth_a_fresh_handle, says_absent};
 use edgekeep_core::id::KeyId;
 use edgekeep_core::settings::ModuleEncryption;
-use edgekeep_daemon::server::HttpError;
 use http::StatusCode;
 use tokio::sync::Mutex;
 
-use crate::http::refuse;
 use crate::identity::bundle::written_anew;
 
 /// The device's key for modules' data (wire facts 3.3).
@@ -68,15 +66,11 @@ impl KeptHandle {
         Self::new(Origin::Pair(id))
     }
 
-    /// The handle.
+    /// Returns the handle.
     ///
     /// # Errors
-    /// As an answer, if keyd cannot be reached or refuses.
-    pub(crate) async fn get(&self, keys: &KeysClient) -> Result<KeyHandle, HttpError> {
-        self.ask(keys).await.map_err(|error| refuse::of_service(&error))
-    }
-
-    async fn ask(&self, keys: &KeysClient) -> Result<KeyHandle, ClientError> {
+    /// If keyd cannot be reached or refuses.
+    pub(crate) async fn get(&self, keys: &KeysClient) -> Result<KeyHandle, ClientError> {
         let mut kept = self.handle.lock().await;
         if let Some(handle) = &*kept {
             return Ok(handle.clone());
@@ -98,7 +92,7 @@ impl KeptHandle {
         &self,
         keys: &KeysClient,
         old: &KeyHandle,
-    ) -> Result<KeyHandle, HttpError> {
+    ) -> Result<KeyHandle, ClientError> {
         self.forget(old).await;
         self.get(keys).await
     }
@@ -153,23 +147,21 @@ impl ModuleDataKeys {
     ///
     /// # Errors
     /// As [`DataKey::get`].
-    pub(crate) async fn base(&self, keys: &KeysClient) -> Result<Base, HttpError> {
+    pub(crate) async fn base(&self, keys: &KeysClient) -> Result<Base, DataKeyError> {
         if let Some(base) = self.base.get() {
             return Ok(*base);
         }
-        let base = match self.module_data.ask(keys).await {
+        let base = match self.module_data.get(keys).await {
             Ok(_) => Base::ModuleData,
             Err(error) if grants_published_keys_alone(&error) => {
                 tracing::warn!(
                     "the keys service grants no key {MODULE_DATA_BASE:?}, as compatible ones do: modules' keys are derived \
                      from {DEVICE_DATA_KEY:?}"
                 );
-                keys.create_key(DEVICE_DATA_KEY, "encrypt")
-                    .await
-                    .map_err(|error| no_key(&error))?;
+                keys.create_key(DEVICE_DATA_KEY, "encrypt").await.map_err(DataKeyError::new)?;
                 Base::DeviceData
             }
-            Err(error) => return Err(no_key(&error)),
+            Err(error) => return Err(DataKeyError::new(error)),
         };
         Ok(*self.base.get_or_init(|| base))
     }
@@ -188,11 +180,11 @@ impl ModuleDataKeys {
         data: &[u8],
     ) -> Result<KeyHandle, ClientError> {
         let kept = self.kept_base(base);
-        let handle = kept.ask(keys).await?;
+        let handle = kept.get(keys).await?;
         match keys.derive_key(&handle, data).await {
             Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
                 kept.forget(&handle).await;
-                keys.derive_key(&kept.ask(keys).await?, data).await
+                keys.derive_key(&kept.get(keys).await?, data).await
             }
             done => done,
         }
@@ -232,14 +224,41 @@ fn grants_published_keys_alone(error: &ClientError) -> bool {
     matches!(error, ClientError::Status { status: StatusCode::UNAUTHORIZED, code: None, .. })
 }
 
-fn no_key(error: &ClientError) -> HttpError {
-    let remedy = match error {
-        ClientError::Status { status: StatusCode::UNAUTHORIZED, .. } => {
-            "; `edgekeep config apply` grants it to moduled"
+/// Failure to obtain a key of modules' data.
+#[derive(Debug, thiserror::Error)]
+#[error("no key of modules' data: {source}{}", self.remedy())]
+pub(crate) struct DataKeyError {
+    source: ClientError,
+    /// Whether the key was to be derived from the device's key.
+    derived_from_device: bool,
+    /// Whether the caller named a key that there never was.
+    of_caller: bool,
+}
+
+impl DataKeyError {
+    fn new(source: ClientError) -> Self {
+        Self { source, derived_from_device: false, of_caller: false }
+    }
+
+    /// Returns whether the reason is what the caller sent, and not the device.
+    pub(crate) fn is_of_caller(&self) -> bool {
+        self.of_caller
+    }
+
+    fn remedy(&self) -> &'static str {
+        match &self.source {
+            // A key that was made to encrypt derives nothing on a token, nor in our own
+            // keys service.
+            error if self.derived_from_device && error.status().is_some() => {
+                "; keys derived from \"iotedge_master_encryption_id\" are made where a compatible keys \
+                 service can do that (else: module_encryption = \"device-key\"), and are of use there alone"
+            }
+            ClientError::Status { status: StatusCode::UNAUTHORIZED, .. } => {
+                "; `edgekeep config apply` grants it to moduled"
+            }
+            _ => "",
         }
-        _ => "",
-    };
-    HttpError::internal(format!("no key of modules' data: {error}{remedy}"))
+    }
 }
 
 /// A key that modules' data is encrypted under.
@@ -254,11 +273,10 @@ impl DataKey<'_> {
     /// Its handle.
     ///
     /// # Errors
-    /// 500 if keyd cannot be reached or refuses: whatever keeps modules' data from being
-    /// encrypted is an error of ours (wire facts 3.3).
-    pub(crate) async fn get(&self, keys: &KeysClient) -> Result<KeyHandle, HttpError> {
+    /// If keyd cannot be reached or refuses.
+    pub(crate) async fn get(&self, keys: &KeysClient) -> Result<KeyHandle, DataKeyError> {
         let asked = match self {
-            Self::Device(key) => key.ask(keys).await,
+            Self::Device(key) => key.get(keys).await,
             Self::Module(all, base, data) => match all.kept(*base, data) {
                 Some(handle) => Ok(handle),
                 None => all
@@ -267,27 +285,13 @@ impl DataKey<'_> {
                     .inspect(|handle| all.keep(*base, data, handle)),
             },
         };
-        asked.map_err(|error| {
+        asked.map_err(|source| DataKeyError {
             // A ciphertext can name a key that there never was: that is its sender's. Of
             // a key that was lost keyd tells itself.
-            let absent = says_absent(&error, Recipient::Keys);
-            let answer = self.no_handle(&error);
-            if absent { answer.of_caller() } else { answer }
+            of_caller: says_absent(&source, Recipient::Keys),
+            derived_from_device: matches!(self, Self::Module(_, Base::DeviceData, _)),
+            source,
         })
-    }
-
-    fn no_handle(&self, error: &ClientError) -> HttpError {
-        match self {
-            // A key that was made to encrypt derives nothing on a token, nor in our own
-            // keys service.
-            Self::Module(_, Base::DeviceData, _) if error.status().is_some() => {
-                HttpError::internal(format!(
-                    "no key of modules' data: {error}; keys derived from {DEVICE_DATA_KEY:?} are made where a compatible keys \
-                 service can do that (else: module_encryption = \"device-key\"), and are of use there alone"
-                ))
-            }
-            _ => no_key(error),
-        }
     }
 
     /// A new handle in place of `old`, which keyd objected to.
@@ -298,7 +302,7 @@ impl DataKey<'_> {
         &self,
         keys: &KeysClient,
         old: &KeyHandle,
-    ) -> Result<KeyHandle, HttpError> {
+    ) -> Result<KeyHandle, DataKeyError> {
         match self {
             Self::Device(key) => key.forget(old).await,
             Self::Module(all, base, data) => all.forget(*base, data, old).await,
@@ -315,6 +319,17 @@ pub(crate) struct TrustBundleCache {
     refreshing: AtomicBool,
 }
 
+/// Reason for which there is no trust bundle.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BundleError {
+    /// The certificates service has none, or one without a certificate.
+    #[error("certificate {:?} not found", TrustBundleCache::CERT_ID)]
+    Absent,
+    /// The certificates service was never reached, or refuses.
+    #[error(transparent)]
+    Service(ClientError),
+}
+
 impl TrustBundleCache {
     const FRESH: Duration = Duration::from_secs(5);
     const CERT_ID: &str = "aziot-edged-trust-bundle";
@@ -322,25 +337,22 @@ impl TrustBundleCache {
     /// The bundle.
     ///
     /// # Errors
-    /// 404 if there is none; 500 if the certificates API was never reached.
+    /// See [`BundleError`].
     pub(crate) async fn get(
         self: &Arc<Self>,
         certificates: &CertificatesClient,
-    ) -> Result<Arc<String>, HttpError> {
+    ) -> Result<Arc<String>, BundleError> {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some((since, bundle)) = kept else {
             return match certificates.load(Self::CERT_ID).await {
                 Ok(pem) => match written_anew("trust bundle", &pem) {
                     Some(pem) => Ok(self.keep(pem)),
-                    None => Err(HttpError::not_found(format!(
-                        "certificate {:?} not found",
-                        Self::CERT_ID
-                    ))),
+                    None => Err(BundleError::Absent),
                 },
                 Err(error) if says_absent(&error, Recipient::Certificates) => {
-                    Err(HttpError::not_found(format!("certificate {:?} not found", Self::CERT_ID)))
+                    Err(BundleError::Absent)
                 }
-                Err(error) => Err(refuse::of_service(&error)),
+                Err(error) => Err(BundleError::Service(error)),
             };
         };
         if since.elapsed() > Self::FRESH && !self.refreshing.swap(true, Ordering::AcqRel) {

@@ -11,13 +11,13 @@ use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::settings::AgentSettings;
 use edgekeep_core::watchdog::{Action, Observation, State, step};
-use edgekeep_daemon::server::HttpError;
 use edgekeep_daemon::store::{StateFile, sha256};
 use edgekeep_runtime::status::ModuleState;
 use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::modules;
+use crate::modules::error::ModuleError;
 use crate::modules::host::agent_folder;
 use crate::modules::spec::{Kind, ValidSpec};
 use crate::report::metrics;
@@ -59,7 +59,7 @@ pub(crate) async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>
         {
             // Not a fault of the agent: the device is still being provisioned. Asked
             // again soon, and counted as no error.
-            report(&service, seen, Some(error.message()));
+            report(&service, seen, Some(&error.to_string()));
             tokio::select! {
                 () = stopped(&mut stop) => return Ended::Stopped,
                 () = tokio::time::sleep(IDENTITY_RETRY) => continue,
@@ -89,10 +89,10 @@ pub(crate) async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>
                 report(&service, seen, None);
             }
             Err(error) => {
-                tracing::warn!(?seen, ?action, error = error.message(), "agent not restored");
+                tracing::warn!(?seen, ?action, %error, "agent not restored");
                 state = state.action_failed(begin.elapsed());
                 metrics::WATCHDOG_ERRORS.with([]).increment();
-                report(&service, seen, Some(error.message()));
+                report(&service, seen, Some(&error.to_string()));
             }
         }
         metrics::WATCHDOG_ERRORS_IN_A_ROW.with([]).set(f64::from(state.errors()));
@@ -176,7 +176,7 @@ async fn observe(service: &Moduled, replace: bool) -> Observation {
 }
 
 /// Carries an action out; `false` if there was none.
-async fn act(service: &Arc<Moduled>, action: Action, replaced: bool) -> Result<bool, HttpError> {
+async fn act(service: &Arc<Moduled>, action: Action, replaced: bool) -> Result<bool, ModuleError> {
     let agent = edge_agent();
     match action {
         Action::Nothing | Action::GiveUp => return Ok(false),
@@ -201,16 +201,16 @@ async fn act(service: &Arc<Moduled>, action: Action, replaced: bool) -> Result<b
 
 /// The agent's specification: the operator's settings and the environment that the daemon
 /// sets.
-async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
+async fn specification(service: &Moduled) -> Result<ValidSpec, ModuleError> {
     let settings = &service.settings.agent;
     let kind = match settings.kind.as_str() {
         "docker" => Kind::Docker,
         "process" => Kind::Process,
-        other => return Err(HttpError::bad_request(format!("invalid [agent] type {other:?}"))),
+        other => return Err(ModuleError::Invalid(format!("invalid [agent] type {other:?}"))),
     };
     let agent = edge_agent();
     let not_yet = |error: edgekeep_api::client::ClientError| {
-        HttpError::internal(format!("the agent's identity is not known yet: {error}"))
+        ModuleError::Device(format!("the agent's identity is not known yet: {error}"))
     };
     // The cached identity will do: the agent starts without the cloud if it ever had one.
     let client = service.identities.client();
@@ -219,7 +219,7 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, HttpError> {
         Err(_) => client.update_module(agent.as_str()).await.map_err(not_yet)?,
     };
     let Identity::Aziot(identity) = identity else {
-        return Err(HttpError::internal("the agent has a local identity only"));
+        return Err(ModuleError::Device("the agent has a local identity only".to_owned()));
     };
     let options = match &settings.create_options {
         Value::Object(options) => options.clone(),

@@ -13,7 +13,6 @@ use edgekeep_api::management::{ImageDisk, ImageLine, ImagePlan};
 use edgekeep_core::attestation::Workload;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::image_collection::{Disk, Image, Seen, Tracked, Verdict, is_plausible, plan};
-use edgekeep_daemon::server::HttpError;
 use edgekeep_daemon::store::{StateFile, StoreError};
 use edgekeep_runtime::engine::{Engine, EngineError};
 use serde_json::Value;
@@ -56,11 +55,19 @@ pub(crate) struct Fetching<'a> {
 
 /// Why a look or a removal failed.
 #[derive(Debug, thiserror::Error)]
-enum LookError {
+pub(crate) enum LookError {
+    /// The engine refuses or cannot be reached.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The engine does not answer.
     #[error("the container engine did not answer within {} s", PATIENCE.as_secs())]
     Silent,
+    /// There is no engine, and so no image.
+    #[error(
+        "no container engine is configured, so there are no images; if there should be one, set uri in [moby_runtime], run \
+         `edgekeep config apply` and restart moduled"
+    )]
+    NoEngine,
 }
 
 impl Images {
@@ -156,10 +163,8 @@ pub(crate) async fn keep_collected(service: Arc<Moduled>, mut stop: watch::Recei
 ///
 /// # Errors
 /// If there is no engine or it does not answer.
-pub(crate) async fn planned(service: &Moduled) -> Result<ImagePlan, HttpError> {
-    let seen = see(service, engine(service)?)
-        .await
-        .map_err(|error| HttpError::internal(error.to_string()))?;
+pub(crate) async fn planned(service: &Moduled) -> Result<ImagePlan, LookError> {
+    let seen = see(service, engine(service)?).await?;
     service.images.take_in(Some(&seen), service);
     let verdicts = verdicts(service, &seen, true);
     Ok(shown(service, &seen, &verdicts, &BTreeSet::new()))
@@ -169,25 +174,17 @@ pub(crate) async fn planned(service: &Moduled) -> Result<ImagePlan, HttpError> {
 ///
 /// # Errors
 /// If there is no engine or it does not answer.
-pub(crate) async fn collect_now(service: &Moduled) -> Result<ImagePlan, HttpError> {
-    let seen = see(service, engine(service)?)
-        .await
-        .map_err(|error| HttpError::internal(error.to_string()))?;
+pub(crate) async fn collect_now(service: &Moduled) -> Result<ImagePlan, LookError> {
+    let seen = see(service, engine(service)?).await?;
     service.images.take_in(Some(&seen), service);
     let verdicts = verdicts(service, &seen, true);
-    let removed =
-        collect(service, true).await.map_err(|error| HttpError::internal(error.to_string()))?;
+    let removed = collect(service, true).await?;
     Ok(shown(service, &seen, &verdicts, &removed))
 }
 
-fn engine(service: &Moduled) -> Result<&Engine, HttpError> {
+fn engine(service: &Moduled) -> Result<&Engine, LookError> {
     let containers = service.modules.containers.as_ref();
-    containers.map(|containers| &containers.engine).ok_or_else(|| {
-        HttpError::not_found(
-            "no container engine is configured, so there are no images; if there should be one, set uri in \
-                 [moby_runtime], run `edgekeep config apply` and restart moduled",
-        )
-    })
+    containers.map(|containers| &containers.engine).ok_or(LookError::NoEngine)
 }
 
 fn verdicts(service: &Moduled, seen: &Seen, by_age: bool) -> Vec<Verdict> {

@@ -63,7 +63,7 @@ async fn keep(service: Arc<Moduled>, module: ModuleId, policy: RestartPolicy) {
         // Not through this task's own watch: a start that is refused is tried again as
         // well.
         if let Err(error) = modules::start_unwatched(&service, &module).await {
-            tracing::warn!(%module, error = error.message(), "host module not started again");
+            tracing::warn!(%module, %error, "host module not started again");
         }
     }
 }

@@ -114,7 +114,7 @@ async fn review(service: &Arc<Moduled>, module: &ModuleId, container: &Container
         Ok(Some(lock)) => lock,
         Ok(None) => return false,
         Err(error) => {
-            let text = format!("an update was cut off and cannot be settled: {}", error.message());
+            let text = format!("an update was cut off and cannot be settled: {error}");
             tell(service, module, Some(&(Code::ContainerNotRestored, text)));
             return false;
         }
@@ -127,7 +127,7 @@ async fn review(service: &Arc<Moduled>, module: &ModuleId, container: &Container
     let Ok(seen) = task.look().await else { return false };
     let trouble =
         task.trouble(&seen).map(|trouble| (trouble.code(), trouble.detail(module.name())));
-    let failed = failed.map(|error| (Code::ContainerNotRestored, error.message().to_owned()));
+    let failed = failed.map(|error| (Code::ContainerNotRestored, error.to_string()));
     let found = trouble.or(failed);
     let good = found.is_none();
     tell(service, module, found.as_ref());

@@ -11,13 +11,11 @@ use edgekeep_core::attestation::{Policy, Registration, Workload};
 use edgekeep_core::container::Operation;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::{GenerationId, ModuleId};
-use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
-use http::StatusCode;
 
 use super::shown;
-use crate::http::refuse::{chain, of_engine, of_process, of_socket};
 use crate::modules::containers::{Task, container_of, ensure_networks};
+use crate::modules::error::ModuleError;
 use crate::modules::host::{process_spec, registered, renew};
 use crate::modules::host_updates;
 use crate::modules::image;
@@ -42,11 +40,11 @@ const GRACE_AT_END: Duration = Duration::from_secs(30);
 pub(crate) async fn prepare(
     service: &Moduled,
     spec: &ValidSpec,
-) -> Result<Option<Sha256Digest>, HttpError> {
+) -> Result<Option<Sha256Digest>, ModuleError> {
     if spec.kind == Kind::Process {
         let process = process_spec(service, spec).await?;
         let verified = service.modules.processes.verify(process.executable, process.sha256).await;
-        return verified.map(|()| None).map_err(|error| of_process(&error));
+        return verified.map(|()| None).map_err(ModuleError::from);
     }
     let engine = &service.modules.engine()?.engine;
     // Nothing is fetched for what is refused anyway.
@@ -56,12 +54,12 @@ pub(crate) async fn prepare(
         && let Err(error) = engine.pull(&spec.settings.image, spec.settings.auth.as_ref()).await
     {
         let Ok(image) = engine.image_id(&spec.settings.image).await else {
-            return Err(of_engine(&error));
+            return Err(error.into());
         };
         tracing::warn!(module = %spec.module, %error, %image, "image not pulled; the one that is present is used");
     }
     let measured = image::measured(engine, spec, service.settings.image_policy.as_ref()).await;
-    let image = measured.map_err(|error| error.answer())?;
+    let image = measured?;
     service.images.touch(image);
     Ok(Some(image))
 }
@@ -70,7 +68,7 @@ pub(crate) async fn prepare(
 ///
 /// # Errors
 /// If it exists, or its runtime refuses.
-pub(crate) async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), HttpError> {
+pub(crate) async fn create(service: &Arc<Moduled>, spec: &ValidSpec) -> Result<(), ModuleError> {
     let image = prepare(service, spec).await?;
     let _lock = service.modules.claim(service, &spec.module).await?;
     if let Some(own) = container_of(service.registrations.of(&spec.module).as_ref()) {
@@ -90,7 +88,7 @@ pub(crate) async fn update(
     service: &Arc<Moduled>,
     spec: &ValidSpec,
     and_start: bool,
-) -> Result<bool, HttpError> {
+) -> Result<bool, ModuleError> {
     services::refuse(service, &spec.module)?;
     let (kind, _) = service.modules.state(&spec.module, &service.registrations).await?;
     let image = prepare(service, spec).await?;
@@ -111,7 +109,7 @@ async fn remake(
     spec: &ValidSpec,
     image: Option<Sha256Digest>,
     and_start: bool,
-) -> Result<bool, HttpError> {
+) -> Result<bool, ModuleError> {
     if let Some(image) = image {
         ensure_networks(service, &options::specification(service, spec, image).await?).await?;
     }
@@ -133,7 +131,7 @@ async fn remake(
 /// # Errors
 /// 404 if there is none; 409 for a container that this daemon did not register; if its
 /// runtime refuses.
-pub(crate) async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+pub(crate) async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
     services::refuse(service, module)?;
     let _lock = service.modules.claim(service, module).await?;
     start_locked(service, module).await
@@ -143,7 +141,7 @@ pub(crate) async fn start(service: &Arc<Moduled>, module: &ModuleId) -> Result<(
 pub(crate) async fn start_unwatched(
     service: &Arc<Moduled>,
     module: &ModuleId,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let _lock = service.modules.claim(service, module).await?;
     start_only(service, module).await.map(drop)
 }
@@ -169,7 +167,7 @@ fn watch_over(service: &Arc<Moduled>, module: &ModuleId, image: &str) {
 ///
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
-pub(crate) async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+pub(crate) async fn stop(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
     services::refuse(service, module)?;
     stop_within(service, module, None).await
 }
@@ -178,7 +176,7 @@ async fn stop_within(
     service: &Arc<Moduled>,
     module: &ModuleId,
     grace: Option<Duration>,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let _lock = service.modules.claim(service, module).await?;
     stop_locked(service, module, grace).await
 }
@@ -187,7 +185,7 @@ async fn stop_within(
 ///
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
-pub(crate) async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+pub(crate) async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
     services::refuse(service, module)?;
     let _lock = service.modules.claim(service, module).await?;
     let (kind, state) = service.modules.state(module, &service.registrations).await?;
@@ -196,7 +194,7 @@ pub(crate) async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result
         // An executable that could not be started again leaves what runs alone.
         let verified =
             service.modules.processes.verify(registered.executable.clone().into(), sha256).await;
-        verified.map_err(|error| of_process(&error))?;
+        verified?;
         if host_updates::restart_approved(service, module).await? {
             return Ok(());
         }
@@ -214,7 +212,7 @@ pub(crate) async fn restart(service: &Arc<Moduled>, module: &ModuleId) -> Result
 ///
 /// # Errors
 /// 404 if there is none; if its runtime refuses.
-pub(crate) async fn remove(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+pub(crate) async fn remove(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
     services::refuse(service, module)?;
     let _lock = service.modules.claim(service, module).await?;
     remove_locked(service, module).await?;
@@ -248,7 +246,7 @@ pub(crate) async fn create_locked(
     service: &Arc<Moduled>,
     spec: &ValidSpec,
     image: Option<Sha256Digest>,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let module = &spec.module;
     refuse_taken_name(service, spec).await?;
     // Before anything is made: nothing slow stands between making and registering.
@@ -264,28 +262,21 @@ pub(crate) async fn create_locked(
             host_agent: registered(service, &process.image)?.0.management,
         },
     };
-    service.sockets.open(service, module, access).await.map_err(|error| of_socket(&error))?;
+    service.sockets.open(service, module, access).await?;
     let workload = match process {
         None => {
             let containers = service.modules.engine()?;
             let _fetching = service.images.fetching().await;
-            let image = image.ok_or_else(|| HttpError::internal("the image was not measured"))?;
+            let image = image
+                .ok_or_else(|| ModuleError::Device("the image was not measured".to_owned()))?;
             let container = options::specification(service, spec, image).await?;
             ensure_networks(service, &container).await?;
-            let created = containers
-                .engine
-                .create(module, &container)
-                .await
-                .map_err(|error| of_engine(&error))?;
+            let created = containers.engine.create(module, &container).await?;
             if let Err(refused) =
                 options::judge_made(service, module, &created, &container.binds).await
             {
                 // Nothing of it ran yet.
-                containers
-                    .engine
-                    .remove(&created.container)
-                    .await
-                    .map_err(|error| of_engine(&error))?;
+                containers.engine.remove(&created.container).await?;
                 return Err(refused);
             }
             service.images.touch(created.image);
@@ -297,12 +288,7 @@ pub(crate) async fn create_locked(
         }
         Some(process) => {
             let (executable, uid) = (process.sha256, process.plan.uid);
-            service
-                .modules
-                .processes
-                .create(module, process)
-                .await
-                .map_err(|error| of_process(&error))?;
+            service.modules.processes.create(module, process).await?;
             Workload::Process { executable, uid }
         }
     };
@@ -316,21 +302,17 @@ pub(crate) async fn create_locked(
         // What cannot be registered, for example because the disk is full, is not left
         // behind.
         let undone = match spec.kind {
-            Kind::Docker => service
-                .modules
-                .engine()?
-                .engine
-                .delete(module)
-                .await
-                .map_err(|error| of_engine(&error)),
+            Kind::Docker => {
+                service.modules.engine()?.engine.delete(module).await.map_err(ModuleError::from)
+            }
             Kind::Process => {
-                service.modules.processes.remove(module).await.map_err(|error| of_process(&error))
+                service.modules.processes.remove(module).await.map_err(ModuleError::from)
             }
         };
         if let Err(error) = undone {
             tracing::warn!(%module, %error, "module that could not be registered was not removed");
         }
-        return Err(HttpError::internal(chain(&error)));
+        return Err(ModuleError::NotWritten(error));
     }
     Ok(())
 }
@@ -363,14 +345,11 @@ pub(crate) async fn new_registration(
 }
 
 /// A module has its name in both runtimes: two of one name would share a registration.
-async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), HttpError> {
+async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), ModuleError> {
     services::refuse(service, &spec.module)?;
     match service.modules.holder(&spec.module).await {
-        Ok(()) => {
-            let message = format!("there already is a module {}", spec.module.name());
-            Err(HttpError::new(StatusCode::CONFLICT, message))
-        }
-        Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(()),
+        Ok(()) => Err(ModuleError::NameTaken(spec.module.clone())),
+        Err(ModuleError::NoModule(_)) => Ok(()),
         // An engine that does not answer is no obstacle for a host module.
         Err(_) if spec.kind == Kind::Process => Ok(()),
         Err(error) => Err(error),
@@ -380,7 +359,7 @@ async fn refuse_taken_name(service: &Moduled, spec: &ValidSpec) -> Result<(), Ht
 pub(crate) async fn start_locked(
     service: &Arc<Moduled>,
     module: &ModuleId,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let (kind, state) = start_only(service, module).await?;
     if kind == Kind::Process {
         watch_over(service, module, &state.image);
@@ -389,33 +368,32 @@ pub(crate) async fn start_locked(
 }
 
 /// Starts a module and gives its runtime and its state before that.
-async fn start_only(service: &Arc<Moduled>, module: &ModuleId) -> Result<(Kind, State), HttpError> {
+async fn start_only(
+    service: &Arc<Moduled>,
+    module: &ModuleId,
+) -> Result<(Kind, State), ModuleError> {
     let (kind, state) = service.modules.state(module, &service.registrations).await?;
     refuse_unregistered(service, kind, &state)?;
     if kind == Kind::Process && state.state != ModuleState::Running {
         renew(service, module).await?;
     }
     let access = sockets::access(service, module).await;
-    service.sockets.open(service, module, access).await.map_err(|error| of_socket(&error))?;
+    service.sockets.open(service, module, access).await?;
     match &state.container {
         Some(own) => Task::new(service, module, own).carry_out(Operation::Start, None).await?,
         None => {
-            service.modules.processes.start(module).await.map_err(|error| of_process(&error))?;
+            service.modules.processes.start(module).await?;
         }
     }
     Ok((kind, state))
 }
 
 /// Nobody judged the options of a container that something else made.
-fn refuse_unregistered(service: &Moduled, kind: Kind, state: &State) -> Result<(), HttpError> {
+fn refuse_unregistered(service: &Moduled, kind: Kind, state: &State) -> Result<(), ModuleError> {
     if kind == Kind::Process || shown::is_registered(state, &service.registrations) {
         return Ok(());
     }
-    let message = format!(
-        "the container {} was not made by this daemon; remove the module and create it again",
-        state.name
-    );
-    Err(HttpError::new(StatusCode::CONFLICT, message))
+    Err(ModuleError::NotRegistered(state.name.clone()))
 }
 
 /// Without a grace a container has its own (`StopTimeout`), or the engine's.
@@ -423,7 +401,7 @@ pub(crate) async fn stop_locked(
     service: &Moduled,
     module: &ModuleId,
     grace: Option<Duration>,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     service.restarts.forget(module);
     let (kind, state) = service.modules.state(module, &service.registrations).await?;
     match (kind, &state.container) {
@@ -435,15 +413,15 @@ pub(crate) async fn stop_locked(
             .processes
             .stop(module, grace.unwrap_or(GRACE))
             .await
-            .map_err(|error| of_process(&error)),
+            .map_err(ModuleError::from),
     }
 }
 
-async fn remove_locked(service: &Moduled, module: &ModuleId) -> Result<(), HttpError> {
+async fn remove_locked(service: &Moduled, module: &ModuleId) -> Result<(), ModuleError> {
     let (kind, state) = service.modules.state(module, &service.registrations).await?;
     // The registration goes first: a module that is half removed has no identity any
     // more.
-    service.registrations.remove(module).await.map_err(|error| HttpError::hidden(&error))?;
+    service.registrations.remove(module).await.map_err(ModuleError::hidden)?;
     match kind {
         Kind::Docker => {
             let engine = &service.modules.engine()?.engine;
@@ -452,11 +430,9 @@ async fn remove_locked(service: &Moduled, module: &ModuleId) -> Result<(), HttpE
                 Some(container) => engine.remove(container).await,
                 None => engine.delete(module).await,
             }
-            .map_err(|error| of_engine(&error))
+            .map_err(ModuleError::from)
         }
-        Kind::Process => {
-            service.modules.processes.remove(module).await.map_err(|error| of_process(&error))
-        }
+        Kind::Process => service.modules.processes.remove(module).await.map_err(ModuleError::from),
     }
 }
 

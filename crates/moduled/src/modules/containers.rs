@@ -6,11 +6,9 @@ use std::time::Duration;
 use edgekeep_core::attestation::{Registration, Workload};
 use edgekeep_core::container::{Obstacle, Operation, Seen, Step, Subject, Trouble, plan, trouble};
 use edgekeep_core::id::{ContainerId, ModuleId};
-use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::engine::{Engine, EngineError, create_body, wanted_networks};
-use http::StatusCode;
 
-use crate::http::refuse::of_engine;
+use crate::modules::error::ModuleError;
 use crate::service::Moduled;
 
 /// How often an operation looks again because something else had its hand in it. More is
@@ -45,7 +43,7 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn engine(&self) -> Result<&'a Engine, HttpError> {
+    fn engine(&self) -> Result<&'a Engine, ModuleError> {
         Ok(&self.service.modules.engine()?.engine)
     }
 
@@ -53,10 +51,10 @@ impl<'a> Task<'a> {
     ///
     /// # Errors
     /// The engine is away, or answers in an unknown form.
-    pub(crate) async fn look(&self) -> Result<Seen, HttpError> {
+    pub(crate) async fn look(&self) -> Result<Seen, ModuleError> {
         let is_module = |id: &ContainerId| self.service.registrations.of_container(id).is_some();
         let seen = self.engine()?.seen(self.module.name(), self.own, is_module).await;
-        seen.map_err(|error| of_engine(&error))
+        seen.map_err(ModuleError::from)
     }
 
     /// What an operator must know about it.
@@ -68,11 +66,11 @@ impl<'a> Task<'a> {
     ///
     /// # Errors
     /// 409 with the remedy; the engine's.
-    pub(crate) async fn refuse_another_name(&self) -> Result<(), HttpError> {
+    pub(crate) async fn refuse_another_name(&self) -> Result<(), ModuleError> {
         match self.look().await?.own {
             Some(own) if own.name != self.module.name() => {
                 let obstacle = Obstacle::NameTaken { called: own.name };
-                Err(HttpError::new(StatusCode::CONFLICT, obstacle.explained(self.module.name())))
+                Err(ModuleError::Obstacle(self.module.clone(), obstacle))
             }
             _ => Ok(()),
         }
@@ -90,7 +88,7 @@ impl<'a> Task<'a> {
         &self,
         operation: Operation,
         grace: Option<Duration>,
-    ) -> Result<(), HttpError> {
+    ) -> Result<(), ModuleError> {
         let engine = self.engine()?;
         let options =
             self.service.settings.engine.as_ref().map(|engine| engine.network_options.clone());
@@ -104,19 +102,14 @@ impl<'a> Task<'a> {
             let next = self.plan(&self.look().await?, operation)?;
             if next == left {
                 if tried_again || !left.first().is_some_and(|step| may_work_again(step, &error)) {
-                    return Err(of_engine(&error));
+                    return Err(error.into());
                 }
                 tried_again = true;
             }
             tracing::info!(module = %self.module, %error, "something else changed the container meanwhile; looked again");
             steps = next;
         }
-        let message = format!(
-            "the container of module {} is changed again and again by something else than this daemon; find out by what \
-             (docker events) and stop it",
-            self.module.name()
-        );
-        Err(HttpError::new(StatusCode::CONFLICT, message))
+        Err(ModuleError::Contended(self.module.clone()))
     }
 
     /// Takes steps; if one fails, gives it with those after it.
@@ -138,14 +131,9 @@ impl<'a> Task<'a> {
         None
     }
 
-    fn plan(&self, seen: &Seen, operation: Operation) -> Result<Vec<Step>, HttpError> {
-        plan(self.subject(), seen, operation).map_err(|obstacle| {
-            let status = match obstacle {
-                Obstacle::Gone => StatusCode::NOT_FOUND,
-                _ => StatusCode::CONFLICT,
-            };
-            HttpError::new(status, obstacle.explained(self.module.name()))
-        })
+    fn plan(&self, seen: &Seen, operation: Operation) -> Result<Vec<Step>, ModuleError> {
+        plan(self.subject(), seen, operation)
+            .map_err(|obstacle| ModuleError::Obstacle(self.module.clone(), obstacle))
     }
 }
 
@@ -162,29 +150,26 @@ fn may_work_again(step: &Step, error: &EngineError) -> bool {
 pub(crate) async fn ensure_networks(
     service: &Moduled,
     spec: &edgekeep_runtime::engine::ContainerSpec<'_>,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let engine = &service.modules.engine()?.engine;
-    let body = create_body(spec, None).map_err(|error| of_engine(&error.into()))?.body;
+    let body = create_body(spec, None).map_err(EngineError::from)?.body;
     let wanted = body.as_object().map(wanted_networks).unwrap_or_default();
     let settings = service.settings.engine.as_ref();
     if let Some(settings) = settings.filter(|settings| wanted.contains_key(&settings.network)) {
         let made = engine.ensure_network(&settings.network, &settings.network_options).await;
-        made.map_err(|error| of_engine(&error))?;
+        made?;
     }
     let foreign = |name: &&String| settings.is_none_or(|settings| settings.network != **name);
     if !wanted.keys().any(|name| foreign(&name)) {
         return Ok(());
     }
-    let there = engine.network_ids().await.map_err(|error| of_engine(&error))?;
+    let there = engine.network_ids().await?;
     // A network may also be named by its id.
     let known = |name: &str| {
         there.contains_key(name) || there.values().flatten().any(|id| id.starts_with(name))
     };
     match wanted.keys().filter(foreign).find(|name| !known(name)) {
         None => Ok(()),
-        Some(name) => Err(HttpError::not_found(format!(
-            "there is no network {name}, which the create options name; make it (docker network create {name}), or take it \
-             out of them"
-        ))),
+        Some(name) => Err(ModuleError::NoNetwork(name.clone())),
     }
 }

@@ -11,11 +11,10 @@ use edgekeep_core::attestation::{Registration, Workload};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::host::{HostModule, LaunchPlan, plan};
 use edgekeep_core::id::ModuleId;
-use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::process::{ProcessSpec, accounts};
 use serde_json::Value;
 
-use crate::http::refuse::of_process;
+use crate::modules::error::ModuleError;
 use crate::modules::own_users::{NoOwnUser, own_account};
 use crate::modules::sockets;
 use crate::modules::spec::ValidSpec;
@@ -25,9 +24,9 @@ use crate::service::Moduled;
 pub(crate) fn registered<'a>(
     service: &'a Moduled,
     name: &str,
-) -> Result<(&'a HostModule, Sha256Digest), HttpError> {
+) -> Result<(&'a HostModule, Sha256Digest), ModuleError> {
     let module = service.settings.host_modules.get(name).ok_or_else(|| {
-        HttpError::bad_request(format!(
+        ModuleError::Invalid(format!(
             "no host module {name:?} is registered; add [host_modules.{name:?}] with its executable and sha256 to the configuration"
         ))
     })?;
@@ -39,7 +38,7 @@ pub(crate) fn registered<'a>(
 pub(crate) async fn process_spec(
     service: &Moduled,
     spec: &ValidSpec,
-) -> Result<ProcessSpec, HttpError> {
+) -> Result<ProcessSpec, ModuleError> {
     let name = &spec.settings.image;
     let (registered, sha256) = registered(service, name)?;
     for (member, wanted) in
@@ -48,7 +47,7 @@ pub(crate) async fn process_spec(
         if let Some(wanted) = wanted
             && wanted.parse() != Ok(sha256)
         {
-            return Err(HttpError::bad_request(format!(
+            return Err(ModuleError::Invalid(format!(
                 "{member} of module {} is not that of the registered executable, {sha256}",
                 spec.module
             )));
@@ -69,7 +68,7 @@ pub(crate) async fn process_spec(
     }
     // The measurement covers the executable and not what its loader is told to add.
     if let Some(variable) = env.keys().find(|name| HostModule::changes_loading(name)) {
-        return Err(HttpError::bad_request(format!(
+        return Err(ModuleError::Invalid(format!(
             "environment variable {variable} would change what a measured executable runs; use a container module"
         )));
     }
@@ -95,18 +94,18 @@ pub(crate) async fn process_spec(
 
 /// Has a module that does not run start next as the configuration and the approvals have
 /// it now.
-pub(crate) async fn renew(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
-    let known = service.modules.processes.spec(module).await.map_err(|error| of_process(&error))?;
+pub(crate) async fn renew(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
+    let known = service.modules.processes.spec(module).await?;
     let next = renewed(service, module, &known)?;
     let (sha256, uid) = (next.sha256, next.plan.uid);
     if next != known {
-        service.modules.processes.renew(module, next).await.map_err(|error| of_process(&error))?;
+        service.modules.processes.renew(module, next).await?;
     }
     if let Some(registration) = service.registrations.of(module) {
         let workload = Workload::Process { executable: sha256, uid };
         if registration.workload != workload {
             let next = Registration { workload, ..registration };
-            service.registrations.put(next).await.map_err(|error| HttpError::hidden(&error))?;
+            service.registrations.put(next).await.map_err(ModuleError::hidden)?;
         }
     }
     Ok(())
@@ -117,7 +116,7 @@ pub(crate) fn renewed(
     service: &Moduled,
     module: &ModuleId,
     known: &ProcessSpec,
-) -> Result<ProcessSpec, HttpError> {
+) -> Result<ProcessSpec, ModuleError> {
     let (registered, sha256) = registered(service, &known.image)?;
     let plan = planned(service, module, &known.image, registered)?;
     let mut env = known.env.clone();
@@ -137,20 +136,20 @@ fn planned(
     module: &ModuleId,
     name: &str,
     registered: &HostModule,
-) -> Result<LaunchPlan, HttpError> {
-    let hidden = |error: io::Error| HttpError::hidden(&error);
+) -> Result<LaunchPlan, ModuleError> {
+    let hidden = |error: io::Error| ModuleError::hidden(error);
     let rights = service.modules.processes.launching().rights();
     let own =
         rights.ok_or_else(|| hidden(io::Error::other("the daemon's rights are not known")))?;
     let accounts = accounts().map_err(hidden)?;
     let refused = |why: &dyn std::fmt::Display| {
-        HttpError::bad_request(format!(
+        ModuleError::Invalid(format!(
             "[host_modules.{name:?}] cannot be started as {module}: {why}"
         ))
     };
     let account = own_account(service, module, registered, &accounts).map_err(|why| match why {
         NoOwnUser::User(why) => refused(&why),
-        NoOwnUser::Store(why) => HttpError::hidden(&why),
+        NoOwnUser::Store(why) => ModuleError::hidden(why),
     })?;
     plan(registered, &own, &accounts, service.settings.allow_root_host_modules, account)
         .map_err(|why| refused(&why))
@@ -200,9 +199,9 @@ fn set_env(
     }
 }
 
-fn strings(value: &Value, member: &str) -> Result<Vec<String>, HttpError> {
+fn strings(value: &Value, member: &str) -> Result<Vec<String>, ModuleError> {
     let wrong =
-        || HttpError::bad_request(format!("createOptions.{member} must be an array of strings"));
+        || ModuleError::Invalid(format!("createOptions.{member} must be an array of strings"));
     value
         .as_array()
         .ok_or_else(wrong)?

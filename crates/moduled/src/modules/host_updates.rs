@@ -12,11 +12,10 @@ use std::time::Duration;
 use edgekeep_core::attestation::{Registration, Workload};
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::replacement::{Runs, Settlement, settle_host};
-use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::process::{BegunUpdate, ProcessSpec};
 use edgekeep_runtime::status::ModuleState;
 
-use crate::http::refuse::of_process;
+use crate::modules::error::ModuleError;
 use crate::modules::host::{process_spec, registered, renewed};
 use crate::modules::spec::ValidSpec;
 use crate::modules::{new_registration, start_locked, stop_locked};
@@ -38,7 +37,7 @@ pub(crate) async fn update(
     service: &Arc<Moduled>,
     spec: &ValidSpec,
     start: bool,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let next = process_spec(service, spec).await?;
     let registration = new_registration(service, spec, workload(&next)).await;
     change(service, next, registration, start).await
@@ -52,11 +51,10 @@ pub(crate) async fn update(
 pub(crate) async fn restart_approved(
     service: &Arc<Moduled>,
     module: &ModuleId,
-) -> Result<bool, HttpError> {
-    let known = service.modules.processes.spec(module).await.map_err(|error| of_process(&error))?;
+) -> Result<bool, ModuleError> {
+    let known = service.modules.processes.spec(module).await?;
     let (configured, sha256) = registered(service, &known.image)?;
-    let status =
-        service.modules.processes.status(module).await.map_err(|error| of_process(&error))?;
+    let status = service.modules.processes.status(module).await?;
     let approved = sha256 != configured.sha256 && sha256 != known.sha256;
     let Some(registration) = service.registrations.of(module).filter(|_| approved) else {
         return Ok(false);
@@ -74,13 +72,13 @@ async fn change(
     next: ProcessSpec,
     registration: Registration,
     start: bool,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let module = registration.module.clone();
     let processes = &service.modules.processes;
-    processes.begin_update(&module, next, start).await.map_err(|error| of_process(&error))?;
+    processes.begin_update(&module, next, start).await?;
     let swapped = async {
         stop_locked(service, &module, None).await?;
-        service.registrations.put(registration).await.map_err(|error| HttpError::hidden(&error))?;
+        service.registrations.put(registration).await.map_err(ModuleError::hidden)?;
         if start { start_locked(service, &module).await } else { Ok(()) }
     };
     let Err(error) = swapped.await else {
@@ -91,18 +89,17 @@ async fn change(
     };
     let now = match take_back(service, &module).await {
         Ok(()) => "the module is as it was".to_owned(),
-        Err(again) => format!("the module is not yet as it was: {}", again.message()),
+        Err(again) => format!("the module is not yet as it was: {again}"),
     };
-    tracing::warn!(%module, error = error.message(), now, "update failed");
-    let message = format!("the update of {module} failed; {now}\ncaused by: {}", error.message());
-    Err(HttpError::new(error.status(), message))
+    tracing::warn!(%module, %error, now, "update failed");
+    Err(ModuleError::UpdateFailed { module, now, cause: Box::new(error) })
 }
 
 /// Settles what was begun for a module. The module's lock is held.
 ///
 /// # Errors
 /// The state cannot be written, or a process does not end.
-pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
     let Some(begun) = service.modules.processes.update(module).await else { return Ok(()) };
     let found = service.registrations.of(module);
     let registered = found.is_some_and(|found| found.workload == workload(&begun.next));
@@ -115,31 +112,30 @@ pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<
         && begun.runs == Runs::Nothing
         && let Err(error) = start_locked(service, module).await
     {
-        tracing::warn!(%module, error = error.message(), "what the module was to become does not start");
+        tracing::warn!(%module, %error, "what the module was to become does not start");
         return take_back(service, module).await;
     }
-    service.modules.processes.end_update(module, true).await.map_err(|error| of_process(&error))
+    service.modules.processes.end_update(module, true).await.map_err(ModuleError::from)
 }
 
-async fn take_back(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+async fn take_back(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
     let processes = &service.modules.processes;
     let Some(begun) = processes.update(module).await else { return Ok(()) };
     if begun.runs == Runs::New {
-        processes.stop(module, GRACE).await.map_err(|error| of_process(&error))?;
+        processes.stop(module, GRACE).await?;
     }
     if let Some(registration) = service.registrations.of(module) {
         let former = Registration { workload: workload(&begun.former), ..registration };
-        service.registrations.put(former).await.map_err(|error| HttpError::hidden(&error))?;
+        service.registrations.put(former).await.map_err(ModuleError::hidden)?;
     }
     withdraw_approval(service, module, &begun).await?;
-    processes.end_update(module, false).await.map_err(|error| of_process(&error))?;
+    processes.end_update(module, false).await?;
     if begun.ran
         && begun.runs != Runs::Old
         && let Err(error) = start_locked(service, module).await
     {
         // Whole again, if not running: agents and watchdog see that and start it.
-        let message = format!("it does not start as it was either: {}", error.message());
-        return Err(HttpError::new(error.status(), message));
+        return Err(ModuleError::DoesNotStartAgain(Box::new(error)));
     }
     Ok(())
 }
@@ -150,7 +146,7 @@ async fn withdraw_approval(
     service: &Moduled,
     module: &ModuleId,
     begun: &BegunUpdate,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let name = &begun.former.image;
     let Ok((configured, now)) = registered(service, name) else { return Ok(()) };
     let (was, tried) = (begun.former.sha256, begun.next.sha256);
@@ -168,9 +164,5 @@ async fn withdraw_approval(
         return Ok(());
     }
     tracing::warn!(%module, name, sha256 = %tried, "approval taken back: the new executable does not start");
-    service
-        .approvals
-        .take_back(name, was, configured.sha256)
-        .await
-        .map_err(|error| HttpError::hidden(&error))
+    service.approvals.take_back(name, was, configured.sha256).await.map_err(ModuleError::hidden)
 }

@@ -12,7 +12,6 @@ use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::image_policy::{
     Image, ImagePolicy, ImageRefusal, ImageRule, PAYLOAD_LIMIT, payload_fits, pinned,
 };
-use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::engine::{Engine, EngineError};
 
 use crate::modules::spec::ValidSpec;
@@ -63,20 +62,6 @@ pub(crate) enum MeasureError {
     /// It may not be used.
     #[error(transparent)]
     Refused(#[from] ImageRefusal),
-}
-
-impl MeasureError {
-    /// The answer to a client.
-    #[must_use]
-    pub(crate) fn answer(&self) -> HttpError {
-        match self {
-            Self::Engine(error) => crate::http::refuse::of_engine(error),
-            Self::Refused(ImageRefusal::NotADigest { .. }) => {
-                HttpError::bad_request(self.to_string())
-            }
-            Self::Refused(_) => HttpError::new(http::StatusCode::FORBIDDEN, self.to_string()),
-        }
-    }
 }
 
 /// Looks for one signature of one of the rule's keys.

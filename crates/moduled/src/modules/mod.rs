@@ -6,6 +6,7 @@
 pub(crate) mod approvals;
 mod command;
 pub(crate) mod containers;
+pub(crate) mod error;
 pub(crate) mod host;
 mod host_updates;
 pub(crate) mod image;
@@ -27,18 +28,16 @@ use edgekeep_core::attestation::{
     HostFacts, ProcessInstance, Registration, RunningFacts, Workload,
 };
 use edgekeep_core::id::ModuleId;
-use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::engine::{Engine, EngineError};
 use edgekeep_runtime::evidence::{CgroupHierarchy, ImageLayers};
 use edgekeep_runtime::facts::EngineWatch;
 use edgekeep_runtime::logs::{LogQuery, LogStream};
 use edgekeep_runtime::process::ProcessRuntime;
 use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
-use http::StatusCode;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::http::refuse::{of_engine, of_process};
 use crate::modules::containers::container_of;
+use crate::modules::error::ModuleError;
 use crate::modules::own_users::OwnUsers;
 use crate::modules::registrations::Registrations;
 use crate::modules::replacements::Replacements;
@@ -189,7 +188,7 @@ impl Modules {
         &self,
         registrations: &Registrations,
         replacements: &Replacements,
-    ) -> Result<ModuleList, HttpError> {
+    ) -> Result<ModuleList, ModuleError> {
         let mut rows = Rows::default();
         for state in self.processes.list().await {
             rows.add(details(Kind::Process, &state), true);
@@ -197,7 +196,7 @@ impl Modules {
         if let Some(containers) = &self.containers {
             let listed = tokio::time::timeout(ENGINE_PATIENCE, containers.watch.list()).await;
             let listed = listed.map_err(|_| engine_is_silent(containers))?;
-            let listed = listed.map_err(|error| engine_failed(containers, &error))?;
+            let listed = listed.map_err(|error| engine_failed(containers, error))?;
             for state in listed {
                 if !replacements.is_aside(state.container.as_ref(), &state.name) {
                     let state = named_as_registered(state, registrations);
@@ -220,7 +219,7 @@ impl Modules {
         &self,
         module: &ModuleId,
         registrations: &Registrations,
-    ) -> Result<(Kind, State), HttpError> {
+    ) -> Result<(Kind, State), ModuleError> {
         if let Some(state) =
             self.processes.list().await.into_iter().find(|state| state.name == module.name())
         {
@@ -234,7 +233,7 @@ impl Modules {
                             .await;
                     let found = found.map_err(|_| engine_is_silent(containers))?;
                     if let Some(container) =
-                        found.map_err(|error| engine_failed(containers, &error))?
+                        found.map_err(|error| engine_failed(containers, error))?
                     {
                         return Ok((
                             Kind::Docker,
@@ -244,7 +243,7 @@ impl Modules {
                 }
                 Ok((Kind::Docker, self.by_name(containers, module).await?))
             }
-            None => Err(no_module(module)),
+            None => Err(ModuleError::NoModule(module.clone())),
         }
     }
 
@@ -252,13 +251,13 @@ impl Modules {
     ///
     /// # Errors
     /// 404 if nothing has; 409 if a container has that is no module.
-    pub(crate) async fn holder(&self, module: &ModuleId) -> Result<(), HttpError> {
+    pub(crate) async fn holder(&self, module: &ModuleId) -> Result<(), ModuleError> {
         if self.processes.list().await.into_iter().any(|state| state.name == module.name()) {
             return Ok(());
         }
         match &self.containers {
             Some(containers) => self.by_name(containers, module).await.map(drop),
-            None => Err(no_module(module)),
+            None => Err(ModuleError::NoModule(module.clone())),
         }
     }
 
@@ -266,12 +265,12 @@ impl Modules {
         &self,
         containers: &Containers,
         module: &ModuleId,
-    ) -> Result<State, HttpError> {
+    ) -> Result<State, ModuleError> {
         let found = tokio::time::timeout(ENGINE_PATIENCE, containers.engine.find(module)).await;
         let container = found.map_err(|_| engine_is_silent(containers))?;
         let container = container.map_err(|error| match error.status() {
-            Some(404) => no_module(module),
-            _ => engine_failed(containers, &error),
+            Some(404) => ModuleError::NoModule(module.clone()),
+            _ => engine_failed(containers, error),
         })?;
         Ok(container.status())
     }
@@ -284,7 +283,7 @@ impl Modules {
         &self,
         module: &ModuleId,
         registrations: &Registrations,
-    ) -> Result<ModuleDetails, HttpError> {
+    ) -> Result<ModuleDetails, ModuleError> {
         Ok(match self.state(module, registrations).await? {
             (Kind::Process, state) => details(Kind::Process, &state),
             (Kind::Docker, state) => container_details(&state, registrations),
@@ -300,11 +299,11 @@ impl Modules {
         module: &ModuleId,
         registrations: &Registrations,
         query: &LogQuery,
-    ) -> Result<LogStream, HttpError> {
+    ) -> Result<LogStream, ModuleError> {
         match self.state(module, registrations).await?.0 {
-            Kind::Process => self.processes.logs(module, query).map_err(|error| of_process(&error)),
+            Kind::Process => self.processes.logs(module, query).map_err(ModuleError::from),
             Kind::Docker => {
-                self.engine()?.engine.logs(module, query).await.map_err(|error| of_engine(&error))
+                self.engine()?.engine.logs(module, query).await.map_err(ModuleError::from)
             }
         }
     }
@@ -318,7 +317,7 @@ impl Modules {
         &self,
         service: &Arc<Moduled>,
         module: &ModuleId,
-    ) -> Result<OwnedMutexGuard<()>, HttpError> {
+    ) -> Result<OwnedMutexGuard<()>, ModuleError> {
         let guard = self.lock(module).await;
         replacements::settle(service, module).await?;
         Ok(guard)
@@ -332,7 +331,7 @@ impl Modules {
         &self,
         service: &Arc<Moduled>,
         module: &ModuleId,
-    ) -> Result<Option<OwnedMutexGuard<()>>, HttpError> {
+    ) -> Result<Option<OwnedMutexGuard<()>>, ModuleError> {
         let Ok(guard) = self.lock_of(module).try_lock_owned() else { return Ok(None) };
         replacements::settle(service, module).await?;
         Ok(Some(guard))
@@ -351,27 +350,24 @@ impl Modules {
         Arc::clone(locks.entry(module.name().to_owned()).or_default())
     }
 
-    pub(crate) fn engine(&self) -> Result<&Containers, HttpError> {
-        self.containers.as_ref().ok_or_else(|| {
-            HttpError::internal("no container engine is configured; set [moby_runtime] uri, or use type \"process\"")
-        })
+    pub(crate) fn engine(&self) -> Result<&Containers, ModuleError> {
+        self.containers.as_ref().ok_or(ModuleError::NoEngine)
     }
 }
 
-fn engine_is_silent(containers: &Containers) -> HttpError {
+fn engine_is_silent(containers: &Containers) -> ModuleError {
     let (uri, seconds) = (&containers.uri, ENGINE_PATIENCE.as_secs());
     let what = format!("the container engine at {uri} did not answer within {seconds} s");
-    HttpError::internal(format!("{what}; {}", heard(containers)))
+    ModuleError::EngineSilent(format!("{what}; {}", heard(containers)))
 }
 
 /// An engine that answers says itself what is wrong; of one that does not, when it was
 /// heard and what to do.
-fn engine_failed(containers: &Containers, error: &EngineError) -> HttpError {
-    let answer = of_engine(error);
+fn engine_failed(containers: &Containers, error: EngineError) -> ModuleError {
     if error.status().is_some() {
-        return answer;
+        return error.into();
     }
-    HttpError::new(answer.status(), format!("{}\n{}", answer.message(), heard(containers)))
+    ModuleError::EngineAway { source: error, heard: heard(containers) }
 }
 
 fn heard(containers: &Containers) -> String {
@@ -389,13 +385,6 @@ fn heard(containers: &Containers) -> String {
     format!("{heard}. Start it again (for Docker: systemctl restart docker); {meanwhile}")
 }
 
-fn no_module(module: &ModuleId) -> HttpError {
-    HttpError::not_found(format!(
-        "there is no module {}: `edgekeep list` shows those that there are",
-        module.name()
-    ))
-}
-
 /// The state of the agent, as the watchdog sees it.
 ///
 /// # Errors
@@ -403,10 +392,10 @@ fn no_module(module: &ModuleId) -> HttpError {
 pub(crate) async fn agent_state(
     service: &Moduled,
     module: &ModuleId,
-) -> Result<Option<ModuleState>, HttpError> {
+) -> Result<Option<ModuleState>, ModuleError> {
     match service.modules.state(module, &service.registrations).await {
         Ok((_, state)) => Ok(Some(state.state)),
-        Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(None),
+        Err(ModuleError::NoModule(_)) => Ok(None),
         Err(error) => Err(error),
     }
 }

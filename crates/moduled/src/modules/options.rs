@@ -15,11 +15,10 @@ use edgekeep_core::create_options::{
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::{Daemon, Root};
-use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::engine::{ContainerSpec, Created};
 use serde_json::{Map, Value};
 
-use crate::http::refuse::of_engine;
+use crate::modules::error::ModuleError;
 use crate::modules::sockets;
 use crate::modules::spec::ValidSpec;
 use crate::service::Moduled;
@@ -41,12 +40,12 @@ pub(crate) async fn specification<'a>(
     service: &'a Moduled,
     spec: &'a ValidSpec,
     image: Sha256Digest,
-) -> Result<ContainerSpec<'a>, HttpError> {
+) -> Result<ContainerSpec<'a>, ModuleError> {
     let (options, hidden) = options(service, spec).await?;
     let folder = sockets::container_folder(&service.root, &spec.module);
     let mut binds = vec![format!("{}:{CONTAINER_SOCKET_FOLDER}", folder.display())];
     if !hidden.is_empty() {
-        let nothing = nothing(&service.root).map_err(|error| HttpError::hidden(&error))?;
+        let nothing = nothing(&service.root).map_err(ModuleError::hidden)?;
         tracing::info!(module = %spec.module, places = ?hidden, "the device's own state is hidden in the module's mounts");
         binds.extend(hidden.into_iter().map(|place| format!("{}:{place}:ro", nothing.display())));
     }
@@ -79,7 +78,7 @@ fn nothing(root: &Root) -> io::Result<PathBuf> {
 pub(crate) async fn options(
     service: &Moduled,
     spec: &ValidSpec,
-) -> Result<(Map<String, Value>, BTreeSet<String>), HttpError> {
+) -> Result<(Map<String, Value>, BTreeSet<String>), ModuleError> {
     let mut options = canonical(&spec.settings.create_options).map_err(refused)?;
     if without_self_removal(&mut options) {
         tracing::warn!(module = %spec.module, "the create option AutoRemove is left out: a stopped module must be there");
@@ -110,7 +109,7 @@ pub(crate) async fn judge_made(
     module: &ModuleId,
     created: &Created,
     added: &[String],
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let law = Law::of(service, module);
     let mut mounts = created.mounts.clone();
     mounts.extend(taken_over(service, &created.body).await?);
@@ -125,17 +124,17 @@ pub(crate) async fn judge_made(
 async fn taken_over(
     service: &Moduled,
     body: &Map<String, Value>,
-) -> Result<Vec<MadeMount>, HttpError> {
+) -> Result<Vec<MadeMount>, ModuleError> {
     let engine = &service.modules.engine()?.engine;
     let (mut all, mut seen, mut next) = (Vec::new(), BTreeSet::new(), volumes_from(body));
     while let Some(container) = next.pop_first() {
         if !seen.insert(container.clone()) {
             continue;
         }
-        let known = engine.mounts(&container).await.map_err(|error| of_engine(&error))?;
+        let known = engine.mounts(&container).await?;
         let Some((mounts, from)) = known.filter(|_| seen.len() <= CONTAINERS_LIMIT) else {
             let message = "create option HostConfig.VolumesFrom is refused: it must be containers whose mounts can be seen";
-            return Err(HttpError::bad_request(message));
+            return Err(ModuleError::Invalid(message.to_owned()));
         };
         all.extend(mounts);
         next.extend(from);
@@ -191,21 +190,21 @@ impl<'a> Law<'a> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as an error is mapped")]
-fn refused(refusal: Refusal) -> HttpError {
-    HttpError::bad_request(refusal.to_string())
+fn refused(refusal: Refusal) -> ModuleError {
+    ModuleError::Invalid(refusal.to_string())
 }
 
 /// What the engine says of those of these volumes that exist.
-async fn volumes(service: &Moduled, names: BTreeSet<String>) -> Result<Volumes, HttpError> {
+async fn volumes(service: &Moduled, names: BTreeSet<String>) -> Result<Volumes, ModuleError> {
     if names.len() > VOLUMES_LIMIT {
-        return Err(HttpError::bad_request(format!(
+        return Err(ModuleError::Invalid(format!(
             "more than {VOLUMES_LIMIT} volumes in one module"
         )));
     }
     let engine = &service.modules.engine()?.engine;
     let mut found = Volumes::new();
     for name in names {
-        if let Some(volume) = engine.volume(&name).await.map_err(|error| of_engine(&error))? {
+        if let Some(volume) = engine.volume(&name).await? {
             found.insert(name, volume);
         }
     }
@@ -254,9 +253,11 @@ fn strip_root(path: &Path) -> &Path {
 }
 
 /// Where paths lead, found out where it holds nobody up.
-async fn resolve(paths: BTreeSet<String>) -> Result<Resolved, HttpError> {
+async fn resolve(paths: BTreeSet<String>) -> Result<Resolved, ModuleError> {
     let resolved = tokio::task::spawn_blocking(move || all_leads(paths)).await;
-    resolved.map_err(|_| HttpError::internal("paths of the create options cannot be looked up"))
+    resolved.map_err(|_| {
+        ModuleError::Device("paths of the create options cannot be looked up".to_owned())
+    })
 }
 
 /// Where paths lead. Between this and the engine's own look a link may change; what is in

@@ -15,15 +15,13 @@ use edgekeep_core::container::{Obstacle, Operation};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::{ContainerId, ModuleId};
 use edgekeep_core::replacement::{Replacement, Settlement};
-use edgekeep_daemon::server::HttpError;
 use edgekeep_daemon::store::{StateFile, StoreError};
 use edgekeep_runtime::engine::{Container, Engine, EngineError};
 use edgekeep_runtime::status::ModuleState;
-use http::StatusCode;
 use tokio::sync::{Mutex, watch};
 
-use crate::http::refuse::of_engine;
 use crate::modules::containers::{Task, container_of, ensure_networks};
+use crate::modules::error::ModuleError;
 use crate::modules::host_updates;
 use crate::modules::options;
 use crate::modules::spec::ValidSpec;
@@ -76,21 +74,21 @@ impl Replacements {
     async fn change(
         &self,
         change: impl FnOnce(&mut BTreeMap<String, Replacement>),
-    ) -> Result<(), HttpError> {
+    ) -> Result<(), ModuleError> {
         let _writing = self.writing.lock().await;
         let mut next = self.begun.read().unwrap_or_else(PoisonError::into_inner).clone();
         change(&mut next);
-        self.file.save(&next).map_err(|error| HttpError::hidden(&error))?;
+        self.file.save(&next).map_err(ModuleError::hidden)?;
         *self.begun.write().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(())
     }
 
-    async fn begin(&self, replacement: Replacement) -> Result<(), HttpError> {
+    async fn begin(&self, replacement: Replacement) -> Result<(), ModuleError> {
         self.change(|begun| _ = begun.insert(replacement.module.name().to_owned(), replacement))
             .await
     }
 
-    async fn end(&self, module: &ModuleId) -> Result<(), HttpError> {
+    async fn end(&self, module: &ModuleId) -> Result<(), ModuleError> {
         self.change(|begun| _ = begun.remove(module.name())).await
     }
 }
@@ -106,7 +104,7 @@ pub(crate) async fn replace(
     spec: &ValidSpec,
     image: Option<Sha256Digest>,
     start: bool,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let engine = &service.modules.engine()?.engine;
     let registration = service.registrations.of(&spec.module);
     if let Some(own) = container_of(registration.as_ref()) {
@@ -120,7 +118,7 @@ pub(crate) async fn replace(
     if let Some(image) = image {
         ensure_networks(service, &options::specification(service, spec, image).await?).await?;
     }
-    let old = engine.find(&spec.module).await.map_err(|error| of_engine(&error))?;
+    let old = engine.find(&spec.module).await?;
     let replacement = Replacement {
         module: spec.module.clone(),
         registration,
@@ -157,7 +155,7 @@ async fn swap(
     spec: &ValidSpec,
     image: Option<Sha256Digest>,
     replacement: &Replacement,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     Task::new(service, &spec.module, &replacement.old).carry_out(Operation::Stop, None).await?;
     let aside = replacement.aside_name();
     match engine.rename(&replacement.old, &aside).await {
@@ -165,7 +163,7 @@ async fn swap(
         Err(error) if error.status() == Some(404) => {
             tracing::warn!(module = %spec.module, "the old container is gone; the update cannot be taken back");
         }
-        renamed => renamed.map_err(|error| of_engine(&error))?,
+        renamed => renamed?,
     }
     create_locked(service, spec, image).await?;
     if replacement.start {
@@ -178,12 +176,12 @@ async fn swap(
 ///
 /// # Errors
 /// The engine is away, or refuses.
-pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), HttpError> {
+pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
     host_updates::settle(service, module).await?;
     let Some(replacement) = service.replacements.of(module) else { return Ok(()) };
     let engine = &service.modules.engine()?.engine;
     let named = named(engine, module).await?;
-    let old = engine.container(&replacement.old).await.map_err(|error| of_engine(&error))?;
+    let old = engine.container(&replacement.old).await?;
     let registration = service.registrations.of(module);
     let settlement = replacement.settle(
         registration.as_ref(),
@@ -223,11 +221,11 @@ pub(crate) async fn settle_all(service: Arc<Moduled>, mut stop: watch::Receiver<
 }
 
 /// The container that has the module's name.
-async fn named(engine: &Engine, module: &ModuleId) -> Result<Option<Container>, HttpError> {
+async fn named(engine: &Engine, module: &ModuleId) -> Result<Option<Container>, ModuleError> {
     match engine.find(module).await {
         Ok(container) => Ok(Some(container)),
         Err(EngineError::NoContainer { .. }) => Ok(None),
-        Err(error) => Err(of_engine(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -236,8 +234,8 @@ async fn finish(
     service: &Moduled,
     engine: &Engine,
     replacement: &Replacement,
-) -> Result<(), HttpError> {
-    engine.remove(&replacement.old).await.map_err(|error| of_engine(&error))?;
+) -> Result<(), ModuleError> {
+    engine.remove(&replacement.old).await?;
     service.replacements.end(&replacement.module).await
 }
 
@@ -245,15 +243,15 @@ async fn take_back(
     service: &Arc<Moduled>,
     engine: &Engine,
     replacement: &Replacement,
-) -> Result<(), HttpError> {
+) -> Result<(), ModuleError> {
     let module = &replacement.module;
-    let failed = |error: EngineError| of_engine(&error);
+    let failed = ModuleError::Engine;
     let mut back = false;
     if let Some(container) = named(engine, module).await? {
         back = container.id == replacement.old;
         if !back && container.options().is_none() {
             let obstacle = Obstacle::NameTaken { called: replacement.aside_name() };
-            return Err(HttpError::new(StatusCode::CONFLICT, obstacle.explained(module.name())));
+            return Err(ModuleError::Obstacle(module.clone(), obstacle));
         }
         if !back {
             engine.remove(&container.id).await.map_err(failed)?;
@@ -264,7 +262,7 @@ async fn take_back(
         Some(registration) => service.registrations.put(registration.clone()).await,
         None => service.registrations.remove(module).await,
     }
-    .map_err(|error| HttpError::hidden(&error))?;
+    .map_err(ModuleError::hidden)?;
     if !back {
         engine.rename(&replacement.old, module.name()).await.map_err(failed)?;
     }

@@ -12,12 +12,11 @@ use edgekeep_core::attestation::{HostFacts, Policy, Registration, Workload};
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::host::HostService;
 use edgekeep_core::id::ModuleId;
-use edgekeep_daemon::server::HttpError;
 use edgekeep_runtime::evidence::CgroupHierarchy;
 use edgekeep_runtime::process::accounts;
-use http::StatusCode;
 use serde_json::json;
 
+use crate::modules::error::ModuleError;
 use crate::service::Moduled;
 
 /// First pause before an identity is asked for again.
@@ -42,7 +41,7 @@ pub(crate) fn find<'a>(
 }
 
 /// Refuses what can be done to modules only.
-pub(crate) fn refuse(service: &Moduled, module: &ModuleId) -> Result<(), HttpError> {
+pub(crate) fn refuse(service: &Moduled, module: &ModuleId) -> Result<(), ModuleError> {
     let Some((id, found)) = find(service, module) else { return Ok(()) };
     let whose = match &found.unit {
         Some(unit) => format!("systemd's unit {unit}; use systemctl"),
@@ -51,7 +50,7 @@ pub(crate) fn refuse(service: &Moduled, module: &ModuleId) -> Result<(), HttpErr
     let message = format!(
         "{id} is a service of the host, {whose}, or change [host_services.{id}] in the configuration"
     );
-    Err(HttpError::new(StatusCode::CONFLICT, message))
+    Err(ModuleError::IsService(message))
 }
 
 /// Brings the registrations into line with the configuration. What is wrong with a
@@ -88,7 +87,7 @@ pub(crate) async fn register(service: &Moduled) {
 }
 
 /// Registers a service anew whose executable was approved; another name is left alone.
-pub(crate) async fn reregister(service: &Moduled, name: &str) -> Result<(), HttpError> {
+pub(crate) async fn reregister(service: &Moduled, name: &str) -> Result<(), ModuleError> {
     let Some((id, found)) = name
         .parse()
         .ok()
@@ -101,9 +100,9 @@ pub(crate) async fn reregister(service: &Moduled, name: &str) -> Result<(), Http
     if !matches!(registration.workload, Workload::Service { .. }) {
         return Ok(());
     }
-    let workload = workload(service, id, found).map_err(HttpError::internal)?;
+    let workload = workload(service, id, found).map_err(ModuleError::Device)?;
     let next = Registration { workload, ..registration };
-    service.registrations.put(next).await.map_err(|error| HttpError::hidden(&error))
+    service.registrations.put(next).await.map_err(ModuleError::hidden)
 }
 
 /// What a service is matched by.

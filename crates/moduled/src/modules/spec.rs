@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use edgekeep_api::management::{ModuleSettings, ModuleSpec};
 use edgekeep_core::id::{IdError, ModuleId};
-use edgekeep_daemon::server::HttpError;
 
 /// The runtime of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,18 +43,18 @@ pub(crate) struct ValidSpec {
 }
 
 impl TryFrom<&ModuleSpec> for ValidSpec {
-    type Error = HttpError;
+    type Error = ModuleError;
 
     /// Checks a request (wire facts 2.3): each fault is a 400 with what is wrong.
-    fn try_from(spec: &ModuleSpec) -> Result<Self, HttpError> {
+    fn try_from(spec: &ModuleSpec) -> Result<Self, ModuleError> {
         let module = spec
             .name
             .parse()
-            .map_err(|error: IdError| HttpError::bad_request(format!("invalid name: {error}")))?;
+            .map_err(|error: IdError| ModuleError::Invalid(format!("invalid name: {error}")))?;
         let module: ModuleId = module;
         if module.name().ends_with(".sock") {
-            return Err(HttpError::bad_request(
-                "invalid name: a module's name must not end in \".sock\"",
+            return Err(ModuleError::Invalid(
+                "invalid name: a module's name must not end in \".sock\"".to_owned(),
             ));
         }
         let kind = match spec.kind.as_str() {
@@ -63,7 +62,7 @@ impl TryFrom<&ModuleSpec> for ValidSpec {
             "process" => Kind::Process,
             other => {
                 let shown: String = other.chars().take(32).collect();
-                return Err(HttpError::bad_request(format!(
+                return Err(ModuleError::Invalid(format!(
                     "invalid type {shown:?}: expected \"docker\" or \"process\""
                 )));
             }
@@ -72,16 +71,16 @@ impl TryFrom<&ModuleSpec> for ValidSpec {
             None => false,
             Some(policy) if policy.eq_ignore_ascii_case("on-create") => false,
             Some(policy) if policy.eq_ignore_ascii_case("never") => true,
-            Some(_) => return Err(HttpError::bad_request("invalid imagePullPolicy")),
+            Some(_) => return Err(ModuleError::Invalid("invalid imagePullPolicy".to_owned())),
         };
         // The text of the error is not passed on: it may quote credentials.
         let settings: ModuleSettings = serde_json::from_value(spec.config.settings.clone()).map_err(|_| {
-            HttpError::bad_request(
-                "invalid Docker config: expected image, and createOptions as an object where it is given",
+            ModuleError::Invalid(
+                "invalid Docker config: expected image, and createOptions as an object where it is given".to_owned(),
             )
         })?;
         if settings.image.trim().is_empty() {
-            return Err(HttpError::bad_request("invalid Docker config: image is empty"));
+            return Err(ModuleError::Invalid("invalid Docker config: image is empty".to_owned()));
         }
         let mut env = BTreeMap::new();
         for variable in spec.config.env.iter().flatten() {
@@ -89,13 +88,13 @@ impl TryFrom<&ModuleSpec> for ValidSpec {
                 || variable.key.contains(['=', '\0'])
                 || variable.value.contains('\0')
             {
-                return Err(HttpError::bad_request(
-                    "invalid env var: a name must be non-empty and without '='",
+                return Err(ModuleError::Invalid(
+                    "invalid env var: a name must be non-empty and without '='".to_owned(),
                 ));
             }
             if env.insert(variable.key.clone(), variable.value.clone()).is_some() {
                 let shown: String = variable.key.chars().take(64).collect();
-                return Err(HttpError::bad_request(format!("duplicate env var key: {shown}")));
+                return Err(ModuleError::Invalid(format!("duplicate env var key: {shown}")));
             }
         }
         Ok(Self { module, kind, never_pull, settings, env, labels: BTreeMap::new() })
@@ -108,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Result<ValidSpec, HttpError> {
+    fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Result<ValidSpec, ModuleError> {
         let mut value = json!({"name": "thermometer", "type": "docker", "config": {
             "settings": {"image": "thermometer:1.0", "createOptions": {}, "auth": null},
             "env": [{"key": "A", "value": "1"}]}});
@@ -156,12 +155,9 @@ mod tests {
         ];
         for (fault, message) in faults {
             let error = spec(fault).unwrap_err();
-            assert_eq!(error.status(), http::StatusCode::BAD_REQUEST);
-            assert!(
-                error.message().starts_with(message),
-                "{} instead of {message}",
-                error.message()
-            );
+            assert!(matches!(error, ModuleError::Invalid(_)), "{error:?}");
+            assert!(error.to_string().starts_with(message), "{} instead of {message}", error);
         }
     }
 }
+use crate::modules::error::ModuleError;

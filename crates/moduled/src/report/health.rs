@@ -15,11 +15,11 @@ use edgekeep_core::health::{Code, Health, Subject, disk};
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::Daemon;
 use edgekeep_runtime::status::ModuleState;
-use http::StatusCode;
 use tokio::sync::watch;
 
 pub(crate) use orders::{Order, Orders};
 
+use crate::modules::error::ModuleError;
 use crate::modules::own_users;
 use crate::service::Moduled;
 
@@ -168,7 +168,7 @@ async fn how_it_ended(service: &Moduled, module: &ModuleId) -> Seen {
     {
         Ok(Ok((_, state))) if state.state == ModuleState::Running => Seen::Unknown,
         Ok(Ok((_, state))) => Seen::Ended(state.exit.and_then(|exit| exit.code)),
-        Ok(Err(error)) if error.status() == StatusCode::NOT_FOUND => Seen::Missing,
+        Ok(Err(ModuleError::NoModule(_))) => Seen::Missing,
         Ok(Err(_)) | Err(_) => Seen::Unknown,
     }
 }

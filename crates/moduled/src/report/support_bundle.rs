@@ -5,17 +5,14 @@ use std::io::{Cursor, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use edgekeep_api::operations::ProblemList;
 use edgekeep_core::id::ModuleId;
-use edgekeep_daemon::server::{HttpError, Request, Response};
-use http::StatusCode;
+use edgekeep_runtime::logs::LogQuery;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
-use crate::http::log_query;
+use crate::modules::error::ModuleError;
 use crate::modules::shown::remove_agents_copies;
 use crate::report::health;
 use crate::service::Moduled;
@@ -27,40 +24,36 @@ const LOG_LIMIT: usize = 4 << 20;
 /// Largest sum of all logs.
 const TOTAL_LIMIT: usize = 32 << 20;
 
-/// Makes the bundle. A step that fails or takes too long leaves a line with the reason in
-/// its place.
+/// Reason for which there is no bundle.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SupportBundleError {
+    /// Another one is being made, in memory.
+    #[error("another support bundle is being made; try again when it is done")]
+    Busy,
+    /// The zip cannot be written.
+    #[error("cannot write the bundle: {0}")]
+    Zip(#[from] zip::result::ZipError),
+}
+
+/// Makes the bundle: a zip. A step that fails or takes too long leaves a line with the
+/// reason in its place. `query` says of which time the logs are, `runtime_only` whether
+/// they are those of the agent and the hub alone.
 ///
 /// # Errors
-/// 400 for a wrong parameter; 429 while another bundle is being made.
-pub(crate) async fn answer(
+/// See [`SupportBundleError`].
+pub(crate) async fn make(
     service: &Arc<Moduled>,
-    request: &Request,
-) -> Result<Response, HttpError> {
-    let now = OffsetDateTime::now_utc().unix_timestamp();
-    let mut query = log_query::parse(
-        |name| matches!(name, "since" | "until").then(|| request.query(name)).flatten(),
-        now,
-    )?;
-    if request.query("since").is_none() {
-        query.since = now.saturating_sub(86_400);
-    }
-    let runtime_only = match request.query("edge_runtime_only") {
-        None | Some("false") => false,
-        Some("true") => true,
-        Some(_) => return Err(HttpError::bad_request("invalid parameter: edge_runtime_only")),
-    };
-    let _one_at_a_time = service.support_bundle.try_acquire().map_err(|_| {
-        HttpError::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "another support bundle is being made; try again when it is done",
-        )
-    })?;
+    query: &LogQuery,
+    runtime_only: bool,
+) -> Result<Vec<u8>, SupportBundleError> {
+    let _one_at_a_time =
+        service.support_bundle.try_acquire().map_err(|_| SupportBundleError::Busy)?;
     let mut budget = TOTAL_LIMIT;
     let mut entries: Vec<(String, Vec<u8>)> = Vec::new();
     let modules = match service.modules.list(&service.registrations, &service.replacements).await {
         Ok(list) => list.modules,
         Err(error) => {
-            entries.push(("logs/_err.txt".into(), error.message().as_bytes().to_vec()));
+            entries.push(("logs/_err.txt".into(), error.to_string().into_bytes()));
             Vec::new()
         }
     };
@@ -70,12 +63,12 @@ pub(crate) async fn answer(
     {
         let Ok(id) = module.name.parse::<ModuleId>() else { continue };
         let limit = LOG_LIMIT.min(budget);
-        let log = match tokio::time::timeout(STEP, read_log(service, &id, &query, limit)).await {
+        let log = match tokio::time::timeout(STEP, read_log(service, &id, query, limit)).await {
             Ok(Ok(log)) => {
                 budget -= log.len().min(budget);
                 log
             }
-            Ok(Err(error)) => error.message().as_bytes().to_vec(),
+            Ok(Err(error)) => error.to_string().into_bytes(),
             Err(_) => format!("the log did not come within {} s", STEP.as_secs()).into_bytes(),
         };
         entries.push((format!("logs/{}_log.txt", module.name), log));
@@ -97,23 +90,19 @@ pub(crate) async fn answer(
         "refusalCount": refusal_count,
     });
     entries.push(("check.json".into(), serde_json::to_vec_pretty(&overview).unwrap_or_default()));
-    let bytes = zipped(&entries)
-        .map_err(|error| HttpError::internal(format!("cannot write the bundle: {error}")))?;
-    // Existing clients expect this header although the body is a plain zip.
-    Ok(Response::bytes(StatusCode::OK, "application/zip", Bytes::from(bytes))
-        .with_header(http::header::CONTENT_ENCODING, "deflate"))
+    Ok(zipped(&entries)?)
 }
 
 async fn read_log(
     service: &Moduled,
     module: &ModuleId,
-    query: &edgekeep_runtime::logs::LogQuery,
+    query: &LogQuery,
     limit: usize,
-) -> Result<Vec<u8>, HttpError> {
+) -> Result<Vec<u8>, ModuleError> {
     let mut stream = service.modules.logs(module, &service.registrations, query).await?;
     let mut framed = Vec::new();
     while let Some(piece) = stream.next().await {
-        let piece = piece.map_err(|error| HttpError::internal(error.to_string()))?;
+        let piece = piece.map_err(|error| ModuleError::Device(error.to_string()))?;
         if framed.len() + piece.len() > limit {
             break;
         }

@@ -15,9 +15,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{info, modules};
-use crate::http::refuse::of_process;
 use crate::modules as runtime;
 use crate::modules::approvals::Approved;
+use crate::modules::error::ModuleError;
 use crate::modules::host;
 use crate::modules::services;
 use crate::service::Moduled;
@@ -97,12 +97,9 @@ async fn approve(state: Arc<HostAgentDoor>, mut request: Request) -> Result<Resp
     let (executable, configured) = executable_of(service, &name)?;
     // What is not there is not approved: neither a mistaken digest nor one whose file is
     // yet to come.
-    service
-        .modules
-        .processes
-        .verify(executable.into(), sha256)
-        .await
-        .map_err(|error| HttpError::new(StatusCode::CONFLICT, of_process(&error).message()))?;
+    service.modules.processes.verify(executable.into(), sha256).await.map_err(|error| {
+        HttpError::new(StatusCode::CONFLICT, ModuleError::from(error).to_string())
+    })?;
     let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     let approved = Approved { sha256, configured, by: state.module.to_string(), time };
     service.approvals.put(&name, approved).await.map_err(|error| HttpError::hidden(&error))?;

@@ -42,7 +42,8 @@ pub(super) async fn create(
     let identity = service.identities.client().create_module(module.as_str()).await;
     service.identities.forget(&module);
     let answer = answer(identity, body.managed_by);
-    service.orders.took(&service.board, &module, Order::Identify, &answer);
+    let told = answer.as_ref().map_err(HttpError::message);
+    service.orders.took(&service.board, &module, Order::Identify, &told);
     answer
 }
 

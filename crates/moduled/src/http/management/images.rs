@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use edgekeep_daemon::server::{HttpError, Request, Response};
 
+use crate::http::refuse;
 use crate::keepers::images;
 use crate::service::Moduled;
 
 pub(super) async fn plan(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    Ok(Response::ok(&images::planned(&service).await?))
+    Ok(Response::ok(&images::planned(&service).await.map_err(|error| refuse::of_look(&error))?))
 }
 
 pub(super) async fn collect(
@@ -19,6 +20,7 @@ pub(super) async fn collect(
     service.admit_operator(&request)?;
     // It goes on when its caller hangs up: an image is removed or not, but never half.
     let collected = tokio::spawn(async move { images::collect_now(&service).await });
-    let plan = collected.await.unwrap_or_else(|error| Err(HttpError::hidden(&error)))?;
+    let collected = collected.await.map_err(|error| HttpError::hidden(&error))?;
+    let plan = collected.map_err(|error| refuse::of_look(&error))?;
     Ok(Response::ok(&plan))
 }

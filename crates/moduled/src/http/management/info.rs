@@ -3,15 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use edgekeep_api::management::{Approvals, DeploymentReport, EngineStatus, Status};
 use edgekeep_api::operations::ProblemList;
 use edgekeep_core::health::{Problem, Severity};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::peer::strongest_handle;
 use edgekeep_daemon::server::{HttpError, Request, Response};
+use http::StatusCode;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use crate::http::workload::certificates::rfc3339_with_offset;
+use crate::http::{log_query, refuse};
 use crate::report::health;
 use crate::report::resources;
 use crate::report::support_bundle;
@@ -82,7 +86,24 @@ pub(super) async fn support_bundle(
     service: Arc<Moduled>,
     request: Request,
 ) -> Result<Response, HttpError> {
-    support_bundle::answer(&service, &request).await
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    let mut query = log_query::parse(
+        |name| matches!(name, "since" | "until").then(|| request.query(name)).flatten(),
+        now,
+    )?;
+    if request.query("since").is_none() {
+        query.since = now.saturating_sub(86_400);
+    }
+    let runtime_only = match request.query("edge_runtime_only") {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(HttpError::bad_request("invalid parameter: edge_runtime_only")),
+    };
+    let bundle = support_bundle::make(&service, &query, runtime_only).await;
+    let bytes = bundle.map_err(|error| refuse::of_support_bundle(&error))?;
+    // Existing clients expect this header although the body is a plain zip.
+    Ok(Response::bytes(StatusCode::OK, "application/zip", Bytes::from(bytes))
+        .with_header(http::header::CONTENT_ENCODING, "deflate"))
 }
 
 pub(super) async fn approvals(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {

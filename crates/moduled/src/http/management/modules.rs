@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 
 use crate::http::log_query;
 use crate::modules as runtime;
+use crate::modules::error::ModuleError;
 use crate::modules::services;
 use crate::modules::shown::{Rows, echo, in_known_words};
 use crate::modules::spec::ValidSpec;
@@ -58,9 +59,12 @@ pub(super) async fn create(
     service.admit_agent(&request).await?;
     let spec: ModuleSpec = request.json().await?;
     let valid = judged(&service, &spec)?;
-    let made = runtime::create(&service, &valid).await;
-    service.orders.took(&service.board, &valid.module, Order::Make, &made);
-    made?;
+    detached(async move {
+        let made = runtime::create(&service, &valid).await;
+        service.orders.took(&service.board, &valid.module, Order::Make, &made);
+        made
+    })
+    .await?;
     Ok(Response::json(StatusCode::CREATED, &echo(&spec, false)))
 }
 
@@ -89,7 +93,6 @@ pub(super) async fn update(
         });
         return Ok(Response::json(StatusCode::CREATED, &echo(&spec, start)));
     }
-    // An update goes on when its caller hangs up: half of it is worse than none.
     let running = detached(async move {
         let updated = runtime::update(&service, &valid, start).await;
         // What could not be updated goes on running as it was.
@@ -127,9 +130,12 @@ pub(super) async fn prepare(
     if valid.module.name() != module.name() {
         return Err(HttpError::bad_request("module name in spec does not match URI"));
     }
-    let prepared = runtime::prepare(&service, &valid).await;
-    service.orders.took(&service.board, &valid.module, Order::Prepare, &prepared);
-    let _ = prepared?;
+    let _ = detached(async move {
+        let prepared = runtime::prepare(&service, &valid).await;
+        service.orders.took(&service.board, &valid.module, Order::Prepare, &prepared);
+        prepared
+    })
+    .await?;
     Ok(Response::no_content())
 }
 
@@ -159,7 +165,7 @@ pub(super) async fn action(service: Arc<Moduled>, request: Request) -> Result<Re
 }
 
 /// A specification of the agent's; one that is not usable is a problem of the deployment.
-fn judged(service: &Moduled, spec: &ModuleSpec) -> Result<ValidSpec, HttpError> {
+fn judged(service: &Moduled, spec: &ModuleSpec) -> Result<ValidSpec, ModuleError> {
     let valid = ValidSpec::try_from(spec);
     if let (Err(_), Ok(module)) = (&valid, spec.name.parse()) {
         service.orders.took(&service.board, &module, Order::Make, &valid);
@@ -176,12 +182,16 @@ pub(super) async fn logs(service: Arc<Moduled>, request: Request) -> Result<Resp
     Ok(Response::stream(StatusCode::OK, "text/plain", stream))
 }
 
-/// Runs work to its end even if the connection that asked for it breaks.
-pub(super) async fn detached<T: Send + 'static>(
-    work: impl Future<Output = Result<T, HttpError>> + Send + 'static,
+/// Runs work to its end even if the connection that asked for it breaks: half of it is
+/// worse than none.
+pub(super) async fn detached<T: Send + 'static, E: Into<HttpError> + Send + 'static>(
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> Result<T, HttpError> {
-    tokio::spawn(work).await.unwrap_or_else(|error| {
-        tracing::error!(%error, "operation ended abnormally");
-        Err(HttpError::internal("the operation ended abnormally; see the daemon's log"))
-    })
+    match tokio::spawn(work).await {
+        Ok(done) => done.map_err(Into::into),
+        Err(error) => {
+            tracing::error!(%error, "operation ended abnormally");
+            Err(HttpError::internal("the operation ended abnormally; see the daemon's log"))
+        }
+    }
 }

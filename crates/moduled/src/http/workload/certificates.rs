@@ -191,7 +191,11 @@ async fn sign(
         csr,
         issuer: Some(Issuer {
             cert_id: service.settings.edge_ca.cert.to_string(),
-            private_key_handle: service.edge_ca_key.get(&service.keys).await?,
+            private_key_handle: service
+                .edge_ca_key
+                .get(&service.keys)
+                .await
+                .map_err(|error| refuse::of_service(&error))?,
         }),
         not_after: wanted.not_after.format(&Rfc3339).ok(),
     };
@@ -205,8 +209,9 @@ async fn sign(
         if may_renew && is_worth_a_fresh_handle(&error, Recipient::Certificates) {
             may_renew = false;
             if let Some(issuer) = &mut request.issuer {
-                issuer.private_key_handle =
-                    service.edge_ca_key.renew(&service.keys, &issuer.private_key_handle).await?;
+                let old = &issuer.private_key_handle;
+                let fresh = service.edge_ca_key.renew(&service.keys, old).await;
+                issuer.private_key_handle = fresh.map_err(|error| refuse::of_service(&error))?;
             }
         } else if looks > 0
             && error.status().is_some_and(|status| status.is_client_error())

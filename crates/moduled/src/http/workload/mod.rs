@@ -147,7 +147,8 @@ async fn trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, 
     // The Edge CA's certificate is in it: one that is not valid now is of no use to who
     // checks its neighbours by the bundle.
     state.service.edge_ca_keeper.ready_soon(&state.service).await;
-    let certificate = state.service.trust_bundle.get(&state.service.certificates).await?;
+    let certificate = state.service.trust_bundle.get(&state.service.certificates).await;
+    let certificate = certificate.map_err(|error| refuse::of_bundle(&error))?;
     Ok(Response::ok(&TrustBundle { certificate: certificate.as_ref().clone() }))
 }
 

@@ -65,7 +65,8 @@ pub(super) async fn encrypt(
     } else {
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|error| HttpError::hidden(&error))?;
-        let base = state.service.module_data_keys.base(keys).await?;
+        let base = state.service.module_data_keys.base(keys).await;
+        let base = base.map_err(|error| refuse::of_data_key(&error))?;
         let aad = layout::additional_data(base, module.as_str(), generation, iv.as_slice());
         let mechanism = EncryptMechanism::Aead { iv: nonce.as_slice().into(), aad: aad.into() };
         let data = layout::derivation_data(module.as_str(), generation);
@@ -123,10 +124,12 @@ async fn seal(
     mechanism: EncryptMechanism,
     plaintext: Vec<u8>,
 ) -> Result<Vec<u8>, HttpError> {
-    let handle = key.get(keys).await?;
+    let handle = key.get(keys).await.map_err(|error| refuse::of_data_key(&error))?;
     let sealed = match keys.encrypt(&handle, mechanism.clone(), plaintext.clone()).await {
         Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
-            keys.encrypt(&key.renew(keys, &handle).await?, mechanism, plaintext).await
+            let fresh = key.renew(keys, &handle).await;
+            let fresh = fresh.map_err(|error| refuse::of_data_key(&error))?;
+            keys.encrypt(&fresh, mechanism, plaintext).await
         }
         done => done,
     };
@@ -139,10 +142,12 @@ async fn open(
     mechanism: EncryptMechanism,
     sealed: &[u8],
 ) -> Result<Vec<u8>, HttpError> {
-    let handle = key.get(keys).await?;
+    let handle = key.get(keys).await.map_err(|error| refuse::of_data_key(&error))?;
     let opened = match keys.decrypt(&handle, mechanism.clone(), sealed.to_vec()).await {
         Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
-            keys.decrypt(&key.renew(keys, &handle).await?, mechanism, sealed.to_vec()).await
+            let fresh = key.renew(keys, &handle).await;
+            let fresh = fresh.map_err(|error| refuse::of_data_key(&error))?;
+            keys.decrypt(&fresh, mechanism, sealed.to_vec()).await
         }
         done => done,
     };

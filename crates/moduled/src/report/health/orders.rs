@@ -3,6 +3,7 @@
 //! modules that run are taken as wanted, and agents order the others again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,6 @@ use edgekeep_core::health::modules::{Seen, Wish};
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::board::Board;
-use edgekeep_daemon::server::HttpError;
 
 use super::locked;
 
@@ -78,12 +78,12 @@ struct Reported {
 impl Orders {
     /// Takes down an order and how it went. One that failed is a problem until that step
     /// is done or the module is gone.
-    pub(crate) fn took<T>(
+    pub(crate) fn took<T, E: Display>(
         &self,
         board: &Board,
         module: &ModuleId,
         order: Order,
-        result: &Result<T, HttpError>,
+        result: &Result<T, E>,
     ) {
         let module = &module.hub_id();
         let mut known = locked(&self.0);
@@ -101,7 +101,7 @@ impl Orders {
                 board.raise(
                     Code::ModuleNotApplied,
                     &subject,
-                    format!("{}: {}", order.words(), error.message()),
+                    format!("{}: {error}", order.words()),
                 );
             }
             Ok(_) if known.failed.get(module).is_some_and(|failed| order.makes_up_for(*failed)) => {
@@ -204,8 +204,10 @@ mod tests {
         name.parse().unwrap()
     }
 
-    fn failed() -> Result<(), HttpError> {
-        Err(HttpError::not_found("network x not found"))
+    const DONE: Result<(), &str> = Ok(());
+
+    fn failed() -> Result<(), &'static str> {
+        Err("network x not found")
     }
 
     fn told(board: &Board) -> Vec<String> {
@@ -218,19 +220,19 @@ mod tests {
         orders.took(&board, &m1, Order::Start, &failed());
         let expected = "module-not-applied (module m1): it cannot be started: network x not found";
         assert_eq!(told(&board), [expected]);
-        orders.took(&board, &m1, Order::Make, &Ok(()));
+        orders.took(&board, &m1, Order::Make, &DONE);
         assert_eq!(told(&board), [expected], "made anew is not started");
-        orders.took(&board, &id("m2"), Order::Start, &Ok(()));
+        orders.took(&board, &id("m2"), Order::Start, &DONE);
         assert_eq!(told(&board), [expected], "another module");
-        orders.took(&board, &m1, Order::Start, &Ok(()));
+        orders.took(&board, &m1, Order::Start, &DONE);
         assert_eq!(board.health().verdict(), Verdict::Healthy);
         orders.took(&board, &m1, Order::Prepare, &failed());
-        orders.took(&board, &m1, Order::Remove, &Ok(()));
+        orders.took(&board, &m1, Order::Remove, &DONE);
         assert_eq!(board.health().verdict(), Verdict::Healthy, "it is not wanted any more");
         orders.took(&board, &m1, Order::Remove, &failed());
-        orders.took(&board, &m1, Order::Stop, &Ok(()));
+        orders.took(&board, &m1, Order::Stop, &DONE);
         assert_eq!(told(&board).len(), 1, "stopped is not removed");
-        orders.took(&board, &m1, Order::Make, &Ok(()));
+        orders.took(&board, &m1, Order::Make, &DONE);
         assert_eq!(board.health().verdict(), Verdict::Healthy, "it is wanted again");
     }
 
@@ -265,7 +267,7 @@ mod tests {
             Some(Wish::Started),
             "who orders a start wants it to run, whether that works or not"
         );
-        orders.took(&board, &m1, Order::Stop, &Ok(()));
+        orders.took(&board, &m1, Order::Stop, &DONE);
         orders.found_running(&m1);
         assert_eq!(wish(&orders), Some(Wish::Rest), "it is on its way down");
         assert_eq!(orders.wanted([].into_iter()), BTreeMap::new());
@@ -276,7 +278,7 @@ mod tests {
     fn the_agents_word_counts_before_orders_and_names_what_is_not_even_there() {
         let (orders, board) = (Orders::default(), Board::new());
         let (m1, m2, m3) = (id("m1"), id("m2"), id("m3"));
-        orders.took(&board, &m1, Order::Start, &Ok(()));
+        orders.took(&board, &m1, Order::Start, &DONE);
         let report = DeploymentReport {
             problem: Some("the manifest is not JSON".into()),
             running: vec!["m2".into(), "m3".into(), "not a name".into()],
