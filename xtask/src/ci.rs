@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::{command, fuzz, references, test, widths, workspace};
+use crate::{command, fuzz, references, rooms, test, widths, workspace};
 
 /// The version that `deny.toml` is written for.
 const CARGO_DENY: &str = "0.20.2";
@@ -14,6 +14,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     })?;
     command::step("references", references::check)?;
     command::step("widths", widths::check)?;
+    command::step("rooms", rooms::check)?;
     command::step("dependencies", dependencies)?;
     command::step("fuzz", || fuzz::run(&fuzz::Options::short()))?;
     test::run(&test::Options::with_newest())

@@ -25,6 +25,7 @@ mod outcomes;
 mod parts;
 mod podman;
 mod references;
+mod rooms;
 mod suite;
 mod test;
 mod vm;

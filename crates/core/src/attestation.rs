@@ -9,6 +9,7 @@ mod case;
 #[cfg(test)]
 mod explained;
 mod looks;
+pub mod second_look;
 mod table;
 
 use serde::{Deserialize, Serialize};

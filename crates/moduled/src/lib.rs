@@ -16,7 +16,6 @@ mod keepers;
 mod modules;
 mod report;
 mod run;
-mod service;
 
 pub use children::{Begun, become_child, begin};
 pub use keepers::agent::Ended;

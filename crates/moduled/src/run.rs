@@ -3,38 +3,51 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use edgekeep_api::identityd::IdentityClient;
 use edgekeep_core::attestation::Door;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
+use edgekeep_daemon::board::Board;
+use edgekeep_daemon::metrics::Families;
 use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server::{Limits, serve};
-use edgekeep_daemon::store::{private_folder, sha256, sweep_temporary};
+use edgekeep_daemon::store::{private_folder, sweep_temporary};
 use edgekeep_daemon::{lifecycle, listen, memory, settings, systemd};
 use edgekeep_runtime::engine::Engine;
 use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups};
 use edgekeep_runtime::facts::EngineWatch;
 use edgekeep_runtime::process::ProcessRuntime;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::children::{Begun, Helpers};
+use crate::gate::Gate;
 use crate::gate::attest::Attestor;
-use crate::http::management;
-use crate::http::workload;
-use crate::keepers::agent::{self, Ended};
-use crate::keepers::edge_ca;
-use crate::keepers::images;
-use crate::keepers::upkeep;
-use crate::modules::approvals::Approvals;
-use crate::modules::own_users::OwnUsers;
-use crate::modules::registrations::Registrations;
-use crate::modules::replacements::{Replacements, settle_all};
-use crate::modules::services;
-use crate::modules::sockets::{self, Sockets, management_limits, workload_limits};
-use crate::modules::{self, Containers, Modules};
-use crate::report::health;
-use crate::report::metrics;
-use crate::service::Moduled;
+use crate::gate::trail::VERDICTS;
+use crate::http::workload::DECRYPTIONS;
+use crate::http::{Rooms, management, workload};
+use crate::identity::Credentials;
+use crate::identity::identities::IdentityCache;
+use crate::keepers;
+use crate::keepers::agent::{self, Ended, WATCHDOG_ERRORS, WATCHDOG_ERRORS_IN_A_ROW};
+use crate::modules::images::IMAGES;
+use crate::modules::sockets::{self, management_limits, workload_limits};
+use crate::modules::{self, Containers, Modules, Runtimes, replacements, services};
+use crate::report::metrics::{self, DAYS_LEFT, ENGINE, MODULES};
+use crate::report::{Report, health, systeminfo};
+
+/// What this daemon counts beyond what all do.
+static FAMILIES: Families = &[
+    &VERDICTS,
+    &DECRYPTIONS,
+    &WATCHDOG_ERRORS,
+    &WATCHDOG_ERRORS_IN_A_ROW,
+    &IMAGES,
+    &MODULES,
+    &ENGINE,
+    &DAYS_LEFT,
+];
 
 /// What happens to the modules when the daemon ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,116 +98,110 @@ pub async fn run(root: Root, at_end: AtEnd, children: Begun) -> anyhow::Result<E
         tracing::info!(%why, "host modules run without cgroups of their own");
     }
     let host = services::host_facts().context("cannot look at the daemon's own namespaces")?;
-    let registrations = Registrations::load(&folder)?;
-    let own_users = OwnUsers::load(&folder)?;
-    own_users.remember(registrations.of_processes(), &settings);
-    let modules = Modules::new(containers, processes, own_users, hierarchy, host);
-    let attestor = Attestor::new(collector);
-    let replacements = Replacements::load(&folder)?;
-    let approvals = Approvals::load(&folder)?;
-    let service =
-        Moduled::new(root, settings, attestor, registrations, replacements, approvals, modules);
-    services::register(&service).await;
+    let board = Board::new();
+    let settings = Arc::new(settings);
+    let identities = Arc::new(IdentityCache::new(IdentityClient::new(root.identityd_socket())));
+    let runtimes = Runtimes { containers, processes, hierarchy, host };
+    let credentials =
+        Credentials::new(&root, Arc::clone(&settings), Arc::clone(&identities), board.clone());
+    let credentials = Arc::new(credentials);
+    let modules = Modules::load(root, settings, runtimes, identities, board.clone())?;
+    let modules = Arc::new(modules);
+    let gate = Gate::new(Attestor::new(collector), Arc::clone(&modules), board.clone());
+    let report = Report::new(Arc::clone(&modules), Arc::clone(&credentials), board);
+    let rooms = Rooms { gate: Arc::new(gate), modules, credentials, report: Arc::new(report) };
+    rooms.modules.sockets.served_by(Box::new(rooms.clone()));
+    services::register(&rooms.modules).await;
     let stop = lifecycle::stop_on_signal()?;
-    serve_all(service, stop, at_end, helpers).await
+    serve_all(rooms, stop, at_end, helpers).await
 }
 
+/// Serves the shared sockets and runs the keepers until `stop`, then ends both in order.
 async fn serve_all(
-    service: Arc<Moduled>,
+    rooms: Rooms,
     stop: watch::Receiver<bool>,
     at_end: AtEnd,
     helpers: Helpers,
 ) -> anyhow::Result<Ended> {
-    let management = listen::activated_or_bound(
-        "aziot-edged.mgmt.socket",
-        &service.root.management_socket(),
-        0o660,
-    )?;
-    let legacy = listen::activated_or_bound(
-        "aziot-edged.workload.socket",
-        &service.root.legacy_workload_socket(),
-        0o666,
-    )?;
-    let servers = [
-        tokio::spawn(serve(
-            management,
-            Arc::new(management::router(Arc::clone(&service))),
-            Limits { shared: true, ..management_limits(&service) },
-            stop.clone(),
-        )),
-        tokio::spawn(serve(
-            legacy,
-            Arc::new(workload::router(Arc::clone(&service), Door::LegacySocket)),
-            Limits { shared: true, ..workload_limits(&service) },
-            stop.clone(),
-        )),
-    ];
+    let mut servers = shared_sockets(&rooms, &stop)?;
+    let Rooms { gate, modules, credentials, report } = &rooms;
     // After the shared sockets serve: one module's trouble is none of the others'.
-    for module in service.registrations.modules() {
-        let access = sockets::access(&service, &module).await;
-        if let Err(error) = service.sockets.open(&service, &module, access).await {
+    for module in modules.registrations.modules() {
+        let access = sockets::access(modules, &module).await;
+        if let Err(error) = modules.sockets.open(modules, &module, access).await {
             tracing::error!(%module, %error, "workload socket not opened");
         }
     }
-    modules::watch_running(&service).await;
-    if let Some(weakness) = service.attestor.weakness() {
-        service.board.raise(Code::WeakIsolation, &Subject::daemon(Daemon::Moduled), weakness);
+    modules::watch_running(modules).await;
+    if let Some(weakness) = gate.attestor.weakness() {
+        report.board.raise(Code::WeakIsolation, &Subject::daemon(Daemon::Moduled), weakness);
     }
-    let operations_socket = operations::listen(Daemon::Moduled, &service.root);
-    let refresh = metrics::refresh(&service);
+    let operations_socket = operations::listen(Daemon::Moduled, &modules.root);
     let operations = Operations::new(
         Daemon::Moduled,
-        &service.root,
-        metrics::FAMILIES,
-        refresh,
-        service.board.clone(),
+        &modules.root,
+        FAMILIES,
+        metrics::refresh(report),
+        report.board.clone(),
     );
-    let operations = tokio::spawn(operations::run(operations_socket, operations, stop.clone()));
-    let identities = tokio::spawn(services::ensure_identities(Arc::clone(&service)));
+    let mut keepers = JoinSet::new();
+    keepers.spawn(operations::run(operations_socket, operations, stop.clone()));
+    keepers.spawn(services::ensure_identities(Arc::clone(modules)));
     systemd::notify_ready();
-    tracing::info!(version = crate::report::systeminfo::VERSION, "moduled serves");
-    let settling = tokio::spawn(settle_all(Arc::clone(&service), stop.clone()));
-    let edge_ca = tokio::spawn(edge_ca::keep(Arc::clone(&service), stop.clone()));
-    let health = tokio::spawn(health::keep(Arc::clone(&service), stop.clone()));
-    let images = tokio::spawn(images::keep_collected(Arc::clone(&service), stop.clone()));
-    let sockets = tokio::spawn(Sockets::keep_open(Arc::clone(&service), stop.clone()));
-    let upkeep = tokio::spawn(upkeep::keep(Arc::clone(&service), stop.clone()));
-    let memory = tokio::spawn(memory::give_back());
+    tracing::info!(version = systeminfo::VERSION, "moduled serves");
+    keepers.spawn(replacements::settle_all(Arc::clone(modules), stop.clone()));
+    keepers.spawn(keepers::edge_ca::keep(Arc::clone(credentials), stop.clone()));
+    keepers.spawn(health::keep(Arc::clone(report), stop.clone()));
+    keepers.spawn(keepers::images::keep(Arc::clone(modules), stop.clone()));
+    keepers.spawn(keepers::sockets::keep(Arc::clone(modules), stop.clone()));
+    keepers.spawn(keepers::upkeep::keep(Arc::clone(modules), stop.clone()));
+    keepers.spawn(memory::give_back());
+    let edge_ca = credentials.edge_ca.subscribe();
     let ended = tokio::select! {
-        ended = agent::watch(Arc::clone(&service), stop) => Some(ended),
-        () = helpers.watch(service.board.clone()) => None,
+        ended = agent::watch(Arc::clone(modules), edge_ca, stop) => Some(ended),
+        () = helpers.watch(report.board.clone()) => None,
     };
     if ended == Some(Ended::GaveUp) {
         tracing::error!("edgeAgent could not be kept running; giving up, as configured");
     }
     if at_end == AtEnd::StopModules && ended.is_some() {
-        modules::stop_all(&service).await;
+        modules::stop_all(modules).await;
     }
-    upkeep.abort();
-    // Before they are closed, lest it opens them again.
-    sockets.abort();
-    let _ = sockets.await;
-    service.sockets.close_all().await;
-    settling.abort();
-    edge_ca.abort();
-    health.abort();
-    images.abort();
-    operations.abort();
-    identities.abort();
-    memory.abort();
-    for server in servers {
-        if ended != Some(Ended::Stopped) {
-            server.abort();
-        }
-        let _ = server.await;
+    // Before the sockets are closed, lest a keeper opens them again.
+    keepers.shutdown().await;
+    modules.sockets.close_all().await;
+    if ended != Some(Ended::Stopped) {
+        servers.abort_all();
     }
+    while servers.join_next().await.is_some() {}
     Ok(ended.unwrap_or(Ended::GaveUp))
 }
 
-/// A name for this device among others on the machine, from its root folder.
-pub(crate) fn instance(root: &Root) -> String {
-    use std::os::unix::ffi::OsStrExt as _;
-    sha256(root.path().as_os_str().as_bytes()).hex()[..8].to_owned()
+/// Serves the sockets that belong to no single module.
+fn shared_sockets(rooms: &Rooms, stop: &watch::Receiver<bool>) -> anyhow::Result<JoinSet<()>> {
+    let root = &rooms.modules.root;
+    let management =
+        listen::activated_or_bound("aziot-edged.mgmt.socket", &root.management_socket(), 0o660)?;
+    let legacy = listen::activated_or_bound(
+        "aziot-edged.workload.socket",
+        &root.legacy_workload_socket(),
+        0o666,
+    )?;
+    let settings = &rooms.modules.settings;
+    let mut servers = JoinSet::new();
+    servers.spawn(serve(
+        management,
+        Arc::new(management::router(Arc::new(rooms.clone()))),
+        Limits { shared: true, ..management_limits(settings) },
+        stop.clone(),
+    ));
+    servers.spawn(serve(
+        legacy,
+        Arc::new(workload::router(Arc::new(rooms.clone()), Door::LegacySocket)),
+        Limits { shared: true, ..workload_limits(settings) },
+        stop.clone(),
+    ));
+    Ok(servers)
 }
 
 fn set_mode(folder: &std::path::Path, mode: u32) -> anyhow::Result<()> {

@@ -15,12 +15,11 @@ use edgekeep_core::host::{Capabilities, Grants};
 use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
 use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::settings;
+use edgekeep_daemon::store::sha256;
 use edgekeep_runtime::evidence::CgroupHierarchy;
 use edgekeep_runtime::process::{Bounds, LaunchService, Launcher, ModuleCgroups};
 use edgekeep_sandbox::privileges;
 use rustix::thread::CapabilitySet;
-
-use crate::run::instance;
 
 /// What it takes to start programs as other users within limits, to give them their
 /// folders, and to end them. Who may become any user may read any file, so reading a
@@ -84,4 +83,10 @@ fn kept(settings: &ModuledSettings) -> CapabilitySet {
         kept |= CapabilitySet::DAC_OVERRIDE;
     }
     kept
+}
+
+/// A name for this device among others on the machine, from its root folder.
+fn instance(root: &Root) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    sha256(root.path().as_os_str().as_bytes()).hex()[..8].to_owned()
 }

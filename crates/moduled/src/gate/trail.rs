@@ -15,12 +15,17 @@ use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::refusals::{Kind, Refusals, Refused, Remembered};
 use edgekeep_daemon::audit::{self, Audit, Entry};
-use edgekeep_daemon::metrics::Counter;
+use edgekeep_daemon::metrics::{Counter, Family};
 use edgekeep_daemon::peer::Caller;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::report::metrics::VERDICTS;
+/// Callers that were judged.
+pub(crate) static VERDICTS: Family<Counter, 2> = Family::new(
+    "edgekeep_verdicts",
+    "Callers that were judged, and why they were refused.",
+    ["verdict", "reason"],
+);
 
 /// Refusals that `GET /status` shows.
 const SHOWN: usize = 20;

@@ -9,10 +9,11 @@ use edgekeep_daemon::listen::ListenError;
 use edgekeep_daemon::server::HttpError;
 use http::StatusCode;
 
+use crate::gate::Refused;
 use crate::identity::identities::IdentityError;
 use crate::identity::keys::{BundleError, DataKeyError};
-use crate::keepers::images::LookError;
 use crate::modules::error::ModuleError;
+use crate::modules::images::LookError;
 use crate::modules::sockets::SocketError;
 use crate::report::support_bundle::SupportBundleError;
 
@@ -93,6 +94,13 @@ fn status(error: &ModuleError) -> StatusCode {
         | ModuleError::Device(_)
         | ModuleError::Socket(_)
         | ModuleError::Hidden(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl From<Refused> for HttpError {
+    /// 403 without detail.
+    fn from(_: Refused) -> Self {
+        Self::forbidden()
     }
 }
 

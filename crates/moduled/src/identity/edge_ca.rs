@@ -1,6 +1,8 @@
 //! The Edge CA: the certificate that signs module certificates. Its key never leaves
 //! keyd.
 
+pub(crate) mod keeper;
+
 use edgekeep_api::certd::{CertificatesClient, CreateCertificate};
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::KeysClient;

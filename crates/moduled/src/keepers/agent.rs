@@ -11,17 +11,31 @@ use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::settings::AgentSettings;
 use edgekeep_core::watchdog::{Action, Observation, State, step};
+use edgekeep_daemon::metrics::{Counter, Family, Gauge};
 use edgekeep_daemon::store::{StateFile, sha256};
 use edgekeep_runtime::status::ModuleState;
 use serde_json::Value;
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::modules;
 use crate::modules::error::ModuleError;
 use crate::modules::host::agent_folder;
 use crate::modules::spec::{Kind, ValidSpec};
-use crate::report::metrics;
-use crate::service::{Moduled, edge_agent};
+use crate::modules::{Modules, edge_agent};
+
+/// Failed tries of the watchdog.
+pub(crate) static WATCHDOG_ERRORS: Family<Counter, 0> = Family::new(
+    "edgekeep_watchdog_errors",
+    "Rounds of the watchdog in which edgeAgent could not be kept running.",
+    [],
+);
+/// Those since the agent was last seen running.
+pub(crate) static WATCHDOG_ERRORS_IN_A_ROW: Family<Gauge, 0> = Family::new(
+    "edgekeep_watchdog_errors_in_a_row",
+    "The same since edgeAgent was last seen running.",
+    [],
+);
 
 /// Where a container reaches the daemon, as existing agents have it.
 const CONTAINER_WORKLOAD_URI: &str = "unix:///var/run/iotedge/workload.sock";
@@ -43,23 +57,27 @@ pub enum Ended {
     GaveUp,
 }
 
-/// Watches over the agent until `stop`.
-pub(crate) async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) -> Ended {
+/// Watches over the agent until `stop`. `edge_ca` is the end of the Edge CA's
+/// certificate, while there is one.
+pub(crate) async fn watch(
+    modules: Arc<Modules>,
+    mut edge_ca: watch::Receiver<Option<OffsetDateTime>>,
+    mut stop: watch::Receiver<bool>,
+) -> Ended {
     let begin = Instant::now();
-    let mut state = State::new(service.settings.watchdog_max_retries);
+    let mut state = State::new(modules.settings.watchdog_max_retries);
     // A configuration that changed while the daemon was down replaces the agent once; a
     // deployment's own update of the agent does not count as one.
-    let mut replace = configuration_changed(&service);
-    let mut changes =
-        service.modules.containers.as_ref().map(|containers| containers.watch.changes());
+    let mut replace = configuration_changed(&modules);
+    let mut changes = modules.containers.as_ref().map(|containers| containers.watch.changes());
     loop {
-        let seen = observe(&service, replace).await;
+        let seen = observe(&modules, replace).await;
         if matches!(seen, Observation::Absent | Observation::Dead)
-            && let Err(error) = specification(&service).await
+            && let Err(error) = specification(&modules).await
         {
             // Not a fault of the agent: the device is still being provisioned. Asked
             // again soon, and counted as no error.
-            report(&service, seen, Some(&error.to_string()));
+            report(&modules, seen, Some(&error.to_string()));
             tokio::select! {
                 () = stopped(&mut stop) => return Ended::Stopped,
                 () = tokio::time::sleep(IDENTITY_RETRY) => continue,
@@ -68,34 +86,33 @@ pub(crate) async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>
         if begin.elapsed() < EDGE_CA_PATIENCE && seen != Observation::Running {
             // Modules ask for certificates first thing; but a device without its CA is
             // better than one without modules.
-            let mut edge_ca = service.edge_ca.subscribe();
             let issued = edge_ca.wait_for(Option::is_some);
             let _ = tokio::time::timeout(EDGE_CA_PATIENCE.saturating_sub(begin.elapsed()), issued)
                 .await;
         }
         let (next, action) = step(state, seen, begin.elapsed());
         if next.errors() > state.errors() {
-            metrics::WATCHDOG_ERRORS.with([]).increment();
+            WATCHDOG_ERRORS.with([]).increment();
         }
         state = next;
-        let done = act(&service, action, replace).await;
+        let done = act(&modules, action, replace).await;
         match done {
             Ok(acted) => {
                 if acted {
                     tracing::info!(?seen, ?action, "agent");
-                    remember_configuration(&service);
+                    remember_configuration(&modules);
                     replace = false;
                 }
-                report(&service, seen, None);
+                report(&modules, seen, None);
             }
             Err(error) => {
                 tracing::warn!(?seen, ?action, %error, "agent not restored");
                 state = state.action_failed(begin.elapsed());
-                metrics::WATCHDOG_ERRORS.with([]).increment();
-                report(&service, seen, Some(&error.to_string()));
+                WATCHDOG_ERRORS.with([]).increment();
+                report(&modules, seen, Some(&error.to_string()));
             }
         }
-        metrics::WATCHDOG_ERRORS_IN_A_ROW.with([]).set(f64::from(state.errors()));
+        WATCHDOG_ERRORS_IN_A_ROW.with([]).set(f64::from(state.errors()));
         if action == Action::GiveUp {
             return Ended::GaveUp;
         }
@@ -105,7 +122,7 @@ pub(crate) async fn watch(service: Arc<Moduled>, mut stop: watch::Receiver<bool>
             () = tokio::time::sleep(pause) => {}
             // Something ended or the engine came back: a dead agent is found at once, but
             // not restarted in a tight loop. The pause after a failure is kept.
-            () = something_changed(&service, changes.as_mut(), begin + state.settled()), if state.errors() == 0 => {
+            () = something_changed(&modules, changes.as_mut(), begin + state.settled()), if state.errors() == 0 => {
                 state = state.wake(begin.elapsed());
             }
         }
@@ -118,7 +135,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 /// Ends when a container changed or the agent's process ended, but not before `settled`.
 async fn something_changed(
-    service: &Moduled,
+    modules: &Modules,
     changes: Option<&mut watch::Receiver<u64>>,
     settled: Instant,
 ) {
@@ -134,10 +151,10 @@ async fn something_changed(
         }
     };
     let process = async {
-        match service.modules.processes.status(&edge_agent()).await.map(|status| status.state) {
+        match modules.processes.status(&edge_agent()).await.map(|status| status.state) {
             // It ended while it was being left alone.
             Ok(ModuleState::Stopped | ModuleState::Failed) => {}
-            Ok(_) => drop(service.modules.processes.ended(&edge_agent()).await),
+            Ok(_) => drop(modules.processes.ended(&edge_agent()).await),
             Err(_) => std::future::pending().await,
         }
     };
@@ -147,25 +164,25 @@ async fn something_changed(
     }
 }
 
-fn report(service: &Moduled, seen: Observation, error: Option<&str>) {
+fn report(modules: &Modules, seen: Observation, error: Option<&str>) {
     let subject = Subject::module(&edge_agent());
     match (error, seen) {
-        (Some(error), _) => service.board.raise(Code::AgentNotStarted, &subject, error),
+        (Some(error), _) => modules.board.raise(Code::AgentNotStarted, &subject, error),
         (None, Observation::Unknown) => {
-            service.board.raise(Code::AgentNotStarted, &subject, "its state is not known");
+            modules.board.raise(Code::AgentNotStarted, &subject, "its state is not known");
         }
-        (None, _) => service.board.clear(Code::AgentNotStarted, &subject),
+        (None, _) => modules.board.clear(Code::AgentNotStarted, &subject),
     }
 }
 
-async fn observe(service: &Moduled, replace: bool) -> Observation {
-    match modules::agent_state(service, &edge_agent()).await {
+async fn observe(modules: &Modules, replace: bool) -> Observation {
+    match modules::agent_state(modules, &edge_agent()).await {
         Err(_) => Observation::EngineAway,
         Ok(None) => Observation::Absent,
         // A new configuration makes of any agent one that must be made anew.
         Ok(Some(_)) if replace => Observation::Dead,
         // What runs under the agent's name without a registration is not the agent.
-        Ok(Some(_)) if service.registrations.of(&edge_agent()).is_none() => Observation::Dead,
+        Ok(Some(_)) if modules.registrations.of(&edge_agent()).is_none() => Observation::Dead,
         Ok(Some(ModuleState::Running)) => Observation::Running,
         // A start has one that is paused go on.
         Ok(Some(ModuleState::Stopped | ModuleState::Paused)) => Observation::Stopped,
@@ -176,24 +193,24 @@ async fn observe(service: &Moduled, replace: bool) -> Observation {
 }
 
 /// Carries an action out; `false` if there was none.
-async fn act(service: &Arc<Moduled>, action: Action, replaced: bool) -> Result<bool, ModuleError> {
+async fn act(modules: &Arc<Modules>, action: Action, replaced: bool) -> Result<bool, ModuleError> {
     let agent = edge_agent();
     match action {
         Action::Nothing | Action::GiveUp => return Ok(false),
-        Action::Start => modules::start(service, &agent).await?,
+        Action::Start => modules::start(modules, &agent).await?,
         Action::CreateAndStart | Action::RecreateAndStart => {
-            let spec = specification(service).await?;
+            let spec = specification(modules).await?;
             if action == Action::RecreateAndStart {
                 // What is needed is fetched first, so that an agent is not lost to a
                 // missing image.
-                let _ = modules::prepare(service, &spec).await?;
+                let _ = modules::prepare(modules, &spec).await?;
                 if replaced {
-                    modules::stop(service, &agent).await?;
+                    modules::stop(modules, &agent).await?;
                 }
-                modules::remove(service, &agent).await?;
+                modules::remove(modules, &agent).await?;
             }
-            modules::create(service, &spec).await?;
-            modules::start(service, &agent).await?;
+            modules::create(modules, &spec).await?;
+            modules::start(modules, &agent).await?;
         }
     }
     Ok(true)
@@ -201,8 +218,8 @@ async fn act(service: &Arc<Moduled>, action: Action, replaced: bool) -> Result<b
 
 /// The agent's specification: the operator's settings and the environment that the daemon
 /// sets.
-async fn specification(service: &Moduled) -> Result<ValidSpec, ModuleError> {
-    let settings = &service.settings.agent;
+async fn specification(modules: &Modules) -> Result<ValidSpec, ModuleError> {
+    let settings = &modules.settings.agent;
     let kind = match settings.kind.as_str() {
         "docker" => Kind::Docker,
         "process" => Kind::Process,
@@ -213,7 +230,7 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, ModuleError> {
         ModuleError::Device(format!("the agent's identity is not known yet: {error}"))
     };
     // The cached identity will do: the agent starts without the cloud if it ever had one.
-    let client = service.identities.client();
+    let client = modules.identities.client();
     let identity = match client.module(agent.as_str()).await {
         Ok(identity) => identity,
         Err(_) => client.update_module(agent.as_str()).await.map_err(not_yet)?,
@@ -229,24 +246,24 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, ModuleError> {
     if kind == Kind::Process {
         // Where our own agent remembers what it applied; a container's agent brings a
         // volume.
-        let folder = agent_folder(service)
-            .unwrap_or_else(|| service.root.path().join("var/lib/edgekeep/agent"));
+        let folder = agent_folder(modules)
+            .unwrap_or_else(|| modules.root.path().join("var/lib/edgekeep/agent"));
         env.entry("EDGEKEEP_AGENT_STATE".into()).or_insert_with(|| folder.display().to_string());
     }
     let (workload, management) = match kind {
         Kind::Docker => (CONTAINER_WORKLOAD_URI.to_owned(), CONTAINER_MANAGEMENT_URI.to_owned()),
         Kind::Process => {
-            let folder = service.root.module_socket_folder();
+            let folder = modules.root.module_socket_folder();
             (
                 format!("unix://{}", folder.join("edgeAgent.sock").display()),
-                format!("unix://{}", service.root.management_socket().display()),
+                format!("unix://{}", modules.root.management_socket().display()),
             )
         }
     };
     let network =
-        service.settings.engine.as_ref().map(|engine| engine.network.clone()).unwrap_or_default();
+        modules.settings.engine.as_ref().map(|engine| engine.network.clone()).unwrap_or_default();
     let set = [
-        ("EdgeDeviceHostName", service.settings.hostname.clone()),
+        ("EdgeDeviceHostName", modules.settings.hostname.clone()),
         ("IOTEDGE_APIVERSION", "2022-08-03".to_owned()),
         ("IOTEDGE_AUTHSCHEME", "sasToken".to_owned()),
         ("IOTEDGE_DEVICEID", identity.device_id),
@@ -257,7 +274,7 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, ModuleError> {
         ("IOTEDGE_MANAGEMENTURI", management),
         (
             "IOTEDGE_WORKLOADLISTEN_MNTURI",
-            format!("unix://{}", service.root.module_socket_folder().display()),
+            format!("unix://{}", modules.root.module_socket_folder().display()),
         ),
         ("Mode", "iotedged".to_owned()),
         ("NetworkId", network),
@@ -288,24 +305,24 @@ async fn specification(service: &Moduled) -> Result<ValidSpec, ModuleError> {
     })
 }
 
-fn configuration_file(service: &Moduled) -> StateFile<Sha256Digest> {
-    StateFile::new(service.state_folder().join("agent.json"), "agent-configuration", 1)
+fn configuration_file(modules: &Modules) -> StateFile<Sha256Digest> {
+    StateFile::new(modules.state_folder().join("agent.json"), "agent-configuration", 1)
 }
 
-fn configuration(settings: &AgentSettings, service: &Moduled) -> Sha256Digest {
-    let host_module = service.settings.host_modules.get(&settings.image);
+fn configuration(settings: &AgentSettings, modules: &Modules) -> Sha256Digest {
+    let host_module = modules.settings.host_modules.get(&settings.image);
     let parts = serde_json::to_vec(&(
         settings,
         host_module,
-        &service.settings.hostname,
-        service.root.path(),
+        &modules.settings.hostname,
+        modules.root.path(),
     ));
     sha256(&parts.unwrap_or_default())
 }
 
-fn configuration_changed(service: &Moduled) -> bool {
-    match configuration_file(service).load() {
-        Ok(Some(known)) => known != configuration(&service.settings.agent, service),
+fn configuration_changed(modules: &Modules) -> bool {
+    match configuration_file(modules).load() {
+        Ok(Some(known)) => known != configuration(&modules.settings.agent, modules),
         Ok(None) => false,
         Err(error) => {
             tracing::warn!(%error, "cannot tell whether the agent's configuration changed; it stays");
@@ -314,9 +331,9 @@ fn configuration_changed(service: &Moduled) -> bool {
     }
 }
 
-fn remember_configuration(service: &Moduled) {
+fn remember_configuration(modules: &Modules) {
     if let Err(error) =
-        configuration_file(service).save(&configuration(&service.settings.agent, service))
+        configuration_file(modules).save(&configuration(&modules.settings.agent, modules))
     {
         tracing::warn!(%error, "the agent's configuration is not remembered");
     }

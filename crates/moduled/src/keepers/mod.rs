@@ -3,5 +3,5 @@
 pub(crate) mod agent;
 pub(crate) mod edge_ca;
 pub(crate) mod images;
-pub(crate) mod restarts;
+pub(crate) mod sockets;
 pub(crate) mod upkeep;

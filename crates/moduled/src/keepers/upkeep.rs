@@ -13,8 +13,8 @@ use edgekeep_runtime::status::ModuleState;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::modules::Modules;
 use crate::modules::containers::{Task, container_of};
-use crate::service::Moduled;
 
 /// Every container is looked at again so often, in case an event was not heard.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -32,8 +32,8 @@ const RETRY: Duration = Duration::from_secs(5);
 type Listed = BTreeMap<ContainerId, (String, ModuleState)>;
 
 /// Looks after all containers until `stop`.
-pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
-    let Some(containers) = &service.modules.containers else { return };
+pub(crate) async fn keep(modules: Arc<Modules>, mut stop: watch::Receiver<bool>) {
+    let Some(containers) = &modules.containers else { return };
     let mut changes = containers.watch.changes();
     let mut networks = containers.watch.network_changes();
     let mut known = Listed::new();
@@ -56,15 +56,15 @@ pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>)
             tokio::time::sleep(SETTLE).await;
             let _ = changes.borrow_and_update();
         }
-        let modules = of_containers(&service);
+        let all_own = of_containers(&modules);
         let gone: Vec<ModuleId> =
-            told.iter().filter(|module| !modules.contains_key(*module)).cloned().collect();
+            told.iter().filter(|module| !all_own.contains_key(*module)).cloned().collect();
         for module in gone {
-            tell(&service, &module, None);
+            tell(&modules, &module, None);
             told.remove(&module);
         }
         let all = Instant::now() >= due;
-        let Some(listed) = listed(&service).await else {
+        let Some(listed) = listed(&modules).await else {
             // A silent engine is told of by itself, and nothing can be put right.
             due = Instant::now() + RETRY;
             continue;
@@ -74,11 +74,11 @@ pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>)
             due = Instant::now() + PERIOD;
         }
         let mut next = BTreeSet::new();
-        for (module, container) in modules {
+        for (module, container) in all_own {
             let changed =
                 listed.get(&container) != known.get(&container) || !listed.contains_key(&container);
             if (all || changed || again.contains(&module))
-                && !review(&service, &module, &container).await
+                && !review(&modules, &module, &container).await
             {
                 told.insert(module.clone());
                 next.insert(module);
@@ -88,15 +88,15 @@ pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>)
     }
 }
 
-fn of_containers(service: &Moduled) -> BTreeMap<ModuleId, ContainerId> {
-    let all = service.registrations.modules().into_iter();
+fn of_containers(modules: &Modules) -> BTreeMap<ModuleId, ContainerId> {
+    let all = modules.registrations.modules().into_iter();
     let container =
-        |module: &ModuleId| container_of(service.registrations.of(module).as_ref()).cloned();
+        |module: &ModuleId| container_of(modules.registrations.of(module).as_ref()).cloned();
     all.filter_map(|module| container(&module).map(|container| (module, container))).collect()
 }
 
-async fn listed(service: &Moduled) -> Option<Listed> {
-    let containers = service.modules.containers.as_ref()?;
+async fn listed(modules: &Modules) -> Option<Listed> {
+    let containers = modules.containers.as_ref()?;
     let listed = tokio::time::timeout(PERIOD, containers.watch.list()).await.ok()?.ok()?;
     Some(
         listed
@@ -107,22 +107,22 @@ async fn listed(service: &Moduled) -> Option<Listed> {
 }
 
 /// Puts one right and notes what is left; `false` if it is to be looked at again soon.
-async fn review(service: &Arc<Moduled>, module: &ModuleId, container: &ContainerId) -> bool {
+async fn review(modules: &Arc<Modules>, module: &ModuleId, container: &ContainerId) -> bool {
     // An operation puts right what it needs itself, and an update that was cut off is
     // settled first.
-    let _lock = match service.modules.claim_now(service, module).await {
+    let _lock = match modules.claim_now(module).await {
         Ok(Some(lock)) => lock,
         Ok(None) => return false,
         Err(error) => {
             let text = format!("an update was cut off and cannot be settled: {error}");
-            tell(service, module, Some(&(Code::ContainerNotRestored, text)));
+            tell(modules, module, Some(&(Code::ContainerNotRestored, text)));
             return false;
         }
     };
-    if container_of(service.registrations.of(module).as_ref()) != Some(container) {
+    if container_of(modules.registrations.of(module).as_ref()) != Some(container) {
         return false;
     }
-    let task = Task::new(service, module, container);
+    let task = Task::new(modules, module, container);
     let failed = task.carry_out(Operation::Review, None).await.err();
     let Ok(seen) = task.look().await else { return false };
     let trouble =
@@ -130,17 +130,17 @@ async fn review(service: &Arc<Moduled>, module: &ModuleId, container: &Container
     let failed = failed.map(|error| (Code::ContainerNotRestored, error.to_string()));
     let found = trouble.or(failed);
     let good = found.is_none();
-    tell(service, module, found.as_ref());
+    tell(modules, module, found.as_ref());
     good
 }
 
 /// Puts on the board what is the matter with a module's container, in place of what was.
-fn tell(service: &Moduled, module: &ModuleId, trouble: Option<&(Code, String)>) {
+fn tell(modules: &Modules, module: &ModuleId, trouble: Option<&(Code, String)>) {
     let subject = Subject::module(module);
     for code in Trouble::CODES {
         match trouble {
-            Some((found, detail)) if *found == code => service.board.raise(code, &subject, detail),
-            _ => service.board.clear(code, &subject),
+            Some((found, detail)) if *found == code => modules.board.raise(code, &subject, detail),
+            _ => modules.board.clear(code, &subject),
         }
     }
 }

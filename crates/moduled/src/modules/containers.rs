@@ -8,8 +8,8 @@ use edgekeep_core::container::{Obstacle, Operation, Seen, Step, Subject, Trouble
 use edgekeep_core::id::{ContainerId, ModuleId};
 use edgekeep_runtime::engine::{Engine, EngineError, create_body, wanted_networks};
 
+use crate::modules::Modules;
 use crate::modules::error::ModuleError;
-use crate::service::Moduled;
 
 /// How often an operation looks again because something else had its hand in it. More is
 /// somebody's intent.
@@ -25,18 +25,18 @@ pub(crate) fn container_of(registration: Option<&Registration>) -> Option<&Conta
 
 /// What is asked of one container.
 pub(crate) struct Task<'a> {
-    service: &'a Moduled,
+    modules: &'a Modules,
     module: &'a ModuleId,
     own: &'a ContainerId,
 }
 
 impl<'a> Task<'a> {
-    pub(crate) fn new(service: &'a Moduled, module: &'a ModuleId, own: &'a ContainerId) -> Self {
-        Self { service, module, own }
+    pub(crate) fn new(modules: &'a Modules, module: &'a ModuleId, own: &'a ContainerId) -> Self {
+        Self { modules, module, own }
     }
 
     fn subject(&self) -> Subject<'a> {
-        let engine = self.service.settings.engine.as_ref();
+        let engine = self.modules.settings.engine.as_ref();
         Subject {
             name: self.module.name(),
             device_network: engine.map(|engine| engine.network.as_str()),
@@ -44,7 +44,7 @@ impl<'a> Task<'a> {
     }
 
     fn engine(&self) -> Result<&'a Engine, ModuleError> {
-        Ok(&self.service.modules.engine()?.engine)
+        Ok(&self.modules.engine()?.engine)
     }
 
     /// How it stands.
@@ -52,7 +52,7 @@ impl<'a> Task<'a> {
     /// # Errors
     /// The engine is away, or answers in an unknown form.
     pub(crate) async fn look(&self) -> Result<Seen, ModuleError> {
-        let is_module = |id: &ContainerId| self.service.registrations.of_container(id).is_some();
+        let is_module = |id: &ContainerId| self.modules.registrations.of_container(id).is_some();
         let seen = self.engine()?.seen(self.module.name(), self.own, is_module).await;
         seen.map_err(ModuleError::from)
     }
@@ -91,7 +91,7 @@ impl<'a> Task<'a> {
     ) -> Result<(), ModuleError> {
         let engine = self.engine()?;
         let options =
-            self.service.settings.engine.as_ref().map(|engine| engine.network_options.clone());
+            self.modules.settings.engine.as_ref().map(|engine| engine.network_options.clone());
         let options = options.unwrap_or_default();
         let mut steps = self.plan(&self.look().await?, operation)?;
         let mut tried_again = false;
@@ -148,13 +148,13 @@ fn may_work_again(step: &Step, error: &EngineError) -> bool {
 /// # Errors
 /// 404 that names the network and the remedy; what the engine says.
 pub(crate) async fn ensure_networks(
-    service: &Moduled,
+    modules: &Modules,
     spec: &edgekeep_runtime::engine::ContainerSpec<'_>,
 ) -> Result<(), ModuleError> {
-    let engine = &service.modules.engine()?.engine;
+    let engine = &modules.engine()?.engine;
     let body = create_body(spec, None).map_err(EngineError::from)?.body;
     let wanted = body.as_object().map(wanted_networks).unwrap_or_default();
-    let settings = service.settings.engine.as_ref();
+    let settings = modules.settings.engine.as_ref();
     if let Some(settings) = settings.filter(|settings| wanted.contains_key(&settings.network)) {
         let made = engine.ensure_network(&settings.network, &settings.network_options).await;
         made?;

@@ -14,33 +14,33 @@ use edgekeep_core::id::ModuleId;
 use edgekeep_runtime::process::{ProcessSpec, accounts};
 use serde_json::Value;
 
+use crate::modules::Modules;
 use crate::modules::error::ModuleError;
 use crate::modules::own_users::{NoOwnUser, own_account};
 use crate::modules::sockets;
 use crate::modules::spec::ValidSpec;
-use crate::service::Moduled;
 
 /// What is registered under a name, and what its executable must hash to now.
 pub(crate) fn registered<'a>(
-    service: &'a Moduled,
+    modules: &'a Modules,
     name: &str,
 ) -> Result<(&'a HostModule, Sha256Digest), ModuleError> {
-    let module = service.settings.host_modules.get(name).ok_or_else(|| {
+    let module = modules.settings.host_modules.get(name).ok_or_else(|| {
         ModuleError::Invalid(format!(
             "no host module {name:?} is registered; add [host_modules.{name:?}] with its executable and sha256 to the configuration"
         ))
     })?;
-    Ok((module, service.approvals.effective(name, module.sha256)))
+    Ok((module, modules.approvals.effective(name, module.sha256)))
 }
 
 /// The registered executable that a host module names as its image, as it is to be
 /// started.
 pub(crate) async fn process_spec(
-    service: &Moduled,
+    modules: &Modules,
     spec: &ValidSpec,
 ) -> Result<ProcessSpec, ModuleError> {
     let name = &spec.settings.image;
-    let (registered, sha256) = registered(service, name)?;
+    let (registered, sha256) = registered(modules, name)?;
     for (member, wanted) in
         [("digest", &spec.settings.digest), ("imageHash", &spec.settings.image_hash)]
     {
@@ -73,12 +73,12 @@ pub(crate) async fn process_spec(
         )));
     }
     let working_dir = options.get("WorkingDir").and_then(Value::as_str).map(Into::into);
-    let plan = planned(service, &spec.module, name, registered)?;
-    set_env(service, &spec.module, registered, &plan, &mut env);
+    let plan = planned(modules, &spec.module, name, registered)?;
+    set_env(modules, &spec.module, registered, &plan, &mut env);
     if spec.module.is_edge_agent()
-        && let Some(folder) = agent_folder(service)
+        && let Some(folder) = agent_folder(modules)
     {
-        own_folder(service, &folder, &plan).await?;
+        own_folder(modules, &folder, &plan).await?;
     }
     Ok(ProcessSpec {
         image: name.clone(),
@@ -94,18 +94,18 @@ pub(crate) async fn process_spec(
 
 /// Has a module that does not run start next as the configuration and the approvals have
 /// it now.
-pub(crate) async fn renew(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
-    let known = service.modules.processes.spec(module).await?;
-    let next = renewed(service, module, &known)?;
+pub(crate) async fn renew(modules: &Arc<Modules>, module: &ModuleId) -> Result<(), ModuleError> {
+    let known = modules.processes.spec(module).await?;
+    let next = renewed(modules, module, &known)?;
     let (sha256, uid) = (next.sha256, next.plan.uid);
     if next != known {
-        service.modules.processes.renew(module, next).await?;
+        modules.processes.renew(module, next).await?;
     }
-    if let Some(registration) = service.registrations.of(module) {
+    if let Some(registration) = modules.registrations.of(module) {
         let workload = Workload::Process { executable: sha256, uid };
         if registration.workload != workload {
             let next = Registration { workload, ..registration };
-            service.registrations.put(next).await.map_err(ModuleError::hidden)?;
+            modules.registrations.put(next).await.map_err(ModuleError::hidden)?;
         }
     }
     Ok(())
@@ -113,14 +113,14 @@ pub(crate) async fn renew(service: &Arc<Moduled>, module: &ModuleId) -> Result<(
 
 /// What a module is made from, as the configuration and the approvals have it now.
 pub(crate) fn renewed(
-    service: &Moduled,
+    modules: &Modules,
     module: &ModuleId,
     known: &ProcessSpec,
 ) -> Result<ProcessSpec, ModuleError> {
-    let (registered, sha256) = registered(service, &known.image)?;
-    let plan = planned(service, module, &known.image, registered)?;
+    let (registered, sha256) = registered(modules, &known.image)?;
+    let plan = planned(modules, module, &known.image, registered)?;
     let mut env = known.env.clone();
-    set_env(service, module, registered, &plan, &mut env);
+    set_env(modules, module, registered, &plan, &mut env);
     Ok(ProcessSpec {
         executable: registered.executable.clone().into(),
         sha256,
@@ -132,13 +132,13 @@ pub(crate) fn renewed(
 
 /// The plan by which a program is started, with the users and rights that there are now.
 fn planned(
-    service: &Moduled,
+    modules: &Modules,
     module: &ModuleId,
     name: &str,
     registered: &HostModule,
 ) -> Result<LaunchPlan, ModuleError> {
     let hidden = |error: io::Error| ModuleError::hidden(error);
-    let rights = service.modules.processes.launching().rights();
+    let rights = modules.processes.launching().rights();
     let own =
         rights.ok_or_else(|| hidden(io::Error::other("the daemon's rights are not known")))?;
     let accounts = accounts().map_err(hidden)?;
@@ -147,32 +147,36 @@ fn planned(
             "[host_modules.{name:?}] cannot be started as {module}: {why}"
         ))
     };
-    let account = own_account(service, module, registered, &accounts).map_err(|why| match why {
+    let account = own_account(modules, module, registered, &accounts).map_err(|why| match why {
         NoOwnUser::User(why) => refused(&why),
         NoOwnUser::Store(why) => ModuleError::hidden(why),
     })?;
-    plan(registered, &own, &accounts, service.settings.allow_root_host_modules, account)
+    plan(registered, &own, &accounts, modules.settings.allow_root_host_modules, account)
         .map_err(|why| refused(&why))
 }
 
 /// The folder in which an agent with a user of its own remembers what it applied.
-pub(crate) fn agent_folder(service: &Moduled) -> Option<PathBuf> {
-    let registered = service.settings.host_modules.get(&service.settings.agent.image)?;
-    let own = service.settings.host_module_ids.is_some() && registered.user.is_none();
-    own.then(|| service.state_folder().join("agent"))
+pub(crate) fn agent_folder(modules: &Modules) -> Option<PathBuf> {
+    let registered = modules.settings.host_modules.get(&modules.settings.agent.image)?;
+    let own = modules.settings.host_module_ids.is_some() && registered.user.is_none();
+    own.then(|| modules.state_folder().join("agent"))
 }
 
 /// Makes a folder for a module's own files, which only its user can enter. Other daemons'
 /// folders are above it, so it is moduled that makes it.
-async fn own_folder(service: &Moduled, folder: &Path, plan: &LaunchPlan) -> Result<(), HttpError> {
-    let hidden = |error: io::Error| HttpError::hidden(&error);
+async fn own_folder(
+    modules: &Modules,
+    folder: &Path,
+    plan: &LaunchPlan,
+) -> Result<(), ModuleError> {
+    let hidden = |error: io::Error| ModuleError::hidden(error);
     if !folder.exists() {
         std::fs::DirBuilder::new().mode(0o700).create(folder).map_err(hidden)?;
     }
     if std::fs::symlink_metadata(folder).map_err(hidden)?.uid() != plan.uid {
-        let launching = service.modules.processes.launching();
+        let launching = modules.processes.launching();
         let given = launching.hand_over(folder, plan.uid, plan.gid).await;
-        given.map_err(|error| of_process(&error))?;
+        given?;
     }
     Ok(())
 }
@@ -180,14 +184,14 @@ async fn own_folder(service: &Moduled, folder: &Path, plan: &LaunchPlan) -> Resu
 /// What the operator and the daemon say about the environment, over what the deployment
 /// says.
 fn set_env(
-    service: &Moduled,
+    modules: &Modules,
     module: &ModuleId,
     registered: &HostModule,
     plan: &LaunchPlan,
     env: &mut BTreeMap<String, String>,
 ) {
     env.extend(registered.env.clone());
-    let folder = service.root.module_socket_folder();
+    let folder = modules.root.module_socket_folder();
     env.insert(
         "IOTEDGE_WORKLOADURI".into(),
         format!("unix://{}", folder.join(format!("{}.sock", module.name())).display()),

@@ -15,11 +15,11 @@ use edgekeep_core::replacement::{Runs, Settlement, settle_host};
 use edgekeep_runtime::process::{BegunUpdate, ProcessSpec};
 use edgekeep_runtime::status::ModuleState;
 
+use crate::modules::Modules;
 use crate::modules::error::ModuleError;
 use crate::modules::host::{process_spec, registered, renewed};
 use crate::modules::spec::ValidSpec;
 use crate::modules::{new_registration, start_locked, stop_locked};
-use crate::service::Moduled;
 
 /// How long a half-started new process may take to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -34,13 +34,13 @@ fn workload(spec: &ProcessSpec) -> Workload {
 /// # Errors
 /// What failed; the module is then as it was.
 pub(crate) async fn update(
-    service: &Arc<Moduled>,
+    modules: &Arc<Modules>,
     spec: &ValidSpec,
     start: bool,
 ) -> Result<(), ModuleError> {
-    let next = process_spec(service, spec).await?;
-    let registration = new_registration(service, spec, workload(&next)).await;
-    change(service, next, registration, start).await
+    let next = process_spec(modules, spec).await?;
+    let registration = new_registration(modules, spec, workload(&next)).await;
+    change(modules, next, registration, start).await
 }
 
 /// Restarts a module with the executable that was approved since it was started, if there
@@ -49,37 +49,37 @@ pub(crate) async fn update(
 /// # Errors
 /// As [`update`]; the approval is then taken back as well.
 pub(crate) async fn restart_approved(
-    service: &Arc<Moduled>,
+    modules: &Arc<Modules>,
     module: &ModuleId,
 ) -> Result<bool, ModuleError> {
-    let known = service.modules.processes.spec(module).await?;
-    let (configured, sha256) = registered(service, &known.image)?;
-    let status = service.modules.processes.status(module).await?;
+    let known = modules.processes.spec(module).await?;
+    let (configured, sha256) = registered(modules, &known.image)?;
+    let status = modules.processes.status(module).await?;
     let approved = sha256 != configured.sha256 && sha256 != known.sha256;
-    let Some(registration) = service.registrations.of(module).filter(|_| approved) else {
+    let Some(registration) = modules.registrations.of(module).filter(|_| approved) else {
         return Ok(false);
     };
     if status.state != ModuleState::Running {
         return Ok(false);
     }
-    let next = renewed(service, module, &known)?;
+    let next = renewed(modules, module, &known)?;
     let registration = Registration { workload: workload(&next), ..registration };
-    change(service, next, registration, true).await.map(|()| true)
+    change(modules, next, registration, true).await.map(|()| true)
 }
 
 async fn change(
-    service: &Arc<Moduled>,
+    modules: &Arc<Modules>,
     next: ProcessSpec,
     registration: Registration,
     start: bool,
 ) -> Result<(), ModuleError> {
     let module = registration.module.clone();
-    let processes = &service.modules.processes;
+    let processes = &modules.processes;
     processes.begin_update(&module, next, start).await?;
     let swapped = async {
-        stop_locked(service, &module, None).await?;
-        service.registrations.put(registration).await.map_err(ModuleError::hidden)?;
-        if start { start_locked(service, &module).await } else { Ok(()) }
+        stop_locked(modules, &module, None).await?;
+        modules.registrations.put(registration).await.map_err(ModuleError::hidden)?;
+        if start { start_locked(modules, &module).await } else { Ok(()) }
     };
     let Err(error) = swapped.await else {
         if let Err(error) = processes.end_update(&module, true).await {
@@ -87,7 +87,7 @@ async fn change(
         }
         return Ok(());
     };
-    let now = match take_back(service, &module).await {
+    let now = match take_back(modules, &module).await {
         Ok(()) => "the module is as it was".to_owned(),
         Err(again) => format!("the module is not yet as it was: {again}"),
     };
@@ -99,40 +99,40 @@ async fn change(
 ///
 /// # Errors
 /// The state cannot be written, or a process does not end.
-pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
-    let Some(begun) = service.modules.processes.update(module).await else { return Ok(()) };
-    let found = service.registrations.of(module);
+pub(crate) async fn settle(modules: &Arc<Modules>, module: &ModuleId) -> Result<(), ModuleError> {
+    let Some(begun) = modules.processes.update(module).await else { return Ok(()) };
+    let found = modules.registrations.of(module);
     let registered = found.is_some_and(|found| found.workload == workload(&begun.next));
     let settlement = settle_host(begun.runs, registered);
     tracing::warn!(%module, ?settlement, "an update of a host module was cut off");
     if settlement == Settlement::TakeBack {
-        return take_back(service, module).await;
+        return take_back(modules, module).await;
     }
     if begun.start
         && begun.runs == Runs::Nothing
-        && let Err(error) = start_locked(service, module).await
+        && let Err(error) = start_locked(modules, module).await
     {
         tracing::warn!(%module, %error, "what the module was to become does not start");
-        return take_back(service, module).await;
+        return take_back(modules, module).await;
     }
-    service.modules.processes.end_update(module, true).await.map_err(ModuleError::from)
+    modules.processes.end_update(module, true).await.map_err(ModuleError::from)
 }
 
-async fn take_back(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
-    let processes = &service.modules.processes;
+async fn take_back(modules: &Arc<Modules>, module: &ModuleId) -> Result<(), ModuleError> {
+    let processes = &modules.processes;
     let Some(begun) = processes.update(module).await else { return Ok(()) };
     if begun.runs == Runs::New {
         processes.stop(module, GRACE).await?;
     }
-    if let Some(registration) = service.registrations.of(module) {
+    if let Some(registration) = modules.registrations.of(module) {
         let former = Registration { workload: workload(&begun.former), ..registration };
-        service.registrations.put(former).await.map_err(ModuleError::hidden)?;
+        modules.registrations.put(former).await.map_err(ModuleError::hidden)?;
     }
-    withdraw_approval(service, module, &begun).await?;
+    withdraw_approval(modules, module, &begun).await?;
     processes.end_update(module, false).await?;
     if begun.ran
         && begun.runs != Runs::Old
-        && let Err(error) = start_locked(service, module).await
+        && let Err(error) = start_locked(modules, module).await
     {
         // Whole again, if not running: agents and watchdog see that and start it.
         return Err(ModuleError::DoesNotStartAgain(Box::new(error)));
@@ -143,17 +143,17 @@ async fn take_back(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), Modu
 /// Takes back the approval of an executable that does not start, unless another module
 /// runs it.
 async fn withdraw_approval(
-    service: &Moduled,
+    modules: &Modules,
     module: &ModuleId,
     begun: &BegunUpdate,
 ) -> Result<(), ModuleError> {
     let name = &begun.former.image;
-    let Ok((configured, now)) = registered(service, name) else { return Ok(()) };
+    let Ok((configured, now)) = registered(modules, name) else { return Ok(()) };
     let (was, tried) = (begun.former.sha256, begun.next.sha256);
     if begun.next.image != *name || was == tried || now != tried || configured.sha256 == tried {
         return Ok(());
     }
-    let others = service.modules.processes.list().await;
+    let others = modules.processes.list().await;
     let runs_it = others.iter().any(|other| {
         other.name != module.name()
             && other.image == *name
@@ -164,5 +164,5 @@ async fn withdraw_approval(
         return Ok(());
     }
     tracing::warn!(%module, name, sha256 = %tried, "approval taken back: the new executable does not start");
-    service.approvals.take_back(name, was, configured.sha256).await.map_err(ModuleError::hidden)
+    modules.approvals.take_back(name, was, configured.sha256).await.map_err(ModuleError::hidden)
 }

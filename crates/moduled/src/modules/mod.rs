@@ -10,24 +10,31 @@ pub(crate) mod error;
 pub(crate) mod host;
 mod host_updates;
 pub(crate) mod image;
+pub(crate) mod images;
 pub(crate) mod options;
 pub(crate) mod own_users;
 pub(crate) mod registrations;
 pub(crate) mod replacements;
+mod restarts;
 pub(crate) mod services;
 pub(crate) mod shown;
 pub(crate) mod sockets;
 pub(crate) mod spec;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use edgekeep_api::management::{ModuleDetails, ModuleList};
+use edgekeep_api::management::{Approval, ModuleDetails, ModuleList};
 use edgekeep_core::attestation::{
     HostFacts, ProcessInstance, Registration, RunningFacts, Workload,
 };
 use edgekeep_core::id::ModuleId;
+use edgekeep_core::layout::{Daemon, Root};
+use edgekeep_core::settings::ModuledSettings;
+use edgekeep_daemon::board::Board;
+use edgekeep_daemon::store::StoreError;
 use edgekeep_runtime::engine::{Engine, EngineError};
 use edgekeep_runtime::evidence::{CgroupHierarchy, ImageLayers};
 use edgekeep_runtime::facts::EngineWatch;
@@ -36,13 +43,17 @@ use edgekeep_runtime::process::ProcessRuntime;
 use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
 use tokio::sync::OwnedMutexGuard;
 
+use crate::identity::identities::IdentityCache;
+use crate::modules::approvals::Approvals;
 use crate::modules::containers::container_of;
 use crate::modules::error::ModuleError;
+use crate::modules::images::Images;
 use crate::modules::own_users::OwnUsers;
 use crate::modules::registrations::Registrations;
 use crate::modules::replacements::Replacements;
+use crate::modules::restarts::Restarts;
+use crate::modules::sockets::Sockets;
 use crate::modules::spec::Kind;
-use crate::service::Moduled;
 
 pub(crate) use command::{
     create, prepare, remove, restart, start, stop, stop_all, update, watch_running,
@@ -66,40 +77,111 @@ pub(crate) struct Containers {
     pub(crate) uri: String,
 }
 
-/// Both runtimes.
+/// The modules: what is registered of them, the runtimes that they run in, and all that
+/// is kept of them.
 #[derive(Debug)]
 pub(crate) struct Modules {
+    /// What the operator wants.
+    pub(crate) settings: Arc<ModuledSettings>,
+    /// Where the device is.
+    pub(crate) root: Root,
     /// Containers, if an engine is configured.
     pub(crate) containers: Option<Containers>,
     /// Host modules.
     pub(crate) processes: ProcessRuntime,
-    /// Users that they have for themselves.
-    pub(crate) own_users: OwnUsers,
     /// In which cgroups are looked for.
     pub(crate) hierarchy: CgroupHierarchy,
     /// What services of the host share with the daemon.
     host: HostFacts,
+    /// Registered modules.
+    pub(crate) registrations: Registrations,
+    /// Updates that can be taken back.
+    pub(crate) replacements: Replacements,
+    /// Executables of the host that were approved since they were configured.
+    pub(crate) approvals: Approvals,
+    /// Users that host modules have for themselves.
+    pub(crate) own_users: OwnUsers,
+    /// Images of modules, and of former ones.
+    pub(crate) images: Images,
+    /// Where modules call.
+    pub(crate) sockets: Sockets,
+    /// Host modules that are started again when they end.
+    pub(crate) restarts: Restarts,
+    /// The modules' identities.
+    pub(crate) identities: Arc<IdentityCache>,
+    /// What is wrong, for operators.
+    pub(crate) board: Board,
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
+/// The runtimes, and what they share with the daemon.
+#[derive(Debug)]
+pub(crate) struct Runtimes {
+    /// Containers, if an engine is configured.
+    pub(crate) containers: Option<Containers>,
+    /// Host modules.
+    pub(crate) processes: ProcessRuntime,
+    /// In which cgroups are looked for.
+    pub(crate) hierarchy: CgroupHierarchy,
+    /// What services of the host share with the daemon.
+    pub(crate) host: HostFacts,
+}
+
 impl Modules {
-    /// The modules of these runtimes.
-    #[must_use]
-    pub(crate) fn new(
-        containers: Option<Containers>,
-        processes: ProcessRuntime,
-        own_users: OwnUsers,
-        hierarchy: CgroupHierarchy,
-        host: HostFacts,
-    ) -> Self {
-        Self {
+    /// Returns the modules that are registered in the state folder below `root`.
+    ///
+    /// # Errors
+    /// If a state file is there and cannot be used.
+    pub(crate) fn load(
+        root: Root,
+        settings: Arc<ModuledSettings>,
+        runtimes: Runtimes,
+        identities: Arc<IdentityCache>,
+        board: Board,
+    ) -> Result<Self, StoreError> {
+        let folder = root.state_folder(Daemon::Moduled);
+        let registrations = Registrations::load(&folder)?;
+        let own_users = OwnUsers::load(&folder)?;
+        own_users.remember(registrations.of_processes(), &settings);
+        let Runtimes { containers, processes, hierarchy, host } = runtimes;
+        Ok(Self {
             containers,
             processes,
-            own_users,
             hierarchy,
             host,
-            locks: Mutex::new(HashMap::new()),
-        }
+            registrations,
+            replacements: Replacements::load(&folder)?,
+            approvals: Approvals::load(&folder)?,
+            own_users,
+            images: Images::load(&folder),
+            sockets: Sockets::default(),
+            restarts: Restarts::default(),
+            identities,
+            board,
+            locks: Mutex::default(),
+            settings,
+            root,
+        })
+    }
+
+    /// This daemon's state folder.
+    #[must_use]
+    pub(crate) fn state_folder(&self) -> PathBuf {
+        self.root.state_folder(Daemon::Moduled)
+    }
+
+    /// The approvals in force.
+    #[must_use]
+    pub(crate) fn approvals_in_force(&self) -> Vec<Approval> {
+        self.approvals.list(|name| {
+            let module = self.settings.host_modules.get(name).map(|module| module.sha256);
+            let service = || {
+                name.parse()
+                    .ok()
+                    .and_then(|id: ModuleId| self.settings.host_services.get(&id)?.sha256)
+            };
+            module.or_else(service)
+        })
     }
 
     /// What runs for a module, by its registration.
@@ -184,11 +266,7 @@ impl Modules {
     /// # Errors
     /// If the engine does not answer: a list without its containers would say that they
     /// are gone.
-    pub(crate) async fn list(
-        &self,
-        registrations: &Registrations,
-        replacements: &Replacements,
-    ) -> Result<ModuleList, ModuleError> {
+    pub(crate) async fn list(&self) -> Result<ModuleList, ModuleError> {
         let mut rows = Rows::default();
         for state in self.processes.list().await {
             rows.add(details(Kind::Process, &state), true);
@@ -198,11 +276,11 @@ impl Modules {
             let listed = listed.map_err(|_| engine_is_silent(containers))?;
             let listed = listed.map_err(|error| engine_failed(containers, error))?;
             for state in listed {
-                if !replacements.is_aside(state.container.as_ref(), &state.name) {
-                    let state = named_as_registered(state, registrations);
+                if !self.replacements.is_aside(state.container.as_ref(), &state.name) {
+                    let state = named_as_registered(state, &self.registrations);
                     rows.add(
-                        container_details(&state, registrations),
-                        shown::is_registered(&state, registrations),
+                        container_details(&state, &self.registrations),
+                        shown::is_registered(&state, &self.registrations),
                     );
                 }
             }
@@ -215,11 +293,7 @@ impl Modules {
     ///
     /// # Errors
     /// 404 if there is none.
-    pub(crate) async fn state(
-        &self,
-        module: &ModuleId,
-        registrations: &Registrations,
-    ) -> Result<(Kind, State), ModuleError> {
+    pub(crate) async fn state(&self, module: &ModuleId) -> Result<(Kind, State), ModuleError> {
         if let Some(state) =
             self.processes.list().await.into_iter().find(|state| state.name == module.name())
         {
@@ -227,7 +301,7 @@ impl Modules {
         }
         match &self.containers {
             Some(containers) => {
-                if let Some(own) = container_of(registrations.of(module).as_ref()) {
+                if let Some(own) = container_of(self.registrations.of(module).as_ref()) {
                     let found =
                         tokio::time::timeout(ENGINE_PATIENCE, containers.engine.container(own))
                             .await;
@@ -237,7 +311,7 @@ impl Modules {
                     {
                         return Ok((
                             Kind::Docker,
-                            named_as_registered(container.status(), registrations),
+                            named_as_registered(container.status(), &self.registrations),
                         ));
                     }
                 }
@@ -279,14 +353,10 @@ impl Modules {
     ///
     /// # Errors
     /// 404 if there is none.
-    pub(crate) async fn details(
-        &self,
-        module: &ModuleId,
-        registrations: &Registrations,
-    ) -> Result<ModuleDetails, ModuleError> {
-        Ok(match self.state(module, registrations).await? {
+    pub(crate) async fn details(&self, module: &ModuleId) -> Result<ModuleDetails, ModuleError> {
+        Ok(match self.state(module).await? {
             (Kind::Process, state) => details(Kind::Process, &state),
-            (Kind::Docker, state) => container_details(&state, registrations),
+            (Kind::Docker, state) => container_details(&state, &self.registrations),
         })
     }
 
@@ -297,10 +367,9 @@ impl Modules {
     pub(crate) async fn logs(
         &self,
         module: &ModuleId,
-        registrations: &Registrations,
         query: &LogQuery,
     ) -> Result<LogStream, ModuleError> {
-        match self.state(module, registrations).await?.0 {
+        match self.state(module).await?.0 {
             Kind::Process => self.processes.logs(module, query).map_err(ModuleError::from),
             Kind::Docker => {
                 self.engine()?.engine.logs(module, query).await.map_err(ModuleError::from)
@@ -314,12 +383,11 @@ impl Modules {
     /// # Errors
     /// That cannot be settled now.
     pub(crate) async fn claim(
-        &self,
-        service: &Arc<Moduled>,
+        self: &Arc<Self>,
         module: &ModuleId,
     ) -> Result<OwnedMutexGuard<()>, ModuleError> {
         let guard = self.lock(module).await;
-        replacements::settle(service, module).await?;
+        replacements::settle(self, module).await?;
         Ok(guard)
     }
 
@@ -328,12 +396,11 @@ impl Modules {
     /// # Errors
     /// An update that was cut off cannot be settled now.
     pub(crate) async fn claim_now(
-        &self,
-        service: &Arc<Moduled>,
+        self: &Arc<Self>,
         module: &ModuleId,
     ) -> Result<Option<OwnedMutexGuard<()>>, ModuleError> {
         let Ok(guard) = self.lock_of(module).try_lock_owned() else { return Ok(None) };
-        replacements::settle(service, module).await?;
+        replacements::settle(self, module).await?;
         Ok(Some(guard))
     }
 
@@ -390,12 +457,21 @@ fn heard(containers: &Containers) -> String {
 /// # Errors
 /// If the engine does not answer.
 pub(crate) async fn agent_state(
-    service: &Moduled,
+    modules: &Modules,
     module: &ModuleId,
 ) -> Result<Option<ModuleState>, ModuleError> {
-    match service.modules.state(module, &service.registrations).await {
+    match modules.state(module).await {
         Ok((_, state)) => Ok(Some(state.state)),
         Err(ModuleError::NoModule(_)) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// The agent's module id.
+#[must_use]
+pub(crate) fn edge_agent() -> ModuleId {
+    match "$edgeAgent".parse() {
+        Ok(id) => id,
+        Err(error) => unreachable!("the agent's id is valid: {error}"),
     }
 }

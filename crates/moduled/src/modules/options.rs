@@ -18,10 +18,10 @@ use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_runtime::engine::{ContainerSpec, Created};
 use serde_json::{Map, Value};
 
+use crate::modules::Modules;
 use crate::modules::error::ModuleError;
 use crate::modules::sockets;
 use crate::modules::spec::ValidSpec;
-use crate::service::Moduled;
 
 /// Where a container finds its workload socket: what existing SDKs have built in.
 const CONTAINER_SOCKET_FOLDER: &str = "/var/run/iotedge";
@@ -37,15 +37,15 @@ const VOLUMES_LIMIT: usize = 256;
 /// # Errors
 /// As [`options`].
 pub(crate) async fn specification<'a>(
-    service: &'a Moduled,
+    modules: &'a Modules,
     spec: &'a ValidSpec,
     image: Sha256Digest,
 ) -> Result<ContainerSpec<'a>, ModuleError> {
-    let (options, hidden) = options(service, spec).await?;
-    let folder = sockets::container_folder(&service.root, &spec.module);
+    let (options, hidden) = options(modules, spec).await?;
+    let folder = sockets::container_folder(&modules.root, &spec.module);
     let mut binds = vec![format!("{}:{CONTAINER_SOCKET_FOLDER}", folder.display())];
     if !hidden.is_empty() {
-        let nothing = nothing(&service.root).map_err(ModuleError::hidden)?;
+        let nothing = nothing(&modules.root).map_err(ModuleError::hidden)?;
         tracing::info!(module = %spec.module, places = ?hidden, "the device's own state is hidden in the module's mounts");
         binds.extend(hidden.into_iter().map(|place| format!("{}:{place}:ro", nothing.display())));
     }
@@ -54,7 +54,7 @@ pub(crate) async fn specification<'a>(
         image_id: Some(image),
         options,
         env: environment(spec),
-        network: service.settings.engine.as_ref().map(|engine| engine.network.as_str()),
+        network: modules.settings.engine.as_ref().map(|engine| engine.network.as_str()),
         binds,
         labels: spec.labels.clone(),
     })
@@ -76,16 +76,16 @@ fn nothing(root: &Root) -> io::Result<PathBuf> {
 /// 400 that names the first option that is refused, and the remedy; the engine's, if it
 /// does not say what a volume is.
 pub(crate) async fn options(
-    service: &Moduled,
+    modules: &Modules,
     spec: &ValidSpec,
 ) -> Result<(Map<String, Value>, BTreeSet<String>), ModuleError> {
     let mut options = canonical(&spec.settings.create_options).map_err(refused)?;
     if without_self_removal(&mut options) {
         tracing::warn!(module = %spec.module, "the create option AutoRemove is left out: a stopped module must be there");
     }
-    leave_out_own_sockets(&mut options, &service.root, &spec.module);
-    let law = Law::of(service, &spec.module);
-    let volumes = volumes(service, volumes_to_look_at(&options)).await?;
+    leave_out_own_sockets(&mut options, &modules.root, &spec.module);
+    let law = Law::of(modules, &spec.module);
+    let volumes = volumes(modules, volumes_to_look_at(&options)).await?;
     let resolved = resolve(paths_to_resolve(&options, &volumes, &law.grant)).await?;
     let found = Found { volumes, resolved };
     law.judge().judge(&options, &found).map_err(refused)?;
@@ -105,15 +105,15 @@ pub(crate) async fn options(
 /// # Errors
 /// 400 that names the mount that is refused; the engine's.
 pub(crate) async fn judge_made(
-    service: &Moduled,
+    modules: &Modules,
     module: &ModuleId,
     created: &Created,
     added: &[String],
 ) -> Result<(), ModuleError> {
-    let law = Law::of(service, module);
+    let law = Law::of(modules, module);
     let mut mounts = created.mounts.clone();
-    mounts.extend(taken_over(service, &created.body).await?);
-    let volumes = volumes(service, volumes_made(&mounts)).await?;
+    mounts.extend(taken_over(modules, &created.body).await?);
+    let volumes = volumes(modules, volumes_made(&mounts)).await?;
     let resolved = resolve(paths_made(&mounts, &volumes, &law.grant)).await?;
     let found = Found { volumes, resolved };
     law.judge().judge_made(&mounts, &created.body, added, &found).map_err(refused)
@@ -122,10 +122,10 @@ pub(crate) async fn judge_made(
 /// The mounts of the containers from which a body takes them over, and of those from
 /// which they do.
 async fn taken_over(
-    service: &Moduled,
+    modules: &Modules,
     body: &Map<String, Value>,
 ) -> Result<Vec<MadeMount>, ModuleError> {
-    let engine = &service.modules.engine()?.engine;
+    let engine = &modules.engine()?.engine;
     let (mut all, mut seen, mut next) = (Vec::new(), BTreeSet::new(), volumes_from(body));
     while let Some(container) = next.pop_first() {
         if !seen.insert(container.clone()) {
@@ -155,14 +155,14 @@ struct Law<'a> {
 }
 
 impl<'a> Law<'a> {
-    fn of(service: &Moduled, module: &'a ModuleId) -> Self {
-        let mut grants = service.settings.grants.iter();
+    fn of(modules: &Modules, module: &'a ModuleId) -> Self {
+        let mut grants = modules.settings.grants.iter();
         let grant = grants
             .find(|(granted, _)| granted.name() == module.name())
             .map(|(_, grant)| grant.clone());
-        let (own, open) = own_places(&service.root, module);
+        let (own, open) = own_places(&modules.root, module);
         let present = own.iter().filter(|own| Path::new(own).is_dir()).cloned().collect();
-        let settings = &service.settings;
+        let settings = &modules.settings;
         Self {
             module,
             grant: grant.unwrap_or_default(),
@@ -195,13 +195,13 @@ fn refused(refusal: Refusal) -> ModuleError {
 }
 
 /// What the engine says of those of these volumes that exist.
-async fn volumes(service: &Moduled, names: BTreeSet<String>) -> Result<Volumes, ModuleError> {
+async fn volumes(modules: &Modules, names: BTreeSet<String>) -> Result<Volumes, ModuleError> {
     if names.len() > VOLUMES_LIMIT {
         return Err(ModuleError::Invalid(format!(
             "more than {VOLUMES_LIMIT} volumes in one module"
         )));
     }
-    let engine = &service.modules.engine()?.engine;
+    let engine = &modules.engine()?.engine;
     let mut found = Volumes::new();
     for name in names {
         if let Some(volume) = engine.volume(&name).await? {

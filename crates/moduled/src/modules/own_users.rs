@@ -10,7 +10,7 @@ use edgekeep_core::id::ModuleId;
 use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::store::{StateFile, StoreError};
 
-use crate::service::Moduled;
+use crate::modules::Modules;
 
 /// The ids of host modules, in memory and on disk.
 #[derive(Debug)]
@@ -82,32 +82,31 @@ impl OwnUsers {
 /// # Errors
 /// See [`NoOwnUser`].
 pub(crate) fn own_account(
-    service: &Moduled,
+    modules: &Modules,
     module: &ModuleId,
     registered: &HostModule,
     accounts: &Accounts,
 ) -> Result<Option<Account>, NoOwnUser> {
-    let Some(range) = service.settings.host_module_ids.filter(|_| registered.user.is_none()) else {
+    let Some(range) = modules.settings.host_module_ids.filter(|_| registered.user.is_none()) else {
         return Ok(None);
     };
-    let modules =
-        service.settings.host_modules.values().filter_map(|module| module.user.as_deref());
-    let services =
-        service.settings.host_services.values().filter_map(|service| service.user.as_deref());
-    let used = modules.chain(services).filter_map(|user| accounts.uid(user).ok()).collect();
-    service.modules.own_users.of(module, range, accounts, &used).map(Some)
+    let of_modules =
+        modules.settings.host_modules.values().filter_map(|module| module.user.as_deref());
+    let of_services =
+        modules.settings.host_services.values().filter_map(|service| service.user.as_deref());
+    let used = of_modules.chain(of_services).filter_map(|user| accounts.uid(user).ok()).collect();
+    modules.own_users.of(module, range, accounts, &used).map(Some)
 }
 
 /// Tells the board which host modules share a user, on a device whose daemons do not.
-pub(crate) fn look(service: &Moduled) {
-    if service.settings.host_module_ids.is_none() {
+pub(crate) fn look(modules: &Modules) {
+    if modules.settings.host_module_ids.is_none() {
         return;
     }
-    let modules: BTreeMap<ModuleId, u32> =
-        service.registrations.of_processes().into_iter().collect();
-    let shared = host::sharing(&modules, rustix::process::geteuid().as_raw());
+    let users: BTreeMap<ModuleId, u32> = modules.registrations.of_processes().into_iter().collect();
+    let shared = host::sharing(&users, rustix::process::geteuid().as_raw());
     let found = shared.into_iter().map(|(module, uid, others)| {
         (Subject::module(&module), format!("user {uid} is also that of {}", others.join(", ")))
     });
-    service.board.replace(Code::SharedUser, found);
+    modules.board.replace(Code::SharedUser, found);
 }

@@ -20,13 +20,13 @@ use edgekeep_runtime::engine::{Container, Engine, EngineError};
 use edgekeep_runtime::status::ModuleState;
 use tokio::sync::{Mutex, watch};
 
+use crate::modules::Modules;
 use crate::modules::containers::{Task, container_of, ensure_networks};
 use crate::modules::error::ModuleError;
 use crate::modules::host_updates;
 use crate::modules::options;
 use crate::modules::spec::ValidSpec;
 use crate::modules::{create_locked, start_locked};
-use crate::service::Moduled;
 
 /// How soon what could not be settled is tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -100,23 +100,23 @@ impl Replacements {
 /// What failed; the old container is then back, or will be as soon as the engine can be
 /// reached.
 pub(crate) async fn replace(
-    service: &Arc<Moduled>,
+    modules: &Arc<Modules>,
     spec: &ValidSpec,
     image: Option<Sha256Digest>,
     start: bool,
 ) -> Result<(), ModuleError> {
-    let engine = &service.modules.engine()?.engine;
-    let registration = service.registrations.of(&spec.module);
+    let engine = &modules.engine()?.engine;
+    let registration = modules.registrations.of(&spec.module);
     if let Some(own) = container_of(registration.as_ref()) {
         // What is to be taken back if need be must be whole, and the name is to be the
         // new one's.
-        let task = Task::new(service, &spec.module, own);
+        let task = Task::new(modules, &spec.module, own);
         task.carry_out(Operation::Review, None).await?;
         task.refuse_another_name().await?;
     }
     // Before the old one is stopped: what the new one needs.
     if let Some(image) = image {
-        ensure_networks(service, &options::specification(service, spec, image).await?).await?;
+        ensure_networks(modules, &options::specification(modules, spec, image).await?).await?;
     }
     let old = engine.find(&spec.module).await?;
     let replacement = Replacement {
@@ -126,17 +126,17 @@ pub(crate) async fn replace(
         old: old.id,
         start,
     };
-    service.replacements.begin(replacement.clone()).await?;
-    match swap(service, engine, spec, image, &replacement).await {
+    modules.replacements.begin(replacement.clone()).await?;
+    match swap(modules, engine, spec, image, &replacement).await {
         // The new one serves; if the old one cannot be removed now, it is later.
         Ok(()) => {
-            if let Err(error) = finish(service, engine, &replacement).await {
+            if let Err(error) = finish(modules, engine, &replacement).await {
                 tracing::warn!(module = %spec.module, %error, "the replaced container is still there; tried again");
             }
             Ok(())
         }
         Err(error) => {
-            match take_back(service, engine, &replacement).await {
+            match take_back(modules, engine, &replacement).await {
                 Ok(()) => {
                     tracing::warn!(module = %spec.module, %error, "update failed; the module is as it was");
                 }
@@ -150,13 +150,13 @@ pub(crate) async fn replace(
 }
 
 async fn swap(
-    service: &Arc<Moduled>,
+    modules: &Arc<Modules>,
     engine: &Engine,
     spec: &ValidSpec,
     image: Option<Sha256Digest>,
     replacement: &Replacement,
 ) -> Result<(), ModuleError> {
-    Task::new(service, &spec.module, &replacement.old).carry_out(Operation::Stop, None).await?;
+    Task::new(modules, &spec.module, &replacement.old).carry_out(Operation::Stop, None).await?;
     let aside = replacement.aside_name();
     match engine.rename(&replacement.old, &aside).await {
         // One that the engine removes when it ends cannot be kept.
@@ -165,9 +165,9 @@ async fn swap(
         }
         renamed => renamed?,
     }
-    create_locked(service, spec, image).await?;
+    create_locked(modules, spec, image).await?;
     if replacement.start {
-        start_locked(service, &spec.module).await?;
+        start_locked(modules, &spec.module).await?;
     }
     Ok(())
 }
@@ -176,13 +176,13 @@ async fn swap(
 ///
 /// # Errors
 /// The engine is away, or refuses.
-pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<(), ModuleError> {
-    host_updates::settle(service, module).await?;
-    let Some(replacement) = service.replacements.of(module) else { return Ok(()) };
-    let engine = &service.modules.engine()?.engine;
+pub(crate) async fn settle(modules: &Arc<Modules>, module: &ModuleId) -> Result<(), ModuleError> {
+    host_updates::settle(modules, module).await?;
+    let Some(replacement) = modules.replacements.of(module) else { return Ok(()) };
+    let engine = &modules.engine()?.engine;
     let named = named(engine, module).await?;
     let old = engine.container(&replacement.old).await?;
-    let registration = service.registrations.of(module);
+    let registration = modules.registrations.of(module);
     let settlement = replacement.settle(
         registration.as_ref(),
         named.as_ref().map(|container| &container.id),
@@ -192,25 +192,25 @@ pub(crate) async fn settle(service: &Arc<Moduled>, module: &ModuleId) -> Result<
     match settlement {
         Settlement::Finish => {
             if replacement.start
-                && let Err(error) = start_locked(service, module).await
+                && let Err(error) = start_locked(modules, module).await
             {
                 tracing::warn!(%module, %error, "the new container does not start");
-                return take_back(service, engine, &replacement).await;
+                return take_back(modules, engine, &replacement).await;
             }
-            finish(service, engine, &replacement).await
+            finish(modules, engine, &replacement).await
         }
-        Settlement::TakeBack => take_back(service, engine, &replacement).await,
-        Settlement::Forget => service.replacements.end(module).await,
+        Settlement::TakeBack => take_back(modules, engine, &replacement).await,
+        Settlement::Forget => modules.replacements.end(module).await,
     }
 }
 
 /// Settles all that was begun before the daemon started, as soon as the engine can be
 /// reached.
-pub(crate) async fn settle_all(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
-    let host_modules = service.modules.processes.begun_updates().await;
-    for module in service.replacements.modules().into_iter().chain(host_modules) {
+pub(crate) async fn settle_all(modules: Arc<Modules>, mut stop: watch::Receiver<bool>) {
+    let host_modules = modules.processes.begun_updates().await;
+    for module in modules.replacements.modules().into_iter().chain(host_modules) {
         // Taking the lock settles.
-        while let Err(error) = service.modules.claim(&service, &module).await {
+        while let Err(error) = modules.claim(&module).await {
             tracing::debug!(%module, %error, "an update that was cut off is not settled yet");
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
@@ -231,16 +231,16 @@ async fn named(engine: &Engine, module: &ModuleId) -> Result<Option<Container>, 
 
 /// Removes the old container, if it is still there, and forgets the update.
 async fn finish(
-    service: &Moduled,
+    modules: &Modules,
     engine: &Engine,
     replacement: &Replacement,
 ) -> Result<(), ModuleError> {
     engine.remove(&replacement.old).await?;
-    service.replacements.end(&replacement.module).await
+    modules.replacements.end(&replacement.module).await
 }
 
 async fn take_back(
-    service: &Arc<Moduled>,
+    modules: &Arc<Modules>,
     engine: &Engine,
     replacement: &Replacement,
 ) -> Result<(), ModuleError> {
@@ -259,18 +259,18 @@ async fn take_back(
     }
     // Before it gets its name back: from then on it counts.
     match &replacement.registration {
-        Some(registration) => service.registrations.put(registration.clone()).await,
-        None => service.registrations.remove(module).await,
+        Some(registration) => modules.registrations.put(registration.clone()).await,
+        None => modules.registrations.remove(module).await,
     }
     .map_err(ModuleError::hidden)?;
     if !back {
         engine.rename(&replacement.old, module.name()).await.map_err(failed)?;
     }
     if replacement.ran
-        && let Err(error) = start_locked(service, module).await
+        && let Err(error) = start_locked(modules, module).await
     {
         // Whole again, if not running: agents and watchdog see that and start it.
         tracing::warn!(%module, %error, "the module is back, but does not start");
     }
-    service.replacements.end(module).await
+    modules.replacements.end(module).await
 }

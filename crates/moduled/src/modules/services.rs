@@ -16,8 +16,8 @@ use edgekeep_runtime::evidence::CgroupHierarchy;
 use edgekeep_runtime::process::accounts;
 use serde_json::json;
 
+use crate::modules::Modules;
 use crate::modules::error::ModuleError;
-use crate::service::Moduled;
 
 /// First pause before an identity is asked for again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -34,15 +34,15 @@ pub(crate) fn host_facts() -> std::io::Result<HostFacts> {
 
 /// A configured service of this name.
 pub(crate) fn find<'a>(
-    service: &'a Moduled,
+    modules: &'a Modules,
     module: &ModuleId,
 ) -> Option<(&'a ModuleId, &'a HostService)> {
-    service.settings.host_services.iter().find(|(id, _)| id.name() == module.name())
+    modules.settings.host_services.iter().find(|(id, _)| id.name() == module.name())
 }
 
 /// Refuses what can be done to modules only.
-pub(crate) fn refuse(service: &Moduled, module: &ModuleId) -> Result<(), ModuleError> {
-    let Some((id, found)) = find(service, module) else { return Ok(()) };
+pub(crate) fn refuse(modules: &Modules, module: &ModuleId) -> Result<(), ModuleError> {
+    let Some((id, found)) = find(modules, module) else { return Ok(()) };
     let whose = match &found.unit {
         Some(unit) => format!("systemd's unit {unit}; use systemctl"),
         None => "started by something else on this host".to_owned(),
@@ -55,17 +55,17 @@ pub(crate) fn refuse(service: &Moduled, module: &ModuleId) -> Result<(), ModuleE
 
 /// Brings the registrations into line with the configuration. What is wrong with a
 /// service is told and leaves it without a registration, and so without an identity.
-pub(crate) async fn register(service: &Moduled) {
-    for module in service.registrations.modules() {
-        let Some(registration) = service.registrations.of(&module) else { continue };
+pub(crate) async fn register(modules: &Modules) {
+    for module in modules.registrations.modules() {
+        let Some(registration) = modules.registrations.of(&module) else { continue };
         let is_service = matches!(registration.workload, Workload::Service { .. });
-        if is_service && let Err(error) = service.registrations.remove(&module).await {
+        if is_service && let Err(error) = modules.registrations.remove(&module).await {
             tracing::error!(%module, %error, "registration of a former service not removed");
         }
     }
-    for (id, found) in &service.settings.host_services {
-        let problem = match workload(service, id, found) {
-            Ok(_) if service.registrations.of(id).is_some() => {
+    for (id, found) in &modules.settings.host_services {
+        let problem = match workload(modules, id, found) {
+            Ok(_) if modules.registrations.of(id).is_some() => {
                 "there is a module of that name; remove it".to_owned()
             }
             Ok(workload) => {
@@ -75,39 +75,39 @@ pub(crate) async fn register(service: &Moduled) {
                     policy: Policy::Executable,
                     workload,
                 };
-                match service.registrations.put(registration).await {
+                match modules.registrations.put(registration).await {
                     Ok(()) => continue,
                     Err(error) => error.to_string(),
                 }
             }
             Err(problem) => problem,
         };
-        service.board.raise(Code::ServiceNotRegistered, &Subject::module(id), problem);
+        modules.board.raise(Code::ServiceNotRegistered, &Subject::module(id), problem);
     }
 }
 
 /// Registers a service anew whose executable was approved; another name is left alone.
-pub(crate) async fn reregister(service: &Moduled, name: &str) -> Result<(), ModuleError> {
+pub(crate) async fn reregister(modules: &Modules, name: &str) -> Result<(), ModuleError> {
     let Some((id, found)) = name
         .parse()
         .ok()
-        .and_then(|id: ModuleId| service.settings.host_services.get_key_value(&id))
+        .and_then(|id: ModuleId| modules.settings.host_services.get_key_value(&id))
     else {
         return Ok(());
     };
     // One that could not be registered is not registered by the way.
-    let Some(registration) = service.registrations.of(id) else { return Ok(()) };
+    let Some(registration) = modules.registrations.of(id) else { return Ok(()) };
     if !matches!(registration.workload, Workload::Service { .. }) {
         return Ok(());
     }
-    let workload = workload(service, id, found).map_err(ModuleError::Device)?;
+    let workload = workload(modules, id, found).map_err(ModuleError::Device)?;
     let next = Registration { workload, ..registration };
-    service.registrations.put(next).await.map_err(ModuleError::hidden)
+    modules.registrations.put(next).await.map_err(ModuleError::hidden)
 }
 
 /// What a service is matched by.
 pub(crate) fn workload(
-    service: &Moduled,
+    modules: &Modules,
     id: &ModuleId,
     found: &HostService,
 ) -> Result<Workload, String> {
@@ -118,18 +118,18 @@ pub(crate) fn workload(
         }
         None => None,
     };
-    let executable = found.sha256.map(|sha256| service.approvals.effective(id.as_str(), sha256));
+    let executable = found.sha256.map(|sha256| modules.approvals.effective(id.as_str(), sha256));
     Ok(Workload::Service { unit: found.unit.clone(), uid, executable })
 }
 
 /// Sees to it that each service has an identity at the hub. Ends when all have one.
-pub(crate) async fn ensure_identities(service: Arc<Moduled>) {
-    let mut left: Vec<ModuleId> = service.settings.host_services.keys().cloned().collect();
+pub(crate) async fn ensure_identities(modules: Arc<Modules>) {
+    let mut left: Vec<ModuleId> = modules.settings.host_services.keys().cloned().collect();
     let mut pause = RETRY;
     while !left.is_empty() {
         let mut without = Vec::new();
         for id in left {
-            let client = service.identities.client();
+            let client = modules.identities.client();
             let made = match client.module(id.as_str()).await {
                 Ok(identity) => Ok(identity),
                 Err(_) => client.create_module(id.as_str()).await,
@@ -151,16 +151,16 @@ pub(crate) async fn ensure_identities(service: Arc<Moduled>) {
 }
 
 /// The services as the management API shows them.
-pub(crate) async fn list(service: &Moduled) -> Vec<ModuleDetails> {
-    let services: Vec<(ModuleId, HostService)> = service
+pub(crate) async fn list(modules: &Modules) -> Vec<ModuleDetails> {
+    let services: Vec<(ModuleId, HostService)> = modules
         .settings
         .host_services
         .iter()
         .map(|(id, found)| (id.clone(), found.clone()))
         .collect();
     let uids: Vec<Option<u32>> =
-        services.iter().map(|(id, found)| uid_of(service, id, found)).collect();
-    let hierarchy = service.modules.hierarchy.clone();
+        services.iter().map(|(id, found)| uid_of(modules, id, found)).collect();
+    let hierarchy = modules.hierarchy.clone();
     let runs = tokio::task::spawn_blocking(move || {
         services
             .into_iter()
@@ -169,18 +169,18 @@ pub(crate) async fn list(service: &Moduled) -> Vec<ModuleDetails> {
             .collect()
     });
     let runs: Vec<(Option<bool>, ModuleId, HostService)> = runs.await.unwrap_or_default();
-    runs.into_iter().map(|(runs, id, found)| details(service, runs, &id, &found)).collect()
+    runs.into_iter().map(|(runs, id, found)| details(modules, runs, &id, &found)).collect()
 }
 
-fn uid_of(service: &Moduled, id: &ModuleId, found: &HostService) -> Option<u32> {
-    match workload(service, id, found) {
+fn uid_of(modules: &Modules, id: &ModuleId, found: &HostService) -> Option<u32> {
+    match workload(modules, id, found) {
         Ok(Workload::Service { uid, .. }) => uid,
         _ => None,
     }
 }
 
 fn details(
-    service: &Moduled,
+    modules: &Modules,
     runs: Option<bool>,
     id: &ModuleId,
     found: &HostService,
@@ -194,7 +194,7 @@ fn details(
     if let (Some(sha256), Some(settings)) = (found.sha256, settings.as_object_mut()) {
         settings.insert(
             "imageHash".into(),
-            service.approvals.effective(id.as_str(), sha256).to_string().into(),
+            modules.approvals.effective(id.as_str(), sha256).to_string().into(),
         );
     }
     let status = match runs {

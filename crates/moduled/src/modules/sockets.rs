@@ -15,25 +15,26 @@
 //! the disk was full is made anew.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use edgekeep_core::attestation::{Door, Registration, Workload};
+use edgekeep_core::attestation::{Registration, Workload};
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::{Daemon, Root};
+use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::listen::{self, ListenError};
-use edgekeep_daemon::server::{Limits, serve};
+use edgekeep_daemon::server::Limits;
 use edgekeep_daemon::store::{StoreError, private_folder};
+use tokio::net::UnixListener;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
-use crate::http::management;
-use crate::http::workload;
+use crate::modules::Modules;
 use crate::modules::services;
-use crate::service::Moduled;
 
 /// Beside the folder of the links.
 const CONTAINER_FOLDERS: &str = "containers";
@@ -86,10 +87,30 @@ impl Owner {
     }
 }
 
+/// The APIs that are served on modules' sockets. Each runs until `stop`.
+pub(crate) trait Serving: fmt::Debug + Send + Sync {
+    /// Serves a module's workload API.
+    fn workload(
+        &self,
+        module: &ModuleId,
+        listener: UnixListener,
+        stop: watch::Receiver<bool>,
+    ) -> JoinHandle<()>;
+
+    /// Serves the management API of the agent, or the routes of a host agent.
+    fn management(
+        &self,
+        module: &ModuleId,
+        listener: UnixListener,
+        stop: watch::Receiver<bool>,
+    ) -> JoinHandle<()>;
+}
+
 /// The sockets that are open.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     open: Mutex<HashMap<String, Listening>>,
+    serving: OnceLock<Box<dyn Serving>>,
 }
 
 #[derive(Debug)]
@@ -107,6 +128,9 @@ pub(crate) enum SocketError {
     /// A socket could not be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The daemon is still starting.
+    #[error("no API is served yet")]
+    NotServing,
     /// A folder of the daemon's own could not be made.
     #[error(transparent)]
     Folder(#[from] StoreError),
@@ -122,6 +146,11 @@ pub(crate) enum SocketError {
 }
 
 impl Sockets {
+    /// Has sockets that are opened from now on served by `serving`; the first one stays.
+    pub(crate) fn served_by(&self, serving: Box<dyn Serving>) {
+        let _ = self.serving.set(serving);
+    }
+
     /// Opens a module's sockets and gives whether they had to be made; those that are
     /// open stay as they are.
     ///
@@ -129,64 +158,39 @@ impl Sockets {
     /// See [`SocketError`].
     pub(crate) async fn open(
         &self,
-        service: &Arc<Moduled>,
+        modules: &Arc<Modules>,
         module: &ModuleId,
         access: Access,
     ) -> Result<bool, SocketError> {
         let mut open = self.open.lock().await;
-        open_in(&mut open, service, module, access).await
+        open_in(&mut open, modules, module, access).await
     }
 
     /// Makes a registered module's sockets anew if they are not as they were, and gives
     /// whether that was needed.
-    async fn review(&self, service: &Arc<Moduled>, module: &ModuleId) -> Result<bool, SocketError> {
+    pub(crate) async fn review(
+        &self,
+        modules: &Arc<Modules>,
+        module: &ModuleId,
+    ) -> Result<bool, SocketError> {
         let mut open = self.open.lock().await;
         // Looked up under the lock: who changes a registration opens or removes the
         // sockets after that.
-        let Some(registration) = service.registrations.of(module) else { return Ok(false) };
-        let access = access_of(service, module, Some(&registration)).await;
-        open_in(&mut open, service, module, access).await
-    }
-
-    /// Looks at every registered module's sockets now and then, and makes anew what is
-    /// not as it was, until `stop`.
-    pub(crate) async fn keep_open(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
-        let mut broken: HashMap<String, String> = HashMap::new();
-        loop {
-            tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return,
-                () = tokio::time::sleep(REVIEW) => {}
-            }
-            let mut still_broken = HashMap::new();
-            for module in service.registrations.modules() {
-                match service.sockets.review(&service, &module).await {
-                    Ok(false) => {}
-                    Ok(true) => tracing::warn!(%module, "workload socket was gone; made anew"),
-                    Err(error) => {
-                        let cause =
-                            std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-                        let why = format!("{error}{}", cause.unwrap_or_default());
-                        if broken.get(module.name()) != Some(&why) {
-                            tracing::error!(%module, error = why, "workload socket not open; tried again");
-                        }
-                        still_broken.insert(module.name().to_owned(), why);
-                    }
-                }
-            }
-            broken = still_broken;
-        }
+        let Some(registration) = modules.registrations.of(module) else { return Ok(false) };
+        let access = access_of(modules, module, Some(&registration)).await;
+        open_in(&mut open, modules, module, access).await
     }
 
     /// Closes and removes a module's sockets.
-    pub(crate) async fn remove(&self, service: &Moduled, module: &ModuleId) {
+    pub(crate) async fn remove(&self, modules: &Modules, module: &ModuleId) {
         let listening = self.open.lock().await.remove(module.name());
         if let Some(listening) = listening {
             listening.end().await;
         }
         // What cannot be removed is made anew by the next open.
-        let _ = std::fs::remove_file(link_path(service, module));
+        let _ = std::fs::remove_file(link_path(modules, module));
         for owner in [Owner::Container, Owner::Anyone] {
-            let _ = std::fs::remove_dir_all(folder(service, module, owner));
+            let _ = std::fs::remove_dir_all(folder(modules, module, owner));
         }
     }
 
@@ -228,18 +232,18 @@ impl Listening {
 
 async fn open_in(
     open: &mut HashMap<String, Listening>,
-    service: &Arc<Moduled>,
+    modules: &Arc<Modules>,
     module: &ModuleId,
     access: Access,
 ) -> Result<bool, SocketError> {
     let owner = access.owner;
-    let folder = folder(service, module, owner);
-    let link_path = link_path(service, module);
+    let folder = folder(modules, module, owner);
+    let link_path = link_path(modules, module);
     let managed = module.is_edge_agent() || access.host_agent;
     let fault = |source| SocketError::Prepare { path: folder.clone(), source };
     if open.get(module.name()).is_some_and(|listening| listening.is_in(&folder, managed)) {
         // The module's user may be another one by now.
-        own(service, &folder, owner).await.map_err(fault)?;
+        own(modules, &folder, owner).await.map_err(fault)?;
         link(&link_path, owner, module)?;
         return Ok(false);
     }
@@ -249,38 +253,26 @@ async fn open_in(
         return Err(ListenError::TooLong { path: link_path }.into());
     }
     if owner == Owner::Container {
-        private_folder(&container_folders(&service.root))?;
+        private_folder(&container_folders(&modules.root))?;
     }
-    make_folder(service, &folder, owner).await.map_err(fault)?;
+    make_folder(modules, &folder, owner).await.map_err(fault)?;
     let (stop, stopped) = watch::channel(false);
     let (mut tasks, mut bound) = (Vec::new(), Vec::new());
     // Open to every user: who it serves is decided by measuring the caller, whose user in
     // the container is not known. The folder is mounted into the module, which may put
     // anything there: the socket is made elsewhere.
-    let private = service.state_folder().join("sockets");
+    let private = modules.state_folder().join("sockets");
     private_folder(&private)?;
     let listener = listen::bind_into(&private, &folder.join(WORKLOAD), 0o666)?;
     bound.extend(identity(&folder.join(WORKLOAD)).map(|file| (WORKLOAD, file)));
-    let router =
-        Arc::new(workload::router(Arc::clone(service), Door::ModuleSocket(module.clone())));
-    tasks.push(tokio::spawn(serve(listener, router, workload_limits(service), stopped.clone())));
+    let serving = modules.sockets.serving.get().ok_or(SocketError::NotServing)?;
+    tasks.push(serving.workload(module, listener, stopped.clone()));
     if managed {
         let listener = listen::bind_into(&private, &folder.join(MANAGEMENT_SOCKET), 0o666)?;
         bound.extend(
             identity(&folder.join(MANAGEMENT_SOCKET)).map(|file| (MANAGEMENT_SOCKET, file)),
         );
-        let limits = management_limits(service);
-        tasks.push(if module.is_edge_agent() {
-            tokio::spawn(serve(
-                listener,
-                Arc::new(management::router(Arc::clone(service))),
-                limits,
-                stopped,
-            ))
-        } else {
-            let router = management::host_agent::router(Arc::clone(service), module.clone());
-            tokio::spawn(serve(listener, Arc::new(router), limits, stopped))
-        });
+        tasks.push(serving.management(module, listener, stopped));
     }
     link(&link_path, owner, module)?;
     let listening = Listening { folder: folder.clone(), stop, tasks, bound };
@@ -299,10 +291,10 @@ async fn open_in(
 
 /// The folder of a module's sockets.
 #[must_use]
-pub(crate) fn folder(service: &Moduled, module: &ModuleId, owner: Owner) -> PathBuf {
+pub(crate) fn folder(modules: &Modules, module: &ModuleId, owner: Owner) -> PathBuf {
     match owner {
-        Owner::Container => container_folder(&service.root, module),
-        Owner::User(_) | Owner::Anyone => service.root.module_socket_folder().join(module.name()),
+        Owner::Container => container_folder(&modules.root, module),
+        Owner::User(_) | Owner::Anyone => modules.root.module_socket_folder().join(module.name()),
     }
 }
 
@@ -317,21 +309,21 @@ fn container_folders(root: &Root) -> PathBuf {
 }
 
 /// Whom the folder of a registered module is for, and what is in it.
-pub(crate) async fn access(service: &Moduled, module: &ModuleId) -> Access {
-    access_of(service, module, service.registrations.of(module).as_ref()).await
+pub(crate) async fn access(modules: &Modules, module: &ModuleId) -> Access {
+    access_of(modules, module, modules.registrations.of(module).as_ref()).await
 }
 
 async fn access_of(
-    service: &Moduled,
+    modules: &Modules,
     module: &ModuleId,
     registration: Option<&Registration>,
 ) -> Access {
     let owner = Owner::of(registration);
-    let host_agent = match services::find(service, module) {
+    let host_agent = match services::find(modules, module) {
         Some((_, found)) => found.management,
-        None => match service.modules.processes.spec(module).await {
+        None => match modules.processes.spec(module).await {
             Ok(spec) => {
-                service.settings.host_modules.get(&spec.image).is_some_and(|found| found.management)
+                modules.settings.host_modules.get(&spec.image).is_some_and(|found| found.management)
             }
             Err(_) => false,
         },
@@ -340,8 +332,8 @@ async fn access_of(
 }
 
 /// Makes the folder if it is not there, and lets in whom it is for.
-async fn own(service: &Moduled, folder: &Path, owner: Owner) -> io::Result<()> {
-    let launching = service.modules.processes.launching();
+async fn own(modules: &Modules, folder: &Path, owner: Owner) -> io::Result<()> {
+    let launching = modules.processes.launching();
     std::fs::create_dir_all(folder)?;
     let (own_uid, own_gid) =
         (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -370,31 +362,22 @@ async fn own(service: &Moduled, folder: &Path, owner: Owner) -> io::Result<()> {
 }
 
 /// Limits of a workload socket.
-#[must_use]
-pub(crate) fn workload_limits(service: &Moduled) -> Limits {
-    Limits {
-        connections_per_uid: service
-            .settings
-            .workload_connections_per_uid
-            .unwrap_or(WORKLOAD_CONNECTIONS),
-        ..Limits::default()
-    }
+pub(crate) fn workload_limits(settings: &ModuledSettings) -> Limits {
+    let connections = settings.workload_connections_per_uid;
+    Limits { connections_per_uid: connections.unwrap_or(WORKLOAD_CONNECTIONS), ..Limits::default() }
 }
 
 /// Limits of the management socket.
-#[must_use]
-pub(crate) fn management_limits(service: &Moduled) -> Limits {
+pub(crate) fn management_limits(settings: &ModuledSettings) -> Limits {
+    let connections = settings.management_connections_per_uid;
     Limits {
-        connections_per_uid: service
-            .settings
-            .management_connections_per_uid
-            .unwrap_or(MANAGEMENT_CONNECTIONS),
+        connections_per_uid: connections.unwrap_or(MANAGEMENT_CONNECTIONS),
         ..Limits::default()
     }
 }
 
-fn link_path(service: &Moduled, module: &ModuleId) -> PathBuf {
-    service.root.module_socket_folder().join(format!("{}.sock", module.name()))
+fn link_path(modules: &Modules, module: &ModuleId) -> PathBuf {
+    modules.root.module_socket_folder().join(format!("{}.sock", module.name()))
 }
 
 /// Device and inode of a socket's file; `None` if there is none, or something else is in
@@ -406,13 +389,13 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 /// Makes a module's folder, in the place of whatever is there instead, and clears its
 /// sockets' places. The folder is not taken away from a container that has it mounted.
-async fn make_folder(service: &Moduled, folder: &Path, owner: Owner) -> io::Result<()> {
+async fn make_folder(modules: &Modules, folder: &Path, owner: Owner) -> io::Result<()> {
     match std::fs::symlink_metadata(folder) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => std::fs::remove_file(folder)?,
         Err(_) => {}
     }
-    own(service, folder, owner).await?;
+    own(modules, folder, owner).await?;
     for name in [WORKLOAD, MANAGEMENT_SOCKET] {
         clear(&folder.join(name))?;
     }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use edgekeep_api::management::{ModuleSettings, ModuleSpec};
 use edgekeep_core::id::{IdError, ModuleId};
 
+use crate::modules::error::ModuleError;
+
 /// The runtime of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -156,8 +158,7 @@ mod tests {
         for (fault, message) in faults {
             let error = spec(fault).unwrap_err();
             assert!(matches!(error, ModuleError::Invalid(_)), "{error:?}");
-            assert!(error.to_string().starts_with(message), "{} instead of {message}", error);
+            assert!(error.to_string().starts_with(message), "{error} instead of {message}");
         }
     }
 }
-use crate::modules::error::ModuleError;

@@ -21,7 +21,7 @@ pub(crate) use orders::{Order, Orders};
 
 use crate::modules::error::ModuleError;
 use crate::modules::own_users;
-use crate::service::Moduled;
+use crate::report::Report;
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -40,12 +40,12 @@ struct Looked {
 }
 
 /// Looks until `stop`.
-pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn keep(report: Arc<Report>, mut stop: watch::Receiver<bool>) {
     let mut looked =
         Looked { begin: Instant::now(), watch: Watch::default(), ended: HashMap::new() };
     loop {
-        look(&service);
-        look_at_modules(&service, &mut looked).await;
+        look(&report);
+        look_at_modules(&report, &mut looked).await;
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(PERIOD) => {}
@@ -54,10 +54,10 @@ pub(crate) async fn keep(service: Arc<Moduled>, mut stop: watch::Receiver<bool>)
 }
 
 /// Brings the board up to date but for the modules. Asks nobody, least of all the engine.
-pub(crate) fn look(service: &Moduled) {
-    own_users::look(service);
+pub(crate) fn look(report: &Report) {
+    own_users::look(&report.modules);
     let silent =
-        service.modules.containers.as_ref().filter(|containers| !containers.watch.is_reconciled());
+        report.modules.containers.as_ref().filter(|containers| !containers.watch.is_reconciled());
     let found = silent.map(|containers| {
         let detail = match containers.watch.silent_for() {
             Some(_) => "modules that ran when it was heard last are served on, others are refused",
@@ -67,36 +67,36 @@ pub(crate) fn look(service: &Moduled) {
         };
         (Subject::engine(&containers.uri), detail)
     });
-    service.board.replace(Code::EngineSilent, found);
-    let folder = service.root.path().join("var/lib/edgekeep");
+    report.board.replace(Code::EngineSilent, found);
+    let folder = report.root.path().join("var/lib/edgekeep");
     let full = rustix::fs::statvfs(&folder).ok().and_then(|space| {
         let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
         disk::judge(disk::Space { size: bytes(space.f_blocks), free: bytes(space.f_bavail) })
     });
     for code in [Code::DiskFull, Code::DiskNearlyFull] {
         let found = full.as_ref().filter(|(found, _)| *found == code);
-        service.board.replace(code, found.map(|(_, detail)| (Subject::file(&folder), detail)));
+        report.board.replace(code, found.map(|(_, detail)| (Subject::file(&folder), detail)));
     }
 }
 
 /// The health of the device, by all that its daemons know.
-pub(crate) async fn of_device(service: &Moduled) -> Health {
-    look(service);
-    let others = problems_of(&service.root, &[Daemon::Keyd, Daemon::Identityd], PATIENCE).await;
-    Health::of(service.board.health().problems().iter().cloned().chain(others))
+pub(crate) async fn of_device(report: &Report) -> Health {
+    look(report);
+    let others = problems_of(&report.root, &[Daemon::Keyd, Daemon::Identityd], PATIENCE).await;
+    Health::of(report.board.health().problems().iter().cloned().chain(others))
 }
 
-async fn look_at_modules(service: &Moduled, looked: &mut Looked) {
+async fn look_at_modules(report: &Report, looked: &mut Looked) {
     let mut registered: BTreeMap<ModuleId, Registration> = BTreeMap::new();
-    for module in service.registrations.modules() {
-        if let Some(registration) = service.registrations.of(&module) {
+    for module in report.modules.registrations.modules() {
+        if let Some(registration) = report.modules.registrations.of(&module) {
             // Something else starts and stops these.
             if !matches!(registration.workload, Workload::Service { .. }) {
                 registered.insert(module.hub_id(), registration);
             }
         }
     }
-    let processes: HashMap<String, _> = service
+    let processes: HashMap<String, _> = report
         .modules
         .processes
         .list()
@@ -105,11 +105,11 @@ async fn look_at_modules(service: &Moduled, looked: &mut Looked) {
         .map(|state| (state.name.clone(), state))
         .collect();
     let mut all = BTreeMap::new();
-    let wanted = service.orders.wanted(registered.keys());
+    let wanted = report.orders.wanted(registered.keys());
     for (module, wish) in wanted {
         let registration = registered.get(&module);
         let seen = match (
-            service.modules.facts(&module, registration),
+            report.modules.facts(&module, registration),
             registration.map(|it| &it.workload),
         ) {
             (_, None) => Seen::Missing,
@@ -121,7 +121,7 @@ async fn look_at_modules(service: &Moduled, looked: &mut Looked) {
             (RunningFacts::Running(_), _) => Seen::Runs,
             (RunningFacts::Stopped, _) => match looked.ended.get(&module) {
                 Some(ended) => *ended,
-                None => how_it_ended(service, &module).await,
+                None => how_it_ended(report, &module).await,
             },
             (RunningFacts::Unknown | RunningFacts::Host(_), _) => Seen::Unknown,
         };
@@ -130,14 +130,14 @@ async fn look_at_modules(service: &Moduled, looked: &mut Looked) {
             Seen::Runs => drop(looked.ended.remove(&module)),
             Seen::Unknown => {}
         }
-        service.orders.seen(&service.board, &module, seen);
+        report.orders.seen(&report.board, &module, seen);
         let wish = match (wish, seen) {
             (Some(wish), _) => wish,
             // The agent is always wanted; of others that run somebody wanted that, before
             // this daemon was started.
             (None, _) if module.is_edge_agent() => Wish::Run,
             (None, Seen::Runs) => {
-                service.orders.found_running(&module);
+                report.orders.found_running(&module);
                 Wish::Started
             }
             (None, _) => Wish::Rest,
@@ -150,7 +150,7 @@ async fn look_at_modules(service: &Moduled, looked: &mut Looked) {
     looked.watch = watch;
     for code in [Code::AgentNotRunning, Code::ModuleNotRunning, Code::ModuleEnded] {
         let found = findings.iter().filter(|finding| finding.code == code);
-        service.board.replace(
+        report.board.replace(
             code,
             found.map(|finding| (Subject::module(&finding.module), &finding.detail)),
         );
@@ -159,13 +159,8 @@ async fn look_at_modules(service: &Moduled, looked: &mut Looked) {
 
 /// How a container module ended, by the engine; nothing is known if that does not answer
 /// soon.
-async fn how_it_ended(service: &Moduled, module: &ModuleId) -> Seen {
-    match tokio::time::timeout(
-        ENGINE_PATIENCE,
-        service.modules.state(module, &service.registrations),
-    )
-    .await
-    {
+async fn how_it_ended(report: &Report, module: &ModuleId) -> Seen {
+    match tokio::time::timeout(ENGINE_PATIENCE, report.modules.state(module)).await {
         Ok(Ok((_, state))) if state.state == ModuleState::Running => Seen::Unknown,
         Ok(Ok((_, state))) => Seen::Ended(state.exit.and_then(|exit| exit.code)),
         Ok(Err(ModuleError::NoModule(_))) => Seen::Missing,

@@ -5,3 +5,45 @@ pub(crate) mod metrics;
 pub(crate) mod resources;
 pub(crate) mod support_bundle;
 pub(crate) mod systeminfo;
+
+use std::sync::Arc;
+
+use edgekeep_api::management::SystemInfo;
+use edgekeep_core::layout::Root;
+use edgekeep_daemon::board::Board;
+use tokio::sync::Semaphore;
+
+use crate::identity::Credentials;
+use crate::modules::Modules;
+use crate::report::health::Orders;
+
+/// The device as it is shown to people.
+#[derive(Debug)]
+pub(crate) struct Report {
+    root: Root,
+    /// What is wrong, for operators.
+    pub(crate) board: Board,
+    /// What is wanted of the modules.
+    pub(crate) orders: Orders,
+    /// The machine.
+    pub(crate) system_info: SystemInfo,
+    /// Held while a support bundle is made: one at a time, for it is made in memory.
+    support_bundle: Semaphore,
+    modules: Arc<Modules>,
+    credentials: Arc<Credentials>,
+}
+
+impl Report {
+    /// Returns a report of these modules and credentials, and of what the board has.
+    pub(crate) fn new(modules: Arc<Modules>, credentials: Arc<Credentials>, board: Board) -> Self {
+        Self {
+            root: modules.root.clone(),
+            board,
+            orders: Orders::default(),
+            system_info: systeminfo::read(&modules.settings.additional_info),
+            support_bundle: Semaphore::new(1),
+            modules,
+            credentials,
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::io::{Cursor, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
+use edgekeep_api::management::Refusal;
 use edgekeep_api::operations::ProblemList;
 use edgekeep_core::id::ModuleId;
 use edgekeep_runtime::logs::LogQuery;
@@ -14,8 +15,8 @@ use zip::write::{SimpleFileOptions, ZipWriter};
 
 use crate::modules::error::ModuleError;
 use crate::modules::shown::remove_agents_copies;
+use crate::report::Report;
 use crate::report::health;
-use crate::service::Moduled;
 
 /// Time for one module's log.
 const STEP: Duration = Duration::from_secs(10);
@@ -42,15 +43,16 @@ pub(crate) enum SupportBundleError {
 /// # Errors
 /// See [`SupportBundleError`].
 pub(crate) async fn make(
-    service: &Arc<Moduled>,
+    report: &Arc<Report>,
     query: &LogQuery,
     runtime_only: bool,
+    refusals: (Vec<Refusal>, u64),
 ) -> Result<Vec<u8>, SupportBundleError> {
     let _one_at_a_time =
-        service.support_bundle.try_acquire().map_err(|_| SupportBundleError::Busy)?;
+        report.support_bundle.try_acquire().map_err(|_| SupportBundleError::Busy)?;
     let mut budget = TOTAL_LIMIT;
     let mut entries: Vec<(String, Vec<u8>)> = Vec::new();
-    let modules = match service.modules.list(&service.registrations, &service.replacements).await {
+    let modules = match report.modules.list().await {
         Ok(list) => list.modules,
         Err(error) => {
             entries.push(("logs/_err.txt".into(), error.to_string().into_bytes()));
@@ -63,7 +65,7 @@ pub(crate) async fn make(
     {
         let Ok(id) = module.name.parse::<ModuleId>() else { continue };
         let limit = LOG_LIMIT.min(budget);
-        let log = match tokio::time::timeout(STEP, read_log(service, &id, query, limit)).await {
+        let log = match tokio::time::timeout(STEP, read_log(report, &id, query, limit)).await {
             Ok(Ok(log)) => {
                 budget -= log.len().min(budget);
                 log
@@ -81,11 +83,11 @@ pub(crate) async fn make(
         let shown = serde_json::to_vec_pretty(&shown).unwrap_or_default();
         entries.push((format!("inspect/{}.json", module.name), shown));
     }
-    let (refusals, refusal_count) = service.trail.latest();
+    let (refusals, refusal_count) = refusals;
     let overview: Value = json!({
-        "version": service.system_info.version,
-        "kernel": service.system_info.kernel_release,
-        "health": ProblemList::from(&health::of_device(service).await),
+        "version": report.system_info.version,
+        "kernel": report.system_info.kernel_release,
+        "health": ProblemList::from(&health::of_device(report).await),
         "refusals": refusals,
         "refusalCount": refusal_count,
     });
@@ -94,12 +96,12 @@ pub(crate) async fn make(
 }
 
 async fn read_log(
-    service: &Moduled,
+    report: &Report,
     module: &ModuleId,
     query: &LogQuery,
     limit: usize,
 ) -> Result<Vec<u8>, ModuleError> {
-    let mut stream = service.modules.logs(module, &service.registrations, query).await?;
+    let mut stream = report.modules.logs(module, query).await?;
     let mut framed = Vec::new();
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| ModuleError::Device(error.to_string()))?;

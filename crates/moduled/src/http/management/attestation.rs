@@ -11,12 +11,12 @@ use edgekeep_daemon::server::{HttpError, Request, Response};
 use http::StatusCode;
 
 use crate::gate::attest::Who;
-use crate::service::Moduled;
+use crate::http::{Rooms, called};
 
 /// For root, the daemon's own user and the agent: it tells about processes of other
 /// users.
-pub(super) async fn show(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
-    service.admit_operator_or_agent(&request).await?;
+pub(super) async fn show(rooms: Arc<Rooms>, request: Request) -> Result<Response, HttpError> {
+    rooms.gate.admit_operator_or_agent(&called(&request)).await?;
     let pid = request.query("pid").map(|pid| {
         pid.parse::<u32>().map_err(|_| HttpError::bad_request("invalid parameter: pid"))
     });
@@ -25,8 +25,8 @@ pub(super) async fn show(service: Arc<Moduled>, request: Request) -> Result<Resp
         module.parse::<ModuleId>().map_err(|error| HttpError::bad_request(error.to_string()))
     });
     match (module.transpose()?, pid) {
-        (Some(module), pid) => Ok(Response::ok(&examine(&service, &module, pid).await?)),
-        (None, Some(pid)) => Ok(Response::ok(&nearest(&service, pid).await?)),
+        (Some(module), pid) => Ok(Response::ok(&examine(&rooms, &module, pid).await?)),
+        (None, Some(pid)) => Ok(Response::ok(&nearest(&rooms, pid).await?)),
         (None, None) => {
             Err(HttpError::bad_request("one of the parameters pid and module is needed"))
         }
@@ -34,10 +34,10 @@ pub(super) async fn show(service: Arc<Moduled>, request: Request) -> Result<Resp
 }
 
 /// The module that the process is let in as, else the one for which most checks pass.
-async fn nearest(service: &Arc<Moduled>, pid: u32) -> Result<Attestation, HttpError> {
+async fn nearest(rooms: &Arc<Rooms>, pid: u32) -> Result<Attestation, HttpError> {
     let mut nearest: Option<(usize, Attestation)> = None;
-    for module in service.registrations.modules() {
-        let attestation = examine(service, &module, Some(pid)).await?;
+    for module in rooms.modules.registrations.modules() {
+        let attestation = examine(rooms, &module, Some(pid)).await?;
         if attestation.allowed {
             return Ok(attestation);
         }
@@ -52,33 +52,35 @@ async fn nearest(service: &Arc<Moduled>, pid: u32) -> Result<Attestation, HttpEr
 }
 
 async fn examine(
-    service: &Arc<Moduled>,
+    rooms: &Arc<Rooms>,
     module: &ModuleId,
     pid: Option<u32>,
 ) -> Result<Attestation, HttpError> {
     let pid = match pid {
         Some(pid) => pid,
         None => {
-            service
+            rooms
+                .gate
                 .first_process(module)
                 .await
-                .map_err(|facts| no_process(service, module, &facts))?
+                .map_err(|facts| no_process(rooms, module, &facts))?
                 .pid
         }
     };
-    let examined = service.attestor.examine(pid);
+    let examined = rooms.gate.attestor.examine(pid);
     let (who, door) = (Who::Process(&examined), Door::ModuleSocket(module.clone()));
-    let (subject, verdict) = service.judge(who, &door, &Asked { module, generation: None }).await;
-    Ok(service.attestation(who, pid, module, &subject, verdict))
+    let (subject, verdict) =
+        rooms.gate.judge(who, &door, &Asked { module, generation: None }).await;
+    Ok(rooms.gate.attestation(who, pid, module, &subject, verdict))
 }
 
 /// Why there is no process to look at, and what to do.
-fn no_process(service: &Moduled, module: &ModuleId, facts: &RunningFacts) -> HttpError {
+fn no_process(rooms: &Rooms, module: &ModuleId, facts: &RunningFacts) -> HttpError {
     let why = match facts {
         RunningFacts::Host(_) => {
             format!("{module} is a service of the host, which something else starts")
         }
-        _ if service.registrations.of(module).is_none() => {
+        _ if rooms.modules.registrations.of(module).is_none() => {
             format!("there is no registered module {module}: see `edgekeep list`")
         }
         RunningFacts::Unknown => format!(
@@ -93,15 +95,17 @@ fn no_process(service: &Moduled, module: &ModuleId, facts: &RunningFacts) -> Htt
 }
 
 /// Callers that were refused: for who may look at processes.
-pub(super) async fn past(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
-    service.admit_operator_or_agent(&request).await?;
+pub(super) async fn past(rooms: Arc<Rooms>, request: Request) -> Result<Response, HttpError> {
+    rooms.gate.admit_operator_or_agent(&called(&request)).await?;
     let module = request.query("module").map(|module| {
         module.parse::<ModuleId>().map_err(|error| HttpError::bad_request(error.to_string()))
     });
     let last = request.query("last").map(|last| {
         last.parse::<usize>().map_err(|_| HttpError::bad_request("invalid parameter: last"))
     });
-    let refusals =
-        service.trail.past(module.transpose()?.as_ref(), last.transpose()?.unwrap_or(usize::MAX));
+    let refusals = rooms
+        .gate
+        .trail
+        .past(module.transpose()?.as_ref(), last.transpose()?.unwrap_or(usize::MAX));
     Ok(Response::ok(&PastRefusals { refusals }))
 }

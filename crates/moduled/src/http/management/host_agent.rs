@@ -15,12 +15,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{info, modules};
+use crate::http::{Rooms, called};
 use crate::modules as runtime;
 use crate::modules::approvals::Approved;
 use crate::modules::error::ModuleError;
 use crate::modules::host;
 use crate::modules::services;
-use crate::service::Moduled;
 
 /// The version from which these routes are open.
 const SINCE: &str = "2022-08-03";
@@ -28,33 +28,33 @@ const SINCE: &str = "2022-08-03";
 /// The management socket of one host agent.
 #[derive(Debug)]
 pub(crate) struct HostAgentDoor {
-    service: Arc<Moduled>,
+    rooms: Arc<Rooms>,
     module: ModuleId,
     door: Door,
 }
 
 impl HostAgentDoor {
     async fn admit(&self, request: &Request) -> Result<(), HttpError> {
-        self.service.admit(request, &self.door, &self.module, None).await
+        Ok(self.rooms.gate.admit(&called(request), &self.door, &self.module, None).await?)
     }
 
     /// Lets the agent change `target`, or refuses it with an entry in the audit trail.
     async fn admit_for(&self, request: &Request, target: &str) -> Result<(), HttpError> {
         self.admit(request).await?;
-        if approves(&self.service, &self.module).await.iter().any(|name| name == target) {
+        if approves(&self.rooms, &self.module).await.iter().any(|name| name == target) {
             return Ok(());
         }
-        Err(self.service.refuse(request, &self.module, DenyReason::NotGranted))
+        Err(self.rooms.gate.refuse(&called(request), &self.module, DenyReason::NotGranted).into())
     }
 }
 
 /// The routes on the socket of `module`.
 #[must_use]
-pub(crate) fn router(service: Arc<Moduled>, module: ModuleId) -> Router<HostAgentDoor> {
+pub(crate) fn router(rooms: Arc<Rooms>, module: ModuleId) -> Router<HostAgentDoor> {
     let door = Door::ModuleSocket(module.clone());
-    Router::new(Arc::new(HostAgentDoor { service, module, door }), API_VERSIONS)
-        .on_connected(|state, caller| state.service.connected(&state.door, caller))
-        .on_sender_changed(|state, caller, what| state.service.refuse_sender(caller, what))
+    Router::new(Arc::new(HostAgentDoor { rooms, module, door }), API_VERSIONS)
+        .on_connected(|state, caller| state.rooms.gate.connected(&state.door, caller))
+        .on_sender_changed(|state, caller, what| state.rooms.gate.refuse_sender(caller, what))
         .route(Method::GET, "/modules", SINCE, list)
         .route(Method::GET, "/modules/{m}", SINCE, get)
         .route(Method::GET, "/status", SINCE, status)
@@ -65,22 +65,22 @@ pub(crate) fn router(service: Arc<Moduled>, module: ModuleId) -> Router<HostAgen
 
 async fn list(state: Arc<HostAgentDoor>, request: Request) -> Result<Response, HttpError> {
     state.admit(&request).await?;
-    modules::list(Arc::clone(&state.service), request).await
+    modules::list(Arc::clone(&state.rooms), request).await
 }
 
 async fn get(state: Arc<HostAgentDoor>, request: Request) -> Result<Response, HttpError> {
     state.admit(&request).await?;
-    modules::get(Arc::clone(&state.service), request).await
+    modules::get(Arc::clone(&state.rooms), request).await
 }
 
 async fn status(state: Arc<HostAgentDoor>, request: Request) -> Result<Response, HttpError> {
     state.admit(&request).await?;
-    info::status(Arc::clone(&state.service), request).await
+    info::status(Arc::clone(&state.rooms), request).await
 }
 
 async fn approvals(state: Arc<HostAgentDoor>, request: Request) -> Result<Response, HttpError> {
     state.admit(&request).await?;
-    Ok(Response::ok(&ApprovalList { approvals: state.service.approvals_in_force() }))
+    Ok(Response::ok(&ApprovalList { approvals: state.rooms.modules.approvals_in_force() }))
 }
 
 /// Approves the content that an executable has now, if it is the content that the agent
@@ -93,42 +93,48 @@ async fn approve(state: Arc<HostAgentDoor>, mut request: Request) -> Result<Resp
         .sha256
         .parse()
         .map_err(|error| HttpError::bad_request(format!("invalid sha256: {error}")))?;
-    let service = &state.service;
-    let (executable, configured) = executable_of(service, &name)?;
+    let rooms = &state.rooms;
+    let (executable, configured) = executable_of(rooms, &name)?;
     // What is not there is not approved: neither a mistaken digest nor one whose file is
     // yet to come.
-    service.modules.processes.verify(executable.into(), sha256).await.map_err(|error| {
+    rooms.modules.processes.verify(executable.into(), sha256).await.map_err(|error| {
         HttpError::new(StatusCode::CONFLICT, ModuleError::from(error).to_string())
     })?;
     let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     let approved = Approved { sha256, configured, by: state.module.to_string(), time };
-    service.approvals.put(&name, approved).await.map_err(|error| HttpError::hidden(&error))?;
-    service.trail.approved(&request.caller, state.module.as_str(), &name, &sha256);
-    services::reregister(service, &name).await?;
-    Ok(Response::ok(&ApprovalList { approvals: service.approvals_in_force() }))
+    rooms
+        .modules
+        .approvals
+        .put(&name, approved)
+        .await
+        .map_err(|error| HttpError::hidden(&error))?;
+    rooms.gate.trail.approved(&request.caller, state.module.as_str(), &name, &sha256);
+    services::reregister(&rooms.modules, &name).await?;
+    Ok(Response::ok(&ApprovalList { approvals: rooms.modules.approvals_in_force() }))
 }
 
 /// Restarts a module whose executable the agent may approve.
 async fn restart(state: Arc<HostAgentDoor>, request: Request) -> Result<Response, HttpError> {
     let module: ModuleId = request.id(0)?;
-    let image = match state.service.modules.processes.spec(&module).await {
+    let image = match state.rooms.modules.processes.spec(&module).await {
         Ok(spec) => spec.image,
         // A name that is granted to nobody.
         Err(_) => String::new(),
     };
     state.admit_for(&request, &image).await?;
-    let service = Arc::clone(&state.service);
-    modules::detached(async move { runtime::restart(&service, &module).await }).await?;
+    let rooms = Arc::clone(&state.rooms);
+    modules::detached(async move { runtime::restart(&rooms.modules, &module).await }).await?;
     Ok(Response::no_content())
 }
 
 /// What the configuration lets a module approve.
-async fn approves(service: &Moduled, module: &ModuleId) -> Vec<String> {
-    if let Some((_, found)) = services::find(service, module) {
+async fn approves(rooms: &Rooms, module: &ModuleId) -> Vec<String> {
+    if let Some((_, found)) = services::find(&rooms.modules, module) {
         return found.approves.clone();
     }
-    match service.modules.processes.spec(module).await {
-        Ok(spec) => service
+    match rooms.modules.processes.spec(module).await {
+        Ok(spec) => rooms
+            .modules
             .settings
             .host_modules
             .get(&spec.image)
@@ -139,12 +145,12 @@ async fn approves(service: &Moduled, module: &ModuleId) -> Vec<String> {
 }
 
 /// Path and configured digest of what is approved under a name.
-fn executable_of(service: &Moduled, name: &str) -> Result<(String, Sha256Digest), HttpError> {
-    if let Ok((module, _)) = host::registered(service, name) {
+fn executable_of(rooms: &Rooms, name: &str) -> Result<(String, Sha256Digest), HttpError> {
+    if let Ok((module, _)) = host::registered(&rooms.modules, name) {
         return Ok((module.executable.clone(), module.sha256));
     }
     let found =
-        name.parse::<ModuleId>().ok().and_then(|id| service.settings.host_services.get(&id));
+        name.parse::<ModuleId>().ok().and_then(|id| rooms.modules.settings.host_services.get(&id));
     match found {
         Some(edgekeep_core::host::HostService {
             executable: Some(path),

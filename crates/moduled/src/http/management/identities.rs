@@ -9,12 +9,13 @@ use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 
 use crate::http::refuse;
+use crate::http::{Rooms, called};
 use crate::modules::services;
 use crate::report::health::Order;
-use crate::service::Moduled;
 
-pub(super) async fn list(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    let identities = service.identities.client().modules().await.map_err(|error| failed(&error))?;
+pub(super) async fn list(rooms: Arc<Rooms>, _: Request) -> Result<Response, HttpError> {
+    let identities =
+        rooms.credentials.identities.client().modules().await.map_err(|error| failed(&error))?;
     let identities = identities.into_iter().filter_map(|identity| shown(identity, None));
     // An agent deletes identities that its deployment does not name; those of services
     // are not the deployment's.
@@ -22,62 +23,56 @@ pub(super) async fn list(service: Arc<Moduled>, _: Request) -> Result<Response, 
         identity
             .module_id
             .parse()
-            .is_ok_and(|id: ModuleId| service.settings.host_services.contains_key(&id))
+            .is_ok_and(|id: ModuleId| rooms.modules.settings.host_services.contains_key(&id))
     };
     let identities = identities.filter(|identity| !of_service(identity)).collect();
     Ok(Response::ok(&Identities { identities }))
 }
 
-pub(super) async fn create(
-    service: Arc<Moduled>,
-    mut request: Request,
-) -> Result<Response, HttpError> {
-    service.admit_agent(&request).await?;
+pub(super) async fn create(rooms: Arc<Rooms>, mut request: Request) -> Result<Response, HttpError> {
+    rooms.gate.admit_agent(&called(&request)).await?;
     let body: CreateIdentity = request.json().await?;
     let module: ModuleId =
         body.module_id.parse().map_err(|error: edgekeep_core::id::IdError| {
             HttpError::bad_request(format!("invalid moduleId: {error}"))
         })?;
-    services::refuse(&service, &module)?;
-    let identity = service.identities.client().create_module(module.as_str()).await;
-    service.identities.forget(&module);
+    services::refuse(&rooms.modules, &module)?;
+    let identity = rooms.credentials.identities.client().create_module(module.as_str()).await;
+    rooms.credentials.identities.forget(&module);
     let answer = answer(identity, body.managed_by);
     let told = answer.as_ref().map_err(HttpError::message);
-    service.orders.took(&service.board, &module, Order::Identify, &told);
+    rooms.report.orders.took(&rooms.report.board, &module, Order::Identify, &told);
     answer
 }
 
-pub(super) async fn update(
-    service: Arc<Moduled>,
-    mut request: Request,
-) -> Result<Response, HttpError> {
-    service.admit_agent(&request).await?;
+pub(super) async fn update(rooms: Arc<Rooms>, mut request: Request) -> Result<Response, HttpError> {
+    rooms.gate.admit_agent(&called(&request)).await?;
     let module: ModuleId = request.id(0)?;
     let _: serde_json::Value = request.json().await?;
-    services::refuse(&service, &module)?;
-    let identity = service.identities.client().update_module(module.as_str()).await;
-    service.identities.forget(&module);
+    services::refuse(&rooms.modules, &module)?;
+    let identity = rooms.credentials.identities.client().update_module(module.as_str()).await;
+    rooms.credentials.identities.forget(&module);
     answer(identity, None)
 }
 
-pub(super) async fn delete(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
-    service.admit_agent(&request).await?;
+pub(super) async fn delete(rooms: Arc<Rooms>, request: Request) -> Result<Response, HttpError> {
+    rooms.gate.admit_agent(&called(&request)).await?;
     let module: ModuleId = request.id(0)?;
-    services::refuse(&service, &module)?;
-    let deleted = service.identities.client().delete_module(module.as_str()).await;
-    service.identities.forget(&module);
+    services::refuse(&rooms.modules, &module)?;
+    let deleted = rooms.credentials.identities.client().delete_module(module.as_str()).await;
+    rooms.credentials.identities.forget(&module);
     deleted.map_err(|error| failed(&error))?;
     Ok(Response::no_content())
 }
 
 pub(super) async fn reprovision(
-    service: Arc<Moduled>,
+    rooms: Arc<Rooms>,
     request: Request,
 ) -> Result<Response, HttpError> {
-    service.admit_agent(&request).await?;
+    rooms.gate.admit_agent(&called(&request)).await?;
     // identityd keeps the old identity until a new one is complete, so no module is
     // stopped and nothing is cleared here.
-    service.identities.client().reprovision().await.map_err(|error| failed(&error))?;
+    rooms.credentials.identities.client().reprovision().await.map_err(|error| failed(&error))?;
     Ok(Response::no_content())
 }
 

@@ -14,13 +14,13 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use crate::http::Rooms;
 use crate::http::workload::certificates::rfc3339_with_offset;
-use crate::http::{log_query, refuse};
+use crate::http::{called, log_query, refuse};
 use crate::report::health;
 use crate::report::resources;
 use crate::report::support_bundle;
 use crate::report::systeminfo::{self, VERSION};
-use crate::service::Moduled;
 
 /// The engine and identityd may take so long before systeminfo is answered without what
 /// they know.
@@ -29,14 +29,15 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// resources are told without.
 const STATS_PATIENCE: Duration = Duration::from_secs(5);
 
-pub(super) async fn system_info(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    let mut info = service.system_info.clone();
+pub(super) async fn system_info(rooms: Arc<Rooms>, _: Request) -> Result<Response, HttpError> {
+    let mut info = rooms.report.system_info.clone();
     let engine = async {
-        let containers = service.modules.containers.as_ref()?;
+        let containers = rooms.modules.containers.as_ref()?;
         let version = containers.engine.version().await.ok()?;
         version["Version"].as_str().map(str::to_owned)
     };
-    let provisioning = async { service.identities.quick_client().provisioning().await.ok() };
+    let provisioning =
+        async { rooms.credentials.identities.quick_client().provisioning().await.ok() };
     let (engine, provisioning) = tokio::join!(
         tokio::time::timeout(PATIENCE, engine),
         tokio::time::timeout(PATIENCE, provisioning)
@@ -46,10 +47,10 @@ pub(super) async fn system_info(service: Arc<Moduled>, _: Request) -> Result<Res
     Ok(Response::ok(&info))
 }
 
-pub(super) async fn resources(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    let stats = statistics(&service).await;
-    let resources =
-        resources::read(&service.root).map_err(|error| HttpError::internal(error.to_string()))?;
+pub(super) async fn resources(rooms: Arc<Rooms>, _: Request) -> Result<Response, HttpError> {
+    let stats = statistics(&rooms).await;
+    let resources = resources::read(&rooms.modules.root)
+        .map_err(|error| HttpError::internal(error.to_string()))?;
     let mut answer =
         serde_json::to_value(resources).map_err(|error| HttpError::internal(error.to_string()))?;
     // A string that holds JSON: what existing clients parse (wire facts 2.7).
@@ -59,12 +60,12 @@ pub(super) async fn resources(service: Arc<Moduled>, _: Request) -> Result<Respo
 
 /// The engine's statistics of all modules' containers, asked for at the same time: each
 /// takes the engine a second or two. What it does not tell in time is left out.
-async fn statistics(service: &Moduled) -> Vec<Value> {
-    let Some(containers) = &service.modules.containers else { return Vec::new() };
+async fn statistics(rooms: &Rooms) -> Vec<Value> {
+    let Some(containers) = &rooms.modules.containers else { return Vec::new() };
     let listed = tokio::time::timeout(STATS_PATIENCE, containers.watch.list()).await;
     let mut asked = tokio::task::JoinSet::new();
     for state in listed.ok().and_then(Result::ok).unwrap_or_default() {
-        if service.replacements.is_aside(state.container.as_ref(), &state.name) {
+        if rooms.modules.replacements.is_aside(state.container.as_ref(), &state.name) {
             continue;
         }
         let Ok(module) = state.name.parse::<ModuleId>() else { continue };
@@ -83,7 +84,7 @@ async fn statistics(service: &Moduled) -> Vec<Value> {
 }
 
 pub(super) async fn support_bundle(
-    service: Arc<Moduled>,
+    rooms: Arc<Rooms>,
     request: Request,
 ) -> Result<Response, HttpError> {
     let now = OffsetDateTime::now_utc().unix_timestamp();
@@ -99,37 +100,38 @@ pub(super) async fn support_bundle(
         Some("true") => true,
         Some(_) => return Err(HttpError::bad_request("invalid parameter: edge_runtime_only")),
     };
-    let bundle = support_bundle::make(&service, &query, runtime_only).await;
+    let bundle =
+        support_bundle::make(&rooms.report, &query, runtime_only, rooms.gate.trail.latest()).await;
     let bytes = bundle.map_err(|error| refuse::of_support_bundle(&error))?;
     // Existing clients expect this header although the body is a plain zip.
     Ok(Response::bytes(StatusCode::OK, "application/zip", Bytes::from(bytes))
         .with_header(http::header::CONTENT_ENCODING, "deflate"))
 }
 
-pub(super) async fn approvals(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    Ok(Response::ok(&Approvals { approvals: service.approvals_in_force() }))
+pub(super) async fn approvals(rooms: Arc<Rooms>, _: Request) -> Result<Response, HttpError> {
+    Ok(Response::ok(&Approvals { approvals: rooms.modules.approvals_in_force() }))
 }
 
 pub(super) async fn deployment(
-    service: Arc<Moduled>,
+    rooms: Arc<Rooms>,
     mut request: Request,
 ) -> Result<Response, HttpError> {
-    service.admit_agent(&request).await?;
+    rooms.gate.admit_agent(&called(&request)).await?;
     let report: DeploymentReport = request.json().await?;
-    service.orders.reported(&service.board, &report);
-    Ok(Response::ok(&ProblemList::from(&health::of_device(&service).await)))
+    rooms.report.orders.reported(&rooms.report.board, &report);
+    Ok(Response::ok(&ProblemList::from(&health::of_device(&rooms.report).await)))
 }
 
-pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response, HttpError> {
-    let (refusals, refusal_count) = service.trail.latest();
-    let edge_ca_expiration = service.edge_ca.borrow().map(rfc3339_with_offset);
-    let engine = service.modules.containers.as_ref().map(|containers| EngineStatus {
+pub(super) async fn status(rooms: Arc<Rooms>, _: Request) -> Result<Response, HttpError> {
+    let (refusals, refusal_count) = rooms.gate.trail.latest();
+    let edge_ca_expiration = rooms.credentials.edge_ca.borrow().map(rfc3339_with_offset);
+    let engine = rooms.modules.containers.as_ref().map(|containers| EngineStatus {
         uri: containers.uri.clone(),
         reachable: containers.watch.is_reconciled(),
         silent_for_seconds: containers.watch.silent_for().map(|silent| silent.as_secs()),
     });
-    let health = health::of_device(&service).await;
-    let own = service.board.health();
+    let health = health::of_device(&rooms.report).await;
+    let own = rooms.report.board.health();
     let unhealthy =
         own.problems().iter().filter(|problem| problem.severity() == Severity::Unhealthy);
     let problems = unhealthy.map(Problem::sentence).collect();
@@ -137,12 +139,12 @@ pub(super) async fn status(service: Arc<Moduled>, _: Request) -> Result<Response
         version: VERSION.to_owned(),
         uid: rustix::process::geteuid().as_raw(),
         peer_handle: strongest_handle(),
-        process_cgroups: service.modules.processes.without_cgroups().is_none(),
+        process_cgroups: rooms.modules.processes.without_cgroups().is_none(),
         engine,
         edge_ca_expiration,
         problems,
         health: Some(ProblemList::from(&health)),
-        approvals: service.approvals_in_force(),
+        approvals: rooms.modules.approvals_in_force(),
         refusals,
         refusal_count,
     }))

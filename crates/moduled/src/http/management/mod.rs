@@ -21,16 +21,16 @@ use edgekeep_core::attestation::Door;
 use edgekeep_daemon::server::Router;
 use http::Method;
 
-use crate::service::Moduled;
+use crate::http::Rooms;
 
 /// The routes.
 #[must_use]
-pub(crate) fn router(service: Arc<Moduled>) -> Router<Moduled> {
+pub(crate) fn router(rooms: Arc<Rooms>) -> Router<Rooms> {
     const FIRST: &str = API_VERSIONS[0];
-    Router::new(service, API_VERSIONS)
+    Router::new(rooms, API_VERSIONS)
         .named("management")
-        .on_connected(|service, caller| service.connected(&Door::ManagementSocket, caller))
-        .on_sender_changed(Moduled::refuse_sender)
+        .on_connected(|rooms, caller| rooms.gate.connected(&Door::ManagementSocket, caller))
+        .on_sender_changed(|rooms, caller, what| rooms.gate.refuse_sender(caller, what))
         .route(Method::GET, "/modules", FIRST, modules::list)
         .route(Method::GET, "/modules/", FIRST, modules::list)
         .route(Method::POST, "/modules", FIRST, modules::create)

@@ -10,34 +10,35 @@ use http::StatusCode;
 use time::OffsetDateTime;
 
 use crate::http::log_query;
+use crate::http::{Rooms, called};
 use crate::modules as runtime;
 use crate::modules::error::ModuleError;
 use crate::modules::services;
 use crate::modules::shown::{Rows, echo, in_known_words};
 use crate::modules::spec::ValidSpec;
 use crate::report::health::Order;
-use crate::service::Moduled;
 
-pub(super) async fn list(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
-    let mut list: ModuleList =
-        service.modules.list(&service.registrations, &service.replacements).await?;
+pub(super) async fn list(rooms: Arc<Rooms>, request: Request) -> Result<Response, HttpError> {
+    let mut list: ModuleList = rooms.modules.list().await?;
     // Not for the agent: it removes what its deployment does not name, and services are
     // not its to remove.
     let paused = list.modules.iter().any(|details| details.status.runtime_status.phase.is_some());
-    if (!paused && service.settings.host_services.is_empty()) || service.is_agent(&request).await {
+    if (!paused && rooms.modules.settings.host_services.is_empty())
+        || rooms.gate.is_agent(&called(&request)).await
+    {
         list.modules.iter_mut().for_each(in_known_words);
         return Ok(Response::ok(&list));
     }
     let mut rows = Rows::default();
-    services::list(&service).await.into_iter().for_each(|details| rows.add(details, true));
+    services::list(&rooms.modules).await.into_iter().for_each(|details| rows.add(details, true));
     list.modules.into_iter().for_each(|details| rows.add(details, true));
     Ok(Response::ok(&ModuleList { modules: rows.sorted() }))
 }
 
-pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+pub(super) async fn get(rooms: Arc<Rooms>, request: Request) -> Result<Response, HttpError> {
     let module: ModuleId = request.id(0)?;
-    if services::find(&service, &module).is_some() {
-        let found = services::list(&service)
+    if services::find(&rooms.modules, &module).is_some() {
+        let found = services::list(&rooms.modules)
             .await
             .into_iter()
             .find(|details| details.name == module.name());
@@ -45,34 +46,29 @@ pub(super) async fn get(service: Arc<Moduled>, request: Request) -> Result<Respo
             .map(|details| Response::ok(&details))
             .ok_or_else(|| HttpError::not_found("there is no such service"));
     }
-    let mut details = service.modules.details(&module, &service.registrations).await?;
-    if details.status.runtime_status.phase.is_some() && service.is_agent(&request).await {
+    let mut details = rooms.modules.details(&module).await?;
+    if details.status.runtime_status.phase.is_some() && rooms.gate.is_agent(&called(&request)).await
+    {
         in_known_words(&mut details);
     }
     Ok(Response::ok(&details))
 }
 
-pub(super) async fn create(
-    service: Arc<Moduled>,
-    mut request: Request,
-) -> Result<Response, HttpError> {
-    service.admit_agent(&request).await?;
+pub(super) async fn create(rooms: Arc<Rooms>, mut request: Request) -> Result<Response, HttpError> {
+    rooms.gate.admit_agent(&called(&request)).await?;
     let spec: ModuleSpec = request.json().await?;
-    let valid = judged(&service, &spec)?;
+    let valid = judged(&rooms, &spec)?;
     detached(async move {
-        let made = runtime::create(&service, &valid).await;
-        service.orders.took(&service.board, &valid.module, Order::Make, &made);
+        let made = runtime::create(&rooms.modules, &valid).await;
+        rooms.report.orders.took(&rooms.report.board, &valid.module, Order::Make, &made);
         made
     })
     .await?;
     Ok(Response::json(StatusCode::CREATED, &echo(&spec, false)))
 }
 
-pub(super) async fn update(
-    service: Arc<Moduled>,
-    mut request: Request,
-) -> Result<Response, HttpError> {
-    service.admit_agent(&request).await?;
+pub(super) async fn update(rooms: Arc<Rooms>, mut request: Request) -> Result<Response, HttpError> {
+    rooms.gate.admit_agent(&called(&request)).await?;
     let module: ModuleId = request.id(0)?;
     let start = match request.query("start") {
         None | Some("false") => false,
@@ -80,38 +76,38 @@ pub(super) async fn update(
         Some(_) => return Err(HttpError::bad_request("invalid parameter: start")),
     };
     let spec: ModuleSpec = request.json().await?;
-    let mut valid = judged(&service, &spec)?;
+    let mut valid = judged(&rooms, &spec)?;
     // The path says which module is meant, as with existing services.
     valid.module = module;
     if valid.module.is_edge_agent() {
         // The caller dies of this: it gets its answer first, and the watchdog repairs
         // what goes wrong.
         tokio::spawn(async move {
-            if let Err(error) = runtime::update(&service, &valid, start).await {
+            if let Err(error) = runtime::update(&rooms.modules, &valid, start).await {
                 tracing::error!(%error, "agent not updated; the watchdog will restore it");
             }
         });
         return Ok(Response::json(StatusCode::CREATED, &echo(&spec, start)));
     }
     let running = detached(async move {
-        let updated = runtime::update(&service, &valid, start).await;
+        let updated = runtime::update(&rooms.modules, &valid, start).await;
         // What could not be updated goes on running as it was.
         let order = if start && updated.is_ok() { Order::Start } else { Order::Make };
-        service.orders.took(&service.board, &valid.module, order, &updated);
+        rooms.report.orders.took(&rooms.report.board, &valid.module, order, &updated);
         updated
     })
     .await?;
     Ok(Response::json(StatusCode::CREATED, &echo(&spec, running)))
 }
 
-pub(super) async fn delete(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
-    service.admit_agent(&request).await?;
+pub(super) async fn delete(rooms: Arc<Rooms>, request: Request) -> Result<Response, HttpError> {
+    rooms.gate.admit_agent(&called(&request)).await?;
     let module: ModuleId = request.id(0)?;
     detached(async move {
-        let removed = runtime::remove(&service, &module).await;
+        let removed = runtime::remove(&rooms.modules, &module).await;
         // Something that is not there need not be removed.
-        if removed.is_ok() || service.registrations.of(&module).is_some() {
-            service.orders.took(&service.board, &module, Order::Remove, &removed);
+        if removed.is_ok() || rooms.modules.registrations.of(&module).is_some() {
+            rooms.report.orders.took(&rooms.report.board, &module, Order::Remove, &removed);
         }
         removed
     })
@@ -120,26 +116,26 @@ pub(super) async fn delete(service: Arc<Moduled>, request: Request) -> Result<Re
 }
 
 pub(super) async fn prepare(
-    service: Arc<Moduled>,
+    rooms: Arc<Rooms>,
     mut request: Request,
 ) -> Result<Response, HttpError> {
-    service.admit_agent(&request).await?;
+    rooms.gate.admit_agent(&called(&request)).await?;
     let module: ModuleId = request.id(0)?;
     let spec: ModuleSpec = request.json().await?;
-    let valid = judged(&service, &spec)?;
+    let valid = judged(&rooms, &spec)?;
     if valid.module.name() != module.name() {
         return Err(HttpError::bad_request("module name in spec does not match URI"));
     }
     let _ = detached(async move {
-        let prepared = runtime::prepare(&service, &valid).await;
-        service.orders.took(&service.board, &valid.module, Order::Prepare, &prepared);
+        let prepared = runtime::prepare(&rooms.modules, &valid).await;
+        rooms.report.orders.took(&rooms.report.board, &valid.module, Order::Prepare, &prepared);
         prepared
     })
     .await?;
     Ok(Response::no_content())
 }
 
-pub(super) async fn action(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+pub(super) async fn action(rooms: Arc<Rooms>, request: Request) -> Result<Response, HttpError> {
     let module: ModuleId = request.id(0)?;
     let action = request.param(1).to_ascii_lowercase();
     if !matches!(action.as_str(), "start" | "stop" | "restart") {
@@ -147,16 +143,16 @@ pub(super) async fn action(service: Arc<Moduled>, request: Request) -> Result<Re
     }
     detached(async move {
         let (order, done) = match action.as_str() {
-            "start" => (Order::Start, runtime::start(&service, &module).await),
-            "stop" => (Order::Stop, runtime::stop(&service, &module).await),
-            _ => (Order::Start, runtime::restart(&service, &module).await),
+            "start" => (Order::Start, runtime::start(&rooms.modules, &module).await),
+            "stop" => (Order::Stop, runtime::stop(&rooms.modules, &module).await),
+            _ => (Order::Start, runtime::restart(&rooms.modules, &module).await),
         };
         // A name that is a mistake of who asks is no problem of the device; nor are
         // services, which something else starts.
-        if service.registrations.of(&module).is_some()
-            && services::find(&service, &module).is_none()
+        if rooms.modules.registrations.of(&module).is_some()
+            && services::find(&rooms.modules, &module).is_none()
         {
-            service.orders.took(&service.board, &module, order, &done);
+            rooms.report.orders.took(&rooms.report.board, &module, order, &done);
         }
         done
     })
@@ -165,20 +161,20 @@ pub(super) async fn action(service: Arc<Moduled>, request: Request) -> Result<Re
 }
 
 /// A specification of the agent's; one that is not usable is a problem of the deployment.
-fn judged(service: &Moduled, spec: &ModuleSpec) -> Result<ValidSpec, ModuleError> {
+fn judged(rooms: &Rooms, spec: &ModuleSpec) -> Result<ValidSpec, ModuleError> {
     let valid = ValidSpec::try_from(spec);
     if let (Err(_), Ok(module)) = (&valid, spec.name.parse()) {
-        service.orders.took(&service.board, &module, Order::Make, &valid);
+        rooms.report.orders.took(&rooms.report.board, &module, Order::Make, &valid);
     }
     valid
 }
 
-pub(super) async fn logs(service: Arc<Moduled>, request: Request) -> Result<Response, HttpError> {
+pub(super) async fn logs(rooms: Arc<Rooms>, request: Request) -> Result<Response, HttpError> {
     let module: ModuleId = request.id(0)?;
     let query: LogQuery =
         log_query::parse(|name| request.query(name), OffsetDateTime::now_utc().unix_timestamp())?;
-    services::refuse(&service, &module)?;
-    let stream = service.modules.logs(&module, &service.registrations, &query).await?;
+    services::refuse(&rooms.modules, &module)?;
+    let stream = rooms.modules.logs(&module, &query).await?;
     Ok(Response::stream(StatusCode::OK, "text/plain", stream))
 }
 

@@ -26,8 +26,8 @@ use time::macros::format_description;
 
 use super::WorkloadDoor;
 use crate::http::refuse;
+use crate::http::{Rooms, called};
 use crate::identity::bundle::written_anew;
-use crate::service::Moduled;
 
 /// Upper bound of a common name (RFC 5280, appendix A.1).
 const COMMON_NAME_LIMIT: usize = 64;
@@ -39,10 +39,15 @@ pub(super) async fn server(
     let (module, _) = state.admit_generation(&request).await?;
     let body: ServerCertificate = request.json().await?;
     let names = server_names(&body.common_name, &module)?;
-    if belongs_to_another(&body.common_name, &module, &state.service.registrations.modules()) {
-        return Err(state.service.refuse(&request, &module, DenyReason::NameOfAnotherModule));
+    if belongs_to_another(&body.common_name, &module, &state.rooms.modules.registrations.modules())
+    {
+        return Err(state
+            .rooms
+            .gate
+            .refuse(&called(&request), &module, DenyReason::NameOfAnotherModule)
+            .into());
     }
-    let not_after = end(&state.service, body.expiration.as_deref());
+    let not_after = end(&state.rooms, body.expiration.as_deref());
     let cert_id = format!("aziot-edged/module/{}:{}:server", module.name(), request.param(1));
     let wanted = Wanted {
         cert_id,
@@ -53,7 +58,7 @@ pub(super) async fn server(
     };
     Ok(Response::json(
         StatusCode::CREATED,
-        &issue(&state.service, wanted, &state.behalf(&request, &module)).await?,
+        &issue(&state.rooms, wanted, &state.behalf(&request, &module)).await?,
     ))
 }
 
@@ -63,9 +68,10 @@ pub(super) async fn identity(
 ) -> Result<Response, HttpError> {
     let module = state.admit(&request, None).await?;
     let body: Option<IdentityCertificate> = request.json_opt().await?;
-    let not_after = end(&state.service, body.and_then(|body| body.expiration).as_deref());
+    let not_after = end(&state.rooms, body.and_then(|body| body.expiration).as_deref());
     let identity = state
-        .service
+        .rooms
+        .credentials
         .identities
         .module(&module)
         .await
@@ -84,7 +90,7 @@ pub(super) async fn identity(
     };
     Ok(Response::json(
         StatusCode::CREATED,
-        &issue(&state.service, wanted, &state.behalf(&request, &module)).await?,
+        &issue(&state.rooms, wanted, &state.behalf(&request, &module)).await?,
     ))
 }
 
@@ -142,15 +148,15 @@ fn host_name(text: &str) -> Result<SanType, HttpError> {
 }
 
 async fn issue(
-    service: &Moduled,
+    rooms: &Rooms,
     wanted: Wanted,
     behalf: &OnBehalfOf,
 ) -> Result<IssuedCertificate, HttpError> {
-    let certificates = service.certificates.on_behalf_of(behalf);
+    let certificates = rooms.credentials.certificates.on_behalf_of(behalf);
     let internal = |error: rcgen::Error| {
         HttpError::internal(format!("cannot make a certificate request: {error}"))
     };
-    let key = match service.settings.edge_ca.module_keys {
+    let key = match rooms.modules.settings.edge_ca.module_keys {
         ModuleKeys::EcP256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(internal)?,
         // Hundreds of milliseconds of arithmetic: not on a thread that others wait for.
         ModuleKeys::Rsa2048 => tokio::task::spawn_blocking(|| {
@@ -161,7 +167,7 @@ async fn issue(
         .map_err(internal)?,
     };
     let csr = request_for(&wanted, &key).map_err(internal)?;
-    let certificate = sign(service, &certificates, &wanted, csr).await?;
+    let certificate = sign(rooms, &certificates, &wanted, csr).await?;
     let certificate = written_anew("certificate", &certificate).unwrap_or_default();
     let end = end_of(certificate.as_bytes())
         .ok_or_else(|| HttpError::internal("the certificates API answered no certificate"))?;
@@ -180,20 +186,21 @@ const LOOKS: u32 = 3;
 /// keyd does not take any more, and a certificate of the Edge CA that is gone or not
 /// valid by the clock.
 async fn sign(
-    service: &Moduled,
+    rooms: &Rooms,
     certificates: &CertificatesClient,
     wanted: &Wanted,
     csr: String,
 ) -> Result<String, HttpError> {
-    service.edge_ca_keeper.ready(service).await;
+    rooms.credentials.edge_ca_keeper.ready(&rooms.credentials).await;
     let mut request = CreateCertificate {
         cert_id: wanted.cert_id.clone(),
         csr,
         issuer: Some(Issuer {
-            cert_id: service.settings.edge_ca.cert.to_string(),
-            private_key_handle: service
+            cert_id: rooms.modules.settings.edge_ca.cert.to_string(),
+            private_key_handle: rooms
+                .credentials
                 .edge_ca_key
-                .get(&service.keys)
+                .get(&rooms.credentials.keys)
                 .await
                 .map_err(|error| refuse::of_service(&error))?,
         }),
@@ -201,7 +208,7 @@ async fn sign(
     };
     let (mut may_renew, mut looks) = (true, LOOKS);
     loop {
-        let (begun, before) = (Instant::now(), service.edge_ca_keeper.known());
+        let (begun, before) = (Instant::now(), rooms.credentials.edge_ca_keeper.known());
         let error = match certificates.create(&request).await {
             Ok(certificate) => return Ok(certificate),
             Err(error) => error,
@@ -210,16 +217,16 @@ async fn sign(
             may_renew = false;
             if let Some(issuer) = &mut request.issuer {
                 let old = &issuer.private_key_handle;
-                let fresh = service.edge_ca_key.renew(&service.keys, old).await;
+                let fresh = rooms.credentials.edge_ca_key.renew(&rooms.credentials.keys, old).await;
                 issuer.private_key_handle = fresh.map_err(|error| refuse::of_service(&error))?;
             }
         } else if looks > 0
             && error.status().is_some_and(|status| status.is_client_error())
-            && service.edge_ca_keeper.look(service, begun).await.is_ok()
+            && rooms.credentials.edge_ca_keeper.look(&rooms.credentials, begun).await.is_ok()
         {
             // With the same certificate as before the fault is another one; but the clock
             // may have gone there and back.
-            looks = if service.edge_ca_keeper.known() == before { 0 } else { looks - 1 };
+            looks = if rooms.credentials.edge_ca_keeper.known() == before { 0 } else { looks - 1 };
         } else {
             // The module's own part of it was checked before.
             return Err(refuse::of_service(&error).of_device());
@@ -229,10 +236,11 @@ async fn sign(
 
 /// When a certificate ends: as asked, but not later than configured. Existing clients
 /// send texts of many kinds here, so one that cannot be read counts as none.
-fn end(service: &Moduled, asked: Option<&str>) -> OffsetDateTime {
+fn end(rooms: &Rooms, asked: Option<&str>) -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
-    let longest =
-        now.saturating_add(time::Duration::days(service.settings.edge_ca.module_cert_days.into()));
+    let longest = now.saturating_add(time::Duration::days(
+        rooms.modules.settings.edge_ca.module_cert_days.into(),
+    ));
     let asked = asked
         .and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok())
         .filter(|asked| *asked > now);

@@ -8,6 +8,7 @@ use edgekeep_core::attestation::Door;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 
 use super::WorkloadDoor;
+use crate::http::called;
 use crate::http::refuse;
 
 pub(super) async fn own(state: Arc<WorkloadDoor>, request: Request) -> Result<Response, HttpError> {
@@ -16,14 +17,14 @@ pub(super) async fn own(state: Arc<WorkloadDoor>, request: Request) -> Result<Re
             "the shared socket belongs to nobody; ask on the module's own socket",
         ));
     };
-    state.service.admit(&request, &state.door, module, None).await?;
-    let identity = state.service.identities.module(&module.hub_id()).await;
+    state.rooms.gate.admit(&called(&request), &state.door, module, None).await?;
+    let identity = state.rooms.credentials.identities.module(&module.hub_id()).await;
     let identity = identity.map_err(|error| refuse::of_identity(&error))?;
     Ok(Response::ok(&OwnIdentity {
         module_id: module.hub_id().to_string(),
         generation_id: identity.generation.clone(),
         device_id: identity.device.clone(),
         hub_hostname: identity.hub.clone(),
-        gateway_hostname: state.service.settings.hostname.clone(),
+        gateway_hostname: state.rooms.modules.settings.hostname.clone(),
     }))
 }

@@ -19,14 +19,16 @@ use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
 use crate::http::refuse;
+use crate::http::{Rooms, called};
 use crate::identity::bundle::written_anew;
 use crate::identity::identities::ModuleIdentity;
-use crate::service::Moduled;
+
+pub(crate) use secrets::DECRYPTIONS;
 
 /// One workload socket: the service behind it, and the door it is.
 #[derive(Debug)]
 pub(crate) struct WorkloadDoor {
-    service: Arc<Moduled>,
+    rooms: Arc<Rooms>,
     door: Door,
 }
 
@@ -38,7 +40,7 @@ impl WorkloadDoor {
         generation: Option<&str>,
     ) -> Result<ModuleId, HttpError> {
         let module: ModuleId = request.id(0)?;
-        self.service.admit(request, &self.door, &module, generation).await?;
+        self.rooms.gate.admit(&called(request), &self.door, &module, generation).await?;
         Ok(module)
     }
 
@@ -52,7 +54,8 @@ impl WorkloadDoor {
         let generation = request.param(1);
         let module = self.admit(request, Some(generation)).await?;
         let identity = self
-            .service
+            .rooms
+            .credentials
             .identities
             .module(&module)
             .await
@@ -61,9 +64,10 @@ impl WorkloadDoor {
             return Ok((module, identity));
         }
         // The identity may have been made anew since it was last looked at.
-        self.service.identities.forget(&module);
+        self.rooms.credentials.identities.forget(&module);
         let identity = self
-            .service
+            .rooms
+            .credentials
             .identities
             .module(&module)
             .await
@@ -71,7 +75,11 @@ impl WorkloadDoor {
         if identity.generation == generation {
             return Ok((module, identity));
         }
-        Err(self.service.refuse(request, &module, DenyReason::GenerationMismatch))
+        Err(self
+            .rooms
+            .gate
+            .refuse(&called(request), &module, DenyReason::GenerationMismatch)
+            .into())
     }
 }
 
@@ -87,31 +95,31 @@ impl WorkloadDoor {
             _ => Subject::device(),
         };
         let detail = format!("{} {}: {}", call.method, call.route, call.error.message());
-        self.service.board.note(Code::ModuleCallFailed, &subject, detail, SHOWN_FOR);
+        self.rooms.report.board.note(Code::ModuleCallFailed, &subject, detail, SHOWN_FOR);
     }
 
     /// keyd, told on whose behalf it is asked.
     fn keys_for(&self, request: &Request, module: &ModuleId) -> KeysClient {
-        self.service.keys.on_behalf_of(&self.behalf(request, module))
+        self.rooms.credentials.keys.on_behalf_of(&self.behalf(request, module))
     }
 
     /// A module that was admitted, and what asks in its name.
     fn behalf(&self, request: &Request, module: &ModuleId) -> OnBehalfOf {
         OnBehalfOf {
             module: module.clone(),
-            executable: self.service.attestor.executable(&request.caller),
+            executable: self.rooms.gate.attestor.executable(&request.caller),
         }
     }
 }
 
 /// The routes, on a socket that is `door`.
 #[must_use]
-pub(crate) fn router(service: Arc<Moduled>, door: Door) -> Router<WorkloadDoor> {
+pub(crate) fn router(rooms: Arc<Rooms>, door: Door) -> Router<WorkloadDoor> {
     const FIRST: &str = API_VERSIONS[0];
-    Router::new(Arc::new(WorkloadDoor { service, door }), API_VERSIONS)
+    Router::new(Arc::new(WorkloadDoor { rooms, door }), API_VERSIONS)
         .named("workload")
-        .on_connected(|state, caller| state.service.connected(&state.door, caller))
-        .on_sender_changed(|state, caller, what| state.service.refuse_sender(caller, what))
+        .on_connected(|state, caller| state.rooms.gate.connected(&state.door, caller))
+        .on_sender_changed(|state, caller, what| state.rooms.gate.refuse_sender(caller, what))
         .on_failed(WorkloadDoor::failed)
         .route(Method::POST, "/modules/{m}/genid/{g}/sign", FIRST, secrets::sign)
         .route(Method::POST, "/modules/{m}/genid/{g}/encrypt", FIRST, secrets::encrypt)
@@ -146,8 +154,9 @@ async fn body<T: DeserializeOwned>(request: &mut Request) -> Result<T, HttpError
 async fn trust_bundle(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
     // The Edge CA's certificate is in it: one that is not valid now is of no use to who
     // checks its neighbours by the bundle.
-    state.service.edge_ca_keeper.ready_soon(&state.service).await;
-    let certificate = state.service.trust_bundle.get(&state.service.certificates).await;
+    state.rooms.credentials.edge_ca_keeper.ready_soon(&state.rooms.credentials).await;
+    let certificate =
+        state.rooms.credentials.trust_bundle.get(&state.rooms.credentials.certificates).await;
     let certificate = certificate.map_err(|error| refuse::of_bundle(&error))?;
     Ok(Response::ok(&TrustBundle { certificate: certificate.as_ref().clone() }))
 }
@@ -158,18 +167,15 @@ async fn manifest_trust_bundle(
 ) -> Result<Response, HttpError> {
     // No manifest is signed yet; existing clients take the empty bundle for "none
     // configured".
-    let loaded = state.service.certificates.load("aziot-edged-manifest-trust-bundle").await.ok();
+    let loaded =
+        state.rooms.credentials.certificates.load("aziot-edged-manifest-trust-bundle").await.ok();
     let certificate =
         loaded.and_then(|pem| written_anew("manifest trust bundle", &pem)).unwrap_or_default();
     Ok(Response::ok(&TrustBundle { certificate }))
 }
 
 async fn list(state: Arc<WorkloadDoor>, _: Request) -> Result<Response, HttpError> {
-    let mut list = state
-        .service
-        .modules
-        .list(&state.service.registrations, &state.service.replacements)
-        .await?;
+    let mut list = state.rooms.modules.list().await?;
     for module in &mut list.modules {
         // Labels are their authors'; a neighbour without any proof of identity gets to
         // know what runs, not more.

@@ -8,6 +8,7 @@ use edgekeep_api::keyd::{EncryptMechanism, KeysClient, SignMechanism};
 use edgekeep_api::workload::{Decrypt, Decrypted, Digest, Encrypt, Encrypted, Sign};
 use edgekeep_api::{Recipient, is_worth_a_fresh_handle};
 use edgekeep_core::settings::ModuleEncryption;
+use edgekeep_daemon::metrics::{Counter, Family};
 use edgekeep_daemon::server::{HttpError, Request, Response};
 use http::StatusCode;
 
@@ -15,7 +16,13 @@ use super::WorkloadDoor;
 use crate::http::refuse;
 use crate::identity::keys::DataKey;
 use crate::identity::layout::{self, Form, NONCE_LEN, PLAINTEXT_LIMIT};
-use crate::report::metrics;
+
+/// What modules had decrypted, by what it was encrypted under.
+pub(crate) static DECRYPTIONS: Family<Counter, 1> = Family::new(
+    "edgekeep_decryptions",
+    "Ciphertexts of modules that were to be decrypted: under the module's own key, or the device's one key.",
+    ["key"],
+);
 
 pub(super) async fn sign(
     state: Arc<WorkloadDoor>,
@@ -23,14 +30,15 @@ pub(super) async fn sign(
 ) -> Result<Response, HttpError> {
     let (module, identity) = state.admit_generation(&request).await?;
     let body: Sign = super::body(&mut request).await?;
-    let (service, keys) = (&state.service, state.keys_for(&request, &module));
+    let (rooms, keys) = (&state.rooms, state.keys_for(&request, &module));
     let mechanism = SignMechanism::HmacSha256 { message: body.data };
     let digest = match keys.sign(&identity.key, mechanism.clone()).await {
         Err(error) if is_worth_a_fresh_handle(&error, Recipient::Keys) => {
             // The handle is no longer good, for example because keyd was given a new
             // store: ask for one and try once.
-            service.identities.forget(&module);
-            let identity = service
+            rooms.credentials.identities.forget(&module);
+            let identity = rooms
+                .credentials
                 .identities
                 .module(&module)
                 .await
@@ -58,19 +66,22 @@ pub(super) async fn encrypt(
         return Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
     }
     let (keys, generation) = (&state.keys_for(&request, &module), request.param(1));
-    let ciphertext = if state.service.settings.module_encryption == ModuleEncryption::DeviceKey {
+    let ciphertext = if state.rooms.modules.settings.module_encryption
+        == ModuleEncryption::DeviceKey
+    {
         let aad = layout::device_additional_data(module.as_str(), generation);
         let mechanism = EncryptMechanism::Aead { iv, aad: aad.into() };
-        seal(keys, DataKey::Device(&state.service.device_data_key), mechanism, plaintext).await?
+        seal(keys, DataKey::Device(&state.rooms.credentials.device_data_key), mechanism, plaintext)
+            .await?
     } else {
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|error| HttpError::hidden(&error))?;
-        let base = state.service.module_data_keys.base(keys).await;
+        let base = state.rooms.credentials.module_data_keys.base(keys).await;
         let base = base.map_err(|error| refuse::of_data_key(&error))?;
         let aad = layout::additional_data(base, module.as_str(), generation, iv.as_slice());
         let mechanism = EncryptMechanism::Aead { iv: nonce.as_slice().into(), aad: aad.into() };
         let data = layout::derivation_data(module.as_str(), generation);
-        let key = DataKey::Module(&state.service.module_data_keys, base, &data);
+        let key = DataKey::Module(&state.rooms.credentials.module_data_keys, base, &data);
         layout::compose(base, &nonce, &seal(keys, key, mechanism, plaintext).await?)
     };
     Ok(Response::ok(&Encrypted { ciphertext: ciphertext.into() }))
@@ -86,20 +97,21 @@ pub(super) async fn decrypt(
     let iv = body.initialization_vector;
     let plaintext = match layout::parse(body.ciphertext.as_slice()) {
         Ok(Form::ModuleKey { base, nonce, sealed }) => {
-            metrics::DECRYPTIONS.with(["module-key"]).increment();
+            DECRYPTIONS.with(["module-key"]).increment();
             let aad = layout::additional_data(base, module.as_str(), generation, iv.as_slice());
             let mechanism = EncryptMechanism::Aead { iv: nonce.as_slice().into(), aad: aad.into() };
             let data = layout::derivation_data(module.as_str(), generation);
             open(
                 keys,
-                DataKey::Module(&state.service.module_data_keys, base, &data),
+                DataKey::Module(&state.rooms.credentials.module_data_keys, base, &data),
                 mechanism,
                 sealed,
             )
             .await?
         }
         Ok(Form::DeviceKey { .. })
-            if state.service.settings.module_encryption == ModuleEncryption::ModuleKeyOnly =>
+            if state.rooms.modules.settings.module_encryption
+                == ModuleEncryption::ModuleKeyOnly =>
         {
             return Err(HttpError::internal(
                 "the ciphertext is under the device's one key, which module_encryption = \"module-key-only\" refuses: \
@@ -108,10 +120,11 @@ pub(super) async fn decrypt(
             .of_caller());
         }
         Ok(Form::DeviceKey { sealed }) => {
-            metrics::DECRYPTIONS.with(["device-key"]).increment();
+            DECRYPTIONS.with(["device-key"]).increment();
             let aad = layout::device_additional_data(module.as_str(), generation);
             let mechanism = EncryptMechanism::Aead { iv, aad: aad.into() };
-            open(keys, DataKey::Device(&state.service.device_data_key), mechanism, sealed).await?
+            open(keys, DataKey::Device(&state.rooms.credentials.device_data_key), mechanism, sealed)
+                .await?
         }
         Err(error) => return Err(HttpError::internal(error.to_string()).of_caller()),
     };

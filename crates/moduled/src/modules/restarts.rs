@@ -10,7 +10,7 @@ use edgekeep_core::id::ModuleId;
 use tokio::task::JoinHandle;
 
 use crate::modules;
-use crate::service::Moduled;
+use crate::modules::Modules;
 
 /// First pause before a start.
 const FIRST: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub(crate) struct Restarts {
 
 impl Restarts {
     /// Watches a module that was started; one that is watched already goes on being so.
-    pub(crate) fn watch(&self, service: &Arc<Moduled>, module: &ModuleId, policy: RestartPolicy) {
+    pub(crate) fn watch(&self, modules: &Arc<Modules>, module: &ModuleId, policy: RestartPolicy) {
         if policy == RestartPolicy::Agent {
             return;
         }
@@ -35,7 +35,7 @@ impl Restarts {
         watched.retain(|_, task| !task.is_finished());
         watched
             .entry(module.name().to_owned())
-            .or_insert_with(|| tokio::spawn(keep(Arc::clone(service), module.clone(), policy)));
+            .or_insert_with(|| tokio::spawn(keep(Arc::clone(modules), module.clone(), policy)));
     }
 
     /// Lets a module be that is stopped on purpose.
@@ -48,21 +48,21 @@ impl Restarts {
     }
 }
 
-async fn keep(service: Arc<Moduled>, module: ModuleId, policy: RestartPolicy) {
+async fn keep(modules: Arc<Modules>, module: ModuleId, policy: RestartPolicy) {
     let mut failures = 0;
     loop {
         let begin = Instant::now();
-        if service.modules.processes.ended(&module).await.is_err() {
+        if modules.processes.ended(&module).await.is_err() {
             return;
         }
-        let Ok(status) = service.modules.processes.status(&module).await else { return };
+        let Ok(status) = modules.processes.status(&module).await else { return };
         let code = status.exit.and_then(|exit| exit.code);
         let Some(pause) = pause(policy, code, begin.elapsed(), &mut failures) else { return };
         tracing::info!(%module, code, seconds = pause.as_secs(), "host module ended; it is started again");
         tokio::time::sleep(pause).await;
         // Not through this task's own watch: a start that is refused is tried again as
         // well.
-        if let Err(error) = modules::start_unwatched(&service, &module).await {
+        if let Err(error) = modules::start_unwatched(&modules, &module).await {
             tracing::warn!(%module, %error, "host module not started again");
         }
     }
