@@ -9,6 +9,7 @@ use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::{IdentitydSettings, PreloadedCert, Provisioning};
 use edgekeep_daemon::confinement::{Confinement, FOR_NAMES};
 use edgekeep_sandbox::Rights;
+use edgekeep_tls::Proxy;
 
 use crate::certificates::preloaded_file;
 
@@ -116,15 +117,16 @@ fn connections(
         Provisioning::Dps { endpoint, .. } => (Some(authority(endpoint)), true),
     };
     let urls = settings.est.iter().flat_map(|est| est.urls.values());
-    let proxy = ["HTTPS_PROXY", "https_proxy"].into_iter().filter_map(around.variable);
-    let proxy: Vec<_> = proxy.filter_map(|url| url.into_string().ok()).collect();
-    let urls = urls.chain(proxy.iter().filter(|_| settings.est.is_some()));
     let urls = urls.map(|url| authority(url));
     let ports: Vec<u16> =
         hosts.into_iter().chain([host]).flatten().chain(urls).filter_map(port).collect();
+    // A text that names no proxy ends the start before.
+    let proxy = Proxy::from_environment(around.variable).ok().flatten();
+    let proxy = proxy.map(|proxy| proxy.authority().port());
     kept.reach = USUAL_PORTS
         .into_iter()
         .chain(ports)
+        .chain(proxy)
         .fold(std::mem::take(&mut kept.reach), edgekeep_sandbox::Reach::connect);
     if let Some(port) = host.filter(|_| assigns).and_then(port) {
         kept.reach = std::mem::take(&mut kept.reach).any_connection();

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::operations::SandboxReport;
-use edgekeep_cloud::{Registration, Transport, Trust};
+use edgekeep_cloud::{Proxy, Registration, Transport, Trust};
 use edgekeep_core::access::Access;
 use edgekeep_core::grants::Grants;
 use edgekeep_core::health::Code;
@@ -50,6 +50,7 @@ use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server;
 use edgekeep_daemon::store::{StateFile, StoreError, private_folder, sweep_temporary};
 use edgekeep_daemon::systemd;
+use edgekeep_tls::ProxyError;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -107,6 +108,9 @@ pub enum StartError {
     /// A socket.
     #[error("identityd cannot listen")]
     Listen(#[from] ListenError),
+    /// The proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// A name in the settings.
     #[error(
         "{what} in the settings is not a host name; correct it and run `edgekeep config apply`"
@@ -118,10 +122,11 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Whether it is the settings that are wrong, so that starting again cannot help.
+    /// Whether it is the settings or the environment that are wrong, so that starting
+    /// again cannot help.
     #[must_use]
     pub fn is_settings(&self) -> bool {
-        matches!(self, Self::Host { .. })
+        matches!(self, Self::Host { .. } | Self::Proxy(_))
     }
 }
 
@@ -166,6 +171,7 @@ impl Identityd {
         sweep_temporary(&folder);
 
         let (source, key, registration) = source(&settings)?;
+        let proxy = Proxy::from_environment(&|name| std::env::var_os(name))?;
         if settings.parent_hostname.as_deref().is_some_and(|parent| !device::is_host(parent)) {
             return Err(StartError::Host { what: "parent_hostname" });
         }
@@ -219,13 +225,15 @@ impl Identityd {
         let retries = settings.cloud.retries;
         let background_calls = Arc::new(
             Transport::new(edgekeep_cloud::Limits { timeout, retries }, trust.clone())
+                .through(proxy.clone())
                 .observed_by(metrics::called),
         );
         let interactive_calls = Transport::new(
             edgekeep_cloud::Limits { timeout: timeout.min(INTERACTIVE), retries },
             trust,
         );
-        let interactive_calls = Arc::new(interactive_calls.observed_by(metrics::called));
+        let interactive_calls =
+            Arc::new(interactive_calls.through(proxy).observed_by(metrics::called));
 
         let modules =
             Arc::new(Modules::open(StateFile::new(folder.join("modules.json"), "modules", 1)));

@@ -4,6 +4,7 @@
 mod certificates;
 mod compatible_keys;
 mod est;
+mod est_bootstrap;
 mod foreign_requests;
 mod forms;
 mod harness;
