@@ -1,5 +1,6 @@
-//! What "measured" means: the verdict on a caller, as a function of what is registered,
-//! what runs, and what the kernel says about the process at the other end of the socket.
+//! The meaning of "measured": the verdict on a caller. The verdict is a function of what
+//! is registered, of what runs, and of what the kernel says about the process at the
+//! other end of the socket.
 //!
 //! Evidence is gathered elsewhere (`edgekeep-runtime`); here nothing is looked up. A
 //! verdict is *allow* or *deny with one named reason*; whatever is not known denies.
@@ -34,8 +35,8 @@ pub struct ProcessInstance {
     pub start_time: u64,
 }
 
-/// Which file a process executes, cheap to read and different after any change of the
-/// file.
+/// The file that a process executes, named by marks that are cheap to read. The marks
+/// differ after any change of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ExecutableFile {
     /// Device number of the file system.
@@ -48,17 +49,18 @@ pub struct ExecutableFile {
     pub ctime_ns: i64,
 }
 
-/// What the kernel says about a process at one moment. Two equal snapshots around a
-/// measurement prove that it was of the same program in the same place.
+/// The state of a process at one moment, as the kernel tells it. Two equal snapshots
+/// around a measurement prove that the measurement was of the same program in the same
+/// place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Which process.
+    /// The process that the snapshot shows.
     pub process: ProcessInstance,
     /// Effective user id.
     pub uid: u32,
     /// Effective group id.
     pub gid: u32,
-    /// What it executes.
+    /// The file that the process executes.
     pub executable: ExecutableFile,
     /// Number of the mount that the executable is on, 0 where the kernel does not tell.
     /// From Linux 6.8 on no later mount gets the same.
@@ -79,7 +81,8 @@ pub struct Snapshot {
     pub filters: Option<u32>,
 }
 
-/// How surely the kernel told who is at the other end.
+/// The way in which the kernel told which process is at the other end. Some ways are
+/// surer than others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PeerHandle {
@@ -93,14 +96,14 @@ pub enum PeerHandle {
 /// One process on the way from the caller up to its module's first process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ancestor {
-    /// Which process.
+    /// The process itself.
     pub process: ProcessInstance,
     /// Its session: inherited from the parent, or a new one of its own making. No process
     /// joins an existing one.
     pub session: u32,
 }
 
-/// How the caller's process holds the connection that it calls on.
+/// The way in which the caller's process holds the connection that it calls on.
 ///
 /// `execve` keeps pid, pidfd and start time. A descriptor that is closed on exec tells
 /// what connected: had the process executed something since it connected, the descriptor
@@ -127,23 +130,23 @@ pub enum Holding {
 pub struct Measurement {
     /// SHA-256 of the file that the process executes.
     pub digest: Sha256Digest,
-    /// Whether the container's image holds the same content under the same path; `None`
-    /// when that could not be determined or does not apply.
+    /// True if the container's image holds the same content under the same path; `None`
+    /// if this could not be determined or does not apply.
     pub unmodified_from_image: Option<bool>,
 }
 
 /// Everything that is known about the caller of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// How the peer was identified.
+    /// The way in which the peer was identified.
     pub handle: PeerHandle,
     /// The kernel's view, equal before and after the measurement.
     pub snapshot: Snapshot,
     /// The process, its parent, its grandparent and so on, up to the first one that
     /// cannot be seen.
     pub ancestry: Vec<Ancestor>,
-    /// How it holds the connection; looked at only where the executable counts (see
-    /// [`needs_measurement`]).
+    /// The way in which the caller holds the connection; looked at only where the
+    /// executable counts (see [`needs_measurement`]).
     pub holding: Holding,
     /// Container id, if the cgroup path is exactly one that the engine makes.
     pub container: Option<ContainerId>,
@@ -151,7 +154,7 @@ pub struct Evidence {
     pub measurement: Option<Measurement>,
 }
 
-/// How much of a caller must match the registration.
+/// The attestation policy of a module: how much of a caller must match the registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
@@ -166,7 +169,8 @@ pub enum Policy {
     Executable,
 }
 
-/// What a module is made of, fixed when it was created.
+/// The form of a module (container, process or service) and what the module is made of.
+/// Both are fixed when the module is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Workload {
@@ -199,21 +203,21 @@ pub enum Workload {
     },
 }
 
-/// What moduled wrote down when it created a module.
+/// The record that moduled wrote when it created a module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
-    /// Whose registration this is.
+    /// The registered module.
     pub module: ModuleId,
     /// The identity's generation, once it is known.
     pub generation: Option<GenerationId>,
-    /// What a caller must match.
+    /// The policy that a caller must meet.
     pub policy: Policy,
-    /// What was registered.
+    /// The workload that was registered.
     pub workload: Workload,
 }
 
-/// What runs for a module right now, from the engine's event stream or from moduled's own
-/// children.
+/// Facts about what runs for a module now, from the engine's event stream or from
+/// moduled's own children.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunningFacts {
     /// The engine has not been heard since it (or we) started: nothing is known.
@@ -259,7 +263,7 @@ pub struct Running {
     pub filters: Option<u32>,
 }
 
-/// What the engine says a container is made of now.
+/// Facts about what a container is made of now, as the engine tells them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerFacts {
     /// The container's id.
@@ -268,8 +272,8 @@ pub struct ContainerFacts {
     pub image: Sha256Digest,
     /// Hash of the options it was created with, as moduled computed and labelled it.
     pub options: Sha256Digest,
-    /// Whether its options let a process in it name another file as the one that it
-    /// executes.
+    /// True if the container's options let a process in it name another file as the file
+    /// that it executes.
     pub names_executable: bool,
 }
 
@@ -284,7 +288,7 @@ pub enum Door {
     ManagementSocket,
 }
 
-/// What a caller asks for.
+/// The module that a caller asks to act as, and the generation that it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked<'a> {
     /// The module whose identity is to be used, or `$edgeAgent` for the management API.
@@ -315,8 +319,8 @@ pub fn verdict(
     found.map_or(Ok(()), |check| Err(check.reason))
 }
 
-/// Whether the measurement of the executable is needed to decide at all: hashing is the
-/// dear part of evidence.
+/// Returns true if the decision needs the measurement of the executable. Hashing is the
+/// most expensive step of gathering evidence.
 #[must_use]
 pub fn needs_measurement(registration: &Registration) -> bool {
     match &registration.workload {
@@ -326,7 +330,8 @@ pub fn needs_measurement(registration: &Registration) -> bool {
 }
 
 impl DenyReason {
-    /// Whether the check is about the caller's connection and not about the caller.
+    /// Returns true if the check is about the caller's connection and not about the
+    /// caller.
     #[must_use]
     pub fn is_of_connection(self) -> bool {
         matches!(

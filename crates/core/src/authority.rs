@@ -20,7 +20,7 @@ pub struct Authority {
     port: u16,
 }
 
-/// Why a text names no host.
+/// The reason why a text names no host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthorityError {
     /// The part before the port is no DNS name.
@@ -29,7 +29,7 @@ pub enum AuthorityError {
          253 in all, for example plant7.example.net"
     )]
     Name,
-    /// What a resolver takes for an address.
+    /// The text is an address, in one of the forms that a resolver takes.
     #[error("it is an address, not a host name")]
     Address,
     /// The part behind the colon is no port.

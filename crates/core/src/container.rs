@@ -1,5 +1,5 @@
-//! What is to be done to a module's container so that it can do what is asked, after
-//! others have had their hands on it.
+//! Steps that a module's container needs so that it can do what is asked, after others
+//! have had their hands on it.
 //!
 //! An engine is shared: an operator, a cleaner or another tool pauses, renames,
 //! disconnects and removes what a daemon made, at any moment, in the middle of the
@@ -59,7 +59,7 @@ impl Phase {
         }
     }
 
-    /// Whether it has processes.
+    /// Returns true if the container has processes.
     #[must_use]
     pub const fn is_up(self) -> bool {
         matches!(self, Self::Running | Self::Paused)
@@ -73,7 +73,7 @@ pub struct Own {
     pub id: ContainerId,
     /// The name that it has now.
     pub name: String,
-    /// What it does.
+    /// The phase that the container is in.
     pub phase: Phase,
     /// The networks that it is attached to, each with the id of the network as it was
     /// then: empty if it never started, the name where the engine's networks have no
@@ -81,7 +81,7 @@ pub struct Own {
     pub attached: BTreeMap<String, String>,
     /// The networks that it is to be attached to, each with the settings of its endpoint.
     pub wanted: BTreeMap<String, Value>,
-    /// Whether the engine removes it when it ends.
+    /// True if the engine removes the container when it ends.
     pub removes_itself: bool,
 }
 
@@ -94,7 +94,8 @@ pub enum Namesake {
     Stranger,
 }
 
-/// What is there.
+/// The state that a look finds: the module's own container, another one with its name,
+/// and the engine's networks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Seen {
     /// The module's own container; `None` if it is gone.
@@ -106,7 +107,7 @@ pub struct Seen {
     pub networks: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// What a module is called, and which network the daemon itself makes.
+/// The name of a module's container, and the network that the daemon itself makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subject<'a> {
     /// The name that the module's container is to have.
@@ -115,7 +116,7 @@ pub struct Subject<'a> {
     pub device_network: Option<&'a str>,
 }
 
-/// What is asked.
+/// An operation that is asked of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// It shall run.
@@ -133,7 +134,7 @@ pub enum Operation {
 pub enum Step {
     /// Give a container another name.
     Rename {
-        /// Which.
+        /// The container that is renamed.
         container: ContainerId,
         /// The new name.
         name: String,
@@ -145,7 +146,7 @@ pub enum Step {
     Disconnect(String),
     /// Attach it.
     Connect {
-        /// To which network.
+        /// The network that the container is attached to.
         network: String,
         /// The settings of its endpoint.
         endpoint: Value,
@@ -158,18 +159,18 @@ pub enum Step {
     Stop,
 }
 
-/// Why it cannot be done. Its text names cause and remedy.
+/// The reason why an operation cannot be done. Its text names cause and remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Obstacle {
     /// There is no container, and nothing else has its name.
     Gone,
-    /// What has the module's name was not made by this daemon, and its own container is
-    /// gone.
+    /// The container that has the module's name was not made by this daemon, and the
+    /// module's own container is gone.
     Stranger,
-    /// What has the module's name was not made by this daemon; its own container is
-    /// called something else by now.
+    /// The container that has the module's name was not made by this daemon. The module's
+    /// own container has another name by now.
     NameTaken {
-        /// How it is called now.
+        /// The present name of the module's own container.
         called: String,
     },
     /// A network is gone that the daemon does not make.
@@ -244,7 +245,7 @@ impl fmt::Display for Phase {
 /// after the other without anybody else interfering, they leave nothing to be done.
 ///
 /// # Errors
-/// What stands in the way.
+/// The obstacle that stands in the way.
 pub fn plan(
     subject: Subject<'_>,
     seen: &Seen,
@@ -301,8 +302,9 @@ pub fn plan(
     }
 }
 
-/// What an operator must know about a container while nothing is asked of it, as the
-/// reason why it does not run, or may not run when it is needed.
+/// Returns the trouble of a container while nothing is asked of it, for the operator. A
+/// trouble is the reason why the container does not run, or may not run when it is
+/// needed.
 #[must_use]
 pub fn trouble(subject: Subject<'_>, seen: &Seen) -> Option<Trouble> {
     let Some(own) = &seen.own else { return Some(Trouble::Obstacle(Obstacle::Gone)) };
@@ -319,7 +321,7 @@ pub fn trouble(subject: Subject<'_>, seen: &Seen) -> Option<Trouble> {
         .map(|network| Trouble::Obstacle(Obstacle::NetworkMissing { network }))
 }
 
-/// What is the matter with a container.
+/// A trouble of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
     /// It is paused.
@@ -343,7 +345,8 @@ impl Trouble {
         }
     }
 
-    /// What its kind does not say yet, for the module of this name.
+    /// Returns the details that the kind of problem does not tell yet. `module` is the
+    /// module's name.
     #[must_use]
     pub fn detail(&self, module: &str) -> String {
         match self {

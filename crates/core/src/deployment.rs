@@ -34,7 +34,7 @@ pub const MANIFEST_LIMIT: usize = 4 << 20;
 /// `startupOrder` of a module that does not say one: after all that do.
 pub const DEFAULT_STARTUP_ORDER: u32 = u32::MAX;
 
-/// Why a manifest is not applied.
+/// The reason why a manifest is not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum DeploymentError {
     /// The desired properties hold nothing: the device has no deployment yet.
@@ -51,17 +51,17 @@ pub enum DeploymentError {
     /// The schema version is not one that is understood.
     #[error("{path}: schema version {found:?} is not supported; use 1.0 or 1.1")]
     SchemaVersion {
-        /// Where it stands.
+        /// The path of the version in the manifest.
         path: String,
-        /// What stands there.
+        /// The version that was found.
         found: String,
     },
     /// A member is missing or does not fit.
     #[error("{path}: {reason}")]
     Format {
-        /// Where the culprit stands, like `modules.thermometer.settings.image`.
+        /// The path of the member, like `modules.thermometer.settings.image`.
         path: String,
-        /// What is wrong with it.
+        /// The reason why the member is not accepted.
         reason: Reason,
     },
 }
@@ -78,8 +78,8 @@ impl DeploymentError {
     }
 }
 
-/// What is wrong with one member. No value is repeated, except placeholders: values may
-/// be secret.
+/// The reason why one member is not accepted. No value is repeated, except placeholders:
+/// values may be secret.
 #[derive(Debug, thiserror::Error)]
 pub enum Reason {
     /// It must be there and is not.
@@ -149,11 +149,11 @@ pub struct Deployment {
     pub schema_version: String,
     /// Settings that are not one module's.
     pub runtime: Runtime,
-    /// What is said about the agent itself. `None`: leave it as it is.
+    /// The desired state of the agent itself; `None` leaves the agent as it is.
     pub edge_agent: Option<Module>,
     /// All other modules, edgeHub among them.
     pub modules: BTreeMap<ModuleId, Module>,
-    /// Whether the manifest carries a signature. It is not verified here.
+    /// True if the manifest carries a signature. The signature is not verified here.
     pub signed: bool,
 }
 
@@ -168,7 +168,7 @@ pub struct Runtime {
     pub registry_credentials: Vec<RegistryCredential>,
 }
 
-/// What a registry asks before it hands out an image.
+/// The credential that a registry asks for before it hands out an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryCredential {
     /// The manifest's free name for it.
@@ -192,7 +192,7 @@ impl Runtime {
     }
 }
 
-/// What runs a module.
+/// The type of a module: the kind of thing that runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModuleType {
     /// A container.
@@ -233,12 +233,12 @@ impl DesiredStatus {
     }
 }
 
-/// When a module that ended is started again.
+/// The condition under which a module that ended is started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartPolicy {
     /// Not at all.
     Never,
-    /// When it failed. See [`crate::reconcile`] for clean exits.
+    /// If the module failed. See [`crate::reconcile`] for clean exits.
     OnFailure,
     /// As [`Self::OnFailure`]: there is no health probe.
     OnUnhealthy,
@@ -259,7 +259,7 @@ impl RestartPolicy {
     }
 }
 
-/// When an image is fetched.
+/// The time at which an image is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImagePullPolicy {
     /// Before the container is made.
@@ -282,15 +282,15 @@ impl ImagePullPolicy {
 /// One module of a deployment.
 #[derive(Clone, PartialEq)]
 pub struct Module {
-    /// What runs it.
+    /// The type of the module.
     pub kind: ModuleType,
     /// The state it should be in.
     pub status: DesiredStatus,
-    /// When it is started again.
+    /// The condition under which the module is started again after it ended.
     pub restart_policy: RestartPolicy,
     /// Lower starts earlier.
     pub startup_order: u32,
-    /// When its image is fetched.
+    /// The time at which the module's image is fetched.
     pub image_pull_policy: ImagePullPolicy,
     /// Free text. A change of it makes the container anew.
     pub version: String,
@@ -488,7 +488,7 @@ fn runtime(node: &Node<'_>, parent: Option<&str>) -> Result<Runtime, DeploymentE
     Ok(runtime)
 }
 
-/// Which rules of defaults apply to a module.
+/// The role of a module. The role decides which rules of defaults apply.
 #[derive(Clone, Copy, PartialEq)]
 enum Role {
     Agent,

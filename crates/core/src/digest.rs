@@ -34,7 +34,7 @@ impl Sha256Digest {
     }
 }
 
-/// Why a text is not a digest.
+/// The error for a text that is not a digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected 64 hex digits, optionally after \"sha256:\"")]
 pub struct DigestError;

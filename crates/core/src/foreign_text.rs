@@ -41,8 +41,8 @@ pub fn cleaned(text: &str, limit: usize) -> String {
     out
 }
 
-/// Whether a character shows nothing and changes how others are shown: Unicode's format
-/// characters (category Cf), variation selectors and fillers.
+/// Returns true if a character shows nothing and changes how others are shown: Unicode's
+/// format characters (category Cf), variation selectors and fillers.
 fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{00ad}' | '\u{034f}' | '\u{0600}'..='\u{0605}' | '\u{061c}' | '\u{06dd}' | '\u{070f}'

@@ -1,4 +1,4 @@
-//! Which Unix user may use which ids: of keys in keyd, of certificates in identityd.
+//! Grants of ids to Unix users: of keys in keyd, of certificates in identityd.
 //!
 //! A grant is a pair of a uid and a pattern. In a pattern `*` stands for any number of
 //! characters (none too), `?` for exactly one, everything else for itself; letter case
@@ -26,7 +26,7 @@ pub fn is_reserved(id: &KeyId) -> bool {
     RESERVED_KEY_IDS.iter().any(|reserved| reserved.is_key(id))
 }
 
-/// Who may use which ids.
+/// The ids that each user may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grants {
     by_uid: HashMap<u32, Vec<Pattern>>,
@@ -64,7 +64,7 @@ impl Grants {
         self
     }
 
-    /// Whether `uid` may use `id`.
+    /// Returns true if `uid` may use `id`.
     #[must_use]
     pub fn allows(&self, uid: u32, id: &str) -> bool {
         if self.is_reserved(id) {
@@ -78,7 +78,7 @@ impl Grants {
             .is_some_and(|patterns| patterns.iter().any(|pattern| pattern.matches(id)))
     }
 
-    /// Whether `id` is for nobody.
+    /// Returns true if `id` is reserved, so that nobody may use it.
     #[must_use]
     pub fn is_reserved(&self, id: &str) -> bool {
         self.reserved.iter().any(|reserved| reserved == id)
@@ -98,7 +98,7 @@ impl Pattern {
         Self(chars)
     }
 
-    /// Whether the whole of `text` matches.
+    /// Returns true if the pattern matches the whole of `text`.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
         self.matches_in_steps(text).0
@@ -229,8 +229,9 @@ mod tests {
         assert!(steps <= (pattern.0.len() + 1) * (text.len() + 1), "{steps} steps");
     }
 
-    /// What the patterns mean, written down as plainly as can be; exponential, so for
-    /// short texts only.
+    /// Returns true if the pattern matches the text, by a definition written down as
+    /// plainly as can be. The function takes exponential time, so it is for short texts
+    /// only.
     fn meaning(pattern: &[char], text: &[char]) -> bool {
         match (pattern, text) {
             ([], []) => true,

@@ -59,9 +59,9 @@ pub struct TokenSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TpmSettings {
-    /// Where it is: `device:/dev/tpmrm0`, `swtpm:host=HOST,port=PORT`.
+    /// The address of the TPM: `device:/dev/tpmrm0`, `swtpm:host=HOST,port=PORT`.
     pub tcti: String,
-    /// Where the authentication key is kept, as offset from the first persistent handle:
+    /// The place of the authentication key, as offset from the first persistent handle:
     /// at most `0x7f_ffff`.
     pub auth_key_index: u32,
     /// Auth value of the endorsement hierarchy; absent: none.
@@ -82,7 +82,7 @@ pub struct TpmSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuditCounter {
-    /// Whether there is one.
+    /// True if the counter is used.
     pub enabled: bool,
     /// Its NV index, in the owner's range.
     pub index: u32,
@@ -148,8 +148,9 @@ impl KnownLibrary {
 }
 
 impl SandboxSettings {
-    /// What to add to `[aziot_keys]` before the library at `path` can be relied on to
-    /// work inside keyd's sandbox; `None` if that is known, or said already.
+    /// Returns what must be added to `[aziot_keys]` before the library at `path` can be
+    /// relied on to work inside keyd's sandbox. `None` if the library's needs are known
+    /// or configured.
     #[must_use]
     pub fn missing_for(&self, path: &Path) -> Option<&'static str> {
         (self.enabled && self.paths.is_empty() && KnownLibrary::of(path).is_none()).then_some(
@@ -160,7 +161,7 @@ impl SandboxSettings {
     }
 }
 
-/// Where an auth value comes from.
+/// The source of an auth value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuthSource {
@@ -184,7 +185,7 @@ pub enum KeyPlace {
     Files,
 }
 
-/// Which new keys that a place cannot make are made in the next one.
+/// The new keys that are made in the next place if one place cannot make them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PassOn {
@@ -197,7 +198,7 @@ pub enum PassOn {
     Everything,
 }
 
-/// What protects the store key, under which keys in files are encrypted.
+/// The protection of the store key. Keys in files are encrypted under the store key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Seal {
@@ -209,16 +210,16 @@ pub enum Seal {
     Pkcs11,
 }
 
-/// What a daemon that holds keys keeps of its rights once it serves.
+/// The rights that a daemon that holds keys keeps once it serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SandboxSettings {
-    /// Whether it gives up what it does not need.
+    /// True if the daemon gives up the rights that it does not need.
     pub enabled: bool,
     /// Files and folders, absolute, that a token's library needs besides what is known of
     /// it: to read and write, devices too.
     pub paths: Vec<PathBuf>,
-    /// Whether a token's library reaches its token through a network.
+    /// True if a token's library reaches its token through a network.
     pub network: bool,
 }
 

@@ -30,7 +30,7 @@ use crate::digest::Sha256Digest;
 pub struct HostModule {
     /// Absolute path.
     pub executable: String,
-    /// What its content must hash to.
+    /// The digest that the executable's content must have.
     pub sha256: Sha256Digest,
     /// Arguments, if the module's create options give none.
     #[serde(default)]
@@ -48,7 +48,7 @@ pub struct HostModule {
     /// Group by name or number; the user's own if absent.
     #[serde(default)]
     pub group: Option<String>,
-    /// What it may do beyond its user.
+    /// The capabilities that the program has beyond its user's rights.
     #[serde(default)]
     pub capabilities: Capabilities,
     /// Folders and files that it may read and execute from. With this and `write` absent,
@@ -58,16 +58,17 @@ pub struct HostModule {
     /// Folders and files that it may read and change.
     #[serde(default)]
     pub write: Option<Vec<String>>,
-    /// Which system calls it may make.
+    /// The system calls that the program may make.
     #[serde(default)]
     pub seccomp: SeccompPreset,
-    /// What it may use up.
+    /// The resources that the program may use up.
     #[serde(default)]
     pub limits: Limits,
-    /// Whether the daemon starts it again when it ends.
+    /// The condition under which the daemon starts the program again when it ends.
     #[serde(default)]
     pub restart: RestartPolicy,
-    /// Whether it has a management socket of its own, with the routes for host agents.
+    /// True if the module has a management socket of its own, with the routes for host
+    /// agents.
     #[serde(default)]
     pub management: bool,
     /// Names of host modules and services of which it may approve a new executable.
@@ -100,8 +101,8 @@ impl HostModule {
 }
 
 impl HostModule {
-    /// Whether a variable of this name tells the program's loader to run something else
-    /// than what was measured.
+    /// Returns true if a variable of this name tells the program's loader to run
+    /// something else than what was measured.
     #[must_use]
     pub fn changes_loading(variable: &str) -> bool {
         variable.starts_with("LD_") || variable == "GLIBC_TUNABLES"
@@ -133,7 +134,7 @@ pub struct HostService {
     /// approved.
     #[serde(default)]
     pub executable: Option<String>,
-    /// What its executable must hash to.
+    /// The digest that the executable's content must have.
     #[serde(default)]
     pub sha256: Option<Sha256Digest>,
     /// As [`HostModule::management`].
@@ -144,7 +145,7 @@ pub struct HostService {
     pub approves: Vec<String>,
 }
 
-/// Which system calls a host module may make.
+/// The system calls that a host module may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SeccompPreset {
@@ -152,14 +153,14 @@ pub enum SeccompPreset {
     /// memory and the like.
     #[default]
     Default,
-    /// What a program needs that computes, keeps files and talks over sockets; no new
-    /// programs.
+    /// The calls of a program that computes, keeps files and talks over sockets. The
+    /// program can start no new programs.
     Strict,
     /// All but the two that make lie what is measured of a process.
     None,
 }
 
-/// What a host module may use up. Absent: no limit of its own.
+/// The resources that a host module may use up. Absent: no limit of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -171,11 +172,11 @@ pub struct Limits {
     pub pids_max: Option<u32>,
     /// Open files of each process.
     pub nofile: Option<u64>,
-    /// What becomes of a limit that this machine cannot set.
+    /// The treatment of a limit that this machine cannot set.
     pub enforcement: Enforcement,
 }
 
-/// What becomes of a limit that the machine cannot set.
+/// The treatment of a limit that the machine cannot set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Enforcement {
@@ -186,11 +187,11 @@ pub enum Enforcement {
     BestEffort,
 }
 
-/// Whether the daemon itself starts a host module again that ended.
+/// The condition under which the daemon itself starts a host module again that ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
-    /// That is for the agent to decide, by the deployment.
+    /// Never by the daemon: the agent decides, by the deployment.
     #[default]
     Agent,
     /// If it ended with another code than 0 or by a signal.

@@ -13,32 +13,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{EDGE_AGENT, EDGE_HUB};
 
-/// Why a text is not an id of its kind. The text itself is not repeated: it may be
-/// hostile.
+/// The reason why a text is not an id of its kind. The text itself is not repeated: it
+/// may be hostile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// The text is empty.
     #[error("{kind} is empty")]
     Empty {
-        /// What was being parsed.
+        /// The kind of id that was parsed.
         kind: &'static str,
     },
     /// The text has more characters than allowed.
     #[error("{kind} is longer than {limit} characters")]
     TooLong {
-        /// What was being parsed.
+        /// The kind of id that was parsed.
         kind: &'static str,
-        /// How many characters are allowed.
+        /// The number of characters that are allowed.
         limit: usize,
     },
     /// The text holds a character outside the allowed set.
     #[error("{kind} has a character that is not allowed at position {position}: {allowed}")]
     Character {
-        /// What was being parsed.
+        /// The kind of id that was parsed.
         kind: &'static str,
-        /// Where the first such character stands, in bytes from 0.
+        /// The position of the first such character, in bytes from 0.
         position: usize,
-        /// Which characters are allowed there, in words.
+        /// The characters that are allowed there, in words.
         allowed: &'static str,
     },
 }
@@ -134,8 +134,8 @@ fn is_name(c: u8) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-')
 }
 
-/// What the hub allows in device ids: letters, digits and this punctuation. `/` and
-/// control characters are not in it.
+/// Returns true if the hub allows the character in device ids: letters, digits and this
+/// punctuation. `/` and control characters are not allowed.
 fn is_hub_name(c: u8) -> bool {
     c.is_ascii_alphanumeric() || b"-:.+%_#*?!(),=@$'".contains(&c)
 }
@@ -173,8 +173,8 @@ impl ModuleId {
         }
     }
 
-    /// Whether this is the module that holds the deployment: the only one the management
-    /// API obeys.
+    /// Returns true if this is the module that holds the deployment. The management API
+    /// obeys no other module.
     #[must_use]
     pub fn is_edge_agent(&self) -> bool {
         self.name() == EDGE_AGENT
@@ -188,8 +188,8 @@ id_type! {
 }
 
 id_type! {
-    /// What the hub calls one life of a module identity: deleting and creating it again
-    /// gives another.
+    /// The hub's id for one life of a module identity. An identity that is deleted and
+    /// created again has another generation id.
     GenerationId, "generation id", 128, "letters, digits, '_', '.', '-'",
     |text, position| is_name(text[position])
 }

@@ -1,5 +1,5 @@
-//! Which images to remove: those that modules used and no longer do, by how long nobody
-//! has used them, and sooner when the disk runs full.
+//! Selection of the images to remove. An image is removed if modules used it and no
+//! longer do, after nobody has used it for some time, and sooner when the disk runs full.
 //!
 //! Ages are not differences of wall-clock times. What is counted is operating time that
 //! went by on the monotonic clock while an image was seen unused ([`Tracked`]): a step of
@@ -25,7 +25,7 @@ use crate::settings::ImageCollectionSettings;
 const TRACKED: usize = 2048;
 const DAY: u64 = 86_400;
 
-/// What is remembered of images, also over restarts.
+/// The memory of images, also over restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Tracked {
     /// Seconds of operation for which each image has been seen unused.
@@ -66,26 +66,27 @@ impl Tracked {
         self.since_run = 0;
     }
 
-    /// For how long an image has been seen unused; `None` if it is not one of ours.
+    /// Returns the time for which an image has been seen unused; `None` if it is not one
+    /// of ours.
     #[must_use]
     pub fn idle(&self, image: &Sha256Digest) -> Option<Duration> {
         self.idle.get(image).copied().map(Duration::from_secs)
     }
 
-    /// How many images are remembered.
+    /// Returns the number of images that are remembered.
     #[must_use]
     pub fn len(&self) -> usize {
         self.idle.len()
     }
 
-    /// Whether none is.
+    /// Returns true if no image is remembered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.idle.is_empty()
     }
 
-    /// Whether it is time to look through the images for their age: after the configured
-    /// time of operation, at the configured time of day (UTC).
+    /// Returns true if it is time to look through the images for their age: after the
+    /// configured time of operation, at the configured time of day (UTC).
     ///
     /// `before` and `now` are wall-clock times of the last look and of this one, in
     /// seconds since 1970. A step that never lets the time of day come delays the run by
@@ -105,7 +106,7 @@ impl Tracked {
     }
 }
 
-/// Whether a time of day lies in `before..now`, at most a day long.
+/// Returns true if a time of day lies in `before..now`, which is at most a day long.
 fn passes_time_of_day(second: u64, before: i64, now: i64) -> bool {
     let Ok(second) = i64::try_from(second) else { return false };
     let day = |time: i64| (time - second).div_euclid(86_400);
@@ -128,7 +129,7 @@ pub struct Image {
 pub struct Disk {
     /// Its size in bytes.
     pub total: u64,
-    /// What is free.
+    /// The free space in bytes.
     pub available: u64,
 }
 
@@ -137,7 +138,7 @@ impl Disk {
         self.total.saturating_sub(self.available)
     }
 
-    /// How full it is, in percent, rounded up.
+    /// Returns the used percentage of the disk, rounded up.
     #[must_use]
     pub fn used_percent(self) -> u8 {
         let percent = (u128::from(self.used()) * 100).div_ceil(u128::from(self.total.max(1)));
@@ -151,8 +152,8 @@ impl Disk {
     }
 }
 
-/// What is seen at one time. All of it, or it is not a look: an engine that does not tell
-/// everything is asked again later.
+/// Everything that is seen at one time: images, containers and the disk. A look sees all
+/// of it: an engine that does not tell everything is asked again later.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Seen {
     /// The engine's images.
@@ -163,7 +164,7 @@ pub struct Seen {
     pub registered: BTreeSet<Sha256Digest>,
     /// The image that the agent is made from, where it is known.
     pub bootstrap: Option<Sha256Digest>,
-    /// Where images are kept, if that can be seen.
+    /// The disk on which images are kept, if it can be seen.
     pub disk: Option<Disk>,
 }
 
@@ -185,7 +186,7 @@ impl Seen {
     }
 }
 
-/// What becomes of an image.
+/// The decision about an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It stays.
@@ -194,7 +195,7 @@ pub enum Verdict {
     Remove(Remove),
 }
 
-/// Why an image stays.
+/// The reason why an image stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// The agent is made from it.
@@ -213,7 +214,7 @@ pub enum Keep {
     ClockImplausible,
 }
 
-/// Why an image goes.
+/// The reason why an image goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remove {
     /// Nobody used it for the configured time.
@@ -239,21 +240,21 @@ impl Verdict {
         }
     }
 
-    /// Whether it goes.
+    /// Returns true if the image goes.
     #[must_use]
     pub const fn removes(self) -> bool {
         matches!(self, Self::Remove(_))
     }
 }
 
-/// Whether a wall-clock time, in seconds since 1970, can be one.
+/// Returns true if a wall-clock time, in seconds since 1970, is plausible.
 #[must_use]
 pub const fn is_plausible(wall: i64) -> bool {
     wall >= BUILT && wall < LATEST
 }
 
-/// What to do with each of the images seen, in their order. `by_age`: whether now is the
-/// time to remove for age.
+/// Decides about each of the images seen, and returns the decisions in the images' order.
+/// `by_age` is true if now is the time to remove images for their age.
 #[must_use]
 pub fn plan(
     tracked: &Tracked,

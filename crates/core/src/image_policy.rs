@@ -1,6 +1,6 @@
-//! Which images modules may be made from: those that the deployment pins by their
-//! content, and those that carry a signature which the operator asks for. Pure; a
-//! signature itself is checked where the cryptography is.
+//! Images that modules may be made from: those that the deployment pins by their content,
+//! and those that carry a signature which the operator asks for. Pure; a signature itself
+//! is checked where the cryptography is.
 //!
 //! Signatures are "simple signing" payloads, as cosign and others make them: JSON that
 //! names a repository and a digest, signed as it stands. They lie in a folder of the
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::digest::Sha256Digest;
 use crate::grants::Pattern;
 
-/// What the operator asks of images (`[image_policy]`).
+/// The operator's requirements on images (`[image_policy]`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImagePolicy {
@@ -21,11 +21,11 @@ pub struct ImagePolicy {
     pub signatures: String,
     /// Rules by repository.
     pub rules: Vec<ImageRule>,
-    /// Whether images that no rule is about are refused.
+    /// True if images that no rule is about are refused.
     pub refuse_unmatched: bool,
 }
 
-/// What is asked of the images of some repositories.
+/// The requirements on the images of some repositories.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageRule {
@@ -70,11 +70,11 @@ impl Image {
     }
 }
 
-/// Why an image may not be used.
+/// The reason why an image may not be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageRefusal {
-    /// What the deployment pins is no digest.
+    /// The text that the deployment pins is no digest.
     #[error("{member} of the settings must be 64 hex digits, optionally after \"sha256:\"")]
     NotADigest {
         /// `imageHash` or `digest`.
@@ -85,9 +85,9 @@ pub enum ImageRefusal {
     Other {
         /// `imageHash` or `digest`.
         member: &'static str,
-        /// What is pinned.
+        /// The pinned digest.
         wanted: Sha256Digest,
-        /// What is there.
+        /// The id of the image that is there.
         id: Sha256Digest,
         /// Its manifests, in words.
         manifests: String,
@@ -105,7 +105,7 @@ pub enum ImageRefusal {
     NotSigned {
         /// Its name.
         name: String,
-        /// What was found instead.
+        /// Words on what was found instead.
         why: String,
     },
 }
@@ -177,7 +177,7 @@ pub fn name(reference: &str) -> Option<Name> {
     Some(Name { repository, tag })
 }
 
-/// What is asked of an image before it may be used.
+/// The requirements on an image before it may be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked<'a> {
     /// Each must have a signature that [`signed`] accepts.
@@ -185,9 +185,9 @@ pub struct Asked<'a> {
 }
 
 impl ImagePolicy {
-    /// What is asked of an image that a deployment calls `reference`. It may be known by
-    /// other names too: what is asked under any of them is asked, so that a second name
-    /// does not lead around a rule.
+    /// Returns the requirements on an image that a deployment calls `reference`. The
+    /// image may have other names, too. The rules for all its names apply, so that a
+    /// second name does not lead around a rule.
     ///
     /// # Errors
     /// It is refused whatever its signatures.
@@ -227,7 +227,7 @@ pub const PAYLOAD_LIMIT: usize = 64 * 1024;
 /// Checks that a payload, whose signature was good, is about this image under this name.
 ///
 /// # Errors
-/// What it is about instead, in words.
+/// The mismatch, in words.
 pub fn payload_fits(
     payload: &[u8],
     reference: &str,

@@ -89,7 +89,7 @@ impl Purpose {
 /// Basic constraints (RFC 5280, section 4.2.1.9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Constraints {
-    /// Whether the certificate's key signs certificates.
+    /// True if the certificate's key signs certificates.
     pub ca: bool,
     /// Most CAs in a chain below.
     pub path_len: Option<u8>,
@@ -111,9 +111,11 @@ pub struct Asked {
 /// Rights that a certificate of this id may have at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rights {
-    /// Whether it may be a CA: only under ids whose issuance the operator configured.
+    /// True if the certificate may be a CA's. Only ids whose issuance the operator
+    /// configured have this right.
     pub ca: bool,
-    /// Whether it is a module's: then it is for TLS, and of names without wildcards.
+    /// True if the certificate is a module's. Such a certificate is for TLS, and its
+    /// names have no wildcards.
     pub module: bool,
 }
 
@@ -175,14 +177,14 @@ pub enum Refusal {
     Name {
         /// Place in the list, from 1.
         index: usize,
-        /// What is wrong with it.
+        /// The mistake in the name.
         #[source]
         error: NameError,
     },
     /// An extension without content.
     #[error("its {extension} extension is empty")]
     Empty {
-        /// Which.
+        /// The name of the extension.
         extension: &'static str,
     },
     /// Too many names.

@@ -1,4 +1,4 @@
-//! Where everything lies under one root folder. Pure path arithmetic: nothing is opened
+//! Places of all files under one root folder. Pure path arithmetic: nothing is opened
 //! here.
 //!
 //! With the root `/` these are the places that existing clients have built in; with any
@@ -71,7 +71,7 @@ impl Root {
         self.0.join("etc/edgekeep/config.toml")
     }
 
-    /// What `config apply` made of it for one daemon.
+    /// Returns the path of the settings that `config apply` makes for one daemon.
     #[must_use]
     pub fn settings_file(&self, daemon: Daemon) -> PathBuf {
         self.0.join(format!("etc/edgekeep/{}.json", daemon.name()))

@@ -1,4 +1,5 @@
-//! What a device remembers of the modules that its hub lists: the decision, over values.
+//! Memory of the modules that a device's hub lists: the decision on what is remembered,
+//! over values.
 //!
 //! Two rules: what cannot be read changes nothing, and when there is not room for all,
 //! the modules that this device cannot do without come first, then those that it knew,
@@ -58,7 +59,7 @@ impl<T> Listing<T> {
         &self.unreadable
     }
 
-    /// How many entries name no module that could be one.
+    /// Returns the number of entries that name no possible module.
     #[must_use]
     pub fn nameless(&self) -> usize {
         self.nameless

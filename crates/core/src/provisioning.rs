@@ -1,5 +1,5 @@
-//! How a device comes to an identity, keeps it and replaces it: the decisions, without
-//! sockets, files or clocks.
+//! Decisions by which a device comes to an identity, keeps it and replaces it. The
+//! decisions need no sockets, files or clocks.
 //!
 //! One rule holds over every sequence of events: *the last good identity is
 //! authoritative*. It is served from the first moment after a start, whatever the cloud
@@ -20,7 +20,7 @@ use crate::backoff::Backoff;
 use crate::id::DeviceId;
 use crate::settings::ReprovisioningMode;
 
-/// Who the device is, once provisioned.
+/// The identity of a device that is provisioned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceIdentity {
     /// Host name of the hub, with a port where it is not 443.
@@ -36,7 +36,7 @@ pub struct DeviceIdentity {
 pub enum Source {
     /// The configuration names hub and device: there is nothing to ask.
     Manual {
-        /// What it names.
+        /// The identity that the configuration names.
         identity: DeviceIdentity,
     },
     /// The provisioning service assigns them.
@@ -52,13 +52,13 @@ pub enum Source {
     None,
 }
 
-/// What is kept on disk: an identity and where it came from.
+/// The record on the disk: an identity and its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provisioned {
     /// The identity.
     pub identity: DeviceIdentity,
-    /// Where it came from. If the configuration names another source now, a replacement
-    /// is asked for.
+    /// The source of the identity. If the configuration names another source now, a
+    /// replacement is asked for.
     pub source: Source,
     /// Wall clock when it was obtained, in seconds since the epoch; informative.
     pub obtained_at: i64,
@@ -113,18 +113,18 @@ impl Default for Limits {
     }
 }
 
-/// Why an attempt did not lead to an identity.
+/// The reason why an attempt did not lead to an identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// Whether the service answered and refused, rather than not having been reached.
+    /// True if the service answered and refused, rather than not having been reached.
     pub refused: bool,
-    /// What happened, for people.
+    /// The reason in words, for people.
     pub reason: String,
-    /// How long the service asks to be left alone.
+    /// The time for which the service asks to be left alone.
     pub retry_after: Option<Duration>,
 }
 
-/// What happened.
+/// An event that the driver reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The process started (once, first).
@@ -143,7 +143,7 @@ pub enum Event {
     Assigning {
         /// The operation to ask about.
         operation: String,
-        /// When the service wants to be asked again.
+        /// The time after which the service wants to be asked again.
         retry_after: Option<Duration>,
     },
     /// Answer to [`Action::Register`] or [`Action::Poll`]: the device has an identity.
@@ -154,12 +154,12 @@ pub enum Event {
     Stored,
     /// [`Action::Store`] failed; the file on the disk is the old one.
     StoreFailed {
-        /// What happened, for people.
+        /// The reason in words, for people.
         reason: String,
     },
 }
 
-/// What the driver is to do.
+/// An action that the driver is to carry out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Send a registration to the provisioning service.
@@ -175,7 +175,8 @@ pub enum Action {
     Serve {
         /// The identity.
         identity: DeviceIdentity,
-        /// Whether another one was served before: what belongs to that one is void.
+        /// True if another identity was served before. What belongs to that identity is
+        /// void.
         replaced: bool,
     },
     /// Send [`Event::Woken`] at this monotonic time, unless a later action names another.
@@ -184,25 +185,25 @@ pub enum Action {
     Report(Failure),
 }
 
-/// What is under way.
+/// The work that is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Activity {
     /// Nothing, and nothing is due.
     Idle,
     /// A registration or a poll has been sent.
     Asking {
-        /// When this attempt began.
+        /// The time at which this attempt began.
         since: Duration,
         /// The operation, from the first answer on.
         operation: Option<String>,
     },
     /// Waiting to poll.
     Waiting {
-        /// When this attempt began.
+        /// The time at which this attempt began.
         since: Duration,
         /// The operation.
         operation: String,
-        /// When to poll.
+        /// The time of the next poll.
         until: Duration,
     },
     /// A complete replacement is being written.
@@ -212,9 +213,9 @@ pub enum Activity {
     },
     /// Waiting after a failure.
     Pausing {
-        /// When the failed attempt began.
+        /// The time at which the failed attempt began.
         since: Duration,
-        /// When to try again.
+        /// The time of the next attempt.
         until: Duration,
         /// Before this moment no request shortens the pause: the service asked for it.
         not_before: Duration,
@@ -261,7 +262,7 @@ impl State {
         self.current.as_ref().map(|current| &current.identity)
     }
 
-    /// What is under way.
+    /// Returns the work that is under way.
     #[must_use]
     pub fn activity(&self) -> &Activity {
         &self.activity
@@ -273,13 +274,13 @@ impl State {
         self.failures
     }
 
-    /// Why the last attempt failed, until one succeeds.
+    /// Returns the failure of the last attempt, until an attempt succeeds.
     #[must_use]
     pub fn last_failure(&self) -> Option<&Failure> {
         self.last_failure.as_ref()
     }
 
-    /// Whether the stored identity came from the source that is configured now.
+    /// Returns true if the stored identity came from the source that is configured now.
     fn is_from_configured_source(&self) -> bool {
         self.current.as_ref().is_some_and(|current| current.source == self.source)
     }
@@ -369,7 +370,7 @@ pub fn poll_pause(asked: Option<Duration>, limits: &Limits) -> Duration {
     asked.unwrap_or(limits.poll_interval).min(limits.longest_retry_after).max(least)
 }
 
-/// What follows from `event` at `now`.
+/// Returns the state and the actions that follow from `event` at `now`.
 ///
 /// An event that does not fit the state (an answer nobody waits for, a timer that was
 /// overtaken) changes nothing.

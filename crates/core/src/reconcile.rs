@@ -1,5 +1,5 @@
-//! What to do next about a device's modules, as a function of what is wanted, what is
-//! there and what is remembered.
+//! Next steps for a device's modules, as a function of what is wanted, what is there and
+//! what is remembered.
 //!
 //! Each module is decided for by itself: one that fails, or whose state nobody knows,
 //! holds back no other. A deployment counts as applied module by module, and only once
@@ -57,14 +57,14 @@ impl Timestamp {
     }
 }
 
-/// What one module should be.
+/// The state that one module should have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
     /// Digest of everything its container is made from.
     pub fingerprint: Sha256Digest,
     /// Running or stopped.
     pub status: DesiredStatus,
-    /// When it is started again.
+    /// The condition under which the module is started again after it ended.
     pub restart_policy: RestartPolicy,
     /// Lower starts earlier.
     pub startup_order: u32,
@@ -73,7 +73,7 @@ pub struct Target {
 /// All that should be.
 pub type Targets = BTreeMap<ModuleId, Target>;
 
-/// What a module does, by the management API.
+/// The state of a module, by the management API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RuntimeState {
     /// It runs.
@@ -110,7 +110,7 @@ impl RuntimeState {
 /// One module as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
-    /// What it does.
+    /// The state that the module is in.
     pub state: RuntimeState,
     /// The fingerprint its container was marked with when it was made, if the runtime
     /// shows it.
@@ -118,9 +118,9 @@ pub struct Observed {
     /// The generation of its identity that its container was marked with when it was
     /// made, if the runtime shows it.
     pub generation: Option<String>,
-    /// When it was started last.
+    /// The time of the last start.
     pub last_start: Option<Timestamp>,
-    /// When it ended last.
+    /// The time of the last end.
     pub last_exit: Option<Timestamp>,
 }
 
@@ -152,7 +152,7 @@ pub enum Action {
     DeleteIdentity,
 }
 
-/// Why a step is taken.
+/// The reason why a step is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// The module is new.
@@ -179,8 +179,8 @@ pub enum Purpose {
     DropIdentity,
 }
 
-/// What a failure is remembered for: each concern of a module is retried by its own
-/// count.
+/// The concern of a module that failed. Failures of each concern are remembered and
+/// retried by their own count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Concern {
@@ -205,17 +205,17 @@ impl Purpose {
 /// no other step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// On which module.
+    /// The module that the actions are for.
     pub module: ModuleId,
-    /// Why.
+    /// The reason for the step.
     pub purpose: Purpose,
-    /// What it should be; `None` if it is not wanted.
+    /// The state that the module should have; `None` if the module is not wanted.
     pub target: Option<Target>,
     /// The calls.
     pub actions: Vec<Action>,
 }
 
-/// What is remembered about modules from round to round, and over restarts of the agent.
+/// The memory of modules from round to round, and over restarts of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Memory {
@@ -225,14 +225,14 @@ pub struct Memory {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ModuleMemory {
-    /// What its container was made from.
+    /// The digest of everything that the module's container was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     applied: Option<Sha256Digest>,
     /// The generation of the identity that its container was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     generation: Option<String>,
-    /// How often in a row its container was made anew for another generation, and when
-    /// last.
+    /// The number of times in a row that the container was made anew for another
+    /// generation. The time of the last such renewal is in `last_renewal`.
     #[serde(default)]
     renewals: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -244,12 +244,12 @@ struct ModuleMemory {
     restarts: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_restart: Option<Timestamp>,
-    /// Since when it has been seen frozen.
+    /// The time since when the module has been seen frozen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     paused_since: Option<Timestamp>,
-    /// Whether there may be an identity that goes when the module goes.
+    /// True if there may be an identity that goes when the module goes.
     identity: bool,
-    /// Whether its container was made for an identity that was deleted since.
+    /// True if the container was made for an identity that was deleted since.
     #[serde(default)]
     orphaned: bool,
     #[serde(default)]
@@ -381,13 +381,13 @@ pub fn plan(
     steps
 }
 
-/// Whether there certainly is no identity.
+/// Returns true if there certainly is no identity.
 fn is_missing(identities: Option<&Generations>, module: &ModuleId) -> bool {
     identities.is_some_and(|identities| !identities.contains_key(module))
 }
 
-/// What to do about a module that is wanted, and whose identity has this generation as
-/// far as it is known.
+/// Returns what to do about a module that is wanted, and why. `generation` is that of the
+/// module's identity, as far as it is known.
 fn next(
     target: &Target,
     observed: Option<&Observed>,
@@ -450,8 +450,8 @@ fn next(
 }
 
 impl ModuleMemory {
-    /// Whether enough time has passed since the last failure; a target that was not tried
-    /// yet need not wait.
+    /// Returns true if enough time has passed since the last failure. A target that was
+    /// not tried yet need not wait.
     fn may_try(&self, concern: Concern, target: Option<&Target>, now: Timestamp) -> bool {
         self.failures.get(&concern).is_none_or(|failure| {
             failure.subject != subject(target)
@@ -461,13 +461,13 @@ impl ModuleMemory {
 }
 
 impl ModuleMemory {
-    /// Whether the container was made from something else than is wanted, or for an
-    /// identity that is gone.
+    /// Returns true if the container was made from something else than is wanted, or for
+    /// an identity that is gone.
     fn is_outdated(&self, target: &Target, observed: &Observed) -> bool {
         observed.fingerprint.or(self.applied) != Some(target.fingerprint) || self.orphaned
     }
 
-    /// Whether the container was made for another generation of the identity than
+    /// Returns true if the container was made for another generation of the identity than
     /// `generation`, which there is.
     fn is_of_another_generation(&self, observed: &Observed, generation: Option<&str>) -> bool {
         let made_for = observed.generation.as_deref().or(self.generation.as_deref());
@@ -663,13 +663,13 @@ impl Memory {
         }
     }
 
-    /// How often a module's restart policy has started it again, and when last.
+    /// Returns how often a module's restart policy has started it again, and when last.
     #[must_use]
     pub fn restarts(&self, module: &ModuleId) -> (u32, Option<Timestamp>) {
         self.modules.get(module).map_or((0, None), |memory| (memory.restarts, memory.last_restart))
     }
 
-    /// Whether something about the module failed and was not put right since.
+    /// Returns true if something about the module failed and was not put right since.
     #[must_use]
     pub fn is_failing(&self, module: &ModuleId) -> bool {
         self.modules.get(module).is_some_and(|memory| !memory.failures.is_empty())

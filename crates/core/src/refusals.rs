@@ -1,5 +1,5 @@
-//! Which refusals are remembered: bounded, and so that nobody's noise pushes out what is
-//! known of others.
+//! Memory of refusals: bounded, and kept so that nobody's noise pushes out what is known
+//! of others.
 //!
 //! Equal refusals are one entry with a count. A module has few entries; where there are
 //! too many the caller with the most loses its oldest. What was asked for under names
@@ -16,7 +16,7 @@ pub const PER_MODULE: usize = 8;
 /// Different refusals that are remembered in all.
 pub const IN_ALL: usize = 256;
 
-/// Who was refused, as far as it cannot make itself many.
+/// The party that was refused, named so that it cannot make itself many.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refused {
     /// Any process of a container.
@@ -25,31 +25,31 @@ pub enum Refused {
     User(u32),
 }
 
-/// What two refusals have in common that are the same.
+/// The properties that two equal refusals have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kind {
     /// The module that was asked for.
     pub module: String,
     /// Method and route.
     pub route: String,
-    /// Why.
+    /// The reason for the refusal.
     pub reason: DenyReason,
-    /// Who.
+    /// The party that was refused.
     pub refused: Refused,
-    /// What it executed, if that is known.
+    /// The file that the party executed, if it is known.
     pub program: Option<ExecutableFile>,
 }
 
 /// A refusal, and how often it was repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered<T> {
-    /// What it is.
+    /// The kind of the refusal.
     pub kind: Kind,
-    /// How often.
+    /// The number of equal refusals, the first included.
     pub count: u64,
-    /// When for the first time.
+    /// The time of the first of them.
     pub since: String,
-    /// What was told of the latest time.
+    /// Details of the latest of them.
     pub latest: T,
     arrival: u64,
 }
@@ -94,7 +94,7 @@ impl<T> Refusals<T> {
         }
     }
 
-    /// What is remembered, the latest first.
+    /// Returns the remembered refusals, the latest first.
     #[must_use]
     pub fn latest(&self) -> Vec<&Remembered<T>> {
         let mut all: Vec<_> = self.by_module.values().flatten().collect();

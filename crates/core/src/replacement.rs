@@ -1,4 +1,5 @@
-//! How an update of a module is finished or taken back, wherever it was cut off. Pure.
+//! The decision on how an update of a module is finished or taken back, wherever it was
+//! cut off. Pure.
 //!
 //! A host module is updated in its place: what it was is kept beside what it becomes,
 //! until that has started ([`settle_host`]). A container is replaced by another. The old
@@ -20,13 +21,13 @@ pub struct Replacement {
     pub old: ContainerId,
     /// Its registration, if it had one.
     pub registration: Option<Registration>,
-    /// Whether it ran.
+    /// True if the old container ran.
     pub ran: bool,
-    /// Whether the new one is to be started.
+    /// True if the new container is to be started.
     pub start: bool,
 }
 
-/// What is to be done about it.
+/// The way to settle an update that was cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
     /// The new container is whole: start it if that was asked for, remove the old one.
@@ -45,8 +46,9 @@ impl Replacement {
         format!("{}-replaced-{}", self.module.name(), &self.old.as_str()[..12])
     }
 
-    /// What to do, given the module's registration, the container that has the module's
-    /// name, and whether the old one is still there.
+    /// Decides how to settle the update. The decision depends on the module's
+    /// registration, on the container that has the module's name, and on whether the old
+    /// container is still there.
     #[must_use]
     pub fn settle(
         &self,
@@ -66,7 +68,7 @@ impl Replacement {
     }
 }
 
-/// What runs of a host module whose update was cut off.
+/// The process of a host module that runs after an update was cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runs {
     /// The process that ran before the update.
@@ -77,7 +79,7 @@ pub enum Runs {
     Nothing,
 }
 
-/// What to do about an update of a host module that was cut off. What it becomes is
+/// Decides how to settle an update of a host module that was cut off. The new program is
 /// registered after the old process was stopped and before the new one is started.
 #[must_use]
 pub fn settle_host(runs: Runs, new_is_registered: bool) -> Settlement {

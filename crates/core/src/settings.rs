@@ -1,6 +1,6 @@
-//! What each daemon is told, as values. `edgekeep config apply` makes these out of the
-//! one `config.toml` (crate `edgekeep-config`) and writes one file a daemon, so that no
-//! daemon ever reads another's secrets.
+//! Settings of each daemon, as values. `edgekeep config apply` makes them out of the one
+//! `config.toml` (crate `edgekeep-config`) and writes one file for each daemon, so that
+//! no daemon ever reads another's secrets.
 //!
 //! Files: `etc/edgekeep/{keyd,identityd,moduled}.json` under the root, mode 0600. Unknown
 //! members are refused: these files are made by a program of the same version.
@@ -25,46 +25,47 @@ use crate::names;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeydSettings {
-    /// Who may use which keys. Several entries for one uid add up; uid 0 may use all.
+    /// The keys that each user may use. Several entries for one uid add up; uid 0 may use
+    /// all keys.
     pub principals: Vec<KeyPrincipal>,
     /// Keys that exist outside the store: key id to `file:`, `pkcs11:` or `tpm:` URI.
     pub preloaded_keys: BTreeMap<KeyId, SecretText>,
     /// Open connections one uid may hold on one socket.
     pub connections_per_uid: Option<u32>,
-    /// What keys are for, where the built-in rules do not say it. The first rule that
-    /// fits counts.
+    /// The purposes of keys, where the built-in rules do not name them. The first rule
+    /// that fits counts.
     pub purposes: Vec<PurposeRule>,
-    /// Whether whoever has a handle may use it, for ever: as existing services have it,
-    /// for installations that mix them.
+    /// True if whoever has a handle may use the handle, for ever. Existing services work
+    /// this way; the setting is for installations that mix them.
     pub handles_any_uid: bool,
     /// Seconds for which a handle is good; a day if absent.
     pub handle_lifetime_sec: Option<u64>,
-    /// Who may read the audit log, besides uid 0.
+    /// The uids that may read the audit log, besides uid 0.
     pub auditors: Vec<u32>,
     /// Tokens, if there are any.
     pub pkcs11: Option<TokenSettings>,
     /// The TPM, if one is used.
     pub tpm: Option<TpmSettings>,
-    /// Where keys are looked for and made, first place first. Empty: the token, if there
-    /// is one, then files.
+    /// The places in which keys are looked for and made, first place first. Empty: the
+    /// token, if there is one, then files.
     pub places: Vec<KeyPlace>,
-    /// Which keys that a place cannot make are made in the next one.
+    /// The keys that are made in the next place if one place cannot make them.
     pub pass_on: PassOn,
     /// Keys that are in one place, and looked for nowhere else.
     pub assigned: BTreeMap<KeyId, KeyPlace>,
-    /// What protects the store key of the files. Absent: what protects it now; that of a
-    /// new store is in a file.
+    /// The protection of the store key of the files. Absent: the protection that it has
+    /// now; the store key of a new store is in a file.
     pub seal: Option<Seal>,
     /// Keys that one uid may make. Does not bind uid 0.
     pub keys_per_uid: Option<u32>,
     /// Bounds of the audit log.
     pub audit_log: AuditLogSettings,
-    /// What it keeps of its rights.
+    /// The rights that keyd keeps once it serves.
     pub sandbox: SandboxSettings,
 }
 
 impl KeydSettings {
-    /// Whether keys may be in something that takes its time.
+    /// Returns true if keys may be in hardware, which takes its time.
     #[must_use]
     pub fn has_hardware(&self) -> bool {
         self.pkcs11.is_some() || self.tpm.is_some()
@@ -107,16 +108,16 @@ pub struct KeyPrincipal {
     /// Patterns of keys of which it may take derived ones out of keyd.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub export: Vec<String>,
-    /// Whether CA keys sign for it.
+    /// True if CA keys sign for this uid.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub certificates: bool,
-    /// Whether what it says about on whose behalf it asks is written into the audit log,
-    /// as its statement.
+    /// True if this uid's statement about the party that it asks for is written into the
+    /// audit log.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub attestor: bool,
 }
 
-/// What the keys of some ids are for.
+/// The purpose of the keys of some ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PurposeRule {
@@ -135,24 +136,25 @@ pub struct IdentitydSettings {
     /// The parent device, in a nested installation.
     #[serde(default)]
     pub parent_hostname: Option<String>,
-    /// How the device gets its identity.
+    /// The source of the device's identity.
     pub provisioning: Provisioning,
-    /// When to provision anew.
+    /// The occasions on which the device is provisioned anew.
     #[serde(default)]
     pub reprovisioning: ReprovisioningMode,
     /// Limits and trust for calls to the cloud.
     #[serde(default)]
     pub cloud: CloudSettings,
-    /// Who may call the identity API.
+    /// The users that may call the identity API.
     #[serde(default)]
     pub principals: Vec<IdentityPrincipal>,
     /// Suffix of local identities' names.
     #[serde(default)]
     pub localid_domain: Option<String>,
-    /// Who may write which certificates.
+    /// The users that may write certificates, and the certificates of each.
     #[serde(default)]
     pub cert_principals: Vec<CertPrincipal>,
-    /// How certificates asked for without an issuer are made.
+    /// The issuance of certificates that are asked for without an issuer, by certificate
+    /// id.
     #[serde(default)]
     pub cert_issuance: BTreeMap<CertId, Issuance>,
     /// The device's own CA, for `method = "local_ca"`.
@@ -167,13 +169,13 @@ pub struct IdentitydSettings {
     /// Open connections one uid may hold on one socket.
     #[serde(default)]
     pub connections_per_uid: Option<u32>,
-    /// Whether it gives up what it does not need.
+    /// True if identityd gives up the rights that it does not need.
     #[serde(default = "yes")]
     pub sandbox: bool,
 }
 
-/// Where the device's identity comes from. No secret is in here: keys are named by their
-/// id in keyd.
+/// The source of the device's identity. No secret is in here: keys are named by their id
+/// in keyd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "source", deny_unknown_fields)]
 pub enum Provisioning {
@@ -204,10 +206,10 @@ pub enum Provisioning {
     None,
 }
 
-/// When a device that has an identity asks for a new one.
+/// The occasions on which a device that has an identity asks for a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum ReprovisioningMode {
-    /// When the hub refuses the identity, or on request.
+    /// On refusal of the identity by the hub, or on request.
     #[default]
     Dynamic,
     /// At each start.
@@ -243,7 +245,7 @@ pub struct IdentityPrincipal {
     pub uid: u32,
     /// The principal's name; for module and local identities their id.
     pub name: String,
-    /// What it may have; empty: everything (a daemon).
+    /// The kinds of identity that the principal may have. Empty: every kind (a daemon).
     #[serde(default)]
     pub kinds: Vec<IdentityKind>,
 }
@@ -268,17 +270,17 @@ pub struct CertPrincipal {
     pub uid: u32,
     /// Certificate id patterns with `*` and `?`.
     pub certs: Vec<String>,
-    /// Whether what it says about on whose behalf it asks is passed on to keyd, which
-    /// writes it down.
+    /// True if this uid's statement about the party that it asks for is passed on to
+    /// keyd, which writes it down.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub attestor: bool,
 }
 
-/// How one certificate is issued when its request names no issuer.
+/// The issuance of one certificate when its request names no issuer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Issuance {
-    /// Who signs.
+    /// The signer of the certificate.
     pub method: IssuanceMethod,
     /// Common name that replaces the request's subject.
     #[serde(default)]
@@ -291,7 +293,7 @@ pub struct Issuance {
     pub renewal: Option<crate::renewal::Policy>,
 }
 
-/// Who signs a certificate.
+/// The signer of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IssuanceMethod {
@@ -369,14 +371,14 @@ pub struct ModuledSettings {
     /// Services of the host that something else starts and that have a module's identity.
     #[serde(default)]
     pub host_services: BTreeMap<ModuleId, HostService>,
-    /// Whether host modules may run as uid 0.
+    /// True if host modules may run as uid 0.
     #[serde(default = "yes")]
     pub allow_root_host_modules: bool,
     /// Ids of which each host module without a `user` gets one for itself. `None`: it
     /// runs as moduled does.
     #[serde(default)]
     pub host_module_ids: Option<IdRange>,
-    /// Whether host modules are put into systemd scopes.
+    /// The use of systemd scopes for host modules.
     #[serde(default)]
     pub host_module_scopes: ScopeUse,
     /// Attestation policy by module, where it differs from the default.
@@ -388,27 +390,28 @@ pub struct ModuledSettings {
     /// Errors in a row after which the watchdog gives up; `None`: never.
     #[serde(default)]
     pub watchdog_max_retries: Option<u32>,
-    /// Whether create options may ask for whatever the engine can do; else for what
-    /// concerns the container alone and what is granted.
+    /// True if create options may ask for whatever the engine can do. False: only for
+    /// what concerns the container alone and what is granted.
     #[serde(default = "yes")]
     pub allow_elevated_permissions: bool,
-    /// Which ports of the host modules may publish without elevated permissions.
+    /// The ports of the host that modules may publish without elevated permissions.
     #[serde(default)]
     pub published_ports: PublishedPorts,
-    /// What becomes of the daemons' own sockets and state in a module's mount of a folder
-    /// above them.
+    /// The treatment of the daemons' own sockets and state in a module's mount of a
+    /// folder above them.
     #[serde(default)]
     pub own_state_in_mounts: OwnState,
-    /// What create options of a module may ask for besides.
+    /// Grants by module: what its create options may ask for besides.
     #[serde(default)]
     pub grants: BTreeMap<ModuleId, Grant>,
-    /// Which images containers may be made from, beyond what deployments pin.
+    /// The images that containers may be made from, beyond what deployments pin. Absent:
+    /// any.
     #[serde(default)]
     pub image_policy: Option<ImagePolicy>,
-    /// Which images of former modules are removed, and when.
+    /// The removal of images of former modules: which are removed, and when.
     #[serde(default)]
     pub image_collection: ImageCollectionSettings,
-    /// What modules' data is encrypted under, and which ciphertexts are read.
+    /// The key under which modules' data is encrypted, and the ciphertexts that are read.
     #[serde(default)]
     pub module_encryption: ModuleEncryption,
     /// Strings added to systeminfo.
@@ -422,7 +425,7 @@ pub struct ModuledSettings {
     pub workload_connections_per_uid: Option<u32>,
 }
 
-/// What the data is encrypted under that modules give to the workload API.
+/// The key that encrypts the data that modules give to the workload API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ModuleEncryption {
@@ -436,11 +439,11 @@ pub enum ModuleEncryption {
     DeviceKey,
 }
 
-/// When images that no module uses any more are removed.
+/// Settings for the removal of images that no module uses any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageCollectionSettings {
-    /// Whether it is done at all, unasked.
+    /// True if images are removed at all, unasked.
     pub enabled: bool,
     /// Seconds of operation between two removals by age; whole days keep to the time of
     /// day.
@@ -487,13 +490,13 @@ pub struct AgentSettings {
     pub kind: String,
     /// Image, or name in `host_modules`.
     pub image: String,
-    /// What the image's id or a manifest's digest must be.
+    /// The digest that the image's id or one of its manifests must have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_hash: Option<Sha256Digest>,
     /// The same; as deployments have both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<Sha256Digest>,
-    /// Whether a missing image is pulled: `on-create` or `never`.
+    /// The pull policy for a missing image: `on-create` or `never`.
     pub image_pull_policy: String,
     /// Environment, below what moduled sets.
     pub env: BTreeMap<String, String>,
@@ -528,7 +531,7 @@ impl Default for AgentSettings {
     }
 }
 
-/// Where the container engine answers.
+/// The address of the container engine, and the network that modules join there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineSettings {

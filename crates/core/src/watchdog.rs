@@ -1,5 +1,5 @@
-//! When to start, create or replace the agent's module: the one module that the daemon
-//! itself keeps alive.
+//! The decision on when to start, create or replace the agent's module: the one module
+//! that the daemon itself keeps alive.
 //!
 //! Once a [`PERIOD`], the first time at once; after an error sooner, because many pass
 //! quickly (a device that is just being provisioned), and later from error to error. Only
@@ -25,14 +25,14 @@ pub const RETRY: Duration = Duration::from_secs(5);
 /// Longest time between two rounds, after errors in a row.
 pub const LONGEST_PERIOD: Duration = Duration::from_secs(300);
 
-/// How long an agent that was started is left alone the first time. It doubles from start
-/// to start.
+/// The time for which an agent that was started is left alone at first. The time doubles
+/// from start to start.
 pub const SETTLE: Duration = Duration::from_secs(10);
 
 /// An agent that was started so long ago is started at once when it ends.
 pub const STABLE: Duration = Duration::from_secs(600);
 
-/// What a round sees of the agent's module.
+/// The state of the agent's module that a round sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Observation {
     /// There is none.
@@ -51,7 +51,7 @@ pub enum Observation {
     EngineAway,
 }
 
-/// What to do about it.
+/// The action that a round takes on the agent's module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Nothing, now.
@@ -66,7 +66,7 @@ pub enum Action {
     GiveUp,
 }
 
-/// What the watchdog remembers.
+/// The watchdog's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State {
     limit: Option<u32>,
@@ -74,7 +74,7 @@ pub struct State {
     due: Duration,
     /// Starts of which each came soon after the one before.
     starts: u32,
-    /// When the last one was.
+    /// The time of the last start.
     started: Option<Duration>,
 }
 
@@ -86,7 +86,8 @@ impl State {
         Self { limit, errors: 0, due: Duration::ZERO, starts: 0, started: None }
     }
 
-    /// When to look next, on the same monotonic clock that [`step`] is given.
+    /// Returns the time of the next look, on the same monotonic clock that [`step`] is
+    /// given.
     #[must_use]
     pub const fn due(&self) -> Duration {
         self.due

@@ -1,5 +1,5 @@
-//! What makes the measurement of an executable final: which files are believed to hold,
-//! from the look at them on, the code that runs.
+//! Conditions under which the measurement of an executable is final. From the look at the
+//! file on, the file must be known to hold the code that runs.
 //!
 //! The kernel shows a process's executable as a file, and what is hashed is that file's
 //! content *now*. The two are the same only if the content cannot change while it is
@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DenyReason, ExecutableFile};
 
-/// Where a file's content is kept.
+/// The kind of storage that keeps a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Storage {
@@ -60,17 +60,18 @@ impl Storage {
     }
 }
 
-/// What is known of an overlay that holds an executable.
+/// An overlay that holds an executable, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Overlay {
-    /// Who mounted it.
+    /// The party that mounted the overlay.
     pub mounted: MountedBy,
-    /// Where what is written to it goes; `None` if it takes no writes.
+    /// The storage of what is written to the overlay; `None` if the overlay takes no
+    /// writes.
     pub upper: Option<Storage>,
 }
 
-/// Who mounted an overlay.
+/// The party that mounted an overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MountedBy {
@@ -85,26 +86,26 @@ pub enum MountedBy {
     Unknown,
 }
 
-/// What the kernel tells of the file that a process executes, beyond which one it is.
+/// Properties of the file that a process executes, as the kernel tells them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backing {
     /// The file.
     pub file: ExecutableFile,
     /// Number of its names.
     pub links: u64,
-    /// Where it is kept.
+    /// The storage that keeps the file.
     pub storage: Storage,
-    /// What is known of the overlay, if it is on one.
+    /// The overlay that the file is on, if it is on one.
     pub overlay: Option<Overlay>,
-    /// Whether it is sealed against every change, of size, content and seals.
+    /// True if the file is sealed against every change of size, content and seals.
     pub sealed: bool,
-    /// Whether fs-verity protects it.
+    /// True if fs-verity protects the file.
     pub verity: bool,
-    /// Whether root alone may write to it, by owner and mode.
+    /// True if root alone may write to the file, by owner and mode.
     pub only_root_writes: bool,
 }
 
-/// For how long a measurement stays true.
+/// The time for which a measurement stays true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lasting {
     /// As long as the process executes it: the file may change afterwards without a sign.
@@ -115,7 +116,7 @@ pub enum Lasting {
     ForGood,
 }
 
-/// Why a file's content is not believed to be the code that runs.
+/// The reason why a file's content is not believed to be the code that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Doubt {
     /// It has no name: a memory file, or one that was removed.
@@ -140,11 +141,11 @@ impl Doubt {
     }
 }
 
-/// Whether the file's content is the code that runs, and for how long its digest may be
-/// remembered.
+/// Decides if the file's content is the code that runs, and returns for how long its
+/// digest may be remembered.
 ///
-/// `own_copy` is the sealed copy that the daemon made for the module; `denies_writers`
-/// whether this kernel does ([`keeps_writers_out`]).
+/// `own_copy` is the sealed copy that the daemon made for the module. `denies_writers` is
+/// true if this kernel keeps writers out of executables ([`keeps_writers_out`]).
 ///
 /// # Errors
 /// The first thing that is in doubt.
@@ -186,9 +187,9 @@ fn on_overlay(backing: &Backing) -> Result<Lasting, Doubt> {
     }
 }
 
-/// Whether a kernel keeps writers out of executables, from what opening the daemon's own
-/// executable for writing did; `None` if that told nothing. Linux 6.11 did not, and some
-/// of the first 6.12 kernels.
+/// Returns true if a kernel keeps writers out of executables. `tried` is what the daemon
+/// learned by opening its own executable for writing; `None` if it learned nothing. Linux
+/// 6.11 did not keep writers out, and neither did some of the first 6.12 kernels.
 #[must_use]
 pub fn keeps_writers_out(tried: Option<bool>, release: &str) -> bool {
     tried.unwrap_or(!release.starts_with("6.11."))

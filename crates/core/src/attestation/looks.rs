@@ -1,12 +1,12 @@
-//! When an earlier look at a caller still serves. Each look costs system calls, so one is
-//! left out where its answer is known; a look that is left out may never let a change go
-//! unseen that the look would have seen.
+//! Cases in which an earlier look at a caller still serves. Each look costs system calls,
+//! so a look is left out where its answer is known. A look must not be left out if a
+//! change would then go unseen that the look would have seen.
 
 use super::{Ancestor, ProcessInstance, Snapshot};
 
 impl Snapshot {
-    /// Whether a later snapshot is of the same process with the same program, user,
-    /// cgroup and tracer.
+    /// Returns true if a later snapshot is of the same process with the same program,
+    /// user, cgroup and tracer.
     ///
     /// Namespaces and filters are not compared: a program may give up rights after it
     /// connected. The verdict takes those of the later snapshot.

@@ -12,13 +12,13 @@ use super::{Holding, Policy, Registration, Workload, needs_measurement};
 /// The point at which a check is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// While the caller is looked at, before anything is compared.
+    /// The look at the caller, before anything is compared.
     Caller,
-    /// When the caller is compared with a registration.
+    /// The comparison of the caller with a registration.
     Compared,
-    /// When the caller is known: about what it asks.
+    /// The request, once the caller is known.
     Request,
-    /// By the route, whatever module is meant.
+    /// The route, whatever module is meant.
     Route,
 }
 
@@ -41,11 +41,11 @@ pub(super) struct Check {
 /// A refusal in sentences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Explanation {
-    /// What holds when the check passes.
+    /// The condition that holds when the check passes.
     pub check: &'static str,
-    /// What is so if it fails.
+    /// The cause of the refusal, if the check fails.
     pub cause: &'static str,
-    /// What to do about it.
+    /// The remedy against the cause.
     pub remedy: &'static str,
 }
 
@@ -428,7 +428,8 @@ fn always(_: Registered<'_>) -> bool {
     true
 }
 
-/// For what only some requests ask, and other parts of the daemon check.
+/// Returns false for every registration. Such a check is asked for by some requests only,
+/// and other places in the daemon make it.
 fn never(_: Registered<'_>) -> bool {
     false
 }
@@ -483,7 +484,9 @@ fn measured(registration: Registered<'_>) -> bool {
     registration.is_some_and(needs_measurement)
 }
 
-/// That a service is in the host's own user namespace is part of being on the host.
+/// Returns true for a module that is measured and that moduled or its engine started. For
+/// a service this check is part of another: the service must be on the host, and so in
+/// the host's own user namespace.
 fn measured_start(registration: Registered<'_>) -> bool {
     measured(registration) && started(registration)
 }

@@ -17,18 +17,18 @@ fn id(digit: char) -> ContainerId {
 /// As much of an engine as the plan deals with.
 #[derive(Debug, Clone)]
 struct Engine {
-    /// Whether networks are known by their names, as Podman does, or by ids, as Docker
-    /// does.
+    /// True if networks are known by their names, as Podman does; false if by ids, as
+    /// Docker does.
     by_name: bool,
     own: Option<Own>,
     namesake: Option<Namesake>,
-    /// How another module's container is called that had this one's name.
+    /// The present name of another module's container that had this module's name.
     moved: Option<String>,
     networks: BTreeMap<String, String>,
     made: u32,
 }
 
-/// What others do.
+/// An action of others on the engine.
 #[derive(Debug, Clone, Copy)]
 enum Act {
     Pause,
@@ -131,7 +131,7 @@ impl Engine {
         }
     }
 
-    /// What the engine says to a call.
+    /// Takes a call as the engine does, and returns its refusal if there is one.
     fn take(&mut self, step: &Step) -> Result<(), &'static str> {
         if let Step::MakeNetwork(name) = step {
             self.make_network(name);
@@ -235,7 +235,7 @@ fn any_acts() -> impl Strategy<Value = Vec<Act>> {
     proptest::collection::vec(any_act(), 0..8)
 }
 
-/// Whether nothing is missing but the phase.
+/// Returns true if nothing is missing but the phase.
 fn is_whole(engine: &Engine, own: &Own) -> bool {
     let attached = own.wanted.keys().all(|network| {
         let now = engine.networks.get(network);
@@ -246,7 +246,7 @@ fn is_whole(engine: &Engine, own: &Own) -> bool {
     own.name == NAME && attached
 }
 
-/// Whether an obstacle says what is the case.
+/// Returns true if an obstacle says what is the case.
 fn is_true(engine: &Engine, obstacle: &Obstacle) -> bool {
     match (obstacle, &engine.own) {
         (Obstacle::Gone, own) => own.is_none() && engine.namesake.is_none(),

@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use super::paths::{HostPath, Resolved, clean, mounted, split_grant, tidy, within};
 use super::{Found, Judge, MadeMount, Refusal, Why, listed, shown};
 
-/// What becomes of this device's own sockets and state in a mount of a folder above them.
+/// The treatment of this device's own sockets and state in a mount of a folder above
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OwnState {
@@ -97,7 +98,7 @@ impl Judge<'_> {
     }
 }
 
-/// Where in a container something is mounted.
+/// Returns the places in a container at which something is mounted.
 pub(super) fn targets(made: &[MadeMount], added: &[String]) -> BTreeSet<String> {
     let added = added.iter().filter_map(|bind| bind.split(':').nth(1));
     made.iter().map(|mount| mount.target.as_str()).chain(added).filter_map(tidy).collect()

@@ -1,6 +1,6 @@
-//! What an engine really mounted into a container that it made, judged before the
-//! container is started: between the look at a volume and the engine's own, the volume
-//! may have become another, and images and other containers bring mounts too.
+//! Mounts that an engine really made in a container, judged before the container is
+//! started. Between the look at a volume and the engine's own look, the volume may have
+//! become another. Images and other containers bring mounts, too.
 
 use std::collections::BTreeSet;
 
@@ -22,9 +22,9 @@ pub struct MadeMount {
     pub source: String,
     /// The place in the container.
     pub target: String,
-    /// Whether the container may write.
+    /// True if the container may write to the mount.
     pub writable: bool,
-    /// Whether mounts made in the container appear on the host.
+    /// True if mounts made in the container appear on the host.
     pub shared: bool,
 }
 
@@ -151,8 +151,8 @@ impl Judge<'_> {
     }
 }
 
-/// Whether what is mounted there was asked for as an overlay of a folder (Podman's word
-/// `O`).
+/// Returns true if the mount at `target` was asked for as an overlay of a folder
+/// (Podman's word `O`).
 fn is_layered(wanted: &Map<String, Value>, target: &str) -> bool {
     let volumes = wanted
         .get("Volumes")

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{Refusal, Why, shown};
 
-/// What a member holds, as far as its own members are spelled by the engine.
+/// The shape of a member's value, as far as the engine spells the names in it.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Shape {
     /// A plain value, or members with free names.
@@ -24,7 +24,7 @@ pub(super) enum Shape {
     Lists(&'static [Member]),
 }
 
-/// What a module without elevated permissions may set a member to.
+/// The values to which a module without elevated permissions may set a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rule {
     /// Anything.
@@ -61,7 +61,7 @@ pub(super) enum Rule {
     Groups,
     /// Ports of the host by port of the container.
     Ports,
-    /// Whether ports are published that the engine chooses.
+    /// Publication of ports that the engine chooses.
     AllPorts,
     /// Limits by name.
     Ulimits,
@@ -75,7 +75,7 @@ pub(super) enum Rule {
     Network,
     /// Endpoints by network name.
     Networking,
-    /// How willingly the kernel ends it.
+    /// The readiness of the kernel to end the container when memory is short.
     OomScore,
     /// The log driver.
     Log,
@@ -89,7 +89,8 @@ pub(super) struct Member {
     pub(super) name: &'static str,
     pub(super) shape: Shape,
     pub(super) rule: Rule,
-    /// Why the rule is what it is; where something is refused, a sentence about "it".
+    /// The reason for the rule. Where something is refused, the reason is a sentence
+    /// about "it".
     pub(super) why: &'static str,
 }
 
@@ -488,8 +489,8 @@ pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name } else { format!("{path}.{name}") }
 }
 
-/// Whether an engine takes `written` for `name`, which is ASCII: two letters beyond ASCII
-/// fold into it.
+/// Returns true if an engine takes `written` for `name`, which is ASCII. Two letters
+/// beyond ASCII fold into ASCII letters.
 fn folds_to(written: &str, name: &str) -> bool {
     let folded = written.chars().map(|c| match c {
         'ſ' => 's',

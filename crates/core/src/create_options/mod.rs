@@ -1,4 +1,4 @@
-//! What a module may ask of the container engine.
+//! Requests that a module may make of the container engine.
 //!
 //! Create options are the engine's own create body, so whoever writes a deployment can
 //! ask for all that the engine can do, which is everything that root can do. Without
@@ -34,7 +34,7 @@ pub use paths::Resolved;
 pub use ports::{PortGrant, PublishedPorts};
 pub use volumes::{Volume, Volumes, volumes_to_look_at};
 
-/// What the operator grants to one module beyond what any module may have
+/// The operator's grant to one module, beyond what any module may have
 /// (`[modules.NAME.grant]`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -73,18 +73,18 @@ pub const ULIMITS: &[&str] = &["nice", "rtprio", "rttime"];
 /// The name spaces that [`Grant::namespaces`] may name.
 pub const NAMESPACES: &[&str] = &["network", "pid", "ipc", "uts", "user", "cgroup"];
 
-/// What a module's create options are judged by.
+/// Everything by which a module's create options are judged.
 #[derive(Debug, Clone, Copy)]
 pub struct Judge<'a> {
     /// The module.
     pub module: &'a ModuleId,
-    /// What it is granted.
+    /// The module's grant.
     pub grant: &'a Grant,
-    /// Whether every module has elevated permissions.
+    /// True if every module has elevated permissions.
     pub elevated: bool,
-    /// Which ports it may publish.
+    /// The ports that the module may publish.
     pub ports: PublishedPorts,
-    /// What becomes of [`Self::present`] in a mount of a folder above them.
+    /// The treatment of [`Self::present`] in a mount of a folder above them.
     pub own_state: OwnState,
     /// Those of [`Self::own`] that exist.
     pub present: &'a [String],
@@ -95,7 +95,7 @@ pub struct Judge<'a> {
     pub open: &'a [String],
 }
 
-/// What was found on the device of what the options name.
+/// The volumes and paths that the options name, as they were found on the device.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
     /// Answers to [`volumes_to_look_at`] or [`volumes_made`].
@@ -111,11 +111,11 @@ pub struct Found {
 pub struct Refusal {
     /// The option, as a path such as `HostConfig.Binds[1]`.
     pub option: String,
-    /// Why, and what to do.
+    /// The reason, and what to do.
     pub why: Why,
 }
 
-/// Why a create option is refused.
+/// The reason why a create option is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Why {
@@ -130,7 +130,7 @@ pub enum Why {
     Own {
         /// The place.
         path: String,
-        /// How to grant it.
+        /// Words on how to grant the place, to end the text.
         remedy: String,
     },
     /// A place of this device lies below what is mounted.
@@ -141,10 +141,10 @@ pub enum Why {
     Shows {
         /// The place.
         path: String,
-        /// How to grant it.
+        /// Words on how to grant the place, to end the text.
         remedy: String,
     },
-    /// What is mounted can become another place.
+    /// The mounted place can become another.
     #[error(
         "the module could put a link in place of {path}, for it can write to {above}, and engines follow it at the next \
          start; mount only one of them"
@@ -160,9 +160,9 @@ pub enum Why {
         "{what}, and elevated permissions are off (allow_elevated_docker_permissions = false); take it out{}", .remedy
     )]
     NotGranted {
-        /// What it would give.
+        /// The thing that the option would give.
         what: String,
-        /// How to grant it.
+        /// Words on how to grant it, to end the text.
         remedy: String,
     },
 }
@@ -376,7 +376,7 @@ impl Judge<'_> {
     }
 }
 
-/// Whether engines take a value for an absent one.
+/// Returns true if engines take a value for an absent one.
 fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,

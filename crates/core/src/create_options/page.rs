@@ -12,7 +12,8 @@ fn listed(words: &[&str]) -> String {
     words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// What a module may set it to without a grant, and the grant that widens that.
+/// Returns the values to which a module may set a member without a grant, and the grant
+/// that allows more.
 fn decision(member: &Member, path: &str) -> (String, String) {
     let option = format!("`options = [\"{path}\"]`");
     let with = |words: &str, grant: &str| (words.to_owned(), grant.to_owned());
@@ -91,8 +92,8 @@ fn the_page_for_operators_has_the_table_as_it_is() {
     assert_eq!(page, expected, "run with EDGEKEEP_BLESS=1");
 }
 
-/// What Docker's API up to 1.52 and Podman's compatible API publish for the body of a
-/// create call, as paths.
+/// Paths of the members that Docker's API up to 1.52 and Podman's compatible API publish
+/// for the body of a create call.
 const PUBLISHED: &str = "
     Hostname Domainname User AttachStdin AttachStdout AttachStderr ExposedPorts Tty OpenStdin StdinOnce Env Cmd
     Healthcheck.Test Healthcheck.Interval Healthcheck.Timeout Healthcheck.Retries Healthcheck.StartPeriod

@@ -1,5 +1,5 @@
-//! Which paths of the host create options reach, and whether a grant covers them. Text
-//! only: what a path means on the device comes in as [`Resolved`].
+//! Paths of the host that create options reach, and the check whether a grant covers
+//! them. Only text is compared: what a path means on the device comes in as [`Resolved`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,22 +9,22 @@ use super::volumes::{
     Reach, Volume, Volumes, is_read_only, named, named_in_bind, named_in_mount, paths_in,
 };
 
-/// Where paths lead once symbolic links are followed; `None` where that could not be
-/// found out.
+/// The places to which paths lead once symbolic links are followed; `None` where the
+/// place could not be found out.
 pub type Resolved = BTreeMap<String, Option<String>>;
 
 /// A place of the host that create options mount.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct HostPath {
-    /// Where it is written.
+    /// The option in which the path is written.
     pub(super) option: String,
     /// The path, as written.
     pub(super) path: String,
-    /// Where the container sees it, if it is mounted.
+    /// The path at which the container sees the place, if it is mounted.
     pub(super) target: Option<String>,
-    /// Whether the container may not write there.
+    /// True if the container may not write to the place.
     pub(super) read_only: bool,
-    /// Whether mounts made in the container appear on the host.
+    /// True if mounts made in the container appear on the host.
     pub(super) shared: bool,
     /// The volume that leads there.
     pub(super) volume: Option<String>,
@@ -231,7 +231,7 @@ pub(super) fn tidy(path: &str) -> Option<String> {
     Some(format!("/{}", parts.join("/")))
 }
 
-/// Whether `path` is `folder` or lies in it; both clean.
+/// Returns true if `path` is `folder` or lies in it. Both are clean.
 pub(super) fn within(path: &str, folder: &str) -> bool {
     folder == "/"
         || path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

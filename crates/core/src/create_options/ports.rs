@@ -1,4 +1,4 @@
-//! Which ports of the host a module may publish, where that is granted port by port.
+//! Ports of the host that a module may publish, where the ports are granted one by one.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Judge, Refusal, Why, list, listed, members, object, shown};
 
-/// Which ports modules without elevated permissions may publish.
+/// The ports that modules without elevated permissions may publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PublishedPorts {
@@ -32,7 +32,7 @@ impl PortGrant {
     /// Reads a grant.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The mistake in the grant, in words.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let (rest, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
         if !matches!(protocol, "tcp" | "udp" | "sctp") {
@@ -55,7 +55,7 @@ impl PortGrant {
         Ok(Self { address, ports, protocol: protocol.to_owned() })
     }
 
-    /// Whether these ports at this address are covered.
+    /// Returns true if the grant covers these ports at this address.
     fn covers(&self, address: Option<IpAddr>, ports: &RangeInclusive<u16>, protocol: &str) -> bool {
         let everywhere =
             self.address.is_none() || self.address.is_some_and(|granted| granted.is_unspecified());

@@ -1,5 +1,5 @@
-//! What each member without elevated permissions may be set to, by the rules of the
-//! [table](super::members).
+//! Values to which each member may be set without elevated permissions, by the rules of
+//! the [table](super::members).
 
 use serde_json::{Map, Value};
 
@@ -441,7 +441,7 @@ impl Judge<'_> {
     }
 }
 
-/// What may stand behind a bind. Places among the words are judged as such.
+/// Words that may stand behind a bind. Places among the words are judged as places.
 const BIND_WORDS: &[&str] = &[
     "",
     "ro",
@@ -468,7 +468,7 @@ const BIND_WORDS: &[&str] = &[
     "nosuid",
 ];
 
-/// What a log driver may be told: how much is kept, and what stands in it.
+/// Options that a log driver may be given: how much is kept, and what stands in the log.
 const LOG_OPTIONS: &[&str] = &[
     "max-size",
     "max-file",
@@ -510,8 +510,8 @@ pub(super) fn one_place_a_mount(mounts: Option<&Value>, path: &str) -> Result<()
     Ok(())
 }
 
-/// Whether a log's tag only names things of the container: what else a template may do is
-/// done in the engine, without limit.
+/// Returns true if a log's tag only names properties of the container. Anything else that
+/// a template may do is done in the engine, without limit.
 fn is_plain_tag(tag: &str) -> bool {
     let mut parts = tag.split("{{");
     let before = parts.next().unwrap_or_default();
@@ -527,7 +527,8 @@ fn is_plain_tag(tag: &str) -> bool {
     !before.contains("}}") && parts.all(named)
 }
 
-/// Whether a log's buffer, in the engine's memory, is small: digits and a unit.
+/// Returns true if a log's buffer, in the engine's memory, is small. The size is written
+/// as digits and a unit.
 fn is_small_buffer(size: &str) -> bool {
     let digits = size.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit =

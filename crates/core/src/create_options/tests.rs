@@ -268,7 +268,8 @@ fn without_elevated_permissions_each_way_to_the_host_is_refused_by_its_name() {
     }
 }
 
-/// What Podman writes as words with commas between them cannot add a word of its own.
+/// A value that Podman writes among words with commas between them cannot add a word of
+/// its own.
 #[test]
 fn a_mount_in_which_an_engine_could_read_two_places_is_refused_with_any_permissions() {
     for (more, member) in [
@@ -347,7 +348,7 @@ fn volume(driver: &str, options: Value) -> Volume {
     Volume { driver: driver.to_owned(), options }
 }
 
-/// What an attacker, or an operator, may have made before.
+/// Returns volumes that an attacker, or an operator, may have made before.
 fn existing() -> Volumes {
     let bind =
         |device: &str| volume("local", json!({ "type": "none", "o": "bind", "device": device }));
@@ -531,7 +532,7 @@ fn what_the_engine_really_mounted_is_judged_before_it_is_started() {
     assert!(made(&[merged()], layered("rw"), &none, false).is_err());
 }
 
-/// What `m1` is answered about `options` with these policies.
+/// Returns the answer that `m1` gets about its options with these policies.
 fn with_policies(
     value: Value,
     grant: &Grant,

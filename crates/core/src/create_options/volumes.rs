@@ -1,6 +1,6 @@
-//! What a volume really is: an engine's own folder, memory, one place of the host, or
-//! whatever its driver reaches. The name alone says nothing: a volume keeps the options
-//! that it was made with, whoever made it.
+//! The reach of a volume: an engine's own folder, memory, one place of the host, or
+//! whatever the volume's driver reaches. The name alone says nothing: a volume keeps the
+//! options that it was made with, whoever made it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,14 +21,14 @@ pub struct Volume {
 /// without options.
 pub type Volumes = BTreeMap<String, Volume>;
 
-/// What mounting a volume gives.
+/// The reach that a module gets when it mounts a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reach {
     /// A folder of the engine's own, or memory.
     Plain,
     /// One place of the host.
     Place { path: String, read_only: bool },
-    /// What its driver or its file system reaches.
+    /// Whatever the volume's driver or its file system reaches.
     Driver,
 }
 
@@ -54,7 +54,7 @@ impl Volume {
         Some(Self { driver, options })
     }
 
-    /// What mounting it gives.
+    /// Returns the reach that a module gets when it mounts the volume.
     pub(super) fn reach(&self) -> Reach {
         let option = |name: &str| self.options.get(name).map(String::as_str).unwrap_or_default();
         let words = || option("o").split(',').filter(|word| !word.is_empty());
@@ -93,7 +93,8 @@ impl Volume {
     }
 }
 
-/// What a volume of the engine's own may be told without reaching anywhere.
+/// Returns true if a volume of the engine's own may have this word among its options.
+/// Such a word reaches no other place.
 fn is_sized(word: &str) -> bool {
     matches!(word.split_once('='), Some(("size" | "inodes" | "uid" | "gid", _)))
         || word == "noquota"
@@ -142,7 +143,8 @@ pub fn volumes_to_look_at(options: &Map<String, Value>) -> BTreeSet<String> {
     named(options).into_iter().map(|(_, name)| name.to_owned()).collect()
 }
 
-/// Whether the words of a bind take writing away and nothing gives it back.
+/// Returns true if the words of a bind take writing away and no other word allows it
+/// again.
 pub(super) fn is_read_only(bind: &str) -> bool {
     // Another owner or label is written on the host, whatever the container may write.
     let has = |words: &[&str]| bind_words(bind).any(|word| words.contains(&word));

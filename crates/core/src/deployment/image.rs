@@ -3,7 +3,7 @@
 use super::node::Node;
 use super::{DeploymentError, Reason};
 
-/// Where images without a registry in their name come from.
+/// The registry of images that have no registry in their name.
 const DEFAULT_REGISTRY: &str = "https://index.docker.io/v1/";
 
 /// Stands for the parent device at the start of an image or a registry address; a port

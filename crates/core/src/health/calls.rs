@@ -7,9 +7,9 @@ use crate::attestation::DenyReason;
 /// A failed call is shown for so long after the last of its kind.
 pub const SHOWN_FOR: Duration = Duration::from_secs(300);
 
-/// Whether a refusal says that the device could not do its part, or is not as it was
-/// made: then it is a problem of the device. Else it is the caller that did what it may
-/// not, which is what refusing is for.
+/// Returns true if a refusal shows a problem of the device: the device could not do its
+/// task, or is not as it was made. Otherwise the caller did what it may not do, which is
+/// what refusing is for.
 #[must_use]
 pub const fn is_of_device(reason: DenyReason) -> bool {
     match reason {

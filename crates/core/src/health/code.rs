@@ -46,9 +46,9 @@ macro_rules! codes {
 /// A kind of problem in sentences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Explained {
-    /// What is so.
+    /// The cause of the problem.
     pub cause: &'static str,
-    /// What to do about it.
+    /// The remedy against the cause.
     pub remedy: &'static str,
 }
 

@@ -2,7 +2,8 @@
 
 use super::Code;
 
-/// What is kept free for the state of a device whatever else is on the disk, in bytes.
+/// The space that is kept free for the state of a device whatever else is on the disk, in
+/// bytes.
 const LITTLE: u64 = 64 << 20;
 /// With less no state file can be relied on to be written, in bytes.
 const NOTHING: u64 = 1 << 20;
@@ -12,7 +13,7 @@ const NOTHING: u64 = 1 << 20;
 pub struct Space {
     /// The whole.
     pub size: u64,
-    /// What is left.
+    /// The space that is left.
     pub free: u64,
 }
 

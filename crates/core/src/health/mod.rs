@@ -108,7 +108,7 @@ impl Problem {
         &self.subject
     }
 
-    /// What is known of this one beyond its kind; may be empty.
+    /// Returns what is known of this problem beyond its kind. May be empty.
     #[must_use]
     pub fn detail(&self) -> &str {
         &self.detail

@@ -19,7 +19,7 @@ pub const AGENT_PATIENCE: Duration = Duration::from_secs(10);
 /// ends again and again does not run.
 pub const SETTLED: Duration = Duration::from_secs(30);
 
-/// What is asked of a module.
+/// The state that is asked of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {
     /// The deployment wants it to run now.
@@ -30,7 +30,7 @@ pub enum Wish {
     Rest,
 }
 
-/// What is seen of a module.
+/// The state in which a module is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
     /// It runs.
@@ -50,20 +50,20 @@ pub struct Finding {
     pub code: Code,
     /// The module.
     pub module: ModuleId,
-    /// What is seen.
+    /// Details of what is seen, for people.
     pub detail: String,
 }
 
-/// What is remembered between two looks: of modules that are down, or were a moment ago.
+/// The memory between two looks: the modules that are down, or were down a moment ago.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Watch(BTreeMap<ModuleId, Down>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Down {
     since: Duration,
-    /// Since when it runs again, if it does.
+    /// The time since when the module runs again, if it does.
     runs_since: Option<Duration>,
-    /// What was seen while it was down.
+    /// The state that was seen while the module was down.
     last: Seen,
     told: bool,
 }

@@ -1,7 +1,7 @@
 //! Users and groups out of the text of `/etc/passwd` and `/etc/group`. Directories behind
 //! the name service switch are not asked: a module's user must not depend on the network.
 
-/// Why a user or group is not known.
+/// The reason why a user or group is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AccountError {
     /// No such user.

@@ -109,7 +109,7 @@ impl Capabilities {
         Self(bits & ((1 << NAMES.len()) - 1))
     }
 
-    /// Whether there is none.
+    /// Returns true if the set holds no capability.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.0 == 0

@@ -1,5 +1,5 @@
-//! What the process that starts host modules lets itself be asked for: what is in the
-//! configuration, and nothing that the one who asks has added.
+//! Requests that the process that starts host modules accepts: what is in the
+//! configuration, and nothing that the caller has added.
 
 use std::collections::BTreeMap;
 
@@ -25,17 +25,17 @@ pub struct Wanted<'a> {
     pub name: &'a str,
     /// Absolute path.
     pub executable: &'a str,
-    /// What its content must hash to.
+    /// The digest that the executable's content must have.
     pub sha256: &'a Sha256Digest,
     /// The whole environment.
     pub env: &'a BTreeMap<String, String>,
     /// The folder that it starts in.
     pub working_dir: Option<&'a str>,
-    /// How it is confined.
+    /// The confinement of the program.
     pub plan: &'a LaunchPlan,
 }
 
-/// Why something that is asked for is not done.
+/// The reason why a request is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotGranted {
     /// The configuration has no such module.
@@ -64,7 +64,7 @@ pub enum NotGranted {
 }
 
 impl Grants {
-    /// What the settings grant.
+    /// Returns the grants of the settings.
     #[must_use]
     pub fn of(settings: &ModuledSettings) -> Self {
         Self {
@@ -135,7 +135,7 @@ impl Grants {
         Err(NotGranted::User { uid })
     }
 
-    /// Whether a host agent may approve another content for a name.
+    /// Returns true if a host agent may approve another content for a name.
     fn is_approved_by_any(&self, name: &str) -> bool {
         let modules = self.modules.values().map(|module| &module.approves);
         let services = self.services.values().map(|service| &service.approves);

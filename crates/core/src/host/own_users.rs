@@ -21,7 +21,7 @@ pub struct IdRange {
     last: u32,
 }
 
-/// Why a text is no range of ids for host modules.
+/// The reason why a text is no range of ids for host modules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IdRangeError {
     /// It has another form.
@@ -49,7 +49,7 @@ impl IdRange {
         if reserved { Err(IdRangeError::Reserved) } else { Ok(range) }
     }
 
-    /// Whether an id is in it.
+    /// Returns true if an id is in the range.
     #[must_use]
     pub fn contains(self, id: u32) -> bool {
         (self.first..=self.last).contains(&id)
@@ -99,7 +99,7 @@ impl TryFrom<String> for IdRange {
     }
 }
 
-/// Why a module gets no user of its own.
+/// The reason why a module gets no user of its own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OwnUserError {
     /// Each id of the range is or was another's.

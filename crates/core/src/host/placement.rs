@@ -1,6 +1,7 @@
-//! Where a host module's processes are put, so that they can be told from others, bounded
-//! and ended as a whole: into a scope that systemd makes for them, or into a group below
-//! the daemon's own. Pure; what the machine offers comes in as a value.
+//! Placement of a host module's processes, so that they can be told from others, bounded
+//! and ended as a whole. The processes are put into a scope that systemd makes for them,
+//! or into a group below the daemon's own. Pure: what the machine offers comes in as a
+//! value.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,21 +10,21 @@ use crate::id::ModuleId;
 /// The slice that all scopes of host modules are in.
 pub const SLICE: &str = "edgekeep.slice";
 
-/// Whether host modules are put into systemd scopes.
+/// The use of systemd scopes for host modules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScopeUse {
-    /// Where systemd runs and the daemon is root or a service; where systemd makes none,
-    /// below the daemon's own group.
+    /// Scopes are used where systemd runs and the daemon is root or a service. Where
+    /// systemd makes none, modules are put below the daemon's own group.
     #[default]
     Auto,
-    /// Else they are not started.
+    /// Scopes are used, or modules are not started.
     Required,
-    /// Never.
+    /// Scopes are never used.
     Off,
 }
 
-/// What the machine offers.
+/// The features of the machine that the placement depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
     /// systemd is the first process of the daemon's pid namespace.
@@ -36,13 +37,14 @@ pub struct Machine {
     pub service: bool,
 }
 
-/// Where a host module goes.
+/// The place of a host module's processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
     /// Into a scope of its own: it outlives the daemon's unit, and systemd keeps its
     /// limits.
     Scope {
-        /// Whether it is started below the daemon's group when systemd makes no scope.
+        /// True if the module is started below the daemon's group when systemd makes no
+        /// scope.
         or_below: bool,
     },
     /// Into a group below the daemon's own, if one can be made.

@@ -1,4 +1,4 @@
-//! From what the operator granted to what the launcher does.
+//! The way from the operator's grant to what the launcher does.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,12 +6,12 @@ use super::accounts::{Account, AccountError, Accounts};
 use super::capability::{Capabilities, Capability};
 use super::{HostModule, Limits, SeccompPreset};
 
-/// What the daemon itself is, which bounds what it can give.
+/// The daemon's own rights, which bound the rights that it can give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Daemon {
     /// Its user and group.
     pub account: Account,
-    /// What it may do.
+    /// The daemon's capabilities.
     pub capabilities: Capabilities,
 }
 
@@ -22,17 +22,17 @@ pub struct LaunchPlan {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Whether user, group and supplementary groups are set. An unprivileged daemon can
-    /// but leave them.
+    /// True if user, group and supplementary groups are set. An unprivileged daemon can
+    /// only leave them as they are.
     pub set_user: bool,
-    /// What it keeps; all else leaves the bounding set, too.
+    /// The capabilities that the module keeps. All others leave the bounding set, too.
     pub capabilities: Capabilities,
     /// The only places of the file system that it reaches; `None`: wherever its user
     /// does.
     pub folders: Option<Folders>,
-    /// Which system calls it may make.
+    /// The system calls that the module may make.
     pub seccomp: SeccompPreset,
-    /// What it may use up.
+    /// The resources that the module may use up.
     pub limits: Limits,
 }
 
@@ -45,7 +45,7 @@ pub struct Folders {
     pub write: Vec<String>,
 }
 
-/// Why a host module cannot be started as it is configured.
+/// The reason why a host module cannot be started as it is configured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// Its user or group is not known.
@@ -72,7 +72,7 @@ pub enum PlanError {
     /// The daemon does not have what it should give.
     #[error("the daemon has no capability {capability} to give it")]
     Capability {
-        /// Which.
+        /// The capability that the daemon lacks.
         capability: Capability,
     },
 }

@@ -47,15 +47,15 @@ impl UnitName {
         self.0.split('/')
     }
 
-    /// Whether a user decides what runs in it, so that the name alone proves nothing but
-    /// who the user is.
+    /// Returns true if a user decides what runs in the unit. The name alone then proves
+    /// nothing but who the user is.
     #[must_use]
     pub fn is_a_users(&self) -> bool {
         self.0.split('/').next().is_some_and(|first| user_of_manager(first).is_some())
     }
 
-    /// Whether a process with this cgroup path is the unit's: in its group, or in one
-    /// below.
+    /// Returns true if a process with this cgroup path belongs to the unit: the process
+    /// is in the unit's group, or in a group below.
     #[must_use]
     pub fn holds(&self, cgroup: &str) -> bool {
         let Some(path) = cgroup.strip_prefix('/') else { return false };
@@ -88,7 +88,7 @@ fn unescaped(group: &str) -> &str {
     group.strip_prefix('_').unwrap_or(group)
 }
 
-/// Whether a slice lies directly in the one above, `""` being the root.
+/// Returns true if a slice lies directly in the slice above; `""` is the root.
 fn lies_in(slice: &str, above: &str) -> bool {
     let own = match above {
         "" => Some(slice),

@@ -16,13 +16,13 @@ use crate::id::KeyId;
 use crate::names::{self, WellKnown};
 use crate::settings::{KeyPrincipal, KeydSettings};
 
-/// How long a handle is good if the settings do not say. Clients ask for a new one when
-/// theirs is refused.
+/// The time for which a handle is good if the settings do not say. Clients ask for a new
+/// handle when theirs is refused.
 const HANDLE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// What the keys of the known ids are for, where the settings say nothing else. Keys of
-/// other ids may do what their kind can: they belong to clients that this program knows
-/// nothing of.
+/// The purposes of the keys of the known ids, where the settings say nothing else. Keys
+/// of other ids may do what their kind can: they belong to clients that this program
+/// knows nothing of.
 const PURPOSES: &[(WellKnown, Purpose)] = &[
     (names::EDGE_CA, Purpose::Ca),
     (names::EDGE_CA_NEXT, Purpose::Ca),
@@ -105,7 +105,7 @@ impl Policy {
         self
     }
 
-    /// What a key is for, if a rule says so.
+    /// Returns the purpose of a key, if a rule names one.
     #[must_use]
     pub fn purpose(&self, id: &KeyId) -> Option<Purpose> {
         self.purposes
@@ -114,7 +114,7 @@ impl Policy {
             .map(|(_, purpose)| *purpose)
     }
 
-    /// What a handle that is made now for `uid` is bound to.
+    /// Returns the binding of a handle that is made now for `uid`.
     #[must_use]
     pub fn binding(&self, uid: u32, id: &KeyId, now: Moment) -> Binding {
         Binding {
@@ -124,10 +124,10 @@ impl Policy {
         }
     }
 
-    /// Whether `uid` may name the key.
+    /// Checks that `uid` may name the key.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason for the refusal.
     pub fn may_name(&self, uid: u32, id: &KeyId) -> Result<(), Reason> {
         if self.naming.allows(uid, id.as_str()) {
             Ok(())
@@ -138,10 +138,10 @@ impl Policy {
         }
     }
 
-    /// Whether `uid` may do `what` with the key that a handle names.
+    /// Checks that `uid` may do `what` with the key that a handle names.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason for the refusal.
     pub fn may_use(
         &self,
         uid: u32,
@@ -192,11 +192,11 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether `uid` may give the key pair `from` the id `to`. A key takes its purpose
-    /// along: under another id it could be used for what it is kept from.
+    /// Checks that `uid` may give the key pair `from` the id `to`. A key takes its
+    /// purpose along: under another id it could be used for what it is kept from.
     ///
     /// # Errors
-    /// Why not, and which of the two ids it is about.
+    /// The reason for the refusal, and the one of the two ids that is refused.
     pub fn may_move<'k>(
         &self,
         uid: u32,
@@ -212,7 +212,7 @@ impl Policy {
         }
     }
 
-    /// Whether `uid` may do this with a handle that was made for another uid.
+    /// Returns true if `uid` may do this with a handle that was made for another uid.
     fn shares(&self, uid: u32, target: &Target, what: Operation) -> bool {
         let id = target.key_id().as_str();
         let is_use = matches!(
@@ -226,16 +226,16 @@ impl Policy {
         self.naming.allows(uid, id) || (is_use && granted.allows(uid, id))
     }
 
-    /// Whether `uid` may make as many keys as it likes.
+    /// Returns true if `uid` may make as many keys as it likes.
     #[must_use]
     pub fn is_unrestricted(&self, uid: u32) -> bool {
         uid == 0 && self.root_is_unrestricted
     }
 
-    /// Whether `uid` may read the audit log.
+    /// Checks that `uid` may read the audit log.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason for the refusal.
     pub fn may_audit(&self, uid: u32) -> Result<(), Reason> {
         if self.is_unrestricted(uid) || self.auditors.contains(&uid) {
             Ok(())
@@ -244,17 +244,17 @@ impl Policy {
         }
     }
 
-    /// Whether what `uid` says about on whose behalf it asks is written into the audit
-    /// log. Also root needs the grant: a statement is worth what the program behind the
-    /// uid measures.
+    /// Returns true if a statement of `uid` about the party that it asks for is written
+    /// into the audit log. Root needs the grant, too: a statement is worth what the
+    /// program behind the uid measures.
     #[must_use]
     pub fn may_attest(&self, uid: u32) -> bool {
         self.attestors.contains(&uid)
     }
 }
 
-/// Whether a key for `purpose` has this operation. What makes, finds and removes keys is
-/// not the purpose's business.
+/// Returns true if a key for `purpose` has this operation. Operations that make, find and
+/// remove keys are not the purpose's business.
 fn allows(purpose: Purpose, what: Operation) -> bool {
     match what {
         Operation::Sign => purpose != Purpose::Seal,

@@ -25,7 +25,7 @@ const KINDS: usize = 16;
 /// settings name those.
 const UIDS: usize = 256;
 
-/// What makes two uses equal.
+/// The properties that equal uses have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Kind {
     what: Operation,
@@ -66,7 +66,8 @@ pub struct Counted<P> {
 }
 
 struct Uid<P> {
-    /// When all of its share is free again; a share that is used up is free in an hour.
+    /// The time at which all of the uid's share is free again. A share that is used up is
+    /// free in an hour.
     full: Duration,
     groups: Vec<Group<P>>,
 }

@@ -65,7 +65,7 @@ pub struct Now {
     pub reading: Reading,
     /// Earliest moment that the present can be ([`crate::clock::earliest`]).
     pub earliest: i64,
-    /// Whether the wall clock can be right ([`crate::clock::judge`]).
+    /// True if the wall clock can be right ([`crate::clock::judge`]).
     pub plausible: bool,
 }
 
@@ -102,7 +102,7 @@ pub struct State {
     seen: Option<Reading>,
 }
 
-/// What is kept of a plan over a restart.
+/// The state of a plan that is kept over a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kept {
@@ -150,11 +150,11 @@ pub enum Stand {
 /// Decision about one certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
-    /// Whether an attempt is to be made now.
+    /// True if an attempt is to be made now.
     pub attempt: bool,
     /// Time after which [`Event::Look`] is due again.
     pub wake: Duration,
-    /// Whether [`State::kept`] changed and is to be written.
+    /// True if [`State::kept`] changed and is to be written.
     pub keep: bool,
     /// Stand of the plan, to be shown.
     pub stand: Stand,

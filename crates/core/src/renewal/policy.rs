@@ -77,14 +77,14 @@ impl<'de> Deserialize<'de> for Margin {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
-    /// Whether it is renewed at all, unasked.
+    /// True if the certificate is renewed at all, unasked.
     pub enabled: bool,
     /// The moment of the renewal: percent of the life from its begin, or a time before
     /// its end.
     pub threshold: Margin,
     /// Longest pause between two attempts.
     pub retry: Margin,
-    /// Whether each renewal makes a new key.
+    /// True if each renewal makes a new key.
     pub rotate_key: bool,
     /// The time of day, UTC, at which renewals are made while there is enough time.
     #[serde(skip_serializing_if = "Option::is_none")]
