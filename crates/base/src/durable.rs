@@ -10,23 +10,23 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// When [`replace`] returns.
+/// The moment at which [`replace`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
-    /// When the new content is on the disk for good.
+    /// [`replace`] returns when the new content is on the disk for good.
     OnDisk,
-    /// When readers see the new content. After a power cut the file may be the old one,
-    /// or be gone: for what can be made again.
+    /// [`replace`] returns when readers see the new content. After a power cut the file
+    /// may have the old content, or be gone. For content that can be made again.
     Visible,
 }
 
-/// Why a file was not replaced. The old file is still in place.
+/// The step at which a replacement failed, and its cause. The old file is still in place.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step} the file")]
 pub struct ReplaceError {
     /// The step that failed, as a verb: "write", "sync the folder of".
     pub step: &'static str,
-    /// What the system said.
+    /// The error of the operating system.
     #[source]
     pub source: io::Error,
 }

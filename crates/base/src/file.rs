@@ -14,8 +14,8 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use zeroize::Zeroizing;
 
-/// What may be wrong with a file before its content is looked at. The path is for the
-/// caller to add.
+/// A fault of a file that shows before the content is looked at. The caller adds the
+/// path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FileFault {
     /// Something else than a regular file stands there.
@@ -38,9 +38,9 @@ pub enum FileFault {
     Owner {
         /// The file or the link.
         what: &'static str,
-        /// Who owns it.
+        /// User id of the owner.
         owner: u32,
-        /// Who may own it, besides root.
+        /// User id of the only owner that is allowed besides root.
         expected: u32,
     },
     /// Others may write the file, and reach it.
@@ -75,7 +75,7 @@ enum Authors {
     Anybody,
 }
 
-/// What a file has to be, to be read.
+/// Conditions that a file must meet to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
     limit: u64,

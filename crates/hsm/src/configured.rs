@@ -12,7 +12,7 @@ use crate::uri::{KeyUri, ObjectAttributes, Pkcs11Uri};
 use crate::{KeyError, SecretBytes, secret_file};
 use edgekeep_tpm::{AuthValue, RootAlgorithm, Tcti, Tpm, TpmError, TpmOptions};
 
-/// How to open the TPM.
+/// Returns the options for opening the TPM.
 ///
 /// # Errors
 /// If an auth value cannot be read.
@@ -59,8 +59,8 @@ struct NamedTpm {
 struct NamedToken(Pkcs11Settings);
 
 impl Hardware {
-    /// What the settings name. What in them cannot be understood counts as not there:
-    /// keyd says what is wrong.
+    /// Finds the hardware that the settings name. A setting that cannot be understood
+    /// counts as absent: keyd reports what is wrong with it.
     #[must_use]
     pub fn named(settings: &KeydSettings) -> Self {
         let tpm = settings

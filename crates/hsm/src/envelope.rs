@@ -27,7 +27,7 @@ enum To {
     Cms(cms::PublicKey),
 }
 
-/// Who decrypts.
+/// Private keys of the one who decrypts.
 pub struct Identity(From);
 
 enum From {
@@ -35,7 +35,8 @@ enum From {
     Cms(cms::PrivateKey),
 }
 
-/// Why something was not encrypted or decrypted. Never repeats a key.
+/// The cause for which an encryption or decryption failed. The message never repeats a
+/// key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     /// No public key that can be used.
@@ -52,18 +53,18 @@ pub enum EnvelopeError {
     /// The other kind of identity is needed.
     #[error("this file is encrypted in the {found} format, which needs {needed} as identity")]
     OtherKind {
-        /// What it is.
+        /// Format of the file.
         found: &'static str,
-        /// What opens it.
+        /// Kind of identity that opens the file.
         needed: &'static str,
     },
-    /// It is for somebody else.
+    /// The file is encrypted for another identity.
     #[error("the file is not encrypted to this identity")]
     NotForThis,
-    /// It is in neither format, or cut off, or changed.
+    /// The file is in neither format, or cut off, or changed.
     #[error("the file is damaged, or not in the age or CMS format")]
     Damaged,
-    /// It is larger than anything that is written here.
+    /// The file is larger than anything that is written here.
     #[error("larger than {SIZE_LIMIT} bytes")]
     TooLarge,
     /// The library failed.

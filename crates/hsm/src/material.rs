@@ -56,7 +56,7 @@ pub(crate) enum Pair {
     },
 }
 
-/// What differs between the curves that can be used.
+/// The parameters that differ between the supported curves.
 pub(crate) struct Curve {
     pub(crate) signing: &'static EcdsaSigningAlgorithm,
     digest: &'static aws_lc_rs::digest::Algorithm,
@@ -81,7 +81,7 @@ pub(crate) static P384: Curve = Curve {
 };
 
 impl Material {
-    /// Which kind of key it is.
+    /// Returns the kind of the key.
     pub(crate) fn kind(&self) -> KeyKind {
         match self {
             Self::Symmetric(_) => KeyKind::Symmetric,
@@ -121,7 +121,7 @@ impl Symmetric {
     }
 }
 
-/// Whether bytes can be a symmetric key.
+/// Checks that bytes can be a symmetric key: not empty, and not too long.
 pub(crate) fn check_symmetric(bytes: &[u8]) -> Result<(), InputError> {
     match bytes.len() {
         0 => Err(InputError::EmptyKey),

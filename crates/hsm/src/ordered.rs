@@ -28,13 +28,13 @@ const KNOWN_LIMIT: usize = 1024;
 /// One of the places.
 #[derive(Clone)]
 pub struct Place {
-    /// What keeps the keys there.
+    /// The backend that keeps the keys of this place.
     pub backend: Arc<dyn KeyBackend>,
-    /// Which keys that it cannot make are made in the next place.
+    /// The kinds of key that are made in the next place if this place cannot make them.
     pub pass_on: PassOn,
 }
 
-/// Which new keys go to the next place if this one cannot make them.
+/// The kinds of new key that go to the next place if a place cannot make them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassOn {
     /// None: what this place cannot do is refused.
@@ -55,16 +55,16 @@ impl PassOn {
     }
 }
 
-/// Where a key was made, or was found to be.
+/// The place in which a key was made or found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// Number of the place, from 0.
     pub place: usize,
-    /// What its backend is called.
+    /// Name of the place's backend.
     pub backend: &'static str,
-    /// Whether the key was there before.
+    /// True if the key existed before.
     pub existed: bool,
-    /// The backends that were asked first and could not make it.
+    /// Names of the backends that were asked first and could not make the key.
     pub passed_over: Vec<&'static str>,
 }
 
@@ -73,7 +73,7 @@ pub struct Keyring {
     places: Vec<Place>,
     /// Keys that are in one place by configuration, and looked for nowhere else.
     assigned: BTreeMap<KeyId, usize>,
-    /// How many places, from the first one on, keys are in that are not assigned.
+    /// Number of places, from the first one on, that hold unassigned keys.
     open: usize,
     known: Mutex<HashMap<KeyId, usize>>,
     moves: Moves,
@@ -94,7 +94,7 @@ pub enum KeyringError {
         id: KeyId,
         /// The place.
         place: usize,
-        /// How many places there are.
+        /// Number of places.
         places: usize,
     },
 }
@@ -191,7 +191,7 @@ impl Keyring {
         &*self.places[place].backend
     }
 
-    /// What a place is called as long as the places are the same ones.
+    /// Returns the name of a place. The name stays the same as long as the places do.
     fn place_name(&self, place: usize) -> String {
         format!("{place}:{}", self.backend(place).name())
     }

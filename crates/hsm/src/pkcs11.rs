@@ -46,12 +46,12 @@ pub const DEFAULT_SESSIONS: usize = 8;
 /// Keys whose handles are remembered. Looking one up again costs a search on the token.
 const REMEMBERED_LIMIT: usize = 128;
 
-/// Which token, and how to use it.
+/// A token, and the settings for its use.
 #[derive(Debug, Clone)]
 pub struct Pkcs11Settings {
     /// Absolute path of the library, unless the URI has it.
     pub library: Option<PathBuf>,
-    /// The token. What it says of objects is not used.
+    /// URI of the token. Its object attributes are not used.
     pub uri: Pkcs11Uri,
     /// Most sessions that are open at a time.
     pub sessions: usize,
@@ -126,13 +126,13 @@ impl Pkcs11Backend {
         done.map_err(|failed| self.token_failed(failed))
     }
 
-    /// What the token is called in errors and reports.
+    /// Returns the token's name in errors and reports.
     #[must_use]
     pub fn token_name(&self) -> &str {
         self.token.name()
     }
 
-    /// What a key is called on the token.
+    /// Returns the attributes by which a key is looked up on the token.
     fn wanted(&self, id: &KeyId) -> ObjectAttributes {
         let by_label = || ObjectAttributes {
             label: Some(id.as_str().to_owned()),
@@ -355,7 +355,8 @@ fn expect_kind(id: &KeyId, found: KeyKind, expected: KeyKind) -> Result<(), KeyE
     }
 }
 
-/// Why a key is not one for an operation that needs `expected` with the usage `needed`.
+/// Returns the error for a key that does not suit an operation. The operation needs a key
+/// of kind `expected` with the usage `needed`.
 fn wrong_use(id: &KeyId, key: &Key, expected: KeyKind, needed: &'static str) -> KeyError {
     match expect_kind(id, key.object.kind, expected) {
         Err(error) => error,

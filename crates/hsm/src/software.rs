@@ -54,7 +54,7 @@ const GENERATED_LEN: usize = 32;
 pub struct SoftwareBackend {
     store: Store,
     preloaded: BTreeMap<KeyId, PathBuf>,
-    /// Whether what is derived from a key encrypts.
+    /// Returns true for a key whose derived keys encrypt.
     derived_encrypt: Box<dyn Fn(&KeyId) -> bool + Send + Sync>,
     ready: Mutex<ReadyKeys>,
     /// Held while files are changed, and while a key is loaded, so that no change falls
@@ -133,7 +133,7 @@ impl SoftwareBackend {
         Ok(secret)
     }
 
-    /// Whether [`SoftwareBackend::internal_key`] has made this key already.
+    /// Returns true if [`SoftwareBackend::internal_key`] has already made this key.
     ///
     /// # Errors
     /// If it is damaged.
@@ -463,7 +463,8 @@ struct ReadyKeys {
 
 struct ReadyKey {
     material: Arc<Material>,
-    /// Which content of its file a preloaded key is.
+    /// Stamp of the file content that a preloaded key was read from; `None` for other
+    /// keys.
     stamp: Option<FileStamp>,
     last_used: u64,
 }

@@ -19,7 +19,7 @@ const LENGTH_LIMIT: usize = 4096;
 /// Handles that a TPM keeps over a restart (TPM 2.0 part 2, 7.4).
 const PERSISTENT_HANDLES: std::ops::RangeInclusive<u32> = 0x8100_0000..=0x81ff_ffff;
 
-/// Where a key is.
+/// The place of a key.
 #[derive(Debug, Clone)]
 pub enum KeyUri {
     /// In a file, named by its absolute path.
@@ -42,17 +42,17 @@ pub enum TpmKey {
 /// A token, or an object on one (RFC 7512). What is `None` matches everything.
 #[derive(Clone, Default)]
 pub struct Pkcs11Uri {
-    /// Which token.
+    /// Attributes that choose the token.
     pub token: TokenAttributes,
-    /// Which object on it.
+    /// Attributes that choose the object on the token.
     pub object: ObjectAttributes,
-    /// Where the user PIN comes from.
+    /// Source of the user PIN; `None` if the URI has none.
     pub pin: Option<PinSource>,
     /// Absolute path of the library that knows the token.
     pub module_path: Option<PathBuf>,
 }
 
-/// What a token is chosen by.
+/// The attributes by which a token is chosen. An absent attribute matches every token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenAttributes {
     /// Label of the token.
@@ -69,14 +69,14 @@ pub struct TokenAttributes {
 }
 
 impl TokenAttributes {
-    /// Whether nothing is said of the token.
+    /// Returns true if no attribute of the token is given.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// What an object is chosen by.
+/// The attributes by which an object is chosen. An absent attribute matches every object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObjectAttributes {
     /// `CKA_LABEL`.
@@ -108,7 +108,7 @@ impl ObjectType {
     ];
 }
 
-/// Where a PIN comes from.
+/// The source of a PIN.
 #[derive(Clone)]
 pub enum PinSource {
     /// From the configuration itself.
@@ -120,7 +120,8 @@ pub enum PinSource {
     Credential(String),
 }
 
-/// Why a text is no key URI. Never repeats a value: it may be a PIN.
+/// The fault for which a text is no key URI. The message never repeats a value, which may
+/// be a PIN.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
     /// Longer than any key URI.
@@ -134,7 +135,7 @@ pub enum UriError {
         "{attribute} needs an absolute path on this device, as in \"file:///etc/edgekeep/device.pem\""
     )]
     Path {
-        /// Where the path stands.
+        /// Name of the attribute that has the path.
         attribute: &'static str,
     },
     /// A character that has to be written percent-encoded.
@@ -142,7 +143,7 @@ pub enum UriError {
         "character {position} of the key uri has to be percent-encoded (a blank is \"%20\", a percent sign \"%25\")"
     )]
     Character {
-        /// Which one, from 1.
+        /// Position of the character, from 1.
         position: usize,
     },
     /// A percent sign without two hex digits.
@@ -177,7 +178,7 @@ pub enum UriError {
     Value {
         /// The attribute.
         attribute: &'static str,
-        /// What it can be.
+        /// Description of the allowed values.
         expected: &'static str,
     },
     /// Two ways to the PIN.
@@ -412,8 +413,8 @@ fn unknown(name: &str) -> UriError {
     UriError::UnknownAttribute { attribute: name.chars().take(32).collect() }
 }
 
-/// Whether a byte may stand in a URI as it is (RFC 3986: unreserved, reserved but for the
-/// fragment, and the percent sign).
+/// Returns true if a byte may stand in a URI unescaped (RFC 3986: unreserved, reserved
+/// but for the fragment, and the percent sign).
 fn is_uri_character(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~:/?[]@!$&'()*+,;=%|".contains(&byte)
 }

@@ -101,7 +101,7 @@ const TPM2_PKCS11_LACKS: &[Capability] = &[
     Capability::MixedUsage,
 ];
 
-/// What the TPM backend keeps its state in, and the TPM that it uses.
+/// Opens the TPM backend with its state in a folder and with this TPM.
 fn in_tpm(folder: &Path, tpm: &tokens::SoftwareTpm) -> TpmBackend {
     let tcti = Tcti::SwtpmTcp { host: "127.0.0.1".to_owned(), port: tpm.port };
     TpmBackend::open(Tpm::open(TpmOptions::new(tcti)).unwrap(), folder).unwrap()

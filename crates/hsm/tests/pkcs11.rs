@@ -707,7 +707,7 @@ fn the_doctor_tells_a_wrong_pin_a_missing_store_and_what_a_tpm_does_not_have() {
     assert!(rights.fix.as_deref().unwrap().starts_with("install -d -m 0770 -o "), "{rights:?}");
 }
 
-/// How often something is done in a second, by one thread.
+/// Measures how many times a second one thread does something.
 fn per_second(mut run: impl FnMut()) -> f64 {
     let (start, mut count) = (Instant::now(), 0_u32);
     while start.elapsed() < Duration::from_millis(700) {

@@ -32,7 +32,7 @@ const SLOTS: usize = REGION_LEN / SLOT_LEN;
 /// Regions at most: 1 MiB, far more than the keys that are held ready take.
 const REGION_LIMIT: usize = 32;
 
-/// How well the pages are kept from others.
+/// Degree of protection of the pages against other processes, core dumps and swap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SecretMemory {
     /// Out of everybody's reach but this process's own.
@@ -136,7 +136,7 @@ impl Region {
 
 struct Arena {
     regions: Vec<Region>,
-    /// Whether it was said that there is no room.
+    /// True if the lack of pages for secrets was already reported.
     said_full: bool,
     map: fn() -> io::Result<Region>,
 }
@@ -183,7 +183,7 @@ impl Arena {
     }
 }
 
-/// How well secrets that stay are kept from others in this process.
+/// Returns the degree of protection of this process's long-lived secrets.
 #[must_use]
 pub fn secret_memory() -> SecretMemory {
     let mut arena = lock(&ARENA);
@@ -254,7 +254,7 @@ mod tests {
         Box::leak(Box::new(Mutex::new(Arena::new(map))))
     }
 
-    /// What the kernel says of the mapping that has this address.
+    /// Returns the kernel's flags for the mapping that has this address.
     fn flags(address: usize) -> Vec<String> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut inside = false;
@@ -271,7 +271,8 @@ mod tests {
         panic!("no mapping has {address:x}");
     }
 
-    /// Whether the kernel has it; that it does not is the only reason to do without.
+    /// Returns true if the kernel has `memfd_secret`. Panics if it fails for any other
+    /// reason than that the kernel lacks it.
     fn has_secret_memory() -> bool {
         let mapped = Region::map_secret().map(drop);
         let missing = |error: &io::Error| error.kind() == io::ErrorKind::Unsupported;

@@ -8,7 +8,7 @@ use edgekeep_core::id::KeyId;
 
 use super::{KeyKind, Operation};
 
-/// Why something was not done with a key.
+/// The cause for which an operation on a key failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// No key has this id.
@@ -22,9 +22,9 @@ pub enum KeyError {
     WrongKind {
         /// The id.
         id: KeyId,
-        /// What it is.
+        /// Kind of the key.
         found: KeyKind,
-        /// What the operation needs.
+        /// Kind of key that the operation needs.
         expected: KeyKind,
     },
     /// The key may not be used for this.
@@ -32,7 +32,7 @@ pub enum KeyError {
     UsageNotAllowed {
         /// The id.
         id: KeyId,
-        /// The usage it would need.
+        /// The usage that the key lacks.
         needed: &'static str,
     },
     /// The key is in a file that the configuration names, which is not this backend's to
@@ -43,7 +43,7 @@ pub enum KeyError {
     Preloaded {
         /// The id.
         id: KeyId,
-        /// Where the key is.
+        /// Path of the file, or URI of the token object, that holds the key.
         path: PathBuf,
     },
     /// The key is in a file that the configuration names, and the file holds no key that
@@ -54,7 +54,7 @@ pub enum KeyError {
         id: KeyId,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The fault of the file's content.
         why: InputError,
     },
     /// The backend cannot do this at all, or not with this key's algorithm.
@@ -62,10 +62,10 @@ pub enum KeyError {
     NotSupported {
         /// The backend.
         backend: &'static str,
-        /// What it was asked to do.
+        /// The operation that was asked of the backend.
         operation: Operation,
     },
-    /// What the caller gave does not fit the operation.
+    /// The caller's input does not fit the operation.
     #[error(transparent)]
     Input(#[from] InputError),
     /// The backend's own part failed, refused, or could not be reached.
@@ -82,7 +82,7 @@ pub enum KeyError {
     /// The cryptographic library failed, which it has no reason to.
     #[error("the cryptographic library failed at {operation}")]
     Library {
-        /// What it was asked to do.
+        /// The operation that failed.
         operation: Operation,
     },
 }
@@ -113,7 +113,7 @@ impl KeyError {
     }
 }
 
-/// What is wrong with what a caller gave. Never repeats it: it may be secret.
+/// A fault in a caller's input. The message never repeats the input, which may be secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InputError {
     /// Not a list of known usages.
@@ -138,13 +138,13 @@ pub enum InputError {
     /// A key that is too long to be one.
     #[error("the key is longer than {limit} bytes")]
     LongKey {
-        /// How many bytes are allowed.
+        /// Longest allowed key, in bytes.
         limit: usize,
     },
     /// A key that AES-256 cannot use.
     #[error("encryption needs a key of 32 bytes, this one has {found}")]
     KeyLength {
-        /// How many it has.
+        /// Length of the key, in bytes.
         found: usize,
     },
     /// A private key that cannot be used.
@@ -177,13 +177,13 @@ pub enum InputError {
          changed, or made with another key"
     )]
     NoVersionFits {
-        /// How many versions of the key there are, the present one included.
+        /// Number of versions of the key, the present one included.
         versions: usize,
     },
     /// A digest of a length that no known hash has.
     #[error("the digest has {found} bytes; SHA-1 has 20, SHA-2 has 28, 32, 48 or 64")]
     DigestLength {
-        /// How many it has.
+        /// Length of the digest, in bytes.
         found: usize,
     },
     /// A block that does not fit modulus and padding.

@@ -25,13 +25,13 @@ impl fmt::Display for KeyKind {
     }
 }
 
-/// What a symmetric key may be used for, decided when it is made. Deriving and signing
-/// are one right: both are an HMAC.
+/// Allowed uses of a symmetric key, set when the key is made. Deriving and signing are
+/// one right: both are an HMAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Usage {
-    /// Keys may be derived from it and messages signed with it.
+    /// True if keys may be derived from the key and messages signed with it.
     pub derive_or_sign: bool,
-    /// It may encrypt and decrypt.
+    /// True if the key may encrypt and decrypt.
     pub encrypt: bool,
 }
 
@@ -131,7 +131,7 @@ pub enum PublicValue {
     Bytes(Vec<u8>),
 }
 
-/// How a block is padded before the RSA private-key operation.
+/// Padding of a block before the RSA private-key operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RsaPadding {
     /// PKCS#1 v1.5 for signatures; the block is at most 11 bytes shorter than the
@@ -141,16 +141,16 @@ pub enum RsaPadding {
     None,
 }
 
-/// Which symmetric key an operation uses.
+/// The symmetric key that an operation uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SymmetricKey<'a> {
-    /// One that is kept.
+    /// A stored key.
     Stored(&'a KeyId),
-    /// One that is derived from one that is kept, for this operation only.
+    /// A key that is derived from a stored key, for this operation only.
     Derived {
-        /// The kept one.
+        /// The stored key.
         base: &'a KeyId,
-        /// What it is derived for.
+        /// The data that the derivation takes; different data make different keys.
         data: &'a [u8],
     },
 }

@@ -271,7 +271,7 @@ pub(super) fn encrypt(to: &PublicKey, secret: &[u8]) -> Result<Vec<u8>, Envelope
     ))
 }
 
-/// What an `AuthEnvelopedData` consists of.
+/// The contents of an `AuthEnvelopedData`.
 struct Enveloped<'a> {
     recipients: Reader<'a>,
     nonce: [u8; NONCE_LEN],

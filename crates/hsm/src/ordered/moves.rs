@@ -55,7 +55,8 @@ impl Move {
 
 /// The moves that are under way, by the id after them.
 pub(super) struct Moves {
-    /// Where they are written down.
+    /// Folder of the notes of the moves; `None` if the moves are forgotten with the
+    /// process.
     folder: Option<PathBuf>,
     pending: Mutex<BTreeMap<KeyId, Move>>,
 }

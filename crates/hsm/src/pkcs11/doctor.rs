@@ -1,4 +1,4 @@
-//! What is wrong with a token, its library and our rights to it, and what to do about it.
+//! Examination of a token, its library and our rights to it, with remedies.
 //!
 //! The examination does what the daemon would do, in the same way: it logs in, once, and
 //! makes, uses and deletes test keys.
@@ -27,18 +27,18 @@ use crate::uri::{PinSource, Pkcs11Uri};
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// Name of the check.
     pub check: &'static str,
-    /// How it is.
+    /// Severity of the finding.
     pub verdict: Verdict,
-    /// What was found.
+    /// Description of the finding.
     pub text: String,
-    /// What to do, if there is something to do.
+    /// Remedy; `None` if nothing needs to be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }
 
-/// How bad a finding is.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -288,16 +288,16 @@ fn check_pin_file(report: &mut Report, uri: &Pkcs11Uri) {
 struct Needed {
     path: PathBuf,
     what: &'static str,
-    /// Whether it is written too.
+    /// True if the library also writes the file.
     written: bool,
-    /// What to do if it is not there.
+    /// Remedy if the file does not exist.
     if_missing: String,
-    /// What to do if we have no rights on it.
+    /// Remedy if we have no rights on the file.
     if_denied: String,
 }
 
-/// What the common libraries need. `environment` and `content` look up variables and read
-/// files.
+/// Returns the files and folders that the common libraries need. `environment` looks up
+/// variables, `content` reads files.
 fn needed(
     library: &Path,
     user: &str,

@@ -56,7 +56,7 @@ pub(super) fn without_leading_zeros(number: &[u8]) -> Vec<u8> {
     number[number.iter().take_while(|byte| **byte == 0).count()..].to_vec()
 }
 
-/// Whether one big-endian number is below another, which has no zeros in front.
+/// Returns true if one big-endian number is below another. `limit` has no leading zeros.
 pub(super) fn is_below(number: &[u8], limit: &[u8]) -> bool {
     let number = &number[number.iter().take_while(|byte| **byte == 0).count()..];
     (number.len(), number) < (limit.len(), limit)

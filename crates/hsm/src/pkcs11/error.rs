@@ -1,4 +1,4 @@
-//! What can go wrong with a token, and what a return value of its library means.
+//! Errors of a token, and the meaning of its library's return values.
 
 use std::fmt;
 use std::io;
@@ -9,7 +9,7 @@ use cryptoki::error::{Error, RvError};
 
 use crate::backend::{InputError, KeyError};
 
-/// Why a token could not be used. Each says what to do about it.
+/// The cause for which a token could not be used. Each message says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// The library could not be loaded.
@@ -17,7 +17,7 @@ pub enum TokenError {
     Load {
         /// Its path.
         library: PathBuf,
-        /// What the loader said.
+        /// Message of the loader.
         reason: String,
     },
     /// Nothing says which library to load.
@@ -34,7 +34,7 @@ pub enum TokenError {
     /// The token is not there.
     #[error("there is no token {wanted:?}: plug it in, initialize it, or correct the uri; there are: {}", list(.found))]
     Absent {
-        /// What was looked for.
+        /// The token that was looked for.
         wanted: String,
         /// The tokens that there are.
         found: Vec<String>,
@@ -42,9 +42,9 @@ pub enum TokenError {
     /// More than one token is meant.
     #[error("{wanted:?} is more than one token: add serial= to the uri; there are: {}", list(.found))]
     SeveralTokens {
-        /// What was looked for.
+        /// The token that was looked for.
         wanted: String,
-        /// The tokens that it is.
+        /// The tokens that match.
         found: Vec<String>,
     },
     /// The token wants a PIN and none is configured.
@@ -62,7 +62,7 @@ pub enum TokenError {
         token: String,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Error of reading the file.
         #[source]
         source: io::Error,
     },
@@ -113,7 +113,7 @@ pub enum TokenError {
         token: String,
         /// Their label.
         label: String,
-        /// How many there are.
+        /// Number of keys with this label.
         count: usize,
     },
     /// A private key without its public half.
@@ -148,7 +148,7 @@ fn list(found: &[String]) -> String {
     if found.is_empty() { "none".to_owned() } else { found.join(", ") }
 }
 
-/// What to do about a return value, where there is one thing to do.
+/// Returns the remedy for a return value; empty if there is no single remedy.
 fn hint(code: &str) -> &'static str {
     match code {
         "CKR_DEVICE_MEMORY" => ": the token is full, delete keys that are not needed",
@@ -163,11 +163,11 @@ fn hint(code: &str) -> &'static str {
     }
 }
 
-/// What an operation on a session ended with, before it is known which token it was.
+/// Failure of an operation on a session, before the token is known.
 pub(super) enum Failed {
-    /// The library said so.
+    /// The library failed.
     Ck(Error),
-    /// We did.
+    /// Our own code failed.
     Key(KeyError),
 }
 
@@ -236,19 +236,20 @@ pub(super) fn code(error: &Error) -> Option<RvError> {
     }
 }
 
-/// What a return value says about the connection to the token.
+/// The state of the connection to the token, by a return value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Connection {
-    /// It stands.
+    /// The connection stands.
     Stands,
-    /// It is gone: the token was pulled out, somebody logged out or closed our sessions.
+    /// The connection is gone: the token was pulled out, or somebody logged out or closed
+    /// our sessions.
     Lost,
     /// The library does not say; whoever wants to know has to ask the token for something
     /// else.
     Unclear,
 }
 
-/// Whether the connection is still there after this error.
+/// Tells the state of the connection after this error.
 pub(super) fn connection_after(error: &Error) -> Connection {
     match code(error) {
         Some(
@@ -268,19 +269,19 @@ pub(super) fn connection_after(error: &Error) -> Connection {
     }
 }
 
-/// Whether the token failed without a reason. SoftHSM does when an object is made while
-/// other sessions read its store; the same call then succeeds.
+/// Returns true if the token failed without a reason. SoftHSM does so when an object is
+/// made while other sessions read its store; the same call then succeeds.
 pub(super) fn is_unexplained(error: &Error) -> bool {
     matches!(code(error), Some(RvError::GeneralError | RvError::FunctionFailed))
 }
 
-/// Whether an object that was found earlier is no longer there.
+/// Returns true if an object that was found earlier is no longer there.
 pub(super) fn is_stale_handle(error: &Error) -> bool {
     matches!(code(error), Some(RvError::ObjectHandleInvalid | RvError::KeyHandleInvalid))
 }
 
-/// Whether the token says that it does not have what was asked for, rather than that it
-/// failed at it.
+/// Returns true if the token says that it lacks what was asked for, as opposed to a
+/// failure.
 pub(super) fn is_missing_capability(error: &Error) -> bool {
     match error {
         Error::NullFunctionPointer | Error::NotSupported => true,
@@ -305,18 +306,18 @@ pub(super) fn is_missing_capability(error: &Error) -> bool {
     }
 }
 
-/// What the token made of a PIN.
+/// The token's judgement of a PIN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PinVerdict {
-    /// It is not the PIN, or cannot be one.
+    /// The PIN is wrong, or cannot be a PIN of this token.
     Refused,
     /// The token takes no PIN any more.
     Locked,
-    /// The answer is about something else.
+    /// The answer is not about the PIN.
     None,
 }
 
-/// What an error of `C_Login` says about the PIN.
+/// Tells the token's judgement of the PIN from an error of `C_Login`.
 pub(super) fn pin_verdict(error: &Error) -> PinVerdict {
     match code(error) {
         Some(

@@ -43,7 +43,7 @@ pub(super) struct Initialized {
     /// Counts initializations. Handles of an earlier one are nobody's, or somebody
     /// else's.
     pub(super) generation: u64,
-    /// How many tokens are connected. They all have to connect anew after an
+    /// Number of connected tokens. All of them have to connect anew after an
     /// initialization.
     pub(super) connected: AtomicUsize,
     since: Instant,
@@ -84,7 +84,7 @@ impl Library {
         Ok(library)
     }
 
-    /// Where it was loaded from.
+    /// Returns the path from which the library was loaded.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -136,8 +136,8 @@ impl Library {
         }
     }
 
-    /// Whether more different PINs were refused than can be remembered; then none is
-    /// tried any more.
+    /// Returns true if the memory for refused PINs is full. No PIN is tried any more
+    /// then.
     pub(super) fn is_refusal_memory_full(&self) -> bool {
         lock(&self.refused).len() >= REFUSED_LIMIT
     }

@@ -1,4 +1,4 @@
-//! What is asked of a token when a key is made on it, and whether what it made works.
+//! Requests to a token that make a key, and trials of the new key.
 
 use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::aead::GcmParams;
@@ -34,7 +34,7 @@ pub(super) fn make<T>(
     attempt()
 }
 
-/// What a symmetric key on a token is for.
+/// Purpose of a symmetric key on a token.
 #[derive(Clone, Copy)]
 pub(super) enum Purpose {
     Hmac,
@@ -72,7 +72,8 @@ impl Purpose {
     }
 }
 
-/// How a pair is made, and what its public and private objects are, but for their names.
+/// Returns the mechanism that makes a pair, and the attributes of the public and of the
+/// private object except their names.
 pub(super) fn pair_templates(
     algorithm: PairAlgorithm,
 ) -> (Mechanism<'static>, Vec<Attribute>, Vec<Attribute>) {
@@ -151,8 +152,8 @@ pub(super) fn aes_decrypt(
     session.decrypt(&mechanism, key, sealed)
 }
 
-/// Whether the token encrypts and decrypts with IVs of all lengths, and right where the
-/// key is known.
+/// Returns true if the token encrypts and decrypts with IVs of all lengths. Where the key
+/// is known, the ciphertext must also be correct.
 pub(super) fn aes_trial(
     session: &Lent<'_>,
     key: ObjectHandle,

@@ -69,7 +69,7 @@ impl KeyObject {
         Mark::decode(&self.id).map_or(0, |mark| mark.number)
     }
 
-    /// Whether it is one of ours.
+    /// Returns true if this product made the key: its `CKA_ID` has our mark.
     pub(super) fn is_marked(&self) -> bool {
         Mark::decode(&self.id).is_some()
     }
@@ -190,7 +190,7 @@ pub(super) fn public_halves(
     Ok(halves)
 }
 
-/// What a key may be used for and what else there is to know, read once.
+/// Properties of a key, with its allowed uses, read once.
 #[derive(Debug)]
 pub(super) enum Details {
     /// For HMAC.

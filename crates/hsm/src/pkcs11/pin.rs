@@ -1,4 +1,4 @@
-//! Where the user PIN comes from.
+//! Reading of the user PIN.
 
 use std::io;
 use std::path::{Path, PathBuf};

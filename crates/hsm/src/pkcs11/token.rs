@@ -19,7 +19,7 @@ use super::library::{Initialized, Library};
 use super::pin;
 use crate::uri::{KeyUri, PinSource, Pkcs11Uri, TokenAttributes};
 
-/// What tells one token from another.
+/// The properties that tell one token from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TokenFacts {
     pub(super) slot_id: u64,
@@ -42,7 +42,7 @@ impl TokenFacts {
         }
     }
 
-    /// How the token is listed for a human.
+    /// Describes the token for a list that people read.
     pub(super) fn describe(&self) -> String {
         let label = if self.initialized {
             format!("{:?}", self.label)
@@ -53,16 +53,16 @@ impl TokenFacts {
     }
 }
 
-/// What a choice among tokens came to.
+/// Result of a choice among tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// This one.
+    /// The token at this index.
     One(usize),
-    /// Nothing was said to choose by.
+    /// No attribute was given to choose by.
     Unspecific,
-    /// None.
+    /// No token matches.
     Absent,
-    /// More than one.
+    /// More than one token matches.
     Several,
 }
 
@@ -112,7 +112,7 @@ pub(super) fn tokens(
 pub(super) struct Token {
     library: Arc<Library>,
     wanted: TokenAttributes,
-    /// What the token is called in errors.
+    /// Name of the token in errors.
     name: String,
     pin: Option<PinSource>,
     limit: usize,
@@ -135,7 +135,7 @@ struct State {
 #[derive(Clone)]
 struct Connected {
     slot: Slot,
-    /// Which initialization of the library this is in.
+    /// Number of the library's initialization in which the connection was made.
     generation: u64,
     login_needed: bool,
 }
@@ -208,7 +208,7 @@ impl Token {
         }
     }
 
-    /// What the token is called in errors.
+    /// Returns the token's name in errors.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -266,8 +266,8 @@ impl Token {
         Ok(Once::Lost { why: call_error(error, &self.name).into(), generation })
     }
 
-    /// Whether the token still does something that it surely can: it is asked for random
-    /// bytes, then for its state.
+    /// Returns true if the token still does what it surely can do. The token is asked for
+    /// random bytes, then for its state.
     fn answers(&self, library: &Initialized, session: &Session) -> bool {
         let random = session.generate_random_vec(8).is_ok();
         random
@@ -494,7 +494,7 @@ fn already(error: &cryptoki::error::Error) -> Option<()> {
     (code(error) == Some(RvError::UserAlreadyLoggedIn)).then_some(())
 }
 
-/// What a token keeps over being plugged out and in.
+/// Returns the properties that a token keeps when it is pulled out and plugged in again.
 fn identity(info: &TokenInfo) -> String {
     format!(
         "{}\n{}\n{}\n{}",
@@ -510,11 +510,11 @@ enum Once<T> {
     Lost { why: Failed, generation: u64 },
 }
 
-/// Why there is no session.
+/// The cause for which no session is lent.
 enum NotLent {
-    /// The token or the library has to be looked for anew.
+    /// The connection is lost: the token or the library has to be looked for anew.
     Lost(TokenError),
-    /// That would not help.
+    /// The token cannot be used now; a new connection would not help.
     Refused(TokenError),
 }
 

@@ -49,13 +49,13 @@ struct Entry {
 /// A key that a backup does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Elsewhere {
-    /// Where it is, in one word.
+    /// The place that holds the key, in one word.
     pub place: &'static str,
     /// Its id.
     pub id: KeyId,
 }
 
-/// How many keys of each kind.
+/// Numbers of keys, by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// The callers' keys.
@@ -66,19 +66,19 @@ pub struct Counts {
     pub own: usize,
 }
 
-/// Why keys were not taken out of a backup.
+/// The cause for which keys were not restored from a backup.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The store.
+    /// The key store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It is no backup, or a damaged one.
+    /// The file is no backup, or a damaged one.
     #[error("not a backup of keys, or a damaged one (line {line})")]
     Damaged {
-        /// Where that shows, from 1.
+        /// First line that shows the damage, from 1.
         line: usize,
     },
-    /// A later version wrote it.
+    /// A later version wrote the backup.
     #[error("the backup has an unknown format version: it needs a later edgekeep")]
     Version,
     /// Other keys are there under the same ids.
@@ -125,7 +125,7 @@ impl Backup {
         Ok(Self { entries })
     }
 
-    /// How many keys are in it.
+    /// Counts the keys in the backup.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let of =
@@ -250,7 +250,7 @@ fn key_files(folder: &Path) -> Result<BTreeSet<String>, StoreError> {
     Ok(names(folder)?.into_iter().filter(|name| name.ends_with(".key")).collect())
 }
 
-/// How often a folder that is changing is read.
+/// Number of times that a changing folder is read before giving up.
 const READ_TRIES: u32 = 20;
 
 /// The keys in a folder, which a daemon may change meanwhile: read again if its list of
@@ -307,16 +307,16 @@ fn decode(
     }
 }
 
-/// Whether a store is changed.
+/// Choice of the changes that a restore makes to a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RestoreMode {
-    /// Whether other keys are replaced.
+    /// True if keys in the store are replaced by others of the same ids.
     pub force: bool,
-    /// Whether nothing is changed.
+    /// True if nothing is changed and the result is only reported.
     pub dry_run: bool,
 }
 
-/// What was done, or would be.
+/// Result of a restore, or of a dry run.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     /// Keys that were not there.

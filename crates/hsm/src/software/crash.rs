@@ -98,7 +98,7 @@ fn point_of(backend: &dyn KeyBackend, key: &str) -> Option<crate::PublicValue> {
     }
 }
 
-/// What every store here has before, and must have after.
+/// Makes the keys that every store here has before the crash and must have after it.
 fn prepare(folder: &Path) {
     let backend = open(folder, None);
     backend.import_key(&id("bystander"), bytes(1), ENCRYPT).unwrap();

@@ -28,7 +28,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
         .map_err(|error| failed(error.step, path)(error.source))
 }
 
-/// What stands where a key file may be.
+/// The content of the place where a key file may be.
 pub(crate) enum KeyFile {
     /// Nothing.
     Absent,
@@ -64,7 +64,8 @@ pub(crate) fn remove(path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// What root does in a folder of the daemon's, the daemon has to be able to use.
+/// Gives a file to the owner of its folder, so that the daemon can use what root writes
+/// there.
 pub(crate) fn give_to_owner_of_folder(file: &File, path: &Path) -> io::Result<()> {
     let folder = fs::metadata(path.parent().unwrap_or(Path::new("/")))?;
     if folder.uid() == file.metadata()?.uid() {

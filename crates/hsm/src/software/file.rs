@@ -1,4 +1,4 @@
-//! What a key file holds: a header in clear and the key, encrypted under the store key.
+//! Format of a key file: a header in clear and the key, encrypted under the store key.
 //!
 //! | bytes | |
 //! |---|---|
@@ -89,14 +89,14 @@ impl StoreKey {
     }
 }
 
-/// Why a file's content is not the key it should be.
+/// The cause for which a file's content is not the expected key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unreadable {
-    /// It is not what was written.
+    /// The content is not what was written.
     Damaged,
-    /// A later version wrote it.
+    /// A later version wrote the file.
     Version(u8),
-    /// It is encrypted under another store key.
+    /// The content is encrypted under another store key.
     OtherStoreKey,
 }
 

@@ -6,20 +6,22 @@ use std::path::Path;
 use super::protection::{Forms, Protection, Sealers};
 use super::store::{Claimed, Store, StoreError};
 
-/// Where the store key was.
+/// The store key's place before a move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Migrated {
-    /// Under what it was, the best first; more than one if an earlier move was cut off.
+    /// Protections that the store key had, the best first. There is more than one if an
+    /// earlier move was cut off.
     pub from: Vec<Protection>,
-    /// How many keys are encrypted under it. Their files stay as they are.
+    /// Number of keys that are encrypted under the store key. Their files stay as they
+    /// are.
     pub keys: usize,
 }
 
-/// Why the store key was not moved. Whatever it is, the key is there, and running the
-/// same again completes the move.
+/// The cause for which the store key was not moved. In every case the key still exists,
+/// and the same command completes the move.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// The store, or the hardware.
+    /// The store or the hardware failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The settings could not be changed. The key is under both protections now.

@@ -1,4 +1,4 @@
-//! What protects the store key, and how it gets from one protection to another.
+//! Protections of the store key, and moves from one protection to another.
 //!
 //! | file | protection |
 //! |---|---|
@@ -30,7 +30,7 @@ use crate::{SecretBytes, secret_file};
 /// Largest form of the store key that is read, in bytes: several times what a TPM seals.
 const FORM_LIMIT: u64 = 64 * 1024;
 
-/// What protects the store key.
+/// A protection of the store key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protection {
     /// The rights on its file.
@@ -45,7 +45,7 @@ impl Protection {
     /// All of them, the one that gives least to a thief first.
     pub const ALL: [Self; 3] = [Self::Token, Self::Tpm, Self::File];
 
-    /// What the configuration calls it.
+    /// Returns the configuration's word for the protection.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -85,7 +85,7 @@ impl fmt::Display for Protection {
     }
 }
 
-/// What gives a secret back on this device only.
+/// A means of protecting a secret so that only this device can recover it.
 pub trait Sealer {
     /// Protects a secret of at most 128 bytes. The result is not secret.
     ///
@@ -157,7 +157,7 @@ impl<'a> Forms<'a> {
         Ok(Self { folder, sealers, present })
     }
 
-    /// Which there are.
+    /// Returns the protections under which the store key exists.
     pub(super) fn present(&self) -> Vec<Protection> {
         self.present.iter().map(|(protection, _)| *protection).collect()
     }

@@ -68,17 +68,17 @@ pub(super) struct StoredKey {
     pub(super) secret: SecretBytes,
 }
 
-/// Why the key store failed.
+/// Failure of the key store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A file operation failed.
     #[error("could not {action} {path:?}")]
     Io {
-        /// What was being done.
+        /// The action that failed, as a verb: "replace", "remove".
         action: &'static str,
-        /// With which file.
+        /// File of the action.
         path: PathBuf,
-        /// Why it failed.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -88,11 +88,11 @@ pub enum StoreError {
          changed"
     )]
     NoRoom {
-        /// What was being done.
+        /// The action that failed, as a verb: "replace", "remove".
         action: &'static str,
-        /// With which file.
+        /// File of the action.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -109,9 +109,9 @@ pub enum StoreError {
         "the store key {path:?} is missing, and {keys} keys are encrypted under it: restore it, or move the keys away"
     )]
     StoreKeyMissing {
-        /// Where it should be.
+        /// Path at which the store key should be.
         path: PathBuf,
-        /// How many key files there are.
+        /// Number of key files.
         keys: usize,
     },
     /// The store key cannot be read.
@@ -127,9 +127,9 @@ pub enum StoreError {
     NoSealer {
         /// Its file.
         path: PathBuf,
-        /// What protects it.
+        /// Protection of the store key.
         protection: Protection,
-        /// What the configuration lacks.
+        /// Settings that the configuration lacks.
         needs: &'static str,
     },
     /// The hardware does not take the store key.
@@ -137,9 +137,9 @@ pub enum StoreError {
     Seal {
         /// Its file.
         path: PathBuf,
-        /// What was to protect it.
+        /// The protection that was to be applied.
         protection: Protection,
-        /// Why.
+        /// Error of the hardware.
         #[source]
         source: Box<KeyError>,
     },
@@ -150,7 +150,7 @@ pub enum StoreError {
     NotGivenBack {
         /// Its file.
         path: PathBuf,
-        /// What was to protect it.
+        /// The protection that was to be applied.
         protection: Protection,
     },
     /// The hardware does not give the store key back.
@@ -161,9 +161,9 @@ pub enum StoreError {
     Unseal {
         /// Its file.
         path: PathBuf,
-        /// What protects it.
+        /// Protection of the store key.
         protection: Protection,
-        /// Why.
+        /// Error of the hardware.
         #[source]
         source: Box<KeyError>,
     },
@@ -190,10 +190,10 @@ pub enum StoreError {
     Damaged {
         /// The key's id.
         id: KeyId,
-        /// Where the file is now.
+        /// Path to which the damaged file was moved.
         set_aside: PathBuf,
     },
-    /// The same of a store that only keyd changes.
+    /// A key file is damaged, and its store is one that only keyd changes.
     #[error(
         "key file {path:?} is damaged: start keyd, which sets it aside, and make or restore that key"
     )]
@@ -206,7 +206,7 @@ pub enum StoreError {
         "the keys in {path:?} change faster than they can be read: try again when the device is quieter, or stop keyd"
     )]
     Changing {
-        /// Where they are.
+        /// Folder of the keys.
         path: PathBuf,
     },
     /// A later version wrote a key file.
@@ -230,7 +230,7 @@ pub enum StoreError {
     Unusable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The fault of the key.
         #[source]
         source: InputError,
     },
@@ -240,9 +240,9 @@ pub enum StoreError {
          changed: back the keys up and remove the files of those that nothing is encrypted under any more"
     )]
     TooManyOlder {
-        /// Where they are.
+        /// Folder of the earlier versions.
         path: PathBuf,
-        /// How many are kept.
+        /// Largest number of earlier versions that are kept.
         limit: usize,
     },
     /// The cryptographic library failed.
@@ -274,7 +274,7 @@ pub(super) struct Store {
 /// The folder of a store that no other process has open.
 pub(super) struct Claimed {
     pub(super) folder: PathBuf,
-    /// How many key files there are.
+    /// Number of key files.
     pub(super) keys: usize,
     lock: File,
 }
@@ -348,7 +348,7 @@ impl Store {
         Ok((Self { folder: claimed.folder, key, _lock: claimed.lock }, protection))
     }
 
-    /// Where the key's file is, or would be.
+    /// Returns the path of the key's file, which need not exist.
     pub(super) fn path(&self, name_space: NameSpace, id: &KeyId) -> PathBuf {
         self.name_space_folder(name_space).join(file_name(id))
     }

@@ -17,7 +17,7 @@ use crate::{SecretBytes, gcm};
 /// The keys of a backend, as they are used.
 pub(super) struct Use<'a> {
     pub(super) backend: &'a SoftwareBackend,
-    /// Whether what is not in memory is read from the disk.
+    /// True if a key that is not in memory is read from the disk.
     pub(super) wait: bool,
 }
 

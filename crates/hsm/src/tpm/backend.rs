@@ -41,7 +41,7 @@ pub(super) const FILE_LIMIT: u64 = 16 * 1024;
 const HMAC_BLOCK_LEN: usize = 64;
 /// Length of the modulus, in bytes.
 const RSA_LEN: usize = 256;
-/// What PKCS#1 v1.5 adds at least.
+/// Least number of bytes that PKCS#1 v1.5 padding adds.
 const PKCS1_OVERHEAD: usize = 11;
 
 /// Keys in a TPM.

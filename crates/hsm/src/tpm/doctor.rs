@@ -1,5 +1,4 @@
-//! What is wrong with a TPM and our rights to it, and what to do about it. Changes
-//! nothing in the TPM.
+//! Examination of a TPM and our rights to it, with remedies. Changes nothing in the TPM.
 
 use std::time::Duration;
 
@@ -7,17 +6,17 @@ use edgekeep_tpm::{Tcti, Tpm, TpmError, TpmOptions, TpmReport};
 
 use crate::pkcs11::doctor::{Finding, Verdict};
 
-/// How long swtpm may take for one answer: it serves one program at a time, and another
-/// may be at it.
+/// Longest wait for one answer of swtpm. swtpm serves one program at a time, and another
+/// program may be using it.
 const PATIENCE: Duration = Duration::from_secs(10);
 const SHA256: u16 = 0x0b;
 
-/// Which hierarchies' auth values the configuration has.
+/// Hierarchies whose auth values the configuration has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KnownAuth {
-    /// The owner hierarchy's.
+    /// True if the configuration has the owner hierarchy's auth value.
     pub owner: bool,
-    /// The endorsement hierarchy's.
+    /// True if the configuration has the endorsement hierarchy's auth value.
     pub endorsement: bool,
 }
 

@@ -1,5 +1,5 @@
-//! What the TPM's two backends do alike: HMACs are the TPM's, what is derived by them is
-//! used here, and kept keys encrypt nothing.
+//! Operations that both backends of the TPM do alike. The TPM computes HMACs, keys
+//! derived by them are used here, and kept keys encrypt nothing.
 
 use edgekeep_core::id::KeyId;
 use zeroize::Zeroizing;
@@ -12,7 +12,7 @@ pub(super) trait HmacKeys: KeyBackend {
     /// HMAC-SHA256 with a kept key.
     fn kept_hmac(&self, id: &KeyId, message: &[u8]) -> Result<[u8; 32], KeyError>;
 
-    /// Why a kept key does not encrypt.
+    /// Returns the error for a kept key that is asked to encrypt or decrypt.
     fn no_cipher(&self, id: &KeyId, operation: Operation) -> KeyError;
 
     /// The key derived from a kept one; computed by the TPM, used here.

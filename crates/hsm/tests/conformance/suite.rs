@@ -1,5 +1,5 @@
-//! What every key backend has to do. Each function uses ids of its own, so that all can
-//! run on one store.
+//! Tests of the duties of every key backend. Each function uses ids of its own, so that
+//! all functions can run on one store.
 
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
@@ -16,7 +16,7 @@ use crate::tokens::{ec_public_key, openssl_recovers, openssl_verifies, rsa_publi
 pub(crate) const SIGN: Usage = Usage { derive_or_sign: true, encrypt: false };
 pub(crate) const ENCRYPT: Usage = Usage { derive_or_sign: false, encrypt: true };
 
-/// What a backend may lack.
+/// A capability that a backend may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "named for the backends to come")]
 pub(crate) enum Capability {
@@ -235,7 +235,7 @@ pub(crate) fn an_ec_pair_has_its_parameters_and_openssl_verifies_its_signatures(
     );
 }
 
-/// What PKCS#1 signs: the name of SHA-256 and a digest.
+/// Returns the structure that PKCS#1 signs: the name of SHA-256 and a digest.
 fn digest_info(digest: &[u8; 32]) -> Vec<u8> {
     let mut info = vec![
         0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01,
@@ -310,8 +310,8 @@ fn rsa_pair(fixture: &Fixture<'_>, backend: &dyn KeyBackend, key: &KeyId, bits: 
     refused!(backend.sign_ecdsa(key, &[1; 32]), KeyError::NotSupported { .. });
 }
 
-/// What RSASSA-PSS makes of a SHA-256 digest (RFC 8017, 9.1.1), for a modulus of `len`
-/// bytes.
+/// Returns the RSASSA-PSS encoding of a SHA-256 digest (RFC 8017, 9.1.1), for a modulus
+/// of `len` bytes.
 fn pss_block(digest: &[u8; 32], len: usize) -> Vec<u8> {
     let sha256 = |bytes: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     let salt = [0x11; 32];

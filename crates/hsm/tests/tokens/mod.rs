@@ -39,7 +39,8 @@ pub(crate) fn library(paths: &[&str]) -> PathBuf {
     })
 }
 
-/// Whether a part of what the tests use is missing here, so that they cannot run.
+/// Returns true if a program or library that the tests use is missing here, so that the
+/// tests cannot run.
 pub(crate) fn skip() -> bool {
     let programs = [
         "softhsm2-util",
@@ -61,7 +62,7 @@ pub(crate) fn skip() -> bool {
     crate::parts::missing(&programs.into_iter().chain(libraries).collect::<Vec<_>>())
 }
 
-/// Where Debian has the libraries of this architecture.
+/// Returns Debian's folder for the libraries of this architecture.
 fn library_folder() -> String {
     format!("/usr/lib/{}-linux-gnu", env::consts::ARCH)
 }
@@ -71,7 +72,8 @@ pub(crate) struct Token {
     pub(crate) folder: TempDir,
     pub(crate) library: PathBuf,
     pub(crate) environment: Vec<(&'static str, String)>,
-    /// What goes between the library and the software TPM. Ended before that.
+    /// The resource broker between the library and the software TPM. Ended before the
+    /// TPM.
     pub(crate) broker: Option<ResourceBroker>,
     /// The software TPM below.
     pub(crate) tpm: Option<SoftwareTpm>,
@@ -300,7 +302,7 @@ impl SoftwareTpm {
         None
     }
 
-    /// How TSS programs name it.
+    /// Returns the TPM's name for TSS programs.
     pub(crate) fn tcti(&self) -> String {
         format!("swtpm:host=127.0.0.1,port={}", self.port)
     }
@@ -417,8 +419,8 @@ pub(crate) fn rsa_public_key(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
     der(0x30, &[der(0x30, &rsa), der(0x03, &[&[0][..], &key].concat())].concat())
 }
 
-/// Whether openssl takes `signature` for one over `digest`. Without options it is ECDSA
-/// over the digest, or PKCS#1 over it as it is.
+/// Returns true if openssl accepts `signature` for `digest`. Without options the
+/// signature is ECDSA over the digest, or PKCS#1 over the digest as it is.
 pub(crate) fn openssl_verifies(
     public_key: &[u8],
     digest: &[u8],
@@ -442,7 +444,7 @@ pub(crate) fn openssl_verifies(
     success
 }
 
-/// What openssl finds signed in a PKCS#1 signature.
+/// Returns the content that openssl recovers from a PKCS#1 signature.
 pub(crate) fn openssl_recovers(public_key: &[u8], signature: &[u8]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

@@ -1,5 +1,5 @@
-//! How long a use of a key takes, next to the bare command on the same swtpm. Run alone,
-//! and with `--release` for numbers:
+//! Times of the uses of a key, next to the bare command on the same swtpm. Run alone, and
+//! with `--release` for numbers:
 //! `cargo test --release -p edgekeep-hsm --test tpm -- --ignored --nocapture speed`.
 
 use std::io::{Read as _, Write as _};
