@@ -13,7 +13,8 @@ use crate::wire::{Code, Malformed, Reader, Writer, number};
 /// A key that signs quotes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AttestationKey {
-    /// What to keep: needed to use the key, useless without this TPM.
+    /// The wrapped key, for the caller to keep. It is needed to use the key, and useless
+    /// without this TPM.
     pub blob: Vec<u8>,
     /// The public area as the TPM marshals it, with its length in front.
     pub public: Vec<u8>,

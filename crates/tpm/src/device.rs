@@ -25,7 +25,7 @@ const BUSY_WAITS: [u64; 10] = [5, 20, 50, 100, 250, 500, 1000, 2000, 3000, 3000]
 const ROOM_TAKERS: [u32; 3] = [0x8000_0000, 0x0200_0000, 0x0300_0000];
 const LABEL_SECRET: &str = "SECRET";
 
-/// Which key everything is kept under, if there is none yet. One that is there is used as
+/// Algorithm of the storage root, if a root has to be made. A root that exists is used as
 /// it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootAlgorithm {
@@ -36,14 +36,14 @@ pub enum RootAlgorithm {
     Rsa2048,
 }
 
-/// Where the TPM is and which of its places are used.
+/// The place of the TPM, and the handles and auth values that are used there.
 #[derive(Clone)]
 pub struct TpmOptions {
-    /// Where it is.
+    /// Address of the TPM.
     pub tcti: Tcti,
     /// Persistent handle of the storage root.
     pub storage_root: u32,
-    /// What to make there if it is empty.
+    /// Algorithm of the storage root, if the handle is empty and a root has to be made.
     pub root_algorithm: RootAlgorithm,
     /// Persistent handle of the endorsement key.
     pub endorsement_key: u32,
@@ -51,10 +51,10 @@ pub struct TpmOptions {
     pub owner: AuthValue,
     /// Auth value of the endorsement hierarchy.
     pub endorsement: AuthValue,
-    /// How many keys stay loaded between operations. With 0 nothing stays, not even a
-    /// session.
+    /// Number of keys that stay loaded between operations. With 0 nothing stays loaded,
+    /// not even a session.
     pub keep_loaded: usize,
-    /// How long swtpm may take for one answer.
+    /// Longest wait for one answer of swtpm.
     pub timeout: Duration,
 }
 
@@ -280,7 +280,7 @@ impl Tpm {
         }
     }
 
-    /// How often the TPM was reset and restarted.
+    /// Returns the numbers of the TPM's resets and restarts.
     pub(crate) fn reset_counters(&self) -> Result<(u32, u32), TpmError> {
         let answer = self.execute(Code::ReadClock, &[], &mut [], Writer::new())?;
         let mut reader = Reader::new(&answer.parameters);

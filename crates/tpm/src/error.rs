@@ -1,4 +1,4 @@
-//! What a TPM says when it refuses, in words, with what to do about it.
+//! Refusals of a TPM, in words, with remedies.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::kdf::Failed;
 
-/// Why something was not done with the TPM.
+/// The cause for which an operation on the TPM failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TpmError {
     /// There is no such device.
@@ -37,20 +37,20 @@ pub enum TpmError {
     /// The TPM could not be reached.
     #[error("the TPM at {tcti} cannot be reached")]
     Unreachable {
-        /// Where it should be.
+        /// Address at which the TPM should be.
         tcti: String,
-        /// Why not.
+        /// Error of the connection.
         #[source]
         source: io::Error,
     },
     /// The connection broke; it will be opened again at the next use.
     #[error("the TPM at {tcti} went away during {command}")]
     Lost {
-        /// Where it was.
+        /// Address of the TPM.
         tcti: String,
-        /// What was being done.
+        /// Name of the command that was running.
         command: &'static str,
-        /// What broke.
+        /// Error of the connection.
         #[source]
         source: io::Error,
     },
@@ -63,9 +63,9 @@ pub enum TpmError {
     /// A wrong auth value, or none where there is one.
     #[error("the TPM refused the auth value of {of}: {remedy}")]
     AuthFailed {
-        /// Whose auth value.
+        /// Owner of the auth value.
         of: Authorized,
-        /// What to do.
+        /// Remedy.
         remedy: &'static str,
     },
     /// A policy does not hold.
@@ -81,9 +81,9 @@ pub enum TpmError {
     HandleTaken {
         /// The handle.
         handle: u32,
-        /// What is there.
+        /// Description of the object under the handle.
         found: String,
-        /// What should be there.
+        /// Description of the object that should be there.
         expected: &'static str,
     },
     /// There is nothing under a persistent handle.
@@ -91,7 +91,7 @@ pub enum TpmError {
     HandleEmpty {
         /// The handle.
         handle: u32,
-        /// What to do.
+        /// Remedy.
         remedy: &'static str,
     },
     /// No room for another loaded object or session.
@@ -141,17 +141,17 @@ pub enum TpmError {
     /// The TPM was busy for too long.
     #[error("the TPM is busy and did not get to {command} ({code}): try again later")]
     Busy {
-        /// What was to be done.
+        /// Name of the command.
         command: &'static str,
-        /// What it said last.
+        /// The TPM's last answer.
         code: ResponseCode,
     },
     /// Any other refusal.
     #[error("the TPM refused {command}: {code}")]
     Refused {
-        /// What was to be done.
+        /// Name of the command.
         command: &'static str,
-        /// What it said.
+        /// The TPM's answer.
         code: ResponseCode,
     },
     /// An answer that no TPM gives.
@@ -159,7 +159,7 @@ pub enum TpmError {
         "the answer to {command} is malformed: this is no TPM 2.0, or something changes its answers"
     )]
     Malformed {
-        /// What was asked.
+        /// Name of the command.
         command: &'static str,
     },
     /// An answer that the TPM did not authenticate.
@@ -167,29 +167,29 @@ pub enum TpmError {
         "the answer to {command} is not authentic: something between here and the TPM changes its answers"
     )]
     NotAuthentic {
-        /// What was asked.
+        /// Name of the command.
         command: &'static str,
     },
     /// More than fits.
     #[error("{what} is too long: {limit} bytes are possible")]
     TooLong {
-        /// What was given.
+        /// Name of the input.
         what: &'static str,
-        /// What a TPM takes, in bytes.
+        /// Most that a TPM takes, in bytes.
         limit: usize,
     },
     /// Nothing where something is needed.
     #[error("{what} is empty")]
     Empty {
-        /// What was given.
+        /// Name of the input.
         what: &'static str,
     },
     /// A numbered choice out of its range.
     #[error("{what} is out of range: at most {limit:#x}")]
     OutOfRange {
-        /// What was given.
+        /// Name of the input.
         what: &'static str,
-        /// The largest.
+        /// The largest allowed value.
         limit: u32,
     },
     /// An import blob that is none.
@@ -197,7 +197,7 @@ pub enum TpmError {
         "the authentication key to import is not five TPM structures: {missing} cannot be read"
     )]
     ImportBlob {
-        /// Which part.
+        /// Name of the structure that cannot be read.
         missing: &'static str,
     },
     /// The cryptographic library failed.
@@ -212,8 +212,8 @@ impl From<Failed> for TpmError {
 }
 
 impl TpmError {
-    /// Whether the connection is gone, or the TPM no longer knows what was loaded into
-    /// it. Doing all of it again may help.
+    /// Returns true if the connection is gone, or the TPM no longer knows an object or
+    /// session that was loaded. Doing the whole operation again may help.
     pub(crate) fn is_stale(&self) -> bool {
         match self {
             Self::Lost { .. } => true,
@@ -333,12 +333,13 @@ impl ResponseCode {
         if self.0 & Self::FORMAT_ONE == 0 { self.0 } else { self.0 & (Self::FORMAT_ONE | 0x3f) }
     }
 
-    /// Whether the TPM asks to send the same again a little later.
+    /// Returns true if the TPM asks to send the same command again a little later.
     pub(crate) fn is_busy(self) -> bool {
         matches!(self.0, rc::YIELDED | rc::TESTING | rc::NV_RATE | rc::RETRY | rc::NV_UNAVAILABLE)
     }
 
-    /// Whether something loaded is not there: the TPM was reset, or somebody flushed it.
+    /// Returns true if a loaded object or session is not there: the TPM was reset, or
+    /// somebody flushed it.
     fn is_stale_reference(self) -> bool {
         if (rc::REFERENCE_H0..=rc::REFERENCE_S6).contains(&self.0) {
             return true;
@@ -351,7 +352,8 @@ impl ResponseCode {
         }
     }
 
-    /// What a code of format one is about.
+    /// Returns the subject of a code of format one: its kind and its number. `None` for
+    /// other codes.
     fn about(self) -> Option<(&'static str, u32)> {
         let number = self.0 >> 8 & 0xf;
         if self.0 & Self::FORMAT_ONE == 0 || number == 0 {

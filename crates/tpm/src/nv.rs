@@ -178,12 +178,12 @@ impl Tpm {
 
 struct Found {
     entity: Entity,
-    /// Whether it was stepped since it was made.
+    /// True if the counter was stepped since it was made.
     written: bool,
 }
 
-/// Whether a public area is that of a counter as this module makes them, and if so,
-/// whether it was stepped.
+/// Reads the public area of a counter: true if the counter was stepped. `None` if the
+/// area is not that of a counter as this module makes them.
 pub(crate) fn area_is_counter(index: u32, area: &[u8]) -> Result<Option<bool>, Malformed> {
     let mut reader = Reader::new(area);
     let (found, hash, attributes) = (reader.u32()?, reader.u16()?, reader.u32()?);

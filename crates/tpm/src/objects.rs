@@ -362,7 +362,7 @@ fn integer(bytes: &[u8]) -> Vec<u8> {
     der(0x02, &content)
 }
 
-/// What a public area is, for people.
+/// Describes a public area in words.
 fn describe(public: Option<&Public>, area: &[u8]) -> String {
     let kind = match public.map(|public| &public.algorithm) {
         Some(Algorithm::EccP256 { .. }) => "a P-256 key".to_owned(),

@@ -9,7 +9,7 @@ use crate::public::{Algorithm, Public, attribute};
 use crate::session::{Auth, Entity};
 use crate::wire::{Code, Malformed, Reader, Writer, number};
 
-/// Where persistent handles begin.
+/// First persistent handle.
 const PERSISTENT_BASE: u32 = 0x8100_0000;
 /// Largest offset of the authentication key: above it are handles that are not the
 /// owner's.
@@ -22,11 +22,11 @@ pub struct ProvisioningKeys {
     /// The endorsement key's public area, as the TPM marshals it with its length in
     /// front.
     pub endorsement_key: Vec<u8>,
-    /// The storage root's.
+    /// The storage root's public area, in the same form.
     pub storage_root_key: Vec<u8>,
 }
 
-/// What a provisioning service sends: five structures, one after the other.
+/// The message of a provisioning service: five structures, one after the other.
 pub(crate) struct ImportBlob<'a> {
     credential: &'a [u8],
     credential_secret: &'a [u8],

@@ -28,7 +28,7 @@ const ENDORSEMENT_POLICY: [u8; HASH_LEN] = [
     0xfd, 0x52, 0xd7, 0x6e, 0x06, 0x52, 0x0b, 0x64, 0xf2, 0xa1, 0xda, 0x1b, 0x33, 0x14, 0x69, 0xaa,
 ];
 
-/// What a template is for.
+/// A template for a new object, by its purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Template<'a> {
     /// A storage root, P-256 (TCG's template, with an empty unique field as the tools
@@ -214,7 +214,7 @@ impl Public {
         name_of(&self.area)
     }
 
-    /// Whether keys can be kept under it and sessions salted with it.
+    /// Returns true if keys can be kept under the object and sessions salted with it.
     pub(crate) fn is_storage_root(&self) -> bool {
         let needed = attribute::FIXED
             | attribute::RESTRICTED
@@ -223,7 +223,7 @@ impl Public {
         self.attributes & (needed | attribute::SIGN) == needed && self.protects_with_aes
     }
 
-    /// Whether it is an RSA endorsement key with TCG's default template.
+    /// Returns true if the object is an RSA endorsement key with TCG's default template.
     pub(crate) fn is_endorsement_key(&self) -> bool {
         let asked = Template::EndorsementRsa.marshal().finish();
         // Everything up to the modulus.
@@ -235,7 +235,8 @@ impl Public {
     }
 }
 
-/// Whether there is AES-128-CFB; `None` for another cipher.
+/// Reads a symmetric cipher: true for AES-128-CFB, false for none, `None` for another
+/// cipher.
 fn read_symmetric(reader: &mut Reader<'_>) -> Result<Option<bool>, Malformed> {
     Ok(match reader.u16()? {
         number::ALG_NULL => Some(false),
@@ -246,7 +247,8 @@ fn read_symmetric(reader: &mut Reader<'_>) -> Result<Option<bool>, Malformed> {
     })
 }
 
-/// Whether the signing scheme is one that is used here: none, or ECDSA with SHA-256.
+/// Reads a signing scheme and returns true if it is used here: none, or ECDSA with
+/// SHA-256.
 fn read_scheme(reader: &mut Reader<'_>) -> Result<bool, Malformed> {
     Ok(match reader.u16()? {
         number::ALG_NULL => true,

@@ -1,4 +1,4 @@
-//! What a TPM says of itself, for people who look for the cause of a failure.
+//! State of a TPM, for people who look for the cause of a failure.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ const IN_LOCKOUT: u32 = 1 << 9;
 /// State of a TPM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TpmReport {
-    /// Where it is.
+    /// Address of the TPM.
     pub tcti: String,
     /// The manufacturer's four letters.
     pub manufacturer: String,
@@ -32,17 +32,18 @@ pub struct TpmReport {
     pub model: String,
     /// Version of its firmware, upper and lower half.
     pub firmware: (u16, u16),
-    /// How often it was reset and restarted.
+    /// Numbers of resets and restarts.
     pub resets: (u32, u32),
-    /// Whether the owner, endorsement and lockout hierarchies have auth values.
+    /// True for each of the owner, endorsement and lockout hierarchies that has an auth
+    /// value.
     pub auth_set: [bool; 3],
-    /// Whether it refuses objects that are protected against guessing.
+    /// True if the TPM refuses objects that are protected against guessing.
     pub in_lockout: bool,
     /// Wrong auth values that count now.
     pub failed_attempts: u32,
-    /// How many it takes until lockout.
+    /// Number of wrong auth values at which lockout begins.
     pub attempts_limit: u32,
-    /// After how many seconds one of them is forgiven.
+    /// Seconds after which one wrong auth value is forgiven.
     pub forgiven_after: u32,
     /// Persistent handles.
     pub persistent: Vec<u32>,

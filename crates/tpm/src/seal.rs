@@ -40,10 +40,10 @@ impl PcrSelection {
     }
 }
 
-/// What a sealed secret is released for, besides having its blob and this TPM.
+/// The condition for the release of a sealed secret, besides its blob and this TPM.
 #[derive(Clone)]
 pub enum SealTo {
-    /// Nothing else.
+    /// No other condition.
     Tpm,
     /// An auth value. Each wrong one counts towards the TPM's lockout.
     Auth(AuthValue),

@@ -14,7 +14,8 @@ const DECRYPT: u8 = 0x20;
 /// The answer's first parameter is encrypted.
 const ENCRYPT: u8 = 0x40;
 
-/// What allows the use of a hierarchy or an object. Wiped when dropped, never printed.
+/// The secret that allows the use of a hierarchy or an object. Wiped when dropped, never
+/// printed.
 #[derive(Clone)]
 pub struct AuthValue(Zeroizing<Vec<u8>>);
 
@@ -83,8 +84,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// What the TPM is asked for, after the handle of the salt key: nonce, salt, type,
-    /// cipher and hash.
+    /// Writes the request for a session, after the handle of the salt key: nonce, salt,
+    /// type, cipher and hash.
     pub(crate) fn start_parameters(
         nonce_caller: &[u8; HASH_LEN],
         encrypted_salt: &[u8],
@@ -124,7 +125,8 @@ impl Session {
     }
 }
 
-/// How one handle of a command is authorized, or what encrypts its parameter.
+/// The authorization for one handle of a command, or the session that encrypts its
+/// parameter.
 pub(crate) enum Auth<'a> {
     /// By an empty auth value, without a session. Only where nothing is secret.
     Empty,
@@ -235,9 +237,10 @@ pub(crate) fn prepare(
     Ok(Prepared { bytes, attributes })
 }
 
-/// What a TPM answered.
+/// The answer of a TPM.
 pub(crate) struct Answer {
-    /// The handle of what it loaded or started.
+    /// Handle of the object that was loaded or the session that was started, if the
+    /// command has one.
     pub(crate) handle: Option<u32>,
     /// The parameters, decrypted.
     pub(crate) parameters: Zeroizing<Vec<u8>>,

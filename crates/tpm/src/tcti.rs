@@ -17,12 +17,12 @@ use crate::wire::MESSAGE_LIMIT;
 
 /// The device with the kernel's resource manager, which keeps users of the TPM apart.
 const DEFAULT_DEVICE: &str = "/dev/tpmrm0";
-/// Where swtpm listens when nobody says.
+/// Address at which swtpm listens by default.
 const DEFAULT_SWTPM: (&str, u16) = ("127.0.0.1", 2321);
 /// Tag, size and code.
 const HEADER_LEN: usize = 10;
 
-/// Where a TPM is: `device[:/dev/tpmrm0]`, `swtpm[:host=H,port=P]` or
+/// The address of a TPM: `device[:/dev/tpmrm0]`, `swtpm[:host=H,port=P]` or
 /// `swtpm:path=/socket`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tcti {
@@ -113,9 +113,9 @@ impl fmt::Display for Tcti {
 }
 
 impl Tcti {
-    /// Whether nobody else can have objects in the TPM while this connection is open.
-    /// Then whatever is found there is left over from somebody who is gone. The kernel's
-    /// resource manager shows each user only its own.
+    /// Returns true if nobody else can have objects in the TPM while this connection is
+    /// open. Objects that are found there are then leftovers of an earlier user. The
+    /// kernel's resource manager shows each user only the user's own objects.
     pub(crate) fn is_exclusive(&self) -> bool {
         match self {
             Self::Device(path) => {
@@ -190,8 +190,8 @@ impl Transport for Device {
 
 struct Stream<S> {
     stream: S,
-    /// Where answers arrive; wiped after each as far as it was used, since wiping all of
-    /// it costs more than an HMAC.
+    /// Buffer for answers. After each answer the used bytes are wiped, since wiping the
+    /// whole buffer costs more than an HMAC.
     arrived: Zeroizing<Vec<u8>>,
 }
 

@@ -1,4 +1,4 @@
-//! How values look on the way to a TPM and back (TPM 2.0 Library, part 2): big-endian
+//! Form of values on the way to a TPM and back (TPM 2.0 Library, part 2): big-endian
 //! integers, byte strings behind a 16-bit length.
 //!
 //! Written here and not taken from a marshalling crate for two reasons. A session hashes
@@ -61,7 +61,7 @@ impl Writer {
         self.u16(len).bytes(bytes)
     }
 
-    /// What was written; `None` if it is longer than any message.
+    /// Returns the written bytes; `None` if they are longer than any message.
     pub(crate) fn finish(self) -> Option<Zeroizing<Vec<u8>>> {
         (!self.too_long).then_some(self.bytes)
     }
@@ -227,7 +227,7 @@ impl Code {
         }
     }
 
-    /// Whether the first parameter is a byte string, which a session can encrypt.
+    /// Returns true if the first parameter is a byte string, which a session can encrypt.
     pub(crate) fn first_parameter_is_sized(self) -> bool {
         matches!(
             self,
@@ -249,8 +249,8 @@ impl Code {
         )
     }
 
-    /// Whether the first parameter of the answer is a byte string, which a session can
-    /// encrypt.
+    /// Returns true if the first parameter of the answer is a byte string, which a
+    /// session can encrypt.
     pub(crate) fn first_answer_is_sized(self) -> bool {
         matches!(
             self,
@@ -271,7 +271,7 @@ impl Code {
         )
     }
 
-    /// Whether the answer begins with a handle.
+    /// Returns true if the answer begins with a handle.
     pub(crate) fn answers_with_handle(self) -> bool {
         matches!(self, Self::CreatePrimary | Self::HmacStart | Self::Load | Self::StartAuthSession)
     }
@@ -288,7 +288,7 @@ pub(crate) mod number {
     pub(crate) const RH_NULL: u32 = 0x4000_0007;
     pub(crate) const RS_PW: u32 = 0x4000_0009;
     pub(crate) const RH_ENDORSEMENT: u32 = 0x4000_000b;
-    /// What a TPM puts in front of everything that it made itself and signs.
+    /// Number that a TPM puts in front of everything that it made itself and signs.
     pub(crate) const GENERATED: u32 = 0xff54_4347;
 
     pub(crate) const ALG_RSA: u16 = 0x0001;

@@ -14,7 +14,7 @@ fn counter(auth: &[u8]) -> NvCounter {
     NvCounter::new(INDEX, AuthValue::new(auth).unwrap()).unwrap()
 }
 
-/// What the tools read.
+/// Reads the counter with the tools.
 fn tools_read(swtpm: &Swtpm, folder: &Path) -> u64 {
     swtpm.tool_ok(folder, "tpm2_nvread", &["-C", "o", "-o", "value", INDEX_TEXT]);
     u64::from_be_bytes(std::fs::read(folder.join("value")).unwrap().try_into().unwrap())

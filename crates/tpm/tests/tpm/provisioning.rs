@@ -9,7 +9,7 @@ use crate::swtpm::{Swtpm, assert_no_leak};
 
 const INDEX: u32 = 0x100;
 
-/// What a provisioning service sends for this TPM.
+/// Returns a provisioning service's message for this TPM, and the expected HMACs.
 fn import_blob(service: &Swtpm, tpm: &Tpm, messages: &[&[u8]]) -> (Vec<u8>, Vec<Vec<u8>>) {
     let keys = tpm.provisioning_keys().unwrap();
     service::import_blob(service, &keys.endorsement_key, &keys.storage_root_key, messages)

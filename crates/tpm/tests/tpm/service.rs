@@ -4,8 +4,8 @@ use std::fs;
 
 use crate::swtpm::Swtpm;
 
-/// What a provisioning service sends for a TPM with these public keys, and the HMACs of
-/// `messages` that the key in it gives.
+/// Returns a provisioning service's message for a TPM with these public keys, and the
+/// HMACs of `messages` under the key in it.
 pub(crate) fn import_blob(
     service: &Swtpm,
     endorsement_key: &[u8],

@@ -21,7 +21,7 @@ const PAIRS: u32 = 4000;
 /// As firmware leaves a TPM.
 const STARTED: &str = "not-need-init,startup-clear";
 
-/// Whether there are no software TPMs or no tools for them here, so that the test cannot
+/// Returns true if software TPMs or their tools are missing here, so that the test cannot
 /// run.
 pub(crate) fn skip() -> bool {
     crate::parts::missing(&["swtpm", "tpm2_getcap"])
