@@ -12,18 +12,18 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 
-/// Which part of a log is wanted (wire facts, section 2.6).
+/// The wanted lines of a log (wire facts, section 2.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogQuery {
-    /// Stay and send what comes, until the module ends.
+    /// True if the answer stays open and sends new lines until the module ends.
     pub follow: bool,
-    /// Only so many lines from the end; `None` is all.
+    /// Number of lines from the end; `None` means all lines.
     pub tail: Option<u64>,
-    /// Only lines at or after this time, seconds since the epoch; 0 is all.
+    /// Earliest time of a line, seconds since the epoch; 0 means all lines.
     pub since: i64,
-    /// Only lines before this time, seconds since the epoch.
+    /// Time before which lines are wanted, seconds since the epoch; `None` means no end.
     pub until: Option<i64>,
-    /// Put the time in front of each line.
+    /// True if each line begins with its time.
     pub timestamps: bool,
 }
 

@@ -1,5 +1,5 @@
-//! What either runtime says about a module's state, in the words of the management API
-//! (wire facts, section 2.3).
+//! State of a module, from either runtime, in the words of the management API (wire
+//! facts, section 2.3).
 
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::id::ContainerId;
@@ -38,10 +38,10 @@ impl ModuleState {
     }
 }
 
-/// How and when a module last ended.
+/// Time and code of a module's last end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExitStatus {
-    /// When.
+    /// Time of the end.
     pub at: OffsetDateTime,
     /// Exit code; 128 plus the number if a signal ended it; `None` if nobody was there to
     /// be told (a host module that ended after moduled had been restarted).
@@ -62,12 +62,12 @@ pub struct ModuleStatus {
     pub container: Option<ContainerId>,
     /// Its state.
     pub state: ModuleState,
-    /// When it was last started.
+    /// Time of the last start; `None` if no start is known.
     pub started: Option<OffsetDateTime>,
-    /// How it last ended.
+    /// Time and code of the last end; `None` if no end is known.
     pub exit: Option<ExitStatus>,
     /// Labels of the container; none for host modules.
     pub labels: Vec<(String, String)>,
-    /// What else is to be said about it, in words.
+    /// Remark about the module, in words; `None` if there is none.
     pub note: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What is read out of the engine's description of a container. Pure.
+//! Reading of the engine's description of a container. Pure.
 
 use std::collections::BTreeMap;
 
@@ -29,9 +29,9 @@ pub struct Container {
     pub state: ModuleState,
     /// State in the engine's own word.
     pub phase: String,
-    /// When it was last started.
+    /// Time of the last start; `None` if no start is known.
     pub started: Option<OffsetDateTime>,
-    /// How it last ended.
+    /// Time and code of the last end; `None` if no end is known.
     pub exit: Option<ExitStatus>,
     /// Its labels.
     pub labels: Vec<(String, String)>,
@@ -70,7 +70,7 @@ impl Container {
         self.labels.iter().find(|(present, _)| present == name).map(|(_, value)| value.as_str())
     }
 
-    /// Whether the container is labelled as a module.
+    /// Returns true if the container is labelled as a module.
     #[must_use]
     pub fn is_module(&self) -> bool {
         self.label(OWNER_LABEL) == Some(OWNER)
@@ -113,16 +113,16 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
-    /// Whether a container that was inspected before still has this name and is in the
-    /// same phase of its life.
+    /// Returns true if a container that was inspected before still has this name and is
+    /// in the same phase of its life.
     pub(crate) fn agrees_with(&self, name: &str, phase: &str) -> bool {
         self.phase == phase
             && self.names.iter().any(|listed| listed.trim_start_matches('/') == name)
     }
 }
 
-/// What is mounted into a container, by its inspection; `None` if that has not the
-/// documented form.
+/// Reads the mounts of a container from its inspection; `None` if the inspection has not
+/// the documented form.
 pub(super) fn mounts(answer: &Value) -> Option<Vec<MadeMount>> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let one = |mount: &Value| {
@@ -142,7 +142,8 @@ pub(super) fn mounts(answer: &Value) -> Option<Vec<MadeMount>> {
     }
 }
 
-/// What a volume is, by its inspection; `None` if that has not the documented form.
+/// Reads a volume from its inspection; `None` if the inspection has not the documented
+/// form.
 pub(super) fn volume(answer: &Value) -> Option<Volume> {
     let driver = answer["Driver"].as_str()?.to_owned();
     let options = match &answer["Options"] {

@@ -20,7 +20,8 @@ pub const OPTIONS_LABEL: &str = "edgekeep.options";
 /// settings of the endpoint. What somebody detaches is attached again by it.
 pub const NETWORKS_LABEL: &str = "edgekeep.networks";
 
-/// What a container is made from. Not printable: environment and options hold secrets.
+/// The specification that a container is made from. Not printable: environment and
+/// options hold secrets.
 #[derive(Clone, Default)]
 pub struct ContainerSpec<'a> {
     /// Image name as the deployment has it.
@@ -59,13 +60,13 @@ impl std::fmt::Debug for CreateBody {
     }
 }
 
-/// Why create options are not usable.
+/// The member for which create options are not usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("create options: {member} must be {expected}")]
 pub struct CreateOptionsError {
     /// The member, as a path.
     pub member: &'static str,
-    /// What it must be.
+    /// Description of the allowed values.
     pub expected: &'static str,
 }
 
@@ -120,7 +121,7 @@ pub fn wanted_networks(body: &Map<String, Value>) -> Map<String, Value> {
     wanted
 }
 
-/// Whether a network mode is the name of a network that somebody made.
+/// Returns true if a network mode is the name of a network that somebody made.
 fn is_network(mode: &str) -> bool {
     !matches!(
         mode,

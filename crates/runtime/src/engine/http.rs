@@ -28,7 +28,7 @@ const MAX_MESSAGE: usize = 1024;
 /// Time to the answer's headers, and for a JSON answer to its end.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
-/// What stands unescaped in a path segment or query value.
+/// Characters that stay unescaped in a path segment or query value.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A path with a query, of which every variable part has been escaped.

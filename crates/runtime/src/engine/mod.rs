@@ -42,10 +42,11 @@ use http::{ANSWER_LIMIT, Call, Connector, JsonLines, Target};
 /// A pull that reports nothing for so long has stalled.
 const PULL_SILENCE: Duration = Duration::from_secs(300);
 
-/// How often a list that failed because of what is being removed is asked for again.
+/// Number of times that a failed list is asked for again. A list can fail because a
+/// listed container or image is being removed.
 const LIST_TRIES: u32 = 5;
 
-/// Why a call to the engine failed.
+/// Failure of a call to the engine.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
@@ -57,14 +58,14 @@ pub enum EngineError {
     Connect {
         /// The engine's socket.
         socket: PathBuf,
-        /// Why not.
+        /// Error of the connection.
         #[source]
         source: io::Error,
     },
     /// The request could not be formed.
     #[error("cannot form a request to the container engine")]
     Request {
-        /// Why not.
+        /// The fault of the request.
         #[source]
         source: ::http::Error,
     },
@@ -74,7 +75,7 @@ pub enum EngineError {
     /// No answer in time.
     #[error("the container engine did not answer within {limit:?}")]
     Timeout {
-        /// How long was waited.
+        /// Time that was waited.
         limit: Duration,
     },
     /// The engine refused.
@@ -88,7 +89,7 @@ pub enum EngineError {
     /// More than is held in memory.
     #[error("the container engine's answer is longer than {limit} bytes")]
     TooLong {
-        /// How many bytes are taken.
+        /// Longest answer that is taken, in bytes.
         limit: usize,
     },
     /// The answer is not JSON, or not of the documented form.
@@ -100,13 +101,13 @@ pub enum EngineError {
     /// The module has no container.
     #[error("module {module} has no container")]
     NoContainer {
-        /// Which module.
+        /// Id of the module.
         module: ModuleId,
     },
     /// A container of the module's name exists that is not a module.
     #[error("container {module} was not made as a module; rename or remove it")]
     NotAModule {
-        /// Which name.
+        /// Module id that has the same name.
         module: ModuleId,
     },
     /// Create options that cannot be used.
@@ -115,9 +116,9 @@ pub enum EngineError {
     /// The engine made the container from another image than was asked for.
     #[error("the engine used image {used} instead of {wanted}; the container was removed")]
     OtherImage {
-        /// What was asked for.
+        /// The image that was asked for.
         wanted: Sha256Digest,
-        /// What it has.
+        /// The image that the container has.
         used: Sha256Digest,
     },
 }
@@ -141,8 +142,8 @@ impl EngineError {
     }
 }
 
-/// What was created: the part of a registration that the engine knows, and what is still
-/// to be judged.
+/// A created container: the part of a registration that the engine knows, and the
+/// properties that are still to be judged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Created {
     /// The container.
@@ -153,7 +154,7 @@ pub struct Created {
     pub options: Sha256Digest,
     /// The body that it was made from. It holds the environment.
     pub body: Map<String, Value>,
-    /// What is mounted into it.
+    /// Mounts of the container.
     pub mounts: Vec<MadeMount>,
 }
 
@@ -241,8 +242,8 @@ impl Engine {
         Ok((made.image, mounts))
     }
 
-    /// What is mounted into a container, by its name or id, and from which containers it
-    /// takes over more; `None` if there is none.
+    /// Returns the mounts of a container, by its name or id, and the containers from
+    /// which it takes over more mounts. `None` if there is no such container.
     ///
     /// # Errors
     /// What the engine says.

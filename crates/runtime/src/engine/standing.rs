@@ -1,6 +1,6 @@
-//! How a module's own container stands at the engine, and the single calls that put it
-//! right: what [`edgekeep_core::container::plan`] decides by, and its steps. Every call
-//! names the container by its id.
+//! Standing of a module's own container at the engine, and the single calls that put it
+//! right. [`edgekeep_core::container::plan`] decides by the standing; the calls carry out
+//! its steps. Every call names the container by its id.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,8 +17,8 @@ use super::{Engine, EngineError};
 const LONGEST_GRACE: u64 = 3600;
 
 impl Engine {
-    /// How the container `own` stands that is to have this name. `is_module` says whether
-    /// another container is registered for a module.
+    /// Looks up the standing of the container `own`, which is to have this name.
+    /// `is_module` returns true if another container is registered for a module.
     ///
     /// # Errors
     /// What the engine says; it is away.
@@ -154,7 +154,8 @@ fn own_from_inspect(answer: &Value) -> Option<Own> {
     })
 }
 
-/// What of an endpoint was asked for, not assigned.
+/// Returns the settings of an endpoint that were asked for, without those that the engine
+/// assigned.
 fn endpoint(entry: &Value) -> Value {
     let asked = ["IPAMConfig", "Links", "Aliases", "DriverOpts"];
     let members = asked.into_iter().filter(|member| !entry[*member].is_null());

@@ -1,4 +1,4 @@
-//! Which processes a process stems from.
+//! Ancestors of a process.
 
 use std::os::fd::OwnedFd;
 

@@ -1,4 +1,4 @@
-//! What the kernel tells of the file that a process executes, for the decision in
+//! Facts from the kernel about the file that a process executes, for the decision in
 //! [`edgekeep_core::attestation::backing`].
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -50,7 +50,7 @@ impl Backings {
         Self { denies_writers, overlays: Mutex::new(Recent::new(REMEMBERED_MOUNTS)) }
     }
 
-    /// Whether this kernel keeps writers out of files that are executed.
+    /// Returns true if this kernel keeps writers out of files that are executed.
     pub(super) fn denies_writers(&self) -> bool {
         self.denies_writers
     }
@@ -118,8 +118,9 @@ impl Backings {
     }
 }
 
-/// Whether this process can open its own executable for writing; `None` if it may not in
-/// any case.
+/// Tries to open this process's own executable for writing. True if the kernel refuses
+/// because the file is executed, false if the kernel allows it. `None` if this process
+/// may not write the file in any case.
 fn tried_to_write() -> Option<bool> {
     match rustix::fs::open("/proc/self/exe", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
         Err(Errno::TXTBSY) => Some(true),
@@ -187,8 +188,8 @@ fn mount_of(opened: BorrowedFd<'_>) -> Option<u64> {
         .then_some(seen.stx_mnt_id)
 }
 
-/// Where an overlay's changes go; what cannot be looked at counts as something that is
-/// not known.
+/// Finds the storage of an overlay's changes. A folder that cannot be looked at counts as
+/// storage of an unknown kind.
 fn upper(line: &MountLine<'_>) -> Option<Storage> {
     let folder = line.options.split(',').find_map(|option| option.strip_prefix("upperdir="))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

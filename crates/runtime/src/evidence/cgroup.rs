@@ -1,4 +1,4 @@
-//! Which cgroup path counts, and which container it names.
+//! Choice of the cgroup path that counts, and of the container that the path names.
 
 use edgekeep_core::id::ContainerId;
 
@@ -57,7 +57,7 @@ impl CgroupHierarchy {
         })
     }
 
-    /// Where this hierarchy is mounted by convention.
+    /// Returns the conventional mount point of this hierarchy.
     #[must_use]
     pub fn mount_point(&self) -> String {
         match self {
@@ -75,7 +75,7 @@ impl CgroupHierarchy {
 pub struct ContainerCgroup {
     /// The path up to the id, from the root of the hierarchy.
     pub before: String,
-    /// What follows the id in the same path component.
+    /// Rest of the path component after the id.
     pub after: String,
 }
 

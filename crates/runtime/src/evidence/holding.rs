@@ -1,4 +1,4 @@
-//! How a process holds its end of a connection.
+//! Hold of a process on its end of a connection.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -51,8 +51,8 @@ impl Numbers {
     }
 }
 
-/// How a connection is held, as it was when looked at. While this lives its descriptor
-/// counts as taken.
+/// The hold on a connection, as it was when looked at. While this value lives, its
+/// descriptor counts as taken.
 #[derive(Debug)]
 pub struct Held {
     holding: Holding,
@@ -66,7 +66,7 @@ impl Held {
         Self { holding, descriptor: None }
     }
 
-    /// How it is held.
+    /// Returns the hold on the connection.
     #[must_use]
     pub fn holding(&self) -> Holding {
         self.holding
@@ -86,12 +86,13 @@ fn lock(numbers: &Mutex<Numbers>) -> MutexGuard<'_, Numbers> {
 }
 
 impl ProcDir {
-    /// How the process holds the socket with this inode number.
+    /// Finds the hold of the process on the socket with this inode number.
     ///
-    /// Between the moment at which a new program shows as the executable and the one at
-    /// which descriptors are closed for it, `execve` holds a lock. It is waited for here,
-    /// so that whoever has looked at the executable before sees the descriptors of that
-    /// program, and none that its predecessor left for a moment.
+    /// Between the moment at which a new program shows as the executable and the moment
+    /// at which descriptors are closed for that program, `execve` holds a lock. This
+    /// function waits for the lock. So a caller that has looked at the executable before
+    /// sees the descriptors of that program, and none that the previous program left for
+    /// a moment.
     ///
     /// The descriptors in which the process had connections before are tried first, one
     /// call each.
@@ -146,8 +147,8 @@ impl ProcDir {
         }
     }
 
-    /// Whether a descriptor is closed on exec; `None` if it is gone or something else
-    /// than the socket.
+    /// Returns true if a descriptor is closed on exec; `None` if the descriptor is gone
+    /// or is something else than the socket.
     fn closes_on_exec(&self, number: u32, wanted: &str) -> Result<Option<bool>, EvidenceError> {
         // Read and not followed: what lies behind could be a file system that keeps
         // whoever asks waiting. What is longer than the buffer is no socket.
@@ -230,8 +231,8 @@ mod tests {
         }
     }
 
-    /// What the kernel does for a moment in the middle of `execve`: the new program
-    /// shows, and the old descriptors are there.
+    /// Looks for a state that the kernel has for a moment in the middle of `execve`: the
+    /// new program shows, and the old descriptors are still there.
     #[test]
     fn a_descriptor_that_closes_on_exec_is_never_seen_with_the_program_that_was_executed_after_it()
     {

@@ -1,6 +1,5 @@
-//! Whether a container's executable is an unmodified file of its image: the file is
-//! looked up in the image's own layers, which the container cannot write to, and compared
-//! by content.
+//! Comparison of a container's executable with its image. The file is looked up in the
+//! image's own layers, which the container cannot write to, and compared by content.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -30,12 +29,12 @@ const MAX_LAYERS: usize = 500;
 pub struct ImageLayers {
     image: Sha256Digest,
     folders: Arc<[PathBuf]>,
-    /// Whether the image has them by itself, for every container; otherwise one container
-    /// has them mounted.
+    /// True if the folders belong to the image itself and serve every container of it;
+    /// false if they were read from the mounts of one container.
     of_image: bool,
 }
 
-/// What the layers hold under a path.
+/// Result of a lookup of a path in the layers.
 #[derive(Debug)]
 pub enum LayerLookup {
     /// A regular file.
@@ -79,7 +78,8 @@ impl ImageLayers {
         Some(Self { image, folders: folders.into(), of_image: false })
     }
 
-    /// Whether they serve every container of the image, as long as there is one.
+    /// Returns true if the layers serve every container of the image, as long as the
+    /// image exists.
     pub(crate) fn is_of_image(&self) -> bool {
         self.of_image
     }
@@ -198,8 +198,8 @@ impl Default for ImageMemo {
 }
 
 impl ImageMemo {
-    /// Whether the image holds content with `digest` under `path`; `None` if that cannot
-    /// be determined.
+    /// Returns true if the image holds content with `digest` under `path`; `None` if that
+    /// cannot be determined.
     pub(super) async fn unmodified(
         &self,
         image: &ImageLayers,

@@ -50,14 +50,14 @@ impl Kept {
     }
 }
 
-/// What a measurement is of: with all of this the same it comes out the same, where it
-/// lasts.
+/// The inputs of a measurement. With all inputs the same, a measurement that lasts has
+/// the same result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Subject {
     executable: ExecutableFile,
     mount: u64,
     started_from: StartedFrom,
-    /// The image that it was compared with, and the path in it.
+    /// The image that the executable was compared with, and the path in the image.
     image: Option<(Sha256Digest, PathBuf)>,
 }
 

@@ -44,11 +44,11 @@ pub(crate) use root_mount::{may_mount, may_name_executable};
 use image::ImageMemo;
 use kept::{Kept, Measured, Subject};
 
-/// How many ancestors are followed before giving up; deeper trees than this are not made
-/// by init systems or engines.
+/// Number of ancestors that are followed before giving up. Init systems and engines do
+/// not make deeper trees.
 pub const MAX_ANCESTRY: usize = 64;
 
-/// Why no evidence could be gathered.
+/// The cause for which no evidence could be gathered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvidenceError {
@@ -70,7 +70,7 @@ pub enum EvidenceError {
     Unreadable {
         /// Name of the entry below `/proc/PID`.
         what: &'static str,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -88,7 +88,7 @@ pub enum EvidenceError {
     Doubted(Doubt),
 }
 
-/// What the module's own start says about the files that its processes execute.
+/// Facts from the module's own start about the files that its processes execute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StartedFrom {
     /// The sealed copy that the daemon made for a host module.
@@ -161,8 +161,8 @@ impl Collector {
         }
     }
 
-    /// Whether this kernel keeps writers out of files that are executed. Where it does
-    /// not, hardly any executable is known by its content.
+    /// Returns true if this kernel keeps writers out of files that are executed. On other
+    /// kernels hardly any executable is known by its content.
     #[must_use]
     pub fn kernel_denies_writers(&self) -> bool {
         self.backings.denies_writers()
@@ -190,10 +190,10 @@ impl Collector {
         snapshot.is_of_same_caller(&now).then_some(now)
     }
 
-    /// How the process holds its end of a connection, which is the socket with this inode
-    /// number.
+    /// Finds the hold of the process on its end of a connection. `socket` is the inode
+    /// number of that end.
     ///
-    /// To be asked as soon as the connection is accepted: a program may change the flags
+    /// To be called as soon as the connection is accepted: a program may change the flags
     /// of its descriptors.
     #[must_use]
     pub fn holding(&self, process: &ProcDir, socket: u64) -> Held {

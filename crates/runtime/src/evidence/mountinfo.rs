@@ -9,7 +9,7 @@ pub(super) struct MountLine<'a> {
     pub(super) device: &'a str,
     /// The folder of the file system that is seen.
     pub(super) root: &'a str,
-    /// Where it is seen.
+    /// Mount point: the path at which the folder is seen.
     pub(super) point: &'a str,
     /// Name of the kind of file system.
     pub(super) file_system: &'a str,

@@ -38,7 +38,7 @@ pub struct ProcDir {
     numbers: Arc<Mutex<Numbers>>,
 }
 
-/// What stays the same as long as a process lives.
+/// The properties that stay the same as long as a process lives.
 #[derive(Debug, Clone, Copy)]
 struct Fixed {
     start_time: u64,
@@ -46,7 +46,7 @@ struct Fixed {
     pid_namespace: u64,
 }
 
-/// What earlier looks found. None of it is believed without a look that says so.
+/// Results of earlier looks. No result is believed without a new look that confirms it.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// The last snapshot that two looks in a row agreed on.
@@ -279,7 +279,7 @@ impl ProcDir {
     }
 }
 
-/// Whether the process behind a pidfd has ended.
+/// Returns true if the process behind a pidfd has ended.
 pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool, Errno> {
     let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
     rustix::event::poll(&mut fds, Some(&Timespec::default()))?;

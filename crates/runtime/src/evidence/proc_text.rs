@@ -2,7 +2,7 @@
 
 use edgekeep_core::attestation::{Ancestor, ProcessInstance};
 
-/// What `/proc/PID/stat` is read for.
+/// The values that are read from `/proc/PID/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ProcStat {
     pub(crate) parent: u32,
@@ -19,7 +19,7 @@ impl ProcStat {
     }
 }
 
-/// What `/proc/PID/status` is read for.
+/// The values that are read from `/proc/PID/status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ProcStatus {
     pub(super) uid: u32,

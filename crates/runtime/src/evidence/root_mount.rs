@@ -44,15 +44,16 @@ pub(super) fn lower_folders(mountinfo: &str) -> Option<Vec<PathBuf>> {
     usable.then(|| lower.into_iter().map(|folder| all.join(folder)).collect())
 }
 
-/// Whether something in the container may have mounted file systems, by the engine's
-/// description of it.
+/// Returns true if a process in the container may have mounted file systems, by the
+/// engine's description of the container.
 pub(crate) fn may_mount(inspection: &Value) -> bool {
     may(inspection, &["ALL", "SYS_ADMIN"])
 }
 
-/// Whether something in the container may name another file than the one that it executes
-/// (`PR_SET_MM`), by the engine's description of it: by a capability, or in a user
-/// namespace of its own, which the engine's filter of system calls is to refuse.
+/// Returns true if a process in the container may name another file than the one that it
+/// executes (`PR_SET_MM`), by the engine's description of the container. It may do so by
+/// a capability, or in a user namespace of its own, which the engine's filter of system
+/// calls is to refuse.
 pub(crate) fn may_name_executable(inspection: &Value) -> bool {
     let unfiltered = match &inspection["HostConfig"]["SecurityOpt"] {
         Value::Null => false,
@@ -67,8 +68,8 @@ pub(crate) fn may_name_executable(inspection: &Value) -> bool {
     unfiltered || may(inspection, &["ALL", "SYS_ADMIN", "SYS_RESOURCE", "CHECKPOINT_RESTORE"])
 }
 
-/// Whether the container has one of these capabilities beyond the engine's own choice, or
-/// may do everything.
+/// Returns true if the container has one of these capabilities beyond the engine's own
+/// choice, or may do everything.
 fn may(inspection: &Value, capabilities: &[&str]) -> bool {
     let host = &inspection["HostConfig"];
     let added = match &host["CapAdd"] {

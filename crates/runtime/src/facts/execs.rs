@@ -1,12 +1,12 @@
-//! When the engine's `exec` brought processes into a container, on the clock of process
-//! start times.
+//! Times at which the engine's `exec` brought processes into a container, on the clock of
+//! process start times.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// How much earlier than its event an `exec` may have started its process: Podman tells
-/// afterwards, and the wall clock may have been set in between.
+/// Longest time by which an `exec` may have started its process before its event. Podman
+/// reports an `exec` afterwards, and the wall clock may have been set in between.
 const LATE_BY: Duration = Duration::from_secs(2);
 
 /// After this time an event has come, or the stream is broken and nothing is known.
@@ -47,13 +47,13 @@ impl Now {
         u64::try_from(at * self.ticks_per_second / 1_000_000_000).unwrap_or(0)
     }
 
-    /// How long ago a process with this start time was started.
+    /// Returns the time since a process with this start time was started.
     pub(super) fn age(&self, start_time: u64) -> Duration {
         let started = i128::from(start_time) * 1_000_000_000 / self.ticks_per_second;
         Duration::from_nanos(u64::try_from(self.boot - started).unwrap_or(0))
     }
 
-    /// How long ago it was told that this is the earliest start time.
+    /// Returns the time since the event that gave this earliest start time.
     pub(super) fn since_told(&self, earliest_start: u64) -> Duration {
         self.age(earliest_start).saturating_sub(LATE_BY)
     }
@@ -66,8 +66,8 @@ impl Now {
     }
 }
 
-/// Whether an event's action says that a process is about to be, or was, brought into a
-/// container.
+/// Returns true if an event's action says that a process is about to be, or was, brought
+/// into a container.
 pub(super) fn is_exec(action: &str) -> bool {
     action == "exec" || action.starts_with("exec_create") || action.starts_with("exec_start")
 }

@@ -1,5 +1,5 @@
-//! What runs, by the engine's event stream: the facts that a verdict needs, without a
-//! call to the engine on the request path.
+//! Facts about running modules, by the engine's event stream. A verdict needs these
+//! facts, and takes them without a call to the engine on the request path.
 //!
 //! The stream is opened first and everything is inspected then, so nothing that happens
 //! in between is lost. From the moment the stream breaks until the next inspection is
@@ -54,14 +54,14 @@ struct Shared {
     hierarchy: CgroupHierarchy,
     /// `None` until everything was inspected once.
     known: RwLock<Option<Known>>,
-    /// When the engine was heard last, on the clock of start times and with the time that
-    /// its word may take.
+    /// Moment at which the engine was heard last, on the clock of start times, less the
+    /// time by which its word may be late.
     heard: AtomicU64,
     changes: watch::Sender<u64>,
     networks: watch::Sender<u64>,
 }
 
-/// What was heard.
+/// The state that was heard.
 #[derive(Debug, Clone, Default)]
 struct Known {
     /// By container name.
@@ -76,7 +76,8 @@ struct Entry {
     container: ContainerId,
     layers: Option<ImageLayers>,
     facts: RunningFacts,
-    /// What was last inspected; `None` if something has happened to it since.
+    /// Result of the last inspection; `None` if something has happened to the container
+    /// since.
     inspected: Option<Inspected>,
 }
 
@@ -99,16 +100,17 @@ impl EngineWatch {
         Self { shared, task }
     }
 
-    /// What runs for a module now.
+    /// Returns the facts about the module now.
     #[must_use]
     pub fn facts(&self, module: &ModuleId) -> RunningFacts {
         self.shared.facts(module.name())
     }
 
-    /// What runs for a module, waiting up to `limit` for it to be running.
+    /// Returns the facts about the module, and waits up to `limit` for the module to be
+    /// running.
     ///
-    /// For a caller whose cgroup already is the registered container's: it can be quicker
-    /// than the engine's event about its start.
+    /// For a caller whose cgroup already is the registered container's: the caller can be
+    /// quicker than the engine's event about the start.
     pub async fn facts_within(&self, module: &ModuleId, limit: Duration) -> RunningFacts {
         let mut changes = self.shared.changes.subscribe();
         let running = async {
@@ -123,8 +125,9 @@ impl EngineWatch {
         timeout(limit, running).await.unwrap_or_else(|_| self.facts(module))
     }
 
-    /// What runs for a module, with every `exec` that may have made `process`, a child of
-    /// its first process; unknown if the engine does not tell.
+    /// Returns the facts about the module, with every `exec` that may have made
+    /// `process`, a child of the module's first process. The facts are unknown if the
+    /// engine does not answer.
     ///
     /// For a process so young that the engine's word about its making may still be on its
     /// way: keeps it waiting until it is a second old, and asks the engine.
@@ -153,8 +156,8 @@ impl EngineWatch {
         }
     }
 
-    /// Whether what is known of a module is of a first process that has ended: the
-    /// engine's word about a restart has not come yet. Some engines take their time.
+    /// Returns true if the facts about a module name a first process that has ended. The
+    /// engine's word about a restart has then not come yet; some engines take their time.
     #[must_use]
     pub fn is_behind(&self, module: &ModuleId) -> bool {
         matches!(self.facts(module), RunningFacts::Running(running) if !lives(running.init))
@@ -207,7 +210,7 @@ impl EngineWatch {
         Ok(modules)
     }
 
-    /// Whether the engine has been heard and everything inspected.
+    /// Returns true if the engine is heard and everything has been inspected.
     #[must_use]
     pub fn is_reconciled(&self) -> bool {
         self.shared.read(|known| known.is_some_and(|known| known.silent_since.is_none()))
@@ -220,8 +223,8 @@ impl EngineWatch {
         self.shared.read(|known| Some(execs::Now::read().since_told(known?.silent_since?)))
     }
 
-    /// How many modules' containers run, do not run, and are not known to do either;
-    /// `None` while the engine is silent.
+    /// Counts the modules' containers: those that run, those that do not run, and those
+    /// of which neither is known. `None` while the engine is silent.
     #[must_use]
     pub fn counts(&self) -> Option<[usize; 3]> {
         self.shared.read(|known| {
@@ -264,8 +267,8 @@ impl Inspected {
 }
 
 impl Entry {
-    /// What was last inspected, if by the engine's list and the kernel nothing has
-    /// happened since.
+    /// Returns the status from the last inspection, if by the engine's list and the
+    /// kernel nothing has happened since.
     fn still(&self, listed: &Listed) -> Option<&ModuleStatus> {
         let Inspected { status, phase } = self.inspected.as_ref()?;
         let same_process = match &self.facts {
@@ -397,9 +400,10 @@ impl Shared {
         Ok(())
     }
 
-    /// What was marked for this run of a container stays; for one that is new here, and
-    /// for each after a silence, the engine is asked what it remembers (Docker: the last
-    /// 256 events), and what it forgot is not known.
+    /// Adds the earlier `exec`s of this run of a container. A mark that is already there
+    /// stays. For a container that is new here, and for each container after a silence,
+    /// the engine is asked what it remembers (Docker: the last 256 events). An `exec`
+    /// that the engine has forgotten is not known.
     async fn add_past_execs(&self, name: &str, entry: &mut Entry) {
         let RunningFacts::Running(running) = &mut entry.facts else { return };
         let before = self.read(|known| {

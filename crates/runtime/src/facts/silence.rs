@@ -1,4 +1,4 @@
-//! What still counts while the engine is not heard. Pure.
+//! Facts that still count while the engine is not heard. Pure.
 //!
 //! Engines give a container its image and options when they make it, and never others; to
 //! run anything else they start another first process. A container whose first process
@@ -11,7 +11,8 @@ use edgekeep_core::attestation::{ProcessInstance, RunningFacts};
 
 use super::execs::earlier;
 
-/// What is left of `heard` when the engine has been silent since a moment (a start time).
+/// Returns the facts that are left of `heard` when the engine has been silent since a
+/// moment (a start time).
 pub(super) fn kept(
     heard: RunningFacts,
     since: u64,

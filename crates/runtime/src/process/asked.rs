@@ -1,5 +1,5 @@
-//! What the launching process is asked for, and what it answers. Every message is within
-//! the bounds of [`edgekeep_children::channel`]; what may be longer comes in a memory
+//! Questions to the launching process, and its answers. Every message is within the
+//! bounds of [`edgekeep_children::channel`]. Content that may be longer comes in a memory
 //! file of at most [`MAX_SPEC`] bytes.
 
 use std::fs::File;
@@ -21,7 +21,7 @@ const MAX_SPEC: u64 = 4 * 1024 * 1024;
 /// A question.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Asked {
-    /// How modules are held together on this machine.
+    /// Tell how modules are held together on this machine.
     About,
     /// Prepare a start. Descriptors: the [`ProcessSpec`], standard output, standard error
     /// and, if there is one, the copy of its program that was kept.
@@ -52,7 +52,7 @@ pub enum Asked {
     Ended {
         /// Its first process.
         process: ProcessInstance,
-        /// Whether what is left of its process group is to end.
+        /// True if the rest of its process group is to end too.
         stopping: bool,
     },
     /// End all that is left in the module's group.
@@ -87,7 +87,7 @@ pub enum Asked {
 pub enum Answer {
     /// To [`Asked::About`].
     About {
-        /// Why modules have no cgroups of their own, if they have none.
+        /// Reason for which modules have no cgroups of their own; `None` if they have.
         without_cgroups: Option<String>,
     },
     /// A process that waits to become the module. Descriptor: its pidfd.
@@ -102,16 +102,18 @@ pub enum Answer {
         from_file: bool,
         /// The group that it is told by.
         cgroup: Option<String>,
-        /// What keeps which limit, in words.
+        /// The means that keep each limit, in words.
         limits: Option<String>,
         /// Groups that were made for its limits alone.
         limit_groups: Vec<PathBuf>,
     },
-    /// The module runs; what could not be confined as a whole.
+    /// The module runs; with the parts that could not be confined as a whole, if there
+    /// are any.
     Began(Option<String>),
-    /// How a process ended, if this one was its parent.
+    /// Exit code of a process, or 128 plus the number of the signal that ended it. `None`
+    /// if this process was not the parent.
     Exit(Option<i64>),
-    /// Whether nothing is left.
+    /// True if nothing is left.
     Cleared(bool),
     /// It is done.
     Done,
@@ -119,7 +121,7 @@ pub enum Answer {
     Failed(Failure),
 }
 
-/// Why something was not done, in words.
+/// The cause of a failure, in words.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Failure {
     /// The program cannot be started, as whoever registered it can see.

@@ -1,6 +1,6 @@
-//! What the launcher gives up before it becomes the module, in the one order in which it
-//! works. For a process with a single thread: the kernel keeps most of this for each
-//! thread.
+//! Rights that the launcher gives up before it becomes the module, in the one order that
+//! works. For a process with a single thread: the kernel keeps most of these rights for
+//! each thread.
 
 use std::error::Error;
 use std::io;
@@ -14,8 +14,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 const DEFAULT_CALLS: &str = include_str!("seccomp/default.txt");
 const STRICT_CALLS: &str = include_str!("seccomp/strict.txt");
 
-/// What almost every program has to read before its first line runs: the loader, its
-/// libraries, and its own process.
+/// Paths that almost every program has to read before its first line runs: the loader,
+/// its libraries, and its own process.
 const ALWAYS_READ: [&str; 8] = [
     "/lib",
     "/lib64",

@@ -33,8 +33,8 @@ pub fn make_room(hierarchy: &CgroupHierarchy) {
     }
 }
 
-/// Whether this process runs in a service of the system's own systemd, and not in a
-/// user's.
+/// Returns true if this process runs in a service of the system's own systemd, and not in
+/// a user's.
 pub(super) fn is_system_service() -> bool {
     let lines = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let path = [CgroupHierarchy::Unified, CgroupHierarchy::V1("name=systemd")]
@@ -50,8 +50,8 @@ fn in_system_service(own: &str) -> bool {
     own.starts_with("/system.slice/") && own.split('/').any(is_service)
 }
 
-/// Whether a path ends with the group of a service, and not with one that the service
-/// made.
+/// Returns true if a path ends with the group of a service, and not with a group that the
+/// service made.
 fn is_service(own: &str) -> bool {
     own.ends_with(".service")
 }

@@ -17,8 +17,8 @@ use crate::evidence::{CgroupHierarchy, ProcDir};
 const ROUNDS: u32 = 200;
 const ROUND: Duration = Duration::from_millis(10);
 
-/// How deep below a module's group processes are looked for: a privileged module may make
-/// groups of its own.
+/// Number of levels below a module's group that are searched for processes. A privileged
+/// module may make groups of its own.
 const DEPTH: u32 = 16;
 
 /// Name of a module's group. The prefix keeps a module's name from being that of a
@@ -32,11 +32,12 @@ fn group_name(module: &ModuleId) -> String {
 pub(super) struct LimitGroup {
     pub(super) folder: PathBuf,
     pub(super) unified: bool,
-    /// Whether it is another one than that by which the module's processes are told.
+    /// True if the group only keeps limits, and the module's processes are told by
+    /// another group.
     pub(super) for_limits_alone: bool,
 }
 
-/// Where module groups are made.
+/// The place at which module groups are made.
 #[derive(Debug, Clone)]
 pub struct ModuleCgroups {
     hierarchy: CgroupHierarchy,
@@ -113,20 +114,20 @@ impl ModuleCgroups {
         scope_name(self.scope_instance.as_deref(), module)
     }
 
-    /// Whether a group that was a module's is its scope, perhaps of a daemon of another
-    /// instance. systemd makes and removes that one.
+    /// Returns true if a group that was a module's is the module's scope, perhaps of a
+    /// daemon of another instance. systemd makes and removes scopes.
     pub(super) fn is_scope(&self, module: &ModuleId, path: &str) -> bool {
         let unit = last_of(path).strip_prefix("edgekeep-");
         unit.is_some_and(|unit| unit.ends_with(&format!("m-{}.scope", module.name())))
     }
 
-    /// Whether a path looks like a group of the module: one made here or by an earlier
-    /// daemon, or its scope.
+    /// Returns true if a path looks like a group of the module: one that was made here or
+    /// by an earlier daemon, or the module's scope.
     pub(super) fn is_modules(&self, module: &ModuleId, path: &str) -> bool {
         last_of(path) == group_name(module) || self.is_scope(module, path)
     }
 
-    /// Whether a process is in a group of the module, or below one.
+    /// Returns true if a process is in a group of the module, or below one.
     pub(super) fn holds(&self, module: &ModuleId, pid: u32) -> bool {
         let path = ProcDir::open_unproved(pid).and_then(|process| process.cgroup(&self.hierarchy));
         path.is_ok_and(|path| {
@@ -220,7 +221,7 @@ impl ModuleCgroups {
         }
     }
 
-    /// Why modules have no groups, if they have none.
+    /// Returns the reason for which modules have no groups; `None` if they have groups.
     #[must_use]
     pub fn unavailable(&self) -> Option<&str> {
         if matches!(self.scopes.placement(), Ok(Placement::Scope { .. })) {

@@ -33,15 +33,15 @@ const MAX_MESSAGE: usize = 2 * 1024 * 1024;
 /// Longest report of a failure.
 const MAX_REPORT: u64 = 4096;
 
-/// What the launcher says when it is there.
+/// Byte by which the launcher reports that it has started.
 const READY: u8 = b'R';
 
 /// Begin of the line with which the launcher says what could not be confined as a whole,
 /// before it goes on.
 const NOTE: &str = "note: ";
 
-/// What to execute. The program itself and the module's standard error come as file
-/// descriptors. Not printable: the environment holds secrets.
+/// The command that becomes the module. The program itself and the module's standard
+/// error come as file descriptors. Not printable: the environment holds secrets.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct StartMessage {
     pub(super) argv0: String,

@@ -14,10 +14,10 @@ use super::asked::{Answer, Asked};
 use super::service::LaunchService;
 use super::{ProcessError, own_rights};
 
-/// How long a start may take: systemd, the program's copy, and becoming the module.
+/// Longest time of a start: systemd, the program's copy, and becoming the module.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// Who starts host modules. Cheap to clone.
+/// The starter of host modules: this process, or a child of it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Launching {
     who: Who,
@@ -43,7 +43,8 @@ impl Launching {
         Self { who: Who::Child(link), rights: Some(rights) }
     }
 
-    /// What starts host modules, and could give to them.
+    /// Returns the account and the capabilities of the process that starts host modules.
+    /// `None` if they are not known.
     #[must_use]
     pub fn rights(&self) -> Option<Daemon> {
         self.rights

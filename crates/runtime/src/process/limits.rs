@@ -1,5 +1,6 @@
-//! What a host module may use up: by cgroup where the daemon may make one with that
-//! controller, else, only if the operator says that this will do, by what comes nearest.
+//! Limits on the resources that a host module uses. A cgroup keeps a limit where the
+//! daemon may make one with that controller. Otherwise the nearest other means keeps the
+//! limit, but only if the operator allows that.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,14 +14,14 @@ use super::group::{LimitGroup, ModuleCgroups};
 /// Microseconds over which the share of a processor is counted.
 const CPU_PERIOD_US: u64 = 100_000;
 
-/// What was reached for one limit.
+/// Result of setting one limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Reached {
-    /// As configured, by this.
+    /// The limit as configured, by this means.
     By(&'static str),
-    /// Something near it, and why not itself.
+    /// A limit near the configured one, by this means, and the reason for the difference.
     Nearly(&'static str, String),
-    /// Nothing, and why.
+    /// No limit, and the reason.
     Not(String),
 }
 
@@ -37,18 +38,19 @@ impl fmt::Display for Reached {
 /// Limits as they are in force.
 #[derive(Debug, Default)]
 pub(super) struct Applied {
-    /// Which limit is kept by what, in words; `None` without limits.
+    /// The means that keep each limit, in words; `None` without limits.
     pub(super) summary: Option<String>,
     /// Groups that were made for limits alone.
     pub(super) groups: Vec<PathBuf>,
 }
 
-/// Who keeps the limits that are kept by cgroup.
+/// The keeper of the limits that are kept by cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keeper {
     /// This daemon, in a group that it makes.
     OwnGroup,
-    /// systemd, in the module's scope: what it was told is looked up in the kernel.
+    /// systemd, in the module's scope. The limits that systemd was told are looked up in
+    /// the kernel.
     Scope,
 }
 
@@ -86,7 +88,7 @@ impl ByGroup {
         }
     }
 
-    /// What systemd calls it.
+    /// Returns the properties that set the limit in systemd.
     fn properties(self) -> Vec<String> {
         match self {
             Self::Memory(bytes) => vec![format!("MemoryMax={bytes}"), "MemorySwapMax=0".to_owned()],
@@ -124,7 +126,7 @@ impl ByGroup {
         }
     }
 
-    /// Whether what the group's files say is at most this.
+    /// Returns true if the limit in the group's files is at most this one.
     fn is_kept(self, unified: bool, read: impl Fn(&str) -> Option<String>) -> bool {
         let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
         match self {
@@ -255,7 +257,8 @@ fn write(path: &Path, value: &str) -> Result<(), String> {
     std::fs::write(path, value).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
-/// Whether a module may start with what was reached, and what its status says. Pure.
+/// Decides if a module may start with the limits that were reached, and returns the text
+/// for its status. Pure.
 fn judge(enforcement: Enforcement, reached: &[(&str, Reached)]) -> Result<Option<String>, String> {
     let missing = reached.iter().find(|(_, reached)| !matches!(reached, Reached::By(_)));
     if let (Enforcement::Required, Some((name, reached))) = (enforcement, missing) {
@@ -333,7 +336,7 @@ mod tests {
     }
 
     proptest! {
-        /// What we would set ourselves counts as kept; one more, or what the kernel has
+        /// A limit that we would set ourselves counts as kept; one more, or a kernel
         /// without a limit, does not.
         #[test]
         fn a_limit_is_kept_exactly_if_the_kernel_has_at_most_it(limit in limit(), unified in any::<bool>()) {

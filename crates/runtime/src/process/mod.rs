@@ -59,20 +59,20 @@ pub use update::BegunUpdate;
 
 use module::Module;
 
-/// Why an operation on a host module failed.
+/// The cause for which an operation on a host module failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessError {
     /// There is no such host module.
     #[error("there is no host module {module}")]
     Absent {
-        /// Which.
+        /// Id of the module.
         module: ModuleId,
     },
     /// There already is one.
     #[error("there already is a host module {module}")]
     Exists {
-        /// Which.
+        /// Id of the module.
         module: ModuleId,
     },
     /// Its executable cannot be started.
@@ -81,15 +81,15 @@ pub enum ProcessError {
     /// As before, in the words of the process that starts it.
     #[error("{why}")]
     Unfit {
-        /// Why not.
+        /// The reason, in words.
         why: String,
     },
     /// It is asked for otherwise than it is configured.
     #[error("host module {module} is not started or ended: {why}; run `edgekeep config apply`")]
     Refused {
-        /// Which.
+        /// Id of the module.
         module: ModuleId,
-        /// What differs.
+        /// The difference, in words.
         why: String,
     },
     /// The process that starts host modules does not answer.
@@ -98,9 +98,9 @@ pub enum ProcessError {
     /// A folder was not given to a module's user.
     #[error("cannot give the folder {} to a module's user", folder.display())]
     HandOver {
-        /// Which.
+        /// Path of the folder.
         folder: PathBuf,
-        /// Why not.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -110,9 +110,9 @@ pub enum ProcessError {
     /// The process could not be made.
     #[error("cannot start host module {module}")]
     Start {
-        /// Which.
+        /// Id of the module.
         module: ModuleId,
-        /// Why not.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -121,17 +121,17 @@ pub enum ProcessError {
         "host module {module} is not started without its limits: {why}; limits = \"best-effort\" would do without"
     )]
     Limits {
-        /// Which module.
+        /// Id of the module.
         module: ModuleId,
-        /// Which limit, and why not.
+        /// The limit, and the reason for which it cannot be set.
         why: String,
     },
     /// A systemd scope is required and cannot be had.
     #[error("host module {module} is not started without a systemd scope of its own: {why}")]
     Scope {
-        /// Which module.
+        /// Id of the module.
         module: ModuleId,
-        /// Why there is none.
+        /// The reason for which there is no scope.
         why: String,
     },
     /// The process does not end.
@@ -139,15 +139,15 @@ pub enum ProcessError {
         "host module {module} does not end, not even by SIGKILL; it may hang in a device driver"
     )]
     Stuck {
-        /// Which.
+        /// Id of the module.
         module: ModuleId,
     },
     /// Its folder, pipes or log cannot be used.
     #[error("cannot use the folder of host module {module}")]
     Folder {
-        /// Which.
+        /// Id of the module.
         module: ModuleId,
-        /// Why not.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -171,14 +171,14 @@ impl ProcessError {
     }
 }
 
-/// What a host module is made from.
+/// The specification that a host module is made from.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {
     /// The name under which the executable is registered: the module's image.
     pub image: String,
     /// Absolute path of the executable; the module sees it as its `argv[0]`.
     pub executable: PathBuf,
-    /// What its content must hash to.
+    /// SHA-256 digest that the executable's content must have.
     pub sha256: Sha256Digest,
     /// Arguments after `argv[0]`.
     pub args: Vec<String>,
@@ -186,7 +186,7 @@ pub struct ProcessSpec {
     pub env: BTreeMap<String, String>,
     /// Working folder; `/` if absent.
     pub working_dir: Option<PathBuf>,
-    /// What it is confined to.
+    /// Confinement of the module.
     pub plan: LaunchPlan,
 }
 
@@ -201,7 +201,7 @@ impl std::fmt::Debug for ProcessSpec {
     }
 }
 
-/// How the step between moduled and a module is started: a program that calls
+/// The program between moduled and a module, and its arguments. The program calls
 /// [`launcher::main`].
 #[derive(Debug, Clone)]
 pub struct Launcher {
@@ -276,19 +276,20 @@ impl ProcessRuntime {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Why modules have no cgroups of their own, if they have none.
+    /// Returns the reason for which modules have no cgroups of their own; `None` if they
+    /// have.
     #[must_use]
     pub fn without_cgroups(&self) -> Option<&str> {
         self.shared.without_cgroups.as_deref()
     }
 
-    /// Whoever starts the modules.
+    /// Returns the starter of the modules.
     #[must_use]
     pub fn launching(&self) -> &Launching {
         &self.shared.launching
     }
 
-    /// What a module was made from, as it will be started next.
+    /// Returns the specification by which the module will be started next.
     ///
     /// # Errors
     /// [`ProcessError::Absent`].
@@ -471,7 +472,8 @@ impl ProcessRuntime {
         self.module(id)?.logs(query)
     }
 
-    /// What runs for a module now; a name without a module is [`RunningFacts::Stopped`].
+    /// Returns the facts about the module now; a name without a module is
+    /// [`RunningFacts::Stopped`].
     #[must_use]
     pub fn facts(&self, id: &ModuleId) -> RunningFacts {
         self.module(id).map_or(RunningFacts::Stopped, |module| module.facts())
@@ -509,7 +511,8 @@ impl ProcessRuntime {
     }
 }
 
-/// What this process is and could give to the modules that it starts.
+/// Returns the account of this process, and the capabilities that it could give to the
+/// modules that it starts.
 ///
 /// # Errors
 /// The kernel does not tell.

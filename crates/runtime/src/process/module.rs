@@ -26,17 +26,17 @@ use crate::evidence::ProcDir;
 use crate::logs::{LogQuery, LogStream};
 use crate::status::{ExitStatus, ModuleState, ModuleStatus};
 
-/// How long a process may take to end after SIGKILL.
+/// Longest time that a process may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// What is kept on disk about a module.
+/// The record of a module on disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
     module: ModuleId,
     spec: ProcessSpec,
-    /// What runs, as far as it was known last.
+    /// The run that was known last; `None` if no process ran.
     run: Option<Run>,
-    /// When it was last started, nanoseconds since the epoch.
+    /// Time of the last start, in nanoseconds since the epoch.
     started_ns: Option<i64>,
     exit: Option<Exit>,
     /// The cgroup of its last run: what its first process left behind may live on in it.
@@ -45,10 +45,10 @@ struct Record {
     /// Groups that were made for its limits alone.
     #[serde(default)]
     limit_groups: Vec<PathBuf>,
-    /// What keeps which limit since the last start, in words.
+    /// The means that keep each limit since the last start, in words.
     #[serde(default)]
     limits: Option<String>,
-    /// What it was before an update that is not settled.
+    /// The module before an update that is not settled; `None` if no update is under way.
     #[serde(default)]
     former: Option<Former>,
 }
@@ -82,7 +82,7 @@ struct Current {
     /// The sealed copy that it was started from; `None` for what an earlier version
     /// started, which is not known by it.
     own_copy: Option<ExecutableFile>,
-    /// Whether it was asked to end.
+    /// True if the process was asked to end.
     stopping: bool,
 }
 
@@ -99,7 +99,7 @@ pub(super) struct Module {
     current: Mutex<Option<Current>>,
     /// Read on each request of the module: never held across anything slow.
     facts: RwLock<RunningFacts>,
-    /// Whether a process runs or its end is still being written down.
+    /// True while a process runs or its end is still being written down.
     running: watch::Sender<bool>,
 }
 
@@ -573,7 +573,7 @@ fn state_file(folder: &Path) -> StateFile<Record> {
     StateFile::new(folder.join("module.json"), "host-module", 1)
 }
 
-/// What the kernel calls this boot.
+/// Returns the kernel's id of this boot.
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

@@ -20,11 +20,11 @@ use super::scope::{complaint, ear};
 use super::{Launcher, ProcessError, ProcessSpec};
 use crate::evidence::ProcDir;
 
-/// How long the launcher may take to be there, and to become the module.
+/// Longest time that the launcher may take to start, and to become the module.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// How often a scope is asked for that cannot be made because of what is left of an
-/// earlier one.
+/// Number of requests for a scope that cannot be made because of the rest of an earlier
+/// scope.
 const TRIES: u32 = 3;
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
@@ -40,7 +40,7 @@ pub(super) struct Prepared {
     pub(super) limits: Applied,
 }
 
-/// What a start is made of.
+/// The inputs of a start.
 pub(super) struct Start<'a> {
     pub(super) id: &'a ModuleId,
     /// The module's standard output and standard error.
@@ -220,7 +220,7 @@ impl Launched {
         }
     }
 
-    /// How long its next word is waited for.
+    /// Sets the longest wait for the next word of the launcher.
     fn patience(&self, patience: Duration) -> io::Result<()> {
         self.control.set_read_timeout(Some(patience))
     }

@@ -18,51 +18,51 @@ use crate::evidence::{executable_file, finish};
 /// runs.
 pub const MAX_PROGRAM_BYTES: u64 = 512 * 1024 * 1024;
 
-/// Why an executable cannot be started.
+/// The cause for which an executable cannot be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProgramError {
-    /// It cannot be opened, read or copied.
+    /// The executable cannot be opened, read or copied.
     #[error("cannot read the executable {}", path.display())]
     Read {
-        /// Which.
+        /// Path of the executable.
         path: PathBuf,
-        /// Why not.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// It is a folder, a device or the like.
+    /// The path leads to a folder, a device or the like.
     #[error("{} is not a regular file", path.display())]
     NotAFile {
-        /// Which.
+        /// The path.
         path: PathBuf,
     },
-    /// It is larger than [`MAX_PROGRAM_BYTES`].
+    /// The executable is larger than [`MAX_PROGRAM_BYTES`].
     #[error("the executable {} is larger than {MAX_PROGRAM_BYTES} bytes", path.display())]
     TooLarge {
-        /// Which.
+        /// Path of the executable.
         path: PathBuf,
     },
-    /// It is not what was registered.
+    /// The executable has other content than the registered one.
     #[error("the executable {} has {found}, but {expected} is registered; if it was updated on purpose, register the new digest", path.display())]
     OtherContent {
-        /// Which.
+        /// Path of the executable.
         path: PathBuf,
-        /// What is registered.
+        /// The registered digest.
         expected: Sha256Digest,
-        /// What was found.
+        /// The digest of the content that was found.
         found: Sha256Digest,
     },
-    /// It is a script.
+    /// The executable is a script.
     #[error("{} is a script; register its interpreter as the executable and pass the script as an argument", path.display())]
     Script {
-        /// Which.
+        /// Path of the script.
         path: PathBuf,
     },
-    /// It is neither an ELF executable nor a script.
+    /// The executable is neither an ELF executable for this machine nor a script.
     #[error("{} is not an ELF executable for this machine", path.display())]
     NotElf {
-        /// Which.
+        /// Path of the executable.
         path: PathBuf,
     },
     /// There is no memory for the copy.
@@ -70,7 +70,7 @@ pub enum ProgramError {
     Seal(#[source] io::Error),
 }
 
-/// How much of a program's begin says for which machine it is.
+/// Length of the begin of a program that names the program's machine, in bytes.
 const HEAD: usize = 20;
 
 /// A sealed copy of an executable with the expected content.
@@ -102,7 +102,8 @@ impl SealedProgram {
 }
 
 impl SealedProgram {
-    /// Which file the copy is: what a process that was started from it is known by.
+    /// Returns the file of the copy. A process that was started from the copy is known by
+    /// this file.
     pub(super) fn file(&self) -> io::Result<ExecutableFile> {
         Ok(executable_file(&rustix::fs::fstat(&self.0)?))
     }
@@ -114,8 +115,8 @@ impl AsFd for SealedProgram {
     }
 }
 
-/// Whether an executable could be started: it can be read, has the expected content, and
-/// is an ELF file.
+/// Checks that an executable could be started: it can be read, has the expected content,
+/// and is an ELF file.
 pub(super) fn verify(path: &Path, expected: &Sha256Digest) -> Result<(), ProgramError> {
     let (found, head) = copy_hashing(path, &mut open(path)?, None)?;
     check(path, expected, found, &head)
@@ -133,8 +134,8 @@ fn open(path: &Path) -> Result<File, ProgramError> {
     Ok(File::from(fd))
 }
 
-/// Where the kernel lets executable memory files be asked for (6.3 and later), they are;
-/// older ones are executable anyway.
+/// Makes a memory file that can be executed. Kernels from 6.3 on are asked for an
+/// executable one; memory files of older kernels are executable anyway.
 fn memory_file(path: &Path) -> Result<OwnedFd, Errno> {
     let name =
         path.file_name().map_or_else(Default::default, |name| name.to_string_lossy().into_owned());
@@ -195,8 +196,8 @@ fn check(
     Ok(())
 }
 
-/// Whether this is the begin of a program for this machine. What the kernel does not take
-/// for one, the C library would hand to a shell.
+/// Returns true if this is the begin of a program for this machine. If the kernel refuses
+/// a file as a program, the C library hands the file to a shell.
 fn is_executable_here(head: &[u8]) -> bool {
     let Some([class, order, version]) =
         head.strip_prefix(b"\x7fELF").and_then(|rest| rest.first_chunk())

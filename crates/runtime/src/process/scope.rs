@@ -21,23 +21,23 @@ use rustix::process::{Pid, PidfdFlags};
 use super::limits;
 use super::{Launcher, delegated};
 
-/// How long systemd may take to make a scope. It is some hundredths of a second where
-/// nothing is wrong.
+/// Longest time that systemd may take to make a scope. Normally it takes some hundredths
+/// of a second.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long `systemctl` may take.
+/// Longest time that `systemctl` may take.
 const TOOL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Longest text of a tool's failure that is passed on.
 const MAX_TEXT: u64 = 512;
 
-/// How scopes are made on this machine.
+/// The way in which scopes are made on this machine.
 #[derive(Debug, Clone)]
 pub(super) struct Scopes {
     placement: Result<Placement, PlacementError>,
-    /// Where systemd's tools are.
+    /// Folder of systemd's tools.
     tools: PathBuf,
-    /// How long systemd may take to make a scope.
+    /// Longest time that systemd may take to make a scope.
     patience: Duration,
 }
 
@@ -111,7 +111,7 @@ impl Scopes {
     }
 }
 
-/// What `systemd-run` is told.
+/// Returns the arguments for `systemd-run`.
 fn arguments(unit: &str, limits: &Limits) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = ["--scope", "--quiet", "--collect", "--no-ask-password"]
         .into_iter()
@@ -130,7 +130,7 @@ fn arguments(unit: &str, limits: &Limits) -> Vec<OsString> {
     arguments
 }
 
-/// What a tool said about its failure, on one line.
+/// Reads the message with which a tool failed, and puts it on one line.
 pub(super) fn complaint(said: &mut impl std::io::Read) -> String {
     let mut text = Vec::new();
     let _ = said.take(MAX_TEXT).read_to_end(&mut text);

@@ -39,7 +39,7 @@ pub struct LaunchService(Arc<Inner>);
 struct Inner {
     launcher: Launcher,
     cgroups: ModuleCgroups,
-    /// What may be asked for; `None`: everything.
+    /// Bounds of what may be asked for; `None`: everything may be asked for.
     bounds: Option<Bounds>,
     next: AtomicU32,
     waiting: Mutex<HashMap<u32, Waits>>,
@@ -47,12 +47,12 @@ struct Inner {
     children: Mutex<HashMap<u32, ProcessInstance>>,
 }
 
-/// What whoever asks may ask for.
+/// The bounds of what the asking process may ask for.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// What may be started, and whose processes may be ended.
+    /// The host modules that may be started, and whose processes may be ended.
     pub grants: Grants,
-    /// The folder of whoever asks: only folders below it change hands.
+    /// The folder of the asking process. Only folders below it change hands.
     pub folder: PathBuf,
 }
 

@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 
 use super::ProcessSpec;
 
-/// What a module was.
+/// The state of a module before an update.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Former {
     pub(super) spec: ProcessSpec,
     /// The process that ran then.
     process: Option<ProcessInstance>,
-    /// Whether the new one is to be started.
+    /// True if the updated module is to be started.
     start: bool,
 }
 
 /// An update that is not settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BegunUpdate {
-    /// What the module was.
+    /// Specification of the module before the update.
     pub former: ProcessSpec,
-    /// What it becomes.
+    /// Specification of the module after the update.
     pub next: ProcessSpec,
-    /// Whether it ran.
+    /// True if the module ran before the update.
     pub ran: bool,
-    /// Whether the new one is to be started.
+    /// True if the updated module is to be started.
     pub start: bool,
-    /// What runs now.
+    /// The process that runs now: none, the old one, or the new one.
     pub runs: Runs,
 }
 
@@ -44,8 +44,8 @@ impl Former {
     }
 }
 
-/// What is remembered when an update begins. One that was begun over another that is not
-/// settled goes back to where that one began.
+/// Returns the record of an update that begins. An update over another update that is not
+/// settled goes back to the state before that other update.
 pub(super) fn begun(
     spec: &ProcessSpec,
     unsettled: Option<&Former>,

@@ -334,7 +334,8 @@ async fn ends(process: std::os::fd::OwnedFd) {
     assert!(ended.await.expect("no panic"), "a process of the module survives");
 }
 
-/// Whether leftovers are out of reach on this machine.
+/// Returns true if leftovers are out of reach on this machine. Prints that the test is
+/// skipped then.
 fn skipped_without_cgroups(runtime: &ProcessRuntime) -> bool {
     if let Some(why) = runtime.without_cgroups() {
         eprintln!("skipped: {why}");
@@ -501,7 +502,7 @@ fn am_root() -> bool {
     root
 }
 
-/// What a module that prints its own state and ends has printed.
+/// Returns the output of a module that prints its own state and ends.
 async fn printed(runtime: &ProcessRuntime, id: &ModuleId, spec: ProcessSpec) -> String {
     runtime.create(id, spec).await.expect("created");
     runtime.start(id).await.expect("started");

@@ -8,8 +8,8 @@ use edgekeep_core::host::scope_name;
 
 use super::*;
 
-/// Whether systemd makes scopes here, as the module that runs tells; else the test is
-/// skipped.
+/// Returns the folder of the scope that the running module is in. `None` if systemd makes
+/// no scopes here; the test is then skipped.
 fn in_scope(running: &Running) -> Option<PathBuf> {
     let scope = running.cgroup.as_ref().filter(|path| path.ends_with(".scope"));
     if scope.is_none() {

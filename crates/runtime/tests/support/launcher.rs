@@ -1,5 +1,4 @@
-//! What moduled's executable does when it is called as `exec-module`, alone, for the
-//! tests.
+//! The `exec-module` call of moduled's executable, alone, for the tests.
 
 fn main() {
     std::process::exit(edgekeep_runtime::process::launcher::main());
