@@ -16,7 +16,7 @@ pub enum Until {
     /// [`replace`] returns when the new content is on the disk for good.
     OnDisk,
     /// [`replace`] returns when readers see the new content. After a power cut the file
-    /// may have the old content, or be gone. For content that can be made again.
+    /// may have the old content, or be gone: for content that can be made again.
     Visible,
 }
 

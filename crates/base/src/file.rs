@@ -62,7 +62,7 @@ pub enum FileFault {
     Link,
 }
 
-/// Whose word a file is.
+/// The authors that are trusted to write a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Authors {
     /// Root, the user of this process and, for root, the owner of the folder: a command
@@ -71,7 +71,7 @@ enum Authors {
     /// Root and the user of this process. Root does not believe the owner of the folder,
     /// and wants every folder on the way to be root's.
     Obeyed,
-    /// The operator named the file: whose it is, is the operator's matter.
+    /// Any author. The operator named the file, and is responsible for its owner.
     Anybody,
 }
 

@@ -60,7 +60,7 @@ struct NamedToken(Pkcs11Settings);
 
 impl Hardware {
     /// Finds the hardware that the settings name. A setting that cannot be understood
-    /// counts as absent: keyd reports what is wrong with it.
+    /// counts as absent: keyd reports the fault.
     #[must_use]
     pub fn named(settings: &KeydSettings) -> Self {
         let tpm = settings
@@ -70,7 +70,7 @@ impl Hardware {
         Self { tpm, token: base_token(settings).map(NamedToken) }
     }
 
-    /// As what protects a store key.
+    /// Returns the hardware as protections of a store key.
     #[must_use]
     pub fn sealers(&self) -> Sealers<'_> {
         Sealers {

@@ -35,8 +35,7 @@ enum From {
     Cms(cms::PrivateKey),
 }
 
-/// The cause for which an encryption or decryption failed. The message never repeats a
-/// key.
+/// The reason why an encryption or decryption failed. The message never repeats a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     /// No public key that can be used.

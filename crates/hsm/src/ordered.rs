@@ -84,7 +84,7 @@ pub struct Keyring {
 /// The places do not make a keyring.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
-    /// There are none.
+    /// There are no places.
     #[error("a keyring needs at least one place for keys")]
     NoPlaces,
     /// A key is assigned to a place that there is not.

@@ -22,20 +22,20 @@ const PERSISTENT_HANDLES: std::ops::RangeInclusive<u32> = 0x8100_0000..=0x81ff_f
 /// The place of a key.
 #[derive(Debug, Clone)]
 pub enum KeyUri {
-    /// In a file, named by its absolute path.
+    /// A file, named by its absolute path.
     File(PathBuf),
-    /// On a token.
+    /// A token, or an object on it.
     Pkcs11(Box<Pkcs11Uri>),
-    /// In a TPM.
+    /// A TPM.
     Tpm(TpmKey),
 }
 
 /// A key of a TPM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TpmKey {
-    /// One that the TPM keeps, by its persistent handle.
+    /// A key that the TPM keeps, by its persistent handle.
     Handle(u32),
-    /// One that the TPM wrapped, by the absolute path of the file that has it.
+    /// A key that the TPM wrapped, by the absolute path of its file.
     File(PathBuf),
 }
 
@@ -111,16 +111,16 @@ impl ObjectType {
 /// The source of a PIN.
 #[derive(Clone)]
 pub enum PinSource {
-    /// From the configuration itself.
+    /// The configuration itself.
     Value(SecretBytes),
-    /// From the first line of a file, by its absolute path.
+    /// The first line of a file, by its absolute path.
     File(PathBuf),
-    /// From a systemd credential of this name (`LoadCredential=`,
+    /// The systemd credential of this name (`LoadCredential=`,
     /// `LoadCredentialEncrypted=`).
     Credential(String),
 }
 
-/// The fault for which a text is no key URI. The message never repeats a value, which may
+/// The reason why a text is not a key URI. The message never repeats a value, which may
 /// be a PIN.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {

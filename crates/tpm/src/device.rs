@@ -118,8 +118,8 @@ impl<'a> Transient<'a> {
         &self.entity
     }
 
-    /// For objects that the TPM has flushed itself, or that somebody else flushes from
-    /// now on.
+    /// Gives up an object without flushing it: the TPM has flushed it already, or
+    /// somebody else flushes it from now on.
     pub(crate) fn forget(self) -> Entity {
         let entity = self.entity.clone();
         std::mem::forget(self);

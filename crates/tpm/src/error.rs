@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::kdf::Failed;
 
-/// The cause for which an operation on the TPM failed.
+/// The reason why an operation on the TPM failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TpmError {
     /// There is no such device.
@@ -242,7 +242,7 @@ impl TpmError {
     }
 }
 
-/// Whose auth value an operation needs.
+/// The owner of the auth value that an operation needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Authorized {
     /// The owner hierarchy.
@@ -325,7 +325,7 @@ pub struct ResponseCode(pub u32);
 
 impl ResponseCode {
     const FORMAT_ONE: u32 = 1 << 7;
-    /// In format one: about a parameter.
+    /// Bit of a code of format one that is about a parameter.
     const PARAMETER: u32 = 1 << 6;
 
     /// The code without the number of the parameter, handle or session that it is about.

@@ -18,7 +18,7 @@ struct Place<'a> {
     handle: u32,
     template: Template<'a>,
     hierarchy: u32,
-    /// Of `hierarchy`.
+    /// Auth value of `hierarchy`.
     auth: &'a AuthValue,
     of: Authorized,
     fits: fn(&Public) -> bool,

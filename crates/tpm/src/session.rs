@@ -128,11 +128,11 @@ impl Session {
 /// The authorization for one handle of a command, or the session that encrypts its
 /// parameter.
 pub(crate) enum Auth<'a> {
-    /// By an empty auth value, without a session. Only where nothing is secret.
+    /// An empty auth value, without a session. Only where nothing is secret.
     Empty,
-    /// By the auth value of what the handle names.
+    /// The auth value of the object that the handle names.
     Hmac { session: &'a mut Session, value: &'a AuthValue, of: Authorized },
-    /// By what the policy session has been told.
+    /// The conditions that the policy session has been told.
     Policy { session: &'a mut Session },
 }
 
@@ -151,7 +151,7 @@ impl Auth<'_> {
         }
     }
 
-    /// Whose auth value was used, for errors.
+    /// Returns the owner of the auth value that was used, for errors.
     pub(crate) fn of(&self) -> Option<Authorized> {
         match self {
             Self::Hmac { of, .. } => Some(*of),

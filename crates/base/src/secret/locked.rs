@@ -271,8 +271,8 @@ mod tests {
         panic!("no mapping has {address:x}");
     }
 
-    /// Returns true if the kernel has `memfd_secret`. Panics if it fails for any other
-    /// reason than that the kernel lacks it.
+    /// Returns true if the kernel has `memfd_secret`. Panics if `memfd_secret` fails for
+    /// another reason than that the kernel lacks it.
     fn has_secret_memory() -> bool {
         let mapped = Region::map_secret().map(drop);
         let missing = |error: &io::Error| error.kind() == io::ErrorKind::Unsupported;

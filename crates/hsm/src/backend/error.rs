@@ -8,7 +8,7 @@ use edgekeep_core::id::KeyId;
 
 use super::{KeyKind, Operation};
 
-/// The cause for which an operation on a key failed.
+/// The reason why an operation on a key failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// No key has this id.
@@ -76,7 +76,7 @@ pub enum KeyError {
         /// The part's own error; [`KeyError::cause`] looks for one of a type.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It takes waiting for a disk, and was to be done without.
+    /// The operation would wait for a disk, and the caller asked not to wait.
     #[error("the key is not in memory")]
     WouldWait,
     /// The cryptographic library failed, which it has no reason to.

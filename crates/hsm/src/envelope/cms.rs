@@ -51,7 +51,7 @@ pub(super) enum PrivateKey {
 }
 
 impl PublicKey {
-    /// From a DER `SubjectPublicKeyInfo`.
+    /// Reads a public key from a DER `SubjectPublicKeyInfo`.
     pub(super) fn from_spki(spki: &[u8]) -> Result<Self, EnvelopeError> {
         let parse = || {
             let mut info = Reader(spki).enter(SEQUENCE)?;

@@ -67,7 +67,8 @@ impl Moves {
         Self { folder: None, pending: Mutex::default() }
     }
 
-    /// Those in `folder`, which is made if it is not there. What is damaged is set aside.
+    /// Reads the moves in `folder`, which is made if it is not there. Damaged notes are
+    /// set aside.
     pub(super) fn open(folder: &Path) -> Result<Self, StoreError> {
         make_folder(folder)?;
         remove_leftovers(folder)?;

@@ -9,7 +9,7 @@ use cryptoki::error::{Error, RvError};
 
 use crate::backend::{InputError, KeyError};
 
-/// The cause for which a token could not be used. Each message says what to do about it.
+/// The reason why a token could not be used. Each message says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// The library could not be loaded.

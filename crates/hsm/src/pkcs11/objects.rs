@@ -193,9 +193,9 @@ pub(super) fn public_halves(
 /// Properties of a key, with its allowed uses, read once.
 #[derive(Debug)]
 pub(super) enum Details {
-    /// For HMAC.
+    /// An HMAC key.
     Hmac { allowed: bool },
-    /// For AES.
+    /// An AES key.
     Aes { allowed: bool },
     /// An EC pair.
     Ec { curve_oid: Vec<u8>, field_len: usize, point: Vec<u8> },

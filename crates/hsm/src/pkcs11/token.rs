@@ -510,7 +510,7 @@ enum Once<T> {
     Lost { why: Failed, generation: u64 },
 }
 
-/// The cause for which no session is lent.
+/// The reason why no session is lent.
 enum NotLent {
     /// The connection is lost: the token or the library has to be looked for anew.
     Lost(TokenError),

@@ -40,7 +40,7 @@ pub struct Backup {
 
 struct Entry {
     name_space: NameSpace,
-    /// Of an earlier version: which.
+    /// Number of an earlier version.
     number: u32,
     id: KeyId,
     key: StoredKey,
@@ -66,7 +66,7 @@ pub struct Counts {
     pub own: usize,
 }
 
-/// The cause for which keys were not restored from a backup.
+/// The reason why keys were not restored from a backup.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The key store failed.
@@ -88,7 +88,7 @@ pub enum RestoreError {
         list(.ids)
     )]
     Conflict {
-        /// Under which ids.
+        /// The ids that are taken by other keys.
         ids: Vec<KeyId>,
     },
 }
@@ -310,7 +310,7 @@ fn decode(
 /// Choice of the changes that a restore makes to a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RestoreMode {
-    /// True if keys in the store are replaced by others of the same ids.
+    /// True if other keys of the same ids are replaced.
     pub force: bool,
     /// True if nothing is changed and the result is only reported.
     pub dry_run: bool,

@@ -89,7 +89,7 @@ impl StoreKey {
     }
 }
 
-/// The cause for which a file's content is not the expected key.
+/// The reason why a file's content is not the expected key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unreadable {
     /// The content is not what was written.

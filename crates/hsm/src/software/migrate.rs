@@ -17,7 +17,7 @@ pub struct Migrated {
     pub keys: usize,
 }
 
-/// The cause for which the store key was not moved. In every case the key still exists,
+/// The reason why the store key was not moved. In every case the key still exists,
 /// and the same command completes the move.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {

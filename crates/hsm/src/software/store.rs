@@ -37,14 +37,14 @@ const SHOWN_LETTERS: usize = 64;
 /// Largest key file that is read, in bytes; none that was written here is larger.
 pub(super) const FILE_LIMIT: u64 = 128 * 1024;
 
-/// Whose key it is.
+/// The owner of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NameSpace {
-    /// The callers'.
+    /// A caller's key.
     Ordinary,
-    /// The daemon's own.
+    /// A key of the daemon itself.
     Internal,
-    /// Earlier versions of the callers' (see [`super::older`]).
+    /// An earlier version of a caller's key (see [`super::older`]).
     Older,
 }
 

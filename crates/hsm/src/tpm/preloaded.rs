@@ -66,13 +66,15 @@ impl TpmPreloaded {
         })
     }
 
-    /// It is not ours to change, whether it is there or not.
+    /// Refuses to change a key: the TPM's keys are not ours to change, whether a key
+    /// exists or not.
     fn refuse<T>(&self, id: &KeyId) -> Result<T, KeyError> {
         let path = self.keys.get(id).map(|key| PathBuf::from(KeyUri::Tpm(key.clone()).to_string()));
         Err(KeyError::Preloaded { id: id.clone(), path: path.unwrap_or_default() })
     }
 
-    /// Like every backend, it makes nothing where there is a key already.
+    /// Keeps an existing key, as every backend does. A missing key is not made but
+    /// refused.
     fn keep(&self, id: &KeyId, expected: KeyKind) -> Result<(), KeyError> {
         match self.kind(id)? {
             Some(found) if found == expected => Ok(()),

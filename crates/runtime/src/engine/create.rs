@@ -46,7 +46,7 @@ pub struct ContainerSpec<'a> {
 /// A create body and the digest that its label carries.
 #[derive(Clone, PartialEq)]
 pub struct CreateBody {
-    /// For the engine.
+    /// The body that is sent to the engine.
     pub body: Value,
     /// SHA-256 over the canonical form of everything in it but the image's id and the
     /// digest's own label.
@@ -60,7 +60,7 @@ impl std::fmt::Debug for CreateBody {
     }
 }
 
-/// The member for which create options are not usable.
+/// A member for which create options are not usable, and the values that it may have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("create options: {member} must be {expected}")]
 pub struct CreateOptionsError {

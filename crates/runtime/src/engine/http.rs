@@ -78,7 +78,7 @@ pub(super) struct Call {
     pub(super) target: Target,
     pub(super) body: Option<Value>,
     pub(super) registry_auth: Option<String>,
-    /// To the answer's headers, and for [`Connector::json`] to its end.
+    /// Time limit to the answer's headers, and for [`Connector::json`] to its end.
     pub(super) limit: Duration,
 }
 

@@ -75,7 +75,7 @@ pub enum EngineError {
     /// No answer in time.
     #[error("the container engine did not answer within {limit:?}")]
     Timeout {
-        /// Time that was waited.
+        /// Length of the wait.
         limit: Duration,
     },
     /// The engine refused.
@@ -735,7 +735,7 @@ fn with_tag(image: &str) -> String {
     if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
 }
 
-/// One line a step of a layer at level debug, not one a block that came.
+/// Logs one line for each step of a layer, at level debug, and not one for each block.
 fn tell_progress(image: &str, before: &Value, now: &Value) {
     if (&before["status"], &before["id"]) != (&now["status"], &now["id"]) {
         let shown = |member: &str| {

@@ -1,5 +1,5 @@
-//! Standing of a module's own container at the engine, and the single calls that put it
-//! right. [`edgekeep_core::container::plan`] decides by the standing; the calls carry out
+//! State of a module's own container at the engine, and the single calls that put it
+//! right. [`edgekeep_core::container::plan`] decides by the state; the calls carry out
 //! its steps. Every call names the container by its id.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +17,8 @@ use super::{Engine, EngineError};
 const LONGEST_GRACE: u64 = 3600;
 
 impl Engine {
-    /// Looks up the standing of the container `own`, which is to have this name.
-    /// `is_module` returns true if another container is registered for a module.
+    /// Looks up the state of the container `own`, which is to have this name. `is_module`
+    /// returns true if another container is registered for a module.
     ///
     /// # Errors
     /// What the engine says; it is away.

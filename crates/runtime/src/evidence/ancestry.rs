@@ -10,8 +10,8 @@ use super::proc_dir::{open_stat, read_stat};
 use super::{EvidenceError, ProcDir};
 
 impl ProcDir {
-    /// As [`Self::walk`], and without a call where what was found before still stands by
-    /// the process id of the parent, as it is now.
+    /// Does the same as [`Self::walk`], and without a call where the earlier result still
+    /// stands by the process id of the parent, as it is now.
     pub(super) fn ancestry(
         &self,
         parent: u32,

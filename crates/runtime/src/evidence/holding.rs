@@ -1,4 +1,4 @@
-//! Hold of a process on its end of a connection.
+//! The way in which a process holds its end of a connection.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -51,8 +51,8 @@ impl Numbers {
     }
 }
 
-/// The hold on a connection, as it was when looked at. While this value lives, its
-/// descriptor counts as taken.
+/// The way in which a connection is held, as it was when looked at. While this value
+/// lives, its descriptor counts as taken.
 #[derive(Debug)]
 pub struct Held {
     holding: Holding,
@@ -60,13 +60,13 @@ pub struct Held {
 }
 
 impl Held {
-    /// As it is known without a look.
+    /// Makes a value that is known without a look.
     #[must_use]
     pub fn told(holding: Holding) -> Self {
         Self { holding, descriptor: None }
     }
 
-    /// Returns the hold on the connection.
+    /// Returns the way in which the connection is held.
     #[must_use]
     pub fn holding(&self) -> Holding {
         self.holding
@@ -86,7 +86,7 @@ fn lock(numbers: &Mutex<Numbers>) -> MutexGuard<'_, Numbers> {
 }
 
 impl ProcDir {
-    /// Finds the hold of the process on the socket with this inode number.
+    /// Finds out how the process holds the socket with this inode number.
     ///
     /// Between the moment at which a new program shows as the executable and the moment
     /// at which descriptors are closed for that program, `execve` holds a lock. This

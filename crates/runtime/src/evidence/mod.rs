@@ -48,7 +48,7 @@ use kept::{Kept, Measured, Subject};
 /// not make deeper trees.
 pub const MAX_ANCESTRY: usize = 64;
 
-/// The cause for which no evidence could be gathered.
+/// The reason why no evidence could be gathered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvidenceError {
@@ -190,7 +190,7 @@ impl Collector {
         snapshot.is_of_same_caller(&now).then_some(now)
     }
 
-    /// Finds the hold of the process on its end of a connection. `socket` is the inode
+    /// Finds out how the process holds its end of a connection. `socket` is the inode
     /// number of that end.
     ///
     /// To be called as soon as the connection is accepted: a program may change the flags

@@ -51,9 +51,9 @@ pub(crate) fn may_mount(inspection: &Value) -> bool {
 }
 
 /// Returns true if a process in the container may name another file than the one that it
-/// executes (`PR_SET_MM`), by the engine's description of the container. It may do so by
-/// a capability, or in a user namespace of its own, which the engine's filter of system
-/// calls is to refuse.
+/// executes (`PR_SET_MM`), by the engine's description of the container. A process may do
+/// so by a capability, or in a user namespace of its own, which the engine's filter of
+/// system calls is to refuse.
 pub(crate) fn may_name_executable(inspection: &Value) -> bool {
     let unfiltered = match &inspection["HostConfig"]["SecurityOpt"] {
         Value::Null => false,

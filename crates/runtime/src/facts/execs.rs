@@ -9,11 +9,11 @@ use rustix::time::{ClockId, clock_gettime};
 /// reports an `exec` afterwards, and the wall clock may have been set in between.
 const LATE_BY: Duration = Duration::from_secs(2);
 
-/// After this time an event has come, or the stream is broken and nothing is known.
+/// Time after which an event has come, or the stream is broken and nothing is known.
 pub(super) const HEARD_AFTER: Duration = Duration::from_secs(5);
 
-/// For so long a process is kept waiting before the engine is asked whether an `exec`
-/// made it.
+/// Time for which a process is kept waiting before the engine is asked if an `exec` made
+/// it.
 pub(super) const TOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// One moment on both clocks.

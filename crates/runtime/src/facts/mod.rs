@@ -1,5 +1,5 @@
-//! Facts about running modules, by the engine's event stream. A verdict needs these
-//! facts, and takes them without a call to the engine on the request path.
+//! Facts about running modules, by the engine's event stream. A verdict takes the facts
+//! that it needs without a call to the engine on the request path.
 //!
 //! The stream is opened first and everything is inspected then, so nothing that happens
 //! in between is lost. From the moment the stream breaks until the next inspection is
@@ -64,10 +64,10 @@ struct Shared {
 /// The state that was heard.
 #[derive(Debug, Clone, Default)]
 struct Known {
-    /// By container name.
+    /// Entries by container name.
     entries: HashMap<String, Entry>,
-    /// While the engine is silent: since when an `exec` would not have been heard, as a
-    /// start time.
+    /// Start time from which on an `exec` would not have been heard; `None` while the
+    /// engine is heard.
     silent_since: Option<u64>,
 }
 
@@ -216,7 +216,7 @@ impl EngineWatch {
         self.shared.read(|known| known.is_some_and(|known| known.silent_since.is_none()))
     }
 
-    /// For how long the engine has not been heard, while it is silent; `None` if it is
+    /// Returns the time for which the engine has been silent; `None` if the engine is
     /// heard, or never was.
     #[must_use]
     pub fn silent_for(&self) -> Option<Duration> {
@@ -345,7 +345,7 @@ impl Shared {
         }
     }
 
-    /// From now on nothing new is heard; whether that is news.
+    /// Marks the engine as silent. Returns true if the engine was heard until now.
     fn fell_silent(&self) -> bool {
         let mut news = false;
         let heard = self.heard.load(Ordering::Relaxed);
@@ -585,21 +585,22 @@ fn running_facts(
     look().map_or(RunningFacts::Unknown, RunningFacts::Running)
 }
 
-/// With how many filters of system calls a container's first process was started: those
-/// of its parent, which is the engine's, and one that the engine puts on it, unless it
-/// has fewer. What the first process has put on itself since is not among them.
+/// Returns the number of filters of system calls with which a container's first process
+/// was started: those of its parent, which is the engine's, and one that the engine puts
+/// on it, unless it has fewer. Filters that the first process has put on itself since do
+/// not count.
 fn filters_at_start(has: Option<u32>, parent: u32) -> Option<u32> {
     let of_parent =
         ProcDir::open_unproved(parent).and_then(|parent| parent.filters()).ok().flatten();
     Some(has?.min(of_parent.unwrap_or(0) + 1))
 }
 
-/// For an engine that does not tell where an image's layers are: those that a container's
-/// first process has mounted.
+/// Finds the layers that a container's first process has mounted, for an engine that does
+/// not tell where an image's layers are.
 ///
-/// They are what the engine mounted only where nothing in the container may mount: not by
-/// the container's options, and not in a user namespace that its first process may have
-/// made for itself.
+/// These layers are what the engine mounted only where nothing in the container may
+/// mount: not by the container's options, and not in a user namespace that its first
+/// process may have made for itself.
 fn mounted_layers(
     image: &Sha256Digest,
     inspection: &Value,

@@ -31,12 +31,12 @@ pub enum Asked {
     },
     /// Let what was prepared become the module.
     Begin {
-        /// Of [`Answer::Prepared`].
+        /// Number from [`Answer::Prepared`].
         number: u32,
     },
     /// End what was prepared.
     Cancel {
-        /// Of [`Answer::Prepared`].
+        /// Number from [`Answer::Prepared`].
         number: u32,
     },
     /// Send a signal to the module's process group, and to its first process.
@@ -85,20 +85,21 @@ pub enum Asked {
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// To [`Asked::About`].
+    /// Answer to [`Asked::About`].
     About {
-        /// Reason for which modules have no cgroups of their own; `None` if they have.
+        /// Reason why modules have no cgroups of their own; `None` if they have.
         without_cgroups: Option<String>,
     },
     /// A process that waits to become the module. Descriptor: its pidfd.
     Prepared {
-        /// For [`Asked::Begin`] and [`Asked::Cancel`].
+        /// Number for [`Asked::Begin`] and [`Asked::Cancel`].
         number: u32,
         /// The process.
         process: ProcessInstance,
         /// The sealed copy of its program.
         own_copy: ExecutableFile,
-        /// Made from the program's file, not from the copy that was kept.
+        /// True if the copy was made from the program's file, not from the copy that was
+        /// kept.
         from_file: bool,
         /// The group that it is told by.
         cgroup: Option<String>,
@@ -107,7 +108,7 @@ pub enum Answer {
         /// Groups that were made for its limits alone.
         limit_groups: Vec<PathBuf>,
     },
-    /// The module runs; with the parts that could not be confined as a whole, if there
+    /// The module runs. Names the parts that could not be confined as a whole, if there
     /// are any.
     Began(Option<String>),
     /// Exit code of a process, or 128 plus the number of the signal that ended it. `None`
@@ -115,9 +116,9 @@ pub enum Answer {
     Exit(Option<i64>),
     /// True if nothing is left.
     Cleared(bool),
-    /// It is done.
+    /// The request was carried out.
     Done,
-    /// It is not done.
+    /// The request failed.
     Failed(Failure),
 }
 
@@ -130,9 +131,9 @@ pub enum Failure {
     Limits(String),
     /// A systemd scope that is required cannot be had.
     Scope(String),
-    /// It is not as configured.
+    /// The request does not fit the configuration.
     Refused(String),
-    /// The machine does not let it.
+    /// The machine does not allow the request.
     Machine(String),
 }
 

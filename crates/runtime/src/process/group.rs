@@ -32,8 +32,8 @@ fn group_name(module: &ModuleId) -> String {
 pub(super) struct LimitGroup {
     pub(super) folder: PathBuf,
     pub(super) unified: bool,
-    /// True if the group only keeps limits, and the module's processes are told by
-    /// another group.
+    /// True if the group only keeps limits, and another group tells which processes are
+    /// the module's.
     pub(super) for_limits_alone: bool,
 }
 
@@ -74,8 +74,9 @@ impl ModuleCgroups {
         }
     }
 
-    /// As [`Self::below_own`], and where systemd runs in scopes, as `wanted` says. Only
-    /// of the first device on a machine are their names without the `instance`.
+    /// Does the same as [`Self::below_own`], and puts modules into scopes where systemd
+    /// runs, as `wanted` says. Only the scopes of the first device on a machine have
+    /// names without the `instance`.
     #[must_use]
     pub fn in_scopes(mut self, wanted: ScopeUse, first: bool) -> Self {
         self.scopes = Scopes::choose(wanted);
@@ -83,7 +84,7 @@ impl ModuleCgroups {
         self
     }
 
-    /// Modules run without groups of their own.
+    /// Makes no groups: modules run without groups of their own.
     #[must_use]
     pub fn none(hierarchy: CgroupHierarchy, why: &str) -> Self {
         Self {
@@ -95,9 +96,9 @@ impl ModuleCgroups {
         }
     }
 
-    /// As [`Self::in_scopes`] where systemd runs, with the tools in another folder: for
-    /// tests of a systemd that refuses, hangs or does something else than it was asked
-    /// for.
+    /// Does the same as [`Self::in_scopes`] where systemd runs, with the tools in another
+    /// folder: for tests of a systemd that refuses, hangs or does something else than it
+    /// was asked for.
     #[must_use]
     pub fn in_scopes_made_by(mut self, tools: PathBuf, or_below: bool, patience: Duration) -> Self {
         self.scopes = Scopes::made_by(tools, or_below, patience);
@@ -114,7 +115,7 @@ impl ModuleCgroups {
         scope_name(self.scope_instance.as_deref(), module)
     }
 
-    /// Returns true if a group that was a module's is the module's scope, perhaps of a
+    /// Returns true if a former group of the module is the module's scope, perhaps of a
     /// daemon of another instance. systemd makes and removes scopes.
     pub(super) fn is_scope(&self, module: &ModuleId, path: &str) -> bool {
         let unit = last_of(path).strip_prefix("edgekeep-");
@@ -221,7 +222,7 @@ impl ModuleCgroups {
         }
     }
 
-    /// Returns the reason for which modules have no groups; `None` if they have groups.
+    /// Returns the reason why modules have no groups; `None` if they have groups.
     #[must_use]
     pub fn unavailable(&self) -> Option<&str> {
         if matches!(self.scopes.placement(), Ok(Placement::Scope { .. })) {

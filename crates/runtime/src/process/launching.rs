@@ -1,5 +1,5 @@
-//! Whoever starts and ends host modules, as [`super::ProcessRuntime`] has it: a process
-//! with the rights for that, or this one.
+//! The starter of host modules, which also ends them, as [`super::ProcessRuntime`] has
+//! it: a process with the rights for that, or this process.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -31,13 +31,13 @@ enum Who {
 }
 
 impl Launching {
-    /// This process, with the rights that it has.
+    /// Starts modules from this process, with the rights that it has.
     #[must_use]
     pub fn here(service: LaunchService) -> Self {
         Self { who: Who::Own(Arc::new(service)), rights: own_rights().ok() }
     }
 
-    /// A child of this process, which has these rights.
+    /// Starts modules from a child of this process, which has these rights.
     #[must_use]
     pub fn child(link: Link, rights: Daemon) -> Self {
         Self { who: Who::Child(link), rights: Some(rights) }

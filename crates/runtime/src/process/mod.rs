@@ -59,7 +59,7 @@ pub use update::BegunUpdate;
 
 use module::Module;
 
-/// The cause for which an operation on a host module failed.
+/// The reason why an operation on a host module failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessError {
@@ -69,22 +69,22 @@ pub enum ProcessError {
         /// Id of the module.
         module: ModuleId,
     },
-    /// There already is one.
+    /// There already is a host module of this id.
     #[error("there already is a host module {module}")]
     Exists {
         /// Id of the module.
         module: ModuleId,
     },
-    /// Its executable cannot be started.
+    /// The module's executable cannot be started.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// As before, in the words of the process that starts it.
+    /// The executable cannot be started, in the words of the process that starts modules.
     #[error("{why}")]
     Unfit {
         /// The reason, in words.
         why: String,
     },
-    /// It is asked for otherwise than it is configured.
+    /// The request differs from the configuration of the module.
     #[error("host module {module} is not started or ended: {why}; run `edgekeep config apply`")]
     Refused {
         /// Id of the module.
@@ -104,7 +104,7 @@ pub enum ProcessError {
         #[source]
         source: io::Error,
     },
-    /// Its state cannot be written.
+    /// The module's state cannot be written.
     #[error("cannot keep the state of a host module")]
     Store(#[from] StoreError),
     /// The process could not be made.
@@ -123,7 +123,7 @@ pub enum ProcessError {
     Limits {
         /// Id of the module.
         module: ModuleId,
-        /// The limit, and the reason for which it cannot be set.
+        /// The limit, and the reason why it cannot be set.
         why: String,
     },
     /// A systemd scope is required and cannot be had.
@@ -131,7 +131,7 @@ pub enum ProcessError {
     Scope {
         /// Id of the module.
         module: ModuleId,
-        /// The reason for which there is no scope.
+        /// The reason why there is no scope.
         why: String,
     },
     /// The process does not end.
@@ -142,7 +142,7 @@ pub enum ProcessError {
         /// Id of the module.
         module: ModuleId,
     },
-    /// Its folder, pipes or log cannot be used.
+    /// The module's folder, pipes or log cannot be used.
     #[error("cannot use the folder of host module {module}")]
     Folder {
         /// Id of the module.
@@ -212,8 +212,8 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// This very program, also when its file was replaced by an update, with
-    /// [`launcher::ARGUMENT`].
+    /// Returns the launcher that is this very program, also when its file was replaced by
+    /// an update, with [`launcher::ARGUMENT`].
     #[must_use]
     pub fn this_program() -> Self {
         Self { program: "/proc/self/exe".into(), args: vec![launcher::ARGUMENT.into()] }
@@ -276,8 +276,7 @@ impl ProcessRuntime {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Returns the reason for which modules have no cgroups of their own; `None` if they
-    /// have.
+    /// Returns the reason why modules have no cgroups of their own; `None` if they have.
     #[must_use]
     pub fn without_cgroups(&self) -> Option<&str> {
         self.shared.without_cgroups.as_deref()
@@ -306,8 +305,8 @@ impl ProcessRuntime {
         finished(async move { module.renew(spec).await }).await
     }
 
-    /// As [`Self::renew`], and remembers what the module was until the update is settled
-    /// by [`Self::end_update`], also through an end of the daemon.
+    /// Does the same as [`Self::renew`], and remembers the module's state before, until
+    /// the update is settled by [`Self::end_update`], also through an end of the daemon.
     ///
     /// # Errors
     /// [`ProcessError::Absent`]; the state cannot be written. The module then is what it
@@ -456,7 +455,7 @@ impl ProcessRuntime {
         list
     }
 
-    /// One module.
+    /// Returns the status of one module.
     ///
     /// # Errors
     /// [`ProcessError::Absent`].

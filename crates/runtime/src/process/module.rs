@@ -34,7 +34,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 struct Record {
     module: ModuleId,
     spec: ProcessSpec,
-    /// The run that was known last; `None` if no process ran.
+    /// The run that is under way, by the last record; `None` if no process runs.
     run: Option<Run>,
     /// Time of the last start, in nanoseconds since the epoch.
     started_ns: Option<i64>,

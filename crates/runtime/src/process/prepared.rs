@@ -23,8 +23,8 @@ use crate::evidence::ProcDir;
 /// Longest time that the launcher may take to start, and to become the module.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// Number of requests for a scope that cannot be made because of the rest of an earlier
-/// scope.
+/// Number of attempts to make a scope while the remains of an earlier scope are in the
+/// way.
 const TRIES: u32 = 3;
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 

@@ -18,7 +18,7 @@ use crate::evidence::{executable_file, finish};
 /// runs.
 pub const MAX_PROGRAM_BYTES: u64 = 512 * 1024 * 1024;
 
-/// The cause for which an executable cannot be started.
+/// The reason why an executable cannot be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProgramError {
@@ -70,7 +70,7 @@ pub enum ProgramError {
     Seal(#[source] io::Error),
 }
 
-/// Length of the begin of a program that names the program's machine, in bytes.
+/// Length of the beginning of a program that names the program's machine, in bytes.
 const HEAD: usize = 20;
 
 /// A sealed copy of an executable with the expected content.
@@ -83,7 +83,7 @@ impl SealedProgram {
         Self::from_open(path, open(path)?, expected)
     }
 
-    /// As [`Self::load`], from an open file; `path` is for messages.
+    /// Does the same as [`Self::load`], from an open file; `path` is for messages.
     pub(super) fn from_open(
         path: &Path,
         mut source: File,
@@ -196,8 +196,8 @@ fn check(
     Ok(())
 }
 
-/// Returns true if this is the begin of a program for this machine. If the kernel refuses
-/// a file as a program, the C library hands the file to a shell.
+/// Returns true if this is the beginning of a program for this machine. If the kernel
+/// refuses a file as a program, the C library hands the file to a shell.
 fn is_executable_here(head: &[u8]) -> bool {
     let Some([class, order, version]) =
         head.strip_prefix(b"\x7fELF").and_then(|rest| rest.first_chunk())

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-/// Returns true if any of these programs (or files, if absolute) is missing. Then says
-/// so, with the test's name.
+/// Returns true if any of these programs (or files, if absolute) is missing. Then prints
+/// the test's name and the missing programs.
 pub(crate) fn missing(wanted: &[&str]) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<_> =
