@@ -1,4 +1,5 @@
-//! Checkpoints (C2SP `tlog-checkpoint`): what a log says about itself at one size. Pure.
+//! Checkpoints (C2SP `tlog-checkpoint`): the statement of a log about itself at one size.
+//! Pure.
 //!
 //! Beyond origin, size and root there are extension lines, covered by the signature like
 //! the rest: `first <size> <root>` states the prefix that rotation has dropped (nothing:
@@ -25,13 +26,14 @@ pub struct Checkpoint {
     pub first: u64,
     /// Head of the tree over those.
     pub first_root: Hash,
-    /// When it was signed, by the device's clock.
+    /// Time at which the checkpoint was signed, by the device's clock; `None` if the note
+    /// states none.
     pub time: Option<OffsetDateTime>,
     /// The hardware counter's value.
     pub counter: Option<u64>,
 }
 
-/// Why a text is no checkpoint.
+/// The reason why a text is not an acceptable checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CheckpointError {
     /// The note is not acceptable.
@@ -43,9 +45,9 @@ pub enum CheckpointError {
     /// The key is that of another log.
     #[error("the checkpoint is of the log {found}, the key of {expected}")]
     Origin {
-        /// What the checkpoint says.
+        /// Name of the log that the checkpoint states.
         found: String,
-        /// What the key is called.
+        /// Name of the log that the key belongs to.
         expected: String,
     },
 }

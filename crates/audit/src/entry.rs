@@ -1,9 +1,9 @@
-//! What is written down. An entry is made of ids, numbers and words from fixed lists:
+//! Entries of the audit log. An entry is made of ids, numbers and words from fixed lists:
 //! there is nowhere to put a secret.
 //!
-//! Its form in the log is one JSON object without blanks, members always in the same
-//! order, absent ones left out: the same entry is always the same bytes, and those are
-//! what is hashed.
+//! The form of an entry in the log is one JSON object without blanks. The members are
+//! always in the same order, and absent ones are left out. So the same entry is always
+//! the same bytes, and those bytes are what is hashed.
 
 use edgekeep_core::id::{KeyId, ModuleId};
 pub use edgekeep_core::key_use::{Key, Operation, Outcome, Purpose, Reason, Statement, Who};
@@ -20,51 +20,53 @@ const TIME: &[FormatItem<'_>] =
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// When, by the device's clock.
+    /// Time of the event, by the device's clock.
     pub time: OffsetDateTime,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }
 
-/// What happened.
+/// An event that the log records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Somebody asked for something.
     Asked {
-        /// Who.
+        /// The caller that asked.
         who: Who,
-        /// What.
+        /// The operation that was asked for.
         what: Operation,
-        /// With which key. Absent if that could not be told.
+        /// The key that was to be used. Absent if the key could not be told.
         key: Option<Key>,
-        /// What came of it.
+        /// The outcome of the request.
         outcome: Outcome,
     },
     /// The same was done many times, by a uid that has used up its share of the log.
     Counted {
-        /// Who.
+        /// The caller that asked.
         who: Who,
-        /// What.
+        /// The operation that was asked for.
         what: Operation,
-        /// With which key. Absent if with several.
+        /// The key that was used. Absent if several keys were used.
         key: Option<Key>,
-        /// What came of it.
+        /// The outcome that all these requests had.
         outcome: Outcome,
-        /// How many times.
+        /// Number of times that the same was done.
         count: u64,
-        /// When it was done first. The entry's time is when counting ended.
+        /// Time of the first of these requests. The entry's time is the time when
+        /// counting ended.
         since: OffsetDateTime,
     },
     /// Something about the log itself.
     Log(LogEvent),
 }
 
-/// What happened to the log itself.
+/// An event of the log itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogEvent {
     /// The log was opened.
     Opened {
-        /// Whether it had been closed before. If not, the newest entries may be missing.
+        /// True if the log had been closed before. If not, the newest entries may be
+        /// missing.
         clean: bool,
         /// Bytes of an unfinished record that were cut off.
         cut: u64,
@@ -78,9 +80,9 @@ pub enum LogEvent {
     },
     /// The counter in hardware is ahead of the log: its newest part is missing.
     CounterAhead {
-        /// What the log says.
+        /// Value of the counter by the log's newest checkpoint.
         recorded: u64,
-        /// What the hardware says.
+        /// Value of the counter in hardware.
         counter: u64,
     },
     /// The counter in hardware was made: from here on it is compared.
@@ -92,18 +94,19 @@ pub enum LogEvent {
     /// hardware was exchanged. What was lost before this, if anything, does not show by
     /// it.
     CounterReplaced {
-        /// What the log says.
+        /// Value of the counter by the log's newest checkpoint.
         recorded: u64,
-        /// What the hardware says.
+        /// Value of the counter in hardware.
         counter: u64,
     },
     /// The counter cannot be read. Until it can, nothing is compared.
     CounterUnreachable,
     /// The counter is read again, or is there although the log did not count before.
     CounterBack {
-        /// What the log says, if it says anything.
+        /// Value of the counter by the log's newest checkpoint, if the checkpoint carries
+        /// one.
         recorded: Option<u64>,
-        /// What the hardware says.
+        /// Value of the counter in hardware.
         counter: u64,
     },
     /// The log counted before, and is told not to any more.
@@ -113,7 +116,7 @@ pub enum LogEvent {
     DiskFull,
     /// Refusals came faster than they could be written, and these were not.
     Lost {
-        /// How many.
+        /// Number of refusals that were not written.
         refusals: u64,
     },
 }
@@ -216,49 +219,48 @@ fn some<M: serde::ser::SerializeMap, T: Serialize>(
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Shown {
-    /// When.
+    /// Time of the entry, RFC 3339.
     pub time: String,
-    /// Who: user id.
+    /// User id of the caller.
     pub uid: Option<u32>,
-    /// Who: process id.
+    /// Process id of the caller.
     pub pid: Option<u32>,
-    /// On behalf of which module, as the uid says.
+    /// The module on whose behalf the caller asked, as the caller says.
     #[serde(rename = "for")]
     pub behalf: Option<String>,
     /// Digest of the program that asked that uid, as it says.
     pub executable: Option<String>,
     /// The module whose derived key it is.
     pub module: Option<String>,
-    /// What: the word of an [`Operation`], or `log-...`.
+    /// Name of the event: the word of an [`Operation`], or `log-...`.
     pub what: String,
     /// Key id.
     pub key: Option<String>,
     /// The id before, if the key was moved.
     pub from: Option<String>,
-    /// Whether a key derived from it was meant.
+    /// True if a key derived from this key was meant.
     pub derived: bool,
-    /// What the key is for.
+    /// Purpose of the key.
     pub purpose: Option<String>,
     /// `done`, `failed`, `interrupted`, `refused`; empty for events of the log.
     pub result: String,
-    /// Why it was refused.
+    /// Reason for the refusal.
     pub reason: Option<String>,
-    /// How many times it was done, if more than one use is in this entry.
+    /// Number of uses, if more than one use is in this entry.
     pub count: Option<u64>,
-    /// When the first of them was.
+    /// Time of the first of these uses.
     pub since: Option<String>,
-    /// Of `log-opened`: whether the log had been closed before.
+    /// Of `log-opened`: true if the log had been closed before.
     pub clean: Option<bool>,
-    /// Of `log-behind-counter` and `log-counter-...`: what the log says and what the
-    /// hardware says.
+    /// Of `log-behind-counter` and `log-counter-...`: value of the counter by the log.
     pub recorded: Option<u64>,
-    /// See `recorded`.
+    /// Of the same events: value of the counter in hardware.
     pub counter: Option<u64>,
-    /// Of `log-lost`: how many.
+    /// Of `log-lost`: number of refusals that were not written.
     pub refusals: Option<u64>,
-    /// Of `log-replaced`: which damaged log, and how many entries it had.
+    /// Of `log-replaced`: number of the folder that has the damaged log.
     pub number: Option<u32>,
-    /// See `number`.
+    /// Of `log-replaced`: entries that the damaged log had.
     pub size: Option<u64>,
     /// Of `log-opened`: bytes that were cut off.
     pub cut: Option<u64>,

@@ -23,13 +23,13 @@ pub(crate) const VERIFIER_KEY: &str = "verifier-key";
 /// them.
 const FILE_LIMIT: u64 = 64 << 20;
 
-/// Why the log could not be read.
+/// The error of reading a log.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {}", path.display())]
 pub struct ReadError {
-    /// Which file.
+    /// The file or folder that could not be read.
     pub path: PathBuf,
-    /// What the kernel said.
+    /// The error of the kernel.
     #[source]
     pub source: io::Error,
 }

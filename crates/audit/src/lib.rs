@@ -6,11 +6,11 @@
 //! verifier key and the folder, or a copy of it, can tell whether anything was changed,
 //! taken out, put in, put in another order or cut off: [`verify::verify`].
 //!
-//! What it can lose, and says so: the newest entries. An entry that was accepted is in
-//! the file within [`Options::write_after`] and safe from a power cut within
-//! [`Options::sync_after`]; at no time are more than [`Options::queue`] entries on their
-//! way. A log that cannot be written refuses, and so does everything that must be written
-//! down before it is done.
+//! The newest entries are all that the log can lose, and the log says so. An entry that
+//! was accepted is in the file within [`Options::write_after`] and safe from a power cut
+//! within [`Options::sync_after`]; at no time are more than [`Options::queue`] entries on
+//! their way. A log that cannot be written refuses, and so does everything that must be
+//! written down before it is done.
 //!
 //! Touches: the one folder it is given. Starts one thread. Never sees a secret: an
 //! [`entry::Entry`] has no place for one.

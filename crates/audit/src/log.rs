@@ -62,8 +62,8 @@ pub struct Options {
     /// used, and the oldest segments are dropped one by one; only when all that is gone
     /// the log refuses.
     pub reserve_bytes: u64,
-    /// Whether there has been a log in this folder, as something else knows. If there is
-    /// none any more, the new one says so.
+    /// True if something else knows that there has been a log in this folder. If the log
+    /// is gone, the new log says so.
     pub expected: bool,
 }
 
@@ -96,12 +96,12 @@ pub struct Busy;
 #[error("no checkpoint of the audit log: {0}")]
 pub struct Closed(pub String);
 
-/// How the log was found.
+/// The state in which the log was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
     /// Entries that it has.
     pub size: u64,
-    /// What was written down about it.
+    /// Events that were written down about the opening.
     pub events: Vec<LogEvent>,
 }
 
@@ -112,7 +112,7 @@ struct State {
     taken: usize,
     /// Entries that the writer has and the file does not.
     writing: usize,
-    /// Whether the disk or the signer refuses.
+    /// True if the disk or the signer refuses.
     failing: bool,
     /// Refusals that were not written.
     lost: u64,
@@ -216,19 +216,19 @@ impl Log {
         Ok(Self { shared, folder: folder.to_owned(), key, opened, thread: Some(thread) })
     }
 
-    /// What checks this log's checkpoints.
+    /// Returns the key that checks this log's checkpoints.
     #[must_use]
     pub fn key(&self) -> &VerifierKey {
         &self.key
     }
 
-    /// Where the log is.
+    /// Returns the folder of the log.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// How the log was found.
+    /// Returns the state in which the log was found.
     #[must_use]
     pub fn opened(&self) -> &Opened {
         &self.opened

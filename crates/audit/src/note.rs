@@ -31,7 +31,7 @@ pub struct VerifierKey {
 #[error("not a verifier key of the form <name>+<key id>+<base64>, with an Ed25519 key")]
 pub struct InvalidKey;
 
-/// Why a note was not accepted.
+/// The reason why a note was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoteError {
     /// It is no note.

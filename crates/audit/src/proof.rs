@@ -12,7 +12,7 @@ use crate::tree::{Hash, leaf_hash, verify_inclusion};
 
 const HEAD: &str = "c2sp.org/tlog-proof@v1";
 
-/// Why a proof proves nothing.
+/// The reason why a proof proves nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
     /// It is no proof.
@@ -26,7 +26,7 @@ pub enum ProofError {
     NotIncluded(u64),
 }
 
-/// What a proof has shown.
+/// The facts that a proof has shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proved {
     /// The entry's index.

@@ -17,7 +17,7 @@ use crate::segment::{self, Broken, Kind};
 use crate::sign::{CheckpointSigner, SignError};
 use crate::tree::{Frontier, Hash, leaf_hash};
 
-/// Why a log cannot be opened.
+/// The error of opening a log.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A file cannot be read.
@@ -35,9 +35,9 @@ pub enum OpenError {
     /// The newest segment cannot be opened for writing.
     #[error("cannot write {}", path.display())]
     Segment {
-        /// Which file.
+        /// The file that cannot be written.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -58,7 +58,7 @@ pub(crate) struct Recovered {
     pub(crate) head: Checkpoint,
     /// The same as a signed note.
     pub(crate) note: String,
-    /// What to write down about the log, first of all.
+    /// Events to write down about the log, before all else.
     pub(crate) events: Vec<LogEvent>,
 }
 
@@ -207,11 +207,12 @@ fn examine(folder: &Path, signer: &dyn CheckpointSigner) -> Result<Found, OpenEr
 
 struct Replayed {
     tree: Frontier,
-    /// Where the last whole record ends.
+    /// Offset in bytes at which the last whole record ends.
     end: usize,
     note: String,
     head: Checkpoint,
-    /// Whether the tree met the head that was looked for, if it came to that size.
+    /// True unless the tree came to the size of the head that was looked for, and had
+    /// another head there.
     agrees: bool,
 }
 

@@ -16,7 +16,7 @@ pub(crate) const MAGIC: &[u8] = b"edgekeep audit log 1\n";
 /// Bytes of a record before its body.
 const HEAD: usize = 19;
 
-/// What a record holds.
+/// The kind of a record's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The tree's edge; the index is its size.
@@ -45,7 +45,7 @@ pub(crate) struct Record<'a> {
     pub(crate) body: &'a [u8],
 }
 
-/// What is at a place of a segment instead of a record.
+/// The fault at a place of a segment where a record should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Broken {
     /// The bytes end within the record.

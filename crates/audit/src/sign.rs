@@ -1,4 +1,4 @@
-//! Who signs checkpoints, and what counts them.
+//! The signer of checkpoints, and the counter in hardware that counts them.
 
 use std::io;
 
@@ -16,7 +16,7 @@ pub trait CheckpointSigner: Send + Sync {
     fn sign(&self, text: &[u8]) -> Result<[u8; 64], SignError>;
 }
 
-/// Why no signature was made.
+/// The error of signing a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot sign a checkpoint of the audit log")]
 pub struct SignError(#[source] pub Box<dyn std::error::Error + Send + Sync>);

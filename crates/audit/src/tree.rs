@@ -240,8 +240,8 @@ fn split(count: u64) -> u64 {
     1 << (count - 1).ilog2()
 }
 
-/// Whether `proof` shows that `leaf` is leaf `index` of the tree of `size` leaves with
-/// this `root`.
+/// Returns true if `proof` shows that `leaf` is leaf `index` of the tree of `size` leaves
+/// with this `root`.
 #[must_use]
 pub fn verify_inclusion(leaf: Hash, index: u64, size: u64, proof: &[Hash], root: &Hash) -> bool {
     if index >= size {
@@ -267,8 +267,8 @@ pub fn verify_inclusion(leaf: Hash, index: u64, size: u64, proof: &[Hash], root:
     last == 0 && node == *root
 }
 
-/// Whether `proof` shows that the tree `old` (size and head) is a prefix of the tree
-/// `new`.
+/// Returns true if `proof` shows that the tree `old` (size and head) is a prefix of the
+/// tree `new`.
 #[must_use]
 pub fn verify_consistency(old: (u64, &Hash), new: (u64, &Hash), proof: &[Hash]) -> bool {
     let ((old_size, old_root), (new_size, new_root)) = (old, new);

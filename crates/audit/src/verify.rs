@@ -1,10 +1,10 @@
-//! Whether a log is what was written.
+//! Checks that a log is what was written.
 //!
 //! Proved, given the log's verifier key: every entry up to the newest checkpoint is
-//! there, unchanged and in its place. What is cut off behind an older checkpoint together
-//! with everything that names a newer one can only be noticed with something from
-//! outside: a checkpoint that was kept elsewhere, or a counter in hardware. Both can be
-//! given here.
+//! there, unchanged and in its place. Somebody may cut off the entries behind an older
+//! checkpoint together with everything that names a newer one. Such a cut can only be
+//! noticed with something from outside: a checkpoint that was kept elsewhere, or a
+//! counter in hardware. Both can be given here.
 
 use std::fmt;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::note::VerifierKey;
 use crate::segment::{self, Broken, Kind};
 use crate::tree::{Frontier, Hash, leaf_hash};
 
-/// What is known from elsewhere.
+/// Facts about the log that are known from elsewhere.
 #[derive(Debug, Clone, Copy)]
 pub struct Known<'a> {
     /// The log's key.
@@ -27,7 +27,7 @@ pub struct Known<'a> {
     pub counter: Option<u64>,
 }
 
-/// What was found.
+/// The result of a check.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Index of the oldest entry that is there.
@@ -38,21 +38,21 @@ pub struct Report {
     pub checkpoints: usize,
     /// The newest one.
     pub newest: Option<Checkpoint>,
-    /// Where entries may be or are missing, as the log itself says.
+    /// Places where entries may be or are missing, as the log itself says.
     pub gaps: Vec<Gap>,
-    /// What is wrong.
+    /// Faults that were found.
     pub faults: Vec<Fault>,
 }
 
 impl Report {
-    /// Whether nothing is wrong. Gaps that the log states are not wrong.
+    /// Returns true if nothing is wrong. Gaps that the log states are not wrong.
     #[must_use]
     pub fn is_intact(&self) -> bool {
         self.faults.is_empty()
     }
 
-    /// What the log tells of itself that somebody has to look at, without what was looked
-    /// at already: entries that are given by index.
+    /// Returns the gaps that the log tells of itself and that somebody has to look at.
+    /// Entries in `accepted`, given by index, were looked at already and are left out.
     pub fn alarms<'a>(&'a self, accepted: &'a [u64]) -> impl Iterator<Item = &'a Gap> {
         self.gaps.iter().filter(|gap| gap.alarm().is_some_and(|at| !accepted.contains(&at)))
     }
@@ -64,7 +64,7 @@ impl Report {
     }
 }
 
-/// Where entries may be or are missing.
+/// A place where entries may be or are missing, or where a loss would not be noticed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Gap {
     /// Rotation dropped everything before this index, and a checkpoint states it.
@@ -91,7 +91,8 @@ pub enum Gap {
     NotCompared(u64),
     /// Before this index the disk was full.
     DiskFull(u64),
-    /// At this index the log notes that this many refusals were not written.
+    /// From this index on the log did not compare itself with its hardware counter, for
+    /// the reason given.
     Lost(u64, u64),
     /// The given checkpoint is of a time before the oldest entry that is kept.
     Incomparable(u64),
@@ -112,7 +113,7 @@ impl Gap {
     }
 }
 
-/// Why a log does not compare itself with its counter.
+/// The reason why a log does not compare itself with its counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotCounting {
     /// The hardware did not answer.
@@ -197,7 +198,7 @@ pub struct Fault {
     pub segment: Option<String>,
     /// The first entry that is bad, or after which it is.
     pub entry: u64,
-    /// What is wrong.
+    /// The kind of the fault.
     pub kind: FaultKind,
 }
 
@@ -210,7 +211,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What can be wrong.
+/// A kind of fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FaultKind {
     /// There are no segments at all.
@@ -293,7 +294,7 @@ pub fn verify_read(
 struct Awaited {
     size: u64,
     root: Hash,
-    /// Whether it was given from elsewhere.
+    /// True if the checkpoint was given from elsewhere.
     given: bool,
 }
 

@@ -539,8 +539,8 @@ fn an_exported_log_is_verified_like_the_original() {
     );
 }
 
-/// What the side of the keys pays for an entry, while the other side writes. Far above
-/// what is measured, since tests run beside each other.
+/// Measures the time that the side of the keys spends on an entry, while the other side
+/// writes. The limit is far above what is measured, since tests run beside each other.
 #[test]
 fn handing_over_an_entry_does_not_wait_for_the_disk() {
     let temp = tempfile::tempdir().unwrap();
@@ -556,7 +556,7 @@ fn handing_over_an_entry_does_not_wait_for_the_disk() {
     assert!(times[1500] < Duration::from_micros(50), "{:?}", times[1500]);
 }
 
-/// Where the test below finds its small file system.
+/// Variable with the folder where the test below finds its small file system.
 const SMALL_DISK: &str = "EDGEKEEP_TEST_SMALL_DISK";
 
 /// Runs a test of this file on a file system of its own of so many bytes. `false` if that

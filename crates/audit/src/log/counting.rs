@@ -18,22 +18,23 @@ const RETRY: Duration = Duration::from_secs(30);
 /// asks all the time, or a daemon does not stay up.
 const EARLY: Duration = Duration::from_secs(60);
 
-/// What is known of the counter in hardware.
+/// The state of the counter in hardware, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CounterState {
     /// The log has none.
     Off,
     /// Its value when it was last looked at.
     Value(u64),
-    /// It does not answer, and why: a loss of the newest part would not be noticed now.
+    /// The counter does not answer, for the reason given: a loss of the log's newest
+    /// entries would not be noticed now.
     Unreachable(String),
 }
 
-/// What comparing the log with its counter says. Pure.
+/// The result of comparing the log with its counter. Pure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Met {
     event: Option<LogEventKind>,
-    /// What checkpoints carry from now on.
+    /// The value that checkpoints carry from now on.
     recorded: u64,
 }
 
@@ -44,8 +45,8 @@ enum LogEventKind {
     Back,
 }
 
-/// Compares a counter that is there with what the newest checkpoint carries. `has_past`
-/// is whether the log has entries of before this comparison, `was_away` whether the
+/// Compares a counter that is there with the value in the newest checkpoint. `has_past`
+/// is true if the log has entries of before this comparison; `was_away` is true if the
 /// counter could not be read for a while.
 fn meet(recorded: Option<u64>, found: u64, has_past: bool, was_away: bool) -> Met {
     let back = was_away.then_some(LogEventKind::Back);
@@ -67,14 +68,14 @@ fn meet(recorded: Option<u64>, found: u64, has_past: bool, was_away: bool) -> Me
 pub(super) struct Counting {
     hardware: Option<Box<dyn MonotonicCounter>>,
     state: CounterState,
-    /// What checkpoints carry.
+    /// The value that checkpoints carry.
     recorded: Option<u64>,
     has_past: bool,
-    /// When it was last asked in vain.
+    /// Time of the last failed look at the hardware; `None` once a look has succeeded.
     failed: Option<Instant>,
-    /// When it was last stepped, or the log was opened.
+    /// Time of the last step; before the first step, time of opening the log.
     rested_since: Instant,
-    /// Whether it was stepped since the log was opened.
+    /// True if the counter was stepped since the log was opened.
     stepped: bool,
     was_off: bool,
 }
@@ -107,8 +108,8 @@ impl Counting {
         &self.state
     }
 
-    /// What the next checkpoint carries. Kept while the counter is away or switched off:
-    /// it is a lower bound still.
+    /// Returns the value that the next checkpoint carries. The value is kept while the
+    /// counter is away or switched off: it is a lower bound still.
     pub(super) fn recorded(&self) -> Option<u64> {
         self.recorded
     }
@@ -175,7 +176,7 @@ impl Counting {
         })
     }
 
-    /// Whether it is time for a step.
+    /// Returns true if it is time for a step.
     pub(super) fn may_step(&self, now: Instant, wanted: bool, options: &Options) -> bool {
         let early = wanted || !self.stepped;
         let enough = if early { options.count_after.min(EARLY) } else { options.count_after };
@@ -183,7 +184,7 @@ impl Counting {
             && now.saturating_duration_since(self.rested_since) >= enough
     }
 
-    /// When it is time for a step.
+    /// Returns the time of the next step; `None` if the counter's value is not known.
     pub(super) fn due(&self, options: &Options) -> Option<Instant> {
         let enough =
             if self.stepped { options.count_after } else { options.count_after.min(EARLY) };

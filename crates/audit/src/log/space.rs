@@ -63,7 +63,7 @@ impl Reserve {
         file.sync_all()
     }
 
-    /// Whether the room is held.
+    /// Returns true if the room is held.
     pub(super) fn is_held(&self) -> bool {
         self.held
     }
@@ -80,7 +80,7 @@ impl Reserve {
     }
 }
 
-/// Whether an error, or what caused it, is a full disk or a used-up quota.
+/// Returns true if an error, or one of its causes, is a full disk or a used-up quota.
 pub(super) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).find_map(|cause| cause.downcast_ref::<io::Error>()).is_some_and(|error| {
         matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)

@@ -1,4 +1,4 @@
-//! What the log's thread does with its files.
+//! The writer of the log: the work of the log's thread on its files.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,7 +24,7 @@ use crate::tree::{Frontier, Hash, leaf_hash};
 /// The segment that is written and the whole one before it stay.
 const KEPT_SEGMENTS: usize = 2;
 
-/// Why a step of the writer failed. All of it is kept and tried again.
+/// The error of one step of the writer. All of the step's work is kept and tried again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WriteError {
     #[error("cannot write the audit log")]
@@ -43,9 +43,9 @@ pub(super) struct Writer {
     key: VerifierKey,
     signer: Box<dyn CheckpointSigner>,
     counting: Counting,
-    /// Whether the pending checkpoint promises a step of the counter.
+    /// True if the pending checkpoint promises a step of the counter.
     step_planned: bool,
-    /// Whether something was signed since the counter was stepped.
+    /// True if something was signed since the counter was stepped.
     uncounted: bool,
     reserve: Reserve,
     tree: Frontier,
@@ -54,16 +54,16 @@ pub(super) struct Writer {
     file: File,
     /// Bytes of the last segment that are on the disk.
     synced: u64,
-    /// What comes behind them. Kept until it is on the disk: after a failed sync it is
-    /// written once more.
+    /// Bytes that come behind the synced ones. They are kept until they are on the disk:
+    /// after a failed sync they are written once more.
     unsynced: Vec<u8>,
-    /// How much of that is in the file.
+    /// Number of these bytes that are in the file.
     written: usize,
-    /// When the oldest entry that is not on the disk, or not signed, was taken.
+    /// Times at which the oldest entry that is not on the disk, or not signed, was taken.
     unsynced_since: Option<Instant>,
     unsigned_since: Option<Instant>,
     unsigned: u64,
-    /// What rotation dropped: how many, and the head over them.
+    /// Entries that rotation dropped: their number, and the head over them.
     dropped: (u64, Hash),
     /// A checkpoint that is in the segment but not yet in its file.
     pending: Option<(Checkpoint, String)>,
@@ -111,8 +111,8 @@ impl Writer {
         writer
     }
 
-    /// What takes its time before the first entry: the room on the disk, and a look at
-    /// the counter.
+    /// Does the work that takes time before the first entry: takes the room on the disk,
+    /// and looks at the counter.
     pub(super) fn begin(&mut self) {
         self.reserve.hold(Instant::now());
         self.look_at_counter(false);
@@ -128,7 +128,7 @@ impl Writer {
         }
     }
 
-    /// What is known of the counter.
+    /// Returns the state of the counter, as far as it is known.
     pub(super) fn counter(&self) -> &CounterState {
         self.counting.state()
     }
@@ -142,7 +142,7 @@ impl Writer {
         &self.note
     }
 
-    /// When there is something to do even if nothing comes.
+    /// Returns the next time at which there is something to do even if no entry comes.
     pub(super) fn due(&self) -> Option<Instant> {
         let sync = self.unsynced_since.map(|since| since + self.options.sync_after);
         let sign = self.unsigned_since.map(|since| since + self.options.sign_after);
