@@ -16,17 +16,17 @@ pub struct Attestation {
     pub module: String,
     /// The process.
     pub pid: u32,
-    /// Whether it would be let in over the module's own socket.
+    /// True if the process would be let in over the module's own socket.
     pub allowed: bool,
-    /// What is registered, if anything is.
+    /// The registration of the module, if there is one.
     pub registration: Option<Registered>,
-    /// What runs.
+    /// Facts about what runs for the module.
     pub facts: Facts,
-    /// What the kernel says; absent if it could not be gathered.
+    /// The evidence of the kernel; absent if it could not be gathered.
     pub evidence: Option<Seen>,
     /// The checks in the order in which they are made.
     pub checks: Vec<Check>,
-    /// What is so and what to do, if it is refused.
+    /// Cause and remedy, if the process is refused.
     #[serde(flatten, default)]
     pub explanation: Option<Explanation>,
 }
@@ -35,9 +35,9 @@ pub struct Attestation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// What is so.
+    /// The cause of the refusal.
     pub cause: String,
-    /// What to do about it.
+    /// The remedy: what to do about the cause.
     pub remedy: String,
 }
 
@@ -58,19 +58,19 @@ pub struct PastRefusal {
     pub route: String,
     /// The one reason.
     pub reason: DenyReason,
-    /// What is so and what to do.
+    /// Cause and remedy of the refusal.
     #[serde(flatten)]
     pub explanation: Explanation,
-    /// How often it was refused.
+    /// Number of times that the caller was refused.
     pub count: u64,
     /// The first time, RFC 3339.
     pub first_time: String,
     /// The latest time, RFC 3339. What follows is of that time.
     pub time: String,
-    /// Who called.
+    /// The process that called.
     pub caller: RefusedCaller,
-    /// What was known and what was checked; absent for a refusal of an earlier run, of
-    /// which only the audit trail tells.
+    /// Evidence and checks of the latest refusal; absent for a refusal of an earlier run,
+    /// of which only the audit trail tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attestation: Option<Attestation>,
 }
@@ -83,7 +83,8 @@ pub struct RefusedCaller {
     pub pid: u32,
     /// User id at connect.
     pub uid: u32,
-    /// Where it said that its executable is, in its own mount tree.
+    /// Path of the caller's executable in the caller's own mount tree, as the caller
+    /// said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executable: Option<String>,
     /// The container it was in.
@@ -98,15 +99,15 @@ pub struct RefusedCaller {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Registered {
-    /// How much must match.
+    /// The attestation policy: how much of a caller must match.
     pub policy: Policy,
     /// The identity's generation, once it is known.
     pub generation: Option<String>,
-    /// What was registered.
+    /// The workload that was registered.
     pub workload: Workload,
 }
 
-/// What runs for a module.
+/// Facts about what runs for a module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Facts {
@@ -127,7 +128,7 @@ pub struct Facts {
     pub exec_since: Option<u64>,
 }
 
-/// What the kernel says about a process.
+/// The state of a process, as the kernel tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Seen {
@@ -137,7 +138,8 @@ pub struct Seen {
     pub uid: u32,
     /// Effective group.
     pub gid: u32,
-    /// Where it says that its executable is, in its own mount tree.
+    /// Path of the process's executable in the process's own mount tree, as the process
+    /// says.
     pub path: String,
     /// The file that it executes.
     pub executable: ExecutableFile,
@@ -158,7 +160,8 @@ pub struct Seen {
     pub filters: Option<u32>,
     /// The process, its parent and so on.
     pub ancestry: Vec<Ancestor>,
-    /// How it holds its connection, if it has one and the policy asks for that.
+    /// The way in which the process holds its connection, if it has one and the policy
+    /// asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<Holding>,
 }
@@ -169,8 +172,8 @@ pub struct Seen {
 pub struct Check {
     /// The reason that is written down when it fails.
     pub reason: DenyReason,
-    /// Whether it passed; absent if an earlier one failed, or if it is about a
-    /// connection.
+    /// True if the check passed; absent if an earlier check failed, or if this check is
+    /// about a connection.
     pub passed: Option<bool>,
 }
 

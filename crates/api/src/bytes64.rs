@@ -2,8 +2,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-/// How a decoding error begins when a member is not base64. The workload API answers it
-/// as a bad parameter, the keys API as JSON that does not fit (wire facts 3.2 and 1.3).
+/// Beginning of the decoding error of a member that is not base64. The workload API
+/// answers the error as a bad parameter, the keys API as JSON that does not fit (wire
+/// facts 3.2 and 1.3).
 pub const NOT_BASE64: &str = "not standard base64";
 
 /// Bytes that travel as standard, padded base64.

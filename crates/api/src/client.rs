@@ -27,7 +27,7 @@ const CONNECTIONS: usize = 6;
 const ANSWER_LIMIT: usize = 8 << 20;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a call did not succeed.
+/// The error of a call.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -36,7 +36,7 @@ pub enum ClientError {
     Connect {
         /// The socket.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: std::io::Error,
     },
@@ -63,7 +63,7 @@ pub enum ClientError {
     Transport {
         /// The socket.
         path: PathBuf,
-        /// What went wrong.
+        /// The error of the connection.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -72,7 +72,7 @@ pub enum ClientError {
     Answer {
         /// The socket.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault of the answer, in words.
         what: String,
     },
 }

@@ -18,7 +18,7 @@ pub enum ErrorCode {
     KeyHandle,
     /// The caller lacks a grant.
     Grant,
-    /// What the request names does not exist.
+    /// The object that the request names does not exist.
     Absent,
     /// Something else in the request.
     Request,

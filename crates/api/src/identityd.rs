@@ -33,7 +33,7 @@ pub enum Identity {
 pub struct AziotIdentity {
     /// Host name of the hub.
     pub hub_name: String,
-    /// Where to connect: the parent in a nested installation, else the hub.
+    /// Host to connect to: the parent in a nested installation, else the hub.
     pub gateway_host: String,
     /// The device.
     pub device_id: String,
@@ -43,12 +43,12 @@ pub struct AziotIdentity {
     /// Generation of the module identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gen_id: Option<String>,
-    /// How the identity proves itself.
+    /// The way in which the identity proves itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<Authentication>,
 }
 
-/// How an identity proves itself.
+/// The way in which an identity proves itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authentication {
@@ -140,7 +140,7 @@ pub enum ProvisioningInfo {
         scope_id: String,
         /// The registration's name.
         registration_id: String,
-        /// What is sent along; `null` if nothing.
+        /// Payload that is sent along with the registration; `null` if none.
         payload: Option<serde_json::Value>,
     },
     /// By hand.
@@ -244,7 +244,7 @@ impl IdentityClient {
             .await
     }
 
-    /// How the device is provisioned.
+    /// Asks for the way in which the device is provisioned.
     ///
     /// # Errors
     /// If identityd cannot be reached.

@@ -86,7 +86,7 @@ pub struct ParameterValue {
 pub struct CreateDerivedKey {
     /// Handle of the base key.
     pub base_key_handle: KeyHandle,
-    /// What the derived key is for.
+    /// Derivation data: the use that the derived key is for. Other data make another key.
     pub derivation_data: Base64Bytes,
 }
 
@@ -101,9 +101,9 @@ pub struct ExportedKey {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sign {
-    /// Which key.
+    /// Handle of the key to sign with.
     pub key_handle: KeyHandle,
-    /// How, over what.
+    /// Mechanism, with the data to sign.
     #[serde(flatten)]
     pub mechanism: SignMechanism,
 }
@@ -137,12 +137,12 @@ pub struct Signature {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Encrypt {
-    /// Which key.
+    /// Handle of the key to encrypt with.
     pub key_handle: KeyHandle,
-    /// How.
+    /// Mechanism.
     #[serde(flatten)]
     pub mechanism: EncryptMechanism,
-    /// What.
+    /// Plaintext to encrypt.
     pub plaintext: Base64Bytes,
 }
 
@@ -150,12 +150,12 @@ pub struct Encrypt {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decrypt {
-    /// Which key.
+    /// Handle of the key to decrypt with.
     pub key_handle: KeyHandle,
-    /// How.
+    /// Mechanism.
     #[serde(flatten)]
     pub mechanism: EncryptMechanism,
-    /// What.
+    /// Ciphertext to decrypt.
     pub ciphertext: Base64Bytes,
 }
 
@@ -216,7 +216,7 @@ pub struct AuditCounter {
     /// Its value; absent if it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<u64>,
-    /// Why it could not be read.
+    /// The reason why the counter could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -225,8 +225,9 @@ pub struct AuditCounter {
 /// behalf it asks.
 pub const ON_BEHALF_OF: &str = "x-edgekeep-on-behalf-of";
 
-/// On whose behalf a service asks, as it says itself: `module=<percent-encoded id>` and,
-/// if it measured the executable, `;executable=sha256:<hex>`.
+/// The module on whose behalf a service asks, as the service says:
+/// `module=<percent-encoded id>` and, if it measured the executable,
+/// `;executable=sha256:<hex>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OnBehalfOf {
     /// The module.

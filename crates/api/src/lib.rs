@@ -29,7 +29,8 @@ pub use error_code::{ErrorCode, Recipient, is_worth_a_fresh_handle, says_absent}
 /// The body of every answer that is not a success, of every service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// What was wrong. Never holds a secret; internal causes stay in the daemon's log.
+    /// The error in words. The text never holds a secret; internal causes stay in the
+    /// daemon's log.
     pub message: String,
     /// The cause by a stable name (ours); absent where there is none to tell apart.
     #[serde(

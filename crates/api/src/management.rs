@@ -18,7 +18,7 @@ pub use crate::workload::API_VERSIONS;
 
 const VERSION: &str = "api-version=2022-08-03";
 
-/// What a module shall be: body of create, update and prepare.
+/// The specification of a module: body of create, update and prepare.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ModuleSpec {
@@ -112,9 +112,9 @@ pub struct ModuleDetails {
     /// `docker` or `process`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What it was created with. Credentials are masked.
+    /// Configuration that the module was created with. Credentials are masked.
     pub config: DetailsConfig,
-    /// How it is.
+    /// Run state of the module.
     pub status: ModuleStatus,
 }
 
@@ -134,14 +134,14 @@ pub struct ModuleStatus {
     /// RFC 3339 with `Z`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<String>,
-    /// How it ended last.
+    /// The module's latest end, if it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_status: Option<ExitStatus>,
-    /// What it does now.
+    /// State of the module now.
     pub runtime_status: RuntimeStatus,
 }
 
-/// How a module ended.
+/// The end of a module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExitStatus {
@@ -151,13 +151,14 @@ pub struct ExitStatus {
     pub status_code: String,
 }
 
-/// What a module does now.
+/// The state of a module now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeStatus {
     /// `running`, `stopped`, `failed`, `dead` or `unknown`; ours, and not to the agent,
     /// which may not know the word: `paused`.
     pub status: String,
-    /// In words; ours: why a module is not running, if the runtime knows.
+    /// The state in words; ours: the reason why a module is not running, if the runtime
+    /// knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Ours: `paused` where `status` may not say so.
@@ -171,7 +172,7 @@ pub struct RuntimeStatus {
 pub struct Identity {
     /// The module.
     pub module_id: String,
-    /// Who manages it.
+    /// The manager of the identity.
     pub managed_by: String,
     /// Its generation.
     pub generation_id: String,
@@ -192,7 +193,7 @@ pub struct Identities {
 pub struct CreateIdentity {
     /// The module.
     pub module_id: String,
-    /// Who manages it; `iotedge` if absent.
+    /// The manager of the identity; `iotedge` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub managed_by: Option<String>,
 }
@@ -240,7 +241,7 @@ pub struct SystemInfo {
     /// Version of the container engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_version: Option<String>,
-    /// How the device is provisioned.
+    /// The way in which the device is provisioned.
     pub provisioning: SystemProvisioning,
     /// Strings of the operator.
     #[serde(flatten)]
@@ -254,9 +255,9 @@ pub struct SystemProvisioning {
     /// `dps.symmetric_key`, `manual.sas`, …
     #[serde(rename = "type")]
     pub kind: String,
-    /// Whether the hub's refusal leads to a new provisioning.
+    /// True if the hub's refusal leads to a new provisioning.
     pub dynamic_reprovisioning: bool,
-    /// Whether each start leads to one.
+    /// True if each start leads to a new provisioning.
     pub always_reprovision_on_startup: bool,
 }
 
@@ -268,9 +269,9 @@ pub struct Status {
     pub version: String,
     /// Unix user id that moduled runs as.
     pub uid: u32,
-    /// How callers are identified on this kernel.
+    /// The way in which callers are identified on this kernel.
     pub peer_handle: PeerHandle,
-    /// Whether host modules get a cgroup of their own.
+    /// True if host modules get a cgroup of their own.
     pub process_cgroups: bool,
     /// The container engine, if one is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -278,7 +279,7 @@ pub struct Status {
     /// End of the Edge CA certificate, RFC 3339, once there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edge_ca_expiration: Option<String>,
-    /// What keeps moduled from working, in words; empty when all is well.
+    /// Problems that keep moduled from working, in words; empty when all is well.
     pub problems: Vec<String>,
     /// The health of the device by all that its daemons know. An older moduled does not
     /// say.
@@ -299,11 +300,11 @@ pub struct Status {
 pub struct Approval {
     /// The name in `[host_modules]` or `[host_services]`.
     pub name: String,
-    /// What its executable must hash to, in place of the digest in the configuration.
+    /// Digest that the executable must have, in place of the digest in the configuration.
     pub sha256: String,
     /// The module that approved.
     pub approved_by: String,
-    /// When, RFC 3339.
+    /// Time of the approval, RFC 3339.
     pub time: String,
 }
 
@@ -318,7 +319,7 @@ pub struct Approvals {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApproveDigest {
-    /// What the executable has now: SHA-256 in hex.
+    /// Digest of the executable now: SHA-256 in hex.
     pub sha256: String,
 }
 
@@ -327,7 +328,7 @@ pub struct ApproveDigest {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentReport {
-    /// Why the deployment as a whole cannot be applied, if it cannot.
+    /// The reason why the deployment as a whole cannot be applied, if it cannot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// The modules that should run now.
@@ -344,7 +345,7 @@ pub struct DeploymentReport {
 pub struct EngineStatus {
     /// Its socket.
     pub uri: String,
-    /// Whether its event stream is being followed, so that facts are known.
+    /// True if the event stream of the engine is being followed, so that facts are known.
     pub reachable: bool,
     /// Seconds since it was heard, while it is silent; absent if it never was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -356,9 +357,9 @@ pub struct EngineStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImagePlan {
-    /// Whether images are removed without being asked.
+    /// True if images are removed without being asked for.
     pub enabled: bool,
-    /// Whether the clock can be right; else nothing is removed for its age.
+    /// True if the clock can be right; otherwise nothing is removed for its age.
     pub clock_plausible: bool,
     /// Seconds of operation after which an unused image goes.
     pub unused_limit_seconds: u64,
@@ -373,11 +374,11 @@ pub struct ImagePlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageDisk {
-    /// How full it is.
+    /// Used share of the disk, in percent.
     pub used_percent: u8,
-    /// From here on the longest unused images go.
+    /// Used share, in percent, from which on the longest unused images go.
     pub high_percent: u8,
-    /// Until here.
+    /// Used share, in percent, down to which they go.
     pub low_percent: u8,
 }
 
@@ -395,11 +396,11 @@ pub struct ImageLine {
     /// is not this daemon's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unused_seconds: Option<u64>,
-    /// Whether it goes.
+    /// True if the image is to be removed.
     pub remove: bool,
-    /// Why it goes or stays, in one word.
+    /// The reason why the image goes or stays, in one word.
     pub reason: String,
-    /// Whether it is gone now.
+    /// True if the image is gone now.
     #[serde(default)]
     pub removed: bool,
 }
@@ -409,7 +410,7 @@ pub struct ImageLine {
 pub struct Refusal {
     /// The latest time, RFC 3339.
     pub time: String,
-    /// How often.
+    /// Number of times that the caller was refused.
     pub count: u64,
     /// The module that was named.
     pub module: String,
@@ -417,7 +418,7 @@ pub struct Refusal {
     pub route: String,
     /// The one reason.
     pub reason: DenyReason,
-    /// What is so and what to do.
+    /// Cause and remedy of the refusal.
     #[serde(flatten)]
     pub explanation: Explanation,
     /// Process id of the caller, 0 if not visible.
@@ -612,7 +613,7 @@ impl ManagementClient {
             .await
     }
 
-    /// What would be done with the engine's images (ours).
+    /// Asks what would be done with the engine's images (ours).
     ///
     /// # Errors
     /// As [`Self::list_modules`].
@@ -656,7 +657,7 @@ impl ManagementClient {
         self.0.call(Method::PUT, &format!("/deployment?{VERSION}"), Some(report)).await
     }
 
-    /// What an operator wants to know (ours).
+    /// Asks for the state of the device that an operator wants to know (ours).
     ///
     /// # Errors
     /// As [`Self::list_modules`].

@@ -18,7 +18,7 @@ use crate::client::{Client, ClientError};
 pub struct LogLevel {
     /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
     pub level: String,
-    /// What it is again after a restart. Not in a request.
+    /// The level that comes back with a restart. Absent in a request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_start: Option<String>,
 }
@@ -27,11 +27,11 @@ pub struct LogLevel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxReport {
-    /// Whether the configuration lets it give anything up.
+    /// True if the configuration lets the daemon give anything up.
     pub enabled: bool,
     /// The layers that are asked for.
     pub layers: Vec<Layer>,
-    /// What is left within reach because the settings need it, for people.
+    /// Things that stay within reach because the settings need them, in words for people.
     pub widened: Vec<String>,
 }
 
@@ -41,9 +41,9 @@ pub struct SandboxReport {
 pub struct Layer {
     /// `privileges`, `files` or `system calls`.
     pub name: String,
-    /// Whether all of it is in force.
+    /// True if all of the layer is in force.
     pub full: bool,
-    /// What is in force, for people.
+    /// The protection that is in force, in words for people.
     pub level: String,
 }
 
@@ -65,9 +65,9 @@ pub struct ShownProblem {
     /// The problem.
     #[serde(flatten)]
     pub problem: Problem,
-    /// What is so.
+    /// The cause of the problem.
     pub cause: String,
-    /// What to do about it.
+    /// The remedy: what to do about the cause.
     pub remedy: String,
 }
 
@@ -157,7 +157,7 @@ impl OperationsClient {
         self.0.call(Method::GET, "/log-level", None::<&()>).await
     }
 
-    /// What the daemon has given up.
+    /// Asks what the daemon has given up.
     ///
     /// # Errors
     /// As [`Self::metrics`].

@@ -26,7 +26,7 @@ pub struct TpmKeys {
 /// `POST /import_auth_key`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImportAuthKey {
-    /// What the provisioning service sent.
+    /// The key that the provisioning service sent.
     pub key: Base64Bytes,
 }
 

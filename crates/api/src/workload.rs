@@ -31,7 +31,7 @@ pub struct Sign {
     /// `HMACSHA256`; not looked at, as existing clients send anything.
     #[serde(default)]
     pub algo: Option<String>,
-    /// What to sign.
+    /// Data to sign.
     pub data: Base64Bytes,
 }
 
@@ -62,9 +62,9 @@ pub struct OwnIdentity {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Encrypt {
-    /// What to encrypt.
+    /// Plaintext to encrypt.
     pub plaintext: Base64Bytes,
-    /// Of any length.
+    /// Initialization vector, of any length.
     pub initialization_vector: Base64Bytes,
 }
 
@@ -79,9 +79,9 @@ pub struct Encrypted {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decrypt {
-    /// What to decrypt.
+    /// Ciphertext to decrypt.
     pub ciphertext: Base64Bytes,
-    /// As given to encrypt.
+    /// Initialization vector, the same as for encrypt.
     pub initialization_vector: Base64Bytes,
 }
 
@@ -182,7 +182,7 @@ impl WorkloadClient {
         Ok(answer.digest.into_inner())
     }
 
-    /// Who the caller is, on the socket of its own (ours).
+    /// Asks for the identity of the caller, on the caller's own socket (ours).
     ///
     /// # Errors
     /// If moduled cannot be reached or refuses.
