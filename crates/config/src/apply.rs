@@ -30,10 +30,10 @@ const MAX_REFERENCED: usize = 256;
 const RECORD_LIMIT: u64 = 4 << 20;
 /// Longest file that was written here before and is compared, in bytes.
 const WRITTEN_LIMIT: u64 = 16 << 20;
-/// What is read of all files of certificates and keys together, in bytes.
+/// Most bytes that are read of all files of certificates and keys together.
 const MAX_CREDENTIAL_BYTES: usize = 64 << 20;
 
-/// Whether [`apply`] writes.
+/// The mode of [`apply`]: to write, or only to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApplyMode {
     /// Write what changed.
@@ -47,24 +47,24 @@ pub enum ApplyMode {
 pub struct Change {
     /// The file.
     pub path: PathBuf,
-    /// What is in it, in words.
+    /// Content of the file, in words.
     pub what: String,
-    /// Whether the file is new.
+    /// True if the file is new.
     pub created: bool,
 }
 
-/// What [`apply`] did.
+/// The result of [`apply`].
 #[derive(Debug)]
 pub struct Applied {
     /// Files that changed, in the order in which they were written.
     pub changes: Vec<Change>,
     /// Daemons that must be restarted to see them.
     pub restart: Vec<Daemon>,
-    /// What the reader should know although the configuration applied.
+    /// Notices that the reader should know although the configuration applied.
     pub notices: Vec<Diagnostic>,
 }
 
-/// Why a configuration was not applied.
+/// The error of applying a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// It has errors; nothing was written.
@@ -79,11 +79,11 @@ pub enum ApplyError {
     /// been written; applying again completes them.
     #[error("cannot {action} {path}; run as root, or name a folder of your own with --root")]
     File {
-        /// What was tried.
+        /// The action that was tried, in words.
         action: &'static str,
-        /// On which file or folder.
+        /// The file or folder that it was tried on.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -224,7 +224,7 @@ struct Writer {
     restart: Vec<Daemon>,
 }
 
-/// Which keys were handed to keyd: an HMAC of each, under a key that only this file
+/// The keys that were handed to keyd: an HMAC of each, under a key that only this file
 /// holds. So an unchanged key is not handed over again, and keyd need not be restarted
 /// for it.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -238,7 +238,7 @@ impl Check<'_> {
     }
 }
 
-/// Whether the schema knows the key, and nowhere as a secret.
+/// Returns true if the schema knows the key, and nowhere as a secret.
 fn harmless_elsewhere(key: &str) -> bool {
     let tables = schema::tables();
     let mut places = tables

@@ -1,4 +1,5 @@
-//! What is wrong or worth knowing about a configuration, and where it stands.
+//! Diagnostics: faults of a configuration, and what is worth knowing about it, each with
+//! its place in the text.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -6,7 +7,7 @@ use std::ops::Range;
 use edgekeep_core::foreign_text::cleaned;
 use serde::Serialize;
 
-/// How grave a diagnostic is.
+/// The gravity of a diagnostic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
@@ -16,7 +17,7 @@ pub enum Severity {
     Notice,
 }
 
-/// What kind of fault or notice it is.
+/// The kind of a fault or notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Code {
@@ -67,9 +68,9 @@ impl Code {
 /// One finding about a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {
-    /// Whether it keeps the file from being applied.
+    /// Gravity of the finding. An error keeps the file from being applied.
     pub severity: Severity,
-    /// What kind it is.
+    /// Kind of the finding.
     pub code: Code,
     /// Line, from 1.
     pub line: usize,
@@ -78,14 +79,14 @@ pub struct Diagnostic {
     /// Path of the key that is meant, like `provisioning.attestation.method`; empty for
     /// the file as a whole.
     pub key: String,
-    /// What is wrong. Holds no secret.
+    /// The fault or notice, in words. Holds no secret.
     pub message: String,
-    /// What to do about it.
+    /// The remedy, in words; `None` if the finding names none.
     pub remedy: Option<String>,
     /// The line it stands in, with secrets and comments blanked out; of a long line the
     /// part around `column`.
     pub source_line: String,
-    /// How many characters from `column` on are meant and shown; at least 1.
+    /// Number of characters from `column` on that are meant and shown; at least 1.
     pub width: usize,
     /// Characters of `source_line` before those that are meant.
     #[serde(skip)]
@@ -250,8 +251,8 @@ impl Report {
         self.first_more.get_or_insert_with(|| span.clone());
     }
 
-    /// Whether further errors are only counted, so that no work for their words is of
-    /// use.
+    /// Returns true if further errors are only counted, so that work for their words is
+    /// of no use.
     pub(crate) fn is_full(&self) -> bool {
         self.told[Severity::Error as usize] >= SHOWN
     }
@@ -276,7 +277,7 @@ impl Report {
         self.unparsed = true;
     }
 
-    /// Whether anything found so far keeps the file from being applied.
+    /// Returns true if anything found so far keeps the file from being applied.
     pub(crate) fn has_errors(&self) -> bool {
         self.findings.iter().any(|finding| finding.severity == Severity::Error)
     }

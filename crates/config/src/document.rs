@@ -136,7 +136,7 @@ fn node(value: Spanned<DeValue<'_>>) -> Node {
 #[derive(Debug, Clone)]
 pub(crate) struct View<'a> {
     pub(crate) table: &'a Table,
-    /// Where to point when something is missing in it.
+    /// Place to point at when something is missing in the table.
     pub(crate) span: Range<usize>,
     pub(crate) path: String,
 }

@@ -1,5 +1,4 @@
-//! What single modules are granted beyond what any module may have:
-//! `[modules.NAME.grant]`.
+//! Grants of single modules, beyond what any module may have: `[modules.NAME.grant]`.
 
 use edgekeep_core::create_options::{
     Grant, NAMESPACES, OwnState, PortGrant, PublishedPorts, ULIMITS, option_names,
@@ -37,7 +36,7 @@ impl Draft<'_> {
         }
     }
 
-    /// What holds for all modules.
+    /// Reads the settings that hold for all modules.
     fn whole_device(&mut self, root: &View<'_>) {
         if let Some(text) = root.text("published_ports") {
             let choices = [("any", PublishedPorts::Any), ("granted", PublishedPorts::Granted)];

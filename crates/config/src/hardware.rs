@@ -13,7 +13,7 @@ use crate::document::{Text, View};
 use crate::translate::Draft;
 use crate::value;
 
-/// What can protect the store key.
+/// Protections that the store key can have, by the word for each.
 pub(crate) const SEALS: [(&str, Seal); 3] =
     [("file", Seal::File), ("tpm", Seal::Tpm), ("pkcs11", Seal::Pkcs11)];
 
@@ -355,8 +355,8 @@ impl Draft<'_> {
         Some(text.text.into())
     }
 
-    /// What the configuration itself brings is kept in files: it is there also while the
-    /// token is not.
+    /// Assigns the keys that the configuration itself brings to files: files are there
+    /// also while the token is not.
     pub(crate) fn assign_imported(&mut self) {
         if self.keyd.has_hardware() {
             let ids = self.imported_keys.iter().map(|(id, _)| (id.clone(), KeyPlace::Files));

@@ -269,8 +269,8 @@ impl Draft<'_> {
         parse(&text).map_err(|why| self.report.error(Code::BadValue, span, view.key(key), why)).ok()
     }
 
-    /// What is named in `approves` must be there, or an approval that is hoped for is
-    /// never given.
+    /// Checks that everything named in `approves` is there. If a name is wrong, an
+    /// approval that is hoped for is never given.
     fn known_targets(&mut self, view: &View<'_>) {
         let path = view.key("approves");
         for name in view.texts("approves") {

@@ -1,4 +1,4 @@
-//! Which images modules may be made from: `[image_policy]`.
+//! Images that modules may be made from: `[image_policy]`.
 
 use std::path::PathBuf;
 

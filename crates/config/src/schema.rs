@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-/// What a key takes.
+/// The form of the value that a key takes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
     /// A string.
@@ -50,15 +50,15 @@ impl Kind {
     }
 }
 
-/// Whether this version does something with a key.
+/// The use that this version has for a key.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum State {
-    /// It does.
+    /// This version uses the key.
     Used,
-    /// It does not, and going on without would not be what the reader asked for. What is
-    /// lacking, in words.
+    /// This version does not use the key, and going on without it would not be what the
+    /// reader asked for. Holds what is lacking, in words.
     NotYet(&'static str),
-    /// It goes on without; why.
+    /// This version goes on without the key. Holds the reason, in words.
     NoEffect(&'static str),
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Key {
     pub(crate) aliases: &'static [&'static str],
     pub(crate) kind: Kind,
     pub(crate) state: State,
-    /// Whether its texts are never shown.
+    /// True if the texts of the key are never shown.
     pub(crate) secret: bool,
 }
 
@@ -95,7 +95,7 @@ impl Key {
         self
     }
 
-    /// Whether the key may be written so.
+    /// Returns true if the key may be written as `name`.
     pub(crate) fn is_called(&self, name: &str) -> bool {
         self.name == name || self.aliases.contains(&name)
     }

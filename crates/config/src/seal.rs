@@ -37,13 +37,13 @@ pub fn with_seal(text: &str, seal: Seal) -> Result<String, SealError> {
     Ok(document.to_string())
 }
 
-/// Why a configuration cannot be changed.
+/// The reason why a configuration cannot be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     /// It is no TOML.
     #[error("the configuration is no TOML (line {line}): run `edgekeep config check`")]
     Syntax {
-        /// Where that shows, from 1.
+        /// Line at which the fault shows, from 1.
         line: usize,
     },
     /// `aziot_keys` is something else.

@@ -1,4 +1,4 @@
-//! Which known word a misspelt one was meant to be.
+//! Search for the known word that a misspelt one was meant to be.
 
 /// The candidate nearest to `word`, if it is near enough to be what was meant. Case and
 /// `-` for `_` count as equal.

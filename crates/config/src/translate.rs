@@ -30,7 +30,7 @@ pub(crate) const DEVICE_KEY: &str = names::DEVICE_KEY.as_str();
 const MASTER_KEY: &str = names::IDENTITY_MASTER_KEY.as_str();
 /// Key id of the key with which moduled encrypts for modules.
 const ENCRYPTION_KEY: &str = names::DEVICE_DATA_KEY.as_str();
-/// What the keys of single modules' data are derived from.
+/// Key id of the key that the keys of single modules' data are derived from.
 const MODULE_DATA_KEY: &str = names::MODULE_DATA_KEY.as_str();
 /// Cert id and key id of the CA that signs module certificates.
 pub(crate) const EDGE_CA: &str = names::EDGE_CA.as_str();
@@ -44,10 +44,10 @@ const TRUST_BUNDLE_USER: &str = names::TRUST_BUNDLE_USER.as_str();
 pub(crate) const LOCAL_CA: &str = names::LOCAL_CA.as_str();
 pub(crate) const LOCAL_CA_NEXT: &str = names::LOCAL_CA_NEXT.as_str();
 
-/// What of the device the translation needs to know.
+/// Facts about the device that the translation needs to know.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
-    /// Who runs the daemons.
+    /// User ids of the daemons.
     pub users: Users,
     /// The primary groups of those users, if each has one of its own that may read its
     /// settings; without, settings belong to their daemon's user alone.
@@ -84,14 +84,14 @@ impl Users {
         Self { keyd: uid, identityd: uid, moduled: uid }
     }
 
-    /// Whether the daemons are one user, and so are not isolated from each other.
+    /// Returns true if the daemons are one user, and so are not isolated from each other.
     #[must_use]
     pub const fn is_single(self) -> bool {
         self.keyd == self.identityd && self.keyd == self.moduled
     }
 }
 
-/// What a configuration becomes.
+/// The settings that a configuration becomes.
 #[derive(Debug)]
 pub struct Translated {
     /// keyd's settings.
@@ -102,7 +102,7 @@ pub struct Translated {
     pub moduled: ModuledSettings,
     /// Keys that stood in the configuration itself, for keyd to take into its store.
     pub imported_keys: Vec<(KeyId, SecretBytes)>,
-    /// What the reader should know although the configuration applies.
+    /// Notices that the reader should know although the configuration applies.
     pub notices: Vec<Diagnostic>,
 }
 
@@ -156,7 +156,7 @@ pub(crate) struct Draft<'a> {
     pub(crate) imported_keys: Vec<(KeyId, SecretBytes)>,
     /// Keys that identityd may use besides its own two.
     pub(crate) identityd_keys: Vec<&'static str>,
-    /// Whether the compatible module runtime may give the edge CA's successor a key of
+    /// True if the compatible module runtime may give the edge CA's successor a key of
     /// its own.
     pub(crate) edge_ca_rotates: bool,
     /// Files of certificates and keys that were met.

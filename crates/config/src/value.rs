@@ -30,7 +30,7 @@ pub(crate) fn key(text: &str) -> Result<SecretBytes, String> {
     }
 }
 
-/// What a device connection string says.
+/// The content of a device connection string.
 pub(crate) struct ConnectionString {
     pub(crate) hub: String,
     pub(crate) device_id: DeviceId,

@@ -1,5 +1,5 @@
-//! What configurations become: accepted forms, refused forms with their line, and what
-//! can never happen.
+//! Translations of configurations: accepted forms, refused forms with their line, and
+//! results that can never happen.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 use std::collections::BTreeMap;
