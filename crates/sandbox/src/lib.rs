@@ -1,5 +1,5 @@
-//! What a process gives up once it has what it needs, so that whoever takes it over gets
-//! no more than that.
+//! Sandbox of a process: the rights that the process gives up once it has what it needs.
+//! Whoever takes the process over gets no more than the process has kept.
 //!
 //! Three layers, each of which holds alone:
 //! - [`privileges`]: capabilities, new privileges by `execve`, core dumps, tracers of the
@@ -33,25 +33,25 @@ use std::fmt;
 pub use reach::{Grant, Reach, ReachError, Rights};
 pub use syscalls::{Filter, FilterError, ListError, SyscallList};
 
-/// How far a layer of the sandbox got.
+/// The degree to which a layer of the sandbox is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Level {
     /// All that was asked for.
     Full,
     /// Some of it: the kernel lacks the rest.
     Partial {
-        /// What is missing, for people.
+        /// The missing protections, in words for people.
         missing: String,
     },
     /// Nothing: the kernel lacks it.
     Absent {
-        /// Why, for people.
+        /// The reason, in words for people.
         reason: String,
     },
 }
 
 impl Level {
-    /// Whether all that was asked for is in force.
+    /// Returns true if all that was asked for is in force.
     #[must_use]
     pub fn is_full(&self) -> bool {
         *self == Self::Full

@@ -4,7 +4,7 @@
 //! known everywhere, so that one list serves all, and has a number only where the call
 //! exists.
 
-/// What is known of a system call's name.
+/// The meaning of a system call's name on this architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Name {
     /// The call's number here.
@@ -20,7 +20,7 @@ pub(crate) fn find(name: &str) -> Option<Name> {
     found.map(|(_, number)| number.map_or(Name::Elsewhere, Name::Number))
 }
 
-/// How the names begin in the tables.
+/// Beginning of the names in the tables.
 const PREFIX: &str = "SYS_";
 
 /// A table of names, with numbers where the condition holds.

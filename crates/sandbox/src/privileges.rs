@@ -1,12 +1,12 @@
-//! What is given up for good and needs no list: new privileges, capabilities, being
-//! looked into.
+//! Rights that are given up for good and need no list: to gain privileges, and to use
+//! capabilities. Others lose the right to look into the process.
 
 use std::io;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// Why privileges could not be given up. Nothing of what follows was done then.
+/// The error of giving privileges up. The steps after the failed step were not made.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step}")]
 pub struct PrivilegeError {

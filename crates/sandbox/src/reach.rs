@@ -1,5 +1,5 @@
-//! What a process can reach by name: files, TCP ports, other processes by signals and
-//! abstract sockets. By Landlock.
+//! Reach of a process by name: files, TCP ports, other processes by signals and abstract
+//! sockets. Landlock restricts it.
 
 use std::fmt;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::Level;
 /// The newest version of the kernel's interface that is made use of.
 const KNOWN: ABI = ABI::V7;
 
-/// What may be done with a file, or below a folder.
+/// Rights to a file, or to what is below a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rights {
     /// Read files, list folders.
@@ -70,11 +70,11 @@ impl fmt::Display for Rights {
 pub struct Grant {
     /// The file or folder, absolute.
     pub path: PathBuf,
-    /// What may be done with it.
+    /// Rights to the file, or to what is below the folder.
     pub rights: Rights,
 }
 
-/// What stays within reach. Everything that is not named is out of it.
+/// The things that stay within reach. Everything that is not named is out of reach.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reach {
     grants: Vec<Grant>,
@@ -84,7 +84,7 @@ pub struct Reach {
     any_file: bool,
 }
 
-/// Why reach could not be restricted. It is not restricted then.
+/// The error of restricting reach. Reach is not restricted then.
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
     /// Other threads would not be restricted.
@@ -93,9 +93,9 @@ pub enum ReachError {
     /// A file or folder that is there cannot be opened to be granted.
     #[error("cannot look at {}", path.display())]
     Path {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The error of opening the file or folder.
         #[source]
         source: io::Error,
     },
@@ -104,15 +104,15 @@ pub enum ReachError {
     Kernel(#[from] RulesetError),
 }
 
-/// What restricting led to.
+/// The result of restricting reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reached {
-    /// How far it got.
+    /// The degree to which reach is restricted.
     pub level: Level,
     /// Version of the kernel's Landlock interface; 0 if it has none.
     pub abi: i32,
-    /// What was granted and is not there: out of reach until the next start, even if it
-    /// appears.
+    /// Granted files and folders that are not there: they are out of reach until the next
+    /// start, even if they appear.
     pub missing: Vec<PathBuf>,
 }
 
@@ -298,7 +298,8 @@ fn level(status: &RestrictionStatus) -> Level {
     }
 }
 
-/// What a version of the kernel's interface lacks, of what is made use of.
+/// Tells, in words, which restrictions a version of the kernel's interface lacks, of
+/// those that are made use of.
 fn lacking(abi: ABI) -> String {
     let since = [
         (ABI::V2, "moving files between folders"),

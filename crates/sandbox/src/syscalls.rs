@@ -1,5 +1,5 @@
-//! Which system calls a process may make, as a commented list, and the seccomp filter
-//! made from it.
+//! System calls that a process may make, as a commented list, and the seccomp filter made
+//! from the list.
 //!
 //! A list says in its first line what it is, then names a call a line, with the reason:
 //!
@@ -93,16 +93,16 @@ pub const FOR_NO_DAEMON: &[&str] = &[
     "sethostname",
 ];
 
-/// What is wrong with a list.
+/// A mistake in a list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line} of the list of system calls: {what}")]
 pub struct ListError {
-    /// Which line, from 1.
+    /// Number of the line, from 1.
     pub line: usize,
     what: String,
 }
 
-/// Why a filter cannot be made or put into force.
+/// The error of making a filter or of putting it into force.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     /// A section that the list does not have.
@@ -210,7 +210,8 @@ impl SyscallList {
         Ok(list)
     }
 
-    /// Whether the list names this call, in any section, with or without conditions.
+    /// Returns true if the list names this call, in any section, with or without
+    /// conditions.
     #[must_use]
     pub fn names(&self, call: &str) -> bool {
         self.lines.iter().any(|line| !line.absent && line.name == call)
@@ -296,8 +297,8 @@ fn no_other_numbers() -> BpfProgram {
 /// The bit that x32 adds to a call's number.
 const X32: u32 = 0x4000_0000;
 
-/// Whether two lines of one call cannot both be meant. A section may add an alternative,
-/// or lift conditions.
+/// Returns true if two lines of one call cannot both be meant. A section may add an
+/// alternative, or lift conditions.
 fn contradict(one: &Line, other: &Line) -> bool {
     let same_place = one.section == other.section;
     let both_bare = one.conditions.is_empty() || other.conditions.is_empty();
@@ -608,8 +609,8 @@ pub(crate) mod tests {
     pub(crate) const REFUSE: u32 = 0x0005_0000 | libc::EPERM as u32;
     const ABSENT: u32 = 0x0005_0000 | libc::ENOSYS as u32;
 
-    /// What the kernel would do: runs the filters and takes the strictest answer, of
-    /// equal ones the newest filter's.
+    /// Returns the answer that the kernel would give: runs the filters and takes the
+    /// strictest answer. Of equal answers, the newest filter's is taken.
     fn verdict(list: &SyscallList, sections: &[&str], number: i64, arguments: [u64; 6]) -> u32 {
         let programs = list.compile(sections).unwrap().programs.unwrap();
         let arch: u32 = match std::env::consts::ARCH {
@@ -660,7 +661,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// What a list means, the plain way.
+    /// Returns what a list means for a call, found the plain way.
     fn meaning(list: &SyscallList, number: i64, arguments: [u64; 6]) -> u32 {
         let mut lines =
             list.lines.iter().filter(|line| line.number == Name::Number(number)).peekable();
