@@ -23,17 +23,17 @@ pub const FILE_LIMIT: u64 = 1 << 20;
 pub const LOGGED_PER_MINUTE: u64 = 20;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What happened.
+/// A refusal, as the trail records it.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry<'a> {
-    /// Who asked: user id.
+    /// User id of the caller.
     pub uid: u32,
-    /// Who asked: process id, 0 if not visible.
+    /// Process id of the caller, 0 if not visible.
     pub pid: u32,
-    /// What was asked: method and route.
+    /// Method and route that were asked for.
     pub action: &'a str,
-    /// What it was asked for: a key, certificate or module id.
+    /// Object of the request: a key, certificate or module id.
     pub object: &'a str,
     /// The one reason of the refusal.
     pub reason: &'a str,

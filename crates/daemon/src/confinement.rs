@@ -1,5 +1,5 @@
-//! What a daemon gives up of its rights once it has what it needs: decided as a value,
-//! then given up in two steps.
+//! Confinement of a daemon: the rights that the daemon gives up once it has what it
+//! needs. These rights are decided as a value, then given up in two steps.
 //!
 //! 1. [`Confinement::enter`], while there is one thread: capabilities and, by Landlock,
 //!    files and TCP ports.
@@ -21,12 +21,12 @@ use rustix::thread::CapabilitySet;
 pub const FOR_NAMES: &[&str] =
     &["/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/gai.conf"];
 
-/// What is to be kept, and why more than usual.
+/// The rights to be kept, and the reasons to keep more than usual.
 #[derive(Debug)]
 pub struct Confinement {
     /// The configuration's key that switches it off.
     pub switch: &'static str,
-    /// Whether anything is given up.
+    /// True if anything is given up.
     pub enabled: bool,
     /// Files and ports.
     pub reach: Reach,
@@ -34,7 +34,7 @@ pub struct Confinement {
     pub calls: &'static str,
     /// Sections of that list that count.
     pub sections: Vec<&'static str>,
-    /// What is kept because the settings need it, for people.
+    /// Things that are kept because the settings need them, in words for people.
     pub widened: Vec<String>,
     /// Capabilities.
     pub keep: CapabilitySet,

@@ -1,7 +1,7 @@
-//! What every daemon of edgekeep is built from: HTTP/1.1 over Unix sockets with the
+//! Building blocks of every daemon of edgekeep: HTTP/1.1 over Unix sockets with the
 //! peer's evidence, atomic state files, the audit trail, systemd's start-up protocol,
-//! what a daemon gives up, logging, metrics, known problems and the socket on which
-//! operators get at these.
+//! confinement, logging, metrics, known problems, and the socket on which operators get
+//! at these.
 //!
 //! Touches: the sockets and the state folder it is given, the environment of systemd.
 //! Knows no route, no key and no container: what a daemon serves is in that daemon's

@@ -14,7 +14,7 @@ const BACKLOG: i32 = i32::MAX;
 /// Longest path, in bytes, that fits into a socket address on Linux.
 pub const PATH_LIMIT: usize = 107;
 
-/// Why a socket cannot be listened on.
+/// The error of listening at a socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The path does not fit into a socket address.
@@ -38,11 +38,11 @@ pub enum ListenError {
     /// The kernel refused.
     #[error("cannot {step} {}", path.display())]
     Io {
-        /// What was being done.
+        /// The step that failed, in words.
         step: &'static str,
         /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -93,8 +93,8 @@ fn listening(path: &Path) -> Result<std::os::unix::net::UnixListener, rustix::io
     Ok(socket.into())
 }
 
-/// Whether somebody listens at a socket: a dead socket file refuses. Never waits for a
-/// listener whose queue is full.
+/// Returns true if somebody listens at a socket: a dead socket file refuses. Never waits
+/// for a listener whose queue is full.
 fn is_alive(path: &Path) -> bool {
     use rustix::net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,

@@ -36,7 +36,7 @@ static LEFT_OUT: Family<Counter, 1> = Family::new(
     ["level"],
 );
 
-/// What logging counts.
+/// Metrics of logging.
 pub static FAMILIES: Families = &[&LEFT_OUT];
 
 static CONTROL: OnceLock<Control> = OnceLock::new();
@@ -88,7 +88,7 @@ pub fn set_level(level: LevelFilter) -> bool {
     CONTROL.get().is_some_and(|control| control.level.reload(level).is_ok())
 }
 
-/// How many lines one place may still log.
+/// The budget of one place in the code: the lines that the place may still log.
 #[derive(Debug, Clone, Copy)]
 struct Budget {
     left: u32,
@@ -101,7 +101,8 @@ impl Budget {
         Self { left: BURST, since: now, left_out: 0 }
     }
 
-    /// Whether one more line is logged; if so, how many were left out before it.
+    /// Takes one line from the budget. Returns the number of lines that were left out
+    /// before this line, or `None` if this line is left out too.
     fn take(&mut self, now: Instant) -> Option<u64> {
         let gained = now.saturating_duration_since(self.since).as_secs() / LINE_EVERY.as_secs();
         if gained > 0 {

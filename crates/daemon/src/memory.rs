@@ -9,8 +9,8 @@
 
 use std::time::Duration;
 
-/// How often free pages are given back. Not more often, since a round holds the
-/// allocator's lock.
+/// Time between two rounds that give free pages back. Rounds are not more frequent, since
+/// a round holds the allocator's lock.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Makes all threads share one pool of memory. First in `main`: pools that exist already

@@ -51,7 +51,7 @@ const CONNECTIONS: u32 = 8;
 /// Finds out what is not counted as it happens, such as how many modules run.
 pub type Refresh = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
-/// What a daemon shows.
+/// The state that a daemon shows at its operations socket.
 pub struct Operations {
     families: Vec<Families>,
     refresh: Refresh,
@@ -63,8 +63,8 @@ pub struct Operations {
     /// reach.
     memory: Option<(File, usize)>,
     board: Board,
-    /// What the process has given up. Empty for a daemon that runs within another
-    /// program, as in tests.
+    /// The report of what the process has given up. Empty for a daemon that runs within
+    /// another program, as in tests.
     sandbox: OnceLock<SandboxReport>,
 }
 
@@ -75,8 +75,8 @@ impl std::fmt::Debug for Operations {
 }
 
 impl Operations {
-    /// What `daemon` shows: `families`, what every daemon counts, what `refresh` sets
-    /// before, and the problems on `board`.
+    /// Makes the operations of `daemon`. They show `families`, what every daemon counts,
+    /// what `refresh` sets before, and the problems on `board`.
     #[must_use]
     pub fn new(
         daemon: Daemon,
@@ -110,7 +110,7 @@ impl Operations {
         let _ = self.sandbox.set(report);
     }
 
-    /// What this process has given up.
+    /// Returns the report of what this process has given up.
     #[must_use]
     pub fn sandbox(&self) -> SandboxReport {
         let nothing = || SandboxReport { enabled: false, layers: Vec::new(), widened: Vec::new() };

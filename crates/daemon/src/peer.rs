@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, as the kernel says it.
+//! The peer of a connection: the process at the other end, as the kernel tells it.
 //!
 //! The identity is taken at accept. Every read then carries the credentials of the
 //! process that *sent* those bytes (`SO_PASSCRED`); bytes of another process mark the
@@ -32,7 +32,8 @@ pub enum PeerSocket {
     Untold,
 }
 
-/// Who connected, as one cheap question tells: enough to count connections by user.
+/// Credentials of the process that connected, as one cheap question tells them: enough to
+/// count connections by user.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Credentials(UnixCredentials);
 
@@ -154,22 +155,22 @@ impl Caller {
         self.socket
     }
 
-    /// What the service learned about this caller on an earlier request of the same
-    /// connection, or learns now.
+    /// Returns what the service learned about this caller on an earlier request of the
+    /// same connection. If nothing was learned yet, learns it now.
     ///
     /// One type a service: if something of another type is attached already, `None`.
     pub fn attached<T: Any + Send + Sync>(&self, learn: impl FnOnce() -> T) -> Option<&T> {
         self.attached.get_or_init(|| Box::new(learn())).downcast_ref()
     }
 
-    /// Whether any bytes on the connection came from another process.
+    /// Returns true if any bytes on the connection came from another process.
     #[must_use]
     pub fn sender_changed(&self) -> bool {
         self.sender_changed.load(Ordering::Acquire)
     }
 }
 
-/// How this kernel lets callers be identified.
+/// Returns the way in which this kernel lets callers be identified.
 #[must_use]
 pub fn strongest_handle() -> PeerHandle {
     let probe = || {

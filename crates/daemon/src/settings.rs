@@ -15,24 +15,24 @@ pub const BAD_SETTINGS: u8 = 153;
 /// file of at most 1 MiB and from files that are named in it.
 const LIMIT: u64 = 16 << 20;
 
-/// Why settings could not be read.
+/// The error of reading settings.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file system refused.
     #[error("cannot read {}; `edgekeep config apply` writes it anew", path.display())]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
     /// The file is not what `config apply` of this version writes.
     #[error("{} does not fit this version; run `edgekeep config apply` again", path.display())]
     Content {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault of the file's content.
         #[source]
         source: serde_json::Error,
     },

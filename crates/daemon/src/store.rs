@@ -20,17 +20,17 @@ use serde::{Deserialize, Serialize};
 /// device full of modules, can have.
 const LIMIT: u64 = 32 << 20;
 
-/// Why a state file could not be read or written.
+/// The error of reading or writing a state file.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file system refused.
     #[error("cannot {step} {}", path.display())]
     Io {
-        /// What was being done.
+        /// The step that failed, in words.
         step: &'static str,
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -49,17 +49,17 @@ pub enum StoreError {
     /// The file's content is damaged; it was set aside.
     #[error("{} is damaged ({what}); it was moved to {}; restore it from a backup, or remove that copy to start anew", path.display(), aside.display())]
     Damaged {
-        /// Which file.
+        /// The path that the file had.
         path: PathBuf,
-        /// Where it is now.
+        /// The path of the file now.
         aside: PathBuf,
-        /// What is wrong with it.
+        /// The damage, in words.
         what: String,
     },
     /// The file was written by a newer version.
     #[error("{} has format {found}, this version reads up to {known}; upgrade edgekeep", path.display())]
     Newer {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its format.
         found: u32,
@@ -69,9 +69,9 @@ pub enum StoreError {
     /// The state cannot be written as JSON.
     #[error("cannot encode the state of {}", path.display())]
     Encode {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of encoding.
         #[source]
         source: serde_json::Error,
     },
@@ -100,7 +100,7 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
         Self { path: path.into(), kind, version, marker: PhantomData }
     }
 
-    /// Where the file is.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

@@ -27,7 +27,8 @@ const VERSIONS: &[&str] = &["2018-06-28", "2019-01-30"];
 /// Longest wait for anything that should happen at once.
 const SOON: Duration = Duration::from_secs(10);
 
-/// What the handlers of the test see and wait for.
+/// The state of the test's handlers: what they have seen, and the signals that they send
+/// and wait for.
 #[derive(Default)]
 struct Service {
     connected: AtomicU32,
@@ -292,7 +293,7 @@ fn what_the_other_process_does() {
     }
 }
 
-/// What the `who` job printed.
+/// Returns the text that the `who` job printed, as JSON.
 fn who(output: &Output) -> Value {
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.strip_prefix("WHO ")).expect("the child tells");

@@ -31,7 +31,7 @@ impl Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many there were.
+    /// Returns the number that was counted so far.
     #[must_use]
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -54,7 +54,7 @@ impl Gauge {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, added);
     }
 
-    /// What it is.
+    /// Returns the present value.
     #[must_use]
     pub fn value(&self) -> f64 {
         f64::from_bits(self.0.load(Ordering::Relaxed))
@@ -85,10 +85,10 @@ pub(crate) const BOUNDS: [u64; 15] = [
     30_000_000_000,
 ];
 
-/// How long things took.
+/// A distribution of durations.
 #[derive(Debug, Default)]
 pub struct Histogram {
-    /// How many fell into each bucket, not counting those below.
+    /// Number of durations in each bucket, not counting those in the buckets below.
     buckets: [AtomicU64; BOUNDS.len() + 1],
     nanoseconds: AtomicU64,
 }
@@ -102,7 +102,7 @@ impl Histogram {
         self.nanoseconds.fetch_add(took, Ordering::Relaxed);
     }
 
-    /// How many were observed.
+    /// Returns the number of durations that were observed.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
@@ -114,7 +114,7 @@ pub trait Metric: Default + Send + Sync + 'static {
     /// The word in the text form.
     const KIND: &'static str;
 
-    /// Whether nothing was ever counted.
+    /// Returns true if nothing was ever counted.
     fn is_untouched(&self) -> bool;
 
     /// Appends its samples. `labels` is what stands between braces, without them.
@@ -127,7 +127,7 @@ pub struct Family<M, const N: usize> {
     name: &'static str,
     help: &'static str,
     labels: [&'static str; N],
-    /// Whether a series is shown only after something was counted.
+    /// True if a series is shown only after something was counted.
     sparse: bool,
     series: Mutex<Vec<Series<M, N>>>,
 }
@@ -180,7 +180,7 @@ pub trait Expose: Send + Sync {
     fn expose(&self, out: &mut String);
 }
 
-/// What a daemon shows: its families.
+/// The metrics that a daemon shows, as families.
 pub type Families = &'static [&'static dyn Expose];
 
 #[cfg(test)]

@@ -25,10 +25,10 @@ pub(super) struct Acceptor {
     waiting: Option<Waiting>,
     /// The sockets of those that are taken next, in order.
     next: VecDeque<PeerSocket>,
-    /// Whether more may wait than was told.
+    /// True if more connections may wait than the kernel told.
     more: bool,
-    /// Whether all that waited when senders were asked for are taken: newer kernels give
-    /// a connection what the listener had when it was made.
+    /// True if all connections that waited when senders were asked for are taken: newer
+    /// kernels give a connection what the listener had when the connection was made.
     senders_told: bool,
 }
 
@@ -54,7 +54,7 @@ impl Acceptor {
         Self { listener, waiting, next: VecDeque::new(), more: true, senders_told: false }
     }
 
-    /// Whether connections may wait of which no event tells any more.
+    /// Returns true if connections may wait that no event tells of any more.
     pub(super) fn has_more(&self) -> bool {
         self.more
     }
@@ -67,8 +67,8 @@ impl Acceptor {
     /// price of one question. Whatever comes after the question is an event of its own.
     ///
     /// # Errors
-    /// What the kernel said, for example that there are no descriptors left. What was not
-    /// taken waits on.
+    /// The error of the kernel, for example that there are no descriptors left.
+    /// Connections that were not taken wait on.
     pub(super) fn take(&mut self, line: &Line) -> io::Result<bool> {
         if self.next.is_empty() {
             self.more = false;
@@ -122,7 +122,7 @@ impl Acceptor {
     /// Waits until connections wait, or `stop` can be read; whether it can.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The error of the kernel.
     pub(super) fn wait(&self, stop: &impl std::os::fd::AsFd) -> io::Result<bool> {
         let mut both =
             [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];

@@ -43,9 +43,9 @@ const TURN: u32 = 8;
 pub struct Limits {
     /// Open connections that one uid may hold.
     pub connections_per_uid: u32,
-    /// Whether a thread of its own takes the connections: for a socket that users open
-    /// who have nothing to do with each other, so that a flood of one user's leaves the
-    /// kernel's line, which all share, at once.
+    /// True if a thread of its own takes the connections: for a socket that users open
+    /// who have nothing to do with each other. Then a flood of one user's connections
+    /// leaves the kernel's line, which all users share, at once.
     pub shared: bool,
 }
 
@@ -62,7 +62,7 @@ struct Counts {
     refusing: u32,
 }
 
-/// What one uid has of a socket.
+/// The share of a socket that one uid has.
 #[derive(Debug)]
 struct Share {
     open: u32,
@@ -75,7 +75,7 @@ impl Share {
         Self { open: 0, told: (0, now) }
     }
 
-    /// Whether one more refusal is told, which is then counted.
+    /// Counts one more refusal. Returns true if the refusal is told.
     fn tell(&mut self, now: Instant) -> bool {
         if now.saturating_duration_since(self.told.1) >= TELLING_PERIOD {
             self.told = (0, now);
@@ -222,7 +222,7 @@ struct Admitted {
     stream: UnixStream,
     caller: Arc<Caller>,
     slot: Slot,
-    /// Whether something was sent before it was accepted.
+    /// True if something was sent before the connection was accepted.
     has_asked: bool,
 }
 

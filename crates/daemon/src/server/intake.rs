@@ -1,4 +1,5 @@
-//! Who empties the kernel's line: the task that serves, or a thread of its own.
+//! Intake of connections: the task that serves, or a thread of its own, empties the
+//! kernel's line.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use super::acceptor::Acceptor;
 use super::line::Line;
 
-/// How often trouble with accepting is logged.
+/// Shortest time between two log lines about trouble with accepting.
 const WARNING_PERIOD: Duration = Duration::from_secs(60);
 /// Pause after an accept that failed. Descriptors come back when connections end, and a
 /// busy loop would not help that.
@@ -86,7 +87,7 @@ impl Intake {
     }
 }
 
-/// What went wrong with accepting.
+/// Trouble with accepting, and the time when it was last logged.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
     told: Option<Instant>,

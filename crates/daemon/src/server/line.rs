@@ -27,13 +27,14 @@ pub(super) struct Fresh {
     pub(super) stream: net::UnixStream,
     pub(super) credentials: Credentials,
     pub(super) socket: PeerSocket,
-    /// Whether something was sent already, as last looked at.
+    /// True if the peer had sent something when the connection was last looked at.
     pub(super) has_asked: bool,
 }
 
 impl Fresh {
-    /// Whether the peer has closed its end without having sent a byte: nobody is left to
-    /// be known or answered. Who has sent something is answered in any case.
+    /// Returns true if the peer has closed its end without having sent a byte: nobody is
+    /// left to be known or answered. A peer that has sent something is answered in any
+    /// case.
     pub(super) fn is_abandoned(&mut self) -> bool {
         if self.has_asked {
             return false;
@@ -49,7 +50,7 @@ impl Fresh {
     }
 }
 
-/// What waits at one socket.
+/// The connections that wait at one socket.
 #[derive(Debug)]
 pub(super) struct Line {
     waiting: Mutex<FairQueue<u32, Fresh>>,

@@ -1,4 +1,4 @@
-//! What the server counts: answers and their latency by route, connections, refusals of
+//! Metrics of the server: answers and their latency by route, connections, refusals of
 //! connections.
 //!
 //! Labels are the route table's own patterns, never what a caller sent.
@@ -33,12 +33,12 @@ static REFUSED: Family<Counter, 2> = Family::new(
     ["api", "reason"],
 );
 
-/// What every server counts.
+/// Metrics that every server has.
 pub static FAMILIES: Families = &[&REQUESTS, &DURATION, &OPEN, &ACCEPTED, &REFUSED];
 
 /// The name that an API has in metrics, until it is given one.
 pub(super) const UNNAMED: &str = "other";
-/// What stands for the route of a request that has none.
+/// Label that stands for the route of a request that has none.
 const NO_ROUTE: &str = "none";
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];

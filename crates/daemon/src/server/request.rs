@@ -19,7 +19,7 @@ const BODY_DEADLINE: Duration = Duration::from_secs(5);
 /// A request that has been routed.
 #[derive(Debug)]
 pub struct Request {
-    /// Who asks.
+    /// The process that asks.
     pub caller: Arc<Caller>,
     /// The API version that was asked for, one of the service's.
     pub version: &'static str,

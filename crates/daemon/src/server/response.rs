@@ -118,7 +118,8 @@ impl HttpError {
         self
     }
 
-    /// Whether the device is the reason, so that its operator should know.
+    /// Returns true if the device is the reason for the error, so that its operator
+    /// should know.
     #[must_use]
     pub fn is_of_device(&self) -> bool {
         self.of_device
@@ -182,7 +183,7 @@ impl HttpError {
         self.status
     }
 
-    /// What the caller is told.
+    /// Returns the text that the caller is told.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message

@@ -123,18 +123,19 @@ impl<S: Send + Sync + 'static> Router<S> {
         self
     }
 
-    /// What to do as soon as a connection is accepted on which nothing was sent yet: to
-    /// look at the caller while it still is who connected. Who has sent something before
-    /// it was accepted is looked at by the handler.
+    /// Sets a hook that runs as soon as a connection is accepted on which nothing was
+    /// sent yet. The hook looks at the caller while the caller still is the process that
+    /// connected. A caller that has sent something before it was accepted is looked at by
+    /// the handler.
     #[must_use]
     pub fn on_connected(mut self, hook: impl Fn(&S, &Caller) + Send + Sync + 'static) -> Self {
         self.connected = Some(Box::new(hook));
         self
     }
 
-    /// What to do, for example write to the audit trail, when a connection is refused
-    /// because another process than the one that connected sent bytes. The last argument
-    /// is method and path as sent.
+    /// Sets a hook that runs when a connection is refused because another process than
+    /// the one that connected sent bytes. The hook may, for example, write to the audit
+    /// trail. Its last argument is method and path as sent.
     #[must_use]
     pub fn on_sender_changed(
         mut self,
@@ -159,7 +160,7 @@ impl<S: Send + Sync + 'static> Router<S> {
         }
     }
 
-    /// Whether callers are looked at when they connect, which needs to know their
+    /// Returns true if callers are looked at when they connect, which needs to know their
     /// sockets.
     pub(super) fn looks_at_callers(&self) -> bool {
         self.connected.is_some()

@@ -1,4 +1,4 @@
-//! Which sockets wait to be accepted: the kernel's own list, asked over netlink
+//! Sockets that wait to be accepted: the kernel's own list, asked over netlink
 //! (`sock_diag`, no privilege needed).
 //!
 //! An accepted connection does not tell which socket its peer is, and the peer may be in
