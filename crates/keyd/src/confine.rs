@@ -1,4 +1,4 @@
-//! What keyd keeps of its rights once it serves: decided here from the settings.
+//! Rights that keyd keeps once it serves: decided here from the settings.
 //!
 //! [`Confinement::enter`] comes while there is one thread; only then are the store, the
 //! audit log with its thread, and a token's library opened. Sealing comes last, with the
@@ -20,8 +20,8 @@ use crate::libraries::{self, Surroundings};
 /// The calls that are made while serving.
 const SYSCALLS: &str = include_str!("../keyd.syscalls");
 
-/// Where libraries and what they load are, and what the loader and their cryptography
-/// look into.
+/// Places of libraries and of what they load, and of what the loader and the libraries'
+/// cryptography look into.
 const FOR_LIBRARIES: &[&str] = &[
     "/lib",
     "/lib64",
@@ -96,7 +96,7 @@ pub(crate) fn confinement(
     kept
 }
 
-/// Where names of hosts are looked up.
+/// Grants the places where names of hosts are looked up.
 fn names(kept: &mut Confinement) {
     kept.grant_all(FOR_NAMES, Rights::Read);
     kept.grant_all(["/etc/resolv.conf", "/run/systemd/resolve"], Rights::Read);

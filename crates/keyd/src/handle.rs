@@ -29,7 +29,7 @@ pub const DERIVATION_DATA_LIMIT: usize = 8 * 1024;
 #[error("parameter \"handle\" has an invalid value")]
 pub struct InvalidHandle;
 
-/// Why no handle was made.
+/// The reason why no handle was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IssueError {
     /// The base handle is not one of this keyd.
@@ -137,7 +137,7 @@ impl Handles {
         Ok(KeyHandle(format!("sr={}&sig={}", STANDARD.encode(json), STANDARD.encode(sig))))
     }
 
-    /// What `handle` says.
+    /// Returns what `handle` names.
     ///
     /// # Errors
     /// If it is not a handle that this keyd made.
@@ -170,8 +170,8 @@ impl Handles {
         Ok(Named { target, binding })
     }
 
-    /// What the handle says, once it is known to be ours. Nothing is parsed before that
-    /// but base64.
+    /// Returns the content of the handle, once the handle is known to be ours. Before
+    /// that check only base64 is parsed.
     fn verify(&self, handle: &str) -> Result<Signed, InvalidHandle> {
         let (mut sr, mut sig) = (None, None);
         for part in handle.split('&') {

@@ -1,6 +1,6 @@
-//! Which keys there are, remembered outside of the places that they are in, so that a key
-//! that is gone is not made anew without a word: what was derived from it, or encrypted
-//! under it, would be void.
+//! Memory of the keys that there are, outside of the places that the keys are in. So a
+//! key that is gone is not made anew without a word: what was derived from the key, or
+//! encrypted under it, would be void.
 //!
 //! `kept` in the state folder has the ids. An id is in it only after its key is there,
 //! and goes before its key is deleted: cut off in between, a key is there that is not
@@ -44,7 +44,7 @@ pub(crate) struct LostKey {
     id: KeyId,
 }
 
-/// Why a key was not made.
+/// The reason why a key was not made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeepError {
     #[error(transparent)]
@@ -53,7 +53,7 @@ pub(crate) enum KeepError {
     Key(#[from] KeyError),
 }
 
-/// What is remembered.
+/// The keys that are remembered, as the file has them.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Memory {
     /// Keys of callers.
@@ -70,7 +70,7 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// What is remembered in the state folder. What is damaged is set aside, and
+    /// Opens the memory in the state folder. A damaged memory is set aside, and
     /// remembering begins anew.
     pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
         let file = StateFile::new(folder.join("kept"), "keyd-kept", 1);
@@ -89,7 +89,8 @@ impl Kept {
         lock(&self.memory)
     }
 
-    /// Whether one of keyd's own keys was there before. It is remembered from now on.
+    /// Returns true if one of keyd's own keys was there before. The key is remembered
+    /// from now on.
     pub(crate) fn had_own(&self, id: &KeyId) -> bool {
         let mut memory = self.memory();
         let had = !memory.own.insert(id.clone());
@@ -123,7 +124,7 @@ impl Kept {
         Ok(())
     }
 
-    /// Whether the key is remembered.
+    /// Returns true if the key is remembered.
     pub(crate) fn is_noted(&self, id: &KeyId) -> bool {
         self.memory().keys.contains(id)
     }
@@ -203,7 +204,7 @@ impl Kept {
 }
 
 impl LostKey {
-    /// Which key.
+    /// Returns the id of the key.
     pub(crate) fn id(&self) -> &KeyId {
         &self.id
     }
@@ -288,8 +289,8 @@ mod tests {
         assert!(make(&Kept::open(folder.path()).unwrap(), &place, &id(1), 3).is_err());
     }
 
-    /// What happens: a key is made, deleted or renamed, cut off after so many steps, or
-    /// goes by itself.
+    /// An event: a key is made, deleted or renamed, cut off after so many steps, or goes
+    /// by itself.
     #[derive(Debug, Clone)]
     enum Step {
         Make(u8, u8),

@@ -52,14 +52,14 @@ pub const fn slow_threads(has_hardware: bool) -> usize {
     if has_hardware { 8 } else { 4 }
 }
 
-/// What the routes work on.
+/// The state that the routes work on.
 pub struct Keyd {
     /// First, so that it is closed before the backend gives up the folder for another
     /// process.
     recorder: Arc<Recorder>,
     /// NV index of the audit log's counter, if there is a TPM.
     counter_index: Option<u32>,
-    /// What is wrong, for operators.
+    /// The board of problems, for operators.
     board: Board,
     backend: Arc<dyn KeyBackend>,
     turns: Arc<Turns>,
@@ -68,7 +68,7 @@ pub struct Keyd {
     /// The TPM API, if there is a TPM.
     tpmd: Option<Arc<Tpmd>>,
     handles: Handles,
-    /// How long handles have been good is counted on this.
+    /// Clock that measures how long handles have been good.
     boot: BootClock,
     policy: Policy,
 }
@@ -80,7 +80,7 @@ impl Keyd {
         &self.board
     }
 
-    /// What the TPM API works on, if there is a TPM.
+    /// Returns the state that the TPM API works on, if there is a TPM.
     #[must_use]
     pub fn tpmd(&self) -> Option<Arc<Tpmd>> {
         self.tpmd.clone()

@@ -1,6 +1,6 @@
-//! What is known of the files that tokens' libraries need, by the name of the library.
-//! They run in this process and inside its sandbox; what is not known here has to be
-//! named by `sandbox_paths`.
+//! Known needs of tokens' libraries: the files that a library needs, by the name of the
+//! library. The libraries run in this process and inside its sandbox. A file that is not
+//! known here has to be named by `sandbox_paths`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,34 +8,34 @@ use std::path::{Path, PathBuf};
 use edgekeep_core::hardware::KnownLibrary;
 use edgekeep_tpm::Tcti;
 
-/// What surrounds the process, as functions, so that deciding is apart from looking.
+/// The surroundings of the process, as functions, so that deciding is apart from looking.
 pub(crate) struct Surroundings<'a> {
     /// A variable of the environment.
     pub(crate) variable: &'a dyn Fn(&str) -> Option<OsString>,
     /// The content of a configuration file.
     pub(crate) text: &'a dyn Fn(&Path) -> Option<String>,
-    /// Whether there is such a file or folder.
+    /// Returns true if there is such a file or folder.
     pub(crate) exists: &'a dyn Fn(&Path) -> bool,
-    /// Where a path leads, links followed.
+    /// Returns the place that a path leads to, links followed.
     pub(crate) real: &'a dyn Fn(&Path) -> PathBuf,
 }
 
-/// What a library needs.
+/// The needs of a library.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Needs {
     /// Configuration.
     pub(crate) read: Vec<PathBuf>,
-    /// Where tokens are.
+    /// Places of the tokens.
     pub(crate) write: Vec<PathBuf>,
-    /// Where a TPM behind it is.
+    /// The address of the TPM behind the library, if there is one.
     pub(crate) tpm: Option<Tcti>,
 }
 
-/// Where SoftHSM looks for its configuration and its tokens unless told otherwise.
+/// Paths where SoftHSM looks for its configuration and its tokens unless told otherwise.
 const SOFTHSM_CONFIG: &str = "/etc/softhsm";
 const SOFTHSM_TOKENS: &str = "/var/lib/softhsm";
 
-/// What the library at `path` is known to need.
+/// Returns the known needs of the library at `path`.
 pub(crate) fn needs(path: &Path, around: &Surroundings<'_>) -> Needs {
     let mut needs = match KnownLibrary::of(path) {
         Some(KnownLibrary::SoftHsm) => softhsm(around),

@@ -1,4 +1,5 @@
-//! Who made which key, so that one uid cannot make them without end.
+//! Makers of keys: the uid that made each key, so that one uid cannot make keys without
+//! end.
 //!
 //! `makers` in the state folder has the ids by uid. An id is in it before its key is
 //! there: cut off in between, an id may be there whose key is not, which is found when
@@ -20,7 +21,7 @@ use crate::kept::{KeepError, LostKey};
 
 /// Keys that a uid may make if the settings say nothing else. A daemon makes a few.
 pub(crate) const KEYS_PER_UID: u32 = 1024;
-/// How often at most it is looked for keys that are gone.
+/// Shortest time between two looks for keys that are gone.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// Ids by the uid that made them.
@@ -43,7 +44,7 @@ impl Ledger {
         true
     }
 
-    /// Whose key it was.
+    /// Removes a key, and returns the uid that made it.
     fn remove(&mut self, id: &KeyId) -> Option<u32> {
         let uid = self.0.iter_mut().find_map(|(uid, ids)| ids.remove(id).then_some(*uid))?;
         self.0.retain(|_, ids| !ids.is_empty());
@@ -70,7 +71,7 @@ pub(crate) struct TooManyKeys {
     limit: u32,
 }
 
-/// Why a key was not made.
+/// The reason why a key was not made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MakeError {
     #[error(transparent)]
@@ -94,7 +95,7 @@ impl From<KeepError> for MakeError {
 
 struct State {
     ledger: Ledger,
-    /// When it was last looked for keys that are gone.
+    /// Time of the last look for keys that are gone.
     looked: Option<Instant>,
 }
 
@@ -185,8 +186,8 @@ impl Makers {
         self.change(|ledger| ledger.rename(from, to));
     }
 
-    /// What was done is done: that it cannot be written down now is made up for when the
-    /// uid has as many as it may.
+    /// Changes the ledger after something was done with a key. If the change cannot be
+    /// written down now, this is made up for when the uid has as many keys as it may.
     fn change(&self, change: impl FnOnce(&mut Ledger)) {
         let mut state = self.lock();
         let before = state.ledger.clone();

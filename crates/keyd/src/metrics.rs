@@ -1,4 +1,4 @@
-//! What keyd counts: uses of keys and the size of the audit log.
+//! Metrics of keyd: uses of keys and the size of the audit log.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ static REFUSALS: Family<Counter, 2> =
 static AUDIT_LOG: Family<Gauge, 0> =
     Family::new("edgekeep_audit_log_size_bytes", "Size of the log of key uses on disk.", []);
 
-/// What this daemon counts beyond what all do.
+/// Metrics of this daemon beyond those that all daemons have.
 pub static FAMILIES: Families = &[&KEY_OPERATIONS, &REFUSALS, &AUDIT_LOG];
 
 /// Counts an operation that ended. `backend` is where its key is, if that is known.

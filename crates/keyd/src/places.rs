@@ -41,7 +41,7 @@ pub(crate) type SharedTpm = Arc<Recovering<TpmBackend>>;
 /// The places, opened as far as they can be.
 pub(crate) struct Places {
     pub(crate) backend: Arc<dyn KeyBackend>,
-    /// Where the daemon's own keys are, and those that the configuration brought.
+    /// Place of the daemon's own keys, and of those that the configuration brought.
     pub(crate) files: Arc<SoftwareBackend>,
     pub(crate) tpm: Option<SharedTpm>,
 }
@@ -54,7 +54,7 @@ pub enum PlacesError {
     PreloadedUri {
         /// The key.
         id: KeyId,
-        /// Why.
+        /// The fault of the URI.
         reason: UriError,
     },
     /// The URI of a key names no key.
@@ -88,7 +88,7 @@ pub enum PlacesError {
     /// The base slot is no token.
     #[error("pkcs11_base_slot in [aziot_keys]: {reason}")]
     BaseSlot {
-        /// Why.
+        /// The reason, in words.
         reason: String,
     },
     /// A place that is not configured, or twice.
@@ -96,7 +96,7 @@ pub enum PlacesError {
     Place {
         /// The place.
         place: KeyPlace,
-        /// Why not.
+        /// The fault of the place, in words.
         reason: &'static str,
     },
     /// The TPM's address is none.
@@ -121,14 +121,14 @@ struct Token {
     preloaded: BTreeMap<KeyId, ObjectAttributes>,
 }
 
-/// What the settings say, before anything is opened.
+/// The plan of the places: what the settings say, before anything is opened.
 pub(crate) struct Plan {
     /// The base slot, if there is one, then others.
     tokens: Vec<Token>,
     has_base: bool,
     files: BTreeMap<KeyId, PathBuf>,
     in_tpm: BTreeMap<KeyId, TpmKey>,
-    /// Where keys are made.
+    /// Places where keys are made.
     open: Vec<KeyPlace>,
     tcti: Option<Tcti>,
 }

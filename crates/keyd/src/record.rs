@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 
 use crate::metrics;
 
-/// How long a request waits for a place in the audit log before it is refused.
+/// Longest time that a request waits for a place in the audit log before it is refused.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The log's bounds as the settings have them.
@@ -215,8 +215,8 @@ fn append_all(counted: Vec<Counted<Permit>>) {
     }
 }
 
-/// Who asks, as the kernel says; and on whose behalf, as the caller says, if it may say
-/// so.
+/// Returns the caller, as the kernel tells it, with the module on whose behalf the caller
+/// asks, as the caller says, if the caller may say so.
 ///
 /// # Errors
 /// 400 if it says so in another form.
@@ -245,7 +245,7 @@ pub(crate) fn refused_who(request: &Request, policy: &Policy) -> Who {
     who(request, policy).unwrap_or_else(|_| connected(&request.caller))
 }
 
-/// Who is connected, as the kernel says.
+/// Returns the connected caller, as the kernel tells it.
 pub(crate) fn connected(caller: &Caller) -> Who {
     Who { uid: caller.uid(), pid: caller.pid(), says: None }
 }

@@ -63,7 +63,7 @@ impl Ready {
         Ok(Self { keyd, listener, tpm_listener, operations, limits, tpm_limits })
     }
 
-    /// What was given up.
+    /// Returns the report of what was given up.
     #[must_use]
     pub fn sandbox(&self) -> SandboxReport {
         self.operations.1.sandbox()

@@ -46,7 +46,7 @@ const CHECKPOINT_KEY: WellKnown = names::CHECKPOINT_KEY;
 /// Name of the key that lets this keyd, and nobody else, step the audit log's counter in
 /// the TPM.
 const COUNTER_KEY: WellKnown = names::COUNTER_KEY;
-/// How long it is shown that a key of keyd's own was made anew.
+/// Time for which it is shown that a key of keyd's own was made anew.
 const REMADE_SHOWN: Duration = Duration::from_secs(86_400);
 /// Folder of the audit log in the state folder.
 const AUDIT: &str = "audit";
@@ -57,7 +57,7 @@ const ENTRIES_PER_UID_HOUR: u32 = 10_000;
 /// Largest file in the import folder, in bytes.
 const IMPORT_LIMIT: u64 = 64 * 1024;
 
-/// Why keyd cannot start.
+/// The reason why keyd cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The settings are wrong about where keys are.
@@ -72,7 +72,7 @@ pub enum StartError {
     /// The key that signs the audit log cannot be loaded or made.
     #[error("cannot load the key of the audit log")]
     CheckpointKey(#[source] KeyError),
-    /// That key is not one.
+    /// The key that signs the audit log is unusable.
     #[error("the key of the audit log is unusable")]
     Signer(#[source] Option<SignError>),
     /// The audit log's counter cannot be where the settings say.
@@ -81,10 +81,10 @@ pub enum StartError {
     /// A socket cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// Who made which key cannot be read.
+    /// The record of who made which key cannot be read.
     #[error("cannot read who made which key")]
     Makers(#[source] edgekeep_daemon::store::StoreError),
-    /// Which keys there were cannot be read.
+    /// The record of the keys that there were cannot be read.
     #[error("cannot read which keys there were")]
     Kept(#[source] edgekeep_daemon::store::StoreError),
     /// The audit log cannot be opened.
@@ -93,7 +93,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Whether it is the settings that are wrong, so that starting again cannot help.
+    /// Returns true if the settings are wrong, so that starting again cannot help.
     #[must_use]
     pub fn is_settings(&self) -> bool {
         matches!(self, Self::Places(_) | Self::Counter(_))
@@ -118,8 +118,8 @@ impl<'a> Prepared<'a> {
         Ok(Self { root, settings, plan: Plan::new(settings)?, boot: BootClock::read() })
     }
 
-    /// What has to stay within reach to open it and to serve. Makes the state folder,
-    /// since what is not there cannot stay within reach.
+    /// Returns the confinement: what has to stay within reach to open the places and to
+    /// serve. Makes the state folder, since what is not there cannot stay within reach.
     ///
     /// # Errors
     /// If the folder cannot be made.
@@ -342,7 +342,7 @@ fn import(backend: &SoftwareBackend, folder: &Path, board: &Board) {
     }
 }
 
-/// Why one file was not imported.
+/// The reason why one file was not imported.
 #[derive(Debug, thiserror::Error)]
 enum ImportError {
     #[error(

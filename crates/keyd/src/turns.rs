@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Uids that are remembered before those without anything under way are forgotten.
 const UIDS: usize = 64;
 
-/// How many slow things each uid has under way.
+/// Turns at slow things: how many of them each uid has under way.
 pub(crate) struct Turns {
     share: usize,
     by_uid: Mutex<HashMap<u32, Weak<Semaphore>>>,
@@ -66,7 +66,7 @@ mod tests {
         assert!(turns.by_uid.lock().unwrap().len() <= UIDS);
     }
 
-    /// Whether a future is not done yet.
+    /// Returns true if a future is not done yet.
     fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         std::pin::Pin::new(future).poll(&mut context).is_pending()

@@ -20,7 +20,7 @@ use crate::places::SharedTpm;
 use crate::record::{self, Recorder};
 use crate::turns::Turns;
 
-/// What the routes work on.
+/// The state that the routes work on.
 pub struct Tpmd {
     /// First, so that it is closed before the backend gives up the folder for another
     /// process.

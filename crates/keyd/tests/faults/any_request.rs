@@ -76,7 +76,7 @@ struct Handles {
     derived: String,
 }
 
-/// What is put in place of something that makes sense.
+/// Returns values to put in place of something that makes sense.
 fn nonsense(handles: &Handles) -> impl Strategy<Value = Value> + use<> {
     let known = [handles.symmetric.clone(), handles.pair.clone(), handles.derived.clone()];
     let words = [

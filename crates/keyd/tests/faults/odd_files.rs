@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::{DEADLINE, Keyd};
 
-/// What may stand in a file's place, and the words that say so.
+/// Kinds of what may stand in a file's place, and the words that tell of it.
 const KINDS: [(&str, &str); 5] = [
     ("fifo", "a FIFO in place of a file"),
     ("folder", "a folder in place of a file"),

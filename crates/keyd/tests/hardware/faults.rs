@@ -1,4 +1,4 @@
-//! What keeps a TPM or a token from being used, and the way to them from within the
+//! Faults that keep a TPM or a token from being used, and the way to them from within the
 //! sandbox.
 
 use super::*;

@@ -157,7 +157,8 @@ pub(crate) fn refusal<T>(result: Result<T, ClientError>) -> (u16, String) {
     }
 }
 
-/// Whether openssl takes this signature of a P-256 key over the SHA-256 of `message`.
+/// Returns true if openssl takes this signature of a P-256 key over the SHA-256 of
+/// `message`.
 pub(crate) fn openssl_verifies(
     folder: &Path,
     point: &[u8],
@@ -216,7 +217,7 @@ pub(crate) fn counter(swtpm: &Swtpm) -> u64 {
     u64::from_be_bytes(fs::read(tools.join("counter")).unwrap().try_into().unwrap())
 }
 
-/// What the log says: the words of its entries.
+/// Returns the words of the log's entries.
 pub(crate) fn words(device: &Device) -> Vec<String> {
     let folder = device.root.state_folder(Daemon::Keyd).join("audit");
     let excerpt = edgekeep_audit::read(&folder, 0, usize::MAX, usize::MAX).unwrap();

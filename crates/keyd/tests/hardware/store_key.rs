@@ -112,7 +112,8 @@ fn a_store_key_in_the_care_of_a_token_is_of_no_use_without_it() {
     );
 }
 
-/// Which writable memory of a process has these bytes, as far as it can be read.
+/// Returns the areas of a process's writable memory that have these bytes, as far as the
+/// memory can be read.
 fn memory_with(child: &Child, wanted: &[u8]) -> Vec<String> {
     use std::os::unix::fs::FileExt as _;
     let process = PathBuf::from(format!("/proc/{}", child.id()));
