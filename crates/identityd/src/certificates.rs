@@ -43,26 +43,26 @@ use public_key::KeyKind;
 use request::Request;
 use store::CertStore;
 
-/// Why a certificate was not issued or not stored.
+/// Failure to issue or store a certificate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IssueError {
     /// The request.
     #[error("the certificate request is not accepted: {what}")]
     Request {
-        /// What is wrong with it.
+        /// Fault of the request.
         what: String,
     },
     /// The certificate that should sign.
     #[error("the issuer cannot sign this certificate: {what}")]
     Issuer {
-        /// What is wrong with it.
+        /// Fault of the issuer.
         what: String,
     },
     /// A text that should be certificates.
     #[error("the text is not PEM certificates: {what}")]
     Pem {
-        /// What is wrong with it.
+        /// Fault of the text.
         what: String,
     },
     /// The key's signature does not belong to the certificate that should sign.
@@ -73,7 +73,7 @@ pub enum IssueError {
     Encoding(#[from] der::Error),
 }
 
-/// Why an operation on certificates failed.
+/// Failure of an operation on certificates.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CertificateError {
@@ -86,13 +86,13 @@ pub enum CertificateError {
     /// No issuer was named and none is configured.
     #[error("no issuer was named, and no issuance is configured for certificate \"{id}\"")]
     NotConfigured {
-        /// Which certificate.
+        /// Id of the certificate.
         id: CertId,
     },
     /// The EST server did not issue.
     #[error("the certificate was not issued by EST")]
     Est {
-        /// Why.
+        /// Error of the enrolment.
         #[source]
         source: Box<EnrolError>,
     },
@@ -101,7 +101,7 @@ pub enum CertificateError {
         "certificate \"{id}\" is configured to be issued by the local CA, but no local CA is configured"
     )]
     NoLocalCa {
-        /// Which certificate.
+        /// Id of the certificate.
         id: CertId,
     },
     /// keyd did not sign.
@@ -112,18 +112,18 @@ pub enum CertificateError {
         "cannot {step} of certificate \"{id}\"; is keyd running, and may this user use the key?"
     )]
     OwnKey {
-        /// Which certificate.
+        /// Id of the certificate.
         id: CertId,
-        /// What was being done.
+        /// Step that failed, worded to follow "cannot".
         step: &'static str,
-        /// What keyd said.
+        /// Error of the call to keyd.
         #[source]
         source: ClientError,
     },
     /// There is no certificate, and no subject is configured for one.
     #[error("certificate \"{id}\" was never issued, and no common_name is configured for it")]
     NoSubject {
-        /// Which certificate.
+        /// Id of the certificate.
         id: CertId,
     },
     /// The system has no randomness.
@@ -357,9 +357,9 @@ enum SigningKey {
 /// Returns the key pairs by one of which a certificate of this id signs itself, the
 /// likeliest first.
 ///
-/// That is the one of the certificate's own name. The compatible module runtime renews
-/// its CA under a second id, and keeps the key of the first where it is told not to
-/// rotate it.
+/// This is the key pair of the certificate's own name. The compatible module runtime
+/// renews its CA under a second id, and keeps the key of the first id if it is told not
+/// to rotate that key.
 fn own_keys(id: &CertId) -> Vec<SigningKey> {
     let second = EDGE_CA_NEXT.is_cert(id).then_some(EDGE_CA.as_str());
     [Some(id.as_str()), second]

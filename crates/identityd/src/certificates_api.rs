@@ -24,8 +24,9 @@ pub(crate) struct CertificatesApi {
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) renewals: Arc<Renewals>,
     pub(crate) grants: Grants,
-    /// Whose statements about on whose behalf they ask are passed on to keyd. Also root's
-    /// only by a grant.
+    /// User ids of attestors. If an attestor states on whose behalf it asks, the
+    /// statement is passed on to keyd. Even root's statements are passed on only by a
+    /// grant.
     pub(crate) attestors: BTreeSet<u32>,
     pub(crate) audit: Arc<Audit>,
 }

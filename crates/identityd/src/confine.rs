@@ -1,6 +1,6 @@
-//! What identityd keeps of its rights once it serves: the network, its own folder, and
-//! the files by which names are looked up and services are believed. Decided here from
-//! the settings; what is read from the machine comes in as [`Surroundings`].
+//! Rights that identityd keeps once it serves: the network, its own folder, and the files
+//! that are needed to look up names and to check services. The rights are decided here
+//! from the settings. Facts about the machine come in as [`Surroundings`].
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const CALLS: &str = include_str!("../identityd.syscalls");
 /// answer is too long for a datagram.
 const USUAL_PORTS: [u16; 2] = [443, 53];
 
-/// Where systems keep the roots that they trust.
+/// Places where systems keep the roots that they trust.
 const ROOTS: &[&str] = &[
     "/etc/ssl",
     "/etc/pki/tls",
@@ -40,19 +40,20 @@ const WHOLE: &[&str] = &[
     "/root", "/run", "/proc", "/sys", "/dev",
 ];
 
-/// What is found out about the machine.
+/// Facts about the machine, as far as the rights depend on them.
 pub(crate) struct Surroundings<'a> {
     /// A variable of the environment.
     pub(crate) variable: &'a dyn Fn(&str) -> Option<OsString>,
-    /// Where a path leads if links are followed, as far as they lead.
+    /// Function that follows the links in a path, as far as they lead.
     pub(crate) real: &'a dyn Fn(&Path) -> PathBuf,
-    /// Whether there is something at a path.
+    /// Function that returns true if there is something at a path.
     pub(crate) exists: &'a dyn Fn(&Path) -> bool,
-    /// Whether the daemon's user may read everything.
+    /// True if the daemon's user may read everything.
     pub(crate) is_root: bool,
 }
 
-/// Where a path leads if links are followed. Also if it leads to what is not there yet.
+/// Returns the path that a path leads to if links are followed. The last link may lead to
+/// something that does not exist yet.
 pub(crate) fn real(path: &Path) -> PathBuf {
     let follow = |path: &Path| std::fs::canonicalize(path).ok();
     let led = || {

@@ -1,4 +1,4 @@
-//! Who the device is: carries out what [`edgekeep_core::provisioning`] decides.
+//! Identity of the device: carries out what [`edgekeep_core::provisioning`] decides.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, RwLock};
@@ -50,7 +50,7 @@ const fn problem(error: &CloudError) -> Code {
     }
 }
 
-/// What others want of the device's provisioning.
+/// A wish that others have about the device's provisioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
     /// A new registration.
@@ -59,12 +59,13 @@ pub(crate) enum Wish {
     HubRefused,
 }
 
-/// What everybody may know about the device.
+/// State of the device that everybody may know.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct View {
     /// The identity that counts now.
     pub(crate) identity: Option<Arc<DeviceIdentity>>,
-    /// Why there is none, or no newer one.
+    /// Reason why there is no identity, or no newer identity; `None` if no attempt has
+    /// failed since the last identity.
     pub(crate) remark: Option<String>,
 }
 
@@ -108,7 +109,7 @@ pub(crate) struct Provisioner {
     pub(crate) device: Arc<Device>,
     pub(crate) wishes: mpsc::Receiver<Wish>,
     pub(crate) file: StateFile<Provisioned>,
-    /// What to register; `None` unless the provisioning service is the source.
+    /// Registration to make; `None` unless the provisioning service is the source.
     pub(crate) registration: Option<Registration>,
     pub(crate) transport: Arc<Transport>,
     pub(crate) keys: Arc<DeviceKeys>,
@@ -271,8 +272,8 @@ fn failed(reason: String) -> Event {
     Event::Failed(Failure { refused: true, reason, retry_after: None })
 }
 
-/// Whether a configured hub name is one, to be told at the start and not at the first
-/// call.
+/// Returns true if a configured hub name is the name of a host. The answer is needed at
+/// the start, so that a wrong name is reported then and not at the first call.
 pub(crate) fn is_host(name: &str) -> bool {
     name.parse::<Authority>().is_ok()
 }

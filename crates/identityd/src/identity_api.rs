@@ -30,7 +30,7 @@ use crate::modules::Modules;
 use crate::refresh::{HubError, Refresh, Registry, chain};
 use edgekeep_core::access::{Access, Role};
 
-/// How long a caller waits for the hub where there is an answer without it.
+/// Longest time that a caller waits for the hub where there is an answer without the hub.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Certificates that are trusted by this device's modules; the name is what other
 /// implementations use.
@@ -79,7 +79,7 @@ pub(crate) fn router(api: Arc<IdentityApi>) -> Router<IdentityApi> {
         })
 }
 
-/// Which kind of module identity a request is about.
+/// Kind of the module identity that a request is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Aziot,
@@ -264,7 +264,7 @@ fn cloud_failed(error: &CloudError) -> HttpError {
     HttpError::not_found(error.chain())
 }
 
-/// How the certificates service's errors look to a caller.
+/// Returns the HTTP error that a caller gets for an error of the certificates service.
 pub(crate) fn certificate_failed(error: &CertificateError) -> HttpError {
     match error {
         CertificateError::Store(CertStoreError::NotFound { .. }) => {

@@ -17,26 +17,27 @@ use zeroize::Zeroizing;
 /// The key that module keys are derived from; the name is what other implementations use
 /// (wire facts 3.2).
 const MASTER_KEY: &str = IDENTITY_MASTER_KEY.as_str();
-/// How long a handle is used here before keyd is asked again. One that keyd has meanwhile
-/// stopped accepting is found out at its first use, and another is asked for.
+/// Time for which a handle is used here before keyd is asked again. If keyd has stopped
+/// accepting a handle meanwhile, its first use shows this, and another handle is asked
+/// for.
 const HANDLE_AGE: Duration = Duration::from_secs(600);
 /// Most handles remembered: several times the modules of a device.
 const HANDLES: usize = 256;
 
-/// How long background work waits for a keyd that is being started at the same time, and
-/// how often it looks.
+/// Longest time that background work waits for a keyd that is being started at the same
+/// time, and time between two tries.
 const KEYD_START: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
 
-/// Why a key could not be used.
+/// Failure to use a key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeysError {
     /// keyd did not do it.
     #[error("key \"{key}\" cannot be used; is keyd running, and may this user use the key?")]
     Keyd {
-        /// Which key.
+        /// Name of the key.
         key: String,
-        /// What keyd said.
+        /// Error of the call to keyd.
         #[source]
         source: ClientError,
     },
@@ -45,7 +46,7 @@ pub enum KeysError {
     NotConfigured,
 }
 
-/// What a handle stands for.
+/// The key that a handle stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Name {
     Device,

@@ -8,9 +8,9 @@
 //! hub.) What it does not need for that it gives up for good before it asks or answers
 //! anything (`confine`, `identityd.syscalls`).
 //!
-//! What is known is answered from memory. The cloud is asked in the background (`device`,
-//! `refresh`), by what [`edgekeep_core::provisioning`] decides, and no lock is held
-//! meanwhile.
+//! Questions about known facts are answered from memory. The cloud is asked in the
+//! background (`device`, `refresh`), by what [`edgekeep_core::provisioning`] decides, and
+//! no lock is held meanwhile.
 #![forbid(unsafe_code)]
 
 mod certificates;
@@ -70,23 +70,23 @@ use trusted_time::TrustedTime;
 
 /// Longest time for a call to the hub that somebody waits for.
 const INTERACTIVE: Duration = Duration::from_secs(20);
-/// How long the start waits for an identity that needs no network.
+/// Longest time that the start waits for an identity that needs no network.
 const FIRST_IDENTITY: Duration = Duration::from_secs(2);
 
-/// What is no name of a host, and is found to be none only after everything that looks up
-/// names was asked.
+/// Text that is no name of a host. The system finds this out only after it has asked
+/// everything that looks up names.
 const NO_NAME: &str = "this-part-of-a-name-is-longer-than-the-sixty-three-bytes-that-one-may-have";
 
-/// How this daemon is run.
+/// Options with which this daemon is run.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where everything lies.
+    /// Root folder of the device's files.
     pub root: Root,
-    /// What `config apply` wrote for this daemon.
+    /// Settings that `config apply` wrote for this daemon.
     pub settings: IdentitydSettings,
     /// Waiting times of provisioning.
     pub provisioning: Limits,
-    /// When the hub is asked about modules.
+    /// Pauses between the rounds in which the hub is asked about modules.
     pub refresh: RefreshLimits,
 }
 
@@ -98,7 +98,7 @@ impl Options {
     }
 }
 
-/// Why the daemon does not start.
+/// Failure of the daemon's start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -116,14 +116,14 @@ pub enum StartError {
         "{what} in the settings is not a host name; correct it and run `edgekeep config apply`"
     )]
     Host {
-        /// Which setting.
+        /// The setting, as the error's text names it.
         what: &'static str,
     },
 }
 
 impl StartError {
-    /// Whether it is the settings or the environment that are wrong, so that starting
-    /// again cannot help.
+    /// Returns true if the settings or the environment are wrong, so that starting again
+    /// cannot help.
     #[must_use]
     pub fn is_settings(&self) -> bool {
         matches!(self, Self::Host { .. } | Self::Proxy(_))
@@ -331,7 +331,7 @@ impl Identityd {
         })
     }
 
-    /// What this process has given up.
+    /// Returns a report of the rights that this process has given up.
     #[must_use]
     pub fn sandbox(&self) -> SandboxReport {
         self.operations.1.sandbox()

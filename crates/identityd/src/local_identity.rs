@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::certificates::{CertificateError, Certificates};
 
-/// Why there is no local identity.
+/// Failure to make a local identity.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LocalIdentityError {
     /// The suffix of the names is not configured.

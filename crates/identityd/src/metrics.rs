@@ -1,4 +1,4 @@
-//! What identityd counts: calls to the cloud, and the days that certificates have left.
+//! Metrics of identityd: calls to the cloud, and the days that certificates have left.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ static DAYS_LEFT: Family<Gauge, 1> = Family::new(
     ["certificate"],
 );
 
-/// What this daemon counts beyond what all do.
+/// Metrics of this daemon beyond those that all daemons have.
 pub(crate) static FAMILIES: Families = &[&CALLS, &DURATION, &DAYS_LEFT];
 
 /// Ids that certificates have by default.

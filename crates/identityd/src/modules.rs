@@ -16,12 +16,12 @@ use serde::{Deserialize, Serialize};
 /// Most modules remembered. A hub has 50 for a device.
 const MODULES: usize = 1000;
 
-/// What is known about one module.
+/// Facts about one module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KnownModule {
-    /// Which life of the identity.
+    /// Generation of the identity: differs once the identity was deleted and made again.
     pub(crate) generation: GenerationId,
-    /// Who manages it, if the hub says so.
+    /// Manager of the module; `None` if the hub names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) managed_by: Option<String>,
 }
@@ -55,11 +55,12 @@ struct Known {
     own: BTreeSet<ModuleId>,
     /// Modules of the principals that are configured now.
     principals: BTreeSet<ModuleId>,
-    /// Whether the hub's whole list has been seen for this device.
+    /// True if the hub's whole list has been seen for this device.
     is_complete: bool,
     /// Counts changes that did not come from a list.
     changes: u64,
-    /// Which modules changed so, and when.
+    /// Modules with such a change, each with the value of `changes` after its last
+    /// change.
     changed: BTreeMap<ModuleId, u64>,
     /// Differs from what is on disk.
     is_dirty: bool,
@@ -139,7 +140,7 @@ impl Modules {
             .collect()
     }
 
-    /// Whether the hub's whole list for `device` has been seen since the start.
+    /// Returns true if the hub's whole list for `device` has been seen since the start.
     pub(crate) fn is_complete(&self, device: &DeviceIdentity) -> bool {
         let known = self.known();
         known.is_complete && known.device.as_ref() == Some(device)
@@ -245,8 +246,8 @@ impl Modules {
 }
 
 impl Known {
-    /// Whether this device cannot do without a module: its own principals', and those of
-    /// the runtime itself.
+    /// Returns true if this device cannot do without a module. This holds for the modules
+    /// of the device's own principals and for the modules of the runtime itself.
     fn needs(&self, module: &ModuleId) -> bool {
         self.own.contains(module)
             || self.principals.contains(module)

@@ -46,7 +46,7 @@ const fn problem(error: &CloudError) -> Option<Code> {
     }
 }
 
-/// Why a module could not be looked up or changed at the hub.
+/// Failure to look up or change a module at the hub.
 pub(crate) type HubError = EnsureError<KeysError>;
 
 /// The hub of a device, as this daemon uses it.
@@ -376,7 +376,8 @@ impl Refresher {
         Ok(())
     }
 
-    /// What concerns one module only is reported and does not stop the others.
+    /// Makes sure of a module and its keys at the hub. An error that concerns this module
+    /// alone is reported and does not stop the others.
     async fn ensure(
         &self,
         identity: &DeviceIdentity,

@@ -23,7 +23,7 @@ const EST_BOOTSTRAP: &str = "est-bootstrap-id";
 /// Id of the URL that counts where none has the certificate's name.
 const DEFAULT: &str = "default";
 
-/// Why an EST server issued nothing.
+/// Failure to get a certificate from an EST server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnrolError {
@@ -41,7 +41,7 @@ pub enum EnrolError {
     IdentityKey {
         /// The certificate's id.
         id: &'static str,
-        /// What keyd said.
+        /// Error of using the key in keyd.
         #[source]
         source: RemoteKeyError,
     },
@@ -50,7 +50,7 @@ pub enum EnrolError {
     Identity {
         /// The certificate's id.
         id: &'static str,
-        /// What is wrong with it.
+        /// Reason why the certificate cannot be used.
         #[source]
         source: TlsError,
     },

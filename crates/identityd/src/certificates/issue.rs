@@ -35,7 +35,7 @@ use super::subject;
 const DIGEST_INFO_SHA256: [u8; 19] =
     [0x30, 0x31, 0x30, 0x0d, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 4, 0x20];
 
-/// What is to be signed, and what the signature is checked with.
+/// A certificate before its signature, and the key that the signature is checked with.
 #[derive(Debug)]
 pub(super) struct Unsigned {
     tbs: Vec<u8>,
@@ -46,11 +46,11 @@ pub(super) struct Unsigned {
 
 /// The circumstances of one issuance.
 pub(super) struct Circumstances<'a> {
-    /// What is configured for this certificate id.
+    /// Configuration for this certificate id; `None` if there is none.
     pub(super) issuance: Option<&'a Issuance>,
-    /// What a certificate of this id may be at most.
+    /// Most rights that a certificate of this id may have.
     pub(super) rights: Rights,
-    /// When the caller wants it to end at the latest.
+    /// Latest end that the caller wants; `None` if the caller wants none.
     pub(super) wanted_end: Option<OffsetDateTime>,
     pub(super) now: OffsetDateTime,
     /// Earliest moment that the present can be, whatever the clock shows.

@@ -25,39 +25,39 @@ use super::left_out::LeftOut;
 /// them is what counts.
 const READABLE_PART: usize = 64;
 
-/// Why a certificate could not be read or written.
+/// Failure to read or write a certificate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CertStoreError {
     /// There is none.
     #[error("certificate \"{id}\" not found")]
     NotFound {
-        /// Which.
+        /// Id of the certificate.
         id: CertId,
     },
     /// The id belongs to a file of the operator's.
     #[error("certificate \"{id}\" is preloaded: change its file instead")]
     Preloaded {
-        /// Which.
+        /// Id of the certificate.
         id: CertId,
     },
     /// The file is there and cannot be used.
     #[error("cannot read {}", path.display())]
     Read {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
     /// The file is there and holds no certificate.
     #[error("certificate \"{id}\" cannot be read from {}: {finding}; {}", path.display(), finding.fault.remedy(Purpose::Certificates))]
     Unusable {
-        /// Which.
+        /// Id of the certificate.
         id: CertId,
         /// Its file.
         path: PathBuf,
-        /// Why.
+        /// Fault that was found in the file.
         finding: Finding,
     },
     /// The file could not be replaced or removed.
@@ -80,8 +80,8 @@ pub(super) struct CertStore {
 }
 
 impl CertStore {
-    /// The store in `folder`, which is made if absent.
-    /// What cannot be used of preloaded files is told to `board`.
+    /// The store in `folder`, which is made if absent. Anything in preloaded files that
+    /// cannot be used is reported to `board`.
     pub(super) fn open(
         folder: PathBuf,
         preloaded: BTreeMap<CertId, PreloadedCert>,

@@ -1,4 +1,5 @@
-//! What an EST server issues to a device at its first meeting, and what wrong answers do.
+//! Tests of what an EST server issues to a device at its first meeting, and of wrong
+//! answers.
 
 use std::time::Duration;
 

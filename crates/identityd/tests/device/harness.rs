@@ -47,7 +47,8 @@ pub(crate) struct Device {
     pub(crate) settings: IdentitydSettings,
     pub(crate) root: Root,
     pub(crate) folder: TempDir,
-    /// How long keyd's handles are good, from its next start on.
+    /// Lifetime of keyd's handles in seconds, from keyd's next start on; `None`: keyd's
+    /// default.
     pub(crate) handle_lifetime_sec: Option<u64>,
     /// Files of keys that keyd uses where they are, from its next start on.
     pub(crate) preloaded_keys: Vec<(&'static str, PathBuf)>,

@@ -1,4 +1,4 @@
-//! How the device comes to its identity, and keeps it.
+//! Tests of how the device gets its identity, and keeps it.
 
 use std::time::Instant;
 

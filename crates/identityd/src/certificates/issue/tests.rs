@@ -1,5 +1,5 @@
-//! What is issued for requests that rcgen makes. Requests by openssl, and hostile ones,
-//! stand in `attacks`.
+//! Tests of the certificates that are issued for requests by rcgen. Tests of requests by
+//! openssl, and of hostile requests, are in `attacks`.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
