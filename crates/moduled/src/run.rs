@@ -37,7 +37,7 @@ use crate::modules::{self, Containers, Modules, Runtimes, replacements, services
 use crate::report::metrics::{self, DAYS_LEFT, ENGINE, MODULES};
 use crate::report::{Report, health, systeminfo};
 
-/// What this daemon counts beyond what all do.
+/// Metrics of this daemon beyond those that all daemons have.
 static FAMILIES: Families = &[
     &VERDICTS,
     &DECRYPTIONS,
@@ -49,7 +49,7 @@ static FAMILIES: Families = &[
     &DAYS_LEFT,
 ];
 
-/// What happens to the modules when the daemon ends.
+/// Treatment of the modules when the daemon ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtEnd {
     /// They go on: a restart or upgrade of the daemon is none of theirs.

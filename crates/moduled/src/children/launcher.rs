@@ -21,9 +21,9 @@ use edgekeep_runtime::process::{Bounds, LaunchService, Launcher, ModuleCgroups};
 use edgekeep_sandbox::privileges;
 use rustix::thread::CapabilitySet;
 
-/// What it takes to start programs as other users within limits, to give them their
-/// folders, and to end them. Who may become any user may read any file, so reading a
-/// program that is root's alone is no more.
+/// Capabilities to start programs as other users within limits, to give the programs
+/// their folders, and to end them. A process that may become any user can read any file,
+/// so the right to read a program that only root may read adds nothing.
 const KEPT: CapabilitySet = CapabilitySet::SETUID
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETPCAP)

@@ -39,7 +39,8 @@ const PRIORITY: u64 = 30;
 /// Time for which a child that was started anew is shown as a problem.
 const SHOWN_FOR: Duration = Duration::from_secs(300);
 
-/// What moduled keeps: to look at the processes and executables of callers of any user.
+/// Capabilities that moduled keeps: those to look at the processes and executables of
+/// callers of any user.
 const KEPT: CapabilitySet = CapabilitySet::SYS_PTRACE.union(CapabilitySet::DAC_READ_SEARCH);
 
 /// Becomes the process that the arguments name, if they name one.

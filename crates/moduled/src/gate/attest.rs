@@ -1,6 +1,6 @@
-//! Who calls: evidence gathered once a connection, looked at again on further requests,
-//! judged by [`edgekeep_core::attestation::verdict`]. A process that only is looked at
-//! goes the same way.
+//! Attestation of callers. Evidence is gathered once for each connection, is looked at
+//! again on further requests, and is judged by [`edgekeep_core::attestation::verdict`]. A
+//! process that does not call and is only looked at goes the same way.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -18,7 +18,8 @@ use edgekeep_runtime::evidence::{
     Collector, EvidenceError, Held, ImageLayers, ProcDir, StartedFrom,
 };
 
-/// What a connection's caller was when it connected, or a process when it was looked at.
+/// Facts about a caller as it was when it connected, or about a process as it was when it
+/// was looked at.
 #[derive(Debug)]
 struct Known {
     process: Arc<ProcDir>,
@@ -27,7 +28,7 @@ struct Known {
     /// Looked at when the caller connects, where its policy is known to ask for it; else
     /// when a policy first does.
     held: OnceLock<Held>,
-    /// Whether it is kept for the process's next connection.
+    /// True once the process is kept for its next connection.
     kept: AtomicBool,
 }
 
@@ -36,7 +37,7 @@ struct Known {
 pub(crate) struct Subject {
     /// The registration of the module that was asked for.
     pub(crate) registration: Option<Registration>,
-    /// What runs for it.
+    /// Facts about what runs for the module.
     pub(crate) facts: RunningFacts,
     /// Its image's layers, where the engine keeps them as folders.
     pub(crate) layers: Option<ImageLayers>,
@@ -49,7 +50,7 @@ pub(crate) struct Examined {
     known: Result<Known, DenyReason>,
 }
 
-/// Who is judged.
+/// The caller or the process that is judged.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Who<'a> {
     /// A caller, with its connection.
@@ -111,7 +112,7 @@ impl Attestor {
         }
     }
 
-    /// How the caller holds its connection, as it was when first looked at.
+    /// Returns how the caller holds its connection, as it was when first looked at.
     fn look_at_connection(&self, caller: &Caller, known: &Known) -> Holding {
         let look = || match caller.socket() {
             PeerSocket::Inode(inode) => self.collector.holding(&known.process, inode),
@@ -189,7 +190,8 @@ impl Attestor {
         Examined { pidfd, known }
     }
 
-    /// What is known of somebody who was judged, if anything is.
+    /// Returns what is known of a caller or a process that was judged; `None` if nothing
+    /// is.
     #[must_use]
     pub(crate) fn seen(&self, who: Who<'_>) -> Option<Seen> {
         let known = self.known(who).ok()?;
@@ -202,8 +204,8 @@ impl Attestor {
         Some(seen(evidence, path, known.held.get().map(Held::holding)))
     }
 
-    /// Whether the caller's cgroup is that of the registered container, whatever else is
-    /// known of it.
+    /// Returns true if the caller's cgroup is that of the registered container, whatever
+    /// else is known of the caller.
     #[must_use]
     pub(crate) fn is_in_container_of(
         &self,
@@ -221,7 +223,8 @@ impl Attestor {
         })
     }
 
-    /// What a caller executes, if a policy has asked for that to be measured.
+    /// Returns the digest of what a caller executes, if a policy has asked for that to be
+    /// measured.
     #[must_use]
     pub(crate) fn executable(&self, caller: &Caller) -> Option<Sha256Digest> {
         let known = self.known(Who::Caller(caller)).ok()?;
@@ -246,7 +249,8 @@ impl Attestor {
         Ok(self.known_or_met(who, None)?.0)
     }
 
-    /// What is known of somebody, and whether that was learned just now.
+    /// Returns the facts about a caller or a process, and true if they were learned just
+    /// now.
     fn known_or_met<'a>(
         &self,
         who: Who<'a>,

@@ -154,7 +154,7 @@ impl Gate {
     /// just started the engine's word may be on its way.
     ///
     /// # Errors
-    /// What is known instead.
+    /// The facts about what runs, if no first process is known.
     pub(crate) async fn first_process(
         &self,
         module: &ModuleId,
@@ -323,7 +323,8 @@ impl Gate {
         self.admit(called, &Door::ManagementSocket, &self.agent, None).await
     }
 
-    /// Whether the caller is the agent. Nothing is written down if it is not.
+    /// Returns true if the caller is the agent. Writes down no refusal if the caller is
+    /// not the agent.
     pub(crate) async fn is_agent(&self, called: &Called<'_>) -> bool {
         let asked = Asked { module: &self.agent, generation: None };
         self.judge(Who::Caller(called.caller), &Door::ManagementSocket, &asked).await.1.is_ok()

@@ -1,5 +1,5 @@
-//! What is remembered of refusals: in the audit trail, in the metrics, and, with the
-//! evidence and each check, in memory, within the bounds of [`edgekeep_core::refusals`].
+//! Records of refusals: in the audit trail, in the metrics, and, with the evidence and
+//! each check, in memory, within the bounds of [`edgekeep_core::refusals`].
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -40,29 +40,29 @@ pub(crate) struct VerdictTrail {
     denied: Mutex<HashMap<DenyReason, Arc<Counter>>>,
 }
 
-/// What is told of one refusal.
+/// Details of one refusal that are told on request.
 #[derive(Debug)]
 struct Told {
     time: String,
     caller: RefusedCaller,
     /// None for an earlier run's.
     attestation: Option<Attestation>,
-    /// Whether it was in this run.
+    /// True if the refusal was in this run of the daemon.
     now: bool,
 }
 
 /// A refusal to be written down.
 #[derive(Debug)]
 pub(crate) struct ToRefuse<'a> {
-    /// Who is refused.
+    /// Caller that is refused.
     pub(crate) caller: &'a Caller,
     /// The module that was asked for; empty if it did not come to that.
     pub(crate) module: &'a str,
-    /// Whether a module of that name is registered.
+    /// True if a module of that name is registered.
     pub(crate) registered: bool,
     /// Method and route.
     pub(crate) route: &'a str,
-    /// Why.
+    /// Reason for the refusal.
     pub(crate) reason: DenyReason,
     /// The module that the caller is a process of.
     pub(crate) of_module: Option<String>,
@@ -179,8 +179,8 @@ impl VerdictTrail {
         (now.take(SHOWN).map(short).collect(), self.refusal_count.load(Ordering::Relaxed))
     }
 
-    /// What is remembered of refusals of one module's callers, or of all; the latest
-    /// first.
+    /// Returns the remembered refusals of one module's callers, or of all callers; the
+    /// latest first, and at most `last` of them.
     #[must_use]
     pub(crate) fn past(&self, module: Option<&ModuleId>, last: usize) -> Vec<PastRefusal> {
         let refusals = self.lock();

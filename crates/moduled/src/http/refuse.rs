@@ -37,8 +37,8 @@ pub(crate) fn of_service(error: &ClientError) -> HttpError {
     }
 }
 
-/// Whether what was found wrong is a key handle, by the error's code or, of a compatible
-/// service, its text.
+/// Returns true if the service found a key handle wrong. This is known by the error's
+/// code or, of a compatible service, by the error's text.
 pub(crate) fn is_about_a_handle(error: &ClientError) -> bool {
     matches!(error, ClientError::Status { message, code, .. }
         if *code == Some(ErrorCode::KeyHandle) || (code.is_none() && message.contains("handle")))

@@ -14,15 +14,15 @@ use time::OffsetDateTime;
 
 use crate::identity::remote_key::{RemoteKey, RemoteKeyError};
 
-/// Why there is no usable Edge CA.
+/// Failure to get a usable Edge CA.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EdgeCaError {
     /// keyd or the certificates API refused or cannot be reached.
     #[error("cannot {step}")]
     Service {
-        /// What was being done.
+        /// Step that failed, worded to follow "cannot".
         step: &'static str,
-        /// What the service said.
+        /// Error of the call to the service.
         #[source]
         source: ClientError,
     },

@@ -41,7 +41,7 @@ pub(crate) struct ModuleIdentity {
     refreshing: AtomicBool,
 }
 
-/// Why a module has no usable identity.
+/// Failure to get a usable identity of a module.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IdentityError {
     /// identityd refused or cannot be reached.
@@ -52,7 +52,7 @@ pub(crate) enum IdentityError {
     Incomplete {
         /// The module.
         module: ModuleId,
-        /// What is missing.
+        /// Name of what is missing, for the error's text.
         missing: &'static str,
     },
     /// identityd has not answered yet.

@@ -19,13 +19,13 @@ use crate::identity::bundle::written_anew;
 
 /// The device's key for modules' data (wire facts 3.3).
 const DEVICE_DATA_KEY: &str = "iotedge_master_encryption_id";
-/// What the keys of single modules' data are derived from.
+/// Id of the key that the keys of single modules' data are derived from.
 const MODULE_DATA_BASE: &str = "edgekeep-module-data";
 /// Derived keys whose handles are kept: more modules than a device has; a bound all the
 /// same.
 const DERIVED_LIMIT: usize = 1024;
 
-/// How a key is obtained.
+/// Way in which a key is obtained.
 #[derive(Debug, Clone)]
 enum Origin {
     /// A symmetric key that is made when first used, for this usage.
@@ -123,7 +123,8 @@ pub(crate) enum Base {
 pub(crate) struct ModuleDataKeys {
     module_data: KeptHandle,
     device_data: KeptHandle,
-    /// By what they are derived from and for.
+    /// Handles of the derived keys, by the base that a key is derived from and the data
+    /// that it is derived for.
     derived: RwLock<HashMap<(Base, Vec<u8>), KeyHandle>>,
     /// The base of new data, once keyd has said which.
     base: OnceLock<Base>,
@@ -229,9 +230,9 @@ fn grants_published_keys_alone(error: &ClientError) -> bool {
 #[error("no key of modules' data: {source}{}", self.remedy())]
 pub(crate) struct DataKeyError {
     source: ClientError,
-    /// Whether the key was to be derived from the device's key.
+    /// True if the key was to be derived from the device's key.
     derived_from_device: bool,
-    /// Whether the caller named a key that there never was.
+    /// True if the caller named a key that there never was.
     of_caller: bool,
 }
 

@@ -35,7 +35,7 @@ pub(crate) const NONCE_LEN: usize = 16;
 /// to decrypt it, of 1 MiB in base64, here and at the keys API.
 pub(crate) const PLAINTEXT_LIMIT: usize = 750 * 1024;
 
-/// What a ciphertext is encrypted under.
+/// A ciphertext, by the key that it is encrypted under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form<'a> {
     /// The module's own key.
@@ -73,12 +73,13 @@ pub(crate) fn compose(base: Base, nonce: &[u8; NONCE_LEN], sealed: &[u8]) -> Vec
     [&[version(base)], nonce.as_slice(), sealed].concat()
 }
 
-/// What a module's key is derived for.
+/// Returns the data that a module's key is derived for: the module and its generation.
 pub(crate) fn derivation_data(module: &str, generation: &str) -> Vec<u8> {
     fields(&[b"edgekeep module data key", module.as_bytes(), generation.as_bytes()])
 }
 
-/// What is authenticated beside the plaintext under a module's own key.
+/// Returns the additional data that is authenticated beside the plaintext under a
+/// module's own key.
 pub(crate) fn additional_data(base: Base, module: &str, generation: &str, iv: &[u8]) -> Vec<u8> {
     let layout: &[u8] = match base {
         Base::ModuleData => b"edgekeep module data 81",

@@ -36,9 +36,9 @@ pub(crate) enum RemoteKeyError {
     /// The keys service refused or cannot be reached.
     #[error("cannot {step}")]
     Service {
-        /// What was being done.
+        /// Step that failed, worded to follow "cannot".
         step: &'static str,
-        /// What the service said.
+        /// Error of the call to the service.
         #[source]
         source: ClientError,
     },

@@ -37,18 +37,19 @@ pub(crate) static WATCHDOG_ERRORS_IN_A_ROW: Family<Gauge, 0> = Family::new(
     [],
 );
 
-/// Where a container reaches the daemon, as existing agents have it.
+/// URI of the workload API in a container, as existing agents have it.
 const CONTAINER_WORKLOAD_URI: &str = "unix:///var/run/iotedge/workload.sock";
+/// URI of the management API in a container, as existing agents have it.
 const CONTAINER_MANAGEMENT_URI: &str = "unix:///var/run/iotedge/mgmt.sock";
 
-/// How soon identityd is asked again while the device has no identity; it answers from
-/// memory.
+/// Time until identityd is asked again while the device has no identity. identityd
+/// answers from memory.
 const IDENTITY_RETRY: Duration = Duration::from_millis(500);
 
-/// How long after the daemon's start the agent waits for the Edge CA.
+/// Longest time after the daemon's start that the agent waits for the Edge CA.
 const EDGE_CA_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why the watchdog ended.
+/// Reason why the watchdog ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// The daemon stops.

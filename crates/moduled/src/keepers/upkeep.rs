@@ -23,9 +23,10 @@ const PERIOD: Duration = Duration::from_secs(60);
 /// together.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// How soon a module is looked at again that was being worked on, or whose container
-/// could not be put right, and all are after something happened to a network: engines
-/// tell of that at every start and end of a container too.
+/// Time until a module is looked at again that was being worked on, or whose container
+/// could not be put right. Also the least time between two looks at all modules when a
+/// network changes: engines tell of such changes at every start and end of a container
+/// too.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Of a container, what is in the engine's list: a change of it is a reason to look.

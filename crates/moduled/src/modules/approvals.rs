@@ -15,14 +15,14 @@ use tokio::sync::Mutex;
 /// An approval as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Approved {
-    /// What the executable must hash to from now on.
+    /// Digest that the executable must have from now on.
     pub(crate) sha256: Sha256Digest,
     /// The digest in the configuration at that time; with another one there, the approval
     /// has lapsed.
     pub(crate) configured: Sha256Digest,
     /// The module that approved.
     pub(crate) by: String,
-    /// When, RFC 3339.
+    /// Time of the approval, RFC 3339.
     pub(crate) time: String,
 }
 
@@ -46,7 +46,8 @@ impl Approvals {
         Ok(Self { file, known: RwLock::new(known), writing: Mutex::new(()) })
     }
 
-    /// What an executable must hash to, where `configured` is in the configuration.
+    /// Returns the digest that an executable must have, where `configured` is in the
+    /// configuration.
     #[must_use]
     pub(crate) fn effective(&self, name: &str, configured: Sha256Digest) -> Sha256Digest {
         effective(self.known.read().unwrap_or_else(PoisonError::into_inner).get(name), configured)

@@ -1,6 +1,6 @@
-//! What is done to modules: prepared, created, updated, started, stopped and removed, in
-//! the runtime that their type names, and registered so that their callers can be
-//! measured.
+//! Operations on modules. Modules are prepared, created, updated, started, stopped and
+//! removed in the runtime that their type names. They are registered so that their
+//! callers can be measured.
 //!
 //! No call waits for a pull of another module.
 
@@ -26,7 +26,7 @@ use crate::modules::services;
 use crate::modules::sockets::{self, Access, Owner};
 use crate::modules::spec::{Kind, ValidSpec};
 
-/// How long a stopping host module may take before it is killed.
+/// Longest time that a stopping host module may take before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 /// The same for every module when the device ends (wire facts 8).
 const GRACE_AT_END: Duration = Duration::from_secs(30);

@@ -11,8 +11,8 @@ use edgekeep_runtime::engine::{Engine, EngineError, create_body, wanted_networks
 use crate::modules::Modules;
 use crate::modules::error::ModuleError;
 
-/// How often an operation looks again because something else had its hand in it. More is
-/// somebody's intent.
+/// Most rounds in which an operation looks again because something else changed the
+/// container meanwhile. More changes are somebody's intent.
 const ROUNDS: u32 = 8;
 
 /// The container of a registration, if it is one of a container.
@@ -23,7 +23,7 @@ pub(crate) fn container_of(registration: Option<&Registration>) -> Option<&Conta
     }
 }
 
-/// What is asked of one container.
+/// Work that is asked of one container.
 pub(crate) struct Task<'a> {
     modules: &'a Modules,
     module: &'a ModuleId,
@@ -47,7 +47,7 @@ impl<'a> Task<'a> {
         Ok(&self.modules.engine()?.engine)
     }
 
-    /// How it stands.
+    /// Returns the state of the container at the engine.
     ///
     /// # Errors
     /// The engine is away, or answers in an unknown form.
@@ -57,7 +57,8 @@ impl<'a> Task<'a> {
         seen.map_err(ModuleError::from)
     }
 
-    /// What an operator must know about it.
+    /// Returns the trouble with the container that an operator must know; `None` if there
+    /// is none.
     pub(crate) fn trouble(&self, seen: &Seen) -> Option<Trouble> {
         trouble(self.subject(), seen)
     }

@@ -62,7 +62,7 @@ pub(crate) enum ModuleError {
     EngineAway {
         /// The engine's client says.
         source: EngineError,
-        /// When it was heard last, and the remedy.
+        /// Time when the engine was heard last, and the remedy, for the error's text.
         heard: String,
     },
     /// The engine refuses.
@@ -82,7 +82,7 @@ pub(crate) enum ModuleError {
     UpdateFailed {
         /// The module.
         module: ModuleId,
-        /// How the module stands now.
+        /// State of the module now, for the error's text.
         now: String,
         /// The reason.
         cause: Box<ModuleError>,

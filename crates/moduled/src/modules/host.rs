@@ -1,5 +1,6 @@
-//! What a host module is started from: the operator's grant, the deployment's arguments
-//! and environment, and a digest that may have been approved since.
+//! Specifications that host modules are started from: the operator's grant, the
+//! deployment's arguments and environment, and a digest that may have been approved
+//! since.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,7 +21,8 @@ use crate::modules::own_users::{NoOwnUser, own_account};
 use crate::modules::sockets;
 use crate::modules::spec::ValidSpec;
 
-/// What is registered under a name, and what its executable must hash to now.
+/// Returns the host module that is registered under a name, and the digest that its
+/// executable must have now.
 pub(crate) fn registered<'a>(
     modules: &'a Modules,
     name: &str,
@@ -111,7 +113,8 @@ pub(crate) async fn renew(modules: &Arc<Modules>, module: &ModuleId) -> Result<(
     Ok(())
 }
 
-/// What a module is made from, as the configuration and the approvals have it now.
+/// Returns the specification that a module is made from, as the configuration and the
+/// approvals have it now.
 pub(crate) fn renewed(
     modules: &Modules,
     module: &ModuleId,
@@ -181,8 +184,8 @@ async fn own_folder(
     Ok(())
 }
 
-/// What the operator and the daemon say about the environment, over what the deployment
-/// says.
+/// Sets the variables of the operator and of the daemon in the environment. These
+/// variables take precedence over those of the deployment.
 fn set_env(
     modules: &Modules,
     module: &ModuleId,

@@ -21,7 +21,7 @@ use crate::modules::host::{process_spec, registered, renewed};
 use crate::modules::spec::ValidSpec;
 use crate::modules::{new_registration, start_locked, stop_locked};
 
-/// How long a half-started new process may take to end.
+/// Longest time that a half-started new process may take to end.
 const GRACE: Duration = Duration::from_secs(10);
 
 fn workload(spec: &ProcessSpec) -> Workload {
@@ -32,7 +32,7 @@ fn workload(spec: &ProcessSpec) -> Workload {
 /// held.
 ///
 /// # Errors
-/// What failed; the module is then as it was.
+/// The error of the step that failed; the module is then as it was.
 pub(crate) async fn update(
     modules: &Arc<Modules>,
     spec: &ValidSpec,

@@ -19,8 +19,9 @@ use crate::modules::spec::ValidSpec;
 /// Longest signature that is read, in bytes.
 const SIGNATURE_LIMIT: usize = 1024;
 
-/// Measures the image that is present under the name of the settings, and gives its id.
-/// What is made of this id later is made of this image, whatever the name means by then.
+/// Measures the image that is present under the name of the settings, and returns its id.
+/// A container that is made of this id later is made of this image, whatever the name
+/// means by then.
 ///
 /// # Errors
 /// The engine's; the image is absent; 403 if it is not what was pinned, or not signed.
@@ -53,7 +54,7 @@ pub(crate) async fn measured(
     Ok(image.id)
 }
 
-/// Why there is no measured image.
+/// Failure to get a measured image.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MeasureError {
     /// The engine has none, or does not answer.
@@ -103,8 +104,8 @@ fn read(path: &Path, limit: usize) -> Result<Option<Vec<u8>>, String> {
     }
 }
 
-/// Whether one of the keys made the signature, base64 of an ASN.1 ECDSA signature, over
-/// the payload as it stands.
+/// Checks that one of the keys made the signature over the payload as it stands. The
+/// signature is base64 of an ASN.1 ECDSA signature.
 fn verify(keys: &[String], payload: &[u8], signature: &[u8]) -> Result<(), String> {
     let text: Vec<u8> =
         signature.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();

@@ -30,12 +30,12 @@ pub(crate) static IMAGES: Family<Counter, 2> = Family::new(
 
 /// Ages are written at least so often; what is lost in between makes images younger.
 const SAVE_EVERY: Duration = Duration::from_secs(3600);
-/// How long one look at the engine may take.
+/// Longest time that one look at the engine may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Most images that one collection removes.
 const REMOVED_AT_ONCE: usize = 256;
 
-/// What is remembered of images.
+/// Records about images, in memory and on disk.
 #[derive(Debug)]
 pub(crate) struct Images {
     file: StateFile<Tracked>,
@@ -60,7 +60,7 @@ pub(crate) struct Fetching<'a> {
     _guard: RwLockReadGuard<'a, ()>,
 }
 
-/// Why a look or a removal failed.
+/// Failure of a look at images, or of a removal.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LookError {
     /// The engine refuses or cannot be reached.
@@ -161,7 +161,7 @@ pub(crate) async fn look(modules: &Modules) -> bool {
     true
 }
 
-/// What would be done if images were collected now, and why.
+/// Returns the plan that a collection of images would carry out now, with its reasons.
 ///
 /// # Errors
 /// If there is no engine or it does not answer.

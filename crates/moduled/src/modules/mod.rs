@@ -1,7 +1,8 @@
-//! Which modules there are, in both runtimes, and what is known of each.
+//! Modules of the device, in both runtimes, and what is known of each.
 //!
-//! What is done to them is in [`command`], how the API shows them in [`shown`]. One
-//! operation a module at a time; different modules do not wait for each other.
+//! Operations on modules are in [`command`]; the form in which the API shows modules is
+//! in [`shown`]. A module has one operation at a time; different modules do not wait for
+//! each other.
 
 pub(crate) mod approvals;
 mod command;
@@ -63,7 +64,7 @@ pub(crate) use command::{
 };
 use shown::{Rows, container_details, details, named_as_registered};
 
-/// How long the engine may take to answer a question about what is there.
+/// Longest time that the engine may take to answer a question about what is there.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The container engine, and what is known of its containers.
@@ -71,7 +72,7 @@ const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Containers {
     /// Its API.
     pub(crate) engine: Engine,
-    /// What its event stream says.
+    /// State of the containers, as the engine's event stream tells it.
     pub(crate) watch: EngineWatch,
     /// Its socket, for people.
     pub(crate) uri: String,
@@ -81,17 +82,17 @@ pub(crate) struct Containers {
 /// is kept of them.
 #[derive(Debug)]
 pub(crate) struct Modules {
-    /// What the operator wants.
+    /// Settings that the operator wants.
     pub(crate) settings: Arc<ModuledSettings>,
-    /// Where the device is.
+    /// Root folder of the device's files.
     pub(crate) root: Root,
     /// Containers, if an engine is configured.
     pub(crate) containers: Option<Containers>,
     /// Host modules.
     pub(crate) processes: ProcessRuntime,
-    /// In which cgroups are looked for.
+    /// Cgroup hierarchy in which the processes of modules are looked for.
     pub(crate) hierarchy: CgroupHierarchy,
-    /// What services of the host share with the daemon.
+    /// Namespaces that services of the host share with the daemon.
     host: HostFacts,
     /// Registered modules.
     pub(crate) registrations: Registrations,
@@ -103,13 +104,13 @@ pub(crate) struct Modules {
     pub(crate) own_users: OwnUsers,
     /// Images of modules, and of former ones.
     pub(crate) images: Images,
-    /// Where modules call.
+    /// Sockets that modules call.
     pub(crate) sockets: Sockets,
     /// Host modules that are started again when they end.
     pub(crate) restarts: Restarts,
     /// The modules' identities.
     pub(crate) identities: Arc<IdentityCache>,
-    /// What is wrong, for operators.
+    /// Board of problems, for operators.
     pub(crate) board: Board,
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -121,9 +122,9 @@ pub(crate) struct Runtimes {
     pub(crate) containers: Option<Containers>,
     /// Host modules.
     pub(crate) processes: ProcessRuntime,
-    /// In which cgroups are looked for.
+    /// Cgroup hierarchy in which the processes of modules are looked for.
     pub(crate) hierarchy: CgroupHierarchy,
-    /// What services of the host share with the daemon.
+    /// Namespaces that services of the host share with the daemon.
     pub(crate) host: HostFacts,
 }
 
@@ -184,7 +185,7 @@ impl Modules {
         })
     }
 
-    /// What runs for a module, by its registration.
+    /// Returns the facts about what runs for a module, by its registration.
     #[must_use]
     pub(crate) fn facts(
         &self,
@@ -219,13 +220,15 @@ impl Modules {
         }
     }
 
-    /// Whether a container module was restarted and the engine has not said so yet.
+    /// Returns true if a container module was restarted and the engine has not said so
+    /// yet.
     #[must_use]
     pub(crate) fn is_behind(&self, module: &ModuleId) -> bool {
         self.containers.as_ref().is_some_and(|containers| containers.watch.is_behind(module))
     }
 
-    /// What runs for a container module, waiting a moment for it to be known.
+    /// Returns the facts about what runs for a container module. Waits a moment for them
+    /// to be known.
     pub(crate) async fn facts_soon(&self, module: &ModuleId) -> RunningFacts {
         match &self.containers {
             Some(containers) => containers.watch.facts_within(module, Duration::from_secs(2)).await,
@@ -233,8 +236,8 @@ impl Modules {
         }
     }
 
-    /// What runs for a container module, with all that the engine knows of how `process`
-    /// came into it.
+    /// Returns the facts about what runs for a container module, with all that the engine
+    /// knows of how `process` came into the container.
     pub(crate) async fn facts_about(
         &self,
         module: &ModuleId,
@@ -321,7 +324,7 @@ impl Modules {
         }
     }
 
-    /// Whether anything has a module's name, in either runtime.
+    /// Checks that something has a module's name, in either runtime.
     ///
     /// # Errors
     /// 404 if nothing has; 409 if a container has that is no module.
@@ -377,11 +380,11 @@ impl Modules {
         }
     }
 
-    /// Holds other operations on the same module back while the guard lives. An update of
-    /// it that was cut off is settled first.
+    /// Holds other operations on the same module back while the guard lives. First
+    /// settles an update of the module that was cut off.
     ///
     /// # Errors
-    /// That cannot be settled now.
+    /// If that update cannot be settled now.
     pub(crate) async fn claim(
         self: &Arc<Self>,
         module: &ModuleId,

@@ -1,5 +1,5 @@
-//! What the engine is asked for to make a module's container: the deployment's create
-//! options, judged by [`edgekeep_core::create_options`], and what this daemon adds.
+//! Requests to the engine to make a module's container: the deployment's create options,
+//! judged by [`edgekeep_core::create_options`], and what this daemon adds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -23,16 +23,17 @@ use crate::modules::error::ModuleError;
 use crate::modules::sockets;
 use crate::modules::spec::ValidSpec;
 
-/// Where a container finds its workload socket: what existing SDKs have built in.
+/// Folder in a container that has the container's workload socket. Existing SDKs have
+/// this path built in.
 const CONTAINER_SOCKET_FOLDER: &str = "/var/run/iotedge";
 
-/// From how many containers one may take mounts over.
+/// Most containers from which one container may take mounts over.
 const CONTAINERS_LIMIT: usize = 32;
 
-/// How many volumes the engine is asked about for one module.
+/// Most volumes that the engine is asked about for one module.
 const VOLUMES_LIMIT: usize = 256;
 
-/// What to make a container from `image` with.
+/// Returns the specification to make a container from `image` with.
 ///
 /// # Errors
 /// As [`options`].
@@ -142,7 +143,7 @@ async fn taken_over(
     Ok(all)
 }
 
-/// What one module's options are judged by.
+/// Rules that one module's options are judged by.
 struct Law<'a> {
     module: &'a ModuleId,
     grant: Grant,
@@ -194,7 +195,7 @@ fn refused(refusal: Refusal) -> ModuleError {
     ModuleError::Invalid(refusal.to_string())
 }
 
-/// What the engine says of those of these volumes that exist.
+/// Returns the engine's answers about those of the named volumes that exist.
 async fn volumes(modules: &Modules, names: BTreeSet<String>) -> Result<Volumes, ModuleError> {
     if names.len() > VOLUMES_LIMIT {
         return Err(ModuleError::Invalid(format!(
@@ -252,7 +253,8 @@ fn strip_root(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-/// Where paths lead, found out where it holds nobody up.
+/// Returns the places where paths lead. The look-up runs on a thread where it holds
+/// nobody up.
 async fn resolve(paths: BTreeSet<String>) -> Result<Resolved, ModuleError> {
     let resolved = tokio::task::spawn_blocking(move || all_leads(paths)).await;
     resolved.map_err(|_| {
@@ -260,8 +262,8 @@ async fn resolve(paths: BTreeSet<String>) -> Result<Resolved, ModuleError> {
     })
 }
 
-/// Where paths lead. Between this and the engine's own look a link may change; what is in
-/// reach of a module only changes below folders that it was granted.
+/// Returns the places where paths lead. Between this look and the engine's own look a
+/// link may change. A module can only change links below folders that it was granted.
 fn all_leads(paths: BTreeSet<String>) -> Resolved {
     let one = |path: String| {
         let led_to =
@@ -271,8 +273,8 @@ fn all_leads(paths: BTreeSet<String>) -> Resolved {
     paths.into_iter().map(one).collect()
 }
 
-/// Where a path leads: its longest part that exists, resolved, and the rest as it is.
-/// `None` if that cannot be seen.
+/// Returns the place where a path leads: the longest beginning of the path that exists,
+/// resolved, and the rest as it is. `None` if that cannot be seen.
 fn lead(path: &Path) -> Option<PathBuf> {
     let mut existing = path;
     let mut rest = PathBuf::new();

@@ -19,7 +19,7 @@ pub(crate) struct OwnUsers {
     known: Mutex<host::OwnUsers>,
 }
 
-/// Why a module gets no user of its own.
+/// Failure to give a module a user of its own.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoOwnUser {
     /// There is none for it.

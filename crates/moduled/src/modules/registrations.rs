@@ -1,5 +1,6 @@
-//! What moduled wrote down about each module when it made it. Survives restarts; a module
-//! that is not in here has no identity, whatever runs under its name.
+//! Registrations: what moduled wrote down about each module when it made the module. They
+//! survive restarts. A module without a registration has no identity, whatever runs under
+//! its name.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -28,7 +28,7 @@ use crate::modules::options;
 use crate::modules::spec::ValidSpec;
 use crate::modules::{create_locked, start_locked};
 
-/// How soon what could not be settled is tried again.
+/// Time until an update that could not be settled is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// The updates that were begun, in memory and on disk.
@@ -51,13 +51,14 @@ impl Replacements {
         Ok(Self { file, begun, writing: Mutex::new(()) })
     }
 
-    /// What was begun for a module.
+    /// Returns the update that was begun for a module.
     #[must_use]
     pub(crate) fn of(&self, module: &ModuleId) -> Option<Replacement> {
         self.begun.read().unwrap_or_else(PoisonError::into_inner).get(module.name()).cloned()
     }
 
-    /// Whether a container is one that is kept aside: no module, whatever its labels say.
+    /// Returns true if a container is kept aside. Such a container is no module, whatever
+    /// its labels say.
     #[must_use]
     pub(crate) fn is_aside(&self, container: Option<&ContainerId>, name: &str) -> bool {
         let begun = self.begun.read().unwrap_or_else(PoisonError::into_inner);
@@ -97,8 +98,8 @@ impl Replacements {
 /// fails leaves the old one as it was. The module's lock is held.
 ///
 /// # Errors
-/// What failed; the old container is then back, or will be as soon as the engine can be
-/// reached.
+/// The error of the step that failed; the old container is then back, or will be as soon
+/// as the engine can be reached.
 pub(crate) async fn replace(
     modules: &Arc<Modules>,
     spec: &ValidSpec,

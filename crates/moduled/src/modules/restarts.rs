@@ -19,7 +19,7 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// After so long a run, an end counts as the first one again.
 const STEADY: Duration = Duration::from_secs(600);
 
-/// Who is being watched.
+/// Modules that are watched, to be started again when they end.
 #[derive(Debug, Default)]
 pub(crate) struct Restarts {
     watched: Mutex<HashMap<String, JoinHandle<()>>>,
@@ -68,7 +68,7 @@ async fn keep(modules: Arc<Modules>, module: ModuleId, policy: RestartPolicy) {
     }
 }
 
-/// How long to wait before the next start; `None`: no start.
+/// Returns the time to wait before the next start; `None`: no start.
 fn pause(
     policy: RestartPolicy,
     code: Option<i64>,

@@ -105,7 +105,7 @@ pub(crate) async fn reregister(modules: &Modules, name: &str) -> Result<(), Modu
     modules.registrations.put(next).await.map_err(ModuleError::hidden)
 }
 
-/// What a service is matched by.
+/// Returns the workload that a service is matched by.
 pub(crate) fn workload(
     modules: &Modules,
     id: &ModuleId,
@@ -223,8 +223,8 @@ fn details(
     }
 }
 
-/// Whether a process is there that could be the service. For people: no caller is judged
-/// by it.
+/// Returns true if a process is there that could be the service; `None` if that cannot be
+/// found out. For people: no caller is judged by the answer.
 fn runs(hierarchy: &CgroupHierarchy, found: &HostService, uid: Option<u32>) -> Option<bool> {
     if let Some(unit) = &found.unit {
         let names: Vec<&str> = unit.nesting().collect();
@@ -241,9 +241,9 @@ fn runs(hierarchy: &CgroupHierarchy, found: &HostService, uid: Option<u32>) -> O
     }))
 }
 
-/// How many slices a unit is looked for in, each within the one before.
+/// Most slices that a unit is looked for in, each slice within the one before.
 const SLICES: u32 = 8;
-/// How deep below a unit's group its processes are looked for.
+/// Most levels below a unit's group at which its processes are looked for.
 const BELOW: u32 = 4;
 
 /// The group of the last of these units, each of which is in the one before, or in slices

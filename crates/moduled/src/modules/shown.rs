@@ -14,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::modules::registrations::Registrations;
 use crate::modules::spec::Kind;
 
-/// What there is to say about a container that nobody registered.
+/// Description of a container that nobody registered.
 const UNREGISTERED: &str = "not registered by this daemon, so it has no identity";
 
 /// A fresh module as create and update answer it: the request's settings, without
@@ -89,9 +89,9 @@ pub(super) fn details(kind: Kind, state: &State) -> ModuleDetails {
     }
 }
 
-/// Whether a module's container is the one that was registered. Another, made by
-/// something else or left behind when the daemon died while it was made, was never
-/// judged, has no identity and never will.
+/// Returns true if a module's container is the one that was registered. Another container
+/// was made by something else, or was left behind when the daemon died while it made the
+/// container. Such a container was never judged, has no identity and never will.
 pub(super) fn is_registered(state: &State, registrations: &Registrations) -> bool {
     state.name.parse().ok().and_then(|module| registrations.of(&module)).is_some_and(|registration| {
         matches!(&registration.workload, Workload::Container { container, .. } if Some(container) == state.container.as_ref())

@@ -53,7 +53,7 @@ const WORKLOAD: &str = "workload.sock";
 /// Name of the management socket in the folders that have one.
 pub(crate) const MANAGEMENT_SOCKET: &str = "mgmt.sock";
 
-/// Whom a module's folder is for.
+/// Owner of a module's folder: whoever the folder is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// Whoever is in the container that it is mounted into.
@@ -64,17 +64,17 @@ pub(crate) enum Owner {
     Anyone,
 }
 
-/// What a module's folder is like.
+/// Properties of a module's folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Access {
-    /// Whom it is for.
+    /// Owner of the folder.
     pub(crate) owner: Owner,
-    /// Whether there is a management socket for a host agent in it.
+    /// True if the folder has a management socket for a host agent.
     pub(crate) host_agent: bool,
 }
 
 impl Owner {
-    /// By what is registered.
+    /// Returns the owner of a module's folder, by the module's registration.
     #[must_use]
     pub(crate) fn of(registration: Option<&Registration>) -> Self {
         match registration.map(|registration| &registration.workload) {
@@ -122,7 +122,7 @@ struct Listening {
     bound: Vec<(&'static str, (u64, u64))>,
 }
 
-/// Why a module's sockets could not be opened.
+/// Failure to open a module's sockets.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SocketError {
     /// A socket could not be listened on.
@@ -137,9 +137,9 @@ pub(crate) enum SocketError {
     /// The module's folder or link could not be made.
     #[error("cannot prepare {}", path.display())]
     Prepare {
-        /// Which path.
+        /// Path that could not be prepared.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -208,8 +208,8 @@ impl Sockets {
 }
 
 impl Listening {
-    /// Whether the sockets are the ones that were bound, in this folder, with one for
-    /// management if there should be one.
+    /// Returns true if the sockets are the ones that were bound, in this folder, with a
+    /// socket for management exactly if `managed`.
     fn is_in(&self, folder: &Path, managed: bool) -> bool {
         let there = |(name, file): &(&str, (u64, u64))| identity(&folder.join(name)) == Some(*file);
         self.folder == folder
@@ -308,7 +308,7 @@ fn container_folders(root: &Root) -> PathBuf {
     root.state_folder(Daemon::Moduled).join(CONTAINER_FOLDERS)
 }
 
-/// Whom the folder of a registered module is for, and what is in it.
+/// Returns the properties of a registered module's folder.
 pub(crate) async fn access(modules: &Modules, module: &ModuleId) -> Access {
     access_of(modules, module, modules.registrations.of(module).as_ref()).await
 }

@@ -34,7 +34,7 @@ pub(crate) struct ValidSpec {
     pub(crate) module: ModuleId,
     /// Its runtime.
     pub(crate) kind: Kind,
-    /// Whether a missing image is an error instead of being pulled.
+    /// True if a missing image is an error and is not pulled.
     pub(crate) never_pull: bool,
     /// Image, options, credentials.
     pub(crate) settings: ModuleSettings,

@@ -1,6 +1,6 @@
-//! What moduled finds out about the device's health by looking from time to time: modules
-//! that should run, the engine, the Edge CA, the disk. Parts that see a problem
-//! themselves tell the board of it on their own.
+//! Health of the device, as far as moduled finds it out by looking from time to time:
+//! modules that should run, the engine, the Edge CA, the disk. Code that sees a problem
+//! itself tells the board of the problem on its own.
 
 mod orders;
 
@@ -25,17 +25,17 @@ use crate::report::Report;
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_secs(2);
-/// How long another daemon may take to tell its problems.
+/// Longest time that another daemon may take to tell its problems.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long the engine may take to tell how a container ended.
+/// Longest time that the engine may take to tell how a container ended.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is remembered between two looks at the modules.
+/// Facts that are remembered between two looks at the modules.
 #[derive(Debug)]
 struct Looked {
     begin: Instant,
     watch: Watch,
-    /// How modules ended that do not run; the engine is asked once for each end.
+    /// Ends of the modules that do not run. The engine is asked once for each end.
     ended: HashMap<ModuleId, Seen>,
 }
 
@@ -157,8 +157,8 @@ async fn look_at_modules(report: &Report, looked: &mut Looked) {
     }
 }
 
-/// How a container module ended, by the engine; nothing is known if that does not answer
-/// soon.
+/// Returns how a container module ended, as the engine tells it. Nothing is known if the
+/// engine does not answer soon.
 async fn how_it_ended(report: &Report, module: &ModuleId) -> Seen {
     match tokio::time::timeout(ENGINE_PATIENCE, report.modules.state(module)).await {
         Ok(Ok((_, state))) if state.state == ModuleState::Running => Seen::Unknown,

@@ -21,9 +21,9 @@ use crate::report::health::Orders;
 #[derive(Debug)]
 pub(crate) struct Report {
     root: Root,
-    /// What is wrong, for operators.
+    /// Board of problems, for operators.
     pub(crate) board: Board,
-    /// What is wanted of the modules.
+    /// Orders for the modules: what is wanted of each.
     pub(crate) orders: Orders,
     /// The machine.
     pub(crate) system_info: SystemInfo,

@@ -1,4 +1,4 @@
-//! How much of the machine is in use (wire facts 2.7, `/systeminfo/resources`).
+//! Resources of the machine that are in use (wire facts 2.7, `/systeminfo/resources`).
 
 use std::fs;
 use std::io;
@@ -28,7 +28,7 @@ pub(crate) struct Resources {
 /// One file system.
 #[derive(Debug, Serialize)]
 pub(crate) struct Disk {
-    /// Where it is mounted.
+    /// Mount point of the file system.
     pub(crate) name: String,
     /// Free bytes.
     pub(crate) available_space: u64,

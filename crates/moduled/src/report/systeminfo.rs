@@ -1,4 +1,4 @@
-//! What the device is: read once at start, but for what changes (wire facts 2.7).
+//! Facts about the device: read once at start, except those that change (wire facts 2.7).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -102,7 +102,9 @@ fn dmi(name: &str) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// Whether the processor says that it runs below a hypervisor; the flag is x86's.
+/// Returns "yes" if the processor says that it runs below a hypervisor, else "no".
+/// Returns "unknown" on other processors than x86, which do not have the flag, or if
+/// `/proc/cpuinfo` cannot be read.
 fn virtualized() -> &'static str {
     match fs::read_to_string("/proc/cpuinfo") {
         Ok(text) if std::env::consts::ARCH.starts_with("x86") => {

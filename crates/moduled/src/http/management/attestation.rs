@@ -74,7 +74,7 @@ async fn examine(
     Ok(rooms.gate.attestation(who, pid, module, &subject, verdict))
 }
 
-/// Why there is no process to look at, and what to do.
+/// Returns the error that tells why there is no process to look at, and what to do.
 fn no_process(rooms: &Rooms, module: &ModuleId, facts: &RunningFacts) -> HttpError {
     let why = match facts {
         RunningFacts::Host(_) => {

@@ -127,7 +127,7 @@ async fn restart(state: Arc<HostAgentDoor>, request: Request) -> Result<Response
     Ok(Response::no_content())
 }
 
-/// What the configuration lets a module approve.
+/// Returns the names that the configuration lets a module approve.
 async fn approves(rooms: &Rooms, module: &ModuleId) -> Vec<String> {
     if let Some((_, found)) = services::find(&rooms.modules, module) {
         return found.approves.clone();

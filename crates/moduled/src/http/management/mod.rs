@@ -1,11 +1,11 @@
 //! The management API: modules and identities for the agent, information for operators
 //! (wire facts 2).
 //!
-//! What changes something is for the agent alone, measured like any caller; start, stop
-//! and restart are also for whoever may open the socket. Removing images is for
-//! operators: root and this daemon's user; looking at processes and past refusals for
-//! these and the agent. Reading else is for whoever may open the socket, and holds no
-//! secret.
+//! Requests that change something are for the agent alone, measured like any caller;
+//! start, stop and restart are also for whoever may open the socket. Removing images is
+//! for operators: root and this daemon's user. Looking at processes and past refusals is
+//! for operators and the agent. Other reading is for whoever may open the socket, and
+//! shows no secret.
 
 mod attestation;
 pub(crate) mod host_agent;

@@ -102,9 +102,9 @@ fn server_names(common_name: &str, module: &ModuleId) -> Result<Vec<SanType>, Ht
     Ok(names)
 }
 
-/// Whether a name is that of a neighbour: whoever trusts this device's certificates would
-/// take the module for it. The device's own host name is nobody's: modules that serve the
-/// outside have always asked for it.
+/// Returns true if a name is that of a neighbour: whoever trusts this device's
+/// certificates would take the module for the neighbour. The device's own host name is
+/// nobody's: modules that serve the outside have always asked for it.
 fn belongs_to_another(name: &str, module: &ModuleId, registered: &[ModuleId]) -> bool {
     let own = module.name();
     let neighbours = registered.iter().map(ModuleId::name).chain(["edgeAgent", "edgeHub"]);
@@ -234,8 +234,9 @@ async fn sign(
     }
 }
 
-/// When a certificate ends: as asked, but not later than configured. Existing clients
-/// send texts of many kinds here, so one that cannot be read counts as none.
+/// Returns the end of a certificate: as asked, but not later than configured. Existing
+/// clients send texts of many kinds here, so a text that cannot be read, or names a time
+/// in the past, counts as none.
 fn end(rooms: &Rooms, asked: Option<&str>) -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
     let longest = now.saturating_add(time::Duration::days(
@@ -259,7 +260,7 @@ fn request_for(wanted: &Wanted, key: &KeyPair) -> Result<String, rcgen::Error> {
     parameters.serialize_request(key)?.pem()
 }
 
-/// When the first certificate of a PEM chain ends.
+/// Returns the end of the first certificate of a PEM chain; `None` if it cannot be read.
 #[must_use]
 pub(crate) fn end_of(pem: &[u8]) -> Option<OffsetDateTime> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem).ok()?;

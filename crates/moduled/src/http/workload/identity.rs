@@ -1,5 +1,6 @@
-//! Who am I (ours): for services of the host, whose environment nobody sets, and for
-//! whoever would rather ask than trust its environment.
+//! The caller's own identity (a route that only edgekeep has): for services of the host,
+//! whose environment nobody sets, and for callers that would rather ask than trust their
+//! environment.
 
 use std::sync::Arc;
 

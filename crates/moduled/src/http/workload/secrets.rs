@@ -17,7 +17,8 @@ use crate::http::refuse;
 use crate::identity::keys::DataKey;
 use crate::identity::layout::{self, Form, NONCE_LEN, PLAINTEXT_LIMIT};
 
-/// What modules had decrypted, by what it was encrypted under.
+/// Counters of the decryptions that modules asked for, by the kind of key that the
+/// ciphertext was encrypted under.
 pub(crate) static DECRYPTIONS: Family<Counter, 1> = Family::new(
     "edgekeep_decryptions",
     "Ciphertexts of modules that were to be decrypted: under the module's own key, or the device's one key.",

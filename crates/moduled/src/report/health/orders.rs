@@ -1,6 +1,6 @@
-//! What is wanted of the modules: the orders that came through the management API, and
-//! what the agent says that its deployment wants. Kept in memory: after a restart the
-//! modules that run are taken as wanted, and agents order the others again.
+//! Wishes for the modules: the orders that came through the management API, and the
+//! wishes of the deployment, as the agent reports them. Wishes are kept in memory. After
+//! a restart the modules that run are taken as wanted, and agents order the others again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -15,7 +15,7 @@ use edgekeep_daemon::board::Board;
 
 use super::locked;
 
-/// How long the agent's word counts that it does not repeat.
+/// Time for which the agent's report counts if the agent does not repeat it.
 const REPORT_LASTS: Duration = Duration::from_secs(300);
 /// Modules of one report that are looked after; more than a device has.
 const REPORTED: usize = 1024;
