@@ -20,7 +20,7 @@ const OPERATION_LIMIT: usize = 512;
 /// Longest error code that is told, in characters.
 const CODE_LIMIT: usize = 32;
 
-/// What is registered where.
+/// A registration: the device, and the service that it registers with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Registration {
     /// Base URL of the service: `https://host[:port]`, without a path.
@@ -33,14 +33,14 @@ pub struct Registration {
     pub payload: Option<serde_json::Value>,
 }
 
-/// What the service says about a registration.
+/// State of a registration, as the service tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
     /// Not decided yet.
     Assigning {
-        /// What to poll for.
+        /// Id of the operation, which the next poll names.
         operation: String,
-        /// When the service wants to be asked again.
+        /// Pause that the service asks for before the next poll; `None` if it names none.
         retry_after: Option<Duration>,
     },
     /// The device has an identity.
@@ -52,7 +52,7 @@ pub enum Progress {
     },
     /// The service decided against it.
     Failed {
-        /// Why, in the service's words.
+        /// The reason, in the service's words.
         reason: String,
     },
 }

@@ -4,30 +4,30 @@ use std::time::Duration;
 use edgekeep_base::error;
 use edgekeep_core::foreign_text::{CHAIN_LIMIT, cleaned};
 
-/// Why a token could not be signed.
+/// Failure to sign a token.
 #[derive(Debug, thiserror::Error)]
 #[error("the device key could not sign a token for the cloud")]
 pub struct SignerError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// Why a call to the cloud did not succeed.
+/// Failure of a call to the cloud.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CloudError {
     /// Nobody was reached: name resolution, connecting, or a connection that broke.
     #[error("{host} cannot be reached ({what}); check the network, the host name and the firewall")]
     NetworkDown {
-        /// Who was called.
+        /// Host that was called.
         host: String,
-        /// Which step failed.
+        /// The step that failed.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// No whole answer within the limit.
     #[error("{host} did not answer within {} s", limit.as_secs_f32())]
     Timeout {
-        /// Who was called.
+        /// Host that was called.
         host: String,
         /// The limit of the whole call.
         limit: Duration,
@@ -37,36 +37,36 @@ pub enum CloudError {
         "no trusted TLS connection to {host}; check the trusted roots, the host name and the device's clock"
     )]
     Untrusted {
-        /// Who was called.
+        /// Host that was called.
         host: String,
-        /// What TLS said.
+        /// The error of the TLS library.
         #[source]
         source: std::io::Error,
     },
     /// The service answered that it is in trouble itself.
     #[error("{host} answered with a fault of its own (status {status}): {message}")]
     Service {
-        /// Who was called.
+        /// Host that was called.
         host: String,
         /// HTTP status.
         status: u16,
         /// The service's message.
         message: String,
-        /// How long it asks to be left alone.
+        /// Pause that the service asks for; `None` if it names none.
         retry_after: Option<Duration>,
     },
     /// The service asks for fewer calls.
     #[error("{host} asks for fewer calls (status 429)")]
     Throttled {
-        /// Who was called.
+        /// Host that was called.
         host: String,
-        /// How long it asks to be left alone.
+        /// Pause that the service asks for; `None` if it names none.
         retry_after: Option<Duration>,
     },
     /// The service does not accept the device's credential, or does not know the device.
     #[error("{host} refuses this device (status {status}): {message}{clock}", clock = clock_remark(*clock_offset))]
     DeviceRefused {
-        /// Who was called.
+        /// Host that was called.
         host: String,
         /// HTTP status: 401, or 404 for an unknown device.
         status: u16,
@@ -78,15 +78,15 @@ pub enum CloudError {
     /// The service has no such thing.
     #[error("{host} has no such {what}")]
     NotFound {
-        /// Who was called.
+        /// Host that was called.
         host: String,
-        /// What was asked for.
+        /// The kind of thing that was asked for.
         what: &'static str,
     },
     /// The thing exists already or was changed by somebody else meanwhile.
     #[error("{host} answered that this was changed by somebody else meanwhile (status {status})")]
     Conflict {
-        /// Who was called.
+        /// Host that was called.
         host: String,
         /// HTTP status: 409 or 412.
         status: u16,
@@ -94,7 +94,7 @@ pub enum CloudError {
     /// The service understood and refused.
     #[error("{host} refused (status {status}): {message}")]
     Refused {
-        /// Who was called.
+        /// Host that was called.
         host: String,
         /// HTTP status.
         status: u16,
@@ -104,9 +104,9 @@ pub enum CloudError {
     /// The answer is not what the service's interface promises.
     #[error("unexpected answer from {host}: {what}")]
     Answer {
-        /// Who was called.
+        /// Host that was called.
         host: String,
-        /// What is wrong with it.
+        /// The fault of the answer.
         what: String,
     },
     /// The roots to trust cannot be loaded.
@@ -114,16 +114,16 @@ pub enum CloudError {
     Roots {
         /// The file; `None` for the system's store.
         path: Option<PathBuf>,
-        /// What is wrong.
+        /// The reason.
         what: String,
     },
     /// The token could not be signed.
     #[error(transparent)]
     Signer(#[from] SignerError),
-    /// What was to be sent cannot be sent.
+    /// The request cannot be made or sent.
     #[error("the call cannot be made: {what}")]
     Request {
-        /// Why.
+        /// The reason.
         what: String,
     },
 }
@@ -136,7 +136,7 @@ fn clock_remark(offset: i64) -> String {
 }
 
 impl CloudError {
-    /// What kind of failure it is, in one word that never changes.
+    /// Returns the kind of the failure, as a word that never changes.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -155,8 +155,8 @@ impl CloudError {
         }
     }
 
-    /// Whether the service could not be asked, or could not answer: what was known before
-    /// still counts.
+    /// Returns true if the service could not be asked, or could not answer. What was
+    /// known before still counts then.
     #[must_use]
     pub fn is_network_down(&self) -> bool {
         matches!(
@@ -169,13 +169,13 @@ impl CloudError {
         )
     }
 
-    /// Whether the service does not accept this device at all.
+    /// Returns true if the service does not accept this device at all.
     #[must_use]
     pub fn refuses_device(&self) -> bool {
         matches!(self, Self::DeviceRefused { .. })
     }
 
-    /// How long the service asks to be left alone, if it said so.
+    /// Returns the pause that the service asks for, if it named one.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -28,9 +28,10 @@ const MANAGED_BY_LIMIT: usize = 128;
 pub struct ModuleRecord {
     /// The module.
     pub module_id: ModuleId,
-    /// Which life of the module's identity this is.
+    /// Generation of the module's identity: another one after the module was deleted and
+    /// created again.
     pub generation_id: GenerationId,
-    /// Who manages it, if anybody said so.
+    /// Program that manages the identity; `None` if nobody named one.
     pub managed_by: Option<String>,
     /// The entity tag, without quotes.
     pub etag: Option<String>,
@@ -41,9 +42,10 @@ pub struct ModuleRecord {
 /// A module as a list of the hub shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedModule {
-    /// Which life of the module's identity this is.
+    /// Generation of the module's identity: another one after the module was deleted and
+    /// created again.
     pub generation_id: GenerationId,
-    /// Who manages it, if anybody said so.
+    /// Program that manages the identity; `None` if nobody named one.
     pub managed_by: Option<String>,
 }
 
@@ -154,7 +156,8 @@ struct WireKeys {
 #[derive(Debug)]
 pub struct Hub<S> {
     transport: Arc<Transport>,
-    /// Who is connected to: the hub, or the parent device in a nested installation.
+    /// Host that calls connect to: the hub, or the parent device in a nested
+    /// installation.
     to: Authority,
     /// The hub's own name: Host header and audience, also in a nested installation.
     name: String,
@@ -347,7 +350,7 @@ impl<S: Signer> Hub<S> {
     }
 }
 
-/// Why [`Hub::ensure`] failed.
+/// Failure of [`Hub::ensure`].
 #[derive(Debug, thiserror::Error)]
 pub enum EnsureError<E> {
     /// The hub.

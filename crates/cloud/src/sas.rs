@@ -7,7 +7,8 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode
 
 use crate::error::SignerError;
 
-/// What the path of a URL cannot hold as it is, and what would change its meaning.
+/// Characters that are encoded in an audience: those that the path of a URL cannot hold,
+/// and those that would change its meaning.
 const AUDIENCE: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -26,8 +27,8 @@ const AUDIENCE: &AsciiSet = &CONTROLS
 const SEGMENT: &AsciiSet = &AUDIENCE.add(b'/').add(b'&').add(b'\\').add(b'^').add(b'|');
 const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// How long a token is good for, in seconds. Long enough for a slow network and for
-/// clocks that differ a little.
+/// Lifetime of a token, in seconds: long enough for a slow network and for clocks that
+/// differ a little.
 pub(crate) const LIFETIME: i64 = 300;
 
 /// Something that signs with the device's symmetric key, which this crate never sees.
@@ -53,8 +54,7 @@ pub(crate) fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
-/// What a token is for: the audience in plain text, and the name of the key if the
-/// service wants one.
+/// Audience of a token in plain text, and the name of the key if the service wants one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Audience {
     pub(crate) resource: String,
@@ -62,7 +62,7 @@ pub(crate) struct Audience {
 }
 
 impl Audience {
-    /// Whether it is the provisioning service's.
+    /// Returns true if the audience is the provisioning service.
     pub(crate) fn is_registration(&self) -> bool {
         self.key_name.is_some()
     }

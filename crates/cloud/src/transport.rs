@@ -36,7 +36,7 @@ pub struct Limits {
     pub retries: u32,
 }
 
-/// How a call ended and how long it took, retries included.
+/// Outcome of a call and the time it took, retries included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Observed {
     /// `hub` or `provisioning`.
@@ -52,8 +52,8 @@ pub struct Observed {
 /// Is told about each call.
 pub type Observer = fn(Observed);
 
-/// What every call needs. Roots are read when a call is made and forgotten after the last
-/// one that is under way.
+/// Means that all calls share: limits, connector, the services' clock. Roots are read
+/// when a call is made, and forgotten after the last call that is under way.
 #[derive(Debug)]
 pub struct Transport {
     limits: Limits,
@@ -61,13 +61,13 @@ pub struct Transport {
     /// Seconds by which the services' clocks are ahead of this device's, as their answers
     /// show.
     clock_offset: AtomicI64,
-    /// What the last answer said of the time, in seconds since the epoch; [`i64::MIN`]
-    /// once that was taken.
+    /// Time in the last answer, in seconds since the epoch; [`i64::MIN`] once the time
+    /// was taken.
     last_date: AtomicI64,
     observer: Option<Observer>,
 }
 
-/// What is to be sent.
+/// A request that is to be sent.
 pub(crate) struct Call<'a> {
     pub(crate) method: Method,
     /// Path and query, encoded.
@@ -77,7 +77,7 @@ pub(crate) struct Call<'a> {
     pub(crate) if_match: Option<String>,
     pub(crate) body: Option<Zeroizing<Vec<u8>>>,
     pub(crate) audience: &'a Audience,
-    /// What is missing when the answer is 404.
+    /// The thing that is missing when the answer is 404.
     pub(crate) subject: &'static str,
 }
 
@@ -368,7 +368,7 @@ struct Refusal {
     network_error: bool,
 }
 
-/// What the services put into the bodies of refusals, in their different spellings.
+/// Reads a refusal from its body, in the different spellings of the services.
 fn refusal(body: &[u8]) -> Refusal {
     let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let text = ["Message", "errorMessage", "message", "ExceptionMessage"]

@@ -9,7 +9,7 @@ use crate::exchange::{Answer, Exchange};
 use crate::token::{Expected, TokenError, verify};
 use crate::world::{Enrolment, Operation, PresetDevice, World};
 
-/// What a client is told to wait between polls unless a fault says otherwise, in seconds.
+/// Pause between polls that clients are told unless a fault says otherwise, in seconds.
 const POLL_AFTER_SEC: u32 = 1;
 
 #[derive(Debug, Deserialize)]

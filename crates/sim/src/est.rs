@@ -34,7 +34,7 @@ const ATTRIBUTES: &[u8] = &[
     0x48, 0xce, 0x3d, 3, 1, 7,
 ];
 
-/// Who gets certificates.
+/// Clients that get certificates, and the labels of the CAs.
 #[derive(Debug, Clone, Default)]
 pub struct EstOptions {
     /// Name and password of HTTP Basic authentication.

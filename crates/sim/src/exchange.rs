@@ -89,7 +89,7 @@ impl Answer {
     }
 }
 
-/// Where a request goes. Segments are decoded.
+/// The destination of a request, with decoded segments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Route {
     Register {
@@ -121,7 +121,7 @@ pub(crate) enum Route {
     Unknown,
 }
 
-/// Which faults apply.
+/// Class of routes that faults apply to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
     Dps,

@@ -1,4 +1,4 @@
-//! What can be made to go wrong, on purpose.
+//! Faults that the simulator shows on purpose.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,15 +15,15 @@ pub struct Faults {
     pub hub: RouteFaults,
     /// For calls to the EST server.
     pub est: EstFaults,
-    /// How far the service's clock is ahead (negative: behind) of this machine's, in
-    /// seconds. Moves the `Date` header and the judgement whether a token has expired.
+    /// Seconds by which the service's clock is ahead of this machine's; negative: behind.
+    /// It moves the `Date` header and the judgement whether a token has expired.
     pub clock_offset_sec: i64,
-    /// How many polls of each registration answer `assigning` before it is assigned.
+    /// Polls of each registration that answer `assigning` before it is assigned.
     pub polls_assigning: u32,
-    /// What the provisioning service says in `Retry-After` with 202, in seconds.
+    /// `Retry-After` of the provisioning service beside 202, in seconds; absent: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub poll_after_sec: Option<u32>,
-    /// When set, registrations end in `failed` with this message.
+    /// Message with which each registration ends in `failed`; absent: this fault is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refuse_registration: Option<String>,
 }
@@ -48,7 +48,7 @@ pub struct RouteFaults {
     /// The request is carried out before the fault is answered: the client does not learn
     /// that it worked.
     pub after_effect: bool,
-    /// How many more calls are hit; absent: all until changed.
+    /// Calls that are still to be hit; absent: all until changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<u32>,
 }
@@ -65,9 +65,9 @@ pub struct EstFaults {
     /// An answer in place of a good one to `cacerts`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cacerts: Option<EstAnswer>,
-    /// How many more requests for certificates are answered with 202.
+    /// Requests for certificates that are still to be answered with 202.
     pub pending: u32,
-    /// What it says in `Retry-After` with 202, in seconds; absent: it says nothing.
+    /// `Retry-After` beside 202, in seconds; absent: the header is not sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_sec: Option<u32>,
     /// Validity of the certificates that it issues, in seconds; absent: 30 days.
@@ -112,7 +112,7 @@ pub enum EstAnswer {
     Redirect,
 }
 
-/// Why faults were not taken.
+/// Failure to take faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FaultsError {
     /// A status that is no error.

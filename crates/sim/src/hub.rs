@@ -76,7 +76,8 @@ impl World {
         }
     }
 
-    /// Whether a module's own token is good; counts the message if so.
+    /// Answers a module's message: accepts and counts the message if the module's token
+    /// is good.
     pub(crate) fn message(
         &mut self,
         method: &Method,
@@ -247,7 +248,8 @@ impl World {
 }
 
 impl Module {
-    /// Whether `*` or one of the listed entity tags, quoted or not, is this module's.
+    /// Returns true if `condition` is `*`, or lists this module's entity tag, quoted or
+    /// not.
     fn matches(&self, condition: &str) -> bool {
         condition
             .split(',')
@@ -284,8 +286,8 @@ impl Module {
     }
 }
 
-/// What the hub makes of `authentication`: keys that are not sent are kept from before,
-/// or made up.
+/// Returns the credential that the hub makes of `authentication`. Keys that are not sent
+/// are kept from before, or made up.
 fn credential(
     sent: Option<Authentication>,
     old: Option<&Credential>,

@@ -57,10 +57,10 @@ pub use world::{
 use crate::server::{Protocol, Shared, accept};
 use crate::world::World;
 
-/// How to start a [`Simulator`].
+/// Options with which a [`Simulator`] starts.
 #[derive(Debug)]
 pub struct SimulatorOptions {
-    /// Where to listen for HTTPS; port 0 takes a free one.
+    /// Address that listens for HTTPS; port 0 takes a free port.
     pub listen: SocketAddr,
     /// The name under which clients reach it; part of the hub's name. The certificate
     /// also names `localhost`, 127.0.0.1 and ::1.
@@ -73,21 +73,21 @@ pub struct SimulatorOptions {
     pub devices: Vec<PresetDevice>,
     /// The CA to use; a new one unless given.
     pub authority: Option<Authority>,
-    /// What to start from; `enrolments` and `devices` are added to it.
+    /// State to start from; `enrolments` and `devices` are added to it.
     pub snapshot: Snapshot,
     /// Most modules of one device: [`MODULE_LIMIT`] as at the real hub, or another number
     /// to see what that brings.
     pub module_limit: usize,
     /// MQTT over TLS; off unless given.
     pub mqtt: Option<MqttOptions>,
-    /// Who gets certificates from the EST server.
+    /// Clients that get certificates from the EST server, and its CAs.
     pub est: EstOptions,
 }
 
 /// The MQTT listener's options.
 #[derive(Debug)]
 pub struct MqttOptions {
-    /// Where to listen; port 0 takes a free one. The SDKs have 8883 built in.
+    /// Address that listens; port 0 takes a free port. The SDKs have 8883 built in.
     pub listen: SocketAddr,
     /// Its certificate, for clients that trust only their device's bundle; the
     /// simulator's own unless given.
@@ -111,7 +111,7 @@ impl Default for SimulatorOptions {
     }
 }
 
-/// Why the simulator did not start.
+/// Failure to start the simulator.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address is taken or not ours.
@@ -119,7 +119,7 @@ pub enum StartError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -131,7 +131,7 @@ pub enum StartError {
     Preset {
         /// Its id.
         id: String,
-        /// Why.
+        /// The reason.
         #[source]
         source: PresetError,
     },
@@ -141,7 +141,7 @@ pub enum StartError {
 #[derive(Debug, thiserror::Error)]
 #[error("the simulator did not reach the awaited state within {waited:?}; it is: {state:?}")]
 pub struct NotReached {
-    /// How long was waited.
+    /// Time that was waited.
     pub waited: Duration,
     /// The state at the end.
     pub state: Box<State>,
@@ -211,7 +211,7 @@ impl Simulator {
         self.address.port()
     }
 
-    /// Where the MQTT listener is, if there is one.
+    /// Returns the address of the MQTT listener, if there is one.
     #[must_use]
     pub fn mqtt_address(&self) -> Option<SocketAddr> {
         self.mqtt_address
@@ -267,7 +267,7 @@ impl Simulator {
         Ok(())
     }
 
-    /// What there is now.
+    /// Returns the state as it is now.
     #[must_use]
     pub fn state(&self) -> State {
         self.shared.world().state()

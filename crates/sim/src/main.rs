@@ -92,7 +92,7 @@ fn id_and_key(text: &str) -> anyhow::Result<(String, Key)> {
     Ok((id.to_owned(), key))
 }
 
-/// What `--state-file` holds.
+/// Content of the file of `--state-file`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
     version: u32,

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use crate::server::{BODY_LIMIT, PATIENCE, Shared};
 use crate::world::World;
 
-/// Why a session ends before the client's DISCONNECT.
+/// Reason for the end of a session before the client's DISCONNECT.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MqttError {
     #[error("the connection failed")]
@@ -33,7 +33,7 @@ struct Connect<'a> {
     password: &'a str,
 }
 
-/// What the server does with a packet inside a session.
+/// The server's reaction to a packet inside a session.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Answer(Vec<u8>),
@@ -168,8 +168,8 @@ fn parse_connect(packet: &[u8]) -> Result<Connect<'_>, MqttError> {
     Ok(Connect { keep_alive_sec, username: fields.text()?, password: fields.text()? })
 }
 
-/// Who the session belongs to, if the token is good. The username is
-/// `<hub>/<device>/<module>/?api-version=...`.
+/// Returns the device and the module that the session belongs to, if the token is good.
+/// The username is `<hub>/<device>/<module>/?api-version=...`.
 fn admit(world: &mut World, connect: &Connect<'_>, now: u64) -> Option<(String, String)> {
     let mut parts = connect.username.split('/');
     let (Some(hub), Some(device), Some(module), Some(rest)) =

@@ -32,7 +32,7 @@ use crate::{admin, dps, hub};
 pub(crate) const CONNECTION_LIMIT: usize = 256;
 /// Largest request body, in bytes: the real hub's limit for one message.
 pub(crate) const BODY_LIMIT: usize = 256 * 1024;
-/// How long a handshake, a request head and a request body may each take.
+/// Longest time of a handshake, of a request head and of a request body.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The `Date` header's form.
@@ -40,7 +40,7 @@ const HTTP_DATE: &[BorrowedFormatItem<'_>] = format_description!(
     "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
 );
 
-/// What all connections share.
+/// State that all connections share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     world: Mutex<World>,
@@ -71,7 +71,7 @@ impl Shared {
     }
 }
 
-/// What is spoken on a listener.
+/// The protocol of a listener.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Protocol {
     Http,
@@ -199,7 +199,8 @@ async fn answer(
     Ok(write(answer, now))
 }
 
-/// What a fault answers in place of the service; `None` if it only delays, or is none.
+/// Returns the answer of a fault in place of the service's; `None` if the fault only
+/// delays, or if there is no fault.
 fn failure(class: Class, fault: &RouteFaults) -> Option<Result<Answer, Dropped>> {
     if fault.drop {
         return Some(Err(Dropped));

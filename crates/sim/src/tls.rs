@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
-/// How long certificates are valid: long enough for tests that move a device's clock.
+/// Validity of certificates: long enough for tests that move a device's clock.
 const VALIDITY: Duration = Duration::days(3650);
 
-/// Why certificates could not be made or used.
+/// Failure to make or use certificates.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A certificate could not be made.
@@ -31,9 +31,9 @@ pub enum TlsError {
     /// PEM text that holds no certificate or key.
     #[error("cannot read the {what} as PEM")]
     Pem {
-        /// Which text.
+        /// The text that was read: certificate or key.
         what: &'static str,
-        /// Why.
+        /// The fault of the text.
         #[source]
         source: rustls_pki_types::pem::Error,
     },
@@ -142,7 +142,7 @@ impl Authority {
         Ok(params.signed_by(&key, &self.issuer()?)?.pem())
     }
 
-    /// What signs in its name.
+    /// Returns the issuer that signs in the name of this authority.
     pub(crate) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, TlsError> {
         let key = KeyPair::from_pem(&self.key_pem)?;
         Ok(Issuer::from_ca_cert_pem(&self.certificate_pem, key)?)

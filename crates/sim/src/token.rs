@@ -13,7 +13,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-/// What stays as it is in an encoded audience or signature.
+/// Characters that are encoded in an audience or signature: all but letters, digits, `-`,
+/// `.`, `_` and `~`.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Longest key taken, in bytes. The real services take 16 to 64.
@@ -24,7 +25,7 @@ const KEY_LIMIT: usize = 64;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(Zeroizing<Vec<u8>>);
 
-/// Why something is not a [`Key`].
+/// Failure to read a [`Key`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// The text is not base64 with padding.
@@ -88,7 +89,7 @@ impl<'de> Deserialize<'de> for Key {
     }
 }
 
-/// Why a token is refused. The text goes into the answer's body and into
+/// Reason for the refusal of a token. The text goes into the answer's body and into
 /// [`State::refusals`](crate::State::refusals).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
@@ -101,7 +102,7 @@ pub enum TokenError {
     /// `se` is not in the future.
     #[error("the token expired {seconds} s ago by the service's clock")]
     Expired {
-        /// How long ago.
+        /// Time since it expired, in seconds.
         seconds: u64,
     },
     /// `sr` names something else.
@@ -123,7 +124,7 @@ pub enum TokenError {
     Principal(&'static str),
 }
 
-/// What a token must be to be accepted.
+/// Properties that a token must have to be accepted.
 #[derive(Debug)]
 pub(crate) struct Expected<'a> {
     /// The audience in plain text, in any case.

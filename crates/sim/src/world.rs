@@ -1,5 +1,5 @@
-//! What the simulated cloud knows: enrolments, devices, modules, faults and counts.
-//! Values only; no I/O, no clock.
+//! State of the simulated cloud: enrolments, devices, modules, faults and counts. The
+//! module holds values only: it has no I/O and no clock.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -32,7 +32,7 @@ pub struct Enrolment {
     /// The hub name to assign; this simulator's own unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<String>,
-    /// What the assignment carries to the device.
+    /// JSON that the assignment carries to the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<Value>,
 }
@@ -59,7 +59,7 @@ pub struct PresetDevice {
     pub device_id: String,
     /// The device's key.
     pub key: Key,
-    /// Whether its tokens are accepted.
+    /// True if the hub accepts the device's tokens.
     #[serde(default = "enabled")]
     pub enabled: bool,
 }
@@ -76,7 +76,7 @@ impl PresetDevice {
     }
 }
 
-/// Why an enrolment or a device was not taken.
+/// Failure to take an enrolment or a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PresetError {
     /// The id has characters that the hub does not allow.
@@ -106,7 +106,7 @@ pub(crate) struct Module {
     pub(crate) accepted_messages: u64,
 }
 
-/// How a module proves itself to the hub.
+/// Credential with which a module proves itself to the hub.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Credential {
@@ -184,7 +184,7 @@ impl Calls {
     }
 }
 
-/// What a test or an operator may see: everything but the keys.
+/// State that a test or an operator may see: everything but the keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct State {
@@ -210,7 +210,7 @@ pub struct State {
 pub struct DeviceState {
     /// The hub name that it was assigned to.
     pub hub: String,
-    /// Whether its tokens are accepted.
+    /// True if the hub accepts the device's tokens.
     pub enabled: bool,
     /// Its modules by id.
     pub modules: BTreeMap<String, ModuleState>,
@@ -224,15 +224,15 @@ pub struct ModuleState {
     pub generation_id: String,
     /// Its entity tag, without quotes.
     pub etag: String,
-    /// Who manages it, as the client said.
+    /// Program that manages the module, as the client named it.
     pub managed_by: Option<String>,
-    /// Where its keys come from.
+    /// Origin of its keys.
     pub keys: Keys,
     /// Messages accepted from it, over HTTP and MQTT.
     pub accepted_messages: u64,
 }
 
-/// Where a module's keys come from.
+/// Origin of a module's keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Keys {
@@ -244,8 +244,8 @@ pub enum Keys {
     Given,
 }
 
-/// What outlives a restart if the caller keeps it: enrolments, devices and modules **with
-/// their keys**.
+/// State that outlives a restart if the caller keeps it: enrolments, devices and modules
+/// **with their keys**.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     pub(crate) enrolments: BTreeMap<String, Enrolment>,
