@@ -25,13 +25,13 @@ use crate::reported::{self, Platform, View, from_rfc3339, runtime_state};
 use crate::settings::Settings;
 use crate::spec::{self, FINGERPRINT_LABEL, GENERATION_LABEL};
 
-/// Who manages the identities made here, as the field's agent says it.
+/// Value of `managedBy` of the identities made here, as the field's agent sets it.
 const MANAGED_BY: &str = "IotEdge";
 
 /// Characters of one error that are kept.
 const ERROR_LIMIT: usize = 1000;
 
-/// Why the agent cannot work.
+/// Failure to open the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The state folder could be written by somebody else, who could then decide what
@@ -61,16 +61,17 @@ pub struct Agent {
     memory_file: StateFile<Memory>,
 
     deployment: Option<Deployment>,
-    /// Why the manifest as it is now is not applied.
+    /// Code and text of the reason why the manifest, as it is now, is not applied; `None`
+    /// if it is applied.
     manifest_error: Option<(u16, String)>,
     memory: Memory,
     saved: Memory,
-    /// What failed last, for modules about which something fails.
+    /// Last failure of each module about which something fails.
     errors: BTreeMap<ModuleId, String>,
     /// The modules as they were seen last.
     modules: BTreeMap<ModuleId, ModuleDetails>,
     platform: Option<Platform>,
-    /// Why the identities could not be listed in the last round.
+    /// Failure to list the identities in the last round; `None` if they were listed.
     identities_error: Option<String>,
     status: (u16, String),
     /// The device's health, as the daemon knows it.

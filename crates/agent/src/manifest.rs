@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use edgekeep_base::file::{self, Rules};
 use edgekeep_core::deployment::{Deployment, DeploymentError, MANIFEST_LIMIT};
 
-/// Why the manifest is not applied.
+/// Reason for not applying the manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// There is no file.
@@ -21,7 +21,7 @@ pub enum ManifestError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
     /// The manifest is refused.

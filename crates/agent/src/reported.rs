@@ -1,5 +1,5 @@
-//! What the agent reports: the shape of the reported properties of `$edgeAgent`
-//! (deployment facts, section 5). Pure.
+//! Report of the agent: the shape of the reported properties of `$edgeAgent` (deployment
+//! facts, section 5). Pure.
 //!
 //! Environment values, and passwords of registries, are masked. Modules that are wanted
 //! but not there yet are listed too, with the reason as `statusDescription`.
@@ -25,7 +25,7 @@ const NO_TIME: &str = "0001-01-01T00:00:00Z";
 /// Everything a report is made from.
 #[derive(Debug)]
 pub struct View<'a> {
-    /// What is applied, if anything was ever good enough.
+    /// The deployment that is applied; `None` if none was ever good enough.
     pub deployment: Option<&'a Deployment>,
     /// Code and description of the last round.
     pub status: (u16, &'a str),
@@ -35,15 +35,15 @@ pub struct View<'a> {
     pub modules: &'a BTreeMap<ModuleId, ModuleDetails>,
     /// Counts of restarts.
     pub memory: &'a Memory,
-    /// What failed last about a module.
+    /// Last failure of each module about which something fails.
     pub errors: &'a BTreeMap<ModuleId, String>,
     /// The device's health by all that its daemons know, if they tell.
     pub health: Option<&'a ProblemList>,
-    /// Whether `modules` is up to date. If not, states are reported as unknown.
+    /// True if `modules` is up to date. If not, states are reported as unknown.
     pub fresh: bool,
 }
 
-/// What the device is.
+/// Platform of the device: operating system, processor and daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
     /// `osType` of systeminfo.
@@ -118,8 +118,8 @@ fn health(list: &ProblemList) -> Value {
     json!({"verdict": list.health, "problems": list.problems.iter().map(problem).collect::<Vec<_>>()})
 }
 
-/// Whether a module should run now: what ended well and is never to be started again
-/// should not.
+/// Returns true if a module should run now. A module that ended well and is never to be
+/// started again should not.
 #[must_use]
 pub fn should_run(module: &Module, details: Option<&ModuleDetails>) -> bool {
     let done = || {
@@ -212,7 +212,8 @@ fn add_state(entry: &mut Map<String, Value>, view: &View<'_>, details: &ModuleDe
     );
 }
 
-/// What a module does, by the daemon's words: the newer one says more where it is there.
+/// Returns the state of a module by the daemon's words. The newer word, `phase`, says
+/// more where it is there.
 #[must_use]
 pub fn runtime_state(status: &RuntimeStatus) -> RuntimeState {
     RuntimeState::from_word(status.phase.as_ref().unwrap_or(&status.status))

@@ -1,4 +1,4 @@
-//! What the agent is told by its environment (wire facts 2.10).
+//! Settings of the agent, as its environment has them (wire facts 2.10).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ use std::time::Duration;
 use edgekeep_daemon::store::sha256;
 use percent_encoding::percent_decode_str;
 
-/// Where the modules' workload socket is inside their containers if the agent's own place
-/// is of no use there.
+/// Workload socket of modules inside their containers, if the place of the agent's own
+/// socket is of no use there.
 const USUAL_WORKLOAD_URI: &str = "unix:///var/run/iotedge/workload.sock";
 
 const DEFAULT_PERIOD: Duration = Duration::from_secs(5);
 
-/// Why the environment is not enough to work with.
+/// Failure to take the settings from the environment.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SettingsError {
     /// A variable is not set or blank.
@@ -49,11 +49,11 @@ pub struct Settings {
     pub state_folder: PathBuf,
     /// Pause between two rounds.
     pub period: Duration,
-    /// What modules are told about the device.
+    /// Facts about the device that modules are told.
     pub device: Device,
 }
 
-/// What modules are told about the device.
+/// Facts about the device that modules are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     /// Id at the hub.
@@ -64,7 +64,7 @@ pub struct Device {
     pub hostname: String,
     /// The parent device, in a nested installation.
     pub parent: Option<String>,
-    /// Where a container finds its workload socket.
+    /// URI at which a container finds its workload socket.
     pub workload_uri: String,
     /// The same as a path.
     pub workload_path: PathBuf,
@@ -74,7 +74,7 @@ pub struct Device {
     pub network: Option<String>,
     /// Version of the workload API that modules are told.
     pub api_version: String,
-    /// How modules authenticate to the hub.
+    /// Scheme by which modules authenticate to the hub.
     pub auth_scheme: String,
     /// Given to modules that do not set it.
     pub log_level: Option<String>,

@@ -23,13 +23,13 @@ pub const FINGERPRINT_LABEL: &str = "edgekeep.fingerprint";
 /// identity.
 pub const GENERATION_LABEL: &str = "edgekeep.generation";
 
-/// Why no spec can be made: the create options cannot take what must be added.
+/// Failure to make a spec: the create options cannot take what must be added.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("create option {member} must be {expected}")]
 pub struct SpecError {
-    /// Which member.
+    /// The member of the create options.
     pub member: &'static str,
-    /// What it must be.
+    /// The type that the member must have.
     pub expected: &'static str,
 }
 

@@ -38,7 +38,7 @@ pub struct Message {
     pub files: Vec<OwnedFd>,
 }
 
-/// Why no message was received.
+/// Failure to receive a message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReceiveError {

@@ -27,7 +27,7 @@ const PING_EVERY: Duration = Duration::from_millis(500);
 /// Troubles that wait to be told.
 const TROUBLES: usize = 16;
 
-/// Why a child gave no answer.
+/// Failure to get an answer of a child.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError {
@@ -132,7 +132,7 @@ impl Line {
         }
     }
 
-    /// Whether it was in use until now.
+    /// Ends the line. Returns true if the line was in use until now.
     fn end(&self) -> bool {
         self.waiting().answers.take().is_some()
     }
@@ -324,7 +324,7 @@ impl Link {
     }
 }
 
-/// Why no answer came.
+/// Reason for the lack of an answer.
 enum Silent {
     Ended,
     Hangs,

@@ -1,4 +1,4 @@
-//! What can be typed.
+//! Arguments of the command line.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -195,16 +195,16 @@ fn host_module(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-/// What every verb needs to know.
+/// Facts that every verb needs.
 #[derive(Debug)]
 pub(crate) struct Context {
     /// The device's root folder.
     pub(crate) root: Root,
     /// The management socket.
     pub(crate) management: PathBuf,
-    /// Whether to print JSON.
+    /// True if the output is to be JSON.
     pub(crate) json: bool,
-    /// Whether the program was called as `iotedge`.
+    /// True if the program was called as `iotedge`.
     pub(crate) as_iotedge: bool,
 }
 
@@ -234,7 +234,8 @@ fn socket_of(uri: &str) -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(path))
 }
 
-/// Whether the program was called by the name of the tool it can stand in for.
+/// Returns true if the program was called by the name of the tool that it can stand in
+/// for.
 pub(crate) fn is_iotedge(program: &OsStr) -> bool {
     Path::new(program).file_name() == Some(OsStr::new("iotedge"))
 }

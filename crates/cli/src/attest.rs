@@ -75,7 +75,8 @@ fn render(attestation: &Attestation, style: Style) -> String {
     text
 }
 
-/// What is registered, what runs, and what the kernel says of the process.
+/// Renders the registration, the facts of the running module, and the kernel's evidence
+/// on the process.
 fn known(attestation: &Attestation, style: Style) -> String {
     let mut text = String::new();
     let mut part = |title: &str, rows: Vec<(&str, String)>| {
@@ -146,7 +147,7 @@ fn render_past(
     text
 }
 
-/// When, as whom, why and by whom it was asked.
+/// Renders a past refusal: time, reason, request, caller, cause and remedy.
 fn past(refusal: &PastRefusal, users: &Accounts, style: Style, now: OffsetDateTime) -> String {
     let ago = |time: &str| {
         moment(time).map_or_else(|| printable(time), |time| format!("{} ago", age(time, now)))

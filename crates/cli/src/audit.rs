@@ -104,7 +104,7 @@ struct Fetched {
     counter: Option<AuditCounter>,
 }
 
-/// How a log is to be checked.
+/// Options for the check of a log.
 struct Asked {
     folder: Option<PathBuf>,
     key: Option<String>,
@@ -263,7 +263,7 @@ fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> Str
     columns.render(style, "")
 }
 
-/// What the log and the hardware say of the counter.
+/// Renders the value of the counter in the log and in the hardware.
 fn counters(shown: &Shown) -> String {
     let number =
         |number: Option<u64>| number.map_or_else(|| "none".to_owned(), |number| number.to_string());
@@ -312,7 +312,7 @@ async fn check(context: &Context, asked: &Asked) -> anyhow::Result<ExitCode> {
     Ok(if verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What a check has shown.
+/// Result of a check.
 struct Verdict<'a> {
     key: VerifierKey,
     report: Report,
@@ -326,7 +326,7 @@ impl Verdict<'_> {
         self.report.is_intact() && self.report.alarms(&self.asked.accept).next().is_none()
     }
 
-    /// What the check rests on besides the log itself.
+    /// Renders the hardware counter that the log was compared with, or the lack of it.
     fn counter(&self) -> String {
         let in_log = self.report.newest.as_ref().and_then(|newest| newest.counter);
         match (&self.hardware, self.asked.counter, in_log) {

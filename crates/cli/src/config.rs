@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::arguments::Context;
 use crate::output::{self, Style};
 
-/// Where installations of the tool that this one stands in for keep the configuration.
+/// Configuration file of the tool that this one stands in for.
 const IOTEDGE_CONFIG: &str = "/etc/aziot/config.toml";
 
 pub(crate) fn apply(

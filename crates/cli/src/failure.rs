@@ -1,4 +1,4 @@
-//! How a failed command says why, and what to do.
+//! Report of a failed command: the error, its causes and the remedy.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,7 +35,7 @@ fn lines(text: &str) -> String {
     text.lines().map(output::printable).collect::<Vec<_>>().join("\n  ")
 }
 
-/// What to do about a call that failed, where the daemon itself does not say it.
+/// Returns the remedy for a call that failed, where the daemon itself does not tell it.
 pub(crate) fn remedy(error: &ClientError) -> Option<String> {
     use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
     Some(match error {

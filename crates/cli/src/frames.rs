@@ -1,6 +1,6 @@
 //! The engine's log frames: 8 bytes of head (stream, three zeros, length), then the text.
 
-/// Which stream of a module a piece of its log comes from.
+/// Stream of a module that a piece of its log comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stream {
     Out,

@@ -72,7 +72,7 @@ impl std::str::FromStr for Token {
     }
 }
 
-/// What is examined.
+/// Hardware that is examined.
 #[derive(Default)]
 struct Patients {
     tokens: Vec<(Option<PathBuf>, Option<Pkcs11Uri>)>,
@@ -81,8 +81,9 @@ struct Patients {
     sandbox: Option<SandboxSettings>,
 }
 
-/// What the examination, which runs outside of keyd's sandbox, cannot see: a library that
-/// works here may not work there.
+/// Returns a warning if it is not known which files `library` needs inside keyd's
+/// sandbox. The examination runs outside of that sandbox: a library that works here may
+/// not work there.
 fn sandbox_finding(library: &Path, sandbox: &SandboxSettings) -> Option<Finding> {
     let fix = sandbox.missing_for(library)?;
     let text =
@@ -205,7 +206,7 @@ fn keyd_settings(context: &Context) -> anyhow::Result<KeydSettings> {
     })
 }
 
-/// What keyd uses.
+/// Reads the hardware that keyd uses from its settings.
 fn configured(context: &Context) -> anyhow::Result<Patients> {
     let settings = keyd_settings(context)
         .context("name --library, --token or --tpm to examine what is not configured")?;

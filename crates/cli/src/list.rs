@@ -37,7 +37,7 @@ pub(crate) struct Line {
     exit_code: Option<String>,
 }
 
-/// What to do about modules that do not run as they should: one line for those that
+/// Returns advice about modules that do not run as they should: one line for those that
 /// nobody registered, one for each other.
 pub(crate) fn advice(lines: &[Line]) -> Vec<String> {
     let strange = |line: &&Line| line.kind == "docker" && line.status == "dead";

@@ -12,7 +12,7 @@ use crate::arguments::Context;
 use crate::failure;
 use crate::output;
 
-/// Which daemons are meant.
+/// Daemons that a verb is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Which {
     All,
@@ -21,7 +21,7 @@ pub(crate) enum Which {
     Moduled,
 }
 
-/// How much is logged.
+/// Level of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Level {
     Off,

@@ -12,7 +12,7 @@ pub(crate) struct Style {
     colour: bool,
 }
 
-/// What a piece of text means.
+/// Meaning of a piece of text, which decides its colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hue {
     Plain,
@@ -100,7 +100,8 @@ impl Columns {
     }
 }
 
-/// What came from elsewhere, without control characters: they could steer the terminal.
+/// Returns a foreign text with a replacement for each control character: these could
+/// steer the terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -21,7 +21,7 @@ use crate::failure;
 use crate::list;
 use crate::output::{self, Columns, Hue, Style, age, moment, printable};
 
-/// How long one daemon may take to answer.
+/// Longest time that one daemon may take to answer.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// Refusals shown in the text form.
 const SHOWN_REFUSALS: usize = 5;
@@ -37,23 +37,23 @@ pub(crate) async fn run(context: &Context) -> anyhow::Result<ExitCode> {
     Ok(if health.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What was seen.
+/// Facts that were gathered about the device.
 struct Facts {
     daemons: Vec<Seen>,
     provisioning: Option<ProvisioningInfo>,
     device: Result<Identity, Unknown>,
     status: Option<Status>,
     modules: Option<Vec<ModuleDetails>>,
-    /// What keyd has given up; an older one does not say.
-    /// Of the daemons that tell.
+    /// Sandboxes of keyd and identityd; without those of older daemons, which do not
+    /// tell.
     sandboxes: Vec<(Daemon, SandboxReport)>,
-    /// What the daemons themselves know to be wrong.
+    /// Problems that the daemons themselves know.
     told: Vec<Problem>,
     configured: bool,
     installed: bool,
 }
 
-/// Why the device's identity is not known.
+/// Reason for not knowing the device's identity.
 enum Unknown {
     /// The caller may not ask.
     NotAllowed,
@@ -76,22 +76,22 @@ struct Seen {
     remedy: Option<String>,
 }
 
-/// How the device is.
+/// Health of the device, as it is shown.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Health {
     /// `healthy`, `healthy-with-warnings` or `unhealthy`.
     health: Verdict,
     healthy: bool,
-    /// What keeps it from being healthy.
+    /// Problems that keep the device from being healthy.
     problems: Vec<ShownProblem>,
-    /// What is survived, or does not go on like this.
+    /// Problems that the device survives, or that will grow if nothing is done.
     warnings: Vec<ShownProblem>,
     daemons: Vec<Seen>,
     provisioning: Option<ProvisioningInfo>,
     device: Option<Device>,
     modules: Option<Vec<list::Line>>,
-    /// What to do about modules that do not run as they should.
+    /// Advice about modules that do not run as they should.
     advice: Vec<String>,
     edge_ca_expiration: Option<String>,
     edge_ca_days_left: Option<i64>,
@@ -158,7 +158,7 @@ async fn within<T>(call: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(TIME_LIMIT, call).await.ok()
 }
 
-/// Whether something that speaks HTTP answers at a socket: any status will do.
+/// Tells if something that speaks HTTP answers at a socket: any status will do.
 async fn see(daemon: Daemon, socket: PathBuf, root: &Root, path: &str) -> Seen {
     let uid = peer(&socket).await;
     let client = Client::new(&socket).with_timeout(TIME_LIMIT);

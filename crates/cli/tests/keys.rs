@@ -236,7 +236,7 @@ fn without_hardware_there_is_nothing_to_examine_and_without_settings_it_says_so(
 /// in two versions.
 struct Stored {
     folder: tempfile::TempDir,
-    /// What the earlier version encrypted.
+    /// Text that the earlier version of the master key encrypted.
     sealed: Vec<u8>,
 }
 

@@ -43,9 +43,9 @@ const KNOWN: [ObjectIdentifier; 7] = [
 /// The certificates that a path may be made of.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pool<'a> {
-    /// What the server sent.
+    /// Certificates that the server sent.
     pub(crate) sent: &'a [Certificate],
-    /// What is believed.
+    /// Roots that are believed.
     pub(crate) roots: &'a [Certificate],
     /// The name of these roots, for people.
     pub(crate) named: &'static str,

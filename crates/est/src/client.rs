@@ -87,7 +87,7 @@ impl std::fmt::Debug for Basic {
     }
 }
 
-/// What a request for a certificate led to.
+/// Outcome of a request for a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Enrolment {
     /// The certificate and those above it, up to a root: checked.

@@ -32,7 +32,7 @@ pub enum CsrError {
     Encoding(#[from] der::Error),
 }
 
-/// What a request asks for.
+/// Content of the certificate that a request asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Profile {
     /// The subject's Name, DER, as it is in the certificate that is to be renewed; it

@@ -22,7 +22,7 @@ pub enum EstError {
         server: String,
         /// The step that failed.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -41,7 +41,7 @@ pub enum EstError {
     Untrusted {
         /// Host and port.
         server: String,
-        /// What TLS said.
+        /// The error of the TLS library.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -54,7 +54,7 @@ pub enum EstError {
         server: String,
         /// HTTP status: 401 or 403.
         status: u16,
-        /// What it said.
+        /// The server's message.
         message: String,
     },
     /// The server has no such service.
@@ -82,7 +82,7 @@ pub enum EstError {
         server: String,
         /// HTTP status.
         status: u16,
-        /// What it said.
+        /// The server's message.
         message: String,
     },
     /// The server is in trouble itself, or busy.
@@ -94,9 +94,9 @@ pub enum EstError {
         server: String,
         /// HTTP status.
         status: u16,
-        /// What it said.
+        /// The server's message.
         message: String,
-        /// How long it asks to be left alone.
+        /// Pause that the server asks for; `None` if it names none.
         retry_after: Option<Duration>,
     },
     /// The answer is not what EST promises.
@@ -104,7 +104,7 @@ pub enum EstError {
     Answer {
         /// Host and port.
         server: String,
-        /// What is wrong with it.
+        /// The fault of the answer.
         what: AnswerError,
     },
     /// The request that should be sent.
@@ -129,7 +129,7 @@ impl EstError {
     }
 }
 
-/// What is wrong with an answer.
+/// Fault of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AnswerError {
@@ -141,7 +141,7 @@ pub enum AnswerError {
     ContentType {
         /// The Content-Type header, cleaned; "of no stated type".
         found: String,
-        /// What it should be.
+        /// The type that the answer should have.
         expected: &'static str,
     },
     /// A body without an end, or a large one.
@@ -173,7 +173,7 @@ pub enum AnswerError {
     Chain {
         /// The roots that were looked for.
         roots: &'static str,
-        /// Why not.
+        /// The reason why the certificate does not chain to the roots.
         why: String,
     },
 }

@@ -54,7 +54,7 @@ pub enum ConnectError {
     Name {
         /// The host.
         host: String,
-        /// What is wrong with it.
+        /// The fault of the host's name.
         what: String,
     },
     /// Nobody was reached.
@@ -62,7 +62,7 @@ pub enum ConnectError {
     Down {
         /// The step that failed.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -70,13 +70,13 @@ pub enum ConnectError {
     /// speak TLS.
     #[error("no trusted TLS connection")]
     Untrusted {
-        /// What TLS said.
+        /// The error of the TLS library.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// How connections are made. Roots are read when they are needed, and forgotten after the
+/// Maker of connections. Roots are read when they are needed, and forgotten after the
 /// last connection that needs them.
 #[derive(Debug)]
 pub struct Connector {

@@ -26,9 +26,9 @@ pub enum RemoteKeyError {
     /// The keys service refused or cannot be reached.
     #[error("the keys service did not {step}")]
     Service {
-        /// What it was asked for, after "did not".
+        /// The step that was asked for, as the words after "did not".
         step: &'static str,
-        /// What it said.
+        /// The failure of the call.
         #[source]
         source: ClientError,
     },

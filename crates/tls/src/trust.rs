@@ -27,7 +27,7 @@ pub enum Trust {
 pub struct RootsError {
     /// The file; `None` for the system's store.
     pub path: Option<PathBuf>,
-    /// What is wrong.
+    /// The reason.
     pub what: String,
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct World {
     pub(crate) identities: BTreeMap<String, String>,
     /// Requests that changed something, like `POST /modules/m/start`.
     pub(crate) calls: Vec<String>,
-    /// What the agent told last of its deployment.
+    /// The agent's last report on its deployment.
     pub(crate) deployment: Value,
     /// Requests that are answered with 500 and this message.
     pub(crate) faults: BTreeMap<String, String>,

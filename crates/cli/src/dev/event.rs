@@ -1,4 +1,4 @@
-//! What happens while a simulated device runs, one event a line.
+//! Events of a running simulated device, one a line.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub enum Event {
     Configured {
         /// The configuration.
         file: PathBuf,
-        /// Whether it is somebody's own, which was left as it is.
+        /// True if the file is the user's own, which was left as it is.
         own: bool,
     },
     /// A process was started.
@@ -82,7 +82,7 @@ pub enum Event {
         name: String,
         /// `running`, `stopped`, `failed`, `dead`, `unknown`, or `removed`.
         status: String,
-        /// What it was before, if it was there.
+        /// Status before; `None` if the module is new.
         previous: Option<String>,
         /// In words.
         description: String,
@@ -123,9 +123,9 @@ pub enum Event {
     Exited {
         /// The process.
         name: &'static str,
-        /// How, in words.
+        /// Exit status, in words.
         how: String,
-        /// When it is started again.
+        /// Time until the process is started again, in milliseconds.
         restart_in_ms: u64,
     },
     /// The device is being stopped.
@@ -143,7 +143,7 @@ pub fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Where events go: standard output.
+/// Writer of events to standard output.
 #[derive(Debug, Clone)]
 pub(crate) struct Events {
     begin: Instant,

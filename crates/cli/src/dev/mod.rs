@@ -36,10 +36,10 @@ use crate::dev::event::{Event, Events};
 use crate::dev::plan::{Agent, Cloud, Memory, Plan};
 use crate::dev::process::{Program, Running};
 
-/// How long a daemon may take from its start to its first answer.
+/// Longest time from a daemon's start to its first answer.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// How long a daemon may take to stop before it is killed; moduled gives the modules 30
-/// s.
+/// Longest time that a daemon may take to stop before it is killed. moduled itself waits
+/// 30 s for the modules.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 
 /// Runs `edgekeep dev`.

@@ -1,4 +1,4 @@
-//! What a simulated device is made of, decided before anything is started.
+//! Plan of a simulated device, decided before anything is started.
 
 use std::fmt::Write as _;
 use std::io;
@@ -51,7 +51,7 @@ pub(super) fn check_socket_paths(root: &Root) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the simulated cloud is, as it says itself.
+/// Addresses of the simulated cloud, as it tells them itself.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Cloud {
@@ -64,7 +64,7 @@ pub(super) struct Cloud {
     pub(super) key: String,
 }
 
-/// What stays the same when the device is started again in the same folder.
+/// Values that stay the same when the device is started again in the same folder.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Memory {
@@ -132,7 +132,7 @@ impl Memory {
     }
 }
 
-/// How the agent runs.
+/// Form in which the agent runs.
 pub(super) enum Agent {
     /// As a host program.
     Host { executable: PathBuf, sha256: String },
@@ -140,7 +140,7 @@ pub(super) enum Agent {
     Image { image: String, pull: bool },
 }
 
-/// What the configuration is made of.
+/// Values that the configuration is made of.
 pub(super) struct Plan {
     pub(super) root: Root,
     pub(super) agent: Agent,

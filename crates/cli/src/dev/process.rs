@@ -29,7 +29,7 @@ const MAX_LINE: u64 = 16 * 1024;
 /// Lines kept to explain why a process did not start.
 const KEPT_LINES: usize = 12;
 
-/// What to run.
+/// A program that is to be run.
 pub(super) struct Program {
     name: &'static str,
     path: PathBuf,
@@ -91,7 +91,8 @@ impl Running {
         self.unless_ended(line, limit).await?.with_context(|| format!("{name} said nothing"))
     }
 
-    /// What `wait` gives, unless the process ends before, or the time limit passes.
+    /// Returns the result of `wait`, unless the process ends before, or the time limit
+    /// passes.
     pub(super) async fn unless_ended<T>(
         &self,
         wait: impl Future<Output = T>,

@@ -64,7 +64,7 @@ impl Watch {
     }
 }
 
-/// What was seen last; decides what is news.
+/// State that was seen last; decides which events are news.
 #[derive(Default)]
 struct Seen {
     expected: Vec<String>,

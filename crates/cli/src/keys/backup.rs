@@ -30,7 +30,7 @@ use super::migrate::STOP_FIRST;
 use crate::arguments::Context;
 use crate::output;
 
-/// How the text of a backup in clear begins.
+/// First bytes of the text of a backup in clear.
 const CLEAR: &[u8] = b"edgekeep-keys ";
 /// Longest file with a public or private key, in bytes.
 const KEY_FILE_LIMIT: u64 = 64 * 1024;

@@ -21,7 +21,7 @@ use super::keyd_settings;
 use crate::arguments::Context;
 use crate::output;
 
-/// What is to protect the store key.
+/// Protection that the store key is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum To {
     /// The TPM of [tpm]
@@ -136,6 +136,6 @@ pub(crate) fn run(context: &Context, options: MigrateOptions) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-/// What to do about a store that is open.
+/// Remedy for a store that is open.
 pub(super) const STOP_FIRST: &str = "keyd is running: stop the daemons (`systemctl stop 'edgekeep-*' 'aziot-*.socket'`; \
                                      without systemd end the process edgekeep-keyd), run this again, and start them again";

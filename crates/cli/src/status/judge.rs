@@ -12,8 +12,8 @@ use super::{Device, Facts, Health, Seen, Unknown};
 use crate::list;
 use crate::output::moment;
 
-/// What to do about a problem. Who looks from outside knows more of a daemon that is away
-/// than its kind says.
+/// Returns the remedy of a problem. For a daemon that is away, the remedy that was found
+/// from outside is more exact than that of the problem's kind.
 fn remedy(problem: &Problem, daemons: &[Seen]) -> String {
     let away = daemons.iter().find(|daemon| {
         problem.code() == Code::DaemonAway && problem.subject().name() == daemon.name
