@@ -20,7 +20,7 @@ use crate::{command, workspace};
 use figures::memory_kib;
 
 const DAEMONS: [&str; 3] = ["edgekeep-keyd", "edgekeep-identityd", "edgekeep-moduled"];
-/// What a device consists of beside its daemons.
+/// Programs of a device beside its daemons.
 const OTHERS: [&str; 3] = ["edgekeep", "edgekeep-agent", "edgekeep-sim"];
 
 #[derive(Args)]
@@ -102,7 +102,7 @@ fn build(packages: &[&str]) -> anyhow::Result<PathBuf> {
     Ok(workspace::target().join("release"))
 }
 
-/// How busy the machine is, as the kernel says it.
+/// Returns the load averages of the machine, as the kernel tells them.
 fn load_average() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")

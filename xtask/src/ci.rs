@@ -35,7 +35,7 @@ fn cargo(words: &[&str]) -> anyhow::Result<()> {
     command::run(command)
 }
 
-/// Whether cargo has this subcommand.
+/// Returns true if cargo has this subcommand.
 pub(crate) fn has(subcommand: &str) -> bool {
     let mut command = workspace::cargo();
     command

@@ -15,7 +15,7 @@ pub(crate) struct Failed {
     what: String,
     /// Its exit code, or 1.
     pub(crate) code: u8,
-    /// Whether its own output, which was shown, is all that there is to say.
+    /// True if the program's own output, which was shown, is all that there is to say.
     pub(crate) explained: bool,
 }
 
@@ -70,7 +70,7 @@ pub(crate) fn run_quietly(mut command: Command, log: &Path) -> anyhow::Result<()
     anyhow::bail!("{what} failed:\n{}", tail(log, 30))
 }
 
-/// What a program writes to its standard output; small outputs only.
+/// Runs a program and returns its standard output; for small outputs only.
 pub(crate) fn output(mut command: Command) -> anyhow::Result<String> {
     let what = typed(&command);
     interrupt::check()?;

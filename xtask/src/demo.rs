@@ -15,9 +15,9 @@ use crate::device::{Device, Setup};
 use crate::engine::Engine;
 use crate::{command, image, interrupt, workspace};
 
-/// How long one step may take.
+/// Longest time of one step.
 const LIMIT: Duration = Duration::from_secs(60);
-/// What the thermometer does in a round, and what that shows.
+/// Steps of the thermometer in a round, each with the text that is shown for it.
 const ROUND: [(&str, &str); 5] = [
     ("trust-bundle", "thermometer gets the trust bundle"),
     ("certificate/server", "thermometer gets a server certificate"),
@@ -86,7 +86,7 @@ struct Demo {
     folder: PathBuf,
 }
 
-/// Where the demo runs its modules.
+/// Place in which the demo runs its modules.
 enum Place<'a> {
     Host,
     Engine(&'a Path),
@@ -195,7 +195,7 @@ impl Demo {
         self.status(device)
     }
 
-    /// What the agent was measured to be.
+    /// Returns the measurement of the agent, in words.
     fn measured(&self, place: &Place<'_>) -> anyhow::Result<String> {
         match place {
             Place::Host => {

@@ -15,12 +15,12 @@ use crate::engine::dies_with_this_task;
 use crate::http::{self, Body};
 use crate::interrupt;
 
-/// How long the device may take to stop its modules and daemons.
+/// Longest time that the device may take to stop its modules and daemons.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// Lines of its log that are kept to explain a failure.
 const KEPT_LINES: usize = 60;
 
-/// What a device is made of.
+/// Things that a device is made of: programs, folder, manifest, engine.
 pub(crate) struct Setup<'a> {
     /// The folder of the programs.
     pub(crate) programs: &'a Path,
@@ -181,7 +181,7 @@ impl Device {
         command
     }
 
-    /// Where the management API is.
+    /// Returns the socket of the management API.
     pub(crate) fn management_socket(&self) -> PathBuf {
         self.root.join("run/iotedge/mgmt.sock")
     }
@@ -215,7 +215,7 @@ pub(crate) fn management(socket: &Path, target: &str) -> anyhow::Result<Value> {
     http::json(socket, "GET", &format!("{target}?api-version=2022-08-03"), Body::Empty)
 }
 
-/// How many modules run, and how many there are.
+/// Returns the number of modules that run, and the number of all modules.
 pub(crate) fn count_modules(socket: &Path) -> anyhow::Result<(usize, usize)> {
     let modules = management(socket, "/modules")?;
     let modules = modules["modules"].as_array().map_or(&[][..], Vec::as_slice);

@@ -64,7 +64,7 @@ impl Engine {
         &self.socket
     }
 
-    /// What it is, in words.
+    /// Describes the engine in words.
     pub(crate) fn describe(&self) -> String {
         let version = version(&self.socket);
         match &self.private {
@@ -95,7 +95,7 @@ fn answering() -> Option<PathBuf> {
     answers(&socket).then_some(socket)
 }
 
-/// Whether an engine answers at a socket.
+/// Returns true if an engine answers at a socket.
 pub(crate) fn answers(socket: &Path) -> bool {
     http::call(socket, "GET", "/_ping", Body::Empty).is_ok_and(|(status, _)| status == 200)
 }

@@ -97,7 +97,7 @@ fn platform() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
-/// Where a target's program is.
+/// Returns the path of a target's program.
 fn program(target: &str) -> PathBuf {
     folder().join(platform()).join("release").join(target)
 }

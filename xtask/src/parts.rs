@@ -51,13 +51,13 @@ const SDK: &str = "azure-iot-device==2.14.0";
 /// Its parser of metrics is the strict one.
 const METRICS_PARSER: &str = "prometheus_client==0.26.0";
 
-/// Whether this process may change the system.
+/// Returns true if this process is root, and so may change the system.
 pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
 }
 
-/// Where a program is, or a library. `sbin` is looked at even if an ordinary user's
-/// `PATH` lacks it.
+/// Finds a program or a library. `sbin` is searched even if an ordinary user's `PATH`
+/// lacks it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let libraries = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);

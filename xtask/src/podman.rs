@@ -14,7 +14,8 @@ use crate::{command, interrupt, parts};
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// What Podman's defaults ask for may be more than this process may have.
+/// Podman's configuration. The limits that Podman sets by default may be more than this
+/// process may have.
 const CONFIGURATION: &str =
     "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n";
 

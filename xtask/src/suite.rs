@@ -13,7 +13,8 @@ use anyhow::{Context as _, bail};
 use crate::engine::dies_with_this_task;
 use crate::{command, parts, workspace};
 
-/// What engines need of a suite, and what tests ask of them.
+/// Packages of a suite: those that its engines need, for themselves and for what tests
+/// ask of them.
 const PACKAGES: &str = "docker.io,podman,runc,conmon,netavark,aardvark-dns,iptables,nftables,iproute2,procps,ca-certificates";
 
 /// Becomes a program in the root `$0`, which sees `/tmp` and the folder `$1` as everybody
@@ -87,11 +88,11 @@ pub(crate) struct Choice {
     pub(crate) suite: Option<String>,
 }
 
-/// Which engine.
+/// Kind of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Docker {
-        /// Whether images are in containerd's store.
+        /// True if images are in containerd's store.
         containerd: bool,
     },
     Podman,

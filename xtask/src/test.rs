@@ -31,7 +31,7 @@ impl Options {
         Self { newest: true, ..Self::default() }
     }
 
-    /// Whether all that there is was asked for.
+    /// Returns true if all tests were asked for, and not some engine or filter.
     fn is_whole(&self) -> bool {
         self.engines.is_empty() && self.filter.is_empty()
     }
@@ -149,14 +149,14 @@ impl Started {
     }
 }
 
-/// What the tests are repeated with, beside the engine that all of them have.
+/// Engines that the tests are repeated with, beside the engine that all of them have.
 const OTHERS: &[&str] = &["podman"];
 
 /// The engines of the newest stable Debian.
 const NEWEST: &[&str] = &["docker:trixie", "podman:trixie"];
 
-/// What may differ with another engine: modules from creation to removal, updates, what
-/// the engine understands, and every attack on a container.
+/// Filter of the tests that may differ with another engine: modules from creation to
+/// removal, updates, what the engine understands, and every attack on a container.
 const WITH_OTHERS: &str = "test(/^(lifecycle|updates|touched|options|volumes|behaviour|images|image_collection|engine|attest)::/)";
 
 /// Everything, unless packages are named.
@@ -194,8 +194,8 @@ fn needs(wanted: &[parts::Part]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What simulates TPMs and tokens, and the foreign tools that look at them. The tests
-/// find it by themselves.
+/// Provides the simulators of TPMs and tokens, and the foreign tools that look at them.
+/// The tests find these programs by themselves.
 fn hardware() -> anyhow::Result<()> {
     needs(&[
         parts::SWTPM,

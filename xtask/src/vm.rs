@@ -21,7 +21,7 @@ use clap::Args;
 use crate::{command, parts, workspace};
 use machine::Machine;
 
-/// How long the machine may take from power-on to power-off.
+/// Longest time of the machine from power-on to power-off.
 const LIMIT: Duration = Duration::from_secs(600);
 /// Lines of the console that explain a failure.
 const SHOWN_LINES: usize = 150;
@@ -88,7 +88,7 @@ pub(crate) fn provide() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is wrong with the lines that came, in words: each expected check must have one
+/// Returns the faults of the lines that came, in words: each expected check must have one
 /// line that begins with `ok`.
 fn judge<'a>(expected: impl Iterator<Item = &'a str>, lines: &[String]) -> Vec<String> {
     let told: BTreeMap<&str, (bool, &str)> =

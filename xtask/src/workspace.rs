@@ -1,4 +1,4 @@
-//! Where things are.
+//! Places of the workspace: the repository, the target folder, cargo.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,7 +23,7 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Whether this runs in CI, where a missing part is a failure.
+/// Returns true if this runs in CI, where a missing part is a failure.
 pub(crate) fn in_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-/// What a number is held against.
+/// Limit that a number must keep.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Bar {
     None,
@@ -20,12 +20,12 @@ pub(super) struct Figure {
     pub(super) value: f64,
     pub(super) unit: &'static str,
     pub(super) bar: Bar,
-    /// What else is worth knowing.
+    /// Remark beside the number; may be empty.
     pub(super) detail: String,
 }
 
 impl Figure {
-    /// What the bar says, and whether it is kept. What is no number keeps none.
+    /// Returns the bar in words, and true if the number keeps it. NaN keeps no bar.
     fn judge(&self) -> Option<(String, bool)> {
         match self.bar {
             Bar::None => None,

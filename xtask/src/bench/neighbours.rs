@@ -27,8 +27,8 @@ const NEIGHBOUR: &str = "65534";
 const STORMS: usize = 3;
 const REQUESTS: u32 = 3000;
 
-/// What somebody who opens and drops connections, and holds others, does to the calls of
-/// another uid.
+/// Measures how a user who opens and drops connections, and holds others, slows the calls
+/// of another uid.
 pub(super) fn one_that_holds(
     bench: &Bench,
     programs: &Path,
@@ -62,9 +62,9 @@ pub(super) fn one_that_holds(
     Ok(())
 }
 
-/// What three processes of another uid that connect and close as fast as they can do to
-/// calls over the same socket, and, to tell the machine's part in it, what three do that
-/// only use the processors.
+/// Measures how three processes of another uid, which connect and close as fast as they
+/// can, slow calls over the same socket. Three processes that only use the processors
+/// show the machine's share in this.
 ///
 /// A module in a container does not have the shared socket: there the calls go over the
 /// module's own.
@@ -142,7 +142,7 @@ impl Flood {
         Ok(Self(interrupt::spawn(&mut flood).context("cannot start setpriv")?))
     }
 
-    /// What it says when it has dropped all that it was to drop.
+    /// Reads the line that the program writes when it is done.
     fn said(&mut self) -> anyhow::Result<Value> {
         let output = self.0.stdout.take().context("no pipe")?;
         let mut line = String::new();

@@ -66,7 +66,7 @@ pub(super) fn run(host: bool) -> anyhow::Result<Results> {
     })
 }
 
-/// What it costs to know who calls.
+/// Measures the cost of finding out who calls.
 fn evidence(programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
     let mut results = Vec::new();
     for _ in 0..3 {

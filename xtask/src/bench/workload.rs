@@ -1,5 +1,5 @@
-//! What a module's call costs, beside what a bare HTTP echo over the same kind of socket
-//! costs in the same run; memory and sizes.
+//! Cost of a module's call, beside the cost of a bare HTTP echo over the same kind of
+//! socket in the same run; memory and sizes.
 
 mod profile;
 pub(super) mod report;
@@ -56,7 +56,7 @@ pub(super) fn run(host: bool, profile: bool) -> anyhow::Result<Results> {
 /// A device with the load generator as a module of it.
 pub(super) struct Bench {
     programs: PathBuf,
-    /// What load generator, echo and this task share.
+    /// Folder that load generator, echo and this task share.
     shared: PathBuf,
     manifest: PathBuf,
     containers: bool,
@@ -66,7 +66,7 @@ pub(super) struct Bench {
     _leftovers: Option<Leftovers>,
 }
 
-/// What a device leaves in an engine that lives on: containers, stopped, and our images.
+/// Stopped containers and images of ours that a device leaves in an engine that lives on.
 /// They are removed when this is dropped.
 struct Leftovers(PathBuf);
 

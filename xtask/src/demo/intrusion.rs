@@ -114,7 +114,7 @@ fn refused(
     Ok(())
 }
 
-/// What the intruder said about each call that carries identity.
+/// Reads the intruder's verdict on each call that carries identity.
 fn verdicts(output: &str) -> Vec<Value> {
     let lines = output
         .lines()

@@ -11,12 +11,13 @@ use super::root::Root;
 use crate::engine::dies_with_this_task;
 use crate::{command, interrupt};
 
-/// How long the simulated TPM may take to be there, and the parts to end.
+/// Longest time that the simulated TPM may take to start, and that a child may take to
+/// end.
 const SHORT: Duration = Duration::from_secs(20);
 /// The port of the checks' lines.
 const REPORT: &str = "report";
 
-/// What a machine is made of.
+/// Drives and folder that a machine is made of.
 pub(super) struct Machine<'a> {
     pub(super) root: &'a Root,
     /// The second drive.

@@ -11,8 +11,8 @@ use anyhow::Context as _;
 use crate::{command, parts, workspace};
 
 const SUITE: &str = "bookworm";
-/// What is in it beside Debian's required packages. debootstrap does not see that
-/// libpam-systemd is what polkitd needs.
+/// Packages in it beside those that Debian requires. debootstrap does not see that
+/// polkitd needs libpam-systemd.
 const PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,dbus,linux-image-cloud-amd64,initramfs-tools,tpm-udev,iproute2,iptables,apparmor,libpam-systemd,polkitd,docker.io";
 /// Its size; what is not used takes no room.
 const SIZE: &str = "4G";

@@ -27,7 +27,7 @@ pub(super) struct Hardware {
     /// Arguments of the probe.
     pub(super) probe: Vec<String>,
     pub(super) keeps_symmetric_keys: bool,
-    /// What serves it, the first ended first.
+    /// Processes that serve the hardware; the first is ended first.
     _children: Vec<Running>,
 }
 

@@ -1,4 +1,4 @@
-//! Where a call's time goes: processor time and system calls a call, by daemon.
+//! Profile of a call: processor time and system calls a call, by daemon.
 //!
 //! Processor time is the kernel's count of each thread (`/proc/PID/task/*/schedstat`).
 //! System calls are counted by `strace -c` in a run of its own, since that slows all that
@@ -26,7 +26,7 @@ const SHOWN: usize = 12;
 /// Requests of a run under `strace`.
 const TRACED: u32 = 1000;
 
-/// What one call of one kind takes of one daemon.
+/// Cost of one call of one kind in one daemon.
 struct Part {
     daemon: &'static str,
     cpu_us: f64,

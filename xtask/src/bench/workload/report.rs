@@ -8,13 +8,13 @@ use crate::bench::figures::median;
 
 /// The name of the case that all others are compared with.
 pub(super) const ECHO: &str = "bare echo";
-/// How much slower a call may be with many modules before that counts as growth.
+/// Factor by which a call may be slower with many modules before that counts as growth.
 const GROWTH: f64 = 1.25;
 /// Bars in MiB: of the daemons' memory together, and of one program.
 const MEMORY_BAR: f64 = 20.0;
 const SIZE_BAR: f64 = 8.0;
 
-/// What a number is held against.
+/// Limit that a case must keep.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::bench) enum Bar {
     None,
@@ -95,8 +95,8 @@ impl Report {
         self.sizes.push((program.to_owned(), bytes));
     }
 
-    /// How many times longer a call takes than an echo, from as many callers and beside
-    /// as many modules.
+    /// Returns the ratio of a call's median to that of an echo, from as many callers and
+    /// beside as many modules.
     fn times_echo(&self, row: &Row) -> Option<f64> {
         let same = |echo: &&Row| {
             echo.name == ECHO && (echo.callers, echo.modules) == (row.callers, row.modules)
@@ -105,7 +105,7 @@ impl Report {
         Some(row.p50_ms / echo.p50_ms)
     }
 
-    /// What the bar says, and whether it is kept.
+    /// Returns the bar in words, and true if the case keeps it.
     fn judge(&self, row: &Row) -> Option<(String, bool)> {
         let none_lost = row.lost == 0;
         match row.bar {
@@ -130,7 +130,7 @@ impl Report {
         }
     }
 
-    /// How many bars are missed.
+    /// Returns the number of bars that are missed.
     pub(super) fn missed(&self) -> usize {
         let memory = self.memory_kib.is_some_and(|kib| mebibytes(kib * 1024) > MEMORY_BAR);
         let sizes = self.sizes.iter().filter(|(_, bytes)| mebibytes(*bytes) > SIZE_BAR).count();
