@@ -143,7 +143,7 @@ async fn measure(mebibytes: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What each request of a known caller takes, as moduled does it.
+/// Measures the cost of each request of a known caller, as moduled checks it.
 fn per_request(
     collector: &Collector,
     process: &ProcDir,
@@ -181,7 +181,7 @@ fn per_request(
     })
 }
 
-/// Who is behind the connection, as at accept.
+/// Finds the process behind the connection, as at accept.
 fn learn(stream: &UnixStream) -> anyhow::Result<(ProcDir, PeerHandle)> {
     let caller = Caller::of(stream, PeerSocket::Untold)?;
     let pid = caller.pid().context("no pid")?;

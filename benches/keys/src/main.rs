@@ -24,10 +24,11 @@ use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_hsm::{KeyBackend, PairAlgorithm, SymmetricKey, Usage};
 use serde_json::{Value, json};
 
-/// How long each side of an operation is measured at a time, and how often in a round.
+/// Time for which a side of an operation is measured at once, and the number of such
+/// spells in a round.
 const SPELL: Duration = Duration::from_millis(120);
 const SPELLS: usize = 4;
-/// What is signed.
+/// Inputs that are signed.
 const DIGEST: [u8; 32] = [7; 32];
 const MESSAGE: [u8; 64] = [7; 64];
 
@@ -36,7 +37,8 @@ pub(crate) struct Pair<'a> {
     operation: &'static str,
     bare: Box<dyn FnMut() -> anyhow::Result<()> + 'a>,
     backend: Box<dyn FnMut() -> anyhow::Result<()> + 'a>,
-    /// How long the backend has waited for its hardware, where that can be told.
+    /// Time that the backend has waited for its hardware; absent where that cannot be
+    /// told.
     waited: Option<Box<dyn Fn() -> Duration + 'a>>,
 }
 

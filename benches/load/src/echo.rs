@@ -1,5 +1,5 @@
-//! What a call costs at least: hyper on a Unix socket that answers each request with its
-//! own body. `edgekeep-echo SOCKET`.
+//! Least cost of a call: hyper on a Unix socket that answers each request with its own
+//! body. `edgekeep-echo SOCKET`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "what goes wrong belongs on the standard error")]
 

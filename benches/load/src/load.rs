@@ -11,23 +11,23 @@ use anyhow::Context as _;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::{Value, json};
 
-/// How long one request may take.
+/// Longest time of one request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What to do.
+/// A case that is to be run.
 #[derive(Debug)]
 pub(crate) struct Case {
     socket: String,
     request: Vec<u8>,
     callers: u64,
     requests: u64,
-    /// Whether a caller uses one connection for all its requests.
+    /// True if a caller uses one connection for all its requests.
     keep_alive: bool,
-    /// Whether a connect that would have to wait fails.
+    /// True if a connect fails that would have to wait.
     non_blocking: bool,
 }
 
-/// What came of it.
+/// Outcome of a case.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// Latencies of the requests that were answered with a success.
@@ -182,7 +182,8 @@ impl Case {
     }
 }
 
-/// Whether this is a whole answer that tells its length.
+/// Returns true if the answer is whole: a head, and a body of the length that the head
+/// tells.
 fn is_complete(answer: &[u8]) -> bool {
     let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
         return false;

@@ -99,7 +99,7 @@ async fn run(Options { openmetrics, once, keyd_socket }: Options) -> anyhow::Res
     }
 }
 
-/// What was told already.
+/// Events that were told already.
 #[derive(Debug, Default)]
 struct Seen {
     events: BTreeSet<String>,
@@ -107,7 +107,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// What is new in a status, oldest first.
+    /// Returns the events of a status that were not told yet, oldest first.
     fn news(&mut self, status: &Status) -> Vec<Value> {
         let mut all: Vec<Value> = Vec::new();
         all.extend(

@@ -70,7 +70,7 @@ fn run() -> anyhow::Result<()> {
     wait_for_signal()
 }
 
-/// What this process may do, as it sees it itself.
+/// Reports what this process may do, as the process sees it itself.
 fn report(paths: &[Value]) -> Value {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let status: serde_json::Map<String, Value> = status

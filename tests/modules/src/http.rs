@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// How long a read or write may wait: what the Python SDK waits.
+/// Longest wait of a read or write: that of the Python SDK.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest answer read, in bytes.
 const ANSWER_LIMIT: u64 = 4 * 1024 * 1024;

@@ -65,7 +65,7 @@ enum Mode {
     Wait,
 }
 
-/// How a call that carries identity ended.
+/// Outcome of a call that carries identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Verdict {
     Refused,

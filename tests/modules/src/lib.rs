@@ -1,4 +1,4 @@
-//! What the small programs that act as modules share: HTTP over a Unix socket, the
+//! Shared code of the small programs that act as modules: HTTP over a Unix socket, the
 //! environment of a module, waiting.
 //!
 //! They go into container images and run as host modules, so they are plain: blocking

@@ -33,12 +33,12 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde_json::{Value, json};
 
-/// How long a token is good, in seconds.
+/// Lifetime of a token, in seconds.
 const TOKEN_LIFETIME: u64 = 3600;
-/// How long the hub may take to connect, read or write.
+/// Longest time to connect to the hub, to read, or to write.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the module knows from its environment.
+/// Facts that the module knows from its environment.
 struct Module {
     socket: PathBuf,
     version: String,

@@ -44,7 +44,7 @@ import sys, sysconfig
 print(sys.executable, sysconfig.get_path('stdlib'), sysconfig.get_path('purelib'), sep='\\n')
 ";
 
-/// What no module needs of an interpreter and its packages, most of it large.
+/// Folders and packages of an interpreter that no module needs, most of them large.
 const LEFT_OUT: [&str; 10] = [
     "__pycache__",
     "test",

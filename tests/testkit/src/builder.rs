@@ -1,4 +1,4 @@
-//! What a device is made of, decided before it starts.
+//! Builder of a device: all is decided before the device starts.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ use crate::programs::{program, sha256_of};
 /// The device's id at the hub, which is also its registration id.
 pub const DEVICE_ID: &str = "press-04";
 
-/// What a device is made of.
+/// A device before it starts: its agent, programs, configuration and surroundings.
 #[derive(Debug)]
 pub struct Builder {
     agent: Agent,
@@ -129,7 +129,7 @@ impl Builder {
         self.top(&format!("host_module_ids = \"{ids}\""))
     }
 
-    /// What is wrong with the cloud from the start.
+    /// Sets the faults that the cloud has from the start.
     #[must_use]
     pub fn faults(mut self, faults: Faults) -> Self {
         self.faults = faults;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::http::Answer;
 
-/// How long a call may take, the module's start included.
+/// Longest time of a call, the module's start included.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The test's end of the program `calls`: it writes calls into one FIFO and reads answers
@@ -74,7 +74,7 @@ impl Caller {
         &self.module
     }
 
-    /// What the program needs in its environment beside what every module gets.
+    /// Returns the variables that the program needs beside those that every module gets.
     #[must_use]
     pub fn environment(&self) -> [(String, String); 2] {
         [("EDGEKEEP_TEST_CALLS", &self.calls), ("EDGEKEEP_TEST_ANSWERS", &self.answers)]
@@ -145,7 +145,8 @@ impl Caller {
         self.send(json!({ "method": method, "path": target, "socket": socket }), body)
     }
 
-    /// What the module may do, as it sees it itself, and how it could open `paths`.
+    /// Returns what the module may do, as it sees it itself, and how it could open
+    /// `paths`.
     ///
     /// # Panics
     /// It does not answer.

@@ -62,7 +62,8 @@ pub struct Behaviour {
     pub hub_is_away: bool,
     /// Kind of a key pair that is made: EC if absent or false.
     pub rsa_keys: bool,
-    /// How long the identity service, which answers one at a time, takes for a module.
+    /// Time that the identity service takes for a module. The service answers one
+    /// question at a time.
     pub identity_delay: std::time::Duration,
 }
 
@@ -250,7 +251,7 @@ pub(crate) async fn answered_later(
     Ok(remembered.with(&services, asked, reply))
 }
 
-/// What is remembered of a request besides its body.
+/// Route and version of a request, which are remembered besides its body.
 struct Remembered {
     route: String,
     version: &'static str,

@@ -28,7 +28,7 @@ pub struct Device {
     daemons: BTreeMap<&'static str, Process>,
     agent: Option<Caller>,
     cloud: Option<Simulator>,
-    /// What is needed to have the same cloud again.
+    /// Port, CA and snapshot of a cloud that is away, to have the same cloud again.
     away: Option<(u16, Authority, Snapshot)>,
     runtime: tokio::runtime::Runtime,
     root: Root,
@@ -40,9 +40,9 @@ pub struct Device {
 }
 
 impl Device {
-    /// What a device is made of by default: assigned by the provisioning service, no
-    /// container engine, and as its agent the program `calls`, so that the test makes the
-    /// agent's calls.
+    /// Returns the builder of a device. By default, the provisioning service assigns the
+    /// device, and there is no container engine. The agent is the program `calls`, so
+    /// that the test makes the agent's calls.
     #[must_use]
     pub fn builder() -> Builder {
         Builder::new()
@@ -76,7 +76,7 @@ impl Device {
 
     // The parts.
 
-    /// Where everything lies.
+    /// Returns the device's root folder.
     #[must_use]
     pub fn root(&self) -> &Root {
         &self.root
@@ -234,7 +234,7 @@ impl Device {
         self.daemons.get(daemon.name()).expect("the daemon runs").pid()
     }
 
-    /// What a daemon logged since the device was started.
+    /// Returns the log of a daemon since the device was started.
     #[must_use]
     pub fn log(&self, daemon: Daemon) -> String {
         std::fs::read_to_string(self.logs.join(daemon.name())).unwrap_or_default()

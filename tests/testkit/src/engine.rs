@@ -17,7 +17,7 @@ pub const ENGINE_VARIABLE: &str = "EDGEKEEP_TEST_ENGINE";
 #[derive(Debug, Clone)]
 pub struct Engine {
     uri: String,
-    /// Which test of this process it is for.
+    /// Number of the test of this process that it is for.
     number: u32,
 }
 
@@ -114,10 +114,10 @@ impl Engine {
         pids.find(|pid| runs(pid) && namespace(pid).as_ref() == Some(&wanted))?.parse().ok()
     }
 
-    /// What the intruder says, with `--json`, that a shell starts which the engine's
-    /// `exec` brings into a caller's container. The script has it say that into
-    /// `/calls/said`, for Podman at times loses what an exec says, or tells another exit
-    /// code.
+    /// Runs a script by the engine's `exec` in a caller's container, and returns the
+    /// output of the intruder that the script starts with `--json`. The script sends this
+    /// output to `/calls/said`, for Podman at times loses the output of an exec, or tells
+    /// another exit code.
     ///
     /// # Panics
     /// It does not come to its end.

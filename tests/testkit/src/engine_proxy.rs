@@ -1,4 +1,4 @@
-//! What stands between a daemon and its container engine, so that the engine can be away,
+//! A proxy between a daemon and its container engine, so that the engine can be away,
 //! hang, or answer badly.
 
 use std::io::{self, Read as _, Write as _};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How the engine behaves.
+/// Behaviour of the engine, as the proxy shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineFault {
     /// As it is.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// How long a read or write may wait. Longer than any single call of a device may take.
+/// Longest wait of a read or write: longer than any single call of a device may take.
 const PATIENCE: Duration = Duration::from_secs(100);
 
 /// An answer.

@@ -147,8 +147,8 @@ impl PrivateEngine {
         self.folder.path().join("data")
     }
 
-    /// What this engine started and did not end: its containers' shims have its folder in
-    /// their arguments.
+    /// Returns the processes that this engine started and did not end: its containers'
+    /// shims have its folder in their arguments.
     fn left(&self) -> Vec<Pid> {
         let own = self.folder.path().display().to_string();
         let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -22,7 +22,7 @@ pub struct Registry {
     manifest: String,
 }
 
-/// What it serves: paths and their content.
+/// Content that the registry serves, by path.
 struct Content {
     password: String,
     paths: HashMap<String, (&'static str, Vec<u8>)>,

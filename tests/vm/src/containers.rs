@@ -48,8 +48,8 @@ pub(crate) fn a_container_under_the_systemd_driver_gets_its_token(device: &mut D
     assert!(attested.status.success(), "{}", String::from_utf8_lossy(&attested.stderr));
 }
 
-/// What asks for the module's secrets without being it; all that it tries must be
-/// refused.
+/// Has an intruder ask for the module's secrets without being the module. All its tries
+/// must be refused.
 fn intrude(device: &Device, engine_words: &[&str]) {
     let identity = device.manage("GET", "/identities/", None).expect(200);
     let own = |identity: &&Value| identity["moduleId"] == MODULE;

@@ -11,16 +11,16 @@ use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_testkit::{Caller, DEVICE_ID, Image, VERSION, http, module_spec};
 use serde_json::{Value, json};
 
-/// Where the second drive is mounted.
+/// Mount point of the second drive.
 pub(crate) const PAYLOAD: &str = "/payload";
-/// Where the FIFOs are through which checks speak to modules.
+/// Folder of the FIFOs through which checks speak to modules.
 const CALLS: &str = "/run/calls";
 
 /// Longest wait for anything, and the pause between two looks.
 const PATIENCE: Duration = Duration::from_secs(120);
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// What earlier checks have brought about.
+/// State that earlier checks have brought about.
 #[derive(Default)]
 pub(crate) struct Device {
     /// Worth telling, whatever the outcome.
@@ -120,7 +120,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Output {
         .unwrap_or_else(|error| panic!("cannot start {program}: {error}"))
 }
 
-/// What a command says; it must succeed.
+/// Runs a command, which must succeed, and returns its output.
 #[track_caller]
 pub(crate) fn says(program: &str, arguments: &[&str]) -> String {
     let output = run(program, arguments);

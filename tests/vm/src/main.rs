@@ -49,7 +49,7 @@ const CHECKS: &[Check] = &checks![
     host_modules::without_leave_to_make_scopes_limits_stand_below_moduleds_own_group,
 ];
 
-/// What the last panic said, and where.
+/// Message of the last panic, and its place in the code.
 static WHY: Mutex<String> = Mutex::new(String::new());
 
 const LIST: &str = "--list";

@@ -1,4 +1,4 @@
-//! What there must be before anything can be said about the device.
+//! Preconditions of all other checks: the machine, and an installed device.
 
 use std::path::Path;
 

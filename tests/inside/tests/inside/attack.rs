@@ -1,5 +1,5 @@
-//! How a daemon is attacked from within: once without its sandbox, once with it, and what
-//! is expected of the answers.
+//! Attacks on a daemon from within: once without its sandbox, once with it, and the
+//! answers that are expected.
 #![allow(unsafe_code, reason = "processes that are copies of this one")]
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! What an attacker tries who runs code within a daemon.
+//! Attempts of an attacker who runs code within a daemon.
 #![allow(unsafe_code, reason = "system calls that no library would make")]
 
 use std::ffi::CString;
@@ -21,7 +21,7 @@ macro_rules! call {
 pub(crate) struct Attempt {
     pub(crate) name: &'static str,
     pub(crate) make: Box<dyn Fn() -> c_int + Send + Sync>,
-    /// What the sandbox answers.
+    /// Errors with which the sandbox may refuse the attempt.
     pub(crate) refused: &'static [c_int],
 }
 

@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("without_sandbox_identityd_is_refused_nothing_and_says_so", without),
 ];
 
-/// What is its work: to connect.
+/// Attempts that are identityd's own work: to connect.
 const ITS_WORK: [&str; 4] =
     ["socket AF_INET stream", "socket AF_INET datagram", "socket AF_INET6", "socket AF_UNIX"];
 

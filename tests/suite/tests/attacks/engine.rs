@@ -106,15 +106,15 @@ impl Site {
         )
     }
 
-    /// What the intruder says in a module's container, into which the engine's `exec`
-    /// brings it.
+    /// Returns the output of the intruder in a module's container, into which the
+    /// engine's `exec` brings it.
     fn exec(&self, module: &Module) -> String {
         let script = format!("exec {} > /calls/said 2>&1", quoted(&self.intruder(&module.name)));
         self.engine.brought_in(&module.name, &module.caller, &script)
     }
 
-    /// What a shell says in another container, of the same image and with the module's
-    /// socket.
+    /// Returns the output of a shell in another container, of the same image and with the
+    /// module's socket.
     fn stranger(&self, module: &str, options: &[&str], command: &str) -> String {
         let (name, mount) = (self.engine.name("stranger"), self.socket_of(module));
         self.device.remember_container(&name);
@@ -468,7 +468,7 @@ fn a_module_with_uid_0_is_not_the_agent_and_not_its_neighbour() {
     }
 }
 
-/// What a script in a container says at the end of each of its tries.
+/// Waits for the tries of a script in a container, and returns the exit code of each.
 fn exits(site: &Site, name: &str, count: usize) -> Vec<String> {
     wait_for("the tries", || {
         let text = site.engine.says(&["logs", name]);

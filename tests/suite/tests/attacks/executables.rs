@@ -23,7 +23,8 @@ fn number(x86_64: u32, newer: u32) -> Option<u32> {
     }
 }
 
-/// What the other program does once it runs: `rewrite` gives it the registered content.
+/// Returns the code that executes the other program. Once this program runs, `rewrite`
+/// gives it the registered content.
 fn as_registered(rewrite: &str) -> String {
     format!(
         r#"exec $other, '-MIO::Socket::UNIX', '-e', q{{

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use edgekeep_testkit::{Builder, Device, sha256_of, wait_for};
 use serde_json::json;
 
-/// What each script begins with: `$req` is a request to sign with its own identity.
+/// Beginning of each script: `$req` is a request to sign with the script's own identity.
 const PRELUDE: &str = r#"
 use strict; use warnings; use IO::Socket::UNIX; $| = 1; $SIG{PIPE} = 'IGNORE';
 my $body = '{"keyId":"primary","algo":"HMACSHA256","data":"ZGF0YQ=="}';

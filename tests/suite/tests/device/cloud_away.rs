@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::wait_for_edge_ca;
 
-/// What the Python SDK waits is 60 s; what knows its answer takes a moment.
+/// Longest time of a call whose answer the device knows. The Python SDK would wait 60 s.
 const FAST: Duration = Duration::from_secs(2);
 
 fn fast<T>(what: &str, call: impl FnOnce() -> T) -> T {

@@ -1,5 +1,5 @@
-//! What modules have encrypted: under which key, who can read it, and on the way to and
-//! from the form of existing services.
+//! Data that modules have encrypted: under which key, who can read the data, and on the
+//! way to and from the form of existing services.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,7 +9,8 @@ use edgekeep_testkit::{Caller, Device, base64, http, wait_for};
 use serde_json::{Value, json};
 
 const V: &str = "api-version=2020-07-07";
-/// What existing clients use for everything: the hex digits of a GUID.
+/// Initialization vector that existing clients use for everything: the hex digits of a
+/// GUID.
 const IV: &[u8] = b"5a0c7b40c5d94d6b8f6a3b1e2d4c6f80";
 
 fn encrypt(caller: &Caller, plaintext: &[u8]) -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! What operators see of running daemons: quiet logs whose level changes live, and
+//! Signs that operators see of running daemons: quiet logs whose level changes live, and
 //! metrics.
 
 use edgekeep_core::attestation::DenyReason;
@@ -218,7 +218,7 @@ fn settings_that_do_not_fit_end_each_daemon_with_the_status_that_is_not_started_
     }
 }
 
-/// What `config apply` writes for moduled, with another engine.
+/// Returns the settings that `config apply` writes for moduled, with another engine.
 fn settings_with_engine(uri: &str) -> String {
     let device = Device::builder().start();
     let text = std::fs::read_to_string(device.root().settings_file(Daemon::Moduled)).unwrap();

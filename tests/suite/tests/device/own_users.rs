@@ -30,7 +30,7 @@ fn uid(caller: &Caller) -> u32 {
     of("Uid")
 }
 
-/// What the system's own tools say to a read by this user.
+/// Has the system's own tools read a file as this user, and returns their errors.
 fn read_as(uid: u32, path: &Path) -> String {
     let mut read = Command::new("setpriv");
     read.args([

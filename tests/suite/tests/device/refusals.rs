@@ -1,4 +1,4 @@
-//! What an operator learns of refusals afterwards, and who may learn it.
+//! Past refusals as an operator learns of them, and who may learn of them.
 
 use std::os::unix::fs::PermissionsExt as _;
 

@@ -1,5 +1,5 @@
-//! What deployments and operators are used to from the engine, through the daemon: logs,
-//! networks, graces, restarts.
+//! Behaviour of the engine that deployments and operators are used to, through the
+//! daemon: logs, networks, graces, restarts.
 
 use std::time::{Duration, Instant};
 

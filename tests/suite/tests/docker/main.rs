@@ -18,7 +18,8 @@ use std::path::PathBuf;
 
 use edgekeep_testkit::{Builder, Device, Engine, Image, program, wait_for};
 
-/// What the images of these tests hold; the first is what they run unless told otherwise.
+/// Returns the programs in the images of these tests. The images run the first program
+/// unless they are told otherwise.
 fn programs() -> Vec<PathBuf> {
     let mut programs: Vec<PathBuf> = ["calls", "intruder", "thermometer"].map(program).into();
     programs.extend(["/bin/sh", "/bin/cp", "/bin/sleep"].map(PathBuf::from));

@@ -1,5 +1,5 @@
-//! What deployments may ask of the engine: each trick is first shown to work with the
-//! engine itself.
+//! Options that deployments may ask of the engine: each trick is first shown to work with
+//! the engine itself.
 
 use edgekeep_core::layout::Daemon;
 use edgekeep_testkit::{Engine, VERSION};
@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::{image, with_engine};
 
-/// What the engine makes of a create body: privileged or not, and where it mounts `/etc`.
-/// Neither where it refuses it.
+/// Has the engine make a container of a create body. Tells if the container is
+/// privileged, and if it mounts `/etc`; neither if the engine refuses the body.
 fn made_by(engine: &Engine, name: &str, body: &Value) -> (bool, bool) {
     let socket = engine.socket();
     let target = format!("/containers/create?name={name}");
@@ -159,8 +159,8 @@ fn with_any_permissions_the_devices_own_sockets_are_mounted_into_nobody() {
     }
 }
 
-/// What a container of these options sees of the host, or `None` where the engine refuses
-/// it.
+/// Returns what a script prints in a container of these options; `None` where the engine
+/// refuses the container.
 fn printed(engine: &Engine, image: &str, options: &Value, script: &str) -> Option<String> {
     let name = engine.name("probe");
     let mut body = options.clone();

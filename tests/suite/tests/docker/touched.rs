@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::gate::Gate;
 use crate::with_engine;
 
-/// What somebody does with the engine's own command line.
+/// Act of somebody with the engine's own command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
     Nothing,
@@ -63,7 +63,7 @@ struct Case {
     act: Act,
     state: State,
     operation: Operation,
-    /// Whether the module has a network that the daemon does not make.
+    /// True if the module has a network that the daemon does not make.
     own_network: bool,
 }
 
@@ -104,7 +104,7 @@ fn cases() -> Vec<Case> {
     lines.collect()
 }
 
-/// What the answer must be: done, or refused with these words.
+/// Returns the answer that must come: done, or refused with this status and these words.
 fn expected(case: Case) -> Result<(), (u16, &'static str)> {
     match (case.act, case.operation) {
         (Act::Remove, _) => Err((404, "there is no module")),
@@ -302,7 +302,8 @@ impl<'a> Module<'a> {
         }
     }
 
-    /// Whether a container has the module's name, runs, and is attached to its network.
+    /// Returns true if a container has the module's name, runs, and is attached to its
+    /// network.
     fn is_whole(&self) -> bool {
         let state = self.inspect().unwrap_or_default();
         state["State"]["Status"] == "running"

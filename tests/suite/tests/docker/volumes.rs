@@ -33,7 +33,7 @@ impl Drop for Leading<'_> {
     }
 }
 
-/// Whether a container of these options sees `file` below `/x`.
+/// Returns true if a container of these options sees `file` below `/x`.
 fn sees(engine: &Engine, image: &str, options: &Value, file: &str) -> bool {
     let name = engine.name("probe");
     let mut body = options.clone();
@@ -154,8 +154,7 @@ fn with_any_permissions_no_volume_and_no_other_container_brings_the_devices_own_
     let _ = engine.docker(&["rm", "-f", &second, &other]);
 }
 
-/// What an image itself asks for is no way round: its `VOLUME`s are folders of the
-/// engine's own.
+/// An image's own `VOLUME`s are no way round: they are folders of the engine's own.
 #[test]
 fn a_volume_of_the_image_is_never_a_place_of_the_host() {
     let Some(engine) = Engine::or_skip() else { return };

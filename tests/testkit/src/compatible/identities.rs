@@ -44,7 +44,7 @@ fn device(services: &Services, _: &Asked) -> Reply {
     Ok((200, identity(services, None, Some(keys::device_key(services)))))
 }
 
-/// What each question to the hub goes through.
+/// Stands for each question to the hub: waits, and fails if the hub is away.
 async fn ask_hub(services: &Services) -> Result<(), Refused> {
     let behaviour = services.state().behaviour.clone();
     tokio::time::sleep(behaviour.identity_delay).await;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What passes for a program until it is to be executed.
+/// Makes a file that passes for a program until it is to be executed.
 fn broken(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
     let mut bytes = std::fs::read("/bin/sleep").unwrap();
@@ -116,7 +116,7 @@ fn an_approved_executable_that_does_not_start_is_taken_back_with_its_approval_an
     wait_for("the module to be served again", || collector.try_signed().map(drop));
 }
 
-/// What the module was before an update that is not settled, as it is on disk.
+/// Reads from the disk the state of the module before an update that is not settled.
 fn former(device: &Device) -> Value {
     let path = device.root().state_folder(Daemon::Moduled).join("processes/stubborn/module.json");
     let text = std::fs::read_to_string(path).unwrap();
