@@ -7,7 +7,7 @@ use std::time::Duration;
 use edgekeep_daemon::store::sha256;
 use percent_encoding::percent_decode_str;
 
-/// Workload socket of modules inside their containers, if the place of the agent's own
+/// URI of the workload socket inside modules' containers, if the place of the agent's own
 /// socket is of no use there.
 const USUAL_WORKLOAD_URI: &str = "unix:///var/run/iotedge/workload.sock";
 

@@ -1,5 +1,5 @@
-//! State of the simulated cloud: enrolments, devices, modules, faults and counts. The
-//! module holds values only: it has no I/O and no clock.
+//! State of the simulated cloud: enrolments, devices, modules, faults and counts. Values
+//! only; no I/O, no clock.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -145,8 +145,7 @@ impl Caller {
         self.send(json!({ "method": method, "path": target, "socket": socket }), body)
     }
 
-    /// Returns what the module may do, as it sees it itself, and how it could open
-    /// `paths`.
+    /// Asks the module what it may do, by its own view, and how it could open `paths`.
     ///
     /// # Panics
     /// It does not answer.

@@ -22,7 +22,7 @@ pub struct Registry {
     manifest: String,
 }
 
-/// Content that the registry serves, by path.
+/// Paths that the registry serves, with their content, and the password that opens them.
 struct Content {
     password: String,
     paths: HashMap<String, (&'static str, Vec<u8>)>,

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use crate::{command, parts, workspace};
 
 const SUITE: &str = "bookworm";
-/// Packages in it beside those that Debian requires. debootstrap does not see that
+/// Packages in the image beside those that Debian requires. debootstrap does not see that
 /// polkitd needs libpam-systemd.
 const PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,dbus,linux-image-cloud-amd64,initramfs-tools,tpm-udev,iproute2,iptables,apparmor,libpam-systemd,polkitd,docker.io";
 /// Its size; what is not used takes no room.

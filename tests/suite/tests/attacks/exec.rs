@@ -66,8 +66,8 @@ fn another_program_that_a_module_becomes_in_the_middle_of_a_request_is_refused()
 }
 
 /// Script that runs while the daemon looks elsewhere. Another program than the registered
-/// one connects and sends a request. Then its process executes the registered program,
-/// which says `ready`, while a child waits for the answer.
+/// one connects and sends a request. The process of that program then executes the
+/// registered program, which says `ready`, while a child waits for the answer.
 const ASK_AND_BECOME: &str = r#"
     my $other = "$ENV{REPORT}.perl"; system 'cp', '/usr/bin/perl', $other; system "echo >> $other";
     $ENV{REQ} = $req; $ENV{SOCK} = $path;
