@@ -119,8 +119,13 @@ impl Renewals {
             }
             let found = self.found(&id);
             let (attempt, wake) = match found {
-                // The first one is made by who knows its name.
-                None if !self.certificates.makes_first(&id) => (false, LONGEST_SLEEP),
+                // The first one is made by who knows its name; one of a former issuer has
+                // it.
+                None if self.certificates.leaf(&id).is_none()
+                    && !self.certificates.makes_first(&id) =>
+                {
+                    (false, LONGEST_SLEEP)
+                }
                 found => self.take(&id, Event::Found(found)),
             };
             if attempt {
