@@ -129,6 +129,11 @@ pub(crate) fn renewed(
         sha256,
         env,
         plan,
+        working_dir: registered
+            .working_dir
+            .clone()
+            .map(Into::into)
+            .or_else(|| known.working_dir.clone()),
         ..known.clone()
     })
 }

@@ -8,14 +8,14 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edgekeep_core::attestation::ProcessInstance;
 use edgekeep_core::host::{Grants, Wanted};
 use edgekeep_core::id::ModuleId;
-use rustix::fs::{AtFlags, FileType, Gid, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::asked::{Answer, Asked, Failure, read_spec};
@@ -226,7 +226,7 @@ impl Inner {
             executable: &spec.executable.to_string_lossy(),
             sha256: &spec.sha256,
             env: &spec.env,
-            working_dir: spec.working_dir.as_deref().and_then(std::path::Path::to_str),
+            working_dir: spec.working_dir.as_deref().and_then(Path::to_str),
             plan: &spec.plan,
         };
         grants.admit(&wanted, &own, &accounts).map_err(|error| Failure::Refused(error.to_string()))
@@ -265,7 +265,9 @@ impl Inner {
 
     /// Waits for a child that has ended, and returns its code.
     fn ended(&self, process: ProcessInstance, stopping: bool) -> Option<i64> {
-        if self.children().get(&process.pid) != Some(&process) {
+        // Held to the end: the number stays the child's until the one wait for it.
+        let mut children = self.children();
+        if children.get(&process.pid) != Some(&process) {
             return None;
         }
         let pid = pid_of(process)?;
@@ -277,7 +279,7 @@ impl Inner {
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
         }
         let status = rustix::process::waitid(WaitId::Pid(pid), look).ok()??;
-        self.children().remove(&process.pid);
+        children.remove(&process.pid);
         let signal = status.terminating_signal().map(|signal| 128 + signal);
         status.exit_status().or(signal).map(i64::from)
     }
@@ -304,16 +306,23 @@ impl Inner {
             if ![rustix::process::getegid().as_raw(), uid].contains(&gid) {
                 return Err(Failure::Refused(format!("folders are not given to group {gid}")));
             }
-            // By the kernel's word, not by a path that may lead elsewhere.
+            // The kernel's word for the place is a hint: it is the place in the mount
+            // namespace of whoever opened the folder, who may have mounted another there.
             let place = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()));
             let place = place.map_err(|error| Failure::machine(&error))?;
             let own = own.canonicalize().map_err(|error| Failure::machine(&error))?;
-            if place == own || !place.starts_with(&own) {
+            let below = place.strip_prefix(&own).ok().filter(|below| !below.as_os_str().is_empty());
+            let there = below.and_then(|below| folder_below(&own, below).ok());
+            let there = there.filter(|there| {
+                rustix::fs::fstat(there)
+                    .is_ok_and(|it| (it.st_dev, it.st_ino) == (found.st_dev, found.st_ino))
+            });
+            let Some(there) = there else {
                 return Err(Failure::Refused("only the daemon's own folders change hands".into()));
-            }
+            };
+            return give(&there, uid, gid).map_err(machine);
         }
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        rustix::fs::chownat(folder, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(machine)
+        give(folder, uid, gid).map_err(machine)
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<u32, Waits>> {
@@ -325,6 +334,22 @@ impl Inner {
     }
 }
 
+/// Opens a folder below `top` in this process's own mount namespace, through no link.
+fn folder_below(top: &Path, below: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut at = rustix::fs::open(top, flags, Mode::empty())?;
+    for name in below.components() {
+        at = rustix::fs::openat(&at, name.as_os_str(), flags, Mode::empty())?;
+    }
+    Ok(at)
+}
+
+/// Gives an open folder to a user and a group.
+fn give(folder: &OwnedFd, uid: u32, gid: u32) -> rustix::io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::fs::chownat(folder, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+}
+
 /// The program from its file or, if that has another content, from the copy that was
 /// kept; and whether it was the file.
 fn load(spec: &ProcessSpec, kept: Option<OwnedFd>) -> Result<(SealedProgram, bool), Failure> {
@@ -333,7 +358,7 @@ fn load(spec: &ProcessSpec, kept: Option<OwnedFd>) -> Result<(SealedProgram, boo
         // What is the matter is told about the file, not about the copy.
         Err(error) => kept
             .and_then(|kept| {
-                let path = std::path::Path::new("the copy that was kept");
+                let path = Path::new("the copy that was kept");
                 SealedProgram::from_open(path, File::from(kept), &spec.sha256).ok()
             })
             .map(|program| (program, false))
@@ -348,8 +373,10 @@ fn with_path(
     env
 }
 
+/// The number of a process that may be signalled: to signal the group of the first one is
+/// to signal everything.
 fn pid_of(process: ProcessInstance) -> Option<Pid> {
-    Pid::from_raw(i32::try_from(process.pid).ok()?)
+    Pid::from_raw(i32::try_from(process.pid).ok()?).filter(|pid| !pid.is_init())
 }
 
 fn files_of<const N: usize>(files: Vec<OwnedFd>) -> Result<[OwnedFd; N], Failure> {
@@ -359,7 +386,6 @@ fn files_of<const N: usize>(files: Vec<OwnedFd>) -> Result<[OwnedFd; N], Failure
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
-    use std::path::Path;
 
     use edgekeep_core::host::HostModule;
     use edgekeep_core::settings::ModuledSettings;
@@ -494,6 +520,42 @@ mod tests {
         }
         assert!(refusal(&service, give(uid, gid), vec![]).await.contains("missing"));
         assert!(refusal(&service, Asked::Begin { number: 5 }, vec![]).await.contains("number"));
+    }
+
+    /// A process may mount any folder over one of the daemon's own, in a mount namespace
+    /// of its own, and pass a descriptor of that place.
+    #[tokio::test]
+    async fn a_folder_that_is_mounted_over_the_daemons_own_elsewhere_does_not_change_hands() {
+        use std::io::BufRead as _;
+        let folder = tempfile::tempdir().expect("temp folder");
+        let (own, target) = (folder.path().join("own"), folder.path().join("target"));
+        for path in [&own, &target, &own.join("m")] {
+            std::fs::create_dir(path).expect("made");
+        }
+        let place = own.join("m");
+        let script = "mount --bind \"$1\" \"$2\" && echo ready && exec sleep 1000";
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+        command.args([&target, &place]).stdout(std::process::Stdio::piped());
+        let mut elsewhere = command.spawn().expect("started");
+        let mut said = String::new();
+        let output = elsewhere.stdout.take().expect("piped");
+        io::BufReader::new(output).read_line(&mut said).expect("read");
+        if said.trim() == "ready" {
+            let seen = Path::new("/proc").join(elsewhere.id().to_string()).join("root");
+            let seen = seen.join(place.strip_prefix("/").expect("absolute"));
+            let passed = OwnedFd::from(File::open(seen).expect("opened"));
+            let named = std::fs::read_link(format!("/proc/self/fd/{}", passed.as_raw_fd()));
+            assert_eq!(named.expect("read"), place, "its place looks like the daemon's own");
+            let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+            let asked = Asked::HandOver { uid: uid.as_raw(), gid: gid.as_raw() };
+            let why = refusal(&service(&own), asked, vec![passed]).await;
+            assert!(why.contains("own folders"), "{why}");
+        } else {
+            eprintln!("skipped: no namespaces of users here");
+        }
+        let _ = elsewhere.kill();
+        elsewhere.wait().expect("ours");
     }
 
     proptest! {
