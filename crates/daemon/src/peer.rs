@@ -83,15 +83,13 @@ impl Caller {
     ) -> Self {
         // 0 stands for a process that is not visible in our pid namespace.
         let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid != 0);
-        let handle = getsockopt(stream, sockopt::PeerPidfd)
-            .ok()
-            .map(|pidfd| (pidfd, PeerHandle::PeerPidfd))
-            .or_else(|| {
-                let pid = rustix::process::Pid::from_raw(credentials.pid())?;
-                let pidfd =
-                    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
-                Some((pidfd, PeerHandle::PidfdOpen))
-            });
+        let handle = match getsockopt(stream, sockopt::PeerPidfd) {
+            Ok(pidfd) => Some((pidfd, PeerHandle::PeerPidfd)),
+            // Only a kernel without the option. Kernels that have it may refuse for a
+            // process that was reaped, whose number may be another's by now.
+            Err(nix::errno::Errno::ENOPROTOOPT) => by_number(credentials.pid()),
+            Err(_) => None,
+        };
         Self {
             pid,
             pidfd: handle,
@@ -286,4 +284,11 @@ impl AsyncWrite for CheckedStream {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
+}
+/// Opens the process with a number. The number may be another process's by now, if the
+/// one that was meant has ended.
+fn by_number(pid: i32) -> Option<(OwnedFd, PeerHandle)> {
+    let pid = rustix::process::Pid::from_raw(pid)?;
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
+    Some((pidfd, PeerHandle::PidfdOpen))
 }

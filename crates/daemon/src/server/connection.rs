@@ -19,7 +19,7 @@ use super::measure::ConnectionSeries;
 use super::response::HttpError;
 use super::router::Router;
 use crate::metrics::Gauge;
-use crate::peer::{Caller, CheckedStream};
+use crate::peer::{Caller, CheckedStream, PeerSocket};
 
 /// Time in which a request head must have come; an idle connection is closed after it as
 /// well.
@@ -180,9 +180,12 @@ pub async fn serve<S: Send + Sync + 'static>(
         };
         if let Some(admitted) = admit(fresh, &counts, limits, router.connections()) {
             let Admitted { stream, caller, slot, has_asked } = admitted;
-            // Who has asked already is looked at when the request is read, which is at
-            // once: not before, or it would have to be looked at twice.
-            if !has_asked && matches!(slot.kind, SlotKind::Served(_)) {
+            // A caller whose bytes are there is looked at when the request is whole: not
+            // before, or it would have to be looked at twice. It may become another
+            // program until then, which shows in the descriptor of its connection, where
+            // that is known.
+            let may_wait = has_asked && caller.socket() != PeerSocket::Untold;
+            if !may_wait && matches!(slot.kind, SlotKind::Served(_)) {
                 router.connected(&caller);
             }
             connections.spawn(converse(

@@ -126,7 +126,7 @@ impl<S: Send + Sync + 'static> Router<S> {
     /// Sets a hook that runs as soon as a connection is accepted on which nothing was
     /// sent yet. The hook looks at the caller while the caller still is the process that
     /// connected. A caller that has sent something before it was accepted is looked at by
-    /// the handler.
+    /// the handler, if the kernel told the caller's socket.
     #[must_use]
     pub fn on_connected(mut self, hook: impl Fn(&S, &Caller) + Send + Sync + 'static) -> Self {
         self.connected = Some(Box::new(hook));

@@ -115,7 +115,12 @@ impl Attestor {
     /// Returns how the caller holds its connection, as it was when first looked at.
     fn look_at_connection(&self, caller: &Caller, known: &Known) -> Holding {
         let look = || match caller.socket() {
-            PeerSocket::Inode(inode) => self.collector.holding(&known.process, inode),
+            PeerSocket::Inode(inode) => {
+                let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner);
+                let program = evidence.snapshot.executable;
+                drop(evidence);
+                self.collector.holding(&known.process, inode, &program)
+            }
             PeerSocket::Gone => Held::told(Holding::NotHeld),
             PeerSocket::Untold => Held::told(Holding::Untold),
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use edgekeep_core::attestation::Holding;
+use edgekeep_core::attestation::{ExecutableFile, Holding};
 use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -73,6 +73,20 @@ impl Held {
     }
 }
 
+/// The program that a process ran at one moment.
+///
+/// An open `maps` belongs to the memory of that program. Once the process has begun
+/// another one, nobody uses that memory any more, and reads find it empty.
+struct RunningProgram(OwnedFd);
+
+impl RunningProgram {
+    /// Returns true if the process has begun no other program since, and has not ended.
+    fn goes_on(&self) -> Result<bool, EvidenceError> {
+        let read = rustix::io::pread(&self.0, &mut [0; 1], 0);
+        read.map(|bytes| bytes > 0).map_err(EvidenceError::reading("maps"))
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some((number, numbers)) = &self.descriptor {
@@ -94,9 +108,26 @@ impl ProcDir {
     /// sees the descriptors of that program, and none that the previous program left for
     /// a moment.
     ///
-    /// The descriptors in which the process had connections before are tried first, one
-    /// call each.
-    pub(super) fn holding(&self, socket: u64) -> Result<Held, EvidenceError> {
+    /// A process may have many descriptors, and begin another program while they are
+    /// looked through. So the program that runs is pinned before, must be `program`, and
+    /// must still run after: a program that began meanwhile could have set the flag that
+    /// is looked for.
+    pub(super) fn holding(
+        &self,
+        socket: u64,
+        program: &ExecutableFile,
+    ) -> Result<Held, EvidenceError> {
+        let running = self.running()?;
+        if self.executable()?.0 != *program {
+            return Err(EvidenceError::Changed);
+        }
+        let held = self.search(socket)?;
+        if running.goes_on()? { Ok(held) } else { Err(EvidenceError::Changed) }
+    }
+
+    /// Looks for the descriptor. Those in which the process had connections before are
+    /// tried first, one call each.
+    fn search(&self, socket: u64) -> Result<Held, EvidenceError> {
         let reading = |errno| EvidenceError::reading("fd")(errno);
         let wanted = format!("socket:[{socket}]");
         self.wait_for_exec()?;
@@ -126,6 +157,13 @@ impl ProcDir {
             }
         }
         Ok(Held::told(holding))
+    }
+
+    /// Pins the program that the process runs now.
+    fn running(&self) -> Result<RunningProgram, EvidenceError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(self.folder(), "maps", flags, Mode::empty());
+        opened.map(RunningProgram).map_err(EvidenceError::reading("maps"))
     }
 
     fn held(&self, number: u32) -> Held {
@@ -191,7 +229,8 @@ mod tests {
         let own = ProcDir::open_unproved(std::process::id()).expect("this process");
         let (socket, _other) = std::os::unix::net::UnixStream::pair().expect("two sockets");
         let inode = rustix::fs::fstat(&socket).expect("open").st_ino;
-        let holding = || own.holding(inode).expect("own descriptors are seen").holding();
+        let program = own.executable().expect("own executable").0;
+        let holding = || own.holding(inode, &program).expect("own descriptors are seen").holding();
         assert_eq!(holding(), Holding::CloseOnExec);
         // From here on the number is known, which proves nothing by itself.
         rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).expect("own descriptor");
@@ -200,10 +239,37 @@ mod tests {
         assert_eq!(holding(), Holding::CloseOnExec);
         drop(again);
         assert_eq!(holding(), Holding::Inheritable);
-        let other = own.holding(inode + 1_000_000).expect("seen");
+        let other = own.holding(inode + 1_000_000, &program).expect("seen");
         assert_eq!(other.holding(), Holding::NotHeld);
         drop(socket);
         assert_eq!(holding(), Holding::NotHeld);
+    }
+
+    #[test]
+    fn a_process_that_begins_another_program_meanwhile_holds_nothing() {
+        let mut shell = Command::new("/bin/sh")
+            .args(["-c", "read line; exec sleep 1000"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let process = ProcDir::open_unproved(shell.id()).expect("the shell");
+        // Until then it runs this test's program.
+        let own = ProcDir::open_unproved(std::process::id()).expect("this process");
+        let own = own.executable().expect("own executable").0;
+        let runs = || process.executable().expect("it lives").0;
+        while runs() == own {
+            std::thread::yield_now();
+        }
+        let (first, running) = (runs(), process.running().expect("pinned"));
+        assert!(running.goes_on().expect("read") && running.goes_on().expect("read"));
+        drop(shell.stdin.take());
+        while runs() == first {
+            std::thread::yield_now();
+        }
+        assert!(!running.goes_on().expect("read"));
+        let refused = process.holding(1, &first).map(|held| held.holding());
+        assert!(matches!(refused, Err(EvidenceError::Changed)), "{refused:?}");
+        shell.kill().and_then(|()| shell.wait()).expect("ours");
     }
 
     #[test]
@@ -255,7 +321,11 @@ mod tests {
             let socket = line.trim().parse().expect("a number");
             loop {
                 let (executable, _) = process.executable().expect("runs");
-                let holding = process.holding(socket).expect("seen").holding();
+                let holding = match process.holding(socket, &executable) {
+                    // It was executed while its descriptors were looked through.
+                    Err(EvidenceError::Changed) => continue,
+                    held => held.expect("seen").holding(),
+                };
                 if executable == sleep {
                     assert_eq!(holding, Holding::NotHeld);
                     break;

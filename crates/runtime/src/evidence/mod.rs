@@ -191,13 +191,14 @@ impl Collector {
     }
 
     /// Finds out how the process holds its end of a connection. `socket` is the inode
-    /// number of that end.
+    /// number of that end, `program` the executable that the process was seen to run. A
+    /// process that runs, or begins, another program meanwhile holds nothing.
     ///
     /// To be called as soon as the connection is accepted: a program may change the flags
     /// of its descriptors.
     #[must_use]
-    pub fn holding(&self, process: &ProcDir, socket: u64) -> Held {
-        process.holding(socket).unwrap_or_else(|error| {
+    pub fn holding(&self, process: &ProcDir, socket: u64, program: &ExecutableFile) -> Held {
+        process.holding(socket, program).unwrap_or_else(|error| {
             tracing::debug!(%error, pid = process.pid(), "descriptors not seen");
             Held::told(Holding::NotHeld)
         })
