@@ -21,7 +21,7 @@ use edgekeep_runtime::process::ProcessRuntime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::children::{Begun, Helpers};
+use crate::children::{Begun, RunningChildren};
 use crate::gate::Gate;
 use crate::gate::attest::Attestor;
 use crate::gate::trail::VERDICTS;
@@ -91,9 +91,9 @@ pub async fn run(root: Root, at_end: AtEnd, children: Begun) -> anyhow::Result<E
         }
         None => None,
     };
-    let helpers = children.adopt().context("cannot talk to the daemon's children")?;
+    let children = children.adopt().context("cannot talk to the daemon's children")?;
     let processes =
-        ProcessRuntime::open(&folder.join("processes"), helpers.launching.clone()).await?;
+        ProcessRuntime::open(&folder.join("processes"), children.launching.clone()).await?;
     if let Some(why) = processes.without_cgroups() {
         tracing::info!(%why, "host modules run without cgroups of their own");
     }
@@ -113,7 +113,7 @@ pub async fn run(root: Root, at_end: AtEnd, children: Begun) -> anyhow::Result<E
     rooms.modules.sockets.served_by(Box::new(rooms.clone()));
     services::register(&rooms.modules).await;
     let stop = lifecycle::stop_on_signal()?;
-    serve_all(rooms, stop, at_end, helpers).await
+    serve_all(rooms, stop, at_end, children).await
 }
 
 /// Serves the shared sockets and runs the keepers until `stop`, then ends both in order.
@@ -121,7 +121,7 @@ async fn serve_all(
     rooms: Rooms,
     stop: watch::Receiver<bool>,
     at_end: AtEnd,
-    helpers: Helpers,
+    children: RunningChildren,
 ) -> anyhow::Result<Ended> {
     let mut servers = shared_sockets(&rooms, &stop)?;
     let Rooms { gate, modules, credentials, report } = &rooms;
@@ -159,7 +159,7 @@ async fn serve_all(
     let edge_ca = credentials.edge_ca.subscribe();
     let ended = tokio::select! {
         ended = agent::watch(Arc::clone(modules), edge_ca, stop) => Some(ended),
-        () = helpers.watch(report.board.clone()) => None,
+        () = children.watch(report.board.clone()) => None,
     };
     if ended == Some(Ended::GaveUp) {
         tracing::error!("edgeAgent could not be kept running; giving up, as configured");

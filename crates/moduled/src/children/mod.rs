@@ -112,7 +112,7 @@ fn keep_priority() {
 
 /// The children as the running daemon has them.
 #[derive(Debug)]
-pub(crate) struct Helpers {
+pub(crate) struct RunningChildren {
     children: Children,
     troubles: mpsc::Receiver<Trouble>,
     /// Whoever starts host modules.
@@ -121,14 +121,14 @@ pub(crate) struct Helpers {
 
 impl Begun {
     /// Takes the children over into the runtime.
-    pub(crate) fn adopt(self) -> io::Result<Helpers> {
+    pub(crate) fn adopt(self) -> io::Result<RunningChildren> {
         let (children, troubles) = Children::adopt(self.started, &NAMES)?;
         let link = children.link(0).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Helpers { children, troubles, launching: Launching::child(link, self.rights) })
+        Ok(RunningChildren { children, troubles, launching: Launching::child(link, self.rights) })
     }
 }
 
-impl Helpers {
+impl RunningChildren {
     /// Tells the board of children that had to be started anew. Returns when none can be
     /// started any more: the daemon has no rights to give them, and has to be started
     /// anew itself.

@@ -92,7 +92,7 @@ impl LaunchService {
             launcher,
             cgroups,
             bounds,
-            next: AtomicU32::new(1),
+            next: AtomicU32::new(first_number(std::process::id())),
             waiting: Mutex::default(),
             children: Mutex::default(),
         }))
@@ -332,6 +332,13 @@ impl Inner {
     fn children(&self) -> MutexGuard<'_, HashMap<u32, ProcessInstance>> {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The number of the first start of the launcher with this process number. Launchers
+/// after one another begin apart, so that none takes a start that an earlier one prepared
+/// for one of its own.
+fn first_number(pid: u32) -> u32 {
+    pid.wrapping_shl(10) | 1
 }
 
 /// Opens a folder below `top` in this process's own mount namespace, through no link.
