@@ -10,7 +10,9 @@ use crate::{command, parts, workspace};
 
 /// The suite that has them.
 const SUITE: &str = "trixie";
+/// The public archive, which is the default of debootstrap too.
 const ARCHIVE: &str = "http://deb.debian.org/debian";
+/// Keys of the archive, from the package `debian-archive-keyring`.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Packages that are unpacked together.

@@ -355,8 +355,8 @@ pub fn checks(registration: Option<&Registration>) -> Vec<DenyReason> {
 /// Each check of a caller in the order in which they are made, and whether it was passed:
 /// nothing where it was not come to, or where it is about a connection and there is none.
 ///
-/// What is found before anything is compared (the caller is gone) comes first, what is
-/// asked of an admitted caller (is it granted this?) last. A refusal that is not about
+/// Checks before any comparison (is the caller still there?) come first, checks of an
+/// admitted caller (is it granted this?) last. A refusal that is not about
 /// modules stands alone.
 #[must_use]
 pub fn outcome(

@@ -1,11 +1,10 @@
 //! Memory for secrets that stay: one set of pages, so that a hundred keys of 32 bytes
 //! cost one page and not a hundred.
 //!
-//! Where the kernel has `memfd_secret`, the pages are in nobody's memory map but this
-//! process's own: not in the kernel's, so that neither a debugger nor `/proc/PID/mem`,
-//! even for root, nor a core dump, swap or hibernation has them. Elsewhere they are
-//! locked in memory and kept out of core dumps; where even that is not allowed, the log
-//! says so once.
+//! On a kernel with `memfd_secret` the pages are in this process's memory map alone, and
+//! not in the kernel's. So neither a debugger nor `/proc/PID/mem`, even for root, nor a
+//! core dump, swap or hibernation has them. On other kernels the pages are locked in
+//! memory and kept out of core dumps. If even that is not allowed, the log says so once.
 //!
 //! Each secret takes whole slots and is wiped when it goes. When the pages are used up,
 //! more are mapped, up to a bound; beyond it secrets are in ordinary memory, which is

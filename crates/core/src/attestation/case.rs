@@ -129,8 +129,8 @@ impl<'a> Case<'a> {
     /// True if the caller may stem from an engine `exec` that detached: the kernel makes
     /// an orphan a child of the container's first process, as if that had started it.
     ///
-    /// What the engine brings in has a session of its own, so whatever is in the first
-    /// process's session is the module's.
+    /// A process that the engine brings in has a session of its own. So every process in
+    /// the session of the container's first process is the module's.
     pub(super) fn is_after_exec(&self) -> bool {
         let Some(running) = self.running() else { return true };
         let Some(since) = running.exec_since else { return false };

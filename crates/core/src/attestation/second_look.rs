@@ -9,10 +9,10 @@
 
 use super::DenyReason;
 
-/// What was looked at already.
+/// The last kind of look that was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Looked {
-    /// What was known when the caller asked.
+    /// None yet: the facts that were known when the caller asked.
     Known,
     /// The facts of the module, once more.
     Facts,
@@ -20,7 +20,7 @@ pub enum Looked {
     Origin,
 }
 
-/// What speaks for another look.
+/// Signs that another look may end otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Signs {
     /// The container was restarted, and the engine has not told of it yet.
@@ -31,7 +31,7 @@ pub struct Signs {
     pub may_be_orphan: bool,
 }
 
-/// What follows from a verdict.
+/// The step after a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     /// The verdict stands.
