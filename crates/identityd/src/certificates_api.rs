@@ -95,7 +95,10 @@ async fn list(api: Arc<CertificatesApi>, _: Request) -> Result<Response, HttpErr
 async fn renew(api: Arc<CertificatesApi>, request: Request) -> Result<Response, HttpError> {
     let id: CertId = request.param(0).parse().map_err(|error| bad_id(&error))?;
     api.authorize(&request, &id)?;
-    match api.renewals.renew_now(&id).await {
+    // Detached: whoever hangs up ends no renewal half-way.
+    let renewals = Arc::clone(&api.renewals);
+    let renewed = tokio::spawn(async move { renewals.renew_now(&id).await }).await;
+    match renewed.map_err(|error| HttpError::internal(error.to_string()))? {
         Ok(()) => Ok(Response::no_content()),
         Err(words) => Err(HttpError::bad_request(words)),
     }

@@ -89,6 +89,17 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Returns whether an attempt can begin with this event. The others are told amid
+    /// something else, and an attempt that nobody makes would never end.
+    fn may_begin(self) -> bool {
+        match self {
+            Self::Look | Self::Found(_) | Self::Asked => true,
+            Self::IssuerChanged | Self::Succeeded(_) | Self::Failed { .. } => false,
+        }
+    }
+}
+
 /// The plan for one certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State {
@@ -251,7 +262,10 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Decision) {
         }
         Event::Failed { retry_after } => put_off(&mut state, retry_after, now),
     }
-    let (stand, attempt, wake) = decide(&state, now);
+    let (stand, wanted, wake) = decide(&state, now);
+    let attempt = wanted && event.may_begin();
+    // Wanted by news that begins nothing: the look that follows begins it.
+    let wake = if wanted && !attempt { Duration::ZERO } else { wake };
     state.working |= attempt;
     let keep = state.kept != before;
     (state, Decision { attempt, wake: wake.min(LONGEST_SLEEP), keep, stand })

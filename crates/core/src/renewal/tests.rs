@@ -194,6 +194,18 @@ fn a_certificate_that_is_of_no_use_when_it_comes_is_not_asked_for_without_pause(
     assert_eq!(decision.stand, Stand::Planned(START + 300));
 }
 
+#[test]
+fn news_that_begins_nothing_leaves_the_attempt_to_the_look_that_follows() {
+    let (state, span) = found(Policy::default(), 100);
+    let now = at(99 * DAY, START + 99 * DAY);
+    let (failed, _) = step(state, Event::Failed { retry_after: None }, now);
+    let (changed, decision) = step(failed, Event::IssuerChanged, now);
+    assert_eq!((decision.attempt, decision.wake), (false, Duration::ZERO));
+    let (begun, decision) = step(changed, Event::Found(Some(span)), now);
+    assert!(decision.attempt, "the change ended the pause");
+    assert!(!step(begun, Event::IssuerChanged, now).1.attempt, "one at a time");
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let any_span = (any::<i32>(), any::<i32>())
         .prop_map(|(begin, end)| Span { begin: begin.into(), end: end.into() });
@@ -226,6 +238,13 @@ proptest! {
                 under_way = false;
             }
             prop_assert!(!(under_way && decision.attempt), "two at a time");
+            // Those who tell of these events make no attempt.
+            let told_amid = matches!(
+                event,
+                Event::IssuerChanged | Event::Succeeded(_) | Event::Failed { .. }
+            );
+            prop_assert!(!(told_amid && decision.attempt), "an attempt that nobody makes");
+            prop_assert!(under_way || decision.attempt || !next.working, "it would never end");
             under_way |= decision.attempt;
             prop_assert!(decision.wake <= LONGEST_SLEEP);
             prop_assert_eq!(decision.keep, next.kept != state.kept);
