@@ -84,7 +84,7 @@ pub fn main() -> i32 {
         Ok((message, [program, stderr])) => {
             become_module(&control, &message, program.as_fd(), stderr)
         }
-        Err(error) => error,
+        Err(error) => step("read the start message", &error),
     };
     let _ = rustix::net::send(&control, error.to_string().as_bytes(), SendFlags::NOSIGNAL);
     1
@@ -97,12 +97,15 @@ fn become_module(
     stderr: OwnedFd,
 ) -> io::Error {
     let prepared = (|| {
-        forbid_new_privileges()?;
-        rustix::stdio::dup2_stderr(stderr)?;
+        forbid_new_privileges().map_err(|error| step("forbid new privileges", &error))?;
+        rustix::stdio::dup2_stderr(stderr)
+            .map_err(|error| step("set the standard error", &error))?;
         // An own session: signals of moduled's terminal do not reach the module.
-        rustix::process::setsid()?;
+        rustix::process::setsid().map_err(|error| step("begin a session", &error))?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+        std::fs::File::open("/dev/null")
+            .and_then(|null| Ok(rustix::stdio::dup2_stdin(null)?))
+            .map_err(|error| step("set the standard input to /dev/null", &error))?;
         // Last: what comes after has the module's rights only.
         super::confine::confine(&message.plan)
     })();
@@ -120,7 +123,12 @@ fn become_module(
     command.arg0(&message.argv0).args(&message.args).env_clear().envs(&message.env);
     // As the module's user: it must be able to enter it.
     command.current_dir(message.working_dir.as_deref().unwrap_or(Path::new("/")));
-    command.exec()
+    step("execute the program, or enter its working folder", &command.exec())
+}
+
+/// Returns the error with the step that failed.
+fn step(what: &str, error: &dyn std::error::Error) -> io::Error {
+    io::Error::other(format!("cannot {what}: {error}"))
 }
 
 /// Waits until the launcher is there. `control` should have time limits set.

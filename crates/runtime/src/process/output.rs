@@ -382,7 +382,8 @@ impl OutputPump {
 pub(super) fn module_ends(folder: &Path) -> io::Result<[OwnedFd; 2]> {
     let open = |name: &str| {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        Ok::<_, io::Error>(rustix::fs::open(folder.join(name), flags, Mode::empty())?)
+        rustix::fs::open(folder.join(name), flags, Mode::empty())
+            .map_err(|errno| io::Error::other(format!("cannot open its pipe {name}: {errno}")))
     };
     Ok([open(PIPES[0].0)?, open(PIPES[1].0)?])
 }

@@ -201,8 +201,11 @@ impl Launched {
             .stderr(own);
         // The command keeps the launcher's end of the socket open until it is dropped.
         let child = command.spawn();
+        let mut child = child.map_err(|error| {
+            let program = command.get_program().display();
+            io::Error::other(format!("cannot execute {program}: {error}"))
+        })?;
         drop(command);
-        let mut child = child?;
         // Our own child, not waited for: the number is its own.
         let pid = Pid::from_child(&child);
         match ProcDir::open_unproved(child.id()).and_then(|process| process.stat()) {

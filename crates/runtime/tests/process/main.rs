@@ -84,7 +84,7 @@ async fn runtime_in(folder: &Path, cgroups: ModuleCgroups) -> ProcessRuntime {
 fn running(runtime: &ProcessRuntime, id: &ModuleId) -> Running {
     match runtime.facts(id) {
         RunningFacts::Running(running) => running,
-        other => panic!("{id} does not run: {other:?}"),
+        other => panic!("{id} does not run: {other:?}, {runtime:?}"),
     }
 }
 

@@ -199,14 +199,18 @@ fn a_module_that_the_engine_starts_again_is_measured_anew() {
             let pid = inspected(&engine, name, "{{.State.Running}} {{.State.Pid}}");
             pid.strip_prefix("true ").filter(|pid| *pid != first && *pid != "0").map(str::to_owned)
         });
-        let answer = caller.sign();
-        if change.is_empty() {
-            let _ = answer.expect(200);
-        } else {
-            device.assert_refused(&answer, name, DenyReason::ExecutableChanged);
-        }
         // Some engines take their time to tell of a restart; until then it is said that
         // the module does not run.
+        wait_for("the second process to be known", || {
+            let answer = caller.sign();
+            if change.is_empty() {
+                return (answer.status == 200).then_some(());
+            }
+            assert_eq!(answer.status, 403, "{}", answer.text());
+            let newest = device.status().refusals.into_iter().next().expect("a refusal");
+            assert_eq!(newest.module, *name);
+            (newest.reason == DenyReason::ExecutableChanged).then_some(())
+        });
         let shown = wait_for("the second process to be shown", || {
             let shown: Value =
                 serde_json::from_slice(&device.edgekeep(&["attest", "--json", name]).stdout)
