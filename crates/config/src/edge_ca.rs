@@ -2,7 +2,7 @@
 
 use edgekeep_core::renewal::{Margin, Policy, Window};
 use edgekeep_core::settings::{
-    EdgeCaRenewal, Issuance, IssuanceMethod, LocalCa, ModuleKeys, PreloadedCert,
+    EdgeCaRenewal, Issuance, IssuanceMethod, LocalCa, ModuleKeys, OnNewKey, PreloadedCert,
 };
 
 use crate::credentials::Wanted;
@@ -100,7 +100,7 @@ impl Draft<'_> {
             span: 0..0,
             path: "edge_ca".to_owned(),
         });
-        let own = ["module_keys", "algorithms"];
+        let own = ["module_keys", "algorithms", "on_new_key"];
         if view.has("cert") || view.has("pk") {
             if let Some(entry) = view.entry("cert").or_else(|| view.entry("pk")) {
                 let message =
@@ -207,7 +207,7 @@ impl Draft<'_> {
             return None;
         }
         let choice = format!("method = \"{}\"", method.text);
-        let edge_ca = &["module_keys", "algorithms"][..];
+        let edge_ca = &["module_keys", "algorithms", "on_new_key"][..];
         if chosen == IssuanceMethod::Est {
             // The server decides how long it is valid.
             let allowed = [&ANY_METHOD[..], &["url"], edge_ca].concat();
@@ -317,6 +317,16 @@ impl Draft<'_> {
             let choices = [("ec-p256", ModuleKeys::EcP256), ("rsa-2048", ModuleKeys::Rsa2048)];
             if let Some(chosen) = self.choice("edge_ca.module_keys", &text, &choices) {
                 self.moduled.edge_ca.module_keys = chosen;
+            }
+        }
+        if let Some(text) = view.text("on_new_key") {
+            let choices = [
+                ("restart", OnNewKey::Restart),
+                ("notify", OnNewKey::Notify),
+                ("none", OnNewKey::None),
+            ];
+            if let Some(chosen) = self.choice("edge_ca.on_new_key", &text, &choices) {
+                self.moduled.edge_ca.on_new_key = chosen;
             }
         }
         if let Some(text) = view.text("algorithms") {

@@ -336,6 +336,7 @@ static EDGE_CA: &[Key] = &[
     integer("auto_generated_edge_ca_expiry_days"),
     text("module_keys"),
     text("algorithms"),
+    text("on_new_key"),
 ];
 
 static MOBY_RUNTIME: &[Key] = &[

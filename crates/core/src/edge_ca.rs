@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use crate::backoff::Backoff;
 use crate::clock::{Reading, step};
 use crate::issuance::Term;
+use crate::settings::OnNewKey;
 
 /// Least time between two attempts to make the certificate, however many callers miss
 /// one.
@@ -47,6 +48,29 @@ pub fn due(validity: Term, now: OffsetDateTime, earliest: OffsetDateTime) -> Due
         Due::Soon
     } else {
         Due::Nothing
+    }
+}
+
+/// Consequence for the modules of a look at the Edge CA's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consequence {
+    /// None: the modules know the key, or the operator wants it so.
+    Nothing,
+    /// Operators are told.
+    Tell,
+    /// Modules that run are restarted.
+    Restart,
+}
+
+/// Decides about the Edge CA's key. `known` is the one that the modules know: none, if
+/// the device has no modules from an earlier time.
+#[must_use]
+pub fn consequence(known: Option<&str>, key: &str, wanted: OnNewKey) -> Consequence {
+    match (known, wanted) {
+        (None, _) | (_, OnNewKey::None) => Consequence::Nothing,
+        (Some(known), _) if known == key => Consequence::Nothing,
+        (Some(_), OnNewKey::Notify) => Consequence::Tell,
+        (Some(_), OnNewKey::Restart) => Consequence::Restart,
     }
 }
 
@@ -129,6 +153,18 @@ mod tests {
         assert_eq!(due(made, time(BUILT), time(BUILT)), Due::Soon);
         // A module's certificate is not stretched like that.
         assert!(!validity(time(0), Some(30), time(0), None, None).contains(time(BUILT)));
+    }
+
+    #[test]
+    fn only_another_key_than_the_modules_know_has_consequences() {
+        for wanted in [OnNewKey::Restart, OnNewKey::Notify, OnNewKey::None] {
+            assert_eq!(consequence(None, "new", wanted), Consequence::Nothing);
+            assert_eq!(consequence(Some("same"), "same", wanted), Consequence::Nothing);
+        }
+        let of = |wanted| consequence(Some("old"), "new", wanted);
+        assert_eq!(of(OnNewKey::Restart), Consequence::Restart);
+        assert_eq!(of(OnNewKey::Notify), Consequence::Tell);
+        assert_eq!(of(OnNewKey::None), Consequence::Nothing);
     }
 
     #[test]

@@ -5,9 +5,11 @@
 //! understood has no value here, so that it cannot get into a certificate.
 
 mod names;
+mod subtrees;
 mod validity;
 
 pub use names::{AlternativeName, NameError};
+pub use subtrees::{Base, OutsideSubtrees, Subtrees};
 pub use validity::{IssuerValidity, SLACK, Term, validity};
 
 /// Most alternative names in one certificate.

@@ -563,6 +563,21 @@ pub struct EdgeCaSettings {
     pub module_cert_days: u32,
     /// The service that renews the CA's certificate in time.
     pub renewal: EdgeCaRenewal,
+    /// Consequence for the modules when the CA gets another key.
+    pub on_new_key: OnNewKey,
+}
+
+/// Consequence for the modules when the Edge CA gets another key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNewKey {
+    /// Those that run are restarted, the agent last.
+    #[default]
+    Restart,
+    /// Operators are told.
+    Notify,
+    /// None.
+    None,
 }
 
 /// The service that renews the Edge CA's certificate.
@@ -588,6 +603,7 @@ impl Default for EdgeCaSettings {
             module_keys: ModuleKeys::default(),
             module_cert_days: 30,
             renewal: EdgeCaRenewal::default(),
+            on_new_key: OnNewKey::default(),
         }
     }
 }

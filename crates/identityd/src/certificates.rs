@@ -343,7 +343,9 @@ impl Certificates {
     ) -> Result<(Issuer, String), CertificateError> {
         let chain = self.store.read(id)?;
         let first = chain.first().ok_or_else(|| CertStoreError::NotFound { id: id.clone() })?;
-        Ok((Issuer::read(first.der(), now)?, pem_of(&chain)))
+        let mut issuer = Issuer::read(first.der(), now)?;
+        issuer.subtrees.extend(chain[1..].iter().filter_map(|it| issuer::subtrees(it.der())));
+        Ok((issuer, pem_of(&chain)))
     }
 }
 

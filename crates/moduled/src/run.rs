@@ -151,6 +151,11 @@ async fn serve_all(
     tracing::info!(version = systeminfo::VERSION, "moduled serves");
     keepers.spawn(replacements::settle_all(Arc::clone(modules), stop.clone()));
     keepers.spawn(keepers::edge_ca::keep(Arc::clone(credentials), stop.clone()));
+    keepers.spawn(keepers::new_ca::keep(
+        Arc::clone(credentials),
+        Arc::clone(modules),
+        stop.clone(),
+    ));
     keepers.spawn(health::keep(Arc::clone(report), stop.clone()));
     keepers.spawn(keepers::images::keep(Arc::clone(modules), stop.clone()));
     keepers.spawn(keepers::sockets::keep(Arc::clone(modules), stop.clone()));

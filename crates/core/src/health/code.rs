@@ -125,6 +125,9 @@ codes! {
     RenewalFails = "renewal-fails", Warning,
         "A certificate is due for renewal, and the last attempt failed. The old certificate is in use.",
         "Mend what the details name, or wait: attempts go on, more often towards the end. `edgekeep certs renew ID` tries at once.";
+    EdgeCaNewKey = "edge-ca-new-key", Warning,
+        "The Edge CA has a new key, which modules that read the trust bundle at their start alone do not know.",
+        "Restart these modules: `edgekeep restart MODULE`.";
     RenewalOnHold = "renewal-on-hold", Warning,
         "No renewal of a certificate is planned, since the clock cannot be right.",
         "Set the clock, or let a time server set it.";

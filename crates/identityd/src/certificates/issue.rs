@@ -10,7 +10,8 @@ use der::asn1::{Any, BitString, Ia5String, OctetString};
 use der::oid::{AssociatedOid, ObjectIdentifier};
 use der::{Encode, Sequence};
 use edgekeep_core::issuance::{
-    AlternativeName, Constraints, Granted, KeyUsage, Purpose, Rights, Term, grant, validity,
+    AlternativeName, Constraints, Granted, KeyUsage, OutsideSubtrees, Purpose, Rights, Term, grant,
+    validity,
 };
 use edgekeep_core::settings::Issuance;
 use time::OffsetDateTime;
@@ -97,6 +98,10 @@ pub(super) fn prepare(
     let path_len = issuer.and_then(|issuer| issuer.path_len);
     let granted =
         grant(&request.asked, rights, path_len, !subject.is_empty()).map_err(|it| refused(&it))?;
+    for subtrees in issuer.iter().flat_map(|issuer| &issuer.subtrees) {
+        let outside = |it: OutsideSubtrees| IssueError::Issuer { what: it.to_string() };
+        subtrees.check(&granted.names).map_err(outside)?;
+    }
     let days = issuance.and_then(|issuance| issuance.expiry_days);
     // A CA that is made while the clock is far behind is still good when that is set.
     // Those below are not stretched.

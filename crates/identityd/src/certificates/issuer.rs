@@ -3,10 +3,12 @@
 use der::asn1::{Any, AnyRef, BitStringRef, OctetString};
 use der::oid::AssociatedOid as _;
 use der::{Decode as _, Encode as _, Sequence};
-use edgekeep_core::issuance::IssuerValidity;
+use edgekeep_core::issuance::{Base, IssuerValidity, Subtrees};
 use time::OffsetDateTime;
 use x509_cert::ext::Extension;
-use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectKeyIdentifier};
+use x509_cert::ext::pkix::constraints::name::GeneralSubtrees;
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, NameConstraints, SubjectKeyIdentifier};
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::time::Validity;
 
@@ -23,6 +25,8 @@ pub(super) struct Issuer {
     pub(super) key_id: Option<OctetString>,
     pub(super) validity: IssuerValidity,
     pub(super) path_len: Option<u8>,
+    /// Name constraints of the certificate and of those above it.
+    pub(super) subtrees: Vec<Subtrees>,
 }
 
 /// A certificate (RFC 5280, section 4.1), of which only what matters here is looked into.
@@ -49,6 +53,30 @@ pub(super) struct Tbs {
     subject_unique_id: Option<der::asn1::BitString>,
     #[asn1(context_specific = "3", tag_mode = "EXPLICIT", optional = "true")]
     pub(super) extensions: Option<Vec<Extension>>,
+}
+
+/// Returns the name constraints of a certificate. What cannot be read of them is a
+/// constraint that is not understood.
+pub(super) fn subtrees(der: &[u8]) -> Option<Subtrees> {
+    let extensions = Certificate::from_der(der).ok()?.tbs.extensions?;
+    let extension = extensions.iter().find(|it| it.extn_id == NameConstraints::OID)?;
+    let Ok(read) = NameConstraints::from_der(extension.extn_value.as_bytes()) else {
+        return Some(Subtrees { permitted: vec![Base::Other], excluded: Vec::new() });
+    };
+    let bases = |subtrees: Option<GeneralSubtrees>| {
+        subtrees.unwrap_or_default().iter().map(|subtree| base(&subtree.base)).collect()
+    };
+    let (permitted, excluded) = (bases(read.permitted_subtrees), bases(read.excluded_subtrees));
+    Some(Subtrees { permitted, excluded })
+}
+
+fn base(name: &GeneralName) -> Base {
+    match name {
+        GeneralName::DnsName(name) => Base::Host(name.as_str().to_owned()),
+        GeneralName::IpAddress(bytes) => Base::of_address(bytes.as_bytes()),
+        GeneralName::UniformResourceIdentifier(host) => Base::UriHost(host.as_str().to_owned()),
+        _ => Base::Other,
+    }
 }
 
 /// A certificate whose signed part is in its bytes.
@@ -121,6 +149,7 @@ impl Issuer {
             key_id: key_id.map(|id| id.0),
             validity: IssuerValidity { not_before, not_after },
             path_len: constraints.path_len_constraint,
+            subtrees: subtrees(der).into_iter().collect(),
         })
     }
 }

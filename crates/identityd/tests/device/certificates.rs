@@ -146,6 +146,39 @@ async fn keyd_writes_down_for_whom_a_certificate_was_signed_if_the_asking_uid_ma
 }
 
 #[tokio::test]
+async fn an_issuer_certifies_names_within_its_constraints_and_openssl_agrees() {
+    let pair = KeyPair::generate().unwrap();
+    let (mut device, _) = device_with_ca(&pair).await;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "constrained");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.name_constraints = Some(rcgen::NameConstraints {
+        permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("plant7.test".to_owned())],
+        excluded_subtrees: Vec::new(),
+    });
+    let ca = params.self_signed(&pair).unwrap().pem();
+    device.certificates().import(CA, &ca).await.unwrap();
+    let module = "aziot-edged/module/m:1:server";
+    let chain = leaf(&device, module, leaf_request("m.plant7.test")).await.unwrap();
+    let (ca_file, leaf_file) =
+        (device.folder.path().join("c.pem"), device.folder.path().join("l.pem"));
+    std::fs::write(&ca_file, &ca).unwrap();
+    std::fs::write(&leaf_file, &chain).unwrap();
+    let verified = Command::new("openssl")
+        .args(["verify", "-CAfile"])
+        .args([&ca_file, &leaf_file])
+        .output()
+        .unwrap();
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    let error = leaf(&device, module, leaf_request("m.plant8.test")).await.unwrap_err();
+    let (status, words) = refusal(error);
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(words.contains("do not allow the name m.plant8.test"), "{words}");
+    device.stop().await;
+}
+
+#[tokio::test]
 async fn serial_numbers_differ() {
     let (device, _) = device_with_ca(&KeyPair::generate().unwrap()).await;
     let mut serials = std::collections::BTreeSet::new();

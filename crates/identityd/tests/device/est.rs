@@ -5,7 +5,7 @@ use std::time::Duration;
 use edgekeep_core::id::CertId;
 use edgekeep_core::renewal::Policy;
 use edgekeep_core::settings::{EstBasic, EstSettings, Issuance, IssuanceMethod};
-use edgekeep_sim::{EstOptions, Simulator, SimulatorOptions};
+use edgekeep_sim::{EstAnswer, EstFaults, EstOptions, Faults, Simulator, SimulatorOptions};
 
 use crate::harness::{Device, manual};
 
@@ -77,4 +77,35 @@ async fn the_device_gets_its_identity_unasked_and_renews_it_by_itself() {
         assert_eq!((line.method.as_str(), line.renewal.as_str()), ("est", "planned"));
         assert!(device.keys().load_key_pair("est-id-temp").await.is_err());
     }
+}
+
+#[tokio::test]
+async fn whatever_a_bad_server_answers_the_old_certificate_stays_and_the_reason_is_told() {
+    let (sim, mut device) = device(true).await;
+    device.start().await;
+    let first = issued(&device).await;
+    for fault in [EstAnswer::Html, EstAnswer::WrongKey, EstAnswer::Expired, EstAnswer::Oversized] {
+        let est = EstFaults { enroll: Some(fault), ..EstFaults::default() };
+        sim.faults(Faults { est, ..Faults::default() }).unwrap();
+        let error = device.certificates().renew(ID).await.unwrap_err().to_string();
+        assert!(error.contains("not issued by EST"), "{fault:?}: {error}");
+        assert_eq!(device.certificates().load(ID).await.unwrap(), first, "{fault:?}");
+        let list = device.certificates().list().await.unwrap();
+        let line = list.certificates.into_iter().find(|line| line.id == ID).unwrap();
+        // It was asked for, and is not due.
+        assert_eq!(line.renewal, "planned", "{fault:?}");
+        assert!(line.last_error.is_some_and(|said| error.contains(&said)), "{fault:?}");
+    }
+    // Somebody must approve it: the same key is asked for again, and not before its time.
+    let est = EstFaults { pending: 1, retry_after_sec: Some(7200), ..EstFaults::default() };
+    sim.faults(Faults { est, ..Faults::default() }).unwrap();
+    let error = device.certificates().renew(ID).await.unwrap_err().to_string();
+    assert!(error.contains("come back in 7200 s"), "{error}");
+    let waiting = device.keys().load_key_pair("est-id-temp").await.unwrap();
+    let point = device.keys().parameter(&waiting, "ec-point").await.unwrap();
+    sim.faults(Faults::default()).unwrap();
+    device.certificates().renew(ID).await.unwrap();
+    assert_ne!(device.certificates().load(ID).await.unwrap(), first);
+    let now = device.keys().load_key_pair(ID).await.unwrap();
+    assert_eq!(device.keys().parameter(&now, "ec-point").await.unwrap(), point);
 }

@@ -3,5 +3,6 @@
 pub(crate) mod agent;
 pub(crate) mod edge_ca;
 pub(crate) mod images;
+pub(crate) mod new_ca;
 pub(crate) mod sockets;
 pub(crate) mod upkeep;

@@ -38,7 +38,7 @@ const TIMES_SLOWEST: u32 = 10;
 const STEPS: u64 = 80;
 
 /// The wall clock of the daemons.
-struct Clock {
+pub(crate) struct Clock {
     folder: tempfile::TempDir,
     library: PathBuf,
 }
@@ -46,7 +46,7 @@ struct Clock {
 impl Clock {
     /// A clock that is right. `None`, and a line that says so, where libfaketime is
     /// missing.
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let places = [
             format!("/usr/lib/{}-linux-gnu/faketime", std::env::consts::ARCH),
             "/usr/lib64/faketime".into(),
@@ -69,7 +69,7 @@ impl Clock {
         self.folder.path().join("offset")
     }
 
-    fn device(&self) -> Builder {
+    pub(crate) fn device(&self) -> Builder {
         let file = self.file().display().to_string();
         Device::builder()
             .variable("LD_PRELOAD", &self.library.display().to_string())
@@ -82,17 +82,17 @@ impl Clock {
     }
 
     /// Puts the clock so many seconds ahead of the true time.
-    fn set_ahead(&self, seconds: i64) {
+    pub(crate) fn set_ahead(&self, seconds: i64) {
         let new = self.folder.path().join("new");
         std::fs::write(&new, format!("{seconds:+}\n")).unwrap();
         std::fs::rename(new, self.file()).unwrap();
     }
 
-    fn set(&self, to: i64) {
+    pub(crate) fn set(&self, to: i64) {
         self.set_ahead(to - true_time());
     }
 
-    fn now(&self) -> i64 {
+    pub(crate) fn now(&self) -> i64 {
         let ahead: i64 = std::fs::read_to_string(self.file()).unwrap().trim().parse().unwrap();
         true_time() + ahead
     }
@@ -156,7 +156,7 @@ fn run_openssl(arguments: &[&str]) -> (bool, String) {
 }
 
 /// A module, and what it got.
-struct Module<'a> {
+pub(crate) struct Module<'a> {
     caller: &'a Caller,
     folder: PathBuf,
     digest: Value,
@@ -166,15 +166,15 @@ struct Module<'a> {
 }
 
 /// A certificate as a module gets it.
-struct Served {
+pub(crate) struct Served {
     chain: String,
     bundle: String,
     /// Begin and end of the one that signed.
-    ca: (i64, i64),
+    pub(crate) ca: (i64, i64),
 }
 
 impl<'a> Module<'a> {
-    fn new(device: &Device, caller: &'a Caller) -> Self {
+    pub(crate) fn new(device: &Device, caller: &'a Caller) -> Self {
         let folder = device.root().path().join("check");
         std::fs::create_dir(&folder).unwrap();
         let digest = caller.sign().expect(200)["digest"].clone();
@@ -215,7 +215,7 @@ impl<'a> Module<'a> {
     }
 
     /// Everything that a module lives on, right after a step.
-    fn lives(&mut self) -> Served {
+    pub(crate) fn lives(&mut self) -> Served {
         let signed = self.asks("sign", Caller::sign, 200);
         assert_eq!(signed["digest"], self.digest, "the same key");
         let body = json!({ "ciphertext": self.ciphertext, "initializationVector": base64(b"iv") });
@@ -241,7 +241,7 @@ impl<'a> Module<'a> {
     }
 
     /// Asks openssl whether the certificate is valid at this time.
-    fn verified(&self, served: &Served, at: i64) -> (bool, String) {
+    pub(crate) fn verified(&self, served: &Served, at: i64) -> (bool, String) {
         let file = |name: &str, text: &str| {
             let path = self.folder.join(name);
             std::fs::write(&path, text).unwrap();

@@ -2,15 +2,15 @@
 //!
 //! `compatible` has the keys, certificates and identities of compatible services,
 //! `management` and `workload` go through the routes, `module_data` through what modules
-//! have encrypted, `cloud_away` and `crashes` through what may go wrong,
-//! `children` through what may become of moduled's own processes, `clock` through
-//! steps of the clock, `odd_files` through what may stand in a file's place,
-//! `credential_files` through files of certificates that change under a device, `health`
-//! through what makes the device unhealthy, `operations` through logs and metrics,
-//! `sockets` through what can become of a module's socket, `host_programs` through
-//! confined modules, services and host agents, `own_users` through host modules with
-//! users of their own, `refusals` through what is told of callers that were refused. What
-//! others may try is in the attack suite.
+//! have encrypted, `cloud_away` and `crashes` through what may go wrong, `children`
+//! through what may become of moduled's own processes, `clock` through steps of the
+//! clock, `odd_files` through what may stand in a file's place, `credential_files`
+//! through files of certificates that change under a device, `health` through what makes
+//! the device unhealthy, `operations` through logs and metrics, `sockets` through what
+//! can become of a module's socket, `host_programs` through confined modules, services
+//! and host agents, `own_users` through host modules with users of their own, `renewals`
+//! through years of certificates, `refusals` through what is told of callers that were
+//! refused. What others may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod children;
@@ -29,6 +29,7 @@ mod operations;
 mod own_users;
 mod reference_agent;
 mod refusals;
+mod renewals;
 mod sockets;
 mod workload;
 
