@@ -89,6 +89,18 @@ pub(crate) enum Verb {
         #[arg(value_enum, requires = "daemon")]
         level: Option<crate::operations::Level>,
     },
+    /// Print the completions of a shell, for its folder of completions
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        folder: PathBuf,
+    },
     /// Print the version
     Version,
 }
@@ -103,13 +115,36 @@ pub(crate) enum ConfigVerb {
         /// Say what would change, and change nothing
         #[arg(long)]
         dry_run: bool,
+        /// Leave out keys that are unknown or in the wrong table, with a notice
+        #[arg(long)]
+        lenient: bool,
     },
     /// Check the configuration and change nothing
     Check {
         /// The configuration [default: etc/edgekeep/config.toml below the root folder]
         #[arg(short = 'c', long = "config-file", visible_alias = "config", value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Leave out keys that are unknown or in the wrong table, with a notice
+        #[arg(long)]
+        lenient: bool,
     },
+    /// Go back to the configuration that was applied before the present one
+    Rollback {
+        /// The configuration to write [default: etc/edgekeep/config.toml below the root
+        /// folder]
+        #[arg(short = 'c', long = "config-file", value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Say what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Say what a key is for, and what it takes
+    Explain {
+        /// The key, or the end of its path: "tpm.tcti", "tcti" [default: the top level]
+        key: Option<String>,
+    },
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
 }
 
 #[derive(Debug, Args)]
@@ -204,8 +239,6 @@ pub(crate) struct Context {
     pub(crate) management: PathBuf,
     /// True if the output is to be JSON.
     pub(crate) json: bool,
-    /// True if the program was called as `iotedge`.
-    pub(crate) as_iotedge: bool,
 }
 
 impl Arguments {
@@ -221,7 +254,7 @@ impl Arguments {
             Some(uri) => socket_of(&uri)?,
             None => root.management_socket(),
         };
-        Ok(Context { root, management, json: self.json, as_iotedge })
+        Ok(Context { root, management, json: self.json })
     }
 }
 
@@ -234,10 +267,10 @@ fn socket_of(uri: &str) -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(path))
 }
 
-/// Returns true if the program was called by the name of the tool that it can stand in
-/// for.
+/// Returns true if the program was called by the name of a tool that it can stand in for.
 pub(crate) fn is_iotedge(program: &OsStr) -> bool {
-    Path::new(program).file_name() == Some(OsStr::new("iotedge"))
+    let name = Path::new(program).file_name();
+    ["iotedge", "aziotctl"].into_iter().any(|known| name == Some(OsStr::new(known)))
 }
 
 #[cfg(test)]
@@ -278,6 +311,7 @@ mod tests {
     #[test]
     fn the_program_is_known_by_its_file_name() {
         assert!(is_iotedge(OsStr::new("/usr/bin/iotedge")));
+        assert!(is_iotedge(OsStr::new("aziotctl")));
         assert!(!is_iotedge(OsStr::new("/usr/bin/edgekeep")));
     }
 }

@@ -22,6 +22,7 @@ mod list;
 mod logs;
 mod operations;
 mod output;
+mod pages;
 mod restart;
 mod status;
 
@@ -30,7 +31,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::arguments::{Arguments, ConfigVerb, Verb};
+use crate::arguments::{Arguments, Verb};
 
 /// Runs the command with its arguments, the program's name first.
 ///
@@ -61,10 +62,7 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
     let context = arguments.context(as_iotedge)?;
     match arguments.verb {
         Verb::Version => version(&context),
-        Verb::Config { verb: ConfigVerb::Apply { file, dry_run } } => {
-            config::apply(&context, file, dry_run)
-        }
-        Verb::Config { verb: ConfigVerb::Check { file } } => config::check(&context, file),
+        Verb::Config { verb } => config::run(&context, verb),
         Verb::Audit { verb } => audit::run(&context, verb).await,
         Verb::Certs { verb } => certs::run(&context, verb).await,
         Verb::Keys { verb } => keys::run(&context, verb),
@@ -75,6 +73,8 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
         Verb::Restart { module } => restart::run(&context, &module).await,
         Verb::Metrics { daemon } => operations::metrics(&context, daemon).await,
         Verb::LogLevel { daemon, level } => operations::log_level(&context, daemon, level).await,
+        Verb::Completions { shell } => pages::completions(shell),
+        Verb::Manual { folder } => pages::manual(&folder),
         Verb::Status => status::run(&context).await,
         Verb::Dev(options) => dev::run(&context, options, arguments.root).await,
     }

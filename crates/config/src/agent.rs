@@ -1,6 +1,7 @@
 //! `[agent]`, `[moby_runtime]`, `[module_policies]` and what else moduled is told.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use edgekeep_core::attestation::Policy;
 use edgekeep_core::digest::Sha256Digest;
@@ -9,6 +10,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::diagnostic::Code;
 use crate::document::{Node, Table, Text, Value, View};
+use crate::places::Expected;
 use crate::similar::nearest;
 use crate::translate::Draft;
 use crate::value;
@@ -202,6 +204,9 @@ impl Draft<'_> {
                             .to_owned())
                     }
                 };
+                if let Some(path) = socket {
+                    self.place("moby_runtime.uri", &uri, Path::new(path), Expected::EngineSocket);
+                }
                 if let Some(uri) = self.checked("moby_runtime.uri", &uri, checked) {
                     engine.uri = uri;
                 }

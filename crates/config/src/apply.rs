@@ -1,6 +1,6 @@
 //! Writing what [`translate`] made: the only part of this crate that touches the disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::credentials::{Unjudged, referenced_credentials};
 use crate::diagnostic::Diagnostic;
 use crate::document::MAX_BYTES;
+use crate::history;
+use crate::places::look_at_all;
 use crate::secret::SecretBytes;
 use crate::translate::{Environment, Users, referenced_files, translate};
 
@@ -119,8 +121,17 @@ pub fn environment(text: &str) -> Environment {
         groups: groups(users, &passwd),
         hostname,
         uids: uids(&passwd),
+        group_names: fs::read_to_string("/etc/group").map_or_else(
+            |_| BTreeSet::new(),
+            |text| {
+                text.lines().filter_map(|line| line.split(':').next()).map(str::to_owned).collect()
+            },
+        ),
         files: files.collect(),
         credentials: credentials.collect(),
+        places: look_at_all(text),
+        mode: None,
+        lenient: false,
     }
 }
 
@@ -178,6 +189,12 @@ fn users(uid: u32, passwd: &str) -> Users {
     }
 }
 
+/// Permission bits of a configuration file; none if there is no such file.
+#[must_use]
+pub fn mode_of(path: &Path) -> Option<u32> {
+    fs::metadata(path).ok().map(|metadata| metadata.mode() & 0o7777)
+}
+
 /// Reads a configuration file, at most as much of it as is parsed. Whose the file is, is
 /// for the operator to know.
 ///
@@ -213,6 +230,9 @@ pub fn apply(
     writer.settings(root, Daemon::Keyd, reader(|of| of.keyd), &translated.keyd)?;
     writer.settings(root, Daemon::Identityd, reader(|of| of.identityd), &translated.identityd)?;
     writer.settings(root, Daemon::Moduled, reader(|of| of.moduled), &translated.moduled)?;
+    if mode == ApplyMode::Write {
+        history::keep(root, text)?;
+    }
     let restart =
         Daemon::ALL.into_iter().filter(|daemon| writer.restart.contains(daemon)).collect();
     Ok(Applied { changes: writer.changes, restart, notices: translated.notices })

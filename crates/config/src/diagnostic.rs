@@ -168,9 +168,16 @@ pub(crate) struct Report {
     texts: Vec<Range<usize>>,
     meant: Vec<String>,
     unparsed: bool,
+    /// True if unknown and misplaced keys are notices.
+    lenient: bool,
 }
 
 impl Report {
+    /// Makes an empty report. If it is `lenient`, unknown and misplaced keys are notices.
+    pub(crate) fn new(lenient: bool) -> Self {
+        Self { lenient, ..Self::default() }
+    }
+
     /// Adds an error at `span`.
     pub(crate) fn error(
         &mut self,
@@ -236,6 +243,10 @@ impl Report {
         message: &str,
         remedy: Option<String>,
     ) {
+        let severity = match code {
+            Code::UnknownKey | Code::MisplacedKey if self.lenient => Severity::Notice,
+            _ => severity,
+        };
         if self.told[severity as usize] >= SHOWN {
             self.count(severity, span);
             return;

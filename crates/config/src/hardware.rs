@@ -1,6 +1,6 @@
 //! `[aziot_keys]` and `[tpm]`: what keys are kept in.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use edgekeep_core::hardware::{
     AuditCounter, AuthSource, KeyPlace, PassOn, Seal, SecretText, TokenSettings, TpmSettings,
@@ -10,6 +10,7 @@ use edgekeep_tpm::{AuthValue, Tcti};
 
 use crate::diagnostic::Code;
 use crate::document::{Text, View};
+use crate::places::Expected;
 use crate::translate::Draft;
 use crate::value;
 
@@ -51,7 +52,7 @@ fn sandbox_path(text: &str) -> Result<PathBuf, String> {
         "/sys",
         "/dev",
     ];
-    if whole.iter().any(|whole| path == std::path::Path::new(whole)) {
+    if whole.iter().any(|whole| path == Path::new(whole)) {
         return Err(
             "too much to be left within reach: name the folders in it that the token's library needs".to_owned()
         );
@@ -95,6 +96,7 @@ impl Draft<'_> {
         for path in keys.texts("sandbox_paths") {
             let file = sandbox_path(path.text);
             if let Some(file) = self.checked("aziot_keys.sandbox_paths", &path, file) {
+                self.place("aziot_keys.sandbox_paths", &path, &file, Expected::FileOrFolder);
                 self.keyd.sandbox.paths.push(file);
             }
         }
@@ -126,6 +128,9 @@ impl Draft<'_> {
                 if tcti.text.is_empty() { settings.tcti.clone() } else { tcti.text.to_owned() };
             let parsed = wanted.parse::<Tcti>().map_err(|why| why.to_string());
             if self.checked("tpm.tcti", &tcti, parsed).is_some() {
+                if let Some(node) = wanted.strip_prefix("device:") {
+                    self.place("tpm.tcti", &tcti, Path::new(node), Expected::Device);
+                }
                 settings.tcti = wanted;
             }
         }
@@ -205,6 +210,7 @@ impl Draft<'_> {
         match &found[..] {
             [("file", uri)] => {
                 let file = self.checked(&source.key("file"), uri, value::file_uri(uri.text))?;
+                self.place(&source.key("file"), uri, Path::new(&file), Expected::File);
                 Some(AuthSource::File(PathBuf::from(file)))
             }
             [("credential", name)] => {
@@ -235,6 +241,10 @@ impl Draft<'_> {
                 Err("expected the absolute path of a PKCS#11 library".to_owned())
             };
             token.library = self.checked("aziot_keys.pkcs11_lib_path", &path, absolute);
+            if let Some(library) = &token.library {
+                let library = library.clone();
+                self.place("aziot_keys.pkcs11_lib_path", &path, &library, Expected::Library);
+            }
         }
         if let Some(slot) = keys.text("pkcs11_base_slot") {
             const PATH: &str = "aziot_keys.pkcs11_base_slot";

@@ -2,6 +2,7 @@
 //! identity.
 
 use std::ops::Range;
+use std::path::Path;
 
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::host::{
@@ -12,6 +13,7 @@ use edgekeep_core::id::ModuleId;
 
 use crate::diagnostic::Code;
 use crate::document::{Text, View};
+use crate::places::Expected;
 use crate::similar::nearest;
 use crate::translate::Draft;
 use crate::value;
@@ -52,6 +54,7 @@ impl Draft<'_> {
         }
         // When all names are known.
         for (view, ..) in modules.iter().chain(&services).flat_map(tables) {
+            self.known_accounts(&view);
             self.known_targets(&view);
         }
     }
@@ -73,6 +76,7 @@ impl Draft<'_> {
             None => self.absent(view, "sha256", "the output of `sha256sum` for the program"),
         };
         let (Some(executable), Some(sha256)) = (executable, sha256) else { return };
+        self.named_program(view, Path::new(&executable), Some(sha256));
         let mut module = HostModule::new(executable, sha256);
         module.args = view.texts("args").map(|arg| arg.text.to_owned()).collect();
         module.user = account(view, "user");
@@ -82,8 +86,11 @@ impl Draft<'_> {
             self.report.error(Code::Conflict, &entry.key_span, view.key("group"), message);
         }
         if let Some(folder) = view.text("working_dir") {
-            module.working_dir =
-                self.checked(&view.key("working_dir"), &folder, absolute(folder.text));
+            let key = view.key("working_dir");
+            module.working_dir = self.checked(&key, &folder, absolute(folder.text));
+            if let Some(path) = &module.working_dir {
+                self.place(&key, &folder, Path::new(path), Expected::Folder);
+            }
         }
         self.host_env(view, &mut module);
         module.capabilities = self.capabilities(view);
@@ -150,6 +157,9 @@ impl Draft<'_> {
             .text("executable")
             .and_then(|path| self.checked(&view.key("executable"), &path, absolute(path.text)));
         let sha256 = view.text("sha256").and_then(|text| self.digest(view, &text));
+        if let Some(executable) = &executable {
+            self.named_program(view, Path::new(executable), sha256);
+        }
         let user = account(view, "user");
         let of_user = unit.as_ref().is_some_and(UnitName::is_a_users);
         if (of_user || !view.has("unit")) && (user.is_none() || !view.has("sha256")) {
@@ -168,6 +178,15 @@ impl Draft<'_> {
             let service = HostService { unit, user, executable, sha256, management, approves };
             self.moduled.host_services.insert(id, service);
         }
+    }
+
+    /// Judges the program that a table names, and its digest.
+    fn named_program(&mut self, view: &View<'_>, path: &Path, wanted: Option<Sha256Digest>) {
+        let Some(text) = view.text("executable") else { return };
+        let digest = view.text("sha256");
+        let wanted = wanted.zip(digest.as_ref());
+        let wanted = wanted.map(|(wanted, text)| (wanted, text, view.key("sha256")));
+        self.program(&view.key("executable"), &text, path, wanted);
     }
 
     fn digest(&mut self, view: &View<'_>, text: &Text<'_>) -> Option<Sha256Digest> {
@@ -221,11 +240,15 @@ impl Draft<'_> {
             return None;
         }
         let texts = view.texts(key);
-        Some(
-            texts
-                .filter_map(|path| self.checked(&view.key(key), &path, absolute(path.text)))
-                .collect(),
-        )
+        let mut found = Vec::new();
+        for text in texts {
+            let Some(path) = self.checked(&view.key(key), &text, absolute(text.text)) else {
+                continue;
+            };
+            self.place(&view.key(key), &text, Path::new(&path), Expected::FileOrFolder);
+            found.push(path);
+        }
+        Some(found)
     }
 
     fn limits_of(&mut self, view: &View<'_>) -> Limits {

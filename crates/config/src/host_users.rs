@@ -8,6 +8,7 @@ use edgekeep_core::host::IdRange;
 use crate::diagnostic::Code;
 use crate::document::View;
 use crate::host::account;
+use crate::similar::nearest;
 use crate::translate::Draft;
 
 /// A table, where its key stands, and its name.
@@ -82,6 +83,29 @@ impl Draft<'_> {
                 );
                 self.refuse_user(view, message);
             }
+        }
+    }
+
+    /// Tells of a user or group that this device does not have. A directory service may
+    /// know it, so it is no error.
+    pub(crate) fn known_accounts(&mut self, view: &View<'_>) {
+        for (key, word) in [("user", "user"), ("group", "group")] {
+            let Some(name) = view.text(key) else { continue };
+            let known: Vec<&str> = match key {
+                "user" => self.environment.uids.keys().map(String::as_str).collect(),
+                _ => self.environment.group_names.iter().map(String::as_str).collect(),
+            };
+            // Nothing is known of a device that is not looked at.
+            if known.is_empty() || name.text.parse::<u32>().is_ok() || known.contains(&name.text) {
+                continue;
+            }
+            let meant = nearest(name.text, known);
+            let message = format!("this device has no {word} `{}`: nothing runs as it", name.text);
+            let remedy = match meant {
+                Some(meant) => format!("did you mean \"{meant}\"?"),
+                None => format!("make the {word}, or name another one"),
+            };
+            self.report.notice(Code::Unusual, name.span, view.key(key), message, Some(&remedy));
         }
     }
 

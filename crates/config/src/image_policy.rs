@@ -1,11 +1,12 @@
 //! Images that modules may be made from: `[image_policy]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use edgekeep_core::image_policy::{ImagePolicy, ImageRule};
 
 use crate::diagnostic::Code;
 use crate::document::View;
+use crate::places::Expected;
 use crate::translate::Draft;
 use crate::value;
 
@@ -39,6 +40,10 @@ impl Draft<'_> {
             };
             policy.signatures =
                 self.checked("image_policy.signatures", &folder, checked).unwrap_or_default();
+            if absolute {
+                let path = Path::new(folder.text);
+                self.place("image_policy.signatures", &folder, path, Expected::Folder);
+            }
         }
         if let Some(images) = view.table("images") {
             for entry in &images.table.entries {

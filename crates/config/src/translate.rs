@@ -20,6 +20,8 @@ use crate::check::check;
 use crate::credentials::{Unjudged, Wanted};
 use crate::diagnostic::{Code, Diagnostic, Report};
 use crate::document::{self, Node, Text, Value, View, join};
+use crate::open_secrets;
+use crate::places::{Expected, Seen};
 use crate::secret::SecretBytes;
 use crate::similar::nearest;
 use crate::value;
@@ -56,6 +58,8 @@ pub struct Environment {
     pub hostname: String,
     /// The operating system's users by name.
     pub uids: BTreeMap<String, u32>,
+    /// Names of the operating system's groups.
+    pub group_names: BTreeSet<String>,
     /// Content of the files that [`referenced_files`] names, by path; or why one could
     /// not be read.
     pub files: BTreeMap<PathBuf, Result<Vec<u8>, String>>,
@@ -63,6 +67,14 @@ pub struct Environment {
     /// [`referenced_credentials`](crate::referenced_credentials) names, by path; or why
     /// one is not judged. What is not in here is not looked at.
     pub credentials: BTreeMap<PathBuf, Result<Arc<SecretBytes>, Unjudged>>,
+    /// Things at the places that [`referenced_places`](crate::referenced_places) names.
+    /// A place that is not in here is not judged.
+    pub places: BTreeMap<PathBuf, Seen>,
+    /// Permission bits of the configuration file, if it is one.
+    pub mode: Option<u32>,
+    /// True if keys that are unknown, or stand in the wrong table, are left out with a
+    /// notice instead of being errors.
+    pub lenient: bool,
 }
 
 /// Unix user ids of the daemons.
@@ -134,13 +146,14 @@ pub fn referenced_files(text: &str) -> Vec<PathBuf> {
 /// # Errors
 /// All diagnostics, notices included, if one of them is an error.
 pub fn translate(text: &str, environment: &Environment) -> Result<Translated, Vec<Diagnostic>> {
-    let mut report = Report::default();
+    let mut report = Report::new(environment.lenient);
     let mut table = document::parse(text, &mut report);
     let parsed = !report.has_errors();
     check(text, &mut table, &mut report);
     if !parsed {
         return Err(report.finish(text));
     }
+    open_secrets::check(&table, environment.mode, &mut report);
     let mut draft = Draft::new(environment, report);
     draft.read(&View::root(&table));
     draft.finish(text)
@@ -161,6 +174,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) edge_ca_rotates: bool,
     /// Files of certificates and keys that were met.
     pub(crate) credentials: BTreeSet<PathBuf>,
+    /// Other places that were met.
+    pub(crate) places: BTreeMap<PathBuf, Expected>,
 }
 
 impl<'a> Draft<'a> {
@@ -214,6 +229,7 @@ impl<'a> Draft<'a> {
             identityd_keys: Vec::new(),
             edge_ca_rotates: true,
             credentials: BTreeSet::new(),
+            places: BTreeMap::new(),
         }
     }
 
