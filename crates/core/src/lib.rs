@@ -27,6 +27,7 @@ pub mod host;
 pub mod id;
 pub mod image_collection;
 pub mod image_policy;
+pub mod integrity;
 pub mod issuance;
 pub mod key_use;
 pub mod layout;

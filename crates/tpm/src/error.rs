@@ -123,6 +123,21 @@ pub enum TpmError {
         /// The index.
         index: u32,
     },
+    /// The place of a register is taken by something else.
+    #[error(
+        "the NV index {index:#010x} holds something else than measurements of ours: set another measure_index in \
+         [tpm], or, if nothing needs it, remove it with `tpm2_nvundefine -C o {index:#010x}`"
+    )]
+    NotARegister {
+        /// The index.
+        index: u32,
+    },
+    /// There is no register under an index.
+    #[error("there is no index for measurements at {index:#010x}")]
+    NoRegister {
+        /// The index.
+        index: u32,
+    },
     /// There is no counter under an index.
     #[error("there is no counter under the NV index {index:#010x}")]
     NoCounter {
@@ -255,6 +270,10 @@ pub enum Authorized {
     Object,
     /// A counter.
     Counter,
+    /// A register in an NV index.
+    Register,
+    /// A PCR.
+    Pcr,
 }
 
 impl Authorized {
@@ -274,6 +293,11 @@ impl Authorized {
                 "another installation, or somebody else, made it: set another audit_counter_index in [tpm], or, if \
                  that installation is gone, remove its counter with `tpm2_nvundefine -C o INDEX`"
             }
+            Self::Register => {
+                "another installation, or somebody else, made it: find out who; then remove it with \
+                 `tpm2_nvundefine -C o INDEX` and restart keyd, or set another measure_index in [tpm]"
+            }
+            Self::Pcr => "somebody gave it one: set another measure_pcr in [tpm]",
         }
     }
 }
@@ -286,6 +310,8 @@ impl fmt::Display for Authorized {
             Self::StorageRoot => "the storage root",
             Self::Object => "the key or sealed secret",
             Self::Counter => "the audit log's counter",
+            Self::Register => "the NV index of the measurements",
+            Self::Pcr => "the PCR of the measurements",
         })
     }
 }

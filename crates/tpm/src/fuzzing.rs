@@ -3,7 +3,9 @@
 
 use crate::device::response_code;
 use crate::nv::area_is_counter;
+use crate::nv_register::area_is_register;
 use crate::objects::read_ecdsa;
+use crate::pcr::read_one;
 use crate::provisioning::ImportBlob;
 use crate::public::Public;
 use crate::session::{Prepared, accept};
@@ -17,6 +19,8 @@ pub fn read(bytes: &[u8]) {
     }
     let _ = response_code(bytes);
     let _ = area_is_counter(0x0180_0000, bytes);
+    let _ = area_is_register(0x0180_0000, bytes);
+    let _ = read_one(bytes, 13);
     let _ = read_ecdsa(&mut Reader::new(bytes));
     let _ = ImportBlob::read(bytes);
     let _ = Public::read(bytes);

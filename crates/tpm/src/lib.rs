@@ -42,6 +42,7 @@
 //! | keys of [`Tpm::create_key`] | storage root | empty: whoever has blob and TPM can use it | no |
 //! | sealed secrets | storage root | empty, an auth value, or PolicyPCR | only with an auth value |
 //! | counter of the audit log | owner hierarchy, NV | an auth value that only its maker knows | no |
+//! | register of measurements | owner hierarchy, NV | an auth value that only its maker knows | no |
 //! | authentication key for provisioning | storage root, persistent | as its maker decided | as its maker decided |
 //!
 //! Touches the TPM's device node or the socket of a simulated TPM, and nothing else.
@@ -56,7 +57,9 @@ pub mod fuzzing;
 mod kdf;
 mod key;
 mod nv;
+mod nv_register;
 mod objects;
+mod pcr;
 mod provisioning;
 mod public;
 mod record;
@@ -71,6 +74,7 @@ pub use device::{Blob, RootAlgorithm, Tpm, TpmOptions};
 pub use error::{Authorized, ResponseCode, TpmError};
 pub use key::{Key, KeyType, NewKey};
 pub use nv::NvCounter;
+pub use nv_register::{NvRegister, NvRegisterState};
 pub use provisioning::ProvisioningKeys;
 pub use public::{Algorithm, Public};
 pub use record::{Record, RecordKind, Unreadable};

@@ -114,36 +114,37 @@ impl Tpm {
     }
 
     fn nv_read(&self, counter: &NvCounter, entity: &Entity) -> Result<u64, TpmError> {
+        let bytes = self.nv_read_bytes(entity, (&counter.auth, Authorized::Counter), LENGTH)?;
+        let value = bytes.try_into().map_err(|_| Malformed);
+        value.map(u64::from_be_bytes).map_err(malformed(Code::NvRead))
+    }
+
+    /// Reads a whole index with its own auth value.
+    pub(crate) fn nv_read_bytes(
+        &self,
+        entity: &Entity,
+        (value, of): (&AuthValue, Authorized),
+        length: u16,
+    ) -> Result<Vec<u8>, TpmError> {
         self.with_session(|session| {
-            let auth = Auth::Hmac { session, value: &counter.auth, of: Authorized::Counter };
-            let asked = Writer::new().u16(LENGTH).u16(0);
+            let auth = Auth::Hmac { session, value, of };
+            let asked = Writer::new().u16(length).u16(0);
             let answer =
                 self.execute(Code::NvRead, &[entity.clone(), entity.clone()], &mut [auth], asked)?;
-            let value = Reader::new(&answer.parameters)
-                .sized()
-                .and_then(|bytes| bytes.try_into().map_err(|_| Malformed));
-            value.map(u64::from_be_bytes).map_err(malformed(Code::NvRead))
+            let bytes = Reader::new(&answer.parameters).sized();
+            bytes.map(<[u8]>::to_vec).map_err(malformed(Code::NvRead))
         })
     }
 
     fn nv_define(&self, counter: &NvCounter) -> Result<(), TpmError> {
-        let too_long = || TpmError::Library;
         let public = Writer::new()
             .u32(counter.index)
             .u16(number::ALG_SHA256)
             .u32(ATTRIBUTES)
             .u16(0)
             .u16(LENGTH);
-        let public = public.finish().ok_or_else(too_long)?;
-        let asked = Writer::new().sized(counter.auth.expose()).sized(&public);
-        self.with_session(|session| {
-            let auth = Auth::Hmac { session, value: &self.options.owner, of: Authorized::Owner };
-            let handles = [Entity::permanent(number::RH_OWNER)];
-            match self.execute(Code::NvDefineSpace, &handles, &mut [auth], asked) {
-                Err(TpmError::NoPersistentRoom) => Err(TpmError::NoNvRoom),
-                done => done.map(drop),
-            }
-        })?;
+        let public = public.finish().ok_or(TpmError::Library)?;
+        self.nv_define_area(&counter.auth, &public)?;
         tracing::info!(
             index = format_args!("{:#010x}", counter.index),
             "made a counter in the TPM"
@@ -151,8 +152,29 @@ impl Tpm {
         Ok(())
     }
 
+    /// Makes an index with this public area, to be used with this auth value.
+    pub(crate) fn nv_define_area(&self, auth: &AuthValue, public: &[u8]) -> Result<(), TpmError> {
+        let asked = Writer::new().sized(auth.expose()).sized(public);
+        self.with_session(|session| {
+            let auth = Auth::Hmac { session, value: &self.options.owner, of: Authorized::Owner };
+            let handles = [Entity::permanent(number::RH_OWNER)];
+            match self.execute(Code::NvDefineSpace, &handles, &mut [auth], asked) {
+                Err(TpmError::NoPersistentRoom) => Err(TpmError::NoNvRoom),
+                done => done.map(drop),
+            }
+        })
+    }
+
     /// The counter at an index; `None` if there is nothing.
     fn nv_public(&self, index: u32) -> Result<Option<Found>, TpmError> {
+        let Some((entity, area)) = self.nv_area(index)? else { return Ok(None) };
+        let is_counter = area_is_counter(index, &area).map_err(malformed(Code::NvReadPublic))?;
+        let written = is_counter.ok_or(TpmError::NvIndexTaken { index })?;
+        Ok(Some(Found { entity, written }))
+    }
+
+    /// The public area of an index, with its name; `None` if there is nothing.
+    pub(crate) fn nv_area(&self, index: u32) -> Result<Option<(Entity, Vec<u8>)>, TpmError> {
         // The name is what is asked for, and authorizations do not cover this command.
         let answer = match self.execute(
             Code::NvReadPublic,
@@ -165,14 +187,10 @@ impl Tpm {
         };
         let area =
             Reader::new(&answer.parameters).sized().map_err(malformed(Code::NvReadPublic))?;
-        let is_counter = area_is_counter(index, area).map_err(malformed(Code::NvReadPublic))?;
-        let Some(written) = is_counter else {
-            return Err(TpmError::NvIndexTaken { index });
-        };
         // The name is computed here: a name that something in between invented fails the
         // HMACs.
         let name = [&number::ALG_SHA256.to_be_bytes()[..], &sha256(&[area])].concat();
-        Ok(Some(Found { entity: Entity::object(index, &name), written }))
+        Ok(Some((Entity::object(index, &name), area.to_vec())))
     }
 }
 

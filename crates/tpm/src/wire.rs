@@ -156,6 +156,9 @@ pub(crate) enum Code {
     NvIncrement,
     NvRead,
     NvReadPublic,
+    NvExtend,
+    PcrExtend,
+    PcrRead,
 }
 
 impl Code {
@@ -169,6 +172,7 @@ impl Code {
             Self::SequenceComplete => 0x13e,
             Self::Startup => 0x144,
             Self::ActivateCredential => 0x147,
+            Self::NvExtend => 0x136,
             Self::NvRead => 0x14e,
             Self::PolicySecret => 0x151,
             Self::Create => 0x153,
@@ -187,8 +191,10 @@ impl Code {
             Self::StartAuthSession => 0x176,
             Self::GetCapability => 0x17a,
             Self::GetRandom => 0x17b,
+            Self::PcrRead => 0x17e,
             Self::PolicyPcr => 0x17f,
             Self::ReadClock => 0x181,
+            Self::PcrExtend => 0x182,
             Self::PolicyGetDigest => 0x189,
         }
     }
@@ -224,6 +230,9 @@ impl Code {
             Self::NvIncrement => "TPM2_NV_Increment",
             Self::NvRead => "TPM2_NV_Read",
             Self::NvReadPublic => "TPM2_NV_ReadPublic",
+            Self::NvExtend => "TPM2_NV_Extend",
+            Self::PcrExtend => "TPM2_PCR_Extend",
+            Self::PcrRead => "TPM2_PCR_Read",
         }
     }
 
@@ -246,6 +255,7 @@ impl Code {
                 | Self::Sign
                 | Self::PolicyPcr
                 | Self::NvDefineSpace
+                | Self::NvExtend
         )
     }
 

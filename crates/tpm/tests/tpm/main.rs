@@ -6,5 +6,6 @@ mod objects;
 #[path = "../parts/mod.rs"]
 mod parts;
 mod provisioning;
+mod registers;
 mod service;
 mod swtpm;
