@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 mod children;
+#[cfg(test)]
+mod fakes;
 mod gate;
 mod http;
 mod identity;

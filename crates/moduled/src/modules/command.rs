@@ -439,3 +439,6 @@ fn policy(modules: &Modules, spec: &ValidSpec) -> Policy {
         None => Policy::Image,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,15 +27,31 @@ pub struct Launching {
 
 #[derive(Debug, Clone)]
 enum Who {
-    Own(Arc<LaunchService>),
+    Own(Arc<dyn Starter>),
     Child(Link),
+}
+
+/// An answer to a question, with its descriptors, that is being worked out.
+pub type Answering = Pin<Box<dyn Future<Output = (Answer, Vec<OwnedFd>)> + Send>>;
+
+/// A part of this process that starts host modules, and ends them. Tests have one that
+/// starts nothing.
+pub trait Starter: std::fmt::Debug + Send + Sync {
+    /// Does what is asked for. In a tokio runtime.
+    fn answer(&self, asked: Asked, files: Vec<OwnedFd>) -> Answering;
+}
+
+impl Starter for LaunchService {
+    fn answer(&self, asked: Asked, files: Vec<OwnedFd>) -> Answering {
+        Box::pin(Self::answer(self, asked, files))
+    }
 }
 
 impl Launching {
     /// Starts modules from this process, with the rights that it has.
     #[must_use]
-    pub fn here(service: LaunchService) -> Self {
-        Self { who: Who::Own(Arc::new(service)), rights: own_rights().ok() }
+    pub fn here(starter: impl Starter + 'static) -> Self {
+        Self { who: Who::Own(Arc::new(starter)), rights: own_rights().ok() }
     }
 
     /// Starts modules from a child of this process, which has these rights.
@@ -56,7 +73,7 @@ impl Launching {
         files: Vec<OwnedFd>,
     ) -> Result<(Answer, Vec<OwnedFd>), ProcessError> {
         match &self.who {
-            Who::Own(service) => Ok(service.answer(question, files).await),
+            Who::Own(starter) => Ok(starter.answer(question, files).await),
             Who::Child(link) => {
                 let files: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
                 Ok(link.ask(&question, &files, LIMIT).await?)

@@ -51,7 +51,7 @@ pub use asked::{Answer, Asked, Failure};
 pub use delegated::make_room;
 pub use group::ModuleCgroups;
 pub use launcher::forbid_new_privileges;
-pub use launching::Launching;
+pub use launching::{Answering, Launching, Starter};
 pub use program::{MAX_PROGRAM_BYTES, ProgramError};
 pub use service::{Bounds, LaunchService};
 

@@ -191,3 +191,30 @@ pub(super) async fn detached<T: Send + 'static, E: Into<HttpError> + Send + 'sta
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::fakes::{Site, container, id};
+
+    #[tokio::test]
+    async fn who_hangs_up_in_the_middle_of_a_create_finds_a_whole_module_later() {
+        let site = Site::new().await;
+        let (reached, goes_on) = site.engine.hold("POST /containers/create");
+        let modules = Arc::clone(&site.modules);
+        let request = tokio::spawn(detached(async move {
+            runtime::create(&modules, &container("box", &json!({}))).await
+        }));
+        reached.notified().await;
+        // As the server does when the connection is gone.
+        request.abort();
+        assert!(request.await.expect_err("aborted").is_cancelled());
+        goes_on.notify_one();
+        // The next operation waits until that one is over.
+        runtime::start(&site.modules, &id("box")).await.expect("it was made");
+        assert!(site.modules.registrations.of(&id("box")).is_some());
+        assert_eq!(site.engine.phase("box").as_deref(), Some("running"));
+    }
+}
