@@ -115,8 +115,8 @@ impl FakeEngine {
         self.state().containers.values().map(|one| name_of(one).to_owned()).collect()
     }
 
-    /// Does to a container, behind the daemon's back, what somebody at the engine's command
-    /// line would: `"stop"`, `"pause"`, `"rm"`, or `"rename NEW"`.
+    /// Does to a container what somebody at the engine's command line would, behind the
+    /// daemon's back: `"stop"`, `"pause"`, `"rm"`, or `"rename NEW"`.
     pub(crate) fn meddle(&self, name: &str, act: &str) {
         let mut state = self.state();
         let Some(id) = state.id_of(name) else { return };

@@ -163,16 +163,16 @@ pub(crate) fn id(name: &str) -> ModuleId {
 
 /// The specification of a container module with these create options.
 pub(crate) fn container(name: &str, options: &Value) -> ValidSpec {
-    spec(name, "docker", json!({ "image": IMAGE, "createOptions": options }))
+    spec(name, "docker", &json!({ "image": IMAGE, "createOptions": options }))
 }
 
 /// The specification of a host module with these arguments.
 pub(crate) fn process(name: &str, args: &[&str]) -> ValidSpec {
     let options = json!({ "Cmd": args });
-    spec(name, "process", json!({ "image": PROGRAM_NAME, "createOptions": options }))
+    spec(name, "process", &json!({ "image": PROGRAM_NAME, "createOptions": options }))
 }
 
-fn spec(name: &str, kind: &str, settings: Value) -> ValidSpec {
+fn spec(name: &str, kind: &str, settings: &Value) -> ValidSpec {
     let spec: ModuleSpec = serde_json::from_value(json!({
         "name": name, "type": kind, "config": { "settings": settings },
     }))

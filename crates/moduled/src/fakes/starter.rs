@@ -77,19 +77,19 @@ impl Process {
 }
 
 impl State {
-    fn answer(&mut self, asked: Asked) -> (Answer, Vec<OwnedFd>) {
+    fn answer(&mut self, asked: &Asked) -> (Answer, Vec<OwnedFd>) {
         match asked {
             Asked::About => (Answer::About { without_cgroups: None }, Vec::new()),
             Asked::Prepare { .. } => self.prepare(),
-            Asked::Begin { number } => (self.begin(number), Vec::new()),
+            Asked::Begin { number } => (self.begin(*number), Vec::new()),
             Asked::Cancel { number } => {
-                if let Some(process) = self.waiting.remove(&number) {
+                if let Some(process) = self.waiting.remove(number) {
                     self.end(process, 137);
                 }
                 (Answer::Done, Vec::new())
             }
             Asked::Signal { process, kill, .. } => {
-                self.end(process, if kill { 137 } else { 143 });
+                self.end(*process, if *kill { 137 } else { 143 });
                 (Answer::Done, Vec::new())
             }
             Asked::Ended { process, .. } => {
@@ -144,7 +144,7 @@ impl State {
 
 impl Starter for FakeStarter {
     fn answer(&self, asked: Asked, _: Vec<OwnedFd>) -> Answering {
-        let answer = self.state().answer(asked);
+        let answer = self.state().answer(&asked);
         Box::pin(std::future::ready(answer))
     }
 }

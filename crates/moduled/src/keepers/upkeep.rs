@@ -145,3 +145,64 @@ fn tell(modules: &Modules, module: &ModuleId, trouble: Option<&(Code, String)>) 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::fakes::{Site, container, id, soon};
+    use crate::modules;
+
+    /// A running container module whose containers are looked after.
+    async fn kept() -> (Site, watch::Sender<bool>) {
+        let site = Site::new().await;
+        site.heard().await;
+        modules::create(&site.modules, &container("box", &json!({}))).await.expect("created");
+        modules::start(&site.modules, &id("box")).await.expect("started");
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(keep(Arc::clone(&site.modules), stopped));
+        (site, stop)
+    }
+
+    fn problems(site: &Site) -> Vec<Code> {
+        site.board.health().problems().iter().map(edgekeep_core::health::Problem::code).collect()
+    }
+
+    #[tokio::test]
+    async fn a_container_that_somebody_renamed_gets_its_name_back() {
+        let (site, _stop) = kept().await;
+        site.engine.meddle("box", "rename elsewhere");
+        soon(|| site.engine.names() == ["box"]).await;
+        assert_eq!(problems(&site), []);
+    }
+
+    #[tokio::test]
+    async fn a_container_that_was_removed_is_told_until_its_module_is_gone() {
+        let (site, _stop) = kept().await;
+        site.engine.meddle("box", "rm");
+        soon(|| problems(&site) == [Code::ContainerGone]).await;
+        modules::remove(&site.modules, &id("box")).await.expect_err("is not there");
+    }
+
+    #[tokio::test]
+    async fn a_paused_container_is_told_and_stays_as_it_is() {
+        let (site, _stop) = kept().await;
+        site.engine.meddle("box", "pause");
+        soon(|| problems(&site) == [Code::ModulePaused]).await;
+        assert_eq!(site.engine.phase("box").as_deref(), Some("paused"));
+        modules::start(&site.modules, &id("box")).await.expect("goes on");
+        soon(|| problems(&site).is_empty()).await;
+    }
+
+    #[tokio::test]
+    async fn a_network_that_was_removed_is_made_anew_at_the_next_start() {
+        let (site, stop) = kept().await;
+        stop.send_replace(true);
+        site.engine.remove_network("azure-iot-edge");
+        let made = site.engine.calls("POST /networks/create");
+        modules::restart(&site.modules, &id("box")).await.expect("restarted");
+        assert_eq!(site.engine.calls("POST /networks/create"), made + 1);
+        assert!(site.engine.calls("POST /connect") >= 1, "and is joined");
+    }
+}

@@ -86,7 +86,43 @@ fn pause(
 
 #[cfg(test)]
 mod tests {
+    use edgekeep_runtime::status::ModuleState;
+
     use super::*;
+    use crate::fakes::{PROGRAM_NAME, Site, id, process};
+
+    async fn site(policy: RestartPolicy) -> Site {
+        let change = |settings: &mut edgekeep_core::settings::ModuledSettings| {
+            let program = settings.host_modules.get_mut(PROGRAM_NAME).expect("registered");
+            program.restart = policy;
+        };
+        let site = Site::with(change).await;
+        modules::create(&site.modules, &process("tool", &[])).await.expect("created");
+        modules::start(&site.modules, &id("tool")).await.expect("started");
+        site
+    }
+
+    #[tokio::test]
+    async fn a_module_that_ends_is_started_again_and_one_that_was_stopped_is_not() {
+        let site = site(RestartPolicy::Always).await;
+        site.starter.end_all(3);
+        site.starter.until_started(2).await;
+        modules::stop(&site.modules, &id("tool")).await.expect("stopped");
+        let watched = site.modules.restarts.watched.lock().expect("not poisoned").len();
+        assert_eq!(watched, 0, "nobody watches over it any more");
+        assert_eq!(site.starter.starts(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_module_that_ended_well_rests_where_only_failures_count() {
+        let site = site(RestartPolicy::OnFailure).await;
+        site.starter.end_all(0);
+        site.modules.processes.ended(&id("tool")).await.expect("is there");
+        let task = site.modules.restarts.watched.lock().expect("not poisoned").remove("tool");
+        task.expect("watched").await.expect("ends by itself");
+        let (_, state) = site.modules.state(&id("tool")).await.expect("is there");
+        assert_eq!((state.state, site.starter.starts()), (ModuleState::Stopped, 1));
+    }
 
     #[test]
     fn pauses_double_up_to_five_minutes_and_begin_anew_after_a_steady_run() {
