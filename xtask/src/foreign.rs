@@ -43,6 +43,14 @@ pub(crate) const OPENSSL: Unpacked = Unpacked {
     variable: "EDGEKEEP_TEST_OPENSSL",
 };
 
+/// Prometheus, for its linter of metrics; installing it would start a server.
+pub(crate) const PROMETHEUS: Unpacked = Unpacked {
+    name: "prometheus",
+    packages: &["prometheus"],
+    shown_by: "usr/bin/promtool",
+    variable: "EDGEKEEP_TEST_PROMETHEUS",
+};
+
 /// Returns the folder with these packages, which is made if there is none. It stays as it
 /// was made; remove it to have newer ones.
 pub(crate) fn provide(wanted: Unpacked) -> anyhow::Result<PathBuf> {

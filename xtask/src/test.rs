@@ -180,6 +180,7 @@ impl Parts {
         for (what, part) in [
             ("tests with libest", foreign::LIBEST),
             ("tests with an OpenSSL that has ML-KEM", foreign::OPENSSL),
+            ("tests with Prometheus", foreign::PROMETHEUS),
         ] {
             let folder = or_skip(what, foreign::provide(part))?;
             unpacked.extend(folder.map(|folder| (part.variable, folder)));

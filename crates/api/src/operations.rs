@@ -135,6 +135,12 @@ fn untold(daemon: Daemon, error: &ClientError, now: OffsetDateTime) -> Problem {
 pub struct OperationsClient(Client);
 
 impl OperationsClient {
+    /// The same client with another limit for a whole call.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self(self.0.with_timeout(timeout))
+    }
+
     /// A client of the operations socket at `socket`.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {

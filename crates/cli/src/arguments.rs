@@ -79,6 +79,9 @@ pub(crate) enum Verb {
         /// Which daemon's [default: all]
         #[arg(value_enum)]
         daemon: Option<crate::operations::Which>,
+        /// Form of the text
+        #[arg(long, value_enum, default_value = "openmetrics")]
+        format: crate::exposition::Format,
     },
     /// Show how much the daemons log, or change it until they are restarted
     LogLevel {

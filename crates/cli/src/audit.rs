@@ -74,6 +74,14 @@ pub(crate) enum AuditVerb {
     },
 }
 
+impl AuditVerb {
+    /// Returns true if the verb reads the log through keyd, and not from a folder or a
+    /// file.
+    pub(crate) const fn asks_keyd(&self) -> bool {
+        !matches!(self, Self::Verify { folder: Some(_), .. } | Self::Verify { proof: Some(_), .. })
+    }
+}
+
 pub(crate) async fn run(context: &Context, verb: AuditVerb) -> anyhow::Result<ExitCode> {
     match verb {
         AuditVerb::Show { last, refused, key } => {

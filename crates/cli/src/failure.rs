@@ -57,7 +57,10 @@ pub(crate) fn remedy(error: &ClientError) -> Option<String> {
         }
         ClientError::Timeout { path, .. } => {
             let name = daemon_of(path);
-            format!("it may wait for another daemon or for the container engine: edgekeep status; journalctl -u {name}")
+            format!(
+                "it may wait for another daemon or for the container engine: edgekeep status; journalctl -u {name}; \
+                 if it hangs: systemctl restart {name}"
+            )
         }
         ClientError::Status { status: StatusCode::FORBIDDEN, .. } => {
             "this user may not ask that: run as root (sudo), or as the user that the daemon runs as".to_owned()
@@ -91,7 +94,7 @@ pub(crate) fn of_our_own_route<T>(answer: Result<T, ClientError>) -> anyhow::Res
 }
 
 /// The unit of the daemon behind a socket.
-fn daemon_of(socket: &Path) -> &'static str {
+pub(crate) fn daemon_of(socket: &Path) -> &'static str {
     match socket.file_name().and_then(|name| name.to_str()).unwrap_or_default() {
         "keyd.sock" | "tpmd.sock" | "keyd.metrics.sock" => "edgekeep-keyd",
         "identityd.sock" | "certd.sock" | "identityd.metrics.sock" => "edgekeep-identityd",

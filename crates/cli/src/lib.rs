@@ -14,6 +14,7 @@ mod audit;
 mod certs;
 mod config;
 pub mod dev;
+mod exposition;
 mod failure;
 mod frames;
 mod images;
@@ -23,6 +24,7 @@ mod logs;
 mod operations;
 mod output;
 mod pages;
+mod patience;
 mod restart;
 mod status;
 
@@ -31,7 +33,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::arguments::{Arguments, Verb};
+use crate::arguments::{Arguments, Context, Verb};
+use crate::patience::Progress;
 
 /// Runs the command with its arguments, the program's name first.
 ///
@@ -63,15 +66,30 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
     match arguments.verb {
         Verb::Version => version(&context),
         Verb::Config { verb } => config::run(&context, verb),
+        Verb::Audit { verb } if verb.asks_keyd() => {
+            let keyd = context.root.keyd_socket();
+            patience::with(&keyd, Progress::Silent, audit::run(&context, verb)).await
+        }
         Verb::Audit { verb } => audit::run(&context, verb).await,
-        Verb::Certs { verb } => certs::run(&context, verb).await,
+        Verb::Certs { verb } => {
+            let certd = context.root.certd_socket();
+            patience::with(&certd, Progress::Shown, certs::run(&context, verb)).await
+        }
         Verb::Keys { verb } => keys::run(&context, verb),
-        Verb::Attest(options) => attest::run(&context, &options).await,
-        Verb::Images { collect, dry_run: _ } => images::run(&context, collect).await,
-        Verb::List => list::run(&context).await,
-        Verb::Logs(options) => logs::run(&context, options).await,
-        Verb::Restart { module } => restart::run(&context, &module).await,
-        Verb::Metrics { daemon } => operations::metrics(&context, daemon).await,
+        Verb::Attest(options) => {
+            moduled(&context, Progress::Shown, attest::run(&context, &options)).await
+        }
+        Verb::Images { collect, dry_run: _ } => {
+            moduled(&context, Progress::Shown, images::run(&context, collect)).await
+        }
+        Verb::List => moduled(&context, Progress::Shown, list::run(&context)).await,
+        Verb::Logs(options) => {
+            moduled(&context, Progress::Silent, logs::run(&context, options)).await
+        }
+        Verb::Restart { module } => {
+            moduled(&context, Progress::Shown, restart::run(&context, &module)).await
+        }
+        Verb::Metrics { daemon, format } => operations::metrics(&context, daemon, format).await,
         Verb::LogLevel { daemon, level } => operations::log_level(&context, daemon, level).await,
         Verb::Completions { shell } => pages::completions(shell),
         Verb::Manual { folder } => pages::manual(&folder),
@@ -80,7 +98,16 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
     }
 }
 
-fn version(context: &arguments::Context) -> anyhow::Result<ExitCode> {
+/// Does what asks moduled, or what else answers at the management socket.
+async fn moduled(
+    context: &Context,
+    progress: Progress,
+    work: impl Future<Output = anyhow::Result<ExitCode>>,
+) -> anyhow::Result<ExitCode> {
+    patience::with(&context.management, progress, work).await
+}
+
+fn version(context: &Context) -> anyhow::Result<ExitCode> {
     let version = env!("CARGO_PKG_VERSION");
     if context.json {
         output::print_json(&serde_json::json!({ "name": "edgekeep", "version": version }))?;

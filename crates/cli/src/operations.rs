@@ -4,13 +4,14 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
+use edgekeep_api::client::ClientError;
 use edgekeep_api::operations::OperationsClient;
 use edgekeep_core::layout::Daemon;
 use serde_json::{Map, json};
 
 use crate::arguments::Context;
-use crate::failure;
-use crate::output;
+use crate::exposition::{Exposition, Format};
+use crate::{failure, output, patience};
 
 /// Daemons that a verb is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,17 +57,27 @@ impl Level {
     }
 }
 
-/// Asks each daemon in turn. One that does not answer does not keep the others from being
+/// Asks all daemons at once. One that does not answer does not keep the others from being
 /// asked; the exit code tells.
 async fn each<T>(
     context: &Context,
     which: Option<Which>,
-    ask: impl AsyncFn(OperationsClient) -> Result<T, edgekeep_api::client::ClientError>,
+    ask: impl AsyncFn(OperationsClient) -> Result<T, ClientError>,
 ) -> (Vec<(Daemon, T)>, ExitCode) {
+    let wanted = Which::daemons(which);
+    let asked = async |daemon| {
+        if !wanted.contains(&daemon) {
+            return None;
+        }
+        let socket = context.root.metrics_socket(daemon);
+        let answer = ask(OperationsClient::new(socket).with_timeout(patience::LIMIT)).await;
+        Some((daemon, answer))
+    };
+    let [keyd, identityd, moduled] = Daemon::ALL.map(asked);
+    let (keyd, identityd, moduled) = tokio::join!(keyd, identityd, moduled);
     let (mut answers, mut code) = (Vec::new(), ExitCode::SUCCESS);
-    for daemon in Which::daemons(which) {
-        let answer = ask(OperationsClient::new(context.root.metrics_socket(daemon))).await;
-        match answer.with_context(|| format!("{} does not tell", daemon.name())) {
+    for (daemon, answer) in [keyd, identityd, moduled].into_iter().flatten() {
+        match answer.with_context(|| format!("edgekeep-{} does not answer", daemon.name())) {
             Ok(answer) => answers.push((daemon, answer)),
             Err(error) => code = failure::report(&error),
         }
@@ -74,7 +85,11 @@ async fn each<T>(
     (answers, code)
 }
 
-pub(crate) async fn metrics(context: &Context, which: Option<Which>) -> anyhow::Result<ExitCode> {
+pub(crate) async fn metrics(
+    context: &Context,
+    which: Option<Which>,
+    format: Format,
+) -> anyhow::Result<ExitCode> {
     let (answers, code) = each(context, which, async |client| client.metrics().await).await;
     if context.json {
         let texts: Map<_, _> = answers
@@ -84,15 +99,12 @@ pub(crate) async fn metrics(context: &Context, which: Option<Which>) -> anyhow::
         output::print_json(&texts)?;
         return Ok(code);
     }
-    let several = answers.len() > 1;
+    let mut all = Exposition::default();
     for (daemon, text) in answers {
-        if several {
-            // Each daemon's is an exposition of its own: one after the other they are for
-            // people.
-            output::print(&format!("# {}\n", daemon.name()))?;
-        }
-        output::print(&text)?;
+        all.add(daemon.name(), &text)
+            .with_context(|| format!("edgekeep-{} serves no metrics", daemon.name()))?;
     }
+    output::print(&all.render(format))?;
     Ok(code)
 }
 

@@ -156,18 +156,28 @@ fn answering(answers: Vec<Vec<u8>>) -> (tempfile::TempDir, PathBuf, JoinHandle<V
     let socket = folder.path().join("run/iotedge/mgmt.sock");
     std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
     let listener = UnixListener::bind(&socket).unwrap();
+    let accepted = move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        let request = lines.next().unwrap().unwrap();
+        while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+        (stream, request)
+    };
+    // First a command asks whether anybody answers at all.
+    let asked = move || loop {
+        let (mut stream, request) = accepted();
+        if request != "GET / HTTP/1.1" {
+            return (stream, request);
+        }
+        stream.write_all(&answer("404 Not Found", "text/plain", b"")).unwrap();
+    };
     let thread = std::thread::spawn(move || {
-        answers
-            .into_iter()
-            .map(|answer| {
-                let (mut stream, _) = listener.accept().unwrap();
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                let request = lines.next().unwrap().unwrap();
-                while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
-                stream.write_all(&answer).unwrap();
-                request
-            })
-            .collect()
+        let serve = |answer: Vec<u8>| {
+            let (mut stream, request) = asked();
+            stream.write_all(&answer).unwrap();
+            request
+        };
+        answers.into_iter().map(serve).collect()
     });
     let path = folder.path().to_owned();
     (folder, path, thread)

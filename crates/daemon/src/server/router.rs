@@ -203,7 +203,10 @@ impl<S: Send + Sync + 'static> Router<S> {
             }
             let Some(params) = match_path(route.pattern, parts.uri.path()) else { continue };
             path_known = true;
-            if route.method != parts.method {
+            // The server leaves the body of an answer to HEAD out.
+            let same = route.method == parts.method
+                || parts.method == Method::HEAD && route.method == Method::GET;
+            if !same {
                 continue;
             }
             *series = &route.series;
