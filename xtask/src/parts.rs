@@ -21,6 +21,7 @@ pub(crate) struct Part {
 pub(crate) const CURL: Part = Part { program: "curl", package: "curl" };
 pub(crate) const OPENSSL: Part = Part { program: "openssl", package: "openssl" };
 pub(crate) const FAKETIME: Part = Part { program: "faketime", package: "faketime" };
+pub(crate) const STRACE: Part = Part { program: "strace", package: "strace" };
 pub(crate) const DOCKERD: Part = Part { program: "dockerd", package: "docker.io" };
 pub(crate) const IP: Part = Part { program: "ip", package: "iproute2" };
 pub(crate) const PODMAN: Part = Part { program: "podman", package: "podman" };

@@ -171,6 +171,7 @@ impl Parts {
         anyhow::ensure!(missing.is_empty(), parts::remedy(&missing));
         or_skip("tests with TPMs and tokens", hardware())?;
         or_skip("tests with a clock that is moved", needs(&[parts::FAKETIME]))?;
+        or_skip("tests of kills at each step of a renewal", needs(&[parts::STRACE]))?;
         let engine = or_skip("tests with a container engine", Engine::answering_or_private())?;
         if let Some(engine) = &engine {
             eprintln!("container engine: {}", engine.describe());

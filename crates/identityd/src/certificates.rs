@@ -14,13 +14,15 @@ mod request;
 mod store;
 mod subject;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aws_lc_rs::rand;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::keyd::{EncryptMechanism, KeyHandle, KeysClient, OnBehalfOf, SignMechanism};
+use edgekeep_base::lock::lock;
 use edgekeep_core::credentials::{Certificate, encode_pem, pem_of};
 use edgekeep_core::id::CertId;
 use edgekeep_core::issuance::Rights;
@@ -42,6 +44,10 @@ use issuer::Issuer;
 use public_key::KeyKind;
 use request::Request;
 use store::CertStore;
+
+/// Longest time that a reader waits for keyd to end a swap. A keyd that does not answer
+/// lets nobody use the key either.
+const SETTLING: Duration = Duration::from_secs(2);
 
 /// Failure to issue or store a certificate.
 #[derive(Debug, thiserror::Error)]
@@ -160,6 +166,9 @@ pub(crate) struct Certificates {
     /// Written to while a certificate and its key are swapped, so that nobody meets the
     /// one without the other.
     swap: RwLock<()>,
+    /// Certificates whose swap was perhaps interrupted: all at the start, later those
+    /// whose key keyd did not move.
+    unsettled: Mutex<BTreeSet<CertId>>,
     /// Counts the certificates that came and went.
     changes: watch::Sender<u64>,
 }
@@ -181,6 +190,7 @@ impl Certificates {
             time,
             hostname: settings.hostname.clone(),
             swap: RwLock::new(()),
+            unsettled: Mutex::new(settings.cert_issuance.keys().cloned().collect()),
             changes: watch::Sender::new(0),
         })
     }
@@ -202,14 +212,16 @@ impl Certificates {
     }
 
     /// Stores what a caller brings, if it is certificates, and returns how it is written.
-    pub(crate) fn import(&self, id: &CertId, text: &str) -> Result<String, CertificateError> {
+    pub(crate) async fn import(&self, id: &CertId, text: &str) -> Result<String, CertificateError> {
         let text = pem_of(&pem::certificates(text)?);
+        let _settled = self.swap.read().await;
         self.store.write(id, &text, true)?;
         self.changed();
         Ok(text)
     }
 
-    pub(crate) fn remove(&self, id: &CertId) -> Result<(), CertificateError> {
+    pub(crate) async fn remove(&self, id: &CertId) -> Result<(), CertificateError> {
+        let _settled = self.swap.read().await;
         self.store.remove(id)?;
         self.changed();
         Ok(())
@@ -224,9 +236,19 @@ impl Certificates {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Waits while a certificate and its key are swapped.
+    /// Waits while certificates and their keys are swapped, and ends swaps that were
+    /// interrupted, so that a reader meets no certificate without its key.
     pub(crate) async fn settled(&self) {
-        let _settled = self.swap.read().await;
+        let settling = async {
+            let unsettled = lock(&self.unsettled).clone();
+            for id in unsettled {
+                if let Err(error) = self.recover(&id).await {
+                    tracing::debug!(certificate = %id, %error, "cannot look at the key");
+                }
+            }
+            drop(self.swap.read().await);
+        };
+        let _ = tokio::time::timeout(SETTLING, settling).await;
     }
 
     /// Issues a certificate for a PKCS#10 request and stores it under `id`. keyd is told
@@ -278,6 +300,7 @@ impl Certificates {
         // Made again from its request at any time, unlike one that others were issued
         // under.
         let is_replaceable = named.is_some();
+        self.settled().await;
         let _settled = self.swap.read().await;
         let issued = self.make(keys, id, request, named, wanted_end, own_keys(id)).await?;
         self.store.write(id, &issued.pem, !is_replaceable)?;

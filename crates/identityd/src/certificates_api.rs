@@ -133,6 +133,7 @@ async fn create(api: Arc<CertificatesApi>, mut request: Request) -> Result<Respo
 
 async fn read(api: Arc<CertificatesApi>, request: Request) -> Result<Response, HttpError> {
     let id: CertId = request.id(0)?;
+    api.certificates.settled().await;
     let pem = api.certificates.read(&id).map_err(|error| certificate_failed(&error))?;
     Ok(Response::ok(&PemBody { pem }))
 }
@@ -141,15 +142,18 @@ async fn import(api: Arc<CertificatesApi>, mut request: Request) -> Result<Respo
     let id: CertId = request.id(0)?;
     api.authorize(&request, &id)?;
     let body: PemBody = request.json().await?;
-    let pem =
-        api.certificates.import(&id, &body.pem).map_err(|error| certificate_failed(&error))?;
+    let pem = api
+        .certificates
+        .import(&id, &body.pem)
+        .await
+        .map_err(|error| certificate_failed(&error))?;
     Ok(Response::json(StatusCode::CREATED, &PemBody { pem }))
 }
 
 async fn delete(api: Arc<CertificatesApi>, request: Request) -> Result<Response, HttpError> {
     let id: CertId = request.id(0)?;
     api.authorize(&request, &id)?;
-    api.certificates.remove(&id).map_err(|error| certificate_failed(&error))?;
+    api.certificates.remove(&id).await.map_err(|error| certificate_failed(&error))?;
     Ok(Response::no_content())
 }
 

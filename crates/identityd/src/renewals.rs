@@ -114,8 +114,9 @@ impl Renewals {
                 issuer = issuer_now;
                 self.take(&id, Event::IssuerChanged);
             }
-            if let Err(error) = self.certificates.recover(&id).await {
-                tracing::warn!(certificate = %id, error = %chain(&error), "cannot look at the key");
+            let recovered = self.certificates.recover(&id).await;
+            if let Err(error) = &recovered {
+                tracing::warn!(certificate = %id, error = %chain(error), "cannot look at the key");
             }
             let found = self.found(&id);
             let (attempt, wake) = match found {
@@ -135,7 +136,8 @@ impl Renewals {
             tokio::select! {
                 moved = steps.next() => tracing::info!(certificate = %id, seconds = moved, "the clock was put to another time; its renewal is planned anew"),
                 changed = changes.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(wake.min(self.look(&id))) => {}
+                // keyd may still be starting: what was broken off does not wait long.
+                () = tokio::time::sleep(wake.min(if recovered.is_err() { LOOK } else { self.look(&id) })) => {}
             }
         }
     }

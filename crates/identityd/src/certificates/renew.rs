@@ -8,6 +8,7 @@
 //! ([`edgekeep_core::renewal::pair`]).
 
 use edgekeep_api::client::ClientError;
+use edgekeep_base::lock::lock;
 use edgekeep_core::credentials::{Certificate, pem_of};
 use edgekeep_core::id::CertId;
 use edgekeep_core::names::EDGE_CA;
@@ -29,19 +30,32 @@ impl Certificates {
     /// # Errors
     /// If keyd cannot be asked or does not move the key.
     pub(crate) async fn recover(&self, id: &CertId) -> Result<(), CertificateError> {
-        let Some(leaf) = self.leaf(id) else { return Ok(()) };
-        let next_name = successor(id);
-        let (key, next) = (self.own_key(id, id.as_str()), self.own_key(id, &next_name));
-        let (key, next) = (key.await?, next.await?);
-        let of = key_of(&leaf)?;
-        if pair(Some(&of), key.public(), next.public()) == Pair::TakeOver {
+        {
+            let _settled = self.swap.read().await;
+            if self.place_of_key(id).await? != Pair::TakeOver {
+                lock(&self.unsettled).remove(id);
+                return Ok(());
+            }
+        }
+        let _swap = self.swap.write().await;
+        // Another caller may have ended the swap meanwhile.
+        if self.place_of_key(id).await? == Pair::TakeOver {
             tracing::info!(certificate = %id, "an interrupted renewal is brought to its end");
-            let _swap = self.swap.write().await;
-            let moved = self.keys.move_key_pair(&next_name, id.as_str()).await;
+            let moved = self.keys.move_key_pair(&successor(id), id.as_str()).await;
             moved.map_err(own_key(id, "move the new key"))?;
             self.changed();
         }
+        lock(&self.unsettled).remove(id);
         Ok(())
+    }
+
+    /// Returns the place of the key of the certificate that is in the store.
+    async fn place_of_key(&self, id: &CertId) -> Result<Pair, CertificateError> {
+        let Some(leaf) = self.leaf(id) else { return Ok(Pair::NoCertificate) };
+        let next_name = successor(id);
+        let (key, next) = (self.own_key(id, id.as_str()), self.own_key(id, &next_name));
+        let (key, next) = (key.await?, next.await?);
+        Ok(pair(Some(&key_of(&leaf)?), key.public(), next.public()))
     }
 
     /// Makes the successor of a certificate and puts it, with its key, in the place of
@@ -140,6 +154,7 @@ impl Certificates {
             {
                 self.store.write(id, &before, true)?;
             }
+            lock(&self.unsettled).insert(id.clone());
             return Err(own_key(id, "move the new key")(source));
         }
         self.changed();

@@ -9,8 +9,9 @@
 //! the device unhealthy, `operations` through logs and metrics, `sockets` through what
 //! can become of a module's socket, `host_programs` through confined modules, services
 //! and host agents, `own_users` through host modules with users of their own, `renewals`
-//! through years of certificates, `refusals` through what is told of callers that were
-//! refused. What others may try is in the attack suite.
+//! through years of certificates, `renewal_kills` through renewals that are broken off,
+//! `refusals` through what is told of callers that were refused. What others may try is
+//! in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod children;
@@ -31,6 +32,7 @@ mod operations;
 mod own_users;
 mod reference_agent;
 mod refusals;
+mod renewal_kills;
 mod renewals;
 mod sockets;
 mod workload;
