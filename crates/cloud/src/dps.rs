@@ -1,4 +1,4 @@
-//! The provisioning service: registering a device with a symmetric key (wire facts 6.2).
+//! The provisioning service: registering a device (wire facts 6.2).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::credential::Credential;
 use crate::error::CloudError;
 use crate::sas::{Audience, Signer, segment};
 use crate::transport::{Call, Transport};
@@ -65,7 +66,7 @@ pub struct Dps<S> {
     base: String,
     audience: Audience,
     registration: Registration,
-    signer: S,
+    credential: Credential<S>,
 }
 
 #[derive(Serialize)]
@@ -108,7 +109,7 @@ impl<S: Signer> Dps<S> {
     pub fn new(
         transport: Arc<Transport>,
         registration: Registration,
-        signer: S,
+        credential: Credential<S>,
     ) -> Result<Self, AuthorityError> {
         let host = registration.endpoint.strip_prefix("https://").ok_or(AuthorityError::Name)?;
         let to: Authority = host.strip_suffix('/').unwrap_or(host).parse()?;
@@ -120,7 +121,7 @@ impl<S: Signer> Dps<S> {
         let resource =
             format!("{}/registrations/{}", registration.scope_id, registration.registration_id);
         let audience = Audience { resource, key_name: Some("registration") };
-        Ok(Self { transport, to, base, audience, registration, signer })
+        Ok(Self { transport, to, base, audience, registration, credential })
     }
 
     /// Asks for an identity.
@@ -169,8 +170,8 @@ impl<S: Signer> Dps<S> {
             audience: &self.audience,
             subject: "registration",
         };
-        let mut session = self.transport.session(&self.to)?;
-        let answer = session.call(&call, &self.signer).await?;
+        let mut session = self.transport.session(&self.to, &self.credential)?;
+        let answer = session.call(&call, &self.credential).await?;
         let found: Operation = serde_json::from_slice(&answer.body)
             .map_err(|error| session.unexpected(&error.to_string()))?;
         progress(found, operation, answer.retry_after).map_err(|what| session.unexpected(what))

@@ -75,6 +75,16 @@ pub enum CloudError {
         /// By how many seconds the service's clock is ahead of this device's.
         clock_offset: i64,
     },
+    /// The service does not take the device's certificate, or misses one.
+    #[error(
+        "{host} refuses this device in the TLS handshake ({alert}); check that the certificate is enrolled there and valid, and the device's clock"
+    )]
+    CertificateRefused {
+        /// Host that was called.
+        host: String,
+        /// The service's reason.
+        alert: &'static str,
+    },
     /// The service has no such thing.
     #[error("{host} has no such {what}")]
     NotFound {
@@ -145,7 +155,7 @@ impl CloudError {
             Self::Untrusted { .. } => "untrusted",
             Self::Service { .. } => "service-error",
             Self::Throttled { .. } => "throttled",
-            Self::DeviceRefused { .. } => "device-refused",
+            Self::DeviceRefused { .. } | Self::CertificateRefused { .. } => "device-refused",
             Self::NotFound { .. } => "not-found",
             Self::Conflict { .. } => "conflict",
             Self::Refused { .. } => "refused",
@@ -172,7 +182,7 @@ impl CloudError {
     /// Returns true if the service does not accept this device at all.
     #[must_use]
     pub fn refuses_device(&self) -> bool {
-        matches!(self, Self::DeviceRefused { .. })
+        matches!(self, Self::DeviceRefused { .. } | Self::CertificateRefused { .. })
     }
 
     /// Returns the pause that the service asks for, if it named one.

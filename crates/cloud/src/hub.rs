@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
+use crate::credential::Credential;
 use crate::error::CloudError;
 use crate::sas::{Audience, Signer, segment};
 use crate::transport::{Answer, Call, Session, Transport};
@@ -163,7 +164,7 @@ pub struct Hub<S> {
     name: String,
     device_id: DeviceId,
     audience: Audience,
-    signer: S,
+    credential: Credential<S>,
 }
 
 impl<S: Signer> Hub<S> {
@@ -175,7 +176,7 @@ impl<S: Signer> Hub<S> {
         transport: Arc<Transport>,
         identity: &DeviceIdentity,
         parent: Option<&str>,
-        signer: S,
+        credential: Credential<S>,
     ) -> Result<Self, AuthorityError> {
         let to = parent.unwrap_or(&identity.hub).parse()?;
         let _: Authority = identity.hub.parse()?;
@@ -189,7 +190,7 @@ impl<S: Signer> Hub<S> {
             name: identity.hub.clone(),
             device_id: identity.device_id.clone(),
             audience,
-            signer,
+            credential,
         })
     }
 
@@ -198,7 +199,7 @@ impl<S: Signer> Hub<S> {
     /// # Errors
     /// See [`CloudError`].
     pub async fn list(&self) -> Result<Listing<ListedModule>, CloudError> {
-        let mut session = self.transport.session(&self.to)?;
+        let mut session = self.transport.session(&self.to, &self.credential)?;
         let answer = self.send(&mut session, Method::GET, None, None, None).await?;
         let found: Vec<WireListed> = serde_json::from_slice(&answer.body)
             .map_err(|error| session.unexpected(&error.to_string()))?;
@@ -210,7 +211,7 @@ impl<S: Signer> Hub<S> {
     /// # Errors
     /// See [`CloudError`].
     pub async fn get(&self, module: &ModuleId) -> Result<ModuleRecord, CloudError> {
-        let mut session = self.transport.session(&self.to)?;
+        let mut session = self.transport.session(&self.to, &self.credential)?;
         self.get_in(&mut session, module).await
     }
 
@@ -233,7 +234,7 @@ impl<S: Signer> Hub<S> {
     where
         F: Future<Output = Result<ModuleKeys, E>>,
     {
-        let mut session = self.transport.session(&self.to)?;
+        let mut session = self.transport.session(&self.to, &self.credential)?;
         let mut found = if create {
             match self.put(&mut session, module, None, None).await {
                 Err(CloudError::Conflict { .. }) => self.get_in(&mut session, module).await?,
@@ -267,7 +268,7 @@ impl<S: Signer> Hub<S> {
     /// # Errors
     /// See [`CloudError`]; [`CloudError::NotFound`] if there is none.
     pub async fn delete(&self, module: &ModuleId) -> Result<(), CloudError> {
-        let mut session = self.transport.session(&self.to)?;
+        let mut session = self.transport.session(&self.to, &self.credential)?;
         self.send(&mut session, Method::DELETE, Some(module), Some("*".to_owned()), None)
             .await
             .map(drop)
@@ -346,7 +347,7 @@ impl<S: Signer> Hub<S> {
             audience: &self.audience,
             subject,
         };
-        session.call(&call, &self.signer).await
+        session.call(&call, &self.credential).await
     }
 }
 

@@ -6,16 +6,18 @@
 //! signed through [`Signer`]), keeps no state between calls but the clock's offset that
 //! the services' own answers show.
 //!
-//! TLS, roots and proxies are those of `edgekeep_tls`. Not here yet: devices that prove
-//! who they are by a certificate.
+//! TLS, roots and proxies are those of `edgekeep_tls`. A device proves who it is by a
+//! token or by a certificate ([`Credential`]), never by both.
 #![forbid(unsafe_code)]
 
+mod credential;
 mod dps;
 mod error;
 mod hub;
 mod sas;
 mod transport;
 
+pub use credential::Credential;
 pub use dps::{Dps, Progress, Registration};
 pub use edgekeep_tls::{Proxy, Trust};
 pub use error::{CloudError, SignerError};

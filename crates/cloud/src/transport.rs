@@ -7,7 +7,9 @@ use bytes::Bytes;
 use edgekeep_core::authority::Authority;
 use edgekeep_core::foreign_text::{MESSAGE_LIMIT, cleaned};
 use edgekeep_core::provisioning::call_pause;
-use edgekeep_tls::{ConnectError, Connector, Prepared, Proxy, TlsError, Trust};
+use edgekeep_tls::{
+    ConnectError, Connector, Prepared, Proxy, TlsError, Trust, refused_certificate,
+};
 use http::{HeaderMap, Method, Request, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -16,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use crate::credential::Credential;
 use crate::error::CloudError;
 use crate::sas::{Audience, LIFETIME, Signer};
 
@@ -138,8 +141,16 @@ impl Transport {
     }
 
     /// Opens nothing yet; reads the roots.
-    pub(crate) fn session<'a>(&'a self, to: &'a Authority) -> Result<Session<'a>, CloudError> {
-        let tls = self.connector.prepare().map_err(|error| match error {
+    pub(crate) fn session<'a, S>(
+        &'a self,
+        to: &'a Authority,
+        credential: &Credential<S>,
+    ) -> Result<Session<'a>, CloudError> {
+        let prepared = match credential {
+            Credential::Token(_) => self.connector.prepare(),
+            Credential::Certificate(identity) => self.connector.prepare_as(identity),
+        };
+        let tls = prepared.map_err(|error| match error {
             TlsError::Roots(roots) => CloudError::Roots { path: roots.path, what: roots.what },
             other => CloudError::Request { what: other.to_string() },
         })?;
@@ -169,10 +180,10 @@ impl Session<'_> {
     pub(crate) async fn call(
         &mut self,
         call: &Call<'_>,
-        signer: &impl Signer,
+        credential: &Credential<impl Signer>,
     ) -> Result<Answer, CloudError> {
         let begun = Instant::now();
-        let done = self.call_and_retry(call, signer).await;
+        let done = self.call_and_retry(call, credential).await;
         if let Some(observer) = self.transport.observer {
             let known = ["GET", "PUT", "POST", "DELETE"];
             observer(Observed {
@@ -191,7 +202,7 @@ impl Session<'_> {
     async fn call_and_retry(
         &mut self,
         call: &Call<'_>,
-        signer: &impl Signer,
+        credential: &Credential<impl Signer>,
     ) -> Result<Answer, CloudError> {
         let limits = self.transport.limits;
         let deadline = Instant::now() + limits.timeout;
@@ -200,7 +211,7 @@ impl Session<'_> {
             let offset = self.transport.clock_offset();
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / (limits.retries.saturating_sub(attempt) + 1);
-            let outcome = tokio::time::timeout(share, self.attempt(call, signer))
+            let outcome = tokio::time::timeout(share, self.attempt(call, credential))
                 .await
                 .unwrap_or_else(|_| {
                     Err(CloudError::Timeout { host: self.to.to_string(), limit: limits.timeout })
@@ -210,7 +221,9 @@ impl Session<'_> {
                 // The token was made by a clock that the service does not share: make it
                 // by the service's.
                 Err(CloudError::DeviceRefused { status: 401, clock_offset, .. })
-                    if clock_offset != offset && !clock_was_corrected =>
+                    if clock_offset != offset
+                        && !clock_was_corrected
+                        && matches!(credential, Credential::Token(_)) =>
                 {
                     clock_was_corrected = true;
                     continue;
@@ -234,10 +247,13 @@ impl Session<'_> {
     async fn attempt(
         &mut self,
         call: &Call<'_>,
-        signer: &impl Signer,
+        credential: &Credential<impl Signer>,
     ) -> Result<Answer, CloudError> {
         let expiry = self.transport.service_time().saturating_add(LIFETIME);
-        let token = call.audience.token(signer, expiry).await?;
+        let token = match credential {
+            Credential::Token(signer) => Some(call.audience.token(signer, expiry).await?),
+            Credential::Certificate(_) => None,
+        };
         let mut sender = match self.sender.take() {
             Some(sender) if !sender.is_closed() => sender,
             _ => self.connect().await?,
@@ -247,8 +263,10 @@ impl Session<'_> {
             .uri(&call.path)
             .header(header::HOST, call.host)
             .header(header::USER_AGENT, concat!("edgekeep/", env!("CARGO_PKG_VERSION")))
-            .header(header::ACCEPT, "application/json")
-            .header(header::AUTHORIZATION, token);
+            .header(header::ACCEPT, "application/json");
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, token);
+        }
         if let Some(tag) = &call.if_match {
             request = request.header(header::IF_MATCH, tag);
         }
@@ -265,7 +283,7 @@ impl Session<'_> {
         let answer = sender
             .send_request(request)
             .await
-            .map_err(|error| self.down("sending the request", error))?;
+            .map_err(|error| self.broken("sending the request", error))?;
         let (head, body) = answer.into_parts();
         self.transport.learn_clock(&head.headers);
         let body = self.read(body).await?;
@@ -281,9 +299,10 @@ impl Session<'_> {
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, CloudError> {
         let stream = self.tls.connect(self.to).await.map_err(|error| match error {
             ConnectError::Down { what, source } => self.down(what, source),
-            ConnectError::Untrusted { source } => {
-                CloudError::Untrusted { host: self.to.to_string(), source }
-            }
+            ConnectError::Untrusted { source } => match refused_certificate(&source) {
+                Some(alert) => CloudError::CertificateRefused { host: self.to.to_string(), alert },
+                None => CloudError::Untrusted { host: self.to.to_string(), source },
+            },
             other => CloudError::Request { what: other.to_string() },
         })?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
@@ -300,7 +319,7 @@ impl Session<'_> {
         let mut bytes = Zeroizing::new(Vec::new());
         while let Some(frame) = body.frame().await {
             let Ok(data) =
-                frame.map_err(|error| self.down("reading the answer", error))?.into_data()
+                frame.map_err(|error| self.broken("reading the answer", error))?.into_data()
             else {
                 continue;
             };
@@ -352,6 +371,15 @@ impl Session<'_> {
     /// An answer that is not what it should be. `what` may repeat parts of the answer.
     pub(crate) fn unexpected(&self, what: &str) -> CloudError {
         CloudError::Answer { host: self.to.to_string(), what: cleaned(what, MESSAGE_LIMIT) }
+    }
+
+    /// A connection that broke. In TLS 1.3 a service that does not take this device's
+    /// certificate says so only after the handshake.
+    fn broken(&self, what: &'static str, source: hyper::Error) -> CloudError {
+        match refused_certificate(&source) {
+            Some(alert) => CloudError::CertificateRefused { host: self.to.to_string(), alert },
+            None => self.down(what, source),
+        }
     }
 
     fn down(

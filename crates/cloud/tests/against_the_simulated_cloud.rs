@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 use edgekeep_cloud::{
-    CloudError, Dps, EnsureError, Hub, Limits, ModuleKeys, ModuleRecord, Progress, Registration,
-    Signer, SignerError, Transport, Trust,
+    CloudError, Credential, Dps, EnsureError, Hub, Limits, ModuleKeys, ModuleRecord, Progress,
+    Registration, Signer, SignerError, Transport, Trust,
 };
 use edgekeep_core::id::{GenerationId, ModuleId};
 use edgekeep_core::provisioning::DeviceIdentity;
@@ -68,15 +68,24 @@ impl Cloud {
             registration_id: "press-04".to_owned(),
             payload: None,
         };
-        Dps::new(self.transport(Duration::from_secs(20), 1), registration, MemorySigner::new(key))
-            .unwrap()
+        Dps::new(
+            self.transport(Duration::from_secs(20), 1),
+            registration,
+            Credential::Token(MemorySigner::new(key)),
+        )
+        .unwrap()
     }
 
     fn hub_with(&self, timeout: Duration, retries: u32) -> Hub<MemorySigner> {
         let identity =
             DeviceIdentity { hub: self.sim.hub_host(), device_id: "press-05".parse().unwrap() };
-        Hub::new(self.transport(timeout, retries), &identity, None, MemorySigner::new(&KEY))
-            .unwrap()
+        Hub::new(
+            self.transport(timeout, retries),
+            &identity,
+            None,
+            Credential::Token(MemorySigner::new(&KEY)),
+        )
+        .unwrap()
     }
 
     fn hub(&self) -> Hub<MemorySigner> {
@@ -274,7 +283,8 @@ async fn a_service_with_a_certificate_of_another_ca_is_not_spoken_to() {
     let identity =
         DeviceIdentity { hub: cloud.sim.hub_host(), device_id: "press-05".parse().unwrap() };
     let transport = other.transport(Duration::from_secs(5), 1);
-    let hub = Hub::new(transport, &identity, None, MemorySigner::new(&KEY)).unwrap();
+    let hub =
+        Hub::new(transport, &identity, None, Credential::Token(MemorySigner::new(&KEY))).unwrap();
     let error = hub.list().await.unwrap_err();
     assert!(matches!(error, CloudError::Untrusted { .. }), "{error:?}");
     assert_eq!(cloud.sim.state().calls.total(), 0);
@@ -288,8 +298,13 @@ async fn a_device_whose_clock_is_an_hour_off_corrects_its_tokens_by_the_service_
         let transport = cloud.transport(Duration::from_secs(20), 0);
         let identity =
             DeviceIdentity { hub: cloud.sim.hub_host(), device_id: "press-05".parse().unwrap() };
-        let hub =
-            Hub::new(Arc::clone(&transport), &identity, None, MemorySigner::new(&KEY)).unwrap();
+        let hub = Hub::new(
+            Arc::clone(&transport),
+            &identity,
+            None,
+            Credential::Token(MemorySigner::new(&KEY)),
+        )
+        .unwrap();
         hub.list().await.unwrap();
         assert!(transport.clock_offset().abs_diff(offset) < 5, "{}", transport.clock_offset());
     }
@@ -320,7 +335,9 @@ async fn through_a_parent_the_token_still_names_the_hub() {
     let parent = cloud.sim.hub_host();
     let identity = DeviceIdentity { hub, device_id };
     let transport = cloud.transport(Duration::from_secs(20), 0);
-    let hub = Hub::new(transport, &identity, Some(&parent), MemorySigner::new(&KEY)).unwrap();
+    let hub =
+        Hub::new(transport, &identity, Some(&parent), Credential::Token(MemorySigner::new(&KEY)))
+            .unwrap();
     assert!(hub.list().await.unwrap().readable().is_empty());
 }
 
@@ -335,6 +352,9 @@ async fn an_endpoint_that_is_no_https_url_of_a_host_is_refused() {
         };
         let limits = Limits { timeout: Duration::from_secs(1), retries: 0 };
         let transport = Arc::new(Transport::new(limits, Trust::System));
-        assert!(Dps::new(transport, registration, MemorySigner::new(&KEY)).is_err(), "{endpoint}");
+        assert!(
+            Dps::new(transport, registration, Credential::Token(MemorySigner::new(&KEY))).is_err(),
+            "{endpoint}"
+        );
     }
 }

@@ -152,19 +152,7 @@ impl Draft<'_> {
         match issuance.method {
             IssuanceMethod::SelfSigned => self.identityd_keys.extend([EDGE_CA, EDGE_CA_NEXT]),
             IssuanceMethod::LocalCa => {
-                let local_ca =
-                    root.table("cert_issuance").is_some_and(|issuance| issuance.has("local_ca"));
-                if !local_ca && let Some(method) = view.text("method") {
-                    let message = "method = \"local_ca\" needs [cert_issuance.local_ca]";
-                    let remedy = "add [cert_issuance.local_ca] with the CA's certificate and key";
-                    self.report.error_with(
-                        Code::Missing,
-                        method.span,
-                        "edge_ca.method",
-                        message,
-                        remedy,
-                    );
-                }
+                self.needs_local_ca(root, view);
             }
             IssuanceMethod::Est => {}
         }
@@ -177,9 +165,20 @@ impl Draft<'_> {
         }
     }
 
+    /// Reports a certificate of the local CA where there is no local CA.
+    pub(crate) fn needs_local_ca(&mut self, root: &View<'_>, view: &View<'_>) {
+        let is_there = root.table("cert_issuance").is_some_and(|issuance| issuance.has("local_ca"));
+        if !is_there && let Some(method) = view.text("method") {
+            let message = "method = \"local_ca\" needs [cert_issuance.local_ca]";
+            let remedy = "add [cert_issuance.local_ca] with the CA's certificate and key";
+            let path = view.key("method");
+            self.report.error_with(Code::Missing, method.span, path, message, remedy);
+        }
+    }
+
     /// Reads issuance options of certificates with these ids. `not_this` is a method that
     /// cannot be used here: a CA is not issued by itself.
-    fn issuance(
+    pub(crate) fn issuance(
         &mut self,
         view: &View<'_>,
         not_this: Option<IssuanceMethod>,

@@ -15,6 +15,7 @@ mod agent;
 mod apply;
 mod check;
 mod credentials;
+mod device_certificate;
 mod diagnostic;
 mod document;
 mod edge_ca;

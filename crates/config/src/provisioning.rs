@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use edgekeep_core::id::DeviceId;
-use edgekeep_core::settings::Provisioning;
+use edgekeep_core::settings::{DeviceCredential, Provisioning};
 
 use crate::credentials::Wanted;
 use crate::diagnostic::Code;
@@ -51,7 +51,7 @@ impl Draft<'_> {
             Some(Source::Manual) => {
                 let allowed = ["source", "iothub_hostname", "device_id", "authentication"];
                 self.only(&view, "source = \"manual\"", &allowed);
-                self.manual(&view)
+                self.manual(root, &view)
             }
             Some(Source::Dps) => {
                 let allowed = ["source", "global_endpoint", "id_scope", "payload", "attestation"];
@@ -67,7 +67,7 @@ impl Draft<'_> {
                         remedy,
                     );
                 }
-                self.dps(&view)
+                self.dps(root, &view)
             }
             Some(Source::None) => {
                 self.only(&view, "source = \"none\"", &["source"]);
@@ -92,10 +92,11 @@ impl Draft<'_> {
         let key: edgekeep_core::id::KeyId = DEVICE_KEY.parse().ok()?;
         self.symmetric_key(PATH, &text, parsed.key.expose())?;
         self.imported_keys.push((key.clone(), parsed.key));
-        Some(Provisioning::Manual { hub: parsed.hub, device_id: parsed.device_id, key })
+        let credential = DeviceCredential::SymmetricKey { key };
+        Some(Provisioning::Manual { hub: parsed.hub, device_id: parsed.device_id, credential })
     }
 
-    fn manual(&mut self, view: &View<'_>) -> Option<Provisioning> {
+    fn manual(&mut self, root: &View<'_>, view: &View<'_>) -> Option<Provisioning> {
         let hub = match view.text("iothub_hostname") {
             Some(text) => {
                 self.checked("provisioning.iothub_hostname", &text, value::host(text.text))
@@ -113,10 +114,11 @@ impl Draft<'_> {
             }
             None => self.absent(view, "device_id", "the device's id at the hub"),
         };
-        let key = match view.table("authentication") {
+        let credential = match view.table("authentication") {
             Some(authentication) => {
                 let methods = [("sas", Method::SymmetricKey), ("x509", Method::X509)];
-                self.credential(&authentication, &methods, "device_id_pk")
+                let name = device_id.as_ref().map(|id: &DeviceId| id.as_str().to_owned());
+                self.credential(root, &authentication, &methods, "device_id_pk", name.as_deref())
             }
             None => self.absent(
                 view,
@@ -124,10 +126,10 @@ impl Draft<'_> {
                 "authentication = { method = \"sas\", device_id_pk = { .. } }",
             ),
         };
-        Some(Provisioning::Manual { hub: hub?, device_id: device_id?, key: key? })
+        Some(Provisioning::Manual { hub: hub?, device_id: device_id?, credential: credential? })
     }
 
-    fn dps(&mut self, view: &View<'_>) -> Option<Provisioning> {
+    fn dps(&mut self, root: &View<'_>, view: &View<'_>) -> Option<Provisioning> {
         let endpoint = match view.text("global_endpoint") {
             Some(text) => {
                 self.checked("provisioning.global_endpoint", &text, value::https_url(text.text))
@@ -145,7 +147,7 @@ impl Draft<'_> {
             None => self.absent(view, "id_scope", "the id scope of your provisioning service"),
         };
         let mut registration_id = None;
-        let mut key = None;
+        let mut credential = None;
         match view.table("attestation") {
             Some(attestation) => {
                 let methods = [
@@ -153,24 +155,27 @@ impl Draft<'_> {
                     ("x509", Method::X509),
                     ("tpm", Method::Tpm),
                 ];
-                key = self.credential(&attestation, &methods, "symmetric_key");
+                let is_x509 =
+                    attestation.text("method").is_some_and(|method| method.text == "x509");
                 registration_id = match attestation.text("registration_id") {
                     Some(text) => {
                         let path = "provisioning.attestation.registration_id";
                         self.checked(path, &text, value::dps_name(text.text, "registration id"))
                     }
-                    None if attestation
-                        .text("method")
-                        .is_some_and(|method| method.text == "x509") =>
-                    {
-                        None
-                    }
+                    None if is_x509 => None,
                     None => self.absent(
                         &attestation,
                         "registration_id",
                         "the name under which the device registers",
                     ),
                 };
+                if registration_id.is_none() && !is_x509 {
+                    self.credential(root, &attestation, &methods, "symmetric_key", None);
+                } else {
+                    let name = registration_id.as_deref();
+                    credential =
+                        self.credential(root, &attestation, &methods, "symmetric_key", name);
+                }
             }
             None => {
                 let remedy = "attestation = { method = \"symmetric_key\", registration_id = \"..\", symmetric_key = { .. } }";
@@ -181,8 +186,8 @@ impl Draft<'_> {
         Some(Provisioning::Dps {
             endpoint: endpoint?,
             scope_id: scope_id?,
-            registration_id: registration_id?,
-            key: key?,
+            registration_id,
+            credential: credential?,
             payload,
         })
     }
@@ -210,14 +215,16 @@ impl Draft<'_> {
         }
     }
 
-    /// The id of the device's key, out of `[provisioning.authentication]` or
-    /// `[provisioning.attestation]`.
+    /// The device's proof, out of `[provisioning.authentication]` or
+    /// `[provisioning.attestation]`. `name` is the device's.
     fn credential(
         &mut self,
+        root: &View<'_>,
         view: &View<'_>,
         methods: &[(&str, Method)],
         key_name: &str,
-    ) -> Option<edgekeep_core::id::KeyId> {
+        name: Option<&str>,
+    ) -> Option<DeviceCredential> {
         let Some(method) = view.text("method") else {
             let words: Vec<&str> = methods.iter().map(|(word, _)| *word).collect();
             return self.absent(view, "method", &format!("method is one of {}", words.join(", ")));
@@ -228,14 +235,10 @@ impl Draft<'_> {
                 let choice = format!("method = \"{}\"", method.text);
                 self.only(view, &choice, &["method", "registration_id", key_name]);
             }
-            unbuilt => {
-                let what = if unbuilt == Method::Tpm {
-                    "TPM attestation"
-                } else {
-                    "X.509 device identity"
-                };
+            Method::X509 => return self.device_certificate(root, view, name),
+            Method::Tpm => {
                 let message = format!(
-                    "method = \"{}\" is not supported yet: this version has no {what}",
+                    "method = \"{}\" is not supported yet: this version has no TPM attestation",
                     method.text
                 );
                 let remedy = format!("use method = \"{}\" with `{key_name}`", methods[0].0);
@@ -279,7 +282,7 @@ impl Draft<'_> {
             }
             (None, None) => {}
         }
-        Some(id)
+        Some(DeviceCredential::SymmetricKey { key: id })
     }
 
     /// Reports an absent key; one that is there with a wrong type is reported already.

@@ -240,8 +240,8 @@ impl<'a> Draft<'a> {
         self.sandboxes(root);
         self.hardware(root);
         self.notary(root);
-        self.provisioning(root);
         self.est(root);
+        self.provisioning(root);
         self.local_ca(root);
         self.edge_ca(root);
         self.trust_bundle(root);

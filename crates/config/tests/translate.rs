@@ -10,13 +10,13 @@ use edgekeep_config::{
 };
 use edgekeep_core::attestation::Policy;
 use edgekeep_core::create_options::{OwnState, PublishedPorts};
-use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
+use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal, SecretText};
 use edgekeep_core::host::{Enforcement, Limits, RestartPolicy, ScopeUse, SeccompPreset, UnitName};
 use edgekeep_core::key_use::Purpose;
 use edgekeep_core::renewal::Policy as RenewalPolicy;
 use edgekeep_core::settings::{
-    EdgeCaRenewal, Issuance, IssuanceMethod, ModuleEncryption, ModuleKeys, PreloadedCert,
-    Provisioning, ReprovisioningMode,
+    DeviceCredential, EdgeCaRenewal, Issuance, IssuanceMethod, ModuleEncryption, ModuleKeys,
+    PreloadedCert, Provisioning, ReprovisioningMode,
 };
 use proptest::prelude::*;
 
@@ -65,15 +65,20 @@ fn every_example_in_the_config_folder_translates_without_a_notice() {
     assert!(count >= 3);
 }
 
+fn by_key() -> DeviceCredential {
+    DeviceCredential::SymmetricKey { key: "device-id".parse().unwrap() }
+}
+
 #[test]
 fn a_connection_string_becomes_manual_provisioning_with_the_key_apart() {
     let translated = accepted(&fixture("2a.toml"));
-    let Provisioning::Manual { hub, device_id, key } = &translated.identityd.provisioning else {
+    let Provisioning::Manual { hub, device_id, credential } = &translated.identityd.provisioning
+    else {
         panic!()
     };
     assert_eq!(
-        (hub.as_str(), device_id.as_str(), key.as_str()),
-        ("plant7.azure-devices.net", "press-04", "device-id")
+        (hub.as_str(), device_id.as_str(), credential),
+        ("plant7.azure-devices.net", "press-04", &by_key())
     );
     assert_eq!(translated.imported_keys.len(), 1);
     assert_eq!(translated.imported_keys[0].0.as_str(), "device-id");
@@ -104,7 +109,7 @@ fn a_provisioning_service_with_a_symmetric_key_is_translated() {
         panic!()
     };
     assert_eq!(endpoint, "https://global.azure-devices-provisioning.net");
-    assert_eq!((scope_id.as_str(), registration_id.as_str()), ("0ne00000000", "press-04"));
+    assert_eq!((scope_id.as_str(), registration_id.as_deref()), ("0ne00000000", Some("press-04")));
     assert_eq!(*payload, None);
     assert_eq!(translated.identityd.reprovisioning, ReprovisioningMode::Dynamic);
     assert_eq!(translated.imported_keys.len(), 1);
@@ -119,14 +124,77 @@ fn local_identities_alone_need_no_device_key() {
 }
 
 #[test]
-fn what_is_not_built_yet_is_refused_by_name_not_as_unknown() {
-    for (name, keys) in [
-        ("2c.toml", &["provisioning.authentication.method"][..]),
-        ("2e.toml", &["provisioning.attestation.method"]),
-        ("2f.toml", &["provisioning.attestation.method"]),
-        ("2g.toml", &["provisioning.attestation.method"]),
-        ("2h.toml", &["edge_ca.cert"]),
+fn a_certificate_of_the_device_is_translated_from_files_a_token_or_est() {
+    let by_certificate = DeviceCredential::X509 {
+        cert: "device-id".parse().unwrap(),
+        key: "device-id".parse().unwrap(),
+    };
+    for (name, place) in [
+        ("2c.toml", "file:///var/secrets/press-04.key.pem"),
+        ("2e.toml", "pkcs11:token=edge;object=press-04?pin-value=0000"),
     ] {
+        let translated = accepted(&fixture(name));
+        let (Provisioning::Manual { credential, .. } | Provisioning::Dps { credential, .. }) =
+            &translated.identityd.provisioning
+        else {
+            panic!("{name}")
+        };
+        assert_eq!(*credential, by_certificate, "{name}");
+        let cert = translated.identityd.preloaded_certs.get("device-id");
+        let file = PreloadedCert::File("file:///var/secrets/press-04.pem".to_owned());
+        assert_eq!(cert, Some(&file), "{name}");
+        let key = translated.keyd.preloaded_keys.get("device-id");
+        assert_eq!(key.map(SecretText::expose), Some(place), "{name}");
+    }
+    let translated = accepted(&fixture("2f.toml"));
+    let issued = &translated.identityd.cert_issuance["device-id"];
+    assert_eq!(issued.method, IssuanceMethod::Est);
+    assert_eq!(issued.common_name.as_deref(), Some("press-04"));
+    assert!(issued.renewal.is_some_and(|renewal| renewal.enabled && renewal.rotate_key));
+    let identityd = &translated.keyd.principals[0].keys;
+    for id in ["device-id", "device-id-temp"] {
+        assert!(identityd.iter().any(|key| key == id), "{id}: {identityd:?}");
+    }
+}
+
+#[test]
+fn a_certificate_of_the_device_has_a_key_and_a_name_and_no_second_source() {
+    let attestation = |text: &str| {
+        format!(
+            "[provisioning]\nsource = \"dps\"\nglobal_endpoint = \"https://dps.test\"\nid_scope = \"s\"\n\
+             attestation = {{ method = \"x509\", {text} }}\n"
+        )
+    };
+    let est = "identity_cert = { method = \"est\", url = \"https://est.test\" }";
+    let local = "registration_id = \"r\", identity_cert = { method = \"local_ca\" }";
+    for (text, key) in [
+        ("registration_id = \"r\"", "provisioning.attestation.identity_cert"),
+        ("identity_cert = \"file:///c\"", "provisioning.attestation.identity_pk"),
+        (est, "provisioning.attestation.identity_cert.common_name"),
+        (local, "provisioning.attestation.identity_cert.method"),
+        (
+            &format!("registration_id = \"r\", identity_pk = \"file:///k\", {est}"),
+            "provisioning.attestation.identity_pk",
+        ),
+        (
+            "identity_cert = \"file:///c\", identity_pk = \"file:///k\", symmetric_key = { value = \"a2V5\" }",
+            "provisioning.attestation.symmetric_key",
+        ),
+    ] {
+        let found = refused(&attestation(text));
+        assert!(found.iter().any(|diagnostic| diagnostic.key == key), "{text}: {found:?}");
+    }
+    let name = format!("registration_id = \"r\", {est}");
+    let translated = accepted(&attestation(&name));
+    let issued = &translated.identityd.cert_issuance["device-id"];
+    assert_eq!(issued.common_name.as_deref(), Some("r"), "the registration's name");
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_by_name_not_as_unknown() {
+    for (name, keys) in
+        [("2g.toml", &["provisioning.attestation.method"][..]), ("2h.toml", &["edge_ca.cert"])]
+    {
         let found = refused(&fixture(name));
         assert!(
             found.iter().all(|diagnostic| diagnostic.code == Code::NotSupported),

@@ -12,13 +12,19 @@
 //! way at any time: the next one is asked for only after the answer to the previous one
 //! has been reported.
 
+mod budget;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::Backoff;
 use crate::id::DeviceId;
-use crate::settings::ReprovisioningMode;
+use crate::settings::{CredentialKind, ReprovisioningMode};
+
+pub use budget::Budget;
 
 /// The identity of a device that is provisioned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,8 +51,12 @@ pub enum Source {
         endpoint: String,
         /// The tenant's scope.
         scope_id: String,
-        /// The registration's name.
-        registration_id: String,
+        /// The registration's name; absent where a certificate's common name counts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        registration_id: Option<String>,
+        /// Kind of the proof that the service knows the device by.
+        #[serde(default)]
+        credential: CredentialKind,
     },
     /// There is none: local identities only.
     None,
@@ -60,6 +70,10 @@ pub struct Provisioned {
     /// The source of the identity. If the configuration names another source now, a
     /// replacement is asked for.
     pub source: Source,
+    /// SHA-256 thumbprint of the certificate that the device showed for it; `None` where
+    /// it showed none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
     /// Wall clock when it was obtained, in seconds since the epoch; informative.
     pub obtained_at: i64,
 }
@@ -97,6 +111,8 @@ pub struct Limits {
     /// the hub asks for: if the hub goes on refusing what the service assigns (a wrong
     /// clock is enough), the service is not asked all the time.
     pub refusal_gap: Duration,
+    /// Most calls to the service at once, and most in an hour after that.
+    pub calls_per_hour: u32,
 }
 
 impl Default for Limits {
@@ -109,6 +125,7 @@ impl Default for Limits {
             longest_pause_unreachable: Duration::from_secs(300),
             longest_pause_refused: Duration::from_secs(1800),
             refusal_gap: Duration::from_secs(900),
+            calls_per_hour: 60,
         }
     }
 }
@@ -124,6 +141,15 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
 }
 
+/// Somebody who may ask for a new registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requester {
+    /// A person, by hand.
+    Operator,
+    /// The module runtime, for its agent.
+    Runtime,
+}
+
 /// An event that the driver reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -133,10 +159,15 @@ pub enum Event {
     /// harm.
     Woken,
     /// Somebody who may asked for a new registration.
-    ReprovisionRequested,
+    ReprovisionRequested(Requester),
+    /// The hub answered the device as one that it knows.
+    HubAcceptedDevice,
     /// The hub says that it does not know the device (any more), or refuses its
     /// credential.
     HubRefusedDevice,
+    /// The device's certificate is another one than before: its SHA-256 thumbprint, or
+    /// `None` if there is none.
+    CertificateChanged(Option<String>),
     /// The wall clock was put to another time: what failed by the old one may succeed.
     ClockStepped,
     /// Answer to [`Action::Register`] or [`Action::Poll`]: not decided yet.
@@ -233,6 +264,13 @@ pub struct State {
     failures: u32,
     last_failure: Option<Failure>,
     last_success: Option<Duration>,
+    /// Thumbprint of the certificate that is there now.
+    certificate: Option<String>,
+    /// Thumbprint of the certificate that was there when the attempt under way began.
+    shown: Option<String>,
+    /// True once the hub has answered the device since the start.
+    is_accepted: bool,
+    budget: Budget,
 }
 
 impl State {
@@ -253,13 +291,29 @@ impl State {
             failures: 0,
             last_failure: None,
             last_success: None,
+            certificate: None,
+            shown: None,
+            is_accepted: false,
+            budget: Budget::new(limits.calls_per_hour),
         }
+    }
+
+    /// The same with the device's certificate: its SHA-256 thumbprint.
+    #[must_use]
+    pub fn with_certificate(self, thumbprint: Option<String>) -> Self {
+        Self { certificate: thumbprint, ..self }
     }
 
     /// The identity that counts now.
     #[must_use]
     pub fn identity(&self) -> Option<&DeviceIdentity> {
         self.current.as_ref().map(|current| &current.identity)
+    }
+
+    /// Returns the SHA-256 thumbprint of the device's certificate.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&str> {
+        self.certificate.as_deref()
     }
 
     /// Returns the work that is under way.
@@ -285,6 +339,17 @@ impl State {
         self.current.as_ref().is_some_and(|current| current.source == self.source)
     }
 
+    /// Returns true if the certificate is not the one that the identity was obtained
+    /// with. Where the service knows the device by a certificate, it tells the hub which
+    /// one it was shown: the hub refuses another one.
+    fn has_new_certificate(&self) -> bool {
+        let by_certificate =
+            matches!(self.source, Source::Dps { credential: CredentialKind::X509, .. });
+        by_certificate
+            && self.certificate.is_some()
+            && self.current.as_ref().is_some_and(|current| current.certificate != self.certificate)
+    }
+
     /// Begins an attempt. Only called when nothing is under way.
     fn begin(&mut self, now: Now) -> Vec<Action> {
         match &self.source {
@@ -294,7 +359,13 @@ impl State {
                 self.replace(identity, now)
             }
             Source::Dps { .. } => {
-                self.activity = Activity::Asking { since: now.monotonic, operation: None };
+                let since = now.monotonic;
+                if let Err(until) = self.budget.take(since) {
+                    self.activity = Activity::Pausing { since, until, not_before: until };
+                    return vec![Action::WakeAt(until)];
+                }
+                self.shown.clone_from(&self.certificate);
+                self.activity = Activity::Asking { since, operation: None };
                 vec![Action::Register]
             }
         }
@@ -302,8 +373,12 @@ impl State {
 
     /// A complete identity is there; it counts once it is stored.
     fn replace(&mut self, identity: DeviceIdentity, now: Now) -> Vec<Action> {
-        let replacement =
-            Provisioned { identity, source: self.source.clone(), obtained_at: now.wall };
+        let certificate = match self.source {
+            Source::Dps { credential: CredentialKind::X509, .. } => self.shown.clone(),
+            _ => None,
+        };
+        let (source, obtained_at) = (self.source.clone(), now.wall);
+        let replacement = Provisioned { identity, source, certificate, obtained_at };
         self.activity = Activity::Storing { replacement: replacement.clone() };
         vec![Action::Store(replacement)]
     }
@@ -384,19 +459,44 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
             }
             if !state.is_from_configured_source()
                 || state.mode == ReprovisioningMode::AlwaysOnStartup
+                || state.has_new_certificate()
             {
                 actions.extend(state.begin(now));
             }
             actions
         }
-        (Event::ReprovisionRequested, _) => state.hasten(now),
+        // This mode leaves it to people.
+        (Event::ReprovisionRequested(Requester::Runtime), _)
+            if state.mode == ReprovisioningMode::OnErrorOnly =>
+        {
+            Vec::new()
+        }
+        (Event::ReprovisionRequested(_), _) => state.hasten(now),
+        (Event::HubAcceptedDevice, _) => {
+            state.is_accepted = true;
+            Vec::new()
+        }
+        (Event::CertificateChanged(thumbprint), activity) => {
+            state.certificate = thumbprint;
+            match activity {
+                Activity::Idle if state.has_new_certificate() => state.begin(now),
+                // The one that was missed, or one that is taken where another was
+                // refused.
+                Activity::Pausing { .. } if state.certificate.is_some() => {
+                    state.failures = 0;
+                    state.hasten(now)
+                }
+                _ => Vec::new(),
+            }
+        }
         // The identity stays in use meanwhile: a hub that errs must not take the device
         // down.
-        (Event::HubRefusedDevice, _) => match (state.mode, &state.source) {
-            (
-                ReprovisioningMode::Dynamic | ReprovisioningMode::AlwaysOnStartup,
-                Source::Dps { .. },
-            ) => {
+        (Event::HubRefusedDevice, _) => match &state.source {
+            // `OnErrorOnly` is for the first meeting after a start: a device that cannot
+            // get at its hub at all.
+            Source::Dps { .. }
+                if state.mode != ReprovisioningMode::OnErrorOnly || !state.is_accepted =>
+            {
                 let recently = state
                     .last_success
                     .is_some_and(|last| now.monotonic < last + state.limits.refusal_gap);
@@ -413,8 +513,17 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
             state.hasten(now)
         }
         (Event::Woken, Activity::Waiting { since, operation, until }) if until <= now.monotonic => {
-            state.activity = Activity::Asking { since, operation: Some(operation.clone()) };
-            vec![Action::Poll { operation }]
+            match state.budget.take(now.monotonic) {
+                Ok(()) => {
+                    let asked = Some(operation.clone());
+                    state.activity = Activity::Asking { since, operation: asked };
+                    vec![Action::Poll { operation }]
+                }
+                Err(until) => {
+                    state.activity = Activity::Waiting { since, operation, until };
+                    vec![Action::WakeAt(until)]
+                }
+            }
         }
         (Event::Woken, Activity::Pausing { until, .. }) if until <= now.monotonic => {
             state.begin(now)
@@ -445,7 +554,13 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
             state.failures = 0;
             state.last_failure = None;
             state.last_success = Some(now.monotonic);
-            vec![Action::Serve { identity, replaced }]
+            // The hub that assigned is another one, or knows the device anew.
+            state.is_accepted = false;
+            let mut actions = vec![Action::Serve { identity, replaced }];
+            if state.has_new_certificate() {
+                actions.extend(state.begin(now));
+            }
+            actions
         }
         (Event::StoreFailed { reason }, Activity::Storing { .. }) => {
             let failure = Failure { refused: false, reason, retry_after: None };
@@ -454,375 +569,4 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
         _ => Vec::new(),
     };
     (state, actions)
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn at(seconds: u64) -> Now {
-        Now { monotonic: Duration::from_secs(seconds), wall: 1_700_000_000, random: 0 }
-    }
-
-    fn identity(device: &str) -> DeviceIdentity {
-        DeviceIdentity { hub: "hub.test".into(), device_id: device.parse().expect("valid") }
-    }
-
-    fn dps(scope: &str) -> Source {
-        Source::Dps {
-            endpoint: "https://dps.test".into(),
-            scope_id: scope.into(),
-            registration_id: "press-04".into(),
-        }
-    }
-
-    fn stored(device: &str, source: Source) -> Provisioned {
-        Provisioned { identity: identity(device), source, obtained_at: 1 }
-    }
-
-    fn fresh(stored: Option<Provisioned>, mode: ReprovisioningMode) -> State {
-        State::new(dps("0ne1"), mode, Limits::default(), stored)
-    }
-
-    fn refusal(reason: &str) -> Event {
-        Event::Failed(Failure { refused: true, reason: reason.into(), retry_after: None })
-    }
-
-    #[test]
-    fn a_device_with_a_stored_identity_serves_it_at_once_and_asks_nobody() {
-        let state = fresh(Some(stored("press-04", dps("0ne1"))), ReprovisioningMode::Dynamic);
-        let (state, actions) = step(state, Event::Started, at(0));
-        assert_eq!(actions, [Action::Serve { identity: identity("press-04"), replaced: false }]);
-        assert_eq!(*state.activity(), Activity::Idle);
-    }
-
-    proptest! {
-        #[test]
-        fn no_answer_makes_a_hammer_and_none_loses_the_device(asked in prop::option::of(any::<u64>())) {
-            let limits = Limits::default();
-            let asked = asked.map(Duration::from_secs);
-            let pause = poll_pause(asked, &limits);
-            prop_assert!(pause >= Duration::from_secs(1) && pause <= limits.longest_retry_after, "{pause:?}");
-            prop_assert!(call_pause(asked) >= Duration::from_secs(1));
-            let mut state = fresh(None, ReprovisioningMode::Dynamic);
-            state = step(state, Event::Started, at(0)).0;
-            let (state, actions) = step(state, Event::Assigning { operation: "op".into(), retry_after: asked }, at(1));
-            let woken = actions.iter().find_map(|action| match action {
-                Action::WakeAt(until) => Some(*until),
-                _ => None,
-            });
-            prop_assert!(woken >= Some(Duration::from_secs(2)), "{actions:?}");
-            prop_assert!(!matches!(state.activity(), Activity::Idle));
-        }
-    }
-
-    #[test]
-    fn with_always_on_startup_the_stored_identity_is_served_before_the_registration_begins() {
-        let state =
-            fresh(Some(stored("press-04", dps("0ne1"))), ReprovisioningMode::AlwaysOnStartup);
-        let (_, actions) = step(state, Event::Started, at(0));
-        assert_eq!(
-            actions,
-            [Action::Serve { identity: identity("press-04"), replaced: false }, Action::Register]
-        );
-    }
-
-    #[test]
-    fn a_new_scope_in_the_configuration_is_taken_at_the_next_start_while_the_old_identity_serves() {
-        let state =
-            fresh(Some(stored("press-04", dps("0ne-old"))), ReprovisioningMode::OnErrorOnly);
-        let (state, actions) = step(state, Event::Started, at(0));
-        assert_eq!(actions.last(), Some(&Action::Register));
-        let (state, _) = step(state, refusal("unknown scope"), at(1));
-        assert_eq!(state.identity(), Some(&identity("press-04")));
-    }
-
-    #[test]
-    fn a_device_is_registered_polled_as_the_service_asks_stored_and_only_then_served() {
-        let (state, actions) =
-            step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0));
-        assert_eq!(actions, [Action::Register]);
-        let assigning =
-            Event::Assigning { operation: "op".into(), retry_after: Some(Duration::from_secs(7)) };
-        let (state, actions) = step(state, assigning, at(1));
-        assert_eq!(actions, [Action::WakeAt(Duration::from_secs(8))]);
-        let (state, actions) = step(state, Event::Woken, at(7));
-        assert_eq!(actions, [Action::WakeAt(Duration::from_secs(8))], "woken too early: waits on");
-        let (state, actions) = step(state, Event::Woken, at(8));
-        assert_eq!(actions, [Action::Poll { operation: "op".into() }]);
-        let (state, actions) = step(state, Event::Assigned(identity("press-04")), at(9));
-        assert!(
-            matches!(&actions[..], [Action::Store(it)] if it.identity == identity("press-04")),
-            "{actions:?}"
-        );
-        assert_eq!(state.identity(), None, "not before it is stored");
-        let (state, actions) = step(state, Event::Stored, at(9));
-        assert_eq!(actions, [Action::Serve { identity: identity("press-04"), replaced: false }]);
-        assert_eq!(state.identity(), Some(&identity("press-04")));
-    }
-
-    #[test]
-    fn a_service_that_never_decides_makes_the_attempt_fail_after_the_overall_limit() {
-        let (mut state, _) = step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0));
-        let mut now = 0;
-        for _ in 0..1000 {
-            let assigning = Event::Assigning { operation: "op".into(), retry_after: None };
-            let (next, actions) = step(state, assigning, at(now));
-            if let Some(Action::Report(failure)) = actions.first() {
-                assert!(failure.reason.contains("600 s"), "{failure:?}");
-                assert!((590..=600).contains(&now), "failed at {now} s");
-                return;
-            }
-            now += 3;
-            state = step(next, Event::Woken, at(now)).0;
-        }
-        panic!("polled for ever");
-    }
-
-    #[test]
-    fn a_rejected_device_tries_again_by_itself_with_growing_pauses() {
-        let (mut state, _) = step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0));
-        let (mut now, mut pauses) = (0, Vec::new());
-        for _ in 0..12 {
-            let (next, actions) = step(state, refusal("disabled"), at(now));
-            let Some(Action::WakeAt(until)) = actions.last() else {
-                panic!("no retry planned: {actions:?}")
-            };
-            pauses.push(until.as_secs() - now);
-            now = until.as_secs();
-            let (next, actions) = step(next, Event::Woken, at(now));
-            assert_eq!(actions, [Action::Register]);
-            state = next;
-        }
-        assert_eq!(pauses[..5], [5, 10, 20, 40, 80]);
-        assert_eq!(pauses[11], 1800);
-    }
-
-    #[test]
-    fn the_service_s_retry_after_prolongs_a_pause_and_no_request_shortens_it() {
-        let (state, _) = step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0));
-        let throttled = Failure {
-            refused: true,
-            reason: "throttled".into(),
-            retry_after: Some(Duration::from_secs(120)),
-        };
-        let (state, actions) = step(state, Event::Failed(throttled), at(0));
-        assert_eq!(actions.last(), Some(&Action::WakeAt(Duration::from_secs(120))));
-        let (_, actions) = step(state, Event::ReprovisionRequested, at(30));
-        assert_eq!(actions, [Action::WakeAt(Duration::from_secs(120))]);
-    }
-
-    #[test]
-    fn a_request_shortens_a_long_pause_but_not_below_the_least_time_between_attempts() {
-        let mut state = step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0)).0;
-        state.failures = 8;
-        let (state, _) = step(state, refusal("disabled"), at(1));
-        let (state, actions) = step(state, Event::ReprovisionRequested, at(2));
-        assert_eq!(actions, [Action::WakeAt(Duration::from_secs(5))]);
-        let (_, actions) = step(state, Event::ReprovisionRequested, at(5));
-        assert_eq!(actions, [Action::Register]);
-    }
-
-    #[test]
-    fn when_the_hub_refuses_the_device_it_registers_anew_except_in_on_error_only_mode() {
-        for (mode, registers) in
-            [(ReprovisioningMode::Dynamic, true), (ReprovisioningMode::OnErrorOnly, false)]
-        {
-            let state =
-                step(fresh(Some(stored("press-04", dps("0ne1"))), mode), Event::Started, at(0)).0;
-            let (state, actions) = step(state, Event::HubRefusedDevice, at(1));
-            assert_eq!(actions.contains(&Action::Register), registers, "{mode:?}");
-            assert_eq!(state.identity(), Some(&identity("press-04")), "{mode:?}");
-        }
-    }
-
-    #[test]
-    fn a_hub_that_refuses_what_was_just_assigned_does_not_make_the_device_ask_again_and_again() {
-        let state = step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0)).0;
-        let state = step(state, Event::Assigned(identity("press-04")), at(1)).0;
-        let state = step(state, Event::Stored, at(1)).0;
-        let (state, actions) = step(state, Event::HubRefusedDevice, at(2));
-        assert_eq!(actions, []);
-        let (_, actions) = step(state, Event::HubRefusedDevice, at(1000));
-        assert_eq!(actions, [Action::Register]);
-    }
-
-    #[test]
-    fn a_manual_identity_needs_no_answer_from_anybody() {
-        let source = Source::Manual { identity: identity("press-04") };
-        let state = State::new(source, ReprovisioningMode::Dynamic, Limits::default(), None);
-        let (state, actions) = step(state, Event::Started, at(0));
-        assert!(
-            matches!(&actions[..], [Action::Store(it)] if it.identity == identity("press-04")),
-            "{actions:?}"
-        );
-        let (state, _) = step(state, Event::Stored, at(0));
-        assert_eq!(state.identity(), Some(&identity("press-04")));
-    }
-
-    #[test]
-    fn a_full_disk_leaves_the_old_identity_in_use_and_the_replacement_is_tried_again() {
-        let state = fresh(Some(stored("old", dps("0ne-old"))), ReprovisioningMode::Dynamic);
-        let state = step(state, Event::Started, at(0)).0;
-        let state = step(state, Event::Assigned(identity("new")), at(1)).0;
-        let (state, actions) = step(state, Event::StoreFailed { reason: "no space".into() }, at(2));
-        assert_eq!(state.identity(), Some(&identity("old")));
-        assert!(matches!(actions.last(), Some(Action::WakeAt(_))), "{actions:?}");
-    }
-
-    #[test]
-    fn without_a_source_nothing_is_asked_and_a_request_does_nothing() {
-        let state = State::new(Source::None, ReprovisioningMode::Dynamic, Limits::default(), None);
-        let (state, actions) = step(state, Event::Started, at(0));
-        assert_eq!(actions, []);
-        assert_eq!(step(state, Event::ReprovisionRequested, at(1)).1, []);
-    }
-
-    #[derive(Debug, Clone)]
-    struct Happening {
-        event: Event,
-        after: u32,
-        random: u64,
-    }
-
-    fn happenings() -> impl Strategy<Value = Vec<Happening>> {
-        let wait = proptest::option::of((0..10_000_u64).prop_map(Duration::from_secs));
-        let event = prop_oneof![
-            1 => Just(Event::Started),
-            4 => Just(Event::Woken),
-            1 => Just(Event::ReprovisionRequested),
-            1 => Just(Event::HubRefusedDevice),
-            1 => Just(Event::ClockStepped),
-            2 => wait.clone().prop_map(|retry_after| Event::Assigning { operation: "op".into(), retry_after }),
-            2 => prop_oneof![Just("a"), Just("b")].prop_map(|device| Event::Assigned(identity(device))),
-            2 => (any::<bool>(), wait).prop_map(|(refused, retry_after)| Event::Failed(Failure {
-                refused, reason: "failed".into(), retry_after })),
-            2 => Just(Event::Stored),
-            1 => Just(Event::StoreFailed { reason: "disk full".into() }),
-        ];
-        let happening = (event, prop_oneof![0..5_000_u32, 0..4_000_000_u32], any::<u64>())
-            .prop_map(|(event, after, random)| Happening { event, after, random });
-        proptest::collection::vec(happening, 0..60)
-    }
-
-    fn sources() -> impl Strategy<Value = Source> {
-        prop_oneof![
-            3 => Just(dps("0ne1")),
-            1 => Just(dps("0ne2")),
-            1 => Just(Source::Manual { identity: identity("m") }),
-            1 => Just(Source::None),
-        ]
-    }
-
-    fn modes() -> impl Strategy<Value = ReprovisioningMode> {
-        prop_oneof![
-            Just(ReprovisioningMode::Dynamic),
-            Just(ReprovisioningMode::AlwaysOnStartup),
-            Just(ReprovisioningMode::OnErrorOnly)
-        ]
-    }
-
-    #[test]
-    fn a_step_of_the_clock_ends_a_long_pause_but_not_one_that_the_service_asked_for() {
-        let mut state = step(fresh(None, ReprovisioningMode::Dynamic), Event::Started, at(0)).0;
-        let mut clock = 0;
-        for _ in 0..10 {
-            // The certificate of the service is not valid in 1970.
-            state = step(state, refusal("not valid yet"), at(clock)).0;
-            clock += 3600;
-            state = step(state, Event::Woken, at(clock)).0;
-        }
-        state = step(state, refusal("not valid yet"), at(clock)).0;
-        let (set, actions) = step(state, Event::ClockStepped, at(clock + 6));
-        assert_eq!(actions, [Action::Register]);
-        let asked = Failure {
-            refused: true,
-            reason: "busy".into(),
-            retry_after: Some(Duration::from_secs(600)),
-        };
-        let (state, _) = step(set, Event::Failed(asked), at(clock + 7));
-        let (_, actions) = step(state, Event::ClockStepped, at(clock + 8));
-        assert_eq!(actions, [Action::WakeAt(Duration::from_secs(clock + 607))]);
-        // Nothing is under way: a device that has its identity asks nobody because of a
-        // clock.
-        let idle = fresh(Some(stored("press-04", dps("0ne1"))), ReprovisioningMode::Dynamic);
-        let idle = step(idle, Event::Started, at(0)).0;
-        assert_eq!(step(idle, Event::ClockStepped, at(1)).1, []);
-    }
-
-    proptest! {
-        #[test]
-        fn over_any_events_an_identity_is_lost_or_changed_only_by_a_replacement_that_was_stored(
-            source in sources(), mode in modes(), events in happenings(),
-            kept in proptest::option::of(sources().prop_map(|source| stored("kept", source)))
-        ) {
-            let mut state = State::new(source, mode, Limits::default(), kept);
-            let (mut clock, mut on_disk) = (Duration::ZERO, state.current.clone());
-            let mut writing: Option<Provisioned> = None;
-            for Happening { event, after, random } in events {
-                clock += Duration::from_millis(u64::from(after));
-                let before = state.current.clone();
-                let stored_now = event == Event::Stored && writing.is_some();
-                if stored_now { on_disk = writing.take(); }
-                let failed_now = matches!(event, Event::StoreFailed { .. });
-                let (next, actions) = step(state, event, Now { monotonic: clock, wall: 0, random });
-                if failed_now { writing = None; }
-                for action in &actions {
-                    if let Action::Store(replacement) = action {
-                        prop_assert!(writing.is_none(), "two stores at once");
-                        writing = Some(replacement.clone());
-                    }
-                    if let Action::Serve { identity, .. } = action {
-                        prop_assert_eq!(Some(identity), next.identity());
-                    }
-                }
-                if next.current != before {
-                    prop_assert!(stored_now, "changed without a completed store");
-                }
-                prop_assert!(before.is_none() || next.current.is_some(), "unprovisioned");
-                // What is in memory is what the next start would find.
-                prop_assert_eq!(&next.current, &on_disk);
-                state = next;
-            }
-        }
-
-        #[test]
-        fn over_any_events_only_one_call_is_under_way_and_never_two_attempts_within_the_least_pause(
-            mode in modes(), events in happenings()
-        ) {
-            let mut state = fresh(None, mode);
-            let (mut clock, mut pending, mut last_failed_start) = (Duration::ZERO, false, None::<Duration>);
-            for Happening { event, after, random } in events {
-                clock += Duration::from_millis(u64::from(after));
-                if matches!(event, Event::Assigning { .. } | Event::Assigned(_) | Event::Failed(_)) {
-                    // The world answers only what was asked.
-                    if !pending { continue; }
-                    pending = false;
-                }
-                let (next, actions) = step(state, event, Now { monotonic: clock, wall: 0, random });
-                let mut wakes = 0;
-                for action in &actions {
-                    match action {
-                        Action::Register | Action::Poll { .. } => {
-                            prop_assert!(!pending, "two calls at once");
-                            pending = true;
-                            if *action == Action::Register && let Some(start) = last_failed_start.replace(clock)
-                                && next.failures() > 0 {
-                                prop_assert!(clock - start >= Limits::default().first_pause / 2, "hammering");
-                            }
-                        }
-                        Action::WakeAt(until) => { wakes += 1; prop_assert!(*until > clock); }
-                        Action::Store(_) | Action::Serve { .. } | Action::Report(_) => {}
-                    }
-                }
-                prop_assert!(wakes <= 1);
-                // Whoever waits has been promised to be woken or is waiting for an
-                // answer.
-                if matches!(next.activity(), Activity::Asking { .. }) { prop_assert!(pending); }
-                state = next;
-            }
-        }
-    }
 }

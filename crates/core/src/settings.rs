@@ -185,8 +185,8 @@ pub enum Provisioning {
         hub: String,
         /// Id of the device there.
         device_id: DeviceId,
-        /// Id of the symmetric device key in keyd.
-        key: KeyId,
+        /// The proof of the device.
+        credential: DeviceCredential,
     },
     /// The provisioning service assigns hub and device id.
     Dps {
@@ -194,16 +194,68 @@ pub enum Provisioning {
         endpoint: String,
         /// The tenant's scope.
         scope_id: String,
-        /// The registration's name.
-        registration_id: String,
-        /// Id of the symmetric registration key in keyd.
-        key: KeyId,
+        /// The registration's name. Absent: the common name of the device's certificate.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        registration_id: Option<String>,
+        /// The proof of the device.
+        credential: DeviceCredential,
         /// JSON that is passed to the allocation policy.
         #[serde(default)]
         payload: Option<serde_json::Value>,
     },
     /// Local identities only.
     None,
+}
+
+/// Proof by which the provisioning service and the hub know the device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "method", deny_unknown_fields)]
+pub enum DeviceCredential {
+    /// A symmetric key, which signs tokens.
+    SymmetricKey {
+        /// Id of the key in keyd.
+        key: KeyId,
+    },
+    /// A certificate, which is shown in the TLS handshake.
+    X509 {
+        /// Id of the certificate.
+        cert: CertId,
+        /// Id of its key pair in keyd.
+        key: KeyId,
+    },
+}
+
+impl DeviceCredential {
+    /// Returns the kind of the proof.
+    #[must_use]
+    pub fn kind(&self) -> CredentialKind {
+        match self {
+            Self::SymmetricKey { .. } => CredentialKind::SymmetricKey,
+            Self::X509 { .. } => CredentialKind::X509,
+        }
+    }
+}
+
+/// Kind of the proof by which the provisioning service and the hub know the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CredentialKind {
+    /// A symmetric key.
+    #[default]
+    SymmetricKey,
+    /// A certificate.
+    X509,
+}
+
+impl CredentialKind {
+    /// Returns the word for the kind as the identity API has it for a registration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SymmetricKey => "symmetric_key",
+            Self::X509 => "x509",
+        }
+    }
 }
 
 /// The occasions on which a device that has an identity asks for a new one.

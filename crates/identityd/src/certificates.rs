@@ -1,6 +1,7 @@
 //! Certificates: issued from requests, kept, and handed out. Whoever signs does so in
 //! keyd; no private key of a CA is ever in this process.
 
+mod client;
 mod est;
 mod former;
 mod issue;
@@ -33,6 +34,8 @@ use edgekeep_daemon::store::StoreError;
 use time::OffsetDateTime;
 use tokio::sync::{RwLock, watch};
 
+pub use client::ClientIdentityError;
+pub(crate) use client::common_name;
 pub use est::EnrolError;
 pub(crate) use renew::span_of;
 pub use store::CertStoreError;

@@ -188,6 +188,7 @@ fn with_its_folder(root: &Root, file: &Path) -> PathBuf {
 mod tests {
     use std::collections::BTreeMap;
 
+    use edgekeep_core::settings::DeviceCredential;
     use edgekeep_sandbox::SyscallList;
     use proptest::prelude::*;
 
@@ -202,8 +203,8 @@ mod tests {
         Provisioning::Dps {
             endpoint: endpoint.to_owned(),
             scope_id: "s".to_owned(),
-            registration_id: "r".to_owned(),
-            key: "k".parse().unwrap(),
+            registration_id: Some("r".to_owned()),
+            credential: DeviceCredential::SymmetricKey { key: "k".parse().unwrap() },
             payload: None,
         }
     }
@@ -259,7 +260,7 @@ mod tests {
         let manual = Provisioning::Manual {
             hub: "hub.example:8443".to_owned(),
             device_id: "d".parse().unwrap(),
-            key: "k".parse().unwrap(),
+            credential: DeviceCredential::SymmetricKey { key: "k".parse().unwrap() },
         };
         let kept = planned(&settings(&manual), None, &[], &[]);
         assert_eq!(kept.reach.ports(), [443, 53, 8443]);

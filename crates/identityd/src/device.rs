@@ -1,6 +1,7 @@
 //! Identity of the device: carries out what [`edgekeep_core::provisioning`] decides.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use edgekeep_cloud::{CloudError, Dps, Progress, Registration, Transport};
 use edgekeep_core::authority::Authority;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::provisioning::{
-    Action, Activity, DeviceIdentity, Event, Failure, Now, Provisioned, State, step,
+    Action, Activity, DeviceIdentity, Event, Failure, Now, Provisioned, Requester, State, step,
 };
+use edgekeep_core::settings::CredentialKind;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::{self, Steps};
 use edgekeep_daemon::store::StateFile;
@@ -18,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::keys::DeviceKeys;
+use crate::prover::Prover;
 
 /// Wishes that wait at most; more of them would not say more.
 const WISHES: usize = 8;
@@ -30,6 +33,9 @@ const PROVISIONING: [Code; 5] = [
     Code::ProvisioningUnreachable,
     Code::ProvisioningNotAsked,
 ];
+
+/// Time between two looks at a certificate that an operator may replace.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// A wish of the cloud to be left alone for longer is told to the operator.
 pub(crate) const LONG: Duration = Duration::from_secs(300);
@@ -54,7 +60,9 @@ const fn problem(error: &CloudError) -> Code {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
     /// A new registration.
-    Reprovision,
+    Reprovision(Requester),
+    /// To be told that the hub answers the device as one that it knows.
+    HubAccepted,
     /// To be told that the hub does not accept the device.
     HubRefused,
 }
@@ -74,6 +82,8 @@ pub(crate) struct View {
 pub(crate) struct Device {
     view: RwLock<View>,
     wishes: mpsc::Sender<Wish>,
+    /// True if the hub's acceptance of the identity that is served was told.
+    is_accepted: AtomicBool,
     /// Counts the identities that were served; others watch it.
     served: watch::Sender<u64>,
 }
@@ -82,7 +92,9 @@ impl Device {
     /// A device without an identity, and where its wishes arrive.
     pub(crate) fn new() -> (Self, mpsc::Receiver<Wish>) {
         let (wishes, receiver) = mpsc::channel(WISHES);
-        (Self { view: RwLock::default(), wishes, served: watch::Sender::new(0) }, receiver)
+        let served = watch::Sender::new(0);
+        let is_accepted = AtomicBool::new(false);
+        (Self { view: RwLock::default(), wishes, is_accepted, served }, receiver)
     }
 
     pub(crate) fn view(&self) -> View {
@@ -99,6 +111,13 @@ impl Device {
         let _ = self.wishes.try_send(wish);
     }
 
+    /// Tells that the hub answers the device as one that it knows.
+    pub(crate) fn accepted(&self) {
+        if !self.is_accepted.swap(true, Ordering::Relaxed) {
+            self.wish(Wish::HubAccepted);
+        }
+    }
+
     fn change(&self, change: impl FnOnce(&mut View)) {
         change(&mut write(&self.view));
     }
@@ -113,6 +132,9 @@ pub(crate) struct Provisioner {
     pub(crate) registration: Option<Registration>,
     pub(crate) transport: Arc<Transport>,
     pub(crate) keys: Arc<DeviceKeys>,
+    pub(crate) prover: Arc<Prover>,
+    /// Changes with every certificate that comes or goes.
+    pub(crate) certificates: watch::Receiver<u64>,
     pub(crate) board: Board,
     /// The kind of problem that the last failed call was.
     pub(crate) last: Code,
@@ -128,6 +150,9 @@ impl Provisioner {
         let mut wake: Option<Instant> = None;
         let mut events = VecDeque::from([Event::Started]);
         let mut steps = Steps::watch();
+        let by_certificate = self.prover.kind() == Some(CredentialKind::X509);
+        let mut changes = self.certificates.clone();
+        let mut certificate = state.certificate().map(str::to_owned);
         loop {
             while let Some(event) = events.pop_front() {
                 let (next, actions) = step(state, event, now(start));
@@ -151,16 +176,24 @@ impl Provisioner {
             let pause = wake.filter(|_| !matches!(state.activity(), Activity::Idle));
             tokio::select! {
                 wish = self.wishes.recv() => match wish {
-                    Some(Wish::Reprovision) => {
-                        tracing::info!("a new provisioning of the device was asked for");
-                        events.push_back(Event::ReprovisionRequested);
+                    Some(Wish::Reprovision(by)) => {
+                        tracing::info!(?by, "a new provisioning of the device was asked for");
+                        events.push_back(Event::ReprovisionRequested(by));
                     }
+                    Some(Wish::HubAccepted) => events.push_back(Event::HubAcceptedDevice),
                     Some(Wish::HubRefused) => events.push_back(Event::HubRefusedDevice),
                     None => return,
                 },
                 () = tokio::time::sleep_until(pause.unwrap_or_else(Instant::now)), if pause.is_some() => {
                     wake = None;
                     events.push_back(Event::Woken);
+                }
+                () = certificate_may_change(&mut changes), if by_certificate => {
+                    let found = self.prover.thumbprint();
+                    if found != certificate {
+                        certificate.clone_from(&found);
+                        events.push_back(Event::CertificateChanged(found));
+                    }
                 }
                 // Looked for only where there is something that it may change.
                 _ = steps.next(), if matches!(state.activity(), Activity::Pausing { .. }) => {
@@ -197,17 +230,30 @@ impl Provisioner {
 
     async fn ask(&mut self, operation: Option<&str>) -> Event {
         self.last = Code::ProvisioningNotAsked;
-        let Some(registration) = self.registration.clone() else {
+        let Some(mut registration) = self.registration.clone() else {
             return failed("no provisioning service is configured".to_owned());
         };
-        let dps = match Dps::new(Arc::clone(&self.transport), registration, Arc::clone(&self.keys))
-        {
+        self.keys.wait_for_keyd().await;
+        let credential = match self.prover.credential().await {
+            Ok(credential) => credential,
+            Err(error) => return self.judged(&error),
+        };
+        if registration.registration_id.is_empty() {
+            let Some(name) = self.prover.common_name() else {
+                return failed(
+                    "the device's certificate has no common name, and no registration_id is \
+                     configured"
+                        .to_owned(),
+                );
+            };
+            registration.registration_id = name;
+        }
+        let dps = match Dps::new(Arc::clone(&self.transport), registration, credential) {
             Ok(dps) => dps,
             Err(error) => {
                 return failed(format!("the provisioning endpoint is not usable: {error}"));
             }
         };
-        self.keys.wait_for_keyd().await;
         let answer = match operation {
             None => dps.register().await,
             Some(operation) => dps.poll(operation).await,
@@ -226,16 +272,19 @@ impl Provisioner {
                     format!("the provisioning service decided against this device: {reason}");
                 Event::Failed(Failure { refused: true, reason, retry_after: None })
             }
-            Err(error) => {
-                self.last = problem(&error);
-                self.note_wait(error.retry_after());
-                Event::Failed(Failure {
-                    refused: !error.is_network_down() && !matches!(error, CloudError::Signer(_)),
-                    reason: error.chain(),
-                    retry_after: error.retry_after(),
-                })
-            }
+            Err(error) => self.judged(&error),
         }
+    }
+
+    fn judged(&mut self, error: &CloudError) -> Event {
+        self.last = problem(error);
+        self.note_wait(error.retry_after());
+        let was_asked = self.last != Code::ProvisioningNotAsked;
+        Event::Failed(Failure {
+            refused: was_asked && !error.is_network_down(),
+            reason: error.chain(),
+            retry_after: error.retry_after(),
+        })
     }
 
     /// Rare, and short against what it protects: done here and now.
@@ -254,6 +303,7 @@ impl Provisioner {
             self.board.clear_all(code);
         }
         self.note_wait(None);
+        self.device.is_accepted.store(false, Ordering::Relaxed);
         self.device.served.send_modify(|count| *count += 1);
     }
 
@@ -265,6 +315,14 @@ impl Provisioner {
         }
         self.board.raise(self.last, &self.subject(), &failure.reason);
         self.device.change(|view| view.remark = Some(failure.reason.clone()));
+    }
+}
+
+/// Waits until it is time to look at the device's certificate again.
+async fn certificate_may_change(changes: &mut watch::Receiver<u64>) {
+    // The last one who could tell is gone: the process ends.
+    if let Ok(Err(_)) = tokio::time::timeout(LOOK, changes.changed()).await {
+        std::future::pending::<()>().await;
     }
 }
 

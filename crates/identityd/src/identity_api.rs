@@ -14,8 +14,10 @@ use edgekeep_api::{ErrorCode, Recipient, is_worth_a_fresh_handle};
 use edgekeep_cloud::{CloudError, EnsureError};
 use edgekeep_core::id::{GenerationId, ModuleId};
 use edgekeep_core::names;
-use edgekeep_core::provisioning::DeviceIdentity;
-use edgekeep_core::settings::{IdentityKind, IdentitydSettings, Provisioning};
+use edgekeep_core::provisioning::{DeviceIdentity, Requester};
+use edgekeep_core::settings::{
+    CredentialKind, DeviceCredential, IdentityKind, IdentitydSettings, Provisioning,
+};
 use edgekeep_daemon::audit::{Audit, Entry};
 use edgekeep_daemon::server::{HttpError, Request, Response, Router};
 use http::{Method, StatusCode};
@@ -146,7 +148,7 @@ impl IdentityApi {
         &self,
         of: &DeviceIdentity,
         module: Option<(&ModuleId, &GenerationId)>,
-        key: Option<KeyHandle>,
+        auth: Option<Authentication>,
     ) -> Identity {
         let gateway = self.settings.parent_hostname.as_ref().unwrap_or(&of.hub);
         Identity::Aziot(AziotIdentity {
@@ -155,18 +157,26 @@ impl IdentityApi {
             device_id: of.device_id.to_string(),
             module_id: module.map(|(id, _)| id.to_string()),
             gen_id: module.map(|(_, generation)| generation.to_string()),
-            auth: key.map(|key| Authentication {
-                kind: AuthenticationKind::Sas,
-                key_handle: Some(key),
-                cert_id: None,
-            }),
+            auth,
         })
     }
 
     async fn device_answer(&self) -> Result<Response, HttpError> {
         let identity = self.identity()?;
         let key = self.keys.device().await.map_err(|error| keys_failed(&error))?;
-        Ok(Response::ok(&self.answer(&identity, None, Some(key))))
+        let cert_id = match &self.settings.provisioning {
+            Provisioning::Manual { credential: DeviceCredential::X509 { cert, .. }, .. }
+            | Provisioning::Dps { credential: DeviceCredential::X509 { cert, .. }, .. } => {
+                Some(cert.to_string())
+            }
+            _ => None,
+        };
+        let kind = match cert_id {
+            Some(_) => AuthenticationKind::X509,
+            None => AuthenticationKind::Sas,
+        };
+        let auth = Authentication { kind, key_handle: Some(key), cert_id };
+        Ok(Response::ok(&self.answer(&identity, None, Some(auth))))
     }
 
     async fn module_answer(
@@ -177,7 +187,8 @@ impl IdentityApi {
     ) -> Result<Response, HttpError> {
         let key =
             self.keys.module(module, generation).await.map_err(|error| keys_failed(&error))?;
-        Ok(Response::ok(&self.answer(identity, Some((module, generation)), Some(key))))
+        // Modules sign tokens, whatever the device shows.
+        Ok(Response::ok(&self.answer(identity, Some((module, generation)), Some(by_token(key)))))
     }
 
     /// A module from what is known; if it is not, the hub is asked in the background and
@@ -246,6 +257,10 @@ impl IdentityApi {
         })?;
         Ok(Response::ok(&Identity::Local(identity)))
     }
+}
+
+fn by_token(key: KeyHandle) -> Authentication {
+    Authentication { kind: AuthenticationKind::Sas, key_handle: Some(key), cert_id: None }
 }
 
 fn keys_failed(error: &KeysError) -> HttpError {
@@ -403,7 +418,12 @@ async fn reprovision(api: Arc<IdentityApi>, mut request: Request) -> Result<Resp
             "this device has local identities only: provisioning is \"none\"",
         ));
     }
-    api.device.wish(Wish::Reprovision);
+    // As root or as this daemon's own user no module runtime asks, but a person; where
+    // all daemons are one user, the two are not told apart.
+    let uid = request.caller.uid();
+    let is_person = uid == 0 || uid == rustix::process::geteuid().as_raw();
+    let by = if is_person { Requester::Operator } else { Requester::Runtime };
+    api.device.wish(Wish::Reprovision(by));
     Ok(Response::no_content())
 }
 
@@ -427,13 +447,19 @@ async fn trust_bundle(api: Arc<IdentityApi>, _: Request) -> Result<Response, Htt
 
 async fn provisioning(api: Arc<IdentityApi>, _: Request) -> Result<Response, HttpError> {
     let info = match &api.settings.provisioning {
-        Provisioning::Manual { .. } => ProvisioningInfo::Manual { auth: "sas".to_owned() },
-        Provisioning::Dps { endpoint, scope_id, registration_id, payload, .. } => {
+        Provisioning::Manual { credential, .. } => ProvisioningInfo::Manual {
+            auth: match credential.kind() {
+                CredentialKind::SymmetricKey => "sas".to_owned(),
+                kind @ CredentialKind::X509 => kind.as_str().to_owned(),
+            },
+        },
+        Provisioning::Dps { endpoint, scope_id, registration_id, payload, credential } => {
+            let name = registration_id.clone().or_else(|| api.registry.prover.common_name());
             ProvisioningInfo::Dps {
-                auth: "symmetric_key".to_owned(),
+                auth: credential.kind().as_str().to_owned(),
                 endpoint: endpoint.clone(),
                 scope_id: scope_id.clone(),
-                registration_id: registration_id.clone(),
+                registration_id: name.unwrap_or_default(),
                 payload: payload.clone(),
             }
         }

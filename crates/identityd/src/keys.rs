@@ -12,6 +12,7 @@ use edgekeep_base::lock::lock;
 use edgekeep_cloud::{ModuleKeys, Signer, SignerError};
 use edgekeep_core::id::{GenerationId, KeyId, ModuleId};
 use edgekeep_core::names::IDENTITY_MASTER_KEY;
+use edgekeep_core::settings::DeviceCredential;
 use zeroize::Zeroizing;
 
 /// The key that module keys are derived from; the name is what other implementations use
@@ -58,12 +59,12 @@ enum Name {
 #[derive(Debug)]
 pub(crate) struct DeviceKeys {
     keyd: KeysClient,
-    device: Option<KeyId>,
+    device: Option<DeviceCredential>,
     handles: Mutex<HashMap<Name, (KeyHandle, Instant)>>,
 }
 
 impl DeviceKeys {
-    pub(crate) fn new(keyd: KeysClient, device: Option<KeyId>) -> Self {
+    pub(crate) fn new(keyd: KeysClient, device: Option<DeviceCredential>) -> Self {
         Self { keyd, device, handles: Mutex::new(HashMap::new()) }
     }
 
@@ -127,8 +128,20 @@ impl DeviceKeys {
     }
 
     async fn load_device(&self) -> Result<KeyHandle, KeysError> {
-        let key = self.device.as_ref().ok_or(KeysError::NotConfigured)?;
-        self.keyd.load_key(key.as_str()).await.map_err(|source| fault(key.as_str(), source))
+        let key = self.device_key().ok_or(KeysError::NotConfigured)?.as_str();
+        let loaded = match &self.device {
+            Some(DeviceCredential::X509 { .. }) => self.keyd.load_key_pair(key).await,
+            _ => self.keyd.load_key(key).await,
+        };
+        loaded.map_err(|source| fault(key, source))
+    }
+
+    fn device_key(&self) -> Option<&KeyId> {
+        match self.device.as_ref()? {
+            DeviceCredential::SymmetricKey { key } | DeviceCredential::X509 { key, .. } => {
+                Some(key)
+            }
+        }
     }
 
     /// The bytes of both keys of a module, as the hub is told them.
@@ -190,7 +203,7 @@ impl DeviceKeys {
             }
             other => other,
         };
-        signed.map_err(|source| fault(self.device.as_ref().map_or("", KeyId::as_str), source))
+        signed.map_err(|source| fault(self.device_key().map_or("", KeyId::as_str), source))
     }
 
     /// Forgets all handles: one that keyd does not accept any more is a sign that it

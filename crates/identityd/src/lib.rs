@@ -22,6 +22,7 @@ mod keys;
 mod local_identity;
 mod metrics;
 mod modules;
+mod prover;
 mod refresh;
 mod renewals;
 mod start;
@@ -42,7 +43,7 @@ use edgekeep_core::health::Code;
 use edgekeep_core::id::ModuleId;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::provisioning::{DeviceIdentity, Limits, Provisioned, Source, State};
-use edgekeep_core::settings::{IdentitydSettings, Provisioning};
+use edgekeep_core::settings::{DeviceCredential, IdentitydSettings, Provisioning};
 use edgekeep_daemon::audit::Audit;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::listen::{ListenError, activated_or_bound};
@@ -55,7 +56,9 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use certificates::{CertStoreError, CertificateError, EnrolError, IssueError};
+pub use certificates::{
+    CertStoreError, CertificateError, ClientIdentityError, EnrolError, IssueError,
+};
 pub use edgekeep_core::module_refresh::Limits as RefreshLimits;
 pub use keys::KeysError;
 
@@ -64,6 +67,7 @@ use device::{Device, Provisioner};
 use identity_api::IdentityApi;
 use keys::DeviceKeys;
 use modules::Modules;
+use prover::Prover;
 use refresh::{Refresh, Refresher, Registry};
 use renewals::Renewals;
 use trusted_time::TrustedTime;
@@ -170,7 +174,7 @@ impl Identityd {
         private_folder(&folder)?;
         sweep_temporary(&folder);
 
-        let (source, key, registration) = source(&settings)?;
+        let (source, credential, registration) = source(&settings)?;
         let proxy = Proxy::from_environment(&|name| std::env::var_os(name))?;
         if settings.parent_hostname.as_deref().is_some_and(|parent| !device::is_host(parent)) {
             return Err(StartError::Host { what: "parent_hostname" });
@@ -216,7 +220,9 @@ impl Identityd {
         }
         certificates.look();
 
-        let keys = Arc::new(DeviceKeys::new(keyd, key));
+        let keys = Arc::new(DeviceKeys::new(keyd, credential.clone()));
+        let prover = Prover::new(credential, Arc::clone(&keys), Arc::clone(&certificates));
+        let prover = Arc::new(prover);
         let trust = match settings.cloud.trusted_certs.as_slice() {
             [] => Trust::System,
             paths => Trust::Files(paths.iter().map(PathBuf::from).collect()),
@@ -243,6 +249,7 @@ impl Identityd {
         let registry = |transport| Registry {
             transport,
             keys: Arc::clone(&keys),
+            prover: Arc::clone(&prover),
             parent: settings.parent_hostname.clone(),
             modules: Arc::clone(&modules),
             device: Arc::clone(&device),
@@ -274,15 +281,13 @@ impl Identityd {
             registration,
             transport: Arc::clone(&background_calls),
             keys: Arc::clone(&keys),
+            prover: Arc::clone(&prover),
+            certificates: certificates.changes(),
             board: board.clone(),
             last: Code::ProvisioningNotAsked,
         };
-        background.spawn(provisioner.run(State::new(
-            source,
-            settings.reprovisioning,
-            limits,
-            stored,
-        )));
+        let state = State::new(source, settings.reprovisioning, limits, stored);
+        background.spawn(provisioner.run(state.with_certificate(prover.thumbprint())));
         if needs_no_network {
             // Clients that were started together with us need not meet a device without
             // an identity.
@@ -368,32 +373,34 @@ fn give_up(root: &Root, settings: &IdentitydSettings, hub: Option<&str>) -> Sand
 }
 
 /// The configured source, in the form that is compared with the stored one; the device's
-/// key; what to register.
+/// proof; what to register.
 fn source(
     settings: &IdentitydSettings,
-) -> Result<(Source, Option<edgekeep_core::id::KeyId>, Option<Registration>), StartError> {
+) -> Result<(Source, Option<DeviceCredential>, Option<Registration>), StartError> {
     match &settings.provisioning {
         Provisioning::None => Ok((Source::None, None, None)),
-        Provisioning::Manual { hub, device_id, key } => {
+        Provisioning::Manual { hub, device_id, credential } => {
             if !device::is_host(hub) {
                 return Err(StartError::Host { what: "the hub" });
             }
             let identity = DeviceIdentity { hub: hub.clone(), device_id: device_id.clone() };
-            Ok((Source::Manual { identity }, Some(key.clone()), None))
+            Ok((Source::Manual { identity }, Some(credential.clone()), None))
         }
-        Provisioning::Dps { endpoint, scope_id, registration_id, key, payload } => {
+        Provisioning::Dps { endpoint, scope_id, registration_id, credential, payload } => {
             let source = Source::Dps {
                 endpoint: endpoint.clone(),
                 scope_id: scope_id.clone(),
                 registration_id: registration_id.clone(),
+                credential: credential.kind(),
             };
             let registration = Registration {
                 endpoint: endpoint.clone(),
                 scope_id: scope_id.clone(),
-                registration_id: registration_id.clone(),
+                // None: the common name of the certificate, when it is there.
+                registration_id: registration_id.clone().unwrap_or_default(),
                 payload: payload.clone(),
             };
-            Ok((source, Some(key.clone()), Some(registration)))
+            Ok((source, Some(credential.clone()), Some(registration)))
         }
     }
 }

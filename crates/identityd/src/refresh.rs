@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::device::{Device, LONG, Wish, random};
 use crate::keys::{DeviceKeys, KeysError};
 use crate::modules::{KnownModule, Modules};
+use crate::prover::Prover;
 
 /// Most modules that one log line names.
 const TOLD: usize = 10;
@@ -35,7 +36,9 @@ const HUB: [Code; 3] = [Code::CloudRefuses, Code::CloudFault, Code::CloudUnreach
 /// The problem of the device that an error of a call to the hub is, if it is one.
 const fn problem(error: &CloudError) -> Option<Code> {
     match error {
-        CloudError::DeviceRefused { .. } => Some(Code::CloudRefuses),
+        CloudError::DeviceRefused { .. } | CloudError::CertificateRefused { .. } => {
+            Some(Code::CloudRefuses)
+        }
         CloudError::Service { .. } | CloudError::Throttled { .. } | CloudError::Answer { .. } => {
             Some(Code::CloudFault)
         }
@@ -54,6 +57,7 @@ pub(crate) type HubError = EnsureError<KeysError>;
 pub(crate) struct Registry {
     pub(crate) transport: Arc<Transport>,
     pub(crate) keys: Arc<DeviceKeys>,
+    pub(crate) prover: Arc<Prover>,
     pub(crate) parent: Option<String>,
     pub(crate) modules: Arc<Modules>,
     pub(crate) device: Arc<Device>,
@@ -62,12 +66,12 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    fn hub(&self, identity: &DeviceIdentity) -> Result<Hub<Arc<DeviceKeys>>, CloudError> {
+    async fn hub(&self, identity: &DeviceIdentity) -> Result<Hub<Arc<DeviceKeys>>, CloudError> {
         Hub::new(
             Arc::clone(&self.transport),
             identity,
             self.parent.as_deref(),
-            Arc::clone(&self.keys),
+            self.prover.credential().await?,
         )
         .map_err(|error| CloudError::Request {
             what: format!("the hub's or the parent's name is {error}"),
@@ -81,7 +85,7 @@ impl Registry {
         module: &ModuleId,
         create: bool,
     ) -> Result<ModuleRecord, HubError> {
-        let hub = self.hub(identity)?;
+        let hub = self.hub(identity).await?;
         let keys = |generation| async move { self.keys.export(module, &generation).await };
         // The runtime's own modules are made by the hub; where it did not, they are made
         // here, by whoever updates them.
@@ -117,7 +121,7 @@ impl Registry {
         identity: &DeviceIdentity,
         module: &ModuleId,
     ) -> Result<(), CloudError> {
-        let result = self.hub(identity)?.delete(module).await;
+        let result = self.hub(identity).await?.delete(module).await;
         match &result {
             Ok(()) | Err(CloudError::NotFound { .. }) => {
                 self.modules.remove(identity, module);
@@ -132,7 +136,8 @@ impl Registry {
     /// The hub's list, taken over.
     async fn list(&self, identity: &DeviceIdentity) -> Result<(), CloudError> {
         let mark = self.modules.mark();
-        let listing = self.hub(identity)?.list().await.inspect_err(|error| self.note(error))?;
+        let listing =
+            self.hub(identity).await?.list().await.inspect_err(|error| self.note(error))?;
         let listing = listing.map(|listed| KnownModule::from(listed));
         let left_out = self.modules.replace(identity, mark, &listing);
         self.tell_of(&listing, left_out);
@@ -164,6 +169,7 @@ impl Registry {
     /// Takes down that the hub did what it was asked for.
     fn note_success(&self) {
         self.refresh.note(Event::Reached);
+        self.device.accepted();
         self.tell(None);
     }
 

@@ -7,6 +7,7 @@
 //! | GET, PUT `/admin/faults` | [`Faults`]; a PUT replaces them all, what is left out is no fault |
 //! | PUT `/admin/enrolments/{id}` | body: [`Enrolment`] without `registrationId` |
 //! | DELETE `/admin/enrolments/{id}` | the device of it stays |
+//! | PUT, DELETE `/admin/groups/{id}` | body: [`EnrolmentGroup`] without `groupId`; the devices of it stay |
 //! | PUT `/admin/devices/{id}` | body: [`PresetDevice`] without `deviceId`; modules of a known device stay |
 //! | DELETE `/admin/devices/{id}`, DELETE `/admin/devices/{id}/modules/{m}` | as an operator would at the hub |
 //! | DELETE `/admin/calls` | sets all counts to 0 |
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::exchange::{Answer, Exchange};
 use crate::faults::Faults;
-use crate::world::{Calls, Enrolment, PresetDevice, World};
+use crate::world::{Calls, Enrolment, EnrolmentGroup, PresetDevice, World};
 
 impl World {
     pub(crate) fn admin(
@@ -44,6 +45,11 @@ impl World {
                 .and_then(|device| {
                     self.add_device(device).map(|()| true).map_err(|error| error.to_string())
                 }),
+            (&Method::PUT, ["groups", id]) => with_id::<EnrolmentGroup>(exchange, "groupId", id)
+                .and_then(|group| {
+                    self.enrol_group(group).map(|()| true).map_err(|error| error.to_string())
+                }),
+            (&Method::DELETE, ["groups", id]) => Ok(self.groups.remove(*id).is_some()),
             (&Method::DELETE, ["enrolments", id]) => Ok(self.enrolments.remove(*id).is_some()),
             (&Method::DELETE, ["devices", id]) => Ok(self.devices.remove(*id).is_some()),
             (&Method::DELETE, ["devices", id, "modules", module]) => Ok(self

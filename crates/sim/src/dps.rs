@@ -1,13 +1,16 @@
-//! The device provisioning service: registration with a symmetric key, api-version
-//! 2021-06-01 (wire facts 6.2).
+//! The device provisioning service: registration with a symmetric key or a certificate,
+//! of a device that is enrolled by itself or by its group; api-version 2021-06-01 (wire
+//! facts 6.2).
 
-use http::{Method, StatusCode, header};
+use aws_lc_rs::hmac;
+use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::exchange::{Answer, Exchange};
-use crate::token::{Expected, TokenError, verify};
-use crate::world::{Enrolment, Operation, PresetDevice, World};
+use crate::proof::Proof;
+use crate::token::{Key, TokenError};
+use crate::world::{Enrolment, EnrolmentGroup, Operation, PresetDevice, World};
 
 /// Pause between polls that clients are told unless a fault says otherwise, in seconds.
 const POLL_AFTER_SEC: u32 = 1;
@@ -86,16 +89,23 @@ impl World {
                 json!({ "operationId": id, "status": "failed", "registrationState": state }),
             );
         }
-        self.assign(enrolment, id)
+        self.assign(enrolment, id, exchange)
     }
 
-    /// Makes the device at the hub, with the enrolment's key. Modules of a device that
-    /// was there before stay.
-    fn assign(&mut self, enrolment: Enrolment, id: &str) -> Answer {
-        let Enrolment { registration_id, key, device_id, hub, payload } = enrolment;
+    /// Makes the device at the hub, with the enrolment's key or the certificate that it
+    /// shows. Modules of a device that was there before stay.
+    fn assign(&mut self, enrolment: Enrolment, id: &str, exchange: &Exchange<'_>) -> Answer {
+        let Enrolment { registration_id, proof, device_id, hub, payload } = enrolment;
+        let proof = match (proof, exchange.client.first()) {
+            (key @ Proof::Key(_), _) => key,
+            (_, Some(shown)) => Proof::thumbprint(shown),
+            (proof, None) => proof,
+        };
         let device = device_id.unwrap_or_else(|| registration_id.clone());
         let hub = hub.unwrap_or_else(|| self.hub.clone());
-        if let Err(full) = self.put_device(PresetDevice::new(device.clone(), key), hub.clone()) {
+        if let Err(full) =
+            self.put_device(PresetDevice::with_proof(device.clone(), proof), hub.clone())
+        {
             return error(StatusCode::INTERNAL_SERVER_ERROR, &full.to_string());
         }
         let mut state = json!({
@@ -120,7 +130,7 @@ impl World {
         Answer { retry_after_sec, ..Answer::json(StatusCode::ACCEPTED, body) }
     }
 
-    /// The enrolment behind the request, if its token is good.
+    /// The enrolment behind the request, if its token or certificate is good.
     fn admit(
         &mut self,
         scope: &str,
@@ -133,28 +143,52 @@ impl World {
         if scope != self.scope_id {
             return Err(error(StatusCode::NOT_FOUND, "no such id scope"));
         }
-        let enrolment = self.enrolments.get(registration);
-        let verdict = match enrolment {
-            None => Err(TokenError::Principal("no such enrolment")),
-            Some(enrolment) => verify(
-                exchange.header(header::AUTHORIZATION),
-                &Expected {
-                    audience: &format!("{scope}/registrations/{registration}"),
-                    keys: &[&enrolment.key],
-                    key_name: Some("registration"),
-                    now: exchange.now,
-                },
-            ),
-        };
-        match (verdict, enrolment) {
-            (Ok(()), Some(enrolment)) => Ok(enrolment.clone()),
-            (Ok(()), None) => Err(error(StatusCode::UNAUTHORIZED, "no such enrolment")),
-            (Err(refusal), _) => {
-                self.note_refusal(format!("registration {registration}: {refusal}"));
-                Err(error(StatusCode::UNAUTHORIZED, &refusal.to_string()))
+        let audience = format!("{scope}/registrations/{registration}");
+        let candidates = self.candidates(registration);
+        let mut verdict = Err(TokenError::Principal("no such enrolment"));
+        for enrolment in candidates {
+            match enrolment.proof.check(registration, &audience, Some("registration"), exchange) {
+                Ok(()) => {
+                    verdict = Ok(enrolment);
+                    break;
+                }
+                Err(refusal) => verdict = Err(refusal),
             }
         }
+        verdict.map_err(|refusal| {
+            self.note_refusal(format!("registration {registration}: {refusal}"));
+            error(StatusCode::UNAUTHORIZED, &refusal.to_string())
+        })
     }
+
+    /// The enrolments that a registration may be of: its own alone, else those of the
+    /// groups.
+    fn candidates(&self, registration: &str) -> Vec<Enrolment> {
+        if let Some(own) = self.enrolments.get(registration) {
+            return vec![own.clone()];
+        }
+        let of_group = |group: &EnrolmentGroup| {
+            let proof = match &group.proof {
+                Proof::Key(key) => Proof::Key(derived(key, registration)?),
+                proof => proof.clone(),
+            };
+            Some(Enrolment {
+                registration_id: registration.to_owned(),
+                proof,
+                device_id: None,
+                hub: group.hub.clone(),
+                payload: None,
+            })
+        };
+        self.groups.values().filter_map(of_group).collect()
+    }
+}
+
+/// Returns the key of a group's device.
+fn derived(group: &Key, registration: &str) -> Option<Key> {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, group.expose());
+    let derived = hmac::sign(&key, registration.to_lowercase().as_bytes());
+    Key::new(derived.as_ref().to_vec()).ok()
 }
 
 /// The service's error body; its codes begin with the status.

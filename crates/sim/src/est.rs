@@ -6,16 +6,17 @@ use std::collections::btree_map::Entry;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use edgekeep_core::credentials::{Certificate, Limits, read_certificates};
+use edgekeep_core::credentials::Certificate;
 use http::{Method, StatusCode, header};
 use rcgen::{CertificateSigningRequestParams, KeyPair, SerialNumber};
-use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::exchange::{Answer, Exchange, Pace, Raw};
 use crate::faults::EstAnswer;
+use crate::proof::{certificates, is_issued};
 use crate::tls::{Authority, TlsError};
 use crate::world::World;
 
@@ -94,10 +95,6 @@ impl Est {
     }
 }
 
-fn certificates(pem: &str) -> Vec<Certificate> {
-    read_certificates(pem.as_bytes(), &Limits::FILE).certificates
-}
-
 impl Ca {
     fn chain(&self) -> Vec<Certificate> {
         certificates(&[self.issuing.certificate_pem(), self.root.certificate_pem()].concat())
@@ -105,20 +102,8 @@ impl Ca {
 
     /// Tells whether a client's certificate is one of this CA, or of `others`.
     fn knows(&self, client: &[CertificateDer<'static>], others: &[Certificate], now: u64) -> bool {
-        let Some((leaf, above)) = client.split_first() else { return false };
-        let mut roots = rustls::RootCertStore::empty();
-        let own = self.chain();
-        roots.add_parsable_certificates(
-            own.iter().chain(others).map(|it| CertificateDer::from(it.der())),
-        );
-        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let built = rustls::server::WebPkiClientVerifier::builder_with_provider(
-            std::sync::Arc::new(roots),
-            provider,
-        )
-        .build();
-        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
-        built.is_ok_and(|verifier| verifier.verify_client_cert(leaf, above, now).is_ok())
+        let roots: Vec<_> = self.chain().into_iter().chain(others.iter().cloned()).collect();
+        is_issued(client, &roots, now)
     }
 
     fn issue(

@@ -142,15 +142,10 @@ impl World {
         let verdict = match self.devices.get(device) {
             None => Err(TokenError::Principal("no such device")),
             Some(found) if !found.enabled => Err(TokenError::Principal("the device is disabled")),
-            Some(found) => verify(
-                exchange.header(header::AUTHORIZATION),
-                &Expected {
-                    audience: &format!("{}/devices/{device}", found.hub),
-                    keys: &[&found.key],
-                    key_name: None,
-                    now: exchange.now,
-                },
-            ),
+            Some(found) => {
+                let audience = format!("{}/devices/{device}", found.hub);
+                found.proof.check(device, &audience, None, exchange)
+            }
         };
         verdict.map_err(|refusal| {
             self.note_refusal(format!("device {device}: {refusal}"));

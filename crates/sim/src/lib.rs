@@ -32,6 +32,7 @@ mod exchange;
 mod faults;
 mod hub;
 mod mqtt;
+mod proof;
 mod server;
 mod tls;
 pub mod token;
@@ -48,10 +49,11 @@ use tokio_rustls::TlsAcceptor;
 
 pub use est::EstOptions;
 pub use faults::{DELAY_LIMIT_MS, EstAnswer, EstFaults, Faults, FaultsError, RouteFaults};
+pub use proof::Proof;
 pub use tls::{Authority, ServerCertificate, TlsError};
 pub use world::{
-    Calls, DeviceState, Enrolment, Keys, MODULE_LIMIT, ModuleState, PresetDevice, PresetError,
-    Snapshot, State,
+    Calls, DeviceState, Enrolment, EnrolmentGroup, Keys, MODULE_LIMIT, ModuleState, PresetDevice,
+    PresetError, Snapshot, State,
 };
 
 use crate::server::{Protocol, Shared, accept};
@@ -316,6 +318,15 @@ impl Simulator {
     /// An id that the hub does not allow, or too many enrolments.
     pub fn enrol(&self, enrolment: Enrolment) -> Result<(), PresetError> {
         self.shared.world().enrol(enrolment)
+    }
+
+    /// Lets the devices of a group register, or replaces what is known under its name.
+    ///
+    /// # Errors
+    /// A name that the hub does not allow for ids, a group by thumbprints, or too many
+    /// groups.
+    pub fn enrol_group(&self, group: EnrolmentGroup) -> Result<(), PresetError> {
+        self.shared.world().enrol_group(group)
     }
 
     /// Adds a device, or gives a known one another key or switches it off; its modules

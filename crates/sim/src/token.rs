@@ -66,6 +66,10 @@ impl Key {
         STANDARD.encode(&*self.0)
     }
 
+    pub(crate) fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
     fn hmac(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, &self.0)
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::faults::Faults;
+use crate::proof::{OneProof, Proof};
 use crate::token::Key;
 
 /// Most enrolments, and most devices.
@@ -18,14 +19,16 @@ const OPERATION_LIMIT: usize = 1024;
 /// Most refusals remembered; the oldest is forgotten first.
 const REFUSAL_LIMIT: usize = 64;
 
-/// A device that may register itself at the provisioning service with a symmetric key.
+/// A device that may register itself at the provisioning service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", try_from = "SentEnrolment")]
 pub struct Enrolment {
     /// The registration id.
     pub registration_id: String,
-    /// The key; it becomes the device's key at the hub too.
-    pub key: Key,
+    /// The proof of the device. A key becomes the device's key at the hub too. Of a
+    /// certificate the hub is told the thumbprint of the one that was shown.
+    #[serde(flatten)]
+    pub proof: Proof,
     /// The device id to assign; the registration id unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_id: Option<String>,
@@ -43,7 +46,7 @@ impl Enrolment {
     pub fn new(registration_id: impl Into<String>, key: Key) -> Self {
         Self {
             registration_id: registration_id.into(),
-            key,
+            proof: Proof::Key(key),
             device_id: None,
             hub: None,
             payload: None,
@@ -51,17 +54,104 @@ impl Enrolment {
     }
 }
 
+/// [`Enrolment`] as it is sent.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SentEnrolment {
+    registration_id: String,
+    key: Option<Key>,
+    thumbprints: Option<Vec<String>>,
+    authorities: Option<String>,
+    device_id: Option<String>,
+    hub: Option<String>,
+    payload: Option<Value>,
+}
+
+impl TryFrom<SentEnrolment> for Enrolment {
+    type Error = &'static str;
+
+    fn try_from(sent: SentEnrolment) -> Result<Self, Self::Error> {
+        let SentEnrolment { key, thumbprints, authorities, .. } = sent;
+        Ok(Self {
+            registration_id: sent.registration_id,
+            proof: OneProof { key, thumbprints, authorities }.try_into()?,
+            device_id: sent.device_id,
+            hub: sent.hub,
+            payload: sent.payload,
+        })
+    }
+}
+
+/// Many devices that may register themselves under any registration id. With a key each
+/// has the key that is derived of the group's (HMAC-SHA256 of the registration id in
+/// lower case); with CAs each shows a certificate of one of them whose common name is the
+/// registration id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", try_from = "SentGroup")]
+pub struct EnrolmentGroup {
+    /// The group's name.
+    pub group_id: String,
+    /// The proof of the group.
+    #[serde(flatten)]
+    pub proof: Proof,
+    /// The hub name to assign; this simulator's own unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
+}
+
+/// [`EnrolmentGroup`] as it is sent.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SentGroup {
+    group_id: String,
+    key: Option<Key>,
+    authorities: Option<String>,
+    hub: Option<String>,
+}
+
+impl TryFrom<SentGroup> for EnrolmentGroup {
+    type Error = &'static str;
+
+    fn try_from(sent: SentGroup) -> Result<Self, Self::Error> {
+        let SentGroup { group_id, key, authorities, hub } = sent;
+        let proof = OneProof { key, thumbprints: None, authorities }.try_into()?;
+        Ok(Self { group_id, proof, hub })
+    }
+}
+
 /// A device that the hub knows before any registration (manual provisioning).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", try_from = "SentDevice")]
 pub struct PresetDevice {
     /// The device id.
     pub device_id: String,
-    /// The device's key.
-    pub key: Key,
-    /// True if the hub accepts the device's tokens.
-    #[serde(default = "enabled")]
+    /// The proof of the device.
+    #[serde(flatten)]
+    pub proof: Proof,
+    /// True if the hub accepts the device.
     pub enabled: bool,
+}
+
+/// [`PresetDevice`] as it is sent.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SentDevice {
+    device_id: String,
+    key: Option<Key>,
+    thumbprints: Option<Vec<String>>,
+    authorities: Option<String>,
+    #[serde(default = "enabled")]
+    enabled: bool,
+}
+
+impl TryFrom<SentDevice> for PresetDevice {
+    type Error = &'static str;
+
+    fn try_from(sent: SentDevice) -> Result<Self, Self::Error> {
+        let SentDevice { device_id, key, thumbprints, authorities, enabled } = sent;
+        let proof = OneProof { key, thumbprints, authorities }.try_into()?;
+        Ok(Self { device_id, proof, enabled })
+    }
 }
 
 const fn enabled() -> bool {
@@ -72,7 +162,13 @@ impl PresetDevice {
     /// A device whose tokens are accepted.
     #[must_use]
     pub fn new(device_id: impl Into<String>, key: Key) -> Self {
-        Self { device_id: device_id.into(), key, enabled: true }
+        Self::with_proof(device_id, Proof::Key(key))
+    }
+
+    /// A device that is known by another proof.
+    #[must_use]
+    pub fn with_proof(device_id: impl Into<String>, proof: Proof) -> Self {
+        Self { device_id: device_id.into(), proof, enabled: true }
     }
 }
 
@@ -82,6 +178,9 @@ pub enum PresetError {
     /// The id has characters that the hub does not allow.
     #[error("the id is not one that the hub allows")]
     Id(#[source] edgekeep_core::id::IdError),
+    /// A group whose devices cannot be told apart.
+    #[error("the devices of a group are known by a key or by CAs")]
+    Group,
     /// There are too many already.
     #[error("there are {PRINCIPAL_LIMIT} already; remove some")]
     Full,
@@ -90,7 +189,7 @@ pub enum PresetError {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Device {
     pub(crate) hub: String,
-    pub(crate) key: Key,
+    pub(crate) proof: Proof,
     pub(crate) enabled: bool,
     #[serde(default)]
     pub(crate) modules: BTreeMap<String, Module>,
@@ -194,6 +293,9 @@ pub struct State {
     pub scope_id: String,
     /// Registration ids that may register.
     pub enrolments: Vec<String>,
+    /// Groups whose devices may register.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// Devices by id.
     pub devices: BTreeMap<String, DeviceState>,
     /// Calls by route.
@@ -210,7 +312,7 @@ pub struct State {
 pub struct DeviceState {
     /// The hub name that it was assigned to.
     pub hub: String,
-    /// True if the hub accepts the device's tokens.
+    /// True if the hub accepts the device.
     pub enabled: bool,
     /// Its modules by id.
     pub modules: BTreeMap<String, ModuleState>,
@@ -249,6 +351,8 @@ pub enum Keys {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     pub(crate) enrolments: BTreeMap<String, Enrolment>,
+    #[serde(default)]
+    pub(crate) groups: BTreeMap<String, EnrolmentGroup>,
     pub(crate) devices: BTreeMap<String, Device>,
     pub(crate) serial: u64,
     #[serde(default)]
@@ -261,6 +365,7 @@ pub(crate) struct World {
     pub(crate) hub: String,
     pub(crate) scope_id: String,
     pub(crate) enrolments: BTreeMap<String, Enrolment>,
+    pub(crate) groups: BTreeMap<String, EnrolmentGroup>,
     pub(crate) devices: BTreeMap<String, Device>,
     pub(crate) operations: VecDeque<Operation>,
     pub(crate) faults: Faults,
@@ -278,6 +383,7 @@ impl World {
             hub,
             scope_id,
             enrolments: snapshot.enrolments,
+            groups: snapshot.groups,
             devices: snapshot.devices,
             operations: VecDeque::new(),
             faults: Faults::default(),
@@ -292,6 +398,7 @@ impl World {
     pub(crate) fn snapshot(&self) -> Snapshot {
         Snapshot {
             enrolments: self.enrolments.clone(),
+            groups: self.groups.clone(),
             devices: self.devices.clone(),
             serial: self.serial,
             est: self.est.cas().clone(),
@@ -319,7 +426,19 @@ impl World {
         Ok(())
     }
 
-    /// Adds a device, or gives a known one another key; its modules stay.
+    pub(crate) fn enrol_group(&mut self, group: EnrolmentGroup) -> Result<(), PresetError> {
+        check_id(&group.group_id)?;
+        if matches!(group.proof, Proof::Thumbprints(_)) {
+            return Err(PresetError::Group);
+        }
+        if self.groups.len() >= PRINCIPAL_LIMIT && !self.groups.contains_key(&group.group_id) {
+            return Err(PresetError::Full);
+        }
+        self.groups.insert(group.group_id.clone(), group);
+        Ok(())
+    }
+
+    /// Adds a device, or gives a known one another proof; its modules stay.
     pub(crate) fn add_device(&mut self, preset: PresetDevice) -> Result<(), PresetError> {
         check_id(&preset.device_id)?;
         self.put_device(preset, self.hub.clone())
@@ -330,15 +449,15 @@ impl World {
         preset: PresetDevice,
         hub: String,
     ) -> Result<(), PresetError> {
-        let PresetDevice { device_id, key, enabled } = preset;
+        let PresetDevice { device_id, proof, enabled } = preset;
         if let Some(device) = self.devices.get_mut(&device_id) {
-            (device.key, device.enabled, device.hub) = (key, enabled, hub);
+            (device.proof, device.enabled, device.hub) = (proof, enabled, hub);
             return Ok(());
         }
         if self.devices.len() >= PRINCIPAL_LIMIT {
             return Err(PresetError::Full);
         }
-        self.devices.insert(device_id, Device { hub, key, enabled, modules: BTreeMap::new() });
+        self.devices.insert(device_id, Device { hub, proof, enabled, modules: BTreeMap::new() });
         Ok(())
     }
 
@@ -361,6 +480,7 @@ impl World {
             hub: self.hub.clone(),
             scope_id: self.scope_id.clone(),
             enrolments: self.enrolments.keys().cloned().collect(),
+            groups: self.groups.keys().cloned().collect(),
             devices: self.devices.iter().map(|(id, device)| (id.clone(), device.state())).collect(),
             calls: self.calls,
             refusals: self.refusals.iter().cloned().collect(),

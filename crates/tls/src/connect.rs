@@ -7,7 +7,7 @@ use edgekeep_base::error;
 use edgekeep_base::lock::lock;
 use edgekeep_core::authority::Authority;
 use edgekeep_core::foreign_text::{CHAIN_LIMIT, cleaned};
-use rustls::ClientConfig;
+use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -123,7 +123,7 @@ impl Connector {
         let config = match shared.upgrade() {
             Some(config) => config,
             None => {
-                let fresh = Arc::new(self.config()?);
+                let fresh = Arc::new(self.config(self.identity.as_ref())?);
                 *shared = Arc::downgrade(&fresh);
                 fresh
             }
@@ -131,12 +131,22 @@ impl Connector {
         Ok(Prepared { config, proxy: self.proxy.clone(), keyd_signs: self.identity.is_some() })
     }
 
-    fn config(&self) -> Result<ClientConfig, TlsError> {
+    /// The same for connections that prove who they are by `identity`, whatever this
+    /// connector shows else.
+    ///
+    /// # Errors
+    /// If the roots cannot be read or TLS cannot be set up.
+    pub fn prepare_as(&self, identity: &ClientIdentity) -> Result<Prepared, TlsError> {
+        let config = Arc::new(self.config(Some(identity))?);
+        Ok(Prepared { config, proxy: self.proxy.clone(), keyd_signs: true })
+    }
+
+    fn config(&self, identity: Option<&ClientIdentity>) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(self.trust.store()?);
-        Ok(match &self.identity {
+        Ok(match identity {
             None => builder.with_no_client_auth(),
             Some(identity) => {
                 builder.with_client_cert_resolver(identity.resolver(Handle::current()))
@@ -219,6 +229,26 @@ pub fn of_tls<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a ru
         next = error.source();
     }
     None
+}
+
+/// Returns the peer's reason in words if the peer does not take this device's
+/// certificate, or misses one.
+#[must_use]
+pub fn refused_certificate(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let Some(rustls::Error::AlertReceived(alert)) = of_tls(error) else { return None };
+    Some(match alert {
+        AlertDescription::BadCertificate => "bad certificate",
+        AlertDescription::UnsupportedCertificate => "unsupported certificate",
+        AlertDescription::CertificateRevoked => "certificate revoked",
+        AlertDescription::CertificateExpired => "certificate expired",
+        AlertDescription::CertificateUnknown => "certificate not accepted",
+        AlertDescription::UnknownCA => "unknown CA",
+        AlertDescription::AccessDenied => "access denied",
+        AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
+            "a certificate is required"
+        }
+        _ => return None,
+    })
 }
 
 /// Returns an error and its causes in one line, within bounds.

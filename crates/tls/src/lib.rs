@@ -17,7 +17,7 @@ mod remote_key;
 mod signing;
 mod trust;
 
-pub use connect::{ConnectError, Connector, Prepared, TlsError, of_tls};
+pub use connect::{ConnectError, Connector, Prepared, TlsError, of_tls, refused_certificate};
 pub use proxy::{Proxy, ProxyError};
 pub use public_key::{KeyKind, PublicKey};
 pub use remote_key::{RemoteKey, RemoteKeyError};

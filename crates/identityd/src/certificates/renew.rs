@@ -11,7 +11,7 @@ use edgekeep_api::client::ClientError;
 use edgekeep_base::lock::lock;
 use edgekeep_core::credentials::{Certificate, pem_of};
 use edgekeep_core::id::CertId;
-use edgekeep_core::names::EDGE_CA;
+use edgekeep_core::names::{DEVICE_KEY, EDGE_CA};
 use edgekeep_core::renewal::{Pair, Span, pair};
 use edgekeep_core::settings::IssuanceMethod;
 use time::OffsetDateTime;
@@ -197,6 +197,7 @@ impl Certificates {
         let is_ca = self.local_ca.as_ref().is_some_and(|ca| ca.cert == *id);
         match named {
             Some(name) if is_ca => Ok(Request::for_ca(name, public)?),
+            Some(name) if DEVICE_KEY.is_cert(id) => Ok(Request::for_client(name, public)?),
             None if is_ca => Ok(Request::for_ca(&format!("{} local CA", self.hostname), public)?),
             _ => Err(CertificateError::NoSubject { id: id.clone() }),
         }
@@ -208,6 +209,7 @@ impl Certificates {
         let is_named = self.issuance.get(id).is_some_and(|it| it.common_name.is_some());
         self.local_ca.as_ref().is_some_and(|ca| ca.cert == *id)
             || (is_est && is_named && !EDGE_CA.is_cert(id))
+            || (is_named && DEVICE_KEY.is_cert(id))
     }
 }
 

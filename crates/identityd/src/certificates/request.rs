@@ -134,6 +134,18 @@ impl Request {
     }
 
     /// Returns a request of our own for a CA that signs other CAs.
+    /// Returns a request of our own for a certificate by which the device proves who it
+    /// is.
+    pub(super) fn for_client(common_name: &str, key: PublicKey) -> Result<Self, IssueError> {
+        let asked = Asked {
+            usage: Some(KeyUsage(KeyUsage::DIGITAL_SIGNATURE)),
+            purposes: Some((vec![Purpose::ClientAuth], false)),
+            constraints: Some(Constraints { ca: false, path_len: None }),
+            ..Asked::default()
+        };
+        Ok(Self { subject: subject::of_common_name(common_name)?, key, key_id: None, asked })
+    }
+
     pub(super) fn for_ca(common_name: &str, key: PublicKey) -> Result<Self, IssueError> {
         let usage = KeyUsage::DIGITAL_SIGNATURE | KeyUsage::KEY_CERT_SIGN | KeyUsage::CRL_SIGN;
         let asked = Asked {

@@ -12,7 +12,8 @@ use edgekeep_api::keyd::KeysClient;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::provisioning::Limits;
 use edgekeep_core::settings::{
-    CloudSettings, IdentitydSettings, KeyPrincipal, KeydSettings, Provisioning, ReprovisioningMode,
+    CloudSettings, DeviceCredential, IdentitydSettings, KeyPrincipal, KeydSettings, Provisioning,
+    ReprovisioningMode,
 };
 use edgekeep_daemon::{listen, server};
 use edgekeep_identityd::{Identityd, Options, RefreshLimits};
@@ -70,12 +71,16 @@ pub(crate) async fn cloud() -> Simulator {
     Simulator::start(options).await.unwrap()
 }
 
+fn key() -> DeviceCredential {
+    DeviceCredential::SymmetricKey { key: "device-id".parse().unwrap() }
+}
+
 pub(crate) fn dps(sim: &Simulator) -> Provisioning {
     Provisioning::Dps {
         endpoint: sim.dps_endpoint(),
         scope_id: "0ne00000001".to_owned(),
-        registration_id: "press-04".to_owned(),
-        key: "device-id".parse().unwrap(),
+        registration_id: Some("press-04".to_owned()),
+        credential: key(),
         payload: None,
     }
 }
@@ -84,7 +89,7 @@ pub(crate) fn manual(sim: &Simulator) -> Provisioning {
     Provisioning::Manual {
         hub: sim.hub_host(),
         device_id: "press-05".parse().unwrap(),
-        key: "device-id".parse().unwrap(),
+        credential: key(),
     }
 }
 
@@ -94,7 +99,15 @@ impl Device {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
         std::fs::create_dir_all(root.key_import_folder()).unwrap();
-        std::fs::write(root.key_import_folder().join("device-id"), DEVICE_KEY).unwrap();
+        // A key pair would have the same id.
+        let by_certificate = matches!(
+            &provisioning,
+            Provisioning::Manual { credential: DeviceCredential::X509 { .. }, .. }
+                | Provisioning::Dps { credential: DeviceCredential::X509 { .. }, .. }
+        );
+        if !by_certificate {
+            std::fs::write(root.key_import_folder().join("device-id"), DEVICE_KEY).unwrap();
+        }
         let ca = folder.path().join("cloud-ca.pem");
         std::fs::write(&ca, sim.ca_pem()).unwrap();
         let settings = IdentitydSettings {

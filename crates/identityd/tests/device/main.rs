@@ -11,3 +11,4 @@ mod harness;
 mod identities;
 mod provisioning;
 mod renewals;
+mod x509;

@@ -1,0 +1,84 @@
+//! The proof of the device towards the provisioning service and the hub: a token that
+//! keyd signs, or a certificate whose key is in keyd.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use edgekeep_base::lock::lock;
+use edgekeep_cloud::{CloudError, Credential};
+use edgekeep_core::credentials::Certificate;
+use edgekeep_core::settings::{CredentialKind, DeviceCredential};
+use edgekeep_daemon::store::sha256;
+use edgekeep_tls::ClientIdentity;
+
+use crate::certificates::{Certificates, common_name};
+use crate::keys::DeviceKeys;
+use crate::refresh::chain;
+
+/// Time for which a key is used before keyd is asked again which one it is: one in a file
+/// may have been replaced together with the certificate.
+const KEY_AGE: Duration = Duration::from_secs(600);
+
+/// The proof of the device.
+#[derive(Debug)]
+pub(crate) struct Prover {
+    credential: Option<DeviceCredential>,
+    keys: Arc<DeviceKeys>,
+    certificates: Arc<Certificates>,
+    shown: Mutex<Option<(Arc<ClientIdentity>, Instant)>>,
+}
+
+impl Prover {
+    pub(crate) fn new(
+        credential: Option<DeviceCredential>,
+        keys: Arc<DeviceKeys>,
+        certificates: Arc<Certificates>,
+    ) -> Self {
+        Self { credential, keys, certificates, shown: Mutex::new(None) }
+    }
+
+    /// Returns the kind of the proof; `None` for a device of no cloud.
+    pub(crate) fn kind(&self) -> Option<CredentialKind> {
+        self.credential.as_ref().map(DeviceCredential::kind)
+    }
+
+    /// Returns the proof for a call.
+    ///
+    /// # Errors
+    /// [`CloudError::Request`] if there is no certificate, or its key cannot be used.
+    pub(crate) async fn credential(&self) -> Result<Credential<Arc<DeviceKeys>>, CloudError> {
+        let Some(DeviceCredential::X509 { cert, key }) = &self.credential else {
+            return Ok(Credential::Token(Arc::clone(&self.keys)));
+        };
+        let known = lock(&self.shown).clone();
+        let known = known.filter(|(_, since)| since.elapsed() < KEY_AGE);
+        let (known, since) = known.unzip();
+        let identity = self
+            .certificates
+            .client_identity(cert, key, known.clone())
+            .await
+            .map_err(|error| CloudError::Request { what: chain(&error) })?;
+        let is_known = known.is_some_and(|known| Arc::ptr_eq(&known, &identity));
+        let since = since.filter(|_| is_known).unwrap_or_else(Instant::now);
+        *lock(&self.shown) = Some((Arc::clone(&identity), since));
+        Ok(Credential::Certificate(identity))
+    }
+
+    /// Returns the certificate, where the device has one.
+    pub(crate) fn leaf(&self) -> Option<Certificate> {
+        match &self.credential {
+            Some(DeviceCredential::X509 { cert, .. }) => self.certificates.leaf(cert),
+            _ => None,
+        }
+    }
+
+    /// Returns the SHA-256 thumbprint of the certificate, where the device has one.
+    pub(crate) fn thumbprint(&self) -> Option<String> {
+        self.leaf().map(|leaf| sha256(leaf.der()).hex())
+    }
+
+    /// Returns the common name in the certificate, where the device has one.
+    pub(crate) fn common_name(&self) -> Option<String> {
+        self.leaf().as_ref().and_then(common_name)
+    }
+}
