@@ -9,6 +9,10 @@ use crate::digest::Sha256Digest;
 use crate::id::ModuleId;
 use crate::settings::ModuledSettings;
 
+/// Variables that the daemon sets, whatever the configuration says about them: the
+/// sockets of the module.
+const OWN_VARIABLES: [&str; 2] = ["IOTEDGE_WORKLOADURI", "IOTEDGE_MANAGEMENTURI"];
+
 /// The host modules and services of the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Grants {
@@ -76,7 +80,8 @@ impl Grants {
     }
 
     /// Lets a start pass that is as configured. The plan is made anew and compared.
-    /// Arguments are the deployment's to choose, and so is what else the environment has.
+    /// Arguments are the deployment's to choose, and so are variables that the
+    /// configuration does not set.
     ///
     /// # Errors
     /// See [`NotGranted`].
@@ -97,7 +102,11 @@ impl Grants {
         if *wanted.sha256 != module.sha256 && !self.is_approved_by_any(wanted.name) {
             return differs("digest");
         }
-        if wanted.env.keys().any(|variable| HostModule::changes_loading(variable)) {
+        let set = module.env.iter().filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
+        let as_set = |(name, value): (&String, &String)| wanted.env.get(name) == Some(value);
+        if wanted.env.keys().any(|variable| HostModule::changes_loading(variable))
+            || !set.into_iter().all(as_set)
+        {
             return differs("environment");
         }
         if module.working_dir.is_some() && wanted.working_dir != module.working_dir.as_deref() {
@@ -114,25 +123,50 @@ impl Grants {
         Ok(())
     }
 
-    /// Lets pass that a user's processes are ended, or that folders change hands with it:
-    /// one that a host module or service has, or the daemon itself.
+    /// Lets pass that folders change hands with a user: one that a host module or service
+    /// has, or the daemon itself.
     ///
     /// # Errors
     /// [`NotGranted::User`].
-    pub fn admit_user(
+    pub fn admit_owner(
         &self,
         uid: u32,
         daemon: &Daemon,
         accounts: &Accounts,
     ) -> Result<(), NotGranted> {
-        let modules = self.modules.values().filter_map(|module| module.user.as_deref());
-        let services = self.services.values().filter_map(|service| service.user.as_deref());
-        let named = || modules.chain(services).any(|user| accounts.uid(user) == Ok(uid));
-        let own = || self.own(Account { uid, gid: uid }, accounts).is_some();
-        if uid == daemon.account.uid || named() || own() {
+        let mut services = self.services.values().filter_map(|service| service.user.as_deref());
+        let mut served = || services.any(|user| accounts.uid(user) == Ok(uid));
+        if uid == daemon.account.uid || self.is_modules(uid, accounts) || served() {
             return Ok(());
         }
         Err(NotGranted::User { uid })
+    }
+
+    /// Lets pass that processes of a user are ended, although they may be no module's:
+    /// only of a user that a host module has. The daemon's own user counts where modules
+    /// share it. A service's user never counts.
+    ///
+    /// # Errors
+    /// [`NotGranted::User`].
+    pub fn admit_end(
+        &self,
+        uid: u32,
+        daemon: &Daemon,
+        accounts: &Accounts,
+    ) -> Result<(), NotGranted> {
+        let shared =
+            || self.ids.is_none() && self.modules.values().any(|module| module.user.is_none());
+        if self.is_modules(uid, accounts) || (uid == daemon.account.uid && shared()) {
+            return Ok(());
+        }
+        Err(NotGranted::User { uid })
+    }
+
+    /// Returns true if a host module has this user, by its name or out of the range.
+    fn is_modules(&self, uid: u32, accounts: &Accounts) -> bool {
+        let mut named = self.modules.values().filter_map(|module| module.user.as_deref());
+        named.any(|user| accounts.uid(user) == Ok(uid))
+            || self.own(Account { uid, gid: uid }, accounts).is_some()
     }
 
     /// Returns true if a host agent may approve another content for a name.
@@ -182,6 +216,14 @@ mod tests {
             ids: Some(IdRange::new(70_000, 70_010).expect("a range")),
             allow_root: false,
         }
+    }
+
+    /// The same, with a service that has the user keyd.
+    fn served() -> Grants {
+        let service: HostService =
+            serde_json::from_value(serde_json::json!({ "unit": "k.service", "user": "keyd" }))
+                .expect("a service");
+        Grants { services: [("service".parse().expect("an id"), service)].into(), ..grants() }
     }
 
     fn digest(byte: u8) -> Sha256Digest {
@@ -237,10 +279,48 @@ mod tests {
     }
 
     #[test]
-    fn only_users_of_modules_and_the_daemons_own_change_hands() {
-        let admits = |uid| grants().admit_user(uid, &root(), &accounts()).is_ok();
-        assert!(admits(300) && admits(990) && admits(70_000) && admits(70_010));
-        assert!(!admits(0) && !admits(301) && !admits(70_011) && !admits(991));
+    fn folders_change_hands_with_users_of_modules_services_and_the_daemon_alone() {
+        let admits = |uid| served().admit_owner(uid, &root(), &accounts()).is_ok();
+        assert!(admits(300) && admits(301) && admits(990) && admits(70_000) && admits(70_010));
+        assert!(!admits(0) && !admits(70_011) && !admits(991));
+    }
+
+    #[test]
+    fn processes_of_services_are_never_ended_and_the_daemons_own_only_where_modules_share_it() {
+        let admits = |grants: &Grants, uid| grants.admit_end(uid, &root(), &accounts()).is_ok();
+        assert!(admits(&served(), 990) && admits(&served(), 70_000));
+        assert!(!admits(&served(), 0) && !admits(&served(), 301), "a service's");
+        assert!(!admits(&served(), 300), "each module has a user of its own");
+        let shared = Grants { ids: None, ..served() };
+        assert!(admits(&shared, 300) && !admits(&shared, 70_000));
+    }
+
+    #[test]
+    fn what_the_operator_sets_in_the_environment_cannot_be_left_out_or_changed() {
+        let mut grants = grants();
+        let env = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+        };
+        let sensor = grants.modules.get_mut("sensor").expect("there");
+        sensor.env = env(&[("MODE", "safe"), ("IOTEDGE_WORKLOADURI", "unix:///elsewhere")]);
+        let (sha256, plan) = (digest(1), planned("sensor", None));
+        let admits = |env: &BTreeMap<String, String>| {
+            let wanted = Wanted {
+                name: "sensor",
+                executable: "/opt/s",
+                sha256: &sha256,
+                env,
+                working_dir: None,
+                plan: &plan,
+            };
+            grants.admit(&wanted, &root(), &accounts())
+        };
+        let own = ("IOTEDGE_WORKLOADURI", "unix:///run/m.sock");
+        assert_eq!(admits(&env(&[("MODE", "safe"), ("MORE", "1"), own])), Ok(()));
+        let name = "sensor".to_owned();
+        let refused = Err(NotGranted::Differs { name, what: "environment" });
+        assert_eq!(admits(&env(&[("MODE", "unsafe"), own])), refused);
+        assert_eq!(admits(&env(&[own])), refused);
     }
 
     proptest! {

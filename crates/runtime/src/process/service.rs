@@ -11,9 +11,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use edgekeep_core::attestation::ProcessInstance;
-use edgekeep_core::host::{Grants, Wanted};
+use edgekeep_core::host::{Accounts, Daemon, Grants, NotGranted, Wanted};
 use edgekeep_core::id::ModuleId;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
@@ -28,6 +29,9 @@ use crate::evidence::ProcDir;
 
 /// Starts that wait to be begun.
 const MAX_WAITING: usize = 64;
+
+/// Longest time that a start waits to be begun. Whoever asked for it gave up before.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -63,6 +67,7 @@ struct Waits {
     stderr: OwnedFd,
     message: StartMessage,
     process: ProcessInstance,
+    since: Instant,
 }
 
 /// The message may hold secrets.
@@ -71,6 +76,9 @@ impl std::fmt::Debug for Waits {
         f.debug_struct("Waits").field("process", &self.process).finish_non_exhaustive()
     }
 }
+
+/// A judgement of a user by the configuration.
+type JudgeUser = fn(&Grants, u32, &Daemon, &Accounts) -> Result<(), NotGranted>;
 
 type Answered = Result<(Answer, Vec<OwnedFd>), Failure>;
 
@@ -180,6 +188,7 @@ impl Inner {
         };
         let spec = read_spec(spec).map_err(|error| Failure::machine(&error))?;
         self.admit(&spec)?;
+        self.end_forgotten(Instant::now());
         if self.waiting().len() >= MAX_WAITING {
             return Err(Failure::Machine("too many starts wait to be begun".into()));
         }
@@ -203,7 +212,9 @@ impl Inner {
             plan: spec.plan,
         };
         self.children().insert(process.pid, process);
-        self.waiting().insert(number, Waits { control, program, stderr, message, process });
+        let since = Instant::now();
+        let waits = Waits { control, program, stderr, message, process, since };
+        self.waiting().insert(number, waits);
         let answer = Answer::Prepared {
             number,
             process,
@@ -232,11 +243,12 @@ impl Inner {
         grants.admit(&wanted, &own, &accounts).map_err(|error| Failure::Refused(error.to_string()))
     }
 
-    fn admit_user(&self, uid: u32) -> Result<(), Failure> {
+    /// Lets only users pass that the configuration has for it.
+    fn admit_user(&self, uid: u32, judge: JudgeUser) -> Result<(), Failure> {
         let Some(Bounds { grants, .. }) = &self.bounds else { return Ok(()) };
         let machine = |error: io::Error| Failure::machine(&error);
         let (own, accounts) = (own_rights().map_err(machine)?, accounts().map_err(machine)?);
-        grants.admit_user(uid, &own, &accounts).map_err(|error| Failure::Refused(error.to_string()))
+        judge(grants, uid, &own, &accounts).map_err(|error| Failure::Refused(error.to_string()))
     }
 
     fn signal(
@@ -255,7 +267,8 @@ impl Inner {
             let started_here = self.children().get(&process.pid) == Some(&process);
             if !started_here && !self.cgroups.holds(id, process.pid) {
                 let owner = std::fs::metadata(format!("/proc/{}", process.pid));
-                self.admit_user(owner.map_err(|error| Failure::machine(&error))?.uid())?;
+                let uid = owner.map_err(|error| Failure::machine(&error))?.uid();
+                self.admit_user(uid, Grants::admit_end)?;
             }
             let _ = rustix::process::kill_process_group(pid, signal);
             let _ = rustix::process::pidfd_send_signal(&pidfd, signal);
@@ -295,13 +308,25 @@ impl Inner {
         }
     }
 
+    /// Ends the starts that nobody begins any more.
+    fn end_forgotten(&self, now: Instant) {
+        let is_old = |waits: &Waits| now.saturating_duration_since(waits.since) > LONGEST_WAIT;
+        let old: Vec<Waits> =
+            self.waiting().extract_if(|_, waits| is_old(waits)).map(|(_, waits)| waits).collect();
+        for waits in old {
+            let process = waits.process;
+            drop(waits);
+            self.end_child(process);
+        }
+    }
+
     fn hand_over(&self, folder: &OwnedFd, uid: u32, gid: u32) -> Result<(), Failure> {
         let machine = |errno: rustix::io::Errno| Failure::machine(&io::Error::from(errno));
         let found = rustix::fs::fstat(folder).map_err(machine)?;
         if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
             return Err(Failure::Refused("only folders change hands".into()));
         }
-        self.admit_user(uid)?;
+        self.admit_user(uid, Grants::admit_owner)?;
         if let Some(Bounds { folder: own, .. }) = &self.bounds {
             if ![rustix::process::getegid().as_raw(), uid].contains(&gid) {
                 return Err(Failure::Refused(format!("folders are not given to group {gid}")));
@@ -495,6 +520,39 @@ mod tests {
         assert!(why.contains("64733"), "{why}");
         assert!(sleeper.try_wait().expect("ours").is_none(), "it goes on");
         sleeper.kill().and_then(|()| sleeper.wait()).expect("ours");
+    }
+
+    #[test]
+    fn a_start_that_nobody_begins_is_ended_after_a_while_and_holds_up_no_other() {
+        let inner = service(Path::new("/tmp")).0;
+        let mut waiter = std::process::Command::new("/bin/cat");
+        let (control, theirs) = UnixStream::pair().expect("pair");
+        let waiter = waiter.stdin(std::process::Stdio::from(OwnedFd::from(theirs)));
+        #[expect(clippy::zombie_processes, reason = "what is tested waits for it")]
+        let child = waiter.stdout(std::process::Stdio::null()).spawn().expect("started");
+        let stat = ProcDir::open_unproved(child.id()).and_then(|found| found.stat());
+        let start_time = stat.expect("runs").start_time;
+        let process = ProcessInstance { pid: child.id(), start_time };
+        let message = StartMessage {
+            argv0: String::new(),
+            args: Vec::new(),
+            env: std::collections::BTreeMap::new(),
+            working_dir: None,
+            plan: own_plan(),
+        };
+        let sleep = Path::new("/bin/sleep");
+        let digest = sha256_of(&std::fs::read(sleep).expect("exists"));
+        let program = SealedProgram::load(sleep, &digest).expect("loaded");
+        let since = Instant::now();
+        let waits = Waits { control, program, stderr: null(), message, process, since };
+        inner.children().insert(process.pid, process);
+        inner.waiting().insert(1, waits);
+        inner.end_forgotten(since + LONGEST_WAIT);
+        assert_eq!(inner.waiting().len(), 1, "it may still be begun");
+        inner.end_forgotten(since + LONGEST_WAIT + Duration::from_secs(1));
+        assert!(inner.waiting().is_empty() && inner.children().is_empty());
+        let proc = format!("/proc/{}", process.pid);
+        assert!(!Path::new(&proc).exists(), "it is ended, and waited for");
     }
 
     #[tokio::test]
