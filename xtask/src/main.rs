@@ -22,6 +22,7 @@ mod http;
 mod image;
 mod interrupt;
 mod outcomes;
+mod package;
 mod parts;
 mod podman;
 mod references;
@@ -55,6 +56,8 @@ enum Task {
     /// Check a whole device in a virtual machine: systemd, cgroup v2, a TPM, an older
     /// kernel
     Vm(vm::Options),
+    /// Make the Debian package of a device
+    Package(package::Options),
     /// Try inputs on every parser at a trust boundary
     Fuzz(fuzz::Options),
     /// Measure calls, memory and sizes
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Demo(options) => demo::run(&options),
         Task::Vm(options) => vm::run(&options),
+        Task::Package(options) => package::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
     });

@@ -39,6 +39,9 @@ pub(crate) const DBUS_SEND: Part = Part { program: "dbus-send", package: "dbus-b
 pub(crate) const QEMU: Part = Part { program: "qemu-system-x86_64", package: "qemu-system-x86" };
 pub(crate) const DEBOOTSTRAP: Part = Part { program: "debootstrap", package: "debootstrap" };
 pub(crate) const MKE2FS: Part = Part { program: "mke2fs", package: "e2fsprogs" };
+pub(crate) const DEBHELPER: Part = Part { program: "dh", package: "debhelper" };
+pub(crate) const DPKG_DEV: Part = Part { program: "dpkg-buildpackage", package: "dpkg-dev" };
+pub(crate) const LINTIAN: Part = Part { program: "lintian", package: "lintian" };
 pub(crate) const CPP: Part = Part { program: "c++", package: "g++" };
 /// Libraries have no program to look for: their file stands for it.
 pub(crate) const TPM2_PKCS11: Part =

@@ -1,6 +1,6 @@
 //! `cargo xtask vm`: a whole device in a virtual machine: systemd as the first process,
-//! cgroup v2, a TPM, Debian's own kernel and container engine, our daemons as a package
-//! installs them.
+//! cgroup v2, a TPM, Debian's own kernel and container engine, our daemons out of their
+//! package.
 //!
 //! No right to virtualise is needed: the processor is emulated. The root file system is
 //! made once (debootstrap) and kept below the target folder; what was built comes in on a
@@ -18,11 +18,11 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 
-use crate::{command, parts, workspace};
+use crate::{command, package, parts, workspace};
 use machine::Machine;
 
 /// Longest time of the machine from power-on to power-off.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(900);
 /// Lines of the console that explain a failure.
 const SHOWN_LINES: usize = 150;
 
@@ -85,7 +85,7 @@ pub(crate) fn provide() -> anyhow::Result<()> {
     ensure!(parts::is_root(), "only root can make a root file system");
     let missing = parts::provide(&[parts::QEMU, parts::DEBOOTSTRAP, parts::MKE2FS, parts::SWTPM])?;
     ensure!(missing.is_empty(), parts::remedy(&missing));
-    Ok(())
+    package::provide()
 }
 
 /// Returns the faults of the lines that came, in words: each expected check must have one

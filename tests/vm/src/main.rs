@@ -35,7 +35,7 @@ macro_rules! checks {
 
 const CHECKS: &[Check] = &checks![
     setup::the_machine_is_what_the_checks_are_for,
-    setup::what_a_package_has_is_installed,
+    setup::the_package_is_installed_and_configured,
     daemons::each_daemon_is_ready_under_systemd_as_its_own_user,
     daemons::the_store_key_is_sealed_by_the_machines_tpm,
     daemons::the_device_gets_its_identity_and_says_that_it_is_well,
@@ -46,7 +46,9 @@ const CHECKS: &[Check] = &checks![
     host_modules::limits_of_a_host_module_stand_in_its_scope,
     host_modules::a_host_module_that_uses_more_memory_than_it_may_is_ended,
     restarts::a_restart_of_moduled_leaves_containers_and_host_modules_running,
+    restarts::an_upgrade_leaves_containers_and_host_modules_running,
     host_modules::without_leave_to_make_scopes_limits_stand_below_moduleds_own_group,
+    restarts::removing_keeps_the_keys_and_purging_takes_them,
 ];
 
 /// Message of the last panic, and its place in the code.

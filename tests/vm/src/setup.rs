@@ -37,12 +37,15 @@ pub(crate) fn the_machine_is_what_the_checks_are_for(device: &mut Device) {
     device.remark(format!("engine: {driver}"));
 }
 
-/// As the package's installation does it, then as the operator does it.
-pub(crate) fn what_a_package_has_is_installed(device: &mut Device) {
-    says("cp", &["--recursive", "--preserve=mode", &format!("{PAYLOAD}/install/."), "/"]);
-    says("systemd-sysusers", &[]);
-    says("systemd-tmpfiles", &["--create", "edgekeep.conf"]);
-    says("systemctl", &["daemon-reload"]);
+/// As the operator does it: the package, then the configuration.
+pub(crate) fn the_package_is_installed_and_configured(device: &mut Device) {
+    says("dpkg", &["--install", &format!("{PAYLOAD}/edgekeep.deb")]);
+    for daemon in Daemon::ALL {
+        let unit = unit(daemon);
+        assert_eq!(says("systemctl", &["is-enabled", &unit]).trim(), "enabled", "{unit}");
+        let state = says("systemctl", &["show", "--value", "--property=ActiveState", &unit]);
+        assert_eq!(state.trim(), "inactive", "{unit} waits for its configuration");
+    }
     // Else it is started when it is first asked, which takes a while in an emulated
     // machine.
     says("systemctl", &["restart", "polkit.service"]);
@@ -95,8 +98,4 @@ pub(crate) fn what_a_package_has_is_installed(device: &mut Device) {
     )
     .unwrap();
     says("edgekeep", &["config", "apply"]);
-    let units = Daemon::ALL.map(unit);
-    let mut words = vec!["enable"];
-    words.extend(units.iter().map(String::as_str));
-    says("systemctl", &words);
 }

@@ -1,5 +1,4 @@
-//! The second drive: what was built, laid out as a package installs it, and the checks
-//! with what they need.
+//! The second drive: the package of what was built, and the checks with what they need.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,44 +7,18 @@ use std::process::Command;
 use anyhow::Context as _;
 
 use super::root::file_system;
-use crate::{command, parts, workspace};
+use crate::{command, package, parts};
 
-/// Programs of the package, and where it has them.
-const INSTALLED: [(&str, &str); 5] = [
-    ("edgekeep", "usr/bin"),
-    ("edgekeep-keyd", "usr/libexec/edgekeep"),
-    ("edgekeep-identityd", "usr/libexec/edgekeep"),
-    ("edgekeep-moduled", "usr/libexec/edgekeep"),
-    ("edgekeep-agent", "usr/libexec/edgekeep"),
-];
-/// Folders of `packaging/`, and where the package has what is in them.
-const SETTINGS: [(&str, &str); 4] = [
-    ("systemd", "usr/lib/systemd/system"),
-    ("sysusers.d", "usr/lib/sysusers.d"),
-    ("tmpfiles.d", "usr/lib/tmpfiles.d"),
-    ("polkit-1/rules.d", "usr/share/polkit-1/rules.d"),
-];
 /// Programs of the checks.
 const FOR_CHECKS: [&str; 3] = ["edgekeep-sim", "calls", "intruder"];
 
 /// Makes the drive's image in `folder`.
 pub(super) fn make(programs: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     let tree = folder.join("payload");
-    let install = tree.join("install");
-    for (program, place) in INSTALLED {
-        copy_stripped(&programs.join(program), &install.join(place))?;
-    }
-    for (from, place) in SETTINGS {
-        let from = workspace::folder().join("packaging").join(from);
-        let entries =
-            fs::read_dir(&from).with_context(|| format!("cannot read {}", from.display()))?;
-        let place = install.join(place);
-        fs::create_dir_all(&place)?;
-        for entry in entries {
-            let entry = entry?;
-            fs::copy(entry.path(), place.join(entry.file_name()))?;
-        }
-    }
+    let device = package::for_now(programs)?;
+    fs::create_dir_all(&tree).with_context(|| format!("cannot make {}", tree.display()))?;
+    fs::copy(&device, tree.join("edgekeep.deb"))
+        .with_context(|| format!("cannot copy {}", device.display()))?;
     for program in FOR_CHECKS {
         copy_stripped(&programs.join(program), &tree.join("bin"))?;
     }
