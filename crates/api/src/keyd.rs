@@ -1,5 +1,7 @@
 //! Keys API (`keyd.sock`; wire facts 5.3 and 5.4).
 
+mod integrity;
+
 use std::path::PathBuf;
 
 use edgekeep_core::digest::Sha256Digest;
@@ -10,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Base64Bytes;
 use crate::client::{Client, ClientError};
+
+pub use self::integrity::{IntegrityLog, Measurement, Recorded, RegisterValue};
 
 /// Versions the service accepts, oldest first.
 pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-05-01"];

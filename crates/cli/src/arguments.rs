@@ -64,6 +64,11 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: crate::audit::AuditVerb,
     },
+    /// Show what was measured, and compare it with the TPM
+    Integrity {
+        #[command(subcommand)]
+        verb: crate::integrity::IntegrityVerb,
+    },
     /// Show, renew and export certificates
     Certs {
         #[command(subcommand)]

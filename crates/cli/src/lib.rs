@@ -18,6 +18,7 @@ mod exposition;
 mod failure;
 mod frames;
 mod images;
+mod integrity;
 mod keys;
 mod list;
 mod logs;
@@ -71,6 +72,11 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
             patience::with(&keyd, Progress::Silent, audit::run(&context, verb)).await
         }
         Verb::Audit { verb } => audit::run(&context, verb).await,
+        Verb::Integrity { verb } if !verb.asks_keyd() => integrity::run(&context, verb).await,
+        Verb::Integrity { verb } => {
+            let keyd = context.root.keyd_socket();
+            patience::with(&keyd, Progress::Silent, integrity::run(&context, verb)).await
+        }
         Verb::Certs { verb } => {
             let certd = context.root.certd_socket();
             patience::with(&certd, Progress::Shown, certs::run(&context, verb)).await

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use edgekeep_core::hardware::{
-    AuditCounter, AuthSource, KeyPlace, PassOn, Seal, SecretText, TokenSettings, TpmSettings,
+    AuditCounter, AuthSource, KeyPlace, MeasureInto, PassOn, Seal, SecretText, TokenSettings,
+    TpmSettings,
 };
 use edgekeep_hsm::uri::KeyUri;
 use edgekeep_tpm::{AuthValue, Tcti};
@@ -139,6 +140,7 @@ impl Draft<'_> {
             settings.auth_key_index = index;
         }
         settings.audit_counter = self.audit_counter(tpm);
+        settings.measure = self.measure(tpm, settings.audit_counter);
         if let Some(hierarchies) = tpm.table("hierarchy_authorization") {
             settings.endorsement = self.auth(&hierarchies, "endorsement");
             settings.owner = self.auth(&hierarchies, "owner");
@@ -151,22 +153,8 @@ impl Draft<'_> {
         if let Some(enabled) = tpm.boolean("audit_counter") {
             counter.enabled = enabled;
         }
-        if let Some((index, span)) = tpm.integer("audit_counter_index") {
-            let (first, last) = AuditCounter::RANGE;
-            match u32::try_from(index) {
-                Ok(index) if (first..=last).contains(&index) => counter.index = index,
-                _ => {
-                    let message = format!(
-                        "expected an NV index of the owner's range, {first:#010x} to {last:#010x}"
-                    );
-                    self.report.error(
-                        Code::BadValue,
-                        span,
-                        tpm.key("audit_counter_index"),
-                        message,
-                    );
-                }
-            }
+        if let Some(index) = self.nv_index(tpm, "audit_counter_index") {
+            counter.index = index;
         }
         if let Some(interval) = self.count(tpm, "audit_counter_interval_sec", 10, 86_400) {
             counter.interval_sec = interval;
@@ -193,6 +181,54 @@ impl Draft<'_> {
             }
         }
         counter
+    }
+
+    /// An NV index in the owner's range.
+    fn nv_index(&mut self, tpm: &View<'_>, key: &str) -> Option<u32> {
+        let (index, span) = tpm.integer(key)?;
+        let (first, last) = AuditCounter::RANGE;
+        let index = u32::try_from(index).ok().filter(|index| (first..=last).contains(index));
+        if index.is_none() {
+            let message =
+                format!("expected an NV index of the owner's range, {first:#010x} to {last:#010x}");
+            self.report.error(Code::BadValue, span, tpm.key(key), message);
+        }
+        index
+    }
+
+    fn measure(&mut self, tpm: &View<'_>, counter: AuditCounter) -> MeasureInto {
+        let mut into = MeasureInto::default();
+        if let Some(pcr) = self.count(tpm, "measure_pcr", 8, 15) {
+            into.pcr = u8::try_from(pcr).ok();
+        }
+        if let Some(index) = self.nv_index(tpm, "measure_index") {
+            into.index = Some(index);
+        }
+        if counter.enabled
+            && into.index == Some(counter.index)
+            && let Some(entry) =
+                tpm.entry("measure_index").or_else(|| tpm.entry("audit_counter_index"))
+        {
+            let message = "this index is taken: the counter and the measurements need one each";
+            self.report.error(Code::BadValue, &entry.key_span, tpm.key("measure_index"), message);
+        }
+        if tpm.boolean("measure") == Some(false) {
+            for key in ["measure_pcr", "measure_index"] {
+                if let Some(entry) = tpm.entry(key) {
+                    let message =
+                        format!("`{}` has no effect: measure is switched off", tpm.key(key));
+                    self.report.notice(
+                        Code::NoEffect,
+                        &entry.key_span,
+                        tpm.key(key),
+                        message,
+                        None,
+                    );
+                }
+            }
+            return MeasureInto { pcr: None, index: None };
+        }
+        into
     }
 
     fn auth(&mut self, hierarchies: &View<'_>, name: &str) -> Option<AuthSource> {

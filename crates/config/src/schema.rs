@@ -285,6 +285,9 @@ static TPM: &[Key] = &[
     key("audit_counter", Kind::Boolean),
     integer("audit_counter_index"),
     integer("audit_counter_interval_sec"),
+    key("measure", Kind::Boolean),
+    integer("measure_pcr"),
+    integer("measure_index"),
     key("hierarchy_authorization", Kind::Table(HIERARCHY_AUTHORIZATION)).secret(),
 ];
 

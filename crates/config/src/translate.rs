@@ -10,6 +10,7 @@ use edgekeep_core::create_options::{OwnState, PublishedPorts};
 use edgekeep_core::grants::is_reserved;
 use edgekeep_core::host::ScopeUse;
 use edgekeep_core::id::{CertId, KeyId, ModuleId};
+use edgekeep_core::layout::Daemon;
 use edgekeep_core::names;
 use edgekeep_core::settings::{
     CertPrincipal, CloudSettings, IdentityPrincipal, IdentitydSettings, KeyPrincipal, KeydSettings,
@@ -549,6 +550,7 @@ impl<'a> Draft<'a> {
                 certificates: true,
                 // It passes on what moduled says with a certificate request.
                 attestor: true,
+                daemons: vec![Daemon::Identityd],
                 ..KeyPrincipal::default()
             },
             // identityd gives out handles to module keys. The Edge CA's requests are
@@ -560,6 +562,7 @@ impl<'a> Draft<'a> {
                 certificates: true,
                 // It measures the modules for which it asks.
                 attestor: true,
+                daemons: vec![Daemon::Moduled],
                 ..KeyPrincipal::default()
             },
         ];

@@ -13,6 +13,7 @@ use edgekeep_core::create_options::{OwnState, PublishedPorts};
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal, SecretText};
 use edgekeep_core::host::{Enforcement, Limits, RestartPolicy, ScopeUse, SeccompPreset, UnitName};
 use edgekeep_core::key_use::Purpose;
+use edgekeep_core::layout::Daemon;
 use edgekeep_core::renewal::Policy as RenewalPolicy;
 use edgekeep_core::settings::{
     DeviceCredential, EdgeCaRenewal, Issuance, IssuanceMethod, ModuleEncryption, ModuleKeys,
@@ -1012,10 +1013,19 @@ fn what_keys_are_for_and_who_may_see_the_log_is_translated() {
     let attestors: Vec<u32> =
         keyd.principals.iter().filter(|one| one.attestor).map(|one| one.uid).collect();
     assert_eq!(attestors, [12, 13]);
+    let daemons: Vec<_> = keyd.principals.iter().map(|one| (one.uid, &one.daemons[..])).collect();
+    assert_eq!(daemons, [(12, &[Daemon::Identityd][..]), (13, &[Daemon::Moduled])]);
     let certs = &translated.identityd.cert_principals;
     assert!(certs.iter().all(|one| one.uid == 13 && one.attestor), "{certs:?}");
     // Without a word about it there is a counter wherever there is a TPM.
     assert!(accepted(&format!("{MANUAL}[tpm]\n")).keyd.tpm.unwrap().audit_counter.enabled);
+    let measure = accepted(&format!("{MANUAL}[tpm]\n")).keyd.tpm.unwrap().measure;
+    assert_eq!((measure.pcr, measure.index), (Some(13), Some(0x0180_ed01)));
+    let other = format!("{MANUAL}[tpm]\nmeasure_pcr = 14\nmeasure_index = 0x0180_0007\n");
+    let measure = accepted(&other).keyd.tpm.unwrap().measure;
+    assert_eq!((measure.pcr, measure.index), (Some(14), Some(0x0180_0007)));
+    let off = accepted(&format!("{MANUAL}[tpm]\nmeasure = false\n")).keyd.tpm.unwrap().measure;
+    assert_eq!((off.pcr, off.index), (None, None));
     let weaker = accepted(&format!(
         "{CLOSED}{MANUAL}[aziot_keys]\ncompat = \"handles-any-uid\"\n[tpm]\naudit_counter = false\naudit_counter_index = 0x1800001\n"
     ));
@@ -1089,6 +1099,9 @@ fn rules_about_keys_that_cannot_be_are_refused_with_their_place_and_what_was_mea
         ),
         ("[[aziot_keys.purpose]]\nkeys = \"\"\npurpose = \"ca\"\n", 5, 8, "a pattern of ids", ""),
         ("[tpm]\naudit_counter_index = 0x81000001\n", 5, 23, "0x01800000 to 0x01bfffff", ""),
+        ("[tpm]\nmeasure_pcr = 23\n", 5, 15, "expected 8 to 15", ""),
+        ("[tpm]\nmeasure_index = 1\n", 5, 17, "0x01800000 to 0x01bfffff", ""),
+        ("[tpm]\nmeasure_index = 0x0180_ed00\n", 5, 1, "need one each", ""),
         ("[tpm]\naudit_counter_interval_sec = 1\n", 5, 30, "expected 10 to 86400", ""),
         ("[tpm]\naudit_counter = \"off\"\n", 5, 17, "true or false", "without quotes"),
     ] {

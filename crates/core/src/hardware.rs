@@ -1,23 +1,72 @@
 //! Settings of what keys are kept in: a token, a TPM, files. Values only; nothing is
 //! opened here.
 
+use std::cell::Cell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use zeroize::Zeroize as _;
 
 /// Text that is a secret, or may have one in it, as a key URI may have a PIN. Not
 /// printed, and wiped when dropped.
-#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(transparent)]
 pub struct SecretText(String);
+
+thread_local! {
+    /// True while settings are written for their digest.
+    static LEFT_OUT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has `write` write settings without their secrets: a digest of them may be shown to
+/// anybody, and a PIN could be guessed from it. Of the URI of a key only the PIN is left
+/// out.
+pub fn without_secrets<T>(write: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LEFT_OUT.set(self.0);
+        }
+    }
+    let _restore = Restore(LEFT_OUT.replace(true));
+    write()
+}
+
+impl Serialize for SecretText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if LEFT_OUT.get() {
+            serializer.serialize_str(&self.shown())
+        } else {
+            serializer.serialize_str(&self.0)
+        }
+    }
+}
 
 impl SecretText {
     /// The text, for whoever needs it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// The place of a key, without a PIN; of everything else nothing.
+    fn shown(&self) -> String {
+        match self.0.split_once(':') {
+            Some(("file", _)) => self.0.clone(),
+            Some(("pkcs11", rest)) => {
+                let parts = rest.split_inclusive([';', '?', '&']);
+                let shown = parts.map(|part| {
+                    if part.trim_start().to_ascii_lowercase().starts_with("pin-value") {
+                        "pin-value;"
+                    } else {
+                        part
+                    }
+                });
+                format!("pkcs11:{}", shown.collect::<String>())
+            }
+            _ => "left out".to_owned(),
+        }
     }
 }
 
@@ -76,6 +125,33 @@ pub struct TpmSettings {
     /// The counter against which the audit log compares itself.
     #[serde(default)]
     pub audit_counter: AuditCounter,
+    /// The registers that measurements are extended into.
+    #[serde(default)]
+    pub measure: MeasureInto,
+}
+
+/// The registers of the TPM that measurements are extended into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeasureInto {
+    /// The PCR, of the SHA-256 bank; absent: none.
+    pub pcr: Option<u8>,
+    /// The NV index, in the owner's range; absent: none.
+    pub index: Option<u32>,
+}
+
+impl MeasureInto {
+    /// The PCR if the configuration names none: one that nobody can reset, that is seldom
+    /// sealed to, and that nothing but a boot stub extends.
+    pub const PCR: u8 = 13;
+    /// The NV index if the configuration names none.
+    pub const INDEX: u32 = 0x0180_ed01;
+}
+
+impl Default for MeasureInto {
+    fn default() -> Self {
+        Self { pcr: Some(Self::PCR), index: Some(Self::INDEX) }
+    }
 }
 
 /// A counter in the TPM that shows the loss of the audit log's newest part.
@@ -117,6 +193,7 @@ impl Default for TpmSettings {
             owner: None,
             connections_per_uid: None,
             audit_counter: AuditCounter::default(),
+            measure: MeasureInto::default(),
         }
     }
 }
@@ -255,6 +332,26 @@ mod tests {
         let text = serde_json::to_string(&settings).unwrap();
         assert_eq!(text.matches("geheim").count(), 3);
         assert_eq!(serde_json::from_str::<KeydSettings>(&text).unwrap(), settings);
+    }
+
+    #[test]
+    fn settings_are_written_for_their_digest_without_what_could_be_guessed_from_it() {
+        let shown = |text: &str| {
+            let text = SecretText::from(text);
+            without_secrets(|| serde_json::to_string(&text)).unwrap()
+        };
+        assert_eq!(shown("geheim"), "\"left out\"");
+        assert_eq!(shown("file:///etc/key.pem"), "\"file:///etc/key.pem\"");
+        for pin in [
+            "pkcs11:token=t;object=a?pin-value=1234",
+            "pkcs11:pin-value=1234;token=t",
+            "pkcs11:?PIN-VALUE=1234&x=y",
+        ] {
+            let text = shown(pin);
+            assert!(!text.contains("1234") && text.starts_with("\"pkcs11:"), "{text}");
+        }
+        assert_ne!(shown("pkcs11:token=t?pin-value=1"), shown("pkcs11:token=u?pin-value=1"));
+        assert_eq!(serde_json::to_string(&SecretText::from("geheim")).unwrap(), "\"geheim\"");
     }
 
     #[test]

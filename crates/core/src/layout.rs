@@ -6,11 +6,14 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 /// Name of the environment variable that moves a whole device into a folder.
 pub const ROOT_VARIABLE: &str = "EDGEKEEP_ROOT";
 
 /// The three daemons.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Daemon {
     /// Holds keys and hardware.
     Keyd,

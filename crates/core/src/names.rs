@@ -82,6 +82,8 @@ pub const HANDLE_VALIDATION_KEY: WellKnown = WellKnown::new("handle-validation-k
 pub const CHECKPOINT_KEY: WellKnown = WellKnown::new("audit-checkpoint-key");
 /// Key that steps the audit log's counter in the TPM.
 pub const COUNTER_KEY: WellKnown = WellKnown::new("audit-counter-key");
+/// Key that extends the measurements' index in the TPM.
+pub const MEASURE_KEY: WellKnown = WellKnown::new("measure-key");
 /// Key on a token that a store key is encrypted under by AES.
 pub const STORE_KEY_AES: WellKnown = WellKnown::new("edgekeep-store-key-aes");
 /// Key on a token that a store key is encrypted under by HMAC.
@@ -121,6 +123,7 @@ mod tests {
             HANDLE_VALIDATION_KEY,
             CHECKPOINT_KEY,
             COUNTER_KEY,
+            MEASURE_KEY,
             STORE_KEY_AES,
             STORE_KEY_HMAC,
             STORE_KEY_RSA,

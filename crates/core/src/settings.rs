@@ -19,6 +19,7 @@ use crate::host::{HostModule, HostService, IdRange, ScopeUse};
 use crate::id::{CertId, DeviceId, KeyId, ModuleId};
 use crate::image_policy::ImagePolicy;
 use crate::key_use::Purpose;
+use crate::layout::Daemon;
 use crate::names;
 
 /// keyd's settings.
@@ -115,6 +116,9 @@ pub struct KeyPrincipal {
     /// audit log.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub attestor: bool,
+    /// The daemons that run as this uid: what they say that they measured is recorded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub daemons: Vec<Daemon>,
 }
 
 /// The purpose of the keys of some ids.

@@ -17,6 +17,7 @@ pub mod confinement;
 pub mod lifecycle;
 pub mod listen;
 pub mod logging;
+pub mod measured;
 pub mod memory;
 pub mod metrics;
 pub mod operations;

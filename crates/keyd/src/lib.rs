@@ -1,20 +1,21 @@
 //! keyd: the daemon that holds the device's keys. It serves the keys API on `keyd.sock`,
 //! and the TPM API on `tpmd.sock` if there is a TPM.
 //!
-//! Touches: its state folder (`keys/`, `internal/`, `tpm/`, `moves/`, `makers`, `kept`,
-//! `accepted-losses`, `store.key`, `import/`, `audit/`), the files of preloaded keys and
-//! of PINs (reading), its sockets, its settings file (reading); the TPM and the PKCS#11
-//! libraries that the settings name. Never: the network (but for a simulated TPM),
-//! another process, a container engine. Private keys and symmetric keys do not leave it;
-//! only keys derived from a symmetric key can be exported, by who was granted that. What
-//! it does not need for that it gives up for good before it serves ([`confine`]). Every
-//! use of a key and every refusal is in its audit log before the answer goes out; but a
-//! uid that has used up its share of the log has equal uses counted together, for half a
-//! minute.
+//! Touches: its state folder (`keys/`, `internal/`, `tpm/`, `moves/`, `makers`,
+//! `kept`, `accepted-losses`, `store.key`, `import/`, `audit/`, `integrity/`), the
+//! files of preloaded keys and of PINs (reading), its sockets, its settings file
+//! (reading); the TPM and the PKCS#11 libraries that the settings name. Never: the
+//! network (but for a simulated TPM), another process, a container engine. Private
+//! keys and symmetric keys do not leave it; only keys derived from a symmetric key
+//! can be exported, by who was granted that. What it does not need for that it gives
+//! up for good before it serves ([`confine`]). Every use of a key and every refusal
+//! is in its audit log before the answer goes out; but a uid that has used up its
+//! share of the log has equal uses counted together, for half a minute.
 
 pub mod confine;
 mod counter;
 pub mod handle;
+mod integrity;
 mod kept;
 mod libraries;
 mod makers;
@@ -38,6 +39,7 @@ pub use start::Ready;
 pub use state::{Prepared, StartError};
 
 use crate::handle::Handles;
+use crate::integrity::Integrity;
 use crate::kept::Kept;
 use crate::makers::Makers;
 use crate::record::Recorder;
@@ -59,6 +61,8 @@ pub struct Keyd {
     recorder: Arc<Recorder>,
     /// NV index of the audit log's counter, if there is a TPM.
     counter_index: Option<u32>,
+    /// The log of measurements.
+    integrity: Arc<Integrity>,
     /// The board of problems, for operators.
     board: Board,
     backend: Arc<dyn KeyBackend>,

@@ -1,6 +1,7 @@
 //! The APIs that keyd serves: that of keys, and that of the TPM.
 
 mod audit;
+mod integrity;
 mod keys;
 mod steps;
 pub(crate) mod tpm;

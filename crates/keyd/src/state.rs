@@ -13,6 +13,7 @@ use edgekeep_base::file::{self, Rules};
 use edgekeep_core::grants::is_reserved;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::KeyId;
+use edgekeep_core::integrity::{Event, Source, Word};
 use edgekeep_core::key_use::Policy;
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::names::{self, WellKnown};
@@ -21,6 +22,7 @@ use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::BootClock;
 use edgekeep_daemon::confinement::Confinement;
 use edgekeep_daemon::listen::ListenError;
+use edgekeep_daemon::measured::Measured;
 use edgekeep_hsm::software::{SoftwareBackend, StoreError};
 use edgekeep_hsm::{KeyError, SecretBytes, secret_memory};
 use edgekeep_tpm::{AuthValue, NvCounter, TpmError};
@@ -28,6 +30,7 @@ use edgekeep_tpm::{AuthValue, NvCounter, TpmError};
 use crate::confine;
 use crate::counter::TpmCounter;
 use crate::handle::Handles;
+use crate::integrity::{Bound, Integrity};
 use crate::kept::Kept;
 use crate::libraries::Surroundings;
 use crate::makers::{KEYS_PER_UID, Makers};
@@ -46,10 +49,15 @@ const CHECKPOINT_KEY: WellKnown = names::CHECKPOINT_KEY;
 /// Name of the key that lets this keyd, and nobody else, step the audit log's counter in
 /// the TPM.
 const COUNTER_KEY: WellKnown = names::COUNTER_KEY;
+/// Name of the key that lets this keyd, and nobody else, extend the measurements' index
+/// in the TPM.
+const MEASURE_KEY: WellKnown = names::MEASURE_KEY;
 /// Time for which it is shown that a key of keyd's own was made anew.
 const REMADE_SHOWN: Duration = Duration::from_secs(86_400);
 /// Folder of the audit log in the state folder.
 const AUDIT: &str = "audit";
+/// Folder of the logs of measurements in the state folder.
+const INTEGRITY: &str = "integrity";
 /// Entries that a uid may write into the audit log in an hour if the settings say nothing
 /// else. With entries of some 250 bytes one uid alone needs a day to push everything out
 /// of a log of the usual size.
@@ -87,6 +95,15 @@ pub enum StartError {
     /// The record of the keys that there were cannot be read.
     #[error("cannot read which keys there were")]
     Kept(#[source] edgekeep_daemon::store::StoreError),
+    /// The settings name no place for measurements.
+    #[error("cannot use the settings of where measurements go")]
+    Measure(#[source] TpmError),
+    /// This process cannot be measured.
+    #[error("cannot measure this process")]
+    Measured(#[source] io::Error),
+    /// The log of measurements cannot be opened.
+    #[error("cannot open the log of measurements")]
+    Integrity(#[source] edgekeep_daemon::store::StoreError),
     /// The audit log cannot be opened.
     #[error("cannot open the audit log; without it no key is used")]
     Audit(#[from] edgekeep_audit::OpenError),
@@ -96,7 +113,7 @@ impl StartError {
     /// Returns true if the settings are wrong, so that starting again cannot help.
     #[must_use]
     pub fn is_settings(&self) -> bool {
-        matches!(self, Self::Places(_) | Self::Counter(_))
+        matches!(self, Self::Places(_) | Self::Counter(_) | Self::Measure(_))
     }
 }
 
@@ -107,6 +124,8 @@ pub struct Prepared<'a> {
     plan: Plan,
     /// Read before the sandbox puts it out of reach.
     boot: BootClock,
+    /// Taken before the sandbox puts the executable out of reach.
+    measured: Measured,
 }
 
 impl<'a> Prepared<'a> {
@@ -115,7 +134,9 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// If the settings name a key or a place that cannot be.
     pub fn new(root: &'a Root, settings: &'a KeydSettings) -> Result<Self, StartError> {
-        Ok(Self { root, settings, plan: Plan::new(settings)?, boot: BootClock::read() })
+        let plan = Plan::new(settings)?;
+        let measured = Measured::take(settings).map_err(StartError::Measured)?;
+        Ok(Self { root, settings, plan, boot: BootClock::read(), measured })
     }
 
     /// Returns the confinement: what has to stay within reach to open the places and to
@@ -174,7 +195,7 @@ impl Keyd {
         policy: Policy,
         board: Board,
     ) -> Result<Self, StartError> {
-        let Prepared { root, settings, plan, boot } = prepared;
+        let Prepared { root, settings, plan, boot, measured } = prepared;
         let folder = root.state_folder(Daemon::Keyd);
         let tpm = plan.tpm(settings, &folder);
         let places = plan.open(settings, &folder, tpm)?;
@@ -216,6 +237,8 @@ impl Keyd {
         let signer =
             SoftwareSigner::from_seed(seed).map_err(|error| StartError::Signer(Some(error)))?;
         let counter = counter(settings, &places)?;
+        let integrity = integrity(&folder, settings, &places, boot, &board)?;
+        record_start(&integrity, measured);
         let options = edgekeep_audit::Options { expected, ..record::options(settings) };
         let log = Log::open(&folder.join(AUDIT), options, Box::new(signer), counter)?;
         tracing::info!(key = %log.key(), entries = log.opened().size, "audit log");
@@ -238,6 +261,7 @@ impl Keyd {
         Ok(Self {
             board,
             recorder,
+            integrity: Arc::new(integrity),
             counter_index: settings.tpm.as_ref().map(|tpm| tpm.audit_counter.index),
             backend: places.backend,
             turns,
@@ -261,6 +285,7 @@ fn remember_own(
     board: &Board,
 ) -> Result<(), StartError> {
     let counts = settings.tpm.as_ref().is_some_and(|tpm| tpm.audit_counter.enabled);
+    let extends = settings.tpm.as_ref().is_some_and(|tpm| tpm.measure.index.is_some());
     let keys = [
         (
             HANDLE_VALIDATION_KEY,
@@ -276,6 +301,11 @@ fn remember_own(
             COUNTER_KEY,
             counts,
             "the audit log's counter cannot be stepped; name another index in audit_counter_index",
+        ),
+        (
+            MEASURE_KEY,
+            extends,
+            "the index of the measurements cannot be extended; remove it, or name another one in measure_index",
         ),
     ];
     for (name, _, means) in keys.into_iter().filter(|(_, used, _)| *used) {
@@ -310,6 +340,49 @@ fn counter(
     let counter = AuthValue::new(auth.expose()).and_then(|auth| NvCounter::new(wanted.index, auth));
     let counter = counter.map_err(StartError::Counter)?;
     Ok(Some(Box::new(TpmCounter::new(Arc::clone(tpm), counter))))
+}
+
+/// The log of measurements, bound to the registers that the settings name. Nothing is
+/// asked of the TPM here.
+fn integrity(
+    folder: &Path,
+    settings: &KeydSettings,
+    places: &Places,
+    boot: BootClock,
+    board: &Board,
+) -> Result<Integrity, StartError> {
+    let into = settings.tpm.as_ref().map(|tpm| tpm.measure);
+    let into = into.filter(|into| into.pcr.is_some() || into.index.is_some());
+    let bound = match places.tpm.as_ref().zip(into) {
+        Some((tpm, into)) => {
+            let key = MEASURE_KEY.key();
+            let auth = places.files.internal_key(&key).map_err(StartError::CheckpointKey)?;
+            let bound = AuthValue::new(auth.expose())
+                .and_then(|auth| Bound::new(Arc::clone(tpm), into, auth));
+            Some(bound.map_err(StartError::Measure)?)
+        }
+        None => None,
+    };
+    let boot_id = Word::cleaned(&boot.now().boot.hex());
+    Integrity::open(&folder.join(INTEGRITY), boot_id, bound, board.clone())
+        .map_err(StartError::Integrity)
+}
+
+/// Records that keyd is about to serve. A log that cannot be written stops no keyd: it is
+/// on the board, and shows in every replay.
+fn record_start(integrity: &Integrity, measured: Measured) {
+    let Measured { executable, settings } = measured;
+    let event = Event::DaemonStart {
+        daemon: Word::cleaned(Daemon::Keyd.name()),
+        executable,
+        settings,
+        version: Word::cleaned(env!("CARGO_PKG_VERSION")),
+        source: Source::Keyd,
+    };
+    if let Err(error) = integrity.add(event) {
+        tracing::error!(error = chain(&error), "cannot record the start");
+    }
+    tracing::info!(%executable, %settings, assurance = integrity.assurance(), "measured");
 }
 
 /// Takes every key in `folder` into the store and removes its file. A crash in between is

@@ -322,6 +322,8 @@ pub(crate) mod rc {
     pub(crate) const INITIALIZE: u32 = 0x100;
     pub(crate) const AUTH_MISSING: u32 = 0x125;
     pub(crate) const PCR_CHANGED: u32 = 0x128;
+    /// An index was read that nothing was written to since it was made or reset.
+    pub(crate) const NV_UNINITIALIZED: u32 = 0x14a;
     pub(crate) const NV_SPACE: u32 = 0x14b;
     pub(crate) const NV_DEFINED: u32 = 0x14c;
     pub(crate) const VALUE: u32 = 0x084;

@@ -9,7 +9,7 @@
 //! auth value, and one that the maker makes again is empty: both show.
 
 use crate::device::{Tpm, malformed};
-use crate::error::{Authorized, TpmError};
+use crate::error::{Authorized, TpmError, rc};
 use crate::kdf::{HASH_LEN, sha256};
 use crate::nv::NvCounter;
 use crate::session::{Auth, AuthValue, Entity};
@@ -98,14 +98,22 @@ impl Tpm {
     /// If something else is at the index, it was made by somebody else, or the TPM
     /// refuses.
     pub fn register_state(&self, register: &NvRegister) -> Result<NvRegisterState, TpmError> {
-        self.run(|| match self.register_public(register)? {
-            None => Ok(NvRegisterState::Absent),
-            Some((_, false)) => Ok(NvRegisterState::Unwritten),
-            Some((entity, true)) => {
-                let auth = (&register.auth, Authorized::Register);
-                let value = self.nv_read_bytes(&entity, auth, LENGTH)?;
-                let value = value.try_into().map_err(|_| Malformed);
-                value.map(NvRegisterState::Value).map_err(malformed(Code::NvRead))
+        self.run(|| {
+            let Some((entity, written)) = self.register_public(register)? else {
+                return Ok(NvRegisterState::Absent);
+            };
+            let auth = (&register.auth, Authorized::Register);
+            match self.nv_read_bytes(&entity, auth, LENGTH) {
+                // The auth value was looked at first: the index is its maker's.
+                Err(TpmError::Refused { code, .. })
+                    if !written && code.base() == rc::NV_UNINITIALIZED =>
+                {
+                    Ok(NvRegisterState::Unwritten)
+                }
+                read => {
+                    let value = read?.try_into().map_err(|_| Malformed);
+                    value.map(NvRegisterState::Value).map_err(malformed(Code::NvRead))
+                }
             }
         })
     }

@@ -160,6 +160,14 @@ codes! {
     AuditIncomplete = "audit-incomplete", Unhealthy,
         "The audit log cannot be written, or tells of a loss.",
         "`edgekeep audit verify` says what is lost; make room on the disk, or accept a known loss by name (`--accept`).";
+    MeasurementsDiffer = "measurements-differ", Unhealthy,
+        "The log of measurements and the TPM do not agree, or the log cannot be written.",
+        "The detail says what is known; `edgekeep integrity replay` compares them. If nobody of yours changed the TPM, take the \
+         device for one that was tampered with. It is over with the next start of the machine.";
+    NotMeasured = "not-measured", Warning,
+        "Something that was started is not in the log of measurements, or no TPM binds that log.",
+        "The detail says why. If a daemon may not speak for itself, run `edgekeep config apply` and restart keyd; if the TPM \
+         cannot be used, see keyd's log.";
     CloudRefuses = "cloud-refuses", Warning,
         "The hub does not accept this device, or does not know it.",
         "See that the device is there and enabled at the hub, and that its key and clock are right. The last good identity stays \

@@ -46,7 +46,9 @@ impl Reason {
             Self::LogLost => {
                 Some("the log is gone, and the TPM tells that there was one in this boot")
             }
-            Self::Damaged => Some("the log could not be read; it was set aside"),
+            Self::Damaged => {
+                Some("the log could not be read; it is kept, and another one was begun")
+            }
             Self::TpmReset => Some("the TPM was reset while the machine ran on"),
             Self::IndexGone => Some("the NV index was removed while the machine ran"),
             Self::IndexRemade => Some("the NV index was made anew while the machine ran"),
@@ -64,6 +66,8 @@ pub enum IndexState {
     Unwritten,
     /// It holds this.
     Value(Sha256Digest),
+    /// Somebody else made it, or it is of another kind: it cannot be used.
+    Foreign,
 }
 
 /// The registers that can be used.
@@ -153,7 +157,11 @@ fn go_on(
     hash: Hash,
 ) -> Result<Opening, Reason> {
     let start = log.start();
-    let index = registers.nv.map(|(index, _)| Word::cleaned(&format!("{index:#010x}")));
+    let index = registers
+        .nv
+        // A log that was begun beside such an index is not bound to it.
+        .filter(|(_, state)| *state != IndexState::Foreign || start.nv_index.is_some())
+        .map(|(index, _)| Word::cleaned(&format!("{index:#010x}")));
     if log.pcr() != present.pcr
         || start.pcr_base.is_some() != registers.pcr.is_some()
         || start.nv_index != index
@@ -165,7 +173,7 @@ fn go_on(
             IndexState::Absent => return Err(Reason::IndexGone),
             // A log whose first record was written, and not extended yet.
             IndexState::Unwritten if base == ZEROS && log.records().len() == 1 => 0,
-            IndexState::Unwritten => return Err(Reason::IndexRemade),
+            IndexState::Foreign | IndexState::Unwritten => return Err(Reason::IndexRemade),
             IndexState::Value(value) => position(log, &base, &value, hash).ok_or(Reason::Unlike)?,
         },
         _ => log.records().len(),

@@ -241,6 +241,7 @@ fn each_way_in_which_registers_and_log_part_has_its_reason() {
     let begin = Opening::Begin;
     assert_eq!(opened(&log, &with(&nv(IndexState::Absent))), begin(Reason::IndexGone));
     assert_eq!(opened(&log, &with(&nv(IndexState::Unwritten))), begin(Reason::IndexRemade));
+    assert_eq!(opened(&log, &with(&nv(IndexState::Foreign))), begin(Reason::IndexRemade));
     assert_eq!(opened(&log, &with(&|it| it.pcr = Some(ZEROS))), begin(Reason::Unlike));
     assert_eq!(opened(&log, &with(&|it| it.nv = None)), begin(Reason::Settings));
     // The power was off: all registers are new, and so is the boot.

@@ -13,6 +13,7 @@ use super::{Binding, Named, Operation, Purpose, Reason, Target};
 use crate::clock::{Deadline, Moment};
 use crate::grants::{Grants, Pattern, RESERVED_KEY_IDS};
 use crate::id::KeyId;
+use crate::layout::Daemon;
 use crate::names::{self, WellKnown};
 use crate::settings::{KeyPrincipal, KeydSettings};
 
@@ -46,6 +47,7 @@ pub struct Policy {
     certificates: BTreeSet<u32>,
     auditors: BTreeSet<u32>,
     attestors: BTreeSet<u32>,
+    daemons: BTreeSet<(u32, Daemon)>,
     purposes: Vec<(Pattern, Purpose)>,
     handles_any_uid: bool,
     handle_lifetime: Duration,
@@ -85,6 +87,11 @@ impl Policy {
                 .iter()
                 .filter(|it| it.attestor)
                 .map(|it| it.uid)
+                .collect(),
+            daemons: settings
+                .principals
+                .iter()
+                .flat_map(|it| it.daemons.iter().map(|daemon| (it.uid, *daemon)))
                 .collect(),
             purposes: own.chain(built_in).collect(),
             handles_any_uid: settings.handles_any_uid,
@@ -251,6 +258,14 @@ impl Policy {
     pub fn may_attest(&self, uid: u32) -> bool {
         self.attestors.contains(&uid)
     }
+
+    /// Checks that `uid` is that of a daemon. Root needs the grant, too.
+    ///
+    /// # Errors
+    /// The reason for the refusal.
+    pub fn speaks_for(&self, uid: u32, daemon: Daemon) -> Result<(), Reason> {
+        if self.daemons.contains(&(uid, daemon)) { Ok(()) } else { Err(Reason::NotThatDaemon) }
+    }
 }
 
 /// Returns true if a key for `purpose` has this operation. Operations that make, find and
@@ -272,6 +287,7 @@ fn allows(purpose: Purpose, what: Operation) -> bool {
         | Operation::TpmImport
         | Operation::TpmSign
         | Operation::ReadAudit
+        | Operation::Measure
         | Operation::Connect => true,
     }
 }

@@ -62,6 +62,8 @@ words! {
         TpmSign = "tpm-sign",
         /// Read the audit log. Written down when refused only.
         ReadAudit = "read-audit",
+        /// Say what was measured, for the log of measurements.
+        Measure = "measure",
         /// A request on a connection on which another process sent bytes.
         Connect = "connect",
     }
@@ -107,6 +109,8 @@ words! {
         NoExportGrant = "no-export-grant",
         /// May not read the audit log.
         NotAnAuditor = "not-an-auditor",
+        /// The uid is not that of the daemon that it speaks for.
+        NotThatDaemon = "not-that-daemon",
         /// Another process than the one that connected sent bytes.
         SenderChanged = "sender-changed",
         /// The uid has made as many keys as it may.

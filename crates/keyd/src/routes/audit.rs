@@ -71,7 +71,7 @@ pub(super) async fn entries(state: Arc<Keyd>, request: Request) -> Answer {
 }
 
 impl Keyd {
-    fn expect_auditor(&self, request: &Request) -> Result<(), HttpError> {
+    pub(super) fn expect_auditor(&self, request: &Request) -> Result<(), HttpError> {
         let Err(reason) = self.policy.may_audit(request.caller.uid()) else { return Ok(()) };
         self.recorder.refused(self.refused_who(request), Operation::ReadAudit, None, reason);
         Err(HttpError::unauthorized().with_code(ErrorCode::Grant))

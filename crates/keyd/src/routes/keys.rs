@@ -21,11 +21,11 @@ use edgekeep_hsm::{
 };
 use http::{Method, StatusCode};
 
-use super::audit;
 use super::steps::{
     Answer, issued, parse_id, refuse_input, written_down, wrong_handle_kind, wrong_mechanism,
     wrong_request,
 };
+use super::{audit, integrity};
 use crate::Keyd;
 use crate::record;
 
@@ -50,6 +50,8 @@ pub fn router(state: Arc<Keyd>) -> Router<Keyd> {
         .route(Method::POST, "/decrypt", since, decrypt)
         .route(Method::GET, "/audit/checkpoint", API_VERSIONS[1], audit::checkpoint)
         .route(Method::GET, "/audit/entries", API_VERSIONS[1], audit::entries)
+        .route(Method::GET, "/integrity", API_VERSIONS[1], integrity::log)
+        .route(Method::POST, "/integrity/measurements", API_VERSIONS[1], integrity::record)
         .on_sender_changed(|state, caller, _| {
             state.recorder.refused(
                 record::connected(caller),

@@ -16,6 +16,7 @@ mod tokens;
 mod audit_log;
 mod faults;
 mod fixtures;
+mod integrity;
 mod store_key;
 mod tls_client;
 mod token_keys;

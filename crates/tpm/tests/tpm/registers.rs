@@ -99,6 +99,9 @@ fn an_index_that_somebody_else_made_is_told_from_ours() {
     let tpm = open();
     tpm.make_register(&theirs).unwrap();
     assert_eq!(ours.name().unwrap(), theirs.name().unwrap());
+    // Also while nothing was extended into it.
+    let error = tpm.register_state(&ours).unwrap_err();
+    assert!(matches!(error, TpmError::AuthFailed { of: Authorized::Register, .. }), "{error}");
     let error = tpm.extend_register(&ours, &[1; 32]).unwrap_err();
     assert!(matches!(error, TpmError::AuthFailed { of: Authorized::Register, .. }), "{error}");
     tpm.extend_register(&theirs, &[1; 32]).unwrap();
