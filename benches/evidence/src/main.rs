@@ -123,17 +123,17 @@ async fn measure(mebibytes: u64) -> anyhow::Result<()> {
     for _ in 0..SPELLS {
         let fresh = Collector::new(CgroupHierarchy::detect(), ContainerCgroups::default());
         let begin = Instant::now();
-        fresh.measure(&process, evidence.clone(), StartedFrom::default(), None).await?;
+        fresh.measure(&process, evidence.clone(), StartedFrom::default(), None)?;
         first_ms = first_ms.min(begin.elapsed().as_secs_f64() * 1e3);
     }
-    let measured = collector.measure(&process, evidence, StartedFrom::default(), None).await?;
+    let measured = collector.measure(&process, evidence, StartedFrom::default(), None)?;
     let verdict = per_request(&collector, &process, &measured)?;
 
     let second = called()?;
     let (process, handle) = learn(&second.stream)?;
     let evidence = collector.identify(handle, &process, None)?;
     let begin = Instant::now();
-    let again = collector.measure(&process, evidence, StartedFrom::default(), None).await?;
+    let again = collector.measure(&process, evidence, StartedFrom::default(), None)?;
     let again_us = begin.elapsed().as_secs_f64() * 1e6;
     anyhow::ensure!(measured.measurement == again.measurement, "two digests of one file");
     println!(

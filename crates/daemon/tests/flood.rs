@@ -50,6 +50,7 @@ impl Server {
                 if caller.uid() == FLOODER {
                     looked_at.fetch_add(1, Ordering::SeqCst);
                 }
+                std::future::ready(())
             })
             .route(Method::GET, "/who", VERSION, |_, request| async move {
                 let socket = match request.caller.socket() {

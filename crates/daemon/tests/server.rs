@@ -51,8 +51,12 @@ fn router(service: Arc<Service>) -> Router<Service> {
     Router::new(service, VERSIONS)
         .on_connected(|service, _| {
             service.connected.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(())
         })
-        .on_sender_changed(|service, _, what| service.refused_senders.lock().unwrap().push(what.to_owned()))
+        .on_sender_changed(|service, _, what| {
+            service.refused_senders.lock().unwrap().push(what);
+            std::future::ready(())
+        })
         .route(Method::GET, "/who", VERSIONS[0], |_, request| async move {
             let caller = &request.caller;
             let handle = caller.pidfd().map(|(_, handle)| handle);

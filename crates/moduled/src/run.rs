@@ -15,7 +15,7 @@ use edgekeep_daemon::server::{Limits, serve};
 use edgekeep_daemon::store::{private_folder, sweep_temporary};
 use edgekeep_daemon::{lifecycle, listen, memory, settings, systemd};
 use edgekeep_runtime::engine::Engine;
-use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups};
+use edgekeep_runtime::evidence::CgroupHierarchy;
 use edgekeep_runtime::facts::EngineWatch;
 use edgekeep_runtime::process::ProcessRuntime;
 use tokio::sync::watch;
@@ -82,18 +82,19 @@ pub async fn run(root: Root, at_end: AtEnd, children: Begun) -> anyhow::Result<E
     // Sockets on their way to a module's folder when the daemon was killed.
     let _ = std::fs::remove_dir_all(folder.join("sockets"));
     let hierarchy = CgroupHierarchy::detect();
-    let collector = Collector::new(hierarchy.clone(), ContainerCgroups::default());
+    let children = children.adopt().context("cannot talk to the daemon's children")?;
+    let gauge = children.gauge.clone();
     let containers = match &settings.engine {
         Some(settings) => {
             let engine = Engine::from_uri(&settings.uri)?;
-            let watch = EngineWatch::start(engine.clone(), hierarchy.clone());
+            let watch = EngineWatch::start(engine.clone(), gauge.clone());
             Some(Containers { engine, watch, uri: settings.uri.clone() })
         }
         None => None,
     };
-    let children = children.adopt().context("cannot talk to the daemon's children")?;
+    let launching = children.launching.clone();
     let processes =
-        ProcessRuntime::open(&folder.join("processes"), children.launching.clone()).await?;
+        ProcessRuntime::open(&folder.join("processes"), launching, gauge.clone()).await?;
     if let Some(why) = processes.without_cgroups() {
         tracing::info!(%why, "host modules run without cgroups of their own");
     }
@@ -101,13 +102,13 @@ pub async fn run(root: Root, at_end: AtEnd, children: Begun) -> anyhow::Result<E
     let board = Board::new();
     let settings = Arc::new(settings);
     let identities = Arc::new(IdentityCache::new(IdentityClient::new(root.identityd_socket())));
-    let runtimes = Runtimes { containers, processes, hierarchy, host };
+    let runtimes = Runtimes { containers, processes, hierarchy, host, gauge: gauge.clone() };
     let credentials =
         Credentials::new(&root, Arc::clone(&settings), Arc::clone(&identities), board.clone());
     let credentials = Arc::new(credentials);
     let modules = Modules::load(root, settings, runtimes, identities, board.clone())?;
     let modules = Arc::new(modules);
-    let gate = Gate::new(Attestor::new(collector), Arc::clone(&modules), board.clone());
+    let gate = Gate::new(Attestor::new(gauge), Arc::clone(&modules), board.clone());
     let report = Report::new(Arc::clone(&modules), Arc::clone(&credentials), board);
     let rooms = Rooms { gate: Arc::new(gate), modules, credentials, report: Arc::new(report) };
     rooms.modules.sockets.served_by(Box::new(rooms.clone()));
@@ -133,7 +134,7 @@ async fn serve_all(
         }
     }
     modules::watch_running(modules).await;
-    if let Some(weakness) = gate.attestor.weakness() {
+    if let Some(weakness) = gate.attestor.weakness().await {
         report.board.raise(Code::WeakIsolation, &Subject::daemon(Daemon::Moduled), weakness);
     }
     let operations_socket = operations::listen(Daemon::Moduled, &modules.root);

@@ -5,7 +5,8 @@
 //! IP socket, never touches a key, and decides nothing: whether a caller is let in is
 //! `edgekeep_core::attestation::verdict`, over the values that are gathered here.
 //!
-//! - [`evidence`]: what the kernel says about a peer.
+//! - [`evidence`]: what the kernel says about a peer; [`gauge`]: the same, from a process
+//!   that has the rights to look.
 //! - [`engine`]: the container engine's API; [`facts`]: what its event stream says runs.
 //! - [`process`]: host modules, started from exactly the bytes that were hashed.
 //! - [`status`] and [`logs`]: what both runtimes answer alike.
@@ -14,6 +15,7 @@
 pub mod engine;
 pub mod evidence;
 pub mod facts;
+pub mod gauge;
 pub mod logs;
 pub mod process;
 pub mod status;

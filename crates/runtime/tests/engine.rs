@@ -20,6 +20,7 @@ use edgekeep_runtime::evidence::{
     CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom,
 };
 use edgekeep_runtime::facts::EngineWatch;
+use edgekeep_runtime::gauge::Gauge;
 use edgekeep_runtime::logs::LogQuery;
 use edgekeep_runtime::status::ModuleState;
 use rustix::process::{Pid, PidfdFlags};
@@ -132,7 +133,10 @@ impl Drop for Fixture {
 }
 
 fn watch(engine: &Engine) -> EngineWatch {
-    EngineWatch::start(engine.clone(), CgroupHierarchy::detect())
+    EngineWatch::start(
+        engine.clone(),
+        Gauge::here(Collector::new(CgroupHierarchy::detect(), ContainerCgroups::default())),
+    )
 }
 
 async fn running(watch: &EngineWatch, id: &ModuleId) -> Running {
@@ -177,7 +181,6 @@ async fn evidence(watch: &EngineWatch, id: &ModuleId, pid: u32) -> Evidence {
     let layers = watch.image_layers(id).expect("overlay folders");
     collector
         .measure(&process, evidence, StartedFrom::from(&watch.facts(id)), Some(&layers))
-        .await
         .expect("unchanged")
 }
 

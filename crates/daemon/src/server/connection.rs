@@ -185,17 +185,14 @@ pub async fn serve<S: Send + Sync + 'static>(
             // program until then, which shows in the descriptor of its connection, where
             // that is known.
             let may_wait = has_asked && caller.socket() != PeerSocket::Untold;
-            if !may_wait && matches!(slot.kind, SlotKind::Served(_)) {
-                router.connected(&caller);
-            }
-            connections.spawn(converse(
-                stream,
-                caller,
-                slot,
-                Arc::clone(&router),
-                limits,
-                stop.clone(),
-            ));
+            let looks = !may_wait && matches!(slot.kind, SlotKind::Served(_));
+            let (router, stop) = (Arc::clone(&router), stop.clone());
+            connections.spawn(async move {
+                if looks {
+                    router.connected(&caller).await;
+                }
+                converse(stream, caller, slot, router, limits, stop).await;
+            });
         }
         turn += 1;
         if turn == TURN {
@@ -287,10 +284,8 @@ async fn converse<S: Send + Sync + 'static>(
                 let message = format!("more than {limit} open connections of uid {}", caller.uid());
                 HttpError::new(StatusCode::TOO_MANY_REQUESTS, message).closing().into_response()
             } else if caller.sender_changed() {
-                router.refuse_sender(
-                    &caller,
-                    &format!("{} {}", request.method(), request.uri().path()),
-                );
+                let what = format!("{} {}", request.method(), request.uri().path());
+                router.refuse_sender(&caller, what).await;
                 sender_refused().into_response()
             } else {
                 let what = format!("{} {}", request.method(), request.uri().path());
@@ -298,7 +293,7 @@ async fn converse<S: Send + Sync + 'static>(
                 // Noticed while the body was read: the handler has answered with the
                 // refusal, the trail needs it too.
                 if caller.sender_changed() {
-                    router.refuse_sender(&caller, &what);
+                    router.refuse_sender(&caller, what).await;
                     sender_refused().into_response()
                 } else {
                     answer

@@ -13,9 +13,11 @@ use crate::peer::Caller;
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response, HttpError>> + Send>>;
 type Handler<S> = Box<dyn Fn(Arc<S>, Request) -> Answer + Send + Sync>;
-type SenderChanged<S> = Box<dyn Fn(&S, &Caller, &str) + Send + Sync>;
+type SenderChanged<S> = Box<dyn Fn(Arc<S>, Arc<Caller>, String) -> Done + Send + Sync>;
 type Failed<S> = Box<dyn Fn(&S, &FailedCall<'_>) + Send + Sync>;
-type Connected<S> = Box<dyn Fn(&S, &Caller) + Send + Sync>;
+/// The end of what a hook does.
+type Done = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Connected<S> = Box<dyn Fn(Arc<S>, Arc<Caller>) -> Done + Send + Sync>;
 
 struct Route<S> {
     method: Method,
@@ -74,7 +76,7 @@ impl<S: Send + Sync + 'static> Router<S> {
             no_route: RouteSeries::of_no_route(UNNAMED),
             connections: ConnectionSeries::of(UNNAMED),
             connected: None,
-            sender_changed: Box::new(|_, _, _| ()),
+            sender_changed: Box::new(|_, _, _| Box::pin(std::future::ready(()))),
             failed: None,
         }
     }
@@ -124,12 +126,19 @@ impl<S: Send + Sync + 'static> Router<S> {
     }
 
     /// Sets a hook that runs as soon as a connection is accepted on which nothing was
-    /// sent yet. The hook looks at the caller while the caller still is the process that
-    /// connected. A caller that has sent something before it was accepted is looked at by
-    /// the handler, if the kernel told the caller's socket.
+    /// sent yet, before a request is read from it. The hook looks at the caller while the
+    /// caller still is the process that connected. A caller that has sent something
+    /// before it was accepted is looked at by the handler, if the kernel told the
+    /// caller's socket.
     #[must_use]
-    pub fn on_connected(mut self, hook: impl Fn(&S, &Caller) + Send + Sync + 'static) -> Self {
-        self.connected = Some(Box::new(hook));
+    pub fn on_connected<F>(
+        mut self,
+        hook: impl Fn(Arc<S>, Arc<Caller>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.connected = Some(Box::new(move |state, caller| Box::pin(hook(state, caller))));
         self
     }
 
@@ -137,10 +146,14 @@ impl<S: Send + Sync + 'static> Router<S> {
     /// the one that connected sent bytes. The hook may, for example, write to the audit
     /// trail. Its last argument is method and path as sent.
     #[must_use]
-    pub fn on_sender_changed(
+    pub fn on_sender_changed<F>(
         mut self,
-        hook: impl Fn(&S, &Caller, &str) + Send + Sync + 'static,
-    ) -> Self {
+        hook: impl Fn(Arc<S>, Arc<Caller>, String) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let hook = move |state, caller, what| -> Done { Box::pin(hook(state, caller, what)) };
         self.sender_changed = Box::new(hook);
         self
     }
@@ -154,9 +167,9 @@ impl<S: Send + Sync + 'static> Router<S> {
         &self.connections
     }
 
-    pub(super) fn connected(&self, caller: &Caller) {
+    pub(super) async fn connected(&self, caller: &Arc<Caller>) {
         if let Some(hook) = &self.connected {
-            hook(&self.state, caller);
+            hook(Arc::clone(&self.state), Arc::clone(caller)).await;
         }
     }
 
@@ -166,9 +179,9 @@ impl<S: Send + Sync + 'static> Router<S> {
         self.connected.is_some()
     }
 
-    pub(super) fn refuse_sender(&self, caller: &Caller, what: &str) {
+    pub(super) async fn refuse_sender(&self, caller: &Arc<Caller>, what: String) {
         self.connections.sender_changed.increment();
-        (self.sender_changed)(&self.state, caller, what);
+        (self.sender_changed)(Arc::clone(&self.state), Arc::clone(caller), what).await;
     }
 
     pub(super) async fn answer(

@@ -54,11 +54,12 @@ pub fn router(state: Arc<Keyd>) -> Router<Keyd> {
         .route(Method::POST, "/integrity/measurements", API_VERSIONS[1], integrity::record)
         .on_sender_changed(|state, caller, _| {
             state.recorder.refused(
-                record::connected(caller),
+                record::connected(&caller),
                 Operation::Connect,
                 None,
                 Reason::SenderChanged,
             );
+            std::future::ready(())
         })
 }
 

@@ -43,11 +43,12 @@ pub(crate) fn router(state: Arc<Tpmd>) -> Router<Tpmd> {
         .route(Method::POST, "/sign_with_auth_key", since, sign)
         .on_sender_changed(|state, caller, _| {
             state.recorder.refused(
-                record::connected(caller),
+                record::connected(&caller),
                 Operation::Connect,
                 None,
                 Reason::SenderChanged,
             );
+            std::future::ready(())
         })
 }
 

@@ -1,10 +1,13 @@
 //! The processes that moduled starts for itself before it reads anything, and what it
 //! gives up then.
 //!
-//! The launcher starts and ends host modules ([`edgekeep_runtime::process`]) and has the
-//! rights for that. The supervisor keeps the launcher running. Both run this program,
-//! with an argument that is for moduled alone, and end when moduled ends.
+//! The gauge looks at processes, executables and image layers
+//! ([`edgekeep_runtime::gauge`]). The launcher starts and ends host modules
+//! ([`edgekeep_runtime::process`]). Each has the rights for that. The supervisor keeps
+//! both running. All run this program, with an argument that is for moduled alone, and
+//! end when moduled ends.
 
+mod gauge;
 mod launcher;
 
 use std::ffi::{OsStr, OsString};
@@ -21,6 +24,7 @@ use edgekeep_core::layout::Daemon;
 use edgekeep_daemon::activation;
 use edgekeep_daemon::board::Board;
 use edgekeep_runtime::evidence::CgroupHierarchy;
+use edgekeep_runtime::gauge::Gauge;
 use edgekeep_runtime::process::{self, Launching, make_room, own_rights};
 use edgekeep_sandbox::privileges;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -29,19 +33,16 @@ use tokio::sync::mpsc;
 
 const SUPERVISOR: &str = "supervise";
 const LAUNCHER: &str = "launch-modules";
+const GAUGE: &str = "gauge-processes";
 
 /// Names of the children, in the supervisor's order.
-const NAMES: [&str; 1] = ["launcher"];
+const NAMES: [&str; 2] = ["launcher", "gauge"];
 
 /// The highest priority that a thread of moduled takes, as the limit has it: nice -10.
 const PRIORITY: u64 = 30;
 
 /// Time for which a child that was started anew is shown as a problem.
 const SHOWN_FOR: Duration = Duration::from_secs(300);
-
-/// Capabilities that moduled keeps: those to look at the processes and executables of
-/// callers of any user.
-const KEPT: CapabilitySet = CapabilitySet::SYS_PTRACE.union(CapabilitySet::DAC_READ_SEARCH);
 
 /// Becomes the process that the arguments name, if they name one.
 #[must_use]
@@ -56,9 +57,10 @@ pub fn become_child() -> Option<ExitCode> {
         }
         SUPERVISOR => {
             edgekeep_daemon::logging::init();
-            Some(supervisor::main(&[LAUNCHER.into()]))
+            Some(supervisor::main(&[LAUNCHER.into(), GAUGE.into()]))
         }
         LAUNCHER => Some(launcher::main()),
+        GAUGE => Some(gauge::main()),
         _ => None,
     }
 }
@@ -86,7 +88,7 @@ pub fn begin() -> anyhow::Result<Begun> {
     let started = supervisor::start(OsStr::new(SUPERVISOR))
         .context("cannot start the processes that hold the daemon's rights")?;
     keep_priority();
-    let mut kept = KEPT;
+    let mut kept = CapabilitySet::empty();
     if rights.account.uid == 0 {
         // Without it root can do less than the owners of the files, which need not be
         // root.
@@ -117,14 +119,18 @@ pub(crate) struct RunningChildren {
     troubles: mpsc::Receiver<Trouble>,
     /// Whoever starts host modules.
     pub(crate) launching: Launching,
+    /// Whoever looks at processes.
+    pub(crate) gauge: Gauge,
 }
 
 impl Begun {
     /// Takes the children over into the runtime.
     pub(crate) fn adopt(self) -> io::Result<RunningChildren> {
         let (children, troubles) = Children::adopt(self.started, &NAMES)?;
-        let link = children.link(0).ok_or(io::ErrorKind::NotFound)?;
-        Ok(RunningChildren { children, troubles, launching: Launching::child(link, self.rights) })
+        let link = |child| children.link(child).ok_or(io::ErrorKind::NotFound);
+        let launching = Launching::child(link(0)?, self.rights);
+        let gauge = Gauge::child(link(1)?);
+        Ok(RunningChildren { children, troubles, launching, gauge })
     }
 }
 

@@ -19,8 +19,9 @@ use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::store::private_folder;
 use edgekeep_runtime::engine::Engine;
-use edgekeep_runtime::evidence::CgroupHierarchy;
+use edgekeep_runtime::evidence::{CgroupHierarchy, Collector, ContainerCgroups};
 use edgekeep_runtime::facts::EngineWatch;
+use edgekeep_runtime::gauge::Gauge;
 use edgekeep_runtime::process::{Launching, ProcessRuntime};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -77,16 +78,18 @@ impl Site {
         private_folder(&state).expect("state folder");
         private_folder(&root.module_socket_folder()).expect("socket folder");
         let launching = Launching::here(starter.clone());
-        let processes =
-            ProcessRuntime::open(&state.join("processes"), launching).await.expect("opened");
         let hierarchy = CgroupHierarchy::detect();
+        let collector = Collector::new(hierarchy.clone(), ContainerCgroups::default());
+        let gauge = Gauge::here(collector);
+        let own = state.join("processes");
+        let processes = ProcessRuntime::open(&own, launching, gauge.clone()).await.expect("opened");
         let containers = settings.engine.as_ref().map(|settings| {
             let engine = Engine::from_uri(&settings.uri).expect("a socket");
-            let watch = EngineWatch::start(engine.clone(), hierarchy.clone());
+            let watch = EngineWatch::start(engine.clone(), gauge.clone());
             Containers { engine, watch, uri: settings.uri.clone() }
         });
         let host = HostFacts { pid_namespace: 1, user_namespace: 1 };
-        let runtimes = Runtimes { containers, processes, hierarchy, host };
+        let runtimes = Runtimes { containers, processes, hierarchy, host, gauge };
         // Nobody is there: identities are not known.
         let client = IdentityClient::new(root.identityd_socket());
         let identities = Arc::new(IdentityCache::new(client));

@@ -2,10 +2,9 @@
 //! again on further requests, and is judged by [`edgekeep_core::attestation::verdict`]. A
 //! process that does not call and is only looked at goes the same way.
 
-use std::cell::Cell;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use edgekeep_api::attestation::Seen;
 use edgekeep_core::attestation::{
@@ -14,22 +13,48 @@ use edgekeep_core::attestation::{
 };
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_daemon::peer::{Caller, PeerSocket};
-use edgekeep_runtime::evidence::{
-    Collector, EvidenceError, Held, ImageLayers, ProcDir, StartedFrom,
-};
+use edgekeep_runtime::evidence::{ImageLayers, StartedFrom};
+use edgekeep_runtime::gauge::{Compared, Gauge, GaugeError, Held, Whom};
+use tokio::sync::OnceCell;
 
 /// Facts about a caller as it was when it connected, or about a process as it was when it
 /// was looked at.
 #[derive(Debug)]
 struct Known {
-    process: Arc<ProcDir>,
     /// Gains the measurement when a policy first asks for it.
     evidence: RwLock<Evidence>,
+    /// Path of the executable.
+    path: String,
     /// Looked at when the caller connects, where its policy is known to ask for it; else
     /// when a policy first does.
     held: OnceLock<Held>,
     /// True once the process is kept for its next connection.
     kept: AtomicBool,
+}
+
+/// The outcome of the first look at a caller or a process. Empty as long as there was
+/// none, or the gauge did not answer.
+type Learned = OnceCell<Result<Known, DenyReason>>;
+
+/// The reason why nobody is let in.
+#[derive(Debug)]
+pub(crate) enum Unjudged {
+    /// The verdict.
+    Denied(DenyReason),
+    /// There is no verdict, for there is no evidence.
+    NoGauge(GaugeError),
+}
+
+impl From<DenyReason> for Unjudged {
+    fn from(reason: DenyReason) -> Self {
+        Self::Denied(reason)
+    }
+}
+
+impl From<GaugeError> for Unjudged {
+    fn from(error: GaugeError) -> Self {
+        Self::NoGauge(error)
+    }
 }
 
 /// The registration and the facts a caller is judged against.
@@ -46,8 +71,9 @@ pub(crate) struct Subject {
 /// A process that is looked at as if it called.
 #[derive(Debug)]
 pub(crate) struct Examined {
+    pid: u32,
     pidfd: Option<OwnedFd>,
-    known: Result<Known, DenyReason>,
+    learned: Learned,
 }
 
 /// The caller or the process that is judged.
@@ -59,36 +85,69 @@ pub(crate) enum Who<'a> {
     Process(&'a Examined),
 }
 
-impl Who<'_> {
-    fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+impl<'a> Who<'a> {
+    fn pid(self) -> Option<u32> {
         match self {
-            Self::Caller(caller) => caller.pidfd().map(|(pidfd, _)| pidfd),
-            Self::Process(examined) => examined.pidfd.as_ref().map(|pidfd| pidfd.as_fd()),
+            Self::Caller(caller) => caller.pid(),
+            Self::Process(examined) => Some(examined.pid),
         }
+    }
+
+    fn pidfd(self) -> Option<(BorrowedFd<'a>, PeerHandle)> {
+        match self {
+            Self::Caller(caller) => caller.pidfd(),
+            Self::Process(Examined { pidfd, .. }) => {
+                pidfd.as_ref().map(|pidfd| (pidfd.as_fd(), PeerHandle::PidfdOpen))
+            }
+        }
+    }
+
+    fn learned(self) -> Option<&'a Learned> {
+        match self {
+            Self::Caller(caller) => caller.attached(Learned::new),
+            Self::Process(examined) => Some(&examined.learned),
+        }
+    }
+
+    fn known(self) -> Option<&'a Known> {
+        self.learned()?.get()?.as_ref().ok()
     }
 }
 
-/// Gathers evidence and judges.
+/// The things that a look is to find out beside the process itself.
+#[derive(Debug, Clone, Copy, Default)]
+struct Wanted {
+    /// The way in which the connection is held.
+    holding: bool,
+    /// The measurement, if it was made before.
+    measured: Option<Compared>,
+}
+
+/// Has evidence gathered, and judges.
 #[derive(Debug)]
 pub(crate) struct Attestor {
-    collector: Collector,
+    gauge: Gauge,
 }
 
 impl Attestor {
-    /// An attestor with this collector of evidence.
+    /// An attestor with this source of evidence.
     #[must_use]
-    pub(crate) fn new(collector: Collector) -> Self {
-        Self { collector }
+    pub(crate) fn new(gauge: Gauge) -> Self {
+        Self { gauge }
     }
 
     /// Says what keeps executables from being known by their content on this machine, if
     /// anything does.
-    #[must_use]
-    pub(crate) fn weakness(&self) -> Option<&'static str> {
-        (!self.collector.kernel_denies_writers()).then_some(
-            "this kernel lets programs be rewritten while they run, so callers are not known by their executables, host modules \
-             excepted; update the kernel (Linux 6.11 does so)",
-        )
+    pub(crate) async fn weakness(&self) -> Option<String> {
+        match self.gauge.kernel_denies_writers().await {
+            Ok(true) => None,
+            Ok(false) => Some(
+                "this kernel lets programs be rewritten while they run, so callers are not known by their executables, host modules \
+                 excepted; update the kernel (Linux 6.11 does so)"
+                    .to_owned(),
+            ),
+            Err(error) => Some(format!("callers cannot be looked at: {error}")),
+        }
     }
 
     /// Looks at a caller right after it connected, so that what it executes later cannot
@@ -97,34 +156,19 @@ impl Attestor {
     /// `registration` and `init` are those of the module that the socket is for, if it
     /// is for one: its first process ends the search for ancestors early, and its policy
     /// says what is looked at.
-    pub(crate) fn connected(
+    pub(crate) async fn connected(
         &self,
         caller: &Caller,
         registration: Option<&Registration>,
         init: Option<&ProcessInstance>,
     ) {
-        // A failure is kept as well, and is the answer to every request of this caller.
-        let learned = caller.attached(|| self.learn(caller, init));
-        if let Some(Ok(known)) = learned
-            && registration.is_some_and(needs_measurement)
-        {
-            self.look_at_connection(caller, known);
+        let holding = registration.is_some_and(needs_measurement);
+        let wanted = Wanted { holding, measured: None };
+        // No verdict is kept as well, and is the answer to every request of this caller.
+        // A gauge that does not answer is asked again with the request.
+        if let Err(Unjudged::NoGauge(error)) = self.meet(Who::Caller(caller), init, wanted).await {
+            tracing::warn!(%error, "a caller was not looked at when it connected");
         }
-    }
-
-    /// Returns how the caller holds its connection, as it was when first looked at.
-    fn look_at_connection(&self, caller: &Caller, known: &Known) -> Holding {
-        let look = || match caller.socket() {
-            PeerSocket::Inode(inode) => {
-                let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner);
-                let program = evidence.snapshot.executable;
-                drop(evidence);
-                self.collector.holding(&known.process, inode, &program)
-            }
-            PeerSocket::Gone => Held::told(Holding::NotHeld),
-            PeerSocket::Untold => Held::told(Holding::Untold),
-        };
-        known.held.get_or_init(look).holding()
     }
 
     /// Judges a caller or a process.
@@ -137,46 +181,49 @@ impl Attestor {
         door: &Door,
         asked: &Asked<'_>,
         subject: &Subject,
-    ) -> Result<(), DenyReason> {
+    ) -> Result<(), Unjudged> {
         let init = match (door, &subject.facts) {
             // Through the shared one the same caller may ask for another module next.
             (Door::LegacySocket, _) => None,
             (_, RunningFacts::Running(running)) => Some(&running.init),
             _ => None,
         };
-        let (known, is_new) = self.known_or_met(who, init)?;
+        let strict = subject.registration.as_ref().is_some_and(needs_measurement);
+        let compared = Compared {
+            started_from: StartedFrom::from(&subject.facts),
+            image: subject.layers.as_ref().map(|layers| *layers.image()),
+        };
+        let wanted = Wanted { holding: strict, measured: strict.then_some(compared) };
+        let (known, is_new) = self.meet(who, init, wanted).await?;
         let mut evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner).clone();
         // One look serves a request that was sent before it.
         if !is_new {
-            let now = self.collector.recheck(&known.process, &evidence.snapshot);
-            evidence.snapshot = now.ok_or_else(|| gone_or_changed(who))?;
+            self.look_again(who, known, &mut evidence, wanted).await?;
         }
-        let strict = subject.registration.as_ref().is_some_and(needs_measurement);
         if strict && let Who::Caller(caller) = who {
-            evidence.holding = self.look_at_connection(caller, known);
+            evidence.holding = known.held.get_or_init(|| not_looked_for(caller)).holding();
         }
+        let judge = |evidence: &Evidence| {
+            verdict(door, asked, subject.registration.as_ref(), &subject.facts, evidence)
+        };
         if strict && evidence.measurement.is_none() {
             // Judged without the measurement first: whoever fails for another reason does
             // not get a file hashed.
-            match verdict(door, asked, subject.registration.as_ref(), &subject.facts, &evidence) {
+            match judge(&evidence) {
                 Err(DenyReason::ExecutableUnmeasured) => {}
-                other => return other,
+                other => return Ok(other?),
             }
-            evidence = self
-                .collector
-                .measure(
-                    &known.process,
-                    evidence,
-                    StartedFrom::from(&subject.facts),
-                    subject.layers.as_ref(),
-                )
-                .await
-                .map_err(|error| reason(&error))?;
-            *known.evidence.write().unwrap_or_else(PoisonError::into_inner) = evidence.clone();
+            let (pidfd, _) = who.pidfd().ok_or(DenyReason::CallerGone)?;
+            let layers = subject.layers.as_ref();
+            let measurement =
+                self.gauge.measure(pidfd, &evidence.snapshot, compared, layers).await??;
+            evidence.measurement = Some(measurement);
+            known.evidence.write().unwrap_or_else(PoisonError::into_inner).measurement =
+                Some(measurement);
         }
-        verdict(door, asked, subject.registration.as_ref(), &subject.facts, &evidence)?;
+        judge(&evidence)?;
         if !known.kept.swap(true, Ordering::AcqRel) {
-            self.collector.keep(&known.process);
+            self.gauge.keep(evidence.snapshot.process.pid);
         }
         Ok(())
     }
@@ -188,25 +235,106 @@ impl Attestor {
         let pidfd = raw.and_then(|raw| {
             rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).ok()
         });
-        let known = match &pidfd {
-            Some(pidfd) => self.look(pid, pidfd.as_fd(), PeerHandle::PidfdOpen, None),
-            None => Err(DenyReason::CallerGone),
+        Examined { pid, pidfd, learned: Learned::new() }
+    }
+
+    /// Looks at a caller that was not looked at yet, for the trail.
+    pub(crate) async fn acquaint(&self, caller: &Caller) {
+        let _ = self.meet(Who::Caller(caller), None, Wanted::default()).await;
+    }
+
+    /// Returns the facts about a caller or a process, and true if they were learned just
+    /// now. What is wanted is only looked for then.
+    async fn meet<'a>(
+        &self,
+        who: Who<'a>,
+        init: Option<&ProcessInstance>,
+        wanted: Wanted,
+    ) -> Result<(&'a Known, bool), Unjudged> {
+        let learned = who.learned().ok_or(DenyReason::CallerGone)?;
+        let is_new = AtomicBool::new(false);
+        let learn = || {
+            is_new.store(true, Ordering::Relaxed);
+            self.learn(who, init, wanted)
         };
-        Examined { pidfd, known }
+        match learned.get_or_try_init(learn).await? {
+            Ok(known) => Ok((known, is_new.load(Ordering::Relaxed))),
+            Err(reason) => Err((*reason).into()),
+        }
+    }
+
+    async fn learn(
+        &self,
+        who: Who<'_>,
+        init: Option<&ProcessInstance>,
+        wanted: Wanted,
+    ) -> Result<Result<Known, DenyReason>, GaugeError> {
+        let Some(pid) = who.pid() else { return Ok(Err(DenyReason::PidNotVisible)) };
+        let Some((pidfd, handle)) = who.pidfd() else { return Ok(Err(DenyReason::CallerGone)) };
+        let socket = if wanted.holding { socket_of(who) } else { None };
+        let whom = Whom { pid, pidfd, socket, measured: wanted.measured };
+        let (seen, held) = match self.gauge.look(whom, init.copied()).await? {
+            Ok(seen) => seen,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let evidence = Evidence {
+            handle,
+            snapshot: seen.snapshot,
+            ancestry: seen.ancestry,
+            holding: Holding::Untold,
+            container: seen.container,
+            measurement: seen.measurement,
+        };
+        Ok(Ok(Known {
+            evidence: RwLock::new(evidence),
+            path: seen.path.unwrap_or_default(),
+            held: held.map(OnceLock::from).unwrap_or_default(),
+            kept: AtomicBool::new(false),
+        }))
+    }
+
+    /// Looks at whatever may have changed since the caller was met, and adds what is
+    /// wanted and was not found out before.
+    async fn look_again(
+        &self,
+        who: Who<'_>,
+        known: &Known,
+        evidence: &mut Evidence,
+        wanted: Wanted,
+    ) -> Result<(), Unjudged> {
+        let (pidfd, _) = who.pidfd().ok_or(DenyReason::CallerGone)?;
+        let holding = wanted.holding && known.held.get().is_none();
+        let whom = Whom {
+            pid: evidence.snapshot.process.pid,
+            pidfd,
+            socket: if holding { socket_of(who) } else { None },
+            measured: wanted.measured.filter(|_| evidence.measurement.is_none()),
+        };
+        let seen = self.gauge.look_again(whom).await?;
+        let (seen, held) = seen.map_err(|_| gone_or_changed(who))?;
+        if !evidence.snapshot.is_of_same_caller(&seen.snapshot) {
+            return Err(gone_or_changed(who).into());
+        }
+        evidence.snapshot = seen.snapshot;
+        if let Some(held) = held {
+            // A look of another request at the same time found the same.
+            let _ = known.held.set(held);
+        }
+        if let Some(measurement) = seen.measurement {
+            evidence.measurement = Some(measurement);
+            known.evidence.write().unwrap_or_else(PoisonError::into_inner).measurement =
+                Some(measurement);
+        }
+        Ok(())
     }
 
     /// Returns what is known of a caller or a process that was judged; `None` if nothing
     /// is.
     #[must_use]
     pub(crate) fn seen(&self, who: Who<'_>) -> Option<Seen> {
-        let known = self.known(who).ok()?;
-        let path = known
-            .process
-            .executable_path()
-            .map(|path| path.display().to_string())
-            .unwrap_or_default();
+        let known = who.known()?;
         let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Some(seen(evidence, path, known.held.get().map(Held::holding)))
+        Some(seen(evidence, known.path.clone(), known.held.get().map(Held::holding)))
     }
 
     /// Returns true if the caller's cgroup is that of the registered container, whatever
@@ -222,7 +350,7 @@ impl Attestor {
         else {
             return false;
         };
-        self.known(who).is_ok_and(|known| {
+        who.known().is_some_and(|known| {
             known.evidence.read().unwrap_or_else(PoisonError::into_inner).container.as_ref()
                 == Some(container)
         })
@@ -232,7 +360,7 @@ impl Attestor {
     /// measured.
     #[must_use]
     pub(crate) fn executable(&self, caller: &Caller) -> Option<Sha256Digest> {
-        let known = self.known(Who::Caller(caller)).ok()?;
+        let known = Who::Caller(caller).known()?;
         let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner);
         evidence.measurement.map(|measurement| measurement.digest)
     }
@@ -245,60 +373,29 @@ impl Attestor {
         let minds = registration.policy >= Policy::Image
             && matches!(registration.workload, Workload::Container { .. });
         let (RunningFacts::Running(running), true) = (&subject.facts, minds) else { return None };
-        let known = self.known(who).ok()?;
+        let known = who.known()?;
         let evidence = known.evidence.read().unwrap_or_else(PoisonError::into_inner);
         may_be_orphan(&evidence, running)
     }
+}
 
-    fn known<'a>(&self, who: Who<'a>) -> Result<&'a Known, DenyReason> {
-        Ok(self.known_or_met(who, None)?.0)
+/// The socket to look for among the descriptors of a caller.
+fn socket_of(who: Who<'_>) -> Option<u64> {
+    match who {
+        Who::Caller(caller) => match caller.socket() {
+            PeerSocket::Inode(inode) => Some(inode),
+            PeerSocket::Gone | PeerSocket::Untold => None,
+        },
+        Who::Process(_) => None,
     }
+}
 
-    /// Returns the facts about a caller or a process, and true if they were learned just
-    /// now.
-    fn known_or_met<'a>(
-        &self,
-        who: Who<'a>,
-        init: Option<&ProcessInstance>,
-    ) -> Result<(&'a Known, bool), DenyReason> {
-        let is_new = Cell::new(false);
-        let meet = |caller| {
-            is_new.set(true);
-            self.learn(caller, init)
-        };
-        let learned = match who {
-            Who::Caller(caller) => caller.attached(|| meet(caller)),
-            Who::Process(examined) => Some(&examined.known),
-        };
-        match learned {
-            Some(Ok(known)) => Ok((known, is_new.get())),
-            Some(Err(reason)) => Err(*reason),
-            None => Err(DenyReason::CallerGone),
-        }
-    }
-
-    fn learn(&self, caller: &Caller, init: Option<&ProcessInstance>) -> Result<Known, DenyReason> {
-        let pid = caller.pid().ok_or(DenyReason::PidNotVisible)?;
-        let (pidfd, handle) = caller.pidfd().ok_or(DenyReason::CallerGone)?;
-        self.look(pid, pidfd, handle, init)
-    }
-
-    fn look(
-        &self,
-        pid: u32,
-        pidfd: BorrowedFd<'_>,
-        handle: PeerHandle,
-        init: Option<&ProcessInstance>,
-    ) -> Result<Known, DenyReason> {
-        let (process, evidence) =
-            self.collector.meet(handle, pid, pidfd, init).map_err(|error| reason(&error))?;
-        Ok(Known {
-            process,
-            evidence: RwLock::new(evidence),
-            held: OnceLock::new(),
-            kept: AtomicBool::new(false),
-        })
-    }
+/// The holding of a connection that no look was for.
+fn not_looked_for(caller: &Caller) -> Held {
+    Held::told(match caller.socket() {
+        PeerSocket::Untold => Holding::Untold,
+        PeerSocket::Gone | PeerSocket::Inode(_) => Holding::NotHeld,
+    })
 }
 
 fn seen(evidence: Evidence, path: String, connection: Option<Holding>) -> Seen {
@@ -332,16 +429,9 @@ fn seen(evidence: Evidence, path: String, connection: Option<Holding>) -> Seen {
     }
 }
 
-fn reason(error: &EvidenceError) -> DenyReason {
-    // The cause (for example a missing capability) is the operator's to know, not the
-    // caller's.
-    tracing::debug!(%error, "no evidence");
-    error.reason()
-}
-
 /// A process that ended is no change of program: the trail should say which it was.
 fn gone_or_changed(who: Who<'_>) -> DenyReason {
-    let alive = who.pidfd().is_some_and(|pidfd| {
+    let alive = who.pidfd().is_some_and(|(pidfd, _)| {
         // A pidfd is readable once its process has ended.
         let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
         let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };

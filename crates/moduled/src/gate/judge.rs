@@ -12,8 +12,9 @@ use edgekeep_core::health::{self, Code};
 use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::peer::Caller;
+use edgekeep_runtime::gauge::GaugeError;
 
-use crate::gate::attest::{Attestor, Subject, Who};
+use crate::gate::attest::{Attestor, Subject, Unjudged, Who};
 use crate::gate::trail::{ToRefuse, VerdictTrail, without_evidence};
 use crate::modules::{Modules, edge_agent};
 
@@ -34,10 +35,15 @@ impl Called<'_> {
     }
 }
 
-/// The refusal of a caller. The reason is in the trail and not in here: a caller is told
-/// none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Refused;
+/// The refusal of a caller.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The caller may not. The reason is in the trail and not in here: a caller is told
+    /// none.
+    Denied,
+    /// Nobody could look at the caller, so there is no verdict.
+    NoGauge(GaugeError),
+}
 
 /// The one gate in front of everything that needs an identity.
 #[derive(Debug)]
@@ -63,7 +69,7 @@ impl Gate {
     }
 
     /// Looks at a caller that just connected.
-    pub(crate) fn connected(&self, door: &Door, caller: &Caller) {
+    pub(crate) async fn connected(&self, door: &Door, caller: &Caller) {
         let owner = match door {
             Door::ModuleSocket(module) => Some(module),
             Door::ManagementSocket => Some(&self.agent),
@@ -72,13 +78,13 @@ impl Gate {
         let registration = owner.and_then(|module| self.modules.registrations.of(module));
         let init =
             owner.and_then(|module| self.modules.first_process(module, registration.as_ref()));
-        self.attestor.connected(caller, registration.as_ref(), init.as_ref());
+        self.attestor.connected(caller, registration.as_ref(), init.as_ref()).await;
     }
 
     /// Lets a caller act as `module`, or refuses it with an entry in the audit trail.
     ///
     /// # Errors
-    /// [`Refused`], whose reason is written down.
+    /// [`Refused`], whose reason is written down if there is a verdict.
     pub(crate) async fn admit(
         &self,
         called: &Called<'_>,
@@ -86,8 +92,9 @@ impl Gate {
         module: &ModuleId,
         generation: Option<&str>,
     ) -> Result<(), Refused> {
+        let asked = Asked { module, generation };
         let (subject, judged) =
-            self.judge(Who::Caller(called.caller), door, &Asked { module, generation }).await;
+            self.judge(Who::Caller(called.caller), door, &asked).await.map_err(Refused::NoGauge)?;
         match judged {
             Ok(()) => {
                 self.trail.allowed();
@@ -110,17 +117,24 @@ impl Gate {
     /// The verdict on a caller or a process, and what it was judged against, with nothing
     /// written down. Where the engine's word on a start can be on its way it is waited
     /// for, as [`second_look`] says.
+    ///
+    /// # Errors
+    /// There is no verdict, for there is no evidence.
     pub(crate) async fn judge(
         &self,
         who: Who<'_>,
         door: &Door,
         asked: &Asked<'_>,
-    ) -> (Subject, Result<(), DenyReason>) {
+    ) -> Result<(Subject, Result<(), DenyReason>), GaugeError> {
         let module = asked.module;
         let mut subject = self.subject(module);
         let mut looked = Looked::Known;
         loop {
-            let verdict = self.attestor.judge(who, door, asked, &subject).await;
+            let verdict = match self.attestor.judge(who, door, asked, &subject).await {
+                Ok(()) => Ok(()),
+                Err(Unjudged::Denied(reason)) => Err(reason),
+                Err(Unjudged::NoGauge(error)) => return Err(error),
+            };
             let orphan = match verdict {
                 Ok(()) if looked < Looked::Origin => self.attestor.may_be_orphan(who, &subject),
                 _ => None,
@@ -145,7 +159,7 @@ impl Gate {
                     subject.facts = self.modules.facts_about(module, &process).await;
                     looked = Looked::Origin;
                 }
-                (Next::Stands | Next::AskOrigin, _) => return (subject, verdict),
+                (Next::Stands | Next::AskOrigin, _) => return Ok((subject, verdict)),
             }
         }
     }
@@ -244,7 +258,7 @@ impl Gate {
             attestation,
             reason,
         );
-        Refused
+        Refused::Denied
     }
 
     fn write_refusal(
@@ -288,13 +302,13 @@ impl Gate {
     ///
     /// # Errors
     /// [`Refused`], whose reason is written down.
-    pub(crate) fn admit_operator(&self, called: &Called<'_>) -> Result<(), Refused> {
+    pub(crate) async fn admit_operator(&self, called: &Called<'_>) -> Result<(), Refused> {
         if is_operator(called.caller) {
             return Ok(());
         }
         let route = called.what();
-        self.refuse_at_door(called.caller, &route, DenyReason::NotAnOperator);
-        Err(Refused)
+        self.refuse_at_door(called.caller, &route, DenyReason::NotAnOperator).await;
+        Err(Refused::Denied)
     }
 
     /// Lets operators and the agent pass.
@@ -302,14 +316,15 @@ impl Gate {
     /// # Errors
     /// [`Refused`], whose reason is written down.
     pub(crate) async fn admit_operator_or_agent(&self, called: &Called<'_>) -> Result<(), Refused> {
-        if is_operator(called.caller) || self.is_agent(called).await {
+        if is_operator(called.caller) || self.is_agent(called).await? {
             return Ok(());
         }
-        self.admit_operator(called)
+        self.admit_operator(called).await
     }
 
     /// Writes down a refusal that is about no module.
-    fn refuse_at_door(&self, caller: &Caller, what: &str, reason: DenyReason) {
+    async fn refuse_at_door(&self, caller: &Caller, what: &str, reason: DenyReason) {
+        self.attestor.acquaint(caller).await;
         let mut attestation = without_evidence("", caller.pid().unwrap_or(0), reason);
         attestation.evidence = self.attestor.seen(Who::Caller(caller));
         self.write_refusal(caller, "", what, false, attestation, reason);
@@ -325,14 +340,18 @@ impl Gate {
 
     /// Returns true if the caller is the agent. Writes down no refusal if the caller is
     /// not the agent.
-    pub(crate) async fn is_agent(&self, called: &Called<'_>) -> bool {
+    ///
+    /// # Errors
+    /// [`Refused::NoGauge`].
+    pub(crate) async fn is_agent(&self, called: &Called<'_>) -> Result<bool, Refused> {
         let asked = Asked { module: &self.agent, generation: None };
-        self.judge(Who::Caller(called.caller), &Door::ManagementSocket, &asked).await.1.is_ok()
+        let judged = self.judge(Who::Caller(called.caller), &Door::ManagementSocket, &asked).await;
+        judged.map(|(_, verdict)| verdict.is_ok()).map_err(Refused::NoGauge)
     }
 
     /// Writes down that another process than the one that connected sent bytes.
-    pub(crate) fn refuse_sender(&self, caller: &Caller, what: &str) {
-        self.refuse_at_door(caller, what, DenyReason::SenderChanged);
+    pub(crate) async fn refuse_sender(&self, caller: &Caller, what: &str) {
+        self.refuse_at_door(caller, what, DenyReason::SenderChanged).await;
     }
 }
 

@@ -98,9 +98,14 @@ fn status(error: &ModuleError) -> StatusCode {
 }
 
 impl From<Refused> for HttpError {
-    /// 403 without detail.
-    fn from(_: Refused) -> Self {
-        Self::forbidden()
+    /// 403 without detail, and 503 if nobody could look at the caller.
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Denied => Self::forbidden(),
+            Refused::NoGauge(error) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()).of_device()
+            }
+        }
     }
 }
 

@@ -39,6 +39,7 @@ use edgekeep_daemon::store::StoreError;
 use edgekeep_runtime::engine::{Engine, EngineError};
 use edgekeep_runtime::evidence::{CgroupHierarchy, ImageLayers};
 use edgekeep_runtime::facts::EngineWatch;
+use edgekeep_runtime::gauge::Gauge;
 use edgekeep_runtime::logs::{LogQuery, LogStream};
 use edgekeep_runtime::process::ProcessRuntime;
 use edgekeep_runtime::status::{ModuleState, ModuleStatus as State};
@@ -94,6 +95,8 @@ pub(crate) struct Modules {
     pub(crate) hierarchy: CgroupHierarchy,
     /// Namespaces that services of the host share with the daemon.
     host: HostFacts,
+    /// Whoever looks at processes.
+    pub(crate) gauge: Gauge,
     /// Registered modules.
     pub(crate) registrations: Registrations,
     /// Updates that can be taken back.
@@ -126,6 +129,8 @@ pub(crate) struct Runtimes {
     pub(crate) hierarchy: CgroupHierarchy,
     /// Namespaces that services of the host share with the daemon.
     pub(crate) host: HostFacts,
+    /// Whoever looks at processes.
+    pub(crate) gauge: Gauge,
 }
 
 impl Modules {
@@ -144,12 +149,13 @@ impl Modules {
         let registrations = Registrations::load(&folder)?;
         let own_users = OwnUsers::load(&folder)?;
         own_users.remember(registrations.of_processes(), &settings);
-        let Runtimes { containers, processes, hierarchy, host } = runtimes;
+        let Runtimes { containers, processes, hierarchy, host, gauge } = runtimes;
         Ok(Self {
             containers,
             processes,
             hierarchy,
             host,
+            gauge,
             registrations,
             replacements: Replacements::load(&folder)?,
             approvals: Approvals::load(&folder)?,

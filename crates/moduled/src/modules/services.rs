@@ -12,7 +12,6 @@ use edgekeep_core::attestation::{HostFacts, Policy, Registration, Workload};
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::host::HostService;
 use edgekeep_core::id::ModuleId;
-use edgekeep_runtime::evidence::CgroupHierarchy;
 use edgekeep_runtime::process::accounts;
 use serde_json::json;
 
@@ -158,18 +157,13 @@ pub(crate) async fn list(modules: &Modules) -> Vec<ModuleDetails> {
         .iter()
         .map(|(id, found)| (id.clone(), found.clone()))
         .collect();
-    let uids: Vec<Option<u32>> =
-        services.iter().map(|(id, found)| uid_of(modules, id, found)).collect();
-    let hierarchy = modules.hierarchy.clone();
-    let runs = tokio::task::spawn_blocking(move || {
-        services
-            .into_iter()
-            .zip(uids)
-            .map(|((id, found), uid)| (runs(&hierarchy, &found, uid), id, found))
-            .collect()
-    });
-    let runs: Vec<(Option<bool>, ModuleId, HostService)> = runs.await.unwrap_or_default();
-    runs.into_iter().map(|(runs, id, found)| details(modules, runs, &id, &found)).collect()
+    let mut all = Vec::with_capacity(services.len());
+    for (id, found) in services {
+        let uid = uid_of(modules, &id, &found);
+        let runs = runs(modules, &found, uid).await;
+        all.push(details(modules, runs, &id, &found));
+    }
+    all
 }
 
 fn uid_of(modules: &Modules, id: &ModuleId, found: &HostService) -> Option<u32> {
@@ -225,20 +219,18 @@ fn details(
 
 /// Returns true if a process is there that could be the service; `None` if that cannot be
 /// found out. For people: no caller is judged by the answer.
-fn runs(hierarchy: &CgroupHierarchy, found: &HostService, uid: Option<u32>) -> Option<bool> {
+async fn runs(modules: &Modules, found: &HostService, uid: Option<u32>) -> Option<bool> {
     if let Some(unit) = &found.unit {
-        let names: Vec<&str> = unit.nesting().collect();
-        let group = group_of(Path::new(&hierarchy.mount_point()), &names, SLICES);
-        return Some(group.is_some_and(|group| is_populated(&group, BELOW)));
+        let (unit, folder) = (unit.clone(), modules.hierarchy.mount_point());
+        let populated = tokio::task::spawn_blocking(move || {
+            let names: Vec<&str> = unit.nesting().collect();
+            let group = group_of(Path::new(&folder), &names, SLICES);
+            group.is_some_and(|group| is_populated(&group, BELOW))
+        });
+        return populated.await.ok();
     }
-    let (uid, executable) = (uid?, Path::new(found.executable.as_ref()?));
-    let processes = std::fs::read_dir("/proc").ok()?.flatten().filter(|entry| {
-        entry.file_name().to_string_lossy().bytes().all(|c| c.is_ascii_digit())
-            && entry.metadata().is_ok_and(|metadata| metadata.uid() == uid)
-    });
-    Some(processes.into_iter().any(|entry| {
-        std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == executable)
-    }))
+    // A gauge that does not answer is told as such elsewhere.
+    modules.gauge.runs(uid?, found.executable.as_ref()?.into()).await.ok().flatten()
 }
 
 /// Most slices that a unit is looked for in, each slice within the one before.

@@ -28,6 +28,7 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use crate::evidence::ImageLayers;
+use crate::gauge::GaugeError;
 use crate::logs::{LogQuery, LogStream};
 
 pub use container::Container;
@@ -95,6 +96,9 @@ pub enum EngineError {
     /// The answer is not JSON, or not of the documented form.
     #[error("the container engine's answer has an unknown form")]
     NotJson,
+    /// The first process of a container was not looked at.
+    #[error(transparent)]
+    Gauge(#[from] GaugeError),
     /// The image's name is not one.
     #[error("an image name holds letters, digits and . _ - / : @ only, and no dot segments")]
     ImageName,

@@ -21,10 +21,6 @@ use super::proc_dir::executable_file;
 /// machine this was tried on.
 pub const MAX_EXECUTABLE_BYTES: u64 = 1 << 30;
 
-/// Up to this size a file is hashed where the request runs (about 0.2 ms); larger ones go
-/// to a thread of their own.
-const INLINE_BYTES: u64 = 256 * 1024;
-
 /// Digests that are remembered. More programs than this rarely act as modules on one
 /// device.
 const CACHED_DIGESTS: usize = 1024;
@@ -86,33 +82,12 @@ impl Default for DigestCache {
 
 impl DigestCache {
     /// The digest of an open file that is known to be `mounted`. `lasting` says whether
-    /// it may be remembered.
+    /// it may be remembered. Blocks for as long as reading takes.
     ///
     /// # Errors
     /// [`EvidenceError::Changed`] if it is another file or changes meanwhile; too large;
     /// unreadable.
-    pub(super) async fn digest(
-        &self,
-        mounted: Mounted,
-        lasting: Lasting,
-        opened: OwnedFd,
-    ) -> Result<Sha256Digest, EvidenceError> {
-        if let Some(known) = self.known(&mounted, lasting) {
-            return Ok(known);
-        }
-        if mounted.file.size <= INLINE_BYTES {
-            return self.digest_blocking(mounted, lasting, opened);
-        }
-        let cache = self.clone();
-        let hashed =
-            tokio::task::spawn_blocking(move || cache.digest_blocking(mounted, lasting, opened))
-                .await;
-        // The task only ends early when the daemon does.
-        hashed.unwrap_or(Err(EvidenceError::Gone))
-    }
-
-    /// As [`Self::digest`], on the calling thread.
-    pub(super) fn digest_blocking(
+    pub(super) fn digest(
         &self,
         mounted: Mounted,
         lasting: Lasting,
@@ -211,7 +186,7 @@ mod tests {
 
     fn digest_of(cache: &DigestCache, path: &std::path::Path, lasting: Lasting) -> Sha256Digest {
         let (file, fd) = opened(path);
-        cache.digest_blocking(file, lasting, fd).expect("readable")
+        cache.digest(file, lasting, fd).expect("readable")
     }
 
     #[test]
@@ -234,9 +209,8 @@ mod tests {
         std::fs::write(&path, b"abc").expect("written");
         let (file, fd) = opened(&path);
         File::options().append(true).open(&path).expect("open").write_all(b"d").expect("written");
-        let error = DigestCache::default()
-            .digest_blocking(file, Lasting::UntilChanged, fd)
-            .expect_err("changed");
+        let error =
+            DigestCache::default().digest(file, Lasting::UntilChanged, fd).expect_err("changed");
         assert!(matches!(error, EvidenceError::Changed), "{error}");
     }
 
@@ -296,10 +270,7 @@ mod tests {
         let (one, fd) = opened(&path);
         let cache = DigestCache::default();
         cache.lock().insert(Mounted { mount: 2, ..one }, sha256_of(b"evil"));
-        assert_eq!(
-            cache.digest_blocking(one, Lasting::ForGood, fd).expect("readable"),
-            sha256_of(b"abc")
-        );
+        assert_eq!(cache.digest(one, Lasting::ForGood, fd).expect("readable"), sha256_of(b"abc"));
     }
 
     #[test]

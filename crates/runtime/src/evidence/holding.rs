@@ -1,8 +1,6 @@
 //! The way in which a process holds its end of a connection.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edgekeep_core::attestation::{ExecutableFile, Holding};
 use rustix::fs::{Dir, Mode, OFlags};
@@ -14,64 +12,9 @@ use super::{EvidenceError, ProcDir};
 /// Descriptors that are looked through for a connection.
 const MAX_DESCRIPTORS: usize = 16 * 1024;
 
-/// Numbers of descriptors that are remembered for a process: programs that hold more
-/// connections at a time are looked through for each further one.
-const REMEMBERED: usize = 64;
-
-/// Numbers of descriptors in which a process has had connections, each with how many of
-/// the open ones it is known for. Where to look first, and no proof of anything.
-#[derive(Debug, Default)]
-pub(super) struct Numbers(BTreeMap<u32, u32>);
-
-impl Numbers {
-    /// The numbers in the order in which they are worth a look. The kernel gives the
-    /// lowest free number to whatever is opened, so the free ones come first.
-    fn in_order(&self) -> Vec<u32> {
-        let with = |free: bool| {
-            self.0.iter().filter(move |(_, uses)| (**uses == 0) == free).map(|(number, _)| *number)
-        };
-        with(true).chain(with(false)).collect()
-    }
-
-    fn begin(&mut self, number: u32) {
-        if self.0.len() >= REMEMBERED && !self.0.contains_key(&number) {
-            let Some(free) = self.0.iter().find(|(_, uses)| **uses == 0).map(|(free, _)| *free)
-            else {
-                return;
-            };
-            self.0.remove(&free);
-        }
-        *self.0.entry(number).or_default() += 1;
-    }
-
-    fn end(&mut self, number: u32) {
-        if let Some(uses) = self.0.get_mut(&number) {
-            *uses = uses.saturating_sub(1);
-        }
-    }
-}
-
-/// The way in which a connection is held, as it was when looked at. While this value
-/// lives, its descriptor counts as taken.
-#[derive(Debug)]
-pub struct Held {
-    holding: Holding,
-    descriptor: Option<(u32, Arc<Mutex<Numbers>>)>,
-}
-
-impl Held {
-    /// Makes a value that is known without a look.
-    #[must_use]
-    pub fn told(holding: Holding) -> Self {
-        Self { holding, descriptor: None }
-    }
-
-    /// Returns the way in which the connection is held.
-    #[must_use]
-    pub fn holding(&self) -> Holding {
-        self.holding
-    }
-}
+/// The way in which a connection is held, and the number of the descriptor by which it is
+/// held safely.
+pub(crate) type Held = (Holding, Option<u32>);
 
 /// The program that a process ran at one moment.
 ///
@@ -87,18 +30,6 @@ impl RunningProgram {
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some((number, numbers)) = &self.descriptor {
-            lock(numbers).end(*number);
-        }
-    }
-}
-
-fn lock(numbers: &Mutex<Numbers>) -> MutexGuard<'_, Numbers> {
-    numbers.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl ProcDir {
     /// Finds out how the process holds the socket with this inode number.
     ///
@@ -112,29 +43,30 @@ impl ProcDir {
     /// looked through. So the program that runs is pinned before, must be `program`, and
     /// must still run after: a program that began meanwhile could have set the flag that
     /// is looked for.
+    ///
+    /// The numbers in `likely` are where to look first, and prove nothing.
     pub(super) fn holding(
         &self,
         socket: u64,
         program: &ExecutableFile,
+        likely: &[u32],
     ) -> Result<Held, EvidenceError> {
         let running = self.running()?;
         if self.executable()?.0 != *program {
             return Err(EvidenceError::Changed);
         }
-        let held = self.search(socket)?;
+        let held = self.search(socket, likely)?;
         if running.goes_on()? { Ok(held) } else { Err(EvidenceError::Changed) }
     }
 
-    /// Looks for the descriptor. Those in which the process had connections before are
-    /// tried first, one call each.
-    fn search(&self, socket: u64) -> Result<Held, EvidenceError> {
+    /// Looks for the descriptor. The likely ones are tried first, one call each.
+    fn search(&self, socket: u64, likely: &[u32]) -> Result<Held, EvidenceError> {
         let reading = |errno| EvidenceError::reading("fd")(errno);
         let wanted = format!("socket:[{socket}]");
         self.wait_for_exec()?;
-        let likely = lock(self.numbers()).in_order();
-        for number in likely {
+        for number in likely.iter().copied() {
             if self.closes_on_exec(number, &wanted)? == Some(true) {
-                return Ok(self.held(number));
+                return Ok((Holding::CloseOnExec, Some(number)));
             }
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
@@ -151,12 +83,12 @@ impl ProcDir {
             let number = number.ok_or(EvidenceError::Malformed { what: "fd" })?;
             match self.closes_on_exec(number, &wanted)? {
                 // One such descriptor is proof, however many others there are.
-                Some(true) => return Ok(self.held(number)),
+                Some(true) => return Ok((Holding::CloseOnExec, Some(number))),
                 Some(false) => holding = Holding::Inheritable,
                 None => {}
             }
         }
-        Ok(Held::told(holding))
+        Ok((holding, None))
     }
 
     /// Pins the program that the process runs now.
@@ -164,12 +96,6 @@ impl ProcDir {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(self.folder(), "maps", flags, Mode::empty());
         opened.map(RunningProgram).map_err(EvidenceError::reading("maps"))
-    }
-
-    fn held(&self, number: u32) -> Held {
-        lock(self.numbers()).begin(number);
-        let descriptor = Some((number, Arc::clone(self.numbers())));
-        Held { holding: Holding::CloseOnExec, descriptor }
     }
 
     /// Returns once an `execve` that has begun to show is through.
@@ -217,8 +143,6 @@ impl ProcDir {
 mod tests {
     use std::process::{Command, Stdio};
 
-    use proptest::prelude::*;
-
     use super::*;
     use crate::evidence::executable_file;
     use crate::evidence::proc_dir::tests::Sleeper;
@@ -230,17 +154,23 @@ mod tests {
         let (socket, _other) = std::os::unix::net::UnixStream::pair().expect("two sockets");
         let inode = rustix::fs::fstat(&socket).expect("open").st_ino;
         let program = own.executable().expect("own executable").0;
-        let holding = || own.holding(inode, &program).expect("own descriptors are seen").holding();
+        let number = std::cell::Cell::new(None);
+        let holding = || {
+            // The number known so far, which proves nothing by itself.
+            let held = own.holding(inode, &program, &Vec::from_iter(number.get()));
+            let (holding, found) = held.expect("own descriptors are seen");
+            number.set(found.or(number.get()));
+            holding
+        };
         assert_eq!(holding(), Holding::CloseOnExec);
-        // From here on the number is known, which proves nothing by itself.
         rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).expect("own descriptor");
         assert_eq!(holding(), Holding::Inheritable);
         let again = socket.try_clone().expect("a second descriptor, closed on exec");
         assert_eq!(holding(), Holding::CloseOnExec);
         drop(again);
         assert_eq!(holding(), Holding::Inheritable);
-        let other = own.holding(inode + 1_000_000, &program).expect("seen");
-        assert_eq!(other.holding(), Holding::NotHeld);
+        let other = own.holding(inode + 1_000_000, &program, &[]).expect("seen");
+        assert_eq!(other, (Holding::NotHeld, None));
         drop(socket);
         assert_eq!(holding(), Holding::NotHeld);
     }
@@ -267,34 +197,9 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(!running.goes_on().expect("read"));
-        let refused = process.holding(1, &first).map(|held| held.holding());
+        let refused = process.holding(1, &first, &[]);
         assert!(matches!(refused, Err(EvidenceError::Changed)), "{refused:?}");
         shell.kill().and_then(|()| shell.wait()).expect("ours");
-    }
-
-    #[test]
-    fn a_free_number_is_tried_before_one_that_a_connection_is_known_for() {
-        let mut numbers = Numbers::default();
-        for number in [7, 5, 9] {
-            numbers.begin(number);
-        }
-        numbers.end(9);
-        numbers.end(5);
-        assert_eq!(numbers.in_order(), [5, 9, 7]);
-    }
-
-    proptest! {
-        #[test]
-        fn no_program_makes_more_numbers_remembered_than_the_bound(
-            events in prop::collection::vec((0_u32..200, any::<bool>()), 0..400),
-        ) {
-            let mut numbers = Numbers::default();
-            for (number, begins) in events {
-                if begins { numbers.begin(number) } else { numbers.end(number) }
-                prop_assert!(numbers.0.len() <= REMEMBERED);
-                prop_assert_eq!(numbers.in_order().len(), numbers.0.len());
-            }
-        }
     }
 
     /// Looks for a state that the kernel has for a moment in the middle of `execve`: the
@@ -321,10 +226,10 @@ mod tests {
             let socket = line.trim().parse().expect("a number");
             loop {
                 let (executable, _) = process.executable().expect("runs");
-                let holding = match process.holding(socket, &executable) {
+                let holding = match process.holding(socket, &executable, &[]) {
                     // It was executed while its descriptors were looked through.
                     Err(EvidenceError::Changed) => continue,
-                    held => held.expect("seen").holding(),
+                    held => held.expect("seen").0,
                 };
                 if executable == sleep {
                     assert_eq!(holding, Holding::NotHeld);

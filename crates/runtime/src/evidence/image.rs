@@ -16,13 +16,12 @@ use super::DigestCache;
 use super::backing::Mounted;
 use super::executable::Recent;
 use super::proc_dir::executable_file;
-use super::root_mount::lower_folders;
 
 /// Comparisons that are remembered.
 const CACHED_COMPARISONS: usize = 1024;
 
 /// Engines stop at about 128 layers.
-const MAX_LAYERS: usize = 500;
+pub(super) const MAX_LAYERS: usize = 500;
 
 /// The folders that an image's layers are stored in, top-most first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,18 +69,22 @@ impl ImageLayers {
         usable.then(|| Self { image, folders: folders.into(), of_image: true })
     }
 
-    /// The layers below a container's root, out of its first process's `mountinfo`: the
-    /// image's, and what the engine put between them and the container's own. Who asks
-    /// has made sure that nothing in the container may mount.
-    pub(crate) fn from_root_mount(image: Sha256Digest, mountinfo: &str) -> Option<Self> {
-        let folders = lower_folders(mountinfo).filter(|folders| folders.len() <= MAX_LAYERS)?;
-        Some(Self { image, folders: folders.into(), of_image: false })
+    /// The layers below a container's root: the image's, and what the engine put between
+    /// them and the container's own. Who asks has made sure that nothing in the container
+    /// may mount.
+    pub(crate) fn from_root_mount(image: Sha256Digest, folders: Vec<PathBuf>) -> Self {
+        Self { image, folders: folders.into(), of_image: false }
     }
 
     /// Returns true if the layers serve every container of the image, as long as the
     /// image exists.
     pub(crate) fn is_of_image(&self) -> bool {
         self.of_image
+    }
+
+    /// The folders, top-most first.
+    pub(crate) fn folders(&self) -> &[PathBuf] {
+        &self.folders
     }
 
     /// The image's id.
@@ -199,8 +202,8 @@ impl Default for ImageMemo {
 
 impl ImageMemo {
     /// Returns true if the image holds content with `digest` under `path`; `None` if that
-    /// cannot be determined.
-    pub(super) async fn unmodified(
+    /// cannot be determined. Blocks for as long as reading takes.
+    pub(super) fn unmodified(
         &self,
         image: &ImageLayers,
         path: &Path,
@@ -216,20 +219,16 @@ impl ImageMemo {
         if !path.as_os_str().as_bytes().starts_with(b"/") {
             return Some(false);
         }
-        let (image, path, digests) = (image.clone(), path.to_owned(), digests.clone());
-        let same = tokio::task::spawn_blocking(move || match image.find(&path) {
+        let same = match image.find(path) {
             LayerLookup::File(fd) => {
                 // In the engine's own folder, where only the engine writes.
                 let stored =
                     Mounted { file: executable_file(&rustix::fs::fstat(&fd).ok()?), mount: 0 };
-                Some(digests.digest_blocking(stored, Lasting::UntilChanged, fd).ok()? == digest)
+                digests.digest(stored, Lasting::UntilChanged, fd).ok()? == digest
             }
-            LayerLookup::Absent => Some(false),
-            LayerLookup::Undetermined => None,
-        })
-        .await
-        .ok()
-        .flatten()?;
+            LayerLookup::Absent => false,
+            LayerLookup::Undetermined => return None,
+        };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, same);
         Some(same)
     }
@@ -360,8 +359,8 @@ mod tests {
         assert_eq!(ImageLayers::from_image_inspect(&relative), None);
     }
 
-    #[tokio::test]
-    async fn only_the_same_content_under_the_same_path_is_unmodified() {
+    #[test]
+    fn only_the_same_content_under_the_same_path_is_unmodified() {
         let root = tempfile::tempdir().expect("temp folder");
         let layers = layers(root.path(), &[&[("bin/a", Some("program"))]]);
         let (memo, digests) = (ImageMemo::default(), DigestCache::default());
@@ -371,7 +370,7 @@ mod tests {
             ("/bin/b", "program", false),
         ] {
             let digest = sha256_of(content.as_bytes());
-            let verdict = memo.unmodified(&layers, Path::new(path), digest, &digests).await;
+            let verdict = memo.unmodified(&layers, Path::new(path), digest, &digests);
             assert_eq!(verdict, Some(expected), "{path} {content}");
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! One [`ProcDir`] pins a process: a later process with the same pid is not visible
 //! through it. Those of processes that were admitted are kept for their next connections
-//! ([`Collector::meet`]). `execve` keeps pid, pidfd and start time, so whatever can
+//! (`Collector::meet`). `execve` keeps pid, pidfd and start time, so whatever can
 //! change is looked at anew for every request (four system calls); hashing happens only
 //! when a policy asks for it and the file is new.
 
@@ -20,26 +20,30 @@ mod root_mount;
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use edgekeep_core::attestation::backing::{Doubt, Lasting, Storage, judge};
 use edgekeep_core::attestation::{
-    DenyReason, Evidence, ExecutableFile, Holding, Measurement, PeerHandle, ProcessInstance,
-    RunningFacts, Snapshot,
+    Ancestor, DenyReason, Evidence, ExecutableFile, Holding, Measurement, PeerHandle,
+    ProcessInstance, RunningFacts, Snapshot,
 };
+use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::id::ContainerId;
+use serde::{Deserialize, Serialize};
 
 use backing::Backings;
 pub(crate) use cgroup::container_group;
 pub use cgroup::{CgroupHierarchy, ContainerCgroup, ContainerCgroups};
 pub use executable::MAX_EXECUTABLE_BYTES;
 use executable::{DigestCache, is_settled};
-pub(crate) use executable::{finish, sha256_of};
-pub use holding::Held;
+pub(crate) use executable::{Recent, finish, sha256_of};
+pub(crate) use holding::Held;
 pub use image::{ImageLayers, LayerLookup};
 pub use proc_dir::ProcDir;
 pub(crate) use proc_dir::{executable_file, has_ended};
-pub(crate) use root_mount::{may_mount, may_name_executable};
+pub(crate) use root_mount::{lower_folders, may_mount, may_name_executable};
 
 use image::ImageMemo;
 use kept::{Kept, Measured, Subject};
@@ -89,7 +93,7 @@ pub enum EvidenceError {
 }
 
 /// Facts from the module's own start about the files that its processes execute.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartedFrom {
     /// The sealed copy that the daemon made for a host module.
     pub own_copy: Option<ExecutableFile>,
@@ -191,52 +195,58 @@ impl Collector {
     }
 
     /// Finds out how the process holds its end of a connection. `socket` is the inode
-    /// number of that end, `program` the executable that the process was seen to run. A
-    /// process that runs, or begins, another program meanwhile holds nothing.
+    /// number of that end, `program` the executable that the process was seen to run, and
+    /// `likely` the descriptors to look at first. A process that runs, or begins, another
+    /// program meanwhile holds nothing.
     ///
     /// To be called as soon as the connection is accepted: a program may change the flags
     /// of its descriptors.
     #[must_use]
-    pub fn holding(&self, process: &ProcDir, socket: u64, program: &ExecutableFile) -> Held {
-        process.holding(socket, program).unwrap_or_else(|error| {
+    pub(crate) fn holding(
+        &self,
+        process: &ProcDir,
+        socket: u64,
+        program: &ExecutableFile,
+        likely: &[u32],
+    ) -> Held {
+        process.holding(socket, program, likely).unwrap_or_else(|error| {
             tracing::debug!(%error, pid = process.pid(), "descriptors not seen");
-            Held::told(Holding::NotHeld)
+            (Holding::NotHeld, None)
         })
     }
 
-    /// The process that connected, opened or known from before, and everything about it
-    /// but the measurement of its executable and the look at the connection.
+    /// Opens the process that connected, or finds it among the processes that are kept,
+    /// and looks at it. Returns both.
     ///
     /// `pid` and `pidfd` are of the process that connected, as the kernel tells both.
     ///
     /// # Errors
-    /// As [`ProcDir::open`] and [`Self::identify`].
-    pub fn meet(
+    /// As [`ProcDir::open`] and the look.
+    pub(crate) fn meet<T>(
         &self,
-        handle: PeerHandle,
         pid: u32,
         pidfd: BorrowedFd<'_>,
-        stop_at: Option<&ProcessInstance>,
-    ) -> Result<(Arc<ProcDir>, Evidence), EvidenceError> {
+        look: impl Fn(&ProcDir) -> Result<T, EvidenceError>,
+    ) -> Result<(Arc<ProcDir>, T), EvidenceError> {
         if let Some(kept) = self.kept.get(pid) {
             // Before the look at what is kept, which then proves that this is it.
             if has_ended(pidfd).map_err(EvidenceError::reading("pidfd"))? {
                 return Err(EvidenceError::Gone);
             }
-            match self.identify(handle, &kept, stop_at) {
+            match look(&kept) {
                 // The number is another process's now.
                 Err(EvidenceError::Gone) => self.kept.forget(&kept),
-                known => return known.map(|evidence| (kept, evidence)),
+                seen => return seen.map(|seen| (kept, seen)),
             }
         }
         let process = Arc::new(ProcDir::open(pid, pidfd)?);
-        let evidence = self.identify(handle, &process, stop_at)?;
-        Ok((process, evidence))
+        let seen = look(&process)?;
+        Ok((process, seen))
     }
 
     /// Keeps a process for its next connection. For those that were admitted: nobody else
     /// takes a place.
-    pub fn keep(&self, process: &Arc<ProcDir>) {
+    pub(crate) fn keep(&self, process: &Arc<ProcDir>) {
         self.kept.keep(process);
     }
 
@@ -256,17 +266,8 @@ impl Collector {
         process: &ProcDir,
         stop_at: Option<&ProcessInstance>,
     ) -> Result<Evidence, EvidenceError> {
-        let look = process.look(&self.hierarchy)?;
-        let ancestry = process.ancestry(look.parent, stop_at, MAX_ANCESTRY)?;
-        let snapshot = look.snapshot;
-        let agreed = process.found().agreed.as_ref() == Some(&snapshot);
-        if !agreed {
-            if self.snapshot(process)? != snapshot {
-                return Err(EvidenceError::Changed);
-            }
-            process.found().agreed = Some(snapshot.clone());
-        }
-        let container = self.containers.container_id(&snapshot.cgroup);
+        let (snapshot, ancestry) = self.known_twice(process, stop_at)?;
+        let container = self.container_of(&snapshot);
         Ok(Evidence {
             handle,
             snapshot,
@@ -277,37 +278,89 @@ impl Collector {
         })
     }
 
+    /// The process and its ancestors, as [`Self::identify`].
+    pub(crate) fn known_twice(
+        &self,
+        process: &ProcDir,
+        stop_at: Option<&ProcessInstance>,
+    ) -> Result<(Snapshot, Vec<Ancestor>), EvidenceError> {
+        let look = process.look(&self.hierarchy)?;
+        let ancestry = process.ancestry(look.parent, stop_at, MAX_ANCESTRY)?;
+        let snapshot = look.snapshot;
+        let agreed = process.found().agreed.as_ref() == Some(&snapshot);
+        if !agreed {
+            if self.snapshot(process)? != snapshot {
+                return Err(EvidenceError::Changed);
+            }
+            process.found().agreed = Some(snapshot.clone());
+        }
+        Ok((snapshot, ancestry))
+    }
+
+    /// The container whose control group the process is in.
+    pub(crate) fn container_of(&self, snapshot: &Snapshot) -> Option<ContainerId> {
+        self.containers.container_id(&snapshot.cgroup)
+    }
+
     /// Adds the measurement: the executable's digest and, with the `image` that its
     /// container runs, whether it is an unmodified file of it. Nothing is hashed of a
-    /// file that may be another than the code that runs. Large files are hashed off the
-    /// async threads; a digest is cached until the file changes, if each change shows,
-    /// and with the process, so that its next connection costs no call.
+    /// file that may be another than the code that runs. Blocks for as long as hashing
+    /// takes; a digest is cached until the file changes, if each change shows, and with
+    /// the process, so that its next connection costs no call.
     ///
     /// # Errors
     /// As [`Self::identify`]; [`EvidenceError::Changed`] if the process is no longer the
     /// one in `evidence`; [`EvidenceError::Doubted`] by the file's kind.
-    pub async fn measure(
+    pub fn measure(
         &self,
         process: &ProcDir,
         evidence: Evidence,
         started_from: StartedFrom,
         image: Option<&ImageLayers>,
     ) -> Result<Evidence, EvidenceError> {
+        let measurement = self.measured(process, &evidence.snapshot, started_from, image)?;
+        Ok(Evidence { measurement: Some(measurement), ..evidence })
+    }
+
+    /// The measurement that was made before, if its inputs are the same as then. `image`
+    /// is the image to compare with, by its id.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub(crate) fn known_measurement(
+        &self,
+        process: &ProcDir,
+        snapshot: &Snapshot,
+        started_from: StartedFrom,
+        image: Option<Sha256Digest>,
+    ) -> Result<Option<Measurement>, EvidenceError> {
+        let path = image.map(|_| process.executable_path()).transpose()?;
+        Ok(find(process, &Subject::new(snapshot, started_from, image.zip(path))))
+    }
+
+    /// Measures the executable of the process that `snapshot` is of, as
+    /// [`Self::measure`].
+    ///
+    /// # Errors
+    /// As [`Self::measure`].
+    pub(crate) fn measured(
+        &self,
+        process: &ProcDir,
+        snapshot: &Snapshot,
+        started_from: StartedFrom,
+        image: Option<&ImageLayers>,
+    ) -> Result<Measurement, EvidenceError> {
         let path = image.map(|_| process.executable_path()).transpose()?;
         let image = image.zip(path);
-        let compared = image.as_ref().map(|(image, path)| (*image.image(), path.clone()));
-        let subject = Subject::new(&evidence.snapshot, started_from, compared);
-        let measured = process
-            .found()
-            .measured
-            .as_ref()
-            .and_then(|measured| (measured.subject == subject).then_some(measured.measurement));
-        if measured.is_some() {
-            return Ok(Evidence { measurement: measured, ..evidence });
+        let compared: Option<(Sha256Digest, PathBuf)> =
+            image.as_ref().map(|(image, path)| (*image.image(), path.clone()));
+        let subject = Subject::new(snapshot, started_from, compared);
+        if let Some(measurement) = find(process, &subject) {
+            return Ok(measurement);
         }
         let begun = SystemTime::now();
         let (file, opened) = process.open_executable()?;
-        if file != evidence.snapshot.executable {
+        if file != snapshot.executable {
             return Err(EvidenceError::Changed);
         }
         let (backing, mounted, is_unique) =
@@ -315,12 +368,11 @@ impl Collector {
         let lasting =
             judge(&backing, started_from.own_copy.as_ref(), self.backings.denies_writers())
                 .map_err(EvidenceError::Doubted)?;
-        let digest = self.digests.digest(mounted, lasting, opened).await?;
-        let unmodified_from_image = match &image {
-            None => None,
-            Some((image, path)) => self.images.unmodified(image, path, digest, &self.digests).await,
-        };
-        if self.snapshot(process)? != evidence.snapshot {
+        let digest = self.digests.digest(mounted, lasting, opened)?;
+        let unmodified_from_image = image
+            .as_ref()
+            .and_then(|(image, path)| self.images.unmodified(image, path, digest, &self.digests));
+        if self.snapshot(process)? != *snapshot {
             return Err(EvidenceError::Changed);
         }
         let measurement = Measurement { digest, unmodified_from_image };
@@ -335,6 +387,14 @@ impl Collector {
         if lasts && mounted_for_good && compared {
             process.found().measured = Some(Measured { subject, measurement });
         }
-        Ok(Evidence { measurement: Some(measurement), ..evidence })
+        Ok(measurement)
     }
+}
+
+fn find(process: &ProcDir, subject: &Subject) -> Option<Measurement> {
+    let found = process.found();
+    found
+        .measured
+        .as_ref()
+        .and_then(|measured| (measured.subject == *subject).then_some(measured.measurement))
 }

@@ -4,14 +4,13 @@ use std::io::Read as _;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use edgekeep_core::attestation::{Ancestor, ExecutableFile, ProcessInstance, Snapshot};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, Mode, OFlags, Stat, Statx, StatxFlags};
 use rustix::io::Errno;
 
-use super::holding::Numbers;
 use super::kept::Measured;
 use super::proc_text::{ProcStat, ProcStatus, parse_stat, parse_status};
 use super::{CgroupHierarchy, EvidenceError};
@@ -35,7 +34,6 @@ pub struct ProcDir {
     personality: OnceLock<OwnedFd>,
     fixed: OnceLock<Fixed>,
     found: Mutex<Found>,
-    numbers: Arc<Mutex<Numbers>>,
 }
 
 /// The properties that stay the same as long as a process lives.
@@ -110,7 +108,6 @@ impl ProcDir {
             personality: OnceLock::new(),
             fixed: OnceLock::new(),
             found: Mutex::default(),
-            numbers: Arc::default(),
         })
     }
 
@@ -122,10 +119,6 @@ impl ProcDir {
 
     pub(super) fn folder(&self) -> &OwnedFd {
         &self.folder
-    }
-
-    pub(super) fn numbers(&self) -> &Arc<Mutex<Numbers>> {
-        &self.numbers
     }
 
     pub(super) fn found(&self) -> MutexGuard<'_, Found> {
@@ -179,7 +172,7 @@ impl ProcDir {
 
     /// Opens the file that the process executes, however it is named now, and says which
     /// file that is.
-    pub(super) fn open_executable(&self) -> Result<(ExecutableFile, OwnedFd), EvidenceError> {
+    pub(crate) fn open_executable(&self) -> Result<(ExecutableFile, OwnedFd), EvidenceError> {
         let fd = rustix::fs::openat(
             &self.folder,
             "exe",
@@ -205,7 +198,9 @@ impl ProcDir {
     /// (see [`Snapshot::executable_mount`]).
     pub(super) fn executable(&self) -> Result<(ExecutableFile, u64), EvidenceError> {
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID | MOUNT_ID_UNIQUE;
-        let seen = rustix::fs::statx(&self.folder, "exe", AtFlags::empty(), wanted)
+        // Not asked of a server, which could let whoever asks wait: what a file system is
+        // told of on the wire is no file that is believed.
+        let seen = rustix::fs::statx(&self.folder, "exe", AtFlags::STATX_DONT_SYNC, wanted)
             .map_err(EvidenceError::reading("exe"))?;
         let file = ExecutableFile {
             device: rustix::fs::makedev(seen.stx_dev_major, seen.stx_dev_minor),

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::image::MAX_LAYERS;
 use super::mountinfo::MountLine;
 
 /// The read-only folders below `/` in a process's `mountinfo`, top-most first; `None`
 /// unless exactly one overlay is there and its folders are sure.
-pub(super) fn lower_folders(mountinfo: &str) -> Option<Vec<PathBuf>> {
+pub(crate) fn lower_folders(mountinfo: &str) -> Option<Vec<PathBuf>> {
     let mut roots = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
     let (root, None) = (roots.next()?, roots.next()) else { return None };
     let MountLine { root: "/", file_system: "overlay", options, .. } = MountLine::parse(root)?
@@ -41,7 +42,8 @@ pub(super) fn lower_folders(mountinfo: &str) -> Option<Vec<PathBuf>> {
     let all =
         upper.filter(|upper| upper.is_absolute()).and_then(|upper| upper.parent()?.parent())?;
     let usable = !lower.is_empty() && lower.iter().all(|folder| !folder.is_empty());
-    usable.then(|| lower.into_iter().map(|folder| all.join(folder)).collect())
+    (usable && lower.len() <= MAX_LAYERS)
+        .then(|| lower.into_iter().map(|folder| all.join(folder)).collect())
 }
 
 /// Returns true if a process in the container may have mounted file systems, by the

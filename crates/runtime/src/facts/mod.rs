@@ -29,9 +29,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
 use crate::engine::{Container, Engine, EngineError, Event, Listed};
-use crate::evidence::{
-    CgroupHierarchy, ImageLayers, ProcDir, container_group, may_mount, may_name_executable,
-};
+use crate::evidence::{ImageLayers, ProcDir, container_group, may_mount, may_name_executable};
+use crate::gauge::{First, Gauge};
 use crate::status::{ModuleState, ModuleStatus};
 
 /// Everything is inspected again so often, in case the engine dropped an event or has
@@ -51,7 +50,7 @@ pub struct EngineWatch {
 #[derive(Debug)]
 struct Shared {
     engine: Engine,
-    hierarchy: CgroupHierarchy,
+    gauge: Gauge,
     /// `None` until everything was inspected once.
     known: RwLock<Option<Known>>,
     /// Moment at which the engine was heard last, on the clock of start times, less the
@@ -89,13 +88,13 @@ struct Inspected {
 }
 
 impl EngineWatch {
-    /// Starts to follow `engine`, on the current tokio runtime. Cgroups are read in
-    /// `hierarchy`, the one that evidence is gathered in.
+    /// Starts to follow `engine`, on the current tokio runtime. `gauge` looks at the
+    /// first processes of containers, as it looks at callers.
     #[must_use]
-    pub fn start(engine: Engine, hierarchy: CgroupHierarchy) -> Self {
+    pub fn start(engine: Engine, gauge: Gauge) -> Self {
         let (known, heard, changes) = (RwLock::new(None), AtomicU64::new(0), watch::Sender::new(0));
         let networks = watch::Sender::new(0);
-        let shared = Arc::new(Shared { engine, hierarchy, known, heard, changes, networks });
+        let shared = Arc::new(Shared { engine, gauge, known, heard, changes, networks });
         let task = tokio::spawn(run(Arc::clone(&shared)));
         Self { shared, task }
     }
@@ -511,9 +510,13 @@ impl Shared {
         if !container.is_module() {
             return Ok(None);
         }
-        let facts = running_facts(&container, may_name_executable(&answer), &self.hierarchy);
+        let first = match container.init_pid {
+            Some(pid) => Some(self.gauge.first_process(pid).await?),
+            None => None,
+        };
+        let facts = running_facts(&container, may_name_executable(&answer), first);
         let layers = match self.layers(&container.image).await? {
-            None => mounted_layers(&container.image, &answer, &facts),
+            None => self.mounted_layers(&container.image, &answer, &facts).await?,
             told => told,
         };
         let inspected = Some(Inspected::new(&container));
@@ -539,6 +542,26 @@ impl Shared {
             other => other,
         }
     }
+
+    /// Finds the layers that a container's first process has mounted, for an engine that
+    /// does not tell where an image's layers are.
+    ///
+    /// These layers are what the engine mounted only where nothing in the container may
+    /// mount: not by the container's options, and not in a user namespace that its first
+    /// process may have made for itself.
+    async fn mounted_layers(
+        &self,
+        image: &Sha256Digest,
+        inspection: &Value,
+        facts: &RunningFacts,
+    ) -> Result<Option<ImageLayers>, EngineError> {
+        let RunningFacts::Running(running) = facts else { return Ok(None) };
+        if may_mount(inspection) {
+            return Ok(None);
+        }
+        let folders = self.gauge.root_layers(running.init).await?;
+        Ok(folders.map(|folders| ImageLayers::from_root_mount(*image, folders)))
+    }
 }
 
 /// The earliest start of the process that an event is about, if it is about an `exec`.
@@ -551,23 +574,21 @@ fn lives(process: ProcessInstance) -> bool {
     stat.is_ok_and(|stat| stat.start_time == process.start_time)
 }
 
+/// The facts about a container, by what its first process is: `None` if it has none,
+/// `Some(None)` if that is not there.
 fn running_facts(
     container: &Container,
     names_executable: bool,
-    hierarchy: &CgroupHierarchy,
+    first: Option<Option<First>>,
 ) -> RunningFacts {
-    let Some(pid) = container.init_pid else { return RunningFacts::Stopped };
-    let look = || {
-        let process = ProcDir::open_unproved(pid).ok()?;
-        let stat = process.stat().ok()?;
+    let Some(first) = first else { return RunningFacts::Stopped };
+    let of_container = |first: First| {
         // The group's name proves that the pid still is this container's: a process that
         // got the number meanwhile is somewhere else.
-        let cgroup = process.cgroup(hierarchy).ok()?;
-        let user_namespace = process.user_namespace().ok()?;
-        let cgroup = container_group(&cgroup, &container.id)?.to_owned();
+        let cgroup = container_group(&first.cgroup, &container.id)?.to_owned();
         Some(Running {
-            init: ProcessInstance { pid, start_time: stat.start_time },
-            user_namespace,
+            init: first.process,
+            user_namespace: first.user_namespace,
             cgroup: Some(cgroup),
             container: Some(ContainerFacts {
                 container: container.id.clone(),
@@ -579,48 +600,16 @@ fn running_facts(
             }),
             exec_since: None,
             own_copy: None,
-            filters: filters_at_start(process.filters().ok()?, stat.parent),
+            filters: first.filters,
         })
     };
-    look().map_or(RunningFacts::Unknown, RunningFacts::Running)
-}
-
-/// Returns the number of filters of system calls with which a container's first process
-/// was started: those of its parent, which is the engine's, and one that the engine puts
-/// on it, unless it has fewer. Filters that the first process has put on itself since do
-/// not count.
-fn filters_at_start(has: Option<u32>, parent: u32) -> Option<u32> {
-    let of_parent =
-        ProcDir::open_unproved(parent).and_then(|parent| parent.filters()).ok().flatten();
-    Some(has?.min(of_parent.unwrap_or(0) + 1))
-}
-
-/// Finds the layers that a container's first process has mounted, for an engine that does
-/// not tell where an image's layers are.
-///
-/// These layers are what the engine mounted only where nothing in the container may
-/// mount: not by the container's options, and not in a user namespace that its first
-/// process may have made for itself.
-fn mounted_layers(
-    image: &Sha256Digest,
-    inspection: &Value,
-    facts: &RunningFacts,
-) -> Option<ImageLayers> {
-    let RunningFacts::Running(running) = facts else { return None };
-    if may_mount(inspection) {
-        return None;
-    }
-    let process = ProcDir::open_unproved(running.init.pid).ok()?;
-    let own = ProcDir::open_unproved(std::process::id()).ok()?;
-    let mounts = process.mounts().ok()?;
-    let same_namespace = process.user_namespace().ok()? == own.user_namespace().ok()?;
-    let same_process = process.stat().ok()?.start_time == running.init.start_time;
-    (same_namespace && same_process).then(|| ImageLayers::from_root_mount(*image, &mounts))?
+    first.and_then(of_container).map_or(RunningFacts::Unknown, RunningFacts::Running)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evidence::{CgroupHierarchy, Collector, ContainerCgroups};
 
     fn module(name: &str) -> ModuleId {
         name.parse().expect("valid id")
@@ -631,7 +620,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("temp folder");
         let watch = EngineWatch::start(
             Engine::new(folder.path().join("none.sock")),
-            CgroupHierarchy::detect(),
+            Gauge::here(Collector::new(CgroupHierarchy::detect(), ContainerCgroups::default())),
         );
         let mut changes = watch.changes();
         changes.changed().await.expect("the first attempt fails");
@@ -652,14 +641,17 @@ mod tests {
             exit: None,
             labels: Vec::new(),
         };
-        assert_eq!(
-            running_facts(&container, false, &CgroupHierarchy::detect()),
-            RunningFacts::Unknown
-        );
-        let stopped = Container { init_pid: None, ..container };
-        assert_eq!(
-            running_facts(&stopped, false, &CgroupHierarchy::detect()),
-            RunningFacts::Stopped
-        );
+        let first = First {
+            process: ProcessInstance { pid: std::process::id(), start_time: 1 },
+            cgroup: format!("/docker/{}", "b".repeat(64)),
+            user_namespace: 1,
+            filters: None,
+        };
+        let facts = |first| running_facts(&container, false, first);
+        assert_eq!(facts(Some(Some(first.clone()))), RunningFacts::Unknown);
+        assert_eq!(facts(Some(None)), RunningFacts::Unknown);
+        assert_eq!(facts(None), RunningFacts::Stopped);
+        let first = First { cgroup: format!("/docker/{}", "a".repeat(64)), ..first };
+        assert!(matches!(facts(Some(Some(first))), RunningFacts::Running(_)));
     }
 }

@@ -169,7 +169,7 @@ impl From<ProcessError> for Failure {
 }
 
 /// An error with its causes, on one line.
-fn words(error: &dyn std::error::Error) -> String {
+pub(crate) fn words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -44,20 +44,31 @@ use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::store::StoreError;
 use serde::{Deserialize, Serialize};
 
+use crate::gauge::{Gauge, GaugeError};
 use crate::logs::{LogQuery, LogStream};
 use crate::status::ModuleStatus;
 
+pub(crate) use asked::words;
 pub use asked::{Answer, Asked, Failure};
 pub use delegated::make_room;
 pub use group::ModuleCgroups;
 pub use launcher::forbid_new_privileges;
 pub use launching::{Answering, Launching, Starter};
 pub use program::{MAX_PROGRAM_BYTES, ProgramError};
+pub(crate) use program::{verify, verify_open};
 pub use service::{Bounds, LaunchService};
 
 pub use update::BegunUpdate;
 
 use module::Module;
+
+/// A sealed copy of a program, for tests of whoever looks at one that runs.
+#[cfg(test)]
+pub(crate) fn sealed(path: &Path, sha256: &Sha256Digest) -> std::os::fd::OwnedFd {
+    use std::os::fd::AsFd as _;
+    let copy = program::SealedProgram::load(path, sha256).expect("a program");
+    copy.as_fd().try_clone_to_owned().expect("a descriptor")
+}
 
 /// The reason why an operation on a host module failed.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +106,9 @@ pub enum ProcessError {
     /// The process that starts host modules does not answer.
     #[error(transparent)]
     Launcher(#[from] AskError),
+    /// The process that looks at executables does not answer.
+    #[error(transparent)]
+    Gauge(#[from] GaugeError),
     /// A folder was not given to a module's user.
     #[error("cannot give the folder {} to a module's user", folder.display())]
     HandOver {
@@ -165,7 +179,7 @@ impl ProcessError {
             Self::Absent { .. } => Some(404),
             Self::Exists { .. } => Some(409),
             Self::Program(_) | Self::Unfit { .. } => Some(400),
-            Self::Launcher(_) => Some(503),
+            Self::Launcher(_) | Self::Gauge(_) => Some(503),
             _ => None,
         }
     }
@@ -230,6 +244,7 @@ pub struct ProcessRuntime {
 struct Shared {
     folder: PathBuf,
     launching: Launching,
+    gauge: Gauge,
     without_cgroups: Option<String>,
     modules: RwLock<HashMap<String, Arc<Module>>>,
 }
@@ -240,13 +255,17 @@ const REMOVED: &str = ".removed-";
 
 impl ProcessRuntime {
     /// Opens the runtime with its state in `folder`, and finds the modules that still
-    /// run. In a tokio runtime.
+    /// run. `gauge` looks at executables. In a tokio runtime.
     ///
     /// A module whose state is damaged is left out, reported in the log and kept on disk.
     ///
     /// # Errors
     /// `folder` cannot be made or read.
-    pub async fn open(folder: &Path, launching: Launching) -> Result<Self, StoreError> {
+    pub async fn open(
+        folder: &Path,
+        launching: Launching,
+        gauge: Gauge,
+    ) -> Result<Self, StoreError> {
         let without_cgroups = match launching.ask(Asked::About, Vec::new()).await {
             Ok((Answer::About { without_cgroups }, _)) => without_cgroups,
             Ok((other, _)) => Some(format!("an answer to something else: {other:?}")),
@@ -272,7 +291,7 @@ impl ProcessRuntime {
             }
         }
         let (folder, modules) = (folder.to_owned(), RwLock::new(modules));
-        let shared = Shared { folder, launching, without_cgroups, modules };
+        let shared = Shared { folder, launching, gauge, without_cgroups, modules };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -317,8 +336,8 @@ impl ProcessRuntime {
         spec: ProcessSpec,
         start: bool,
     ) -> Result<(), ProcessError> {
-        let module = self.module(id)?;
-        finished(async move { module.begin_update(spec, start).await }).await
+        let (module, gauge) = (self.module(id)?, self.shared.gauge.clone());
+        finished(async move { module.begin_update(&gauge, spec, start).await }).await
     }
 
     /// The update of a module that is not settled.
@@ -356,7 +375,8 @@ impl ProcessRuntime {
         executable: PathBuf,
         sha256: Sha256Digest,
     ) -> Result<(), ProcessError> {
-        blocking(move || Ok(program::verify(&executable, &sha256)?)).await
+        let verified = self.shared.gauge.verify(executable, sha256).await?;
+        verified.map_err(|why| ProcessError::Unfit { why })
     }
 
     /// Makes a module, not started.

@@ -23,6 +23,7 @@ use super::output::{ModuleLog, OutputPump, module_ends};
 use super::update::{self, BegunUpdate, Former, kept};
 use super::{ProcessError, ProcessSpec, blocking};
 use crate::evidence::ProcDir;
+use crate::gauge::Gauge;
 use crate::logs::{LogQuery, LogStream};
 use crate::status::{ExitStatus, ModuleState, ModuleStatus};
 
@@ -268,6 +269,7 @@ impl Module {
     /// copy of the program that runs is kept if its file has another content by now.
     pub(super) async fn begin_update(
         &self,
+        gauge: &Gauge,
         spec: ProcessSpec,
         start: bool,
     ) -> Result<(), ProcessError> {
@@ -275,12 +277,8 @@ impl Module {
         let mut record = self.record.lock().await;
         let process = record.run.as_ref().map(|run| run.process);
         if let Some(process) = process {
-            let (id, former, folder) = (self.id.clone(), record.spec.clone(), self.folder.clone());
-            blocking(move || {
-                kept::keep(&former, process, &folder)
-                    .map_err(|source| ProcessError::Folder { module: id, source })
-            })
-            .await?;
+            let failed = |source| ProcessError::Folder { module: self.id.clone(), source };
+            kept::keep(gauge, &record.spec, process, &self.folder).await?.map_err(failed)?;
         }
         let next = update::begun(&record.spec, record.former.as_ref(), process, start);
         let before = record.clone();

@@ -117,8 +117,17 @@ impl AsFd for SealedProgram {
 
 /// Checks that an executable could be started: it can be read, has the expected content,
 /// and is an ELF file.
-pub(super) fn verify(path: &Path, expected: &Sha256Digest) -> Result<(), ProgramError> {
-    let (found, head) = copy_hashing(path, &mut open(path)?, None)?;
+pub(crate) fn verify(path: &Path, expected: &Sha256Digest) -> Result<(), ProgramError> {
+    verify_open(path, open(path)?, expected)
+}
+
+/// Does the same as [`verify`], with an open file; `path` is for messages.
+pub(crate) fn verify_open(
+    path: &Path,
+    mut file: File,
+    expected: &Sha256Digest,
+) -> Result<(), ProgramError> {
+    let (found, head) = copy_hashing(path, &mut file, None)?;
     check(path, expected, found, &head)
 }
 

@@ -66,9 +66,10 @@ pub(super) mod kept {
     use std::path::{Path, PathBuf};
 
     use edgekeep_core::attestation::ProcessInstance;
+    use edgekeep_core::digest::Sha256Digest;
 
-    use super::super::ProcessSpec;
-    use super::super::program;
+    use super::super::{ProcessError, ProcessSpec, blocking, program};
+    use crate::gauge::Gauge;
 
     fn path(folder: &Path) -> PathBuf {
         folder.join("program")
@@ -82,24 +83,37 @@ pub(super) mod kept {
     }
 
     /// Copies the program of the module that runs, unless its file still has the same
-    /// content.
-    pub(crate) fn keep(
+    /// content. The inner error is one of the folder.
+    pub(crate) async fn keep(
+        gauge: &Gauge,
         spec: &ProcessSpec,
         process: ProcessInstance,
         folder: &Path,
-    ) -> io::Result<()> {
-        if program::verify(&spec.executable, &spec.sha256).is_ok()
-            || program::verify(&path(folder), &spec.sha256).is_ok()
-        {
-            return Ok(());
+    ) -> Result<io::Result<()>, ProcessError> {
+        let sha256 = spec.sha256;
+        if gauge.verify(spec.executable.clone(), sha256).await?.is_ok() {
+            return Ok(Ok(()));
         }
-        // What runs was sealed when it was started, so it is still what was hashed; it is
-        // hashed again all the same.
-        let running = PathBuf::from(format!("/proc/{}/exe", process.pid));
+        let kept = path(folder);
+        if blocking(move || Ok(program::verify(&kept, &sha256).is_ok())).await? {
+            return Ok(Ok(()));
+        }
+        let running = match gauge.program(process, sha256).await? {
+            Ok(running) => File::from(running),
+            Err(why) => return Ok(Err(io::Error::other(why))),
+        };
+        let folder = folder.to_owned();
+        blocking(move || Ok(copy(running, &sha256, &folder))).await
+    }
+
+    /// Copies what runs. It was sealed when it was started, so it is still what was
+    /// hashed; it is hashed again all the same.
+    fn copy(mut running: File, sha256: &Sha256Digest, folder: &Path) -> io::Result<()> {
         let temporary = folder.join("program.new");
-        std::fs::copy(&running, &temporary)?;
-        program::verify(&temporary, &spec.sha256).map_err(io::Error::other)?;
-        File::open(&temporary)?.sync_all()?;
+        let mut new = File::create(&temporary)?;
+        io::copy(&mut running, &mut new)?;
+        program::verify(&temporary, sha256).map_err(io::Error::other)?;
+        new.sync_all()?;
         std::fs::rename(&temporary, path(folder))?;
         File::open(folder)?.sync_all()
     }

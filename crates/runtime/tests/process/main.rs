@@ -17,6 +17,7 @@ use edgekeep_daemon::store::sha256;
 use edgekeep_runtime::evidence::{
     CgroupHierarchy, Collector, ContainerCgroups, ProcDir, StartedFrom,
 };
+use edgekeep_runtime::gauge::Gauge;
 use edgekeep_runtime::logs::LogQuery;
 use edgekeep_runtime::process::{
     LaunchService, Launcher, Launching, ModuleCgroups, ProcessError, ProcessRuntime, ProcessSpec,
@@ -78,7 +79,10 @@ async fn runtime_in(folder: &Path, cgroups: ModuleCgroups) -> ProcessRuntime {
         args: Vec::new(),
     };
     let launching = Launching::here(LaunchService::unbounded(launcher, cgroups));
-    ProcessRuntime::open(&folder.join("host"), launching).await.expect("writable")
+    let collector = Collector::new(CgroupHierarchy::detect(), ContainerCgroups::default());
+    ProcessRuntime::open(&folder.join("host"), launching, Gauge::here(collector))
+        .await
+        .expect("writable")
 }
 
 fn running(runtime: &ProcessRuntime, id: &ModuleId) -> Running {
@@ -155,11 +159,9 @@ async fn the_kernel_tells_a_module_by_its_digest_its_first_process_and_its_cgrou
     // Without the word of whoever started it, a program in memory is nobody's.
     let error = collector
         .measure(&process, evidence.clone(), StartedFrom::default(), None)
-        .await
         .expect_err("in memory");
     assert_eq!(error.reason(), DenyReason::ExecutableNameless);
-    let evidence =
-        collector.measure(&process, evidence, started_from, None).await.expect("unchanged");
+    let evidence = collector.measure(&process, evidence, started_from, None).expect("unchanged");
     assert_eq!(evidence.snapshot.process, facts.init);
     assert_eq!(evidence.measurement.expect("measured").digest, digest("/bin/sleep"));
     match (&facts.cgroup, runtime.without_cgroups()) {

@@ -98,6 +98,60 @@ fn a_launcher_that_hangs_costs_two_seconds_and_a_503_and_is_started_anew() {
 }
 
 #[test]
+fn a_gauge_that_is_killed_is_started_anew_and_lets_nobody_in_until_then() {
+    let device = Device::builder().start();
+    let m1 = device.add_caller("m1");
+    let _ = m1.sign().expect(200);
+    let before = device.processes_of("m1");
+    let gauge = child(&device, "gauge-processes").unwrap();
+    // Nobody starts another one.
+    let supervisor = child(&device, "supervise").unwrap();
+    signal(supervisor, Signal::STOP);
+    signal(gauge, Signal::KILL);
+    let began = Instant::now();
+    let answer = m1.sign();
+    assert!(began.elapsed() < AT_MOST, "{:?}", began.elapsed());
+    assert_eq!(answer.status, 503, "{}", answer.json());
+    let why = answer.json()["message"].as_str().unwrap().to_owned();
+    assert!(why.contains("gauge process ended"), "{why}");
+    // What needs no look goes on.
+    let _ = device.ask("GET", &versioned("/systeminfo"), None).expect(200);
+    signal(supervisor, Signal::CONT);
+    another(&device, "gauge-processes", gauge);
+    let _ = m1.sign().expect(200);
+    assert_eq!(device.processes_of("m1"), before);
+    shows_the_failure(&device, "has ended");
+}
+
+#[test]
+fn a_gauge_that_hangs_costs_two_seconds_and_lets_nobody_in_before_it_is_started_anew() {
+    let device = Device::builder().start();
+    let m1 = device.add_caller("m1");
+    let _ = m1.sign().expect(200);
+    let before = device.processes_of("m1");
+    for _ in 0..2 {
+        let gauge = child(&device, "gauge-processes").unwrap();
+        signal(gauge, Signal::STOP);
+        let began = Instant::now();
+        let answer = m1.sign();
+        assert!(began.elapsed() < AT_MOST, "{:?}", began.elapsed());
+        // A request that came after the connection may find the next gauge.
+        if answer.status == 503 {
+            let why = answer.json()["message"].as_str().unwrap().to_owned();
+            assert!(why.contains("gauge process does not answer"), "{why}");
+        } else {
+            assert_eq!(answer.status, 200, "{}", answer.json());
+            assert_ne!(child(&device, "gauge-processes"), Some(gauge));
+        }
+        another(&device, "gauge-processes", gauge);
+        let _ = m1.sign().expect(200);
+        assert!(!Path::new(&format!("/proc/{gauge}")).exists(), "the one that hung was ended");
+    }
+    assert_eq!(device.processes_of("m1"), before);
+    shows_the_failure(&device, "does not answer");
+}
+
+#[test]
 fn without_its_supervisor_moduled_ends_and_the_next_one_finds_all_modules() {
     let mut device = Device::builder().start();
     let m1 = device.add_caller("m1");
@@ -123,8 +177,10 @@ fn the_children_end_with_moduled_also_while_one_hangs() {
     let mut device = Device::builder().start();
     let m1 = device.add_caller("m1");
     let before = device.processes_of("m1");
-    let own = ["supervise", "launch-modules"].map(|name| child(&device, name).unwrap());
+    let own = ["supervise", "launch-modules", "gauge-processes"];
+    let own = own.map(|name| child(&device, name).unwrap());
     signal(own[1], Signal::STOP);
+    signal(own[2], Signal::STOP);
     device.kill(Daemon::Moduled);
     wait_for("the children's end", || {
         own.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()).then_some(())
@@ -135,7 +191,7 @@ fn the_children_end_with_moduled_also_while_one_hangs() {
 }
 
 #[test]
-fn moduled_has_no_right_to_start_or_end_anything_and_the_launcher_none_to_look() {
+fn moduled_has_no_rights_the_gauge_those_to_look_and_the_launcher_those_to_start() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root has rights to give up");
         return;
@@ -155,8 +211,11 @@ fn moduled_has_no_right_to_start_or_end_anything_and_the_launcher_none_to_look()
     let start = bit(0) | bit(5) | bit(6) | bit(7) | bit(8) | bit(24);
     // A container may have fewer than all.
     let (own, _) = rights(std::process::id());
-    let moduled = own & (override_files | read | trace);
+    // Root needs the first for files that are not root's.
+    let moduled = own & override_files;
     assert_eq!(rights(device.pid(Daemon::Moduled)), (moduled, moduled));
+    let gauge = own & (read | trace);
+    assert_eq!(rights(child(&device, "gauge-processes").unwrap()), (gauge, gauge));
     let launcher = own & (override_files | read | start);
     let (has, bound) = rights(child(&device, "launch-modules").unwrap());
     assert_eq!((has, bound), (launcher, launcher), "{has:x} {bound:x}");
@@ -164,7 +223,7 @@ fn moduled_has_no_right_to_start_or_end_anything_and_the_launcher_none_to_look()
 
 #[test]
 fn the_children_are_not_started_by_hand() {
-    for argument in ["supervise", "launch-modules"] {
+    for argument in ["supervise", "launch-modules", "gauge-processes"] {
         let mut command = std::process::Command::new(program("edgekeep-moduled"));
         let ran = command.arg(argument).stdin(std::process::Stdio::null()).output().unwrap();
         assert!(!ran.status.success(), "{argument}");

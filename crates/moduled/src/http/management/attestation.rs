@@ -10,6 +10,7 @@ use edgekeep_core::id::ModuleId;
 use edgekeep_daemon::server::{HttpError, Request, Response};
 use http::StatusCode;
 
+use crate::gate::Refused;
 use crate::gate::attest::Who;
 use crate::http::{Rooms, called};
 
@@ -69,8 +70,9 @@ async fn examine(
     };
     let examined = rooms.gate.attestor.examine(pid);
     let (who, door) = (Who::Process(&examined), Door::ModuleSocket(module.clone()));
+    let asked = Asked { module, generation: None };
     let (subject, verdict) =
-        rooms.gate.judge(who, &door, &Asked { module, generation: None }).await;
+        rooms.gate.judge(who, &door, &asked).await.map_err(Refused::NoGauge)?;
     Ok(rooms.gate.attestation(who, pid, module, &subject, verdict))
 }
 

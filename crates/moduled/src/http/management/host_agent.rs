@@ -53,8 +53,12 @@ impl HostAgentDoor {
 pub(crate) fn router(rooms: Arc<Rooms>, module: ModuleId) -> Router<HostAgentDoor> {
     let door = Door::ModuleSocket(module.clone());
     Router::new(Arc::new(HostAgentDoor { rooms, module, door }), API_VERSIONS)
-        .on_connected(|state, caller| state.rooms.gate.connected(&state.door, caller))
-        .on_sender_changed(|state, caller, what| state.rooms.gate.refuse_sender(caller, what))
+        .on_connected(|state, caller| async move {
+            state.rooms.gate.connected(&state.door, &caller).await;
+        })
+        .on_sender_changed(|state, caller, what| async move {
+            state.rooms.gate.refuse_sender(&caller, &what).await;
+        })
         .route(Method::GET, "/modules", SINCE, list)
         .route(Method::GET, "/modules/{m}", SINCE, get)
         .route(Method::GET, "/status", SINCE, status)

@@ -16,7 +16,7 @@ pub(super) async fn plan(rooms: Arc<Rooms>, _: Request) -> Result<Response, Http
 }
 
 pub(super) async fn collect(rooms: Arc<Rooms>, request: Request) -> Result<Response, HttpError> {
-    rooms.gate.admit_operator(&called(&request))?;
+    rooms.gate.admit_operator(&called(&request)).await?;
     // It goes on when its caller hangs up: an image is removed or not, but never half.
     let collected = tokio::spawn(async move { images::collect_now(&rooms.modules).await });
     let collected = collected.await.map_err(|error| HttpError::hidden(&error))?;

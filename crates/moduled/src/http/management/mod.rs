@@ -29,8 +29,12 @@ pub(crate) fn router(rooms: Arc<Rooms>) -> Router<Rooms> {
     const FIRST: &str = API_VERSIONS[0];
     Router::new(rooms, API_VERSIONS)
         .named("management")
-        .on_connected(|rooms, caller| rooms.gate.connected(&Door::ManagementSocket, caller))
-        .on_sender_changed(|rooms, caller, what| rooms.gate.refuse_sender(caller, what))
+        .on_connected(|rooms, caller| async move {
+            rooms.gate.connected(&Door::ManagementSocket, &caller).await;
+        })
+        .on_sender_changed(|rooms, caller, what| async move {
+            rooms.gate.refuse_sender(&caller, &what).await;
+        })
         .route(Method::GET, "/modules", FIRST, modules::list)
         .route(Method::GET, "/modules/", FIRST, modules::list)
         .route(Method::POST, "/modules", FIRST, modules::create)

@@ -24,7 +24,7 @@ pub(super) async fn list(rooms: Arc<Rooms>, request: Request) -> Result<Response
     // not its to remove.
     let paused = list.modules.iter().any(|details| details.status.runtime_status.phase.is_some());
     if (!paused && rooms.modules.settings.host_services.is_empty())
-        || rooms.gate.is_agent(&called(&request)).await
+        || rooms.gate.is_agent(&called(&request)).await?
     {
         list.modules.iter_mut().for_each(in_known_words);
         return Ok(Response::ok(&list));
@@ -47,7 +47,8 @@ pub(super) async fn get(rooms: Arc<Rooms>, request: Request) -> Result<Response,
             .ok_or_else(|| HttpError::not_found("there is no such service"));
     }
     let mut details = rooms.modules.details(&module).await?;
-    if details.status.runtime_status.phase.is_some() && rooms.gate.is_agent(&called(&request)).await
+    if details.status.runtime_status.phase.is_some()
+        && rooms.gate.is_agent(&called(&request)).await?
     {
         in_known_words(&mut details);
     }

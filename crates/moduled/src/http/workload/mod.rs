@@ -118,8 +118,12 @@ pub(crate) fn router(rooms: Arc<Rooms>, door: Door) -> Router<WorkloadDoor> {
     const FIRST: &str = API_VERSIONS[0];
     Router::new(Arc::new(WorkloadDoor { rooms, door }), API_VERSIONS)
         .named("workload")
-        .on_connected(|state, caller| state.rooms.gate.connected(&state.door, caller))
-        .on_sender_changed(|state, caller, what| state.rooms.gate.refuse_sender(caller, what))
+        .on_connected(|state, caller| async move {
+            state.rooms.gate.connected(&state.door, &caller).await;
+        })
+        .on_sender_changed(|state, caller, what| async move {
+            state.rooms.gate.refuse_sender(&caller, &what).await;
+        })
         .on_failed(WorkloadDoor::failed)
         .route(Method::POST, "/modules/{m}/genid/{g}/sign", FIRST, secrets::sign)
         .route(Method::POST, "/modules/{m}/genid/{g}/encrypt", FIRST, secrets::encrypt)
