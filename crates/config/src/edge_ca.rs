@@ -102,23 +102,8 @@ impl Draft<'_> {
         });
         let own = ["module_keys", "algorithms", "on_new_key"];
         if view.has("cert") || view.has("pk") {
-            if let Some(entry) = view.entry("cert").or_else(|| view.entry("pk")) {
-                let message =
-                    "an edge CA from files is not supported yet: this version makes its own";
-                let remedy = "leave `cert` and `pk` out, or use method = \"local_ca\"";
-                self.report.error_with(
-                    Code::NotSupported,
-                    &entry.key_span,
-                    view.key(&entry.key),
-                    message,
-                    remedy,
-                );
-            }
-            self.only(
-                &view,
-                "`cert` and `pk`",
-                &[&["cert", "pk", "auto_renew"], &own[..]].concat(),
-            );
+            self.edge_ca_in_files(&view);
+            self.only(&view, "`cert` and `pk`", &[&["cert", "pk"], &own[..]].concat());
         } else if view.has("method") {
             if let Some(issuance) = self.issuance(&view, None, &[EDGE_CA, EDGE_CA_NEXT]) {
                 self.issue_edge_ca(issuance, root, &view);
@@ -140,6 +125,18 @@ impl Draft<'_> {
             self.issue_edge_ca(issuance, root, &view);
         }
         self.module_keys(&view);
+    }
+
+    /// An Edge CA that the operator has, and replaces.
+    fn edge_ca_in_files(&mut self, view: &View<'_>) {
+        self.moduled.edge_ca.renewal = EdgeCaRenewal::Files;
+        let remedy = "a certificate and a key go together: cert = \"file:///..\" and pk";
+        match (cert_id(EDGE_CA), view.text("cert")) {
+            (Some(id), Some(uri)) => self.ca_in_files(view, id, &uri, EDGE_CA),
+            _ => {
+                let _: Option<()> = self.absent(view, "cert", remedy);
+            }
+        }
     }
 
     fn issue_edge_ca(&mut self, mut issuance: Issuance, root: &View<'_>, view: &View<'_>) {

@@ -125,6 +125,29 @@ fn local_identities_alone_need_no_device_key() {
 }
 
 #[test]
+fn an_edge_ca_from_files_is_translated_and_nobody_renews_it() {
+    let translated = accepted(&fixture("2h.toml"));
+    assert_eq!(translated.moduled.edge_ca.renewal, EdgeCaRenewal::Files);
+    let file = PreloadedCert::File("file:///var/secrets/cell-2-ca.pem".to_owned());
+    let edge_ca: edgekeep_core::id::CertId = "aziot-edged-ca".parse().unwrap();
+    assert_eq!(translated.identityd.preloaded_certs.get(&edge_ca), Some(&file));
+    assert!(!translated.identityd.cert_issuance.contains_key(&edge_ca));
+    let key = translated.keyd.preloaded_keys.iter().find(|(id, _)| id.as_str() == "aziot-edged-ca");
+    assert_eq!(key.map(|(_, uri)| uri.expose()), Some("file:///var/secrets/cell-2-ca.key.pem"));
+    for (lines, part) in [
+        ("cert = \"file:///c.pem\"", "edge_ca.pk"),
+        ("pk = \"file:///k.pem\"", "edge_ca.cert"),
+        (
+            "cert = \"file:///c.pem\"\npk = \"file:///k.pem\"\nauto_renew = { enabled = true }",
+            "edge_ca.auto_renew",
+        ),
+    ] {
+        let found = refused(&format!("{MANUAL}\n[edge_ca]\n{lines}\n"));
+        assert!(found.iter().any(|it| it.key == part), "{lines}: {found:?}");
+    }
+}
+
+#[test]
 fn a_certificate_of_the_device_is_translated_from_files_a_token_or_est() {
     let by_certificate = DeviceCredential::X509 {
         cert: "device-id".parse().unwrap(),
@@ -193,21 +216,12 @@ fn a_certificate_of_the_device_has_a_key_and_a_name_and_no_second_source() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_by_name_not_as_unknown() {
-    for (name, keys) in
-        [("2g.toml", &["provisioning.attestation.method"][..]), ("2h.toml", &["edge_ca.cert"])]
-    {
-        let found = refused(&fixture(name));
-        assert!(
-            found.iter().all(|diagnostic| diagnostic.code == Code::NotSupported),
-            "{name}: {found:?}"
-        );
-        assert!(
-            found.iter().all(|diagnostic| diagnostic.message.contains("not supported yet")),
-            "{name}: {found:?}"
-        );
-        let named: Vec<&str> = found.iter().map(|diagnostic| diagnostic.key.as_str()).collect();
-        assert_eq!(named, keys, "{name}");
-    }
+    let found = refused(&fixture("2g.toml"));
+    assert!(found.iter().all(|diagnostic| diagnostic.code == Code::NotSupported), "{found:?}");
+    let said = |diagnostic: &Diagnostic| diagnostic.message.contains("not supported yet");
+    assert!(found.iter().all(said), "{found:?}");
+    let named: Vec<&str> = found.iter().map(|diagnostic| diagnostic.key.as_str()).collect();
+    assert_eq!(named, ["provisioning.attestation.method"]);
 }
 
 #[test]

@@ -647,6 +647,8 @@ pub enum EdgeCaRenewal {
     Service,
     /// None: the operator turned renewal off.
     Off,
+    /// None: certificate and key lie in files that the operator replaces.
+    Files,
 }
 
 impl Default for EdgeCaSettings {

@@ -35,6 +35,12 @@ pub(crate) enum EdgeCaError {
          run `edgekeep certs renew`, or turn renewal on"
     )]
     Off,
+    /// The certificate is of no use now, and the operator is to replace its files.
+    #[error(
+        "the Edge CA certificate in [edge_ca] cert is missing or not valid now: replace the files \
+         that cert and pk name, or set the clock"
+    )]
+    Files,
     /// The certificate is not one.
     #[error("certificate {0} cannot be read; replace or delete it")]
     Certificate(String),
@@ -70,12 +76,16 @@ pub(crate) async fn ensure(
             // In time for the certificates service, which renews it.
             Due::Soon if settings.renewal != EdgeCaRenewal::Runtime => return Ok(validity),
             Due::Now if settings.renewal == EdgeCaRenewal::Off => return Err(EdgeCaError::Off),
+            Due::Now if settings.renewal == EdgeCaRenewal::Files => return Err(EdgeCaError::Files),
             Due::Soon => usable = Some(validity),
             Due::Now => tracing::info!(
                 %id, begin = %validity.not_before, end = %validity.not_after, %now,
                 "the Edge CA certificate is not valid at this time; a new one is made"
             ),
         }
+    }
+    if settings.renewal == EdgeCaRenewal::Files {
+        return Err(EdgeCaError::Files);
     }
     match issue(keys, certificates, settings, device).await {
         Ok(validity) => {

@@ -67,6 +67,8 @@ async fn follow(credentials: &Credentials, modules: &Arc<Modules>, known: &mut O
             None
         }
     };
+    // The CA is part of the bundle. Files may be replaced by such of the same validity.
+    credentials.trust_bundle.forget();
     match consequence(before.as_deref(), &key, credentials.settings.edge_ca.on_new_key) {
         Consequence::Nothing => {}
         Consequence::Tell => {

@@ -69,15 +69,22 @@ impl Clock {
         self.folder.path().join("offset")
     }
 
+    /// Returns the variables by which a program has this clock.
+    pub(crate) fn variables(&self) -> [(&'static str, String); 6] {
+        [
+            ("LD_PRELOAD", self.library.display().to_string()),
+            ("FAKETIME_TIMESTAMP_FILE", self.file().display().to_string()),
+            ("FAKETIME_NO_CACHE", "1".to_owned()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+            ("DONT_FAKE_MONOTONIC", "1".to_owned()),
+            ("NO_FAKE_STAT", "1".to_owned()),
+        ]
+    }
+
     pub(crate) fn device(&self) -> Builder {
-        let file = self.file().display().to_string();
-        Device::builder()
-            .variable("LD_PRELOAD", &self.library.display().to_string())
-            .variable("FAKETIME_TIMESTAMP_FILE", &file)
-            .variable("FAKETIME_NO_CACHE", "1")
-            .variable("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .variable("DONT_FAKE_MONOTONIC", "1")
-            .variable("NO_FAKE_STAT", "1")
+        self.variables()
+            .iter()
+            .fold(Device::builder(), |device, (name, value)| device.variable(name, value))
             .tables("[aziot_keys]\nsandbox = false\n[identityd]\nsandbox = false")
     }
 

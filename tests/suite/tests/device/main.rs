@@ -8,10 +8,12 @@
 //! through files of certificates that change under a device, `health` through what makes
 //! the device unhealthy, `operations` through logs and metrics, `sockets` through what
 //! can become of a module's socket, `host_programs` through confined modules, services
-//! and host agents, `own_users` through host modules with users of their own, `renewals`
-//! through years of certificates, `renewal_kills` through renewals that are broken off,
-//! `refusals` through what is told of callers that were refused. What others may try is
-//! in the attack suite.
+//! and host agents, `own_users` through host modules with users of their own,
+//! `edge_ca_files` through an Edge CA from files, `renewals` through years of
+//! certificates, `renewals_by_est` through years away from an EST server, `tls_service`
+//! through a service of a module meanwhile, `renewal_kills` through renewals that are
+//! broken off, `refusals` through what is told of callers that were refused. What others
+//! may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod children;
@@ -20,6 +22,7 @@ mod cloud_away;
 mod compatible;
 mod crashes;
 mod credential_files;
+mod edge_ca_files;
 mod exposition;
 mod health;
 mod host_programs;
@@ -34,7 +37,9 @@ mod reference_agent;
 mod refusals;
 mod renewal_kills;
 mod renewals;
+mod renewals_by_est;
 mod sockets;
+mod tls_service;
 mod workload;
 
 use edgekeep_testkit::{Device, wait_for};
