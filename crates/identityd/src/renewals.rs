@@ -259,7 +259,7 @@ impl Renewals {
             key: format!("keyd:{id}"),
             not_before: rfc3339(certificate.validity().not_before.to_datetime()),
             not_after: rfc3339(end),
-            days_left: (end - OffsetDateTime::now_utc()).as_seconds_f64() / 86_400.0,
+            days_left: tenths_of_days(end - OffsetDateTime::now_utc()),
             renewal: renewal.to_owned(),
             next_renewal: next
                 .and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok())
@@ -278,6 +278,11 @@ fn shown(stand: Stand) -> (&'static str, Option<i64>) {
         Stand::UnderWay => ("under-way", None),
         Stand::Off => ("off", None),
     }
+}
+
+/// Returns a time in days, in whole tenths. Rounded down: what is left is never less.
+fn tenths_of_days(left: time::Duration) -> f64 {
+    (left.as_seconds_f64() / 8_640.0).floor() / 10.0
 }
 
 fn rfc3339(moment: OffsetDateTime) -> String {
