@@ -38,6 +38,11 @@ pub(crate) enum Verb {
     },
     /// Say how the device is; fails if it is not healthy
     Status,
+    /// Probe the device: configuration, connections, certificates, disk; fails on an
+    /// error
+    Check(crate::check::CheckOptions),
+    /// List what `check` looks at
+    CheckList,
     /// Show whether a process would be served as a module, and why (fails if it would
     /// not), or past refusals
     Attest(AttestOptions),

@@ -5,13 +5,15 @@
 //! daemons' public sockets, and, for `dev` only, child processes and the root folder it
 //! gives them; for `keys` only, the TPM, the PKCS#11 libraries and, while keyd is stopped
 //! or for a backup, the key store of keyd. Elsewhere it holds no key, opens no IP
-//! connection (but to a simulated TPM) and talks to the daemons as any third party could.
+//! connection (but to a simulated TPM, and in `check`) and talks to the daemons as any
+//! third party could.
 #![forbid(unsafe_code)]
 
 mod arguments;
 mod attest;
 mod audit;
 mod certs;
+mod check;
 mod config;
 pub mod dev;
 mod exposition;
@@ -97,6 +99,8 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
         }
         Verb::Metrics { daemon, format } => operations::metrics(&context, daemon, format).await,
         Verb::LogLevel { daemon, level } => operations::log_level(&context, daemon, level).await,
+        Verb::Check(options) => check::run(&context, options).await,
+        Verb::CheckList => check::list(&context),
         Verb::Completions { shell } => pages::completions(shell),
         Verb::Manual { folder } => pages::manual(&folder),
         Verb::Status => status::run(&context).await,
