@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use edgekeep_core::layout::Daemon;
 use edgekeep_testkit::{VERSION, wait_for};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use x509_parser::pem::parse_x509_pem;
 
 use crate::clock::Clock;
@@ -139,7 +141,9 @@ fn a_tls_service_fails_no_handshake_while_the_edge_ca_is_renewed_three_times_wit
         let line = wait_for("a plan for what is to come", || {
             let good = progress(folder.path())?["good"].as_u64()?;
             let line = edge_ca();
-            (good > before && line["renewal"] == "planned").then_some(line)
+            let next = line["nextRenewal"].as_str()?;
+            let next = OffsetDateTime::parse(next, &Rfc3339).unwrap().unix_timestamp();
+            (good > before && line["renewal"] == "planned" && next > clock.now()).then_some(line)
         });
         if line["notAfter"] != last["notAfter"] {
             renewals += 1;
