@@ -12,7 +12,9 @@ use edgekeep_api::certd::{CertificateLine, CertificateList};
 use edgekeep_base::lock::lock;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::CertId;
-use edgekeep_core::renewal::{Event, Kept, LONGEST_SLEEP, Now, Policy, Span, Stand, State, step};
+use edgekeep_core::renewal::{
+    Event, Kept, LONGEST_SLEEP, Now, Policy, Seen, Stand, State, news, step,
+};
 use edgekeep_core::settings::{IdentitydSettings, IssuanceMethod, PreloadedCert};
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::Steps;
@@ -118,16 +120,9 @@ impl Renewals {
             if let Err(error) = &recovered {
                 tracing::warn!(certificate = %id, error = %chain(error), "cannot look at the key");
             }
-            let found = self.found(&id);
-            let (attempt, wake) = match found {
-                // The first one is made by who knows its name; one of a former issuer has
-                // it.
-                None if self.certificates.leaf(&id).is_none()
-                    && !self.certificates.makes_first(&id) =>
-                {
-                    (false, LONGEST_SLEEP)
-                }
-                found => self.take(&id, Event::Found(found)),
+            let (attempt, wake) = match self.news(&id) {
+                Some(news) => self.take(&id, news),
+                None => (false, LONGEST_SLEEP),
             };
             if attempt {
                 let _ = self.attempt(&id).await;
@@ -179,12 +174,14 @@ impl Renewals {
         }
     }
 
-    /// Returns the certificate that is there and of use: one of an issuer that was
-    /// replaced is not, unless renewal is turned off.
-    fn found(&self, id: &CertId) -> Option<Span> {
-        let span = span_of(&self.certificates.leaf(id)?)?;
-        let renewed = self.plans().get(id).is_some_and(|plan| plan.state.policy().enabled);
-        (!renewed || !self.certificates.is_of_another_issuer(id)).then_some(span)
+    /// Looks at a certificate. `None`: there is no news for its plan.
+    fn news(&self, id: &CertId) -> Option<Event> {
+        let seen = self.certificates.leaf(id).map(|leaf| Seen {
+            span: span_of(&leaf),
+            former_issuer: self.certificates.is_of_another_issuer(id),
+        });
+        let policy = self.plans().get(id).map(|plan| *plan.state.policy())?;
+        news(seen, &policy, self.certificates.makes_first(id))
     }
 
     /// Returns the time between two looks at the files that a certificate rests on: an

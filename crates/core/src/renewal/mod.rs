@@ -10,12 +10,14 @@
 //! Nothing is planned by a clock that cannot be right. Only a certificate that is over by
 //! the last good time, or one that is missing, is asked for under such a clock.
 
+mod look;
 mod policy;
 mod swap;
 mod window;
 
 use std::time::Duration;
 
+pub use look::{Role, Seen, makes_first, news};
 pub use policy::{Margin, Policy};
 use serde::{Deserialize, Serialize};
 pub use swap::{Pair, pair};

@@ -12,7 +12,7 @@ use edgekeep_base::lock::lock;
 use edgekeep_core::credentials::{Certificate, pem_of};
 use edgekeep_core::id::CertId;
 use edgekeep_core::names::{DEVICE_KEY, EDGE_CA};
-use edgekeep_core::renewal::{Pair, Span, pair};
+use edgekeep_core::renewal::{Pair, Role, Span, makes_first, pair};
 use edgekeep_core::settings::IssuanceMethod;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -205,11 +205,15 @@ impl Certificates {
 
     /// Returns whether a first certificate of this id can be made unasked.
     pub(crate) fn makes_first(&self, id: &CertId) -> bool {
-        let is_est = self.method(id) == Some(IssuanceMethod::Est);
-        let is_named = self.issuance.get(id).is_some_and(|it| it.common_name.is_some());
-        self.local_ca.as_ref().is_some_and(|ca| ca.cert == *id)
-            || (is_est && is_named && !EDGE_CA.is_cert(id))
-            || (is_named && DEVICE_KEY.is_cert(id))
+        let role = match id {
+            id if self.local_ca.as_ref().is_some_and(|ca| ca.cert == *id) => Role::LocalCa,
+            id if EDGE_CA.is_cert(id) => Role::EdgeCa,
+            id if DEVICE_KEY.is_cert(id) => Role::DeviceIdentity,
+            _ => Role::Other,
+        };
+        let by_est = self.method(id) == Some(IssuanceMethod::Est);
+        let named = self.issuance.get(id).is_some_and(|it| it.common_name.is_some());
+        makes_first(role, by_est, named)
     }
 }
 
