@@ -89,14 +89,17 @@ impl Draft<'_> {
     /// Tells of a user or group that this device does not have. A directory service may
     /// know it, so it is no error.
     pub(crate) fn known_accounts(&mut self, view: &View<'_>) {
+        // Every device has groups; nothing is known of one that is not looked at.
+        if self.environment.group_names.is_empty() {
+            return;
+        }
         for (key, word) in [("user", "user"), ("group", "group")] {
             let Some(name) = view.text(key) else { continue };
             let known: Vec<&str> = match key {
                 "user" => self.environment.uids.keys().map(String::as_str).collect(),
                 _ => self.environment.group_names.iter().map(String::as_str).collect(),
             };
-            // Nothing is known of a device that is not looked at.
-            if known.is_empty() || name.text.parse::<u32>().is_ok() || known.contains(&name.text) {
+            if name.text.parse::<u32>().is_ok() || known.contains(&name.text) {
                 continue;
             }
             let meant = nearest(name.text, known);

@@ -158,6 +158,7 @@ static LINES: &[Line] = &[
     ("edge_ca.pk", "Private key of that certificate.", "\"file:///var/secrets/edge-ca.key.pem\""),
     ("edge_ca.auto_generated_edge_ca_expiry_days", "Days for which a CA that the device makes is good. Default: 90.", "90"),
     ("edge_ca.module_keys", "Keys of module certificates: \"ec-p256\" or \"rsa-2048\" for old clients. Default: \"ec-p256\".", "\"ec-p256\""),
+    ("edge_ca.on_new_key", "What happens to modules when the CA has a new key: \"restart\", \"notify\" (operators are told) or \"none\". Default: \"restart\".", "\"restart\""),
     ("edge_ca.algorithms", "Kind of the CA's own key.", "\"ec-p256\""),
     ("moby_runtime", "The container engine.", ""),
     ("moby_runtime.uri", "Socket of the engine. Default: \"unix:///var/run/docker.sock\".", "\"unix:///run/podman/podman.sock\""),
