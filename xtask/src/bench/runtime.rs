@@ -79,8 +79,8 @@ fn evidence(programs: &Path, figures: &mut Figures) -> anyhow::Result<()> {
     let first = format!("first measurement of {EXECUTABLE_MIB} MiB");
     figures.add("look at a new connection, CPU", of("identifyUs"), "µs", Bar::None, String::new());
     figures.add(
-        "warm verdict on a caller, CPU",
-        of("verdictUs"),
+        "warm verdict on a caller, CPU of both processes",
+        of("hopUs"),
         "µs",
         Bar::AtMost(VERDICT_BAR_US),
         String::new(),

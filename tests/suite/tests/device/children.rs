@@ -221,6 +221,33 @@ fn moduled_has_no_rights_the_gauge_those_to_look_and_the_launcher_those_to_start
     assert_eq!((has, bound), (launcher, launcher), "{has:x} {bound:x}");
 }
 
+/// Reads a byte of what only a tracer of the process may read, with the rights of
+/// moduled, as a program that we did not write.
+fn may_trace(pid: u32) -> bool {
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--inh-caps=-all", "--bounding-set=-all,+dac_override", "--"]);
+    let ran = command.args(["head", "-c1", &format!("/proc/{pid}/maps")]).output().unwrap();
+    ran.status.success() && ran.stdout.len() == 1
+}
+
+#[test]
+fn whoever_has_moduleds_rights_traces_moduled_and_none_of_its_children() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root has rights to give up");
+        return;
+    }
+    let device = Device::builder().start();
+    // They give their rights up a moment after they were started.
+    let m1 = device.add_caller("m1");
+    let _ = m1.sign().expect(200);
+    assert!(may_trace(device.pid(Daemon::Moduled)), "what is refused is refused by rights");
+    for name in ["supervise", "launch-modules", "gauge-processes"] {
+        let pid = child(&device, name).unwrap();
+        assert!(std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.is_empty()));
+        assert!(!may_trace(pid), "{name}");
+    }
+}
+
 #[test]
 fn the_children_are_not_started_by_hand() {
     for argument in ["supervise", "launch-modules", "gauge-processes"] {
