@@ -10,12 +10,14 @@ use crate::client::{Client, ClientError};
 use crate::keyd::KeyHandle;
 
 /// Versions the service accepts, oldest first.
-pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-12-01", "2022-08-01"];
+pub const API_VERSIONS: &[&str] = &["2020-09-01", "2021-12-01", "2022-08-01", "2026-11-01"];
 /// The oldest version, which has all published routes but one: so this client works with
 /// every service.
 const VERSION: &str = "api-version=2020-09-01";
 /// The version from which it can be asked how the device is provisioned.
 const PROVISIONING_VERSION: &str = "api-version=2021-12-01";
+/// The version from which it tells how provisioning stands: ours.
+const STAND_VERSION: &str = "api-version=2026-11-01";
 
 /// An identity as the API answers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +154,50 @@ pub enum ProvisioningInfo {
     None,
 }
 
+/// Answer of `GET /identities/provisioning/stand`: how provisioning stands. Ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProvisioningStand {
+    /// `dps`, `manual` or `none`.
+    pub source: String,
+    /// `symmetric_key`, `x509` or `tpm`; empty for `none`.
+    pub auth: String,
+    /// The occasions on which the device registers anew, as the configuration has them.
+    pub mode: String,
+    /// `idle`, `asking`, `waiting`, `storing` or `pausing`.
+    pub activity: String,
+    /// The hub of the identity that counts now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub_name: Option<String>,
+    /// The device there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_id: Option<String>,
+    /// Time at which the identity was obtained, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obtained_at: Option<String>,
+    /// SHA-256 thumbprint of the device's certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+    /// Failed attempts since the last success.
+    pub failures: u32,
+    /// Seconds until the next call to the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_in_sec: Option<u64>,
+    /// True if no request makes the next call earlier.
+    pub is_firm: bool,
+    /// The last failures, the newest first; at most eight.
+    pub errors: Vec<ProvisioningFailure>,
+}
+
+/// A failed attempt to provision the device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProvisioningFailure {
+    /// Time of the failure, RFC 3339.
+    pub at: String,
+    /// The reason in words.
+    pub reason: String,
+}
+
 /// Typed client of the identity API.
 #[derive(Debug, Clone)]
 pub struct IdentityClient(Client);
@@ -256,6 +302,15 @@ impl IdentityClient {
                 None::<&()>,
             )
             .await
+    }
+
+    /// Asks how provisioning stands.
+    ///
+    /// # Errors
+    /// If identityd cannot be reached or refuses, or is one that does not tell.
+    pub async fn provisioning_stand(&self) -> Result<ProvisioningStand, ClientError> {
+        let path = format!("/identities/provisioning/stand?{STAND_VERSION}");
+        self.0.call(Method::GET, &path, None::<&()>).await
     }
 
     fn module_path(&self, module: &str) -> String {

@@ -23,9 +23,29 @@ pub struct TpmKeys {
     pub storage_root_key: Base64Bytes,
 }
 
+/// Place of an authentication key in the TPM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthKeySlot {
+    /// Of the device's key at the hub: the one place that existing services have.
+    #[default]
+    Hub,
+    /// Of the key for a registration that is under way: the handle after that. Ours.
+    Registration,
+}
+
+impl AuthKeySlot {
+    fn is_hub(&self) -> bool {
+        *self == Self::Hub
+    }
+}
+
 /// `POST /import_auth_key`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImportAuthKey {
+    /// The place of the key.
+    #[serde(default, skip_serializing_if = "AuthKeySlot::is_hub")]
+    pub slot: AuthKeySlot,
     /// The key that the provisioning service sent.
     pub key: Base64Bytes,
 }
@@ -37,6 +57,9 @@ pub struct Imported {}
 /// `POST /sign_with_auth_key`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SignWithAuthKey {
+    /// The place of the key.
+    #[serde(default, skip_serializing_if = "AuthKeySlot::is_hub")]
+    pub slot: AuthKeySlot,
     /// The message.
     pub data: Base64Bytes,
 }
@@ -71,8 +94,12 @@ impl TpmClient {
     ///
     /// # Errors
     /// If the service cannot be reached, the key is not for this TPM, or the TPM fails.
-    pub async fn import_auth_key(&self, key: Vec<u8>) -> Result<(), ClientError> {
-        let body = ImportAuthKey { key: key.into() };
+    pub async fn import_auth_key(
+        &self,
+        key: Vec<u8>,
+        slot: AuthKeySlot,
+    ) -> Result<(), ClientError> {
+        let body = ImportAuthKey { slot, key: key.into() };
         let _: Imported =
             self.0.call(Method::POST, &format!("/import_auth_key?{VERSION}"), Some(&body)).await?;
         Ok(())
@@ -82,8 +109,12 @@ impl TpmClient {
     ///
     /// # Errors
     /// If the service cannot be reached, no key was imported, or the TPM fails.
-    pub async fn sign_with_auth_key(&self, data: &[u8]) -> Result<Vec<u8>, ClientError> {
-        let body = SignWithAuthKey { data: data.into() };
+    pub async fn sign_with_auth_key(
+        &self,
+        data: &[u8],
+        slot: AuthKeySlot,
+    ) -> Result<Vec<u8>, ClientError> {
+        let body = SignWithAuthKey { slot, data: data.into() };
         let answer: AuthKeyDigest = self
             .0
             .call(Method::POST, &format!("/sign_with_auth_key?{VERSION}"), Some(&body))

@@ -74,6 +74,11 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: crate::integrity::IntegrityVerb,
     },
+    /// Show the device's identity, ask for it again, or say what keeps it away
+    Identity {
+        #[command(subcommand)]
+        verb: crate::identity::IdentityVerb,
+    },
     /// Show, renew and export certificates
     Certs {
         #[command(subcommand)]

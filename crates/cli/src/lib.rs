@@ -19,6 +19,7 @@ pub mod dev;
 mod exposition;
 mod failure;
 mod frames;
+mod identity;
 mod images;
 mod integrity;
 mod keys;
@@ -78,6 +79,10 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
         Verb::Integrity { verb } => {
             let keyd = context.root.keyd_socket();
             patience::with(&keyd, Progress::Silent, integrity::run(&context, verb)).await
+        }
+        Verb::Identity { verb } => {
+            let identityd = context.root.identityd_socket();
+            patience::with(&identityd, Progress::Shown, identity::run(&context, verb)).await
         }
         Verb::Certs { verb } => {
             let certd = context.root.certd_socket();

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use edgekeep_core::authority::{Authority, AuthorityError};
 use edgekeep_core::foreign_text::{MESSAGE_LIMIT, cleaned};
 use edgekeep_core::id::DeviceId;
@@ -50,6 +52,8 @@ pub enum Progress {
         hub: String,
         /// The device there.
         device_id: DeviceId,
+        /// Key for the hub that only the device's TPM can unwrap; absent without a TPM.
+        tpm_key: Option<Vec<u8>>,
     },
     /// The service decided against it.
     Failed {
@@ -63,6 +67,7 @@ pub enum Progress {
 pub struct Dps<S> {
     transport: Arc<Transport>,
     to: Authority,
+    host: String,
     base: String,
     audience: Audience,
     registration: Registration,
@@ -75,6 +80,22 @@ struct Register<'a> {
     registration_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<&'a serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tpm: Option<TpmKeys>,
+}
+
+/// Public halves of a TPM's keys, in base64.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TpmKeys {
+    endorsement_key: String,
+    storage_root_key: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrappedKey {
+    authentication_key: String,
 }
 
 #[derive(Deserialize)]
@@ -95,6 +116,8 @@ struct RegistrationState {
     assigned_hub: Option<String>,
     #[serde(default)]
     device_id: Option<String>,
+    #[serde(default)]
+    tpm: Option<WrappedKey>,
     #[serde(default, alias = "code")]
     error_code: Option<serde_json::Value>,
     #[serde(default, alias = "message")]
@@ -121,7 +144,59 @@ impl<S: Signer> Dps<S> {
         let resource =
             format!("{}/registrations/{}", registration.scope_id, registration.registration_id);
         let audience = Audience { resource, key_name: Some("registration") };
-        Ok(Self { transport, to, base, audience, registration, credential })
+        let host = to.to_string();
+        Ok(Self { transport, to, host, base, audience, registration, credential })
+    }
+
+    /// Shows the service a TPM: the public halves of its endorsement key and its storage
+    /// root key, as the TPM marshals them. Returns the key for the registration, which
+    /// only this TPM can unwrap.
+    ///
+    /// # Errors
+    /// See [`CloudError`].
+    pub async fn attest(
+        &self,
+        endorsement: &[u8],
+        storage_root: &[u8],
+    ) -> Result<Vec<u8>, CloudError> {
+        let tpm = TpmKeys {
+            endorsement_key: STANDARD.encode(endorsement),
+            storage_root_key: STANDARD.encode(storage_root),
+        };
+        let body = Some(Zeroizing::new(self.body(Some(tpm))?));
+        let path = format!("{}/register?{VERSION}", self.base);
+        let mut session = self.transport.session(&self.to, &self.credential)?;
+        let call = self.call(Method::PUT, path, body, true);
+        let answer = session.call(&call, &self.credential).await?;
+        let found: WrappedKey = serde_json::from_slice(&answer.body)
+            .map_err(|error| session.unexpected(&error.to_string()))?;
+        wrapped(&found).map_err(|what| session.unexpected(what))
+    }
+
+    fn body(&self, tpm: Option<TpmKeys>) -> Result<Vec<u8>, CloudError> {
+        let registration_id = &self.registration.registration_id;
+        let payload = self.registration.payload.as_ref();
+        serde_json::to_vec(&Register { registration_id, payload, tpm })
+            .map_err(|error| CloudError::Request { what: error.to_string() })
+    }
+
+    fn call(
+        &self,
+        method: Method,
+        path: String,
+        body: Option<Zeroizing<Vec<u8>>>,
+        is_anonymous: bool,
+    ) -> Call<'_> {
+        Call {
+            method,
+            path,
+            host: &self.host,
+            if_match: None,
+            body,
+            audience: &self.audience,
+            is_anonymous,
+            subject: "registration",
+        }
     }
 
     /// Asks for an identity.
@@ -129,12 +204,7 @@ impl<S: Signer> Dps<S> {
     /// # Errors
     /// See [`CloudError`].
     pub async fn register(&self) -> Result<Progress, CloudError> {
-        let body = Register {
-            registration_id: &self.registration.registration_id,
-            payload: self.registration.payload.as_ref(),
-        };
-        let body = serde_json::to_vec(&body)
-            .map_err(|error| CloudError::Request { what: error.to_string() })?;
+        let body = self.body(None)?;
         self.ask(
             Method::PUT,
             format!("{}/register?{VERSION}", self.base),
@@ -160,16 +230,7 @@ impl<S: Signer> Dps<S> {
         body: Option<Zeroizing<Vec<u8>>>,
         operation: Option<&str>,
     ) -> Result<Progress, CloudError> {
-        let host = self.to.to_string();
-        let call = Call {
-            method,
-            path,
-            host: &host,
-            if_match: None,
-            body,
-            audience: &self.audience,
-            subject: "registration",
-        };
+        let call = self.call(method, path, body, false);
         let mut session = self.transport.session(&self.to, &self.credential)?;
         let answer = session.call(&call, &self.credential).await?;
         let found: Operation = serde_json::from_slice(&answer.body)
@@ -195,7 +256,8 @@ fn progress(
                 .to_string();
             let device = state.device_id.ok_or("an assignment without a device id")?;
             let device_id = device.parse().map_err(|_| "the assigned device id is not one")?;
-            Ok(Progress::Assigned { hub, device_id })
+            let tpm_key = state.tpm.as_ref().map(wrapped).transpose()?;
+            Ok(Progress::Assigned { hub, device_id, tpm_key })
         }
         (Some("failed" | "disabled"), state) => {
             let code = state.as_ref().and_then(|state| state.error_code.as_ref()).map(code_text);
@@ -223,6 +285,11 @@ fn progress(
     }
 }
 
+/// Returns a key that a TPM unwraps.
+fn wrapped(key: &WrappedKey) -> Result<Vec<u8>, &'static str> {
+    STANDARD.decode(&key.authentication_key).map_err(|_| "a TPM's key that is not base64")
+}
+
 /// An error code: a number, or a word.
 fn code_text(code: &serde_json::Value) -> String {
     let text = code.as_str().map_or_else(|| code.to_string(), str::to_owned);
@@ -241,8 +308,11 @@ mod tests {
     fn an_assignment_names_hub_and_device() {
         let text = r#"{"operationId":"o","status":"assigned","registrationState":
             {"assignedHub":"hub.test","deviceId":"press-04","payload":{"x":1}}}"#;
-        let expected =
-            Progress::Assigned { hub: "hub.test".into(), device_id: "press-04".parse().unwrap() };
+        let expected = Progress::Assigned {
+            hub: "hub.test".into(),
+            device_id: "press-04".parse().unwrap(),
+            tpm_key: None,
+        };
         assert_eq!(read(text, Some("o")), Ok(expected));
     }
 

@@ -345,6 +345,7 @@ impl<S: Signer> Hub<S> {
             if_match,
             body,
             audience: &self.audience,
+            is_anonymous: false,
             subject,
         };
         session.call(&call, &self.credential).await

@@ -10,7 +10,7 @@ use edgekeep_core::provisioning::call_pause;
 use edgekeep_tls::{
     ConnectError, Connector, Prepared, Proxy, TlsError, Trust, refused_certificate,
 };
-use http::{HeaderMap, Method, Request, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -80,6 +80,8 @@ pub(crate) struct Call<'a> {
     pub(crate) if_match: Option<String>,
     pub(crate) body: Option<Zeroizing<Vec<u8>>>,
     pub(crate) audience: &'a Audience,
+    /// True for a request that proves nothing, and is answered 401 with a challenge.
+    pub(crate) is_anonymous: bool,
     /// The thing that is missing when the answer is 404.
     pub(crate) subject: &'static str,
 }
@@ -251,6 +253,7 @@ impl Session<'_> {
     ) -> Result<Answer, CloudError> {
         let expiry = self.transport.service_time().saturating_add(LIFETIME);
         let token = match credential {
+            _ if call.is_anonymous => None,
             Credential::Token(signer) => Some(call.audience.token(signer, expiry).await?),
             Credential::Certificate(_) => None,
         };
@@ -288,7 +291,8 @@ impl Session<'_> {
         self.transport.learn_clock(&head.headers);
         let body = self.read(body).await?;
         self.sender = Some(sender);
-        if head.status.is_success() {
+        let is_challenge = call.is_anonymous && head.status == StatusCode::UNAUTHORIZED;
+        if head.status.is_success() || (is_challenge && has_challenge(&body)) {
             let etag =
                 text(&head.headers, header::ETAG).map(|tag| tag.trim_matches('"').to_owned());
             return Ok(Answer { retry_after: retry_after(&head.headers), etag, body });
@@ -389,6 +393,12 @@ impl Session<'_> {
     ) -> CloudError {
         CloudError::NetworkDown { host: self.to.to_string(), what, source: source.into() }
     }
+}
+
+/// Returns true if the body of a refusal has a key that proves the TPM that unwraps it.
+fn has_challenge(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(body)
+        .is_ok_and(|value| value.get("authenticationKey").is_some())
 }
 
 struct Refusal {

@@ -142,8 +142,11 @@ async fn a_device_registers_polls_and_is_assigned() {
     let Progress::Assigning { .. } = dps.poll(&operation).await.unwrap() else {
         panic!("too early")
     };
-    let expected =
-        Progress::Assigned { hub: cloud.sim.hub_host(), device_id: "Press-04".parse().unwrap() };
+    let expected = Progress::Assigned {
+        hub: cloud.sim.hub_host(),
+        device_id: "Press-04".parse().unwrap(),
+        tpm_key: None,
+    };
     assert_eq!(dps.poll(&operation).await.unwrap(), expected);
 }
 
@@ -328,7 +331,7 @@ async fn through_a_parent_the_token_still_names_the_hub() {
     let Progress::Assigning { operation, .. } = dps.register().await.unwrap() else {
         panic!("too early")
     };
-    let Progress::Assigned { hub, device_id } = dps.poll(&operation).await.unwrap() else {
+    let Progress::Assigned { hub, device_id, .. } = dps.poll(&operation).await.unwrap() else {
         panic!("not assigned")
     };
     assert_eq!(hub, "plant7.example.net");

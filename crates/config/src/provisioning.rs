@@ -237,13 +237,14 @@ impl Draft<'_> {
             }
             Method::X509 => return self.device_certificate(root, view, name),
             Method::Tpm => {
-                let message = format!(
-                    "method = \"{}\" is not supported yet: this version has no TPM attestation",
-                    method.text
-                );
-                let remedy = format!("use method = \"{}\" with `{key_name}`", methods[0].0);
-                self.report.error_with(Code::NotSupported, method.span, path, message, remedy);
-                return None;
+                self.only(view, "method = \"tpm\"", &["method", "registration_id"]);
+                if !root.has("tpm") {
+                    let message = "method = \"tpm\" needs a TPM, and none is configured";
+                    let remedy = "add [tpm] with its tcti";
+                    self.report.error_with(Code::Missing, method.span, path, message, remedy);
+                    return None;
+                }
+                return Some(DeviceCredential::Tpm);
             }
         }
         let Some(key) = view.table(key_name) else {

@@ -182,6 +182,25 @@ fn a_certificate_of_the_device_is_translated_from_files_a_token_or_est() {
 }
 
 #[test]
+fn a_device_is_known_by_its_tpm_if_it_has_one() {
+    let text = fixture("2g.toml");
+    let translated = accepted(&text);
+    let Provisioning::Dps { registration_id, credential, .. } = &translated.identityd.provisioning
+    else {
+        panic!()
+    };
+    assert_eq!(
+        (registration_id.as_deref(), credential),
+        (Some("press-04"), &DeviceCredential::Tpm)
+    );
+    let found = refused(text.split("[tpm]").next().unwrap());
+    assert!(found[0].message.contains("needs a TPM"), "{found:?}");
+    let found =
+        refused(&text.replace("method = \"tpm\"", "method = \"tpm\", identity_pk = \"file:///k\""));
+    assert_eq!(found[0].key, "provisioning.attestation.identity_pk");
+}
+
+#[test]
 fn a_certificate_of_the_device_has_a_key_and_a_name_and_no_second_source() {
     let attestation = |text: &str| {
         format!(
@@ -212,16 +231,6 @@ fn a_certificate_of_the_device_has_a_key_and_a_name_and_no_second_source() {
     let translated = accepted(&attestation(&name));
     let issued = &translated.identityd.cert_issuance["device-id"];
     assert_eq!(issued.common_name.as_deref(), Some("r"), "the registration's name");
-}
-
-#[test]
-fn what_is_not_built_yet_is_refused_by_name_not_as_unknown() {
-    let found = refused(&fixture("2g.toml"));
-    assert!(found.iter().all(|diagnostic| diagnostic.code == Code::NotSupported), "{found:?}");
-    let said = |diagnostic: &Diagnostic| diagnostic.message.contains("not supported yet");
-    assert!(found.iter().all(said), "{found:?}");
-    let named: Vec<&str> = found.iter().map(|diagnostic| diagnostic.key.as_str()).collect();
-    assert_eq!(named, ["provisioning.attestation.method"]);
 }
 
 #[test]

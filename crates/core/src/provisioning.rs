@@ -13,6 +13,7 @@
 //! has been reported.
 
 mod budget;
+mod stand;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use crate::id::DeviceId;
 use crate::settings::{CredentialKind, ReprovisioningMode};
 
 pub use budget::Budget;
+pub use stand::Stand;
 
 /// The identity of a device that is provisioned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -227,6 +227,8 @@ pub enum DeviceCredential {
         /// Id of its key pair in keyd.
         key: KeyId,
     },
+    /// The TPM, by its endorsement key, and tokens that it signs.
+    Tpm,
 }
 
 impl DeviceCredential {
@@ -236,6 +238,7 @@ impl DeviceCredential {
         match self {
             Self::SymmetricKey { .. } => CredentialKind::SymmetricKey,
             Self::X509 { .. } => CredentialKind::X509,
+            Self::Tpm => CredentialKind::Tpm,
         }
     }
 }
@@ -249,6 +252,8 @@ pub enum CredentialKind {
     SymmetricKey,
     /// A certificate.
     X509,
+    /// The TPM.
+    Tpm,
 }
 
 impl CredentialKind {
@@ -258,6 +263,7 @@ impl CredentialKind {
         match self {
             Self::SymmetricKey => "symmetric_key",
             Self::X509 => "x509",
+            Self::Tpm => "tpm",
         }
     }
 }

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use edgekeep_api::tpmd::AuthKeySlot;
 use edgekeep_base::lock::{read, write};
 use edgekeep_cloud::{CloudError, Dps, Progress, Registration, Transport};
 use edgekeep_core::authority::Authority;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::provisioning::{
-    Action, Activity, DeviceIdentity, Event, Failure, Now, Provisioned, Requester, State, step,
+    Action, Activity, DeviceIdentity, Event, Failure, Now, Provisioned, Requester, Stand, State,
+    step,
 };
 use edgekeep_core::settings::CredentialKind;
 use edgekeep_daemon::board::Board;
@@ -21,9 +23,12 @@ use tokio::time::Instant;
 
 use crate::keys::DeviceKeys;
 use crate::prover::Prover;
+use crate::tpm;
 
 /// Wishes that wait at most; more of them would not say more.
 const WISHES: usize = 8;
+/// Most failures that are remembered.
+const FAILURES: usize = 8;
 
 /// Problems that end with an identity.
 const PROVISIONING: [Code; 5] = [
@@ -75,6 +80,14 @@ pub(crate) struct View {
     /// Reason why there is no identity, or no newer identity; `None` if no attempt has
     /// failed since the last identity.
     pub(crate) remark: Option<String>,
+    /// How provisioning stands.
+    pub(crate) stand: Option<Stand>,
+    /// Moment of the next call to the provisioning service.
+    pub(crate) next: Option<Instant>,
+    /// Time at which the identity was obtained, in seconds since the epoch.
+    pub(crate) obtained_at: Option<i64>,
+    /// The last failures, the newest first: seconds since the epoch, and the reason.
+    pub(crate) errors: VecDeque<(i64, String)>,
 }
 
 /// The device's identity, for reading, and the way to ask for another one.
@@ -138,6 +151,8 @@ pub(crate) struct Provisioner {
     pub(crate) board: Board,
     /// The kind of problem that the last failed call was.
     pub(crate) last: Code,
+    /// Key of the registration under way, as only the TPM can read it.
+    pub(crate) wrapped_key: Option<Vec<u8>>,
 }
 
 impl Provisioner {
@@ -170,6 +185,12 @@ impl Provisioner {
                     }
                 }
             }
+            self.device.change(|view| {
+                let stand = state.stand();
+                view.next = stand.next.map(|at| start + at);
+                view.stand = Some(stand);
+                view.obtained_at = state.provisioned().map(|it| it.obtained_at);
+            });
             if self.registration.is_some() && self.device.view().identity.is_none() {
                 self.no_identity();
             }
@@ -234,7 +255,7 @@ impl Provisioner {
             return failed("no provisioning service is configured".to_owned());
         };
         self.keys.wait_for_keyd().await;
-        let credential = match self.prover.credential().await {
+        let credential = match self.prover.to_service().await {
             Ok(credential) => credential,
             Err(error) => return self.judged(&error),
         };
@@ -254,6 +275,12 @@ impl Provisioner {
                 return failed(format!("the provisioning endpoint is not usable: {error}"));
             }
         };
+        if let (Some(tpm), None) = (self.prover.tpm(), operation) {
+            match tpm::attest(tpm, &dps).await {
+                Ok(key) => self.wrapped_key = Some(key),
+                Err(error) => return self.judged(&error),
+            }
+        }
         let answer = match operation {
             None => dps.register().await,
             Some(operation) => dps.poll(operation).await,
@@ -263,7 +290,14 @@ impl Provisioner {
                 self.note_wait(retry_after);
                 Event::Assigning { operation, retry_after }
             }
-            Ok(Progress::Assigned { hub, device_id }) => {
+            Ok(Progress::Assigned { hub, device_id, tpm_key }) => {
+                // Without a key for the hub the registration's is the hub's, too.
+                if let (Some(tpm), Some(key)) =
+                    (self.prover.tpm(), tpm_key.or_else(|| self.wrapped_key.take()))
+                    && let Err(error) = tpm::import(tpm, &key, AuthKeySlot::Hub).await
+                {
+                    return self.judged(&error);
+                }
                 Event::Assigned(DeviceIdentity { hub, device_id })
             }
             Ok(Progress::Failed { reason }) => {
@@ -297,8 +331,10 @@ impl Provisioner {
 
     fn serve(&self, identity: DeviceIdentity, replaced: bool) {
         tracing::info!(hub = %identity.hub, device = %identity.device_id, replaced, "the device has an identity");
-        self.device
-            .change(|view| *view = View { identity: Some(Arc::new(identity)), remark: None });
+        self.device.change(|view| {
+            view.identity = Some(Arc::new(identity));
+            view.remark = None;
+        });
         for code in PROVISIONING {
             self.board.clear_all(code);
         }
@@ -314,7 +350,11 @@ impl Provisioner {
             self.board.clear_all(other);
         }
         self.board.raise(self.last, &self.subject(), &failure.reason);
-        self.device.change(|view| view.remark = Some(failure.reason.clone()));
+        self.device.change(|view| {
+            view.remark = Some(failure.reason.clone());
+            view.errors.truncate(FAILURES - 1);
+            view.errors.push_front((clock::wall(), failure.reason.clone()));
+        });
     }
 }
 

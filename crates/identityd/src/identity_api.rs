@@ -7,7 +7,7 @@ use std::time::Duration;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::identityd::{
     API_VERSIONS, Authentication, AuthenticationKind, AziotIdentity, CreateModuleIdentity,
-    Identities, Identity, ProvisioningInfo,
+    Identities, Identity, ProvisioningFailure, ProvisioningInfo, ProvisioningStand,
 };
 use edgekeep_api::keyd::KeyHandle;
 use edgekeep_api::{ErrorCode, Recipient, is_worth_a_fresh_handle};
@@ -23,6 +23,8 @@ use edgekeep_daemon::server::{HttpError, Request, Response, Router};
 use http::{Method, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::certificates::{CertStoreError, CertificateError, Certificates};
 use crate::device::{Device, Wish};
@@ -69,6 +71,7 @@ pub(crate) fn router(api: Arc<IdentityApi>) -> Router<IdentityApi> {
         .route(Method::POST, "/identities/device/reprovision", FIRST, reprovision)
         .route(Method::GET, "/trust-bundle", FIRST, trust_bundle)
         .route(Method::GET, "/identities/provisioning", "2021-12-01", provisioning)
+        .route(Method::GET, "/identities/provisioning/stand", "2026-11-01", stand)
         .on_sender_changed(|api, caller, what| {
             let pid = caller.pid().unwrap_or(0);
             api.audit.refused(&Entry {
@@ -164,6 +167,11 @@ impl IdentityApi {
 
     async fn device_answer(&self) -> Result<Response, HttpError> {
         let identity = self.identity()?;
+        if self.registry.prover.tpm().is_some() {
+            let kind = AuthenticationKind::Tpm;
+            let auth = Authentication { kind, key_handle: None, cert_id: None };
+            return Ok(Response::ok(&self.answer(&identity, None, Some(auth))));
+        }
         let key = self.keys.device().await.map_err(|error| keys_failed(&error))?;
         let cert_id = match &self.settings.provisioning {
             Provisioning::Manual { credential: DeviceCredential::X509 { cert, .. }, .. }
@@ -451,7 +459,7 @@ async fn provisioning(api: Arc<IdentityApi>, _: Request) -> Result<Response, Htt
         Provisioning::Manual { credential, .. } => ProvisioningInfo::Manual {
             auth: match credential.kind() {
                 CredentialKind::SymmetricKey => "sas".to_owned(),
-                kind @ CredentialKind::X509 => kind.as_str().to_owned(),
+                kind => kind.as_str().to_owned(),
             },
         },
         Provisioning::Dps { endpoint, scope_id, registration_id, payload, credential } => {
@@ -467,6 +475,44 @@ async fn provisioning(api: Arc<IdentityApi>, _: Request) -> Result<Response, Htt
         Provisioning::None => ProvisioningInfo::None,
     };
     Ok(Response::json(StatusCode::OK, &info))
+}
+
+async fn stand(api: Arc<IdentityApi>, request: Request) -> Result<Response, HttpError> {
+    api.daemon_only(&request)?;
+    let view = api.device.view();
+    let (source, auth) = match &api.settings.provisioning {
+        Provisioning::Manual { credential, .. } => ("manual", credential.kind().as_str()),
+        Provisioning::Dps { credential, .. } => ("dps", credential.kind().as_str()),
+        Provisioning::None => ("none", ""),
+    };
+    let told = view.stand;
+    let answer = ProvisioningStand {
+        source: source.to_owned(),
+        auth: auth.to_owned(),
+        mode: format!("{:?}", api.settings.reprovisioning),
+        activity: told.map_or("idle", |stand| stand.activity).to_owned(),
+        hub_name: view.identity.as_ref().map(|identity| identity.hub.clone()),
+        device_id: view.identity.as_ref().map(|identity| identity.device_id.to_string()),
+        obtained_at: view.obtained_at.map(rfc3339),
+        certificate: api.registry.prover.thumbprint(),
+        failures: told.map_or(0, |stand| stand.failures),
+        next_attempt_in_sec: view
+            .next
+            .map(|at| at.saturating_duration_since(tokio::time::Instant::now()).as_secs()),
+        is_firm: told.is_some_and(|stand| stand.is_firm),
+        errors: view
+            .errors
+            .into_iter()
+            .map(|(at, reason)| ProvisioningFailure { at: rfc3339(at), reason })
+            .collect(),
+    };
+    Ok(Response::json(StatusCode::OK, &answer))
+}
+
+/// Seconds since the epoch as RFC 3339.
+fn rfc3339(at: i64) -> String {
+    let moment = OffsetDateTime::from_unix_timestamp(at).ok();
+    moment.and_then(|moment| moment.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
 fn bad_id(error: &edgekeep_core::id::IdError) -> HttpError {

@@ -128,6 +128,10 @@ impl DeviceKeys {
     }
 
     async fn load_device(&self) -> Result<KeyHandle, KeysError> {
+        // The TPM's key is no key of the keys API. The answer shows that keyd is there.
+        if matches!(self.device, Some(DeviceCredential::Tpm)) {
+            return self.master().await;
+        }
         let key = self.device_key().ok_or(KeysError::NotConfigured)?.as_str();
         let loaded = match &self.device {
             Some(DeviceCredential::X509 { .. }) => self.keyd.load_key_pair(key).await,
@@ -141,6 +145,7 @@ impl DeviceKeys {
             DeviceCredential::SymmetricKey { key } | DeviceCredential::X509 { key, .. } => {
                 Some(key)
             }
+            DeviceCredential::Tpm => None,
         }
     }
 

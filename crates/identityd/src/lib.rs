@@ -26,6 +26,7 @@ mod prover;
 mod refresh;
 mod renewals;
 mod start;
+mod tpm;
 mod trusted_time;
 
 use std::collections::BTreeSet;
@@ -36,6 +37,7 @@ use std::time::Duration;
 
 use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::operations::SandboxReport;
+use edgekeep_api::tpmd::TpmClient;
 use edgekeep_cloud::{Proxy, Registration, Transport, Trust};
 use edgekeep_core::access::Access;
 use edgekeep_core::grants::Grants;
@@ -221,7 +223,8 @@ impl Identityd {
         certificates.look();
 
         let keys = Arc::new(DeviceKeys::new(keyd, credential.clone()));
-        let prover = Prover::new(credential, Arc::clone(&keys), Arc::clone(&certificates));
+        let tpm = TpmClient::new(root.tpmd_socket());
+        let prover = Prover::new(credential, Arc::clone(&keys), tpm, Arc::clone(&certificates));
         let prover = Arc::new(prover);
         let trust = match settings.cloud.trusted_certs.as_slice() {
             [] => Trust::System,
@@ -285,6 +288,7 @@ impl Identityd {
             certificates: certificates.changes(),
             board: board.clone(),
             last: Code::ProvisioningNotAsked,
+            wrapped_key: None,
         };
         let state = State::new(source, settings.reprovisioning, limits, stored);
         background.spawn(provisioner.run(state.with_certificate(prover.thumbprint())));

@@ -1,9 +1,10 @@
 //! The proof of the device towards the provisioning service and the hub: a token that
-//! keyd signs, or a certificate whose key is in keyd.
+//! keyd or the TPM signs, or a certificate whose key is in keyd.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use edgekeep_api::tpmd::{AuthKeySlot, TpmClient};
 use edgekeep_base::lock::lock;
 use edgekeep_cloud::{CloudError, Credential};
 use edgekeep_core::credentials::Certificate;
@@ -14,6 +15,7 @@ use edgekeep_tls::ClientIdentity;
 use crate::certificates::{Certificates, common_name};
 use crate::keys::DeviceKeys;
 use crate::refresh::chain;
+use crate::tpm::DeviceSigner;
 
 /// Time for which a key is used before keyd is asked again which one it is: one in a file
 /// may have been replaced together with the certificate.
@@ -24,6 +26,7 @@ const KEY_AGE: Duration = Duration::from_secs(600);
 pub(crate) struct Prover {
     credential: Option<DeviceCredential>,
     keys: Arc<DeviceKeys>,
+    tpm: TpmClient,
     certificates: Arc<Certificates>,
     shown: Mutex<Option<(Arc<ClientIdentity>, Instant)>>,
 }
@@ -32,9 +35,10 @@ impl Prover {
     pub(crate) fn new(
         credential: Option<DeviceCredential>,
         keys: Arc<DeviceKeys>,
+        tpm: TpmClient,
         certificates: Arc<Certificates>,
     ) -> Self {
-        Self { credential, keys, certificates, shown: Mutex::new(None) }
+        Self { credential, keys, tpm, certificates, shown: Mutex::new(None) }
     }
 
     /// Returns the kind of the proof; `None` for a device of no cloud.
@@ -42,13 +46,33 @@ impl Prover {
         self.credential.as_ref().map(DeviceCredential::kind)
     }
 
-    /// Returns the proof for a call.
+    /// Returns the TPM, where the device proves itself by it.
+    pub(crate) fn tpm(&self) -> Option<&TpmClient> {
+        matches!(self.credential, Some(DeviceCredential::Tpm)).then_some(&self.tpm)
+    }
+
+    /// Returns the proof for a call to the hub.
     ///
     /// # Errors
     /// [`CloudError::Request`] if there is no certificate, or its key cannot be used.
-    pub(crate) async fn credential(&self) -> Result<Credential<Arc<DeviceKeys>>, CloudError> {
+    pub(crate) async fn to_hub(&self) -> Result<Credential<DeviceSigner>, CloudError> {
+        self.by(AuthKeySlot::Hub).await
+    }
+
+    /// Returns the proof for a call to the provisioning service.
+    ///
+    /// # Errors
+    /// As [`Self::to_hub`].
+    pub(crate) async fn to_service(&self) -> Result<Credential<DeviceSigner>, CloudError> {
+        self.by(AuthKeySlot::Registration).await
+    }
+
+    async fn by(&self, slot: AuthKeySlot) -> Result<Credential<DeviceSigner>, CloudError> {
+        if let Some(tpm) = self.tpm() {
+            return Ok(Credential::Token(DeviceSigner::Tpm(tpm.clone(), slot)));
+        }
         let Some(DeviceCredential::X509 { cert, key }) = &self.credential else {
-            return Ok(Credential::Token(Arc::clone(&self.keys)));
+            return Ok(Credential::Token(DeviceSigner::Keyd(Arc::clone(&self.keys))));
         };
         let known = lock(&self.shown).clone();
         let known = known.filter(|(_, since)| since.elapsed() < KEY_AGE);

@@ -24,6 +24,7 @@ use crate::device::{Device, LONG, Wish, random};
 use crate::keys::{DeviceKeys, KeysError};
 use crate::modules::{KnownModule, Modules};
 use crate::prover::Prover;
+use crate::tpm::DeviceSigner;
 
 /// Most modules that one log line names.
 const TOLD: usize = 10;
@@ -66,12 +67,12 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    async fn hub(&self, identity: &DeviceIdentity) -> Result<Hub<Arc<DeviceKeys>>, CloudError> {
+    async fn hub(&self, identity: &DeviceIdentity) -> Result<Hub<DeviceSigner>, CloudError> {
         Hub::new(
             Arc::clone(&self.transport),
             identity,
             self.parent.as_deref(),
-            self.prover.credential().await?,
+            self.prover.to_hub().await?,
         )
         .map_err(|error| CloudError::Request {
             what: format!("the hub's or the parent's name is {error}"),

@@ -3,14 +3,18 @@
 //! facts 6.2).
 
 use aws_lc_rs::hmac;
-use http::{Method, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{Method, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::exchange::{Answer, Exchange};
+use crate::hub::random_key;
 use crate::proof::Proof;
 use crate::token::{Key, TokenError};
-use crate::world::{Enrolment, EnrolmentGroup, Operation, PresetDevice, World};
+use crate::tpm;
+use crate::world::{Attested, Enrolment, EnrolmentGroup, Operation, PresetDevice, World};
 
 /// Pause between polls that clients are told unless a fault says otherwise, in seconds.
 const POLL_AFTER_SEC: u32 = 1;
@@ -19,6 +23,14 @@ const POLL_AFTER_SEC: u32 = 1;
 #[serde(rename_all = "camelCase")]
 struct RegisterBody {
     registration_id: Option<String>,
+    tpm: Option<TpmBody>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TpmBody {
+    endorsement_key: String,
+    storage_root_key: String,
 }
 
 impl World {
@@ -31,6 +43,12 @@ impl World {
     ) -> Answer {
         if method != Method::PUT {
             return error(StatusCode::METHOD_NOT_ALLOWED, "only PUT");
+        }
+        if exchange.header(header::AUTHORIZATION).is_none()
+            && scope == self.scope_id
+            && let Some(challenge) = self.challenge(registration, exchange)
+        {
+            return challenge;
         }
         if let Err(refusal) = self.admit(scope, registration, exchange) {
             return refusal;
@@ -96,6 +114,14 @@ impl World {
     /// shows. Modules of a device that was there before stay.
     fn assign(&mut self, enrolment: Enrolment, id: &str, exchange: &Exchange<'_>) -> Answer {
         let Enrolment { registration_id, proof, device_id, hub, payload } = enrolment;
+        let wrapped = match self.hub_key_for_tpm(&registration_id) {
+            Ok(wrapped) => wrapped,
+            Err(text) => return error(StatusCode::INTERNAL_SERVER_ERROR, &text),
+        };
+        let (proof, wrapped) = match wrapped {
+            Some((key, wrapped)) => (Proof::Key(key), Some(wrapped)),
+            None => (proof, None),
+        };
         let proof = match (proof, exchange.client.first()) {
             (key @ Proof::Key(_), _) => key,
             (_, Some(shown)) => Proof::thumbprint(shown),
@@ -114,6 +140,9 @@ impl World {
         });
         if let Some(payload) = payload {
             state["payload"] = payload;
+        }
+        if let Some(wrapped) = wrapped {
+            state["tpm"] = json!({ "authenticationKey": STANDARD.encode(wrapped) });
         }
         Answer::json(
             StatusCode::OK,
@@ -161,11 +190,68 @@ impl World {
         })
     }
 
+    /// Answers a device that shows its TPM: a key that only this TPM can unwrap. `None`
+    /// if the registration is of no TPM.
+    fn challenge(&mut self, registration: &str, exchange: &Exchange<'_>) -> Option<Answer> {
+        let Proof::EndorsementKey(enrolled) = &self.enrolments.get(registration)?.proof else {
+            return None;
+        };
+        let refused = |text: &str| error(StatusCode::UNAUTHORIZED, text);
+        let tpm = exchange.json::<RegisterBody>().ok().and_then(|body| body.tpm);
+        let Some(tpm) = tpm else { return Some(refused("the TPM's keys are missing")) };
+        if tpm.endorsement_key != *enrolled {
+            self.note_refusal(format!("registration {registration}: another endorsement key"));
+            return Some(refused("the endorsement key is another one"));
+        }
+        let made = (|| {
+            let read = |text: &str| STANDARD.decode(text).map_err(|error| error.to_string());
+            let (endorsement, storage_root) =
+                (read(&tpm.endorsement_key)?, read(&tpm.storage_root_key)?);
+            let key = random_key()?;
+            let blob = tpm::import_blob(&endorsement, &storage_root, &key)
+                .map_err(|error| error.to_string())?;
+            Ok::<_, String>((Attested { storage_root, key }, blob))
+        })();
+        Some(match made {
+            Ok((attested, blob)) => {
+                self.attested.insert(registration.to_owned(), attested);
+                let mut challenge = refused("prove that this is the TPM");
+                if let Some(body) = &mut challenge.body {
+                    body["authenticationKey"] = Value::String(STANDARD.encode(blob));
+                }
+                challenge
+            }
+            Err(text) => error(StatusCode::BAD_REQUEST, &text),
+        })
+    }
+
+    /// Makes a TPM's key for the hub: the key, and how the device gets it. `None` if the
+    /// registration is of no TPM.
+    fn hub_key_for_tpm(&self, registration: &str) -> Result<Option<(Key, Vec<u8>)>, String> {
+        let enrolment = self.enrolments.get(registration).map(|enrolment| &enrolment.proof);
+        let (Some(Proof::EndorsementKey(endorsement)), Some(attested)) =
+            (enrolment, self.attested.get(registration))
+        else {
+            return Ok(None);
+        };
+        let endorsement = STANDARD.decode(endorsement).map_err(|error| error.to_string())?;
+        let key = random_key()?;
+        let blob = tpm::import_blob(&endorsement, &attested.storage_root, &key)
+            .map_err(|error| error.to_string())?;
+        Ok(Some((key, blob)))
+    }
+
     /// The enrolments that a registration may be of: its own alone, else those of the
     /// groups.
     fn candidates(&self, registration: &str) -> Vec<Enrolment> {
         if let Some(own) = self.enrolments.get(registration) {
-            return vec![own.clone()];
+            let mut own = own.clone();
+            if let (Proof::EndorsementKey(_), Some(attested)) =
+                (&own.proof, self.attested.get(registration))
+            {
+                own.proof = Proof::Key(attested.key.clone());
+            }
+            return vec![own];
         }
         let of_group = |group: &EnrolmentGroup| {
             let proof = match &group.proof {

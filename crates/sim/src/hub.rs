@@ -323,7 +323,7 @@ fn keys(sent: SymmetricKey, old: Option<&Credential>) -> Result<Credential, Stri
     }
 }
 
-fn random_key() -> Result<Key, String> {
+pub(crate) fn random_key() -> Result<Key, String> {
     let mut bytes = [0; 32];
     rand::fill(&mut bytes).map_err(|_| "no randomness".to_owned())?;
     Key::new(bytes.to_vec()).map_err(|error| error.to_string())

@@ -36,6 +36,7 @@ mod proof;
 mod server;
 mod tls;
 pub mod token;
+mod tpm;
 mod world;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -18,6 +18,9 @@ pub enum Proof {
     Key(Key),
     /// SHA-256 thumbprints of certificates, in hexadecimal. The device shows one of them.
     Thumbprints(Vec<String>),
+    /// A TPM's endorsement key, as the TPM marshals it (TPM2B_PUBLIC), in base64. For
+    /// enrolments alone: of it come symmetric keys that only this TPM can unwrap.
+    EndorsementKey(String),
     /// Certificates of CAs, PEM. The device shows a certificate of one of them that names
     /// the device.
     Authorities(String),
@@ -29,12 +32,27 @@ pub(crate) struct OneProof {
     pub(crate) key: Option<Key>,
     pub(crate) thumbprints: Option<Vec<String>>,
     pub(crate) authorities: Option<String>,
+    pub(crate) endorsement_key: Option<String>,
 }
+
+const ONE: &str = "expected one of key, thumbprints, authorities, endorsementKey";
 
 impl TryFrom<OneProof> for Proof {
     type Error = &'static str;
 
     fn try_from(sent: OneProof) -> Result<Self, Self::Error> {
+        if let OneProof {
+            key: None,
+            thumbprints: None,
+            authorities: None,
+            endorsement_key: Some(key),
+        } = sent
+        {
+            return Ok(Self::EndorsementKey(key));
+        }
+        if sent.endorsement_key.is_some() {
+            return Err(ONE);
+        }
         match (sent.key, sent.thumbprints, sent.authorities) {
             (Some(key), None, None) => Ok(Self::Key(key)),
             (None, Some(thumbprints), None) => Ok(Self::Thumbprints(
@@ -42,7 +60,7 @@ impl TryFrom<OneProof> for Proof {
             )),
             (None, None, Some(pem)) if !certificates(&pem).is_empty() => Ok(Self::Authorities(pem)),
             (None, None, Some(_)) => Err("authorities has no certificate in PEM"),
-            _ => Err("expected one of key, thumbprints, authorities"),
+            _ => Err(ONE),
         }
     }
 }
@@ -66,6 +84,9 @@ impl Proof {
         if let Self::Key(key) = self {
             let expected = Expected { audience, keys: &[key], key_name, now: exchange.now };
             return verify(token, &expected);
+        }
+        if matches!(self, Self::EndorsementKey(_)) {
+            return Err(TokenError::Principal("the TPM has not been asked to prove itself"));
         }
         if token.is_some() {
             return Err(TokenError::Principal("the device has a certificate and sent a token"));

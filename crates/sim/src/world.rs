@@ -62,6 +62,7 @@ struct SentEnrolment {
     key: Option<Key>,
     thumbprints: Option<Vec<String>>,
     authorities: Option<String>,
+    endorsement_key: Option<String>,
     device_id: Option<String>,
     hub: Option<String>,
     payload: Option<Value>,
@@ -71,10 +72,10 @@ impl TryFrom<SentEnrolment> for Enrolment {
     type Error = &'static str;
 
     fn try_from(sent: SentEnrolment) -> Result<Self, Self::Error> {
-        let SentEnrolment { key, thumbprints, authorities, .. } = sent;
+        let SentEnrolment { key, thumbprints, authorities, endorsement_key, .. } = sent;
         Ok(Self {
             registration_id: sent.registration_id,
-            proof: OneProof { key, thumbprints, authorities }.try_into()?,
+            proof: OneProof { key, thumbprints, authorities, endorsement_key }.try_into()?,
             device_id: sent.device_id,
             hub: sent.hub,
             payload: sent.payload,
@@ -114,7 +115,8 @@ impl TryFrom<SentGroup> for EnrolmentGroup {
 
     fn try_from(sent: SentGroup) -> Result<Self, Self::Error> {
         let SentGroup { group_id, key, authorities, hub } = sent;
-        let proof = OneProof { key, thumbprints: None, authorities }.try_into()?;
+        let proof =
+            OneProof { key, thumbprints: None, authorities, endorsement_key: None }.try_into()?;
         Ok(Self { group_id, proof, hub })
     }
 }
@@ -149,7 +151,7 @@ impl TryFrom<SentDevice> for PresetDevice {
 
     fn try_from(sent: SentDevice) -> Result<Self, Self::Error> {
         let SentDevice { device_id, key, thumbprints, authorities, enabled } = sent;
-        let proof = OneProof { key, thumbprints, authorities }.try_into()?;
+        let proof = OneProof { key, thumbprints, authorities, endorsement_key: None }.try_into()?;
         Ok(Self { device_id, proof, enabled })
     }
 }
@@ -221,6 +223,15 @@ impl Credential {
             Self::None | Self::X509 { .. } => Vec::new(),
         }
     }
+}
+
+/// A TPM that was asked to prove itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Attested {
+    /// Storage root key, as the TPM marshals it.
+    pub(crate) storage_root: Vec<u8>,
+    /// The key that only the TPM can unwrap.
+    pub(crate) key: Key,
 }
 
 /// A registration under way or done.
@@ -368,6 +379,8 @@ pub(crate) struct World {
     pub(crate) groups: BTreeMap<String, EnrolmentGroup>,
     pub(crate) devices: BTreeMap<String, Device>,
     pub(crate) operations: VecDeque<Operation>,
+    /// Keys of TPMs that were asked to prove themselves, by registration id.
+    pub(crate) attested: BTreeMap<String, Attested>,
     pub(crate) faults: Faults,
     pub(crate) calls: Calls,
     refusals: VecDeque<String>,
@@ -386,6 +399,7 @@ impl World {
             groups: snapshot.groups,
             devices: snapshot.devices,
             operations: VecDeque::new(),
+            attested: BTreeMap::new(),
             faults: Faults::default(),
             calls: Calls::default(),
             refusals: VecDeque::new(),
@@ -428,7 +442,7 @@ impl World {
 
     pub(crate) fn enrol_group(&mut self, group: EnrolmentGroup) -> Result<(), PresetError> {
         check_id(&group.group_id)?;
-        if matches!(group.proof, Proof::Thumbprints(_)) {
+        if matches!(group.proof, Proof::Thumbprints(_) | Proof::EndorsementKey(_)) {
             return Err(PresetError::Group);
         }
         if self.groups.len() >= PRINCIPAL_LIMIT && !self.groups.contains_key(&group.group_id) {

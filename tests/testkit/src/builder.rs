@@ -25,6 +25,7 @@ pub struct Builder {
     programs: BTreeMap<String, PathBuf>,
     top: String,
     tables: String,
+    provisioning: Option<String>,
     faults: Faults,
     variables: Vec<(String, String)>,
     engine: Option<Engine>,
@@ -50,6 +51,7 @@ impl Builder {
             programs: BTreeMap::new(),
             top: String::new(),
             tables: String::new(),
+            provisioning: None,
             faults: Faults::default(),
             variables: Vec::new(),
             engine: None,
@@ -118,6 +120,14 @@ impl Builder {
     #[must_use]
     pub fn tables(mut self, toml: &str) -> Self {
         let _ = writeln!(self.tables, "{toml}");
+        self
+    }
+
+    /// `[provisioning]` and its tables in place of the usual registration; `{dps}` and
+    /// `{hub}` in them are the service's URL and the hub's name.
+    #[must_use]
+    pub fn provisioning(mut self, toml: &str) -> Self {
+        self.provisioning = Some(toml.to_owned());
         self
     }
 
@@ -202,13 +212,21 @@ impl Builder {
     ) -> String {
         let mut programs = self.programs.clone();
         programs.entry("calls".to_owned()).or_insert_with(|| program("calls"));
+        let usual = || {
+            format!(
+                "[provisioning]\nsource = \"dps\"\nglobal_endpoint = \"{{dps}}\"\nid_scope = \"0ne00000001\"\n\
+                 [provisioning.attestation]\nmethod = \"symmetric_key\"\nregistration_id = \"{DEVICE_ID}\"\n\
+                 symmetric_key = {{ value = \"{}\" }}\n",
+                key.expose_base64(),
+            )
+        };
+        let provisioning = self.provisioning.clone().unwrap_or_else(usual);
+        let provisioning = provisioning
+            .replace("{dps}", &cloud.dps_endpoint())
+            .replace("{hub}", &cloud.hub_host());
         let mut text = format!(
-            "hostname = \"press-04.plant7\"\n{top}\n[provisioning]\nsource = \"dps\"\nglobal_endpoint = {endpoint:?}\nid_scope = \
-             \"0ne00000001\"\n[provisioning.attestation]\nmethod = \"symmetric_key\"\nregistration_id = \
-             \"{DEVICE_ID}\"\nsymmetric_key = {{ value = \"{key}\" }}\n[cloud]\ntrusted_certs = [\"file://{ca}\"]\n",
+            "hostname = \"press-04.plant7\"\n{top}\n{provisioning}\n[cloud]\ntrusted_certs = [\"file://{ca}\"]\n",
             top = self.top,
-            endpoint = cloud.dps_endpoint(),
-            key = key.expose_base64(),
             ca = ca.display(),
         );
         let mut process_agent = |image: &str, env: &[(String, String)]| {

@@ -340,7 +340,11 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         1 => Just(Event::Started),
         4 => Just(Event::Woken),
         1 => Just(Event::ReprovisionRequested(Requester::Operator)),
+        1 => Just(Event::ReprovisionRequested(Requester::Runtime)),
         1 => Just(Event::HubRefusedDevice),
+        1 => Just(Event::HubAcceptedDevice),
+        1 => prop_oneof![Just(None), Just(Some("a")), Just(Some("b"))]
+            .prop_map(|found| Event::CertificateChanged(found.map(Into::into))),
         1 => Just(Event::ClockStepped),
         2 => wait.clone().prop_map(|retry_after| Event::Assigning { operation: "op".into(), retry_after }),
         2 => prop_oneof![Just("a"), Just("b")].prop_map(|device| Event::Assigned(identity(device))),
@@ -358,6 +362,7 @@ fn sources() -> impl Strategy<Value = Source> {
     prop_oneof![
         3 => Just(dps("0ne1")),
         1 => Just(dps("0ne2")),
+        2 => Just(by_certificate()),
         1 => Just(Source::Manual { identity: identity("m") }),
         1 => Just(Source::None),
     ]
@@ -469,6 +474,158 @@ proptest! {
             // answer.
             if matches!(next.activity(), Activity::Asking { .. }) { prop_assert!(pending); }
             state = next;
+        }
+    }
+}
+
+/// Anything that the world may do next.
+#[derive(Debug, Clone)]
+enum World {
+    /// Nobody answers, or what answers is no service (slow, malformed, a wrong name).
+    Away,
+    /// The service has not decided.
+    Undecided,
+    /// It refuses: a disabled device, or one 401.
+    Refuses,
+    /// It asks for a pause.
+    Throttles(u64),
+    /// It assigns this device.
+    Assigns(&'static str),
+    /// The disk is full.
+    DiskFull,
+    /// The hub refuses, or takes, the device.
+    Hub(bool),
+    /// Another certificate is there.
+    Certificate(&'static str),
+    /// Somebody asks.
+    Asked(Requester),
+    /// The clock is set.
+    Clock,
+    /// Power goes, at whatever the device does.
+    Reboot,
+}
+
+fn worlds() -> impl Strategy<Value = Vec<World>> {
+    let one = prop_oneof![
+        3 => Just(World::Away),
+        3 => Just(World::Undecided),
+        3 => Just(World::Refuses),
+        2 => (0..8000_u64).prop_map(World::Throttles),
+        4 => prop_oneof![Just("a"), Just("b")].prop_map(World::Assigns),
+        1 => Just(World::DiskFull),
+        2 => any::<bool>().prop_map(World::Hub),
+        1 => prop_oneof![Just("x"), Just("y")].prop_map(World::Certificate),
+        1 => prop_oneof![Just(Requester::Operator), Just(Requester::Runtime)].prop_map(World::Asked),
+        1 => Just(World::Clock),
+        2 => Just(World::Reboot),
+    ];
+    proptest::collection::vec(one, 0..120)
+}
+
+proptest! {
+    #[test]
+    fn in_a_world_of_faults_and_reboots_an_identity_gives_way_only_to_a_complete_one(
+        source in sources(), mode in modes(), worlds in worlds(), random in any::<u64>(),
+        kept in proptest::option::of(sources().prop_map(|source| stored("kept", source)))
+    ) {
+        let boot = |disk: Option<Provisioned>, certificate: &str| {
+            State::new(source.clone(), mode, Limits::default(), disk)
+                .with_certificate(Some(certificate.into()))
+        };
+        let (mut disk, mut certificate) = (kept, "x");
+        let (mut now, mut calls) = (Duration::ZERO, Vec::new());
+        let mut state = boot(disk.clone(), certificate);
+        let mut events = std::collections::VecDeque::from([Event::Started]);
+        // What waits for an answer, and the time to wake at.
+        let (mut pending, mut wake): (Option<Action>, Option<Duration>) = (None, None);
+        let mut served: Option<DeviceIdentity> = None;
+        for world in worlds {
+            while let Some(event) = events.pop_front() {
+                let (next, actions) = step(state, event, Now { monotonic: now, wall: 0, random });
+                state = next;
+                for action in actions {
+                    match action {
+                        Action::Register | Action::Poll { .. } => {
+                            prop_assert!(pending.is_none(), "two things at once");
+                            calls.push(now);
+                            pending = Some(action);
+                        }
+                        Action::Store(_) => {
+                            prop_assert!(pending.is_none(), "two things at once");
+                            pending = Some(action);
+                        }
+                        Action::Serve { identity, replaced } => {
+                            prop_assert_eq!(Some(&identity), disk.as_ref().map(|it| &it.identity));
+                            let differs = served.as_ref().is_some_and(|old| *old != identity);
+                            prop_assert_eq!(replaced, differs);
+                            served = Some(identity);
+                        }
+                        Action::WakeAt(at) => wake = Some(at),
+                        Action::Report(_) => {}
+                    }
+                }
+            }
+            // Whatever happens: who had an identity has it.
+            prop_assert_eq!(served.as_ref(), disk.as_ref().map(|it| &it.identity));
+            match (&world, pending.take()) {
+                (World::Reboot, _) => {
+                    (now, calls, wake, served) = (Duration::ZERO, Vec::new(), None, None);
+                    state = boot(disk.clone(), certificate);
+                    events.push_back(Event::Started);
+                }
+                (World::DiskFull, Some(Action::Store(_))) => {
+                    events.push_back(Event::StoreFailed { reason: "disk full".into() });
+                }
+                (_, Some(Action::Store(replacement))) => {
+                    disk = Some(replacement);
+                    events.push_back(Event::Stored);
+                }
+                (World::Assigns(device), Some(_)) => {
+                    events.push_back(Event::Assigned(identity(device)));
+                }
+                (World::Undecided, Some(_)) => events.push_back(Event::Assigning {
+                    operation: "op".into(),
+                    retry_after: None,
+                }),
+                (World::Throttles(seconds), Some(_)) => events.push_back(Event::Failed(Failure {
+                    refused: false,
+                    reason: "429".into(),
+                    retry_after: Some(Duration::from_secs(*seconds)),
+                })),
+                (World::Refuses, Some(_)) => events.push_back(refusal("disabled")),
+                (World::Hub(true), waits) => {
+                    pending = waits;
+                    events.push_back(Event::HubAcceptedDevice);
+                }
+                (World::Hub(false), waits) => {
+                    pending = waits;
+                    events.push_back(Event::HubRefusedDevice);
+                }
+                (World::Certificate(found), waits) => {
+                    (pending, certificate) = (waits, *found);
+                    events.push_back(Event::CertificateChanged(Some((*found).into())));
+                }
+                (World::Asked(by), waits) => {
+                    pending = waits;
+                    events.push_back(Event::ReprovisionRequested(*by));
+                }
+                (World::Clock, waits) => {
+                    pending = waits;
+                    events.push_back(Event::ClockStepped);
+                }
+                (_, Some(_)) => events.push_back(Event::Failed(Failure {
+                    refused: false,
+                    reason: "away".into(),
+                    retry_after: None,
+                })),
+                (_, None) => {
+                    now = wake.take().unwrap_or(now + Duration::from_secs(600)).max(now);
+                    events.push_back(Event::Woken);
+                }
+            }
+            let hour = Duration::from_secs(3600);
+            let within = calls.iter().filter(|at| **at + hour > now).count();
+            prop_assert!(within <= 120, "{within} calls in an hour");
         }
     }
 }

@@ -246,3 +246,91 @@ async fn a_certificate_by_est_is_waited_for_and_its_successor_is_told_to_the_hub
     device.until_device(|identity| identity.device_id == "press-04").await;
     until_module(&device, "valve").await;
 }
+
+/// openssl's server as a hub: it demands a certificate of `plant/ca.pem`, and answers
+/// each request with the file of its name.
+struct OpensslHub {
+    child: std::process::Child,
+    port: u16,
+    said: PathBuf,
+}
+
+impl OpensslHub {
+    fn start(plant: &std::path::Path) -> Self {
+        let said = plant.join("said");
+        let file = std::fs::File::create(&said).unwrap();
+        let child = std::process::Command::new("openssl")
+            .args(["s_server", "-accept", "127.0.0.1:0", "-HTTP", "-Verify", "2"])
+            .args(["-verify_return_error", "-CAfile", "ca.pem", "-cert", "server.pem"])
+            .args(["-key", "server.key"])
+            .current_dir(plant)
+            .stdin(std::process::Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .expect("openssl is installed");
+        let mut hub = Self { child, port: 0, said };
+        let begun = std::time::Instant::now();
+        while hub.port == 0 {
+            assert!(begun.elapsed() < DEADLINE, "openssl does not listen: {}", hub.said());
+            let said = hub.said();
+            let port = said.lines().find_map(|line| line.strip_prefix("ACCEPT 127.0.0.1:"));
+            hub.port = port.and_then(|port| port.trim().parse().ok()).unwrap_or(0);
+            std::thread::yield_now();
+        }
+        hub
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.said).unwrap_or_default()
+    }
+}
+
+impl Drop for OpensslHub {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn openssl_as_the_hub_takes_the_certificate_of_its_ca_and_no_other() {
+    let sim = empty_cloud().await;
+    let (ca, other) = (Authority::named("plant").unwrap(), Authority::named("other").unwrap());
+    let plant = tempfile::tempdir().unwrap();
+    let server = ca.issue(&["localhost".to_owned()]).unwrap();
+    std::fs::write(plant.path().join("ca.pem"), ca.certificate_pem()).unwrap();
+    std::fs::write(plant.path().join("server.pem"), &server.chain_pem).unwrap();
+    std::fs::write(plant.path().join("server.key"), server.key_pem.as_bytes()).unwrap();
+    let folder = plant.path().join("devices/press-05");
+    std::fs::create_dir_all(&folder).unwrap();
+    let empty_list = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]";
+    std::fs::write(folder.join("modules?api-version=2017-11-08-preview"), empty_list).unwrap();
+    let hub = OpensslHub::start(plant.path());
+    let at_openssl = Provisioning::Manual {
+        hub: format!("localhost:{}", hub.port),
+        device_id: "press-05".parse().unwrap(),
+        credential: DeviceCredential::X509 { cert: ID.parse().unwrap(), key: ID.parse().unwrap() },
+    };
+    for (issuer, is_taken) in [(&ca, true), (&other, false)] {
+        let (mut device, _) = device_with_files(&sim, at_openssl.clone(), issuer, "press-05").await;
+        let roots = plant.path().join("ca.pem").display().to_string();
+        device.settings.cloud.trusted_certs = vec![roots];
+        device.start().await;
+        let begun = std::time::Instant::now();
+        loop {
+            let list = device.identities().modules().await;
+            let refused = device.identities().create_module("camera").await;
+            let why = format!("{refused:?}");
+            if is_taken && list.is_ok() && hub.said().contains("CN = press-05") {
+                break;
+            }
+            if !is_taken && why.contains("refuses this device in the TLS handshake (unknown CA)") {
+                break;
+            }
+            assert!(begun.elapsed() < DEADLINE, "{is_taken}: {list:?} {why}\n{}", hub.said());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        device.stop().await;
+    }
+}

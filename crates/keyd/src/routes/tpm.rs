@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use edgekeep_api::tpmd::{
-    API_VERSIONS, AuthKeyDigest, ImportAuthKey, Imported, SignWithAuthKey, TpmKeys,
+    API_VERSIONS, AuthKeyDigest, AuthKeySlot, ImportAuthKey, Imported, SignWithAuthKey, TpmKeys,
 };
 use edgekeep_core::hardware::TpmSettings;
 use edgekeep_core::key_use::{Operation, Policy, Reason};
@@ -69,7 +69,7 @@ async fn keys(state: Arc<Tpmd>, request: Request) -> Result<Response, HttpError>
 
 async fn import(state: Arc<Tpmd>, mut request: Request) -> Result<Response, HttpError> {
     let body: ImportAuthKey = request.json().await?;
-    let index = state.auth_key_index;
+    let index = state.index(body.slot);
     let import = move |tpm: &Tpm| tpm.import_auth_key(index, body.key.as_slice());
     state.run(&request, Operation::TpmImport, import).await?;
     tracing::info!(uid = request.caller.uid(), index, "imported the TPM's authentication key");
@@ -78,7 +78,7 @@ async fn import(state: Arc<Tpmd>, mut request: Request) -> Result<Response, Http
 
 async fn sign(state: Arc<Tpmd>, mut request: Request) -> Result<Response, HttpError> {
     let body: SignWithAuthKey = request.json().await?;
-    let index = state.auth_key_index;
+    let index = state.index(body.slot);
     let sign = move |tpm: &Tpm| tpm.sign_with_auth_key(index, body.data.as_slice());
     let digest = state.run(&request, Operation::TpmSign, sign).await?;
     Ok(Response::ok(&AuthKeyDigest { digest: digest.to_vec().into() }))
@@ -94,6 +94,14 @@ impl Tpmd {
     ) -> Self {
         let (auth_key_index, policy) = (settings.auth_key_index, policy.clone());
         Self { recorder, turns, tpm, auth_key_index, policy, _backend: backend }
+    }
+
+    /// Returns the place of a key among the owner's handles.
+    fn index(&self, slot: AuthKeySlot) -> u32 {
+        match slot {
+            AuthKeySlot::Hub => self.auth_key_index,
+            AuthKeySlot::Registration => self.auth_key_index.saturating_add(1),
+        }
     }
 
     /// Runs what waits for the TPM off the thread that answers requests, and writes it

@@ -102,7 +102,9 @@ fn a_tpm_in_lockout_is_named_with_what_to_do() {
     run_tool("tpm2_evictcontrol", &["-C", "o", "-c", "k.ctx", "0x81000100"]);
     let mut device = device_that_counts(&swtpm);
     device.start();
-    run(async { device.tpm().sign_with_auth_key(b"m").await.unwrap() });
+    run(async {
+        device.tpm().sign_with_auth_key(b"m", edgekeep_api::tpmd::AuthKeySlot::Hub).await.unwrap()
+    });
     device.stop();
     // One wrong guess is enough, and it is forgiven after an hour.
     swtpm.tool_ok(&tools, "tpm2_dictionarylockout", &["-s", "-n", "1", "-t", "3600", "-l", "3600"]);
@@ -120,7 +122,9 @@ fn a_tpm_in_lockout_is_named_with_what_to_do() {
             .contains("inLockout:                 1")
     );
     device.start();
-    let signed = run(async { device.tpm().sign_with_auth_key(b"m").await });
+    let signed = run(async {
+        device.tpm().sign_with_auth_key(b"m", edgekeep_api::tpmd::AuthKeySlot::Hub).await
+    });
     device.stop();
     assert_eq!(refusal(signed).0, 500);
     assert!(device.log().contains("tpm2_dictionarylockout --clear-lockout"), "{}", device.log());

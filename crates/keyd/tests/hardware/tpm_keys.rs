@@ -1,5 +1,7 @@
 //! Keys in a TPM, and the TPM API.
 
+use edgekeep_api::tpmd::AuthKeySlot;
+
 use super::*;
 
 #[test]
@@ -19,7 +21,10 @@ fn the_tpm_api_shows_public_keys_and_imports_and_uses_an_authentication_key() {
     device.start();
     run(async {
         let tpm = device.tpm();
-        assert_eq!(refusal(tpm.sign_with_auth_key(b"m").await), (500, "internal error".to_owned()));
+        assert_eq!(
+            refusal(tpm.sign_with_auth_key(b"m", AuthKeySlot::Hub).await),
+            (500, "internal error".to_owned())
+        );
         assert!(device.log().contains("provision the device again"), "{}", device.log());
         let keys = tpm.keys().await.unwrap();
         let (endorsement, storage) =
@@ -31,13 +36,13 @@ fn the_tpm_api_shows_public_keys_and_imports_and_uses_an_authentication_key() {
         }
         let messages: [&[u8]; 3] = [b"", b"data to sign", &[7; 3000]];
         let (blob, macs) = service::import_blob(&service, &endorsement, &storage, &messages);
-        tpm.import_auth_key(blob.clone()).await.unwrap();
+        tpm.import_auth_key(blob.clone(), AuthKeySlot::Hub).await.unwrap();
         for (message, mac) in messages.iter().zip(&macs) {
-            assert_eq!(tpm.sign_with_auth_key(message).await.unwrap(), *mac);
+            assert_eq!(tpm.sign_with_auth_key(message, AuthKeySlot::Hub).await.unwrap(), *mac);
         }
         // What is no import blob is a failure like any other.
         assert_eq!(
-            refusal(tpm.import_auth_key(vec![0, 1, 7]).await),
+            refusal(tpm.import_auth_key(vec![0, 1, 7], AuthKeySlot::Hub).await),
             (500, "internal error".to_owned())
         );
         assert!(device.log().contains("five TPM structures"), "{}", device.log());
@@ -46,7 +51,7 @@ fn the_tpm_api_shows_public_keys_and_imports_and_uses_an_authentication_key() {
     // It survives a restart, and the tools see it where it should be.
     assert!(swtpm.tool_ok(&tools, "tpm2_getcap", &["handles-persistent"]).contains("0x81000100"));
     device.start();
-    run(async { device.tpm().sign_with_auth_key(b"m").await.unwrap() });
+    run(async { device.tpm().sign_with_auth_key(b"m", AuthKeySlot::Hub).await.unwrap() });
     assert!(!device.log().contains("geheim"), "{}", device.log());
     device.stop();
 }
@@ -180,9 +185,9 @@ fn what_is_asked_of_the_tpm_api_is_in_the_log_with_what_came_of_it() {
     device.start();
     run(async {
         let tpm = device.tpm();
-        assert_eq!(refusal(tpm.sign_with_auth_key(b"m").await).0, 500);
+        assert_eq!(refusal(tpm.sign_with_auth_key(b"m", AuthKeySlot::Hub).await).0, 500);
         tpm.keys().await.unwrap();
-        assert_eq!(refusal(tpm.import_auth_key(vec![0, 1, 7]).await).0, 500);
+        assert_eq!(refusal(tpm.import_auth_key(vec![0, 1, 7], AuthKeySlot::Hub).await).0, 500);
     });
     device.stop();
     let found = words(&device);

@@ -9,11 +9,11 @@
 //! the device unhealthy, `operations` through logs and metrics, `sockets` through what
 //! can become of a module's socket, `host_programs` through confined modules, services
 //! and host agents, `own_users` through host modules with users of their own,
-//! `edge_ca_files` through an Edge CA from files, `renewals` through years of
-//! certificates, `renewals_by_est` through years away from an EST server, `tls_service`
-//! through a service of a module meanwhile, `renewal_kills` through renewals that are
-//! broken off, `refusals` through what is told of callers that were refused. What others
-//! may try is in the attack suite.
+//! `edge_ca_files` through an Edge CA from files, `provisioning` through each way to an
+//! identity, `renewals` through years of certificates, `renewals_by_est` through years
+//! away from an EST server, `tls_service` through a service of a module meanwhile,
+//! `renewal_kills` through renewals that are broken off, `refusals` through what is told
+//! of callers that were refused. What others may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod children;
@@ -33,6 +33,7 @@ mod module_data;
 mod odd_files;
 mod operations;
 mod own_users;
+mod provisioning;
 mod reference_agent;
 mod refusals;
 mod renewal_kills;
@@ -41,6 +42,12 @@ mod renewals_by_est;
 mod sockets;
 mod tls_service;
 mod workload;
+
+#[path = "../../../../crates/tpm/tests/parts/mod.rs"]
+mod parts;
+#[path = "../../../../crates/tpm/tests/tpm/swtpm.rs"]
+#[allow(dead_code, reason = "the TPM layer's own tests use the rest")]
+mod swtpm;
 
 use edgekeep_testkit::{Device, wait_for};
 
