@@ -43,10 +43,10 @@ pub(crate) const OPENSSL: Unpacked = Unpacked {
     variable: "EDGEKEEP_TEST_OPENSSL",
 };
 
-/// Prometheus, for its linter of metrics; installing it would start a server.
+/// Prometheus' linter of metrics; the package of the older suite would start a server.
 pub(crate) const PROMETHEUS: Unpacked = Unpacked {
-    name: "prometheus",
-    packages: &["prometheus"],
+    name: "promtool",
+    packages: &["promtool"],
     shown_by: "usr/bin/promtool",
     variable: "EDGEKEEP_TEST_PROMETHEUS",
 };

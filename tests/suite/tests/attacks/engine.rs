@@ -531,7 +531,6 @@ fn a_container_renamed_and_committed_leaves_its_name_to_nobody() {
     let commit = format!("/commit?container={}&repo={repo}&tag={tag}", m1.name);
     let _ =
         http::call(&site.engine.socket(), "POST", &commit, Some(&json!({}))).unwrap().expect(201);
-    let _ = site.engine.says(&["rename", &m1.name, &aside]);
     let command = quoted(&site.intruder(&m1.name));
     let mount = site.socket_of(&m1.name);
     let run = [
@@ -546,7 +545,12 @@ fn a_container_renamed_and_committed_leaves_its_name_to_nobody() {
         "--entrypoint",
         "/bin/sh",
     ];
-    let text = said(&site.engine.docker(&[&run[..], &[&copy, "-c", &command]].concat()));
+    // The daemon gives the module its name back at once.
+    let text = wait_for("the name to be taken", || {
+        let _ = site.engine.docker(&["rename", &m1.name, &aside]);
+        let text = said(&site.engine.docker(&[&run[..], &[&copy, "-c", &command]].concat()));
+        text.contains("outcome").then_some(text)
+    });
     let _ = site.engine.docker(&["rmi", "-f", &copy]);
     assert_all_refused(&text);
     let reason = site.device.status().refusals[0].reason;
