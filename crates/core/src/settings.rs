@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::attestation::Policy;
 use crate::create_options::{Grant, OwnState, PublishedPorts};
@@ -190,6 +190,7 @@ pub enum Provisioning {
         /// Id of the device there.
         device_id: DeviceId,
         /// The proof of the device.
+        #[serde(alias = "key", deserialize_with = "credential")]
         credential: DeviceCredential,
     },
     /// The provisioning service assigns hub and device id.
@@ -202,6 +203,7 @@ pub enum Provisioning {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         registration_id: Option<String>,
         /// The proof of the device.
+        #[serde(alias = "key", deserialize_with = "credential")]
         credential: DeviceCredential,
         /// JSON that is passed to the allocation policy.
         #[serde(default)]
@@ -229,6 +231,21 @@ pub enum DeviceCredential {
     },
     /// The TPM, by its endorsement key, and tokens that it signs.
     Tpm,
+}
+
+/// Reads a proof. A text is the id of a symmetric key: settings of earlier versions have
+/// that, as `key`. A device that is upgraded must start before it is configured anew.
+fn credential<'de, D: Deserializer<'de>>(input: D) -> Result<DeviceCredential, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Key(KeyId),
+        Whole(DeviceCredential),
+    }
+    Ok(match Written::deserialize(input)? {
+        Written::Key(key) => DeviceCredential::SymmetricKey { key },
+        Written::Whole(credential) => credential,
+    })
 }
 
 impl DeviceCredential {
@@ -682,4 +699,33 @@ pub enum ModuleKeys {
     /// RSA with 2048 bits.
     #[serde(rename = "rsa-2048")]
     Rsa2048,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn settings_of_an_earlier_version_name_the_symmetric_key_alone() {
+        let read = |provisioning| serde_json::from_value::<Provisioning>(provisioning);
+        let manual = json!({ "source": "manual", "hub": "h", "device_id": "d", "key": "k" });
+        let (key, id) = ("k".parse().expect("an id"), "d".parse().expect("an id"));
+        let credential = DeviceCredential::SymmetricKey { key };
+        let expected = Provisioning::Manual { hub: "h".into(), device_id: id, credential };
+        assert_eq!(read(manual).expect("readable"), expected);
+        let written = serde_json::to_value(&expected).expect("writable");
+        assert_eq!(read(written).expect("readable"), expected, "and as it is written now");
+        let dps = json!({ "source": "dps", "endpoint": "https://dps", "scope_id": "s",
+            "registration_id": "r", "key": "k", "payload": null });
+        let read_dps = read(dps).expect("readable");
+        assert!(matches!(
+            read_dps,
+            Provisioning::Dps { credential: DeviceCredential::SymmetricKey { .. }, .. }
+        ));
+        let both = json!({ "source": "manual", "hub": "h", "device_id": "d", "key": "k",
+            "credential": { "method": "symmetric_key", "key": "k" } });
+        assert!(read(both).is_err(), "one of the two");
+    }
 }
