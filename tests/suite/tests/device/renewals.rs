@@ -102,14 +102,20 @@ fn modules_are_restarted_when_the_edge_ca_gets_a_new_key_and_only_then() {
         let known = device.root().state_folder(Daemon::Moduled).join("edge-ca-key.json");
         wait_for("the key", || std::fs::read(&known).ok());
         let (before, pids) = (std::fs::read(&known).unwrap(), device.processes_of("m1"));
-        let renewed = device.edgekeep(&["certs", "renew", "aziot-edged-ca"]);
-        assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+        let end = device.status().edge_ca_expiration;
+        let renew = || {
+            let renewed = device.edgekeep(&["certs", "renew", "aziot-edged-ca"]);
+            assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+        };
+        renew();
         if rotate {
             wait_for("the new key", || std::fs::read(&known).ok().filter(|known| *known != before));
         } else {
-            // moduled has seen the new certificate by then.
-            let end = device.status().edge_ca_expiration;
-            wait_for("a look", || (device.status().edge_ca_expiration != end).then_some(()));
+            // moduled has seen a new certificate by then. Two of one second end alike.
+            wait_for("a look", || {
+                renew();
+                (device.status().edge_ca_expiration != end).then_some(())
+            });
         }
         let restarted = rotate && on_new_key == "restart";
         assert_eq!(device.processes_of("m1") != pids, restarted, "{rotate} {on_new_key}");
