@@ -8,7 +8,7 @@ use std::path::Path;
 
 use edgekeep_config::{Code, Diagnostic, Environment, Severity, environment, translate};
 
-/// What is said of a configuration on this device.
+/// Returns the findings about a configuration on this device.
 fn said(text: &str) -> Vec<Diagnostic> {
     let text = format!("{text}\n[provisioning]\nsource = \"none\"\n");
     match translate(&text, &environment(&text)) {

@@ -80,7 +80,7 @@ pub(crate) struct View {
     /// Reason why there is no identity, or no newer identity; `None` if no attempt has
     /// failed since the last identity.
     pub(crate) remark: Option<String>,
-    /// How provisioning stands.
+    /// Stand of the provisioning.
     pub(crate) stand: Option<Stand>,
     /// Moment of the next call to the provisioning service.
     pub(crate) next: Option<Instant>,

@@ -1,4 +1,4 @@
-//! What the device is configured to do, as far as checks need to know.
+//! The device's configuration, as far as the checks need it.
 
 use std::path::PathBuf;
 use std::time::Duration;

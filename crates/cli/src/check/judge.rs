@@ -83,7 +83,7 @@ pub(super) fn logrotate(daemon: &Value) -> Outcome {
     )
 }
 
-/// What an engine says of itself at `/info`.
+/// Judges an engine's hardening by its answer at `/info`.
 pub(super) fn hardening(info: &Value) -> Outcome {
     const WHY: &str = "a module that breaks out of its program meets nothing that holds it";
     let options = info["SecurityOptions"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -107,7 +107,7 @@ pub(super) fn hardening(info: &Value) -> Outcome {
     Outcome::Ok
 }
 
-/// Where a container's storage folder, named by its environment, lies.
+/// Judges the place of a container's storage folder, which its environment names.
 pub(super) fn storage(container: &Value) -> Outcome {
     let env = container["Config"]["Env"].as_array().map(Vec::as_slice).unwrap_or_default();
     let folder = env

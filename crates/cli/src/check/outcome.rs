@@ -9,7 +9,7 @@ pub(super) const ERROR: u8 = 2;
 /// A fault, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Finding {
-    /// What was found.
+    /// The finding, in words.
     pub(super) details: String,
     /// Its consequence.
     pub(super) why: &'static str,
