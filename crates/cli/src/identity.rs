@@ -108,7 +108,7 @@ fn shown(identity: &AziotIdentity) -> String {
 fn why(stand: &ProvisioningStand) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        text.push_str(&format!("{name:<14}{}\n", printable(&value)));
+        text.push_str(&format!("{name:<16}{}\n", printable(&value)));
     };
     line(
         "identity",
@@ -201,7 +201,8 @@ mod tests {
     fn why_says_what_keeps_a_device_from_an_identity_and_when_it_is_tried_again() {
         let text = why(&stand());
         for part in [
-            "identity      none",
+            "identity        none",
+            "registers anew  ",
             "the provisioning service, by x509",
             "pausing, after 3 failed attempts",
             "in 40 s; no request makes it earlier",

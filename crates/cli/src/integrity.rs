@@ -237,7 +237,7 @@ fn words(finding: Finding) -> (&'static str, Hue, String) {
         ),
         Finding::Absent => ("absent", Hue::Bad, "is not there, or cannot be used".to_owned()),
         Finding::Unread => ("unread", Hue::Warning, "was not read".to_owned()),
-        Finding::Unbound => ("unbound", Hue::Warning, "binds this log not".to_owned()),
+        Finding::Unbound => ("unbound", Hue::Warning, "does not bind this log".to_owned()),
     }
 }
 
@@ -281,7 +281,7 @@ fn lines(log: &Logged, observed: &Observed, verdict: &Verdict) -> String {
                 text.push_str(&format!("{name} {}\n", style.paint(hue, &words)));
                 text.push_str(&format!("  the log gives {}\n", replayed.hex()));
             }
-            None => text.push_str(&format!("{} binds this log not\n", name.trim_end())),
+            None => text.push_str(&format!("{} does not bind this log\n", name.trim_end())),
         }
     }
     let whole = if holds(log, observed, verdict) {
