@@ -104,6 +104,7 @@ fn every_test(options: &Options) -> anyhow::Result<()> {
         tests.env("EDGEKEEP_TEST_PYTHON", python);
     }
     tests.envs(parts.unpacked.iter().map(|(name, folder)| (name, folder)));
+    tests.envs(profile());
     command::run(tests)
 }
 
@@ -145,6 +146,7 @@ impl Started {
             .args(["nextest", "run", "--workspace", "--test", "docker", "--test", "attacks"])
             .args(filter);
         tests.env("EDGEKEEP_TEST_ENGINE", format!("unix://{}", self.socket().display()));
+        tests.envs(profile());
         command::run(tests)
     }
 }
@@ -212,6 +214,12 @@ fn hardware() -> anyhow::Result<()> {
         parts::DBUS_DAEMON,
         parts::DBUS_SEND,
     ])
+}
+
+/// Variable that chooses the profile of cargo-nextest: in CI the one that runs a failed
+/// test with real parts again, and names it at the end.
+fn profile() -> Option<(&'static str, &'static str)> {
+    workspace::in_ci().then_some(("NEXTEST_PROFILE", "ci"))
 }
 
 /// In CI a missing part is a failure; elsewhere the tests that need it are skipped, and

@@ -51,7 +51,8 @@ while not os.path.exists("stop"):
     except Exception as error:
         bad.append(repr(error))
     with open("progress.new", "w") as file:
-        json.dump({"good": good, "bad": bad[:5], "leaves": len(leaves)}, file)
+        told = {"good": good, "failed": len(bad), "bad": bad[:5], "leaves": len(leaves)}
+        json.dump(told, file)
     os.rename("progress.new", "progress")
 "#;
 
@@ -107,6 +108,10 @@ fn a_tls_service_fails_no_handshake_while_the_edge_ca_is_renewed_three_times_wit
         let chain = text(&issued["certificate"]);
         (text(&bundle["certificate"]), chain, text(&issued["privateKey"]["bytes"]))
     };
+    let attempts = || {
+        let told = progress(folder.path())?;
+        Some(told["good"].as_u64()? + told["failed"].as_u64()?)
+    };
     let take = || {
         let (_, chain, key) = fetch();
         // The CA may have been replaced between the two calls: the bundle has both then.
@@ -116,6 +121,12 @@ fn a_tls_service_fails_no_handshake_while_the_edge_ca_is_renewed_three_times_wit
             bundle.contains(issuer.trim()).then_some(bundle)
         });
         replace(folder.path(), "bundle.pem", &bundle);
+        // A client may have read the former bundle and connect only now.
+        if let Some(before) = attempts() {
+            wait_for("a client that read the bundle", || {
+                attempts().filter(|now| *now >= before + 2)
+            });
+        }
         replace(folder.path(), "server.pem", &format!("{chain}{key}"));
         span(&chain)
     };
