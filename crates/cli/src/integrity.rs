@@ -159,6 +159,12 @@ fn told(event: &Event) -> [String; 4] {
             format!("{}{}", some("image", image), some("executable", executable)),
             by(source),
         ),
+        Event::Omitted { count, source } => (
+            "omitted",
+            format!("{count} records"),
+            "left out: there were too many".to_owned(),
+            by(source),
+        ),
         Event::AuditHead { size, root } => (
             "audit-head",
             format!("{size} entries"),

@@ -145,6 +145,7 @@ pub struct Identityd {
     operations: (Option<UnixListener>, Arc<Operations>),
     limits: server::Limits,
     background: JoinSet<()>,
+    board: Board,
 }
 
 impl Identityd {
@@ -337,6 +338,7 @@ impl Identityd {
             operations: (operations_socket, operations),
             limits: socket_limits,
             background,
+            board,
         })
     }
 
@@ -348,7 +350,8 @@ impl Identityd {
 
     /// Answers until `stop` turns true.
     pub async fn run(self, stop: watch::Receiver<bool>) {
-        let Self { identity, certificates, sockets, operations, limits, mut background } = self;
+        let Self { identity, certificates, sockets, operations, limits, mut background, board: _ } =
+            self;
         let identity = Arc::new(identity_api::router(identity));
         let certificates = Arc::new(certificates_api::router(certificates));
         tokio::join!(

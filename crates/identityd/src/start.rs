@@ -1,8 +1,10 @@
 //! identityd as a daemon's program.
 
+use edgekeep_api::keyd::KeysClient;
 use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
 use edgekeep_core::settings::IdentitydSettings;
 use edgekeep_daemon::arguments::Synopsis;
+use edgekeep_daemon::measured::{self, Measured};
 use edgekeep_daemon::program::Program;
 use tokio::sync::watch;
 
@@ -32,7 +34,13 @@ impl Program for Identityd {
     }
 
     async fn open(root: Root, settings: IdentitydSettings) -> Result<Self, StartError> {
-        Self::start_confined(Options::new(root, settings)).await
+        // While the executable is within reach.
+        let measured = Measured::take(&settings);
+        let keys = KeysClient::new(root.keyd_socket());
+        let identityd = Self::start_confined(Options::new(root, settings)).await?;
+        let version = Self::SYNOPSIS.version;
+        measured::tell(&keys, Self::DAEMON, measured, version, &identityd.board).await;
+        Ok(identityd)
     }
 
     fn blames_settings(error: &StartError) -> bool {

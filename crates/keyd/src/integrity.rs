@@ -10,13 +10,15 @@ mod registers;
 
 use std::io;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use edgekeep_base::error::chain;
 use edgekeep_base::lock::lock;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::integrity::{
-    Event, LogError, LogFault, LogStart, Logged, Opening, Present, Reason, Record, Word, open,
+    Admission, Allowances, Event, LogError, LogFault, LogStart, Logged, Opening, Present, Reason,
+    Record, Source, Word, open,
 };
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::store::{StoreError, sha256};
@@ -26,6 +28,9 @@ use time::format_description::well_known::Rfc3339;
 
 use self::folder::Folder;
 pub(crate) use self::registers::{Bound, Read};
+
+/// Time for which it is shown that records were left out.
+const OMITTED_SHOWN: Duration = Duration::from_secs(3600);
 
 /// Failures to write something into the log of measurements.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +45,8 @@ pub(crate) enum IntegrityError {
     TooLong,
     #[error("there is no log of that number")]
     NoSuchLog,
+    #[error("this caller had too many records written; the log tells how many are left out")]
+    TooMany,
 }
 
 /// A log as it stands on the disk, with the registers as they are.
@@ -57,11 +64,14 @@ pub(crate) struct Integrity {
     boot_id: Word,
     bound: Option<Bound>,
     board: Board,
+    /// A clock that is never set begins here.
+    opened: Instant,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
+    allowances: Allowances,
     number: u64,
     last: Option<Result<Logged, LogError>>,
     /// SHA-256 of the newest log, where it cannot be read.
@@ -108,7 +118,8 @@ impl Integrity {
                 }
             }
         }
-        Ok(Self { folder, boot_id, bound, board, state: Mutex::new(state) })
+        let opened = Instant::now();
+        Ok(Self { folder, boot_id, bound, board, opened, state: Mutex::new(state) })
     }
 
     /// Records an event, unless the log says so already. Returns true if a record was
@@ -124,9 +135,25 @@ impl Integrity {
                     None => self.board.clear(Code::MeasurementsDiffer, &subject),
                 }
             }
+            Err(IntegrityError::TooMany) => {
+                let why = "a daemon told of too many starts, of which some are not in the log";
+                self.board.note(Code::NotMeasured, &subject, why, OMITTED_SHOWN);
+            }
             Err(error) => self.board.raise(Code::MeasurementsDiffer, &subject, chain(error)),
         }
         added
+    }
+
+    /// Records how many records were left out, once that can be told.
+    pub(crate) fn tell_omitted(&self) -> Result<(), IntegrityError> {
+        let untold = lock(&self.state).allowances.untold(self.opened.elapsed());
+        for (uid, count) in untold {
+            let state = &mut lock(&self.state);
+            let read = self.read();
+            self.settle(state, read.as_ref())?;
+            self.write(state, omitted(uid, count), read.as_ref())?;
+        }
+        Ok(())
     }
 
     fn try_add(&self, event: Event) -> Result<bool, IntegrityError> {
@@ -136,9 +163,30 @@ impl Integrity {
         if state.log().is_some_and(|log| log.says(&event)) {
             return Ok(false);
         }
+        if let Some(uid) = event.speaker() {
+            match state.allowances.admit(uid, self.opened.elapsed()) {
+                Admission::Written => {}
+                Admission::WrittenAfter { omitted: count } => {
+                    self.write(&mut state, omitted(uid, count), read.as_ref())?;
+                }
+                Admission::Omitted => return Err(IntegrityError::TooMany),
+            }
+        }
+        self.write(&mut state, event, read.as_ref())?;
+        Ok(true)
+    }
+
+    /// Writes a record into the log that goes on, and extends it. `read` is what the
+    /// registers were before.
+    fn write(
+        &self,
+        state: &mut State,
+        event: Event,
+        read: Option<&Read>,
+    ) -> Result<(), IntegrityError> {
         let mut record = state.log().and_then(|log| log.next(now(), event.clone(), sha256));
         if record.is_none() {
-            self.begin(&mut state, Reason::Full, read.as_ref())?;
+            self.begin(state, Reason::Full, read)?;
             record = state.log().and_then(|log| log.next(now(), event, sha256));
         }
         let record = record.ok_or(IntegrityError::TooLong)?;
@@ -153,7 +201,7 @@ impl Integrity {
             let into = (start.pcr_base.is_some(), start.nv_base.is_some());
             bound.extend(into, &digest).map_err(IntegrityError::Extend)?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Goes on with the log, or begins another one, and extends what is not extended yet.
@@ -216,7 +264,9 @@ impl Integrity {
         }
         let digest = log.records()[0].digest;
         let into = (log.start().pcr_base.is_some(), log.start().nv_base.is_some());
-        *state = State { number, last: Some(Ok(log)), damaged: None };
+        state.number = number;
+        state.last = Some(Ok(log));
+        state.damaged = None;
         match &self.bound {
             Some(bound) => bound.extend(into, &digest).map_err(IntegrityError::Extend),
             None => Ok(()),
@@ -263,6 +313,10 @@ impl Integrity {
     pub(crate) fn assurance(&self) -> &'static str {
         assurance(&lock(&self.state))
     }
+}
+
+fn omitted(uid: u32, count: u64) -> Event {
+    Event::Omitted { count: Word::number(count), source: Source::Uid(uid) }
 }
 
 fn assurance(state: &State) -> &'static str {

@@ -27,6 +27,7 @@ pub mod routes;
 pub mod start;
 mod state;
 mod turns;
+mod watching;
 
 use std::sync::Arc;
 

@@ -17,7 +17,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 use crate::routes::tpm;
-use crate::{Keyd, Prepared, StartError, metrics, routes, slow_threads};
+use crate::{Keyd, Prepared, StartError, metrics, routes, slow_threads, watching};
 
 /// keyd with its sockets, in a process that has given up what serving does not need.
 pub struct Ready {
@@ -109,6 +109,7 @@ impl Program for Ready {
 
     async fn serve(self, stop: watch::Receiver<bool>) {
         let tpmd = self.keyd.tpmd();
+        let watching = watching::watch(Arc::clone(&self.keyd.integrity), stop.clone());
         let operations = operations::run(self.operations.0, self.operations.1, stop.clone());
         let router = Arc::new(routes::router(Arc::new(self.keyd)));
         let keys_api = serve(self.listener, router, self.limits, stop.clone());
@@ -125,6 +126,6 @@ impl Program for Ready {
                 }
             }
         };
-        tokio::join!(keys_api, tpm_api, operations);
+        tokio::join!(keys_api, tpm_api, operations, watching);
     }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use edgekeep_api::identityd::IdentityClient;
+use edgekeep_api::keyd::KeysClient;
 use edgekeep_core::attestation::Door;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;
 use edgekeep_daemon::board::Board;
+use edgekeep_daemon::measured::{self, Measured};
 use edgekeep_daemon::metrics::Families;
 use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server::{Limits, serve};
@@ -33,7 +35,7 @@ use crate::keepers;
 use crate::keepers::agent::{self, Ended, WATCHDOG_ERRORS, WATCHDOG_ERRORS_IN_A_ROW};
 use crate::modules::images::IMAGES;
 use crate::modules::sockets::{self, management_limits, workload_limits};
-use crate::modules::{self, Containers, Modules, Runtimes, replacements, services};
+use crate::modules::{self, Containers, Modules, Runtimes, measurements, replacements, services};
 use crate::report::metrics::{self, DAYS_LEFT, ENGINE, MODULES};
 use crate::report::{Report, health, systeminfo};
 
@@ -100,6 +102,8 @@ pub async fn run(root: Root, at_end: AtEnd, children: Begun) -> anyhow::Result<E
     }
     let host = services::host_facts().context("cannot look at the daemon's own namespaces")?;
     let board = Board::new();
+    let (measured, keys) = (Measured::take(&settings), KeysClient::new(root.keyd_socket()));
+    measured::tell(&keys, Daemon::Moduled, measured, systeminfo::VERSION, &board).await;
     let settings = Arc::new(settings);
     let identities = Arc::new(IdentityCache::new(IdentityClient::new(root.identityd_socket())));
     let runtimes = Runtimes { containers, processes, hierarchy, host, gauge: gauge.clone() };
@@ -146,6 +150,7 @@ async fn serve_all(
         report.board.clone(),
     );
     let mut keepers = JoinSet::new();
+    keepers.spawn(measurements::keep(Arc::clone(modules), stop.clone()));
     keepers.spawn(operations::run(operations_socket, operations, stop.clone()));
     keepers.spawn(services::ensure_identities(Arc::clone(modules)));
     systemd::notify_ready();

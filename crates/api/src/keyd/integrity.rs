@@ -34,7 +34,7 @@ pub enum Measurement {
         /// SHA-256 of the options that it was made with.
         options: Sha256Digest,
     },
-    /// A module was started. For moduled alone.
+    /// A module is about to be started. For moduled alone.
     ModuleStart {
         /// The module.
         module: Word,
@@ -44,6 +44,13 @@ pub enum Measurement {
         /// SHA-256 of the executable of its first process, where it was measured.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         executable: Option<Sha256Digest>,
+    },
+    /// Measurements could not be told while keyd was away: there were too many.
+    Omitted {
+        /// The daemon that had to tell them; the caller's uid has to be its own.
+        daemon: Daemon,
+        /// Their number.
+        count: u64,
     },
 }
 

@@ -138,6 +138,9 @@ impl Logged {
     /// same subject says the same.
     #[must_use]
     pub fn says(&self, event: &Event) -> bool {
+        if event.counts() {
+            return false;
+        }
         let subject = event.subject();
         self.records
             .iter()

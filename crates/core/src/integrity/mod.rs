@@ -11,11 +11,13 @@
 //! There is one way to write a record. A line that is written in any other way is no line
 //! of the log, so that two readers cannot read two things.
 
+mod allowance;
 mod log;
 mod open;
 mod record;
 mod replay;
 
+pub use allowance::{AT_ONCE, Admission, Allowances, ONE_MORE_AFTER};
 pub use log::{LogError, LogFault, Logged, RECORD_LIMIT, RECORDS_LIMIT, SIZE_LIMIT};
 pub use open::{IndexState, Opening, Present, Reason, Registers, open};
 pub use record::{Content, Event, LogStart, Record, Source, Subject, Word, WordError};

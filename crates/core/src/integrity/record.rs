@@ -183,7 +183,7 @@ pub enum Event {
         /// The source of this.
         source: Source,
     },
-    /// A module was started.
+    /// A module is about to be started.
     ModuleStart {
         /// The module's id.
         module: Word,
@@ -194,6 +194,13 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         executable: Option<Sha256Digest>,
         /// The source of this.
+        source: Source,
+    },
+    /// Records were left out: there were too many.
+    Omitted {
+        /// Their number since this was recorded last.
+        count: Word,
+        /// The source of these records.
         source: Source,
     },
     /// The head of the audit log.
@@ -217,6 +224,8 @@ pub enum Subject {
     Created(Word),
     /// The start of a module.
     Started(Word),
+    /// Records that were left out.
+    Omitted,
     /// The audit log.
     Audit,
 }
@@ -230,7 +239,29 @@ impl Event {
             Self::DaemonStart { daemon, .. } => Subject::Daemon(daemon.clone()),
             Self::ModuleCreate { module, .. } => Subject::Created(module.clone()),
             Self::ModuleStart { module, .. } => Subject::Started(module.clone()),
+            Self::Omitted { .. } => Subject::Omitted,
             Self::AuditHead { .. } => Subject::Audit,
+        }
+    }
+
+    /// Returns true if the same once more is another event: a count is of its own time.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        matches!(self, Self::Omitted { .. })
+    }
+
+    /// Returns the uid of the caller who said so, if a caller did.
+    #[must_use]
+    pub fn speaker(&self) -> Option<u32> {
+        match self {
+            Self::DaemonStart { source, .. }
+            | Self::ModuleCreate { source, .. }
+            | Self::ModuleStart { source, .. }
+            | Self::Omitted { source, .. } => match source {
+                Source::Uid(uid) => Some(*uid),
+                Source::Keyd => None,
+            },
+            Self::LogStart(_) | Self::AuditHead { .. } => None,
         }
     }
 }

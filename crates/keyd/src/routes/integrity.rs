@@ -9,6 +9,7 @@ use edgekeep_core::integrity::{Event, IndexState, Source, Word, ZEROS};
 use edgekeep_core::key_use::{Operation, Reason};
 use edgekeep_core::layout::Daemon;
 use edgekeep_daemon::server::{HttpError, Request, Response};
+use http::StatusCode;
 
 use super::steps::{Answer, wrong_request};
 use crate::Keyd;
@@ -17,7 +18,7 @@ use crate::integrity::{IntegrityError, Read, View};
 pub(super) async fn record(state: Arc<Keyd>, mut request: Request) -> Answer {
     let body: Measurement = request.json().await?;
     let daemon = match &body {
-        Measurement::DaemonStart { daemon, .. } => *daemon,
+        Measurement::DaemonStart { daemon, .. } | Measurement::Omitted { daemon, .. } => *daemon,
         Measurement::ModuleCreate { .. } | Measurement::ModuleStart { .. } => Daemon::Moduled,
     };
     let uid = request.caller.uid();
@@ -34,7 +35,12 @@ pub(super) async fn record(state: Arc<Keyd>, mut request: Request) -> Answer {
         Ok(Recorded { recorded, assurance: integrity.assurance().to_owned() })
     });
     let done = match done.await {
-        Ok(done) => done.map_err(|error: IntegrityError| HttpError::hidden(&error)),
+        Ok(done) => done.map_err(|error: IntegrityError| match error {
+            IntegrityError::TooMany => {
+                HttpError::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+            }
+            error => HttpError::hidden(&error),
+        }),
         Err(failed) => Err(HttpError::hidden(&failed)),
     };
     doing.end(done).map(|recorded| Response::ok(&recorded))
@@ -82,6 +88,9 @@ fn event(body: Measurement, source: Source) -> Event {
         }
         Measurement::ModuleStart { module, image, executable } => {
             Event::ModuleStart { module, image, executable, source }
+        }
+        Measurement::Omitted { daemon: _, count } => {
+            Event::Omitted { count: Word::number(count), source }
         }
     }
 }

@@ -4,7 +4,7 @@
 use edgekeep_api::keyd::{IntegrityLog, Measurement};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::integrity::{
-    Event, Finding, Logged, Observed, Reason, Record, Seen, Verdict, judge,
+    AT_ONCE, Event, Finding, Logged, Observed, Reason, Record, Seen, Verdict, judge,
 };
 use edgekeep_daemon::store::sha256;
 
@@ -392,5 +392,35 @@ fn only_a_daemon_speaks_for_itself_and_only_an_auditor_reads() {
             assert_eq!(refusal(keys.integrity(None).await).0, 401);
         }
     });
+    device.stop();
+}
+
+#[test]
+fn a_storm_of_starts_is_bounded_and_the_log_tells_how_many_are_left_out() {
+    let uid = rustix::process::geteuid().as_raw();
+    let principal = json!({"uid": uid, "keys": [], "daemons": ["moduled"]});
+    let mut device = Device::new(&json!({"auditors": [uid], "principals": [principal]}));
+    device.start();
+    run(async {
+        let keys = device.keys();
+        let start = |number: u32| Measurement::ModuleStart {
+            module: format!("m{number}").parse().unwrap(),
+            image: None,
+            executable: None,
+        };
+        for number in 0..AT_ONCE {
+            assert!(keys.measured(&start(number)).await.unwrap().recorded);
+        }
+        for number in AT_ONCE..AT_ONCE + 3 {
+            let (status, message) = refusal(keys.measured(&start(number)).await);
+            assert_eq!(status, 429);
+            assert!(message.contains("too many"), "{message}");
+        }
+        // What the log says already costs nothing.
+        assert!(!keys.measured(&start(0)).await.unwrap().recorded);
+    });
+    assert!(problems(&device).contains("not-measured"));
+    let read = log(&integrity(&device));
+    assert!(read.records().len() <= 3 + AT_ONCE as usize, "{}", read.records().len());
     device.stop();
 }

@@ -20,6 +20,7 @@ use crate::modules::error::ModuleError;
 use crate::modules::host::{process_spec, registered, renew};
 use crate::modules::host_updates;
 use crate::modules::image;
+use crate::modules::measurements;
 use crate::modules::options;
 use crate::modules::replacements;
 use crate::modules::services;
@@ -311,6 +312,7 @@ pub(crate) async fn create_locked(
         }
         return Err(ModuleError::NotWritten(error));
     }
+    measurements::made(modules, module).await;
     Ok(())
 }
 
@@ -376,6 +378,8 @@ async fn start_only(
     }
     let access = sockets::access(modules, module).await;
     modules.sockets.open(modules, module, access).await?;
+    // Measured first, started then.
+    measurements::starting(modules, module).await;
     match &state.container {
         Some(own) => Task::new(modules, module, own).carry_out(Operation::Start, None).await?,
         None => {

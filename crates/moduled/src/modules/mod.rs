@@ -12,6 +12,7 @@ pub(crate) mod host;
 mod host_updates;
 pub(crate) mod image;
 pub(crate) mod images;
+pub(crate) mod measurements;
 pub(crate) mod options;
 pub(crate) mod own_users;
 pub(crate) mod registrations;
@@ -50,6 +51,7 @@ use crate::modules::approvals::Approvals;
 use crate::modules::containers::container_of;
 use crate::modules::error::ModuleError;
 use crate::modules::images::Images;
+use crate::modules::measurements::Measurements;
 use crate::modules::own_users::OwnUsers;
 use crate::modules::registrations::Registrations;
 use crate::modules::replacements::Replacements;
@@ -111,6 +113,8 @@ pub(crate) struct Modules {
     pub(crate) sockets: Sockets,
     /// Host modules that are started again when they end.
     pub(crate) restarts: Restarts,
+    /// Starts that keyd is told of.
+    pub(crate) measurements: Measurements,
     /// The modules' identities.
     pub(crate) identities: Arc<IdentityCache>,
     /// Board of problems, for operators.
@@ -163,6 +167,7 @@ impl Modules {
             images: Images::load(&folder),
             sockets: Sockets::default(),
             restarts: Restarts::default(),
+            measurements: Measurements::default(),
             identities,
             board,
             locks: Mutex::default(),

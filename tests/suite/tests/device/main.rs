@@ -13,7 +13,8 @@
 //! identity, `renewals` through years of certificates, `renewals_by_est` through years
 //! away from an EST server, `tls_service` through a service of a module meanwhile,
 //! `renewal_kills` through renewals that are broken off, `refusals` through what is told
-//! of callers that were refused. What others may try is in the attack suite.
+//! of callers that were refused, `integrity` through the log of what was started. What
+//! others may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod children;
@@ -27,6 +28,7 @@ mod exposition;
 mod health;
 mod host_programs;
 mod hung;
+mod integrity;
 mod lost_keys;
 mod management;
 mod module_data;
