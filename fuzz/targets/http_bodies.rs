@@ -33,6 +33,8 @@ fuzz_target!(|content: &[u8]| {
     reads_back::<keyd::Decrypt>(content);
     reads_back::<keyd::CreateDerivedKey>(content);
     read::<keyd::AuditEntries>(content);
+    reads_back::<keyd::Measurement>(content);
+    reads_back::<keyd::IntegrityLog>(content);
     reads_back::<workload::Sign>(content);
     reads_back::<workload::Encrypt>(content);
     reads_back::<workload::ServerCertificate>(content);

@@ -316,3 +316,18 @@ fn the_form_of_a_record_is_the_one_that_is_documented() {
     assert!(json.ends_with(&format!("\"content_type\":\"edgekeep\",\"content\":{content}}}")));
     assert!(log.records()[0].json().contains(&format!("\"nv_base\":\"sha256:{zeros}\"")));
 }
+
+/// Else the fuzzer begins far from what is a log.
+#[test]
+fn the_seeds_of_the_fuzz_target_are_logs_or_what_their_names_say() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/integrity");
+    let read = |name: &str| {
+        let seed = std::fs::read(format!("{folder}/{name}")).expect("a seed");
+        Logged::read(&seed, |_| ZEROS).map(|log| (log.records().len(), log.is_cut()))
+    };
+    assert_eq!(read("whole"), Ok((6, false)));
+    assert_eq!(read("software"), Ok((1, false)));
+    assert_eq!(read("cut"), Ok((5, true)));
+    assert_eq!(read("swapped"), Err(LogError { at: 1, fault: LogFault::Number }));
+    assert_eq!(read("two_starts"), Err(LogError { at: 1, fault: LogFault::SecondStart }));
+}
