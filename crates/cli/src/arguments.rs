@@ -36,6 +36,9 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: ConfigVerb,
     },
+    /// Take over a device that runs the existing packages: keys, certificates, identity
+    /// and modules
+    Migrate(crate::migrate::MigrateOptions),
     /// Say how the device is; fails if it is not healthy
     Status,
     /// Probe the device: configuration, connections, certificates, disk; fails on an

@@ -139,7 +139,11 @@ fn restart_hint(context: &Context, restart: &[Daemon], dry_run: bool) -> String 
     }
 }
 
-fn refused(context: &Context, found: &[Diagnostic], file: &str) -> anyhow::Result<ExitCode> {
+pub(crate) fn refused(
+    context: &Context,
+    found: &[Diagnostic],
+    file: &str,
+) -> anyhow::Result<ExitCode> {
     if context.json {
         output::print_json(&json!({ "file": file, "valid": false, "diagnostics": found }))?;
         return Ok(ExitCode::FAILURE);

@@ -25,6 +25,7 @@ mod integrity;
 mod keys;
 mod list;
 mod logs;
+mod migrate;
 mod operations;
 mod output;
 mod pages;
@@ -70,6 +71,7 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
     match arguments.verb {
         Verb::Version => version(&context),
         Verb::Config { verb } => config::run(&context, verb),
+        Verb::Migrate(options) => migrate::run(&context, options).await,
         Verb::Audit { verb } if verb.asks_keyd() => {
             let keyd = context.root.keyd_socket();
             patience::with(&keyd, Progress::Silent, audit::run(&context, verb)).await

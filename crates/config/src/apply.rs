@@ -375,7 +375,7 @@ impl Writer {
 
 /// The owner, group and permission bits of a file that is written here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ownership {
+pub struct Ownership {
     uid: u32,
     gid: Option<u32>,
     mode: u32,
@@ -383,7 +383,8 @@ pub(crate) struct Ownership {
 
 impl Ownership {
     /// Readable and writable by this user alone.
-    pub(crate) const fn alone(uid: u32) -> Self {
+    #[must_use]
+    pub const fn alone(uid: u32) -> Self {
         Self { uid, gid: None, mode: 0o600 }
     }
 
@@ -424,11 +425,10 @@ impl Ownership {
 
 /// Writes a file with this owner and these rights: a new file beside it, made durable,
 /// then renamed over it.
-pub(crate) fn write_atomic(
-    path: &Path,
-    content: &[u8],
-    ownership: Ownership,
-) -> Result<(), ApplyError> {
+///
+/// # Errors
+/// [`ApplyError::File`]; the old file is then still in place.
+pub fn write_atomic(path: &Path, content: &[u8], ownership: Ownership) -> Result<(), ApplyError> {
     let fail = |action| move |source| ApplyError::File { action, path: path.to_owned(), source };
     let Some(folder) = path.parent() else { return Ok(()) };
     if !folder.exists() {
@@ -448,8 +448,12 @@ pub(crate) fn write_atomic(
     )
 }
 
-/// Makes a folder that only `uid` can enter, if it is not there.
-fn folder_for(path: &Path, mode: u32, uid: u32) -> Result<(), ApplyError> {
+/// Makes a folder that only `uid` can enter, if it is not there. A folder that is there
+/// is closed to others.
+///
+/// # Errors
+/// [`ApplyError::File`], also if something else stands there.
+pub fn folder_for(path: &Path, mode: u32, uid: u32) -> Result<(), ApplyError> {
     let fail = |source| ApplyError::File { action: "make", path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
         // What follows writes secrets into it: a link that someone put there is not

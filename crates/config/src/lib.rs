@@ -40,7 +40,10 @@ mod translate;
 mod value;
 mod words;
 
-pub use apply::{Applied, ApplyError, ApplyMode, Change, apply, environment, mode_of, read_config};
+pub use apply::{
+    Applied, ApplyError, ApplyMode, Change, Ownership, apply, environment, folder_for, mode_of,
+    read_config, write_atomic,
+};
 pub use credentials::{Unjudged, referenced_credentials};
 pub use diagnostic::{Code, Diagnostic, Severity, render};
 pub use explain::{Explanation, explain, top_level};

@@ -11,6 +11,25 @@ use serde::{Deserialize, Serialize};
 /// Name of the environment variable that moves a whole device into a folder.
 pub const ROOT_VARIABLE: &str = "EDGEKEEP_ROOT";
 
+/// The name and form of a state file that a command makes for a daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateForm {
+    /// File name in the daemon's state folder.
+    pub file: &'static str,
+    /// Kind of the content, which stands in the file.
+    pub kind: &'static str,
+    /// Version of the content's form.
+    pub version: u32,
+}
+
+/// identityd's file of the device's identity.
+pub const DEVICE_FILE: StateForm = StateForm { file: "device.json", kind: "device", version: 1 };
+/// identityd's file of the device's modules.
+pub const MODULES_FILE: StateForm = StateForm { file: "modules.json", kind: "modules", version: 1 };
+/// moduled's file of the registrations.
+pub const REGISTRATIONS_FILE: StateForm =
+    StateForm { file: "registrations.json", kind: "registrations", version: 1 };
+
 /// The three daemons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,6 +116,19 @@ impl Root {
     #[must_use]
     pub fn module_socket_folder(&self) -> PathBuf {
         self.state_folder(Daemon::Moduled).join("mnt")
+    }
+
+    /// Folder of the certificates that identityd has issued or was given, one file each.
+    #[must_use]
+    pub fn certificate_folder(&self) -> PathBuf {
+        self.state_folder(Daemon::Identityd).join("certs")
+    }
+
+    /// Folder in which the compatible module runtime has its modules' sockets. Agents
+    /// that it made go on naming this folder.
+    #[must_use]
+    pub fn former_socket_folder(&self) -> PathBuf {
+        self.0.join("var/lib/aziot/edged/mnt")
     }
 
     /// keyd's keys API.

@@ -31,6 +31,7 @@ pub mod integrity;
 pub mod issuance;
 pub mod key_use;
 pub mod layout;
+pub mod migration;
 pub mod module_list;
 pub mod module_refresh;
 pub mod names;

@@ -7,7 +7,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::id::ModuleId;
+use serde::{Deserialize, Serialize};
+
+use crate::id::{GenerationId, ModuleId};
+use crate::provisioning::DeviceIdentity;
+
+/// What a device remembers about one of its modules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownModule {
+    /// The hub's id for this life of the module.
+    pub generation: GenerationId,
+    /// The party that manages the module, as the hub tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed_by: Option<String>,
+}
+
+/// The list of a device's modules, as it is kept on the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredModules {
+    /// The device whose modules these are.
+    pub device: DeviceIdentity,
+    /// The modules.
+    pub modules: BTreeMap<ModuleId, KnownModule>,
+    /// Modules that identityd itself has made, for programs of the host.
+    #[serde(default)]
+    pub own: BTreeSet<ModuleId>,
+}
 
 /// A hub's list, as far as it could be read.
 #[derive(Debug, Clone, PartialEq, Eq)]

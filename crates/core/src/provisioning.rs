@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff::Backoff;
 use crate::id::DeviceId;
-use crate::settings::{CredentialKind, ReprovisioningMode};
+use crate::settings::{CredentialKind, Provisioning, ReprovisioningMode};
 
 pub use budget::Budget;
 pub use stand::Stand;
@@ -62,6 +62,27 @@ pub enum Source {
     },
     /// There is none: local identities only.
     None,
+}
+
+impl Source {
+    /// The source that the settings name.
+    #[must_use]
+    pub fn of(settings: &Provisioning) -> Self {
+        match settings {
+            Provisioning::None => Self::None,
+            Provisioning::Manual { hub, device_id, .. } => Self::Manual {
+                identity: DeviceIdentity { hub: hub.clone(), device_id: device_id.clone() },
+            },
+            Provisioning::Dps { endpoint, scope_id, registration_id, credential, .. } => {
+                Self::Dps {
+                    endpoint: endpoint.clone(),
+                    scope_id: scope_id.clone(),
+                    registration_id: registration_id.clone(),
+                    credential: credential.kind(),
+                }
+            }
+        }
+    }
 }
 
 /// The record on the disk: an identity and its source.

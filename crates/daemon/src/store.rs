@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use edgekeep_base::durable::{self, ReplaceError, Until};
 use edgekeep_base::file::{self, FileFault, Rules};
 use edgekeep_core::digest::Sha256Digest;
+use edgekeep_core::layout::StateForm;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +99,12 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
     #[must_use]
     pub fn new(path: impl Into<PathBuf>, kind: &'static str, version: u32) -> Self {
         Self { path: path.into(), kind, version, marker: PhantomData }
+    }
+
+    /// The file of this form in a daemon's state folder.
+    #[must_use]
+    pub fn of(folder: &Path, form: StateForm) -> Self {
+        Self::new(folder.join(form.file), form.kind, form.version)
     }
 
     /// Returns the path of the file.

@@ -43,8 +43,8 @@ use edgekeep_core::access::Access;
 use edgekeep_core::grants::Grants;
 use edgekeep_core::health::Code;
 use edgekeep_core::id::ModuleId;
-use edgekeep_core::layout::{Daemon, Root};
-use edgekeep_core::provisioning::{DeviceIdentity, Limits, Provisioned, Source, State};
+use edgekeep_core::layout::{DEVICE_FILE, Daemon, MODULES_FILE, Root};
+use edgekeep_core::provisioning::{Limits, Provisioned, Source, State};
 use edgekeep_core::settings::{DeviceCredential, IdentitydSettings, Provisioning};
 use edgekeep_daemon::audit::Audit;
 use edgekeep_daemon::board::Board;
@@ -182,7 +182,7 @@ impl Identityd {
         if settings.parent_hostname.as_deref().is_some_and(|parent| !device::is_host(parent)) {
             return Err(StartError::Host { what: "parent_hostname" });
         }
-        let file = StateFile::new(folder.join("device.json"), "device", 1);
+        let file = StateFile::of(&folder, DEVICE_FILE);
         let stored = stored_identity(&file)?;
         let sockets = (
             activated_or_bound("aziot-identityd.socket", &root.identityd_socket(), 0o660)?,
@@ -194,7 +194,7 @@ impl Identityd {
         let board = Board::new();
         let time = Arc::clone(&trusted_time);
         let certificates = Arc::new(Certificates::open(
-            folder.join("certs"),
+            root.certificate_folder(),
             &settings,
             keyd.clone(),
             time,
@@ -245,8 +245,7 @@ impl Identityd {
         let interactive_calls =
             Arc::new(interactive_calls.through(proxy).observed_by(metrics::called));
 
-        let modules =
-            Arc::new(Modules::open(StateFile::new(folder.join("modules.json"), "modules", 1)));
+        let modules = Arc::new(Modules::open(StateFile::of(&folder, MODULES_FILE)));
         let (device, wishes) = Device::new();
         let device = Arc::new(device);
         let refresh = Arc::new(Refresh::new(&refresh_limits));
@@ -384,22 +383,16 @@ fn give_up(root: &Root, settings: &IdentitydSettings, hub: Option<&str>) -> Sand
 fn source(
     settings: &IdentitydSettings,
 ) -> Result<(Source, Option<DeviceCredential>, Option<Registration>), StartError> {
+    let source = Source::of(&settings.provisioning);
     match &settings.provisioning {
-        Provisioning::None => Ok((Source::None, None, None)),
-        Provisioning::Manual { hub, device_id, credential } => {
+        Provisioning::None => Ok((source, None, None)),
+        Provisioning::Manual { hub, credential, .. } => {
             if !device::is_host(hub) {
                 return Err(StartError::Host { what: "the hub" });
             }
-            let identity = DeviceIdentity { hub: hub.clone(), device_id: device_id.clone() };
-            Ok((Source::Manual { identity }, Some(credential.clone()), None))
+            Ok((source, Some(credential.clone()), None))
         }
         Provisioning::Dps { endpoint, scope_id, registration_id, credential, payload } => {
-            let source = Source::Dps {
-                endpoint: endpoint.clone(),
-                scope_id: scope_id.clone(),
-                registration_id: registration_id.clone(),
-                credential: credential.kind(),
-            };
             let registration = Registration {
                 endpoint: endpoint.clone(),
                 scope_id: scope_id.clone(),

@@ -7,45 +7,24 @@ use std::sync::{Mutex, MutexGuard};
 
 use edgekeep_base::lock::lock;
 use edgekeep_cloud::{ListedModule, ModuleRecord};
-use edgekeep_core::id::{GenerationId, ModuleId};
-use edgekeep_core::module_list::{Listing, makes_room, taken_over};
+use edgekeep_core::id::ModuleId;
+use edgekeep_core::module_list::{KnownModule, Listing, StoredModules, makes_room, taken_over};
 use edgekeep_core::provisioning::DeviceIdentity;
 use edgekeep_daemon::store::{StateFile, StoreError};
-use serde::{Deserialize, Serialize};
 
 /// Most modules remembered. A hub has 50 for a device.
 const MODULES: usize = 1000;
 
-/// Facts about one module.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct KnownModule {
-    /// Generation of the identity: differs once the identity was deleted and made again.
-    pub(crate) generation: GenerationId,
-    /// Manager of the module; `None` if the hub names none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) managed_by: Option<String>,
+/// Facts about one module, out of the hub's answer to a question about it.
+pub(crate) fn of_record(record: &ModuleRecord) -> KnownModule {
+    let (generation, managed_by) = (record.generation_id.clone(), record.managed_by.clone());
+    KnownModule { generation, managed_by }
 }
 
-impl From<&ModuleRecord> for KnownModule {
-    fn from(record: &ModuleRecord) -> Self {
-        Self { generation: record.generation_id.clone(), managed_by: record.managed_by.clone() }
-    }
-}
-
-impl From<&ListedModule> for KnownModule {
-    fn from(listed: &ListedModule) -> Self {
-        Self { generation: listed.generation_id.clone(), managed_by: listed.managed_by.clone() }
-    }
-}
-
-/// The file. It names the device: modules of another one are void.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Stored {
-    device: DeviceIdentity,
-    modules: BTreeMap<ModuleId, KnownModule>,
-    /// Modules that were created for this device's own principals.
-    #[serde(default)]
-    own: BTreeSet<ModuleId>,
+/// Facts about one module, out of the hub's list.
+pub(crate) fn of_listed(listed: &ListedModule) -> KnownModule {
+    let (generation, managed_by) = (listed.generation_id.clone(), listed.managed_by.clone());
+    KnownModule { generation, managed_by }
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +49,7 @@ struct Known {
 #[derive(Debug)]
 pub(crate) struct Modules {
     known: Mutex<Known>,
-    file: StateFile<Stored>,
+    file: StateFile<StoredModules>,
     /// Held while writing the file, so that an older state never overwrites a newer one.
     writing: tokio::sync::Mutex<()>,
 }
@@ -82,10 +61,10 @@ pub(crate) struct Mark(u64);
 impl Modules {
     /// The modules in `file`. A damaged file has been set aside by the time this returns;
     /// the hub has the truth.
-    pub(crate) fn open(file: StateFile<Stored>) -> Self {
+    pub(crate) fn open(file: StateFile<StoredModules>) -> Self {
         let mut known = Known::default();
         match file.load() {
-            Ok(Some(Stored { device, modules, own })) => {
+            Ok(Some(StoredModules { device, modules, own })) => {
                 known = Known { device: Some(device), modules, own, ..Known::default() };
             }
             Ok(None) => {}
@@ -200,7 +179,7 @@ impl Modules {
                 return tracing::error!(module = %record.module_id, %error, "a module is not remembered");
             }
         }
-        let module = KnownModule::from(record);
+        let module = of_record(record);
         known.note_change(&record.module_id);
         known.is_dirty |= known.modules.get(&record.module_id) != Some(&module);
         known.modules.insert(record.module_id.clone(), module);
@@ -226,7 +205,7 @@ impl Modules {
                 return Ok(());
             };
             known.is_dirty = false;
-            Stored { device, modules: known.modules.clone(), own: known.own.clone() }
+            StoredModules { device, modules: known.modules.clone(), own: known.own.clone() }
         };
         let file = self.file.clone();
         let saved = tokio::task::spawn_blocking(move || file.save(&state)).await;
@@ -266,6 +245,7 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use edgekeep_core::layout::MODULES_FILE;
     use edgekeep_core::module_list::Entry;
 
     use super::*;
@@ -287,12 +267,12 @@ mod tests {
     fn list(records: &[ModuleRecord]) -> Listing<KnownModule> {
         records
             .iter()
-            .map(|record| Entry::Readable(record.module_id.clone(), KnownModule::from(record)))
+            .map(|record| Entry::Readable(record.module_id.clone(), of_record(record)))
             .collect()
     }
 
     fn open(folder: &std::path::Path) -> Modules {
-        Modules::open(StateFile::new(folder.join("modules.json"), "modules", 1))
+        Modules::open(StateFile::of(folder, MODULES_FILE))
     }
 
     fn generation(modules: &Modules, id: &str) -> Option<String> {

@@ -12,7 +12,7 @@ use edgekeep_cloud::{CloudError, EnsureError, Hub, ModuleRecord, Transport};
 use edgekeep_core::foreign_text::{CHAIN_LIMIT, cleaned};
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::ModuleId;
-use edgekeep_core::module_list::Listing;
+use edgekeep_core::module_list::{KnownModule, Listing};
 use edgekeep_core::module_refresh::{Event, Limits, State, step};
 use edgekeep_core::provisioning::DeviceIdentity;
 use edgekeep_daemon::board::Board;
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::device::{Device, LONG, Wish, random};
 use crate::keys::{DeviceKeys, KeysError};
-use crate::modules::{KnownModule, Modules};
+use crate::modules::{Modules, of_listed};
 use crate::prover::Prover;
 use crate::tpm::DeviceSigner;
 
@@ -139,7 +139,7 @@ impl Registry {
         let mark = self.modules.mark();
         let listing =
             self.hub(identity).await?.list().await.inspect_err(|error| self.note(error))?;
-        let listing = listing.map(|listed| KnownModule::from(listed));
+        let listing = listing.map(of_listed);
         let left_out = self.modules.replace(identity, mark, &listing);
         self.tell_of(&listing, left_out);
         self.note_success();

@@ -213,15 +213,16 @@ async fn volumes(modules: &Modules, names: BTreeSet<String>) -> Result<Volumes, 
 }
 
 /// Agents bind a module's single socket file, and to themselves the management socket:
-/// the folder is bound instead.
+/// the folder is bound instead. An agent whose container a former module runtime has made
+/// names that one's folder.
 fn leave_out_own_sockets(options: &mut Map<String, Value>, root: &Root, module: &ModuleId) {
     let Some(Value::Object(host)) = options.get_mut("HostConfig") else { return };
     let Some(Value::Array(binds)) = host.get_mut("Binds") else { return };
-    let folder = root.module_socket_folder();
+    let folders = [root.module_socket_folder(), root.former_socket_folder()];
     binds.retain(|bind| {
         let source =
             Path::new(bind.as_str().and_then(|bind| bind.split(':').next()).unwrap_or_default());
-        let own = source.parent() == Some(&folder)
+        let own = folders.iter().any(|folder| source.parent() == Some(folder))
             && source.file_stem() == Some(OsStr::new(module.name()));
         let agents = module.is_edge_agent()
             && [root.management_socket(), root.legacy_workload_socket()].iter().any(|socket| {
@@ -354,6 +355,9 @@ mod tests {
             "/var/lib/edgekeep/moduled/mnt/m2.sock:/s",
         );
         assert_eq!(left("m1", json!([own, other, "v:/d"])), json!([other, "v:/d"]));
+        let former = "/var/lib/aziot/edged/mnt/m1.sock:/var/run/iotedge/workload.sock";
+        assert_eq!(left("m1", json!([former])), json!([]));
+        assert_eq!(left("m2", json!([former])), json!([former]));
         let management = "/var/run/iotedge/mgmt.sock:/var/run/iotedge/mgmt.sock";
         assert_eq!(left("m1", json!([management])), json!([management]));
         assert_eq!(

@@ -8,6 +8,7 @@ use std::sync::{PoisonError, RwLock};
 
 use edgekeep_core::attestation::{Registration, Workload};
 use edgekeep_core::id::{ContainerId, ModuleId};
+use edgekeep_core::layout::REGISTRATIONS_FILE;
 use edgekeep_daemon::store::{StateFile, StoreError};
 use tokio::sync::Mutex;
 
@@ -26,7 +27,7 @@ impl Registrations {
     /// # Errors
     /// If the file is there and cannot be used.
     pub(crate) fn load(state_folder: &Path) -> Result<Self, StoreError> {
-        let file = StateFile::new(state_folder.join("registrations.json"), "registrations", 1);
+        let file = StateFile::of(state_folder, REGISTRATIONS_FILE);
         let known = file.load()?.unwrap_or_default();
         Ok(Self { file, known: RwLock::new(known), writing: Mutex::new(()) })
     }
