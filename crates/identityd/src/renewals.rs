@@ -83,6 +83,10 @@ impl Renewals {
         let plans = managed.iter().map(|(id, policy)| {
             let kept = kept.remove(id).unwrap_or_else(|| Kept { seed: seed(), ..Kept::default() });
             let state = State::new(*policy, kept, now);
+            let state = match signs_itself(settings, id) {
+                true => state.of_ca_that_signs_itself(),
+                false => state,
+            };
             (id.clone(), Plan { state, stand: Stand::UnderWay, last_error: None })
         });
         Self {
@@ -108,6 +112,7 @@ impl Renewals {
     pub(crate) async fn keep(self: Arc<Self>, id: CertId) {
         let mut steps = Steps::watch();
         let mut changes = self.certificates.changes();
+        let mut told_anew = self.time.told_anew();
         let mut issuer = self.certificates.issuer_of(&id);
         loop {
             let _ = changes.borrow_and_update();
@@ -131,6 +136,8 @@ impl Renewals {
             tokio::select! {
                 moved = steps.next() => tracing::info!(certificate = %id, seconds = moved, "the clock was put to another time; its renewal is planned anew"),
                 changed = changes.changed() => if changed.is_err() { return },
+                // What was on hold is planned as soon as a service says that it is right.
+                changed = told_anew.changed() => if changed.is_err() { return },
                 // keyd may still be starting: what was broken off does not wait long.
                 () = tokio::time::sleep(wake.min(if recovered.is_err() { LOOK } else { self.look(&id) })) => {}
             }
@@ -264,6 +271,13 @@ impl Renewals {
             last_error: plan.and_then(|plan| plan.last_error.clone()),
         })
     }
+}
+
+/// True for the local CA if its own key signs its certificate. The Edge CA is asked for
+/// by the module runtime, and a device's own identity may be known by its thumbprint.
+fn signs_itself(settings: &IdentitydSettings, id: &CertId) -> bool {
+    settings.local_ca.as_ref().is_some_and(|ca| ca.cert == *id)
+        && settings.cert_issuance.get(id).is_some_and(|it| it.method == IssuanceMethod::SelfSigned)
 }
 
 fn shown(stand: Stand) -> (&'static str, Option<i64>) {

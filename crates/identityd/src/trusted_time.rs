@@ -20,11 +20,15 @@ use edgekeep_daemon::clock::{BootClock, reading, wall};
 use edgekeep_daemon::store::StateFile;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 /// Time between two looks at the answers and at the clock.
 const LOOK: Duration = Duration::from_secs(5);
 /// The file is written when it is off by this many seconds: flash wears out.
 const SAVE_EVERY: i64 = 3600;
+/// Seconds by which a service's clock may be off what was to be expected: less is how
+/// exactly it is told and looked at.
+const EXACT: u64 = 10;
 /// In place of a time that is not known.
 const UNKNOWN: i64 = i64::MIN;
 
@@ -43,6 +47,8 @@ pub(crate) struct TrustedTime {
     /// The latest answer since the start, and the moment at which it came.
     told: Mutex<Option<(i64, Moment)>>,
     boot: BootClock,
+    /// Changes when a service tells another time than was to be expected.
+    told_anew: watch::Sender<()>,
 }
 
 impl TrustedTime {
@@ -59,6 +65,7 @@ impl TrustedTime {
             saved: AtomicI64::new(known),
             told: Mutex::new(None),
             boot: BootClock::read(),
+            told_anew: watch::Sender::new(()),
         }
     }
 
@@ -75,11 +82,20 @@ impl TrustedTime {
 
     /// Judges the wall clock by what the services told.
     fn judge(&self, wall: i64) -> clock::Plausibility {
-        let told = *lock(&self.told);
-        let by_that = told.map(|(date, at)| {
+        clock::judge(wall, self.last_good(), self.told())
+    }
+
+    /// Returns the present by the latest answer since the start.
+    fn told(&self) -> Option<i64> {
+        lock(&self.told).map(|(date, at)| {
             date.saturating_add_unsigned(self.boot.now().seconds.saturating_sub(at.seconds))
-        });
-        clock::judge(wall, self.last_good(), by_that)
+        })
+    }
+
+    /// Returns a receiver that is told when the clock may be judged otherwise though
+    /// nobody set it: a service told another time than was to be expected.
+    pub(crate) fn told_anew(&self) -> watch::Receiver<()> {
+        self.told_anew.subscribe()
     }
 
     /// Returns the present, as plans for renewals take it.
@@ -98,8 +114,12 @@ impl TrustedTime {
             if let Some(date) =
                 transports.iter().filter_map(|transport| transport.take_date()).max()
             {
+                let expected = self.told().is_some_and(|told| told.abs_diff(date) <= EXACT);
                 *lock(&self.told) = Some((date, self.boot.now()));
                 self.learn(date);
+                if !expected {
+                    self.told_anew.send_replace(());
+                }
             }
             match self.judge(wall()).words() {
                 Some(wrong) => board.raise(Code::ClockImplausible, &Subject::device(), wrong),

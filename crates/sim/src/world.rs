@@ -325,6 +325,10 @@ pub struct DeviceState {
     pub hub: String,
     /// True if the hub accepts the device.
     pub enabled: bool,
+    /// SHA-256 thumbprints of the certificates that the hub accepts, in hexadecimal.
+    /// Empty if the hub knows the device by something else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thumbprints: Vec<String>,
     /// Its modules by id.
     pub modules: BTreeMap<String, ModuleState>,
 }
@@ -520,7 +524,16 @@ impl Device {
             };
             (id.clone(), state)
         });
-        DeviceState { hub: self.hub.clone(), enabled: self.enabled, modules: modules.collect() }
+        let thumbprints = match &self.proof {
+            Proof::Thumbprints(known) => known.clone(),
+            _ => Vec::new(),
+        };
+        DeviceState {
+            hub: self.hub.clone(),
+            enabled: self.enabled,
+            thumbprints,
+            modules: modules.collect(),
+        }
     }
 }
 

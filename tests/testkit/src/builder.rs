@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use edgekeep_core::layout::Root;
 use edgekeep_sim::token::Key;
-use edgekeep_sim::{Enrolment, Faults, Simulator, SimulatorOptions};
+use edgekeep_sim::{
+    Enrolment, EnrolmentGroup, EstOptions, Faults, Proof, Simulator, SimulatorOptions,
+};
 use serde_json::Value;
 
 use crate::caller::Caller;
@@ -27,6 +29,7 @@ pub struct Builder {
     tables: String,
     provisioning: Option<String>,
     faults: Faults,
+    est: Option<EstOptions>,
     variables: Vec<(String, String)>,
     engine: Option<Engine>,
     own_users: bool,
@@ -53,6 +56,7 @@ impl Builder {
             tables: String::new(),
             provisioning: None,
             faults: Faults::default(),
+            est: None,
             variables: Vec::new(),
             engine: None,
             own_users: false,
@@ -116,6 +120,15 @@ impl Builder {
         self
     }
 
+    /// Has the cloud issue certificates by EST too, and its provisioning service know
+    /// devices by these. In the configuration `{est}` is the URL of the EST server, and
+    /// `{root}/est-roots.pem` has the roots to trust there.
+    #[must_use]
+    pub fn est(mut self, options: EstOptions) -> Self {
+        self.est = Some(options);
+        self
+    }
+
     /// Further tables of the configuration; `{root}` in them is the device's root folder.
     #[must_use]
     pub fn tables(mut self, toml: &str) -> Self {
@@ -174,7 +187,11 @@ impl Builder {
             .expect("a runtime can be started");
         let key = Key::new(b"a key of the simulated device...".to_vec()).expect("32 bytes");
         let options = SimulatorOptions {
-            enrolments: vec![Enrolment::new(DEVICE_ID, key.clone())],
+            enrolments: match self.est {
+                Some(_) => Vec::new(),
+                None => vec![Enrolment::new(DEVICE_ID, key.clone())],
+            },
+            est: self.est.clone().unwrap_or_default(),
             ..SimulatorOptions::default()
         };
         let cloud =
@@ -182,6 +199,13 @@ impl Builder {
         cloud.faults(self.faults.clone()).expect("faults within bounds");
         let ca = folder.path().join("cloud.pem");
         std::fs::write(&ca, cloud.ca_pem()).expect("own folder");
+        if self.est.is_some() {
+            let root = cloud.est_root_pem(None).expect("there is a default CA");
+            let roots = [cloud.ca_pem(), &root].concat();
+            std::fs::write(folder.path().join("est-roots.pem"), roots).expect("own folder");
+            let (group_id, proof) = ("by-est".to_owned(), Proof::Authorities(root));
+            cloud.enrol_group(EnrolmentGroup { group_id, proof, hub: None }).expect("an id");
+        }
 
         let caller = matches!(self.agent, Agent::Calls | Agent::Container(_))
             .then(|| Caller::new(&folder.path().join("calls"), "$edgeAgent"));
@@ -193,7 +217,9 @@ impl Builder {
         std::fs::create_dir_all(file.parent().expect("in a folder")).expect("own folder");
         std::fs::write(file, config).expect("own folder");
 
-        let mut device = Device::new(folder, runtime, cloud, caller, self.engine, self.variables);
+        let est = self.est.unwrap_or_default();
+        let mut device =
+            Device::new(folder, runtime, (cloud, est), caller, self.engine, self.variables);
         if matches!(self.agent, Agent::Container(_)) {
             device.remember_container("edgeAgent");
         }
@@ -274,6 +300,6 @@ impl Builder {
             );
         }
         text.push_str(&self.tables.replace("{root}", &folder.display().to_string()));
-        text
+        text.replace("{est}", &cloud.est_url())
     }
 }

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use edgekeep_api::management::{Refusal, Status};
 use edgekeep_core::attestation::DenyReason;
 use edgekeep_core::layout::{Daemon, ROOT_VARIABLE, Root};
-use edgekeep_sim::{Authority, Simulator, SimulatorOptions, Snapshot, State};
+use edgekeep_sim::{Authority, EstOptions, Simulator, SimulatorOptions, Snapshot, State};
 use serde_json::{Value, json};
 
 use crate::VERSION;
@@ -30,6 +30,8 @@ pub struct Device {
     cloud: Option<Simulator>,
     /// Port, CA and snapshot of a cloud that is away, to have the same cloud again.
     away: Option<(u16, Authority, Snapshot)>,
+    /// Clients of the cloud's EST server.
+    est: EstOptions,
     runtime: tokio::runtime::Runtime,
     root: Root,
     logs: PathBuf,
@@ -52,7 +54,7 @@ impl Device {
     pub(crate) fn new(
         folder: tempfile::TempDir,
         runtime: tokio::runtime::Runtime,
-        cloud: Simulator,
+        (cloud, est): (Simulator, EstOptions),
         agent: Option<Caller>,
         engine: Option<Engine>,
         variables: Vec<(String, String)>,
@@ -64,6 +66,7 @@ impl Device {
             agent,
             cloud: Some(cloud),
             away: None,
+            est,
             runtime,
             root: Root::new(folder.path()),
             logs,
@@ -134,6 +137,7 @@ impl Device {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             authority: Some(authority),
             snapshot,
+            est: self.est.clone(),
             ..SimulatorOptions::default()
         };
         self.cloud = Some(

@@ -8,7 +8,9 @@
 //! wall clock. A step of the wall clock makes void what was learned before.
 //!
 //! Nothing is planned by a clock that cannot be right. Only a certificate that is over by
-//! the last good time, or one that is missing, is asked for under such a clock.
+//! the last good time, or one that is missing, is asked for under such a clock; and a CA
+//! that signs itself is made anew if it is not valid by that clock, since those below it
+//! must be valid by the same clock.
 
 mod look;
 mod policy;
@@ -107,6 +109,7 @@ impl Event {
 pub struct State {
     policy: Policy,
     kept: Kept,
+    signs_itself: bool,
     held: Option<Span>,
     /// Moment on the monotonic clock before which no attempt is made.
     pause: Option<Duration>,
@@ -182,7 +185,23 @@ impl State {
         let left = kept.pause_until.map(|until| until.saturating_sub(now.reading.wall).max(0));
         let pause = left
             .map(|left| now.reading.monotonic + seconds(left.min(longest_pause(&policy, None))));
-        Self { policy, kept, held: None, pause, asked: false, working: false, seen: None }
+        Self {
+            policy,
+            kept,
+            signs_itself: false,
+            held: None,
+            pause,
+            asked: false,
+            working: false,
+            seen: None,
+        }
+    }
+
+    /// The same for a CA on the device whose certificate is signed by its own key, so
+    /// that it can be had under any clock.
+    #[must_use]
+    pub fn of_ca_that_signs_itself(self) -> Self {
+        Self { signs_itself: true, ..self }
     }
 
     /// Returns what is to be kept over a restart.
@@ -325,11 +344,14 @@ fn need(state: &State, now: Now) -> Need {
     if held.end <= now.earliest && now.earliest < LATEST {
         return Need::Now;
     }
-    if !now.plausible {
+    if !now.plausible && !state.signs_itself {
         return Need::Held;
     }
     if !held.contains(wall) {
         return Need::Now;
+    }
+    if !now.plausible {
+        return Need::Held;
     }
     let due = state.due(held);
     if wall < due { Need::At(due) } else { Need::Due(held, due) }

@@ -63,6 +63,32 @@ fn a_fleet_does_not_come_at_once() {
 }
 
 #[test]
+fn only_a_ca_that_signs_itself_is_made_anew_for_a_clock_that_cannot_be_right() {
+    let (of_others, span) = found(Policy::default(), 100);
+    let own = of_others.of_ca_that_signs_itself();
+    for (wall, is_made) in [
+        (span.begin - 1, true),
+        (span.end, true),
+        (span.begin, false),
+        // Due, and valid: that is planned by a clock that can be right.
+        (span.end - 1, false),
+    ] {
+        let now = Now { plausible: false, ..at(wall - START, wall) };
+        let decision = step(own, Event::Look, now).1;
+        assert_eq!(decision.attempt, is_made, "{wall}");
+        let held = step(of_others, Event::Look, now).1;
+        assert_eq!((held.attempt, held.stand), (false, Stand::ClockImplausible), "{wall}");
+    }
+    // Made, and still not valid by that clock: no hammer.
+    let now = Now { plausible: false, ..at(0, span.end) };
+    let made = step(step(own, Event::Look, now).0, Event::Succeeded(span), now).1;
+    assert!(!made.attempt && made.wake > Duration::from_secs(1), "{made:?}");
+    let off = Policy { enabled: false, ..Policy::default() };
+    let off = found(off, 100).0.of_ca_that_signs_itself();
+    assert!(!step(off, Event::Look, now).1.attempt);
+}
+
+#[test]
 fn renewal_that_is_turned_off_is_off_until_somebody_asks() {
     let policy = Policy { enabled: false, ..Policy::default() };
     let (state, span) = found(policy, 100);

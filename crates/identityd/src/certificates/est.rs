@@ -12,6 +12,7 @@ use edgekeep_core::settings::EstSettings;
 use edgekeep_est::{Basic, Csr, Enrolment, Est, EstError, EstUrl, Profile};
 use edgekeep_tls::{ClientIdentity, Proxy, RemoteKey, RemoteKeyError, TlsError, Trust};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::issuer::Issuer;
 use super::{CertificateError, Certificates, span_of};
@@ -53,6 +54,20 @@ pub enum EnrolError {
         /// Reason why the certificate cannot be used.
         #[source]
         source: TlsError,
+    },
+    /// Every certificate by which the device could prove who it is, and there is no
+    /// password.
+    #[error(
+        "certificate \"{id}\", which the EST server is to be shown, is valid from {begin} to \
+         {end}, which is not now; replace its file, or set the clock if that is wrong"
+    )]
+    NotValidNow {
+        /// The certificate's id.
+        id: &'static str,
+        /// Its begin.
+        begin: String,
+        /// Its end.
+        end: String,
     },
     /// The request was not made.
     #[error("no request for it was made")]
@@ -117,7 +132,7 @@ impl Certificates {
         if let Some(basic) = &settings.basic {
             est = est.with_basic(Basic::new(&basic.username, basic.password.expose()));
         }
-        let shown = self.est_identity(id).await?;
+        let shown = self.est_identity(settings.basic.is_some()).await?;
         let is_own = shown.as_ref().is_some_and(|(shown, _)| *shown == id.as_str());
         if let Some((_, identity)) = shown {
             est = est.with_identity(identity);
@@ -139,15 +154,17 @@ impl Certificates {
     /// nothing, must do.
     async fn est_identity(
         &self,
-        _for: &CertId,
+        has_password: bool,
     ) -> Result<Option<(&'static str, ClientIdentity)>, EnrolError> {
         let now = OffsetDateTime::now_utc().unix_timestamp();
+        let mut not_valid = None;
         for id in [EST_ID, EST_BOOTSTRAP] {
             let Some(chain) = id.parse().ok().and_then(|id| self.store.read(&id).ok()) else {
                 continue;
             };
             let span = chain.first().and_then(span_of);
             if !span.is_some_and(|span| span.contains(now)) {
+                not_valid = span.map(|span| (id, span)).or(not_valid);
                 continue;
             }
             let key = RemoteKey::load(self.keys.clone(), id).await;
@@ -156,8 +173,22 @@ impl Certificates {
             let identity = identity.map_err(|source| EnrolError::Identity { id, source })?;
             return Ok(Some((id, identity)));
         }
-        Ok(None)
+        match not_valid {
+            Some((id, span)) if !has_password => {
+                let (begin, end) = (moment(span.begin), moment(span.end));
+                Err(EnrolError::NotValidNow { id, begin, end })
+            }
+            _ => Ok(None),
+        }
     }
+}
+
+/// Returns a moment, in seconds since 1970, as people read it.
+fn moment(seconds: i64) -> String {
+    OffsetDateTime::from_unix_timestamp(seconds)
+        .ok()
+        .and_then(|moment| moment.format(&Rfc3339).ok())
+        .unwrap_or_default()
 }
 
 fn url(settings: &EstSettings, id: &CertId) -> Result<EstUrl, EnrolError> {

@@ -99,9 +99,13 @@ impl Clock {
         self.set_ahead(to - true_time());
     }
 
+    /// Returns how many seconds the clock is ahead of the true time.
+    pub(crate) fn ahead(&self) -> i64 {
+        std::fs::read_to_string(self.file()).unwrap().trim().parse().unwrap()
+    }
+
     pub(crate) fn now(&self) -> i64 {
-        let ahead: i64 = std::fs::read_to_string(self.file()).unwrap().trim().parse().unwrap();
-        true_time() + ahead
+        true_time() + self.ahead()
     }
 }
 

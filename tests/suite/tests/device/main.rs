@@ -9,21 +9,26 @@
 //! the device unhealthy, `operations` through logs and metrics, `sockets` through what
 //! can become of a module's socket, `host_programs` through confined modules, services
 //! and host agents, `own_users` through host modules with users of their own,
-//! `edge_ca_files` through an Edge CA from files, `provisioning` through each way to an
-//! identity, `renewals` through years of certificates, `renewals_by_est` through years
-//! away from an EST server, `tls_service` through a service of a module meanwhile,
-//! `renewal_kills` through renewals that are broken off, `refusals` through what is told
-//! of callers that were refused, `integrity` through the log of what was started. What
-//! others may try is in the attack suite.
+//! `edge_ca_files` through an Edge CA from files, `est_hardware` through keys in hardware
+//! for EST, `certs_command` through what an operator does, `provisioning` through each
+//! way to an identity, `renewals` through years of certificates, `renewals_by_est` and
+//! `drawer` through years away from an EST server and from everything, `tls_service` and
+//! `renewals_of_all` through a service of a module meanwhile, `renewal_kills` through
+//! renewals that are broken off, `refusals` through what is told of callers that were
+//! refused, `integrity` through the log of what was started. What others may try is in
+//! the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
+mod certs_command;
 mod children;
 mod clock;
 mod cloud_away;
 mod compatible;
 mod crashes;
 mod credential_files;
+mod drawer;
 mod edge_ca_files;
+mod est_hardware;
 mod exposition;
 mod health;
 mod host_programs;
@@ -41,6 +46,8 @@ mod refusals;
 mod renewal_kills;
 mod renewals;
 mod renewals_by_est;
+mod renewals_of_all;
+mod service;
 mod sockets;
 mod tls_service;
 mod workload;
