@@ -1,7 +1,7 @@
-//! `cargo xtask bench [workload|keys|runtime]`: numbers beside their bars, and beside the
-//! bare thing measured in the same run (an echo over the same kind of socket, the token's
-//! or the TPM's own call), since machines differ and are busy. A bar that is missed is a
-//! failure, unless `--no-bars` is given.
+//! `cargo xtask bench [workload|keys|runtime|neighbours]`: numbers beside their bars, and
+//! beside the bare thing measured in the same run (an echo over the same kind of socket,
+//! the token's or the TPM's own call), since machines differ and are busy. A bar that is
+//! missed is a failure, unless `--no-bars` is given.
 
 mod figures;
 mod keys;
@@ -50,6 +50,8 @@ enum What {
     Keys,
     /// moduled with few and with many modules, who calls it, and bad neighbours
     Runtime,
+    /// Bad neighbours alone, also measured by `runtime`
+    Neighbours,
 }
 
 /// The results of one bench.
@@ -72,6 +74,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     if wanted(What::Runtime) {
         results.push(runtime::run(options.host)?);
+    }
+    if options.what == Some(What::Neighbours) {
+        results.push(neighbours::run()?);
     }
     if options.json {
         let mut all = Map::new();

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod access_list;
 pub mod attestation;
 pub mod authority;
 pub mod backoff;
@@ -19,6 +20,7 @@ pub mod digest;
 pub mod ec_point;
 pub mod edge_ca;
 pub mod fair_queue;
+pub mod flood;
 pub mod foreign_text;
 pub mod grants;
 pub mod hardware;

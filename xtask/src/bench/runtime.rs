@@ -15,7 +15,7 @@ use super::workload::report::Bar as CallBar;
 use super::workload::{Bench, FEWEST, RUNNING, trust_bundle};
 use super::{DAEMONS, OTHERS, Results, build};
 use crate::engine::Engine;
-use crate::{command, interrupt, parts};
+use crate::{command, interrupt};
 
 const ROUNDS: usize = 5;
 /// Modules beside the fewest. A real hub allows 50.
@@ -132,13 +132,7 @@ fn measure(
         }
     }
     processor_time(bench, moduled, figures)?;
-    if parts::is_root() {
-        neighbours::one_that_holds(bench, programs, figures)?;
-        neighbours::three_that_storm(bench, programs, figures)
-    } else {
-        eprintln!("a bad neighbour is another user, which takes root: not measured");
-        Ok(())
-    }
+    neighbours::measure(bench, programs, figures)
 }
 
 /// The median of one kind of call.

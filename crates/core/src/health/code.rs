@@ -99,6 +99,9 @@ codes! {
         "A call of a module was refused because it could not be measured.",
         "`edgekeep attest --refusals MODULE` says what was known and which check failed. Shown until no such call was made for \
          five minutes.";
+    SocketFlooded = "socket-flooded", Warning,
+        "A user of this machine flooded a socket that others need, with connections that came to nothing, and is kept out for a while.",
+        "The detail names the user: `ps -u UID` lists its programs. Stop the one that connects without end. Shown for five minutes.";
     ServiceNotRegistered = "service-not-registered", Unhealthy,
         "A service of the host could not be registered, so all its calls are refused.",
         "Correct its entry in [host_services] as the detail says, run `edgekeep config apply` and restart moduled.";

@@ -1,5 +1,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,8 +13,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
+use super::door::Door;
 use super::intake::Intake;
 use super::line::{Fresh, Line};
 use super::measure::ConnectionSeries;
@@ -45,7 +48,8 @@ pub struct Limits {
     pub connections_per_uid: u32,
     /// True if a thread of its own takes the connections: for a socket that users open
     /// who have nothing to do with each other. Then a flood of one user's connections
-    /// leaves the kernel's line, which all users share, at once.
+    /// leaves the kernel's line, which all users share, at once, and a user who goes on
+    /// flooding is kept out for a while.
     pub shared: bool,
 }
 
@@ -157,14 +161,22 @@ pub async fn serve<S: Send + Sync + 'static>(
 ) {
     let counts = Arc::new(Mutex::new(Counts::default()));
     let mut connections = JoinSet::new();
-    let line = Arc::new(Line::new(router.connections().clone()));
-    let intake = listener
-        .into_std()
-        .and_then(|it| Intake::begin(it, router.looks_at_callers(), limits.shared, &line));
-    let mut intake = match intake {
-        Ok(intake) => intake,
+    let begun = listener.into_std().and_then(|listener| {
+        let told = Arc::clone(&router);
+        let tell = Box::new(move |user, lasting| told.flooded(user, lasting));
+        let door = if limits.shared { Door::of(&listener, tell) } else { None };
+        let line = Arc::new(Line::new(router.connections().clone(), door));
+        let intake = Intake::begin(listener, router.looks_at_callers(), limits.shared, &line)?;
+        Ok((line, intake))
+    });
+    let (line, mut intake) = match begun {
+        Ok(begun) => begun,
         Err(error) => return tracing::error!(%error, "cannot serve a socket"),
     };
+    let doorkeeper = AbortOnDrop(tokio::spawn({
+        let line = Arc::clone(&line);
+        async move { line.keep_door().await }
+    }));
     let mut turn = 0;
     loop {
         // Ended connections are collected as they end, so that the set stays as small as
@@ -178,7 +190,7 @@ pub async fn serve<S: Send + Sync + 'static>(
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             }
         };
-        if let Some(admitted) = admit(fresh, &counts, limits, router.connections()) {
+        if let Some(admitted) = admit(fresh, &counts, limits, router.connections(), &line) {
             let Admitted { stream, caller, slot, has_asked } = admitted;
             // A caller whose bytes are there is looked at when the request is whole: not
             // before, or it would have to be looked at twice. It may become another
@@ -186,12 +198,15 @@ pub async fn serve<S: Send + Sync + 'static>(
             // that is known.
             let may_wait = has_asked && caller.socket() != PeerSocket::Untold;
             let looks = !may_wait && matches!(slot.kind, SlotKind::Served(_));
-            let (router, stop) = (Arc::clone(&router), stop.clone());
+            let (router, stop, line) = (Arc::clone(&router), stop.clone(), Arc::clone(&line));
             connections.spawn(async move {
                 if looks {
                     router.connected(&caller).await;
                 }
-                converse(stream, caller, slot, router, limits, stop).await;
+                let user = caller.uid();
+                if !converse(stream, caller, slot, router, limits, stop).await {
+                    line.wasted(user);
+                }
             });
         }
         turn += 1;
@@ -205,7 +220,7 @@ pub async fn serve<S: Send + Sync + 'static>(
             }
         }
     }
-    drop(intake);
+    drop((intake, doorkeeper));
     let all_ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP_GRACE, all_ended).await.is_err() {
         tracing::warn!("requests did not end within {} s and were dropped", STOP_GRACE.as_secs());
@@ -233,9 +248,11 @@ fn admit(
     counts: &Arc<Mutex<Counts>>,
     limits: Limits,
     series: &ConnectionSeries,
+    line: &Line,
 ) -> Option<Admitted> {
     if fresh.is_abandoned() {
         series.abandoned.increment();
+        line.wasted(fresh.credentials.uid());
         return None;
     }
     let Fresh { stream, credentials, socket, has_asked } = fresh;
@@ -248,6 +265,7 @@ fn admit(
     );
     let Some(slot) = taken else {
         series.dropped.increment();
+        line.wasted(credentials.uid());
         return None;
     };
     let caller = if slot.kind == SlotKind::Refused {
@@ -265,6 +283,8 @@ fn admit(
         .map(|stream| Admitted { stream, caller: Arc::new(caller), slot, has_asked })
 }
 
+/// Answers what is asked on a connection. Returns false if the connection came to
+/// nothing: it was over the limit, or ended before it had one whole answer.
 async fn converse<S: Send + Sync + 'static>(
     stream: UnixStream,
     caller: Arc<Caller>,
@@ -272,12 +292,14 @@ async fn converse<S: Send + Sync + 'static>(
     router: Arc<Router<S>>,
     limits: Limits,
     mut stop: watch::Receiver<bool>,
-) {
+) -> bool {
     let refused = slot.kind == SlotKind::Refused;
+    let answered = AtomicBool::new(false);
     let io = TokioIo::new(CheckedStream::new(stream, Arc::clone(&caller)));
     let service = service_fn(|request: http::Request<Incoming>| {
         let caller = Arc::clone(&caller);
         let router = Arc::clone(&router);
+        let answered = &answered;
         async move {
             let answer = if refused {
                 let limit = limits.connections_per_uid;
@@ -299,6 +321,7 @@ async fn converse<S: Send + Sync + 'static>(
                     answer
                 }
             };
+            answered.store(true, Ordering::Relaxed);
             Ok::<_, Infallible>(answer.0)
         }
     });
@@ -318,10 +341,29 @@ async fn converse<S: Send + Sync + 'static>(
             connection.await
         }
     };
+    let mut delivered = !refused && answered.load(Ordering::Relaxed);
     if let Err(error) = ended {
+        delivered &= !is_hang_up(&error);
         tracing::debug!(%error, uid = caller.uid(), "connection ended");
     }
     drop(slot);
+    delivered
+}
+
+/// Returns true if the peer was gone when it was answered.
+fn is_hang_up(error: &hyper::Error) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use edgekeep_core::fair_queue::FairQueue;
 use rustix::net::RecvFlags;
 use tokio::sync::Notify;
 
+use super::door::Door;
 use super::measure::ConnectionSeries;
 use crate::peer::{Credentials, PeerSocket};
 
@@ -56,11 +57,28 @@ pub(super) struct Line {
     waiting: Mutex<FairQueue<u32, Fresh>>,
     filled: Notify,
     series: ConnectionSeries,
+    /// Absent at a socket that is not shared.
+    door: Option<Door>,
 }
 
 impl Line {
-    pub(super) fn new(series: ConnectionSeries) -> Self {
-        Self { waiting: Mutex::new(FairQueue::new(SHARE, LIMIT)), filled: Notify::new(), series }
+    pub(super) fn new(series: ConnectionSeries, door: Option<Door>) -> Self {
+        let waiting = Mutex::new(FairQueue::new(SHARE, LIMIT));
+        Self { waiting, filled: Notify::new(), series, door }
+    }
+
+    /// Takes in that a connection of a user came to nothing.
+    pub(super) fn wasted(&self, user: u32) {
+        if let Some(door) = &self.door {
+            door.wasted(user);
+        }
+    }
+
+    /// Lets users in again who were kept out. Ends at once where nobody can be.
+    pub(super) async fn keep_door(&self) {
+        if let Some(door) = &self.door {
+            door.keep().await;
+        }
     }
 
     /// Puts a connection into the line of its user, or closes what has no place.
@@ -74,12 +92,14 @@ impl Line {
         };
         let mut fresh = Fresh { stream, credentials, socket, has_asked: false };
         if fresh.is_abandoned() {
+            self.wasted(credentials.uid());
             return self.series.abandoned.increment();
         }
         let mut waiting = lock(&self.waiting);
         let displaced = waiting.push(credentials.uid(), fresh);
         drop(waiting);
-        if displaced.is_some() {
+        if let Some(displaced) = displaced {
+            self.wasted(displaced.credentials.uid());
             self.series.dropped.increment();
         }
     }

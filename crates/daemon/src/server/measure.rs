@@ -32,9 +32,14 @@ static REFUSED: Family<Counter, 2> = Family::new(
      looked at, without peer credentials, or with bytes from another process than the one that connected.",
     ["api", "reason"],
 );
+static KEPT_OUT: Family<Counter, 1> = Family::new(
+    "edgekeep_http_kept_out",
+    "Times that a user was kept out of a shared socket for a while, after a flood of connections that came to nothing.",
+    ["api"],
+);
 
 /// Metrics that every server has.
-pub static FAMILIES: Families = &[&REQUESTS, &DURATION, &OPEN, &ACCEPTED, &REFUSED];
+pub static FAMILIES: Families = &[&REQUESTS, &DURATION, &OPEN, &ACCEPTED, &REFUSED, &KEPT_OUT];
 
 /// The name that an API has in metrics, until it is given one.
 pub(super) const UNNAMED: &str = "other";
@@ -83,6 +88,7 @@ pub(super) struct ConnectionSeries {
     pub(super) abandoned: Arc<Counter>,
     pub(super) no_credentials: Arc<Counter>,
     pub(super) sender_changed: Arc<Counter>,
+    pub(super) kept_out: Arc<Counter>,
 }
 
 impl ConnectionSeries {
@@ -96,6 +102,7 @@ impl ConnectionSeries {
             abandoned: refused("abandoned"),
             no_credentials: refused("no-credentials"),
             sender_changed: refused("sender-changed"),
+            kept_out: KEPT_OUT.with([api]),
         }
     }
 }

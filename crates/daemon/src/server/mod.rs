@@ -8,6 +8,7 @@
 
 mod acceptor;
 mod connection;
+mod door;
 mod intake;
 mod line;
 mod measure;

@@ -1,6 +1,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
@@ -15,6 +15,7 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response, HttpError>> + Send>>;
 type Handler<S> = Box<dyn Fn(Arc<S>, Request) -> Answer + Send + Sync>;
 type SenderChanged<S> = Box<dyn Fn(Arc<S>, Arc<Caller>, String) -> Done + Send + Sync>;
 type Failed<S> = Box<dyn Fn(&S, &FailedCall<'_>) + Send + Sync>;
+type Flooded<S> = Box<dyn Fn(&S, u32, Duration) + Send + Sync>;
 /// The end of what a hook does.
 type Done = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Connected<S> = Box<dyn Fn(Arc<S>, Arc<Caller>) -> Done + Send + Sync>;
@@ -53,6 +54,7 @@ pub struct Router<S> {
     connected: Option<Connected<S>>,
     sender_changed: SenderChanged<S>,
     failed: Option<Failed<S>>,
+    flooded: Option<Flooded<S>>,
 }
 
 impl<S> std::fmt::Debug for Router<S> {
@@ -78,6 +80,7 @@ impl<S: Send + Sync + 'static> Router<S> {
             connected: None,
             sender_changed: Box::new(|_, _, _| Box::pin(std::future::ready(()))),
             failed: None,
+            flooded: None,
         }
     }
 
@@ -125,6 +128,14 @@ impl<S: Send + Sync + 'static> Router<S> {
         self
     }
 
+    /// Tells of users who flood a shared socket with connections that come to nothing:
+    /// the user id, and the time for which the user is kept out.
+    #[must_use]
+    pub fn on_flood(mut self, tell: impl Fn(&S, u32, Duration) + Send + Sync + 'static) -> Self {
+        self.flooded = Some(Box::new(tell));
+        self
+    }
+
     /// Sets a hook that runs as soon as a connection is accepted on which nothing was
     /// sent yet, before a request is read from it. The hook looks at the caller while the
     /// caller still is the process that connected. A caller that has sent something
@@ -165,6 +176,13 @@ impl<S: Send + Sync + 'static> Router<S> {
 
     pub(super) fn connections(&self) -> &ConnectionSeries {
         &self.connections
+    }
+
+    pub(super) fn flooded(&self, user: u32, lasting: Duration) {
+        self.connections.kept_out.increment();
+        if let Some(tell) = &self.flooded {
+            tell(&self.state, user, lasting);
+        }
     }
 
     pub(super) async fn connected(&self, caller: &Arc<Caller>) {

@@ -6,9 +6,13 @@ pub(crate) mod resources;
 pub(crate) mod support_bundle;
 pub(crate) mod systeminfo;
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use edgekeep_api::management::SystemInfo;
+use edgekeep_core::health::calls::SHOWN_FOR;
+use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::layout::Root;
 use edgekeep_daemon::board::Board;
 use tokio::sync::Semaphore;
@@ -45,5 +49,12 @@ impl Report {
             modules,
             credentials,
         }
+    }
+
+    /// Tells the operator of a user who flooded a socket.
+    pub(crate) fn flooded(&self, socket: &Path, uid: u32, lasting: Duration) {
+        let seconds = lasting.as_secs();
+        let detail = format!("by user {uid}, who is kept out for {seconds} s");
+        self.board.note(Code::SocketFlooded, &Subject::file(socket), detail, SHOWN_FOR);
     }
 }

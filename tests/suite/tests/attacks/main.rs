@@ -44,6 +44,7 @@
 //! | a renamed container, a committed one in its place | `engine::a_container_renamed_and_committed_…` | `container-changed`, `not-in-module` |
 //! | a health check of the engine | `engine::a_health_check_is_not_the_module` | `not-a-descendant`, `after-exec` |
 //! | engine `exec`, plain and detached | `engine::what_the_engine_brings_into_the_container_…`, `engine::a_detached_exec_…` | `not-a-descendant`, `after-exec` |
+//! | a flood of connections to the shared socket | `flood::a_user_who_floods_…` | kept out by the kernel |
 //! | hostile ids on every route and engine path | `names` | 400, 403 or 404 as documented |
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
@@ -52,6 +53,7 @@ mod connections;
 mod engine;
 mod exec;
 mod executables;
+mod flood;
 mod host;
 mod kept;
 mod names;

@@ -35,6 +35,9 @@ pub(crate) fn router(rooms: Arc<Rooms>) -> Router<Rooms> {
         .on_sender_changed(|rooms, caller, what| async move {
             rooms.gate.refuse_sender(&caller, &what).await;
         })
+        .on_flood(|rooms, uid, lasting| {
+            rooms.report.flooded(&rooms.modules.root.management_socket(), uid, lasting);
+        })
         .route(Method::GET, "/modules", FIRST, modules::list)
         .route(Method::GET, "/modules/", FIRST, modules::list)
         .route(Method::POST, "/modules", FIRST, modules::create)

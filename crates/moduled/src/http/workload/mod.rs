@@ -125,6 +125,10 @@ pub(crate) fn router(rooms: Arc<Rooms>, door: Door) -> Router<WorkloadDoor> {
             state.rooms.gate.refuse_sender(&caller, &what).await;
         })
         .on_failed(WorkloadDoor::failed)
+        .on_flood(|state, uid, lasting| {
+            let report = &state.rooms.report;
+            report.flooded(&state.rooms.modules.root.legacy_workload_socket(), uid, lasting);
+        })
         .route(Method::POST, "/modules/{m}/genid/{g}/sign", FIRST, secrets::sign)
         .route(Method::POST, "/modules/{m}/genid/{g}/encrypt", FIRST, secrets::encrypt)
         .route(Method::POST, "/modules/{m}/genid/{g}/decrypt", FIRST, secrets::decrypt)
