@@ -10,6 +10,7 @@ mod image_collection;
 mod images;
 mod lifecycle;
 mod options;
+mod tls_peers;
 mod touched;
 mod updates;
 mod volumes;
