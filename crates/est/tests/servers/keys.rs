@@ -19,8 +19,17 @@ pub(crate) struct Keys {
 
 impl Keys {
     pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// As [`Self::start`], with key pairs that are made elsewhere.
+    pub(crate) fn with(pairs: &[(&str, &rcgen::KeyPair)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new(folder.path());
+        std::fs::create_dir_all(root.key_import_folder()).unwrap();
+        for (id, pair) in pairs {
+            std::fs::write(root.key_import_folder().join(id), pair.serialize_pem()).unwrap();
+        }
         let all = vec!["*".to_owned()];
         let uid = rustix::process::getuid().as_raw();
         let principal = KeyPrincipal { uid, keys: all, certificates: true, ..Default::default() };

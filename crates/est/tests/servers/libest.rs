@@ -1,145 +1,17 @@
 //! Cisco's libest: its server for our client, its client for the simulated server.
-//!
-//! Its server binds to all addresses, so each test runs once more in a network of its
-//! own, where there is nothing but loopback.
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use edgekeep_est::EstError;
-use edgekeep_testkit::wait_for;
 use rcgen::PublicKeyData as _;
 
+use super::estserver::{Server, USER, is_alone, program};
 use super::*;
 
-/// The folder that libest was unpacked in.
-const VARIABLE: &str = "EDGEKEEP_TEST_LIBEST";
-/// Set for the run in a network of its own.
-const INSIDE: &str = "EDGEKEEP_TEST_ALONE";
-/// The port is the server's own there.
-const PORT: u16 = 8085;
-/// Name and password that are built into the server.
-const USER: (&str, &str) = ("estuser", "estpwd");
-
-/// Makes the CA and the server's certificate as the sources of libest do: by openssl.
-const MAKE: &str = r"
-mkdir new; touch index.txt; echo 01 > serial
-cat > ca.cnf <<'END'
-[ca]
-default_ca = c
-[c]
-dir = .
-database = ./index.txt
-new_certs_dir = ./new
-certificate = ./ca.pem
-private_key = ./ca.key
-serial = ./serial
-default_days = 30
-default_md = sha256
-policy = p
-x509_extensions = x
-unique_subject = no
-[p]
-commonName = supplied
-[x]
-basicConstraints = CA:FALSE
-keyUsage = digitalSignature
-END
-key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
-openssl req -x509 $key -keyout ca.key -out ca.pem -subj '/CN=libest CA' -days 30 \
-  -addext keyUsage=keyCertSign,cRLSign
-openssl req $key -keyout server.key -subj /CN=localhost -out server.csr
-printf 'subjectAltName=DNS:localhost\nextendedKeyUsage=serverAuth\n' > server.ext
-openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -set_serial 7 -days 30 \
-  -extfile server.ext -out server.pem
-cat ca.pem >> server.pem
-cat ca.pem > trusted.pem
-";
-
-/// Tells whether this is the run in a network of its own; else makes that run, or says
-/// why there is none.
-fn is_alone(test: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let Some(folder) = std::env::var_os(VARIABLE) else {
-        eprintln!("skipping {test}: {VARIABLE} is not set; `cargo xtask test` provides libest");
-        return false;
-    };
-    let alone = "ip link set lo up && exec \"$0\" --exact \"$1\" --nocapture";
-    let own = std::env::current_exe().unwrap();
-    let mut command = Command::new("unshare");
-    if !rustix::process::geteuid().is_root() {
-        command.arg("-r");
-    }
-    command.args(["-n", "sh", "-c", alone]).arg(own).arg(test);
-    let done = command.env(INSIDE, "1").env(VARIABLE, folder).output().unwrap();
-    let said = String::from_utf8_lossy(&done.stdout);
-    let told = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success() && said.contains("1 passed"), "{said}{told}");
-    false
-}
-
-fn program(name: &str) -> Command {
-    let folder = PathBuf::from(std::env::var_os(VARIABLE).unwrap());
-    let libraries = folder.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
-    let mut command = Command::new(folder.join("usr/bin").join(name));
-    command.env("LD_LIBRARY_PATH", libraries).stdin(Stdio::null());
-    command
-}
-
-/// A running server in a folder.
-struct Server {
-    child: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Server {
-    /// Starts one that also takes the certificates of `others`, a CA in PEM.
-    fn start(options: &[&str], others: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path();
-        let made = Command::new("sh").args(["-ec", MAKE]).current_dir(at).output().unwrap();
-        assert!(made.status.success(), "{made:?}");
-        let own = std::fs::read_to_string(at.join("ca.pem")).unwrap();
-        std::fs::write(at.join("trusted.pem"), own + others).unwrap();
-        let log = std::fs::File::create(at.join("log")).unwrap();
-        let child = program("estserver")
-            .args(["-c", "server.pem", "-k", "server.key", "-r", "plant", "-o", "-p"])
-            .arg(PORT.to_string())
-            .args(options)
-            .env("EST_TRUSTED_CERTS", "trusted.pem")
-            .env("EST_CACERTS_RESP", "ca.pem")
-            .env("EST_OPENSSL_CACONFIG", "ca.cnf")
-            .current_dir(at)
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let listens = || std::net::TcpStream::connect(("127.0.0.1", PORT)).is_ok().then_some(());
-        wait_for("libest to listen", listens);
-        Self { child, folder }
-    }
-
-    fn client(&self) -> Est {
-        let pem = std::fs::read_to_string(self.path("ca.pem")).unwrap();
-        let url = format!("https://localhost:{PORT}/.well-known/est").parse().unwrap();
-        Est::new(url, Trust::Certificates(certificates(&pem)))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("{}", std::fs::read_to_string(self.path("log")).unwrap_or_default());
-        }
-    }
+/// Returns our client of a server, which says nothing of who it is.
+fn client_of(server: &Server) -> Est {
+    let url = Server::url().parse().unwrap();
+    Est::new(url, Trust::Certificates(certificates(&server.root())))
 }
 
 #[tokio::test]
@@ -148,16 +20,16 @@ async fn libest_issues_by_password_and_renews_by_the_certificate() {
         return;
     }
     let (server, keys) = (Server::start(&[], ""), Keys::start());
-    let asked = server.client().csrattrs().await.unwrap();
+    let asked = client_of(&server).csrattrs().await.unwrap();
     assert!(!asked.asks_for_binding() && asked.ids().len() == 4, "{:?}", asked.ids());
-    assert_eq!(server.client().cacerts().await.unwrap().len(), 1);
+    assert_eq!(client_of(&server).cacerts().await.unwrap().len(), 1);
 
-    let est = server.client().with_basic(Basic::new(USER.0, USER.1));
+    let est = client_of(&server).with_basic(Basic::new(USER.0, USER.1));
     let own = enrolled(&est, &keys, "est-id", "ec-p256").await;
-    let est = server.client().with_identity(own.clone());
+    let est = client_of(&server).with_identity(own.clone());
     let device = enrolled(&est, &keys, "device-id", "rsa-2048").await;
     // Over the connection that the RSA key signed for: PKCS#1 or PSS, in TLS 1.2.
-    let est = server.client().with_identity(device.clone());
+    let est = client_of(&server).with_identity(device.clone());
     let next = keys.make("device-id-temp", "ec-p256").await;
     let profile = Profile::client("").renewing(device.leaf().unwrap());
     let csr = Csr::sign(&next, &profile).await.unwrap();
@@ -165,11 +37,11 @@ async fn libest_issues_by_password_and_renews_by_the_certificate() {
     assert_eq!(renewed[0].public_key(), next.public().info());
     assert_eq!(renewed.len(), 2, "the leaf and the root");
 
-    let wrong = server.client().with_basic(Basic::new(USER.0, "wrong"));
+    let wrong = client_of(&server).with_basic(Basic::new(USER.0, "wrong"));
     let error = wrong.enroll(csr.der()).await.unwrap_err();
     assert!(matches!(error, EstError::Credentials { status: 401, .. }), "{error}");
     let other = edgekeep_sim::Authority::named("other").unwrap();
-    let url = format!("https://localhost:{PORT}/.well-known/est").parse().unwrap();
+    let url = Server::url().parse().unwrap();
     let est = Est::new(url, Trust::Certificates(certificates(other.certificate_pem())));
     let error = est.cacerts().await.unwrap_err();
     assert!(matches!(error, EstError::Untrusted { .. }), "{error}");
@@ -184,17 +56,50 @@ async fn libest_issues_to_who_has_a_manufacturers_certificate() {
     let (server, keys) = (Server::start(&[], maker.certificate_pem()), Keys::start());
     let key = keys.make("est-bootstrap-id", "ec-p256").await;
     let chain = keys::signed_by(&maker, "serial-1", &key);
-    let est = server.client().with_identity(ClientIdentity::new(chain, key).unwrap());
+    let est = client_of(&server).with_identity(ClientIdentity::new(chain, key).unwrap());
     enrolled(&est, &keys, "est-id", "ec-p256").await;
 
     let forger = edgekeep_sim::Authority::named("forger").unwrap();
     let key = keys.make("forged", "ec-p256").await;
     let chain = keys::signed_by(&forger, "serial-1", &key);
-    let est = server.client().with_identity(ClientIdentity::new(chain, key).unwrap());
+    let est = client_of(&server).with_identity(ClientIdentity::new(chain, key).unwrap());
     let key = keys.make("another", "ec-p256").await;
     let csr = Csr::sign(&key, &Profile::client("press-04")).await.unwrap();
     let error = est.enroll(csr.der()).await.unwrap_err();
     assert!(matches!(error, EstError::Untrusted { .. } | EstError::Down { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn libest_issues_a_ca_as_it_was_asked_for() {
+    let test = "libest::libest_issues_a_ca_as_it_was_asked_for";
+    if !is_alone(test) {
+        return;
+    }
+    let (server, keys) = (Server::start(&[], ""), Keys::start());
+    let est = client_of(&server).with_basic(Basic::new(USER.0, USER.1));
+    let key = keys.make("aziot-edged-ca", "ec-p256").await;
+    let csr = Csr::sign(&key, &Profile::edge_ca("press-04 edge ca")).await.unwrap();
+    assert!(issued(est.enroll(csr.der()).await.unwrap())[0].is_ca());
+}
+
+#[tokio::test]
+async fn libest_turns_away_who_does_not_say_who_it_is_and_what_is_no_request() {
+    if !is_alone("libest::libest_turns_away_who_does_not_say_who_it_is_and_what_is_no_request") {
+        return;
+    }
+    let (server, keys) = (Server::start(&[], ""), Keys::start());
+    let key = keys.make("est-id", "ec-p256").await;
+    let csr = Csr::sign(&key, &Profile::client("press-04")).await.unwrap();
+    let error = client_of(&server).enroll(csr.der()).await.unwrap_err();
+    assert!(matches!(error, EstError::Credentials { status: 401, .. }), "{error}");
+    // A request that was changed after it was signed.
+    let mut forged = csr.der().to_vec();
+    let last = forged.len() - 1;
+    forged[last] ^= 1;
+    let est = client_of(&server).with_basic(Basic::new(USER.0, USER.1));
+    let error = est.enroll(&forged).await.unwrap_err();
+    assert!(matches!(error, EstError::Refused { .. }), "{error:?}");
+    assert_eq!(issued(est.enroll(csr.der()).await.unwrap()).len(), 2);
 }
 
 #[tokio::test]
@@ -203,7 +108,7 @@ async fn libest_says_later_and_then_issues() {
         return;
     }
     let (server, keys) = (Server::start(&["-m", "1"], ""), Keys::start());
-    let est = server.client().with_basic(Basic::new(USER.0, USER.1));
+    let est = client_of(&server).with_basic(Basic::new(USER.0, USER.1));
     let key = keys.make("est-id", "ec-p256").await;
     let csr = Csr::sign(&key, &Profile::client("press-04")).await.unwrap();
     let later = est.enroll(csr.der()).await.unwrap();
@@ -232,7 +137,7 @@ async fn the_client_of_libest_enrols_and_renews_at_the_simulated_server() {
     let at = folder.path();
     let roots = [server.ca_pem(), &server.est_root_pem(None).unwrap()].concat();
     std::fs::write(at.join("roots.pem"), roots).unwrap();
-    let key = rcgen::KeyPair::generate().unwrap();
+    let key = KeyPair::generate().unwrap();
     let own = maker.client_certificate_pem("serial-1", &key.subject_public_key_info()).unwrap();
     std::fs::write(at.join("own.pem"), own).unwrap();
     std::fs::write(at.join("own.key"), key.serialize_pem()).unwrap();

@@ -6,6 +6,7 @@
 )]
 
 mod curl;
+mod estserver;
 mod faults;
 mod keys;
 mod libest;
@@ -20,6 +21,7 @@ use edgekeep_sim::{EstOptions, Simulator, SimulatorOptions};
 use edgekeep_tls::{ClientIdentity, Trust};
 
 use keys::Keys;
+use rcgen::{KeyPair, RsaKeySize};
 
 const NAME: &str = "plant";
 const PASSWORD: &str = "wrench:and:bolt";
@@ -68,4 +70,24 @@ async fn enrolled(est: &Est, keys: &Keys, id: &str, algorithms: &str) -> ClientI
     let key = keys.make(id, algorithms).await;
     let csr = Csr::sign(&key, &Profile::client(id)).await.unwrap();
     ClientIdentity::new(issued(est.enroll(csr.der()).await.unwrap()), key).unwrap()
+}
+
+/// Enrols a key of each kind, and renews its certificate by itself: the server verifies
+/// the request, and what the key signs in the handshake. Keys that keyd does not make are
+/// given to it.
+async fn each_kind_of_key(server: impl Fn() -> Est, basic: Basic) {
+    let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+    let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_3072).unwrap();
+    let keys = Keys::with(&[("ec-p384", &p384), ("rsa-3072", &rsa)]);
+    let est = server().with_basic(basic);
+    let made = |kind| (kind, kind);
+    let kinds = ["ec-p256", "rsa-2048", "rsa-4096"].map(made).into_iter();
+    for (kind, algorithms) in kinds.chain([("ec-p384", "*"), ("rsa-3072", "*")]) {
+        let own = enrolled(&est, &keys, kind, algorithms).await;
+        let next = keys.make(&format!("{kind}-temp"), "ec-p256").await;
+        let profile = Profile::client("").renewing(own.leaf().unwrap());
+        let csr = Csr::sign(&next, &profile).await.unwrap();
+        let renewed = issued(server().with_identity(own).reenroll(csr.der()).await.unwrap());
+        assert_eq!(renewed[0].public_key(), next.public().info(), "{kind}");
+    }
 }

@@ -33,6 +33,12 @@ async fn a_device_goes_from_a_password_to_an_identity_of_its_own_and_renews_it()
 }
 
 #[tokio::test]
+async fn a_key_of_each_kind_is_certified_and_proves_the_device() {
+    let server = simulator("").await;
+    each_kind_of_key(|| stranger(&server), Basic::new(NAME, PASSWORD)).await;
+}
+
+#[tokio::test]
 async fn a_ca_is_issued_as_it_was_asked_for() {
     let (server, keys) = (simulator("").await, Keys::start());
     let key = keys.make("aziot-edged-ca", "ec-p256").await;
