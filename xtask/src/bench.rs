@@ -1,8 +1,9 @@
-//! `cargo xtask bench [workload|keys|runtime|neighbours]`: numbers beside their bars, and
-//! beside the bare thing measured in the same run (an echo over the same kind of socket,
-//! the token's or the TPM's own call), since machines differ and are busy. A bar that is
-//! missed is a failure, unless `--no-bars` is given.
+//! `cargo xtask bench [workload|keys|runtime|certs|neighbours]`: numbers beside their
+//! bars, and beside the bare thing measured in the same run (an echo over the same kind
+//! of socket, the token's or the TPM's own call), since machines differ and are busy. A
+//! bar that is missed is a failure, unless `--no-bars` is given.
 
+mod certs;
 mod figures;
 mod keys;
 mod load;
@@ -48,6 +49,8 @@ enum What {
     Workload,
     /// keyd over its socket, and keys in tokens and TPMs next to their own calls
     Keys,
+    /// Certificates of modules, and bare key generation next to them
+    Certs,
     /// moduled with few and with many modules, who calls it, and bad neighbours
     Runtime,
     /// Bad neighbours alone, also measured by `runtime`
@@ -71,6 +74,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     if wanted(What::Workload) {
         results.push(workload::run(options.host, options.profile)?);
+    }
+    if wanted(What::Certs) {
+        results.push(certs::run(options.host)?);
     }
     if wanted(What::Runtime) {
         results.push(runtime::run(options.host)?);

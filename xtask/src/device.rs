@@ -181,6 +181,16 @@ impl Device {
         command
     }
 
+    /// Returns the device's root folder.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Stops the device. Its folder stays.
+    pub(crate) fn stop(&mut self) {
+        interrupt::end(&mut self.child, STOP_LIMIT);
+    }
+
     /// Returns the socket of the management API.
     pub(crate) fn management_socket(&self) -> PathBuf {
         self.root.join("run/iotedge/mgmt.sock")
@@ -206,7 +216,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        interrupt::end(&mut self.child, STOP_LIMIT);
+        self.stop();
     }
 }
 

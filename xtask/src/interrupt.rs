@@ -113,8 +113,12 @@ pub(crate) fn wait(child: &mut Child) -> anyhow::Result<std::process::ExitStatus
     status.context("cannot wait for a child")
 }
 
-/// Ends a child in the background: asks, waits, kills.
+/// Ends a child in the background: asks, waits, kills. One that has ended is left alone:
+/// its number may be another process's.
 pub(crate) fn end(child: &mut Child, limit: Duration) {
+    if !matches!(child.try_wait(), Ok(None)) {
+        return;
+    }
     let _ = kill(pid_of(child), Signal::SIGTERM);
     let end = Instant::now() + limit;
     while matches!(child.try_wait(), Ok(None)) {

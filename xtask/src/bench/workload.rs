@@ -61,6 +61,8 @@ pub(super) struct Bench {
     manifest: PathBuf,
     containers: bool,
     pub(super) device: Device,
+    module_limit: Option<usize>,
+    engine: Option<PathBuf>,
     echo: Child,
     // After the device, which stops what this removes.
     _leftovers: Option<Leftovers>,
@@ -148,16 +150,37 @@ impl Bench {
         let mut echo = dies_with_this_task(programs.join("edgekeep-echo"));
         echo.arg(shared.join("echo.sock")).stdin(Stdio::null()).stdout(Stdio::null());
         let echo = interrupt::spawn(&mut echo).context("cannot start edgekeep-echo")?;
-        let device = Device::start(&Setup {
-            programs: &programs,
-            root,
-            manifest: &manifest,
-            host_modules: &["edgekeep-load"],
-            engine: engine.map(Engine::socket),
+        let engine = engine.map(|engine| engine.socket().to_owned());
+        let setup = setup(&programs, root, &manifest, engine.as_deref(), module_limit);
+        let device = Device::start(&setup)?;
+        Ok(Self {
+            programs,
+            shared,
+            manifest,
+            containers,
+            device,
             module_limit,
-            agent_image: engine.map(|_| AGENT_IMAGE),
-        })?;
-        Ok(Self { programs, shared, manifest, containers, device, echo, _leftovers: leftovers })
+            engine,
+            echo,
+            _leftovers: leftovers,
+        })
+    }
+
+    /// Stops the device and starts it with `tables` added to its configuration.
+    pub(super) fn start_again_with(&mut self, tables: &str) -> anyhow::Result<()> {
+        let root = self.device.root().to_owned();
+        self.device.stop();
+        let file = root.join("etc/edgekeep/config.toml");
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        // Without its first line `edgekeep dev` takes it for somebody's own.
+        let (_, own) = text.split_once('\n').context("an empty configuration")?;
+        fs::write(&file, format!("{own}{tables}"))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let (engine, limit) = (self.engine.as_deref(), self.module_limit);
+        let setup = setup(&self.programs, &root, &self.manifest, engine, limit);
+        self.device = Device::start(&setup)?;
+        Ok(())
     }
 
     /// Waits until the device works, and then until what ends after the start has ended.
@@ -313,12 +336,30 @@ impl Bench {
     }
 }
 
+fn setup<'a>(
+    programs: &'a Path,
+    root: &'a Path,
+    manifest: &'a Path,
+    engine: Option<&'a Path>,
+    module_limit: Option<usize>,
+) -> Setup<'a> {
+    Setup {
+        programs,
+        root,
+        manifest,
+        host_modules: &["edgekeep-load"],
+        engine,
+        module_limit,
+        agent_image: engine.map(|_| AGENT_IMAGE),
+    }
+}
+
 pub(super) fn trust_bundle(callers: u32, requests: u32) -> Call {
     let request = json!({ "method": "GET", "path": BUNDLE });
     Call { name: "trust bundle", callers, requests, bar: Bar::None, request }
 }
 
-fn certificate(callers: u32, requests: u32, bar: Bar) -> Call {
+pub(super) fn certificate(callers: u32, requests: u32, bar: Bar) -> Call {
     let body = json!({ "commonName": "localhost", "expiration": "2099-01-01T00:00:00Z" });
     let request = json!({ "method": "POST", "path": CERTIFICATE, "body": body });
     Call { name: "server certificate", callers, requests, bar, request }
