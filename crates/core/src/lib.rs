@@ -31,6 +31,7 @@ pub mod image_collection;
 pub mod image_policy;
 pub mod integrity;
 pub mod issuance;
+pub mod issuers;
 pub mod key_use;
 pub mod layout;
 pub mod migration;

@@ -330,29 +330,34 @@ impl Certificates {
         let now = OffsetDateTime::now_utc();
         let (rights, earliest) = (Rights::of(id.as_str(), named.is_none()), self.time.earliest());
         let circumstances = Circumstances { issuance, rights, wanted_end, now, earliest, serial };
-        let (issuer, chain, signers) = match (named, issuance) {
+        let (issuer, signers) = match (named, issuance) {
             (Some(named), _) => {
-                let (issuer, chain) = self.issuer(&named.cert, now)?;
-                (Some(issuer), chain, vec![SigningKey::Handle(named.key)])
+                let issuer = self.issuer(&named.cert, now)?;
+                (Some(issuer), vec![SigningKey::Handle(named.key)])
             }
             (None, None) => return Err(CertificateError::NotConfigured { id: id.clone() }),
             (None, Some(issuance)) => match issuance.method {
                 // Whoever asks with a request of its own is answered before.
                 IssuanceMethod::Est => return Err(EnrolError::NoServer.into()),
-                IssuanceMethod::SelfSigned => (None, String::new(), own),
+                IssuanceMethod::SelfSigned => (None, own),
                 IssuanceMethod::LocalCa => {
                     let ca = self
                         .local_ca
                         .as_ref()
                         .ok_or_else(|| CertificateError::NoLocalCa { id: id.clone() })?;
-                    let (issuer, chain) = self.issuer(&ca.cert, now)?;
-                    (Some(issuer), chain, vec![SigningKey::Named(ca.key.to_string())])
+                    let issuer = self.issuer(&ca.cert, now)?;
+                    (Some(issuer), vec![SigningKey::Named(ca.key.to_string())])
                 }
             },
         };
-        let unsigned = issue::prepare(request, issuer.as_ref(), &circumstances)?;
+        let signer = issuer.as_ref().map(|above| &above.issuer);
+        let unsigned = issue::prepare(request, signer, &circumstances)?;
         let mut pem = encode_pem("CERTIFICATE", &signed(keys, &unsigned, signers).await?);
-        pem.push_str(&chain);
+        if let Some(Above { id, chain, .. }) = &issuer {
+            // Only now: the signature has shown that the key belongs to the certificate.
+            self.store.note_issuer(id, chain, unsigned.not_after)?;
+            pem.push_str(&pem_of(chain));
+        }
         Ok(Issued { pem, not_after: unsigned.not_after })
     }
 
@@ -362,17 +367,22 @@ impl Certificates {
     }
 
     /// The certificate that signs, and its whole chain.
-    fn issuer(
-        &self,
-        id: &CertId,
-        now: OffsetDateTime,
-    ) -> Result<(Issuer, String), CertificateError> {
+    fn issuer(&self, id: &CertId, now: OffsetDateTime) -> Result<Above, CertificateError> {
         let chain = self.store.read(id)?;
         let first = chain.first().ok_or_else(|| CertStoreError::NotFound { id: id.clone() })?;
         let mut issuer = Issuer::read(first.der(), now)?;
         issuer.subtrees.extend(chain[1..].iter().filter_map(|it| issuer::subtrees(it.der())));
-        Ok((issuer, pem_of(&chain)))
+        Ok(Above { id: id.clone(), issuer, chain })
     }
+}
+
+/// The CA that signs.
+#[derive(Debug)]
+struct Above {
+    id: CertId,
+    issuer: Issuer,
+    /// Its certificate and those above it.
+    chain: Vec<Certificate>,
 }
 
 /// The key that signs.

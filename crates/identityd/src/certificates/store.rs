@@ -18,7 +18,7 @@ use edgekeep_daemon::store::{self, StoreError};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::former;
+use super::former::FormerCas;
 use super::left_out::LeftOut;
 
 /// Letters and digits of the id that stand in the file name, for people; the hash behind
@@ -77,6 +77,7 @@ pub(super) struct CertStore {
     folder: PathBuf,
     preloaded: BTreeMap<CertId, PreloadedCert>,
     left_out: LeftOut,
+    former: FormerCas,
 }
 
 impl CertStore {
@@ -89,7 +90,7 @@ impl CertStore {
     ) -> Result<Self, StoreError> {
         store::private_folder(&folder)?;
         store::sweep_temporary(&folder);
-        Ok(Self { folder, preloaded, left_out: LeftOut(board) })
+        Ok(Self { folder, preloaded, left_out: LeftOut(board), former: FormerCas::default() })
     }
 
     /// Reads each preloaded file once, so that what is wrong with one is known before
@@ -112,8 +113,9 @@ impl CertStore {
         // A member may come later: the CA is issued after the first start.
         let now = OffsetDateTime::now_utc().unix_timestamp();
         let with_former = members.iter().flat_map(|member| {
-            let former = former::read(&self.path(member), now);
-            self.read_one(member).into_iter().chain([former])
+            let current = self.read_one(member).unwrap_or_default();
+            let former = self.former.read(&self.path(member), &current, now);
+            [current, former]
         });
         let bundle = each_once(with_former);
         if bundle.is_empty() {
@@ -172,17 +174,36 @@ impl CertStore {
         durable: bool,
     ) -> Result<(), CertStoreError> {
         self.refuse_preloaded(id)?;
-        let in_bundle = |cert: &PreloadedCert| matches!(cert, PreloadedCert::List(members) if members.contains(id));
-        if self.preloaded.values().any(in_bundle)
+        if self.is_in_bundle(id)
             && let Ok(old) = self.read_one(id)
         {
             let new = read_certificates(pem.as_bytes(), &Limits::FILE).certificates;
             let now = OffsetDateTime::now_utc().unix_timestamp();
-            former::remember(&self.path(id), &old, &new, now)?;
+            self.former.replace(&self.path(id), &old, &new, now)?;
         }
         let write = if durable { store::write_atomic } else { store::write_replaceable };
         write(&self.path(id), pem.as_bytes(), 0o600)?;
         Ok(())
+    }
+
+    /// Remembers that a CA has issued a certificate that ends at `until`, if peers find
+    /// the CA in a trust bundle: there it stays for that time, whoever replaces it.
+    pub(super) fn note_issuer(
+        &self,
+        id: &CertId,
+        chain: &[Certificate],
+        until: OffsetDateTime,
+    ) -> Result<(), CertStoreError> {
+        if self.is_in_bundle(id) {
+            let now = OffsetDateTime::now_utc().unix_timestamp();
+            self.former.note(&self.path(id), chain, until.unix_timestamp(), now)?;
+        }
+        Ok(())
+    }
+
+    fn is_in_bundle(&self, id: &CertId) -> bool {
+        let lists = |cert: &PreloadedCert| matches!(cert, PreloadedCert::List(members) if members.contains(id));
+        self.preloaded.values().any(lists)
     }
 
     /// Removes a chain; one that is absent counts as removed.

@@ -23,11 +23,16 @@ fn server_certificate(module: &Caller) -> http::Answer {
 
 /// Asks openssl whether a chain leads to a CA of the plant.
 fn leads_to(folder: &Path, chain: &str, ca: &str) -> bool {
+    verifies(folder, ca, chain)
+}
+
+/// Asks openssl whether certificates of a bundle verify the first one of a chain.
+fn verifies(folder: &Path, bundle: &str, chain: &str) -> bool {
     let file = folder.join("chain.pem");
     std::fs::write(&file, chain).unwrap();
     let verified = Command::new("openssl")
         .args(["verify", "-partial_chain", "-CAfile"])
-        .args([&folder.join(ca), &file])
+        .args([&folder.join(bundle), &file])
         .output()
         .unwrap();
     verified.status.success()
@@ -53,20 +58,22 @@ fn an_edge_ca_from_files_signs_and_its_successor_does_when_both_files_are_replac
     };
     let answer = server_certificate(&module);
     assert_eq!(answer.status, 201, "{}\n{}", answer.text(), device.log(Daemon::Keyd));
-    let chain = chain_of(&answer);
-    assert!(leads_to(folder, &chain, "ca.pem") && !leads_to(folder, &chain, "other.pem"));
+    let first = chain_of(&answer);
+    assert!(leads_to(folder, &first, "ca.pem") && !leads_to(folder, &first, "other.pem"));
     let known = device.root().state_folder(Daemon::Moduled).join("edge-ca-key.json");
     wait_for("the key to be known", || known.exists().then_some(()));
 
-    // One half: nothing is signed, and the reason is told.
-    replace(folder, "edge.pem", "other.pem");
-    let answer = server_certificate(&module);
-    assert!(answer.status >= 400, "{}", answer.text());
-    assert!(
-        answer.text().contains("does not belong to the issuer's certificate"),
-        "{}",
-        answer.text()
-    );
+    // One half, and a wrong file before it: nothing is signed, and the reason is told.
+    for wrong in ["root.pem", "other.pem"] {
+        replace(folder, "edge.pem", wrong);
+        let answer = server_certificate(&module);
+        assert!(answer.status >= 400, "{}", answer.text());
+        assert!(
+            answer.text().contains("does not belong to the issuer's certificate"),
+            "{}",
+            answer.text()
+        );
+    }
 
     replace(folder, "edge.key", "other.key");
     let chain = wait_for("a certificate of the new CA", || {
@@ -79,6 +86,13 @@ fn an_edge_ca_from_files_signs_and_its_successor_does_when_both_files_are_replac
         let bundle = module.call("GET", &format!("/trust-bundle?{VERSION}"), None).expect(200);
         bundle["certificate"].as_str()?.contains(root.trim()).then_some(())
     });
+    // Peers still meet certificates of the former CA.
+    let bundle = module.call("GET", &format!("/trust-bundle?{VERSION}"), None).expect(200);
+    std::fs::write(folder.join("bundle.pem"), bundle["certificate"].as_str().unwrap()).unwrap();
+    assert!(verifies(folder, "bundle.pem", &first) && verifies(folder, "bundle.pem", &chain));
+    let wrong = plant.text("root.pem");
+    let bundle = std::fs::read_to_string(folder.join("bundle.pem")).unwrap();
+    assert!(!bundle.contains(wrong.trim()), "a file that signed nothing is not trusted");
     wait_for("the warning of the new key", || {
         let said = String::from_utf8(device.edgekeep(&["status"]).stdout).unwrap();
         said.contains("The Edge CA has a new key").then_some(())
