@@ -63,9 +63,12 @@ pub struct CertificateList {
 pub struct CertificateLine {
     /// Its id.
     pub id: String,
-    /// Place that it comes from: `self_signed`, `local_ca`, `est`, `file`, or `api` for
-    /// one that a caller brought.
+    /// Place that it comes from: `self_signed`, `local_ca`, `est`, `file`, `token`, or
+    /// `api` for one that a caller brought.
     pub method: String,
+    /// URI of the file or of the object on a token; absent for other methods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// Subject, as text.
     pub subject: String,
     /// Issuer, as text.

@@ -197,6 +197,14 @@ pub struct Plaintext {
     pub plaintext: Base64Bytes,
 }
 
+/// Answer of `GET /certificate/{id}` (ours, since 2021-05-01): a certificate that is an
+/// object on a token.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TokenCertificate {
+    /// The object's value as the token has it: DER, if whoever wrote it did right.
+    pub certificate: Base64Bytes,
+}
+
 /// Answer of `GET /audit/checkpoint` (ours, since 2021-05-01): everything that was
 /// written down before the request is covered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -402,6 +410,17 @@ impl KeysClient {
         let body = HandleBody { key_handle: handle.clone() };
         let answer: ParameterValue = self.0.call(Method::POST, &path, Some(&body)).await?;
         Ok(answer.value)
+    }
+
+    /// The value of a certificate on a token that the configuration names.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached, or the token cannot; with a client's error if the token
+    /// has no such certificate, or more than one.
+    pub async fn certificate(&self, cert_id: &str) -> Result<Vec<u8>, ClientError> {
+        let path = format!("/certificate/{}?{AUDIT_VERSION}", crate::path_segment(cert_id));
+        let answer: TokenCertificate = self.0.call(Method::GET, &path, None::<&()>).await?;
+        Ok(answer.certificate.into_inner())
     }
 
     /// A fresh checkpoint of the audit log.

@@ -124,6 +124,7 @@ fn shown(line: &CertificateLine) -> String {
     let pairs = [
         ("id", line.id.clone()),
         ("method", line.method.clone()),
+        ("place", line.place.clone().unwrap_or_else(|| "identityd".to_owned())),
         ("subject", line.subject.clone()),
         ("issuer", line.issuer.clone()),
         ("key", line.key.clone()),
@@ -149,7 +150,10 @@ fn plan(line: &CertificateLine) -> String {
         "clock-implausible" => "on hold: the clock cannot be right".to_owned(),
         "under-way" => "now".to_owned(),
         "off" => "off".to_owned(),
-        "none" => "not renewed here".to_owned(),
+        "none" => match &line.place {
+            Some(place) => format!("not renewed here: {}", printable(place)),
+            None => "not renewed here".to_owned(),
+        },
         other => printable(other),
     }
 }
@@ -175,6 +179,7 @@ mod tests {
         CertificateLine {
             id: "aziot-edged-ca".to_owned(),
             method: "local_ca".to_owned(),
+            place: None,
             subject: "CN=edge".to_owned(),
             issuer: "CN=plant\u{1b}[31m".to_owned(),
             key: "keyd:aziot-edged-ca".to_owned(),
@@ -213,5 +218,10 @@ mod tests {
             assert_eq!(plan(&line(stand, None, None)), words);
         }
         assert!(shown(&line("off", None, None)).contains("last error    none\n"));
+        let place = Some("pkcs11:token=edge;object=ca\u{7}".to_owned());
+        let on_token = CertificateLine { place, ..line("none", None, None) };
+        assert!(plan(&on_token).starts_with("not renewed here: pkcs11:token=edge;object=ca"));
+        assert!(!plan(&on_token).contains('\u{7}'));
+        assert!(shown(&on_token).contains("place         pkcs11:token=edge"));
     }
 }

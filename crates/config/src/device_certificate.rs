@@ -2,13 +2,12 @@
 //! `identity_pk` in `[provisioning.attestation]` and `[provisioning.authentication]`.
 
 use edgekeep_core::names::DEVICE_KEY;
-use edgekeep_core::settings::{DeviceCredential, IssuanceMethod, PreloadedCert};
+use edgekeep_core::settings::{DeviceCredential, IssuanceMethod};
 
 use crate::credentials::Wanted;
 use crate::diagnostic::Code;
 use crate::document::{Text, View};
 use crate::translate::Draft;
-use crate::value;
 
 /// Id of the key of a renewed certificate until it takes the old one's place.
 const NEXT_KEY: &str = "device-id-temp";
@@ -47,10 +46,7 @@ impl Draft<'_> {
     /// A certificate and its key that exist.
     fn device_pair(&mut self, view: &View<'_>, cert: &Text<'_>, key: &Text<'_>) -> Option<()> {
         let path = view.key("identity_cert");
-        self.checked(&path, cert, value::file_uri(cert.text))?;
-        let certificates = self.certificate_file(&path, cert).unwrap_or_default();
-        let file = PreloadedCert::File(value::plain_file_uri(cert.text));
-        self.identityd.preloaded_certs.insert(DEVICE_KEY.cert(), file);
+        let certificates = self.preload_cert(Some(DEVICE_KEY.cert()), &path, cert)?;
         let key_path = view.key("identity_pk");
         let public = self.preload_key(DEVICE_KEY.key(), &key_path, key, &view.span, Wanted::Pair);
         self.matching_pair(&path, cert, &certificates, public.as_deref());

@@ -2,14 +2,13 @@
 
 use edgekeep_core::renewal::{Margin, Policy, Window};
 use edgekeep_core::settings::{
-    EdgeCaRenewal, Issuance, IssuanceMethod, LocalCa, ModuleKeys, OnNewKey, PreloadedCert,
+    EdgeCaRenewal, Issuance, IssuanceMethod, LocalCa, ModuleKeys, OnNewKey,
 };
 
 use crate::credentials::Wanted;
 use crate::diagnostic::Code;
 use crate::document::{Text, View};
 use crate::translate::{Draft, EDGE_CA, EDGE_CA_NEXT, LOCAL_CA, LOCAL_CA_NEXT, cert_id};
-use crate::value;
 
 /// Validity of a CA that the device makes for itself when nothing is said, in days.
 const QUICKSTART_DAYS: u32 = 90;
@@ -62,7 +61,7 @@ impl Draft<'_> {
         }
     }
 
-    /// A CA whose certificate and key lie in files.
+    /// A CA whose certificate and key lie in files or on a token.
     fn ca_in_files(
         &mut self,
         view: &View<'_>,
@@ -70,19 +69,14 @@ impl Draft<'_> {
         uri: &Text<'_>,
         key: &str,
     ) {
-        let mut certificates = Vec::new();
-        if self.checked(&view.key("cert"), uri, value::file_uri(uri.text)).is_some() {
-            certificates = self.certificate_file(&view.key("cert"), uri).unwrap_or_default();
-            self.identityd
-                .preloaded_certs
-                .insert(cert, PreloadedCert::File(value::plain_file_uri(uri.text)));
-        }
+        let path = view.key("cert");
+        let certificates = self.preload_cert(Some(cert), &path, uri).unwrap_or_default();
         match view.text("pk") {
             Some(pk) => {
                 if let Ok(id) = key.parse() {
                     let public =
                         self.preload_key(id, &view.key("pk"), &pk, &view.span, Wanted::Pair);
-                    self.ca_pair(&view.key("cert"), uri, &certificates, public.as_deref());
+                    self.ca_pair(&path, uri, &certificates, public.as_deref());
                 }
             }
             None => {

@@ -2,7 +2,7 @@
 //! device proves who it is.
 
 use edgekeep_core::authority::Authority;
-use edgekeep_core::settings::{EstBasic, EstSettings, Issuance, IssuanceMethod, PreloadedCert};
+use edgekeep_core::settings::{EstBasic, EstSettings, Issuance, IssuanceMethod};
 
 use crate::credentials::Wanted;
 use crate::diagnostic::Code;
@@ -104,14 +104,7 @@ impl Draft<'_> {
             return false;
         };
         let path = auth.key(&cert_key);
-        let mut certificates = Vec::new();
-        if self.checked(&path, cert, value::file_uri(cert.text)).is_some() {
-            certificates = self.certificate_file(&path, cert).unwrap_or_default();
-            if let Some(id) = cert_id(id) {
-                let file = PreloadedCert::File(value::plain_file_uri(cert.text));
-                self.identityd.preloaded_certs.insert(id, file);
-            }
-        }
+        let certificates = self.preload_cert(cert_id(id), &path, cert).unwrap_or_default();
         if let Ok(key_id) = id.parse() {
             let key_path = auth.key(&key_key);
             let public = self.preload_key(key_id, &key_path, key, &auth.span, Wanted::Pair);

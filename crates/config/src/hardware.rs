@@ -6,7 +6,7 @@ use edgekeep_core::hardware::{
     AuditCounter, AuthSource, KeyPlace, MeasureInto, PassOn, Seal, SecretText, TokenSettings,
     TpmSettings,
 };
-use edgekeep_hsm::uri::KeyUri;
+use edgekeep_hsm::uri::{KeyUri, Pkcs11Uri};
 use edgekeep_tpm::{AuthValue, Tcti};
 
 use crate::diagnostic::Code;
@@ -63,7 +63,7 @@ fn sandbox_path(text: &str) -> Result<PathBuf, String> {
 
 /// A `pkcs11:` URI. What is wrong with it is said without its values, of which one may be
 /// a PIN.
-pub(crate) fn pkcs11_uri(text: &str) -> Result<edgekeep_hsm::uri::Pkcs11Uri, String> {
+pub(crate) fn pkcs11_uri(text: &str) -> Result<Pkcs11Uri, String> {
     match text.parse() {
         Ok(KeyUri::Pkcs11(uri)) => Ok(*uri),
         Ok(_) => Err("expected a URI that begins with pkcs11:".into()),
@@ -366,17 +366,29 @@ impl Draft<'_> {
     /// The URI of a key that keyd finds on a token.
     pub(crate) fn key_on_token(&mut self, path: &str, text: &Text<'_>) -> Option<SecretText> {
         let uri = self.checked(path, text, pkcs11_uri(text.text))?;
+        self.object_on_token(path, text, &uri, "key")?;
+        Some(text.text.into())
+    }
+
+    /// Refuses a URI by which keyd does not find the object.
+    pub(crate) fn object_on_token(
+        &mut self,
+        path: &str,
+        text: &Text<'_>,
+        uri: &Pkcs11Uri,
+        kind: &str,
+    ) -> Option<()> {
         let token = self.keyd.pkcs11.as_ref();
         let lacks = if uri.object.label.is_none() && uri.object.id.is_none() {
-            Some(("the URI names no key", "add object= or id= to the URI"))
+            Some((format!("the URI names no {kind}"), "add object= or id= to the URI"))
         } else if uri.token.is_empty() && token.is_none_or(|token| token.base_slot.is_none()) {
             Some((
-                "the URI names no token",
+                "the URI names no token".to_owned(),
                 "add token= to the URI, or set `pkcs11_base_slot` in [aziot_keys]",
             ))
         } else if uri.module_path.is_none() && token.is_none_or(|token| token.library.is_none()) {
             Some((
-                "nothing says which library knows the token",
+                "nothing says which library knows the token".to_owned(),
                 "set `pkcs11_lib_path` in [aziot_keys]",
             ))
         } else {
@@ -386,7 +398,7 @@ impl Draft<'_> {
             self.report.error_with(Code::BadValue, text.span, path, message, remedy);
             return None;
         }
-        Some(text.text.into())
+        Some(())
     }
 
     /// The URI of a key that keyd finds in the TPM.

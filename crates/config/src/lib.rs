@@ -31,6 +31,7 @@ mod json_schema;
 mod notary;
 mod open_secrets;
 mod places;
+mod preloaded_certs;
 mod provisioning;
 mod schema;
 mod seal;

@@ -386,14 +386,8 @@ impl<'a> Draft<'a> {
         if let Some(id) = cert_id(TRUST_BUNDLE) {
             self.identityd.preloaded_certs.insert(id, PreloadedCert::List(bundle));
         }
-        if let Some(uri) = root.text("trust_bundle_cert")
-            && self.checked("trust_bundle_cert", &uri, value::file_uri(uri.text)).is_some()
-            && let Some(id) = cert_id(TRUST_BUNDLE_USER)
-        {
-            self.certificate_file("trust_bundle_cert", &uri);
-            self.identityd
-                .preloaded_certs
-                .insert(id, PreloadedCert::File(value::plain_file_uri(uri.text)));
+        if let Some(uri) = root.text("trust_bundle_cert") {
+            self.preload_cert(cert_id(TRUST_BUNDLE_USER), "trust_bundle_cert", &uri);
         }
     }
 
@@ -429,18 +423,12 @@ impl<'a> Draft<'a> {
                 self.report.error_with(Code::Conflict, &entry.key_span, &path, message, remedy);
                 continue;
             }
-            let cert = match &entry.node.value {
-                Value::Text(uri) => {
-                    let uri = Text { text: uri, span: &entry.node.span };
-                    self.checked(&path, &uri, value::file_uri(uri.text)).map(|_| {
-                        self.certificate_file(&path, &uri);
-                        PreloadedCert::File(value::plain_file_uri(uri.text))
-                    })
-                }
-                _ => Some(PreloadedCert::List(self.cert_list(&certs, &entry.key))),
-            };
-            if let Some(cert) = cert {
-                self.identityd.preloaded_certs.insert(id, cert);
+            if let Value::Text(uri) = &entry.node.value {
+                let uri = Text { text: uri, span: &entry.node.span };
+                self.preload_cert(Some(id), &path, &uri);
+            } else {
+                let list = PreloadedCert::List(self.cert_list(&certs, &entry.key));
+                self.identityd.preloaded_certs.insert(id, list);
             }
         }
     }

@@ -116,7 +116,7 @@ static LINES: &[Line] = &[
     ("aziot_keys.sandbox_paths", "Files and folders that a token's library needs beside those that are known.", "[\"/opt/token\"]"),
     ("aziot_keys.sandbox_network", "True lets a token's library reach the network. The systemd unit has to allow it as well: its comments say how. Default: false.", "true"),
     ("preloaded_keys", "Keys that are there already: a key id, and a file or the URI of a key in a token.", "\"file:///var/secrets/plant.key.pem\""),
-    ("preloaded_certs", "Certificates that are there already: an id, and a file or a list of other ids.", "\"file:///var/secrets/plant.pem\""),
+    ("preloaded_certs", "Certificates that are there already: an id, and a file, a pkcs11: URI or a list of other ids.", "\"file:///var/secrets/plant.pem\""),
 
     ("tpm", "A TPM 2.0.", ""),
     ("tpm.tcti", "The way to the TPM. Default: \"device:/dev/tpmrm0\".", "\"device:/dev/tpmrm0\""),

@@ -1161,6 +1161,12 @@ fn hardware_that_cannot_be_is_refused_with_its_line() {
         ("[preloaded_keys]\na = \"pkcs11:token=t\"\n".into(), 5, "names no key"),
         ("[preloaded_keys]\na = \"pkcs11:object=t\"\n".into(), 5, "names no token"),
         ("[preloaded_keys]\na = \"tpm:handle=0x81000001\"\n".into(), 5, "no TPM is configured"),
+        ("[preloaded_certs]\na = \"pkcs11:token=t\"\n".into(), 5, "names no certificate"),
+        ("[preloaded_certs]\na = \"pkcs11:object=t\"\n".into(), 5, "names no token"),
+        ("[preloaded_certs]\na = \"pkcs11:token=t;object=a\"\n".into(), 5, "which library"),
+        ("[preloaded_certs]\na = \"pkcs11:object=t;type=private\"\n".into(), 5, "no certificate"),
+        ("[preloaded_certs]\na = \"tpm:handle=0x81000001\"\n".into(), 5, "or pkcs11:object=NAME"),
+        ("[cloud]\ntrusted_certs = [\"pkcs11:object=a\"]\n".into(), 5, "file:///path/to/file"),
         ("[tpm]\ntcti = \"tabrmd\"\n".into(), 5, "is not supported"),
         ("[tpm]\nauth_key_index = 0x800000\n".into(), 5, "expected 0 to 8388607"),
         ("[tpm]\nauth_key_index = \"0x100\"\n".into(), 5, "an integer"),
@@ -1195,6 +1201,8 @@ fn no_diagnostic_shows_a_secret() {
         format!("colour = 1 # {SECRET}\n"),
         format!("[agent.env]\nX = \"{SECRET}\"\n[agent]\ncolor = {{ a = [\"{SECRET}\"] }}\n"),
         format!("[preloaded_keys]\na = \"pkcs11:token=t?pin-value={SECRET}\"\n"),
+        format!("[preloaded_certs]\na = \"pkcs11:token=t?pin-value={SECRET}\"\n"),
+        format!("trust_bundle_cert = \"pkcs11:token=t?pin-value={SECRET}\"\n"),
         format!("[aziot_keys]\npkcs11_base_slot = \"pkcs11:token=t?pin={SECRET}\"\n"),
         format!("[tpm.hierarchy_authorization]\nowner = \"{SECRET}{SECRET}{SECRET}\"\n"),
         format!(
@@ -1206,6 +1214,37 @@ fn no_diagnostic_shows_a_secret() {
         let shown = format!("{}{found:?}", render(&found, "config.toml", true));
         assert!(!shown.contains(SECRET), "{text}\n{shown}");
     }
+}
+
+#[test]
+fn certificates_on_a_token_are_keyds_to_read_and_identityd_gets_no_pin() {
+    let translated = accepted(&format!(
+        "trust_bundle_cert = \"pkcs11:object=plant\"\n{MANUAL}\
+         [aziot_keys]\npkcs11_lib_path = \"/lib/t.so\"\n\
+         pkcs11_base_slot = \"pkcs11:token=edge?pin-value=0000\"\n\
+         [preloaded_certs]\nours = \"pkcs11:token=other;id=%01;type=cert?pin-value=1111\"\n\
+         [edge_ca]\ncert = \"pkcs11:object=ca\"\npk = \"pkcs11:object=ca\"\n"
+    ));
+    for (id, uri, shown) in [
+        ("trust-bundle-user", "pkcs11:object=plant", "pkcs11:object=plant"),
+        (
+            "ours",
+            "pkcs11:token=other;id=%01;type=cert?pin-value=1111",
+            "pkcs11:token=other;id=%01;type=cert",
+        ),
+        ("aziot-edged-ca", "pkcs11:object=ca", "pkcs11:object=ca"),
+    ] {
+        assert_eq!(translated.keyd.preloaded_certs[id].expose(), uri);
+        let token = PreloadedCert::Token { token: shown.to_owned() };
+        assert_eq!(translated.identityd.preloaded_certs[id], token);
+    }
+    assert_eq!(translated.moduled.edge_ca.renewal, EdgeCaRenewal::Files);
+    let identityd = serde_json::to_string(&translated.identityd).unwrap();
+    assert!(!identityd.contains("1111") && !identityd.contains("0000"), "{identityd}");
+    assert_eq!(
+        serde_json::from_str::<edgekeep_core::settings::IdentitydSettings>(&identityd).unwrap(),
+        translated.identityd
+    );
 }
 
 /// All lines of the fixtures and examples that hold `key = `, with the document they

@@ -38,6 +38,7 @@ pub mod migration;
 pub mod module_list;
 pub mod module_refresh;
 pub mod names;
+pub mod on_token;
 pub mod provisioning;
 pub mod reconcile;
 pub mod refusals;

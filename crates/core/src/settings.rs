@@ -31,6 +31,9 @@ pub struct KeydSettings {
     pub principals: Vec<KeyPrincipal>,
     /// Keys that exist outside the store: key id to `file:`, `pkcs11:` or `tpm:` URI.
     pub preloaded_keys: BTreeMap<KeyId, SecretText>,
+    /// Certificates that are objects on a token: certificate id to `pkcs11:` URI.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub preloaded_certs: BTreeMap<CertId, SecretText>,
     /// Open connections one uid may hold on one socket.
     pub connections_per_uid: Option<u32>,
     /// The purposes of keys, where the built-in rules do not name them. The first rule
@@ -425,6 +428,11 @@ pub struct EstBasic {
 pub enum PreloadedCert {
     /// A PEM file's `file://` URI.
     File(String),
+    /// An object on a token, which keyd reads.
+    Token {
+        /// Its `pkcs11:` URI without a PIN, for people.
+        token: String,
+    },
     /// Other certificates, concatenated; missing ones are skipped.
     List(Vec<CertId>),
 }

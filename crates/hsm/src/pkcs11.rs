@@ -12,6 +12,7 @@
 //! refused is not tried again in this process.
 
 mod backend;
+mod certificates;
 pub mod doctor;
 mod encoding;
 mod error;
@@ -25,6 +26,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+pub use certificates::CertificateError;
 use cryptoki::object::{Attribute, ObjectHandle};
 use edgekeep_base::lock::lock;
 use edgekeep_core::id::KeyId;

@@ -8,6 +8,7 @@ mod issue;
 mod issuer;
 mod keyd_key;
 mod left_out;
+mod on_token;
 mod pem;
 mod public_key;
 mod renew;
@@ -204,6 +205,18 @@ impl Certificates {
         self.store.look();
     }
 
+    /// Asks keyd now and then for the certificates on tokens, for ever.
+    pub(crate) async fn keep_looking_at_tokens(self: Arc<Self>) {
+        let mut looks = 0_u32;
+        while let Some(pause) = self.store.on_token().pause(looks) {
+            if self.store.on_token().look(&self.keys, looks).await {
+                self.changed();
+            }
+            looks = looks.saturating_add(1);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
     /// A certificate with its chain, or the members of a list, as strict PEM.
     pub(crate) fn read(&self, id: &CertId) -> Result<String, CertificateError> {
         Ok(pem_of(&self.store.read(id)?))
@@ -243,6 +256,9 @@ impl Certificates {
     /// interrupted, so that a reader meets no certificate without its key.
     pub(crate) async fn settled(&self) {
         let settling = async {
+            if self.store.on_token().first_look(&self.keys).await {
+                self.changed();
+            }
             let unsettled = lock(&self.unsettled).clone();
             for id in unsettled {
                 if let Err(error) = self.recover(&id).await {

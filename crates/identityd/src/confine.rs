@@ -85,7 +85,7 @@ pub(crate) fn confinement(
     let named = settings.cloud.trusted_certs.iter().chain(of_est).map(PathBuf::from);
     let preloaded = settings.preloaded_certs.values().filter_map(|certificate| match certificate {
         PreloadedCert::File(uri) => Some(preloaded_file(uri)),
-        PreloadedCert::List(_) => None,
+        PreloadedCert::Token { .. } | PreloadedCert::List(_) => None,
     });
     for file in named.chain(preloaded) {
         let file = (around.real)(&file);

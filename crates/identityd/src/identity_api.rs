@@ -299,7 +299,9 @@ pub(crate) fn certificate_failed(error: &CertificateError) -> HttpError {
         | CertificateError::Est { .. }
         | CertificateError::NoLocalCa { .. }
         | CertificateError::Store(
-            CertStoreError::Preloaded { .. } | CertStoreError::Unusable { .. },
+            CertStoreError::Preloaded { .. }
+            | CertStoreError::Unusable { .. }
+            | CertStoreError::OnToken { .. },
         ) => HttpError::bad_request(chain(error)).with_code(ErrorCode::Request),
         // keyd's own refusal (an unknown key, a handle that it does not take) is the
         // caller's mistake. Its cause is passed on, so that the caller need not guess it

@@ -272,6 +272,7 @@ impl Identityd {
         for id in renewals.managed() {
             background.spawn(Arc::clone(&renewals).keep(id));
         }
+        background.spawn(Arc::clone(&certificates).keep_looking_at_tokens());
         background.spawn(metrics::keep_looking(metrics::refresh(
             Arc::clone(&certificates),
             &settings,

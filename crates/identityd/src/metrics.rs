@@ -54,9 +54,9 @@ pub(crate) fn called(call: Observed) {
 /// operator named.
 pub(crate) fn shown_ids(settings: &IdentitydSettings) -> Vec<CertId> {
     let usual = USUAL.iter().filter_map(|id| id.parse().ok());
-    let files =
-        settings.preloaded_certs.iter().filter(|(_, cert)| matches!(cert, PreloadedCert::File(_)));
-    let named = settings.cert_issuance.keys().chain(files.map(|(id, _)| id)).cloned();
+    let single = |cert: &PreloadedCert| !matches!(cert, PreloadedCert::List(_));
+    let preloaded = settings.preloaded_certs.iter().filter(|(_, cert)| single(cert));
+    let named = settings.cert_issuance.keys().chain(preloaded.map(|(id, _)| id)).cloned();
     let ca = settings.local_ca.as_ref().map(|ca| ca.cert.clone());
     let mut ids: Vec<CertId> = usual.chain(named).chain(ca).collect();
     ids.sort();

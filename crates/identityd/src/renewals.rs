@@ -49,8 +49,8 @@ pub(crate) struct Renewals {
     board: Board,
     plans: Mutex<BTreeMap<CertId, Plan>>,
     file: StateFile<KeptPlans>,
-    /// Method of each certificate that is shown.
-    shown: BTreeMap<CertId, &'static str>,
+    /// Method of each certificate that is shown, and its place where that is elsewhere.
+    shown: BTreeMap<CertId, (&'static str, Option<String>)>,
     /// One renewal of a certificate at a time, asked for or planned.
     attempts: BTreeMap<CertId, tokio::sync::Mutex<()>>,
 }
@@ -94,7 +94,7 @@ impl Renewals {
             attempts: managed.iter().map(|(id, _)| (id.clone(), Default::default())).collect(),
             shown: shown_ids(settings)
                 .into_iter()
-                .map(|id| (id.clone(), method(settings, &id)))
+                .map(|id| (id.clone(), (method(settings, &id), place(settings, &id))))
                 .collect(),
             certificates,
             time,
@@ -244,11 +244,14 @@ impl Renewals {
 
     /// Returns the certificates that are shown, and what is planned for them.
     pub(crate) fn list(&self) -> CertificateList {
-        let lines = self.shown.iter().filter_map(|(id, method)| self.line(id, method));
+        let lines = self
+            .shown
+            .iter()
+            .filter_map(|(id, (method, place))| self.line(id, method, place.as_ref()));
         CertificateList { certificates: lines.collect() }
     }
 
-    fn line(&self, id: &CertId, method: &str) -> Option<CertificateLine> {
+    fn line(&self, id: &CertId, method: &str, place: Option<&String>) -> Option<CertificateLine> {
         let leaf = self.certificates.leaf(id)?;
         let (_, certificate) = X509Certificate::from_der(leaf.der()).ok()?;
         let end = certificate.validity().not_after.to_datetime();
@@ -258,6 +261,7 @@ impl Renewals {
         Some(CertificateLine {
             id: id.to_string(),
             method: method.to_owned(),
+            place: place.cloned(),
             subject: certificate.subject().to_string(),
             issuer: certificate.issuer().to_string(),
             key: format!("keyd:{id}"),
@@ -301,14 +305,24 @@ fn rfc3339(moment: OffsetDateTime) -> String {
 }
 
 fn method(settings: &IdentitydSettings, id: &CertId) -> &'static str {
-    if let Some(PreloadedCert::File(_)) = settings.preloaded_certs.get(id) {
-        return "file";
+    match settings.preloaded_certs.get(id) {
+        Some(PreloadedCert::File(_)) => return "file",
+        Some(PreloadedCert::Token { .. }) => return "token",
+        Some(PreloadedCert::List(_)) | None => {}
     }
     match settings.cert_issuance.get(id).map(|issuance| issuance.method) {
         Some(IssuanceMethod::SelfSigned) => "self_signed",
         Some(IssuanceMethod::LocalCa) => "local_ca",
         Some(IssuanceMethod::Est) => "est",
         None => "api",
+    }
+}
+
+/// Returns the URI of a certificate that is in a file or on a token.
+fn place(settings: &IdentitydSettings, id: &CertId) -> Option<String> {
+    match settings.preloaded_certs.get(id)? {
+        PreloadedCert::File(uri) | PreloadedCert::Token { token: uri } => Some(uri.clone()),
+        PreloadedCert::List(_) => None,
     }
 }
 

@@ -26,6 +26,7 @@ mod recovering;
 pub mod routes;
 pub mod start;
 mod state;
+mod token_certificates;
 mod turns;
 mod watching;
 
@@ -45,6 +46,7 @@ use crate::kept::Kept;
 use crate::makers::Makers;
 use crate::record::Recorder;
 use crate::routes::tpm::Tpmd;
+use crate::token_certificates::TokenCertificates;
 use crate::turns::Turns;
 
 /// Threads that may wait for a disk, a token or the TPM, or compute for long.
@@ -67,6 +69,7 @@ pub struct Keyd {
     /// The board of problems, for operators.
     board: Board,
     backend: Arc<dyn KeyBackend>,
+    certificates: Arc<TokenCertificates>,
     turns: Arc<Turns>,
     makers: Arc<Makers>,
     kept: Arc<Kept>,

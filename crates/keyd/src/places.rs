@@ -4,6 +4,7 @@
 //! absent stops nothing: its place answers with an error until it is there.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use edgekeep_base::error::chain;
 use edgekeep_core::hardware::{AuthSource, KeyPlace, PassOn, Seal};
-use edgekeep_core::id::KeyId;
+use edgekeep_core::id::{CertId, KeyId};
 use edgekeep_core::key_use::{Policy, Purpose};
 use edgekeep_core::settings::KeydSettings;
 use edgekeep_hsm::configured::tpm_options;
@@ -29,6 +30,7 @@ use edgekeep_tpm::{Tcti, TctiError, Tpm};
 use crate::confine::Named;
 use crate::recovering::Recovering;
 use crate::state::StartError;
+use crate::token_certificates::TokenCertificates;
 
 /// Folder of the TPM's keys in the state folder.
 const TPM_FOLDER: &str = "tpm";
@@ -44,32 +46,39 @@ pub(crate) struct Places {
     /// Place of the daemon's own keys, and of those that the configuration brought.
     pub(crate) files: Arc<SoftwareBackend>,
     pub(crate) tpm: Option<SharedTpm>,
+    pub(crate) certificates: TokenCertificates,
 }
 
 /// Settings that are no places for keys.
 #[derive(Debug, thiserror::Error)]
 pub enum PlacesError {
-    /// The URI of a key is none.
-    #[error("preloaded key {id:?}: {reason}")]
+    /// The URI of a key or certificate is none.
+    #[error("{what}: {reason}")]
     PreloadedUri {
-        /// The key.
-        id: KeyId,
+        /// The object.
+        what: Preloaded,
         /// The fault of the URI.
         reason: UriError,
     },
-    /// The URI of a key names no key.
-    #[error("preloaded key {id:?}: the pkcs11: uri names no key: add object= or id=")]
+    /// The URI names no object on the token.
+    #[error("{what}: the pkcs11: uri names no {}: add object= or id=", what.kind())]
     NoObject {
-        /// The key.
-        id: KeyId,
+        /// The object.
+        what: Preloaded,
     },
-    /// The URI of a key names no token, and there is no token by default.
+    /// The URI names no token, and there is no token by default.
     #[error(
-        "preloaded key {id:?}: the pkcs11: uri names no token: add token=, or set pkcs11_base_slot in [aziot_keys]"
+        "{what}: the pkcs11: uri names no token: add token=, or set pkcs11_base_slot in [aziot_keys]"
     )]
     NoToken {
-        /// The key.
-        id: KeyId,
+        /// The object.
+        what: Preloaded,
+    },
+    /// The certificate is not on a token.
+    #[error("preloaded certificate {id:?}: expected a pkcs11: uri")]
+    NoTokenUri {
+        /// The certificate.
+        id: CertId,
     },
     /// There are tokens, and no library.
     #[error(
@@ -115,10 +124,44 @@ pub enum PlacesError {
     Keyring(#[from] KeyringError),
 }
 
-/// Keys on one token.
+/// An object of the configuration's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Preloaded {
+    /// A key.
+    Key(KeyId),
+    /// A certificate.
+    Certificate(CertId),
+}
+
+impl Preloaded {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Key(_) => "key",
+            Self::Certificate(_) => "certificate",
+        }
+    }
+}
+
+impl fmt::Display for Preloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(id) => write!(f, "preloaded key {:?}", id.as_str()),
+            Self::Certificate(id) => write!(f, "preloaded certificate {:?}", id.as_str()),
+        }
+    }
+}
+
+/// Keys and certificates on one token.
 struct Token {
     uri: Pkcs11Uri,
     preloaded: BTreeMap<KeyId, ObjectAttributes>,
+    certificates: BTreeMap<CertId, ObjectAttributes>,
+}
+
+impl Token {
+    fn new(uri: Pkcs11Uri) -> Self {
+        Self { uri, preloaded: BTreeMap::new(), certificates: BTreeMap::new() }
+    }
 }
 
 /// The plan of the places: what the settings say, before anything is opened.
@@ -168,22 +211,36 @@ impl Plan {
                 }
                 Err(error) => return Err(PlacesError::BaseSlot { reason: error.to_string() }),
             };
-            plan.tokens.push(Token { uri, preloaded: BTreeMap::new() });
+            plan.tokens.push(Token::new(uri));
             plan.has_base = true;
         }
         for (id, uri) in &settings.preloaded_keys {
-            let uri = uri
-                .expose()
-                .parse()
-                .map_err(|reason| PlacesError::PreloadedUri { id: id.clone(), reason })?;
+            let uri = uri.expose().parse().map_err(|reason| PlacesError::PreloadedUri {
+                what: Preloaded::Key(id.clone()),
+                reason,
+            })?;
             match uri {
                 KeyUri::File(path) => drop(plan.files.insert(id.clone(), path)),
-                KeyUri::Pkcs11(uri) => plan.preload(id, *uri)?,
+                KeyUri::Pkcs11(uri) => {
+                    let object = uri.object.clone();
+                    let token = plan.token_of(Preloaded::Key(id.clone()), *uri)?;
+                    token.preloaded.insert(id.clone(), object);
+                }
                 KeyUri::Tpm(_) if settings.tpm.is_none() => {
                     return Err(PlacesError::PreloadedTpm { id: id.clone() });
                 }
                 KeyUri::Tpm(key) => drop(plan.in_tpm.insert(id.clone(), key)),
             }
+        }
+        for (id, uri) in &settings.preloaded_certs {
+            let what = Preloaded::Certificate(id.clone());
+            let uri = match uri.expose().parse() {
+                Ok(KeyUri::Pkcs11(uri)) => *uri,
+                Ok(_) => return Err(PlacesError::NoTokenUri { id: id.clone() }),
+                Err(reason) => return Err(PlacesError::PreloadedUri { what, reason }),
+            };
+            let object = uri.object.clone();
+            plan.token_of(what, uri)?.certificates.insert(id.clone(), object);
         }
         let library = settings.pkcs11.as_ref().and_then(|pkcs11| pkcs11.library.as_ref());
         for token in &mut plan.tokens {
@@ -217,11 +274,10 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Adds a key to the token that it is on.
-    fn preload(&mut self, id: &KeyId, uri: Pkcs11Uri) -> Result<(), PlacesError> {
-        let object = uri.object.clone();
-        if object.label.is_none() && object.id.is_none() {
-            return Err(PlacesError::NoObject { id: id.clone() });
+    /// Returns the token that an object is on.
+    fn token_of(&mut self, what: Preloaded, uri: Pkcs11Uri) -> Result<&mut Token, PlacesError> {
+        if uri.object.label.is_none() && uri.object.id.is_none() {
+            return Err(PlacesError::NoObject { what });
         }
         let unnamed = uri.token.is_empty();
         let base = self.has_base.then_some(0);
@@ -234,20 +290,18 @@ impl Plan {
         } else {
             self.tokens.iter().enumerate().find(same).map(|(at, _)| at)
         };
-        match found {
-            Some(at) => {
-                let token = &mut self.tokens[at];
-                token.uri.pin = token.uri.pin.take().or(uri.pin);
-                token.preloaded.insert(id.clone(), object);
-            }
-            None if unnamed => return Err(PlacesError::NoToken { id: id.clone() }),
+        let at = match found {
+            Some(at) => at,
+            None if unnamed => return Err(PlacesError::NoToken { what }),
             None => {
-                let preloaded = BTreeMap::from([(id.clone(), object)]);
-                let uri = Pkcs11Uri { object: ObjectAttributes::default(), ..uri };
-                self.tokens.push(Token { uri, preloaded });
+                let uri = Pkcs11Uri { object: ObjectAttributes::default(), ..uri.clone() };
+                self.tokens.push(Token::new(uri));
+                self.tokens.len() - 1
             }
-        }
-        Ok(())
+        };
+        let token = &mut self.tokens[at];
+        token.uri.pin = token.uri.pin.take().or(uri.pin);
+        Ok(token)
     }
 
     /// The files that opening and using the places takes, besides those in keyd's own
@@ -353,12 +407,19 @@ impl Plan {
     ) -> Result<Places, StartError> {
         if self.tokens.is_empty() && self.in_tpm.is_empty() && !self.open.contains(&KeyPlace::Tpm) {
             let backend = Arc::clone(&files) as Arc<dyn KeyBackend>;
-            return Ok(Places { backend, files, tpm });
+            let certificates = TokenCertificates::default();
+            return Ok(Places { backend, files, tpm, certificates });
         }
+        let mut certificates = TokenCertificates::default();
         let mut tokens: Vec<_> = self
             .tokens
             .into_iter()
-            .map(|token| (token.preloaded.clone(), backend(token)))
+            .map(|mut token| {
+                let on_token = std::mem::take(&mut token.certificates);
+                let (preloaded, opened) = (token.preloaded.clone(), backend(token));
+                certificates.add(&opened, on_token);
+                (preloaded, opened)
+            })
             .collect();
         let base = self.has_base.then(|| tokens.remove(0));
         let mut places: Vec<Arc<dyn KeyBackend>> = Vec::new();
@@ -399,7 +460,8 @@ impl Plan {
         if let (Some((preloaded, _)), Some(token)) = (base, number(KeyPlace::Token)) {
             assigned.extend(preloaded.into_keys().map(|id| (id, token)));
         }
-        for (preloaded, token) in tokens {
+        // One that has certificates alone is no place of keys.
+        for (preloaded, token) in tokens.into_iter().filter(|(keys, _)| !keys.is_empty()) {
             assigned.extend(preloaded.into_keys().map(|id| (id, places.len())));
             places.push(token as _);
         }
@@ -419,7 +481,7 @@ impl Plan {
             .map_err(PlacesError::from)?
             .reserve_from(self.open.len());
         let keyring = keyring.with_moves(&folder.join(MOVES_FOLDER))?;
-        Ok(Places { backend: Arc::new(keyring), files, tpm })
+        Ok(Places { backend: Arc::new(keyring), files, tpm, certificates })
     }
 }
 
@@ -496,6 +558,42 @@ mod tests {
         assert_eq!(plan.open, [KeyPlace::Token, KeyPlace::Files]);
         assert_eq!(plan.files.len(), 1);
         assert!(plan.tokens.iter().all(|token| token.uri.object == ObjectAttributes::default()));
+    }
+
+    #[test]
+    fn certificates_are_on_the_token_of_their_uri_beside_keys_or_alone() {
+        let mut settings = settings(
+            Some("pkcs11:token=base?pin-value=1"),
+            &[("k", "pkcs11:token=other;object=k?pin-value=3")],
+        );
+        let certs = [
+            ("a", "pkcs11:object=a;type=cert"),
+            ("b", "pkcs11:token=other;object=b"),
+            ("c", "pkcs11:token=third;id=%01?pin-value=4"),
+        ];
+        settings.preloaded_certs =
+            certs.iter().map(|(id, uri)| (id.parse().unwrap(), (*uri).into())).collect();
+        let plan = Plan::new(&settings).unwrap();
+        let on: Vec<Vec<&str>> = plan
+            .tokens
+            .iter()
+            .map(|token| token.certificates.keys().map(CertId::as_str).collect())
+            .collect();
+        assert_eq!(on, [["a"], ["b"], ["c"]]);
+        assert!(plan.tokens.iter().all(|token| token.uri.pin.is_some()));
+        assert_eq!(plan.tokens[2].preloaded, BTreeMap::new());
+        for (uri, why) in [
+            (
+                "pkcs11:token=t?pin-value=geheim",
+                "certificate \"c\": the pkcs11: uri names no certificate",
+            ),
+            ("file:///etc/c.pem", "certificate \"c\": expected a pkcs11: uri"),
+            ("pkcs11:objekt=o?pin-value=geheim", "certificate \"c\": the key uri has the unknown"),
+        ] {
+            settings.preloaded_certs = [("c".parse().unwrap(), uri.into())].into();
+            let error = Plan::new(&settings).err().unwrap().to_string();
+            assert!(error.contains(why) && !error.contains(PIN), "{error}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The APIs that keyd serves: that of keys, and that of the TPM.
 
 mod audit;
+mod certificates;
 mod integrity;
 mod keys;
 mod steps;

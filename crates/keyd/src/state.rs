@@ -264,6 +264,7 @@ impl Keyd {
             integrity: Arc::new(integrity),
             counter_index: settings.tpm.as_ref().map(|tpm| tpm.audit_counter.index),
             backend: places.backend,
+            certificates: Arc::new(places.certificates),
             turns,
             makers: Arc::new(makers),
             kept: Arc::new(kept),

@@ -138,6 +138,10 @@ codes! {
         "A file of certificates that the configuration names cannot be used, or not all of it. The rest is used.",
         "The detail names file, line, block and remedy. Correct the file; a private key in it reaches nobody, and should be \
          removed from it.";
+    CertificateOnToken = "certificate-on-token", Warning,
+        "A certificate that the configuration names on a token cannot be read.",
+        "Do what the detail says. While the token does not answer, the certificate that was read before is in use, and keyd's log \
+         names the cause.";
     ClockImplausible = "clock-implausible", Warning,
         "The device's clock shows a time that cannot be right.",
         "Set the clock (timedatectl set-ntp true, or date --set), and see to its battery. Modules go on meanwhile; the cloud cannot be \

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::former::FormerCas;
 use super::left_out::LeftOut;
+use super::on_token::OnToken;
 
 /// Letters and digits of the id that stand in the file name, for people; the hash behind
 /// them is what counts.
@@ -35,8 +36,8 @@ pub enum CertStoreError {
         /// Id of the certificate.
         id: CertId,
     },
-    /// The id belongs to a file of the operator's.
-    #[error("certificate \"{id}\" is preloaded: change its file instead")]
+    /// The id belongs to a file or an object on a token of the operator's.
+    #[error("certificate \"{id}\" is preloaded: change its file, or the object on its token")]
     Preloaded {
         /// Id of the certificate.
         id: CertId,
@@ -60,6 +61,14 @@ pub enum CertStoreError {
         /// Fault that was found in the file.
         finding: Finding,
     },
+    /// The certificate is on a token and cannot be used.
+    #[error("certificate \"{id}\" cannot be read from its token: {why}")]
+    OnToken {
+        /// Id of the certificate.
+        id: CertId,
+        /// The reason, in words.
+        why: String,
+    },
     /// The file could not be replaced or removed.
     #[error("the certificate cannot be stored")]
     Write(#[from] StoreError),
@@ -78,6 +87,7 @@ pub(super) struct CertStore {
     preloaded: BTreeMap<CertId, PreloadedCert>,
     left_out: LeftOut,
     former: FormerCas,
+    on_token: OnToken,
 }
 
 impl CertStore {
@@ -90,7 +100,22 @@ impl CertStore {
     ) -> Result<Self, StoreError> {
         store::private_folder(&folder)?;
         store::sweep_temporary(&folder);
-        Ok(Self { folder, preloaded, left_out: LeftOut(board), former: FormerCas::default() })
+        let on_token = preloaded.iter().filter_map(|(id, certificate)| match certificate {
+            PreloadedCert::Token { .. } => Some(id.clone()),
+            PreloadedCert::File(_) | PreloadedCert::List(_) => None,
+        });
+        Ok(Self {
+            folder,
+            on_token: OnToken::new(on_token, board.clone()),
+            preloaded,
+            left_out: LeftOut(board),
+            former: FormerCas::default(),
+        })
+    }
+
+    /// Returns the certificates on tokens.
+    pub(super) fn on_token(&self) -> &OnToken {
+        &self.on_token
     }
 
     /// Reads each preloaded file once, so that what is wrong with one is known before
@@ -130,6 +155,7 @@ impl CertStore {
         let (path, rules, is_own) = match self.preloaded.get(id) {
             None => (self.path(id), Rules::own(limit), true),
             Some(PreloadedCert::File(uri)) => (preloaded_file(uri), Rules::named(limit), false),
+            Some(PreloadedCert::Token { .. }) => return self.on_token.read(id),
             // Lists do not nest.
             Some(PreloadedCert::List(_)) => {
                 return Err(CertStoreError::NotFound { id: id.clone() });

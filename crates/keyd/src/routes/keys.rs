@@ -25,7 +25,7 @@ use super::steps::{
     Answer, issued, parse_id, refuse_input, written_down, wrong_handle_kind, wrong_mechanism,
     wrong_request,
 };
-use super::{audit, integrity};
+use super::{audit, certificates, integrity};
 use crate::Keyd;
 use crate::record;
 
@@ -48,6 +48,7 @@ pub fn router(state: Arc<Keyd>) -> Router<Keyd> {
         .route(Method::POST, "/sign", since, sign)
         .route(Method::POST, "/encrypt", since, encrypt)
         .route(Method::POST, "/decrypt", since, decrypt)
+        .route(Method::GET, "/certificate/{id}", API_VERSIONS[1], certificates::read)
         .route(Method::GET, "/audit/checkpoint", API_VERSIONS[1], audit::checkpoint)
         .route(Method::GET, "/audit/entries", API_VERSIONS[1], audit::entries)
         .route(Method::GET, "/integrity", API_VERSIONS[1], integrity::log)

@@ -37,8 +37,8 @@ pub(crate) enum EdgeCaError {
     Off,
     /// The certificate is of no use now, and the operator is to replace its files.
     #[error(
-        "the Edge CA certificate in [edge_ca] cert is missing or not valid now: replace the files \
-         that cert and pk name, or set the clock"
+        "the Edge CA certificate in [edge_ca] cert is missing or not valid now: replace what \
+         cert and pk name, or set the clock"
     )]
     Files,
     /// The certificate is not one.

@@ -9,14 +9,14 @@
 //! the device unhealthy, `operations` through logs and metrics, `sockets` through what
 //! can become of a module's socket, `host_programs` through confined modules, services
 //! and host agents, `own_users` through host modules with users of their own,
-//! `edge_ca_files` through an Edge CA from files, `est_hardware` through keys in hardware
-//! for EST, `certs_command` through what an operator does, `provisioning` through each
-//! way to an identity, `renewals` through years of certificates, `renewals_by_est` and
-//! `drawer` through years away from an EST server and from everything, `tls_service` and
-//! `renewals_of_all` through a service of a module meanwhile, `renewal_kills` through
-//! renewals that are broken off, `refusals` through what is told of callers that were
-//! refused, `integrity` through the log of what was started. What others may try is in
-//! the attack suite.
+//! `edge_ca_files` through an Edge CA from files, `token_certificates` through one on a
+//! token, `est_hardware` through keys in hardware for EST, `certs_command` through what
+//! an operator does, `provisioning` through each way to an identity, `renewals` through
+//! years of certificates, `renewals_by_est` and `drawer` through years away from an EST
+//! server and from everything, `tls_service` and `renewals_of_all` through a service of a
+//! module meanwhile, `renewal_kills` through renewals that are broken off, `refusals`
+//! through what is told of callers that were refused, `integrity` through the log of what
+//! was started. What others may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod certs_command;
@@ -50,6 +50,7 @@ mod renewals_of_all;
 mod service;
 mod sockets;
 mod tls_service;
+mod token_certificates;
 mod workload;
 
 #[path = "../../../../crates/tpm/tests/parts/mod.rs"]
