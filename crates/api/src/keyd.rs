@@ -65,7 +65,7 @@ pub struct CreateKey {
 pub struct CreateKeyPair {
     /// Name of the key pair.
     pub key_id: String,
-    /// Colon list of `ec-p256`, `rsa-2048`, `rsa-4096`, `*`.
+    /// Colon list of `ec-p256`, `ec-p384`, `rsa-2048`, `rsa-4096`, `*`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preferred_algorithms: Option<String>,
 }

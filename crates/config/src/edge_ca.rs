@@ -320,12 +320,13 @@ impl Draft<'_> {
             }
         }
         if let Some(text) = view.text("algorithms") {
-            let known = ["ec-p256", "rsa-2048", "rsa-4096", "*"];
+            let known = ["ec-p256", "ec-p384", "rsa-2048", "rsa-4096", "*"];
             let fits = text.text.split(':').all(|word| known.contains(&word));
             let checked = if fits {
                 Ok(())
             } else {
-                Err("expected ec-p256, rsa-2048, rsa-4096 or *, separated by ':'".to_owned())
+                Err("expected ec-p256, ec-p384, rsa-2048, rsa-4096 or *, separated by ':'"
+                    .to_owned())
             };
             if self.checked("edge_ca.algorithms", &text, checked).is_some() {
                 text.text.clone_into(&mut self.moduled.edge_ca.algorithms);

@@ -361,12 +361,13 @@ mod tests {
 
     #[test]
     fn preferred_algorithms_keep_their_order_and_leave_out_unknown_words() {
-        use PairAlgorithm::{EcP256, Rsa2048, Rsa4096};
+        use PairAlgorithm::{EcP256, EcP384, Rsa2048, Rsa4096};
         assert_eq!(PairAlgorithm::preferred(None), [EcP256, Rsa2048]);
         assert_eq!(
             PairAlgorithm::preferred(Some("ml-dsa-65:rsa-4096:*")),
             [Rsa4096, EcP256, Rsa2048]
         );
+        assert_eq!(PairAlgorithm::preferred(Some("ec-p384:ec-p256")), [EcP384, EcP256]);
         assert_eq!(PairAlgorithm::preferred(Some("ml-dsa-65")), []);
         assert_eq!(PairAlgorithm::preferred(Some("")), []);
     }

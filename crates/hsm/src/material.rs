@@ -143,11 +143,13 @@ impl Pair {
     /// 4096 bits.
     pub(crate) fn generate(algorithm: PairAlgorithm) -> Result<SecretBytes, KeyError> {
         let failed = |_| KeyError::Library { operation: Operation::CreateKeyPair };
+        let on_curve = |curve: &Curve| {
+            let pair = EcdsaKeyPair::generate(curve.signing).map_err(failed)?;
+            Ok(pair.to_pkcs8v1().map_err(failed)?.as_ref().into())
+        };
         let size = match algorithm {
-            PairAlgorithm::EcP256 => {
-                let pair = EcdsaKeyPair::generate(P256.signing).map_err(failed)?;
-                return Ok(pair.to_pkcs8v1().map_err(failed)?.as_ref().into());
-            }
+            PairAlgorithm::EcP256 => return on_curve(&P256),
+            PairAlgorithm::EcP384 => return on_curve(&P384),
             PairAlgorithm::Rsa2048 => KeySize::Rsa2048,
             PairAlgorithm::Rsa4096 => KeySize::Rsa4096,
         };
@@ -375,8 +377,8 @@ mod tests {
 
     #[test]
     fn p384_keys_sign_and_show_their_curve() {
-        let document = EcdsaKeyPair::generate(P384.signing).unwrap().to_pkcs8v1().unwrap();
-        let pair = Pair::from_pkcs8(document.as_ref()).unwrap();
+        let document = Pair::generate(PairAlgorithm::EcP384).unwrap();
+        let pair = Pair::from_pkcs8(document.expose()).unwrap();
         assert_eq!(bytes(pair.public_parameter(PublicParameter::EcCurveOid)), P384.oid);
         let Pair::Ec { point, .. } = &pair else { panic!("not an EC key") };
         let digest = aws_lc_rs::digest::digest(&SHA384, b"message");

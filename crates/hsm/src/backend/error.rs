@@ -121,7 +121,7 @@ pub enum InputError {
     Usage,
     /// No algorithm among those asked for is known.
     #[error(
-        "none of the preferred algorithms is known: \"ec-p256\", \"rsa-2048\", \"rsa-4096\", \"*\""
+        "none of the preferred algorithms is known: \"ec-p256\", \"ec-p384\", \"rsa-2048\", \"rsa-4096\", \"*\""
     )]
     PreferredAlgorithms,
     /// No public parameter has this name.

@@ -62,6 +62,8 @@ impl FromStr for Usage {
 pub enum PairAlgorithm {
     /// NIST P-256.
     EcP256,
+    /// NIST P-384.
+    EcP384,
     /// RSA with 2048 bits.
     Rsa2048,
     /// RSA with 4096 bits.
@@ -69,7 +71,7 @@ pub enum PairAlgorithm {
 }
 
 impl PairAlgorithm {
-    /// Reads a colon list of `ec-p256`, `rsa-2048`, `rsa-4096` and `*` (=
+    /// Reads a colon list of `ec-p256`, `ec-p384`, `rsa-2048`, `rsa-4096` and `*` (=
     /// `ec-p256:rsa-2048`), best first. Unknown words are left out, so that clients can
     /// name algorithms of later versions first; nothing at all means `*`.
     #[must_use]
@@ -78,6 +80,7 @@ impl PairAlgorithm {
         for word in text.unwrap_or("*").split(':') {
             algorithms.extend_from_slice(match word.trim() {
                 "ec-p256" => &[Self::EcP256],
+                "ec-p384" => &[Self::EcP384],
                 "rsa-2048" => &[Self::Rsa2048],
                 "rsa-4096" => &[Self::Rsa4096],
                 "*" => &[Self::EcP256, Self::Rsa2048],

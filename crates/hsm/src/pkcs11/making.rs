@@ -11,7 +11,7 @@ use super::token::Lent;
 use crate::aws_lc::TAG_LEN;
 use crate::backend::{PairAlgorithm, Usage};
 use crate::gcm;
-use crate::material::P256;
+use crate::material::{P256, P384};
 
 /// Tries to make one object.
 const MAKE_TRIES: u32 = 4;
@@ -87,8 +87,9 @@ pub(super) fn pair_templates(
         Attribute::Sign(true),
     ];
     let bits: u64 = match algorithm {
-        PairAlgorithm::EcP256 => {
-            public.push(Attribute::EcParams(P256.oid.to_vec()));
+        PairAlgorithm::EcP256 | PairAlgorithm::EcP384 => {
+            let curve = if algorithm == PairAlgorithm::EcP256 { &P256 } else { &P384 };
+            public.push(Attribute::EcParams(curve.oid.to_vec()));
             return (Mechanism::EccKeyPairGen, public, private);
         }
         PairAlgorithm::Rsa2048 => 2048,

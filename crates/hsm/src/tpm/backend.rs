@@ -301,7 +301,8 @@ impl KeyBackend for TpmBackend {
             let new = preferred.iter().find_map(|algorithm| match algorithm {
                 PairAlgorithm::EcP256 => Some(NewKey::SignP256),
                 PairAlgorithm::Rsa2048 => Some(NewKey::Rsa2048),
-                PairAlgorithm::Rsa4096 => None,
+                // A TPM need not have these.
+                PairAlgorithm::EcP384 | PairAlgorithm::Rsa4096 => None,
             });
             let new = new.ok_or_else(|| self.not_supported(Operation::CreateKeyPair))?;
             self.make(id, RecordKind::Pair, Usage::ALL, new)

@@ -83,6 +83,7 @@ macro_rules! for_each {
             creating_again_keeps_the_key,
             moving_a_pair_replaces_what_it_is_moved_onto,
             keys_survive_a_restart,
+            a_pair_on_p384_signs_for_openssl,
             the_first_algorithm_that_can_be_done_is_taken,
             any_id_can_be_used,
             many_at_once_make_and_use_one_key
@@ -711,6 +712,22 @@ pub(crate) fn keys_survive_a_restart(fixture: &Fixture<'_>) {
         let signature = backend.sign_ecdsa(&pair, &[7; 32]).unwrap();
         assert!(openssl_verifies(&public, &[7; 32], &signature, &[]));
     }
+}
+
+/// Places without this curve make the next of the list.
+pub(crate) fn a_pair_on_p384_signs_for_openssl(fixture: &Fixture<'_>) {
+    let backend = fixture.open();
+    let key = id("p384");
+    let wanted = [PairAlgorithm::EcP384, PairAlgorithm::EcP256];
+    if fixture.result(Capability::EcPair, backend.create_key_pair(&key, &wanted)).is_none() {
+        return;
+    }
+    let on_p384 = bytes(backend.public_parameter(&key, PublicParameter::EcPointUncompressed)).len();
+    let len = if on_p384 == 97 { 48 } else { 32 };
+    let public = ec_public(&*backend, &key);
+    let signature = backend.sign_ecdsa(&key, &vec![7; len]).unwrap();
+    assert!(openssl_verifies(&public, &vec![7; len], &signature, &[]));
+    assert!(!openssl_verifies(&public, &vec![8; len], &signature, &[]));
 }
 
 pub(crate) fn the_first_algorithm_that_can_be_done_is_taken(fixture: &Fixture<'_>) {

@@ -113,10 +113,11 @@ impl PublicKey {
     }
 
     /// Returns the algorithms, as keyd takes them, of which a successor of this key can
-    /// be, the likest first. keyd makes no keys of the other kinds that it can hold.
+    /// be, the likest first. keyd makes no keys of the other sizes that it can hold.
     pub(super) fn successors(&self) -> &'static str {
         match self.kind {
-            KeyKind::P256 | KeyKind::P384 => "ec-p256:rsa-2048:*",
+            KeyKind::P256 => "ec-p256:rsa-2048:*",
+            KeyKind::P384 => "ec-p384:ec-p256:rsa-2048:*",
             // DER of a key of 2048 bits has 270 bytes.
             KeyKind::Rsa if self.key.len() <= 280 => "rsa-2048:ec-p256:*",
             KeyKind::Rsa => "rsa-4096:rsa-2048:*",
