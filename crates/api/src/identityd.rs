@@ -164,7 +164,7 @@ pub struct ProvisioningStand {
     pub auth: String,
     /// The occasions on which the device registers anew, as the configuration has them.
     pub mode: String,
-    /// `idle`, `asking`, `waiting`, `storing` or `pausing`.
+    /// `idle`, `asking`, `waiting`, `proving`, `storing` or `pausing`.
     pub activity: String,
     /// The hub of the identity that counts now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -178,6 +178,10 @@ pub struct ProvisioningStand {
     /// SHA-256 thumbprint of the device's certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
+    /// The certificate for the hub that the provisioning service issues, where it is
+    /// asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operational_certificate: Option<OperationalStand>,
     /// Failed attempts since the last success.
     pub failures: u32,
     /// Seconds until the next call to the service.
@@ -187,6 +191,20 @@ pub struct ProvisioningStand {
     pub is_firm: bool,
     /// The last failures, the newest first; at most eight.
     pub errors: Vec<ProvisioningFailure>,
+}
+
+/// The certificate for the hub that the provisioning service issues with a registration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperationalStand {
+    /// Its id.
+    pub id: String,
+    /// SHA-256 thumbprint; absent if none was issued yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thumbprint: Option<String>,
+    /// The end of its validity, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<String>,
 }
 
 /// A failed attempt to provision the device.

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Subcommand;
 use edgekeep_api::identityd::{
-    AuthenticationKind, AziotIdentity, Identity, IdentityClient, ProvisioningStand,
+    AuthenticationKind, AziotIdentity, Identity, IdentityClient, OperationalStand,
+    ProvisioningStand,
 };
 
 use crate::arguments::Context;
@@ -140,6 +141,9 @@ fn why(stand: &ProvisioningStand) -> String {
     if let Some(thumbprint) = &stand.certificate {
         line("certificate", format!("SHA-256 {thumbprint}"));
     }
+    if let Some(operational) = &stand.operational_certificate {
+        line("for the hub", for_the_hub(operational));
+    }
     if !stand.errors.is_empty() {
         text.push_str("last errors\n");
     }
@@ -147,6 +151,19 @@ fn why(stand: &ProvisioningStand) -> String {
         text.push_str(&format!("  {}  {}\n", printable(&error.at), printable(&error.reason)));
     }
     text
+}
+
+fn for_the_hub(operational: &OperationalStand) -> String {
+    match (&operational.thumbprint, &operational.not_after) {
+        (Some(thumbprint), Some(end)) => format!(
+            "certificate {}, issued with the registration, until {end}, SHA-256 {thumbprint}",
+            operational.id
+        ),
+        _ => format!(
+            "certificate {}, which was not issued yet; nothing else is shown to the hub",
+            operational.id
+        ),
+    }
 }
 
 fn source(stand: &ProvisioningStand) -> String {
@@ -166,6 +183,7 @@ fn state(stand: &ProvisioningStand) -> String {
     let state = match stand.activity.as_str() {
         "asking" => "the provisioning service is being asked",
         "waiting" => "the provisioning service has not decided yet",
+        "proving" => "the certificate that was issued is being tried at the hub",
         "storing" => "an identity is being written to the disk",
         "pausing" => "pausing",
         _ if stand.device_id.is_none() => "nothing is under way",
@@ -195,6 +213,24 @@ mod tests {
             }],
             ..ProvisioningStand::default()
         }
+    }
+
+    #[test]
+    fn why_tells_of_the_certificate_that_the_service_issues_and_of_one_that_is_missing() {
+        let id = "device-operational".to_owned();
+        let none = OperationalStand { id, ..OperationalStand::default() };
+        let with = |operational| {
+            why(&ProvisioningStand { operational_certificate: operational, ..stand() })
+        };
+        assert!(!with(None).contains("for the hub"));
+        assert!(with(Some(none.clone())).contains("nothing else is shown to the hub"));
+        let one = OperationalStand {
+            thumbprint: Some("ab12".to_owned()),
+            not_after: Some("2027-01-01T00:00:00Z".to_owned()),
+            ..none
+        };
+        let text = with(Some(one));
+        assert!(text.contains("until 2027-01-01T00:00:00Z, SHA-256 ab12"), "{text}");
     }
 
     #[test]

@@ -17,9 +17,12 @@ use crate::error::CloudError;
 use crate::sas::{Audience, Signer, segment};
 use crate::transport::{Call, Transport};
 
-const VERSION: &str = "api-version=2021-06-01";
+/// Version of the interface where no certificate is asked for.
+const VERSION: &str = "2021-06-01";
 /// Longest operation id that is believed.
 const OPERATION_LIMIT: usize = 512;
+/// Most certificates of an issued chain, and the largest of them in base64, in bytes.
+const CHAIN: (usize, usize) = (10, 16 * 1024);
 /// Longest error code that is told, in characters.
 const CODE_LIMIT: usize = 32;
 
@@ -34,6 +37,12 @@ pub struct Registration {
     pub registration_id: String,
     /// JSON that the service passes to its allocation policy.
     pub payload: Option<serde_json::Value>,
+    /// Version of the interface that is asked for; `None`: the oldest that knows all but
+    /// certificate requests.
+    pub api_version: Option<String>,
+    /// The request (PKCS#10, DER) for the certificate that the hub shall know the device
+    /// by.
+    pub csr: Option<Vec<u8>>,
 }
 
 /// State of a registration, as the service tells it.
@@ -54,6 +63,10 @@ pub enum Progress {
         device_id: DeviceId,
         /// Key for the hub that only the device's TPM can unwrap; absent without a TPM.
         tpm_key: Option<Vec<u8>>,
+        /// Certificates that the service issued, DER, the device's own first. Empty if it
+        /// issued none: of an enrolment without a policy for certificates, and of a
+        /// service that does not know certificate requests.
+        issued: Vec<Vec<u8>>,
     },
     /// The service decided against it.
     Failed {
@@ -69,6 +82,7 @@ pub struct Dps<S> {
     to: Authority,
     host: String,
     base: String,
+    version: String,
     audience: Audience,
     registration: Registration,
     credential: Credential<S>,
@@ -82,6 +96,8 @@ struct Register<'a> {
     payload: Option<&'a serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tpm: Option<TpmKeys>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    csr: Option<String>,
 }
 
 /// Public halves of a TPM's keys, in base64.
@@ -118,6 +134,10 @@ struct RegistrationState {
     device_id: Option<String>,
     #[serde(default)]
     tpm: Option<WrappedKey>,
+    #[serde(default)]
+    issued_certificate_chain: Option<serde_json::Value>,
+    #[serde(default)]
+    connection_profile: Option<String>,
     #[serde(default, alias = "code")]
     error_code: Option<serde_json::Value>,
     #[serde(default, alias = "message")]
@@ -145,7 +165,9 @@ impl<S: Signer> Dps<S> {
             format!("{}/registrations/{}", registration.scope_id, registration.registration_id);
         let audience = Audience { resource, key_name: Some("registration") };
         let host = to.to_string();
-        Ok(Self { transport, to, host, base, audience, registration, credential })
+        let version = registration.api_version.as_deref().unwrap_or(VERSION);
+        let version = format!("api-version={}", segment(version));
+        Ok(Self { transport, to, host, base, version, audience, registration, credential })
     }
 
     /// Shows the service a TPM: the public halves of its endorsement key and its storage
@@ -163,8 +185,8 @@ impl<S: Signer> Dps<S> {
             endorsement_key: STANDARD.encode(endorsement),
             storage_root_key: STANDARD.encode(storage_root),
         };
-        let body = Some(Zeroizing::new(self.body(Some(tpm))?));
-        let path = format!("{}/register?{VERSION}", self.base);
+        let body = Some(Zeroizing::new(self.body(Some(tpm), None)?));
+        let path = format!("{}/register?{}", self.base, self.version);
         let mut session = self.transport.session(&self.to, &self.credential)?;
         let call = self.call(Method::PUT, path, body, true);
         let answer = session.call(&call, &self.credential).await?;
@@ -173,10 +195,11 @@ impl<S: Signer> Dps<S> {
         wrapped(&found).map_err(|what| session.unexpected(what))
     }
 
-    fn body(&self, tpm: Option<TpmKeys>) -> Result<Vec<u8>, CloudError> {
+    fn body(&self, tpm: Option<TpmKeys>, csr: Option<&[u8]>) -> Result<Vec<u8>, CloudError> {
         let registration_id = &self.registration.registration_id;
         let payload = self.registration.payload.as_ref();
-        serde_json::to_vec(&Register { registration_id, payload, tpm })
+        let csr = csr.map(|der| STANDARD.encode(der));
+        serde_json::to_vec(&Register { registration_id, payload, tpm, csr })
             .map_err(|error| CloudError::Request { what: error.to_string() })
     }
 
@@ -204,10 +227,10 @@ impl<S: Signer> Dps<S> {
     /// # Errors
     /// See [`CloudError`].
     pub async fn register(&self) -> Result<Progress, CloudError> {
-        let body = self.body(None)?;
+        let body = self.body(None, self.registration.csr.as_deref())?;
         self.ask(
             Method::PUT,
-            format!("{}/register?{VERSION}", self.base),
+            format!("{}/register?{}", self.base, self.version),
             Some(Zeroizing::new(body)),
             None,
         )
@@ -219,7 +242,7 @@ impl<S: Signer> Dps<S> {
     /// # Errors
     /// See [`CloudError`].
     pub async fn poll(&self, operation: &str) -> Result<Progress, CloudError> {
-        let path = format!("{}/operations/{}?{VERSION}", self.base, segment(operation));
+        let path = format!("{}/operations/{}?{}", self.base, segment(operation), self.version);
         self.ask(Method::GET, path, None, Some(operation)).await
     }
 
@@ -257,7 +280,11 @@ fn progress(
             let device = state.device_id.ok_or("an assignment without a device id")?;
             let device_id = device.parse().map_err(|_| "the assigned device id is not one")?;
             let tpm_key = state.tpm.as_ref().map(wrapped).transpose()?;
-            Ok(Progress::Assigned { hub, device_id, tpm_key })
+            if state.connection_profile.is_some_and(|profile| profile != "classic") {
+                return Err("the assigned hub speaks a protocol that this version does not");
+            }
+            let issued = issued(state.issued_certificate_chain)?;
+            Ok(Progress::Assigned { hub, device_id, tpm_key, issued })
         }
         (Some("failed" | "disabled"), state) => {
             let code = state.as_ref().and_then(|state| state.error_code.as_ref()).map(code_text);
@@ -283,6 +310,27 @@ fn progress(
         }
         _ => Err("an unknown registration status"),
     }
+}
+
+/// Reads the certificates that the service issued.
+fn issued(chain: Option<serde_json::Value>) -> Result<Vec<Vec<u8>>, &'static str> {
+    let chain = match chain {
+        None | Some(serde_json::Value::Null) => return Ok(Vec::new()),
+        Some(serde_json::Value::Array(chain)) => chain,
+        Some(_) => return Err("issued certificates that are no list"),
+    };
+    let (most, largest) = CHAIN;
+    if chain.len() > most {
+        return Err("more than 10 issued certificates");
+    }
+    let one = |value: &serde_json::Value| {
+        let text = value.as_str().ok_or("an issued certificate that is no text")?;
+        if text.len() > largest {
+            return Err("an issued certificate of more than 16 KiB");
+        }
+        STANDARD.decode(text).map_err(|_| "an issued certificate that is not base64")
+    };
+    chain.iter().map(one).collect()
 }
 
 /// Returns a key that a TPM unwraps.
@@ -312,8 +360,53 @@ mod tests {
             hub: "hub.test".into(),
             device_id: "press-04".parse().unwrap(),
             tpm_key: None,
+            issued: Vec::new(),
         };
         assert_eq!(read(text, Some("o")), Ok(expected));
+    }
+
+    #[test]
+    fn issued_certificates_are_read_within_bounds_and_junk_among_them_is_named() {
+        let with = |chain: String| {
+            let text = format!(
+                r#"{{"status":"assigned","registrationState":{{"assignedHub":"hub.test","deviceId":"d","issuedCertificateChain":{chain}}}}}"#
+            );
+            match read(&text, Some("o")) {
+                Ok(Progress::Assigned { issued, .. }) => Ok(issued),
+                Ok(other) => panic!("{other:?}"),
+                Err(why) => Err(why),
+            }
+        };
+        assert_eq!(with(r#"["AQ==","AgM="]"#.into()), Ok(vec![vec![1], vec![2, 3]]));
+        for none in ["[]", "null"] {
+            assert_eq!(with(none.into()), Ok(Vec::new()), "{none}");
+        }
+        let large = format!("[\"{}\"]", "A".repeat(16 * 1024 + 4));
+        let many = format!("[{}]", ["\"AQ==\""; 11].join(","));
+        for (chain, why) in [
+            (r#""AQ==""#, "issued certificates that are no list"),
+            (r#"{"a":1}"#, "issued certificates that are no list"),
+            ("[1]", "an issued certificate that is no text"),
+            (r#"["A"]"#, "an issued certificate that is not base64"),
+            (r#"["-----BEGIN CERTIFICATE-----"]"#, "an issued certificate that is not base64"),
+            (&large, "an issued certificate of more than 16 KiB"),
+            (&many, "more than 10 issued certificates"),
+        ] {
+            assert_eq!(with(chain.into()), Err(why), "{chain:.60}");
+        }
+    }
+
+    #[test]
+    fn a_hub_of_another_protocol_is_refused() {
+        let with = |profile: &str| {
+            let text = format!(
+                r#"{{"status":"assigned","registrationState":{{"assignedHub":"hub.test","deviceId":"d","connectionProfile":{profile}}}}}"#
+            );
+            read(&text, Some("o")).map(drop)
+        };
+        assert_eq!((with("null"), with("\"classic\"")), (Ok(()), Ok(())));
+        let why = "the assigned hub speaks a protocol that this version does not";
+        assert_eq!(with("\"mqttV5\""), Err(why));
     }
 
     #[test]

@@ -67,6 +67,8 @@ impl Cloud {
             scope_id: "0ne00000001".to_owned(),
             registration_id: "press-04".to_owned(),
             payload: None,
+            api_version: None,
+            csr: None,
         };
         Dps::new(
             self.transport(Duration::from_secs(20), 1),
@@ -146,6 +148,7 @@ async fn a_device_registers_polls_and_is_assigned() {
         hub: cloud.sim.hub_host(),
         device_id: "Press-04".parse().unwrap(),
         tpm_key: None,
+        issued: Vec::new(),
     };
     assert_eq!(dps.poll(&operation).await.unwrap(), expected);
 }
@@ -352,6 +355,8 @@ async fn an_endpoint_that_is_no_https_url_of_a_host_is_refused() {
             scope_id: "s".to_owned(),
             registration_id: "r".to_owned(),
             payload: None,
+            api_version: None,
+            csr: None,
         };
         let limits = Limits { timeout: Duration::from_secs(1), retries: 0 };
         let transport = Arc::new(Transport::new(limits, Trust::System));

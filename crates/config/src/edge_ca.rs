@@ -145,7 +145,8 @@ impl Draft<'_> {
             IssuanceMethod::LocalCa => {
                 self.needs_local_ca(root, view);
             }
-            IssuanceMethod::Est => {}
+            // The last one is no choice here.
+            IssuanceMethod::Est | IssuanceMethod::Dps => {}
         }
         self.moduled.edge_ca.common_name = issuance.common_name.take();
         // The compatible module runtime asks for the renewed certificate under an id of

@@ -30,6 +30,7 @@ mod image_policy;
 mod json_schema;
 mod notary;
 mod open_secrets;
+mod operational_certificate;
 mod places;
 mod preloaded_certs;
 mod provisioning;

@@ -54,7 +54,14 @@ impl Draft<'_> {
                 self.manual(root, &view)
             }
             Some(Source::Dps) => {
-                let allowed = ["source", "global_endpoint", "id_scope", "payload", "attestation"];
+                let allowed = [
+                    "source",
+                    "global_endpoint",
+                    "id_scope",
+                    "payload",
+                    "attestation",
+                    "operational_certificate",
+                ];
                 self.only(&view, "source = \"dps\"", &allowed);
                 if let Some(entry) = root.entry("parent_hostname") {
                     let message = "a device with a parent cannot use the provisioning service";
@@ -183,12 +190,14 @@ impl Draft<'_> {
             }
         }
         let payload = self.payload(view);
+        let operational = self.operational_certificate(view, registration_id.as_deref());
         Some(Provisioning::Dps {
             endpoint: endpoint?,
             scope_id: scope_id?,
             registration_id,
             credential: credential?,
             payload,
+            operational,
         })
     }
 

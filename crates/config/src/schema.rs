@@ -188,6 +188,7 @@ static PROVISIONING: &[Key] = &[
     text("id_scope").alias(&["scope_id"]),
     table("payload", FILE_REFERENCE),
     table("attestation", ATTESTATION),
+    table("operational_certificate", OPERATIONAL_CERTIFICATE),
 ];
 
 static FILE_REFERENCE: &[Key] = &[text("uri")];
@@ -208,6 +209,9 @@ static ATTESTATION: &[Key] = &[
     key("identity_cert", Kind::TextOrTable(ISSUANCE)),
     text("identity_pk"),
 ];
+
+static OPERATIONAL_CERTIFICATE: &[Key] =
+    &[text("method"), text("api_version"), table("auto_renew", AUTO_RENEW)];
 
 static ISSUANCE: &[Key] = &[
     text("method"),

@@ -1328,3 +1328,61 @@ proptest! {
         );
     }
 }
+
+const BY_DPS: &str = "[provisioning]\nsource = \"dps\"\nglobal_endpoint = \"https://dps.example\"\n\
+    id_scope = \"0ne0\"\n[provisioning.attestation]\nmethod = \"symmetric_key\"\n\
+    registration_id = \"press-04\"\nsymmetric_key = { value = \"dGVzdC1rZXktbm90LWEtc2VjcmV0\" }\n";
+
+#[test]
+fn a_certificate_that_comes_with_the_registration_is_asked_for_and_renewed_with_a_new_key() {
+    let table = "[provisioning.operational_certificate]\nmethod = \"dps\"\n";
+    let translated = accepted(&format!("{BY_DPS}{table}"));
+    let operational = translated.identityd.provisioning.operational().unwrap();
+    assert_eq!(operational.api_version, "2026-11-01");
+    let issuance = &translated.identityd.cert_issuance["device-operational"];
+    assert_eq!(issuance.method, IssuanceMethod::Dps);
+    let renewal = issuance.renewal.unwrap();
+    assert!(renewal.enabled && renewal.rotate_key);
+    let identityd = &translated.keyd.principals[0].keys;
+    for id in ["device-id", "device-operational", "device-operational-temp"] {
+        assert!(identityd.iter().any(|key| key == id), "{id}: {identityd:?}");
+    }
+    let lines = "api_version = \"2025-07-01-preview\"\nauto_renew = { rotate_key = false, threshold = \"10day\" }";
+    let translated = accepted(&format!("{BY_DPS}{table}{lines}\n"));
+    let operational = translated.identityd.provisioning.operational().unwrap();
+    assert_eq!(operational.api_version, "2025-07-01-preview");
+    let renewal = translated.identityd.cert_issuance["device-operational"].renewal.unwrap();
+    assert_eq!((renewal.rotate_key, renewal.threshold.to_string()), (false, "10day".to_owned()));
+    assert!(accepted(BY_DPS).identityd.provisioning.operational().is_none());
+}
+
+#[test]
+fn a_certificate_that_the_service_cannot_issue_is_refused_where_it_is_configured() {
+    let with = |lines: &str| format!("{BY_DPS}[provisioning.operational_certificate]\n{lines}\n");
+    for (text, key, words) in [
+        (with(""), "method", "method"),
+        (with("method = \"est\""), "method", "dps"),
+        (
+            with("method = \"dps\"\napi_version = \"2021-10-01\""),
+            "api_version",
+            "knows certificate requests",
+        ),
+        (with("method = \"dps\"\napi_version = \"latest\""), "api_version", "expected a date"),
+        (
+            with("method = \"dps\"").replace("press-04", &"x".repeat(65)),
+            "operational_certificate",
+            "more than 64 characters",
+        ),
+        (
+            format!("{MANUAL}\n[provisioning.operational_certificate]\nmethod = \"dps\"\n"),
+            "operational_certificate",
+            "does not go with",
+        ),
+    ] {
+        let found = refused(&text);
+        let named = |it: &&Diagnostic| it.key.ends_with(key);
+        let it = found.iter().find(named).unwrap_or_else(|| panic!("{text}: {found:?}"));
+        let said = format!("{} {:?}", it.message, it.remedy);
+        assert!(said.contains(words), "{said}");
+    }
+}

@@ -396,6 +396,8 @@ fn identity(device: &Device, plan: &mut Plan) -> Result<Option<DeviceIdentity>, 
                 identity: identity.clone(),
                 source: device.source.clone(),
                 certificate: device.certificate.clone(),
+                // The earlier service has none.
+                operational: None,
                 obtained_at: device.now,
             }));
             Ok(Some(identity))

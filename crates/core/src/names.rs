@@ -70,6 +70,10 @@ pub const MANIFEST_TRUST_BUNDLE: WellKnown = WellKnown::new("aziot-edged-manifes
 pub const TRUST_BUNDLE_USER: WellKnown = WellKnown::new("trust-bundle-user");
 /// Key of the device's identity: the shared key, or the one of its certificate.
 pub const DEVICE_KEY: WellKnown = WellKnown::new("device-id");
+/// Key and certificate that the provisioning service issues for use at the hub.
+pub const OPERATIONAL: WellKnown = WellKnown::new("device-operational");
+/// The same key of a request under way.
+pub const OPERATIONAL_NEXT: WellKnown = WellKnown::new("device-operational-temp");
 /// Key that module identities are derived from.
 pub const IDENTITY_MASTER_KEY: WellKnown = WellKnown::new("aziot_identityd_master_id");
 /// Key that modules' data is encrypted with on compatible services, and was here before.
@@ -117,6 +121,8 @@ mod tests {
             MANIFEST_TRUST_BUNDLE,
             TRUST_BUNDLE_USER,
             DEVICE_KEY,
+            OPERATIONAL,
+            OPERATIONAL_NEXT,
             IDENTITY_MASTER_KEY,
             DEVICE_DATA_KEY,
             MODULE_DATA_KEY,

@@ -13,6 +13,7 @@
 //! has been reported.
 
 mod budget;
+mod proof;
 mod stand;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use crate::id::DeviceId;
 use crate::settings::{CredentialKind, Provisioning, ReprovisioningMode};
 
 pub use budget::Budget;
+pub use proof::{Proof, judge};
 pub use stand::Stand;
 
 /// The identity of a device that is provisioned.
@@ -59,6 +61,9 @@ pub enum Source {
         /// Kind of the proof that the service knows the device by.
         #[serde(default)]
         credential: CredentialKind,
+        /// True if the service issues the certificate that the hub knows the device by.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        operational: bool,
     },
     /// There is none: local identities only.
     None,
@@ -73,14 +78,20 @@ impl Source {
             Provisioning::Manual { hub, device_id, .. } => Self::Manual {
                 identity: DeviceIdentity { hub: hub.clone(), device_id: device_id.clone() },
             },
-            Provisioning::Dps { endpoint, scope_id, registration_id, credential, .. } => {
-                Self::Dps {
-                    endpoint: endpoint.clone(),
-                    scope_id: scope_id.clone(),
-                    registration_id: registration_id.clone(),
-                    credential: credential.kind(),
-                }
-            }
+            Provisioning::Dps {
+                endpoint,
+                scope_id,
+                registration_id,
+                credential,
+                operational,
+                ..
+            } => Self::Dps {
+                endpoint: endpoint.clone(),
+                scope_id: scope_id.clone(),
+                registration_id: registration_id.clone(),
+                credential: credential.kind(),
+                operational: operational.is_some(),
+            },
         }
     }
 }
@@ -97,6 +108,10 @@ pub struct Provisioned {
     /// it showed none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
+    /// SHA-256 thumbprint of the certificate that the service issued with it; `None`
+    /// where it was asked for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operational: Option<String>,
     /// Wall clock when it was obtained, in seconds since the epoch; informative.
     pub obtained_at: i64,
 }
@@ -202,8 +217,17 @@ pub enum Event {
     },
     /// Answer to [`Action::Register`] or [`Action::Poll`]: the device has an identity.
     Assigned(DeviceIdentity),
-    /// Answer to [`Action::Register`] or [`Action::Poll`]: no identity this time.
+    /// Answer to [`Action::Register`], [`Action::Poll`] or [`Action::Prove`]: no identity
+    /// this time.
     Failed(Failure),
+    /// Answer to [`Action::Prove`]: the hub takes the certificate with this SHA-256
+    /// thumbprint, or there is nothing to lose with it ([`judge`]).
+    Proven {
+        /// Thumbprint of the certificate.
+        certificate: String,
+    },
+    /// The certificate that the service issues is missing, or its plan has it renewed.
+    CertificateDue,
     /// [`Action::Store`] is done: the file is on the disk.
     Stored,
     /// [`Action::Store`] failed; the file on the disk is the old one.
@@ -223,7 +247,14 @@ pub enum Action {
         /// The operation's id, as the service gave it.
         operation: String,
     },
-    /// Write this to the state file, whole or not at all.
+    /// Try the certificate that came with an assignment, at the assigned hub. The old
+    /// identity and its certificate stay in use.
+    Prove {
+        /// The assigned identity.
+        identity: DeviceIdentity,
+    },
+    /// Put the certificate that was proven in its place, then write this to the state
+    /// file, whole or not at all.
     Store(Provisioned),
     /// Serve this identity from now on.
     Serve {
@@ -260,6 +291,13 @@ pub enum Activity {
         /// The time of the next poll.
         until: Duration,
     },
+    /// The certificate of an assigned identity is being tried.
+    Proving {
+        /// The time at which this attempt began.
+        since: Duration,
+        /// The identity.
+        identity: DeviceIdentity,
+    },
     /// A complete replacement is being written.
     Storing {
         /// The replacement.
@@ -291,6 +329,9 @@ pub struct State {
     certificate: Option<String>,
     /// Thumbprint of the certificate that was there when the attempt under way began.
     shown: Option<String>,
+    /// Thumbprint of the certificate that the service issued and that was there at the
+    /// start.
+    operational: Option<String>,
     /// True once the hub has answered the device since the start.
     is_accepted: bool,
     budget: Budget,
@@ -316,6 +357,7 @@ impl State {
             last_success: None,
             certificate: None,
             shown: None,
+            operational: None,
             is_accepted: false,
             budget: Budget::new(limits.calls_per_hour),
         }
@@ -325,6 +367,13 @@ impl State {
     #[must_use]
     pub fn with_certificate(self, thumbprint: Option<String>) -> Self {
         Self { certificate: thumbprint, ..self }
+    }
+
+    /// The same with the certificate for the hub that the service issued: its SHA-256
+    /// thumbprint.
+    #[must_use]
+    pub fn with_operational(self, thumbprint: Option<String>) -> Self {
+        Self { operational: thumbprint, ..self }
     }
 
     /// The identity that counts now.
@@ -366,11 +415,28 @@ impl State {
     /// with. Where the service knows the device by a certificate, it tells the hub which
     /// one it was shown: the hub refuses another one.
     fn has_new_certificate(&self) -> bool {
-        let by_certificate =
-            matches!(self.source, Source::Dps { credential: CredentialKind::X509, .. });
+        // The hub knows another one where the service issues that.
+        let by_certificate = matches!(
+            self.source,
+            Source::Dps { credential: CredentialKind::X509, operational: false, .. }
+        );
         by_certificate
             && self.certificate.is_some()
             && self.current.as_ref().is_some_and(|current| current.certificate != self.certificate)
+    }
+
+    /// Returns true if the service issues the certificate for the hub.
+    fn is_operational(&self) -> bool {
+        matches!(self.source, Source::Dps { operational: true, .. })
+    }
+
+    /// Returns true if the certificate that the service issued is not the one that came
+    /// with the identity: it is lost, or a crash came between the two.
+    fn has_other_operational(&self) -> bool {
+        self.is_operational()
+            && self.current.as_ref().is_some_and(|current| {
+                current.operational.is_none() || current.operational != self.operational
+            })
     }
 
     /// Begins an attempt. Only called when nothing is under way.
@@ -379,7 +445,7 @@ impl State {
             Source::None => Vec::new(),
             Source::Manual { identity } => {
                 let identity = identity.clone();
-                self.replace(identity, now)
+                self.replace(identity, None, now)
             }
             Source::Dps { .. } => {
                 let since = now.monotonic;
@@ -395,13 +461,18 @@ impl State {
     }
 
     /// A complete identity is there; it counts once it is stored.
-    fn replace(&mut self, identity: DeviceIdentity, now: Now) -> Vec<Action> {
+    fn replace(
+        &mut self,
+        identity: DeviceIdentity,
+        operational: Option<String>,
+        now: Now,
+    ) -> Vec<Action> {
         let certificate = match self.source {
             Source::Dps { credential: CredentialKind::X509, .. } => self.shown.clone(),
             _ => None,
         };
         let (source, obtained_at) = (self.source.clone(), now.wall);
-        let replacement = Provisioned { identity, source, certificate, obtained_at };
+        let replacement = Provisioned { identity, source, certificate, operational, obtained_at };
         self.activity = Activity::Storing { replacement: replacement.clone() };
         vec![Action::Store(replacement)]
     }
@@ -430,9 +501,10 @@ impl State {
         match self.activity.clone() {
             Activity::Idle => self.begin(now),
             // One is under way: its outcome is the answer to this wish, too.
-            Activity::Asking { .. } | Activity::Waiting { .. } | Activity::Storing { .. } => {
-                Vec::new()
-            }
+            Activity::Asking { .. }
+            | Activity::Waiting { .. }
+            | Activity::Proving { .. }
+            | Activity::Storing { .. } => Vec::new(),
             // Earlier than planned, but never so early that repeated wishes make a
             // hammer.
             Activity::Pausing { since, until, not_before } => {
@@ -483,11 +555,14 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
             if !state.is_from_configured_source()
                 || state.mode == ReprovisioningMode::AlwaysOnStartup
                 || state.has_new_certificate()
+                || state.has_other_operational()
             {
                 actions.extend(state.begin(now));
             }
             actions
         }
+        // A plan shortens no pause.
+        (Event::CertificateDue, Activity::Idle) if state.is_operational() => state.begin(now),
         // This mode leaves it to people.
         (Event::ReprovisionRequested(Requester::Runtime), _)
             if state.mode == ReprovisioningMode::OnErrorOnly =>
@@ -567,11 +642,22 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Action>) {
                 vec![Action::WakeAt(until)]
             }
         }
-        (Event::Assigned(identity), Activity::Asking { .. }) => state.replace(identity, now),
-        (Event::Failed(failure), Activity::Asking { since, .. }) => state.fail(failure, since, now),
+        (Event::Assigned(identity), Activity::Asking { since, .. }) if state.is_operational() => {
+            state.activity = Activity::Proving { since, identity: identity.clone() };
+            vec![Action::Prove { identity }]
+        }
+        (Event::Assigned(identity), Activity::Asking { .. }) => state.replace(identity, None, now),
+        (Event::Proven { certificate }, Activity::Proving { identity, .. }) => {
+            state.replace(identity, Some(certificate), now)
+        }
+        (
+            Event::Failed(failure),
+            Activity::Asking { since, .. } | Activity::Proving { since, .. },
+        ) => state.fail(failure, since, now),
         (Event::Stored, Activity::Storing { replacement }) => {
             let replaced = state.identity().is_some_and(|old| *old != replacement.identity);
             let identity = replacement.identity.clone();
+            state.operational.clone_from(&replacement.operational);
             state.current = Some(replacement);
             state.activity = Activity::Idle;
             state.failures = 0;

@@ -211,9 +211,34 @@ pub enum Provisioning {
         /// JSON that is passed to the allocation policy.
         #[serde(default)]
         payload: Option<serde_json::Value>,
+        /// The certificate for the hub that the service issues; absent: the hub knows the
+        /// device by the same proof as the service.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        operational: Option<OperationalCertificate>,
     },
     /// Local identities only.
     None,
+}
+
+impl Provisioning {
+    /// Returns the settings of the certificate for the hub that the provisioning service
+    /// issues, where it does.
+    #[must_use]
+    pub const fn operational(&self) -> Option<&OperationalCertificate> {
+        match self {
+            Self::Dps { operational, .. } => operational.as_ref(),
+            Self::Manual { .. } | Self::None => None,
+        }
+    }
+}
+
+/// Certificate that the provisioning service issues with a registration, for the hub.
+/// Its id and its key's are [`names::OPERATIONAL`]; its renewal is among the issuances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperationalCertificate {
+    /// Version of the service's interface, which must know certificate requests.
+    pub api_version: String,
 }
 
 /// Proof by which the provisioning service and the hub know the device.
@@ -385,6 +410,8 @@ pub enum IssuanceMethod {
     LocalCa,
     /// An EST server.
     Est,
+    /// The provisioning service, with a registration.
+    Dps,
 }
 
 /// The device's own CA: certificate and key pair by their ids.

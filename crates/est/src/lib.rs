@@ -16,8 +16,10 @@ mod chain;
 mod client;
 mod csr;
 mod error;
+mod unrooted;
 
 pub use attributes::CsrAttributes;
 pub use client::{Basic, Enrolment, Est, EstUrl, UrlError};
 pub use csr::{Csr, CsrError, Profile, request_key};
-pub use error::EstError;
+pub use error::{AnswerError, EstError};
+pub use unrooted::checked_without_roots;

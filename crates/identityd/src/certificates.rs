@@ -9,6 +9,7 @@ mod issuer;
 mod keyd_key;
 mod left_out;
 mod on_token;
+mod operational;
 mod pem;
 mod public_key;
 mod renew;
@@ -38,6 +39,7 @@ use tokio::sync::{RwLock, watch};
 pub use client::ClientIdentityError;
 pub(crate) use client::common_name;
 pub use est::EnrolError;
+pub(crate) use operational::{Candidate, Wanted, checked as checked_operational};
 pub(crate) use renew::span_of;
 pub use store::CertStoreError;
 pub(crate) use store::preloaded_file;
@@ -105,6 +107,23 @@ pub enum CertificateError {
         /// Error of the enrolment.
         #[source]
         source: Box<EnrolError>,
+    },
+    /// A certificate that comes with a registration alone.
+    #[error(
+        "certificate \"{id}\" is issued by the provisioning service, with a registration; `edgekeep identity reprovision` asks for one"
+    )]
+    WithRegistration {
+        /// Id of the certificate.
+        id: CertId,
+    },
+    /// The request for it was not made.
+    #[error("no request for certificate \"{id}\" was made")]
+    NoRequest {
+        /// Id of the certificate.
+        id: CertId,
+        /// Error of making the request.
+        #[source]
+        source: edgekeep_est::CsrError,
     },
     /// Local CA without its section.
     #[error(
@@ -355,6 +374,9 @@ impl Certificates {
             (None, Some(issuance)) => match issuance.method {
                 // Whoever asks with a request of its own is answered before.
                 IssuanceMethod::Est => return Err(EnrolError::NoServer.into()),
+                IssuanceMethod::Dps => {
+                    return Err(CertificateError::WithRegistration { id: id.clone() });
+                }
                 IssuanceMethod::SelfSigned => (None, own),
                 IssuanceMethod::LocalCa => {
                     let ca = self

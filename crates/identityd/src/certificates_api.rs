@@ -191,8 +191,15 @@ mod tests {
         )
         .unwrap();
         let certificates = Arc::new(certificates);
-        let renewals =
-            Renewals::open(folder.path(), &settings, Arc::clone(&certificates), time, board);
+        let device = Arc::new(crate::device::Device::new().0);
+        let renewals = Renewals::open(
+            folder.path(),
+            &settings,
+            Arc::clone(&certificates),
+            device,
+            time,
+            board,
+        );
         let uid = rustix::process::getuid().as_raw();
         let grants = Grants::new([(uid, ["mine/*"])]).with_root_restricted();
         let audit = Arc::new(Audit::new(folder.path()));

@@ -206,6 +206,7 @@ mod tests {
             registration_id: Some("r".to_owned()),
             credential: DeviceCredential::SymmetricKey { key: "k".parse().unwrap() },
             payload: None,
+            operational: None,
         }
     }
 

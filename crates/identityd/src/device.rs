@@ -18,10 +18,11 @@ use edgekeep_core::settings::CredentialKind;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::{self, Steps};
 use edgekeep_daemon::store::StateFile;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::keys::DeviceKeys;
+use crate::operational::Operational;
 use crate::prover::Prover;
 use crate::tpm;
 
@@ -61,9 +62,15 @@ const fn problem(error: &CloudError) -> Code {
     }
 }
 
+/// The end of an attempt to get a certificate for the hub: the reason of a failure in
+/// words, and the time until the next attempt, where it is known.
+pub(crate) type CertificateOutcome = Result<(), (String, Option<Duration>)>;
+
 /// A wish that others have about the device's provisioning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Wish {
+    /// A new certificate for the hub; who wishes is told of the end.
+    Certificate(oneshot::Sender<CertificateOutcome>),
     /// A new registration.
     Reprovision(Requester),
     /// To be told that the hub answers the device as one that it knows.
@@ -124,6 +131,17 @@ impl Device {
         let _ = self.wishes.try_send(wish);
     }
 
+    /// Has a certificate for the hub renewed by a new registration.
+    ///
+    /// # Errors
+    /// The reason in words if no new certificate is in place.
+    pub(crate) async fn renew_certificate(&self) -> CertificateOutcome {
+        let (told, outcome) = oneshot::channel();
+        self.wish(Wish::Certificate(told));
+        let busy = || Err(("the device's provisioning has too much to do".to_owned(), None));
+        outcome.await.unwrap_or_else(|_| busy())
+    }
+
     /// Tells that the hub answers the device as one that it knows.
     pub(crate) fn accepted(&self) {
         if !self.is_accepted.swap(true, Ordering::Relaxed) {
@@ -153,6 +171,8 @@ pub(crate) struct Provisioner {
     pub(crate) last: Code,
     /// Key of the registration under way, as only the TPM can read it.
     pub(crate) wrapped_key: Option<Vec<u8>>,
+    /// Certificates for the hub that come with a registration.
+    pub(crate) operational: Operational,
 }
 
 impl Provisioner {
@@ -178,7 +198,10 @@ impl Provisioner {
                         Action::Poll { operation } => {
                             events.push_back(self.ask(Some(&operation)).await);
                         }
-                        Action::Store(replacement) => events.push_back(self.store(&replacement)),
+                        Action::Prove { identity } => events.push_back(self.prove(&identity).await),
+                        Action::Store(replacement) => {
+                            events.push_back(self.store(&replacement).await);
+                        }
                         Action::WakeAt(until) => wake = Some(start + until),
                         Action::Serve { identity, replaced } => self.serve(identity, replaced),
                         Action::Report(failure) => self.report(&failure, state.failures()),
@@ -194,6 +217,7 @@ impl Provisioner {
             if self.registration.is_some() && self.device.view().identity.is_none() {
                 self.no_identity();
             }
+            self.answer_wishes(&state, now(start));
             let pause = wake.filter(|_| !matches!(state.activity(), Activity::Idle));
             tokio::select! {
                 wish = self.wishes.recv() => match wish {
@@ -203,6 +227,10 @@ impl Provisioner {
                     }
                     Some(Wish::HubAccepted) => events.push_back(Event::HubAcceptedDevice),
                     Some(Wish::HubRefused) => events.push_back(Event::HubRefusedDevice),
+                    Some(Wish::Certificate(told)) => {
+                        self.operational.wishes.push(told);
+                        events.push_back(Event::CertificateDue);
+                    }
                     None => return,
                 },
                 () = tokio::time::sleep_until(pause.unwrap_or_else(Instant::now)), if pause.is_some() => {
@@ -269,6 +297,12 @@ impl Provisioner {
             };
             registration.registration_id = name;
         }
+        if self.prover.is_operational()
+            && operation.is_none()
+            && let Err(failure) = self.operational.want(&mut registration).await
+        {
+            return Event::Failed(failure);
+        }
         let dps = match Dps::new(Arc::clone(&self.transport), registration, credential) {
             Ok(dps) => dps,
             Err(error) => {
@@ -290,10 +324,12 @@ impl Provisioner {
                 self.note_wait(retry_after);
                 Event::Assigning { operation, retry_after }
             }
-            Ok(Progress::Assigned { hub, device_id, tpm_key }) => {
+            Ok(Progress::Assigned { hub, device_id, tpm_key, issued }) => {
+                self.operational.issued = issued;
                 // Without a key for the hub the registration's is the hub's, too.
-                if let (Some(tpm), Some(key)) =
-                    (self.prover.tpm(), tpm_key.or_else(|| self.wrapped_key.take()))
+                if !self.prover.is_operational()
+                    && let (Some(tpm), Some(key)) =
+                        (self.prover.tpm(), tpm_key.or_else(|| self.wrapped_key.take()))
                     && let Err(error) = tpm::import(tpm, &key, AuthKeySlot::Hub).await
                 {
                     return self.judged(&error);
@@ -321,8 +357,39 @@ impl Provisioner {
         })
     }
 
+    /// Tries the certificate that came with an assignment.
+    async fn prove(&mut self, identity: &DeviceIdentity) -> Event {
+        self.last = Code::ProvisioningRefused;
+        match self.operational.prove(&self.transport, identity).await {
+            Ok(certificate) => Event::Proven { certificate },
+            Err(failure) => Event::Failed(failure),
+        }
+    }
+
+    /// Tells those who wished for a certificate what came of it, as soon as nothing is
+    /// under way.
+    fn answer_wishes(&mut self, state: &State, now: Now) {
+        let outcome = match state.activity() {
+            Activity::Idle if state.last_failure().is_none() => Ok(()),
+            Activity::Idle | Activity::Pausing { .. } => {
+                let reason = state.last_failure().map(|failure| failure.reason.clone());
+                let reason = reason.unwrap_or_else(|| "there were too many calls".to_owned());
+                let next = state.stand().next.map(|at| at.saturating_sub(now.monotonic));
+                Err((reason, next))
+            }
+            _ => return,
+        };
+        for told in self.operational.wishes.drain(..) {
+            // Who asked may be gone.
+            let _ = told.send(outcome.clone());
+        }
+    }
+
     /// Rare, and short against what it protects: done here and now.
-    fn store(&self, replacement: &Provisioned) -> Event {
+    async fn store(&mut self, replacement: &Provisioned) -> Event {
+        if let Err(reason) = self.operational.take().await {
+            return Event::StoreFailed { reason };
+        }
         match self.file.save(replacement) {
             Ok(()) => Event::Stored,
             Err(error) => Event::StoreFailed { reason: error.to_string() },

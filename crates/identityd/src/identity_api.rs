@@ -7,13 +7,14 @@ use std::time::Duration;
 use edgekeep_api::client::ClientError;
 use edgekeep_api::identityd::{
     API_VERSIONS, Authentication, AuthenticationKind, AziotIdentity, CreateModuleIdentity,
-    Identities, Identity, ProvisioningFailure, ProvisioningInfo, ProvisioningStand,
+    Identities, Identity, OperationalStand, ProvisioningFailure, ProvisioningInfo,
+    ProvisioningStand,
 };
 use edgekeep_api::keyd::KeyHandle;
 use edgekeep_api::{ErrorCode, Recipient, is_worth_a_fresh_handle};
 use edgekeep_cloud::{CloudError, EnsureError};
 use edgekeep_core::id::{GenerationId, ModuleId};
-use edgekeep_core::names;
+use edgekeep_core::names::{self, OPERATIONAL};
 use edgekeep_core::provisioning::{DeviceIdentity, Requester};
 use edgekeep_core::settings::{
     CredentialKind, DeviceCredential, IdentityKind, IdentitydSettings, Provisioning,
@@ -26,7 +27,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::certificates::{CertStoreError, CertificateError, Certificates};
+use crate::certificates::{CertStoreError, CertificateError, Certificates, span_of};
 use crate::device::{Device, Wish};
 use crate::keys::{DeviceKeys, KeysError};
 use crate::local_identity;
@@ -167,6 +168,12 @@ impl IdentityApi {
 
     async fn device_answer(&self) -> Result<Response, HttpError> {
         let identity = self.identity()?;
+        if self.registry.prover.is_operational() {
+            let key = self.keys.operational().await.map_err(|error| keys_failed(&error))?;
+            let (kind, cert_id) = (AuthenticationKind::X509, Some(OPERATIONAL.as_str().to_owned()));
+            let auth = Authentication { kind, key_handle: Some(key), cert_id };
+            return Ok(Response::ok(&self.answer(&identity, None, Some(auth))));
+        }
         if self.registry.prover.tpm().is_some() {
             let kind = AuthenticationKind::Tpm;
             let auth = Authentication { kind, key_handle: None, cert_id: None };
@@ -298,6 +305,7 @@ pub(crate) fn certificate_failed(error: &CertificateError) -> HttpError {
         | CertificateError::NotConfigured { .. }
         | CertificateError::Est { .. }
         | CertificateError::NoLocalCa { .. }
+        | CertificateError::WithRegistration { .. }
         | CertificateError::Store(
             CertStoreError::Preloaded { .. }
             | CertStoreError::Unusable { .. }
@@ -464,7 +472,7 @@ async fn provisioning(api: Arc<IdentityApi>, _: Request) -> Result<Response, Htt
                 kind => kind.as_str().to_owned(),
             },
         },
-        Provisioning::Dps { endpoint, scope_id, registration_id, payload, credential } => {
+        Provisioning::Dps { endpoint, scope_id, registration_id, payload, credential, .. } => {
             let name = registration_id.clone().or_else(|| api.registry.prover.common_name());
             ProvisioningInfo::Dps {
                 auth: credential.kind().as_str().to_owned(),
@@ -497,6 +505,7 @@ async fn stand(api: Arc<IdentityApi>, request: Request) -> Result<Response, Http
         device_id: view.identity.as_ref().map(|identity| identity.device_id.to_string()),
         obtained_at: view.obtained_at.map(rfc3339),
         certificate: api.registry.prover.thumbprint(),
+        operational_certificate: operational(&api),
         failures: told.map_or(0, |stand| stand.failures),
         next_attempt_in_sec: view
             .next
@@ -509,6 +518,20 @@ async fn stand(api: Arc<IdentityApi>, request: Request) -> Result<Response, Http
             .collect(),
     };
     Ok(Response::json(StatusCode::OK, &answer))
+}
+
+/// Stand of the certificate that the provisioning service issues; `None` where it is
+/// asked for none.
+fn operational(api: &IdentityApi) -> Option<OperationalStand> {
+    let prover = &api.registry.prover;
+    prover.is_operational().then(|| {
+        let span = prover.operational().as_ref().and_then(span_of);
+        OperationalStand {
+            id: OPERATIONAL.as_str().to_owned(),
+            thumbprint: prover.operational_thumbprint(),
+            not_after: span.map(|span| rfc3339(span.end)),
+        }
+    })
 }
 
 /// Seconds since the epoch as RFC 3339.

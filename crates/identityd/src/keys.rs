@@ -11,7 +11,7 @@ use edgekeep_api::{Recipient, is_worth_a_fresh_handle};
 use edgekeep_base::lock::lock;
 use edgekeep_cloud::{ModuleKeys, Signer, SignerError};
 use edgekeep_core::id::{GenerationId, KeyId, ModuleId};
-use edgekeep_core::names::IDENTITY_MASTER_KEY;
+use edgekeep_core::names::{IDENTITY_MASTER_KEY, OPERATIONAL};
 use edgekeep_core::settings::DeviceCredential;
 use zeroize::Zeroizing;
 
@@ -51,6 +51,7 @@ pub enum KeysError {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Name {
     Device,
+    Operational,
     Master,
     Module(ModuleId, GenerationId),
 }
@@ -87,6 +88,15 @@ impl DeviceKeys {
     /// A handle to the device's key, to be handed out.
     pub(crate) async fn device(&self) -> Result<KeyHandle, KeysError> {
         self.handed_out(Name::Device, self.load_device()).await
+    }
+
+    /// A handle to the key of the certificate that the provisioning service issued, to be
+    /// handed out.
+    pub(crate) async fn operational(&self) -> Result<KeyHandle, KeysError> {
+        let key = OPERATIONAL.as_str();
+        let load =
+            async { self.keyd.load_key_pair(key).await.map_err(|source| fault(key, source)) };
+        self.handed_out(Name::Operational, load).await
     }
 
     /// A handle to a module's primary key, to be handed out.

@@ -22,6 +22,7 @@ mod keys;
 mod local_identity;
 mod metrics;
 mod modules;
+mod operational;
 mod prover;
 mod refresh;
 mod renewals;
@@ -69,6 +70,7 @@ use device::{Device, Provisioner};
 use identity_api::IdentityApi;
 use keys::DeviceKeys;
 use modules::Modules;
+use operational::Operational;
 use prover::Prover;
 use refresh::{Refresh, Refresher, Registry};
 use renewals::Renewals;
@@ -201,10 +203,13 @@ impl Identityd {
             board.clone(),
         )?);
         let refresh_metrics = metrics::refresh(Arc::clone(&certificates), &settings, board.clone());
+        let (device, wishes) = Device::new();
+        let device = Arc::new(device);
         let renewals = Arc::new(Renewals::open(
             &folder,
             &settings,
             Arc::clone(&certificates),
+            Arc::clone(&device),
             Arc::clone(&trusted_time),
             board.clone(),
         ));
@@ -226,7 +231,8 @@ impl Identityd {
         let keys = Arc::new(DeviceKeys::new(keyd, credential.clone()));
         let tpm = TpmClient::new(root.tpmd_socket());
         let prover = Prover::new(credential, Arc::clone(&keys), tpm, Arc::clone(&certificates));
-        let prover = Arc::new(prover);
+        let is_operational = settings.provisioning.operational().is_some();
+        let prover = Arc::new(prover.with_operational(is_operational));
         let trust = match settings.cloud.trusted_certs.as_slice() {
             [] => Trust::System,
             paths => Trust::Files(paths.iter().map(PathBuf::from).collect()),
@@ -246,8 +252,6 @@ impl Identityd {
             Arc::new(interactive_calls.through(proxy).observed_by(metrics::called));
 
         let modules = Arc::new(Modules::open(StateFile::of(&folder, MODULES_FILE)));
-        let (device, wishes) = Device::new();
-        let device = Arc::new(device);
         let refresh = Arc::new(Refresh::new(&refresh_limits));
         let registry = |transport| Registry {
             transport,
@@ -290,9 +294,12 @@ impl Identityd {
             board: board.clone(),
             last: Code::ProvisioningNotAsked,
             wrapped_key: None,
+            operational: Operational::new(Arc::clone(&certificates)),
         };
         let state = State::new(source, settings.reprovisioning, limits, stored);
-        background.spawn(provisioner.run(state.with_certificate(prover.thumbprint())));
+        let state = state.with_certificate(prover.thumbprint());
+        let state = state.with_operational(prover.operational_thumbprint());
+        background.spawn(provisioner.run(state));
         if needs_no_network {
             // Clients that were started together with us need not meet a device without
             // an identity.
@@ -393,13 +400,22 @@ fn source(
             }
             Ok((source, Some(credential.clone()), None))
         }
-        Provisioning::Dps { endpoint, scope_id, registration_id, credential, payload } => {
+        Provisioning::Dps {
+            endpoint,
+            scope_id,
+            registration_id,
+            credential,
+            payload,
+            operational,
+        } => {
             let registration = Registration {
                 endpoint: endpoint.clone(),
                 scope_id: scope_id.clone(),
                 // None: the common name of the certificate, when it is there.
                 registration_id: registration_id.clone().unwrap_or_default(),
                 payload: payload.clone(),
+                api_version: operational.as_ref().map(|it| it.api_version.clone()),
+                csr: None,
             };
             Ok((source, Some(credential.clone()), Some(registration)))
         }

@@ -8,6 +8,8 @@ use edgekeep_api::tpmd::{AuthKeySlot, TpmClient};
 use edgekeep_base::lock::lock;
 use edgekeep_cloud::{CloudError, Credential};
 use edgekeep_core::credentials::Certificate;
+use edgekeep_core::id::{CertId, KeyId};
+use edgekeep_core::names::OPERATIONAL;
 use edgekeep_core::settings::{CredentialKind, DeviceCredential};
 use edgekeep_daemon::store::sha256;
 use edgekeep_tls::ClientIdentity;
@@ -25,11 +27,18 @@ const KEY_AGE: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(crate) struct Prover {
     credential: Option<DeviceCredential>,
+    /// True if the hub knows the device by the certificate that the provisioning service
+    /// issues, and by nothing else.
+    is_operational: bool,
     keys: Arc<DeviceKeys>,
     tpm: TpmClient,
     certificates: Arc<Certificates>,
-    shown: Mutex<Option<(Arc<ClientIdentity>, Instant)>>,
+    shown: Mutex<Shown>,
+    shown_to_hub: Mutex<Shown>,
 }
+
+/// The certificate that was shown last, and the time at which its key was looked up.
+type Shown = Option<(Arc<ClientIdentity>, Instant)>;
 
 impl Prover {
     pub(crate) fn new(
@@ -38,7 +47,21 @@ impl Prover {
         tpm: TpmClient,
         certificates: Arc<Certificates>,
     ) -> Self {
-        Self { credential, keys, tpm, certificates, shown: Mutex::new(None) }
+        let (shown, shown_to_hub) = (Mutex::new(None), Mutex::new(None));
+        let is_operational = false;
+        Self { credential, is_operational, keys, tpm, certificates, shown, shown_to_hub }
+    }
+
+    /// The same, of a device that the hub knows by the certificate that the provisioning
+    /// service issues if `is_operational`.
+    pub(crate) fn with_operational(self, is_operational: bool) -> Self {
+        Self { is_operational, ..self }
+    }
+
+    /// Returns true if the hub knows the device by the certificate that the provisioning
+    /// service issues.
+    pub(crate) fn is_operational(&self) -> bool {
+        self.is_operational
     }
 
     /// Returns the kind of the proof; `None` for a device of no cloud.
@@ -51,11 +74,16 @@ impl Prover {
         matches!(self.credential, Some(DeviceCredential::Tpm)).then_some(&self.tpm)
     }
 
-    /// Returns the proof for a call to the hub.
+    /// Returns the proof for a call to the hub. There is one kind of proof for a hub: if
+    /// it cannot be had, no other takes its place.
     ///
     /// # Errors
     /// [`CloudError::Request`] if there is no certificate, or its key cannot be used.
     pub(crate) async fn to_hub(&self) -> Result<Credential<DeviceSigner>, CloudError> {
+        if self.is_operational {
+            let (cert, key) = (OPERATIONAL.cert(), OPERATIONAL.key());
+            return self.by_certificate(&cert, &key, &self.shown_to_hub).await;
+        }
         self.by(AuthKeySlot::Hub).await
     }
 
@@ -74,7 +102,16 @@ impl Prover {
         let Some(DeviceCredential::X509 { cert, key }) = &self.credential else {
             return Ok(Credential::Token(DeviceSigner::Keyd(Arc::clone(&self.keys))));
         };
-        let known = lock(&self.shown).clone();
+        self.by_certificate(cert, key, &self.shown).await
+    }
+
+    async fn by_certificate(
+        &self,
+        cert: &CertId,
+        key: &KeyId,
+        shown: &Mutex<Shown>,
+    ) -> Result<Credential<DeviceSigner>, CloudError> {
+        let known = lock(shown).clone();
         let known = known.filter(|(_, since)| since.elapsed() < KEY_AGE);
         let (known, since) = known.unzip();
         let identity = self
@@ -84,7 +121,7 @@ impl Prover {
             .map_err(|error| CloudError::Request { what: chain(&error) })?;
         let is_known = known.is_some_and(|known| Arc::ptr_eq(&known, &identity));
         let since = since.filter(|_| is_known).unwrap_or_else(Instant::now);
-        *lock(&self.shown) = Some((Arc::clone(&identity), since));
+        *lock(shown) = Some((Arc::clone(&identity), since));
         Ok(Credential::Certificate(identity))
     }
 
@@ -94,6 +131,17 @@ impl Prover {
             Some(DeviceCredential::X509 { cert, .. }) => self.certificates.leaf(cert),
             _ => None,
         }
+    }
+
+    /// Returns the certificate for the hub that the provisioning service issued, where
+    /// there is one.
+    pub(crate) fn operational(&self) -> Option<Certificate> {
+        self.is_operational.then(|| self.certificates.leaf(&OPERATIONAL.cert())).flatten()
+    }
+
+    /// Returns the SHA-256 thumbprint of that certificate.
+    pub(crate) fn operational_thumbprint(&self) -> Option<String> {
+        self.operational().map(|leaf| sha256(leaf.der()).hex())
     }
 
     /// Returns the SHA-256 thumbprint of the certificate, where the device has one.

@@ -12,8 +12,9 @@ use edgekeep_api::certd::{CertificateLine, CertificateList};
 use edgekeep_base::lock::lock;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::id::CertId;
+use edgekeep_core::names::OPERATIONAL;
 use edgekeep_core::renewal::{
-    Event, Kept, LONGEST_SLEEP, Now, Policy, Seen, Stand, State, news, step,
+    Event, Kept, LONGEST_SLEEP, Now, Policy, Seen, Span, Stand, State, news, step,
 };
 use edgekeep_core::settings::{IdentitydSettings, IssuanceMethod, PreloadedCert};
 use edgekeep_daemon::board::Board;
@@ -24,6 +25,7 @@ use time::format_description::well_known::Rfc3339;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::certificates::{CertificateError, Certificates, span_of};
+use crate::device::Device;
 use crate::metrics::shown_ids;
 use crate::trusted_time::TrustedTime;
 
@@ -45,6 +47,7 @@ struct Plan {
 #[derive(Debug)]
 pub(crate) struct Renewals {
     certificates: Arc<Certificates>,
+    device: Arc<Device>,
     time: Arc<TrustedTime>,
     board: Board,
     plans: Mutex<BTreeMap<CertId, Plan>>,
@@ -62,6 +65,7 @@ impl Renewals {
         folder: &Path,
         settings: &IdentitydSettings,
         certificates: Arc<Certificates>,
+        device: Arc<Device>,
         time: Arc<TrustedTime>,
         board: Board,
     ) -> Self {
@@ -97,6 +101,7 @@ impl Renewals {
                 .map(|id| (id.clone(), (method(settings, &id), place(settings, &id))))
                 .collect(),
             certificates,
+            device,
             time,
             board,
             file,
@@ -114,8 +119,15 @@ impl Renewals {
         let mut changes = self.certificates.changes();
         let mut told_anew = self.time.told_anew();
         let mut issuer = self.certificates.issuer_of(&id);
+        let mut leaf = self.certificates.leaf(&id);
         loop {
             let _ = changes.borrow_and_update();
+            let leaf_now = self.certificates.leaf(&id);
+            if leaf_now != leaf && leaf_now.is_some() {
+                // Whoever else renewed it: what failed before is over.
+                self.say(&id, None);
+            }
+            leaf = leaf_now;
             let issuer_now = self.certificates.issuer_of(&id);
             if issuer_now != issuer {
                 issuer = issuer_now;
@@ -159,26 +171,37 @@ impl Renewals {
     async fn attempt(&self, id: &CertId) -> Result<(), String> {
         let Some(turn) = self.attempts.get(id) else { return Ok(()) };
         let _turn = turn.lock().await;
-        let rotate = self.plans().get(id).is_some_and(|plan| plan.state.policy().rotate_key);
-        let outcome = self.certificates.renew(id, rotate).await;
-        match outcome {
+        match self.renewed(id).await {
             Ok(span) => {
                 tracing::info!(certificate = %id, end = span.end, "certificate renewed");
                 self.say(id, None);
                 self.take(id, Event::Succeeded(span));
                 Ok(())
             }
-            Err(error) => {
-                let words = chain(&error);
+            Err((words, retry_after)) => {
                 self.say(id, Some(words.clone()));
-                let retry_after = match &error {
-                    CertificateError::Est { source } => source.retry_after(),
-                    _ => None,
-                };
                 self.take(id, Event::Failed { retry_after });
                 Err(words)
             }
         }
+    }
+
+    /// Has a certificate renewed by whoever issues it. The error is in words, with the
+    /// time for which the issuer asks to be left alone.
+    async fn renewed(&self, id: &CertId) -> Result<Span, (String, Option<Duration>)> {
+        if OPERATIONAL.is_cert(id) {
+            self.device.renew_certificate().await?;
+            let renewed = self.certificates.leaf(id).as_ref().and_then(span_of);
+            return renewed.ok_or_else(|| ("the certificate is gone again".to_owned(), None));
+        }
+        let rotate = self.plans().get(id).is_some_and(|plan| plan.state.policy().rotate_key);
+        self.certificates.renew(id, rotate).await.map_err(|error| {
+            let retry_after = match &error {
+                CertificateError::Est { source } => source.retry_after(),
+                _ => None,
+            };
+            (chain(&error), retry_after)
+        })
     }
 
     /// Looks at a certificate. `None`: there is no news for its plan.
@@ -314,6 +337,7 @@ fn method(settings: &IdentitydSettings, id: &CertId) -> &'static str {
         Some(IssuanceMethod::SelfSigned) => "self_signed",
         Some(IssuanceMethod::LocalCa) => "local_ca",
         Some(IssuanceMethod::Est) => "est",
+        Some(IssuanceMethod::Dps) => "dps",
         None => "api",
     }
 }

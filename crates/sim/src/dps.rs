@@ -1,6 +1,6 @@
 //! The device provisioning service: registration with a symmetric key or a certificate,
 //! of a device that is enrolled by itself or by its group; api-version 2021-06-01 (wire
-//! facts 6.2).
+//! facts 6.2), and later ones with certificates that are issued with a registration.
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::exchange::{Answer, Exchange};
 use crate::hub::random_key;
+use crate::issuance;
 use crate::proof::Proof;
 use crate::token::{Key, TokenError};
 use crate::tpm;
@@ -24,6 +25,7 @@ const POLL_AFTER_SEC: u32 = 1;
 struct RegisterBody {
     registration_id: Option<String>,
     tpm: Option<TpmBody>,
+    csr: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -63,11 +65,19 @@ impl World {
                 "registrationId in the body and in the path differ",
             );
         }
+        let csr = match issuance::request(body.csr.as_deref(), registration, exchange) {
+            Ok(csr) => csr,
+            Err(refusal) => return refusal,
+        };
+        if csr.is_some() {
+            self.last_csr.clone_from(&csr);
+        }
         let id = format!("5.{:016x}.{registration}", self.next_serial());
         self.remember(Operation {
             id: id.clone(),
             registration: registration.to_owned(),
             polls: 0,
+            csr,
         });
         self.assigning(&id, registration)
     }
@@ -94,6 +104,7 @@ impl World {
         else {
             return error(StatusCode::NOT_FOUND, "no such operation");
         };
+        let csr = operation.csr.clone();
         operation.polls = operation.polls.saturating_add(1);
         if operation.polls <= self.faults.polls_assigning {
             return self.assigning(id, registration);
@@ -107,13 +118,26 @@ impl World {
                 json!({ "operationId": id, "status": "failed", "registrationState": state }),
             );
         }
-        self.assign(enrolment, id, exchange)
+        self.assign(enrolment, id, csr.as_deref(), exchange)
     }
 
     /// Makes the device at the hub, with the enrolment's key or the certificate that it
     /// shows. Modules of a device that was there before stay.
-    fn assign(&mut self, enrolment: Enrolment, id: &str, exchange: &Exchange<'_>) -> Answer {
-        let Enrolment { registration_id, proof, device_id, hub, payload } = enrolment;
+    fn assign(
+        &mut self,
+        enrolment: Enrolment,
+        id: &str,
+        csr: Option<&[u8]>,
+        exchange: &Exchange<'_>,
+    ) -> Answer {
+        let Enrolment { registration_id, proof, device_id, hub, payload, certificate_policy_name } =
+            enrolment;
+        let csr = csr.filter(|_| certificate_policy_name.is_some());
+        let issued = csr.map(|csr| self.issue(csr, &registration_id, exchange.now)).transpose();
+        let issued = match issued {
+            Ok(issued) => issued,
+            Err(text) => return error(StatusCode::INTERNAL_SERVER_ERROR, &text),
+        };
         let wrapped = match self.hub_key_for_tpm(&registration_id) {
             Ok(wrapped) => wrapped,
             Err(text) => return error(StatusCode::INTERNAL_SERVER_ERROR, &text),
@@ -122,11 +146,13 @@ impl World {
             Some((key, wrapped)) => (Proof::Key(key), Some(wrapped)),
             None => (proof, None),
         };
+        let (chain, told) = issued.unzip();
         let proof = match (proof, exchange.client.first()) {
             (key @ Proof::Key(_), _) => key,
             (_, Some(shown)) => Proof::thumbprint(shown),
             (proof, None) => proof,
         };
+        let proof = told.unwrap_or(proof);
         let device = device_id.unwrap_or_else(|| registration_id.clone());
         let hub = hub.unwrap_or_else(|| self.hub.clone());
         if let Err(full) =
@@ -138,6 +164,9 @@ impl World {
             "registrationId": registration_id, "assignedHub": hub, "deviceId": device,
             "status": "assigned", "substatus": "initialAssignment",
         });
+        if let Some(chain) = chain {
+            state["issuedCertificateChain"] = chain;
+        }
         if let Some(payload) = payload {
             state["payload"] = payload;
         }
@@ -264,6 +293,7 @@ impl World {
                 device_id: None,
                 hub: group.hub.clone(),
                 payload: None,
+                certificate_policy_name: group.certificate_policy_name.clone(),
             })
         };
         self.groups.values().filter_map(of_group).collect()

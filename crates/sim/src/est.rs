@@ -51,7 +51,7 @@ pub struct EstOptions {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Ca {
     pub(crate) root: Authority,
-    issuing: Authority,
+    pub(crate) issuing: Authority,
 }
 
 /// All CAs and who may ask them.
@@ -72,10 +72,9 @@ impl Est {
     pub(crate) fn open(&mut self, options: EstOptions) -> Result<(), TlsError> {
         for label in options.labels.into_iter().chain([String::new()]) {
             if let Entry::Vacant(vacant) = self.cas.entry(label) {
-                let label = vacant.key();
-                let root = Authority::named(&format!("edgekeep simulated EST root {label}"))?;
-                let issuing = root.below(&format!("edgekeep simulated EST CA {label}"))?;
-                vacant.insert(Ca { root, issuing });
+                let label = vacant.key().clone();
+                let root = format!("edgekeep simulated EST root {label}");
+                vacant.insert(Ca::new(&root, &format!("edgekeep simulated EST CA {label}"))?);
             }
         }
         self.authorization = options.basic.map(|(name, password)| {
@@ -96,7 +95,14 @@ impl Est {
 }
 
 impl Ca {
-    fn chain(&self) -> Vec<Certificate> {
+    /// A new root, and a CA below it that issues.
+    pub(crate) fn new(root: &str, issuing: &str) -> Result<Self, TlsError> {
+        let root = Authority::named(root)?;
+        let issuing = root.below(issuing)?;
+        Ok(Self { root, issuing })
+    }
+
+    pub(crate) fn chain(&self) -> Vec<Certificate> {
         certificates(&[self.issuing.certificate_pem(), self.root.certificate_pem()].concat())
     }
 

@@ -26,6 +26,48 @@ pub struct Faults {
     /// Message with which each registration ends in `failed`; absent: this fault is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refuse_registration: Option<String>,
+    /// A fault of the certificates that the provisioning service issues with a
+    /// registration; absent: they are good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issued: Option<IssuedFault>,
+    /// Validity of these certificates, in seconds; absent: 30 days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issued_validity_sec: Option<u32>,
+}
+
+/// A fault of the certificates that the provisioning service issues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub enum IssuedFault {
+    /// A certificate of another key.
+    WrongKey,
+    /// A certificate that names another device.
+    WrongName,
+    /// A certificate that ended yesterday.
+    Expired,
+    /// A certificate that begins tomorrow.
+    NotYetValid,
+    /// A certificate that the others did not issue.
+    WrongChain,
+    /// A certificate of a CA.
+    Authority,
+    /// The device's own certificate alone.
+    LeafAlone,
+    /// Text that is no base64.
+    NotBase64,
+    /// Base64 of no certificate.
+    Junk,
+    /// A certificate in PEM.
+    Pem,
+    /// A certificate of a megabyte.
+    Oversized,
+    /// A hundred certificates.
+    Many,
+    /// No list.
+    NoList,
+    /// A good certificate, which the hub does not take: it does not know the CA yet.
+    UnknownToHub,
 }
 
 /// Faults of one class of routes. They are judged before the request is: delay first,

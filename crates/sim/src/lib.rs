@@ -31,6 +31,7 @@ mod est;
 mod exchange;
 mod faults;
 mod hub;
+mod issuance;
 mod mqtt;
 mod proof;
 mod server;
@@ -49,7 +50,9 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 pub use est::EstOptions;
-pub use faults::{DELAY_LIMIT_MS, EstAnswer, EstFaults, Faults, FaultsError, RouteFaults};
+pub use faults::{
+    DELAY_LIMIT_MS, EstAnswer, EstFaults, Faults, FaultsError, IssuedFault, RouteFaults,
+};
 pub use proof::Proof;
 pub use tls::{Authority, ServerCertificate, TlsError};
 pub use world::{
@@ -251,6 +254,19 @@ impl Simulator {
     pub fn est_root_pem(&self, label: Option<&str>) -> Option<String> {
         let world = self.shared.world();
         world.est.ca(label).map(|ca| ca.root.certificate_pem().to_owned())
+    }
+
+    /// The root of the CA of certificates that come with a registration, as PEM, once one
+    /// was issued.
+    #[must_use]
+    pub fn issuance_root_pem(&self) -> Option<String> {
+        self.shared.world().issuance.as_ref().map(|ca| ca.root.certificate_pem().to_owned())
+    }
+
+    /// The last request for such a certificate that was taken, DER.
+    #[must_use]
+    pub fn last_csr(&self) -> Option<Vec<u8>> {
+        self.shared.world().last_csr.clone()
     }
 
     /// The hub's name with its port, for example `localhost:8443`.

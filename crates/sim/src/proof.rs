@@ -24,6 +24,14 @@ pub enum Proof {
     /// Certificates of CAs, PEM. The device shows a certificate of one of them that names
     /// the device.
     Authorities(String),
+    /// Certificates that the provisioning service issued: of CAs, PEM, and of this name.
+    /// For devices at the hub alone.
+    Issued {
+        /// Certificates of the CAs, PEM.
+        authorities: String,
+        /// Registration id, which the certificate names.
+        name: String,
+    },
 }
 
 /// The members of [`Proof`] in a body: exactly one is there.
@@ -102,6 +110,17 @@ impl Proof {
                 if !is_issued(exchange.client, &certificates(pem), exchange.now) =>
             {
                 Err(TokenError::Principal("the client certificate is of no CA that is enrolled"))
+            }
+            Self::Issued { authorities, .. }
+                if !is_issued(exchange.client, &certificates(authorities), exchange.now) =>
+            {
+                Err(TokenError::Principal(
+                    "the client certificate is of no CA that the hub was told of",
+                ))
+            }
+            Self::Issued { name, .. } if common_name(leaf).as_deref() == Some(name) => Ok(()),
+            Self::Issued { .. } => {
+                Err(TokenError::Principal("the client certificate names another registration"))
             }
             Self::Authorities(_) if common_name(leaf).as_deref() == Some(name) => Ok(()),
             Self::Authorities(_) => {

@@ -38,6 +38,9 @@ pub struct Enrolment {
     /// JSON that the assignment carries to the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<Value>,
+    /// Policy by which certificates are issued with a registration; none are without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_policy_name: Option<String>,
 }
 
 impl Enrolment {
@@ -50,6 +53,7 @@ impl Enrolment {
             device_id: None,
             hub: None,
             payload: None,
+            certificate_policy_name: None,
         }
     }
 }
@@ -66,6 +70,7 @@ struct SentEnrolment {
     device_id: Option<String>,
     hub: Option<String>,
     payload: Option<Value>,
+    certificate_policy_name: Option<String>,
 }
 
 impl TryFrom<SentEnrolment> for Enrolment {
@@ -79,6 +84,7 @@ impl TryFrom<SentEnrolment> for Enrolment {
             device_id: sent.device_id,
             hub: sent.hub,
             payload: sent.payload,
+            certificate_policy_name: sent.certificate_policy_name,
         })
     }
 }
@@ -98,6 +104,9 @@ pub struct EnrolmentGroup {
     /// The hub name to assign; this simulator's own unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<String>,
+    /// Policy by which certificates are issued with a registration; none are without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_policy_name: Option<String>,
 }
 
 /// [`EnrolmentGroup`] as it is sent.
@@ -108,16 +117,17 @@ struct SentGroup {
     key: Option<Key>,
     authorities: Option<String>,
     hub: Option<String>,
+    certificate_policy_name: Option<String>,
 }
 
 impl TryFrom<SentGroup> for EnrolmentGroup {
     type Error = &'static str;
 
     fn try_from(sent: SentGroup) -> Result<Self, Self::Error> {
-        let SentGroup { group_id, key, authorities, hub } = sent;
+        let SentGroup { group_id, key, authorities, hub, certificate_policy_name } = sent;
         let proof =
             OneProof { key, thumbprints: None, authorities, endorsement_key: None }.try_into()?;
-        Ok(Self { group_id, proof, hub })
+        Ok(Self { group_id, proof, hub, certificate_policy_name })
     }
 }
 
@@ -240,6 +250,8 @@ pub(crate) struct Operation {
     pub(crate) id: String,
     pub(crate) registration: String,
     pub(crate) polls: u32,
+    /// Request for a certificate, DER.
+    pub(crate) csr: Option<Vec<u8>>,
 }
 
 /// Calls received since the start or since they were cleared, faults included.
@@ -372,6 +384,8 @@ pub struct Snapshot {
     pub(crate) serial: u64,
     #[serde(default)]
     pub(crate) est: BTreeMap<String, crate::est::Ca>,
+    #[serde(default)]
+    pub(crate) issuance: Option<crate::est::Ca>,
 }
 
 /// Everything, behind one lock that is never held over an await.
@@ -392,6 +406,10 @@ pub(crate) struct World {
     /// Most modules of one device.
     pub(crate) module_limit: usize,
     pub(crate) est: crate::est::Est,
+    /// The CA of certificates that come with a registration, made when it is needed.
+    pub(crate) issuance: Option<crate::est::Ca>,
+    /// The last request for such a certificate, DER.
+    pub(crate) last_csr: Option<Vec<u8>>,
 }
 
 impl World {
@@ -410,6 +428,8 @@ impl World {
             serial: snapshot.serial,
             module_limit: MODULE_LIMIT,
             est: crate::est::Est::new(snapshot.est),
+            issuance: snapshot.issuance,
+            last_csr: None,
         }
     }
 
@@ -420,6 +440,7 @@ impl World {
             devices: self.devices.clone(),
             serial: self.serial,
             est: self.est.cas().clone(),
+            issuance: self.issuance.clone(),
         }
     }
 
@@ -563,6 +584,7 @@ mod tests {
                 id: number.to_string(),
                 registration: String::new(),
                 polls: 0,
+                csr: None,
             });
             let added = world.enrol(Enrolment::new(format!("device-{number}"), key()));
             assert_eq!(added.is_ok(), number < 1024, "{number}: {added:?}");

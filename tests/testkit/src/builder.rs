@@ -204,7 +204,14 @@ impl Builder {
             let roots = [cloud.ca_pem(), &root].concat();
             std::fs::write(folder.path().join("est-roots.pem"), roots).expect("own folder");
             let (group_id, proof) = ("by-est".to_owned(), Proof::Authorities(root));
-            cloud.enrol_group(EnrolmentGroup { group_id, proof, hub: None }).expect("an id");
+            cloud
+                .enrol_group(EnrolmentGroup {
+                    group_id,
+                    proof,
+                    hub: None,
+                    certificate_policy_name: None,
+                })
+                .expect("an id");
         }
 
         let caller = matches!(self.agent, Agent::Calls | Agent::Container(_))

@@ -31,6 +31,8 @@ const PURPOSES: &[(WellKnown, Purpose)] = &[
     (names::LOCAL_CA_NEXT, Purpose::Ca),
     (names::IDENTITY_MASTER_KEY, Purpose::Identity),
     (names::DEVICE_KEY, Purpose::Identity),
+    (names::OPERATIONAL, Purpose::Identity),
+    (names::OPERATIONAL_NEXT, Purpose::Identity),
     (names::DEVICE_DATA_KEY, Purpose::Seal),
     (names::MODULE_DATA_KEY, Purpose::Seal),
 ];

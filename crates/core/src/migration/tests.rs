@@ -56,6 +56,7 @@ fn dps() -> Source {
         scope_id: "0ne00000000".into(),
         registration_id: Some("press-04".into()),
         credential: CredentialKind::SymmetricKey,
+        operational: false,
     }
 }
 

@@ -7,7 +7,8 @@ use super::{Activity, State};
 /// Stand of a device's provisioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stand {
-    /// The work that is under way: `idle`, `asking`, `waiting`, `storing` or `pausing`.
+    /// The work that is under way: `idle`, `asking`, `waiting`, `proving`, `storing` or
+    /// `pausing`.
     pub activity: &'static str,
     /// Failed attempts since the last success.
     pub failures: u32,
@@ -26,6 +27,7 @@ impl State {
             Activity::Idle => ("idle", None, false),
             Activity::Asking { .. } => ("asking", None, false),
             Activity::Waiting { until, .. } => ("waiting", Some(*until), true),
+            Activity::Proving { .. } => ("proving", None, false),
             Activity::Storing { .. } => ("storing", None, false),
             Activity::Pausing { until, not_before, .. } => {
                 ("pausing", Some(*until), not_before == until)

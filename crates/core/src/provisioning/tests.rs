@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod operational;
+
 fn at(seconds: u64) -> Now {
     Now { monotonic: Duration::from_secs(seconds), wall: 1_700_000_000, random: 0 }
 }
@@ -18,11 +20,13 @@ fn dps(scope: &str) -> Source {
         scope_id: scope.into(),
         registration_id: Some("press-04".into()),
         credential: CredentialKind::SymmetricKey,
+        operational: false,
     }
 }
 
 fn stored(device: &str, source: Source) -> Provisioned {
-    Provisioned { identity: identity(device), source, certificate: None, obtained_at: 1 }
+    let (certificate, operational) = (None, None);
+    Provisioned { identity: identity(device), source, certificate, operational, obtained_at: 1 }
 }
 
 fn fresh(stored: Option<Provisioned>, mode: ReprovisioningMode) -> State {
@@ -211,6 +215,7 @@ fn by_certificate() -> Source {
         scope_id: "0ne1".into(),
         registration_id: None,
         credential: CredentialKind::X509,
+        operational: false,
     }
 }
 
@@ -346,6 +351,8 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         1 => prop_oneof![Just(None), Just(Some("a")), Just(Some("b"))]
             .prop_map(|found| Event::CertificateChanged(found.map(Into::into))),
         1 => Just(Event::ClockStepped),
+        1 => Just(Event::CertificateDue),
+        2 => Just(Event::Proven { certificate: "c".into() }),
         2 => wait.clone().prop_map(|retry_after| Event::Assigning { operation: "op".into(), retry_after }),
         2 => prop_oneof![Just("a"), Just("b")].prop_map(|device| Event::Assigned(identity(device))),
         2 => (any::<bool>(), wait).prop_map(|(refused, retry_after)| Event::Failed(Failure {
@@ -363,6 +370,7 @@ fn sources() -> impl Strategy<Value = Source> {
         3 => Just(dps("0ne1")),
         1 => Just(dps("0ne2")),
         2 => Just(by_certificate()),
+        2 => Just(operational::source()),
         1 => Just(Source::Manual { identity: identity("m") }),
         1 => Just(Source::None),
     ]
@@ -466,7 +474,10 @@ proptest! {
                         }
                     }
                     Action::WakeAt(until) => { wakes += 1; prop_assert!(*until > clock); }
-                    Action::Store(_) | Action::Serve { .. } | Action::Report(_) => {}
+                    Action::Prove { .. }
+                    | Action::Store(_)
+                    | Action::Serve { .. }
+                    | Action::Report(_) => {}
                 }
             }
             prop_assert!(wakes <= 1);
@@ -501,6 +512,8 @@ enum World {
     Asked(Requester),
     /// The clock is set.
     Clock,
+    /// The plan of the certificate for the hub has come to its time.
+    Due,
     /// Power goes, at whatever the device does.
     Reboot,
 }
@@ -517,6 +530,7 @@ fn worlds() -> impl Strategy<Value = Vec<World>> {
         1 => prop_oneof![Just("x"), Just("y")].prop_map(World::Certificate),
         1 => prop_oneof![Just(Requester::Operator), Just(Requester::Runtime)].prop_map(World::Asked),
         1 => Just(World::Clock),
+        1 => Just(World::Due),
         2 => Just(World::Reboot),
     ];
     proptest::collection::vec(one, 0..120)
@@ -529,8 +543,9 @@ proptest! {
         kept in proptest::option::of(sources().prop_map(|source| stored("kept", source)))
     ) {
         let boot = |disk: Option<Provisioned>, certificate: &str| {
+            let operational = disk.as_ref().and_then(|it| it.operational.clone());
             State::new(source.clone(), mode, Limits::default(), disk)
-                .with_certificate(Some(certificate.into()))
+                .with_operational(operational).with_certificate(Some(certificate.into()))
         };
         let (mut disk, mut certificate) = (kept, "x");
         let (mut now, mut calls) = (Duration::ZERO, Vec::new());
@@ -550,7 +565,7 @@ proptest! {
                             calls.push(now);
                             pending = Some(action);
                         }
-                        Action::Store(_) => {
+                        Action::Store(_) | Action::Prove { .. } => {
                             prop_assert!(pending.is_none(), "two things at once");
                             pending = Some(action);
                         }
@@ -579,6 +594,16 @@ proptest! {
                 (_, Some(Action::Store(replacement))) => {
                     disk = Some(replacement);
                     events.push_back(Event::Stored);
+                }
+                (World::Assigns(device), Some(Action::Prove { .. })) => {
+                    events.push_back(Event::Proven { certificate: (*device).into() });
+                }
+                (World::Undecided, Some(Action::Prove { .. })) => {
+                    events.push_back(refusal("the hub refuses the certificate"));
+                }
+                (World::Due, waits) => {
+                    pending = waits;
+                    events.push_back(Event::CertificateDue);
                 }
                 (World::Assigns(device), Some(_)) => {
                     events.push_back(Event::Assigned(identity(device)));

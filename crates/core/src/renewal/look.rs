@@ -37,6 +37,8 @@ pub enum Role {
     EdgeCa,
     /// The certificate by which the device proves who it is to the cloud.
     DeviceIdentity,
+    /// The certificate that comes with a registration.
+    Operational,
     /// Any other.
     Other,
 }
@@ -46,7 +48,7 @@ pub enum Role {
 #[must_use]
 pub fn makes_first(role: Role, by_est: bool, named: bool) -> bool {
     match role {
-        Role::LocalCa => true,
+        Role::LocalCa | Role::Operational => true,
         Role::EdgeCa => false,
         Role::DeviceIdentity => named,
         Role::Other => by_est && named,
@@ -95,6 +97,7 @@ mod tests {
         for by_est in [false, true] {
             for named in [false, true] {
                 assert!(makes_first(Role::LocalCa, by_est, named));
+                assert!(makes_first(Role::Operational, by_est, named));
                 assert!(!makes_first(Role::EdgeCa, by_est, named));
                 assert_eq!(makes_first(Role::DeviceIdentity, by_est, named), named);
                 assert_eq!(makes_first(Role::Other, by_est, named), by_est && named);

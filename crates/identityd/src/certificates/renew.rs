@@ -11,7 +11,7 @@ use edgekeep_api::client::ClientError;
 use edgekeep_base::lock::lock;
 use edgekeep_core::credentials::{Certificate, pem_of};
 use edgekeep_core::id::CertId;
-use edgekeep_core::names::{DEVICE_KEY, EDGE_CA};
+use edgekeep_core::names::{DEVICE_KEY, EDGE_CA, OPERATIONAL};
 use edgekeep_core::renewal::{Pair, Role, Span, makes_first, pair};
 use edgekeep_core::settings::IssuanceMethod;
 use time::OffsetDateTime;
@@ -67,28 +67,44 @@ impl Certificates {
     pub(crate) async fn renew(&self, id: &CertId, rotate: bool) -> Result<Span, CertificateError> {
         self.recover(id).await?;
         let old = self.leaf(id);
-        let next_name = successor(id);
-        let (name, public) = match self.own_key(id, id.as_str()).await? {
-            KeydKey::Pair(_, public) if !rotate => (id.as_str(), public),
+        let (name, public) = self.key_of_next(id, old.as_ref(), rotate, None).await?;
+        let chain = self.issued(id, &name, public, old.as_ref()).await?;
+        let span = span_of(&leaf_of(&chain)?).ok_or_else(unreadable)?;
+        self.swap(id, &chain, &name).await?;
+        Ok(span)
+    }
+
+    /// Returns the name and the public half of the key that the next certificate is to be
+    /// of. `kinds` are the algorithms of a new key, where the old one's do not decide.
+    pub(super) async fn key_of_next(
+        &self,
+        id: &CertId,
+        old: Option<&Certificate>,
+        rotate: bool,
+        kinds: Option<&str>,
+    ) -> Result<(String, PublicKey), CertificateError> {
+        let (own, next) = (id.as_str(), successor(id));
+        Ok(match self.own_key(id, own).await? {
+            KeydKey::Pair(_, public) if !rotate => (own.to_owned(), public),
             // A key that is the certificate's, and is not shown, stays.
-            KeydKey::Hidden if let (Some(old), false) = (&old, rotate) => {
-                (id.as_str(), key_of(old)?)
+            KeydKey::Hidden if let (Some(old), false) = (old, rotate) => {
+                (own.to_owned(), key_of(old)?)
             }
             KeydKey::Pair(_, public) => {
-                let made = self.new_key(id, &next_name, public.successors()).await?;
-                (next_name.as_str(), made)
+                let kinds = kinds.unwrap_or_else(|| public.successors());
+                let made = self.new_key(id, &next, kinds).await?;
+                (next, made)
             }
             KeydKey::Hidden => {
-                let algorithms = old.as_ref().map(key_of).transpose()?;
-                let algorithms = algorithms.map_or(FIRST_KEY, |public| public.successors());
-                (next_name.as_str(), self.new_key(id, &next_name, algorithms).await?)
+                let former = old.map(key_of).transpose()?;
+                let former = former.map_or(FIRST_KEY, |public| public.successors());
+                let made = self.new_key(id, &next, kinds.unwrap_or(former)).await?;
+                (next, made)
             }
-            KeydKey::Absent => (id.as_str(), self.new_key(id, id.as_str(), FIRST_KEY).await?),
-        };
-        let chain = self.issued(id, name, public, old.as_ref()).await?;
-        let span = span_of(&leaf_of(&chain)?).ok_or_else(unreadable)?;
-        self.swap(id, &chain, (name == next_name).then_some(next_name.as_str())).await?;
-        Ok(span)
+            KeydKey::Absent => {
+                (own.to_owned(), self.new_key(id, own, kinds.unwrap_or(FIRST_KEY)).await?)
+            }
+        })
     }
 
     /// Has a certificate issued as it is configured, for the key pair of this name.
@@ -134,13 +150,15 @@ impl Certificates {
         self.leaf(&ca?.cert)
     }
 
-    /// Puts a certificate in place, and its key where that has a name of its own.
-    async fn swap(
+    /// Puts a certificate in place, and its key of this name where that is not the
+    /// certificate's.
+    pub(super) async fn swap(
         &self,
         id: &CertId,
         chain: &str,
-        next: Option<&str>,
+        key: &str,
     ) -> Result<(), CertificateError> {
+        let next = (key != id.as_str()).then_some(key);
         let _swap = self.swap.write().await;
         let before = self.store.read(id).ok().map(|chain| pem_of(&chain));
         self.store.write(id, chain, true)?;
@@ -169,8 +187,9 @@ impl Certificates {
         algorithms: &str,
     ) -> Result<PublicKey, CertificateError> {
         if let KeydKey::Pair(left_over, public) = self.own_key(id, name).await? {
-            // A server at which somebody approves requests expects the same one again.
-            if self.method(id) == Some(IssuanceMethod::Est) {
+            // A server at which somebody approves requests expects the same one again,
+            // and a registration that failed is made again soon.
+            if matches!(self.method(id), Some(IssuanceMethod::Est | IssuanceMethod::Dps)) {
                 return Ok(public);
             }
             let deleted = self.keys.delete_key_pair(&left_over).await;
@@ -209,6 +228,7 @@ impl Certificates {
             id if self.local_ca.as_ref().is_some_and(|ca| ca.cert == *id) => Role::LocalCa,
             id if EDGE_CA.is_cert(id) => Role::EdgeCa,
             id if DEVICE_KEY.is_cert(id) => Role::DeviceIdentity,
+            id if OPERATIONAL.is_cert(id) => Role::Operational,
             _ => Role::Other,
         };
         let by_est = self.method(id) == Some(IssuanceMethod::Est);

@@ -82,6 +82,7 @@ pub(crate) fn dps(sim: &Simulator) -> Provisioning {
         registration_id: Some("press-04".to_owned()),
         credential: key(),
         payload: None,
+        operational: None,
     }
 }
 

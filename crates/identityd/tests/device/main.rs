@@ -9,6 +9,7 @@ mod foreign_requests;
 mod forms;
 mod harness;
 mod identities;
+mod operational;
 mod provisioning;
 mod renewals;
 mod x509;

@@ -143,7 +143,13 @@ async fn a_device_of_a_group_registers_under_the_name_in_its_certificate() {
         *registration_id = None;
     }
     let proof = Proof::Authorities(ca.certificate_pem().to_owned());
-    sim.enrol_group(EnrolmentGroup { group_id: "presses".to_owned(), proof, hub: None }).unwrap();
+    sim.enrol_group(EnrolmentGroup {
+        group_id: "presses".to_owned(),
+        proof,
+        hub: None,
+        certificate_policy_name: None,
+    })
+    .unwrap();
     device.start().await;
     device.until_device(|identity| identity.device_id == "press-77").await;
     until_module(&device, "camera").await;

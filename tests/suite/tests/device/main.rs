@@ -11,12 +11,13 @@
 //! and host agents, `own_users` through host modules with users of their own,
 //! `edge_ca_files` through an Edge CA from files, `token_certificates` through one on a
 //! token, `est_hardware` through keys in hardware for EST, `certs_command` through what
-//! an operator does, `provisioning` through each way to an identity, `renewals` through
-//! years of certificates, `renewals_by_est` and `drawer` through years away from an EST
-//! server and from everything, `tls_service` and `renewals_of_all` through a service of a
-//! module meanwhile, `renewal_kills` through renewals that are broken off, `refusals`
-//! through what is told of callers that were refused, `integrity` through the log of what
-//! was started. What others may try is in the attack suite.
+//! an operator does, `provisioning` through each way to an identity, `operational`
+//! through certificates that come with it, `renewals` through years of certificates,
+//! `renewals_by_est` and `drawer` through years away from an EST server and from
+//! everything, `tls_service` and `renewals_of_all` through a service of a module
+//! meanwhile, `renewal_kills` through renewals that are broken off, `refusals` through
+//! what is told of callers that were refused, `integrity` through the log of what was
+//! started. What others may try is in the attack suite.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod certs_command;
@@ -38,6 +39,7 @@ mod lost_keys;
 mod management;
 mod module_data;
 mod odd_files;
+mod operational;
 mod operations;
 mod own_users;
 mod provisioning;

@@ -137,7 +137,10 @@ fn a_certificate_in_files_is_refused_with_a_reason_until_it_is_enrolled() {
 
     let proof = Proof::Authorities(std::fs::read_to_string(plant.path("ca.pem")).unwrap());
     let group_id = "presses".to_owned();
-    device.cloud().enrol_group(EnrolmentGroup { group_id, proof, hub: None }).unwrap();
+    device
+        .cloud()
+        .enrol_group(EnrolmentGroup { group_id, proof, hub: None, certificate_policy_name: None })
+        .unwrap();
     let shown = until_identity(&device, "press-09");
     assert_eq!(
         (&shown["auth"]["type"], &shown["auth"]["certId"]),
