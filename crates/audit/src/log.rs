@@ -24,6 +24,7 @@ use time::OffsetDateTime;
 
 pub use self::counting::CounterState;
 use self::writer::{WriteError, Writer};
+use crate::checkpoint::Checkpoint;
 use crate::entry::{Entry, Event, LogEvent};
 use crate::note::VerifierKey;
 use crate::recover::{self, OpenError};
@@ -120,6 +121,8 @@ struct State {
     asked: u64,
     made: u64,
     head: Option<Result<(String, CounterState), String>>,
+    /// The newest checkpoint that was signed, whoever asked for it.
+    signed: String,
     stop: bool,
     ended: bool,
 }
@@ -282,6 +285,14 @@ impl Log {
         self.shared.lock().lost += 1;
     }
 
+    /// The newest checkpoint that was signed since the log was opened. Asks for none and
+    /// waits for nothing.
+    #[must_use]
+    pub fn signed(&self) -> Option<Checkpoint> {
+        let note = self.shared.lock().signed.clone();
+        Checkpoint::open(&note, &self.key).ok()
+    }
+
     /// A signed checkpoint over everything that was handed over so far, which is then on
     /// the disk. Waits for both.
     ///
@@ -366,6 +377,9 @@ fn run(mut writer: Writer, shared: &Shared) {
         failing = done.is_err();
         let mut state = shared.lock();
         state.failing = failing;
+        if state.signed != writer.note() {
+            writer.note().clone_into(&mut state.signed);
+        }
         if !failing {
             state.writing = 0;
         }

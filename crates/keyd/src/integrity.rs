@@ -18,7 +18,7 @@ use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::integrity::{
     Admission, Allowances, Event, LogError, LogFault, LogStart, Logged, Opening, Present, Reason,
-    Record, Source, Word, open,
+    Record, Source, Word, head_is_due, open,
 };
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::store::{StoreError, sha256};
@@ -72,6 +72,8 @@ pub(crate) struct Integrity {
 #[derive(Default)]
 struct State {
     allowances: Allowances,
+    /// Time of the last head of the audit log; zero if keyd recorded none yet.
+    headed: Duration,
     number: u64,
     last: Option<Result<Logged, LogError>>,
     /// SHA-256 of the newest log, where it cannot be read.
@@ -142,6 +144,20 @@ impl Integrity {
             Err(error) => self.board.raise(Code::MeasurementsDiffer, &subject, chain(error)),
         }
         added
+    }
+
+    /// Records the head of the audit log, if that is due. Returns true if a record was
+    /// written.
+    pub(crate) fn note_head(&self, size: u64, root: &[u8; 32]) -> Result<bool, IntegrityError> {
+        let now = self.opened.elapsed();
+        let mut state = lock(&self.state);
+        let recorded = state.log().and_then(Logged::audit_size);
+        if !head_is_due(recorded, now.saturating_sub(state.headed), size) {
+            return Ok(false);
+        }
+        state.headed = now;
+        drop(state);
+        self.add(Event::AuditHead { size: Word::number(size), root: Sha256Digest::new(*root) })
     }
 
     /// Records how many records were left out, once that can be told.

@@ -109,9 +109,10 @@ impl Program for Ready {
 
     async fn serve(self, stop: watch::Receiver<bool>) {
         let tpmd = self.keyd.tpmd();
-        let watching = watching::watch(Arc::clone(&self.keyd.integrity), stop.clone());
+        let keyd = Arc::new(self.keyd);
+        let watching = watching::watch(Arc::clone(&keyd), stop.clone());
         let operations = operations::run(self.operations.0, self.operations.1, stop.clone());
-        let router = Arc::new(routes::router(Arc::new(self.keyd)));
+        let router = Arc::new(routes::router(keyd));
         let keys_api = serve(self.listener, router, self.limits, stop.clone());
         let (tpm_listener, limits) = (self.tpm_listener, self.tpm_limits);
         let tpm_api = async move {

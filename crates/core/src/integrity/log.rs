@@ -150,6 +150,15 @@ impl Logged {
             .is_some_and(|last| last == event)
     }
 
+    /// The number of entries of the audit log by its last head in this log.
+    #[must_use]
+    pub fn audit_size(&self) -> Option<u64> {
+        self.records.iter().rev().find_map(|record| match &record.content.event {
+            Event::AuditHead { size, .. } => size.as_str().parse().ok(),
+            _ => None,
+        })
+    }
+
     /// The next record, of this event; `None` if the log is full.
     #[must_use]
     pub fn next(&self, time: Word, event: Event, hash: Hash) -> Option<Record> {

@@ -12,12 +12,14 @@
 //! of the log, so that two readers cannot read two things.
 
 mod allowance;
+mod heads;
 mod log;
 mod open;
 mod record;
 mod replay;
 
 pub use allowance::{AT_ONCE, Admission, Allowances, ONE_MORE_AFTER};
+pub use heads::{HEAD_AFTER, HEAD_EACH, HEADS_APART, head_is_due};
 pub use log::{LogError, LogFault, Logged, RECORD_LIMIT, RECORDS_LIMIT, SIZE_LIMIT};
 pub use open::{IndexState, Opening, Present, Reason, Registers, open};
 pub use record::{Content, Event, LogStart, Record, Source, Subject, Word, WordError};

@@ -396,6 +396,42 @@ fn only_a_daemon_speaks_for_itself_and_only_an_auditor_reads() {
 }
 
 #[test]
+fn the_head_of_the_log_of_key_uses_is_recorded_once_it_is_signed_and_not_again_at_once() {
+    let uid = rustix::process::geteuid().as_raw();
+    let settings = json!({"auditors": [uid], "audit_log": {"checkpoint_sec": 1}});
+    let mut device = Device::new(&settings);
+    device.start();
+    let head = |device: &Device| {
+        let read = log(&integrity(device));
+        let heads = read.records().iter().filter_map(|record| match &record.content.event {
+            Event::AuditHead { size, root } => Some((size.to_string(), *root)),
+            _ => None,
+        });
+        heads.collect::<Vec<_>>()
+    };
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while head(&device).is_empty() {
+        assert!(std::time::Instant::now() < deadline, "no head");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let first = head(&device);
+    device.stop();
+    // What was recorded is a head of that log: its tree has this root at this size.
+    let folder = device.root.state_folder(Daemon::Keyd).join("audit");
+    let entries = edgekeep_audit::read(&folder, 0, 10_000, 64 << 20).unwrap();
+    let size: usize = first[0].0.parse().unwrap();
+    let mut tree = edgekeep_audit::tree::Frontier::default();
+    for entry in &entries.entries[..size] {
+        tree.append(edgekeep_audit::tree::leaf_hash(entry));
+    }
+    assert_eq!(Sha256Digest::new(*tree.root().as_bytes()), first[0].1);
+    // Another start has new entries, which wait for their hour.
+    device.start();
+    assert_eq!(head(&device), first);
+    device.stop();
+}
+
+#[test]
 fn a_storm_of_starts_is_bounded_and_the_log_tells_how_many_are_left_out() {
     let uid = rustix::process::geteuid().as_raw();
     let principal = json!({"uid": uid, "keys": [], "daemons": ["moduled"]});
