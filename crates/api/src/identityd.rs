@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use edgekeep_core::assurance::Level;
 use http::Method;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +49,10 @@ pub struct AziotIdentity {
     /// The way in which the identity proves itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<Authentication>,
+    /// The assurance of the device that vouches for its own identity, as keyd tells it:
+    /// ours. Absent: nothing is claimed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assurance: Option<Level>,
 }
 
 /// The way in which an identity proves itself.

@@ -43,8 +43,16 @@ pub struct Layer {
     pub name: String,
     /// True if all of the layer is in force.
     pub full: bool,
+    /// False if nothing of the layer is in force. Earlier daemons do not tell.
+    #[serde(default = "in_force")]
+    pub in_force: bool,
     /// The protection that is in force, in words for people.
     pub level: String,
+}
+
+/// Returns what is taken of a daemon that does not tell it.
+const fn in_force() -> bool {
+    true
 }
 
 /// Answer of `GET /problems`: the problems that the daemon knows of, the worst first.

@@ -5,6 +5,7 @@
 //! always in the same order, and absent ones are left out. So the same entry is always
 //! the same bytes, and those bytes are what is hashed.
 
+use edgekeep_core::assurance::{Assurance, Level};
 use edgekeep_core::id::{KeyId, ModuleId};
 pub use edgekeep_core::key_use::{Key, Operation, Outcome, Purpose, Reason, Statement, Who};
 use serde::ser::SerializeMap as _;
@@ -55,6 +56,13 @@ pub enum Event {
         /// Time of the first of these requests. The entry's time is the time when
         /// counting ended.
         since: OffsetDateTime,
+    },
+    /// The device's assurance is this from here on.
+    Assurance {
+        /// The level, and what the next one lacks.
+        assured: Assurance,
+        /// The level before; absent at keyd's start.
+        was: Option<Level>,
     },
     /// Something about the log itself.
     Log(LogEvent),
@@ -160,6 +168,12 @@ impl Serialize for Entry {
                     map.serialize_entry("since", &text_of(*since)?)?;
                 }
             }
+            Event::Assurance { assured, was } => {
+                map.serialize_entry("what", "assurance")?;
+                map.serialize_entry("level", assured.level.word())?;
+                some(&mut map, "was", was.map(Level::word))?;
+                map.serialize_entry("lacks", &assured.lacks)?;
+            }
             Event::Log(LogEvent::Opened { clean, cut }) => {
                 map.serialize_entry("what", "log-opened")?;
                 map.serialize_entry("clean", clean)?;
@@ -264,10 +278,17 @@ pub struct Shown {
     pub size: Option<u64>,
     /// Of `log-opened`: bytes that were cut off.
     pub cut: Option<u64>,
+    /// Of `assurance`: the level from here on.
+    pub level: Option<String>,
+    /// Of `assurance`: the level before.
+    pub was: Option<String>,
+    /// Of `assurance`: words of what the next level lacks.
+    pub lacks: Vec<String>,
 }
 
 #[cfg(test)]
 mod tests {
+    use edgekeep_core::assurance::Lack;
     use edgekeep_core::digest::Sha256Digest;
     use time::macros::datetime;
 
@@ -319,6 +340,12 @@ mod tests {
         let counted = json(Event::Counted { who, what, key: None, outcome, count: 12, since });
         let expected = r#"{"time":"2026-07-01T10:00:00.007Z","uid":7,"what":"sign","result":"done","count":12,"since":"2026-07-01T09:59:30.000Z"}"#;
         assert_eq!(counted, expected);
+        let assured =
+            Assurance { level: Level::Sandboxed, lacks: vec![Lack::TpmLost, Lack::LogUnbound] };
+        assert_eq!(
+            json(Event::Assurance { assured, was: Some(Level::TpmResident) }),
+            r#"{"time":"2026-07-01T10:00:00.007Z","what":"assurance","level":"sandboxed","was":"tpm-resident","lacks":["tpm-lost","log-unbound"]}"#
+        );
         let opened = json(Event::Log(LogEvent::Opened { clean: true, cut: 0 }));
         assert_eq!(
             opened,

@@ -250,6 +250,7 @@ fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> Str
             ("", _) if shown.clean == Some(false) => {
                 (Hue::Warning, "was not closed before".to_owned())
             }
+            ("", _) if shown.level.is_some() => (Hue::Plain, assurance(shown)),
             ("", _) if shown.what == "log-behind-counter" => (Hue::Bad, counters(shown)),
             ("", _) if shown.counter.is_some() => (Hue::Warning, counters(shown)),
             ("", _) => (Hue::Plain, "-".to_owned()),
@@ -269,6 +270,19 @@ fn table<'a>(lines: impl Iterator<Item = (u64, &'a Shown)>, style: Style) -> Str
         ]);
     }
     columns.render(style, "")
+}
+
+/// Renders the assurance from an entry on, and what was lacking.
+fn assurance(shown: &Shown) -> String {
+    let level = shown.level.as_deref().unwrap_or_default();
+    let mut text = match &shown.was {
+        Some(was) if was != level => format!("{was} -> {level}"),
+        _ => level.to_owned(),
+    };
+    if !shown.lacks.is_empty() {
+        text.push_str(&format!(" (lacks {})", shown.lacks.join(", ")));
+    }
+    text
 }
 
 /// Renders the value of the counter in the log and in the hardware.

@@ -113,10 +113,10 @@ async fn show(context: &Context, number: Option<u64>) -> anyhow::Result<ExitCode
     output::print(&columns.render(Style::stdout(), ""))?;
     let kept: Vec<String> = answer.logs.iter().map(u64::to_string).collect();
     output::print(&format!(
-        "log {} of those that are kept ({}); assurance: {}\n",
+        "log {} of those that are kept ({}); {}\n",
         answer.number,
         kept.join(", "),
-        answer.assurance
+        if answer.bound { "the TPM binds the newest one" } else { "no TPM binds the newest one" }
     ))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use edgekeep_api::client::{Client, ClientError};
 use edgekeep_api::identityd::{Identity, IdentityClient, ProvisioningInfo};
+use edgekeep_api::keyd::KeysClient;
 use edgekeep_api::management::{ManagementClient, ModuleDetails, Status};
 use edgekeep_api::operations::{self, OperationsClient, SandboxReport, ShownProblem};
+use edgekeep_core::assurance::{Assurance, Lack};
 use edgekeep_core::health::{Problem, Verdict};
 use edgekeep_core::layout::{Daemon, Root};
 use http::Method;
@@ -47,6 +49,8 @@ struct Facts {
     /// Sandboxes of keyd and identityd; without those of older daemons, which do not
     /// tell.
     sandboxes: Vec<(Daemon, SandboxReport)>,
+    /// The assurance that keyd tells; absent if keyd does not.
+    assurance: Option<Assurance>,
     /// Problems that the daemons themselves know.
     told: Vec<Problem>,
     configured: bool,
@@ -96,6 +100,8 @@ struct Health {
     edge_ca_expiration: Option<String>,
     edge_ca_days_left: Option<i64>,
     moduled: Option<Status>,
+    /// The assurance of keys and measurements, and what the next level lacks.
+    assurance: Option<Assurance>,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,12 +115,24 @@ async fn gather(context: &Context) -> Facts {
     let root = &context.root;
     let identity = IdentityClient::new(root.identityd_socket());
     let management = ManagementClient::new(&context.management);
+    let keys = KeysClient::new(root.keyd_socket());
     let sandbox = |daemon| {
         let socket = OperationsClient::new(root.metrics_socket(daemon));
         async move { Some((daemon, within(socket.sandbox()).await?.ok()?)) }
     };
     let sandboxes = async { tokio::join!(sandbox(Daemon::Keyd), sandbox(Daemon::Identityd)) };
-    let (keyd, identityd, moduled, provisioning, device, status, modules, sandboxes, told) = tokio::join!(
+    let (
+        keyd,
+        identityd,
+        moduled,
+        provisioning,
+        device,
+        status,
+        modules,
+        sandboxes,
+        told,
+        assurance,
+    ) = tokio::join!(
         see(Daemon::Keyd, root.keyd_socket(), root, "/?api-version=2021-05-01"),
         see(
             Daemon::Identityd,
@@ -129,6 +147,7 @@ async fn gather(context: &Context) -> Facts {
         within(management.list_modules()),
         sandboxes,
         operations::problems_of(root, &Daemon::ALL, TIME_LIMIT),
+        within(keys.assurance()),
     );
     let device = match device {
         Some(Ok(identity)) => Ok(identity),
@@ -148,6 +167,7 @@ async fn gather(context: &Context) -> Facts {
         status: status.and_then(Result::ok),
         modules: modules.and_then(Result::ok),
         sandboxes: [sandboxes.0, sandboxes.1].into_iter().flatten().collect(),
+        assurance: assurance.and_then(Result::ok),
         told,
         configured: root.settings_file(Daemon::Moduled).exists(),
         installed: root.path() == Path::new("/"),
@@ -271,6 +291,12 @@ fn render(health: &Health, style: Style, now: OffsetDateTime) -> String {
             printable(&device.device_id),
             printable(&device.hub)
         ));
+    }
+    if let Some(assurance) = &health.assurance {
+        text.push_str(&format!("assurance     {}\n", assurance.level));
+        for lack in &assurance.lacks {
+            text.push_str(&format!("              not higher: {}\n", Lack::words(*lack)));
+        }
     }
     if let (Some(end), Some(days)) = (&health.edge_ca_expiration, health.edge_ca_days_left) {
         text.push_str(&format!("edge CA       {days} days left (until {})\n", printable(end)));

@@ -8,6 +8,7 @@
 
 pub mod access;
 pub mod access_list;
+pub mod assurance;
 pub mod attestation;
 pub mod authority;
 pub mod backoff;

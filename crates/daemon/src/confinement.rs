@@ -135,6 +135,7 @@ impl Entered {
         let layers = self.layers.into_iter().map(|(name, level)| Layer {
             name: name.to_owned(),
             full: level.is_full(),
+            in_force: !matches!(level, Level::Absent { .. }),
             level: level.to_string(),
         });
         let widened = if self.confinement.enabled { self.confinement.widened } else { Vec::new() };

@@ -53,6 +53,7 @@ const GENERATED_LEN: usize = 32;
 /// Keys in files.
 pub struct SoftwareBackend {
     store: Store,
+    protection: Protection,
     preloaded: BTreeMap<KeyId, PathBuf>,
     /// Returns true for a key whose derived keys encrypt.
     derived_encrypt: Box<dyn Fn(&KeyId) -> bool + Send + Sync>,
@@ -91,18 +92,25 @@ impl SoftwareBackend {
     ) -> Result<Self, StoreError> {
         let (store, protection) = Store::open(folder, wanted, sealers)?;
         tracing::info!(protection = protection.word(), "key store");
-        Ok(Self::over(store, preloaded))
+        Ok(Self::over(store, protection, preloaded))
     }
 
-    fn over(store: Store, preloaded: BTreeMap<KeyId, PathBuf>) -> Self {
+    fn over(store: Store, protection: Protection, preloaded: BTreeMap<KeyId, PathBuf>) -> Self {
         let derived_encrypt = Box::new(|_: &KeyId| false);
         Self {
             store,
+            protection,
             preloaded,
             derived_encrypt,
             ready: Mutex::default(),
             changing: Mutex::default(),
         }
+    }
+
+    /// The protection of the store key.
+    #[must_use]
+    pub const fn protection(&self) -> Protection {
+        self.protection
     }
 
     /// The same store, in which a key that only derives is kept as an earlier version too

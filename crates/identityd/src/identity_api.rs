@@ -163,7 +163,17 @@ impl IdentityApi {
             module_id: module.map(|(id, _)| id.to_string()),
             gen_id: module.map(|(_, generation)| generation.to_string()),
             auth,
+            assurance: None,
         })
+    }
+
+    /// The device's own identity, with what keyd tells of the device.
+    async fn own_answer(&self, of: &DeviceIdentity, auth: Authentication) -> Response {
+        let mut answer = self.answer(of, None, Some(auth));
+        if let Identity::Aziot(identity) = &mut answer {
+            identity.assurance = self.keys.assurance().await;
+        }
+        Response::ok(&answer)
     }
 
     async fn device_answer(&self) -> Result<Response, HttpError> {
@@ -177,7 +187,7 @@ impl IdentityApi {
         if self.registry.prover.tpm().is_some() {
             let kind = AuthenticationKind::Tpm;
             let auth = Authentication { kind, key_handle: None, cert_id: None };
-            return Ok(Response::ok(&self.answer(&identity, None, Some(auth))));
+            return Ok(self.own_answer(&identity, auth).await);
         }
         let key = self.keys.device().await.map_err(|error| keys_failed(&error))?;
         let cert_id = match &self.settings.provisioning {
@@ -192,7 +202,7 @@ impl IdentityApi {
             None => AuthenticationKind::Sas,
         };
         let auth = Authentication { kind, key_handle: Some(key), cert_id };
-        Ok(Response::ok(&self.answer(&identity, None, Some(auth))))
+        Ok(self.own_answer(&identity, auth).await)
     }
 
     async fn module_answer(

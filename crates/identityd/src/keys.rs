@@ -10,6 +10,7 @@ use edgekeep_api::keyd::{KeyHandle, KeysClient, SignMechanism};
 use edgekeep_api::{Recipient, is_worth_a_fresh_handle};
 use edgekeep_base::lock::lock;
 use edgekeep_cloud::{ModuleKeys, Signer, SignerError};
+use edgekeep_core::assurance::Level;
 use edgekeep_core::id::{GenerationId, KeyId, ModuleId};
 use edgekeep_core::names::{IDENTITY_MASTER_KEY, OPERATIONAL};
 use edgekeep_core::settings::DeviceCredential;
@@ -28,6 +29,9 @@ const HANDLES: usize = 256;
 /// Longest time that background work waits for a keyd that is being started at the same
 /// time, and time between two tries.
 const KEYD_START: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
+
+/// Longest time that an answer waits for the device's assurance.
+const ASSURANCE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Failure to use a key.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +87,13 @@ impl DeviceKeys {
             }
             tokio::time::sleep(interval).await;
         }
+    }
+
+    /// The device's assurance, as keyd tells it. `None` if keyd does not tell in time, or
+    /// is of an earlier version: then nothing is claimed.
+    pub(crate) async fn assurance(&self) -> Option<Level> {
+        let asked = tokio::time::timeout(ASSURANCE_PATIENCE, self.keyd.assurance()).await;
+        asked.ok()?.ok().map(|assurance| assurance.level)
     }
 
     /// A handle to the device's key, to be handed out.

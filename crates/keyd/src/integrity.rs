@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use edgekeep_base::error::chain;
 use edgekeep_base::lock::lock;
+use edgekeep_core::assurance::LogState;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::integrity::{
     Admission, Allowances, Event, LogError, LogFault, LogStart, Logged, Opening, Present, Reason,
-    Record, Source, Word, head_is_due, open,
+    Record, Source, Word, head_is_due, open, state_of,
 };
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::store::{StoreError, sha256};
@@ -55,7 +56,7 @@ pub(crate) struct View {
     pub(crate) number: u64,
     pub(crate) log: Vec<u8>,
     pub(crate) read: Option<Read>,
-    pub(crate) assurance: &'static str,
+    pub(crate) is_bound: bool,
 }
 
 /// The log of measurements of this keyd.
@@ -222,12 +223,7 @@ impl Integrity {
 
     /// Goes on with the log, or begins another one, and extends what is not extended yet.
     fn settle(&self, state: &mut State, read: Option<&Read>) -> Result<(), IntegrityError> {
-        let present = Present {
-            boot_id: self.boot_id.clone(),
-            pcr: self.bound.as_ref().map_or(registers::UNBOUND_PCR, Bound::pcr),
-            registers: read.map(|read| read.registers),
-        };
-        match open(state.last.as_ref(), &present, sha256) {
+        match open(state.last.as_ref(), &self.present(read), sha256) {
             Opening::Begin(reason) => self.begin(state, reason, read),
             Opening::Continue { pcr, nv } => {
                 let (Some(log), Some(bound)) = (state.log(), &self.bound) else { return Ok(()) };
@@ -236,6 +232,14 @@ impl Integrity {
                 }
                 Ok(())
             }
+        }
+    }
+
+    fn present(&self, read: Option<&Read>) -> Present {
+        Present {
+            boot_id: self.boot_id.clone(),
+            pcr: self.bound.as_ref().map_or(registers::UNBOUND_PCR, Bound::pcr),
+            registers: read.map(|read| read.registers),
         }
     }
 
@@ -317,7 +321,16 @@ impl Integrity {
             return Err(IntegrityError::NoSuchLog);
         }
         let log = self.folder.read(number)?;
-        Ok(View { logs, number, log, read: self.read(), assurance: assurance(&state) })
+        let is_bound = is_bound(state.log().map(Logged::start));
+        Ok(View { logs, number, log, read: self.read(), is_bound })
+    }
+
+    /// The state of the newest log beside the registers as they are now. Writes nothing.
+    pub(crate) fn condition(&self) -> LogState {
+        let state = lock(&self.state);
+        let read = self.read();
+        let opening = open(state.last.as_ref(), &self.present(read.as_ref()), sha256);
+        state_of(state.log().map(Logged::start), opening)
     }
 
     /// The numbers of the PCR and of the NV index, if they are wanted.
@@ -325,9 +338,9 @@ impl Integrity {
         self.bound.as_ref().map_or((None, None), Bound::numbers)
     }
 
-    /// Returns the level of what binds the log.
-    pub(crate) fn assurance(&self) -> &'static str {
-        assurance(&lock(&self.state))
+    /// Returns true if a register of the TPM binds the newest log.
+    pub(crate) fn is_bound(&self) -> bool {
+        is_bound(lock(&self.state).log().map(Logged::start))
     }
 }
 
@@ -335,13 +348,8 @@ fn omitted(uid: u32, count: u64) -> Event {
     Event::Omitted { count: Word::number(count), source: Source::Uid(uid) }
 }
 
-fn assurance(state: &State) -> &'static str {
-    let start = state.log().map(Logged::start);
-    if start.is_some_and(|it| it.pcr_base.is_some() || it.nv_base.is_some()) {
-        "tpm-resident"
-    } else {
-        "software"
-    }
+fn is_bound(start: Option<&LogStart>) -> bool {
+    start.is_some_and(|it| it.pcr_base.is_some() || it.nv_base.is_some())
 }
 
 fn now() -> Word {

@@ -12,7 +12,8 @@
 //! is in its audit log before the answer goes out; but a uid that has used up its
 //! share of the log has equal uses counted together, for half a minute.
 
-pub mod confine;
+pub mod assurance;
+mod confine;
 mod counter;
 pub mod handle;
 mod integrity;
@@ -32,6 +33,7 @@ mod watching;
 
 use std::sync::Arc;
 
+use edgekeep_api::operations::SandboxReport;
 use edgekeep_core::key_use::Policy;
 use edgekeep_daemon::board::Board;
 use edgekeep_daemon::clock::BootClock;
@@ -40,6 +42,7 @@ pub use places::PlacesError;
 pub use start::Ready;
 pub use state::{Prepared, StartError};
 
+use crate::assurance::Assured;
 use crate::handle::Handles;
 use crate::integrity::Integrity;
 use crate::kept::Kept;
@@ -66,6 +69,8 @@ pub struct Keyd {
     counter_index: Option<u32>,
     /// The log of measurements.
     integrity: Arc<Integrity>,
+    /// The device's assurance.
+    assured: Assured,
     /// The board of problems, for operators.
     board: Board,
     backend: Arc<dyn KeyBackend>,
@@ -86,6 +91,11 @@ impl Keyd {
     #[must_use]
     pub const fn board(&self) -> &Board {
         &self.board
+    }
+
+    /// Takes the report of what this process has given up.
+    pub(crate) fn confined(&self, report: &SandboxReport) {
+        self.assured.confined(report);
     }
 
     /// Returns the state that the TPM API works on, if there is a TPM.

@@ -83,6 +83,14 @@ impl Recorder {
         append_all(lock(&self.shares).all());
     }
 
+    /// Writes down something that nobody asked for. Returns false if there is no place
+    /// for it now.
+    pub(crate) fn tell(&self, event: Event) -> bool {
+        let Ok(permit) = self.log.reserve() else { return false };
+        permit.append(Entry { time: OffsetDateTime::now_utc(), event });
+        true
+    }
+
     pub(crate) fn log(&self) -> &Arc<Log> {
         &self.log
     }

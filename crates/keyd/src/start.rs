@@ -56,7 +56,9 @@ impl Ready {
         // begin when the store is opened.
         let entered = prepared.confinement()?.enter();
         let keyd = prepared.open(Policy::new(settings), board)?;
-        operations.1.confined(entered.seal());
+        let report = entered.seal();
+        keyd.confined(&report);
+        operations.1.confined(report);
         tracing::info!(socket = %root.keyd_socket().display(), "serving the keys API");
         let limits = limits(settings.connections_per_uid);
         let tpm_limits = self::limits(settings.tpm.as_ref().and_then(|it| it.connections_per_uid));

@@ -27,6 +27,7 @@ use edgekeep_hsm::software::{SoftwareBackend, StoreError};
 use edgekeep_hsm::{KeyError, SecretBytes, secret_memory};
 use edgekeep_tpm::{AuthValue, NvCounter, TpmError};
 
+use crate::assurance::Assured;
 use crate::confine;
 use crate::counter::TpmCounter;
 use crate::handle::Handles;
@@ -249,6 +250,15 @@ impl Keyd {
             Arc::new(Recorder::new(log, Arc::clone(&places.backend), share, board.clone()));
         let makers = Makers::open(&folder, settings.keys_per_uid.unwrap_or(KEYS_PER_UID))
             .map_err(StartError::Makers)?;
+        let integrity = Arc::new(integrity);
+        let assured = Assured::new(
+            Arc::clone(&integrity),
+            Arc::clone(&recorder),
+            places.tpm.clone(),
+            places.files.protection(),
+            &policy,
+            board.clone(),
+        );
         let tpmd = places.tpm.zip(settings.tpm.as_ref()).map(|(tpm, tpm_is)| {
             Arc::new(Tpmd::new(
                 tpm,
@@ -261,7 +271,8 @@ impl Keyd {
         Ok(Self {
             board,
             recorder,
-            integrity: Arc::new(integrity),
+            integrity,
+            assured,
             counter_index: settings.tpm.as_ref().map(|tpm| tpm.audit_counter.index),
             backend: places.backend,
             certificates: Arc::new(places.certificates),
@@ -383,7 +394,7 @@ fn record_start(integrity: &Integrity, measured: Measured) {
     if let Err(error) = integrity.add(event) {
         tracing::error!(error = chain(&error), "cannot record the start");
     }
-    tracing::info!(%executable, %settings, assurance = integrity.assurance(), "measured");
+    tracing::info!(%executable, %settings, bound = integrity.is_bound(), "measured");
 }
 
 /// Takes every key in `folder` into the store and removes its file. A crash in between is

@@ -11,7 +11,7 @@ use crate::Keyd;
 use crate::integrity::IntegrityError;
 
 /// Time between two looks.
-const LOOK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_secs(15);
 /// Time until the first look: not while everything starts.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
 
@@ -42,6 +42,7 @@ pub(crate) async fn watch(keyd: Arc<Keyd>, mut stop: watch::Receiver<bool>) {
 
 /// Returns false if no entry of the audit log was signed yet.
 fn look(keyd: &Keyd) -> Result<bool, IntegrityError> {
+    let _ = keyd.assured.now();
     keyd.integrity.tell_omitted()?;
     let Some(head) = keyd.recorder.log().signed() else { return Ok(false) };
     keyd.integrity.note_head(head.size, head.root.as_bytes())?;

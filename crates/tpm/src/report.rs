@@ -92,6 +92,18 @@ impl Tpm {
         })
     }
 
+    /// Returns true if the TPM refuses objects that are protected against guessing.
+    ///
+    /// # Errors
+    /// If the TPM does not answer.
+    pub fn in_lockout(&self) -> Result<bool, TpmError> {
+        self.run(|| {
+            let permanent = self.properties(PERMANENT, 1)?;
+            let value = permanent.iter().find(|(property, _)| *property == PERMANENT);
+            Ok(value.is_some_and(|(_, value)| value & IN_LOCKOUT != 0))
+        })
+    }
+
     fn properties(&self, first: u32, count: u32) -> Result<Vec<(u32, u32)>, TpmError> {
         let asked = Writer::new().u32(number::CAP_TPM_PROPERTIES).u32(first).u32(count);
         let answer = self.execute(Code::GetCapability, &[], &mut [], asked)?;

@@ -1,5 +1,6 @@
-//! The log of measurements: three routes of ours in the keys API, since 2021-05-01.
+//! The log of measurements: routes of ours in the keys API, since 2021-05-01.
 
+use edgekeep_core::assurance::Assurance;
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::integrity::Word;
 use edgekeep_core::layout::Daemon;
@@ -59,8 +60,8 @@ pub enum Measurement {
 pub struct Recorded {
     /// False if the log says so already.
     pub recorded: bool,
-    /// The level of what binds the log: `software` or `tpm-resident`.
-    pub assurance: String,
+    /// True if a register of the TPM binds the log.
+    pub bound: bool,
 }
 
 /// A register of the TPM as it was read for this answer.
@@ -80,8 +81,8 @@ pub struct RegisterValue {
 /// Answer of `GET /integrity?log=<number>`; without a number it is about the newest log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntegrityLog {
-    /// The level of what binds the newest log: `software` or `tpm-resident`.
-    pub assurance: String,
+    /// True if a register of the TPM binds the newest log.
+    pub bound: bool,
     /// The PCR, if one is extended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pcr: Option<RegisterValue>,
@@ -97,6 +98,14 @@ pub struct IntegrityLog {
 }
 
 impl KeysClient {
+    /// The device's assurance, and what the next level lacks.
+    ///
+    /// # Errors
+    /// If keyd cannot be reached, or is of an earlier version.
+    pub async fn assurance(&self) -> Result<Assurance, ClientError> {
+        self.0.call(Method::GET, &format!("/assurance?{AUDIT_VERSION}"), None::<&()>).await
+    }
+
     /// Has something that was measured recorded.
     ///
     /// # Errors

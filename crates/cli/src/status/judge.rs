@@ -134,6 +134,7 @@ pub(super) fn judge(facts: Facts, now: OffsetDateTime) -> Health {
         edge_ca_expiration: expiration,
         edge_ca_days_left: days_left,
         moduled: facts.status,
+        assurance: facts.assurance,
     }
 }
 
@@ -184,6 +185,7 @@ mod tests {
                 Daemon::Keyd,
                 SandboxReport { enabled: true, layers: Vec::new(), widened: Vec::new() },
             )],
+            assurance: None,
             told: Vec::new(),
             configured: true,
             installed: true,
@@ -192,7 +194,12 @@ mod tests {
 
     #[test]
     fn a_sandbox_that_is_off_or_weak_is_said() {
-        let layer = |full, level: &str| Layer { name: "files".into(), full, level: level.into() };
+        let layer = |full, level: &str| Layer {
+            name: "files".into(),
+            full,
+            in_force: true,
+            level: level.into(),
+        };
         for (sandbox, said) in [
             (
                 SandboxReport { enabled: false, layers: Vec::new(), widened: Vec::new() },

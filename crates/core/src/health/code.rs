@@ -171,6 +171,10 @@ codes! {
         "The log of measurements and the TPM do not agree, or the log cannot be written.",
         "The detail says what is known; `edgekeep integrity replay` compares them. If nobody of yours changed the TPM, take the \
          device for one that was tampered with. It is over with the next start of the machine.";
+    AssuranceLowered = "assurance-lowered", Unhealthy,
+        "The device's assurance fell while keyd ran.",
+        "The detail says why. If nobody of yours touched the TPM, take the device for one that was tampered with; docs/assurance.md \
+         says what each level means.";
     NotMeasured = "not-measured", Warning,
         "Something that was started is not in the log of measurements, or no TPM binds that log.",
         "The detail says why. If a daemon may not speak for itself, run `edgekeep config apply` and restart keyd; if the TPM \

@@ -21,7 +21,7 @@ mod replay;
 pub use allowance::{AT_ONCE, Admission, Allowances, ONE_MORE_AFTER};
 pub use heads::{HEAD_AFTER, HEAD_EACH, HEADS_APART, head_is_due};
 pub use log::{LogError, LogFault, Logged, RECORD_LIMIT, RECORDS_LIMIT, SIZE_LIMIT};
-pub use open::{IndexState, Opening, Present, Reason, Registers, open};
+pub use open::{IndexState, Opening, Present, Reason, Registers, open, state_of};
 pub use record::{Content, Event, LogStart, Record, Source, Subject, Word, WordError};
 pub use replay::{Finding, Observed, Seen, Verdict, extended, judge, position};
 

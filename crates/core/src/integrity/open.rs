@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hash, LogError, Logged, Word, ZEROS, position};
+use super::{Hash, LogError, LogStart, Logged, Word, ZEROS, position};
+use crate::assurance::LogState;
 use crate::digest::Sha256Digest;
 
 /// The reason why a log was begun.
@@ -104,6 +105,26 @@ pub enum Opening {
     },
     /// Another log begins.
     Begin(Reason),
+}
+
+/// Judges the newest log, of which the first record is `start`, by what would happen to
+/// it at the next record.
+#[must_use]
+pub fn state_of(start: Option<&LogStart>, next: Opening) -> LogState {
+    let Some(start) = start else { return LogState::Differs };
+    let is_bound = start.pcr_base.is_some() || start.nv_base.is_some();
+    match next {
+        _ if start.reason.finding().is_some() && start.reason != Reason::TpmGone => {
+            LogState::Differs
+        }
+        Opening::Continue { .. } if is_bound => LogState::Bound,
+        // A TPM that is gone, or came back, is told by the TPM's own state.
+        Opening::Continue { .. } => LogState::Unbound,
+        Opening::Begin(reason) if reason.finding().is_none() || reason == Reason::TpmGone => {
+            LogState::Unbound
+        }
+        Opening::Begin(_) => LogState::Differs,
+    }
 }
 
 /// Decides by the last log, if there is one, and the state of the device.

@@ -32,7 +32,7 @@ pub(super) async fn record(state: Arc<Keyd>, mut request: Request) -> Answer {
     let done = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         let recorded = integrity.add(event)?;
-        Ok(Recorded { recorded, assurance: integrity.assurance().to_owned() })
+        Ok(Recorded { recorded, bound: integrity.is_bound() })
     });
     let done = match done.await {
         Ok(done) => done.map_err(|error: IntegrityError| match error {
@@ -70,6 +70,21 @@ pub(super) async fn log(state: Arc<Keyd>, request: Request) -> Answer {
     }
 }
 
+/// The device's assurance, for whoever may connect: there is nothing in it that helps
+/// somebody who may not.
+pub(super) async fn assurance(state: Arc<Keyd>, request: Request) -> Answer {
+    let turn = state.turns.take(request.caller.uid()).await;
+    let assured = Arc::clone(&state);
+    let asked = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        assured.assured.now()
+    });
+    match asked.await {
+        Ok(assurance) => Ok(Response::ok(&assurance)),
+        Err(failed) => Err(HttpError::hidden(&failed)),
+    }
+}
+
 impl Keyd {
     fn refuse_measurement(&self, request: &Request, reason: Reason) -> HttpError {
         self.recorder.refused(self.refused_who(request), Operation::Measure, None, reason);
@@ -96,7 +111,7 @@ fn event(body: Measurement, source: Source) -> Event {
 }
 
 fn shown(view: View, (pcr, nv): (Option<u8>, Option<u32>)) -> IntegrityLog {
-    let View { logs, number, log, read, assurance } = view;
+    let View { logs, number, log, read, is_bound } = view;
     let complaint = read.as_ref().and_then(|it| it.complaint.clone());
     let registers = read.as_ref().map(|it: &Read| it.registers);
     let error = |none: bool| {
@@ -118,5 +133,5 @@ fn shown(view: View, (pcr, nv): (Option<u8>, Option<u32>)) -> IntegrityLog {
         RegisterValue { register: index, value, error }
     });
     let log = String::from_utf8_lossy(&log).into_owned();
-    IntegrityLog { assurance: assurance.to_owned(), pcr, nv, logs, number, log }
+    IntegrityLog { bound: is_bound, pcr, nv, logs, number, log }
 }

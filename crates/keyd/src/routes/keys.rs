@@ -51,6 +51,7 @@ pub fn router(state: Arc<Keyd>) -> Router<Keyd> {
         .route(Method::GET, "/certificate/{id}", API_VERSIONS[1], certificates::read)
         .route(Method::GET, "/audit/checkpoint", API_VERSIONS[1], audit::checkpoint)
         .route(Method::GET, "/audit/entries", API_VERSIONS[1], audit::entries)
+        .route(Method::GET, "/assurance", API_VERSIONS[1], integrity::assurance)
         .route(Method::GET, "/integrity", API_VERSIONS[1], integrity::log)
         .route(Method::POST, "/integrity/measurements", API_VERSIONS[1], integrity::record)
         .on_sender_changed(|state, caller, _| {

@@ -13,6 +13,7 @@ mod swtpm;
 #[path = "../../../hsm/tests/tokens/mod.rs"]
 mod tokens;
 
+mod assurance;
 mod audit_log;
 mod faults;
 mod fixtures;

@@ -4,10 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use edgekeep_api::identityd::{Identity, IdentityClient};
+use edgekeep_core::assurance::Level;
 use edgekeep_core::health::Code;
 use edgekeep_core::layout::Daemon;
 use edgekeep_testkit::{Device, VERSION, wait_for};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{parts, swtpm};
 
@@ -102,6 +104,22 @@ fn each_daemon_and_each_module_is_in_the_log_with_the_executable_that_runs() {
     assert_eq!(of_starts(&device), before);
     assert!(!device.log(Daemon::Moduled).contains("not-measured"));
     assert!(!device.log(Daemon::Identityd).contains("not-measured"));
+}
+
+#[test]
+fn status_and_the_identity_of_the_device_tell_the_assurance_and_what_is_lacking() {
+    let device = Device::builder().start();
+    // The daemons of a test share one user.
+    let shown = device.edgekeep(&["status", "--json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["assurance"], json!({"level": "software", "lacks": ["shared-user"]}));
+    let text = String::from_utf8(device.edgekeep(&["status"]).stdout).unwrap();
+    assert!(text.contains("assurance     software\n"), "{text}");
+    assert!(text.contains("not higher: another daemon has keyd's user"), "{text}");
+    let client = IdentityClient::new(device.root().identityd_socket());
+    let identity = wait_for("the device's identity", || device.block_on(client.device()).ok());
+    let Identity::Aziot(identity) = identity else { panic!("{identity:?}") };
+    assert_eq!(identity.assurance, Some(Level::Software));
 }
 
 #[test]
