@@ -4,7 +4,7 @@
 use edgekeep_api::keyd::{IntegrityLog, Measurement};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::integrity::{
-    AT_ONCE, Event, Finding, Logged, Observed, Reason, Record, Seen, Verdict, judge,
+    AT_ONCE, Event, Finding, Logged, ONE_MORE_AFTER, Observed, Reason, Record, Seen, Verdict, judge,
 };
 use edgekeep_daemon::store::sha256;
 
@@ -444,19 +444,27 @@ fn a_storm_of_starts_is_bounded_and_the_log_tells_how_many_are_left_out() {
             image: None,
             executable: None,
         };
-        for number in 0..AT_ONCE {
-            assert!(keys.measured(&start(number)).await.unwrap().recorded);
-        }
-        for number in AT_ONCE..AT_ONCE + 3 {
-            let (status, message) = refusal(keys.measured(&start(number)).await);
-            assert_eq!(status, 429);
-            assert!(message.contains("too many"), "{message}");
-        }
+        let begun = std::time::Instant::now();
+        let mut number = 0;
+        let refused = loop {
+            match keys.measured(&start(number)).await {
+                Ok(it) => assert!(it.recorded),
+                refused => break refusal(refused),
+            }
+            number += 1;
+            // However slow this machine is, the storm is faster than the allowance grows.
+            let gained = begun.elapsed().as_secs() / ONE_MORE_AFTER.as_secs();
+            assert!(u64::from(number) <= u64::from(AT_ONCE) + gained + 1);
+        };
+        assert!(number >= AT_ONCE, "{number}");
+        assert_eq!(refused.0, 429);
+        assert!(refused.1.contains("too many"), "{}", refused.1);
         // What the log says already costs nothing.
         assert!(!keys.measured(&start(0)).await.unwrap().recorded);
     });
     assert!(problems(&device).contains("not-measured"));
     let read = log(&integrity(&device));
-    assert!(read.records().len() <= 3 + AT_ONCE as usize, "{}", read.records().len());
+    let starts = |record: &&Record| matches!(record.content.event, Event::ModuleStart { .. });
+    assert!(read.records().iter().filter(starts).count() >= AT_ONCE as usize);
     device.stop();
 }
