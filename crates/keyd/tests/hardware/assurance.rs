@@ -19,7 +19,7 @@ fn wait_for(device: &Device, lack: Lack) -> Assurance {
             return assurance;
         }
         assert!(Instant::now() < deadline, "{assurance:?}: {}", device.log());
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::yield_now();
     }
 }
 

@@ -412,7 +412,7 @@ fn the_head_of_the_log_of_key_uses_is_recorded_once_it_is_signed_and_not_again_a
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
     while head(&device).is_empty() {
         assert!(std::time::Instant::now() < deadline, "no head");
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::yield_now();
     }
     let first = head(&device);
     device.stop();
