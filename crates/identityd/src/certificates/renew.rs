@@ -86,6 +86,10 @@ impl Certificates {
         let (own, next) = (id.as_str(), successor(id));
         Ok(match self.own_key(id, own).await? {
             KeydKey::Pair(_, public) if !rotate => (own.to_owned(), public),
+            // The key of a first certificate, for which a server may still want approval.
+            KeydKey::Pair(_, public) if old.is_none() && kinds.is_none() => {
+                (own.to_owned(), public)
+            }
             // A key that is the certificate's, and is not shown, stays.
             KeydKey::Hidden if let (Some(old), false) = (old, rotate) => {
                 (own.to_owned(), key_of(old)?)

@@ -39,7 +39,7 @@ async fn device(rotate_key: bool) -> (Simulator, Device) {
     (sim, device)
 }
 
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..600 {
         if let Some(found) = look().await {
             return found;
@@ -49,7 +49,7 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     panic!("{what} does not come")
 }
 
-async fn issued(device: &Device) -> String {
+pub(crate) async fn issued(device: &Device) -> String {
     until("the certificate", async || device.certificates().load(ID).await.ok()).await
 }
 

@@ -5,10 +5,13 @@ mod certificates;
 mod compatible_keys;
 mod est;
 mod est_bootstrap;
+#[path = "../../../est/tests/servers/estserver.rs"]
+mod estserver;
 mod foreign_requests;
 mod forms;
 mod harness;
 mod identities;
+mod libest;
 mod operational;
 mod provisioning;
 mod renewals;
