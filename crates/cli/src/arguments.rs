@@ -110,6 +110,13 @@ pub(crate) enum Verb {
         #[arg(value_enum, requires = "daemon")]
         level: Option<crate::operations::Level>,
     },
+    /// Write a zip for a person who helps: state, checks, logs, facts; no secret
+    SupportBundle(crate::support_bundle::SupportBundleOptions),
+    /// Look after the daemons' units: status, logs, restart, stop, level of the log
+    System {
+        #[command(subcommand)]
+        verb: crate::system::SystemVerb,
+    },
     /// Print the completions of a shell, for its folder of completions
     Completions {
         /// The shell

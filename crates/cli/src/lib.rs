@@ -32,6 +32,9 @@ mod pages;
 mod patience;
 mod restart;
 mod status;
+mod support_bundle;
+mod system;
+mod unknown;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -53,6 +56,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => {
             let _ = error.print();
+            if let Some(pointer) = unknown::pointer(&error) {
+                output::print_error(&format!("\n  see: {pointer}\n"));
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
@@ -111,6 +117,8 @@ async fn dispatch(arguments: Arguments, as_iotedge: bool) -> anyhow::Result<Exit
         Verb::Completions { shell } => pages::completions(shell),
         Verb::Manual { folder } => pages::manual(&folder),
         Verb::Status => status::run(&context).await,
+        Verb::SupportBundle(options) => support_bundle::run(&context, &options).await,
+        Verb::System { verb } => system::run(&context, verb).await,
         Verb::Dev(options) => dev::run(&context, options, arguments.root).await,
     }
 }

@@ -45,7 +45,7 @@ impl Which {
 }
 
 impl Level {
-    const fn word(self) -> &'static str {
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Off => "off",
             Self::Error => "error",

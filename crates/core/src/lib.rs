@@ -42,6 +42,7 @@ pub mod names;
 pub mod on_token;
 pub mod provisioning;
 pub mod reconcile;
+pub mod redaction;
 pub mod refusals;
 pub mod renewal;
 pub mod replacement;
