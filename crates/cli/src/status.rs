@@ -120,7 +120,10 @@ async fn gather(context: &Context) -> Facts {
         let socket = OperationsClient::new(root.metrics_socket(daemon));
         async move { Some((daemon, within(socket.sandbox()).await?.ok()?)) }
     };
-    let sandboxes = async { tokio::join!(sandbox(Daemon::Keyd), sandbox(Daemon::Identityd)) };
+    let sandboxes = async {
+        let [keyd, identityd, moduled] = Daemon::ALL;
+        tokio::join!(sandbox(keyd), sandbox(identityd), sandbox(moduled))
+    };
     let (
         keyd,
         identityd,
@@ -166,7 +169,7 @@ async fn gather(context: &Context) -> Facts {
         device,
         status: status.and_then(Result::ok),
         modules: modules.and_then(Result::ok),
-        sandboxes: [sandboxes.0, sandboxes.1].into_iter().flatten().collect(),
+        sandboxes: [sandboxes.0, sandboxes.1, sandboxes.2].into_iter().flatten().collect(),
         assurance: assurance.and_then(Result::ok),
         told,
         configured: root.settings_file(Daemon::Moduled).exists(),

@@ -163,6 +163,7 @@ pub(crate) static ROOT: &[Key] = &[
         .no_effect("the daemons' sockets have fixed places under the root folder"),
     table("cloud", CLOUD),
     table("identityd", DAEMON),
+    table("moduled", DAEMON),
     key("host_modules", Kind::MapOf(&Kind::Table(HOST_MODULE))),
     key("host_services", Kind::MapOf(&Kind::Table(HOST_SERVICE))),
     key("allow_root_host_modules", Kind::Boolean),

@@ -225,6 +225,7 @@ impl<'a> Draft<'a> {
                 additional_info: BTreeMap::new(),
                 management_connections_per_uid: None,
                 workload_connections_per_uid: None,
+                sandbox: true,
             },
             imported_keys: Vec::new(),
             identityd_keys: Vec::new(),
@@ -373,10 +374,12 @@ impl<'a> Draft<'a> {
 
     /// Those of the daemons but keyd, whose hardware widens its own.
     fn sandboxes(&mut self, root: &View<'_>) {
-        if let Some(enabled) =
-            root.table("identityd").and_then(|identityd| identityd.boolean("sandbox"))
-        {
+        let switch = |daemon| root.table(daemon).and_then(|table| table.boolean("sandbox"));
+        if let Some(enabled) = switch("identityd") {
             self.identityd.sandbox = enabled;
+        }
+        if let Some(enabled) = switch("moduled") {
+            self.moduled.sandbox = enabled;
         }
     }
 

@@ -191,6 +191,8 @@ static LINES: &[Line] = &[
     ("cloud.trusted_certs", "Files of roots to trust, instead of the system's.", "[\"file:///var/secrets/plant-root.pem\"]"),
     ("identityd", "The identities daemon.", ""),
     ("identityd.sandbox", "False leaves identityd its rights to files and system calls. Default: true.", "true"),
+    ("moduled", "The modules daemon.", ""),
+    ("moduled.sandbox", "False leaves moduled and its children their rights to files and system calls. Default: true.", "true"),
 
     ("host_modules", "Programs of the host that are modules, by the name that a deployment gives as their image.", ""),
     ("host_services", "Services of the host that have a module's identity, by the module's name.", ""),

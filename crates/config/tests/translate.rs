@@ -985,6 +985,8 @@ fn tokens_and_tpm_are_translated() {
     assert!(!accepted(&format!("{MANUAL}[aziot_keys]\nsandbox = false\n")).keyd.sandbox.enabled);
     assert!(accepted(MANUAL).identityd.sandbox);
     assert!(!accepted(&format!("{MANUAL}[identityd]\nsandbox = false\n")).identityd.sandbox);
+    assert!(accepted(MANUAL).moduled.sandbox);
+    assert!(!accepted(&format!("{MANUAL}[moduled]\nsandbox = false\n")).moduled.sandbox);
     let pkcs11 = translated.keyd.pkcs11.unwrap();
     assert_eq!(pkcs11.library.as_deref(), Some(Path::new("/lib/t.so")));
     assert_eq!(pkcs11.base_slot.unwrap().expose(), "pkcs11:token=edge?pin-value=0000");

@@ -537,6 +537,10 @@ pub struct ModuledSettings {
     /// Open connections one uid may hold on one workload socket (64 if absent).
     #[serde(default)]
     pub workload_connections_per_uid: Option<u32>,
+    /// True if moduled, its gauge and its launcher give up the rights that they do not
+    /// need.
+    #[serde(default = "yes")]
+    pub sandbox: bool,
 }
 
 /// The key that encrypts the data that modules give to the workload API.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener as Listener;
 use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
@@ -81,7 +82,7 @@ pub fn bind_into(private: &Path, path: &Path, mode: u32) -> Result<UnixListener,
 
 /// A listening socket whose connections carry their senders' credentials from the first
 /// byte on: that is set before anybody can connect.
-fn listening(path: &Path) -> Result<std::os::unix::net::UnixListener, rustix::io::Errno> {
+fn listening(path: &Path) -> Result<Listener, rustix::io::Errno> {
     use rustix::net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
     };
@@ -116,7 +117,16 @@ fn is_alive(path: &Path) -> bool {
 /// # Errors
 /// See [`ListenError`].
 pub fn activated_or_bound(name: &str, path: &Path, mode: u32) -> Result<UnixListener, ListenError> {
-    activated(name, path)?.map_or_else(|| bind(path, mode), Ok)
+    in_runtime(take_or_bind(name, path, mode)?, path)
+}
+
+/// Does the same as [`activated_or_bound`], outside of a runtime: connections wait until
+/// [`in_runtime`] takes the socket over.
+///
+/// # Errors
+/// See [`ListenError`].
+pub fn take_or_bind(name: &str, path: &Path, mode: u32) -> Result<Listener, ListenError> {
+    taken(name, path)?.map_or_else(|| bound(path, mode), Ok)
 }
 
 /// The socket that the service manager passed under `name`, if it did; `path` is where it
@@ -125,14 +135,29 @@ pub fn activated_or_bound(name: &str, path: &Path, mode: u32) -> Result<UnixList
 /// # Errors
 /// See [`ListenError`].
 pub fn activated(name: &str, path: &Path) -> Result<Option<UnixListener>, ListenError> {
+    taken(name, path)?.map(|listener| in_runtime(listener, path)).transpose()
+}
+
+fn taken(name: &str, path: &Path) -> Result<Option<Listener>, ListenError> {
     let Some(listener) = crate::activation::take(name) else { return Ok(None) };
-    let fault = |step, source| ListenError::Io { step, path: path.to_owned(), source };
-    listener
-        .set_nonblocking(true)
-        .map_err(|source| fault("prepare the passed socket for", source))?;
-    UnixListener::from_std(listener)
-        .map(Some)
-        .map_err(|source| fault("listen at the passed socket for", source))
+    let fault = |source| {
+        let step = "prepare the passed socket for";
+        ListenError::Io { step, path: path.to_owned(), source }
+    };
+    listener.set_nonblocking(true).map_err(fault)?;
+    Ok(Some(listener))
+}
+
+/// Takes a socket over into the runtime. `path` is where the socket is, for messages.
+///
+/// # Errors
+/// See [`ListenError`].
+pub fn in_runtime(listener: Listener, path: &Path) -> Result<UnixListener, ListenError> {
+    UnixListener::from_std(listener).map_err(|source| ListenError::Io {
+        step: "listen at",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Binds `path` with `mode`, in a folder that is made if absent.
@@ -144,6 +169,10 @@ pub fn activated(name: &str, path: &Path) -> Result<Option<UnixListener>, Listen
 /// # Errors
 /// See [`ListenError`].
 pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, ListenError> {
+    in_runtime(bound(path, mode)?, path)
+}
+
+fn bound(path: &Path, mode: u32) -> Result<Listener, ListenError> {
     let fault = |step, source| ListenError::Io { step, path: path.to_owned(), source };
     if path.as_os_str().len() > PATH_LIMIT {
         return Err(ListenError::TooLong { path: path.to_owned() });
@@ -169,5 +198,5 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, ListenError> {
     let listener = listening(path).map_err(|errno| fault("bind", errno.into()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .map_err(|source| fault("set the mode of", source))?;
-    UnixListener::from_std(listener).map_err(|source| fault("listen at", source))
+    Ok(listener)
 }

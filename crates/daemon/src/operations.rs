@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixListener as Listener;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
@@ -20,6 +21,7 @@ use tokio::sync::{Mutex, watch};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::board::Board;
+use crate::listen::ListenError;
 use crate::metrics::{CONTENT_TYPE, Families, Family, Gauge, Info, exposition};
 use crate::server::{HttpError, Limits, Request, Response, Router, serve};
 use crate::{listen, logging, server};
@@ -128,18 +130,29 @@ pub fn nothing_to_refresh() -> Refresh {
 /// is a warning.
 #[must_use]
 pub fn listen(daemon: Daemon, root: &Root) -> Option<UnixListener> {
+    in_runtime(daemon, root, take_or_bind(daemon, root)?)
+}
+
+/// Takes a socket over into the runtime; trouble is a warning.
+#[must_use]
+pub fn in_runtime(daemon: Daemon, root: &Root, listener: Listener) -> Option<UnixListener> {
+    listen::in_runtime(listener, &root.metrics_socket(daemon)).map_err(without).ok()
+}
+
+/// Does the same as [`listen`](fn@listen), outside of a runtime.
+#[must_use]
+pub fn take_or_bind(daemon: Daemon, root: &Root) -> Option<Listener> {
     let name = match daemon {
         Daemon::Keyd => "edgekeep-keyd.metrics.socket",
         Daemon::Identityd => "edgekeep-identityd.metrics.socket",
         Daemon::Moduled => "edgekeep-moduled.metrics.socket",
     };
-    match listen::activated_or_bound(name, &root.metrics_socket(daemon), 0o660) {
-        Ok(listener) => Some(listener),
-        Err(error) => {
-            tracing::warn!(%error, "no metrics and no change of the log's level");
-            None
-        }
-    }
+    listen::take_or_bind(name, &root.metrics_socket(daemon), 0o660).map_err(without).ok()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the end of an error")]
+fn without(error: ListenError) {
+    tracing::warn!(%error, "no metrics and no change of the log's level");
 }
 
 /// Answers at the operations socket until `stop`; at once if there is none.

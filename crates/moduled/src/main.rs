@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use edgekeep_core::layout::{ROOT_VARIABLE, Root};
 use edgekeep_daemon::arguments::Synopsis;
 use edgekeep_daemon::settings;
-use edgekeep_moduled::{AtEnd, Ended};
+use edgekeep_moduled::{AtEnd, Ended, Prepared};
 use edgekeep_runtime::engine::EngineError;
 
 const STOP_MODULES: &str = "--stop-modules";
@@ -31,13 +31,12 @@ fn main() -> ExitCode {
     edgekeep_daemon::memory::one_pool();
     edgekeep_daemon::logging::init();
     edgekeep_daemon::lifecycle::raise_descriptor_limit();
-    let children = match edgekeep_moduled::begin() {
-        Ok(children) => children,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
+    let prepared =
+        match edgekeep_moduled::begin().and_then(|children| Prepared::new(root, children)) {
+            Ok(prepared) => prepared,
+            Err(error) => return failed(&error),
+        };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
@@ -47,18 +46,20 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let root = Root::from_variable(std::env::var_os(ROOT_VARIABLE));
-    let ended = runtime.block_on(edgekeep_moduled::run(root, at_end, children));
+    let ended = runtime.block_on(edgekeep_moduled::run(prepared, at_end));
     // A blocking task must not hold the end up.
     runtime.shutdown_background();
     match ended {
         Ok(Ended::Stopped) => ExitCode::SUCCESS,
         Ok(Ended::GaveUp) => ExitCode::FAILURE,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            let unusable = error.is::<settings::SettingsError>()
-                || matches!(error.downcast_ref::<EngineError>(), Some(EngineError::Uri));
-            if unusable { ExitCode::from(settings::BAD_SETTINGS) } else { ExitCode::FAILURE }
-        }
+        Err(error) => failed(&error),
     }
+}
+
+/// Tells the error. The exit code says whether another configuration is needed.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    tracing::error!("{error:#}");
+    let unusable = error.is::<settings::SettingsError>()
+        || matches!(error.downcast_ref::<EngineError>(), Some(EngineError::Uri));
+    if unusable { ExitCode::from(settings::BAD_SETTINGS) } else { ExitCode::FAILURE }
 }

@@ -1,21 +1,21 @@
 //! Start and end of the daemon.
 
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use edgekeep_api::identityd::IdentityClient;
 use edgekeep_api::keyd::KeysClient;
+use edgekeep_api::operations::SandboxReport;
 use edgekeep_core::attestation::Door;
 use edgekeep_core::health::{Code, Subject};
-use edgekeep_core::layout::{Daemon, Root};
-use edgekeep_core::settings::ModuledSettings;
+use edgekeep_core::layout::Daemon;
 use edgekeep_daemon::board::Board;
-use edgekeep_daemon::measured::{self, Measured};
+use edgekeep_daemon::measured;
 use edgekeep_daemon::metrics::Families;
 use edgekeep_daemon::operations::{self, Operations};
 use edgekeep_daemon::server::{Limits, serve};
-use edgekeep_daemon::store::{private_folder, sweep_temporary};
-use edgekeep_daemon::{lifecycle, listen, memory, settings, systemd};
+use edgekeep_daemon::{lifecycle, listen, memory, systemd};
 use edgekeep_runtime::engine::Engine;
 use edgekeep_runtime::evidence::CgroupHierarchy;
 use edgekeep_runtime::facts::EngineWatch;
@@ -23,7 +23,7 @@ use edgekeep_runtime::process::ProcessRuntime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::children::{Begun, RunningChildren};
+use crate::children::RunningChildren;
 use crate::gate::Gate;
 use crate::gate::attest::Attestor;
 use crate::gate::trail::VERDICTS;
@@ -36,6 +36,7 @@ use crate::keepers::agent::{self, Ended, WATCHDOG_ERRORS, WATCHDOG_ERRORS_IN_A_R
 use crate::modules::images::IMAGES;
 use crate::modules::sockets::{self, management_limits, workload_limits};
 use crate::modules::{self, Containers, Modules, Runtimes, measurements, replacements, services};
+use crate::prepared::{Prepared, SharedSockets};
 use crate::report::metrics::{self, DAYS_LEFT, ENGINE, MODULES};
 use crate::report::{Report, health, systeminfo};
 
@@ -63,26 +64,10 @@ pub enum AtEnd {
 /// Runs the daemon until it is told to stop, or cannot go on without its children.
 ///
 /// # Errors
-/// If it cannot start: its settings, state or sockets are not usable.
-pub async fn run(root: Root, at_end: AtEnd, children: Begun) -> anyhow::Result<Ended> {
-    let path = root.settings_file(Daemon::Moduled);
-    let settings: ModuledSettings = settings::load(&path)?.with_context(|| {
-        format!("{} is missing; run `edgekeep config apply` first", path.display())
-    })?;
+/// If it cannot start: its settings or its state are not usable.
+pub async fn run(prepared: Prepared, at_end: AtEnd) -> anyhow::Result<Ended> {
+    let Prepared { root, settings, measured, children, sockets, sandbox } = prepared;
     let folder = root.state_folder(Daemon::Moduled);
-    private_folder(&folder)?;
-    // Programs of other users, if there are any, reach the sockets made for them by their
-    // path; all else in here is closed.
-    let others = settings.host_module_ids.is_some()
-        || settings.host_modules.values().any(|module| module.user.is_some())
-        || !settings.host_services.is_empty();
-    set_mode(&folder, if others { 0o711 } else { 0o700 })?;
-    let links = root.module_socket_folder();
-    private_folder(&links)?;
-    set_mode(&links, if others { 0o711 } else { 0o700 })?;
-    sweep_temporary(&folder);
-    // Sockets on their way to a module's folder when the daemon was killed.
-    let _ = std::fs::remove_dir_all(folder.join("sockets"));
     let hierarchy = CgroupHierarchy::detect();
     let children = children.adopt().context("cannot talk to the daemon's children")?;
     let gauge = children.gauge.clone();
@@ -102,7 +87,7 @@ pub async fn run(root: Root, at_end: AtEnd, children: Begun) -> anyhow::Result<E
     }
     let host = services::host_facts().context("cannot look at the daemon's own namespaces")?;
     let board = Board::new();
-    let (measured, keys) = (Measured::take(&settings), KeysClient::new(root.keyd_socket()));
+    let keys = KeysClient::new(root.keyd_socket());
     measured::tell(&keys, Daemon::Moduled, measured, systeminfo::VERSION, &board).await;
     let settings = Arc::new(settings);
     let identities = Arc::new(IdentityCache::new(IdentityClient::new(root.identityd_socket())));
@@ -118,7 +103,15 @@ pub async fn run(root: Root, at_end: AtEnd, children: Begun) -> anyhow::Result<E
     rooms.modules.sockets.served_by(Box::new(rooms.clone()));
     services::register(&rooms.modules).await;
     let stop = lifecycle::stop_on_signal()?;
-    serve_all(rooms, stop, at_end, children).await
+    let started = Started { sockets, sandbox, children };
+    serve_all(rooms, stop, at_end, started).await
+}
+
+/// The things that were there before the rooms.
+struct Started {
+    sockets: SharedSockets,
+    sandbox: SandboxReport,
+    children: RunningChildren,
 }
 
 /// Serves the shared sockets and runs the keepers until `stop`, then ends both in order.
@@ -126,9 +119,11 @@ async fn serve_all(
     rooms: Rooms,
     stop: watch::Receiver<bool>,
     at_end: AtEnd,
-    children: RunningChildren,
+    started: Started,
 ) -> anyhow::Result<Ended> {
-    let mut servers = shared_sockets(&rooms, &stop)?;
+    let Started { sockets, sandbox, children } = started;
+    let SharedSockets { management, legacy, operations } = sockets;
+    let mut servers = shared_sockets(&rooms, (management, legacy), &stop)?;
     let Rooms { gate, modules, credentials, report } = &rooms;
     // After the shared sockets serve: one module's trouble is none of the others'.
     for module in modules.registrations.modules() {
@@ -141,7 +136,8 @@ async fn serve_all(
     if let Some(weakness) = gate.attestor.weakness().await {
         report.board.raise(Code::WeakIsolation, &Subject::daemon(Daemon::Moduled), weakness);
     }
-    let operations_socket = operations::listen(Daemon::Moduled, &modules.root);
+    let operations_socket = operations
+        .and_then(|listener| operations::in_runtime(Daemon::Moduled, &modules.root, listener));
     let operations = Operations::new(
         Daemon::Moduled,
         &modules.root,
@@ -149,6 +145,7 @@ async fn serve_all(
         metrics::refresh(report),
         report.board.clone(),
     );
+    operations.confined(sandbox);
     let mut keepers = JoinSet::new();
     keepers.spawn(measurements::keep(Arc::clone(modules), stop.clone()));
     keepers.spawn(operations::run(operations_socket, operations, stop.clone()));
@@ -189,15 +186,14 @@ async fn serve_all(
 }
 
 /// Serves the sockets that belong to no single module.
-fn shared_sockets(rooms: &Rooms, stop: &watch::Receiver<bool>) -> anyhow::Result<JoinSet<()>> {
+fn shared_sockets(
+    rooms: &Rooms,
+    (management, legacy): (UnixListener, UnixListener),
+    stop: &watch::Receiver<bool>,
+) -> anyhow::Result<JoinSet<()>> {
     let root = &rooms.modules.root;
-    let management =
-        listen::activated_or_bound("aziot-edged.mgmt.socket", &root.management_socket(), 0o660)?;
-    let legacy = listen::activated_or_bound(
-        "aziot-edged.workload.socket",
-        &root.legacy_workload_socket(),
-        0o666,
-    )?;
+    let management = listen::in_runtime(management, &root.management_socket())?;
+    let legacy = listen::in_runtime(legacy, &root.legacy_workload_socket())?;
     let settings = &rooms.modules.settings;
     let mut servers = JoinSet::new();
     servers.spawn(serve(
@@ -213,10 +209,4 @@ fn shared_sockets(rooms: &Rooms, stop: &watch::Receiver<bool>) -> anyhow::Result
         stop.clone(),
     ));
     Ok(servers)
-}
-
-fn set_mode(folder: &std::path::Path, mode: u32) -> anyhow::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode))
-        .with_context(|| format!("cannot set the mode of {}", folder.display()))
 }

@@ -7,9 +7,9 @@ use std::io;
 use std::path::PathBuf;
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
-    RestrictionStatus, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError,
-    RulesetStatus, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, LandlockStatus,
+    NetPort, PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr as _,
+    RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
 };
 
 use crate::Level;
@@ -27,6 +27,8 @@ pub enum Rights {
     /// Read, write, make, remove and rename files and folders. No sockets, no devices, no
     /// symbolic links.
     Write,
+    /// Write, and make sockets, pipes and symbolic links.
+    Serve,
     /// Read and write what is there, and send it device commands. Makes and removes
     /// nothing.
     Device,
@@ -37,16 +39,14 @@ pub enum Rights {
 impl Rights {
     fn flags(self) -> BitFlags<AccessFs> {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        let make =
+            AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::RemoveFile | AccessFs::RemoveDir;
+        let write = read | make | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::Refer;
         match self {
             Self::Read => read,
             Self::Take => read | AccessFs::RemoveFile,
-            Self::Write => {
-                let make = AccessFs::MakeReg
-                    | AccessFs::MakeDir
-                    | AccessFs::RemoveFile
-                    | AccessFs::RemoveDir;
-                read | make | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::Refer
-            }
+            Self::Write => write,
+            Self::Serve => write | AccessFs::MakeSock | AccessFs::MakeFifo | AccessFs::MakeSym,
             Self::Device => read | AccessFs::WriteFile | AccessFs::IoctlDev,
             Self::Execute => read | AccessFs::Execute,
         }
@@ -59,6 +59,7 @@ impl fmt::Display for Rights {
             Self::Read => "read",
             Self::Take => "take",
             Self::Write => "write",
+            Self::Serve => "serve",
             Self::Device => "device",
             Self::Execute => "execute",
         })
@@ -82,6 +83,7 @@ pub struct Reach {
     any_port: bool,
     any_connection: bool,
     any_file: bool,
+    moves_files: bool,
 }
 
 /// The error of restricting reach. Reach is not restricted then.
@@ -171,6 +173,15 @@ impl Reach {
         self
     }
 
+    /// Keeps moving files from one granted folder to another. The first version of
+    /// Landlock (before Linux 5.19) refuses that everywhere, and so restricts no file
+    /// then.
+    #[must_use]
+    pub fn moves_files(mut self) -> Self {
+        self.moves_files = true;
+        self
+    }
+
     /// The ports that were added, in that order. More may be connected to, see
     /// [`Reach::any_port`] and [`Reach::any_connection`].
     #[must_use]
@@ -208,6 +219,14 @@ impl Reach {
     /// # Errors
     /// As there.
     pub fn restrict_thread(&self) -> Result<Reached, ReachError> {
+        if self.is_broken_by(supports) {
+            let reason = "this kernel's Landlock (version 1) lets no file be moved between folders";
+            return Ok(Reached {
+                level: Level::Absent { reason: reason.to_owned() },
+                abi: 1,
+                missing: Vec::new(),
+            });
+        }
         let mut rules = Ruleset::default().scope(Scope::from_all(KNOWN))?;
         if !self.any_file {
             rules = rules.handle_access(AccessFs::from_all(KNOWN))?;
@@ -236,6 +255,17 @@ impl Reach {
         let status = rules.restrict_self()?;
         Ok(Reached { level: level(&status), abi: abi(status.landlock), missing })
     }
+
+    /// Returns true if a kernel would refuse what is needed, whatever is granted.
+    fn is_broken_by(&self, supports: impl Fn(AccessFs) -> bool) -> bool {
+        let refuses_moves = || supports(AccessFs::Execute) && !supports(AccessFs::Refer);
+        self.moves_files && !self.any_file && refuses_moves()
+    }
+}
+
+/// Returns true if this kernel's Landlock knows a right to files.
+fn supports(right: AccessFs) -> bool {
+    Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(right).is_ok()
 }
 
 /// The file or folder, and the rights that there are on such a thing. `None` if it is not
@@ -323,6 +353,8 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::thread;
 
+    use rustix::fs::{CWD, FileType, Mode};
+
     use super::*;
 
     /// Runs it in a thread of its own, so that the test's is not restricted.
@@ -340,7 +372,7 @@ mod tests {
     fn each_right_gives_what_it_says_and_no_more() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        for name in ["read", "take", "write", "device"] {
+        for name in ["read", "take", "write", "serve", "device"] {
             fs::create_dir(at(name)).unwrap();
             fs::write(at(name).join("f"), "f").unwrap();
             fs::write(at(name).join("g"), "g").unwrap();
@@ -350,6 +382,7 @@ mod tests {
             .grant(at("read"), Rights::Read)
             .grant(at("take"), Rights::Take)
             .grant(at("write"), Rights::Write)
+            .grant(at("serve"), Rights::Serve)
             .grant(at("device"), Rights::Device)
             .grant(at("alone"), Rights::Write)
             .grant(at("missing"), Rights::Read)
@@ -361,10 +394,10 @@ mod tests {
                 eprintln!("skipped: {}", reached.level);
                 return;
             }
-            for name in ["read", "take", "write", "device"] {
+            for name in ["read", "take", "write", "serve", "device"] {
                 assert_eq!(fs::read(at(name).join("f")).unwrap(), b"f", "{name}");
                 assert_eq!(fs::read_dir(at(name)).unwrap().count(), 2, "{name}");
-                let writes = matches!(name, "write" | "device");
+                let writes = matches!(name, "write" | "serve" | "device");
                 assert_eq!(
                     refused(File::options().write(true).open(at(name).join("f"))),
                     !writes,
@@ -372,7 +405,7 @@ mod tests {
                 );
                 assert_eq!(
                     refused(fs::write(at(name).join("new"), "n")),
-                    name != "write",
+                    !matches!(name, "write" | "serve"),
                     "{name}"
                 );
                 assert_eq!(
@@ -380,12 +413,23 @@ mod tests {
                     matches!(name, "read" | "device"),
                     "{name}"
                 );
-                assert!(refused(symlink("/etc/passwd", at(name).join("link"))), "{name}");
-                assert!(
-                    refused(std::os::unix::net::UnixListener::bind(at(name).join("s"))),
-                    "{name}"
-                );
+                let serves = name == "serve";
+                let link = symlink("/etc/passwd", at(name).join("link"));
+                assert_eq!(refused(link), !serves, "{name}");
+                let socket = std::os::unix::net::UnixListener::bind(at(name).join("s"));
+                assert_eq!(refused(socket), !serves, "{name}");
+                let pipe = at(name).join("p");
+                let pipe = rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0);
+                assert_eq!(refused(pipe.map_err(io::Error::from)), !serves, "{name}");
+                let node = at(name).join("n");
+                let node =
+                    rustix::fs::mknodat(CWD, &node, FileType::CharacterDevice, Mode::RUSR, 0x103);
+                // Without the right for it the kernel says so before Landlock is asked.
+                assert!(node.is_err(), "{name}");
             }
+            fs::rename(at("serve").join("s"), at("write").join("s")).unwrap_err();
+            fs::create_dir(at("serve").join("below")).unwrap();
+            fs::rename(at("serve").join("s"), at("serve").join("below/s")).unwrap();
             fs::rename(at("write").join("new"), at("write").join("renamed")).unwrap();
             let out =
                 fs::rename(at("write").join("renamed"), at("read").join("renamed")).unwrap_err();
@@ -400,6 +444,18 @@ mod tests {
             Ok(()),
             "other threads go on"
         );
+    }
+
+    #[test]
+    fn what_moves_files_is_not_broken_by_a_kernel_that_lets_none_be_moved() {
+        let kernel = |abi: ABI| move |right: AccessFs| AccessFs::from_all(abi).contains(right);
+        let moves = Reach::none().moves_files();
+        assert!(moves.is_broken_by(kernel(ABI::V1)));
+        assert!(!moves.is_broken_by(kernel(ABI::V2)));
+        assert!(!moves.is_broken_by(kernel(ABI::Unsupported)));
+        assert!(!Reach::none().is_broken_by(kernel(ABI::V1)));
+        let refuses_moves = supports(AccessFs::Execute) && !supports(AccessFs::Refer);
+        assert_eq!(moves.is_broken_by(supports), refuses_moves, "this kernel");
     }
 
     #[test]

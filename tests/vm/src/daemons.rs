@@ -64,7 +64,7 @@ pub(crate) fn the_device_gets_its_identity_and_says_that_it_is_well(device: &mut
 
 pub(crate) fn what_this_kernel_lacks_is_named(device: &mut Device) {
     assert_eq!(status().peer_handle, PeerHandle::PidfdOpen);
-    for daemon in [Daemon::Keyd, Daemon::Identityd] {
+    for daemon in Daemon::ALL {
         let sandbox = http::call(&root().metrics_socket(daemon), "GET", "/sandbox", None)
             .unwrap()
             .expect(200);

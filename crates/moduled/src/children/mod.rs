@@ -7,6 +7,7 @@
 //! both running. All run this program, with an argument that is for moduled alone, and
 //! end when moduled ends.
 
+mod confine;
 mod gauge;
 mod launcher;
 
@@ -30,6 +31,9 @@ use edgekeep_sandbox::privileges;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use tokio::sync::mpsc;
+
+pub use gauge::ConfinedGauge;
+pub use launcher::ConfinedLauncher;
 
 const SUPERVISOR: &str = "supervise";
 const LAUNCHER: &str = "launch-modules";

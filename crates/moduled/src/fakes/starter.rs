@@ -97,7 +97,9 @@ impl State {
                 (Answer::Exit(code), Vec::new())
             }
             Asked::Clear { .. } => (Answer::Cleared(true), Vec::new()),
-            Asked::Discard { .. } | Asked::HandOver { .. } => (Answer::Done, Vec::new()),
+            Asked::Accounts | Asked::Discard { .. } | Asked::HandOver { .. } => {
+                (Answer::Done, Vec::new())
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use edgekeep_core::attestation::{Registration, Workload};
 use edgekeep_core::digest::Sha256Digest;
 use edgekeep_core::host::{HostModule, LaunchPlan, plan};
 use edgekeep_core::id::ModuleId;
-use edgekeep_runtime::process::{ProcessSpec, accounts};
+use edgekeep_runtime::process::ProcessSpec;
 use serde_json::Value;
 
 use crate::modules::Modules;
@@ -75,7 +75,7 @@ pub(crate) async fn process_spec(
         )));
     }
     let working_dir = options.get("WorkingDir").and_then(Value::as_str).map(Into::into);
-    let plan = planned(modules, &spec.module, name, registered)?;
+    let plan = planned(modules, &spec.module, name, registered).await?;
     set_env(modules, &spec.module, registered, &plan, &mut env);
     if spec.module.is_edge_agent()
         && let Some(folder) = agent_folder(modules)
@@ -98,7 +98,7 @@ pub(crate) async fn process_spec(
 /// it now.
 pub(crate) async fn renew(modules: &Arc<Modules>, module: &ModuleId) -> Result<(), ModuleError> {
     let known = modules.processes.spec(module).await?;
-    let next = renewed(modules, module, &known)?;
+    let next = renewed(modules, module, &known).await?;
     let (sha256, uid) = (next.sha256, next.plan.uid);
     if next != known {
         modules.processes.renew(module, next).await?;
@@ -115,13 +115,13 @@ pub(crate) async fn renew(modules: &Arc<Modules>, module: &ModuleId) -> Result<(
 
 /// Returns the specification that a module is made from, as the configuration and the
 /// approvals have it now.
-pub(crate) fn renewed(
+pub(crate) async fn renewed(
     modules: &Modules,
     module: &ModuleId,
     known: &ProcessSpec,
 ) -> Result<ProcessSpec, ModuleError> {
     let (registered, sha256) = registered(modules, &known.image)?;
-    let plan = planned(modules, module, &known.image, registered)?;
+    let plan = planned(modules, module, &known.image, registered).await?;
     let mut env = known.env.clone();
     set_env(modules, module, registered, &plan, &mut env);
     Ok(ProcessSpec {
@@ -139,7 +139,7 @@ pub(crate) fn renewed(
 }
 
 /// The plan by which a program is started, with the users and rights that there are now.
-fn planned(
+async fn planned(
     modules: &Modules,
     module: &ModuleId,
     name: &str,
@@ -149,7 +149,7 @@ fn planned(
     let rights = modules.processes.launching().rights();
     let own =
         rights.ok_or_else(|| hidden(io::Error::other("the daemon's rights are not known")))?;
-    let accounts = accounts().map_err(hidden)?;
+    let accounts = modules.processes.launching().accounts().await?;
     let refused = |why: &dyn std::fmt::Display| {
         ModuleError::Invalid(format!(
             "[host_modules.{name:?}] cannot be started as {module}: {why}"

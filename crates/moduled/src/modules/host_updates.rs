@@ -62,7 +62,7 @@ pub(crate) async fn restart_approved(
     if status.state != ModuleState::Running {
         return Ok(false);
     }
-    let next = renewed(modules, module, &known)?;
+    let next = renewed(modules, module, &known).await?;
     let registration = Registration { workload: workload(&next), ..registration };
     change(modules, next, registration, true).await.map(|()| true)
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgekeep_api::management::{DetailsConfig, ModuleDetails, ModuleStatus, RuntimeStatus};
+use edgekeep_base::error::chain;
 use edgekeep_core::attestation::{HostFacts, Policy, Registration, Workload};
 use edgekeep_core::health::{Code, Subject};
 use edgekeep_core::host::HostService;
 use edgekeep_core::id::ModuleId;
-use edgekeep_runtime::process::accounts;
 use serde_json::json;
 
 use crate::modules::Modules;
@@ -63,7 +63,7 @@ pub(crate) async fn register(modules: &Modules) {
         }
     }
     for (id, found) in &modules.settings.host_services {
-        let problem = match workload(modules, id, found) {
+        let problem = match workload(modules, id, found).await {
             Ok(_) if modules.registrations.of(id).is_some() => {
                 "there is a module of that name; remove it".to_owned()
             }
@@ -99,20 +99,21 @@ pub(crate) async fn reregister(modules: &Modules, name: &str) -> Result<(), Modu
     if !matches!(registration.workload, Workload::Service { .. }) {
         return Ok(());
     }
-    let workload = workload(modules, id, found).map_err(ModuleError::Device)?;
+    let workload = workload(modules, id, found).await.map_err(ModuleError::Device)?;
     let next = Registration { workload, ..registration };
     modules.registrations.put(next).await.map_err(ModuleError::hidden)
 }
 
 /// Returns the workload that a service is matched by.
-pub(crate) fn workload(
+pub(crate) async fn workload(
     modules: &Modules,
     id: &ModuleId,
     found: &HostService,
 ) -> Result<Workload, String> {
     let uid = match &found.user {
         Some(user) => {
-            let accounts = accounts().map_err(|error| error.to_string())?;
+            let accounts = modules.processes.launching().accounts().await;
+            let accounts = accounts.map_err(|error| chain(&error))?;
             Some(accounts.uid(user).map_err(|error| error.to_string())?)
         }
         None => None,
@@ -159,15 +160,15 @@ pub(crate) async fn list(modules: &Modules) -> Vec<ModuleDetails> {
         .collect();
     let mut all = Vec::with_capacity(services.len());
     for (id, found) in services {
-        let uid = uid_of(modules, &id, &found);
+        let uid = uid_of(modules, &id, &found).await;
         let runs = runs(modules, &found, uid).await;
         all.push(details(modules, runs, &id, &found));
     }
     all
 }
 
-fn uid_of(modules: &Modules, id: &ModuleId, found: &HostService) -> Option<u32> {
-    match workload(modules, id, found) {
+async fn uid_of(modules: &Modules, id: &ModuleId, found: &HostService) -> Option<u32> {
+    match workload(modules, id, found).await {
         Ok(Workload::Service { uid, .. }) => uid,
         _ => None,
     }

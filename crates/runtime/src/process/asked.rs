@@ -23,6 +23,8 @@ const MAX_SPEC: u64 = 4 * 1024 * 1024;
 pub enum Asked {
     /// Tell how modules are held together on this machine.
     About,
+    /// Open the files of the system's users and groups.
+    Accounts,
     /// Prepare a start. Descriptors: the [`ProcessSpec`], standard output, standard error
     /// and, if there is one, the copy of its program that was kept.
     Prepare {
@@ -116,7 +118,7 @@ pub enum Answer {
     Exit(Option<i64>),
     /// True if nothing is left.
     Cleared(bool),
-    /// The request was carried out.
+    /// The request was carried out. Answer to [`Asked::Accounts`] with two descriptors.
     Done,
     /// The request failed.
     Failed(Failure),

@@ -1,6 +1,7 @@
 //! The starter of host modules, which also ends them, as [`super::ProcessRuntime`] has
 //! it: a process with the rights for that, or this process.
 
+use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgekeep_children::Link;
-use edgekeep_core::host::Daemon;
+use edgekeep_core::host::{Accounts, Daemon};
 use rustix::fs::{Mode, OFlags};
 
 use super::asked::{Answer, Asked};
@@ -79,6 +80,23 @@ impl Launching {
                 Ok(link.ask(&question, &files, LIMIT).await?)
             }
         }
+    }
+
+    /// Returns the system's users and groups as they are now. The launching process opens
+    /// their files, which are out of reach for one that is confined.
+    ///
+    /// # Errors
+    /// The files cannot be read, or there is no answer.
+    pub async fn accounts(&self) -> Result<Accounts, ProcessError> {
+        let unreadable = |source| ProcessError::Accounts { source };
+        if let Who::Own(_) = &self.who {
+            return super::accounts().map_err(unreadable);
+        }
+        let (answer, files) = self.ask(Asked::Accounts, Vec::new()).await?;
+        let files: [OwnedFd; 2] = files
+            .try_into()
+            .map_err(|_| unreadable(std::io::Error::other(format!("{answer:?}"))))?;
+        super::accounts_in(files.map(File::from)).map_err(unreadable)
     }
 
     /// Gives a folder to a user and a group.

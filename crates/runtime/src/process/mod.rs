@@ -30,8 +30,9 @@ mod update;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
+use std::fs::File;
 use std::future::Future;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -109,6 +110,13 @@ pub enum ProcessError {
     /// The process that looks at executables does not answer.
     #[error(transparent)]
     Gauge(#[from] GaugeError),
+    /// The system's users and groups are not known.
+    #[error("cannot read the lists of users and groups")]
+    Accounts {
+        /// Error of the operating system.
+        #[source]
+        source: io::Error,
+    },
     /// A folder was not given to a module's user.
     #[error("cannot give the folder {} to a module's user", folder.display())]
     HandOver {
@@ -248,6 +256,9 @@ struct Shared {
     without_cgroups: Option<String>,
     modules: RwLock<HashMap<String, Arc<Module>>>,
 }
+
+/// Longest list of users, or of groups, that is read, in bytes.
+const MAX_ACCOUNTS: u64 = 16 << 20;
 
 /// Beginning of the name of a folder that is being removed; no module id begins with a
 /// dot.
@@ -550,10 +561,26 @@ pub fn own_rights() -> io::Result<Daemon> {
 /// # Errors
 /// `/etc/passwd` or `/etc/group` cannot be read.
 pub fn accounts() -> io::Result<Accounts> {
-    Ok(Accounts {
-        passwd: std::fs::read_to_string("/etc/passwd")?,
-        group: std::fs::read_to_string("/etc/group")?,
-    })
+    accounts_in(account_files()?)
+}
+
+/// The files of the system's users and groups, open.
+fn account_files() -> io::Result<[File; 2]> {
+    Ok([File::open("/etc/passwd")?, File::open("/etc/group")?])
+}
+
+/// Reads the files of the system's users and groups.
+fn accounts_in(files: [File; 2]) -> io::Result<Accounts> {
+    let read = |file: File| {
+        let mut text = String::new();
+        let length = file.take(MAX_ACCOUNTS + 1).read_to_string(&mut text)?;
+        if length as u64 > MAX_ACCOUNTS {
+            return Err(io::Error::other("the list of users or groups is too long"));
+        }
+        Ok(text)
+    };
+    let [passwd, group] = files.map(read);
+    Ok(Accounts { passwd: passwd?, group: group? })
 }
 
 /// Runs an operation to its end, also when the request that asked for it is dropped: half

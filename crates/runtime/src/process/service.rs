@@ -24,7 +24,7 @@ use super::group::ModuleCgroups;
 use super::launcher::{self, StartMessage};
 use super::prepared::{Prepared, Start};
 use super::program::SealedProgram;
-use super::{Launcher, ProcessSpec, accounts, own_rights};
+use super::{Launcher, ProcessSpec, account_files, accounts, own_rights};
 use crate::evidence::ProcDir;
 
 /// Starts that wait to be begun.
@@ -138,6 +138,10 @@ impl Inner {
             Asked::About => alone(Answer::About {
                 without_cgroups: self.cgroups.unavailable().map(str::to_owned),
             }),
+            Asked::Accounts => {
+                let opened = account_files().map_err(|error| Failure::machine(&error))?;
+                Ok((Answer::Done, opened.map(OwnedFd::from).into()))
+            }
             Asked::Prepare { id } => self.prepare(&id, files),
             Asked::Begin { number } => {
                 let unknown = || Failure::Refused("nothing waits under that number".into());

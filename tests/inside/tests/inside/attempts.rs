@@ -25,11 +25,16 @@ pub(crate) struct Attempt {
     pub(crate) refused: &'static [c_int],
 }
 
+/// Something to be read in another process that is a copy of this one.
+static SECRET: [u8; 6] = *b"secret";
+
 const NULL: *const c_void = std::ptr::null();
 /// By the list of system calls.
 const CALL: &[c_int] = &[libc::EPERM];
 /// By Landlock.
 const FILE: &[c_int] = &[libc::EACCES];
+/// By Landlock, or without it by the list.
+const CHANGE: &[c_int] = &[libc::EACCES, libc::EPERM];
 /// By what has no such call for the C library.
 const ABSENT: &[c_int] = &[libc::ENOSYS];
 
@@ -53,20 +58,20 @@ pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt
     let state = |daemon, name: &str| path(root.state_folder(daemon).join(name));
     add("read /etc/shadow", FILE, open("/etc/shadow", libc::O_RDONLY));
     add("read a daemon's settings", FILE, open(&settings(others[0]), libc::O_RDONLY));
-    add("write another daemon's settings", FILE, open(&settings(others[1]), libc::O_WRONLY));
-    add("write its own settings", FILE, open(&settings(own), libc::O_WRONLY));
+    add("write another daemon's settings", CHANGE, open(&settings(others[1]), libc::O_WRONLY));
+    add("write its own settings", CHANGE, open(&settings(own), libc::O_WRONLY));
     add("read a daemon's state", FILE, open(&state(others[0], "state"), libc::O_RDONLY));
     add("read another daemon's state", FILE, open(&state(others[1], "state"), libc::O_RDONLY));
     add(
         "write another daemon's state",
-        FILE,
+        CHANGE,
         open(&state(others[0], "new"), libc::O_WRONLY | libc::O_CREAT),
     );
-    add("make a file beside its folder", FILE, open(&at("new"), libc::O_WRONLY | libc::O_CREAT));
-    add("make a file in /tmp", FILE, open("/tmp", libc::O_WRONLY | libc::O_TMPFILE));
+    add("make a file beside its folder", CHANGE, open(&at("new"), libc::O_WRONLY | libc::O_CREAT));
+    add("make a file in /tmp", CHANGE, open("/tmp", libc::O_WRONLY | libc::O_TMPFILE));
     add("list /", FILE, open("/", libc::O_RDONLY | libc::O_DIRECTORY));
     add("list processes", FILE, open("/proc", libc::O_RDONLY | libc::O_DIRECTORY));
-    add("its own memory as a file", FILE, open("/proc/self/mem", libc::O_RDWR));
+    add("its own memory as a file", CHANGE, open("/proc/self/mem", libc::O_RDWR));
     add("the kernel's settings", FILE, open("/proc/sys/kernel/core_pattern", libc::O_RDONLY));
     add("a device", FILE, open("/dev/zero", libc::O_RDONLY));
     let (socket, moved) = (text(&path(root.management_socket())), text(&state(own, "moved")));
@@ -74,10 +79,10 @@ pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt
     let from = socket.clone();
     add(
         "remove another daemon's socket",
-        FILE,
+        CHANGE,
         Box::new(move || call!(libc::SYS_unlinkat, libc::AT_FDCWD, from.as_ptr(), 0)),
     );
-    add("move a file into its folder", &[libc::EACCES, libc::EXDEV], {
+    add("move a file into its folder", &[libc::EACCES, libc::EXDEV, libc::EPERM], {
         let moved = moved.clone();
         Box::new(move || {
             call!(
@@ -188,6 +193,43 @@ pub(crate) fn attempts(folder: &Path, own: Daemon, target: c_int) -> Vec<Attempt
         CALL,
         Box::new(move || call!(libc::SYS_pidfd_send_signal, -1, 0, NULL, 0)),
     );
+    add("a signal by a pidfd of the process", CALL, {
+        Box::new(move || {
+            // SAFETY: a number.
+            let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, target, 0) };
+            call!(libc::SYS_pidfd_send_signal, pidfd, 0, NULL, 0)
+        })
+    });
+    let memory = format!("/proc/{target}/mem");
+    add("read another process's memory as a file", CHANGE, open(&memory, libc::O_RDONLY));
+    add("write another process's memory as a file", CHANGE, open(&memory, libc::O_RDWR));
+    add("read another process's memory at its address", CHANGE, {
+        let memory = text(&memory);
+        Box::new(move || {
+            let mut read = [0_u8; 6];
+            // SAFETY: both point to what lives for the whole call.
+            let opened = unsafe { libc::open(memory.as_ptr(), libc::O_RDONLY) };
+            if opened < 0 {
+                return std::io::Error::last_os_error().raw_os_error().unwrap();
+            }
+            let at = SECRET.as_ptr() as usize;
+            let done = call!(libc::SYS_pread64, opened, read.as_mut_ptr(), read.len(), at);
+            // SAFETY: it was opened here.
+            unsafe { libc::close(opened) };
+            done
+        })
+    });
+    let environment = format!("/proc/{target}/environ");
+    add("read another process's environment", CHANGE, open(&environment, libc::O_RDONLY));
+    add("another executable of its own", CALL, {
+        Box::new(|| call!(libc::SYS_prctl, libc::PR_SET_MM, libc::PR_SET_MM_EXE_FILE, -1, 0, 0))
+    });
+    add("a listener of system calls", CALL, {
+        Box::new(move || call!(libc::SYS_seccomp, 1, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER, NULL))
+    });
+    add("advice on another process's memory", CALL, {
+        Box::new(|| call!(libc::SYS_process_madvise, -1, NULL, 0, libc::MADV_COLD, 0))
+    });
     add("limits of another process", CALL, {
         Box::new(move || call!(libc::SYS_prlimit64, target, libc::RLIMIT_NOFILE, NULL, NULL))
     });

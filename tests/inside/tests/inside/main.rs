@@ -11,6 +11,7 @@ mod attack;
 mod attempts;
 mod identityd;
 mod keyd;
+mod moduled;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -21,7 +22,12 @@ use crate::attack::{fork, wait};
 type Test = (&'static str, fn(&Path));
 
 fn main() -> ExitCode {
-    let tests: Vec<&Test> = [keyd::TESTS, identityd::TESTS].into_iter().flatten().collect();
+    // moduled's own processes are this program once more.
+    if let Some(code) = edgekeep_moduled::become_child() {
+        return code;
+    }
+    let tests: Vec<&Test> =
+        [keyd::TESTS, identityd::TESTS, moduled::TESTS].into_iter().flatten().collect();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
     if has("--list") {

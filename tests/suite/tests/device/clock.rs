@@ -4,7 +4,7 @@
 //! Every daemon gets its wall clock from a file that the test writes. The monotonic clock
 //! stays as it is, which is what a real step looks like. No timer of the kernel tells of
 //! such a step, so what is shown here is that a device comes right without being told.
-//! The sandboxes of keyd and identityd are off: a preloaded library reads its file at
+//! The sandboxes of the daemons are off: a preloaded library reads its file at
 //! every look at the clock, which these daemons have given up the right to.
 //!
 //! `EDGEKEEP_CLOCK_STEPS` is the number of steps, `EDGEKEEP_CLOCK_SEED` where they begin.
@@ -85,7 +85,7 @@ impl Clock {
         self.variables()
             .iter()
             .fold(Device::builder(), |device, (name, value)| device.variable(name, value))
-            .tables("[aziot_keys]\nsandbox = false\n[identityd]\nsandbox = false")
+            .tables("[aziot_keys]\nsandbox = false\n[identityd]\nsandbox = false\n[moduled]\nsandbox = false")
     }
 
     /// Puts the clock so many seconds ahead of the true time.
