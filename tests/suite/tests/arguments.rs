@@ -14,11 +14,12 @@ use std::process::{Child, Command, Stdio};
 use edgekeep_testkit::{program, wait_for};
 
 /// Programs that a person or a service manager can start.
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 17] = [
     "calls",
     "device-checks",
     "edgekeep",
     "edgekeep-agent",
+    "edgekeep-bench-certs",
     "edgekeep-bench-evidence",
     "edgekeep-bench-keys",
     "edgekeep-echo",
