@@ -2,7 +2,7 @@
 //! them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -313,11 +313,16 @@ impl DataKey<'_> {
 }
 
 /// The trust bundle, asked for again after a few seconds in the background: while the
-/// certificates API is slow or away, the last one is served.
+/// certificates API is slow or away, the last one is served. A bundle that lacks the
+/// issuer of a new certificate is asked for again at once.
 #[derive(Debug, Default)]
 pub(crate) struct TrustBundleCache {
     kept: RwLock<Option<(Instant, Arc<String>)>>,
     refreshing: AtomicBool,
+    /// Number of times that the bundle was found to lack an issuer.
+    lacks: AtomicU64,
+    /// The number that the bundle was asked for again for.
+    asked: AtomicU64,
 }
 
 /// Reason for which there is no trust bundle.
@@ -356,6 +361,13 @@ impl TrustBundleCache {
                 Err(error) => Err(BundleError::Service(error)),
             };
         };
+        let lacks = self.lacks.load(Ordering::Acquire);
+        if lacks > self.asked.load(Ordering::Acquire) {
+            let loaded = certificates.load(Self::CERT_ID).await;
+            self.asked.fetch_max(lacks, Ordering::AcqRel);
+            let loaded = loaded.ok().and_then(|pem| written_anew("trust bundle", &pem));
+            return Ok(loaded.map_or(bundle, |pem| self.keep(pem)));
+        }
         if since.elapsed() > Self::FRESH && !self.refreshing.swap(true, Ordering::AcqRel) {
             let (this, certificates) = (Arc::clone(self), certificates.clone());
             tokio::spawn(async move {
@@ -371,6 +383,15 @@ impl TrustBundleCache {
         Ok(bundle)
     }
 
+    /// Takes note of a chain on its way to a module, which will look for the issuer in the
+    /// bundle.
+    pub(crate) fn note(&self, chain: &str) {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        if kept.as_ref().is_some_and(|(_, bundle)| !has_issuer_of(bundle, chain)) {
+            self.lacks.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     /// Forgets the bundle: what is in it was replaced, and the old one is of no use to
     /// anybody.
     pub(crate) fn forget(&self) {
@@ -382,5 +403,40 @@ impl TrustBundleCache {
         *self.kept.write().unwrap_or_else(PoisonError::into_inner) =
             Some((Instant::now(), Arc::clone(&bundle)));
         bundle
+    }
+}
+
+/// Returns true if the second certificate of a chain is in the bundle, or the chain has
+/// none. Both are strict PEM.
+fn has_issuer_of(bundle: &str, chain: &str) -> bool {
+    let issuer = chain.split_inclusive("-----END CERTIFICATE-----").nth(1).map(str::trim);
+    issuer.is_none_or(|issuer| bundle.contains(issuer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_is_behind_if_it_lacks_the_issuer_of_a_chain() {
+        let pem = |name: &str| {
+            format!("-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n")
+        };
+        let (leaf, ca, root) = (pem("leaf"), pem("ca"), pem("root"));
+        let chain = format!("{leaf}{ca}{root}");
+        assert!(has_issuer_of(&format!("{root}{ca}"), &chain));
+        assert!(!has_issuer_of(&root, &chain), "clients may not send the CA");
+        assert!(!has_issuer_of(&leaf, &chain));
+        assert!(has_issuer_of(&root, &leaf), "a chain without an issuer names none");
+
+        let cache = TrustBundleCache::default();
+        cache.note(&chain);
+        assert_eq!(cache.lacks.load(Ordering::Acquire), 0, "no bundle is kept");
+        cache.keep(root.clone());
+        cache.note(&chain);
+        assert_eq!(cache.lacks.load(Ordering::Acquire), 1);
+        cache.keep(format!("{ca}{root}"));
+        cache.note(&chain);
+        assert_eq!(cache.lacks.load(Ordering::Acquire), 1);
     }
 }

@@ -169,6 +169,7 @@ async fn issue(
     let csr = request_for(&wanted, &key).map_err(internal)?;
     let certificate = sign(rooms, &certificates, &wanted, csr).await?;
     let certificate = written_anew("certificate", &certificate).unwrap_or_default();
+    rooms.credentials.trust_bundle.note(&certificate);
     let end = end_of(certificate.as_bytes())
         .ok_or_else(|| HttpError::internal("the certificates API answered no certificate"))?;
     Ok(IssuedCertificate {
