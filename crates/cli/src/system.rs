@@ -161,7 +161,7 @@ async fn units_do(context: &Context, verb: &str, done: &str) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where systemd reads what an operator adds to a unit.
+/// Returns the file in which an operator's additions to a unit stand.
 fn drop_in(daemon: Daemon) -> std::path::PathBuf {
     format!("/etc/systemd/system/edgekeep-{}.service.d/log-level.conf", daemon.name()).into()
 }

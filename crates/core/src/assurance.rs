@@ -75,13 +75,13 @@ pub enum StoreKey {
 pub enum TpmState {
     /// The configuration names none.
     None,
-    /// It answers, and is the one that keyd began with.
+    /// The TPM answers, and is the one that keyd began with.
     Usable,
-    /// It does not answer.
+    /// The TPM does not answer.
     Lost,
-    /// It was reset while the kernel ran on: its registers forgot what was started.
+    /// The TPM was reset while the kernel ran on: its registers forgot all starts.
     Reset,
-    /// It refuses what is protected against guessing.
+    /// The TPM refuses what is protected against guessing.
     Lockout,
 }
 

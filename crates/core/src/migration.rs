@@ -40,7 +40,7 @@ pub enum Role<'a> {
     Certificate(Name<'a>),
     /// The identity that the provisioning service gave.
     DeviceInfo,
-    /// One module's identity, in the folder of a device.
+    /// The identity of a module, in the folder of a device.
     Module(&'a str),
     /// The operator's configuration.
     Configuration,
@@ -114,19 +114,19 @@ pub fn role(path: &str) -> Role<'_> {
 /// The content of a file, as far as the plan needs it. No key is in here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// It was not looked at.
+    /// The content was not looked at.
     Unread,
-    /// It is what its place says: a key, or certificates.
+    /// Keys or certificates, as the place of the file says.
     Usable,
     /// The identity in it; `None` for a device that was not provisioned.
     Identity(Option<DeviceIdentity>),
     /// JSON.
     Json(Value),
-    /// It cannot be used, and why.
+    /// The reason for which the content cannot be used.
     Unusable(String),
 }
 
-/// One file that was found.
+/// A file that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     /// Path, relative to the root folder.
@@ -135,7 +135,7 @@ pub struct Found {
     pub content: Content,
 }
 
-/// One container that the compatible module runtime has made.
+/// A container that the compatible module runtime has made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
     /// Name of the container, which is the module's.
@@ -169,7 +169,7 @@ pub struct Device {
     pub now: i64,
 }
 
-/// One thing that is taken over. Every step may be done again.
+/// A step of the migration. Each may be done again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// A key goes to keyd, which takes it into its store.

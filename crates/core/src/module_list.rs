@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{GenerationId, ModuleId};
 use crate::provisioning::DeviceIdentity;
 
-/// What a device remembers about one of its modules.
+/// A device's knowledge of one of its modules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownModule {
     /// The hub's id for this life of the module.

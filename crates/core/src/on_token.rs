@@ -13,7 +13,7 @@ pub enum Look {
     Silent(String),
 }
 
-/// What is known of a certificate on a token.
+/// The knowledge of a certificate on a token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Known {
     /// The certificate that is in use.

@@ -114,7 +114,7 @@ impl Redactor {
         }
     }
 
-    /// One `NAME=value` of a list of variables.
+    /// Masks the value in a `NAME=value` of a list of variables.
     fn variable(&self, item: &mut Value) {
         match item {
             Value::String(text) => {

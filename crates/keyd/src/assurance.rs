@@ -23,7 +23,7 @@ use crate::record::Recorder;
 /// Time for which an answer is good: so many askers cost one look at the TPM.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What the decision needs, and what was told of it.
+/// The inputs of the decision, and the decision that was told last.
 pub(crate) struct Assured {
     integrity: Arc<Integrity>,
     recorder: Arc<Recorder>,

@@ -1,4 +1,4 @@
-//! What keyd does without being asked: a look at its own logs now and then.
+//! Looks of keyd at its own logs, without being asked.
 
 use std::sync::Arc;
 use std::time::Duration;

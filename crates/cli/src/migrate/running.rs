@@ -13,7 +13,7 @@ const THEIRS: [&str; 6] =
 /// Refuses while one of the daemons runs.
 ///
 /// # Errors
-/// One that names the daemons and how they are stopped.
+/// Daemons run: the error names them and the command that stops them.
 pub(super) fn refuse(root: &Root) -> anyhow::Result<()> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {

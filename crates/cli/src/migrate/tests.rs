@@ -69,7 +69,7 @@ fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// What the existing packages have, and what we have, without what is drawn anew.
+/// Returns the existing packages' files and ours, without those that are drawn anew.
 fn both(root: &Root) -> (BTreeMap<PathBuf, Vec<u8>>, BTreeMap<PathBuf, Vec<u8>>) {
     let (mut ours, mut theirs) = (tree(root.path()), BTreeMap::new());
     ours.retain(|path, content| {

@@ -1,4 +1,4 @@
-//! One step: a command that has so long, and of whose output so much is kept.
+//! A step: a command with a limit of its time and of its output.
 
 use std::process::Stdio;
 use std::time::Duration;

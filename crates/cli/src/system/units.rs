@@ -17,7 +17,7 @@ pub(super) const SOCKETS: [&str; 6] = [
     "edgekeep-workload.socket",
 ];
 
-/// One unit.
+/// A unit of systemd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Unit {
     pub(super) id: String,
@@ -30,11 +30,11 @@ pub(super) struct Unit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Word {
-    /// It runs, or listens.
+    /// The unit runs, or listens.
     Running,
-    /// It does not run, and a call starts it.
+    /// The unit does not run, and a call starts it.
     Ready,
-    /// It should run and does not.
+    /// The unit should run and does not.
     Down,
 }
 

@@ -14,15 +14,15 @@ pub const ONE_MORE_AFTER: Duration = Duration::from_secs(30);
 /// The decision on one record of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// It is written.
+    /// The record is written.
     Written,
-    /// It is written, after a record that tells of the number of records that were left
+    /// The record is written, after another one with the number of records that were left
     /// out before.
     WrittenAfter {
         /// Records of this caller that were left out since that was told last.
         omitted: u64,
     },
-    /// It is left out, and counted.
+    /// The record is left out, and counted.
     Omitted,
 }
 

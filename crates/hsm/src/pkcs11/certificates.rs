@@ -95,7 +95,7 @@ impl Pkcs11Backend {
 enum Found {
     /// A number of certificates other than one.
     Count(usize),
-    /// One that is not read, since it is too long.
+    /// A certificate that is not read, since it is too long.
     Long(usize),
     Value(Vec<u8>),
 }

@@ -39,7 +39,7 @@ struct Told {
     done: oneshot::Sender<()>,
 }
 
-/// What keyd was not told yet.
+/// Measurements that keyd was not told yet.
 #[derive(Debug)]
 pub(crate) struct Measurements {
     sender: mpsc::Sender<Told>,

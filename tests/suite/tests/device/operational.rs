@@ -29,7 +29,7 @@ fn toml() -> String {
     TOML.replace("{key}", &edgekeep_testkit::base64(&[7; 32]))
 }
 
-/// What `edgekeep` with `--json` says.
+/// Returns the answer of `edgekeep` with `--json`.
 fn said(device: &Device, arguments: &[&str]) -> Value {
     let output = device.edgekeep(&[arguments, &["--json"]].concat());
     serde_json::from_slice(&output.stdout).unwrap_or_default()

@@ -23,7 +23,7 @@ const DAY: i64 = 86_400;
 const DAYS: u32 = 8;
 /// Longest step of the clock.
 const STEP: i64 = 3 * DAY;
-/// What is planned within this time is met with one step.
+/// Time within which renewals that are planned are met with one step.
 const TOGETHER: i64 = DAY;
 /// Certificates that are renewed without being asked for.
 const RENEWED: [&str; 3] = ["device-id", "est-id", "aziot-edged-ca"];
