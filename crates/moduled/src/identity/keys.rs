@@ -383,8 +383,8 @@ impl TrustBundleCache {
         Ok(bundle)
     }
 
-    /// Takes note of a chain on its way to a module, which will look for the issuer in the
-    /// bundle.
+    /// Takes note of a chain on its way to a module, which will look for the issuer in
+    /// the bundle.
     pub(crate) fn note(&self, chain: &str) {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
         if kept.as_ref().is_some_and(|(_, bundle)| !has_issuer_of(bundle, chain)) {
