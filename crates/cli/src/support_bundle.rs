@@ -184,7 +184,7 @@ async fn module_logs(
         if let Some(until) = &until {
             words.extend(["--until", until]);
         }
-        let made = Step::of_edgekeep(context, &member, &words).run().await;
+        let made = Step::module_log(context, &member, &words).run().await;
         archive.made(&member, made, redactor)?;
     }
     Ok(())

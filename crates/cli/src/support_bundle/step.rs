@@ -24,6 +24,8 @@ const LINES: &str = "50000";
 pub(super) struct Step {
     pub(super) name: String,
     command: Result<Command, String>,
+    /// True if the command's errors are not its own, but what the part is of.
+    takes_errors: bool,
 }
 
 /// A part, as far as it could be made.
@@ -58,7 +60,13 @@ impl Step {
             }
             Err(error) => Err(format!("this program does not find itself: {error}")),
         };
-        Self { name: name.to_owned(), command }
+        Self { name: name.to_owned(), command, takes_errors: false }
+    }
+
+    /// A module's log. Lines of its standard error come behind those of its output, as
+    /// `edgekeep logs` keeps them apart.
+    pub(super) fn module_log(context: &Context, name: &str, words: &[&str]) -> Self {
+        Self { takes_errors: true, ..Self::of_edgekeep(context, name, words) }
     }
 
     /// A unit's journal.
@@ -73,7 +81,7 @@ impl Step {
         let name = name.to_owned();
         if context.root.path() != std::path::Path::new("/") {
             let why = "the journal is the machine's, and this device's root folder is another";
-            return Self { name, command: Err(why.to_owned()) };
+            return Self { name, command: Err(why.to_owned()), takes_errors: false };
         }
         let mut command = Command::new("journalctl");
         command.args(["--no-pager", "--quiet", "--utc", "-o", "short-iso-precise", "-n", LINES]);
@@ -81,7 +89,7 @@ impl Step {
         if let Some(until) = until {
             command.args(["--until", &format!("@{}", until.seconds(now))]);
         }
-        Self { name, command: Ok(command) }
+        Self { name, command: Ok(command), takes_errors: false }
     }
 
     /// Runs it. This never fails: what is not there has a reason.
@@ -95,12 +103,17 @@ impl Step {
             Ok(child) => child,
             Err(error) => return Made::nothing(format!("the command cannot be run: {error}")),
         };
-        let (mut text, mut said) = (End::new(OUTPUT), End::new(ERRORS));
+        let errors = if self.takes_errors { OUTPUT } else { ERRORS };
+        let (mut text, mut said) = (End::new(OUTPUT), End::new(errors));
         let work = async {
             tokio::join!(text.read(child.stdout.take()), said.read(child.stderr.take()));
             child.wait().await
         };
         let ended = tokio::time::timeout(LIMIT, work).await;
+        if self.takes_errors && matches!(&ended, Ok(Ok(status)) if status.success()) {
+            text.bytes.append(&mut said.bytes);
+            text.is_cut |= said.is_cut;
+        }
         let mut reasons = Vec::new();
         match ended {
             Err(_) => reasons.push(format!("it took longer than {} s", LIMIT.as_secs())),
@@ -177,8 +190,13 @@ mod tests {
         let step = |command: &str| {
             let mut shell = Command::new("sh");
             shell.args(["-c", command]);
-            Step { name: "x".to_owned(), command: Ok(shell) }
+            Step { name: "x".to_owned(), command: Ok(shell), takes_errors: false }
         };
+        let log = |command| Step { takes_errors: true, ..step(command) };
+        let made = log("echo told; echo warned >&2").run().await;
+        assert_eq!((&made.text[..], made.reason), (&b"told\nwarned\n"[..], None));
+        let made = log("echo why >&2; exit 3").run().await;
+        assert!(made.text.is_empty() && made.reason.unwrap().ends_with("why"));
         let made = step("echo why >&2; exit 3").run().await;
         assert!(made.text.is_empty());
         let reason = made.reason.unwrap();
