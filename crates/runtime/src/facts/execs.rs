@@ -13,8 +13,8 @@ const LATE_BY: Duration = Duration::from_secs(2);
 pub(super) const HEARD_AFTER: Duration = Duration::from_secs(5);
 
 /// Time for which a process is kept waiting before the engine is asked if an `exec` made
-/// it.
-pub(super) const TOLD_AFTER: Duration = Duration::from_secs(1);
+/// it: until then the engine may not have told of one.
+pub(super) const TOLD_AFTER: Duration = LATE_BY;
 
 /// One moment on both clocks.
 #[derive(Debug, Clone, Copy)]

@@ -129,7 +129,7 @@ impl EngineWatch {
     /// engine does not answer.
     ///
     /// For a process so young that the engine's word about its making may still be on its
-    /// way: keeps it waiting until it is a second old, and asks the engine.
+    /// way: keeps it waiting until it is two seconds old, and asks the engine.
     pub async fn facts_about(&self, module: &ModuleId, process: &ProcessInstance) -> RunningFacts {
         let age = execs::Now::read().age(process.start_time);
         if age >= execs::HEARD_AFTER {
