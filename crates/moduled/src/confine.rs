@@ -1,8 +1,8 @@
 //! Rights that moduled itself keeps: decided here from the settings.
 //!
-//! What looks at callers and what starts host modules are other processes
-//! ([`crate::children`]); so moduled needs its own folder, sockets of this machine, and a
-//! few facts about the machine.
+//! Other processes look at callers and start host modules ([`crate::children`]). So
+//! moduled needs its own folder, sockets of this machine, and a few facts about the
+//! machine.
 
 use edgekeep_core::layout::{Daemon, Root};
 use edgekeep_core::settings::ModuledSettings;

@@ -1,7 +1,7 @@
 //! Certificates as objects on a token (`CKO_CERTIFICATE`).
 //!
 //! A certificate is read and never written: whoever makes the token ready puts it there.
-//! What is read is bytes as the token has them, which somebody else has to judge.
+//! Its bytes come as the token has them; whoever asked for them has to judge them.
 
 use cryptoki::object::{Attribute, AttributeInfo, AttributeType, CertificateType, ObjectClass};
 
